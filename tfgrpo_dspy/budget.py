@@ -1,0 +1,140 @@
+"""Counts what LM calls cost: calls, tokens, dollars, answers from a cache, failures.
+
+An LM is counted by running as a copy whose class, made at run time, reports each call to a
+`Meter`: callbacks cannot tell a cached answer, and an engine wrapper does not fit every LM. That
+class never reaches a program that is given back. What the calls are for is their callers' business.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+from dspy.utils.exceptions import ContextWindowExceededError, LMError
+
+from tfgrpo_dspy.rollout import Failure, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One answered LM call: the module that made it, the last message sent, the text received."""
+
+    caller: Any
+    prompt: str
+    answer: str
+
+
+class Meter:
+    """What the LM copies that carry it have done; each rollout or reflection has its own.
+
+    Calls may come from several threads of one program: while it runs, all that happens here is
+    an append.
+    """
+
+    def __init__(self) -> None:
+        self.provider_failure: Failure | None = None
+        self.keeps_history = not dspy.settings.disable_history
+        self._answered: list[tuple[list[Any], Mapping[str, Any]]] = []
+        self._failed: list[LMError] = []
+
+    def answered(self, entry: Mapping[str, Any]) -> None:
+        """Count a call by its entry in DSPy's history."""
+        self._answered.append((dspy.settings.caller_modules or [None], entry))
+
+    def failed(self, error: LMError) -> None:
+        """Count a call that ended in an error; a provider's failure is remembered.
+
+        A prompt that is too long is the program's doing, not the provider's.
+        """
+        self._failed.append(error)
+        if not isinstance(error, ContextWindowExceededError):
+            self.provider_failure = Failure("provider", f"{type(error).__name__}: {error}")
+
+    @property
+    def usage(self) -> Usage:
+        """What all calls together have cost.
+
+        DSPy makes one list of callers for each call of a module: it tells an adapter's second
+        attempt apart from a predictor's second call.
+        """
+        n_invocations = len({id(callers) for callers, _ in self._answered})
+        extra = Usage(
+            n_lm_calls=len(self._failed),
+            n_failed_calls=len(self._failed),
+            n_second_calls=len(self._answered) - n_invocations,
+        )
+        return sum((_usage_of(entry) for _, entry in self._answered), start=extra)
+
+    @property
+    def last_call(self) -> Call | None:
+        """The last call that was answered."""
+        if not self._answered:
+            return None
+        callers, entry = self._answered[-1]
+        prompt = entry["messages"][-1]["content"] if entry["messages"] else entry["prompt"]
+        answer = entry["outputs"][0] if entry["outputs"] else ""
+        answer = answer.get("text") if isinstance(answer, Mapping) else answer
+        return Call(callers[-1], str(prompt), str(answer or ""))
+
+
+def metered(lm: Any, meter: Meter) -> Any:
+    """The LM, a copy of the user's, made to report to the meter (as will copies of it)."""
+    lm.__class__ = _metered_class(type(lm))
+    lm.tfgrpo_meter = meter
+    return lm
+
+
+@functools.cache
+def _metered_class(kind: Any) -> Any:
+    if getattr(kind, "is_metered_by_tfgrpo", False):
+        return kind
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        try:
+            return kind.__call__(self, *args, **kwargs)
+        except LMError as error:
+            self.tfgrpo_meter.failed(error)
+            raise
+
+    async def acall(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await kind.acall(self, *args, **kwargs)
+        except LMError as error:
+            self.tfgrpo_meter.failed(error)
+            raise
+
+    def update_history(self: Any, entry: dict[str, Any]) -> None:
+        self.tfgrpo_meter.answered(entry)
+        if self.tfgrpo_meter.keeps_history:
+            kind.update_history(self, entry)
+
+    members: dict[str, Any] = {
+        "__call__": __call__,
+        "acall": acall,
+        "update_history": update_history,
+        "is_metered_by_tfgrpo": True,
+    }
+    return type(kind.__name__, (kind,), members)
+
+
+def _usage_of(entry: Mapping[str, Any]) -> Usage:
+    usage, response = entry["usage"], entry["response"]
+    responses = response if isinstance(response, tuple) else (response,)
+    if not usage and any(_reports_tokens(response) for response in responses):
+        return Usage(n_cached_calls=1)  # DSPy empties the usage of an answer from its cache
+    return Usage(
+        n_lm_calls=len(responses),  # an engine is called once for each completion
+        prompt_tokens=usage.get("prompt_tokens") or 0,
+        completion_tokens=usage.get("completion_tokens") or 0,
+        cost_usd=entry.get("cost") or 0.0,
+    )
+
+
+def _reports_tokens(response: Any) -> bool:
+    usage = getattr(response, "usage", None) or {}
+    names = ("input_tokens", "prompt_tokens")
+    counts = [
+        usage.get(n) if isinstance(usage, Mapping) else getattr(usage, n, None) for n in names
+    ]
+    return any(count is not None for count in counts)

@@ -1,0 +1,41 @@
+"""Experiences and their library: values, operations, and the text baked into a program."""
+
+from tfgrpo_dspy.experience.library import (
+    ExperienceLibrary,
+    LibraryDiff,
+)
+from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits, gist
+from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
+from tfgrpo_dspy.experience.values import (
+    ALL,
+    Add,
+    Delete,
+    Evidence,
+    Experience,
+    Keep,
+    Modify,
+    Operation,
+    Refusal,
+    operation_from,
+)
+
+__all__ = [
+    "ALL",
+    "DEFAULT_LIMITS",
+    "Add",
+    "Delete",
+    "Evidence",
+    "Experience",
+    "ExperienceLibrary",
+    "Keep",
+    "LibraryDiff",
+    "Limits",
+    "Modify",
+    "Operation",
+    "Refusal",
+    "copy_program",
+    "gist",
+    "language_models",
+    "named_predictors",
+    "operation_from",
+]

@@ -1,0 +1,114 @@
+"""The baked block: how a library stands in a predictor's instructions, and how it is read back.
+
+Text only, no programs. Reading back is exact for any text of an experience: what could end the
+line, the block or the adapter's own sections is written as `\\uXXXX`.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tfgrpo_dspy.errors import LibraryFormatError
+from tfgrpo_dspy.experience.values import ALL, Experience
+
+BEGIN = "<experiences>"
+END = "</experiences>"
+HEADER = "Advice learned from earlier attempts:"
+
+_LINE = re.compile(r"\[(E[1-9][0-9]*)(\*?)\] (.+)")
+_LAST_LINE = re.compile(r"\((?:order: (E[0-9]+(?: E[0-9]+)*); )?next id: E([1-9][0-9]*)\)")
+_ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
+_TO_ESCAPE = re.compile(
+    r"\\(?=u[0-9a-f]{4})"  # a backslash that would read as one of our escapes
+    r"|[\x00-\x1f\x7f-\x9f\u2028\u2029]"  # what ends a line somewhere, and other controls
+    r"|<(?=\s*/?\s*experiences)"  # our own delimiters
+    r"|\[(?=\[\s*##)",  # the section markers of DSPy's chat adapter
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What one block says: its experiences, the order of the whole library, the next free id.
+
+    `order` holds ids, and is empty where the library is in the order of its numbers.
+    """
+
+    experiences: tuple[Experience, ...]
+    order: tuple[str, ...]
+    next_number: int
+
+
+def render_lines(experiences: Iterable[Experience]) -> str:
+    """One line for each experience: `[E1*] text`; the star marks scope 'all'."""
+    return "\n".join(
+        f"[{experience.id}{'*' if experience.scope == ALL else ''}] {_escape(experience.text)}"
+        for experience in experiences
+    )
+
+
+def write_block(visible: Sequence[Experience], order: Sequence[str], next_number: int) -> str:
+    """The block for one predictor, from the experiences that it is given (at least one).
+
+    `order` holds the ids of the whole library; they are written only where they do not ascend.
+    """
+    ascending = sorted(order, key=lambda id_: int(id_[1:])) == list(order)
+    ids = "" if ascending else f"order: {' '.join(order)}; "
+    last_line = f"({ids}next id: E{next_number})"
+    return "\n".join([BEGIN, HEADER, render_lines(visible), last_line, END])
+
+
+def split_instructions(instructions: str) -> tuple[str, str | None]:
+    """The instructions without their block, byte for byte, and the text of the block, if any."""
+    if not instructions.endswith(f"\n{END}"):
+        return instructions, None
+    start = instructions.rfind(f"{BEGIN}\n")
+    if start == 0:
+        return "", instructions
+    if start < 0 or instructions[start - 2 : start] != "\n\n":
+        return instructions, None
+    return instructions[: start - 2], instructions[start:]
+
+
+def join_instructions(own: str, block: str | None) -> str:
+    """The inverse of `split_instructions`."""
+    if block is None:
+        return own
+    return f"{own}\n\n{block}" if own else block
+
+
+def parse_block(text: str, predictor: str) -> Block:
+    """What a block says, for the predictor in whose instructions it stands.
+
+    Raises:
+        LibraryFormatError: a line is not of the form that `write_block` gives; names it.
+    """
+    lines = text.split("\n")[2:-1]
+    last_line = _LAST_LINE.fullmatch(lines[-1]) if lines else None
+    if last_line is None:
+        raise LibraryFormatError(
+            f"The experiences baked into predictor {predictor!r} do not end with their next free "
+            f"id but with {lines[-1:]!r}; restore the line '(next id: E<number>)', or remove the "
+            f"whole block from {BEGIN} to {END}."
+        )
+    experiences = tuple(_parse_line(line, predictor) for line in lines[:-1])
+    order = tuple(last_line[1].split()) if last_line[1] else ()
+    return Block(experiences, order, int(last_line[2]))
+
+
+def _parse_line(line: str, predictor: str) -> Experience:
+    found = _LINE.fullmatch(line)
+    if found is None:
+        raise LibraryFormatError(
+            f"The experiences baked into predictor {predictor!r} hold the line {line!r}; a line is "
+            f"'[E<number>] text' (with a star behind the number for scope 'all')."
+        )
+    return Experience(found[1], _unescape(found[3]), ALL if found[2] else predictor)
+
+
+def _escape(text: str) -> str:
+    return _TO_ESCAPE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)

@@ -1,0 +1,146 @@
+"""Which operations a library takes, which it refuses and why; what one does to its experience."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tfgrpo_dspy.errors import LibraryError
+from tfgrpo_dspy.experience.values import (
+    ALL,
+    Add,
+    Delete,
+    Evidence,
+    Experience,
+    Keep,
+    Modify,
+    Operation,
+    Refusal,
+    operation_from,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a library may hold: `max_experiences` of at most `max_experience_words` words each."""
+
+    max_experiences: int = 30
+    max_experience_words: int = 40
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def sift(
+    library: Iterable[Experience],
+    operations: Iterable[Operation | Mapping[str, Any]],
+    limits: Limits,
+) -> tuple[list[Operation], list[Refusal]]:
+    """The operations that the library takes, in their order, and those that it refuses."""
+    accepted: list[Operation] = []
+    refused: list[Refusal] = []
+    given = [_parsed(operation) for operation in operations]
+    sieve = _Sieve(library, given, limits)
+    for operation in given:
+        if isinstance(operation, Refusal):
+            refused.append(operation)
+        elif reason := sieve.reason(operation):
+            refused.append(Refusal(operation, reason))
+        else:
+            accepted.append(operation)
+    return accepted, refused
+
+
+def changed(experience: Experience, operation: Modify | Keep) -> Experience:
+    """The experience after a MODIFY or a KEEP."""
+    supported = with_evidence(experience, operation.evidence)
+    if isinstance(operation, Keep):
+        return supported
+    return replace(supported, text=operation.text, scope=operation.scope or experience.scope)
+
+
+def with_evidence(experience: Experience, evidence: Iterable[Evidence]) -> Experience:
+    """The experience with more evidence; what it has already is not repeated."""
+    return replace(experience, evidence=tuple(dict.fromkeys((*experience.evidence, *evidence))))
+
+
+def gist(text: str) -> str:
+    """The text without case, punctuation and spacing: two texts of one gist say the same."""
+    return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()
+
+
+class _Sieve:
+    """Why an operation is refused, given those before it."""
+
+    def __init__(
+        self, library: Iterable[Experience], given: Iterable[Operation | Refusal], limits: Limits
+    ) -> None:
+        self.by_id = {experience.id: experience for experience in library}
+        self.added: list[Experience] = []
+        self.limits = limits
+        self.named: set[str] = set()
+        first: dict[str, Operation] = {}
+        for operation in given:
+            if isinstance(operation, Modify | Delete | Keep):
+                first.setdefault(operation.id, operation)
+        self.leaving = {id_ for id_, op in first.items() if isinstance(op, Delete)} & set(
+            self.by_id
+        )
+
+    def reason(self, operation: Operation) -> str:
+        """The reason, or "" for an operation that is accepted (and counts from now on)."""
+        reason = self._about_id(operation) or self._about_text(operation)
+        if not isinstance(operation, Add):
+            self.named.add(operation.id)
+        if not reason:
+            self._count(operation)
+        return reason
+
+    def _about_id(self, operation: Operation) -> str:
+        if isinstance(operation, Add):
+            size = len(self.by_id) - len(self.leaving) + len(self.added)
+            full = size >= self.limits.max_experiences
+            return f"the library is full: {self.limits.max_experiences} experiences" if full else ""
+        if operation.id in self.named:
+            return f"an earlier operation of this list names {operation.id}; the first one counts"
+        return "" if operation.id in self.by_id else f"there is no {operation.id}"
+
+    def _about_text(self, operation: Operation) -> str:
+        if not isinstance(operation, Add | Modify):
+            return ""
+        words = len(operation.text.split())
+        if not words:
+            return "the text is empty"
+        if words > self.limits.max_experience_words:
+            return f"{words} words; at most {self.limits.max_experience_words} are allowed"
+        if isinstance(operation, Modify):
+            old = self.by_id[operation.id]
+            if (operation.text.strip(), operation.scope or old.scope) == (old.text, old.scope):
+                return f"{operation.id} says just this already"
+        return self._about_repetition(operation)
+
+    def _about_repetition(self, operation: Add | Modify) -> str:
+        own_id = operation.id if isinstance(operation, Modify) else None
+        scope = operation.scope or self.by_id[own_id or ""].scope
+        staying = [e for id_, e in self.by_id.items() if id_ not in {own_id, *self.leaving}]
+        for experience in [*staying, *self.added]:
+            meets = ALL in (scope, experience.scope) or scope == experience.scope
+            if meets and gist(experience.text) == gist(operation.text):
+                name = experience.id if experience in staying else "an earlier ADD of this list"
+                return f"{name} says this already"
+        return ""
+
+    def _count(self, operation: Operation) -> None:
+        if isinstance(operation, Add):
+            self.added.append(Experience("E1", operation.text, operation.scope))
+        elif isinstance(operation, Modify):
+            self.by_id[operation.id] = changed(self.by_id[operation.id], operation)
+
+
+def _parsed(operation: Operation | Mapping[str, Any]) -> Operation | Refusal:
+    if not isinstance(operation, Mapping):
+        return operation
+    try:
+        return operation_from(operation)
+    except LibraryError as error:
+        return Refusal(operation, str(error))

@@ -1,0 +1,126 @@
+"""Every form of metric becomes one: `score(example, prediction, program_trace) -> Score`.
+
+Forms: `metric(example, pred)`, `metric(example, pred, trace=None)`, GEPA's
+`metric(gold, pred, trace, pred_name, pred_trace)` and the same with `program_trace`; sync or
+async; returning a number or something with `score` and `feedback`. Nothing is guessed: what is
+not a finite number is an error that names the metric, the example and the value.
+"""
+
+import asyncio
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, SupportsFloat
+
+import dspy
+
+from tfgrpo_dspy.errors import MetricError, SettingsError
+
+SHOWN_CHARACTERS = 120
+"""How much of an example or a value an error message quotes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a metric says of one prediction: a finite number, more is better, and why in words."""
+
+    value: float
+    feedback: str = ""
+
+
+ScoringFunction = Callable[[Any, Any, Any], Score]
+
+
+def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
+    """The metric as a function of example, prediction and program trace.
+
+    Arguments behind the first two keep their defaults; those without one are passed as None (in
+    DSPy's metrics a trace that is not None asks for a strict yes or no instead of a score).
+    `program_trace` is passed where the metric has a parameter of that name.
+
+    Raises:
+        SettingsError: the metric is not callable, or cannot be called in any of those forms.
+    """
+    if not callable(metric):
+        raise SettingsError(
+            f"metric={metric!r} is not callable; pass a function metric(example, pred, trace=None)."
+        )
+    wants_program_trace, extra = _form(metric)
+    name = metric_name(metric)
+
+    def score(example: Any, prediction: Any, program_trace: Any) -> Score:
+        kwargs = {"program_trace": program_trace} if wants_program_trace else {}
+        try:
+            result = metric(example, prediction, *(None,) * extra, **kwargs)
+            if inspect.isawaitable(result):
+                result = asyncio.run(_awaited(result))
+        except Exception as error:
+            raise MetricError(
+                f"metric {name} raised {type(error).__name__}: {_shown(error)} on the example "
+                f"{_shown(example)}"
+            ) from error
+        return _as_score(result, name, example)
+
+    return score
+
+
+def metric_name(metric: Any) -> str:
+    """The name under which errors speak of the metric."""
+    return str(getattr(metric, "__qualname__", None) or type(metric).__qualname__)
+
+
+def _form(metric: Callable[..., Any]) -> tuple[bool, int]:
+    """Whether it takes `program_trace`, and how many None follow example and prediction."""
+    try:
+        signature = inspect.signature(metric)
+    except (TypeError, ValueError):  # a callable of C code does not tell; the plainest form then
+        return False, 0
+    wants_program_trace = "program_trace" in signature.parameters
+    kwargs = {"program_trace": None} if wants_program_trace else {}
+    for extra in (0, 1, 3):  # two arguments, DSPy's three, or GEPA's five
+        try:
+            signature.bind(*(None,) * (2 + extra), **kwargs)
+        except TypeError:
+            continue
+        return wants_program_trace, extra
+    raise SettingsError(
+        f"metric {metric_name(metric)}{signature} cannot be called with an example and a "
+        f"prediction; write it as metric(example, pred, trace=None)."
+    )
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
+
+
+def _as_score(result: Any, name: str, example: Any) -> Score:
+    value, feedback = result, ""
+    if isinstance(result, dspy.Prediction | Mapping):
+        if "score" not in result:
+            raise MetricError(
+                f"metric {name} returned {_shown(result)}, without a 'score', for the example "
+                f"{_shown(example)}; return dspy.Prediction(score=..., feedback=...)."
+            )
+        value, feedback = result["score"], result.get("feedback") or ""
+    return Score(_finite(value, name, example), str(feedback))
+
+
+def _finite(value: Any, name: str, example: Any) -> float:
+    is_number = isinstance(value, SupportsFloat) and not isinstance(value, str | dspy.Prediction)
+    try:
+        number = float(value) if is_number else math.nan
+    except (TypeError, ValueError, OverflowError):  # an array of several numbers, a huge integer
+        number = math.nan
+    if not math.isfinite(number):
+        raise MetricError(
+            f"metric {name} returned {value!r} ({type(value).__name__}) for the example "
+            f"{_shown(example)}; return a finite number, or dspy.Prediction(score=..., "
+            f"feedback=...)."
+        )
+    return number
+
+
+def _shown(value: object) -> str:
+    text = str(value) if isinstance(value, Exception) else repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

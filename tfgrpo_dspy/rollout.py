@@ -1,0 +1,194 @@
+"""Rollouts and groups as values, their advantages, and a trajectory's text form.
+
+Everything here is text and numbers: no program, LM or prediction is held, so that a rollout can
+be stored, sent and compared. Running one is `sampling`'s business.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+FailureKind = Literal["program", "parse", "provider", "metric"]
+"""Whose failure it was: the program raised; an answer did not parse; the LM's provider failed
+after its retries; the metric raised or gave no score. The first two are the program's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a rollout has no outputs, or no score."""
+
+    kind: FailureKind
+    message: str
+
+    @property
+    def is_own(self) -> bool:
+        """The program's own failure: it counts as a bad rollout, not as a missing one."""
+        return self.kind in ("program", "parse")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What LM calls have cost: `cost_usd` is what DSPy knows of it (0.0 where no price is known).
+
+    `n_cached_calls` answers came from DSPy's cache and were free; they are not in `n_lm_calls`.
+    `n_second_calls` of the calls were made by an adapter whose first answer did not parse;
+    `n_failed_calls` ended in a provider's error.
+    """
+
+    n_lm_calls: int = 0
+    n_cached_calls: int = 0
+    n_second_calls: int = 0
+    n_failed_calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One predictor call or tool call of a rollout; values in their text form."""
+
+    kind: Literal["predictor", "tool"]
+    name: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One execution of the program on one example.
+
+    `example` is the example's position in its set (from 0); `rollout_id` what set this sample
+    apart in caches; `outputs` the prediction's fields as text. `score` is None where the metric
+    gave none (`failure` says why, or there is no metric). `usage` is the program's own,
+    `metric_usage` that of an LM judge in the metric.
+    """
+
+    example: int
+    rollout_id: int
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    score: float | None = None
+    feedback: str = ""
+    failure: Failure | None = None
+    usage: Usage = Usage()
+    metric_usage: Usage = Usage()
+
+    @property
+    def counts(self) -> bool:
+        """Whether it may stand in a group: it ran, or its failure was the program's own."""
+        return self.failure is None or self.failure.is_own
+
+    @property
+    def answer(self) -> str:
+        """The outputs as one text, to find out which rollouts agree."""
+        return " ".join("\n".join(self.outputs.values()).casefold().split())
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The rollouts of one example, made with the same library, that may be compared.
+
+    Every score is finite; all are None where there is no metric.
+    """
+
+    example: int
+    rollouts: tuple[Rollout, ...]
+
+    @classmethod
+    def of(cls, rollouts: Sequence[Rollout], failure_score: float, has_metric: bool) -> "Group":
+        """The group of the rollouts that count.
+
+        The program's own failures stand at `failure_score`, or at the lowest score of the group
+        where that is lower; so a failure is never the better rollout.
+        """
+        counted = [rollout for rollout in rollouts if rollout.counts]
+        if has_metric:
+            scores = [rollout.score for rollout in counted if rollout.score is not None]
+            floor = min([failure_score, *scores])
+            counted = [r if r.score is not None else replace(r, score=floor) for r in counted]
+        return cls(rollouts[0].example, tuple(counted))
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """The scores of its rollouts; empty where there is no metric."""
+        return tuple(rollout.score for rollout in self.rollouts if rollout.score is not None)
+
+    @property
+    def advantages(self) -> tuple[float, ...]:
+        """The relative advantage of each rollout; empty where there is no metric."""
+        return relative_advantages(self.scores) if self.scores else ()
+
+    @property
+    def majority_answer(self) -> str:
+        """The answer that most rollouts give, as first given; the earliest of several."""
+        (answer, _), *_ = Counter(rollout.answer for rollout in self.rollouts).most_common(1)
+        first = next(rollout for rollout in self.rollouts if rollout.answer == answer)
+        return fields_text(first.outputs)
+
+    def has_contrast(self, min_contrast: float) -> bool:
+        """Whether its scores differ by more than `min_contrast` (same unit as the scores)."""
+        return bool(self.scores) and max(self.scores) - min(self.scores) > min_contrast
+
+
+def relative_advantages(scores: Sequence[float]) -> tuple[float, ...]:
+    """How far each score stands from its group's mean, in population standard deviations.
+
+    `(0.0, 1.0) -> (-1.0, 1.0)`; all 0.0 where no score differs. Source: GRPO, arXiv 2402.03300.
+
+    Args:
+        scores: one finite float for each rollout of one group.
+
+    Raises:
+        ValueError: there are no scores, or one is nan or infinite.
+    """
+    if not scores or not all(math.isfinite(score) for score in scores):
+        raise ValueError(f"scores={list(scores)}: give at least one, all finite.")
+    largest = max(abs(score) for score in scores)
+    if largest == 0 or max(scores) == min(scores):
+        return (0.0,) * len(scores)
+    scaled = [score / largest for score in scores]  # so that the squares below cannot overflow
+    mean = math.fsum(scaled) / len(scaled)
+    deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scaled) / len(scaled))
+    if deviation == 0:
+        return (0.0,) * len(scores)
+    return tuple((score - mean) / deviation for score in scaled)
+
+
+def fields_text(fields: Mapping[str, str]) -> str:
+    """`name: value` lines, the form in which fields are shown to the reflection LM."""
+    return "\n".join(f"{name}: {value}" for name, value in fields.items())
+
+
+def trajectory_text(rollout: Rollout) -> str:
+    """The whole trajectory as text: every step with inputs, outputs and error, in order.
+
+    What a step is given again, word for word, is not repeated: of an input that begins with the
+    same input of an earlier step of this name (an agent's growing history), only the rest is shown.
+    """
+    parts = []
+    shown: dict[tuple[str, str], str] = {}
+    for number, step in enumerate(rollout.steps, start=1):
+        parts.append(f"Step {number}, {step.kind} {step.name}")
+        for name, value in step.inputs.items():
+            parts.append(f"  in {name}: {_continued(value, shown.get((step.name, name), ''))}")
+            shown[step.name, name] = value
+        parts.extend(f"  out {name}: {value}" for name, value in step.outputs.items())
+        if step.error:
+            parts.append(f"  error: {step.error}")
+    if rollout.failure is not None:
+        parts.append(f"The program failed: {rollout.failure.message}")
+    return "\n".join(parts)
+
+
+def _continued(value: str, before: str) -> str:
+    if not before or not value.startswith(before):
+        return value
+    rest = value[len(before) :].strip()
+    return f"(as before, and) {rest}" if rest else "(as before)"

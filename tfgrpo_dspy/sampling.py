@@ -1,0 +1,220 @@
+"""Runs the program once: (program, example, LM, rollout id) -> Rollout, with its full trajectory.
+
+Nothing that another thread uses is touched: every rollout works on its own copy of the program
+and of its LMs. No exception of program or metric leaves this module; each becomes a `Failure`
+(see `rollout`). Which rollouts are run, and when, is `pipeline`'s business.
+"""
+
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dspy
+import pydantic
+from dspy.utils.callback import BaseCallback
+from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
+
+from tfgrpo_dspy.budget import Meter, metered
+from tfgrpo_dspy.errors import MetricError
+from tfgrpo_dspy.experience import copy_program, language_models, named_predictors
+from tfgrpo_dspy.metric import ScoringFunction
+from tfgrpo_dspy.rollout import Failure, Rollout, Step
+
+SEED_RANGE = 2**31
+"""Seeds are below this: what every sampler known to us takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutTask:
+    """Everything that one rollout depends on.
+
+    `program` has its library baked in and is not changed; `index` is the example's position in
+    its set; `temperature` None leaves every LM and predictor at its own; `score` None runs
+    without a metric.
+    """
+
+    program: Any
+    example: dspy.Example
+    index: int
+    rollout_id: int
+    temperature: float | None
+    score: ScoringFunction | None
+
+
+def run_rollout(task: RolloutTask) -> Rollout:
+    """Run the program on the example, score what comes out, and record all of it.
+
+    The policy LM is `dspy.settings.lm`, or a predictor's own. Each LM is called through a copy
+    that carries the rollout id (so that no other sample's cached answer is replayed), the
+    temperature, and a seed where the LM's engine is an object.
+    """
+    run = _Run(task)
+    with run.context():
+        prediction, failure = run.execute()
+        trace = list(dspy.settings.trace)
+    rollout = Rollout(
+        example=task.index,
+        rollout_id=task.rollout_id,
+        outputs=_as_fields(prediction),
+        steps=run.steps(trace, failure),
+        failure=failure,
+        usage=run.meter.usage,
+    )
+    return rollout if failure or task.score is None else _scored(rollout, task, prediction, trace)
+
+
+def is_deterministic(lm: Any, temperature: float | None) -> bool:
+    """Whether the LM would give one answer only: its temperature is 0."""
+    own = lm.kwargs.get("temperature") if hasattr(lm, "kwargs") else None
+    return (own if temperature is None else temperature) == 0
+
+
+def sampling_copy(lm: Any, rollout_id: int, temperature: float | None) -> Any:
+    """A copy of the LM for one sample.
+
+    `rollout_id` is part of DSPy's cache key only; an engine object is given a seed besides
+    (DESIGN, section 8), and so is an LM to which its user gave one. At temperature 0 there is
+    only one sample, and the cache may answer.
+    """
+    if is_deterministic(lm, temperature):
+        return lm.copy() if temperature is None else lm.copy(temperature=temperature)
+    changes: dict[str, Any] = {"rollout_id": rollout_id}
+    if temperature is not None:
+        changes["temperature"] = temperature
+    has_engine_object = not isinstance(getattr(lm, "engine", "none"), str)
+    if has_engine_object or lm.kwargs.get("seed") is not None:
+        changes["seed"] = rollout_id % SEED_RANGE
+    return lm.copy(**changes)
+
+
+class _Run:
+    """The copies of program and LMs that one rollout works on, and what they record."""
+
+    def __init__(self, task: RolloutTask) -> None:
+        self.task = task
+        self.meter = Meter()
+        self.tools = _ToolRecorder()
+        self.lm = self._own(dspy.settings.lm)
+        lms = {id(lm): self._own(lm) for lm in language_models(task.program)}
+        self.program: Any = copy_program(task.program, lms)
+        self.names: dict[int, str] = {}
+        for name, predictor in self.program.named_sub_modules(dspy.Predict):
+            self.names[id(predictor)] = name.removeprefix("self.")
+            predictor.config = self._config(predictor.config)
+        self.names.update({id(p): name for name, p in named_predictors(self.program)})
+
+    def _own(self, lm: Any) -> Any:
+        if not isinstance(lm, dspy.BaseLM):
+            return lm
+        sampled = sampling_copy(lm, self.task.rollout_id, self.task.temperature)
+        return metered(sampled, self.meter)
+
+    def _config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A predictor's own config would win over its LM's copy; so the sample is set here too."""
+        own = {key: value for key, value in config.items() if key != "rollout_id"}
+        if self.task.temperature is not None and "temperature" in own:
+            own["temperature"] = self.task.temperature
+        return own
+
+    def context(self) -> Any:
+        has_tools = next(iter(self.program.named_sub_modules(dspy.Tool)), None) is not None
+        recorders = [self.tools] if has_tools else []  # callbacks cost time at every LM call
+        return dspy.context(
+            lm=self.lm,
+            trace=self.tools.trace,
+            max_trace_size=10_000,
+            disable_history=False,  # the meter reads each call's entry
+            callbacks=[*(dspy.settings.callbacks or []), *recorders],
+        )
+
+    def execute(self) -> tuple[Any, Failure | None]:
+        try:
+            prediction = self.program(**self.task.example.inputs())
+        except AdapterParseError as error:
+            return None, Failure("parse", str(error).strip())
+        except ContextWindowExceededError as error:
+            return None, Failure("program", f"The prompt was too long for the LM: {error}")
+        except LMError as error:
+            return None, Failure("provider", f"{type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - a program may raise anything; it is recorded
+            failure = Failure("program", f"{type(error).__name__}: {error}")
+            return None, self.meter.provider_failure or failure
+        return prediction, self.meter.provider_failure
+
+    def steps(self, trace: list[Any], failure: Failure | None) -> tuple[Step, ...]:
+        steps: list[Step] = []
+        for position, (predictor, inputs, outputs) in enumerate(trace):
+            steps.extend(self.tools.steps_at(position))
+            name = self.names.get(id(predictor), type(predictor).__name__)
+            steps.append(Step("predictor", name, _as_fields(inputs), _as_fields(outputs)))
+        steps.extend(self.tools.steps_at(len(trace)))
+        last = self.meter.last_call
+        if failure is not None and failure.kind == "parse" and last is not None:
+            name = self.names.get(id(last.caller), "predictor")
+            answer = {"unparsed answer": last.answer}
+            steps.append(Step("predictor", name, {"prompt": last.prompt}, answer, failure.message))
+        return tuple(steps)
+
+
+def _scored(rollout: Rollout, task: RolloutTask, prediction: Any, trace: list[Any]) -> Rollout:
+    """The rollout with its score; an LM judge runs on the user's own LM, at its own settings."""
+    meter = Meter()
+    judge = dspy.settings.lm
+    judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
+    try:
+        with dspy.context(lm=judge, disable_history=False):
+            score = task.score(task.example, prediction, trace)  # type: ignore[misc]
+    except MetricError as error:
+        failure = Failure("metric", str(error))
+        return replace(rollout, failure=failure, metric_usage=meter.usage)
+    return replace(rollout, score=score.value, feedback=score.feedback, metric_usage=meter.usage)
+
+
+class _ToolRecorder(BaseCallback):
+    """The tool calls of one rollout, each with its place among the predictor calls."""
+
+    def __init__(self) -> None:
+        self.trace: list[Any] = []
+        self._calls: dict[str, tuple[int, Step]] = {}
+
+    def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Remember the call; DSPy gives its arguments under `kwargs`."""
+        arguments = inputs.get("kwargs", inputs)
+        step = Step("tool", str(instance.name), _as_fields(arguments), {})
+        self._calls[call_id] = (len(self.trace), step)
+
+    def on_tool_end(
+        self, call_id: str, outputs: Any | None, exception: BaseException | None = None
+    ) -> None:
+        """Add what came of it."""
+        position, step = self._calls[call_id]
+        error = "" if exception is None else f"{type(exception).__name__}: {exception}"
+        outcome = {} if exception is not None else {"result": as_text(outputs)}
+        self._calls[call_id] = (position, replace(step, outputs=outcome, error=error))
+
+    def steps_at(self, position: int) -> list[Step]:
+        """The tool calls that were made when so many predictor calls had been answered."""
+        return [step for at, step in self._calls.values() if at == position]
+
+
+def as_text(value: Any) -> str:
+    """A value as the reflection LM is shown it; media by their name, never their content."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dspy.Image | dspy.Audio):
+        return f"<{type(value).__name__.lower()}>"
+    if isinstance(value, Mapping | list | tuple | bool | int | float | types.NoneType):
+        return json.dumps(value, ensure_ascii=False, default=as_text)
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump_json()
+    return str(value)
+
+
+def _as_fields(value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    if isinstance(value, Mapping | dspy.Example):  # a Prediction is an Example
+        return {str(name): as_text(item) for name, item in value.items()}
+    return {"output": as_text(value)}
