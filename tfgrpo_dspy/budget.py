@@ -80,7 +80,8 @@ class Meter:
 
 def metered(lm: Any, meter: Meter) -> Any:
     """The LM, a copy of the user's, made to report to the meter (as will copies of it)."""
-    lm.__class__ = _metered_class(type(lm))
+    kind: Any = type(lm)
+    lm.__class__ = _metered_class(kind)
     lm.tfgrpo_meter = meter
     return lm
 

@@ -4,6 +4,7 @@ TrainingFreeGRPOError
 ├── SettingsError (ValueError)         arguments or data refused before the first LM call
 ├── LibraryError (ValueError)          an experience, operation or library that cannot be
 │   └── LibraryFormatError             text that is not a library: a file, a baked block
+├── GateError (RuntimeError)           a gate broke its protocol
 ├── MetricError (ValueError)           the metric raised, or returned no usable score
 └── LocalLMUnavailableError (ImportError)   the embedded LM is not installed
 """
@@ -23,6 +24,10 @@ class LibraryError(TrainingFreeGRPOError, ValueError):
 
 class LibraryFormatError(LibraryError):
     """Text that was to be read as a library and is not one."""
+
+
+class GateError(TrainingFreeGRPOError, RuntimeError):
+    """A gate broke its protocol: it asks without end, or answers something else."""
 
 
 class MetricError(TrainingFreeGRPOError, ValueError):

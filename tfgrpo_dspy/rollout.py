@@ -4,6 +4,7 @@ Everything here is text and numbers: no program, LM or prediction is held, so th
 be stored, sent and compared. Running one is `sampling`'s business.
 """
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -93,27 +94,32 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The rollouts of one example, made with the same library, that may be compared.
+    """The rollouts of one example, made with the same library.
 
-    Every score is finite; all are None where there is no metric.
+    `rollouts` are those that may be compared: their scores are finite, or all None where there is
+    no metric. `all_rollouts` are all that were made.
     """
 
     example: int
     rollouts: tuple[Rollout, ...]
+    all_rollouts: tuple[Rollout, ...]
 
     @classmethod
-    def of(cls, rollouts: Sequence[Rollout], failure_score: float, has_metric: bool) -> "Group":
-        """The group of the rollouts that count.
+    def of(
+        cls, example: int, rollouts: Sequence[Rollout], failure_score: float, has_metric: bool
+    ) -> "Group":
+        """The group that the rollouts of an example form.
 
         The program's own failures stand at `failure_score`, or at the lowest score of the group
-        where that is lower; so a failure is never the better rollout.
+        where that is lower; so a failure is never the better rollout. A provider's and the
+        metric's failures are left out of the comparison.
         """
         counted = [rollout for rollout in rollouts if rollout.counts]
         if has_metric:
             scores = [rollout.score for rollout in counted if rollout.score is not None]
             floor = min([failure_score, *scores])
             counted = [r if r.score is not None else replace(r, score=floor) for r in counted]
-        return cls(rollouts[0].example, tuple(counted))
+        return cls(example, tuple(counted), tuple(rollouts))
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -132,9 +138,23 @@ class Group:
         first = next(rollout for rollout in self.rollouts if rollout.answer == answer)
         return fields_text(first.outputs)
 
+    @property
+    def has_feedback(self) -> bool:
+        """Whether the metric, or an error of the program, says in words what was wrong."""
+        return any(rollout.feedback or rollout.failure for rollout in self.rollouts)
+
     def has_contrast(self, min_contrast: float) -> bool:
         """Whether its scores differ by more than `min_contrast` (same unit as the scores)."""
         return bool(self.scores) and max(self.scores) - min(self.scores) > min_contrast
+
+
+def rollout_id_for(seed: int, epoch: int, example: int, index: int, purpose: str) -> int:
+    """What sets one sample apart in caches: below 2**63, the same for the same arguments.
+
+    Other seeds and epochs give fresh samples; runs of one seed share them (DESIGN, section 4).
+    """
+    name = f"{seed}/{epoch}/{example}/{index}/{purpose}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) >> 1
 
 
 def relative_advantages(scores: Sequence[float]) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ and of its LMs. No exception of program or metric leaves this module; each becom
 (see `rollout`). Which rollouts are run, and when, is `pipeline`'s business.
 """
 
+import functools
 import json
 import types
 from collections.abc import Mapping
@@ -14,7 +15,12 @@ from typing import Any
 import dspy
 import pydantic
 from dspy.utils.callback import BaseCallback
-from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
+from dspy.utils.exceptions import (
+    AdapterParseError,
+    ContextWindowExceededError,
+    LMConfigurationError,
+    LMError,
+)
 
 from tfgrpo_dspy.budget import Meter, metered
 from tfgrpo_dspy.errors import MetricError
@@ -57,7 +63,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
     rollout = Rollout(
         example=task.index,
         rollout_id=task.rollout_id,
-        outputs=_as_fields(prediction),
+        outputs=as_fields(prediction),
         steps=run.steps(trace, failure),
         failure=failure,
         usage=run.meter.usage,
@@ -71,6 +77,22 @@ def is_deterministic(lm: Any, temperature: float | None) -> bool:
     return (own if temperature is None else temperature) == 0
 
 
+def allows_temperature(lm: Any, temperature: float) -> bool:
+    """Whether DSPy would build this LM with that temperature; reasoning models allow none."""
+    if not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
+        return True
+    return _can_be_built(lm.model, lm.model_type, temperature)
+
+
+@functools.cache
+def _can_be_built(model: str, model_type: Any, temperature: float) -> bool:
+    try:
+        dspy.LM(model, model_type=model_type, temperature=temperature)
+    except LMConfigurationError:
+        return False
+    return True
+
+
 def sampling_copy(lm: Any, rollout_id: int, temperature: float | None) -> Any:
     """A copy of the LM for one sample.
 
@@ -78,6 +100,8 @@ def sampling_copy(lm: Any, rollout_id: int, temperature: float | None) -> Any:
     (DESIGN, section 8), and so is an LM to which its user gave one. At temperature 0 there is
     only one sample, and the cache may answer.
     """
+    if temperature is not None and not allows_temperature(lm, temperature):
+        temperature = None
     if is_deterministic(lm, temperature):
         return lm.copy() if temperature is None else lm.copy(temperature=temperature)
     changes: dict[str, Any] = {"rollout_id": rollout_id}
@@ -148,7 +172,7 @@ class _Run:
         for position, (predictor, inputs, outputs) in enumerate(trace):
             steps.extend(self.tools.steps_at(position))
             name = self.names.get(id(predictor), type(predictor).__name__)
-            steps.append(Step("predictor", name, _as_fields(inputs), _as_fields(outputs)))
+            steps.append(Step("predictor", name, as_fields(inputs), as_fields(outputs)))
         steps.extend(self.tools.steps_at(len(trace)))
         last = self.meter.last_call
         if failure is not None and failure.kind == "parse" and last is not None:
@@ -182,7 +206,7 @@ class _ToolRecorder(BaseCallback):
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Remember the call; DSPy gives its arguments under `kwargs`."""
         arguments = inputs.get("kwargs", inputs)
-        step = Step("tool", str(instance.name), _as_fields(arguments), {})
+        step = Step("tool", str(instance.name), as_fields(arguments), {})
         self._calls[call_id] = (len(self.trace), step)
 
     def on_tool_end(
@@ -212,7 +236,8 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
-def _as_fields(value: Any) -> dict[str, str]:
+def as_fields(value: Any) -> dict[str, str]:
+    """The fields of an example, a prediction or a mapping, each as text; of None: none."""
     if value is None:
         return {}
     if isinstance(value, Mapping | dspy.Example):  # a Prediction is an Example

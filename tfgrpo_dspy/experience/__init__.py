@@ -5,7 +5,12 @@ from tfgrpo_dspy.experience.library import (
     LibraryDiff,
 )
 from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits, gist
-from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
+from tfgrpo_dspy.experience.programs import (
+    copy_program,
+    language_models,
+    named_predictors,
+    own_instructions,
+)
 from tfgrpo_dspy.experience.values import (
     ALL,
     Add,
@@ -38,4 +43,5 @@ __all__ = [
     "language_models",
     "named_predictors",
     "operation_from",
+    "own_instructions",
 ]

@@ -299,15 +299,18 @@ class ExperienceLibrary:
 
     # ------------------------------------------------------------------ files
 
-    def save(self, path: str | Path) -> None:
-        """Write the library, with its evidence, as JSON text."""
-        record = {
+    def to_dict(self) -> dict[str, Any]:
+        """What `save` writes: the library with its evidence, as values that JSON has."""
+        return {
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "next_number": self._next_number,
             "experiences": [asdict(experience) for experience in self],
         }
-        text = json.dumps(record, ensure_ascii=False, indent=2)
+
+    def save(self, path: str | Path) -> None:
+        """Write the library, with its evidence, as JSON text."""
+        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
         Path(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod

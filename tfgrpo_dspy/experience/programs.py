@@ -7,12 +7,19 @@ import copy
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from tfgrpo_dspy.experience.block import split_instructions
+
 ProgramT = TypeVar("ProgramT")
 
 
 def named_predictors(program: Any) -> list[tuple[str, Any]]:
     """The program's predictors by name, as DSPy lists them (frozen sub-modules are left out)."""
     return list(program.named_predictors())
+
+
+def own_instructions(predictor: Any) -> str:
+    """The predictor's instructions without the experiences that are baked into them."""
+    return split_instructions(predictor.signature.instructions)[0]
 
 
 def copy_program(program: ProgramT, lms: Mapping[int, Any] | None = None) -> ProgramT:

@@ -1,0 +1,169 @@
+"""Gates: from measured scores, does an update stay? A gate is asked in turns and calls nothing.
+
+    while True:
+        answer = gate.next(evidence)
+        if it is a Decision: take its library
+        evidence = evidence with the scores of answer.libraries on answer.examples
+
+So a gate is pure and replayable: it may stop early, choose the examples, and choose among subsets
+of the operations. The trials are run by `pipeline`: each library on the same examples, with the
+same rollout ids, as deployed (at the LM's own temperature).
+"""
+
+import math
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tfgrpo_dspy.experience import DEFAULT_LIMITS, ExperienceLibrary, Keep, Limits, Operation
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """What a gate wants measured: each library on each of the validation examples (positions)."""
+
+    libraries: tuple[ExperienceLibrary, ...]
+    examples: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The library that stays, and why, in words for people."""
+
+    library: ExperienceLibrary
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrialEvidence:
+    """What a gate knows when it is asked.
+
+    `operations` are those that the incumbent would take; `n_examples` is the size of the
+    validation set; `scores[library][example]` is None where the provider or the metric failed.
+    `update` counts the updates of the run from 0; a gate draws its examples by it.
+    """
+
+    incumbent: ExperienceLibrary
+    operations: tuple[Operation, ...]
+    n_examples: int
+    update: int
+    limits: Limits = DEFAULT_LIMITS
+    scores: Mapping[ExperienceLibrary, Mapping[int, float | None]] = field(default_factory=dict)
+
+    @property
+    def proposed(self) -> ExperienceLibrary:
+        """The incumbent with all operations applied."""
+        return self.incumbent.apply(self.operations, self.limits)
+
+    def has_tried(self, library: ExperienceLibrary, examples: Sequence[int]) -> bool:
+        """Whether the library was tried on all of these examples."""
+        return self.scores.get(library, {}).keys() >= set(examples)
+
+    def gains(self, library: ExperienceLibrary, examples: Sequence[int]) -> list[float]:
+        """Score of the library minus score of the incumbent, where both have one."""
+        theirs, ours = self.scores.get(library, {}), self.scores.get(self.incumbent, {})
+        pairs = [(theirs.get(example), ours.get(example)) for example in examples]
+        return [new - old for new, old in pairs if new is not None and old is not None]
+
+
+class Gate(Protocol):
+    """What decides over an update. `metric`, where not None, scores its trials instead of ours."""
+
+    metric: Callable[..., Any] | None
+
+    def next(self, evidence: TrialEvidence) -> Trials | Decision:
+        """The trials that it wants, or its decision; a pure function of the evidence."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NoGate:
+    """Every update stays, as in the paper; nothing is measured."""
+
+    metric: Callable[..., Any] | None = None
+
+    def next(self, evidence: TrialEvidence) -> Trials | Decision:
+        """The proposed library, at once."""
+        return Decision(evidence.proposed, "no gate")
+
+
+@dataclass(frozen=True, slots=True)
+class PairedGate:
+    """The update stays if its mean score on the whole validation set is higher, on the same pairs.
+
+    Ties and losses keep the incumbent. Of an update of several operations, each alone is a
+    candidate besides all together: a good line can be buried by bad ones. Candidates are raced:
+    all are tried on `screen` examples, the better half (by mean gain) on twice as many, and so on
+    to the whole set; one that lies behind the incumbent by more than a standard error is out.
+
+    Args:
+        screen: how many examples the first round takes.
+        singles: whether each operation alone is a candidate too.
+        metric: scores the trials in place of the optimizer's metric.
+    """
+
+    screen: int = 10
+    singles: bool = True
+    metric: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.screen < 1:
+            raise ValueError(f"screen={self.screen}: the first round takes at least 1 example.")
+
+    def next(self, evidence: TrialEvidence) -> Trials | Decision:
+        """The next round's trials, or the decision."""
+        order = list(range(evidence.n_examples))
+        random.Random(f"gate/{evidence.update}").shuffle(order)
+        racing = self._candidates(evidence)
+        n_shown = min(self.screen, len(order))
+        while True:
+            examples = order[:n_shown]
+            missing = [lib for lib in racing if not evidence.has_tried(lib, examples)]
+            if missing or not evidence.has_tried(evidence.incumbent, examples):
+                return Trials((evidence.incumbent, *racing), tuple(examples))
+            racing = self._ahead(racing, evidence, examples)
+            if not racing:
+                return Decision(evidence.incumbent, f"behind after {n_shown} examples")
+            if n_shown == len(order):
+                return self._final(racing[0], evidence, examples)
+            n_shown = min(2 * n_shown, len(order))
+
+    def _candidates(self, evidence: TrialEvidence) -> list[ExperienceLibrary]:
+        changes = [op for op in evidence.operations if not isinstance(op, Keep)]
+        candidates = [evidence.proposed]
+        if self.singles and len(changes) > 1:
+            keeps = [op for op in evidence.operations if isinstance(op, Keep)]
+            alone = [evidence.incumbent.apply([*keeps, op], evidence.limits) for op in changes]
+            candidates += alone
+        return list(
+            dict.fromkeys(library for library in candidates if library != evidence.incumbent)
+        )
+
+    def _ahead(
+        self, racing: list[ExperienceLibrary], evidence: TrialEvidence, examples: list[int]
+    ) -> list[ExperienceLibrary]:
+        """The better half of those that are not clearly behind, the best first."""
+        gains = {library: evidence.gains(library, examples) for library in racing}
+        alive = [library for library in racing if not _is_behind(gains[library])]
+        alive.sort(key=lambda library: -statistics.fmean(gains[library]))
+        return alive[: math.ceil(len(racing) / 2)]
+
+    def _final(
+        self, winner: ExperienceLibrary, evidence: TrialEvidence, examples: list[int]
+    ) -> Decision:
+        gains = evidence.gains(winner, examples)
+        gain = statistics.fmean(gains)
+        measured = f"{gain:+.3f} on {len(gains)} validation examples"
+        if gain > 0:
+            return Decision(winner, measured)
+        return Decision(evidence.incumbent, measured)
+
+
+def _is_behind(gains: Sequence[float]) -> bool:
+    """Nothing was measured, or the mean gain is below 0 by more than a standard error."""
+    if not gains:
+        return True
+    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return statistics.fmean(gains) + error < 0

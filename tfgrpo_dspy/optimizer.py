@@ -1,0 +1,145 @@
+"""Training-Free GRPO, the loop: what the paper's algorithm says, in its order, and nothing else.
+
+Source: arXiv 2510.08191. How each verb is done is `pipeline`'s business.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from dspy.teleprompt import Teleprompter
+
+from tfgrpo_dspy.gate import Gate, NoGate
+from tfgrpo_dspy.pipeline import Pipeline
+from tfgrpo_dspy.settings import (
+    DEFAULT_TEMPERATURE,
+    WHOLE_TRAINSET,
+    Settings,
+    check_run,
+    split,
+)
+
+
+class TrainingFreeGRPO(Teleprompter):
+    """Learns a short library of experiences for a DSPy program, and bakes it into instructions.
+
+    Args:
+        metric: `metric(example, pred, trace=None)`, or GEPA's five-argument form; returns a float,
+            a bool or `dspy.Prediction(score=..., feedback=...)`, more is better. None: the mode
+            without ground truth (paper, section 3.3): lessons from agreement and self-critique.
+        reflection_lm: writes the lessons; default: `dspy.settings.lm`.
+        objective: in words, what the experiences should be about.
+        group_size: rollouts for each example, at least 2.
+        epochs: passes over the training set.
+        temperature: of training rollouts; None: each LM's own. Trials of the gate are always
+            measured at the LM's own.
+        batch_size: examples for each update; default: a fifth of the trainset, at least 5, at
+            most 20.
+        max_experiences: how many experiences the library may hold.
+        max_experience_words: how many words each may have.
+        min_contrast: scores of a group that differ by no more than this do not differ.
+        use_labels: False hides `example.labels()` from the reflection LM; scores are still used.
+        gate: decides over each update; default: `PairedGate()`, without a metric `NoGate()`.
+        summarize_trajectory, extract_advantage, update_library: the reflection modules, each
+            replaceable; see `tfgrpo_dspy.reflection`.
+        summarize_always: summarise every trajectory, not only those that are too long.
+        failure_analysis: also draw lessons from groups without contrast that score below the best
+            seen (or no higher than `failure_score`) and carry feedback.
+        update_per_group: ask for the operations of each group first, then merge them: the extra
+            call of the reference implementation.
+        num_threads: default: `dspy.settings.num_threads`.
+        failure_score: the score of a rollout in which the program failed.
+        seed: of shuffling, splitting and rollout ids; same seed, same answers, same library.
+        progress: whether to show a progress bar.
+
+    Raises:
+        SettingsError: an argument that cannot be used; names every fault.
+    """
+
+    def __init__(
+        self,
+        metric: Callable[..., Any] | None,
+        *,
+        reflection_lm: Any = None,
+        objective: str | None = None,
+        group_size: int = 5,
+        epochs: int = 3,
+        temperature: float | None = DEFAULT_TEMPERATURE,
+        batch_size: int | None = None,
+        max_experiences: int = 30,
+        max_experience_words: int = 40,
+        min_contrast: float = 1e-9,
+        use_labels: bool = True,
+        gate: Gate | None = None,
+        num_threads: int | None = None,
+        failure_score: float = 0.0,
+        seed: int = 0,
+        progress: bool = True,
+        summarize_trajectory: Any = None,
+        extract_advantage: Any = None,
+        update_library: Any = None,
+        summarize_always: bool = False,
+        failure_analysis: bool = True,
+        update_per_group: bool = False,
+    ) -> None:
+        arguments = {name: value for name, value in locals().items() if name in Settings.names()}
+        super().__init__()
+        self.settings = Settings(**arguments)
+
+    @classmethod
+    def paper(cls, metric: Callable[..., Any] | None, **overrides: Any) -> "TrainingFreeGRPO":
+        """The paper's own schedule, to compare with.
+
+        Group size 5, 3 epochs of one batch each, every rollout summarised, lessons from groups
+        with contrast only, no gate, the last library returned. `update_per_group=True` adds the
+        reference implementation's call for each group.
+        """
+        schedule: dict[str, Any] = {
+            "group_size": 5,
+            "epochs": 3,
+            "batch_size": WHOLE_TRAINSET,
+            "summarize_always": True,
+            "failure_analysis": False,
+            "gate": NoGate(),
+        }
+        return cls(metric, **(schedule | overrides))
+
+    def compile(
+        self,
+        student: Any,
+        *,
+        trainset: list[Any],
+        teacher: Any = None,
+        valset: list[Any] | None = None,
+    ) -> Any:
+        """The student, in a copy, with the best library found baked into its instructions.
+
+        A student that has a library baked in goes on from it.
+
+        Args:
+            student: a DSPy program; it is not changed.
+            trainset: examples with inputs; their labels are for metric and reflection LM.
+            teacher: must be None.
+            valset: what the gate measures on; default: a third of the trainset, at most 100.
+
+        Returns:
+            The program, with `detailed_results` (`tfgrpo_dspy.results.RunResults`) on it.
+
+        Raises:
+            SettingsError: student, data or LMs that cannot be used; before the first LM call.
+            LibraryFormatError: the library baked into the student is damaged.
+        """
+        settings = self.settings
+        check_run(settings, student, trainset, valset, teacher)
+        training, validation = split(settings, trainset, valset)
+        with Pipeline(settings, student, training, validation) as pipeline:
+            library = pipeline.start_library
+            for batch in pipeline.batches():
+                groups = pipeline.sample(batch, library)
+                lessons = pipeline.extract(batch, groups, library)
+                operations = pipeline.propose(batch, library, lessons)
+                library = pipeline.decide(batch, library, operations)
+            return pipeline.finish(library)
+
+    def get_params(self) -> dict[str, Any]:
+        """The settings that are numbers, strings or flags, as a new dict."""
+        return self.settings.scalars()

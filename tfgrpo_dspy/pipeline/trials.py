@@ -1,0 +1,111 @@
+"""The validation set: measures libraries on it, as deployed, each on the same examples."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.metric import ScoringFunction
+from tfgrpo_dspy.pipeline.recorder import Recorder
+from tfgrpo_dspy.pipeline.workers import Workers
+from tfgrpo_dspy.results import ScoreSummary
+from tfgrpo_dspy.rollout import Rollout, rollout_id_for
+from tfgrpo_dspy.sampling import RolloutTask, run_rollout
+
+
+class Trials:
+    """What has been measured on the validation set so far; nothing is measured twice.
+
+    One rollout for each example and library, at the LM's own temperature, with an id that is the
+    same for every library: so two libraries are compared pair by pair.
+    """
+
+    def __init__(
+        self,
+        valset: Sequence[Any],
+        score: ScoringFunction | None,
+        bake: Callable[[ExperienceLibrary], Any],
+        workers: Workers,
+        recorder: Recorder,
+        seed: int,
+        failure_score: float,
+    ) -> None:
+        self.valset = valset
+        self._score = score
+        self._bake = bake
+        self._workers = workers
+        self._recorder = recorder
+        self._seed = seed
+        self._failure_score = failure_score
+        self._rollouts: dict[ExperienceLibrary, dict[int, Rollout]] = {}
+
+    def run(self, libraries: Sequence[ExperienceLibrary], examples: Sequence[int]) -> int:
+        """Measure what is not measured yet; gives the number of rollouts that it took."""
+        missing = [
+            (library, example)
+            for library in dict.fromkeys(libraries)
+            for example in examples
+            if example not in self._rollouts.get(library, {})
+        ]
+        programs = {library: self._bake(library) for library, _ in missing}
+        tasks = [self._task(programs[library], example) for library, example in missing]
+        rollouts = self._workers.map(run_rollout, tasks)
+        for (library, example), rollout in zip(missing, rollouts, strict=True):
+            self._rollouts.setdefault(library, {})[example] = rollout
+        self._recorder.count_rollouts(rollouts)
+        return len(missing)
+
+    def _task(self, program: Any, example: int) -> RolloutTask:
+        return RolloutTask(
+            program=program,
+            example=self.valset[example],
+            index=example,
+            rollout_id=rollout_id_for(self._seed, 0, example, 0, "validation"),
+            temperature=None,
+            score=self._score,
+        )
+
+    @property
+    def scores(self) -> Mapping[ExperienceLibrary, Mapping[int, float | None]]:
+        """The score of each library on each example.
+
+        The program's own failure stands at `failure_score`, or at the lowest score of all where
+        that is lower; a provider's or the metric's failure is None.
+        """
+        floor = min([self._failure_score, *self._all_scores()])
+        return {
+            library: {
+                example: floor if rollout.score is None and rollout.counts else rollout.score
+                for example, rollout in rollouts.items()
+            }
+            for library, rollouts in self._rollouts.items()
+        }
+
+    def _all_scores(self) -> list[float]:
+        all_rollouts = (r for rollouts in self._rollouts.values() for r in rollouts.values())
+        return [rollout.score for rollout in all_rollouts if rollout.score is not None]
+
+    def summary(self, library: ExperienceLibrary) -> ScoreSummary | None:
+        """The library's mean score on the whole validation set; None if it was not tried on all."""
+        if not self.valset or len(self._rollouts.get(library, {})) < len(self.valset):
+            return None
+        scores = list(self.scores[library].values())
+        known = [score for score in scores if score is not None]
+        mean = statistics.fmean(known) if known else None
+        return ScoreSummary(mean, len(known), len(scores) - len(known))
+
+    def best(self, start: ExperienceLibrary) -> ExperienceLibrary:
+        """Of the libraries tried on the whole set, the one that gains most on the start library.
+
+        Gains are means over the examples on which both have a score; the earliest of several
+        wins, so the student itself where none is better.
+        """
+        scores = self.scores
+        whole = [library for library in scores if len(scores[library]) == len(self.valset)]
+
+        def gain(library: ExperienceLibrary) -> float:
+            pairs = [(scores[library][i], scores[start][i]) for i in range(len(self.valset))]
+            gains = [new - old for new, old in pairs if new is not None and old is not None]
+            return statistics.fmean(gains) if gains else 0.0
+
+        return max([start, *whole], key=gain)

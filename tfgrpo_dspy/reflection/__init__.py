@@ -1,0 +1,47 @@
+"""Reflection: what the reflection LM is asked, in which words, and what its answers become."""
+
+from tfgrpo_dspy.reflection.lessons import (
+    CopyGuard,
+    Lesson,
+    RefusedLesson,
+    is_same_lesson,
+    merge_lessons,
+    read_lesson,
+)
+from tfgrpo_dspy.reflection.modules import (
+    AddLessons,
+    ExtractAdvantage,
+    SummarizeTrajectory,
+    UpdateLibrary,
+)
+from tfgrpo_dspy.reflection.signatures import ProposedOperation
+from tfgrpo_dspy.reflection.texts import (
+    HIDDEN,
+    UNKNOWN,
+    attempt_text,
+    attempts_text,
+    clip,
+    describe_program,
+    estimate_tokens,
+)
+
+__all__ = [
+    "HIDDEN",
+    "UNKNOWN",
+    "AddLessons",
+    "CopyGuard",
+    "ExtractAdvantage",
+    "Lesson",
+    "ProposedOperation",
+    "RefusedLesson",
+    "SummarizeTrajectory",
+    "UpdateLibrary",
+    "attempt_text",
+    "attempts_text",
+    "clip",
+    "describe_program",
+    "estimate_tokens",
+    "is_same_lesson",
+    "merge_lessons",
+    "read_lesson",
+]

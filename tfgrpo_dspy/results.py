@@ -1,0 +1,102 @@
+"""What a run reports: plain values that reduce to builtins when they are pickled.
+
+So a saved program that carries them loads where this package is not installed (they are then
+dicts and lists). What is in them is collected by `pipeline`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tfgrpo_dspy.rollout import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSummary:
+    """A mean score on `n` validation examples; `n_failed` of them have none and are left out."""
+
+    mean: float | None
+    n: int
+    n_failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRecord:
+    """One group: its example (position in the training set), its rollouts' scores, what it was for.
+
+    `used_as` is "contrast", "failure analysis", "no ground truth", or why it taught nothing:
+    "no contrast", "too few rollouts".
+    """
+
+    example: int
+    scores: tuple[float | None, ...]
+    failures: tuple[str, ...]
+    used_as: str
+
+
+@dataclass(frozen=True, slots=True)
+class OperationRecord:
+    """One proposed operation; `refused` says why the library did not take it ("": it did)."""
+
+    op: str
+    id: str
+    text: str
+    scope: str
+    reason: str
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRecord:
+    """One update: a batch of groups, the lessons drawn from it, what became of them."""
+
+    update: int
+    epoch: int
+    groups: tuple[GroupRecord, ...]
+    lessons: tuple[str, ...]
+    refused_lessons: tuple[str, ...]
+    operations: tuple[OperationRecord, ...]
+    accepted: bool
+    reason: str
+    library_size: int
+    validation: ScoreSummary | None
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """The whole run.
+
+    `student` and `best` are the validation scores of the student and of what was returned;
+    `usage` has the roles "policy", "reflection" and "metric"; `failures` counts by kind;
+    `nothing_learned` says in one line why the library is what it was at the start ("": it is not);
+    `library` is as in library.json.
+    """
+
+    student: ScoreSummary | None
+    best: ScoreSummary | None
+    updates: tuple[UpdateRecord, ...]
+    usage: Mapping[str, Usage]
+    failures: Mapping[str, int]
+    ended_because: str
+    nothing_learned: str
+    wall_time_s: float
+    library: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as dicts, lists, strings and numbers, ready for JSON."""
+        return {name: _builtins(value) for name, value in asdict(self).items()}
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[list[tuple[str, Any]]]]:
+        return dict, (list(self.to_dict().items()),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RunResults":
+        return self
+
+
+def _builtins(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _builtins(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_builtins(item) for item in value]
+    return value
