@@ -1,0 +1,20 @@
+"""What every test starts from: DSPy as freshly imported, with an empty cache in memory."""
+
+from collections.abc import Iterator
+
+import dspy
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "tfgrpo", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("tfgrpo")
+
+
+@pytest.fixture(autouse=True)
+def fresh_dspy() -> Iterator[None]:
+    """No disk cache, an empty memory cache, no configured LM."""
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
+    with dspy.context(lm=None, adapter=None, callbacks=[]):
+        yield
