@@ -1,10 +1,39 @@
 """The loop of `optimizer`, end to end, on a scripted LM."""
 
+import itertools
+import json
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import dspy
 import pytest
-from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted import (
+    EXTRACT,
+    SUMMARIZE,
+    UPDATE,
+    Prompt,
+    Rule,
+    chat,
+    lessons,
+    operations,
+    scripted_lm,
+)
 
-from tfgrpo_dspy import ExperienceLibrary, PairedGate, TrainingFreeGRPO
+from tfgrpo_dspy import (
+    AddLessons,
+    Decision,
+    Experience,
+    ExperienceLibrary,
+    NoGate,
+    PairedGate,
+    TrainingFreeGRPO,
+    TrialEvidence,
+)
+from tfgrpo_dspy.rollout import rollout_id_for
 
 ADVICE = "When a customer asks, say please."
 
@@ -15,7 +44,7 @@ def polite_answer(prompt: Prompt) -> str:
     return chat(answer="please" if prompt.random().random() < chance else "no")
 
 
-def is_polite(example: dspy.Example, pred: dspy.Prediction, trace: object = None) -> dspy.Prediction:
+def is_polite(_: dspy.Example, pred: dspy.Prediction) -> dspy.Prediction:
     return dspy.Prediction(score=float(pred.answer == "please"), feedback="Say please.")
 
 
@@ -49,3 +78,495 @@ def test_a_lesson_that_raises_the_score_is_learned_and_baked(optimizer: Training
     results = optimized.detailed_results
     assert results.best.mean > results.student.mean
     assert results.nothing_learned == ""
+
+
+# ---------------------------------------------------------------------- scripted runs
+
+
+def is_score(_: dspy.Example, pred: dspy.Prediction) -> float:
+    """The answer is its own score."""
+    return float(pred.answer)
+
+
+def worth(prompt: Prompt) -> float:
+    """As deployed, an answer scores what the experiences in its prompt are worth, "+2" is 0.2."""
+    return 0.5 + sum(int(n) for n in re.findall(r"worth ([+-]\d)", prompt.system)) / 10
+
+
+def policy(training: Sequence[str]) -> Rule:
+    """In training, rollout `i` of each group answers `training[i]`; as deployed, `worth`."""
+    answers = {
+        rollout_id_for(seed, epoch, example, index, "training") % 2**31: text
+        for seed, epoch, example in itertools.product(range(2), range(3), range(30))
+        for index, text in enumerate(training)
+    }
+
+    def answer(prompt: Prompt) -> str:
+        if prompt.temperature is None:
+            return chat(answer=str(round(worth(prompt), 1)))
+        text = answers[prompt.seed or 0]
+        return chat(answer=text) if text != "?" else "?"
+
+    return ("question", answer)
+
+
+def teaching(*texts: str) -> list[Rule]:
+    """ExtractAdvantage finds these lessons, and UpdateLibrary adds each."""
+    numbered = enumerate(texts, start=1)
+    adds = ({"op": "ADD", "text": text, "lessons": [number]} for number, text in numbered)
+    return [(EXTRACT, lessons(*texts)), (UPDATE, operations(*adds))]
+
+
+class Run:
+    """One compile, with its LM, what it returned and what it reports."""
+
+    def __init__(
+        self,
+        *rules: Rule,
+        training: Sequence[str] = ("1", "0"),
+        n: int = 6,
+        n_validation: int | None = 4,
+        metric: Any = is_score,
+        student: Any = None,
+        schedule: Callable[..., TrainingFreeGRPO] = TrainingFreeGRPO,
+        lm_arguments: dict[str, Any] | None = None,
+        **arguments: Any,
+    ) -> None:
+        self.lm = scripted_lm([*rules, policy(training)], **lm_arguments or {})
+        defaults = {"group_size": len(training), "num_threads": 2, "progress": False}
+        optimizer = schedule(metric, **defaults | arguments)
+        valset = None if n_validation is None else questions(n_validation, "validation question")
+        with dspy.context(lm=self.lm):
+            self.optimized = optimizer.compile(
+                student or dspy.Predict("question -> answer"),
+                trainset=questions(n),
+                valset=valset,
+            )
+        self.results = self.optimized.detailed_results
+        self.library = ExperienceLibrary.from_program(self.optimized)
+
+    def prompts(self, pattern: str) -> list[Prompt]:
+        return [prompt for prompt in self.lm.engine.prompts if re.search(pattern, prompt.text)]
+
+    @property
+    def deployed(self) -> list[Prompt]:
+        """The prompts of validation."""
+        return self.prompts("validation question")
+
+    @property
+    def trained_on(self) -> list[list[int]]:
+        """The examples of each update, in their order."""
+        return [[group.example for group in update.groups] for update in self.results.updates]
+
+
+# ---------------------------------------------------------------------- epochs and batches
+
+
+def test_every_epoch_takes_every_example_once_in_batches_and_the_last_may_be_smaller() -> None:
+    run = Run(*teaching("worth +0"), n=7, batch_size=3, epochs=2, gate=NoGate())
+    assert [(update.update, update.epoch) for update in run.results.updates] == [
+        (0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1),
+    ]  # fmt: skip
+    assert [len(batch) for batch in run.trained_on] == [3, 3, 1, 3, 3, 1]
+    assert sorted(itertools.chain(*run.trained_on[:3])) == list(range(7))
+    assert sorted(itertools.chain(*run.trained_on[3:])) == list(range(7))
+    assert run.results.ended_because == "all epochs are done"
+
+
+def test_each_epoch_is_shuffled_anew_by_the_seed() -> None:
+    orders = {
+        seed: Run(
+            *teaching("worth +0"), n=10, batch_size=10, epochs=2, gate=NoGate(), seed=seed
+        ).trained_on
+        for seed in (0, 1)
+    }
+    drawn = [tuple(order) for two in orders.values() for order in two]
+    assert len({*drawn, tuple(range(10))}) == 5
+
+
+def test_no_epoch_samples_what_another_one_sampled() -> None:
+    run = Run(*teaching("worth +0"), n=3, epochs=3, gate=NoGate(), training=("1", "0", "1"))
+    seeds = [prompt.seed for prompt in run.prompts("question") if prompt.temperature == 0.7]
+    assert len(seeds) == len(set(seeds)) == 3 * 3 * 3
+
+
+def test_an_epoch_in_which_no_group_teaches_ends_the_run() -> None:
+    run = Run(training=("1", "1"), epochs=3)
+    assert [update.epoch for update in run.results.updates] == [0, 0]
+    assert run.results.ended_because == "no group of epoch 0 had anything to teach"
+
+
+def test_a_later_epoch_in_which_everything_is_perfect_ends_the_run() -> None:
+    perfect: Rule = (r"Be perfect(?s:.*)\[\[ ## question", chat(answer="1"))
+    run = Run(*teaching("Be perfect."), perfect, epochs=3, gate=NoGate(), batch_size=6)
+    assert [update.epoch for update in run.results.updates] == [0, 1]
+    assert run.results.ended_because == "no group of epoch 1 had anything to teach"
+
+
+@given(st.integers(1, 12), st.integers(1, 14), st.integers(1, 3))
+@settings(max_examples=12)
+@pytest.mark.timeout(60)
+def test_whatever_the_sizes_each_epoch_is_a_partition_of_the_trainset(
+    n: int, batch_size: int, epochs: int
+) -> None:
+    run = Run(*teaching("worth +0"), n=n, batch_size=batch_size, epochs=epochs, gate=NoGate())
+    for epoch in range(epochs):
+        batches = [
+            [group.example for group in update.groups]
+            for update in run.results.updates
+            if update.epoch == epoch
+        ]
+        assert sorted(itertools.chain(*batches)) == list(range(n))
+        assert all(len(batch) == batch_size for batch in batches[:-1])
+
+
+# ---------------------------------------------------------------------- validation
+
+
+def test_without_a_valset_what_is_held_out_is_never_trained_on() -> None:
+    run = Run(*teaching("worth +1"), n=9, n_validation=None, epochs=1)
+    trained = {prompt.user for prompt in run.prompts("question") if prompt.temperature == 0.7}
+    deployed = {
+        prompt.user for prompt in run.prompts(r"## question ##") if prompt.temperature is None
+    } - {prompt.user for prompt in run.prompts(f"{EXTRACT}|{UPDATE}")}
+    assert (len(trained), len(deployed)) == (6, 3)
+    assert trained.isdisjoint(deployed)
+    assert run.results.best.n == 3
+
+
+def test_evidence_names_examples_by_their_position_in_the_trainset_that_was_given() -> None:
+    run = Run(*teaching("worth +1"), n=9, n_validation=None, epochs=1, batch_size=9)
+    shown = {
+        int(n) for p in run.prompts(EXTRACT) for n in re.findall(r"question: \w+ (\d)", p.user)
+    }
+    evidence = run.results.library["experiences"][0]["evidence"]
+    assert {item["example"] for item in evidence} == set(run.trained_on[0]) == shown
+    assert shown != set(range(6))
+
+
+def test_with_fewer_than_six_examples_the_gate_measures_on_the_trainset_with_a_warning() -> None:
+    with pytest.warns(UserWarning, match="5 examples are too few to hold some out"):
+        run = Run(*teaching("worth +1"), n=5, n_validation=None, epochs=1)
+    assert run.results.best.n == 5
+    assert sorted(itertools.chain(*run.trained_on)) == list(range(5))
+
+
+def test_validation_examples_that_are_trained_on_are_warned_of() -> None:
+    lm = scripted_lm([policy(["1", "1"])])
+    optimizer = TrainingFreeGRPO(is_score, group_size=2, progress=False)
+    with (
+        dspy.context(lm=lm),
+        pytest.warns(UserWarning, match="1 of 3 validation examples are training examples too"),
+    ):
+        optimizer.compile(
+            dspy.Predict("question -> answer"),
+            trainset=questions(6),
+            valset=[*questions(1), *questions(2, "another question")],
+        )
+
+
+def test_training_samples_at_the_set_temperature_and_validation_at_the_lms_own() -> None:
+    run = Run(*teaching("worth +1"), epochs=1, lm_arguments={"temperature": 0.2},
+              student=None, training=("1", "0"), temperature=1.1, n_validation=None)  # fmt: skip
+    policy_prompts = [p for p in run.prompts("## question ##") if "`attempts`" not in p.text]
+    assert {prompt.temperature for prompt in policy_prompts} == {1.1, 0.2}
+
+
+def test_incumbent_and_candidate_are_measured_on_the_same_examples_with_the_same_samples() -> None:
+    run = Run(*teaching("worth +1"), epochs=1)
+    by_library: dict[bool, set[tuple[str, int | None]]] = {True: set(), False: set()}
+    for prompt in run.deployed:
+        by_library["worth +1" in prompt.system].add((prompt.user, prompt.seed))
+    assert by_library[True] == by_library[False]
+    assert len(by_library[True]) == 4
+
+
+def test_nothing_is_measured_twice() -> None:
+    run = Run(*teaching("worth +1"), epochs=3)
+    measured = [(prompt.system, prompt.user) for prompt in run.deployed]
+    assert len(measured) == len(set(measured))
+
+
+# ---------------------------------------------------------------------- the gate and the end
+
+
+def test_a_harmful_lesson_is_rejected_and_the_student_comes_back() -> None:
+    student = dspy.Predict("question -> answer")
+    run = Run(*teaching("worth -1"), student=student, epochs=1)
+    assert run.optimized.signature.instructions == student.signature.instructions
+    assert (run.results.student.mean, run.results.best.mean) == (0.5, 0.5)
+    assert [update.accepted for update in run.results.updates] == [False, False]
+    assert run.results.updates[0].reason == "behind after 4 examples"
+
+
+def test_a_lesson_that_changes_no_score_is_rejected() -> None:
+    run = Run(*teaching("worth +0"), epochs=1)
+    assert list(run.library) == []
+    assert run.results.updates[0].reason == "+0.000 on 4 validation examples"
+
+
+def test_of_a_good_and_a_bad_lesson_the_good_one_is_learned() -> None:
+    run = Run(*teaching("worth -3", "worth +1"), epochs=1, batch_size=6)
+    assert run.library.render() == "[E1*] worth +1"
+    assert (run.results.student.mean, run.results.best.mean) == (0.5, 0.6)
+
+
+def test_what_was_learned_is_the_incumbent_of_the_next_update() -> None:
+    def more(prompt: Prompt) -> str:
+        known = prompt.user.count("] worth")
+        return lessons(f"worth +{known + 1}")
+
+    run = Run((EXTRACT, more), epochs=2, batch_size=6, update_library=AddLessons())
+    assert run.library.render() == "[E1*] worth +1\n[E2*] worth +2"
+    assert [update.validation.mean for update in run.results.updates] == [0.6, 0.8]
+
+
+class Careless:
+    """A gate that measures nothing and lets everything stand."""
+
+    def next(self, evidence: TrialEvidence) -> Decision:
+        return Decision(evidence.proposed, "why not")
+
+
+def test_the_last_word_has_the_full_validation_score_whatever_the_gate_let_stand() -> None:
+    run = Run(*teaching("worth -1"), gate=Careless(), epochs=1, batch_size=6)
+    assert [update.accepted for update in run.results.updates] == [True]
+    assert list(run.library) == []
+    assert run.results.best.mean == run.results.student.mean == 0.5
+    assert "did not beat the student" in run.results.nothing_learned
+
+
+def test_a_library_that_beats_the_student_comes_back_from_the_same_gate() -> None:
+    run = Run(*teaching("worth +1"), gate=Careless(), epochs=1, batch_size=6)
+    assert run.library.render() == "[E1*] worth +1"
+    assert run.results.best.mean == 0.6
+
+
+def test_a_student_with_a_library_is_continued_and_is_itself_the_first_incumbent() -> None:
+    known = ExperienceLibrary([Experience(id="E4", text="worth +1")], next_number=8)
+    student = known.bake(dspy.Predict("question -> answer"))
+    run = Run(*teaching("worth +2"), student=student, epochs=1, batch_size=6)
+    assert run.results.student.mean == 0.6
+    assert run.results.best.mean == 0.8
+    assert run.library.render() == "[E4*] worth +1\n[E8*] worth +2"
+    assert run.optimized.signature.instructions.count("<experiences>") == 1
+
+
+def test_a_continued_student_that_learns_nothing_keeps_its_library() -> None:
+    known = ExperienceLibrary([Experience(id="E4", text="worth +1")], next_number=8)
+    student = known.bake(dspy.Predict("question -> answer"))
+    run = Run(*teaching("worth -2"), student=student, epochs=1)
+    assert run.optimized.signature.instructions == student.signature.instructions
+    assert run.results.nothing_learned != ""
+
+
+# ---------------------------------------------------------------------- the paper's schedule
+
+
+def paper(*rules: Rule, **arguments: Any) -> Run:
+    summary: Rule = (SUMMARIZE, chat(summary="Done."))
+    return Run(*rules, summary, schedule=TrainingFreeGRPO.paper, **arguments)
+
+
+def test_the_papers_schedule_is_three_epochs_of_one_batch_in_groups_of_five() -> None:
+    assert TrainingFreeGRPO.paper(is_score).settings.group_size == 5
+    run = paper(*teaching("worth +1"), n=8, n_validation=None)
+    assert [sorted(batch) for batch in run.trained_on] == [list(range(8))] * 3
+    assert [update.reason for update in run.results.updates] == [
+        "no gate",
+        *["nothing to decide"] * 2,
+    ]
+
+
+def test_the_papers_schedule_summarises_every_rollout_of_a_group_with_contrast() -> None:
+    run = paper(*teaching("worth +1"), n=2, n_validation=None, epochs=1, training=["1", "0", "0"])
+    assert len(run.prompts(SUMMARIZE)) == 6
+    assert len(paper(n=2, n_validation=None, epochs=1, training=["1", "1"]).prompts(SUMMARIZE)) == 0
+
+
+def test_the_papers_schedule_returns_its_last_library_even_if_it_is_worse() -> None:
+    run = paper(*teaching("worth -2"), n=2)
+    assert run.library.render() == "[E1*] worth -2"
+    assert run.results.student.mean == 0.5
+    assert run.results.best.mean == 0.3
+
+
+def test_the_papers_schedule_measures_a_given_valset_only_for_the_report() -> None:
+    run = paper(*teaching("worth +1"), n=2)
+    assert len(run.deployed) == 2 * 4
+    without = paper(*teaching("worth +1"), n=2, n_validation=None)
+    assert without.results.student is None
+    assert without.results.best is None
+    assert without.library == run.library
+
+
+def test_the_papers_schedule_can_be_overridden() -> None:
+    run = paper(*teaching("worth -2"), n=2, gate=PairedGate(), epochs=1)
+    assert list(run.library) == []
+    assert run.results.settings["epochs"] == 1
+
+
+def test_the_reference_implementations_extra_call_is_one_more_for_each_group() -> None:
+    def lesson(prompt: Prompt) -> str:
+        return lessons("one" if "question: question 0" in prompt.user else "two")
+
+    update: Rule = (UPDATE, operations({"op": "ADD", "text": "one", "lessons": [1]}))
+    run = paper((EXTRACT, lesson), update, n=2, n_validation=None, epochs=1, update_per_group=True)
+    assert len(run.prompts(UPDATE)) == 3
+
+
+# ---------------------------------------------------------------------- without ground truth
+
+
+def test_without_a_metric_it_warns_learns_and_measures_nothing() -> None:
+    with pytest.warns(UserWarning, match="metric=None: lessons are drawn from agreement"):
+        run = Run(*teaching("worth -2"), metric=None, epochs=1, batch_size=6)
+    assert run.library.render() == "[E1*] worth -2"
+    assert (run.results.student, run.results.best) == (None, None)
+    assert run.results.updates[0].groups[0].scores == (None, None)
+
+
+def test_without_a_metric_a_given_valset_costs_no_call() -> None:
+    with pytest.warns(UserWarning, match="metric=None"):
+        run = Run(*teaching("worth +1"), metric=None, epochs=1)
+    assert run.deployed == []
+
+
+def test_a_run_with_a_metric_warns_of_nothing() -> None:
+    with warnings.catch_warnings(action="error"):
+        Run(*teaching("worth +1"), epochs=1)
+
+
+# ---------------------------------------------------------------------- why nothing was learned
+
+
+def test_nothing_learned_says_that_groups_had_no_contrast() -> None:
+    run = Run(training=("1", "1"))
+    assert run.results.nothing_learned == (
+        "6 of 6 groups had no contrast; 2 updates brought no change that the library takes"
+    )
+
+
+def test_nothing_learned_says_that_the_metric_failed() -> None:
+    run = Run(training=("nan", "nan"), epochs=1, gate=NoGate(), n_validation=None)
+    assert "6 groups had fewer than two rollouts that count" in run.results.nothing_learned
+    assert "12 failures of kind 'metric'" in run.results.nothing_learned
+
+
+def test_nothing_learned_says_that_answers_did_not_parse() -> None:
+    run = Run(training=("?", "?"), failure_analysis=False, gate=NoGate(), n_validation=None)
+    assert "6 of 6 groups had no contrast" in run.results.nothing_learned
+    assert "12 failures of kind 'parse'" in run.results.nothing_learned
+
+
+def test_nothing_learned_says_that_answers_came_from_a_cache() -> None:
+    arguments: dict[str, Any] = {"gate": NoGate(), "epochs": 1, "n_validation": None}
+    lm_arguments = {"cache": True}
+    first = Run(training=("1", "1"), lm_arguments=lm_arguments, **arguments)
+    assert "cache" not in first.results.nothing_learned
+    second = Run(training=("1", "1"), lm_arguments=lm_arguments, **arguments)
+    assert "12 answers were replayed from a cache" in second.results.nothing_learned
+    assert second.results.usage["policy"].n_lm_calls == 0
+    assert second.lm.engine.n_calls() == 0
+
+
+def test_nothing_learned_says_that_the_gate_rejected_the_updates() -> None:
+    run = Run(*teaching("worth -1"), epochs=1)
+    assert run.results.nothing_learned == "2 updates were rejected by the gate"
+
+
+def test_operations_that_the_library_refused_are_not_reported_as_rejected_by_the_gate() -> None:
+    run = Run((EXTRACT, lessons("Be exact.")), (UPDATE, operations({"op": "MERGE"})), epochs=1)
+    assert run.results.nothing_learned == "2 updates brought no change that the library takes"
+
+
+def test_an_experience_that_was_only_seen_again_is_not_reported_as_rejected() -> None:
+    known = ExperienceLibrary([Experience(id="E1", text="worth +1")])
+    student = known.bake(dspy.Predict("question -> answer"))
+    run = Run(*teaching("worth +1"), student=student, epochs=1)
+    assert "rejected" not in run.results.nothing_learned
+    assert run.results.nothing_learned != ""
+
+
+def test_a_run_that_learned_something_gives_no_reason() -> None:
+    assert Run(*teaching("worth +1"), epochs=1).results.nothing_learned == ""
+
+
+# ---------------------------------------------------------------------- what comes back
+
+
+def test_the_results_tell_the_whole_run_and_are_json() -> None:
+    run = Run(*teaching("worth +1"), epochs=1, batch_size=6, training=("1", "0", "?"))
+    told = run.results.to_dict()
+    assert json.loads(json.dumps(told)) == told
+    (update,) = told["updates"]
+    assert update["groups"][0] == {
+        "example": run.trained_on[0][0],
+        "scores": [1.0, 0.0, 0.0],
+        "failures": ["parse"],
+        "used_as": "contrast",
+    }
+    assert update["lessons"] == ["worth +1"]
+    assert update["operations"] == [
+        {"op": "ADD", "id": "", "text": "worth +1", "scope": "*", "reason": "", "refused": ""}
+    ]
+    assert (update["accepted"], update["reason"]) == (True, "+0.100 on 4 validation examples")
+    assert update["library_size"] == 1
+    assert update["validation"] == {"mean": 0.6, "n": 4, "n_failed": 0}
+    assert told["student"] == {"mean": 0.5, "n": 4, "n_failed": 0}
+    assert told["best"] == {"mean": 0.6, "n": 4, "n_failed": 0}
+    assert told["failures"] == {"parse": 6}
+    assert told["ended_because"] == "all epochs are done"
+    assert told["nothing_learned"] == ""
+    assert told["library"]["experiences"][0]["text"] == "worth +1"
+    assert told["settings"]["group_size"] == 3
+    assert told["wall_time_s"] > 0
+
+
+def test_calls_and_tokens_of_policy_and_reflection_are_told_apart_and_complete() -> None:
+    run = Run(*teaching("worth +1"), epochs=1, batch_size=6)
+    policy_usage, reflection = run.results.usage["policy"], run.results.usage["reflection"]
+    assert policy_usage.n_lm_calls == 6 * 2 + 2 * 4
+    assert reflection.n_lm_calls == 6 + 1
+    assert policy_usage.n_lm_calls + reflection.n_lm_calls == run.lm.engine.n_calls()
+    words = sum(len(prompt.text.split()) for prompt in run.prompts(f"{EXTRACT}|{UPDATE}"))
+    assert reflection.prompt_tokens == words
+
+
+def test_an_optimizer_compiles_twice_with_the_same_result() -> None:
+    optimizer = TrainingFreeGRPO(is_score, group_size=2, epochs=1, progress=False, num_threads=2)
+    lm = scripted_lm([*teaching("worth +1"), policy(["1", "0"])])
+    with dspy.context(lm=lm):
+        first, second = (
+            optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(9))
+            for _ in range(2)
+        )
+    assert first.signature.instructions == second.signature.instructions
+    assert first.detailed_results.updates == second.detailed_results.updates
+
+
+def test_the_parameters_are_a_copy_of_the_settings_that_are_plain_values() -> None:
+    optimizer = TrainingFreeGRPO(is_score, epochs=2, reflection_lm=scripted_lm([]))
+    optimizer.get_params().clear()
+    parameters = optimizer.get_params()
+    assert parameters["epochs"] == 2
+    assert parameters["objective"] is None
+    assert {"metric", "gate", "reflection_lm"}.isdisjoint(parameters)
+
+
+def test_without_progress_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    Run(*teaching("worth +1"), progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_progress_bar_shows_updates_scores_library_and_calls(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Run(*teaching("worth +1"), progress=True, epochs=1, batch_size=6)
+    shown = capsys.readouterr().err
+    assert "Training-Free GRPO" in shown
+    assert "1/1" in shown
+    assert "validation=0.600" in shown
+    assert "training=0.500" in shown
+    assert "experiences=1" in shown
+    assert "calls=27" in shown

@@ -6,6 +6,7 @@ class never reaches a program that is given back. What the calls are for is thei
 """
 
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,9 @@ import dspy
 from dspy.utils.exceptions import ContextWindowExceededError, LMError
 
 from tfgrpo_dspy.rollout import Failure, Usage
+
+SHORTEST_KEY = 8
+"""Shorter values of API keys are placeholders, such as "none"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +46,29 @@ class Meter:
         """Count a call by its entry in DSPy's history."""
         self._answered.append((dspy.settings.caller_modules or [None], entry))
 
-    def failed(self, error: LMError) -> None:
+    def failed(self, error: LMError, lm: Any) -> None:
         """Count a call that ended in an error; a provider's failure is remembered.
 
         A prompt that is too long is the program's doing, not the provider's.
         """
         self._failed.append(error)
         if not isinstance(error, ContextWindowExceededError):
-            self.provider_failure = Failure("provider", f"{type(error).__name__}: {error}")
+            message = _without_keys(f"{type(error).__name__}: {error}", lm)
+            self.provider_failure = Failure("provider", message)
 
     @property
     def usage(self) -> Usage:
         """What all calls together have cost.
 
         DSPy makes one list of callers for each call of a module: it tells an adapter's second
-        attempt apart from a predictor's second call.
+        attempt apart from a predictor's second call. (A module that is no predictor may call its
+        LM as often as it likes.)
         """
-        n_invocations = len({id(callers) for callers, _ in self._answered})
+        predictions = [id(c) for c, _ in self._answered if isinstance(c[-1], dspy.Predict)]
         extra = Usage(
             n_lm_calls=len(self._failed),
             n_failed_calls=len(self._failed),
-            n_second_calls=len(self._answered) - n_invocations,
+            n_second_calls=len(predictions) - len(set(predictions)),
         )
         return sum((_usage_of(entry) for _, entry in self._answered), start=extra)
 
@@ -95,14 +101,14 @@ def _metered_class(kind: Any) -> Any:
         try:
             return kind.__call__(self, *args, **kwargs)
         except LMError as error:
-            self.tfgrpo_meter.failed(error)
+            self.tfgrpo_meter.failed(error, self)
             raise
 
     async def acall(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return await kind.acall(self, *args, **kwargs)
         except LMError as error:
-            self.tfgrpo_meter.failed(error)
+            self.tfgrpo_meter.failed(error, self)
             raise
 
     def update_history(self: Any, entry: dict[str, Any]) -> None:
@@ -119,11 +125,21 @@ def _metered_class(kind: Any) -> Any:
     return type(kind.__name__, (kind,), members)
 
 
+def _without_keys(message: str, lm: Any) -> str:
+    """The message without the API keys of the LM and the environment: some providers echo them."""
+    in_environment = [value for name, value in os.environ.items() if name.endswith("_API_KEY")]
+    for key in [lm.kwargs.get("api_key"), *in_environment]:
+        if isinstance(key, str) and len(key) >= SHORTEST_KEY:
+            message = message.replace(key, "(API key)")
+    return message
+
+
 def _usage_of(entry: Mapping[str, Any]) -> Usage:
     usage, response = entry["usage"], entry["response"]
     responses = response if isinstance(response, tuple) else (response,)
     if not usage and any(_reports_tokens(response) for response in responses):
-        return Usage(n_cached_calls=1)  # DSPy empties the usage of an answer from its cache
+        # DSPy empties the usage of an answer from its cache
+        return Usage(n_cached_calls=len(responses))
     return Usage(
         n_lm_calls=len(responses),  # an engine is called once for each completion
         prompt_tokens=usage.get("prompt_tokens") or 0,

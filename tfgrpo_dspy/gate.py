@@ -100,17 +100,20 @@ class PairedGate:
 
     Args:
         screen: how many examples the first round takes.
-        singles: whether each operation alone is a candidate too.
+        max_singles: how many operations are candidates alone, those with the most evidence; 0:
+            only all together.
         metric: scores the trials in place of the optimizer's metric.
     """
 
     screen: int = 10
-    singles: bool = True
+    max_singles: int = 8
     metric: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         if self.screen < 1:
             raise ValueError(f"screen={self.screen}: the first round takes at least 1 example.")
+        if self.max_singles < 0:
+            raise ValueError(f"max_singles={self.max_singles}: pass 0 or more.")
 
     def next(self, evidence: TrialEvidence) -> Trials | Decision:
         """The next round's trials, or the decision."""
@@ -131,15 +134,16 @@ class PairedGate:
             n_shown = min(2 * n_shown, len(order))
 
     def _candidates(self, evidence: TrialEvidence) -> list[ExperienceLibrary]:
+        keeps = [op for op in evidence.operations if isinstance(op, Keep)]
         changes = [op for op in evidence.operations if not isinstance(op, Keep)]
         candidates = [evidence.proposed]
-        if self.singles and len(changes) > 1:
-            keeps = [op for op in evidence.operations if isinstance(op, Keep)]
-            alone = [evidence.incumbent.apply([*keeps, op], evidence.limits) for op in changes]
-            candidates += alone
-        return list(
-            dict.fromkeys(library for library in candidates if library != evidence.incumbent)
-        )
+        if len(changes) > 1:
+            changes.sort(key=lambda operation: -len(operation.evidence))
+            candidates += [
+                evidence.incumbent.apply([*keeps, operation], evidence.limits)
+                for operation in changes[: self.max_singles]
+            ]
+        return [lib for lib in dict.fromkeys(candidates) if lib != evidence.incumbent]
 
     def _ahead(
         self, racing: list[ExperienceLibrary], evidence: TrialEvidence, examples: list[int]

@@ -7,6 +7,7 @@ not a finite number is an error that names the metric, the example and the value
 """
 
 import asyncio
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -67,6 +68,8 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
 
 def metric_name(metric: Any) -> str:
     """The name under which errors speak of the metric."""
+    while isinstance(metric, functools.partial):
+        metric = metric.func
     return str(getattr(metric, "__qualname__", None) or type(metric).__qualname__)
 
 
@@ -103,14 +106,18 @@ def _as_score(result: Any, name: str, example: Any) -> Score:
                 f"{_shown(example)}; return dspy.Prediction(score=..., feedback=...)."
             )
         value, feedback = result["score"], result.get("feedback") or ""
+    if isinstance(value, dspy.Prediction):  # a judge's verdict, passed on as the score
+        judged = _as_score(value, name, example)
+        return Score(judged.value, str(feedback) or judged.feedback)
     return Score(_finite(value, name, example), str(feedback))
 
 
 def _finite(value: Any, name: str, example: Any) -> float:
-    is_number = isinstance(value, SupportsFloat) and not isinstance(value, str | dspy.Prediction)
+    is_single = not getattr(value, "shape", ())  # NumPy makes a number of an array of one
+    is_number = is_single and isinstance(value, SupportsFloat) and not isinstance(value, str)
     try:
         number = float(value) if is_number else math.nan
-    except (TypeError, ValueError, OverflowError):  # an array of several numbers, a huge integer
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # a huge integer, a torch tensor
         number = math.nan
     if not math.isfinite(number):
         raise MetricError(

@@ -131,7 +131,7 @@ class TrainingFreeGRPO(Teleprompter):
         settings = self.settings
         check_run(settings, student, trainset, valset, teacher)
         training, validation = split(settings, trainset, valset)
-        with Pipeline(settings, student, training, validation) as pipeline:
+        with Pipeline(settings, student, trainset, training, validation) as pipeline:
             library = pipeline.start_library
             for batch in pipeline.batches():
                 groups = pipeline.sample(batch, library)

@@ -90,6 +90,9 @@ class RunResults:
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[list[tuple[str, Any]]]]:
         return dict, (list(self.to_dict().items()),)
 
+    def __copy__(self) -> "RunResults":
+        return self
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "RunResults":
         return self
 

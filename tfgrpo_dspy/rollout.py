@@ -15,6 +15,9 @@ FailureKind = Literal["program", "parse", "provider", "metric"]
 """Whose failure it was: the program raised; an answer did not parse; the LM's provider failed
 after its retries; the metric raised or gave no score. The first two are the program's own."""
 
+WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory"})
+"""Outputs that DSPy's ChainOfThought and ReAct add to those of the signature."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -88,8 +91,13 @@ class Rollout:
 
     @property
     def answer(self) -> str:
-        """The outputs as one text, to find out which rollouts agree."""
-        return " ".join("\n".join(self.outputs.values()).casefold().split())
+        """The outputs as one text, to find out which rollouts agree.
+
+        The ways to an answer, as DSPy names them, are left out: two rollouts with one answer
+        seldom reason in the same words.
+        """
+        values = [value for name, value in self.outputs.items() if name not in WAYS_TO_AN_ANSWER]
+        return " ".join("\n".join(values or self.outputs.values()).casefold().split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +141,15 @@ class Group:
 
     @property
     def majority_answer(self) -> str:
-        """The answer that most rollouts give, as first given; the earliest of several."""
-        (answer, _), *_ = Counter(rollout.answer for rollout in self.rollouts).most_common(1)
-        first = next(rollout for rollout in self.rollouts if rollout.answer == answer)
+        """The answer that most rollouts give, as first given; the earliest of several.
+
+        A rollout that failed gives none.
+        """
+        answered = [rollout for rollout in self.rollouts if rollout.failure is None]
+        if not answered:
+            return ""
+        ((answer, _),) = Counter(rollout.answer for rollout in answered).most_common(1)
+        first = next(rollout for rollout in answered if rollout.answer == answer)
         return fields_text(first.outputs)
 
     @property
@@ -190,7 +204,8 @@ def trajectory_text(rollout: Rollout) -> str:
     """The whole trajectory as text: every step with inputs, outputs and error, in order.
 
     What a step is given again, word for word, is not repeated: of an input that begins with the
-    same input of an earlier step of this name (an agent's growing history), only the rest is shown.
+    lines of the same input of an earlier step of this name (an agent's growing history), only the
+    rest is shown.
     """
     parts = []
     shown: dict[tuple[str, str], str] = {}
@@ -208,7 +223,8 @@ def trajectory_text(rollout: Rollout) -> str:
 
 
 def _continued(value: str, before: str) -> str:
-    if not before or not value.startswith(before):
-        return value
-    rest = value[len(before) :].strip()
-    return f"(as before, and) {rest}" if rest else "(as before)"
+    if before and value == before:
+        return "(as before)"
+    if before and value.startswith(f"{before}\n"):
+        return f"(as before, and) {value[len(before) :].strip()}"
+    return value

@@ -138,8 +138,10 @@ class _Run:
     def _config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A predictor's own config would win over its LM's copy; so the sample is set here too."""
         own = {key: value for key, value in config.items() if key != "rollout_id"}
-        if self.task.temperature is not None and "temperature" in own:
-            own["temperature"] = self.task.temperature
+        if self.task.temperature is not None:
+            own.pop("temperature", None)
+        elif own.get("temperature") == 0:
+            own["rollout_id"] = None  # there is only one sample; DSPy warns of an id
         return own
 
     def context(self) -> Any:
@@ -154,18 +156,18 @@ class _Run:
         )
 
     def execute(self) -> tuple[Any, Failure | None]:
+        prediction, failure = None, None
         try:
             prediction = self.program(**self.task.example.inputs())
         except AdapterParseError as error:
-            return None, Failure("parse", str(error).strip())
+            failure = Failure("parse", str(error).strip())
         except ContextWindowExceededError as error:
-            return None, Failure("program", f"The prompt was too long for the LM: {error}")
+            failure = Failure("program", f"The prompt was too long for the LM: {error}")
         except LMError as error:
-            return None, Failure("provider", f"{type(error).__name__}: {error}")
+            failure = Failure("provider", f"{type(error).__name__}: {error}")
         except Exception as error:  # noqa: BLE001 - a program may raise anything; it is recorded
             failure = Failure("program", f"{type(error).__name__}: {error}")
-            return None, self.meter.provider_failure or failure
-        return prediction, self.meter.provider_failure
+        return prediction, self.meter.provider_failure or failure
 
     def steps(self, trace: list[Any], failure: Failure | None) -> tuple[Step, ...]:
         steps: list[Step] = []
@@ -187,11 +189,15 @@ def _scored(rollout: Rollout, task: RolloutTask, prediction: Any, trace: list[An
     meter = Meter()
     judge = dspy.settings.lm
     judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
+    score, failure = None, None
     try:
         with dspy.context(lm=judge, disable_history=False):
             score = task.score(task.example, prediction, trace)  # type: ignore[misc]
     except MetricError as error:
         failure = Failure("metric", str(error))
+    if meter.provider_failure is not None:  # where the metric hid it, what it returned is no score
+        failure = Failure("metric", f"the metric's LM failed: {meter.provider_failure.message}")
+    if score is None or failure is not None:
         return replace(rollout, failure=failure, metric_usage=meter.usage)
     return replace(rollout, score=score.value, feedback=score.feedback, metric_usage=meter.usage)
 
@@ -225,15 +231,31 @@ class _ToolRecorder(BaseCallback):
 
 def as_text(value: Any) -> str:
     """A value as the reflection LM is shown it; media by their name, never their content."""
+    try:
+        return _text_of(value)
+    except Exception:  # noqa: BLE001 - what a program returns may raise anything when it is shown
+        return f"<{type(value).__name__}>"
+
+
+def _text_of(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, dspy.Image | dspy.Audio):
         return f"<{type(value).__name__.lower()}>"
-    if isinstance(value, Mapping | list | tuple | bool | int | float | types.NoneType):
-        return json.dumps(value, ensure_ascii=False, default=as_text)
+    if isinstance(value, Mapping):
+        return _json_text(dict(value))
+    if isinstance(value, list | tuple | bool | int | float | types.NoneType):
+        return _json_text(value)
     if isinstance(value, pydantic.BaseModel):
-        return value.model_dump_json()
+        return _json_text(value.model_dump())
     return str(value)
+
+
+def _json_text(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=as_text)
+    except (TypeError, ValueError):  # keys that JSON does not have, a list that holds itself
+        return str(value)
 
 
 def as_fields(value: Any) -> dict[str, str]:

@@ -101,10 +101,10 @@ class Settings:
                 yield f"{name}={value!r}: pass a whole number of at least {minimum}."
         if not _is_int(self.seed):
             yield f"seed={self.seed!r}: pass a whole number."
-        for name in ("min_contrast", "failure_score"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                yield f"{name}={value!r}: pass a finite number."
+        if not _is_finite(self.failure_score):
+            yield f"failure_score={self.failure_score!r}: pass a finite number."
+        if not _is_finite(self.min_contrast) or self.min_contrast < 0:
+            yield f"min_contrast={self.min_contrast!r}: pass a finite number of at least 0."
         yield from self._temperature_faults()
 
     def _temperature_faults(self) -> Iterator[str]:
@@ -128,6 +128,11 @@ class Settings:
             yield f"reflection_lm={self.reflection_lm!r}: pass a dspy.LM('provider/model')."
         if not callable(getattr(self.gate, "next", None)):
             yield f"gate={self.gate!r} has no method next(evidence); pass PairedGate() or NoGate()."
+        if isinstance(self.gate, PairedGate) and self.gate_metric is None:
+            yield (
+                "gate=PairedGate() and metric=None: nothing scores the trials; pass "
+                "PairedGate(metric=...), or leave the gate out."
+            )
         for name in ("summarize_trajectory", "extract_advantage", "update_library"):
             if not isinstance(getattr(self, name), dspy.Module):
                 yield f"{name}={getattr(self, name)!r}: pass a dspy.Module."
@@ -192,8 +197,8 @@ def check_run(
 
 def split(
     settings: Settings, trainset: Sequence[Any], valset: Sequence[Any] | None
-) -> tuple[list[Any], list[Any]]:
-    """The training and the validation set.
+) -> tuple[list[int], list[Any]]:
+    """The positions of the examples to train on, and the validation set.
 
     Without a `valset`, a third of the trainset (at most 100, drawn by the seed) is held out; below
     6 examples the trainset is the validation set too, with a warning; without a gate nothing is
@@ -201,22 +206,20 @@ def split(
     """
     if valset is not None:
         _warn_of_overlap(trainset, valset)
-        return list(trainset), list(valset)
+        return list(range(len(trainset))), list(valset)
     if not settings.measures:
-        return list(trainset), []
+        return list(range(len(trainset))), []
     if len(trainset) < MIN_EXAMPLES_TO_SPLIT:
         warnings.warn(
             f"{len(trainset)} examples are too few to hold some out: the gate measures on the "
             f"training examples themselves; pass a valset.",
             stacklevel=3,
         )
-        return list(trainset), list(trainset)
+        return list(range(len(trainset))), list(trainset)
     n_held_out = min(MAX_HELD_OUT, round(len(trainset) * VALIDATION_SHARE))
     order = list(range(len(trainset)))
     random.Random(f"{settings.seed}/split").shuffle(order)
-    held_out = set(order[:n_held_out])
-    training = [example for i, example in enumerate(trainset) if i not in held_out]
-    return training, [example for i, example in enumerate(trainset) if i in held_out]
+    return sorted(order[n_held_out:]), [trainset[i] for i in sorted(order[:n_held_out])]
 
 
 def policy_lms(student: Any) -> list[Any]:
@@ -263,17 +266,23 @@ def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
                 f"one on every predictor and pass reflection_lm."
             )
             return
+    predictors = [predictor for _, predictor in student.named_sub_modules(dspy.Predict)]
+    if settings.temperature is None and all(map(_always_answers_the_same, predictors)):
+        yield (
+            f"temperature=None, and every predictor of the student runs at temperature 0: all "
+            f"{settings.group_size} rollouts of a group would be the same answer; pass "
+            f"temperature={DEFAULT_TEMPERATURE}."
+        )
     for lm in policy_lms(student):
         yield from _temperature_faults(settings, lm)
 
 
+def _always_answers_the_same(predictor: Any) -> bool:
+    lm = predictor.lm or dspy.settings.lm
+    return is_deterministic(lm, predictor.config.get("temperature"))
+
+
 def _temperature_faults(settings: Settings, lm: Any) -> Iterator[str]:
-    if is_deterministic(lm, settings.temperature):
-        yield (
-            f"temperature=None, and {lm.model} is set to temperature 0: all "
-            f"{settings.group_size} rollouts of a group would be the same answer; pass "
-            f"temperature={DEFAULT_TEMPERATURE}."
-        )
     if settings.temperature is None or allows_temperature(lm, settings.temperature):
         return
     if settings.temperature != DEFAULT_TEMPERATURE:
@@ -298,3 +307,7 @@ def _warn_of_overlap(trainset: Sequence[Any], valset: Sequence[Any]) -> None:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,10 +1,11 @@
 """Experiences and their library: values, operations, and the text baked into a program."""
 
+from tfgrpo_dspy.experience.block import plain_instructions
 from tfgrpo_dspy.experience.library import (
     ExperienceLibrary,
     LibraryDiff,
 )
-from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits, gist
+from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits, gist, sift
 from tfgrpo_dspy.experience.programs import (
     copy_program,
     language_models,
@@ -44,4 +45,6 @@ __all__ = [
     "named_predictors",
     "operation_from",
     "own_instructions",
+    "plain_instructions",
+    "sift",
 ]

@@ -8,12 +8,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tfgrpo_dspy.errors import LibraryFormatError
+from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience.values import ALL, Experience
 
 BEGIN = "<experiences>"
 END = "</experiences>"
 HEADER = "Advice learned from earlier attempts:"
+SHOWN_CHARACTERS = 120
+"""How much of the instructions an error message quotes."""
 
 _LINE = re.compile(r"\[(E[1-9][0-9]*)(\*?)\] (.+)")
 _LAST_LINE = re.compile(r"\((?:order: (E[0-9]+(?: E[0-9]+)*); )?next id: E([1-9][0-9]*)\)")
@@ -59,15 +61,37 @@ def write_block(visible: Sequence[Experience], order: Sequence[str], next_number
 
 
 def split_instructions(instructions: str) -> tuple[str, str | None]:
-    """The instructions without their block, byte for byte, and the text of the block, if any."""
+    """The instructions without their block, byte for byte, and the text of the block, if any.
+
+    Raises:
+        LibraryFormatError: a block is there, but not at the end of the instructions.
+    """
+    own, block = _split(instructions)
+    if f"{BEGIN}\n{HEADER}\n" in own:
+        raise LibraryFormatError(
+            f"The instructions {own[:SHOWN_CHARACTERS]!r}... hold a block of experiences that does "
+            f"not end them with the line {END}; put that line back at the end, move what stands "
+            f"behind it to the front, or remove the block."
+        )
+    return own, block
+
+
+def _split(instructions: str) -> tuple[str, str | None]:
     if not instructions.endswith(f"\n{END}"):
         return instructions, None
     start = instructions.rfind(f"{BEGIN}\n")
+    if start < 0 or not _is_ours(instructions[start:].split("\n")):
+        return instructions, None
     if start == 0:
         return "", instructions
-    if start < 0 or instructions[start - 2 : start] != "\n\n":
+    if instructions[start - 2 : start] != "\n\n":
         return instructions, None
     return instructions[: start - 2], instructions[start:]
+
+
+def _is_ours(lines: Sequence[str]) -> bool:
+    """Whether it is a block of ours, be it damaged, and not a user's own use of the same tag."""
+    return lines[1] == HEADER or bool(_LAST_LINE.fullmatch(lines[-2]))
 
 
 def join_instructions(own: str, block: str | None) -> str:
@@ -93,7 +117,29 @@ def parse_block(text: str, predictor: str) -> Block:
         )
     experiences = tuple(_parse_line(line, predictor) for line in lines[:-1])
     order = tuple(last_line[1].split()) if last_line[1] else ()
-    return Block(experiences, order, int(last_line[2]))
+    next_number = int(last_line[2])
+    taken = [experience.id for experience in experiences if experience.number >= next_number]
+    if taken:
+        raise LibraryFormatError(
+            f"The experiences baked into predictor {predictor!r} give E{next_number} as their next "
+            f"free id, but hold {taken}; raise the number in their last line."
+        )
+    return Block(experiences, order, next_number)
+
+
+def plain_instructions(instructions: str) -> str:
+    """The instructions with each baked experience as a line of its own, without ids and markers.
+
+    Small models follow a plain line better than one in a block; large ones do not mind the block.
+
+    Raises:
+        LibraryFormatError: the block is damaged.
+    """
+    own, text = split_instructions(instructions)
+    if text is None:
+        return own
+    advice = [experience.text for experience in parse_block(text, "self").experiences]
+    return "\n".join([own, *advice] if own else advice)
 
 
 def _parse_line(line: str, predictor: str) -> Experience:
@@ -103,7 +149,12 @@ def _parse_line(line: str, predictor: str) -> Experience:
             f"The experiences baked into predictor {predictor!r} hold the line {line!r}; a line is "
             f"'[E<number>] text' (with a star behind the number for scope 'all')."
         )
-    return Experience(found[1], _unescape(found[3]), ALL if found[2] else predictor)
+    try:
+        return Experience(found[1], _unescape(found[3]), ALL if found[2] else predictor)
+    except LibraryError as error:
+        raise LibraryFormatError(
+            f"The experiences baked into predictor {predictor!r} hold the line {line!r}: {error}"
+        ) from error
 
 
 def _escape(text: str) -> str:

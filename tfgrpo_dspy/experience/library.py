@@ -27,7 +27,7 @@ from tfgrpo_dspy.experience.operations import (
     sift,
     with_evidence,
 )
-from tfgrpo_dspy.experience.programs import copy_program, named_predictors
+from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with_instructions
 from tfgrpo_dspy.experience.values import (
     ALL,
     Add,
@@ -56,9 +56,9 @@ class LibraryDiff:
         return bool(self.added or self.removed or self.modified)
 
     def __str__(self) -> str:
-        lines = [f"+ [{new.id}] {new.text}" for new in self.added]
-        lines += [f"- [{old.id}] {old.text}" for old in self.removed]
-        lines += [f"~ [{old.id}] {old.text} -> {new.text}" for old, new in self.modified]
+        lines = [f"+ [{new.id}] {_shown(new)}" for new in self.added]
+        lines += [f"- [{old.id}] {_shown(old)}" for old in self.removed]
+        lines += [f"~ [{old.id}] {_shown(old)} -> {_shown(new)}" for old, new in self.modified]
         return "\n".join(lines) or "no difference"
 
 
@@ -94,9 +94,10 @@ class ExperienceLibrary:
             raise LibraryError(f"ids {twice} occur twice; an id names one experience.")
         free = 1 + max((experience.number for experience in self._experiences), default=0)
         self._next_number = free if next_number is None else next_number
-        if self._next_number < free:
+        if not isinstance(self._next_number, int) or self._next_number < free:
             raise LibraryError(
-                f"next_number={next_number}: must be at least {free}, above every id in use."
+                f"next_number={next_number!r}: must be a whole number of at least {free}, above "
+                f"every id in use."
             )
 
     def __iter__(self) -> Iterator[Experience]:
@@ -140,11 +141,7 @@ class ExperienceLibrary:
         """
         if scope is not None:
             return render_lines(self._visible_to(scope))
-        lines = []
-        for experience in self:
-            suffix = "" if experience.scope == ALL else f" (for {experience.scope})"
-            lines.append(render_lines([experience]) + suffix)
-        return "\n".join(lines)
+        return "\n".join(render_lines([experience]) + _suffix(experience) for experience in self)
 
     def _visible_to(self, predictor: str) -> list[Experience]:
         return [experience for experience in self if experience.scope in (ALL, predictor)]
@@ -252,7 +249,7 @@ class ExperienceLibrary:
             own, _ = split_instructions(predictor.signature.instructions)
             instructions = join_instructions(own, self._block(name))
             if instructions != predictor.signature.instructions:
-                predictor.signature = predictor.signature.with_instructions(instructions)
+                predictor.signature = with_instructions(predictor.signature, instructions)
         return baked
 
     def _block(self, predictor: str) -> str | None:
@@ -341,6 +338,14 @@ class ExperienceLibrary:
             return cls(experiences, next_number=record["next_number"])
         except (KeyError, TypeError, LibraryError) as error:
             raise LibraryFormatError(f"{path} is a damaged library: {error!r}.") from error
+
+
+def _shown(experience: Experience) -> str:
+    return experience.text + _suffix(experience)
+
+
+def _suffix(experience: Experience) -> str:
+    return "" if experience.scope == ALL else f" (for {experience.scope})"
 
 
 def _experience_from(fields: Mapping[str, Any]) -> Experience:

@@ -1,6 +1,6 @@
 """Which operations a library takes, which it refuses and why; what one does to its experience."""
 
-import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +29,8 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+_MEANING = ("L", "M", "N", "Sm", "Sc", "Pc")
+"""Unicode categories of the characters that a text's gist keeps."""
 
 
 def sift(
@@ -39,13 +41,14 @@ def sift(
     """The operations that the library takes, in their order, and those that it refuses."""
     accepted: list[Operation] = []
     refused: list[Refusal] = []
-    given = [_parsed(operation) for operation in operations]
-    sieve = _Sieve(library, given, limits)
-    for operation in given:
+    given = list(operations)
+    parsed = [_parsed(operation) for operation in given]
+    sieve = _Sieve(library, parsed, limits)
+    for original, operation in zip(given, parsed, strict=True):
         if isinstance(operation, Refusal):
             refused.append(operation)
         elif reason := sieve.reason(operation):
-            refused.append(Refusal(operation, reason))
+            refused.append(Refusal(original, reason))
         else:
             accepted.append(operation)
     return accepted, refused
@@ -65,8 +68,14 @@ def with_evidence(experience: Experience, evidence: Iterable[Evidence]) -> Exper
 
 
 def gist(text: str) -> str:
-    """The text without case, punctuation and spacing: two texts of one gist say the same."""
-    return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()
+    """The text without case, punctuation and spacing: two texts of one gist say the same.
+
+    What stays are letters, digits, marks (in many scripts the vowels) and the signs of
+    mathematics and money: `x > 0` is not `x < 0`.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    kept = (c if unicodedata.category(c).startswith(_MEANING) else " " for c in folded)
+    return " ".join("".join(kept).split()) or text.strip()
 
 
 class _Sieve:
@@ -137,9 +146,11 @@ class _Sieve:
             self.by_id[operation.id] = changed(self.by_id[operation.id], operation)
 
 
-def _parsed(operation: Operation | Mapping[str, Any]) -> Operation | Refusal:
-    if not isinstance(operation, Mapping):
+def _parsed(operation: Any) -> Operation | Refusal:
+    if isinstance(operation, Operation):
         return operation
+    if not isinstance(operation, Mapping):
+        return Refusal(operation, f"{operation!r} is no operation; give a mapping with an 'op'")
     try:
         return operation_from(operation)
     except LibraryError as error:

@@ -22,8 +22,20 @@ def own_instructions(predictor: Any) -> str:
     return split_instructions(predictor.signature.instructions)[0]
 
 
+def with_instructions(signature: Any, instructions: str) -> Any:
+    """The signature with these instructions, byte for byte.
+
+    DSPy reads them through `inspect.cleandoc`, which would take the indentation from the second
+    line on; behind an empty first line it changes nothing.
+    """
+    return signature.with_instructions(f"\n{instructions}")
+
+
 def copy_program(program: ProgramT, lms: Mapping[int, Any] | None = None) -> ProgramT:
     """A deep copy that shares the program's LMs, which DSPy's own copy would double.
+
+    What else refuses to be copied (a lock, a connection) is shared too, but never a module:
+    DSPy's own copy would share the predictors of a list that holds such a thing.
 
     Args:
         program: a DSPy module.
@@ -35,23 +47,38 @@ def copy_program(program: ProgramT, lms: Mapping[int, Any] | None = None) -> Pro
     try:
         return copy.deepcopy(program, dict(lms))
     except Exception:  # noqa: BLE001 - anything that a program holds may refuse to be copied
-        copied: ProgramT = program.deepcopy()  # type: ignore[attr-defined]
-        for original, twin in zip(_modules(program), _modules(copied), strict=True):
-            if getattr(original, "lm", None) is not None:
-                twin.lm = lms.get(id(original.lm), original.lm)
-        return copied
+        shared = {id(held): held for held in _held_by(program) if not _can_be_copied(held, lms)}
+        return copy.deepcopy(program, {**shared, **lms})
 
 
 def language_models(program: Any) -> list[Any]:
-    """Every LM that a module of the program holds as an attribute, once each."""
-    held = {
-        id(value): value
-        for module in _modules(program)
-        for value in vars(module).values()
-        if hasattr(value, "num_retries") and callable(getattr(value, "copy", None))
-    }
-    return list(held.values())
+    """Every LM that a module of the program holds, as an attribute or in a list or dict of one."""
+    return [
+        held
+        for held in _held_by(program)
+        if hasattr(held, "num_retries") and callable(getattr(held, "copy", None))
+    ]
 
 
-def _modules(program: Any) -> list[Any]:
-    return [module for _, module in program.named_sub_modules()]
+def _held_by(program: Any) -> list[Any]:
+    """What the program's modules hold besides modules, once each; looked for where DSPy looks."""
+    modules = [module for _, module in program.named_sub_modules()]
+    seen = {id(module) for module in modules}
+    found: list[Any] = []
+    waiting: list[Any] = [vars(module) for module in modules]
+    while waiting:
+        container = waiting.pop(0)
+        for item in container.values() if isinstance(container, dict) else container:
+            if id(item) in seen:
+                continue
+            seen.add(id(item))
+            (waiting if isinstance(item, dict | list | tuple) else found).append(item)
+    return found
+
+
+def _can_be_copied(value: Any, lms: Mapping[int, Any]) -> bool:
+    try:
+        copy.deepcopy(value, dict(lms))
+    except Exception:  # noqa: BLE001 - as above
+        return False
+    return True

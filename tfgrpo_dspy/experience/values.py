@@ -55,8 +55,7 @@ class Experience:
     def __post_init__(self) -> None:
         _check_id(self.id)
         object.__setattr__(self, "text", _checked_text(self.text))
-        if not isinstance(self.scope, str) or not self.scope:
-            raise LibraryError(f"scope={self.scope!r}: give a predictor's name, or '*' for all.")
+        _check_scope(self.scope)
         object.__setattr__(self, "evidence", tuple(self.evidence))
 
     @property
@@ -87,7 +86,8 @@ class Add:
     evidence: tuple[Evidence, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_strings(self, "text", "scope", "reason")
+        _check_strings(self, "text", "reason")
+        _check_scope(self.scope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,8 @@ class Modify:
     def __post_init__(self) -> None:
         _check_id(self.id)
         _check_strings(self, "text", "reason")
+        if self.scope is not None:
+            _check_scope(self.scope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ _SYNONYMS = {"UPDATE": "MODIFY", "REMOVE": "DELETE", "NONE": "KEEP"}
 class Refusal:
     """An operation that was left out, as it was given, and the reason in words."""
 
-    operation: Operation | Mapping[str, Any]
+    operation: Any
     reason: str
 
 
@@ -159,7 +161,8 @@ def operation_from(given: Mapping[str, Any], evidence: tuple[Evidence, ...] = ()
     `{"op": "modify", "id": "[e2]", "text": "Ask first."} -> Modify("E2", "Ask first.")`.
     The case of `op`, brackets around an id and a number instead of an id are forgiven; UPDATE and
     REMOVE are read as MODIFY and DELETE. Fields that the operation does not have are not looked
-    at (an ADD gets its id from the library). Absent or None fields take their defaults.
+    at (an ADD gets its id from the library). Fields that are absent or None, and an empty scope,
+    take their defaults.
 
     Raises:
         LibraryError: no such operation, or a field that it needs is absent or of the wrong type.
@@ -169,6 +172,8 @@ def operation_from(given: Mapping[str, Any], evidence: tuple[Evidence, ...] = ()
     if name not in _OPERATIONS:
         raise LibraryError(f"op={given.get('op')!r}: the operations are ADD, MODIFY, DELETE, KEEP.")
     fields = {key: given[key] for key in _FIELDS[name] if given.get(key) is not None}
+    if fields.get("scope") == "":
+        del fields["scope"]
     if "id" in _FIELDS[name]:
         fields["id"] = _forgiven_id(given.get("id"))
     if "text" in _FIELDS[name] and "text" not in fields:
@@ -191,13 +196,24 @@ def _check_strings(operation: object, *names: str) -> None:
         value = getattr(operation, name)
         if not isinstance(value, str):
             raise LibraryError(f"{name}={value!r} of an operation: give a string.")
+        _check_characters(name, value)
+
+
+def _check_scope(given: object) -> None:
+    if not isinstance(given, str) or not given:
+        raise LibraryError(f"scope={given!r}: give a predictor's name, or '*' for all.")
+    _check_characters("scope", given)
+
+
+def _check_characters(name: str, given: str) -> None:
+    try:
+        given.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise LibraryError(f"{name}={given!r} holds half a character ({error.reason}).") from error
 
 
 def _checked_text(given: object) -> str:
     if not isinstance(given, str) or not given.strip():
         raise LibraryError(f"text={given!r}: an experience is one line of advice, not empty.")
-    try:
-        given.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise LibraryError(f"text={given!r} holds half a character ({error.reason}).") from error
+    _check_characters("text", given)
     return given.strip()

@@ -22,6 +22,7 @@ from tfgrpo_dspy.experience import (
     Operation,
     Refusal,
     copy_program,
+    sift,
 )
 from tfgrpo_dspy.gate import Decision, TrialEvidence
 from tfgrpo_dspy.gate import Trials as WantedTrials
@@ -49,15 +50,21 @@ class Batch:
 
 
 class Pipeline:
-    """One run over a student and its data."""
+    """One run over a student and its data; `training` are the positions to train on."""
 
     def __init__(
-        self, settings: Settings, student: Any, trainset: Sequence[Any], valset: Sequence[Any]
+        self,
+        settings: Settings,
+        student: Any,
+        trainset: Sequence[Any],
+        training: Sequence[int],
+        valset: Sequence[Any],
     ) -> None:
         self.settings = settings
         self.start_library = ExperienceLibrary.from_program(student)
         self._student = copy_program(student)
         self._trainset = trainset
+        self._training = training
         self._score = None if settings.metric is None else adapt_metric(settings.metric)
         self._workers = Workers(settings.num_threads or dspy.settings.num_threads or 8)
         self._recorder = Recorder()
@@ -74,6 +81,7 @@ class Pipeline:
             settings.seed,
             settings.failure_score,
         )
+        self._stood = [self.start_library]
         self._groups: list[GroupRecord] = []
         self._lessons: list[Lesson] = []
         self._refused_lessons: list[RefusedLesson] = []
@@ -102,7 +110,7 @@ class Pipeline:
 
     def batches(self) -> Iterator[Batch]:
         """Epochs times shuffled batches; ends early after an epoch that could teach nothing."""
-        settings, n_examples = self.settings, len(self._trainset)
+        settings, n_examples = self.settings, len(self._training)
         size = settings.batch_size_for(n_examples)
         starts = range(0, n_examples, size)
         self._progress = tqdm(
@@ -112,7 +120,7 @@ class Pipeline:
             disable=not settings.progress,
         )
         for epoch in range(settings.epochs):
-            order = list(range(n_examples))
+            order = list(self._training)
             random.Random(f"{settings.seed}/{epoch}").shuffle(order)
             self._n_teaching_groups = 0
             for index, start in enumerate(starts):
@@ -193,9 +201,7 @@ class Pipeline:
         operations, refused = self._reflector.operations(
             lessons, library, batch.update, batch.epoch
         )
-        refusals = library.refusals(operations, self.settings.limits)
-        left_out = {id(refusal.operation) for refusal in refusals}
-        taken = [operation for operation in operations if id(operation) not in left_out]
+        taken, refusals = sift(library, operations, self.settings.limits)
         return [*taken, *refused, *refusals]
 
     def decide(
@@ -220,6 +226,7 @@ class Pipeline:
         keeps = [operation for operation in operations if isinstance(operation, Keep)]
         accepted = decision.library != library
         decided = decision.library if accepted else library.apply(keeps, self.settings.limits)
+        self._stood.append(decided)
         self._record(batch, proposed, decided, accepted, decision.reason)
         return decided
 
@@ -235,10 +242,18 @@ class Pipeline:
                 self._trials.scores,
             )
             answer = gate.next(current)
-            if isinstance(answer, Decision):
+            if isinstance(answer, Decision) and isinstance(answer.library, ExperienceLibrary):
                 return answer
             if not isinstance(answer, WantedTrials):
-                raise GateError(f"{gate!r} answered {answer!r}; return Trials or a Decision.")
+                raise GateError(
+                    f"{gate!r} answered {answer!r}; return Trials or a Decision on a library."
+                )
+            outside = [i for i in answer.examples if i not in range(evidence.n_examples)]
+            if outside:
+                raise GateError(
+                    f"{gate!r} asks for trials on examples {outside}; there are "
+                    f"{evidence.n_examples}, counted from 0."
+                )
             if not self._trials.run(answer.libraries, answer.examples):
                 raise GateError(f"{gate!r} asks again for trials that it has the scores of.")
 
@@ -287,12 +302,14 @@ class Pipeline:
     def finish(self, library: ExperienceLibrary) -> Any:
         """The student with the best library baked in, and `detailed_results` on it.
 
-        The best is the one that gains most on the student over the whole validation set; where
-        nothing is gated, it is the last (promise 2 does not apply then).
+        The best is, of those that the gate let stand, the one that gains most on the student over
+        the whole validation set; where nothing is gated, it is the last (promise 2 does not apply
+        then).
         """
         start, everything = self.start_library, range(len(self._trials.valset))
-        self._trials.run([start, library], everything)
-        best = self._trials.best(start) if self.settings.measures else library
+        if self.settings.gate_metric is not None:
+            self._trials.run([start, library], everything)
+        best = self._trials.best(self._stood) if self.settings.measures else library
         best = library if best == library else best
         optimized = self.bake(best)
         optimized.detailed_results = self._recorder.results(

@@ -13,6 +13,9 @@ from tfgrpo_dspy.rollout import Rollout, Usage
 
 logger = logging.getLogger(__name__)
 
+LOGGED_CHARACTERS = 500
+"""How much of a failure is logged: a message may quote a whole answer of an LM."""
+
 
 class Recorder:
     """Counts while the run goes on; `results` at its end."""
@@ -37,7 +40,8 @@ class Recorder:
         """Count a failure; the first of its kind is logged."""
         if times and kind not in self._first_of_kind:
             self._first_of_kind[kind] = message
-            logger.warning("first failure of kind %r: %s", kind, message)
+            shown = " ".join(message.split())[:LOGGED_CHARACTERS]
+            logger.warning("first failure of kind %r: %s", kind, shown)
         self.failures[kind] += times
 
     @property
@@ -74,7 +78,13 @@ class Recorder:
         groups = [group for update in self.updates for group in update.groups]
         used = Counter(group.used_as for group in groups)
         policy = self.usage["policy"]
-        n_rejected = sum(not update.accepted for update in self.updates if update.operations)
+        changing = [
+            update
+            for update in self.updates
+            if any(op.op != "KEEP" and not op.refused for op in update.operations)
+        ]
+        n_stood = sum(update.accepted for update in changing)
+        n_rejected = len(changing) - n_stood
         reasons = {
             f"{used['no contrast']} of {len(groups)} groups had no contrast": used["no contrast"],
             f"{used['too few rollouts']} groups had fewer than two rollouts that count": used[
@@ -83,11 +93,8 @@ class Recorder:
             f"{policy.n_cached_calls} answers were replayed from a cache": policy.n_cached_calls,
             **{f"{n} failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
             f"{n_rejected} updates were rejected by the gate": n_rejected,
-            f"{len(self.updates)} updates brought no operation that the library takes": sum(
-                not update.operations or all(op.refused for op in update.operations)
-                for update in self.updates
-            )
-            == len(self.updates),
+            f"{n_stood} updates stood, but did not beat the student in the end": n_stood,
+            f"{len(self.updates)} updates brought no change that the library takes": not changing,
         }
         return "; ".join(reason for reason, holds in reasons.items() if holds)
 

@@ -3,18 +3,18 @@
 Nothing that a module does can end the run: what it raises is counted and costs its own answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
-from dspy.utils.exceptions import LMError
 
 from tfgrpo_dspy.budget import Meter, metered
 from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.experience import (
     ALL,
     Add,
+    Delete,
     Evidence,
     ExperienceLibrary,
     Keep,
@@ -36,7 +36,9 @@ from tfgrpo_dspy.reflection import (
     attempts_text,
     clip,
     describe_program,
+    encodable,
     estimate_tokens,
+    feedback_text,
     is_same_lesson,
     merge_lessons,
     read_lesson,
@@ -53,7 +55,7 @@ DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen her
 class Answer:
     """What a module answered (None: nothing that could be used), and what went wrong."""
 
-    prediction: Any
+    output: Any
     usage: Usage
     parse_failures: int = 0
     error: str = ""
@@ -84,7 +86,6 @@ class Reflector:
         self._recorder = recorder
         self._lm = settings.reflection_lm or dspy.settings.lm
         self._predictors = [name for name, _ in named_predictors(student)]
-        self._scopes = (None, ALL, *self._predictors)
         self._common = {
             "program": describe_program(student),
             "objective": settings.objective or DEFAULT_OBJECTIVE,
@@ -121,10 +122,12 @@ class Reflector:
         texts, answers = self._attempts(group, epoch)
         answer = self._ask(
             self._settings.extract_advantage,
+            "lessons",
             rollout_id_for(self._settings.seed, epoch, group.example, 0, "lesson"),
             **self._about(group),
             experiences=library.render() or NO_EXPERIENCES,
             attempts=attempts_text(group, texts),
+            feedback=feedback_text(group),
         )
         evidence = Evidence(
             update,
@@ -132,9 +135,8 @@ class Reflector:
             tuple(rollout.rollout_id for rollout in group.rollouts),
             tuple(rollout.score for rollout in group.rollouts),
         )
-        lines = getattr(answer.prediction, "lessons", None) or []
-        lines = [lines] if isinstance(lines, str) else [str(line) for line in lines]
-        lessons = [read_lesson(line, self._predictors, evidence) for line in lines if line.strip()]
+        lines = [answer.output] if isinstance(answer.output, str) else answer.output or []
+        lessons = [read_lesson(encodable(str(line)), self._predictors, evidence) for line in lines]
         return GroupLessons(tuple(les for les in lessons if les.text), (*answers, answer))
 
     def _attempts(self, group: Group, epoch: int) -> tuple[list[str], list[Answer]]:
@@ -147,18 +149,20 @@ class Reflector:
         for index, text in enumerate(texts):
             if self._settings.summarize_always or (too_long and estimate_tokens(text) > share):
                 rollout = group.rollouts[index]
+                score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
                 answer = self._ask(
                     self._settings.summarize_trajectory,
+                    "summary",
                     rollout_id_for(self._settings.seed, epoch, group.example, index, "summary"),
                     **self._about(group),
-                    attempt=f"Score: {rollout.score}\n{clip(text, budget)}",
+                    attempt=f"{score}{clip(text, budget)}",
                 )
                 answers.append(answer)
                 texts[index] = self._summarised(rollout, text, answer, share)
         return texts, answers
 
     def _summarised(self, rollout: Rollout, text: str, answer: Answer, share: int) -> str:
-        summary = getattr(answer.prediction, "summary", None)
+        summary = answer.output
         return clip(attempt_text(rollout, steps=str(summary)) if summary else text, share)
 
     def _about(self, group: Group) -> dict[str, Any]:
@@ -188,7 +192,8 @@ class Reflector:
 
         A lesson that the library has already, in nearly the same words, is a KEEP with its
         evidence. The others are consolidated by UpdateLibrary, in a tree where they are too many
-        for one prompt: what one level proposes are the lessons of the next.
+        for one prompt: what one level proposes are the lessons of the next. Of several operations
+        on one experience, KEEPs give way to a MODIFY or DELETE, which takes their evidence.
         """
         keeps: list[Operation] = []
         new: list[Lesson] = []
@@ -208,13 +213,14 @@ class Reflector:
             refused += [item for item in found if isinstance(item, Refusal)]
             proposed = [item for item in found if not isinstance(item, Refusal)]
             additions = [op for op in proposed if isinstance(op, Add)]
-            if len(chunks) == 1 or len(additions) >= len(new):
-                return [*keeps, *proposed], refused
+            is_first_of_two = self._settings.update_per_group and level == 0
+            if len(chunks) == 1 or (len(additions) >= len(new) and not is_first_of_two):
+                return _folded([*keeps, *proposed]), refused
             keeps += [op for op in proposed if not isinstance(op, Add)]
             new = merge_lessons(Lesson(op.text, op.scope, op.evidence) for op in additions)
             chunks = self._packed(new)
             level += 1
-        return keeps, refused
+        return _folded(keeps), refused
 
     def _chunks(self, lessons: Sequence[Lesson]) -> list[list[Lesson]]:
         if not self._settings.update_per_group:
@@ -222,7 +228,7 @@ class Reflector:
         by_example: dict[int, list[Lesson]] = {}
         for lesson in lessons:
             by_example.setdefault(lesson.evidence[0].example, []).append(lesson)
-        return list(by_example.values())
+        return [chunk for of_one in by_example.values() for chunk in self._packed(of_one)]
 
     def _packed(self, lessons: Sequence[Lesson]) -> list[list[Lesson]]:
         """The lessons in their order, in as few chunks as the prompt's budget allows."""
@@ -230,7 +236,7 @@ class Reflector:
         chunks: list[list[Lesson]] = []
         room = 0
         for lesson in lessons:
-            size = estimate_tokens(lesson.text) + 8  # its number and its support
+            size = estimate_tokens(_numbered([lesson])) + 2  # its number may have more digits
             if size > room:
                 chunks.append([])
                 room = budget
@@ -251,6 +257,7 @@ class Reflector:
         def ask(index: int) -> Answer:
             return self._ask(
                 self._settings.update_library,
+                "operations",
                 rollout_id_for(seed, epoch, update, index, f"update/{level}"),
                 **self._common,
                 experiences=library.render() or NO_EXPERIENCES,
@@ -266,14 +273,17 @@ class Reflector:
         ]
 
     def _read(self, answer: Answer, lessons: Sequence[Lesson]) -> list[Operation | Refusal]:
-        proposed = getattr(answer.prediction, "operations", None)
-        if proposed is None:  # no usable answer: the lessons themselves, for the gate to sort out
+        if answer.output is None:  # the lessons themselves then, for the gate to sort out
             return [Add(les.text, les.scope, "", les.evidence) for les in lessons]
-        return [self._operation(item, lessons) for item in proposed]
+        return [self._operation(item, lessons) for item in answer.output]
 
     def _operation(self, item: Any, lessons: Sequence[Lesson]) -> Operation | Refusal:
-        given = item.model_dump() if hasattr(item, "model_dump") else dict(item)
-        numbers = [n for n in given.pop("lessons", None) or [] if 0 < n <= len(lessons)]
+        given = item.model_dump() if hasattr(item, "model_dump") else item
+        if not isinstance(given, Mapping):
+            return Refusal(given, f"{given!r} is no operation; give a mapping with an 'op'")
+        given = dict(given)
+        rests_on = given.pop("lessons", None)
+        numbers = [n for n in range(1, len(lessons) + 1) if n in _listed(rests_on)]
         evidence = tuple(dict.fromkeys(e for n in numbers for e in lessons[n - 1].evidence))
         if str(given.get("op")).strip().upper() != "ADD" and given.get("scope") == ALL:
             given["scope"] = None  # the default of the answer's form: the scope stays as it is
@@ -281,25 +291,31 @@ class Reflector:
             operation = operation_from(given, evidence)
         except LibraryError as error:
             return Refusal(given, str(error))
-        if not isinstance(operation, Add | Modify) or operation.scope in self._scopes:
+        if not isinstance(operation, Add | Modify) or operation.scope is None:
             return operation
         if len(self._predictors) == 1:
             return replace(operation, scope=ALL)
+        if operation.scope in (ALL, *self._predictors):
+            return operation
         return Refusal(operation, f"scope {operation.scope!r} names none of {self._predictors}")
 
     # ------------------------------------------------------------------ one question
 
-    def _ask(self, module: Any, rollout_id: int, **inputs: Any) -> Answer:
+    def _ask(self, module: Any, output: str, rollout_id: int, **inputs: Any) -> Answer:
+        """The module's output of that name: a text, a list, or None where it gave neither."""
         meter = Meter()
         lm = metered(sampling_copy(self._lm, rollout_id, None), meter)
+        inputs = {k: encodable(v) if isinstance(v, str) else v for k, v in inputs.items()}
         try:
             with dspy.context(lm=lm, trace=[], disable_history=False):
                 prediction = module(**inputs)
-        except LMError as error:
-            return Answer(None, meter.usage, error=f"{type(error).__name__}: {error}")
+            given = getattr(prediction, output, None)
+            given = given if given is None or isinstance(given, str) else list(given)
         except Exception as error:  # noqa: BLE001 - a user's own module may raise anything
-            return Answer(None, meter.usage, error=f"{type(error).__name__}: {error}")
-        return Answer(prediction, meter.usage, getattr(prediction, "parse_failures", 0))
+            failure = meter.provider_failure
+            message = failure.message if failure else f"{type(error).__name__}: {error}"
+            return Answer(None, meter.usage, error=message)
+        return Answer(given, meter.usage, getattr(prediction, "parse_failures", 0))
 
     def _count(self, answers: Sequence[Answer]) -> None:
         for answer in answers:
@@ -307,6 +323,27 @@ class Reflector:
             self._recorder.count_failure("reflection error", answer.error, bool(answer.error))
             message = "an answer of the reflection LM did not parse"
             self._recorder.count_failure("reflection parse", message, answer.parse_failures)
+
+
+def _listed(given: Any) -> Sequence[Any]:
+    return given if isinstance(given, list | tuple) else [given]
+
+
+def _folded(operations: Sequence[Operation]) -> list[Operation]:
+    """The KEEPs of an experience as one, or as evidence of the operation that changes it."""
+    support: dict[str, list[Evidence]] = {}
+    for operation in operations:
+        if isinstance(operation, Keep):
+            support.setdefault(operation.id, []).extend(operation.evidence)
+    changing = {op.id for op in operations if isinstance(op, Modify | Delete)}
+    folded: list[Operation] = []
+    for operation in operations:
+        if isinstance(operation, Add):
+            folded.append(operation)
+        elif not isinstance(operation, Keep) or operation.id in support.keys() - changing:
+            evidence = dict.fromkeys((*operation.evidence, *support.pop(operation.id, ())))
+            folded.append(replace(operation, evidence=tuple(evidence)))
+    return folded
 
 
 def _numbered(lessons: Sequence[Lesson]) -> str:

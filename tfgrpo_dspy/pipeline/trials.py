@@ -75,7 +75,7 @@ class Trials:
         floor = min([self._failure_score, *self._all_scores()])
         return {
             library: {
-                example: floor if rollout.score is None and rollout.counts else rollout.score
+                example: floor if rollout.failure and rollout.failure.is_own else rollout.score
                 for example, rollout in rollouts.items()
             }
             for library, rollouts in self._rollouts.items()
@@ -94,18 +94,18 @@ class Trials:
         mean = statistics.fmean(known) if known else None
         return ScoreSummary(mean, len(known), len(scores) - len(known))
 
-    def best(self, start: ExperienceLibrary) -> ExperienceLibrary:
-        """Of the libraries tried on the whole set, the one that gains most on the start library.
+    def best(self, libraries: Sequence[ExperienceLibrary]) -> ExperienceLibrary:
+        """Of those tried on the whole set, the one that gains most on the first, the start library.
 
         Gains are means over the examples on which both have a score; the earliest of several
         wins, so the student itself where none is better.
         """
-        scores = self.scores
-        whole = [library for library in scores if len(scores[library]) == len(self.valset)]
+        scores, start = self.scores, libraries[0]
+        whole = [lib for lib in libraries if len(scores.get(lib, {})) == len(self.valset)]
 
         def gain(library: ExperienceLibrary) -> float:
             pairs = [(scores[library][i], scores[start][i]) for i in range(len(self.valset))]
             gains = [new - old for new, old in pairs if new is not None and old is not None]
             return statistics.fmean(gains) if gains else 0.0
 
-        return max([start, *whole], key=gain)
+        return max(whole, key=gain, default=start)

@@ -22,7 +22,9 @@ from tfgrpo_dspy.reflection.texts import (
     attempts_text,
     clip,
     describe_program,
+    encodable,
     estimate_tokens,
+    feedback_text,
 )
 
 __all__ = [
@@ -40,7 +42,9 @@ __all__ = [
     "attempts_text",
     "clip",
     "describe_program",
+    "encodable",
     "estimate_tokens",
+    "feedback_text",
     "is_same_lesson",
     "merge_lessons",
     "read_lesson",

@@ -1,6 +1,7 @@
 """Lessons as values: how a line is read, which ones copy the training data, which are the same."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,13 +12,15 @@ COPIED_WORDS = 8
 COPIED_LABEL_WORDS = 4
 """A lesson that holds a whole label of at least this many words copies it."""
 NEAR_DUPLICATE = 0.8
-"""Share of words in common (Jaccard) from which two lessons are taken for the same."""
+"""Share of a lesson's words that a shorter one must have, to be taken for the same."""
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 _SCOPED = re.compile(r"\[([^\]]+)\]\s*:?\s*(.+)")
-_BULLET = re.compile(r"^(?:[-*\u2022]|\(?\d{1,2}[.):])\s+")
+_BULLET = re.compile(r"^(?:[-*\u2022]|\(?\d{1,2}[.):])(?:\s+|$)")
 _TURNING = frozenset(
     "not no never t avoid without instead unless except cannot nor".split()  # noqa: SIM905
+    + "nicht kein keine nie ohne ne pas jamais sans nunca sin non senza não sem".split()  # noqa: SIM905
+    + list("不没沒别別勿未莫無无非")
 )
 """Words that turn the meaning; the t is that of "don't"."""
 
@@ -96,17 +99,19 @@ def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
 
 
 def is_same_lesson(one: Lesson, other: Lesson) -> bool:
-    """Whether two lessons of one scope say the same in nearly the same words.
+    """Whether two lessons of one scope say the same: one is the other with a few words more.
 
-    Never when they differ in a number or in a word that turns the meaning ("not", "never").
+    Never when those have a number or a word that turns the meaning ("not", "never") among them;
+    nor when a word or the order is another ("short" and "long", "before" and "after").
     """
-    if one.scope != other.scope:
+    shorter, longer = sorted((_words(one.text), _words(other.text)), key=len)
+    if one.scope != other.scope or len(shorter) < NEAR_DUPLICATE * len(longer):
         return False
-    mine, theirs = set(_words(one.text)), set(_words(other.text))
-    different = mine ^ theirs
-    if any(word in _TURNING or any(map(str.isdigit, word)) for word in different):
+    rest = iter(longer)
+    if not all(word in rest for word in shorter):
         return False
-    return len(mine & theirs) >= NEAR_DUPLICATE * len(mine | theirs)
+    more = Counter(longer) - Counter(shorter)
+    return not any(word in _TURNING or any(map(str.isdigit, word)) for word in more)
 
 
 def _words(text: str) -> list[str]:

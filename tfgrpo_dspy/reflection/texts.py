@@ -19,13 +19,18 @@ def estimate_tokens(text: str) -> int:
     return math.ceil(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)
 
 
+def encodable(text: str) -> str:
+    """The text with "?" for half a character (an LM may write one), which no provider takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def clip(text: str, max_tokens: int) -> str:
     """The text, or its beginning and end with a note of what was left out between them."""
-    excess = estimate_tokens(text) - max_tokens
-    if excess <= 0:
+    if estimate_tokens(text) <= max_tokens:
         return text
-    kept = max(2, int(len(text) * max_tokens / estimate_tokens(text)))
-    head, tail = text[: kept // 2], text[len(text) - kept // 2 :]
+    encoded, half = text.encode("utf-8", "replace"), int(max_tokens * BYTES_PER_TOKEN) // 2
+    head = encoded[:half].decode("utf-8", "ignore")
+    tail = encoded[len(encoded) - half :].decode("utf-8", "ignore")
     return f"{head}\n[... {len(text) - len(head) - len(tail)} characters left out ...]\n{tail}"
 
 
@@ -54,6 +59,12 @@ def attempt_text(rollout: Rollout, steps: str | None = None) -> str:
     outputs = _final_outputs(rollout)
     parts += [f"Outputs:\n{fields_text(outputs)}"] if outputs else []
     return "\n".join(parts) or "(no outputs)"
+
+
+def feedback_text(group: Group) -> str:
+    """What the metric, or an error of the program, says of the worst attempt; "" if nothing."""
+    worst = min(group.rollouts, key=lambda rollout: rollout.score or 0.0)
+    return worst.feedback or (worst.failure.message if worst.failure else "")
 
 
 def _final_outputs(rollout: Rollout) -> Mapping[str, str]:

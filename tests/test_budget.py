@@ -1,0 +1,324 @@
+"""What LM calls cost, counted; and an OpenAI-shaped server on the loopback interface for it."""
+
+import asyncio
+import contextlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import dspy
+import pytest
+from dspy import lm15
+from dspy.utils import DummyLM
+from scripted import chat, scripted_lm
+
+from tfgrpo_dspy.budget import Meter, metered
+from tfgrpo_dspy.rollout import Usage
+
+
+class FixedEngine:
+    """Answers every request with 7 tokens in and 3 out, or with an error."""
+
+    def __init__(self, *answers: str | Exception, tokens: lm15.Usage | None = None) -> None:
+        self.answers = list(answers)
+        self.tokens = tokens or lm15.Usage(input_tokens=7, output_tokens=3)
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return lm15.Response(
+            id=None,
+            model=request.model,
+            message=lm15.Message.assistant([lm15.TextPart(answer)]),
+            finish_reason="stop",
+            usage=self.tokens,
+        )
+
+
+class AsyncFixedEngine(FixedEngine):
+    async def complete(self, request: lm15.Request) -> lm15.Response:  # type: ignore[override]
+        return super().complete(request)
+
+
+YES = chat(answer="yes")
+
+
+def fixed_lm(*answers: str | Exception, **kwargs: Any) -> dspy.LM:
+    tokens = kwargs.pop("tokens", None)
+    settings = {"cache": False, "num_retries": 0, "temperature": 1.0, **kwargs}
+    return dspy.LM("fixed", engine=FixedEngine(*answers, tokens=tokens), **settings)
+
+
+def used(lm: Any, program: Any = None, **context: Any) -> Usage:
+    """What one call of the program costs, as a meter sees it; its errors are let go."""
+    meter = Meter()
+    program = program or dspy.Predict("question -> answer")
+    lm = metered(lm.copy(), meter)
+    with dspy.context(lm=lm, **context), contextlib.suppress(dspy.utils.exceptions.DSPyError):
+        program(question="why?")
+    return meter.usage
+
+
+def test_a_call_costs_its_tokens() -> None:
+    assert used(fixed_lm(YES)) == Usage(n_lm_calls=1, prompt_tokens=7, completion_tokens=3)
+
+
+def test_each_of_several_completions_is_a_call() -> None:
+    lm = fixed_lm(YES, n=3)
+    assert used(lm) == Usage(n_lm_calls=3, prompt_tokens=21, completion_tokens=9)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_answer_from_dspys_cache_is_free_and_counted_apart(n: int) -> None:
+    lm = fixed_lm(YES, cache=True, n=n)
+    assert used(lm).n_lm_calls == n
+    assert used(lm) == Usage(n_cached_calls=n)
+
+
+def test_an_engine_that_reports_no_tokens_is_counted_by_calls() -> None:
+    assert used(fixed_lm(YES, tokens=lm15.Usage())) == Usage(n_lm_calls=1)
+
+
+def test_the_second_attempt_of_an_adapter_is_told_apart() -> None:
+    second = used(fixed_lm("no form", '{"answer": "yes"}'))
+    assert second == Usage(n_lm_calls=2, n_second_calls=1, prompt_tokens=14, completion_tokens=6)
+
+
+def test_a_second_call_of_a_predictor_is_no_second_attempt() -> None:
+    class Twice(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            return self.ask(question=question), self.ask(question=question)
+
+    usage = used(fixed_lm(YES), Twice())
+    assert (usage.n_lm_calls, usage.n_second_calls) == (2, 0)
+
+
+def test_a_module_that_calls_its_lm_itself_makes_no_second_attempts() -> None:
+    class Direct(dspy.Module):
+        def forward(self, question: str) -> Any:
+            return dspy.settings.lm(question), dspy.settings.lm(question)
+
+    usage = used(fixed_lm(YES), Direct())
+    assert (usage.n_lm_calls, usage.n_second_calls) == (2, 0)
+
+
+def test_a_call_that_ends_in_a_providers_error_is_counted_and_remembered() -> None:
+    meter = Meter()
+    lm = metered(fixed_lm(lm15.ServerError("down")), meter)
+    with pytest.raises(dspy.utils.exceptions.LMServerError):
+        lm("why?")
+    assert meter.usage == Usage(n_lm_calls=1, n_failed_calls=1)
+    assert meter.provider_failure is not None
+    assert meter.provider_failure.message == "LMServerError: [fixed] down"
+
+
+def test_a_prompt_that_is_too_long_counts_as_a_call_and_is_not_the_providers_failure() -> None:
+    meter = Meter()
+    lm = metered(fixed_lm(lm15.ContextLengthError("long")), meter)
+    with pytest.raises(dspy.utils.exceptions.ContextWindowExceededError):
+        lm("why?")
+    assert meter.usage == Usage(n_lm_calls=1, n_failed_calls=1)
+    assert meter.provider_failure is None
+
+
+def test_asynchronous_calls_are_counted_and_their_failures_remembered() -> None:
+    meter = Meter()
+    answers = (YES, lm15.ServerError("down"))
+    lm = dspy.LM(
+        "fixed",
+        engine=FixedEngine(YES),
+        async_engine=AsyncFixedEngine(*answers),
+        cache=False,
+        num_retries=0,
+    )
+    counted = metered(lm.copy(), meter)
+    asyncio.run(counted.acall("why?"))
+    with pytest.raises(dspy.utils.exceptions.LMServerError):
+        asyncio.run(counted.acall("why?"))
+    assert (meter.usage.n_lm_calls, meter.usage.n_failed_calls) == (2, 1)
+    assert meter.provider_failure is not None
+
+
+def test_copies_of_a_metered_lm_report_to_its_meter() -> None:
+    meter = Meter()
+    metered(fixed_lm(YES), meter).copy(temperature=0.5)("why?")
+    assert meter.usage.n_lm_calls == 1
+
+
+def test_best_of_n_is_counted_and_makes_no_second_attempts() -> None:
+    program = dspy.BestOfN(
+        dspy.Predict("question -> answer"), N=3, reward_fn=lambda _args, _pred: 0.0, threshold=1.0
+    )
+    usage = used(fixed_lm(YES), program)
+    assert (usage.n_lm_calls, usage.n_second_calls) == (3, 0)
+
+
+def test_metering_changes_neither_the_lm_nor_what_dspy_makes_of_it() -> None:
+    lm = fixed_lm(YES)
+    counted = metered(lm.copy(), Meter())
+    assert type(lm) is dspy.LM
+    assert isinstance(counted, dspy.LM)
+    assert counted.supported_params == lm.supported_params
+    assert counted.supports_response_schema == lm.supports_response_schema
+    assert not hasattr(lm, "tfgrpo_meter")
+
+
+def test_an_lm_of_another_class_is_counted_too() -> None:
+    lm = DummyLM([{"answer": "yes"}, {"answer": "no"}])
+    program = dspy.Predict("question -> answer")
+    usage = used(lm, program)
+    assert (usage.n_lm_calls, usage.n_cached_calls) == (1, 0)
+
+
+def test_the_last_call_knows_its_module_its_prompt_and_its_answer() -> None:
+    meter = Meter()
+    program = dspy.Predict("question -> answer")
+    with dspy.context(lm=metered(fixed_lm(YES), meter)):
+        program(question="why not?")
+    assert meter.last_call is not None
+    assert meter.last_call.caller is program
+    assert "why not?" in meter.last_call.prompt
+    assert meter.last_call.answer == YES
+
+
+def test_a_meter_that_saw_no_call_knows_no_last_one() -> None:
+    assert Meter().last_call is None
+    assert Meter().usage == Usage()
+
+
+@pytest.mark.parametrize(("disabled", "n_entries"), [(False, 1), (True, 0)])
+def test_the_history_of_a_module_is_kept_as_the_user_set_it(disabled: bool, n_entries: int) -> None:
+    program = dspy.Predict("question -> answer")
+    with dspy.context(disable_history=disabled):
+        usage = used(fixed_lm(YES), program, disable_history=False)
+    assert len(program.history) == n_entries
+    assert usage.n_lm_calls == 1
+
+
+def test_calls_of_many_threads_are_all_counted() -> None:
+    meter = Meter()
+    lm = metered(scripted_lm([("", YES)]), meter)
+    start = threading.Barrier(8)
+
+    def call() -> None:
+        start.wait(timeout=10)
+        for _ in range(5):
+            lm("why?")
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert meter.usage.n_lm_calls == 40
+
+
+# ---------------------------------------------------------------------- a real provider's way
+
+
+class ChatServer(ThreadingHTTPServer):
+    """An OpenAI-shaped server: answers by `rules`, or refuses by `status` and echoes the key."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.status = 200
+        self.rules = [("", YES)]
+        self.keys: set[str] = set()
+
+    def lm(self, **kwargs: Any) -> dspy.LM:
+        base = f"http://127.0.0.1:{self.server_port}/v1"
+        settings = {"cache": False, "num_retries": 0, "api_base": base, **kwargs}
+        return dspy.LM("openai/gpt-4o-mini", **settings)
+
+    def answer(self, prompt: str) -> str:
+        return next(answer for pattern, answer in self.rules if re.search(pattern, prompt))
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ChatServer
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        key = self.headers["Authorization"].removeprefix("Bearer ")
+        self.server.keys.add(key)
+        self._send(self._refusal(key) if self.server.status != 200 else self._completion(body))
+
+    def _refusal(self, key: str) -> dict[str, Any]:
+        message = f"Incorrect API key provided: {key}."
+        return {"error": {"message": message, "type": "invalid_request_error", "code": "key"}}
+
+    def _completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        prompt = "\n\n".join(message["content"] for message in body["messages"])
+        message = {"role": "assistant", "content": self.server.answer(prompt)}
+        return {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+            "usage": {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100},
+        }
+
+    def _send(self, answer: dict[str, Any]) -> None:
+        content = json.dumps(answer).encode()
+        self.send_response(self.server.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing is written to stderr."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")  # no price list from the network
+    with ChatServer() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_the_price_is_what_dspy_knows_of_it(server: ChatServer) -> None:
+    lm = server.lm(api_key="sk-1234567890")
+    usage = used(lm)
+    lm.close()
+    assert usage.cost_usd == pytest.approx(1000 * 0.15e-6 + 100 * 0.60e-6)
+    assert (usage.prompt_tokens, usage.completion_tokens) == (1000, 100)
+
+
+def test_an_answer_from_the_cache_costs_nothing_though_dspy_recalls_its_price(
+    server: ChatServer,
+) -> None:
+    lm = server.lm(api_key="sk-1234567890", cache=True)
+    assert used(lm).cost_usd > 0
+    assert used(lm) == Usage(n_cached_calls=1)
+    lm.close()
+
+
+@pytest.mark.parametrize("where", ["argument", "environment"])
+def test_a_key_that_the_provider_echoes_is_not_in_what_is_remembered(
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    server.status = 401
+    kwargs = {"api_key": "sk-1234567890"} if where == "argument" else {}
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1234567890")
+    meter = Meter()
+    lm = server.lm(**kwargs)
+    with pytest.raises(dspy.utils.exceptions.LMAuthError, match="sk-1234567890"):
+        metered(lm.copy(), meter)("why?")
+    lm.close()
+    assert meter.provider_failure is not None
+    assert "Incorrect API key provided: (API key)." in meter.provider_failure.message
+    assert "sk-1234567890" not in meter.provider_failure.message

@@ -1,0 +1,521 @@
+"""What DSPy 3.4 asks of an optimizer, point by point; and the small task that promises are kept on.
+
+The task: say "please". An answer does so in nine of ten samples where the baked advice asks for
+it, and in three of ten where it does not.
+"""
+
+import asyncio
+import inspect
+import itertools
+import json
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.teleprompt import BetterTogether, LabeledFewShot, Teleprompter
+from dspy.utils.callback import BaseCallback
+from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
+
+from tfgrpo_dspy import ExperienceLibrary, PairedGate, SettingsError, TrainingFreeGRPO
+
+ADVICE = "When a customer asks, say please."
+
+
+def polite_answer(prompt: Prompt) -> str:
+    chance = 0.9 if ADVICE in prompt.system else 0.3
+    answer = "please" if prompt.random().random() < chance else "no"
+    with_reasoning = {"reasoning": "hm"} if "`reasoning`" in prompt.text else {}
+    return chat(**with_reasoning, answer=answer)
+
+
+def polite_rules(advice: str = ADVICE, **operation: Any) -> list[Rule]:
+    add = {"op": "ADD", "text": advice, "lessons": [1], **operation}
+    return [
+        (EXTRACT, lessons(advice)),
+        (UPDATE, operations(add)),
+        ("question", polite_answer),
+    ]
+
+
+def polite_lm(advice: str = ADVICE, **kwargs: Any) -> dspy.LM:
+    return scripted_lm(polite_rules(advice), **kwargs)
+
+
+def is_polite(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
+    return dspy.Prediction(score=float(pred.answer == "please"), feedback="Say please.")
+
+
+def questions(n: int, start: int = 0) -> list[dspy.Example]:
+    return [
+        dspy.Example(question=f"question {i}", answer="please").with_inputs("question")
+        for i in range(start, start + n)
+    ]
+
+
+def optimizer_of(**settings: Any) -> TrainingFreeGRPO:
+    given = {"group_size": 4, "epochs": 1, "num_threads": 4, "progress": False, **settings}
+    return TrainingFreeGRPO(given.pop("metric", is_polite), **given)
+
+
+def learned(student: Any = None, lm: Any = None, **settings: Any) -> Any:
+    """The student after a compile on six examples, gated on twelve others."""
+    student = student or dspy.Predict("question -> answer")
+    with dspy.context(lm=lm or polite_lm()):
+        return optimizer_of(**settings).compile(
+            student, trainset=questions(6), valset=questions(12, start=100)
+        )
+
+
+def library_texts(program: Any) -> list[str]:
+    return [experience.text for experience in ExperienceLibrary.from_program(program)]
+
+
+def untimed(results: Any) -> dict[str, Any]:
+    """The results of a run, but for what may differ from run to run."""
+    return {name: value for name, value in results.to_dict().items() if name != "wall_time_s"}
+
+
+# ---------------------------------------------------------------------- the class
+
+
+def test_the_optimizer_is_a_direct_subclass_as_mlflows_autolog_needs_it() -> None:
+    assert TrainingFreeGRPO.__bases__ == (Teleprompter,)
+    assert TrainingFreeGRPO in Teleprompter.__subclasses__()
+
+
+def test_compile_names_the_arguments_that_better_together_passes() -> None:
+    parameters = inspect.signature(TrainingFreeGRPO.compile).parameters
+    assert list(parameters) == ["self", "student", "trainset", "teacher", "valset"]
+    assert parameters["student"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert parameters["valset"].default is None
+
+
+def test_the_optimizer_has_no_attribute_named_callbacks() -> None:
+    assert not hasattr(optimizer_of(), "callbacks")
+
+
+def test_get_params_gives_a_new_dict_of_scalars_each_time() -> None:
+    optimizer = optimizer_of(seed=7, objective="manners")
+    params = optimizer.get_params()
+    assert params["seed"] == 7
+    assert params["objective"] == "manners"
+    assert params["reflection_lm"] is None
+    assert {type(value) for value in params.values()} <= {int, float, str, bool, type(None)}
+    params["student"] = "added, as mlflow's autolog does"
+    assert "student" not in optimizer.get_params()
+    assert not hasattr(optimizer, "student")
+
+
+def test_the_optimizer_holds_settings_only_also_after_a_compile() -> None:
+    optimizer = optimizer_of()
+    before = dict(vars(optimizer))
+    with dspy.context(lm=polite_lm()):
+        optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(9))
+    assert vars(optimizer) == before
+    assert list(before) == ["settings"]
+
+
+class CompileEvents(BaseCallback):
+    def __init__(self) -> None:
+        self.started: list[tuple[Any, dict[str, Any]]] = []
+        self.ended: list[tuple[Any, Any]] = []
+
+    def on_compile_start(self, instance: Any, inputs: dict[str, Any], **_: Any) -> None:
+        self.started.append((instance, inputs))
+
+    def on_compile_end(self, outputs: Any, exception: Any = None, **_: Any) -> None:
+        self.ended.append((outputs, exception))
+
+
+def test_a_compile_fires_one_pair_of_events_with_its_arguments_and_its_program() -> None:
+    events, optimizer, student = CompileEvents(), optimizer_of(), dspy.Predict("question -> answer")
+    trainset = questions(9)
+    with dspy.context(lm=polite_lm(), callbacks=[events]):
+        optimized = optimizer.compile(student, trainset=trainset)
+    assert events.started == [
+        (
+            optimizer,
+            {"student": student, "trainset": trainset, "teacher": None, "valset": None},
+        )
+    ]
+    assert events.ended == [(optimized, None)]
+
+
+def test_a_compile_that_raises_fires_its_end_with_the_exception() -> None:
+    events = CompileEvents()
+    with dspy.context(lm=polite_lm(), callbacks=[events]), pytest.raises(SettingsError) as raised:
+        optimizer_of().compile(dspy.Predict("question -> answer"), trainset=[])
+    assert events.ended == [(None, raised.value)]
+
+
+# ---------------------------------------------------------------------- BetterTogether
+
+
+def test_better_together_runs_it_as_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    student = dspy.Predict("question -> answer")
+    student.set_lm(polite_lm())
+    with dspy.context(lm=polite_lm()):
+        best = BetterTogether(metric=is_polite, p=optimizer_of()).compile(
+            student,
+            trainset=questions(9),
+            valset=questions(12, start=100),
+            strategy="p",
+            num_threads=2,
+            seed=0,
+        )
+    assert best.flag_compilation_error_occurred is False
+    assert [candidate["strategy"] for candidate in best.candidate_programs] == ["p", ""]
+    assert library_texts(best) == [ADVICE]
+    assert best.lm.model == "scripted"
+    capsys.readouterr()  # its progress bar
+
+
+def test_a_teacher_is_refused_by_name_before_the_first_lm_call() -> None:
+    lm = polite_lm()
+    student = dspy.Predict("question -> answer")
+    with dspy.context(lm=lm), pytest.raises(SettingsError, match=r"teacher=list: .* no use for"):
+        optimizer_of().compile(student, trainset=questions(9), teacher=[student])
+    assert lm.engine.n_calls() == 0
+
+
+# ---------------------------------------------------------------------- the student's shape
+
+
+class Pair(dspy.Module):
+    """Two predictors of one signature, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = dspy.Predict("question -> answer", temperature=1.0)
+        self.second = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        self.first(question=question)
+        return self.second(question=question)
+
+
+def test_predictors_of_one_signature_are_told_apart_by_name_and_so_is_their_advice() -> None:
+    lm = scripted_lm(polite_rules(scope="second"))
+    optimized = learned(Pair(), lm)
+    (experience,) = ExperienceLibrary.from_program(optimized)
+    assert (experience.text, experience.scope) == (ADVICE, "second")
+    assert ADVICE not in optimized.first.signature.instructions
+    assert ADVICE in optimized.second.signature.instructions
+
+
+class Held(dspy.Module):
+    """Calls the predictor that `reach` finds in it."""
+
+    def __init__(self, reach: Callable[[Any], Any], **held: Any) -> None:
+        super().__init__()
+        vars(self).update(held)
+        self.reach = reach
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return self.reach(self)(question=question)
+
+
+def predictor() -> dspy.Predict:
+    return dspy.Predict("question -> answer")
+
+
+@pytest.mark.parametrize(
+    ("student", "baked"),
+    [
+        (predictor(), ["self"]),
+        (dspy.ChainOfThought("question -> answer"), ["predict"]),
+        (Pair(), ["first", "second"]),
+        (Held(lambda p: p.all[0], all=[predictor(), predictor()]), ["all[0]", "all[1]"]),
+        (Held(lambda p: p.by["k"], by={"k": predictor()}), ["by['k']"]),
+        (Held(lambda p: p.inner, inner=Pair()), ["inner.first", "inner.second"]),
+    ],
+    ids=["bare", "chain of thought", "pair", "list", "dict", "module"],
+)
+def test_advice_is_baked_into_every_predictor_that_dspy_names(
+    student: Any, baked: list[str]
+) -> None:
+    optimized = learned(student)
+    with_advice = [
+        name for name, p in optimized.named_predictors() if ADVICE in p.signature.instructions
+    ]
+    assert with_advice == baked
+
+
+def test_a_shared_predictor_is_baked_once_and_stays_shared() -> None:
+    shared = predictor()
+    optimized = learned(Held(lambda p: p.other, one=shared, other=shared))
+    assert optimized.one is optimized.other
+    assert optimized.one.signature.instructions.count(ADVICE) == 1
+
+
+def test_predictors_that_dspy_does_not_see_run_and_keep_their_instructions() -> None:
+    student = Held(lambda p: p.seen, seen=predictor(), hidden=[[predictor()]])
+    optimized = learned(student)
+    assert ADVICE in optimized.seen.signature.instructions
+    assert ADVICE not in optimized.hidden[0][0].signature.instructions
+
+
+def test_a_frozen_sub_module_keeps_its_instructions() -> None:
+    old = predictor()
+    old_module = Held(lambda p: p.ask, ask=old)
+    old_module._compiled = True  # noqa: SLF001 - as BootstrapFewShot leaves it
+    optimized = learned(Held(lambda p: p.new, new=predictor(), old=old_module))
+    assert ADVICE in optimized.new.signature.instructions
+    assert optimized.old.ask.signature.instructions == old.signature.instructions
+
+
+def test_demos_and_lms_of_the_student_are_kept() -> None:
+    student = predictor()
+    student.demos = [dspy.Example(question="q", answer="please").with_inputs("question")]
+    student.lm = polite_lm()
+    optimized = learned(student)
+    assert optimized.demos == student.demos
+    assert optimized.lm is student.lm
+
+
+def test_what_cannot_be_copied_is_shared_with_the_student() -> None:
+    lock = threading.Lock()
+    optimized = learned(Held(lambda p: p.ask, ask=predictor(), lock=lock))
+    assert optimized.lock is lock
+    assert library_texts(optimized) == [ADVICE]
+
+
+def look_up(page: str) -> str:
+    """Reads a page of the manual."""
+    return f"page {page}"
+
+
+def order_number(name: str) -> str:
+    """Finds the order number of a customer."""
+    return f"4711 of {name}"
+
+
+def agent() -> dspy.ReAct:
+    return dspy.ReAct("question -> answer", tools=[look_up, order_number], max_iters=3)
+
+
+def agent_turn(prompt: Prompt) -> str:
+    tools: list[tuple[str, dict[str, str]]] = [("look_up", {"page": "7"}), ("finish", {})]
+    tool, arguments = tools[prompt.user.count("[[ ## observation_")]
+    return chat(next_thought="go on", next_tool_name=tool, next_tool_args=arguments)
+
+
+def agent_lm() -> dspy.LM:
+    extract, update, answer = polite_rules()
+    return scripted_lm([extract, update, ("`next_tool_name`", agent_turn), answer])
+
+
+def test_advice_stands_behind_an_agents_tool_list_which_stays_as_it_was() -> None:
+    student = agent()
+    optimized = learned(student, agent_lm())
+    before = student.react.signature.instructions
+    after = optimized.react.signature.instructions
+    assert "look_up" in before
+    assert after.startswith(f"{before}\n\n<experiences>\n")
+    assert ADVICE in after.removeprefix(before)
+
+
+# ---------------------------------------------------------------------- what comes back
+
+
+def test_a_program_that_is_optimized_is_not_marked_as_compiled() -> None:
+    assert learned()._compiled is False  # noqa: SLF001 - DSPy's own flag
+
+
+def test_saving_inside_a_parent_keeps_the_advice(tmp_path: Path) -> None:
+    parent = Held(lambda p: p.inner, inner=learned(Pair()))
+    parent.save(tmp_path / "parent.json")
+    fresh = Held(lambda p: p.inner, inner=Pair())
+    fresh.load(tmp_path / "parent.json")
+    assert library_texts(fresh.inner) == [ADVICE]
+
+
+def test_another_optimizer_that_comes_after_keeps_the_advice() -> None:
+    optimized = LabeledFewShot(k=2).compile(learned(), trainset=questions(4))
+    assert library_texts(optimized) == [ADVICE]
+    assert len(optimized.demos) == 2
+
+
+def test_evaluate_scores_the_optimized_program_above_the_student() -> None:
+    student, optimized = predictor(), learned()
+    evaluate = dspy.Evaluate(
+        devset=questions(20, start=500), metric=is_polite, display_progress=False, num_threads=2
+    )
+    with dspy.context(lm=polite_lm()):
+        assert evaluate(optimized).score > evaluate(student).score
+
+
+OTHER_ADVICE = "When in doubt, say that it may help to say please."
+
+
+def test_a_baked_program_goes_on_from_its_library() -> None:
+    first = learned()
+    second_lm = scripted_lm(
+        [
+            (EXTRACT, lessons(OTHER_ADVICE)),
+            (UPDATE, operations({"op": "ADD", "text": OTHER_ADVICE, "lessons": [1]})),
+            ("question", better_answer),
+        ]
+    )
+    second = learned(first, second_lm, seed=1)
+    assert [(e.id, e.text) for e in ExperienceLibrary.from_program(second)] == [
+        ("E1", ADVICE),
+        ("E2", OTHER_ADVICE),
+    ]
+    assert second.signature.instructions.count("<experiences>") == 1
+    assert library_texts(first) == [ADVICE]
+
+
+def better_answer(prompt: Prompt) -> str:
+    chance = 0.2 + 0.4 * (ADVICE in prompt.system) + 0.4 * (OTHER_ADVICE in prompt.system)
+    return chat(answer="please" if prompt.random().random() < chance else "no")
+
+
+def test_the_reflection_lm_is_shown_what_a_baked_program_knows() -> None:
+    lm = scripted_lm([(EXTRACT, lessons()), ("question", chat(answer="no"))])
+    learned(learned(), lm, seed=1)
+    asked = [prompt.text for prompt in lm.engine.prompts if "`semantic_advantage`" in prompt.text]
+    assert asked
+    assert all(f"[E1*] {ADVICE}" in prompt for prompt in asked)
+
+
+# ---------------------------------------------------------------------- two compiles
+
+
+def test_one_optimizer_compiles_twice_and_gives_the_same_both_times() -> None:
+    optimizer = optimizer_of()
+    programs = []
+    for _ in range(2):
+        with dspy.context(lm=polite_lm()):
+            programs.append(optimizer.compile(predictor(), trainset=questions(18)))
+    first, second = programs
+    assert first.signature.instructions == second.signature.instructions
+    assert untimed(first.detailed_results) == untimed(second.detailed_results)
+    assert first.detailed_results is not second.detailed_results
+
+
+def test_two_compiles_at_once_give_what_each_gives_alone() -> None:
+    optimizer = optimizer_of()
+    advice = ["When a customer asks, say please.", "When asked, be brief."]
+
+    def compiled(text: str, before: Callable[[Prompt], None] | None = None) -> Any:
+        with dspy.context(lm=polite_lm(text, before=before)):
+            return optimizer.compile(predictor(), trainset=questions(18))
+
+    def meet_once() -> Callable[[Prompt], None]:
+        calls = itertools.count()
+
+        def before(_prompt: Prompt) -> None:
+            if next(calls) == 0:
+                both.wait(timeout=10)
+
+        return before
+
+    alone = [compiled(text) for text in advice]
+    both = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(compiled, advice, [meet_once(), meet_once()]))
+    for one, other in zip(alone, together, strict=True):
+        assert one.signature.instructions == other.signature.instructions
+        assert untimed(one.detailed_results) == untimed(other.detailed_results)
+    assert library_texts(together[0]) == [ADVICE]
+    assert ADVICE not in library_texts(together[1])
+
+
+# ---------------------------------------------------------------------- settings and threads
+
+
+def test_it_runs_inside_an_event_loop_with_an_async_metric() -> None:
+    async def metric(example: Any, pred: Any) -> dspy.Prediction:
+        await asyncio.sleep(0)
+        return is_polite(example, pred)
+
+    async def main() -> Any:
+        return learned(metric=metric)
+
+    assert library_texts(asyncio.run(main())) == [ADVICE]
+
+
+def test_it_runs_with_usage_tracking_on_and_changes_nothing_by_it() -> None:
+    plain = learned()
+    with dspy.context(track_usage=True):
+        tracked = learned()
+    assert untimed(tracked.detailed_results) == untimed(plain.detailed_results)
+
+
+def test_the_callers_usage_tracker_sees_the_calls_of_all_threads() -> None:
+    with dspy.track_usage() as tracker:
+        optimized = learned()
+    usage = optimized.detailed_results.usage.values()
+    total = tracker.get_total_tokens()["scripted"]
+    assert total["prompt_tokens"] == sum(used.prompt_tokens for used in usage) > 0
+    assert total["completion_tokens"] == sum(used.completion_tokens for used in usage) > 0
+
+
+def test_the_usage_tells_policy_and_reflection_lm_apart() -> None:
+    policy, reflection = polite_lm(), polite_lm()
+    optimized = learned(lm=policy, reflection_lm=reflection)
+    usage = optimized.detailed_results.usage
+    assert usage["policy"].n_lm_calls == policy.engine.n_calls()
+    assert usage["reflection"].n_lm_calls == reflection.engine.n_calls()
+    assert reflection.engine.n_calls("`lessons`|`operations`") == reflection.engine.n_calls() > 0
+    assert usage["metric"].n_lm_calls == 0
+    assert (policy.history, reflection.history) == ([], [])
+
+
+def test_neither_trace_nor_settings_of_the_caller_are_touched() -> None:
+    trace: list[Any] = []
+    lm = polite_lm()
+    with dspy.context(trace=trace, lm=lm):
+        before = dict(dspy.settings.config)
+        learned(lm=lm)
+        assert dict(dspy.settings.config) == before
+    assert trace == []
+
+
+def test_the_callers_adapter_holds_in_training_and_in_trials() -> None:
+    def as_json(prompt: Prompt) -> str:
+        if "`semantic_advantage`" in prompt.text:
+            return json.dumps({"semantic_advantage": "manners", "lessons": [ADVICE]})
+        if "`operations`" in prompt.text:
+            return json.dumps({"operations": [{"op": "ADD", "text": ADVICE, "lessons": [1]}]})
+        return json.dumps({"answer": "please" if "please" in polite_answer(prompt) else "no"})
+
+    lm = scripted_lm([("", as_json)])
+    with dspy.context(adapter=dspy.JSONAdapter()):
+        optimized = learned(lm=lm)
+    assert library_texts(optimized) == [ADVICE]
+    assert optimized.detailed_results.usage["policy"].n_second_calls == 0
+    assert lm.engine.n_calls("JSON object") == lm.engine.n_calls()
+
+
+def test_an_interrupt_ends_the_compile() -> None:
+    def interrupt(prompt: Prompt) -> None:
+        if "`lessons`" not in prompt.text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learned(lm=polite_lm(before=interrupt))
+
+
+def test_the_progress_bar_shows_updates_scores_experiences_and_calls(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    learned(progress=True)
+    shown = capsys.readouterr().err
+    for word in ("Training-Free GRPO", "validation=", "training=", "experiences=1", "calls="):
+        assert word in shown
+    learned(progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_each_update_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="tfgrpo_dspy"):
+        learned(gate=PairedGate(), batch_size=3)
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith("tfgrpo_dspy")]
+    assert [line.split(":")[0] for line in lines] == ["update 0", "update 1"]

@@ -1,0 +1,151 @@
+"""The package's imports point down the list of layers in DESIGN section 5, and only there.
+
+A package counts as its module: `pipeline/workers.py` is `pipeline`. The list names the modules of
+later issues too; those that exist are checked.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "tfgrpo_dspy"
+LAYERS = [
+    {"errors"},
+    {"experience", "rollout"},
+    {"store", "budget", "metric", "results"},
+    {"sampling", "reflection", "gate", "sampler", "reward", "rescue", "credit"},
+    {"settings"},
+    {"pipeline"},
+    {"optimizer", "report"},
+    {"cli", "local", "metrics"},
+]
+RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
+ONLY_IN = {
+    "dspy": {
+        "budget",
+        "metric",
+        "sampling",
+        "reflection",
+        "settings",
+        "pipeline",
+        "optimizer",
+        "cli",
+        "local",
+        "metrics",
+    },
+    "concurrent": {"pipeline"},
+    "contextvars": {"pipeline", "local"},
+    "threading": {"pipeline", "budget", "local"},
+    "multiprocessing": set[str](),
+    "subprocess": set[str](),
+    "pickle": set[str](),
+    "cloudpickle": set[str](),
+    "diskcache": {"store"},
+    "sqlite3": {"store"},
+    "numpy": {"gate"},
+    "scipy": {"gate"},
+    "tqdm": {"pipeline"},
+    "sympy": {"metrics"},
+    "mpmath": {"metrics"},
+    "antlr4": {"metrics"},
+    "xllamacpp": {"local"},
+    "argparse": {"cli"},
+}
+"""What is used for one thing only, and where: threads, disk, statistics, extras, DSPy."""
+THIRD_PARTIES = {name for name in ONLY_IN if name not in sys.stdlib_module_names} | {"pydantic"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    """The room a file belongs to: `pipeline` for pipeline.py and for pipeline/workers.py."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+KNOWN = {dotted(path) for path in FILES}
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """The dotted name of everything that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in KNOWN else str(node.module) for name in names)
+
+
+def each_file(paths: list[Path]) -> pytest.MarkDecorator:
+    ids = [str(path.relative_to(PACKAGE)) for path in paths]
+    return pytest.mark.parametrize("path", paths, ids=ids)
+
+
+ROOM_FILES = [path for path in FILES if path != PACKAGE / "__init__.py"]
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {module_of(path) for path in ROOM_FILES} <= RANK.keys()
+
+
+@each_file(ROOM_FILES)
+def test_a_module_imports_only_from_lower_layers(path: Path) -> None:
+    here = module_of(path)
+    for name in imports_of(path):
+        top, *rest = name.split(".")
+        if top == "tfgrpo_dspy":
+            assert rest, f"{path.name} imports the package root"
+            assert rest[0] == here or RANK[rest[0]] < RANK[here], f"{here} may not import {name}"
+
+
+@each_file(ROOM_FILES)
+def test_a_module_uses_only_the_libraries_of_its_room(path: Path) -> None:
+    here = module_of(path)
+    for name in imports_of(path):
+        top = name.partition(".")[0]
+        if top in ONLY_IN:
+            assert here in ONLY_IN[top], f"{here} may not import {top}"
+        elif top != "tfgrpo_dspy":
+            assert top in sys.stdlib_module_names or top in THIRD_PARTIES, f"what is {name}?"
+
+
+def test_what_nothing_needs_is_imported_by_nothing() -> None:
+    """The command line, the embedded LM and the ready metrics are loaded by who asks for them."""
+    for path in FILES:
+        for name in imports_of(path):
+            room = name.split(".")[1] if name.startswith("tfgrpo_dspy.") else ""
+            assert room not in LAYERS[-1] or module_of(path) == room, f"{path} imports {name}"
+
+
+def test_no_two_files_import_each_other() -> None:
+    graph = {dotted(path): set(imports_of(path)) for path in FILES}
+    known = {file: imported & graph.keys() for file, imported in graph.items()}
+    assert len(list(TopologicalSorter(known).static_order())) == len(FILES)
+
+
+def closure(room: str) -> set[str]:
+    """Everything that importing a room imports, directly or through other rooms."""
+    waiting, seen, names = {room}, set[str](), set[str]()
+    while waiting:
+        here = waiting.pop()
+        seen.add(here)
+        for path in ROOM_FILES:
+            if module_of(path) == here:
+                names |= set(imports_of(path))
+        waiting |= {n.split(".")[1] for n in names if n.startswith("tfgrpo_dspy.")} - seen
+    return {name for name in names if not name.startswith("tfgrpo_dspy")}
+
+
+@pytest.mark.parametrize("room", ["experience", "rollout", "results", "gate"])
+def test_a_library_and_what_is_said_of_it_can_be_read_without_dspy(room: str) -> None:
+    tops = {name.partition(".")[0] for name in closure(room)}
+    assert tops - sys.stdlib_module_names <= {"pydantic", "numpy", "scipy"}

@@ -1,0 +1,343 @@
+"""The adapter of `tfgrpo_dspy.metric`: every form of metric becomes one score, or a clear error."""
+# ruff: noqa: ARG001, ARG002 - a metric is given arguments that it has no use for
+
+import functools
+import threading
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import dspy
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfgrpo_dspy import MetricError, SettingsError
+from tfgrpo_dspy.metric import Score, adapt_metric, metric_name
+
+EXAMPLE = dspy.Example(question="Where is order 7?", answer="here").with_inputs("question")
+PREDICTION = dspy.Prediction(answer="here")
+TRACE = [("predictor", {"question": "Where is order 7?"}, PREDICTION)]
+
+
+def score(metric: Callable[..., Any]) -> Score:
+    return adapt_metric(metric)(EXAMPLE, PREDICTION, TRACE)
+
+
+def returning(value: Any) -> Callable[..., Any]:
+    def my_metric(example: Any, pred: Any, trace: Any = None) -> Any:
+        return value
+
+    return my_metric
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+def two(example: Any, pred: Any) -> Any:
+    return dspy.Prediction(score=1, feedback=repr((example is EXAMPLE, pred is PREDICTION)))
+
+
+def three(example: Any, pred: Any, trace: Any = None) -> Any:
+    return dspy.Prediction(score=1, feedback=repr((trace,)))
+
+
+def three_without_default(example: Any, pred: Any, trace: Any) -> Any:
+    return dspy.Prediction(score=1, feedback=repr((trace,)))
+
+
+def own_default(example: Any, pred: Any, trace: Any = "mine", strict: bool = True) -> Any:
+    return dspy.Prediction(score=1, feedback=repr((trace, strict)))
+
+
+def five(gold: Any, pred: Any, trace: Any, pred_name: Any, pred_trace: Any) -> Any:
+    return dspy.Prediction(score=1, feedback=repr((trace, pred_name, pred_trace)))
+
+
+def five_with_defaults(
+    gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
+) -> Any:
+    return dspy.Prediction(score=1, feedback=repr((trace, pred_name, pred_trace)))
+
+
+def six(
+    gold: Any, pred: Any, trace: Any, pred_name: Any, pred_trace: Any, program_trace: Any
+) -> Any:
+    return dspy.Prediction(score=1, feedback=repr((trace, pred_name, program_trace is TRACE)))
+
+
+def six_with_defaults(
+    gold: Any,
+    pred: Any,
+    trace: Any = None,
+    pred_name: Any = None,
+    pred_trace: Any = None,
+    program_trace: Any = None,
+) -> Any:
+    return dspy.Prediction(score=1, feedback=repr((trace, pred_name, program_trace is TRACE)))
+
+
+def three_with_program_trace(example: Any, pred: Any, *, program_trace: Any) -> Any:
+    return dspy.Prediction(score=1, feedback=repr((program_trace is TRACE,)))
+
+
+def any_arguments(*args: Any, **kwargs: Any) -> Any:
+    return dspy.Prediction(score=1, feedback=repr((len(args), kwargs)))
+
+
+def keyword_arguments(example: Any, pred: Any, **kwargs: Any) -> Any:
+    return dspy.Prediction(score=1, feedback=repr(kwargs))
+
+
+class CallableObject:
+    def __call__(self, example: Any, pred: Any, trace: Any = None) -> Any:
+        return dspy.Prediction(score=1, feedback=repr((trace,)))
+
+    def method(self, example: Any, pred: Any, trace: Any) -> Any:
+        return dspy.Prediction(score=1, feedback=repr((trace,)))
+
+
+class Judge(dspy.Module):
+    def forward(self, example: Any, pred: Any, trace: Any = None) -> Any:
+        return dspy.Prediction(score=1, feedback=repr((trace,)))
+
+
+async def three_async(example: Any, pred: Any, trace: Any = None) -> Any:
+    return dspy.Prediction(score=1, feedback=repr((trace,)))
+
+
+def given_first(weight: Any, example: Any, pred: Any, trace: Any = None) -> Any:
+    return dspy.Prediction(score=1, feedback=repr((weight, trace)))
+
+
+@pytest.mark.parametrize(
+    ("metric", "seen"),
+    [
+        (two, "(True, True)"),
+        (three, "(None,)"),
+        (three_without_default, "(None,)"),
+        (own_default, "('mine', True)"),
+        (five, "(None, None, None)"),
+        (five_with_defaults, "(None, None, None)"),
+        (six, "(None, None, True)"),
+        (six_with_defaults, "(None, None, True)"),
+        (three_with_program_trace, "(True,)"),
+        (any_arguments, "(2, {})"),
+        (keyword_arguments, "{}"),
+        (CallableObject(), "(None,)"),
+        (CallableObject().method, "(None,)"),
+        (Judge(), "(None,)"),
+        (three_async, "(None,)"),
+        (functools.partial(given_first, 3), "(3, None)"),
+        (
+            functools.partial(five, pred_trace="fixed", pred_name="p", trace="t"),
+            "('t', 'p', 'fixed')",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else metric_name(value),
+)
+def test_a_metric_is_called_in_the_form_that_it_is_written_in(metric: Any, seen: str) -> None:
+    assert score(metric) == Score(1.0, seen)
+
+
+@pytest.mark.parametrize("wrong", [None, 0.5, "exact_match", object()])
+def test_a_metric_that_is_not_callable_is_refused_before_it_is_called(wrong: Any) -> None:
+    with pytest.raises(SettingsError, match="is not callable"):
+        adapt_metric(wrong)
+
+
+def one_argument(pred: Any) -> float:
+    return 1.0
+
+
+def four_arguments(example: Any, pred: Any, trace: Any, pred_name: Any) -> float:
+    return 1.0
+
+
+def seven_arguments(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> float:
+    return 1.0
+
+
+def keyword_only(example: Any, pred: Any, *, strict: bool) -> float:
+    return 1.0
+
+
+@pytest.mark.parametrize("metric", [one_argument, four_arguments, seven_arguments, keyword_only])
+def test_a_metric_of_the_wrong_number_of_arguments_is_refused_with_its_signature(
+    metric: Any,
+) -> None:
+    with pytest.raises(
+        SettingsError, match=rf"{metric.__name__}\(.*\) -> float cannot be"
+    ) as caught:
+        adapt_metric(metric)
+    assert "metric(example, pred, trace=None)" in str(caught.value)
+
+
+def test_an_async_metric_is_awaited_in_the_thread_that_asks_for_the_score() -> None:
+    found: list[Score] = []
+    thread = threading.Thread(target=lambda: found.append(score(three_async)))
+    thread.start()
+    thread.join()
+    assert found == [Score(1.0, "(None,)")]
+
+
+# ---------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (True, 1.0),
+        (False, 0.0),
+        (3, 3.0),
+        (-0.25, -0.25),
+        (np.float32(0.5), 0.5),
+        (np.float64(0.1), 0.1),
+        (np.int64(7), 7.0),
+        (np.bool_(True), 1.0),
+        (np.array(0.5), 0.5),
+        (Decimal("0.1"), 0.1),
+        (Fraction(1, 4), 0.25),
+        (dspy.Prediction(score=0.5), 0.5),
+        (dspy.Prediction(score=np.bool_(True)), 1.0),
+        (dspy.Prediction(score=dspy.Prediction(score=0.5)), 0.5),
+        ({"score": 0.5}, 0.5),
+    ],
+    ids=repr,
+)
+def test_every_kind_of_number_is_a_score(value: Any, number: float) -> None:
+    result = score(returning(value))
+    assert result == Score(number, "")
+    assert type(result.value) is float
+
+
+@pytest.mark.parametrize(
+    ("value", "feedback"),
+    [
+        (dspy.Prediction(score=0.5, feedback="Too long."), "Too long."),
+        ({"score": 0.5, "feedback": "Too long."}, "Too long."),
+        (dspy.Prediction(score=0.5, feedback=None), ""),
+        (dspy.Prediction(score=0.5, objective_scores={"a": 1}), ""),
+        (dspy.Prediction(score=dspy.Prediction(score=0.5, feedback="Too long.")), "Too long."),
+        (
+            dspy.Prediction(score=dspy.Prediction(score=0.5, feedback="x"), feedback="Too long."),
+            "Too long.",
+        ),
+        (dspy.Prediction(score=0.5, feedback=["Too long.", "Rude."]), "['Too long.', 'Rude.']"),
+    ],
+    ids=repr,
+)
+def test_feedback_comes_with_the_score(value: Any, feedback: str) -> None:
+    assert score(returning(value)) == Score(0.5, feedback)
+
+
+@given(st.integers(-(2**1000), 2**1000) | st.floats(allow_nan=False, allow_infinity=False))
+def test_any_finite_number_is_its_own_score(number: float) -> None:
+    assert score(returning(number)).value == float(number)
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+class ArrayOfOne:
+    """As arrays of NumPy before 2.4 and tensors are: of one element, and willing to be a float."""
+
+    shape = (1,)
+
+    def __float__(self) -> float:
+        return 1.0
+
+    def __repr__(self) -> str:
+        return "ArrayOfOne()"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "None (NoneType)"),
+        (float("nan"), "nan (float)"),
+        (float("inf"), "inf (float)"),
+        (-np.inf, "-inf (float)"),
+        (np.float32("nan"), "float32(nan) (float32)"),
+        (Decimal("NaN"), "Decimal('NaN') (Decimal)"),
+        (Decimal("sNaN"), "Decimal('sNaN') (Decimal)"),
+        (Decimal("1e999"), "Decimal('1E+999') (Decimal)"),
+        (10**400, "0 (int)"),
+        ("1.0", "'1.0' (str)"),
+        (np.str_("1.0"), "'1.0') (str_)"),
+        (b"1", "b'1' (bytes)"),
+        ("correct", "'correct' (str)"),
+        ([1.0], "[1.0] (list)"),
+        ((1.0, "good"), "(1.0, 'good') (tuple)"),
+        (1 + 0j, "(1+0j) (complex)"),
+        (np.array([1.0]), "array([1.]) (ndarray)"),
+        (ArrayOfOne(), "ArrayOfOne() (ArrayOfOne)"),
+        (np.array([1.0, 0.0]), "array([1., 0.]) (ndarray)"),
+        (dspy.Prediction(score=None), "None (NoneType)"),
+        (dspy.Prediction(score="1.0"), "'1.0' (str)"),
+        (dspy.Prediction(score=dspy.Prediction(score=None)), "None (NoneType)"),
+        ({"score": float("nan")}, "nan (float)"),
+        (dspy.Prediction(answer="here"), "answer='here'"),
+        (dspy.Prediction(score=dspy.Prediction(answer="here")), "answer='here'"),
+        ({"feedback": "good"}, "{'feedback': 'good'}, without a 'score'"),
+        (dspy.Example(score=1.0), "(Example)"),
+    ],
+    ids=repr,
+)
+def test_what_is_not_a_finite_number_is_an_error_that_names_metric_example_and_value(
+    value: Any, shown: str
+) -> None:
+    with pytest.raises(MetricError) as caught:
+        score(returning(value))
+    message = str(caught.value)
+    assert "my_metric returned" in message
+    assert "Where is order 7?" in message
+    assert shown in message
+
+
+def raising(example: Any, pred: Any, trace: Any = None) -> float:
+    return float(example["label"])
+
+
+async def raising_async(example: Any, pred: Any, trace: Any = None) -> float:
+    return float(example["label"])
+
+
+@pytest.mark.parametrize("metric", [raising, raising_async, functools.partial(raising, trace=1)])
+def test_a_metric_that_raises_is_an_error_that_names_metric_example_and_cause(metric: Any) -> None:
+    with pytest.raises(MetricError, match=r"metric raising(_async)? raised KeyError") as caught:
+        score(metric)
+    assert "'label'" in str(caught.value)
+    assert "Where is order 7?" in str(caught.value)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_an_interrupt_in_a_metric_is_not_a_failure_of_the_metric() -> None:
+    def interrupted(example: Any, pred: Any) -> float:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(interrupted)
+
+
+def test_a_long_example_is_quoted_in_part_only() -> None:
+    example = dspy.Example(question="word " * 1000).with_inputs("question")
+    with pytest.raises(MetricError) as caught:
+        adapt_metric(returning(None))(example, PREDICTION, [])
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [
+        (raising, "raising"),
+        (functools.partial(functools.partial(raising), trace=1), "raising"),
+        (CallableObject(), "CallableObject"),
+        (CallableObject().method, "CallableObject.method"),
+        (Judge(), "Judge"),
+    ],
+)
+def test_a_metric_is_named_as_its_author_names_it(metric: Any, name: str) -> None:
+    assert metric_name(metric) == name

@@ -1,0 +1,985 @@
+"""From groups to lessons to operations: who is asked what, and what becomes of the answers."""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import dspy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted import (
+    EXTRACT,
+    SUMMARIZE,
+    UPDATE,
+    Prompt,
+    Rule,
+    ScriptedEngine,
+    chat,
+    lessons,
+    operations,
+    scripted_lm,
+)
+
+from tfgrpo_dspy import (
+    AddLessons,
+    Evidence,
+    Experience,
+    ExperienceLibrary,
+    ExtractAdvantage,
+    NoGate,
+    PairedGate,
+    TrainingFreeGRPO,
+    UpdateLibrary,
+)
+from tfgrpo_dspy.experience import Add, Keep, Operation, Refusal
+from tfgrpo_dspy.pipeline.recorder import Recorder
+from tfgrpo_dspy.pipeline.reflecting import Reflector
+from tfgrpo_dspy.pipeline.workers import Workers
+from tfgrpo_dspy.reflection import Lesson, estimate_tokens
+from tfgrpo_dspy.rollout import rollout_id_for
+from tfgrpo_dspy.settings import Settings
+
+UNPARSED = "I had rather not say."
+CORRECTION = r"## correction ##"
+Table = Sequence[Sequence[str | BaseException]]
+
+
+def is_score(_: dspy.Example, pred: dspy.Prediction) -> float:
+    """The answer is its own score."""
+    return float(pred.answer)
+
+
+def is_score_with_feedback(_: dspy.Example, pred: dspy.Prediction) -> dspy.Prediction:
+    return dspy.Prediction(score=float(pred.answer), feedback=f"{pred.answer} is not enough.")
+
+
+def answering(table: Table) -> Callable[[Prompt], Any]:
+    """Rollout `index` of training example `i` answers `table[i][index]`, in each of 3 epochs."""
+    answers = {
+        rollout_id_for(0, epoch, i, index, "training") % 2**31: answer
+        for epoch in range(3)
+        for i, row in enumerate(table)
+        for index, answer in enumerate(row)
+    }
+
+    def answer(prompt: Prompt) -> Any:
+        given = answers.get(prompt.seed, "0.5")
+        return given if given == UNPARSED or not isinstance(given, str) else chat(answer=given)
+
+    return answer
+
+
+class Run:
+    """One compile over a table of answers, without a gate unless one is given."""
+
+    def __init__(
+        self,
+        table: Table,
+        *rules: Rule,
+        metric: Any = is_score,
+        student: Any = None,
+        trainset: list[dspy.Example] | None = None,
+        valset: list[dspy.Example] | None = None,
+        adapter: Any = None,
+        schedule: Callable[..., TrainingFreeGRPO] = TrainingFreeGRPO,
+        **arguments: Any,
+    ) -> None:
+        self.lm = scripted_lm([*rules, ("question", answering(table))])
+        optimizer = schedule(
+            metric,
+            **{"gate": NoGate(), "epochs": 1, "group_size": len(table[0]), "num_threads": 2}
+            | {"progress": False}
+            | arguments,
+        )
+        with dspy.context(lm=self.lm, adapter=adapter):
+            self.optimized = optimizer.compile(
+                student or dspy.Predict("question -> answer"),
+                trainset=trainset or questions(len(table)),
+                valset=valset,
+            )
+        self.results = self.optimized.detailed_results
+        self.library = ExperienceLibrary.from_program(self.optimized)
+
+    def prompts(self, pattern: str) -> list[str]:
+        """The texts of the prompts that match, sorted."""
+        engine = self.lm.engine
+        assert isinstance(engine, ScriptedEngine)
+        return sorted(p.text for p in engine.prompts if re.search(pattern, p.text))
+
+    @property
+    def uses(self) -> list[str]:
+        """What each group of the first update was used as, by example."""
+        groups = sorted(self.results.updates[0].groups, key=lambda group: group.example)
+        return [group.used_as for group in groups]
+
+
+def questions(n: int) -> list[dspy.Example]:
+    return [
+        dspy.Example(question=f"question {i}", answer=f"label {i}").with_inputs("question")
+        for i in range(n)
+    ]
+
+
+def section(prompt: str, name: str) -> str:
+    """What stands in the last section of that name."""
+    return re.split(
+        r"\n\n(?:\[\[ ## |Respond with)", prompt.rpartition(f"[[ ## {name} ## ]]\n")[2]
+    )[0]
+
+
+ONE_LESSON: list[Rule] = [
+    (EXTRACT, lessons("Be exact.")),
+    (UPDATE, operations({"op": "ADD", "text": "Be exact.", "lessons": [1]})),
+]
+
+
+# ---------------------------------------------------------------------- which groups are sent
+
+
+def test_only_groups_whose_scores_differ_are_sent_to_extract_advantage() -> None:
+    run = Run([["1", "0"], ["1", "1"], ["0.5", "0.25"]], *ONE_LESSON)
+    sent = [section(prompt, "example") for prompt in run.prompts(EXTRACT)]
+    assert sent == ["question: question 0", "question: question 2"]
+    assert run.uses == ["contrast", "no contrast", "contrast"]
+
+
+def test_a_group_with_equal_scores_asks_the_reflection_lm_nothing() -> None:
+    reflection_lm = scripted_lm([])
+    run = Run([["1", "1"], ["0.5", "0.5"]], reflection_lm=reflection_lm)
+    assert reflection_lm.engine.n_calls() == 0
+    assert run.results.usage["reflection"].n_lm_calls == 0
+    assert list(run.library) == []
+
+
+@pytest.mark.parametrize(("min_contrast", "n_sent"), [(0.25, 0), (0.2, 1), (1e-9, 1)])
+def test_contrast_is_a_difference_of_more_than_min_contrast(
+    min_contrast: float, n_sent: int
+) -> None:
+    run = Run([["0.5", "0.75"]], *ONE_LESSON, min_contrast=min_contrast)
+    assert len(run.prompts(EXTRACT)) == n_sent
+
+
+def test_a_group_that_fails_throughout_with_feedback_is_sent_as_a_failure_analysis() -> None:
+    run = Run([["0", "0"], ["1", "1"]], *ONE_LESSON, metric=is_score_with_feedback)
+    assert run.uses == ["failure analysis", "no contrast"]
+    (prompt,) = run.prompts(EXTRACT)
+    assert "Attempt 1 (score 0, advantage +0.00)\nFeedback: 0 is not enough." in prompt
+
+
+def test_a_group_below_the_best_score_seen_is_analysed_and_one_at_it_is_not() -> None:
+    run = Run([["0.5", "0.5"], ["0.9", "0.9"]], *ONE_LESSON, metric=is_score_with_feedback)
+    assert run.uses == ["failure analysis", "no contrast"]
+
+
+def test_a_group_of_failures_whose_errors_say_what_was_wrong_is_analysed() -> None:
+    run = Run([[UNPARSED, UNPARSED]], *ONE_LESSON)
+    assert run.uses == ["failure analysis"]
+    (prompt,) = run.prompts(EXTRACT)
+    assert f"out unparsed answer: {UNPARSED}" in prompt
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"metric": is_score}, {"failure_analysis": False}, {"schedule": TrainingFreeGRPO.paper}],
+    ids=["no feedback", "switched off", "the paper's schedule"],
+)
+def test_a_group_that_fails_throughout_is_not_analysed(arguments: dict[str, Any]) -> None:
+    run = Run([["0", "0"], ["1", "1"]], **{"metric": is_score_with_feedback} | arguments)
+    assert run.uses == ["no contrast", "no contrast"]
+
+
+def test_two_examples_with_the_same_text_stay_two_groups() -> None:
+    twins = [
+        dspy.Example(question="question 0", answer=label).with_inputs("question")
+        for label in ("0", "1")
+    ]
+
+    def is_label(example: dspy.Example, pred: dspy.Prediction) -> float:
+        return float(example.answer == pred.answer)
+
+    run = Run([["0", "1", "0"], ["1", "1", "0"]], *ONE_LESSON, metric=is_label, trainset=twins)
+    groups = sorted(run.results.updates[0].groups, key=lambda group: group.example)
+    assert [group.scores for group in groups] == [(1.0, 0.0, 1.0), (1.0, 1.0, 0.0)]
+    assert [section(p, "expected") for p in run.prompts(EXTRACT)] == ["answer: 0", "answer: 1"]
+
+
+# ---------------------------------------------------------------------- failures in a group
+
+
+def test_a_group_with_fewer_than_two_rollouts_that_count_is_skipped() -> None:
+    down = RuntimeError("the provider is down")
+    run = Run([["1", down, down], [down, down, down]])
+    assert run.uses == ["too few rollouts", "too few rollouts"]
+    assert run.results.failures == {"provider": 5}
+
+
+def test_a_providers_failure_makes_no_contrast() -> None:
+    run = Run([["0.5", "0.5", RuntimeError("down")]])
+    assert run.uses == ["no contrast"]
+    assert run.results.updates[0].groups[0].scores == (0.5, 0.5)
+    assert run.results.updates[0].groups[0].failures == ("provider",)
+
+
+def test_a_metrics_failure_makes_no_contrast() -> None:
+    run = Run([["0.5", "0.5", "nan"]])
+    assert run.uses == ["no contrast"]
+    assert run.results.failures == {"metric": 1}
+
+
+def test_the_programs_own_failure_stands_in_its_group_at_the_failure_score() -> None:
+    run = Run([["0.5", UNPARSED, "0.5"]], *ONE_LESSON, failure_score=0.25)
+    assert run.uses == ["contrast"]
+    assert run.results.updates[0].groups[0].scores == (0.5, 0.25, 0.5)
+    assert run.results.failures == {"parse": 1}
+
+
+def test_the_programs_own_failure_is_never_the_better_rollout() -> None:
+    run = Run([["-2", UNPARSED, "-1"]], *ONE_LESSON)
+    assert run.results.updates[0].groups[0].scores == (-2.0, -2.0, -1.0)
+
+
+# ---------------------------------------------------------------------- what ExtractAdvantage sees
+
+
+def test_extract_advantage_sees_all_that_it_needs_and_the_program_without_its_baked_block() -> None:
+    known = ExperienceLibrary([Experience(id="E7", text="Count twice.")])
+    student = dspy.Predict(dspy.Signature("question -> answer", "Count the words."))
+    run = Run(
+        [["1", "0"]],
+        *ONE_LESSON,
+        metric=is_score_with_feedback,
+        student=known.bake(student),
+        objective="Counting.",
+    )
+    (prompt,) = run.prompts(EXTRACT)
+    names = ("program", "objective", "experiences", "example", "expected", "max_words")
+    assert {name: section(prompt, name) for name in names} == {
+        "program": "self (question -> answer): Count the words.",
+        "objective": "Counting.",
+        "experiences": "[E7*] Count twice.",
+        "example": "question: question 0",
+        "expected": "answer: label 0",
+        "max_words": "40",
+    }
+    attempts = prompt.rpartition("[[ ## attempts ## ]]\n")[2].partition("\n\n[[ ##")[0]
+    assert attempts == (
+        "Attempt 1 (score 1, advantage +1.00)\n"
+        "Feedback: 1 is not enough.\n"
+        "Outputs:\n"
+        "answer: 1\n"
+        "\n"
+        "Attempt 2 (score 0, advantage -1.00)\n"
+        "Feedback: 0 is not enough.\n"
+        "Outputs:\n"
+        "answer: 0"
+    )
+    assert "<experiences>" not in prompt
+    assert "next id" not in prompt
+
+
+def test_with_use_labels_false_no_label_reaches_the_reflection_lm() -> None:
+    run = Run([["1", "0"]], *ONE_LESSON, schedule=TrainingFreeGRPO.paper, use_labels=False,
+              summarize_always=False)  # fmt: skip
+    prompts = run.prompts(f"{EXTRACT}|{UPDATE}")
+    assert [section(prompt, "expected") for prompt in run.prompts(EXTRACT)] == ["(hidden)"]
+    assert not any("label 0" in prompt for prompt in prompts)
+    assert "score 1, advantage" in run.prompts(EXTRACT)[0]
+
+
+def test_without_a_metric_labels_are_not_known_and_the_majority_answer_is_shown() -> None:
+    with pytest.warns(UserWarning, match="metric=None"):
+        run = Run([["7", "8", "8"], ["1", "1", "1"]], *ONE_LESSON, metric=None)
+    assert run.uses == ["no ground truth", "no ground truth"]
+    prompt, _ = run.prompts(EXTRACT)
+    assert section(prompt, "expected") == "(not known)"
+    assert "The answer that most attempts give:\nanswer: 8" in prompt
+    assert "score" not in prompt.rpartition("[[ ## attempts ## ]]")[2]
+    assert "label" not in prompt.rpartition("[[ ## example ## ]]")[2]
+
+
+def test_the_library_that_extract_advantage_sees_is_that_of_the_latest_update() -> None:
+    run = Run([["1", "0"], ["1", "0"]], *ONE_LESSON, batch_size=1)
+    seen = sorted(section(prompt, "experiences") for prompt in run.prompts(EXTRACT))
+    assert seen == ["(none yet)", "[E1*] Be exact."]
+
+
+# ---------------------------------------------------------------------- long trajectories
+
+
+class Rambling(dspy.Module):
+    """Two steps, the first of which writes `n_words` words."""
+
+    def __init__(self, n_words: int) -> None:
+        super().__init__()
+        self.n_words = n_words
+        self.ask = dspy.Predict("question -> answer")
+        self.check = dspy.Predict("notes, number -> verdict")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        number = self.ask(question=question).answer
+        notes = f"start {'ramble ' * (self.n_words if number == '1' else 1)} finish"
+        self.check(notes=notes, number=number)
+        return dspy.Prediction(answer=number)
+
+
+def rambling_run(n_words: int, *rules: Rule, **arguments: Any) -> Run:
+    check: Rule = ("verdict", chat(verdict="fine"))
+    summary: Rule = (SUMMARIZE, chat(summary="It rambled."))
+    return Run(
+        [["1", "0"]], *rules, *ONE_LESSON, summary, check, student=Rambling(n_words), **arguments
+    )
+
+
+def test_trajectories_that_fit_the_budget_are_shown_whole() -> None:
+    run = rambling_run(300)
+    assert run.prompts(SUMMARIZE) == []
+    assert run.prompts(EXTRACT)[0].count("ramble") == 301
+
+
+def test_a_trajectory_that_is_too_long_is_summarised_and_a_short_one_beside_it_is_not() -> None:
+    run = rambling_run(300, extract_advantage=ExtractAdvantage(attempts_tokens=300))
+    (long_one,) = run.prompts(SUMMARIZE)
+    assert long_one.count("ramble") > 30
+    (prompt,) = run.prompts(EXTRACT)
+    assert prompt.count("ramble ") == 1
+    assert "Attempt 1 (score 1, advantage +1.00)\nIt rambled.\nOutputs:\nanswer: 1" in prompt
+    assert "in notes: start ramble  finish" in prompt
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"schedule": TrainingFreeGRPO.paper}, {"summarize_always": True}],
+    ids=["paper", "summarize_always"],
+)
+def test_in_the_papers_schedule_every_rollout_is_summarised(arguments: dict[str, Any]) -> None:
+    run = rambling_run(1, **arguments)
+    assert [section(p, "attempt").splitlines()[0] for p in run.prompts(SUMMARIZE)] == [
+        "Score: 0",
+        "Score: 1",
+    ]
+    assert run.prompts(EXTRACT)[0].count("It rambled.") == 2
+
+
+def test_without_a_metric_a_summary_is_asked_for_without_a_score() -> None:
+    with pytest.warns(UserWarning, match="metric=None"):
+        run = rambling_run(1, summarize_always=True, metric=None)
+    shown = section(run.prompts(SUMMARIZE)[0], "attempt")
+    assert shown.splitlines()[0] == "Step 1, predictor ask"
+
+
+def test_no_prompt_outgrows_its_budget_also_where_the_summary_fails() -> None:
+    run = rambling_run(
+        5000, (SUMMARIZE, UNPARSED), extract_advantage=ExtractAdvantage(attempts_tokens=400)
+    )
+    (prompt,) = run.prompts(EXTRACT)
+    attempts = prompt.rpartition("[[ ## attempts ## ]]\n")[2].partition("\n\n[[ ##")[0]
+    assert estimate_tokens(attempts) < 450
+    assert "characters left out" in attempts
+    assert run.results.failures == {"reflection parse": 2}
+    assert all(estimate_tokens(p) < 400 + 800 for p in run.prompts(SUMMARIZE))
+
+
+# ---------------------------------------------------------------------- answers that do not parse
+
+
+def test_an_answer_that_does_not_parse_is_asked_for_exactly_once_more() -> None:
+    plain = dspy.ChatAdapter(use_json_adapter_fallback=False)
+    run = Run(
+        [["1", "0"]],
+        (CORRECTION, lessons("Be exact.")),
+        (EXTRACT, UNPARSED),
+        *ONE_LESSON,
+        adapter=plain,
+    )
+    (again,) = run.prompts(CORRECTION)
+    assert UNPARSED in section(again, "correction")
+    assert len(run.prompts(EXTRACT)) == 2
+    assert run.results.failures == {"reflection parse": 1}
+    assert run.library.render() == "[E1*] Be exact."
+
+
+def test_an_extraction_that_does_not_parse_twice_costs_its_own_lessons_only() -> None:
+    run = Run(
+        [["1", "0"], ["1", "0"]],
+        (f"(?s){EXTRACT}.*question 0", UNPARSED),
+        *ONE_LESSON,
+        adapter=dspy.ChatAdapter(use_json_adapter_fallback=False),
+    )
+    assert len(run.prompts(CORRECTION)) == 1
+    assert run.results.failures == {"reflection parse": 2}
+    assert run.results.updates[0].lessons == ("Be exact.",)
+
+
+def test_an_update_that_does_not_parse_twice_keeps_its_lessons_as_adds() -> None:
+    run = Run(
+        [["1", "0"]],
+        (EXTRACT, lessons("Be exact.", "[self] Show the unit.")),
+        (UPDATE, UNPARSED),
+        adapter=dspy.ChatAdapter(use_json_adapter_fallback=False),
+    )
+    assert len(run.prompts(UPDATE)) == 2
+    assert run.results.failures == {"reflection parse": 2}
+    assert run.library.render() == "[E1*] Be exact.\n[E2*] Show the unit."
+    first, second = run.results.library["experiences"]
+    assert first["evidence"] == second["evidence"] != ()
+
+
+def test_the_silent_second_call_of_dspys_json_adapter_is_counted() -> None:
+    run = Run([["1", "0"]], (EXTRACT, UNPARSED))
+    assert run.results.usage["reflection"].n_lm_calls == 4  # twice ChatAdapter, then JSONAdapter
+    assert run.results.usage["reflection"].n_second_calls == 2
+    assert run.results.failures == {"reflection parse": 2}
+
+
+# ---------------------------------------------------------------------- lessons
+
+
+def by_example(**texts: str) -> Rule:
+    """ExtractAdvantage answers for the example whose question is named (q0, q1, ...)."""
+
+    def answer(prompt: Prompt) -> str:
+        number = section(prompt.text, "example").rpartition(" ")[2]
+        return lessons(*texts[f"q{number}"].split("|"))
+
+    return (EXTRACT, answer)
+
+
+def test_near_duplicate_lessons_are_one_with_the_evidence_of_all_their_groups() -> None:
+    run = Run(
+        [["1", "0"], ["1", "0"], ["1", "0"]],
+        by_example(
+            q0="Give the number, never the unit.",
+            q1="Give the number, never the unit!",
+            q2="Give the number, never the unit, always.",
+        ),
+        (UPDATE, operations({"op": "ADD", "text": "Numbers alone.", "lessons": [1]})),
+    )
+    (prompt,) = run.prompts(UPDATE)
+    assert re.fullmatch(r"1\. Give the number, never the unit.* \(from 3 groups\)",
+                        section(prompt, "lessons"))  # fmt: skip
+    (experience,) = run.results.library["experiences"]
+    assert sorted(item["example"] for item in experience["evidence"]) == [0, 1, 2]
+
+
+def test_opposite_lessons_stay_two() -> None:
+    run = Run(
+        [["1", "0"], ["1", "0"]],
+        by_example(
+            q0="Give the unit behind the number.", q1="Never give the unit behind the number."
+        ),
+        (UPDATE, operations()),
+    )
+    assert len(section(run.prompts(UPDATE)[0], "lessons").splitlines()) == 2
+
+
+def test_a_lesson_that_the_library_has_already_is_a_keep_with_its_evidence() -> None:
+    known = ExperienceLibrary([Experience(id="E3", text="Be exact.")], next_number=9)
+    run = Run(
+        [["1", "0"]],
+        (EXTRACT, lessons("be exact")),
+        student=known.bake(dspy.Predict("question -> answer")),
+    )
+    assert run.prompts(UPDATE) == []
+    (update,) = run.results.updates
+    assert [(op.op, op.id, op.reason, op.refused) for op in update.operations] == [
+        ("KEEP", "E3", "seen again", "")
+    ]
+    assert run.library == known
+    (experience,) = run.results.library["experiences"]
+    assert [item["example"] for item in experience["evidence"]] == [0]
+
+
+def test_two_lessons_that_repeat_one_experience_are_both_its_evidence() -> None:
+    known = ExperienceLibrary([Experience(id="E1", text="Be exact with every number you give.")])
+    run = Run(
+        [["1", "0"], ["1", "0"]],
+        by_example(
+            q0="Be very exact with every number you give.",
+            q1="Be exact with every single number you give.",
+        ),
+        student=known.bake(dspy.Predict("question -> answer")),
+    )
+    (experience,) = run.results.library["experiences"]
+    assert sorted(item["example"] for item in experience["evidence"]) == [0, 1]
+    assert [op.refused for op in run.results.updates[0].operations] == [""]
+
+
+def test_an_experience_that_was_seen_again_can_be_modified_by_the_same_update() -> None:
+    known = ExperienceLibrary([Experience(id="E1", text="Be exact.")])
+    run = Run(
+        [["1", "0"]],
+        (EXTRACT, lessons("Be exact.", "Round to two digits.")),
+        (UPDATE, operations({"op": "MODIFY", "id": "E1", "text": "Be exact: two digits.",
+                             "lessons": [1]})),
+        student=known.bake(dspy.Predict("question -> answer")),
+    )  # fmt: skip
+    assert run.library.render() == "[E1*] Be exact: two digits."
+    (experience,) = run.results.library["experiences"]
+    assert [item["example"] for item in experience["evidence"]] == [0]
+
+
+def test_a_lesson_that_copies_its_example_is_refused_recorded_and_not_passed_on() -> None:
+    trainset = [
+        dspy.Example(
+            question="question 0 of the boy who has three apples and gives one away", answer="two"
+        ).with_inputs("question")
+    ]
+    copied = "For the boy who has three apples and gives one away, say two."
+    run = Run([["1", "0"]], (EXTRACT, lessons(copied, "Subtract.")),
+              (UPDATE, operations({"op": "ADD", "text": "Subtract.", "lessons": [1]})),
+              trainset=trainset)  # fmt: skip
+    (update,) = run.results.updates
+    assert update.lessons == ("Subtract.",)
+    assert update.refused_lessons == (
+        f"{copied} (copies the training data: 'the boy who has three apples and gives')",
+    )
+    assert section(run.prompts(UPDATE)[0], "lessons") == "1. Subtract."
+
+
+def test_when_every_lesson_is_refused_update_library_is_asked_nothing() -> None:
+    trainset = [dspy.Example(question="question 0", answer="a b c d").with_inputs("question")]
+    run = Run([["1", "0"]], (EXTRACT, lessons("Say: a b c d")), trainset=trainset)
+    assert run.prompts(UPDATE) == []
+    assert run.results.updates[0].refused_lessons == (
+        "Say: a b c d (copies the training data: 'a b c d')",
+    )
+
+
+# ---------------------------------------------------------------------- operations
+
+
+def test_malformed_operations_are_refused_one_by_one_and_the_others_count() -> None:
+    known = ExperienceLibrary([Experience(id="E1", text="Be exact.")])
+    run = Run(
+        [["1", "0"]],
+        (EXTRACT, lessons("Round.", "Count.")),
+        (
+            UPDATE,
+            operations(
+                {"op": "add", "text": "Round to two digits.", "lessons": [1, 99, 0, -1]},
+                {"op": "MERGE", "id": "E1", "text": "?"},
+                {"op": "MODIFY", "id": "E9", "text": "Unknown."},
+                {"op": "MODIFY", "id": "first", "text": "No id."},
+                {"op": "DELETE"},
+                {"op": "ADD", "text": " "},
+                {"op": "ADD", "text": "word " * 41},
+                {"op": "ADD", "text": "be EXACT"},
+                {"op": "MODIFY", "id": "[e1]", "text": "Be exact and brief.", "lessons": [2]},
+                {"op": "DELETE", "id": "E1"},
+            ),
+        ),
+        student=known.bake(dspy.Predict("question -> answer")),
+    )
+    assert run.library.render() == "[E1*] Be exact and brief.\n[E2*] Round to two digits."
+    recorded = run.results.updates[0].operations
+    assert sorted((op.op, op.id, op.refused) for op in recorded) == [
+        ("ADD", "", ""),
+        ("ADD", "", "41 words; at most 40 are allowed"),
+        ("ADD", "", "E1 says this already"),
+        ("ADD", "", "the text is empty"),
+        ("DELETE", "", "id='': an id is 'E' and a number from 1, such as 'E1'."),
+        ("DELETE", "E1", "an earlier operation of this list names E1; the first one counts"),
+        ("MERGE", "E1", "op='MERGE': the operations are ADD, MODIFY, DELETE, KEEP."),
+        ("MODIFY", "E1", ""),
+        ("MODIFY", "E9", "there is no E9"),
+        ("MODIFY", "first", "id='first': an id is 'E' and a number from 1, such as 'E1'."),
+    ]
+
+
+class TwoStages(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.reader = dspy.Predict("question -> note")
+        self.writer = dspy.Predict("question, note -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return self.writer(question=question, note=self.reader(question=question).note)
+
+
+NOTE: Rule = (r"(?s)Your output fields are:\n1. `note`", chat(note="noted"))
+
+
+def test_a_lesson_for_one_predictor_is_shown_as_such_and_its_operation_keeps_the_scope() -> None:
+    run = Run(
+        [["1", "0"]],
+        (EXTRACT, lessons("[writer] Be exact.", "Read twice.")),
+        (UPDATE, operations({"op": "ADD", "text": "Be exact.", "scope": "writer", "lessons": [1]},
+                            {"op": "ADD", "text": "Read twice.", "lessons": [2]})),
+        NOTE,
+        student=TwoStages(),
+    )  # fmt: skip
+    assert section(run.prompts(UPDATE)[0], "lessons") == (
+        "1. Be exact. (for writer)\n2. Read twice."
+    )
+    assert run.library.render("writer") == "[E1] Be exact.\n[E2*] Read twice."
+    assert run.library.render("reader") == "[E2*] Read twice."
+
+
+def test_an_unknown_scope_is_refused_where_there_are_several_predictors() -> None:
+    run = Run(
+        [["1", "0"]],
+        (EXTRACT, lessons("Be exact.")),
+        (UPDATE, operations({"op": "ADD", "text": "Be exact.", "scope": "editor"},
+                            {"op": "ADD", "text": "Be brief.", "scope": "reader"})),
+        NOTE,
+        student=TwoStages(),
+    )  # fmt: skip
+    assert run.library.render() == "[E1] Be brief. (for reader)"
+    refused = [op.refused for op in run.results.updates[0].operations if op.refused]
+    assert refused == ["scope 'editor' names none of ['reader', 'writer']"]
+
+
+@pytest.mark.parametrize("scope", ["answer", "", "all", "self"])
+def test_any_scope_is_read_as_all_where_there_is_one_predictor(scope: str) -> None:
+    run = Run(
+        [["1", "0"]],
+        (EXTRACT, lessons("Be exact.")),
+        (UPDATE, operations({"op": "ADD", "text": "Be exact.", "scope": scope})),
+    )
+    assert run.library.render() == "[E1*] Be exact."
+
+
+def test_a_modify_that_names_no_scope_leaves_the_scope_as_it_is() -> None:
+    known = ExperienceLibrary([Experience(id="E1", text="Be exact.", scope="writer")])
+    run = Run(
+        [["1", "0"]],
+        (EXTRACT, lessons("Round.")),
+        (UPDATE, operations({"op": "MODIFY", "id": "E1", "text": "Be exact: round."})),
+        NOTE,
+        student=known.bake(TwoStages()),
+    )
+    assert run.library.render() == "[E1] Be exact: round. (for writer)"
+
+
+@pytest.mark.parametrize("gate", [NoGate(), PairedGate(screen=1)], ids=["no gate", "gate"])
+def test_the_limits_hold_at_every_moment_and_in_every_prompt(gate: Any) -> None:
+    def many(prompt: Prompt) -> str:
+        found = section(prompt.text, "lessons")
+        texts = [f"{found} advice number {i} {'and so on ' * (i % 3)}" for i in range(6)]
+        return operations(*({"op": "ADD", "text": text} for text in texts))
+
+    run = Run(
+        [["1", "0"]] * 3,
+        by_example(q0="Zero.", q1="One.", q2="Two."),
+        (UPDATE, many),
+        gate=gate,
+        batch_size=1,
+        epochs=2,
+        max_experiences=4,
+        max_experience_words=8,
+        trainset=questions(3),
+        valset=questions(9)[3:],
+    )
+    shown = [re.findall(r"^ *\[E\d+\*?\] (.*)$", p, re.MULTILINE) for p in run.prompts("question")]
+    assert max(map(len, shown)) == 4
+    assert max(len(line.split()) for lines in shown for line in lines) == 8
+    assert max(update.library_size for update in run.results.updates) <= 4
+
+
+# ---------------------------------------------------------------------- many lessons
+
+
+class Pairing(dspy.Module):
+    """A user's UpdateLibrary: one ADD for every two lessons, and one KEEP for E1 at each call."""
+
+    def __init__(self, lessons_tokens: int, merges: bool = True) -> None:
+        super().__init__()
+        self.lessons_tokens = lessons_tokens
+        self.merges = merges
+        self.asked: list[list[str]] = []
+        self.lock = threading.Lock()
+
+    def forward(self, lessons: str, **_: Any) -> dspy.Prediction:
+        lines = lessons.splitlines()
+        with self.lock:
+            self.asked.append(lines)
+        size = 2 if self.merges else 1
+        numbers = range(1, len(lines) + 1)
+        texts = [re.sub(r"^\d+\. | \(from .*\)$", "", line) for line in lines]
+        adds = [
+            {"op": "ADD", "text": texts[first], "lessons": list(numbers[first : first + size])}
+            for first in range(0, len(lines), size)
+        ]
+        return dspy.Prediction(operations=[*adds, {"op": "KEEP", "id": "E1"}])
+
+
+KNOWN = ExperienceLibrary([Experience(id="E1", text="Be exact.")])
+
+
+def consolidated(
+    module: Any, drawn: Sequence[Lesson], **arguments: Any
+) -> tuple[list[Operation], list[Refusal]]:
+    lm = scripted_lm([])
+    workers = Workers(2)
+    run_settings = Settings(is_score, update_library=module, **arguments)
+    with dspy.context(lm=lm):
+        reflector = Reflector(
+            run_settings, dspy.Predict("question -> answer"), questions(9), workers, Recorder()
+        )
+        try:
+            return reflector.operations(drawn, KNOWN, 0, 0)
+        finally:
+            workers.close()
+
+
+def drawn_lessons(n: int, n_words: int = 1) -> list[Lesson]:
+    return [
+        Lesson(f"advice{i} {'word ' * n_words}".strip(), "*", (Evidence(0, i, (i,), (1.0,)),))
+        for i in range(n)
+    ]
+
+
+def test_lessons_within_the_budget_are_one_question() -> None:
+    module = Pairing(4000)
+    found, _ = consolidated(module, drawn_lessons(40))
+    assert [len(lines) for lines in module.asked] == [40]
+    assert sum(isinstance(operation, Add) for operation in found) == 20
+
+
+@given(st.integers(1, 40), st.integers(20, 200), st.integers(1, 6), st.booleans())
+@settings(max_examples=30)
+def test_many_lessons_are_consolidated_in_a_tree_within_the_budget_and_keep_their_evidence(
+    n: int, budget: int, n_words: int, merges: bool
+) -> None:
+    module = Pairing(budget, merges)
+    found, refused = consolidated(module, drawn_lessons(n, n_words))
+    assert refused == []
+    assert all(estimate_tokens("\n".join(lines)) <= budget for lines in module.asked)
+    covered = {e.example for op in found if isinstance(op, Add) for e in op.evidence}
+    assert covered == set(range(n))
+    n_adds = sum(isinstance(operation, Add) for operation in found)
+    assert n_adds <= n
+    if not merges:
+        assert n_adds == n
+
+
+def test_a_tree_is_climbed_while_it_gets_smaller() -> None:
+    module = Pairing(lessons_tokens=60)
+    found, _ = consolidated(module, drawn_lessons(16))
+    texts = [operation.text for operation in found if isinstance(operation, Add)]
+    assert len(module.asked) > 2
+    assert len(texts) < 8
+
+
+def test_operations_on_known_experiences_are_kept_from_every_level_of_the_tree() -> None:
+    found, _ = consolidated(Pairing(lessons_tokens=60), drawn_lessons(16))
+    assert any(isinstance(operation, Keep) and operation.id == "E1" for operation in found)
+
+
+def test_update_per_group_asks_for_each_group_and_then_merges_what_they_propose() -> None:
+    module = Pairing(4000, merges=False)
+    found, _ = consolidated(module, drawn_lessons(3), update_per_group=True)
+    assert sorted(map(len, module.asked)) == [1, 1, 1, 3]
+    assert sum(isinstance(operation, Add) for operation in found) == 3
+
+
+def test_update_per_group_keeps_each_prompt_within_its_budget_too() -> None:
+    module = Pairing(lessons_tokens=60, merges=False)
+    evidence = (Evidence(0, 0, (1,), (1.0,)),)
+    drawn = [Lesson(lesson.text, "*", evidence) for lesson in drawn_lessons(16)]
+    consolidated(module, drawn, update_per_group=True)
+    assert all(estimate_tokens("\n".join(lines)) <= 60 for lines in module.asked)
+
+
+def test_without_lessons_update_library_is_not_asked() -> None:
+    module = Pairing(4000)
+    assert consolidated(module, []) == ([], [])
+    assert module.asked == []
+
+
+# ---------------------------------------------------------------------- modules of the user's own
+
+
+class OwnExtract(dspy.Module):
+    """Answers by the example's number what it was given, or raises it."""
+
+    def __init__(self, answers: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def forward(self, example: str, **_: Any) -> Any:
+        answer = self.answers[example]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class OwnUpdate(dspy.Module):
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, **_: Any) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def test_modules_of_the_users_own_take_the_place_of_ours() -> None:
+    extract = OwnExtract({"question: question 0": dspy.Prediction(lessons=["Be exact."])})
+    update = OwnUpdate(
+        dspy.Prediction(operations=[{"op": "ADD", "text": "Own words.", "lessons": [1]}])
+    )
+    run = Run([["1", "0"]], extract_advantage=extract, update_library=update)
+    assert run.library.render() == "[E1*] Own words."
+    assert run.results.usage["reflection"].n_lm_calls == 0
+
+
+def test_a_dspy_program_with_the_right_outputs_is_a_module_too() -> None:
+    rule: Rule = (r"`reasoning`", chat(reasoning="Hm.", lessons=["Be exact."]))
+    run = Run(
+        [["1", "0"]],
+        rule,
+        extract_advantage=dspy.ChainOfThought("attempts, expected -> lessons: list[str]"),
+        update_library=AddLessons(),
+    )
+    assert run.library.render() == "[E1*] Be exact."
+
+
+def test_a_module_that_raises_costs_its_own_answer_only() -> None:
+    extract = OwnExtract(
+        {
+            "question: question 0": KeyError("no such field"),
+            "question: question 1": dspy.Prediction(lessons=["Be exact."]),
+        }
+    )
+    run = Run([["1", "0"], ["1", "0"]], ONE_LESSON[1], extract_advantage=extract)
+    assert run.library.render() == "[E1*] Be exact."
+    assert run.results.failures == {"reflection error": 1}
+
+
+def test_an_update_library_that_raises_leaves_the_lessons_as_adds() -> None:
+    run = Run([["1", "0"]], ONE_LESSON[0], update_library=OwnUpdate(OSError("disk full")))
+    assert run.library.render() == "[E1*] Be exact."
+    assert run.results.failures == {"reflection error": 1}
+
+
+def test_a_provider_that_fails_during_reflection_costs_that_answer_only() -> None:
+    run = Run([["1", "0"]], (EXTRACT, RuntimeError("down")))
+    assert run.results.failures == {"reflection error": 1}
+    assert run.results.usage["reflection"].n_failed_calls == 1
+    assert "1 failures of kind 'reflection error'" in run.results.nothing_learned
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        dspy.Prediction(lessons="Be exact."),
+        dspy.Prediction(lessons=("Be exact.",)),
+        dspy.Prediction(lessons=["", " ", "- ", "Be exact."]),
+    ],
+    ids=["one string", "a tuple", "empty lines"],
+)
+def test_lessons_are_read_from_a_string_or_any_sequence(answer: dspy.Prediction) -> None:
+    extract = OwnExtract({"question: question 0": answer})
+    run = Run([["1", "0"]], extract_advantage=extract, update_library=AddLessons())
+    assert run.results.updates[0].lessons == ("Be exact.",)
+
+
+@pytest.mark.parametrize(
+    "answer", [None, 5, dspy.Prediction(lessons=5), dspy.Prediction()], ids=str
+)
+def test_an_extraction_without_lessons_teaches_nothing_and_ends_nothing(answer: Any) -> None:
+    run = Run([["1", "0"]], extract_advantage=OwnExtract({"question: question 0": answer}))
+    assert run.results.updates[0].lessons == ()
+    assert list(run.library) == []
+
+
+def test_operations_of_every_form_are_read_and_what_is_none_is_refused_alone() -> None:
+    given = [
+        {"op": "ADD", "text": "Be exact.", "lessons": [1]},
+        "ADD: be brief",
+        None,
+        5,
+        {"op": "ADD", "text": "Be brief.", "lessons": "1"},
+        {"op": "ADD", "text": "Be kind.", "lessons": ["1", 1.0, None]},
+        {"op": "ADD", "text": 7},
+        {"text": "No op."},
+    ]
+    update = OwnUpdate(dspy.Prediction(operations=given))
+    run = Run([["1", "0"]], ONE_LESSON[0], update_library=update)
+    assert [experience.text for experience in run.library] == ["Be exact.", "Be brief.", "Be kind."]
+    assert len(run.results.updates[0].operations) == 8
+    assert sum(bool(op.refused) for op in run.results.updates[0].operations) == 5
+
+
+def test_operations_that_are_no_list_are_no_answer() -> None:
+    run = Run([["1", "0"]], ONE_LESSON[0], update_library=OwnUpdate(dspy.Prediction(operations=5)))
+    assert run.library.render() == "[E1*] Be exact."
+
+
+def test_add_lessons_takes_every_lesson_without_a_call() -> None:
+    run = Run(
+        [["1", "0"]],
+        (EXTRACT, lessons("Be exact.", "Be brief.", "word " * 41)),
+        update_library=AddLessons(),
+    )
+    assert run.prompts(UPDATE) == []
+    assert run.library.render() == "[E1*] Be exact.\n[E2*] Be brief."
+    assert [op.refused for op in run.results.updates[0].operations] == [
+        "",
+        "",
+        "41 words; at most 40 are allowed",
+    ]
+    assert run.results.failures == {}
+
+
+def test_update_library_has_a_stated_budget_that_its_user_sets() -> None:
+    run = Run(
+        [["1", "0"]] * 4,
+        by_example(
+            **{f"q{i}": "|".join(f"advice{i}{j} holds" for j in range(3)) for i in range(4)}
+        ),
+        (UPDATE, operations()),
+        update_library=UpdateLibrary(lessons_tokens=40),
+    )
+    asked = run.prompts(UPDATE)
+    assert len(asked) == 3
+    assert all(estimate_tokens(section(prompt, "lessons")) <= 40 for prompt in asked)
+
+
+# ---------------------------------------------------------------------- threads
+
+
+def test_results_come_in_the_order_of_the_items_whichever_is_done_first() -> None:
+    last_is_done = threading.Event()
+
+    def task(item: int) -> int:
+        if item == 2:
+            last_is_done.set()
+        else:
+            assert last_is_done.wait(10)
+        return item * 10
+
+    workers = Workers(3)
+    assert workers.map(task, [0, 1, 2]) == [0, 10, 20]
+    workers.close()
+
+
+def test_every_task_has_the_dspy_context_of_its_caller() -> None:
+    workers = Workers(2)
+    lm = scripted_lm([])
+    with dspy.context(lm=lm):
+        assert workers.map(lambda _: dspy.settings.lm is lm, range(4)) == [True] * 4
+    workers.close()
+
+
+def test_what_a_task_changes_in_its_context_is_not_seen_by_another() -> None:
+    seen: list[Any] = []
+
+    def task(item: int) -> None:
+        seen.append(dspy.settings.lm)
+        dspy.settings.context(lm=item).__enter__()
+
+    workers = Workers(1)
+    workers.map(task, range(3))
+    workers.close()
+    assert seen == [None, None, None]
+
+
+def test_the_results_are_json() -> None:
+    run = Run([["1", "0"], [UNPARSED, "nan"]], *ONE_LESSON)
+    assert json.loads(json.dumps(run.results.to_dict())) == run.results.to_dict()

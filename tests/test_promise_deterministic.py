@@ -1,0 +1,173 @@
+"""Promise 3: same seed, same answers, the same library, whatever threads, latencies and hashes.
+
+The LM is a pure function of prompt and seed; what it says of a trajectory depends on every word
+of it, so that a result used in the order of its arrival would change the lessons.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scripted import EXTRACT, UPDATE, Prompt, lessons, operations, scripted_lm
+from test_dspy_contract import Pair, agent, agent_turn, is_polite, polite_answer, questions, untimed
+
+from tfgrpo_dspy import NoGate, TrainingFreeGRPO
+
+WORDS = ("greet", "thank", "explain", "apologise", "offer help", "confirm", "repeat", "wait")
+
+
+def chaotic_rules() -> list[Any]:
+    """Answers that depend on every word of the prompt: lessons, operations, final answers."""
+
+    def extract(prompt: Prompt) -> str:
+        draw = prompt.random("lesson")
+        return lessons(
+            *(f"When you {draw.choice(WORDS)}, {word}." for word in draw.sample(WORDS, 2))
+        )
+
+    def update(prompt: Prompt) -> str:
+        draw = prompt.random("update")
+        known = [f"E{i}" for i in range(1, 30) if f"[E{i}*]" in prompt.user]
+        add = {"op": "ADD", "text": f"Always {draw.choice(WORDS)}.", "lessons": [1]}
+        delete = [{"op": "DELETE", "id": draw.choice(known)}] if known else []
+        return operations(add, *delete)
+
+    return [
+        (EXTRACT, extract),
+        (UPDATE, update),
+        ("`next_tool_name`", agent_turn),
+        ("question", polite_answer),
+    ]
+
+
+class Latency:
+    """Lets each call wait for a random time of at most a few milliseconds."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.never = threading.Event()
+
+    def __call__(self, _prompt: Prompt) -> None:
+        self.never.wait(self.draw.random() * 0.004)
+
+
+class LastFirst:
+    """Holds calls until `width` of them wait, then lets the last one go first."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.changed = threading.Condition()
+        self.waiting: list[int] = []
+        self.n_calls = 0
+
+    def __call__(self, _prompt: Prompt) -> None:
+        with self.changed:
+            ticket = self.n_calls
+            self.n_calls += 1
+            self.waiting.append(ticket)
+            self.changed.notify_all()
+            # A short time limit: at the end of a stage fewer than `width` calls are left.
+            self.changed.wait_for(lambda: self.is_my_turn(ticket), timeout=0.02)
+            self.waiting.remove(ticket)
+            self.changed.notify_all()
+
+    def is_my_turn(self, ticket: int) -> bool:
+        return len(self.waiting) >= self.width and ticket == max(self.waiting)
+
+
+def run(num_threads: int, before: Any = None, student: Any = None, **changes: Any) -> Any:
+    chosen = {"group_size": 3, "epochs": 2, "batch_size": 3, "progress": False, "gate": NoGate()}
+    lm = scripted_lm(chaotic_rules(), before=before)
+    optimizer = TrainingFreeGRPO(is_polite, num_threads=num_threads, **(chosen | changes))
+    with dspy.context(lm=lm):
+        optimized = optimizer.compile(
+            student or dspy.Predict("question -> answer"),
+            trainset=questions(6),
+            valset=questions(6, start=100),
+        )
+    return optimized
+
+
+def facts(optimized: Any) -> str:
+    """All that a run says of itself, as text, but for the wall time and the number of threads."""
+    results = untimed(optimized.detailed_results)
+    results["settings"].pop("num_threads")
+    instructions = [p.signature.instructions for p in optimized.predictors()]
+    return json.dumps([results, instructions], sort_keys=True)
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=4, derandomize=True)
+def test_one_and_sixteen_threads_with_random_latencies_give_the_same_bit_for_bit(seed: int) -> None:
+    alone = facts(run(1, seed=seed))
+    assert facts(run(16, Latency(seed), seed=seed)) == alone
+    assert '"op": "ADD"' in alone
+
+
+@given(width=st.integers(2, 8))
+@example(width=8)
+@settings(max_examples=3, derandomize=True)
+def test_answers_that_come_last_first_give_the_same(width: int) -> None:
+    assert facts(run(8, LastFirst(width))) == facts(run(1))
+
+
+@pytest.mark.parametrize("student", [Pair, agent], ids=["two predictors", "agent"])
+@pytest.mark.parametrize("changes", [{"gate": None}, {"update_per_group": True}], ids=str)
+def test_so_do_programs_of_several_calls_with_a_gate_and_with_a_call_for_each_group(
+    student: Any, changes: dict[str, Any]
+) -> None:
+    changes = {"epochs": 1, "group_size": 2, **changes}
+    alone = facts(run(1, student=student(), **changes))
+    assert facts(run(16, Latency(1), student=student(), **changes)) == alone
+
+
+def test_another_seed_is_another_run() -> None:
+    assert facts(run(4, seed=1)) != facts(run(4, seed=2))
+
+
+def test_the_generator_that_all_python_code_shares_plays_no_part() -> None:
+    found = []
+    for shared_seed in (1, 2):
+        random.seed(shared_seed)
+        found.append(facts(run(2)))
+    assert found[0] == found[1]
+
+
+HASHES = """
+import dspy
+from test_promise_deterministic import facts, run
+print(facts(run(4)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_the_interpreters_hash_seed_makes_no_difference(tmp_path: Path) -> None:
+    tests = Path(__file__).parent
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", HASHES],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tests.parent,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(tests),
+                "PYTHONHASHSEED": hash_seed,
+                "DSPY_CACHEDIR": str(tmp_path),
+            },
+        ).stdout.splitlines()[-1]
+        for hash_seed in ("1", "2")
+    ]
+    assert found[0] == found[1]
+    assert found[0] == facts(run(4))

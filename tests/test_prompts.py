@@ -1,0 +1,140 @@
+"""Golden prompts: what the reflection LM is asked, word for word, so that a change shows in review.
+
+One small run, scripted: two attempts at one example with a program of two predictors, one
+experience known. To accept a change: `UPDATE_GOLDEN=1 pytest tests/test_prompts.py`, then read the
+diff of `tests/golden`. (DSPy's ChatAdapter writes the frame; a DSPy that words it otherwise shows
+here too.)
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from scripted import EXTRACT, SUMMARIZE, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+
+from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate, TrainingFreeGRPO
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class SupportDesk(dspy.Module):
+    """Finds out what a customer wants, then answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.understand = dspy.Predict(
+            dspy.Signature("complaint -> wish", "Say in a few words what the customer wants.")
+        )
+        self.reply = dspy.Predict(
+            dspy.Signature("complaint, wish -> reply", "Write the reply to the customer.")
+        )
+
+    def forward(self, complaint: str) -> dspy.Prediction:
+        return self.reply(complaint=complaint, wish=self.understand(complaint=complaint).wish)
+
+
+COMPLAINT = dspy.Example(
+    complaint="My lamp arrived broken.", policy="Damaged goods: refund or replacement."
+).with_inputs("complaint")
+KNOWN = ExperienceLibrary([Experience(id="E1", text="Name the customer's wish.", scope="reply")])
+
+
+def understand(prompt: Prompt) -> str:
+    return chat(wish="a new lamp" if (prompt.seed or 0) % 2 else "to complain")
+
+
+def reply(prompt: Prompt) -> str:
+    return chat(reply="We send a new one." if "a new lamp" in prompt.user else "Noted.")
+
+
+def offers(example: dspy.Example, pred: dspy.Prediction) -> dspy.Prediction:
+    if "new" in pred.reply:
+        return dspy.Prediction(score=1.0, feedback="Offers what the policy allows.")
+    return dspy.Prediction(score=0.0, feedback=f"Offers nothing. {example.policy}")
+
+
+def prompts(pattern: str, metric: Any = offers, **overrides: Any) -> list[Prompt]:
+    """The prompts of one update that match the pattern, in the order of their text."""
+    lm = scripted_lm(
+        [
+            (r"## correction ##", lessons("Offer a replacement.")),
+            (
+                EXTRACT,
+                overrides.pop("extracted", lessons("[reply] When goods are damaged, offer.")),
+            ),
+            (UPDATE, operations({"op": "KEEP", "id": "E1"})),
+            (SUMMARIZE, chat(summary="It understood the wish.")),
+            ("what the customer wants", understand),
+            ("Write the reply", reply),
+        ]
+    )
+    optimizer = TrainingFreeGRPO(
+        metric,
+        objective="Replies that settle the case.",
+        group_size=2,
+        epochs=1,
+        gate=NoGate(),
+        progress=False,
+        num_threads=1,
+        **overrides,
+    )
+    with dspy.context(lm=lm, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
+        optimizer.compile(KNOWN.bake(SupportDesk()), trainset=[COMPLAINT])
+    return sorted(
+        (prompt for prompt in lm.engine.prompts if pattern in prompt.text),
+        key=lambda prompt: prompt.text,
+    )
+
+
+def check(name: str, prompt: Prompt) -> None:
+    """Compare with the golden file, or rewrite it."""
+    path = GOLDEN / f"{name}.txt"
+    text = f"=== system ===\n{prompt.system}\n=== user ===\n{prompt.user}\n"
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8"), f"see {path}; UPDATE_GOLDEN=1 rewrites it"
+
+
+def test_the_prompt_of_summarize_trajectory() -> None:
+    _, better = prompts("`summary`", summarize_always=True)
+    check("summarize_trajectory", better)
+
+
+def test_the_prompt_of_extract_advantage() -> None:
+    (prompt,) = prompts("`semantic_advantage`")
+    check("extract_advantage", prompt)
+
+
+def test_the_prompt_of_extract_advantage_with_summaries_and_hidden_labels() -> None:
+    (prompt,) = prompts("`semantic_advantage`", summarize_always=True, use_labels=False)
+    check("extract_advantage_hidden", prompt)
+
+
+def test_the_prompt_of_extract_advantage_without_ground_truth() -> None:
+    with pytest.warns(UserWarning, match="metric=None"):
+        (prompt,) = prompts("`semantic_advantage`", metric=None)
+    check("extract_advantage_no_ground_truth", prompt)
+
+
+def test_the_prompt_that_asks_again_after_an_answer_that_did_not_parse() -> None:
+    (prompt,) = prompts("## correction ##", extracted="Offer a replacement.")
+    check("extract_advantage_again", prompt)
+
+
+def test_the_prompt_of_update_library() -> None:
+    (prompt,) = prompts("`operations`")
+    check("update_library", prompt)
+
+
+def test_every_golden_file_belongs_to_a_test() -> None:
+    assert sorted(path.stem for path in GOLDEN.glob("*")) == [
+        "extract_advantage",
+        "extract_advantage_again",
+        "extract_advantage_hidden",
+        "extract_advantage_no_ground_truth",
+        "summarize_trajectory",
+        "update_library",
+    ]

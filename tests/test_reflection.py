@@ -1,0 +1,555 @@
+"""Reflection: how lessons are read, guarded and compared, and what its modules make of an LM."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted import EXTRACT, SUMMARIZE, UPDATE, chat, lessons, operations, scripted_lm
+
+from tfgrpo_dspy import (
+    AddLessons,
+    Evidence,
+    Experience,
+    ExperienceLibrary,
+    ExtractAdvantage,
+    SummarizeTrajectory,
+    UpdateLibrary,
+)
+from tfgrpo_dspy.reflection import (
+    CopyGuard,
+    Lesson,
+    attempt_text,
+    attempts_text,
+    clip,
+    describe_program,
+    encodable,
+    estimate_tokens,
+    feedback_text,
+    is_same_lesson,
+    merge_lessons,
+    read_lesson,
+)
+from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
+
+GROUP_0 = Evidence(update=0, example=0, rollout_ids=(1, 2), scores=(1.0, 0.0))
+GROUP_1 = Evidence(update=0, example=1, rollout_ids=(3, 4), scores=(0.5, 0.0))
+
+
+# ---------------------------------------------------------------------- reading a line
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("Say please.", "Say please."),
+        ("  Say\n please.\t", "Say please."),
+        ("- Say please.", "Say please."),
+        ("* Say please.", "Say please."),
+        ("\u2022 Say please.", "Say please."),
+        ("1. Say please.", "Say please."),
+        ("(12) Say please.", "Say please."),
+        ("3) Say please.", "Say please."),
+        ("3.14 is pi.", "3.14 is pi."),
+        ("2024: a leap year.", "2024: a leap year."),
+        ("-5 is below zero.", "-5 is below zero."),
+    ],
+)
+def test_a_bullet_and_extra_white_space_are_taken_from_a_lesson_and_nothing_else(
+    line: str, text: str
+) -> None:
+    assert read_lesson(line, ["a", "b"], GROUP_0) == Lesson(text, "*", (GROUP_0,))
+
+
+@pytest.mark.parametrize(
+    "line", ["[writer] Be brief.", "- [writer]: Be brief.", "[writer]Be brief."]
+)
+def test_a_predictors_name_in_brackets_is_the_scope_of_a_lesson(line: str) -> None:
+    assert read_lesson(line, ["reader", "writer"], GROUP_0) == Lesson(
+        "Be brief.", "writer", (GROUP_0,)
+    )
+
+
+def test_the_name_of_the_only_predictor_means_all() -> None:
+    assert read_lesson("[self] Be brief.", ["self"], GROUP_0).scope == "*"
+
+
+def test_brackets_that_name_no_predictor_stay_in_the_text() -> None:
+    lesson = read_lesson("[URL] fields need a scheme.", ["reader", "writer"], GROUP_0)
+    assert (lesson.text, lesson.scope) == ("[URL] fields need a scheme.", "*")
+
+
+# ---------------------------------------------------------------------- the copy guard
+
+COMPLAINT = "My parcel was meant to come on Monday and the box was open when it came."
+
+
+def test_a_lesson_with_eight_words_in_a_row_of_an_input_is_refused_and_they_are_shown() -> None:
+    guard = CopyGuard([COMPLAINT], [])
+    reason = guard.reason(
+        "If the box was open when it came, on MONDAY, apologise: 'the box was open"
+    )
+    assert reason == ""
+    reason = guard.reason("When told 'and the box was open when it came', apologise.")
+    assert reason == "copies the training data: 'and the box was open when it came'"
+
+
+def test_a_lesson_with_seven_words_in_a_row_of_an_input_passes() -> None:
+    assert CopyGuard([COMPLAINT], []).reason("When the box was open when it arrived, ask.") == ""
+    assert CopyGuard([COMPLAINT], []).reason("Say: the box was open when it came") == ""
+
+
+def test_case_and_punctuation_do_not_hide_a_copy() -> None:
+    reason = CopyGuard([COMPLAINT], []).reason("AND -- THE BOX; WAS OPEN, (when) it came!")
+    assert reason == "copies the training data: 'and the box was open when it came'"
+
+
+def test_a_lesson_that_holds_a_whole_label_of_four_words_is_refused() -> None:
+    guard = CopyGuard([], ["a full refund today", "Paris"])
+    assert guard.reason("Always promise a full refund, today.") == (
+        "copies the training data: 'a full refund today'"
+    )
+    assert guard.reason("Promise a full refund within the week.") == ""
+
+
+def test_a_short_label_is_no_copy_for_a_lesson_may_speak_of_its_words() -> None:
+    assert CopyGuard([], ["Paris", "yes", "three words here"]).reason("Say yes to Paris.") == ""
+
+
+def test_runs_of_a_long_label_count_as_those_of_inputs_do() -> None:
+    label = "we are very sorry and will send you a new lamp"
+    reason = CopyGuard([], [label]).reason("Write: very sorry and will send you a new")
+    assert reason == "copies the training data: 'very sorry and will send you a new'"
+
+
+def test_chinese_is_guarded_character_by_character() -> None:
+    guard = CopyGuard(["我的包裹星期一就应该到了但是盒子是开的"], ["全额退款"])
+    assert guard.reason("客户说星期一就应该到了但是,先道歉。") == (
+        "copies the training data: '星 期 一 就 应 该 到 了'"
+    )
+    assert guard.reason("承诺全额退款。") == "copies the training data: '全 额 退 款'"
+    assert guard.reason("客户说包裹应该到了,先道歉。") == ""
+
+
+def test_japanese_kana_are_guarded_too() -> None:
+    guard = CopyGuard(["ありがとうございました"], [])
+    assert guard.reason("「ありがとうございます」と書く。") != ""
+    assert guard.reason("ありがとうと書く。") == ""
+
+
+@given(
+    st.lists(st.sampled_from(["the", "box", "was", "open", "7", "lamp"]), max_size=30),
+    st.integers(0, 30),
+    st.integers(1, 30),
+)
+@settings(max_examples=100)
+def test_a_run_of_an_input_is_refused_from_eight_words_on_wherever_it_starts(
+    words: list[str], start: int, length: int
+) -> None:
+    run = words[start : start + length]
+    copied = CopyGuard([" ".join(words)], []).reason(f"advice: {', '.join(run)}!")
+    assert bool(copied) == (len(run) >= 8)
+
+
+@given(st.text(max_size=60), st.lists(st.text(max_size=30), max_size=3))
+@settings(max_examples=100)
+def test_a_guard_without_training_data_refuses_nothing(text: str, labels: list[str]) -> None:
+    assert CopyGuard([], []).reason(text) == ""
+    short = [label for label in labels if len(label) < 4]
+    assert CopyGuard([], short).reason(text) == ""
+
+
+# ---------------------------------------------------------------------- the same lesson twice
+
+LESSON = "When the customer is angry, say sorry before you ask for the order number."
+SAME = [
+    "when the customer is angry - say sorry before you ask for the order number",
+    "When the customer is very angry, say sorry before you ask for the order number.",
+    "When the customer is angry, say sorry before asking you ask for the order number.",
+]
+OTHER = [
+    "When the customer is angry, never say sorry before you ask for the order number.",
+    "When the customer is not angry, say sorry before you ask for the order number.",
+    "When the customer isn't angry, say sorry before you ask for the order number.",
+    "When the customer is angry, say sorry after you ask for the order number.",
+    "When the customer is happy, say sorry before you ask for the order number.",
+    "When the customer is angry, ask for the order number before you say sorry.",
+    "When the customer is angry, say sorry 2 times before you ask for the order number.",
+    "Say sorry.",
+]
+
+
+@pytest.mark.parametrize("text", SAME)
+def test_lessons_that_differ_in_a_word_more_or_in_punctuation_are_the_same(text: str) -> None:
+    assert is_same_lesson(Lesson(LESSON), Lesson(text))
+
+
+@pytest.mark.parametrize("text", OTHER)
+def test_lessons_that_say_the_opposite_or_something_else_are_not_the_same(text: str) -> None:
+    assert not is_same_lesson(Lesson(LESSON), Lesson(text))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Use at most 60 words in every reply to a customer.", "Use at most 6 words in every reply "
+         "to a customer."),
+        ("当客户抱怨时要先道歉", "当客户抱怨时不要先道歉"),
+        ("Wenn der Kunde fragt, gib ihm gleich das Geld zurück.",
+         "Wenn der Kunde fragt, gib ihm nicht gleich das Geld zurück."),
+        ("Si le client demande, rembourse tout.", "Si le client demande, ne rembourse pas tout."),
+    ],
+    ids=["numbers", "Chinese", "German", "French"],
+)  # fmt: skip
+def test_other_numbers_and_negations_of_other_languages_are_not_the_same(
+    one: str, other: str
+) -> None:
+    assert not is_same_lesson(Lesson(one), Lesson(other))
+
+
+def test_the_same_words_for_another_predictor_are_another_lesson() -> None:
+    assert not is_same_lesson(Lesson(LESSON, "reader"), Lesson(LESSON, "writer"))
+    assert not is_same_lesson(Lesson(LESSON, "reader"), Lesson(LESSON, "*"))
+
+
+TEXTS = st.lists(
+    st.sampled_from(["ask", "say", "sorry", "never", "not", "7", "the", "order", "first", "再"]),
+    max_size=8,
+).map(" ".join)
+SCOPES = st.sampled_from(["*", "writer"])
+
+
+@given(TEXTS, TEXTS, st.integers(0, 8), st.integers(0, 2), SCOPES, SCOPES)
+@settings(max_examples=200)
+def test_being_the_same_lesson_is_symmetric(
+    text: str, inserted: str, place: int, n_left_out: int, mine: str, theirs: str
+) -> None:
+    words = text.split()
+    changed = [*words[:place], *inserted.split()[:2], *words[place + n_left_out :]]
+    one, other = Lesson(text, mine), Lesson(" ".join(changed), theirs)
+    assert is_same_lesson(one, other) == is_same_lesson(other, one)
+
+
+@given(st.builds(Lesson, st.text(max_size=50)))
+@settings(max_examples=100)
+def test_every_lesson_is_the_same_as_itself(lesson: Lesson) -> None:
+    assert is_same_lesson(lesson, lesson)
+
+
+@given(TEXTS, st.sampled_from(["never", "not", "no", "12", "without", "不"]), st.integers(0, 8))
+@settings(max_examples=100)
+def test_a_turning_word_or_a_number_anywhere_makes_another_lesson(
+    text: str, word: str, place: int
+) -> None:
+    words = text.split()
+    turned = " ".join([*words[:place], word, *words[place:]])
+    assert not is_same_lesson(Lesson(text), Lesson(turned))
+
+
+def test_near_duplicates_become_the_first_of_them_with_the_evidence_of_all() -> None:
+    merged = merge_lessons(
+        [
+            Lesson(LESSON, "*", (GROUP_0,)),
+            Lesson("Say please.", "*", (GROUP_0,)),
+            Lesson(SAME[1], "*", (GROUP_1, GROUP_0)),
+        ]
+    )
+    assert merged == [
+        Lesson(LESSON, "*", (GROUP_0, GROUP_1)),
+        Lesson("Say please.", "*", (GROUP_0,)),
+    ]
+
+
+@given(st.lists(st.builds(Lesson, TEXTS, st.just("*"), st.sampled_from([(GROUP_0,), (GROUP_1,)]))))
+@settings(max_examples=100)
+def test_merging_loses_no_evidence_and_leaves_no_two_that_are_the_same(drawn: list[Lesson]) -> None:
+    merged = merge_lessons(drawn)
+    assert {e for lesson in merged for e in lesson.evidence} == {
+        e for lesson in drawn for e in lesson.evidence
+    }
+    assert not any(
+        is_same_lesson(one, other) for i, one in enumerate(merged) for other in merged[:i]
+    )
+    assert merge_lessons(merged) == merged
+
+
+# ---------------------------------------------------------------------- texts
+
+GOOD = Rollout(0, 11, {"answer": "blue"}, score=1.0, feedback="Right.")
+POOR = Rollout(0, 12, {"answer": "red"}, score=0.5)
+BAD = Rollout(
+    0,
+    13,
+    steps=(
+        Step("predictor", "self", {"prompt": "Which?"}, {"unparsed answer": "?!"}, "no fields"),
+    ),
+    failure=Failure("parse", "no fields"),
+)
+
+
+def group(*rollouts: Rollout, has_metric: bool = True) -> Group:
+    return Group.of(0, rollouts, failure_score=0.0, has_metric=has_metric)
+
+
+def test_attempts_are_shown_the_best_first_with_score_and_advantage() -> None:
+    shown = group(POOR, BAD, GOOD)
+    text = attempts_text(shown, [attempt_text(rollout) for rollout in shown.rollouts])
+    assert text == (
+        "Attempt 1 (score 1, advantage +1.22)\n"
+        "Feedback: Right.\n"
+        "Outputs:\n"
+        "answer: blue\n"
+        "\n"
+        "Attempt 2 (score 0.5, advantage +0.00)\n"
+        "Outputs:\n"
+        "answer: red\n"
+        "\n"
+        "Attempt 3 (score 0, advantage -1.22)\n"
+        "Step 1, predictor self\n"
+        "  in prompt: Which?\n"
+        "  out unparsed answer: ?!\n"
+        "  error: no fields\n"
+        "The program failed: no fields"
+    )
+
+
+def test_without_scores_attempts_keep_their_order_and_the_majority_answer_is_named() -> None:
+    rollouts = [Rollout(0, i, {"answer": text}) for i, text in enumerate(["red", "Blue", "blue"])]
+    text = attempts_text(group(*rollouts, has_metric=False), ["one", "two", "three"])
+    assert text == (
+        "Attempt 1\none\n\nAttempt 2\ntwo\n\nAttempt 3\nthree\n\n"
+        "The answer that most attempts give:\nanswer: Blue"
+    )
+
+
+def test_the_steps_of_a_longer_attempt_are_shown_before_its_outputs() -> None:
+    rollout = Rollout(
+        0,
+        11,
+        {"answer": "4"},
+        steps=(
+            Step("predictor", "plan", {"question": "2+2"}, {"plan": "add"}),
+            Step("tool", "calculator", {"expression": "2+2"}, {"result": "4"}),
+        ),
+    )
+    assert attempt_text(rollout) == (
+        "Step 1, predictor plan\n"
+        "  in question: 2+2\n"
+        "  out plan: add\n"
+        "Step 2, tool calculator\n"
+        "  in expression: 2+2\n"
+        "  out result: 4\n"
+        "Outputs:\n"
+        "answer: 4"
+    )
+    assert attempt_text(rollout, steps="A summary.") == "A summary.\nOutputs:\nanswer: 4"
+
+
+def test_the_feedback_of_a_group_is_that_of_its_worst_attempt() -> None:
+    worse = Rollout(0, 14, {"answer": "pink"}, score=0.25, feedback="Not a colour of the sky.")
+    assert feedback_text(group(GOOD, worse, POOR)) == "Not a colour of the sky."
+    assert feedback_text(group(GOOD, worse, BAD)) == "no fields"
+    assert feedback_text(group(GOOD, POOR)) == ""
+
+
+def test_half_a_character_becomes_a_question_mark_for_no_provider_takes_it() -> None:
+    assert encodable("say \ud83d please") == "say ? please"
+    assert encodable("道歉 🙏") == "道歉 🙏"
+
+
+def test_the_only_step_of_an_attempt_that_went_well_is_told_by_its_outputs() -> None:
+    step = Step("predictor", "self", {"question": "2+2"}, {"answer": "4"})
+    assert attempt_text(Rollout(0, 11, {"answer": "4"}, steps=(step,))) == "Outputs:\nanswer: 4"
+
+
+def test_an_attempt_that_gave_nothing_says_so() -> None:
+    assert attempt_text(Rollout(0, 11)) == "(no outputs)"
+
+
+def test_a_program_is_described_predictor_by_predictor_without_its_baked_experiences() -> None:
+    class Two(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plan = dspy.Predict(dspy.Signature("question -> plan", "Plan first."))
+            self.answer = dspy.ChainOfThought("question, plan -> answer")
+
+    library = ExperienceLibrary([Experience(id="E1", text="Ask the user."),
+                                 Experience(id="E2", text="Be brief.", scope="plan")])  # fmt: skip
+    assert describe_program(library.bake(Two())) == (
+        "plan (question -> plan): Plan first.\n"
+        "\n"
+        "answer.predict (question, plan -> reasoning, answer): "
+        "Given the fields `question`, `plan`, produce the fields `answer`."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("", 0), ("a", 1), ("1234567", 2), ("12345678", 3), ("道歉道歉道歉道", 6)]
+)
+def test_a_token_is_estimated_at_three_and_a_half_bytes(text: str, tokens: int) -> None:
+    assert estimate_tokens(text) == tokens
+
+
+def test_a_text_that_fits_is_not_clipped() -> None:
+    assert clip("1234567", 2) == "1234567"
+
+
+def test_a_clipped_text_keeps_its_beginning_and_end_and_says_how_much_is_gone() -> None:
+    text = "BEGIN" + "x" * 990 + "THEEND"
+    assert clip(text, 100) == (
+        f"BEGIN{'x' * 170}\n[... 651 characters left out ...]\n{'x' * 169}THEEND"
+    )
+
+
+@given(
+    st.text(max_size=200), st.text("ab ", max_size=200), st.text(max_size=200), st.integers(1, 99)
+)
+@settings(max_examples=100)
+def test_a_clipped_text_keeps_to_its_budget_whatever_its_script(
+    begin: str, middle: str, end: str, max_tokens: int
+) -> None:
+    text = begin + middle + end
+    clipped = clip(text, max_tokens)
+    if estimate_tokens(text) <= max_tokens:
+        assert clipped == text
+        return
+    found = re.fullmatch(r"(?s)(.*)\n\[\.\.\. (\d+) characters left out \.\.\.\]\n(.*)", clipped)
+    assert found is not None
+    head, n_left_out, tail = found.groups()
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    assert len(head) + len(tail) + int(n_left_out) == len(text)
+    assert estimate_tokens(head + tail) <= max_tokens
+
+
+# ---------------------------------------------------------------------- the modules
+
+INPUTS: dict[str, Any] = {
+    "program": "self (question -> answer): Answer.",
+    "objective": "Politeness.",
+    "experiences": "(none yet)",
+    "example": "question: 1",
+    "expected": "answer: yes",
+    "attempts": "Attempt 1 (score 1, advantage +1.00)",
+    "attempt": "Score: 1",
+    "lessons": "1. Say please.",
+    "limits": "at most 3 experiences",
+    "max_words": 40,
+}
+
+
+def test_each_module_asks_one_prompt_and_gives_typed_outputs() -> None:
+    lm = scripted_lm(
+        [
+            (EXTRACT, lessons("Say please.", "Be brief.", why="They were polite.")),
+            (UPDATE, operations({"op": "ADD", "text": "Say please.", "lessons": [1]})),
+            (SUMMARIZE, chat(summary="It asked twice.")),
+        ]
+    )
+    with dspy.context(lm=lm):
+        extracted = ExtractAdvantage()(**INPUTS)
+        updated = UpdateLibrary()(**INPUTS)
+        summarised = SummarizeTrajectory()(**INPUTS)
+    assert extracted.semantic_advantage == "They were polite."
+    assert extracted.lessons == ["Say please.", "Be brief."]
+    assert [item.model_dump() for item in updated.operations] == [
+        {
+            "op": "ADD",
+            "id": "",
+            "text": "Say please.",
+            "scope": "*",
+            "reason": "",
+            "lessons": [1],
+        }
+    ]
+    assert summarised.summary == "It asked twice."
+    assert [extracted.parse_failures, updated.parse_failures, summarised.parse_failures] == [0] * 3
+    assert lm.engine.n_calls() == 3
+
+
+CORRECTION = r"\[\[ ## correction ## \]\]"
+
+
+def test_an_answer_that_does_not_parse_is_asked_for_once_more_with_the_error_shown() -> None:
+    lm = scripted_lm([(CORRECTION, lessons("Say please.")), (EXTRACT, "I am only a model.")])
+    with dspy.context(lm=lm, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
+        answer = ExtractAdvantage()(**INPUTS)
+    assert (answer.lessons, answer.parse_failures) == (["Say please."], 1)
+    first, second = lm.engine.prompts
+    assert "correction" not in first.user
+    assert "I am only a model." in second.user
+    assert "Expected to find output fields in the LM response: [semantic_advantage" in second.user
+    assert second.user.startswith("[[ ## program ## ]]\nself (question -> answer): Answer.")
+
+
+def test_an_answer_that_does_not_parse_twice_is_empty_and_counted() -> None:
+    lm = scripted_lm([(UPDATE, "No.")])
+    with dspy.context(lm=lm, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
+        answer = UpdateLibrary()(**INPUTS)
+    assert answer.parse_failures == 2
+    assert "operations" not in answer
+    assert lm.engine.n_calls() == 2
+
+
+def test_a_long_unparsed_answer_is_not_sent_back_whole() -> None:
+    lm = scripted_lm([(UPDATE, "Nonsense. " * 5000)])
+    with dspy.context(lm=lm, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
+        UpdateLibrary()(**INPUTS)
+    first, second = lm.engine.prompts
+    assert len(second.text) < len(first.text) + 2000
+
+
+def test_a_providers_error_is_not_taken_for_a_parse_failure() -> None:
+    lm = scripted_lm([(UPDATE, RuntimeError("down"))])
+    with dspy.context(lm=lm), pytest.raises(dspy.LMError, match="down"):
+        UpdateLibrary()(**INPUTS)
+    assert lm.engine.n_calls() == 1
+
+
+def test_a_module_may_have_an_adapter_and_a_prompt_of_its_own() -> None:
+    class Short(dspy.Signature):
+        """Find one lesson."""
+
+        attempts: str = dspy.InputField()
+        lessons: list[str] = dspy.OutputField()
+
+    lm = scripted_lm([("Find one lesson", '{"lessons": ["Say please."]}')])
+    with dspy.context(lm=lm):
+        answer = ExtractAdvantage(Short, adapter=dspy.JSONAdapter())(**INPUTS)
+    assert answer.lessons == ["Say please."]
+    (prompt,) = lm.engine.prompts
+    assert "Attempt 1 (score 1, advantage +1.00)" in prompt.user
+    assert "Politeness." not in prompt.text
+
+
+def test_the_users_adapter_is_used_where_a_module_has_none() -> None:
+    lm = scripted_lm([("", "<semantic_advantage>x</semantic_advantage><lessons>[]</lessons>")])
+    with dspy.context(lm=lm, adapter=dspy.XMLAdapter()):
+        assert ExtractAdvantage()(**INPUTS).lessons == []
+
+
+def test_a_module_can_be_compiled_saved_and_loaded_as_any_dspy_program(tmp_path: Path) -> None:
+    compiled = ExtractAdvantage(attempts_tokens=99)
+    compiled.ask.demos = [dspy.Example(attempts="Attempt 0", lessons=["Never shout."])]
+    compiled.ask.signature = compiled.ask.signature.with_instructions("Learn in Latin.")
+    compiled.save(tmp_path / "extract.json")
+    loaded = ExtractAdvantage()
+    loaded.load(tmp_path / "extract.json")
+    lm = scripted_lm([("", lessons("Dic quaeso."))])
+    with dspy.context(lm=lm):
+        assert loaded(**INPUTS).lessons == ["Dic quaeso."]
+    (prompt,) = lm.engine.prompts
+    assert "Learn in Latin." in prompt.system
+    assert "Never shout." in prompt.user
+    assert compiled.deepcopy().attempts_tokens == 99
+
+
+def test_add_lessons_asks_nothing_and_leaves_the_lessons_as_they_are() -> None:
+    lm = scripted_lm([])
+    with dspy.context(lm=lm):
+        answer = AddLessons()(**INPUTS)
+    assert (answer.operations, answer.parse_failures) == (None, 0)
+    assert lm.engine.n_calls() == 0

@@ -1,0 +1,780 @@
+"""One rollout: distinct samples, the full trajectory, failures told apart, nothing touched."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from types import MappingProxyType
+from typing import Any
+
+import dspy
+import pydantic
+import pytest
+from dspy import lm15
+from dspy.clients.base_lm import GLOBAL_HISTORY
+from dspy.utils.callback import BaseCallback
+from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+
+from tfgrpo_dspy import NoGate, TrainingFreeGRPO
+from tfgrpo_dspy.metric import adapt_metric
+from tfgrpo_dspy.rollout import Failure, Rollout, Step, trajectory_text
+from tfgrpo_dspy.sampling import RolloutTask, run_rollout, sampling_copy
+
+EXAMPLE = dspy.Example(question="why?", answer="yes").with_inputs("question")
+BECAUSE = [("question", chat(answer="yes"))]
+SLOW_DOWN = lm15.RateLimitError("too many requests")
+
+
+def exact(example: dspy.Example, pred: dspy.Prediction, _trace: object = None) -> bool:
+    return pred.answer == example.answer
+
+
+def rollout(
+    program: dspy.Module,
+    lm: dspy.LM | None,
+    rollout_id: int = 77,
+    temperature: float | None = 0.7,
+    metric: Callable[..., Any] | None = exact,
+    example: dspy.Example = EXAMPLE,
+) -> Rollout:
+    score = None if metric is None else adapt_metric(metric)
+    with dspy.context(lm=lm or dspy.settings.lm):
+        return run_rollout(RolloutTask(program, example, 3, rollout_id, temperature, score))
+
+
+def ask(**config: Any) -> dspy.Predict:
+    return dspy.Predict("question -> answer", **config)
+
+
+class TwoAsks(dspy.Module):
+    """Two predictors of one signature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draft = ask()
+        self.final = ask()
+
+    def forward(self, question: str) -> dspy.Prediction:
+        draft = self.draft(question=question)
+        return self.final(question=f"{question} not {draft.answer}")
+
+
+class Program(dspy.Module):
+    """Holds what it is given under the names given, and runs the function on itself."""
+
+    def __init__(self, run: Callable[..., Any], **held: Any) -> None:
+        super().__init__()
+        vars(self).update(held)
+        self.run = run
+
+    def forward(self, question: str) -> Any:
+        return self.run(self, question)
+
+
+# ---------------------------------------------------------------------- distinct samples
+
+
+def varied(prompt: Prompt) -> str:
+    return chat(answer="yes" if prompt.random().random() < 0.5 else "no")
+
+
+def learning_lm(**kwargs: Any) -> dspy.LM:
+    rules = [
+        (EXTRACT, lessons("Say yes.")),
+        (UPDATE, operations({"op": "KEEP", "id": "E1"})),
+        ("question", varied),
+    ]
+    return scripted_lm(rules, **kwargs)
+
+
+def compiled(lm: dspy.LM, **settings: Any) -> Any:
+    """Two epochs over four examples, groups of three, no gate: 24 rollouts."""
+    optimizer = TrainingFreeGRPO(
+        exact, group_size=3, epochs=2, gate=NoGate(), progress=False, **settings
+    )
+    trainset = [
+        dspy.Example(question=f"question {i}", answer="yes").with_inputs("question")
+        for i in range(4)
+    ]
+    with dspy.context(lm=lm):
+        return optimizer.compile(ask(), trainset=trainset)
+
+
+def test_every_rollout_of_every_epoch_reaches_the_engine_with_a_seed_of_its_own() -> None:
+    lm = learning_lm()
+    compiled(lm)
+    sampled = [p for p in lm.engine.prompts if "`answer`" in p.text and "`lessons`" not in p.text]
+    assert len(sampled) == 2 * 4 * 3
+    assert len({prompt.seed for prompt in sampled}) == 24
+    assert {prompt.temperature for prompt in sampled} == {0.7}
+
+
+def test_a_second_run_with_the_same_seed_is_answered_by_the_cache_and_counted_so() -> None:
+    lm = learning_lm(cache=True)
+    first = compiled(lm).detailed_results
+    n_calls = lm.engine.n_calls()
+    second = compiled(lm).detailed_results
+    assert first.usage["policy"].n_lm_calls == 24
+    assert first.usage["policy"].n_cached_calls == 0
+    assert lm.engine.n_calls() == n_calls
+    assert second.usage["policy"].n_lm_calls == 0
+    assert second.usage["policy"].n_cached_calls == 24
+    assert second.usage["policy"].prompt_tokens == 0
+    assert "24 answers were replayed from a cache" in second.nothing_learned
+
+
+def test_a_second_run_with_another_seed_asks_the_engine_again() -> None:
+    lm = learning_lm(cache=True)
+    compiled(lm, seed=1)
+    policy = compiled(lm, seed=2).detailed_results.usage["policy"]
+    assert (policy.n_lm_calls, policy.n_cached_calls) == (24, 0)
+
+
+def test_a_provider_is_sent_a_rollout_id_for_the_cache_but_no_seed() -> None:
+    copied = sampling_copy(dspy.LM("openai/gpt-4o-mini", temperature=0.2), 5, 0.7)
+    assert copied.kwargs["rollout_id"] == 5
+    assert copied.kwargs["temperature"] == 0.7
+    assert "seed" not in copied.kwargs
+
+
+def test_an_lm_to_which_its_user_gave_a_seed_gets_another_for_each_sample() -> None:
+    lm = dspy.LM("openai/gpt-4o-mini", seed=1)
+    assert sampling_copy(lm, 5, 0.7).kwargs["seed"] == 5
+    assert sampling_copy(lm, 2**31 + 6, 0.7).kwargs["seed"] == 6
+    assert lm.kwargs["seed"] == 1
+
+
+def test_a_reasoning_model_is_sampled_at_its_own_temperature() -> None:
+    copied = sampling_copy(dspy.LM("openai/o3"), 5, 0.7)
+    assert copied.kwargs["rollout_id"] == 5
+    assert copied.kwargs["temperature"] is None
+
+
+def test_at_temperature_0_the_cache_may_answer() -> None:
+    lm = scripted_lm(BECAUSE, cache=True, temperature=0.0)
+    first = rollout(ask(), lm, rollout_id=1, temperature=None)
+    second = rollout(ask(), lm, rollout_id=2, temperature=None)
+    assert lm.engine.n_calls() == 1
+    assert (first.usage.n_cached_calls, second.usage.n_cached_calls) == (0, 1)
+
+
+@pytest.mark.parametrize("config", [{"temperature": 0.0}, {"temperature": 0.0, "n": 1}])
+def test_a_predictors_own_temperature_does_not_defeat_the_sampling(config: dict[str, Any]) -> None:
+    lm = scripted_lm(BECAUSE, cache=True)
+    program = ask(**config)
+    for rollout_id in (1, 2, 3):
+        rollout(program, lm, rollout_id)
+    assert [prompt.temperature for prompt in lm.engine.prompts] == [0.7, 0.7, 0.7]
+    assert program.config == config
+
+
+def test_a_predictors_own_rollout_id_does_not_replay_one_answer() -> None:
+    lm = scripted_lm(BECAUSE, cache=True)
+    for rollout_id in (1, 2):
+        rollout(ask(rollout_id=9, temperature=1.0), lm, rollout_id)
+    assert lm.engine.n_calls() == 2
+
+
+def test_a_predictors_temperature_does_not_reach_a_reasoning_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")  # DSPy would load one
+
+    class Seen(BaseCallback):
+        def on_lm_start(self, instance: Any, inputs: dict[str, Any], **_: Any) -> None:
+            temperatures.append(inputs["kwargs"].get("temperature", instance.kwargs["temperature"]))
+
+    temperatures: list[float | None] = []
+    lm = scripted_lm(BECAUSE)
+    reasoning = dspy.LM(
+        "openai/o3", num_retries=0, api_base="http://127.0.0.1:9/v1", api_key="none"
+    )
+    with dspy.context(callbacks=[Seen()]):
+        rollout(ask(temperature=1.0), reasoning)
+        rollout(ask(temperature=1.0), lm)
+    reasoning.close()
+    assert temperatures == [None, 0.7]
+
+
+def test_a_trial_runs_as_deployed_at_the_predictors_own_temperature() -> None:
+    lm = scripted_lm(BECAUSE, temperature=0.4)
+    trial = rollout(ask(temperature=0.0), lm, temperature=None)  # warnings are errors here
+    rollout(ask(), lm, temperature=None)
+    assert trial.failure is None
+    assert [prompt.temperature for prompt in lm.engine.prompts] == [0.0, 0.4]
+
+
+def test_a_predictors_own_lm_is_sampled_on_its_users_engine() -> None:
+    mine, configured = scripted_lm(BECAUSE, cache=True), scripted_lm(BECAUSE)
+    program = ask()
+    program.lm = mine
+    for rollout_id in (11, 12):
+        rollout(program, configured, rollout_id)
+    assert [(p.seed, p.temperature) for p in mine.engine.prompts] == [(11, 0.7), (12, 0.7)]
+    assert configured.engine.n_calls() == 0
+    assert program.lm is mine
+
+
+@pytest.mark.parametrize(
+    ("hold", "reach"),
+    [
+        (lambda lm: lm, lambda held: held),
+        (lambda lm: [lm], lambda held: held[0]),
+        (lambda lm: {"big": (lm,)}, lambda held: held["big"][0]),
+    ],
+    ids=["attribute", "list", "tuple in a dict"],
+)
+@pytest.mark.parametrize("with_lock", [False, True], ids=["", "beside a lock"])
+def test_an_lm_that_the_program_holds_is_sampled_and_counted(
+    hold: Callable[[Any], Any], reach: Callable[[Any], Any], with_lock: bool
+) -> None:
+    def run(self: Any, question: str) -> dspy.Prediction:
+        with dspy.context(lm=reach(self.held)):
+            return self.ask(question=question)
+
+    held = scripted_lm(BECAUSE, cache=True)
+    extra = {"lock": threading.Lock()} if with_lock else {}
+    program = Program(run, ask=ask(), held=hold(held), **extra)
+    for rollout_id in (11, 12):
+        done = rollout(program, scripted_lm([]), rollout_id)
+        assert (done.score, done.usage.n_lm_calls) == (1.0, 1)
+    assert [(p.seed, p.temperature) for p in held.engine.prompts] == [(11, 0.7), (12, 0.7)]
+    assert reach(program.held) is held
+
+
+def test_an_lm_passed_to_a_call_is_sampled() -> None:
+    def run(self: Any, question: str) -> dspy.Prediction:
+        return self.ask(question=question, lm=self.big)
+
+    big = scripted_lm(BECAUSE)
+    rollout(Program(run, ask=ask(), big=big), scripted_lm([]), 11)
+    assert [prompt.seed for prompt in big.engine.prompts] == [11]
+
+
+def test_a_program_with_a_lock_and_a_shared_predictor_runs_on_a_copy_that_shares_them() -> None:
+    def run(self: Any, question: str) -> dspy.Prediction:
+        with self.lock:
+            seen.append((self.lock, self.one is self.other))
+            return self.other(question=question)
+
+    seen: list[tuple[Any, bool]] = []
+    lock, shared = threading.Lock(), ask()
+    program = Program(run, lock=lock, one=shared, other=shared)
+    assert rollout(program, scripted_lm(BECAUSE)).score == 1.0
+    assert seen == [(lock, True)]
+
+
+# ---------------------------------------------------------------------- the trajectory
+
+
+def named_steps(done: Rollout) -> list[tuple[str, str]]:
+    return [(step.kind, step.name) for step in done.steps]
+
+
+def test_a_rollout_holds_outputs_score_and_every_predictor_call_in_order() -> None:
+    done = rollout(
+        TwoAsks(), scripted_lm([("not no", chat(answer="yes")), ("", chat(answer="no"))])
+    )
+    assert (done.example, done.rollout_id) == (3, 77)
+    assert done.outputs == {"answer": "yes"}
+    assert (done.score, done.failure) == (1.0, None)
+    assert done.steps == (
+        Step("predictor", "draft", {"question": "why?"}, {"answer": "no"}),
+        Step("predictor", "final", {"question": "why? not no"}, {"answer": "yes"}),
+    )
+
+
+def twice(first: Callable[[Any], Any], second: Callable[[Any], Any]) -> Callable[..., Any]:
+    def run(self: Any, question: str) -> dspy.Prediction:
+        first(self)(question=question)
+        return second(self)(question=question)
+
+    return run
+
+
+def frozen(program: dspy.Module) -> dspy.Module:
+    program._compiled = True  # noqa: SLF001 - as BootstrapFewShot leaves it
+    return program
+
+
+SHARED = ask()
+
+
+@pytest.mark.parametrize(
+    ("program", "names"),
+    [
+        (Program(twice(lambda p: p.a, lambda p: p.b), a=ask(), b=ask()), ["a", "b"]),
+        (Program(twice(lambda p: p.a, lambda p: p.b), a=SHARED, b=SHARED), ["a", "a"]),
+        (
+            Program(twice(lambda p: p.all[1], lambda p: p.all[0]), all=[ask(), ask()]),
+            ["all[1]", "all[0]"],
+        ),
+        (
+            Program(twice(lambda p: p.by["x"], lambda p: p.by["y"]), by={"x": ask(), "y": ask()}),
+            ["by['x']", "by['y']"],
+        ),
+        (
+            Program(twice(lambda p: p.deep[0][0], lambda p: p.deep[1][0]), deep=[[ask()], [ask()]]),
+            ["deep[0][0]", "deep[1][0]"],
+        ),
+        (
+            Program(twice(lambda p: p.inner.draft, lambda p: p.inner.final), inner=TwoAsks()),
+            ["inner.draft", "inner.final"],
+        ),
+        (
+            Program(twice(lambda p: p.old, lambda p: p.a), old=frozen(TwoAsks()), a=ask()),
+            ["old.draft", "old.final", "a"],
+        ),
+        (ask(), ["self"]),
+    ],
+    ids=["same signature", "shared", "list", "dict", "nested list", "module", "frozen", "bare"],
+)
+def test_every_step_names_its_predictor(program: dspy.Module, names: list[str]) -> None:
+    done = rollout(program, scripted_lm(BECAUSE))
+    assert [step.name for step in done.steps] == names
+
+
+def agent_lm(*turns: tuple[str, dict[str, Any]], **kwargs: Any) -> dspy.LM:
+    """An LM that takes the turns (tool, arguments) one after the other, then answers."""
+
+    def turn(prompt: Prompt) -> str:
+        n_taken = prompt.user.count("[[ ## observation_")
+        tool, arguments = turns[n_taken]
+        return chat(next_thought="go on", next_tool_name=tool, next_tool_args=arguments)
+
+    rules = [("`next_tool_name`", turn), ("`reasoning`", chat(reasoning="done", answer="yes"))]
+    return scripted_lm(rules, **kwargs)
+
+
+def search(query: str) -> str:
+    """Finds pages."""
+    return f"pages on {query}"
+
+
+def divide(a: int, b: int) -> float:
+    """Divides."""
+    return a / b
+
+
+def test_tool_calls_stand_among_the_predictor_calls_with_arguments_result_and_error() -> None:
+    lm = agent_lm(("search", {"query": "rain"}), ("divide", {"a": 1, "b": 0}), ("finish", {}))
+    done = rollout(dspy.ReAct("question -> answer", tools=[search, divide]), lm)
+    assert named_steps(done) == [
+        ("predictor", "react"),
+        ("tool", "search"),
+        ("predictor", "react"),
+        ("tool", "divide"),
+        ("predictor", "react"),
+        ("tool", "finish"),
+        ("predictor", "extract.predict"),
+    ]
+    found, failed, finished = (step for step in done.steps if step.kind == "tool")
+    assert found == Step("tool", "search", {"query": "rain"}, {"result": "pages on rain"})
+    assert failed == Step(
+        "tool", "divide", {"a": "1", "b": "0"}, {}, "ZeroDivisionError: division by zero"
+    )
+    assert finished.outputs == {"result": "Completed."}
+    assert (done.score, done.failure) == (1.0, None)
+
+
+def test_the_text_of_an_agents_trajectory_tells_each_observation_once() -> None:
+    lm = agent_lm(("search", {"query": "rain"}), ("search", {"query": "sun"}), ("finish", {}))
+    done = rollout(dspy.ReAct("question -> answer", tools=[search]), lm)
+    text = trajectory_text(done)
+    assert text.count("in trajectory") == 4
+    assert "(as before, and)" in text
+    assert text.count("[[ ## observation_0 ## ]]") == 1 + 1  # extract reads it, react before it
+
+
+def test_a_predictor_that_a_tool_calls_is_a_step_behind_the_tools() -> None:
+    inner = ask()
+
+    def consult(question: str) -> str:
+        """Asks an expert."""
+        return inner(question=question).answer
+
+    lm = agent_lm(("consult", {"question": "what?"}), ("finish", {}))
+    lm.engine.rules = [*lm.engine.rules, ("question", chat(answer="maybe"))]
+    done = rollout(dspy.ReAct("question -> answer", tools=[consult]), lm)
+    assert named_steps(done)[:3] == [
+        ("predictor", "react"),
+        ("tool", "consult"),
+        ("predictor", "Predict"),
+    ]
+    assert done.steps[1].outputs == {"result": "maybe"}
+
+
+def test_steps_before_an_error_of_the_program_are_kept() -> None:
+    def run(self: Any, question: str) -> dspy.Prediction:
+        self.ask(question=question)
+        raise KeyError(question)
+
+    done = rollout(Program(run, ask=ask()), scripted_lm(BECAUSE))
+    assert named_steps(done) == [("predictor", "ask")]
+    assert done.failure == Failure("program", "KeyError: 'why?'")
+    assert done.score is None
+    assert done.usage.n_lm_calls == 1
+
+
+def test_an_answer_that_does_not_parse_is_shown_as_the_last_step_with_what_was_malformed() -> None:
+    class Count(dspy.Signature):
+        question: str = dspy.InputField()
+        number: int = dspy.OutputField()
+
+    program = Program(
+        twice(lambda p: p.ask, lambda p: p.count), ask=ask(), count=dspy.Predict(Count)
+    )
+    lm = scripted_lm([("`number`", chat(number="seven or eight")), *BECAUSE])
+    done = rollout(program, lm)
+    assert done.failure is not None
+    assert done.failure.kind == "parse"
+    assert "number" in done.failure.message
+    assert "seven or eight" in done.failure.message
+    assert named_steps(done) == [("predictor", "ask"), ("predictor", "count")]
+    unparsed = done.steps[-1]
+    assert "seven or eight" in unparsed.outputs["unparsed answer"]
+    assert "why?" in unparsed.inputs["prompt"]
+    assert unparsed.error == done.failure.message
+    assert (done.usage.n_lm_calls, done.usage.n_second_calls) == (3, 1)
+
+
+def test_a_second_attempt_that_parses_is_counted_and_is_no_failure() -> None:
+    lm = scripted_lm([("JSON object", '{"answer": "yes"}'), ("question", "yes, I think")])
+    done = rollout(ask(), lm)
+    assert (done.score, done.failure) == (1.0, None)
+    assert (done.usage.n_lm_calls, done.usage.n_second_calls) == (2, 1)
+
+
+def test_predictors_called_in_parallel_are_all_in_the_trajectory_and_counted() -> None:
+    def run(self: Any, question: str) -> dspy.Prediction:
+        pairs = [(self.ask, {"question": f"{question} {i}"}) for i in range(3)]
+        return dspy.Parallel(num_threads=3, disable_progress_bar=True)(pairs)[0]
+
+    done = rollout(Program(run, ask=ask()), scripted_lm(BECAUSE))
+    assert sorted(step.inputs["question"] for step in done.steps) == ["why? 0", "why? 1", "why? 2"]
+    assert {step.name for step in done.steps} == {"ask"}
+    assert (done.usage.n_lm_calls, done.usage.n_second_calls) == (3, 0)
+    assert done.score == 1.0
+
+
+def test_two_rollouts_of_one_program_at_once_keep_their_trajectories_apart() -> None:
+    both = threading.Barrier(2)
+
+    def meet(_prompt: Prompt) -> None:
+        both.wait(timeout=10)
+
+    def answer(prompt: Prompt) -> str:
+        return chat(answer=f"of {prompt.seed}")
+
+    lm = scripted_lm([("question", answer)], before=meet)
+    program = TwoAsks()
+    with dspy.context(lm=lm), ThreadPoolExecutor(2) as pool:
+        futures = [
+            pool.submit(copy_context().run, rollout, program, None, rollout_id)
+            for rollout_id in (11, 12)
+        ]
+        one, other = (future.result() for future in futures)
+    assert [step.outputs["answer"] for step in one.steps] == ["of 11", "of 11"]
+    assert [step.outputs["answer"] for step in other.steps] == ["of 12", "of 12"]
+    assert (one.usage.n_lm_calls, other.usage.n_lm_calls) == (2, 2)
+
+
+class Page(pydantic.BaseModel):
+    title: str
+    size: int
+
+
+A_CIRCLE: list[Any] = []
+A_CIRCLE.append(A_CIRCLE)
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("as it is", "as it is"),
+        (["a", 1, None], '["a", 1, null]'),
+        ({"später": 1.5}, '{"später": 1.5}'),
+        (
+            MappingProxyType({"a": Page(title="T", size=2)}),
+            r'{"a": "{\"title\": \"T\", \"size\": 2}"}',
+        ),
+        (Page(title="T", size=2), '{"title": "T", "size": 2}'),
+        ({(1, 2): 3}, "{(1, 2): 3}"),
+        (A_CIRCLE, "[[...]]"),
+        (dspy.Image(url="data:image/png;base64,AAAA"), "<image>"),
+        (True, "true"),
+        (None, "null"),
+    ],
+    ids=str,
+)
+def test_outputs_of_every_type_become_text(value: Any, text: str) -> None:
+    program = Program(lambda _self, _question: dspy.Prediction(answer=value), ask=ask())
+    assert rollout(program, scripted_lm([]), metric=None).outputs == {"answer": text}
+
+
+def test_an_output_that_has_no_text_costs_only_its_own_text() -> None:
+    program = Program(lambda _self, _question: dspy.Prediction(answer=Unprintable()), ask=ask())
+    done = rollout(program, scripted_lm([]), metric=None)
+    assert done.outputs == {"answer": "<Unprintable>"}
+
+
+def test_a_program_may_return_something_that_is_no_prediction() -> None:
+    done = rollout(
+        Program(lambda _self, _question: "plain", ask=ask()),
+        scripted_lm([]),
+        metric=lambda _example, pred: pred == "plain",
+    )
+    assert (done.outputs, done.score) == ({"output": "plain"}, 1.0)
+
+
+# ---------------------------------------------------------------------- failures told apart
+
+
+@pytest.mark.parametrize("error", [SLOW_DOWN, lm15.ServerError("down"), lm15.AuthError("who?")])
+def test_a_providers_failure_gives_no_score_and_is_not_the_programs(error: Exception) -> None:
+    done = rollout(ask(), scripted_lm([("question", error)], num_retries=0))
+    assert done.failure is not None
+    assert done.failure.kind == "provider"
+    assert str(error) in done.failure.message
+    assert (done.score, done.counts) == (None, False)
+    assert done.usage.n_failed_calls == 1
+
+
+def swallowing(self: Any, question: str) -> dspy.Prediction:
+    try:
+        return self.ask(question=question)
+    except Exception:  # noqa: BLE001 - what users write
+        return dspy.Prediction(answer="yes")
+
+
+def swallowing_then_raising(self: Any, question: str) -> dspy.Prediction:
+    swallowing(self, question)
+    raise ValueError(question)
+
+
+def swallowing_then_asking(self: Any, question: str) -> dspy.Prediction:
+    swallowing(self, question)
+    return self.count(question=question)
+
+
+@pytest.mark.parametrize("run", [swallowing, swallowing_then_raising, swallowing_then_asking])
+@pytest.mark.parametrize("end", ["garbage", lm15.ContextLengthError("too long")])
+def test_a_providers_failure_that_the_program_hides_still_gives_no_score(
+    run: Callable[..., Any], end: Any
+) -> None:
+    program = Program(run, ask=ask(), count=dspy.Predict("question -> number: int"))
+    done = rollout(program, scripted_lm([("`number`", end), ("", SLOW_DOWN)], num_retries=0))
+    assert done.failure is not None
+    assert (done.failure.kind, done.score) == ("provider", None)
+
+
+def test_a_providers_failure_inside_a_tool_still_gives_no_score() -> None:
+    inner = ask()
+
+    def consult(question: str) -> str:
+        """Asks an expert."""
+        return inner(question=question).answer
+
+    lm = agent_lm(("consult", {"question": "what?"}), ("finish", {}), num_retries=0)
+    lm.engine.rules = [*lm.engine.rules, ("question", SLOW_DOWN)]
+    done = rollout(dspy.ReAct("question -> answer", tools=[consult]), lm)
+    assert done.failure is not None
+    assert (done.failure.kind, done.score) == ("provider", None)
+    assert done.outputs["answer"] == "yes"
+    assert named_steps(done)[-1] == ("predictor", "extract.predict")
+
+
+def test_a_prompt_that_is_too_long_is_the_programs_own_failure() -> None:
+    too_long = lm15.ContextLengthError("8193 tokens, at most 8192")
+    done = rollout(ask(), scripted_lm([("question", too_long)], num_retries=0))
+    assert done.failure is not None
+    assert (done.failure.kind, done.counts) == ("program", True)
+    assert "8193 tokens" in done.failure.message
+
+
+@pytest.mark.parametrize("result", [None, float("nan"), float("inf"), "good", [1.0, 2.0]])
+def test_a_metric_without_a_finite_score_is_a_metric_failure(result: Any) -> None:
+    done = rollout(ask(), scripted_lm(BECAUSE), metric=lambda _example, _pred: result)
+    assert done.failure is not None
+    assert (done.failure.kind, done.score, done.counts) == ("metric", None, False)
+    assert done.outputs == {"answer": "yes"}
+
+
+class Tensor:
+    """Raises as torch does for a tensor of several numbers."""
+
+    def __float__(self) -> float:
+        raise RuntimeError
+
+
+def broken(_example: Any, _pred: Any) -> float:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("metric", [broken, lambda _example, _pred: Tensor()])
+def test_a_metric_that_raises_is_a_metric_failure(metric: Callable[..., Any]) -> None:
+    done = rollout(ask(), scripted_lm(BECAUSE), metric=metric)
+    assert done.failure is not None
+    assert (done.failure.kind, done.score) == ("metric", None)
+
+
+def test_the_metric_is_not_asked_about_a_rollout_that_failed() -> None:
+    asked = []
+
+    def metric(_example: Any, pred: Any) -> float:
+        asked.append(pred)
+        return 1.0
+
+    rollout(ask(), scripted_lm([("", SLOW_DOWN)], num_retries=0), metric=metric)
+    assert asked == []
+
+
+@pytest.mark.parametrize("where", ["program", "metric", "engine"])
+def test_an_interrupt_passes_through(where: str) -> None:
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    program = Program(stop) if where == "program" else ask()
+    lm = scripted_lm(BECAUSE, before=stop if where == "engine" else None)
+    with pytest.raises(KeyboardInterrupt):
+        rollout(program, lm, metric=stop if where == "metric" else exact)
+
+
+# ---------------------------------------------------------------------- nothing is touched
+
+
+def test_neither_the_program_nor_an_lm_of_the_user_is_touched() -> None:
+    configured, mine = scripted_lm(BECAUSE, temperature=0.2), scripted_lm(BECAUSE)
+    program = TwoAsks()
+    program.final.lm = mine
+    program.draft.config = {"temperature": 0.0}
+    program.draft.demos = [dspy.Example(question="q", answer="a").with_inputs("question")]
+    held = [dict(vars(part)) for part in (program, program.draft, program.final, configured, mine)]
+    for rollout_id in (1, 2):
+        assert rollout(program, configured, rollout_id).score == 1.0
+    parts = (program, program.draft, program.final, configured, mine)
+    assert [dict(vars(part)) for part in parts] == held
+    assert (program.history, configured.history, mine.history) == ([], [], [])
+    assert (type(configured), type(mine)) == (dspy.LM, dspy.LM)
+    assert (configured.engine.n_calls(), mine.engine.n_calls()) == (2, 2)
+
+
+# ---------------------------------------------------------------------- an LM judge
+
+
+def test_an_lm_judge_uses_the_users_lm_at_its_own_settings_and_is_counted_apart() -> None:
+    def judged(_example: Any, pred: dspy.Prediction) -> float:
+        return float(dspy.Predict("claim -> grade: float")(claim=pred.answer).grade)
+
+    lm = scripted_lm([("claim", chat(grade="0.5")), *BECAUSE], temperature=0.2, cache=True)
+    for rollout_id in (1, 2):
+        done = rollout(ask(), lm, rollout_id, metric=judged)
+        assert done.score == 0.5
+        assert (done.usage.n_lm_calls, done.usage.n_cached_calls) == (1, 0)
+    assert (done.metric_usage.n_lm_calls, done.metric_usage.n_cached_calls) == (0, 1)
+    judging = [prompt for prompt in lm.engine.prompts if "claim" in prompt.text]
+    assert [(prompt.seed, prompt.temperature) for prompt in judging] == [(None, 0.2)]
+    assert named_steps(done) == [("predictor", "self")]
+
+
+@pytest.mark.parametrize("hides", [False, True])
+def test_a_providers_failure_in_the_judge_is_a_metric_failure_also_if_it_is_hidden(
+    hides: bool,
+) -> None:
+    def judged(_example: Any, pred: dspy.Prediction) -> float:
+        try:
+            return float(dspy.Predict("claim -> grade: float")(claim=pred.answer).grade)
+        except dspy.utils.exceptions.LMError:
+            if hides:
+                return 0.0
+            raise
+
+    lm = scripted_lm([("claim", SLOW_DOWN), *BECAUSE], num_retries=0)
+    done = rollout(ask(), lm, metric=judged)
+    assert done.failure is not None
+    assert (done.failure.kind, done.score) == ("metric", None)
+    assert "too many requests" in done.failure.message
+    assert (done.usage.n_failed_calls, done.metric_usage.n_failed_calls) == (0, 1)
+
+
+# ---------------------------------------------------------------------- the caller's settings
+
+
+def test_the_callers_adapter_holds_in_the_rollout() -> None:
+    lm = scripted_lm([("", '{"answer": "yes"}')])
+    with dspy.context(adapter=dspy.JSONAdapter()):
+        done = rollout(ask(), lm)
+    assert (done.score, done.usage.n_lm_calls) == (1.0, 1)
+    assert "JSON object" in lm.engine.prompts[0].text
+
+
+def test_the_callers_usage_tracking_holds_in_the_rollout() -> None:
+    used: list[dict[str, Any]] = []
+
+    def metric(_example: Any, pred: dspy.Prediction) -> float:
+        used.append(pred.get_lm_usage())
+        return 1.0
+
+    lm = scripted_lm(BECAUSE)
+    with dspy.context(track_usage=True):
+        done = rollout(ask(), lm, metric=metric)
+    assert used[0]["scripted"]["completion_tokens"] == done.usage.completion_tokens == 11
+
+
+class Events(BaseCallback):
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def on_module_start(self, instance: Any, **_: Any) -> None:
+        self.seen.append(type(instance).__name__)
+
+    def on_lm_start(self, instance: Any, **_: Any) -> None:
+        self.seen.append(f"lm {instance.model}")
+
+    def on_tool_start(self, instance: Any, **_: Any) -> None:
+        self.seen.append(f"tool {instance.name}")
+
+
+def test_the_callers_callbacks_and_those_of_the_lm_fire() -> None:
+    configured, of_lm = Events(), Events()
+    lm = agent_lm(("finish", {}), callbacks=[of_lm])
+    with dspy.context(callbacks=[configured]):
+        rollout(dspy.ReAct("question -> answer", tools=[search]), lm)
+    assert configured.seen == [
+        "ReAct",
+        "Predict",
+        "lm scripted",
+        "tool finish",
+        "ChainOfThought",
+        "Predict",
+        "lm scripted",
+    ]
+    assert of_lm.seen == ["lm scripted", "lm scripted"]
+
+
+@pytest.mark.parametrize(("disabled", "n_entries"), [(False, 1), (True, 0)])
+def test_dspys_global_history_is_kept_unless_the_user_disabled_it(
+    disabled: bool, n_entries: int
+) -> None:
+    GLOBAL_HISTORY.clear()
+    with dspy.context(disable_history=disabled):
+        done = rollout(ask(), scripted_lm(BECAUSE))
+    assert len(GLOBAL_HISTORY) == n_entries
+    assert done.usage.n_lm_calls == 1
+
+
+def test_the_callers_trace_is_left_alone() -> None:
+    mine: list[Any] = []
+    with dspy.context(trace=mine):
+        assert len(rollout(ask(), scripted_lm(BECAUSE)).steps) == 1
+    assert mine == []
+
+
+def test_a_trace_that_the_user_disabled_is_taken_all_the_same() -> None:
+    with dspy.context(trace=None, max_trace_size=0):
+        assert len(rollout(ask(), scripted_lm(BECAUSE)).steps) == 1

