@@ -22,9 +22,9 @@ from tfgrpo_dspy.experience import (
     Limits,
     Modify,
     Refusal,
-    gist,
     operation_from,
 )
+from tfgrpo_dspy.experience.operations import gist
 
 FIRST = Evidence(update=0, example=4, rollout_ids=(11, 12), scores=(0.0, 1.0))
 SECOND = Evidence(update=1, example=2, rollout_ids=(21, 22), scores=(None, None))

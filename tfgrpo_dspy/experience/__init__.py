@@ -5,7 +5,7 @@ from tfgrpo_dspy.experience.library import (
     ExperienceLibrary,
     LibraryDiff,
 )
-from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits, gist, sift
+from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits, sift
 from tfgrpo_dspy.experience.programs import (
     copy_program,
     language_models,
@@ -40,7 +40,6 @@ __all__ = [
     "Operation",
     "Refusal",
     "copy_program",
-    "gist",
     "language_models",
     "named_predictors",
     "operation_from",

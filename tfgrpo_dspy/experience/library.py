@@ -191,7 +191,7 @@ class ExperienceLibrary:
     # ------------------------------------------------------------------ two libraries
 
     def diff(self, other: "ExperienceLibrary") -> LibraryDiff:
-        """What turns this library into the other, by id."""
+        """What turns this library into the other, by id; order and next free id are not shown."""
         mine, theirs = self._by_id(), {theirs.id: theirs for theirs in other}
         return LibraryDiff(
             added=tuple(new for id_, new in theirs.items() if id_ not in mine),

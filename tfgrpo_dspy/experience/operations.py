@@ -1,5 +1,6 @@
 """Which operations a library takes, which it refuses and why; what one does to its experience."""
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +30,9 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+_WORD = re.compile(
+    r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\s\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+"
+)
 _MEANING = ("L", "M", "N", "Sm", "Sc", "Pc")
 """Unicode categories of the characters that a text's gist keeps."""
 
@@ -41,7 +45,7 @@ def sift(
     """The operations that the library takes, in their order, and those that it refuses."""
     accepted: list[Operation] = []
     refused: list[Refusal] = []
-    given = list(operations)
+    given = [operations] if isinstance(operations, Mapping) else list(operations)
     parsed = [_parsed(operation) for operation in given]
     sieve = _Sieve(library, parsed, limits)
     for original, operation in zip(given, parsed, strict=True):
@@ -76,6 +80,11 @@ def gist(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).casefold()
     kept = (c if unicodedata.category(c).startswith(_MEANING) else " " for c in folded)
     return " ".join("".join(kept).split()) or text.strip()
+
+
+def n_words(text: str) -> int:
+    """How many words the text has; a character of a script without spaces counts as one."""
+    return len(_WORD.findall(text))
 
 
 class _Sieve:
@@ -117,7 +126,7 @@ class _Sieve:
     def _about_text(self, operation: Operation) -> str:
         if not isinstance(operation, Add | Modify):
             return ""
-        words = len(operation.text.split())
+        words = n_words(operation.text)
         if not words:
             return "the text is empty"
         if words > self.limits.max_experience_words:

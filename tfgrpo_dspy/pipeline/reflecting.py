@@ -282,6 +282,8 @@ class Reflector:
         if not isinstance(given, Mapping):
             return Refusal(given, f"{given!r} is no operation; give a mapping with an 'op'")
         given = dict(given)
+        if isinstance(given.get("text"), str):
+            given["text"] = " ".join(given["text"].split())  # an experience is one line
         rests_on = given.pop("lessons", None)
         numbers = [n for n in range(1, len(lessons) + 1) if n in _listed(rests_on)]
         evidence = tuple(dict.fromkeys(e for n in numbers for e in lessons[n - 1].evidence))

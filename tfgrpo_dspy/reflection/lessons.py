@@ -86,7 +86,7 @@ class CopyGuard:
 
 
 def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
-    """The lessons in their order, near-duplicates as one with the evidence of all."""
+    """The lessons, near-duplicates as one with the evidence of all; the best supported first."""
     merged: list[Lesson] = []
     for lesson in lessons:
         twin = next((i for i, known in enumerate(merged) if is_same_lesson(known, lesson)), None)
@@ -95,7 +95,7 @@ def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
         else:
             evidence = dict.fromkeys((*merged[twin].evidence, *lesson.evidence))
             merged[twin] = replace(merged[twin], evidence=tuple(evidence))
-    return merged
+    return sorted(merged, key=lambda lesson: -len(lesson.evidence))
 
 
 def is_same_lesson(one: Lesson, other: Lesson) -> bool:
