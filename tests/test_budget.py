@@ -171,10 +171,23 @@ def test_metering_changes_neither_the_lm_nor_what_dspy_makes_of_it() -> None:
     assert not hasattr(lm, "tfgrpo_meter")
 
 
-def test_an_lm_of_another_class_is_counted_too() -> None:
-    lm = DummyLM([{"answer": "yes"}, {"answer": "no"}])
-    program = dspy.Predict("question -> answer")
-    usage = used(lm, program)
+class Loud(dspy.LM):
+    """A user's own LM: dspy.LM, but that it shouts."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return [answer.upper() for answer in super().__call__(*args, **kwargs)]
+
+
+def test_an_lm_of_another_class_is_counted_and_stays_what_it_is() -> None:
+    meter = Meter()
+    lm = metered(Loud("fixed", engine=FixedEngine("yes"), cache=False), meter)
+    assert lm("why?") == ["YES"]
+    assert isinstance(lm, Loud)
+    assert meter.usage.n_lm_calls == 1
+
+
+def test_dspys_dummy_lm_is_counted() -> None:
+    usage = used(DummyLM([{"answer": "yes"}, {"answer": "no"}]))
     assert (usage.n_lm_calls, usage.n_cached_calls) == (1, 0)
 
 

@@ -683,7 +683,7 @@ def test_the_limits_hold_at_every_moment_and_in_every_prompt(gate: Any) -> None:
 
 
 class Pairing(dspy.Module):
-    """A user's UpdateLibrary: one ADD for every two lessons, and one KEEP for E1 at each call."""
+    """A user's UpdateLibrary: an ADD for every two lessons; at the first level, a KEEP of E1."""
 
     def __init__(self, lessons_tokens: int, merges: bool = True) -> None:
         super().__init__()
@@ -703,7 +703,9 @@ class Pairing(dspy.Module):
             {"op": "ADD", "text": texts[first], "lessons": list(numbers[first : first + size])}
             for first in range(0, len(lines), size)
         ]
-        return dspy.Prediction(operations=[*adds, {"op": "KEEP", "id": "E1"}])
+        is_first_level = not any("(from" in line for line in lines)
+        keeps = [{"op": "KEEP", "id": "E1", "lessons": [1]}] if is_first_level else []
+        return dspy.Prediction(operations=[*adds, *keeps])
 
 
 KNOWN = ExperienceLibrary([Experience(id="E1", text="Be exact.")])
@@ -764,9 +766,13 @@ def test_a_tree_is_climbed_while_it_gets_smaller() -> None:
     assert len(texts) < 8
 
 
-def test_operations_on_known_experiences_are_kept_from_every_level_of_the_tree() -> None:
-    found, _ = consolidated(Pairing(lessons_tokens=60), drawn_lessons(16))
-    assert any(isinstance(operation, Keep) and operation.id == "E1" for operation in found)
+def test_keeps_from_every_prompt_of_a_tree_become_one_with_the_evidence_of_all() -> None:
+    module = Pairing(lessons_tokens=60)
+    found, _ = consolidated(module, drawn_lessons(16))
+    (keep,) = [operation for operation in found if isinstance(operation, Keep)]
+    n_first_level = sum("(from" not in "".join(lines) for lines in module.asked)
+    assert n_first_level > 1
+    assert len(keep.evidence) == n_first_level
 
 
 def test_update_per_group_asks_for_each_group_and_then_merges_what_they_propose() -> None:

@@ -78,7 +78,8 @@ def compiled(lm: dspy.LM, student: Any = None, **given_settings: Any) -> Any:
 
 
 @given(effects=EFFECTS, seed=st.integers(0, 1000))
-@settings(max_examples=6, derandomize=True)
+@example(effects=[-0.4, 0.0, 0.0, -0.4, 0.0], seed=0)  # worse, were ties and losses let stay
+@settings(max_examples=5, derandomize=True)
 def test_the_program_scores_at_least_what_the_student_scored(
     effects: list[float], seed: int
 ) -> None:
@@ -122,6 +123,7 @@ def test_so_it_does_for_a_student_that_has_a_library_already(
     optimized = compiled(lm, student, seed=seed)
     ours, theirs = scores(optimized, lm, seed), scores(student, lm, seed)
     assert statistics.fmean(ours) >= statistics.fmean(theirs)
+    assert optimized.detailed_results.student.mean == pytest.approx(statistics.fmean(theirs))
 
 
 class Gullible:
