@@ -31,8 +31,9 @@ from tfgrpo_dspy.local import PlainAdapter, local_lm
 N_TRAIN, N_VALIDATION, N_TEST = 12, 40, 60
 SMALL_MODEL = PlainAdapter(one_message=True)
 
-# Replies are cut at 90 tokens, and DSPy would say so each time.
-logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)
+# DSPy would say of every long reply that it was cut, and of every evaluation its mean.
+for _name in ("dspy.clients.lm", "dspy.evaluate.evaluate"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 class LessonsFromFeedback(dspy.Signature):

@@ -88,7 +88,7 @@ class ScriptedEngine:
         return sum(bool(re.search(pattern, prompt.text)) for prompt in self.prompts)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ScriptedEngine":
-        raise AssertionError("an engine was deep-copied: the user's LM must be shared")
+        raise AssertionError(f"{self!r} was deep-copied: the user's LM must be shared")
 
 
 def scripted_lm(rules: Sequence[Rule], cache: bool = False, **kwargs: Any) -> dspy.LM:
@@ -106,7 +106,7 @@ def chat(**fields: Any) -> str:
     return "\n\n".join([*parts, "[[ ## completed ## ]]"])
 
 
-EXTRACT = r"`semantic_advantage`"
+EXTRACT = r"`(?:semantic_advantage|critique)`"
 """Found in the prompts of ExtractAdvantage only."""
 UPDATE = r"`operations`"
 """Found in the prompts of UpdateLibrary only."""
@@ -116,7 +116,7 @@ SUMMARIZE = r"`summary`"
 
 def lessons(*texts: str, why: str = "The better attempts follow the advice.") -> str:
     """An answer of ExtractAdvantage."""
-    return chat(semantic_advantage=why, lessons=list(texts))
+    return chat(semantic_advantage=why, critique=why, lessons=list(texts))
 
 
 def operations(*items: dict[str, Any]) -> str:

@@ -68,17 +68,34 @@ def table(**rows: list[float | None]) -> ScoreOf:
 def test_an_update_that_scores_higher_on_the_whole_set_stays_and_the_reason_says_by_how_much() -> (
     None
 ):
-    score_of = table(incumbent=[0.0, 0.0, 1.0, 0.0], polite=[1.0, 0.0, 1.0, 0.0])
+    score_of = table(incumbent=[0.0, 0.0, 1.0, 0.0], polite=[1.0, 1.0, 1.0, 1.0])
     decision, _ = play(PairedGate(), question(Add("polite"), n_examples=4), score_of)
     assert decision.library.render() == "[E1*] Be brief.\n[E2*] polite"
-    assert decision.reason == "+0.250 on 4 validation examples"
+    assert decision.reason == "+0.750 (standard error 0.250) on 4 validation examples"
+
+
+@pytest.mark.parametrize(("min_errors", "stays"), [(0.0, True), (0.9, True), (1.0, False)])
+def test_a_gain_stays_only_above_so_many_of_its_standard_errors(
+    min_errors: float, stays: bool
+) -> None:
+    score_of = table(incumbent=[0.0, 0.0, 1.0, 0.0], polite=[1.0, 0.0, 1.0, 0.0])
+    gate = PairedGate(min_errors=min_errors)
+    decision, _ = play(gate, question(Add("polite"), n_examples=4), score_of)
+    assert (len(decision.library) == 2) == stays
+    assert decision.reason == "+0.250 (standard error 0.250) on 4 validation examples"
+
+
+@pytest.mark.parametrize("wrong", [{"min_errors": -0.1}, {"max_singles": -1}, {"screen": 0}])
+def test_a_paired_gate_refuses_numbers_that_mean_nothing(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PairedGate(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("proposed", "reason"),
     [
-        ([1.0, 0.0, 0.0, 1.0], "+0.000 on 4 validation examples"),
-        ([0.0, 0.0, 0.0, 1.0], "-0.250 on 4 validation examples"),
+        ([1.0, 0.0, 0.0, 1.0], "+0.000 (standard error 0.408) on 4 validation examples"),
+        ([0.0, 0.0, 0.0, 1.0], "-0.250 (standard error 0.250) on 4 validation examples"),
     ],
     ids=["tie", "loss"],
 )
@@ -103,9 +120,9 @@ def test_what_wins_on_the_screen_and_loses_on_the_whole_set_does_not_stay() -> N
 
 
 def test_examples_without_a_score_are_left_out_of_the_pairs() -> None:
-    score_of = table(incumbent=[0.0, None, 1.0, 1.0], polite=[1.0, 1.0, None, 1.0])
+    score_of = table(incumbent=[0.0, None, 1.0, 0.0], polite=[1.0, 1.0, None, 1.0])
     decision, _ = play(PairedGate(), question(Add("polite"), n_examples=4), score_of)
-    assert decision.reason == "+0.500 on 2 validation examples"
+    assert decision.reason == "+1.000 (standard error 0.000) on 2 validation examples"
     assert len(decision.library) == 2
 
 
@@ -229,7 +246,7 @@ def test_a_loss_within_a_standard_error_is_tried_further() -> None:
 
     decision, asked = play(PairedGate(screen=4), evidence, score_of)
     assert [len(trials.examples) for trials in asked] == [4, 8, 16, 20]
-    assert decision.reason == "+0.750 on 20 validation examples"
+    assert decision.reason == "+0.750 (standard error 0.123) on 20 validation examples"
 
 
 def test_every_round_measures_incumbent_and_candidates_on_the_same_growing_set() -> None:
@@ -437,8 +454,7 @@ def test_a_library_that_the_users_gate_refused_is_not_returned_after_all() -> No
 
 
 def test_a_gate_with_a_metric_of_its_own_measures_where_the_optimizer_has_none() -> None:
-    with pytest.warns(UserWarning, match="metric=None"):
-        optimized = run(PairedGate(metric=number_metric), metric=None)
+    optimized = run(PairedGate(metric=number_metric, min_errors=0.0), metric=None)
     results = optimized.detailed_results
     assert (results.student.mean, results.best.mean) == (0.25, 0.75)
     assert results.updates[0].groups[0].used_as == "no ground truth"

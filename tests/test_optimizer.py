@@ -302,7 +302,7 @@ def test_a_harmful_lesson_is_rejected_and_the_student_comes_back() -> None:
 def test_a_lesson_that_changes_no_score_is_rejected() -> None:
     run = Run(*teaching("worth +0"), epochs=1)
     assert list(run.library) == []
-    assert run.results.updates[0].reason == "+0.000 on 4 validation examples"
+    assert run.results.updates[0].reason == "+0.000 (standard error 0.000) on 4 validation examples"
 
 
 def test_of_a_good_and_a_bad_lesson_the_good_one_is_learned() -> None:
@@ -510,7 +510,8 @@ def test_the_results_tell_the_whole_run_and_are_json() -> None:
     assert update["operations"] == [
         {"op": "ADD", "id": "", "text": "worth +1", "scope": "*", "reason": "", "refused": ""}
     ]
-    assert (update["accepted"], update["reason"]) == (True, "+0.100 on 4 validation examples")
+    assert update["accepted"] is True
+    assert update["reason"] == "+0.100 (standard error 0.000) on 4 validation examples"
     assert update["library_size"] == 1
     assert update["validation"] == {"mean": 0.6, "n": 4, "n_failed": 0}
     assert told["student"] == {"mean": 0.5, "n": 4, "n_failed": 0}

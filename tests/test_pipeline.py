@@ -294,7 +294,7 @@ def test_without_a_metric_labels_are_not_known_and_the_majority_answer_is_shown(
         run = Run([["7", "8", "8"], ["1", "1", "1"]], *ONE_LESSON, metric=None)
     assert run.uses == ["no ground truth", "no ground truth"]
     prompt, _ = run.prompts(EXTRACT)
-    assert section(prompt, "expected") == "(not known)"
+    assert "[[ ## expected ## ]]" not in prompt
     assert "The answer that most attempts give:\nanswer: 8" in prompt
     assert "score" not in prompt.rpartition("[[ ## attempts ## ]]")[2]
     assert "label" not in prompt.rpartition("[[ ## example ## ]]")[2]

@@ -115,7 +115,7 @@ def test_the_prompt_of_extract_advantage_with_summaries_and_hidden_labels() -> N
 
 def test_the_prompt_of_extract_advantage_without_ground_truth() -> None:
     with pytest.warns(UserWarning, match="metric=None"):
-        (prompt,) = prompts("`semantic_advantage`", metric=None)
+        (prompt,) = prompts("`critique`", metric=None)
     check("extract_advantage_no_ground_truth", prompt)
 
 

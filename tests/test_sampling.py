@@ -778,3 +778,10 @@ def test_the_callers_trace_is_left_alone() -> None:
 def test_a_trace_that_the_user_disabled_is_taken_all_the_same() -> None:
     with dspy.context(trace=None, max_trace_size=0):
         assert len(rollout(ask(), scripted_lm(BECAUSE)).steps) == 1
+
+
+def test_best_of_n_inside_a_program_gets_different_samples() -> None:
+    lm = scripted_lm([("", lambda prompt: chat(answer=str(prompt.seed)))])
+    best = dspy.BestOfN(ask(), N=3, reward_fn=lambda *_: 0.0, threshold=1.0)
+    rollout(best, lm)
+    assert len({prompt.seed for prompt in lm.engine.prompts}) == 3

@@ -14,7 +14,7 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import ContextWindowExceededError, LMError
 
-from tfgrpo_dspy.rollout import Failure, Usage
+from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Usage, rollout_id_for
 
 SHORTEST_KEY = 8
 """Shorter values of API keys are placeholders, such as "none"."""
@@ -92,37 +92,42 @@ def metered(lm: Any, meter: Meter) -> Any:
     return lm
 
 
-@functools.cache
-def _metered_class(kind: Any) -> Any:
-    if getattr(kind, "is_metered_by_tfgrpo", False):
-        return kind
+class _Metered:
+    """What a metered LM does besides what its own class does, which comes next in the order."""
 
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+    tfgrpo_meter: Meter
+    kwargs: dict[str, Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return kind.__call__(self, *args, **kwargs)
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
         except LMError as error:
             self.tfgrpo_meter.failed(error, self)
             raise
 
-    async def acall(self: Any, *args: Any, **kwargs: Any) -> Any:
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return await kind.acall(self, *args, **kwargs)
+            return await super().acall(*args, **kwargs)  # type: ignore[misc]
         except LMError as error:
             self.tfgrpo_meter.failed(error, self)
             raise
 
-    def update_history(self: Any, entry: dict[str, Any]) -> None:
+    def update_history(self, entry: dict[str, Any]) -> None:
         self.tfgrpo_meter.answered(entry)
         if self.tfgrpo_meter.keeps_history:
-            kind.update_history(self, entry)
+            super().update_history(entry)  # type: ignore[misc]
 
-    members: dict[str, Any] = {
-        "__call__": __call__,
-        "acall": acall,
-        "update_history": update_history,
-        "is_metered_by_tfgrpo": True,
-    }
-    return type(kind.__name__, (kind,), members)
+    def copy(self, **changes: Any) -> Any:
+        """A program that asks for another sample (another rollout id) gets another seed too."""
+        seed, rollout_id = self.kwargs.get("seed"), changes.get("rollout_id")
+        if seed is not None and rollout_id is not None and "seed" not in changes:
+            changes["seed"] = rollout_id_for(seed, 0, 0, rollout_id, "copy") % SEED_RANGE
+        return super().copy(**changes)  # type: ignore[misc]
+
+
+@functools.cache
+def _metered_class(kind: Any) -> Any:
+    return kind if issubclass(kind, _Metered) else type(kind.__name__, (_Metered, kind), {})
 
 
 def _without_keys(message: str, lm: Any) -> str:

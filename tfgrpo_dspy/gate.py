@@ -91,9 +91,11 @@ class NoGate:
 
 @dataclass(frozen=True, slots=True)
 class PairedGate:
-    """The update stays if its mean score on the whole validation set is higher, on the same pairs.
+    """The update stays if its mean gain on the whole validation set is above its standard error.
 
-    Ties and losses keep the incumbent. Of an update of several operations, each alone is a
+    Gains are measured pair by pair: the same examples, the same rollout ids. Ties and losses keep
+    the incumbent, and so do gains too small to be told from noise: accepting whatever is higher
+    takes in nearly every second useless lesson. Of an update of several operations, each alone is a
     candidate besides all together: a good line can be buried by bad ones. Candidates are raced:
     all are tried on `screen` examples, the better half (by mean gain) on twice as many, and so on
     to the whole set; one that lies behind the incumbent by more than a standard error is out.
@@ -102,11 +104,14 @@ class PairedGate:
         screen: how many examples the first round takes.
         max_singles: how many operations are candidates alone, those with the most evidence; 0:
             only all together.
+        min_errors: by how many of its standard errors the mean gain must lie above 0; with 0,
+            any mean gain above 0 is enough.
         metric: scores the trials in place of the optimizer's metric.
     """
 
     screen: int = 10
     max_singles: int = 8
+    min_errors: float = 1.0
     metric: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
@@ -114,6 +119,8 @@ class PairedGate:
             raise ValueError(f"screen={self.screen}: the first round takes at least 1 example.")
         if self.max_singles < 0:
             raise ValueError(f"max_singles={self.max_singles}: pass 0 or more.")
+        if not 0 <= self.min_errors < math.inf:
+            raise ValueError(f"min_errors={self.min_errors}: pass 0 or more, 1.0 by default.")
 
     def next(self, evidence: TrialEvidence) -> Trials | Decision:
         """The next round's trials, or the decision."""
@@ -158,9 +165,9 @@ class PairedGate:
         self, winner: ExperienceLibrary, evidence: TrialEvidence, examples: list[int]
     ) -> Decision:
         gains = evidence.gains(winner, examples)
-        gain = statistics.fmean(gains)
-        measured = f"{gain:+.3f} on {len(gains)} validation examples"
-        if gain > 0:
+        gain, error = statistics.fmean(gains), _standard_error(gains)
+        measured = f"{gain:+.3f} (standard error {error:.3f}) on {len(gains)} validation examples"
+        if gain > 0 and gain > self.min_errors * error:
             return Decision(winner, measured)
         return Decision(evidence.incumbent, measured)
 
@@ -169,5 +176,8 @@ def _is_behind(gains: Sequence[float]) -> bool:
     """Nothing was measured, or the mean gain is below 0 by more than a standard error."""
     if not gains:
         return True
-    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-    return statistics.fmean(gains) + error < 0
+    return statistics.fmean(gains) + _standard_error(gains) < 0
+
+
+def _standard_error(gains: Sequence[float]) -> float:
+    return statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0

@@ -19,6 +19,10 @@ WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory"})
 """Outputs that DSPy's ChainOfThought and ReAct add to those of the signature."""
 
 
+SEED_RANGE = 2**31
+"""Seeds are below this: what every sampler known to us takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a rollout has no outputs, or no score."""

@@ -26,10 +26,7 @@ from tfgrpo_dspy.budget import Meter, metered
 from tfgrpo_dspy.errors import MetricError
 from tfgrpo_dspy.experience import copy_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction
-from tfgrpo_dspy.rollout import Failure, Rollout, Step
-
-SEED_RANGE = 2**31
-"""Seeds are below this: what every sampler known to us takes."""
+from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Rollout, Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,7 @@ def check_run(
         faults += _lm_faults(settings, student)
     if faults:
         raise SettingsError(" ".join(faults))
-    if settings.metric is None:
+    if settings.metric is None and not settings.measures:
         warnings.warn(
             "metric=None: lessons are drawn from agreement and self-critique, without ground "
             "truth; nothing keeps the result from being worse than the student.",

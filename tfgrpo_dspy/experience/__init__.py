@@ -5,7 +5,7 @@ from tfgrpo_dspy.experience.library import (
     ExperienceLibrary,
     LibraryDiff,
 )
-from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits, sift
+from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits, n_words, sift
 from tfgrpo_dspy.experience.programs import (
     copy_program,
     language_models,
@@ -41,6 +41,7 @@ __all__ = [
     "Refusal",
     "copy_program",
     "language_models",
+    "n_words",
     "named_predictors",
     "operation_from",
     "own_instructions",

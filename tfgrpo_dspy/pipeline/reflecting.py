@@ -21,6 +21,7 @@ from tfgrpo_dspy.experience import (
     Modify,
     Operation,
     Refusal,
+    n_words,
     named_predictors,
     operation_from,
 )
@@ -32,6 +33,7 @@ from tfgrpo_dspy.reflection import (
     CopyGuard,
     Lesson,
     RefusedLesson,
+    as_input,
     attempt_text,
     attempts_text,
     clip,
@@ -48,6 +50,7 @@ from tfgrpo_dspy.sampling import as_fields, sampling_copy
 from tfgrpo_dspy.settings import Settings
 
 NO_EXPERIENCES = "(none yet)"
+LONGEST_LESSON = 3
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
 
 
@@ -110,11 +113,18 @@ class Reflector:
         guard = self._guard(groups)
         kept, refused = [], []
         for lesson in (lesson for found in drawn for lesson in found.lessons):
-            if reason := guard.reason(lesson.text):
+            if reason := guard.reason(lesson.text) or self._unfit(lesson):
                 refused.append(RefusedLesson(lesson.text, reason))
             else:
                 kept.append(lesson)
         return merge_lessons(kept), refused
+
+    def _unfit(self, lesson: Lesson) -> str:
+        """Why a line is no lesson; UpdateLibrary may shorten what is a little too long."""
+        if lesson.text.endswith(":"):
+            return "a heading"
+        too_long = n_words(lesson.text) > LONGEST_LESSON * self._settings.max_experience_words
+        return f"more than {LONGEST_LESSON} times as long as an experience" if too_long else ""
 
     def _extract(
         self, group: Group, library: ExperienceLibrary, update: int, epoch: int
@@ -128,6 +138,7 @@ class Reflector:
             experiences=library.render() or NO_EXPERIENCES,
             attempts=attempts_text(group, texts),
             feedback=feedback_text(group),
+            is_scored=bool(group.scores),
         )
         evidence = Evidence(
             update,
@@ -286,7 +297,8 @@ class Reflector:
             given["text"] = " ".join(given["text"].split())  # an experience is one line
         rests_on = given.pop("lessons", None)
         numbers = [n for n in range(1, len(lessons) + 1) if n in _listed(rests_on)]
-        evidence = tuple(dict.fromkeys(e for n in numbers for e in lessons[n - 1].evidence))
+        sources = [lessons[n - 1] for n in numbers] or lessons  # none named: any of them
+        evidence = tuple(dict.fromkeys(e for lesson in sources for e in lesson.evidence))
         if str(given.get("op")).strip().upper() != "ADD" and given.get("scope") == ALL:
             given["scope"] = None  # the default of the answer's form: the scope stays as it is
         try:
@@ -307,7 +319,7 @@ class Reflector:
         """The module's output of that name: a text, a list, or None where it gave neither."""
         meter = Meter()
         lm = metered(sampling_copy(self._lm, rollout_id, None), meter)
-        inputs = {k: encodable(v) if isinstance(v, str) else v for k, v in inputs.items()}
+        inputs = {k: as_input(v) if isinstance(v, str) else v for k, v in inputs.items()}
         try:
             with dspy.context(lm=lm, trace=[], disable_history=False):
                 prediction = module(**inputs)

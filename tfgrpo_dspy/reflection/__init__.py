@@ -18,6 +18,7 @@ from tfgrpo_dspy.reflection.signatures import ProposedOperation
 from tfgrpo_dspy.reflection.texts import (
     HIDDEN,
     UNKNOWN,
+    as_input,
     attempt_text,
     attempts_text,
     clip,
@@ -38,6 +39,7 @@ __all__ = [
     "RefusedLesson",
     "SummarizeTrajectory",
     "UpdateLibrary",
+    "as_input",
     "attempt_text",
     "attempts_text",
     "clip",

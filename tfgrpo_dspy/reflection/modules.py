@@ -10,7 +10,12 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from tfgrpo_dspy.reflection.signatures import CompareAttempts, ProposeOperations, SummarizeAttempt
+from tfgrpo_dspy.reflection.signatures import (
+    CompareAttempts,
+    CritiqueAttempts,
+    ProposeOperations,
+    SummarizeAttempt,
+)
 
 SHOWN_ERROR_CHARACTERS = 1000
 
@@ -30,19 +35,23 @@ class _ReflectionModule(dspy.Module):
         self.ask = dspy.Predict(signature or self.default_signature)
         self.adapter = adapter
 
+    def _predictor_for(self, inputs: dict[str, Any]) -> Any:  # noqa: ARG002 - for sub-classes
+        return self.ask
+
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """The predictor's answer, with `parse_failures` (0 to 2; 2: all outputs are absent)."""
-        signature = self.ask.signature
+        ask = self._predictor_for(inputs)
+        signature = ask.signature
         known = {name: value for name, value in inputs.items() if name in signature.input_fields}
         with dspy.context(adapter=self.adapter or dspy.settings.adapter):
             try:
-                return dspy.Prediction(**self.ask(**known), parse_failures=0)
+                return dspy.Prediction(**ask(**known), parse_failures=0)
             except AdapterParseError as error:
                 correction = str(error)[:SHOWN_ERROR_CHARACTERS]
             field = dspy.InputField(desc="why your previous answer was refused; answer in full")
             corrected = signature.append("correction", field, type_=str)
             try:
-                answer = self.ask(signature=corrected, **known, correction=correction)
+                answer = ask(signature=corrected, **known, correction=correction)
                 return dspy.Prediction(**answer, parse_failures=1)
             except AdapterParseError:
                 return dspy.Prediction(parse_failures=2)
@@ -57,8 +66,10 @@ class SummarizeTrajectory(_ReflectionModule):
 class ExtractAdvantage(_ReflectionModule):
     """A group -> why its good rollouts beat the bad ones, and lessons: the semantic advantage.
 
+    A group without scores (`is_scored=False`) is criticised instead, by another prompt.
+
     Args:
-        signature: another prompt; it needs an output `lessons: list[str]`.
+        signature: another prompt, for both; it needs an output `lessons: list[str]`.
         adapter: see `dspy.Adapter`; small models are helped by `tfgrpo_dspy.local.PlainAdapter`.
         attempts_tokens: how many tokens (estimated) the attempts of a group may have together;
             the trajectories of longer ones are summarised.
@@ -73,7 +84,11 @@ class ExtractAdvantage(_ReflectionModule):
         attempts_tokens: int = 12_000,
     ) -> None:
         super().__init__(signature, adapter)
+        self.ask_unscored = dspy.Predict(signature or CritiqueAttempts)
         self.attempts_tokens = attempts_tokens
+
+    def _predictor_for(self, inputs: dict[str, Any]) -> Any:
+        return self.ask if inputs.get("is_scored", True) else self.ask_unscored
 
 
 class UpdateLibrary(_ReflectionModule):

@@ -3,8 +3,6 @@
 import dspy
 import pydantic
 
-OPERATION_NAMES = ["ADD", "MODIFY", "DELETE", "KEEP"]
-
 
 class SummarizeAttempt(dspy.Signature):
     """Summarise one attempt of a program, so that it can be compared with other attempts.
@@ -54,8 +52,38 @@ class CompareAttempts(dspy.Signature):
     lessons: list[str] = dspy.OutputField(desc="one line each")
 
 
+class CritiqueAttempts(dspy.Signature):
+    """Learn from several attempts of one program at the same example, whose answer nobody knows.
+
+    There is no score. Criticise the attempts yourself: check each step for what is wrong, missing
+    or without ground; see where the attempts disagree, and who has the better reason. The answer
+    that most attempts give is likelier to be right, but not sure. Then write lessons: what the
+    program should do next time.
+
+    A lesson
+    - is one line, "When <condition>, <advice>.", or the advice alone where it always applies;
+    - is concrete: who reads it knows what to do, without having seen these attempts;
+    - holds for other examples of the task too: no answer, no name, number or phrase that occurs
+      in this example only;
+    - rests on a fault that you can point to, and is not among the known experiences yet.
+
+    Write the most useful lesson first. One to three are enough; none is better than a guess.
+    Where the program has several predictors and a lesson is for one of them, begin the lesson
+    with that predictor's name in square brackets.
+    """
+
+    program: str = dspy.InputField(desc="what the program does, predictor by predictor")
+    objective: str = dspy.InputField(desc="what the lessons are to be about")
+    experiences: str = dspy.InputField(desc="what is known already")
+    example: str = dspy.InputField(desc="the inputs that the program was given")
+    attempts: str = dspy.InputField(desc="with their steps, and the answer that most of them give")
+    max_words: int = dspy.InputField(desc="how many words a lesson may have")
+    critique: str = dspy.OutputField(desc="what is wrong or doubtful in the attempts, and where")
+    lessons: list[str] = dspy.OutputField(desc="one line each")
+
+
 class ProposedOperation(pydantic.BaseModel):
-    """One operation as an LM writes it; checked later, operation by operation."""
+    """One operation on the library."""
 
     op: str = pydantic.Field(description="ADD, MODIFY, DELETE or KEEP")
     id: str = pydantic.Field(default="", description="of the experience; empty for ADD")

