@@ -35,8 +35,9 @@ from tfgrpo_dspy import (
     UpdateLibrary,
 )
 from tfgrpo_dspy.experience import Add, Keep, Operation, Refusal
+from tfgrpo_dspy.pipeline.asking import Asker
+from tfgrpo_dspy.pipeline.proposing import Proposer
 from tfgrpo_dspy.pipeline.recorder import Recorder
-from tfgrpo_dspy.pipeline.reflecting import Reflector
 from tfgrpo_dspy.pipeline.workers import Workers
 from tfgrpo_dspy.reflection import Lesson, estimate_tokens
 from tfgrpo_dspy.rollout import rollout_id_for
@@ -718,11 +719,12 @@ def consolidated(
     workers = Workers(2)
     run_settings = Settings(is_score, update_library=module, **arguments)
     with dspy.context(lm=lm):
-        reflector = Reflector(
-            run_settings, dspy.Predict("question -> answer"), questions(9), workers, Recorder()
+        student = dspy.Predict("question -> answer")
+        proposer = Proposer(
+            run_settings, student, workers, Asker(run_settings, student, Recorder())
         )
         try:
-            return reflector.operations(drawn, KNOWN, 0, 0)
+            return proposer.operations(drawn, KNOWN, 0, 0)
         finally:
             workers.close()
 

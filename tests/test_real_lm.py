@@ -73,7 +73,8 @@ def test_what_was_learned_on_a_real_lm_is_shown_to_it_as_plain_lines(
     adapter = PlainAdapter(one_message=True)
     (message,) = adapter.format(baked.signature, [], {"complaint": "It leaks."})
     assert message["content"].startswith("Reply to the customer's complaint.\n")
-    assert "\nThank the customer for the letter.\n\nComplaint: It leaks.\n\nReply:" in (
-        message["content"]
+    assert (
+        "\nThank the customer for the letter.\n\nComplaint: It leaks.\n\nReply:"
+        in (message["content"])
     )
     assert "experiences" not in message["content"]

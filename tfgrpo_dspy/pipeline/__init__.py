@@ -27,8 +27,10 @@ from tfgrpo_dspy.experience import (
 from tfgrpo_dspy.gate import Decision, TrialEvidence
 from tfgrpo_dspy.gate import Trials as WantedTrials
 from tfgrpo_dspy.metric import adapt_metric
+from tfgrpo_dspy.pipeline.asking import Asker
+from tfgrpo_dspy.pipeline.extracting import Extractor
+from tfgrpo_dspy.pipeline.proposing import Proposer
 from tfgrpo_dspy.pipeline.recorder import Recorder, operation_record
-from tfgrpo_dspy.pipeline.reflecting import Reflector
 from tfgrpo_dspy.pipeline.trials import Trials
 from tfgrpo_dspy.pipeline.workers import Workers
 from tfgrpo_dspy.reflection import Lesson, RefusedLesson
@@ -68,9 +70,9 @@ class Pipeline:
         self._score = None if settings.metric is None else adapt_metric(settings.metric)
         self._workers = Workers(settings.num_threads or dspy.settings.num_threads or 8)
         self._recorder = Recorder()
-        self._reflector = Reflector(
-            settings, self._student, trainset, self._workers, self._recorder
-        )
+        asker = Asker(settings, self._student, self._recorder)
+        self._extractor = Extractor(settings, self._student, trainset, self._workers, asker)
+        self._proposer = Proposer(settings, self._student, self._workers, asker)
         gate_metric = settings.gate_metric
         self._trials = Trials(
             valset,
@@ -173,7 +175,7 @@ class Pipeline:
             )
             for group, (use, _) in zip(groups, uses, strict=True)
         ]
-        self._lessons, self._refused_lessons = self._reflector.lessons(
+        self._lessons, self._refused_lessons = self._extractor.lessons(
             teaching, library, batch.update, batch.epoch
         )
         return self._lessons
@@ -198,9 +200,7 @@ class Pipeline:
         self, batch: Batch, library: ExperienceLibrary, lessons: Sequence[Lesson]
     ) -> list[Operation | Refusal]:
         """The operations that the lessons call for; those left out come as refusals."""
-        operations, refused = self._reflector.operations(
-            lessons, library, batch.update, batch.epoch
-        )
+        operations, refused = self._proposer.operations(lessons, library, batch.update, batch.epoch)
         taken, refusals = sift(library, operations, self.settings.limits)
         return [*taken, *refused, *refusals]
 

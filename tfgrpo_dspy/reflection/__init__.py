@@ -17,6 +17,7 @@ from tfgrpo_dspy.reflection.modules import (
 from tfgrpo_dspy.reflection.signatures import ProposedOperation
 from tfgrpo_dspy.reflection.texts import (
     HIDDEN,
+    NO_EXPERIENCES,
     UNKNOWN,
     as_input,
     attempt_text,
@@ -30,6 +31,7 @@ from tfgrpo_dspy.reflection.texts import (
 
 __all__ = [
     "HIDDEN",
+    "NO_EXPERIENCES",
     "UNKNOWN",
     "AddLessons",
     "CopyGuard",

@@ -12,6 +12,7 @@ BYTES_PER_TOKEN = 3.5
 
 UNKNOWN = "(not known)"
 HIDDEN = "(hidden)"
+NO_EXPERIENCES = "(none yet)"
 
 
 def estimate_tokens(text: str) -> int:
