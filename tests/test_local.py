@@ -325,6 +325,27 @@ def test_more_requests_than_seats_wait_for_one(
     assert "opened" not in caplog.text
 
 
+def test_requests_that_wait_are_answered_in_the_order_in_which_they_came(
+    small_lm: dspy.LM,
+) -> None:
+    answered: list[str] = []
+
+    def ask_often(name: str) -> None:
+        for _ in range(8):
+            small_lm("Say hello.", max_tokens=1)
+            answered.append(name)
+
+    with ThreadPoolExecutor(3) as executor:
+        list(executor.map(ask_often, "abc"))
+
+    first_half = answered[:12]
+    assert {name: first_half.count(name) in range(2, 7) for name in "abc"} == {
+        "a": True,
+        "b": True,
+        "c": True,
+    }
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_other_processes_open_the_model_again_and_llama_cpp_is_silent(
     small_lm: dspy.LM, tmp_path: Path

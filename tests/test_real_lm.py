@@ -35,29 +35,29 @@ def optimized() -> dspy.Module:
     adapter = PlainAdapter(one_message=True)
     optimizer = TrainingFreeGRPO(
         house_style,
-        reflection_lm=local_lm(temperature=0.7, max_tokens=40, cache=False),
+        reflection_lm=local_lm(temperature=0.7, max_tokens=50, cache=False),
         extract_advantage=ExtractAdvantage(LessonsFromFeedback, adapter),
         update_library=AddLessons(),
         gate=PairedGate(screen=4, max_singles=2),
-        group_size=2,
-        batch_size=2,
+        group_size=3,
+        batch_size=3,
         epochs=1,
         max_experiences=4,
         max_experience_words=12,
         progress=False,
     )
-    lm = local_lm(temperature=0.0, max_tokens=40, cache=False)
+    lm = local_lm(temperature=0.0, max_tokens=50, cache=False)
     with dspy.context(lm=lm, adapter=adapter):
-        return optimizer.compile(program(), trainset=trainset[:2], valset=valset[:6])
+        return optimizer.compile(program(), trainset=trainset[:3], valset=valset[:6])
 
 
 def test_a_run_on_a_real_lm_draws_lessons_and_is_never_worse(optimized: dspy.Module) -> None:
     results = optimized.detailed_results
     (update,) = results.updates
-    assert len(update.groups) == 2
+    assert len(update.groups) == 3
     assert update.lessons
     assert results.best.mean >= results.student.mean
-    assert results.usage["policy"].n_lm_calls >= 4 + 6
+    assert results.usage["policy"].n_lm_calls >= 9 + 6
     assert results.usage["policy"].completion_tokens > 0
     assert results.usage["reflection"].n_lm_calls >= 1
     assert results.failures.get("provider", 0) == 0

@@ -22,7 +22,15 @@ from tfgrpo_dspy.local.seats import (
 # What llama.cpp has under the same name ...
 SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "frequency_penalty", "presence_penalty")
 # ... and what it does not have: refused, never silently left out.
-REFUSED = ("tool_choice", "reasoning", "logprobs", "probabilities", "service_tier", "user_id")
+REFUSED = (
+    "tool_choice",
+    "reasoning",
+    "logprobs",
+    "probabilities",
+    "service_tier",
+    "user_id",
+    "store",
+)
 SEED_RANGE = 2**32 - 1  # llama.cpp reads the last value, 2**32 - 1, as "any seed"
 
 

@@ -18,6 +18,8 @@ import logging
 import os
 import secrets
 import threading
+from collections import deque
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,13 +105,17 @@ class _Seat:
 
 
 class _Model:
-    """The seats of one model; a request takes the free one that knows most of its prompt."""
+    """The seats of one model; a request takes the free one that knows most of its prompt.
+
+    When all are taken, requests get theirs in the order in which they came.
+    """
 
     def __init__(self, settings: SeatSettings) -> None:
         self._settings = settings
+        self._lock = threading.Lock()
         self._free: list[_Seat] = []
         self._n_open = 0
-        self._changed = threading.Condition()
+        self._waiting: deque[Future[_Seat | None]] = deque()
 
     def open(self) -> None:
         if not self._n_open:
@@ -118,6 +124,7 @@ class _Model:
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         prompt = "\n".join(message["content"] for message in body["messages"])
         seat = self._take(prompt)
+        seat.last_prompt = prompt
         try:
             answer: dict[str, Any] = seat.server.handle_chat_completions(body)
         except (ValueError, TypeError) as error:
@@ -130,29 +137,39 @@ class _Model:
             self._give(seat)
 
     def _take(self, prompt: str) -> _Seat:
-        with self._changed:
-            while not self._free and self._n_open >= self._settings.n_parallel:
-                self._changed.wait()
+        turn: Future[_Seat | None] = Future()
+        with self._lock:
             if self._free:
                 seat = max(self._free, key=lambda seat: _n_shared(seat.last_prompt, prompt))
                 self._free.remove(seat)
-                seat.last_prompt = prompt
-                return seat
-            self._n_open += 1
+                turn.set_result(seat)
+            elif self._n_open < self._settings.n_parallel:
+                self._n_open += 1
+                turn.set_result(None)
+            else:
+                self._waiting.append(turn)
         try:
-            seat = _Seat(self._settings)
-        except BaseException:
-            with self._changed:
-                self._n_open -= 1
-                self._changed.notify()
+            return turn.result() or _Seat(self._settings)
+        except BaseException:  # an interrupt, or the model cannot be opened
+            self._give_up(turn)
             raise
-        seat.last_prompt = prompt
-        return seat
 
-    def _give(self, seat: _Seat) -> None:
-        with self._changed:
-            self._free.append(seat)
-            self._changed.notify()
+    def _give(self, seat: _Seat | None) -> None:
+        """Pass the seat on to who has waited longest; None: the right to open one."""
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set_result(seat)
+            elif seat is None:
+                self._n_open -= 1
+            else:
+                self._free.append(seat)
+
+    def _give_up(self, turn: Future[_Seat | None]) -> None:
+        with self._lock:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+                return
+        self._give(turn.result())
 
 
 class _Models:
