@@ -38,7 +38,7 @@ ONLY_IN = {
         "local",
         "metrics",
     },
-    "concurrent": {"pipeline"},
+    "concurrent": {"pipeline", "local"},
     "contextvars": {"pipeline", "local"},
     "threading": {"pipeline", "budget", "local"},
     "multiprocessing": set[str](),
