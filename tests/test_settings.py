@@ -147,6 +147,33 @@ def test_a_teacher_is_refused_and_not_ignored(refused: Refused) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("texts", "arguments", "message"),
+    [
+        (
+            ["Be brief.", "Be kind."],
+            {"max_experiences": 1},
+            "max_experiences=1: the student starts with 2 experiences; allow as many, or bake a "
+            "smaller library into it first.",
+        ),
+        (
+            ["Be brief and kind."],
+            {"max_experience_words": 3},
+            "max_experience_words=3: the student starts with an experience of 4 words; allow as "
+            "many, or shorten it first.",
+        ),
+    ],
+    ids=["too many", "too long"],
+)
+def test_a_student_that_starts_beyond_the_limits_is_refused(
+    refused: Refused, texts: list[str], arguments: dict[str, int], message: str
+) -> None:
+    library = ExperienceLibrary(
+        [Experience(f"E{number}", text) for number, text in enumerate(texts, start=1)]
+    )
+    assert refused.message(library.bake(predict()), settings=arguments) == message
+
+
 # ---------------------------------------------------------------------- LMs
 
 

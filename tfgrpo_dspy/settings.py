@@ -15,7 +15,13 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.experience import Limits, language_models, named_predictors
+from tfgrpo_dspy.experience import (
+    ExperienceLibrary,
+    Limits,
+    language_models,
+    n_words,
+    named_predictors,
+)
 from tfgrpo_dspy.gate import Gate, NoGate, PairedGate
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection import ExtractAdvantage, SummarizeTrajectory, UpdateLibrary
@@ -177,6 +183,7 @@ def check_run(
 
     Raises:
         SettingsError: names every fault of student, data and LMs.
+        LibraryFormatError: the library baked into the student is damaged.
     """
     faults = [*_program_faults(student), *_data_faults("trainset", trainset)]
     if valset is not None:
@@ -184,7 +191,8 @@ def check_run(
     if teacher is not None:
         faults.append(f"teacher={type(teacher).__name__}: this optimizer has no use for a teacher.")
     if not faults:
-        faults += _lm_faults(settings, student)
+        library = ExperienceLibrary.from_program(student)
+        faults += [*_library_faults(settings.limits, library), *_lm_faults(settings, student)]
     if faults:
         raise SettingsError(" ".join(faults))
     if settings.metric is None and not settings.measures:
@@ -236,6 +244,20 @@ def _program_faults(student: Any) -> Iterator[str]:
         yield (
             f"student={type(student).__name__} has no predictors into whose instructions "
             f"experiences could be baked (sub-modules with _compiled=True are frozen)."
+        )
+
+
+def _library_faults(limits: Limits, library: ExperienceLibrary) -> Iterator[str]:
+    if len(library) > limits.max_experiences:
+        yield (
+            f"max_experiences={limits.max_experiences}: the student starts with {len(library)} "
+            f"experiences; allow as many, or bake a smaller library into it first."
+        )
+    longest = max((n_words(experience.text) for experience in library), default=0)
+    if longest > limits.max_experience_words:
+        yield (
+            f"max_experience_words={limits.max_experience_words}: the student starts with an "
+            f"experience of {longest} words; allow as many, or shorten it first."
         )
 
 

@@ -24,14 +24,13 @@ from tfgrpo_dspy.experience import (
     copy_program,
     sift,
 )
-from tfgrpo_dspy.gate import Decision, TrialEvidence
-from tfgrpo_dspy.gate import Trials as WantedTrials
+from tfgrpo_dspy.gate import Decision, TrialEvidence, Trials
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.pipeline.asking import Asker
 from tfgrpo_dspy.pipeline.extracting import Extractor
 from tfgrpo_dspy.pipeline.proposing import Proposer
 from tfgrpo_dspy.pipeline.recorder import Recorder, operation_record
-from tfgrpo_dspy.pipeline.trials import Trials
+from tfgrpo_dspy.pipeline.validation import Validation
 from tfgrpo_dspy.pipeline.workers import Workers
 from tfgrpo_dspy.reflection import Lesson, RefusedLesson
 from tfgrpo_dspy.results import GroupRecord, UpdateRecord
@@ -74,7 +73,7 @@ class Pipeline:
         self._extractor = Extractor(settings, self._student, trainset, self._workers, asker)
         self._proposer = Proposer(settings, self._student, self._workers, asker)
         gate_metric = settings.gate_metric
-        self._trials = Trials(
+        self._validation = Validation(
             valset,
             None if gate_metric is None else adapt_metric(gate_metric),
             self.bake,
@@ -215,7 +214,7 @@ class Pipeline:
         evidence = TrialEvidence(
             incumbent=library,
             operations=operations,
-            n_examples=len(self._trials.valset),
+            n_examples=len(self._validation.valset),
             update=batch.update,
             limits=self.settings.limits,
         )
@@ -239,12 +238,12 @@ class Pipeline:
                 evidence.n_examples,
                 evidence.update,
                 evidence.limits,
-                self._trials.scores,
+                self._validation.scores,
             )
             answer = gate.next(current)
             if isinstance(answer, Decision) and isinstance(answer.library, ExperienceLibrary):
                 return answer
-            if not isinstance(answer, WantedTrials):
+            if not isinstance(answer, Trials):
                 raise GateError(
                     f"{gate!r} answered {answer!r}; return Trials or a Decision on a library."
                 )
@@ -254,7 +253,7 @@ class Pipeline:
                     f"{gate!r} asks for trials on examples {outside}; there are "
                     f"{evidence.n_examples}, counted from 0."
                 )
-            if not self._trials.run(answer.libraries, answer.examples):
+            if not self._validation.run(answer.libraries, answer.examples):
                 raise GateError(f"{gate!r} asks again for trials that it has the scores of.")
 
     def _record(
@@ -275,7 +274,7 @@ class Pipeline:
             accepted=accepted,
             reason=reason,
             library_size=len(library),
-            validation=self._trials.summary(library),
+            validation=self._validation.summary(library),
         )
         self._recorder.updates.append(record)
         logger.info(
@@ -306,17 +305,17 @@ class Pipeline:
         the whole validation set; where nothing is gated, it is the last (promise 2 does not apply
         then).
         """
-        start, everything = self.start_library, range(len(self._trials.valset))
+        start, everything = self.start_library, range(len(self._validation.valset))
         if self.settings.gate_metric is not None:
-            self._trials.run([start, library], everything)
-        best = self._trials.best(self._stood) if self.settings.measures else library
+            self._validation.run([start, library], everything)
+        best = self._validation.best(self._stood) if self.settings.measures else library
         best = library if best == library else best
         optimized = self.bake(best)
         optimized.detailed_results = self._recorder.results(
             start,
             best,
-            self._trials.summary(start),
-            self._trials.summary(best),
+            self._validation.summary(start),
+            self._validation.summary(best),
             self.settings.scalars(),
         )
         return optimized

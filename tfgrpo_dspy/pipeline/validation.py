@@ -13,7 +13,7 @@ from tfgrpo_dspy.rollout import Rollout, rollout_id_for
 from tfgrpo_dspy.sampling import RolloutTask, run_rollout
 
 
-class Trials:
+class Validation:
     """What has been measured on the validation set so far; nothing is measured twice.
 
     One rollout for each example and library, at the LM's own temperature, with an id that is the
