@@ -144,9 +144,9 @@ def main() -> None:
     show_library(optimized, trainset)
     show_side_by_side(testset, before, after)
     seconds = time.monotonic() - started
-    usage = optimized.detailed_results.usage
+    results = optimized.detailed_results
     print(
-        f"\n{usage['policy'].n_lm_calls} policy and {usage['reflection'].n_lm_calls} reflection",
+        f"\n{results.policy_usage.n_lm_calls} policy and {results.reflection_usage.n_lm_calls} reflection",
         end=" ",
     )
     print(f"calls while learning; {seconds:.0f} s in all, with both measurements.")
@@ -157,8 +157,8 @@ def main() -> None:
             "after": scores_after,
             "seconds": round(seconds, 1),
             "library": ExperienceLibrary.from_program(optimized).render().splitlines(),
-            "policy_calls": usage["policy"].n_lm_calls,
-            "reflection_calls": usage["reflection"].n_lm_calls,
+            "policy_calls": results.policy_usage.n_lm_calls,
+            "reflection_calls": results.reflection_usage.n_lm_calls,
         }
         given.json.write_text(json.dumps(record) + "\n", encoding="utf-8")
 

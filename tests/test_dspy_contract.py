@@ -460,11 +460,11 @@ def test_the_callers_usage_tracker_sees_the_calls_of_all_threads() -> None:
 def test_the_usage_tells_policy_and_reflection_lm_apart() -> None:
     policy, reflection = polite_lm(), polite_lm()
     optimized = learned(lm=policy, reflection_lm=reflection)
-    usage = optimized.detailed_results.usage
-    assert usage["policy"].n_lm_calls == policy.engine.n_calls()
-    assert usage["reflection"].n_lm_calls == reflection.engine.n_calls()
+    results = optimized.detailed_results
+    assert results.policy_usage.n_lm_calls == policy.engine.n_calls()
+    assert results.reflection_usage.n_lm_calls == reflection.engine.n_calls()
     assert reflection.engine.n_calls("`lessons`|`operations`") == reflection.engine.n_calls() > 0
-    assert usage["metric"].n_lm_calls == 0
+    assert results.usage["metric"].n_lm_calls == 0
     assert (policy.history, reflection.history) == ([], [])
 
 
@@ -490,7 +490,7 @@ def test_the_callers_adapter_holds_in_training_and_in_trials() -> None:
     with dspy.context(adapter=dspy.JSONAdapter()):
         optimized = learned(lm=lm)
     assert library_texts(optimized) == [ADVICE]
-    assert optimized.detailed_results.usage["policy"].n_second_calls == 0
+    assert optimized.detailed_results.policy_usage.n_second_calls == 0
     assert lm.engine.n_calls("JSON object") == lm.engine.n_calls()
 
 

@@ -425,7 +425,7 @@ def test_the_metric_is_called_once_for_each_rollout_and_never_again_for_its_feed
     run = Run([["1", "0", "1"]] * 2, metric=metric, valset=questions(3, "validation question"),
               gate=PairedGate())  # fmt: skip
     assert len(calls) == 2 * 3 + 2 * 3
-    assert run.results.usage["policy"].n_lm_calls == len(calls)
+    assert run.results.policy_usage.n_lm_calls == len(calls)
 
 
 class Twins(dspy.Module):
@@ -534,8 +534,8 @@ def test_with_a_cache_every_epoch_still_samples_afresh() -> None:
     rows = [["1", "0", "1"]] * 4
     lm = scripted_lm(Run.rules(rows), cache=True)
     run = Run(rows, lm=lm, epochs=3, trainset=questions(4))
-    assert run.results.usage["policy"].n_lm_calls == 3 * 4 * 3
-    assert run.results.usage["policy"].n_cached_calls == 0
+    assert run.results.policy_usage.n_lm_calls == 3 * 4 * 3
+    assert run.results.policy_usage.n_cached_calls == 0
 
 
 def test_the_users_lms_and_examples_are_what_they_were() -> None:

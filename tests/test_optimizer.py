@@ -466,7 +466,7 @@ def test_nothing_learned_says_that_answers_came_from_a_cache() -> None:
     assert "cache" not in first.results.nothing_learned
     second = Run(training=("1", "1"), lm_arguments=lm_arguments, **arguments)
     assert "12 answers were replayed from a cache" in second.results.nothing_learned
-    assert second.results.usage["policy"].n_lm_calls == 0
+    assert second.results.policy_usage.n_lm_calls == 0
     assert second.lm.engine.n_calls() == 0
 
 
@@ -526,7 +526,7 @@ def test_the_results_tell_the_whole_run_and_are_json() -> None:
 
 def test_calls_and_tokens_of_policy_and_reflection_are_told_apart_and_complete() -> None:
     run = Run(*teaching("worth +1"), epochs=1, batch_size=6)
-    policy_usage, reflection = run.results.usage["policy"], run.results.usage["reflection"]
+    policy_usage, reflection = run.results.policy_usage, run.results.reflection_usage
     assert policy_usage.n_lm_calls == 6 * 2 + 2 * 4
     assert reflection.n_lm_calls == 6 + 1
     assert policy_usage.n_lm_calls + reflection.n_lm_calls == run.lm.engine.n_calls()

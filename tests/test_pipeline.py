@@ -151,7 +151,7 @@ def test_a_group_with_equal_scores_asks_the_reflection_lm_nothing() -> None:
     reflection_lm = scripted_lm([])
     run = Run([["1", "1"], ["0.5", "0.5"]], reflection_lm=reflection_lm)
     assert reflection_lm.engine.n_calls() == 0
-    assert run.results.usage["reflection"].n_lm_calls == 0
+    assert run.results.reflection_usage.n_lm_calls == 0
     assert list(run.library) == []
 
 
@@ -430,8 +430,8 @@ def test_an_update_that_does_not_parse_twice_keeps_its_lessons_as_adds() -> None
 
 def test_the_silent_second_call_of_dspys_json_adapter_is_counted() -> None:
     run = Run([["1", "0"]], (EXTRACT, UNPARSED))
-    assert run.results.usage["reflection"].n_lm_calls == 4  # twice ChatAdapter, then JSONAdapter
-    assert run.results.usage["reflection"].n_second_calls == 2
+    assert run.results.reflection_usage.n_lm_calls == 4  # twice ChatAdapter, then JSONAdapter
+    assert run.results.reflection_usage.n_second_calls == 2
     assert run.results.failures == {"reflection parse": 2}
 
 
@@ -833,7 +833,7 @@ def test_modules_of_the_users_own_take_the_place_of_ours() -> None:
     )
     run = Run([["1", "0"]], extract_advantage=extract, update_library=update)
     assert run.library.render() == "[E1*] Own words."
-    assert run.results.usage["reflection"].n_lm_calls == 0
+    assert run.results.reflection_usage.n_lm_calls == 0
 
 
 def test_a_dspy_program_with_the_right_outputs_is_a_module_too() -> None:
@@ -868,7 +868,7 @@ def test_an_update_library_that_raises_leaves_the_lessons_as_adds() -> None:
 def test_a_provider_that_fails_during_reflection_costs_that_answer_only() -> None:
     run = Run([["1", "0"]], (EXTRACT, RuntimeError("down")))
     assert run.results.failures == {"reflection error": 1}
-    assert run.results.usage["reflection"].n_failed_calls == 1
+    assert run.results.reflection_usage.n_failed_calls == 1
     assert "1 failures of kind 'reflection error'" in run.results.nothing_learned
 
 

@@ -148,7 +148,7 @@ def test_answers_that_do_not_parse_cost_their_rollouts_only(
     assert library_texts(optimized) == [ADVICE]
     assert list(results.failures) == ["parse"]
     assert results.failures["parse"] > 0
-    assert results.usage["policy"].n_second_calls == results.failures["parse"]
+    assert results.policy_usage.n_second_calls == results.failures["parse"]
     assert len(first_failures(caplog, "parse")) == 1
 
 
@@ -165,7 +165,7 @@ def test_a_providers_errors_cost_their_rollouts_only_and_make_no_contrast(
     results = optimized.detailed_results
     assert library_texts(optimized) == [ADVICE]
     assert results.failures == {"provider": faulty.n}
-    assert results.usage["policy"].n_failed_calls == faulty.n > 5
+    assert results.policy_usage.n_failed_calls == faulty.n > 5
     assert len(first_failures(caplog, "provider")) == 1
 
 
@@ -180,7 +180,7 @@ def test_a_providers_errors_alone_teach_nothing() -> None:
     results = learned(lm=lm).detailed_results
     used = {group.used_as for update in results.updates for group in update.groups}
     assert used == {"no contrast", "too few rollouts"}
-    assert results.usage["reflection"].n_lm_calls == 0
+    assert results.reflection_usage.n_lm_calls == 0
     assert f"{faulty.n} failures of kind 'provider'" in results.nothing_learned
 
 

@@ -57,9 +57,9 @@ def test_a_run_on_a_real_lm_draws_lessons_and_is_never_worse(optimized: dspy.Mod
     assert len(update.groups) == 3
     assert update.lessons
     assert results.best.mean >= results.student.mean
-    assert results.usage["policy"].n_lm_calls >= 9 + 6
-    assert results.usage["policy"].completion_tokens > 0
-    assert results.usage["reflection"].n_lm_calls >= 1
+    assert results.policy_usage.n_lm_calls >= 9 + 6
+    assert results.policy_usage.completion_tokens > 0
+    assert results.reflection_usage.n_lm_calls >= 1
     assert results.failures.get("provider", 0) == 0
 
 

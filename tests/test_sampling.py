@@ -114,19 +114,19 @@ def test_a_second_run_with_the_same_seed_is_answered_by_the_cache_and_counted_so
     first = compiled(lm).detailed_results
     n_calls = lm.engine.n_calls()
     second = compiled(lm).detailed_results
-    assert first.usage["policy"].n_lm_calls == 24
-    assert first.usage["policy"].n_cached_calls == 0
+    assert first.policy_usage.n_lm_calls == 24
+    assert first.policy_usage.n_cached_calls == 0
     assert lm.engine.n_calls() == n_calls
-    assert second.usage["policy"].n_lm_calls == 0
-    assert second.usage["policy"].n_cached_calls == 24
-    assert second.usage["policy"].prompt_tokens == 0
+    assert second.policy_usage.n_lm_calls == 0
+    assert second.policy_usage.n_cached_calls == 24
+    assert second.policy_usage.prompt_tokens == 0
     assert "24 answers were replayed from a cache" in second.nothing_learned
 
 
 def test_a_second_run_with_another_seed_asks_the_engine_again() -> None:
     lm = learning_lm(cache=True)
     compiled(lm, seed=1)
-    policy = compiled(lm, seed=2).detailed_results.usage["policy"]
+    policy = compiled(lm, seed=2).detailed_results.policy_usage
     assert (policy.n_lm_calls, policy.n_cached_calls) == (24, 0)
 
 

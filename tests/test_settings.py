@@ -24,7 +24,8 @@ from tfgrpo_dspy import (
     TrainingFreeGRPO,
 )
 from tfgrpo_dspy.sampling import sampling_copy
-from tfgrpo_dspy.settings import Settings, check_run, split
+from tfgrpo_dspy.settings import Settings
+from tfgrpo_dspy.settings.checks import check_run, split
 
 
 def metric(example: dspy.Example, pred: dspy.Prediction) -> float:

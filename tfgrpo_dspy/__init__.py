@@ -27,7 +27,10 @@ from tfgrpo_dspy.errors import (
     LibraryFormatError,
     LocalLMUnavailableError,
     MetricError,
+    MissingRecordError,
+    RunFailedError,
     SettingsError,
+    StoreError,
     TrainingFreeGRPOError,
 )
 from tfgrpo_dspy.experience import Evidence, Experience, ExperienceLibrary
@@ -39,6 +42,7 @@ from tfgrpo_dspy.reflection import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
+from tfgrpo_dspy.report import best_so_far, rescore
 
 __all__ = [
     "AddLessons",
@@ -53,13 +57,18 @@ __all__ = [
     "LibraryFormatError",
     "LocalLMUnavailableError",
     "MetricError",
+    "MissingRecordError",
     "NoGate",
     "PairedGate",
+    "RunFailedError",
     "SettingsError",
+    "StoreError",
     "SummarizeTrajectory",
     "TrainingFreeGRPO",
     "TrainingFreeGRPOError",
     "TrialEvidence",
     "Trials",
     "UpdateLibrary",
+    "best_so_far",
+    "rescore",
 ]

@@ -1,4 +1,4 @@
-"""Every exception of this package. It raises nothing itself and imports nothing.
+"""Every exception of this package. It raises nothing itself.
 
 TrainingFreeGRPOError
 ├── SettingsError (ValueError)         arguments or data refused before the first LM call
@@ -6,8 +6,14 @@ TrainingFreeGRPOError
 │   └── LibraryFormatError             text that is not a library: a file, a baked block
 ├── GateError (RuntimeError)           a gate broke its protocol
 ├── MetricError (ValueError)           the metric raised, or returned no usable score
+├── StoreError (RuntimeError)          the run store cannot be opened, read or written
+│   └── MissingRecordError             offline, and a record is not there; says which and why
+├── RunFailedError (RuntimeError)      the run was ended by failures; `.program`: the best so far
 └── LocalLMUnavailableError (ImportError)   the embedded LM is not installed
+RunStopped (BaseException)             inside a run only: no more calls; passes `except Exception`
 """
+
+from typing import Any
 
 
 class TrainingFreeGRPOError(Exception):
@@ -32,6 +38,31 @@ class GateError(TrainingFreeGRPOError, RuntimeError):
 
 class MetricError(TrainingFreeGRPOError, ValueError):
     """The metric raised, or returned something that is not a finite score."""
+
+
+class StoreError(TrainingFreeGRPOError, RuntimeError):
+    """The run store cannot be opened, read or written, or was changed by something else."""
+
+
+class MissingRecordError(StoreError):
+    """`offline=True`, and the store has no such record; names the stage, the example, a reason."""
+
+
+class RunFailedError(TrainingFreeGRPOError, RuntimeError):
+    """Failures ended the run: a refused key, an unknown model, or more than `max_errors`.
+
+    `program` is the best program so far, as `compile` would have given it back; None where there
+    is none yet.
+    """
+
+    program: Any = None
+
+
+class RunStopped(BaseException):
+    """No more calls in this run. Not an Exception, so that no program can swallow it.
+
+    It never leaves `compile`.
+    """
 
 
 class LocalLMUnavailableError(TrainingFreeGRPOError, ImportError):

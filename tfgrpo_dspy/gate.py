@@ -140,6 +140,16 @@ class PairedGate:
                 return self._final(racing[0], evidence, examples)
             n_shown = min(2 * n_shown, len(order))
 
+    def most_trials(self, n_examples: int) -> int:
+        """How many rollouts the decision on one update takes at most, the incumbent's included."""
+        racing, n_shown, n_trials = 1 + self.max_singles, min(self.screen, n_examples), 0
+        tried = 0
+        while True:
+            n_trials += (racing + 1) * (n_shown - tried)
+            if n_shown >= n_examples:
+                return n_trials
+            racing, tried, n_shown = math.ceil(racing / 2), n_shown, min(2 * n_shown, n_examples)
+
     def _candidates(self, evidence: TrialEvidence) -> list[ExperienceLibrary]:
         keeps = [op for op in evidence.operations if isinstance(op, Keep)]
         changes = [op for op in evidence.operations if not isinstance(op, Keep)]

@@ -66,6 +66,11 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
     return score
 
 
+def wants_program_trace(metric: Callable[..., Any]) -> bool:
+    """Whether the metric looks at the program's trace, which only a running program has."""
+    return _form(metric)[0]
+
+
 def metric_name(metric: Any) -> str:
     """The name under which errors speak of the metric."""
     while isinstance(metric, functools.partial):

@@ -3,20 +3,19 @@
 Source: arXiv 2510.08191. How each verb is done is `pipeline`'s business.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
 from typing import Any
 
 from dspy.teleprompt import Teleprompter
 
 from tfgrpo_dspy.gate import Gate, NoGate
 from tfgrpo_dspy.pipeline import Pipeline
-from tfgrpo_dspy.settings import (
-    DEFAULT_TEMPERATURE,
-    WHOLE_TRAINSET,
-    Settings,
-    check_run,
-    split,
-)
+from tfgrpo_dspy.rollout import Usage
+from tfgrpo_dspy.sampling.traces import read_traces
+from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, WHOLE_TRAINSET, Settings
+from tfgrpo_dspy.settings.checks import prepare, prepare_learning
+from tfgrpo_dspy.settings.plan import Plan, plan_of
 
 
 class TrainingFreeGRPO(Teleprompter):
@@ -47,7 +46,24 @@ class TrainingFreeGRPO(Teleprompter):
         update_per_group: ask for the operations of each group first, then merge them: the extra
             call of the reference implementation.
         num_threads: default: `dspy.settings.num_threads`.
+        rollout_timeout_s: seconds that a rollout or a reflection may take from its start; what
+            takes longer is lost, not begun again.
         failure_score: the score of a rollout in which the program failed.
+        max_errors: how many rollouts and reflections may fail, by other than an unparsed answer,
+            before the run is ended; default: half of them, and in any case 20.
+        auto: "light", "medium" or "heavy" fill `max_metric_calls` and `max_lm_calls` with what a
+            third, two thirds or all of the epochs take at most.
+        max_metric_calls, max_lm_calls, max_cost, max_minutes: hard limits of the whole run; what
+            is replayed from `log_dir` counts at what it cost when it was made, time from the start
+            of this compile. `max_cost` is in US dollars, and takes the worst case of each call
+            first. When one is reached, the best program so far is returned.
+        prices: US dollars for a million prompt and completion tokens, by model, such as
+            `{"openai/my-model": (0.15, 0.60)}`; default: DSPy's price list.
+        log_dir: the folder of the run store: what is recorded there is not computed again, so the
+            same compile goes on where another was stopped.
+        offline: replay from `log_dir` only; no LM, program or metric is called.
+        version: names what fingerprints cannot see (helper functions, weights); another version,
+            other records.
         seed: of shuffling, splitting and rollout ids; same seed, same answers, same library.
         progress: whether to show a progress bar.
 
@@ -70,8 +86,19 @@ class TrainingFreeGRPO(Teleprompter):
         min_contrast: float = 1e-9,
         use_labels: bool = True,
         gate: Gate | None = None,
+        auto: str | None = None,
+        max_metric_calls: int | None = None,
+        max_lm_calls: int | None = None,
+        max_cost: float | None = None,
+        max_minutes: float | None = None,
+        prices: Mapping[str, tuple[float, float]] | None = None,
         num_threads: int | None = None,
+        rollout_timeout_s: float | None = None,
         failure_score: float = 0.0,
+        max_errors: int | None = None,
+        log_dir: str | PathLike[str] | None = None,
+        offline: bool = False,
+        version: str | None = None,
         seed: int = 0,
         progress: bool = True,
         summarize_trajectory: Any = None,
@@ -127,18 +154,89 @@ class TrainingFreeGRPO(Teleprompter):
         Raises:
             SettingsError: student, data or LMs that cannot be used; before the first LM call.
             LibraryFormatError: the library baked into the student is damaged.
+            StoreError: `log_dir` cannot be used; offline, that a record is missing.
+            RunFailedError: a refused key, an unknown model, or more than `max_errors` failures;
+                `.program` of it is the best so far.
         """
-        settings = self.settings
-        check_run(settings, student, trainset, valset, teacher)
-        training, validation = split(settings, trainset, valset)
+        settings, training, validation = prepare(self.settings, student, trainset, valset, teacher)
         with Pipeline(settings, student, trainset, training, validation) as pipeline:
             library = pipeline.start_library
-            for batch in pipeline.batches():
-                groups = pipeline.sample(batch, library)
-                lessons = pipeline.extract(batch, groups, library)
-                operations = pipeline.propose(batch, library, lessons)
-                library = pipeline.decide(batch, library, operations)
+            with pipeline.until_stopped():
+                for batch in pipeline.batches():
+                    groups = pipeline.sample(batch, library)
+                    lessons = pipeline.extract(batch, groups, library)
+                    operations = pipeline.propose(batch, library, lessons)
+                    library = pipeline.decide(batch, library, operations)
             return pipeline.finish(library)
+
+    def learn(
+        self,
+        student: Any,
+        *,
+        traces: str | PathLike[str] | Iterable[Mapping[str, Any]],
+        valset: list[Any] | None = None,
+    ) -> Any:
+        """The student with what can be learned from rollouts made elsewhere, such as in production.
+
+        The program is not run for them: one pass over the traces, in batches. Without a `valset`
+        it is not run at all, and every update stays, as nothing measures it.
+
+        Args:
+            student: a DSPy program; it is not changed.
+            traces: a file of JSON lines, or mappings, with "inputs" and "outputs" (mappings of
+                fields) and, where there are any, "score" (a number), "feedback", "labels" (a
+                mapping), "steps" (a list of mappings with "name", "inputs", "outputs" and, where
+                they apply, "kind" and "error") and "error" (the program failed). Traces with equal
+                inputs form a group, in the order of their first.
+            valset: what the gate measures updates on, with the optimizer's metric.
+
+        Returns:
+            The program, with `detailed_results` on it.
+
+        Raises:
+            SettingsError: student, traces or LMs that cannot be used; names every fault.
+            StoreError, RunFailedError: as `compile`.
+        """
+        examples, recorded = read_traces(traces)
+        settings, validation = prepare_learning(self.settings, student, examples, recorded, valset)
+        training = range(len(examples))
+        with Pipeline(settings, student, examples, training, validation) as pipeline:
+            library = pipeline.start_library
+            with pipeline.until_stopped():
+                for batch in pipeline.batches(epochs=1):
+                    groups = [
+                        pipeline.group(example, recorded[example]) for example in batch.examples
+                    ]
+                    lessons = pipeline.extract(batch, groups, library)
+                    operations = pipeline.propose(batch, library, lessons)
+                    library = pipeline.decide(batch, library, operations)
+            return pipeline.finish(library)
+
+    def estimate(
+        self,
+        student: Any,
+        *,
+        trainset: list[Any],
+        valset: list[Any] | None = None,
+        probe: bool = False,
+    ) -> Plan:
+        """What `compile` would do at most, without a call; `str` of it is a table.
+
+        Args:
+            student, trainset, valset: as for `compile`.
+            probe: run two rollouts, for what a rollout really takes; with `log_dir` they are
+                those that `compile` starts with, and are not paid twice.
+
+        Raises:
+            SettingsError, StoreError, RunFailedError: as `compile`.
+        """
+        settings, training, validation = prepare(self.settings, student, trainset, valset, None)
+        examples = [trainset[index] for index in training]
+        probed: list[Usage] = []
+        if probe:
+            with Pipeline(settings, student, trainset, training, validation) as pipeline:
+                probed = pipeline.probe()
+        return plan_of(settings, student, examples, len(validation), probed)
 
     def get_params(self) -> dict[str, Any]:
         """The settings that are numbers, strings or flags, as a new dict."""

@@ -67,7 +67,12 @@ class RunResults:
     """The whole run.
 
     `student` and `best` are the validation scores of the student and of what was returned;
-    `usage` has the roles "policy", "reflection" and "metric"; `failures` counts by kind;
+    `usage` has the roles "rollout" (training), "gate", "summary", "lesson", "update", "metric" (LM
+    judges), and "unfinished" for calls that came to nothing; `metric_calls` counts those of the
+    metric; both hold what was replayed too, at what it cost when it was made. `replayed` counts,
+    by role, what was read from the run store; `rescored` rollouts of them were scored by another
+    metric than before; `text_only` new rollouts have outputs that are stored as text only, so that
+    another metric needs them run again. `failures` counts by kind;
     `nothing_learned` says in one line why the library is what it was at the start ("": it is not);
     `library` is as in library.json.
     """
@@ -81,7 +86,21 @@ class RunResults:
     nothing_learned: str
     wall_time_s: float
     library: Mapping[str, Any]
+    metric_calls: int = 0
+    replayed: Mapping[str, int] = field(default_factory=dict)
+    rescored: int = 0
+    text_only: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def policy_usage(self) -> Usage:
+        """What the program's rollouts have cost, in training and in trials."""
+        return self.usage["rollout"] + self.usage["gate"]
+
+    @property
+    def reflection_usage(self) -> Usage:
+        """What the reflection LM has cost."""
+        return self.usage["summary"] + self.usage["lesson"] + self.usage["update"]
 
     def to_dict(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers, ready for JSON."""

@@ -8,12 +8,13 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
-FailureKind = Literal["program", "parse", "provider", "metric"]
+FailureKind = Literal["program", "parse", "provider", "metric", "timeout"]
 """Whose failure it was: the program raised; an answer did not parse; the LM's provider failed
-after its retries; the metric raised or gave no score. The first two are the program's own."""
+after its retries; the metric raised or gave no score; the rollout took longer than it may. The
+first two are the program's own."""
 
 WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory"})
 """Outputs that DSPy's ChainOfThought and ReAct add to those of the signature."""
@@ -75,7 +76,8 @@ class Rollout:
     `example` is the example's position in its set (from 0); `rollout_id` what set this sample
     apart in caches; `outputs` the prediction's fields as text. `score` is None where the metric
     gave none (`failure` says why, or there is no metric). `usage` is the program's own,
-    `metric_usage` that of an LM judge in the metric.
+    `metric_usage` that of an LM judge in the metric. `encoded` are the outputs as JSON, from which
+    most can be had back (`sampling.decode_fields`).
     """
 
     example: int
@@ -87,6 +89,34 @@ class Rollout:
     failure: Failure | None = None
     usage: Usage = Usage()
     metric_usage: Usage = Usage()
+    encoded: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as dicts, lists, strings and numbers, ready for JSON."""
+        own = ("example", "rollout_id", "outputs", "score", "feedback", "encoded")
+        return {
+            **{name: getattr(self, name) for name in own},
+            "steps": [
+                {name: getattr(step, name) for name in step.__slots__} for step in self.steps
+            ],
+            "failure": None if self.failure is None else asdict(self.failure),
+            "usage": asdict(self.usage),
+            "metric_usage": asdict(self.metric_usage),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Rollout":
+        """What `to_dict` gave, from JSON too. Raises KeyError or TypeError: it is no rollout."""
+        failure = values["failure"]
+        return cls(
+            **{
+                **values,
+                "steps": tuple(Step(**step) for step in values["steps"]),
+                "failure": None if failure is None else Failure(**failure),
+                "usage": Usage(**values["usage"]),
+                "metric_usage": Usage(**values["metric_usage"]),
+            }
+        )
 
     @property
     def counts(self) -> bool:

@@ -11,6 +11,7 @@ from tfgrpo_dspy.experience.programs import (
     language_models,
     named_predictors,
     own_instructions,
+    with_instructions,
 )
 from tfgrpo_dspy.experience.values import (
     ALL,
@@ -47,4 +48,5 @@ __all__ = [
     "own_instructions",
     "plain_instructions",
     "sift",
+    "with_instructions",
 ]

@@ -322,22 +322,31 @@ class ExperienceLibrary:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
             raise LibraryFormatError(f"{path} is not a library: {error}.") from error
+        return cls.from_dict(record, source=str(path))
+
+    @classmethod
+    def from_dict(cls, record: Any, source: str = "the record") -> "ExperienceLibrary":
+        """The library that `to_dict` gave; `source` is what errors call it.
+
+        Raises:
+            LibraryFormatError: the record is not a library, or one of a newer version.
+        """
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise LibraryFormatError(
-                f"{path} is not a library: its 'format' is not {FORMAT!r}; pass a file that "
+                f"{source} is not a library: its 'format' is not {FORMAT!r}; pass a file that "
                 f"ExperienceLibrary.save wrote."
             )
         version = record.get("version")
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise LibraryFormatError(
-                f"{path} has format version {version!r}, newer than {FORMAT_VERSION}, the one "
+                f"{source} has format version {version!r}, newer than {FORMAT_VERSION}, the one "
                 f"that this package reads; upgrade tfgrpo-dspy."
             )
         try:
             experiences = [_experience_from(fields) for fields in record["experiences"]]
             return cls(experiences, next_number=record["next_number"])
         except (KeyError, TypeError, LibraryError) as error:
-            raise LibraryFormatError(f"{path} is a damaged library: {error!r}.") from error
+            raise LibraryFormatError(f"{source} is a damaged library: {error!r}.") from error
 
 
 def _shown(experience: Experience) -> str:

@@ -7,7 +7,9 @@ the verbs of that loop.
 import logging
 import random
 import statistics
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -15,7 +17,8 @@ from typing import Any
 import dspy
 from tqdm.auto import tqdm
 
-from tfgrpo_dspy.errors import GateError
+from tfgrpo_dspy.budget import Ledger
+from tfgrpo_dspy.errors import GateError, RunFailedError, RunStopped
 from tfgrpo_dspy.experience import (
     ExperienceLibrary,
     Keep,
@@ -25,20 +28,25 @@ from tfgrpo_dspy.experience import (
     sift,
 )
 from tfgrpo_dspy.gate import Decision, TrialEvidence, Trials
-from tfgrpo_dspy.metric import adapt_metric
+from tfgrpo_dspy.pipeline.archive import Archive
 from tfgrpo_dspy.pipeline.asking import Asker
 from tfgrpo_dspy.pipeline.extracting import Extractor
 from tfgrpo_dspy.pipeline.proposing import Proposer
 from tfgrpo_dspy.pipeline.recorder import Recorder, operation_record
+from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
+from tfgrpo_dspy.pipeline.run import Run
+from tfgrpo_dspy.pipeline.signals import handing_on_sigterm
 from tfgrpo_dspy.pipeline.validation import Validation
 from tfgrpo_dspy.pipeline.workers import Workers
 from tfgrpo_dspy.reflection import Lesson, RefusedLesson
 from tfgrpo_dspy.results import GroupRecord, UpdateRecord
-from tfgrpo_dspy.rollout import Group, rollout_id_for
-from tfgrpo_dspy.sampling import RolloutTask, run_rollout
+from tfgrpo_dspy.rollout import Group, Rollout, Usage, rollout_id_for
 from tfgrpo_dspy.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+N_PROBED = 2
+"""How many rollouts a probe makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +71,27 @@ class Pipeline:
     ) -> None:
         self.settings = settings
         self.start_library = ExperienceLibrary.from_program(student)
-        self._student = copy_program(student)
-        self._trainset = trainset
-        self._training = training
-        self._score = None if settings.metric is None else adapt_metric(settings.metric)
-        self._workers = Workers(settings.num_threads or dspy.settings.num_threads or 8)
-        self._recorder = Recorder()
-        asker = Asker(settings, self._student, self._recorder)
-        self._extractor = Extractor(settings, self._student, trainset, self._workers, asker)
-        self._proposer = Proposer(settings, self._student, self._workers, asker)
-        gate_metric = settings.gate_metric
-        self._validation = Validation(
-            valset,
-            None if gate_metric is None else adapt_metric(gate_metric),
-            self.bake,
-            self._workers,
-            self._recorder,
-            settings.seed,
-            settings.failure_score,
+        own_student = copy_program(student)
+        ledger = Ledger(settings.budget)
+        num_threads = settings.num_threads or dspy.settings.num_threads or 8
+        self._run = Run(
+            settings,
+            own_student,
+            ledger,
+            Archive(settings, own_student),
+            Workers(num_threads, ledger, settings.rollout_timeout_s),
+            Recorder(settings.max_errors),
         )
+        self._recorder = self._run.recorder
+        self._training = training
+        self._trainset = trainset
+        asker = Asker(self._run)
+        self._extractor = Extractor(self._run, trainset, asker)
+        self._proposer = Proposer(self._run, asker)
+        self._sampler = Rollouts(
+            self._run, "rollout", trainset, settings.metric, settings.temperature
+        )
+        self._validation = Validation(self._run, valset)
         self._stood = [self.start_library]
         self._groups: list[GroupRecord] = []
         self._lessons: list[Lesson] = []
@@ -89,8 +99,11 @@ class Pipeline:
         self._best_score = -float("inf")
         self._n_teaching_groups = 0
         self._progress: Any = None
+        self._closing = ExitStack()
 
     def __enter__(self) -> "Pipeline":
+        self._closing.enter_context(handing_on_sigterm())
+        self._closing.callback(self._close)
         return self
 
     def __exit__(
@@ -99,30 +112,76 @@ class Pipeline:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._workers.close()
+        self._closing.__exit__(kind, error, traceback)
+
+    def _close(self) -> None:
+        """What is in flight is dropped, not waited for; every later call of it is refused."""
+        self._run.ledger.stop("the run is over")
+        self._run.workers.close()
+        self._run.archive.close()
         if self._progress is not None:
             self._progress.close()
 
-    def bake(self, library: ExperienceLibrary) -> Any:
-        """The student with this library, in a copy."""
-        return library.bake(self._student)
+    # ------------------------------------------------------------------ beginning and end
+
+    @contextmanager
+    def until_stopped(self) -> Iterator[None]:
+        """The loop, which a budget or the clock may end at any point.
+
+        Raises:
+            RunFailedError: failures ended it; the best program so far is on the error.
+        """
+        ledger = self._run.ledger
+        try:
+            yield
+        except RunStopped:
+            self._recorder.ended_because = ledger.stopped_because
+            if not ledger.is_failure:
+                logger.info("the run ends: %s", ledger.stopped_because)
+                return
+            failed = RunFailedError(
+                f"The run was ended by failures: {ledger.stopped_because}. What was finished is "
+                f"kept in log_dir, if there is one; `.program` of this error is the best so far."
+            )
+            failed.program = self.finish(self._stood[-1])
+            raise failed from None
+
+    def _begin(self) -> None:
+        """Measure the student first: it must be, so a budget never ends with nothing measured."""
+        self._run.archive.begin(
+            self._run.student, self._trainset, self._training, self._validation.valset
+        )
+        settings, ledger = self.settings, self._run.ledger
+        if settings.gate_metric is None or not self._validation.valset:
+            return
+        started = time.monotonic()
+        self._validation.run([self.start_library], range(len(self._validation.valset)))
+        if not settings.measures:  # nothing measures the last library but the end itself
+            spent = self._recorder.usage["gate"] + self._recorder.usage["metric"]
+            ledger.keep_back(
+                len(self._validation.valset),
+                spent.n_lm_calls,
+                spent.cost_usd,
+                time.monotonic() - started,
+            )
 
     # ------------------------------------------------------------------ the verbs of the loop
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self, epochs: int | None = None) -> Iterator[Batch]:
         """Epochs times shuffled batches; ends early after an epoch that could teach nothing."""
         settings, n_examples = self.settings, len(self._training)
+        epochs = epochs or settings.epochs
+        self._begin()
         size = settings.batch_size_for(n_examples)
         starts = range(0, n_examples, size)
         self._progress = tqdm(
-            total=settings.epochs * len(starts),
+            total=epochs * len(starts),
             desc="Training-Free GRPO",
             unit="update",
             disable=not settings.progress,
         )
-        for epoch in range(settings.epochs):
-            order = list(self._training)
-            random.Random(f"{settings.seed}/{epoch}").shuffle(order)
+        for epoch in range(epochs):
+            order = self._order(epoch)
             self._n_teaching_groups = 0
             for index, start in enumerate(starts):
                 update = epoch * len(starts) + index
@@ -132,29 +191,48 @@ class Pipeline:
                 self._recorder.ended_because = f"no group of epoch {epoch} had anything to teach"
                 return
 
+    def _order(self, epoch: int) -> list[int]:
+        """The training examples as this epoch goes through them."""
+        order = list(self._training)
+        random.Random(f"{self.settings.seed}/{epoch}").shuffle(order)
+        return order
+
+    def _samples(
+        self, epoch: int, examples: Sequence[int], library: ExperienceLibrary
+    ) -> list[Sample]:
+        seed = self.settings.seed
+        return [
+            Sample(library, example, rollout_id_for(seed, epoch, example, index, "training"))
+            for example in examples
+            for index in range(self.settings.group_size)
+        ]
+
     def sample(self, batch: Batch, library: ExperienceLibrary) -> list[Group]:
         """The groups of the batch: `group_size` rollouts of each example with this library."""
-        settings = self.settings
-        program = self.bake(library)
-        tasks = [
-            RolloutTask(
-                program=program,
-                example=self._trainset[example],
-                index=example,
-                rollout_id=rollout_id_for(settings.seed, batch.epoch, example, index, "training"),
-                temperature=settings.temperature,
-                score=self._score,
-            )
-            for example in batch.examples
-            for index in range(settings.group_size)
-        ]
-        rollouts = self._workers.map(run_rollout, tasks)
-        self._recorder.count_rollouts(rollouts)
-        per_example = zip(*[iter(rollouts)] * settings.group_size, strict=True)
+        rollouts = self._sampler.make(self._samples(batch.epoch, batch.examples, library))
+        per_example = zip(*[iter(rollouts)] * self.settings.group_size, strict=True)
         return [
-            Group.of(example, group, settings.failure_score, self._score is not None)
+            self.group(example, group)
             for example, group in zip(batch.examples, per_example, strict=True)
         ]
+
+    def group(self, example: int, rollouts: Sequence[Rollout]) -> Group:
+        """The group that rollouts of an example form."""
+        settings = self.settings
+        return Group.of(example, rollouts, settings.failure_score, settings.metric is not None)
+
+    def probe(self) -> list[Usage]:
+        """What the first rollouts that a compile makes cost on average: the student's."""
+        n = N_PROBED
+        with self.until_stopped():
+            if self._validation.valset:
+                n = min(n, len(self._validation.valset))
+                self._validation.run([self.start_library], range(n))
+            else:
+                first = self._samples(0, self._order(0)[:1], self.start_library)
+                self._sampler.make(first[:n])
+        spent = self._recorder.usage["rollout"] + self._recorder.usage["gate"]
+        return [Usage(*(getattr(spent, name) / n for name in Usage.__slots__))] * n
 
     def extract(
         self, batch: Batch, groups: Sequence[Group], library: ExperienceLibrary
@@ -183,7 +261,7 @@ class Pipeline:
         """What the group is for, and whether it is sent to ExtractAdvantage."""
         if len(group.rollouts) < 2:
             return "too few rollouts", False
-        if self._score is None:
+        if self.settings.metric is None:
             return "no ground truth", True
         if group.has_contrast(self.settings.min_contrast):
             return "contrast", True
@@ -227,6 +305,7 @@ class Pipeline:
         decided = decision.library if accepted else library.apply(keeps, self.settings.limits)
         self._stood.append(decided)
         self._record(batch, proposed, decided, accepted, decision.reason)
+        self._run.archive.note(self._best(), len(self._recorder.updates), "")
         return decided
 
     def _asked(self, evidence: TrialEvidence) -> Decision:
@@ -285,7 +364,7 @@ class Pipeline:
             "accepted" if accepted else "not accepted",
             reason,
             len(library),
-            self._recorder.n_lm_calls,
+            self._run.ledger.n_lm_calls,
         )
         mean = record.validation.mean if record.validation else None
         scores = [score for group in self._groups for score in group.scores if score is not None]
@@ -293,7 +372,7 @@ class Pipeline:
         shown = {"validation": mean, "training": training}
         self._progress.set_postfix(
             {name: f"{score:.3f}" for name, score in shown.items() if score is not None}
-            | {"experiences": len(library), "calls": self._recorder.n_lm_calls}
+            | {"experiences": len(library), "calls": self._run.ledger.n_lm_calls}
         )
 
     # ------------------------------------------------------------------ the end
@@ -306,16 +385,28 @@ class Pipeline:
         then).
         """
         start, everything = self.start_library, range(len(self._validation.valset))
+        ledger = self._run.ledger
+        ledger.open_reserve()
         if self.settings.gate_metric is not None:
-            self._validation.run([start, library], everything)
-        best = self._validation.best(self._stood) if self.settings.measures else library
-        best = library if best == library else best
-        optimized = self.bake(best)
+            with suppress(RunStopped):  # what cannot be measured any more is not returned
+                self._validation.run([start, library], everything)
+        best = self._best()
+        self._run.archive.note(best, len(self._recorder.updates), self._recorder.ended_because)
+        optimized = self._run.bake(best)
         optimized.detailed_results = self._recorder.results(
             start,
             best,
             self._validation.summary(start),
             self._validation.summary(best),
             self.settings.scalars(),
+            ledger,
         )
         return optimized
+
+    def _best(self) -> ExperienceLibrary:
+        """Of the libraries that stood the best measured; without a gate the last."""
+        last = self._stood[-1]
+        if not self.settings.measures:
+            return last
+        best = self._validation.best(self._stood)
+        return last if best == last else best

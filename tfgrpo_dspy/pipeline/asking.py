@@ -1,42 +1,63 @@
-"""Asks a reflection module: one question, one answer, and what it cost.
+"""Asks reflection modules: questions in, answers out, each replayed, asked or lost on its own.
 
 Nothing that a module does can end the run: what it raises is counted and costs its own answer.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import dspy
 
 from tfgrpo_dspy.budget import Meter, metered
-from tfgrpo_dspy.pipeline.recorder import Recorder
+from tfgrpo_dspy.pipeline.run import Run
+from tfgrpo_dspy.pipeline.workers import Done
 from tfgrpo_dspy.reflection import as_input, describe_program
-from tfgrpo_dspy.rollout import Usage
+from tfgrpo_dspy.rollout import Failure, Usage
 from tfgrpo_dspy.sampling import sampling_copy
-from tfgrpo_dspy.settings import Settings
 
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What a module is asked: `output` is the field wanted, `stage` "summary", "lesson", "update".
+
+    `about` says in words what it is about, for errors.
+    """
+
+    stage: str
+    module: Any
+    output: str
+    rollout_id: int
+    about: str
+    inputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """What a module answered (None: nothing that could be used), and what went wrong."""
+    """What a module answered (None: nothing that could be used), and what went wrong.
+
+    `is_too_long`: the prompt was, for the model; `is_lost`: the provider or the clock failed.
+    """
 
     output: Any
-    usage: Usage
+    usage: Usage = field(default_factory=Usage)
     parse_failures: int = 0
     error: str = ""
+    is_too_long: bool = False
+    is_lost: bool = False
 
 
 class Asker:
     """Asks reflection modules for one run; `common` is what all of them are told."""
 
-    def __init__(self, settings: Settings, student: Any, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, run: Run) -> None:
+        settings = run.settings
+        self._run = run
         self._lm = settings.reflection_lm or dspy.settings.lm
         self.common = {
-            "program": describe_program(student),
+            "program": describe_program(run.student),
             "objective": settings.objective or DEFAULT_OBJECTIVE,
             "max_words": settings.max_experience_words,
             "limits": (
@@ -45,26 +66,93 @@ class Asker:
             ),
         }
 
-    def ask(self, module: Any, output: str, rollout_id: int, **inputs: Any) -> Answer:
-        """The module's output of that name: a text, a list, or None where it gave neither."""
-        meter = Meter()
-        lm = metered(sampling_copy(self._lm, rollout_id, None), meter)
-        inputs = {k: as_input(v) if isinstance(v, str) else v for k, v in inputs.items()}
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        """The answer to each question, in their order; recorded ones are not asked again.
+
+        Raises:
+            RunStopped: the run has ended; answers that came before are recorded.
+            MissingRecordError: offline, and one of them is not recorded.
+        """
+        run = self._run
+        answers: dict[int, Answer] = {}
+        keys = [self._key(question) for question in questions]
+        open_ones = []
+        for index, key in enumerate(keys):
+            record = run.archive.find_answer(key)
+            if record is None:
+                run.check_offline(questions[index].stage, questions[index].about)
+                open_ones.append(index)
+            else:
+                answers[index] = self._replayed(questions[index].stage, record)
+        for done in run.workers.run(lambda index: self._answer(questions[index]), open_ones):
+            index = open_ones[done.index]
+            answer = answers[index] = self._outcome(done)
+            run.archive.keep_answer(keys[index], asdict(answer), answer.is_lost)
+            lost = Failure("provider", answer.error) if answer.is_lost else None
+            run.recorder.check_errors(run.ledger, lost)
+        in_order = [answers[index] for index in range(len(questions))]
+        for question, answer in zip(questions, in_order, strict=True):
+            self._count(question.stage, answer)
+        return in_order
+
+    def _key(self, question: Question) -> str:
+        if self._run.archive.store is None:
+            return ""
+        return self._run.archive.reflection_key(
+            question.stage, question.module, question.rollout_id, question.inputs
+        )
+
+    def _replayed(self, stage: str, record: Mapping[str, Any]) -> Answer:
+        answer = Answer(**{**record, "usage": Usage(**record["usage"])})
+        self._run.ledger.spend(answer.usage.n_lm_calls, answer.usage.cost_usd)
+        self._run.recorder.replayed[stage] += 1
+        return answer
+
+    def _outcome(self, done: Done[Answer]) -> Answer:
+        if done.error is not None:  # a task of ours raises nothing: it took too long
+            return Answer(None, error=f"the reflection {done.error}", is_lost=True)
+        assert done.result is not None  # noqa: S101 - a task gives a result or an error
+        return done.result
+
+    def _answer(self, question: Question) -> Answer:
+        """Ask one: a text, a list, or None where the module gave neither."""
+        meter = Meter(self._run.ledger, self._run.settings.prices)
+        lm = metered(sampling_copy(self._lm, question.rollout_id, None), meter)
+        inputs = {k: as_input(v) if isinstance(v, str) else v for k, v in question.inputs.items()}
         try:
             with dspy.context(lm=lm, trace=[], disable_history=False):
-                prediction = module(**inputs)
-            given = getattr(prediction, output, None)
-            given = given if given is None or isinstance(given, str) else list(given)
+                prediction = question.module(**inputs)
+            output = _plain(getattr(prediction, question.output, None))
         except Exception as error:  # noqa: BLE001 - a user's own module may raise anything
-            failure = meter.provider_failure
-            message = failure.message if failure else f"{type(error).__name__}: {error}"
-            return Answer(None, meter.usage, error=message)
-        return Answer(given, meter.usage, getattr(prediction, "parse_failures", 0))
+            meter.check_refused()
+            lost = meter.provider_failure
+            message = lost.message if lost else f"{type(error).__name__}: {error}"
+            too_long = meter.is_too_long
+            return Answer(None, meter.usage, 0, message, too_long, is_lost=lost is not None)
+        meter.check_refused()
+        return Answer(output, meter.usage, int(getattr(prediction, "parse_failures", 0)))
 
-    def count(self, answers: Sequence[Answer]) -> None:
-        """Add what the answers have cost, and what went wrong with them, to the report."""
-        for answer in answers:
-            self._recorder.usage["reflection"] += answer.usage
-            self._recorder.count_failure("reflection error", answer.error, bool(answer.error))
-            message = "an answer of the reflection LM did not parse"
-            self._recorder.count_failure("reflection parse", message, answer.parse_failures)
+    def _count(self, stage: str, answer: Answer) -> None:
+        """Add what the answer has cost, and what went wrong with it, to the report."""
+        recorder = self._run.recorder
+        recorder.usage[stage] += answer.usage
+        recorder.count_failure("reflection error", answer.error, bool(answer.error))
+        message = "an answer of the reflection LM did not parse"
+        recorder.count_failure("reflection parse", message, answer.parse_failures)
+
+
+def _plain(given: Any) -> Any:
+    """An output as JSON holds it: a text, or a list of texts and mappings."""
+    if given is None or isinstance(given, str):
+        return given
+    return [_plain_item(item) for item in given]
+
+
+def _plain_item(item: Any) -> Any:
+    if hasattr(item, "model_dump"):
+        return item.model_dump(mode="json")
+    if isinstance(item, Mapping):
+        return {str(name): _plain_item(value) for name, value in item.items()}
+    if isinstance(item, list | tuple):
+        return [_plain_item(value) for value in item]
+    return item if item is None or isinstance(item, bool | int | float | str) else str(item)

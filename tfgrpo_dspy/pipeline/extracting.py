@@ -1,12 +1,11 @@
 """Groups become lessons: what ExtractAdvantage is shown of a group, and which lines are lessons."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tfgrpo_dspy.experience import Evidence, ExperienceLibrary, n_words, named_predictors
-from tfgrpo_dspy.pipeline.asking import Answer, Asker
-from tfgrpo_dspy.pipeline.workers import Workers
+from tfgrpo_dspy.pipeline.asking import Answer, Asker, Question
+from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.reflection import (
     HIDDEN,
     NO_EXPERIENCES,
@@ -25,53 +24,37 @@ from tfgrpo_dspy.reflection import (
 )
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, rollout_id_for
 from tfgrpo_dspy.sampling import as_fields
-from tfgrpo_dspy.settings import Settings
 
+MAX_HALVINGS = 4
+"""How often the attempts are shortened to half where the LM says that the prompt is too long."""
 LONGEST_LESSON = 3
 """How many times as long as an experience may be a lesson may be."""
-
-
-@dataclass(frozen=True, slots=True)
-class GroupLessons:
-    """The lessons of one group, and every answer that they took."""
-
-    lessons: tuple[Lesson, ...]
-    answers: tuple[Answer, ...]
 
 
 class Extractor:
     """Draws lessons from groups, for one run."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        student: Any,
-        trainset: Sequence[Any],
-        workers: Workers,
-        asker: Asker,
-    ) -> None:
-        self._settings = settings
+    def __init__(self, run: Run, trainset: Sequence[Any], asker: Asker) -> None:
+        self._settings = run.settings
         self._trainset = trainset
-        self._workers = workers
         self._asker = asker
-        self._predictors = [name for name, _ in named_predictors(student)]
+        self._predictors = [name for name, _ in named_predictors(run.student)]
+        self._budget = getattr(run.settings.extract_advantage, "attempts_tokens", 12_000)
 
     def lessons(
         self, groups: Sequence[Group], library: ExperienceLibrary, update: int, epoch: int
     ) -> tuple[list[Lesson], list[RefusedLesson]]:
         """The lessons of the groups, near-duplicates merged; and those that copy the examples."""
-        drawn = self._workers.map(
-            lambda group: self._extract(group, library, update, epoch), groups
-        )
-        for group_lessons in drawn:
-            self._asker.count(group_lessons.answers)
+        texts = self._attempts(groups, epoch)
+        answers = self._answers(groups, texts, library, epoch)
         guard = self._guard(groups)
         kept, refused = [], []
-        for lesson in (lesson for found in drawn for lesson in found.lessons):
-            if reason := guard.reason(lesson.text) or self._unfit(lesson):
-                refused.append(RefusedLesson(lesson.text, reason))
-            else:
-                kept.append(lesson)
+        for group, answer in zip(groups, answers, strict=True):
+            for lesson in self._read(group, answer, update):
+                if reason := guard.reason(lesson.text) or self._unfit(lesson):
+                    refused.append(RefusedLesson(lesson.text, reason))
+                else:
+                    kept.append(lesson)
         return merge_lessons(kept), refused
 
     def _unfit(self, lesson: Lesson) -> str:
@@ -81,20 +64,47 @@ class Extractor:
         too_long = n_words(lesson.text) > LONGEST_LESSON * self._settings.max_experience_words
         return f"more than {LONGEST_LESSON} times as long as an experience" if too_long else ""
 
-    def _extract(
-        self, group: Group, library: ExperienceLibrary, update: int, epoch: int
-    ) -> GroupLessons:
-        texts, answers = self._attempts(group, epoch)
-        answer = self._asker.ask(
+    def _answers(
+        self,
+        groups: Sequence[Group],
+        texts: Sequence[list[str]],
+        library: ExperienceLibrary,
+        epoch: int,
+    ) -> list[Answer]:
+        """ExtractAdvantage's answer for each group; a prompt too long for the LM is shortened."""
+        answers: dict[int, Answer] = {}
+        waiting = list(range(len(groups)))
+        for halving in range(MAX_HALVINGS + 1):
+            shares = {i: (self._budget >> halving) // len(texts[i]) for i in waiting}
+            shown = {
+                i: texts[i] if not halving else [clip(text, shares[i]) for text in texts[i]]
+                for i in waiting
+            }
+            asked = [self._question(groups[i], shown[i], library, epoch) for i in waiting]
+            answers.update(zip(waiting, self._asker.ask(asked), strict=True))
+            waiting = [i for i in waiting if answers[i].is_too_long]
+        return [answers[i] for i in range(len(groups))]
+
+    def _question(
+        self, group: Group, texts: list[str], library: ExperienceLibrary, epoch: int
+    ) -> Question:
+        inputs = {
+            **self._about(group),
+            "experiences": library.render() or NO_EXPERIENCES,
+            "attempts": attempts_text(group, texts),
+            "feedback": feedback_text(group),
+            "is_scored": bool(group.scores),
+        }
+        return Question(
+            "lesson",
             self._settings.extract_advantage,
             "lessons",
             rollout_id_for(self._settings.seed, epoch, group.example, 0, "lesson"),
-            **self._about(group),
-            experiences=library.render() or NO_EXPERIENCES,
-            attempts=attempts_text(group, texts),
-            feedback=feedback_text(group),
-            is_scored=bool(group.scores),
+            f"example {group.example}",
+            inputs,
         )
+
+    def _read(self, group: Group, answer: Answer, update: int) -> list[Lesson]:
         evidence = Evidence(
             update,
             group.example,
@@ -103,29 +113,43 @@ class Extractor:
         )
         lines = [answer.output] if isinstance(answer.output, str) else answer.output or []
         lessons = [read_lesson(encodable(str(line)), self._predictors, evidence) for line in lines]
-        return GroupLessons(tuple(les for les in lessons if les.text), (*answers, answer))
+        return [lesson for lesson in lessons if lesson.text]
 
-    def _attempts(self, group: Group, epoch: int) -> tuple[list[str], list[Answer]]:
-        """A text for each rollout: whole where the group fits, a summary where it is too long."""
-        texts = [attempt_text(rollout) for rollout in group.rollouts]
-        budget = getattr(self._settings.extract_advantage, "attempts_tokens", 12_000)
-        too_long = sum(map(estimate_tokens, texts)) > budget
-        share = budget // len(texts)
-        answers = []
-        for index, text in enumerate(texts):
-            if self._settings.summarize_always or (too_long and estimate_tokens(text) > share):
-                rollout = group.rollouts[index]
-                score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
-                answer = self._asker.ask(
-                    self._settings.summarize_trajectory,
-                    "summary",
-                    rollout_id_for(self._settings.seed, epoch, group.example, index, "summary"),
-                    **self._about(group),
-                    attempt=f"{score}{clip(text, budget)}",
-                )
-                answers.append(answer)
-                texts[index] = self._summarised(rollout, text, answer, share)
-        return texts, answers
+    def _attempts(self, groups: Sequence[Group], epoch: int) -> list[list[str]]:
+        """A text for each rollout: whole where its group fits, a summary where it is too long."""
+        texts = [[attempt_text(rollout) for rollout in group.rollouts] for group in groups]
+        places = [
+            (number, index)
+            for number, of_group in enumerate(texts)
+            for index in self._too_long(of_group)
+        ]
+        questions = [self._summary_of(groups[number], index, epoch) for number, index in places]
+        for (number, index), answer in zip(places, self._asker.ask(questions), strict=True):
+            rollout, text = groups[number].rollouts[index], texts[number][index]
+            share = self._budget // len(texts[number])
+            texts[number][index] = self._summarised(rollout, text, answer, share)
+        return texts
+
+    def _too_long(self, texts: Sequence[str]) -> list[int]:
+        if self._settings.summarize_always:
+            return list(range(len(texts)))
+        sizes = [estimate_tokens(text) for text in texts]
+        if sum(sizes) <= self._budget:
+            return []
+        return [i for i, size in enumerate(sizes) if size > self._budget // len(texts)]
+
+    def _summary_of(self, group: Group, index: int, epoch: int) -> Question:
+        rollout = group.rollouts[index]
+        score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
+        text = clip(attempt_text(rollout), self._budget)
+        return Question(
+            "summary",
+            self._settings.summarize_trajectory,
+            "summary",
+            rollout_id_for(self._settings.seed, epoch, group.example, index, "summary"),
+            f"rollout {index} of example {group.example}",
+            {**self._about(group), "attempt": f"{score}{text}"},
+        )
 
     def _summarised(self, rollout: Rollout, text: str, answer: Answer, share: int) -> str:
         summary = answer.output

@@ -18,8 +18,8 @@ from tfgrpo_dspy.experience import (
     named_predictors,
     operation_from,
 )
-from tfgrpo_dspy.pipeline.asking import Answer, Asker
-from tfgrpo_dspy.pipeline.workers import Workers
+from tfgrpo_dspy.pipeline.asking import Answer, Asker, Question
+from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.reflection import (
     NO_EXPERIENCES,
     Lesson,
@@ -28,17 +28,15 @@ from tfgrpo_dspy.reflection import (
     merge_lessons,
 )
 from tfgrpo_dspy.rollout import rollout_id_for
-from tfgrpo_dspy.settings import Settings
 
 
 class Proposer:
     """Proposes operations on the library, for one run."""
 
-    def __init__(self, settings: Settings, student: Any, workers: Workers, asker: Asker) -> None:
-        self._settings = settings
-        self._workers = workers
+    def __init__(self, run: Run, asker: Asker) -> None:
+        self._settings = run.settings
         self._asker = asker
-        self._predictors = [name for name, _ in named_predictors(student)]
+        self._predictors = [name for name, _ in named_predictors(run.student)]
 
     def operations(
         self, lessons: Sequence[Lesson], library: ExperienceLibrary, update: int, epoch: int
@@ -107,25 +105,40 @@ class Proposer:
         epoch: int,
         level: int,
     ) -> list[Operation | Refusal]:
-        seed = self._settings.seed
+        found: list[Operation | Refusal] = []
+        waiting = list(chunks)
+        n_asked = 0
+        while waiting:
+            questions = [
+                self._question(chunk, library, update, epoch, f"{level}/{n_asked + index}")
+                for index, chunk in enumerate(waiting)
+            ]
+            n_asked += len(questions)
+            halves: list[list[Lesson]] = []
+            for chunk, answer in zip(waiting, self._asker.ask(questions), strict=True):
+                if answer.is_too_long and len(chunk) > 1:
+                    halves += [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
+                else:
+                    found += self._read(answer, chunk)
+            waiting = halves
+        return found
 
-        def ask(index: int) -> Answer:
-            return self._asker.ask(
-                self._settings.update_library,
-                "operations",
-                rollout_id_for(seed, epoch, update, index, f"update/{level}"),
-                **self._asker.common,
-                experiences=library.render() or NO_EXPERIENCES,
-                lessons=_numbered(chunks[index]),
-            )
-
-        answers = self._workers.map(ask, range(len(chunks)))
-        self._asker.count(answers)
-        return [
-            operation
-            for answer, chunk in zip(answers, chunks, strict=True)
-            for operation in self._read(answer, chunk)
-        ]
+    def _question(
+        self, lessons: list[Lesson], library: ExperienceLibrary, update: int, epoch: int, place: str
+    ) -> Question:
+        inputs = {
+            **self._asker.common,
+            "experiences": library.render() or NO_EXPERIENCES,
+            "lessons": _numbered(lessons),
+        }
+        return Question(
+            "update",
+            self._settings.update_library,
+            "operations",
+            rollout_id_for(self._settings.seed, epoch, update, 0, f"update/{place}"),
+            f"update {update}",
+            inputs,
+        )
 
     def _read(self, answer: Answer, lessons: Sequence[Lesson]) -> list[Operation | Refusal]:
         if answer.output is None:  # the lessons themselves then, for the gate to sort out
@@ -133,10 +146,9 @@ class Proposer:
         return [self._operation(item, lessons) for item in answer.output]
 
     def _operation(self, item: Any, lessons: Sequence[Lesson]) -> Operation | Refusal:
-        given = item.model_dump() if hasattr(item, "model_dump") else item
-        if not isinstance(given, Mapping):
-            return Refusal(given, f"{given!r} is no operation; give a mapping with an 'op'")
-        given = dict(given)
+        if not isinstance(item, Mapping):
+            return Refusal(item, f"{item!r} is no operation; give a mapping with an 'op'")
+        given = dict(item)
         if isinstance(given.get("text"), str):
             given["text"] = " ".join(given["text"].split())  # an experience is one line
         rests_on = given.pop("lessons", None)

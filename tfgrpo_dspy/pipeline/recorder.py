@@ -7,34 +7,81 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation, Refusal
 from tfgrpo_dspy.results import OperationRecord, RunResults, ScoreSummary, UpdateRecord
-from tfgrpo_dspy.rollout import Rollout, Usage
+from tfgrpo_dspy.rollout import Failure, Rollout, Usage
 
 logger = logging.getLogger(__name__)
 
+ROLES = ("rollout", "gate", "summary", "lesson", "update", "metric")
+"""What LM calls are for: training rollouts, trials and final scores, the three reflections, judges
+inside metrics."""
+ERRORS_ALLOWED = 20
+"""So many errors never end a run by themselves, unless `max_errors` says so."""
 LOGGED_CHARACTERS = 500
 """How much of a failure is logged: a message may quote a whole answer of an LM."""
 
 
 class Recorder:
-    """Counts while the run goes on; `results` at its end."""
+    """Counts while the run goes on; `results` at its end.
 
-    def __init__(self) -> None:
+    Args:
+        max_errors: how many rollouts and reflections may fail by other than an unparsed answer;
+            None: half of them, and in any case `ERRORS_ALLOWED`.
+    """
+
+    def __init__(self, max_errors: int | None = None) -> None:
         self.updates: list[UpdateRecord] = []
         self.failures: Counter[str] = Counter()
-        self.usage = {"policy": Usage(), "reflection": Usage(), "metric": Usage()}
+        self.usage = {role: Usage() for role in ROLES}
+        self.replayed: Counter[str] = Counter()
+        self.rescored = 0
+        self.text_only = 0
         self.ended_because = "all epochs are done"
+        self._max_errors = max_errors
+        self._n_done = 0
+        self._errors: Counter[str] = Counter()
+        self._has_said_what_is_new = False
         self._first_of_kind: dict[str, str] = {}
         self._started = time.monotonic()
 
-    def count_rollouts(self, rollouts: Sequence[Rollout]) -> None:
+    def count_rollouts(self, role: str, rollouts: Sequence[Rollout]) -> None:
         """Count what rollouts have cost and how they failed."""
         for rollout in rollouts:
-            self.usage["policy"] += rollout.usage
+            self.usage[role] += rollout.usage
             self.usage["metric"] += rollout.metric_usage
             if rollout.failure is not None:
                 self.count_failure(rollout.failure.kind, rollout.failure.message)
+
+    def note_misses(self, role: str, n: int) -> None:
+        """Say once from which update on the training rollouts are new."""
+        if role == "rollout" and n and self.replayed[role] and not self._has_said_what_is_new:
+            self._has_said_what_is_new = True
+            logger.info(
+                "%d recorded training rollouts were reused; from update %d on they are new",
+                self.replayed[role],
+                len(self.updates),
+            )
+
+    def check_errors(self, ledger: Ledger, failure: Failure | None) -> None:
+        """Count what was done just now; end the run where too much of it failed."""
+        self._n_done += 1
+        if failure is None or failure.kind == "parse":
+            return
+        self._errors[" ".join(failure.message.split())[:LOGGED_CHARACTERS]] += 1
+        allowed = self._max_errors
+        if allowed is None:
+            allowed = max(ERRORS_ALLOWED, self._n_done // 2)
+        n_errors = self._errors.total()
+        if n_errors > allowed:
+            ((message, times),) = self._errors.most_common(1)
+            ledger.stop(
+                f"{n_errors} of {self._n_done} rollouts and reflections failed, and "
+                f"max_errors={self._max_errors} allows {allowed}; the most frequent error, "
+                f"{times} times: {message}",
+                is_failure=True,
+            )
 
     def count_failure(self, kind: str, message: str, times: int = 1) -> None:
         """Count a failure; the first of its kind is logged."""
@@ -44,11 +91,6 @@ class Recorder:
             logger.warning("first failure of kind %r: %s", kind, shown)
         self.failures[kind] += times
 
-    @property
-    def n_lm_calls(self) -> int:
-        """All LM calls so far, of every role."""
-        return sum(usage.n_lm_calls for usage in self.usage.values())
-
     def results(
         self,
         start: ExperienceLibrary,
@@ -56,6 +98,7 @@ class Recorder:
         student: ScoreSummary | None,
         best: ScoreSummary | None,
         settings: Mapping[str, Any],
+        ledger: Ledger,
     ) -> RunResults:
         """The report of the run."""
         nothing_learned = "" if library != start else self._why_nothing_was_learned()
@@ -65,7 +108,11 @@ class Recorder:
             student=student,
             best=best,
             updates=tuple(self.updates),
-            usage=dict(self.usage),
+            usage=self._all_usage(ledger),
+            metric_calls=ledger.n_metric_calls,
+            replayed=dict(sorted((+self.replayed).items())),
+            rescored=self.rescored,
+            text_only=self.text_only,
             failures=dict(sorted((+self.failures).items())),
             ended_because=self.ended_because,
             nothing_learned=nothing_learned,
@@ -74,10 +121,18 @@ class Recorder:
             settings=settings,
         )
 
+    def _all_usage(self, ledger: Ledger) -> dict[str, Usage]:
+        """By role; what calls have cost that came to nothing, under "unfinished"."""
+        known = sum(self.usage.values(), start=Usage())
+        n_lost = max(0, ledger.n_lm_calls - known.n_lm_calls)
+        cost = max(0.0, ledger.cost - known.cost_usd) if n_lost else 0.0
+        unfinished = Usage(n_lm_calls=n_lost, cost_usd=cost)
+        return dict(self.usage) | ({"unfinished": unfinished} if n_lost else {})
+
     def _why_nothing_was_learned(self) -> str:
         groups = [group for update in self.updates for group in update.groups]
         used = Counter(group.used_as for group in groups)
-        policy = self.usage["policy"]
+        n_cached = self.usage["rollout"].n_cached_calls
         changing = [
             update
             for update in self.updates
@@ -90,7 +145,7 @@ class Recorder:
             f"{used['too few rollouts']} groups had fewer than two rollouts that count": used[
                 "too few rollouts"
             ],
-            f"{policy.n_cached_calls} answers were replayed from a cache": policy.n_cached_calls,
+            f"{n_cached} answers were replayed from a cache": n_cached,
             **{f"{n} failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
             f"{n_rejected} updates were rejected by the gate": n_rejected,
             f"{n_stood} updates stood, but did not beat the student in the end": n_stood,

@@ -1,16 +1,15 @@
 """The validation set: measures libraries on it, as deployed, each on the same examples."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.metric import ScoringFunction
-from tfgrpo_dspy.pipeline.recorder import Recorder
-from tfgrpo_dspy.pipeline.workers import Workers
+from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
+from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.results import ScoreSummary
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
-from tfgrpo_dspy.sampling import RolloutTask, run_rollout
 
 
 class Validation:
@@ -20,50 +19,27 @@ class Validation:
     same for every library: so two libraries are compared pair by pair.
     """
 
-    def __init__(
-        self,
-        valset: Sequence[Any],
-        score: ScoringFunction | None,
-        bake: Callable[[ExperienceLibrary], Any],
-        workers: Workers,
-        recorder: Recorder,
-        seed: int,
-        failure_score: float,
-    ) -> None:
+    def __init__(self, run: Run, valset: Sequence[Any]) -> None:
+        settings = run.settings
         self.valset = valset
-        self._score = score
-        self._bake = bake
-        self._workers = workers
-        self._recorder = recorder
-        self._seed = seed
-        self._failure_score = failure_score
+        self._maker = Rollouts(run, "gate", valset, settings.gate_metric, None)
+        self._seed = settings.seed
+        self._failure_score = settings.failure_score
         self._rollouts: dict[ExperienceLibrary, dict[int, Rollout]] = {}
 
     def run(self, libraries: Sequence[ExperienceLibrary], examples: Sequence[int]) -> int:
         """Measure what is not measured yet; gives the number of rollouts that it took."""
         missing = [
-            (library, example)
+            Sample(library, example, rollout_id_for(self._seed, 0, example, 0, "validation"))
             for library in dict.fromkeys(libraries)
             for example in examples
             if example not in self._rollouts.get(library, {})
         ]
-        programs = {library: self._bake(library) for library, _ in missing}
-        tasks = [self._task(programs[library], example) for library, example in missing]
-        rollouts = self._workers.map(run_rollout, tasks)
-        for (library, example), rollout in zip(missing, rollouts, strict=True):
-            self._rollouts.setdefault(library, {})[example] = rollout
-        self._recorder.count_rollouts(rollouts)
+        rollouts = self._maker.make(missing)
+        for sample, rollout in zip(missing, rollouts, strict=True):
+            score_only = replace(rollout, outputs={}, steps=(), encoded={})
+            self._rollouts.setdefault(sample.library, {})[sample.example] = score_only
         return len(missing)
-
-    def _task(self, program: Any, example: int) -> RolloutTask:
-        return RolloutTask(
-            program=program,
-            example=self.valset[example],
-            index=example,
-            rollout_id=rollout_id_for(self._seed, 0, example, 0, "validation"),
-            temperature=None,
-            score=self._score,
-        )
 
     @property
     def scores(self) -> Mapping[ExperienceLibrary, Mapping[int, float | None]]:

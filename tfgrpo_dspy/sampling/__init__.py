@@ -6,27 +6,42 @@ and of its LMs. No exception of program or metric leaves this module; each becom
 """
 
 import functools
-import json
-import types
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dspy
-import pydantic
 from dspy.utils.callback import BaseCallback
-from dspy.utils.exceptions import (
-    AdapterParseError,
-    ContextWindowExceededError,
-    LMConfigurationError,
-    LMError,
-)
+from dspy.utils.exceptions import AdapterParseError, LMConfigurationError, LMError
 
-from tfgrpo_dspy.budget import Meter, metered
+from tfgrpo_dspy.budget import CallWatcher, Ledger, Meter, is_too_long, metered
 from tfgrpo_dspy.errors import MetricError
 from tfgrpo_dspy.experience import copy_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction
-from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Rollout, Step
+from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Rollout, Step, Usage
+from tfgrpo_dspy.sampling.fields import (
+    NoRoundTripError,
+    as_fields,
+    as_text,
+    decode_fields,
+    encode_fields,
+    field_annotations,
+)
+
+__all__ = [
+    "NoRoundTripError",
+    "RolloutTask",
+    "allows_temperature",
+    "as_fields",
+    "as_text",
+    "decode_fields",
+    "encode_fields",
+    "field_annotations",
+    "is_deterministic",
+    "run_rollout",
+    "sampling_copy",
+    "score_again",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +50,7 @@ class RolloutTask:
 
     `program` has its library baked in and is not changed; `index` is the example's position in
     its set; `temperature` None leaves every LM and predictor at its own; `score` None runs
-    without a metric.
+    without a metric. Calls are taken from `ledger`; `prices` are those of `budget.price_of`.
     """
 
     program: Any
@@ -44,6 +59,8 @@ class RolloutTask:
     rollout_id: int
     temperature: float | None
     score: ScoringFunction | None
+    ledger: Ledger = field(default_factory=Ledger)
+    prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def run_rollout(task: RolloutTask) -> Rollout:
@@ -52,20 +69,42 @@ def run_rollout(task: RolloutTask) -> Rollout:
     The policy LM is `dspy.settings.lm`, or a predictor's own. Each LM is called through a copy
     that carries the rollout id (so that no other sample's cached answer is replayed), the
     temperature, and a seed where the LM's engine is an object.
+
+    Raises:
+        RunStopped: the ledger refused a call, whatever the program made of that.
     """
     run = _Run(task)
     with run.context():
         prediction, failure = run.execute()
         trace = list(dspy.settings.trace)
+    run.meter.check_refused()
     rollout = Rollout(
         example=task.index,
         rollout_id=task.rollout_id,
         outputs=as_fields(prediction),
+        encoded=_encoded(prediction, run.program),
         steps=run.steps(trace, failure),
         failure=failure,
         usage=run.meter.usage,
     )
     return rollout if failure or task.score is None else _scored(rollout, task, prediction, trace)
+
+
+def score_again(task: RolloutTask, rollout: Rollout) -> Rollout:
+    """The rollout, scored by the task's metric from its stored outputs; the program is not run.
+
+    Raises:
+        NoRoundTripError: its outputs were kept as text only.
+    """
+    values = decode_fields(rollout.encoded, field_annotations(task.program))
+    bare = replace(rollout, score=None, feedback="", failure=None, metric_usage=Usage())
+    return _scored(bare, task, dspy.Prediction(**values), None)
+
+
+def _encoded(prediction: Any, program: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(prediction, dspy.Prediction):  # a metric may be given anything
+        return {} if prediction is None else {"output": {"text": as_text(prediction)}}
+    return encode_fields(prediction, field_annotations(program))
 
 
 def is_deterministic(lm: Any, temperature: float | None) -> bool:
@@ -115,7 +154,7 @@ class _Run:
 
     def __init__(self, task: RolloutTask) -> None:
         self.task = task
-        self.meter = Meter()
+        self.meter = Meter(task.ledger, task.prices)
         self.tools = _ToolRecorder()
         self.lm = self._own(dspy.settings.lm)
         lms = {id(lm): self._own(lm) for lm in language_models(task.program)}
@@ -143,7 +182,11 @@ class _Run:
 
     def context(self) -> Any:
         has_tools = next(iter(self.program.named_sub_modules(dspy.Tool)), None) is not None
-        recorders = [self.tools] if has_tools else []  # callbacks cost time at every LM call
+        budget = self.task.ledger.budget
+        is_limited = budget.max_lm_calls is not None or budget.max_cost is not None
+        recorders: list[BaseCallback] = [self.tools] if has_tools else []
+        if has_tools or is_limited:  # callbacks cost time at every LM call
+            recorders.append(CallWatcher(self.meter))
         return dspy.context(
             lm=self.lm,
             trace=self.tools.trace,
@@ -158,11 +201,12 @@ class _Run:
             prediction = self.program(**self.task.example.inputs())
         except AdapterParseError as error:
             failure = Failure("parse", str(error).strip())
-        except ContextWindowExceededError as error:
-            failure = Failure("program", f"The prompt was too long for the LM: {error}")
         except LMError as error:
-            failure = Failure("provider", f"{type(error).__name__}: {error}")
-        except Exception as error:  # noqa: BLE001 - a program may raise anything; it is recorded
+            if is_too_long(error):
+                failure = Failure("program", f"The prompt was too long for the LM: {error}")
+            else:
+                failure = Failure("provider", f"{type(error).__name__}: {error}")
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - it may raise anything; recorded
             failure = Failure("program", f"{type(error).__name__}: {error}")
         return prediction, self.meter.provider_failure or failure
 
@@ -181,17 +225,21 @@ class _Run:
         return tuple(steps)
 
 
-def _scored(rollout: Rollout, task: RolloutTask, prediction: Any, trace: list[Any]) -> Rollout:
+def _scored(
+    rollout: Rollout, task: RolloutTask, prediction: Any, trace: list[Any] | None
+) -> Rollout:
     """The rollout with its score; an LM judge runs on the user's own LM, at its own settings."""
-    meter = Meter()
+    meter = Meter(task.ledger, task.prices)
     judge = dspy.settings.lm
+    callbacks = [*(dspy.settings.callbacks or []), CallWatcher(meter)]
     judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
     score, failure = None, None
     try:
-        with dspy.context(lm=judge, disable_history=False):
+        with dspy.context(lm=judge, disable_history=False, callbacks=callbacks):
             score = task.score(task.example, prediction, trace)  # type: ignore[misc]
     except MetricError as error:
         failure = Failure("metric", str(error))
+    meter.check_refused()
     if meter.provider_failure is not None:  # where the metric hid it, what it returned is no score
         failure = Failure("metric", f"the metric's LM failed: {meter.provider_failure.message}")
     if score is None or failure is not None:
@@ -224,41 +272,3 @@ class _ToolRecorder(BaseCallback):
     def steps_at(self, position: int) -> list[Step]:
         """The tool calls that were made when so many predictor calls had been answered."""
         return [step for at, step in self._calls.values() if at == position]
-
-
-def as_text(value: Any) -> str:
-    """A value as the reflection LM is shown it; media by their name, never their content."""
-    try:
-        return _text_of(value)
-    except Exception:  # noqa: BLE001 - what a program returns may raise anything when it is shown
-        return f"<{type(value).__name__}>"
-
-
-def _text_of(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dspy.Image | dspy.Audio):
-        return f"<{type(value).__name__.lower()}>"
-    if isinstance(value, Mapping):
-        return _json_text(dict(value))
-    if isinstance(value, list | tuple | bool | int | float | types.NoneType):
-        return _json_text(value)
-    if isinstance(value, pydantic.BaseModel):
-        return _json_text(value.model_dump())
-    return str(value)
-
-
-def _json_text(value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, default=as_text)
-    except (TypeError, ValueError):  # keys that JSON does not have, a list that holds itself
-        return str(value)
-
-
-def as_fields(value: Any) -> dict[str, str]:
-    """The fields of an example, a prediction or a mapping, each as text; of None: none."""
-    if value is None:
-        return {}
-    if isinstance(value, Mapping | dspy.Example):  # a Prediction is an Example
-        return {str(name): as_text(item) for name, item in value.items()}
-    return {"output": as_text(value)}

@@ -1,19 +1,15 @@
-"""All arguments of the optimizer, checked and frozen; and the checks on student and data.
-
-Every fault is collected, so that one message names them all, before the first LM call. Nothing
-here runs a program or asks an LM.
-"""
+"""The checks on student, data and LMs, and the split of the data."""
 
 import logging
-import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
 
+from tfgrpo_dspy.budget import price_of
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience import (
     ExperienceLibrary,
@@ -22,154 +18,73 @@ from tfgrpo_dspy.experience import (
     n_words,
     named_predictors,
 )
-from tfgrpo_dspy.gate import Gate, NoGate, PairedGate
-from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.reflection import ExtractAdvantage, SummarizeTrajectory, UpdateLibrary
+from tfgrpo_dspy.gate import NoGate
+from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling import allows_temperature, is_deterministic
+from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, Settings
+from tfgrpo_dspy.settings.plan import plan_of, with_preset
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TEMPERATURE = 0.7
-WHOLE_TRAINSET = 2**31
-"""A batch size that no training set reaches: one batch an epoch."""
 VALIDATION_SHARE = 1 / 3
 MAX_HELD_OUT = 100
 MIN_EXAMPLES_TO_SPLIT = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The arguments of `TrainingFreeGRPO`, which documents them.
+def prepare(
+    settings: Settings, student: Any, trainset: Any, valset: Any, teacher: Any
+) -> tuple[Settings, list[int], list[Any]]:
+    """The settings with `auto` filled in, the positions to train on, the validation set.
+
+    The plan is logged.
 
     Raises:
-        SettingsError: names every argument that cannot be used.
+        SettingsError: names every fault of student, data, LMs and budget.
+        LibraryFormatError: the library baked into the student is damaged.
     """
+    check_run(settings, student, trainset, valset, teacher)
+    training, validation = split(settings, trainset, valset)
+    examples = [trainset[index] for index in training]
+    settings = with_preset(settings, student, examples, len(validation))
+    faults = list(budget_faults(settings, student, len(validation)))
+    if faults:
+        raise SettingsError(" ".join(faults))
+    if not settings.offline:
+        logger.info("the plan:\n%s", plan_of(settings, student, examples, len(validation)))
+    return settings, training, validation
 
-    metric: Callable[..., Any] | None
-    reflection_lm: Any = None
-    objective: str | None = None
-    group_size: int = 5
-    epochs: int = 3
-    temperature: float | None = DEFAULT_TEMPERATURE
-    batch_size: int | None = None
-    max_experiences: int = 30
-    max_experience_words: int = 40
-    min_contrast: float = 1e-9
-    use_labels: bool = True
-    gate: Gate | None = None
-    summarize_trajectory: Any = None
-    extract_advantage: Any = None
-    update_library: Any = None
-    summarize_always: bool = False
-    failure_analysis: bool = True
-    update_per_group: bool = False
-    num_threads: int | None = None
-    failure_score: float = 0.0
-    seed: int = 0
-    progress: bool = True
 
-    def __post_init__(self) -> None:
-        defaults: dict[str, Callable[[], Any]] = {
-            "gate": NoGate if self.metric is None else PairedGate,
-            "summarize_trajectory": SummarizeTrajectory,
-            "extract_advantage": ExtractAdvantage,
-            "update_library": UpdateLibrary,
-        }
-        for name, default in defaults.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, default())
-        faults = [*self._number_faults(), *self._object_faults()]
-        if faults:
-            raise SettingsError(" ".join(faults))
+def prepare_learning(
+    settings: Settings,
+    student: Any,
+    examples: Sequence[Any],
+    recorded: Sequence[Sequence[Rollout]],
+    valset: Any,
+) -> tuple[Settings, list[Any]]:
+    """The settings for learning from traces, and the validation set.
 
-    @classmethod
-    def names(cls) -> frozenset[str]:
-        """The names of all arguments."""
-        return frozenset(f.name for f in fields(cls))
+    Without a validation set nothing is measured. Traces without any score are learned from as
+    without ground truth.
 
-    def _number_faults(self) -> Iterator[str]:
-        least = {
-            "epochs": 1,
-            "max_experiences": 1,
-            "max_experience_words": 1,
-            "batch_size": 1,
-            "num_threads": 1,
-        }
-        if not _is_int(self.group_size) or self.group_size < 2:
-            yield (
-                f"group_size={self.group_size!r}: a group needs at least 2 rollouts to compare; "
-                f"pass group_size=5 (the paper's value)."
-            )
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            optional = name in ("batch_size", "num_threads") and value is None
-            if not optional and (not _is_int(value) or value < minimum):
-                yield f"{name}={value!r}: pass a whole number of at least {minimum}."
-        if not _is_int(self.seed):
-            yield f"seed={self.seed!r}: pass a whole number."
-        if not _is_finite(self.failure_score):
-            yield f"failure_score={self.failure_score!r}: pass a finite number."
-        if not _is_finite(self.min_contrast) or self.min_contrast < 0:
-            yield f"min_contrast={self.min_contrast!r}: pass a finite number of at least 0."
-        yield from self._temperature_faults()
+    Raises:
+        SettingsError, LibraryFormatError: as `prepare`.
+    """
+    is_scored = any(rollout.score is not None for group in recorded for rollout in group)
+    gate: Any = settings.gate if valset and settings.measures else NoGate()
+    metric = (settings.metric or _scores_of_traces) if is_scored else None
+    settings = replace(settings, metric=metric, gate=gate)
+    with warnings.catch_warnings():  # of metric=None: the traces have, or have not, their scores
+        warnings.simplefilter("ignore")
+        check_run(settings, student, examples, valset)
+    faults = list(budget_faults(settings, student, len(valset or [])))
+    if faults:
+        raise SettingsError(" ".join(faults))
+    return settings, list(valset or [])
 
-    def _temperature_faults(self) -> Iterator[str]:
-        if self.temperature is None:
-            return
-        if not isinstance(self.temperature, int | float) or not 0 <= self.temperature <= 2:
-            yield f"temperature={self.temperature!r}: pass a number above 0 and at most 2, or None."
-        elif self.temperature == 0:
-            yield (
-                f"temperature={self.temperature!r}: all {self.group_size} rollouts of a group "
-                f"would be the same answer; pass temperature={DEFAULT_TEMPERATURE}."
-            )
 
-    def _object_faults(self) -> Iterator[str]:
-        if self.metric is not None:
-            try:
-                adapt_metric(self.metric)
-            except SettingsError as error:
-                yield str(error)
-        if self.reflection_lm is not None and not isinstance(self.reflection_lm, dspy.BaseLM):
-            yield f"reflection_lm={self.reflection_lm!r}: pass a dspy.LM('provider/model')."
-        if not callable(getattr(self.gate, "next", None)):
-            yield f"gate={self.gate!r} has no method next(evidence); pass PairedGate() or NoGate()."
-        if isinstance(self.gate, PairedGate) and self.gate_metric is None:
-            yield (
-                "gate=PairedGate() and metric=None: nothing scores the trials; pass "
-                "PairedGate(metric=...), or leave the gate out."
-            )
-        for name in ("summarize_trajectory", "extract_advantage", "update_library"):
-            if not isinstance(getattr(self, name), dspy.Module):
-                yield f"{name}={getattr(self, name)!r}: pass a dspy.Module."
-
-    @property
-    def limits(self) -> Limits:
-        """What the library may hold at every moment."""
-        return Limits(self.max_experiences, self.max_experience_words)
-
-    @property
-    def gate_metric(self) -> Callable[..., Any] | None:
-        """What scores the trials: the gate's own metric, or the optimizer's."""
-        return getattr(self.gate, "metric", None) or self.metric
-
-    @property
-    def measures(self) -> bool:
-        """Whether libraries are measured on a validation set."""
-        return not isinstance(self.gate, NoGate) and self.gate_metric is not None
-
-    def batch_size_for(self, n_examples: int) -> int:
-        """The batch size: as given, or a fifth of the training set, at least 5, at most 20."""
-        return self.batch_size or min(20, max(5, math.ceil(n_examples / 5)))
-
-    def scalars(self) -> dict[str, Any]:
-        """The settings that are numbers, strings or flags, by name."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {
-            name: value
-            for name, value in values.items()
-            if value is None or isinstance(value, bool | int | float | str)
-        }
+def _scores_of_traces(example: Any, prediction: Any, trace: Any = None) -> float:
+    """Stands for the metric that made the scores; nothing asks it, as nothing is run."""
+    raise NotImplementedError((example, prediction, trace))
 
 
 def check_run(
@@ -228,6 +143,30 @@ def split(
     order = list(range(len(trainset)))
     random.Random(f"{settings.seed}/split").shuffle(order)
     return sorted(order[n_held_out:]), [trainset[i] for i in sorted(order[:n_held_out])]
+
+
+def budget_faults(settings: Settings, student: Any, n_validation: int) -> Iterator[str]:
+    """What cannot be measured, or not be priced, with the budget."""
+    n_passes = 0 if settings.gate_metric is None else 1 if settings.measures else 2
+    needed, given = n_passes * n_validation, settings.max_metric_calls
+    if given is not None and given <= needed:
+        yield (
+            f"max_metric_calls={given}: measuring the student"
+            f"{' and the result' if n_passes == 2 else ''} on {n_validation} validation examples "
+            f"takes {needed} already; allow more, or pass a smaller valset."
+        )
+    if settings.max_lm_calls is not None and settings.max_lm_calls <= needed:
+        yield (
+            f"max_lm_calls={settings.max_lm_calls}: measuring the student on {n_validation} "
+            f"validation examples takes {needed} already; allow more, or pass a smaller valset."
+        )
+    if settings.max_cost is None:
+        return
+    reflection_lm = settings.reflection_lm or dspy.settings.lm
+    for lm in {id(lm): lm for lm in [*policy_lms(student), reflection_lm]}.values():
+        price = price_of(lm, settings.prices or {})
+        if isinstance(price, str):
+            yield f"max_cost={settings.max_cost}: {price}"
 
 
 def policy_lms(student: Any) -> list[Any]:
@@ -325,11 +264,3 @@ def _warn_of_overlap(trainset: Sequence[Any], valset: Sequence[Any]) -> None:
             f"on them flatter what was learned.",
             stacklevel=4,
         )
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,27 @@
+"""What a run may spend, what it has spent, and when its calls may be made.
+
+Every LM runs as a copy whose class, made at run time, takes each call from the run's one `Ledger`
+first, makes the retries, and reports to a `Meter`: callbacks cannot veto a call, an engine wrapper
+does not fit every LM, and a program may swallow an Exception (so the veto is none). That class
+never reaches a program that is given back. What the calls are for is their callers' business.
+"""
+
+from tfgrpo_dspy.budget.faults import is_too_long
+from tfgrpo_dspy.budget.ledger import Budget, Ledger
+from tfgrpo_dspy.budget.meter import Call, CallWatcher, Meter, metered
+from tfgrpo_dspy.budget.prices import Price, price_of
+from tfgrpo_dspy.budget.tasks import CURRENT_TASK, Task
+
+__all__ = [
+    "CURRENT_TASK",
+    "Budget",
+    "Call",
+    "CallWatcher",
+    "Ledger",
+    "Meter",
+    "Price",
+    "Task",
+    "is_too_long",
+    "metered",
+    "price_of",
+]

@@ -1,0 +1,183 @@
+"""The one account of a run: calls and dollars are taken from it before they are spent."""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tfgrpo_dspy.errors import RunStopped
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a run may spend at most; None: as much as it takes. Cost in US dollars."""
+
+    max_lm_calls: int | None = None
+    max_metric_calls: int | None = None
+    max_cost: float | None = None
+    max_minutes: float | None = None
+
+
+POLL_S = 0.1
+
+
+@dataclass(slots=True)
+class Lease:
+    """Calls and dollars taken for one LM call; corrected when it is known what it took."""
+
+    n_calls: int
+    cost: float
+
+
+class Ledger:
+    """Hard limits, for any number of threads: what is not there cannot be taken.
+
+    `stop` ends the run from any thread: every later call is refused, every pause ends.
+    """
+
+    def __init__(
+        self, budget: Budget | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.budget = budget or Budget()
+        self.n_lm_calls = 0
+        self.n_metric_calls = 0
+        self.cost = 0.0
+        self.stopped_because = ""
+        self.is_failure = False
+        self._clock = clock
+        minutes = self.budget.max_minutes
+        self._deadline = None if minutes is None else clock() + 60 * minutes
+        self._reserve = Lease(0, 0.0)
+        self._reserved_metric_calls = 0
+        self._reserved_seconds = 0.0
+        self._held = 0.0
+        self._lock = threading.Lock()
+        self._settled = threading.Condition(self._lock)
+        self._stopping = threading.Event()
+        self._held_until: dict[str, float] = {}
+
+    # ------------------------------------------------------------------ the limits
+
+    def take(self, n_calls: int, cost: float = 0.0) -> Lease:
+        """Take LM calls, and the dollars that they cost at most.
+
+        Where the dollars are not there because calls under way hold them, and those may give some
+        back, this waits for them.
+
+        Raises:
+            RunStopped: so many are not there, or the run has ended.
+        """
+        with self._settled:
+            self._check()
+            limit, most = self.budget.max_lm_calls, self.budget.max_cost
+            if limit is not None and self.n_lm_calls + n_calls > limit - self._reserve.n_calls:
+                self._stop(f"max_lm_calls={limit} is used up")
+            while most is not None and self.cost + cost > most - self._reserve.cost:
+                if self.cost - self._held + cost > most - self._reserve.cost:
+                    self._stop(f"max_cost={most} could be exceeded by the next call")
+                self._check()
+                self._settled.wait(POLL_S)
+            self._check()
+            self.n_lm_calls += n_calls
+            self.cost += cost
+            self._held += cost
+            return Lease(n_calls, cost)
+
+    def spend(self, n_calls: int, cost: float) -> None:
+        """Take what was spent before, in a part of the run that is replayed. Raises RunStopped."""
+        self.settle(self.take(n_calls, cost), n_calls, cost)
+
+    def settle(self, lease: Lease, n_calls: int, cost: float) -> None:
+        """Correct what was taken by what it was: calls that a cache answered are given back."""
+        with self._settled:
+            self.n_lm_calls += n_calls - lease.n_calls
+            self.cost += cost - lease.cost
+            self._held -= lease.cost
+            lease.n_calls, lease.cost = n_calls, cost
+            self._settled.notify_all()
+
+    def take_metric_calls(self, n_calls: int) -> None:
+        """Take the metric calls of a whole stage, so that none is begun that cannot be finished.
+
+        Raises:
+            RunStopped: so many are not there, or the run has ended.
+        """
+        with self._lock:
+            self._check()
+            limit = self.budget.max_metric_calls
+            left = None if limit is None else limit - self._reserved_metric_calls
+            if left is not None and self.n_metric_calls + n_calls > left:
+                self._stop(f"max_metric_calls={limit} is used up ({n_calls} were needed next)")
+            self._check()
+            self.n_metric_calls += n_calls
+
+    def give_back_metric_calls(self, n_calls: int) -> None:
+        """Give back those that were not made, because the program failed."""
+        with self._lock:
+            self.n_metric_calls -= n_calls
+
+    def keep_back(self, n_metric_calls: int, n_lm_calls: int, cost: float, seconds: float) -> None:
+        """Keep so much for the end; nothing else can take it until `open_reserve`."""
+        with self._lock:
+            self._reserved_seconds = seconds
+            self._reserved_metric_calls = n_metric_calls
+            self._reserve = Lease(n_lm_calls, cost)
+
+    def open_reserve(self) -> None:
+        """Let the end of the run have what was kept for it, if only a budget has ended the run."""
+        with self._lock:
+            self._reserved_seconds = 0.0
+            self._reserved_metric_calls = 0
+            self._reserve = Lease(0, 0.0)
+            if self._stopping.is_set() and not self.is_failure:
+                self._stopping.clear()
+
+    # ------------------------------------------------------------------ the end
+
+    def stop(self, reason: str, *, is_failure: bool = False) -> None:
+        """End the run; the first reason stands."""
+        with self._lock:
+            self._stop(reason, is_failure)
+
+    def _stop(self, reason: str, is_failure: bool = False) -> None:
+        if not self._stopping.is_set():
+            self.stopped_because = self.stopped_because or reason
+            self.is_failure = is_failure
+            if is_failure:
+                self.stopped_because = reason
+            self._stopping.set()
+
+    def check(self) -> None:
+        """Raises RunStopped when the run has ended, by a limit, the clock or `stop`."""
+        with self._lock:
+            self._check()
+
+    def _check(self) -> None:
+        if self._seconds_left() <= 0:
+            self._stop(f"max_minutes={self.budget.max_minutes} are over")
+        if self._stopping.is_set():
+            raise RunStopped(self.stopped_because)
+
+    # ------------------------------------------------------------------ pauses
+
+    def hold(self, model: str, seconds: float) -> None:
+        """The provider of this model asks for a pause: all threads keep it."""
+        with self._lock:
+            until = self._clock() + seconds
+            self._held_until[model] = max(until, self._held_until.get(model, until))
+
+    def seconds_held(self, model: str) -> float:
+        """How long no call to this model may be made."""
+        until = self._held_until.get(model)
+        return 0.0 if until is None else max(0.0, until - self._clock())
+
+    def wait(self, seconds: float) -> None:
+        """Wait so long, or until the run ends. Raises RunStopped."""
+        self._stopping.wait(min(seconds, max(0.0, self._seconds_left())))
+        self.check()
+
+    def _seconds_left(self) -> float:
+        if self._deadline is None:
+            return math.inf
+        return self._deadline - self._reserved_seconds - self._clock()

@@ -1,0 +1,380 @@
+"""The records of one run: what the result of each stage depends on, and where it lies.
+
+Without a `log_dir` nothing is found and nothing is kept. Offline, a piece that is not found is an
+error that says what has changed since it could have been there.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dspy
+
+from tfgrpo_dspy.errors import MissingRecordError
+from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.metric import wants_program_trace
+from tfgrpo_dspy.pipeline.sketch import sketch_of
+from tfgrpo_dspy.redaction import known_secrets, redacted
+from tfgrpo_dspy.rollout import Rollout, Usage
+from tfgrpo_dspy.sampling import encode_fields, field_annotations
+from tfgrpo_dspy.settings import Settings
+from tfgrpo_dspy.settings.checks import policy_lms
+from tfgrpo_dspy.store import (
+    Store,
+    Unseen,
+    callable_identity,
+    digest,
+    object_identity,
+    program_identity,
+)
+
+logger = logging.getLogger(__name__)
+
+CONSEQUENCES = {
+    "the program": "its rollouts are new records beside the old ones; nothing can be reused",
+    "the policy LM": "its rollouts are new records beside the old ones; nothing can be reused",
+    "the adapter": "rollouts and reflections are new records beside the old ones",
+    "the version": "all that depends on program or metric is new",
+    "the metric": "stored predictions are scored again, without running the program",
+    "the gate": "rollouts are reused up to the first update that differs",
+    "the reflection LM": "rollouts are reused up to the first update that differs",
+    "the reflection modules": "rollouts are reused up to the first update that differs",
+    "the training set": "what was recorded for examples that stand at the same place is reused",
+    "the validation set": "what was recorded for examples that stand at the same place is reused",
+    "the schedule": "rollouts are reused up to the first update that differs",
+    "DSPy": "prompts may differ from the recorded ones; recorded answers are used all the same",
+}
+"""What a change means for the records of an earlier run."""
+LATEST_RUN = "latest:run"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A recorded rollout; `needs_score` where this metric has not scored it."""
+
+    key: str
+    rollout: Rollout
+    needs_score: bool
+    can_be_scored: bool
+
+
+class Archive:
+    """Finds and keeps the records of one run.
+
+    Raises:
+        StoreError: the folder cannot be used.
+        MissingRecordError: offline, and there is no store.
+    """
+
+    def __init__(self, settings: Settings, student: Any) -> None:
+        self._settings = settings
+        self._unseen = Unseen()
+        self._annotations = field_annotations(student)
+        self._examples: dict[int, str] = {}
+        self._programs: dict[ExperienceLibrary, str] = {}
+        self._lm = self._identity(dspy.settings.lm)
+        self._adapter = self._identity(dspy.settings.adapter)
+        self._reflection_lm = self._identity(settings.reflection_lm or dspy.settings.lm)
+        self._modules: dict[int, str] = {}
+        self._metrics: dict[int, str] = {}
+        self._inputs: dict[int, str] = {}
+        self._components: dict[str, str] = {}
+        self._run = ""
+        self._sketch: dict[str, str] | None = None
+        self.store: Store | None = None
+        if settings.log_dir is not None:
+            secrets = known_secrets([*policy_lms(student), settings.reflection_lm])
+            self.store = Store(settings.log_dir, lambda text: redacted(text, secrets))
+
+    def close(self) -> None:
+        """Close the store."""
+        if self.store is not None:
+            self.store.close()
+
+    def _identity(self, value: Any) -> str:
+        return digest(object_identity(value, self._unseen))
+
+    # ------------------------------------------------------------------ the run itself
+
+    def begin(
+        self, student: Any, trainset: Sequence[Any], training: Sequence[int], valset: Sequence[Any]
+    ) -> None:
+        """Say in the log what has changed since the run before; note that this one has begun."""
+        if self.store is None:
+            return
+        settings = self._settings
+        modules = [
+            self._module(module)
+            for module in (
+                settings.summarize_trajectory,
+                settings.extract_advantage,
+                settings.update_library,
+            )
+        ]
+        gate = settings.gate
+        schedule = (settings.seed, settings.group_size, settings.temperature, settings.batch_size)
+        self._components = {
+            "the program": digest(program_identity(student, self._unseen)),
+            "the policy LM": self._lm,
+            "the adapter": self._adapter,
+            "the metric": self.metric(settings.metric),
+            "the version": digest(settings.version),
+            "the gate": digest(
+                callable_identity(gate, self._unseen), self.metric(getattr(gate, "metric", None))
+            ),
+            "the reflection LM": self._reflection_lm,
+            "the reflection modules": digest(modules),
+            "the training set": digest([self.example(trainset[i]) for i in training]),
+            "the validation set": digest([self.example(example) for example in valset]),
+            "the schedule": digest(schedule),
+            "DSPy": digest(dspy.__version__),
+        }
+        self._run = f"run:{digest(self._components)}"
+        self._sketch = sketch_of(student)
+        self._say_what_is_unseen()
+        if not self._settings.offline:
+            changes = self._changes()
+            for name in changes or ():
+                logger.info("%s changed since a run in this log_dir: %s", name, CONSEQUENCES[name])
+            self.store.replace(LATEST_RUN, {"run": self._run})
+            if self.store.get(self._run) is None:
+                self.note(ExperienceLibrary.from_program(student), 0, "")
+
+    def _say_what_is_unseen(self) -> None:
+        if self._unseen.names and self._settings.version is None:
+            logger.info(
+                "known by name only, so that a change in them is not noticed (pass version=... "
+                "when they change): %s",
+                ", ".join(sorted(self._unseen.names)),
+            )
+
+    def _changes(self) -> list[str] | None:
+        """What differs from the recorded run that is most like this one; None: there is none."""
+        store = self.store
+        if store is None:
+            return None
+        runs = [record for _, record in store.records(store.keys("run"))]
+        if not runs:
+            return None
+        differences = [
+            [name for name, own in self._components.items() if run["components"].get(name) != own]
+            for run in runs
+        ]
+        return min(differences, key=len)
+
+    def note(self, library: ExperienceLibrary, n_updates: int, ended_because: str) -> None:
+        """Note how far the run has come: the best library so far, and why it ended (if it did)."""
+        if self.store is None or self._settings.offline:
+            return
+        self.store.replace(
+            self._run,
+            {
+                "components": self._components,
+                "program": self._sketch,
+                "library": library.to_dict(),
+                "n_updates": n_updates,
+                "ended_because": ended_because,
+            },
+        )
+
+    def ended_because(self) -> str:
+        """Why the recorded run with these components ended; "" if it did not, or there is none."""
+        record = self.store.get(self._run) if self.store is not None else None
+        return str(record["ended_because"]) if record else ""
+
+    def was_cut_short(self) -> str:
+        """The budget that ended the recorded run with these components; "" if none did."""
+        ended = self.ended_because()
+        return ended if ended.startswith("max_") else ""
+
+    def missing(self, stage: str, where: str) -> MissingRecordError:
+        """The error that says, offline, which piece is not there, and the likely reason."""
+        changes = self._changes()
+        if changes is None:
+            reason = "no run was recorded in this log_dir"
+        elif changes:
+            reason = f"since the recorded run {', '.join(changes)} changed"
+        elif not self.ended_because():
+            reason = "the recorded run was not finished"
+        else:
+            reason = "the recorded run did not come so far: its settings were others"
+        return MissingRecordError(
+            f"offline=True, and log_dir={str(self._settings.log_dir)!r} has no record of the "
+            f"{stage} of {where}: {reason}. Run the same compile with offline=False first."
+        )
+
+    # ------------------------------------------------------------------ identities
+
+    def metric(self, metric: Any) -> str:
+        """The digest of a metric."""
+        if id(metric) not in self._metrics:
+            identity = None if metric is None else callable_identity(metric, self._unseen)
+            self._metrics[id(metric)] = digest(identity, self._settings.version)
+        return self._metrics[id(metric)]
+
+    def _module(self, module: Any) -> str:
+        if id(module) not in self._modules:
+            self._modules[id(module)] = digest(program_identity(module, self._unseen))
+        return self._modules[id(module)]
+
+    def example(self, example: Any) -> str:
+        """The digest of an example, with its labels."""
+        if id(example) not in self._examples:
+            encoded = encode_fields(example, self._annotations)
+            inputs = sorted(example.inputs().keys())
+            key = digest(encoded, inputs)
+            self._examples[id(example)] = key
+            if self.store is not None and not self._settings.offline:
+                self.store.put((f"example:{key}", {"fields": encoded, "inputs": inputs}))
+        return self._examples[id(example)]
+
+    def _program(self, library: ExperienceLibrary, program: Any) -> str:
+        if library not in self._programs:
+            identity = program_identity(program, self._unseen)
+            self._programs[library] = digest(identity, self._settings.version)
+            if self.store is not None and not self._settings.offline:
+                self.store.put((f"library:{self._library(library)}", library.to_dict()))
+        return self._programs[library]
+
+    def _library(self, library: ExperienceLibrary) -> str:
+        return digest([e.content for e in library], library.next_number)
+
+    # ------------------------------------------------------------------ rollouts
+
+    def rollout_key(
+        self,
+        library: ExperienceLibrary,
+        program: Any,
+        example: Any,
+        rollout_id: int,
+        temperature: float | None,
+    ) -> str:
+        """The key of a rollout: the program, its LM and adapter, the inputs, the sample."""
+        if id(example) not in self._inputs:
+            encoded = encode_fields(example.inputs(), self._annotations)
+            self._inputs[id(example)] = digest(encoded)
+        return "rollout:" + digest(
+            self._program(library, program),
+            self._lm,
+            self._adapter,
+            self._inputs[id(example)],
+            rollout_id,
+            temperature,
+        )
+
+    def find_rollout(self, key: str, metric: Any, example: Any) -> Found | None:
+        """The recorded rollout, with the score that this metric gave it, if it did."""
+        if self.store is None:
+            return None
+        record = self.store.get(self._rerun_key(key, metric)) or self.store.get(key)
+        if record is None:
+            return self._found_lost(key)
+        rollout = Rollout.from_dict(record["rollout"])
+        if rollout.failure is not None or metric is None:
+            return Found(key, rollout, False, False)
+        score = self.store.get(self._score_key(key, metric, example))
+        if score is None:
+            lost = self._found_lost(self._score_key(key, metric, example))
+            if lost is not None:
+                return lost
+            text_only = any("text" in value for value in rollout.encoded.values())
+            can_be_scored = not text_only and not wants_program_trace(metric)
+            return Found(key, rollout, True, can_be_scored)
+        scored = replace(
+            rollout,
+            score=score["score"],
+            feedback=score["feedback"],
+            metric_usage=Usage(**score["metric_usage"]),
+        )
+        return Found(key, scored, False, False)
+
+    def _found_lost(self, key: str) -> Found | None:
+        """What was lost to a provider, the clock or the metric: tried again, but for offline."""
+        if self.store is None or not self._settings.offline:
+            return None
+        record = self.store.get(f"lost:{key}")
+        return None if record is None else Found(key, Rollout.from_dict(record), False, False)
+
+    def keep_rollout(
+        self,
+        key: str,
+        rollout: Rollout,
+        metric: Any,
+        example: Any,
+        library: ExperienceLibrary,
+        is_rerun: bool = False,
+    ) -> Rollout:
+        """Record a rollout and its score; gives the one that stands.
+
+        What is no result of the program is only noted. Where another process was first, its
+        rollout stands, so that the two runs have one history.
+        """
+        if self.store is None:
+            return rollout
+        failure = rollout.failure
+        score_key = self._score_key(key, metric, example)
+        if failure is not None and failure.kind in ("provider", "timeout"):
+            self.store.replace(f"lost:{key}", rollout.to_dict())
+            return rollout
+        bare = rollout
+        if failure is None or failure.kind == "metric":
+            bare = replace(rollout, score=None, feedback="", failure=None, metric_usage=Usage())
+        record = {
+            "rollout": bare.to_dict(),
+            "example": self.example(example),
+            "library": self._library(library),
+        }
+        rows: list[tuple[str, Mapping[str, Any]]] = []
+        rows.append((self._rerun_key(key, metric) if is_rerun else key, record))
+        if failure is not None and failure.kind == "metric":
+            rows.append((f"lost:{score_key}", rollout.to_dict()))
+        elif rollout.score is not None:
+            score = {
+                "score": rollout.score,
+                "feedback": rollout.feedback,
+                "metric_usage": {n: getattr(rollout.metric_usage, n) for n in Usage.__slots__},
+                "rollout": key,
+            }
+            rows.append((score_key, score))
+        theirs = self.store.put(*rows)[0]
+        if theirs is None or is_rerun or theirs["rollout"] == record["rollout"]:
+            return rollout
+        found = self.find_rollout(key, metric, example)
+        return rollout if found is None or found.needs_score else found.rollout
+
+    def _score_key(self, key: str, metric: Any, example: Any) -> str:
+        return "score:" + digest(key, self.metric(metric), self.example(example), self._lm)
+
+    def _rerun_key(self, key: str, metric: Any) -> str:
+        """Where outputs that had to be made again for this metric lie."""
+        return "rollout:" + digest(key, self.metric(metric))
+
+    # ------------------------------------------------------------------ reflections
+
+    def reflection_key(
+        self, stage: str, module: Any, rollout_id: int, inputs: Mapping[str, Any]
+    ) -> str:
+        """The key of an answer: the module, its LM and adapter, all that it is shown."""
+        own = digest(
+            self._module(module), self._reflection_lm, self._adapter, rollout_id, dict(inputs)
+        )
+        return f"{stage}:{own}"
+
+    def find_answer(self, key: str) -> Mapping[str, Any] | None:
+        """The recorded answer of a reflection module."""
+        if self.store is None:
+            return None
+        record = self.store.get(key)
+        if record is None and self._settings.offline:
+            record = self.store.get(f"lost:{key}")
+        return record
+
+    def keep_answer(self, key: str, record: Mapping[str, Any], is_lost: bool) -> None:
+        """Record an answer; one that the provider lost is only noted."""
+        if self.store is None:
+            return
+        if is_lost:
+            self.store.replace(f"lost:{key}", record)
+        else:
+            self.store.put((key, record))

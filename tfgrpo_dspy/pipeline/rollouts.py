@@ -1,0 +1,150 @@
+"""Rollouts: replayed where they are recorded, run where not, recorded as soon as they are done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.metric import adapt_metric
+from tfgrpo_dspy.pipeline.archive import Found
+from tfgrpo_dspy.pipeline.run import Run
+from tfgrpo_dspy.pipeline.workers import Done, TimedOutError
+from tfgrpo_dspy.rollout import Failure, Rollout
+from tfgrpo_dspy.sampling import RolloutTask, run_rollout, score_again
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one rollout is made of: the library, the example's position in its set, the id."""
+
+    library: ExperienceLibrary
+    example: int
+    rollout_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A rollout that is not there yet; `found` where only its score is missing."""
+
+    position: int
+    sample: Sample
+    task: RolloutTask
+    key: str
+    found: Found | None
+
+    def do(self) -> Rollout:
+        """The rollout; its program is run unless its outputs are there to be scored."""
+        if self.found is not None and self.found.can_be_scored:
+            return score_again(self.task, self.found.rollout)
+        return run_rollout(self.task)
+
+
+class Rollouts:
+    """Makes rollouts on one set of examples, for one role of the report.
+
+    Args:
+        run: what the parts of the run share.
+        role: of the report: "rollout" (training) or "gate".
+        examples: the set.
+        metric: the user's; None: rollouts are not scored.
+        temperature: see `RolloutTask`.
+    """
+
+    def __init__(
+        self, run: Run, role: str, examples: Sequence[Any], metric: Any, temperature: float | None
+    ) -> None:
+        self._run = run
+        self._role = role
+        self._examples = examples
+        self._metric = metric
+        self._score = None if metric is None else adapt_metric(metric)
+        self._temperature = temperature
+
+    def make(self, samples: Sequence[Sample]) -> list[Rollout]:
+        """A rollout for each sample, in their order.
+
+        Raises:
+            RunStopped: a budget does not reach, or the run has ended; what was done is recorded.
+            MissingRecordError: offline, and one of them is not recorded.
+        """
+        run = self._run
+        if self._metric is not None:
+            run.ledger.take_metric_calls(len(samples))
+        programs = {lib: run.bake(lib) for lib in dict.fromkeys(s.library for s in samples)}
+        made: dict[int, Rollout] = {}
+        jobs = []
+        for position, sample in enumerate(samples):
+            job = self._job(position, sample, programs[sample.library])
+            if job.found is None or job.found.needs_score:
+                if job.found is not None and job.found.can_be_scored:
+                    self._charge(job.found.rollout)
+                run.check_offline(
+                    "gate trial" if self._role == "gate" else "training rollout",
+                    f"example {sample.example}",
+                )
+                jobs.append(job)
+            else:
+                made[position] = self._replayed(job.found.rollout)
+        run.recorder.note_misses(self._role, len(jobs))
+        for done in run.workers.run(_Job.do, jobs):
+            job = jobs[done.index]
+            made[job.position] = self._kept(job, self._outcome(job, done))
+        rollouts = [made[position] for position in range(len(samples))]
+        if self._metric is not None:
+            not_scored = sum(r.failure is not None and r.failure.kind != "metric" for r in rollouts)
+            run.ledger.give_back_metric_calls(not_scored)
+        run.recorder.count_rollouts(self._role, rollouts)
+        return rollouts
+
+    def _job(self, position: int, sample: Sample, program: Any) -> _Job:
+        run, example = self._run, self._examples[sample.example]
+        key, found = "", None
+        if run.archive.store is not None:
+            key = run.archive.rollout_key(
+                sample.library, program, example, sample.rollout_id, self._temperature
+            )
+            found = run.archive.find_rollout(key, self._metric, example)
+        task = RolloutTask(
+            program=program,
+            example=example,
+            index=sample.example,
+            rollout_id=sample.rollout_id,
+            temperature=self._temperature,
+            score=self._score,
+            ledger=run.ledger,
+            prices=run.settings.prices or {},
+        )
+        return _Job(position, sample, task, key, found)
+
+    def _replayed(self, rollout: Rollout) -> Rollout:
+        self._charge(rollout)
+        self._run.recorder.replayed[self._role] += 1
+        return rollout
+
+    def _charge(self, rollout: Rollout) -> None:
+        """Take from the ledger what it cost when it was made: a budget is that of the whole run."""
+        for usage in (rollout.usage, rollout.metric_usage):
+            self._run.ledger.spend(usage.n_lm_calls, usage.cost_usd)
+
+    def _outcome(self, job: _Job, done: Done[Rollout]) -> Rollout:
+        if isinstance(done.error, TimedOutError):
+            message = f"the rollout {done.error}, which is rollout_timeout_s"
+            failure = Failure("timeout", message)
+            return Rollout(job.sample.example, job.sample.rollout_id, failure=failure)
+        if done.error is not None:
+            raise done.error
+        assert done.result is not None  # noqa: S101 - a task gives a result or an error
+        return done.result
+
+    def _kept(self, job: _Job, rollout: Rollout) -> Rollout:
+        run, example = self._run, self._examples[job.sample.example]
+        is_rescored = job.found is not None and job.found.can_be_scored
+        is_rerun = job.found is not None and not job.found.can_be_scored
+        run.recorder.rescored += is_rescored
+        kept = run.archive.keep_rollout(
+            job.key, rollout, self._metric, example, job.sample.library, is_rerun
+        )
+        if any("text" in value for value in kept.encoded.values()):
+            run.recorder.text_only += 1
+        run.recorder.check_errors(run.ledger, kept.failure)
+        return kept

@@ -1,0 +1,70 @@
+"""A program as text, where that is all of it: DSPy's own plain modules. A store holds no code."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dspy
+
+from tfgrpo_dspy.errors import StoreError
+from tfgrpo_dspy.experience import named_predictors, own_instructions, with_instructions
+from tfgrpo_dspy.store import Unseen, digest, program_identity
+
+_KINDS: Mapping[str, Any] = {"Predict": dspy.Predict, "ChainOfThought": dspy.ChainOfThought}
+NEEDS_STUDENT = (
+    "A store holds no code, and this program is more than text: pass it, "
+    "best_so_far(log_dir, student=program)."
+)
+_ADDED = {"Predict": frozenset[str](), "ChainOfThought": frozenset({"reasoning"})}
+
+
+def sketch_of(program: Any) -> dict[str, str] | None:
+    """The text from which `rebuilt` makes an equal program; None where there is none."""
+    kind = type(program).__name__
+    if type(program) is not _KINDS.get(kind):
+        return None
+    ((_, predictor),) = named_predictors(program)
+    fields = predictor.signature
+    inputs = ", ".join(_shown(name, info) for name, info in fields.input_fields.items())
+    outputs = ", ".join(
+        _shown(name, info)
+        for name, info in fields.output_fields.items()
+        if name not in _ADDED[kind]
+    )
+    sketch = {
+        "kind": kind,
+        "signature": f"{inputs} -> {outputs}",
+        "instructions": own_instructions(predictor),
+    }
+    try:
+        is_all = _identity(rebuilt(sketch)) == _identity(_without_library(program))
+    except Exception:  # noqa: BLE001 - a type that its name does not tell; then there is no sketch
+        return None
+    return sketch if is_all else None
+
+
+def rebuilt(sketch: Mapping[str, str] | None) -> Any:
+    """The program of a sketch. Raises StoreError: there is none."""
+    if sketch is None or sketch.get("kind") not in _KINDS:
+        raise StoreError(NEEDS_STUDENT)
+    signature = dspy.Signature(sketch["signature"])
+    return _KINDS[sketch["kind"]](with_instructions(signature, sketch["instructions"]))
+
+
+def _shown(name: str, info: Any) -> str:
+    kind = info.annotation
+    if (info.json_schema_extra or {}).get("IS_TYPE_UNDEFINED"):
+        return name
+    return (
+        f"{name}: {kind.__name__ if isinstance(kind, type) else str(kind).replace('typing.', '')}"
+    )
+
+
+def _identity(program: Any) -> str:
+    return digest(program_identity(program, Unseen()))
+
+
+def _without_library(program: Any) -> Any:
+    bare = program.deepcopy()
+    for _, predictor in named_predictors(bare):
+        predictor.signature = with_instructions(predictor.signature, own_instructions(predictor))
+    return bare

@@ -1,0 +1,66 @@
+"""What is a secret, and texts without any: for messages, records, logs and reports.
+
+A secret is known by its name (of an argument of an LM, of an environment variable), never by how
+it looks.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+SECRET_NAME = re.compile(
+    r"(^|_|-)(api_?key|key|keys|secret|secrets|password|passwd|credentials?|headers?|auth"
+    r"|authorization|cookies?|bearer|token)($|_(id|value)$)|^(aws|vertex|azure)_",
+    re.IGNORECASE,
+)
+"""Names of arguments and variables that hold secrets; `max_tokens` is none of them."""
+SHORTEST_SECRET = 8
+"""Shorter values are placeholders, such as "none"."""
+REDACTED = "(secret)"
+
+
+def without_secret_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping without what is a secret by its name, also in mappings inside it."""
+    return {
+        str(name): without_secret_names(value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if not SECRET_NAME.search(str(name))
+    }
+
+
+def secrets_in(values: Mapping[str, Any]) -> Iterator[str]:
+    """The values that are secrets by their name; all texts under such a name."""
+    for name, value in values.items():
+        if SECRET_NAME.search(str(name)):
+            yield from _texts(value)
+        elif isinstance(value, Mapping):
+            yield from secrets_in(value)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str) and len(value) >= SHORTEST_SECRET:
+        yield value
+        yield from (word for word in value.split()[1:] if len(word) >= SHORTEST_SECRET)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def known_secrets(lms: Iterable[Any]) -> list[str]:
+    """The secrets of these LMs and of the environment, the longest first."""
+    found = set(secrets_in(os.environ))
+    for lm in lms:
+        found.update(secrets_in(getattr(lm, "kwargs", None) or {}))
+    return sorted(found, key=lambda secret: (-len(secret), secret))
+
+
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """The text with `(secret)` in place of each of the secrets."""
+    for secret in secrets:
+        if secret in text:
+            text = text.replace(secret, REDACTED)
+    return text

@@ -1,0 +1,159 @@
+"""What a run store tells without a run: the best program so far, and scores by another metric."""
+
+import logging
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import dspy
+
+from tfgrpo_dspy.errors import LibraryError, MetricError, SettingsError, StoreError
+from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.metric import adapt_metric, wants_program_trace
+from tfgrpo_dspy.pipeline.archive import LATEST_RUN
+from tfgrpo_dspy.pipeline.sketch import rebuilt
+from tfgrpo_dspy.sampling import NoRoundTripError, decode_fields, field_annotations
+from tfgrpo_dspy.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rescored:
+    """One stored rollout, scored anew; `library` is the hash of the library it was made with."""
+
+    example: str
+    rollout_id: int
+    library: str
+    score: float
+    feedback: str
+
+
+@dataclass(frozen=True, slots=True)
+class RescoreReport:
+    """What another metric says of all stored predictions.
+
+    `n_failed_rollouts` have no prediction, `n_text_only` outputs or inputs that are stored as text
+    only (or whose types only the student tells: pass it), `n_metric_failures` got no score.
+    """
+
+    rollouts: tuple[Rescored, ...]
+    n_failed_rollouts: int
+    n_text_only: int
+    n_metric_failures: int
+
+    @property
+    def mean(self) -> float | None:
+        """The mean score; None where there is none."""
+        scores = [rollout.score for rollout in self.rollouts]
+        return statistics.fmean(scores) if scores else None
+
+    @property
+    def mean_by_library(self) -> Mapping[str, float]:
+        """The mean score of the rollouts made with each library (by its hash)."""
+        scores: dict[str, list[float]] = {}
+        for rollout in self.rollouts:
+            scores.setdefault(rollout.library, []).append(rollout.score)
+        return {library: statistics.fmean(values) for library, values in scores.items()}
+
+
+def rescore(
+    log_dir: str | PathLike[str], metric: Callable[..., Any], student: Any = None
+) -> RescoreReport:
+    """Score all predictions in a run store by a metric; nothing is learned, no program is run.
+
+    An LM is called only if the metric calls one. Nothing is written.
+
+    Args:
+        log_dir: the folder of the run store.
+        metric: see `TrainingFreeGRPO`; not one that takes a `program_trace`, which is not stored.
+        student: the program, for outputs whose types are not those of JSON (dates, pydantic).
+
+    Raises:
+        StoreError: the store cannot be read.
+        SettingsError: the metric cannot be called.
+    """
+    score = adapt_metric(metric)
+    if wants_program_trace(metric):
+        raise SettingsError(
+            f"metric={metric!r} takes a program_trace, which only a running program has; pass one "
+            f"that looks at example and prediction."
+        )
+    annotations = {} if student is None else field_annotations(student)
+    store = _existing(log_dir)
+    try:
+        examples = dict(store.records(store.keys("example")))
+        counts: Counter[str] = Counter()
+        rescored = []
+        for _, record in store.records(store.keys("rollout")):
+            rollout = record["rollout"]
+            if rollout["failure"] is not None:
+                counts["failed"] += 1
+                continue
+            try:
+                example = _example(examples[f"example:{record['example']}"], annotations)
+                prediction = dspy.Prediction(**decode_fields(rollout["encoded"], annotations))
+            except NoRoundTripError:
+                counts["text only"] += 1
+                continue
+            try:
+                given = score(example, prediction, None)
+            except MetricError as error:
+                counts["metric"] += 1
+                if counts["metric"] == 1:
+                    logger.warning("first failure of the metric: %s", error)
+                continue
+            rescored.append(
+                Rescored(
+                    record["example"],
+                    rollout["rollout_id"],
+                    record["library"],
+                    given.value,
+                    given.feedback,
+                )
+            )
+    finally:
+        store.close()
+    return RescoreReport(tuple(rescored), counts["failed"], counts["text only"], counts["metric"])
+
+
+def best_so_far(log_dir: str | PathLike[str], student: Any = None) -> Any:
+    """The best program of the run that was begun last in this store, finished or not.
+
+    Args:
+        log_dir: the folder of the run store.
+        student: the program that was compiled. A store holds text, no code; without the student, a
+            `dspy.Predict` or `dspy.ChainOfThought` is made anew from its signature, as far as that
+            has fields of plain types and no demos.
+
+    Raises:
+        StoreError: the store cannot be read, holds no run, or the program needs the student.
+    """
+    store = _existing(log_dir)
+    try:
+        latest = store.get(LATEST_RUN)
+        record = store.get(latest["run"]) if latest else None
+    finally:
+        store.close()
+    if record is None:
+        raise StoreError(f"log_dir={str(log_dir)!r} holds no run yet.")
+    try:
+        library = ExperienceLibrary.from_dict(record["library"])
+    except LibraryError as error:
+        raise StoreError(f"log_dir={str(log_dir)!r} is damaged: {error}") from error
+    return library.bake(student if student is not None else rebuilt(record["program"]))
+
+
+def _existing(log_dir: str | PathLike[str]) -> Store:
+    store = Store.existing(log_dir)
+    if store is None:
+        raise StoreError(f"log_dir={str(log_dir)!r} is no run store; pass the one of a compile.")
+    return store
+
+
+def _example(record: Mapping[str, Any], annotations: Mapping[str, Any]) -> dspy.Example:
+    values = decode_fields(record["fields"], annotations)
+    return dspy.Example(**values).with_inputs(*record["inputs"])

@@ -1,0 +1,114 @@
+"""Rollouts that were made elsewhere, from JSON lines: groups form by equal inputs."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from tfgrpo_dspy.errors import SettingsError
+from tfgrpo_dspy.rollout import Failure, Rollout, Step
+from tfgrpo_dspy.sampling.fields import as_fields
+
+
+def read_traces(
+    traces: str | PathLike[str] | Iterable[Mapping[str, Any]],
+) -> tuple[list[dspy.Example], list[list[Rollout]]]:
+    """An example for each distinct input, and the rollouts of each.
+
+    Raises:
+        SettingsError: names every trace that cannot be read, by its number from 1.
+    """
+    examples: list[dspy.Example] = []
+    rollouts: list[list[Rollout]] = []
+    places: dict[str, int] = {}
+    faults = []
+    for number, trace in enumerate(_traces(traces), start=1):
+        fault = _fault(trace)
+        if fault:
+            faults.append(f"trace {number}: {fault}")
+            continue
+        inputs, labels = dict(trace["inputs"]), dict(trace.get("labels") or {})
+        key = json.dumps(inputs, sort_keys=True, default=str)
+        place = places.setdefault(key, len(examples))
+        if place == len(examples):
+            examples.append(dspy.Example(**{**labels, **inputs}).with_inputs(*inputs))
+            rollouts.append([])
+        rollouts[place].append(_rollout(trace, place, number))
+    if faults:
+        raise SettingsError(" ".join(faults))
+    if not examples:
+        raise SettingsError(f"traces={traces!r}: there is none in it; pass mappings with 'inputs'.")
+    if any(rollout.score is not None for group in rollouts for rollout in group):
+        rollouts = [[_with_score(rollout) for rollout in group] for group in rollouts]
+    return examples, rollouts
+
+
+def _with_score(rollout: Rollout) -> Rollout:
+    """Among traces that have scores, one without stands in no group."""
+    if rollout.score is not None or rollout.failure is not None:
+        return rollout
+    return replace(rollout, failure=Failure("metric", "the trace has no score, others have"))
+
+
+def _traces(given: Any) -> Iterator[Any]:
+    if not isinstance(given, str | PathLike):
+        yield from given
+        return
+    try:
+        lines = Path(given).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise SettingsError(f"traces={str(given)!r} cannot be read: {error}.") from error
+    for line in lines:
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                yield f"{line[:80]!r} is not JSON ({error})"
+
+
+def _fault(trace: Any) -> str:
+    if not isinstance(trace, Mapping):
+        return f"{trace!r}: give a mapping with 'inputs' and 'outputs'."
+    for name in ("inputs", "outputs", "labels"):
+        value = trace.get(name)
+        needed = name == "inputs" or (name == "outputs" and not trace.get("error"))
+        if (needed or value is not None) and (
+            not isinstance(value, Mapping) or needed > len(value)
+        ):
+            return f"{name}={value!r}: give a mapping of fields."
+    score = trace.get("score")
+    is_number = isinstance(score, int | float) and math.isfinite(score)
+    if score is not None and not is_number:
+        return f"score={score!r}: give a finite number, or leave it out."
+    for step in trace.get("steps") or ():
+        if not isinstance(step, Mapping) or "name" not in step:
+            return f"step {step!r}: give a mapping with 'name', 'inputs' and 'outputs'."
+    return ""
+
+
+def _rollout(trace: Mapping[str, Any], place: int, number: int) -> Rollout:
+    error, score = trace.get("error"), trace.get("score")
+    return Rollout(
+        example=place,
+        rollout_id=number,
+        outputs=as_fields(trace.get("outputs")),
+        steps=tuple(_step(step) for step in trace.get("steps") or ()),
+        score=None if score is None else float(score),
+        feedback=str(trace.get("feedback") or ""),
+        failure=Failure("program", str(error)) if error else None,
+    )
+
+
+def _step(step: Mapping[str, Any]) -> Step:
+    return Step(
+        "tool" if step.get("kind") == "tool" else "predictor",
+        str(step["name"]),
+        as_fields(step.get("inputs")),
+        as_fields(step.get("outputs")),
+        str(step.get("error") or ""),
+    )

@@ -1,0 +1,30 @@
+"""The run store: content-addressed text records in a folder, that outlive any crash.
+
+A record is a JSON object under a key that holds everything that it depends on (`store.identity`);
+it is written once and never changed: of two writers the first wins, and the second is told. So
+resuming and replaying a run is starting it again. Which records a run reads and writes is
+`pipeline`'s business.
+"""
+
+from tfgrpo_dspy.store.identity import (
+    Unseen,
+    callable_identity,
+    digest,
+    engine_fingerprint,
+    lm_identity,
+    object_identity,
+    program_identity,
+)
+from tfgrpo_dspy.store.records import Record, Store
+
+__all__ = [
+    "Record",
+    "Store",
+    "Unseen",
+    "callable_identity",
+    "digest",
+    "engine_fingerprint",
+    "lm_identity",
+    "object_identity",
+    "program_identity",
+]

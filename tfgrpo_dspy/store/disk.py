@@ -1,0 +1,59 @@
+"""How values lie in the database: text in the row itself, and nothing else, written or read.
+
+diskcache keeps what is not text as pickles and what is long in files beside the database, and
+believes the row when it reads. A row that somebody changed could so run code, read any file, or
+remove it. Here every such row is an error.
+"""
+
+from typing import Any
+
+import diskcache
+
+from tfgrpo_dspy.errors import StoreError
+
+
+class TextDisk(diskcache.Disk):
+    """Text keys, text values, no files, no pickles.
+
+    The settings of the database are not looked at: a changed one could make this a file store.
+    """
+
+    def __init__(self, directory: str, **_: Any) -> None:
+        super().__init__(directory, min_file_size=2**62)
+
+    def put(self, key: Any) -> tuple[str, bool]:
+        """The key as it is."""
+        if not isinstance(key, str):
+            raise StoreError(f"key={key!r}: keys of the run store are text.")
+        return key, True
+
+    def get(self, key: Any, raw: Any) -> str:
+        """The key of a row. Raises StoreError: it is not text."""
+        if not isinstance(key, str) or raw != 1:
+            raise StoreError(_tampered("a key that is not text"))
+        return key
+
+    def store(self, value: Any, read: Any, key: Any = diskcache.UNKNOWN) -> Any:
+        """The fields of a row for this text."""
+        if not isinstance(value, str) or read:
+            raise StoreError(f"{key}: values of the run store are text.")
+        return super().store(value, False, key=key)
+
+    def fetch(self, mode: Any, filename: Any, value: Any, read: Any) -> str:
+        """The text of a row. Raises StoreError: the row holds or names anything else."""
+        if mode != diskcache.core.MODE_RAW or filename is not None or read:
+            raise StoreError(_tampered("a value that is not text in its row"))
+        if not isinstance(value, str):
+            raise StoreError(_tampered(f"a value of type {type(value).__name__}"))
+        return value
+
+    def remove(self, file_path: Any) -> None:
+        """There are no files; a row that names one was changed by somebody."""
+        raise StoreError(_tampered(f"the file name {file_path!r}"))
+
+
+def _tampered(found: str) -> str:
+    return (
+        f"The run store holds {found}, which this package never writes: something else has "
+        f"changed it. Nothing of it was read or run; take another log_dir."
+    )

@@ -1,0 +1,153 @@
+"""Reads and writes records; turns every fault of disk and database into a clear error."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import diskcache
+
+from tfgrpo_dspy.errors import StoreError
+from tfgrpo_dspy.store.disk import TextDisk
+
+FORMAT_FILE = "tfgrpo_store.json"
+FORMAT_VERSION = 1
+BUSY_TIMEOUT_S = 60.0
+
+Record = dict[str, Any]
+
+
+class Store:
+    """The records in one folder; several processes may have it open at once.
+
+    Keys are `stage:hash`. A record that was put is on disk when `put` returns, as far as a killed
+    process goes (the power failing may cost the last ones).
+
+    Args:
+        folder: made where it does not exist.
+        clean: what every text goes through before it is written, such as taking secrets out.
+
+    Raises:
+        StoreError: the folder cannot be made, written or read, belongs to something else, or is
+            of a newer format. What is in it stays as it is.
+    """
+
+    def __init__(self, folder: str | PathLike[str], clean: Callable[[str], str] = str) -> None:
+        self.folder = Path(folder).expanduser().absolute()
+        self._clean = clean
+        with self._faults("open"):
+            self._check_format()
+            self._cache = diskcache.Cache(
+                str(self.folder),
+                timeout=BUSY_TIMEOUT_S,
+                disk=TextDisk,
+                eviction_policy="none",
+                cull_limit=0,
+                size_limit=2**62,
+                statistics=0,
+                tag_index=0,
+            )
+
+    @classmethod
+    def existing(cls, folder: str | PathLike[str]) -> "Store | None":
+        """The store in a folder that has one; nothing is made where there is none."""
+        path = Path(folder).expanduser().absolute()
+        return cls(path) if (path / FORMAT_FILE).exists() else None
+
+    def _check_format(self) -> None:
+        file = self.folder / FORMAT_FILE
+        if not file.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if (self.folder / diskcache.core.DBNAME).exists() and not file.exists():
+                raise StoreError(
+                    f"log_dir={str(self.folder)!r} holds a database that is no run store; take "
+                    f"another folder."
+                )
+            file.write_text(json.dumps({"version": FORMAT_VERSION}), encoding="utf-8")
+        try:
+            version = json.loads(file.read_text(encoding="utf-8"))["version"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(f"{file} is damaged: {error!r}; take another log_dir.") from error
+        if version != FORMAT_VERSION:
+            raise StoreError(
+                f"log_dir={str(self.folder)!r} is a run store of format {version!r}; this version "
+                f"of tfgrpo_dspy reads format {FORMAT_VERSION}: update it, or take another folder."
+            )
+
+    @contextmanager
+    def _faults(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, diskcache.Timeout, OSError, TypeError, KeyError) as error:
+            raise StoreError(
+                f"Cannot {doing} the run store log_dir={str(self.folder)!r}: "
+                f"{type(error).__name__}: {error}. What was recorded before is intact; when that "
+                f"is mended, the same compile goes on from there."
+            ) from error
+
+    def get(self, key: str) -> Record | None:
+        """The record under that key, or None.
+
+        Raises:
+            StoreError: the record was changed by something else, or the disk fails.
+        """
+        with self._faults("read"):
+            text = self._cache.get(key)
+        return None if text is None else self._parsed(key, text)
+
+    def _parsed(self, key: str, text: str) -> Record:
+        try:
+            record = json.loads(text)
+        except ValueError as error:
+            raise StoreError(f"The record {key!r} is damaged: {error}.") from error
+        if not isinstance(record, dict):
+            raise StoreError(f"The record {key!r} is damaged: it is no object.")
+        return record
+
+    def put(self, *records: tuple[str, Mapping[str, Any]]) -> list[Record | None]:
+        """Write records, all or none; for each, the record that stood there already, or None."""
+        texts = [(key, self._clean(json.dumps(record))) for key, record in records]
+        with self._faults("write"), self._cache.transact(retry=True):
+            added = [self._cache.add(key, text) for key, text in texts]
+        return [
+            None if is_new else self.get(key) for (key, _), is_new in zip(texts, added, strict=True)
+        ]
+
+    def replace(self, key: str, record: Mapping[str, Any]) -> None:
+        """Write a record in place of the one that stands there: notes on runs, never results."""
+        text = self._clean(json.dumps(record))
+        with self._faults("write"):
+            self._cache.set(key, text, retry=True)
+
+    def keys(self, stage: str) -> list[str]:
+        """The keys of all records of a stage, the oldest first."""
+        with self._faults("read"):
+            return [key for key in self._cache if key.startswith(f"{stage}:")]
+
+    def records(self, keys: Sequence[str]) -> Iterator[tuple[str, Record]]:
+        """The records under these keys, one at a time; absent ones are left out."""
+        for key in keys:
+            record = self.get(key)
+            if record is not None:
+                yield key, record
+
+    def verify(self) -> int:
+        """Read everything; gives the number of records.
+
+        Raises:
+            StoreError: the database or a record of it is damaged.
+        """
+        with self._faults("verify"):
+            keys = list(self._cache)
+            (verdict,) = self._cache._sql("PRAGMA integrity_check").fetchone()  # noqa: SLF001
+        if verdict != "ok":
+            raise StoreError(f"log_dir={str(self.folder)!r} is damaged: {verdict}.")
+        return sum(1 for _ in self.records(keys))
+
+    def close(self) -> None:
+        """Close the database; records stay."""
+        with self._faults("close"):
+            self._cache.close()
