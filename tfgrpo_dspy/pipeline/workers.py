@@ -74,9 +74,7 @@ class Workers:
             except queue.Empty:
                 yield from self._overdue(running)
             else:
-                known = running.pop(done.index, None) is not None
-                if known and not isinstance(done.error, RunStopped):
-                    yield done
+                yield from self._handed_over(running.pop(done.index, None), done)
             try:
                 self._ledger.check()
             except RunStopped:
@@ -87,6 +85,20 @@ class Workers:
         for left in running.values():
             self._abandon(left)
         self._ledger.check()
+
+    def _handed_over(self, turn: Task | None, done: Done[Result]) -> Iterator[Done[Result]]:
+        """The result of a task that is still wanted.
+
+        Its slot is free when who takes the result has dealt with it: so no more results than there
+        are slots are ever in flight or unrecorded.
+        """
+        if turn is None:
+            return
+        try:
+            if not isinstance(done.error, RunStopped):
+                yield done
+        finally:
+            turn.end()
 
     def _poll_s(self, running: dict[int, Task]) -> float:
         if self._timeout_s is None:
@@ -127,8 +139,6 @@ class Workers:
                 done = Done(index, context.run(task, item))
             except BaseException as error:  # noqa: BLE001 - it is handed to who waits for it
                 done = Done(index, error=error)
-            finally:
-                turn.end()
             finished.put(done)
             return not turn.is_abandoned
 

@@ -1,0 +1,129 @@
+"""Runs one compile after another, each in a process of its own that may be killed at any moment.
+
+Started as a script with the folder, the number of threads and a seed. For each line on its standard
+input it forks (DSPy is imported once), kills the child with SIGKILL after so many seconds as the
+line says ("inf": never), and answers with how the child ended. The child's LM appends a line to
+`calls.jsonl` for every call, before it answers, and gives the number of the call as the prompt's tokens: so every record tells by its usage which
+call it came from, without any text depending on it.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import dspy
+from dspy import lm15
+from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations
+
+from tfgrpo_dspy import TrainingFreeGRPO
+
+LATENCY_S = (0.005, 0.04)
+ADVICE = ("When asked politely, say yes.", "When a number is even, say yes.")
+
+
+def metric(example: dspy.Example, pred: dspy.Prediction, _trace: object = None) -> dspy.Prediction:
+    right = float(pred.answer == example.answer)
+    return dspy.Prediction(score=right, feedback="" if right else "It should be yes.")
+
+
+def answer(prompt: Prompt) -> str:
+    n_known = sum(advice in prompt.text for advice in ADVICE)
+    is_right = prompt.random("answer").random() < 0.4 + 0.25 * n_known
+    return chat(answer="yes" if is_right else "no")
+
+
+def advise(prompt: Prompt) -> str:
+    return lessons(prompt.random("advice").choice(ADVICE))
+
+
+def propose(prompt: Prompt) -> str:
+    found = [advice for advice in ADVICE if advice in prompt.text.split("lessons")[-1]]
+    return operations(*({"op": "ADD", "text": advice} for advice in found))
+
+
+class LoggedEngine(ScriptedEngine):
+    """Logs each call on disk before it answers; slow by a time drawn from the prompt."""
+
+    fingerprint = "logged"
+
+    def __init__(self, log: Path) -> None:
+        super().__init__([(EXTRACT, advise), (UPDATE, propose), ("", answer)])
+        self.log = log
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        response = super().complete(request)
+        asked = f"{request.config.seed}/{request.system}/{[m.text for m in request.messages]}"
+        number = self._logged(hashlib.sha256(asked.encode()).hexdigest())
+        shortest, longest = LATENCY_S
+        wait_s = shortest + (longest - shortest) * Prompt("", asked, 0, None).random().random()
+        threading.Event().wait(wait_s)
+        usage = lm15.Usage(input_tokens=number, output_tokens=1)
+        return lm15.Response(None, response.model, response.message, "stop", usage)
+
+    def _logged(self, call: str) -> int:
+        """The number of the call, from 1, over all processes that have the log open."""
+        with self.log.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            number = 1 + sum(1 for _ in file)
+            line = json.dumps({"call": call, "number": number, "time": time.monotonic()})
+            os.write(file.fileno(), f"{line}\n".encode())
+            return number
+
+
+def compiled(folder: Path, num_threads: int, seed: int, log_dir: Path | None) -> dspy.Module:
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    lm = dspy.LM("logged", engine=LoggedEngine(folder / "calls.jsonl"), cache=False)
+    examples = [
+        dspy.Example(question=f"Is {n} fine?", answer="yes").with_inputs("question")
+        for n in range(18)
+    ]
+    with dspy.context(lm=lm):
+        optimizer = TrainingFreeGRPO(
+            metric,
+            group_size=3,
+            epochs=2,
+            seed=seed,
+            num_threads=num_threads,
+            log_dir=log_dir,
+            progress=False,
+        )
+        return optimizer.compile(dspy.Predict("question -> answer"), trainset=examples)
+
+
+def run(folder: Path, num_threads: int, seed: int) -> None:
+    optimized = compiled(folder, num_threads, seed, folder / "log")
+    results = optimized.detailed_results.to_dict()
+    for timing in ("wall_time_s", "replayed", "usage"):
+        del results[timing]
+    state = optimized.dump_state()
+    (folder / "result.json").write_text(json.dumps([state, results], default=str))
+
+
+def main() -> None:
+    folder, num_threads, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    for line in sys.stdin:
+        ends = time.monotonic() + float(line)
+        child = os.fork()
+        if child == 0:
+            run(folder, num_threads, seed)
+            os._exit(0)
+        done, status = 0, 0
+        while not done and time.monotonic() < ends:
+            done, status = os.waitpid(child, os.WNOHANG)
+            threading.Event().wait(0.001)
+        if not done:
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Promise 4: killed at any moment and started again, a run repeats nothing that was recorded."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tfgrpo_dspy.store import Store
+
+CHILD = Path(__file__).with_name("killed_child.py")
+KILLS = 9
+"""For each test here; three of them, so 27 in all."""
+LATEST_KILL = 0.25
+"""As a share of the time of a whole run, which is so killed several times."""
+
+
+class Launcher:
+    """The process that runs a compile in a child, and kills it after so many seconds."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+
+    def run(self, killed_after_s: float = float("inf")) -> int:
+        """The exit code of the child."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(f"{killed_after_s}\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+
+@contextmanager
+def launcher(folder: Path, num_threads: int, seed: int) -> Iterator[Launcher]:
+    folder.mkdir()
+    command = [sys.executable, str(CHILD), str(folder), str(num_threads), str(seed)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield Launcher(process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def calls_of(folder: Path) -> list[dict[str, Any]]:
+    log = folder / "calls.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def recorded_calls(folder: Path) -> set[int]:
+    """The numbers of the calls whose rollout or answer is in the store."""
+    store = Store.existing(folder / "log")
+    if store is None:
+        return set()
+    stages = ("rollout", "summary", "lesson", "update")
+    keys = [key for stage in stages for key in store.keys(stage)]
+    records = [record.get("rollout", record) for _, record in store.records(keys)]
+    store.close()
+    return {record["usage"]["prompt_tokens"] for record in records}
+
+
+class Uninterrupted:
+    """One whole run, to compare with: its calls, its result, its times."""
+
+    def __init__(self, folder: Path, num_threads: int, seed: int) -> None:
+        with launcher(folder, num_threads, seed) as child:
+            child.run(0.0)  # imports, and a child that does nothing: not in the times below
+            started = time.monotonic()
+            assert child.run() == 0
+            self.seconds = time.monotonic() - started
+        calls = calls_of(folder)
+        self.begun_s = calls[0]["time"] - started
+        self.calls = {call["call"] for call in calls}
+        self.result = json.loads((folder / "result.json").read_text())
+
+    def moment(self, generator: random.Random) -> float:
+        """Seconds from the start of a child; soon enough for several kills in one run."""
+        return self.begun_s + generator.uniform(0.0, LATEST_KILL) * (self.seconds - self.begun_s)
+
+
+def killed_until_done(
+    folder: Path, num_threads: int, seed: int, whole: Uninterrupted, moments: random.Random
+) -> int:
+    """Kill a run at most `KILLS` times, then let it end; gives how often it was killed."""
+    n_kills, ended = 0, -signal.SIGKILL
+    with launcher(folder, num_threads, seed) as child:
+        while ended != 0:
+            recorded, n_before = recorded_calls(folder), len(calls_of(folder))
+            ended = child.run(whole.moment(moments) if n_kills < KILLS else float("inf"))
+            assert ended in (0, -signal.SIGKILL)
+            n_kills += ended != 0
+            calls = calls_of(folder)
+            done = {call["call"] for call in calls if call["number"] in recorded}
+            again = [call for call in calls[n_before:] if call["call"] in done]
+            assert not again, f"after kill {n_kills} recorded calls were made again"
+    times = Counter(call["call"] for call in calls)
+    n_repeated = sum(times.values()) - len(times)
+    sys.stdout.write(f"{num_threads} threads, seed {seed}: {n_kills} kills, {n_repeated} again\n")
+    assert n_repeated <= num_threads * n_kills
+    assert times.keys() == whole.calls
+    assert json.loads((folder / "result.json").read_text()) == whole.result
+    store = Store.existing(folder / "log")
+    assert store is not None and store.verify() > len(whole.calls)
+    store.close()
+    return n_kills
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize(("num_threads", "seed"), [(1, 11), (4, 12), (8, 13)])
+def test_a_run_that_is_killed_again_and_again_repeats_nothing_recorded_and_ends_the_same(
+    num_threads: int, seed: int, tmp_path: Path
+) -> None:
+    moments = random.Random(f"{seed}/{os.environ.get('KILL_SEED', '0')}")
+    whole = Uninterrupted(tmp_path / "whole", num_threads, seed)
+    n_kills, n_runs = 0, 0
+    while n_kills < KILLS:
+        folder = tmp_path / f"killed{n_runs}"
+        n_kills += killed_until_done(folder, num_threads, seed, whole, moments)
+        n_runs += 1
