@@ -3,8 +3,8 @@
 Started as a script with the folder, the number of threads and a seed. For each line on its standard
 input it forks (DSPy is imported once), kills the child with SIGKILL after so many seconds as the
 line says ("inf": never), and answers with how the child ended. The child's LM appends a line to
-`calls.jsonl` for every call, before it answers, and gives the number of the call as the prompt's tokens: so every record tells by its usage which
-call it came from, without any text depending on it.
+`calls.jsonl` for every call, before it answers, and gives the number of the call as the prompt's
+tokens: so every record tells by its usage which call it came from, and no text depends on it.
 """
 
 import fcntl

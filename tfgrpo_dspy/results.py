@@ -71,7 +71,7 @@ class RunResults:
     judges), and "unfinished" for calls that came to nothing; `metric_calls` counts those of the
     metric; both hold what was replayed too, at what it cost when it was made. `replayed` counts,
     by role, what was read from the run store; `rescored` rollouts of them were scored by another
-    metric than before; `text_only` new rollouts have outputs that are stored as text only, so that
+    metric than before; `text_only` rollouts have outputs that are stored as text only, so that
     another metric needs them run again. `failures` counts by kind;
     `nothing_learned` says in one line why the library is what it was at the start ("": it is not);
     `library` is as in library.json.

@@ -119,6 +119,11 @@ class Rollout:
         )
 
     @property
+    def is_text_only(self) -> bool:
+        """Whether an output was kept as text, from which its value cannot be had back."""
+        return any("text" in value for value in self.encoded.values())
+
+    @property
     def counts(self) -> bool:
         """Whether it may stand in a group: it ran, or its failure was the program's own."""
         return self.failure is None or self.failure.is_own

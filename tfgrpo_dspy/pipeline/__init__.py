@@ -5,6 +5,7 @@ the verbs of that loop.
 """
 
 import logging
+import math
 import random
 import statistics
 import time
@@ -45,6 +46,9 @@ from tfgrpo_dspy.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+RESERVE_MARGIN = 1.5
+"""What is kept for measuring the result, in terms of what measuring the student took: the prompts
+with the library are longer."""
 N_PROBED = 2
 """How many rollouts a probe makes."""
 
@@ -160,9 +164,9 @@ class Pipeline:
             spent = self._recorder.usage["gate"] + self._recorder.usage["metric"]
             ledger.keep_back(
                 len(self._validation.valset),
-                spent.n_lm_calls,
-                spent.cost_usd,
-                time.monotonic() - started,
+                math.ceil(RESERVE_MARGIN * spent.n_lm_calls),
+                RESERVE_MARGIN * spent.cost_usd,
+                RESERVE_MARGIN * (time.monotonic() - started),
             )
 
     # ------------------------------------------------------------------ the verbs of the loop
@@ -398,7 +402,7 @@ class Pipeline:
             best,
             self._validation.summary(start),
             self._validation.summary(best),
-            self.settings.scalars(),
+            self.settings.of_result(),
             ledger,
         )
         return optimized

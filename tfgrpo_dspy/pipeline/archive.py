@@ -267,20 +267,20 @@ class Archive:
         """The recorded rollout, with the score that this metric gave it, if it did."""
         if self.store is None:
             return None
-        record = self.store.get(self._rerun_key(key, metric)) or self.store.get(key)
+        record = self.store.get(key)
         if record is None:
             return self._found_lost(key)
         rollout = Rollout.from_dict(record["rollout"])
         if rollout.failure is not None or metric is None:
             return Found(key, rollout, False, False)
-        score = self.store.get(self._score_key(key, metric, example))
+        can_be_scored = not rollout.is_text_only and not wants_program_trace(metric)
+        if not can_be_scored:
+            rerun = self.store.get(self._rerun_key(key, metric))
+            rollout = rollout if rerun is None else Rollout.from_dict(rerun["rollout"])
+        score_key = self._score_key(key, metric, example)
+        score = self.store.get(score_key)
         if score is None:
-            lost = self._found_lost(self._score_key(key, metric, example))
-            if lost is not None:
-                return lost
-            text_only = any("text" in value for value in rollout.encoded.values())
-            can_be_scored = not text_only and not wants_program_trace(metric)
-            return Found(key, rollout, True, can_be_scored)
+            return self._found_lost(score_key) or Found(key, rollout, True, can_be_scored)
         scored = replace(
             rollout,
             score=score["score"],

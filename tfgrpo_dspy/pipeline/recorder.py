@@ -51,6 +51,7 @@ class Recorder:
         for rollout in rollouts:
             self.usage[role] += rollout.usage
             self.usage["metric"] += rollout.metric_usage
+            self.text_only += rollout.is_text_only
             if rollout.failure is not None:
                 self.count_failure(rollout.failure.kind, rollout.failure.message)
 

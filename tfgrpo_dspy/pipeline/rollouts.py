@@ -91,7 +91,9 @@ class Rollouts:
             made[job.position] = self._kept(job, self._outcome(job, done))
         rollouts = [made[position] for position in range(len(samples))]
         if self._metric is not None:
-            not_scored = sum(r.failure is not None and r.failure.kind != "metric" for r in rollouts)
+            failed = [r.failure.kind for r in rollouts if r.failure is not None]
+            # what took too long may have been in the metric
+            not_scored = sum(kind not in ("metric", "timeout") for kind in failed)
             run.ledger.give_back_metric_calls(not_scored)
         run.recorder.count_rollouts(self._role, rollouts)
         return rollouts
@@ -144,7 +146,5 @@ class Rollouts:
         kept = run.archive.keep_rollout(
             job.key, rollout, self._metric, example, job.sample.library, is_rerun
         )
-        if any("text" in value for value in kept.encoded.values()):
-            run.recorder.text_only += 1
         run.recorder.check_errors(run.ledger, kept.failure)
         return kept

@@ -55,6 +55,7 @@ class Workers:
         self._jobs: queue.SimpleQueue[Callable[[], bool] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._n_threads = 0
+        self._running: dict[int, Task] = {}
 
     def run(self, task: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Done[Result]]:
         """What becomes of each item, in the order in which they are done.
@@ -67,6 +68,7 @@ class Workers:
         """
         finished: queue.SimpleQueue[Done[Result]] = queue.SimpleQueue()
         running = {i: self._start(task, item, i, finished) for i, item in enumerate(items)}
+        self._running = running
         stopping_since: float | None = None
         while running:
             try:
@@ -139,8 +141,9 @@ class Workers:
                 done = Done(index, context.run(task, item))
             except BaseException as error:  # noqa: BLE001 - it is handed to who waits for it
                 done = Done(index, error=error)
+            is_wanted = turn.is_done()
             finished.put(done)
-            return not turn.is_abandoned
+            return is_wanted
 
         self._jobs.put(job)
         self._grow(self._num_threads)
@@ -163,13 +166,16 @@ class Workers:
                 return  # another thread works in its place since its task was abandoned
 
     def _abandon(self, task: Task) -> None:
-        with self._lock:
-            self._n_threads -= task.started_s is not None
-        task.abandon()
+        if task.abandon():
+            with self._lock:
+                self._n_threads -= 1
+        self._on_idle()
 
     def close(self) -> None:
         """Start nothing more; what runs is not waited for."""
         while not self._jobs.empty():
             self._jobs.get()
+        for task in self._running.values():
+            self._abandon(task)
         for _ in range(self._n_threads):
             self._jobs.put(None)

@@ -193,6 +193,10 @@ class Settings:
         """The batch size: as given, or a fifth of the training set, at least 5, at most 20."""
         return self.batch_size or min(20, max(5, math.ceil(n_examples / 5)))
 
+    def of_result(self) -> dict[str, Any]:
+        """The scalars that a result may depend on: not where, or from what, a run was made."""
+        return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")}
+
     def scalars(self) -> dict[str, Any]:
         """The settings that are numbers, strings or flags, by name."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
