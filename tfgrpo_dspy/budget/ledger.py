@@ -20,14 +20,20 @@ class Budget:
 
 
 POLL_S = 0.1
+NOT_WANTED = "nobody waits for this any more"
 
 
-@dataclass(slots=True)
+def _never() -> bool:
+    return False
+
+
+@dataclass(slots=True, eq=False)
 class Lease:
     """Calls and dollars taken for one LM call; corrected when it is known what it took."""
 
     n_calls: int
     cost: float
+    is_given_up: Callable[[], bool] = _never
 
 
 class Ledger:
@@ -51,7 +57,7 @@ class Ledger:
         self._reserve = Lease(0, 0.0)
         self._reserved_metric_calls = 0
         self._reserved_seconds = 0.0
-        self._held = 0.0
+        self._open: set[Lease] = set()
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
         self._stopping = threading.Event()
@@ -59,30 +65,48 @@ class Ledger:
 
     # ------------------------------------------------------------------ the limits
 
-    def take(self, n_calls: int, cost: float = 0.0) -> Lease:
+    def take(
+        self, n_calls: int, cost: float = 0.0, is_given_up: Callable[[], bool] = _never
+    ) -> Lease:
         """Take LM calls, and the dollars that they cost at most.
 
         Where the dollars are not there because calls under way hold them, and those may give some
-        back, this waits for them.
+        back, this waits for them; not for those that `is_given_up` says nobody waits for.
 
         Raises:
             RunStopped: so many are not there, or the run has ended.
         """
         with self._settled:
-            self._check()
-            limit, most = self.budget.max_lm_calls, self.budget.max_cost
-            if limit is not None and self.n_lm_calls + n_calls > limit - self._reserve.n_calls:
-                self._stop(f"max_lm_calls={limit} is used up")
-            while most is not None and self.cost + cost > most - self._reserve.cost:
-                if self.cost - self._held + cost > most - self._reserve.cost:
-                    self._stop(f"max_cost={most} could be exceeded by the next call")
-                self._check()
+            while (lease := self._taken(n_calls, cost, is_given_up)) is None:
                 self._settled.wait(POLL_S)
+            return lease
+
+    def take_now(
+        self, n_calls: int, cost: float = 0.0, is_given_up: Callable[[], bool] = _never
+    ) -> Lease | None:
+        """The same without the wait: None where it is to be tried again."""
+        with self._settled:
+            return self._taken(n_calls, cost, is_given_up)
+
+    def _taken(self, n_calls: int, cost: float, is_given_up: Callable[[], bool]) -> Lease | None:
+        self._check()
+        if is_given_up():
+            raise RunStopped(NOT_WANTED)
+        limit, most = self.budget.max_lm_calls, self.budget.max_cost
+        if limit is not None and self.n_lm_calls + n_calls > limit - self._reserve.n_calls:
+            self._stop(f"max_lm_calls={limit} is used up")
+        if most is not None and self.cost + cost > most - self._reserve.cost:
+            may_come_back = sum(lease.cost for lease in self._open if not lease.is_given_up())
+            if self.cost - may_come_back + cost > most - self._reserve.cost:
+                self._stop(f"max_cost={most} could be exceeded by the next call")
             self._check()
-            self.n_lm_calls += n_calls
-            self.cost += cost
-            self._held += cost
-            return Lease(n_calls, cost)
+            return None
+        self._check()
+        self.n_lm_calls += n_calls
+        self.cost += cost
+        lease = Lease(n_calls, cost, is_given_up)
+        self._open.add(lease)
+        return lease
 
     def spend(self, n_calls: int, cost: float) -> None:
         """Take what was spent before, in a part of the run that is replayed. Raises RunStopped."""
@@ -93,7 +117,7 @@ class Ledger:
         with self._settled:
             self.n_lm_calls += n_calls - lease.n_calls
             self.cost += cost - lease.cost
-            self._held -= lease.cost
+            self._open.discard(lease)
             lease.n_calls, lease.cost = n_calls, cost
             self._settled.notify_all()
 

@@ -1,8 +1,10 @@
 """The LM copies that take their calls from the ledger, and what each rollout's calls have cost."""
 
+import asyncio
 import functools
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +15,7 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import LMError
 
 from tfgrpo_dspy.budget.faults import is_fatal, is_passing, is_too_long, is_unanswered, retry_after
-from tfgrpo_dspy.budget.ledger import Lease, Ledger
+from tfgrpo_dspy.budget.ledger import NOT_WANTED, POLL_S, Lease, Ledger
 from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Price, price_of, prompt_bytes
 from tfgrpo_dspy.budget.tasks import CURRENT_TASK
 from tfgrpo_dspy.errors import RunStopped
@@ -26,7 +28,6 @@ not outlast a provider's bad minute, as the first waits are short."""
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 60.0
 ASYNC_WAIT_S = 0.25
-NOT_WANTED = "nobody waits for this rollout any more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +77,54 @@ class Meter:
         self._n_failed: list[int] = []
         self._n_unseen: list[int] = []
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Meter":
+        """A program that copies its own parts still reports to it."""
+        return self
+
     # ------------------------------------------------------------------ one attempt
 
     def open(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Open:
-        """Take a call. Raises RunStopped."""
-        if self.task is not None and self.task.is_abandoned:
-            self.was_refused = True
-            raise RunStopped(NOT_WANTED)
+        """Take a call, after a wait where its dollars are held by others. Raises RunStopped."""
+        most = self._most(lm, args, kwargs)
+        with self._noting_refusal():
+            return _Open(self.ledger.take(*most, self.is_given_up))
+
+    async def async_open(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Open:
+        """The same in an event loop, whose other calls may be those that hold the dollars."""
+        most = self._most(lm, args, kwargs)
+        with self._noting_refusal():
+            while (lease := self.ledger.take_now(*most, self.is_given_up)) is None:
+                await asyncio.sleep(POLL_S)
+            return _Open(lease)
+
+    def _most(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, float]:
+        """The calls and dollars that it can take at most."""
         n = int(kwargs.get("n") or lm.kwargs.get("n") or 1)
-        cost = 0.0
-        if self.ledger.budget.max_cost is not None:
-            price = price_of(lm, self.prices)
-            if isinstance(price, str):
-                self.ledger.stop(f"max_cost: {price}", is_failure=True)
-                price = Price(0.0, 0.0, 1)
-            own = kwargs.get("max_tokens") or kwargs.get("max_completion_tokens")
-            cost = price.most(prompt_bytes(args, kwargs), n, own)
+        if self.ledger.budget.max_cost is None:
+            return n, 0.0
+        price = price_of(lm, self.prices)
+        if isinstance(price, str):
+            self.ledger.stop(f"max_cost: {price}", is_failure=True)
+            price = Price(0.0, 0.0, 1)
+        own = kwargs.get("max_tokens") or kwargs.get("max_completion_tokens")
+        return n, price.most(prompt_bytes(args, kwargs), n, own)
+
+    @contextmanager
+    def _noting_refusal(self) -> Iterator[None]:
         try:
-            return _Open(self.ledger.take(n, cost))
+            yield
         except RunStopped:
             self.was_refused = True
             raise
+
+    def is_given_up(self) -> bool:
+        """Whether nobody waits any more for what these calls are for."""
+        return self.task is not None and self.task.is_abandoned
+
+    def check_wanted(self) -> None:
+        """Raises RunStopped: nobody waits any more for what these calls are for."""
+        if self.is_given_up():
+            raise RunStopped(NOT_WANTED)
 
     def close(self, lm: Any, call: _Open, error: LMError | None) -> None:
         """Settle an attempt that has ended. Raises RunStopped: the error is the end of the run."""
@@ -139,6 +167,7 @@ class Meter:
     def take_unseen(self, lm: Any, inputs: Mapping[str, Any]) -> None:
         """Take calls of an LM that is not metered: they are counted, no more is known of them."""
         opened = self.open(lm, (inputs.get("prompt"), inputs.get("messages")), inputs)
+        self.ledger.settle(opened.lease, opened.lease.n_calls, opened.lease.cost)
         self._n_unseen.append(opened.lease.n_calls)
 
     def check_refused(self) -> None:
@@ -150,20 +179,20 @@ class Meter:
 
     def wait(self, seconds: float) -> None:
         """Wait without holding a worker's slot. Raises RunStopped: the run has ended meanwhile."""
-        if self.task is None:
-            self.ledger.wait(seconds)
-            return
-        with self.task.idle():
-            self.ledger.wait(seconds)
+        with self._noting_refusal():
+            if self.task is None:
+                self.ledger.wait(seconds)
+                return
+            with self.task.idle():
+                self.ledger.wait(seconds)
 
     async def async_wait(self, seconds: float) -> None:
         """The same in an event loop, whose thread goes on with its other work."""
-        import asyncio  # noqa: PLC0415 - programs that are not async do not need it
-
-        while seconds > 0:
-            await asyncio.sleep(min(seconds, ASYNC_WAIT_S))
-            self.ledger.check()
-            seconds -= ASYNC_WAIT_S
+        with self._noting_refusal():
+            while seconds > 0:
+                await asyncio.sleep(min(seconds, ASYNC_WAIT_S))
+                self.ledger.check()
+                seconds -= ASYNC_WAIT_S
 
     # ------------------------------------------------------------------ what it came to
 
@@ -206,11 +235,8 @@ class Meter:
 def metered(lm: Any, meter: Meter) -> Any:
     """The LM, a copy of the user's, made to report to the meter (as will copies of it)."""
     kind: Any = type(lm)
-    retries = lm.num_retries
     lm.__class__ = _metered_class(kind)
     lm.tfgrpo_meter = meter
-    lm.tfgrpo_attempts = 1 + max(retries, MIN_RETRIES) if retries else 1
-    lm.num_retries = 0
     return lm
 
 
@@ -218,9 +244,17 @@ class _Metered:
     """What a metered LM does besides what its own class does, which comes next in the order."""
 
     tfgrpo_meter: Meter
-    tfgrpo_attempts: int
     model: str
     kwargs: dict[str, Any]
+
+    @property
+    def num_retries(self) -> int:
+        """None for DSPy, whatever the user or the program sets: the retries are made here."""
+        return 0
+
+    @num_retries.setter
+    def num_retries(self, value: int) -> None:
+        vars(self)["num_retries"] = value
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         meter = self.tfgrpo_meter
@@ -241,9 +275,10 @@ class _Metered:
             raise
 
     def _policy(self) -> dict[str, Any]:
+        retries = vars(self)["num_retries"]
         return {
             "retry": tenacity.retry_if_exception(is_passing),
-            "stop": tenacity.stop_after_attempt(self.tfgrpo_attempts),
+            "stop": tenacity.stop_after_attempt(1 + max(retries, MIN_RETRIES) if retries else 1),
             "wait": self._backoff,
             "reraise": True,
         }
@@ -281,7 +316,7 @@ class _Metered:
         meter = self.tfgrpo_meter
         while (held := meter.ledger.seconds_held(self.model)) > 0:
             await meter.async_wait(held)
-        opened = meter.open(self, args, kwargs)
+        opened = await meter.async_open(self, args, kwargs)
         token = _OPEN.set(opened)
         try:
             answer = await call(*args, **kwargs)

@@ -49,7 +49,12 @@ def price_of(lm: Any, prices: Mapping[str, tuple[float, float]]) -> Price | str:
 
 def prompt_bytes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """How long the request is, as JSON: more than its tokens."""
-    return len(json.dumps([args, dict(kwargs)], default=str).encode())
+    return len(json.dumps([args, dict(kwargs)], default=_as_sent).encode())
+
+
+def _as_sent(value: Any) -> Any:
+    schema = getattr(value, "model_json_schema", None)  # of a response format
+    return str(value) if schema is None else schema()
 
 
 def _listed(lm: Any) -> Mapping[str, Any]:

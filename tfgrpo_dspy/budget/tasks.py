@@ -27,6 +27,7 @@ class Task:
         self._on_idle = on_idle
         self._lock = threading.Lock()
         self._holds_slot = False
+        self._is_over = False
         self._thread = 0
 
     def begin(self) -> bool:
@@ -41,19 +42,28 @@ class Task:
             self.started_s = time.monotonic()
             return True
 
+    def is_done(self) -> bool:
+        """Said by the thread when its work is done; gives whether it is still wanted."""
+        with self._lock:
+            self._is_over = True
+            return not self.is_abandoned
+
     def end(self) -> None:
         """Give the slot back."""
         with self._lock:
-            if self._holds_slot:
-                self._holds_slot = False
-                self._slots.release()
+            self._give_slot_back()
 
-    def abandon(self) -> None:
-        """Nobody waits for it any more."""
+    def _give_slot_back(self) -> None:
+        if self._holds_slot:
+            self._holds_slot = False
+            self._slots.release()
+
+    def abandon(self) -> bool:
+        """Nobody waits for it any more; gives whether a thread is at work on it."""
         with self._lock:
             self.is_abandoned = True
-        self.end()
-        self._on_idle()
+            self._give_slot_back()
+            return self.started_s is not None and not self._is_over
 
     @contextmanager
     def idle(self) -> Iterator[None]:
@@ -61,7 +71,8 @@ class Task:
         if threading.get_ident() != self._thread or not self._holds_slot:
             yield
             return
-        self.end()
+        with self._lock:
+            self._give_slot_back()
         self._on_idle()
         try:
             yield

@@ -234,6 +234,7 @@ def _scored(
     callbacks = [*(dspy.settings.callbacks or []), CallWatcher(meter)]
     judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
     score, failure = None, None
+    meter.check_wanted()
     try:
         with dspy.context(lm=judge, disable_history=False, callbacks=callbacks):
             score = task.score(task.example, prediction, trace)  # type: ignore[misc]

@@ -1,0 +1,712 @@
+"""Promise 6: budgets are hard, for any program and any number of threads.
+
+Calls, dollars and metric calls are counted where they are made: by the engine and the metric.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dspy
+import pytest
+from dspy import lm15
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat
+from test_budget import ChatServer, _Handler
+from test_dspy_contract import (
+    Pair,
+    is_polite,
+    learned,
+    optimizer_of,
+    polite_rules,
+    questions,
+)
+from test_promise_deterministic import Latency
+
+from tfgrpo_dspy import ExperienceLibrary, NoGate, PairedGate, SettingsError, TrainingFreeGRPO
+from tfgrpo_dspy.experience import language_models
+from tfgrpo_dspy.gate import Decision
+
+DOLLAR_A_TOKEN = {"scripted": (1e6, 1e6)}
+MAX_TOKENS = 100
+
+
+def overloaded() -> lm15.ServerError:
+    return lm15.ServerError("overloaded", status=503)
+
+
+class Tally(ScriptedEngine):
+    """Counts the dollars of its answers too; refuses a share of its calls, always the same ones."""
+
+    def __init__(
+        self,
+        rules: Any = None,
+        before: Callable[[Prompt], None] | None = None,
+        refused_share: float = 0.0,
+    ) -> None:
+        super().__init__(rules or polite_rules(), before)
+        self.refused_share = refused_share
+        self.dollars = 0
+        self.at_once = self.most_at_once = 0
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        with self._lock:
+            self.at_once += 1
+            self.most_at_once = max(self.at_once, self.most_at_once)
+        try:
+            response = super().complete(request)
+        finally:
+            with self._lock:
+                self.at_once -= 1
+        if self.prompts[-1].random(str(len(self.prompts))).random() < self.refused_share:
+            raise overloaded()
+        with self._lock:
+            self.dollars += response.usage.input_tokens + response.usage.output_tokens
+        return response
+
+
+class AsyncEngine:
+    def __init__(self, engine: Tally) -> None:
+        self.engine = engine
+
+    async def complete(self, request: lm15.Request) -> lm15.Response:
+        await asyncio.sleep(0)
+        return self.engine.complete(request)
+
+
+def lm_on(engine: Tally, **kwargs: Any) -> dspy.LM:
+    given_ = {"cache": False, "max_tokens": MAX_TOKENS, **kwargs}
+    return dspy.LM("scripted", engine=engine, async_engine=AsyncEngine(engine), **given_)
+
+
+HELD: dict[str, Any] = {}
+"""An LM that programs and metrics know as a global."""
+
+
+class Zoo(dspy.Module):
+    """Calls its LM in each of the ways named, and goes on whatever happens."""
+
+    def __init__(self, kinds: list[str], swallows: str, own_lm: Any) -> None:
+        super().__init__()
+        self.kinds, self.swallows = kinds, swallows
+        self.ask = dspy.Predict("question -> answer")
+        self.several = dspy.Predict("question -> answer", n=3, temperature=0.9)
+        self.own = dspy.Predict("question -> answer")
+        self.own.lm = own_lm
+        self.nested = Pair()
+        self.modules = [Pair(), {"one": dspy.ChainOfThought("question -> answer")}]
+        self.lms = [own_lm]
+        held = own_lm.copy(num_retries=0)
+        self.in_closure = lambda: held
+
+    def forward(self, question: str) -> dspy.Prediction:
+        for kind in self.kinds:
+            for _ in range(2):
+                self.safely(getattr(self, f"by_{kind}"), question)
+        return dspy.Prediction(answer="please" if len(question) % 2 else "no")
+
+    def safely(self, call: Callable[[str], Any], question: str) -> None:
+        if self.swallows == "everything":
+            try:
+                call(question)
+            except:  # noqa: E722 - as users write it
+                return
+        elif self.swallows == "exceptions":
+            with contextlib.suppress(Exception):
+                call(question)
+        else:
+            call(question)
+
+    def by_predict(self, question: str) -> None:
+        self.ask(question=question)
+
+    def by_several_completions(self, question: str) -> None:
+        self.several(question=question)
+
+    def by_own_lm(self, question: str) -> None:
+        self.own(question=question)
+
+    def by_nested(self, question: str) -> None:
+        self.nested(question=question)
+        self.modules[0](question=question)
+        self.modules[1]["one"](question=question)
+
+    def by_lm_in_a_list(self, question: str) -> None:
+        with dspy.context(lm=self.lms[0]):
+            self.ask(question=question)
+        self.lms[0](f"question {question}")
+
+    def by_closure(self, question: str) -> None:
+        with dspy.context(lm=self.in_closure()):
+            self.ask(question=question)
+
+    def by_global(self, question: str) -> None:
+        HELD["lm"](f"question {question}", n=2)
+
+    def by_async(self, question: str) -> None:
+        async def both() -> None:
+            await asyncio.gather(*(self.ask.acall(question=question) for _ in range(2)))
+
+        asyncio.run(both())
+
+    def by_parallel(self, question: str) -> None:
+        example = dspy.Example(question=question).with_inputs("question")
+        pairs = [(self.ask, example), (self.own, example), (self.ask, example)]
+        dspy.Parallel(num_threads=2, disable_progress_bar=True, provide_traceback=False)(pairs)
+
+    def by_copied_lm(self, question: str) -> None:
+        with dspy.context(lm=dspy.settings.lm.copy(num_retries=4, n=2)):
+            self.ask(question=question)
+
+    def by_changed_lm(self, question: str) -> None:
+        dspy.settings.lm.num_retries = 4
+        self.ask(question=question)
+
+    def by_copied_program(self, question: str) -> None:
+        self.own.deepcopy()(question=question)
+
+
+KINDS = sorted(name.removeprefix("by_") for name in vars(Zoo) if name.startswith("by_"))
+
+
+class Metric:
+    """Scores; counts its own calls; may ask a judge, in its own way."""
+
+    def __init__(self, judge: str) -> None:
+        self.judge = judge
+        self.n_calls = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, example: Any, pred: Any, _trace: Any = None) -> Any:
+        with self._lock:
+            self.n_calls += 1
+        ask = dspy.Predict("question -> answer")
+        if self.judge == "settings.lm":
+            ask(question=example.question)
+        elif self.judge == "its own LM":
+            with dspy.context(lm=HELD["lm"]):
+                ask(question=example.question)
+        elif self.judge == "swallows":
+            try:
+                ask(question=example.question)
+            except:  # noqa: E722 - as users write it
+                return 0.0
+        return is_polite(example, pred)
+
+
+def compiled(engine: Tally, student: Any, metric: Any, **settings_: Any) -> Any:
+    lm = lm_on(engine)
+    given_ = {"group_size": 2, "epochs": 2, "num_threads": 4, "progress": False, **settings_}
+    with dspy.context(lm=lm):
+        return TrainingFreeGRPO(metric, **given_).compile(
+            student, trainset=questions(3), valset=questions(2, start=100)
+        )
+
+
+def all_calls(optimized: Any) -> int:
+    return sum(usage.n_lm_calls for usage in optimized.detailed_results.usage.values())
+
+
+def some(*names: str) -> Any:
+    return st.sampled_from(names)
+
+
+@pytest.mark.timeout(90)
+@given(
+    kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
+    swallows=some("nothing", "exceptions", "everything"),
+    judge=some("none", "settings.lm", "its own LM", "swallows"),
+    refused_share=st.sampled_from([0.0, 0.0, 0.03]),
+    num_threads=st.sampled_from([1, 4, 16]),
+    max_lm_calls=st.none() | st.integers(5, 120),
+    max_metric_calls=st.none() | st.integers(5, 30),
+    max_cost=st.none() | st.integers(500, 40_000),
+    gate=st.sampled_from([NoGate, PairedGate]),
+)
+@settings(max_examples=60, derandomize=True)
+def test_no_budget_is_ever_exceeded_whatever_the_program_does(
+    kinds: list[str],
+    swallows: str,
+    judge: str,
+    refused_share: float,
+    num_threads: int,
+    max_lm_calls: int | None,
+    max_metric_calls: int | None,
+    max_cost: int | None,
+    gate: Any,
+) -> None:
+    engine, metric = Tally(refused_share=refused_share), Metric(judge)
+    own_lm = lm_on(engine, temperature=0.5)
+    HELD["lm"] = lm_on(engine, num_retries=0)
+    if max_cost is None:
+        max_lm_calls = max_lm_calls or 60  # what is not metered is only watched under a limit
+    optimized = compiled(
+        engine,
+        Zoo(kinds, swallows, own_lm),
+        metric,
+        num_threads=num_threads,
+        gate=gate(),
+        max_lm_calls=max_lm_calls,
+        max_metric_calls=max_metric_calls,
+        max_cost=max_cost,
+        prices=DOLLAR_A_TOKEN,
+        max_errors=10_000,
+    )
+    results = optimized.detailed_results
+    event(results.ended_because.partition("=")[0])
+    assert engine.n_calls() <= (max_lm_calls or 10**9)
+    assert metric.n_calls <= (max_metric_calls or 10**9)
+    assert engine.dollars <= (max_cost or 10**9)
+    assert metric.n_calls <= results.metric_calls
+    assert all_calls(optimized) >= engine.n_calls()
+    if not refused_share:
+        assert all_calls(optimized) == engine.n_calls()
+    # the program that comes back has the user's own LMs, as they were
+    assert language_models(optimized) == [own_lm]
+    assert type(own_lm) is dspy.LM
+    assert own_lm.num_retries == 3
+    assert vars(own_lm).keys().isdisjoint({"tfgrpo_meter"})
+
+
+# ---------------------------------------------------------------------- calls
+
+
+def test_every_call_and_every_attempt_of_a_retry_is_counted_in_its_role() -> None:
+    engine = Tally(refused_share=0.1)
+    with dspy.context(lm=lm_on(engine)):
+        optimized = optimizer_of(metric=Metric("settings.lm")).compile(
+            dspy.Predict("question -> answer"),
+            trainset=questions(6),
+            valset=questions(12, start=100),
+        )
+    usage = optimized.detailed_results.usage
+    assert all_calls(optimized) == engine.n_calls()
+    assert "unfinished" not in usage
+    assert usage["lesson"].n_lm_calls >= engine.n_calls(EXTRACT) > 0
+    assert usage["update"].n_lm_calls >= engine.n_calls(UPDATE) > 0
+    assert usage["metric"].n_lm_calls >= usage["rollout"].n_lm_calls * 0.8
+    assert sum(role.n_failed_calls for role in usage.values()) > 5
+
+
+@pytest.mark.parametrize("max_lm_calls", [71, 90])
+def test_what_a_budget_cuts_off_is_counted_as_unfinished(max_lm_calls: int) -> None:
+    engine = Tally()
+    optimized = learned(Pair(), lm_on(engine), max_lm_calls=max_lm_calls, gate=NoGate())
+    results = optimized.detailed_results
+    assert results.ended_because == f"max_lm_calls={max_lm_calls} is used up"
+    assert all_calls(optimized) == engine.n_calls() <= max_lm_calls
+    known = sum(results.usage[role].n_lm_calls for role in results.usage if role != "unfinished")
+    assert known + results.usage["unfinished"].n_lm_calls == engine.n_calls()
+
+
+def test_retries_that_the_program_itself_asks_for_are_taken_from_the_budget() -> None:
+    class Eager(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            with dspy.context(lm=dspy.settings.lm.copy(num_retries=9)):
+                return self.ask(question=question)
+
+    engine = Tally(refused_share=1.0)
+    optimized = learned(Eager(), lm_on(engine, num_retries=0), max_lm_calls=30)
+    assert optimized.detailed_results.ended_because.startswith("max_lm_calls=30")
+    assert engine.n_calls() == 30
+
+
+def test_answers_from_dspys_cache_are_free() -> None:
+    first, second = Tally(), Tally()
+    paid = learned(lm=lm_on(first, cache=True))
+    free = learned(lm=lm_on(second, cache=True), max_lm_calls=13, max_cost=0.5, **priced())
+    assert second.n_calls() == all_calls(free) == 0
+    usage = free.detailed_results.usage
+    assert sum(role.n_cached_calls for role in usage.values()) == first.n_calls()
+    assert ExperienceLibrary.from_program(free) == ExperienceLibrary.from_program(paid)
+    assert len(ExperienceLibrary.from_program(free)) == 1
+
+
+# ---------------------------------------------------------------------- dollars
+
+
+def priced(dollars: float = 1e-6) -> dict[str, Any]:
+    """Prices of so many dollars a token."""
+    return {"prices": {"scripted": (1e6 * dollars, 1e6 * dollars)}}
+
+
+def test_an_engine_object_has_no_price_so_prices_must_be_passed() -> None:
+    engine = Tally()
+    with pytest.raises(
+        SettingsError, match=r"max_cost=1: DSPy knows no price of scripted; pass pr"
+    ):
+        learned(lm=lm_on(engine), max_cost=1)
+    assert engine.n_calls() == 0
+
+
+def test_every_lm_without_a_price_is_named_before_the_first_call() -> None:
+    engine, judge = Tally(), dspy.LM("openai/a-model-of-mine", api_key="none", max_tokens=5)
+    with pytest.raises(SettingsError, match="a-model-of-mine") as caught:
+        learned(lm=lm_on(engine), reflection_lm=judge, max_cost=1)
+    assert "scripted" in str(caught.value)
+    assert engine.n_calls() == 0
+
+
+def test_an_answer_of_any_length_cannot_be_paid_for_in_advance() -> None:
+    engine = Tally()
+    with pytest.raises(SettingsError, match="set max_tokens on it"):
+        learned(lm=lm_on(engine, max_tokens=None), max_cost=1, **priced())
+    assert engine.n_calls() == 0
+
+
+class PricedServer(ChatServer):
+    """Counts tokens as words, and what they cost at the list price of gpt-4o-mini."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.RequestHandlerClass = PricedHandler
+        self.rules = [
+            (p, a if isinstance(a, str) else chat(answer="no")) for p, a in polite_rules()
+        ]
+        self.dollars: list[float] = []
+
+
+class PricedHandler(_Handler):
+    def _completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        completion = super()._completion(body)
+        n_in = len(json.dumps(body["messages"]).split())
+        n_out = len(completion["choices"][0]["message"]["content"].split())
+        self.server.dollars.append(n_in * 0.15e-6 + n_out * 0.6e-6)  # type: ignore[attr-defined]
+        usage = {"prompt_tokens": n_in, "completion_tokens": n_out, "total_tokens": n_in + n_out}
+        return completion | {"usage": usage}
+
+
+@pytest.fixture
+def priced_server() -> Iterator[PricedServer]:
+    server = PricedServer()
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_model_on_dspys_price_list_is_paid_at_its_list_price(priced_server: Any) -> None:
+    lm = priced_server.lm(api_key="sk-none", max_tokens=60, temperature=1.0)
+    optimized = learned(lm=lm, max_cost=0.0015, epochs=5)
+    results = optimized.detailed_results
+    assert results.ended_because == "max_cost=0.0015 could be exceeded by the next call"
+    told = sum(usage.cost_usd for usage in results.usage.values())
+    assert told == pytest.approx(sum(priced_server.dollars))
+    assert 0.001 < told <= 0.0015
+
+
+class Rendezvous:
+    """Holds a call until nothing more comes for a moment: all that may be under way then is."""
+
+    def __init__(self) -> None:
+        self.never = threading.Event()
+
+    def __call__(self, _prompt: Prompt) -> None:
+        self.never.wait(0.02)
+
+
+def test_dollars_that_calls_under_way_may_give_back_are_waited_for() -> None:
+    engine = Tally(before=Rendezvous())
+    worst = 1000  # of a call: some 900 bytes of prompt, 100 tokens of answer
+    optimized = learned(
+        lm=lm_on(engine), max_cost=3 * worst, num_threads=8, gate=NoGate(), **priced(1)
+    )
+    results = optimized.detailed_results
+    assert results.ended_because.startswith("max_cost=3000")
+    assert engine.dollars <= 3000
+    assert engine.n_calls() > 2 * 3  # more than the worst cases that would fit
+    assert engine.most_at_once <= 3
+
+
+class TwoAtOnce(dspy.Module):
+    """Asks twice at once in one event loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> Any:
+        async def both() -> list[Any]:
+            asked = (self.ask.acall(question=question, config={"seed": i}) for i in range(2))
+            return await asyncio.gather(*asked)
+
+        return asyncio.run(both())[0]
+
+
+def test_a_call_that_waits_for_dollars_does_not_block_the_event_loop_that_would_give_them() -> None:
+    engine = Tally()
+    optimized = learned(TwoAtOnce(), lm_on(engine), max_cost=1600, num_threads=1, **priced(1))
+    assert optimized.detailed_results.ended_because.startswith("max_cost=1600")
+    assert engine.n_calls() > 2
+    assert engine.dollars <= 1600
+
+
+def test_an_lm_that_a_metric_holds_does_not_hold_its_dollars_for_ever() -> None:
+    engine = Tally()
+    HELD["lm"] = lm_on(engine, num_retries=0)
+    metric = Metric("its own LM")
+    optimized = learned(
+        lm=lm_on(engine), metric=metric, max_cost=20_000, num_threads=4, **priced(1)
+    )
+    assert optimized.detailed_results.ended_because.startswith("max_cost=20000")
+    assert engine.dollars <= 20_000
+
+
+def test_the_dollars_of_a_call_that_hangs_are_not_waited_for_once_it_is_given_up() -> None:
+    hangs, hung = threading.Event(), []
+
+    def before(prompt: Prompt) -> None:
+        if not hung and "question 10" in prompt.user:
+            hung.append(prompt)
+            hangs.wait(60)
+
+    engine = Tally(before=before)
+    started = time.monotonic()
+    optimized = learned(
+        lm=lm_on(engine), max_cost=1800, num_threads=1, rollout_timeout_s=0.3, **priced(1)
+    )
+    hangs.set()
+    assert time.monotonic() - started < 8
+    assert optimized.detailed_results.ended_because.startswith("max_cost=1800")
+
+
+# ---------------------------------------------------------------------- time
+
+
+def test_the_clock_ends_a_run_that_would_go_on_for_hours() -> None:
+    tossed = ("question", lambda prompt: chat(answer=prompt.random().choice(["please", "no"])))
+    engine = Tally([*unlike_rules()[:2], tossed])
+    started = time.monotonic()
+    optimized = learned(lm=lm_on(engine), max_minutes=0.5 / 60, epochs=10_000)
+    assert time.monotonic() - started < 4
+    assert optimized.detailed_results.ended_because == f"max_minutes={0.5 / 60} are over"
+    assert optimized.detailed_results.student is not None
+
+
+# ---------------------------------------------------------------------- the ends of a run
+
+
+@pytest.mark.parametrize(
+    ("budget", "gate"),
+    [
+        ({"max_metric_calls": 12}, PairedGate()),
+        ({"max_metric_calls": 24}, NoGate()),
+        ({"max_lm_calls": 12}, PairedGate()),
+    ],
+    ids=str,
+)
+def test_a_budget_that_does_not_reach_to_measure_the_student_is_refused(
+    budget: dict[str, int], gate: Any
+) -> None:
+    engine = Tally()
+    with pytest.raises(SettingsError, match=f"takes {'24' if 24 in budget.values() else '12'} alr"):
+        learned(lm=lm_on(engine), gate=gate, **budget)
+    assert engine.n_calls() == 0
+
+
+@pytest.mark.parametrize("budget", [{"max_metric_calls": 40}, {"max_lm_calls": 45}], ids=str)
+@pytest.mark.parametrize("num_threads", [1, 16])
+def test_without_a_gate_enough_is_kept_back_to_measure_what_is_returned(
+    budget: dict[str, int], num_threads: int
+) -> None:
+    engine = Tally()
+    optimized = learned(
+        lm=lm_on(engine), gate=NoGate(), batch_size=1, num_threads=num_threads, **budget
+    )
+    results = optimized.detailed_results
+    assert results.ended_because.startswith("max_")
+    assert len(ExperienceLibrary.from_program(optimized)) == 1
+    assert (results.student.n, results.best.n) == (12, 12)
+    assert results.best.mean > results.student.mean
+    assert engine.n_calls() <= budget.get("max_lm_calls", 10**9)
+    assert results.metric_calls <= budget.get("max_metric_calls", 10**9)
+
+
+class Recording:
+    """Another gate's decisions, remembered."""
+
+    def __init__(self, gate: Any) -> None:
+        self.gate = gate
+        self.metric = getattr(gate, "metric", None)
+        self.most_trials = gate.most_trials
+        self.stood: list[ExperienceLibrary] = []
+
+    def next(self, evidence: Any) -> Any:
+        answer = self.gate.next(evidence)
+        if isinstance(answer, Decision):
+            self.stood.append(answer.library)
+        return answer
+
+
+def unlike_rules() -> list[Any]:
+    """Every update adds another advice; some help."""
+
+    def lesson(prompt: Prompt) -> str:
+        word = prompt.random("word").choice(["say please", "be kind", "wait", "count to ten"])
+        return chat(semantic_advantage="x", critique="x", lessons=[f"When asked, {word}."])
+
+    def update(prompt: Prompt) -> str:
+        text = prompt.user.rpartition("1. ")[2].splitlines()[0]
+        return chat(operations=[{"op": "ADD", "text": text, "lessons": [1]}])
+
+    def answer(prompt: Prompt) -> str:
+        chance = 0.85 if "say please" in prompt.system else 0.4
+        return chat(answer="please" if prompt.random().random() < chance else "no")
+
+    return [(EXTRACT, lesson), (UPDATE, update), ("question", answer)]
+
+
+def run_of(num_threads: int = 4, before: Any = None, **settings_: Any) -> tuple[Any, Recording]:
+    gate = Recording(settings_.pop("gate", None) or PairedGate())
+    engine = Tally(unlike_rules(), before)
+    chosen = {"batch_size": 2, "epochs": 2, "num_threads": num_threads, **settings_}
+    return learned(lm=lm_on(engine), gate=gate, **chosen), gate
+
+
+def test_only_metric_calls_bounded_gives_the_same_with_any_threads_and_latencies() -> None:
+    for budget in (30, 55, 101, 170):
+        found = [
+            run_of(threads, before, max_metric_calls=budget)[0]
+            for threads, before in ((1, None), (4, Latency(1)), (16, Latency(2)))
+        ]
+        libraries = [ExperienceLibrary.from_program(program) for program in found]
+        assert libraries[0] == libraries[1] == libraries[2]
+        calls = {program.detailed_results.metric_calls for program in found}
+        ends = {program.detailed_results.ended_because for program in found}
+        assert len(calls) == len(ends) == 1
+
+
+@pytest.fixture(scope="module")
+def unlimited() -> list[ExperienceLibrary]:
+    """Every library that the unlimited run lets stand, in turn."""
+    dspy.configure_cache(enable_disk_cache=False)
+    with dspy.context(lm=None, adapter=None, callbacks=[]):
+        optimized, gate = run_of()
+    assert optimized.detailed_results.ended_because == "all epochs are done"
+    return [ExperienceLibrary([]), *gate.stood]
+
+
+@given(
+    budget=st.fixed_dictionaries({"max_lm_calls": st.integers(13, 300)})
+    | st.fixed_dictionaries({"max_metric_calls": st.integers(13, 250)})
+    | st.fixed_dictionaries({"max_cost": st.integers(1000, 60_000)}),
+    num_threads=st.sampled_from([1, 4, 16]),
+    latency=st.integers(0, 10**6),
+)
+@settings(max_examples=12, derandomize=True)
+def test_a_budget_returns_a_library_that_the_unlimited_run_goes_through(
+    unlimited: list[ExperienceLibrary], budget: dict[str, int], num_threads: int, latency: int
+) -> None:
+    optimized, gate = run_of(num_threads, Latency(latency), **budget, **priced(1))
+    assert gate.stood == unlimited[1 : len(gate.stood) + 1]
+    assert ExperienceLibrary.from_program(optimized) in unlimited
+    event(str(len(gate.stood)))
+
+
+# ---------------------------------------------------------------------- plan and presets
+
+
+def planned(**settings_: Any) -> Any:
+    engine = Tally()
+    with dspy.context(lm=lm_on(engine)):
+        plan = optimizer_of(**settings_).estimate(
+            dspy.Predict("question -> answer"),
+            trainset=questions(6),
+            valset=questions(12, start=100),
+        )
+    assert engine.n_calls() == 0
+    return plan
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        {},
+        {"gate": NoGate()},
+        {"epochs": 3, "batch_size": 1},
+        {"summarize_always": True, "epochs": 2},
+        {"gate": PairedGate(), "batch_size": 2, "epochs": 3},
+    ],
+    ids=str,
+)
+def test_the_estimate_makes_no_call_and_bounds_what_the_run_really_takes(settings_: Any) -> None:
+    plan = planned(**settings_)
+    engine, metric = Tally([("`summary`", chat(summary="s")), *unlike_rules()]), Metric("none")
+    optimized = learned(lm=lm_on(engine), metric=metric, **settings_)
+    assert optimized.detailed_results.ended_because == "all epochs are done"
+    assert metric.n_calls <= plan.n_metric_calls
+    assert engine.n_calls() <= plan.n_lm_calls
+    assert len(optimized.detailed_results.updates) == plan.n_updates
+
+
+def test_the_estimate_is_a_table_with_dollars_where_prices_are_known() -> None:
+    assert planned().cost is None
+    plan = planned(**priced(1e-6))
+    assert plan.cost > 0
+    assert f"{plan.n_lm_calls:,}" in str(plan)
+    assert f"{plan.cost:.2f}" in str(plan)
+
+
+@pytest.mark.parametrize("keeps_records", [False, True])
+def test_a_probe_is_two_rollouts_and_is_not_paid_twice_with_a_log_dir(
+    keeps_records: bool, tmp_path: Any
+) -> None:
+    def go(engine: Tally, probe: bool) -> Any:
+        optimizer = optimizer_of(log_dir=tmp_path if keeps_records else None)
+        student = dspy.Predict("question -> answer")
+        data = {"trainset": questions(6), "valset": questions(12, start=100)}
+        with dspy.context(lm=lm_on(engine)):
+            if probe:
+                return optimizer.estimate(student, **data, probe=True)
+            return optimizer.compile(student, **data)
+
+    probing, after = Tally(), Tally()
+    plan = go(probing, probe=True)
+    assert plan.is_probed
+    assert probing.n_calls() == 2
+    measured = next(row for row in plan.rows if row.purpose == "training rollouts")
+    assert measured.n_lm_calls == measured.n_rollouts  # one call each, not the assumed two
+    optimized = go(after, probe=False)
+    n_replayed = 2 if keeps_records else 0
+    assert after.n_calls() == all_calls(optimized) - n_replayed
+    assert sum(optimized.detailed_results.replayed.values()) == n_replayed
+
+
+def test_presets_grow_and_the_heavy_one_lets_the_whole_run_through() -> None:
+    whole, _ = run_of(epochs=3)
+    found = {auto: run_of(epochs=3, auto=auto)[0] for auto in ("light", "medium", "heavy")}
+    limits = [found[auto].detailed_results.settings["max_metric_calls"] for auto in found]
+    calls = [found[auto].detailed_results.settings["max_lm_calls"] for auto in found]
+    assert limits == sorted(set(limits))
+    assert calls == sorted(set(calls))
+    assert found["heavy"].detailed_results.ended_because == "all epochs are done"
+    heavy, unlimited_ = (ExperienceLibrary.from_program(p) for p in (found["heavy"], whole))
+    assert heavy == unlimited_
+    for auto, limit in zip(found, limits, strict=True):
+        assert found[auto].detailed_results.metric_calls <= limit
+
+
+def test_an_explicit_budget_wins_over_the_preset() -> None:
+    optimized, _ = run_of(auto="light", max_metric_calls=20)
+    assert optimized.detailed_results.settings["max_metric_calls"] == 20
+    assert optimized.detailed_results.metric_calls <= 20
+
+
+def test_the_plan_is_logged_before_the_first_call(caplog: pytest.LogCaptureFixture) -> None:
+    logged_before: list[bool] = []
+    engine = Tally(before=lambda _prompt: logged_before.append("the plan:" in caplog.text))
+    with caplog.at_level(logging.INFO, "tfgrpo_dspy"):
+        learned(lm=lm_on(engine))
+    assert logged_before[0]
+    assert "training rollouts" in caplog.text
