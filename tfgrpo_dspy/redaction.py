@@ -6,7 +6,7 @@ it looks.
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 SECRET_NAME = re.compile(
@@ -51,10 +51,11 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def known_secrets(lms: Iterable[Any]) -> list[str]:
-    """The secrets of these LMs and of the environment, the longest first."""
+    """The secrets of these LMs, of their engines and of the environment, the longest first."""
     found = set(secrets_in(os.environ))
     for lm in lms:
         found.update(secrets_in(getattr(lm, "kwargs", None) or {}))
+        found.update(secrets_in(getattr(getattr(lm, "engine", None), "__dict__", {})))
     return sorted(found, key=lambda secret: (-len(secret), secret))
 
 
@@ -64,3 +65,14 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
         if secret in text:
             text = text.replace(secret, REDACTED)
     return text
+
+
+def cleaned(value: Any, clean: Callable[[str], str]) -> Any:
+    """JSON-like values with every text in them cleaned."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {cleaned(name, clean): cleaned(item, clean) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [cleaned(item, clean) for item in value]
+    return value

@@ -15,8 +15,9 @@ from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.metric import adapt_metric, wants_program_trace
 from tfgrpo_dspy.pipeline.archive import LATEST_RUN
 from tfgrpo_dspy.pipeline.sketch import rebuilt
+from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling import NoRoundTripError, decode_fields, field_annotations
-from tfgrpo_dspy.store import Store
+from tfgrpo_dspy.store import Store, reading
 
 logger = logging.getLogger(__name__)
 
@@ -89,13 +90,15 @@ def rescore(
         counts: Counter[str] = Counter()
         rescored = []
         for _, record in store.records(store.keys("rollout")):
-            rollout = record["rollout"]
-            if rollout["failure"] is not None:
+            with reading("rollout"):
+                rollout = Rollout.from_dict(record["rollout"])
+                example_record = examples[f"example:{record['example']}"]
+            if rollout.failure is not None:
                 counts["failed"] += 1
                 continue
             try:
-                example = _example(examples[f"example:{record['example']}"], annotations)
-                prediction = dspy.Prediction(**decode_fields(rollout["encoded"], annotations))
+                example = _example(example_record, annotations)
+                prediction = dspy.Prediction(**decode_fields(rollout.encoded, annotations))
             except NoRoundTripError:
                 counts["text only"] += 1
                 continue
@@ -109,7 +112,7 @@ def rescore(
             rescored.append(
                 Rescored(
                     record["example"],
-                    rollout["rollout_id"],
+                    rollout.rollout_id,
                     record["library"],
                     given.value,
                     given.feedback,
@@ -135,16 +138,18 @@ def best_so_far(log_dir: str | PathLike[str], student: Any = None) -> Any:
     store = _existing(log_dir)
     try:
         latest = store.get(LATEST_RUN)
-        record = store.get(latest["run"]) if latest else None
+        with reading(LATEST_RUN):
+            record = store.get(latest["run"]) if latest else None
     finally:
         store.close()
     if record is None:
         raise StoreError(f"log_dir={str(log_dir)!r} holds no run yet.")
     try:
-        library = ExperienceLibrary.from_dict(record["library"])
+        with reading("run"):
+            library, sketch = ExperienceLibrary.from_dict(record["library"]), record["program"]
     except LibraryError as error:
         raise StoreError(f"log_dir={str(log_dir)!r} is damaged: {error}") from error
-    return library.bake(student if student is not None else rebuilt(record["program"]))
+    return library.bake(student if student is not None else rebuilt(sketch))
 
 
 def _existing(log_dir: str | PathLike[str]) -> Store:

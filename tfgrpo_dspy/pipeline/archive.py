@@ -12,10 +12,10 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.errors import MissingRecordError
-from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.experience import ExperienceLibrary, language_models
 from tfgrpo_dspy.metric import wants_program_trace
 from tfgrpo_dspy.pipeline.sketch import sketch_of
-from tfgrpo_dspy.redaction import known_secrets, redacted
+from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout, Usage
 from tfgrpo_dspy.sampling import encode_fields, field_annotations
 from tfgrpo_dspy.settings import Settings
@@ -27,6 +27,7 @@ from tfgrpo_dspy.store import (
     digest,
     object_identity,
     program_identity,
+    reading,
 )
 
 logger = logging.getLogger(__name__)
@@ -83,14 +84,31 @@ class Archive:
         self._run = ""
         self._sketch: dict[str, str] | None = None
         self.store: Store | None = None
-        if settings.log_dir is not None:
-            secrets = known_secrets([*policy_lms(student), settings.reflection_lm])
-            self.store = Store(settings.log_dir, lambda text: redacted(text, secrets))
+        self._secrets = known_secrets(_all_lms(settings, student))
+        if settings.log_dir is not None and settings.offline:
+            self.store = Store.existing(settings.log_dir)
+            if self.store is None:
+                raise MissingRecordError(
+                    f"offline=True, and log_dir={str(settings.log_dir)!r} is no run store: run the "
+                    f"same compile with offline=False first."
+                )
+        elif settings.log_dir is not None:
+            self.store = Store(settings.log_dir, lambda text: redacted(text, self._secrets))
 
     def close(self) -> None:
         """Close the store."""
         if self.store is not None:
             self.store.close()
+
+    def without_secrets(self, values: dict[str, Any]) -> dict[str, Any]:
+        """JSON-like values without the secrets of the run's LMs and of the environment.
+
+        What comes back from programs and LMs goes through this first of all, so that records,
+        logs, reports and lessons are made of the same texts.
+        """
+        if not self._secrets:
+            return values
+        return dict(cleaned(values, lambda text: redacted(text, self._secrets)))
 
     def _identity(self, value: Any) -> str:
         return digest(object_identity(value, self._unseen))
@@ -157,10 +175,15 @@ class Archive:
         runs = [record for _, record in store.records(store.keys("run"))]
         if not runs:
             return None
-        differences = [
-            [name for name, own in self._components.items() if run["components"].get(name) != own]
-            for run in runs
-        ]
+        with reading("run"):
+            differences = [
+                [
+                    name
+                    for name, own in self._components.items()
+                    if run["components"].get(name) != own
+                ]
+                for run in runs
+            ]
         return min(differences, key=len)
 
     def note(self, library: ExperienceLibrary, n_updates: int, ended_because: str) -> None:
@@ -181,7 +204,8 @@ class Archive:
     def ended_because(self) -> str:
         """Why the recorded run with these components ended; "" if it did not, or there is none."""
         record = self.store.get(self._run) if self.store is not None else None
-        return str(record["ended_because"]) if record else ""
+        with reading(self._run):
+            return str(record["ended_because"]) if record else ""
 
     def was_cut_short(self) -> str:
         """The budget that ended the recorded run with these components; "" if none did."""
@@ -223,11 +247,16 @@ class Archive:
         if id(example) not in self._examples:
             encoded = encode_fields(example, self._annotations)
             inputs = sorted(example.inputs().keys())
-            key = digest(encoded, inputs)
+            key = digest(encoded, inputs, self._unread(example, encoded))
             self._examples[id(example)] = key
             if self.store is not None and not self._settings.offline:
                 self.store.put((f"example:{key}", {"fields": encoded, "inputs": inputs}))
         return self._examples[id(example)]
+
+    def _unread(self, values: Any, encoded: Mapping[str, Any]) -> Any:
+        """What the text of a value does not tell, such as the content of media."""
+        kept_as_text = {name: values[name] for name, value in encoded.items() if "text" in value}
+        return object_identity(kept_as_text, self._unseen)
 
     def _program(self, library: ExperienceLibrary, program: Any) -> str:
         if library not in self._programs:
@@ -252,8 +281,9 @@ class Archive:
     ) -> str:
         """The key of a rollout: the program, its LM and adapter, the inputs, the sample."""
         if id(example) not in self._inputs:
-            encoded = encode_fields(example.inputs(), self._annotations)
-            self._inputs[id(example)] = digest(encoded)
+            inputs = example.inputs()
+            encoded = encode_fields(inputs, self._annotations)
+            self._inputs[id(example)] = digest(encoded, self._unread(inputs, encoded))
         return "rollout:" + digest(
             self._program(library, program),
             self._lm,
@@ -270,23 +300,26 @@ class Archive:
         record = self.store.get(key)
         if record is None:
             return self._found_lost(key)
-        rollout = Rollout.from_dict(record["rollout"])
+        with reading(key):
+            rollout = Rollout.from_dict(record["rollout"])
         if rollout.failure is not None or metric is None:
             return Found(key, rollout, False, False)
         can_be_scored = not rollout.is_text_only and not wants_program_trace(metric)
         if not can_be_scored:
             rerun = self.store.get(self._rerun_key(key, metric))
-            rollout = rollout if rerun is None else Rollout.from_dict(rerun["rollout"])
-        score_key = self._score_key(key, metric, example)
+            with reading(key):
+                rollout = rollout if rerun is None else Rollout.from_dict(rerun["rollout"])
+        score_key = self._score_key(key, metric, example, rollout)
         score = self.store.get(score_key)
         if score is None:
             return self._found_lost(score_key) or Found(key, rollout, True, can_be_scored)
-        scored = replace(
-            rollout,
-            score=score["score"],
-            feedback=score["feedback"],
-            metric_usage=Usage(**score["metric_usage"]),
-        )
+        with reading(score_key):
+            scored = replace(
+                rollout,
+                score=float(score["score"]),
+                feedback=score["feedback"],
+                metric_usage=Usage(**score["metric_usage"]),
+            )
         return Found(key, scored, False, False)
 
     def _found_lost(self, key: str) -> Found | None:
@@ -294,7 +327,8 @@ class Archive:
         if self.store is None or not self._settings.offline:
             return None
         record = self.store.get(f"lost:{key}")
-        return None if record is None else Found(key, Rollout.from_dict(record), False, False)
+        with reading(key):
+            return None if record is None else Found(key, Rollout.from_dict(record), False, False)
 
     def keep_rollout(
         self,
@@ -304,19 +338,20 @@ class Archive:
         example: Any,
         library: ExperienceLibrary,
         is_rerun: bool = False,
-    ) -> Rollout:
+    ) -> Found:
         """Record a rollout and its score; gives the one that stands.
 
         What is no result of the program is only noted. Where another process was first, its
-        rollout stands, so that the two runs have one history.
+        rollout stands, so that the two runs have one history; this metric may have to score it.
         """
+        own = Found(key, rollout, False, False)
         if self.store is None:
-            return rollout
+            return own
         failure = rollout.failure
-        score_key = self._score_key(key, metric, example)
+        score_key = self._score_key(key, metric, example, rollout)
         if failure is not None and failure.kind in ("provider", "timeout"):
             self.store.replace(f"lost:{key}", rollout.to_dict())
-            return rollout
+            return own
         bare = rollout
         if failure is None or failure.kind == "metric":
             bare = replace(rollout, score=None, feedback="", failure=None, metric_usage=Usage())
@@ -339,12 +374,14 @@ class Archive:
             rows.append((score_key, score))
         theirs = self.store.put(*rows)[0]
         if theirs is None or is_rerun or theirs["rollout"] == record["rollout"]:
-            return rollout
+            return own
         found = self.find_rollout(key, metric, example)
-        return rollout if found is None or found.needs_score else found.rollout
+        return own if found is None or (found.needs_score and not found.can_be_scored) else found
 
-    def _score_key(self, key: str, metric: Any, example: Any) -> str:
-        return "score:" + digest(key, self.metric(metric), self.example(example), self._lm)
+    def _score_key(self, key: str, metric: Any, example: Any, rollout: Rollout) -> str:
+        """Scores belong to outputs: of two processes' rollouts only one stands under a key."""
+        outputs = digest(rollout.encoded)
+        return "score:" + digest(key, outputs, self.metric(metric), self.example(example), self._lm)
 
     def _rerun_key(self, key: str, metric: Any) -> str:
         """Where outputs that had to be made again for this metric lie."""
@@ -370,11 +407,27 @@ class Archive:
             record = self.store.get(f"lost:{key}")
         return record
 
-    def keep_answer(self, key: str, record: Mapping[str, Any], is_lost: bool) -> None:
-        """Record an answer; one that the provider lost is only noted."""
+    def keep_answer(
+        self, key: str, record: Mapping[str, Any], is_lost: bool
+    ) -> Mapping[str, Any] | None:
+        """Record an answer; one that the provider lost is only noted.
+
+        Gives the one that stands, where another process was first.
+        """
         if self.store is None:
-            return
+            return None
         if is_lost:
             self.store.replace(f"lost:{key}", record)
-        else:
-            self.store.put((key, record))
+            return None
+        return self.store.put((key, record))[0]
+
+
+def _all_lms(settings: Settings, student: Any) -> list[Any]:
+    """Every LM that the run may call, but for those that a metric holds."""
+    modules = (
+        settings.summarize_trajectory,
+        settings.extract_advantage,
+        settings.update_library,
+    )
+    of_modules = [lm for module in modules for lm in language_models(module)]
+    return [*policy_lms(student), settings.reflection_lm, dspy.settings.lm, *of_modules]

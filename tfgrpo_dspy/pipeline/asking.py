@@ -15,6 +15,7 @@ from tfgrpo_dspy.pipeline.workers import Done
 from tfgrpo_dspy.reflection import as_input, describe_program
 from tfgrpo_dspy.rollout import Failure, Usage
 from tfgrpo_dspy.sampling import sampling_copy
+from tfgrpo_dspy.store import reading
 
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
 
@@ -86,8 +87,10 @@ class Asker:
                 answers[index] = self._replayed(questions[index].stage, record)
         for done in run.workers.run(lambda index: self._answer(questions[index]), open_ones):
             index = open_ones[done.index]
-            answer = answers[index] = self._outcome(done)
-            run.archive.keep_answer(keys[index], asdict(answer), answer.is_lost)
+            answer = self._outcome(done)
+            record = run.archive.without_secrets(asdict(answer))
+            theirs = run.archive.keep_answer(keys[index], record, answer.is_lost)
+            answer = answers[index] = _answer_of(theirs or record)
             lost = Failure("provider", answer.error) if answer.is_lost else None
             run.recorder.check_errors(run.ledger, lost)
         in_order = [answers[index] for index in range(len(questions))]
@@ -103,7 +106,7 @@ class Asker:
         )
 
     def _replayed(self, stage: str, record: Mapping[str, Any]) -> Answer:
-        answer = Answer(**{**record, "usage": Usage(**record["usage"])})
+        answer = _answer_of(record)
         self._run.ledger.spend(answer.usage.n_lm_calls, answer.usage.cost_usd)
         self._run.recorder.replayed[stage] += 1
         return answer
@@ -139,6 +142,11 @@ class Asker:
         recorder.count_failure("reflection error", answer.error, bool(answer.error))
         message = "an answer of the reflection LM did not parse"
         recorder.count_failure("reflection parse", message, answer.parse_failures)
+
+
+def _answer_of(record: Mapping[str, Any]) -> Answer:
+    with reading("answer"):
+        return Answer(**{**record, "usage": Usage(**record["usage"])})
 
 
 def _plain(given: Any) -> Any:

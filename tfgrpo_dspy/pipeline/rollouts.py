@@ -1,7 +1,7 @@
 """Rollouts: replayed where they are recorded, run where not, recorded as soon as they are done."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tfgrpo_dspy.experience import ExperienceLibrary
@@ -140,11 +140,15 @@ class Rollouts:
 
     def _kept(self, job: _Job, rollout: Rollout) -> Rollout:
         run, example = self._run, self._examples[job.sample.example]
+        rollout = Rollout.from_dict(run.archive.without_secrets(rollout.to_dict()))
         is_rescored = job.found is not None and job.found.can_be_scored
         is_rerun = job.found is not None and not job.found.can_be_scored
         run.recorder.rescored += is_rescored
-        kept = run.archive.keep_rollout(
+        found = run.archive.keep_rollout(
             job.key, rollout, self._metric, example, job.sample.library, is_rerun
         )
+        kept = found.rollout
+        if found.needs_score:  # another process was first, with another metric
+            return self._kept(replace(job, found=found), score_again(job.task, kept))
         run.recorder.check_errors(run.ledger, kept.failure)
         return kept

@@ -1,5 +1,6 @@
 """A program as text, where that is all of it: DSPy's own plain modules. A store holds no code."""
 
+import ast
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,11 @@ NEEDS_STUDENT = (
     "A store holds no code, and this program is more than text: pass it, "
     "best_so_far(log_dir, student=program)."
 )
+PLAIN_TYPES = frozenset(
+    {"str", "int", "float", "bool", "list", "dict", "tuple", "set", "bytes", "NoneType"}
+    | {"Any", "Literal", "Optional", "Union", "List", "Dict"}
+)
+"""DSPy imports what else stands for a type in a text; from a file nothing is imported."""
 _ADDED = {"Predict": frozenset[str](), "ChainOfThought": frozenset({"reasoning"})}
 
 
@@ -46,8 +52,22 @@ def rebuilt(sketch: Mapping[str, str] | None) -> Any:
     """The program of a sketch. Raises StoreError: there is none."""
     if sketch is None or sketch.get("kind") not in _KINDS:
         raise StoreError(NEEDS_STUDENT)
-    signature = dspy.Signature(sketch["signature"])
+    text = sketch["signature"]
+    if not all(map(_has_plain_types, text.split("->"))):
+        raise StoreError(NEEDS_STUDENT)
+    signature = dspy.Signature(text)
     return _KINDS[sketch["kind"]](with_instructions(signature, sketch["instructions"]))
+
+
+def _has_plain_types(fields: str) -> bool:
+    try:
+        tree = ast.parse(f"def fields({fields}): pass")
+    except (SyntaxError, ValueError):
+        return False
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    plain = (ast.arg, ast.Name, ast.Load, ast.Subscript, ast.Tuple, ast.Constant, ast.BinOp)
+    shape = (ast.Module, ast.FunctionDef, ast.arguments, ast.Pass, ast.BitOr)
+    return names <= PLAIN_TYPES and all(isinstance(n, plain + shape) for n in ast.walk(tree))
 
 
 def _shown(name: str, info: Any) -> str:

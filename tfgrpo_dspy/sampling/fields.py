@@ -3,12 +3,17 @@
 import functools
 import json
 import math
+import re
 import types
 from collections.abc import Mapping
 from typing import Any
 
 import dspy
 import pydantic
+
+REMOTE = ("data:", "http:", "https:", "gs:")
+"""What an image's url begins with. Given anything else, `dspy.Image` looks for a file."""
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class NoRoundTripError(ValueError):
@@ -60,25 +65,27 @@ def encode(value: Any, annotation: Any = None) -> dict[str, Any]:
         value: a field of a prediction or of an example.
         annotation: the type of the field, where it is known.
     """
-    if _is_json(value):
-        return {"json": value}
-    if isinstance(value, dspy.Image):
-        return {"image": value.url}
-    if annotation is not None:
-        try:
-            dumped = _adapter(annotation).dump_python(value, mode="json")
+    try:
+        if _is_json(value):
+            return {"json": value}
+        if isinstance(value, dspy.Image):
+            return {"image": value.url}
+        if annotation is not None:
+            dumped = _adapter(annotation).dump_python(value, mode="json", warnings="error")
+            if isinstance(value, set | frozenset):  # their order is another in each process
+                dumped = sorted(dumped, key=json.dumps)
             if _adapter(annotation).validate_python(dumped) == value and _is_json(dumped):
                 return {"typed": dumped}
-        except Exception:  # noqa: BLE001 - a user's type may raise anything; it is kept as text then
-            return {"text": as_text(value)}
-    return {"text": as_text(value)}
+    except Exception:  # noqa: BLE001 - a user's type may raise anything, a list may hold itself
+        pass
+    return {"text": _ADDRESS.sub("", as_text(value))}
 
 
 def decode(encoded: Mapping[str, Any], annotation: Any = None) -> Any:
     """The value that was encoded. Raises NoRoundTripError: it cannot be had from the record."""
     if "json" in encoded:
         return encoded["json"]
-    if "image" in encoded:
+    if str(encoded.get("image")).startswith(REMOTE):
         return dspy.Image(encoded["image"])
     if "typed" in encoded and annotation is not None:
         return _adapter(annotation).validate_python(encoded["typed"])

@@ -1,7 +1,7 @@
 """Rollouts that were made elsewhere, from JSON lines: groups form by equal inputs."""
 
 import json
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
@@ -60,8 +60,8 @@ def _traces(given: Any) -> Iterator[Any]:
         yield from given
         return
     try:
-        lines = Path(given).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+        lines = Path(given).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"traces={str(given)!r} cannot be read: {error}.") from error
     for line in lines:
         if line.strip():
@@ -82,10 +82,13 @@ def _fault(trace: Any) -> str:
         ):
             return f"{name}={value!r}: give a mapping of fields."
     score = trace.get("score")
-    is_number = isinstance(score, int | float) and math.isfinite(score)
+    is_number = isinstance(score, int | float) and abs(score) <= sys.float_info.max
     if score is not None and not is_number:
         return f"score={score!r}: give a finite number, or leave it out."
-    for step in trace.get("steps") or ():
+    steps = trace.get("steps") or ()
+    if not isinstance(steps, list | tuple):
+        return f"steps={steps!r}: give a list of mappings."
+    for step in steps:
         if not isinstance(step, Mapping) or "name" not in step:
             return f"step {step!r}: give a mapping with 'name', 'inputs' and 'outputs'."
     return ""

@@ -15,7 +15,7 @@ from tfgrpo_dspy.store.identity import (
     object_identity,
     program_identity,
 )
-from tfgrpo_dspy.store.records import Record, Store
+from tfgrpo_dspy.store.records import Record, Store, reading
 
 __all__ = [
     "Record",
@@ -27,4 +27,5 @@ __all__ = [
     "lm_identity",
     "object_identity",
     "program_identity",
+    "reading",
 ]

@@ -11,15 +11,18 @@ import diskcache
 
 from tfgrpo_dspy.errors import StoreError
 
+NO_FILES = 2**62
+"""What is longer than this lies in a file of its own: nothing."""
+
 
 class TextDisk(diskcache.Disk):
     """Text keys, text values, no files, no pickles.
 
-    The settings of the database are not looked at: a changed one could make this a file store.
+    What the settings of the database say of it is not looked at.
     """
 
     def __init__(self, directory: str, **_: Any) -> None:
-        super().__init__(directory, min_file_size=2**62)
+        super().__init__(directory, min_file_size=NO_FILES)
 
     def put(self, key: Any) -> tuple[str, bool]:
         """The key as it is."""
@@ -50,6 +53,31 @@ class TextDisk(diskcache.Disk):
     def remove(self, file_path: Any) -> None:
         """There are no files; a row that names one was changed by somebody."""
         raise StoreError(_tampered(f"the file name {file_path!r}"))
+
+
+class TextCache(diskcache.Cache):
+    """A cache that takes its settings from here only.
+
+    diskcache lets those in the database set any attribute of the cache and its disk (where it
+    lies, what becomes a file), and run any PRAGMA.
+    """
+
+    def reset(self, key: str, value: Any = diskcache.core.ENOVAL, update: bool = True) -> Any:
+        """Set a setting to its value here; what is none of them is passed over."""
+        if value is diskcache.core.ENOVAL:  # a count that the database keeps
+            return super().reset(key)
+        return super().reset(key, SETTINGS[key], update) if key in SETTINGS else None
+
+
+SETTINGS = {
+    **diskcache.DEFAULT_SETTINGS,
+    "eviction_policy": "none",
+    "cull_limit": 0,
+    "size_limit": 2**62,
+    "statistics": 0,
+    "tag_index": 0,
+    "disk_min_file_size": NO_FILES,
+}
 
 
 def _tampered(found: str) -> str:

@@ -9,17 +9,18 @@ Programs and LMs are known by their shape only, so that no DSPy has to be import
 import enum
 import functools
 import hashlib
-import inspect
 import json
 import re
-import textwrap
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+import pydantic
+
 from tfgrpo_dspy.redaction import without_secret_names
+from tfgrpo_dspy.store.sources import closure, lambda_text, method_closures, source_text
 
 NOT_IN_IDENTITY = frozenset({"history", "callbacks", "detailed_results", "lm"})
 """What modules hold that does not change what they answer; an LM has an entry of its own."""
@@ -28,6 +29,13 @@ NOT_OF_PREDICTORS = frozenset({"stage", "traces", "train", "fields"})
 LM_PLUMBING = frozenset({"timeout", "num_retries", "cache", "rollout_id", "seed", "n_workers"})
 """Arguments of an LM that do not change what it answers, or that each sample sets anew."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_SURELY_SECRET = re.compile(
+    r"api_?key|secret|passw|credential|header|authorization|bearer|cookie"
+    r"|(access|auth|refresh|hf|session)_token",
+    re.IGNORECASE,
+)
+"""Names of secrets in what a program or a metric holds. A plain `key` is none there: metrics close
+over the name of the field that they look at."""
 MAX_DEPTH = 12
 
 
@@ -36,6 +44,8 @@ class Unseen:
     """Names of what identities know by name only."""
 
     names: set[str] = field(default_factory=set)
+    path: list[int] = field(default_factory=list)
+    """What is being looked at, from the outside in: of what holds itself one round is enough."""
 
     def add(self, name: str) -> str:
         """Remember the name and give it back."""
@@ -55,9 +65,23 @@ def object_identity(value: Any, unseen: Unseen, depth: int = 0) -> Any:
         return value
     if depth > MAX_DEPTH:
         return unseen.add(f"something nested deep in a {type(value).__name__}")
+    if id(value) in unseen.path:
+        return ["itself", len(unseen.path) - unseen.path.index(id(value))]
+    unseen.path.append(id(value))
+    try:
+        return _held_identity(value, unseen, depth)
+    finally:
+        unseen.path.pop()
+
+
+def _held_identity(value: Any, unseen: Unseen, depth: int) -> Any:
+    """What may hold other things, or itself."""
     if isinstance(value, Mapping):
-        items = without_secret_names(value).items()
-        return {name: object_identity(item, unseen, depth + 1) for name, item in items}
+        return {
+            str(name): object_identity(item, unseen, depth + 1)
+            for name, item in value.items()
+            if not _SURELY_SECRET.search(str(name))
+        }
     if isinstance(value, list | tuple):
         return [object_identity(item, unseen, depth + 1) for item in value]
     if isinstance(value, set | frozenset):
@@ -69,6 +93,8 @@ def _thing_identity(value: Any, unseen: Unseen, depth: int) -> Any:
     """What is no plain value and no container."""
     if _is_lm(value):
         return lm_identity(value, unseen)
+    if hasattr(type(value), "with_inputs"):  # an example, such as a demo
+        return ["example", object_identity(dict(value.items()), unseen, depth + 1)]
     if isinstance(value, type):
         return class_identity(value, unseen)
     if hasattr(value, "named_predictors"):
@@ -77,10 +103,15 @@ def _thing_identity(value: Any, unseen: Unseen, depth: int) -> Any:
         return [_name_of(type(value)), _model_fields(value, unseen, depth)]
     if callable(value):
         return callable_identity(value, unseen, depth + 1)
-    if type(value).__module__ in ("datetime", "decimal", "re"):
-        return repr(value)
+    return _plain_identity(value, unseen)
+
+
+def _plain_identity(value: Any, unseen: Unseen) -> Any:
+    """What holds nothing else, or is known by its name only."""
     if isinstance(value, enum.Enum):
         return [_name_of(type(value)), value.name]
+    if type(value).__module__ in ("builtins", "datetime", "decimal", "re"):
+        return _ADDRESS.sub("", repr(value))
     return _name_of(type(value)) if _is_library(type(value)) else unseen.add(_name_of(type(value)))
 
 
@@ -100,30 +131,56 @@ def callable_identity(function: Any, unseen: Unseen, depth: int = 0) -> Any:
     if isinstance(function, types.MethodType):
         owner = object_identity(function.__self__, unseen, depth + 1)
         return {"method": function.__name__, "of": owner}
-    function = inspect.unwrap(function) if hasattr(function, "__wrapped__") else function
     if isinstance(function, types.FunctionType):
-        return {
-            "function": _name_of(function),
-            "source": _source(function, unseen, function.__code__),
-            "defaults": object_identity(
-                [function.__defaults__, function.__kwdefaults__], unseen, depth + 1
-            ),
-            "closure": object_identity(_closure(function), unseen, depth + 1),
-        }
-    if isinstance(function, types.BuiltinFunctionType) or not hasattr(function, "__dict__"):
+        return _function_identity(function, unseen, depth)
+    if hasattr(function, "__wrapped__"):  # by something that is no function, such as a cache
+        return callable_identity(function.__wrapped__, unseen, depth + 1)
+    if isinstance(function, types.BuiltinFunctionType | type):
         return _name_of(function)
-    held = {k: v for k, v in vars(function).items() if k not in NOT_IN_IDENTITY}
     return {
-        "class": class_identity(type(function), unseen),
-        "state": object_identity(held, unseen, depth + 1),
+        "class": class_identity(type(function), unseen, depth + 1),
+        "state": object_identity(_state(function), unseen, depth + 1),
     }
 
 
-def class_identity(kind: type, unseen: Unseen) -> Any:
-    """A class: its name, and the source of it and of its bases, but for libraries' own."""
-    return [[_name_of(k), _source(k, unseen)] for k in kind.__mro__ if not _is_library(k)] or (
-        _name_of(kind)
-    )
+def _function_identity(function: types.FunctionType, unseen: Unseen, depth: int) -> Any:
+    text = _source(function, unseen, function.__code__)
+    return {
+        "function": _name_of(function),
+        "source": lambda_text(function.__code__) or text if text is not None else None,
+        "defaults": object_identity(
+            [function.__defaults__, function.__kwdefaults__], unseen, depth + 1
+        ),
+        "closure": object_identity(closure(function), unseen, depth + 1),
+    }
+
+
+def _state(value: Any) -> dict[str, Any]:
+    """What an object holds, in its dict and in its slots."""
+    slots = [s for kind in type(value).__mro__ for s in _listed(vars(kind).get("__slots__"))]
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    held |= getattr(value, "__dict__", {})
+    return {
+        name: item
+        for name, item in held.items()
+        if name not in NOT_IN_IDENTITY and name not in ("__dict__", "__weakref__")
+    }
+
+
+def _listed(slots: Any) -> list[str]:
+    return [slots] if isinstance(slots, str) else list(slots or ())
+
+
+def class_identity(kind: type, unseen: Unseen, depth: int = 0) -> Any:
+    """A class: its name, the source of it and of its bases, what its methods close over.
+
+    Of libraries' own classes only the name.
+    """
+    own = [k for k in kind.__mro__ if not _is_library(k)]
+    return [
+        [_name_of(k), _source(k, unseen), object_identity(method_closures(k), unseen, depth + 1)]
+        for k in own
+    ] or _name_of(kind)
 
 
 def program_identity(program: Any, unseen: Unseen) -> dict[str, Any]:
@@ -151,10 +208,24 @@ def program_identity(program: Any, unseen: Unseen) -> dict[str, Any]:
 def signature_identity(signature: Any) -> Any:
     """A signature: its instructions and, in order, the fields that a prompt is made of."""
     fields = [
-        [name, str(info.annotation), {k: str(v) for k, v in (info.json_schema_extra or {}).items()}]
+        [
+            name,
+            _ADDRESS.sub("", str(info.annotation)),
+            _schema(info.annotation),
+            {k: _ADDRESS.sub("", str(v)) for k, v in (info.json_schema_extra or {}).items()},
+        ]
         for name, info in signature.fields.items()
     ]
     return [signature.instructions, fields]
+
+
+@functools.lru_cache(maxsize=1000)
+def _schema(annotation: Any) -> Any:
+    """What prompts say of a type: the fields of a model, the members of an enumeration."""
+    try:
+        return pydantic.TypeAdapter(annotation).json_schema()
+    except Exception:  # noqa: BLE001 - there is none of this type; it counts by its name
+        return None
 
 
 def lm_identity(lm: Any, unseen: Unseen) -> Any:
@@ -206,32 +277,13 @@ def _holds_modules(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(map(_holds_modules, value))
 
 
-def _closure(function: types.FunctionType) -> dict[str, Any]:
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    values = {}
-    for name, cell in cells:
-        try:
-            values[name] = cell.cell_contents
-        except ValueError:  # not set yet
-            values[name] = None
-    return {name: value for name, value in values.items() if value is not function}
-
-
 def _is_library(kind: type) -> bool:
     top = kind.__module__.partition(".")[0]
     return top in ("builtins", "dspy", "pydantic", "abc", "typing", "tfgrpo_dspy")
 
 
-@functools.lru_cache(maxsize=10_000)
-def _source_text(code: Any) -> str | None:
-    try:
-        return textwrap.dedent(inspect.getsource(code)).strip()
-    except (OSError, TypeError, SyntaxError, IndentationError):
-        return None
-
-
 def _source(named: Any, unseen: Unseen, code: Any = None) -> str | None:
-    text = _source_text(code or named)
+    text = source_text(code or named)
     if text is None:
         unseen.add(_name_of(named))
     return text
@@ -239,5 +291,5 @@ def _source(named: Any, unseen: Unseen, code: Any = None) -> str | None:
 
 def _name_of(thing: Any) -> str:
     name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
-    name = name or _ADDRESS.sub("", repr(thing))
+    name = name or type(thing).__qualname__
     return f"{getattr(thing, '__module__', '')}.{name}"

@@ -1,7 +1,9 @@
 """Reads and writes records; turns every fault of disk and database into a clear error."""
 
 import json
+import os
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -11,13 +13,27 @@ from typing import Any
 import diskcache
 
 from tfgrpo_dspy.errors import StoreError
-from tfgrpo_dspy.store.disk import TextDisk
+from tfgrpo_dspy.redaction import cleaned
+from tfgrpo_dspy.store.disk import SETTINGS, TextCache, TextDisk
 
 FORMAT_FILE = "tfgrpo_store.json"
 FORMAT_VERSION = 1
 BUSY_TIMEOUT_S = 60.0
 
+INTACT = (
+    "What was recorded before is intact; when that is mended, the same compile goes on from there."
+)
+
 Record = dict[str, Any]
+
+
+@contextmanager
+def reading(key: str) -> Iterator[None]:
+    """Within it, a record that has not the form of its stage is damaged. Raises StoreError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(f"The record {key!r} is damaged: {error!r}.") from error
 
 
 class Store:
@@ -40,15 +56,8 @@ class Store:
         self._clean = clean
         with self._faults("open"):
             self._check_format()
-            self._cache = diskcache.Cache(
-                str(self.folder),
-                timeout=BUSY_TIMEOUT_S,
-                disk=TextDisk,
-                eviction_policy="none",
-                cull_limit=0,
-                size_limit=2**62,
-                statistics=0,
-                tag_index=0,
+            self._cache = TextCache(
+                str(self.folder), timeout=BUSY_TIMEOUT_S, disk=TextDisk, **SETTINGS
             )
 
     @classmethod
@@ -66,7 +75,7 @@ class Store:
                     f"log_dir={str(self.folder)!r} holds a database that is no run store; take "
                     f"another folder."
                 )
-            file.write_text(json.dumps({"version": FORMAT_VERSION}), encoding="utf-8")
+            self._write_format(file)
         try:
             version = json.loads(file.read_text(encoding="utf-8"))["version"]
         except (ValueError, TypeError, KeyError) as error:
@@ -77,15 +86,31 @@ class Store:
                 f"of tfgrpo_dspy reads format {FORMAT_VERSION}: update it, or take another folder."
             )
 
+    def _write_format(self, file: Path) -> None:
+        """Write the format file as a whole: other processes may read it at this moment."""
+        handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{FORMAT_FILE}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                json.dump({"version": FORMAT_VERSION}, stream)
+            Path(name).chmod(0o644)
+            Path(name).replace(file)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
+
     @contextmanager
     def _faults(self, doing: str) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, diskcache.Timeout, OSError, TypeError, KeyError) as error:
+        except diskcache.Timeout as error:
+            raise StoreError(
+                f"Cannot {doing} the run store log_dir={str(self.folder)!r}: it is locked by "
+                f"another process, or may not be written to. {INTACT}"
+            ) from error
+        except (sqlite3.Error, OSError, TypeError, KeyError, ValueError) as error:
             raise StoreError(
                 f"Cannot {doing} the run store log_dir={str(self.folder)!r}: "
-                f"{type(error).__name__}: {error}. What was recorded before is intact; when that "
-                f"is mended, the same compile goes on from there."
+                f"{type(error).__name__}: {error}. {INTACT}"
             ) from error
 
     def get(self, key: str) -> Record | None:
@@ -101,7 +126,7 @@ class Store:
     def _parsed(self, key: str, text: str) -> Record:
         try:
             record = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"The record {key!r} is damaged: {error}.") from error
         if not isinstance(record, dict):
             raise StoreError(f"The record {key!r} is damaged: it is no object.")
@@ -109,8 +134,8 @@ class Store:
 
     def put(self, *records: tuple[str, Mapping[str, Any]]) -> list[Record | None]:
         """Write records, all or none; for each, the record that stood there already, or None."""
-        texts = [(key, self._clean(json.dumps(record))) for key, record in records]
-        with self._faults("write"), self._cache.transact(retry=True):
+        texts = [(key, self._text(record)) for key, record in records]
+        with self._faults("write"), self._cache.transact():
             added = [self._cache.add(key, text) for key, text in texts]
         return [
             None if is_new else self.get(key) for (key, _), is_new in zip(texts, added, strict=True)
@@ -118,9 +143,12 @@ class Store:
 
     def replace(self, key: str, record: Mapping[str, Any]) -> None:
         """Write a record in place of the one that stands there: notes on runs, never results."""
-        text = self._clean(json.dumps(record))
-        with self._faults("write"):
-            self._cache.set(key, text, retry=True)
+        text = self._text(record)
+        with self._faults("write"), self._cache.transact():
+            self._cache.set(key, text)
+
+    def _text(self, record: Mapping[str, Any]) -> str:
+        return json.dumps(record if self._clean is str else cleaned(record, self._clean))
 
     def keys(self, stage: str) -> list[str]:
         """The keys of all records of a stage, the oldest first."""

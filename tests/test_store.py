@@ -1,0 +1,1042 @@
+"""The run store: records survive, nothing in it is ever executed, keys hold what results depend on.
+
+Databases are tampered with by sqlite3 in a closed store; programs and metrics whose source
+changes are modules that the tests write.
+"""
+
+import datetime
+import decimal
+import enum
+import functools
+import importlib.util
+import json
+import math
+import os
+import pickle
+import random
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import dspy
+import pydantic
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from scripted import scripted_lm
+
+from tfgrpo_dspy.errors import StoreError
+from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.pipeline.sketch import rebuilt, sketch_of
+from tfgrpo_dspy.sampling.fields import NoRoundTripError, decode, encode
+from tfgrpo_dspy.store import (
+    Store,
+    Unseen,
+    callable_identity,
+    digest,
+    lm_identity,
+    object_identity,
+    program_identity,
+)
+
+KEY = "rollout:1"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A closed store with three records."""
+    store = Store(tmp_path / "log")
+    store.put((KEY, {"x": 1}), ("rollout:2", {"x": 2}), ("latest:run", {"run": "run:1"}))
+    store.close()
+    return tmp_path / "log"
+
+
+def change(folder: Path, sql: str, *values: Any) -> None:
+    """Run one statement on the database of a closed store."""
+    with sqlite3.connect(folder / "cache.db") as connection:
+        connection.execute(sql, values)
+    connection.close()
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """All records; raises StoreError where one is damaged."""
+    store = Store(folder)
+    try:
+        store.verify()
+        return dict(store.records([*store.keys("rollout"), *store.keys("latest")]))
+    finally:
+        store.close()
+
+
+ALL = {KEY: {"x": 1}, "rollout:2": {"x": 2}, "latest:run": {"run": "run:1"}}
+
+
+# ---------------------------------------------------------------------- records
+
+
+def test_a_record_is_there_when_the_store_is_opened_again(folder: Path) -> None:
+    assert contents(folder) == ALL
+
+
+def test_the_first_of_two_writers_wins_and_the_second_is_told(folder: Path) -> None:
+    store = Store(folder)
+    assert store.put((KEY, {"x": "other"}), ("rollout:3", {"x": 3})) == [{"x": 1}, None]
+    assert store.get(KEY) == {"x": 1}
+    store.close()
+
+
+def test_a_note_is_replaced_and_what_is_not_there_is_none(folder: Path) -> None:
+    store = Store(folder)
+    store.replace("latest:run", {"run": "run:2"})
+    assert store.get("latest:run") == {"run": "run:2"}
+    assert store.get("rollout:none") is None
+    assert store.verify() == 3
+    store.close()
+
+
+def test_keys_come_by_stage_the_oldest_first(folder: Path) -> None:
+    store = Store(folder)
+    names = [f"rollout:{n}" for n in random.Random(0).sample(range(10, 500), 300)]
+    for name in names:
+        store.put((name, {}))
+    assert store.keys("rollout") == [KEY, "rollout:2", *names]
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 200_000, "nul \0, lone \ud800, \u2028, emoji \U0001f600", "", "\\u0000"]
+)
+def test_texts_of_any_length_and_letters_come_back_and_make_no_file(
+    text: str, folder: Path
+) -> None:
+    store = Store(folder)
+    store.put(("rollout:long", {"text": text}))
+    assert store.get("rollout:long") == {"text": text}
+    store.close()
+    assert contents(folder)["rollout:long"] == {"text": text}
+    assert {path.name for path in folder.iterdir()} == {"cache.db", "tfgrpo_store.json"}
+
+
+def test_every_text_is_cleaned_before_it_is_written_whatever_json_makes_of_it(
+    tmp_path: Path,
+) -> None:
+    secret = 'pä"ss\\word'
+    store = Store(tmp_path / "log", lambda text: text.replace(secret, "(secret)"))
+    store.put((KEY, {"a": [f"it is {secret}!"], "n": 12345678}))
+    assert store.get(KEY) == {"a": ["it is (secret)!"], "n": 12345678}
+    store.replace(KEY, {secret: secret})
+    assert store.get(KEY) == {"(secret)": "(secret)"}
+    store.close()
+
+
+def test_a_secret_of_digits_does_not_break_numbers(tmp_path: Path) -> None:
+    store = Store(tmp_path / "log", lambda text: text.replace("12345678", "(secret)"))
+    store.put((KEY, {"rollout_id": 912345678}))
+    assert store.get(KEY) == {"rollout_id": 912345678}
+    store.close()
+
+
+# ---------------------------------------------------------------------- tampering
+
+
+class Bomb:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Path.touch, (self.path,)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("mode", [4, 2, 3, 0, None, "x"])
+def test_a_pickle_in_place_of_a_text_is_refused_and_not_run(
+    mode: Any, folder: Path, tmp_path: Path
+) -> None:
+    payload = pickle.dumps(Bomb(tmp_path / "touched"))
+    change(folder, "UPDATE Cache SET mode = ?, value = ? WHERE key = ?", mode, payload, KEY)
+    store = Store(folder)
+    with pytest.raises(StoreError, match="changed it"):
+        store.get(KEY)
+    with pytest.raises(StoreError):
+        store.verify()
+    assert store.get("rollout:2") == {"x": 2}
+    store.close()
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_pickle_in_place_of_a_key_is_refused_and_not_run(folder: Path, tmp_path: Path) -> None:
+    payload = pickle.dumps(Bomb(tmp_path / "touched"))
+    change(folder, "UPDATE Cache SET raw = 0, key = ? WHERE key = ?", payload, KEY)
+    store = Store(folder)
+    for read in (lambda: store.keys("rollout"), store.verify):
+        with pytest.raises(StoreError, match="a key that is not text"):
+            read()
+    store.close()
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("key", [7, 1.5, b"rollout:1", None])
+def test_a_key_that_is_no_text_is_refused(key: Any, folder: Path) -> None:
+    change(folder, "UPDATE Cache SET key = ? WHERE key = ?", key, KEY)
+    with pytest.raises(StoreError, match="a key that is not text"):
+        contents(folder)
+
+
+@pytest.mark.parametrize("mode", [1, 2, 3, 4])
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_a_row_that_names_a_file_is_refused_and_the_file_neither_read_nor_removed(
+    mode: int, is_absolute: bool, folder: Path, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text('{"x": "of the victim"}')
+    name = str(victim) if is_absolute else "../victim"
+    change(
+        folder, "UPDATE Cache SET mode = ?, filename = ?, value = NULL WHERE key = ?", mode, name,
+        KEY,
+    )  # fmt: skip
+    store = Store(folder)
+    with pytest.raises(StoreError, match="changed it"):
+        store.get(KEY)
+    with pytest.raises(StoreError, match="changed it"):
+        store.put((KEY, {"x": "mine"}))
+    with pytest.raises(StoreError, match="file name"):
+        store.replace(KEY, {"x": "mine"})
+    store.close()
+    assert victim.read_text() == '{"x": "of the victim"}'
+
+
+def test_an_expired_row_that_names_a_file_does_not_have_it_removed(
+    folder: Path, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("text")
+    change(folder, "UPDATE Cache SET filename = '../victim', expire_time = 1 WHERE key = ?", KEY)
+    store = Store(folder)
+    with pytest.raises(StoreError, match="file name"):
+        store.put((KEY, {"x": "mine"}))
+    store.close()
+    assert victim.read_text() == "text"
+
+
+@pytest.mark.parametrize("value", [b'{"x": 1}', 5, 1.5, None])
+def test_a_value_that_is_no_text_is_refused(value: Any, folder: Path) -> None:
+    change(folder, "UPDATE Cache SET value = ? WHERE key = ?", value, KEY)
+    with pytest.raises(StoreError, match="a value of type"):
+        contents(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"x"', "[" * 100_000, "9" * 5000])
+def test_a_damaged_record_is_an_error_that_names_it(text: str, folder: Path) -> None:
+    change(folder, "UPDATE Cache SET value = ? WHERE key = ?", text, KEY)
+    with pytest.raises(StoreError, match="The record 'rollout:1' is damaged"):
+        contents(folder)
+
+
+def test_bytes_that_are_no_utf8_are_an_error(folder: Path) -> None:
+    change(folder, "UPDATE Cache SET value = CAST(x'ff7b7d' AS TEXT) WHERE key = ?", KEY)
+    with pytest.raises(StoreError, match="Cannot read the run store"):
+        contents(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("disk_min_file_size", 0),
+        ("disk_pickle_protocol", 0),
+        ("disk__directory", "/nowhere"),
+        ("disk_fetch", "text"),
+        ("sqlite_query_only", 1),
+        ("sqlite_journal_mode = delete; --", 1),
+        ("sqlite_writable_schema", 1),
+        ("_directory", "/nowhere"),
+        ("_disk", "text"),
+        ("cull_limit", 10),
+        ("size_limit", 1),
+        ("eviction_policy", "least-recently-used"),
+        ("statistics", 1),
+    ],
+)
+def test_settings_in_the_database_change_nothing(name: str, value: Any, folder: Path) -> None:
+    change(folder, "INSERT OR REPLACE INTO Settings VALUES (?, ?)", name, value)
+    store = Store(folder)
+    for number in range(40):
+        store.put((f"rollout:more{number}", {"text": "y" * 2000}))
+    store.close()
+    assert len(contents(folder)) == 43
+    assert {path.name for path in folder.iterdir()} == {"cache.db", "tfgrpo_store.json"}
+
+
+def test_a_database_cut_off_in_the_middle_is_an_error(folder: Path) -> None:
+    store = Store(folder)
+    for number in range(50):
+        store.put((f"rollout:more{number}", {"text": "y" * 5000}))
+    store.close()
+    whole = (folder / "cache.db").read_bytes()
+    (folder / "cache.db").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreError, match=r"run store|damaged"):
+        contents(folder)
+
+
+# ---------------------------------------------------------------------- folders
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"version": 2}', "of format 2; this version of tfgrpo_dspy reads format 1: update it"),
+        ('{"version": "x"}', "of format 'x'"),
+        ("", "is damaged"),
+        ("[1]", "is damaged"),
+        ("{}", "is damaged"),
+    ],
+)
+def test_a_newer_or_damaged_format_is_refused_and_nothing_is_touched(
+    text: str, message: str, folder: Path
+) -> None:
+    (folder / "tfgrpo_store.json").write_text(text)
+    before = (folder / "cache.db").read_bytes()
+    with pytest.raises(StoreError, match=message):
+        Store(folder)
+    assert (folder / "tfgrpo_store.json").read_text() == text
+    assert (folder / "cache.db").read_bytes() == before
+
+
+def test_a_folder_with_a_foreign_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "cache.db").write_bytes(b"somebody's")
+    with pytest.raises(StoreError, match="holds a database that is no run store"):
+        Store(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.db"]
+
+
+def test_a_log_dir_under_a_regular_file_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "log"):
+        with pytest.raises(StoreError, match="Cannot open the run store log_dir="):
+            Store(path)
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_only_a_folder_that_is_a_store_is_an_existing_one(folder: Path, tmp_path: Path) -> None:
+    assert Store.existing(tmp_path / "nothing") is None
+    assert not (tmp_path / "nothing").exists()
+    store = Store.existing(folder)
+    assert store is not None
+    store.close()
+
+
+def child(script: str, *arguments: Any, **options: Any) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+AS_NOBODY = """
+import os, sys
+from tfgrpo_dspy.store import Store
+from tfgrpo_dspy.errors import StoreError
+if os.geteuid() == 0:  # permission bits do not hold for root
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    Store(sys.argv[1]).put(("rollout:new", {}))
+    print("written")
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_read_only_folder_is_a_clear_error_and_what_is_in_it_stays_intact() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "log"
+        store = Store(folder)
+        store.put(*ALL.items())
+        store.close()
+        (folder / "cache.db").chmod(0o444)
+        folder.chmod(0o555)
+        Path(name).chmod(0o555)
+        said = child(AS_NOBODY, folder).communicate(timeout=30)[0]
+        said_of_new = child(AS_NOBODY, Path(name) / "new").communicate(timeout=30)[0]
+        Path(name).chmod(0o755)
+        folder.chmod(0o755)
+        (folder / "cache.db").chmod(0o644)
+        assert said.startswith("Cannot open the run store log_dir=")
+        assert "What was recorded before is intact" in said
+        assert said_of_new.startswith("Cannot open the run store log_dir=")
+        assert contents(folder) == ALL
+
+
+UNTIL_FULL = """
+import json, resource, sys
+from tfgrpo_dspy.store import Store
+from tfgrpo_dspy.errors import StoreError
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+store = Store(sys.argv[1])
+done, errors = [], []
+for number in range(1000):
+    key = f"rollout:{number}"
+    try:
+        store.put((key, {"text": "x" * 3000}))
+        done.append(key)
+    except StoreError as error:
+        errors.append(str(error))
+    if len(errors) == 3:
+        break
+print(json.dumps([done, errors, [key for key in done if store.get(key) is None]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_a_clear_error_each_time_and_what_was_recorded_stays_intact(
+    tmp_path: Path,
+) -> None:
+    said = child(UNTIL_FULL, tmp_path / "log").communicate(timeout=30)[0]
+    done, errors, lost_at_once = json.loads(said)
+    assert 10 < len(done) < 500
+    assert lost_at_once == []
+    assert len(errors) == 3
+    for error in errors:
+        assert error.startswith("Cannot write the run store log_dir=")
+        assert "the same compile goes on from there" in error
+    assert list(contents(tmp_path / "log")) == done
+
+
+WRITER = """
+import json, sys
+from tfgrpo_dspy.store import Store
+own = sys.argv[2]
+input()
+store = Store(sys.argv[1])
+first = []
+for number in range(150):
+    keys = [f"rollout:{number}", f"rollout:{own}/{number}"]
+    theirs = store.put(*((key, {"by": own, "n": number}) for key in keys))
+    assert theirs[1] is None
+    if theirs[0] is None:
+        first.append(number)
+    else:
+        assert theirs[0] == store.get(keys[0]) and theirs[0]["by"] != own
+    store.replace("latest:run", {"run": f"{own}/{number}"})
+store.close()
+print(json.dumps(first))
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_write_at_once_and_nothing_is_lost_or_written_twice(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "log"
+    writers = {name: child(WRITER, folder, name) for name in "abc"}
+    for writer in writers.values():
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    first = {name: json.loads(writer.communicate()[0]) for name, writer in writers.items()}
+    assert sorted(number for numbers in first.values() for number in numbers) == [*range(150)]
+    records = contents(folder)
+    assert len(records) == 150 + 3 * 150 + 1
+    for name, numbers in first.items():
+        assert {records[f"rollout:{number}"]["by"] for number in numbers} <= {name}
+        assert [records[f"rollout:{name}/{n}"]["n"] for n in range(150)] == [*range(150)]
+
+
+# ---------------------------------------------------------------------- keys
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False)
+JSON = st.recursive(
+    PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8
+)
+
+
+@given(parts=st.lists(JSON, max_size=4))
+def test_equal_parts_have_equal_digests_whatever_the_order_of_their_names(parts: list[Any]) -> None:
+    def reversed_names(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: reversed_names(v) for k, v in reversed(value.items())}
+        return [reversed_names(v) for v in value] if isinstance(value, list) else value
+
+    assert digest(*parts) == digest(*reversed_names(json.loads(json.dumps(parts))))
+    assert len(digest(*parts)) == 32
+
+
+@given(one=st.lists(JSON, max_size=3), other=st.lists(JSON, max_size=3))
+@example(one=["a", "b"], other=["ab"])
+@example(one=[["a"], "b"], other=["a", ["b"]])
+@example(one=["1"], other=[1])
+@example(one=[True], other=[1])
+@example(one=[None], other=[])
+def test_any_change_of_a_part_gives_another_digest(one: list[Any], other: list[Any]) -> None:
+    one_text, other_text = (json.dumps(parts, sort_keys=True) for parts in (one, other))
+    assert (digest(*one) == digest(*other)) == (one_text == other_text)
+
+
+# ---------------------------------------------------------------------- values
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Answer(pydantic.BaseModel):
+    name: str
+    when: datetime.date | None = None
+    inner: Optional["Answer"] = None
+
+
+ANSWERS = st.deferred(
+    lambda: st.builds(Answer, name=st.text(), when=st.none() | st.dates(), inner=INNER)
+)
+INNER = st.none() | ANSWERS
+TYPED = {
+    Answer: ANSWERS,
+    list[Answer]: st.lists(ANSWERS, max_size=2),
+    datetime.date: st.dates(),
+    datetime.datetime: st.datetimes(),
+    Colour: st.sampled_from(Colour),
+    dict[str, Colour]: st.dictionaries(st.text(), st.sampled_from(Colour)),
+    Literal["a", 1]: st.sampled_from(["a", 1]),
+    Optional[datetime.date]: st.none() | st.dates(),  # noqa: UP045 - as users write it
+    tuple[int, str]: st.tuples(st.integers(), st.text()),
+    set[str]: st.sets(st.text()),
+    decimal.Decimal: st.decimals(allow_nan=False, allow_infinity=False),
+    float: st.floats(allow_nan=False),
+    Any: JSON,
+}
+
+
+def through_json(encoded: Any) -> Any:
+    return json.loads(json.dumps(encoded))
+
+
+@given(data=st.data(), annotation=st.sampled_from([*TYPED]))
+def test_a_value_of_a_fields_type_comes_back_equal_and_of_its_type(
+    data: st.DataObject, annotation: Any
+) -> None:
+    value = data.draw(TYPED[annotation])
+    encoded = encode(value, annotation)
+    if "text" in encoded:
+        assert isinstance(value, float) and math.isinf(value)
+        return
+    back = decode(through_json(encoded), annotation)
+    assert back == value
+    assert type(back) is type(value)
+
+
+@given(value=JSON.filter(lambda v: "inf" not in repr(v)))
+def test_what_json_can_hold_needs_no_annotation(value: Any) -> None:
+    encoded = encode(value)
+    assert list(encoded) == ["json"]
+    back = decode(through_json(encoded))
+    assert back == value
+    assert repr(back) == repr(value)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.org/a.png", "data:image/png;base64,iVBORw0KGgo=", "gs://bucket/a.png"]
+)
+def test_an_image_is_kept_by_its_url(url: str) -> None:
+    encoded = encode(dspy.Image(url), dspy.Image)
+    assert encoded == {"image": url}
+    assert decode(through_json(encoded), dspy.Image).url == url
+
+
+def test_an_image_in_a_record_that_was_changed_reads_no_file(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    with pytest.raises(NoRoundTripError):
+        decode({"image": str(tmp_path / "secret.png")}, dspy.Image)
+
+
+class Opaque:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation"),
+    [
+        (Opaque(), None),
+        (Opaque(), str),
+        (datetime.date(2026, 1, 2), None),
+        (datetime.date(2026, 1, 2), int),
+        (math.nan, float),
+        ((1, 2), None),
+        ({1: 2}, None),
+        ({"a": Opaque()}, dict[str, Any]),
+        (decimal.Decimal("0.5"), float),
+        (dspy.Audio(data="QUJD", audio_format="wav"), dspy.Audio),
+    ],
+)
+def test_what_has_no_round_trip_is_marked_as_text(value: Any, annotation: Any) -> None:
+    encoded = encode(value, annotation)
+    assert list(encoded) == ["text"]
+    assert " at 0x" not in encoded["text"]
+    with pytest.raises(NoRoundTripError):
+        decode(through_json(encoded), annotation)
+
+
+def test_a_typed_value_needs_its_type_to_be_had_back() -> None:
+    encoded = encode(datetime.date(2026, 1, 2), datetime.date)
+    assert encoded == {"typed": "2026-01-02"}
+    with pytest.raises(NoRoundTripError):
+        decode(encoded)
+
+
+# ---------------------------------------------------------------------- identities
+
+
+@pytest.fixture
+def user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Loads a user's module of this source, always under the same name."""
+    n_loaded = 0
+
+    def load(source: str) -> Any:
+        nonlocal n_loaded
+        n_loaded += 1
+        path = tmp_path / f"v{n_loaded}" / "user_code.py"
+        path.parent.mkdir()
+        path.write_text(source)
+        spec = importlib.util.spec_from_file_location("user_code", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "user_code", module)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+
+
+def of_metric(metric: Any) -> str:
+    return digest(callable_identity(metric, Unseen()))
+
+
+METRICS = """
+import dataclasses, functools
+
+def plain(example, pred, trace=None, strict=False):
+    return float(example.a == pred.a)
+
+def keywords(example, pred, *, weight=1.0):
+    return weight * (example.a == pred.a)
+
+def closing_over(key, exact):
+    def metric(example, pred, trace=None):
+        return float(example[key] == pred[key] if exact else key in pred)
+    return metric
+
+def near(tolerance, example, pred, key="a"):
+    return float(abs(example[key] - pred[key]) < tolerance)
+
+class Judge:
+    def __init__(self, level, key):
+        self.level, self.key = level, key
+    def __call__(self, example, pred, trace=None):
+        return float(pred.a > self.level)
+    def method(self, example, pred, trace=None):
+        return float(pred.a > self.level)
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slotted:
+    level: float
+    def __call__(self, example, pred, trace=None):
+        return float(pred.a >= self.level)
+
+def scaled(factor):
+    def wrap(function):
+        @functools.wraps(function)
+        def wrapper(example, pred, trace=None):
+            return factor * function(example, pred)
+        return wrapper
+    return wrap
+
+@scaled(2)
+def decorated(example, pred):
+    return float(example.a == pred.a)
+
+@functools.lru_cache
+def cached(example, pred):
+    return float(example.a == pred.a)
+
+over, under = (lambda e, p: e.a > p.a), (lambda e, p: e.a < p.a)
+
+METRICS = {
+    "plain": plain,
+    "keywords": keywords,
+    "closure": closing_over("answer", True),
+    "partial": functools.partial(near, 0.1, key="b"),
+    "object": Judge(0.5, "answer"),
+    "method": Judge(0.5, "answer").method,
+    "slotted": Slotted(0.5),
+    "decorated": decorated,
+    "cached": cached,
+    "lambda": over,
+    "other lambda": under,
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after"),
+    [
+        ("plain", "float(example.a == pred.a)\n\ndef keywords", "1.0\n\ndef keywords"),
+        ("plain", "strict=False", "strict=True"),
+        ("keywords", "weight=1.0", "weight=2.0"),
+        ("closure", 'closing_over("answer", True)', 'closing_over("reply", True)'),
+        ("closure", 'closing_over("answer", True)', 'closing_over("answer", False)'),
+        ("closure", "if exact else key in pred", "if exact else 0.5"),
+        ("partial", "near, 0.1", "near, 0.2"),
+        ("partial", 'key="b")', 'key="c")'),
+        ("partial", "< tolerance", "<= tolerance"),
+        ("object", 'Judge(0.5, "answer"),', 'Judge(0.6, "answer"),'),
+        ("object", 'Judge(0.5, "answer"),', 'Judge(0.5, "reply"),'),
+        ("object", "pred.a > self.level", "pred.a < self.level"),
+        ("method", 'Judge(0.5, "answer").method', 'Judge(0.6, "answer").method'),
+        ("slotted", "Slotted(0.5)", "Slotted(0.6)"),
+        ("slotted", "pred.a >= self.level", "pred.a < self.level"),
+        ("decorated", "@scaled(2)", "@scaled(3)"),
+        ("decorated", "return factor * function", "return factor + function"),
+        (
+            "cached",
+            "cached(example, pred):\n    return float",
+            "cached(example, pred):\n    return",
+        ),
+        ("lambda", "e.a > p.a", "e.a >= p.a"),
+    ],
+)
+def test_a_metric_counts_by_its_source_defaults_closure_arguments_and_attributes(
+    metric: str, before: str, after: str, user_code: Any
+) -> None:
+    assert METRICS.count(before) >= 1
+    first = of_metric(user_code(METRICS).METRICS[metric])
+    same = of_metric(user_code("# moved down\n\n" + METRICS).METRICS[metric])
+    other = of_metric(user_code(METRICS.replace(before, after)).METRICS[metric])
+    assert first == same
+    assert other != first
+
+
+def test_metrics_that_differ_have_different_digests_also_two_lambdas_in_one_line(
+    user_code: Any,
+) -> None:
+    metrics = user_code(METRICS).METRICS
+    assert len({of_metric(metric) for metric in metrics.values()}) == len(metrics)
+
+
+def test_what_has_no_source_is_known_by_name_and_said_to_be() -> None:
+    unseen = Unseen()
+    namespace: dict[str, Any] = {"__name__": "notebook"}
+    exec("def without_source(example, pred): return 1.0", namespace)
+    callable_identity(namespace["without_source"], unseen)
+    object_identity({"x": Opaque()}, unseen)
+    assert sorted(unseen.names) == ["notebook.without_source", "test_store.Opaque"]
+
+
+def test_what_holds_itself_has_an_identity_too() -> None:
+    def looped(example: Any, pred: Any) -> Any:
+        return other(example, pred)
+
+    def other(example: Any, pred: Any) -> Any:
+        return looped(example, pred) and cycle
+
+    cycle: list[Any] = [looped, other]
+    cycle.append(cycle)
+    assert of_metric(looped) == of_metric(looped) != of_metric(other)
+
+
+PROGRAM = '''
+import enum
+import dspy, pydantic
+
+class Colour(enum.Enum):
+    RED = "red"
+
+class Found(pydantic.BaseModel):
+    place: str
+
+class Helper:
+    def __init__(self):
+        self.lock = object()
+
+def lookup(name: str, limit: int = 3) -> str:
+    """Look a name up."""
+    return name[:limit]
+
+class Program(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = dspy.Predict(
+            dspy.Signature("question: str, hue: Colour -> found: Found", "Find it.",
+                           custom_types={"Colour": Colour, "Found": Found})
+            .with_updated_fields("question", desc="what is asked")
+        )
+        self.first.demos = [dspy.Example(question="q", found="f"), {"question": "p"}]
+        self.agent = dspy.ReAct("question -> answer", tools=[lookup])
+        self.settings = {"key": "a", "depth": 3, "names": {"x", "y", "z"}}
+        self.raw = b"bytes"
+        self.helper = Helper()
+    def forward(self, question):
+        return self.agent(question=question)
+
+def program():
+    return Program()
+'''
+
+
+def of_program(program: Any) -> str:
+    return digest(program_identity(program, Unseen()))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("return self.agent(question=question)", "return self.agent(question=question + '!')"),
+        ("return name[:limit]", "return name"),
+        ("limit: int = 3", "limit: int = 4"),
+        ('"""Look a name up."""', '"""Look up a name."""'),
+        ('"Find it."', '"Find it fast."'),
+        ('desc="what is asked"', 'desc="what they ask"'),
+        ('RED = "red"', 'BLUE = "blue"'),
+        ("place: str", "place: str\n    reason: str"),
+        ('question="q", found="f"', 'question="q", found="g"'),
+        ('{"question": "p"}', '{"question": "r"}'),
+        ('"key": "a"', '"key": "b"'),
+        ('"depth": 3', '"depth": 4'),
+        ('"names": {"x", "y", "z"}', '"names": {"x", "y"}'),
+        ('b"bytes"', 'b"other"'),
+        ('"question -> answer"', '"question -> reply"'),
+        ("tools=[lookup]", "tools=[lookup], max_iters=3"),
+    ],
+)
+def test_a_program_counts_by_its_code_tools_signatures_demos_and_state(
+    before: str, after: str, user_code: Any
+) -> None:
+    assert PROGRAM.count(before) == 1
+    first, same = (of_program(user_code(PROGRAM).program()) for _ in range(2))
+    other = of_program(user_code(PROGRAM.replace(before, after)).program())
+    assert first == same
+    assert other != first
+
+
+def test_methods_of_a_class_made_by_a_function_count_with_what_they_close_over() -> None:
+    def program_of(limit: int) -> Any:
+        class Program(dspy.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.answer = dspy.Predict("q -> a")
+
+            def forward(self, q: str) -> Any:
+                return self.answer(q=q[:limit])
+
+        return Program()
+
+    assert of_program(program_of(3)) == of_program(program_of(3)) != of_program(program_of(4))
+
+
+def test_the_baked_library_and_a_predictors_own_lm_and_config_count() -> None:
+    plain = dspy.Predict("q -> a")
+    changed = [
+        ExperienceLibrary().apply([{"op": "ADD", "text": "Be kind."}]).bake(plain),
+        dspy.Predict("q -> a", temperature=0.5),
+        dspy.Predict("q -> a"),
+        dspy.ChainOfThought("q -> a"),
+    ]
+    changed[2].lm = dspy.LM("openai/gpt-4o-mini", api_key="k" * 20)
+    assert len({of_program(program) for program in [plain, *changed]}) == 5
+
+
+def test_what_a_program_remembers_of_earlier_calls_does_not_count() -> None:
+    program = dspy.ChainOfThought("question -> answer")
+    before = of_program(program)
+    program.history.append({"prompt": "x"})
+    program.callbacks.append(object())
+    program.detailed_results = {"wall_time_s": 3}
+    for predictor in program.predictors():
+        predictor.traces.append("x")
+        predictor.train.append("x")
+        predictor.callbacks.append(object())
+    assert of_program(program) == before
+    assert of_program(program.deepcopy()) == before
+    assert of_program(dspy.ChainOfThought("question -> answer")) == before
+
+
+class PrintedEngine:
+    """An engine that knows what it is."""
+
+    supported_params = frozenset({"temperature"})
+
+    def __init__(self, fingerprint: Any) -> None:
+        self.fingerprint = fingerprint
+
+    def complete(self, request: Any) -> Any:
+        raise AssertionError(request)
+
+
+def of_lm(lm: Any) -> str:
+    return digest(lm_identity(lm, Unseen()))
+
+
+def api_lm(model: str = "openai/gpt-4o-mini", **kwargs: Any) -> Any:
+    own = {} if "engine" in kwargs else {"api_key": "sk-one-two-three"}
+    return dspy.LM(model, **{**own, "temperature": 0.5, **kwargs})
+
+
+@pytest.mark.parametrize(
+    "lm",
+    [
+        lambda: api_lm("openai/gpt-4o"),
+        lambda: api_lm(temperature=0.6),
+        lambda: api_lm(max_tokens=77),
+        lambda: api_lm(top_p=0.9),
+        lambda: api_lm(api_base="https://elsewhere.org/v1"),
+        lambda: api_lm(engine=PrintedEngine("weights 1")),
+        lambda: api_lm(engine=PrintedEngine("weights 2")),
+        lambda: api_lm(engine=PrintedEngine(lambda: "weights 3")),
+        lambda: api_lm(model_type="responses"),
+    ],
+)
+def test_an_lm_counts_by_model_parameters_endpoint_and_engine(lm: Any) -> None:
+    assert of_lm(lm()) == of_lm(lm()) != of_lm(api_lm())
+
+
+def test_each_of_those_is_another_lm() -> None:
+    engines = [PrintedEngine("weights 1"), PrintedEngine("weights 2"), PrintedEngine(lambda: "3")]
+    assert len({of_lm(api_lm(engine=engine)) for engine in engines}) == 3
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"api_key": "sk-another-one"},
+        {"extra_headers": {"Authorization": "Bearer abcdefghijk"}},
+        {"headers": {"X-Trace": "1"}},
+        {"timeout": 5},
+        {"num_retries": 9},
+        {"cache": False},
+        {"rollout_id": 3},
+    ],
+    ids=str,
+)
+def test_keys_headers_and_plumbing_do_not_count_and_are_in_no_identity(
+    kwargs: dict[str, Any],
+) -> None:
+    lm = api_lm(**kwargs)
+    shown = json.dumps(lm_identity(lm, Unseen()))
+    assert of_lm(lm) == of_lm(api_lm())
+    for secret in ("sk-", "Bearer", "abcdefghijk", "X-Trace"):
+        assert secret not in shown
+
+
+def test_a_key_in_an_endpoint_and_its_port_do_not_count() -> None:
+    one = api_lm(api_base="https://me:pass@host.org:8080/v1?key=abc")
+    other = api_lm(api_base="https://you:word@host.org:9090/v1?key=def")
+    assert of_lm(one) == of_lm(other)
+    assert "pass" not in json.dumps(lm_identity(one, Unseen()))
+
+
+def test_an_engine_without_fingerprint_is_known_by_its_class_and_said_to_be() -> None:
+    unseen = Unseen()
+    identity = lm_identity(scripted_lm([]), unseen)
+    assert identity["engine"] == ["scripted.ScriptedEngine", None]
+    assert unseen.names == {"scripted.ScriptedEngine"}
+
+
+def test_api_keys_paths_and_addresses_are_in_no_identity_of_a_program(user_code: Any) -> None:
+    module = user_code(PROGRAM)
+    program = module.program()
+    program.api_key = program.settings["api_key"] = "sk-secret-secret"
+    program.path = Path(__file__)
+    program.first.lm = api_lm()
+    program.hook = functools.partial(module.lookup, limit=2)
+    text = json.dumps(program_identity(program, Unseen()))
+    assert "sk-" not in text
+    assert str(Path(__file__).parent) not in text
+    assert str(Path(module.__file__).parent) not in text
+    assert " at 0x" not in text
+    assert "0x7f" not in text
+
+
+def test_a_changed_api_key_of_a_program_changes_no_digest() -> None:
+    one, other = dspy.Predict("q -> a"), dspy.Predict("q -> a")
+    one.api_key, other.api_key = "sk-one", "sk-two"
+    one.client = {"access_token": "one", "headers": {"X": "1"}}
+    other.client = {"access_token": "two", "headers": {"X": "2"}}
+    assert of_program(one) == of_program(other)
+
+
+DIGESTS = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import user_code, user_metrics
+from test_store import api_lm, of_lm, of_metric, of_program
+print(of_program(user_code.program()), of_lm(api_lm()),
+      *(of_metric(metric) for metric in user_metrics.METRICS.values()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_two_processes_give_the_same_digests_from_other_folders_and_with_other_hash_seeds(
+    tmp_path: Path,
+) -> None:
+    found = []
+    for seed in ("1", "2"):
+        place = tmp_path / seed
+        place.mkdir()
+        (place / "user_code.py").write_text(PROGRAM)
+        (place / "user_metrics.py").write_text(METRICS)
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "DSPY_CACHEDIR": str(tmp_path)}
+        environment["OPENAI_API_KEY"] = f"sk-of-seed-{seed}"
+        process = child(DIGESTS, place, Path(__file__).parent, env=environment)
+        found.append(process.communicate(timeout=50)[0].split())
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 2 + 11
+
+
+# ---------------------------------------------------------------------- programs as text
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda: dspy.Predict("q -> a"),
+        lambda: dspy.Predict(dspy.Signature("q: str, n: int -> a: list[str]", "Do\n  it.")),
+        lambda: dspy.ChainOfThought("q -> a: Literal['x', 'y'], b: Optional[int]"),
+        lambda: dspy.ChainOfThought("q -> a: dict[str, float] | None"),
+    ],
+)
+def test_a_plain_program_is_made_anew_from_its_text(program: Any) -> None:
+    sketch = through_json(sketch_of(program()))
+    assert of_program(rebuilt(sketch)) == of_program(program())
+
+
+def test_more_than_text_has_no_sketch() -> None:
+    with_demos = dspy.Predict("q -> a")
+    with_demos.demos = [dspy.Example(q="x", a="y")]
+    with_desc = dspy.Predict(dspy.Signature("q -> a").with_updated_fields("q", desc="asked"))
+    agent = dspy.ReAct("q -> a", tools=[len])
+    typed = dspy.Predict(dspy.Signature("q -> a: Answer", custom_types={"Answer": Answer}))
+    assert [sketch_of(p) for p in (with_demos, with_desc, agent, typed)] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    "types",
+    ["imported_by_accident", "imported_by_accident.Type", "str = imported_by_accident", "f()"],
+)
+def test_a_changed_sketch_imports_nothing(
+    types: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = f"open({str(tmp_path / 'touched')!r}, 'w')"
+    (tmp_path / "imported_by_accident.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    sketch = {"kind": "Predict", "signature": f"q: {types} -> a", "instructions": "x"}
+    with pytest.raises(StoreError, match="pass it"):
+        rebuilt(sketch)
+    assert not (tmp_path / "touched").exists()
