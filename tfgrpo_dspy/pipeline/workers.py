@@ -67,8 +67,12 @@ class Workers:
             RunStopped: the run has ended; what was done within `GRACE_S` came before.
         """
         finished: queue.SimpleQueue[Done[Result]] = queue.SimpleQueue()
-        running = {i: self._start(task, item, i, finished) for i, item in enumerate(items)}
-        self._running = running
+        jobs = [self._job(task, item, i, finished) for i, item in enumerate(items)]
+        running = {index: turn for index, (turn, _) in enumerate(jobs)}
+        self._running = running  # before any of them is started: an interrupt may come at once
+        for _, job in jobs:
+            self._jobs.put(job)
+            self._grow(self._num_threads)
         stopping_since: float | None = None
         while running:
             try:
@@ -123,13 +127,13 @@ class Workers:
         for index in [i for i, task in running.items() if task.started_s is None]:
             self._abandon(running.pop(index))
 
-    def _start(
+    def _job(
         self,
         task: Callable[[Item], Result],
         item: Item,
         index: int,
         finished: "queue.SimpleQueue[Done[Result]]",
-    ) -> Task:
+    ) -> tuple[Task, Callable[[], bool]]:
         turn = Task(self._slots, self._on_idle)
         context = contextvars.copy_context()
         context.run(CURRENT_TASK.set, turn)
@@ -145,9 +149,7 @@ class Workers:
             finished.put(done)
             return is_wanted
 
-        self._jobs.put(job)
-        self._grow(self._num_threads)
-        return turn
+        return turn, job
 
     def _on_idle(self) -> None:
         self._grow(MOST_THREADS * self._num_threads)

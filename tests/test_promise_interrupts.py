@@ -1,0 +1,477 @@
+"""A run ends when it is told to, in seconds, whatever hangs; and what hangs costs itself only."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy import lm15
+from scripted import EXTRACT, UPDATE, Prompt, scripted_lm
+from test_dspy_contract import (
+    ADVICE,
+    is_polite,
+    learned,
+    library_texts,
+    optimizer_of,
+    polite_lm,
+    polite_rules,
+    questions,
+)
+
+from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, best_so_far
+from tfgrpo_dspy.budget import Ledger
+from tfgrpo_dspy.pipeline.workers import Workers
+
+AT_ONCE_S = 5.0
+"""Far less than what hangs would take (minutes), far more than what is allowed (2 s of grace)."""
+N_VALIDATION = 12
+
+
+class Hanging:
+    """Lets calls hang that `which` holds for (given the prompt and the number of the call).
+
+    `has_hung` is set when `n` of them hang.
+    """
+
+    def __init__(self, which: Callable[[Prompt, int], bool], n: int = 1) -> None:
+        self.which = which
+        self.n = n
+        self.released = threading.Event()
+        self.hung: list[Prompt] = []
+        self.has_hung = threading.Event()
+        self._lock = threading.Lock()
+        self._n = 0
+        self._older = set(threading.enumerate())
+
+    def wait_for_the_hung(self) -> None:
+        """Let what hangs go on, and wait until the threads of the run have come to their end."""
+        self.released.set()
+        for thread in set(threading.enumerate()) - self._older:
+            if thread.name == "tfgrpo" and thread.ident is not None:  # it was started
+                thread.join(10)
+                assert not thread.is_alive()
+
+    def __call__(self, prompt: Prompt) -> None:
+        with self._lock:
+            self._n += 1
+            is_hit = self.which(prompt, self._n)
+            if is_hit:
+                self.hung.append(prompt)
+        if is_hit:
+            if len(self.hung) >= self.n:
+                self.has_hung.set()
+            self.released.wait(120)
+
+
+@pytest.fixture
+def hanging() -> Iterator[Callable[..., Hanging]]:
+    """Makes what hangs; all of it is released at the end."""
+    made: list[Hanging] = []
+
+    def make(which: Callable[[Prompt, int], bool], n: int = 1) -> Hanging:
+        made.append(Hanging(which, n))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.released.set()
+
+
+@pytest.fixture
+def at_once() -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < AT_ONCE_S
+
+
+# ---------------------------------------------------------------------- budgets
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"max_minutes": 0.7 / 60},
+        {"max_lm_calls": N_VALIDATION + 10},
+    ],
+    ids=str,
+)
+def test_a_budget_ends_the_run_though_a_call_hangs_for_minutes(budget: Any, hanging: Any) -> None:
+    before = hanging(lambda _prompt, n: n == N_VALIDATION + 2)
+    lm = scripted_lm(polite_rules(), before=before, max_tokens=50)
+    optimized = learned(lm=lm, **budget)
+    results = optimized.detailed_results
+    assert results.ended_because.startswith(next(iter(budget)))
+    assert len(before.hung) == 1
+    assert results.student.n == N_VALIDATION
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_refused_key_ends_the_run_though_a_call_hangs_for_minutes(hanging: Any) -> None:
+    before = hanging(lambda _prompt, n: n == 2)
+    lm = scripted_lm([("question 105", lm15.AuthError("no")), *polite_rules()], before=before)
+    with pytest.raises(RunFailedError, match="LMAuthError"):
+        learned(lm=lm)
+
+
+# ---------------------------------------------------------------------- Ctrl-C
+
+
+library_of = ExperienceLibrary.from_program
+
+
+def interrupt_main() -> None:
+    """What Ctrl-C does."""
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
+def metered_metric(calls: list[Any]) -> Any:
+    def metric(example: Any, pred: Any, _trace: Any = None) -> Any:
+        calls.append(example)
+        return is_polite(example, pred)
+
+    return metric
+
+
+def when_hung(before: Hanging, act: Callable[[], None]) -> None:
+    def watch() -> None:
+        before.has_hung.wait(60)
+        act()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def test_ctrl_c_drops_what_is_in_flight_keeps_what_is_done_and_the_next_compile_goes_on(
+    hanging: Any, tmp_path: Path
+) -> None:
+    before = hanging(lambda prompt, _n: "question 3" in prompt.user and "[[" in prompt.user)
+    interrupted, resumed = polite_lm(before=before), polite_lm()
+    handler = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    when_hung(before, interrupt_main)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        learned(lm=interrupted, log_dir=tmp_path, num_threads=2)
+    assert time.monotonic() - started < AT_ONCE_S
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handler
+    n_before = interrupted.engine.n_calls()
+    before.wait_for_the_hung()  # answers that come now find nobody, and lead to nothing more
+    assert interrupted.engine.n_calls() == n_before
+    assert library_texts(best_so_far(tmp_path)) == []
+    program = learned(lm=resumed, log_dir=tmp_path, num_threads=2)
+    assert library_of(program) == library_of(learned())
+    assert library_texts(program) == [ADVICE]
+    done = Counter(map(repr, interrupted.engine.prompts)) - Counter(map(repr, before.hung))
+    again = done & Counter(map(repr, resumed.engine.prompts))
+    assert again.total() <= 2  # one for each worker
+    assert program.detailed_results.replayed["gate"] >= N_VALIDATION
+    assert library_texts(best_so_far(tmp_path)) == [ADVICE]
+
+
+def test_best_so_far_of_a_run_that_was_interrupted_later_is_what_had_stood_until_then(
+    hanging: Any, tmp_path: Path
+) -> None:
+    before = hanging(lambda prompt, _n: re.search(EXTRACT, prompt.text) and ADVICE in prompt.text)
+    when_hung(before, interrupt_main)
+    with pytest.raises(KeyboardInterrupt):
+        learned(
+            lm=polite_lm(before=before), log_dir=tmp_path, gate=NoGate(), epochs=5, batch_size=2
+        )
+    assert library_texts(best_so_far(tmp_path)) == [ADVICE]
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_no_metric_is_called_for_a_rollout_that_nobody_waits_for_any_more(
+    n: int, hanging: Any
+) -> None:
+    before = hanging(lambda _prompt, n: n >= 3, n)
+    calls: list[Any] = []
+    when_hung(before, interrupt_main)
+    with pytest.raises(KeyboardInterrupt):
+        learned(lm=polite_lm(before=before), metric=metered_metric(calls))
+    n_calls = len(calls)
+    before.wait_for_the_hung()
+    assert len(calls) == n_calls <= 2
+
+
+CHILD = """
+import os, signal, sys, threading
+from test_dspy_contract import learned, polite_lm
+
+def before(prompt):
+    if "question 3" in prompt.user:
+        os.write(1, b"hangs\\n")
+        threading.Event().wait(300)
+
+if "handler" in sys.argv:
+    def handler(number, frame):
+        print("handler", number, frame is not None, flush=True)
+    signal.signal(signal.SIGTERM, handler)
+if "ignore" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+try:
+    learned(lm=polite_lm(before=before), log_dir=sys.argv[1])
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    if "handler" in sys.argv:
+        sys.exit(7)
+    raise
+"""
+
+
+class Child:
+    """A compile in a process of its own, whose calls hang after a while."""
+
+    def __init__(self, log_dir: Path, *arguments: str) -> None:
+        tests = Path(__file__).parent
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(log_dir), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(tests), "DSPY_CACHEDIR": str(log_dir / "cache")},
+        )
+        assert self.process.stdout is not None
+        self.process.stdout.readline()  # that a call hangs
+
+    def after(self, number: int) -> tuple[int, str]:
+        """Its return code and what else it printed, once it was sent that signal."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        said, _ = self.process.communicate(timeout=60)
+        assert time.monotonic() - started < AT_ONCE_S
+        return self.process.returncode, said.replace("hangs\n", "")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("number", "arguments", "outcome"),
+    [
+        (signal.SIGINT, [], (-signal.SIGINT, "interrupted\n")),
+        (signal.SIGTERM, [], (-signal.SIGTERM, "")),
+        (signal.SIGTERM, ["handler"], (7, "handler 15 True\ninterrupted\n")),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM with a handler"],
+)
+def test_a_process_whose_calls_hang_ends_at_once(
+    number: int, arguments: list[str], outcome: Any, tmp_path: Path
+) -> None:
+    child = Child(tmp_path, *arguments)
+    assert child.after(number) == outcome
+    resumed = polite_lm()
+    program = learned(lm=resumed, log_dir=tmp_path)  # the store is whole
+    assert program.detailed_results.replayed["gate"] >= N_VALIDATION
+    assert library_texts(program) == [ADVICE]
+
+
+# ---------------------------------------------------------------------- SIGTERM
+
+
+def signalled(lm: dspy.LM, **settings: Any) -> list[Any]:
+    """What SIGTERM's handler was during a compile, seen from its metric."""
+    seen: list[Any] = []
+
+    def metric(example: Any, pred: Any, _trace: Any = None) -> Any:
+        seen.append(signal.getsignal(signal.SIGTERM))
+        return is_polite(example, pred)
+
+    learned(lm=lm, metric=metric, **settings)
+    return seen
+
+
+@pytest.fixture
+def own_handler() -> Iterator[list[Any]]:
+    """A handler of the user's, and what it was called with."""
+    called: list[Any] = []
+    previous = signal.signal(signal.SIGTERM, lambda *args: called.append(args))
+    yield called
+    signal.signal(signal.SIGTERM, previous)
+
+
+def test_the_users_handler_is_run_once_after_the_run_has_ended_and_is_put_back(
+    hanging: Any, own_handler: list[Any], tmp_path: Path
+) -> None:
+    own = signal.getsignal(signal.SIGTERM)
+    before = hanging(lambda _prompt, n: n == N_VALIDATION + 2)
+    when_hung(before, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM))
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        learned(lm=polite_lm(before=before), log_dir=tmp_path)
+    assert time.monotonic() - started < AT_ONCE_S
+    assert [number for number, _frame in own_handler] == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is own
+    assert library_texts(learned(log_dir=tmp_path)) == [ADVICE]
+
+
+@pytest.mark.usefixtures("own_handler")
+def test_the_handler_is_ours_only_while_a_compile_runs_in_the_main_thread() -> None:
+    own = signal.getsignal(signal.SIGTERM)
+    during = set(signalled(polite_lm()))
+    assert len(during) == 1
+    assert own not in during
+    assert signal.getsignal(signal.SIGTERM) is own
+
+
+@pytest.mark.usefixtures("own_handler")
+def test_in_another_thread_handlers_are_not_touched() -> None:
+    own = signal.getsignal(signal.SIGTERM)
+    seen: list[Any] = []
+    thread = threading.Thread(target=lambda: seen.extend(signalled(polite_lm())))
+    thread.start()
+    thread.join()
+    assert set(seen) == {own}
+
+
+def test_a_signal_that_the_user_ignores_stays_ignored() -> None:
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert set(signalled(polite_lm())) == {signal.SIG_IGN}
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def test_a_compile_that_fails_puts_the_handler_back(own_handler: list[Any]) -> None:
+    own = signal.getsignal(signal.SIGTERM)
+
+    class Broken:
+        def next(self, _evidence: Any) -> Any:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        learned(gate=Broken())
+    assert signal.getsignal(signal.SIGTERM) is own
+    assert own_handler == []
+
+
+# ---------------------------------------------------------------------- what hangs
+
+
+def is_training(prompt: Prompt, *numbers: int) -> bool:
+    asked = prompt.user.splitlines()
+    return any(f"question {number}" in asked for number in numbers)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_rollout_that_hangs_costs_itself_only_and_is_not_started_again(hanging: Any) -> None:
+    before = hanging(lambda prompt, _n: is_training(prompt, 1) and prompt.random().random() < 0.5)
+    lm = polite_lm(before=before)
+    optimized = learned(lm=lm, rollout_timeout_s=0.3)
+    results = optimized.detailed_results
+    assert results.failures == {"timeout": len(before.hung)}
+    assert 1 <= len(before.hung) <= 3
+    started = Counter((prompt.text, prompt.seed) for prompt in lm.engine.prompts)
+    assert set(started.values()) == {1}
+    assert library_texts(optimized) == [ADVICE]
+    hit = [group for update in results.updates for group in update.groups if group.failures]
+    assert [(g.failures, len(g.scores)) for g in hit] == [
+        (("timeout",) * len(before.hung), 4 - len(before.hung))
+    ]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_more_hung_rollouts_than_there_may_be_threads_do_not_shrink_the_pool(hanging: Any) -> None:
+    before = hanging(lambda prompt, _n: is_training(prompt, *range(5)))
+    optimized = learned(
+        lm=polite_lm(before=before),
+        num_threads=2,
+        rollout_timeout_s=0.15,
+        max_errors=100,
+        gate=NoGate(),
+    )
+    results = optimized.detailed_results
+    assert results.failures["timeout"] == len(before.hung) == 20 > 8 * 2
+    assert results.student.n == results.best.n == N_VALIDATION
+    assert sum(len(group.scores) for update in results.updates for group in update.groups) == 4
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_pool_works_at_full_width_after_many_tasks_that_hung() -> None:
+    released, together = threading.Event(), threading.Barrier(3)
+    workers = Workers(3, Ledger(), timeout_s=0.05)
+    for _ in range(2):
+        hung = list(workers.run(lambda _item: released.wait(60), range(30)))
+        assert [str(done.error) for done in hung] == ["took over 0.05 s"] * 30
+    patient = Workers(3, Ledger())
+    wide = list(patient.run(lambda _item: together.wait(10), range(30)))
+    assert [done.error for done in wide] == [None] * 30
+    for _ in range(3):  # the same pool, with the hung ones still hanging
+        quick = list(workers.run(lambda _item: threading.Barrier(1).wait(), range(50)))
+        assert [done.error for done in quick] == [None] * 50
+    released.set()
+    workers.close()
+    patient.close()
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_rollout_that_took_too_long_is_not_scored_when_it_comes_after_all(hanging: Any) -> None:
+    before = hanging(lambda prompt, _n: is_training(prompt, 1, 2))
+    calls: list[Any] = []
+    limit = 2 * N_VALIDATION + 24
+    optimized = learned(
+        lm=polite_lm(before=before),
+        metric=metered_metric(calls),
+        gate=NoGate(),
+        rollout_timeout_s=0.2,
+        max_metric_calls=limit,
+    )
+    before.wait_for_the_hung()
+    assert optimized.detailed_results.failures["timeout"] == 8
+    assert not [e for e in calls if e.question in ("question 1", "question 2")]
+    assert len(calls) <= optimized.detailed_results.metric_calls <= limit
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_metric_that_hangs_costs_its_rollout_and_is_counted() -> None:
+    released = threading.Event()
+    calls: list[Any] = []
+
+    def metric(example: Any, pred: Any, _trace: Any = None) -> Any:
+        calls.append(example.question)
+        if example.question == "question 2":
+            released.wait(60)
+        return is_polite(example, pred)
+
+    optimized = learned(metric=metric, rollout_timeout_s=0.2)
+    released.set()
+    assert optimized.detailed_results.failures == {"timeout": 4}
+    assert optimized.detailed_results.metric_calls == len(calls)
+    assert library_texts(optimized) == [ADVICE]
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("stage", [EXTRACT, UPDATE], ids=["lesson", "update"])
+def test_a_reflection_that_hangs_costs_its_answer_only(stage: str, hanging: Any) -> None:
+    hit: list[Prompt] = []
+
+    def first(prompt: Prompt, _n: int) -> bool:
+        if not hit and re.search(stage, prompt.text):
+            hit.append(prompt)
+            return True
+        return False
+
+    before = hanging(first)
+    lm = polite_lm(before=before)
+    optimized = learned(lm=lm, rollout_timeout_s=0.3)
+    assert len(before.hung) == 1
+    assert optimized.detailed_results.failures == {"reflection error": 1}
+    assert library_texts(optimized) == [ADVICE]  # other groups gave it, or the lesson itself did
+    assert lm.engine.n_calls(re.escape(hit[0].user)) == 1
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_probe_that_hangs_ends_by_the_clock(hanging: Any) -> None:
+    before = hanging(lambda _prompt, n: n == 1)
+    with dspy.context(lm=polite_lm(before=before)):
+        plan = optimizer_of(max_minutes=0.5 / 60).estimate(
+            dspy.Predict("question -> answer"), trainset=questions(9), probe=True
+        )
+    assert plan.n_metric_calls > 0
