@@ -145,11 +145,11 @@ def main() -> None:
     show_side_by_side(testset, before, after)
     seconds = time.monotonic() - started
     results = optimized.detailed_results
-    print(
-        f"\n{results.policy_usage.n_lm_calls} policy and {results.reflection_usage.n_lm_calls} reflection",
-        end=" ",
+    n_policy, n_reflection = (
+        usage.n_lm_calls for usage in (results.policy_usage, results.reflection_usage)
     )
-    print(f"calls while learning; {seconds:.0f} s in all, with both measurements.")
+    print(f"\n{n_policy} policy and {n_reflection} reflection calls while learning; ", end="")
+    print(f"{seconds:.0f} s in all, with both measurements.")
     if given.json:
         record = {
             "seed": given.seed,

@@ -16,6 +16,7 @@ from dspy.utils import DummyLM
 from scripted import chat, scripted_lm
 
 from tfgrpo_dspy.budget import Meter, metered
+from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Usage
 
 
@@ -329,9 +330,13 @@ def test_a_key_that_the_provider_echoes_is_not_in_what_is_remembered(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1234567890")
     meter = Meter()
     lm = server.lm(**kwargs)
-    with pytest.raises(dspy.utils.exceptions.LMAuthError, match="sk-1234567890"):
+    with pytest.raises(RunStopped, match=r"Incorrect API key provided: \(secret\)\.") as stopped:
         metered(lm.copy(), meter)("why?")
+    server.status = 500
+    with pytest.raises(dspy.utils.exceptions.LMServerError, match="sk-1234567890"):
+        metered(lm.copy(), other := Meter())("why?")
     lm.close()
-    assert meter.provider_failure is not None
-    assert "Incorrect API key provided: (API key)." in meter.provider_failure.message
-    assert "sk-1234567890" not in meter.provider_failure.message
+    assert other.provider_failure is not None
+    assert "Incorrect API key provided: (secret)." in other.provider_failure.message
+    remembered = (str(stopped.value), meter.ledger.stopped_because, other.provider_failure.message)
+    assert [text for text in remembered if "sk-1234567890" in text] == []

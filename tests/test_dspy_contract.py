@@ -514,8 +514,8 @@ def test_the_progress_bar_shows_updates_scores_experiences_and_calls(
     assert capsys.readouterr().err == ""
 
 
-def test_each_update_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_plan_and_each_update_are_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="tfgrpo_dspy"):
         learned(gate=PairedGate(), batch_size=3)
     lines = [r.getMessage() for r in caplog.records if r.name.startswith("tfgrpo_dspy")]
-    assert [line.split(":")[0] for line in lines] == ["update 0", "update 1"]
+    assert [line.split(":")[0] for line in lines] == ["the plan", "update 0", "update 1"]

@@ -31,7 +31,14 @@ from scripted import (
 )
 
 import tfgrpo_dspy
-from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate, PairedGate, TrainingFreeGRPO
+from tfgrpo_dspy import (
+    Experience,
+    ExperienceLibrary,
+    NoGate,
+    PairedGate,
+    RunFailedError,
+    TrainingFreeGRPO,
+)
 from tfgrpo_dspy.rollout import rollout_id_for
 
 UNPARSED = "I had rather not say."
@@ -371,10 +378,15 @@ def test_where_no_lesson_was_found_update_library_is_not_asked() -> None:
 def test_a_provider_that_refuses_the_key_is_not_reported_as_a_parse_failure() -> None:
     """16: authentication and rate limits are reported as decoding failures."""
     refused = dspy.utils.exceptions.LMAuthError("wrong key")
-    run = Run([["1", "0"]], (EXTRACT, refused))
-    assert run.results.failures == {"reflection error": 1}
-    run = Run([[refused, refused]])
-    assert run.results.failures == {"provider": 2}
+    with pytest.raises(RunFailedError, match="ended by failures: LMAuthError: wrong key"):
+        Run([["1", "0"]], (EXTRACT, refused))
+    with pytest.raises(RunFailedError, match="ended by failures: LMAuthError: wrong key"):
+        Run([[refused, refused]])
+    slow_down = dspy.utils.exceptions.LMRateLimitError("slow down")
+    lm = scripted_lm(Run.rules([["1", "0"]], (EXTRACT, slow_down)), num_retries=0)
+    assert Run([["1", "0"]], lm=lm).results.failures == {"reflection error": 1}
+    lm = scripted_lm(Run.rules([[slow_down, slow_down]]), num_retries=0)
+    assert Run([[slow_down, slow_down]], lm=lm).results.failures == {"provider": 2}
 
 
 def test_a_batch_in_which_every_rollout_failed_ends_nothing() -> None:

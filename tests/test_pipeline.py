@@ -34,10 +34,13 @@ from tfgrpo_dspy import (
     TrainingFreeGRPO,
     UpdateLibrary,
 )
+from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience import Add, Keep, Operation, Refusal
+from tfgrpo_dspy.pipeline.archive import Archive
 from tfgrpo_dspy.pipeline.asking import Asker
 from tfgrpo_dspy.pipeline.proposing import Proposer
 from tfgrpo_dspy.pipeline.recorder import Recorder
+from tfgrpo_dspy.pipeline.run import Run as WholeRun
 from tfgrpo_dspy.pipeline.workers import Workers
 from tfgrpo_dspy.reflection import Lesson, estimate_tokens
 from tfgrpo_dspy.rollout import rollout_id_for
@@ -716,15 +719,13 @@ def consolidated(
     module: Any, drawn: Sequence[Lesson], **arguments: Any
 ) -> tuple[list[Operation], list[Refusal]]:
     lm = scripted_lm([])
-    workers = Workers(2)
     run_settings = Settings(is_score, update_library=module, **arguments)
+    student, ledger = dspy.Predict("question -> answer"), Ledger()
     with dspy.context(lm=lm):
-        student = dspy.Predict("question -> answer")
-        proposer = Proposer(
-            run_settings, student, workers, Asker(run_settings, student, Recorder())
-        )
+        archive, workers = Archive(run_settings, student), Workers(2, ledger)
+        run = WholeRun(run_settings, student, ledger, archive, workers, Recorder())
         try:
-            return proposer.operations(drawn, KNOWN, 0, 0)
+            return Proposer(run, Asker(run)).operations(drawn, KNOWN, 0, 0)
         finally:
             workers.close()
 
@@ -952,26 +953,30 @@ def test_update_library_has_a_stated_budget_that_its_user_sets() -> None:
 # ---------------------------------------------------------------------- threads
 
 
-def test_results_come_in_the_order_of_the_items_whichever_is_done_first() -> None:
-    last_is_done = threading.Event()
+def test_results_come_as_they_are_done_each_with_the_place_of_its_item() -> None:
+    may_go_on = {2: threading.Event(), 0: threading.Event(), 1: threading.Event()}
 
     def task(item: int) -> int:
-        if item == 2:
-            last_is_done.set()
-        else:
-            assert last_is_done.wait(10)
+        assert may_go_on[item].wait(10)
         return item * 10
 
-    workers = Workers(3)
-    assert workers.map(task, [0, 1, 2]) == [0, 10, 20]
+    workers = Workers(3, Ledger())
+    releases = iter(may_go_on.values())
+    next(releases).set()
+    seen = []
+    for done in workers.run(task, [0, 1, 2]):
+        seen.append((done.index, done.result, done.error))
+        next(releases, threading.Event()).set()
     workers.close()
+    assert seen == [(2, 20, None), (0, 0, None), (1, 10, None)]
 
 
 def test_every_task_has_the_dspy_context_of_its_caller() -> None:
-    workers = Workers(2)
+    workers = Workers(2, Ledger())
     lm = scripted_lm([])
     with dspy.context(lm=lm):
-        assert workers.map(lambda _: dspy.settings.lm is lm, range(4)) == [True] * 4
+        all_done = list(workers.run(lambda _: dspy.settings.lm is lm, range(4)))
+    assert [done.result for done in all_done] == [True] * 4
     workers.close()
 
 
@@ -982,9 +987,10 @@ def test_what_a_task_changes_in_its_context_is_not_seen_by_another() -> None:
         seen.append(dspy.settings.lm)
         dspy.settings.context(lm=item).__enter__()
 
-    workers = Workers(1)
-    workers.map(task, range(3))
+    workers = Workers(1, Ledger())
+    all_done = list(workers.run(task, range(3)))
     workers.close()
+    assert [done.error for done in all_done] == [None, None, None]
     assert seen == [None, None, None]
 
 

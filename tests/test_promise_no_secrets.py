@@ -6,6 +6,7 @@ The LM is a real client: DSPy's own way to an OpenAI-shaped server, on the loopb
 import json
 import logging
 import pickle
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,13 @@ from test_dspy_contract import (
     questions,
 )
 
-from tfgrpo_dspy import ExperienceLibrary, LibraryFormatError, NoGate, SettingsError
+from tfgrpo_dspy import (
+    ExperienceLibrary,
+    LibraryFormatError,
+    NoGate,
+    RunFailedError,
+    SettingsError,
+)
 
 __all__ = ["server"]  # a fixture
 
@@ -83,14 +90,29 @@ def test_an_api_key_is_in_no_file_no_report_and_no_log_line(
 def test_a_key_that_the_provider_sends_back_in_its_error_is_not_logged(
     lm: Any, server: ChatServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.status = 401
+    server.status = 500
     with caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"):
         results = compiled(lm).detailed_results
     assert server.keys == {KEY}
     assert results.failures == {"provider": 5 * 2 + 3}
-    assert "Incorrect API key provided: (API key)." in caplog.text
+    assert "Incorrect API key provided: (secret)." in caplog.text
     assert KEY not in caplog.text
     assert KEY not in json.dumps(results.to_dict())
+
+
+def test_a_key_that_the_provider_refuses_and_sends_back_is_not_in_the_error_that_ends_the_run(
+    lm: Any, server: ChatServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.status = 401
+    with (
+        caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"),
+        pytest.raises(RunFailedError, match=r"Incorrect API key provided: \(secret\)") as failed,
+    ):
+        compiled(lm)
+    assert server.keys == {KEY}
+    shown = "".join(traceback.format_exception(failed.value))
+    reported = json.dumps(failed.value.program.detailed_results.to_dict())
+    assert [text for text in (shown, reported, caplog.text) if KEY in text] == []
 
 
 def test_a_key_in_the_error_of_an_lm_judge_or_of_the_reflection_lm_is_not_logged(
@@ -101,7 +123,7 @@ def test_a_key_in_the_error_of_an_lm_judge_or_of_the_reflection_lm_is_not_logged
 
     student = predictor()
     student.lm = polite_lm()
-    server.status = 401
+    server.status = 500
     with caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"), dspy.context(lm=lm):
         for metric in (judged, is_polite):
             optimizer_of(metric=metric, gate=NoGate()).compile(student, trainset=questions(5))

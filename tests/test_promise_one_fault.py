@@ -22,7 +22,13 @@ from test_dspy_contract import (
     questions,
 )
 
-from tfgrpo_dspy import AddLessons, ExperienceLibrary, NoGate, TrainingFreeGRPO
+from tfgrpo_dspy import (
+    AddLessons,
+    ExperienceLibrary,
+    NoGate,
+    RunFailedError,
+    TrainingFreeGRPO,
+)
 
 
 class NowAndThen:
@@ -185,13 +191,28 @@ def test_a_providers_errors_alone_teach_nothing() -> None:
 
 
 def test_when_every_call_fails_the_student_comes_back_and_the_reason_is_told() -> None:
-    results = learned(
-        lm=scripted_lm([("", lm15.AuthError("no such key"))], num_retries=0)
-    ).detailed_results
+    down = scripted_lm([("", lm15.ServerError("down"))], num_retries=0)
+    optimized = learned(lm=down, max_errors=36)
+    results = optimized.detailed_results
+    assert library_texts(optimized) == []
     assert results.best.mean is None
     assert results.failures == {"provider": 6 * 4 + 12}
     assert "6 groups had fewer than two rollouts that count" in results.nothing_learned
     assert "36 failures of kind 'provider'" in results.nothing_learned
+
+
+def test_a_run_that_nothing_but_fails_is_ended_and_the_student_is_on_the_error() -> None:
+    down = scripted_lm([("", lm15.ServerError("down"))], num_retries=0)
+    with pytest.raises(
+        RunFailedError, match=r"21 of 21 rollouts .* 21 times: LMServerError: .*down"
+    ):
+        learned(lm=down, num_threads=1)
+    refused = scripted_lm([("", lm15.AuthError("no such key"))])
+    with pytest.raises(RunFailedError, match=r"LMAuthError: .* no such key") as failed:
+        learned(lm=refused, num_threads=1)
+    assert refused.engine.n_calls() == 1
+    assert library_texts(failed.value.program) == []
+    assert failed.value.program.detailed_results.best is None
 
 
 def test_a_tool_that_fails_costs_its_own_result_only() -> None:

@@ -14,7 +14,10 @@ from tfgrpo_dspy import (
     LibraryFormatError,
     LocalLMUnavailableError,
     MetricError,
+    MissingRecordError,
+    RunFailedError,
     SettingsError,
+    StoreError,
     TrainingFreeGRPO,
     TrainingFreeGRPOError,
 )
@@ -32,17 +35,22 @@ PUBLIC = [
     "LibraryFormatError",
     "LocalLMUnavailableError",
     "MetricError",
+    "MissingRecordError",
     "NoGate",
     "PairedGate",
+    "RunFailedError",
     "SettingsError",
+    "StoreError",
     "SummarizeTrajectory",
     "TrainingFreeGRPO",
     "TrainingFreeGRPOError",
     "TrialEvidence",
     "Trials",
     "UpdateLibrary",
+    "best_so_far",
+    "rescore",
 ]
-PINNED = {  # DESIGN section 4, as far as issue 2 builds it
+PINNED = {  # DESIGN section 4, as far as it is built; `prices` is of issue 3
     "metric": inspect.Parameter.empty,
     "reflection_lm": None,
     "objective": None,
@@ -55,8 +63,19 @@ PINNED = {  # DESIGN section 4, as far as issue 2 builds it
     "min_contrast": 1e-9,
     "use_labels": True,
     "gate": None,
+    "auto": None,
+    "max_metric_calls": None,
+    "max_lm_calls": None,
+    "max_cost": None,
+    "max_minutes": None,
+    "prices": None,
     "num_threads": None,
+    "rollout_timeout_s": None,
     "failure_score": 0.0,
+    "max_errors": None,
+    "log_dir": None,
+    "offline": False,
+    "version": None,
     "seed": 0,
     "progress": True,
 }
@@ -73,18 +92,8 @@ OF_LATER_ISSUES = [
     "reward",
     "rescue",
     "credit",
-    "auto",
-    "max_metric_calls",
-    "max_lm_calls",
-    "max_cost",
-    "max_minutes",
     "executor",
     "max_staleness",
-    "rollout_timeout_s",
-    "max_errors",
-    "log_dir",
-    "offline",
-    "version",
 ]
 
 
@@ -107,10 +116,10 @@ def test_every_public_class_says_what_it_is() -> None:
     assert undocumented == []
 
 
-def test_the_optimizer_takes_the_pinned_arguments_with_their_defaults() -> None:
+def test_the_optimizer_takes_the_pinned_arguments_in_their_order_with_their_defaults() -> None:
     parameters = inspect.signature(TrainingFreeGRPO).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()}
-    assert defaults == PINNED | OWN_MODULES_AND_SCHEDULE
+    assert list(defaults.items()) == list((PINNED | OWN_MODULES_AND_SCHEDULE).items())
 
 
 def test_all_arguments_but_the_metric_are_given_by_name() -> None:
@@ -167,6 +176,9 @@ def test_the_papers_schedule_can_be_overridden_argument_by_argument() -> None:
         (LibraryFormatError, (LibraryError, ValueError)),
         (GateError, (RuntimeError,)),
         (MetricError, (ValueError,)),
+        (StoreError, (RuntimeError,)),
+        (MissingRecordError, (StoreError,)),
+        (RunFailedError, (RuntimeError,)),
         (LocalLMUnavailableError, (ImportError,)),
     ],
 )

@@ -44,12 +44,16 @@ RESULTS = RunResults(
             validation=None,
         ),
     ),
-    usage={"policy": Usage(n_lm_calls=10, prompt_tokens=100), "reflection": Usage()},
+    usage={"rollout": Usage(n_lm_calls=10, prompt_tokens=100), "lesson": Usage()},
     failures={"provider": 1},
     ended_because="all epochs are done",
     nothing_learned="",
     wall_time_s=1.5,
     library=LIBRARY.to_dict(),
+    metric_calls=12,
+    replayed={"gate": 2},
+    rescored=1,
+    text_only=3,
     settings={"group_size": 5, "objective": None},
 )
 NO_USAGE = {
@@ -103,8 +107,8 @@ AS_DICT: dict[str, Any] = {
         }
     ],
     "usage": {
-        "policy": {**NO_USAGE, "n_lm_calls": 10, "prompt_tokens": 100},
-        "reflection": NO_USAGE,
+        "rollout": {**NO_USAGE, "n_lm_calls": 10, "prompt_tokens": 100},
+        "lesson": NO_USAGE,
     },
     "failures": {"provider": 1},
     "ended_because": "all epochs are done",
@@ -125,6 +129,10 @@ AS_DICT: dict[str, Any] = {
             }
         ],
     },
+    "metric_calls": 12,
+    "replayed": {"gate": 2},
+    "rescored": 1,
+    "text_only": 3,
     "settings": {"group_size": 5, "objective": None},
 }
 

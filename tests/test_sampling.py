@@ -16,6 +16,7 @@ from dspy.utils.callback import BaseCallback
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 
 from tfgrpo_dspy import NoGate, TrainingFreeGRPO
+from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout, Step, trajectory_text
 from tfgrpo_dspy.sampling import RolloutTask, run_rollout, sampling_copy
@@ -535,7 +536,9 @@ def test_a_program_may_return_something_that_is_no_prediction() -> None:
 # ---------------------------------------------------------------------- failures told apart
 
 
-@pytest.mark.parametrize("error", [SLOW_DOWN, lm15.ServerError("down"), lm15.AuthError("who?")])
+@pytest.mark.parametrize(
+    "error", [SLOW_DOWN, lm15.ServerError("down"), lm15.InvalidRequestError("what?")]
+)
 def test_a_providers_failure_gives_no_score_and_is_not_the_programs(error: Exception) -> None:
     done = rollout(ask(), scripted_lm([("question", error)], num_retries=0))
     assert done.failure is not None
@@ -543,6 +546,15 @@ def test_a_providers_failure_gives_no_score_and_is_not_the_programs(error: Excep
     assert str(error) in done.failure.message
     assert (done.score, done.counts) == (None, False)
     assert done.usage.n_failed_calls == 1
+
+
+@pytest.mark.parametrize("error", [lm15.AuthError("no key"), lm15.BillingError("no credit")])
+def test_an_error_that_every_call_would_end_in_ends_the_run_whatever_the_program_makes_of_it(
+    error: Exception,
+) -> None:
+    for program in (ask(), Program(swallowing, ask=ask())):
+        with pytest.raises(RunStopped, match=r"\] no (key|credit)"):
+            rollout(program, scripted_lm([("question", error)]))
 
 
 def swallowing(self: Any, question: str) -> dspy.Prediction:
