@@ -134,8 +134,8 @@ def main() -> None:
         f"live:    {live['rollouts']} rollouts in {live['seconds']:.1f} s, {size_mb:.0f} MB on disk"
     )
     print(
-        f"offline: {offline['seconds']:.2f} s (bar: {BAR_S:g} s), {per_second:,.0f} rollouts and "
-        f"reflections for each second, memory growth {offline['growth_mb']:.0f} MB (bar: {BAR_MB:g})"
+        f"offline: {offline['seconds']:.2f} s (bar: {BAR_S:g} s), {per_second:,.0f} records "
+        f"for each second, memory growth {offline['growth_mb']:.0f} MB (bar: {BAR_MB:g})"
     )
     record = {
         "live": live,

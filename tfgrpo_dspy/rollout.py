@@ -124,6 +124,11 @@ class Rollout:
         return any("text" in value for value in self.encoded.values())
 
     @property
+    def was_scored(self) -> bool:
+        """Whether the metric was asked: the program gave something to score."""
+        return self.failure is None or self.failure.kind == "metric"
+
+    @property
     def counts(self) -> bool:
         """Whether it may stand in a group: it ran, or its failure was the program's own."""
         return self.failure is None or self.failure.is_own

@@ -48,6 +48,7 @@ class Ledger:
         self.budget = budget or Budget()
         self.n_lm_calls = 0
         self.n_metric_calls = 0
+        self.n_metric_calls_made = 0
         self.cost = 0.0
         self.stopped_because = ""
         self.is_failure = False
@@ -135,6 +136,11 @@ class Ledger:
                 self._stop(f"max_metric_calls={limit} is used up ({n_calls} were needed next)")
             self._check()
             self.n_metric_calls += n_calls
+
+    def note_metric_call(self) -> None:
+        """A metric call that was taken before is made now."""
+        with self._lock:
+            self.n_metric_calls_made += 1
 
     def give_back_metric_calls(self, n_calls: int) -> None:
         """Give back those that were not made, because the program failed."""

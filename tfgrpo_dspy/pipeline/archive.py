@@ -136,10 +136,11 @@ class Archive:
             "the program": digest(program_identity(student, self._unseen)),
             "the policy LM": self._lm,
             "the adapter": self._adapter,
-            "the metric": self.metric(settings.metric),
+            "the metric": digest(self._metric_identity(settings.metric)),
             "the version": digest(settings.version),
             "the gate": digest(
-                callable_identity(gate, self._unseen), self.metric(getattr(gate, "metric", None))
+                callable_identity(gate, self._unseen),
+                self._metric_identity(getattr(gate, "metric", None)),
             ),
             "the reflection LM": self._reflection_lm,
             "the reflection modules": digest(modules),
@@ -233,9 +234,12 @@ class Archive:
     def metric(self, metric: Any) -> str:
         """The digest of a metric."""
         if id(metric) not in self._metrics:
-            identity = None if metric is None else callable_identity(metric, self._unseen)
+            identity = self._metric_identity(metric)
             self._metrics[id(metric)] = digest(identity, self._settings.version)
         return self._metrics[id(metric)]
+
+    def _metric_identity(self, metric: Any) -> Any:
+        return None if metric is None else callable_identity(metric, self._unseen)
 
     def _module(self, module: Any) -> str:
         if id(module) not in self._modules:

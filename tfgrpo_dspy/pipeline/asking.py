@@ -11,7 +11,7 @@ import dspy
 
 from tfgrpo_dspy.budget import Meter, metered
 from tfgrpo_dspy.pipeline.run import Run
-from tfgrpo_dspy.pipeline.workers import Done
+from tfgrpo_dspy.pipeline.workers import Done, TimedOutError
 from tfgrpo_dspy.reflection import as_input, describe_program
 from tfgrpo_dspy.rollout import Failure, Usage
 from tfgrpo_dspy.sampling import sampling_copy
@@ -74,17 +74,26 @@ class Asker:
             RunStopped: the run has ended; answers that came before are recorded.
             MissingRecordError: offline, and one of them is not recorded.
         """
-        run = self._run
         answers: dict[int, Answer] = {}
+        try:
+            self._fill(answers, questions)
+        finally:  # what was answered counts, also where the run ends here
+            for index in sorted(answers):
+                self._count(questions[index].stage, answers[index])
+        return [answers[index] for index in range(len(questions))]
+
+    def _fill(self, answers: dict[int, Answer], questions: Sequence[Question]) -> None:
+        run = self._run
         keys = [self._key(question) for question in questions]
         open_ones = []
         for index, key in enumerate(keys):
             record = run.archive.find_answer(key)
             if record is None:
-                run.check_offline(questions[index].stage, questions[index].about)
                 open_ones.append(index)
             else:
                 answers[index] = self._replayed(questions[index].stage, record)
+        if open_ones:
+            run.check_offline(questions[open_ones[0]].stage, questions[open_ones[0]].about)
         for done in run.workers.run(lambda index: self._answer(questions[index]), open_ones):
             index = open_ones[done.index]
             answer = self._outcome(done)
@@ -93,10 +102,6 @@ class Asker:
             answer = answers[index] = _answer_of(theirs or record)
             lost = Failure("provider", answer.error) if answer.is_lost else None
             run.recorder.check_errors(run.ledger, lost)
-        in_order = [answers[index] for index in range(len(questions))]
-        for question, answer in zip(questions, in_order, strict=True):
-            self._count(question.stage, answer)
-        return in_order
 
     def _key(self, question: Question) -> str:
         if self._run.archive.store is None:
@@ -112,8 +117,10 @@ class Asker:
         return answer
 
     def _outcome(self, done: Done[Answer]) -> Answer:
-        if done.error is not None:  # a task of ours raises nothing: it took too long
+        if isinstance(done.error, TimedOutError):
             return Answer(None, error=f"the reflection {done.error}", is_lost=True)
+        if done.error is not None:  # the end of the run, such as a KeyboardInterrupt
+            raise done.error
         assert done.result is not None  # noqa: S101 - a task gives a result or an error
         return done.result
 

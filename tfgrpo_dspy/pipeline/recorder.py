@@ -110,7 +110,7 @@ class Recorder:
             best=best,
             updates=tuple(self.updates),
             usage=self._all_usage(ledger),
-            metric_calls=ledger.n_metric_calls,
+            metric_calls=ledger.n_metric_calls_made,
             replayed=dict(sorted((+self.replayed).items())),
             rescored=self.rescored,
             text_only=self.text_only,
@@ -128,7 +128,7 @@ class Recorder:
         n_lost = max(0, ledger.n_lm_calls - known.n_lm_calls)
         cost = max(0.0, ledger.cost - known.cost_usd) if n_lost else 0.0
         unfinished = Usage(n_lm_calls=n_lost, cost_usd=cost)
-        return dict(self.usage) | ({"unfinished": unfinished} if n_lost else {})
+        return dict(self.usage) | {"unfinished": unfinished}
 
     def _why_nothing_was_learned(self) -> str:
         groups = [group for update in self.updates for group in update.groups]

@@ -67,36 +67,40 @@ class Rollouts:
             RunStopped: a budget does not reach, or the run has ended; what was done is recorded.
             MissingRecordError: offline, and one of them is not recorded.
         """
-        run = self._run
         if self._metric is not None:
-            run.ledger.take_metric_calls(len(samples))
-        programs = {lib: run.bake(lib) for lib in dict.fromkeys(s.library for s in samples)}
+            self._run.ledger.take_metric_calls(len(samples))
         made: dict[int, Rollout] = {}
-        jobs = []
-        for position, sample in enumerate(samples):
-            job = self._job(position, sample, programs[sample.library])
-            if job.found is None or job.found.needs_score:
-                if job.found is not None and job.found.can_be_scored:
-                    self._charge(job.found.rollout)
-                run.check_offline(
-                    "gate trial" if self._role == "gate" else "training rollout",
-                    f"example {sample.example}",
-                )
-                jobs.append(job)
-            else:
-                made[position] = self._replayed(job.found.rollout)
-        run.recorder.note_misses(self._role, len(jobs))
-        for done in run.workers.run(_Job.do, jobs):
-            job = jobs[done.index]
-            made[job.position] = self._kept(job, self._outcome(job, done))
-        rollouts = [made[position] for position in range(len(samples))]
+        try:
+            self._fill(made, samples)
+        finally:  # what was made counts, also where the run ends here
+            rollouts = [made[position] for position in sorted(made)]
+            self._run.recorder.count_rollouts(self._role, rollouts)
         if self._metric is not None:
             failed = [r.failure.kind for r in rollouts if r.failure is not None]
             # what took too long may have been in the metric
             not_scored = sum(kind not in ("metric", "timeout") for kind in failed)
-            run.ledger.give_back_metric_calls(not_scored)
-        run.recorder.count_rollouts(self._role, rollouts)
+            self._run.ledger.give_back_metric_calls(not_scored)
         return rollouts
+
+    def _fill(self, made: dict[int, Rollout], samples: Sequence[Sample]) -> None:
+        run = self._run
+        programs = {lib: run.bake(lib) for lib in dict.fromkeys(s.library for s in samples)}
+        jobs = []
+        for position, sample in enumerate(samples):
+            job = self._job(position, sample, programs[sample.library])
+            if job.found is not None and not job.found.needs_score:
+                made[position] = self._replayed(job.found.rollout)
+                continue
+            if job.found is not None and job.found.can_be_scored:
+                self._charge(job.found.rollout)
+            jobs.append(job)
+        if jobs:
+            stage = "gate trial" if self._role == "gate" else "training rollout"
+            run.check_offline(stage, f"example {jobs[0].sample.example}")
+        run.recorder.note_misses(self._role, len(jobs))
+        for done in run.workers.run(_Job.do, jobs):
+            job = jobs[done.index]
+            made[job.position] = self._kept(job, self._outcome(job, done))
 
     def _job(self, position: int, sample: Sample, program: Any) -> _Job:
         run, example = self._run, self._examples[sample.example]
@@ -121,6 +125,8 @@ class Rollouts:
     def _replayed(self, rollout: Rollout) -> Rollout:
         self._charge(rollout)
         self._run.recorder.replayed[self._role] += 1
+        if rollout.was_scored and self._metric is not None:
+            self._run.ledger.note_metric_call()
         return rollout
 
     def _charge(self, rollout: Rollout) -> None:

@@ -235,6 +235,7 @@ def _scored(
     judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
     score, failure = None, None
     meter.check_wanted()
+    task.ledger.note_metric_call()
     try:
         with dspy.context(lm=judge, disable_history=False, callbacks=callbacks):
             score = task.score(task.example, prediction, trace)  # type: ignore[misc]
