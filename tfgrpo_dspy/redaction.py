@@ -30,8 +30,11 @@ def without_secret_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def secrets_in(values: Mapping[str, Any]) -> Iterator[str]:
-    """The values that are secrets by their name; all texts under such a name."""
-    for name, value in values.items():
+    """The values that are secrets by their name; all texts under such a name.
+
+    An engine's own mappings may change meanwhile, as its other calls go on.
+    """
+    for name, value in list(values.items()):
         if SECRET_NAME.search(str(name)):
             yield from _texts(value)
         elif isinstance(value, Mapping):
@@ -43,7 +46,7 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
         yield from (word for word in value.split()[1:] if len(word) >= SHORTEST_SECRET)
     elif isinstance(value, Mapping):
-        for item in value.values():
+        for item in list(value.values()):
             yield from _texts(item)
     elif isinstance(value, list | tuple):
         for item in value:
