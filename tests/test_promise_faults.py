@@ -195,7 +195,7 @@ def test_what_does_not_pass_for_long_is_given_up_and_costs_its_rollout_only() ->
 
 
 def test_when_one_call_is_told_to_wait_all_calls_to_that_model_wait() -> None:
-    pause_s, margin_s = 0.6, 0.1
+    pause_s, margin_s = 0.8, 0.3
     first: list[Prompt] = []
 
     def which(prompt: Prompt, _attempt: int) -> bool:

@@ -364,7 +364,7 @@ def is_training(prompt: Prompt, *numbers: int) -> bool:
 def test_a_rollout_that_hangs_costs_itself_only_and_is_not_started_again(hanging: Any) -> None:
     before = hanging(lambda prompt, _n: is_training(prompt, 1) and prompt.random().random() < 0.5)
     lm = polite_lm(before=before)
-    optimized = learned(lm=lm, rollout_timeout_s=0.3)
+    optimized = learned(lm=lm, rollout_timeout_s=0.5)
     results = optimized.detailed_results
     assert results.failures == {"timeout": len(before.hung)}
     assert 1 <= len(before.hung) <= 3
@@ -383,7 +383,7 @@ def test_more_hung_rollouts_than_there_may_be_threads_do_not_shrink_the_pool(han
     optimized = learned(
         lm=polite_lm(before=before),
         num_threads=2,
-        rollout_timeout_s=0.15,
+        rollout_timeout_s=0.25,
         max_errors=100,
         gate=NoGate(),
     )
@@ -396,19 +396,16 @@ def test_more_hung_rollouts_than_there_may_be_threads_do_not_shrink_the_pool(han
 @pytest.mark.usefixtures("at_once")
 def test_the_pool_works_at_full_width_after_many_tasks_that_hung() -> None:
     released, together = threading.Event(), threading.Barrier(3)
-    workers = Workers(3, Ledger(), timeout_s=0.05)
-    for _ in range(2):
-        hung = list(workers.run(lambda _item: released.wait(60), range(30)))
-        assert [str(done.error) for done in hung] == ["took over 0.05 s"] * 30
-    patient = Workers(3, Ledger())
-    wide = list(patient.run(lambda _item: together.wait(10), range(30)))
-    assert [done.error for done in wide] == [None] * 30
-    for _ in range(3):  # the same pool, with the hung ones still hanging
-        quick = list(workers.run(lambda _item: threading.Barrier(1).wait(), range(50)))
-        assert [done.error for done in quick] == [None] * 50
+    workers = Workers(3, Ledger(), timeout_s=0.2)
+    hung = list(workers.run(lambda _item: released.wait(60), range(30)))
+    assert [str(done.error) for done in hung] == ["took over 0.2 s"] * 30
+    for _ in range(3):  # the hung ones still hang
+        wide = list(workers.run(lambda _item: together.wait(10), range(3)))
+        assert [done.error for done in wide] == [None] * 3
+        quick = list(workers.run(lambda item: item + 1, range(50)))
+        assert sorted(done.result for done in quick) == list(range(1, 51))
     released.set()
     workers.close()
-    patient.close()
 
 
 @pytest.mark.usefixtures("at_once")
@@ -420,7 +417,7 @@ def test_a_rollout_that_took_too_long_is_not_scored_when_it_comes_after_all(hang
         lm=polite_lm(before=before),
         metric=metered_metric(calls),
         gate=NoGate(),
-        rollout_timeout_s=0.2,
+        rollout_timeout_s=0.4,
         max_metric_calls=limit,
     )
     before.wait_for_the_hung()
@@ -440,7 +437,7 @@ def test_a_metric_that_hangs_costs_its_rollout_and_is_counted() -> None:
             released.wait(60)
         return is_polite(example, pred)
 
-    optimized = learned(metric=metric, rollout_timeout_s=0.2)
+    optimized = learned(metric=metric, rollout_timeout_s=0.4)
     released.set()
     assert optimized.detailed_results.failures == {"timeout": 4}
     assert optimized.detailed_results.metric_calls == len(calls)
@@ -460,7 +457,7 @@ def test_a_reflection_that_hangs_costs_its_answer_only(stage: str, hanging: Any)
 
     before = hanging(first)
     lm = polite_lm(before=before)
-    optimized = learned(lm=lm, rollout_timeout_s=0.3)
+    optimized = learned(lm=lm, rollout_timeout_s=0.5)
     assert len(before.hung) == 1
     assert optimized.detailed_results.failures == {"reflection error": 1}
     assert library_texts(optimized) == [ADVICE]  # other groups gave it, or the lesson itself did
