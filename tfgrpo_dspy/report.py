@@ -92,12 +92,13 @@ def rescore(
         for _, record in store.records(store.keys("rollout")):
             with reading("rollout"):
                 rollout = Rollout.from_dict(record["rollout"])
-                example_record = examples[f"example:{record['example']}"]
+                labelled = examples[f"example:{record['example']}"]
+                fields, inputs = labelled["fields"], labelled["inputs"]
             if rollout.failure is not None:
                 counts["failed"] += 1
                 continue
             try:
-                example = _example(example_record, annotations)
+                example = dspy.Example(**decode_fields(fields, annotations)).with_inputs(*inputs)
                 prediction = dspy.Prediction(**decode_fields(rollout.encoded, annotations))
             except NoRoundTripError:
                 counts["text only"] += 1
@@ -157,8 +158,3 @@ def _existing(log_dir: str | PathLike[str]) -> Store:
     if store is None:
         raise StoreError(f"log_dir={str(log_dir)!r} is no run store; pass the one of a compile.")
     return store
-
-
-def _example(record: Mapping[str, Any], annotations: Mapping[str, Any]) -> dspy.Example:
-    values = decode_fields(record["fields"], annotations)
-    return dspy.Example(**values).with_inputs(*record["inputs"])

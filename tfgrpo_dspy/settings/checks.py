@@ -23,6 +23,7 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling import allows_temperature, is_deterministic
 from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, Settings
 from tfgrpo_dspy.settings.plan import plan_of, with_preset
+from tfgrpo_dspy.store import Unseen, digest, object_identity
 
 logger = logging.getLogger(__name__)
 
@@ -256,11 +257,17 @@ def _temperature_faults(settings: Settings, lm: Any) -> Iterator[str]:
 
 
 def _warn_of_overlap(trainset: Sequence[Any], valset: Sequence[Any]) -> None:
-    seen = {repr(sorted(example.inputs().items())) for example in trainset}
-    n_shared = sum(repr(sorted(example.inputs().items())) in seen for example in valset)
+    seen = {_inputs_of(example) for example in trainset}
+    n_shared = sum(_inputs_of(example) in seen for example in valset)
     if n_shared:
         warnings.warn(
             f"{n_shared} of {len(valset)} validation examples are training examples too; scores "
             f"on them flatter what was learned.",
             stacklevel=4,
         )
+
+
+def _inputs_of(example: Any) -> str:
+    """The inputs as text, with what media hold, which they do not show."""
+    inputs = dict(sorted(example.inputs().items()))
+    return f"{inputs!r} {digest(object_identity(inputs, Unseen()))}"

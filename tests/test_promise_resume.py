@@ -1,0 +1,1164 @@
+"""Promises 4 and 5: starting the same compile again goes on from its records; offline it replays.
+
+All through `compile`, with scripted LMs whose calls are counted. What differs in code is another
+function or class here; what must be the same and yet fail when touched looks at `TOUCHED`.
+"""
+
+import json
+import logging
+import re
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.utils.exceptions import LMServerError
+from scripted import (
+    EXTRACT,
+    UPDATE,
+    Prompt,
+    Rule,
+    ScriptedEngine,
+    chat,
+    lessons,
+    operations,
+    scripted_lm,
+)
+from test_dspy_contract import agent, agent_turn, questions
+from test_promise_deterministic import chaotic_rules
+
+from tfgrpo_dspy import (
+    ExperienceLibrary,
+    ExtractAdvantage,
+    MissingRecordError,
+    NoGate,
+    PairedGate,
+    SettingsError,
+    StoreError,
+    TrainingFreeGRPO,
+    best_so_far,
+    rescore,
+)
+from tfgrpo_dspy.reflection.signatures import CompareAttempts
+from tfgrpo_dspy.store import Store
+
+REFLECTION = f"{EXTRACT}|{UPDATE}"
+N_TRAINING, N_VALIDATION, GROUP_SIZE = 6, 8, 3
+
+
+class Touched:
+    """What the metrics and programs here do besides, set by a test: no part of what they are."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.is_forbidden = False
+        self.n_metric_calls = 0
+        self.failing = ""
+        self._lock = threading.Lock()
+
+    def by_metric(self, example: Any) -> None:
+        with self._lock:
+            self.n_metric_calls += 1
+        assert not self.is_forbidden
+        if self.failing and self.failing in example.question:
+            raise ZeroDivisionError
+
+    def by_program(self) -> None:
+        assert not self.is_forbidden
+
+
+TOUCHED = Touched()
+
+
+@pytest.fixture(autouse=True)
+def untouched() -> Iterator[None]:
+    TOUCHED.reset()
+    yield
+    TOUCHED.reset()
+
+
+def scored(example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
+    TOUCHED.by_metric(example)
+    return dspy.Prediction(score=float(pred.answer == "please"), feedback="Say please.")
+
+
+def scored_as_well(example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
+    """Other code than `scored`, the same scores."""
+    TOUCHED.by_metric(example)
+    is_polite = pred.answer == "please"
+    return dspy.Prediction(score=1.0 if is_polite else 0.0, feedback="Say please.")
+
+
+class Asking(dspy.Module):
+    """A program whose code a test may forbid to run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> Any:
+        TOUCHED.by_program()
+        return self.ask(question=question)
+
+
+class Opaque:
+    """A value that no JSON holds."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class OpaqueAnswers(Asking):
+    def forward(self, question: str) -> Any:
+        answer = super().forward(question=question).answer
+        return dspy.Prediction(answer=answer, thing=Opaque(answer))
+
+
+def lm_of(rules: list[Rule] | None = None, **kwargs: Any) -> Any:
+    return scripted_lm(rules or chaotic_rules(), **kwargs)
+
+
+def compiled(log_dir: Path | None = None, lm: Any = None, **changes: Any) -> Any:
+    """One compile of the task, in a store or without."""
+    given: dict[str, Any] = {"student": None, "metric": scored, "n_training": N_TRAINING} | changes
+    student, metric, n_training = (given.pop(name) for name in ("student", "metric", "n_training"))
+    chosen = {"group_size": GROUP_SIZE, "epochs": 2, "batch_size": 3, "num_threads": 4}
+    optimizer = TrainingFreeGRPO(metric, progress=False, log_dir=log_dir, **(chosen | given))
+    with dspy.context(lm=lm or lm_of()):
+        return optimizer.compile(
+            student or Asking(),
+            trainset=questions(n_training),
+            valset=questions(N_VALIDATION, start=100),
+        )
+
+
+def offline(log_dir: Path, **changes: Any) -> Any:
+    """The same, with LM, metric and program that fail when touched."""
+    TOUCHED.is_forbidden = True
+    lm = changes.pop("lm", None) or lm_of([("", AssertionError("touched"))])
+    try:
+        optimized = compiled(log_dir, lm, offline=True, **changes)
+    finally:
+        TOUCHED.is_forbidden = False
+    assert lm.engine.n_calls() == 0
+    return optimized
+
+
+TOLD_APART = ("wall_time_s", "replayed", "rescored")
+
+
+def facts(optimized: Any) -> str:
+    """All of a result, as text, but for how long it took and where it came from."""
+    results = {k: v for k, v in optimized.detailed_results.to_dict().items() if k not in TOLD_APART}
+    results["settings"].pop("num_threads")
+    instructions = [p.signature.instructions for p in optimized.predictors()]
+    return json.dumps([results, instructions], sort_keys=True)
+
+
+def replayed(optimized: Any) -> dict[str, int]:
+    return dict(optimized.detailed_results.replayed)
+
+
+def records(log_dir: Path, stage: str) -> list[dict[str, Any]]:
+    store = Store(log_dir)
+    try:
+        store.verify()
+        return [record for _, record in store.records(store.keys(stage))]
+    finally:
+        store.close()
+
+
+def n_policy(lm: Any) -> int:
+    return int(lm.engine.n_calls() - lm.engine.n_calls(REFLECTION))
+
+
+def changes_logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    lines = [record.getMessage() for record in caplog.records]
+    return [line for line in lines if "changed since a run in this log_dir" in line]
+
+
+@pytest.fixture
+def log_dir(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+# ---------------------------------------------------------------------- the same again
+
+
+@pytest.mark.parametrize("student", [Asking, agent], ids=["one call", "agent"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"gate": NoGate()}, {"update_per_group": True}, {"summarize_always": True}],
+    ids=["gate", "no gate", "call for each group", "summaries"],
+)
+def test_the_same_compile_again_makes_no_call_and_gives_the_same(
+    student: Any, changes: dict[str, Any], log_dir: Path
+) -> None:
+    rules = [
+        (r"`summary`", lambda p: chat(summary=f"It went {p.random().random()}.")),
+        *chaotic_rules(),
+    ]
+    changes = {"epochs": 1, "group_size": 2, **changes}
+    alone = facts(compiled(lm=lm_of(rules), student=student(), **changes))
+    first_lm, second_lm = lm_of(rules), lm_of(rules)
+    assert facts(compiled(log_dir, first_lm, student=student(), **changes)) == alone
+    n_metric_calls = TOUCHED.n_metric_calls
+    again = compiled(log_dir, second_lm, student=student(), **changes)
+    assert facts(again) == alone
+    assert first_lm.engine.n_calls() > 0
+    assert second_lm.engine.n_calls() == 0
+    assert TOUCHED.n_metric_calls == n_metric_calls
+    TOUCHED.is_forbidden = True
+    optimized = compiled(log_dir, lm_of([]), offline=True, student=student(), **changes)
+    assert facts(optimized) == alone
+
+
+class InterruptedAfter:
+    """Ends the run at each n-th call, as Ctrl-C in the middle of it would."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self._n_calls = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, _prompt: Prompt) -> None:
+        with self._lock:
+            self._n_calls += 1
+            is_last = self._n_calls == self.n
+        if is_last:
+            raise KeyboardInterrupt
+
+
+def until_done(log_dir: Path, n: int, **changes: Any) -> tuple[Any, int, int]:
+    """Interrupted at every n-th call and started again; the result, all calls, all interrupts."""
+    n_calls = n_interrupts = 0
+    while True:
+        lm = lm_of(before=InterruptedAfter(n))
+        try:
+            optimized = compiled(log_dir, lm, **changes)
+        except KeyboardInterrupt:
+            n_calls += lm.engine.n_calls()
+            n_interrupts += 1
+            continue
+        return optimized, n_calls + lm.engine.n_calls(), n_interrupts
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 11, 40])
+def test_interrupted_at_every_nth_call_it_ends_like_the_uninterrupted_and_repeats_nothing(
+    n: int, log_dir: Path
+) -> None:
+    lm = lm_of()
+    alone = facts(compiled(lm=lm))
+    optimized, n_calls, n_interrupts = until_done(log_dir, n, num_threads=1)
+    assert facts(optimized) == alone
+    assert n_interrupts >= 2
+    assert n_calls == lm.engine.n_calls() + n_interrupts  # the interrupted call itself
+    assert facts(offline(log_dir)) == alone
+
+
+def test_with_several_threads_an_interrupt_costs_what_was_in_flight_at_most(log_dir: Path) -> None:
+    lm = lm_of()
+    alone = facts(compiled(lm=lm))
+    optimized, n_calls, n_interrupts = until_done(log_dir, 12, num_threads=4)
+    assert facts(optimized) == alone
+    assert n_interrupts >= 3
+    assert n_calls <= lm.engine.n_calls() + 4 * n_interrupts
+
+
+@pytest.mark.parametrize("budget", [{"max_lm_calls": 30}, {"max_metric_calls": 40}], ids=str)
+def test_a_run_that_a_budget_ended_goes_on_from_there_without_it(
+    budget: dict[str, Any], log_dir: Path
+) -> None:
+    lm, first_lm, second_lm = lm_of(), lm_of(), lm_of()
+    alone = facts(compiled(lm=lm))
+    first = compiled(log_dir, first_lm, num_threads=1, **budget)
+    (name,) = budget
+    assert first.detailed_results.ended_because.startswith(name)
+    assert facts(compiled(log_dir, second_lm)) == alone
+    assert first_lm.engine.n_calls() + second_lm.engine.n_calls() == lm.engine.n_calls()
+
+
+def test_more_epochs_go_on_from_a_finished_run(log_dir: Path) -> None:
+    lm, second_lm = lm_of(), lm_of()
+    alone = facts(compiled(lm=lm, epochs=3))
+    first = compiled(log_dir, epochs=1)
+    assert first.detailed_results.ended_because == "all epochs are done"
+    second = compiled(log_dir, second_lm, epochs=3)
+    assert facts(second) == alone
+    n_replayed = sum(replayed(second).values())
+    assert replayed(second)["rollout"] == N_TRAINING * GROUP_SIZE
+    assert replayed(second)["lesson"] >= 2
+    assert second_lm.engine.n_calls() == lm.engine.n_calls() - n_replayed
+    assert facts(offline(log_dir, epochs=1)) == facts(first)
+
+
+class Listening(dspy.Module):
+    """Hears what is in a recording, which no text shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+
+    def forward(self, clips: Any) -> Any:
+        return self.ask(question=f"question {clips[0].data}")
+
+
+def please(_example: Any, pred: Any) -> float:
+    return float(pred.answer == "please")
+
+
+def test_examples_that_differ_in_what_no_text_shows_share_no_rollout(log_dir: Path) -> None:
+    def heard(place: Path | None, lm: Any) -> Any:
+        clips = [dspy.Audio(data=f"{n}", audio_format="wav") for n in range(8)]
+        examples = [dspy.Example(clips=[clip]).with_inputs("clips") for clip in clips]
+        optimizer = TrainingFreeGRPO(
+            please, group_size=2, epochs=1, progress=False, gate=NoGate(), log_dir=place
+        )
+        with dspy.context(lm=lm):
+            return optimizer.compile(Listening(), trainset=examples[:4], valset=examples[4:])
+
+    alone_lm, lm, again_lm = lm_of(), lm_of(), lm_of()
+    alone = facts(heard(None, alone_lm))
+    assert facts(heard(log_dir, lm)) == alone
+    assert lm.engine.n_calls() == alone_lm.engine.n_calls()
+    assert facts(heard(log_dir, again_lm)) == alone
+    assert again_lm.engine.n_calls() == 0
+
+
+# ---------------------------------------------------------------------- what a change leaves
+
+
+def test_a_changed_metric_scores_the_stored_predictions_again_and_runs_nothing(
+    log_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = compiled(log_dir)
+    n_rollouts = TOUCHED.n_metric_calls
+    lm = lm_of()
+    TOUCHED.n_metric_calls = 0
+    with caplog.at_level(logging.INFO, logger="tfgrpo_dspy"):
+        second = compiled(log_dir, lm, metric=scored_as_well)
+    assert facts(second) == facts(first)
+    assert lm.engine.n_calls() == 0
+    assert TOUCHED.n_metric_calls == second.detailed_results.rescored == n_rollouts
+    assert n_rollouts == first.detailed_results.metric_calls
+    assert changes_logged(caplog) == [
+        "the metric changed since a run in this log_dir: stored predictions are scored again, "
+        "without running the program"
+    ]
+    third_lm = lm_of()
+    assert facts(compiled(log_dir, third_lm, metric=scored_as_well)) == facts(first)
+    assert facts(offline(log_dir, metric=scored_as_well)) == facts(first)
+    assert facts(offline(log_dir)) == facts(first)
+    assert TOUCHED.n_metric_calls == n_rollouts
+
+
+def test_outputs_without_round_trip_replay_but_are_made_again_for_another_metric(
+    log_dir: Path,
+) -> None:
+    changes = {"student": OpaqueAnswers(), "epochs": 1}
+    first = compiled(log_dir, **changes)
+    n_rollouts = first.detailed_results.metric_calls
+    assert first.detailed_results.text_only == n_rollouts
+    assert facts(offline(log_dir, **changes)) == facts(first)
+    lm, again_lm = lm_of(), lm_of()
+    second = compiled(log_dir, lm, metric=scored_as_well, **changes)
+    assert facts(second) == facts(first)
+    assert second.detailed_results.text_only == n_rollouts
+    assert second.detailed_results.rescored == 0
+    assert n_policy(lm) == n_rollouts
+    assert lm.engine.n_calls(REFLECTION) == 0
+    assert facts(compiled(log_dir, again_lm, metric=scored_as_well, **changes)) == facts(first)
+    assert again_lm.engine.n_calls() == 0
+    assert facts(offline(log_dir, **changes)) == facts(first)
+
+
+def advising(*advice: str) -> Any:
+    """A reflection LM that always gives these lessons, and adds each."""
+    added = [{"op": "ADD", "text": text, "lessons": [1]} for text in advice]
+    engine = ScriptedEngine([(EXTRACT, lessons(*advice)), (UPDATE, operations(*added))])
+    return dspy.LM("advisor", engine=engine, cache=False)
+
+
+class AcceptingGate(PairedGate):
+    """Measures both libraries, and lets every update stand."""
+
+    def next(self, evidence: Any) -> Any:
+        answer = super().next(evidence)
+        return type(answer)(evidence.proposed, "let it") if hasattr(answer, "reason") else answer
+
+
+class FirstOnly(AcceptingGate):
+    """The same for the first update; lets no other stand."""
+
+    def next(self, evidence: Any) -> Any:
+        answer = super().next(evidence)
+        is_later = evidence.update > 0 and hasattr(answer, "reason")
+        return type(answer)(evidence.incumbent, "no") if is_later else answer
+
+
+class OtherAttempts(CompareAttempts):
+    """Compare the attempts, and say in one sentence what to do."""
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("the reflection LM", lambda: {"reflection_lm": advising("Say please at once.")}),
+        (
+            "the reflection modules",
+            lambda: {"extract_advantage": ExtractAdvantage(OtherAttempts)},
+        ),
+        ("the gate", lambda: {"gate": FirstOnly()}),
+    ],
+)
+def test_a_changed_reflection_or_gate_keeps_the_rollouts_before_the_first_other_update(
+    name: str, change: Any, log_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = compiled(log_dir, gate=AcceptingGate())
+    assert first.detailed_results.updates[0].accepted
+    lm, alone_lm = lm_of(), lm_of()
+    changes = {"gate": AcceptingGate(), **change()}
+    with caplog.at_level(logging.INFO, logger="tfgrpo_dspy"):
+        second = compiled(log_dir, lm, **changes)
+    alone = compiled(lm=alone_lm, **{"gate": AcceptingGate(), **change()})
+    assert facts(second) == facts(alone)
+    reused = replayed(second)
+    assert reused["gate"] >= N_VALIDATION
+    assert n_policy(lm) == n_policy(alone_lm) - reused["gate"] - reused["rollout"] > 0
+    n_batches = 2 if name == "the gate" else 1
+    assert reused["rollout"] == n_batches * 3 * GROUP_SIZE
+    assert reused.get("lesson", 0) == (6 if name == "the gate" else 0)
+    line = (
+        f"{reused['rollout']} recorded training rollouts were reused; from update {n_batches} on "
+        f"they are new"
+    )
+    assert line in [record.getMessage() for record in caplog.records]
+    assert changes_logged(caplog) == [
+        f"{name} changed since a run in this log_dir: rollouts are reused up to the first update "
+        f"that differs"
+    ]
+    assert facts(offline(log_dir, gate=AcceptingGate())) == facts(first)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "consequence"),
+    [
+        (
+            "the program",
+            lambda: {"student": dspy.ChainOfThought("question -> answer")},
+            "its rollouts are new records beside the old ones; nothing can be reused",
+        ),
+        (
+            "the policy LM",
+            lambda: {"lm": lm_of(reasoned_rules(), temperature=0.9)},
+            "its rollouts are new records beside the old ones; nothing can be reused",
+        ),
+        (
+            "the version",
+            lambda: {"version": "2"},
+            "all that depends on program or metric is new",
+        ),
+    ],
+)
+def test_a_changed_program_lm_or_version_starts_new_records_beside_the_old(
+    name: str, change: Any, consequence: str, log_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def changed() -> dict[str, Any]:
+        return {"lm": lm_of(reasoned_rules()), "reflection_lm": advising("Be kind."), **change()}
+
+    first = compiled(log_dir, lm_of(), reflection_lm=advising("Be kind."))
+    n_rollouts = len(records(log_dir, "rollout"))
+    given, alone = changed(), changed()
+    with caplog.at_level(logging.INFO, logger="tfgrpo_dspy"):
+        second = compiled(log_dir, **given)
+    assert facts(second) == facts(compiled(**alone))
+    assert given["lm"].engine.n_calls() == alone["lm"].engine.n_calls() > 0
+    assert replayed(second).get("rollout", 0) == replayed(second).get("gate", 0) == 0
+    assert changes_logged(caplog) == [f"{name} changed since a run in this log_dir: {consequence}"]
+    n_new = given["lm"].engine.n_calls()
+    assert len(records(log_dir, "rollout")) == n_rollouts + n_new
+    assert facts(offline(log_dir, reflection_lm=advising("Be kind."))) == facts(first)
+
+
+def reasoned_rules() -> list[Rule]:
+    def answer(prompt: Prompt) -> str:
+        reply = "please" if prompt.random().random() < 0.5 else "no"
+        reasoning = {"reasoning": "hm"} if "`reasoning`" in prompt.text else {}
+        return chat(**reasoning, answer=reply)
+
+    return [(EXTRACT, lessons("Be kind.")), (UPDATE, operations()), ("question", answer)]
+
+
+# ---------------------------------------------------------------------- offline
+
+
+def test_offline_without_a_store_is_an_error_and_makes_none(log_dir: Path) -> None:
+    with pytest.raises(MissingRecordError, match="is no run store: run the same compile with"):
+        offline(log_dir)
+    assert not log_dir.exists()
+    with pytest.raises(SettingsError, match="offline=True and log_dir=None"):
+        compiled(None, offline=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": scored_as_well}, "gate trial of example 0: since the recorded run the metric"),
+        ({"version": "2"}, "gate trial of example 0: since the recorded run the version changed"),
+        ({"seed": 3}, "gate trial of example 0: since the recorded run the schedule changed"),
+        ({"student": OpaqueAnswers()}, "gate trial of example 0: since .* the program changed"),
+        (
+            {"reflection_lm": advising("x")},
+            r"lesson of example \d: since the recorded run the reflection LM changed",
+        ),
+        ({"group_size": 5}, r"training rollout of example \d: since .* the schedule changed"),
+        ({"epochs": 4}, r"training rollout of example \d: the recorded run did not come so far"),
+        ({"n_training": 9}, "since the recorded run the training set changed"),
+    ],
+    ids=["metric", "version", "seed", "program", "reflection", "group size", "epochs", "data"],
+)
+def test_offline_a_missing_piece_is_named_with_its_example_and_the_likely_reason(
+    change: dict[str, Any], message: str, log_dir: Path
+) -> None:
+    first = compiled(log_dir)
+    before = (log_dir / "cache.db").read_bytes()
+    with pytest.raises(MissingRecordError, match=message) as raised:
+        offline(log_dir, **change)
+    assert "Run the same compile with offline=False first." in str(raised.value)
+    assert len((log_dir / "cache.db").read_bytes()) == len(before)
+    assert facts(offline(log_dir)) == facts(first)
+
+
+def test_offline_an_unfinished_run_is_said_to_be_one(log_dir: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        compiled(log_dir, lm_of(before=InterruptedAfter(20)))
+    with pytest.raises(MissingRecordError, match="the recorded run was not finished"):
+        offline(log_dir)
+
+
+@pytest.mark.parametrize(
+    "budget", [{"max_lm_calls": 30}, {"max_lm_calls": 47}, {"max_metric_calls": 40}], ids=str
+)
+def test_a_run_that_a_budget_ended_replays_offline_as_it_was(
+    budget: dict[str, Any], log_dir: Path
+) -> None:
+    first = compiled(log_dir, num_threads=1, **budget)
+    assert facts(offline(log_dir, num_threads=1, **budget)) == facts(first)
+
+
+# ---------------------------------------------------------------------- what was lost
+
+
+DOWN = LMServerError("down")
+
+
+def server_error(_prompt: Prompt) -> Any:
+    raise DOWN
+
+
+def now_and_then(answer: Any, pattern: str) -> list[Rule]:
+    """The rules, but prompts of the program with the pattern get this answer."""
+    chaotic = chaotic_rules()
+    return [
+        *(rule for rule in chaotic if rule[0] in (EXTRACT, UPDATE)),
+        (pattern, answer),
+        *chaotic,
+    ]
+
+
+LOST = r"question (2|103)\b"
+
+
+def test_rollouts_lost_to_a_provider_are_no_records_replay_offline_and_are_tried_again(
+    log_dir: Path,
+) -> None:
+    lm = lm_of(now_and_then(server_error, LOST), num_retries=0)
+    changes = {"epochs": 1, "group_size": 2}
+    first = compiled(log_dir, lm, **changes)
+    n_lost = first.detailed_results.failures["provider"]
+    lost = [p for p in lm.engine.prompts if re.search(LOST, p.text)]
+    assert n_lost == sum(not re.search(REFLECTION, p.text) for p in lost) >= 3
+    stored = records(log_dir, "rollout")
+    assert all(record["rollout"]["failure"] is None for record in stored)
+    assert len(stored) == n_policy(lm) - n_lost
+    assert facts(offline(log_dir, lm=lm_of([], num_retries=0), **changes)) == facts(first)
+    second_lm = lm_of(num_retries=0)
+    second = compiled(log_dir, second_lm, **changes)
+    assert facts(second) == facts(compiled(lm=lm_of(num_retries=0), **changes))
+    assert second.detailed_results.failures == {}
+    assert n_policy(second_lm) >= n_lost
+    assert facts(offline(log_dir, lm=lm_of([], num_retries=0), **changes)) == facts(second)
+
+
+def test_rollouts_that_took_too_long_are_no_records_and_replay_offline_as_recorded(
+    log_dir: Path,
+) -> None:
+    released = threading.Event()
+
+    def hang(_prompt: Prompt) -> str:
+        released.wait(15)
+        return chat(answer="late")
+
+    changes = {"epochs": 1, "group_size": 2, "rollout_timeout_s": 0.8}
+    first = compiled(log_dir, lm_of(now_and_then(hang, LOST)), **changes)
+    released.set()
+    assert first.detailed_results.failures["timeout"] >= 3
+    assert "late" not in json.dumps(records(log_dir, "rollout"))
+    assert all(r["rollout"]["failure"] is None for r in records(log_dir, "rollout"))
+    assert without_counts(offline(log_dir, **changes)) == without_counts(first)
+    second = compiled(log_dir, **changes)
+    assert facts(second) == facts(compiled(**changes))
+
+
+def without_counts(optimized: Any) -> dict[str, Any]:
+    """What a run says of itself, but for calls that came to nothing."""
+    told = json.loads(facts(optimized))[0]
+    told.pop("metric_calls")
+    return {**told, "usage": {k: v for k, v in told["usage"].items() if k != "unfinished"}}
+
+
+def test_a_rollout_that_the_metric_failed_on_is_scored_again_and_not_run_again(
+    log_dir: Path,
+) -> None:
+    TOUCHED.failing = "question 2"
+    first = compiled(log_dir, epochs=1)
+    assert first.detailed_results.failures == {"metric": GROUP_SIZE}
+    TOUCHED.failing = ""
+    assert facts(offline(log_dir, epochs=1)) == facts(first)
+    TOUCHED.n_metric_calls = 0
+    lm = lm_of()
+    second = compiled(log_dir, lm, epochs=1)
+    assert second.detailed_results.failures == {}
+    assert facts(second) == facts(compiled(epochs=1))
+    assert replayed(second)["rollout"] >= 3
+    scored_again = second.detailed_results.rescored
+    assert scored_again == GROUP_SIZE
+    assert facts(offline(log_dir, epochs=1)) == facts(second)
+
+
+def test_the_programs_own_failures_are_results_and_are_not_tried_again(log_dir: Path) -> None:
+    rules = now_and_then("no fields at all", LOST)
+    first = compiled(log_dir, lm_of(rules), epochs=1)
+    n_failed = first.detailed_results.failures["parse"]
+    assert n_failed >= GROUP_SIZE + 1
+    stored = records(log_dir, "rollout")
+    assert sum(record["rollout"]["failure"] is not None for record in stored) == n_failed
+    lm = lm_of(rules)
+    assert facts(compiled(log_dir, lm, epochs=1)) == facts(first)
+    assert lm.engine.n_calls() == 0
+
+
+def test_a_reflection_that_the_provider_lost_is_asked_again_online_and_lost_again_offline(
+    log_dir: Path,
+) -> None:
+    rules = [(UPDATE, server_error), *chaotic_rules()]
+    first = compiled(log_dir, lm_of(rules, num_retries=0), epochs=1)
+    assert first.detailed_results.failures["reflection error"] >= 1
+    assert records(log_dir, "update") == []
+    assert facts(offline(log_dir, lm=lm_of([], num_retries=0), epochs=1)) == facts(first)
+    second = compiled(log_dir, lm_of(num_retries=0), epochs=1)
+    assert facts(second) == facts(compiled(lm=lm_of(num_retries=0), epochs=1))
+
+
+# ---------------------------------------------------------------------- reports of a store
+
+
+def halved(_example: Any, pred: Any) -> float:
+    return 0.5 * (pred.answer == "please")
+
+
+def test_rescore_scores_all_stored_predictions_and_calls_nothing(log_dir: Path) -> None:
+    rules = now_and_then("no fields at all", r"question 103\b")
+    optimized = compiled(log_dir, lm_of(rules), epochs=1)
+    stored = [record["rollout"] for record in records(log_dir, "rollout")]
+    answers = Counter(r["outputs"].get("answer") for r in stored if r["failure"] is None)
+    TOUCHED.is_forbidden = True
+    report = rescore(log_dir, halved)
+    assert report.n_failed_rollouts == optimized.detailed_results.failures["parse"]
+    assert report.n_text_only == report.n_metric_failures == 0
+    assert len(report.rollouts) == answers.total() == len(stored) - report.n_failed_rollouts
+    assert report.mean == pytest.approx(0.5 * answers["please"] / answers.total())
+    assert len(report.mean_by_library) >= 2
+    assert len(records(log_dir, "rollout")) == len(stored)
+
+
+def looks_at_trace(_example: Any, _pred: Any, program_trace: Any) -> float:
+    return float(len(program_trace))
+
+
+def test_rescore_says_what_cannot_be_scored(log_dir: Path) -> None:
+    compiled(log_dir, student=OpaqueAnswers(), epochs=1)
+    n = len(records(log_dir, "rollout"))
+    assert rescore(log_dir, halved).n_text_only == n
+    assert rescore(log_dir, halved).mean is None
+    with pytest.raises(SettingsError, match="program_trace"):
+        rescore(log_dir, looks_at_trace)
+    with pytest.raises(StoreError, match="is no run store"):
+        rescore(log_dir / "elsewhere", halved)
+
+
+def test_rescore_takes_typed_outputs_from_the_student(log_dir: Path) -> None:
+    student = dspy.Predict("question -> answer: datetime.date")
+    rules = [(REFLECTION, chat(lessons=[], semantic_advantage="", operations=[])),
+             ("question", chat(answer="2026-01-02"))]  # fmt: skip
+    compiled(log_dir, lm_of(rules), student=student, metric=in_january, epochs=1)
+    assert rescore(log_dir, in_january).mean is None
+    report = rescore(log_dir, in_january, student)
+    assert report.mean == 1.0
+    assert report.n_text_only == 0
+
+
+def in_january(_example: Any, pred: Any) -> float:
+    return float(pred.answer.month == 1)
+
+
+def test_best_so_far_gives_the_program_of_a_run_that_was_interrupted(log_dir: Path) -> None:
+    student = dspy.ChainOfThought("question -> answer")
+    add = {"op": "ADD", "text": "Be kind.", "lessons": [1]}
+    rules = [
+        (EXTRACT, lessons("Be kind.")),
+        (UPDATE, operations(add)),
+        ("question", lambda p: chat(reasoning="hm", answer=p.random().choice(["please", "no"]))),
+    ]
+    n_before_update_2 = N_VALIDATION + 3 * GROUP_SIZE + 20
+    with pytest.raises(KeyboardInterrupt):
+        compiled(
+            log_dir,
+            lm_of(rules, before=InterruptedAfter(n_before_update_2)),
+            student=student,
+            gate=NoGate(),
+        )
+    best = best_so_far(log_dir)
+    assert [e.text for e in ExperienceLibrary.from_program(best)] == ["Be kind."]
+    assert type(best) is dspy.ChainOfThought
+    with_student = best_so_far(log_dir, student)
+    assert best.predict.signature.instructions == with_student.predict.signature.instructions
+    with dspy.context(lm=lm_of(rules)):
+        assert best(question="question 1").answer in ("please", "no")
+
+
+@pytest.mark.parametrize("student", [agent, Asking], ids=["ReAct", "custom"])
+def test_best_so_far_needs_a_program_that_is_more_than_text(student: Any, log_dir: Path) -> None:
+    rules = [("`next_tool_name`", agent_turn), *chaotic_rules()]
+    optimized = compiled(log_dir, lm_of(rules), student=student(), epochs=1, group_size=2)
+    with pytest.raises(StoreError, match="pass it, best_so_far"):
+        best_so_far(log_dir)
+    assert ExperienceLibrary.from_program(
+        best_so_far(log_dir, student())
+    ) == ExperienceLibrary.from_program(optimized)
+
+
+def test_best_so_far_of_a_folder_without_a_run_is_an_error(log_dir: Path) -> None:
+    with pytest.raises(StoreError, match="is no run store"):
+        best_so_far(log_dir)
+    assert not log_dir.exists()
+    Store(log_dir).close()
+    with pytest.raises(StoreError, match="holds no run yet"):
+        best_so_far(log_dir)
+
+
+def damaged(log_dir: Path, stage: str) -> None:
+    """A store of a run in which all records of this stage have another form."""
+    compiled(log_dir, epochs=1)
+    store = Store(log_dir)
+    for key in store.keys(stage):
+        store.replace(key, {"x": 1})
+    store.close()
+
+
+@pytest.mark.parametrize("stage", ["rollout", "score", "lesson", "update", "run"])
+def test_a_record_of_another_form_is_a_store_error(stage: str, log_dir: Path) -> None:
+    damaged(log_dir, stage)
+    with pytest.raises(StoreError, match="is damaged"):
+        compiled(log_dir, epochs=1)
+
+
+@pytest.mark.parametrize("stage", ["rollout", "example"])
+def test_a_record_of_another_form_is_a_store_error_for_rescore_too(
+    stage: str, log_dir: Path
+) -> None:
+    damaged(log_dir, stage)
+    with pytest.raises(StoreError, match="is damaged"):
+        rescore(log_dir, halved)
+
+
+@pytest.mark.parametrize("stage", ["latest", "run"])
+def test_a_record_of_another_form_is_a_store_error_for_best_so_far_too(
+    stage: str, log_dir: Path
+) -> None:
+    damaged(log_dir, stage)
+    with pytest.raises(StoreError, match="is damaged"):
+        best_so_far(log_dir, Asking())
+
+
+# ---------------------------------------------------------------------- at once
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one log_dir", "no log_dir"])
+def test_two_compiles_at_once_on_one_student_and_lm_give_what_each_gives_alone(
+    shared: bool, log_dir: Path
+) -> None:
+    student, lm = Asking(), lm_of()
+    alone = {seed: facts(compiled(seed=seed)) for seed in (1, 2)}
+    found: dict[int, str] = {}
+
+    def work(seed: int) -> None:
+        with dspy.context(lm=lm):
+            place = log_dir if shared else None
+            found[seed] = facts(compiled(place, lm, student=student, seed=seed))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in alone]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == alone
+    if shared:
+        assert {seed: facts(offline(log_dir, seed=seed)) for seed in alone} == alone
+
+
+def test_the_same_compile_twice_at_once_in_one_log_dir_ends_alike(log_dir: Path) -> None:
+    alone = facts(compiled())
+    found: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(facts(compiled(log_dir)))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [alone, alone]
+    assert facts(offline(log_dir)) == alone
+
+
+def test_where_another_run_was_first_its_outputs_stand_and_are_scored_by_this_metric(
+    log_dir: Path,
+) -> None:
+    def impolite(prompt: Prompt) -> str:
+        return chat(answer="please" if prompt.random("other").random() < 0.5 else "never")
+
+    class OvertakenOnce:
+        """While the first call is under way, another run finishes, with other answers."""
+
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def __call__(self, _prompt: Prompt) -> None:
+            if self.lock.acquire(blocking=False):
+                other_lm = lm_of(now_and_then(impolite, "question"))
+                other = threading.Thread(
+                    target=lambda: compiled(log_dir, other_lm, metric=scored_as_well)
+                )
+                other.start()
+                other.join()
+
+    lm = lm_of(before=OvertakenOnce())
+    overtaken = compiled(log_dir, lm, num_threads=2)
+    stored = [record["rollout"] for record in records(log_dir, "rollout")]
+    assert "never" in {rollout["outputs"]["answer"] for rollout in stored}
+    assert overtaken.detailed_results.rescored >= 1
+    replay = offline(log_dir)
+    n_wasted = overtaken.detailed_results.metric_calls - replay.detailed_results.metric_calls
+    assert n_wasted >= 1  # on outputs that did not stand
+    assert without_counts(replay) == without_counts(overtaken)
+
+
+PROCESS = """
+import json, sys
+from pathlib import Path
+from test_promise_resume import compiled, facts, lm_of
+input()
+found = {}
+for seed in map(int, sys.argv[2:]):
+    lm = lm_of()
+    found[seed] = [facts(compiled(Path(sys.argv[1]), lm, seed=seed)), lm.engine.n_calls()]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_two_processes_at_once_share_one_log_dir(log_dir: Path) -> None:
+    seeds = [("1", "2"), ("2", "1")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(log_dir), *order],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent,
+        )
+        for order in seeds
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    found = [
+        json.loads(process.communicate(timeout=50)[0].splitlines()[-1]) for process in processes
+    ]
+    alone, n_alone = {}, 0
+    for seed in ("1", "2"):
+        lm = lm_of()
+        alone[seed] = facts(compiled(lm=lm, seed=int(seed)))
+        n_alone += lm.engine.n_calls()
+    assert [{seed: text for seed, (text, _) in of.items()} for of in found] == [alone, alone]
+    n_calls = sum(n for of in found for _, n in of.values())
+    assert n_calls < 2 * n_alone
+    assert facts(offline(log_dir, seed=1)) == alone["1"]
+
+
+# ---------------------------------------------------------------------- secrets
+
+SECRETS = {
+    "api_key": "sk-of-the-lm-0123456789",
+    "header": "hd-of-the-lm-0123456789",
+    "variable": 'pw"of\\the ümgebung-0123456789',
+    "reflection": "rk-of-the-reflection-0123456789",
+}
+
+
+SAID = " ".join(SECRETS.values())
+
+
+class Leaking(BaseHTTPRequestHandler):
+    """An OpenAI-shaped server that says all secrets: in answers, in lessons and in errors."""
+
+    server: Any
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = "\n\n".join(message["content"] for message in body["messages"])
+        self.server.received += str(self.headers)
+        self.server.n_requests += 1
+        if self.server.n_requests % 7 == 3:
+            self._send(500, {"error": {"message": f"refused: {SAID}", "type": "server_error"}})
+            return
+        message = {"role": "assistant", "content": self._answer(prompt)}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        usage = {"prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20}
+        common = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
+        self._send(200, {**common, "choices": [choice], "usage": usage})
+
+    def _answer(self, prompt: str) -> str:
+        if re.search(EXTRACT, prompt):
+            return lessons(f"Never say {SAID} again.")
+        if re.search(UPDATE, prompt):
+            return operations({"op": "ADD", "text": f"Never say {SAID}.", "lessons": [1]})
+        answers = [chat(answer="please"), chat(answer=f"no: {SAID}"), f"no fields, but {SAID}"]
+        return answers[self.server.n_requests % 3]
+
+    def _send(self, status: int, answer: dict[str, Any]) -> None:
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing is written to stderr."""
+
+
+class FailingWith(Asking):
+    """Raises an error that says everything, now and then."""
+
+    def forward(self, question: str) -> Any:
+        if "question 4" in question:
+            raise ValueError(SAID)
+        return super().forward(question=question)
+
+
+def leaking_metric(example: Any, pred: Any) -> Any:
+    if example.question[-1] in "135" and pred.answer == "please":
+        raise ValueError(SAID)
+    return dspy.Prediction(score=float(pred.answer == "please"), feedback=f"Not {SAID}.")
+
+
+@pytest.fixture
+def leaking_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")  # no price list from the network
+    monkeypatch.setenv("SOME_SERVICE_PASSWORD", SECRETS["variable"])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Leaking) as server:
+        server.received, server.n_requests = "", 0  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_secret_that_comes_back_in_answers_and_errors_is_nowhere(
+    log_dir: Path, leaking_server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = f"http://127.0.0.1:{leaking_server.server_port}/v1"
+    common = {"api_base": base, "num_retries": 0, "cache": False}
+    student = FailingWith()
+    headers = {"X-Some": f"Basic {SECRETS['header']}"}
+    key = SECRETS["api_key"]
+    student.ask.lm = dspy.LM("openai/policy", api_key=key, extra_headers=headers, **common)
+    lm = dspy.LM("openai/reflection", api_key=SECRETS["reflection"], **common)
+    changes = {"student": student, "metric": leaking_metric, "gate": NoGate(), "num_threads": 1}
+    with caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"):
+        optimized = compiled(log_dir, lm, max_errors=1000, **changes)
+        n_requests = leaking_server.n_requests
+        again = compiled(log_dir, lm, max_errors=1000, offline=True, **changes)
+    results = optimized.detailed_results
+    assert {"provider", "parse", "program", "metric", "reflection error"} <= set(results.failures)
+    for name in ("api_key", "header", "reflection"):
+        assert SECRETS[name] in leaking_server.received
+    assert facts(again) == facts(optimized)
+    assert leaking_server.n_requests == n_requests
+    stored = [path.read_bytes() for path in log_dir.rglob("*") if path.is_file()]
+    texts = {
+        "store": "\n".join(content.decode("utf-8", "replace") for content in stored),
+        "log": "\n".join(r.getMessage() for r in caplog.records if r.name.startswith("tfgrpo")),
+        "report": json.dumps(results.to_dict(), ensure_ascii=False),
+        "library": str([e.text for e in ExperienceLibrary.from_program(optimized)]),
+    }
+    assert [name for name, text in texts.items() if "(secret)" not in text] == []
+    forms = [form for s in SECRETS.values() for form in (s, json.dumps(s)[1:-1], repr(s)[1:-1])]
+    assert [(name, form) for name, text in texts.items() for form in forms if form in text] == []
+    for lm_used in (lm, student.ask.lm):
+        lm_used.close()
+
+
+def test_a_key_that_an_engine_holds_itself_is_nowhere_either(log_dir: Path) -> None:
+    lm = lm_of([*chaotic_rules()[:2], ("question", chat(answer=f"no, {SECRETS['api_key']}"))])
+    lm.engine.api_key = SECRETS["api_key"]
+    optimized = compiled(log_dir, lm, epochs=1)
+    answers = {record["rollout"]["outputs"]["answer"] for record in records(log_dir, "rollout")}
+    assert answers == {"no, (secret)"}
+    assert SECRETS["api_key"].encode() not in (log_dir / "cache.db").read_bytes()
+    assert SECRETS["api_key"] not in facts(optimized)
+
+
+# ---------------------------------------------------------------------- learning from traces
+
+
+def trace(question: str, answer: str, score: float | None, **more: Any) -> dict[str, Any]:
+    scored = {} if score is None else {"score": score}
+    return {"inputs": {"question": question}, "outputs": {"answer": answer}, **scored, **more}
+
+
+TRACES = [
+    trace("first", "no", 0.0, feedback="be polite", labels={"answer": "please"}),
+    trace("second", "no", 0),
+    trace(
+        "first",
+        "please",
+        1.0,
+        steps=[
+            {"name": "ask", "inputs": {"question": "first"}, "outputs": {"answer": "please"}},
+            {"kind": "tool", "name": "lookup", "inputs": {"q": "manners"}, "error": "no book"},
+        ],
+    ),
+    trace("second", "please", 1),
+    {"inputs": {"question": "third"}, "error": "ValueError: too odd", "score": 0.0},
+]
+
+
+def learned_from(traces: Any, lm: Any, log_dir: Path | None = None, **changes: Any) -> Any:
+    optimizer = TrainingFreeGRPO(
+        changes.pop("metric", None), progress=False, log_dir=log_dir, **changes
+    )
+    with dspy.context(lm=lm):
+        return optimizer.learn(Asking(), traces=traces)
+
+
+def traced_lm() -> Any:
+    add = {"op": "ADD", "text": "Always say please.", "lessons": [1]}
+    return scripted_lm([(EXTRACT, lessons("Say please.")), (UPDATE, operations(add))])
+
+
+def test_traces_are_learned_from_without_running_the_program(log_dir: Path) -> None:
+    lm, again_lm = traced_lm(), traced_lm()
+    TOUCHED.is_forbidden = True
+    optimized = learned_from(TRACES, lm, log_dir)
+    assert [e.text for e in ExperienceLibrary.from_program(optimized)] == ["Always say please."]
+    assert n_policy(lm) == 0
+    groups = [g for update in optimized.detailed_results.updates for g in update.groups]
+    assert sorted((g.example, g.scores) for g in groups) == [
+        (0, (0.0, 1.0)),
+        (1, (0.0, 1.0)),
+        (2, (0.0,)),
+    ]
+    assert lm.engine.n_calls(EXTRACT) == 2
+    assert facts(learned_from(TRACES, again_lm, log_dir)) == facts(optimized)
+    assert again_lm.engine.n_calls() == 0
+    replay = learned_from(TRACES, traced_lm(), log_dir, offline=True)
+    assert facts(replay) == facts(optimized)
+
+
+def test_steps_feedback_labels_and_scores_reach_the_reflection_prompt() -> None:
+    lm = traced_lm()
+    learned_from(TRACES, lm)
+    (prompt,) = [p.text for p in lm.engine.prompts if "be polite" in p.text]
+    for text in ("tool lookup", "manners", "no book", "answer: please", "first"):
+        assert text in prompt
+    assert "second" not in prompt
+
+
+def test_traces_may_be_a_file_of_json_lines_with_any_letters(tmp_path: Path) -> None:
+    odd = trace("with \u2028 and \x85 inside", "no", 0.0)
+    path = tmp_path / "traces.jsonl"
+    lines = [json.dumps(item, ensure_ascii=False) for item in (*TRACES, odd)]
+    path.write_text("\n\n".join(lines) + "\r\n", encoding="utf-8")
+    for given in (path, str(path)):
+        lm = traced_lm()
+        groups = [
+            group
+            for update in learned_from(given, lm).detailed_results.updates
+            for group in update.groups
+        ]
+        assert len(groups) == 4
+        assert lm.engine.n_calls(EXTRACT) == 2
+
+
+def test_traces_without_scores_are_compared_without_ground_truth() -> None:
+    lm = traced_lm()
+    optimized = learned_from([trace("first", a, None) for a in ("no", "please")], lm)
+    (update,) = optimized.detailed_results.updates
+    assert [group.used_as for group in update.groups] == ["no ground truth"]
+
+
+def test_every_fault_in_traces_is_named_by_its_number(tmp_path: Path) -> None:
+    faulty: list[Any] = [
+        TRACES[0],
+        "text",
+        {"outputs": {"a": 1}},
+        {"inputs": {"q": "x"}},
+        trace("x", "y", float("nan")),
+        trace("x", "y", 10**400),
+        trace("x", "y", 1.0, steps=5),
+        trace("x", "y", 1.0, steps=["x"]),
+        trace("x", "y", 1.0, steps=[{"inputs": {}}]),
+        trace("x", "y", 1.0, labels=3),
+    ]
+    with pytest.raises(SettingsError) as raised:
+        learned_from(faulty, traced_lm())
+    for number in range(2, 11):
+        assert f"trace {number}: " in str(raised.value)
+    assert "trace 1: " not in str(raised.value)
+    path = tmp_path / "traces.jsonl"
+    path.write_text(json.dumps(TRACES[0]) + "\n{not json\n")
+    with pytest.raises(SettingsError, match=r"trace 2: .*is not JSON"):
+        learned_from(path, traced_lm())
+
+
+def test_traces_that_are_none_or_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b'{"inputs": {"q": "\xff"}}')
+    for given in ([], tmp_path / "absent", tmp_path / "latin", tmp_path):
+        with pytest.raises(SettingsError, match="traces="):
+            learned_from(given, traced_lm())
