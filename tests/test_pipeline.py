@@ -38,6 +38,7 @@ from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience import Add, Keep, Operation, Refusal
 from tfgrpo_dspy.pipeline.archive import Archive
 from tfgrpo_dspy.pipeline.asking import Asker
+from tfgrpo_dspy.pipeline.notes import Notes
 from tfgrpo_dspy.pipeline.proposing import Proposer
 from tfgrpo_dspy.pipeline.recorder import Recorder
 from tfgrpo_dspy.pipeline.run import Run as WholeRun
@@ -723,7 +724,15 @@ def consolidated(
     student, ledger = dspy.Predict("question -> answer"), Ledger()
     with dspy.context(lm=lm):
         archive, workers = Archive(run_settings, student), Workers(2, ledger)
-        run = WholeRun(run_settings, student, ledger, archive, workers, Recorder())
+        run = WholeRun(
+            run_settings,
+            student,
+            ledger,
+            archive,
+            Notes(run_settings, archive),
+            workers,
+            Recorder(),
+        )
         try:
             return Proposer(run, Asker(run)).operations(drawn, KNOWN, 0, 0)
         finally:

@@ -9,12 +9,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-SECRET_NAME = re.compile(
+SECRET_WORD = (
     r"(^|_|-)(api_?key|key|keys|secret|secrets|password|passwd|credentials?|headers?|auth"
-    r"|authorization|cookies?|bearer|token)($|_(id|value)$)|^(aws|vertex|azure)_",
-    re.IGNORECASE,
+    r"|authorization|cookies?|bearer|token)($|_(id|value)$)"
 )
+SECRET_NAME = re.compile(rf"{SECRET_WORD}|^(aws|vertex|azure)_", re.IGNORECASE)
 """Names of arguments and variables that hold secrets; `max_tokens` is none of them."""
+SECRET_VARIABLE = re.compile(SECRET_WORD, re.IGNORECASE)
+"""Environment variables are told by the word alone: AWS_REGION is no secret."""
 SHORTEST_SECRET = 8
 """Shorter values are placeholders, such as "none"."""
 REDACTED = "(secret)"
@@ -29,16 +31,16 @@ def without_secret_names(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def secrets_in(values: Mapping[str, Any]) -> Iterator[str]:
+def secrets_in(values: Mapping[str, Any], names: "re.Pattern[str]" = SECRET_NAME) -> Iterator[str]:
     """The values that are secrets by their name; all texts under such a name.
 
     An engine's own mappings may change meanwhile, as its other calls go on.
     """
     for name, value in list(values.items()):
-        if SECRET_NAME.search(str(name)):
+        if names.search(str(name)):
             yield from _texts(value)
         elif isinstance(value, Mapping):
-            yield from secrets_in(value)
+            yield from secrets_in(value, names)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -55,7 +57,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 def known_secrets(lms: Iterable[Any]) -> list[str]:
     """The secrets of these LMs, of their engines and of the environment, the longest first."""
-    found = set(secrets_in(os.environ))
+    found = set(secrets_in(os.environ, SECRET_VARIABLE))
     for lm in lms:
         found.update(secrets_in(getattr(lm, "kwargs", None) or {}))
         found.update(secrets_in(getattr(getattr(lm, "engine", None), "__dict__", {})))

@@ -13,7 +13,7 @@ import dspy
 from tfgrpo_dspy.errors import LibraryError, MetricError, SettingsError, StoreError
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.metric import adapt_metric, wants_program_trace
-from tfgrpo_dspy.pipeline.archive import LATEST_RUN
+from tfgrpo_dspy.pipeline.notes import LATEST_RUN
 from tfgrpo_dspy.pipeline.sketch import rebuilt
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling import NoRoundTripError, decode_fields, field_annotations

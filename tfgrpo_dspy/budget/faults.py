@@ -5,6 +5,7 @@ LMUnexpectedError with the error as its cause; those of litellm and the openai c
 status, by which they are classified here.
 """
 
+import re
 from typing import Any
 
 from dspy.utils.exceptions import (
@@ -13,6 +14,7 @@ from dspy.utils.exceptions import (
     LMBillingError,
     LMConfigurationError,
     LMError,
+    LMInvalidRequestError,
     LMUnexpectedError,
     LMUnsupportedModelError,
     is_retryable_lm_error,
@@ -22,6 +24,8 @@ PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
 FATAL_STATUS = frozenset({401, 402, 403, 404})
 FATAL = (LMAuthError, LMBillingError, LMUnsupportedModelError, LMConfigurationError)
 """A key that is refused, no credit, no such model, an LM that cannot be used: no call will do."""
+TOO_LONG = re.compile(r"\bcontext (?:size|length|window)\b", re.IGNORECASE)
+"""How llama.cpp and vLLM word it; DSPy goes by OpenAI's error code, which these do not send."""
 PASSING_NAMES = frozenset({"APIConnectionError", "Timeout", "APITimeoutError"})
 
 
@@ -48,6 +52,8 @@ def is_too_long(error: BaseException) -> bool:
     """Whether the prompt was longer than the model's context."""
     if isinstance(error, ContextWindowExceededError):
         return True
+    if isinstance(error, LMInvalidRequestError) and error.status in (400, 413):
+        return TOO_LONG.search(str(error)) is not None
     return type(_foreign_cause(error)).__name__ == "ContextWindowExceededError"
 
 

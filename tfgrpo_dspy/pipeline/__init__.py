@@ -32,6 +32,7 @@ from tfgrpo_dspy.gate import Decision, TrialEvidence, Trials
 from tfgrpo_dspy.pipeline.archive import Archive
 from tfgrpo_dspy.pipeline.asking import Asker
 from tfgrpo_dspy.pipeline.extracting import Extractor
+from tfgrpo_dspy.pipeline.notes import Notes
 from tfgrpo_dspy.pipeline.proposing import Proposer
 from tfgrpo_dspy.pipeline.recorder import Recorder, operation_record
 from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
@@ -78,11 +79,13 @@ class Pipeline:
         own_student = copy_program(student)
         ledger = Ledger(settings.budget)
         num_threads = settings.num_threads or dspy.settings.num_threads or 8
+        archive = Archive(settings, own_student)
         self._run = Run(
             settings,
             own_student,
             ledger,
-            Archive(settings, own_student),
+            archive,
+            Notes(settings, archive),
             Workers(num_threads, ledger, settings.rollout_timeout_s),
             Recorder(settings.max_errors),
         )
@@ -152,7 +155,7 @@ class Pipeline:
 
     def _begin(self) -> None:
         """Measure the student first: it must be, so a budget never ends with nothing measured."""
-        self._run.archive.begin(
+        self._run.notes.begin(
             self._run.student, self._trainset, self._training, self._validation.valset
         )
         settings, ledger = self.settings, self._run.ledger
@@ -309,7 +312,7 @@ class Pipeline:
         decided = decision.library if accepted else library.apply(keeps, self.settings.limits)
         self._stood.append(decided)
         self._record(batch, proposed, decided, accepted, decision.reason)
-        self._run.archive.note(self._best(), len(self._recorder.updates), "")
+        self._run.notes.note(self._best(), len(self._recorder.updates), "")
         return decided
 
     def _asked(self, evidence: TrialEvidence) -> Decision:
@@ -395,7 +398,7 @@ class Pipeline:
             with suppress(RunStopped):  # what cannot be measured any more is not returned
                 self._validation.run([start, library], everything)
         best = self._best()
-        self._run.archive.note(best, len(self._recorder.updates), self._recorder.ended_because)
+        self._run.notes.note(best, len(self._recorder.updates), self._recorder.ended_because)
         optimized = self._run.bake(best)
         optimized.detailed_results = self._recorder.results(
             start,

@@ -1,11 +1,9 @@
 """The records of one run: what the result of each stage depends on, and where it lies.
 
-Without a `log_dir` nothing is found and nothing is kept. Offline, a piece that is not found is an
-error that says what has changed since it could have been there.
+Without a `log_dir` nothing is found and nothing is kept. What is known of whole runs is in `notes`.
 """
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +12,6 @@ import dspy
 from tfgrpo_dspy.errors import MissingRecordError
 from tfgrpo_dspy.experience import ExperienceLibrary, language_models
 from tfgrpo_dspy.metric import wants_program_trace
-from tfgrpo_dspy.pipeline.sketch import sketch_of
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout, Usage
 from tfgrpo_dspy.sampling import encode_fields, field_annotations
@@ -30,25 +27,6 @@ from tfgrpo_dspy.store import (
     reading,
 )
 
-logger = logging.getLogger(__name__)
-
-CONSEQUENCES = {
-    "the program": "its rollouts are new records beside the old ones; nothing can be reused",
-    "the policy LM": "its rollouts are new records beside the old ones; nothing can be reused",
-    "the adapter": "rollouts and reflections are new records beside the old ones",
-    "the version": "all that depends on program or metric is new",
-    "the metric": "stored predictions are scored again, without running the program",
-    "the gate": "rollouts are reused up to the first update that differs",
-    "the reflection LM": "rollouts are reused up to the first update that differs",
-    "the reflection modules": "rollouts are reused up to the first update that differs",
-    "the training set": "what was recorded for examples that stand at the same place is reused",
-    "the validation set": "what was recorded for examples that stand at the same place is reused",
-    "the schedule": "rollouts are reused up to the first update that differs",
-    "DSPy": "prompts may differ from the recorded ones; recorded answers are used all the same",
-}
-"""What a change means for the records of an earlier run."""
-LATEST_RUN = "latest:run"
-
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -63,6 +41,9 @@ class Found:
 class Archive:
     """Finds and keeps the records of one run.
 
+    `lm`, `adapter` and `reflection_lm` are digests of those that the run was started with; `unseen`
+    collects what is known by name only.
+
     Raises:
         StoreError: the folder cannot be used.
         MissingRecordError: offline, and there is no store.
@@ -70,19 +51,16 @@ class Archive:
 
     def __init__(self, settings: Settings, student: Any) -> None:
         self._settings = settings
-        self._unseen = Unseen()
+        self.unseen = Unseen()
         self._annotations = field_annotations(student)
         self._examples: dict[int, str] = {}
         self._programs: dict[ExperienceLibrary, str] = {}
-        self._lm = self._identity(dspy.settings.lm)
-        self._adapter = self._identity(dspy.settings.adapter)
-        self._reflection_lm = self._identity(settings.reflection_lm or dspy.settings.lm)
+        self.lm = self._identity(dspy.settings.lm)
+        self.adapter = self._identity(dspy.settings.adapter)
+        self.reflection_lm = self._identity(settings.reflection_lm or dspy.settings.lm)
         self._modules: dict[int, str] = {}
         self._metrics: dict[int, str] = {}
         self._inputs: dict[int, str] = {}
-        self._components: dict[str, str] = {}
-        self._run = ""
-        self._sketch: dict[str, str] | None = None
         self.store: Store | None = None
         self._secrets = known_secrets(_all_lms(settings, student))
         if settings.log_dir is not None and settings.offline:
@@ -111,139 +89,25 @@ class Archive:
         return dict(cleaned(values, lambda text: redacted(text, self._secrets)))
 
     def _identity(self, value: Any) -> str:
-        return digest(object_identity(value, self._unseen))
-
-    # ------------------------------------------------------------------ the run itself
-
-    def begin(
-        self, student: Any, trainset: Sequence[Any], training: Sequence[int], valset: Sequence[Any]
-    ) -> None:
-        """Say in the log what has changed since the run before; note that this one has begun."""
-        if self.store is None:
-            return
-        settings = self._settings
-        modules = [
-            self._module(module)
-            for module in (
-                settings.summarize_trajectory,
-                settings.extract_advantage,
-                settings.update_library,
-            )
-        ]
-        gate = settings.gate
-        schedule = (settings.seed, settings.group_size, settings.temperature, settings.batch_size)
-        self._components = {
-            "the program": digest(program_identity(student, self._unseen)),
-            "the policy LM": self._lm,
-            "the adapter": self._adapter,
-            "the metric": digest(self._metric_identity(settings.metric)),
-            "the version": digest(settings.version),
-            "the gate": digest(
-                callable_identity(gate, self._unseen),
-                self._metric_identity(getattr(gate, "metric", None)),
-            ),
-            "the reflection LM": self._reflection_lm,
-            "the reflection modules": digest(modules),
-            "the training set": digest([self.example(trainset[i]) for i in training]),
-            "the validation set": digest([self.example(example) for example in valset]),
-            "the schedule": digest(schedule),
-            "DSPy": digest(dspy.__version__),
-        }
-        self._run = f"run:{digest(self._components)}"
-        self._sketch = sketch_of(student)
-        self._say_what_is_unseen()
-        if not self._settings.offline:
-            changes = self._changes()
-            for name in changes or ():
-                logger.info("%s changed since a run in this log_dir: %s", name, CONSEQUENCES[name])
-            self.store.replace(LATEST_RUN, {"run": self._run})
-            if self.store.get(self._run) is None:
-                self.note(ExperienceLibrary.from_program(student), 0, "")
-
-    def _say_what_is_unseen(self) -> None:
-        if self._unseen.names and self._settings.version is None:
-            logger.info(
-                "known by name only, so that a change in them is not noticed (pass version=... "
-                "when they change): %s",
-                ", ".join(sorted(self._unseen.names)),
-            )
-
-    def _changes(self) -> list[str] | None:
-        """What differs from the recorded run that is most like this one; None: there is none."""
-        store = self.store
-        if store is None:
-            return None
-        runs = [record for _, record in store.records(store.keys("run"))]
-        if not runs:
-            return None
-        with reading("run"):
-            differences = [
-                [
-                    name
-                    for name, own in self._components.items()
-                    if run["components"].get(name) != own
-                ]
-                for run in runs
-            ]
-        return min(differences, key=len)
-
-    def note(self, library: ExperienceLibrary, n_updates: int, ended_because: str) -> None:
-        """Note how far the run has come: the best library so far, and why it ended (if it did)."""
-        if self.store is None or self._settings.offline:
-            return
-        self.store.replace(
-            self._run,
-            {
-                "components": self._components,
-                "program": self._sketch,
-                "library": library.to_dict(),
-                "n_updates": n_updates,
-                "ended_because": ended_because,
-            },
-        )
-
-    def ended_because(self) -> str:
-        """Why the recorded run with these components ended; "" if it did not, or there is none."""
-        record = self.store.get(self._run) if self.store is not None else None
-        with reading(self._run):
-            return str(record["ended_because"]) if record else ""
-
-    def was_cut_short(self) -> str:
-        """The budget that ended the recorded run with these components; "" if none did."""
-        ended = self.ended_because()
-        return ended if ended.startswith("max_") else ""
-
-    def missing(self, stage: str, where: str) -> MissingRecordError:
-        """The error that says, offline, which piece is not there, and the likely reason."""
-        changes = self._changes()
-        if changes is None:
-            reason = "no run was recorded in this log_dir"
-        elif changes:
-            reason = f"since the recorded run {', '.join(changes)} changed"
-        elif not self.ended_because():
-            reason = "the recorded run was not finished"
-        else:
-            reason = "the recorded run did not come so far: its settings were others"
-        return MissingRecordError(
-            f"offline=True, and log_dir={str(self._settings.log_dir)!r} has no record of the "
-            f"{stage} of {where}: {reason}. Run the same compile with offline=False first."
-        )
+        return digest(object_identity(value, self.unseen))
 
     # ------------------------------------------------------------------ identities
 
     def metric(self, metric: Any) -> str:
         """The digest of a metric."""
         if id(metric) not in self._metrics:
-            identity = self._metric_identity(metric)
+            identity = self.metric_identity(metric)
             self._metrics[id(metric)] = digest(identity, self._settings.version)
         return self._metrics[id(metric)]
 
-    def _metric_identity(self, metric: Any) -> Any:
-        return None if metric is None else callable_identity(metric, self._unseen)
+    def metric_identity(self, metric: Any) -> Any:
+        """What a metric is known by."""
+        return None if metric is None else callable_identity(metric, self.unseen)
 
-    def _module(self, module: Any) -> str:
+    def module(self, module: Any) -> str:
+        """The digest of a reflection module."""
         if id(module) not in self._modules:
-            self._modules[id(module)] = digest(program_identity(module, self._unseen))
+            self._modules[id(module)] = digest(program_identity(module, self.unseen))
         return self._modules[id(module)]
 
     def example(self, example: Any) -> str:
@@ -260,11 +124,11 @@ class Archive:
     def _unread(self, values: Any, encoded: Mapping[str, Any]) -> Any:
         """What the text of a value does not tell, such as the content of media."""
         kept_as_text = {name: values[name] for name, value in encoded.items() if "text" in value}
-        return object_identity(kept_as_text, self._unseen)
+        return object_identity(kept_as_text, self.unseen)
 
     def _program(self, library: ExperienceLibrary, program: Any) -> str:
         if library not in self._programs:
-            identity = program_identity(program, self._unseen)
+            identity = program_identity(program, self.unseen)
             self._programs[library] = digest(identity, self._settings.version)
             if self.store is not None and not self._settings.offline:
                 self.store.put((f"library:{self._library(library)}", library.to_dict()))
@@ -290,8 +154,8 @@ class Archive:
             self._inputs[id(example)] = digest(encoded, self._unread(inputs, encoded))
         return "rollout:" + digest(
             self._program(library, program),
-            self._lm,
-            self._adapter,
+            self.lm,
+            self.adapter,
             self._inputs[id(example)],
             rollout_id,
             temperature,
@@ -385,7 +249,7 @@ class Archive:
     def _score_key(self, key: str, metric: Any, example: Any, rollout: Rollout) -> str:
         """Scores belong to outputs: of two processes' rollouts only one stands under a key."""
         outputs = digest(rollout.encoded)
-        return "score:" + digest(key, outputs, self.metric(metric), self.example(example), self._lm)
+        return "score:" + digest(key, outputs, self.metric(metric), self.example(example), self.lm)
 
     def _rerun_key(self, key: str, metric: Any) -> str:
         """Where outputs that had to be made again for this metric lie."""
@@ -398,7 +262,7 @@ class Archive:
     ) -> str:
         """The key of an answer: the module, its LM and adapter, all that it is shown."""
         own = digest(
-            self._module(module), self._reflection_lm, self._adapter, rollout_id, dict(inputs)
+            self.module(module), self.reflection_lm, self.adapter, rollout_id, dict(inputs)
         )
         return f"{stage}:{own}"
 

@@ -6,6 +6,7 @@ from typing import Any
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.pipeline.archive import Archive
+from tfgrpo_dspy.pipeline.notes import Notes
 from tfgrpo_dspy.pipeline.recorder import Recorder
 from tfgrpo_dspy.pipeline.workers import Workers
 from tfgrpo_dspy.settings import Settings
@@ -19,6 +20,7 @@ class Run:
     student: Any
     ledger: Ledger
     archive: Archive
+    notes: Notes
     workers: Workers
     recorder: Recorder
 
@@ -37,7 +39,7 @@ class Run:
         """
         if not self.settings.offline:
             return
-        if ended := self.archive.was_cut_short():
+        if ended := self.notes.was_cut_short():
             self.ledger.stop(ended)
             self.ledger.check()
-        raise self.archive.missing(stage, where)
+        raise self.notes.missing(stage, where)

@@ -141,6 +141,7 @@ class Workers:
         def job() -> bool:
             if not turn.begin():
                 return True
+            done: Done[Result]
             try:
                 done = Done(index, context.run(task, item))
             except BaseException as error:  # noqa: BLE001 - it is handed to who waits for it

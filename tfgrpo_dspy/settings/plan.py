@@ -125,17 +125,21 @@ def with_preset(
 ) -> Settings:
     """The settings with the budgets that `auto` stands for; explicit ones stay.
 
-    "light", "medium" and "heavy" allow what a third, two thirds and all of the epochs can take.
+    "light", "medium" and "heavy" allow what a third, two thirds and all of the epochs can take; a
+    gate that does not say how many trials it takes is allowed one of each example for each update.
     """
     if settings.auto is None:
         return settings
     share = (PRESETS.index(settings.auto) + 1) / len(PRESETS)
     shorter = replace(settings, epochs=max(1, round(settings.epochs * share)))
     plan = plan_of(shorter, student, examples, n_validation)
+    is_known = all(row.n_rollouts is not None for row in plan.rows)
+    n_trials = 0 if is_known else plan.n_updates * n_validation  # a gate that does not say
+    n_lm_calls = plan.n_lm_calls + math.ceil(n_trials * _assumed(student, examples).calls)
     return replace(
         settings,
-        max_metric_calls=settings.max_metric_calls or plan.n_metric_calls,
-        max_lm_calls=settings.max_lm_calls or plan.n_lm_calls,
+        max_metric_calls=settings.max_metric_calls or plan.n_metric_calls + n_trials,
+        max_lm_calls=settings.max_lm_calls or n_lm_calls,
     )
 
 

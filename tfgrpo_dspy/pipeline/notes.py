@@ -1,0 +1,179 @@
+"""What a store knows of whole runs: what each was made of, how far it came, why it ended.
+
+So a run can say what has changed since the one before, and offline why a piece is not there.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import dspy
+
+from tfgrpo_dspy.errors import MissingRecordError
+from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.pipeline.archive import Archive
+from tfgrpo_dspy.pipeline.sketch import sketch_of
+from tfgrpo_dspy.settings import Settings
+from tfgrpo_dspy.store import callable_identity, digest, program_identity, reading
+
+logger = logging.getLogger(__name__)
+
+CONSEQUENCES = {
+    "the program": "its rollouts are new records beside the old ones; nothing can be reused",
+    "the policy LM": "its rollouts are new records beside the old ones; nothing can be reused",
+    "the adapter": "rollouts and reflections are new records beside the old ones",
+    "the version": "all that depends on program or metric is new",
+    "the metric": "stored predictions are scored again, without running the program",
+    "the gate": "rollouts are reused up to the first update that differs",
+    "the reflection LM": "rollouts are reused up to the first update that differs",
+    "the reflection modules": "rollouts are reused up to the first update that differs",
+    "the training set": "what was recorded for examples that stand at the same place is reused",
+    "the validation set": "what was recorded for examples that stand at the same place is reused",
+    "the schedule": "rollouts are reused up to the first update that differs",
+    "DSPy": "prompts may differ from the recorded ones; recorded answers are used all the same",
+}
+"""What a change means for the records of an earlier run."""
+LATEST_RUN = "latest:run"
+LIMITS = frozenset(
+    (
+        "version",
+        "epochs",
+        "auto",
+        "max_metric_calls",
+        "max_lm_calls",
+        "max_cost",
+        "max_minutes",
+        "max_errors",
+        "num_threads",
+        "rollout_timeout_s",
+        "progress",
+    )
+)
+"""Settings that say how far and how fast a run goes, not which."""
+
+
+class Notes:
+    """Reads and writes the notes on runs; without a store there are none."""
+
+    def __init__(self, settings: Settings, archive: Archive) -> None:
+        self._settings = settings
+        self._archive = archive
+        self._store = archive.store
+        self._components: dict[str, str] = {}
+        self._run = ""
+        self._sketch: dict[str, str] | None = None
+
+    def begin(
+        self, student: Any, trainset: Sequence[Any], training: Sequence[int], valset: Sequence[Any]
+    ) -> None:
+        """Say in the log what has changed since the run before; note that this one has begun."""
+        if self._store is None:
+            return
+        archive, settings = self._archive, self._settings
+        modules = [
+            archive.module(module)
+            for module in (
+                settings.summarize_trajectory,
+                settings.extract_advantage,
+                settings.update_library,
+            )
+        ]
+        gate = settings.gate
+        given = settings.of_result().items()
+        schedule = {k: v for k, v in given if k not in LIMITS and v is not None}
+        self._components = {
+            "the program": digest(program_identity(student, archive.unseen)),
+            "the policy LM": archive.lm,
+            "the adapter": archive.adapter,
+            "the metric": digest(archive.metric_identity(settings.metric)),
+            "the version": digest(settings.version),
+            "the gate": digest(
+                callable_identity(gate, archive.unseen),
+                archive.metric_identity(getattr(gate, "metric", None)),
+            ),
+            "the reflection LM": archive.reflection_lm,
+            "the reflection modules": digest(modules),
+            "the training set": digest([archive.example(trainset[i]) for i in training]),
+            "the validation set": digest([archive.example(example) for example in valset]),
+            "the schedule": digest(schedule),
+            "DSPy": digest(dspy.__version__),
+        }
+        self._run = f"run:{digest(self._components)}"
+        self._sketch = sketch_of(student)
+        self._say_what_is_unseen()
+        if not self._settings.offline:
+            changes = self._changes()
+            for name in changes or ():
+                logger.info("%s changed since a run in this log_dir: %s", name, CONSEQUENCES[name])
+            self._store.replace(LATEST_RUN, {"run": self._run})
+            if self._store.get(self._run) is None:
+                self.note(ExperienceLibrary.from_program(student), 0, "")
+
+    def _say_what_is_unseen(self) -> None:
+        names = self._archive.unseen.names
+        if names and self._settings.version is None:
+            logger.info(
+                "known by name only, so that a change in them is not noticed (pass version=... "
+                "when they change): %s",
+                ", ".join(sorted(names)),
+            )
+
+    def _changes(self) -> list[str] | None:
+        """What differs from the recorded run that is most like this one; None: there is none."""
+        if self._store is None:
+            return None
+        runs = [record for _, record in self._store.records(self._store.keys("run"))]
+        if not runs:
+            return None
+        with reading("run"):
+            differences = [
+                [
+                    name
+                    for name, own in self._components.items()
+                    if run["components"].get(name) != own
+                ]
+                for run in runs
+            ]
+        return min(differences, key=len)
+
+    def note(self, library: ExperienceLibrary, n_updates: int, ended_because: str) -> None:
+        """Note how far the run has come: the best library so far, and why it ended (if it did)."""
+        if self._store is None or self._settings.offline:
+            return
+        self._store.replace(
+            self._run,
+            {
+                "components": self._components,
+                "program": self._sketch,
+                "library": library.to_dict(),
+                "n_updates": n_updates,
+                "ended_because": ended_because,
+            },
+        )
+
+    def ended_because(self) -> str:
+        """Why the recorded run with these components ended; "" if it did not, or there is none."""
+        record = self._store.get(self._run) if self._store is not None else None
+        with reading(self._run):
+            return str(record["ended_because"]) if record else ""
+
+    def was_cut_short(self) -> str:
+        """The budget that ended the recorded run with these components; "" if none did."""
+        ended = self.ended_because()
+        return ended if ended.startswith("max_") else ""
+
+    def missing(self, stage: str, where: str) -> MissingRecordError:
+        """The error that says, offline, which piece is not there, and the likely reason."""
+        changes = self._changes()
+        if changes is None:
+            reason = "no run was recorded in this log_dir"
+        elif changes:
+            reason = f"since the recorded run {', '.join(changes)} changed"
+        elif not self.ended_because():
+            reason = "the recorded run was not finished"
+        else:
+            reason = "the recorded run did not come so far: its settings were others"
+        return MissingRecordError(
+            f"offline=True, and log_dir={str(self._settings.log_dir)!r} has no record of the "
+            f"{stage} of {where}: {reason}. Run the same compile with offline=False first."
+        )
