@@ -999,6 +999,7 @@ def leaking_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         thread.join()
 
 
+@pytest.mark.filterwarnings("ignore:Item .* on TypedDict")  # of litellm, when it is first used
 def test_a_secret_that_comes_back_in_answers_and_errors_is_nowhere(
     log_dir: Path, leaking_server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
