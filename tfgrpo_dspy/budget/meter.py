@@ -23,8 +23,8 @@ from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Usage, rollout_id_for
 
 MIN_RETRIES = 8
-"""An LM that may retry at all (`num_retries` above 0) retries at least so often: the first waits are
-short, so that a refusal costs little, and these together last some seconds."""
+"""An LM that may retry at all (`num_retries` above 0) retries at least so often: the first waits
+are short, so that a refusal costs little, and all together last some seconds."""
 FIRST_WAIT_S = 0.02
 LONGEST_WAIT_S = 60.0
 ASYNC_WAIT_S = 0.25
