@@ -3,17 +3,20 @@
 Source: arXiv 2510.08191. How each verb is done is `pipeline`'s business.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 from dspy.teleprompt import Teleprompter
 
+from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate import Gate, NoGate
-from tfgrpo_dspy.pipeline import Pipeline
-from tfgrpo_dspy.rollout import Usage
+from tfgrpo_dspy.pipeline import Batch, Pipeline
+from tfgrpo_dspy.pipeline.schedule import Handle
+from tfgrpo_dspy.reflection import Lesson
+from tfgrpo_dspy.rollout import Rollout, Usage
 from tfgrpo_dspy.sampling.traces import read_traces
-from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, WHOLE_TRAINSET, Settings
+from tfgrpo_dspy.settings import DEFAULT_STALENESS, DEFAULT_TEMPERATURE, WHOLE_TRAINSET, Settings
 from tfgrpo_dspy.settings.checks import prepare, prepare_learning
 from tfgrpo_dspy.settings.plan import Plan, plan_of
 
@@ -45,6 +48,9 @@ class TrainingFreeGRPO(Teleprompter):
             seen (or no higher than `failure_score`) and carry feedback.
         update_per_group: ask for the operations of each group first, then merge them: the extra
             call of the reference implementation.
+        max_staleness: by how many updates the library that a batch's rollouts are made with may be
+            behind: with 1, they run while the update before is still proposed and gated; with 0,
+            they wait for it, as in the paper.
         num_threads: default: `dspy.settings.num_threads`.
         rollout_timeout_s: seconds that a rollout or a reflection may take from its start; what
             takes longer is lost, not begun again.
@@ -93,6 +99,7 @@ class TrainingFreeGRPO(Teleprompter):
         max_minutes: float | None = None,
         prices: Mapping[str, tuple[float, float]] | None = None,
         num_threads: int | None = None,
+        max_staleness: int = DEFAULT_STALENESS,
         rollout_timeout_s: float | None = None,
         failure_score: float = 0.0,
         max_errors: int | None = None,
@@ -126,6 +133,7 @@ class TrainingFreeGRPO(Teleprompter):
             "batch_size": WHOLE_TRAINSET,
             "summarize_always": True,
             "failure_analysis": False,
+            "max_staleness": 0,
             "gate": NoGate(),
         }
         return cls(metric, **(schedule | overrides))
@@ -160,14 +168,24 @@ class TrainingFreeGRPO(Teleprompter):
         """
         settings, training, validation = prepare(self.settings, student, trainset, valset, teacher)
         with Pipeline(settings, student, trainset, training, validation) as pipeline:
-            library = pipeline.start_library
             with pipeline.until_stopped():
-                for batch in pipeline.batches():
-                    groups = pipeline.sample(batch, library)
-                    lessons = pipeline.extract(batch, groups, library)
-                    operations = pipeline.propose(batch, library, lessons)
-                    library = pipeline.decide(batch, library, operations)
-            return pipeline.finish(library)
+                pipeline.run(self._loop(pipeline))
+            return pipeline.finish()
+
+    async def _loop(self, pipeline: Pipeline) -> None:
+        """Nothing here waits for more than it needs: batches overlap as far as staleness allows."""
+        async for batch in pipeline.batches():
+            groups = pipeline.sample(batch)
+            lessons = pipeline.extract(batch, groups)
+            pipeline.begin_update(batch, self._update(pipeline, batch, lessons))
+        await pipeline.all_updates()
+
+    async def _update(
+        self, pipeline: Pipeline, batch: Batch, lessons: Handle[list[Lesson]]
+    ) -> ExperienceLibrary:
+        library = await pipeline.library_before(batch)
+        operations = await pipeline.propose(batch, library, await lessons)
+        return await pipeline.decide(batch, library, operations)
 
     def learn(
         self,
@@ -201,16 +219,18 @@ class TrainingFreeGRPO(Teleprompter):
         settings, validation = prepare_learning(self.settings, student, examples, recorded, valset)
         training = range(len(examples))
         with Pipeline(settings, student, examples, training, validation) as pipeline:
-            library = pipeline.start_library
             with pipeline.until_stopped():
-                for batch in pipeline.batches(epochs=1):
-                    groups = [
-                        pipeline.group(example, recorded[example]) for example in batch.examples
-                    ]
-                    lessons = pipeline.extract(batch, groups, library)
-                    operations = pipeline.propose(batch, library, lessons)
-                    library = pipeline.decide(batch, library, operations)
-            return pipeline.finish(library)
+                pipeline.run(self._learning_loop(pipeline, recorded))
+            return pipeline.finish()
+
+    async def _learning_loop(
+        self, pipeline: Pipeline, recorded: Sequence[Sequence[Rollout]]
+    ) -> None:
+        async for batch in pipeline.batches(epochs=1, group_size=0):
+            groups = [pipeline.given(example, recorded[example]) for example in batch.examples]
+            lessons = pipeline.extract(batch, groups)
+            pipeline.begin_update(batch, self._update(pipeline, batch, lessons))
+        await pipeline.all_updates()
 
     def estimate(
         self,

@@ -3,15 +3,17 @@
 Nothing that a module does can end the run: what it raises is counted and costs its own answer.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import dspy
 
 from tfgrpo_dspy.budget import Meter, metered
 from tfgrpo_dspy.pipeline.run import Run
-from tfgrpo_dspy.pipeline.workers import Done, TimedOutError
+from tfgrpo_dspy.pipeline.schedule import Handle, TimedOutError
+from tfgrpo_dspy.pipeline.workers import Done, Order
 from tfgrpo_dspy.reflection import as_input, describe_program
 from tfgrpo_dspy.rollout import Failure, Usage
 from tfgrpo_dspy.sampling import sampling_copy
@@ -67,7 +69,7 @@ class Asker:
             ),
         }
 
-    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+    async def ask(self, questions: Sequence[Question], order: Order) -> list[Answer]:
         """The answer to each question, in their order; recorded ones are not asked again.
 
         Raises:
@@ -76,13 +78,17 @@ class Asker:
         """
         answers: dict[int, Answer] = {}
         try:
-            self._fill(answers, questions)
+            for handle in self._begun(answers, questions, order):
+                await handle
         finally:  # what was answered counts, also where the run ends here
             for index in sorted(answers):
                 self._count(questions[index].stage, answers[index])
         return [answers[index] for index in range(len(questions))]
 
-    def _fill(self, answers: dict[int, Answer], questions: Sequence[Question]) -> None:
+    def _begun(
+        self, answers: dict[int, Answer], questions: Sequence[Question], order: Order
+    ) -> list[Handle[None]]:
+        """Put what is recorded into `answers`; ask the rest, which comes there when it is done."""
         run = self._run
         keys = [self._key(question) for question in questions]
         open_ones = []
@@ -94,14 +100,21 @@ class Asker:
                 answers[index] = self._replayed(questions[index].stage, record)
         if open_ones:
             run.check_offline(questions[open_ones[0]].stage, questions[open_ones[0]].about)
-        for done in run.workers.run(lambda index: self._answer(questions[index]), open_ones):
-            index = open_ones[done.index]
+
+        def keep(index: int, done: Done) -> None:
             answer = self._outcome(done)
             record = run.archive.without_secrets(asdict(answer))
             theirs = run.archive.keep_answer(keys[index], record, answer.is_lost)
             answer = answers[index] = _answer_of(theirs or record)
             lost = Failure("provider", answer.error) if answer.is_lost else None
             run.recorder.check_errors(run.ledger, lost)
+
+        return [
+            run.schedule.submit(
+                self._answer, questions[index], order, functools.partial(keep, index)
+            )
+            for index in open_ones
+        ]
 
     def _key(self, question: Question) -> str:
         if self._run.archive.store is None:
@@ -116,13 +129,12 @@ class Asker:
         self._run.recorder.replayed[stage] += 1
         return answer
 
-    def _outcome(self, done: Done[Answer]) -> Answer:
+    def _outcome(self, done: Done) -> Answer:
         if isinstance(done.error, TimedOutError):
             return Answer(None, error=f"the reflection {done.error}", is_lost=True)
         if done.error is not None:  # the end of the run, such as a KeyboardInterrupt
             raise done.error
-        assert done.result is not None  # noqa: S101 - a task gives a result or an error
-        return done.result
+        return cast(Answer, done.result)
 
     def _answer(self, question: Question) -> Answer:
         """Ask one: a text, a list, or None where the module gave neither."""

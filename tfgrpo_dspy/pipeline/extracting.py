@@ -6,6 +6,7 @@ from typing import Any
 from tfgrpo_dspy.experience import Evidence, ExperienceLibrary, n_words, named_predictors
 from tfgrpo_dspy.pipeline.asking import Answer, Asker, Question
 from tfgrpo_dspy.pipeline.run import Run
+from tfgrpo_dspy.pipeline.workers import Order
 from tfgrpo_dspy.reflection import (
     HIDDEN,
     NO_EXPERIENCES,
@@ -25,6 +26,8 @@ from tfgrpo_dspy.reflection import (
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, rollout_id_for
 from tfgrpo_dspy.sampling import as_fields
 
+ORDER = (2,)
+"""Reflections are begun before training rollouts, the earlier update's first."""
 MAX_HALVINGS = 4
 """How often the attempts are shortened to half where the LM says that the prompt is too long."""
 LONGEST_LESSON = 3
@@ -41,12 +44,25 @@ class Extractor:
         self._predictors = [name for name, _ in named_predictors(run.student)]
         self._budget = getattr(run.settings.extract_advantage, "attempts_tokens", 12_000)
 
+    async def answer(
+        self, group: Group, library: ExperienceLibrary, update: int, epoch: int
+    ) -> Answer:
+        """What ExtractAdvantage says of a group; a prompt too long for the LM is shortened."""
+        order = (*ORDER, update)
+        texts = await self._attempts(group, epoch, order)
+        (answer,) = await self._asker.ask([self._question(group, texts, library, epoch)], order)
+        for halving in range(1, MAX_HALVINGS + 1):
+            if not answer.is_too_long:
+                break
+            share = (self._budget >> halving) // len(texts)
+            shorter = self._question(group, [clip(t, share) for t in texts], library, epoch)
+            (answer,) = await self._asker.ask([shorter], order)
+        return answer
+
     def lessons(
-        self, groups: Sequence[Group], library: ExperienceLibrary, update: int, epoch: int
+        self, groups: Sequence[Group], answers: Sequence[Answer], update: int
     ) -> tuple[list[Lesson], list[RefusedLesson]]:
         """The lessons of the groups, near-duplicates merged; and those that copy the examples."""
-        texts = self._attempts(groups, epoch)
-        answers = self._answers(groups, texts, library, epoch)
         guard = self._guard(groups)
         kept, refused = [], []
         for group, answer in zip(groups, answers, strict=True):
@@ -63,27 +79,6 @@ class Extractor:
             return "a heading"
         too_long = n_words(lesson.text) > LONGEST_LESSON * self._settings.max_experience_words
         return f"more than {LONGEST_LESSON} times as long as an experience" if too_long else ""
-
-    def _answers(
-        self,
-        groups: Sequence[Group],
-        texts: Sequence[list[str]],
-        library: ExperienceLibrary,
-        epoch: int,
-    ) -> list[Answer]:
-        """ExtractAdvantage's answer for each group; a prompt too long for the LM is shortened."""
-        answers: dict[int, Answer] = {}
-        waiting = list(range(len(groups)))
-        for halving in range(MAX_HALVINGS + 1):
-            shares = {i: (self._budget >> halving) // len(texts[i]) for i in waiting}
-            shown = {
-                i: texts[i] if not halving else [clip(text, shares[i]) for text in texts[i]]
-                for i in waiting
-            }
-            asked = [self._question(groups[i], shown[i], library, epoch) for i in waiting]
-            answers.update(zip(waiting, self._asker.ask(asked), strict=True))
-            waiting = [i for i in waiting if answers[i].is_too_long]
-        return [answers[i] for i in range(len(groups))]
 
     def _question(
         self, group: Group, texts: list[str], library: ExperienceLibrary, epoch: int
@@ -115,19 +110,16 @@ class Extractor:
         lessons = [read_lesson(encodable(str(line)), self._predictors, evidence) for line in lines]
         return [lesson for lesson in lessons if lesson.text]
 
-    def _attempts(self, groups: Sequence[Group], epoch: int) -> list[list[str]]:
-        """A text for each rollout: whole where its group fits, a summary where it is too long."""
-        texts = [[attempt_text(rollout) for rollout in group.rollouts] for group in groups]
-        places = [
-            (number, index)
-            for number, of_group in enumerate(texts)
-            for index in self._too_long(of_group)
-        ]
-        questions = [self._summary_of(groups[number], index, epoch) for number, index in places]
-        for (number, index), answer in zip(places, self._asker.ask(questions), strict=True):
-            rollout, text = groups[number].rollouts[index], texts[number][index]
-            share = self._budget // len(texts[number])
-            texts[number][index] = self._summarised(rollout, text, answer, share)
+    async def _attempts(self, group: Group, epoch: int, order: Order) -> list[str]:
+        """A text for each rollout: whole where the group fits, a summary where it is too long."""
+        texts = [attempt_text(rollout) for rollout in group.rollouts]
+        too_long = self._too_long(texts)
+        questions = [self._summary_of(group, index, epoch) for index in too_long]
+        answers = await self._asker.ask(questions, order)
+        share = self._budget // len(texts)
+        for index, answer in zip(too_long, answers, strict=True):
+            rollout = group.rollouts[index]
+            texts[index] = self._summarised(rollout, texts[index], answer, share)
         return texts
 
     def _too_long(self, texts: Sequence[str]) -> list[int]:

@@ -29,6 +29,9 @@ from tfgrpo_dspy.reflection import (
 )
 from tfgrpo_dspy.rollout import rollout_id_for
 
+ORDER = (0,)
+"""Questions on the library are begun before all else: everything waits for them."""
+
 
 class Proposer:
     """Proposes operations on the library, for one run."""
@@ -38,7 +41,7 @@ class Proposer:
         self._asker = asker
         self._predictors = [name for name, _ in named_predictors(run.student)]
 
-    def operations(
+    async def operations(
         self, lessons: Sequence[Lesson], library: ExperienceLibrary, update: int, epoch: int
     ) -> tuple[list[Operation], list[Refusal]]:
         """What the lessons call for; refused is here what is malformed or of an unknown scope.
@@ -62,7 +65,7 @@ class Proposer:
         level = 0
         chunks = self._chunks(new)
         while chunks:
-            found = self._level(chunks, library, update, epoch, level)
+            found = await self._level(chunks, library, update, epoch, level)
             refused += [item for item in found if isinstance(item, Refusal)]
             proposed = [item for item in found if not isinstance(item, Refusal)]
             additions = [op for op in proposed if isinstance(op, Add)]
@@ -97,7 +100,7 @@ class Proposer:
             room -= size
         return chunks
 
-    def _level(
+    async def _level(
         self,
         chunks: Sequence[list[Lesson]],
         library: ExperienceLibrary,
@@ -114,8 +117,9 @@ class Proposer:
                 for index, chunk in enumerate(waiting)
             ]
             n_asked += len(questions)
+            answers = await self._asker.ask(questions, ORDER)
             halves: list[list[Lesson]] = []
-            for chunk, answer in zip(waiting, self._asker.ask(questions), strict=True):
+            for chunk, answer in zip(waiting, answers, strict=True):
                 if answer.is_too_long and len(chunk) > 1:
                     halves += [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
                 else:

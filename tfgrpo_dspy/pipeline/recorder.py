@@ -55,14 +55,14 @@ class Recorder:
             if rollout.failure is not None:
                 self.count_failure(rollout.failure.kind, rollout.failure.message)
 
-    def note_misses(self, role: str, n: int) -> None:
+    def note_misses(self, role: str, update: int) -> None:
         """Say once from which update on the training rollouts are new."""
-        if role == "rollout" and n and self.replayed[role] and not self._has_said_what_is_new:
+        if role == "rollout" and self.replayed[role] and not self._has_said_what_is_new:
             self._has_said_what_is_new = True
             logger.info(
                 "%d recorded training rollouts were reused; from update %d on they are new",
                 self.replayed[role],
-                len(self.updates),
+                update,
             )
 
     def check_errors(self, ledger: Ledger, failure: Failure | None) -> None:

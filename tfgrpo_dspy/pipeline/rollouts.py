@@ -1,16 +1,20 @@
 """Rollouts: replayed where they are recorded, run where not, recorded as soon as they are done."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.pipeline.archive import Found
 from tfgrpo_dspy.pipeline.run import Run
-from tfgrpo_dspy.pipeline.workers import Done, TimedOutError
+from tfgrpo_dspy.pipeline.schedule import Handle, TimedOutError
+from tfgrpo_dspy.pipeline.workers import Done, Order
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.sampling import RolloutTask, run_rollout, score_again
+
+KEPT_PROGRAMS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,35 +63,47 @@ class Rollouts:
         self._metric = metric
         self._score = None if metric is None else adapt_metric(metric)
         self._temperature = temperature
+        self._programs: dict[ExperienceLibrary, Any] = {}
 
-    def make(self, samples: Sequence[Sample]) -> list[Rollout]:
-        """A rollout for each sample, in their order.
+    def admit(self, n: int) -> None:
+        """Take the metric calls of so many rollouts. Raises RunStopped: a budget does not reach."""
+        if self._metric is not None:
+            self._run.ledger.take_metric_calls(n)
+
+    def settle(self, rollouts: Sequence[Rollout]) -> None:
+        """Give the metric calls back that were not made, because the program failed.
+
+        What took too long may have been in the metric.
+        """
+        failed = [rollout.failure.kind for rollout in rollouts if rollout.failure is not None]
+        if self._metric is not None:
+            not_scored = sum(kind not in ("metric", "timeout") for kind in failed)
+            self._run.ledger.give_back_metric_calls(not_scored)
+
+    async def make(self, samples: Sequence[Sample], order: Order, update: int = 0) -> list[Rollout]:
+        """A rollout for each sample, in their order; they were admitted before.
 
         Raises:
-            RunStopped: a budget does not reach, or the run has ended; what was done is recorded.
+            RunStopped: the run has ended; what was done is recorded.
             MissingRecordError: offline, and one of them is not recorded.
         """
-        if self._metric is not None:
-            self._run.ledger.take_metric_calls(len(samples))
         made: dict[int, Rollout] = {}
         try:
-            self._fill(made, samples)
+            for handle in self._begun(made, samples, order, update):
+                await handle
         finally:  # what was made counts, also where the run ends here
             rollouts = [made[position] for position in sorted(made)]
             self._run.recorder.count_rollouts(self._role, rollouts)
-        if self._metric is not None:
-            failed = [r.failure.kind for r in rollouts if r.failure is not None]
-            # what took too long may have been in the metric
-            not_scored = sum(kind not in ("metric", "timeout") for kind in failed)
-            self._run.ledger.give_back_metric_calls(not_scored)
         return rollouts
 
-    def _fill(self, made: dict[int, Rollout], samples: Sequence[Sample]) -> None:
+    def _begun(
+        self, made: dict[int, Rollout], samples: Sequence[Sample], order: Order, update: int
+    ) -> list[Handle[None]]:
+        """Put what is recorded into `made`; begin the rest, which comes there when it is done."""
         run = self._run
-        programs = {lib: run.bake(lib) for lib in dict.fromkeys(s.library for s in samples)}
         jobs = []
         for position, sample in enumerate(samples):
-            job = self._job(position, sample, programs[sample.library])
+            job = self._job(position, sample, self._baked(sample.library))
             if job.found is not None and not job.found.needs_score:
                 made[position] = self._replayed(job.found.rollout)
                 continue
@@ -97,10 +113,22 @@ class Rollouts:
         if jobs:
             stage = "gate trial" if self._role == "gate" else "training rollout"
             run.check_offline(stage, f"example {jobs[0].sample.example}")
-        run.recorder.note_misses(self._role, len(jobs))
-        for done in run.workers.run(_Job.do, jobs):
-            job = jobs[done.index]
+            run.recorder.note_misses(self._role, update)
+
+        def keep(job: _Job, done: Done) -> None:
             made[job.position] = self._kept(job, self._outcome(job, done))
+
+        return [
+            run.schedule.submit(_Job.do, job, order, functools.partial(keep, job)) for job in jobs
+        ]
+
+    def _baked(self, library: ExperienceLibrary) -> Any:
+        """The student with this library; the last few are kept."""
+        if library not in self._programs:
+            if len(self._programs) >= KEPT_PROGRAMS:
+                self._programs.clear()
+            self._programs[library] = self._run.bake(library)
+        return self._programs[library]
 
     def _job(self, position: int, sample: Sample, program: Any) -> _Job:
         run, example = self._run, self._examples[sample.example]
@@ -134,15 +162,14 @@ class Rollouts:
         for usage in (rollout.usage, rollout.metric_usage):
             self._run.ledger.spend(usage.n_lm_calls, usage.cost_usd)
 
-    def _outcome(self, job: _Job, done: Done[Rollout]) -> Rollout:
+    def _outcome(self, job: _Job, done: Done) -> Rollout:
         if isinstance(done.error, TimedOutError):
             message = f"the rollout {done.error}, which is rollout_timeout_s"
             failure = Failure("timeout", message)
             return Rollout(job.sample.example, job.sample.rollout_id, failure=failure)
         if done.error is not None:
             raise done.error
-        assert done.result is not None  # noqa: S101 - a task gives a result or an error
-        return done.result
+        return cast(Rollout, done.result)
 
     def _kept(self, job: _Job, rollout: Rollout) -> Rollout:
         run, example = self._run, self._examples[job.sample.example]

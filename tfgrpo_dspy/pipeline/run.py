@@ -1,4 +1,4 @@
-"""What the parts of one run share: settings, account, records, threads, report."""
+"""What the parts of one run share: settings, account, records, schedule, report."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.pipeline.archive import Archive
 from tfgrpo_dspy.pipeline.notes import Notes
 from tfgrpo_dspy.pipeline.recorder import Recorder
-from tfgrpo_dspy.pipeline.workers import Workers
+from tfgrpo_dspy.pipeline.schedule import Schedule
 from tfgrpo_dspy.settings import Settings
 
 
@@ -21,7 +21,7 @@ class Run:
     ledger: Ledger
     archive: Archive
     notes: Notes
-    workers: Workers
+    schedule: Schedule
     recorder: Recorder
 
     def bake(self, library: ExperienceLibrary) -> Any:

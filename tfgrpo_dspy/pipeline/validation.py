@@ -11,6 +11,9 @@ from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.results import ScoreSummary
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
 
+ORDER = (1,)
+"""Trials are begun before reflections and training rollouts: an update waits for them."""
+
 
 class Validation:
     """What has been measured on the validation set so far; nothing is measured twice.
@@ -27,15 +30,21 @@ class Validation:
         self._failure_score = settings.failure_score
         self._rollouts: dict[ExperienceLibrary, dict[int, Rollout]] = {}
 
-    def run(self, libraries: Sequence[ExperienceLibrary], examples: Sequence[int]) -> int:
-        """Measure what is not measured yet; gives the number of rollouts that it took."""
+    async def run(self, libraries: Sequence[ExperienceLibrary], examples: Sequence[int]) -> int:
+        """Measure what is not measured yet; gives the number of rollouts that it took.
+
+        Raises:
+            RunStopped: a budget does not reach, or the run has ended.
+        """
         missing = [
             Sample(library, example, rollout_id_for(self._seed, 0, example, 0, "validation"))
             for library in dict.fromkeys(libraries)
             for example in examples
             if example not in self._rollouts.get(library, {})
         ]
-        rollouts = self._maker.make(missing)
+        self._maker.admit(len(missing))
+        rollouts = await self._maker.make(missing, ORDER)
+        self._maker.settle(rollouts)
         for sample, rollout in zip(missing, rollouts, strict=True):
             score_only = replace(rollout, outputs={}, steps=(), encoded={})
             self._rollouts.setdefault(sample.library, {})[sample.example] = score_only

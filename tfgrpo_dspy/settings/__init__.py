@@ -20,9 +20,10 @@ from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection import ExtractAdvantage, SummarizeTrajectory, UpdateLibrary
 
 DEFAULT_TEMPERATURE = 0.7
+DEFAULT_STALENESS = 1
 WHOLE_TRAINSET = 2**31
 """A batch size that no training set reaches: one batch an epoch."""
-NEEDED = ("epochs", "max_experiences", "max_experience_words")
+NEEDED = ("max_staleness", "epochs", "max_experiences", "max_experience_words")
 PRESETS = ("light", "medium", "heavy")
 
 
@@ -53,6 +54,7 @@ class Settings:
     failure_analysis: bool = True
     update_per_group: bool = False
     num_threads: int | None = None
+    max_staleness: int = DEFAULT_STALENESS
     rollout_timeout_s: float | None = None
     failure_score: float = 0.0
     max_errors: int | None = None
@@ -95,6 +97,7 @@ class Settings:
             "batch_size": 1,
             "num_threads": 1,
             "max_errors": 0,
+            "max_staleness": 0,
             "max_metric_calls": 1,
             "max_lm_calls": 1,
         }

@@ -1,0 +1,210 @@
+"""Which task runs when: coroutines that wait for each other and for the workers' tasks.
+
+One thread steps them, the caller's, in an order that depends on what is done only: a coroutine goes
+on as soon as what it waits for is there, and of several that may go on, the one that waited first.
+There is no event loop of asyncio in it, as a notebook has one running already, and a task here
+costs a few microseconds.
+"""
+
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, TypeVar, cast
+
+from tfgrpo_dspy.budget import Ledger, Task
+from tfgrpo_dspy.errors import RunStopped
+from tfgrpo_dspy.pipeline.workers import Done, Order, Workers
+
+Result = TypeVar("Result")
+Step = tuple[Coroutine[Any, Any, Any], "Handle[Any]"]
+
+GRACE_S = 2.0
+"""How long calls in flight are waited for when a budget is reached, so that they are not lost."""
+LONGEST_POLL_S = 0.5
+
+
+class TimedOutError(Exception):
+    """The task took longer than it may; it was abandoned."""
+
+
+class Handle(Generic[Result]):
+    """What will be there: `await` gives it, as soon as it is."""
+
+    __slots__ = ("_result", "is_done", "waiting")
+
+    def __init__(self) -> None:
+        self.is_done = False
+        self.waiting: list[Step] = []
+        self._result: Result | None = None
+
+    def __await__(self) -> Generator["Handle[Result]", None, Result]:
+        if not self.is_done:
+            yield self
+        return self.result
+
+    @property
+    def result(self) -> Result:
+        """What is there; only when it is."""
+        return cast(Result, self._result)
+
+    def fulfil(self, result: Result) -> None:
+        """It is there."""
+        self._result = result
+        self.is_done = True
+
+
+class Turn:
+    """`await Turn()`: go on when everything else that can go on now has."""
+
+    def __await__(self) -> Generator[Handle[None], None, None]:
+        nothing: Handle[None] = Handle()
+        nothing.fulfil(None)
+        yield nothing
+
+
+class Schedule:
+    """Runs coroutines over a pool of workers.
+
+    Args:
+        workers: do the tasks.
+        ledger: says when the run has ended.
+        timeout_s: how long a task may take, from its start; None: as long as it takes.
+    """
+
+    def __init__(self, workers: Workers, ledger: Ledger, timeout_s: float | None) -> None:
+        self._workers = workers
+        self._ledger = ledger
+        self._timeout_s = timeout_s
+        self._ready: deque[Step] = deque()
+        self._running: dict[Task, tuple[Handle[Any], Callable[[Done], Any]]] = {}
+        self._alive: dict[Handle[Any], Coroutine[Any, Any, Any]] = {}
+
+    # ------------------------------------------------------------------ for coroutines
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Result]) -> Handle[Result]:
+        """Begin a coroutine; what it returns will be in the handle. What it raises ends `run`."""
+        handle: Handle[Result] = Handle()
+        self._alive[handle] = coroutine
+        self._ready.append((coroutine, handle))
+        return handle
+
+    def submit(
+        self, work: Callable[[Any], Any], item: Any, order: Order, then: Callable[[Done], Result]
+    ) -> Handle[Result]:
+        """Have a task done; `then` makes of it what will be in the handle, in this thread, at once.
+
+        The task's slot is free when `then` has dealt with it: so no more results than there are
+        slots are ever in flight or unrecorded. A task that takes too long is abandoned, and comes
+        as a `TimedOutError`.
+        """
+        handle: Handle[Result] = Handle()
+        self._running[self._workers.start(work, item, order)] = (handle, then)
+        return handle
+
+    # ------------------------------------------------------------------ the caller's thread
+
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Step coroutines until this one is done; gives what it returns.
+
+        Raises:
+            RunStopped: the run has ended; what was done within `GRACE_S` was dealt with.
+        """
+        main = self.spawn(coroutine)
+        try:
+            while not main.is_done:
+                while self._ready and not main.is_done:
+                    self._step(*self._ready.popleft())
+                if not main.is_done:
+                    self._wait()
+            return main.result
+        finally:
+            self.abandon_all()
+
+    def abandon_all(self) -> None:
+        """Drop what is in flight, and every coroutine."""
+        for task in list(self._running):
+            self._workers.abandon(task)
+        self._running.clear()
+        self._ready.clear()
+        for coroutine in list(self._alive.values()):
+            coroutine.close()
+        self._alive.clear()
+
+    def close(self) -> None:
+        """Drop everything; begin nothing more."""
+        self.abandon_all()
+        self._workers.close()
+
+    def _step(self, coroutine: Coroutine[Any, Any, Any], handle: Handle[Any]) -> None:
+        try:
+            waits_for: Handle[Any] = coroutine.send(None)
+        except StopIteration as returned:
+            del self._alive[handle]
+            self._fulfil(handle, returned.value)
+            return
+        if waits_for.is_done:
+            self._ready.append((coroutine, handle))
+        else:
+            waits_for.waiting.append((coroutine, handle))
+
+    def _fulfil(self, handle: Handle[Any], result: Any) -> None:
+        handle.fulfil(result)
+        self._ready.extend(handle.waiting)
+        handle.waiting.clear()
+
+    def _wait(self) -> None:
+        """Until something is done, a task is overdue, or the run has ended."""
+        try:
+            self._ledger.check()
+            if not self._running:
+                raise RuntimeError(f"{len(self._alive)} parts of the run wait for nothing")
+            self._take(self._poll_s())
+        except RunStopped:
+            self._drain()
+            raise
+
+    def _take(self, seconds: float) -> None:
+        try:
+            done = self._workers.finished.get(timeout=seconds)
+        except queue.Empty:
+            self._take_overdue()
+        else:
+            self._deal_with(done)
+
+    def _deal_with(self, done: Done) -> None:
+        waiting = self._running.pop(done.task, None)
+        if waiting is None:
+            return
+        handle, then = waiting
+        try:
+            if not isinstance(done.error, RunStopped):
+                self._fulfil(handle, then(done))
+        finally:
+            done.task.end()
+
+    def _drain(self) -> None:
+        """Let what is in flight come in, for a moment; nothing is begun any more."""
+        for task in [task for task in self._running if task.started_s is None]:
+            del self._running[task]
+            self._workers.abandon(task)
+        until = time.monotonic() + GRACE_S
+        while self._running and (left := until - time.monotonic()) > 0:
+            self._take(min(left, self._poll_s()))
+
+    def _poll_s(self) -> float:
+        if self._timeout_s is None:
+            return LONGEST_POLL_S
+        now = time.monotonic()
+        ends = [task.started_s + self._timeout_s for task in self._running if task.started_s]
+        return max(0.001, min([LONGEST_POLL_S, *(end - now for end in ends)]))
+
+    def _take_overdue(self) -> None:
+        if self._timeout_s is None:
+            return
+        now = time.monotonic()
+        for task in list(self._running):
+            if task.started_s is not None and now - task.started_s >= self._timeout_s:
+                self._workers.abandon(task)
+                error = TimedOutError(f"took over {self._timeout_s:g} s")
+                self._deal_with(Done(task, error=error))
