@@ -121,7 +121,6 @@ class Pipeline:
         self._stood = [self.start_library]
         self._batches: list[Batch] = []
         self._updates: list[Handle[ExperienceLibrary]] = []
-        self._student_measured: Handle[None] = Handle()
         self._progress: Any = None
         self._closing = ExitStack()
 
@@ -180,7 +179,6 @@ class Pipeline:
         self._schedule.run(loop)
 
     async def _measure_student(self) -> None:
-        """Measure the student, first of all, so that a budget never ends with nothing measured."""
         settings, ledger, n = self.settings, self._run.ledger, len(self._validation.valset)
         if settings.gate_metric is None or not n:
             return
@@ -207,18 +205,21 @@ class Pipeline:
         given = settings.group_size if group_size is None else group_size
         return Batches(self, epochs or settings.epochs, given)
 
-    def begin(self, n_updates: int) -> None:
-        """Begin the run: its note, the student's scores, the progress bar."""
+    async def begin(self, n_updates: int) -> None:
+        """Begin the run: its note, the progress bar, the student's scores.
+
+        The student must be measured in any case; so a budget never ends with nothing measured.
+        """
         self._run.notes.begin(
             self._run.student, self._trainset, self._training, self._validation.valset
         )
-        self._student_measured = self._schedule.spawn(self._measure_student())
         self._progress = tqdm(
             total=n_updates,
             desc="Training-Free GRPO",
             unit="update",
             disable=not self.settings.progress,
         )
+        await self._measure_student()
 
     def order(self, epoch: int) -> list[int]:
         """The training examples as this epoch goes through them."""
@@ -356,8 +357,7 @@ class Pipeline:
         return library
 
     async def all_updates(self) -> None:
-        """When every update is decided and the student is measured."""
-        await self._student_measured
+        """When every update is decided."""
         for update in self._updates:
             await update
 
@@ -380,7 +380,6 @@ class Pipeline:
         proposed: Sequence[Operation | Refusal],
     ) -> ExperienceLibrary:
         """What the gate makes of the operations; it is asked until it decides."""
-        await self._student_measured
         operations = tuple(op for op in proposed if not isinstance(op, Refusal))
         evidence = TrialEvidence(
             incumbent=library,
@@ -464,6 +463,7 @@ class Pipeline:
         batch.groups = [replace(group, all_rollouts=()) for group in batch.groups]
         training = statistics.fmean(scores) if scores else None
         shown = {"validation": mean, "training": training}
+        self._progress.update()
         self._progress.set_postfix(
             {name: f"{score:.3f}" for name, score in shown.items() if score is not None}
             | {"experiences": len(library), "calls": self._run.ledger.n_lm_calls}
@@ -534,8 +534,7 @@ class Batches:
     async def __anext__(self) -> Batch:
         pipeline, update = self._pipeline, self._update
         if update == 0:
-            pipeline.begin(self._n_updates)
-            await Turn()  # the student is admitted first
+            await pipeline.begin(self._n_updates)
         if update == self._n_updates:
             raise StopAsyncIteration
         library = await pipeline.library_after(update - 1 - pipeline.settings.max_staleness)

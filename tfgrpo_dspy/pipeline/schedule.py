@@ -77,6 +77,7 @@ class Schedule:
         self._ledger = ledger
         self._timeout_s = timeout_s
         self._ready: deque[Step] = deque()
+        self._dealt_with: Task | None = None
         self._running: dict[Task, tuple[Handle[Any], Callable[[Done], Any]]] = {}
         self._alive: dict[Handle[Any], Coroutine[Any, Any, Any]] = {}
 
@@ -123,8 +124,11 @@ class Schedule:
 
     def abandon_all(self) -> None:
         """Drop what is in flight, and every coroutine."""
-        for task in list(self._running):
+        # those that wait first: a slot that is given up must not begin another
+        for task in sorted(self._running, key=lambda task: task.started_s is not None):
             self._workers.abandon(task)
+        if self._dealt_with is not None:
+            self._dealt_with.end()
         self._running.clear()
         self._ready.clear()
         for coroutine in list(self._alive.values()):
@@ -177,11 +181,10 @@ class Schedule:
         if waiting is None:
             return
         handle, then = waiting
-        try:
-            if not isinstance(done.error, RunStopped):
-                self._fulfil(handle, then(done))
-        finally:
-            done.task.end()
+        self._dealt_with = done.task
+        if not isinstance(done.error, RunStopped):
+            self._fulfil(handle, then(done))
+        done.task.end()
 
     def _drain(self) -> None:
         """Let what is in flight come in, for a moment; nothing is begun any more."""
