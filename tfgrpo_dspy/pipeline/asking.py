@@ -98,8 +98,8 @@ class Asker:
                 open_ones.append(index)
             else:
                 answers[index] = self._replayed(questions[index].stage, record)
-        if open_ones:
-            run.check_offline(questions[open_ones[0]].stage, questions[open_ones[0]].about)
+        if open_ones and run.settings.offline:
+            return run.lacking(questions[open_ones[0]].stage, questions[open_ones[0]].about)
 
         def keep(index: int, done: Done) -> None:
             answer = self._outcome(done)

@@ -110,9 +110,10 @@ class Rollouts:
             if job.found is not None and job.found.can_be_scored:
                 self._charge(job.found.rollout)
             jobs.append(job)
-        if jobs:
+        if jobs and run.settings.offline:
             stage = "gate trial" if self._role == "gate" else "training rollout"
-            run.check_offline(stage, f"example {jobs[0].sample.example}")
+            return run.lacking(stage, f"example {jobs[0].sample.example}")
+        if jobs:
             run.recorder.note_misses(self._role, update)
 
         def keep(job: _Job, done: Done) -> None:

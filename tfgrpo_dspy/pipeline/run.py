@@ -8,7 +8,7 @@ from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.pipeline.archive import Archive
 from tfgrpo_dspy.pipeline.notes import Notes
 from tfgrpo_dspy.pipeline.recorder import Recorder
-from tfgrpo_dspy.pipeline.schedule import Schedule
+from tfgrpo_dspy.pipeline.schedule import Handle, Schedule
 from tfgrpo_dspy.settings import Settings
 
 
@@ -28,18 +28,16 @@ class Run:
         """The student with this library, in a copy."""
         return library.bake(self.student)
 
-    def check_offline(self, stage: str, where: str) -> None:
-        """What is not recorded would be computed now; offline that is an error.
+    def lacking(self, stage: str, where: str) -> list[Handle[None]]:
+        """What stands, offline, for what is not recorded: an error.
 
-        A run that a budget ended has no more records than it made: its replay ends there too.
+        A run that a budget ended has no more records than it made: its replay ends where all that
+        is recorded is used up, so what is lacking is waited for in vain.
 
         Raises:
-            MissingRecordError: offline.
-            RunStopped: offline, and the recorded run was ended by a budget.
+            MissingRecordError: the recorded run was not ended by a budget.
         """
-        if not self.settings.offline:
-            return
-        if ended := self.notes.was_cut_short():
-            self.ledger.stop(ended)
-            self.ledger.check()
-        raise self.notes.missing(stage, where)
+        ended = self.notes.was_cut_short()
+        if not ended:
+            raise self.notes.missing(stage, where)
+        return [self.schedule.never(ended)]

@@ -78,6 +78,7 @@ class Schedule:
         self._timeout_s = timeout_s
         self._ready: deque[Step] = deque()
         self._dealt_with: Task | None = None
+        self._ends_because = "nothing is left to wait for"
         self._running: dict[Task, tuple[Handle[Any], Callable[[Done], Any]]] = {}
         self._alive: dict[Handle[Any], Coroutine[Any, Any, Any]] = {}
 
@@ -102,6 +103,11 @@ class Schedule:
         handle: Handle[Result] = Handle()
         self._running[self._workers.start(work, item, order)] = (handle, then)
         return handle
+
+    def never(self, why: str) -> Handle[None]:
+        """What will not be there; the run ends, for this reason, when it can only wait for such."""
+        self._ends_because = why
+        return Handle()
 
     # ------------------------------------------------------------------ the caller's thread
 
@@ -162,7 +168,8 @@ class Schedule:
         try:
             self._ledger.check()
             if not self._running:
-                raise RuntimeError(f"{len(self._alive)} parts of the run wait for nothing")
+                self._ledger.stop(self._ends_because)
+                self._ledger.check()
             self._take(self._poll_s())
         except RunStopped:
             self._drain()
