@@ -31,8 +31,7 @@ class Task:
         self._thread = 0
 
     def begin(self) -> bool:
-        """Wait for a slot; False where the task was abandoned before."""
-        self._slots.acquire()
+        """Take over the thread's slot; False, and the slot is free, where it was abandoned before."""
         self._thread = threading.get_ident()
         with self._lock:
             if self.is_abandoned:

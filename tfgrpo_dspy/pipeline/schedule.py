@@ -96,12 +96,15 @@ class Schedule:
     ) -> Handle[Result]:
         """Have a task done; `then` makes of it what will be in the handle, in this thread, at once.
 
-        The task's slot is free when `then` has dealt with it: so no more results than there are
-        slots are ever in flight or unrecorded. A task that takes too long is abandoned, and comes
+        The task's slot is free when `then` has dealt with it and what waited for it has gone on: so
+        no more results than there are slots are ever in flight or unrecorded, and what follows from
+        a result is chosen from with the rest. A task that takes too long is abandoned, and comes
         as a `TimedOutError`.
         """
         handle: Handle[Result] = Handle()
-        self._running[self._workers.start(work, item, order)] = (handle, then)
+        task = self._workers.new_task()
+        self._running[task] = (handle, then)
+        self._workers.start(task, work, item, order)
         return handle
 
     def never(self, why: str) -> Handle[None]:
@@ -122,6 +125,7 @@ class Schedule:
             while not main.is_done:
                 while self._ready and not main.is_done:
                     self._step(*self._ready.popleft())
+                self._give_slot_back()
                 if not main.is_done:
                     self._wait()
             return main.result
@@ -130,11 +134,10 @@ class Schedule:
 
     def abandon_all(self) -> None:
         """Drop what is in flight, and every coroutine."""
-        # those that wait first: a slot that is given up must not begin another
-        for task in sorted(self._running, key=lambda task: task.started_s is not None):
+        self._workers.drop_waiting()  # a slot that is given up must not begin another
+        for task in self._running:
             self._workers.abandon(task)
-        if self._dealt_with is not None:
-            self._dealt_with.end()
+        self._give_slot_back()
         self._running.clear()
         self._ready.clear()
         for coroutine in list(self._alive.values()):
@@ -184,6 +187,7 @@ class Schedule:
             self._deal_with(done)
 
     def _deal_with(self, done: Done) -> None:
+        self._give_slot_back()
         waiting = self._running.pop(done.task, None)
         if waiting is None:
             return
@@ -191,10 +195,16 @@ class Schedule:
         self._dealt_with = done.task
         if not isinstance(done.error, RunStopped):
             self._fulfil(handle, then(done))
-        done.task.end()
+
+    def _give_slot_back(self) -> None:
+        """That of the last task which was dealt with."""
+        if self._dealt_with is not None:
+            self._dealt_with.end()
+            self._dealt_with = None
 
     def _drain(self) -> None:
         """Let what is in flight come in, for a moment; nothing is begun any more."""
+        self._workers.drop_waiting()
         for task in [task for task in self._running if task.started_s is None]:
             del self._running[task]
             self._workers.abandon(task)

@@ -48,9 +48,12 @@ class Workers:
         self._lock = threading.Lock()
         self._n_threads = 0
 
-    def start(self, work: Callable[[Any], Any], item: Any, order: Order) -> Task:
+    def new_task(self) -> Task:
+        """A task to start: who waits for it can know it before, as an interrupt may come between."""
+        return Task(self._slots, self._on_idle)
+
+    def start(self, task: Task, work: Callable[[Any], Any], item: Any, order: Order) -> None:
         """Have `work(item)` done; what becomes of it comes to `finished`."""
-        task = Task(self._slots, self._on_idle)
         context = contextvars.copy_context()
         context.run(CURRENT_TASK.set, task)
 
@@ -69,7 +72,11 @@ class Workers:
             heapq.heappush(self._waiting, (order, next(self._count), job))
         self._tokens.put(True)
         self._grow(self._num_threads)
-        return task
+
+    def drop_waiting(self) -> None:
+        """Begin none of those that wait, whatever slots get free."""
+        with self._lock:
+            self._waiting.clear()
 
     def abandon(self, task: Task) -> None:
         """Nobody waits for it any more: its slot is free, the thread that it holds replaced."""
@@ -91,15 +98,18 @@ class Workers:
 
     def _work(self) -> None:
         while self._tokens.get():
+            self._slots.acquire()  # before the choice, or what comes meanwhile could not go first
             with self._lock:
                 job = heapq.heappop(self._waiting)[2] if self._waiting else None
-            if job is not None and not job():
+            if job is None:
+                self._slots.release()
+            elif not job():
                 return  # another thread works in its place since its task was abandoned
 
     def close(self) -> None:
         """Start nothing more; what runs is not waited for."""
+        self.drop_waiting()
         with self._lock:
-            self._waiting.clear()
             n_threads = self._n_threads
         for _ in range(n_threads):
             self._tokens.put(False)
