@@ -297,7 +297,7 @@ def growing_run(n: int = 2, **arguments: Any) -> Run:
 
 def test_every_validation_score_is_that_of_the_library_at_hand() -> None:
     """10: the second evaluation of an epoch reports the first one's score without running."""
-    run = growing_run(epochs=3)
+    run = growing_run(epochs=3, max_staleness=0)  # every lesson builds on the update before
     means = [update.validation.mean for update in run.results.updates]
     assert means == pytest.approx([0.1, 0.2, 0.3])
 
@@ -349,7 +349,7 @@ def test_so_many_rollouts_run_at_once_as_there_are_threads_and_no_more(num_threa
 
 def test_experiences_stand_at_the_same_place_in_training_and_in_what_is_deployed() -> None:
     """13: learned in the user's question, deployed in the system's instructions."""
-    run = growing_run(epochs=2)
+    run = growing_run(epochs=2, max_staleness=0)  # epoch 1 trains with what epoch 0 learned
     (trained, *_) = [p for p in run.prompts(r"\]\]\nquestion 0") if "One more" in p.system]
     with dspy.context(lm=run.lm):
         run.optimized(question="question 0")
@@ -392,8 +392,10 @@ def test_a_provider_that_refuses_the_key_is_not_reported_as_a_parse_failure() ->
 def test_a_batch_in_which_every_rollout_failed_ends_nothing() -> None:
     """17: IndexError where all rollouts failed."""
     run = Run([[RuntimeError("down")] * 2] * 3, epochs=3)
-    assert run.results.failures == {"provider": 6}
-    assert run.results.ended_because == "no group of epoch 0 had anything to teach"
+    assert run.results.failures == {"provider": 12}  # the next batch was under way (staleness 1)
+    assert run.results.ended_because == (
+        "no group of 1 batches, an epoch's worth, had anything to teach"
+    )
 
 
 def test_a_summary_that_fails_does_not_take_its_rollout_out_of_the_group() -> None:

@@ -190,17 +190,25 @@ def test_no_epoch_samples_what_another_one_sampled() -> None:
     assert len(seeds) == len(set(seeds)) == 3 * 3 * 3
 
 
-def test_an_epoch_in_which_no_group_teaches_ends_the_run() -> None:
-    run = Run(training=("1", "1"), epochs=3)
-    assert [update.epoch for update in run.results.updates] == [0, 0]
-    assert run.results.ended_because == "no group of epoch 0 had anything to teach"
+@pytest.mark.parametrize(("staleness", "epochs"), [(0, [0, 0]), (1, [0, 0, 1]), (2, [0, 0, 1, 1])])
+def test_an_epoch_in_which_no_group_teaches_ends_the_run_but_for_what_is_under_way(
+    staleness: int, epochs: list[int]
+) -> None:
+    run = Run(training=("1", "1"), epochs=3, max_staleness=staleness)
+    assert [update.epoch for update in run.results.updates] == epochs
+    assert run.results.ended_because == (
+        "no group of 2 batches, an epoch's worth, had anything to teach"
+    )
 
 
 def test_a_later_epoch_in_which_everything_is_perfect_ends_the_run() -> None:
     perfect: Rule = (r"Be perfect(?s:.*)\[\[ ## question", chat(answer="1"))
-    run = Run(*teaching("Be perfect."), perfect, epochs=3, gate=NoGate(), batch_size=6)
+    on_policy: dict[str, Any] = {"gate": NoGate(), "batch_size": 6, "max_staleness": 0}
+    run = Run(*teaching("Be perfect."), perfect, epochs=3, **on_policy)
     assert [update.epoch for update in run.results.updates] == [0, 1]
-    assert run.results.ended_because == "no group of epoch 1 had anything to teach"
+    assert run.results.ended_because == (
+        "no group of 1 batches, an epoch's worth, had anything to teach"
+    )
 
 
 @given(st.integers(1, 12), st.integers(1, 14), st.integers(1, 3))
@@ -316,7 +324,8 @@ def test_what_was_learned_is_the_incumbent_of_the_next_update() -> None:
         known = prompt.user.count("] worth")
         return lessons(f"worth +{known + 1}")
 
-    run = Run((EXTRACT, more), epochs=2, batch_size=6, update_library=AddLessons())
+    on_policy: dict[str, Any] = {"batch_size": 6, "max_staleness": 0}
+    run = Run((EXTRACT, more), epochs=2, update_library=AddLessons(), **on_policy)
     assert run.library.render() == "[E1*] worth +1\n[E2*] worth +2"
     assert [update.validation.mean for update in run.results.updates] == [0.6, 0.8]
 
@@ -441,7 +450,7 @@ def test_a_run_with_a_metric_warns_of_nothing() -> None:
 
 
 def test_nothing_learned_says_that_groups_had_no_contrast() -> None:
-    run = Run(training=("1", "1"))
+    run = Run(training=("1", "1"), max_staleness=0)
     assert run.results.nothing_learned == (
         "6 of 6 groups had no contrast; 2 updates brought no change that the library takes"
     )
@@ -454,7 +463,8 @@ def test_nothing_learned_says_that_the_metric_failed() -> None:
 
 
 def test_nothing_learned_says_that_answers_did_not_parse() -> None:
-    run = Run(training=("?", "?"), failure_analysis=False, gate=NoGate(), n_validation=None)
+    on_policy: dict[str, Any] = {"max_staleness": 0, "gate": NoGate(), "n_validation": None}
+    run = Run(training=("?", "?"), failure_analysis=False, **on_policy)
     assert "6 of 6 groups had no contrast" in run.results.nothing_learned
     assert "12 failures of kind 'parse'" in run.results.nothing_learned
 

@@ -42,7 +42,8 @@ from tfgrpo_dspy.pipeline.notes import Notes
 from tfgrpo_dspy.pipeline.proposing import Proposer
 from tfgrpo_dspy.pipeline.recorder import Recorder
 from tfgrpo_dspy.pipeline.run import Run as WholeRun
-from tfgrpo_dspy.pipeline.workers import Workers
+from tfgrpo_dspy.pipeline.schedule import Schedule
+from tfgrpo_dspy.pipeline.workers import Done, Workers
 from tfgrpo_dspy.reflection import Lesson, estimate_tokens
 from tfgrpo_dspy.rollout import rollout_id_for
 from tfgrpo_dspy.settings import Settings
@@ -305,10 +306,15 @@ def test_without_a_metric_labels_are_not_known_and_the_majority_answer_is_shown(
     assert "label" not in prompt.rpartition("[[ ## example ## ]]")[2]
 
 
-def test_the_library_that_extract_advantage_sees_is_that_of_the_latest_update() -> None:
-    run = Run([["1", "0"], ["1", "0"]], *ONE_LESSON, batch_size=1)
+@pytest.mark.parametrize(
+    ("staleness", "known"), [(0, "[E1*] Be exact."), (1, "(none yet)")], ids=["0", "1"]
+)
+def test_the_library_that_extract_advantage_sees_is_that_of_the_rollouts(
+    staleness: int, known: str
+) -> None:
+    run = Run([["1", "0"], ["1", "0"]], *ONE_LESSON, batch_size=1, max_staleness=staleness)
     seen = sorted(section(prompt, "experiences") for prompt in run.prompts(EXTRACT))
-    assert seen == ["(none yet)", "[E1*] Be exact."]
+    assert seen == ["(none yet)", known]
 
 
 # ---------------------------------------------------------------------- long trajectories
@@ -723,20 +729,20 @@ def consolidated(
     run_settings = Settings(is_score, update_library=module, **arguments)
     student, ledger = dspy.Predict("question -> answer"), Ledger()
     with dspy.context(lm=lm):
-        archive, workers = Archive(run_settings, student), Workers(2, ledger)
+        archive, schedule = Archive(run_settings, student), Schedule(Workers(2), ledger, None)
         run = WholeRun(
             run_settings,
             student,
             ledger,
             archive,
             Notes(run_settings, archive),
-            workers,
+            schedule,
             Recorder(),
         )
         try:
-            return Proposer(run, Asker(run)).operations(drawn, KNOWN, 0, 0)
+            return schedule.run(Proposer(run, Asker(run)).operations(drawn, KNOWN, 0, 0))
         finally:
-            workers.close()
+            schedule.close()
 
 
 def drawn_lessons(n: int, n_words: int = 1) -> list[Lesson]:
@@ -962,29 +968,43 @@ def test_update_library_has_a_stated_budget_that_its_user_sets() -> None:
 # ---------------------------------------------------------------------- threads
 
 
-def test_results_come_as_they_are_done_each_with_the_place_of_its_item() -> None:
+def done_by(workers: Workers, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Done]:
+    """What became of each item, in the order in which they were done."""
+    for item in items:
+        workers.start(workers.new_task(), work, item, (0,))
+    all_done = []
+    for _ in items:
+        all_done.append(workers.finished.get(timeout=10))
+        all_done[-1].task.end()
+    return all_done
+
+
+def test_results_come_as_they_are_done_each_with_its_task() -> None:
     may_go_on = {2: threading.Event(), 0: threading.Event(), 1: threading.Event()}
 
     def task(item: int) -> int:
         assert may_go_on[item].wait(10)
         return item * 10
 
-    workers = Workers(3, Ledger())
-    releases = iter(may_go_on.values())
-    next(releases).set()
+    workers = Workers(3)
+    tasks = [workers.new_task() for _ in range(3)]
+    for item, started in enumerate(tasks):
+        workers.start(started, task, item, (0,))
     seen = []
-    for done in workers.run(task, [0, 1, 2]):
-        seen.append((done.index, done.result, done.error))
-        next(releases, threading.Event()).set()
+    for released in may_go_on.values():
+        released.set()
+        done = workers.finished.get(timeout=10)
+        done.task.end()
+        seen.append((tasks.index(done.task), done.result, done.error))
     workers.close()
     assert seen == [(2, 20, None), (0, 0, None), (1, 10, None)]
 
 
 def test_every_task_has_the_dspy_context_of_its_caller() -> None:
-    workers = Workers(2, Ledger())
+    workers = Workers(2)
     lm = scripted_lm([])
     with dspy.context(lm=lm):
-        all_done = list(workers.run(lambda _: dspy.settings.lm is lm, range(4)))
+        all_done = done_by(workers, lambda _: dspy.settings.lm is lm, range(4))
     assert [done.result for done in all_done] == [True] * 4
     workers.close()
 
@@ -996,8 +1016,8 @@ def test_what_a_task_changes_in_its_context_is_not_seen_by_another() -> None:
         seen.append(dspy.settings.lm)
         dspy.settings.context(lm=item).__enter__()
 
-    workers = Workers(1, Ledger())
-    all_done = list(workers.run(task, range(3)))
+    workers = Workers(1)
+    all_done = done_by(workers, task, range(3))
     workers.close()
     assert [done.error for done in all_done] == [None, None, None]
     assert seen == [None, None, None]

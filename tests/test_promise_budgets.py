@@ -403,7 +403,7 @@ def test_a_model_on_dspys_price_list_is_paid_at_its_list_price(priced_server: An
     assert results.ended_because == "max_cost=0.0015 could be exceeded by the next call"
     told = sum(usage.cost_usd for usage in results.usage.values())
     assert told == pytest.approx(sum(priced_server.dollars))
-    assert 0.001 < told <= 0.0015
+    assert 0.0008 < told <= 0.0015  # a reflection's worst case is about 0.0006
 
 
 class Rendezvous:
@@ -582,9 +582,11 @@ def test_only_metric_calls_bounded_gives_the_same_with_any_threads_and_latencies
         ]
         libraries = [ExperienceLibrary.from_program(program) for program in found]
         assert libraries[0] == libraries[1] == libraries[2]
-        calls = {program.detailed_results.metric_calls for program in found}
-        ends = {program.detailed_results.ended_because for program in found}
-        assert len(calls) == len(ends) == 1
+        updates = [program.detailed_results.to_dict()["updates"] for program in found]
+        assert updates[0] == updates[1] == updates[2]
+        assert len({program.detailed_results.ended_because for program in found}) == 1
+        # rollouts of a batch in flight at the end may or may not have been made
+        assert all(program.detailed_results.metric_calls <= budget for program in found)
 
 
 @pytest.fixture(scope="module")

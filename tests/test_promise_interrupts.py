@@ -29,7 +29,8 @@ from test_dspy_contract import (
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, best_so_far
 from tfgrpo_dspy.budget import Ledger
-from tfgrpo_dspy.pipeline.workers import Workers
+from tfgrpo_dspy.pipeline.schedule import Schedule
+from tfgrpo_dspy.pipeline.workers import Done, Workers
 
 AT_ONCE_S = 5.0
 """Far less than what hangs would take (minutes), far more than what is allowed (2 s of grace)."""
@@ -396,16 +397,21 @@ def test_more_hung_rollouts_than_there_may_be_threads_do_not_shrink_the_pool(han
 @pytest.mark.usefixtures("at_once")
 def test_the_pool_works_at_full_width_after_many_tasks_that_hung() -> None:
     released, together = threading.Event(), threading.Barrier(3)
-    workers = Workers(3, Ledger(), timeout_s=0.2)
-    hung = list(workers.run(lambda _item: released.wait(60), range(30)))
+    schedule = Schedule(Workers(3), Ledger(), timeout_s=0.2)
+
+    async def all_of(work: Callable[[int], Any], n: int) -> list[Done]:
+        handles = [schedule.submit(work, item, (0,), lambda done: done) for item in range(n)]
+        return [await handle for handle in handles]
+
+    hung = schedule.run(all_of(lambda _item: released.wait(60), 30))
     assert [str(done.error) for done in hung] == ["took over 0.2 s"] * 30
     for _ in range(3):  # the hung ones still hang
-        wide = list(workers.run(lambda _item: together.wait(10), range(3)))
+        wide = schedule.run(all_of(lambda _item: together.wait(10), 3))
         assert [done.error for done in wide] == [None] * 3
-        quick = list(workers.run(lambda item: item + 1, range(50)))
-        assert sorted(done.result for done in quick) == list(range(1, 51))
+        quick = schedule.run(all_of(lambda item: item + 1, 50))
+        assert [done.result for done in quick] == list(range(1, 51))
     released.set()
-    workers.close()
+    schedule.close()
 
 
 @pytest.mark.usefixtures("at_once")

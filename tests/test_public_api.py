@@ -70,6 +70,7 @@ PINNED = {  # DESIGN section 4, as far as it is built; `prices` is of issue 3
     "max_minutes": None,
     "prices": None,
     "num_threads": None,
+    "max_staleness": 1,
     "rollout_timeout_s": None,
     "failure_score": 0.0,
     "max_errors": None,
@@ -93,7 +94,6 @@ OF_LATER_ISSUES = [
     "rescue",
     "credit",
     "executor",
-    "max_staleness",
 ]
 
 

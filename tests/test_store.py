@@ -526,7 +526,7 @@ def test_a_value_of_a_fields_type_comes_back_equal_and_of_its_type(
     value = data.draw(TYPED[annotation])
     encoded = encode(value, annotation)
     if "text" in encoded:
-        assert isinstance(value, float) and math.isinf(value)
+        assert annotation in (float, Any) and "inf" in repr(value)
         return
     back = decode(through_json(encoded), annotation)
     assert back == value

@@ -31,7 +31,7 @@ class Task:
         self._thread = 0
 
     def begin(self) -> bool:
-        """Take over the thread's slot; False, and the slot is free, where it was abandoned before."""
+        """Take over the thread's slot; False where it was abandoned before: the slot is free."""
         self._thread = threading.get_ident()
         with self._lock:
             if self.is_abandoned:

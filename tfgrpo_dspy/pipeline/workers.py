@@ -49,7 +49,7 @@ class Workers:
         self._n_threads = 0
 
     def new_task(self) -> Task:
-        """A task to start: who waits for it can know it before, as an interrupt may come between."""
+        """A task to start; known before to who waits for it, as an interrupt may come between."""
         return Task(self._slots, self._on_idle)
 
     def start(self, task: Task, work: Callable[[Any], Any], item: Any, order: Order) -> None:
