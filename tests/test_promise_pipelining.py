@@ -1,0 +1,557 @@
+"""Promise 3 with pipelining: what runs at the same time changes when a run ends, never how.
+
+With `max_staleness=s` the rollouts of batch b are made with the library of update b-1-s. Calls wait
+for a time that depends on nothing but the prompt and a salt, or on an Event that another call sets.
+"""
+
+import random
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
+from test_dspy_contract import is_polite, questions
+from test_promise_deterministic import chaotic_rules
+from test_promise_resume import InterruptedAfter, facts, replayed
+
+from tfgrpo_dspy import AddLessons, ExperienceLibrary, NoGate, PairedGate, TrainingFreeGRPO
+from tfgrpo_dspy.budget import Ledger
+from tfgrpo_dspy.errors import RunStopped
+from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, TimedOutError, Turn
+from tfgrpo_dspy.pipeline.workers import Done, Workers
+from tfgrpo_dspy.rollout import rollout_id_for
+
+WAIT_S = 10.0
+"""How long a test waits for what should come; it does not come where something waits in vain."""
+
+
+class Salted:
+    """Each call waits for up to 4 ms: a pure function of its prompt, its seed and the salt."""
+
+    def __init__(self, salt: int) -> None:
+        self.salt = str(salt)
+        self.never = threading.Event()
+
+    def __call__(self, prompt: Prompt) -> None:
+        self.never.wait(prompt.random(self.salt).random() * 0.004)
+
+
+def chaotic(num_threads: int = 1, before: Any = None, **changes: Any) -> Any:
+    """A compile whose every answer depends on every word of its prompt: six updates."""
+    chosen = {"group_size": 2, "epochs": 2, "batch_size": 2, "progress": False}
+    optimizer = TrainingFreeGRPO(is_polite, num_threads=num_threads, **(chosen | changes))
+    with dspy.context(lm=scripted_lm(chaotic_rules(), before=before)):
+        return optimizer.compile(
+            dspy.Predict("question -> answer"),
+            trainset=questions(6),
+            valset=questions(4, start=100),
+        )
+
+
+GATES = {"no gate": NoGate(), "gate": PairedGate(screen=2, min_errors=0)}
+
+
+# ---------------------------------------------------------------------- bit for bit
+
+
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+@given(seed=st.integers(0, 10**6), salt=st.integers(0, 10**6))
+@settings(max_examples=6, derandomize=True)
+def test_any_threads_and_latencies_give_the_same_bit_for_bit(
+    staleness: int, gate: Any, seed: int, salt: int
+) -> None:
+    chosen: dict[str, Any] = {"max_staleness": staleness, "gate": gate, "seed": seed}
+    alone = facts(chaotic(**chosen))
+    assert facts(chaotic(4, Salted(salt), **chosen)) == alone
+    assert facts(chaotic(16, Salted(salt + 1), **chosen)) == alone
+    assert '"op": "ADD"' in alone
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+@given(n=st.integers(8, 30), salt=st.integers(0, 10**6))
+@settings(max_examples=6, derandomize=True)
+def test_so_does_a_run_that_goes_on_where_another_was_interrupted(
+    tmp_path_factory: pytest.TempPathFactory, staleness: int, n: int, salt: int
+) -> None:
+    log_dir: Path = tmp_path_factory.mktemp("log_dir")
+    chosen: dict[str, Any] = {"max_staleness": staleness, "gate": GATES["gate"]}
+    with pytest.raises(KeyboardInterrupt):
+        chaotic(4, InterruptedAfter(n), log_dir=log_dir, **chosen)
+    resumed = chaotic(16, Salted(salt), log_dir=log_dir, **chosen)
+    assert facts(resumed) == facts(chaotic(**chosen))
+    assert n - 4 <= sum(replayed(resumed).values())
+    offline = chaotic(log_dir=log_dir, offline=True, **chosen)
+    assert facts(offline) == facts(resumed)
+
+
+def test_staleness_makes_another_run() -> None:
+    """The property above is not one of runs in which no library ever mattered."""
+    found = {facts(chaotic(max_staleness=s, gate=NoGate())) for s in (0, 1, 2)}
+    assert len(found) == 3
+
+
+# ---------------------------------------------------------------------- whose library, what order
+
+ADVICE = (
+    "Apples ripen.", "Bridges sway.", "Candles drip.", "Dogs bark.",
+    "Engines hum.", "Flags flutter.", "Glaciers melt.", "Horns blow.",
+)  # fmt: skip
+"""The lesson of each of eight training examples; four batches of two."""
+SEEDS = {
+    rollout_id_for(0, 0, example, index, "training") % 2**31: (example, index)
+    for example in range(len(ADVICE))
+    for index in range(2)
+}
+
+
+def example_of(prompt: Prompt) -> int:
+    (found,) = re.findall(r"question: question (\d+)\b", prompt.user)[-1:]
+    return int(found)
+
+
+def contrasting(prompt: Prompt) -> str:
+    """In training, the first rollout of each group is polite; as deployed, one with advice is."""
+    is_training = prompt.temperature is not None
+    is_good = not SEEDS[prompt.seed or 0][1] if is_training else prompt.system.count("*]") > 0
+    return chat(answer="please" if is_good else "no")
+
+
+def one_lesson(prompt: Prompt) -> str:
+    return lessons(ADVICE[example_of(prompt)])
+
+
+def add_all(prompt: Prompt) -> str:
+    texts = re.findall(r"^\d+\. (.*)$", prompt.user, re.MULTILINE)
+    return operations(*({"op": "ADD", "text": text, "lessons": [1]} for text in texts))
+
+
+RULES: list[Rule] = [(EXTRACT, one_lesson), (UPDATE, add_all), ("question", contrasting)]
+
+
+class Fruitful:
+    """One epoch over the eight examples, in which every group gives its lesson."""
+
+    def __init__(self, before: Callable[[Prompt], None] | None = None, **changes: Any) -> None:
+        chosen = {"group_size": 2, "epochs": 1, "batch_size": 2, "progress": False}
+        chosen |= {"num_threads": 16, "gate": NoGate(), "update_library": None}
+        self.lm = scripted_lm(RULES, before=before)
+        optimizer = TrainingFreeGRPO(is_polite, **(chosen | changes))
+        with dspy.context(lm=self.lm):
+            self.optimized = optimizer.compile(
+                dspy.Predict("question -> answer"),
+                trainset=questions(len(ADVICE)),
+                valset=questions(4, start=100),
+            )
+        self.updates = self.optimized.detailed_results.updates
+        self.texts = [e.text for e in ExperienceLibrary.from_program(self.optimized)]
+
+    @property
+    def batches(self) -> list[list[int]]:
+        return [[group.example for group in update.groups] for update in self.updates]
+
+    @property
+    def kinds(self) -> str:
+        """What was asked, in its order, a letter each: Rollout, Extraction, Update, Gate trial."""
+        return "".join(kind_of(prompt) for prompt in self.lm.engine.prompts)
+
+
+def kind_of(prompt: Prompt) -> str:
+    for letter, pattern in (("E", EXTRACT), ("U", UPDATE)):
+        if re.search(pattern, prompt.text):
+            return letter
+    return "G" if prompt.temperature is None else "R"
+
+
+def trained_on(prompt: Prompt) -> int | None:
+    """The example of a training rollout."""
+    return SEEDS[prompt.seed or 0][0] if kind_of(prompt) == "R" else None
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[list[int]]:
+    """The examples of each batch, in their order, which depends on the seed only."""
+    dspy.configure_cache(enable_disk_cache=False)
+    with dspy.context(lm=None, adapter=None, callbacks=[]):
+        return Fruitful(num_threads=1).batches
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2, 10])
+@pytest.mark.parametrize("num_threads", [1, 16])
+def test_the_rollouts_of_a_batch_see_the_library_of_so_many_updates_before(
+    staleness: int, num_threads: int
+) -> None:
+    run = Fruitful(Salted(staleness), num_threads=num_threads, max_staleness=staleness)
+    seen: dict[int, set[tuple[str, ...]]] = {}
+    for prompt in run.lm.engine.prompts:
+        example = trained_on(prompt)
+        if example is not None:
+            known = tuple(re.findall(r"\[E\d+\*\] (.*)", prompt.system))
+            batch = next(i for i, examples in enumerate(run.batches) if example in examples)
+            seen.setdefault(batch, set()).add(known)
+    in_order = [ADVICE[example] for examples in run.batches for example in examples]
+    assert seen == {b: {tuple(in_order[: 2 * max(0, b - staleness)])} for b in range(4)}
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_lessons_come_in_the_order_of_the_groups_though_the_last_group_is_done_first(
+    staleness: int, batches: list[list[int]]
+) -> None:
+    """And a lesson is drawn while other rollouts of its batch still run."""
+    was_extracted = {last: threading.Event() for _, last in batches}
+    waits_for = {first: was_extracted[last] for first, last in batches}
+    in_vain: list[int] = []
+
+    def before(prompt: Prompt) -> None:
+        if kind_of(prompt) == "E" and example_of(prompt) in was_extracted:
+            was_extracted[example_of(prompt)].set()
+        example = trained_on(prompt)
+        if example in waits_for and not waits_for[example].wait(WAIT_S):
+            in_vain.append(example)
+
+    run = Fruitful(before, max_staleness=staleness, update_library=AddLessons())
+    assert in_vain == []
+    in_order = [ADVICE[example] for examples in batches for example in examples]
+    assert [text for update in run.updates for text in update.lessons] == in_order
+    assert run.texts == in_order
+    evidence = run.optimized.detailed_results.library["experiences"]
+    found = [(e["evidence"][0]["update"], e["evidence"][0]["example"]) for e in evidence]
+    assert found == [(b, example) for b, examples in enumerate(batches) for example in examples]
+
+
+# ---------------------------------------------------------------------- what runs meanwhile
+
+
+@pytest.mark.parametrize("held", ["U", "G"], ids=["the proposal", "the gate"])
+def test_rollouts_of_the_next_batch_run_while_the_update_before_is_held(
+    held: str, batches: list[list[int]]
+) -> None:
+    has_begun, in_vain = threading.Event(), []
+    begun: set[int] = set()
+    while_held: list[set[int]] = []
+    lock = threading.Lock()
+
+    def before(prompt: Prompt) -> None:
+        with lock:
+            begun.update({trained_on(prompt)} - {None})  # type: ignore[arg-type]
+            if begun >= {*batches[0], *batches[1]}:
+                has_begun.set()
+        is_trial = kind_of(prompt) == "G" and "[E1*]" in prompt.system
+        if kind_of(prompt) == "U" if held == "U" else is_trial:
+            if not has_begun.wait(WAIT_S):
+                in_vain.append(prompt)
+            with lock:
+                while_held.append(set(begun))
+
+    Fruitful(before, max_staleness=1, gate=PairedGate())
+    assert in_vain == []
+    assert while_held[0] == {*batches[0], *batches[1]}  # and no batch further
+
+
+def test_on_policy_no_rollout_of_a_batch_is_begun_before_the_update_before_it_is_decided() -> None:
+    run = Fruitful(Salted(1), max_staleness=0, gate=PairedGate())
+    assert re.fullmatch(r"G{4}([RE]{6}UG*)+", run.kinds)
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_what_is_waited_for_goes_before_what_is_not(staleness: int) -> None:
+    """One thread: a lesson as soon as its group is done, an update as soon as its lessons are."""
+    run = Fruitful(num_threads=1, max_staleness=staleness, gate=PairedGate())
+    assert re.fullmatch(r"G{4}(RRERREUG*){4}", run.kinds)
+    asked = [(trained_on(p), kind_of(p)) for p in run.lm.engine.prompts]
+    trained = [example for example, kind in asked if kind == "R"]
+    assert trained == [e for examples in run.batches for e in examples for _ in range(2)]
+
+
+# ---------------------------------------------------------------------- the schedule by itself
+
+NEVER = threading.Event()
+
+
+@pytest.fixture
+def scheduled() -> Iterator[Callable[..., Schedule]]:
+    """Makes schedules over so many workers; all of them are closed at the end."""
+    made: list[Schedule] = []
+
+    def make(num_threads: int, timeout_s: float | None = None) -> Schedule:
+        made.append(Schedule(Workers(num_threads), Ledger(), timeout_s))
+        return made[-1]
+
+    yield make
+    for schedule in made:
+        schedule.close()
+
+
+async def gathered(handles: Sequence[Handle[Any]]) -> None:
+    for handle in handles:
+        await handle
+
+
+def result_of(done: Done) -> Any:
+    if done.error is not None:
+        raise done.error
+    return done.result
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> list[tuple[list[int], list[int]]]:
+    """For each node, earlier nodes that it waits for, and its tasks: how long each takes, in ms."""
+    n = draw(st.integers(1, 12))
+    earlier = [draw(st.lists(st.integers(0, i - 1), max_size=4)) if i else [] for i in range(n)]
+    return [(nodes, draw(st.lists(st.integers(0, 3), max_size=3))) for nodes in earlier]
+
+
+@given(graph=graphs(), num_threads=st.integers(1, 6), order=st.randoms(use_true_random=False))
+@settings(max_examples=60)
+def test_whatever_waits_for_whatever_each_result_is_in_its_handle(
+    graph: list[tuple[list[int], list[int]]], num_threads: int, order: random.Random
+) -> None:
+    schedule = Schedule(Workers(num_threads), Ledger(), None)
+    handles: dict[int, Handle[Any]] = {}
+
+    def node(i: int) -> Handle[Any]:
+        if i not in handles:
+            handles[i] = schedule.spawn(computed(i))
+        return handles[i]
+
+    def work(item: tuple[int, int, int]) -> tuple[int, int, int]:
+        NEVER.wait(item[2] / 1000)
+        return item
+
+    async def computed(i: int) -> Any:
+        earlier, delays = graph[i]
+        tasks = [
+            schedule.submit(work, (i, j, delay), (order.randrange(3),), result_of)
+            for j, delay in enumerate(delays)
+        ]
+        return (i, [await node(other) for other in earlier], [await task for task in tasks])
+
+    async def everything() -> list[Any]:
+        nodes = list(range(len(graph)))
+        order.shuffle(nodes)
+        begun = {i: node(i) for i in nodes}
+        return [await begun[i] for i in range(len(graph))]
+
+    def expected(i: int) -> Any:
+        earlier, delays = graph[i]
+        return (i, [expected(j) for j in earlier], [(i, j, d) for j, d in enumerate(delays)])
+
+    found = schedule.run(everything())
+    schedule.close()
+    assert found == [expected(i) for i in range(len(graph))]
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(1, 8))
+@settings(max_examples=30)
+def test_coroutines_that_wait_for_the_same_go_on_in_the_order_in_which_they_waited(
+    delays: list[int], num_threads: int
+) -> None:
+    schedule = Schedule(Workers(num_threads), Ledger(), None)
+    went_on: list[int] = []
+
+    async def waiting(i: int, for_what: Handle[None]) -> None:
+        await for_what
+        went_on.append(i)
+
+    async def main() -> None:
+        tasks = [schedule.submit(NEVER.wait, d / 1000, (0,), result_of) for d in delays]
+        last = schedule.spawn(gathered(tasks))
+        await gathered([schedule.spawn(waiting(i, last)) for i in range(5)])
+
+    schedule.run(main())
+    schedule.close()
+    assert went_on == [0, 1, 2, 3, 4]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20))
+@settings(max_examples=30)
+def test_of_tasks_that_wait_the_lowest_order_is_begun_first_and_of_equals_the_earlier(
+    orders: list[tuple[int, int]],
+) -> None:
+    schedule = Schedule(Workers(1), Ledger(), None)
+    may_begin = threading.Event()
+    begun: list[Any] = []
+
+    async def main() -> None:
+        first = schedule.submit(lambda _: may_begin.wait(WAIT_S), None, (0,), result_of)
+        rest = [
+            schedule.submit(begun.append, (order, i), order, result_of)
+            for i, order in enumerate(orders)
+        ]
+        may_begin.set()
+        await gathered([first, *rest])
+
+    schedule.run(main())
+    schedule.close()
+    assert begun == sorted((order, i) for i, order in enumerate(orders))
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_what_follows_from_a_result_goes_before_what_waited_longer_and_is_less_urgent(
+    num_threads: int, scheduled: Callable[..., Schedule]
+) -> None:
+    schedule = scheduled(num_threads)
+    begun: list[str] = []
+
+    async def one(i: int) -> None:
+        await schedule.submit(begun.append, f"long {i}", (1,), result_of)
+        await schedule.submit(begun.append, f"short {i}", (0,), result_of)
+
+    async def main() -> None:
+        await gathered([schedule.spawn(one(i)) for i in range(30)])
+
+    schedule.run(main())
+    n_open = 0
+    for name in begun:
+        n_open += 1 if name.startswith("long") else -1
+        assert (
+            n_open <= 2 * num_threads - 1
+        )  # a thread may hold a short one that it has yet to begin
+    assert len(begun) == 60
+
+
+def test_a_turn_is_after_all_else_that_can_go_on(scheduled: Callable[..., Schedule]) -> None:
+    schedule, went_on = scheduled(1), []
+
+    async def early() -> None:
+        await Turn()
+        went_on.append("after its turn")
+
+    async def later() -> None:
+        went_on.append("later")
+
+    async def main() -> None:
+        await gathered([schedule.spawn(early()), schedule.spawn(later())])
+
+    schedule.run(main())
+    assert went_on == ["later", "after its turn"]
+
+
+class Ending:
+    """Two slots: one task hangs, others wait for its slot; then an error is raised at a place."""
+
+    def __init__(self, schedule: Schedule, where: str, error: type[BaseException]) -> None:
+        self.schedule = schedule
+        self.where = where
+        self.error = error
+        self.hangs, self.released = threading.Event(), threading.Event()
+        self.begun: list[int] = []
+        self.closed: list[str] = []
+
+    def hang(self, i: int) -> None:
+        self.begun.append(i)
+        self.hangs.set()
+        self.released.wait(WAIT_S)
+
+    def fail(self, _: Any) -> Any:
+        assert self.hangs.wait(WAIT_S)
+        raise self.error
+
+    async def waiting(self) -> None:
+        try:
+            await gathered([self.schedule.submit(self.hang, i, (1,), result_of) for i in range(5)])
+        finally:
+            self.closed.append("waiting")
+
+    async def failing(self) -> None:
+        work = self.fail if self.where == "a task" else lambda item: item
+        then = self.fail if self.where == "what takes the result" else result_of
+        await self.schedule.submit(work, None, (0,), then)
+        self.fail(None)
+
+    async def main(self) -> None:
+        try:
+            await gathered(
+                [self.schedule.spawn(self.failing()), self.schedule.spawn(self.waiting())]
+            )
+        finally:
+            self.closed.append("main")
+
+
+@pytest.mark.parametrize("where", ["a coroutine", "a task", "what takes the result"])
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_what_is_raised_ends_the_run_and_leaves_nothing_running(
+    where: str, error: type[BaseException], scheduled: Callable[..., Schedule]
+) -> None:
+    schedule = scheduled(2)
+    ending = Ending(schedule, where, error)
+    with pytest.raises(error):
+        schedule.run(ending.main())
+    assert sorted(ending.closed) == ["main", "waiting"]
+    n_begun = len(ending.begun)
+    assert 1 <= n_begun <= 2
+
+    async def again() -> Any:
+        return [await schedule.submit(lambda i: i, i, (0,), result_of) for i in range(4)]
+
+    assert schedule.run(again()) == [0, 1, 2, 3]
+    ending.released.set()  # what hung finds nobody, and nothing that waited for its slot
+    assert schedule.run(again()) == [0, 1, 2, 3]
+    assert len(ending.begun) == n_begun
+
+
+def test_what_never_comes_ends_the_run_when_nothing_else_is_under_way(
+    scheduled: Callable[..., Schedule],
+) -> None:
+    schedule, came = scheduled(1), []
+
+    async def working() -> None:
+        came.append(await schedule.submit(lambda i: i, 1, (0,), result_of))
+        came.append(await schedule.submit(lambda i: i, 2, (0,), result_of))
+
+    async def main() -> None:
+        schedule.spawn(working())
+        await schedule.never("the record ends here")
+
+    with pytest.raises(RunStopped, match="the record ends here"):
+        schedule.run(main())
+    assert came == [1, 2]
+
+
+def test_a_task_that_takes_too_long_is_an_error_and_its_slot_is_free(
+    scheduled: Callable[..., Schedule],
+) -> None:
+    schedule, released = scheduled(1, timeout_s=0.1), threading.Event()
+
+    def work(i: int) -> int:
+        if i == 0:
+            released.wait(60)
+        return i
+
+    async def main() -> list[Done]:
+        handles = [schedule.submit(work, i, (0,), lambda done: done) for i in range(4)]
+        return [await handle for handle in handles]
+
+    slow, *others = schedule.run(main())
+    assert isinstance(slow.error, TimedOutError)
+    assert str(slow.error) == "took over 0.1 s"
+    assert [done.result for done in others] == [1, 2, 3]
+    released.set()
+
+
+def test_nothing_is_begun_after_close_and_no_thread_stays() -> None:
+    older = set(threading.enumerate())
+    schedule, released, has_begun = Schedule(Workers(2), Ledger(), None), threading.Event(), []
+    both_run = threading.Barrier(3, timeout=WAIT_S)
+
+    def work(i: int) -> None:
+        has_begun.append(i)
+        both_run.wait()
+        released.wait(WAIT_S)
+
+    for i in range(6):
+        schedule.submit(work, i, (i,), result_of)
+    both_run.wait()
+    threads = set(threading.enumerate()) - older
+    schedule.close()
+    released.set()
+    for thread in threads:
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+    assert sorted(has_begun) == [0, 1]
