@@ -27,6 +27,8 @@ MIN_RETRIES = 8
 are short, so that a refusal costs little, and all together last some seconds."""
 FIRST_WAIT_S = 0.02
 LONGEST_WAIT_S = 60.0
+LONGEST_HOLD_S = 3600.0
+"""A provider that asks for a longer pause is asked again after so many seconds."""
 ASYNC_WAIT_S = 0.25
 
 
@@ -288,7 +290,7 @@ class _Metered:
         error = state.outcome.exception() if state.outcome else None
         asked = retry_after(error) if error is not None else None
         if asked is not None:
-            self.tfgrpo_meter.ledger.hold(self.model, asked)
+            self.tfgrpo_meter.ledger.hold(self.model, min(asked, LONGEST_HOLD_S))
             return 0.0
         longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (state.attempt_number - 1))
         return float(longest * random.uniform(0.5, 1.0))

@@ -88,6 +88,9 @@ class Rollouts:
         jobs = []
         for position, sample in enumerate(samples):
             job = self._job(position, sample, programs[sample.library])
+            if job.found is None or not job.found.is_lost:
+                lost = run.archive.lost_usage(job.key)  # paid before, to no avail
+                run.ledger.spend(lost.n_lm_calls, lost.cost_usd)
             if job.found is not None and not job.found.needs_score:
                 made[position] = self._replayed(job.found.rollout)
                 continue
@@ -96,8 +99,11 @@ class Rollouts:
             jobs.append(job)
         if jobs:
             stage = "gate trial" if self._role == "gate" else "training rollout"
-            run.check_offline(stage, f"example {jobs[0].sample.example}")
-        run.recorder.note_misses(self._role, len(jobs))
+            what = stage if jobs[0].found is None else f"score of the {stage}"
+            kind = "validation" if self._role == "gate" else "training"
+            run.check_offline(what, f"{kind} example {jobs[0].sample.example}")
+        n_new = sum(job.found is None or not job.found.can_be_scored for job in jobs)
+        run.recorder.note_misses(self._role, n_new)
         for done in run.workers.run(_Job.do, jobs):
             job = jobs[done.index]
             made[job.position] = self._kept(job, self._outcome(job, done))
