@@ -355,8 +355,8 @@ def test_a_changed_metric_scores_the_stored_predictions_again_and_runs_nothing(
     assert n_rollouts == first.detailed_results.metric_calls
     assert changes_logged(caplog) == [
         "the metric changed since a run in this log_dir: stored predictions are scored again, "
-        "without running the program, up to the first update that differs (outputs that are kept as "
-        "text only are made again)"
+        "without running the program, up to the first update that differs (outputs that are kept "
+        "as text only are made again)"
     ]
     third_lm = lm_of()
     assert facts(compiled(log_dir, third_lm, metric=scored_as_well)) == facts(first)
