@@ -257,7 +257,7 @@ class Archive:
             score = {
                 "score": rollout.score,
                 "feedback": rollout.feedback,
-                "metric_usage": {n: getattr(rollout.metric_usage, n) for n in Usage.__slots__},
+                "metric_usage": rollout.metric_usage.to_dict(),
                 "rollout": key,
             }
             rows.append((score_key, score))

@@ -10,7 +10,7 @@ from tfgrpo_dspy.pipeline.archive import Found
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.workers import Done, TimedOutError
 from tfgrpo_dspy.rollout import Failure, Rollout
-from tfgrpo_dspy.sampling import RolloutTask, run_rollout, score_again
+from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,10 @@ class Rollouts:
     def _fill(self, made: dict[int, Rollout], samples: Sequence[Sample]) -> None:
         run = self._run
         programs = {lib: run.bake(lib) for lib in dict.fromkeys(s.library for s in samples)}
+        outlines = {lib: Outline.of(program) for lib, program in programs.items()}
         jobs = []
         for position, sample in enumerate(samples):
-            job = self._job(position, sample, programs[sample.library])
+            job = self._job(position, sample, programs[sample.library], outlines[sample.library])
             if job.found is None or not job.found.is_lost:
                 lost = run.archive.lost_usage(job.key)  # paid before, to no avail
                 run.ledger.spend(lost.n_lm_calls, lost.cost_usd)
@@ -108,7 +109,7 @@ class Rollouts:
             job = jobs[done.index]
             made[job.position] = self._kept(job, self._outcome(job, done))
 
-    def _job(self, position: int, sample: Sample, program: Any) -> _Job:
+    def _job(self, position: int, sample: Sample, program: Any, outline: Outline) -> _Job:
         run, example = self._run, self._examples[sample.example]
         key, found = "", None
         if run.archive.store is not None:
@@ -125,6 +126,7 @@ class Rollouts:
             score=self._score,
             ledger=run.ledger,
             prices=run.settings.prices or {},
+            outline=outline,
         )
         return _Job(position, sample, task, key, found)
 
