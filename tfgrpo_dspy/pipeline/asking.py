@@ -58,6 +58,12 @@ class Asker:
         settings = run.settings
         self._run = run
         self._lm = settings.reflection_lm or dspy.settings.lm
+        modules = (
+            settings.summarize_trajectory,
+            settings.extract_advantage,
+            settings.update_library,
+        )
+        self._held = {id(module): language_models(module) for module in modules}
         self.common = {
             "program": describe_program(run.student),
             "objective": settings.objective or DEFAULT_OBJECTIVE,
@@ -131,7 +137,7 @@ class Asker:
         """Ask one: a text, a list, or None where the module gave neither."""
         meter = Meter(self._run.ledger, self._run.settings.prices)
         lm = self._own(self._lm, question, meter)
-        held = language_models(question.module)
+        held = self._held[id(question.module)]
         module = question.module
         if held:  # LMs of the module's own are metered like all others
             module = copy_program(module, {id(h): self._own(h, question, meter) for h in held})
