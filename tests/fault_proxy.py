@@ -130,14 +130,14 @@ def seeded(seed: int, shares: Mapping[Fault, float]) -> Plan:
 class FaultProxy:
     """The proxy; serves while the `with` block lasts."""
 
-    def __init__(self, server_url: str, plan: Plan) -> None:
+    def __init__(self, server_url: str, plan: Plan, port: int = 0) -> None:
         self.plan = plan
         self._server = urlsplit(server_url).netloc
         self._lock = threading.Lock()
         self._arrivals: list[Arrival] = []
         self._attempts: Counter[str] = Counter()
         self._closing = threading.Event()
-        self._http = _HTTPServer(self)
+        self._http = _HTTPServer(self, port)
 
     def __enter__(self) -> "FaultProxy":
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
@@ -147,6 +147,11 @@ class FaultProxy:
         self._closing.set()
         self._http.shutdown()
         self._http.server_close()
+
+    @property
+    def port(self) -> int:
+        """On which it listens."""
+        return int(self._http.server_address[1])
 
     @property
     def api_base(self) -> str:
@@ -218,8 +223,8 @@ class _HTTPServer(ThreadingHTTPServer):
     block_on_close = True  # so no request is under way when the server behind goes
     request_queue_size = 64
 
-    def __init__(self, proxy: FaultProxy) -> None:
-        super().__init__(("127.0.0.1", 0), _Request)
+    def __init__(self, proxy: FaultProxy, port: int) -> None:
+        super().__init__(("127.0.0.1", port), _Request)
         self.proxy = proxy
 
     def handle_error(self, *_: Any) -> None:

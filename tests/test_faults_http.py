@@ -22,7 +22,6 @@ from fault_proxy import (
     TRUNCATED,
     UNKNOWN_MODEL,
     FaultProxy,
-    Plan,
     always,
     delay,
     every,
@@ -82,8 +81,8 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def through(server: str) -> Callable[[Plan], FaultProxy]:
-    return lambda plan: FaultProxy(server, plan)
+def through(server: str) -> Callable[..., FaultProxy]:
+    return lambda plan, port=0: FaultProxy(server, plan, port)
 
 
 def lm_at(proxy: FaultProxy, **kwargs: Any) -> dspy.LM:
@@ -220,7 +219,7 @@ def test_a_key_that_is_withdrawn_in_the_middle_fails_the_run_and_what_was_done_i
     plan = in_turn([*[None] * 4, *[BAD_KEY] * 50])
     with through(plan) as first, pytest.raises(RunFailedError):
         learned(first, log_dir=tmp_path)
-    with through(in_turn([])) as second:
+    with through(in_turn([]), first.port) as second:
         program = learned(second, log_dir=tmp_path)
     assert first.n_passed_on == 4
     assert first.n_refused <= NUM_THREADS
@@ -251,7 +250,7 @@ def test_a_server_that_stays_down_ends_the_run_and_says_why(
     plan = in_turn([*[None] * 4, *[SERVER_ERROR] * 1000])
     with through(plan) as first, pytest.raises(RunFailedError, match="The server had an error"):
         learned(first, lm_at(first, num_retries=0), log_dir=tmp_path, max_errors=2)
-    with through(in_turn([])) as second:
+    with through(in_turn([]), first.port) as second:
         program = learned(second, log_dir=tmp_path)
     answered = {arrival.content for arrival in first.arrivals if not arrival.was_refused}
     assert len(answered) == 4

@@ -204,7 +204,7 @@ def test_when_every_call_fails_the_student_comes_back_and_the_reason_is_told() -
 def test_a_run_that_nothing_but_fails_is_ended_and_the_student_is_on_the_error() -> None:
     down = scripted_lm([("", lm15.ServerError("down"))], num_retries=0)
     with pytest.raises(
-        RunFailedError, match=r"21 of 21 rollouts .* 21 times: LMServerError: .*down"
+        RunFailedError, match=r"21 of 21 rollouts .* \(21 of 21\): LMServerError: .*down"
     ):
         learned(lm=down, num_threads=1)
     refused = scripted_lm([("", lm15.AuthError("no such key"))])

@@ -162,6 +162,7 @@ def facts(optimized: Any) -> str:
     """All of a result, as text, but for how long it took and where it came from."""
     results = {k: v for k, v in optimized.detailed_results.to_dict().items() if k not in TOLD_APART}
     results["settings"].pop("num_threads")
+    results["usage"].pop("unfinished")  # what was paid for nothing is another story each time
     instructions = [p.signature.instructions for p in optimized.predictors()]
     return json.dumps([results, instructions], sort_keys=True)
 
@@ -354,7 +355,8 @@ def test_a_changed_metric_scores_the_stored_predictions_again_and_runs_nothing(
     assert n_rollouts == first.detailed_results.metric_calls
     assert changes_logged(caplog) == [
         "the metric changed since a run in this log_dir: stored predictions are scored again, "
-        "without running the program"
+        "without running the program, up to the first update that differs (outputs that are kept "
+        "as text only are made again)"
     ]
     third_lm = lm_of()
     assert facts(compiled(log_dir, third_lm, metric=scored_as_well)) == facts(first)
@@ -444,8 +446,8 @@ def test_a_changed_reflection_or_gate_keeps_the_rollouts_before_the_first_other_
     assert reused["rollout"] == n_batches * 3 * GROUP_SIZE
     assert reused.get("lesson", 0) == (n_batches * 3 if name == "the gate" else 0)
     line = (
-        f"{reused['rollout']} recorded training rollouts were reused; from update {n_batches} on "
-        f"they are new"
+        f"{reused['rollout']} recorded training rollouts were reused before the first new one; "
+        f"from update {n_batches} on they are new"
     )
     assert line in [record.getMessage() for record in caplog.records]
     assert changes_logged(caplog) == [
@@ -518,16 +520,34 @@ def test_offline_without_a_store_is_an_error_and_makes_none(log_dir: Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metric": scored_as_well}, "gate trial of example 0: since the recorded run the metric"),
-        ({"version": "2"}, "gate trial of example 0: since the recorded run the version changed"),
-        ({"seed": 3}, "gate trial of example 0: since the recorded run the schedule changed"),
-        ({"student": OpaqueAnswers()}, "gate trial of example 0: since .* the program changed"),
+        (
+            {"metric": scored_as_well},
+            "score of the gate trial of validation example 0: since the recorded run the metric",
+        ),
+        (
+            {"version": "2"},
+            "gate trial of validation example 0: since the recorded run the version changed",
+        ),
+        (
+            {"seed": 3},
+            "gate trial of validation example 0: since the recorded run the seed changed",
+        ),
+        (
+            {"student": OpaqueAnswers()},
+            "gate trial of validation example 0: since .* the program changed",
+        ),
         (
             {"reflection_lm": advising("x")},
             r"lesson of example \d: since the recorded run the reflection LM changed",
         ),
-        ({"group_size": 5}, r"training rollout of example \d: since .* the schedule changed"),
-        ({"epochs": 4}, r"training rollout of example \d: the recorded run did not come so far"),
+        (
+            {"group_size": 5},
+            r"training rollout of training example \d: since .* the group size changed",
+        ),
+        (
+            {"epochs": 4},
+            r"training rollout of training example \d: the recorded run did not come so far",
+        ),
         ({"n_training": 9}, "since the recorded run the training set changed"),
     ],
     ids=["metric", "version", "seed", "program", "reflection", "group size", "epochs", "data"],

@@ -934,10 +934,10 @@ def test_keys_headers_and_plumbing_do_not_count_and_are_in_no_identity(
         assert secret not in shown
 
 
-def test_a_key_in_an_endpoint_and_its_port_do_not_count() -> None:
+def test_a_key_in_an_endpoint_does_not_count_but_its_port_does() -> None:
     one = api_lm(api_base="https://me:pass@host.org:8080/v1?key=abc")
-    other = api_lm(api_base="https://you:word@host.org:9090/v1?key=def")
-    assert of_lm(one) == of_lm(other)
+    other = api_lm(api_base="https://you:word@host.org:8080/v1?key=def")
+    assert of_lm(one) == of_lm(other) != of_lm(api_lm(api_base="https://host.org:9090/v1"))
     assert "pass" not in json.dumps(lm_identity(one, Unseen()))
 
 

@@ -71,6 +71,18 @@ def wants_program_trace(metric: Callable[..., Any]) -> bool:
     return _form(metric)[0]
 
 
+def held_lms(metric: Any) -> list[dspy.BaseLM]:
+    """The LMs that a metric closes over, names as globals, or holds as attributes."""
+    while isinstance(metric, functools.partial):
+        metric = metric.func
+    function = getattr(metric, "__func__", metric)
+    held = [*vars(metric).values()] if hasattr(metric, "__dict__") else []
+    if inspect.isfunction(function):
+        captured = inspect.getclosurevars(function)
+        held += [*captured.nonlocals.values(), *captured.globals.values()]
+    return [value for value in held if isinstance(value, dspy.BaseLM)]
+
+
 def metric_name(metric: Any) -> str:
     """The name under which errors speak of the metric."""
     while isinstance(metric, functools.partial):

@@ -9,14 +9,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-SECRET_WORD = (
+SECRET_NAME = re.compile(
     r"(^|_|-)(api_?key|key|keys|secret|secrets|password|passwd|credentials?|headers?|auth"
-    r"|authorization|cookies?|bearer|token)($|_(id|value)$)"
+    r"|authorization|cookies?|bearer|token)($|_(id|value)$)",
+    re.IGNORECASE,
 )
-SECRET_NAME = re.compile(rf"{SECRET_WORD}|^(aws|vertex|azure)_", re.IGNORECASE)
-"""Names of arguments and variables that hold secrets; `max_tokens` is none of them."""
-SECRET_VARIABLE = re.compile(SECRET_WORD, re.IGNORECASE)
-"""Environment variables are told by the word alone: AWS_REGION is no secret."""
+"""Names of an LM's arguments that hold secrets; `max_tokens` is none of them."""
+SECRET_VARIABLE = re.compile(
+    r"key|token|secret|passw|pwd|credential|bearer|cookie|(^|_)pat($|_)", re.I
+)
+"""Names of environment variables that may hold secrets: rather too many than too few."""
 SHORTEST_SECRET = 8
 """Shorter values are placeholders, such as "none"."""
 REDACTED = "(secret)"
@@ -57,11 +59,16 @@ def _texts(value: Any) -> Iterator[str]:
 
 def known_secrets(lms: Iterable[Any]) -> list[str]:
     """The secrets of these LMs, of their engines and of the environment, the longest first."""
-    found = set(secrets_in(os.environ, SECRET_VARIABLE))
+    found = {text for text in secrets_in(os.environ, SECRET_VARIABLE) if not _is_word(text)}
     for lm in lms:
         found.update(secrets_in(getattr(lm, "kwargs", None) or {}))
         found.update(secrets_in(getattr(getattr(lm, "engine", None), "__dict__", {})))
     return sorted(found, key=lambda secret: (-len(secret), secret))
+
+
+def _is_word(text: str) -> bool:
+    """Such as "password", or a path: no secret worth the name, and texts are full of them."""
+    return (text.isalpha() and text.islower()) or text.startswith(("/", "~", "./"))
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:

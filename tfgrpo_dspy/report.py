@@ -3,7 +3,7 @@
 import logging
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -89,7 +89,7 @@ def rescore(
         examples = dict(store.records(store.keys("example")))
         counts: Counter[str] = Counter()
         rescored = []
-        for _, record in store.records(store.keys("rollout")):
+        for record in _originals(store):
             with reading("rollout"):
                 rollout = Rollout.from_dict(record["rollout"])
                 labelled = examples[f"example:{record['example']}"]
@@ -122,6 +122,13 @@ def rescore(
     finally:
         store.close()
     return RescoreReport(tuple(rescored), counts["failed"], counts["text only"], counts["metric"])
+
+
+def _originals(store: Store) -> Iterator[Mapping[str, Any]]:
+    """The recorded rollouts, without those that were made again for another metric."""
+    for _, record in store.records(store.keys("rollout")):
+        if not record.get("is_rerun"):
+            yield record
 
 
 def best_so_far(log_dir: str | PathLike[str], student: Any = None) -> Any:

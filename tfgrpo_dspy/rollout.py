@@ -54,6 +54,10 @@ class Usage:
     completion_tokens: int = 0
     cost_usd: float = 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Its numbers by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
@@ -100,8 +104,8 @@ class Rollout:
                 {name: getattr(step, name) for name in step.__slots__} for step in self.steps
             ],
             "failure": None if self.failure is None else asdict(self.failure),
-            "usage": asdict(self.usage),
-            "metric_usage": asdict(self.metric_usage),
+            "usage": self.usage.to_dict(),
+            "metric_usage": self.metric_usage.to_dict(),
         }
 
     @classmethod

@@ -133,7 +133,10 @@ class Ledger:
             limit = self.budget.max_metric_calls
             left = None if limit is None else limit - self._reserved_metric_calls
             if left is not None and self.n_metric_calls + n_calls > left:
-                self._stop(f"max_metric_calls={limit} is used up ({n_calls} were needed next)")
+                n_left = left - self.n_metric_calls
+                self._stop(
+                    f"max_metric_calls={limit}: {n_calls} more are needed, {n_left} are left"
+                )
             self._check()
             self.n_metric_calls += n_calls
 

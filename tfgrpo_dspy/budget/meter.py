@@ -27,6 +27,8 @@ MIN_RETRIES = 8
 are short, so that a refusal costs little, and all together last some seconds."""
 FIRST_WAIT_S = 0.02
 LONGEST_WAIT_S = 60.0
+LONGEST_HOLD_S = 3600.0
+"""A provider that asks for a longer pause is asked again after so many seconds."""
 ASYNC_WAIT_S = 0.25
 
 
@@ -258,39 +260,64 @@ class _Metered:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         meter = self.tfgrpo_meter
+        call = super().__call__  # type: ignore[misc]
+        try:
+            return self._attempt(call, args, kwargs)
+        except LMError as error:
+            if not self._may_retry(error):
+                meter.gave_up(error, self)
+                raise
+            meter.wait(self._backoff(error, 1))
         retrying = tenacity.Retrying(sleep=meter.wait, **self._policy())
         try:
-            return retrying(self._attempt, super().__call__, args, kwargs)  # type: ignore[misc]
+            return retrying(self._attempt, call, args, kwargs)
         except LMError as error:
             meter.gave_up(error, self)
             raise
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
         meter = self.tfgrpo_meter
+        call = super().acall  # type: ignore[misc]
+        try:
+            return await self._async_attempt(call, args, kwargs)
+        except LMError as error:
+            if not self._may_retry(error):
+                meter.gave_up(error, self)
+                raise
+            await meter.async_wait(self._backoff(error, 1))
         retrying = tenacity.AsyncRetrying(sleep=meter.async_wait, **self._policy())
         try:
-            return await retrying(self._async_attempt, super().acall, args, kwargs)  # type: ignore[misc]
+            return await retrying(self._async_attempt, call, args, kwargs)
         except LMError as error:
             meter.gave_up(error, self)
             raise
 
+    @property
+    def _n_retries(self) -> int:
+        retries: int = vars(self)["num_retries"]
+        return max(retries, MIN_RETRIES) if retries else 0
+
+    def _may_retry(self, error: LMError) -> bool:
+        return self._n_retries > 0 and is_passing(error)
+
     def _policy(self) -> dict[str, Any]:
-        retries = vars(self)["num_retries"]
+        """Of the retries: the first attempt, which mostly is the only one, is made without it."""
         return {
             "retry": tenacity.retry_if_exception(is_passing),
-            "stop": tenacity.stop_after_attempt(1 + max(retries, MIN_RETRIES) if retries else 1),
-            "wait": self._backoff,
+            "stop": tenacity.stop_after_attempt(self._n_retries),
+            "wait": lambda state: self._backoff(
+                state.outcome and state.outcome.exception(), state.attempt_number + 1
+            ),
             "reraise": True,
         }
 
-    def _backoff(self, state: tenacity.RetryCallState) -> float:
+    def _backoff(self, error: BaseException | None, n_attempts: int) -> float:
         """The seconds until the next attempt; a pause that the provider asks for holds for all."""
-        error = state.outcome.exception() if state.outcome else None
         asked = retry_after(error) if error is not None else None
         if asked is not None:
-            self.tfgrpo_meter.ledger.hold(self.model, asked)
+            self.tfgrpo_meter.ledger.hold(self.model, min(asked, LONGEST_HOLD_S))
             return 0.0
-        longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (state.attempt_number - 1))
+        longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (n_attempts - 1))
         return float(longest * random.uniform(0.5, 1.0))
 
     def _attempt(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from tfgrpo_dspy.experience.library import (
 )
 from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits, n_words, sift
 from tfgrpo_dspy.experience.programs import (
+    copied_program,
     copy_program,
     language_models,
     named_predictors,
@@ -40,6 +41,7 @@ __all__ = [
     "Modify",
     "Operation",
     "Refusal",
+    "copied_program",
     "copy_program",
     "language_models",
     "n_words",

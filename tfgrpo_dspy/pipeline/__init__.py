@@ -488,6 +488,13 @@ class Pipeline:
         if self.settings.gate_metric is not None:
             with suppress(RunStopped):  # what cannot be measured any more is not returned
                 self._schedule.run(self._validation.run([start, library], everything))
+        is_measured = self._validation.summary(start) is not None
+        if self.settings.gate_metric is not None and self._validation.valset and not is_measured:
+            logger.warning(
+                "nothing was measured: %s before the student was scored on the validation set; "
+                "allow more, or pass a smaller valset",
+                self._recorder.ended_because,
+            )
         best = self._best()
         self._run.notes.note(best, len(self._recorder.updates), self._recorder.ended_because)
         optimized = self._run.bake(best)

@@ -4,7 +4,7 @@ Without a `log_dir` nothing is found and nothing is kept. What is known of whole
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import dspy
@@ -30,12 +30,16 @@ from tfgrpo_dspy.store import (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A recorded rollout; `needs_score` where this metric has not scored it."""
+    """A recorded rollout; `needs_score` where this metric has not scored it.
+
+    `is_lost`: it is no result, but the note of one that a fault took.
+    """
 
     key: str
     rollout: Rollout
     needs_score: bool
     can_be_scored: bool
+    is_lost: bool = False
 
 
 class Archive:
@@ -72,6 +76,8 @@ class Archive:
                 )
         elif settings.log_dir is not None:
             self.store = Store(settings.log_dir, lambda text: redacted(text, self._secrets))
+
+        self._has_lost = self.store is not None and bool(self.store.keys("lost"))
 
     def close(self) -> None:
         """Close the store."""
@@ -196,7 +202,21 @@ class Archive:
             return None
         record = self.store.get(f"lost:{key}")
         with reading(key):
-            return None if record is None else Found(key, Rollout.from_dict(record), False, False)
+            return None if record is None else Found(key, _rollout_of(record), False, False, True)
+
+    def lost_usage(self, key: str) -> Usage:
+        """What has been paid for a piece that was lost each time: it counts on resume too."""
+        if self.store is None or not self._has_lost:
+            return Usage()
+        record = self.store.get(f"lost:{key}")
+        with reading(key):
+            return Usage() if record is None else Usage(**(record.get("paid") or record["usage"]))
+
+    def _note_lost(self, key: str, record: Mapping[str, Any], usage: Usage) -> None:
+        if self.store is not None:
+            self._has_lost = self._has_lost or self.store.get(f"lost:{key}") is not None
+            paid = asdict(self.lost_usage(key) + usage)
+            self.store.replace(f"lost:{key}", {**record, "paid": paid})
 
     def keep_rollout(
         self,
@@ -218,7 +238,7 @@ class Archive:
         failure = rollout.failure
         score_key = self._score_key(key, metric, example, rollout)
         if failure is not None and failure.kind in ("provider", "timeout"):
-            self.store.replace(f"lost:{key}", rollout.to_dict())
+            self._note_lost(key, rollout.to_dict(), rollout.usage)
             return own
         bare = rollout
         if failure is None or failure.kind == "metric":
@@ -227,6 +247,7 @@ class Archive:
             "rollout": bare.to_dict(),
             "example": self.example(example),
             "library": self._library(library),
+            "is_rerun": is_rerun,
         }
         rows: list[tuple[str, Mapping[str, Any]]] = []
         rows.append((self._rerun_key(key, metric) if is_rerun else key, record))
@@ -236,7 +257,7 @@ class Archive:
             score = {
                 "score": rollout.score,
                 "feedback": rollout.feedback,
-                "metric_usage": {n: getattr(rollout.metric_usage, n) for n in Usage.__slots__},
+                "metric_usage": rollout.metric_usage.to_dict(),
                 "rollout": key,
             }
             rows.append((score_key, score))
@@ -262,7 +283,12 @@ class Archive:
     ) -> str:
         """The key of an answer: the module, its LM and adapter, all that it is shown."""
         own = digest(
-            self.module(module), self.reflection_lm, self.adapter, rollout_id, dict(inputs)
+            self.module(module),
+            self.reflection_lm,
+            self.adapter,
+            rollout_id,
+            dict(inputs),
+            self._settings.version,
         )
         return f"{stage}:{own}"
 
@@ -273,7 +299,7 @@ class Archive:
         record = self.store.get(key)
         if record is None and self._settings.offline:
             record = self.store.get(f"lost:{key}")
-        return record
+        return None if record is None else {k: v for k, v in record.items() if k != "paid"}
 
     def keep_answer(
         self, key: str, record: Mapping[str, Any], is_lost: bool
@@ -285,9 +311,14 @@ class Archive:
         if self.store is None:
             return None
         if is_lost:
-            self.store.replace(f"lost:{key}", record)
+            self._note_lost(key, record, Usage(**record["usage"]))
             return None
         return self.store.put((key, record))[0]
+
+
+def _rollout_of(record: Mapping[str, Any]) -> Rollout:
+    """The rollout of a note on a lost one."""
+    return Rollout.from_dict({k: v for k, v in record.items() if k != "paid"})
 
 
 def _all_lms(settings: Settings, student: Any) -> list[Any]:

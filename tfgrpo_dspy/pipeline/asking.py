@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import dspy
 
-from tfgrpo_dspy.budget import Meter, metered
+from tfgrpo_dspy.budget import CallWatcher, Meter, metered
+from tfgrpo_dspy.experience import copy_program, language_models
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, TimedOutError
 from tfgrpo_dspy.pipeline.workers import Done, Order
@@ -59,6 +60,12 @@ class Asker:
         settings = run.settings
         self._run = run
         self._lm = settings.reflection_lm or dspy.settings.lm
+        modules = (
+            settings.summarize_trajectory,
+            settings.extract_advantage,
+            settings.update_library,
+        )
+        self._held = {id(module): language_models(module) for module in modules}
         self.common = {
             "program": describe_program(run.student),
             "objective": settings.objective or DEFAULT_OBJECTIVE,
@@ -94,6 +101,8 @@ class Asker:
         open_ones = []
         for index, key in enumerate(keys):
             record = run.archive.find_answer(key)
+            if record is None or not record.get("is_lost"):
+                self._charge(run.archive.lost_usage(key))  # paid before, to no avail
             if record is None:
                 open_ones.append(index)
             else:
@@ -125,7 +134,7 @@ class Asker:
 
     def _replayed(self, stage: str, record: Mapping[str, Any]) -> Answer:
         answer = _answer_of(record)
-        self._run.ledger.spend(answer.usage.n_lm_calls, answer.usage.cost_usd)
+        self._charge(answer.usage)
         self._run.recorder.replayed[stage] += 1
         return answer
 
@@ -139,11 +148,15 @@ class Asker:
     def _answer(self, question: Question) -> Answer:
         """Ask one: a text, a list, or None where the module gave neither."""
         meter = Meter(self._run.ledger, self._run.settings.prices)
-        lm = metered(sampling_copy(self._lm, question.rollout_id, None), meter)
+        lm = self._own(self._lm, question, meter)
+        held = self._held[id(question.module)]
+        module = question.module
+        if held:  # LMs of the module's own are metered like all others
+            module = copy_program(module, {id(h): self._own(h, question, meter) for h in held})
         inputs = {k: as_input(v) if isinstance(v, str) else v for k, v in question.inputs.items()}
         try:
-            with dspy.context(lm=lm, trace=[], disable_history=False):
-                prediction = question.module(**inputs)
+            with dspy.context(lm=lm, trace=[], disable_history=False, **self._watched(meter)):
+                prediction = module(**inputs)
             output = _plain(getattr(prediction, question.output, None))
         except Exception as error:  # noqa: BLE001 - a user's own module may raise anything
             meter.check_refused()
@@ -153,6 +166,19 @@ class Asker:
             return Answer(None, meter.usage, 0, message, too_long, is_lost=lost is not None)
         meter.check_refused()
         return Answer(output, meter.usage, int(getattr(prediction, "parse_failures", 0)))
+
+    def _charge(self, usage: Usage) -> None:
+        self._run.ledger.spend(usage.n_lm_calls, usage.cost_usd)
+
+    def _own(self, lm: Any, question: Question, meter: Meter) -> Any:
+        return metered(sampling_copy(lm, question.rollout_id, None), meter)
+
+    def _watched(self, meter: Meter) -> dict[str, Any]:
+        """For LMs that a module calls but does not hold; a callback costs time at every call."""
+        budget = self._run.ledger.budget
+        if budget.max_lm_calls is None and budget.max_cost is None:
+            return {}
+        return {"callbacks": [*(dspy.settings.callbacks or []), CallWatcher(meter)]}
 
     def _count(self, stage: str, answer: Answer) -> None:
         """Add what the answer has cost, and what went wrong with it, to the report."""

@@ -23,16 +23,22 @@ CONSEQUENCES = {
     "the policy LM": "its rollouts are new records beside the old ones; nothing can be reused",
     "the adapter": "rollouts and reflections are new records beside the old ones",
     "the version": "all that depends on program or metric is new",
-    "the metric": "stored predictions are scored again, without running the program",
+    "the metric": "stored predictions are scored again, without running the program, up to the "
+    "first update that differs (outputs that are kept as text only are made again)",
     "the gate": "rollouts are reused up to the first update that differs",
     "the reflection LM": "rollouts are reused up to the first update that differs",
     "the reflection modules": "rollouts are reused up to the first update that differs",
     "the training set": "what was recorded for examples that stand at the same place is reused",
     "the validation set": "what was recorded for examples that stand at the same place is reused",
+    "the seed": "its rollouts are fresh samples beside the old ones, on another split of the data",
+    "the temperature": "training rollouts are new; trials and final scores are reused",
+    "the group size": "the rollouts that both have are reused, up to the first update that differs",
     "the schedule": "rollouts are reused up to the first update that differs",
     "DSPy": "prompts may differ from the recorded ones; recorded answers are used all the same",
 }
 """What a change means for the records of an earlier run."""
+APART = {"seed": "the seed", "temperature": "the temperature", "group_size": "the group size"}
+OF_SPLIT = ("the training set", "the validation set")
 LATEST_RUN = "latest:run"
 LIMITS = frozenset(
     (
@@ -80,7 +86,7 @@ class Notes:
         ]
         gate = settings.gate
         given = settings.of_result().items()
-        schedule = {k: v for k, v in given if k not in LIMITS and v is not None}
+        schedule = {k: v for k, v in given if k not in (*LIMITS, *APART) and v is not None}
         self._components = {
             "the program": digest(program_identity(student, archive.unseen)),
             "the policy LM": archive.lm,
@@ -95,6 +101,7 @@ class Notes:
             "the reflection modules": digest(modules),
             "the training set": digest([archive.example(trainset[i]) for i in training]),
             "the validation set": digest([archive.example(example) for example in valset]),
+            **{name: digest(getattr(settings, key)) for key, name in APART.items()},
             "the schedule": digest(schedule),
             "DSPy": digest(dspy.__version__),
         }
@@ -134,7 +141,10 @@ class Notes:
                 ]
                 for run in runs
             ]
-        return min(differences, key=len)
+        changes = min(differences, key=len)
+        if "the seed" in changes:  # which splits the data otherwise
+            changes = [name for name in changes if name not in OF_SPLIT]
+        return changes
 
     def note(self, library: ExperienceLibrary, n_updates: int, ended_because: str) -> None:
         """Note how far the run has come: the best library so far, and why it ended (if it did)."""
@@ -146,6 +156,7 @@ class Notes:
                 "components": self._components,
                 "program": self._sketch,
                 "library": library.to_dict(),
+                "limits": self._limits(),
                 "n_updates": n_updates,
                 "ended_because": ended_because,
             },
@@ -172,8 +183,20 @@ class Notes:
         elif not self.ended_because():
             reason = "the recorded run was not finished"
         else:
-            reason = "the recorded run did not come so far: its settings were others"
+            reason = f"the recorded run did not come so far ({self.ended_because()})"
+            others = self._other_limits()
+            reason += f"; it had {', '.join(others)}" if others else ""
         return MissingRecordError(
             f"offline=True, and log_dir={str(self._settings.log_dir)!r} has no record of the "
             f"{stage} of {where}: {reason}. Run the same compile with offline=False first."
         )
+
+    def _limits(self) -> dict[str, Any]:
+        return {k: v for k, v in self._settings.of_result().items() if k in LIMITS}
+
+    def _other_limits(self) -> list[str]:
+        """How far and fast the recorded run was to go, where this one differs."""
+        record = self._store.get(self._run) if self._store is not None else None
+        recorded = record.get("limits", {}) if record else {}
+        now = self._limits()
+        return [f"{k}={v!r}" for k, v in recorded.items() if v != now.get(k) and k != "progress"]

@@ -57,11 +57,16 @@ class Recorder:
 
     def note_misses(self, role: str, update: int) -> None:
         """Say once from which update on the training rollouts are new."""
-        if role == "rollout" and self.replayed[role] and not self._has_said_what_is_new:
+        if (
+            role == "rollout"
+            and (self.replayed[role] or self.rescored)
+            and not self._has_said_what_is_new
+        ):
             self._has_said_what_is_new = True
             logger.info(
-                "%d recorded training rollouts were reused; from update %d on they are new",
-                self.replayed[role],
+                "%d recorded training rollouts were reused before the first new one; from update "
+                "%d on they are new",
+                self.replayed[role] + self.rescored,
                 update,
             )
 
@@ -70,17 +75,19 @@ class Recorder:
         self._n_done += 1
         if failure is None or failure.kind == "parse":
             return
-        self._errors[" ".join(failure.message.split())[:LOGGED_CHARACTERS]] += 1
+        message = failure.message.partition(" on the example ")[0]  # equal but for the example
+        self._errors[" ".join(message.split())[:LOGGED_CHARACTERS]] += 1
         allowed = self._max_errors
         if allowed is None:
             allowed = max(ERRORS_ALLOWED, self._n_done // 2)
         n_errors = self._errors.total()
         if n_errors > allowed:
             ((message, times),) = self._errors.most_common(1)
+            given = "max_errors" if self._max_errors is not None else "without max_errors the run"
             ledger.stop(
-                f"{n_errors} of {self._n_done} rollouts and reflections failed, and "
-                f"max_errors={self._max_errors} allows {allowed}; the most frequent error, "
-                f"{times} times: {message}",
+                f"{n_errors} of {self._n_done} rollouts and reflections failed, and {given} allows "
+                f"{allowed}; mend what fails, or pass a higher max_errors. The most frequent "
+                f"error ({times} of {n_errors}): {message}",
                 is_failure=True,
             )
 
@@ -142,6 +149,7 @@ class Recorder:
         n_stood = sum(update.accepted for update in changing)
         n_rejected = len(changing) - n_stood
         reasons = {
+            f"the run ended early: {self.ended_because}": self.ended_because.startswith("max_"),
             f"{used['no contrast']} of {len(groups)} groups had no contrast": used["no contrast"],
             f"{used['too few rollouts']} groups had fewer than two rollouts that count": used[
                 "too few rollouts"

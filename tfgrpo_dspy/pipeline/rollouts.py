@@ -12,7 +12,7 @@ from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, TimedOutError
 from tfgrpo_dspy.pipeline.workers import Done, Order
 from tfgrpo_dspy.rollout import Failure, Rollout
-from tfgrpo_dspy.sampling import RolloutTask, run_rollout, score_again
+from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
 
 KEPT_PROGRAMS = 32
 
@@ -63,7 +63,7 @@ class Rollouts:
         self._metric = metric
         self._score = None if metric is None else adapt_metric(metric)
         self._temperature = temperature
-        self._programs: dict[ExperienceLibrary, Any] = {}
+        self._programs: dict[ExperienceLibrary, tuple[Any, Outline]] = {}
 
     def admit(self, n: int) -> None:
         """Take the metric calls of so many rollouts. Raises RunStopped: a budget does not reach."""
@@ -103,7 +103,10 @@ class Rollouts:
         run = self._run
         jobs = []
         for position, sample in enumerate(samples):
-            job = self._job(position, sample, self._baked(sample.library))
+            job = self._job(position, sample)
+            if job.found is None or not job.found.is_lost:
+                lost = run.archive.lost_usage(job.key)  # paid before, to no avail
+                run.ledger.spend(lost.n_lm_calls, lost.cost_usd)
             if job.found is not None and not job.found.needs_score:
                 made[position] = self._replayed(job.found.rollout)
                 continue
@@ -112,8 +115,10 @@ class Rollouts:
             jobs.append(job)
         if jobs and run.settings.offline:
             stage = "gate trial" if self._role == "gate" else "training rollout"
-            return run.lacking(stage, f"example {jobs[0].sample.example}")
-        if jobs:
+            what = stage if jobs[0].found is None else f"score of the {stage}"
+            kind = "validation" if self._role == "gate" else "training"
+            return run.lacking(what, f"{kind} example {jobs[0].sample.example}")
+        if any(job.found is None or not job.found.can_be_scored for job in jobs):
             run.recorder.note_misses(self._role, update)
 
         def keep(job: _Job, done: Done) -> None:
@@ -123,15 +128,17 @@ class Rollouts:
             run.schedule.submit(_Job.do, job, order, functools.partial(keep, job)) for job in jobs
         ]
 
-    def _baked(self, library: ExperienceLibrary) -> Any:
-        """The student with this library; the last few are kept."""
+    def _baked(self, library: ExperienceLibrary) -> tuple[Any, Outline]:
+        """The student with this library, and what rollouts need to know of it; a few are kept."""
         if library not in self._programs:
             if len(self._programs) >= KEPT_PROGRAMS:
                 self._programs.clear()
-            self._programs[library] = self._run.bake(library)
+            program = self._run.bake(library)
+            self._programs[library] = (program, Outline.of(program))
         return self._programs[library]
 
-    def _job(self, position: int, sample: Sample, program: Any) -> _Job:
+    def _job(self, position: int, sample: Sample) -> _Job:
+        program, outline = self._baked(sample.library)
         run, example = self._run, self._examples[sample.example]
         key, found = "", None
         if run.archive.store is not None:
@@ -148,6 +155,7 @@ class Rollouts:
             score=self._score,
             ledger=run.ledger,
             prices=run.settings.prices or {},
+            outline=outline,
         )
         return _Job(position, sample, task, key, found)
 

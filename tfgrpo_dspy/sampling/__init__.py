@@ -16,7 +16,7 @@ from dspy.utils.exceptions import AdapterParseError, LMConfigurationError, LMErr
 
 from tfgrpo_dspy.budget import CallWatcher, Ledger, Meter, is_too_long, metered
 from tfgrpo_dspy.errors import MetricError
-from tfgrpo_dspy.experience import copy_program, language_models, named_predictors
+from tfgrpo_dspy.experience import copied_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Rollout, Step, Usage
 from tfgrpo_dspy.sampling.fields import (
@@ -30,6 +30,7 @@ from tfgrpo_dspy.sampling.fields import (
 
 __all__ = [
     "NoRoundTripError",
+    "Outline",
     "RolloutTask",
     "allows_temperature",
     "as_fields",
@@ -61,6 +62,32 @@ class RolloutTask:
     score: ScoringFunction | None
     ledger: Ledger = field(default_factory=Ledger)
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    outline: "Outline | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a rollout has to know of its program; looked up once for many rollouts.
+
+    `predictors` are all of its predictors (DSPy's frozen ones too) by name.
+    """
+
+    lms: tuple[Any, ...]
+    predictors: tuple[tuple[str, Any], ...]
+    has_tools: bool
+    annotations: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, program: Any) -> "Outline":
+        """The outline of a program."""
+        names = {
+            id(p): (name.removeprefix("self."), p)
+            for name, p in program.named_sub_modules(dspy.Predict)
+        }
+        names.update({id(p): (name, p) for name, p in named_predictors(program)})
+        has_tools = next(iter(program.named_sub_modules(dspy.Tool)), None) is not None
+        lms = tuple(language_models(program))
+        return cls(lms, tuple(names.values()), has_tools, field_annotations(program))
 
 
 def run_rollout(task: RolloutTask) -> Rollout:
@@ -82,7 +109,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
         example=task.index,
         rollout_id=task.rollout_id,
         outputs=as_fields(prediction),
-        encoded=_encoded(prediction, run.program),
+        encoded=_encoded(prediction, run.outline.annotations),
         steps=run.steps(trace, failure),
         failure=failure,
         usage=run.meter.usage,
@@ -101,10 +128,10 @@ def score_again(task: RolloutTask, rollout: Rollout) -> Rollout:
     return _scored(bare, task, dspy.Prediction(**values), None)
 
 
-def _encoded(prediction: Any, program: Any) -> dict[str, dict[str, Any]]:
+def _encoded(prediction: Any, annotations: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if not isinstance(prediction, dspy.Prediction):  # a metric may be given anything
         return {} if prediction is None else {"output": {"text": as_text(prediction)}}
-    return encode_fields(prediction, field_annotations(program))
+    return encode_fields(prediction, annotations)
 
 
 def is_deterministic(lm: Any, temperature: float | None) -> bool:
@@ -157,13 +184,14 @@ class _Run:
         self.meter = Meter(task.ledger, task.prices)
         self.tools = _ToolRecorder()
         self.lm = self._own(dspy.settings.lm)
-        lms = {id(lm): self._own(lm) for lm in language_models(task.program)}
-        self.program: Any = copy_program(task.program, lms)
+        self.outline = task.outline or Outline.of(task.program)
+        lms = {id(lm): self._own(lm) for lm in self.outline.lms}
+        self.program, copies = copied_program(task.program, lms)
         self.names: dict[int, str] = {}
-        for name, predictor in self.program.named_sub_modules(dspy.Predict):
-            self.names[id(predictor)] = name.removeprefix("self.")
-            predictor.config = self._config(predictor.config)
-        self.names.update({id(p): name for name, p in named_predictors(self.program)})
+        for name, predictor in self.outline.predictors:
+            own = copies.get(id(predictor), predictor)
+            self.names[id(own)] = name
+            own.config = self._config(own.config)
 
     def _own(self, lm: Any) -> Any:
         if not isinstance(lm, dspy.BaseLM):
@@ -181,7 +209,7 @@ class _Run:
         return own
 
     def context(self) -> Any:
-        has_tools = next(iter(self.program.named_sub_modules(dspy.Tool)), None) is not None
+        has_tools = self.outline.has_tools
         budget = self.task.ledger.budget
         is_limited = budget.max_lm_calls is not None or budget.max_cost is not None
         recorders: list[BaseCallback] = [self.tools] if has_tools else []

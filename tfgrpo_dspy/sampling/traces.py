@@ -57,6 +57,8 @@ def _with_score(rollout: Rollout) -> Rollout:
 
 def _traces(given: Any) -> Iterator[Any]:
     if not isinstance(given, str | PathLike):
+        if not isinstance(given, Iterable):
+            raise SettingsError(f"traces={given!r}: pass a file of JSON lines, or mappings.")
         yield from given
         return
     try:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import dspy
 
@@ -122,7 +122,8 @@ class Settings:
             yield f"min_contrast={self.min_contrast!r}: pass a finite number of at least 0."
         for name in ("max_cost", "max_minutes", "rollout_timeout_s"):
             value = getattr(self, name)
-            if value is not None and (not _is_finite(value) or value <= 0):
+            is_bad = not _is_finite(value) or isinstance(value, bool)
+            if value is not None and (is_bad or value <= 0):
                 yield f"{name}={value!r}: pass a number above 0, or None."
         yield from self._temperature_faults()
 
@@ -146,8 +147,12 @@ class Settings:
             yield f"log_dir={self.log_dir!r}: pass the path of a folder."
         if self.version is not None and not isinstance(self.version, str):
             yield f"version={self.version!r}: pass a string."
-        for model, pair in (self.prices or {}).items():
-            if len(pair) != 2 or not all(_is_finite(price) and price >= 0 for price in pair):
+        prices = {} if self.prices is None else self.prices
+        if not isinstance(prices, Mapping):
+            yield f"prices={prices!r}: pass a mapping from a model to its two prices."
+            return
+        for model, pair in prices.items():
+            if not _is_pair_of_prices(pair):
                 yield (
                     f"prices[{model!r}]={pair!r}: pass US dollars for a million prompt tokens and "
                     f"for a million completion tokens, such as (0.15, 0.60)."
@@ -212,6 +217,11 @@ class Settings:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_pair_of_prices(given: object) -> bool:
+    is_pair = isinstance(given, tuple | list) and len(given) == 2
+    return is_pair and all(_is_finite(price) and price >= 0 for price in cast(Any, given))
 
 
 def _is_finite(value: object) -> bool:

@@ -19,6 +19,7 @@ from tfgrpo_dspy.experience import (
     named_predictors,
 )
 from tfgrpo_dspy.gate import NoGate
+from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling import allows_temperature, is_deterministic
 from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, Settings
@@ -64,8 +65,8 @@ def prepare_learning(
 ) -> tuple[Settings, list[Any]]:
     """The settings for learning from traces, and the validation set.
 
-    Without a validation set nothing is measured. Traces without any score are learned from as
-    without ground truth.
+    Without a validation set, or a metric to score it by, nothing is measured. Traces without any
+    score are learned from as without ground truth.
 
     Raises:
         SettingsError, LibraryFormatError: as `prepare`.
@@ -77,10 +78,15 @@ def prepare_learning(
     with warnings.catch_warnings():  # of metric=None: the traces have, or have not, their scores
         warnings.simplefilter("ignore")
         check_run(settings, student, examples, valset)
-    faults = list(budget_faults(settings, student, len(valset or [])))
+    validation = list(valset or []) if settings.gate_metric is not _scores_of_traces else []
+    settings = with_preset(settings, student, examples, len(validation), is_sampled=False)
+    faults = list(budget_faults(settings, student, len(validation)))
     if faults:
         raise SettingsError(" ".join(faults))
-    return settings, list(valset or [])
+    if not settings.offline:
+        plan = plan_of(settings, student, examples, len(validation), is_sampled=False)
+        logger.info("the plan:\n%s", plan)
+    return settings, validation
 
 
 def _scores_of_traces(example: Any, prediction: Any, trace: Any = None) -> float:
@@ -163,11 +169,21 @@ def budget_faults(settings: Settings, student: Any, n_validation: int) -> Iterat
         )
     if settings.max_cost is None:
         return
-    reflection_lm = settings.reflection_lm or dspy.settings.lm
-    for lm in {id(lm): lm for lm in [*policy_lms(student), reflection_lm]}.values():
+    for lm in {id(lm): lm for lm in _all_lms(settings, student)}.values():
         price = price_of(lm, settings.prices or {})
         if isinstance(price, str):
             yield f"max_cost={settings.max_cost}: {price}"
+
+
+def _all_lms(settings: Settings, student: Any) -> list[Any]:
+    """Every LM that the run may call, as far as it can be found."""
+    modules = (settings.summarize_trajectory, settings.extract_advantage, settings.update_library)
+    of_modules = [lm for module in modules for lm in language_models(module)]
+    of_metrics = [
+        lm for metric in (settings.metric, settings.gate_metric) for lm in held_lms(metric)
+    ]
+    reflection_lm = settings.reflection_lm or dspy.settings.lm
+    return [*policy_lms(student), reflection_lm, *of_modules, *of_metrics]
 
 
 def policy_lms(student: Any) -> list[Any]:

@@ -1,7 +1,8 @@
 """The plan of a run: how many calls at most, for what, and about what they cost; `auto`.
 
 Counts of rollouts are upper bounds. What a rollout takes in LM calls and dollars is only known by
-running it; without a probe it is assumed, as said beside the constants.
+running it; without a probe it is assumed, as said beside the constants. Not in it: retries after a
+provider's faults, summaries of long trajectories, and prompts that must be split.
 """
 
 import math
@@ -38,7 +39,7 @@ class PlanRow:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a compile would do at most; `str` of it is a table.
+    """What a compile would do at most, but for faults and overlong prompts; `str` is a table.
 
     A None is not known: a gate of one's own that does not say how many trials it takes, an LM
     without a price.
@@ -83,6 +84,8 @@ def plan_of(
     examples: Sequence[Any],
     n_validation: int,
     probed: Sequence[Usage] = (),
+    *,
+    is_sampled: bool = True,
 ) -> Plan:
     """The plan.
 
@@ -92,12 +95,13 @@ def plan_of(
         examples: those to train on.
         n_validation: how many examples the gate measures on.
         probed: the usage of some rollouts, from which calls and costs are taken.
+        is_sampled: False where the training rollouts are there already.
     """
     n_train = len(examples)
     n_updates = settings.epochs * math.ceil(n_train / settings.batch_size_for(n_train))
     n_groups = settings.epochs * n_train
-    per_rollout = _mean(probed) if probed else _assumed(student, examples)
-    n_training = n_groups * settings.group_size
+    per_rollout = _mean(probed) if probed else _assumed(settings, student, examples)
+    n_training = n_groups * settings.group_size if is_sampled else 0
     most_trials = getattr(settings.gate, "most_trials", None)
     n_trials: int | None = 0
     if settings.measures:
@@ -109,48 +113,62 @@ def plan_of(
     budget = getattr(settings.extract_advantage, "attempts_tokens", 12_000)
     attempts = min(budget, settings.group_size * int(per_rollout.prompt + per_rollout.completion))
     rows = (
-        _rollouts("student, and final scores", n_measured, per_rollout),
-        _rollouts("training rollouts", n_training, per_rollout),
-        _rollouts("trials of the gate", n_trials, per_rollout),
+        per_rollout.row("student, and final scores", n_measured),
+        per_rollout.row("training rollouts", n_training),
+        per_rollout.row("trials of the gate", n_trials),
         _reflections("summaries", n_summaries, budget // settings.group_size, reflection, settings),
         _reflections("lessons", n_groups, attempts, reflection, settings),
         _reflections("updates of the library", n_updates, 4_000, reflection, settings),
     )
-    costs = [replace(row, cost=_policy_cost(row, per_rollout, settings)) for row in rows[:3]]
-    return Plan((*costs, *rows[3:]), n_updates, bool(probed))
+    return Plan(rows, n_updates, bool(probed))
 
 
 def with_preset(
-    settings: Settings, student: Any, examples: Sequence[Any], n_validation: int
+    settings: Settings,
+    student: Any,
+    examples: Sequence[Any],
+    n_validation: int,
+    *,
+    is_sampled: bool = True,
 ) -> Settings:
     """The settings with the budgets that `auto` stands for; explicit ones stay.
 
-    "light", "medium" and "heavy" allow what a third, two thirds and all of the epochs can take; a
-    gate that does not say how many trials it takes is allowed one of each example for each update.
+    "light", "medium" and "heavy" allow what a third, two thirds and all of the epochs take, where
+    each update is tried once on each validation example.
     """
     if settings.auto is None:
         return settings
     share = (PRESETS.index(settings.auto) + 1) / len(PRESETS)
     shorter = replace(settings, epochs=max(1, round(settings.epochs * share)))
-    plan = plan_of(shorter, student, examples, n_validation)
-    is_known = all(row.n_rollouts is not None for row in plan.rows)
-    n_trials = 0 if is_known else plan.n_updates * n_validation  # a gate that does not say
-    n_lm_calls = plan.n_lm_calls + math.ceil(n_trials * _assumed(student, examples).calls)
+    plan = plan_of(shorter, student, examples, n_validation, is_sampled=is_sampled)
+    measured, training, _, *reflections = plan.rows
+    n_trials = plan.n_updates * n_validation if settings.measures else 0
+    n_rollouts = (measured.n_rollouts or 0) + (training.n_rollouts or 0) + n_trials
+    n_reflection_calls = sum(row.n_lm_calls or 0 for row in reflections)
+    per_rollout = _assumed(settings, student, examples)
     return replace(
         settings,
-        max_metric_calls=settings.max_metric_calls or plan.n_metric_calls + n_trials,
-        max_lm_calls=settings.max_lm_calls or n_lm_calls,
+        max_metric_calls=settings.max_metric_calls or max(n_rollouts, 1),
+        max_lm_calls=settings.max_lm_calls
+        or math.ceil(n_rollouts * per_rollout.calls) + n_reflection_calls,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _PerRollout:
-    """Means over rollouts; `cost` is None where it was not measured."""
+    """LM calls, tokens and dollars of one rollout; `cost` None: a price is not known."""
 
     calls: float
     prompt: float
     completion: float
     cost: float | None
+
+    def row(self, purpose: str, n: int | None) -> PlanRow:
+        """The row of so many rollouts."""
+        if n is None:
+            return PlanRow(purpose, None, None, None)
+        cost = None if self.cost is None else n * self.cost
+        return PlanRow(purpose, n, math.ceil(n * self.calls), cost)
 
 
 def _mean(probed: Sequence[Usage]) -> _PerRollout:
@@ -163,41 +181,30 @@ def _mean(probed: Sequence[Usage]) -> _PerRollout:
     )
 
 
-def _assumed(student: Any, examples: Sequence[Any]) -> _PerRollout:
-    """Each predictor asked once, an agent as often as it may, and once more where it must."""
+def _assumed(settings: Settings, student: Any, examples: Sequence[Any]) -> _PerRollout:
+    """Each predictor asked once, an agent's as often as it may, and once more where it must."""
     inputs = statistics.fmean(
         estimate_tokens(" ".join(as_fields(example.inputs()).values())) for example in examples
     )
-    calls = 0.0
-    prompt = 0.0
     loops = sum(getattr(module, "max_iters", 0) for _, module in student.named_sub_modules())
-    for _, predictor in named_predictors(student):
-        calls += 1
-        prompt += estimate_tokens(own_instructions(predictor)) + ASSUMED_FORMAT_TOKENS + inputs
-    calls = ATTEMPTS_AT_ANSWER * (calls + loops)
-    return _PerRollout(calls, prompt, calls * ASSUMED_COMPLETION_TOKENS, None)
-
-
-def _rollouts(purpose: str, n: int | None, per_rollout: _PerRollout) -> PlanRow:
-    calls = None if n is None else math.ceil(n * per_rollout.calls)
-    return PlanRow(purpose, n, calls, None)
-
-
-def _policy_cost(row: PlanRow, per_rollout: _PerRollout, settings: Settings) -> float | None:
-    if row.n_rollouts is None:
-        return None
-    if per_rollout.cost is not None:
-        return row.n_rollouts * per_rollout.cost
-    return _cost(
-        dspy.settings.lm,
-        settings,
-        row.n_rollouts * per_rollout.prompt,
-        row.n_rollouts * per_rollout.completion,
-    )
+    calls, prompt, completion = 0.0, 0.0, 0.0
+    costs: list[float | None] = []
+    for index, (_, predictor) in enumerate(named_predictors(student)):
+        lm = predictor.lm or dspy.settings.lm
+        n = predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1
+        times = ATTEMPTS_AT_ANSWER * n * (1 + (loops if index == 0 else 0))
+        own = times * (
+            estimate_tokens(own_instructions(predictor)) + ASSUMED_FORMAT_TOKENS + inputs
+        )
+        calls, prompt = calls + times, prompt + own
+        completion += times * ASSUMED_COMPLETION_TOKENS
+        costs.append(_cost(lm, settings, own, times * ASSUMED_COMPLETION_TOKENS))
+    total = None if None in costs else math.fsum(cost or 0.0 for cost in costs)
+    return _PerRollout(calls, prompt, completion, total)
 
 
 def _reflections(purpose: str, n: int, prompt: int, lm: Any, settings: Settings) -> PlanRow:
-    calls = n * ATTEMPTS_AT_ANSWER
+    calls = n * ATTEMPTS_AT_ANSWER**2  # the module asks twice, and so does its adapter
     tokens = calls * (prompt + ASSUMED_FORMAT_TOKENS)
     cost = _cost(lm, settings, tokens, calls * ASSUMED_COMPLETION_TOKENS)
     return PlanRow(purpose, 0, calls, cost)

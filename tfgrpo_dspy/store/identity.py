@@ -30,12 +30,29 @@ LM_PLUMBING = frozenset({"timeout", "num_retries", "cache", "rollout_id", "seed"
 """Arguments of an LM that do not change what it answers, or that each sample sets anew."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SURELY_SECRET = re.compile(
-    r"api_?key|secret|passw|credential|header|authorization|bearer|cookie"
-    r"|(access|auth|refresh|hf|session)_token",
+    r"^_*(\w+_)?(api_?key|password|headers|authorization|bearer"
+    r"|(access|auth|refresh|hf|session)_token)$",
     re.IGNORECASE,
 )
-"""Names of secrets in what a program or a metric holds. A plain `key` is none there: metrics close
-over the name of the field that they look at."""
+"""Names of secrets in what a program or a metric holds. `key`, `header`, `secret_answer` are none
+there: results depend on them."""
+LM_ATTRIBUTES = frozenset(
+    (
+        "model",
+        "model_type",
+        "cache",
+        "callbacks",
+        "num_retries",
+        "kwargs",
+        "history",
+        "provider",
+        "launch_kwargs",
+        "train_kwargs",
+        "finetuning_model",
+        "use_developer_role",
+    )
+)
+"""What every LM holds; an LM class of the user's own may hold more, on which answers depend."""
 MAX_DEPTH = 12
 
 
@@ -195,7 +212,7 @@ def program_identity(program: Any, unseen: Unseen) -> dict[str, Any]:
         signature = held.pop("signature", None)
         if hasattr(module, "demos"):
             held = {k: v for k, v in held.items() if k not in NOT_OF_PREDICTORS}
-        held = {k: v for k, v in held.items() if not _holds_modules(v)}
+        held = {k: _without_modules(v) for k, v in held.items()}
         modules[name] = {
             "class": class_identity(type(module), unseen),
             "signature": None if signature is None else signature_identity(signature),
@@ -236,7 +253,8 @@ def lm_identity(lm: Any, unseen: Unseen) -> Any:
     endpoint = kwargs.pop("api_base", None) or kwargs.pop("base_url", None)
     parameters = {k: v for k, v in kwargs.items() if k not in LM_PLUMBING and v is not None}
     return {
-        "class": _name_of(type(lm)),
+        "class": class_identity(type(lm), unseen),
+        "held": {} if _is_library(type(lm)) else object_identity(_held_by_lm(lm), unseen),
         "model": lm.model,
         "type": getattr(lm, "model_type", None),
         "endpoint": _endpoint(endpoint),
@@ -256,25 +274,32 @@ def engine_fingerprint(engine: Any, unseen: Unseen) -> Any:
     return [_name_of(type(engine)), None if fingerprint is None else str(fingerprint)]
 
 
+def _held_by_lm(lm: Any) -> dict[str, Any]:
+    held = vars(lm).items()
+    return {k: v for k, v in held if k not in LM_ATTRIBUTES and not k.startswith("_")}
+
+
 def _endpoint(url: Any) -> str | None:
-    """Scheme, host and path: a port may be another tomorrow, the rest may hold a key."""
+    """Scheme, host, port and path; the rest may hold a key."""
     if not isinstance(url, str):
         return None
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _is_lm(value: Any) -> bool:
     return hasattr(value, "num_retries") and callable(getattr(value, "copy", None))
 
 
-def _holds_modules(value: Any) -> bool:
-    """Whether it is a sub-module, or a list or dict of them: those have entries of their own."""
+def _without_modules(value: Any) -> Any:
+    """The value with a word in place of each sub-module: those have entries of their own."""
     if hasattr(value, "named_predictors") and not isinstance(value, type):
-        return True
-    if isinstance(value, Mapping):
-        return any(map(_holds_modules, value.values()))
-    return isinstance(value, list | tuple) and any(map(_holds_modules, value))
+        return "(module)"
+    if type(value) is dict:
+        return {name: _without_modules(item) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return [_without_modules(item) for item in value]
+    return value
 
 
 def _is_library(kind: type) -> bool:

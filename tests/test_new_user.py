@@ -1,0 +1,219 @@
+"""What somebody who tried everything found: each was once not so."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy import lm15
+from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+
+from tfgrpo_dspy import ExtractAdvantage, NoGate, RunFailedError, SettingsError, TrainingFreeGRPO
+from tfgrpo_dspy.redaction import known_secrets
+from tfgrpo_dspy.store import Unseen, callable_identity, digest, lm_identity, program_identity
+
+ADVICE = "Be kind."
+
+
+def answer(prompt: Prompt) -> str:
+    return chat(answer="yes" if prompt.random().random() < 0.5 else "no")
+
+
+RULES = [
+    (EXTRACT, lessons(ADVICE)),
+    (UPDATE, operations({"op": "ADD", "text": ADVICE})),
+    ("", answer),
+]
+
+
+def metric(example: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> float:
+    return float(pred.answer == example.answer)
+
+
+def examples(n: int = 9) -> list[dspy.Example]:
+    return [
+        dspy.Example(question=f"number {i}", answer="yes").with_inputs("question") for i in range(n)
+    ]
+
+
+def compiled(lm: dspy.LM, metric_: Any = metric, **settings: Any) -> Any:
+    given = {"group_size": 2, "epochs": 1, "num_threads": 2, "progress": False}
+    with dspy.context(lm=lm):
+        optimizer = TrainingFreeGRPO(metric_, **(given | settings))
+        return optimizer.compile(dspy.Predict("question -> answer"), trainset=examples())
+
+
+def own_lm(lm: dspy.LM) -> ExtractAdvantage:
+    module = ExtractAdvantage()
+    module.set_lm(lm)
+    return module
+
+
+def test_an_lm_of_a_reflection_modules_own_is_counted_and_bounded() -> None:
+    lm, own = scripted_lm(RULES), scripted_lm(RULES)
+    results = compiled(lm, extract_advantage=own_lm(own)).detailed_results
+    assert results.usage["lesson"].n_lm_calls == own.engine.n_calls() > 0
+    lm, own = scripted_lm(RULES), scripted_lm(RULES)
+    compiled(lm, extract_advantage=own_lm(own), max_lm_calls=14)
+    assert lm.engine.n_calls() + own.engine.n_calls() <= 14
+
+
+def test_a_refused_key_of_a_reflection_modules_own_lm_ends_the_run_at_the_first() -> None:
+    own = scripted_lm([("", lm15.AuthError("no such key"))])
+    with pytest.raises(RunFailedError, match="no such key"):
+        compiled(scripted_lm(RULES), extract_advantage=own_lm(own), num_threads=1)
+    assert own.engine.n_calls() == 1
+
+
+def test_max_cost_asks_for_the_prices_of_every_lm_that_can_be_found() -> None:
+    judge = scripted_lm([("", chat(verdict="yes"))], max_tokens=5)
+
+    def judged(example: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> float:
+        return float("yes" in judge(f"Is {pred.answer} {example.answer}?")[0])
+
+    judge.model = "the-judge"
+    lm = scripted_lm(RULES, max_tokens=5)
+    with pytest.raises(SettingsError, match="the-judge"):
+        compiled(lm, judged, max_cost=1.0, prices={"scripted": (1, 1)})
+    assert lm.engine.n_calls() == judge.engine.n_calls() == 0
+
+
+def test_what_was_lost_to_faults_counts_when_the_run_is_started_again(tmp_path: Path) -> None:
+    def fails(prompt: Prompt) -> Any:
+        return answer(prompt) if prompt.random("fault").random() < 0.5 else lm15.ServerError("down")
+
+    lm = scripted_lm([*RULES[:2], ("", fails)], num_retries=0)
+    n_calls = []
+    for _ in range(4):
+        compiled(lm, log_dir=tmp_path, max_lm_calls=20, max_errors=1000)
+        n_calls.append(lm.engine.n_calls() - sum(n_calls))
+    n_lost = 9  # at most so many validation and training rollouts are tried again at each start
+    assert n_calls[0] <= 20 and max(n_calls[1:]) < n_lost
+
+
+def test_another_version_asks_reflections_anew(tmp_path: Path) -> None:
+    compiled(scripted_lm(RULES), log_dir=tmp_path)
+    again = compiled(scripted_lm(RULES), log_dir=tmp_path, version="2")
+    assert again.detailed_results.replayed == {}
+
+
+class Prefixed(dspy.Module):
+    def __init__(self, header: str, parts: bool = False) -> None:
+        super().__init__()
+        ask = dspy.Predict("question -> answer")
+        if parts:
+            self.parts = {"ask": ask, "header": header}
+        else:
+            self.ask, self.header = ask, header
+
+
+class StyledLM(dspy.LM):
+    style = ""
+
+
+def styled(style: str) -> dspy.LM:
+    lm = StyledLM("scripted", engine=scripted_lm([]).engine)
+    lm.style = style
+    return lm
+
+
+def closing_over(header: str) -> Any:
+    def close(example: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> float:
+        return float(pred.answer == header + example.answer)
+
+    return close
+
+
+@pytest.mark.parametrize(
+    "identities",
+    [
+        [program_identity(Prefixed(text), Unseen()) for text in ("A", "B")],
+        [program_identity(Prefixed(text, parts=True), Unseen()) for text in ("A", "B")],
+        [callable_identity(closing_over(text), Unseen()) for text in ("A", "B")],
+        [lm_identity(styled(text), Unseen()) for text in ("A", "B")],
+        [
+            lm_identity(dspy.LM("azure/gpt", azure_deployment=text), Unseen())
+            for text in ("first", "second")
+        ],
+    ],
+    ids=["attribute", "beside a module", "closure", "LM class", "deployment"],
+)
+def test_what_answers_depend_on_is_in_the_key_whatever_it_is_called(identities: list[Any]) -> None:
+    assert digest(identities[0]) != digest(identities[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_secret"),
+    [
+        ("API_KEY_2", "sk-verysecret-12345", True),
+        ("PGPASSWORD", "hunter2hunter2", True),
+        ("GITHUB_PAT", "ghp_0123456789", True),
+        ("POSTGRES_PASSWORD", "password", False),
+        ("AWS_REGION", "us-east-12", False),
+        ("SSH_KEY_FILE", "/etc/keys/id_rsa", False),
+    ],
+)
+def test_environment_variables_hold_secrets_by_name_but_plain_words_are_none(
+    name: str, value: str, is_secret: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert (value in known_secrets([])) == is_secret
+
+
+TRACES = [
+    {"inputs": {"question": "one"}, "outputs": {"answer": str(n)}, "score": n} for n in range(3)
+]
+
+
+def test_learning_from_traces_logs_its_plan_and_has_a_preset(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lm = scripted_lm(RULES)
+    with caplog.at_level(logging.INFO, logger="tfgrpo_dspy"), dspy.context(lm=lm):
+        learned = TrainingFreeGRPO(metric, auto="light", progress=False).learn(
+            dspy.Predict("question -> answer"), traces=TRACES
+        )
+    assert any("the plan" in record.getMessage() for record in caplog.records)
+    assert learned.detailed_results.settings["max_lm_calls"] is not None
+
+
+def test_traces_with_scores_need_no_metric_and_a_valset_without_one_is_not_run() -> None:
+    lm = scripted_lm(RULES)
+    with dspy.context(lm=lm):
+        learned = TrainingFreeGRPO(None, progress=False).learn(
+            dspy.Predict("question -> answer"), traces=TRACES, valset=examples(3)
+        )
+    assert learned.detailed_results.failures == {}
+    assert lm.engine.n_calls() == lm.engine.n_calls(EXTRACT) + lm.engine.n_calls(UPDATE) == 2
+
+
+def test_traces_that_are_no_traces_are_refused() -> None:
+    with dspy.context(lm=scripted_lm(RULES)), pytest.raises(SettingsError, match="traces=5"):
+        TrainingFreeGRPO(metric).learn(dspy.Predict("question -> answer"), traces=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prices", [3, {"scripted": 3}, {"scripted": (1, "two")}])
+def test_prices_of_another_form_are_refused(prices: Any) -> None:
+    with pytest.raises(SettingsError, match="prices"):
+        TrainingFreeGRPO(metric, prices=prices)
+
+
+def test_a_budget_that_ends_before_the_student_is_measured_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lm = scripted_lm(RULES, max_tokens=5)
+    with caplog.at_level(logging.WARNING, logger="tfgrpo_dspy"):
+        results = compiled(lm, max_cost=1e-9, prices={"scripted": (1, 1)}).detailed_results
+    assert results.student is None and lm.engine.n_calls() == 0
+    assert any("nothing was measured: max_cost" in r.getMessage() for r in caplog.records)
+    assert "the run ended early: max_cost" in results.nothing_learned
+
+
+def test_the_levels_of_auto_allow_more_and_more() -> None:
+    allowed = []
+    for auto in ("light", "medium", "heavy"):
+        lm = scripted_lm(RULES)
+        results = compiled(lm, auto=auto, epochs=3, gate=NoGate()).detailed_results
+        allowed.append(results.settings["max_metric_calls"])
+    assert allowed == sorted(set(allowed))
