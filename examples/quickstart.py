@@ -70,6 +70,7 @@ def optimizer_for(given: argparse.Namespace) -> TrainingFreeGRPO:
         group_size=4,
         batch_size=6,
         epochs=1,
+        max_staleness=0,  # two updates only: the second goes on from what the first has learned
         max_experiences=5,
         max_experience_words=12,
         seed=given.seed,

@@ -393,9 +393,7 @@ def test_a_batch_in_which_every_rollout_failed_ends_nothing() -> None:
     """17: IndexError where all rollouts failed."""
     run = Run([[RuntimeError("down")] * 2] * 3, epochs=3)
     assert run.results.failures == {"provider": 12}  # the next batch was under way (staleness 1)
-    assert run.results.ended_because == (
-        "no group of 1 batches, an epoch's worth, had anything to teach"
-    )
+    assert run.results.ended_because == ("no group of a whole epoch had anything to teach")
 
 
 def test_a_summary_that_fails_does_not_take_its_rollout_out_of_the_group() -> None:

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -70,15 +70,11 @@ class Batch:
     examples: tuple[int, ...]
     library: ExperienceLibrary
     is_sampled: bool = False
+    best_score: float = -math.inf
     groups: list[Group] = field(default_factory=list)
     uses: list[str] = field(default_factory=list)
     lessons: list[Lesson] = field(default_factory=list)
     refused_lessons: list[RefusedLesson] = field(default_factory=list)
-
-    @property
-    def best_score(self) -> float:
-        """The highest score of its rollouts."""
-        return max((score for group in self.groups for score in group.scores), default=-math.inf)
 
     @property
     def teaches(self) -> bool:
@@ -239,7 +235,7 @@ class Pipeline:
         """
         decided = self._batches[: max(0, update - self.settings.max_staleness)]
         if len(decided) >= n_batches and not any(b.teaches for b in decided[-n_batches:]):
-            return f"no group of {n_batches} batches, an epoch's worth, had anything to teach"
+            return "no group of a whole epoch had anything to teach"
         if self.settings.metric is not None:
             return self._run.ledger.metric_calls_lack(n_rollouts)
         return ""
@@ -301,6 +297,8 @@ class Pipeline:
         parts = [self._schedule.spawn(self._taught(batch, group, all_groups)) for group in groups]
         taught = [await part for part in parts]
         batch.groups, batch.uses = await all_groups, [use for use, _ in taught]
+        scores = [score for group in batch.groups for score in group.scores]
+        batch.best_score = max(scores, default=-math.inf)
         teaching = [
             (group, answer)
             for group, (_, answer) in zip(batch.groups, taught, strict=True)
@@ -460,7 +458,7 @@ class Pipeline:
         )
         mean = record.validation.mean if record.validation else None
         scores = [score for group in batch.groups for score in group.scores]
-        batch.groups = [replace(group, all_rollouts=()) for group in batch.groups]
+        batch.groups = []  # a run is long, and their texts are
         training = statistics.fmean(scores) if scores else None
         shown = {"validation": mean, "training": training}
         self._progress.update()
