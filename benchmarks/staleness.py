@@ -4,8 +4,8 @@
 
 Simulated task and LM (`simulated.py`); latencies are lognormal (sigma 1.0, median below), drawn
 from the prompt, so they are the same for each staleness. Two tables. *Learning*: 24 training, 24
-validation and 60 held-out cases, one epoch in batches of 6 (with three epochs all learn everything),
-else defaults, seeds 0 to 9, median latency 10 ms: held-out accuracy (exact, without luck), LM calls
+validation and 60 held-out cases, one epoch in batches of 6 (with three, all learn everything), else
+defaults, seeds 0 to 9, median latency 10 ms: held-out accuracy (exact, without luck), LM calls
 and wall time, beside staleness 0 of the same seed. *Utilisation*: 100 cases, groups of 5, 3 epochs,
 batches of 25, no gate, median latency 50 ms: the sum of all latencies over threads x wall time. 16
 threads. Writes `results/staleness.json`.
