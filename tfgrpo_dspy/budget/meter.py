@@ -128,6 +128,22 @@ class Meter:
         if self.is_given_up():
             raise RunStopped(NOT_WANTED)
 
+    @contextmanager
+    def settling(self, lm: Any, call: _Open) -> Iterator[None]:
+        """While one attempt is under way; what it took is settled however it ends."""
+        token = _OPEN.set(call)
+        try:
+            yield
+        except LMError as error:
+            self.close(lm, call, error)
+            raise
+        except BaseException:
+            self.ledger.settle(call.lease, call.lease.n_calls, call.lease.cost)
+            raise
+        finally:
+            _OPEN.reset(token)
+        self.close(lm, call, None)
+
     def close(self, lm: Any, call: _Open, error: LMError | None) -> None:
         """Settle an attempt that has ended. Raises RunStopped: the error is the end of the run."""
         if error is None:
@@ -324,39 +340,15 @@ class _Metered:
         meter = self.tfgrpo_meter
         while (held := meter.ledger.seconds_held(self.model)) > 0:
             meter.wait(held)
-        opened = meter.open(self, args, kwargs)
-        token = _OPEN.set(opened)
-        try:
-            answer = call(*args, **kwargs)
-        except LMError as error:
-            meter.close(self, opened, error)
-            raise
-        except BaseException:
-            meter.ledger.settle(opened.lease, opened.lease.n_calls, opened.lease.cost)
-            raise
-        finally:
-            _OPEN.reset(token)
-        meter.close(self, opened, None)
-        return answer
+        with meter.settling(self, meter.open(self, args, kwargs)):
+            return call(*args, **kwargs)
 
     async def _async_attempt(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         meter = self.tfgrpo_meter
         while (held := meter.ledger.seconds_held(self.model)) > 0:
             await meter.async_wait(held)
-        opened = await meter.async_open(self, args, kwargs)
-        token = _OPEN.set(opened)
-        try:
-            answer = await call(*args, **kwargs)
-        except LMError as error:
-            meter.close(self, opened, error)
-            raise
-        except BaseException:
-            meter.ledger.settle(opened.lease, opened.lease.n_calls, opened.lease.cost)
-            raise
-        finally:
-            _OPEN.reset(token)
-        meter.close(self, opened, None)
-        return answer
+        with meter.settling(self, await meter.async_open(self, args, kwargs)):
+            return await call(*args, **kwargs)
 
     def update_history(self, entry: dict[str, Any]) -> None:
         self.tfgrpo_meter.answered(entry)
