@@ -735,7 +735,7 @@ def consolidated(
             student,
             ledger,
             archive,
-            Notes(run_settings, archive),
+            Notes(run_settings, archive, ledger),
             schedule,
             Recorder(),
         )

@@ -39,6 +39,9 @@ class Lease:
 class Ledger:
     """Hard limits, for any number of threads: what is not there cannot be taken.
 
+    `n_lm_calls` and `cost` are what the run so far has cost, replayed parts included; `n_paid` and
+    `paid` what all starts of it have really paid, which is more where something was lost.
+
     `stop` ends the run from any thread: every later call is refused, every pause ends.
     """
 
@@ -50,6 +53,8 @@ class Ledger:
         self.n_metric_calls = 0
         self.n_metric_calls_made = 0
         self.cost = 0.0
+        self.n_paid = 0
+        self.paid = 0.0
         self.stopped_because = ""
         self.is_failure = False
         self._clock = clock
@@ -94,30 +99,53 @@ class Ledger:
         if is_given_up():
             raise RunStopped(NOT_WANTED)
         limit, most = self.budget.max_lm_calls, self.budget.max_cost
-        if limit is not None and self.n_lm_calls + n_calls > limit - self._reserve.n_calls:
+        n_taken, taken = max(self.n_lm_calls, self.n_paid), max(self.cost, self.paid)
+        if limit is not None and n_taken + n_calls > limit - self._reserve.n_calls:
             self._stop(f"max_lm_calls={limit} is used up")
-        if most is not None and self.cost + cost > most - self._reserve.cost:
+        if most is not None and taken + cost > most - self._reserve.cost:
             may_come_back = sum(lease.cost for lease in self._open if not lease.is_given_up())
-            if self.cost - may_come_back + cost > most - self._reserve.cost:
+            if taken - may_come_back + cost > most - self._reserve.cost:
                 self._stop(f"max_cost={most} could be exceeded by the next call")
             self._check()
             return None
         self._check()
-        self.n_lm_calls += n_calls
-        self.cost += cost
+        self._add(n_calls, cost)
         lease = Lease(n_calls, cost, is_given_up)
         self._open.add(lease)
         return lease
 
+    def _add(self, n_calls: int, cost: float) -> None:
+        self.n_lm_calls += n_calls
+        self.cost += cost
+        self.n_paid += n_calls
+        self.paid += cost
+
+    def resume(self, n_paid: int, paid: float) -> None:
+        """What earlier starts of this run have paid, for results and for nothing."""
+        with self._lock:
+            self.n_paid, self.paid = n_paid, paid
+
     def spend(self, n_calls: int, cost: float) -> None:
-        """Take what was spent before, in a part of the run that is replayed. Raises RunStopped."""
-        self.settle(self.take(n_calls, cost), n_calls, cost)
+        """Take what was paid before, for a part of the run that is replayed.
+
+        Raises:
+            RunStopped: that was more than the run may spend now.
+        """
+        with self._lock:
+            self._check()
+            limit, most = self.budget.max_lm_calls, self.budget.max_cost
+            if limit is not None and self.n_lm_calls + n_calls > limit - self._reserve.n_calls:
+                self._stop(f"max_lm_calls={limit} is used up")
+            if most is not None and self.cost + cost > most - self._reserve.cost:
+                self._stop(f"max_cost={most} is used up")
+            self._check()
+            self.n_lm_calls += n_calls
+            self.cost += cost
 
     def settle(self, lease: Lease, n_calls: int, cost: float) -> None:
         """Correct what was taken by what it was: calls that a cache answered are given back."""
         with self._settled:
-            self.n_lm_calls += n_calls - lease.n_calls
-            self.cost += cost - lease.cost
+            self._add(n_calls - lease.n_calls, cost - lease.cost)
             self._open.discard(lease)
             lease.n_calls, lease.cost = n_calls, cost
             self._settled.notify_all()

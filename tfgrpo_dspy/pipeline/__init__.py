@@ -19,7 +19,7 @@ import dspy
 from tqdm.auto import tqdm
 
 from tfgrpo_dspy.budget import Ledger
-from tfgrpo_dspy.errors import GateError, RunFailedError, RunStopped
+from tfgrpo_dspy.errors import GateError, RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience import (
     ExperienceLibrary,
     Keep,
@@ -101,7 +101,7 @@ class Pipeline:
         archive = Archive(settings, own_student)
         schedule = Schedule(Workers(num_threads), ledger, settings.rollout_timeout_s)
         recorder = Recorder(settings.max_errors)
-        notes = Notes(settings, archive)
+        notes = Notes(settings, archive, ledger)
         self._run = Run(settings, own_student, ledger, archive, notes, schedule, recorder)
         self._recorder = recorder
         self._schedule = schedule
@@ -142,6 +142,8 @@ class Pipeline:
         """What is in flight is dropped, not waited for; every later call of it is refused."""
         self._run.ledger.stop("the run is over")
         self._schedule.close()
+        with suppress(StoreError):  # where the disk failed, that error is under way already
+            self._run.notes.close()
         self._run.archive.close()
         if self._progress is not None:
             self._progress.close()

@@ -4,7 +4,7 @@ Without a `log_dir` nothing is found and nothing is kept. What is known of whole
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
@@ -30,16 +30,12 @@ from tfgrpo_dspy.store import (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A recorded rollout; `needs_score` where this metric has not scored it.
-
-    `is_lost`: it is no result, but the note of one that a fault took.
-    """
+    """A recorded rollout; `needs_score` where this metric has not scored it."""
 
     key: str
     rollout: Rollout
     needs_score: bool
     can_be_scored: bool
-    is_lost: bool = False
 
 
 class Archive:
@@ -76,8 +72,6 @@ class Archive:
                 )
         elif settings.log_dir is not None:
             self.store = Store(settings.log_dir, lambda text: redacted(text, self._secrets))
-
-        self._has_lost = self.store is not None and bool(self.store.keys("lost"))
 
     def close(self) -> None:
         """Close the store."""
@@ -202,21 +196,7 @@ class Archive:
             return None
         record = self.store.get(f"lost:{key}")
         with reading(key):
-            return None if record is None else Found(key, _rollout_of(record), False, False, True)
-
-    def lost_usage(self, key: str) -> Usage:
-        """What has been paid for a piece that was lost each time: it counts on resume too."""
-        if self.store is None or not self._has_lost:
-            return Usage()
-        record = self.store.get(f"lost:{key}")
-        with reading(key):
-            return Usage() if record is None else Usage(**(record.get("paid") or record["usage"]))
-
-    def _note_lost(self, key: str, record: Mapping[str, Any], usage: Usage) -> None:
-        if self.store is not None:
-            self._has_lost = self._has_lost or self.store.get(f"lost:{key}") is not None
-            paid = asdict(self.lost_usage(key) + usage)
-            self.store.replace(f"lost:{key}", {**record, "paid": paid})
+            return None if record is None else Found(key, Rollout.from_dict(record), False, False)
 
     def keep_rollout(
         self,
@@ -238,7 +218,7 @@ class Archive:
         failure = rollout.failure
         score_key = self._score_key(key, metric, example, rollout)
         if failure is not None and failure.kind in ("provider", "timeout"):
-            self._note_lost(key, rollout.to_dict(), rollout.usage)
+            self.store.replace(f"lost:{key}", rollout.to_dict())
             return own
         bare = rollout
         if failure is None or failure.kind == "metric":
@@ -299,7 +279,7 @@ class Archive:
         record = self.store.get(key)
         if record is None and self._settings.offline:
             record = self.store.get(f"lost:{key}")
-        return None if record is None else {k: v for k, v in record.items() if k != "paid"}
+        return record
 
     def keep_answer(
         self, key: str, record: Mapping[str, Any], is_lost: bool
@@ -311,14 +291,9 @@ class Archive:
         if self.store is None:
             return None
         if is_lost:
-            self._note_lost(key, record, Usage(**record["usage"]))
+            self.store.replace(f"lost:{key}", record)
             return None
         return self.store.put((key, record))[0]
-
-
-def _rollout_of(record: Mapping[str, Any]) -> Rollout:
-    """The rollout of a note on a lost one."""
-    return Rollout.from_dict({k: v for k, v in record.items() if k != "paid"})
 
 
 def _all_lms(settings: Settings, student: Any) -> list[Any]:

@@ -101,8 +101,6 @@ class Asker:
         open_ones = []
         for index, key in enumerate(keys):
             record = run.archive.find_answer(key)
-            if record is None or not record.get("is_lost"):
-                self._charge(run.archive.lost_usage(key))  # paid before, to no avail
             if record is None:
                 open_ones.append(index)
             else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import dspy
 
+from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import MissingRecordError
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.pipeline.archive import Archive
@@ -61,8 +62,9 @@ LIMITS = frozenset(
 class Notes:
     """Reads and writes the notes on runs; without a store there are none."""
 
-    def __init__(self, settings: Settings, archive: Archive) -> None:
+    def __init__(self, settings: Settings, archive: Archive, ledger: Ledger) -> None:
         self._settings = settings
+        self._ledger = ledger
         self._archive = archive
         self._store = archive.store
         self._components: dict[str, str] = {}
@@ -113,8 +115,12 @@ class Notes:
             for name in changes or ():
                 logger.info("%s changed since a run in this log_dir: %s", name, CONSEQUENCES[name])
             self._store.replace(LATEST_RUN, {"run": self._run})
-            if self._store.get(self._run) is None:
+            record = self._store.get(self._run)
+            if record is None:
                 self.note(ExperienceLibrary.from_program(student), 0, "")
+            else:
+                with reading(self._run):
+                    self._ledger.resume(*record["paid"])
 
     def _say_what_is_unseen(self) -> None:
         names = self._archive.unseen.names
@@ -158,9 +164,19 @@ class Notes:
                 "library": library.to_dict(),
                 "limits": self._limits(),
                 "n_updates": n_updates,
+                "paid": [self._ledger.n_paid, self._ledger.paid],
                 "ended_because": ended_because,
             },
         )
+
+    def close(self) -> None:
+        """Note what has been paid, however the run ended: the next start goes on from that."""
+        if self._store is None or self._settings.offline or not self._run:
+            return
+        record = self._store.get(self._run)
+        if record is not None:
+            paid = [self._ledger.n_paid, self._ledger.paid]
+            self._store.replace(self._run, {**record, "paid": paid})
 
     def ended_because(self) -> str:
         """Why the recorded run with these components ended; "" if it did not, or there is none."""

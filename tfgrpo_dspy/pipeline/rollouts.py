@@ -104,9 +104,6 @@ class Rollouts:
         jobs = []
         for position, sample in enumerate(samples):
             job = self._job(position, sample)
-            if job.found is None or not job.found.is_lost:
-                lost = run.archive.lost_usage(job.key)  # paid before, to no avail
-                run.ledger.spend(lost.n_lm_calls, lost.cost_usd)
             if job.found is not None and not job.found.needs_score:
                 made[position] = self._replayed(job.found.rollout)
                 continue
