@@ -9,7 +9,14 @@ import pytest
 from dspy import lm15
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 
-from tfgrpo_dspy import ExtractAdvantage, NoGate, RunFailedError, SettingsError, TrainingFreeGRPO
+from tfgrpo_dspy import (
+    ExtractAdvantage,
+    MissingRecordError,
+    NoGate,
+    RunFailedError,
+    SettingsError,
+    TrainingFreeGRPO,
+)
 from tfgrpo_dspy.redaction import known_secrets
 from tfgrpo_dspy.store import Unseen, callable_identity, digest, lm_identity, program_identity
 
@@ -196,6 +203,14 @@ def test_traces_that_are_no_traces_are_refused() -> None:
 def test_prices_of_another_form_are_refused(prices: Any) -> None:
     with pytest.raises(SettingsError, match="prices"):
         TrainingFreeGRPO(metric, prices=prices)
+
+
+def test_an_offline_probe_of_another_run_says_what_is_other(tmp_path: Path) -> None:
+    compiled(scripted_lm(RULES), log_dir=tmp_path)
+    with dspy.context(lm=scripted_lm(RULES)):
+        other = TrainingFreeGRPO(metric, group_size=2, seed=5, log_dir=tmp_path, offline=True)
+        with pytest.raises(MissingRecordError, match="since the recorded run the seed changed"):
+            other.estimate(dspy.Predict("question -> answer"), trainset=examples(), probe=True)
 
 
 def test_a_budget_that_ends_before_the_student_is_measured_says_so(

@@ -12,7 +12,7 @@ import dspy
 
 from tfgrpo_dspy.errors import LibraryError, MetricError, SettingsError, StoreError
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.metric import adapt_metric, wants_program_trace
+from tfgrpo_dspy.metric import Score, ScoringFunction, adapt_metric, wants_program_trace
 from tfgrpo_dspy.pipeline.notes import LATEST_RUN
 from tfgrpo_dspy.pipeline.sketch import rebuilt
 from tfgrpo_dspy.rollout import Rollout
@@ -84,44 +84,62 @@ def rescore(
             f"that looks at example and prediction."
         )
     annotations = {} if student is None else field_annotations(student)
+    counts: Counter[str] = Counter()
+    rescored = []
     store = _existing(log_dir)
     try:
         examples = dict(store.records(store.keys("example")))
-        counts: Counter[str] = Counter()
-        rescored = []
         for record in _originals(store):
-            with reading("rollout"):
-                rollout = Rollout.from_dict(record["rollout"])
-                labelled = examples[f"example:{record['example']}"]
-                fields, inputs = labelled["fields"], labelled["inputs"]
-            if rollout.failure is not None:
-                counts["failed"] += 1
-                continue
-            try:
-                example = dspy.Example(**decode_fields(fields, annotations)).with_inputs(*inputs)
-                prediction = dspy.Prediction(**decode_fields(rollout.encoded, annotations))
-            except NoRoundTripError:
-                counts["text only"] += 1
-                continue
-            try:
-                given = score(example, prediction, None)
-            except MetricError as error:
-                counts["metric"] += 1
-                if counts["metric"] == 1:
-                    logger.warning("first failure of the metric: %s", error)
-                continue
-            rescored.append(
-                Rescored(
-                    record["example"],
-                    rollout.rollout_id,
-                    record["library"],
-                    given.value,
-                    given.feedback,
+            made = _prediction(record, examples, annotations, counts)
+            given = None if made is None else _score(score, *made, counts)
+            if given is not None:
+                rescored.append(
+                    Rescored(
+                        record["example"],
+                        record["rollout"]["rollout_id"],
+                        record["library"],
+                        given.value,
+                        given.feedback,
+                    )
                 )
-            )
     finally:
         store.close()
     return RescoreReport(tuple(rescored), counts["failed"], counts["text only"], counts["metric"])
+
+
+def _prediction(
+    record: Mapping[str, Any],
+    examples: Mapping[str, Any],
+    annotations: Mapping[str, Any],
+    counts: Counter[str],
+) -> tuple[dspy.Example, dspy.Prediction] | None:
+    """What a recorded rollout was asked and answered; None, and counted, where it is not there."""
+    with reading("rollout"):
+        rollout = Rollout.from_dict(record["rollout"])
+        labelled = examples[f"example:{record['example']}"]
+        fields, inputs = labelled["fields"], labelled["inputs"]
+    if rollout.failure is not None:
+        counts["failed"] += 1
+        return None
+    try:
+        example = dspy.Example(**decode_fields(fields, annotations)).with_inputs(*inputs)
+        return example, dspy.Prediction(**decode_fields(rollout.encoded, annotations))
+    except NoRoundTripError:
+        counts["text only"] += 1
+        return None
+
+
+def _score(
+    score: ScoringFunction, example: Any, prediction: Any, counts: Counter[str]
+) -> Score | None:
+    """The score; None, and counted, where the metric fails; the first failure is logged."""
+    try:
+        return score(example, prediction, None)
+    except MetricError as error:
+        counts["metric"] += 1
+        if counts["metric"] == 1:
+            logger.warning("first failure of the metric: %s", error)
+        return None
 
 
 def _originals(store: Store) -> Iterator[Mapping[str, Any]]:

@@ -142,8 +142,10 @@ class Pipeline:
         """What is in flight is dropped, not waited for; every later call of it is refused."""
         self._run.ledger.stop("the run is over")
         self._schedule.close()
-        with suppress(StoreError):  # where the disk failed, that error is under way already
+        try:
             self._run.notes.close()
+        except StoreError as error:  # what is recorded is intact, and the result is not lost to it
+            logger.warning("what this run has paid could not be noted: %s", error)
         self._run.archive.close()
         if self._progress is not None:
             self._progress.close()
@@ -203,14 +205,17 @@ class Pipeline:
         given = settings.group_size if group_size is None else group_size
         return Batches(self, epochs or settings.epochs, given)
 
+    def _begin_notes(self) -> None:
+        self._run.notes.begin(
+            self._run.student, self._trainset, self._training, self._validation.valset
+        )
+
     async def begin(self, n_updates: int) -> None:
         """Begin the run: its note, the progress bar, the student's scores.
 
         The student must be measured in any case; so a budget never ends with nothing measured.
         """
-        self._run.notes.begin(
-            self._run.student, self._trainset, self._training, self._validation.valset
-        )
+        self._begin_notes()
         self._progress = tqdm(
             total=n_updates,
             desc="Training-Free GRPO",
@@ -279,6 +284,7 @@ class Pipeline:
     def probe(self) -> list[Usage]:
         """What the first rollouts that a compile makes cost on average: the student's."""
         n = N_PROBED
+        self._begin_notes()
         with self.until_stopped():
             if self._validation.valset:
                 n = min(n, len(self._validation.valset))
