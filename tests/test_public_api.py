@@ -93,7 +93,6 @@ OF_LATER_ISSUES = [
     "reward",
     "rescue",
     "credit",
-    "executor",
 ]
 
 

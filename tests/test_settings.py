@@ -318,8 +318,8 @@ def test_a_gate_that_needs_scores_is_refused_where_nothing_gives_any() -> None:
 
 
 def test_an_argument_of_a_later_version_is_refused_and_not_ignored() -> None:
-    with pytest.raises(TypeError, match="executor"):
-        TrainingFreeGRPO(metric, executor=None)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="credit"):
+        TrainingFreeGRPO(metric, credit=None)  # type: ignore[call-arg]
 
 
 def test_several_faulty_arguments_are_named_in_one_message() -> None:

@@ -4,6 +4,7 @@ Source: arXiv 2510.08191. How each verb is done is `pipeline`'s business.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from os import PathLike
 from typing import Any
 
@@ -51,7 +52,12 @@ class TrainingFreeGRPO(Teleprompter):
         max_staleness: by how many updates the library that a batch's rollouts are made with may be
             behind: with 1, they run while the update before is still proposed and gated; with 0,
             they wait for it, as in the paper.
-        num_threads: default: `dspy.settings.num_threads`.
+        num_threads: how many rollouts and reflections are under way at once; default:
+            `dspy.settings.num_threads`; with an executor of processes twice its workers.
+        executor: where rollouts are run: any `concurrent.futures.Executor`, such as a
+            `ProcessPoolExecutor` or dask's `Client.get_executor()`; default: threads. Program,
+            metric, LMs (with their keys) and the settings of `dspy.context` are sent to its workers
+            by cloudpickle, and never written to a disk.
         rollout_timeout_s: seconds that a rollout or a reflection may take from its start; what
             takes longer is lost, not begun again.
         failure_score: the score of a rollout in which the program failed.
@@ -99,6 +105,7 @@ class TrainingFreeGRPO(Teleprompter):
         max_minutes: float | None = None,
         prices: Mapping[str, tuple[float, float]] | None = None,
         num_threads: int | None = None,
+        executor: Executor | None = None,
         max_staleness: int = DEFAULT_STALENESS,
         rollout_timeout_s: float | None = None,
         failure_score: float = 0.0,

@@ -29,11 +29,15 @@ def _never() -> bool:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """Calls and dollars taken for one LM call; corrected when it is known what it took."""
+    """Calls and dollars taken for one LM call; corrected when it is known what it took.
+
+    `is_share`: for work elsewhere, which mostly takes less and gives the rest back.
+    """
 
     n_calls: int
     cost: float
     is_given_up: Callable[[], bool] = _never
+    is_share: bool = False
 
 
 class Ledger:
@@ -76,8 +80,8 @@ class Ledger:
     ) -> Lease:
         """Take LM calls, and the dollars that they cost at most.
 
-        Where the dollars are not there because calls under way hold them, and those may give some
-        back, this waits for them; not for those that `is_given_up` says nobody waits for.
+        Where they are not there because calls under way hold them, and those may give some back,
+        this waits for them; not for those that `is_given_up` says nobody waits for.
 
         Raises:
             RunStopped: so many are not there, or the run has ended.
@@ -101,7 +105,11 @@ class Ledger:
         limit, most = self.budget.max_lm_calls, self.budget.max_cost
         n_taken, taken = max(self.n_lm_calls, self.n_paid), max(self.cost, self.paid)
         if limit is not None and n_taken + n_calls > limit - self._reserve.n_calls:
-            self._stop(f"max_lm_calls={limit} is used up")
+            on_loan = sum(lease.n_calls for lease in self._open if lease.is_share)
+            if n_taken - on_loan + n_calls > limit - self._reserve.n_calls:
+                self._stop(f"max_lm_calls={limit} is used up")
+            self._check()
+            return None
         if most is not None and taken + cost > most - self._reserve.cost:
             may_come_back = sum(lease.cost for lease in self._open if not lease.is_given_up())
             if taken - may_come_back + cost > most - self._reserve.cost:
@@ -113,6 +121,49 @@ class Ledger:
         lease = Lease(n_calls, cost, is_given_up)
         self._open.add(lease)
         return lease
+
+    def take_share(self, n_shares: int, least: tuple[int, float] = (0, 0.0)) -> Lease | None:
+        """Take a lease for work that is done elsewhere: an n-th of what is left.
+
+        It is at least `least` (calls, dollars), or all that is left. None: not now, as leases that
+        are out may bring some back.
+
+        Raises:
+            RunStopped: nothing is left, or the run has ended.
+        """
+        with self._lock:
+            self._check()
+            taken = max(self.n_lm_calls, self.n_paid) + self._reserve.n_calls
+            n_calls = self._share("max_lm_calls", taken, n_shares, max(1, least[0]))
+            dollars = max(self.cost, self.paid) + self._reserve.cost
+            cost = self._share("max_cost", dollars, n_shares, least[1])
+            self._check()
+            if n_calls is None or cost is None:
+                return None
+            lease = Lease(math.floor(n_calls), cost, is_share=True)
+            self._add(lease.n_calls, lease.cost)
+            self._open.add(lease)
+            return lease
+
+    def _share(self, name: str, taken: float, n_shares: int, least: float) -> float | None:
+        """An n-th of what is left of a limit (0 without one); None: not now."""
+        limit: float | None = getattr(self.budget, name)
+        if limit is None:
+            return 0.0
+        left = limit - taken
+        wanted = max(left / n_shares, least)
+        if wanted <= left:
+            return wanted
+        if any(lease.is_share for lease in self._open):
+            return None
+        if left <= 0:
+            self._stop(f"{name}={limit} is used up")
+        return left
+
+    def minutes_left(self) -> float | None:
+        """Until `max_minutes` are over; None without them."""
+        left = self._seconds_left()
+        return None if math.isinf(left) else max(0.0, left) / 60
 
     def _add(self, n_calls: int, cost: float) -> None:
         self.n_lm_calls += n_calls

@@ -106,6 +106,11 @@ class ExperienceLibrary:
     def __len__(self) -> int:
         return len(self._experiences)
 
+    def bare(self) -> "ExperienceLibrary":
+        """An equal library without annotations."""
+        plain = [Experience(e.id, e.text, e.scope) for e in self]
+        return ExperienceLibrary(plain, next_number=self._next_number)
+
     def __getitem__(self, id_: str) -> Experience:
         """The experience of that id. Raises KeyError."""
         return self._by_id()[id_]

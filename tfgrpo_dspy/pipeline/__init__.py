@@ -10,12 +10,12 @@ import random
 import statistics
 import time
 from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-import dspy
 from tqdm.auto import tqdm
 
 from tfgrpo_dspy.budget import Ledger
@@ -35,6 +35,7 @@ from tfgrpo_dspy.pipeline.extracting import Extractor
 from tfgrpo_dspy.pipeline.notes import Notes
 from tfgrpo_dspy.pipeline.proposing import Proposer
 from tfgrpo_dspy.pipeline.recorder import Recorder, operation_record
+from tfgrpo_dspy.pipeline.remote import IN_FLIGHT_PER_WORKER, RemoteWorkers
 from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, Turn
@@ -97,9 +98,8 @@ class Pipeline:
         self.start_library = ExperienceLibrary.from_program(student)
         own_student = copy_program(student)
         ledger = Ledger(settings.budget)
-        num_threads = settings.num_threads or dspy.settings.num_threads or 8
         archive = Archive(settings, own_student)
-        schedule = Schedule(Workers(num_threads), ledger, settings.rollout_timeout_s)
+        schedule = _schedule(settings, ledger)
         recorder = Recorder(settings.max_errors)
         notes = Notes(settings, archive, ledger)
         self._run = Run(settings, own_student, ledger, archive, notes, schedule, recorder)
@@ -559,6 +559,21 @@ class Batches:
             raise StopAsyncIteration
         self._update += 1
         return Batch(update, epoch, tuple(examples), library)
+
+
+def _schedule(settings: Settings, ledger: Ledger) -> Schedule:
+    """Over threads: our own, or those of the user's executor; rollouts over its processes."""
+    executor, timeout_s = settings.executor, settings.rollout_timeout_s
+    n_workers = getattr(executor, "_max_workers", None)
+    if isinstance(executor, ThreadPoolExecutor):
+        workers = Workers(settings.num_threads or n_workers or settings.threads, executor.submit)
+        return Schedule(workers, ledger, timeout_s)
+    workers = Workers(settings.threads)
+    if executor is None:
+        return Schedule(workers, ledger, timeout_s)
+    n_in_flight = settings.num_threads or IN_FLIGHT_PER_WORKER * (n_workers or settings.threads)
+    remote = RemoteWorkers(executor, n_in_flight, ledger, workers.finished)
+    return Schedule(workers, ledger, timeout_s, remote)
 
 
 async def _all_of(handles: "Sequence[Handle[Group]]") -> list[Group]:

@@ -217,7 +217,7 @@ class Archive:
             return own
         failure = rollout.failure
         score_key = self._score_key(key, metric, example, rollout)
-        if failure is not None and failure.kind in ("provider", "timeout"):
+        if failure is not None and failure.kind in ("provider", "timeout", "worker"):
             self.store.replace(f"lost:{key}", rollout.to_dict())
             return own
         bare = rollout

@@ -1,13 +1,14 @@
 """Rollouts: replayed where they are recorded, run where not, recorded as soon as they are done."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.pipeline.archive import Found
+from tfgrpo_dspy.pipeline.errands import Errand, Parcel
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, TimedOutError
 from tfgrpo_dspy.pipeline.workers import Done, Order
@@ -42,6 +43,13 @@ class _Job:
             return score_again(self.task, self.found.rollout)
         return run_rollout(self.task)
 
+    def errand(self) -> Errand:
+        """The same, to be done in another process."""
+        is_scored = self.found is not None and self.found.can_be_scored
+        recorded = self.found.rollout if self.found is not None and is_scored else None
+        sample, example = self.sample, self.task.example
+        return Errand(sample.library.bare(), example, sample.example, sample.rollout_id, recorded)
+
 
 class Rollouts:
     """Makes rollouts on one set of examples, for one role of the report.
@@ -64,6 +72,9 @@ class Rollouts:
         self._score = None if metric is None else adapt_metric(metric)
         self._temperature = temperature
         self._programs: dict[ExperienceLibrary, tuple[Any, Outline]] = {}
+        self._parcel: Parcel | None = None
+        if run.schedule.remote is not None and not run.settings.offline:
+            self._parcel = Parcel.of(run.student, metric, temperature, run.settings.prices or {})
 
     def admit(self, n: int) -> None:
         """Take the metric calls of so many rollouts. Raises RunStopped: a budget does not reach."""
@@ -77,7 +88,7 @@ class Rollouts:
         """
         failed = [rollout.failure.kind for rollout in rollouts if rollout.failure is not None]
         if self._metric is not None:
-            not_scored = sum(kind not in ("metric", "timeout") for kind in failed)
+            not_scored = sum(kind not in ("metric", "timeout", "worker") for kind in failed)
             self._run.ledger.give_back_metric_calls(not_scored)
 
     async def make(self, samples: Sequence[Sample], order: Order, update: int = 0) -> list[Rollout]:
@@ -121,9 +132,13 @@ class Rollouts:
         def keep(job: _Job, done: Done) -> None:
             made[job.position] = self._kept(job, self._outcome(job, done))
 
-        return [
-            run.schedule.submit(_Job.do, job, order, functools.partial(keep, job)) for job in jobs
-        ]
+        return [self._submitted(job, order, functools.partial(keep, job)) for job in jobs]
+
+    def _submitted(self, job: _Job, order: Order, keep: Callable[[Done], None]) -> Handle[None]:
+        schedule = self._run.schedule
+        if self._parcel is None:
+            return schedule.submit(_Job.do, job, order, keep)
+        return schedule.submit(self._parcel, job.errand(), order, keep, schedule.remote)
 
     def _baked(self, library: ExperienceLibrary) -> tuple[Any, Outline]:
         """The student with this library, and what rollouts need to know of it; a few are kept."""

@@ -14,9 +14,12 @@ from typing import Any, Generic, TypeVar, cast
 
 from tfgrpo_dspy.budget import Ledger, Task
 from tfgrpo_dspy.errors import RunStopped
+from tfgrpo_dspy.pipeline.remote import RemoteTask, RemoteWorkers
 from tfgrpo_dspy.pipeline.workers import Done, Order, Workers
 
 Result = TypeVar("Result")
+AnyTask = Task | RemoteTask
+Place = Workers | RemoteWorkers
 Step = tuple[Coroutine[Any, Any, Any], "Handle[Any]"]
 
 GRACE_S = 2.0
@@ -68,18 +71,27 @@ class Schedule:
 
     Args:
         workers: do the tasks.
+        remote: does those that are submitted to it; None: there is no executor.
         ledger: says when the run has ended.
         timeout_s: how long a task may take, from its start; None: as long as it takes.
     """
 
-    def __init__(self, workers: Workers, ledger: Ledger, timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        workers: Workers,
+        ledger: Ledger,
+        timeout_s: float | None,
+        remote: RemoteWorkers | None = None,
+    ) -> None:
+        self.remote = remote
         self._workers = workers
+        self._places: list[Place] = [workers] if remote is None else [workers, remote]
         self._ledger = ledger
         self._timeout_s = timeout_s
         self._ready: deque[Step] = deque()
-        self._dealt_with: Task | None = None
+        self._dealt_with: AnyTask | None = None
         self._ends_because = "nothing is left to wait for"
-        self._running: dict[Task, tuple[Handle[Any], Callable[[Done], Any]]] = {}
+        self._running: dict[AnyTask, tuple[Handle[Any], Callable[[Done], Any], Place]] = {}
         self._alive: dict[Handle[Any], Coroutine[Any, Any, Any]] = {}
 
     # ------------------------------------------------------------------ for coroutines
@@ -92,19 +104,26 @@ class Schedule:
         return handle
 
     def submit(
-        self, work: Callable[[Any], Any], item: Any, order: Order, then: Callable[[Done], Result]
+        self,
+        work: Any,
+        item: Any,
+        order: Order,
+        then: Callable[[Done], Result],
+        place: Place | None = None,
     ) -> Handle[Result]:
-        """Have a task done; `then` makes of it what will be in the handle, in this thread, at once.
+        """Have `work(item)` done; in `remote`, the errand `item` with the parcel `work`.
 
-        The task's slot is free when `then` has dealt with it and what waited for it has gone on: so
-        no more results than there are slots are ever in flight or unrecorded, and what follows from
-        a result is chosen from with the rest. A task that takes too long is abandoned, and comes
-        as a `TimedOutError`.
+        `then` makes of it what will be in the handle, in this thread, at once. The task's slot is
+        free when `then` has dealt with it and what waited for it has gone on: so no more results
+        than there are slots are ever in flight or unrecorded, and what follows from a result is
+        chosen from with the rest. A task that takes too long is abandoned, and comes as a
+        `TimedOutError`.
         """
         handle: Handle[Result] = Handle()
-        task = self._workers.new_task()
-        self._running[task] = (handle, then)
-        self._workers.start(task, work, item, order)
+        doing: Any = place or self._workers
+        task = doing.new_task()
+        self._running[task] = (handle, then, doing)
+        doing.start(task, work, item, order)
         return handle
 
     def never(self, why: str) -> Handle[None]:
@@ -134,9 +153,9 @@ class Schedule:
 
     def abandon_all(self) -> None:
         """Drop what is in flight, and every coroutine."""
-        self._workers.drop_waiting()  # a slot that is given up must not begin another
-        for task in self._running:
-            self._workers.abandon(task)
+        self._drop_waiting()  # a slot that is given up must not begin another
+        for task, (*_, place) in self._running.items():
+            place.abandon(task)  # type: ignore[arg-type]
         self._give_slot_back()
         self._running.clear()
         self._ready.clear()
@@ -147,7 +166,12 @@ class Schedule:
     def close(self) -> None:
         """Drop everything; begin nothing more."""
         self.abandon_all()
-        self._workers.close()
+        for place in self._places:
+            place.close()
+
+    def _drop_waiting(self) -> None:
+        for place in self._places:
+            place.drop_waiting()
 
     def _step(self, coroutine: Coroutine[Any, Any, Any], handle: Handle[Any]) -> None:
         try:
@@ -184,14 +208,14 @@ class Schedule:
         except queue.Empty:
             self._take_overdue()
         else:
-            self._deal_with(done)
+            self._give_slot_back()
+            waiting = self._running.get(done.task)
+            received = None if waiting is None else waiting[2].received(done)
+            if received is not None:
+                self._deal_with(received)
 
     def _deal_with(self, done: Done) -> None:
-        self._give_slot_back()
-        waiting = self._running.pop(done.task, None)
-        if waiting is None:
-            return
-        handle, then = waiting
+        handle, then, _ = self._running.pop(done.task)
         self._dealt_with = done.task
         if not isinstance(done.error, RunStopped):
             self._fulfil(handle, then(done))
@@ -204,10 +228,9 @@ class Schedule:
 
     def _drain(self) -> None:
         """Let what is in flight come in, for a moment; nothing is begun any more."""
-        self._workers.drop_waiting()
+        self._drop_waiting()
         for task in [task for task in self._running if task.started_s is None]:
-            del self._running[task]
-            self._workers.abandon(task)
+            self._running.pop(task)[2].abandon(task)  # type: ignore[arg-type]
         until = time.monotonic() + GRACE_S
         while self._running and (left := until - time.monotonic()) > 0:
             self._take(min(left, self._poll_s()))
@@ -225,6 +248,7 @@ class Schedule:
         now = time.monotonic()
         for task in list(self._running):
             if task.started_s is not None and now - task.started_s >= self._timeout_s:
-                self._workers.abandon(task)
+                self._running[task][2].abandon(task)  # type: ignore[arg-type]
+                self._give_slot_back()
                 error = TimedOutError(f"took over {self._timeout_s:g} s")
                 self._deal_with(Done(task, error=error))

@@ -26,9 +26,13 @@ Order = tuple[int, ...]
 class Done:
     """What became of a task: its result, or what was raised."""
 
-    task: Task
+    task: Any
     result: Any = None
     error: BaseException | None = None
+
+
+def _begin_daemon(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, daemon=True, name="tfgrpo").start()
 
 
 class Workers:
@@ -36,11 +40,15 @@ class Workers:
 
     Args:
         num_threads: how many tasks work at once.
+        begin_thread: has a function run in a thread of its own; default: a new daemon thread.
     """
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(
+        self, num_threads: int, begin_thread: Callable[[Callable[[], None]], Any] | None = None
+    ) -> None:
         self.finished: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._num_threads = num_threads
+        self._begin_thread = begin_thread or _begin_daemon
         self._slots = threading.Semaphore(num_threads)
         self._waiting: list[tuple[Order, int, Callable[[], bool]]] = []
         self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -73,6 +81,10 @@ class Workers:
         self._tokens.put(True)
         self._grow(self._num_threads)
 
+    def received(self, done: Done) -> Done | None:
+        """What came to `finished`, when it is dealt with."""
+        return done
+
     def drop_waiting(self) -> None:
         """Begin none of those that wait, whatever slots get free."""
         with self._lock:
@@ -94,7 +106,7 @@ class Workers:
             if self._n_threads >= limit or not self._waiting:
                 return
             self._n_threads += 1
-        threading.Thread(target=self._work, daemon=True, name="tfgrpo").start()
+        self._begin_thread(self._work)
 
     def _work(self) -> None:
         while self._tokens.get():

@@ -6,6 +6,7 @@ here runs a program or asks an LM.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any, cast
@@ -21,6 +22,7 @@ from tfgrpo_dspy.reflection import ExtractAdvantage, SummarizeTrajectory, Update
 
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_STALENESS = 1
+DEFAULT_THREADS = 8
 WHOLE_TRAINSET = 2**31
 """A batch size that no training set reaches: one batch an epoch."""
 NEEDED = ("max_staleness", "epochs", "max_experiences", "max_experience_words")
@@ -54,6 +56,7 @@ class Settings:
     failure_analysis: bool = True
     update_per_group: bool = False
     num_threads: int | None = None
+    executor: Executor | None = None
     max_staleness: int = DEFAULT_STALENESS
     rollout_timeout_s: float | None = None
     failure_score: float = 0.0
@@ -80,7 +83,12 @@ class Settings:
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default())
-        faults = [*self._number_faults(), *self._store_faults(), *self._object_faults()]
+        faults = [
+            *self._number_faults(),
+            *self._store_faults(),
+            *self._object_faults(),
+            *self._executor_faults(),
+        ]
         if faults:
             raise SettingsError(" ".join(faults))
 
@@ -176,6 +184,18 @@ class Settings:
         for name in ("summarize_trajectory", "extract_advantage", "update_library"):
             if not isinstance(getattr(self, name), dspy.Module):
                 yield f"{name}={getattr(self, name)!r}: pass a dspy.Module."
+
+    def _executor_faults(self) -> Iterator[str]:
+        if self.executor is not None and not isinstance(self.executor, Executor):
+            yield (
+                f"executor={self.executor!r}: pass a concurrent.futures.Executor, such as "
+                f"ProcessPoolExecutor(8), or Client.get_executor() of dask.distributed."
+            )
+
+    @property
+    def threads(self) -> int:
+        """How many tasks may be under way at once."""
+        return self.num_threads or dspy.settings.num_threads or DEFAULT_THREADS
 
     @property
     def limits(self) -> Limits:

@@ -1,0 +1,235 @@
+"""One rollout in another process: a parcel that all rollouts share, an errand for each, a record.
+
+cloudpickle writes both (plain pickle cannot hold DSPy programs). A parcel holds program, metric,
+LMs and settings, API keys included: it travels, and is never written to a disk. A worker keeps the
+parcels that it has seen; an errand comes without its parcel, and asks for it where it is unknown.
+"""
+
+import hashlib
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import cloudpickle
+import dspy
+
+from tfgrpo_dspy.budget import Budget, Ledger
+from tfgrpo_dspy.errors import RunStopped, SettingsError
+from tfgrpo_dspy.experience import ExperienceLibrary, copy_program, language_models
+from tfgrpo_dspy.metric import adapt_metric
+from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
+
+OF_ONE_CALL = frozenset(
+    "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905
+)
+"""DSPy settings that belong to the call they were made for, not to the user's context."""
+KEPT_PARCELS = 8
+KEPT_PROGRAMS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What the rollouts of one set of examples have in common, as bytes, and its hash."""
+
+    key: str
+    blob: bytes = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        student: Any,
+        metric: Any,
+        temperature: float | None,
+        prices: Mapping[str, tuple[float, float]],
+    ) -> "Parcel":
+        """Program, metric and the settings of this thread's `dspy.context`, packed.
+
+        Raises:
+            SettingsError: something of it cannot be sent to another process.
+        """
+        context = {k: v for k, v in dspy.settings.copy().items() if k not in OF_ONE_CALL}
+        if isinstance(context["lm"], dspy.BaseLM):
+            context["lm"] = context["lm"].copy()  # without what it was asked so far
+        own = {id(lm): lm.copy() for lm in language_models(student)}
+        parts = {
+            "the program": copy_program(student, own),
+            "the metric": metric,
+            "the settings of dspy.context (LM, adapter, callbacks)": context,
+        }
+        try:
+            blob = cloudpickle.dumps((*parts.values(), temperature, dict(prices)))
+        except Exception as error:  # whatever a user's object raises
+            culprits = [name for name, part in parts.items() if not _can_be_sent(part)]
+            raise SettingsError(
+                f"executor: {' and '.join(culprits) or 'this run'} cannot be sent to other "
+                f"processes ({type(error).__name__}: {error}); leave the lock, connection or "
+                f"client out that it holds, or pass num_threads instead of executor."
+            ) from error
+        return cls(hashlib.blake2b(blob, digest_size=16).hexdigest(), blob)
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """One rollout that is to be made, or only scored where `recorded` has its outputs."""
+
+    library: ExperienceLibrary
+    example: Any
+    index: int
+    rollout_id: int
+    recorded: Rollout | None = None
+
+    def packed(self) -> bytes:
+        """As bytes. Raises SettingsError: the example cannot be sent."""
+        try:
+            return bytes(cloudpickle.dumps(self))
+        except Exception as error:  # whatever a user's object raises
+            raise SettingsError(
+                f"executor: example {self.index} cannot be sent to other processes "
+                f"({type(error).__name__}: {error})."
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of an errand.
+
+    `rollout` is the record of it, where it was made; `n_calls` and `cost` what its lease was used
+    for. `lacks` says that the worker has not seen the parcel, `was_begun` that a worker before was
+    lost over it, with the lease; `stopped_because` why it was not finished.
+    """
+
+    rollout: dict[str, Any] | None = None
+    n_calls: int = 0
+    cost: float = 0.0
+    n_metric_calls: int = 0
+    stopped_because: str = ""
+    is_failure: bool = False
+    lacks: bool = False
+    was_begun: bool = False
+
+
+@dataclass(slots=True)
+class _Unpacked:
+    student: Any
+    score: Any
+    context: dict[str, Any]
+    temperature: float | None
+    prices: Mapping[str, tuple[float, float]]
+    programs: dict[ExperienceLibrary, tuple[Any, Outline]] = field(default_factory=dict)
+
+    def baked(self, library: ExperienceLibrary) -> tuple[Any, Outline]:
+        """The program with this library; a few are kept."""
+        found = self.programs.get(library)
+        if found is None:
+            if len(self.programs) >= KEPT_PROGRAMS:
+                self.programs.clear()
+            program = library.bake(self.student)
+            found = self.programs[library] = (program, Outline.of(program))
+        return found
+
+
+_parcels: dict[str, _Unpacked] = {}
+_unpacking = threading.Lock()
+
+
+def run_errand(
+    key: str, blob: bytes | None, packed: bytes, budget: Budget, lease: str = ""
+) -> Outcome:
+    """Make a rollout in this process; nothing but memory is written.
+
+    Args:
+        key, blob: the parcel; None: as this worker is thought to have it.
+        packed: the `Errand`.
+        budget: the lease, as a budget of its own.
+        lease: its name, where it must be used once only.
+    """
+    try:
+        unpacked = _unpacked(key, blob)
+        errand = cloudpickle.loads(packed)
+    except Exception as error:  # noqa: BLE001 - told to the coordinator
+        message = (
+            f"a worker of the executor cannot read the program: {type(error).__name__}: {error}. "
+            f"It needs this package, dspy, and every module that program and metric come from."
+        )
+        return Outcome(stopped_because=message, is_failure=True)
+    if unpacked is None:
+        return Outcome(lacks=True)
+    if lease and _was_begun(lease):
+        return Outcome(was_begun=True)
+    return _run(unpacked, errand, Ledger(budget))
+
+
+def _run(unpacked: _Unpacked, errand: Errand, ledger: Ledger) -> Outcome:
+    rollout = None
+    try:
+        with dspy.context(**unpacked.context):
+            program, outline = unpacked.baked(errand.library)
+            task = RolloutTask(
+                program=program,
+                example=errand.example,
+                index=errand.index,
+                rollout_id=errand.rollout_id,
+                temperature=unpacked.temperature,
+                score=unpacked.score,
+                ledger=ledger,
+                prices=unpacked.prices,
+                outline=outline,
+            )
+            if errand.recorded is None:
+                rollout = run_rollout(task)
+            else:
+                rollout = score_again(task, errand.recorded)
+    except RunStopped:
+        pass  # the outcome says why
+    return Outcome(
+        rollout=None if rollout is None else rollout.to_dict(),
+        n_calls=ledger.n_lm_calls,
+        cost=ledger.cost,
+        n_metric_calls=ledger.n_metric_calls_made,
+        stopped_because="" if rollout is not None else ledger.stopped_because,
+        is_failure=ledger.is_failure,
+    )
+
+
+def _unpacked(key: str, blob: bytes | None) -> _Unpacked | None:
+    """The parcel of that key; None where it is not here."""
+    with _unpacking:
+        if key not in _parcels:
+            if blob is None:
+                return None
+            if len(_parcels) >= KEPT_PARCELS:
+                _parcels.clear()
+            student, metric, context, temperature, prices = cloudpickle.loads(blob)
+            score = None if metric is None else adapt_metric(metric)
+            _parcels[key] = _Unpacked(student, score, context, temperature, prices)
+        return _parcels[key]
+
+
+def _was_begun(lease: str) -> bool:
+    """Whether this lease was in use before; dask runs what a lost worker had begun again by itself.
+
+    Other executors never run a task twice.
+    """
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return False
+    try:
+        distributed.get_worker()
+    except ValueError:  # not in a worker of dask
+        return False
+    begun = distributed.Event(f"tfgrpo/{lease}")
+    if begun.is_set():
+        return True
+    begun.set()
+    return False
+
+
+def _can_be_sent(part: Any) -> bool:
+    try:
+        cloudpickle.dumps(part)
+    except Exception:  # noqa: BLE001 - as above
+        return False
+    return True
