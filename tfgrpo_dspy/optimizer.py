@@ -60,6 +60,11 @@ class TrainingFreeGRPO(Teleprompter):
             by cloudpickle, and never written to a disk.
         rollout_timeout_s: seconds that a rollout or a reflection may take from its start; what
             takes longer is lost, not begun again.
+        quorum: the share of a group's rollouts with which it goes on when the others take over
+            three times as long as the run's rollouts mostly do; those are left out, and recorded
+            so. None: a group waits for all of its rollouts.
+        hedge: begin a rollout or a reflection that takes so long a second time; the first that is
+            there counts, both are paid. Quorum and hedge look at the clock: what is learned then depends on it.
         failure_score: the score of a rollout in which the program failed.
         max_errors: how many rollouts and reflections may fail, by other than an unparsed answer,
             before the run is ended; default: half of them, and in any case 20.
@@ -108,6 +113,8 @@ class TrainingFreeGRPO(Teleprompter):
         executor: Executor | None = None,
         max_staleness: int = DEFAULT_STALENESS,
         rollout_timeout_s: float | None = None,
+        quorum: float | None = None,
+        hedge: bool = False,
         failure_score: float = 0.0,
         max_errors: int | None = None,
         log_dir: str | PathLike[str] | None = None,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-FailureKind = Literal["program", "parse", "provider", "metric", "timeout", "worker"]
+FailureKind = Literal["program", "parse", "provider", "metric", "timeout", "straggler", "worker"]
 """Whose failure it was: the program raised; an answer did not parse; the LM's provider failed
 after its retries; the metric raised or gave no score; the rollout took longer than it may. The
 first two are the program's own."""

@@ -27,6 +27,9 @@ from tfgrpo_dspy.store import (
     reading,
 )
 
+NO_RESULT = ("provider", "timeout", "straggler", "worker")
+"""Failures that are not the program's: noted, never kept as results."""
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -167,7 +170,7 @@ class Archive:
             return None
         record = self.store.get(key)
         if record is None:
-            return self._found_lost(key)
+            return self._found_left(key) or self._found_lost(key)
         with reading(key):
             rollout = Rollout.from_dict(record["rollout"])
         if rollout.failure is not None or metric is None:
@@ -198,6 +201,14 @@ class Archive:
         with reading(key):
             return None if record is None else Found(key, Rollout.from_dict(record), False, False)
 
+    def _found_left(self, key: str) -> Found | None:
+        """A rollout that its group did not wait for: where a quorum rules, it is so again."""
+        if self.store is None or self._settings.quorum is None:
+            return None
+        record = self.store.get(f"left:{key}")
+        with reading(key):
+            return None if record is None else Found(key, Rollout.from_dict(record), False, False)
+
     def keep_rollout(
         self,
         key: str,
@@ -217,8 +228,9 @@ class Archive:
             return own
         failure = rollout.failure
         score_key = self._score_key(key, metric, example, rollout)
-        if failure is not None and failure.kind in ("provider", "timeout", "worker"):
-            self.store.replace(f"lost:{key}", rollout.to_dict())
+        if failure is not None and failure.kind in NO_RESULT:
+            stage = "left" if failure.kind == "straggler" else "lost"
+            self.store.replace(f"{stage}:{key}", rollout.to_dict())
             return own
         bare = rollout
         if failure is None or failure.kind == "metric":

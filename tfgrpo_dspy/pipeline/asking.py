@@ -14,6 +14,7 @@ from tfgrpo_dspy.budget import CallWatcher, Meter, metered
 from tfgrpo_dspy.experience import copy_program, language_models
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, TimedOutError
+from tfgrpo_dspy.pipeline.stragglers import Stragglers
 from tfgrpo_dspy.pipeline.workers import Done, Order
 from tfgrpo_dspy.reflection import as_input, describe_program
 from tfgrpo_dspy.rollout import Failure, Usage
@@ -65,6 +66,9 @@ class Asker:
             settings.extract_advantage,
             settings.update_library,
         )
+        self._stragglers = {
+            stage: Stragglers(None, settings.hedge) for stage in ("summary", "lesson", "update")
+        }
         self._held = {id(module): language_models(module) for module in modules}
         self.common = {
             "program": describe_program(run.student),
@@ -118,7 +122,11 @@ class Asker:
 
         return [
             run.schedule.submit(
-                self._answer, questions[index], order, functools.partial(keep, index)
+                self._answer,
+                questions[index],
+                order,
+                functools.partial(keep, index),
+                watch=self._stragglers[questions[index].stage].watch(len(questions)),
             )
             for index in open_ones
         ]

@@ -73,7 +73,7 @@ class Recorder:
     def check_errors(self, ledger: Ledger, failure: Failure | None) -> None:
         """Count what was done just now; end the run where too much of it failed."""
         self._n_done += 1
-        if failure is None or failure.kind == "parse":
+        if failure is None or failure.kind in ("parse", "straggler"):
             return
         message = failure.message.partition(" on the example ")[0]  # equal but for the example
         self._errors[" ".join(message.split())[:LOGGED_CHARACTERS]] += 1

@@ -10,7 +10,8 @@ from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.pipeline.archive import Found
 from tfgrpo_dspy.pipeline.errands import Errand, Parcel
 from tfgrpo_dspy.pipeline.run import Run
-from tfgrpo_dspy.pipeline.schedule import Handle, TimedOutError
+from tfgrpo_dspy.pipeline.schedule import Handle, LeftBehindError, TimedOutError
+from tfgrpo_dspy.pipeline.stragglers import Stragglers, Watch
 from tfgrpo_dspy.pipeline.workers import Done, Order
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
@@ -72,9 +73,12 @@ class Rollouts:
         self._score = None if metric is None else adapt_metric(metric)
         self._temperature = temperature
         self._programs: dict[ExperienceLibrary, tuple[Any, Outline]] = {}
+        settings = run.settings
+        quorum = settings.quorum if role == "rollout" else None  # a gate's trials come in pairs
+        self._stragglers = Stragglers(quorum, settings.hedge)
         self._parcel: Parcel | None = None
-        if run.schedule.remote is not None and not run.settings.offline:
-            self._parcel = Parcel.of(run.student, metric, temperature, run.settings.prices or {})
+        if run.schedule.remote is not None and not settings.offline:
+            self._parcel = Parcel.of(run.student, metric, temperature, settings.prices or {})
 
     def admit(self, n: int) -> None:
         """Take the metric calls of so many rollouts. Raises RunStopped: a budget does not reach."""
@@ -84,11 +88,11 @@ class Rollouts:
     def settle(self, rollouts: Sequence[Rollout]) -> None:
         """Give the metric calls back that were not made, because the program failed.
 
-        What took too long may have been in the metric.
+        What took too long, or was lost with a worker, may have been in the metric.
         """
         failed = [rollout.failure.kind for rollout in rollouts if rollout.failure is not None]
         if self._metric is not None:
-            not_scored = sum(kind not in ("metric", "timeout", "worker") for kind in failed)
+            not_scored = sum(kind in ("program", "parse", "provider") for kind in failed)
             self._run.ledger.give_back_metric_calls(not_scored)
 
     async def make(self, samples: Sequence[Sample], order: Order, update: int = 0) -> list[Rollout]:
@@ -132,13 +136,19 @@ class Rollouts:
         def keep(job: _Job, done: Done) -> None:
             made[job.position] = self._kept(job, self._outcome(job, done))
 
-        return [self._submitted(job, order, functools.partial(keep, job)) for job in jobs]
+        watch = self._stragglers.watch(len(samples))
+        if watch is not None:
+            watch.n_done = len(made)
+        return [self._submitted(job, order, functools.partial(keep, job), watch) for job in jobs]
 
-    def _submitted(self, job: _Job, order: Order, keep: Callable[[Done], None]) -> Handle[None]:
+    def _submitted(
+        self, job: _Job, order: Order, keep: Callable[[Done], None], watch: Watch | None
+    ) -> Handle[None]:
         schedule = self._run.schedule
         if self._parcel is None:
-            return schedule.submit(_Job.do, job, order, keep)
-        return schedule.submit(self._parcel, job.errand(), order, keep, schedule.remote)
+            return schedule.submit(_Job.do, job, order, keep, watch=watch)
+        errand = job.errand()
+        return schedule.submit(self._parcel, errand, order, keep, schedule.remote, watch)
 
     def _baked(self, library: ExperienceLibrary) -> tuple[Any, Outline]:
         """The student with this library, and what rollouts need to know of it; a few are kept."""
@@ -184,9 +194,12 @@ class Rollouts:
             self._run.ledger.spend(usage.n_lm_calls, usage.cost_usd)
 
     def _outcome(self, job: _Job, done: Done) -> Rollout:
+        failure = None
         if isinstance(done.error, TimedOutError):
-            message = f"the rollout {done.error}, which is rollout_timeout_s"
-            failure = Failure("timeout", message)
+            failure = Failure("timeout", f"the rollout {done.error}, which is rollout_timeout_s")
+        elif isinstance(done.error, LeftBehindError):
+            failure = Failure("straggler", f"the rollout {done.error}, as its group had a quorum")
+        if failure is not None:
             return Rollout(job.sample.example, job.sample.rollout_id, failure=failure)
         if done.error is not None:
             raise done.error

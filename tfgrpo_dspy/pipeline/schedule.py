@@ -10,11 +10,13 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
 from tfgrpo_dspy.budget import Ledger, Task
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.pipeline.remote import RemoteTask, RemoteWorkers
+from tfgrpo_dspy.pipeline.stragglers import Verdict, Watch
 from tfgrpo_dspy.pipeline.workers import Done, Order, Workers
 
 Result = TypeVar("Result")
@@ -25,10 +27,27 @@ Step = tuple[Coroutine[Any, Any, Any], "Handle[Any]"]
 GRACE_S = 2.0
 """How long calls in flight are waited for when a budget is reached, so that they are not lost."""
 LONGEST_POLL_S = 0.5
+WATCHED_POLL_S = 0.05
 
 
 class TimedOutError(Exception):
     """The task took longer than it may; it was abandoned."""
+
+
+class LeftBehindError(Exception):
+    """The task took far longer than its siblings; it was abandoned."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """What waits for a task, and how to begin a second one in its place."""
+
+    handle: "Handle[Any]"
+    then: "Callable[[Done], Any]"
+    place: "Place"
+    given: tuple[Any, Any, Order]
+    watch: Watch | None
+    tasks: "list[AnyTask]" = field(default_factory=list)
 
 
 class Handle(Generic[Result]):
@@ -91,7 +110,7 @@ class Schedule:
         self._ready: deque[Step] = deque()
         self._dealt_with: AnyTask | None = None
         self._ends_because = "nothing is left to wait for"
-        self._running: dict[AnyTask, tuple[Handle[Any], Callable[[Done], Any], Place]] = {}
+        self._running: dict[AnyTask, _Waiting] = {}
         self._alive: dict[Handle[Any], Coroutine[Any, Any, Any]] = {}
 
     # ------------------------------------------------------------------ for coroutines
@@ -110,6 +129,7 @@ class Schedule:
         order: Order,
         then: Callable[[Done], Result],
         place: Place | None = None,
+        watch: Watch | None = None,
     ) -> Handle[Result]:
         """Have `work(item)` done; in `remote`, the errand `item` with the parcel `work`.
 
@@ -117,14 +137,19 @@ class Schedule:
         free when `then` has dealt with it and what waited for it has gone on: so no more results
         than there are slots are ever in flight or unrecorded, and what follows from a result is
         chosen from with the rest. A task that takes too long is abandoned, and comes as a
-        `TimedOutError`.
+        `TimedOutError`; one that `watch` leaves behind as a `LeftBehindError`.
         """
         handle: Handle[Result] = Handle()
-        doing: Any = place or self._workers
-        task = doing.new_task()
-        self._running[task] = (handle, then, doing)
-        doing.start(task, work, item, order)
+        given = (work, item, order)
+        self._begin(_Waiting(handle, then, place or self._workers, given, watch))
         return handle
+
+    def _begin(self, waiting: _Waiting) -> None:
+        place: Any = waiting.place
+        task = place.new_task()
+        waiting.tasks.append(task)
+        self._running[task] = waiting
+        place.start(task, *waiting.given)
 
     def never(self, why: str) -> Handle[None]:
         """What will not be there; the run ends, for this reason, when it can only wait for such."""
@@ -154,8 +179,8 @@ class Schedule:
     def abandon_all(self) -> None:
         """Drop what is in flight, and every coroutine."""
         self._drop_waiting()  # a slot that is given up must not begin another
-        for task, (*_, place) in self._running.items():
-            place.abandon(task)  # type: ignore[arg-type]
+        for task, waiting in self._running.items():
+            self._abandon(task, waiting)
         self._give_slot_back()
         self._running.clear()
         self._ready.clear()
@@ -168,6 +193,10 @@ class Schedule:
         self.abandon_all()
         for place in self._places:
             place.close()
+
+    def _abandon(self, task: AnyTask, waiting: _Waiting) -> None:
+        place: Any = waiting.place
+        place.abandon(task)
 
     def _drop_waiting(self) -> None:
         for place in self._places:
@@ -210,15 +239,21 @@ class Schedule:
         else:
             self._give_slot_back()
             waiting = self._running.get(done.task)
-            received = None if waiting is None else waiting[2].received(done)
+            received = None if waiting is None else waiting.place.received(done)
             if received is not None:
                 self._deal_with(received)
 
     def _deal_with(self, done: Done) -> None:
-        handle, then, _ = self._running.pop(done.task)
+        waiting = self._running[done.task]
+        for task in waiting.tasks:
+            self._running.pop(task, None)
+            if task is not done.task:
+                self._abandon(task, waiting)
         self._dealt_with = done.task
+        if waiting.watch is not None:
+            waiting.watch.done(done.task.started_s)
         if not isinstance(done.error, RunStopped):
-            self._fulfil(handle, then(done))
+            self._fulfil(waiting.handle, waiting.then(done))
 
     def _give_slot_back(self) -> None:
         """That of the last task which was dealt with."""
@@ -230,25 +265,41 @@ class Schedule:
         """Let what is in flight come in, for a moment; nothing is begun any more."""
         self._drop_waiting()
         for task in [task for task in self._running if task.started_s is None]:
-            self._running.pop(task)[2].abandon(task)  # type: ignore[arg-type]
+            self._abandon(task, self._running.pop(task))
         until = time.monotonic() + GRACE_S
         while self._running and (left := until - time.monotonic()) > 0:
             self._take(min(left, self._poll_s()))
 
     def _poll_s(self) -> float:
+        longest = WATCHED_POLL_S if self._is_watched() else LONGEST_POLL_S
         if self._timeout_s is None:
-            return LONGEST_POLL_S
+            return longest
         now = time.monotonic()
         ends = [task.started_s + self._timeout_s for task in self._running if task.started_s]
-        return max(0.001, min([LONGEST_POLL_S, *(end - now for end in ends)]))
+        return max(0.001, min([longest, *(end - now for end in ends)]))
+
+    def _is_watched(self) -> bool:
+        return any(waiting.watch is not None for waiting in self._running.values())
 
     def _take_overdue(self) -> None:
-        if self._timeout_s is None:
-            return
         now = time.monotonic()
-        for task in list(self._running):
-            if task.started_s is not None and now - task.started_s >= self._timeout_s:
-                self._running[task][2].abandon(task)  # type: ignore[arg-type]
-                self._give_slot_back()
-                error = TimedOutError(f"took over {self._timeout_s:g} s")
-                self._deal_with(Done(task, error=error))
+        for task, waiting in list(self._running.items()):
+            if task.started_s is None or task not in self._running:
+                continue
+            seconds = now - task.started_s
+            if self._timeout_s is not None and seconds >= self._timeout_s:
+                self._give_up(task, waiting, TimedOutError(f"took over {self._timeout_s:g} s"))
+            elif waiting.watch is not None:
+                self._look_after(task, waiting, waiting.watch, seconds)
+
+    def _look_after(self, task: AnyTask, waiting: _Waiting, watch: Watch, seconds: float) -> None:
+        verdict = watch.verdict(seconds, is_hedged=len(waiting.tasks) > 1)
+        if verdict is Verdict.LEAVE:
+            self._give_up(task, waiting, LeftBehindError(f"was left behind after {seconds:.1f} s"))
+        elif verdict is Verdict.ASK_AGAIN:
+            self._begin(waiting)
+
+    def _give_up(self, task: AnyTask, waiting: _Waiting, error: Exception) -> None:
+        self._abandon(task, waiting)
+        self._give_slot_back()
+        self._deal_with(Done(task, error=error))

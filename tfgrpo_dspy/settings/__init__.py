@@ -59,6 +59,8 @@ class Settings:
     executor: Executor | None = None
     max_staleness: int = DEFAULT_STALENESS
     rollout_timeout_s: float | None = None
+    quorum: float | None = None
+    hedge: bool = False
     failure_score: float = 0.0
     max_errors: int | None = None
     auto: str | None = None
@@ -133,6 +135,8 @@ class Settings:
             is_bad = not _is_finite(value) or isinstance(value, bool)
             if value is not None and (is_bad or value <= 0):
                 yield f"{name}={value!r}: pass a number above 0, or None."
+        if self.quorum is not None and not (_is_finite(self.quorum) and 0 < self.quorum <= 1):
+            yield f"quorum={self.quorum!r}: pass a share of a group, above 0 up to 1, or None."
         yield from self._temperature_faults()
 
     def _temperature_faults(self) -> Iterator[str]:
