@@ -36,12 +36,26 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class Effect:
+    """What an experience's presence does to the score: an estimate with its standard error.
+
+    The estimand is the mean effect of its presence over random halves of the other experiences;
+    `n_rollouts` are those that it was estimated from.
+    """
+
+    estimate: float
+    standard_error: float
+    n_rollouts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Experience:
     """One line of advice with a stable id, a scope and its evidence.
 
     `id` is "E" and a number from 1; `text` is stripped of outer white space and must not be
-    empty; `scope` is a predictor's name, or "*" for all. Evidence is an annotation: it takes no
-    part in equality.
+    empty; `scope` is a predictor's name, or "*" for all. Evidence, the measured effect, its price
+    (the tokens that it adds to each call; None where they were not counted) and whether it is on
+    trial are annotations: they take no part in equality.
 
     Raises:
         LibraryError: the id, the text or the scope is not of that form.
@@ -51,6 +65,9 @@ class Experience:
     text: str
     scope: str = ALL
     evidence: tuple[Evidence, ...] = ()
+    effect: Effect | None = None
+    price: int | None = None
+    is_on_trial: bool = False
 
     def __post_init__(self) -> None:
         _check_id(self.id)

@@ -1,92 +1,14 @@
-"""Gates: from measured scores, does an update stay? A gate is asked in turns and calls nothing.
-
-    while True:
-        answer = gate.next(evidence)
-        if it is a Decision: take its library
-        evidence = evidence with the scores of answer.libraries on answer.examples
-
-So a gate is pure and replayable: it may stop early, choose the examples, and choose among subsets
-of the operations. The trials are run by `pipeline`: each library on the same examples, with the
-same rollout ids, as deployed (at the LM's own temperature).
-"""
+"""A gate for one thing at a time: incumbent against candidates on the same examples."""
 
 import math
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from tfgrpo_dspy.experience import DEFAULT_LIMITS, ExperienceLibrary, Keep, Limits, Operation
-
-
-@dataclass(frozen=True, slots=True)
-class Trials:
-    """What a gate wants measured: each library on each of the validation examples (positions)."""
-
-    libraries: tuple[ExperienceLibrary, ...]
-    examples: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The library that stays, and why, in words for people."""
-
-    library: ExperienceLibrary
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class TrialEvidence:
-    """What a gate knows when it is asked.
-
-    `operations` are those that the incumbent would take; `n_examples` is the size of the
-    validation set; `scores[library][example]` is None where the provider or the metric failed.
-    `update` counts the updates of the run from 0; a gate draws its examples by it.
-    """
-
-    incumbent: ExperienceLibrary
-    operations: tuple[Operation, ...]
-    n_examples: int
-    update: int
-    limits: Limits = DEFAULT_LIMITS
-    scores: Mapping[ExperienceLibrary, Mapping[int, float | None]] = field(default_factory=dict)
-
-    @property
-    def proposed(self) -> ExperienceLibrary:
-        """The incumbent with all operations applied."""
-        return self.incumbent.apply(self.operations, self.limits)
-
-    def has_tried(self, library: ExperienceLibrary, examples: Sequence[int]) -> bool:
-        """Whether the library was tried on all of these examples."""
-        return self.scores.get(library, {}).keys() >= set(examples)
-
-    def gains(self, library: ExperienceLibrary, examples: Sequence[int]) -> list[float]:
-        """Score of the library minus score of the incumbent, where both have one."""
-        theirs, ours = self.scores.get(library, {}), self.scores.get(self.incumbent, {})
-        pairs = [(theirs.get(example), ours.get(example)) for example in examples]
-        return [new - old for new, old in pairs if new is not None and old is not None]
-
-
-class Gate(Protocol):
-    """What decides over an update. `metric`, where not None, scores its trials instead of ours."""
-
-    metric: Callable[..., Any] | None
-
-    def next(self, evidence: TrialEvidence) -> Trials | Decision:
-        """The trials that it wants, or its decision; a pure function of the evidence."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class NoGate:
-    """Every update stays, as in the paper; nothing is measured."""
-
-    metric: Callable[..., Any] | None = None
-
-    def next(self, evidence: TrialEvidence) -> Trials | Decision:
-        """The proposed library, at once."""
-        return Decision(evidence.proposed, "no gate")
+from tfgrpo_dspy.experience import ExperienceLibrary, Keep
+from tfgrpo_dspy.gate.protocol import Decision, TrialEvidence, Trials
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +54,7 @@ class PairedGate:
             examples = order[:n_shown]
             missing = [lib for lib in racing if not evidence.has_tried(lib, examples)]
             if missing or not evidence.has_tried(evidence.incumbent, examples):
-                return Trials((evidence.incumbent, *racing), tuple(examples))
+                return Trials.of((evidence.incumbent, *racing), examples)
             racing = self._ahead(racing, evidence, examples)
             if not racing:
                 return Decision(evidence.incumbent, f"behind after {n_shown} examples")

@@ -1,0 +1,28 @@
+"""Gates: from measured scores, does an update stay? A gate is asked in turns and calls nothing.
+
+`protocol` says what a gate is asked and what it answers; each gate has a file of its own.
+"""
+
+from tfgrpo_dspy.gate.paired import PairedGate
+from tfgrpo_dspy.gate.protocol import (
+    Decision,
+    Gate,
+    GroupEvidence,
+    GroupPlan,
+    NoGate,
+    Trial,
+    TrialEvidence,
+    Trials,
+)
+
+__all__ = [
+    "Decision",
+    "Gate",
+    "GroupEvidence",
+    "GroupPlan",
+    "NoGate",
+    "PairedGate",
+    "Trial",
+    "TrialEvidence",
+    "Trials",
+]
