@@ -12,7 +12,8 @@ from dspy.teleprompt import Teleprompter
 
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate import Gate, NoGate
-from tfgrpo_dspy.pipeline import Batch, Pipeline
+from tfgrpo_dspy.pipeline import Pipeline
+from tfgrpo_dspy.pipeline.batches import Batch
 from tfgrpo_dspy.pipeline.schedule import Handle
 from tfgrpo_dspy.reflection import Lesson
 from tfgrpo_dspy.rollout import Rollout, Usage

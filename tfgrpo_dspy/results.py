@@ -48,7 +48,10 @@ class OperationRecord:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRecord:
-    """One update: a batch of groups, the lessons drawn from it, what became of them."""
+    """One update: a batch of groups, the lessons drawn from it, what became of them.
+
+    `dropped` says, by id, why the gate left out an experience.
+    """
 
     update: int
     epoch: int
@@ -60,6 +63,7 @@ class UpdateRecord:
     reason: str
     library_size: int
     validation: ScoreSummary | None
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

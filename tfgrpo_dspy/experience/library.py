@@ -82,7 +82,7 @@ class ExperienceLibrary:
         LibraryError: an id occurs twice, or `next_number` is not above every id in use.
     """
 
-    __slots__ = ("_experiences", "_next_number")
+    __slots__ = ("_experiences", "_hash", "_next_number")
 
     def __init__(
         self, experiences: Iterable[Experience] = (), *, next_number: int | None = None
@@ -99,6 +99,7 @@ class ExperienceLibrary:
                 f"next_number={next_number!r}: must be a whole number of at least {free}, above "
                 f"every id in use."
             )
+        self._hash = hash((self._experiences, self._next_number))
 
     def __iter__(self) -> Iterator[Experience]:
         return iter(self._experiences)
@@ -118,10 +119,18 @@ class ExperienceLibrary:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ExperienceLibrary):
             return NotImplemented
-        return self._experiences == other._experiences and self._next_number == other._next_number
+        return (
+            self._hash == other._hash
+            and self._next_number == other._next_number
+            and self._experiences == other._experiences
+        )
 
     def __hash__(self) -> int:
-        return hash((self._experiences, self._next_number))
+        return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made anew where it is unpickled: hashes of strings differ from process to process."""
+        return _remade, (self._experiences, self._next_number)
 
     def __repr__(self) -> str:
         return f"ExperienceLibrary({list(self._experiences)}, next_number={self._next_number})"
@@ -365,3 +374,7 @@ def _suffix(experience: Experience) -> str:
 def _experience_from(fields: Mapping[str, Any]) -> Experience:
     evidence = tuple(Evidence(**item) for item in fields["evidence"])
     return Experience(**{**fields, "evidence": evidence})
+
+
+def _remade(experiences: tuple[Experience, ...], next_number: int) -> ExperienceLibrary:
+    return ExperienceLibrary(experiences, next_number=next_number)

@@ -12,26 +12,27 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from tfgrpo_dspy.budget import Ledger
-from tfgrpo_dspy.errors import GateError, RunFailedError, RunStopped, StoreError
+from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience import (
     ExperienceLibrary,
-    Keep,
     Operation,
     Refusal,
     copy_program,
     sift,
 )
-from tfgrpo_dspy.gate import Decision, TrialEvidence, Trials
+from tfgrpo_dspy.gate import Decision, GroupPlan, Trials
 from tfgrpo_dspy.pipeline.archive import Archive
 from tfgrpo_dspy.pipeline.asking import Answer, Asker
+from tfgrpo_dspy.pipeline.batches import TEACHING, Batch
+from tfgrpo_dspy.pipeline.deciding import Decider, with_keeps
 from tfgrpo_dspy.pipeline.extracting import Extractor
+from tfgrpo_dspy.pipeline.measuring import Measurements
 from tfgrpo_dspy.pipeline.notes import Notes
 from tfgrpo_dspy.pipeline.proposing import Proposer
 from tfgrpo_dspy.pipeline.recorder import Recorder, operation_record
@@ -40,47 +41,19 @@ from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, Turn
 from tfgrpo_dspy.pipeline.signals import handing_on_sigterm
-from tfgrpo_dspy.pipeline.validation import Validation
 from tfgrpo_dspy.pipeline.workers import Workers
-from tfgrpo_dspy.reflection import Lesson, RefusedLesson
+from tfgrpo_dspy.reflection import Lesson
 from tfgrpo_dspy.results import GroupRecord, UpdateRecord
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, rollout_id_for
 from tfgrpo_dspy.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-TEACHING = ("contrast", "failure analysis", "no ground truth")
-"""What a group that is sent to ExtractAdvantage is used as."""
 RESERVE_MARGIN = 1.5
 """What is kept for measuring the result, in terms of what measuring the student took: the prompts
 with the library are longer."""
 N_PROBED = 2
 """How many rollouts a probe makes."""
-
-
-@dataclass(slots=True)
-class Batch:
-    """The examples (positions in the training set) of one update, and what came of them so far.
-
-    `library` is the one that its rollouts are made with: as it stood `max_staleness` updates before
-    the last.
-    """
-
-    update: int
-    epoch: int
-    examples: tuple[int, ...]
-    library: ExperienceLibrary
-    is_sampled: bool = False
-    best_score: float = -math.inf
-    groups: list[Group] = field(default_factory=list)
-    uses: list[str] = field(default_factory=list)
-    lessons: list[Lesson] = field(default_factory=list)
-    refused_lessons: list[RefusedLesson] = field(default_factory=list)
-
-    @property
-    def teaches(self) -> bool:
-        """Whether any of its groups was sent to ExtractAdvantage."""
-        return any(use in TEACHING for use in self.uses)
 
 
 class Pipeline:
@@ -113,8 +86,8 @@ class Pipeline:
         self._sampler = Rollouts(
             self._run, "rollout", trainset, settings.metric, settings.temperature
         )
-        self._validation = Validation(self._run, valset)
-        self._stood = [self.start_library]
+        self._measured = Measurements(self._run, valset, trainset)
+        self._decider = Decider(settings, self._measured, self.start_library, len(trainset))
         self._batches: list[Batch] = []
         self._updates: list[Handle[ExperienceLibrary]] = []
         self._progress: Any = None
@@ -179,11 +152,11 @@ class Pipeline:
         self._schedule.run(loop)
 
     async def _measure_student(self) -> None:
-        settings, ledger, n = self.settings, self._run.ledger, len(self._validation.valset)
+        settings, ledger, n = self.settings, self._run.ledger, len(self._measured.valset)
         if settings.gate_metric is None or not n:
             return
         started = time.monotonic()
-        await self._validation.run([self.start_library], range(n))
+        await self._measured.run_everywhere([self.start_library])
         if not settings.measures:  # nothing measures the last library but the end itself
             spent = self._recorder.usage["gate"] + self._recorder.usage["metric"]
             ledger.keep_back(
@@ -207,7 +180,7 @@ class Pipeline:
 
     def _begin_notes(self) -> None:
         self._run.notes.begin(
-            self._run.student, self._trainset, self._training, self._validation.valset
+            self._run.student, self._trainset, self._training, self._measured.valset
         )
 
     async def begin(self, n_updates: int) -> None:
@@ -258,16 +231,25 @@ class Pipeline:
         return [self._schedule.spawn(self._sampled(batch, example)) for example in batch.examples]
 
     async def _sampled(self, batch: Batch, example: int) -> Group:
-        samples = self._samples(batch.epoch, example, batch.library)
+        samples = self._samples(batch, example)
         return self.group(
             example, await self._sampler.make(samples, (3, batch.update), batch.update)
         )
 
-    def _samples(self, epoch: int, example: int, library: ExperienceLibrary) -> list[Sample]:
-        seed = self.settings.seed
+    def _samples(self, batch: Batch, example: int) -> list[Sample]:
+        """The gate may give an experience on trial to some of them only."""
+        n, libraries = self.settings.group_size, [batch.library] * self.settings.group_size
+        assign = getattr(self.settings.gate, "assign", None)
+        if assign is not None and any(experience.is_on_trial for experience in batch.library):
+            libraries = assign(GroupPlan(batch.library, example, batch.update, n))
+            batch.assigned[example] = tuple(libraries)
         return [
-            Sample(library, example, rollout_id_for(seed, epoch, example, index, "training"))
-            for index in range(self.settings.group_size)
+            Sample(
+                library,
+                example,
+                rollout_id_for(self.settings.seed, batch.epoch, example, index, "training"),
+            )
+            for index, library in enumerate(libraries)
         ]
 
     def group(self, example: int, rollouts: Sequence[Rollout]) -> Group:
@@ -286,13 +268,16 @@ class Pipeline:
         n = N_PROBED
         self._begin_notes()
         with self.until_stopped():
-            if self._validation.valset:
-                n = min(n, len(self._validation.valset))
-                self._schedule.run(self._validation.run([self.start_library], range(n)))
+            if self._measured.valset:
+                n = min(n, len(self._measured.valset))
+                trials = Trials.of([self.start_library], range(n)).trials
+                self._schedule.run(self._measured.run(trials))
             else:
-                first = self._samples(0, self.order(0)[0], self.start_library)
+                example = self.order(0)[0]
+                first = Batch(0, 0, 1, (example,), self.start_library)
                 self._sampler.admit(n)
-                self._schedule.run(self._sampler.make(first[:n], (3, 0)))
+                samples = self._samples(first, example)[:n]
+                self._schedule.run(self._sampler.make(samples, (3, 0)))
         spent = self._recorder.usage["rollout"] + self._recorder.usage["gate"]
         return [Usage(*(getattr(spent, name) / n for name in Usage.__slots__))] * n
 
@@ -386,60 +371,20 @@ class Pipeline:
         proposed: Sequence[Operation | Refusal],
     ) -> ExperienceLibrary:
         """What the gate makes of the operations; it is asked until it decides."""
-        operations = tuple(op for op in proposed if not isinstance(op, Refusal))
-        evidence = TrialEvidence(
-            incumbent=library,
-            operations=operations,
-            n_examples=len(self._validation.valset),
-            update=batch.update,
-            limits=self.settings.limits,
-        )
-        if evidence.proposed == library:
-            decision = Decision(evidence.proposed, "nothing to decide")
-        else:
-            decision = await self._asked(evidence)
-        keeps = [operation for operation in operations if isinstance(operation, Keep)]
-        accepted = decision.library != library
-        decided = decision.library if accepted else library.apply(keeps, self.settings.limits)
-        self._stood.append(decided)
-        self._record(batch, proposed, decided, accepted, decision.reason)
+        operations = [op for op in proposed if not isinstance(op, Refusal)]
+        decision = await self._decider.decide(batch, library, operations)
+        decided = with_keeps(decision.library, operations, self.settings)
+        self._record(batch, library, proposed, decided, decision)
         self._run.notes.note(self._best(), len(self._recorder.updates), "")
         return decided
-
-    async def _asked(self, evidence: TrialEvidence) -> Decision:
-        gate: Any = self.settings.gate
-        while True:
-            current = TrialEvidence(
-                evidence.incumbent,
-                evidence.operations,
-                evidence.n_examples,
-                evidence.update,
-                evidence.limits,
-                self._validation.scores,
-            )
-            answer = gate.next(current)
-            if isinstance(answer, Decision) and isinstance(answer.library, ExperienceLibrary):
-                return answer
-            if not isinstance(answer, Trials):
-                raise GateError(
-                    f"{gate!r} answered {answer!r}; return Trials or a Decision on a library."
-                )
-            outside = [i for i in answer.examples if i not in range(evidence.n_examples)]
-            if outside:
-                raise GateError(
-                    f"{gate!r} asks for trials on examples {outside}; there are "
-                    f"{evidence.n_examples}, counted from 0."
-                )
-            if not await self._validation.run(answer.libraries, answer.examples):
-                raise GateError(f"{gate!r} asks again for trials that it has the scores of.")
 
     def _record(
         self,
         batch: Batch,
+        before: ExperienceLibrary,
         proposed: Sequence[Operation | Refusal],
         library: ExperienceLibrary,
-        accepted: bool,
-        reason: str,
+        decision: Decision,
     ) -> None:
         record = UpdateRecord(
             update=batch.update,
@@ -448,10 +393,11 @@ class Pipeline:
             lessons=tuple(lesson.text for lesson in batch.lessons),
             refused_lessons=tuple(f"{les.text} ({les.reason})" for les in batch.refused_lessons),
             operations=tuple(operation_record(operation) for operation in proposed),
-            accepted=accepted,
-            reason=reason,
+            accepted=library != before,
+            reason=decision.reason,
+            dropped=dict(decision.dropped),
             library_size=len(library),
-            validation=self._validation.summary(library),
+            validation=self._measured.summary(library),
         )
         self._recorder.updates.append(record)
         logger.info(
@@ -459,8 +405,8 @@ class Pipeline:
             record.update,
             len(record.lessons),
             len(record.operations),
-            "accepted" if accepted else "not accepted",
-            reason,
+            "accepted" if record.accepted else "not accepted",
+            record.reason,
             len(library),
             self._run.ledger.n_lm_calls,
         )
@@ -484,18 +430,14 @@ class Pipeline:
         the whole validation set; where nothing is gated, it is the last (promise 2 does not apply
         then).
         """
-        start, library, everything = (
-            self.start_library,
-            self._stood[-1],
-            range(len(self._validation.valset)),
-        )
+        start, last = self.start_library, self._decider.exported[-1]
         ledger = self._run.ledger
         ledger.open_reserve()
         if self.settings.gate_metric is not None:
             with suppress(RunStopped):  # what cannot be measured any more is not returned
-                self._schedule.run(self._validation.run([start, library], everything))
-        is_measured = self._validation.summary(start) is not None
-        if self.settings.gate_metric is not None and self._validation.valset and not is_measured:
+                self._schedule.run(self._measured.run_everywhere([start, last]))
+        is_measured = self._measured.summary(start) is not None
+        if self.settings.gate_metric is not None and self._measured.valset and not is_measured:
             logger.warning(
                 "nothing was measured: %s before the student was scored on the validation set; "
                 "allow more, or pass a smaller valset",
@@ -507,8 +449,8 @@ class Pipeline:
         optimized.detailed_results = self._recorder.results(
             start,
             best,
-            self._validation.summary(start),
-            self._validation.summary(best),
+            self._measured.summary(start),
+            self._measured.summary(best),
             self.settings.of_result(),
             ledger,
         )
@@ -516,11 +458,11 @@ class Pipeline:
 
     def _best(self) -> ExperienceLibrary:
         """Of the libraries that stood the best measured; without a gate the last."""
-        last = self._stood[-1]
+        exported = self._decider.exported
         if not self.settings.measures:
-            return last
-        best = self._validation.best(self._stood)
-        return last if best == last else best
+            return exported[-1]
+        best = self._measured.best(exported)
+        return exported[-1] if best == exported[-1] else best
 
 
 class Batches:
@@ -558,7 +500,7 @@ class Batches:
             pipeline.end(reason)
             raise StopAsyncIteration
         self._update += 1
-        return Batch(update, epoch, tuple(examples), library)
+        return Batch(update, epoch, self._n_updates, tuple(examples), library)
 
 
 def _schedule(settings: Settings, ledger: Ledger) -> Schedule:

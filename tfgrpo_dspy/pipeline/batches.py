@@ -1,0 +1,39 @@
+"""The examples of one update, and what came of them so far."""
+
+import math
+from dataclasses import dataclass, field
+
+from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.reflection import Lesson, RefusedLesson
+from tfgrpo_dspy.rollout import Group
+
+TEACHING = ("contrast", "failure analysis", "no ground truth")
+"""What a group that is sent to ExtractAdvantage is used as."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """The examples (positions in the training set) of one update, and what came of them so far.
+
+    `library` is the one that its rollouts are made with: as it stood `max_staleness` updates before
+    the last. `assigned` are the libraries of a group's rollouts, by example, where the gate gives
+    experiences on trial to some of them only.
+    """
+
+    update: int
+    epoch: int
+    n_updates: int
+    examples: tuple[int, ...]
+    library: ExperienceLibrary
+    is_sampled: bool = False
+    best_score: float = -math.inf
+    assigned: dict[int, tuple[ExperienceLibrary, ...]] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
+    uses: list[str] = field(default_factory=list)
+    lessons: list[Lesson] = field(default_factory=list)
+    refused_lessons: list[RefusedLesson] = field(default_factory=list)
+
+    @property
+    def teaches(self) -> bool:
+        """Whether any of its groups was sent to ExtractAdvantage."""
+        return any(use in TEACHING for use in self.uses)

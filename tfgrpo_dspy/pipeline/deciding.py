@@ -1,0 +1,112 @@
+"""Asks the gate until it decides, and has the trials made that it wants."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tfgrpo_dspy.errors import GateError
+from tfgrpo_dspy.experience import ExperienceLibrary, Keep, Operation
+from tfgrpo_dspy.gate import Decision, GroupEvidence, Trial, TrialEvidence, Trials
+from tfgrpo_dspy.pipeline.batches import Batch
+from tfgrpo_dspy.pipeline.measuring import Measurements
+from tfgrpo_dspy.rollout import Group
+from tfgrpo_dspy.settings import Settings
+
+
+class Decider:
+    """Decides over the updates of one run, one after another.
+
+    `exported` are the libraries that a program would have been given: the first the student's, then
+    one for each update. `memories` are what the gate left for later.
+    """
+
+    def __init__(
+        self, settings: Settings, measured: Measurements, start: ExperienceLibrary, n_training: int
+    ) -> None:
+        self.exported = [start]
+        self.memories: list[Any] = [None]
+        self._settings = settings
+        self._measured = measured
+        self._n_training = n_training
+
+    async def decide(
+        self, batch: Batch, library: ExperienceLibrary, operations: Sequence[Operation]
+    ) -> Decision:
+        """What the gate makes of the operations.
+
+        Raises:
+            GateError: the gate asks for what there is not, or for nothing new.
+            RunStopped: a budget does not reach for its trials.
+        """
+        evidence: dict[str, Any] = {
+            "incumbent": library,
+            "operations": tuple(operations),
+            "n_examples": len(self._measured.valset),
+            "update": batch.update,
+            "limits": self._settings.limits,
+            "n_updates": batch.n_updates,
+            "n_training": self._n_training,
+            "groups": tuple(_group_evidence(batch, group) for group in batch.groups),
+            "memory": self.memories[-1],
+        }
+        changes_nothing = TrialEvidence(**evidence).proposed == library
+        if changes_nothing and not any(experience.is_on_trial for experience in library):
+            proposed = TrialEvidence(**evidence).proposed
+            decision = Decision(proposed, "nothing to decide", memory=self.memories[-1])
+        else:
+            decision = await self._asked(evidence)
+        exported = decision.library if decision.exported is None else decision.exported
+        self.exported.append(exported)
+        self.memories.append(decision.memory)
+        return decision
+
+    async def _asked(self, evidence: dict[str, Any]) -> Decision:
+        gate: Any = self._settings.gate
+        while True:
+            answer = gate.next(TrialEvidence(**evidence, scores=self._measured.scores))
+            if isinstance(answer, Decision) and isinstance(answer.library, ExperienceLibrary):
+                return answer
+            if not isinstance(answer, Trials):
+                raise GateError(
+                    f"{gate!r} answered {answer!r}; return Trials or a Decision on a library."
+                )
+            self._check(answer)
+            if not await self._measured.run(answer.trials):
+                raise GateError(f"{gate!r} asks again for trials that it has the scores of.")
+
+    def _check(self, trials: Trials) -> None:
+        sizes = {"validation": len(self._measured.valset), "training": self._n_training}
+        for trial in trials.trials:
+            if not isinstance(trial, Trial) or trial.on not in sizes:
+                raise GateError(f"{self._settings.gate!r} asks for {trial!r}, which is no Trial.")
+            if trial.example not in range(sizes[trial.on]):
+                raise GateError(
+                    f"{self._settings.gate!r} asks for a trial on {trial.on} example "
+                    f"{trial.example}; there are {sizes[trial.on]}, counted from 0."
+                )
+
+
+def with_keeps(
+    library: ExperienceLibrary, operations: Sequence[Operation], settings: Settings
+) -> ExperienceLibrary:
+    """The library with the evidence of KEEPs, whatever the gate made of the other operations."""
+    ids = {experience.id for experience in library}
+    keeps = [op for op in operations if isinstance(op, Keep) and op.id in ids]
+    return library.apply(keeps, settings.limits)
+
+
+def _group_evidence(batch: Batch, group: Group) -> GroupEvidence:
+    scores = {id_: score for id_, score in zip(_ids(group), _scores(group), strict=True)}
+    n = len(group.all_rollouts)
+    return GroupEvidence(
+        group.example,
+        batch.assigned.get(group.example, (batch.library,) * n),
+        tuple(scores.get(rollout.rollout_id) for rollout in group.all_rollouts),
+    )
+
+
+def _ids(group: Group) -> list[int]:
+    return [rollout.rollout_id for rollout in group.rollouts]
+
+
+def _scores(group: Group) -> list[float | None]:
+    return [rollout.score for rollout in group.rollouts]

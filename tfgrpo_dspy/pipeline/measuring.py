@@ -1,0 +1,115 @@
+"""What gates have measured so far: each trial once; and how libraries did on the validation set."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.gate import Trial, Trials
+from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
+from tfgrpo_dspy.pipeline.run import Run
+from tfgrpo_dspy.results import ScoreSummary
+from tfgrpo_dspy.rollout import Rollout, rollout_id_for
+
+ORDER = (1,)
+"""Trials are begun before reflections and training rollouts: an update waits for them."""
+PURPOSE = {"validation": "validation", "training": "probe"}
+
+
+class Measurements:
+    """Trials that are made, on both sets.
+
+    Those on validation examples are made as deployed, at the LM's own temperature; those on
+    training examples at that of training rollouts, so that groups can be compared with them. The
+    rollout id of an example and index is the same for every library: so two libraries are compared
+    pair by pair.
+    """
+
+    def __init__(self, run: Run, valset: Sequence[Any], trainset: Sequence[Any]) -> None:
+        settings = run.settings
+        self.valset = valset
+        self._makers = {
+            "validation": Rollouts(run, "gate", valset, settings.gate_metric, None),
+            "training": Rollouts(run, "gate", trainset, settings.metric, settings.temperature),
+        }
+        self._seed = settings.seed
+        self._failure_score = settings.failure_score
+        self._rollouts: dict[Trial, Rollout] = {}
+
+    async def run(self, trials: Iterable[Trial]) -> int:
+        """Make those that are not made yet; gives their number.
+
+        Raises:
+            RunStopped: a budget does not reach, or the run has ended.
+        """
+        missing = [trial for trial in dict.fromkeys(trials) if trial not in self._rollouts]
+        for on, maker in self._makers.items():
+            await self._make([trial for trial in missing if trial.on == on], on, maker)
+        return len(missing)
+
+    async def _make(self, trials: Sequence[Trial], on: str, maker: Rollouts) -> None:
+        samples = [
+            Sample(
+                trial.library,
+                trial.example,
+                rollout_id_for(self._seed, 0, trial.example, trial.index, PURPOSE[on]),
+            )
+            for trial in trials
+        ]
+        maker.admit(len(samples))
+        rollouts = await maker.make(samples, ORDER)
+        maker.settle(rollouts)
+        for trial, rollout in zip(trials, rollouts, strict=True):
+            self._rollouts[trial] = replace(rollout, outputs={}, steps=(), encoded={})
+
+    async def run_everywhere(self, libraries: Sequence[ExperienceLibrary]) -> int:
+        """Try each of them on the whole validation set."""
+        return await self.run(Trials.of(libraries, range(len(self.valset))).trials)
+
+    @property
+    def scores(self) -> Mapping[Trial, float | None]:
+        """The score of each trial.
+
+        The program's own failure stands at `failure_score`, or at the lowest score of all where
+        that is lower; a provider's or the metric's failure is None.
+        """
+        known = [r.score for r in self._rollouts.values() if r.score is not None]
+        floor = min([self._failure_score, *known])
+        return {
+            trial: floor if rollout.failure and rollout.failure.is_own else rollout.score
+            for trial, rollout in self._rollouts.items()
+        }
+
+    def on_validation(self, library: ExperienceLibrary) -> list[float | None]:
+        """The library's scores on the whole validation set; empty if it was not tried on all."""
+        trials = [Trial(library, example) for example in range(len(self.valset))]
+        if any(trial not in self._rollouts for trial in trials):
+            return []
+        scores = self.scores
+        return [scores[trial] for trial in trials]
+
+    def summary(self, library: ExperienceLibrary) -> ScoreSummary | None:
+        """The library's mean score on the whole validation set; None if it was not tried on all."""
+        scores = self.on_validation(library)
+        if not scores:
+            return None
+        known = [score for score in scores if score is not None]
+        mean = statistics.fmean(known) if known else None
+        return ScoreSummary(mean, len(known), len(scores) - len(known))
+
+    def best(self, libraries: Sequence[ExperienceLibrary]) -> ExperienceLibrary:
+        """Of those tried on the whole set, the one that gains most on the first, the start library.
+
+        Gains are means over the examples on which both have a score; the earliest of several
+        wins, so the student itself where none is better.
+        """
+        start = self.on_validation(libraries[0])
+
+        def gain(library: ExperienceLibrary) -> float:
+            pairs = zip(self.on_validation(library), start, strict=True)
+            gains = [new - old for new, old in pairs if new is not None and old is not None]
+            return statistics.fmean(gains) if gains else 0.0
+
+        whole = [lib for lib in dict.fromkeys(libraries) if start and self.on_validation(lib)]
+        return max(whole, key=gain, default=libraries[0])
