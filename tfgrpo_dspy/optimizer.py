@@ -160,6 +160,7 @@ class TrainingFreeGRPO(Teleprompter):
         trainset: list[Any],
         teacher: Any = None,
         valset: list[Any] | None = None,
+        testset: list[Any] | None = None,
     ) -> Any:
         """The student, in a copy, with the best library found baked into its instructions.
 
@@ -170,6 +171,8 @@ class TrainingFreeGRPO(Teleprompter):
             trainset: examples with inputs; their labels are for metric and reflection LM.
             teacher: must be None.
             valset: what the gate measures on; default: a third of the trainset, at most 100.
+            testset: examples that choose nothing: student and result are measured on them at the
+                end, for `detailed_results.test`.
 
         Returns:
             The program, with `detailed_results` (`tfgrpo_dspy.results.RunResults`) on it.
@@ -181,8 +184,11 @@ class TrainingFreeGRPO(Teleprompter):
             RunFailedError: a refused key, an unknown model, or more than `max_errors` failures;
                 `.program` of it is the best so far.
         """
-        settings, training, validation = prepare(self.settings, student, trainset, valset, teacher)
-        with Pipeline(settings, student, trainset, training, validation) as pipeline:
+        settings, training, validation = prepare(
+            self.settings, student, trainset, valset, teacher, testset
+        )
+        data = (trainset, training, validation, testset or ())
+        with Pipeline(settings, student, *data) as pipeline:
             with pipeline.until_stopped():
                 pipeline.run(self._loop(pipeline))
             return pipeline.finish()

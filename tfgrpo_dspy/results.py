@@ -10,14 +10,51 @@ from typing import Any
 
 from tfgrpo_dspy.rollout import Usage
 
+CONFIDENCE = 0.95
+HARMLESS = 0.02
+"""A loss of no more than this counts as no harm (in units of the score)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreSummary:
-    """A mean score on `n` validation examples; `n_failed` of them have none and are left out."""
+    """A mean score on `n` examples; `n_failed` of them have none and are left out."""
 
     mean: float | None
     n: int
     n_failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What the result gains on the student: the mean over `n` examples that both have a score on.
+
+    `low` and `high` bound it with 95 % confidence (Student's t, paired); None where the data say
+    nothing of their spread: fewer than two pairs, or the same difference everywhere.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether the interval rules out a loss of more than `HARMLESS`: a test of no harm."""
+        return self.low is not None and self.low > -HARMLESS
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.mean:+.3f} on {self.n} examples, which differ too little for an interval"
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] on {self.n} examples"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Student and result on the test set, which chose nothing."""
+
+    student: ScoreSummary
+    best: ScoreSummary
+    gain: Gain | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +107,15 @@ class UpdateRecord:
 class RunResults:
     """The whole run.
 
-    `student` and `best` are the validation scores of the student and of what was returned;
-    `usage` has the roles "rollout" (training), "gate", "summary", "lesson", "update", "metric" (LM
-    judges), and "unfinished" for calls that came to nothing; `metric_calls` counts those of the
-    metric; both hold what was replayed too, at what it cost when it was made. `replayed` counts,
-    by role, what was read from the run store; `rescored` rollouts of them were scored by another
-    metric than before; `text_only` rollouts have outputs that are stored as text only, so that
-    another metric needs them run again. `failures` counts by kind;
+    `student` and `best` are the validation scores of the student and of what was returned, `gain`
+    what lies between: they chose the result, so they flatter it. `test` is what counts, where a
+    `testset` was given: scores on examples that chose nothing.
+    `usage` has the roles "rollout" (training), "gate", "test", "summary", "lesson", "update",
+    "metric" (LM judges), and "unfinished" for calls that came to nothing; `metric_calls` counts
+    those of the metric; both hold what was replayed too, at what it cost when it was made.
+    `replayed` counts, by role, what was read from the run store; `rescored` rollouts of them were
+    scored by another metric than before; `text_only` rollouts have outputs that are stored as text
+    only, so that another metric needs them run again. `failures` counts by kind;
     `nothing_learned` says in one line why the library is what it was at the start ("": it is not);
     `library` is as in library.json.
     """
@@ -91,6 +130,8 @@ class RunResults:
     wall_time_s: float
     library: Mapping[str, Any]
     metric_calls: int = 0
+    gain: Gain | None = None
+    test: HeldOut | None = None
     replayed: Mapping[str, int] = field(default_factory=dict)
     rescored: int = 0
     text_only: int = 0

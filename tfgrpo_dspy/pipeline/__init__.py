@@ -32,6 +32,7 @@ from tfgrpo_dspy.pipeline.asking import Answer, Asker
 from tfgrpo_dspy.pipeline.batches import TEACHING, Batch
 from tfgrpo_dspy.pipeline.deciding import Decider, with_keeps
 from tfgrpo_dspy.pipeline.extracting import Extractor
+from tfgrpo_dspy.pipeline.heldout import gain_between, held_out
 from tfgrpo_dspy.pipeline.measuring import Measurements
 from tfgrpo_dspy.pipeline.notes import Notes
 from tfgrpo_dspy.pipeline.proposing import Proposer
@@ -43,7 +44,7 @@ from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, Turn
 from tfgrpo_dspy.pipeline.signals import handing_on_sigterm
 from tfgrpo_dspy.pipeline.workers import Workers
 from tfgrpo_dspy.reflection import Lesson
-from tfgrpo_dspy.results import GroupRecord, UpdateRecord
+from tfgrpo_dspy.results import GroupRecord, HeldOut, UpdateRecord
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, rollout_id_for
 from tfgrpo_dspy.settings import Settings
 
@@ -66,6 +67,7 @@ class Pipeline:
         trainset: Sequence[Any],
         training: Sequence[int],
         valset: Sequence[Any],
+        testset: Sequence[Any] = (),
     ) -> None:
         self.settings = settings
         self.start_library = ExperienceLibrary.from_program(student)
@@ -86,7 +88,9 @@ class Pipeline:
         self._sampler = Rollouts(
             self._run, "rollout", trainset, settings.metric, settings.temperature
         )
-        self._measured = Measurements(self._run, valset, trainset)
+        self._valset = valset
+        self._measured = Measurements.of_gate(self._run, valset, trainset)
+        self._tested = Measurements.of_test(self._run, testset)
         self._decider = Decider(settings, self._measured, self.start_library, len(trainset))
         self._batches: list[Batch] = []
         self._updates: list[Handle[ExperienceLibrary]] = []
@@ -152,19 +156,21 @@ class Pipeline:
         self._schedule.run(loop)
 
     async def _measure_student(self) -> None:
-        settings, ledger, n = self.settings, self._run.ledger, len(self._measured.valset)
-        if settings.gate_metric is None or not n:
+        """Measure it, and keep back what measuring the result will take."""
+        n, n_test = self._measured.n_examples, self._tested.n_examples
+        if self.settings.gate_metric is None or not n:
             return
         started = time.monotonic()
         await self._measured.run_everywhere([self.start_library])
-        if not settings.measures:  # nothing measures the last library but the end itself
-            spent = self._recorder.usage["gate"] + self._recorder.usage["metric"]
-            ledger.keep_back(
-                n,
-                math.ceil(RESERVE_MARGIN * spent.n_lm_calls),
-                RESERVE_MARGIN * spent.cost_usd,
-                RESERVE_MARGIN * (time.monotonic() - started),
-            )
+        spent = self._recorder.usage["gate"] + self._recorder.usage["metric"]
+        n_last = n + 2 * n_test
+        times = RESERVE_MARGIN * n_last / n
+        self._run.ledger.keep_back(
+            n_last,
+            math.ceil(times * spent.n_lm_calls),
+            times * spent.cost_usd,
+            times * (time.monotonic() - started),
+        )
 
     # ------------------------------------------------------------------ the verbs of the loop
 
@@ -179,9 +185,7 @@ class Pipeline:
         return Batches(self, epochs or settings.epochs, given)
 
     def _begin_notes(self) -> None:
-        self._run.notes.begin(
-            self._run.student, self._trainset, self._training, self._measured.valset
-        )
+        self._run.notes.begin(self._run.student, self._trainset, self._training, self._valset)
 
     async def begin(self, n_updates: int) -> None:
         """Begin the run: its note, the progress bar, the student's scores.
@@ -268,8 +272,8 @@ class Pipeline:
         n = N_PROBED
         self._begin_notes()
         with self.until_stopped():
-            if self._measured.valset:
-                n = min(n, len(self._measured.valset))
+            if self._valset:
+                n = min(n, len(self._valset))
                 trials = Trials.of([self.start_library], range(n)).trials
                 self._schedule.run(self._measured.run(trials))
             else:
@@ -437,7 +441,7 @@ class Pipeline:
             with suppress(RunStopped):  # what cannot be measured any more is not returned
                 self._schedule.run(self._measured.run_everywhere([start, last]))
         is_measured = self._measured.summary(start) is not None
-        if self.settings.gate_metric is not None and self._measured.valset and not is_measured:
+        if self.settings.gate_metric is not None and self._valset and not is_measured:
             logger.warning(
                 "nothing was measured: %s before the student was scored on the validation set; "
                 "allow more, or pass a smaller valset",
@@ -445,16 +449,29 @@ class Pipeline:
             )
         best = self._best()
         self._run.notes.note(best, len(self._recorder.updates), self._recorder.ended_because)
+        test = self._test(best)
+        summary, gain = self._measured.summary, gain_between(self._measured, start, best)
         optimized = self._run.bake(best)
         optimized.detailed_results = self._recorder.results(
             start,
             best,
-            self._measured.summary(start),
-            self._measured.summary(best),
+            (summary(start), summary(best), gain),
+            test,
             self.settings.of_result(),
             ledger,
         )
         return optimized
+
+    def _test(self, best: ExperienceLibrary) -> HeldOut | None:
+        """Student and result on the test set, when everything is chosen."""
+        if self.settings.gate_metric is None or not self._tested.n_examples:
+            return None
+        with suppress(RunStopped):
+            self._schedule.run(self._tested.run_everywhere([self.start_library, best]))
+        test = held_out(self._tested, self.start_library, best)
+        if test is None:
+            logger.warning("the test set was not measured: %s", self._run.ledger.stopped_because)
+        return test
 
     def _best(self) -> ExperienceLibrary:
         """Of the libraries that stood the best measured; without a gate the last."""

@@ -40,7 +40,7 @@ class Decider:
         evidence: dict[str, Any] = {
             "incumbent": library,
             "operations": tuple(operations),
-            "n_examples": len(self._measured.valset),
+            "n_examples": self._measured.n_examples,
             "update": batch.update,
             "limits": self._settings.limits,
             "n_updates": batch.n_updates,
@@ -74,7 +74,7 @@ class Decider:
                 raise GateError(f"{gate!r} asks again for trials that it has the scores of.")
 
     def _check(self, trials: Trials) -> None:
-        sizes = {"validation": len(self._measured.valset), "training": self._n_training}
+        sizes = {"validation": self._measured.n_examples, "training": self._n_training}
         for trial in trials.trials:
             if not isinstance(trial, Trial) or trial.on not in sizes:
                 raise GateError(f"{self._settings.gate!r} asks for {trial!r}, which is no Trial.")

@@ -1,4 +1,4 @@
-"""What gates have measured so far: each trial once; and how libraries did on the validation set."""
+"""What has been measured so far: each trial once; and how libraries did on a whole set."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,24 +18,36 @@ PURPOSE = {"validation": "validation", "training": "probe"}
 
 
 class Measurements:
-    """Trials that are made, on both sets.
+    """Trials that are made, on one set or two.
 
-    Those on validation examples are made as deployed, at the LM's own temperature; those on
-    training examples at that of training rollouts, so that groups can be compared with them. The
-    rollout id of an example and index is the same for every library: so two libraries are compared
-    pair by pair.
+    Those on validation (or test) examples are made as deployed, at the LM's own temperature; those
+    on training examples at that of training rollouts, so that groups can be compared with them.
+    The rollout id of an example and index is the same for every library: so two libraries are
+    compared pair by pair.
     """
 
-    def __init__(self, run: Run, valset: Sequence[Any], trainset: Sequence[Any]) -> None:
+    def __init__(self, run: Run, makers: Mapping[str, Rollouts], n_examples: int) -> None:
+        self.n_examples = n_examples
+        self._makers = makers
+        self._seed = run.settings.seed
+        self._failure_score = run.settings.failure_score
+        self._rollouts: dict[Trial, Rollout] = {}
+
+    @classmethod
+    def of_gate(cls, run: Run, valset: Sequence[Any], trainset: Sequence[Any]) -> "Measurements":
+        """Trials on the validation set, and on training examples."""
         settings = run.settings
-        self.valset = valset
-        self._makers = {
+        makers = {
             "validation": Rollouts(run, "gate", valset, settings.gate_metric, None),
             "training": Rollouts(run, "gate", trainset, settings.metric, settings.temperature),
         }
-        self._seed = settings.seed
-        self._failure_score = settings.failure_score
-        self._rollouts: dict[Trial, Rollout] = {}
+        return cls(run, makers, len(valset))
+
+    @classmethod
+    def of_test(cls, run: Run, testset: Sequence[Any]) -> "Measurements":
+        """Trials on a set that chooses nothing."""
+        makers = {"validation": Rollouts(run, "test", testset, run.settings.gate_metric, None)}
+        return cls(run, makers, len(testset))
 
     async def run(self, trials: Iterable[Trial]) -> int:
         """Make those that are not made yet; gives their number.
@@ -64,8 +76,8 @@ class Measurements:
             self._rollouts[trial] = replace(rollout, outputs={}, steps=(), encoded={})
 
     async def run_everywhere(self, libraries: Sequence[ExperienceLibrary]) -> int:
-        """Try each of them on the whole validation set."""
-        return await self.run(Trials.of(libraries, range(len(self.valset))).trials)
+        """Try each of them on all examples of the set."""
+        return await self.run(Trials.of(libraries, range(self.n_examples)).trials)
 
     @property
     def scores(self) -> Mapping[Trial, float | None]:
@@ -81,17 +93,17 @@ class Measurements:
             for trial, rollout in self._rollouts.items()
         }
 
-    def on_validation(self, library: ExperienceLibrary) -> list[float | None]:
-        """The library's scores on the whole validation set; empty if it was not tried on all."""
-        trials = [Trial(library, example) for example in range(len(self.valset))]
+    def everywhere(self, library: ExperienceLibrary) -> list[float | None]:
+        """The library's scores on all examples of the set; empty if it was not tried on all."""
+        trials = [Trial(library, example) for example in range(self.n_examples)]
         if any(trial not in self._rollouts for trial in trials):
             return []
         scores = self.scores
         return [scores[trial] for trial in trials]
 
     def summary(self, library: ExperienceLibrary) -> ScoreSummary | None:
-        """The library's mean score on the whole validation set; None if it was not tried on all."""
-        scores = self.on_validation(library)
+        """The library's mean score on all examples of the set; None if it was not tried on all."""
+        scores = self.everywhere(library)
         if not scores:
             return None
         known = [score for score in scores if score is not None]
@@ -104,12 +116,12 @@ class Measurements:
         Gains are means over the examples on which both have a score; the earliest of several
         wins, so the student itself where none is better.
         """
-        start = self.on_validation(libraries[0])
+        start = self.everywhere(libraries[0])
 
         def gain(library: ExperienceLibrary) -> float:
-            pairs = zip(self.on_validation(library), start, strict=True)
+            pairs = zip(self.everywhere(library), start, strict=True)
             gains = [new - old for new, old in pairs if new is not None and old is not None]
             return statistics.fmean(gains) if gains else 0.0
 
-        whole = [lib for lib in dict.fromkeys(libraries) if start and self.on_validation(lib)]
+        whole = [lib for lib in dict.fromkeys(libraries) if start and self.everywhere(lib)]
         return max(whole, key=gain, default=libraries[0])

@@ -9,14 +9,21 @@ from typing import Any
 
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation, Refusal
-from tfgrpo_dspy.results import OperationRecord, RunResults, ScoreSummary, UpdateRecord
+from tfgrpo_dspy.results import (
+    Gain,
+    HeldOut,
+    OperationRecord,
+    RunResults,
+    ScoreSummary,
+    UpdateRecord,
+)
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
 
 logger = logging.getLogger(__name__)
 
-ROLES = ("rollout", "gate", "summary", "lesson", "update", "metric")
-"""What LM calls are for: training rollouts, trials and final scores, the three reflections, judges
-inside metrics."""
+ROLES = ("rollout", "gate", "test", "summary", "lesson", "update", "metric")
+"""What LM calls are for: training rollouts, trials and final scores, the test set, the three
+reflections, judges inside metrics."""
 ERRORS_ALLOWED = 20
 """So many errors never end a run by themselves, unless `max_errors` says so."""
 LOGGED_CHARACTERS = 500
@@ -103,18 +110,20 @@ class Recorder:
         self,
         start: ExperienceLibrary,
         library: ExperienceLibrary,
-        student: ScoreSummary | None,
-        best: ScoreSummary | None,
+        scores: tuple[ScoreSummary | None, ScoreSummary | None, Gain | None],
+        test: HeldOut | None,
         settings: Mapping[str, Any],
         ledger: Ledger,
     ) -> RunResults:
-        """The report of the run."""
+        """The report of the run; `scores` are those on the validation set, and the gain there."""
         nothing_learned = "" if library != start else self._why_nothing_was_learned()
         if nothing_learned:
             logger.warning("nothing was learned: %s", nothing_learned)
         return RunResults(
-            student=student,
-            best=best,
+            student=scores[0],
+            best=scores[1],
+            gain=scores[2],
+            test=test,
             updates=tuple(self.updates),
             usage=self._all_usage(ledger),
             metric_calls=ledger.n_metric_calls_made,

@@ -17,6 +17,12 @@ from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
 
 KEPT_PROGRAMS = 32
+CALLED = {
+    "rollout": ("training rollout", "training"),
+    "gate": ("gate trial", "validation"),
+    "test": ("final score", "test"),
+}
+"""How errors name the rollouts of a role, and their examples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,7 @@ class Rollouts:
 
     Args:
         run: what the parts of the run share.
-        role: of the report: "rollout" (training) or "gate".
+        role: of the report: "rollout" (training), "gate" or "test".
         examples: the set.
         metric: the user's; None: rollouts are not scored.
         temperature: see `RolloutTask`.
@@ -126,9 +132,8 @@ class Rollouts:
                 self._charge(job.found.rollout)
             jobs.append(job)
         if jobs and run.settings.offline:
-            stage = "gate trial" if self._role == "gate" else "training rollout"
+            stage, kind = CALLED[self._role]
             what = stage if jobs[0].found is None else f"score of the {stage}"
-            kind = "validation" if self._role == "gate" else "training"
             return run.lacking(what, f"{kind} example {jobs[0].sample.example}")
         if any(job.found is None or not job.found.can_be_scored for job in jobs):
             run.recorder.note_misses(self._role, update)

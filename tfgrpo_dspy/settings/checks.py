@@ -34,7 +34,12 @@ MIN_EXAMPLES_TO_SPLIT = 6
 
 
 def prepare(
-    settings: Settings, student: Any, trainset: Any, valset: Any, teacher: Any
+    settings: Settings,
+    student: Any,
+    trainset: Any,
+    valset: Any,
+    teacher: Any = None,
+    testset: Any = None,
 ) -> tuple[Settings, list[int], list[Any]]:
     """The settings with `auto` filled in, the positions to train on, the validation set.
 
@@ -44,8 +49,10 @@ def prepare(
         SettingsError: names every fault of student, data, LMs and budget.
         LibraryFormatError: the library baked into the student is damaged.
     """
-    check_run(settings, student, trainset, valset, teacher)
+    check_run(settings, student, trainset, valset, teacher, testset)
     training, validation = split(settings, trainset, valset)
+    if testset is not None:
+        _warn_of_overlap(trainset, testset, "test")
     examples = [trainset[index] for index in training]
     settings = with_preset(settings, student, examples, len(validation))
     faults = list(budget_faults(settings, student, len(validation)))
@@ -100,6 +107,7 @@ def check_run(
     trainset: Any,
     valset: Any,
     teacher: Any = None,
+    testset: Any = None,
 ) -> None:
     """Refuse what a run could only fail on later.
 
@@ -110,6 +118,8 @@ def check_run(
     faults = [*_program_faults(student), *_data_faults("trainset", trainset)]
     if valset is not None:
         faults += _data_faults("valset", valset)
+    if testset is not None:
+        faults += [*_data_faults("testset", testset), *_test_faults(settings)]
     if teacher is not None:
         faults.append(f"teacher={type(teacher).__name__}: this optimizer has no use for a teacher.")
     if not faults:
@@ -135,7 +145,7 @@ def split(
     held out. Sets that overlap are warned of.
     """
     if valset is not None:
-        _warn_of_overlap(trainset, valset)
+        _warn_of_overlap(trainset, valset, "validation")
         return list(range(len(trainset))), list(valset)
     if not settings.measures:
         return list(range(len(trainset))), []
@@ -272,13 +282,18 @@ def _temperature_faults(settings: Settings, lm: Any) -> Iterator[str]:
         logger.info("%s allows no temperature but its own; its rollouts use that", lm.model)
 
 
-def _warn_of_overlap(trainset: Sequence[Any], valset: Sequence[Any]) -> None:
-    seen = {_inputs_of(example) for example in trainset}
-    n_shared = sum(_inputs_of(example) in seen for example in valset)
+def _test_faults(settings: Settings) -> Iterator[str]:
+    if settings.gate_metric is None:
+        yield "testset and metric=None: nothing scores the test set; pass a metric."
+
+
+def _warn_of_overlap(trained: Sequence[Any], kept: Sequence[Any], name: str) -> None:
+    seen = {_inputs_of(example) for example in trained}
+    n_shared = sum(_inputs_of(example) in seen for example in kept)
     if n_shared:
         warnings.warn(
-            f"{n_shared} of {len(valset)} validation examples are training examples too; scores "
-            f"on them flatter what was learned.",
+            f"{n_shared} of {len(kept)} {name} examples are training examples too; scores on them "
+            f"flatter what was learned.",
             stacklevel=4,
         )
 
