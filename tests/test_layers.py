@@ -52,7 +52,7 @@ ONLY_IN = {
     "diskcache": {"store"},
     "sqlite3": {"store"},
     "numpy": {"gate"},
-    "scipy": {"gate"},
+    "scipy": {"gate", "pipeline"},
     "tqdm": {"pipeline"},
     "sympy": {"metrics"},
     "mpmath": {"metrics"},

@@ -30,7 +30,8 @@ from tfgrpo_dspy.gate import Decision, GroupPlan, Trials
 from tfgrpo_dspy.pipeline.archive import Archive
 from tfgrpo_dspy.pipeline.asking import Answer, Asker
 from tfgrpo_dspy.pipeline.batches import TEACHING, Batch
-from tfgrpo_dspy.pipeline.deciding import Decider, with_keeps
+from tfgrpo_dspy.pipeline.concerns import Concerns
+from tfgrpo_dspy.pipeline.deciding import Decider, group_evidence, has_trials, with_keeps
 from tfgrpo_dspy.pipeline.extracting import Extractor
 from tfgrpo_dspy.pipeline.heldout import gain_between, held_out
 from tfgrpo_dspy.pipeline.measuring import Measurements
@@ -91,7 +92,10 @@ class Pipeline:
         self._valset = valset
         self._measured = Measurements.of_gate(self._run, valset, trainset)
         self._tested = Measurements.of_test(self._run, testset)
-        self._decider = Decider(settings, self._measured, self.start_library, len(trainset))
+        self._concerns = Concerns(settings, trainset)
+        self._decider = Decider(
+            settings, self._measured, self._concerns, self.start_library, len(trainset)
+        )
         self._batches: list[Batch] = []
         self._updates: list[Handle[ExperienceLibrary]] = []
         self._progress: Any = None
@@ -211,6 +215,10 @@ class Pipeline:
         """The library when this update is decided; before the first, the student's."""
         return await self._updates[update] if update >= 0 else self.start_library
 
+    def memory_after(self, update: int) -> Any:
+        """What the gate left at this update, which is decided; None before the first."""
+        return self._decider.memories[max(0, update + 1)]
+
     def why_to_end(self, update: int, n_batches: int, n_rollouts: int) -> str:
         """Why the batch of this update is not to be made; "" if it is.
 
@@ -218,7 +226,8 @@ class Pipeline:
         the budget does not reach.
         """
         decided = self._batches[: max(0, update - self.settings.max_staleness)]
-        if len(decided) >= n_batches and not any(b.teaches for b in decided[-n_batches:]):
+        last = decided[-n_batches:]
+        if len(last) == n_batches and not any(b.teaches or b.assigned for b in last):
             return "no group of a whole epoch had anything to teach"
         if self.settings.metric is not None:
             return self._run.ledger.metric_calls_lack(n_rollouts)
@@ -244,8 +253,11 @@ class Pipeline:
         """The gate may give an experience on trial to some of them only."""
         n, libraries = self.settings.group_size, [batch.library] * self.settings.group_size
         assign = getattr(self.settings.gate, "assign", None)
-        if assign is not None and any(experience.is_on_trial for experience in batch.library):
-            libraries = assign(GroupPlan(batch.library, example, batch.update, n))
+        if assign is not None and has_trials(batch.library):
+            on_trial = [experience for experience in batch.library if experience.is_on_trial]
+            concerned = self._concerns.of(on_trial) or {}
+            own = tuple(e for e in on_trial if example in concerned.get(e.id, ()))
+            libraries = assign(GroupPlan(batch.library, example, batch.update, n, own))
             batch.assigned[example] = tuple(libraries)
         return [
             Sample(
@@ -314,10 +326,18 @@ class Pipeline:
         use = self._use_of(group)
         if use == "no contrast" and self.settings.failure_analysis and group.has_feedback:
             use = self._use_beside(group, batch, await all_groups)
+        if use in TEACHING:
+            use = self._skipped(batch, group) or use
         if use not in TEACHING:
             return use, None
         answer = await self._extractor.answer(group, batch.library, batch.update, batch.epoch)
         return use, answer
+
+    def _skipped(self, batch: Batch, group: Group) -> str:
+        """Why the gate wants no lesson of this group; "" if it has nothing against it."""
+        skips = getattr(self.settings.gate, "skips", None)
+        reason = "" if skips is None else skips(group_evidence(batch, group), batch.memory)
+        return f"skipped: {reason}" if reason else ""
 
     def _use_of(self, group: Group) -> str:
         """What the group is for, by itself."""
@@ -517,7 +537,8 @@ class Batches:
             pipeline.end(reason)
             raise StopAsyncIteration
         self._update += 1
-        return Batch(update, epoch, self._n_updates, tuple(examples), library)
+        memory = pipeline.memory_after(update - 1 - pipeline.settings.max_staleness)
+        return Batch(update, epoch, self._n_updates, tuple(examples), library, memory)
 
 
 def _schedule(settings: Settings, ledger: Ledger) -> Schedule:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.reflection import Lesson, RefusedLesson
@@ -16,8 +17,8 @@ class Batch:
     """The examples (positions in the training set) of one update, and what came of them so far.
 
     `library` is the one that its rollouts are made with: as it stood `max_staleness` updates before
-    the last. `assigned` are the libraries of a group's rollouts, by example, where the gate gives
-    experiences on trial to some of them only.
+    the last; `memory` is what the gate left then. `assigned` are the libraries of a group's
+    rollouts, by example, where the gate gives experiences on trial to some of them only.
     """
 
     update: int
@@ -25,6 +26,7 @@ class Batch:
     n_updates: int
     examples: tuple[int, ...]
     library: ExperienceLibrary
+    memory: Any = None
     is_sampled: bool = False
     best_score: float = -math.inf
     assigned: dict[int, tuple[ExperienceLibrary, ...]] = field(default_factory=dict)

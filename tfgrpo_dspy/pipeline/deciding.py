@@ -7,6 +7,7 @@ from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience import ExperienceLibrary, Keep, Operation
 from tfgrpo_dspy.gate import Decision, GroupEvidence, Trial, TrialEvidence, Trials
 from tfgrpo_dspy.pipeline.batches import Batch
+from tfgrpo_dspy.pipeline.concerns import Concerns
 from tfgrpo_dspy.pipeline.measuring import Measurements
 from tfgrpo_dspy.rollout import Group
 from tfgrpo_dspy.settings import Settings
@@ -20,12 +21,18 @@ class Decider:
     """
 
     def __init__(
-        self, settings: Settings, measured: Measurements, start: ExperienceLibrary, n_training: int
+        self,
+        settings: Settings,
+        measured: Measurements,
+        concerns: Concerns,
+        start: ExperienceLibrary,
+        n_training: int,
     ) -> None:
         self.exported = [start]
         self.memories: list[Any] = [None]
         self._settings = settings
         self._measured = measured
+        self._concerns = concerns
         self._n_training = n_training
 
     async def decide(
@@ -45,14 +52,14 @@ class Decider:
             "limits": self._settings.limits,
             "n_updates": batch.n_updates,
             "n_training": self._n_training,
-            "groups": tuple(_group_evidence(batch, group) for group in batch.groups),
+            "groups": tuple(group_evidence(batch, group) for group in batch.groups),
             "memory": self.memories[-1],
         }
-        changes_nothing = TrialEvidence(**evidence).proposed == library
-        if changes_nothing and not any(experience.is_on_trial for experience in library):
-            proposed = TrialEvidence(**evidence).proposed
+        proposed = TrialEvidence(**evidence).proposed
+        if proposed == library and not has_trials(library):
             decision = Decision(proposed, "nothing to decide", memory=self.memories[-1])
         else:
+            evidence["concerns"] = self._concerns.of(proposed)
             decision = await self._asked(evidence)
         exported = decision.library if decision.exported is None else decision.exported
         self.exported.append(exported)
@@ -94,19 +101,17 @@ def with_keeps(
     return library.apply(keeps, settings.limits)
 
 
-def _group_evidence(batch: Batch, group: Group) -> GroupEvidence:
-    scores = {id_: score for id_, score in zip(_ids(group), _scores(group), strict=True)}
+def has_trials(library: ExperienceLibrary) -> bool:
+    """Whether an experience of it is on trial."""
+    return any(experience.is_on_trial for experience in library)
+
+
+def group_evidence(batch: Batch, group: Group) -> GroupEvidence:
+    """The group as gates see it."""
+    scores = {rollout.rollout_id: rollout.score for rollout in group.rollouts}
     n = len(group.all_rollouts)
     return GroupEvidence(
         group.example,
         batch.assigned.get(group.example, (batch.library,) * n),
         tuple(scores.get(rollout.rollout_id) for rollout in group.all_rollouts),
     )
-
-
-def _ids(group: Group) -> list[int]:
-    return [rollout.rollout_id for rollout in group.rollouts]
-
-
-def _scores(group: Group) -> list[float | None]:
-    return [rollout.score for rollout in group.rollouts]
