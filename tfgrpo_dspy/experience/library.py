@@ -30,8 +30,10 @@ from tfgrpo_dspy.experience.operations import (
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with_instructions
 from tfgrpo_dspy.experience.values import (
     ALL,
+    ANNOTATIONS,
     Add,
     Delete,
+    Effect,
     Evidence,
     Experience,
     Operation,
@@ -94,12 +96,12 @@ class ExperienceLibrary:
             raise LibraryError(f"ids {twice} occur twice; an id names one experience.")
         free = 1 + max((experience.number for experience in self._experiences), default=0)
         self._next_number = free if next_number is None else next_number
+        self._hash: int | None = None
         if not isinstance(self._next_number, int) or self._next_number < free:
             raise LibraryError(
                 f"next_number={next_number!r}: must be a whole number of at least {free}, above "
                 f"every id in use."
             )
-        self._hash = hash((self._experiences, self._next_number))
 
     def __iter__(self) -> Iterator[Experience]:
         return iter(self._experiences)
@@ -119,18 +121,18 @@ class ExperienceLibrary:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ExperienceLibrary):
             return NotImplemented
-        return (
-            self._hash == other._hash
-            and self._next_number == other._next_number
-            and self._experiences == other._experiences
-        )
+        if self is other:
+            return True
+        return self._experiences == other._experiences and self._next_number == other._next_number
 
     def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash((self._experiences, self._next_number))
         return self._hash
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Made anew where it is unpickled: hashes of strings differ from process to process."""
-        return _remade, (self._experiences, self._next_number)
+        """Without the hash: that of a string is another one in another process."""
+        return _rebuilt, (self._experiences, self._next_number)
 
     def __repr__(self) -> str:
         return f"ExperienceLibrary({list(self._experiences)}, next_number={self._next_number})"
@@ -201,6 +203,25 @@ class ExperienceLibrary:
         library (the deletions of the list make room first).
         """
         return tuple(sift(self, operations, limits)[1])
+
+    def annotated(self, annotations: Mapping[str, Mapping[str, Any]]) -> "ExperienceLibrary":
+        """The library with other annotations, by id; equal to this one.
+
+        `library.annotated({"E2": {"effect": Effect(0.1, 0.04, 80), "is_on_trial": False}})`
+
+        Raises:
+            LibraryError: an id is not in the library, or a name is no annotation.
+        """
+        unknown = sorted(annotations.keys() - self._by_id().keys())
+        if unknown:
+            raise LibraryError(f"ids {unknown} are not in the library; it has {[*self._by_id()]}.")
+        names = sorted({name for given in annotations.values() for name in given} - ANNOTATIONS)
+        if names:
+            raise LibraryError(f"{names} are no annotations; those are {sorted(ANNOTATIONS)}.")
+        return ExperienceLibrary(
+            (replace(experience, **annotations.get(experience.id, {})) for experience in self),
+            next_number=self._next_number,
+        )
 
     # ------------------------------------------------------------------ two libraries
 
@@ -363,6 +384,10 @@ class ExperienceLibrary:
             raise LibraryFormatError(f"{source} is a damaged library: {error!r}.") from error
 
 
+def _rebuilt(experiences: tuple[Experience, ...], next_number: int) -> ExperienceLibrary:
+    return ExperienceLibrary(experiences, next_number=next_number)
+
+
 def _shown(experience: Experience) -> str:
     return experience.text + _suffix(experience)
 
@@ -373,8 +398,5 @@ def _suffix(experience: Experience) -> str:
 
 def _experience_from(fields: Mapping[str, Any]) -> Experience:
     evidence = tuple(Evidence(**item) for item in fields["evidence"])
-    return Experience(**{**fields, "evidence": evidence})
-
-
-def _remade(experiences: tuple[Experience, ...], next_number: int) -> ExperienceLibrary:
-    return ExperienceLibrary(experiences, next_number=next_number)
+    effect = Effect(**fields["effect"]) if fields.get("effect") else None
+    return Experience(**{**fields, "evidence": evidence, "effect": effect})

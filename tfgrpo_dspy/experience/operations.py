@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from tfgrpo_dspy.errors import LibraryError
@@ -59,11 +60,16 @@ def sift(
 
 
 def changed(experience: Experience, operation: Modify | Keep) -> Experience:
-    """The experience after a MODIFY or a KEEP."""
+    """The experience after a MODIFY or a KEEP.
+
+    What was measured of one text says nothing of another: a MODIFY voids effect, price and being
+    on trial, and keeps evidence.
+    """
     supported = with_evidence(experience, operation.evidence)
     if isinstance(operation, Keep):
         return supported
-    return replace(supported, text=operation.text, scope=operation.scope or experience.scope)
+    scope = operation.scope or experience.scope
+    return Experience(experience.id, operation.text, scope, supported.evidence)
 
 
 def with_evidence(experience: Experience, evidence: Iterable[Evidence]) -> Experience:
@@ -71,6 +77,7 @@ def with_evidence(experience: Experience, evidence: Iterable[Evidence]) -> Exper
     return replace(experience, evidence=tuple(dict.fromkeys((*experience.evidence, *evidence))))
 
 
+@lru_cache(maxsize=4096)
 def gist(text: str) -> str:
     """The text without case, punctuation and spacing: two texts of one gist say the same.
 

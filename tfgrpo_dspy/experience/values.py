@@ -14,6 +14,9 @@ from tfgrpo_dspy.errors import LibraryError
 ALL = "*"
 """The scope of an experience that every predictor of the program is given."""
 
+ANNOTATIONS = frozenset({"evidence", "effect", "price", "is_on_trial"})
+"""The fields of an experience that take no part in equality."""
+
 _ID = re.compile(r"E([1-9][0-9]*)")
 
 

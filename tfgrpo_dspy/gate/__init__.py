@@ -3,6 +3,7 @@
 `protocol` says what a gate is asked and what it answers; each gate has a file of its own.
 """
 
+from tfgrpo_dspy.gate.factorial import FactorialGate
 from tfgrpo_dspy.gate.paired import PairedGate
 from tfgrpo_dspy.gate.protocol import (
     Decision,
@@ -17,6 +18,7 @@ from tfgrpo_dspy.gate.protocol import (
 
 __all__ = [
     "Decision",
+    "FactorialGate",
     "Gate",
     "GroupEvidence",
     "GroupPlan",

@@ -1,0 +1,239 @@
+"""What each experience is worth, from rollouts in which it was present or absent at random.
+
+`balanced_presence` says which candidates each rollout is given: a rollout and its complement on the
+same example (a fold-over of Hadamard rows; Plackett and Burman, Biometrika 33, 1946), so that every
+candidate is present in exactly half of each example's rollouts, whatever the others do, and N
+rollouts measure each of K candidates as N/2 against N/2.
+
+`estimate_effects` is a linear regression of the score on presence with the example as block. The
+estimand is the mean effect of an experience's presence over random halves of the others (over the
+mix in which they were present, where rows come from elsewhere). Standard errors are jackknifed over
+blocks (CV3; MacKinnon, Nielsen and Webb, Journal of Applied Econometrics 38, 2023), never below the
+classical ones, and stretched by Student's t for few blocks. Estimates are pooled: shrunk to 0 by a
+normal distribution of true effects, whose spread is learned from all candidates at once (a
+half-normal hyperprior, Gelman, Bayesian Analysis 1, 2006; summed over a grid), so that a lucky one
+among thirty is not believed.
+
+Where nothing can be said (one block, constant scores, presence that never varies or cannot be told
+from another's), the standard error is infinite. A perfect fit is not believed either: the residual
+variance is taken to be at least that of one more rollout, of N + 2, gone the other way (Laplace).
+"""
+
+import math
+import random
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import hadamard
+from scipy.special import ndtr, ndtri, stdtrit
+
+from tfgrpo_dspy.experience import Effect
+
+Floats = NDArray[np.float64]
+
+_TOLERANCE = 1e-8
+_PRIOR_SCALE = 0.25
+"""Scale of the hyperprior on the spread of true effects, in standard deviations of the scores."""
+_SPREADS = np.linspace(0.0, 4.0, 41)[1:]
+_LEVEL = 0.95
+"""The one-sided level at which a stretched error is that of Student's t."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One rollout: its block (the example), what was present, its score (None: lost)."""
+
+    block: Hashable
+    present: frozenset[str]
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One candidate: `measured` is the regression's effect, `effect` the pooled one.
+
+    The two probabilities are posterior ones, that the effect is above 0 and below 0.
+    """
+
+    measured: Effect
+    effect: Effect
+    p_positive: float
+    p_negative: float
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the rows say anything about it."""
+        return math.isfinite(self.measured.standard_error)
+
+    def p_above(self, margin: float) -> float:
+        """The posterior probability that the effect is above the margin, as if it were normal."""
+        if not self.is_known:
+            return 0.5
+        return float(ndtr((self.effect.estimate - margin) / self.effect.standard_error))
+
+
+def balanced_presence(n_candidates: int, n_pairs: int, seed: str) -> list[tuple[bool, ...]]:
+    """Who is present in the first rollout of each pair; the second gets the complement.
+
+    Over every block of `2 ** k > n_candidates` pairs, each two candidates are together in half of
+    them. There are no more distinct rows than that, so prompts repeat and can be cached.
+
+    Raises:
+        ValueError: fewer than one candidate, or fewer than no pairs.
+    """
+    if n_candidates < 1 or n_pairs < 0:
+        raise ValueError(
+            f"n_candidates={n_candidates}, n_pairs={n_pairs}: pass at least 1 and 0 of them."
+        )
+    rng = random.Random(f"presence/{seed}")
+    size = 1 << n_candidates.bit_length()
+    columns = rng.sample(range(1, size), n_candidates)
+    rows = [tuple(bool(value > 0) for value in row) for row in hadamard(size)[:, columns]]
+    drawn: list[tuple[bool, ...]] = []
+    while len(drawn) < n_pairs:
+        drawn += rng.sample(rows, len(rows))
+    return drawn[:n_pairs]
+
+
+def estimate_effects(rows: Iterable[Row]) -> dict[str, Estimate]:
+    """The effect of everything that is present in one of the rows, by name; pure, order-free."""
+    scored = [row for row in rows if row.score is not None and math.isfinite(row.score)]
+    names = sorted({name for row in scored for name in row.present})
+    if not names:
+        return {}
+    fit = _Fit(*_within(scored, names))
+    n_rollouts = fit.n_rollouts()
+    values, errors = fit.coefficients(), fit.standard_errors()
+    pooled = _pooled(values, errors, _PRIOR_SCALE * fit.spread)
+    return {
+        name: _estimate(values[k], errors[k], n_rollouts[k], *pooled[k])
+        for k, name in enumerate(names)
+    }
+
+
+def _within(rows: Sequence[Row], names: Sequence[str]) -> tuple[Floats, Floats, NDArray[np.intp]]:
+    """Presence and score less their means in the row's block, and each row's block by number."""
+    blocks = {block: i for i, block in enumerate(dict.fromkeys(row.block for row in rows))}
+    block = np.array([blocks[row.block] for row in rows])
+    presence = np.array([[name in row.present for name in names] for row in rows], dtype=float)
+    score = np.array([row.score for row in rows], dtype=float)
+    return _demeaned(presence, block), _demeaned(score[:, None], block)[:, 0], block
+
+
+def _demeaned(values: Floats, block: NDArray[np.intp]) -> Floats:
+    n = np.bincount(block)
+    sums = np.zeros((len(n), values.shape[1]))
+    np.add.at(sums, block, values)
+    return np.asarray(values - (sums / n[:, None])[block])
+
+
+class _Fit:
+    """Least squares within blocks, and what it leaves unexplained."""
+
+    def __init__(self, presence: Floats, score: Floats, block: NDArray[np.intp]) -> None:
+        self._x, self._y, self._block = presence, score, block
+        self._gram = presence.T @ presence
+        self._inverse = np.linalg.pinv(self._gram, hermitian=True, rcond=_TOLERANCE)
+        self._varies = np.abs(presence) > _TOLERANCE
+        self._values = self._inverse @ (presence.T @ score)
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of scores within blocks."""
+        degrees = len(self._y) - self._block.max() - 1
+        return math.sqrt(float(self._y @ self._y) / degrees) if degrees > 0 else 0.0
+
+    def n_rollouts(self) -> list[int]:
+        """Of each candidate: in how many rows it could make a difference."""
+        return [int(n) for n in self._varies.sum(axis=0)]
+
+    def coefficients(self) -> Floats:
+        return np.asarray(self._values)
+
+    def standard_errors(self) -> Floats:
+        """Infinite where nothing can be said."""
+        n_blocks = np.array([len(np.unique(self._block[column])) for column in self._varies.T])
+        error = np.maximum(self._classical(), self._jackknifed())
+        known = self._is_identified(self._gram, self._inverse) & (n_blocks > 1)
+        stretch = stdtrit(np.maximum(n_blocks - 1, 1), _LEVEL) / ndtri(_LEVEL)
+        return np.where(known & (self.spread > _TOLERANCE), error * stretch, math.inf)
+
+    def _classical(self) -> Floats:
+        """With one variance for all rows, no smaller than one more rollout would make it."""
+        residual = self._y - self._x @ self._values
+        rank = int(np.linalg.matrix_rank(self._gram, tol=_TOLERANCE, hermitian=True))
+        degrees = len(self._y) - int(self._block.max()) - 1 - rank
+        if degrees <= 0:
+            return np.full(len(self._values), math.inf)
+        floor = (self._y.max() - self._y.min()) ** 2 / (len(self._y) + 2)
+        variance = max(float(residual @ residual) / degrees, float(floor))
+        return np.asarray(np.sqrt(variance * np.maximum(np.diag(self._inverse), 0.0)))
+
+    def _jackknifed(self) -> Floats:
+        """From the coefficients without each block in turn; infinite where one is needed."""
+        grams, sums = self._by_block()
+        n = len(grams)
+        if n < 2:
+            return np.full(len(self._values), math.inf)
+        left, right = self._gram - grams, sums.sum(axis=0) - sums
+        if np.linalg.eigvalsh(left)[:, 0].min() > _TOLERANCE * np.trace(self._gram):
+            without = np.linalg.solve(left, right[:, :, None])[:, :, 0]
+            identified = np.ones(len(self._values), dtype=np.bool_)
+        else:
+            inverse = np.linalg.pinv(left, hermitian=True, rcond=_TOLERANCE)
+            without = (inverse @ right[:, :, None])[:, :, 0]
+            identified = np.all(self._is_identified(left, inverse), axis=0)
+        variance = (n - 1) / n * ((without - self._values) ** 2).sum(axis=0)
+        return np.where(identified, np.sqrt(variance), math.inf)
+
+    def _by_block(self) -> tuple[Floats, Floats]:
+        """The parts of the normal equations that each block brings, of those that bring any."""
+        order = np.argsort(self._block, kind="stable")
+        x, y = self._x[order], self._y[order]
+        starts = np.flatnonzero(np.diff(self._block[order], prepend=-1))
+        grams = np.add.reduceat(x[:, :, None] * x[:, None, :], starts)
+        sums = np.add.reduceat(x * y[:, None], starts)
+        telling = np.trace(grams, axis1=1, axis2=2) > _TOLERANCE
+        return grams[telling], sums[telling]
+
+    @staticmethod
+    def _is_identified(gram: Any, inverse: Any) -> NDArray[np.bool_]:
+        """Whether each coefficient is the same in every solution of the normal equations."""
+        unit = np.eye(gram.shape[-1])
+        return np.asarray(np.abs(gram @ inverse - unit).max(axis=-1) < 1e-6)
+
+
+def _pooled(values: Floats, errors: Floats, scale: float) -> list[tuple[float, float, float]]:
+    """Posterior mean, standard deviation and probability above 0 of each effect."""
+    known = np.isfinite(errors)
+    if not known.any() or not scale:
+        return [(0.0, math.inf, 0.5)] * len(values)
+    spreads = scale * _SPREADS
+    variances = errors[known, None] ** 2
+    total = variances + spreads**2
+    log_likelihood = -0.5 * (values[known, None] ** 2 / total + np.log(total)).sum(axis=0)
+    log_weight = log_likelihood - 0.5 * _SPREADS**2
+    weight = np.exp(log_weight - log_weight.max())
+    weight /= weight.sum()
+    shrunk = spreads**2 / total
+    means, sds = shrunk * values[known, None], np.sqrt(shrunk * variances)
+    mean = means @ weight
+    sd = np.sqrt(np.maximum((sds**2 + means**2) @ weight - mean**2, 0.0))
+    p_positive = ndtr(means / sds) @ weight
+    found = iter(zip(mean, sd, p_positive, strict=True))
+    return [
+        (float(m), float(s), float(p))
+        for m, s, p in (next(found) if is_known else (0.0, math.inf, 0.5) for is_known in known)
+    ]
+
+
+def _estimate(
+    value: float, error: float, n_rollouts: int, mean: float, sd: float, p_positive: float
+) -> Estimate:
+    is_known = math.isfinite(error)
+    measured = Effect(float(value) if is_known else 0.0, float(error), n_rollouts)
+    p_negative = 1.0 - p_positive
+    return Estimate(measured, Effect(mean, sd, n_rollouts), p_positive, p_negative)
