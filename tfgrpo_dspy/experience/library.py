@@ -188,6 +188,13 @@ class ExperienceLibrary:
         """
         return tuple(sift(self, operations, limits)[1])
 
+    def annotated(self, annotations: Mapping[str, Mapping[str, Any]]) -> "ExperienceLibrary":
+        """The library with these annotations set, by id; an equal library."""
+        return ExperienceLibrary(
+            [replace(own, **annotations.get(own.id, {})) for own in self],
+            next_number=self._next_number,
+        )
+
     # ------------------------------------------------------------------ two libraries
 
     def diff(self, other: "ExperienceLibrary") -> LibraryDiff:

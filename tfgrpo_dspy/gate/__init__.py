@@ -14,6 +14,7 @@ from tfgrpo_dspy.gate.protocol import (
     TrialEvidence,
     Trials,
 )
+from tfgrpo_dspy.gate.trial import Probe, ProbeThenTrial
 
 __all__ = [
     "Decision",
@@ -22,6 +23,8 @@ __all__ = [
     "GroupPlan",
     "NoGate",
     "PairedGate",
+    "Probe",
+    "ProbeThenTrial",
     "Trial",
     "TrialEvidence",
     "Trials",
