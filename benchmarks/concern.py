@@ -399,14 +399,14 @@ def summary(found: Sequence[Outcome], lessons: Sequence[Lesson]) -> dict[str, An
     }
 
 
-def rates(found: Sequence[Outcome], n: int) -> list[list[float] | None]:
-    """Recall and rate of false alarms of each outcome, None where nothing was told."""
-    return [
-        [_ratio(each.n_right, each.n_true), _ratio(each.n_found - each.n_right, n - each.n_true)]
-        if each.has_signal
-        else None
-        for each in found
-    ]
+def rates(found: Sequence[Outcome], n: int) -> list[list[list[float] | None]]:
+    """By lesson: recall and rate of false alarms of each draw, None where nothing was told."""
+    by_lesson: dict[int, list[list[float] | None]] = {}
+    for each in found:
+        recall = _ratio(each.n_right, each.n_true)
+        alarms = _ratio(each.n_found - each.n_right, n - each.n_true)
+        by_lesson.setdefault(each.lesson, []).append([recall, alarms] if each.has_signal else None)
+    return list(by_lesson.values())
 
 
 def _ratio(part: int, whole: int) -> float:

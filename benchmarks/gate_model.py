@@ -31,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tfgrpo_dspy.experience import Add, Evidence, ExperienceLibrary  # noqa: E402
+from tfgrpo_dspy.experience import Add, Evidence, Experience, ExperienceLibrary, Keep, Operation  # noqa: E402
 from tfgrpo_dspy.gate import (  # noqa: E402
     Decision,
     GroupEvidence,
@@ -44,6 +44,13 @@ from tfgrpo_dspy.gate import (  # noqa: E402
 )
 
 RESULTS = ROOT / "benchmarks" / "results" / "gate_model.json"
+CONCERN = ROOT / "benchmarks" / "results" / "concern.json"
+MEASURED = {
+    "measured": ("agent", "gsm8k_test", "bbh"),
+    "agent": ("agent",),
+    "gsm8k": ("gsm8k_test",),
+    "bbh": ("bbh",),
+}
 LIMITS = replace(TrialEvidence(ExperienceLibrary(), (), 0, 0).limits, max_experiences=1000)
 
 
@@ -52,9 +59,10 @@ class World:
     """What there is to learn, and how costly it is to find out.
 
     `up` and `down` are added to a question's chance by a right and a wrong lesson; where they are
-    None, a right lesson makes it .97, a wrong one .05 and both .6. `recall` and `false_alarms`
-    are those of the concern signal, drawn once for each lesson and question; `recall=None`: there
-    is no signal.
+    None, a right lesson makes it .97, a wrong one .05 and both .6. `signal` is what is known of
+    the questions that a lesson concerns: "known"; "80/10", a recall of .8 and false alarms on .1
+    of the others; "none"; or a name of `MEASURED`: each lesson has recall and false alarms, or no
+    signal at all, as one of the lessons measured by `benchmarks/concern.py`.
     """
 
     n_kinds: int = 10
@@ -64,13 +72,31 @@ class World:
     base: tuple[float, float] = (0.1, 0.6)
     up: float | None = None
     down: float | None = None
-    recall: float | None = 1.0
-    false_alarms: float = 0.0
+    signal: str = "known"
     group_size: int = 5
     batch_size: int = 10
     max_calls: int = 2500
     target: float = 0.9
     n_validation: int = 40
+
+
+Rates = list[tuple[float, float] | None]
+
+
+@functools.cache
+def rates_of(signal: str) -> list[Rates]:
+    """By kind of lesson: recall and false alarms, one of which each of its sources gives."""
+    named: dict[str, list[Rates]] = {"known": [[(1.0, 0.0)]], "80/10": [[(0.8, 0.1)]]}
+    if signal in named:
+        return named[signal]
+    rows = json.loads(CONCERN.read_text("utf-8"))["rows"]
+    plain = {
+        row["data"]: row["rates"]
+        for row in rows
+        if (row["n_examples"], row["n_sources"], row["has_domains"]) == (100, 1, False)
+    }
+    n_each = max(len(plain[name]) for name in MEASURED[signal])
+    return [plain[name][i % len(plain[name])] for name in MEASURED[signal] for i in range(n_each)]
 
 
 class Lessons:
@@ -84,6 +110,7 @@ class Lessons:
         self.kind = [i % world.n_kinds for i in range(n)]
         self.base = [draw.uniform(*world.base) for _ in range(n)]
         self._chances: dict[tuple[Any, int], float] = {}
+        self._held_out: dict[frozenset[str], float] = {}
 
     def chance(self, library: ExperienceLibrary, question: int) -> float:
         """Of a right answer to the question with this library."""
@@ -108,12 +135,14 @@ class Lessons:
 
     def held_out(self, library: ExperienceLibrary) -> float:
         """The exact accuracy on questions like these, that no lesson was drawn from."""
-        questions = range(len(self.kind))
         texts = [own for own in library if not own.text.startswith("leak")]
         leaked = {own.text.split()[1] for own in library if own.text.startswith("leak")}
         both = {own.text for own in texts} | {f"wrong {kind}" for kind in leaked}
         key = frozenset(both)
-        return statistics.fmean(self._chance_of(key, question) for question in questions)
+        if key not in self._held_out:
+            chances = [self._chance_of(key, question) for question in range(len(self.kind))]
+            self._held_out[key] = statistics.fmean(chances)
+        return self._held_out[key]
 
     @functools.cached_property
     def target(self) -> float:
@@ -129,15 +158,26 @@ class Lessons:
     def is_harmful(self, text: str) -> bool:
         return not text.startswith("right")
 
-    def concerned(self, id_: str, text: str) -> frozenset[int]:
-        """The questions that the lesson is thought to be about."""
-        kind = int(text.split()[1])
-        draw = random.Random(f"concern/{self.seed}/{text}")
-        rates = (self.world.false_alarms, self.world.recall or 0.0)
+    def concerned(self, experience: Experience) -> frozenset[int]:
+        """The questions that it is thought to be about; none: nobody knows."""
+        sources = {group.example for group in experience.evidence}
+        return frozenset().union(*(self._likely(experience.text, source) for source in sources))
+
+    @functools.cache  # noqa: B019 - it lives as long as its course
+    def _likely(self, text: str, source: int) -> frozenset[int]:
+        """The questions that are thought to be like this source in what the lesson is about."""
+        name = f"concern/{self.seed}/{text}"
+        kind_of_lesson = random.Random(name).choice(rates_of(self.world.signal))
+        draw = random.Random(f"{name}/{source}")
+        rates = draw.choice(kind_of_lesson)
+        if rates is None:
+            return frozenset()
+        recall, false_alarms = rates
+        own = int(text.split()[1])
         return frozenset(
             question
-            for question, other in enumerate(self.kind)
-            if draw.random() < rates[other == kind]
+            for question, kind in enumerate(self.kind)
+            if draw.random() < (recall if kind == own else false_alarms)
         )
 
 
@@ -157,7 +197,7 @@ class Course:
     exported: ExperienceLibrary = ExperienceLibrary()
     scores: dict[Trial, float | None] = field(default_factory=dict)
     curve: list[tuple[int, float]] = field(default_factory=list)
-    accepted: dict[str, int] = field(default_factory=dict)
+    spent: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.lessons = Lessons(self.world, self.seed)
@@ -176,17 +216,18 @@ class Course:
             operations = self._proposed(groups)
             self._decide(groups, operations)
             self.curve.append((self.calls, self.lessons.held_out(self.exported)))
+            self.spent.append((self.n_trials, self.n_reflected))
             self.update += 1
         return self
 
     def _group(self, question: int) -> GroupEvidence:
         world = self.world
         libraries = (self.library,) * world.group_size
-        if hasattr(self.gate, "assign") and world.recall is not None:
+        if hasattr(self.gate, "assign") and world.signal != "none":
             concerned = tuple(
                 own
                 for own in self.library
-                if own.is_on_trial and question in self._concerned(own.id, own.text)
+                if own.is_on_trial and question in self.lessons.concerned(own)
             )
             libraries = self.gate.assign(
                 GroupPlan(self.library, question, self.update, world.group_size, concerned)
@@ -198,10 +239,7 @@ class Course:
         self.calls += world.group_size
         return GroupEvidence(question, libraries, scores)
 
-    def _concerned(self, id_: str, text: str) -> frozenset[int]:
-        return self.lessons.concerned(id_, text)
-
-    def _proposed(self, groups: Sequence[GroupEvidence]) -> tuple[Add, ...]:
+    def _proposed(self, groups: Sequence[GroupEvidence]) -> tuple[Operation, ...]:
         """The operations that reflection proposes; a text that is there already is not repeated."""
         sources: dict[str, list[Evidence]] = {}
         for group in groups:
@@ -215,11 +253,12 @@ class Course:
                 evidence = Evidence(self.update, group.example, (), group.scores)
                 sources.setdefault(text, []).append(evidence)
         self.calls += 1
-        known = {own.text for own in self.library}
+        known = {own.text: own.id for own in self.library}
         return tuple(
-            Add(text, evidence=tuple(evidence))
+            Keep(known[text], evidence=tuple(evidence))
+            if text in known
+            else Add(text, evidence=tuple(evidence))
             for text, evidence in sources.items()
-            if text not in known
         )
 
     def _skips(self, group: GroupEvidence) -> bool:
@@ -234,7 +273,7 @@ class Course:
             return f"leak {kind} {question}"
         return f"right {kind}"
 
-    def _decide(self, groups: Sequence[GroupEvidence], operations: tuple[Add, ...]) -> None:
+    def _decide(self, groups: Sequence[GroupEvidence], operations: tuple[Operation, ...]) -> None:
         evidence = TrialEvidence(
             self.library,
             operations,
@@ -247,16 +286,12 @@ class Course:
             groups=tuple(groups),
             memory=self.memory,
         )
-        concerns = None
-        if self.world.recall is not None:
-            texts = {own.id: own.text for own in evidence.proposed}
-            concerns = {id_: self._concerned(id_, text) for id_, text in texts.items()}
-        evidence = replace(evidence, concerns=concerns)
+        if self.world.signal != "none":
+            concerns = {own.id: self.lessons.concerned(own) for own in evidence.proposed}
+            evidence = replace(evidence, concerns=concerns)
         while not isinstance(answer := self.gate.next(evidence), Decision):
             for trial in answer.trials:
                 self._try(trial)
-        for own in answer.library:
-            self.accepted.setdefault(own.text, 0)
         self.memory = answer.memory
         self.library = answer.library
         self.exported = answer.library if answer.exported is None else answer.exported

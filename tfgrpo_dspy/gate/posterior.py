@@ -12,7 +12,7 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,10 @@ class Contrast:
     n_without: int
     sum_without: float
     is_selected: bool = False
+
+    def to_list(self) -> list[float | int | bool]:
+        """Its fields, as JSON has them."""
+        return [getattr(self, name) for name in self.__slots__]
 
     @property
     def n_rollouts(self) -> int:
@@ -161,9 +165,10 @@ def _joint(contrasts: Iterable[Contrast]) -> Array:
 
 def _gain(weights: Array, contrasts: tuple[Contrast, ...]) -> tuple[float, float]:
     """Mean and standard deviation of p1 - p0, the counts of all contrasts taken together."""
-    used = [astuple(c)[1:5] for c in contrasts if c.n_with and c.n_without]
-    counts = [round(math.fsum(column), 6) for column in zip(*used, strict=True)] or [0.0] * 4
-    means, squares = _moments(*counts)
+    used = [contrast for contrast in contrasts if contrast.n_with and contrast.n_without]
+    names = ("n_with", "sum_with", "n_without", "sum_without")
+    counts = (math.fsum(getattr(contrast, name) for contrast in used) for name in names)
+    means, squares = _moments(*(round(count, 6) for count in counts))
     mean = float(weights @ means)
     return mean, math.sqrt(max(float(weights @ squares) - mean**2, 0.0))
 

@@ -7,10 +7,10 @@ how it travels. Scores are kept as they are, with the range that was seen; they 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tfgrpo_dspy.experience import Experience, ExperienceLibrary
+from tfgrpo_dspy.experience import Experience
 from tfgrpo_dspy.gate.posterior import Contrast
 from tfgrpo_dspy.gate.protocol import GroupEvidence
 
@@ -57,7 +57,7 @@ class Record:
             "text": self.text,
             "scope": self.scope,
             "sources": list(self.sources),
-            "contrasts": [list(astuple(contrast)) for contrast in self.contrasts],
+            "contrasts": [contrast.to_list() for contrast in self.contrasts],
             "is_settled": self.is_settled,
             "before": None if self.before is None else self.before.to_dict(),
         }
@@ -105,12 +105,11 @@ class Ledger:
     def having_read(self, groups: Sequence[GroupEvidence]) -> "Ledger":
         """The same, with what the groups show of experiences that only some rollouts held."""
         ledger = self.having_seen(score for group in groups for score in group.scores)
-        records = {
-            id_: replace(
-                record, contrasts=(*record.contrasts, *_contrasts_within(groups, id_, record))
-            )
-            for id_, record in ledger.records.items()
-        }
+        shown = [Shown.by(group) for group in groups]
+        records = {}
+        for id_, record in ledger.records.items():
+            new = tuple(c for each in shown if (c := each.contrast(id_, record)) is not None)
+            records[id_] = replace(record, contrasts=record.contrasts + new) if new else record
         return replace(ledger, records=records)
 
     def scaled(self, contrasts: Iterable[Contrast]) -> list[Contrast]:
@@ -133,18 +132,34 @@ class Ledger:
         return all(score in (self.low, self.high) for score in scores)
 
 
-def contrast_within(group: GroupEvidence, id_: str, record: Record) -> Contrast | None:
-    """What the group shows of an experience; None unless some rollouts held it and some did not.
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the rollouts of a group held and scored; those without a score do not count."""
 
-    Rollouts without a score do not count.
-    """
-    sides: dict[bool, list[float]] = {True: [], False: []}
-    for library, score in zip(group.libraries, group.scores, strict=True):
-        if score is not None:
-            sides[_holds(library, id_, record)].append(score)
-    if not sides[True] or not sides[False]:
-        return None
-    return contrast_of(group.example, sides[True], sides[False])
+    example: int
+    rollouts: tuple[tuple[frozenset[tuple[str, str, str]], float], ...]
+
+    @classmethod
+    def by(cls, group: GroupEvidence) -> "Shown":
+        """What this group shows."""
+        distinct = {id(library): library for library in group.libraries}
+        contents = {
+            name: frozenset(own.content for own in library) for name, library in distinct.items()
+        }
+        pairs = zip(group.libraries, group.scores, strict=True)
+        return cls(
+            group.example,
+            tuple((contents[id(lib)], score) for lib, score in pairs if score is not None),
+        )
+
+    def contrast(self, id_: str, record: Record) -> Contrast | None:
+        """Of an experience; None unless some of the rollouts held it and some did not."""
+        content = (id_, record.text, record.scope)
+        held = [score for contents, score in self.rollouts if content in contents]
+        if not held or len(held) == len(self.rollouts):
+            return None
+        rest = [score for contents, score in self.rollouts if content not in contents]
+        return contrast_of(self.example, held, rest)
 
 
 def contrast_of(
@@ -152,14 +167,3 @@ def contrast_of(
 ) -> Contrast:
     """The contrast of these scores."""
     return Contrast(example, len(held), math.fsum(held), len(rest), math.fsum(rest), is_selected)
-
-
-def _contrasts_within(
-    groups: Sequence[GroupEvidence], id_: str, record: Record
-) -> list[Contrast]:
-    found = [contrast_within(group, id_, record) for group in groups]
-    return [contrast for contrast in found if contrast is not None]
-
-
-def _holds(library: ExperienceLibrary, id_: str, record: Record) -> bool:
-    return any(own.id == id_ and record.is_about(own) for own in library)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tfgrpo_dspy.experience import Effect, Evidence, Experience, ExperienceLibrary
+from tfgrpo_dspy.experience import Effect, Evidence, Experience, ExperienceLibrary, Keep
 from tfgrpo_dspy.gate.posterior import Beliefs, Posterior
 from tfgrpo_dspy.gate.protocol import (
     Decision,
@@ -28,7 +28,7 @@ from tfgrpo_dspy.gate.protocol import (
     TrialEvidence,
     Trials,
 )
-from tfgrpo_dspy.gate.records import Ledger, Record, contrast_of, contrast_within
+from tfgrpo_dspy.gate.records import Ledger, Record, Shown, contrast_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,9 @@ class ProbeThenTrial:
     settle_at_last: float = 0.6
     solved: float = 0.7
     explained: float = 0.8
+    confirm: int = 2
+    x_show: bool = True
+    x_outside: bool = False
     metric: Callable[..., Any] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -133,8 +136,41 @@ class ProbeThenTrial:
             for candidate in evidence.proposed
             if candidate not in known
         ]
-        wanted = tuple(each.wants for each in probed if each.wants is not None)
-        return Trials(wanted) if wanted else _Ruling(self, evidence, ledger, probed).decision()
+        wanted = [each.wants for each in probed if each.wants is not None]
+        records = dict(ledger.records)
+        for operation in evidence.operations:
+            if self.confirm and isinstance(operation, Keep) and operation.id in records:
+                record, wants = self._confirmed(operation, evidence, ledger)
+                records[operation.id] = record
+                wanted += [] if wants is None else [wants]
+        if wanted:
+            return Trials(tuple(wanted))
+        ledger = replace(ledger, records=records)
+        return _Ruling(self, evidence, ledger, probed).decision()
+
+    def _confirmed(self, keep, evidence, ledger):
+        record = ledger.records[keep.id]
+        experience = evidence.incumbent[keep.id]
+        if record.is_settled or not record.is_about(experience):
+            return record, None
+        for source in _usable(keep.evidence):
+            if source.example in record.sources or source.update != evidence.update:
+                continue
+            if any(c.example == source.example for c in record.contrasts[-len(evidence.groups):]):
+                continue
+            rolled = {source.example: []}
+            base = record
+            for turn in range(self.confirm):
+                trial = _probe_trial(experience, source, turn, 8, evidence)
+                if trial not in evidence.scores:
+                    return record, trial
+                score = evidence.scores[trial]
+                if score is not None:
+                    rolled[source.example].append(score)
+                record = replace(base, contrasts=base.contrasts + _probe_contrasts([source], rolled, ledger))
+                if self.verdict(record, self.posterior(record, ledger)) != "on trial":
+                    break
+        return record, None
 
     def assign(self, plan: GroupPlan) -> tuple[ExperienceLibrary, ...]:
         """The library of each rollout: settled experiences, and on trial a random half of them.
@@ -142,6 +178,7 @@ class ProbeThenTrial:
         An experience on trial that concerns the example is given to half of the rollouts (of an
         odd number, to one more or one less); one that does not concern it is given to none.
         """
+        everyone = range(plan.n_rollouts)
         given = {
             experience.id: _half(plan, experience)
             for experience in plan.concerned
@@ -153,7 +190,8 @@ class ProbeThenTrial:
                 [
                     own
                     for own in plan.library
-                    if not own.is_on_trial or index in given.get(own.id, ())
+                    if not own.is_on_trial
+                    or index in given.get(own.id, everyone if own.effect is not None and own.effect.estimate>0 and self.x_show else ())
                 ],
             )
             for index in range(plan.n_rollouts)
@@ -167,8 +205,9 @@ class ProbeThenTrial:
         n_solved = sum(score == ledger.high for score in scores)
         if n_solved > self.solved * len(scores):
             return f"solved by {n_solved} of {len(scores)} rollouts"
+        shown = Shown.by(group)
         for id_, record in ledger.records.items():
-            found = None if record.is_settled else contrast_within(group, id_, record)
+            found = None if record.is_settled else shown.contrast(id_, record)
             if found is None:
                 continue
             (contrast,) = ledger.scaled([found])
@@ -202,6 +241,7 @@ class ProbeThenTrial:
         """How the probe of the candidate stands, from the scores of its trials so far."""
         record = Record.of(candidate)
         is_concerned = bool(_concerned(candidate.id, evidence) - set(record.sources))
+        is_concerned = evidence.concerns is not None
         rule = self.probe if is_concerned else self.probe_only
         beliefs = self.beliefs if is_concerned else replace(self.beliefs, leak=0.0)
         sources = _usable_sources(candidate)[: self.max_sources]
@@ -337,11 +377,15 @@ class _Ruling:
         return self.gate.posterior(self._record_of(experience), self.ledger)
 
     def _is_exported(self, experience: Experience) -> bool:
-        return not experience.is_on_trial or self._posterior(experience).gain > 0
+        if not experience.is_on_trial:
+            return True
+        record = self._record_of(experience)
+        told = bool(_concerned(experience.id, self.evidence) - set(record.sources))
+        return self._posterior(experience).gain > 0 and (record.n_outside > 0 or told and not self.gate.x_outside)
 
     def _annotations(self, experience: Experience) -> dict[str, Any]:
         record = self._record_of(experience)
-        if not record.contrasts:
+        if not record.n_outside:
             return {"is_on_trial": not record.is_settled}
         posterior = self.gate.posterior(record, self.ledger)
         unit = self.ledger.high - self.ledger.low
@@ -362,8 +406,12 @@ def _concerned(id_: str, evidence: TrialEvidence) -> frozenset[int]:
 
 
 def _usable_sources(experience: Experience) -> list[Evidence]:
+    return _usable(experience.evidence)
+
+
+def _usable(those) -> list[Evidence]:
     """The groups that it was drawn from and that have scores, the latest first; one an example."""
-    groups = sorted(experience.evidence, key=lambda group: -group.update)
+    groups = sorted(those, key=lambda group: -group.update)
     scored = [group for group in groups if any(score is not None for score in group.scores)]
     first: dict[int, Evidence] = {}
     for group in scored:
