@@ -15,6 +15,7 @@ from tfgrpo_dspy.gate.protocol import (
     TrialEvidence,
     Trials,
 )
+from tfgrpo_dspy.gate.trial import Probe, ProbeThenTrial
 
 __all__ = [
     "Decision",
@@ -24,6 +25,8 @@ __all__ = [
     "GroupPlan",
     "NoGate",
     "PairedGate",
+    "Probe",
+    "ProbeThenTrial",
     "Trial",
     "TrialEvidence",
     "Trials",
