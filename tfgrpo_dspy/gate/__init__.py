@@ -3,6 +3,8 @@
 `protocol` says what a gate is asked and what it answers; each gate has a file of its own.
 """
 
+from tfgrpo_dspy.gate.auto import AutoGate
+from tfgrpo_dspy.gate.concern import Concern, WordConcern
 from tfgrpo_dspy.gate.factorial import FactorialGate
 from tfgrpo_dspy.gate.paired import PairedGate
 from tfgrpo_dspy.gate.protocol import (
@@ -18,6 +20,8 @@ from tfgrpo_dspy.gate.protocol import (
 from tfgrpo_dspy.gate.trial import Probe, ProbeThenTrial
 
 __all__ = [
+    "AutoGate",
+    "Concern",
     "Decision",
     "FactorialGate",
     "Gate",
@@ -30,4 +34,5 @@ __all__ = [
     "Trial",
     "TrialEvidence",
     "Trials",
+    "WordConcern",
 ]

@@ -136,9 +136,7 @@ class WordConcern:
         }
         return frozenset(found | sources) if found & sources else frozenset()
 
-    def _alike(
-        self, sources: set[int], bags: Mapping[int, frozenset[str]]
-    ) -> frozenset[int]:
+    def _alike(self, sources: set[int], bags: Mapping[int, frozenset[str]]) -> frozenset[int]:
         rarity = _rarity(bags)
         norms = {i: math.sqrt(sum(rarity[stem] ** 2 for stem in bag)) for i, bag in bags.items()}
 
@@ -182,6 +180,4 @@ def _stems(text: str) -> frozenset[str]:
     for token in _WORD.findall(unicodedata.normalize("NFKC", text)):
         is_sign = not token[0].isalpha()
         words += unicodedata.name(token, "").split() if is_sign else [token]
-    return frozenset(
-        word[:_STEM] for word in map(str.casefold, words) if word not in _EMPTY_WORDS
-    )
+    return frozenset(word[:_STEM] for word in map(str.casefold, words) if word not in _EMPTY_WORDS)

@@ -120,9 +120,7 @@ class Beliefs:
         """Of 'helps', 'nothing' and 'harms'."""
         return (self.helps, 1 - self.helps - self.harms, self.harms)
 
-    def posterior(
-        self, contrasts: Iterable[Contrast], sources: Collection[int] = ()
-    ) -> Posterior:
+    def posterior(self, contrasts: Iterable[Contrast], sources: Collection[int] = ()) -> Posterior:
         """What is believed after these contrasts; `sources` are the examples it was drawn from.
 
         All contrasts of the sources share one doubt (does it leak?), those of any other example

@@ -156,7 +156,7 @@ class ProbeThenTrial:
         for source in _usable(keep.evidence):
             if source.example in record.sources or source.update != evidence.update:
                 continue
-            if any(c.example == source.example for c in record.contrasts[-len(evidence.groups):]):
+            if any(c.example == source.example for c in record.contrasts[-len(evidence.groups) :]):
                 continue
             rolled = {source.example: []}
             base = record
@@ -167,7 +167,9 @@ class ProbeThenTrial:
                 score = evidence.scores[trial]
                 if score is not None:
                     rolled[source.example].append(score)
-                record = replace(base, contrasts=base.contrasts + _probe_contrasts([source], rolled, ledger))
+                record = replace(
+                    base, contrasts=base.contrasts + _probe_contrasts([source], rolled, ledger)
+                )
                 if self.verdict(record, self.posterior(record, ledger)) != "on trial":
                     break
         return record, None
@@ -191,7 +193,13 @@ class ProbeThenTrial:
                     own
                     for own in plan.library
                     if not own.is_on_trial
-                    or index in given.get(own.id, everyone if own.effect is not None and own.effect.estimate>0 and self.x_show else ())
+                    or index
+                    in given.get(
+                        own.id,
+                        everyone
+                        if own.effect is not None and own.effect.estimate > 0 and self.x_show
+                        else (),
+                    )
                 ],
             )
             for index in range(plan.n_rollouts)
@@ -235,9 +243,7 @@ class ProbeThenTrial:
 
     # ------------------------------------------------------------------ the probe
 
-    def _probed(
-        self, candidate: Experience, evidence: TrialEvidence, ledger: Ledger
-    ) -> _Probed:
+    def _probed(self, candidate: Experience, evidence: TrialEvidence, ledger: Ledger) -> _Probed:
         """How the probe of the candidate stands, from the scores of its trials so far."""
         record = Record.of(candidate)
         is_concerned = bool(_concerned(candidate.id, evidence) - set(record.sources))
@@ -381,7 +387,9 @@ class _Ruling:
             return True
         record = self._record_of(experience)
         told = bool(_concerned(experience.id, self.evidence) - set(record.sources))
-        return self._posterior(experience).gain > 0 and (record.n_outside > 0 or told and not self.gate.x_outside)
+        return self._posterior(experience).gain > 0 and (
+            record.n_outside > 0 or told and not self.gate.x_outside
+        )
 
     def _annotations(self, experience: Experience) -> dict[str, Any]:
         record = self._record_of(experience)
@@ -427,9 +435,7 @@ def _probe_contrasts(
     for source in sources:
         control = [score for score in source.scores if score is not None]
         is_selected = min(control) < max(control) and ledger.is_binary(control)
-        contrasts.append(
-            contrast_of(source.example, rolled[source.example], control, is_selected)
-        )
+        contrasts.append(contrast_of(source.example, rolled[source.example], control, is_selected))
     return tuple(contrast for contrast in contrasts if contrast.n_with)
 
 

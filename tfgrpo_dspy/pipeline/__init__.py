@@ -44,6 +44,7 @@ from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, Turn
 from tfgrpo_dspy.pipeline.signals import handing_on_sigterm
 from tfgrpo_dspy.pipeline.workers import Workers
+from tfgrpo_dspy.pipeline.worth import with_worth
 from tfgrpo_dspy.reflection import Lesson
 from tfgrpo_dspy.results import GroupRecord, HeldOut, UpdateRecord
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, rollout_id_for
@@ -467,7 +468,7 @@ class Pipeline:
                 "allow more, or pass a smaller valset",
                 self._recorder.ended_because,
             )
-        best = self._best()
+        best = with_worth(self._best(), self._decider.groups, self._measured.scores)
         self._run.notes.note(best, len(self._recorder.updates), self._recorder.ended_because)
         test = self._test(best)
         summary, gain = self._measured.summary, gain_between(self._measured, start, best)

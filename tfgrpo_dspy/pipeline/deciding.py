@@ -17,7 +17,7 @@ class Decider:
     """Decides over the updates of one run, one after another.
 
     `exported` are the libraries that a program would have been given: the first the student's, then
-    one for each update. `memories` are what the gate left for later.
+    one for each update. `memories` are what the gate left for later, `groups` all training groups.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class Decider:
     ) -> None:
         self.exported = [start]
         self.memories: list[Any] = [None]
+        self.groups: list[GroupEvidence] = []
         self._settings = settings
         self._measured = measured
         self._concerns = concerns
@@ -44,6 +45,8 @@ class Decider:
             GateError: the gate asks for what there is not, or for nothing new.
             RunStopped: a budget does not reach for its trials.
         """
+        groups = tuple(group_evidence(batch, group) for group in batch.groups)
+        self.groups += groups
         evidence: dict[str, Any] = {
             "incumbent": library,
             "operations": tuple(operations),
@@ -52,7 +55,7 @@ class Decider:
             "limits": self._settings.limits,
             "n_updates": batch.n_updates,
             "n_training": self._n_training,
-            "groups": tuple(group_evidence(batch, group) for group in batch.groups),
+            "groups": groups,
             "memory": self.memories[-1],
         }
         proposed = TrialEvidence(**evidence).proposed

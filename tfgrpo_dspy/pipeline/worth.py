@@ -1,0 +1,58 @@
+"""What each experience of the result is worth: its effect, from all rollouts of the run; its price.
+
+Whatever was rolled out, in groups or in trials, had some experiences and lacked others: all of it
+is evidence (`gate.effects`), with the example as block: groups and trials of one training example
+are one block, and so are all trials of one validation example.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+
+from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.gate import GroupEvidence, Trial
+from tfgrpo_dspy.gate.effects import Row, estimate_effects
+from tfgrpo_dspy.reflection import estimate_tokens
+
+
+def with_worth(
+    library: ExperienceLibrary,
+    groups: Iterable[GroupEvidence],
+    scores: Mapping[Trial, float | None],
+) -> ExperienceLibrary:
+    """The library with each experience's effect, where one was measured, and its price.
+
+    An effect that the gate has measured stays: it is that on the examples which the experience
+    concerns, where the gate knows them.
+
+    The price is an estimate, of about four characters a token: nobody knows the tokens of every LM.
+    """
+    rows = [
+        Row(("training", group.example), _names(held), score)
+        for group in groups
+        for held, score in zip(group.libraries, group.scores, strict=True)
+    ]
+    rows += [
+        Row((trial.on, trial.example), _names(trial.library), score)
+        for trial, score in scores.items()
+    ]
+    estimates = estimate_effects(rows)
+    prices = {
+        experience.id: {"price": estimate_tokens(f"[{experience.id}*] {experience.text}\n")}
+        for experience in library
+    }
+    effects = {
+        experience.id: {"effect": estimates[name].effect}
+        for experience in library
+        if experience.effect is None
+        and (name := _name(experience.content)) in estimates
+        and math.isfinite(estimates[name].effect.standard_error)
+    }
+    return library.annotated({id_: prices[id_] | effects.get(id_, {}) for id_ in prices})
+
+
+def _names(library: ExperienceLibrary) -> frozenset[str]:
+    return frozenset(_name(experience.content) for experience in library)
+
+
+def _name(content: tuple[str, str, str]) -> str:
+    return "\x00".join(content)
