@@ -134,6 +134,11 @@ class ExperienceLibrary:
         """Without the hash: that of a string is another one in another process."""
         return _rebuilt, (self._experiences, self._next_number)
 
+    def __str__(self) -> str:
+        """A line for each experience, with what is known of its worth: made for people."""
+        lines = [f"[{own.id}] {_shown(own)}{_worth(own)}" for own in self]
+        return "\n".join(lines) or "no experiences"
+
     def __repr__(self) -> str:
         return f"ExperienceLibrary({list(self._experiences)}, next_number={self._next_number})"
 
@@ -394,6 +399,18 @@ def _shown(experience: Experience) -> str:
 
 def _suffix(experience: Experience) -> str:
     return "" if experience.scope == ALL else f" (for {experience.scope})"
+
+
+def _worth(experience: Experience) -> str:
+    """Effect with its standard error, price, and whether it is on trial, in brackets."""
+    known = []
+    if experience.effect is not None:
+        known.append(str(experience.effect))
+    if experience.price is not None:
+        known.append(f"{experience.price} tokens")
+    if experience.is_on_trial:
+        known.append("on trial")
+    return f"  ({', '.join(known)})" if known else ""
 
 
 def _experience_from(fields: Mapping[str, Any]) -> Experience:

@@ -50,6 +50,10 @@ class Effect:
     standard_error: float
     n_rollouts: int
 
+    def __str__(self) -> str:
+        measured = f"{self.estimate:+.2f} \N{PLUS-MINUS SIGN} {self.standard_error:.2f}"
+        return f"effect {measured} by {self.n_rollouts} rollouts"
+
 
 @dataclass(frozen=True, slots=True)
 class Experience:
