@@ -17,6 +17,8 @@ from typing import Any
 import dspy
 from dspy import lm15
 
+from tfgrpo_dspy import Decision, TrialEvidence, Trials
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -130,3 +132,22 @@ def _prompt_of(request: lm15.Request) -> Prompt:
         system = "".join(part.text for part in system)
     user = "\n\n".join(message.text or "" for message in request.messages)
     return Prompt(system, user, request.config.seed, request.config.temperature)
+
+
+@dataclass(frozen=True)
+class HigherMean:
+    """The plainest gate: the update stays if its mean on the whole validation set is higher."""
+
+    metric: Any = None
+
+    def next(self, evidence: TrialEvidence) -> Trials | Decision:
+        examples = range(evidence.n_examples)
+        libraries = (evidence.incumbent, evidence.proposed)
+        if not all(evidence.has_tried(library, examples) for library in libraries):
+            return Trials.of(libraries, examples)
+        gains = evidence.gains(evidence.proposed, examples)
+        reason = f"{sum(gains) / max(1, len(gains)):+.3f} on {len(gains)} validation examples"
+        return Decision(evidence.proposed if sum(gains) > 0 else evidence.incumbent, reason)
+
+    def most_trials(self, n_examples: int) -> int:
+        return 2 * n_examples

@@ -19,9 +19,19 @@ import dspy
 import pytest
 from dspy.teleprompt import BetterTogether, LabeledFewShot, Teleprompter
 from dspy.utils.callback import BaseCallback
-from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
+from scripted import (
+    EXTRACT,
+    UPDATE,
+    HigherMean,
+    Prompt,
+    Rule,
+    chat,
+    lessons,
+    operations,
+    scripted_lm,
+)
 
-from tfgrpo_dspy import ExperienceLibrary, PairedGate, SettingsError, TrainingFreeGRPO
+from tfgrpo_dspy import ExperienceLibrary, SettingsError, TrainingFreeGRPO
 
 ADVICE = "When a customer asks, say please."
 
@@ -516,6 +526,6 @@ def test_the_progress_bar_shows_updates_scores_experiences_and_calls(
 
 def test_the_plan_and_each_update_are_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="tfgrpo_dspy"):
-        learned(gate=PairedGate(), batch_size=3)
+        learned(gate=HigherMean(), batch_size=3)
     lines = [r.getMessage() for r in caplog.records if r.name.startswith("tfgrpo_dspy")]
     assert [line.split(":")[0] for line in lines] == ["the plan", "update 0", "update 1"]

@@ -21,6 +21,7 @@ from scripted import (
     EXTRACT,
     SUMMARIZE,
     UPDATE,
+    HigherMean,
     Prompt,
     Rule,
     ScriptedEngine,
@@ -35,7 +36,6 @@ from tfgrpo_dspy import (
     Experience,
     ExperienceLibrary,
     NoGate,
-    PairedGate,
     RunFailedError,
     TrainingFreeGRPO,
 )
@@ -291,7 +291,7 @@ def growing_run(n: int = 2, **arguments: Any) -> Run:
         lm=lm,
         valset=questions(2, "validation question"),
         batch_size=n,
-        **{"gate": PairedGate()} | arguments,
+        **{"gate": HigherMean()} | arguments,
     )
 
 
@@ -307,7 +307,7 @@ def test_validation_and_the_returned_program_run_at_the_lms_own_temperature() ->
     lm = scripted_lm(Run.rules([["1", "0"]]), temperature=0.3)
     student = dspy.Predict("question -> answer")
     run = Run([["1", "0"]], lm=lm, student=student, temperature=1.2,
-              valset=questions(1, "validation question"), gate=PairedGate())  # fmt: skip
+              valset=questions(1, "validation question"), gate=HigherMean())  # fmt: skip
     assert {p.temperature for p in run.prompts("validation question")} == {0.3}
     assert {p.temperature for p in run.prompts(r"\]\]\nquestion \d")} == {1.2}
     assert lm.kwargs["temperature"] == 0.3
@@ -417,7 +417,7 @@ def test_an_update_that_hurts_is_not_kept() -> None:
         [["1", "0"]],
         ("Be exact(?s:.*)validation question", chat(answer="0.1")),
         valset=questions(2, "validation question"),
-        gate=PairedGate(),
+        gate=HigherMean(),
     )
     assert list(run.library) == []
     assert run.results.best.mean == 0.5
@@ -435,7 +435,7 @@ def test_the_metric_is_called_once_for_each_rollout_and_never_again_for_its_feed
         return dspy.Prediction(score=float(pred.answer), feedback="So so.")
 
     run = Run([["1", "0", "1"]] * 2, metric=metric, valset=questions(3, "validation question"),
-              gate=PairedGate())  # fmt: skip
+              gate=HigherMean())  # fmt: skip
     assert len(calls) == 2 * 3 + 2 * 3
     assert run.results.policy_usage.n_lm_calls == len(calls)
 
@@ -487,7 +487,7 @@ def test_every_call_of_a_predictor_is_shown_and_not_one_at_random() -> None:
 def test_a_score_that_is_no_finite_number_is_a_failure_and_never_a_result(bad: str) -> None:
     """20: NaN is accepted, and is the result."""
     run = Run([[bad, "0.5", "0.7"]], valset=questions(2, "validation question"),
-              gate=PairedGate())  # fmt: skip
+              gate=HigherMean())  # fmt: skip
     assert run.results.updates[0].groups[0].scores == (0.5, 0.7)
     assert run.results.failures == {"metric": 1}
 
@@ -509,7 +509,7 @@ def test_a_partly_parsed_answer_is_shown_as_well_as_total_garbage() -> None:
 
 def test_an_update_that_changes_nothing_is_not_measured() -> None:
     """26: a skipped strategy still evaluates the unchanged clone: 92 rollouts for nothing."""
-    run = Run([["1", "1"]] * 4, valset=questions(5, "validation question"), gate=PairedGate(),
+    run = Run([["1", "1"]] * 4, valset=questions(5, "validation question"), gate=HigherMean(),
               epochs=3)  # fmt: skip
     assert len(run.prompts("validation question")) == 5  # the student's own score
 
@@ -600,7 +600,7 @@ def test_a_program_with_several_lms_is_optimized_and_each_is_called() -> None:
 def test_a_failing_evaluation_is_no_score_of_zero() -> None:
     """32: an evaluation that fails is swallowed as 0.0."""
     run = Run([["1", "0"]], ("validation question", RuntimeError("down")),
-              valset=questions(3, "validation question"), gate=PairedGate())  # fmt: skip
+              valset=questions(3, "validation question"), gate=HigherMean())  # fmt: skip
     assert (run.results.student.mean, run.results.student.n, run.results.student.n_failed) == (
         None,
         0,
@@ -715,7 +715,7 @@ def test_a_warm_start_never_gives_an_id_a_second_time() -> None:
 
 def test_the_students_own_score_is_measured_and_a_small_trainset_is_validated_too() -> None:
     """38: the baseline is never scored; fewer examples than eval_steps are never validated."""
-    run = Run([["1", "0"]] * 6, valset=questions(3, "validation question"), gate=PairedGate())
+    run = Run([["1", "0"]] * 6, valset=questions(3, "validation question"), gate=HigherMean())
     assert (run.results.student.mean, run.results.student.n) == (0.5, 3)
     assert all(update.validation is not None for update in run.results.updates)
 
@@ -723,7 +723,7 @@ def test_the_students_own_score_is_measured_and_a_small_trainset_is_validated_to
 def test_failures_of_the_program_count_in_the_validation_score() -> None:
     """39: errors are dropped from the denominator, so flaky runs look better."""
     half: Rule = ("validation question [02]", UNPARSED)
-    run = Run([["1", "0"]], half, valset=questions(4, "validation question"), gate=PairedGate())
+    run = Run([["1", "0"]], half, valset=questions(4, "validation question"), gate=HigherMean())
     assert run.results.student.mean == 0.25
     assert (run.results.student.n, run.results.student.n_failed) == (4, 0)
 
@@ -737,7 +737,7 @@ def test_a_candidate_that_fails_where_it_would_do_badly_does_not_look_better() -
         ("validation question [0-3]", chat(answer="0.4")),
         ("validation question", chat(answer="0.9")),
         valset=questions(6, "validation question"),
-        gate=PairedGate(),
+        gate=HigherMean(),
     )
     assert list(run.library) == []
 

@@ -15,6 +15,7 @@ from scripted import (
     EXTRACT,
     SUMMARIZE,
     UPDATE,
+    HigherMean,
     Prompt,
     Rule,
     chat,
@@ -29,7 +30,6 @@ from tfgrpo_dspy import (
     Experience,
     ExperienceLibrary,
     NoGate,
-    PairedGate,
     TrainingFreeGRPO,
     TrialEvidence,
 )
@@ -67,7 +67,7 @@ def questions(n: int, prefix: str = "question") -> list[dspy.Example]:
 
 @pytest.fixture
 def optimizer() -> TrainingFreeGRPO:
-    return TrainingFreeGRPO(is_polite, epochs=1, num_threads=4, progress=False, gate=PairedGate())
+    return TrainingFreeGRPO(is_polite, epochs=1, num_threads=4, progress=False, gate=HigherMean())
 
 
 def test_a_lesson_that_raises_the_score_is_learned_and_baked(optimizer: TrainingFreeGRPO) -> None:
@@ -406,7 +406,7 @@ def test_the_papers_schedule_measures_a_given_valset_only_for_the_report() -> No
 
 
 def test_the_papers_schedule_can_be_overridden() -> None:
-    run = paper(*teaching("worth -2"), n=2, gate=PairedGate(), epochs=1)
+    run = paper(*teaching("worth -2"), n=2, gate=HigherMean(), epochs=1)
     assert list(run.library) == []
     assert run.results.settings["epochs"] == 1
 

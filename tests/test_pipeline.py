@@ -14,6 +14,7 @@ from scripted import (
     EXTRACT,
     SUMMARIZE,
     UPDATE,
+    HigherMean,
     Prompt,
     Rule,
     ScriptedEngine,
@@ -30,7 +31,6 @@ from tfgrpo_dspy import (
     ExperienceLibrary,
     ExtractAdvantage,
     NoGate,
-    PairedGate,
     TrainingFreeGRPO,
     UpdateLibrary,
 )
@@ -665,7 +665,7 @@ def test_a_modify_that_names_no_scope_leaves_the_scope_as_it_is() -> None:
     assert run.library.render() == "[E1] Be exact: round. (for writer)"
 
 
-@pytest.mark.parametrize("gate", [NoGate(), PairedGate(screen=1)], ids=["no gate", "gate"])
+@pytest.mark.parametrize("gate", [NoGate(), HigherMean()], ids=["no gate", "gate"])
 def test_the_limits_hold_at_every_moment_and_in_every_prompt(gate: Any) -> None:
     def many(prompt: Prompt) -> str:
         found = section(prompt.text, "lessons")

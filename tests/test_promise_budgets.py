@@ -17,7 +17,7 @@ import pytest
 from dspy import lm15
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat
+from scripted import EXTRACT, UPDATE, HigherMean, Prompt, ScriptedEngine, chat
 from test_budget import ChatServer, _Handler
 from test_dspy_contract import (
     Pair,
@@ -29,7 +29,7 @@ from test_dspy_contract import (
 )
 from test_promise_deterministic import Latency
 
-from tfgrpo_dspy import ExperienceLibrary, NoGate, PairedGate, SettingsError, TrainingFreeGRPO
+from tfgrpo_dspy import ExperienceLibrary, NoGate, SettingsError, TrainingFreeGRPO
 from tfgrpo_dspy.experience import language_models
 from tfgrpo_dspy.gate import Decision
 
@@ -227,7 +227,7 @@ def some(*names: str) -> Any:
     max_lm_calls=st.none() | st.integers(5, 120),
     max_metric_calls=st.none() | st.integers(5, 30),
     max_cost=st.none() | st.integers(500, 40_000),
-    gate=st.sampled_from([NoGate, PairedGate]),
+    gate=st.sampled_from([NoGate, HigherMean]),
 )
 @settings(max_examples=60, derandomize=True)
 def test_no_budget_is_ever_exceeded_whatever_the_program_does(
@@ -500,9 +500,9 @@ def test_the_clock_ends_a_run_that_would_go_on_for_hours() -> None:
 @pytest.mark.parametrize(
     ("budget", "gate"),
     [
-        ({"max_metric_calls": 12}, PairedGate()),
+        ({"max_metric_calls": 12}, HigherMean()),
         ({"max_metric_calls": 24}, NoGate()),
-        ({"max_lm_calls": 12}, PairedGate()),
+        ({"max_lm_calls": 12}, HigherMean()),
     ],
     ids=str,
 )
@@ -568,7 +568,7 @@ def unlike_rules() -> list[Any]:
 
 
 def run_of(num_threads: int = 4, before: Any = None, **settings_: Any) -> tuple[Any, Recording]:
-    gate = Recording(settings_.pop("gate", None) or PairedGate())
+    gate = Recording(settings_.pop("gate", None) or HigherMean())
     engine = Tally(unlike_rules(), before)
     chosen = {"batch_size": 2, "epochs": 2, "num_threads": num_threads, **settings_}
     return learned(lm=lm_on(engine), gate=gate, **chosen), gate
@@ -638,7 +638,7 @@ def planned(**settings_: Any) -> Any:
         {"gate": NoGate()},
         {"epochs": 3, "batch_size": 1},
         {"summarize_always": True, "epochs": 2},
-        {"gate": PairedGate(), "batch_size": 2, "epochs": 3},
+        {"gate": HigherMean(), "batch_size": 2, "epochs": 3},
     ],
     ids=str,
 )

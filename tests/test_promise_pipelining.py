@@ -15,12 +15,22 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
+from scripted import (
+    EXTRACT,
+    UPDATE,
+    HigherMean,
+    Prompt,
+    Rule,
+    chat,
+    lessons,
+    operations,
+    scripted_lm,
+)
 from test_dspy_contract import is_polite, questions
 from test_promise_deterministic import chaotic_rules
 from test_promise_resume import InterruptedAfter, facts, replayed
 
-from tfgrpo_dspy import AddLessons, ExperienceLibrary, NoGate, PairedGate, TrainingFreeGRPO
+from tfgrpo_dspy import AddLessons, ExperienceLibrary, NoGate, TrainingFreeGRPO
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, TimedOutError, Turn
@@ -66,7 +76,7 @@ def chaotic(num_threads: int = 1, before: Any = None, **changes: Any) -> Any:
         )
 
 
-GATES = {"no gate": NoGate(), "gate": PairedGate(screen=2, min_errors=0)}
+GATES = {"no gate": NoGate(), "gate": HigherMean()}
 
 
 # ---------------------------------------------------------------------- bit for bit
@@ -283,20 +293,20 @@ def test_rollouts_of_the_next_batch_run_while_the_update_before_is_held(
             with lock:
                 while_held.append(set(begun))
 
-    Fruitful(before, max_staleness=1, gate=PairedGate())
+    Fruitful(before, max_staleness=1, gate=HigherMean())
     assert in_vain == []
     assert while_held[0] == {*batches[0], *batches[1]}  # and no batch further
 
 
 def test_on_policy_no_rollout_of_a_batch_is_begun_before_the_update_before_it_is_decided() -> None:
-    run = Fruitful(Salted(1), max_staleness=0, gate=PairedGate())
+    run = Fruitful(Salted(1), max_staleness=0, gate=HigherMean())
     assert re.fullmatch(r"G{4}([RE]{6}UG*)+", run.kinds)
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 2])
 def test_what_is_waited_for_goes_before_what_is_not(staleness: int) -> None:
     """One thread: a lesson as soon as its group is done, an update as soon as its lessons are."""
-    run = Fruitful(num_threads=1, max_staleness=staleness, gate=PairedGate())
+    run = Fruitful(num_threads=1, max_staleness=staleness, gate=HigherMean())
     assert re.fullmatch(r"G{4}(RRERREUG*){4}", run.kinds)
     asked = [(trained_on(p), kind_of(p)) for p in run.lm.engine.prompts]
     trained = [example for example, kind in asked if kind == "R"]

@@ -22,6 +22,7 @@ from dspy.utils.exceptions import LMServerError
 from scripted import (
     EXTRACT,
     UPDATE,
+    HigherMean,
     Prompt,
     Rule,
     ScriptedEngine,
@@ -38,7 +39,6 @@ from tfgrpo_dspy import (
     ExtractAdvantage,
     MissingRecordError,
     NoGate,
-    PairedGate,
     SettingsError,
     StoreError,
     TrainingFreeGRPO,
@@ -392,7 +392,7 @@ def advising(*advice: str) -> Any:
     return dspy.LM("advisor", engine=engine, cache=False)
 
 
-class AcceptingGate(PairedGate):
+class AcceptingGate(HigherMean):
     """Measures both libraries, and lets every update stand."""
 
     def next(self, evidence: Any) -> Any:

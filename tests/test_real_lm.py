@@ -4,13 +4,13 @@ import importlib.util
 
 import dspy
 import pytest
+from scripted import HigherMean
 from support_replies import house_style, load, program
 
 from tfgrpo_dspy import (
     AddLessons,
     ExperienceLibrary,
     ExtractAdvantage,
-    PairedGate,
     TrainingFreeGRPO,
 )
 from tfgrpo_dspy.local import PlainAdapter, local_lm
@@ -38,7 +38,7 @@ def optimized() -> dspy.Module:
         reflection_lm=local_lm(temperature=0.7, max_tokens=50, cache=False),
         extract_advantage=ExtractAdvantage(LessonsFromFeedback, adapter),
         update_library=AddLessons(),
-        gate=PairedGate(screen=4, max_singles=2),
+        gate=HigherMean(),
         group_size=3,
         batch_size=3,
         epochs=1,

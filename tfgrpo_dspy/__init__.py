@@ -33,8 +33,22 @@ from tfgrpo_dspy.errors import (
     StoreError,
     TrainingFreeGRPOError,
 )
-from tfgrpo_dspy.experience import Evidence, Experience, ExperienceLibrary
-from tfgrpo_dspy.gate import Decision, Gate, NoGate, PairedGate, TrialEvidence, Trials
+from tfgrpo_dspy.experience import Effect, Evidence, Experience, ExperienceLibrary
+from tfgrpo_dspy.gate import (
+    AutoGate,
+    Decision,
+    FactorialGate,
+    Gate,
+    GroupEvidence,
+    GroupPlan,
+    NoGate,
+    PairedGate,
+    ProbeThenTrial,
+    Trial,
+    TrialEvidence,
+    Trials,
+    WordConcern,
+)
 from tfgrpo_dspy.optimizer import TrainingFreeGRPO
 from tfgrpo_dspy.reflection import (
     AddLessons,
@@ -46,13 +60,18 @@ from tfgrpo_dspy.report import best_so_far, rescore
 
 __all__ = [
     "AddLessons",
+    "AutoGate",
     "Decision",
+    "Effect",
     "Evidence",
     "Experience",
     "ExperienceLibrary",
     "ExtractAdvantage",
+    "FactorialGate",
     "Gate",
     "GateError",
+    "GroupEvidence",
+    "GroupPlan",
     "LibraryError",
     "LibraryFormatError",
     "LocalLMUnavailableError",
@@ -60,15 +79,18 @@ __all__ = [
     "MissingRecordError",
     "NoGate",
     "PairedGate",
+    "ProbeThenTrial",
     "RunFailedError",
     "SettingsError",
     "StoreError",
     "SummarizeTrajectory",
     "TrainingFreeGRPO",
     "TrainingFreeGRPOError",
+    "Trial",
     "TrialEvidence",
     "Trials",
     "UpdateLibrary",
+    "WordConcern",
     "best_so_far",
     "rescore",
 ]

@@ -42,7 +42,7 @@ class TrainingFreeGRPO(Teleprompter):
         max_experience_words: how many words each may have.
         min_contrast: scores of a group that differ by no more than this do not differ.
         use_labels: False hides `example.labels()` from the reflection LM; scores are still used.
-        gate: decides over each update; default: `PairedGate()`, without a metric `NoGate()`.
+        gate: decides over each update; default: `AutoGate()`, without a metric `NoGate()`.
         summarize_trajectory, extract_advantage, update_library: the reflection modules, each
             replaceable; see `tfgrpo_dspy.reflection`.
         summarize_always: summarise every trajectory, not only those that are too long.

@@ -388,7 +388,7 @@ class _Ruling:
         record = self._record_of(experience)
         told = bool(_concerned(experience.id, self.evidence) - set(record.sources))
         return self._posterior(experience).gain > 0 and (
-            record.n_outside > 0 or told and not self.gate.x_outside
+            record.n_outside > 0 or (told and not self.gate.x_outside)
         )
 
     def _annotations(self, experience: Experience) -> dict[str, Any]:

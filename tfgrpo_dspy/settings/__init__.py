@@ -16,7 +16,7 @@ import dspy
 from tfgrpo_dspy.budget import Budget
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience import Limits
-from tfgrpo_dspy.gate import Gate, NoGate, PairedGate
+from tfgrpo_dspy.gate import AutoGate, FactorialGate, Gate, NoGate, PairedGate, ProbeThenTrial
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection import ExtractAdvantage, SummarizeTrajectory, UpdateLibrary
 
@@ -26,6 +26,7 @@ DEFAULT_THREADS = 8
 WHOLE_TRAINSET = 2**31
 """A batch size that no training set reaches: one batch an epoch."""
 NEEDED = ("max_staleness", "epochs", "max_experiences", "max_experience_words")
+OWN_GATES = (AutoGate, FactorialGate, PairedGate, ProbeThenTrial)
 PRESETS = ("light", "medium", "heavy")
 
 
@@ -77,7 +78,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         defaults: dict[str, Callable[[], Any]] = {
-            "gate": NoGate if self.metric is None else PairedGate,
+            "gate": NoGate if self.metric is None else AutoGate,
             "summarize_trajectory": SummarizeTrajectory,
             "extract_advantage": ExtractAdvantage,
             "update_library": UpdateLibrary,
@@ -179,11 +180,12 @@ class Settings:
         if self.reflection_lm is not None and not isinstance(self.reflection_lm, dspy.BaseLM):
             yield f"reflection_lm={self.reflection_lm!r}: pass a dspy.LM('provider/model')."
         if not callable(getattr(self.gate, "next", None)):
-            yield f"gate={self.gate!r} has no method next(evidence); pass PairedGate() or NoGate()."
-        if isinstance(self.gate, PairedGate) and self.gate_metric is None:
+            yield f"gate={self.gate!r} has no method next(evidence); pass AutoGate() or NoGate()."
+        if isinstance(self.gate, OWN_GATES) and self.gate_metric is None:
+            name = type(self.gate).__name__
             yield (
-                "gate=PairedGate() and metric=None: nothing scores the trials; pass "
-                "PairedGate(metric=...), or leave the gate out."
+                f"gate={name}() and metric=None: nothing scores the trials; pass a metric, "
+                f"PairedGate(metric=...), or leave the gate out."
             )
         for name in ("summarize_trajectory", "extract_advantage", "update_library"):
             if not isinstance(getattr(self, name), dspy.Module):
