@@ -64,7 +64,8 @@ class TrainingFreeGRPO(Teleprompter):
             three times as long as the run's rollouts mostly do; those are left out, and recorded
             so. None: a group waits for all of its rollouts.
         hedge: begin a rollout or a reflection that takes so long a second time; the first that is
-            there counts, both are paid. Quorum and hedge look at the clock: what is learned then depends on it.
+            there counts, both are paid. Quorum and hedge look at the clock: what is learned then
+            depends on it.
         failure_score: the score of a rollout in which the program failed.
         max_errors: how many rollouts and reflections may fail, by other than an unparsed answer,
             before the run is ended; default: half of them, and in any case 20.
