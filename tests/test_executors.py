@@ -150,10 +150,6 @@ def hint(prompt: Prompt) -> str:
     return chat(hint=prompt.random("hint").choice(["be kind", "be quick"]))
 
 
-def lm_of(before: Any = None, **kwargs: Any) -> Any:
-    return scripted_lm([*polite_rules()[:-1], ("`hint`", hint), ("", polite_answer)], **kwargs)
-
-
 def logged_lm(log: Log, **kwargs: Any) -> Any:
     return scripted_lm(polite_rules(), before=Paid(log), **kwargs)
 
@@ -218,7 +214,9 @@ class Shouting(dspy.ChatAdapter):
 
     def format(self, *args: Any, **kwargs: Any) -> Any:
         messages = super().format(*args, **kwargs)
-        return [{**m, "content": m["content"].replace("question 1", "QUESTION 1")} for m in messages]
+        return [
+            {**m, "content": m["content"].replace("question 1", "QUESTION 1")} for m in messages
+        ]
 
 
 class Heard(BaseCallback):
@@ -670,5 +668,5 @@ def test_such_a_run_replays_offline_without_an_executor(pool: Executor, tmp_path
 
 
 def test_an_executor_must_be_one() -> None:
-    with pytest.raises(SettingsError, match="executor=4: pass a concurrent.futures.Executor"):
+    with pytest.raises(SettingsError, match=r"executor=4: pass a concurrent.futures.Executor"):
         TrainingFreeGRPO(is_polite, executor=4)  # type: ignore[arg-type]
