@@ -89,6 +89,13 @@ class ScriptedEngine:
         """How many prompts matched the pattern."""
         return sum(bool(re.search(pattern, prompt.text)) for prompt in self.prompts)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """In another process it counts its own calls; `before` may count those of all in a file."""
+        return {"rules": self.rules, "before": self.before}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        ScriptedEngine.__init__(self, **state)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "ScriptedEngine":
         raise AssertionError(f"{self!r} was deep-copied: the user's LM must be shared")
 

@@ -98,9 +98,10 @@ def run(num_threads: int, before: Any = None, student: Any = None, **changes: An
 
 
 def facts(optimized: Any) -> str:
-    """All that a run says of itself, as text, but for the wall time and the number of threads."""
+    """All that a run says of itself, as text, but for the wall time, threads and executor."""
     results = untimed(optimized.detailed_results)
     results["settings"].pop("num_threads")
+    results["settings"].pop("executor", None)
     instructions = [p.signature.instructions for p in optimized.predictors()]
     return json.dumps([results, instructions], sort_keys=True)
 

@@ -4,10 +4,12 @@ With `max_staleness=s` the rollouts of batch b are made with the library of upda
 for a time that depends on nothing but the prompt and a salt, or on an Event that another call sets.
 """
 
+import multiprocessing
 import random
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, TimedOutError, Turn
 from tfgrpo_dspy.pipeline.workers import Done, Workers
 from tfgrpo_dspy.rollout import rollout_id_for
+from tfgrpo_dspy.store import Store
 
 WAIT_S = 10.0
 """How long a test waits for what should come; it does not come where something waits in vain."""
@@ -47,6 +50,9 @@ class Salted:
     def __init__(self, salt: int) -> None:
         self.salt = str(salt)
         self.never = threading.Event()
+
+    def __reduce__(self) -> tuple[type["Salted"], tuple[int]]:
+        return Salted, (int(self.salt),)
 
     def __call__(self, prompt: Prompt) -> None:
         self.never.wait(prompt.random(self.salt).random() * 0.004)
@@ -66,7 +72,7 @@ def graded(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
 def chaotic(num_threads: int = 1, before: Any = None, **changes: Any) -> Any:
     """A compile whose every answer depends on every word of its prompt: six updates."""
     chosen = {"group_size": 2, "epochs": 2, "batch_size": 2, "progress": False}
-    optimizer = TrainingFreeGRPO(graded, num_threads=num_threads, **(chosen | changes))
+    optimizer = TrainingFreeGRPO(graded, **(chosen | {"num_threads": num_threads} | changes))
     rules = [*chaotic_rules()[:-1], ("question", graded_answer)]
     with dspy.context(lm=scripted_lm(rules, before=before)):
         return optimizer.compile(
@@ -91,8 +97,48 @@ def test_any_threads_and_latencies_give_the_same_bit_for_bit(
 ) -> None:
     chosen: dict[str, Any] = {"max_staleness": staleness, "gate": gate, "seed": seed}
     alone = facts(chaotic(**chosen))
-    assert facts(chaotic(4, Salted(salt), **chosen)) == alone
-    assert facts(chaotic(16, Salted(salt + 1), **chosen)) == alone
+    for num_threads in (4, 16, 64):
+        assert facts(chaotic(num_threads, Salted(salt + num_threads), **chosen)) == alone
+    assert '"op": "ADD"' in alone
+
+
+@pytest.fixture(scope="module")
+def executors() -> Iterator[list[Executor]]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tfgrpo_dspy.pipeline.errands", "distributed", "hypothesis"])
+    with ThreadPoolExecutor(3) as threads, ProcessPoolExecutor(2, mp_context=context) as processes:
+        yield [threads, processes]
+
+
+def records(log_dir: Path) -> dict[str, Any]:
+    """All results in a store, by their keys."""
+    store = Store.existing(log_dir)
+    assert store is not None
+    kinds = ("example", "library", "rollout", "score", "summary", "lesson", "update")
+    found = {key: dict(value) for kind in kinds for key, value in store.records(store.keys(kind))}
+    store.close()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+@given(seed=st.integers(0, 10**6), salt=st.integers(0, 10**6))
+@settings(max_examples=2, derandomize=True)
+def test_any_executor_gives_the_same_bit_for_bit_down_to_the_records(
+    staleness: int,
+    executors: list[Executor],
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    salt: int,
+) -> None:
+    chosen: dict[str, Any] = {"max_staleness": staleness, "gate": GATES["gate"], "seed": seed}
+    folders = [tmp_path_factory.mktemp("log_dir") for _ in range(3)]
+    alone = facts(chaotic(log_dir=folders[0], **chosen))
+    for executor, folder in zip(executors, folders[1:], strict=True):
+        changes = chosen | {"log_dir": folder, "executor": executor, "num_threads": None}
+        assert facts(chaotic(before=Salted(salt), **changes)) == alone
+        assert records(folder) == records(folders[0])
     assert '"op": "ADD"' in alone
 
 

@@ -162,6 +162,7 @@ def facts(optimized: Any) -> str:
     """All of a result, as text, but for how long it took and where it came from."""
     results = {k: v for k, v in optimized.detailed_results.to_dict().items() if k not in TOLD_APART}
     results["settings"].pop("num_threads")
+    results["settings"].pop("executor", None)
     results["usage"].pop("unfinished")  # what was paid for nothing is another story each time
     instructions = [p.signature.instructions for p in optimized.predictors()]
     return json.dumps([results, instructions], sort_keys=True)

@@ -27,11 +27,16 @@ def _never() -> bool:
     return False
 
 
+def _always() -> bool:
+    return True
+
+
 @dataclass(slots=True, eq=False)
 class Lease:
     """Calls and dollars taken for one LM call; corrected when it is known what it took.
 
-    `is_share`: for work elsewhere, which mostly takes less and gives the rest back.
+    `is_share`: for work elsewhere, which mostly takes less and gives the rest back; no more where
+    that is given up.
     """
 
     n_calls: int
@@ -44,7 +49,8 @@ class Ledger:
     """Hard limits, for any number of threads: what is not there cannot be taken.
 
     `n_lm_calls` and `cost` are what the run so far has cost, replayed parts included; `n_paid` and
-    `paid` what all starts of it have really paid, which is more where something was lost.
+    `paid` what all starts of it have really paid, which is more where something was lost;
+    `most_calls` and `most_cost` what was taken at most at any moment, before some was given back.
 
     `stop` ends the run from any thread: every later call is refused, every pause ends.
     """
@@ -59,6 +65,8 @@ class Ledger:
         self.cost = 0.0
         self.n_paid = 0
         self.paid = 0.0
+        self.most_calls = 0
+        self.most_cost = 0.0
         self.stopped_because = ""
         self.is_failure = False
         self._clock = clock
@@ -122,21 +130,23 @@ class Ledger:
         self._open.add(lease)
         return lease
 
-    def take_share(self, n_shares: int, least: tuple[int, float] = (0, 0.0)) -> Lease | None:
+    def take_share(
+        self, n_shares: int, least: tuple[int, float], most: tuple[float, float]
+    ) -> Lease | None:
         """Take a lease for work that is done elsewhere: an n-th of what is left.
 
-        It is at least `least` (calls, dollars), or all that is left. None: not now, as leases that
-        are out may bring some back.
+        It is at least `least` (calls, dollars), or all that is left, and otherwise at most `most`.
+        None: not now, as what is on loan may bring some back.
 
         Raises:
             RunStopped: nothing is left, or the run has ended.
         """
         with self._lock:
             self._check()
-            taken = max(self.n_lm_calls, self.n_paid) + self._reserve.n_calls
-            n_calls = self._share("max_lm_calls", taken, n_shares, max(1, least[0]))
-            dollars = max(self.cost, self.paid) + self._reserve.cost
-            cost = self._share("max_cost", dollars, n_shares, least[1])
+            n_calls, cost = (
+                self._share(name, n_shares, least[index], most[index])
+                for index, name in enumerate(("max_lm_calls", "max_cost"))
+            )
             self._check()
             if n_calls is None or cost is None:
                 return None
@@ -145,20 +155,44 @@ class Ledger:
             self._open.add(lease)
             return lease
 
-    def _share(self, name: str, taken: float, n_shares: int, least: float) -> float | None:
+    def _share(self, name: str, n_shares: int, least: float, most: float) -> float | None:
         """An n-th of what is left of a limit (0 without one); None: not now."""
-        limit: float | None = getattr(self.budget, name)
-        if limit is None:
+        left = self._left(name)
+        if math.isinf(left):
             return 0.0
-        left = limit - taken
-        wanted = max(left / n_shares, least)
+        wanted = max(min(left / n_shares, most), least)
         if wanted <= left:
             return wanted
-        if any(lease.is_share for lease in self._open):
+        if any(lease.is_share or not lease.is_given_up() for lease in self._open):
             return None
         if left <= 0:
-            self._stop(f"{name}={limit} is used up")
+            self._stop(f"{name}={getattr(self.budget, name)} is used up")
         return left
+
+    def _left(self, name: str) -> float:
+        limit: float | None = getattr(self.budget, name)
+        if limit is None:
+            return math.inf
+        if name == "max_cost":
+            return limit - self._reserve.cost - max(self.cost, self.paid)
+        return limit - self._reserve.n_calls - max(self.n_lm_calls, self.n_paid)
+
+    def may_reach(self, n_calls: int, cost: float) -> bool:
+        """Whether so much is left, or will be when all that is under way has given back."""
+        with self._lock:
+            out = [lease for lease in self._open if lease.is_share or not lease.is_given_up()]
+            calls_left = self._left("max_lm_calls") + sum(lease.n_calls for lease in out)
+            dollars_left = self._left("max_cost") + sum(lease.cost for lease in out)
+            return calls_left >= n_calls and dollars_left >= cost
+
+    def give_up(self, lease: Lease) -> None:
+        """Nobody waits for what a share is for: it counts as spent, unless `settle` says otherwise.
+
+        It may do so at any time later.
+        """
+        with self._settled:
+            lease.is_share, lease.is_given_up = False, _always
+            self._settled.notify_all()
 
     def minutes_left(self) -> float | None:
         """Until `max_minutes` are over; None without them."""
@@ -170,6 +204,8 @@ class Ledger:
         self.cost += cost
         self.n_paid += n_calls
         self.paid += cost
+        self.most_calls = max(self.most_calls, self.n_lm_calls)
+        self.most_cost = max(self.most_cost, self.cost)
 
     def resume(self, n_paid: int, paid: float) -> None:
         """What earlier starts of this run have paid, for results and for nothing."""

@@ -4,13 +4,14 @@ A `Pipeline` is one run: it holds what changes while `optimizer`'s loop goes on.
 the verbs of that loop.
 """
 
+import functools
 import logging
 import math
 import random
 import statistics
 import time
-from collections.abc import Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any
@@ -38,7 +39,7 @@ from tfgrpo_dspy.pipeline.measuring import Measurements
 from tfgrpo_dspy.pipeline.notes import Notes
 from tfgrpo_dspy.pipeline.proposing import Proposer
 from tfgrpo_dspy.pipeline.recorder import Recorder, operation_record
-from tfgrpo_dspy.pipeline.remote import IN_FLIGHT_PER_WORKER, RemoteWorkers
+from tfgrpo_dspy.pipeline.remote import IN_FLIGHT_PER_WORKER, RemoteWorkers, workers_of
 from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, Turn
@@ -545,16 +546,24 @@ class Batches:
 def _schedule(settings: Settings, ledger: Ledger) -> Schedule:
     """Over threads: our own, or those of the user's executor; rollouts over its processes."""
     executor, timeout_s = settings.executor, settings.rollout_timeout_s
-    n_workers = getattr(executor, "_max_workers", None)
-    if isinstance(executor, ThreadPoolExecutor):
-        workers = Workers(settings.num_threads or n_workers or settings.threads, executor.submit)
-        return Schedule(workers, ledger, timeout_s)
-    workers = Workers(settings.threads)
     if executor is None:
-        return Schedule(workers, ledger, timeout_s)
-    n_in_flight = settings.num_threads or IN_FLIGHT_PER_WORKER * (n_workers or settings.threads)
-    remote = RemoteWorkers(executor, n_in_flight, ledger, workers.finished)
+        return Schedule(Workers(settings.threads), ledger, timeout_s)
+    n_workers = workers_of(executor) or settings.threads
+    if isinstance(executor, ThreadPoolExecutor):
+        borrow = functools.partial(_borrowed, executor, ledger)
+        return Schedule(Workers(settings.num_threads or n_workers, borrow), ledger, timeout_s)
+    workers = Workers(settings.threads)
+    n_in_flight = settings.num_threads or IN_FLIGHT_PER_WORKER * n_workers
+    remote = RemoteWorkers(executor, n_workers, n_in_flight, ledger, workers.finished)
     return Schedule(workers, ledger, timeout_s, remote)
+
+
+def _borrowed(executor: Executor, ledger: Ledger, work: Callable[[], None]) -> None:
+    """Have this done by a thread of the user's; where there is none to be had, the run ends."""
+    try:
+        executor.submit(work)
+    except RuntimeError as error:
+        ledger.stop(f"the executor cannot go on: {error}", is_failure=True)
 
 
 async def _all_of(handles: "Sequence[Handle[Group]]") -> list[Group]:

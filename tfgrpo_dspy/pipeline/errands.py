@@ -19,6 +19,7 @@ from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped, SettingsError
 from tfgrpo_dspy.experience import ExperienceLibrary, copy_program, language_models
 from tfgrpo_dspy.metric import adapt_metric
+from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
 
@@ -97,13 +98,16 @@ class Outcome:
     """What came of an errand.
 
     `rollout` is the record of it, where it was made; `n_calls` and `cost` what its lease was used
-    for. `lacks` says that the worker has not seen the parcel, `was_begun` that a worker before was
-    lost over it, with the lease; `stopped_because` why it was not finished.
+    for, `most_calls` and `most_cost` what of it was taken at some moment. `lacks` says that the
+    worker has not seen the parcel, `was_begun` that a worker before was lost over it, with the
+    lease; `stopped_because` why it was not finished.
     """
 
     rollout: dict[str, Any] | None = None
     n_calls: int = 0
     cost: float = 0.0
+    most_calls: int = 0
+    most_cost: float = 0.0
     n_metric_calls: int = 0
     stopped_because: str = ""
     is_failure: bool = False
@@ -118,6 +122,7 @@ class _Unpacked:
     context: dict[str, Any]
     temperature: float | None
     prices: Mapping[str, tuple[float, float]]
+    secrets: list[str]
     programs: dict[ExperienceLibrary, tuple[Any, Outline]] = field(default_factory=dict)
 
     def baked(self, library: ExperienceLibrary) -> tuple[Any, Outline]:
@@ -130,21 +135,26 @@ class _Unpacked:
             found = self.programs[library] = (program, Outline.of(program))
         return found
 
+    def record(self, rollout: Rollout) -> dict[str, Any]:
+        """The rollout as it may leave this machine, whose secrets the coordinator does not know."""
+        values = rollout.to_dict()
+        if not self.secrets:
+            return values
+        return dict(cleaned(values, lambda text: redacted(text, self.secrets)))
+
 
 _parcels: dict[str, _Unpacked] = {}
 _unpacking = threading.Lock()
 
 
-def run_errand(
-    key: str, blob: bytes | None, packed: bytes, budget: Budget, lease: str = ""
-) -> Outcome:
+def run_errand(key: str, blob: bytes | None, packed: bytes, budget: Budget, name: str) -> Outcome:
     """Make a rollout in this process; nothing but memory is written.
 
     Args:
         key, blob: the parcel; None: as this worker is thought to have it.
         packed: the `Errand`.
         budget: the lease, as a budget of its own.
-        lease: its name, where it must be used once only.
+        name: of the lease, which must be used once only.
     """
     try:
         unpacked = _unpacked(key, blob)
@@ -157,7 +167,7 @@ def run_errand(
         return Outcome(stopped_because=message, is_failure=True)
     if unpacked is None:
         return Outcome(lacks=True)
-    if lease and _was_begun(lease):
+    if _was_begun(name):
         return Outcome(was_begun=True)
     return _run(unpacked, errand, Ledger(budget))
 
@@ -185,9 +195,11 @@ def _run(unpacked: _Unpacked, errand: Errand, ledger: Ledger) -> Outcome:
     except RunStopped:
         pass  # the outcome says why
     return Outcome(
-        rollout=None if rollout is None else rollout.to_dict(),
+        rollout=None if rollout is None else unpacked.record(rollout),
         n_calls=ledger.n_lm_calls,
         cost=ledger.cost,
+        most_calls=ledger.most_calls,
+        most_cost=ledger.most_cost,
         n_metric_calls=ledger.n_metric_calls_made,
         stopped_because="" if rollout is not None else ledger.stopped_because,
         is_failure=ledger.is_failure,
@@ -204,11 +216,12 @@ def _unpacked(key: str, blob: bytes | None) -> _Unpacked | None:
                 _parcels.clear()
             student, metric, context, temperature, prices = cloudpickle.loads(blob)
             score = None if metric is None else adapt_metric(metric)
-            _parcels[key] = _Unpacked(student, score, context, temperature, prices)
+            secrets = known_secrets([*language_models(student), context["lm"]])
+            _parcels[key] = _Unpacked(student, score, context, temperature, prices, secrets)
         return _parcels[key]
 
 
-def _was_begun(lease: str) -> bool:
+def _was_begun(name: str) -> bool:
     """Whether this lease was in use before; dask runs what a lost worker had begun again by itself.
 
     Other executors never run a task twice.
@@ -220,7 +233,7 @@ def _was_begun(lease: str) -> bool:
         distributed.get_worker()
     except ValueError:  # not in a worker of dask
         return False
-    begun = distributed.Event(f"tfgrpo/{lease}")
+    begun = distributed.Event(f"tfgrpo/{name}")
     if begun.is_set():
         return True
     begun.set()

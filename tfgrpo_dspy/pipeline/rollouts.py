@@ -143,7 +143,7 @@ class Rollouts:
 
         watch = self._stragglers.watch(len(samples))
         if watch is not None:
-            watch.n_done = len(made)
+            watch.n_done = sum(not _was_left(rollout) for rollout in made.values())
         return [self._submitted(job, order, functools.partial(keep, job), watch) for job in jobs]
 
     def _submitted(
@@ -224,3 +224,7 @@ class Rollouts:
             return self._kept(replace(job, found=found), score_again(job.task, kept))
         run.recorder.check_errors(run.ledger, kept.failure)
         return kept
+
+
+def _was_left(rollout: Rollout) -> bool:
+    return rollout.failure is not None and rollout.failure.kind == "straggler"

@@ -111,6 +111,8 @@ class Schedule:
         self._dealt_with: AnyTask | None = None
         self._ends_because = "nothing is left to wait for"
         self._running: dict[AnyTask, _Waiting] = {}
+        self._watches = False
+        self._looked_s = 0.0
         self._alive: dict[Handle[Any], Coroutine[Any, Any, Any]] = {}
 
     # ------------------------------------------------------------------ for coroutines
@@ -140,6 +142,7 @@ class Schedule:
         `TimedOutError`; one that `watch` leaves behind as a `LeftBehindError`.
         """
         handle: Handle[Result] = Handle()
+        self._watches = self._watches or watch is not None
         given = (work, item, order)
         self._begin(_Waiting(handle, then, place or self._workers, given, watch))
         return handle
@@ -226,6 +229,8 @@ class Schedule:
             if not self._running:
                 self._ledger.stop(self._ends_because)
                 self._ledger.check()
+            if self.remote is not None:
+                self.remote.pump()  # what a reflection gave back may be a lease now
             self._take(self._poll_s())
         except RunStopped:
             self._drain()
@@ -236,21 +241,22 @@ class Schedule:
             done = self._workers.finished.get(timeout=seconds)
         except queue.Empty:
             self._take_overdue()
-        else:
-            self._give_slot_back()
-            waiting = self._running.get(done.task)
-            received = None if waiting is None else waiting.place.received(done)
-            if received is not None:
-                self._deal_with(received)
+            return
+        self._give_slot_back()
+        place = self.remote if isinstance(done.task, RemoteTask) else self._workers
+        received = place.received(done) if place is not None else None
+        if received is not None and done.task in self._running:
+            self._deal_with(received)
+        if self._watches and time.monotonic() - self._looked_s >= WATCHED_POLL_S:
+            self._take_overdue()  # also where something is done all the time
 
     def _deal_with(self, done: Done) -> None:
         waiting = self._running[done.task]
         for task in waiting.tasks:
-            self._running.pop(task, None)
-            if task is not done.task:
+            if self._running.pop(task, None) is not None and task is not done.task:
                 self._abandon(task, waiting)
         self._dealt_with = done.task
-        if waiting.watch is not None:
+        if waiting.watch is not None and done.error is None:
             waiting.watch.done(done.task.started_s)
         if not isinstance(done.error, RunStopped):
             self._fulfil(waiting.handle, waiting.then(done))
@@ -271,18 +277,15 @@ class Schedule:
             self._take(min(left, self._poll_s()))
 
     def _poll_s(self) -> float:
-        longest = WATCHED_POLL_S if self._is_watched() else LONGEST_POLL_S
+        longest = WATCHED_POLL_S if self._watches else LONGEST_POLL_S
         if self._timeout_s is None:
             return longest
         now = time.monotonic()
         ends = [task.started_s + self._timeout_s for task in self._running if task.started_s]
         return max(0.001, min([longest, *(end - now for end in ends)]))
 
-    def _is_watched(self) -> bool:
-        return any(waiting.watch is not None for waiting in self._running.values())
-
     def _take_overdue(self) -> None:
-        now = time.monotonic()
+        now = self._looked_s = time.monotonic()
         for task, waiting in list(self._running.items()):
             if task.started_s is None or task not in self._running:
                 continue
@@ -300,6 +303,13 @@ class Schedule:
             self._begin(waiting)
 
     def _give_up(self, task: AnyTask, waiting: _Waiting, error: Exception) -> None:
+        """The task, and with it what waits for it, unless another is at work for that."""
         self._abandon(task, waiting)
+        if isinstance(error, TimedOutError) and self._has_other(task, waiting):
+            del self._running[task]
+            return
         self._give_slot_back()
         self._deal_with(Done(task, error=error))
+
+    def _has_other(self, task: AnyTask, waiting: _Waiting) -> bool:
+        return any(other is not task and other in self._running for other in waiting.tasks)

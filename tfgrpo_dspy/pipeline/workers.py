@@ -40,7 +40,8 @@ class Workers:
 
     Args:
         num_threads: how many tasks work at once.
-        begin_thread: has a function run in a thread of its own; default: a new daemon thread.
+        begin_thread: has a function run in a thread of its own; default: a new daemon thread. It
+            is asked for `num_threads` of them; what replaces threads that hang are daemons.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Workers:
         self.finished: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._num_threads = num_threads
         self._begin_thread = begin_thread or _begin_daemon
+        self._n_asked_for = 0
         self._slots = threading.Semaphore(num_threads)
         self._waiting: list[tuple[Order, int, Callable[[], bool]]] = []
         self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -106,7 +108,9 @@ class Workers:
             if self._n_threads >= limit or not self._waiting:
                 return
             self._n_threads += 1
-        self._begin_thread(self._work)
+            self._n_asked_for += 1
+            is_first = self._n_asked_for <= self._num_threads
+        (self._begin_thread if is_first else _begin_daemon)(self._work)
 
     def _work(self) -> None:
         while self._tokens.get():

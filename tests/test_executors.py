@@ -1,0 +1,672 @@
+"""Rollouts in the user's executor: threads, processes, a dask cluster whose workers may die.
+
+Everything is real: pools of processes, and one local dask cluster for the module. What happens in
+other processes is seen in files, which the LM, the program or the metric append to.
+"""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from distributed import Client, LocalCluster
+from dspy import lm15
+from dspy.utils.callback import BaseCallback
+from scripted import EXTRACT, Prompt, ScriptedEngine, chat, lessons, scripted_lm
+from test_budget import ChatServer, server
+from test_dspy_contract import is_polite, optimizer_of, polite_answer, polite_rules, questions
+from test_promise_deterministic import facts
+from test_promise_no_secrets import rules as rules_of_server
+
+from tfgrpo_dspy import (
+    ExperienceLibrary,
+    NoGate,
+    PairedGate,
+    RunFailedError,
+    SettingsError,
+    TrainingFreeGRPO,
+)
+from tfgrpo_dspy.budget import Budget
+from tfgrpo_dspy.pipeline import errands
+from tfgrpo_dspy.pipeline.errands import Errand, Parcel, run_errand
+from tfgrpo_dspy.store import Store
+
+__all__ = ["server"]  # a fixture
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
+
+KEY = "sk-9qT4-only-in-this-test"
+WAIT_S = 60.0
+
+
+def processes(n: int = 2) -> ProcessPoolExecutor:
+    """Forked from a process that has DSPy imported, so that each begins at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tfgrpo_dspy.pipeline.errands", "distributed", "hypothesis"])
+    return ProcessPoolExecutor(n, mp_context=context)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Executor]:
+    with processes() as executor:
+        yield executor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("dask")
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[Client]:
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            local_directory=str(folder),
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(params=["threads", "processes", "dask"])
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    if request.param == "threads":
+        with ThreadPoolExecutor(2) as threads:
+            yield threads
+    elif request.param == "processes":
+        yield request.getfixturevalue("pool")
+    else:
+        yield request.getfixturevalue("client").get_executor()
+
+
+class Log:
+    """A file that many processes append lines to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, line: object) -> None:
+        descriptor = os.open(self.path, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
+        os.write(descriptor, f"{line!r}\n".encode())
+        os.close(descriptor)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.path.read_text().splitlines() if self.path.exists() else []
+
+
+class Paid:
+    """Logs the temperature of each call: None is a trial of the gate or a reflection."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    def __call__(self, prompt: Prompt) -> None:
+        self.log(prompt.temperature)
+
+
+class Two(dspy.Module):
+    """Two predictors, the second on an LM of its own."""
+
+    def __init__(self, own_lm: Any = None) -> None:
+        super().__init__()
+        self.first = dspy.Predict("question -> hint")
+        self.second = dspy.Predict("question, hint -> answer")
+        self.second.lm = own_lm
+
+    def forward(self, question: str) -> Any:
+        return self.second(question=question, hint=self.first(question=question).hint)
+
+
+class Deadly(dspy.Module):
+    """Kills its own process on one question, as often as `allowed` says."""
+
+    def __init__(self, log: Log, question: str, allowed: int) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+        self.log, self.question, self.allowed = log, question, allowed
+
+    def forward(self, question: str) -> Any:
+        prediction = self.ask(question=question)
+        if question == self.question and len(self.log.lines) < self.allowed:
+            self.log(question)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prediction
+
+
+def hint(prompt: Prompt) -> str:
+    return chat(hint=prompt.random("hint").choice(["be kind", "be quick"]))
+
+
+def logged_lm(log: Log, **kwargs: Any) -> Any:
+    return scripted_lm(polite_rules(), before=Paid(log), **kwargs)
+
+
+def compiled(executor: Executor | None = None, student: Any = None, **changes: Any) -> Any:
+    """A compile of a second or less: 4 training and 4 validation examples."""
+    chosen = {"group_size": 2, "batch_size": 2, "num_threads": None, "seed": 3, **changes}
+    lm = chosen.pop("lm", None) or scripted_lm(polite_rules())
+    with dspy.context(lm=lm, **chosen.pop("context", {})):
+        return optimizer_of(executor=executor, **chosen).compile(
+            student or dspy.Predict("question -> answer"),
+            trainset=questions(4),
+            valset=questions(4, start=100),
+        )
+
+
+def is_usable(executor: Executor) -> bool:
+    return executor.submit(abs, -1).result(WAIT_S) == 1
+
+
+def n_calls(results: Any) -> int:
+    return sum(usage.n_lm_calls for usage in results.usage.values())
+
+
+# ---------------------------------------------------------------------- the same run
+
+
+def metric_for(word: str) -> Callable[..., dspy.Prediction]:
+    def says(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
+        return dspy.Prediction(score=float(pred.answer == word), feedback=f"Say {word}.")
+
+    return says
+
+
+def test_any_executor_gives_what_our_threads_give_with_lms_and_classes_of_the_users(
+    executor: Executor,
+) -> None:
+    own_lm = scripted_lm([("", polite_answer)])
+    rules = [*polite_rules()[:-1], ("`hint`", hint)]
+    chosen: dict[str, Any] = {"metric": metric_for("please"), "gate": PairedGate(screen=2)}
+    here = compiled(student=Two(own_lm), lm=scripted_lm(rules), **chosen)
+    there = compiled(executor, Two(own_lm), lm=scripted_lm(rules), **chosen)
+    assert facts(there) == facts(here)
+    assert '"op": "ADD"' in facts(there)
+    assert there.second.lm is own_lm
+    assert is_usable(executor)
+
+
+def test_a_lambda_is_a_metric_and_an_agent_a_program(executor: Executor) -> None:
+    def metric(example: Any, pred: Any) -> bool:
+        return bool(example.answer == pred.answer)
+
+    for given in (metric, lambda example, pred: example.answer == pred.answer):
+        student = dspy.ChainOfThought("question -> answer")
+        assert facts(compiled(executor, student, metric=given)) == facts(
+            compiled(None, student, metric=given)
+        )
+
+
+class Shouting(dspy.ChatAdapter):
+    """An adapter that no worker has by itself."""
+
+    def format(self, *args: Any, **kwargs: Any) -> Any:
+        messages = super().format(*args, **kwargs)
+        return [
+            {**m, "content": m["content"].replace("question 1", "QUESTION 1")} for m in messages
+        ]
+
+
+class Heard(BaseCallback):
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002
+        self.log((os.getpid(), instance.kwargs["max_tokens"]))
+
+
+def test_what_dspys_context_holds_travels_along(executor: Executor, tmp_path: Path) -> None:
+    heard = Log(tmp_path / "heard")
+    rules = [*polite_rules()[:-1], ("QUESTION", polite_answer), ("question", chat(answer="no"))]
+    context = {"adapter": Shouting(), "callbacks": [Heard(heard)]}
+    lm = scripted_lm(rules, max_tokens=321)
+    there = compiled(executor, lm=lm, context=context)
+    assert there.detailed_results.student.mean > 0
+    with_heard = {line.partition(", ")[2] for line in heard.lines}
+    assert with_heard == {"321)"}
+    pids = {line.partition(", ")[0] for line in heard.lines}
+    assert (len(pids) > 1) == (not isinstance(executor, ThreadPoolExecutor))
+    here = compiled(lm=lm, context={"adapter": Shouting()})
+    assert facts(there) == facts(here)
+
+
+# ---------------------------------------------------------------------- what cannot be sent
+
+
+class Locked:
+    """A metric with a lock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __call__(self, example: Any, pred: Any, trace: Any = None) -> float:  # noqa: ARG002
+        return 1.0
+
+
+class LockedProgram(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class LockedEngine(ScriptedEngine):
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@pytest.mark.parametrize(
+    ("named", "changes"),
+    [
+        ("the metric cannot be sent", {"metric": Locked()}),
+        ("the program cannot be sent", {"student": LockedProgram()}),
+        ("settings of dspy.context", {"lm": dspy.LM("x", engine=LockedEngine(polite_rules()))}),
+    ],
+    ids=["metric", "program", "LM"],
+)
+def test_what_cannot_be_sent_is_named_before_the_first_call_with_what_to_do(
+    named: str, changes: dict[str, Any], pool: Executor, tmp_path: Path
+) -> None:
+    changes = {"lm": scripted_lm(polite_rules()), **changes}
+    with pytest.raises(SettingsError, match=named) as told:
+        compiled(pool, log_dir=tmp_path / "runs", **changes)
+    assert "num_threads" in str(told.value)
+    assert not changes["lm"].engine.prompts
+    compiled(None, log_dir=tmp_path / "runs", **changes)
+
+
+def test_so_is_an_example(pool: Executor) -> None:
+    lm = scripted_lm(polite_rules())
+    locked = dspy.Example(question="q", lock=threading.Lock()).with_inputs("question")
+    with dspy.context(lm=lm), pytest.raises(SettingsError, match="example 0 cannot be sent"):
+        optimizer_of(executor=pool, gate=NoGate()).compile(
+            dspy.Predict("question -> answer"), trainset=[locked]
+        )
+    assert not lm.engine.prompts
+
+
+def test_a_worker_that_lacks_a_module_ends_the_run_with_its_name(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text("def metric(example, pred, trace=None): return 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    metric = importlib.import_module("only_here").metric
+    with pytest.raises(RunFailedError, match="No module named 'only_here'") as told:
+        compiled(client.get_executor(), metric=metric)
+    assert isinstance(told.value.program, dspy.Predict)
+
+
+# ---------------------------------------------------------------------- lost workers
+
+
+def rows(log_dir: Path) -> Counter[str]:
+    """How many records there are of each kind."""
+    store = Store.existing(log_dir)
+    assert store is not None
+    found = Counter({kind: len(list(store.keys(kind))) for kind in ("rollout", "score", "lost")})
+    store.close()
+    return found
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_lm_calls": 300}], ids=["no limit", "limit"])
+def test_what_a_killed_worker_had_begun_is_done_again_elsewhere_and_recorded_once(
+    limits: dict[str, int], client: Client, tmp_path: Path
+) -> None:
+    killed, calls = Log(tmp_path / "killed"), Log(tmp_path / "calls")
+    student = Deadly(killed, "question 2", allowed=1)
+    chosen: dict[str, Any] = {"version": "1", **limits}
+    lm = logged_lm(calls)
+    run = compiled(client.get_executor(), student, lm=lm, log_dir=tmp_path / "a", **chosen)
+    assert len(killed.lines) == 1
+    n_made = len(calls.lines)
+    spared = compiled(None, student, lm=lm, log_dir=tmp_path / "b", **chosen)
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    assert facts_of_end(run.detailed_results) == facts_of_end(spared.detailed_results)
+    assert not run.detailed_results.failures
+    n_needed = n_calls(spared.detailed_results)
+    assert n_made > n_needed - len(calls.lines) + n_made - 1  # what was lost was paid
+    if limits:  # and counts: the whole lease, as nobody knows what it took
+        assert n_made <= n_calls(run.detailed_results) <= 300
+        assert run.detailed_results.usage["unfinished"].n_lm_calls >= 1
+
+
+def test_a_task_that_always_kills_its_worker_costs_itself_only(
+    client: Client, tmp_path: Path
+) -> None:
+    killed = Log(tmp_path / "killed")
+    student = Deadly(killed, "question 102", allowed=10**6)
+    lm = scripted_lm([(EXTRACT, lessons()), *polite_rules()])  # nothing is learned, nor gated
+    run = compiled(client.get_executor(), student, lm=lm).detailed_results
+    assert killed.lines == ["'question 102'"] * 3
+    assert run.failures == {"worker": 1}
+    assert (run.student.n, run.student.n_failed) == (3, 1)
+    assert len(run.updates) == 2
+
+
+def test_a_broken_pool_ends_the_run_which_goes_on_in_another(
+    pool: Executor, tmp_path: Path
+) -> None:
+    killed, calls = Log(tmp_path / "killed"), Log(tmp_path / "calls")
+    student = Deadly(killed, "question 2", allowed=1)
+    chosen: dict[str, Any] = {"log_dir": tmp_path / "runs", "lm": logged_lm(calls)}
+    with (
+        processes() as broken,
+        pytest.raises(RunFailedError, match="BrokenProcessPool") as told,
+    ):
+        compiled(broken, student, **chosen)
+    assert isinstance(told.value.program, Deadly)
+    run = compiled(pool, student, **chosen)
+    alone = compiled(None, student, lm=scripted_lm(polite_rules()))
+    assert run.detailed_results.library == alone.detailed_results.library
+    n_needed = n_calls(alone.detailed_results)
+    assert len(calls.lines) <= n_needed + 4  # what was in flight: two for each worker
+
+
+# ---------------------------------------------------------------------- budgets
+
+
+class Several(dspy.Module):
+    """Asks for three completions, then as often again as a digest of the question says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer", n=3, temperature=0.9)
+
+    def forward(self, question: str) -> Any:
+        for _ in range(1 + sum(question.encode()) % 3):
+            prediction = self.ask(question=question)
+        return prediction
+
+
+@pytest.mark.parametrize("most", [9, 40, 90])
+def test_max_lm_calls_holds_over_all_processes_also_where_a_first_lease_is_too_small(
+    most: int, pool: Executor, tmp_path: Path
+) -> None:
+    calls = Log(tmp_path / "calls")
+    run = compiled(
+        pool, Several(), lm=logged_lm(calls), max_lm_calls=most, epochs=3, seed=1
+    ).detailed_results
+    assert most - 24 <= len(calls.lines) <= n_calls(run) <= most
+    assert run.ended_because == f"max_lm_calls={most} is used up"
+
+
+class Dollars(ScriptedEngine):
+    """Logs what each answer costs at a dollar a token."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(polite_rules())
+        self.log = log
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"log": self.log}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        response = super().complete(request)
+        self.log(response.usage.input_tokens + response.usage.output_tokens)
+        return response
+
+
+@pytest.mark.parametrize("most", [2_000, 6_000])
+def test_max_cost_holds_over_all_processes(most: float, pool: Executor, tmp_path: Path) -> None:
+    log = Log(tmp_path / "dollars")
+    lm = dspy.LM("scripted", engine=Dollars(log), cache=False, max_tokens=100)
+    run = compiled(
+        pool,
+        lm=lm,
+        max_cost=most,
+        prices={"scripted": (1e6, 1e6)},
+        gate=NoGate(),
+        epochs=20,
+    ).detailed_results
+    spent = sum(map(int, log.lines))
+    assert 0 < spent <= most
+    assert sum(usage.cost_usd for usage in run.usage.values()) == pytest.approx(spent)
+    assert run.ended_because.startswith(f"max_cost={most}")
+
+
+class Counted:
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    def __call__(self, example: Any, pred: Any, trace: Any = None) -> float:  # noqa: ARG002
+        self.log(example.question)
+        return float(pred.answer == "please")
+
+
+def test_max_metric_calls_is_exact(executor: Executor, tmp_path: Path) -> None:
+    log = Log(tmp_path / "metric")
+    run = compiled(executor, metric=Counted(log), max_metric_calls=11, epochs=5).detailed_results
+    assert run.metric_calls == len(log.lines) <= 11
+    assert facts_of_end(run) == facts_of_end(
+        compiled(
+            metric=Counted(Log(tmp_path / "other")), max_metric_calls=11, epochs=5
+        ).detailed_results
+    )
+
+
+def facts_of_end(run: Any) -> list[Any]:
+    return [run.to_dict()[name] for name in ("library", "updates", "ended_because")]
+
+
+class Hanging(dspy.Module):
+    """The first time that it gets that question, it waits for somebody to write into a pipe."""
+
+    def __init__(self, pipe: Path, question: str) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+        self.pipe, self.question, self.log = pipe, question, Log(pipe.with_name("hung"))
+
+    def forward(self, question: str) -> Any:
+        if question == self.question and not self.log.lines:
+            self.log(question)
+            self.pipe.read_text()
+        return self.ask(question=question)
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    yield path
+    release(path)
+
+
+def release(path: Path) -> None:
+    """Whoever waits for the pipe goes on."""
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.close(os.open(path, os.O_WRONLY))
+    os.close(reader)
+
+
+def warm(executor: Executor) -> Executor:
+    """Its workers have imported what they need."""
+    assert compiled(executor).detailed_results.updates
+    return executor
+
+
+def test_max_minutes_ends_a_run_in_which_a_worker_hangs(pipe: Path) -> None:
+    with processes(1) as executor:
+        run = compiled(
+            warm(executor), Hanging(pipe, "question 2"), max_minutes=0.03
+        ).detailed_results
+        release(pipe)
+    assert run.ended_because == "max_minutes=0.03 are over"
+    assert run.student.n == 4
+
+
+def test_a_rollout_that_takes_too_long_is_left_and_those_behind_it_are_not_on_its_clock(
+    pipe: Path,
+) -> None:
+    with processes(2) as executor:
+        run = compiled(
+            warm(executor),
+            Hanging(pipe, "question 100"),
+            num_threads=16,
+            rollout_timeout_s=1.5,
+            max_lm_calls=60,
+        ).detailed_results
+        release(pipe)
+    assert run.failures == {"timeout": 1}
+    assert run.student.n_failed == 1
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_a_thread_of_the_users_that_hangs_is_replaced(n_threads: int, pipe: Path) -> None:
+    with ThreadPoolExecutor(n_threads) as executor:
+        run = compiled(executor, Hanging(pipe, "question 102"), rollout_timeout_s=0.5)
+        release(pipe)
+    assert run.detailed_results.failures == {"timeout": 1}
+    assert run.detailed_results.student.n_failed == 1
+
+
+# ---------------------------------------------------------------------- the user's executor
+
+
+def test_an_interrupt_leaves_the_executor_usable(executor: Executor) -> None:
+    lm = scripted_lm([(EXTRACT, KeyboardInterrupt()), *polite_rules()])
+    with pytest.raises(KeyboardInterrupt):
+        compiled(executor, lm=lm)
+    assert is_usable(executor)
+    assert compiled(executor).detailed_results.updates
+
+
+def test_an_executor_that_is_shut_down_is_an_error_that_says_so(executor: Executor) -> None:
+    if isinstance(executor, ThreadPoolExecutor):
+        executor.shutdown()
+    elif isinstance(executor, ProcessPoolExecutor):
+        executor = processes()
+        executor.shutdown()
+    else:
+        executor = executor._client.get_executor()  # type: ignore[attr-defined]  # noqa: SLF001
+        executor.shutdown()
+    with pytest.raises(RunFailedError, match="cannot schedule new futures after shutdown"):
+        compiled(executor)
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_lm_calls": 400}], ids=["no limit", "limit"])
+def test_a_second_run_on_the_same_cluster_is_a_run_of_its_own(
+    limits: dict[str, int], client: Client, tmp_path: Path
+) -> None:
+    n_made = []
+    for _ in range(3):
+        calls = Log(tmp_path / f"calls{len(n_made)}")
+        run = compiled(client.get_executor(), lm=logged_lm(calls), **limits).detailed_results
+        assert not run.failures
+        assert not run.usage["unfinished"].n_lm_calls
+        n_made.append(len(calls.lines))
+    assert len(set(n_made)) == 1
+    assert n_made[0] == n_calls(run)
+
+
+# ---------------------------------------------------------------------- what travels, what stays
+
+
+class Watched(Executor):
+    """A pool that remembers what it was given."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+        self.parcels: list[str] = []
+        self.n_errands = 0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.n_errands += 1
+        if args[1] is not None:
+            self.parcels.append(args[0])
+        return self.executor.submit(fn, *args, **kwargs)
+
+
+def test_a_parcel_is_sent_to_those_who_lack_it_and_not_with_each_errand() -> None:
+    with processes() as pool:
+        watched = Watched(pool)
+        compiled(watched, epochs=3, num_threads=4)
+    by_parcel = Counter(watched.parcels)
+    assert len(by_parcel) == 2  # training rollouts, and trials at the LM's own temperature
+    assert max(by_parcel.values()) <= 4  # each worker has two errands at first
+    assert watched.n_errands > 30
+
+
+def test_a_library_is_baked_once_for_all_errands_that_a_worker_does_with_it() -> None:
+    with dspy.context(lm=scripted_lm(polite_rules())):
+        parcel = Parcel.of(dspy.Predict("question -> answer"), is_polite, 0.7, {})
+        library = ExperienceLibrary().apply([{"op": "ADD", "text": "Say please."}])
+        packed = [Errand(library, questions(1)[0], 0, i).packed() for i in (1, 2)]
+        outcomes = [
+            run_errand(parcel.key, parcel.blob, packed[0], Budget(), "a"),
+            run_errand(parcel.key, None, packed[1], Budget(), "b"),
+        ]
+    assert [outcome.rollout["rollout_id"] for outcome in outcomes if outcome.rollout] == [1, 2]
+    unpacked = errands._parcels[parcel.key]  # noqa: SLF001
+    assert len(unpacked.programs) == 1
+    assert run_errand("another", None, packed[0], Budget(), "c").lacks
+
+
+def leaky(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
+    return dspy.Prediction(
+        score=float(pred.answer == "please"), feedback=f"{os.environ.get('OPENAI_API_KEY')}, {KEY}"
+    )
+
+
+class LeakyProgram(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> Any:
+        prediction = self.ask(question=question)
+        if question == "question 1":
+            key = dspy.settings.lm.kwargs["api_key"]
+            raise ValueError(key)
+        return prediction
+
+
+def test_keys_travel_and_reach_no_file_no_record_and_no_report(
+    server: ChatServer, client: Client, folder: Path, tmp_path: Path
+) -> None:
+    server.rules = rules_of_server()
+    lm = server.lm(api_key=KEY, temperature=1.0)
+    run = compiled(
+        client.get_executor(),
+        LeakyProgram(),
+        lm=lm,
+        metric=leaky,
+        gate=NoGate(),
+        log_dir=tmp_path / "runs",
+    )
+    lm.close()
+    assert server.keys == {KEY}
+    assert KEY not in facts(run)
+    assert "(secret)" in (tmp_path / "runs" / "cache.db").read_bytes().decode(errors="replace")
+    for path in [*tmp_path.rglob("*"), *folder.rglob("*")]:
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+
+def test_such_a_run_replays_offline_without_an_executor(pool: Executor, tmp_path: Path) -> None:
+    run = compiled(pool, log_dir=tmp_path)
+    forbidden = scripted_lm([("", AssertionError("no call"))])
+    forbidden.engine.rules = polite_rules()
+    replay = compiled(None, log_dir=tmp_path, offline=True, lm=forbidden)
+    assert not forbidden.engine.prompts
+    assert facts_of_end(run.detailed_results) == facts_of_end(replay.detailed_results)
+    with_executor = compiled(pool, log_dir=tmp_path, offline=True, lm=forbidden)
+    assert facts(with_executor) == facts(replay)
+    assert not forbidden.engine.prompts
+
+
+def test_an_executor_must_be_one() -> None:
+    with pytest.raises(SettingsError, match=r"executor=4: pass a concurrent.futures.Executor"):
+        TrainingFreeGRPO(is_polite, executor=4)  # type: ignore[arg-type]
