@@ -17,7 +17,7 @@ from tfgrpo_dspy.pipeline.schedule import Handle, TimedOutError
 from tfgrpo_dspy.pipeline.workers import Done, Order
 from tfgrpo_dspy.reflection import as_input, describe_program
 from tfgrpo_dspy.rollout import Failure, Usage
-from tfgrpo_dspy.sampling import sampling_copy
+from tfgrpo_dspy.sampling import rendering_once, sampling_copy
 from tfgrpo_dspy.store import reading
 
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
@@ -60,6 +60,7 @@ class Asker:
         settings = run.settings
         self._run = run
         self._lm = settings.reflection_lm or dspy.settings.lm
+        self._adapter = rendering_once(dspy.settings.adapter)
         modules = (
             settings.summarize_trajectory,
             settings.extract_advantage,
@@ -153,7 +154,13 @@ class Asker:
             module = copy_program(module, {id(h): self._own(h, question, meter) for h in held})
         inputs = {k: as_input(v) if isinstance(v, str) else v for k, v in question.inputs.items()}
         try:
-            with dspy.context(lm=lm, trace=[], disable_history=False, **self._watched(meter)):
+            with dspy.context(
+                lm=lm,
+                adapter=self._adapter,
+                trace=[],
+                disable_history=False,
+                **self._watched(meter),
+            ):
                 prediction = module(**inputs)
             output = _plain(getattr(prediction, question.output, None))
         except Exception as error:  # noqa: BLE001 - a user's own module may raise anything

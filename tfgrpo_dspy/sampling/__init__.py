@@ -27,6 +27,7 @@ from tfgrpo_dspy.sampling.fields import (
     encode_fields,
     field_annotations,
 )
+from tfgrpo_dspy.sampling.prompts import rendering_once
 
 __all__ = [
     "NoRoundTripError",
@@ -39,6 +40,7 @@ __all__ = [
     "encode_fields",
     "field_annotations",
     "is_deterministic",
+    "rendering_once",
     "run_rollout",
     "sampling_copy",
     "score_again",
@@ -69,13 +71,15 @@ class RolloutTask:
 class Outline:
     """What a rollout has to know of its program; looked up once for many rollouts.
 
-    `predictors` are all of its predictors (DSPy's frozen ones too) by name.
+    `predictors` are all of its predictors (DSPy's frozen ones too) by name; `adapter` is the one of
+    `dspy.settings`, see `prompts`.
     """
 
     lms: tuple[Any, ...]
     predictors: tuple[tuple[str, Any], ...]
     has_tools: bool
     annotations: Mapping[str, Any]
+    adapter: Any
 
     @classmethod
     def of(cls, program: Any) -> "Outline":
@@ -87,7 +91,8 @@ class Outline:
         names.update({id(p): (name, p) for name, p in named_predictors(program)})
         has_tools = next(iter(program.named_sub_modules(dspy.Tool)), None) is not None
         lms = tuple(language_models(program))
-        return cls(lms, tuple(names.values()), has_tools, field_annotations(program))
+        adapter = rendering_once(dspy.settings.adapter)
+        return cls(lms, tuple(names.values()), has_tools, field_annotations(program), adapter)
 
 
 def run_rollout(task: RolloutTask) -> Rollout:
@@ -217,6 +222,7 @@ class _Run:
             recorders.append(CallWatcher(self.meter))
         return dspy.context(
             lm=self.lm,
+            adapter=self.outline.adapter,
             trace=self.tools.trace,
             max_trace_size=10_000,
             disable_history=False,  # the meter reads each call's entry
