@@ -4,6 +4,7 @@ Without a `log_dir` nothing is found and nothing is kept. What is known of whole
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,6 +79,12 @@ class Archive:
         if self.store is not None:
             self.store.close()
 
+    def together(self) -> AbstractContextManager[None]:
+        """What is kept within it is on disk when it ends, in one transaction."""
+        if self.store is None or self._settings.offline:
+            return nullcontext()
+        return self.store.together()
+
     def without_secrets(self, values: dict[str, Any]) -> dict[str, Any]:
         """JSON-like values without the secrets of the run's LMs and of the environment.
 
@@ -87,6 +94,12 @@ class Archive:
         if not self._secrets:
             return values
         return dict(cleaned(values, lambda text: redacted(text, self._secrets)))
+
+    def cleaned_rollout(self, rollout: Rollout) -> Rollout:
+        """The rollout without those secrets."""
+        if not self._secrets:
+            return rollout
+        return Rollout.from_dict(self.without_secrets(rollout.to_dict()))
 
     def _identity(self, value: Any) -> str:
         return digest(object_identity(value, self.unseen))

@@ -10,6 +10,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, TypeVar, cast
 
 from tfgrpo_dspy.budget import Ledger, Task
@@ -70,14 +71,23 @@ class Schedule:
         workers: do the tasks.
         ledger: says when the run has ended.
         timeout_s: how long a task may take, from its start; None: as long as it takes.
+        together: around what is done with results that came at once, such as a transaction.
     """
 
-    def __init__(self, workers: Workers, ledger: Ledger, timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        workers: Workers,
+        ledger: Ledger,
+        timeout_s: float | None,
+        together: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._workers = workers
+        self._together = together
         self._ledger = ledger
         self._timeout_s = timeout_s
         self._ready: deque[Step] = deque()
-        self._dealt_with: Task | None = None
+        self._done: deque[Done] = deque()
+        self._dealt_with: list[Task] = []
         self._ends_because = "nothing is left to wait for"
         self._running: dict[Task, tuple[Handle[Any], Callable[[Done], Any]]] = {}
         self._alive: dict[Handle[Any], Coroutine[Any, Any, Any]] = {}
@@ -98,8 +108,8 @@ class Schedule:
 
         The task's slot is free when `then` has dealt with it and what waited for it has gone on: so
         no more results than there are slots are ever in flight or unrecorded, and what follows from
-        a result is chosen from with the rest. A task that takes too long is abandoned, and comes
-        as a `TimedOutError`.
+        a result is chosen from with the rest. (Where nothing is recorded, `Workers` may let go of
+        it before.) A task that takes too long is abandoned, and comes as a `TimedOutError`.
         """
         handle: Handle[Result] = Handle()
         task = self._workers.new_task()
@@ -125,7 +135,7 @@ class Schedule:
             while not main.is_done:
                 while self._ready and not main.is_done:
                     self._step(*self._ready.popleft())
-                self._give_slot_back()
+                self._give_slots_back()
                 if not main.is_done:
                     self._wait()
             return main.result
@@ -137,7 +147,7 @@ class Schedule:
         self._workers.drop_waiting()  # a slot that is given up must not begin another
         for task in self._running:
             self._workers.abandon(task)
-        self._give_slot_back()
+        self._give_slots_back()
         self._running.clear()
         self._ready.clear()
         for coroutine in list(self._alive.values()):
@@ -179,28 +189,34 @@ class Schedule:
             raise
 
     def _take(self, seconds: float) -> None:
-        try:
-            done = self._workers.finished.get(timeout=seconds)
-        except queue.Empty:
-            self._take_overdue()
-        else:
-            self._deal_with(done)
+        """Deal with what is done, all of it at once, as soon as there is any."""
+        self._give_slots_back()
+        finished = self._workers.finished
+        if not self._done:
+            try:
+                self._done.append(finished.get(timeout=seconds))
+            except queue.Empty:
+                self._take_overdue()
+                return
+        self._done.extend(finished.get() for _ in range(finished.qsize()))
+        with self._together():
+            while self._done:
+                self._deal_with(self._done.popleft())
 
     def _deal_with(self, done: Done) -> None:
-        self._give_slot_back()
         waiting = self._running.pop(done.task, None)
         if waiting is None:
             return
         handle, then = waiting
-        self._dealt_with = done.task
+        self._dealt_with.append(done.task)
         if not isinstance(done.error, RunStopped):
             self._fulfil(handle, then(done))
 
-    def _give_slot_back(self) -> None:
-        """That of the last task which was dealt with."""
-        if self._dealt_with is not None:
-            self._dealt_with.end()
-            self._dealt_with = None
+    def _give_slots_back(self) -> None:
+        """Those of the tasks that were dealt with."""
+        for task in self._dealt_with:
+            task.end()
+        self._dealt_with.clear()
 
     def _drain(self) -> None:
         """Let what is in flight come in, for a moment; nothing is begun any more."""

@@ -36,10 +36,14 @@ class Workers:
 
     Args:
         num_threads: how many tasks work at once.
+        until_recorded: every task keeps its slot until who takes it from `finished` ends it, so
+            that no more results than slots can be lost. If not, the slot is free already when
+            others wait there: behind a coordinator that lags no thread stands still.
     """
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(self, num_threads: int, *, until_recorded: bool = True) -> None:
         self.finished: queue.SimpleQueue[Done] = queue.SimpleQueue()
+        self._until_recorded = until_recorded
         self._num_threads = num_threads
         self._slots = threading.Semaphore(num_threads)
         self._waiting: list[tuple[Order, int, Callable[[], bool]]] = []
@@ -64,6 +68,8 @@ class Workers:
                 done = Done(task, context.run(work, item))
             except BaseException as error:  # noqa: BLE001 - it is handed to who waits for it
                 done = Done(task, error=error)
+            if not (self._until_recorded or self.finished.empty()):
+                task.end()
             is_wanted = task.is_done()
             self.finished.put(done)
             return is_wanted
