@@ -99,7 +99,8 @@ class Pipeline:
         ledger = Ledger(settings.budget)
         num_threads = settings.num_threads or dspy.settings.num_threads or 8
         archive = Archive(settings, own_student)
-        schedule = Schedule(Workers(num_threads), ledger, settings.rollout_timeout_s)
+        workers = Workers(num_threads, until_recorded=archive.store is not None)
+        schedule = Schedule(workers, ledger, settings.rollout_timeout_s, archive.together)
         recorder = Recorder(settings.max_errors)
         notes = Notes(settings, archive, ledger)
         self._run = Run(settings, own_student, ledger, archive, notes, schedule, recorder)
