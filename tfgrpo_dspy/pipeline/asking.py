@@ -5,7 +5,7 @@ Nothing that a module does can end the run: what it raises is counted and costs 
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import dspy
@@ -51,6 +51,11 @@ class Answer:
     error: str = ""
     is_too_long: bool = False
     is_lost: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON has it."""
+        own = {name: getattr(self, name) for name in self.__slots__}
+        return {**own, "usage": self.usage.to_dict()}
 
 
 class Asker:
@@ -111,7 +116,7 @@ class Asker:
 
         def keep(index: int, done: Done) -> None:
             answer = self._outcome(done)
-            record = run.archive.without_secrets(asdict(answer))
+            record = run.archive.without_secrets(answer.to_dict())
             theirs = run.archive.keep_answer(keys[index], record, answer.is_lost)
             answer = answers[index] = _answer_of(theirs or record)
             lost = Failure("provider", answer.error) if answer.is_lost else None

@@ -1,4 +1,4 @@
-"""The part that all prompts of a predictor begin with is rendered once, not at every call.
+"""What all prompts of a predictor have in common is rendered once, not at every call.
 
 DSPy renders the system message (fields, JSON schemas of their types, instructions) anew for each
 call: a quarter of all that it does for a call with text outputs, more than half of it with typed
@@ -11,11 +11,13 @@ from typing import Any
 
 import dspy
 
+OF_SIGNATURE = ("format_system_message", "user_message_output_requirements")
+"""Methods of DSPy's adapters that make a text of the signature alone."""
 KEPT_TEXTS = 256
 
 
 def rendering_once(adapter: Any) -> Any:
-    """The adapter (None: DSPy's default), in a copy that remembers the system messages it made.
+    """The adapter (None: DSPy's default), in a copy that remembers what it made of signatures.
 
     One that is not DSPy's own is given back as it is: its messages may depend on anything.
     """
@@ -23,7 +25,9 @@ def rendering_once(adapter: Any) -> Any:
     if not type(adapter).__module__.startswith("dspy.adapters."):
         return adapter
     own = copy.copy(adapter)
-    own.format_system_message = _Remembered(own.format_system_message)
+    for name in OF_SIGNATURE:
+        if hasattr(own, name):
+            setattr(own, name, _Remembered(getattr(own, name)))
     return own
 
 
