@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from tfgrpo_dspy.budget import Ledger, Task
 from tfgrpo_dspy.errors import RunStopped
+from tfgrpo_dspy.pipeline.garbage import looking_at_new_objects_only
 from tfgrpo_dspy.pipeline.workers import Done, Order, Workers
 
 Result = TypeVar("Result")
@@ -132,15 +133,19 @@ class Schedule:
         """
         main = self.spawn(coroutine)
         try:
-            while not main.is_done:
-                while self._ready and not main.is_done:
-                    self._step(*self._ready.popleft())
-                self._give_slots_back()
-                if not main.is_done:
-                    self._wait()
+            with looking_at_new_objects_only():
+                self._run_until_done(main)
             return main.result
         finally:
             self.abandon_all()
+
+    def _run_until_done(self, main: Handle[Any]) -> None:
+        while not main.is_done:
+            while self._ready and not main.is_done:
+                self._step(*self._ready.popleft())
+            self._give_slots_back()
+            if not main.is_done:
+                self._wait()
 
     def abandon_all(self) -> None:
         """Drop what is in flight, and every coroutine."""
