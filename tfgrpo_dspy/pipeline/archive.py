@@ -72,7 +72,7 @@ class Archive:
                     f"same compile with offline=False first."
                 )
         elif settings.log_dir is not None:
-            self.store = Store(settings.log_dir, lambda text: redacted(text, self._secrets))
+            self.store = Store(settings.log_dir, self._redacted if self._secrets else str)
 
     def close(self) -> None:
         """Close the store."""
@@ -93,7 +93,10 @@ class Archive:
         """
         if not self._secrets:
             return values
-        return dict(cleaned(values, lambda text: redacted(text, self._secrets)))
+        return dict(cleaned(values, self._redacted))
+
+    def _redacted(self, text: str) -> str:
+        return redacted(text, self._secrets)
 
     def cleaned_rollout(self, rollout: Rollout) -> Rollout:
         """The rollout without those secrets."""
