@@ -3,7 +3,8 @@
 import json
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import dspy
@@ -1021,6 +1022,71 @@ def test_what_a_task_changes_in_its_context_is_not_seen_by_another() -> None:
     workers.close()
     assert [done.error for done in all_done] == [None, None, None]
     assert seen == [None, None, None]
+
+
+def begun_after(until_recorded: bool) -> list[int]:
+    """Which of three tasks have begun, of one thread whose first two results nobody has taken."""
+    begun: list[int] = []
+    last = threading.Event()
+
+    def task(item: int) -> None:
+        begun.append(item)
+        if item == 2:
+            last.set()
+
+    workers = Workers(1, until_recorded=until_recorded)
+    workers.finished.put(Done(workers.new_task()))  # the coordinator lags
+    for item in range(3):
+        workers.start(workers.new_task(), task, item, (0,))
+    if until_recorded:
+        assert workers.finished.get(timeout=10)
+        assert workers.finished.get(timeout=10)  # the first is done, and holds the slot
+    else:
+        assert last.wait(10)
+    seen = list(begun)
+    workers.close()
+    return seen
+
+
+def test_no_task_begins_in_the_slot_of_one_that_is_not_recorded() -> None:
+    assert begun_after(until_recorded=True) == [0]
+
+
+def test_where_nothing_is_recorded_no_thread_waits_for_a_coordinator_that_lags() -> None:
+    assert begun_after(until_recorded=False) == [0, 1, 2]
+
+
+def test_results_that_came_at_once_are_dealt_with_together() -> None:
+    log: list[Any] = []
+
+    @contextmanager
+    def together() -> Iterator[None]:
+        log.append("[")
+        yield
+        log.append("]")
+
+    workers = Workers(1, until_recorded=False)
+    workers.finished.put(Done(workers.new_task()))  # so that the thread waits for nobody
+    schedule = Schedule(workers, Ledger(), None, together)
+    is_last = threading.Event()
+
+    async def three() -> None:
+        handles = [
+            schedule.submit(
+                lambda item: is_last.set() if item == 2 else None,
+                item,
+                (0,),
+                lambda _, item=item: log.append(item),
+            )
+            for item in range(3)
+        ]
+        assert is_last.wait(10)  # the first two have come
+        for handle in handles:
+            await handle
+
+    schedule.run(three())
+    schedule.close()
+    assert log[:3] == ["[", 0, 1]
 
 
 def test_the_results_are_json() -> None:

@@ -89,6 +89,32 @@ def test_the_first_of_two_writers_wins_and_the_second_is_told(folder: Path) -> N
     store.close()
 
 
+def test_what_is_put_together_is_seen_by_others_when_all_of_it_is_there(folder: Path) -> None:
+    store, other = Store(folder), Store(folder)
+    with store.together():
+        store.put(("rollout:4", {"x": 4}))
+        store.put(("rollout:5", {"x": 5}))
+        assert store.put((KEY, {"x": "other"})) == [{"x": 1}]
+        assert store.get("rollout:4") == {"x": 4}
+        assert other.get("rollout:4") is None
+    assert [other.get(f"rollout:{n}") for n in (4, 5)] == [{"x": 4}, {"x": 5}]
+    for opened in (store, other):
+        opened.close()
+
+
+@pytest.mark.parametrize("raised", [ValueError("no"), KeyboardInterrupt()])
+def test_an_error_amid_what_is_put_together_undoes_nothing(
+    folder: Path, raised: BaseException
+) -> None:
+    store = Store(folder)
+    with pytest.raises(type(raised)) as caught, store.together():
+        store.put(("rollout:4", {"x": 4}))
+        raise raised
+    assert caught.value is raised
+    store.close()
+    assert contents(folder) == {**ALL, "rollout:4": {"x": 4}}
+
+
 def test_a_note_is_replaced_and_what_is_not_there_is_none(folder: Path) -> None:
     store = Store(folder)
     store.replace("latest:run", {"run": "run:2"})

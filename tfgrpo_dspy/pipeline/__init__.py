@@ -77,7 +77,7 @@ class Pipeline:
         own_student = copy_program(student)
         ledger = Ledger(settings.budget)
         archive = Archive(settings, own_student)
-        schedule = _schedule(settings, ledger)
+        schedule = _schedule(settings, ledger, archive)
         recorder = Recorder(settings.max_errors)
         notes = Notes(settings, archive, ledger)
         self._run = Run(settings, own_student, ledger, archive, notes, schedule, recorder)
@@ -543,19 +543,21 @@ class Batches:
         return Batch(update, epoch, self._n_updates, tuple(examples), library, memory)
 
 
-def _schedule(settings: Settings, ledger: Ledger) -> Schedule:
+def _schedule(settings: Settings, ledger: Ledger, archive: Archive) -> Schedule:
     """Over threads: our own, or those of the user's executor; rollouts over its processes."""
-    executor, timeout_s = settings.executor, settings.rollout_timeout_s
-    if executor is None:
-        return Schedule(Workers(settings.threads), ledger, timeout_s)
-    n_workers = workers_of(executor) or settings.threads
+    executor, until_recorded = settings.executor, archive.store is not None
+    n_threads, n_workers, borrow = settings.threads, None, None
+    if executor is not None:
+        n_workers = workers_of(executor) or settings.threads
     if isinstance(executor, ThreadPoolExecutor):
+        n_threads = settings.num_threads or n_workers or n_threads
         borrow = functools.partial(_borrowed, executor, ledger)
-        return Schedule(Workers(settings.num_threads or n_workers, borrow), ledger, timeout_s)
-    workers = Workers(settings.threads)
-    n_in_flight = settings.num_threads or IN_FLIGHT_PER_WORKER * n_workers
-    remote = RemoteWorkers(executor, n_workers, n_in_flight, ledger, workers.finished)
-    return Schedule(workers, ledger, timeout_s, remote)
+    workers = Workers(n_threads, borrow, until_recorded=until_recorded)
+    remote = None
+    if executor is not None and n_workers is not None and borrow is None:
+        n_in_flight = settings.num_threads or IN_FLIGHT_PER_WORKER * n_workers
+        remote = RemoteWorkers(executor, n_workers, n_in_flight, ledger, workers.finished)
+    return Schedule(workers, ledger, settings.rollout_timeout_s, remote, archive.together)
 
 
 def _borrowed(executor: Executor, ledger: Ledger, work: Callable[[], None]) -> None:

@@ -4,6 +4,7 @@ Without a `log_dir` nothing is found and nothing is kept. What is known of whole
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,12 +75,18 @@ class Archive:
                     f"same compile with offline=False first."
                 )
         elif settings.log_dir is not None:
-            self.store = Store(settings.log_dir, lambda text: redacted(text, self._secrets))
+            self.store = Store(settings.log_dir, self._redacted if self._secrets else str)
 
     def close(self) -> None:
         """Close the store."""
         if self.store is not None:
             self.store.close()
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is kept within it is on disk when it ends, in one transaction."""
+        if self.store is None or self._settings.offline:
+            return nullcontext()
+        return self.store.together()
 
     def without_secrets(self, values: dict[str, Any]) -> dict[str, Any]:
         """JSON-like values without the secrets of the run's LMs and of the environment.
@@ -89,7 +96,16 @@ class Archive:
         """
         if not self._secrets:
             return values
-        return dict(cleaned(values, lambda text: redacted(text, self._secrets)))
+        return dict(cleaned(values, self._redacted))
+
+    def _redacted(self, text: str) -> str:
+        return redacted(text, self._secrets)
+
+    def cleaned_rollout(self, rollout: Rollout) -> Rollout:
+        """The rollout without those secrets."""
+        if not self._secrets:
+            return rollout
+        return Rollout.from_dict(self.without_secrets(rollout.to_dict()))
 
     def _identity(self, value: Any) -> str:
         return digest(object_identity(value, self.unseen))

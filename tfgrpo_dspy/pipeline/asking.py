@@ -5,7 +5,7 @@ Nothing that a module does can end the run: what it raises is counted and costs 
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import dspy
@@ -18,7 +18,7 @@ from tfgrpo_dspy.pipeline.stragglers import Stragglers
 from tfgrpo_dspy.pipeline.workers import Done, Order
 from tfgrpo_dspy.reflection import as_input, describe_program
 from tfgrpo_dspy.rollout import Failure, Usage
-from tfgrpo_dspy.sampling import sampling_copy
+from tfgrpo_dspy.sampling import rendering_once, sampling_copy
 from tfgrpo_dspy.store import reading
 
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
@@ -53,6 +53,11 @@ class Answer:
     is_too_long: bool = False
     is_lost: bool = False
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON has it."""
+        own = {name: getattr(self, name) for name in self.__slots__}
+        return {**own, "usage": self.usage.to_dict()}
+
 
 class Asker:
     """Asks reflection modules for one run; `common` is what all of them are told."""
@@ -61,6 +66,7 @@ class Asker:
         settings = run.settings
         self._run = run
         self._lm = settings.reflection_lm or dspy.settings.lm
+        self._adapter = rendering_once(dspy.settings.adapter)
         modules = (
             settings.summarize_trajectory,
             settings.extract_advantage,
@@ -114,7 +120,7 @@ class Asker:
 
         def keep(index: int, done: Done) -> None:
             answer = self._outcome(done)
-            record = run.archive.without_secrets(asdict(answer))
+            record = run.archive.without_secrets(answer.to_dict())
             theirs = run.archive.keep_answer(keys[index], record, answer.is_lost)
             answer = answers[index] = _answer_of(theirs or record)
             lost = Failure("provider", answer.error) if answer.is_lost else None
@@ -161,7 +167,13 @@ class Asker:
             module = copy_program(module, {id(h): self._own(h, question, meter) for h in held})
         inputs = {k: as_input(v) if isinstance(v, str) else v for k, v in question.inputs.items()}
         try:
-            with dspy.context(lm=lm, trace=[], disable_history=False, **self._watched(meter)):
+            with dspy.context(
+                lm=lm,
+                adapter=self._adapter,
+                trace=[],
+                disable_history=False,
+                **self._watched(meter),
+            ):
                 prediction = module(**inputs)
             output = _plain(getattr(prediction, question.output, None))
         except Exception as error:  # noqa: BLE001 - a user's own module may raise anything

@@ -212,7 +212,7 @@ class Rollouts:
 
     def _kept(self, job: _Job, rollout: Rollout) -> Rollout:
         run, example = self._run, self._examples[job.sample.example]
-        rollout = Rollout.from_dict(run.archive.without_secrets(rollout.to_dict()))
+        rollout = run.archive.cleaned_rollout(rollout)
         is_rescored = job.found is not None and job.found.can_be_scored
         is_rerun = job.found is not None and not job.found.can_be_scored
         run.recorder.rescored += is_rescored

@@ -10,11 +10,13 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
 from tfgrpo_dspy.budget import Ledger, Task
 from tfgrpo_dspy.errors import RunStopped
+from tfgrpo_dspy.pipeline.garbage import looking_at_new_objects_only
 from tfgrpo_dspy.pipeline.remote import RemoteTask, RemoteWorkers
 from tfgrpo_dspy.pipeline.stragglers import Verdict, Watch
 from tfgrpo_dspy.pipeline.workers import Done, Order, Workers
@@ -93,6 +95,7 @@ class Schedule:
         remote: does those that are submitted to it; None: there is no executor.
         ledger: says when the run has ended.
         timeout_s: how long a task may take, from its start; None: as long as it takes.
+        together: around what is done with results that came at once, such as a transaction.
     """
 
     def __init__(
@@ -101,14 +104,17 @@ class Schedule:
         ledger: Ledger,
         timeout_s: float | None,
         remote: RemoteWorkers | None = None,
+        together: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.remote = remote
         self._workers = workers
         self._places: list[Place] = [workers] if remote is None else [workers, remote]
+        self._together = together
         self._ledger = ledger
         self._timeout_s = timeout_s
         self._ready: deque[Step] = deque()
-        self._dealt_with: AnyTask | None = None
+        self._done: deque[Done] = deque()
+        self._dealt_with: list[AnyTask] = []
         self._ends_because = "nothing is left to wait for"
         self._running: dict[AnyTask, _Waiting] = {}
         self._watches = False
@@ -138,8 +144,9 @@ class Schedule:
         `then` makes of it what will be in the handle, in this thread, at once. The task's slot is
         free when `then` has dealt with it and what waited for it has gone on: so no more results
         than there are slots are ever in flight or unrecorded, and what follows from a result is
-        chosen from with the rest. A task that takes too long is abandoned, and comes as a
-        `TimedOutError`; one that `watch` leaves behind as a `LeftBehindError`.
+        chosen from with the rest. (Where nothing is recorded, `Workers` may let go of it before.)
+        A task that takes too long is abandoned, and comes as a `TimedOutError`; one that `watch`
+        leaves behind as a `LeftBehindError`.
         """
         handle: Handle[Result] = Handle()
         self._watches = self._watches or watch is not None
@@ -169,22 +176,26 @@ class Schedule:
         """
         main = self.spawn(coroutine)
         try:
-            while not main.is_done:
-                while self._ready and not main.is_done:
-                    self._step(*self._ready.popleft())
-                self._give_slot_back()
-                if not main.is_done:
-                    self._wait()
+            with looking_at_new_objects_only():
+                self._run_until_done(main)
             return main.result
         finally:
             self.abandon_all()
+
+    def _run_until_done(self, main: Handle[Any]) -> None:
+        while not main.is_done:
+            while self._ready and not main.is_done:
+                self._step(*self._ready.popleft())
+            self._give_slots_back()
+            if not main.is_done:
+                self._wait()
 
     def abandon_all(self) -> None:
         """Drop what is in flight, and every coroutine."""
         self._drop_waiting()  # a slot that is given up must not begin another
         for task, waiting in self._running.items():
             self._abandon(task, waiting)
-        self._give_slot_back()
+        self._give_slots_back()
         self._running.clear()
         self._ready.clear()
         for coroutine in list(self._alive.values()):
@@ -237,35 +248,44 @@ class Schedule:
             raise
 
     def _take(self, seconds: float) -> None:
-        try:
-            done = self._workers.finished.get(timeout=seconds)
-        except queue.Empty:
-            self._take_overdue()
-            return
-        self._give_slot_back()
+        """Deal with what is done, all of it at once, as soon as there is any."""
+        self._give_slots_back()
+        finished = self._workers.finished
+        if not self._done:
+            try:
+                self._done.append(finished.get(timeout=seconds))
+            except queue.Empty:
+                self._take_overdue()
+                return
+        self._done.extend(finished.get() for _ in range(finished.qsize()))
+        with self._together():
+            while self._done:
+                self._receive(self._done.popleft())
+        if self._watches and time.monotonic() - self._looked_s >= WATCHED_POLL_S:
+            self._take_overdue()  # also where something is done all the time
+
+    def _receive(self, done: Done) -> None:
         place = self.remote if isinstance(done.task, RemoteTask) else self._workers
         received = place.received(done) if place is not None else None
         if received is not None and done.task in self._running:
             self._deal_with(received)
-        if self._watches and time.monotonic() - self._looked_s >= WATCHED_POLL_S:
-            self._take_overdue()  # also where something is done all the time
 
     def _deal_with(self, done: Done) -> None:
         waiting = self._running[done.task]
         for task in waiting.tasks:
             if self._running.pop(task, None) is not None and task is not done.task:
                 self._abandon(task, waiting)
-        self._dealt_with = done.task
+        self._dealt_with.append(done.task)
         if waiting.watch is not None and done.error is None:
             waiting.watch.done(done.task.started_s)
         if not isinstance(done.error, RunStopped):
             self._fulfil(waiting.handle, waiting.then(done))
 
-    def _give_slot_back(self) -> None:
-        """That of the last task which was dealt with."""
-        if self._dealt_with is not None:
-            self._dealt_with.end()
-            self._dealt_with = None
+    def _give_slots_back(self) -> None:
+        """Those of the tasks that were dealt with."""
+        for task in self._dealt_with:
+            task.end()
+        self._dealt_with.clear()
 
     def _drain(self) -> None:
         """Let what is in flight come in, for a moment; nothing is begun any more."""
@@ -308,7 +328,7 @@ class Schedule:
         if isinstance(error, TimedOutError) and self._has_other(task, waiting):
             del self._running[task]
             return
-        self._give_slot_back()
+        self._give_slots_back()
         self._deal_with(Done(task, error=error))
 
     def _has_other(self, task: AnyTask, waiting: _Waiting) -> bool:

@@ -42,12 +42,20 @@ class Workers:
         num_threads: how many tasks work at once.
         begin_thread: has a function run in a thread of its own; default: a new daemon thread. It
             is asked for `num_threads` of them; what replaces threads that hang are daemons.
+        until_recorded: every task keeps its slot until who takes it from `finished` ends it, so
+            that no more results than slots can be lost. If not, the slot is free already when
+            others wait there: behind a coordinator that lags no thread stands still.
     """
 
     def __init__(
-        self, num_threads: int, begin_thread: Callable[[Callable[[], None]], Any] | None = None
+        self,
+        num_threads: int,
+        begin_thread: Callable[[Callable[[], None]], Any] | None = None,
+        *,
+        until_recorded: bool = True,
     ) -> None:
         self.finished: queue.SimpleQueue[Done] = queue.SimpleQueue()
+        self._until_recorded = until_recorded
         self._num_threads = num_threads
         self._begin_thread = begin_thread or _begin_daemon
         self._n_asked_for = 0
@@ -74,6 +82,8 @@ class Workers:
                 done = Done(task, context.run(work, item))
             except BaseException as error:  # noqa: BLE001 - it is handed to who waits for it
                 done = Done(task, error=error)
+            if not (self._until_recorded or self.finished.empty()):
+                task.end()
             is_wanted = task.is_done()
             self.finished.put(done)
             return is_wanted

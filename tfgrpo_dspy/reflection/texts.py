@@ -90,14 +90,14 @@ def attempts_text(group: Group, texts: Sequence[str]) -> str:
         group: the group.
         texts: one text for each of its rollouts, from `attempt_text`.
     """
-    if not group.scores:
+    scores, advantages = group.scores, group.advantages
+    if not scores:
         titles = [f"Attempt {index}" for index in range(1, len(texts) + 1)]
         majority = f"The answer that most attempts give:\n{group.majority_answer}"
         return "\n\n".join([*_titled(titles, texts), majority])
-    order = sorted(range(len(texts)), key=lambda index: -group.scores[index])
+    order = sorted(range(len(texts)), key=lambda index: -scores[index])
     titles = [
-        f"Attempt {place} (score {group.scores[index]:.3g}, "
-        f"advantage {group.advantages[index]:+.2f})"
+        f"Attempt {place} (score {scores[index]:.3g}, advantage {advantages[index]:+.2f})"
         for place, index in enumerate(order, start=1)
     ]
     return "\n\n".join(_titled(titles, [texts[index] for index in order]))

@@ -5,20 +5,19 @@ and of its LMs. No exception of program or metric leaves this module; each becom
 (see `rollout`). Which rollouts are run, and when, is `pipeline`'s business.
 """
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dspy
 from dspy.utils.callback import BaseCallback
-from dspy.utils.exceptions import AdapterParseError, LMConfigurationError, LMError
+from dspy.utils.exceptions import AdapterParseError, LMError
 
 from tfgrpo_dspy.budget import CallWatcher, Ledger, Meter, is_too_long, metered
 from tfgrpo_dspy.errors import MetricError
 from tfgrpo_dspy.experience import copied_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction
-from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Rollout, Step, Usage
+from tfgrpo_dspy.rollout import Failure, Rollout, Step, Usage
 from tfgrpo_dspy.sampling.fields import (
     NoRoundTripError,
     as_fields,
@@ -27,6 +26,13 @@ from tfgrpo_dspy.sampling.fields import (
     encode_fields,
     field_annotations,
 )
+from tfgrpo_dspy.sampling.models import (
+    allows_temperature,
+    copied_lm,
+    is_deterministic,
+    sampling_copy,
+)
+from tfgrpo_dspy.sampling.prompts import rendering_once
 
 __all__ = [
     "NoRoundTripError",
@@ -39,6 +45,7 @@ __all__ = [
     "encode_fields",
     "field_annotations",
     "is_deterministic",
+    "rendering_once",
     "run_rollout",
     "sampling_copy",
     "score_again",
@@ -69,13 +76,15 @@ class RolloutTask:
 class Outline:
     """What a rollout has to know of its program; looked up once for many rollouts.
 
-    `predictors` are all of its predictors (DSPy's frozen ones too) by name.
+    `predictors` are all of its predictors (DSPy's frozen ones too) by name; `adapter` is the one of
+    `dspy.settings`, see `prompts`.
     """
 
     lms: tuple[Any, ...]
     predictors: tuple[tuple[str, Any], ...]
     has_tools: bool
     annotations: Mapping[str, Any]
+    adapter: Any
 
     @classmethod
     def of(cls, program: Any) -> "Outline":
@@ -87,7 +96,8 @@ class Outline:
         names.update({id(p): (name, p) for name, p in named_predictors(program)})
         has_tools = next(iter(program.named_sub_modules(dspy.Tool)), None) is not None
         lms = tuple(language_models(program))
-        return cls(lms, tuple(names.values()), has_tools, field_annotations(program))
+        adapter = rendering_once(dspy.settings.adapter)
+        return cls(lms, tuple(names.values()), has_tools, field_annotations(program), adapter)
 
 
 def run_rollout(task: RolloutTask) -> Rollout:
@@ -134,48 +144,6 @@ def _encoded(prediction: Any, annotations: Mapping[str, Any]) -> dict[str, dict[
     return encode_fields(prediction, annotations)
 
 
-def is_deterministic(lm: Any, temperature: float | None) -> bool:
-    """Whether the LM would give one answer only: its temperature is 0."""
-    own = lm.kwargs.get("temperature") if hasattr(lm, "kwargs") else None
-    return (own if temperature is None else temperature) == 0
-
-
-def allows_temperature(lm: Any, temperature: float) -> bool:
-    """Whether DSPy would build this LM with that temperature; reasoning models allow none."""
-    if not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
-        return True
-    return _can_be_built(lm.model, lm.model_type, temperature)
-
-
-@functools.cache
-def _can_be_built(model: str, model_type: Any, temperature: float) -> bool:
-    try:
-        dspy.LM(model, model_type=model_type, temperature=temperature)
-    except LMConfigurationError:
-        return False
-    return True
-
-
-def sampling_copy(lm: Any, rollout_id: int, temperature: float | None) -> Any:
-    """A copy of the LM for one sample.
-
-    `rollout_id` is part of DSPy's cache key only; an engine object is given a seed besides
-    (DESIGN, section 8), and so is an LM to which its user gave one. At temperature 0 there is
-    only one sample, and the cache may answer.
-    """
-    if temperature is not None and not allows_temperature(lm, temperature):
-        temperature = None
-    if is_deterministic(lm, temperature):
-        return lm.copy() if temperature is None else lm.copy(temperature=temperature)
-    changes: dict[str, Any] = {"rollout_id": rollout_id}
-    if temperature is not None:
-        changes["temperature"] = temperature
-    has_engine_object = not isinstance(getattr(lm, "engine", "none"), str)
-    if has_engine_object or lm.kwargs.get("seed") is not None:
-        changes["seed"] = rollout_id % SEED_RANGE
-    return lm.copy(**changes)
-
-
 class _Run:
     """The copies of program and LMs that one rollout works on, and what they record."""
 
@@ -217,6 +185,7 @@ class _Run:
             recorders.append(CallWatcher(self.meter))
         return dspy.context(
             lm=self.lm,
+            adapter=self.outline.adapter,
             trace=self.tools.trace,
             max_trace_size=10_000,
             disable_history=False,  # the meter reads each call's entry
@@ -260,7 +229,7 @@ def _scored(
     meter = Meter(task.ledger, task.prices)
     judge = dspy.settings.lm
     callbacks = [*(dspy.settings.callbacks or []), CallWatcher(meter)]
-    judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
+    judge = metered(copied_lm(judge), meter) if isinstance(judge, dspy.BaseLM) else judge
     score, failure = None, None
     meter.check_wanted()
     task.ledger.note_metric_call()

@@ -136,7 +136,7 @@ class Settings:
             is_bad = not _is_finite(value) or isinstance(value, bool)
             if value is not None and (is_bad or value <= 0):
                 yield f"{name}={value!r}: pass a number above 0, or None."
-        quorum = self.quorum
+        quorum: Any = self.quorum
         is_share = _is_finite(quorum) and not isinstance(quorum, bool) and 0 < quorum <= 1
         if quorum is not None and not is_share:
             yield f"quorum={self.quorum!r}: pass a share of a group, above 0 up to 1, or None."

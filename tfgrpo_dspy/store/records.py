@@ -141,6 +141,21 @@ class Store:
             None if is_new else self.get(key) for (key, _), is_new in zip(texts, added, strict=True)
         ]
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is put within it is on disk when it ends, in one transaction.
+
+        An error that is raised within it does not undo what was put before.
+        """
+        raised = None
+        with self._faults("write"), self._cache.transact():
+            try:
+                yield
+            except BaseException as error:  # noqa: BLE001 - raised again, behind the transaction
+                raised = error
+        if raised is not None:
+            raise raised
+
     def replace(self, key: str, record: Mapping[str, Any]) -> None:
         """Write a record in place of the one that stands there: notes on runs, never results."""
         text = self._text(record)
