@@ -20,7 +20,7 @@ import pytest
 from distributed import Client, LocalCluster
 from dspy import lm15
 from dspy.utils.callback import BaseCallback
-from scripted import EXTRACT, Prompt, ScriptedEngine, chat, lessons, scripted_lm
+from scripted import EXTRACT, HigherMean, Prompt, ScriptedEngine, chat, lessons, scripted_lm
 from test_budget import ChatServer, server
 from test_dspy_contract import is_polite, optimizer_of, polite_answer, polite_rules, questions
 from test_promise_deterministic import facts
@@ -29,7 +29,6 @@ from test_promise_no_secrets import rules as rules_of_server
 from tfgrpo_dspy import (
     ExperienceLibrary,
     NoGate,
-    PairedGate,
     RunFailedError,
     SettingsError,
     TrainingFreeGRPO,
@@ -189,7 +188,7 @@ def test_any_executor_gives_what_our_threads_give_with_lms_and_classes_of_the_us
 ) -> None:
     own_lm = scripted_lm([("", polite_answer)])
     rules = [*polite_rules()[:-1], ("`hint`", hint)]
-    chosen: dict[str, Any] = {"metric": metric_for("please"), "gate": PairedGate(screen=2)}
+    chosen: dict[str, Any] = {"metric": metric_for("please"), "gate": HigherMean()}
     here = compiled(student=Two(own_lm), lm=scripted_lm(rules), **chosen)
     there = compiled(executor, Two(own_lm), lm=scripted_lm(rules), **chosen)
     assert facts(there) == facts(here)

@@ -12,12 +12,12 @@ from typing import Any
 
 import dspy
 import pytest
-from scripted import EXTRACT, UPDATE, Prompt, scripted_lm
+from scripted import EXTRACT, UPDATE, HigherMean, Prompt, scripted_lm
 from test_dspy_contract import optimizer_of, polite_rules, questions
 from test_executors import Hanging, Log, facts_of_end, pipe, processes, release, rows, warm
 from test_promise_deterministic import chaotic_rules, facts
 
-from tfgrpo_dspy import NoGate, PairedGate, SettingsError, TrainingFreeGRPO
+from tfgrpo_dspy import NoGate, SettingsError, TrainingFreeGRPO
 from tfgrpo_dspy.budget import CURRENT_TASK, Budget, Ledger
 from tfgrpo_dspy.pipeline.schedule import LeftBehindError, Schedule
 from tfgrpo_dspy.pipeline.stragglers import FEWEST, Stragglers, Verdict, Watch
@@ -139,7 +139,7 @@ def test_trials_of_a_gate_are_waited_for(slow: Callable[..., Slow]) -> None:
         is_trial = prompt.temperature is None and "question 103" in prompt.user
         never.wait(0.5 if is_trial else 0.01)
 
-    results = run(before, quorum=0.5, gate=PairedGate(screen=2)).detailed_results
+    results = run(before, quorum=0.5, gate=HigherMean()).detailed_results
     assert "straggler" not in results.failures
     assert (results.student.n, results.student.n_failed) == (4, 0)
 
