@@ -3,8 +3,10 @@
 So a run can say what has changed since the one before, and offline why a piece is not there.
 """
 
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import dspy
@@ -101,8 +103,8 @@ class Notes:
             ),
             "the reflection LM": archive.reflection_lm,
             "the reflection modules": digest(modules),
-            "the training set": digest([archive.example(trainset[i]) for i in training]),
-            "the validation set": digest([archive.example(example) for example in valset]),
+            "the training set": self._digest_of_set(trainset[i] for i in training),
+            "the validation set": self._digest_of_set(valset),
             **{name: digest(getattr(settings, key)) for key, name in APART.items()},
             "the schedule": digest(schedule),
             "DSPy": digest(dspy.__version__),
@@ -121,6 +123,18 @@ class Notes:
             else:
                 with reading(self._run):
                     self._ledger.resume(*record["paid"])
+
+    def _digest_of_set(self, examples: Iterable[Any]) -> str:
+        """The digest of a set. Each example is read once, and recorded only when it is used."""
+        whole = hashlib.blake2b(digest_size=16)
+        for example in examples:
+            try:
+                values = dict(example.items())
+                text = json.dumps([values, sorted(example.inputs().keys())], sort_keys=True)
+            except (TypeError, ValueError, RecursionError):  # JSON does not have such a value
+                text = json.dumps(self._archive.example(example))
+            whole.update(text.encode())
+        return whole.hexdigest()
 
     def _say_what_is_unseen(self) -> None:
         names = self._archive.unseen.names
