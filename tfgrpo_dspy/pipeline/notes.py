@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -167,15 +168,19 @@ class Notes:
         return changes
 
     def note(self, library: ExperienceLibrary, n_updates: int, ended_because: str) -> None:
-        """Note how far the run has come: the best library so far, and why it ended (if it did)."""
+        """Note how far the run has come: the best library so far, and why it ended (if it did).
+
+        Its evidence, which grows with every update, is not noted again at each.
+        """
         if self._store is None or self._settings.offline:
             return
+        bare = [replace(experience, evidence=()) for experience in library]
         self._store.replace(
             self._run,
             {
                 "components": self._components,
                 "program": self._sketch,
-                "library": library.to_dict(),
+                "library": ExperienceLibrary(bare, next_number=library.next_number).to_dict(),
                 "limits": self._limits(),
                 "n_updates": n_updates,
                 "paid": [self._ledger.n_paid, self._ledger.paid],
