@@ -225,7 +225,7 @@ def cells(only: list[str]) -> list[dict[str, Any]]:
             for n in EXPERIENCES
         ]
         made += [
-            {"what": "steps", "size": n, "valset": 4, "n_rollouts": 28} | {"log_dir": log_dir}
+            {"what": "steps", "size": n, "valset": 4, "n_rollouts": 18} | {"log_dir": log_dir}
             for n in STEPS
         ]
     return [cell for cell in made if cell["what"] in only]
@@ -277,7 +277,11 @@ def main() -> None:
         for cell, done in zip(planned, runs, strict=True):
             done.append(in_own_process(cell))
     rows = [
-        {**cell, **{name: statistics.median(run[name] for run in done) for name in COLUMNS}}
+        {
+            **cell,
+            **{name: statistics.median(run[name] for run in done) for name in COLUMNS},
+            "repeats": given.repeats,
+        }
         for cell, done in zip(planned, runs, strict=True)
     ]
     if given.json.exists():  # of what was not measured now
@@ -286,7 +290,6 @@ def main() -> None:
     show(rows)
     record = {
         "rows": rows,
-        "repeats": given.repeats,
         "threads": THREADS,
         "lm": "simulated (instant)",
         "dspy": dspy.__version__,
