@@ -42,7 +42,7 @@ CHANCE_WITH_LESSON, CHANCE_WITH_DEMO, CHANCE_OF_LESSON = 0.97, 0.75, 0.6
 CONTEXT_WORDS = 12_000
 POLICY, REFLECTION = "simulated/policy", "simulated/reflection"
 
-_CASE = re.compile(rf"Case \d+, of kind ({'|'.join(CODES)})")
+_CASE = re.compile(r"Case \d+, of kind (\w+)")
 _FIELD = re.compile(r"^\d+\. `(\w+)`", re.MULTILINE)
 _rollout_id: ContextVar[Any] = ContextVar("rollout_id", default=None)
 

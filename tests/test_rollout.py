@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import itertools
+import json
 import math
 import pickle
 import statistics
@@ -17,6 +19,7 @@ from tfgrpo_dspy.rollout import (
     Rollout,
     Step,
     Usage,
+    condensed,
     fields_text,
     relative_advantages,
     rollout_id_for,
@@ -365,3 +368,62 @@ def test_a_rollout_copies_and_pickles_as_the_value_it_is() -> None:
     )
     assert copy.deepcopy(rollout) == rollout
     assert pickle.loads(pickle.dumps(rollout)) == rollout  # noqa: S301
+
+
+# ---------------------------------------------------------------------- long trajectories
+
+
+def agent(n_steps: int, question: str = "Where is it? " * 30) -> Rollout:
+    """A rollout of an agent that is given its whole history at every step."""
+    steps = []
+    history = ""
+    for number in range(n_steps):
+        inputs = {"question": question, "history": history, "n": str(number)}
+        steps.append(Step("predictor", "ask", inputs, {"query": f"query {number}"}))
+        steps.append(Step("tool", "look_up", {"query": f"query {number}"}, {"result": "no"}))
+        history += f"\nquery {number}: " + "nothing was found there, " * 10
+    return Rollout(0, 1, steps=tuple(steps))
+
+
+def test_the_record_of_a_trajectory_grows_with_its_steps_not_with_their_square() -> None:
+    sizes = [len(json.dumps(agent(n).to_dict())) for n in (50, 100, 200)]
+    assert sizes[2] - sizes[1] == pytest.approx(2 * (sizes[1] - sizes[0]), rel=0.05)
+
+
+def test_a_trajectory_is_shown_alike_before_and_after_it_was_recorded() -> None:
+    rollout = agent(20)
+    recorded = Rollout.from_dict(json.loads(json.dumps(rollout.to_dict())))
+    assert recorded != rollout
+    assert trajectory_text(recorded) == trajectory_text(rollout)
+    assert Rollout.from_dict(json.loads(json.dumps(recorded.to_dict()))) == recorded
+
+
+HISTORIES = st.lists(
+    st.sampled_from(["", "x" * 199, "x" * 200, "x" * 200 + "\n", "x" * 200 + "\ny", "y" * 300])
+)
+
+
+@given(HISTORIES, HISTORIES, st.booleans())
+def test_no_input_of_a_condensed_step_is_lost(
+    histories: list[str], others: list[str], is_one_name: bool
+) -> None:
+    calls = itertools.zip_longest(histories, others, fillvalue="")
+    steps = [
+        Step("tool", "a" if is_one_name or number % 2 else "b", {"one": one, "other": other}, {})
+        for number, (one, other) in enumerate(calls)
+    ]
+    before: dict[tuple[str, str], str] = {}
+    for step, short in zip(steps, condensed(steps), strict=True):
+        for name, value in short.inputs.items():
+            start = before.get((step.name, name), "") if name in short.continued else ""
+            before[step.name, name] = start + value
+            assert start + value == step.inputs[name]
+    rollout = Rollout(0, 1, steps=tuple(steps))
+    recorded = Rollout.from_dict(rollout.to_dict())
+    assert trajectory_text(recorded) == trajectory_text(rollout)
+
+
+def test_a_record_from_before_steps_were_condensed_is_read() -> None:
+    record = Rollout(0, 1, steps=(Step("tool", "t", {"a": "b"}, {}),)).to_dict()
+    del record["steps"][0]["continued"]
+    assert Rollout.from_dict(record).steps == (Step("tool", "t", {"a": "b"}, {}),)

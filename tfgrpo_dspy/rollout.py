@@ -62,15 +62,30 @@ class Usage:
         return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
 
+LONG_INPUT = 200
+"""Characters from which on an input that goes on from an earlier one is kept as its rest only."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One predictor call or tool call of a rollout; values in their text form."""
+    """One predictor call or tool call of a rollout; values in their text form.
+
+    An agent is given its whole history at every step: kept as it is, that takes the square of the
+    number of steps. So of the inputs named in `continued` only the rest is held, behind what the
+    same input was at the last step of this name (`condensed`).
+    """
 
     kind: Literal["predictor", "tool"]
     name: str
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     error: str = ""
+    continued: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Step":
+        """What `Rollout.to_dict` gave of it, from JSON too."""
+        return cls(**{**values, "continued": tuple(values.get("continued", ()))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +111,13 @@ class Rollout:
     encoded: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as dicts, lists, strings and numbers, ready for JSON."""
+        """Everything as dicts, lists, strings and numbers, ready for JSON; its steps condensed."""
         own = ("example", "rollout_id", "outputs", "score", "feedback", "encoded")
         return {
             **{name: getattr(self, name) for name in own},
             "steps": [
-                {name: getattr(step, name) for name in step.__slots__} for step in self.steps
+                {name: getattr(step, name) for name in step.__slots__}
+                for step in condensed(self.steps)
             ],
             "failure": None if self.failure is None else asdict(self.failure),
             "usage": self.usage.to_dict(),
@@ -115,7 +131,7 @@ class Rollout:
         return cls(
             **{
                 **values,
-                "steps": tuple(Step(**step) for step in values["steps"]),
+                "steps": tuple(map(Step.from_dict, values["steps"])),
                 "failure": None if failure is None else Failure(**failure),
                 "usage": Usage(**values["usage"]),
                 "metric_usage": Usage(**values["metric_usage"]),
@@ -248,6 +264,28 @@ def fields_text(fields: Mapping[str, str]) -> str:
     return "\n".join(f"{name}: {value}" for name, value in fields.items())
 
 
+def condensed(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps, with only the rest of long inputs that begin with all of an earlier one's lines.
+
+    Steps that are condensed already stay as they are.
+    """
+    if any(step.continued for step in steps):
+        return tuple(steps)
+    before: dict[tuple[str, str], str] = {}
+    shorter = []
+    for step in steps:
+        rests = {}
+        for name, value in step.inputs.items():
+            known = before.get((step.name, name), "")
+            if len(known) >= LONG_INPUT and _goes_on(value, known):
+                rests[name] = value[len(known) :]
+            before[step.name, name] = value
+        if rests:
+            step = replace(step, inputs={**step.inputs, **rests}, continued=tuple(rests))
+        shorter.append(step)
+    return tuple(shorter)
+
+
 def trajectory_text(rollout: Rollout) -> str:
     """The whole trajectory as text: every step with inputs, outputs and error, in order.
 
@@ -260,7 +298,14 @@ def trajectory_text(rollout: Rollout) -> str:
     for number, step in enumerate(rollout.steps, start=1):
         parts.append(f"Step {number}, {step.kind} {step.name}")
         for name, value in step.inputs.items():
-            parts.append(f"  in {name}: {_continued(value, shown.get((step.name, name), ''))}")
+            before = shown.get((step.name, name), "")
+            if name in step.continued:
+                parts.append(f"  in {name}: {_continued(value)}")
+                value = ""  # what goes on from here is named as such
+            elif before and _goes_on(value, before):
+                parts.append(f"  in {name}: {_continued(value[len(before) :])}")
+            else:
+                parts.append(f"  in {name}: {value}")
             shown[step.name, name] = value
         parts.extend(f"  out {name}: {value}" for name, value in step.outputs.items())
         if step.error:
@@ -270,9 +315,10 @@ def trajectory_text(rollout: Rollout) -> str:
     return "\n".join(parts)
 
 
-def _continued(value: str, before: str) -> str:
-    if before and value == before:
-        return "(as before)"
-    if before and value.startswith(f"{before}\n"):
-        return f"(as before, and) {value[len(before) :].strip()}"
-    return value
+def _goes_on(value: str, before: str) -> bool:
+    """Whether the value is the earlier one, or that and more lines."""
+    return value.startswith(before) and value[len(before) : len(before) + 1] in ("", "\n")
+
+
+def _continued(rest: str) -> str:
+    return f"(as before, and) {rest.strip()}" if rest else "(as before)"

@@ -4,9 +4,11 @@ It knows programs by their shape only (`named_predictors`, `signature`), so that
 needs no DSPy. How the baked text looks is `block`'s business.
 """
 
+import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,8 +92,8 @@ class ExperienceLibrary:
         self, experiences: Iterable[Experience] = (), *, next_number: int | None = None
     ) -> None:
         self._experiences = tuple(experiences)
-        ids = [experience.id for experience in self._experiences]
-        twice = sorted({id_ for id_ in ids if ids.count(id_) > 1})
+        uses = Counter(experience.id for experience in self._experiences)
+        twice = sorted(id_ for id_, n in uses.items() if n > 1)
         if twice:
             raise LibraryError(f"ids {twice} occur twice; an id names one experience.")
         free = 1 + max((experience.number for experience in self._experiences), default=0)
@@ -102,6 +104,11 @@ class ExperienceLibrary:
                 f"next_number={next_number!r}: must be a whole number of at least {free}, above "
                 f"every id in use."
             )
+        self._hash = hash((self._experiences, self._next_number))  # asked for at every rollout
+
+    def __reduce__(self) -> tuple[Callable[..., "ExperienceLibrary"], tuple[Any, ...]]:
+        made = functools.partial(ExperienceLibrary, next_number=self._next_number)
+        return made, (self._experiences,)  # a hash of texts is another in each process
 
     def __iter__(self) -> Iterator[Experience]:
         return iter(self._experiences)
@@ -126,13 +133,7 @@ class ExperienceLibrary:
         return self._experiences == other._experiences and self._next_number == other._next_number
 
     def __hash__(self) -> int:
-        if self._hash is None:
-            self._hash = hash((self._experiences, self._next_number))
         return self._hash
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Without the hash: that of a string is another one in another process."""
-        return _rebuilt, (self._experiences, self._next_number)
 
     def __str__(self) -> str:
         """A line for each experience, with what is known of its worth: made for people."""
@@ -342,7 +343,7 @@ class ExperienceLibrary:
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "next_number": self._next_number,
-            "experiences": [asdict(experience) for experience in self],
+            "experiences": [experience.to_dict() for experience in self],
         }
 
     def save(self, path: str | Path) -> None:

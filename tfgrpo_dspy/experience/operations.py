@@ -1,10 +1,10 @@
 """Which operations a library takes, which it refuses and why; what one does to its experience."""
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 from tfgrpo_dspy.errors import LibraryError
@@ -31,6 +31,8 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+KEPT_GISTS = 4096
+"""Of how many texts the gist is remembered: those of a library are compared at every update."""
 _WORD = re.compile(
     r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\s\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+"
 )
@@ -77,7 +79,7 @@ def with_evidence(experience: Experience, evidence: Iterable[Evidence]) -> Exper
     return replace(experience, evidence=tuple(dict.fromkeys((*experience.evidence, *evidence))))
 
 
-@lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=KEPT_GISTS)
 def gist(text: str) -> str:
     """The text without case, punctuation and spacing: two texts of one gist say the same.
 
@@ -101,7 +103,7 @@ class _Sieve:
         self, library: Iterable[Experience], given: Iterable[Operation | Refusal], limits: Limits
     ) -> None:
         self.by_id = {experience.id: experience for experience in library}
-        self.added: list[Experience] = []
+        self.n_added = 0
         self.limits = limits
         self.named: set[str] = set()
         first: dict[str, Operation] = {}
@@ -123,7 +125,7 @@ class _Sieve:
 
     def _about_id(self, operation: Operation) -> str:
         if isinstance(operation, Add):
-            size = len(self.by_id) - len(self.leaving) + len(self.added)
+            size = len(self.by_id) - len(self.leaving) + self.n_added
             full = size >= self.limits.max_experiences
             return f"the library is full: {self.limits.max_experiences} experiences" if full else ""
         if operation.id in self.named:
@@ -147,19 +149,29 @@ class _Sieve:
     def _about_repetition(self, operation: Add | Modify) -> str:
         own_id = operation.id if isinstance(operation, Modify) else None
         scope = operation.scope or self.by_id[own_id or ""].scope
-        staying = [e for id_, e in self.by_id.items() if id_ not in {own_id, *self.leaving}]
-        for experience in [*staying, *self.added]:
-            meets = ALL in (scope, experience.scope) or scope == experience.scope
-            if meets and gist(experience.text) == gist(operation.text):
-                name = experience.id if experience in staying else "an earlier ADD of this list"
-                return f"{name} says this already"
+        for id_, other_scope in self._said.get(gist(operation.text), ()):
+            meets = ALL in (scope, other_scope) or scope == other_scope
+            if meets and id_ != own_id and id_ not in self.leaving:
+                return f"{id_ or 'an earlier ADD of this list'} says this already"
         return ""
+
+    @functools.cached_property
+    def _said(self) -> dict[str, list[tuple[str, str]]]:
+        """Who says what: ids ("" for an ADD of this list) and scopes by the gist of their text."""
+        said: dict[str, list[tuple[str, str]]] = {}
+        for id_, experience in self.by_id.items():
+            said.setdefault(gist(experience.text), []).append((id_, experience.scope))
+        return said
 
     def _count(self, operation: Operation) -> None:
         if isinstance(operation, Add):
-            self.added.append(Experience("E1", operation.text, operation.scope))
+            self.n_added += 1
+            self._said.setdefault(gist(operation.text), []).append(("", operation.scope))
         elif isinstance(operation, Modify):
-            self.by_id[operation.id] = changed(self.by_id[operation.id], operation)
+            old = self.by_id[operation.id]
+            new = self.by_id[operation.id] = changed(old, operation)
+            self._said[gist(old.text)].remove((old.id, old.scope))
+            self._said.setdefault(gist(new.text), []).append((new.id, new.scope))
 
 
 def _parsed(operation: Any) -> Operation | Refusal:

@@ -37,6 +37,10 @@ class Evidence:
         object.__setattr__(self, "rollout_ids", tuple(self.rollout_ids))
         object.__setattr__(self, "scores", tuple(self.scores))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 @dataclass(frozen=True, slots=True)
 class Effect:
@@ -91,6 +95,11 @@ class Experience:
     def content(self) -> tuple[str, str, str]:
         """What takes part in equality: id, text and scope."""
         return (self.id, self.text, self.scope)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields by name, the evidence too."""
+        evidence = tuple(item.to_dict() for item in self.evidence)
+        return {"id": self.id, "text": self.text, "scope": self.scope, "evidence": evidence}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Experience) and self.content == other.content

@@ -3,8 +3,11 @@
 So a run can say what has changed since the one before, and offline why a piece is not there.
 """
 
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -101,8 +104,8 @@ class Notes:
             ),
             "the reflection LM": archive.reflection_lm,
             "the reflection modules": digest(modules),
-            "the training set": digest([archive.example(trainset[i]) for i in training]),
-            "the validation set": digest([archive.example(example) for example in valset]),
+            "the training set": self._digest_of_set(trainset[i] for i in training),
+            "the validation set": self._digest_of_set(valset),
             **{name: digest(getattr(settings, key)) for key, name in APART.items()},
             "the schedule": digest(schedule),
             "DSPy": digest(dspy.__version__),
@@ -121,6 +124,18 @@ class Notes:
             else:
                 with reading(self._run):
                     self._ledger.resume(*record["paid"])
+
+    def _digest_of_set(self, examples: Iterable[Any]) -> str:
+        """The digest of a set. Each example is read once, and recorded only when it is used."""
+        whole = hashlib.blake2b(digest_size=16)
+        for example in examples:
+            try:
+                values = dict(example.items())
+                text = json.dumps([values, sorted(example.inputs().keys())], sort_keys=True)
+            except (TypeError, ValueError, RecursionError):  # JSON does not have such a value
+                text = json.dumps(self._archive.example(example))
+            whole.update(text.encode())
+        return whole.hexdigest()
 
     def _say_what_is_unseen(self) -> None:
         names = self._archive.unseen.names
@@ -153,15 +168,19 @@ class Notes:
         return changes
 
     def note(self, library: ExperienceLibrary, n_updates: int, ended_because: str) -> None:
-        """Note how far the run has come: the best library so far, and why it ended (if it did)."""
+        """Note how far the run has come: the best library so far, and why it ended (if it did).
+
+        Its evidence, which grows with every update, is not noted again at each.
+        """
         if self._store is None or self._settings.offline:
             return
+        bare = [replace(experience, evidence=()) for experience in library]
         self._store.replace(
             self._run,
             {
                 "components": self._components,
                 "program": self._sketch,
-                "library": library.to_dict(),
+                "library": ExperienceLibrary(bare, next_number=library.next_number).to_dict(),
                 "limits": self._limits(),
                 "n_updates": n_updates,
                 "paid": [self._ledger.n_paid, self._ledger.paid],

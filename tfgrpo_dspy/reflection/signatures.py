@@ -1,4 +1,8 @@
-"""What the reflection LM is asked: one signature for each prompt, the instruction its docstring."""
+"""What the reflection LM is asked: one signature for each prompt, the instruction its docstring.
+
+Fields stand in the order of how seldom they change (what a run is about, the library, the group),
+so that two prompts begin alike as far as they can: providers charge less for such a beginning.
+"""
 
 import dspy
 import pydantic
@@ -41,11 +45,11 @@ class CompareAttempts(dspy.Signature):
 
     program: str = dspy.InputField(desc="what the program does, predictor by predictor")
     objective: str = dspy.InputField(desc="what the lessons are to be about")
+    max_words: int = dspy.InputField(desc="how many words a lesson may have")
     experiences: str = dspy.InputField(desc="what is known already")
     example: str = dspy.InputField(desc="the inputs that the program was given")
     expected: str = dspy.InputField(desc="the labels of the example, where they are known")
     attempts: str = dspy.InputField(desc="the best first, with score, feedback and steps")
-    max_words: int = dspy.InputField(desc="how many words a lesson may have")
     semantic_advantage: str = dspy.OutputField(
         desc="why the better attempts beat the worse ones, or what all of them missed"
     )
@@ -74,10 +78,10 @@ class CritiqueAttempts(dspy.Signature):
 
     program: str = dspy.InputField(desc="what the program does, predictor by predictor")
     objective: str = dspy.InputField(desc="what the lessons are to be about")
+    max_words: int = dspy.InputField(desc="how many words a lesson may have")
     experiences: str = dspy.InputField(desc="what is known already")
     example: str = dspy.InputField(desc="the inputs that the program was given")
     attempts: str = dspy.InputField(desc="with their steps, and the answer that most of them give")
-    max_words: int = dspy.InputField(desc="how many words a lesson may have")
     critique: str = dspy.OutputField(desc="what is wrong or doubtful in the attempts, and where")
     lessons: list[str] = dspy.OutputField(desc="one line each")
 
@@ -114,7 +118,7 @@ class ProposeOperations(dspy.Signature):
 
     program: str = dspy.InputField(desc="what the program does, predictor by predictor")
     objective: str = dspy.InputField(desc="what the experiences are to be about")
+    limits: str = dspy.InputField(desc="what the library may hold")
     experiences: str = dspy.InputField(desc="the library: [id] text; a star marks scope *")
     lessons: str = dspy.InputField(desc="the new lessons, numbered")
-    limits: str = dspy.InputField(desc="what the library may hold")
     operations: list[ProposedOperation] = dspy.OutputField()
