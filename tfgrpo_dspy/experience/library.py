@@ -98,7 +98,6 @@ class ExperienceLibrary:
             raise LibraryError(f"ids {twice} occur twice; an id names one experience.")
         free = 1 + max((experience.number for experience in self._experiences), default=0)
         self._next_number = free if next_number is None else next_number
-        self._hash: int | None = None
         if not isinstance(self._next_number, int) or self._next_number < free:
             raise LibraryError(
                 f"next_number={next_number!r}: must be a whole number of at least {free}, above "

@@ -191,7 +191,8 @@ class Pipeline:
         return Batches(self, epochs or settings.epochs, given)
 
     def _begin_notes(self) -> None:
-        self._run.notes.begin(self._run.student, self._trainset, self._training, self._valset)
+        with self._run.archive.together():
+            self._run.notes.begin(self._run.student, self._trainset, self._training, self._valset)
 
     async def begin(self, n_updates: int) -> None:
         """Begin the run: its note, the progress bar, the student's scores.
@@ -401,7 +402,7 @@ class Pipeline:
         decision = await self._decider.decide(batch, library, operations)
         decided = with_keeps(decision.library, operations, self.settings)
         self._record(batch, library, proposed, decided, decision)
-        self._run.notes.note(self._best(), len(self._recorder.updates), "")
+        self._run.notes.note(self._decider.exported[-1], len(self._recorder.updates), "")
         return decided
 
     def _record(
@@ -521,6 +522,7 @@ class Batches:
         self._n_batches = math.ceil(n_examples / self._size)
         self._n_updates = epochs * self._n_batches
         self._update = 0
+        self._order: list[int] = []
 
     def __aiter__(self) -> "Batches":
         return self
@@ -533,7 +535,9 @@ class Batches:
             raise StopAsyncIteration
         library = await pipeline.library_after(update - 1 - pipeline.settings.max_staleness)
         epoch, index = divmod(update, self._n_batches)
-        examples = pipeline.order(epoch)[index * self._size : (index + 1) * self._size]
+        if index == 0:
+            self._order = pipeline.order(epoch)
+        examples = self._order[index * self._size : (index + 1) * self._size]
         n_rollouts = len(examples) * self._group_size
         if reason := pipeline.why_to_end(update, self._n_batches, n_rollouts):
             pipeline.end(reason)

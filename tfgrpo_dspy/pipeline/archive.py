@@ -59,6 +59,7 @@ class Archive:
         self._annotations = field_annotations(student)
         self._examples: dict[int, str] = {}
         self._programs: dict[ExperienceLibrary, str] = {}
+        self._libraries: dict[ExperienceLibrary, str] = {}
         self.lm = self._identity(dspy.settings.lm)
         self.adapter = self._identity(dspy.settings.adapter)
         self.reflection_lm = self._identity(settings.reflection_lm or dspy.settings.lm)
@@ -154,7 +155,10 @@ class Archive:
         return self._programs[library]
 
     def _library(self, library: ExperienceLibrary) -> str:
-        return digest([e.content for e in library], library.next_number)
+        if library not in self._libraries:
+            contents = [experience.content for experience in library]
+            self._libraries[library] = digest(contents, library.next_number)
+        return self._libraries[library]
 
     # ------------------------------------------------------------------ rollouts
 

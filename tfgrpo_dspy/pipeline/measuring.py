@@ -32,6 +32,7 @@ class Measurements:
         self._seed = run.settings.seed
         self._failure_score = run.settings.failure_score
         self._rollouts: dict[Trial, Rollout] = {}
+        self._scores: dict[Trial, float | None] = {}
 
     @classmethod
     def of_gate(cls, run: Run, valset: Sequence[Any], trainset: Sequence[Any]) -> "Measurements":
@@ -86,12 +87,14 @@ class Measurements:
         The program's own failure stands at `failure_score`, or at the lowest score of all where
         that is lower; a provider's or the metric's failure is None.
         """
-        known = [r.score for r in self._rollouts.values() if r.score is not None]
-        floor = min([self._failure_score, *known])
-        return {
-            trial: floor if rollout.failure and rollout.failure.is_own else rollout.score
-            for trial, rollout in self._rollouts.items()
-        }
+        if len(self._scores) < len(self._rollouts):
+            known = [r.score for r in self._rollouts.values() if r.score is not None]
+            floor = min([self._failure_score, *known])
+            self._scores = {
+                trial: floor if rollout.failure and rollout.failure.is_own else rollout.score
+                for trial, rollout in self._rollouts.items()
+            }
+        return self._scores
 
     def everywhere(self, library: ExperienceLibrary) -> list[float | None]:
         """The library's scores on all examples of the set; empty if it was not tried on all."""

@@ -17,7 +17,7 @@ from tfgrpo_dspy.budget import CallWatcher, Ledger, Meter, is_too_long, metered
 from tfgrpo_dspy.errors import MetricError
 from tfgrpo_dspy.experience import copied_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction
-from tfgrpo_dspy.rollout import Failure, Rollout, Step, Usage
+from tfgrpo_dspy.rollout import Failure, Rollout, Step, Usage, condensed
 from tfgrpo_dspy.sampling.fields import (
     NoRoundTripError,
     as_fields,
@@ -219,7 +219,7 @@ class _Run:
             name = self.names.get(id(last.caller), "predictor")
             answer = {"unparsed answer": last.answer}
             steps.append(Step("predictor", name, {"prompt": last.prompt}, answer, failure.message))
-        return tuple(steps)
+        return condensed(steps)
 
 
 def _scored(
