@@ -271,7 +271,7 @@ def test_extract_advantage_sees_all_that_it_needs_and_the_program_without_its_ba
         "expected": "answer: label 0",
         "max_words": "40",
     }
-    attempts = prompt.rpartition("[[ ## attempts ## ]]\n")[2].partition("\n\n[[ ##")[0]
+    attempts = prompt.rpartition("[[ ## attempts ## ]]\n")[2].partition("\n\nRespond with")[0]
     assert attempts == (
         "Attempt 1 (score 1, advantage +1.00)\n"
         "Feedback: 1 is not enough.\n"
@@ -1067,7 +1067,7 @@ def test_results_that_came_at_once_are_dealt_with_together() -> None:
 
     workers = Workers(1, until_recorded=False)
     workers.finished.put(Done(workers.new_task()))  # so that the thread waits for nobody
-    schedule = Schedule(workers, Ledger(), None, together)
+    schedule = Schedule(workers, Ledger(), None, together=together)
     is_last = threading.Event()
 
     async def three() -> None:
