@@ -10,6 +10,7 @@ reference's five stages a batch, each of which waits for the whole stage before.
 import heapq
 import itertools
 import random
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -42,31 +43,32 @@ def makespan(tasks: Sequence[Task], n_servers: int) -> float:
     waiting: list[tuple[tuple[int, ...], int, int]] = []
     running: list[tuple[float, int]] = []
     count = itertools.count()
-    now, n_idle = 0.0, n_servers
-
-    def release(position: int) -> None:
-        """The task may begin; a join is done at once, and lets others begin."""
-        opened = [position]
-        while opened:
-            at = opened.pop(0)
-            if not tasks[at].is_join:
-                heapq.heappush(waiting, (tasks[at].order, next(count), at))
-                continue
-            opened += _opened(at, blocked, followers)
-
-    for position, task in enumerate(tasks):
-        if not task.needs:
-            release(position)
-    while waiting or running:
-        while waiting and n_idle:
+    now, ready = 0.0, [position for position, task in enumerate(tasks) if not task.needs]
+    while ready or waiting or running:
+        for position in _calls(ready, tasks, blocked, followers):
+            heapq.heappush(waiting, (tasks[position].order, next(count), position))
+        while waiting and len(running) < n_servers:
             position = heapq.heappop(waiting)[2]
             heapq.heappush(running, (now + tasks[position].seconds, position))
-            n_idle -= 1
-        now, position = heapq.heappop(running)
-        n_idle += 1
-        for follower in _opened(position, blocked, followers):
-            release(follower)
+        ready = []
+        if running:
+            now, position = heapq.heappop(running)
+            ready = _opened(position, blocked, followers)
     return now
+
+
+def _calls(
+    ready: Sequence[int], tasks: Sequence[Task], blocked: list[int], followers: list[list[int]]
+) -> list[int]:
+    """The calls that may begin: those that are ready, or wait for ready joins only."""
+    calls, left = [], deque(ready)
+    while left:
+        position = left.popleft()
+        if tasks[position].is_join:
+            left.extend(_opened(position, blocked, followers))
+        else:
+            calls.append(position)
+    return calls
 
 
 def critical_path_s(tasks: Sequence[Task]) -> float:

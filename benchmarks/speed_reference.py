@@ -54,7 +54,10 @@ class Reference:
         self._policy = dspy.settings.lm
         self._reflection = reflection_lm
         self._summarize, self._critique = dspy.Predict(SUMMARIZE), dspy.Predict(CRITIQUE)
-        self._group_update, self._batch_update = dspy.Predict(GroupUpdate), dspy.Predict(BatchUpdate)
+        self._group_update, self._batch_update = (
+            dspy.Predict(GroupUpdate),
+            dspy.Predict(BatchUpdate),
+        )
         self._threads = threads
         self._experiences: list[str] = []
 
@@ -145,7 +148,14 @@ class Reference:
         return self._asked(ask, self._reflection, epoch, example, index, purpose, **inputs)
 
     def _asked(
-        self, module: Any, lm: Any, epoch: int, example: int, index: int, purpose: str, **inputs: Any
+        self,
+        module: Any,
+        lm: Any,
+        epoch: int,
+        example: int,
+        index: int,
+        purpose: str,
+        **inputs: Any,
     ) -> Any:
         sample = rollout_id_for(self._shape.seed, epoch, example, index, purpose)
         temperature = TEMPERATURE if purpose == "training" else None
