@@ -17,7 +17,9 @@ measurement has a process of its own (`speed_cells.py`); which belong to a row s
   is the same for the task graph of the very calls, run by a list scheduler without overhead
   (`speed_graph.py`; `same_graph` says that the calls were these). How well any scheduler can do
   depends on when the long calls come, so what is measured are, of 40 draws of latencies, those
-  whose ideal is nearest to the median (3 draws for the plain rows, 1 for the others).
+  whose ideal is nearest to the median (3 draws for the plain rows, 1 for the others). Beside it,
+  for one epoch: the reference's schedule, and its rollouts alone as bare calls in a pool, whose
+  share of their ideal is what the machine allowed at that moment.
 - *wall*: the reference's schedule (five stages a batch, its calls) over ours, on the same
   questions, answers and latencies; and over ours made to make the reference's calls.
 - *memory*: peak resident size above what the process had with program and data loaded and a few

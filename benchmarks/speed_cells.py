@@ -31,6 +31,7 @@ from speed_graph import (
     critical_path_s,
     makespan,
     reference_graph,
+    rollouts_graph,
     work_s,
 )
 from speed_lm import Latency, SpeedEngine, lms
@@ -170,42 +171,34 @@ def overhead_of_others(given: Cell) -> Cell:
 
 
 def timed(given: Cell) -> Cell:
-    """One compile (or the reference's loop) under latency, beside its ideal."""
+    """One compile, the reference's loop, or bare calls, under latency; beside its ideal."""
     shape, latency = Shape(**given["shape"]), Latency(**given["latency"])
     engine, threads = SpeedEngine(latency), given["threads"]
     cases = examples(shape.n_examples)
-    is_reference = given["schedule"] == "reference"
+    graph_of, run = SCHEDULES[given["schedule"]]
+    graph = graph_of(shape, latency)
+    ideal_s = makespan(graph, threads)
     bare(lms(SpeedEngine())[0], cases, 50)  # what a first use loads is not the schedule's
-    clock = clocked(lambda: _run(given["schedule"], shape, engine, threads, cases))
-    graph = (reference_graph if is_reference else compile_graph)(shape, latency)
-    wall, ideal_s = clock["wall_s"], makespan(graph, threads)
+    clock = clocked(lambda: run(shape, engine, threads, cases))
     return {
         **clock,
         "n_calls": dict(engine.n_calls),
         "busy_s": engine.busy_s,
-        "utilisation": engine.busy_s / (threads * wall),
+        "utilisation": engine.busy_s / (threads * clock["wall_s"]),
         "ideal_s": ideal_s,
         "ideal_utilisation": work_s(graph) / (threads * ideal_s),
-        "share_of_ideal": ideal_s / wall,
+        "share_of_ideal": ideal_s / clock["wall_s"],
         "critical_path_s": critical_path_s(graph),
         "is_same_graph": _samples(graph) == sorted((c.stage, str(c.sample)) for c in engine.calls),
         "late_s": sum(c.ended_s - c.began_s for c in engine.calls) - engine.busy_s,
     }
 
 
-def _run(
-    schedule: str, shape: Shape, engine: SpeedEngine, threads: int, cases: Sequence[dspy.Example]
-) -> None:
-    if schedule == "reference":
-        policy, reflection = lms(engine)
-        with dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
-            Reference(shape, Triage(), reflection, threads).run(cases, number)
-        return
-    valset = examples(shape.n_trials, VALIDATION_START) if shape.n_trials else None
+def _ours(shape: Shape, engine: SpeedEngine, threads: int, cases: Sequence[dspy.Example]) -> None:
     compiled(
         engine,
         cases,
-        valset,
+        examples(shape.n_trials, VALIDATION_START) if shape.n_trials else None,
         gate=AcceptAll() if shape.n_trials else NoGate(),
         epochs=shape.epochs,
         batch_size=shape.batch_size,
@@ -215,6 +208,38 @@ def _run(
         seed=shape.seed,
         num_threads=threads,
     )
+
+
+def _reference(
+    shape: Shape, engine: SpeedEngine, threads: int, cases: Sequence[dspy.Example]
+) -> None:
+    policy, reflection = lms(engine)
+    with dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
+        Reference(shape, Triage(), reflection, threads).run(cases, number)
+
+
+def _bare_calls(
+    shape: Shape, engine: SpeedEngine, threads: int, cases: Sequence[dspy.Example]
+) -> None:
+    """The rollouts alone, in no order: what this machine can do at the moment."""
+    policy, program = lms(engine)[0].copy(temperature=0.7), Triage()
+
+    def call(task: Task) -> None:
+        with dspy.context(lm=policy.copy(seed=task.sample % SEED_RANGE)):
+            program(**cases[task.sample % len(cases)].inputs())
+
+    graph = rollouts_graph(shape, engine.latency)
+    with dspy.context(lm=policy, adapter=dspy.ChatAdapter()), ThreadPoolExecutor(threads) as pool:
+        done = [pool.submit(contextvars.copy_context().run, call, task) for task in graph]
+        for future in done:
+            future.result()
+
+
+SCHEDULES = {
+    "ours": (compile_graph, _ours),
+    "reference": (reference_graph, _reference),
+    "bare calls": (rollouts_graph, _bare_calls),
+}
 
 
 def _samples(graph: Sequence[Task]) -> list[tuple[str, str]]:

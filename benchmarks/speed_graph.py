@@ -245,3 +245,13 @@ def reference_graph(shape: Shape, latency: Latency) -> list[Task]:
         stage("update", [graph.update_id(epoch, update, place) for place in places])
         stage("update", [graph.update_id(epoch, update, "1/0")] if taught else [])
     return graph.tasks
+
+
+def rollouts_graph(shape: Shape, latency: Latency) -> list[Task]:
+    """The training rollouts alone, none of which waits for anything."""
+    graph = _Graph(shape, latency)
+    for epoch, examples in shape.batches():
+        for example in examples:
+            for rollout in graph.ids(epoch, example, "training"):
+                graph.call("rollout", rollout, (), (0,))
+    return graph.tasks

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +104,15 @@ UTILISATION_BARS = {0: 0.55, 1: 0.85, 2: 0.92}
 SHARE_BAR = 0.95
 
 
-def _ideal(shape: Cell, latency: Cell, threads: int) -> float:
-    graph = compile_graph(Shape(**shape), Latency(**latency))
-    return work_s(graph) / (threads * makespan(graph, threads))
-
-
-def typical_draws(n: int, shape: Cell, latency: Cell, threads: int) -> list[int]:
+def typical_draws(n: int, shape: Cell, factor: float, threads: int) -> list[int]:
     """Of `N_DRAWS`, the n whose ideal utilisation is nearest to the median of all."""
-    ideals = {
-        draw: _ideal({**shape, "seed": draw}, {**latency, "draw": draw}, threads)
-        for draw in range(N_DRAWS)
-    }
+
+    def ideal(draw: int) -> float:
+        latency = Latency(reflection_factor=factor, draw=draw)
+        graph = compile_graph(Shape(**shape, seed=draw), latency)
+        return work_s(graph) / (threads * makespan(graph, threads))
+
+    ideals = {draw: ideal(draw) for draw in range(N_DRAWS)}
     middle = median(ideals.values())
     return sorted(ideals, key=lambda draw: abs(ideals[draw] - middle))[:n]
 
@@ -134,35 +133,50 @@ def timed(
     ]
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Under which circumstances utilisation is measured; `draws` each are a run."""
+
+    name: str
+    threads: int = 16
+    n_trials: int = 0
+    factor: float = 1.0
+    staleness: tuple[int, ...] = (0, 1, 2)
+    draws: int = 1
+    jobs: int = JOBS_THAT_WAIT
+
+
+SETTINGS = (
+    Setting("16 threads", draws=3),
+    Setting("16 threads, gate", n_trials=20),
+    Setting("16 threads, reflection x 3", factor=3.0),
+    Setting("64 threads", 64, jobs=1),
+    Setting("64 threads, reflection x 3", 64, factor=3.0, staleness=(1,), jobs=1),
+)
+
+
 def utilisation() -> list[Line]:
-    """Every staleness, plain and with a gate, with slow reflections, with 64 threads."""
-    settings = [
-        ("16 threads", 16, {}, 1.0, 3, JOBS_THAT_WAIT),
-        ("16 threads, gate", 16, {"n_trials": 20}, 1.0, 1, JOBS_THAT_WAIT),
-        ("16 threads, reflection x 3", 16, {}, 3.0, 1, JOBS_THAT_WAIT),
-        ("64 threads", 64, {}, 1.0, 1, 1),
-        ("64 threads, reflection x 3", 64, {}, 3.0, 1, 1),
-    ]
+    """Ours with every staleness; the reference's schedule, and bare calls, for an epoch."""
     lines = []
-    for name, threads, extra, factor, n_draws, jobs in settings:
-        latency = {"reflection_factor": factor}
-        cells, places = [], []
-        for staleness in UTILISATION_BARS:
-            shape = {"staleness": staleness, **extra}
-            draws = typical_draws(n_draws, shape, latency, threads)
-            cells += timed("ours", draws, threads, shape, factor)
-            places += [f"ours, max_staleness={staleness}"] * n_draws
-        if not extra:
-            cells += timed("reference", draws[:1], threads, {}, factor)
-            places.append("reference's schedule")
-        done = measured(cells, jobs)
-        for what in dict.fromkeys(places):
-            own = [cell for cell, place in zip(done, places, strict=True) if place == what]
-            lines.append(_utilisation_line(f"{name}: {what}", own, is_main=name == "16 threads"))
+    for setting in SETTINGS:
+        cells: list[tuple[str, Cell]] = []
+        for staleness in setting.staleness:
+            shape = {"staleness": staleness, "n_trials": setting.n_trials}
+            draws = typical_draws(setting.draws, shape, setting.factor, setting.threads)
+            own = timed("ours", draws, setting.threads, shape, setting.factor)
+            cells += [(f"ours, max_staleness={staleness}", cell) for cell in own]
+        schedules = ["reference"] * (not setting.n_trials) + ["bare calls"] * (setting.factor == 1)
+        for schedule in schedules:
+            (cell,) = timed(schedule, [0], setting.threads, {"epochs": 1}, setting.factor)
+            cells.append((schedule, cell))
+        done = measured([cell for _, cell in cells], setting.jobs)
+        for what in dict.fromkeys(what for what, _ in cells):
+            of_it = [d for d, (name, _) in zip(done, cells, strict=True) if name == what]
+            lines.append(_utilisation_line(f"{setting.name}: {what}", of_it))
     return lines + _utilisation_of_others()
 
 
-def _utilisation_line(what: str, cells: Sequence[Cell], *, is_main: bool) -> Line:
+def _utilisation_line(what: str, cells: Sequence[Cell]) -> Line:
     share = median(cell["share_of_ideal"] for cell in cells)
     reaches = median(cell["utilisation"] for cell in cells)
     figures = {
@@ -175,9 +189,9 @@ def _utilisation_line(what: str, cells: Sequence[Cell], *, is_main: bool) -> Lin
         "cpu_ms_per_call": median(c["cpu_s"] * 1e3 / sum(c["n_calls"].values()) for c in cells),
         "same_graph": all(cell["is_same_graph"] for cell in cells),
     }
-    if "reference" in what:
+    if "ours" not in what:
         return line(what, figures)
-    if not is_main:
+    if not what.startswith("16 threads: "):
         return line(what, figures, f"share >= {SHARE_BAR}", share >= SHARE_BAR)
     least = UTILISATION_BARS[int(what[-1])]
     bar = f"utilisation >= {least}, share >= {SHARE_BAR}"
@@ -203,7 +217,7 @@ def _utilisation_of_others() -> list[Line]:
 
 def wall() -> list[Line]:
     """The same questions, answers and latencies: the reference's schedule over ours."""
-    draws = typical_draws(3, {"staleness": 1}, {}, 16)
+    draws = typical_draws(3, {"staleness": 1}, 1.0, 16)
     schedules = {
         "reference": timed("reference", draws, 16, {}),
         "ours": timed("ours", draws, 16, {"staleness": 1}),
