@@ -10,8 +10,8 @@ measurement has a process of its own (`speed_cells.py`); which belong to a row s
   compile (no gate, groups of 5, batches of 20), over as many bare calls of the program in a
   ThreadPoolExecutor(16); medians of pairs that alternate in one process. 50 examples are three
   epochs, 500 and 5,000 one; 5,000 are three pairs, each in a process of its own. Beside it the
-  reference's schedule as a bare loop, and DSPy's optimizers as they recommend themselves, on a
-  task that can be learned, over bare calls on that one (1 to 3 rounds).
+  reference's schedule as a bare loop; and DSPy's optimizers (`speed_others.py`), on a task that
+  can be learned, over bare calls on that one (1 to 3 rounds).
 - *utilisation*: lognormal latency (median 50 ms, sigma 1.0), 100 examples x groups of 5 x 3
   epochs, batches of 25: the sum of all latencies over threads x wall time of the compile. *Ideal*
   is the same for the task graph of the very calls, run by a list scheduler without overhead

@@ -263,9 +263,9 @@ def timed_other(given: Cell) -> Cell:
     slow = _Slow(Latency(**given["latency"]))
     engine = SimulatedEngine(slow)
     policy, reflection = simulated.lms(engine, cache=False)
-    task = Given(
-        reflection, examples(50), examples(50, VALIDATION_OF_OTHERS), given["threads"], True
-    )
+    n_examples = 100 if given["optimizer"] == "SIMBA" else 50  # it has no validation set
+    validation = examples(50, VALIDATION_OF_OTHERS)
+    task = Given(reflection, examples(n_examples), validation, given["threads"], True)
     with dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
         clock = clocked(lambda: OTHERS[given["optimizer"]](task))
     busy_s = slow.engine.busy_s

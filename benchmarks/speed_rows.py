@@ -21,8 +21,8 @@ from speed_others import OTHERS
 Cell = dict[str, Any]
 Line = dict[str, Any]
 CELLS = Path(__file__).parent / "speed_cells.py"
-JOBS_THAT_WAIT = 2
-"""Runs that mostly sleep may be so many at once."""
+JOBS, JOBS_THAT_WAIT = 2, 2
+"""So many runs at once whose time does not count, or that mostly sleep."""
 TOO_LONG_S = 900
 N_DRAWS = 40
 """Of so many draws of latencies those are measured whose ideal is nearest to the median."""
@@ -255,24 +255,26 @@ COORDINATOR_BAR = 500
 
 
 def memory() -> list[Line]:
-    """Peak resident size above that before the run, with DSPy's call history and without."""
-    names = [*OURS, "bare", *OTHERS]
-    cells = [
-        {"kind": "memory", "optimizer": n, "n_examples": 5_000, "epochs": 1, "history": history}
-        for n in names
-        for history in (True, False)
-    ]
-    done = measured(cells, 2)
+    """Peak resident size above that before the run; for two also without DSPy's call history."""
+    with_both = (OURS[0], "bare")
+    pairs = [(name, True) for name in (*OURS, "bare", *OTHERS)] + [(n, False) for n in with_both]
+    common = {"kind": "memory", "n_examples": 5_000, "epochs": 1}
+    cells = [{**common, "optimizer": name, "history": history} for name, history in pairs]
+    done = dict(zip(pairs, measured(cells, JOBS), strict=True))
     lines = []
-    for name, kept, dropped in zip(names, done[::2], done[1::2], strict=True):
-        growth = kept["growth_mb"]
+    for name, has_history in pairs:
+        if not has_history:
+            continue
+        growth = done[name, True]["growth_mb"]
         figures = {
-            "calls": kept["n_calls"],
-            "before_mb": kept["before_mb"],
+            "calls": done[name, True]["n_calls"],
+            "before_mb": done[name, True]["before_mb"],
             "growth_mb": growth,
-            "without_history_mb": dropped["growth_mb"],
-            "history_mb": growth - dropped["growth_mb"],
+            "seconds": done[name, True]["wall_s"],
         }
+        if name in with_both:
+            without = done[name, False]["growth_mb"]
+            figures |= {"without_history_mb": without, "history_mb": growth - without}
         barred = name in OURS
         bar = f"growth_mb < {MEMORY_BAR_MB:g}" if barred else ""
         lines.append(line(name, figures, bar, growth < MEMORY_BAR_MB if barred else None))

@@ -106,9 +106,13 @@ def _wall(axis: Any, lines: Sequence[Line]) -> None:
 def _memory(axis: Any, lines: Sequence[Line]) -> None:
     places = range(len(lines))
     colours = [OURS_COLOUR if "ours" in line["what"] else OTHER_COLOUR for line in lines]
-    axis.barh(places, [line["growth_mb"] for line in lines], color=colours, alpha=0.5)
-    axis.barh(places, [line["without_history_mb"] for line in lines], color=colours)
+    axis.barh(places, [line["growth_mb"] for line in lines], color=colours)
+    both = [(n, line) for n, line in enumerate(lines) if "without_history_mb" in line]
+    without = [line["without_history_mb"] for _, line in both]
+    axis.barh([n for n, _ in both], without, color="#10394a")
     axis.axvline(60, color="black", linestyle=":", linewidth=1)
     axis.set_yticks(places, [line["what"] for line in lines], fontsize=8)
     axis.invert_yaxis()
-    axis.set_title("peak MB above start, 5,000 examples (pale: DSPy's call history; bar: 60)")
+    axis.set_title(
+        "peak MB above start, 5,000 examples (dark: without DSPy's call history; bar: 60)"
+    )
