@@ -25,7 +25,8 @@ measurement has a process of its own (`speed_cells.py`); which belong to a row s
 - *memory*: peak resident size above what the process had with program and data loaded and a few
   calls made; 5,000 examples, one epoch; with DSPy's call history and without.
 - *scale*: a thousand rollouts of 50 to 50,000 examples, 20 for validation (measured before and
-  after, no gate): time and peak memory of the compile; reading the data is stated apart.
+  after, no gate): time and peak memory of the compile, the least of three runs; reading the data
+  is stated apart.
 - *coordinator*: rollouts a second taken in from a process executor, with an LM that answers at
   once.
 """

@@ -282,7 +282,7 @@ def memory() -> list[Line]:
 
 
 def scale() -> list[Line]:
-    """A thousand rollouts, whatever the number of examples; every size in every round."""
+    """A thousand rollouts, whatever the number of examples; the best of rounds of all sizes."""
     lines = []
     for disk in (False, True):
         cells = [
@@ -304,15 +304,10 @@ def scale() -> list[Line]:
 
 def _scale_line(size: int, own: Sequence[Cell], first: Sequence[Cell], *, disk: bool) -> Line:
     def of(cells: Sequence[Cell], name: str) -> float:
-        return median(cell[name] for cell in cells)
+        return min(cell[name] for cell in cells)
 
     names = {"wall": "wall_s", "cpu": "cpu_s", "memory": "growth_mb"}
-    ratios = {
-        f"{kind}_ratio": median(
-            a[name] / max(b[name], 1e-9) for a, b in zip(own, first, strict=True)
-        )
-        for kind, name in names.items()
-    }
+    ratios = {f"{kind}_ratio": of(own, name) / of(first, name) for kind, name in names.items()}
     figures = {
         "examples": size,
         "runs": len(own),
