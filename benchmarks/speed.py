@@ -3,8 +3,9 @@
     python benchmarks/speed.py [--only overhead utilisation wall memory scale coordinator]
 
 Needs the `bench` extra. Prints a table for each row with its bars, writes `results/speed.json` and
-`results/speed.png`; rows that are not chosen stay there as they were. Linux only (memory). Every
-measurement has a process of its own (`speed_cells.py`); which belong to a row says `speed_rows.py`.
+`results/speed.png`; rows that are not chosen stay there as they were. Run it on a quiet machine: the
+load is noted beside each row. Linux only (memory). Every measurement has a process of its own
+(`speed_cells.py`); which belong to a row says `speed_rows.py`.
 
 - *overhead*: an LM that answers at once, 16 threads. Wall and CPU time per LM call of a whole
   compile (no gate, groups of 5, batches of 20), over as many bare calls of the program in a
@@ -23,7 +24,8 @@ measurement has a process of its own (`speed_cells.py`); which belong to a row s
 - *wall*: the reference's schedule (five stages a batch, its calls) over ours, on the same
   questions, answers and latencies; and over ours made to make the reference's calls.
 - *memory*: peak resident size above what the process had with program and data loaded and a few
-  calls made; 5,000 examples, one epoch; with DSPy's call history and without.
+  calls made (`growth`, which the bar is about), and above what 5,000 bare calls add to that;
+  5,000 examples, one epoch. DSPy keeps its last 10,000 calls: what that takes is stated apart.
 - *scale*: a thousand rollouts of 50 to 50,000 examples, 20 for validation (measured before and
   after, no gate): time and peak memory of the compile, the least of three runs; reading the data
   is stated apart.
@@ -58,6 +60,12 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def write(rows: dict[str, list[Line]], conditions: dict[str, Any]) -> None:
+    in_order = {name: rows[name] for name in ROWS if name in rows}
+    result = {"rows": in_order, "conditions": conditions, **provenance()}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Measure what is chosen, print it, and write all results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -65,15 +73,22 @@ def main() -> None:
     chosen = parser.parse_args().only
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     rows: dict[str, list[Line]] = known.get("rows", {})
+    conditions: dict[str, Any] = known.get("conditions", {})
     console = Console(width=max(160, Console().width))
     for name in chosen:
         started = time.perf_counter()
+        load = os.getloadavg()[0]
         rows[name] = ROWS[name]()
+        seconds = time.perf_counter() - started
+        conditions[name] = {
+            "date": time.strftime("%Y-%m-%d"),
+            "seconds": round(seconds),
+            "load_before": load,
+            "load_after": os.getloadavg()[0],
+        }
         console.print(table(f"{name} (simulated LM)", rows[name]))
-        console.print(f"{time.perf_counter() - started:.0f} s")
-        in_order = {name: rows[name] for name in ROWS if name in rows}
-        text = json.dumps({"rows": in_order, **provenance()}, indent=1)
-        RESULTS.write_text(text + "\n", encoding="utf-8")
+        console.print(f"{seconds:.0f} s, load {load:.1f} to {os.getloadavg()[0]:.1f}")
+        write(rows, conditions)
     plot(rows, RESULTS.with_suffix(".png"))
 
 

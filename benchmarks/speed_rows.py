@@ -270,6 +270,7 @@ def memory() -> list[Line]:
             "calls": done[name, True]["n_calls"],
             "before_mb": done[name, True]["before_mb"],
             "growth_mb": growth,
+            "above_bare_mb": growth - done["bare", True]["growth_mb"],
             "seconds": done[name, True]["wall_s"],
         }
         if name in with_both:

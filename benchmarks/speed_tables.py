@@ -113,6 +113,4 @@ def _memory(axis: Any, lines: Sequence[Line]) -> None:
     axis.axvline(60, color="black", linestyle=":", linewidth=1)
     axis.set_yticks(places, [line["what"] for line in lines], fontsize=8)
     axis.invert_yaxis()
-    axis.set_title(
-        "peak MB above start, 5,000 examples (dark: without DSPy's call history; bar: 60)"
-    )
+    axis.set_title("peak MB above start (dark: without DSPy's call history)")
