@@ -3,7 +3,7 @@
     python benchmarks/speed.py [--only overhead utilisation wall memory scale coordinator]
 
 Needs the `bench` extra. Prints a table for each row with its bars, writes `results/speed.json` and
-`results/speed.png`; rows that are not chosen stay there as they were. Run it on a quiet machine: the
+`results/speed.png`; rows that are not chosen stay as they were. Run it on a quiet machine: the
 load is noted beside each row. Linux only (memory). Every measurement has a process of its own
 (`speed_cells.py`); which belong to a row says `speed_rows.py`.
 
