@@ -1,0 +1,60 @@
+"""BIG-Bench Hard, from `--data`: `bbh_<name>.jsonl` with `input` and `target`.
+
+The student thinks step by step and gives an answer, which is compared as text without regard to
+case, punctuation and articles. Of multiple-choice questions the letter is enough, and so is the
+text of the right option; both together must agree.
+"""
+
+import re
+from pathlib import Path
+
+import dspy
+
+from tasks import BBH, Task, plain, rows, split
+from tfgrpo_dspy.metrics import normalized_match
+
+N_TRAIN, N_VALIDATION = 30, 30
+metric = normalized_match("answer", label_field="accepted")
+
+
+class AnswerQuestion(dspy.Signature):
+    """Answer the question."""
+
+    question: str = dspy.InputField()
+    answer: str = dspy.OutputField()
+
+
+def student() -> dspy.ChainOfThought:
+    return dspy.ChainOfThought(AnswerQuestion)
+
+
+def load(seed: int, data: Path | None = None, name: str = BBH[0]) -> Task:
+    """The task `bbh_<name>`: 30 examples to train, 30 to validate, the rest to test."""
+    full_name = f"bbh_{name}"
+    found = rows.read(data, f"{full_name}.jsonl", ("input", "target"), full_name)
+    examples = [_example(row["input"], row["target"]) for row in found]
+    n_test = max(0, len(examples) - N_TRAIN - N_VALIDATION)
+    train, val, test = split(examples, (N_TRAIN, N_VALIDATION, n_test), seed)
+    return Task(
+        name=full_name,
+        student=student,
+        train=train,
+        val=val,
+        test=test,
+        metric=metric,
+        plain_metric=plain(metric),
+        notes="Public data, which an LM may have seen in training.",
+    )
+
+
+def _example(question: str, target: str) -> dspy.Example:
+    example = dspy.Example(question=question, answer=target, accepted=accepted(question, target))
+    return example.with_inputs("question")
+
+
+def accepted(question: str, target: str) -> list[str]:
+    """The target; for the letter of an option also the option's text, with and without it."""
+    option = re.search(rf"^{re.escape(target)} (.+)$", question, flags=re.MULTILINE)
+    if not (re.fullmatch(r"\([A-Z]\)", target) and option):
+        return [target]
+    return [target, option[1].strip(), f"{target} {option[1].strip()}"]

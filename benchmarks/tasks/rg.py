@@ -1,0 +1,111 @@
+"""Any data set of reasoning_gym, by name, with its own scoring function.
+
+`rg:chain_sum` is its data set `chain_sum` with default settings; the seed is the data set's. Its
+scoring functions read the answer: some of them parse it as code or mathematics, so use LMs that
+you trust, or a sandbox. Data sets that repeat their questions give fewer examples.
+"""
+
+import difflib
+import functools
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dspy
+import reasoning_gym
+from reasoning_gym.factory import DATASETS
+
+from tasks import Task, plain
+
+N_TRAIN, N_VALIDATION, N_TEST = 40, 40, 100
+N_WANTED = N_TRAIN + N_VALIDATION + N_TEST
+N_TRIED = 3 * N_WANTED
+"""How many entries are made at most in search of `N_WANTED` different questions."""
+SHOWN_CHARACTERS = 300
+
+
+class SolvePuzzle(dspy.Signature):
+    """Solve the problem. Give the final answer alone, in the form that is asked for."""
+
+    question: str = dspy.InputField()
+    answer: str = dspy.OutputField()
+
+
+def student() -> dspy.ChainOfThought:
+    return dspy.ChainOfThought(SolvePuzzle)
+
+
+@functools.cache
+def _dataset(name: str, seed: int) -> Any:
+    return reasoning_gym.create_dataset(name, seed=seed, size=N_TRIED)
+
+
+@functools.cache
+def _entries(name: str, seed: int) -> dict[str, dict[str, Any]]:
+    """The first different questions, each with its entry."""
+    entries: dict[str, dict[str, Any]] = {}
+    for entry in itertools.islice(_dataset(name, seed), N_TRIED):
+        entries.setdefault(str(entry["question"]), entry)
+        if len(entries) == N_WANTED:
+            break
+    return entries
+
+
+@dataclass(frozen=True)
+class ScoredByReasoningGym:
+    """What the data set's own function says of the answer, and the expected one in words."""
+
+    name: str
+    seed: int
+
+    def __call__(
+        self,
+        gold: dspy.Example,
+        pred: dspy.Prediction,
+        trace: object = None,  # noqa: ARG002 - DSPy and GEPA pass these three
+        pred_name: str | None = None,  # noqa: ARG002
+        pred_trace: object = None,  # noqa: ARG002
+    ) -> dspy.Prediction:
+        given = str(pred.get("answer") or "").strip()
+        entry = _entries(self.name, self.seed)[gold.question]
+        raw = _dataset(self.name, self.seed).score_answer(given, entry) if given else 0.0
+        score = min(1.0, max(0.0, float(raw)))
+        if score == 1.0:
+            return dspy.Prediction(score=score, feedback=f"'{_shown(given)}' is right.")
+        expected = entry["answer"]
+        hint = f" One right answer is '{_shown(str(expected))}'." if expected is not None else ""
+        verdict = f"'{_shown(given)}' is worth {score:.2f} of 1." if given else "There is no answer."
+        return dspy.Prediction(score=score, feedback=verdict + hint)
+
+
+def load(seed: int, data: Path | None = None, name: str = "chain_sum") -> Task:  # noqa: ARG001
+    """100 examples to test, then 40 to train and 40 to validate, as far as questions differ.
+
+    Raises:
+        ValueError: reasoning_gym has no data set of that name.
+    """
+    if name not in DATASETS:
+        near = ", ".join(difflib.get_close_matches(name, DATASETS)) or "chain_sum"
+        raise ValueError(f"task 'rg:{name}': reasoning_gym has no such data set; did you mean {near}?")
+    examples = [
+        dspy.Example(question=question, answer=str(entry["answer"])).with_inputs("question")
+        for question, entry in _entries(name, seed).items()
+    ]
+    n_test, n_train = (len(examples) * part // N_WANTED for part in (N_TEST, N_TRAIN))
+    metric = ScoredByReasoningGym(name, seed)
+    return Task(
+        name=f"rg:{name}",
+        student=student,
+        train=examples[n_test : n_test + n_train],
+        val=examples[n_test + n_train :],
+        test=examples[:n_test],
+        metric=metric,
+        plain_metric=plain(metric),
+        notes="Scored by reasoning_gym's own function, at its default difficulty.",
+    )
+
+
+def _shown(text: str) -> str:
+    line = " ".join(text.split())
+    return f"{line[:SHOWN_CHARACTERS]}…" if len(line) > SHOWN_CHARACTERS else line
