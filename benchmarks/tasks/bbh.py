@@ -32,7 +32,8 @@ def load(seed: int, data: Path | None = None, name: str = BBH[0]) -> Task:
     """The task `bbh_<name>`: 30 examples to train, 30 to validate, the rest to test."""
     full_name = f"bbh_{name}"
     found = rows.read(data, f"{full_name}.jsonl", ("input", "target"), full_name)
-    examples = [_example(row["input"], row["target"]) for row in found]
+    by_question = {row["input"]: row["target"] for row in found}  # some files repeat a question
+    examples = [_example(question, target) for question, target in by_question.items()]
     n_test = max(0, len(examples) - N_TRAIN - N_VALIDATION)
     train, val, test = split(examples, (N_TRAIN, N_VALIDATION, n_test), seed)
     return Task(

@@ -23,7 +23,18 @@ GIVEN = (
     *("Ida", "Tom", "Ruth", "Edwin", "Clara", "Hugo", "Nell", "Oscar", "Vera", "Lionel"),
     *("Agnes", "Percy", "Maud", "Silas", "Edith", "Walter", "Hilda", "Cecil", "Olive", "Jasper"),
 )
-SURNAMES = ("Morrow", "Fell", "Aske", "Thorne", "Pike", "Lister", "Quill", "Ramsden", "Voss", "Hale")
+SURNAMES = (
+    "Morrow",
+    "Fell",
+    "Aske",
+    "Thorne",
+    "Pike",
+    "Lister",
+    "Quill",
+    "Ramsden",
+    "Voss",
+    "Hale",
+)
 COMPANY_FIRST = (
     *("Vale", "Northern", "Crown", "Beacon", "Pioneer", "Lantern", "Granite", "Harbour", "Summit"),
     *("Meridian", "Anchor", "Falcon", "Copper", "Union", "Castle", "Orchard", "Silver", "Atlas"),
@@ -189,9 +200,7 @@ def _pages(world: World) -> tuple[Page, ...]:
     )
 
 
-def _with_filler(
-    page: Page, templates: tuple[str, ...], draw: random.Random, world: World
-) -> Page:
+def _with_filler(page: Page, templates: tuple[str, ...], draw: random.Random, world: World) -> Page:
     """The page with two more sentences, about what no question asks for."""
     sentences = [
         template.format(
@@ -210,7 +219,9 @@ def _town_page(town: Town) -> Page:
 
 
 def _person_page(person: Person, world: World) -> Page:
-    done = [f"founded {one.former_name or one.name}" for one in world.companies if one.founder is person]
+    done = [
+        f"founded {one.former_name or one.name}" for one in world.companies if one.founder is person
+    ]
     done += [f"built the {one.name}" for one in world.bridges if one.architect is person]
     done += [f"designed the {one.name}" for one in world.products if one.designer is person]
     text = f"{person.name} was born in {person.birthplace.name} in {person.born}"

@@ -7,7 +7,6 @@ you trust, or a sandbox. Data sets that repeat their questions give fewer exampl
 
 import difflib
 import functools
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import dspy
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
-from tasks import Task, plain
+from tasks import Task, plain, split
 
 N_TRAIN, N_VALIDATION, N_TEST = 40, 40, 100
 N_WANTED = N_TRAIN + N_VALIDATION + N_TEST
@@ -45,7 +44,9 @@ def _dataset(name: str, seed: int) -> Any:
 def _entries(name: str, seed: int) -> dict[str, dict[str, Any]]:
     """The first different questions, each with its entry."""
     entries: dict[str, dict[str, Any]] = {}
-    for entry in itertools.islice(_dataset(name, seed), N_TRIED):
+    dataset = _dataset(name, seed)
+    for index in range(N_TRIED):
+        entry = dataset[index]
         entries.setdefault(str(entry["question"]), entry)
         if len(entries) == N_WANTED:
             break
@@ -75,31 +76,35 @@ class ScoredByReasoningGym:
             return dspy.Prediction(score=score, feedback=f"'{_shown(given)}' is right.")
         expected = entry["answer"]
         hint = f" One right answer is '{_shown(str(expected))}'." if expected is not None else ""
-        verdict = f"'{_shown(given)}' is worth {score:.2f} of 1." if given else "There is no answer."
+        verdict = (
+            f"'{_shown(given)}' is worth {score:.2f} of 1." if given else "There is no answer."
+        )
         return dspy.Prediction(score=score, feedback=verdict + hint)
 
 
 def load(seed: int, data: Path | None = None, name: str = "chain_sum") -> Task:  # noqa: ARG001
-    """100 examples to test, then 40 to train and 40 to validate, as far as questions differ.
+    """40 examples to train, 40 to validate, 100 to test; in proportion, where there are fewer.
 
     Raises:
         ValueError: reasoning_gym has no data set of that name.
     """
     if name not in DATASETS:
-        near = ", ".join(difflib.get_close_matches(name, DATASETS)) or "chain_sum"
-        raise ValueError(f"task 'rg:{name}': reasoning_gym has no such data set; did you mean {near}?")
+        near = " or ".join(difflib.get_close_matches(name, DATASETS)) or "chain_sum"
+        raise ValueError(f"task 'rg:{name}': reasoning_gym has no data set {name!r}; pass {near}.")
     examples = [
         dspy.Example(question=question, answer=str(entry["answer"])).with_inputs("question")
         for question, entry in _entries(name, seed).items()
     ]
-    n_test, n_train = (len(examples) * part // N_WANTED for part in (N_TEST, N_TRAIN))
+    n_train, n_val = (len(examples) * part // N_WANTED for part in (N_TRAIN, N_VALIDATION))
+    sizes = (n_train, n_val, len(examples) - n_train - n_val)
+    train, val, test = split(examples, sizes, seed)
     metric = ScoredByReasoningGym(name, seed)
     return Task(
         name=f"rg:{name}",
         student=student,
-        train=examples[n_test : n_test + n_train],
-        val=examples[n_test + n_train :],
-        test=examples[:n_test],
+        train=train,
+        val=val,
+        test=test,
         metric=metric,
         plain_metric=plain(metric),
         notes="Scored by reasoning_gym's own function, at its default difficulty.",

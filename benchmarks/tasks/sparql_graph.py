@@ -90,9 +90,7 @@ def network() -> Network:
     """The whole network; the same in every process."""
     draw = random.Random(f"sparql/{WORLD_SEED}")
     counties = [english for english, _ in COUNTIES]
-    towns = tuple(
-        Town(name, draw.choice(counties), 100 * draw.randint(21, 980)) for name in TOWNS
-    )
+    towns = tuple(Town(name, draw.choice(counties), 100 * draw.randint(21, 980)) for name in TOWNS)
     years = draw.sample(range(1851, 1930), len(LINES))
     lines = tuple(
         Line(f"{name} Line", draw.choice(OPERATORS), year)
@@ -229,10 +227,11 @@ def run(query: str) -> Rows:
 def _prepared(query: str) -> Any:
     namespaces = {"ex": EX, "rdf": RDF, "rdfs": RDFS, "xsd": XSD}
     prepared = prepareQuery(query, initNs=namespaces)
-    if prepared.algebra.name not in ("SelectQuery", "AskQuery"):
-        raise QueryError("Only SELECT and ASK are answered.")
+    kind = prepared.algebra.name
+    if kind not in ("SelectQuery", "AskQuery"):
+        raise QueryError(f"This is a {kind}: only SELECT and ASK are answered.")
     if prepared.algebra.datasetClause or "ServiceGraphPattern" in str(prepared.algebra):
-        raise QueryError("FROM and SERVICE are not allowed: there is this one graph.")
+        raise QueryError(f"FROM and SERVICE are refused in a {kind}: there is this one graph.")
     return prepared
 
 
