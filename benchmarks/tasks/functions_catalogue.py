@@ -28,11 +28,12 @@ TITLES = ("Budget review", "Dentist", "Standup", "Interview with Ruth", "Plannin
 MESSAGES = ("Running late", "The keys are on the table", "Call me back", "Lunch is cancelled")
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 SMALL_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
+# Of each unit what counts as its name; requests use the second.
 UNITS = {
     "km": ("km", "kilometres", "kilometers", "kilometre", "kilometer"),
-    "miles": ("miles", "mile", "mi"),
+    "miles": ("mi", "miles", "mile"),
     "kg": ("kg", "kilograms", "kilogram", "kilos"),
-    "pounds": ("pounds", "pound", "lb", "lbs"),
+    "pounds": ("lb", "pounds", "pound", "lbs"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Questions whose answer takes two to four pages of a small encyclopaedia; a ReAct agent searches.
+"""Questions whose answer takes two to six pages of a small encyclopaedia; a ReAct agent searches.
 
 The tool is a full-text search (SQLite FTS5, BM25) over the pages of `multihop_corpus`, which shows
 the three best pages. The score is 1 or 0: the answer, compared as text; feedback names the pages
@@ -19,7 +19,7 @@ from tasks.multihop_corpus import Question, corpus
 from tfgrpo_dspy.metrics import normalized_match
 
 N_TRAIN, N_VALIDATION, N_TEST = 36, 36, 100
-N_SHOWN, MAX_TOOL_CALLS = 3, 7
+N_SHOWN, MAX_TOOL_CALLS = 3, 8
 TITLE_WEIGHT = 4.0
 
 _answer_matches = normalized_match("answer", label_field="accepted")

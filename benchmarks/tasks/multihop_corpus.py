@@ -104,6 +104,16 @@ class Company:
     founded: int
     seat: Town
 
+    @property
+    def known_as(self) -> str:
+        """The name that other pages use."""
+        return self.former_name or self.name
+
+    @property
+    def pages(self) -> tuple[str, ...]:
+        """The titles between another page and the company's own, and that one."""
+        return (self.former_name, self.name) if self.former_name else (self.name,)
+
 
 @dataclass(frozen=True)
 class Product:
@@ -190,7 +200,7 @@ def _pages(world: World) -> tuple[Page, ...]:
     on_people = [_person_page(person, world) for person in world.people]
     on_things = [
         *(_town_page(town) for town in world.towns),
-        *(_company_page(company) for company in world.companies),
+        *(page for company in world.companies for page in _company_pages(company)),
         *(_product_page(product) for product in world.products),
         *(_bridge_page(bridge) for bridge in world.bridges),
     ]
@@ -219,27 +229,30 @@ def _town_page(town: Town) -> Page:
 
 
 def _person_page(person: Person, world: World) -> Page:
-    done = [
-        f"founded {one.former_name or one.name}" for one in world.companies if one.founder is person
-    ]
+    done = [f"founded {one.known_as}" for one in world.companies if one.founder is person]
     done += [f"built the {one.name}" for one in world.bridges if one.architect is person]
     done += [f"designed the {one.name}" for one in world.products if one.designer is person]
     text = f"{person.name} was born in {person.birthplace.name} in {person.born}"
     return Page(person.name, f"{text}, and {' and '.join(done)}." if done else f"{text}.")
 
 
-def _company_page(company: Company) -> Page:
+def _company_pages(company: Company) -> list[Page]:
+    """Its page, and one for its former name."""
+    name, former_name = company.name, company.former_name
     text = (
-        f"{company.name} is a company with its seat in {company.seat.name}. "
+        f"{name} is a company with its seat in {company.seat.name}. "
         f"{company.founder.name} founded it in {company.founded}."
     )
-    if company.former_name:
-        text += f" It was called {company.former_name} until 1991."
-    return Page(company.name, text)
+    if not former_name:
+        return [Page(name, text)]
+    return [
+        Page(name, f"{text} It had another name until 1991."),
+        Page(former_name, f"{former_name} was the name of {name} until 1991."),
+    ]
 
 
 def _product_page(product: Product) -> Page:
-    company = product.company.former_name or product.company.name
+    company = product.company.known_as
     return Page(
         product.name,
         f"The {product.name} was brought out by {company} in {product.year}. "
@@ -277,13 +290,13 @@ def _about_product(product: Product) -> list[Question]:
             "founder",
             f"Who founded the company that makes the {name}?",
             (founder.name,),
-            (name, company.name),
+            (name, *company.pages),
         ),
         Question(
             "founder's birthplace",
             f"In which town was the founder of the maker of the {name} born?",
             (founder.birthplace.name,),
-            (name, company.name, founder.name),
+            (name, *company.pages, founder.name),
         ),
         Question(
             "designer's year",
@@ -298,7 +311,7 @@ def _about_product(product: Product) -> list[Question]:
                 "maker",
                 f"Which company makes the {name}?",
                 (company.name,),
-                (name, company.name),
+                (name, company.former_name),
             )
         )
     return questions
@@ -312,7 +325,7 @@ def _about_company(company: Company) -> list[Question]:
             "county",
             f"In which county is the seat of the company that {founder.name} founded?",
             (county, f"county of {county}", f"{county} county"),
-            (founder.name, company.name, seat.name),
+            (founder.name, *company.pages, seat.name),
         )
     ]
 
@@ -343,7 +356,7 @@ def _comparisons(draw: random.Random, products: tuple[Product, ...]) -> list[Que
                 "older company",
                 f"Which company is older, the maker of the {one.name} or that of the {other.name}?",
                 (older.name,),
-                (one.name, one.company.name, other.name, other.company.name),
+                (one.name, *one.company.pages, other.name, *other.company.pages),
             )
         )
     return questions
