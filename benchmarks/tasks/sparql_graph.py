@@ -24,7 +24,7 @@ from rdflib.plugins.sparql import prepareQuery
 
 WORLD_SEED = 6
 EX = rdflib.Namespace("http://example.org/rail#")
-MAX_TRIPLES_READ, MAX_ROWS, MAX_CHARACTERS = 100_000, 500, 4_000
+MAX_TRIPLES_READ, MAX_ROWS, MAX_CHARACTERS = 20_000, 500, 4_000
 SCHEMA = """\
 PREFIX ex: <http://example.org/rail#>, rdfs: <http://www.w3.org/2000/01/rdf-schema#>, xsd: ...
 ex:Station  rdfs:label, ex:inTown (ex:Town), ex:onLine (ex:Line, one or more), ex:platforms,
