@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import cloudpickle
 import dspy
@@ -365,6 +366,13 @@ def test_few_questions_can_be_answered_with_the_question_itself_as_the_only_sear
     assert len(complete) < len(corpus().questions) / 4
 
 
+def test_searches_at_the_same_time_show_what_they_show_alone():
+    queries = [question.text for question in corpus().questions[:60]]
+    alone = [multihop.search(query) for query in queries]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(multihop.search, queries)) == alone
+
+
 @pytest.mark.parametrize("query", ["", '"', "???", 'a" OR title:*', "NEAR(", "zzzz"])
 def test_a_search_with_odd_characters_gives_a_list_and_no_error(query):
     assert isinstance(multihop.search(query), list)
@@ -398,6 +406,13 @@ def answer_of(query):
 def test_every_gold_query_gives_the_answer_that_was_computed_without_it(sparql):
     for gold in [*sparql.train, *sparql.val[::3], *sparql.test[::3]]:
         assert answer_of(gold.query) == {(row,) for row in gold.answer}, gold.question
+
+
+def test_queries_at_the_same_time_give_what_they_give_alone(sparql):
+    queries = [gold.query for gold in sparql.train[:24]]
+    alone = [answer_of(query) for query in queries]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(answer_of, queries)) == alone
 
 
 @pytest.mark.parametrize(
@@ -679,3 +694,19 @@ def test_reasoning_gyms_own_function_gives_partial_scores_their_due():
     judged = task.metric(gold, dspy.Prediction(answer=f"It is {gold.answer}"))
     assert 0.0 < judged.score < 1.0
     assert judged.feedback.endswith(f"One right answer is '{gold.answer}'.")
+
+
+def test_an_answer_that_reasoning_gym_cannot_read_is_wrong_and_no_fault_of_the_metric():
+    pytest.importorskip("reasoning_gym")
+    task = tasks.load("rg:prime_factorization", seed=0)
+    judged = task.metric(task.test[0], dspy.Prediction(answer="two times three"))
+    assert judged.score == 0.0
+    assert judged.feedback.startswith("'two times three' cannot be read (ValueError).")
+
+
+def test_a_puzzle_with_many_right_answers_has_no_label_and_its_feedback_promises_none():
+    pytest.importorskip("reasoning_gym")
+    task = tasks.load("rg:graph_color", seed=0)
+    assert set(task.train[0].keys()) == {"question"}
+    judged = task.metric(task.test[0], dspy.Prediction(answer="{}"))
+    assert (judged.score, judged.feedback) == (0.01, "'{}' is worth 0.01 of 1.")

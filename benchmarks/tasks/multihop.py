@@ -10,7 +10,6 @@ import re
 import sqlite3
 import threading
 from pathlib import Path
-from typing import Any
 
 import dspy
 
@@ -81,9 +80,9 @@ def metric(
 
 def _observations(pred: dspy.Prediction) -> str:
     """Everything that the tool has shown."""
-    trajectory: dict[str, Any] = pred.get("trajectory") or {}
-    shown = [value for key, value in trajectory.items() if key.startswith("observation")]
-    return "\n".join(map(str, shown))
+    trajectory = pred.get("trajectory")
+    steps = trajectory.items() if isinstance(trajectory, dict) else ()
+    return "\n".join(str(value) for key, value in steps if key.startswith("observation"))
 
 
 def load(seed: int, data: Path | None = None) -> Task:  # noqa: ARG001 - it reads no file

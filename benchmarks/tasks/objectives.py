@@ -80,7 +80,8 @@ def metric(
     pred_trace: object = None,  # noqa: ARG001
 ) -> dspy.Prediction:
     """The weighted sum of the three objectives, each with a sentence."""
-    decisions = [str(one) for one in pred.get("decisions") or []]
+    given = pred.get("decisions")
+    decisions = [str(one) for one in given] if isinstance(given, list) else []
     reason = str(pred.get("reason") or "")
     judged = {
         "correctness": _correctness(gold, decisions),

@@ -70,16 +70,22 @@ class ScoredByReasoningGym:
     ) -> dspy.Prediction:
         given = str(pred.get("answer") or "").strip()
         entry = _entries(self.name, self.seed)[gold.question]
-        raw = _dataset(self.name, self.seed).score_answer(given, entry) if given else 0.0
-        score = min(1.0, max(0.0, float(raw)))
-        if score == 1.0:
-            return dspy.Prediction(score=score, feedback=f"'{_shown(given)}' is right.")
+        score, verdict = self._judged(given, entry)
         expected = entry["answer"]
-        hint = f" One right answer is '{_shown(str(expected))}'." if expected is not None else ""
-        verdict = (
-            f"'{_shown(given)}' is worth {score:.2f} of 1." if given else "There is no answer."
-        )
+        is_told = score < 1.0 and expected is not None
+        hint = f" One right answer is '{_shown(str(expected))}'." if is_told else ""
         return dspy.Prediction(score=score, feedback=verdict + hint)
+
+    def _judged(self, given: str, entry: dict[str, Any]) -> tuple[float, str]:
+        if not given:
+            return 0.0, "There is no answer."
+        try:
+            raw = float(_dataset(self.name, self.seed).score_answer(given, entry))
+        except Exception as error:  # noqa: BLE001 - some functions raise on what they cannot read
+            return 0.0, f"'{_shown(given)}' cannot be read ({type(error).__name__})."
+        if raw >= 1.0:
+            return 1.0, f"'{_shown(given)}' is right."
+        return max(0.0, raw), f"'{_shown(given)}' is worth {max(0.0, raw):.2f} of 1."
 
 
 def load(seed: int, data: Path | None = None, name: str = "chain_sum") -> Task:  # noqa: ARG001
@@ -91,10 +97,7 @@ def load(seed: int, data: Path | None = None, name: str = "chain_sum") -> Task: 
     if name not in DATASETS:
         near = " or ".join(difflib.get_close_matches(name, DATASETS)) or "chain_sum"
         raise ValueError(f"task 'rg:{name}': reasoning_gym has no data set {name!r}; pass {near}.")
-    examples = [
-        dspy.Example(question=question, answer=str(entry["answer"])).with_inputs("question")
-        for question, entry in _entries(name, seed).items()
-    ]
+    examples = [_example(entry) for entry in _entries(name, seed).values()]
     n_train, n_val = (len(examples) * part // N_WANTED for part in (N_TRAIN, N_VALIDATION))
     sizes = (n_train, n_val, len(examples) - n_train - n_val)
     train, val, test = split(examples, sizes, seed)
@@ -109,6 +112,12 @@ def load(seed: int, data: Path | None = None, name: str = "chain_sum") -> Task: 
         plain_metric=plain(metric),
         notes="Scored by reasoning_gym's own function, at its default difficulty.",
     )
+
+
+def _example(entry: dict[str, Any]) -> dspy.Example:
+    """Question and answer; the question alone where there is no single right answer."""
+    label = {} if entry["answer"] is None else {"answer": str(entry["answer"])}
+    return dspy.Example(question=str(entry["question"]), **label).with_inputs("question")
 
 
 def _shown(text: str) -> str:
