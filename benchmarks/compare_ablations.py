@@ -1,4 +1,4 @@
-"""Ablations of TrainingFreeGRPO, as optimizers of the comparison; and the oracle of simulated tasks.
+"""Ablations of TrainingFreeGRPO, as optimizers of the comparison; the oracle of simulated tasks.
 
 What differs from `tfgrpo` (its defaults at the budget) is in the name. A setting that the package
 refuses is a cell that ended with its error.
@@ -9,9 +9,10 @@ from typing import Any
 
 import dspy
 from compare_optimizers import Setup, paper, tfgrpo
+from simlm_world import draw
 from tasks.simulated import lessons_of
 
-from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate
+from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate, TrainingFreeGRPO
 
 SHOWN_AT_ONCE = 10
 """Examples in one prompt, where experiences are generated without rollouts."""
@@ -59,7 +60,10 @@ def _oracle(setup: Setup) -> Any:
 
 
 def _without_feedback(setup: Setup) -> Any:
-    return tfgrpo(setup, metric=lambda gold, pred, trace=None: setup.task.metric(gold, pred).score)
+    def metric(gold: Any, pred: Any, trace: Any = None) -> float:  # noqa: ARG001
+        return float(setup.task.metric(gold, pred).score)
+
+    return tfgrpo(setup, metric=metric)
 
 
 def _without_filter(setup: Setup) -> Any:
@@ -67,15 +71,13 @@ def _without_filter(setup: Setup) -> Any:
 
     def metric(gold: Any, pred: Any, trace: Any = None) -> dspy.Prediction:  # noqa: ARG001
         found = setup.task.metric(gold, pred)
-        jitter = JITTER * (hash(str(pred)) % 1000) / 1000
-        return dspy.Prediction(score=found.score - jitter, feedback=found.feedback)
+        score = found.score - JITTER * draw(pred)
+        return dspy.Prediction(score=score, feedback=found.feedback)
 
     return tfgrpo(setup, metric=metric, min_contrast=0.0)
 
 
 def _without_metric(setup: Setup) -> Any:
-    from tfgrpo_dspy import TrainingFreeGRPO
-
     optimizer = TrainingFreeGRPO(
         None,
         reflection_lm=setup.reflection,

@@ -77,6 +77,7 @@ class Parameters:
     usual_mistake: float = 0.50  # share of wrong answers that are the item's usual mistake
 
     # ---- reflection: for each item that the prompt has evidence for
+    unsaid_claim: float = 1.0  # weight of a label, a demo, an answer that nothing is said about
     lesson_as_claimed: float = 0.50  # writes what the evidence says
     lesson_vague: float = 0.15
     lesson_wrong: float = 0.10  # names another code; the rest: sees nothing

@@ -5,7 +5,8 @@ It knows nothing but its prompt. For each item it adds up what is claimed of its
 - "expected item=CODE" and "item=CODE is right": +2; "item=CODE is wrong": -2 (each counts once);
 - the code stands in a better attempt (a heading says so, or its score is the best shown): +1; in a
   worse one: -1 (each counts once);
-- the code stands in a label, a demo, or an answer that nothing is said about: +1 each time.
+- the code stands in a label, a demo, or an answer that nothing is said about: +1 each time
+  (`Parameters.unsaid_claim`).
 
 An item whose first code is above 0 and above its second is evident; a lesson about it is written
 with the chances of `simlm.Parameters`. Additions (lists, advice by module) leave out what the
@@ -14,7 +15,7 @@ library as they stand: that side errs in nothing of its own.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,8 @@ PRESENT = ("experiences", "modules_defn")
 """Input fields that show what the program is told already, where only additions are asked for."""
 
 _CUE = re.compile(
-    r"(?P<heading>^\[\[ ## )|(?P<better>better_(?:program|reward))|(?P<worse>worse_(?:program|reward))"
+    r"(?P<heading>^\[\[ ## )"
+    r"|(?P<better>better_(?:program|reward))|(?P<worse>worse_(?:program|reward))"
     r"|(?:score|reward)[^\d\n-]{0,4}(?P<score>-?\d+(?:\.\d+)?)",
     re.MULTILINE,
 )
@@ -100,7 +102,7 @@ class Reflector:
     def _new(self, prompt: Prompt, known: Advice) -> Advice:
         """What this call finds out."""
         p, key = self._set, (prompt.user, prompt.sample)
-        evident = evidence(prompt.user)
+        evident = evidence(prompt.user, p.unsaid_claim)
         open_items = [item for item, code in evident.items() if known.codes.get(item) != code]
         is_seen = min(1.0, p.attention / max(1, len(open_items)))
         codes, vague = {}, []
@@ -133,23 +135,23 @@ class Reflector:
         )
 
 
-def evidence(text: str) -> dict[str, str]:
+def evidence(text: str, unsaid_claim: float = 1.0) -> dict[str, str]:
     """For each item that a text makes evident, the code that it claims."""
-    weights: dict[str, Counter[str]] = {}
-    for (item, code), weight in _weights(LESSON.sub("", text)).items():
-        weights.setdefault(item, Counter())[code] = weight
+    weights: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for (item, code), weight in _weights(LESSON.sub("", text), unsaid_claim).items():
+        weights[item][code] = weight
     found = {}
-    for item, counted in weights.items():
-        (code, first), second = (counted.most_common(2) + [("", 0)])[:2]
-        if first > max(0, second[1]):
+    for item, of_code in weights.items():
+        (code, first), *others = sorted(of_code.items(), key=lambda pair: -pair[1])
+        if first > max([0.0, *(weight for _, weight in others)]):
             found[item] = code
     return found
 
 
-def _weights(text: str) -> Counter[tuple[str, str]]:
+def _weights(text: str, unsaid_claim: float) -> dict[tuple[str, str], float]:
     cues = list(_CUE.finditer(text))
     scores = [float(cue["score"]) for cue in cues if cue["score"]]
-    counted: Counter[tuple[str, str]] = Counter()
+    weights: defaultdict[tuple[str, str], float] = defaultdict(float)
     once: set[tuple[tuple[str, str], int]] = set()
     place, said = 0, None
     for claim in CLAIM.finditer(text):
@@ -163,12 +165,12 @@ def _weights(text: str) -> Counter[tuple[str, str]]:
         elif text.endswith("expected ", 0, claim.start()):
             once.add((pair, 2))
         elif said is None:
-            counted[pair] += 1
+            weights[pair] += unsaid_claim
         else:
             once.add((pair, said))
     for pair, weight in once:
-        counted[pair] += weight
-    return counted
+        weights[pair] += weight
+    return weights
 
 
 def _said(cue: re.Match[str], scores: Sequence[float]) -> int | None:

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 ITEMS = (
-    "copper amber cedar slate linen ivory walnut cobalt marble velvet pewter hazel garnet willow "
-    "bronze saffron indigo quartz maple sable jasper cotton nickel poplar coral basalt tallow "
-    "umber zircon felt"
-).split()
+    *("copper", "amber", "cedar", "slate", "linen", "ivory", "walnut", "cobalt", "marble"),
+    *("velvet", "pewter", "hazel", "garnet", "willow", "bronze", "saffron", "indigo", "quartz"),
+    *("maple", "sable", "jasper", "cotton", "nickel", "poplar", "coral", "basalt", "tallow"),
+    *("umber", "zircon", "felt"),
+)
 CODES_EACH = 5
 """How many codes an item has to choose from: one is right, another the one mostly mistaken."""
 

@@ -8,7 +8,7 @@ items with the right code, the feedback says of each code whether it is right, o
 - `noisy`: one verdict in five is the opposite of the truth, in score and feedback, drawn for each
   answer anew. Held-out scores are exact.
 - `many`: 24 items, so 24 lessons.
-- `misleading`: the score is exact, but for two cases in five the feedback expects a wrong code: that
+- `misleading`: the score is exact, but in two cases in five the feedback expects a wrong code, that
   of the item's usual mistake.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 import dspy
 from simlm import Parameters, SimulatedEngine, policy_lm, reflection_lm
 from simlm_world import CLAIM, INSTRUCTION, World, cases_in, draw
+
 from tasks import Task
 
 N_TRAIN, N_VAL, N_TEST = 40, 40, 200
@@ -66,7 +67,12 @@ class Judge:
     variant: Variant
 
     def __call__(
-        self, gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
+        self,
+        gold: Any,
+        pred: Any,
+        trace: Any = None,  # noqa: ARG002
+        pred_name: Any = None,  # noqa: ARG002
+        pred_trace: Any = None,  # noqa: ARG002
     ) -> dspy.Prediction:
         number, _ = next(cases_in(gold.request))
         given = dict(CLAIM.findall(str(getattr(pred, "answer", ""))))
@@ -76,7 +82,9 @@ class Judge:
         }
         right = [is_right for is_right, _ in verdicts.values()]
         score = float(all(right)) if self.variant.all_or_nothing else sum(right) / len(right)
-        return dspy.Prediction(score=score, feedback=" ".join(said for _, said in verdicts.values()))
+        return dspy.Prediction(
+            score=score, feedback=" ".join(said for _, said in verdicts.values())
+        )
 
     def plain(self, gold: Any, pred: Any, trace: Any = None) -> float:
         """The score alone; in bootstrapping (DSPy passes a trace then), 1.0 or nothing."""
@@ -139,5 +147,3 @@ def _examples(world: World, start: int, n: int) -> list[dspy.Example]:
 def lessons_of(task: Task) -> list[str]:
     """All that there is to learn in a simulated task: what no optimizer is told."""
     return task.notes.split("; ")[1:]
-
-
