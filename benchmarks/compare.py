@@ -36,7 +36,7 @@ from compare_optimizers import OPTIMIZERS
 from compare_report import page
 from compare_sensitivity import variations
 from compare_statistics import reached, rows
-from compare_tables import markdown, show
+from compare_tables import markdown, sheets, show
 from rich.console import Console
 from rich.progress import Progress
 
@@ -159,12 +159,12 @@ def main() -> None:
     done = {cell_of(record) for record in stored(path)}
     run_all([c for c in cells if c not in done], options, arguments.jobs, path, console)
     records = [record for record in stored(path) if cell_of(record) in set(cells)]
-    made, found = rows(records, REFERENCE), reached(records)
-    show(made, found, REFERENCE, console)
+    made = sheets(rows(records, REFERENCE), reached(records), REFERENCE)
+    show(made, console)
     if arguments.report:
-        text = page(records, made, found, REFERENCE, about(arguments))
+        text = page(records, made, about(arguments))
         (arguments.out / "report.html").write_text(text, encoding="utf-8")
-        tables = markdown(made, found, REFERENCE)
+        tables = markdown(made)
         (arguments.out / "report.md").write_text(
             f"# Comparison\n\n{about(arguments)}\n\n{tables}", encoding="utf-8"
         )

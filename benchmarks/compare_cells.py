@@ -52,6 +52,7 @@ class Options:
 
 def run_cell(cell: Cell, options: Options) -> dict[str, Any]:
     """The record of a cell."""
+    began = time.monotonic()
     with _silence():
         dspy.configure_cache(enable_disk_cache=False)  # nobody profits from what another paid
         task = find(cell.task, cell.seed, options.data)
@@ -86,6 +87,7 @@ def run_cell(cell: Cell, options: Options) -> dict[str, Any]:
         "spent": {role: asdict(spent) for role, spent in account.spent.items()},
         "cost": _cost(account, options.prices),
         "wall_s": round(wall_s, 3),
+        "cell_s": round(time.monotonic() - began, 3),
         "prompt_words": prompt_words(program),
         "prompt_tokens": round(prompt_tokens, 1),
         "ended": ended,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
-from compare_statistics import WITHOUT_BUDGET, Reached, Record, Row, curve
-from compare_tables import REACHED_HEADS, REACHED_TITLE, grouped, heads, line, reached_lines, title
+from compare_statistics import WITHOUT_BUDGET, Record, curve
+from compare_tables import Sheet
 
 mpl.use("svg")
 from matplotlib.figure import Figure
@@ -22,23 +22,14 @@ th:first-child, td:first-child { text-align: left; }
 """
 
 
-def page(
-    records: Sequence[Record],
-    rows: Sequence[Row],
-    found: Sequence[Reached],
-    reference: str,
-    about: str,
-) -> str:
+def page(records: Sequence[Record], made: Sequence[Sheet], about: str) -> str:
     """The page. `about` says how it was made, in one paragraph."""
     parts = [f"<h1>Comparison of prompt optimizers</h1><p>{html.escape(about)}</p>"]
     for task in dict.fromkeys(record["task"] for record in records):
         of_task = [record for record in records if record["task"] == task]
         parts.append(f"<h2>{html.escape(task)}</h2>{_figure(task, of_task)}")
-        for group in grouped([row for row in rows if row.task == task]):
-            lines = [line(row) for row in group]
-            parts.append(f"<h3>{html.escape(title(group))}</h3>{_table(heads(reference), lines)}")
-    if found:
-        parts.append(f"<h2>{REACHED_TITLE}</h2>{_table(REACHED_HEADS, reached_lines(found))}")
+    for sheet in made:
+        parts.append(f"<h2>{html.escape(sheet.title)}</h2>{_table(sheet.heads, sheet.lines)}")
     body = "\n".join(parts)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'

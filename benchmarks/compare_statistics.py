@@ -7,6 +7,7 @@ optimizer out: the tables say which.
 """
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,8 +85,7 @@ def _row(
     records = list(here[name].values())
     costs = [record["cost"] for record in records]
     means = [record["mean"] for record in records]
-    endings = [record["ended"] for record in records]
-    kinds = {e: endings.count(e) for e in dict.fromkeys(e.partition(":")[0] for e in endings)}
+    endings = Counter(record["ended"].partition(":")[0] for record in records)
 
     def mean(read: Any) -> float:
         return statistics.fmean(read(record) for record in records)
@@ -107,7 +107,7 @@ def _row(
         prompt_words=mean(lambda r: r["prompt_words"]),
         prompt_tokens=mean(lambda r: r["prompt_tokens"]),
         n_failures=sum(sum(record["failed"].values()) for record in records),
-        ended=", ".join(kind if n == len(records) else f"{kind} {n}" for kind, n in kinds.items()),
+        ended=", ".join(k if n == len(records) else f"{k} {n}" for k, n in endings.items()),
     )
 
 

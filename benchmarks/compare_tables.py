@@ -1,13 +1,14 @@
 """The tables of the comparison, for the terminal (rich) and as Markdown."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from compare_statistics import ENOUGH_SEEDS, Interval, Reached, Row
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 REACHED_TITLE = "LM calls until 90 % of the attainable gain (median; seeds that reached it)"
-REACHED_HEADS = ["task", "optimizer", "calls", "seeds"]
 
 
 def heads(reference: str) -> list[str]:
@@ -61,6 +62,58 @@ def grouped(rows: Sequence[Row]) -> list[list[Row]]:
     return list(tables.values())
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """A table: title, column heads, lines."""
+
+    title: str
+    heads: list[str]
+    lines: list[list[str]]
+
+
+def sheets(rows: Sequence[Row], found: Sequence[Reached], reference: str) -> list[Sheet]:
+    """All tables: an overview for each budget, one for each task and budget, the calls needed."""
+    made = overviews(rows) if len({row.task for row in rows}) > 1 else []
+    for group in grouped(rows):
+        made.append(Sheet(title(group), heads(reference), [line(row) for row in group]))
+    if found:
+        columns = ["task", "optimizer", "calls", "seeds"]
+        made.append(Sheet(REACHED_TITLE, columns, reached_lines(found)))
+    return made
+
+
+def overviews(rows: Sequence[Row]) -> list[Sheet]:
+    """Held-out scores, a line for each optimizer, a column for each task; the best is starred.
+
+    The oracle is no candidate for the star.
+    """
+    made = []
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    for budget in sorted({row.budget for row in rows}):
+        score = {(r.optimizer, r.task): r.held_out for r in rows if r.budget == budget}
+        names = list(dict.fromkeys(name for name, _ in score))
+        best = {
+            task: max((s for (n, t), s in score.items() if t == task and n != "oracle"), default=0)
+            for task in tasks
+        }
+        lines = [
+            [name, *(_starred(score.get((name, task)), best[task]) for task in tasks)]
+            for name in sorted(names, key=lambda n: -_mean_of(score, n))
+        ]
+        made.append(Sheet(f"Held-out scores at {budget} LM calls", ["optimizer", *tasks], lines))
+    return made
+
+
+def _mean_of(score: Mapping[tuple[str, str], float], name: str) -> float:
+    return statistics.fmean(value for (other, _), value in score.items() if other == name)
+
+
+def _starred(score: float | None, best: float) -> str:
+    if score is None:
+        return ""
+    return f"{score:.3f}{'*' if score == best else ''}"
+
+
 def reached_lines(found: Sequence[Reached]) -> list[list[str]]:
     """The rows of the table of calls."""
     return [
@@ -74,33 +127,21 @@ def reached_lines(found: Sequence[Reached]) -> list[list[str]]:
     ]
 
 
-def show(rows: Sequence[Row], found: Sequence[Reached], reference: str, console: Console) -> None:
+def show(made: Sequence[Sheet], console: Console) -> None:
     """Print all tables."""
-    for group in grouped(rows):
-        _print(title(group), heads(reference), [line(row) for row in group], console)
-    if found:
-        _print(REACHED_TITLE, REACHED_HEADS, reached_lines(found), console)
+    for sheet in made:
+        table = Table(title=sheet.title, title_justify="left")
+        for place, column in enumerate(sheet.heads):
+            justify: JustifyMethod = "left" if place == 0 else "right"
+            table.add_column(column, justify=justify, no_wrap=place > 0)
+        for cells in sheet.lines:
+            table.add_row(*cells)
+        console.print(table)
 
 
-def _print(
-    name: str, columns: Sequence[str], lines: Sequence[Sequence[str]], console: Console
-) -> None:
-    table = Table(title=name, title_justify="left")
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place == 0 else "right", no_wrap=place > 0)
-    for cells in lines:
-        table.add_row(*cells)
-    console.print(table)
-
-
-def markdown(rows: Sequence[Row], found: Sequence[Reached], reference: str) -> str:
+def markdown(made: Sequence[Sheet]) -> str:
     """All tables as Markdown."""
-    parts = []
-    for group in grouped(rows):
-        parts += [f"## {title(group)}", _table(heads(reference), [line(row) for row in group])]
-    if found:
-        parts += [f"## {REACHED_TITLE}", _table(REACHED_HEADS, reached_lines(found))]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(f"## {s.title}\n\n{_table(s.heads, s.lines)}" for s in made) + "\n"
 
 
 def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

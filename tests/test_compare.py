@@ -20,7 +20,7 @@ from compare_budget import POLICY, REFLECTION, Account, BudgetSpentError, counte
 from compare_cells import Cell, Options, all_cells, run_cell  # noqa: E402
 from compare_report import page  # noqa: E402
 from compare_statistics import Interval, difference, interval, reached, rows  # noqa: E402
-from compare_tables import markdown  # noqa: E402
+from compare_tables import markdown, sheets  # noqa: E402
 from compare_tasks import find  # noqa: E402
 from rich.console import Console  # noqa: E402
 from scripted import ScriptedEngine  # noqa: E402
@@ -210,15 +210,15 @@ def test_the_report_holds_every_optimizer_and_needs_no_other_file() -> None:
         for name, score in (("none", 0.2), ("oracle", 1.0), ("tfgrpo", 0.8), ("gepa", 0.7))
         for seed in range(3)
     ]
-    made, found = rows(records, "tfgrpo"), reached(records)
-    text = page(records, made, found, "tfgrpo", "made <so>")
+    made = rows(records, "tfgrpo")
+    tables = sheets(made, reached(records), "tfgrpo")
+    text, plain = page(records, tables, "made <so>"), markdown(tables)
     assert "made &lt;so&gt;" in text
     assert text.count("<svg") == 1
     assert "<link" not in text and "<script" not in text and "<img" not in text
-    tables = markdown(made, found, "tfgrpo")
     assert [row.optimizer for row in made] == ["oracle", "tfgrpo", "gepa", "none"]
-    assert all(name in tables and name in text for name in ("oracle", "tfgrpo", "gepa", "none"))
-    assert "| gepa | 0.400 (0.050) | +0.250 [+0.250, +0.250] | -0.050 [-0.050, -0.050] |" in tables
+    assert all(name in plain and name in text for name in ("oracle", "tfgrpo", "gepa", "none"))
+    assert "| gepa | 0.400 (0.050) | +0.250 [+0.250, +0.250] | -0.050 [-0.050, -0.050] |" in plain
 
 
 def test_a_task_is_found_by_name_with_variant_and_parameters() -> None:
