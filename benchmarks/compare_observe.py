@@ -6,23 +6,20 @@ the learning curve. What an optimizer tells of itself is all that is used:
 - MIPROv2, few-shot bootstrapping, COPRO, InferRules: each evaluation of a whole validation set, by
   DSPy's evaluation callback; best is the highest score, the first of equals, as they choose too;
 - GEPA: its `on_valset_evaluated` callback, which says whether the candidate is the best;
-- TrainingFreeGRPO: the library that UpdateLibrary is shown is the one that stands.
+- TrainingFreeGRPO: each decision of its gate, which it is given in a form that tells of them.
 
 SIMBA tells of nothing before its end. Nothing here calls an LM.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import dspy
 from compare_budget import Account
 from dspy.utils.callback import BaseCallback
 
-from tfgrpo_dspy import Experience, ExperienceLibrary, UpdateLibrary
-
-_LINE = re.compile(r"^\[(E\d+)(\*?)\] (.*?)(?: \(for ([^()]+)\))?$", re.MULTILINE)
+from tfgrpo_dspy import Decision, ExperienceLibrary
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Observer(BaseCallback):
         self._student = student
         self._open: dict[str, Any] = {}
         self._best_score = float("-inf")
-        self._shown = ""
+        self._library = ExperienceLibrary()
         self._validation: list[Any] | None = None
 
     def watch(self, validation: Sequence[Any]) -> None:
@@ -80,14 +77,25 @@ class Observer(BaseCallback):
                 predictor.signature = predictor.signature.with_instructions(text)
             self._note(program)
 
-    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002
-        if not isinstance(instance, UpdateLibrary):
-            return
-        shown = inputs["kwargs"]["experiences"]
-        if shown != self._shown:
-            self._shown = shown
-            lines = [(id_, text, scope or "*") for id_, _, text, scope in _LINE.findall(shown)]
-            library = ExperienceLibrary([Experience(*line) for line in lines])
+    def watched(self, gate: Any) -> Any:
+        """The gate, which decides as before, in a class that also tells of its decisions."""
+        note = self._note_library
+
+        class Watched(type(gate)):  # type: ignore[misc]
+            def next(self, evidence: Any) -> Any:
+                answer = super().next(evidence)
+                if isinstance(answer, Decision):
+                    note(getattr(answer, "exported", None) or answer.library)
+                return answer
+
+        copy = object.__new__(Watched)
+        for own in fields(gate):
+            object.__setattr__(copy, own.name, getattr(gate, own.name))
+        return copy
+
+    def _note_library(self, library: ExperienceLibrary) -> None:
+        if library != self._library:
+            self._library = library
             self._note(library.bake(self._student))
 
     def _note(self, program: Any) -> None:

@@ -41,6 +41,9 @@ from tfgrpo_dspy import TrainingFreeGRPO
 SIMBA_STEPS = (8, 7, 6, 5, 4, 3)
 SIMBA_SIZES = ((32, 6), (24, 6), (16, 6), (16, 4), (8, 4), (8, 3), (4, 3), (4, 2))
 """Batch size and candidates; the first are the defaults."""
+DEMO_THRESHOLD = 0.5
+"""Where scores are graded, demos are bootstrapped from runs that reach this; in a task of 0 and 1
+it changes nothing. The search on the validation set drops what does not help."""
 ATTEMPTS_AT_DEMOS = 12
 """Runs of the program that bootstrapping a set of at most 4 demos takes, about."""
 
@@ -121,6 +124,7 @@ def _mipro(setup: Setup) -> Any:
         num_candidates=n,
         num_threads=setup.n_threads,
         seed=setup.seed + 1,  # a seed of 0 is taken for none
+        metric_threshold=DEMO_THRESHOLD,
     )
     return optimizer.compile(
         setup.task.student(),
@@ -165,6 +169,7 @@ def _bootstrap(setup: Setup) -> Any:
     optimizer = dspy.BootstrapFewShotWithRandomSearch(
         setup.task.plain_metric,
         num_candidate_programs=max(1, n),
+        metric_threshold=DEMO_THRESHOLD,
         num_threads=setup.n_threads,
     )
     train = list(setup.task.train)
@@ -177,6 +182,7 @@ def _infer_rules(setup: Setup) -> Any:
     optimizer = InferRules(
         metric=setup.task.plain_metric,
         num_candidates=max(1, n),
+        metric_threshold=DEMO_THRESHOLD,
         num_threads=setup.n_threads,
         teacher_settings={"lm": setup.reflection},
     )
@@ -208,10 +214,16 @@ def _arguments(setup: Setup) -> dict[str, Any]:
     }
 
 
+def _watched(setup: Setup, make: Any, metric: Any, settings: dict[str, Any]) -> Any:
+    """The optimizer, with its own gate in a form that the observer hears of."""
+    given = _arguments(setup) | settings
+    gate = make(metric, **given).settings.gate
+    return make(metric, **(given | {"gate": setup.observer.watched(gate)}))
+
+
 def tfgrpo(setup: Setup, metric: Any = None, **settings: Any) -> Any:
     """TrainingFreeGRPO at its defaults, but for `settings`; `metric` in place of the task's."""
-    given = _arguments(setup) | settings
-    optimizer = TrainingFreeGRPO(metric or setup.task.metric, **given)
+    optimizer = _watched(setup, TrainingFreeGRPO, metric or setup.task.metric, settings)
     train, val = list(setup.task.train), list(setup.task.val)
     return optimizer.compile(setup.task.student(), trainset=train, valset=val)
 
@@ -226,7 +238,7 @@ def paper(setup: Setup, **settings: Any) -> Any:
         room = int(setup.budget / (3 * (5 * setup.calls + 6)))
         n = min(len(examples), max(5, room))
         examples = random.Random(setup.seed).sample(examples, n)
-    optimizer = TrainingFreeGRPO.paper(setup.task.metric, **(_arguments(setup) | settings))
+    optimizer = _watched(setup, TrainingFreeGRPO.paper, setup.task.metric, settings)
     return optimizer.compile(setup.task.student(), trainset=examples)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+from compare_sensitivity import label
 from compare_statistics import WITHOUT_BUDGET, Record, curve
 from compare_tables import Sheet
 
@@ -27,7 +28,7 @@ def page(records: Sequence[Record], made: Sequence[Sheet], about: str) -> str:
     parts = [f"<h1>Comparison of prompt optimizers</h1><p>{html.escape(about)}</p>"]
     for task in dict.fromkeys(record["task"] for record in records):
         of_task = [record for record in records if record["task"] == task]
-        parts.append(f"<h2>{html.escape(task)}</h2>{_figure(task, of_task)}")
+        parts.append(f"<h2>{html.escape(label(task))}</h2>{_figure(task, of_task)}")
     for sheet in made:
         parts.append(f"<h2>{html.escape(sheet.title)}</h2>{_table(sheet.heads, sheet.lines)}")
     body = "\n".join(parts)
@@ -54,7 +55,7 @@ def _figure(task: str, records: Sequence[Record]) -> str:
         calls, scores = curve(of_optimizer, levels.get("none", 0.0))
         style = ("-", "--", "-.")[place // 10 % 3]
         axes.step(calls, scores, where="post", label=name, linestyle=style)
-    axes.set(xlabel="LM calls spent", ylabel="held-out score, mean over seeds", title=task)
+    axes.set(xlabel="LM calls spent", ylabel="held-out score, mean over seeds", title=label(task))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     with io.StringIO() as target:
         figure.savefig(target, format="svg", metadata={"Date": None})

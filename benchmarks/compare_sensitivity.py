@@ -38,6 +38,13 @@ def variations(task: str) -> list[str]:
     return [_named(task, values) for values in VARIATIONS.values()]
 
 
+def label(task: str) -> str:
+    """The name of a task for people: a variation by its idea."""
+    plain, _, given = task.partition("@")
+    names = {_named(plain, values): name for name, values in VARIATIONS.items()}
+    return f"{plain}, {names[task]}" if given and task in names else task
+
+
 def _named(task: str, values: dict[str, float]) -> str:
     given = ",".join(f"{name}={value}" for name, value in values.items())
     return f"{task}@{given}" if given else task

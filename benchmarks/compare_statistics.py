@@ -135,7 +135,7 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
     mean = float(np.mean(values))
     if len(values) < 2 or np.ptp(values) == 0:
         return Interval(mean, mean, mean)
-    found = bootstrap((np.asarray(values),), np.mean, n_resamples=RESAMPLES, rng=0)
+    found = bootstrap((np.asarray(values),), np.mean, n_resamples=RESAMPLES, random_state=0)
     low, high = found.confidence_interval
     return Interval(mean, float(low), float(high))
 

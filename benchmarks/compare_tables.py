@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from compare_sensitivity import label
 from compare_statistics import ENOUGH_SEEDS, Interval, Reached, Row
 from rich.console import Console, JustifyMethod
 from rich.table import Table
@@ -51,7 +52,9 @@ def title(rows: Sequence[Row]) -> str:
     n = max(row.n_seeds for row in rows)
     over = "seeds" if n >= ENOUGH_SEEDS else "test examples only"
     simulated = " (simulated)" if first.task.startswith("sim:") else ""
-    return f"{first.task}{simulated}, {first.budget} LM calls, {n} seeds; intervals over {over}"
+    return (
+        f"{label(first.task)}{simulated}, {first.budget} LM calls, {n} seeds; intervals over {over}"
+    )
 
 
 def grouped(rows: Sequence[Row]) -> list[list[Row]]:
@@ -83,7 +86,7 @@ def sheets(rows: Sequence[Row], found: Sequence[Reached], reference: str) -> lis
 
 
 def overviews(rows: Sequence[Row]) -> list[Sheet]:
-    """Held-out scores, a line for each optimizer, a column for each task; the best is starred.
+    """Held-out scores, a line for each task, a column for each optimizer; the best is starred.
 
     The oracle is no candidate for the star.
     """
@@ -96,11 +99,12 @@ def overviews(rows: Sequence[Row]) -> list[Sheet]:
             task: max((s for (n, t), s in score.items() if t == task and n != "oracle"), default=0)
             for task in tasks
         }
+        names.sort(key=lambda n: -_mean_of(score, n))
         lines = [
-            [name, *(_starred(score.get((name, task)), best[task]) for task in tasks)]
-            for name in sorted(names, key=lambda n: -_mean_of(score, n))
+            [label(task), *(_starred(score.get((name, task)), best[task]) for name in names)]
+            for task in tasks
         ]
-        made.append(Sheet(f"Held-out scores at {budget} LM calls", ["optimizer", *tasks], lines))
+        made.append(Sheet(f"Held-out scores at {budget} LM calls", ["task", *names], lines))
     return made
 
 
@@ -118,7 +122,7 @@ def reached_lines(found: Sequence[Reached]) -> list[list[str]]:
     """The rows of the table of calls."""
     return [
         [
-            item.task,
+            label(item.task),
             item.optimizer,
             "never" if item.median is None else f"{item.median:.0f}",
             f"{sum(n is not None for n in item.calls_by_seed)}/{len(item.calls_by_seed)}",

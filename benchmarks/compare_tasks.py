@@ -1,37 +1,30 @@
-"""Finds a task by its name: `support`, `sim:easy`, `rg:chain_sum`, `sim:easy@attention=3`.
+"""Finds a task by its name: `support`, `rg:chain_sum`, `sim:easy`, `sim:easy@attention=3`.
 
-The name is that of a module in `tasks/`; before a colon it may be short for it, and what follows
-is the module's own variant. Behind an `@` stand parameters of the simulated LM.
+Behind an `@` stand parameters of the simulated LM.
 """
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import tasks
 from simlm import Parameters
-from tasks import Task
+from tasks import Task, simulated
 
-SHORT = {"sim": "simulated", "rg": "reasoning"}
+SIMULATED = "sim:"
 
 
 def find(name: str, seed: int, data: Path | None = None) -> Task:
     """The task of that name, drawn with the seed.
 
     Raises:
-        ValueError: there is no such task.
+        ValueError: there is no such task, or no such parameter.
     """
-    plain, _, given = name.partition("@")
-    family, _, variant = plain.partition(":")
-    module_name = SHORT.get(family, family)
-    if not (Path(__file__).parent / "tasks" / f"{module_name}.py").exists():
-        known = sorted(p.stem for p in (Path(__file__).parent / "tasks").glob("[a-z]*.py"))
-        raise ValueError(f"--task {name}: no module tasks/{module_name}.py; there are {known}.")
-    module: Any = importlib.import_module(f"tasks.{module_name}")
-    options: dict[str, Any] = {"variant": variant} if variant else {}
-    if given:
-        pairs = dict(pair.split("=") for pair in given.split(","))
-        values = {parameter: float(value) for parameter, value in pairs.items()}
-        options["parameters"] = replace(Parameters(), **values)
-    task: Task = module.load(seed, data, **options)
-    return replace(task, name=name)
+    if not name.startswith(SIMULATED):
+        return tasks.load(name, seed, data)
+    variant, _, given = name.removeprefix(SIMULATED).partition("@")
+    if variant not in simulated.VARIANTS:
+        known = ", ".join(SIMULATED + known for known in simulated.VARIANTS)
+        raise ValueError(f"task {name!r}: there is none; the simulated ones are {known}.")
+    values = dict(pair.split("=") for pair in given.split(",") if pair)
+    parameters = replace(Parameters(), **{k: float(value) for k, value in values.items()})
+    return replace(simulated.load(seed, data, variant, parameters), name=name)

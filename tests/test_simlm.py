@@ -1,8 +1,6 @@
 """The simulated LM of the comparison: fair to every optimizer, a function of prompt and sample."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import dspy
@@ -29,7 +27,6 @@ from tfgrpo_dspy.reflection.signatures import CompareAttempts, CritiqueAttempts,
 
 for package in ("gepa", "optuna"):
     pytest.importorskip(package)
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from compare_budget import POLICY, REFLECTION, Account, BudgetSpentError, counted  # noqa: E402
 from compare_observe import Observer  # noqa: E402

@@ -1,23 +1,52 @@
-"""What a task of the comparison is: a program, examples in three parts, a metric, maybe its LMs.
+"""The tasks that prompt optimizers are compared on: one protocol, one module each, found by name.
 
-Each module of this package has `load(seed, data=None) -> Task`.
+`load("gsm8k", seed=0, data=Path("data"))` gives a `Task`; `NAMES` lists what there is, and
+`rg:<name>` is any data set of reasoning_gym. Worlds (corpus, graph, catalogue) are the same for
+every seed; the seed draws the examples and the splits. Modules: `support`, `gsm8k`, `bbh`,
+`multihop` (corpus: `multihop_corpus`), `sparql` (graph: `sparql_graph`, questions:
+`sparql_questions`), `functions` (catalogue: `functions_catalogue`), `pipeline`, `objectives`, `rg`;
+`rows` reads `--data`. `python -m tasks` in `benchmarks/` prints their sizes.
 """
 
+import importlib
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import dspy
+
+BBH = (
+    "word_sorting",
+    "date_understanding",
+    "object_counting",
+    "boolean_expressions",
+    "sports_understanding",
+)
+GENERATED = ("multihop", "sparql", "functions", "pipeline", "objectives")
+"""Tasks that need neither a file nor an LM of their own."""
+NAMES = ("support", "gsm8k", *(f"bbh_{name}" for name in BBH), *GENERATED)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task, as every optimizer is given it.
+    """What an optimizer is given, and what its result is measured on.
 
-    `student` makes a fresh student. `metric(gold, pred, trace=None, pred_name=None,
-    pred_trace=None)` gives `dspy.Prediction(score=, feedback=)` with a score in [0, 1];
-    `plain_metric(gold, pred, trace=None)` gives a float, for optimizers that take no feedback.
-    `make_lm` and `make_reflection_lm` make the LMs from a seed where the task brings its own
-    (simulated, embedded).
+    Attributes:
+        name: as in `NAMES`, or `rg:<name>`.
+        student: makes a fresh student.
+        train: what the optimizer learns from.
+        val: what it may select on.
+        test: what nobody sees until the end.
+        metric: `metric(gold, pred, trace=None, pred_name=None, pred_trace=None)` gives
+            `dspy.Prediction(score=, feedback=)`, the score in [0, 1].
+        plain_metric: `metric(gold, pred, trace=None)` gives the same score as a float, for
+            optimizers that take no feedback. It is graded where the task is: what asks for a yes
+            or no (few-shot bootstrapping) needs a threshold.
+        make_lm: the policy LM where the task brings its own, from a seed.
+        make_reflection_lm: the same for the reflection LM.
+        notes: what a reader of its figures has to know.
     """
 
     name: str
@@ -25,8 +54,62 @@ class Task:
     train: Sequence[dspy.Example]
     val: Sequence[dspy.Example]
     test: Sequence[dspy.Example]
-    metric: Callable
-    plain_metric: Callable
+    metric: Callable[..., dspy.Prediction]
+    plain_metric: Callable[..., float]
     make_lm: Callable[[int], dspy.LM] | None = None
     make_reflection_lm: Callable[[int], dspy.LM] | None = None
     notes: str = ""
+
+
+def load(name: str, seed: int, data: Path | None = None) -> Task:
+    """The task of that name, with the examples and splits of that seed.
+
+    Args:
+        name: one of `NAMES`, or `rg:<name of a reasoning_gym data set>`.
+        seed: draws examples and splits; the same seed gives the same task.
+        data: the folder with the files of the tasks that read some.
+
+    Raises:
+        ValueError: there is no task of that name, or it needs `data`.
+        FileNotFoundError: `data` lacks a file.
+        ImportError: the task needs a package of the `bench` extra.
+    """
+    prefix, separator, rest = name.partition(":")
+    if separator and prefix == "rg":
+        return _module("rg").load(seed, data, name=rest)
+    if name not in NAMES:
+        raise ValueError(f"task {name!r}: there is none; pass one of {', '.join(NAMES)}, rg:<name>")
+    if name.startswith("bbh_"):
+        return _module("bbh").load(seed, data, name=name.removeprefix("bbh_"))
+    return _module(name).load(seed, data)
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"task {name!r} needs the package {error.name!r}: pip install -e '.[bench]'"
+        ) from error
+
+
+def plain(metric: Callable[..., dspy.Prediction]) -> Callable[..., float]:
+    """The metric without its feedback."""
+
+    def plain_metric(gold: dspy.Example, pred: dspy.Prediction, trace: Any = None) -> float:
+        return float(metric(gold, pred, trace).score)
+
+    return plain_metric
+
+
+def split(
+    examples: Sequence[dspy.Example], sizes: Sequence[int], seed: int
+) -> list[list[dspy.Example]]:
+    """Disjoint random parts of these sizes, in random order; the last is cut where too few are."""
+    shuffled = list(examples)
+    random.Random(f"split/{seed}").shuffle(shuffled)
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(shuffled[start : start + size])
+        start += size
+    return parts
