@@ -7,8 +7,9 @@ estimated from its code; the estimates are upper ones. How they are fair:
 - Validation sets: an optimizer that pays for the whole set with each candidate (GEPA, MIPROv2,
   few-shot bootstrapping, InferRules, COPRO) gets a tenth of the budget's examples, at least 10:
   "the smallest that matches the task", as GEPA's documentation has it.
-- GEPA: `max_metric_calls` is the budget; its reflection calls come on top, and the account ends
-  it. Its best candidate so far is what it would have returned.
+- GEPA: `max_metric_calls` counts what the cache answers too, and not its reflection calls; so it
+  is set above the budget, and the account ends it. Its best candidate so far is what it would have
+  returned.
 - MIPROv2: the most candidates for which the budget reaches for the number of trials that its own
   formula recommends, and then as many trials as it reaches for. Minibatches only where its `auto`
   would use them.
@@ -86,7 +87,7 @@ def _gepa(minibatch: int) -> Callable[[Setup], Any]:
     def run(setup: Setup) -> Any:
         optimizer = dspy.GEPA(
             setup.task.metric,
-            max_metric_calls=setup.n_runs,
+            max_metric_calls=2 * setup.n_runs,  # the account ends it
             reflection_lm=setup.reflection,
             reflection_minibatch_size=minibatch,
             num_threads=setup.n_threads,

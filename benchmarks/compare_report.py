@@ -47,8 +47,8 @@ def _figure(task: str, records: Sequence[Record]) -> str:
         for name in WITHOUT_BUDGET
         if (scores := [r["mean"] for r in records if r["optimizer"] == name])
     }
-    for name, level in levels.items():
-        axes.axhline(level, color="grey", linestyle=":", label=name)
+    for (name, level), style in zip(levels.items(), (":", "--"), strict=False):
+        axes.axhline(level, color="grey", linestyle=style, label=name)
     names = sorted({record["optimizer"] for record in records} - set(WITHOUT_BUDGET))
     for place, name in enumerate(names):
         of_optimizer = [record for record in records if record["optimizer"] == name]

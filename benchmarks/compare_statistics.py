@@ -221,7 +221,7 @@ def curve(records: Sequence[Record], start: float) -> tuple[list[int], list[floa
         ]
         means.sort()
         return [0, *(n for n, _ in means)], [start, *(score for _, score in means)]
-    calls = sorted({0, *(n for record in runs for n, _ in record["curve"])})
+    calls = sorted({0, largest, *(n for record in runs for n, _ in record["curve"])})
     held = [[_held_at(record["curve"], n, start) for record in runs] for n in calls]
     return calls, [statistics.fmean(scores) for scores in held]
 
