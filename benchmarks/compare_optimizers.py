@@ -5,8 +5,8 @@ documented arguments, so that it ends by itself before the budget where it can. 
 estimated from its code; the estimates are upper ones. How they are fair:
 
 - Validation sets: an optimizer that pays for the whole set with each candidate (GEPA, MIPROv2,
-  few-shot bootstrapping, InferRules, COPRO) gets a tenth of the budget's examples, at least 10:
-  "the smallest that matches the task", as GEPA's documentation has it.
+  few-shot bootstrapping, InferRules, COPRO) gets so many of its examples as a tenth (COPRO: a
+  twentieth) of the budget has runs, at least 10: GEPA's documentation, too, asks for a small one.
 - GEPA: `max_metric_calls` counts what the cache answers too, and not its reflection calls; so it
   is set above the budget, and the account ends it. Its best candidate so far is what it would have
   returned.
@@ -15,10 +15,11 @@ estimated from its code; the estimates are upper ones. How they are fair:
   would use them.
 - Few-shot bootstrapping: BootstrapFewShotWithRandomSearch, as many candidates as the budget
   reaches for; demos as by default (4 bootstrapped, 16 labelled).
-- SIMBA: its 8 steps where they fit with any batch size, with the largest that fits; of 12 seeds and
-  budgets on two simulated tasks, this did better than few steps with large batches or 12 steps. It
-  tells of nothing before its end, so its settings leave room, and it spends about 70 % of the
-  budget. It has no validation set: it trains on both.
+- SIMBA: its default of 8 steps where they fit with any batch size, with the largest that does, else
+  fewer. Tried on `sim:easy`, 3 seeds, 500 and 1,500 calls: held-out 0.63 and 0.67, against 0.48 and
+  0.54 with 3 steps of larger batches, 0.52 and 0.63 with 12 of smaller ones. It tells of nothing
+  before its end, so its settings leave room, and it spends about 70 % of the budget. It has no
+  validation set: it trains on both.
 - COPRO: depth 3 (default), and the breadth that fits. InferRules: the number of candidates that
   fits; its rules are written by the reflection LM.
 - TrainingFreeGRPO: its defaults, and `max_lm_calls`. The paper's schedule has no validation: it
