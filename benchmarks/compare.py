@@ -93,8 +93,8 @@ def about(arguments: argparse.Namespace) -> str:
     """How the figures were made."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     command = " ".join(["python", "benchmarks/compare.py", *sys.argv[1:]])
-    policy, reflection = arguments.lm or "the task's", arguments.reflection_lm or "its own or the same"
-    lms = f"LM: {policy}, reflection LM: {reflection}"
+    lms = f"LM {arguments.lm or 'of the task'}"
+    lms += f", reflection LM {arguments.reflection_lm}" if arguments.reflection_lm else ""
     machine = f"Python {platform.python_version()}, {os.cpu_count()} cores"
     return f"{command}. {lms}. {versions}; {machine}."
 

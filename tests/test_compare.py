@@ -63,7 +63,7 @@ def test_threads_together_make_exactly_as_many_calls_as_the_budget_has() -> None
     assert account.spent[POLICY].prompt_tokens > 0
 
 
-def test_an_answer_from_the_cache_is_free_and_fits_into_a_spent_budget_never() -> None:
+def test_once_the_budget_is_spent_a_cached_answer_is_refused_too() -> None:
     account, task = Account(1), find("sim:easy", 0)
     with dspy.context(lm=policy(account)):
         task.student()(**task.train[0].inputs())
@@ -140,6 +140,19 @@ def test_an_optimizer_that_raises_is_a_record_with_its_error() -> None:
     assert record["mean"] == run_cell(Cell("sim:easy", "none", 0, 0), Options())["mean"]
 
 
+def test_a_cell_that_is_run_again_gives_the_same_scores() -> None:
+    cell = Cell("sim:noisy", "simba", 120, 1)
+    once, again = (run_cell(cell, Options(n_threads=n, curves=False)) for n in (1, 4))
+    assert once["scores"] == again["scores"]
+    assert once["instructions"] == again["instructions"]
+
+
+def test_prices_make_a_cost_of_tokens() -> None:
+    prices = {"policy": (2.0, 0.0), "reflection": (0.0, 0.0)}
+    record = run_cell(Cell("sim:easy", "simba", 120, 0), Options(prices=prices, curves=False))
+    assert record["cost"] == pytest.approx(record["spent"]["policy"]["prompt_tokens"] * 2e-6)
+
+
 def test_cells_of_a_results_file_are_not_run_again_and_a_cut_line_is_left_out(
     tmp_path: Path,
 ) -> None:
@@ -213,6 +226,7 @@ def test_the_report_holds_every_optimizer_and_needs_no_other_file() -> None:
     text, plain = page(records, tables, "made <so>"), markdown(tables)
     assert "made &lt;so&gt;" in text
     assert text.count("<svg") == 1
+    assert page(records, tables, "made <so>") == text
     assert "<link" not in text and "<script" not in text and "<img" not in text
     assert [row.optimizer for row in made] == ["oracle", "tfgrpo", "gepa", "none"]
     assert all(name in plain and name in text for name in ("oracle", "tfgrpo", "gepa", "none"))
