@@ -12,7 +12,7 @@ SIMBA tells of nothing before its end. Nothing here calls an LM.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import dspy
@@ -78,7 +78,12 @@ class Observer(BaseCallback):
             self._note(program)
 
     def watched(self, gate: Any) -> Any:
-        """The gate, which decides as before, in a class that also tells of its decisions."""
+        """The gate, which decides as before, in a class that also tells of its decisions.
+
+        A gate that is no dataclass cannot be copied so, and comes back as it is: no curve then.
+        """
+        if not is_dataclass(gate):
+            return gate
         note = self._note_library
 
         class Watched(type(gate)):  # type: ignore[misc]
