@@ -1,0 +1,186 @@
+"""One cell of the comparison: one optimizer, task, budget and seed; what came of it, as JSON.
+
+What is measured here is not charged to anybody: the held-out scores, the learning curve, and the
+two runs of the student that tell how many LM calls a run takes.
+"""
+
+import contextlib
+import io
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import dspy
+import numpy as np
+from compare_ablations import ABLATIONS
+from compare_budget import POLICY, REFLECTION, Account, BudgetSpentError, counted
+from compare_observe import Observer, prompt_words
+from compare_optimizers import OPTIMIZERS, Setup
+from compare_tasks import find
+from tasks import Task
+
+RUNNERS = OPTIMIZERS | ABLATIONS
+WITHOUT_BUDGET = ("none", "oracle")
+"""These spend nothing, so one cell of them stands beside every budget."""
+N_PROBES = 2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What names a cell."""
+
+    task: str
+    optimizer: str
+    budget: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Options:
+    """What holds for all cells. Prices: US dollars for a million prompt, completion tokens."""
+
+    lm: str | None = None
+    reflection_lm: str | None = None
+    data: Path | None = None
+    n_threads: int = 4
+    curves: bool = True
+    prices: Mapping[str, tuple[float, float]] | None = None
+
+
+def run_cell(cell: Cell, options: Options) -> dict[str, Any]:
+    """The record of a cell."""
+    began = time.monotonic()
+    with _silence():
+        dspy.configure_cache(enable_disk_cache=False)  # nobody profits from what another paid
+        task = find(cell.task, cell.seed, options.data)
+        policy, reflection = _lms(task, cell.seed, options)
+        account = Account(cell.budget)
+        student = task.student()
+        observer = Observer(account, student)
+        setup = Setup(
+            task=task,
+            budget=cell.budget,
+            seed=cell.seed,
+            policy=counted(policy, POLICY, account),
+            reflection=counted(reflection, REFLECTION, account),
+            observer=observer,
+            n_threads=options.n_threads,
+            calls=_calls_per_run(task, policy),
+        )
+        started = time.monotonic()
+        program, ended = _optimized(cell.optimizer, setup)
+        wall_s = time.monotonic() - started
+        scores, prompt_tokens, n_failed = held_out(program, task, policy, options.n_threads)
+        curve = []
+        if options.curves:
+            for candidate in observer.candidates:
+                points, _, _ = held_out(candidate.program, task, policy, options.n_threads)
+                curve.append([candidate.n_calls, float(np.mean(points))])
+        curve.append([account.n_calls, float(np.mean(scores))])
+    return {
+        **asdict(cell),
+        "mean": float(np.mean(scores)),
+        "scores": scores,
+        "spent": {role: asdict(spent) for role, spent in account.spent.items()},
+        "cost": _cost(account, options.prices),
+        "wall_s": round(wall_s, 3),
+        "cell_s": round(time.monotonic() - began, 3),
+        "prompt_words": prompt_words(program),
+        "prompt_tokens": round(prompt_tokens, 1),
+        "ended": ended,
+        "failed": {"lm_calls": account.n_failed, "held_out_runs": n_failed},
+        "curve": curve,
+        "instructions": {n: p.signature.instructions for n, p in program.named_predictors()},
+        "n_demos": {name: len(p.demos) for name, p in program.named_predictors()},
+    }
+
+
+def _optimized(name: str, setup: Setup) -> tuple[Any, str]:
+    """The program, and how the optimizer ended: "finished", "budget", or what it raised."""
+    try:
+        with dspy.context(lm=setup.policy, callbacks=[setup.observer]):
+            return RUNNERS[name](setup), "finished"
+    except BudgetSpentError:
+        ended = "budget"
+        kept = None
+    except Exception as error:  # noqa: BLE001 - whatever an optimizer raises is its result here
+        ended = f"{type(error).__name__}: {error}"[:500]
+        kept = getattr(error, "program", None)
+    return kept or setup.observer.best or setup.task.student(), ended
+
+
+def held_out(
+    program: Any, task: Task, policy: Any, n_threads: int
+) -> tuple[list[float], float, int]:
+    """The score on each test example, prompt tokens of a run, and how many runs failed."""
+    account = Account()
+    lm = counted(policy.copy(cache=False), POLICY, account)
+
+    def score(gold: Any, pred: Any) -> float:
+        return float(task.metric(gold, pred).score)
+
+    evaluate = dspy.Evaluate(
+        devset=list(task.test), metric=score, num_threads=n_threads, max_errors=10**9
+    )
+    with dspy.context(lm=lm):
+        results = evaluate(program).results
+    n_failed = sum(prediction == dspy.Prediction() for _, prediction, _ in results)
+    tokens = account.spent[POLICY].prompt_tokens / len(task.test)
+    return [float(value) for *_, value in results], tokens, n_failed
+
+
+def _calls_per_run(task: Task, policy: Any) -> float:
+    account = Account()
+    with dspy.context(lm=counted(policy.copy(cache=False), POLICY, account)):
+        for example in task.train[:N_PROBES]:
+            with contextlib.suppress(Exception):
+                task.student()(**example.inputs())
+    return max(1.0, account.n_calls / N_PROBES)
+
+
+def _lms(task: Task, seed: int, options: Options) -> tuple[Any, Any]:
+    policy = dspy.LM(options.lm) if options.lm else task.make_lm and task.make_lm(seed)
+    if policy is None:
+        raise ValueError(f"--task {task.name} brings no LM of its own: pass --lm.")
+    if options.reflection_lm:
+        return policy, dspy.LM(options.reflection_lm)
+    if options.lm is None and task.make_reflection_lm:
+        return policy, task.make_reflection_lm(seed)
+    return policy, policy
+
+
+def _cost(account: Account, prices: Mapping[str, tuple[float, float]] | None) -> float | None:
+    if not prices:
+        return None
+    return sum(
+        (spent.prompt_tokens * prices[role][0] + spent.completion_tokens * prices[role][1]) / 1e6
+        for role, spent in account.spent.items()
+    )
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Optimizers write progress bars and much else; what a cell has to say is in its record."""
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def all_cells(
+    tasks: Sequence[str], optimizers: Sequence[str], budgets: Sequence[int], seeds: Sequence[int]
+) -> list[Cell]:
+    """Every cell, each of those without budget once for a seed."""
+    cells = [
+        Cell(task, optimizer, 0 if optimizer in WITHOUT_BUDGET else budget, seed)
+        for task in tasks
+        for seed in seeds
+        for budget in budgets
+        for optimizer in optimizers
+    ]
+    return list(dict.fromkeys(cells))
