@@ -170,12 +170,12 @@ class Pipeline:
         await self._measured.run_everywhere([self.start_library])
         spent = self._recorder.usage["gate"] + self._recorder.usage["metric"]
         n_last = n + 2 * n_test
-        times = RESERVE_MARGIN * n_last / n
+        share = n_last / n
         self._run.ledger.keep_back(
             n_last,
-            math.ceil(times * spent.n_lm_calls),
-            times * spent.cost_usd,
-            times * (time.monotonic() - started),
+            math.ceil(share * spent.n_lm_calls),
+            RESERVE_MARGIN * share * spent.cost_usd,
+            RESERVE_MARGIN * share * (time.monotonic() - started),
         )
 
     # ------------------------------------------------------------------ the verbs of the loop
