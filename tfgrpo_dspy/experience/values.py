@@ -89,7 +89,14 @@ class Experience:
         return (self.id, self.text, self.scope)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Experience) and self.content == other.content
+        if self is other:
+            return True
+        return (
+            isinstance(other, Experience)
+            and self.text == other.text
+            and self.id == other.id
+            and self.scope == other.scope
+        )
 
     def __hash__(self) -> int:
         return hash(self.content)

@@ -22,7 +22,7 @@ from tfgrpo_dspy.gate.sequential import Account, Plan, Verdict, check_settings, 
 
 _LOOKS = 3
 _CLEAR = 0.95
-"""A part ends before its last look when each candidate helps, or does not, with this probability."""
+"""A part ends early when each candidate helps, or does not, with this probability."""
 
 _Tried = tuple[Trial, frozenset[int]]
 """A trial, and the candidates that are present in it."""
@@ -63,8 +63,8 @@ class FactorialGate:
 
     error: float = 0.08
     max_trials: int = 200
-    choose_share: float = 0.25
-    prune_share: float = 0.25
+    choose_share: float = 0.2
+    prune_share: float = 0.3
     min_probability: float = 0.8
     futility: float = 0.02
     margin: float = 0.02
