@@ -160,7 +160,10 @@ class FactorialGate:
             return chosen
         halves = _Halves(candidates, evidence, chosen.staying, n_slots, chosen.trials)
         pruned = self._look_on(halves, candidates, self.min_probability)
-        if isinstance(pruned, Trials) or pruned.staying:
+        if isinstance(pruned, Trials):
+            return pruned
+        pruned = replace(pruned, estimates={**chosen.estimates, **pruned.estimates})
+        if pruned.staying:
             return pruned
         best = max(sorted(chosen.staying), key=lambda k: _estimate(pruned.estimates, k))
         return replace(pruned, staying=frozenset({best}))

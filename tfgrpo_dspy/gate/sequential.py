@@ -58,9 +58,10 @@ def sign_flip_p(sums: Sequence[float]) -> float:
     values = np.asarray([value for value in sums if value], dtype=float)
     if not len(values):
         return 1.0
-    whole = np.abs(values - np.rint(values)).max() < 1e-9 and np.abs(values).sum() <= _CELLS
-    unit = 1.0 if whole else float(np.abs(values).sum()) / _CELLS
-    steps = np.rint(np.abs(values) / unit).astype(int)
+    sizes = np.abs(values)
+    whole = sizes.min() >= 1 and np.abs(sizes - np.rint(sizes)).max() < 1e-9
+    unit = 1.0 if whole and sizes.sum() <= _CELLS else float(sizes.sum()) / _CELLS
+    steps = np.rint(sizes / unit).astype(int)
     share = np.zeros(int(steps.sum()) + 1)
     share[0] = 1.0
     for step in steps[steps > 0]:
@@ -155,7 +156,9 @@ class Plan:
 
     def is_hopeless(self, n_examples: int) -> bool:
         """Even if every example gained, no look would accept: there are too few of them."""
-        return self.n_pairs < 1 or 0.5 ** min(self.n_pairs, n_examples) > max(self.levels)
+        if self.n_pairs < 1 or self.error <= 0:
+            return True
+        return 0.5 ** min(self.n_pairs, n_examples) > max(self.levels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,21 +245,28 @@ def _look(
             gains.setdefault(old.example, []).append(after - before + plan.margin)
     sums = [math.fsum(values) for values in gains.values()]
     total, length = math.fsum(sums), math.sqrt(math.fsum(value * value for value in sums))
-    n_pairs = sum(map(len, gains.values()))
-    is_better = total > 0 and sign_flip_p(sums) <= level
-    spent = plan.error * (n_seen / plan.n_pairs) ** SPENDING_POWER
-    gain = total / n_pairs - plan.margin if n_pairs else 0.0
-    error = _standard_error(sums, total / max(len(sums), 1)) / max(n_pairs, 1)
-    verdict = Verdict(is_better, gain, error, n_pairs, len(sums), spent, n_seen)
+    counts = [len(values) for values in gains.values()]
+    n_pairs = sum(counts)
+    mean = total / n_pairs if n_pairs else 0.0
+    verdict = Verdict(
+        is_better=total > 0 and sign_flip_p(sums) <= level,
+        gain=mean - plan.margin if n_pairs else 0.0,
+        standard_error=_standard_error(sums, counts, mean),
+        n_pairs=n_pairs,
+        n_examples=len(sums),
+        error_spent=plan.error * (n_seen / plan.n_pairs) ** SPENDING_POWER,
+        n_slots=n_seen,
+    )
     return verdict, total / length if length else 0.0
 
 
-def _standard_error(sums: Sequence[float], mean: float) -> float:
-    """The standard error of a total of independent sums."""
+def _standard_error(sums: Sequence[float], counts: Sequence[int], mean: float) -> float:
+    """That of a mean over all pairs, with the examples as clusters; infinite for one example."""
     n = len(sums)
     if n < 2:
         return math.inf
-    return math.sqrt(n / (n - 1) * math.fsum((value - mean) ** 2 for value in sums))
+    apart = math.fsum((s - mean * count) ** 2 for s, count in zip(sums, counts, strict=True))
+    return math.sqrt(n / (n - 1) * apart) / sum(counts)
 
 
 def _is_futile(z: float, n_seen: int, plan: Plan, last_level: float) -> bool:
