@@ -99,12 +99,12 @@ def null(scale: float, n: int) -> Table:
     """Lessons that do nothing. With a single one, factorial and paired gate do the same."""
     table = []
     for kind in ("bernoulli", "rare", "skewed"):
-        runs = int(scale * (1000 if kind == "bernoulli" else 400))
+        runs = int(scale * (300 if kind == "rare" else 1000))
         table.append(null_row("paired", PairedGate(), n, 1, kind, runs))
     for name, gate in OURS.items():
-        table.append(null_row(name, gate, n, 4, "bernoulli", int(scale * 200)))
+        table.append(null_row(name, gate, n, 4, "bernoulli", int(scale * 100)))
     for name, gate in OTHERS.items():
-        table.append(null_row(name, gate, n, 1, "bernoulli", int(scale * 150)))
+        table.append(null_row(name, gate, n, 1, "bernoulli", int(scale * 100)))
     return table
 
 
@@ -134,10 +134,10 @@ def harm(scale: float) -> Table:
     table = []
     for n in (20, 50, 200):
         for cost in (0.05, 0.1, 0.2):
-            table.append(harm_row("paired", PairedGate(), n, cost, 1, int(scale * 400)))
-            table.append(harm_row("factorial", FactorialGate(), n, cost, 4, int(scale * 60)))
+            table.append(harm_row("paired", PairedGate(), n, cost, 1, int(scale * 200)))
+            table.append(harm_row("factorial", FactorialGate(), n, cost, 4, int(scale * 40)))
             for name, gate in OTHERS.items():
-                table.append(harm_row(name, gate, n, cost, 1, int(scale * 100)))
+                table.append(harm_row(name, gate, n, cost, 1, int(scale * 60)))
     return table
 
 
@@ -183,7 +183,7 @@ def power_gates(n_useless: int) -> dict[str, Any]:
         gates[f"SIMBA's rule{suffix}"] = SimbaRule(min_errors=bar)
     ours = FactorialGate if n_useless else PairedGate
     for max_trials in (60, 150, 300):
-        for error in (0.03, 0.2, 0.7):
+        for error in (0.1, 0.6):
             lax = ours(error=error, max_trials=max_trials)
             gates[f"ours, {error} an update, {max_trials}"] = EachAlone(lax)
     return gates

@@ -61,7 +61,7 @@ class FactorialGate:
         metric: scores the trials in place of the optimizer's metric.
     """
 
-    error: float = 0.08
+    error: float = 0.06
     max_trials: int = 200
     choose_share: float = 0.2
     prune_share: float = 0.3

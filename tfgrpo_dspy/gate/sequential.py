@@ -41,7 +41,7 @@ def check_settings(error: float, max_trials: int, futility: float, max_passes: i
         ValueError: which value, and what to pass.
     """
     if not 0 < error <= 1:
-        raise ValueError(f"error={error}: pass a probability above 0, such as 0.08.")
+        raise ValueError(f"error={error}: pass a probability above 0, such as 0.06.")
     if max_trials < 2:
         raise ValueError(f"max_trials={max_trials}: a comparison takes at least 2 rollouts.")
     if not 0 <= futility < 1:
