@@ -115,6 +115,33 @@ def test_the_trials_of_one_experience_have_one_id_whatever_else_is_present() -> 
     assert all(len(found) == 1 for found in ids.values())
 
 
+def test_a_delete_alone_stays_only_if_it_gains() -> None:
+    same, _ = play(FactorialGate(), of_twelve(Delete("E1")), lambda _: 1.0)
+    assert same.library == INCUMBENT
+    assert same.dropped == {}
+    better, _ = play(FactorialGate(), of_twelve(Delete("E1")), noisy(0.7, **{"Be brief.": -0.4}))
+    assert list(better.library) == []
+    assert set(better.dropped) == {"E1"}
+
+
+def test_a_delete_that_changes_nothing_goes_along_with_what_gains() -> None:
+    score_of = by_text(Be=0.25, good=0.75)
+    spread = {i: 0.01 * (i % 5) for i in range(60)}
+    decision, _ = play(
+        FactorialGate(),
+        of_twelve(Delete("E1"), Add("good")),
+        lambda trial: (score_of(trial) if len(trial.library) else 0.25) + spread[trial.example],
+    )
+    assert texts(decision.library) == ["good"]
+
+
+def test_without_trials_for_choosing_and_pruning_the_whole_is_confirmed_or_not() -> None:
+    gate = FactorialGate(choose_share=0, prune_share=0)
+    decision, asked = play(gate, of_twelve(*map(Add, "ab")), noisy(0.2, a=0.5))
+    assert texts(decision.library) == ["Be brief.", "a", "b"]
+    assert {t.index % 2 for trials in asked for t in trials.trials} == {0}
+
+
 def test_an_add_that_needs_the_room_of_a_delete_does_not_stay_without_it() -> None:
     evidence = replace(of_twelve(Delete("E1"), Add("good")), limits=Limits(max_experiences=1))
     score_of = noisy(0.2, **{"good": 0.4, "Be brief.": 0.3})

@@ -8,6 +8,11 @@ share out the error by alpha spending (Lan and DeMets, Biometrika 70, 1983; powe
 DeMets, Biometrika 74, 1987), with levels from the recursion of Armitage, McPherson and Rowe
 (JRSS A 132, 1969). It ends early, too, where the conditional power (Lan and Wittes, Biometrics 44,
 1988) says that more trials would hardly change the answer; that only ever lowers the error.
+
+Betting and other anytime-valid tests (Waudby-Smith and Ramdas, JRSS B 86, 2024) need no number of
+looks fixed before and no symmetry, but known bounds of the scores, and more pairs for the same
+power. The price of ours: of a lesson that does harm by rare, large losses which no trial has met,
+it says what the trials say.
 """
 
 import math
@@ -134,14 +139,12 @@ class Plan:
     """At most `n_pairs` pairs, looked at `n_looks` times, erring with probability `error`.
 
     `futility`: it ends when the chance that the trend so far leads to acceptance falls below it.
-    `margin`: what may be lost; 0 tests for a gain, more for no loss greater than that.
     """
 
     n_pairs: int
     error: float
     n_looks: int = 4
     futility: float = 0.02
-    margin: float = 0.0
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -242,7 +245,7 @@ def _look(
     for old, new in zip(trials[:half], trials[half:], strict=True):
         before, after = evidence.scores[old], evidence.scores[new]
         if before is not None and after is not None:
-            gains.setdefault(old.example, []).append(after - before + plan.margin)
+            gains.setdefault(old.example, []).append(after - before)
     sums = [math.fsum(values) for values in gains.values()]
     total, length = math.fsum(sums), math.sqrt(math.fsum(value * value for value in sums))
     counts = [len(values) for values in gains.values()]
@@ -250,7 +253,7 @@ def _look(
     mean = total / n_pairs if n_pairs else 0.0
     verdict = Verdict(
         is_better=total > 0 and sign_flip_p(sums) <= level,
-        gain=mean - plan.margin if n_pairs else 0.0,
+        gain=mean,
         standard_error=_standard_error(sums, counts, mean),
         n_pairs=n_pairs,
         n_examples=len(sums),
