@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfgrpo_dspy.gate.sequential import Account, Plan, look_levels, sign_flip_p, slots
+from tfgrpo_dspy.gate.sequential import Account, Plan, Verdict, look_levels, sign_flip_p, slots
 
 
 @pytest.mark.parametrize(
@@ -93,3 +93,14 @@ def test_seven_examples_can_never_reach_an_error_of_one_in_two_hundred() -> None
 
 def test_rollouts_make_more_pairs_where_the_incumbents_are_known() -> None:
     assert [Account(0.0, known).n_pairs(100) for known in (0, 40, 100, 500)] == [50, 70, 100, 100]
+
+
+@pytest.mark.parametrize(
+    ("is_better", "keeps_known", "n_known"), [(False, True, 50), (True, True, 20), (True, False, 0)]
+)
+def test_of_a_new_incumbent_nothing_is_known_but_what_itself_was_tried_on(
+    is_better: bool, keeps_known: bool, n_known: int
+) -> None:
+    verdict = Verdict(is_better, 0.1, 0.1, 20, 20, error_spent=0.01, n_slots=20)
+    after = Account(0.02, 50).after(verdict, keeps_known)
+    assert after == Account(pytest.approx(0.03), n_known)
