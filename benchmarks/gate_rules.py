@@ -1,20 +1,33 @@
 """Other optimizers' rules of acceptance as gates, simplified, for `benchmarks/gates.py`.
 
-They see a run exactly as our gates do. What an update proposes are its operations, each a candidate.
+They see a run as our gates do. The operations of an update are the candidates.
 """
 
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.gate import Decision, Trial, TrialEvidence, Trials
+from tfgrpo_dspy.gate import Decision, Gate, Trial, TrialEvidence, Trials
+from tfgrpo_dspy.gate.sequential import Account
 
 
 def _mean(evidence: TrialEvidence, trials: Sequence[Trial]) -> float:
     return statistics.fmean(evidence.scores[trial] or 0.0 for trial in trials)
+
+
+def _rises(
+    evidence: TrialEvidence, old: Sequence[Trial], new: Sequence[Trial], min_errors: float
+) -> bool:
+    """The mean gain is above 0 by more than so many standard errors."""
+    gains = [
+        (evidence.scores[b] or 0.0) - (evidence.scores[a] or 0.0)
+        for a, b in zip(old, new, strict=True)
+    ]
+    error = statistics.stdev(gains) / len(gains) ** 0.5
+    return statistics.fmean(gains) > min_errors * error
 
 
 def _unpaid(evidence: TrialEvidence, trials: Sequence[Trial]) -> Trials | None:
@@ -30,13 +43,14 @@ def _whole(evidence: TrialEvidence, library: ExperienceLibrary) -> list[Trial]:
 class MeanRises:
     """The whole update stays if its mean on the validation set is above the incumbent's."""
 
+    min_errors: float = 0.0
     metric: Callable[..., Any] | None = None
 
     def next(self, evidence: TrialEvidence) -> Trials | Decision:
         old, new = (_whole(evidence, lib) for lib in (evidence.incumbent, evidence.proposed))
         if unpaid := _unpaid(evidence, [*old, *new]):
             return unpaid
-        rises = _mean(evidence, new) > _mean(evidence, old)
+        rises = _rises(evidence, old, new, self.min_errors)
         return Decision(evidence.proposed if rises else evidence.incumbent, "mean")
 
 
@@ -47,10 +61,12 @@ class GepaRule:
     Parent and child on a minibatch of 3 training examples; a child whose sum is strictly higher is
     tried on the whole validation set, and stands if its mean is above its parent's. (GEPA draws the
     parent from a Pareto front and returns the program with the best mean; in a run that proposes
-    given lessons in turn that is the last one that stands.)
+    given lessons in turn that is the last one that stands.) `min_errors` above 0 makes it stricter
+    than GEPA's: by how many of its standard errors the mean must be above.
     """
 
     minibatch: int = 3
+    min_errors: float = 0.0
     metric: Callable[..., Any] | None = None
 
     def next(self, evidence: TrialEvidence) -> Trials | Decision:
@@ -69,7 +85,7 @@ class GepaRule:
             old, new = _whole(evidence, standing), _whole(evidence, child)
             if unpaid := _unpaid(evidence, [*old, *new]):
                 return unpaid
-            if _mean(evidence, new) > _mean(evidence, old):
+            if _rises(evidence, old, new, self.min_errors):
                 standing = child
         return Decision(standing, "gepa")
 
@@ -80,9 +96,11 @@ class SimbaRule:
 
     After the last update everything that ever stood is tried on the whole set, and the best mean is
     returned. (SIMBA draws parents from its pool by softmax and takes 6 candidates a step.)
+    `min_errors` makes it stricter, as above.
     """
 
     minibatch: int = 32
+    min_errors: float = 0.0
     metric: Callable[..., Any] | None = None
 
     def next(self, evidence: TrialEvidence) -> Trials | Decision:
@@ -96,6 +114,8 @@ class SimbaRule:
         if unpaid := _unpaid(evidence, [trial for of_one in trials.values() for trial in of_one]):
             return unpaid
         best = max(trials, key=lambda lib: _mean(evidence, trials[lib]))
+        if not _rises(evidence, trials[incumbent], trials[best], self.min_errors):
+            best = incumbent
         stood = tuple(dict.fromkeys((*stood, best)))
         if evidence.update < evidence.n_updates - 1:
             return Decision(best, "simba", memory=stood)
@@ -103,3 +123,16 @@ class SimbaRule:
         if unpaid := _unpaid(evidence, [trial for of_one in full.values() for trial in of_one]):
             return unpaid
         return Decision(max(full, key=lambda lib: _mean(evidence, full[lib])), "simba")
+
+
+@dataclass(frozen=True)
+class EachAlone:
+    """One of our gates, spending its whole `error` on every update, to be as lax as others."""
+
+    gate: Gate
+    metric: Callable[..., Any] | None = None
+
+    def next(self, evidence: TrialEvidence) -> Trials | Decision:
+        known = evidence.memory.n_known if evidence.memory else 0
+        last = replace(evidence, n_updates=evidence.update + 1, memory=Account(0.0, known))
+        return self.gate.next(last)

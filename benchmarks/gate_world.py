@@ -76,7 +76,7 @@ class Outcome:
 
 
 def run(gate: Any, world: World, updates: Sequence[Sequence[float]]) -> Outcome:
-    """A whole run: each update proposes lessons of these worths; the gate is asked until it decides.
+    """A whole run: each update proposes lessons of these worths, and the gate decides.
 
     The student's score on the validation set is measured before, as the optimizer does.
     """

@@ -18,6 +18,7 @@ from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary, LibraryError, L
 from tfgrpo_dspy.experience import (
     Add,
     Delete,
+    Effect,
     Keep,
     Limits,
     Modify,
@@ -567,6 +568,65 @@ def test_a_copied_or_pickled_library_is_equal_with_its_evidence(
     for other in (copy.deepcopy(library), pickle.loads(pickle.dumps(library))):  # noqa: S301
         assert other == library
         assert other.to_dict() == library.to_dict()
+
+
+# ---------------------------------------------------------------------- annotations
+
+MEASURED = {"effect": Effect(0.12, 0.04, 80), "price": 9, "is_on_trial": True}
+
+
+def test_an_annotated_library_is_equal_and_knows_what_was_measured(
+    library: ExperienceLibrary,
+) -> None:
+    annotated = library.annotated({"E2": MEASURED})
+    assert annotated == library
+    assert (annotated["E2"].effect, annotated["E2"].price) == (Effect(0.12, 0.04, 80), 9)
+    assert annotated["E2"].is_on_trial
+    assert annotated["E1"].effect is library["E2"].effect is None
+
+
+def test_annotations_of_what_is_not_there_or_is_no_annotation_are_refused(
+    library: ExperienceLibrary,
+) -> None:
+    with pytest.raises(LibraryError, match=r"ids \['E3'\] are not in the library"):
+        library.annotated({"E3": MEASURED})
+    with pytest.raises(LibraryError, match=r"\['text'\] are no annotations"):
+        library.annotated({"E1": {"text": "Another."}})
+
+
+def test_a_modify_voids_what_was_measured_of_the_old_text_and_a_keep_does_not(
+    library: ExperienceLibrary,
+) -> None:
+    annotated = library.annotated({"E1": {**MEASURED, "evidence": (FIRST,)}})
+    modified = annotated.apply([Modify("E1", "Ask politely.", evidence=(SECOND,))])["E1"]
+    assert (modified.effect, modified.price, modified.is_on_trial) == (None, None, False)
+    assert modified.evidence == (FIRST, SECOND)
+    kept = annotated.apply([Keep("E1", evidence=(SECOND,))])["E1"]
+    assert (kept.effect, kept.price, kept.is_on_trial) == (Effect(0.12, 0.04, 80), 9, True)
+
+
+def test_a_saved_library_loads_with_what_was_measured(
+    library: ExperienceLibrary, tmp_path: Path
+) -> None:
+    annotated = library.annotated({"E2": MEASURED})
+    annotated.save(tmp_path / "library.json")
+    loaded = ExperienceLibrary.load(tmp_path / "library.json")
+    assert loaded.to_dict() == annotated.to_dict()
+    assert loaded["E2"].effect == Effect(0.12, 0.04, 80)
+    assert loaded["E1"].effect is None
+
+
+def test_a_file_from_before_experiences_had_effects_loads(library: ExperienceLibrary) -> None:
+    record = library.to_dict()
+    assert set(record["experiences"][0]) == {"id", "text", "scope", "evidence"}
+    assert ExperienceLibrary.from_dict(record) == library
+
+
+def test_a_damaged_effect_is_a_damaged_library(library: ExperienceLibrary) -> None:
+    record = library.annotated({"E1": MEASURED}).to_dict()
+    record["experiences"][0]["effect"] = {"estimate": 0.1}
+    with pytest.raises(LibraryFormatError, match="damaged"):
+        ExperienceLibrary.from_dict(record)
 
 
 # ---------------------------------------------------------------------- diff

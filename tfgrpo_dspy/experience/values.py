@@ -6,7 +6,7 @@ to a library, and when it is refused, is decided in `library`.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from tfgrpo_dspy.errors import LibraryError
@@ -97,12 +97,31 @@ class Experience:
         return (self.id, self.text, self.scope)
 
     def to_dict(self) -> dict[str, Any]:
-        """Its fields by name, the evidence too."""
+        """Its fields by name, the evidence too; what was not measured is left out."""
         evidence = tuple(item.to_dict() for item in self.evidence)
-        return {"id": self.id, "text": self.text, "scope": self.scope, "evidence": evidence}
+        values: dict[str, Any] = {
+            "id": self.id,
+            "text": self.text,
+            "scope": self.scope,
+            "evidence": evidence,
+        }
+        if self.effect is not None:
+            values["effect"] = asdict(self.effect)
+        if self.price is not None:
+            values["price"] = self.price
+        if self.is_on_trial:
+            values["is_on_trial"] = True
+        return values
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Experience) and self.content == other.content
+        if self is other:
+            return True
+        return (
+            isinstance(other, Experience)
+            and self.text == other.text
+            and self.id == other.id
+            and self.scope == other.scope
+        )
 
     def __hash__(self) -> int:
         return hash(self.content)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tfgrpo_dspy.experience import Delete
-from tfgrpo_dspy.gate.candidates import Candidates, length
+from tfgrpo_dspy.gate.candidates import Candidates
 from tfgrpo_dspy.gate.effects import Estimate, Row, balanced_presence, estimate_effects
 from tfgrpo_dspy.gate.measured import annotated
 from tfgrpo_dspy.gate.protocol import Decision, Trial, TrialEvidence, Trials
@@ -22,7 +22,7 @@ from tfgrpo_dspy.gate.sequential import Account, Plan, Verdict, check_settings, 
 
 _LOOKS = 3
 _CLEAR = 0.95
-"""A part ends before its last look when each candidate helps, or does not, with this probability."""
+"""A part ends early when each candidate helps, or does not, with this probability."""
 
 _Tried = tuple[Trial, frozenset[int]]
 """A trial, and the candidates that are present in it."""
@@ -44,10 +44,10 @@ class FactorialGate:
     Over all updates of a run, the chance that a run of useless lessons ends with any is at most
     `error`. Candidates are chosen when they are more likely to help than not; all of those are
     tested against the incumbent; of what is confirmed, an operation stays if its effect is above 0
-    with `min_probability`, and the best one in any case. A DELETE stays unless it does harm: of two
-    libraries that cannot be told apart the shorter wins; and a library that is shorter than the
-    incumbent is confirmed when it does not lose more than `margin`. A single candidate is confirmed
-    at once. Experiences that stay carry their `effect`.
+    with `min_probability`, and the best one in any case. Of two libraries that cannot be told apart
+    the shorter wins: a DELETE stays if with that probability it loses no more than `margin`. (Alone
+    it must gain: that nothing is lost takes thousands of rollouts to show.) A single candidate is
+    confirmed at once. Experiences that stay carry their `effect`.
 
     Args:
         error: the chance that a run of useless lessons ends with any of them.
@@ -56,15 +56,15 @@ class FactorialGate:
         prune_share: how much of `max_trials` is for pruning.
         min_probability: what is pruned: effects above 0 with a smaller probability than this.
         futility: a test ends when its chance to accept, by the trend so far, falls below this.
-        margin: what a shorter library may lose, in score.
+        margin: what a DELETE may lose, in score, where others gain.
         max_passes: how often an example is used at most, in each part.
         metric: scores the trials in place of the optimizer's metric.
     """
 
-    error: float = 0.08
+    error: float = 0.06
     max_trials: int = 200
-    choose_share: float = 0.25
-    prune_share: float = 0.25
+    choose_share: float = 0.2
+    prune_share: float = 0.3
     min_probability: float = 0.8
     futility: float = 0.02
     margin: float = 0.02
@@ -129,7 +129,7 @@ class FactorialGate:
             return "nothing to decide"
         if not evidence.n_examples:
             return "no validation examples"
-        if self._plan(len(candidates), False, evidence, account).is_hopeless(evidence.n_examples):
+        if self._plan(len(candidates), evidence, account).is_hopeless(evidence.n_examples):
             return f"too few trials to tell a gain from luck ({evidence.n_examples} examples)"
         return ""
 
@@ -146,28 +146,29 @@ class FactorialGate:
     def _confirm(
         self, chosen: _Measured, candidates: Candidates, evidence: TrialEvidence, account: Account
     ) -> Trials | Verdict:
-        library = candidates.library(chosen.staying)
-        is_shorter = length(library) < length(evidence.incumbent)
-        plan = self._plan(len(candidates), is_shorter, evidence, account)
-        return compare(evidence, library, plan)
+        plan = self._plan(len(candidates), evidence, account)
+        return compare(evidence, candidates.library(chosen.staying), plan)
 
     def _prune(
         self, chosen: _Measured, candidates: Candidates, evidence: TrialEvidence
     ) -> Trials | _Measured:
         """The trials of the next look at the confirmed ones, or who stays of them."""
         n_slots = self._n_slots(self.prune_share, len(chosen.staying), evidence)
-        if len(chosen.staying) == 1:
+        if len(chosen.staying) == 1 or not n_slots:
             return chosen
         halves = _Halves(candidates, evidence, chosen.staying, n_slots, chosen.trials)
         pruned = self._look_on(halves, candidates, self.min_probability)
-        if isinstance(pruned, Trials) or pruned.staying:
+        if isinstance(pruned, Trials):
+            return pruned
+        if not any(estimate.is_known for estimate in pruned.estimates.values()):
+            return chosen
+        pruned = replace(pruned, estimates={**chosen.estimates, **pruned.estimates})
+        if pruned.staying:
             return pruned
         best = max(sorted(chosen.staying), key=lambda k: _estimate(pruned.estimates, k))
         return replace(pruned, staying=frozenset({best}))
 
-    def _plan(
-        self, n_candidates: int, is_shorter: bool, evidence: TrialEvidence, account: Account
-    ) -> Plan:
+    def _plan(self, n_candidates: int, evidence: TrialEvidence, account: Account) -> Plan:
         """What confirming may take: all that the other parts do not."""
         n_others = sum(
             2 * self._n_slots(share, n_candidates, evidence)
@@ -178,7 +179,6 @@ class FactorialGate:
             min(n_pairs, self.max_passes * evidence.n_examples),
             account.share(evidence, self.error),
             futility=self.futility,
-            margin=self.margin if is_shorter else 0.0,
         )
 
     def _n_slots(self, share: float, n_candidates: int, evidence: TrialEvidence) -> int:

@@ -8,6 +8,11 @@ share out the error by alpha spending (Lan and DeMets, Biometrika 70, 1983; powe
 DeMets, Biometrika 74, 1987), with levels from the recursion of Armitage, McPherson and Rowe
 (JRSS A 132, 1969). It ends early, too, where the conditional power (Lan and Wittes, Biometrics 44,
 1988) says that more trials would hardly change the answer; that only ever lowers the error.
+
+Betting and other anytime-valid tests (Waudby-Smith and Ramdas, JRSS B 86, 2024) need no number of
+looks fixed before and no symmetry, but known bounds of the scores, and more pairs for the same
+power. The price of ours: of a lesson that does harm by rare, large losses which no trial has met,
+it says what the trials say.
 """
 
 import math
@@ -41,7 +46,7 @@ def check_settings(error: float, max_trials: int, futility: float, max_passes: i
         ValueError: which value, and what to pass.
     """
     if not 0 < error <= 1:
-        raise ValueError(f"error={error}: pass a probability above 0, such as 0.08.")
+        raise ValueError(f"error={error}: pass a probability above 0, such as 0.06.")
     if max_trials < 2:
         raise ValueError(f"max_trials={max_trials}: a comparison takes at least 2 rollouts.")
     if not 0 <= futility < 1:
@@ -58,9 +63,10 @@ def sign_flip_p(sums: Sequence[float]) -> float:
     values = np.asarray([value for value in sums if value], dtype=float)
     if not len(values):
         return 1.0
-    whole = np.abs(values - np.rint(values)).max() < 1e-9 and np.abs(values).sum() <= _CELLS
-    unit = 1.0 if whole else float(np.abs(values).sum()) / _CELLS
-    steps = np.rint(np.abs(values) / unit).astype(int)
+    sizes = np.abs(values)
+    whole = sizes.min() >= 1 and np.abs(sizes - np.rint(sizes)).max() < 1e-9
+    unit = 1.0 if whole and sizes.sum() <= _CELLS else float(sizes.sum()) / _CELLS
+    steps = np.rint(sizes / unit).astype(int)
     share = np.zeros(int(steps.sum()) + 1)
     share[0] = 1.0
     for step in steps[steps > 0]:
@@ -133,14 +139,12 @@ class Plan:
     """At most `n_pairs` pairs, looked at `n_looks` times, erring with probability `error`.
 
     `futility`: it ends when the chance that the trend so far leads to acceptance falls below it.
-    `margin`: what may be lost; 0 tests for a gain, more for no loss greater than that.
     """
 
     n_pairs: int
     error: float
     n_looks: int = 4
     futility: float = 0.02
-    margin: float = 0.0
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -155,7 +159,9 @@ class Plan:
 
     def is_hopeless(self, n_examples: int) -> bool:
         """Even if every example gained, no look would accept: there are too few of them."""
-        return self.n_pairs < 1 or 0.5 ** min(self.n_pairs, n_examples) > max(self.levels)
+        if self.n_pairs < 1 or self.error <= 0:
+            return True
+        return 0.5 ** min(self.n_pairs, n_examples) > max(self.levels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,24 +245,31 @@ def _look(
     for old, new in zip(trials[:half], trials[half:], strict=True):
         before, after = evidence.scores[old], evidence.scores[new]
         if before is not None and after is not None:
-            gains.setdefault(old.example, []).append(after - before + plan.margin)
+            gains.setdefault(old.example, []).append(after - before)
     sums = [math.fsum(values) for values in gains.values()]
     total, length = math.fsum(sums), math.sqrt(math.fsum(value * value for value in sums))
-    n_pairs = sum(map(len, gains.values()))
-    is_better = total > 0 and sign_flip_p(sums) <= level
-    spent = plan.error * (n_seen / plan.n_pairs) ** SPENDING_POWER
-    gain = total / n_pairs - plan.margin if n_pairs else 0.0
-    error = _standard_error(sums, total / max(len(sums), 1)) / max(n_pairs, 1)
-    verdict = Verdict(is_better, gain, error, n_pairs, len(sums), spent, n_seen)
+    counts = [len(values) for values in gains.values()]
+    n_pairs = sum(counts)
+    mean = total / n_pairs if n_pairs else 0.0
+    verdict = Verdict(
+        is_better=total > 0 and sign_flip_p(sums) <= level,
+        gain=mean,
+        standard_error=_standard_error(sums, counts, mean),
+        n_pairs=n_pairs,
+        n_examples=len(sums),
+        error_spent=plan.error * (n_seen / plan.n_pairs) ** SPENDING_POWER,
+        n_slots=n_seen,
+    )
     return verdict, total / length if length else 0.0
 
 
-def _standard_error(sums: Sequence[float], mean: float) -> float:
-    """The standard error of a total of independent sums."""
+def _standard_error(sums: Sequence[float], counts: Sequence[int], mean: float) -> float:
+    """That of a mean over all pairs, with the examples as clusters; infinite for one example."""
     n = len(sums)
     if n < 2:
         return math.inf
-    return math.sqrt(n / (n - 1) * math.fsum((value - mean) ** 2 for value in sums))
+    apart = math.fsum((s - mean * count) ** 2 for s, count in zip(sums, counts, strict=True))
+    return math.sqrt(n / (n - 1) * apart) / sum(counts)
 
 
 def _is_futile(z: float, n_seen: int, plan: Plan, last_level: float) -> bool:
