@@ -467,5 +467,5 @@ def test_a_decision_that_holds_no_library_is_an_error() -> None:
 
 @pytest.mark.parametrize("example", [6, -1])
 def test_trials_on_an_example_that_does_not_exist_are_an_error(example: int) -> None:
-    with pytest.raises(GateError, match=rf"asks for trials on examples \[{example}\]"):
+    with pytest.raises(GateError, match=rf"asks for a trial on validation example {example};"):
         run(Answering(lambda evidence: Trials.of((evidence.proposed,), (example,))))
