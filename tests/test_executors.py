@@ -36,7 +36,7 @@ from tfgrpo_dspy import (
 )
 from tfgrpo_dspy.budget import Budget
 from tfgrpo_dspy.pipeline import errands
-from tfgrpo_dspy.pipeline.errands import Errand, Parcel, run_errand
+from tfgrpo_dspy.pipeline.errands import Errand, Parcel, packed_library, run_errand
 from tfgrpo_dspy.store import Store
 
 __all__ = ["server"]  # a fixture
@@ -604,7 +604,7 @@ def test_a_library_is_baked_once_for_all_errands_that_a_worker_does_with_it() ->
     with dspy.context(lm=scripted_lm(polite_rules())):
         parcel = Parcel.of(dspy.Predict("question -> answer"), is_polite, 0.7, {})
         library = ExperienceLibrary().apply([{"op": "ADD", "text": "Say please."}])
-        packed = [Errand(library, questions(1)[0], 0, i).packed() for i in (1, 2)]
+        packed = [Errand(packed_library(library), questions(1)[0], 0, i).packed() for i in (1, 2)]
         outcomes = [
             run_errand(parcel.key, parcel.blob, packed[0], Budget(), "a"),
             run_errand(parcel.key, None, packed[1], Budget(), "b"),
