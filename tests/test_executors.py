@@ -4,6 +4,7 @@ Everything is real: pools of processes, and one local dask cluster for the modul
 other processes is seen in files, which the LM, the program or the metric append to.
 """
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -570,6 +571,27 @@ def test_a_second_run_on_the_same_cluster_is_a_run_of_its_own(
         n_made.append(len(calls.lines))
     assert len(set(n_made)) == 1
     assert n_made[0] == n_calls(run)
+
+
+def n_on_cluster(dask_scheduler: Any) -> int:
+    return sum(str(key).startswith("run_errand") for key in dask_scheduler.tasks)
+
+
+def test_no_result_stays_on_the_cluster_where_a_lost_worker_would_mean_to_make_it_again(
+    client: Client,
+) -> None:
+    never = threading.Event()
+    gc.collect()
+    gc.disable()  # which would let them go sooner or later
+    try:
+        compiled(client.get_executor())
+        for _ in range(100):
+            if not (n_left := client.run_on_scheduler(n_on_cluster)):
+                break
+            never.wait(0.05)
+    finally:
+        gc.enable()
+    assert n_left == 0
 
 
 # ---------------------------------------------------------------------- what travels, what stays

@@ -177,6 +177,7 @@ class RemoteWorkers:
         It may have been begun again.
         """
         task: Any = done.task
+        task.future = None  # which knows the task: a circle would keep the result on its worker
         self._is_back(task)
         try:
             outcome: Outcome = done.result.result()
@@ -284,6 +285,7 @@ class RemoteWorkers:
         if task.future is not None:
             self._is_back(task)
             task.future.cancel()
+            task.future = None
         self._leave(task)
 
     def drop_waiting(self) -> None:
