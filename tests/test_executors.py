@@ -335,9 +335,8 @@ def test_what_a_killed_worker_had_begun_is_done_again_elsewhere_and_recorded_onc
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
     assert facts_of_end(run.detailed_results) == facts_of_end(spared.detailed_results)
     assert not run.detailed_results.failures
-    n_needed = n_calls(spared.detailed_results)
-    assert n_made > n_needed - len(calls.lines) + n_made - 1  # what was lost was paid
-    if limits:  # and counts: the whole lease, as nobody knows what it took
+    assert 1 <= n_made - (len(calls.lines) - n_made) <= 3  # what was lost was paid
+    if limits:  # which counts: the whole lease, as nobody knows what it took
         assert n_made <= n_calls(run.detailed_results) <= 300
         assert run.detailed_results.usage["unfinished"].n_lm_calls >= 1
 

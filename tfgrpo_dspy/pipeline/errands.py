@@ -166,6 +166,8 @@ def run_errand(key: str, blob: bytes | None, packed: bytes, budget: Budget, name
         budget: the lease, as a budget of its own.
         name: of the lease, which must be used once only.
     """
+    if _was_begun(name):  # first of all: a new worker in a lost one's place lacks the parcel too
+        return Outcome(was_begun=True)
     try:
         unpacked = _unpacked(key, blob)
         errand = cloudpickle.loads(packed)
@@ -177,8 +179,6 @@ def run_errand(key: str, blob: bytes | None, packed: bytes, budget: Budget, name
         return Outcome(stopped_because=message, is_failure=True)
     if unpacked is None:
         return Outcome(lacks=True)
-    if _was_begun(name):
-        return Outcome(was_begun=True)
     return _run(unpacked, errand, Ledger(budget))
 
 
