@@ -165,11 +165,11 @@ def in_flight() -> dict[str, float]:
 
 
 def profiled(n_rollouts: int) -> None:
-    """Where the coordinator's own thread spends its time."""
+    """Where the CPU time of the coordinator's own thread goes."""
     with processes() as executor, tempfile.TemporaryDirectory() as folder:
         compiled(executor, 200, None)
         for log_dir in (None, Path(folder)):
-            profile = cProfile.Profile()
+            profile = cProfile.Profile(time.thread_time)
             profile.runcall(compiled, executor, n_rollouts, log_dir)
             stats = pstats.Stats(profile)
             stats.sort_stats("cumulative").print_stats("tfgrpo_dspy|submit|get|dumps", 40)
