@@ -557,6 +557,13 @@ def test_an_executor_that_is_shut_down_is_an_error_that_says_so(executor: Execut
         compiled(executor)
 
 
+def test_so_is_a_client_that_is_closed(client: Client) -> None:
+    with Client(client.scheduler.address) as closed:
+        executor = closed.get_executor()
+    with pytest.raises(RunFailedError, match="the executor cannot go on"):
+        compiled(executor)
+
+
 @pytest.mark.parametrize("limits", [{}, {"max_lm_calls": 400}], ids=["no limit", "limit"])
 def test_a_second_run_on_the_same_cluster_is_a_run_of_its_own(
     limits: dict[str, int], client: Client, tmp_path: Path

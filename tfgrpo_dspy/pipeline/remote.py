@@ -40,7 +40,10 @@ def workers_of(executor: Executor) -> int | None:
     if n_workers is not None:
         return int(n_workers)
     nthreads = getattr(getattr(executor, "_client", None), "nthreads", None)  # dask's
-    return sum(nthreads().values()) or None if callable(nthreads) else None
+    try:
+        return sum(nthreads().values()) or None if callable(nthreads) else None
+    except Exception:  # noqa: BLE001 - a client that is closed; handing over an errand will say so
+        return None
 
 
 class RemoteTask:
