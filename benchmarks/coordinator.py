@@ -122,6 +122,25 @@ def throughput(kinds: list[str], n_rollouts: int, repeats: int) -> dict[str, Any
     return found
 
 
+def nothing(number: int) -> int:
+    return number
+
+
+def bare_dask(n_tasks: int) -> float:
+    """CPU time in ms of client and scheduler for a task that does nothing, four at a time."""
+    with dask() as executor:
+        executor.submit(nothing, -1).result()
+        waiting: list[Future[int]] = []
+        cpu = time.process_time()
+        for number in range(n_tasks):
+            waiting.append(executor.submit(nothing, number))
+            if len(waiting) == 4:
+                waiting.pop(0).result()
+        for future in waiting:
+            future.result()
+        return round(1000 * (time.process_time() - cpu) / n_tasks, 2)
+
+
 class Held(Executor):
     """Keeps what it is given, as a cluster does whose rollouts take long."""
 
@@ -189,6 +208,8 @@ def main() -> None:
         return
     found = throughput(arguments.only, arguments.rollouts, arguments.repeats)
     sizes = in_flight()
+    if "dask" in arguments.only:
+        sizes["bare_dask_task_cpu_ms"] = bare_dask(arguments.rollouts)
     for label, row in found.items():
         print(f"{label:30} {row['per_s']:8.0f} rollouts/s {row['cpu_ms']:8.3f} ms CPU each")
     print(*(f"{name} {value}" for name, value in sizes.items()), sep="\n")
