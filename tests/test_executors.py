@@ -4,6 +4,7 @@ Everything is real: pools of processes, and one local dask cluster for the modul
 other processes is seen in files, which the LM, the program or the metric append to.
 """
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -35,7 +36,7 @@ from tfgrpo_dspy import (
 )
 from tfgrpo_dspy.budget import Budget
 from tfgrpo_dspy.pipeline import errands
-from tfgrpo_dspy.pipeline.errands import Errand, Parcel, run_errand
+from tfgrpo_dspy.pipeline.errands import Errand, Parcel, packed_library, run_errand
 from tfgrpo_dspy.store import Store
 
 __all__ = ["server"]  # a fixture
@@ -333,9 +334,8 @@ def test_what_a_killed_worker_had_begun_is_done_again_elsewhere_and_recorded_onc
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
     assert facts_of_end(run.detailed_results) == facts_of_end(spared.detailed_results)
     assert not run.detailed_results.failures
-    n_needed = n_calls(spared.detailed_results)
-    assert n_made > n_needed - len(calls.lines) + n_made - 1  # what was lost was paid
-    if limits:  # and counts: the whole lease, as nobody knows what it took
+    assert 1 <= n_made - (len(calls.lines) - n_made) <= 3  # what was lost was paid
+    if limits:  # which counts: the whole lease, as nobody knows what it took
         assert n_made <= n_calls(run.detailed_results) <= 300
         assert run.detailed_results.usage["unfinished"].n_lm_calls >= 1
 
@@ -556,6 +556,13 @@ def test_an_executor_that_is_shut_down_is_an_error_that_says_so(executor: Execut
         compiled(executor)
 
 
+def test_so_is_a_client_that_is_closed(client: Client) -> None:
+    with Client(client.scheduler.address) as closed:
+        executor = closed.get_executor()
+    with pytest.raises(RunFailedError, match="the executor cannot go on"):
+        compiled(executor)
+
+
 @pytest.mark.parametrize("limits", [{}, {"max_lm_calls": 400}], ids=["no limit", "limit"])
 def test_a_second_run_on_the_same_cluster_is_a_run_of_its_own(
     limits: dict[str, int], client: Client, tmp_path: Path
@@ -569,6 +576,27 @@ def test_a_second_run_on_the_same_cluster_is_a_run_of_its_own(
         n_made.append(len(calls.lines))
     assert len(set(n_made)) == 1
     assert n_made[0] == n_calls(run)
+
+
+def n_on_cluster(dask_scheduler: Any) -> int:
+    return sum(str(key).startswith("run_errand") for key in dask_scheduler.tasks)
+
+
+def test_no_result_stays_on_the_cluster_where_a_lost_worker_would_mean_to_make_it_again(
+    client: Client,
+) -> None:
+    never = threading.Event()
+    gc.collect()
+    gc.disable()  # which would let them go sooner or later
+    try:
+        compiled(client.get_executor())
+        for _ in range(100):
+            if not (n_left := client.run_on_scheduler(n_on_cluster)):
+                break
+            never.wait(0.05)
+    finally:
+        gc.enable()
+    assert n_left == 0
 
 
 # ---------------------------------------------------------------------- what travels, what stays
@@ -603,7 +631,7 @@ def test_a_library_is_baked_once_for_all_errands_that_a_worker_does_with_it() ->
     with dspy.context(lm=scripted_lm(polite_rules())):
         parcel = Parcel.of(dspy.Predict("question -> answer"), is_polite, 0.7, {})
         library = ExperienceLibrary().apply([{"op": "ADD", "text": "Say please."}])
-        packed = [Errand(library, questions(1)[0], 0, i).packed() for i in (1, 2)]
+        packed = [Errand(packed_library(library), questions(1)[0], 0, i).packed() for i in (1, 2)]
         outcomes = [
             run_errand(parcel.key, parcel.blob, packed[0], Budget(), "a"),
             run_errand(parcel.key, None, packed[1], Budget(), "b"),

@@ -5,6 +5,7 @@ LMs and settings, API keys included: it travels, and is never written to a disk.
 parcels that it has seen; an errand comes without its parcel, and asks for it where it is unknown.
 """
 
+import functools
 import hashlib
 import sys
 import threading
@@ -74,9 +75,12 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """One rollout that is to be made, or only scored where `recorded` has its outputs."""
+    """One rollout that is to be made, or only scored where `recorded` has its outputs.
 
-    library: ExperienceLibrary
+    `library` is a `packed_library`.
+    """
+
+    library: bytes
     example: Any
     index: int
     rollout_id: int
@@ -91,6 +95,12 @@ class Errand:
                 f"executor: example {self.index} cannot be sent to other processes "
                 f"({type(error).__name__}: {error})."
             ) from error
+
+
+@functools.lru_cache(KEPT_PROGRAMS)
+def packed_library(library: ExperienceLibrary) -> bytes:
+    """A library without annotations, as bytes: packed once for all its errands."""
+    return bytes(cloudpickle.dumps(library.bare()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +133,15 @@ class _Unpacked:
     temperature: float | None
     prices: Mapping[str, tuple[float, float]]
     secrets: list[str]
-    programs: dict[ExperienceLibrary, tuple[Any, Outline]] = field(default_factory=dict)
+    programs: dict[bytes, tuple[Any, Outline]] = field(default_factory=dict)
 
-    def baked(self, library: ExperienceLibrary) -> tuple[Any, Outline]:
-        """The program with this library; a few are kept."""
+    def baked(self, library: bytes) -> tuple[Any, Outline]:
+        """The program with this (packed) library; a few are kept."""
         found = self.programs.get(library)
         if found is None:
             if len(self.programs) >= KEPT_PROGRAMS:
                 self.programs.clear()
-            program = library.bake(self.student)
+            program = cloudpickle.loads(library).bake(self.student)
             found = self.programs[library] = (program, Outline.of(program))
         return found
 
@@ -156,6 +166,8 @@ def run_errand(key: str, blob: bytes | None, packed: bytes, budget: Budget, name
         budget: the lease, as a budget of its own.
         name: of the lease, which must be used once only.
     """
+    if _was_begun(name):  # first of all: a new worker in a lost one's place lacks the parcel too
+        return Outcome(was_begun=True)
     try:
         unpacked = _unpacked(key, blob)
         errand = cloudpickle.loads(packed)
@@ -167,8 +179,6 @@ def run_errand(key: str, blob: bytes | None, packed: bytes, budget: Budget, name
         return Outcome(stopped_because=message, is_failure=True)
     if unpacked is None:
         return Outcome(lacks=True)
-    if _was_begun(name):
-        return Outcome(was_begun=True)
     return _run(unpacked, errand, Ledger(budget))
 
 

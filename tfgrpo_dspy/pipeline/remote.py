@@ -40,7 +40,10 @@ def workers_of(executor: Executor) -> int | None:
     if n_workers is not None:
         return int(n_workers)
     nthreads = getattr(getattr(executor, "_client", None), "nthreads", None)  # dask's
-    return sum(nthreads().values()) or None if callable(nthreads) else None
+    try:
+        return sum(nthreads().values()) or None if callable(nthreads) else None
+    except Exception:  # noqa: BLE001 - a client that is closed; handing over an errand will say so
+        return None
 
 
 class RemoteTask:
@@ -177,6 +180,7 @@ class RemoteWorkers:
         It may have been begun again.
         """
         task: Any = done.task
+        task.future = None  # which knows the task: a circle would keep the result on its worker
         self._is_back(task)
         try:
             outcome: Outcome = done.result.result()
@@ -284,6 +288,7 @@ class RemoteWorkers:
         if task.future is not None:
             self._is_back(task)
             task.future.cancel()
+            task.future = None
         self._leave(task)
 
     def drop_waiting(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.pipeline.archive import Found
-from tfgrpo_dspy.pipeline.errands import Errand, Parcel
+from tfgrpo_dspy.pipeline.errands import Errand, Parcel, packed_library
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, LeftBehindError, TimedOutError
 from tfgrpo_dspy.pipeline.stragglers import Stragglers, Watch
@@ -55,7 +55,8 @@ class _Job:
         is_scored = self.found is not None and self.found.can_be_scored
         recorded = self.found.rollout if self.found is not None and is_scored else None
         sample, example = self.sample, self.task.example
-        return Errand(sample.library.bare(), example, sample.example, sample.rollout_id, recorded)
+        library = packed_library(sample.library)
+        return Errand(library, example, sample.example, sample.rollout_id, recorded)
 
 
 class Rollouts:

@@ -136,9 +136,8 @@ class Settings:
             is_bad = not _is_finite(value) or isinstance(value, bool)
             if value is not None and (is_bad or value <= 0):
                 yield f"{name}={value!r}: pass a number above 0, or None."
-        quorum: Any = self.quorum
-        is_share = _is_finite(quorum) and not isinstance(quorum, bool) and 0 < quorum <= 1
-        if quorum is not None and not is_share:
+        quorum = self.quorum
+        if quorum is not None and not _is_share(quorum):
             yield f"quorum={self.quorum!r}: pass a share of a group, above 0 up to 1, or None."
         yield from self._temperature_faults()
 
@@ -250,6 +249,10 @@ def _is_int(value: object) -> bool:
 def _is_pair_of_prices(given: object) -> bool:
     is_pair = isinstance(given, tuple | list) and len(given) == 2
     return is_pair and all(_is_finite(price) and price >= 0 for price in cast(Any, given))
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
 def _is_finite(value: object) -> bool:
