@@ -44,6 +44,7 @@ from tfgrpo_dspy.gate import (  # noqa: E402
 )
 
 RESULTS = ROOT / "benchmarks" / "results" / "gate_model.json"
+EMPTY = ExperienceLibrary()
 CONCERN = ROOT / "benchmarks" / "results" / "concern.json"
 MEASURED = {
     "measured": ("agent", "gsm8k_test", "bbh"),
@@ -124,9 +125,7 @@ class Lessons:
         kind = self.kind[question]
         leaks = [text for text in texts if text.startswith(f"leak {kind} ")]
         right = f"right {kind}" in texts or f"leak {kind} {question}" in leaks
-        wrong = f"wrong {kind}" in texts or any(
-            text != f"leak {kind} {question}" for text in leaks
-        )
+        wrong = f"wrong {kind}" in texts or any(text != f"leak {kind} {question}" for text in leaks)
         world, base = self.world, self.base[question]
         if world.up is not None and world.down is not None:
             shifted = base + world.up * right - world.down * wrong
@@ -193,8 +192,8 @@ class Course:
     n_reflected: int = 0
     update: int = 0
     memory: Any = None
-    library: ExperienceLibrary = ExperienceLibrary()
-    exported: ExperienceLibrary = ExperienceLibrary()
+    library: ExperienceLibrary = EMPTY
+    exported: ExperienceLibrary = EMPTY
     scores: dict[Trial, float | None] = field(default_factory=dict)
     curve: list[tuple[int, float]] = field(default_factory=list)
     spent: list[tuple[int, int]] = field(default_factory=list)

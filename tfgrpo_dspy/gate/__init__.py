@@ -14,7 +14,8 @@ from tfgrpo_dspy.gate.protocol import (
     TrialEvidence,
     Trials,
 )
-from tfgrpo_dspy.gate.trial import Probe, ProbeThenTrial
+from tfgrpo_dspy.gate.rules import Probe, TrialRule
+from tfgrpo_dspy.gate.trial import ProbeThenTrial
 
 __all__ = [
     "Decision",
@@ -27,5 +28,6 @@ __all__ = [
     "ProbeThenTrial",
     "Trial",
     "TrialEvidence",
+    "TrialRule",
     "Trials",
 ]

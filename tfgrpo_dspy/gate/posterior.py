@@ -72,7 +72,8 @@ class Contrast:
 class Posterior:
     """Probabilities that an experience helps, does nothing, harms; and what its presence adds.
 
-    `gain` is the expected p1 - p0 on an example that it concerns, `error` its standard deviation.
+    `gain` is the expected p1 - p0 on an example that it concerns, `error` its standard deviation;
+    both from contrasts outside its sources, where there are any.
     """
 
     helps: float
@@ -120,9 +121,7 @@ class Beliefs:
         """Of 'helps', 'nothing' and 'harms'."""
         return (self.helps, 1 - self.helps - self.harms, self.harms)
 
-    def posterior(
-        self, contrasts: Iterable[Contrast], sources: Collection[int] = ()
-    ) -> Posterior:
+    def posterior(self, contrasts: Iterable[Contrast], sources: Collection[int] = ()) -> Posterior:
         """What is believed after these contrasts; `sources` are the examples it was drawn from.
 
         All contrasts of the sources share one doubt (does it leak?), those of any other example
@@ -137,7 +136,8 @@ class Beliefs:
             logs += self._doubted(_joint(those), example is None)
         weights = np.exp(logs - logs.max())
         weights /= weights.sum()
-        gain, error = _gain(weights, given)
+        outside = tuple(contrast for contrast in given if contrast.example not in sources)
+        gain, error = _gain(weights, outside or given)
         helps, nothing, harms = (float(weight) for weight in weights)
         return Posterior(helps, nothing, harms, gain, error)
 
