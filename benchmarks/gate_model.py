@@ -1,7 +1,7 @@
 """Gates in a fast model of the whole optimizer: the real gates, everything else simulated.
 
-    python benchmarks/gate_model.py                     # every row; minutes
-    python benchmarks/gate_model.py --rows wrong --gates trial --seeds 40
+    python benchmarks/gate_model.py --again      # every row, half an hour of CPU
+    python benchmarks/gate_model.py --rows leaking --gates trial --seeds 20
 
 The task has kinds of questions; of each question the program knows the answer with a chance of
 its own. A right lesson raises it for its whole kind, a wrong one lowers it, a leaking one helps on
@@ -24,7 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,6 @@ class Course:
     exported: ExperienceLibrary = EMPTY
     scores: dict[Trial, float | None] = field(default_factory=dict)
     curve: list[tuple[int, float]] = field(default_factory=list)
-    spent: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.lessons = Lessons(self.world, self.seed)
@@ -215,7 +214,6 @@ class Course:
             operations = self._proposed(groups)
             self._decide(groups, operations)
             self.curve.append((self.calls, self.lessons.held_out(self.exported)))
-            self.spent.append((self.n_trials, self.n_reflected))
             self.update += 1
         return self
 
@@ -321,16 +319,45 @@ class Course:
         return sum(self.lessons.is_harmful(own.text) for own in self.exported)
 
 
-def crude_gate_probe() -> Any:
-    """The gate where nobody knows what a lesson concerns: the long probe alone."""
-    return ProbeThenTrial()
-
-
 GATES: dict[str, Callable[[], Any]] = {
     "none": NoGate,
     "paired": PairedGate,
     "trial": ProbeThenTrial,
 }
+SIGNALS = ("known", "measured", "agent", "gsm8k", "bbh", "80/10", "none")
+
+
+def rows() -> list[tuple[str, str, World, int]]:
+    """Name, gate, world and number of seeds of each row, those of the bars first."""
+    bars = {
+        **{f"wrong {wrong}": World(wrong=wrong) for wrong in (0.0, 0.25, 0.5)},
+        "leaking 0.25": World(leaking=0.25),
+    }
+    effects = {
+        f"{name}, effects +-{size}": replace(world, up=size, down=size)
+        for size in (0.3, 0.2)
+        for name, world in bars.items()
+    }
+    found: list[tuple[str, str, World, int]] = []
+
+    def add(gate: str, name: str, world: World, size: int, signal: str, n: int) -> None:
+        label = f"G {size}, {name}" + (f", signal {signal}" if gate == "trial" else "")
+        found.append((label, gate, replace(world, group_size=size, signal=signal), n))
+
+    for size in (4, 5):
+        for name, world in bars.items():
+            add("none", name, world, size, "none", 200)
+            add("trial", name, world, size, "measured", 200)
+    for name, world in bars.items():
+        add("paired", name, world, 5, "none", 60)
+        for signal in SIGNALS:
+            if signal != "measured":
+                add("trial", name, world, 4, signal, 100 if signal == "known" else 60)
+        add("trial", name, world, 5, "known", 100)
+    for name, world in effects.items():
+        add("none", name, world, 4, "none", 60)
+        add("trial", name, world, 4, "measured", 60)
+    return found
 
 
 def summary(world: World, gate: Callable[[], Any], seeds: Iterable[int]) -> dict[str, Any]:
@@ -358,24 +385,29 @@ def _finite(calls: float) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=100)
+    """Measure what is not in the results yet; each row is written when it is done."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", default="", help="only rows whose name holds this")
+    parser.add_argument("--gates", nargs="*", default=list(GATES))
+    parser.add_argument("--seeds", type=int, help="instead of each row's own number; not written")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after these")
+    parser.add_argument("--again", action="store_true", help="measure all rows anew")
     args = parser.parse_args()
-    seeds = range(1001, 1001 + args.seeds)
-    for g in (5, 4):
-        for rec, fa in ((1, 0), (0.8, 0.1), (None, 0)):
-            for wrong in (0, 0.25, 0.5):
-                for name in GATES:
-                    if name != "trial" and rec != 1:
-                        continue
-                    if name == "paired":
-                        continue
-                    row = summary(
-                        World(wrong=wrong, group_size=g, recall=rec, false_alarms=fa),
-                        GATES[name],
-                        seeds,
-                    )
-                    print(g, rec, wrong, name, row, flush=True)
+    is_new = args.again or not RESULTS.exists()
+    done: dict[str, Any] = {} if is_new else json.loads(RESULTS.read_text("utf-8"))["rows"]
+    began = time.monotonic()
+    for label, gate, world, n in rows():
+        name = f"{gate}: {label}"
+        if args.rows not in name or gate not in args.gates or (name in done and not args.seeds):
+            continue
+        if time.monotonic() - began > 60 * args.minutes:
+            break
+        row = summary(world, GATES[gate], range(1001, 1001 + (args.seeds or n)))
+        print(name, row, flush=True)
+        if not args.seeds:
+            done[name] = {**row, "world": asdict(world)}
+            text = json.dumps({"simulated": True, "rows": done}, indent=1)
+            RESULTS.write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":
