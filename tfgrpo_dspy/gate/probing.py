@@ -40,7 +40,7 @@ def probed(
 
     A candidate without a scored source passes unmeasured: its record is empty.
     """
-    record = Record.of(candidate, since=evidence.update)
+    record = Record.of(candidate)
     controls = _sources(candidate)[:max_sources]
     if not controls:
         return Probed(candidate, record, has_passed=True, reason="no scored group to probe it on")

@@ -20,8 +20,9 @@ class Record:
     """What is known of one experience, for as long as its text and scope stay.
 
     `sources` are the examples that it was drawn from; `contrasts` hold sums of scores as the
-    metric gave them. `since` is the update that put it on trial. `before` is the record of the text
-    that it took the place of by a MODIFY, and gives it back to when it is dropped.
+    metric gave them. `n_groups` are the training groups made since it is on trial. `before` is the
+    record of the text that it took the place of by a MODIFY, and gives it back to when it is
+    dropped.
     """
 
     text: str
@@ -30,7 +31,7 @@ class Record:
     contrasts: tuple[Contrast, ...] = ()
     is_settled: bool = False
     before: "Record | None" = None
-    since: int = 0
+    n_groups: int = 0
 
     @classmethod
     def of(cls, experience: Experience, **known: Any) -> "Record":
@@ -51,7 +52,7 @@ class Record:
             "sources": list(self.sources),
             "contrasts": [contrast.to_list() for contrast in self.contrasts],
             "is_settled": self.is_settled,
-            "since": self.since,
+            "n_groups": self.n_groups,
             "before": None if self.before is None else self.before.to_dict(),
         }
 
@@ -65,7 +66,7 @@ class Record:
             sources=tuple(fields["sources"]),
             contrasts=tuple(Contrast(*values) for values in fields["contrasts"]),
             is_settled=fields["is_settled"],
-            since=fields["since"],
+            n_groups=fields["n_groups"],
             before=None if before is None else cls.from_dict(before),
         )
 
@@ -103,7 +104,8 @@ class Ledger:
         records = {}
         for id_, record in ledger.records.items():
             new = tuple(c for each in shown if (c := each.contrast(id_, record)) is not None)
-            records[id_] = replace(record, contrasts=record.contrasts + new) if new else record
+            n_groups = record.n_groups + len(groups)
+            records[id_] = replace(record, contrasts=record.contrasts + new, n_groups=n_groups)
         return replace(ledger, records=records)
 
     def posterior(self, record: Record, beliefs: Beliefs) -> Posterior:

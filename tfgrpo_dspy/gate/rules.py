@@ -45,7 +45,8 @@ class TrialRule:
         harm_at: P(harms) from which on it is dropped.
         max_contrasts: after so many contrasts it is settled or dropped at last.
         settle_at_last: P(helps) from which on it is settled then.
-        max_updates: it is dropped if after so many updates only its source examples speak for it.
+        max_epochs: it is dropped if only its source examples speak for it after so many training
+            groups, as a share of the training set.
 
     Raises:
         ValueError: a number is out of range.
@@ -56,22 +57,24 @@ class TrialRule:
     harm_at: float = 0.8
     max_contrasts: int = 10
     settle_at_last: float = 0.6
-    max_updates: int = 6
+    max_epochs: float = 0.75
 
     def __post_init__(self) -> None:
         for name in ("settle_at", "drop_at", "harm_at", "settle_at_last"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give more than 0, at most 1.")
-        for name in ("max_contrasts", "max_updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give 1 or more.")
+        if self.max_contrasts < 1 or self.max_epochs <= 0:
+            raise ValueError(
+                f"max_contrasts={self.max_contrasts}, max_epochs={self.max_epochs}: give at least "
+                f"1 contrast, and more than 0 epochs."
+            )
         if self.drop_at >= min(self.settle_at, self.settle_at_last):
             raise ValueError(
                 f"drop_at={self.drop_at}: must be below settle_at={self.settle_at} and "
                 f"settle_at_last={self.settle_at_last}."
             )
 
-    def verdict(self, record: Record, posterior: Posterior, update: int) -> Verdict:
+    def verdict(self, record: Record, posterior: Posterior, n_training: int) -> Verdict:
         """Of an experience on trial. What its source examples say alone never settles it."""
         if posterior.helps <= self.drop_at or posterior.harms >= self.harm_at:
             return "dropped"
@@ -79,5 +82,5 @@ class TrialRule:
         least = self.settle_at_last if is_last else self.settle_at
         if record.outside and posterior.helps >= least:
             return "settled"
-        is_alone = not record.outside and update - record.since >= self.max_updates
+        is_alone = not record.outside and record.n_groups >= self.max_epochs * n_training
         return "dropped" if is_last or is_alone else "on trial"

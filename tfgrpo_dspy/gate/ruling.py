@@ -87,7 +87,7 @@ class Ruling:
         record = self._records.get(old.id)
         if self._evidence.concerns is not None:
             if record is None or record.is_settled:
-                self._records[old.id] = Record.of(old, since=self._evidence.update)
+                self._records[old.id] = Record.of(old)
             self._notes.append(f"{old.id} is on trial, not deleted at once")
             return old
         if record is not None and record.contrasts:
@@ -113,7 +113,7 @@ class Ruling:
         if record is None or record.is_settled:
             return experience
         posterior = self._posterior(experience)
-        verdict = self._rule.verdict(record, posterior, self._evidence.update)
+        verdict = self._rule.verdict(record, posterior, self._evidence.n_training)
         if verdict == "settled":
             self._records[experience.id] = replace(record, is_settled=True, before=None)
         if verdict != "dropped":

@@ -166,7 +166,7 @@ class ProbeThenTrial:
 
         def is_over(record: Record) -> bool:
             posterior = ledger.posterior(record, self.beliefs)
-            return self.trial.verdict(record, posterior, evidence.update) != "on trial"
+            return self.trial.verdict(record, posterior, evidence.n_training) != "on trial"
 
         kept = {own.id for own in evidence.proposed if own in set(evidence.incumbent)}
         keeps = {
