@@ -73,7 +73,7 @@ def play(
         assert not new.keys() & evidence.scores.keys()
         tried += answer.trials
         evidence = replace(evidence, scores={**evidence.scores, **new})
-    raise AssertionError("no decision after 100 turns")
+    raise AssertionError(f"no decision from {evidence}")
 
 
 def by_text(**scores: float | None) -> ScoreOf:
@@ -468,7 +468,7 @@ def courses(draw: st.DrawFn) -> list[tuple[TrialEvidence, Decision]]:
             groups=tuple(groups),
             concerns="all" if told else None,
         )
-        decision, _ = play(question, lambda _: draw(scores), gate)
+        decision, _ = play(question, lambda _, any_=scores: draw(any_), gate)
         turns.append((question, decision))
         library, memory = decision.library, decision.memory
     return turns

@@ -181,4 +181,9 @@ def _stems(text: str) -> frozenset[str]:
     for token in _WORD.findall(unicodedata.normalize("NFKC", text)):
         is_sign = not token[0].isalpha()
         words += unicodedata.name(token, "").split() if is_sign else [token]
-    return frozenset(word[:_STEM] for word in map(str.casefold, words) if word not in _EMPTY)
+    return frozenset(_stem(word) for word in map(str.casefold, words) if word not in _EMPTY)
+
+
+def _stem(word: str) -> str:
+    is_plural = len(word) > 3 and word.endswith("s")
+    return (word[:-1] if is_plural else word)[:_STEM]

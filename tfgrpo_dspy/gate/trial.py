@@ -71,7 +71,7 @@ class ProbeThenTrial:
     probe_only: Probe = LONG_PROBE
     trial: TrialRule = TRIAL_RULE
     max_sources: int = 2
-    max_confirmations: int = 2
+    max_confirmations: int = 1
     solved: float = 0.7
     explained: float = 0.8
     metric: Callable[..., Any] | None = field(default=None, init=False)
