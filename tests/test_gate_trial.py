@@ -32,6 +32,7 @@ from tfgrpo_dspy.gate import (
     TrialRule,
     Trials,
 )
+from tfgrpo_dspy.gate.posterior import Beliefs
 
 OLD = ExperienceLibrary([Experience("E1", "Be brief.")])
 ScoreOf = Callable[[Trial], float | None]
@@ -191,18 +192,19 @@ def test_losses_in_groups_that_it_concerns_drop_it_and_it_is_gone_from_memory() 
     assert decision.memory["records"] == {}
 
 
-@given(st.integers(1, 8), st.lists(st.integers(2, 20), max_size=5))
+@given(st.integers(1, 8), st.lists(st.integers(2, 20), max_size=5), st.sampled_from([0.0, 0.2]))
 @settings(max_examples=50)
 def test_a_lesson_that_only_wins_on_its_own_source_is_never_settled(
-    n_sources: int, sizes: list[int]
+    n_sources: int, sizes: list[int], leak: float
 ) -> None:
+    gate = ProbeThenTrial(beliefs=Beliefs(leak=leak))
     candidate = add("polite", *(source(i) for i in range(n_sources)))
-    before, _ = play(asked(candidate), by_text(polite=1.0))
+    before, _ = play(asked(candidate), by_text(polite=1.0), gate)
     groups = [
         group(before.library, i % n_sources, "E2", size, *[1.0] * size, *[0.0] * size)
         for i, size in enumerate(sizes)
     ]
-    decision, _ = play(later(before, groups=tuple(groups)), by_text())
+    decision, _ = play(later(before, groups=tuple(groups)), by_text(), gate)
     assert decision.library["E2"].is_on_trial
     assert decision.library["E2"].effect is None
 
@@ -237,7 +239,7 @@ def test_another_group_that_supports_it_is_probed_and_that_may_settle_it() -> No
     assert {trial.example for trial in tried} == {4}
     assert not decision.library["E2"].is_on_trial
     decision, tried = play(question, by_text(polite=0.0))
-    assert len(tried) == 2
+    assert len(tried) == 1
     assert "E2" in decision.dropped or decision.library["E2"].is_on_trial
 
 
