@@ -38,10 +38,12 @@ from tfgrpo_dspy.gate import (  # noqa: E402
     GroupPlan,
     NoGate,
     PairedGate,
+    Probe,
     ProbeThenTrial,
     Trial,
     TrialEvidence,
 )
+from tfgrpo_dspy.gate.posterior import Beliefs  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "gate_model.json"
 EMPTY = ExperienceLibrary()
@@ -319,10 +321,18 @@ class Course:
         return sum(self.lessons.is_harmful(own.text) for own in self.exported)
 
 
+def as_studied() -> ProbeThenTrial:
+    """The design of the study that this gate started from, where it is known what concerns what."""
+    return ProbeThenTrial(
+        beliefs=Beliefs(precision=0.95), probe=Probe(0.7, 0.2, 0.6, 3), max_confirmations=0
+    )
+
+
 GATES: dict[str, Callable[[], Any]] = {
     "none": NoGate,
     "paired": PairedGate,
     "trial": ProbeThenTrial,
+    "study": as_studied,
 }
 SIGNALS = ("known", "measured", "agent", "gsm8k", "bbh", "80/10", "none")
 
@@ -341,13 +351,16 @@ def rows() -> list[tuple[str, str, World, int]]:
     found: list[tuple[str, str, World, int]] = []
 
     def add(gate: str, name: str, world: World, size: int, signal: str, n: int) -> None:
-        label = f"G {size}, {name}" + (f", signal {signal}" if gate == "trial" else "")
+        label = f"G {size}, {name}" + ("" if gate in ("none", "paired") else f", signal {signal}")
         found.append((label, gate, replace(world, group_size=size, signal=signal), n))
 
     for size in (4, 5):
         for name, world in bars.items():
             add("none", name, world, size, "none", 200)
             add("trial", name, world, size, "measured", 200)
+    for size in (4, 5):
+        for wrong in (0.0, 0.25, 0.5):
+            add("study", f"wrong {wrong}", bars[f"wrong {wrong}"], size, "known", 200)
     for name, world in bars.items():
         add("paired", name, world, 5, "none", 60)
         for signal in SIGNALS:
