@@ -17,6 +17,7 @@ simulated: no LM is asked. Writes `benchmarks/results/gate_model.json`.
 
 import argparse
 import functools
+import itertools
 import json
 import math
 import random
@@ -334,42 +335,39 @@ GATES: dict[str, Callable[[], Any]] = {
     "trial": ProbeThenTrial,
     "study": as_studied,
 }
-SIGNALS = ("known", "measured", "agent", "gsm8k", "bbh", "80/10", "none")
+SIGNALS = ("known", "agent", "gsm8k", "bbh", "80/10", "none")
 
 
-def rows() -> list[tuple[str, str, World, int]]:
-    """Name, gate, world and number of seeds of each row, those of the bars first."""
-    bars = {
-        **{f"wrong {wrong}": World(wrong=wrong) for wrong in (0.0, 0.25, 0.5)},
-        "leaking 0.25": World(leaking=0.25),
-    }
-    effects = {
-        f"{name}, effects +-{size}": replace(world, up=size, down=size)
-        for size in (0.3, 0.2)
-        for name, world in bars.items()
-    }
-    found: list[tuple[str, str, World, int]] = []
+BARS = {
+    **{f"wrong {wrong}": World(wrong=wrong) for wrong in (0.0, 0.25, 0.5)},
+    "leaking 0.25": World(leaking=0.25),
+}
+Row = tuple[str, str, World, int]
 
-    def add(gate: str, name: str, world: World, size: int, signal: str, n: int) -> None:
-        label = f"G {size}, {name}" + ("" if gate in ("none", "paired") else f", signal {signal}")
-        found.append((label, gate, replace(world, group_size=size, signal=signal), n))
 
-    for size in (4, 5):
-        for name, world in bars.items():
-            add("none", name, world, size, "none", 200)
-            add("trial", name, world, size, "measured", 200)
-    for size in (4, 5):
-        for wrong in (0.0, 0.25, 0.5):
-            add("study", f"wrong {wrong}", bars[f"wrong {wrong}"], size, "known", 200)
-    for name, world in bars.items():
-        add("paired", name, world, 5, "none", 60)
-        for signal in SIGNALS:
-            if signal != "measured":
-                add("trial", name, world, 4, signal, 100 if signal == "known" else 60)
-        add("trial", name, world, 5, "known", 100)
-    for name, world in effects.items():
-        add("none", name, world, 4, "none", 60)
-        add("trial", name, world, 4, "measured", 60)
+def row(gate: str, name: str, world: World, size: int, signal: str, n: int) -> Row:
+    """Its name, the gate, the world, and the number of seeds."""
+    told = "" if gate in ("none", "paired") else f", signal {signal}"
+    label = f"{gate}: G {size}, {name}{told}"
+    return label, gate, replace(world, group_size=size, signal=signal), n
+
+
+def rows() -> list[Row]:
+    """All rows, those of the bars first."""
+    found = []
+    for size, (name, world) in itertools.product((4, 5), BARS.items()):
+        found.append(row("none", name, world, size, "none", 200))
+        found.append(row("trial", name, world, size, "measured", 200))
+    for size, (name, world) in itertools.product((4, 5), list(BARS.items())[:3]):
+        found.append(row("study", name, world, size, "known", 200))
+    for name, world in BARS.items():
+        found.append(row("paired", name, world, 5, "none", 60))
+    for size, (name, world) in itertools.product((0.3, 0.2), BARS.items()):
+        smaller = replace(world, up=size, down=size)
+        found.append(row("none", f"{name}, effects +-{size}", smaller, 4, "none", 60))
+        found.append(row("trial", f"{name}, effects +-{size}", smaller, 4, "measured", 60))
+    for signal, (name, world) in itertools.product(SIGNALS, BARS.items()):
+        found.append(row("trial", name, world, 4, signal, 60))
     return found
 
 
@@ -409,16 +407,15 @@ def main() -> None:
     is_new = args.again or not RESULTS.exists()
     done: dict[str, Any] = {} if is_new else json.loads(RESULTS.read_text("utf-8"))["rows"]
     began = time.monotonic()
-    for label, gate, world, n in rows():
-        name = f"{gate}: {label}"
+    for name, gate, world, n in rows():
         if args.rows not in name or gate not in args.gates or (name in done and not args.seeds):
             continue
         if time.monotonic() - began > 60 * args.minutes:
             break
-        row = summary(world, GATES[gate], range(1001, 1001 + (args.seeds or n)))
-        print(name, row, flush=True)
+        found = summary(world, GATES[gate], range(1001, 1001 + (args.seeds or n)))
+        print(name, found, flush=True)
         if not args.seeds:
-            done[name] = {**row, "world": asdict(world)}
+            done[name] = {**found, "world": asdict(world)}
             text = json.dumps({"simulated": True, "rows": done}, indent=1)
             RESULTS.write_text(text + "\n", "utf-8")
 
