@@ -94,7 +94,9 @@ MATHS = [
     ),
     Lesson(
         "When one amount is twice or three times another, compute the smaller amount first.",
-        has(r"\btwice\b|\bthrice\b|\bdoubl\w+|\btripl\w+|\b(\w+|\d+) times (as|the|more|that|older)"),
+        has(
+            r"\btwice\b|\bthrice\b|\bdoubl\w+|\btripl\w+|\b(\w+|\d+) times (as|the|more|that|older)"
+        ),
     ),
     Lesson(
         "When half or another fraction of an amount is taken, compute that part before going on.",
@@ -114,8 +116,10 @@ MATHS = [
     ),
     Lesson(
         "When money is spent on several items with different prices, add up each item's cost.",
-        lambda row: len(re.findall(r"\$\s?\d", row["text"])) >= 3
-        and bool(re.search(r"\b(buy|bought|buys|cost|costs|spen[dt]|pay|paid)", row["text"])),
+        lambda row: (
+            len(re.findall(r"\$\s?\d", row["text"])) >= 3
+            and bool(re.search(r"\b(buy|bought|buys|cost|costs|spen[dt]|pay|paid)", row["text"]))
+        ),
     ),
     Lesson(
         "When the area, perimeter or length of a shape is needed, draw it and name its sides.",
@@ -127,7 +131,9 @@ MATHS = [
     ),
     Lesson(
         "When the original amount before a change is asked, work backwards from the end.",
-        asks(r"\b(originally|at first|initially|to (start|begin) with|start with|in the beginning)"),
+        asks(
+            r"\b(originally|at first|initially|to (start|begin) with|start with|in the beginning)"
+        ),
     ),
     Lesson(
         "When items are packed in boxes or bags, multiply the number of boxes by what each holds.",
@@ -181,7 +187,9 @@ BIG_BENCH = [
     ),
     Lesson(
         "When penalty boxes, pucks or other ice hockey terms occur, check for a hockey player.",
-        task("sports", has(r"penalty box|stanley cup|power ?play|wrister|puck|skate|attacking zone")),
+        task(
+            "sports", has(r"penalty box|stanley cup|power ?play|wrister|puck|skate|attacking zone")
+        ),
     ),
     Lesson(
         "When the list of things is long, number them as you go.",
@@ -272,12 +280,32 @@ INTENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 SLOTS = {
-    "city": "Oslo Lima Cairo Delhi Boston Quito Lyon Perth Seoul Dakar".split(),
-    "city2": "Rome Kyoto Accra Toronto Porto Hanoi Dublin Austin".split(),
-    "day": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
-    "item": "lamp kettle printer backpack headset blender camera keyboard".split(),
-    "topic": "graphene sleep batteries malaria robotics transformers corals inflation".split(),
-    "topic2": "memory vision safety ageing friction cooling".split(),
+    "city": [
+        "Oslo",
+        "Lima",
+        "Cairo",
+        "Delhi",
+        "Boston",
+        "Quito",
+        "Lyon",
+        "Perth",
+        "Seoul",
+        "Dakar",
+    ],
+    "city2": ["Rome", "Kyoto", "Accra", "Toronto", "Porto", "Hanoi", "Dublin", "Austin"],
+    "day": ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"],
+    "item": ["lamp", "kettle", "printer", "backpack", "headset", "blender", "camera", "keyboard"],
+    "topic": [
+        "graphene",
+        "sleep",
+        "batteries",
+        "malaria",
+        "robotics",
+        "transformers",
+        "corals",
+        "inflation",
+    ],
+    "topic2": ["memory", "vision", "safety", "ageing", "friction", "cooling"],
 }
 AGENT = [
     Lesson(text, lambda row, name=name: row["task"] == name)  # type: ignore[misc]
@@ -340,8 +368,14 @@ class Outcome:
 
 
 def outcome(
-    signal: Any, lesson: Lesson, index: int, rows: Sequence[Mapping[str, str]], seed: str, n: int,
-    n_sources: int, with_domains: bool,
+    signal: Any,
+    lesson: Lesson,
+    index: int,
+    rows: Sequence[Mapping[str, str]],
+    seed: str,
+    n: int,
+    n_sources: int,
+    with_domains: bool,
 ) -> Outcome | None:
     """What the signal finds in a training set of n rows; None where too few are concerned."""
     draw = random.Random(f"{seed}/{lesson.text}")

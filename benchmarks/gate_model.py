@@ -1,7 +1,7 @@
 """Gates in a fast model of the whole optimizer: the real gates, everything else simulated.
 
-    python benchmarks/gate_model.py                     # every row; minutes
-    python benchmarks/gate_model.py --rows wrong --gates trial --seeds 40
+    python benchmarks/gate_model.py --again      # every row, half an hour of CPU
+    python benchmarks/gate_model.py --rows leaking --gates trial --seeds 20
 
 The task has kinds of questions; of each question the program knows the answer with a chance of
 its own. A right lesson raises it for its whole kind, a wrong one lowers it, a leaking one helps on
@@ -17,6 +17,7 @@ simulated: no LM is asked. Writes `benchmarks/results/gate_model.json`.
 
 import argparse
 import functools
+import itertools
 import json
 import math
 import random
@@ -24,7 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,15 @@ from tfgrpo_dspy.gate import (  # noqa: E402
     GroupPlan,
     NoGate,
     PairedGate,
+    Probe,
     ProbeThenTrial,
     Trial,
     TrialEvidence,
 )
+from tfgrpo_dspy.gate.posterior import Beliefs  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "gate_model.json"
+EMPTY = ExperienceLibrary()
 CONCERN = ROOT / "benchmarks" / "results" / "concern.json"
 MEASURED = {
     "measured": ("agent", "gsm8k_test", "bbh"),
@@ -124,9 +128,7 @@ class Lessons:
         kind = self.kind[question]
         leaks = [text for text in texts if text.startswith(f"leak {kind} ")]
         right = f"right {kind}" in texts or f"leak {kind} {question}" in leaks
-        wrong = f"wrong {kind}" in texts or any(
-            text != f"leak {kind} {question}" for text in leaks
-        )
+        wrong = f"wrong {kind}" in texts or any(text != f"leak {kind} {question}" for text in leaks)
         world, base = self.world, self.base[question]
         if world.up is not None and world.down is not None:
             shifted = base + world.up * right - world.down * wrong
@@ -193,11 +195,10 @@ class Course:
     n_reflected: int = 0
     update: int = 0
     memory: Any = None
-    library: ExperienceLibrary = ExperienceLibrary()
-    exported: ExperienceLibrary = ExperienceLibrary()
+    library: ExperienceLibrary = EMPTY
+    exported: ExperienceLibrary = EMPTY
     scores: dict[Trial, float | None] = field(default_factory=dict)
     curve: list[tuple[int, float]] = field(default_factory=list)
-    spent: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.lessons = Lessons(self.world, self.seed)
@@ -216,7 +217,6 @@ class Course:
             operations = self._proposed(groups)
             self._decide(groups, operations)
             self.curve.append((self.calls, self.lessons.held_out(self.exported)))
-            self.spent.append((self.n_trials, self.n_reflected))
             self.update += 1
         return self
 
@@ -322,16 +322,53 @@ class Course:
         return sum(self.lessons.is_harmful(own.text) for own in self.exported)
 
 
-def crude_gate_probe() -> Any:
-    """The gate where nobody knows what a lesson concerns: the long probe alone."""
-    return ProbeThenTrial()
+def as_studied() -> ProbeThenTrial:
+    """The design of the study that this gate started from, where it is known what concerns what."""
+    return ProbeThenTrial(
+        beliefs=Beliefs(precision=0.95), probe=Probe(0.7, 0.2, 0.6, 3), max_confirmations=0
+    )
 
 
 GATES: dict[str, Callable[[], Any]] = {
     "none": NoGate,
     "paired": PairedGate,
     "trial": ProbeThenTrial,
+    "study": as_studied,
 }
+SIGNALS = ("known", "agent", "gsm8k", "bbh", "80/10", "none")
+
+
+BARS = {
+    **{f"wrong {wrong}": World(wrong=wrong) for wrong in (0.0, 0.25, 0.5)},
+    "leaking 0.25": World(leaking=0.25),
+}
+Row = tuple[str, str, World, int]
+
+
+def row(gate: str, name: str, world: World, size: int, signal: str, n: int) -> Row:
+    """Its name, the gate, the world, and the number of seeds."""
+    told = "" if gate in ("none", "paired") else f", signal {signal}"
+    label = f"{gate}: G {size}, {name}{told}"
+    return label, gate, replace(world, group_size=size, signal=signal), n
+
+
+def rows() -> list[Row]:
+    """All rows, those of the bars first."""
+    found = []
+    for size, (name, world) in itertools.product((4, 5), BARS.items()):
+        found.append(row("none", name, world, size, "none", 200))
+        found.append(row("trial", name, world, size, "measured", 200))
+    for size, (name, world) in itertools.product((4, 5), list(BARS.items())[:3]):
+        found.append(row("study", name, world, size, "known", 200))
+    for name, world in BARS.items():
+        found.append(row("paired", name, world, 5, "none", 60))
+    for size, (name, world) in itertools.product((0.3, 0.2), BARS.items()):
+        smaller = replace(world, up=size, down=size)
+        found.append(row("none", f"{name}, effects +-{size}", smaller, 4, "none", 60))
+        found.append(row("trial", f"{name}, effects +-{size}", smaller, 4, "measured", 60))
+    for signal, (name, world) in itertools.product(SIGNALS, BARS.items()):
+        found.append(row("trial", name, world, 4, signal, 60))
+    return found
 
 
 def summary(world: World, gate: Callable[[], Any], seeds: Iterable[int]) -> dict[str, Any]:
@@ -359,24 +396,28 @@ def _finite(calls: float) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=100)
+    """Measure what is not in the results yet; each row is written when it is done."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", default="", help="only rows whose name holds this")
+    parser.add_argument("--gates", nargs="*", default=list(GATES))
+    parser.add_argument("--seeds", type=int, help="instead of each row's own number; not written")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after these")
+    parser.add_argument("--again", action="store_true", help="measure all rows anew")
     args = parser.parse_args()
-    seeds = range(1001, 1001 + args.seeds)
-    for g in (5, 4):
-        for rec, fa in ((1, 0), (0.8, 0.1), (None, 0)):
-            for wrong in (0, 0.25, 0.5):
-                for name in GATES:
-                    if name != "trial" and rec != 1:
-                        continue
-                    if name == "paired":
-                        continue
-                    row = summary(
-                        World(wrong=wrong, group_size=g, recall=rec, false_alarms=fa),
-                        GATES[name],
-                        seeds,
-                    )
-                    print(g, rec, wrong, name, row, flush=True)
+    is_new = args.again or not RESULTS.exists()
+    done: dict[str, Any] = {} if is_new else json.loads(RESULTS.read_text("utf-8"))["rows"]
+    began = time.monotonic()
+    for name, gate, world, n in rows():
+        if args.rows not in name or gate not in args.gates or (name in done and not args.seeds):
+            continue
+        if time.monotonic() - began > 60 * args.minutes:
+            break
+        found = summary(world, GATES[gate], range(1001, 1001 + (args.seeds or n)))
+        print(name, found, flush=True)
+        if not args.seeds:
+            done[name] = {**found, "world": asdict(world)}
+            text = json.dumps({"simulated": True, "rows": done}, indent=1)
+            RESULTS.write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":

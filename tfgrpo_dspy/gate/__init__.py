@@ -17,7 +17,8 @@ from tfgrpo_dspy.gate.protocol import (
     TrialEvidence,
     Trials,
 )
-from tfgrpo_dspy.gate.trial import Probe, ProbeThenTrial
+from tfgrpo_dspy.gate.rules import Probe, TrialRule
+from tfgrpo_dspy.gate.trial import ProbeThenTrial
 
 __all__ = [
     "AutoGate",
@@ -33,6 +34,7 @@ __all__ = [
     "ProbeThenTrial",
     "Trial",
     "TrialEvidence",
+    "TrialRule",
     "Trials",
     "WordConcern",
 ]

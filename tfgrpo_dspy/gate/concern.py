@@ -22,16 +22,17 @@ _CONDITION = re.compile(r"^\W*(?:when(?:ever)?|if|where(?:ver)?|for|in case)\b\s
 _CONDITION_AT_END = re.compile(r"\b(?:when(?:ever)?|if|in case)\s+(.+)", re.I | re.S)
 _STEM = 5
 """Words are compared by so many of their first characters: crude, and of no one language."""
-_EMPTY_WORDS = frozenset(
-    "a about after all also an and another any are as asked asks at be been before between both "
-    "but by can contain could do does each either every example few first for from give given "
-    "gives had has have he her his how if in include includes input into involve involves is it "
-    "its last less like many may mention mentions more most much must no nor not of on one only "
-    "or other our over per problem question questions same say says several she should so some "
-    "such task text than that the their them then there these they this those to under up user "
-    "was we were what when where whether which while who whose will with word words would you "
-    "your sign".split()
-)
+_EMPTY_WORDS = """
+a about after all also an and another any are as asked asks at be been before between both but
+by can contain could do does each either every example few first for from give given gives had
+has have he her his how if in include includes input into involve involves is it its last less
+like many may mention mentions more most much must no nor not of on one only or other our over
+per problem question questions same say says several she should so some such task text than that
+the their them then there these they this those to under up user was we were what when where
+whether which while who whose will with word words would you your sign
+"""
+"""Words of conditions and questions that say nothing of what they are about."""
+_EMPTY = frozenset(_EMPTY_WORDS.split())
 
 
 class Concern(Protocol):
@@ -180,4 +181,9 @@ def _stems(text: str) -> frozenset[str]:
     for token in _WORD.findall(unicodedata.normalize("NFKC", text)):
         is_sign = not token[0].isalpha()
         words += unicodedata.name(token, "").split() if is_sign else [token]
-    return frozenset(word[:_STEM] for word in map(str.casefold, words) if word not in _EMPTY_WORDS)
+    return frozenset(_stem(word) for word in map(str.casefold, words) if word not in _EMPTY)
+
+
+def _stem(word: str) -> str:
+    is_plural = len(word) > 3 and word.endswith("s")
+    return (word[:-1] if is_plural else word)[:_STEM]

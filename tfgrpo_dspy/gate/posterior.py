@@ -63,7 +63,8 @@ class Contrast:
                 raise ValueError(f"{self}: {total} is no sum of {n} scores in [0, 1]; scale them.")
         if not self.n_with or not self.n_without:
             return (1.0, 1.0, 1.0)
-        corrects = self.is_selected and 0 < self.sum_without < self.n_without
+        is_mixed = 0 < self.sum_without < self.n_without and self.n_without > 1
+        corrects = self.is_selected and is_mixed
         counts = (self.n_with, self.sum_with, self.n_without, self.sum_without)
         return _likelihoods(*(round(count, 6) for count in counts), corrects)
 
@@ -72,7 +73,8 @@ class Contrast:
 class Posterior:
     """Probabilities that an experience helps, does nothing, harms; and what its presence adds.
 
-    `gain` is the expected p1 - p0 on an example that it concerns, `error` its standard deviation.
+    `gain` is the expected p1 - p0 on an example that it concerns, `error` its standard deviation;
+    both from contrasts outside its sources, where there are any.
     """
 
     helps: float
@@ -109,7 +111,7 @@ class Beliefs:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value}: give a probability, from 0 to 1.")
-        if min(self.helps, self.harms, 1 - self.helps - self.harms) <= 0:
+        if min(self.helps, self.harms) <= 0 or self.helps + self.harms > 1 - 1e-9:
             raise ValueError(
                 f"helps={self.helps}, harms={self.harms}: give both more than 0, and less than 1 "
                 f"together."
@@ -135,7 +137,8 @@ class Beliefs:
             logs += self._doubted(_joint(those), example is None)
         weights = np.exp(logs - logs.max())
         weights /= weights.sum()
-        gain, error = _gain(weights, given)
+        outside = tuple(contrast for contrast in given if contrast.example not in sources)
+        gain, error = _gain(weights, outside or given)
         helps, nothing, harms = (float(weight) for weight in weights)
         return Posterior(helps, nothing, harms, gain, error)
 

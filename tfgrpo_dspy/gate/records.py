@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfgrpo_dspy.experience import Experience
-from tfgrpo_dspy.gate.posterior import Contrast
+from tfgrpo_dspy.gate.posterior import Beliefs, Contrast, Posterior
 from tfgrpo_dspy.gate.protocol import GroupEvidence
 
 
@@ -20,8 +20,9 @@ class Record:
     """What is known of one experience, for as long as its text and scope stay.
 
     `sources` are the examples that it was drawn from; `contrasts` hold sums of scores as the
-    metric gave them. `before` is the record of the text that it took the place of by a MODIFY and
-    gives it back to when it is dropped.
+    metric gave them. `n_groups` are the training groups made since it is on trial. `before` is the
+    record of the text that it took the place of by a MODIFY, and gives it back to when it is
+    dropped.
     """
 
     text: str
@@ -30,6 +31,7 @@ class Record:
     contrasts: tuple[Contrast, ...] = ()
     is_settled: bool = False
     before: "Record | None" = None
+    n_groups: int = 0
 
     @classmethod
     def of(cls, experience: Experience, **known: Any) -> "Record":
@@ -37,19 +39,10 @@ class Record:
         sources = tuple(sorted({group.example for group in experience.evidence}))
         return cls(experience.text, experience.scope, sources, **known)
 
-    def is_about(self, experience: Experience) -> bool:
-        """Whether the experience still says what was measured."""
-        return (self.text, self.scope) == (experience.text, experience.scope)
-
     @property
-    def n_outside(self) -> int:
-        """How many contrasts it has on examples that it was not drawn from."""
-        return sum(contrast.example not in self.sources for contrast in self.contrasts)
-
-    @property
-    def n_rollouts(self) -> int:
-        """How many rollouts it was measured by."""
-        return sum(contrast.n_rollouts for contrast in self.contrasts)
+    def outside(self) -> tuple[Contrast, ...]:
+        """Its contrasts on examples that it was not drawn from."""
+        return tuple(each for each in self.contrasts if each.example not in self.sources)
 
     def to_dict(self) -> dict[str, Any]:
         """Its fields as JSON has them."""
@@ -59,6 +52,7 @@ class Record:
             "sources": list(self.sources),
             "contrasts": [contrast.to_list() for contrast in self.contrasts],
             "is_settled": self.is_settled,
+            "n_groups": self.n_groups,
             "before": None if self.before is None else self.before.to_dict(),
         }
 
@@ -72,6 +66,7 @@ class Record:
             sources=tuple(fields["sources"]),
             contrasts=tuple(Contrast(*values) for values in fields["contrasts"]),
             is_settled=fields["is_settled"],
+            n_groups=fields["n_groups"],
             before=None if before is None else cls.from_dict(before),
         )
 
@@ -109,8 +104,13 @@ class Ledger:
         records = {}
         for id_, record in ledger.records.items():
             new = tuple(c for each in shown if (c := each.contrast(id_, record)) is not None)
-            records[id_] = replace(record, contrasts=record.contrasts + new) if new else record
+            n_groups = record.n_groups + len(groups)
+            records[id_] = replace(record, contrasts=record.contrasts + new, n_groups=n_groups)
         return replace(ledger, records=records)
+
+    def posterior(self, record: Record, beliefs: Beliefs) -> Posterior:
+        """What is believed of an experience by its record."""
+        return beliefs.posterior(self.scaled(record.contrasts), record.sources)
 
     def scaled(self, contrasts: Iterable[Contrast]) -> list[Contrast]:
         """The contrasts with their sums of scores brought into [0, 1]."""
