@@ -23,7 +23,6 @@ from tfgrpo_dspy import (
     AddLessons,
     ExperienceLibrary,
     ExtractAdvantage,
-    PairedGate,
     TrainingFreeGRPO,
 )
 from tfgrpo_dspy.local import PlainAdapter, local_lm
@@ -66,7 +65,6 @@ def optimizer_for(given: argparse.Namespace) -> TrainingFreeGRPO:
         reflection_lm=local_lm(temperature=0.7, max_tokens=60),
         extract_advantage=ExtractAdvantage(LessonsFromFeedback, SMALL_MODEL),
         update_library=AddLessons(),
-        gate=PairedGate(screen=8, max_singles=5),
         group_size=4,
         batch_size=6,
         epochs=1,

@@ -1,9 +1,8 @@
 """The default gate: each lesson goes to the gate that can tell what it is worth.
 
-A lesson that concerns a known part of the examples ('When <condition>, <advice>', and the
-condition is found in some of them) would drown in an average over all: it is probed, and tried in
-the training groups that it concerns. What concerns every example, or nobody knows which, is
-measured on the validation set, all of it at once.
+A lesson with a condition ('When <condition>, <advice>') concerns some examples, and would drown in
+an average over all: it is probed, and tried in the training groups that it concerns. Advice without
+one concerns every example: it is measured on the validation set, all of it at once.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfgrpo_dspy.experience import Add, Experience, ExperienceLibrary, Operation
-from tfgrpo_dspy.gate.concern import Concern, WordConcern
+from tfgrpo_dspy.gate.concern import Concern, WordConcern, condition_of
 from tfgrpo_dspy.gate.factorial import FactorialGate
 from tfgrpo_dspy.gate.protocol import (
     Decision,
@@ -25,20 +24,23 @@ from tfgrpo_dspy.gate.trial import ProbeThenTrial
 
 @dataclass(frozen=True, slots=True)
 class AutoGate:
-    """Lessons that concern some examples go to `narrow`, all others to `broad`.
+    """Lessons with a condition go to `narrow`, all others to `broad`.
 
     `broad` decides first, with what is on trial left as it is; `narrow` then goes on from its
     library.
 
     Args:
-        broad: for operations on experiences of which nobody knows whom they concern.
-        narrow: for the others, and for all that is on trial.
+        broad: for advice that concerns every example.
+        narrow: for advice with a condition, and for all that is on trial.
         concern: says which training examples experiences concern.
+        domain: the field of the examples that names their domain, if there is one; advice that is
+            drawn from one domain is then thought to concern it only.
     """
 
     broad: Any = field(default_factory=FactorialGate)
     narrow: ProbeThenTrial = field(default_factory=ProbeThenTrial)
     concern: Concern = field(default_factory=WordConcern)
+    domain: str | None = None
     metric: Callable[..., Any] | None = field(default=None, init=False)
 
     def next(self, evidence: TrialEvidence) -> Trials | Decision:
@@ -78,14 +80,20 @@ class AutoGate:
         """The operations of `broad` and those of `narrow`."""
         on_trial = {own.id for own in evidence.incumbent if own.is_on_trial}
         known = on_trial | set(((memory["narrow"] or {}).get("records")) or {})
-        concerns = evidence.concerns or {}
-        new = (own.id for own in evidence.proposed if own.number >= evidence.incumbent.next_number)
+        proposed = {own.id: own for own in evidence.proposed}
+        new = (id_ for id_, own in proposed.items() if own.number >= evidence.incumbent.next_number)
         parts: tuple[list[Operation], list[Operation]] = ([], [])
         for operation in evidence.operations:
             id_ = next(new) if isinstance(operation, Add) else operation.id
-            is_narrow = id_ in known or id_ in concerns
+            is_narrow = id_ in known or self._has_condition(proposed.get(id_), evidence)
             parts[is_narrow].append(operation)
         return tuple(parts[0]), tuple(parts[1])
+
+    def _has_condition(self, experience: Experience | None, evidence: TrialEvidence) -> bool:
+        if experience is None:  # it is to be deleted, and nobody has measured it
+            return False
+        is_of_domain = self.domain is not None and experience.id in (evidence.concerns or {})
+        return is_of_domain or bool(condition_of(experience.text))
 
 
 def _with_ids_of(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfgrpo_dspy.experience import Experience, ExperienceLibrary, Keep
+from tfgrpo_dspy.gate.concern import Concern, WordConcern
 from tfgrpo_dspy.gate.posterior import Beliefs
 from tfgrpo_dspy.gate.probing import Probed, confirmed, probed
 from tfgrpo_dspy.gate.protocol import Decision, GroupEvidence, GroupPlan, TrialEvidence, Trials
@@ -61,6 +62,8 @@ class ProbeThenTrial:
             not reflected on.
         explained: neither is one whose contrast an experience on trial explains with this
             probability.
+        concern: says which training examples experiences concern; None: nobody does.
+        domain: the field of the examples that names their domain, if there is one.
 
     Raises:
         ValueError: a number is out of range.
@@ -74,6 +77,8 @@ class ProbeThenTrial:
     max_confirmations: int = 1
     solved: float = 0.7
     explained: float = 0.8
+    concern: Concern | None = field(default_factory=WordConcern)
+    domain: str | None = None
     metric: Callable[..., Any] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:

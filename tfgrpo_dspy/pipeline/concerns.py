@@ -19,6 +19,7 @@ class Concerns:
 
     def __init__(self, settings: Settings, trainset: Sequence[Any]) -> None:
         self._concern: Any = getattr(settings.gate, "concern", None)
+        self._domain: str | None = getattr(settings.gate, "domain", None)
         self._trainset = trainset
         self._inputs: list[str] | None = None
         self._domains: list[str] = []
@@ -40,9 +41,8 @@ class Concerns:
     def _texts(self) -> list[str]:
         if self._inputs is None:
             self._inputs = [fields_text(as_fields(ex.inputs())) for ex in self._trainset]
-            domain = getattr(self._concern, "domain", None)
-            if domain is not None:
-                self._domains = [str(example.get(domain, "")) for example in self._trainset]
+            if self._domain is not None:
+                self._domains = [str(example.get(self._domain, "")) for example in self._trainset]
         return self._inputs
 
 

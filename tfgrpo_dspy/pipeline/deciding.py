@@ -62,7 +62,9 @@ class Decider:
         if proposed == library and not has_trials(library):
             decision = Decision(proposed, "nothing to decide", memory=self.memories[-1])
         else:
-            evidence["concerns"] = self._concerns.of(proposed)
+            ids = {experience.id for experience in proposed}
+            deleted = [experience for experience in library if experience.id not in ids]
+            evidence["concerns"] = self._concerns.of([*proposed, *deleted])
             decision = await self._asked(evidence)
         exported = decision.library if decision.exported is None else decision.exported
         self.exported.append(exported)
