@@ -342,7 +342,7 @@ class ExperienceLibrary:
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "next_number": self._next_number,
-            "experiences": [asdict(experience) for experience in self],
+            "experiences": [_fields_of(experience) for experience in self],
         }
 
     def save(self, path: str | Path) -> None:
@@ -399,6 +399,13 @@ def _shown(experience: Experience) -> str:
 
 def _suffix(experience: Experience) -> str:
     return "" if experience.scope == ALL else f" (for {experience.scope})"
+
+
+def _fields_of(experience: Experience) -> dict[str, Any]:
+    """As values that JSON has; what was not measured is left out."""
+    fields = asdict(experience)
+    unmeasured = {name for name in ("effect", "price", "is_on_trial") if not fields[name]}
+    return {name: value for name, value in fields.items() if name not in unmeasured}
 
 
 def _worth(experience: Experience) -> str:
