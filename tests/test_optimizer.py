@@ -30,6 +30,7 @@ from tfgrpo_dspy import (
     Experience,
     ExperienceLibrary,
     NoGate,
+    PairedGate,
     TrainingFreeGRPO,
     TrialEvidence,
 )
@@ -319,8 +320,9 @@ def test_a_lesson_that_changes_no_score_is_rejected() -> None:
 
 
 def test_of_a_good_and_a_bad_lesson_the_good_one_is_learned() -> None:
-    run = Run(*teaching("worth -3", "worth +1"), epochs=1, batch_size=6)
-    assert run.library.render() == "[E1*] worth +1"
+    paired: dict[str, Any] = {"gate": PairedGate(), "n_validation": 20}
+    run = Run(*teaching("worth -3", "worth +1"), epochs=1, batch_size=6, **paired)
+    assert [experience.text for experience in run.library] == ["worth +1"]
     assert (run.results.student.mean, run.results.best.mean) == (0.5, 0.6)
 
 
