@@ -73,9 +73,9 @@ def solved(prompt: Prompt) -> str:
 
 
 def drawn(prompt: Prompt) -> str:
-    """A lesson on the kind that the attempts are at; every third is wrong."""
-    kind = re.findall(r"Case \d+, of kind (\w+)", prompt.user)[-1]
-    return lessons((WRONG if prompt.random().random() < 1 / 3 else RIGHT)[kind])
+    """A lesson on the kind that the attempts are at; that of every third case is wrong."""
+    number, kind = re.findall(r"Case (\d+), of kind (\w+)", prompt.user)[-1]
+    return lessons((RIGHT if int(number) % 3 else WRONG)[kind])
 
 
 def world(**lm_arguments: Any) -> dspy.LM:
@@ -181,7 +181,7 @@ def test_groups_that_the_gate_skips_are_recorded_so_and_not_reflected_on(
     assert any("solved by" in use for use in skipped)
     n_reflected = sum(use in ("contrast", "failure analysis") for use in uses)
     assert n_reflected == sum(bool(re.search(EXTRACT, p.text)) for p in learned.prompts)
-    assert len(uses) == EPOCHS * 40
+    assert len(uses) == BATCH * len(learned.results.updates)
 
 
 def test_what_was_learned_carries_its_effect_and_its_price(learned: Learned) -> None:
@@ -190,7 +190,9 @@ def test_what_was_learned_carries_its_effect_and_its_price(learned: Learned) -> 
         assert own.effect is not None
         assert 0 < own.effect.estimate <= 1
         assert own.effect.n_rollouts >= 4
-        assert own.price == 15  # "[E1*] When a case is of kind slate, answer T08.": 48 + 1, / 3.5
+        assert (
+            own.price == 14
+        )  # "[E1*] When a case is of kind slate, answer T08.", a line's end: 48 / 3.5
         assert f"{own.price} tokens" in str(library)
     assert learned.results.gain.mean == pytest.approx(
         learned.results.best.mean - learned.results.student.mean
@@ -282,7 +284,7 @@ def test_the_program_is_given_what_was_exported_not_what_is_on_trial() -> None:
 
 
 def test_the_test_set_is_measured_when_all_else_is_done_and_changes_nothing() -> None:
-    gate = Exports(library_of(RIGHT["slate"]))
+    gate = Exports(library_of(*RIGHT.values()))
     lm, alone = world(), world()
     program = compiled(lm, gate=gate, testset=cases(12, start=400), **SMALL)
     assert texts(program) == texts(compiled(alone, gate=gate, **SMALL))
@@ -441,27 +443,27 @@ def test_skewed_scores_of_useless_lessons_are_not_believed() -> None:
 
 
 def test_effects_are_taken_from_all_rollouts_within_their_examples() -> None:
-    """With it, 0.6 more on example 0 (0.1 to 0.7) and 0.4 more on example 1 (0.2 to 0.6): 0.5.
+    """With it, 0.6 more on even examples (0.1 to 0.7), 0.4 more on odd (0.2 to 0.6): 0.5 more.
 
-    Other examples, where all or none held it, say nothing of it, however they score.
+    Examples where all or none held it say nothing of it, however they score.
     """
     none, held = ExperienceLibrary(next_number=2), library_of("Be exact.")
     both = (none, none, held, held)
     groups = [
-        GroupEvidence(0, both, (0.0, 0.2, 0.6, 0.8)),
-        GroupEvidence(1, both, (0.1, 0.3, 0.5, 0.7)),
-        GroupEvidence(2, (held,) * 4, (0.0, 0.0, 0.1, 0.0)),
-        GroupEvidence(3, (none,) * 4, (1.0, 1.0, 0.9, None)),
+        *(GroupEvidence(i, both, (0.0, 0.2, 0.6, 0.8)) for i in range(0, 10, 2)),
+        *(GroupEvidence(i, both, (0.1, 0.3, 0.5, 0.7)) for i in range(1, 10, 2)),
+        GroupEvidence(10, (held,) * 4, (0.0, 0.0, 0.1, 0.0)),
+        GroupEvidence(11, (none,) * 4, (1.0, 1.0, 0.9, None)),
     ]
     (own,) = with_worth(held, groups, {})
     assert own.effect is not None
-    assert own.effect.n_rollouts == 8
-    assert 0.25 < own.effect.estimate <= 0.5  # drawn towards 0 by what is usual
+    assert own.effect.n_rollouts == 40
+    assert 0.45 < own.effect.estimate <= 0.5  # drawn towards 0 by what is usual
     assert own.effect.standard_error > 0
     trials: dict[Trial, float | None] = {Trial(held, 0, on="training"): 0.7, Trial(held, 9): None}
     (own,) = with_worth(held, groups, trials)
     assert own.effect is not None
-    assert own.effect.n_rollouts == 9
+    assert own.effect.n_rollouts == 41
 
 
 def test_an_effect_that_a_gate_has_measured_stays_and_an_unknown_one_is_left_out() -> None:
@@ -670,7 +672,7 @@ def test_a_gate_that_answers_nonsense_is_told_what_was_wrong(answer: Any, messag
 @pytest.mark.parametrize("given", [[], [None] * 4, None, "four"], ids=repr)
 def test_a_gate_that_does_not_give_each_rollout_a_library_is_told_so(given: Any) -> None:
     class Careless(Own):
-        def assign(self, plan: GroupPlan) -> Any:
+        def assign(self, _plan: GroupPlan) -> Any:
             return given
 
     with pytest.raises(GateError, match="return 4 libraries, one for each rollout"):

@@ -61,7 +61,8 @@ class Decider:
         }
         proposed = TrialEvidence(**evidence).proposed
         if proposed == library and not has_trials(library):
-            decision = Decision(proposed, "nothing to decide", memory=self.memories[-1])
+            last = self.exported[-1]
+            decision = Decision(proposed, "nothing to decide", last, memory=self.memories[-1])
         else:
             leaving = [own for own in library if own.id not in {new.id for new in proposed}]
             evidence["concerns"] = self._concerns.of([*proposed, *leaving])
