@@ -572,19 +572,21 @@ def test_a_gate_is_told_whom_an_experience_concerns_that_a_delete_names() -> Non
 
 def test_what_a_keep_says_is_evidence_also_in_what_is_exported() -> None:
     known = library_of(RIGHT["slate"])
+    add = {"op": "ADD", "text": "Be brief.", "lessons": [1]}
     rules = [
-        (EXTRACT, lessons(RIGHT["slate"])),
-        (UPDATE, operations({"op": "KEEP", "id": "E1", "lessons": [1]},
-                            {"op": "ADD", "text": "Be brief.", "lessons": [1]})),
+        (EXTRACT, lessons(RIGHT["slate"], "Be brief.")),
+        (UPDATE, operations(add)),
         ("question", solved),
-    ]  # fmt: skip
+    ]
     optimizer = TrainingFreeGRPO(
         is_right, gate=Exports(known), group_size=4, epochs=1, batch_size=8, progress=False
     )
     with dspy.context(lm=scripted_lm(rules)):
         student = known.bake(dspy.Predict("question -> answer"))
         program = optimizer.compile(student, trainset=cases(8), valset=cases(4, start=200))
-    (own,) = program.detailed_results.library["experiences"]
+    results = program.detailed_results
+    assert {op.op for op in results.updates[0].operations} == {"KEEP", "ADD"}
+    (own,) = results.library["experiences"]
     assert own["evidence"]
 
 
