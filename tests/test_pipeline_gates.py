@@ -311,6 +311,23 @@ def test_of_a_budget_enough_is_kept_back_for_the_test_set(budget: dict[str, int]
     assert spent <= budget.get("max_lm_calls", 10**9)
 
 
+@pytest.mark.parametrize("budget", [{"max_metric_calls": 70}, {"max_lm_calls": 90}], ids=str)
+def test_so_it_is_where_nothing_else_is_measured(budget: dict[str, int]) -> None:
+    optimizer = TrainingFreeGRPO.paper(
+        is_right, group_size=4, summarize_always=False, update_library=AddLessons(),
+        progress=False, **budget,
+    )  # fmt: skip
+    with dspy.context(lm=world()):
+        program = optimizer.compile(
+            dspy.Predict("question -> answer"), trainset=cases(8), testset=cases(10, start=400)
+        )
+    results = program.detailed_results
+    assert results.ended_because.startswith("max_")
+    assert (results.student, results.best) == (None, None)
+    assert (results.test.student.n, results.test.best.n) == (10, 10)
+    assert texts(program)
+
+
 # ---------------------------------------------------------------------- intervals, by hand
 
 

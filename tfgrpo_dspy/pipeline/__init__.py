@@ -161,20 +161,23 @@ class Pipeline:
         self._schedule.run(loop)
 
     async def _measure_student(self) -> None:
-        """Measure it, and keep back what measuring the result will take."""
+        """Measure it, and keep back what measuring the result will take.
+
+        Without a validation set nobody knows yet what a rollout takes: one call at least.
+        """
         n, n_test = self._measured.n_examples, self._tested.n_examples
-        if self.settings.gate_metric is None or not n:
+        n_last = n + 2 * n_test
+        if self.settings.gate_metric is None or not n_last:
             return
         started = time.monotonic()
         await self._measured.run_everywhere([self.start_library])
         spent = self._recorder.usage["gate"] + self._recorder.usage["metric"]
-        n_last = n + 2 * n_test
-        times = RESERVE_MARGIN * n_last / n
+        times = RESERVE_MARGIN * n_last / max(n, 1)
         self._run.ledger.keep_back(
             n_last,
-            math.ceil(times * spent.n_lm_calls),
+            math.ceil(times * (spent.n_lm_calls if n else 1)),
             times * spent.cost_usd,
-            times * (time.monotonic() - started),
+            times * (time.monotonic() - started) if n else 0.0,
         )
 
     # ------------------------------------------------------------------ the verbs of the loop
