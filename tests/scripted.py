@@ -12,12 +12,13 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy import lm15
 
-from tfgrpo_dspy import Decision, TrialEvidence, Trials
+if TYPE_CHECKING:  # saved programs run on this engine where the package is not installed
+    from tfgrpo_dspy import Decision, TrialEvidence, Trials
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,9 @@ class HigherMean:
 
     metric: Any = None
 
-    def next(self, evidence: TrialEvidence) -> Trials | Decision:
+    def next(self, evidence: "TrialEvidence") -> "Trials | Decision":
+        from tfgrpo_dspy import Decision, Trials  # noqa: PLC0415, see above
+
         examples = range(evidence.n_examples)
         libraries = (evidence.incumbent, evidence.proposed)
         if not all(evidence.has_tried(library, examples) for library in libraries):

@@ -100,7 +100,7 @@ def test_the_optimizer_is_a_direct_subclass_as_mlflows_autolog_needs_it() -> Non
 
 def test_compile_names_the_arguments_that_better_together_passes() -> None:
     parameters = inspect.signature(TrainingFreeGRPO.compile).parameters
-    assert list(parameters) == ["self", "student", "trainset", "teacher", "valset"]
+    assert list(parameters) == ["self", "student", "trainset", "teacher", "valset", "testset"]
     assert parameters["student"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     assert parameters["valset"].default is None
 
@@ -147,12 +147,8 @@ def test_a_compile_fires_one_pair_of_events_with_its_arguments_and_its_program()
     trainset = questions(9)
     with dspy.context(lm=polite_lm(), callbacks=[events]):
         optimized = optimizer.compile(student, trainset=trainset)
-    assert events.started == [
-        (
-            optimizer,
-            {"student": student, "trainset": trainset, "teacher": None, "valset": None},
-        )
-    ]
+    data = {"trainset": trainset, "teacher": None, "valset": None, "testset": None}
+    assert events.started == [(optimizer, {"student": student, **data})]
     assert events.ended == [(optimized, None)]
 
 

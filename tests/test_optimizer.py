@@ -30,6 +30,7 @@ from tfgrpo_dspy import (
     Experience,
     ExperienceLibrary,
     NoGate,
+    PairedGate,
     TrainingFreeGRPO,
     TrialEvidence,
 )
@@ -118,7 +119,10 @@ def teaching(*texts: str) -> list[Rule]:
 
 
 class Run:
-    """One compile, with its LM, what it returned and what it reports."""
+    """One compile, with its LM, what it returned and what it reports.
+
+    The gate is the plainest, which takes what is better on four examples without any doubt.
+    """
 
     def __init__(
         self,
@@ -133,7 +137,13 @@ class Run:
         **arguments: Any,
     ) -> None:
         self.lm = scripted_lm([*rules, policy(training)], **lm_arguments or {})
-        defaults = {"group_size": len(training), "num_threads": 2, "progress": False}
+        defaults: dict[str, Any] = {
+            "group_size": len(training),
+            "num_threads": 2,
+            "progress": False,
+        }
+        if schedule is TrainingFreeGRPO and metric is not None:
+            defaults["gate"] = HigherMean()
         optimizer = schedule(metric, **defaults | arguments)
         valset = None if n_validation is None else questions(n_validation, "validation question")
         with dspy.context(lm=self.lm):
@@ -300,18 +310,19 @@ def test_a_harmful_lesson_is_rejected_and_the_student_comes_back() -> None:
     assert run.optimized.signature.instructions == student.signature.instructions
     assert (run.results.student.mean, run.results.best.mean) == (0.5, 0.5)
     assert [update.accepted for update in run.results.updates] == [False, False]
-    assert run.results.updates[0].reason == "behind after 4 examples"
+    assert run.results.updates[0].reason == "-0.100 on 4 validation examples"
 
 
 def test_a_lesson_that_changes_no_score_is_rejected() -> None:
     run = Run(*teaching("worth +0"), epochs=1)
     assert list(run.library) == []
-    assert run.results.updates[0].reason == "+0.000 (standard error 0.000) on 4 validation examples"
+    assert run.results.updates[0].reason == "+0.000 on 4 validation examples"
 
 
 def test_of_a_good_and_a_bad_lesson_the_good_one_is_learned() -> None:
-    run = Run(*teaching("worth -3", "worth +1"), epochs=1, batch_size=6)
-    assert run.library.render() == "[E1*] worth +1"
+    paired: dict[str, Any] = {"gate": PairedGate(), "n_validation": 20}
+    run = Run(*teaching("worth -3", "worth +1"), epochs=1, batch_size=6, **paired)
+    assert [experience.text for experience in run.library] == ["worth +1"]
     assert (run.results.student.mean, run.results.best.mean) == (0.5, 0.6)
 
 
@@ -517,7 +528,7 @@ def test_the_results_tell_the_whole_run_and_are_json() -> None:
         {"op": "ADD", "id": "", "text": "worth +1", "scope": "*", "reason": "", "refused": ""}
     ]
     assert update["accepted"] is True
-    assert update["reason"] == "+0.100 (standard error 0.000) on 4 validation examples"
+    assert update["reason"] == "+0.100 on 4 validation examples"
     assert update["library_size"] == 1
     assert update["validation"] == {"mean": 0.6, "n": 4, "n_failed": 0}
     assert told["student"] == {"mean": 0.5, "n": 4, "n_failed": 0}

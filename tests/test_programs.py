@@ -9,6 +9,7 @@ import pytest
 from scripted import (
     EXTRACT,
     UPDATE,
+    HigherMean,
     Prompt,
     Rule,
     ScriptedEngine,
@@ -43,7 +44,7 @@ def knows(prompt: Prompt, *advice: str) -> bool:
 def compiled(
     student: dspy.Module, *rules: Rule, adds: list[dict[str, Any]] | None = None
 ) -> tuple[Any, ScriptedEngine]:
-    """The student, compiled with the default gate on six training and three validation examples."""
+    """The student, compiled with the plainest gate on six examples and three for validation."""
     adds = adds or [{"text": ADVICE}]
     engine_rules = [
         (EXTRACT, lessons(ADVICE, "[react] Prefer the tools.", "[writer] Write digits.")),
@@ -51,7 +52,9 @@ def compiled(
         *rules,
     ]
     lm = scripted_lm(engine_rules)
-    optimizer = TrainingFreeGRPO(is_four, group_size=4, epochs=1, num_threads=2, progress=False)
+    optimizer = TrainingFreeGRPO(
+        is_four, group_size=4, epochs=1, num_threads=2, progress=False, gate=HigherMean()
+    )
     before = {name: p.signature.instructions for name, p in student.named_predictors()}
     with dspy.context(lm=lm):
         optimized = optimizer.compile(student, trainset=questions(9))

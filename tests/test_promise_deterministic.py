@@ -17,7 +17,7 @@ import dspy
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scripted import EXTRACT, UPDATE, Prompt, lessons, operations, scripted_lm
+from scripted import EXTRACT, UPDATE, HigherMean, Prompt, lessons, operations, scripted_lm
 from test_dspy_contract import Pair, agent, agent_turn, is_polite, polite_answer, questions, untimed
 
 from tfgrpo_dspy import NoGate, TrainingFreeGRPO
@@ -122,7 +122,7 @@ def test_answers_that_come_last_first_give_the_same(width: int) -> None:
 
 
 @pytest.mark.parametrize("student", [Pair, agent], ids=["two predictors", "agent"])
-@pytest.mark.parametrize("changes", [{"gate": None}, {"update_per_group": True}], ids=str)
+@pytest.mark.parametrize("changes", [{"gate": HigherMean()}, {"update_per_group": True}], ids=str)
 def test_so_do_programs_of_several_calls_with_a_gate_and_with_a_call_for_each_group(
     student: Any, changes: dict[str, Any]
 ) -> None:

@@ -163,12 +163,13 @@ def test_the_optimizer_is_an_optimizer_to_dspy() -> None:
 
 def test_compile_has_the_parameters_of_dspys_optimizers() -> None:
     parameters = inspect.signature(TrainingFreeGRPO.compile).parameters
-    assert list(parameters) == ["self", "student", "trainset", "teacher", "valset"]
+    assert list(parameters) == ["self", "student", "trainset", "teacher", "valset", "testset"]
     assert parameters["trainset"].default is inspect.Parameter.empty
     assert parameters["teacher"].default is None
     assert parameters["valset"].default is None
-    by_name = [parameters[name].kind for name in ("trainset", "teacher", "valset")]
-    assert by_name == [inspect.Parameter.KEYWORD_ONLY] * 3
+    assert parameters["testset"].default is None
+    by_name = [parameters[name].kind for name in ("trainset", "teacher", "valset", "testset")]
+    assert by_name == [inspect.Parameter.KEYWORD_ONLY] * 4
 
 
 def test_the_papers_schedule_can_be_overridden_argument_by_argument() -> None:

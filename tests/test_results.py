@@ -13,7 +13,9 @@ import pytest
 
 from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary
 from tfgrpo_dspy.results import (
+    Gain,
     GroupRecord,
+    HeldOut,
     OperationRecord,
     RunResults,
     ScoreSummary,
@@ -42,6 +44,7 @@ RESULTS = RunResults(
             reason="+0.250 on 8 validation examples",
             library_size=1,
             validation=None,
+            dropped={"E2": "P(helps) 0.10, P(harms) 0.60 after 4 rollouts"},
         ),
     ),
     usage={"rollout": Usage(n_lm_calls=10, prompt_tokens=100), "lesson": Usage()},
@@ -51,6 +54,12 @@ RESULTS = RunResults(
     wall_time_s=1.5,
     library=LIBRARY.to_dict(),
     metric_calls=12,
+    gain=Gain(mean=0.25, low=0.0, high=0.5, n=8),
+    test=HeldOut(
+        student=ScoreSummary(mean=0.5, n=2),
+        best=ScoreSummary(mean=0.5, n=2),
+        gain=Gain(mean=0.0, low=None, high=None, n=2),
+    ),
     replayed={"gate": 2},
     rescored=1,
     text_only=3,
@@ -104,6 +113,7 @@ AS_DICT: dict[str, Any] = {
             "reason": "+0.250 on 8 validation examples",
             "library_size": 1,
             "validation": None,
+            "dropped": {"E2": "P(helps) 0.10, P(harms) 0.60 after 4 rollouts"},
         }
     ],
     "usage": {
@@ -130,6 +140,12 @@ AS_DICT: dict[str, Any] = {
         ],
     },
     "metric_calls": 12,
+    "gain": {"mean": 0.25, "low": 0.0, "high": 0.5, "n": 8},
+    "test": {
+        "student": {"mean": 0.5, "n": 2, "n_failed": 0},
+        "best": {"mean": 0.5, "n": 2, "n_failed": 0},
+        "gain": {"mean": 0.0, "low": None, "high": None, "n": 2},
+    },
     "replayed": {"gate": 2},
     "rescored": 1,
     "text_only": 3,

@@ -281,7 +281,7 @@ def test_a_reasoning_model_runs_at_its_own_temperature(
         ({"temperature": math.nan}, "temperature=nan: pass a number above 0"),
         ({"temperature": "hot"}, "temperature='hot': pass a number above 0"),
         ({"reflection_lm": "openai/gpt-4o"}, "reflection_lm='openai/gpt-4o': pass a dspy.LM("),
-        ({"gate": True}, "gate=True has no method next(evidence); pass PairedGate() or NoGate()."),
+        ({"gate": True}, "gate=True has no method next(evidence); pass AutoGate() or NoGate()."),
         ({"extract_advantage": "?"}, "extract_advantage='?': pass a dspy.Module."),
         ({"summarize_trajectory": "?"}, "summarize_trajectory='?': pass a dspy.Module."),
         ({"update_library": "?"}, "update_library='?': pass a dspy.Module."),

@@ -248,7 +248,9 @@ class TrainingFreeGRPO(Teleprompter):
         self, pipeline: Pipeline, recorded: Sequence[Sequence[Rollout]]
     ) -> None:
         async for batch in pipeline.batches(epochs=1, group_size=0):
-            groups = [pipeline.given(example, recorded[example]) for example in batch.examples]
+            groups = [
+                pipeline.given(batch, example, recorded[example]) for example in batch.examples
+            ]
             lessons = pipeline.extract(batch, groups)
             pipeline.begin_update(batch, self._update(pipeline, batch, lessons))
         await pipeline.all_updates()
@@ -259,25 +261,29 @@ class TrainingFreeGRPO(Teleprompter):
         *,
         trainset: list[Any],
         valset: list[Any] | None = None,
+        testset: list[Any] | None = None,
         probe: bool = False,
     ) -> Plan:
         """What `compile` would do at most, without a call; `str` of it is a table.
 
         Args:
-            student, trainset, valset: as for `compile`.
+            student, trainset, valset, testset: as for `compile`.
             probe: run two rollouts, for what a rollout really takes; with `log_dir` they are
                 those that `compile` starts with, and are not paid twice.
 
         Raises:
             SettingsError, StoreError, RunFailedError: as `compile`.
         """
-        settings, training, validation = prepare(self.settings, student, trainset, valset, None)
+        settings, training, validation = prepare(
+            self.settings, student, trainset, valset, None, testset
+        )
         examples = [trainset[index] for index in training]
         probed: list[Usage] = []
         if probe:
             with Pipeline(settings, student, trainset, training, validation) as pipeline:
                 probed = pipeline.probe()
-        return plan_of(settings, student, examples, len(validation), probed)
+        n_test = len(testset or ())
+        return plan_of(settings, student, examples, len(validation), probed, n_test=n_test)
 
     def get_params(self) -> dict[str, Any]:
         """The settings that are numbers, strings or flags, as a new dict."""

@@ -5,11 +5,11 @@ an average over all: it is probed, and tried in the training groups that it conc
 one concerns every example: it is measured on the validation set, all of it at once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tfgrpo_dspy.experience import Add, Experience, ExperienceLibrary, Operation
+from tfgrpo_dspy.experience import Add, Experience, ExperienceLibrary, Operation, sift
 from tfgrpo_dspy.gate.concern import Concern, WordConcern, condition_of
 from tfgrpo_dspy.gate.factorial import FactorialGate
 from tfgrpo_dspy.gate.protocol import (
@@ -55,16 +55,23 @@ class AutoGate:
         if isinstance(first, Trials):
             return first
         library = _with_ids_of(first, evidence, broad_ones, narrow_ones)
+        narrow_ones, refused = _taken(narrow_ones, library, evidence)
         own = replace(evidence, incumbent=library, operations=narrow_ones, memory=memory["narrow"])
         second = self.narrow.next(replace(own, concerns=_renamed(evidence, own.proposed)))
         if isinstance(second, Trials):
             return second
         return replace(
             second,
-            reason="; ".join(filter(None, (first.reason, second.reason))),
+            reason="; ".join(filter(None, (first.reason, second.reason, *refused))),
             dropped={**first.dropped, **second.dropped},
             memory={"broad": first.memory, "narrow": second.memory},
         )
+
+    def most_trials(self, n_examples: int) -> int | None:
+        """How many rollouts the decision on one update takes at most; None: a part does not say."""
+        known = [getattr(gate, "most_trials", None) for gate in (self.broad, self.narrow)]
+        most = [None if of is None else of(n_examples) for of in known]
+        return None if None in most else sum(n or 0 for n in most)
 
     def assign(self, plan: GroupPlan) -> tuple[ExperienceLibrary, ...]:
         """Which rollouts are given what is on trial: as `narrow` says."""
@@ -77,23 +84,38 @@ class AutoGate:
     def _parted(
         self, evidence: TrialEvidence, memory: Mapping[str, Any]
     ) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
-        """The operations of `broad` and those of `narrow`."""
+        """The operations of `broad` and those of `narrow`.
+
+        What the library takes only together with operations of `narrow`, such as an ADD for which
+        a DELETE of theirs makes room, is theirs too.
+        """
         on_trial = {own.id for own in evidence.incumbent if own.is_on_trial}
         known = on_trial | set(((memory["narrow"] or {}).get("records")) or {})
         proposed = {own.id: own for own in evidence.proposed}
         new = (id_ for id_, own in proposed.items() if own.number >= evidence.incumbent.next_number)
-        parts: tuple[list[Operation], list[Operation]] = ([], [])
+        is_narrow = []
         for operation in evidence.operations:
-            id_ = next(new) if isinstance(operation, Add) else operation.id
-            is_narrow = id_ in known or self._has_condition(proposed.get(id_), evidence)
-            parts[is_narrow].append(operation)
-        return tuple(parts[0]), tuple(parts[1])
+            id_ = next(new, "") if isinstance(operation, Add) else operation.id
+            is_narrow.append(id_ in known or self._has_condition(proposed.get(id_), evidence))
+        given = list(zip(evidence.operations, is_narrow, strict=True))
+        broad_ones, _ = _taken(
+            [op for op, narrow in given if not narrow], evidence.incumbent, evidence
+        )
+        return broad_ones, tuple(op for op in evidence.operations if op not in broad_ones)
 
     def _has_condition(self, experience: Experience | None, evidence: TrialEvidence) -> bool:
         if experience is None:  # it is to be deleted, and nobody has measured it
             return False
         is_of_domain = self.domain is not None and experience.id in (evidence.concerns or {})
         return is_of_domain or bool(condition_of(experience.text))
+
+
+def _taken(
+    operations: Sequence[Operation], library: ExperienceLibrary, evidence: TrialEvidence
+) -> tuple[tuple[Operation, ...], tuple[str, ...]]:
+    """The operations that the library takes, and why it does not take the others."""
+    taken, refused = sift(library, operations, evidence.limits)
+    return tuple(taken), tuple(f"an operation is left out: {each.reason}" for each in refused)
 
 
 def _with_ids_of(
@@ -114,7 +136,13 @@ def _renamed(evidence: TrialEvidence, proposed: ExperienceLibrary) -> dict[str, 
     """What experiences concern, by the ids that they have in another library."""
     concerns = evidence.concerns or {}
     by_text = {_said(own): concerns[own.id] for own in evidence.proposed if own.id in concerns}
-    return {own.id: by_text[_said(own)] for own in proposed if _said(own) in by_text}
+    staying = {own.id for own in evidence.proposed}
+    leaving = {
+        own.id: concerns[own.id]
+        for own in evidence.incumbent
+        if own.id not in staying and own.id in concerns
+    }
+    return leaving | {own.id: by_text[_said(own)] for own in proposed if _said(own) in by_text}
 
 
 def _said(experience: Experience) -> tuple[str, str]:

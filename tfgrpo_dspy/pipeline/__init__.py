@@ -32,7 +32,7 @@ from tfgrpo_dspy.pipeline.archive import Archive
 from tfgrpo_dspy.pipeline.asking import Answer, Asker
 from tfgrpo_dspy.pipeline.batches import TEACHING, Batch
 from tfgrpo_dspy.pipeline.concerns import Concerns
-from tfgrpo_dspy.pipeline.deciding import Decider, group_evidence, has_trials, with_keeps
+from tfgrpo_dspy.pipeline.deciding import Decider, assigned, group_evidence, has_trials
 from tfgrpo_dspy.pipeline.extracting import Extractor
 from tfgrpo_dspy.pipeline.heldout import gain_between, held_out
 from tfgrpo_dspy.pipeline.measuring import Measurements
@@ -162,20 +162,23 @@ class Pipeline:
         self._schedule.run(loop)
 
     async def _measure_student(self) -> None:
-        """Measure it, and keep back what measuring the result will take."""
+        """Measure it, and keep back what measuring the result will take.
+
+        Without a validation set nobody knows yet what a rollout takes: one call at least.
+        """
         n, n_test = self._measured.n_examples, self._tested.n_examples
-        if self.settings.gate_metric is None or not n:
+        n_last = n + 2 * n_test
+        if self.settings.gate_metric is None or not n_last:
             return
         started = time.monotonic()
         await self._measured.run_everywhere([self.start_library])
         spent = self._recorder.usage["gate"] + self._recorder.usage["metric"]
-        n_last = n + 2 * n_test
-        share = n_last / n
+        share = n_last / max(n, 1)
         self._run.ledger.keep_back(
             n_last,
-            math.ceil(share * spent.n_lm_calls),
+            math.ceil(share * (spent.n_lm_calls if n else 1)),
             RESERVE_MARGIN * share * spent.cost_usd,
-            RESERVE_MARGIN * share * (time.monotonic() - started),
+            RESERVE_MARGIN * share * (time.monotonic() - started) if n else 0.0,
         )
 
     # ------------------------------------------------------------------ the verbs of the loop
@@ -255,13 +258,14 @@ class Pipeline:
     def _samples(self, batch: Batch, example: int) -> list[Sample]:
         """The gate may give an experience on trial to some of them only."""
         n, libraries = self.settings.group_size, [batch.library] * self.settings.group_size
-        assign = getattr(self.settings.gate, "assign", None)
-        if assign is not None and has_trials(batch.library):
+        gate = self.settings.gate
+        if hasattr(gate, "assign") and has_trials(batch.library):
             on_trial = [experience for experience in batch.library if experience.is_on_trial]
             concerned = self._concerns.of(on_trial) or {}
             own = tuple(e for e in on_trial if example in concerned.get(e.id, ()))
-            libraries = assign(GroupPlan(batch.library, example, batch.update, n, own))
-            batch.assigned[example] = tuple(libraries)
+            plan = GroupPlan(batch.library, example, batch.update, n, own)
+            batch.assigned[example] = assigned(gate, plan)
+            libraries = [*batch.assigned[example]]
         return [
             Sample(
                 library,
@@ -276,8 +280,9 @@ class Pipeline:
         settings = self.settings
         return Group.of(example, rollouts, settings.failure_score, settings.metric is not None)
 
-    def given(self, example: int, rollouts: Sequence[Rollout]) -> "Handle[Group]":
-        """A group of rollouts that were made elsewhere."""
+    def given(self, batch: Batch, example: int, rollouts: Sequence[Rollout]) -> "Handle[Group]":
+        """A group of rollouts that were made elsewhere, and without what this run has learned."""
+        batch.assigned[example] = (self.start_library,) * len(rollouts)
         handle: Handle[Group] = Handle()
         handle.fulfil(self.group(example, rollouts))
         return handle
@@ -400,19 +405,18 @@ class Pipeline:
         """What the gate makes of the operations; it is asked until it decides."""
         operations = [op for op in proposed if not isinstance(op, Refusal)]
         decision = await self._decider.decide(batch, library, operations)
-        decided = with_keeps(decision.library, operations, self.settings)
-        self._record(batch, library, proposed, decided, decision)
+        self._record(batch, library, proposed, decision)
         self._run.notes.note(self._decider.exported[-1], len(self._recorder.updates), "")
-        return decided
+        return decision.library
 
     def _record(
         self,
         batch: Batch,
         before: ExperienceLibrary,
         proposed: Sequence[Operation | Refusal],
-        library: ExperienceLibrary,
         decision: Decision,
     ) -> None:
+        library = decision.library
         record = UpdateRecord(
             update=batch.update,
             epoch=batch.epoch,
@@ -420,7 +424,7 @@ class Pipeline:
             lessons=tuple(lesson.text for lesson in batch.lessons),
             refused_lessons=tuple(f"{les.text} ({les.reason})" for les in batch.refused_lessons),
             operations=tuple(operation_record(operation) for operation in proposed),
-            accepted=library != before,
+            accepted=list(library) != list(before),
             reason=decision.reason,
             dropped=dict(decision.dropped),
             library_size=len(library),

@@ -18,7 +18,8 @@ class Batch:
 
     `library` is the one that its rollouts are made with: as it stood `max_staleness` updates before
     the last; `memory` is what the gate left then. `assigned` are the libraries of a group's
-    rollouts, by example, where the gate gives experiences on trial to some of them only.
+    rollouts, by example, where they are others: the gate gives experiences on trial to some of them
+    only, or they were made elsewhere.
     """
 
     update: int

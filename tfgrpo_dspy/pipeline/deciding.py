@@ -1,11 +1,12 @@
 """Asks the gate until it decides, and has the trials made that it wants."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.errors import GateError
-from tfgrpo_dspy.experience import ExperienceLibrary, Keep, Operation
-from tfgrpo_dspy.gate import Decision, GroupEvidence, Trial, TrialEvidence, Trials
+from tfgrpo_dspy.experience import ExperienceLibrary, Keep, Limits, Operation
+from tfgrpo_dspy.gate import Decision, GroupEvidence, GroupPlan, Trial, TrialEvidence, Trials
 from tfgrpo_dspy.pipeline.batches import Batch
 from tfgrpo_dspy.pipeline.concerns import Concerns
 from tfgrpo_dspy.pipeline.measuring import Measurements
@@ -60,22 +61,43 @@ class Decider:
         }
         proposed = TrialEvidence(**evidence).proposed
         if proposed == library and not has_trials(library):
-            decision = Decision(proposed, "nothing to decide", memory=self.memories[-1])
+            last = self.exported[-1]
+            decision = Decision(proposed, "nothing to decide", last, memory=self.memories[-1])
         else:
             ids = {experience.id for experience in proposed}
             deleted = [experience for experience in library if experience.id not in ids]
             evidence["concerns"] = self._concerns.of([*proposed, *deleted])
             decision = await self._asked(evidence)
+        decision = self._with_keeps(decision, operations)
         exported = decision.library if decision.exported is None else decision.exported
-        self.exported.append(exported)
+        self.exported.append(self._like_start(exported))
         self.memories.append(decision.memory)
         return decision
+
+    def _with_keeps(self, decision: Decision, operations: Sequence[Operation]) -> Decision:
+        """With the evidence of KEEPs, whatever the gate made of the other operations."""
+        limits, exported = self._settings.limits, decision.exported
+        return replace(
+            decision,
+            library=with_keeps(decision.library, operations, limits),
+            exported=None if exported is None else with_keeps(exported, operations, limits),
+        )
+
+    def _like_start(self, library: ExperienceLibrary) -> ExperienceLibrary:
+        """Equal to the student's, where it holds the same experiences: it is not measured anew.
+
+        The ids that the run has retired since then were never in a program.
+        """
+        start = self.exported[0]
+        if list(library) != list(start):
+            return library
+        return ExperienceLibrary(library, next_number=start.next_number)
 
     async def _asked(self, evidence: dict[str, Any]) -> Decision:
         gate: Any = self._settings.gate
         while True:
             answer = gate.next(TrialEvidence(**evidence, scores=self._measured.scores))
-            if isinstance(answer, Decision) and isinstance(answer.library, ExperienceLibrary):
+            if isinstance(answer, Decision) and all(map(_is_library, _libraries_of(answer))):
                 return answer
             if not isinstance(answer, Trials):
                 raise GateError(
@@ -88,7 +110,8 @@ class Decider:
     def _check(self, trials: Trials) -> None:
         sizes = {"validation": self._measured.n_examples, "training": self._n_training}
         for trial in trials.trials:
-            if not isinstance(trial, Trial) or trial.on not in sizes:
+            is_trial = isinstance(trial, Trial) and _is_library(trial.library)
+            if not is_trial or trial.on not in sizes:
                 raise GateError(f"{self._settings.gate!r} asks for {trial!r}, which is no Trial.")
             if trial.example not in range(sizes[trial.on]):
                 raise GateError(
@@ -98,12 +121,36 @@ class Decider:
 
 
 def with_keeps(
-    library: ExperienceLibrary, operations: Sequence[Operation], settings: Settings
+    library: ExperienceLibrary, operations: Sequence[Operation], limits: Limits
 ) -> ExperienceLibrary:
-    """The library with the evidence of KEEPs, whatever the gate made of the other operations."""
+    """The library with the evidence of those KEEPs that are on one of its experiences."""
     ids = {experience.id for experience in library}
     keeps = [op for op in operations if isinstance(op, Keep) and op.id in ids]
-    return library.apply(keeps, settings.limits)
+    return library.apply(keeps, limits)
+
+
+def assigned(gate: Any, plan: GroupPlan) -> tuple[ExperienceLibrary, ...]:
+    """The library of each rollout of a group, as the gate says.
+
+    Raises:
+        GateError: these are not as many libraries as the group has rollouts.
+    """
+    libraries = gate.assign(plan)
+    is_group = isinstance(libraries, Sequence) and len(libraries) == plan.n_rollouts
+    if not is_group or not all(map(_is_library, libraries)):
+        raise GateError(
+            f"{gate!r} assigned {libraries!r}; return {plan.n_rollouts} libraries, one for each "
+            f"rollout of the group."
+        )
+    return tuple(libraries)
+
+
+def _is_library(value: object) -> bool:
+    return isinstance(value, ExperienceLibrary)
+
+
+def _libraries_of(decision: Decision) -> list[Any]:
+    return [decision.library, decision.library if decision.exported is None else decision.exported]
 
 
 def has_trials(library: ExperienceLibrary) -> bool:

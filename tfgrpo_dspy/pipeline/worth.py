@@ -24,7 +24,7 @@ def with_worth(
     An effect that the gate has measured stays: it is that on the examples which the experience
     concerns, where the gate knows them.
 
-    The price is an estimate, of about four characters a token: nobody knows the tokens of every LM.
+    The price is an estimate from the length of its line: nobody knows the tokens of every LM.
     """
     rows = [
         Row(("training", group.example), _names(held), score)

@@ -54,12 +54,14 @@ def prepare(
     if testset is not None:
         _warn_of_overlap(trainset, testset, "test")
     examples = [trainset[index] for index in training]
-    settings = with_preset(settings, student, examples, len(validation))
+    n_test = len(testset or ())
+    settings = with_preset(settings, student, examples, len(validation), n_test=n_test)
     faults = list(budget_faults(settings, student, len(validation)))
     if faults:
         raise SettingsError(" ".join(faults))
     if not settings.offline:
-        logger.info("the plan:\n%s", plan_of(settings, student, examples, len(validation)))
+        plan = plan_of(settings, student, examples, len(validation), n_test=n_test)
+        logger.info("the plan:\n%s", plan)
     return settings, training, validation
 
 

@@ -85,6 +85,7 @@ def plan_of(
     n_validation: int,
     probed: Sequence[Usage] = (),
     *,
+    n_test: int = 0,
     is_sampled: bool = True,
 ) -> Plan:
     """The plan.
@@ -95,6 +96,7 @@ def plan_of(
         examples: those to train on.
         n_validation: how many examples the gate measures on.
         probed: the usage of some rollouts, from which calls and costs are taken.
+        n_test: how many examples student and result are measured on at the end besides.
         is_sampled: False where the training rollouts are there already.
     """
     n_train = len(examples)
@@ -105,15 +107,15 @@ def plan_of(
     most_trials = getattr(settings.gate, "most_trials", None)
     n_trials: int | None = 0
     if settings.measures:
-        n_trials = None if most_trials is None else n_updates * most_trials(n_validation)
-    n_measured = 0 if settings.gate_metric is None else n_validation
-    n_measured *= 1 if settings.measures else 2
+        n_each = None if most_trials is None else most_trials(n_validation)
+        n_trials = None if n_each is None else n_updates * n_each
+    n_measured = 0 if settings.gate_metric is None else 2 * (n_validation + n_test)
     n_summaries = n_training if settings.summarize_always else 0
     reflection = settings.reflection_lm or dspy.settings.lm
     budget = getattr(settings.extract_advantage, "attempts_tokens", 12_000)
     attempts = min(budget, settings.group_size * int(per_rollout.prompt + per_rollout.completion))
     rows = (
-        per_rollout.row("student, and final scores", n_measured),
+        per_rollout.row("scores of student and result", n_measured),
         per_rollout.row("training rollouts", n_training),
         per_rollout.row("trials of the gate", n_trials),
         _reflections("summaries", n_summaries, budget // settings.group_size, reflection, settings),
@@ -129,6 +131,7 @@ def with_preset(
     examples: Sequence[Any],
     n_validation: int,
     *,
+    n_test: int = 0,
     is_sampled: bool = True,
 ) -> Settings:
     """The settings with the budgets that `auto` stands for; explicit ones stay.
@@ -140,7 +143,7 @@ def with_preset(
         return settings
     share = (PRESETS.index(settings.auto) + 1) / len(PRESETS)
     shorter = replace(settings, epochs=max(1, round(settings.epochs * share)))
-    plan = plan_of(shorter, student, examples, n_validation, is_sampled=is_sampled)
+    plan = plan_of(shorter, student, examples, n_validation, n_test=n_test, is_sampled=is_sampled)
     measured, training, _, *reflections = plan.rows
     n_trials = plan.n_updates * n_validation if settings.measures else 0
     n_rollouts = (measured.n_rollouts or 0) + (training.n_rollouts or 0) + n_trials

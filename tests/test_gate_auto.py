@@ -1,0 +1,303 @@
+"""AutoGate: each operation goes to the gate that can tell what it is worth."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary
+from tfgrpo_dspy.experience import Add, Delete, Keep, Limits, Modify, Operation
+from tfgrpo_dspy.gate import (
+    AutoGate,
+    Decision,
+    FactorialGate,
+    GroupEvidence,
+    ProbeThenTrial,
+    Trial,
+    TrialEvidence,
+    Trials,
+)
+
+N_TRAINING, N_VALIDATION = 12, 40
+SLATE = "When a case is of kind slate, answer T08."
+EXACT = "Be exact."
+CONCERNED = frozenset({0, 3, 6, 9})
+
+
+def group(example: int, *scores: float) -> GroupEvidence:
+    return GroupEvidence(example, (ExperienceLibrary(),) * len(scores), scores)
+
+
+def drawn_from(example: int, *scores: float, update: int = 0) -> tuple[Evidence, ...]:
+    return (Evidence(update, example, tuple(range(len(scores))), scores),)
+
+
+def evidence_of(
+    operations: Sequence[Operation],
+    incumbent: ExperienceLibrary | None = None,
+    concerned: Sequence[str] = (SLATE,),
+    **others: Any,
+) -> TrialEvidence:
+    """Evidence as the pipeline makes it; the texts of `concerned` concern some examples."""
+    evidence = TrialEvidence(
+        incumbent=ExperienceLibrary() if incumbent is None else incumbent,
+        operations=tuple(operations),
+        n_examples=N_VALIDATION,
+        update=0,
+        n_updates=12,
+        n_training=N_TRAINING,
+        groups=(group(0, 0.0, 1.0, 0.0, 0.0), group(1, 1.0, 0.0, 0.0, 0.0)),
+    )
+    evidence = replace(evidence, **others)
+    known = {own.id: own for own in evidence.incumbent} | {o.id: o for o in evidence.proposed}
+    concerns = {id_: CONCERNED for id_, own in known.items() if own.text in concerned}
+    return replace(evidence, concerns=concerns)
+
+
+Scorer = Callable[[Trial], float | None]
+
+
+def decided(
+    gate: AutoGate, evidence: TrialEvidence, score: Scorer
+) -> tuple[Decision, list[tuple[Trial, ...]]]:
+    """The decision, and what was asked for until then; everything is answered by `score`."""
+    asked: list[tuple[Trial, ...]] = []
+    while True:
+        answer = gate.next(evidence)
+        if isinstance(answer, Decision):
+            return answer, asked
+        new = tuple(trial for trial in answer.trials if trial not in evidence.scores)
+        assert new, "the gate asks for what it knows"
+        asked.append(new)
+        scores = {trial: score(trial) for trial in new}
+        evidence = replace(evidence, scores={**evidence.scores, **scores})
+
+
+def by_texts(**gains: float) -> Scorer:
+    """0 or 1; each text that a library holds moves the chance by its gain."""
+    texts = {"slate": SLATE, "exact": EXACT}
+
+    def score(trial: Trial) -> float:
+        held = {own.text for own in trial.library}
+        chance = 0.3 + sum(gain for name, gain in gains.items() if texts[name] in held)
+        luck = random.Random(f"{trial.on}/{trial.example}/{trial.index}").random()
+        return float(luck < chance)
+
+    return score
+
+
+def texts(library: ExperienceLibrary | None) -> list[str]:
+    return [own.text for own in library or ()]
+
+
+NARROW = Add(SLATE, evidence=drawn_from(0, 0.0, 1.0, 0.0, 0.0))
+BROAD = Add(EXACT, evidence=drawn_from(1, 1.0, 0.0, 0.0, 0.0))
+
+
+# ---------------------------------------------------------------------- who decides what
+
+
+def test_a_lesson_that_concerns_some_examples_is_tried_on_training_examples_only() -> None:
+    _, asked = decided(AutoGate(), evidence_of([NARROW]), by_texts(slate=0.6))
+    assert {trial.on for trials in asked for trial in trials} == {"training"}
+    assert {trial.example for trials in asked for trial in trials} <= CONCERNED | {0}
+
+
+def test_a_lesson_of_which_nobody_knows_whom_it_concerns_is_tried_on_the_validation_set() -> None:
+    decision, asked = decided(AutoGate(), evidence_of([BROAD]), by_texts(exact=0.6))
+    assert {trial.on for trials in asked for trial in trials} == {"validation"}
+    assert texts(decision.library) == texts(decision.exported) == [EXACT]
+    assert not decision.library["E1"].is_on_trial
+
+
+def test_of_both_kinds_each_is_tried_where_it_belongs_and_the_others_are_left_as_they_are() -> None:
+    decision, asked = decided(
+        AutoGate(), evidence_of([NARROW, BROAD]), by_texts(slate=0.6, exact=0.6)
+    )
+    held = {
+        on: {text for trials in asked for t in trials if t.on == on for text in texts(t.library)}
+        for on in ("validation", "training")
+    }
+    assert held == {"validation": {EXACT}, "training": {SLATE}}
+    assert {own.text: own.is_on_trial for own in decision.library} == {EXACT: False, SLATE: True}
+
+
+def test_a_harmful_lesson_of_either_kind_is_dropped_and_its_id_says_why() -> None:
+    decision, _ = decided(
+        AutoGate(), evidence_of([NARROW, BROAD]), by_texts(slate=-0.3, exact=-0.3)
+    )
+    assert texts(decision.library) == texts(decision.exported) == []
+    assert len(decision.dropped) == 2
+    assert all(decision.dropped.values())
+
+
+def test_what_is_on_trial_stays_with_the_gate_that_has_it_on_trial() -> None:
+    known = ExperienceLibrary([Experience("E4", SLATE, is_on_trial=True)])
+    change = Modify("E4", "When a case is of kind slate, think.", evidence=NARROW.evidence)
+    evidence = evidence_of([change], known, concerned=())
+    _, asked = decided(AutoGate(), evidence, by_texts())
+    assert {trial.on for trials in asked for trial in trials} == {"training"}
+
+
+def test_a_delete_of_what_concerns_some_examples_puts_it_on_trial() -> None:
+    known = ExperienceLibrary([Experience("E1", SLATE)])
+    decision, asked = decided(AutoGate(), evidence_of([Delete("E1")], known), by_texts())
+    assert [own.is_on_trial for own in decision.library] == [True]
+    assert "E1 is on trial instead of deleted" in decision.reason
+    assert asked == []
+
+
+def test_nothing_to_decide_is_decided_at_once() -> None:
+    known = ExperienceLibrary([Experience("E1", SLATE), Experience("E3", EXACT)], next_number=7)
+    decision, asked = decided(AutoGate(), evidence_of([], known), by_texts())
+    assert asked == []
+    assert decision.library == decision.exported == known
+    assert dict(decision.dropped) == {}
+
+
+# ---------------------------------------------------------------------- ids
+
+
+@pytest.mark.parametrize("operations", [[NARROW, BROAD], [BROAD, NARROW]], ids=["first", "last"])
+@pytest.mark.parametrize("gain", [0.6, -0.3])
+def test_no_id_is_tried_with_two_texts(operations: list[Operation], gain: float) -> None:
+    decision, asked = decided(AutoGate(), evidence_of(operations), by_texts(slate=0.6, exact=gain))
+    shown = {own for trials in asked for trial in trials for own in trial.library}
+    shown |= set(decision.library)
+    assert len({own.id for own in shown}) == len({own.text for own in shown}) == 2
+    assert decision.library.next_number == 3
+
+
+def test_a_lesson_is_tried_where_it_concerns_whatever_id_it_comes_to_have() -> None:
+    """Proposed it is E1; behind what the other gate has tried it is E2, and still concerns."""
+    decision, _ = decided(AutoGate(), evidence_of([NARROW, BROAD]), by_texts(slate=0.6, exact=-0.3))
+    (left,) = decision.library
+    assert (left.id, left.text, left.is_on_trial) == ("E2", SLATE, True)
+    assert texts(decision.exported) == [SLATE]
+
+
+# ---------------------------------------------------------------------- memory
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A gate that lets everything stay and counts, in its memory, how often it decided."""
+
+    told: list[Any] = field(default_factory=list)
+    metric: Any = None
+
+    def next(self, evidence: TrialEvidence) -> Trials | Decision:
+        self.told.append(evidence.memory)
+        return Decision(evidence.proposed, "counted", memory=(evidence.memory or 0) + 1)
+
+
+def test_each_part_is_told_what_it_left_also_over_an_update_without_work_for_it() -> None:
+    broad = Counting()
+    gate, library, memory = AutoGate(broad=broad), ExperienceLibrary(), None
+    for update, operation in enumerate([BROAD, NARROW, Add("Be brief.")]):
+        evidence = evidence_of([operation], library, update=update, memory=memory)
+        decision, _ = decided(gate, evidence, by_texts(slate=0.6))
+        library, memory = decision.library, decision.memory
+    assert broad.told == [None, 1]
+    assert [own.text for own in library if own.is_on_trial] == [SLATE]
+    assert [r["text"] for r in memory["narrow"]["records"].values()] == [SLATE]  # type: ignore[index]
+
+
+def test_groups_that_show_it_settle_what_an_update_before_put_on_trial() -> None:
+    gate = AutoGate()
+    first, _ = decided(gate, evidence_of([NARROW]), by_texts(slate=0.6))
+    library, memory = first.library, first.memory
+    without = ExperienceLibrary(next_number=library.next_number)
+    for update, example in enumerate((3, 6, 9), start=1):
+        shown = GroupEvidence(example, (library, without, library, without), (1.0, 0.0, 1.0, 0.0))
+        evidence = evidence_of([], library, update=update, memory=memory, groups=(shown,))
+        decision, asked = decided(gate, evidence, by_texts())
+        assert asked == []
+        library, memory = decision.library, decision.memory
+    (settled,) = library
+    assert not settled.is_on_trial
+    assert settled.effect is not None
+    assert settled.effect.estimate > 0
+
+
+# ---------------------------------------------------------------------- room
+
+
+def test_an_add_whose_room_an_experience_on_trial_must_make_is_decided_with_it() -> None:
+    known = ExperienceLibrary(
+        [Experience("E1", SLATE, is_on_trial=True), Experience("E2", "Be kind.")]
+    )
+    evidence = evidence_of([Delete("E1"), BROAD], known, limits=Limits(2, 40))
+    decision, asked = decided(AutoGate(), evidence, by_texts(exact=0.6))
+    assert len(decision.library) <= 2
+    assert {trial.on for trials in asked for trial in trials} <= {"training"}
+
+
+# ---------------------------------------------------------------------- for all
+
+
+LESSONS = [f"When a case is of kind {kind}, answer {kind[0]}." for kind in ("slate", "amber")]
+TEXTS = [*LESSONS, "Be exact.", "Be brief.", "Check twice."]
+
+
+@st.composite
+def updates(draw: st.DrawFn, library: ExperienceLibrary, limits: Limits) -> list[Operation]:
+    """Operations that the library takes all together."""
+    ids = [own.id for own in library]
+    sources = st.sampled_from([(), drawn_from(0, 0.0, 1.0), drawn_from(5, 0.5, 0.5, 0.5)])
+    kinds = [st.builds(Add, st.sampled_from(TEXTS), evidence=sources)]
+    if ids:
+        of_ids = st.sampled_from(ids)
+        kinds += [
+            st.builds(Delete, of_ids),
+            st.builds(Keep, of_ids, evidence=sources),
+            st.builds(Modify, of_ids, st.sampled_from(TEXTS), evidence=sources),
+        ]
+    given_ = draw(st.lists(st.one_of(kinds), max_size=5))
+    refused = {refusal.operation for refusal in library.refusals(given_, limits)}
+    taken = [operation for operation in given_ if operation not in refused]
+    return [] if library.refusals(taken, limits) else taken
+
+
+@given(st.data(), st.integers(0, 10**6), st.sampled_from([1, 3, 30]))
+@settings(max_examples=20, deadline=None)
+@pytest.mark.timeout(120)
+def test_whatever_it_is_asked_it_ends_within_its_limits_and_exports_a_part_of_its_library(
+    data: st.DataObject, luck: int, room: int
+) -> None:
+    def score(trial: Trial) -> float | None:
+        draw = random.Random(f"{luck}/{trial.library!r}/{trial.on}/{trial.example}/{trial.index}")
+        return draw.choice([0.0, 1.0, 0.5, None])
+
+    limits, broad, narrow = Limits(room, 40), FactorialGate(max_trials=60), ProbeThenTrial()
+    gate = AutoGate(broad, narrow)
+    library, memory = ExperienceLibrary(), None
+    known: dict[Trial, float | None] = {}
+    for update in range(3):
+        operations = data.draw(updates(library, limits))
+        groups = (group(0, 0.0, 1.0), group(update + 1, 1.0, 0.0))
+        evidence = evidence_of(
+            operations, library, LESSONS,
+            limits=limits, update=update, memory=memory, groups=groups, scores=known,
+        )  # fmt: skip
+        decision, asked = decided(gate, evidence, score)
+        known |= {trial: score(trial) for trials in asked for trial in trials}
+        n_asked = {
+            on: sum(trial.on == on for trials in asked for trial in trials)
+            for on in ("validation", "training")
+        }
+        assert n_asked["validation"] <= broad.max_trials
+        most = max(narrow.probe.max_rollouts, narrow.probe_only.max_rollouts)
+        assert n_asked["training"] <= most * len(operations)
+        assert decision.exported is not None
+        assert len(decision.library) <= room
+        assert [own for own in decision.library if own in set(decision.exported)] == [
+            *decision.exported
+        ]
+        assert not {own.id for own in decision.library} & set(decision.dropped)
+        assert decision.library.next_number >= library.next_number
+        library, memory = decision.library, decision.memory
