@@ -401,13 +401,6 @@ def _suffix(experience: Experience) -> str:
     return "" if experience.scope == ALL else f" (for {experience.scope})"
 
 
-def _fields_of(experience: Experience) -> dict[str, Any]:
-    """As values that JSON has; what was not measured is left out."""
-    fields = asdict(experience)
-    unmeasured = {name for name in ("effect", "price", "is_on_trial") if not fields[name]}
-    return {name: value for name, value in fields.items() if name not in unmeasured}
-
-
 def _worth(experience: Experience) -> str:
     """Effect with its standard error, price, and whether it is on trial, in brackets."""
     known = []
