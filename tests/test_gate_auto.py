@@ -224,6 +224,18 @@ def test_groups_that_show_it_settle_what_an_update_before_put_on_trial() -> None
     assert settled.effect.estimate > 0
 
 
+def test_trials_of_a_library_that_the_other_gate_has_changed_since_are_not_counted_on() -> None:
+    gate, scores = AutoGate(broad=FactorialGate(max_trials=60)), by_texts(slate=0.6)
+    first, asked = decided(gate, evidence_of([NARROW, BROAD]), scores)
+    known = {trial: scores(trial) for trials in asked for trial in trials}
+    assert texts(first.library) == [SLATE]
+    brief = evidence_of(
+        [Add("Be brief.")], first.library, update=1, memory=first.memory, scores=known
+    )
+    _, asked = decided(gate, brief, scores)
+    assert 0 < sum(len(trials) for trials in asked) <= 60
+
+
 # ---------------------------------------------------------------------- room
 
 
