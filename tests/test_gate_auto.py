@@ -225,15 +225,15 @@ def test_groups_that_show_it_settle_what_an_update_before_put_on_trial() -> None
 
 
 def test_trials_of_a_library_that_the_other_gate_has_changed_since_are_not_counted_on() -> None:
-    gate, scores = AutoGate(broad=FactorialGate(max_trials=60)), by_texts(slate=0.6)
-    first, asked = decided(gate, evidence_of([NARROW, BROAD]), scores)
-    known = {trial: scores(trial) for trials in asked for trial in trials}
-    assert texts(first.library) == [SLATE]
-    brief = evidence_of(
-        [Add("Be brief.")], first.library, update=1, memory=first.memory, scores=known
-    )
-    _, asked = decided(gate, brief, scores)
-    assert 0 < sum(len(trials) for trials in asked) <= 60
+    """The next decision would take more than `max_trials` otherwise: they must be made again."""
+    scores = by_texts(slate=0.6)
+    alone, _ = decided(AutoGate(), evidence_of([BROAD]), scores)
+    assert texts(alone.library) == []
+    assert alone.memory["broad"].n_known > 0
+    changed, _ = decided(AutoGate(), evidence_of([NARROW, BROAD]), scores)
+    assert texts(changed.library) == [SLATE]
+    assert changed.memory["broad"].n_known == 0
+    assert changed.memory["broad"].error_spent == alone.memory["broad"].error_spent
 
 
 # ---------------------------------------------------------------------- room
