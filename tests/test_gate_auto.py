@@ -224,6 +224,18 @@ def test_groups_that_show_it_settle_what_an_update_before_put_on_trial() -> None
     assert settled.effect.estimate > 0
 
 
+def test_trials_of_a_library_that_the_other_gate_has_changed_since_are_not_counted_on() -> None:
+    """The next decision would take more than `max_trials` otherwise: they must be made again."""
+    scores = by_texts(slate=0.6)
+    alone, _ = decided(AutoGate(), evidence_of([BROAD]), scores)
+    assert texts(alone.library) == []
+    assert alone.memory["broad"].n_known > 0
+    changed, _ = decided(AutoGate(), evidence_of([NARROW, BROAD]), scores)
+    assert texts(changed.library) == [SLATE]
+    assert changed.memory["broad"].n_known == 0
+    assert changed.memory["broad"].error_spent == alone.memory["broad"].error_spent
+
+
 # ---------------------------------------------------------------------- room
 
 

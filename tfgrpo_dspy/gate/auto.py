@@ -19,6 +19,7 @@ from tfgrpo_dspy.gate.protocol import (
     TrialEvidence,
     Trials,
 )
+from tfgrpo_dspy.gate.sequential import Account
 from tfgrpo_dspy.gate.trial import ProbeThenTrial
 
 
@@ -64,7 +65,10 @@ class AutoGate:
             second,
             reason="; ".join(filter(None, (first.reason, second.reason, *refused))),
             dropped={**first.dropped, **second.dropped},
-            memory={"broad": first.memory, "narrow": second.memory},
+            memory={
+                "broad": _of_incumbent(first.memory, first.library == second.library),
+                "narrow": second.memory,
+            },
         )
 
     def most_trials(self, n_examples: int) -> int | None:
@@ -116,6 +120,13 @@ def _taken(
     """The operations that the library takes, and why it does not take the others."""
     taken, refused = sift(library, operations, evidence.limits)
     return tuple(taken), tuple(f"an operation is left out: {each.reason}" for each in refused)
+
+
+def _of_incumbent(memory: Any, is_incumbent: bool) -> Any:
+    """What `broad` remembers; of its library no trials are known when `narrow` has changed it."""
+    if is_incumbent or not isinstance(memory, Account):
+        return memory
+    return replace(memory, n_known=0)
 
 
 def _with_ids_of(
