@@ -34,6 +34,7 @@ from tfgrpo_dspy.experience import Effect
 
 Floats = NDArray[np.float64]
 
+MOST_GROUPS = 100
 _TOLERANCE = 1e-8
 _PRIOR_SCALE = 0.25
 """Scale of the hyperprior on the spread of true effects, in standard deviations of the scores."""
@@ -190,12 +191,15 @@ class _Fit:
         return np.where(identified, np.sqrt(variance), math.inf)
 
     def _by_block(self) -> tuple[Floats, Floats]:
-        """The parts of the normal equations that each block brings, of those that bring any."""
-        order = np.argsort(self._block, kind="stable")
-        x, y = self._x[order], self._y[order]
-        starts = np.flatnonzero(np.diff(self._block[order], prepend=-1))
-        grams = np.add.reduceat(x[:, :, None] * x[:, None, :], starts)
-        sums = np.add.reduceat(x * y[:, None], starts)
+        """The parts of the normal equations that each block brings, of those that bring any.
+
+        Of many blocks, several are left out together (the delete-a-group jackknife; Kott, Journal
+        of Official Statistics 17, 2001): more than `MOST_GROUPS` tell hardly more.
+        """
+        group = self._block % MOST_GROUPS
+        parts = [(self._x[rows], self._y[rows]) for rows in _rows_of(group)]
+        grams = np.array([x.T @ x for x, _ in parts])
+        sums = np.array([x.T @ y for x, y in parts])
         telling = np.trace(grams, axis1=1, axis2=2) > _TOLERANCE
         return grams[telling], sums[telling]
 
@@ -204,6 +208,12 @@ class _Fit:
         """Whether each coefficient is the same in every solution of the normal equations."""
         unit = np.eye(gram.shape[-1])
         return np.asarray(np.abs(gram @ inverse - unit).max(axis=-1) < 1e-6)
+
+
+def _rows_of(group: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """The positions of the rows of each group."""
+    order = np.argsort(group, kind="stable")
+    return list(np.split(order, np.flatnonzero(np.diff(group[order])) + 1))
 
 
 def _pooled(values: Floats, errors: Floats, scale: float) -> list[tuple[float, float, float]]:

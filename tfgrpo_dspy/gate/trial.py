@@ -56,6 +56,8 @@ class ProbeThenTrial:
         probe: when a probe ends that a trial follows.
         probe_only: when a probe ends that nothing follows; leaks are not thought of there.
         trial: when a trial ends.
+        max_candidates: how many candidates of one update are probed, those with the most evidence
+            first; and how many on trial are probed further where other groups support them.
         max_sources: on how many of its source examples a candidate is probed, in turns.
         max_confirmations: how many rollouts a group takes that supports an experience on trial.
         solved: a group of which more than this share of the rollouts has the highest score seen is
@@ -73,6 +75,7 @@ class ProbeThenTrial:
     probe: Probe = SHORT_PROBE
     probe_only: Probe = LONG_PROBE
     trial: TrialRule = TRIAL_RULE
+    max_candidates: int = 20
     max_sources: int = 2
     max_confirmations: int = 1
     solved: float = 0.7
@@ -85,8 +88,9 @@ class ProbeThenTrial:
         for name in ("solved", "explained"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give more than 0, at most 1.")
-        if self.max_sources < 1:
-            raise ValueError(f"max_sources={self.max_sources}: give 1 or more.")
+        for name in ("max_candidates", "max_sources"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give 1 or more.")
         if self.max_confirmations < 0:
             raise ValueError(f"max_confirmations={self.max_confirmations}: give 0 or more.")
 
@@ -103,6 +107,11 @@ class ProbeThenTrial:
         ledger = replace(ledger, records={**ledger.records, **records})
         by_id = {each.experience.id: each for each in candidates}
         return Ruling(evidence, ledger, by_id, self.beliefs, self.trial).decision()
+
+    def most_trials(self, n_examples: int) -> int:  # noqa: ARG002 - of the validation set
+        """How many rollouts the decision on one update takes at most."""
+        longest = max(self.probe.max_rollouts, self.probe_only.max_rollouts)
+        return self.max_candidates * (longest + self.max_confirmations)
 
     def assign(self, plan: GroupPlan) -> tuple[ExperienceLibrary, ...]:
         """The library of each rollout of a group: balanced, and drawn anew for each experience.
@@ -152,6 +161,15 @@ class ProbeThenTrial:
         """The probes of new experiences and of new texts of old ones."""
         known = set(evidence.incumbent)
         new = [own for own in evidence.proposed if own not in known]
+        new.sort(key=lambda own: -len(own.evidence))
+        new, left = new[: self.max_candidates], new[self.max_candidates :]
+        reason = f"there were more than {self.max_candidates} candidates, with more evidence"
+        not_tried = [Probed(own, Record.of(own), reason=reason) for own in left]
+        return [*self._probes(new, evidence, ledger), *not_tried]
+
+    def _probes(
+        self, new: list[Experience], evidence: TrialEvidence, ledger: Ledger
+    ) -> list[Probed]:
         if evidence.concerns is not None:
             return [
                 probed(own, evidence, ledger, self.beliefs, self.probe, self.max_sources)
@@ -179,10 +197,14 @@ class ProbeThenTrial:
             for operation in evidence.operations
             if isinstance(operation, Keep) and operation.id in kept and self.max_confirmations
         }
-        return [
-            confirmed(keep, evidence, ledger, self.max_confirmations, is_over)
+        open_ones = [
+            keep
             for id_, keep in keeps.items()
             if id_ in ledger.records and not ledger.records[id_].is_settled
+        ]
+        return [
+            confirmed(keep, evidence, ledger, self.max_confirmations, is_over)
+            for keep in open_ones[: self.max_candidates]
         ]
 
 

@@ -116,8 +116,8 @@ class Measurements:
     def best(self, libraries: Sequence[ExperienceLibrary]) -> ExperienceLibrary:
         """Of those tried on the whole set, the one that gains most on the first, the start library.
 
-        Gains are means over the examples on which both have a score; the earliest of several
-        wins, so the student itself where none is better.
+        Gains are means over the examples on which both have a score. Of several the latest wins:
+        a gate let it stand for a reason. The student itself, where none is as good.
         """
         start = self.everywhere(libraries[0])
 
@@ -127,4 +127,4 @@ class Measurements:
             return statistics.fmean(gains) if gains else 0.0
 
         whole = [lib for lib in dict.fromkeys(libraries) if start and self.everywhere(lib)]
-        return max(whole, key=gain, default=libraries[0])
+        return max(reversed(whole), key=gain, default=libraries[0])

@@ -26,13 +26,14 @@ def with_worth(
 
     The price is an estimate from the length of its line: nobody knows the tokens of every LM.
     """
+    own = _names(library)  # only what is there at the end is asked about
     rows = [
-        Row(("training", group.example), _names(held), score)
+        Row(("training", group.example), _names(held) & own, score)
         for group in groups
         for held, score in zip(group.libraries, group.scores, strict=True)
     ]
     rows += [
-        Row((trial.on, trial.example), _names(trial.library), score)
+        Row((trial.on, trial.example), _names(trial.library) & own, score)
         for trial, score in scores.items()
     ]
     estimates = estimate_effects(rows)
