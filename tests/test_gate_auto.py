@@ -147,7 +147,7 @@ def test_a_delete_of_what_concerns_some_examples_puts_it_on_trial() -> None:
     known = ExperienceLibrary([Experience("E1", SLATE)])
     decision, asked = decided(AutoGate(), evidence_of([Delete("E1")], known), by_texts())
     assert [own.is_on_trial for own in decision.library] == [True]
-    assert "E1 is on trial instead of deleted" in decision.reason
+    assert "E1 is on trial, not deleted at once" in decision.reason
     assert asked == []
 
 

@@ -72,7 +72,7 @@ def test_the_five_attempts_are_shown_to_extract_advantage_the_best_first(
     lm: dspy.LM,
 ) -> None:
     (shown,) = [prompt.user for prompt in lm.engine.prompts if re.search(EXTRACT, prompt.text)]
-    attempts = shown.partition("[[ ## attempts ## ]]\n")[2].partition("\n\n[[ ## ")[0]
+    attempts = shown.partition("[[ ## attempts ## ]]\n")[2].partition("\n\nRespond with")[0]
     assert attempts == (
         "Attempt 1 (score 0.8, advantage +1.50)\n"
         "Outputs:\n"

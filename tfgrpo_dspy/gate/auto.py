@@ -22,6 +22,9 @@ from tfgrpo_dspy.gate.protocol import (
 from tfgrpo_dspy.gate.sequential import Account
 from tfgrpo_dspy.gate.trial import ProbeThenTrial
 
+COMMON = 1 / 3
+"""A lesson that this share of an update's groups brought is about more than a part of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class AutoGate:
@@ -95,23 +98,37 @@ class AutoGate:
         """
         on_trial = {own.id for own in evidence.incumbent if own.is_on_trial}
         known = on_trial | set(((memory["narrow"] or {}).get("records")) or {})
-        proposed = {own.id: own for own in evidence.proposed}
+        old, proposed = _by_id(evidence.incumbent), _by_id(evidence.proposed)
         new = (id_ for id_, own in proposed.items() if own.number >= evidence.incumbent.next_number)
         is_narrow = []
         for operation in evidence.operations:
             id_ = next(new, "") if isinstance(operation, Add) else operation.id
-            is_narrow.append(id_ in known or self._has_condition(proposed.get(id_), evidence))
+            about = proposed.get(id_) or old.get(id_)
+            is_narrow.append(
+                id_ in known or (about is not None and self._is_narrow(about, evidence))
+            )
         given = list(zip(evidence.operations, is_narrow, strict=True))
         broad_ones, _ = _taken(
             [op for op, narrow in given if not narrow], evidence.incumbent, evidence
         )
         return broad_ones, tuple(op for op in evidence.operations if op not in broad_ones)
 
-    def _has_condition(self, experience: Experience | None, evidence: TrialEvidence) -> bool:
-        if experience is None:  # it is to be deleted, and nobody has measured it
-            return False
-        is_of_domain = self.domain is not None and experience.id in (evidence.concerns or {})
-        return is_of_domain or bool(condition_of(experience.text))
+    def _is_narrow(self, experience: Experience, evidence: TrialEvidence) -> bool:
+        """Whether it is about a part of the examples, as far as its text and its sources say.
+
+        A condition that no example's words bear out is believed unless many groups of the update
+        brought the same lesson: 'When a user asks, ...' is a condition in name only.
+        """
+        is_known = experience.id in (evidence.concerns or {})
+        if not condition_of(experience.text):
+            return is_known and self.domain is not None
+        sources = {group.example for group in experience.evidence}
+        is_common = len(sources) >= max(2, COMMON * len(evidence.groups))
+        return is_known or not is_common
+
+
+def _by_id(library: ExperienceLibrary) -> dict[str, Experience]:
+    return {own.id: own for own in library}
 
 
 def _taken(

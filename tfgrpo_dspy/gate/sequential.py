@@ -65,8 +65,10 @@ def sign_flip_p(sums: Sequence[float]) -> float:
         return 1.0
     sizes = np.abs(values)
     whole = sizes.min() >= 1 and np.abs(sizes - np.rint(sizes)).max() < 1e-9
-    unit = 1.0 if whole and sizes.sum() <= _CELLS else float(sizes.sum()) / _CELLS
-    steps = np.rint(sizes / unit).astype(int)
+    if not whole or sizes.sum() > _CELLS:
+        sizes = sizes / sizes.max()  # so that no sum is too small to be divided by
+        sizes = sizes * _CELLS / sizes.sum()
+    steps = np.rint(sizes).astype(int)
     share = np.zeros(int(steps.sum()) + 1)
     share[0] = 1.0
     for step in steps[steps > 0]:
