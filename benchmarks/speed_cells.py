@@ -61,7 +61,7 @@ class AcceptAll:
         everything = tuple(range(evidence.n_examples))
         if evidence.has_tried(evidence.proposed, everything):
             return Decision(evidence.proposed, "as every update")
-        return Trials((evidence.proposed,), everything)
+        return Trials.of((evidence.proposed,), everything)
 
 
 def compiled(

@@ -5,8 +5,9 @@ is evidence (`gate.effects`), with the example as block: groups and trials of on
 are one block, and so are all trials of one validation example.
 """
 
+import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate import GroupEvidence, Trial
@@ -26,17 +27,7 @@ def with_worth(
 
     The price is an estimate from the length of its line: nobody knows the tokens of every LM.
     """
-    own = _names(library)  # only what is there at the end is asked about
-    rows = [
-        Row(("training", group.example), _names(held) & own, score)
-        for group in groups
-        for held, score in zip(group.libraries, group.scores, strict=True)
-    ]
-    rows += [
-        Row((trial.on, trial.example), _names(trial.library) & own, score)
-        for trial, score in scores.items()
-    ]
-    estimates = estimate_effects(rows)
+    estimates = estimate_effects(_telling_rows(library, groups, scores))
     prices = {
         experience.id: {"price": estimate_tokens(f"[{experience.id}*] {experience.text}\n")}
         for experience in library
@@ -49,6 +40,29 @@ def with_worth(
         and math.isfinite(estimates[name].effect.standard_error)
     }
     return library.annotated({id_: prices[id_] | effects.get(id_, {}) for id_ in prices})
+
+
+def _telling_rows(
+    library: ExperienceLibrary,
+    groups: Iterable[GroupEvidence],
+    scores: Mapping[Trial, float | None],
+) -> Iterator[Row]:
+    """The rollouts of those examples that were tried with more than one part of the library."""
+    own = _names(library)  # only what is there at the end is asked about
+    present = functools.cache(lambda held: _names(held) & own)
+    by_example: dict[tuple[str, int], list[Row]] = {}
+
+    def add(example: tuple[str, int], held: ExperienceLibrary, score: float | None) -> None:
+        by_example.setdefault(example, []).append(Row(example, present(held), score))
+
+    for group in groups:
+        for held, score in zip(group.libraries, group.scores, strict=True):
+            add(("training", group.example), held, score)
+    for trial, score in scores.items():
+        add((trial.on, trial.example), trial.library, score)
+    for rows in by_example.values():
+        if len({row.present for row in rows}) > 1:
+            yield from rows
 
 
 def _names(library: ExperienceLibrary) -> frozenset[str]:
