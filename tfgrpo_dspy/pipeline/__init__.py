@@ -160,6 +160,8 @@ class Pipeline:
     def run(self, loop: Coroutine[Any, Any, None]) -> None:
         """Run the loop. Raises RunStopped: a budget, the clock or a failure has ended it."""
         self._schedule.run(loop)
+        if self._run.ledger.is_failure:  # the loop may end with the very results that end the run
+            self._run.ledger.check()
 
     async def _measure_student(self) -> None:
         """Measure it, and keep back what measuring the result will take.
