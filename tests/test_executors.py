@@ -624,8 +624,8 @@ def test_a_parcel_is_sent_to_those_who_lack_it_and_not_with_each_errand() -> Non
     by_parcel = Counter(watched.parcels)
     assert len(by_parcel) == 2  # training rollouts, and trials at the LM's own temperature
     # each worker has two errands at first, and which worker asks is the pool's business
-    assert max(by_parcel.values()) < watched.n_errands / 5
-    assert watched.n_errands > 60
+    assert max(by_parcel.values()) < watched.n_errands / 4
+    assert watched.n_errands > 30
 
 
 def test_a_library_is_baked_once_for_all_errands_that_a_worker_does_with_it() -> None:
