@@ -1,19 +1,46 @@
-"""The stated model behind `benchmarks/gates.py`: scores drawn at random, lessons of known worth."""
+"""The stated model behind `benchmarks/gates.py`: scores drawn at random, lessons of known worth.
 
-from collections.abc import Iterator, Mapping, Sequence
+A run has 12 updates. Before each decision 8 training groups of 5 rollouts are made, 480 rollouts in
+all, with libraries of `staleness` updates before, as the optimizer's are: where the gate has
+experiences on trial, it says which rollout is given which. They are made whatever the gate, because
+the optimizer learns from them; `Outcome.n_paid` counts only what a gate asks for besides.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from tfgrpo_dspy.experience import Add, ExperienceLibrary, Limits
-from tfgrpo_dspy.gate import Decision, Trial, TrialEvidence
+from tfgrpo_dspy.gate import Decision, GroupEvidence, GroupPlan, Trial, TrialEvidence
 
 N_UPDATES = 12
 N_TRAINING = 100
 LIMITS = Limits(max_experiences=500)
 BASE = {"bernoulli": (0.2, 0.6), "rare": (0.01, 0.1), "skewed": (0.02, 0.2)}
 """Between which values the student's expected scores on the examples lie, by kind of score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How many groups of how many rollouts an update has.
+
+    `staleness`: what is proposed in one update is first in the library of so many updates later,
+    and one more; the optimizer's default is 1.
+    """
+
+    n_groups: int = 8
+    group_size: int = 5
+    staleness: int = 1
+
+    @property
+    def n_rollouts(self) -> int:
+        """Of an update."""
+        return self.n_groups * self.group_size
+
+
+TRAINING = Training()
 
 
 @dataclass
@@ -38,6 +65,8 @@ class World:
         self._base = {
             on: low + (high - low) * self.rng.beta(2, 2, size) for on, size in sizes.items()
         }
+        self._for_groups = self.rng.spawn(1)[0]  # so that trials' luck is the same without them
+        self._order: list[int] = []
         self._means: dict[tuple[ExperienceLibrary, str], np.ndarray[Any, Any]] = {}
 
     def means(self, library: ExperienceLibrary, on: str = "validation") -> np.ndarray[Any, Any]:
@@ -53,41 +82,85 @@ class World:
             if trial not in self.scores:
                 self.n_paid += 1
                 mean = self.means(trial.library, trial.on)[trial.example]
-                if self.kind == "skewed":
-                    mean = min(max(mean, 1e-3), 1 - 1e-3)
-                    self.scores[trial] = float(self.rng.beta(mean, 1 - mean))
-                else:
-                    self.scores[trial] = float(self.rng.random() < mean)
+                self.scores[trial] = self._score(mean, self.rng)
+
+    def group(self, example: int, libraries: tuple[ExperienceLibrary, ...]) -> GroupEvidence:
+        """A training group: a fresh rollout with each of the libraries; nobody is charged."""
+        scores = [
+            self._score(self.means(library, "training")[example], self._for_groups)
+            for library in libraries
+        ]
+        return GroupEvidence(example, libraries, tuple(scores))
+
+    def batch(self, n: int) -> list[int]:
+        """The next training examples: all of them in random order, then all in another."""
+        while len(self._order) < n:
+            self._order += self._for_groups.permutation(N_TRAINING).tolist()
+        taken, self._order = self._order[:n], self._order[n:]
+        return taken
+
+    def _score(self, mean: float, rng: np.random.Generator) -> float:
+        if self.kind == "skewed":
+            mean = min(max(mean, 1e-3), 1 - 1e-3)
+            return float(rng.beta(mean, 1 - mean))
+        return float(rng.random() < mean)
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One that was proposed; `effect` and its error are what the gate says of one it returned."""
+
+    worth: float
+    update: int
+    is_returned: bool = False
+    effect: float | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run of 12 updates ended: what was proposed, what is in the returned library."""
+    """How a run of 12 updates ended: what became of each lesson, and what the program gained."""
 
-    proposed: Mapping[str, float]
-    returned: tuple[str, ...]
+    lessons: tuple[Lesson, ...]
     change: float
     n_paid: int
 
-    def share(self, worth: float) -> tuple[int, int]:
-        """Of the lessons of that worth: how many were returned, and how many proposed."""
-        among = [name for name, value in self.proposed.items() if value == worth]
-        return sum(name in self.returned for name in among), len(among)
+    @property
+    def n_returned(self) -> int:
+        """How many lessons are in the returned library."""
+        return sum(lesson.is_returned for lesson in self.lessons)
+
+    def of_worth(self, worth: float, n_updates: int = N_UPDATES) -> list[Lesson]:
+        """The lessons of that worth that the first so many updates proposed."""
+        return [own for own in self.lessons if own.worth == worth and own.update < n_updates]
 
 
-def run(gate: Any, world: World, updates: Sequence[Sequence[float]]) -> Outcome:
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What an update leaves: the library, what the program would be given, the gate's memory."""
+
+    library: ExperienceLibrary
+    exported: ExperienceLibrary
+    memory: Any = None
+
+
+def run(
+    gate: Any, world: World, updates: Sequence[Sequence[float]], training: Training = TRAINING
+) -> Outcome:
     """A whole run: each update proposes lessons of these worths, and the gate decides.
 
     The student's score on the validation set is measured before, as the optimizer does.
     """
-    student = library = ExperienceLibrary()
+    student = ExperienceLibrary()
     world.pay_for([Trial(student, i) for i in range(world.n_examples)])
-    world.n_paid, memory = 0, None
+    world.n_paid = 0
+    states = [_State(student, student)]
     for update, worths in enumerate(updates):
         names = [f"lesson{update}x{k}" for k in range(len(worths))]
         world.worth.update(zip(names, worths, strict=True))
+        seen = states[max(0, update - training.staleness)]
         evidence = TrialEvidence(
-            library,
+            states[-1].library,
             tuple(map(Add, names)),
             world.n_examples,
             update,
@@ -95,13 +168,56 @@ def run(gate: Any, world: World, updates: Sequence[Sequence[float]]) -> Outcome:
             world.scores,
             len(updates),
             N_TRAINING,
-            memory=memory,
+            groups=_groups(gate, world, seen, update, training),
+            concerns=None if getattr(gate, "concern", None) is None else {},  # nobody knows
+            memory=states[-1].memory,
         )
         decision = decide(gate, evidence, world)
-        library, memory = decision.library, decision.memory
-    change = float((world.means(library) - world.means(student)).mean())
-    returned = tuple(experience.text for experience in library)
-    return Outcome(dict(world.worth), returned, change, world.n_paid)
+        exported = decision.library if decision.exported is None else decision.exported
+        states.append(_State(decision.library, exported, decision.memory))
+    return _outcome(world, updates, student, states[-1].exported)
+
+
+def _groups(
+    gate: Any, world: World, seen: _State, update: int, training: Training
+) -> tuple[GroupEvidence, ...]:
+    """An update's training groups, with the libraries that the gate assigns."""
+    is_assigned = hasattr(gate, "assign") and any(own.is_on_trial for own in seen.library)
+    groups = []
+    for example in world.batch(training.n_groups):
+        libraries = (seen.library,) * training.group_size
+        if is_assigned:
+            plan = GroupPlan(
+                seen.library, example, update, training.group_size, memory=seen.memory
+            )
+            libraries = tuple(gate.assign(plan))
+        groups.append(world.group(example, libraries))
+    return tuple(groups)
+
+
+def _outcome(
+    world: World,
+    updates: Sequence[Sequence[float]],
+    student: ExperienceLibrary,
+    returned: ExperienceLibrary,
+) -> Outcome:
+    by_text = {own.text: own for own in returned}
+    lessons = []
+    for update, worths in enumerate(updates):
+        for k, worth in enumerate(worths):
+            own = by_text.get(f"lesson{update}x{k}")
+            effect = None if own is None else own.effect
+            lessons.append(
+                Lesson(
+                    worth,
+                    update,
+                    own is not None,
+                    None if effect is None else effect.estimate,
+                    None if effect is None else effect.standard_error,
+                )
+            )
+    change = float((world.means(returned) - world.means(student)).mean())
+    return Outcome(tuple(lessons), change, world.n_paid)
 
 
 def decide(gate: Any, evidence: TrialEvidence, world: World) -> Decision:
@@ -117,7 +233,6 @@ def decide(gate: Any, evidence: TrialEvidence, world: World) -> Decision:
         evidence = replace(evidence, scores=world.scores)
 
 
-def worlds(n_runs: int, n_examples: int, seed: int, kind: str = "bernoulli") -> Iterator[World]:
-    """One world for each run, the same ones for every gate."""
-    for number in range(n_runs):
-        yield World(n_examples, np.random.default_rng([seed, n_examples, number]), kind)
+def world(number: int, n_examples: int, kind: str = "bernoulli", seed: int = 1) -> World:
+    """The world of one run, the same one for every gate."""
+    return World(n_examples, np.random.default_rng([seed, n_examples, number]), kind)
