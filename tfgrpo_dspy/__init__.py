@@ -47,6 +47,7 @@ from tfgrpo_dspy.gate import (
     Trial,
     TrialEvidence,
     Trials,
+    TrialThenConfirm,
     WordConcern,
 )
 from tfgrpo_dspy.optimizer import TrainingFreeGRPO
@@ -88,6 +89,7 @@ __all__ = [
     "TrainingFreeGRPOError",
     "Trial",
     "TrialEvidence",
+    "TrialThenConfirm",
     "Trials",
     "UpdateLibrary",
     "WordConcern",

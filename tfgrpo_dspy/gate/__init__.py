@@ -6,6 +6,7 @@
 from tfgrpo_dspy.gate.auto import AutoGate
 from tfgrpo_dspy.gate.concern import Concern, WordConcern
 from tfgrpo_dspy.gate.factorial import FactorialGate
+from tfgrpo_dspy.gate.in_use import TrialThenConfirm
 from tfgrpo_dspy.gate.paired import PairedGate
 from tfgrpo_dspy.gate.protocol import (
     Decision,
@@ -35,6 +36,7 @@ __all__ = [
     "Trial",
     "TrialEvidence",
     "TrialRule",
+    "TrialThenConfirm",
     "Trials",
     "WordConcern",
 ]

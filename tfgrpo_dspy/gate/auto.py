@@ -2,16 +2,23 @@
 
 A lesson with a condition ('When <condition>, <advice>') concerns some examples, and would drown in
 an average over all: it is probed, and tried in the training groups that it concerns. Advice without
-one concerns every example: it is measured on the validation set, all of it at once.
+one concerns every example: it is tried in all training groups, and confirmed on the validation set.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tfgrpo_dspy.experience import Add, Experience, ExperienceLibrary, Operation, sift
+from tfgrpo_dspy.experience import (
+    Add,
+    Experience,
+    ExperienceLibrary,
+    Limits,
+    Operation,
+    sift,
+)
 from tfgrpo_dspy.gate.concern import Concern, WordConcern, condition_of
-from tfgrpo_dspy.gate.factorial import FactorialGate
+from tfgrpo_dspy.gate.in_use import TrialThenConfirm
 from tfgrpo_dspy.gate.protocol import (
     Decision,
     GroupEvidence,
@@ -30,18 +37,18 @@ COMMON = 1 / 3
 class AutoGate:
     """Lessons with a condition go to `narrow`, all others to `broad`.
 
-    `broad` decides first, with what is on trial left as it is; `narrow` then goes on from its
-    library.
+    `broad` decides first, on a library without what `narrow` has on trial, and `narrow` then on
+    what came of it, without what `broad` has on trial.
 
     Args:
         broad: for advice that concerns every example.
-        narrow: for advice with a condition, and for all that is on trial.
+        narrow: for advice with a condition.
         concern: says which training examples experiences concern.
         domain: the field of the examples that names their domain, if there is one; advice that is
             drawn from one domain is then thought to concern it only.
     """
 
-    broad: Any = field(default_factory=FactorialGate)
+    broad: Any = field(default_factory=TrialThenConfirm)
     narrow: ProbeThenTrial = field(default_factory=ProbeThenTrial)
     concern: Concern = field(default_factory=WordConcern)
     domain: str | None = None
@@ -50,23 +57,28 @@ class AutoGate:
     def next(self, evidence: TrialEvidence) -> Trials | Decision:
         """The next trials, or the decision."""
         memory = evidence.memory or {"broad": None, "narrow": None}
-        broad_ones, narrow_ones = self._parted(evidence, memory)
-        first: Trials | Decision = Decision(evidence.incumbent, "", memory=memory["broad"])
-        if broad_ones:
-            first = self.broad.next(
-                replace(evidence, operations=broad_ones, memory=memory["broad"])
-            )
+        mine = self._of_broad(memory["broad"])
+        broad_ones, narrow_ones = self._parted(evidence, memory, mine)
+        theirs = [own for own in evidence.incumbent if own.is_on_trial and own.id not in mine]
+        first = self._decided_broadly(evidence, broad_ones, theirs, memory["broad"])
         if isinstance(first, Trials):
             return first
-        library = _with_ids_of(first, evidence, broad_ones, narrow_ones)
-        narrow_ones, refused = _taken(narrow_ones, library, evidence)
-        own = replace(evidence, incumbent=library, operations=narrow_ones, memory=memory["narrow"])
-        second = self.narrow.next(replace(own, concerns=_renamed(evidence, own.proposed)))
+        mine = self._of_broad(first.memory)
+        library = _with_ids_of(first, theirs, evidence, broad_ones, narrow_ones)
+        second, refused = self._decided_narrowly(
+            evidence, narrow_ones, library, mine, memory["narrow"]
+        )
         if isinstance(second, Trials):
             return second
-        return replace(
-            second,
-            reason="; ".join(filter(None, (first.reason, second.reason, *refused))),
+        exported = first.library if first.exported is None else first.exported
+        return Decision(
+            _joined(second.library, [own for own in library if own.id in mine], evidence),
+            "; ".join(filter(None, (first.reason, second.reason, *refused))),
+            exported=_joined(
+                second.library if second.exported is None else second.exported,
+                [own for own in exported if own.id in mine],
+                evidence,
+            ),
             dropped={**first.dropped, **second.dropped},
             memory={
                 "broad": _of_incumbent(first.memory, first.library == second.library),
@@ -81,15 +93,73 @@ class AutoGate:
         return None if None in most else sum(n or 0 for n in most)
 
     def assign(self, plan: GroupPlan) -> tuple[ExperienceLibrary, ...]:
-        """Which rollouts are given what is on trial: as `narrow` says."""
-        return self.narrow.assign(plan)
+        """Which rollouts are given what is on trial: each part says it of its own."""
+        memory = plan.memory or {"broad": None, "narrow": None}
+        mine = self._of_broad(memory["broad"])
+        narrowly = self.narrow.assign(
+            replace(plan, library=_without(plan.library, mine), memory=memory["narrow"])
+        )
+        if not mine:
+            return narrowly
+        own_ones = ExperienceLibrary(
+            [own for own in plan.library if own.id in mine], next_number=plan.library.next_number
+        )
+        broadly = self.broad.assign(replace(plan, library=own_ones, memory=memory["broad"]))
+        place = {own.id: number for number, own in enumerate(plan.library)}
+        return tuple(
+            ExperienceLibrary(
+                sorted([*ours, *others], key=lambda own: place[own.id]),
+                next_number=plan.library.next_number,
+            )
+            for ours, others in zip(broadly, narrowly, strict=True)
+        )
 
     def skips(self, group: GroupEvidence, memory: Any) -> str:
         """Why the group is not worth reflecting on: as `narrow` says."""
         return self.narrow.skips(group, (memory or {}).get("narrow"))
 
+    def _of_broad(self, memory: Any) -> frozenset[str]:
+        """The ids of what `broad` has on trial."""
+        on_trial = getattr(self.broad, "on_trial", None)
+        return frozenset() if on_trial is None else on_trial(memory)
+
+    def _decided_broadly(
+        self,
+        evidence: TrialEvidence,
+        operations: tuple[Operation, ...],
+        aside: Sequence[Experience],
+        memory: Any,
+    ) -> Trials | Decision:
+        """What `broad` says; `aside` is what `narrow` has on trial."""
+        library = _without(evidence.incumbent, {own.id for own in aside})
+        if not operations and not self._of_broad(memory):
+            return Decision(library, "", memory=memory)
+        limits = _with_room_for(len(aside), evidence.limits)
+        own = replace(
+            evidence, incumbent=library, operations=operations, limits=limits, memory=memory
+        )
+        decision: Trials | Decision = self.broad.next(own)
+        return decision
+
+    def _decided_narrowly(
+        self,
+        evidence: TrialEvidence,
+        operations: tuple[Operation, ...],
+        library: ExperienceLibrary,
+        aside: frozenset[str],
+        memory: Any,
+    ) -> tuple[Trials | Decision, tuple[str, ...]]:
+        """What `narrow` says; `aside` is what `broad` has on trial. And what is left out."""
+        limits = _with_room_for(len(aside), evidence.limits)
+        incumbent = _without(library, aside)
+        operations, refused = _taken(operations, incumbent, limits)
+        own = replace(
+            evidence, incumbent=incumbent, operations=operations, limits=limits, memory=memory
+        )
+        return self.narrow.next(replace(own, concerns=_renamed(evidence, own.proposed))), refused
+
     def _parted(
-        self, evidence: TrialEvidence, memory: Mapping[str, Any]
+        self, evidence: TrialEvidence, memory: Mapping[str, Any], mine: frozenset[str]
     ) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
         """The operations of `broad` and those of `narrow`.
 
@@ -104,12 +174,11 @@ class AutoGate:
         for operation in evidence.operations:
             id_ = next(new, "") if isinstance(operation, Add) else operation.id
             about = proposed.get(id_) or old.get(id_)
-            is_narrow.append(
-                id_ in known or (about is not None and self._is_narrow(about, evidence))
-            )
+            is_about_narrow = about is not None and self._is_narrow(about, evidence)
+            is_narrow.append(id_ not in mine and (id_ in known or is_about_narrow))
         given = list(zip(evidence.operations, is_narrow, strict=True))
         broad_ones, _ = _taken(
-            [op for op, narrow in given if not narrow], evidence.incumbent, evidence
+            [op for op, narrow in given if not narrow], evidence.incumbent, evidence.limits
         )
         return broad_ones, tuple(op for op in evidence.operations if op not in broad_ones)
 
@@ -131,11 +200,33 @@ def _by_id(library: ExperienceLibrary) -> dict[str, Experience]:
     return {own.id: own for own in library}
 
 
+def _without(library: ExperienceLibrary, ids: Container[str]) -> ExperienceLibrary:
+    return ExperienceLibrary(
+        [own for own in library if own.id not in ids], next_number=library.next_number
+    )
+
+
+def _joined(
+    library: ExperienceLibrary, others: Sequence[Experience], evidence: TrialEvidence
+) -> ExperienceLibrary:
+    """Both in one library: in the order of the incumbent, then of their ids."""
+    place = {own.id: number for number, own in enumerate(evidence.incumbent)}
+    experiences = sorted(
+        [*library, *others], key=lambda own: (place.get(own.id, len(place)), own.number)
+    )
+    return ExperienceLibrary(experiences, next_number=library.next_number)
+
+
+def _with_room_for(n: int, limits: Limits) -> Limits:
+    """The limits of a library beside which another of this size stands."""
+    return replace(limits, max_experiences=max(1, limits.max_experiences - n))
+
+
 def _taken(
-    operations: Sequence[Operation], library: ExperienceLibrary, evidence: TrialEvidence
+    operations: Sequence[Operation], library: ExperienceLibrary, limits: Limits
 ) -> tuple[tuple[Operation, ...], tuple[str, ...]]:
     """The operations that the library takes, and why it does not take the others."""
-    taken, refused = sift(library, operations, evidence.limits)
+    taken, refused = sift(library, operations, limits)
     return tuple(taken), tuple(f"an operation is left out: {each.reason}" for each in refused)
 
 
@@ -148,16 +239,17 @@ def _of_incumbent(memory: Any, is_incumbent: bool) -> Any:
 
 def _with_ids_of(
     first: Decision,
+    theirs: Sequence[Experience],
     evidence: TrialEvidence,
     broad_ones: tuple[Operation, ...],
     narrow_ones: tuple[Operation, ...],
 ) -> ExperienceLibrary:
-    """Its library, so that no ADD that follows is given an id that was tried."""
-    if not any(isinstance(operation, Add) for operation in narrow_ones):
-        return first.library
-    tried = replace(evidence, operations=broad_ones).proposed.next_number
-    number = max(first.library.next_number, tried)
-    return ExperienceLibrary(first.library, next_number=number)
+    """Its library and what `narrow` has on trial; no ADD that follows gets an id that was tried."""
+    number = first.library.next_number
+    if any(isinstance(operation, Add) for operation in narrow_ones):
+        number = max(number, replace(evidence, operations=broad_ones).proposed.next_number)
+    library = ExperienceLibrary(first.library, next_number=number)
+    return _joined(library, theirs, evidence)
 
 
 def _renamed(evidence: TrialEvidence, proposed: ExperienceLibrary) -> dict[str, frozenset[int]]:

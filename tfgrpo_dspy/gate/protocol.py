@@ -84,7 +84,8 @@ class TrialEvidence:
     other). `scores` are those of all trials of the run so far, None where the provider or the
     metric failed. `groups` are the training groups of this update, `concerns` the training
     examples that an experience, by its text, is thought to be about (None: nobody knows), and
-    `memory` what the decision before left.
+    `memory` what the decision before left. `max_trials` is how many rollouts the run's budget
+    leaves for this decision (None: there is no limit); what is asked for beyond ends the run.
     """
 
     incumbent: ExperienceLibrary
@@ -98,6 +99,7 @@ class TrialEvidence:
     groups: tuple[GroupEvidence, ...] = ()
     concerns: Mapping[str, frozenset[int]] | None = None
     memory: Any = None
+    max_trials: int | None = None
 
     @property
     def proposed(self) -> ExperienceLibrary:
@@ -121,7 +123,8 @@ class TrialEvidence:
 class GroupPlan:
     """A training group to be made: `n_rollouts` of an example, with a library.
 
-    `concerned` are the experiences on trial that are thought to concern the example.
+    `concerned` are the experiences on trial that are thought to concern the example; `memory` is
+    what the gate left when it decided on the library.
     """
 
     library: ExperienceLibrary
@@ -129,6 +132,7 @@ class GroupPlan:
     update: int
     n_rollouts: int
     concerned: tuple[Experience, ...] = ()
+    memory: Any = None
 
 
 class Gate(Protocol):

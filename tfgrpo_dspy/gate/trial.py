@@ -11,14 +11,13 @@ It measures on training examples only. That the library does no harm on the vali
 the pipeline to check at the end.
 """
 
-import math
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfgrpo_dspy.experience import Experience, ExperienceLibrary, Keep
 from tfgrpo_dspy.gate.concern import Concern, WordConcern
+from tfgrpo_dspy.gate.halves import random_half
 from tfgrpo_dspy.gate.posterior import Beliefs
 from tfgrpo_dspy.gate.probing import Probed, confirmed, probed
 from tfgrpo_dspy.gate.protocol import Decision, GroupEvidence, GroupPlan, TrialEvidence, Trials
@@ -125,7 +124,7 @@ class ProbeThenTrial:
         given = {own.id: everyone for own in plan.library}
         for own in plan.library:
             if own.is_on_trial and own.id in concerned:
-                given[own.id] = _half(plan, own)
+                given[own.id] = random_half(plan, own)
             elif own.is_on_trial and (own.effect is None or own.effect.estimate <= 0):
                 given[own.id] = frozenset()
         return tuple(
@@ -206,11 +205,3 @@ class ProbeThenTrial:
             confirmed(keep, evidence, ledger, self.max_confirmations, is_over)
             for keep in open_ones[: self.max_candidates]
         ]
-
-
-def _half(plan: GroupPlan, experience: Experience) -> frozenset[int]:
-    """A random half of the group's rollouts, the same for the same plan and experience."""
-    name = f"{experience.id}/{experience.text}/{plan.example}/{plan.update}"
-    draw = random.Random(f"trial/{name}")
-    size = draw.choice((math.floor(plan.n_rollouts / 2), math.ceil(plan.n_rollouts / 2)))
-    return frozenset(draw.sample(range(plan.n_rollouts), size))

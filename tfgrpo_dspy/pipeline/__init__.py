@@ -265,7 +265,7 @@ class Pipeline:
             on_trial = [experience for experience in batch.library if experience.is_on_trial]
             concerned = self._concerns.of(on_trial) or {}
             own = tuple(e for e in on_trial if example in concerned.get(e.id, ()))
-            plan = GroupPlan(batch.library, example, batch.update, n, own)
+            plan = GroupPlan(batch.library, example, batch.update, n, own, batch.memory)
             batch.assigned[example] = assigned(gate, plan)
             libraries = [*batch.assigned[example]]
         return [

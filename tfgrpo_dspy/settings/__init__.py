@@ -16,7 +16,15 @@ import dspy
 from tfgrpo_dspy.budget import Budget
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience import Limits
-from tfgrpo_dspy.gate import AutoGate, FactorialGate, Gate, NoGate, PairedGate, ProbeThenTrial
+from tfgrpo_dspy.gate import (
+    AutoGate,
+    FactorialGate,
+    Gate,
+    NoGate,
+    PairedGate,
+    ProbeThenTrial,
+    TrialThenConfirm,
+)
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection import ExtractAdvantage, SummarizeTrajectory, UpdateLibrary
 
@@ -26,7 +34,7 @@ DEFAULT_THREADS = 8
 WHOLE_TRAINSET = 2**31
 """A batch size that no training set reaches: one batch an epoch."""
 NEEDED = ("max_staleness", "epochs", "max_experiences", "max_experience_words")
-OWN_GATES = (AutoGate, FactorialGate, PairedGate, ProbeThenTrial)
+OWN_GATES = (AutoGate, FactorialGate, PairedGate, ProbeThenTrial, TrialThenConfirm)
 PRESETS = ("light", "medium", "heavy")
 
 

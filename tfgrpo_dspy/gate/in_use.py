@@ -1,0 +1,292 @@
+"""A gate for advice that concerns every example: a trial in use, which is free, then a proof.
+
+A candidate goes on trial at once: a random half of the rollouts of every training group from then
+on is given it, drawn for each candidate anew, so that all are measured at once by rollouts that are
+paid for anyway (`effects`). What is unlikely to help is dropped. What very likely helps is tried
+together against the library without it, on validation examples, as deployed (`sequential`): only
+that test settles it, and only it spends of the error that the run may make.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tfgrpo_dspy.experience import Experience, ExperienceLibrary
+from tfgrpo_dspy.gate.effects import Estimate
+from tfgrpo_dspy.gate.halves import random_half
+from tfgrpo_dspy.gate.on_trial import OnTrial
+from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, TrialEvidence, Trials
+from tfgrpo_dspy.gate.sequential import Plan, Verdict, check_settings, compare
+
+
+@dataclass(frozen=True, slots=True)
+class TrialThenConfirm:
+    """Lessons on trial in training groups; those that seem to help are confirmed on validation.
+
+    Over all updates of a run, the chance that a run of useless lessons ends with any is at most
+    `error`: each test may spend `error_share` of what is left of it. A new text under an old id is
+    on trial against the old text; a DELETE puts what it names on trial against its absence, and it
+    goes if it cannot be told from useless. Experiences carry their `effect`, as training groups
+    showed it.
+
+    Args:
+        error: the chance that a run of useless lessons ends with any of them.
+        error_share: how much of the error that is left one test may spend.
+        max_trials: how many rollouts a test may take.
+        ready_at: with this probability that it helps, an experience on trial is tested.
+        drop_at: with this probability or less it is dropped.
+        max_epochs: after so many groups, as a share of the training set, it is dropped, if it is
+            not ready then.
+        max_on_trial: how many are on trial at once, those with the most evidence first.
+        futility: a test ends when its chance to accept, by the trend so far, falls below this.
+        max_passes: how often a test uses an example at most.
+        metric: scores the validation trials in place of the optimizer's metric.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    error: float = 0.06
+    error_share: float = 0.5
+    max_trials: int = 200
+    ready_at: float = 0.9
+    drop_at: float = 0.25
+    max_epochs: float = 1.0
+    max_on_trial: int = 12
+    futility: float = 0.02
+    max_passes: int = 10
+    metric: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self.error, self.max_trials, self.futility, self.max_passes)
+        if not 0 < self.error_share <= 1:
+            raise ValueError(f"error_share={self.error_share}: pass more than 0, at most 1.")
+        if not 0 <= self.drop_at < self.ready_at < 1:
+            raise ValueError(
+                f"drop_at={self.drop_at}, ready_at={self.ready_at}: pass 0 <= drop_at < ready_at "
+                f"< 1."
+            )
+        if self.max_epochs <= 0 or self.max_on_trial < 1:
+            raise ValueError(
+                f"max_epochs={self.max_epochs}, max_on_trial={self.max_on_trial}: pass more than "
+                f"0, and at least 1."
+            )
+
+    def next(self, evidence: TrialEvidence) -> Trials | Decision:
+        """The next trials of a test, or the decision."""
+        state = OnTrial.from_memory(evidence.memory).having_read(evidence)
+        estimates = state.estimates()
+        plan = self._plan(state, evidence)
+        ready = () if plan is None else self._ready(state, estimates)
+        verdict = self._tested(state, ready, evidence, plan)
+        if isinstance(verdict, Trials):
+            return verdict
+        ruling = _Ruling(self, state, estimates, evidence)
+        return ruling.decision(ready, verdict)
+
+    def most_trials(self, n_examples: int) -> int:
+        """How many rollouts the decision on one update takes at most."""
+        return self.max_trials if n_examples else 0
+
+    def assign(self, plan: GroupPlan) -> tuple[ExperienceLibrary, ...]:
+        """The library of each rollout of a group: a random half holds each experience on trial.
+
+        The others hold what stood before it: the old text of a MODIFY, or nothing.
+        """
+        state = OnTrial.from_memory(plan.memory)
+        halves = {own.id: random_half(plan, own) for own in plan.library if own.id in state.tried}
+
+        def held(own: Experience, rollout: int) -> Experience | None:
+            if own.id not in halves or rollout in halves[own.id]:
+                return own
+            return state.without(own)
+
+        return tuple(
+            ExperienceLibrary(
+                [it for own in plan.library if (it := held(own, rollout)) is not None],
+                next_number=plan.library.next_number,
+            )
+            for rollout in range(plan.n_rollouts)
+        )
+
+    def on_trial(self, memory: Any) -> frozenset[str]:
+        """The ids of what this gate has on trial, by what its last decision left."""
+        return frozenset(OnTrial.from_memory(memory).tried)
+
+    # ------------------------------------------------------------------ who is tested, and how
+
+    def _ready(self, state: OnTrial, estimates: Mapping[str, Estimate]) -> tuple[str, ...]:
+        """Which of those that an operation added or changed very likely help."""
+        return tuple(
+            id_
+            for id_, tried in state.tried.items()
+            if not tried.is_delete
+            and id_ in estimates
+            and estimates[id_].p_positive >= self.ready_at
+        )
+
+    def _plan(self, state: OnTrial, evidence: TrialEvidence) -> Plan | None:
+        """The test that is possible now; None: too few rollouts to tell a gain from luck."""
+        most = self.max_trials
+        if evidence.max_trials is not None:
+            most = min(most, evidence.max_trials)
+        n_pairs = min(most // 2, self.max_passes * evidence.n_examples)
+        plan = Plan(n_pairs, self.error_share * state.error_left(self.error), 4, self.futility)
+        return None if plan.is_hopeless(evidence.n_examples) else plan
+
+    def _tested(
+        self, state: OnTrial, ready: Sequence[str], evidence: TrialEvidence, plan: Plan | None
+    ) -> Trials | Verdict | None:
+        """How those that are ready do together, against the library without them."""
+        if not ready or plan is None:
+            return None
+        base = ExperienceLibrary(state.exported(evidence.incumbent))
+        proposed = ExperienceLibrary(state.exported(evidence.incumbent, frozenset(ready)))
+        return compare(replace(evidence, incumbent=base), proposed, plan)
+
+
+class _Ruling:
+    """One decision in the making: what becomes of each experience, and why."""
+
+    def __init__(
+        self,
+        gate: TrialThenConfirm,
+        state: OnTrial,
+        estimates: Mapping[str, Estimate],
+        evidence: TrialEvidence,
+    ) -> None:
+        self._gate = gate
+        self._state = state
+        self._estimates = estimates
+        self._evidence = evidence
+        self._dropped: dict[str, str] = {}
+        self._notes: list[str] = []
+
+    def decision(self, ready: Sequence[str], verdict: Verdict | None) -> Decision:
+        """The library after the test and the operations, and what is to be remembered."""
+        state = self._state
+        if verdict is not None:
+            state = state.after_test(verdict)
+            self._notes.append(f"tested {', '.join(ready)}: {verdict}")
+        judged: list[Experience] = []
+        for own in self._evidence.incumbent:
+            stays, state = self._judged(own, state, ready, verdict)
+            judged += stays
+        number = self._evidence.incumbent.next_number
+        library = ExperienceLibrary(judged, next_number=number)
+        library, state = self._with_operations(library, state)
+        library = library.annotated({own.id: self._annotations(own, state) for own in library})
+        exported = state.exported(library)
+        n_on_trial = len(state.tried)
+        counts = f"{len(library) - n_on_trial} settled, {n_on_trial} on trial"
+        counts += f", {len(self._dropped)} dropped" if self._dropped else ""
+        return Decision(
+            library,
+            "; ".join([*self._notes, counts]),
+            ExperienceLibrary(exported, next_number=library.next_number),
+            self._dropped,
+            state.to_memory(),
+        )
+
+    def _judged(
+        self, own: Experience, state: OnTrial, ready: Sequence[str], verdict: Verdict | None
+    ) -> tuple[list[Experience], OnTrial]:
+        """What stays of one of the incumbent's, in use for good or on trial still."""
+        tried = state.tried.get(own.id)
+        if tried is None:
+            return [own], state
+        if own.id in ready and verdict is not None:
+            if verdict.is_better:
+                return [own], state.having_ended(own.id)
+            return self._gone(own, state, f"tested with {len(ready) - 1} others: {verdict}")
+        estimate = self._estimates.get(own.id)
+        n_groups = state.n_groups(own.id)
+        is_late = n_groups >= self._gate.max_epochs * max(self._evidence.n_training, 1)
+        if tried.is_delete:
+            return self._undeleted(own, state, estimate, is_late)
+        is_useless = estimate is not None and estimate.p_positive <= self._gate.drop_at
+        is_ready = estimate is not None and estimate.p_positive >= self._gate.ready_at
+        if is_useless or (is_late and not is_ready):
+            return self._gone(own, state, _reason(estimate))
+        return [own], state
+
+    def _undeleted(
+        self, own: Experience, state: OnTrial, estimate: Estimate | None, is_late: bool
+    ) -> tuple[list[Experience], OnTrial]:
+        """Of what a DELETE named: it stays if it helps, and goes where that cannot be shown."""
+        if estimate is not None and estimate.p_positive >= self._gate.ready_at:
+            self._notes.append(f"{own.id} was to be deleted, and stays: {_reason(estimate)}")
+            return [own], state.having_ended(own.id)
+        if is_late or (estimate is not None and estimate.p_positive <= self._gate.drop_at):
+            self._dropped[own.id] = f"deleted by an operation: {_reason(estimate)}"
+            return [], state.having_ended(own.id)
+        return [own], state
+
+    def _gone(
+        self, own: Experience, state: OnTrial, reason: str
+    ) -> tuple[list[Experience], OnTrial]:
+        """Without it; or with its old text, where there is one."""
+        before = state.without(own)
+        if before is None:
+            self._dropped[own.id] = reason
+            return [], state.having_ended(own.id)
+        self._notes.append(f"{own.id} has its old text again; of the new one: {reason}")
+        return [before], state.having_ended(own.id)
+
+    # ------------------------------------------------------------------ what the operations ask
+
+    def _with_operations(
+        self, library: ExperienceLibrary, state: OnTrial
+    ) -> tuple[ExperienceLibrary, OnTrial]:
+        """The library with what they add, change and delete on trial."""
+        proposed = library.apply(self._evidence.operations, self._evidence.limits)
+        old = {own.id: own for own in library}
+        staying = {own.id: own for own in proposed}
+        kept: list[Experience] = []
+        for own in library:
+            if own.id not in staying:
+                remains, state = self._deleted(own, state)
+                kept += remains
+            else:
+                if staying[own.id] != own:
+                    state = state.having_begun(staying[own.id], before=own)
+                kept.append(staying[own.id])
+        new = [own for own in proposed if own.id not in old]
+        room = max(0, self._gate.max_on_trial - len(state.tried))
+        by_evidence = sorted(new, key=lambda own: -len(own.evidence))
+        for own in by_evidence[room:]:
+            self._dropped[own.id] = f"{self._gate.max_on_trial} others are on trial"
+        for own in new:
+            if own.id not in self._dropped:
+                kept.append(own)
+                state = state.having_begun(own)
+        return ExperienceLibrary(kept, next_number=proposed.next_number), state
+
+    def _deleted(self, own: Experience, state: OnTrial) -> tuple[list[Experience], OnTrial]:
+        """What a DELETE leaves: an experience that was settled is on trial against its absence."""
+        tried = state.tried.get(own.id)
+        if tried is not None and not tried.is_delete:
+            return self._gone(own, state, "deleted by an operation while it was on trial")
+        n_left = len(self._evidence.proposed)
+        if n_left >= self._evidence.limits.max_experiences:
+            self._dropped[own.id] = "deleted by an operation; the library is full"
+            return [], state.having_ended(own.id)
+        return [own], state if tried is not None else state.having_begun(own, is_delete=True)
+
+    def _annotations(self, own: Experience, state: OnTrial) -> dict[str, Any]:
+        found: dict[str, Any] = {"is_on_trial": own.id in state.tried}
+        estimate = self._estimates.get(own.id)
+        if estimate is not None and estimate.is_known:
+            found["effect"] = estimate.effect
+        return found
+
+
+def _reason(estimate: Estimate | None) -> str:
+    if estimate is None or not math.isfinite(estimate.measured.standard_error):
+        return "its effect could not be measured"
+    effect = estimate.measured
+    return (
+        f"effect {effect.estimate:+.3f} (standard error {effect.standard_error:.3f}) over "
+        f"{effect.n_rollouts} rollouts; above 0 with probability {estimate.p_positive:.2f}"
+    )
