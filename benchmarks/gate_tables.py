@@ -201,7 +201,7 @@ def power() -> Iterator[Cell]:
             yield Cell("power", name, gate, settings, mixed(worth, n_useless), n_runs)
 
 
-def compared(rows: Iterable[Figures]) -> None:
+def compare_power(rows: Iterable[Figures]) -> None:
     """Beside each other rule: the most that ours find with no more useless ones and no more cost.
 
     Once with the rollouts that gates ask for; once with ours charged for all training groups, too,

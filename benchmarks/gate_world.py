@@ -187,9 +187,7 @@ def _groups(
     for example in world.batch(training.n_groups):
         libraries = (seen.library,) * training.group_size
         if is_assigned:
-            plan = GroupPlan(
-                seen.library, example, update, training.group_size, memory=seen.memory
-            )
+            plan = GroupPlan(seen.library, example, update, training.group_size, memory=seen.memory)
             libraries = tuple(gate.assign(plan))
         groups.append(world.group(example, libraries))
     return tuple(groups)

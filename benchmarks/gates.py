@@ -19,20 +19,18 @@ effects 10 candidates with effects from N(0, 0.1), 300 rollouts: rank correlatio
 """
 
 import argparse
+import itertools
 import json
 import math
-import multiprocessing
-import os
 import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from gate_tables import CELLS, Cell, Figures, compared
+from gate_tables import CELLS, Cell, Figures, compare_power
 from scipy.stats import spearmanr
 
 from tfgrpo_dspy.gate.effects import Row, balanced_presence, estimate_effects
@@ -40,6 +38,7 @@ from tfgrpo_dspy.gate.effects import Row, balanced_presence, estimate_effects
 RESULTS = Path(__file__).parent / "results" / "gates.json"
 CHUNK = 10
 """Runs that are made, and kept, together."""
+TABLES = (*CELLS, "effects")
 Results = dict[str, dict[str, Figures]]
 
 
@@ -51,6 +50,42 @@ def measured(cell: Cell, first: int) -> Counter[str]:
         total.update(cell.sums_of(number))
     total["cpu_s"] = time.process_time() - began
     return total
+
+
+class Kept:
+    """The results file: sums and rows, by table and name of the row."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        self.tables: Results = known.get("tables", {})
+
+    def sums(self, cell: Cell) -> Counter[str]:
+        """Of the runs that are there."""
+        row = self.tables.get(cell.table, {}).get(cell.name, {})
+        return Counter(row.get("sums", {}))
+
+    def take(self, table: str, name: str, row: Figures) -> None:
+        """Keep it, in place of what was there of that name."""
+        self.tables.setdefault(table, {})[name] = row
+        compare_power(self.tables.get("power", {}).values())
+        text = json.dumps({"simulated": True, "tables": self.tables}, indent=1)
+        new = self._path.with_suffix(".new")
+        new.write_text(text + "\n", "utf-8")
+        new.replace(self._path)
+
+    def forget(self, cells: list[Cell]) -> None:
+        """So that they are measured anew."""
+        for cell in cells:
+            self.tables.get(cell.table, {}).pop(cell.name, None)
+
+
+def show(rows: list[Figures]) -> None:
+    """The rows as a Markdown table."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "sums"))
+    print("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))
+    for row in rows:
+        print("| " + " | ".join(str(row.get(name, "")) for name in names) + " |")
 
 
 # ---------------------------------------------------------------------- effects
@@ -92,53 +127,25 @@ def effects_row(n_examples: int, spread: float, n_draws: int = 100) -> Figures:
     }
 
 
+def fill_effects(kept: Kept, *, again: bool) -> None:
+    """The rows of this table, which take a second each."""
+    for spread, n_examples in itertools.product((0.05, 0.1, 0.15), (20, 50, 150)):
+        name = f"spread {spread}, examples {n_examples}"
+        if again or name not in kept.tables.get("effects", {}):
+            kept.take("effects", name, effects_row(n_examples, spread))
+
+
 # ---------------------------------------------------------------------- the command
-
-
-class Kept:
-    """The results file: sums and rows, by table and name of the row."""
-
-    def __init__(self, path: Path, *, is_new: bool) -> None:
-        self._path = path
-        known = {} if is_new or not path.exists() else json.loads(path.read_text("utf-8"))
-        self.tables: Results = known.get("tables", {})
-
-    def sums(self, cell: Cell) -> Counter[str]:
-        """Of the runs that are there."""
-        row = self.tables.get(cell.table, {}).get(cell.name, {})
-        return Counter(row.get("sums", {"runs": 0}))
-
-    def take(self, table: str, name: str, row: Figures) -> None:
-        """Keep it, in place of what was there of that name."""
-        self.tables.setdefault(table, {})[name] = row
-        compared(self.tables.get("power", {}).values())
-        text = json.dumps({"simulated": True, "tables": self.tables}, indent=1)
-        new = self._path.with_suffix(".new")
-        new.write_text(text + "\n", "utf-8")
-        new.replace(self._path)
-
-
-def show(rows: list[Figures]) -> None:
-    """The rows as a Markdown table."""
-    names = list(dict.fromkeys(name for row in rows for name in row if name not in HIDDEN))
-    print("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))
-    for row in rows:
-        print("| " + " | ".join(str(row.get(name, "")) for name in names) + " |")
-
-
-HIDDEN = ("sums",)
 
 
 def all_cells(tables: list[str], part: str) -> Iterator[Cell]:
     """Those of the tables whose names have that part."""
     for table in tables:
-        for cell in CELLS.get(table, tuple)():
-            if part in cell.name:
-                yield cell
+        yield from (cell for cell in CELLS[table]() if part in cell.name)
 
 
 def measured_by_name(table: str, name: str, first: int) -> Counter[str]:
-    """As `measured`, for another process: gates with functions in them do not travel."""
+    """As `measured`, for another process: functions that cells are made with do not travel."""
     return measured(next(cell for cell in CELLS[table]() if cell.name == name), first)
 
 
@@ -146,11 +153,11 @@ def fill(cell: Cell, kept: Kept, until: float, pool: ProcessPoolExecutor | None)
     """Make the runs of the cell that are missing; whether there was time for all of them."""
     known = kept.sums(cell)
     firsts = range(int(known["runs"]), cell.n_runs, CHUNK)
+    n = len(firsts)
     if pool is None:
-        chunks = (measured(cell, first) for first in firsts)
+        chunks = map(measured, [cell] * n, firsts)
     else:
-        names = ([cell.table] * len(firsts), [cell.name] * len(firsts))
-        chunks = pool.map(measured_by_name, *names, firsts)
+        chunks = pool.map(measured_by_name, [cell.table] * n, [cell.name] * n, firsts)
     for _ in firsts:
         if time.monotonic() > until:
             return False
@@ -159,13 +166,43 @@ def fill(cell: Cell, kept: Kept, until: float, pool: ProcessPoolExecutor | None)
     return True
 
 
+def fill_all(cells: list[Cell], kept: Kept, minutes: float, n_jobs: int) -> None:
+    """One cell after the other, until the time is up."""
+    until = time.monotonic() + 60 * minutes
+    pool = ProcessPoolExecutor(n_jobs) if n_jobs > 1 else None
+    try:
+        for cell in cells:
+            if not fill(cell, kept, until, pool):
+                break
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
 def main() -> None:
     """Measure what is missing, print the rows that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tables", nargs="+", choices=[*CELLS, "effects"])
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--rows", default="", help="only rows whose name holds this")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after these")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--again", action="store_true", help="forget what is there")
+    parser.add_argument("--again", action="store_true", help="forget these rows, measure them anew")
+    parser.add_argument("--show", action="store_true", help="measure nothing, print what is there")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    ...
+    arguments = parser.parse_args()
+    kept = Kept(arguments.results)
+    tables = [table for table in arguments.tables if table in CELLS]
+    cells = list(all_cells(tables, arguments.rows))
+    if arguments.again:
+        kept.forget(cells)
+    if not arguments.show:
+        fill_all(cells, kept, arguments.minutes, arguments.jobs)
+        if "effects" in arguments.tables:
+            fill_effects(kept, again=arguments.again)
+    for table in arguments.tables:
+        print(f"\n{table} (simulated)\n")
+        show([row for name, row in kept.tables.get(table, {}).items() if arguments.rows in name])
+
+
+if __name__ == "__main__":
+    main()
