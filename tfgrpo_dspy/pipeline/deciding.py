@@ -10,8 +10,9 @@ from tfgrpo_dspy.gate import Decision, GroupEvidence, GroupPlan, Trial, TrialEvi
 from tfgrpo_dspy.pipeline.batches import Batch
 from tfgrpo_dspy.pipeline.concerns import Concerns
 from tfgrpo_dspy.pipeline.measuring import Measurements
+from tfgrpo_dspy.pipeline.run import Run
+from tfgrpo_dspy.pipeline.shares import GATE_SHARE, affordable
 from tfgrpo_dspy.rollout import Group
-from tfgrpo_dspy.settings import Settings
 
 
 class Decider:
@@ -23,7 +24,7 @@ class Decider:
 
     def __init__(
         self,
-        settings: Settings,
+        run: Run,
         measured: Measurements,
         concerns: Concerns,
         start: ExperienceLibrary,
@@ -32,7 +33,8 @@ class Decider:
         self.exported = [start]
         self.memories: list[Any] = [None]
         self.groups: list[GroupEvidence] = []
-        self._settings = settings
+        self._settings = run.settings
+        self._recorder = run.recorder
         self._measured = measured
         self._concerns = concerns
         self._n_training = n_training
@@ -58,6 +60,7 @@ class Decider:
             "n_training": self._n_training,
             "groups": groups,
             "memory": self.memories[-1],
+            "max_trials": self._affordable(),
         }
         proposed = TrialEvidence(**evidence).proposed
         if proposed == library and not has_trials(library):
@@ -73,6 +76,12 @@ class Decider:
         self.exported.append(self._like_start(exported))
         self.memories.append(decision.memory)
         return decision
+
+    def _affordable(self) -> int | None:
+        """How many trials the budget leaves for this decision; None: nothing limits them."""
+        n, usage = self._measured.n_rollouts, self._recorder.usage
+        most = affordable(self._settings, GATE_SHARE, usage["gate"], n) if n else None
+        return None if most is None else max(0, most - n)
 
     def _with_keeps(self, decision: Decision, operations: Sequence[Operation]) -> Decision:
         """With the evidence of KEEPs, whatever the gate made of the other operations."""

@@ -22,7 +22,7 @@ from tfgrpo_dspy.gate import AutoGate, FactorialGate, NoGate, TrialThenConfirm
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling import allows_temperature, is_deterministic
-from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, Settings
+from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, LEAST_VALIDATION, Settings
 from tfgrpo_dspy.settings.plan import plan_of, with_preset
 from tfgrpo_dspy.store import Unseen, digest, object_identity
 
@@ -174,6 +174,7 @@ def split(
 def budget_faults(settings: Settings, student: Any, n_validation: int) -> Iterator[str]:
     """What cannot be measured, or not be priced, with the budget."""
     n_passes = 0 if settings.gate_metric is None else 1 if settings.measures else 2
+    n_validation = min(n_validation, LEAST_VALIDATION)
     needed, given = n_passes * n_validation, settings.max_metric_calls
     if given is not None and given <= needed:
         yield (
