@@ -18,7 +18,7 @@ from tfgrpo_dspy.experience import (
     n_words,
     named_predictors,
 )
-from tfgrpo_dspy.gate import AutoGate, FactorialGate, NoGate, TrialThenConfirm
+from tfgrpo_dspy.gate import NoGate
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling import allows_temperature, is_deterministic
@@ -81,7 +81,7 @@ def prepare_learning(
         SettingsError, LibraryFormatError: as `prepare`.
     """
     is_scored = any(rollout.score is not None for group in recorded for rollout in group)
-    gate: Any = _without_groups(settings.gate) if valset and settings.measures else NoGate()
+    gate: Any = settings.gate if valset and settings.measures else NoGate()
     metric = (settings.metric or _scores_of_traces) if is_scored else None
     settings = replace(settings, metric=metric, gate=gate)
     with warnings.catch_warnings():  # of metric=None: the traces have, or have not, their scores
@@ -96,13 +96,6 @@ def prepare_learning(
         plan = plan_of(settings, student, examples, len(validation), is_sampled=False)
         logger.info("the plan:\n%s", plan)
     return settings, validation
-
-
-def _without_groups(gate: Any) -> Any:
-    """The gate where no training group is sampled: then nothing can be tried in use."""
-    if isinstance(gate, AutoGate) and isinstance(gate.broad, TrialThenConfirm):
-        return replace(gate, broad=FactorialGate(gate.broad.error, gate.broad.max_trials))
-    return gate
 
 
 def _scores_of_traces(example: Any, prediction: Any, trace: Any = None) -> float:
