@@ -170,7 +170,9 @@ class TrainingFreeGRPO(Teleprompter):
             student: a DSPy program; it is not changed.
             trainset: examples with inputs; their labels are for metric and reflection LM.
             teacher: must be None.
-            valset: what the gate measures on; default: a third of the trainset, at most 100.
+            valset: what the gate measures on; default: a third of the trainset, at most 100. Of a
+                limited budget, measuring the student on it takes a twentieth: of a larger set so
+                many examples are used, at least 10, drawn by `seed`.
             testset: examples that choose nothing: student and result are measured on them at the
                 end, for `detailed_results.test`.
 

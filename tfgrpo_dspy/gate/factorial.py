@@ -18,7 +18,15 @@ from tfgrpo_dspy.gate.candidates import Candidates
 from tfgrpo_dspy.gate.effects import Estimate, Row, balanced_presence, estimate_effects
 from tfgrpo_dspy.gate.measured import annotated
 from tfgrpo_dspy.gate.protocol import Decision, Trial, TrialEvidence, Trials
-from tfgrpo_dspy.gate.sequential import Account, Plan, Verdict, check_settings, compare, slots
+from tfgrpo_dspy.gate.sequential import (
+    MIN_TRIALS,
+    Account,
+    Plan,
+    Verdict,
+    check_settings,
+    compare,
+    slots,
+)
 
 _LOOKS = 3
 _CLEAR = 0.95
@@ -90,6 +98,9 @@ class FactorialGate:
 
     def next(self, evidence: TrialEvidence) -> Trials | Decision:
         """The next trials, or the decision."""
+        if evidence.max_trials is not None:
+            most = max(MIN_TRIALS, min(self.max_trials, evidence.max_trials))
+            return replace(self, max_trials=most).next(replace(evidence, max_trials=None))
         account = Account.of(evidence, self.error)
         candidates = Candidates(evidence)
         if reason := self._undecidable(candidates, evidence, account):

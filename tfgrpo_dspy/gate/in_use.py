@@ -5,19 +5,24 @@ on is given it, drawn for each candidate anew, so that all are measured at once 
 paid for anyway (`effects`). What is unlikely to help is dropped. What very likely helps is tried
 together against the library without it, on validation examples, as deployed (`sequential`): only
 that test settles it, and only it spends of the error that the run may make.
+
+Towards the end of a run, or in a short one, no groups are left to try anything in. Then what is on
+trial and more likely helps than not is tested, and new candidates are measured on the validation
+set at once.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tfgrpo_dspy.experience import Experience, ExperienceLibrary
+from tfgrpo_dspy.experience import Experience, ExperienceLibrary, sift
 from tfgrpo_dspy.gate.effects import Estimate
+from tfgrpo_dspy.gate.factorial import FactorialGate
 from tfgrpo_dspy.gate.halves import random_half
 from tfgrpo_dspy.gate.on_trial import OnTrial
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, TrialEvidence, Trials
-from tfgrpo_dspy.gate.sequential import Plan, Verdict, check_settings, compare
+from tfgrpo_dspy.gate.sequential import Account, Plan, Verdict, check_settings, compare
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class TrialThenConfirm:
         max_epochs: after so many groups, as a share of the training set, it is dropped, if it is
             not ready then.
         max_on_trial: how many are on trial at once, those with the most evidence first.
+        least_ahead: nothing is put on trial if fewer training rollouts than this are to come.
+        at_once: decides then; its `error` and `max_trials` are those of this gate.
         futility: a test ends when its chance to accept, by the trend so far, falls below this.
         max_passes: how often a test uses an example at most.
         metric: scores the validation trials in place of the optimizer's metric.
@@ -54,6 +61,8 @@ class TrialThenConfirm:
     drop_at: float = 0.25
     max_epochs: float = 1.0
     max_on_trial: int = 12
+    least_ahead: int = 60
+    at_once: FactorialGate = field(default_factory=FactorialGate)
     futility: float = 0.02
     max_passes: int = 10
     metric: Callable[..., Any] | None = None
@@ -76,9 +85,14 @@ class TrialThenConfirm:
     def next(self, evidence: TrialEvidence) -> Trials | Decision:
         """The next trials of a test, or the decision."""
         state = OnTrial.from_memory(evidence.memory).having_read(evidence)
+        if evidence.n_ahead < self.least_ahead:
+            return self._ended(state, evidence)
+        return self._ruled(state, evidence)
+
+    def _ruled(self, state: OnTrial, evidence: TrialEvidence) -> Trials | Decision:
         estimates = state.estimates()
         plan = self._plan(state, evidence)
-        ready = () if plan is None else self._ready(state, estimates)
+        ready = () if plan is None else self._ready(state, estimates, evidence)
         verdict = self._tested(state, ready, evidence, plan)
         if isinstance(verdict, Trials):
             return verdict
@@ -116,14 +130,39 @@ class TrialThenConfirm:
 
     # ------------------------------------------------------------------ who is tested, and how
 
-    def _ready(self, state: OnTrial, estimates: Mapping[str, Estimate]) -> tuple[str, ...]:
-        """Which of those that an operation added or changed very likely help."""
+    def _ready(
+        self, state: OnTrial, estimates: Mapping[str, Estimate], evidence: TrialEvidence
+    ) -> tuple[str, ...]:
+        """Which of those that an operation added or changed are to be tested now."""
+        least = self.ready_at if evidence.n_ahead >= self.least_ahead else 0.5
         return tuple(
             id_
             for id_, tried in state.tried.items()
-            if not tried.is_delete
-            and id_ in estimates
-            and estimates[id_].p_positive >= self.ready_at
+            if not tried.is_delete and id_ in estimates and estimates[id_].p_positive > least
+        )
+
+    def _ended(self, state: OnTrial, evidence: TrialEvidence) -> Trials | Decision:
+        """First what is on trial is tested or dropped; then new candidates are decided at once."""
+        first: Trials | Decision = Decision(evidence.incumbent, "", memory=state.to_memory())
+        if state.tried:
+            first = self._ruled(state, replace(evidence, operations=()))
+        if isinstance(first, Trials):
+            return first
+        state = OnTrial.from_memory(first.memory)
+        operations, _ = sift(first.library, evidence.operations, evidence.limits)
+        gate = replace(self.at_once, error=self.error, max_trials=self.max_trials)
+        account = Account(state.error_spent)
+        second = gate.next(
+            replace(evidence, incumbent=first.library, operations=tuple(operations), memory=account)
+        )
+        if isinstance(second, Trials):
+            return second
+        spent = second.memory.error_spent
+        return replace(
+            second,
+            reason="; ".join(filter(None, (first.reason, second.reason))),
+            dropped={**first.dropped, **second.dropped},
+            memory=replace(state, error_spent=spent).to_memory(),
         )
 
     def _plan(self, state: OnTrial, evidence: TrialEvidence) -> Plan | None:
@@ -201,13 +240,14 @@ class _Ruling:
                 return [own], state.having_ended(own.id)
             return self._gone(own, state, f"tested with {len(ready) - 1} others: {verdict}")
         estimate = self._estimates.get(own.id)
-        n_groups = state.n_groups(own.id)
-        is_late = n_groups >= self._gate.max_epochs * max(self._evidence.n_training, 1)
+        n_most = self._gate.max_epochs * max(self._evidence.n_training, 1)
+        is_over = self._evidence.n_ahead < self._gate.least_ahead
+        is_late = is_over or state.n_groups(own.id) >= n_most
         if tried.is_delete:
             return self._undeleted(own, state, estimate, is_late)
         is_useless = estimate is not None and estimate.p_positive <= self._gate.drop_at
         is_ready = estimate is not None and estimate.p_positive >= self._gate.ready_at
-        if is_useless or (is_late and not is_ready):
+        if is_useless or is_over or (is_late and not is_ready):
             return self._gone(own, state, _reason(estimate))
         return [own], state
 

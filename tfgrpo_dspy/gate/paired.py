@@ -3,14 +3,21 @@
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate.candidates import Candidates, length
 from tfgrpo_dspy.gate.measured import annotated
 from tfgrpo_dspy.gate.protocol import Decision, Trial, TrialEvidence, Trials
-from tfgrpo_dspy.gate.sequential import Account, Plan, check_settings, compare, slots
+from tfgrpo_dspy.gate.sequential import (
+    MIN_TRIALS,
+    Account,
+    Plan,
+    check_settings,
+    compare,
+    slots,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,9 @@ class PairedGate:
 
     def next(self, evidence: TrialEvidence) -> Trials | Decision:
         """The next trials, or the decision."""
+        if evidence.max_trials is not None:
+            most = max(MIN_TRIALS, min(self.max_trials, evidence.max_trials))
+            return replace(self, max_trials=most).next(replace(evidence, max_trials=None))
         account = Account.of(evidence, self.error)
         candidates = Candidates(evidence)
         racing = self._racing(evidence, candidates)

@@ -85,7 +85,8 @@ class TrialEvidence:
     metric failed. `groups` are the training groups of this update, `concerns` the training
     examples that an experience, by its text, is thought to be about (None: nobody knows), and
     `memory` what the decision before left. `max_trials` is how many rollouts the run's budget
-    leaves for this decision (None: there is no limit); what is asked for beyond ends the run.
+    leaves for this decision (None: there is no limit). `n_ahead` is how many training rollouts are
+    still to come in which what is put on trial now can be tried.
     """
 
     incumbent: ExperienceLibrary
@@ -100,6 +101,7 @@ class TrialEvidence:
     concerns: Mapping[str, frozenset[int]] | None = None
     memory: Any = None
     max_trials: int | None = None
+    n_ahead: int = 0
 
     @property
     def proposed(self) -> ExperienceLibrary:

@@ -32,6 +32,8 @@ Floats = NDArray[np.float64]
 
 SPENDING_POWER = 2.0
 """Of the error, the share `fraction ** SPENDING_POWER` is spent when that fraction is measured."""
+MIN_TRIALS = 2
+"""A comparison takes this many rollouts at least."""
 MIN_FIRST_LOOK = 8
 """Fewer pairs are not looked at: no sign-flip test of them can say anything."""
 _CELLS = 1000
@@ -47,8 +49,10 @@ def check_settings(error: float, max_trials: int, futility: float, max_passes: i
     """
     if not 0 < error <= 1:
         raise ValueError(f"error={error}: pass a probability above 0, such as 0.06.")
-    if max_trials < 2:
-        raise ValueError(f"max_trials={max_trials}: a comparison takes at least 2 rollouts.")
+    if max_trials < MIN_TRIALS:
+        raise ValueError(
+            f"max_trials={max_trials}: a comparison takes at least {MIN_TRIALS} rollouts."
+        )
     if not 0 <= futility < 1:
         raise ValueError(f"futility={futility}: pass a probability below 1; 0: never give up.")
     if max_passes < 1:

@@ -43,13 +43,14 @@ from tfgrpo_dspy.pipeline.remote import IN_FLIGHT_PER_WORKER, RemoteWorkers, wor
 from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, Turn
+from tfgrpo_dspy.pipeline.shares import VALIDATION_SHARE, affordable, mixed
 from tfgrpo_dspy.pipeline.signals import handing_on_sigterm
 from tfgrpo_dspy.pipeline.workers import Workers
 from tfgrpo_dspy.pipeline.worth import with_worth
 from tfgrpo_dspy.reflection import Lesson
 from tfgrpo_dspy.results import GroupRecord, HeldOut, UpdateRecord
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, rollout_id_for
-from tfgrpo_dspy.settings import Settings
+from tfgrpo_dspy.settings import LEAST_VALIDATION, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +92,12 @@ class Pipeline:
         self._sampler = Rollouts(
             self._run, "rollout", trainset, settings.metric, settings.temperature
         )
-        self._valset = valset
-        self._measured = Measurements.of_gate(self._run, valset, trainset)
+        self._valset = mixed(valset, settings)
+        self._measured = Measurements.of_gate(self._run, self._valset, trainset)
         self._tested = Measurements.of_test(self._run, testset)
         self._concerns = Concerns(settings, trainset)
         self._decider = Decider(
-            settings, self._measured, self._concerns, self.start_library, len(trainset)
+            self._run, self._measured, self._concerns, self.start_library, len(trainset)
         )
         self._batches: list[Batch] = []
         self._updates: list[Handle[ExperienceLibrary]] = []
@@ -173,6 +174,13 @@ class Pipeline:
         if self.settings.gate_metric is None or not n_last:
             return
         started = time.monotonic()
+        await self._measured.run_everywhere([self.start_library], LEAST_VALIDATION)
+        spent = self._recorder.usage["gate"] + self._recorder.usage["metric"]
+        most = affordable(self.settings, VALIDATION_SHARE, spent, min(n, LEAST_VALIDATION))
+        if most is not None and most < n:
+            n = self._measured.limit(max(most, LEAST_VALIDATION))
+            n_last = n + 2 * n_test
+            logger.info("the budget reaches for %d of %d validation examples", n, len(self._valset))
         await self._measured.run_everywhere([self.start_library])
         spent = self._recorder.usage["gate"] + self._recorder.usage["metric"]
         share = n_last / max(n, 1)
@@ -257,6 +265,10 @@ class Pipeline:
             example, await self._sampler.make(samples, (3, batch.update), batch.update)
         )
 
+    def _decided_before(self, batch: Batch) -> list[Batch]:
+        """The batches whose updates are decided for sure when this one is made."""
+        return self._batches[: max(0, batch.update - self.settings.max_staleness)]
+
     def _samples(self, batch: Batch, example: int) -> list[Sample]:
         """The gate may give an experience on trial to some of them only."""
         n, libraries = self.settings.group_size, [batch.library] * self.settings.group_size
@@ -316,8 +328,7 @@ class Pipeline:
         parts = [self._schedule.spawn(self._taught(batch, group, all_groups)) for group in groups]
         taught = [await part for part in parts]
         batch.groups, batch.uses = await all_groups, [use for use, _ in taught]
-        scores = [score for group in batch.groups for score in group.scores]
-        batch.best_score = max(scores, default=-math.inf)
+        batch.scores = [score for group in batch.groups for score in group.scores]
         teaching = [
             (group, answer)
             for group, (_, answer) in zip(batch.groups, taught, strict=True)
@@ -362,7 +373,7 @@ class Pipeline:
 
         Seen are the groups of its own batch, and those of the updates that are decided for sure.
         """
-        decided = self._batches[: max(0, batch.update - self.settings.max_staleness)]
+        decided = self._decided_before(batch)
         own = [score for other in beside for score in other.scores]
         best = max([*own, *(other.best_score for other in decided)])
         highest = max(group.scores)
@@ -444,9 +455,8 @@ class Pipeline:
             self._run.ledger.n_lm_calls,
         )
         mean = record.validation.mean if record.validation else None
-        scores = [score for group in batch.groups for score in group.scores]
         batch.groups = []  # a run is long, and their texts are
-        training = statistics.fmean(scores) if scores else None
+        training = statistics.fmean(batch.scores) if batch.scores else None
         shown = {"validation": mean, "training": training}
         self._progress.update()
         self._progress.set_postfix(
@@ -468,7 +478,7 @@ class Pipeline:
         ledger.open_reserve()
         if self.settings.gate_metric is not None:
             with suppress(RunStopped):  # what cannot be measured any more is not returned
-                self._schedule.run(self._measured.run_everywhere([start, last]))
+                self._schedule.run(self._measure_results(last))
         is_measured = self._measured.summary(start) is not None
         if self.settings.gate_metric is not None and self._valset and not is_measured:
             logger.warning(
@@ -490,6 +500,19 @@ class Pipeline:
             ledger,
         )
         return optimized
+
+    async def _measure_results(self, last: ExperienceLibrary) -> None:
+        """Measure student and last library; where that is worse, what is settled of it, too.
+
+        What is on trial may be given to a program before it is proven, and may be what is wrong.
+        """
+        await self._measured.run_everywhere([self.start_library, last])
+        settled = ExperienceLibrary(
+            [own for own in last if not own.is_on_trial], next_number=last.next_number
+        )
+        if settled != last and self._measured.best([self.start_library, last]) != last:
+            self._decider.exported.insert(-1, settled)
+            await self._measured.run_everywhere([settled])
 
     def _test(self, best: ExperienceLibrary) -> HeldOut | None:
         """Student and result on the test set, when everything is chosen."""

@@ -19,7 +19,7 @@ class Batch:
     `library` is the one that its rollouts are made with: as it stood `max_staleness` updates before
     the last; `memory` is what the gate left then. `assigned` are the libraries of a group's
     rollouts, by example, where they are others: the gate gives experiences on trial to some of them
-    only, or they were made elsewhere.
+    only, or they were made elsewhere. `scores` are those of all its rollouts.
     """
 
     update: int
@@ -29,12 +29,17 @@ class Batch:
     library: ExperienceLibrary
     memory: Any = None
     is_sampled: bool = False
-    best_score: float = -math.inf
+    scores: list[float] = field(default_factory=list)
     assigned: dict[int, tuple[ExperienceLibrary, ...]] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     uses: list[str] = field(default_factory=list)
     lessons: list[Lesson] = field(default_factory=list)
     refused_lessons: list[RefusedLesson] = field(default_factory=list)
+
+    @property
+    def best_score(self) -> float:
+        """The highest score of its rollouts."""
+        return max(self.scores, default=-math.inf)
 
     @property
     def teaches(self) -> bool:

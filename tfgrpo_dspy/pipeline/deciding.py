@@ -10,8 +10,9 @@ from tfgrpo_dspy.gate import Decision, GroupEvidence, GroupPlan, Trial, TrialEvi
 from tfgrpo_dspy.pipeline.batches import Batch
 from tfgrpo_dspy.pipeline.concerns import Concerns
 from tfgrpo_dspy.pipeline.measuring import Measurements
+from tfgrpo_dspy.pipeline.run import Run
+from tfgrpo_dspy.pipeline.shares import GATE_SHARE, ROLLOUT_SHARE, affordable
 from tfgrpo_dspy.rollout import Group
-from tfgrpo_dspy.settings import Settings
 
 
 class Decider:
@@ -23,7 +24,7 @@ class Decider:
 
     def __init__(
         self,
-        settings: Settings,
+        run: Run,
         measured: Measurements,
         concerns: Concerns,
         start: ExperienceLibrary,
@@ -32,7 +33,8 @@ class Decider:
         self.exported = [start]
         self.memories: list[Any] = [None]
         self.groups: list[GroupEvidence] = []
-        self._settings = settings
+        self._settings = run.settings
+        self._recorder = run.recorder
         self._measured = measured
         self._concerns = concerns
         self._n_training = n_training
@@ -58,6 +60,8 @@ class Decider:
             "n_training": self._n_training,
             "groups": groups,
             "memory": self.memories[-1],
+            "max_trials": self._affordable(GATE_SHARE),
+            "n_ahead": self._n_ahead(batch),
         }
         proposed = TrialEvidence(**evidence).proposed
         if proposed == library and not has_trials(library):
@@ -73,6 +77,27 @@ class Decider:
         self.exported.append(self._like_start(exported))
         self.memories.append(decision.memory)
         return decision
+
+    def _affordable(self, share: float, n_others: int = 0) -> int | None:
+        """How many more rollouts a share of the budget pays for; None: nothing limits them.
+
+        Trials count as spent, and `n_others` besides. It does not look at the clock or at what is
+        in flight: so the same run decides the same.
+        """
+        n, usage = self._measured.n_rollouts, self._recorder.usage
+        most = affordable(self._settings, share, usage["gate"], n) if n else None
+        return None if most is None else max(0, most - n - n_others)
+
+    def _n_ahead(self, batch: Batch) -> int:
+        """How many training rollouts are to come with the library that is decided on now."""
+        if not batch.is_sampled:
+            return 0
+        settings = self._settings
+        n_batches = batch.n_updates - batch.update - 1 - settings.max_staleness
+        planned = max(0, n_batches) * len(batch.examples) * settings.group_size
+        n_done = sum(len(group.scores) for group in self.groups)
+        most = self._affordable(ROLLOUT_SHARE, n_done)
+        return planned if most is None else min(planned, most)
 
     def _with_keeps(self, decision: Decision, operations: Sequence[Operation]) -> Decision:
         """With the evidence of KEEPs, whatever the gate made of the other operations."""

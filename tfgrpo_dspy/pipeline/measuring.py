@@ -76,9 +76,22 @@ class Measurements:
         for trial, rollout in zip(trials, rollouts, strict=True):
             self._rollouts[trial] = replace(rollout, outputs={}, steps=(), encoded={})
 
-    async def run_everywhere(self, libraries: Sequence[ExperienceLibrary]) -> int:
-        """Try each of them on all examples of the set."""
-        return await self.run(Trials.of(libraries, range(self.n_examples)).trials)
+    async def run_everywhere(
+        self, libraries: Sequence[ExperienceLibrary], most: int | None = None
+    ) -> int:
+        """Try each of them on all examples of the set, or on its first ones, at most so many."""
+        n = self.n_examples if most is None else min(most, self.n_examples)
+        return await self.run(Trials.of(libraries, range(n)).trials)
+
+    def limit(self, n_examples: int) -> int:
+        """From now on the set ends after so many examples; gives their number."""
+        self.n_examples = min(n_examples, self.n_examples)
+        return self.n_examples
+
+    @property
+    def n_rollouts(self) -> int:
+        """How many trials were made."""
+        return len(self._rollouts)
 
     @property
     def scores(self) -> Mapping[Trial, float | None]:

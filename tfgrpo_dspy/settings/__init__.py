@@ -31,6 +31,8 @@ from tfgrpo_dspy.reflection import ExtractAdvantage, SummarizeTrajectory, Update
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_STALENESS = 1
 DEFAULT_THREADS = 8
+LEAST_VALIDATION = 10
+"""Validation examples that are used however small the budget is."""
 WHOLE_TRAINSET = 2**31
 """A batch size that no training set reaches: one batch an epoch."""
 NEEDED = ("max_staleness", "epochs", "max_experiences", "max_experience_words")

@@ -18,11 +18,11 @@ from tfgrpo_dspy.experience import (
     n_words,
     named_predictors,
 )
-from tfgrpo_dspy.gate import AutoGate, FactorialGate, NoGate, TrialThenConfirm
+from tfgrpo_dspy.gate import NoGate
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling import allows_temperature, is_deterministic
-from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, Settings
+from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, LEAST_VALIDATION, Settings
 from tfgrpo_dspy.settings.plan import plan_of, with_preset
 from tfgrpo_dspy.store import Unseen, digest, object_identity
 
@@ -81,7 +81,7 @@ def prepare_learning(
         SettingsError, LibraryFormatError: as `prepare`.
     """
     is_scored = any(rollout.score is not None for group in recorded for rollout in group)
-    gate: Any = _without_groups(settings.gate) if valset and settings.measures else NoGate()
+    gate: Any = settings.gate if valset and settings.measures else NoGate()
     metric = (settings.metric or _scores_of_traces) if is_scored else None
     settings = replace(settings, metric=metric, gate=gate)
     with warnings.catch_warnings():  # of metric=None: the traces have, or have not, their scores
@@ -96,13 +96,6 @@ def prepare_learning(
         plan = plan_of(settings, student, examples, len(validation), is_sampled=False)
         logger.info("the plan:\n%s", plan)
     return settings, validation
-
-
-def _without_groups(gate: Any) -> Any:
-    """The gate where no training group is sampled: then nothing can be tried in use."""
-    if isinstance(gate, AutoGate) and isinstance(gate.broad, TrialThenConfirm):
-        return replace(gate, broad=FactorialGate(gate.broad.error, gate.broad.max_trials))
-    return gate
 
 
 def _scores_of_traces(example: Any, prediction: Any, trace: Any = None) -> float:
@@ -174,6 +167,7 @@ def split(
 def budget_faults(settings: Settings, student: Any, n_validation: int) -> Iterator[str]:
     """What cannot be measured, or not be priced, with the budget."""
     n_passes = 0 if settings.gate_metric is None else 1 if settings.measures else 2
+    n_validation = min(n_validation, LEAST_VALIDATION)
     needed, given = n_passes * n_validation, settings.max_metric_calls
     if given is not None and given <= needed:
         yield (

@@ -1,0 +1,40 @@
+"""How much of a limited budget the validation set and the gate may take, in rollouts."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from tfgrpo_dspy.rollout import Usage
+from tfgrpo_dspy.settings import Settings
+
+VALIDATION_SHARE = 0.05
+"""What one measurement on the validation set may take; student and result are measured."""
+GATE_SHARE = 0.5
+"""What all trials may take, the measurement of the student included."""
+
+ROLLOUT_SHARE = 0.8
+"""What rollouts of all kinds take, about: the rest goes to reflections."""
+
+
+def affordable(settings: Settings, share: float, spent: Usage, n_rollouts: int) -> int | None:
+    """How many rollouts this share of the budget pays for; None: nothing limits them.
+
+    `spent` is what so many rollouts have cost. What a cache answered counts as well: a run that
+    is repeated decides the same.
+    """
+    n_calls = spent.n_lm_calls + spent.n_cached_calls
+    limits = (
+        (settings.max_metric_calls, float(n_rollouts)),
+        (settings.max_lm_calls, float(n_calls)),
+        (settings.max_cost, spent.cost_usd),
+    )
+    found = [share * most * n_rollouts / cost for most, cost in limits if most is not None and cost]
+    return int(min(found)) if found else None
+
+
+def mixed(valset: Sequence[Any], settings: Settings) -> Sequence[Any]:
+    """The validation set; in random order, if the budget may reach for its first examples only."""
+    limits = (settings.max_metric_calls, settings.max_lm_calls, settings.max_cost)
+    if all(limit is None for limit in limits):
+        return valset
+    return random.Random(f"validation/{settings.seed}").sample(list(valset), len(valset))
