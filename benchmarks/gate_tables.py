@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -175,6 +175,9 @@ def power_gates(n_useless: int) -> dict[str, Any]:
     for bar in (1.0, 2.0):
         gates[f"GEPA's rule, > {bar:g} errors"] = GepaRule(min_errors=bar)
         gates[f"SIMBA's rule, > {bar:g} errors"] = SimbaRule(min_errors=bar)
+    for max_trials, error in itertools.product((100, 200, 400), (0.3, 0.9)):
+        lax = replace(OURS["auto"].broad, error=error, max_trials=max_trials)
+        gates[f"ours, auto, {error} a run, {max_trials}"] = AutoGate(broad=lax)
     ours = FactorialGate if n_useless else PairedGate
     for max_trials, error in itertools.product((60, 150, 300), (0.1, 0.6)):
         lax = EachAlone(ours(error=error, max_trials=max_trials))

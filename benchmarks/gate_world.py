@@ -171,6 +171,7 @@ def run(
             groups=_groups(gate, world, seen, update, training),
             concerns=None if getattr(gate, "concern", None) is None else {},  # nobody knows
             memory=states[-1].memory,
+            n_ahead=max(0, len(updates) - 1 - update - training.staleness) * training.n_rollouts,
         )
         decision = decide(gate, evidence, world)
         exported = decision.library if decision.exported is None else decision.exported

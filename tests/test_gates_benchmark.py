@@ -57,6 +57,12 @@ def texts(library):
     return [own.text for own in library]
 
 
+def test_the_gate_is_told_how_many_rollouts_are_to_come_with_what_it_decides_on():
+    gate = Halves()
+    run(gate, world(0, 5), [[0.1]] * 5, replace(FEW, staleness=1))
+    assert [evidence.n_ahead for evidence in gate.seen] == [18, 12, 6, 0, 0]
+
+
 @pytest.mark.parametrize("staleness", [0, 1, 2])
 def test_what_an_update_proposes_is_in_the_groups_of_staleness_and_one_updates_later(staleness):
     gate = Halves()
