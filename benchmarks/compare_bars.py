@@ -52,9 +52,9 @@ def _scores(of_task: Mapping[str, Sequence[Record]], reference: str) -> Sheet:
     lines, gaps = [], {}
     for task, records in of_task.items():
         for budget in sorted({r["budget"] for r in records} - {0}):
-            here = by_optimizer(r for r in records if r["budget"] == budget)
+            here = _with_our_seeds([r for r in records if r["budget"] == budget], reference)
             others = [name for name in OTHERS if name in here]
-            if reference not in here or not others:
+            if not others:
                 continue
             gap = {name: difference(here[reference], here[name]) for name in others}
             best = max(others, key=lambda name: _mean(here[name]))
@@ -75,6 +75,12 @@ def _scores(of_task: Mapping[str, Sequence[Record]], reference: str) -> Sheet:
         ["task", "LM calls", reference, "best other", "difference [95 %]", "clearly above"],
         lines,
     )
+
+
+def _with_our_seeds(records: Sequence[Record], reference: str) -> dict[str, dict[int, Record]]:
+    """The records of the seeds that the reference has, too: means are of the same seeds."""
+    ours = {record["seed"] for record in records if record["optimizer"] == reference}
+    return by_optimizer(record for record in records if record["seed"] in ours)
 
 
 def _mean(runs: Mapping[int, Record]) -> float:

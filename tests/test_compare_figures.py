@@ -163,6 +163,13 @@ def test_the_held_out_score_is_held_against_the_best_other(ours: float, verdict:
     assert {line[3] for line in scores.lines} == {"gepa 0.800"}
 
 
+def test_scores_are_compared_on_the_seeds_that_we_have_too() -> None:
+    records = compared(0.8, 100)
+    records += [record_of("mipro", 7, [1.0], task=task, budget=500) for task in SETTINGS]
+    records += [record_of("mipro", 8, [1.0], task=task, budget=500) for task in SETTINGS]
+    assert {line[3] for line in bars(records)[0].lines} == {"gepa 0.800"}
+
+
 def test_one_setting_far_below_misses_the_bar_and_a_little_below_does_not() -> None:
     good, far = compared(0.82, 100), compared(0.7, 100)
     little = compared(0.775, 100)
