@@ -90,7 +90,8 @@ class Observer(BaseCallback):
             def next(self, evidence: Any) -> Any:
                 answer = super().next(evidence)
                 if isinstance(answer, Decision):
-                    note(getattr(answer, "exported", None) or answer.library)
+                    exported = answer.exported
+                    note(answer.library if exported is None else exported)
                 return answer
 
         copy = object.__new__(Watched)
