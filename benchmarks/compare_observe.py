@@ -66,7 +66,7 @@ class Observer(BaseCallback):
         program = self._open.pop(call_id, None)
         if program is not None and exception is None and outputs.score > self._best_score:
             self._best_score = outputs.score
-            self._note(program.deepcopy())
+            self.note(program.deepcopy())
 
     def on_valset_evaluated(self, event: Mapping[str, Any]) -> None:
         """GEPA's event."""
@@ -75,7 +75,7 @@ class Observer(BaseCallback):
             for name, predictor in program.named_predictors():
                 text = event["candidate"][name]
                 predictor.signature = predictor.signature.with_instructions(text)
-            self._note(program)
+            self.note(program)
 
     def watched(self, gate: Any) -> Any:
         """The gate, which decides as before, in a class that also tells of its decisions.
@@ -90,7 +90,8 @@ class Observer(BaseCallback):
             def next(self, evidence: Any) -> Any:
                 answer = super().next(evidence)
                 if isinstance(answer, Decision):
-                    note(getattr(answer, "exported", None) or answer.library)
+                    exported = answer.exported
+                    note(answer.library if exported is None else exported)
                 return answer
 
         copy = object.__new__(Watched)
@@ -101,9 +102,10 @@ class Observer(BaseCallback):
     def _note_library(self, library: ExperienceLibrary) -> None:
         if library != self._library:
             self._library = library
-            self._note(library.bake(self._student))
+            self.note(library.bake(self._student))
 
-    def _note(self, program: Any) -> None:
+    def note(self, program: Any) -> None:
+        """This program is the best from now on."""
         self.candidates.append(Candidate(self._account.n_calls, program))
 
 

@@ -22,7 +22,10 @@ estimated from its code; the estimates are upper ones. How they are fair:
   validation set: it trains on both.
 - COPRO: depth 3 (default), and the breadth that fits. InferRules: the number of candidates that
   fits; its rules are written by the reflection LM.
-- TrainingFreeGRPO: its defaults, and `max_lm_calls`. The paper's schedule has no validation: it
+- TrainingFreeGRPO, `tfgrpo`: `max_lm_calls`, and of its documented settings those for a budget in
+  calls, as every other optimizer has its own: groups of 3 (the calls left over make more updates)
+  and `max_staleness=0` (staleness spends calls to save time, and only calls count here).
+  `tfgrpo-defaults`: `max_lm_calls` and nothing else. The paper's schedule has no validation: it
   trains on both sets; its one batch an epoch holds as many examples as leave room for its three
   epochs; `tfgrpo-paper-small` has batches of 5 over all examples, until the budget ends.
 """
@@ -46,6 +49,8 @@ SIMBA_SIZES = ((32, 6), (24, 6), (16, 6), (16, 4), (8, 4), (8, 3), (4, 3), (4, 2
 DEMO_THRESHOLD = 0.5
 """Where scores are graded, demos are bootstrapped from runs that reach this; in a task of 0 and 1
 it changes nothing. The search on the validation set drops what does not help."""
+FOR_CALLS: dict[str, Any] = {"group_size": 3, "max_staleness": 0}
+"""What `tfgrpo` sets besides its budget."""
 ATTEMPTS_AT_DEMOS = 12
 """Runs of the program that bootstrapping a set of at most 4 demos takes, about."""
 
@@ -206,7 +211,8 @@ def _copro(setup: Setup) -> Any:
     return optimizer.compile(setup.task.student(), trainset=val, eval_kwargs=threads)
 
 
-def _arguments(setup: Setup) -> dict[str, Any]:
+def arguments(setup: Setup) -> dict[str, Any]:
+    """What every variant of TrainingFreeGRPO is given."""
     return {
         "reflection_lm": setup.reflection,
         "max_lm_calls": setup.budget,
@@ -218,13 +224,20 @@ def _arguments(setup: Setup) -> dict[str, Any]:
 
 def _watched(setup: Setup, make: Any, metric: Any, settings: dict[str, Any]) -> Any:
     """The optimizer, with its own gate in a form that the observer hears of."""
-    given = _arguments(setup) | settings
+    given = arguments(setup) | settings
     gate = make(metric, **given).settings.gate
     return make(metric, **(given | {"gate": setup.observer.watched(gate)}))
 
 
 def tfgrpo(setup: Setup, metric: Any = None, **settings: Any) -> Any:
-    """TrainingFreeGRPO at its defaults, but for `settings`; `metric` in place of the task's."""
+    """TrainingFreeGRPO with its settings for a budget in calls, but for `settings`.
+
+    `metric` stands in place of the task's.
+    """
+    return _defaults(setup, metric, **(FOR_CALLS | settings))
+
+
+def _defaults(setup: Setup, metric: Any = None, **settings: Any) -> Any:
     optimizer = _watched(setup, TrainingFreeGRPO, metric or setup.task.metric, settings)
     train, val = list(setup.task.train), list(setup.task.val)
     return optimizer.compile(setup.task.student(), trainset=train, valset=val)
@@ -233,11 +246,13 @@ def tfgrpo(setup: Setup, metric: Any = None, **settings: Any) -> Any:
 def paper(setup: Setup, **settings: Any) -> Any:
     """The paper's schedule; without a batch size, on as many examples as the budget has room for.
 
-    A group of 5 takes at most 11 calls (rollouts, their summaries, the lessons), for 3 epochs.
+    A group of 5 takes at most 11 calls (rollouts, their summaries, the lessons; 12 with operations
+    for each group), for 3 epochs.
     """
     examples = setup.examples
     if "batch_size" not in settings:
-        room = int(setup.budget / (3 * (5 * setup.calls + 6)))
+        n_reflections = 7 if settings.get("update_per_group") else 6
+        room = int(setup.budget / (3 * (5 * setup.calls + n_reflections)))
         n = min(len(examples), max(5, room))
         examples = random.Random(setup.seed).sample(examples, n)
     optimizer = _watched(setup, TrainingFreeGRPO.paper, setup.task.metric, settings)
@@ -247,6 +262,7 @@ def paper(setup: Setup, **settings: Any) -> Any:
 OPTIMIZERS: dict[str, Callable[[Setup], Any]] = {
     "none": lambda setup: setup.task.student(),
     "tfgrpo": tfgrpo,
+    "tfgrpo-defaults": _defaults,
     "tfgrpo-paper": paper,
     "tfgrpo-paper-small": lambda setup: paper(setup, batch_size=5),
     "gepa": _gepa(3),

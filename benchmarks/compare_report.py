@@ -1,15 +1,23 @@
-"""The report: one HTML page that needs nothing else, with the tables and the learning curves."""
+"""The report: its parts, and one HTML page that needs nothing else, with learning curves.
+
+The parts: the comparison itself, with its bars; the ablations; the varied simulated LM.
+"""
 
 import html
 import io
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+from compare_ablations import ABLATIONS
+from compare_bars import bars
+from compare_curves import curve, reached
+from compare_optimizers import OPTIMIZERS
 from compare_sensitivity import label
-from compare_statistics import WITHOUT_BUDGET, Record, curve
-from compare_tables import Sheet
+from compare_statistics import WITHOUT_BUDGET, Record, rows
+from compare_tables import Sheet, markdown, overviews, sheets
 
 mpl.use("svg")
 from matplotlib.figure import Figure
@@ -23,19 +31,73 @@ th:first-child, td:first-child { text-align: left; }
 """
 
 
-def page(records: Sequence[Record], made: Sequence[Sheet], about: str) -> str:
+VARIED = "@"
+"""Stands in the name of a task whose simulated LM has other parameters."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the report: its records are those that its curves show."""
+
+    title: str
+    records: list[Record]
+    sheets: list[Sheet]
+
+
+def parts(records: Sequence[Record], reference: str) -> list[Part]:
+    """The parts for which there are records."""
+    plain = [record for record in records if VARIED not in record["task"]]
+    compared = [r for r in plain if r["optimizer"] in (*OPTIMIZERS, "oracle")]
+    ablated = {(r["task"], r["budget"]) for r in plain if _is_ablation(r)}
+    beside = (*ABLATIONS, "none", reference)
+    ablations = [
+        r
+        for r in plain
+        if r["optimizer"] in beside
+        and ((r["task"], r["budget"]) in ablated or r["optimizer"] in WITHOUT_BUDGET)
+    ]
+    found = []
+    if not ablated or {r["optimizer"] for r in compared} - {*WITHOUT_BUDGET, reference}:
+        made = sheets(rows(compared, reference), reached(compared), reference)
+        found.append(Part("Comparison", compared, [*bars(compared, reference), *made]))
+    if ablated:
+        tasks = {task for task, _ in ablated}
+        ablations = [r for r in ablations if r["task"] in tasks]
+        made = sheets(rows(ablations, reference), reached(ablations), reference)
+        found.append(Part("Ablations", [], made))
+    if len(plain) < len(records):
+        varied = {r["task"].partition(VARIED)[0] for r in records if VARIED in r["task"]}
+        of_varied = [r for r in records if r["task"].partition(VARIED)[0] in varied]
+        lines = overviews(rows(of_varied, reference))
+        found.append(Part("The simulated LM varied", [], lines))
+    return found
+
+
+def _is_ablation(record: Record) -> bool:
+    return record["optimizer"] in ABLATIONS and record["optimizer"] not in WITHOUT_BUDGET
+
+
+def page(found: Sequence[Part], about: str) -> str:
     """The page. `about` says how it was made, in one paragraph."""
-    parts = [f"<h1>Comparison of prompt optimizers</h1><p>{html.escape(about)}</p>"]
-    for task in dict.fromkeys(record["task"] for record in records):
-        of_task = [record for record in records if record["task"] == task]
-        parts.append(f"<h2>{html.escape(label(task))}</h2>{_figure(task, of_task)}")
-    for sheet in made:
-        parts.append(f"<h2>{html.escape(sheet.title)}</h2>{_table(sheet.heads, sheet.lines)}")
-    body = "\n".join(parts)
+    written = [f"<h1>Comparison of prompt optimizers</h1><p>{html.escape(about)}</p>"]
+    for part in found:
+        written.append(f"<h2>{html.escape(part.title)}</h2>")
+        for task in dict.fromkeys(record["task"] for record in part.records):
+            of_task = [record for record in part.records if record["task"] == task]
+            written.append(f"<h3>{html.escape(label(task))}</h3>{_figure(task, of_task)}")
+        for sheet in part.sheets:
+            written.append(f"<h3>{html.escape(sheet.title)}</h3>{_table(sheet.heads, sheet.lines)}")
+    body = "\n".join(written)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         f"<title>Comparison of prompt optimizers</title><style>{STYLE}</style>{body}</html>\n"
     )
+
+
+def text_page(found: Sequence[Part], about: str) -> str:
+    """The tables as Markdown."""
+    written = [f"## {part.title}\n\n{markdown(part.sheets)}" for part in found]
+    return "\n".join([f"# Comparison of prompt optimizers\n\n{about}\n", *written])
 
 
 def _figure(task: str, records: Sequence[Record]) -> str:

@@ -4,12 +4,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from compare_curves import Reached
 from compare_sensitivity import label
-from compare_statistics import ENOUGH_SEEDS, Interval, Reached, Row
+from compare_statistics import ENOUGH_SEEDS, Interval, Row
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
-REACHED_TITLE = "LM calls until 90 % of the attainable gain (median; seeds that reached it)"
+REACHED_TITLE = (
+    "LM calls until 90 % of the attainable gain, at each optimizer's best budget (medians)"
+)
 
 
 def heads(reference: str) -> list[str]:
@@ -34,8 +37,8 @@ def line(row: Row) -> list[str]:
     return [
         row.optimizer,
         f"{row.held_out:.3f} ({row.spread:.3f})",
-        _interval(row.against_none),
-        _interval(row.against_reference),
+        interval_text(row.against_none),
+        interval_text(row.against_reference),
         f"{row.policy_calls + row.reflection_calls:.0f} ({row.reflection_calls:.0f})",
         f"{row.tokens / 1000:.0f}",
         "" if row.cost is None else f"{row.cost:.3f}",
@@ -80,7 +83,7 @@ def sheets(rows: Sequence[Row], found: Sequence[Reached], reference: str) -> lis
     for group in grouped(rows):
         made.append(Sheet(title(group), heads(reference), [line(row) for row in group]))
     if found:
-        columns = ["task", "optimizer", "calls", "seeds"]
+        columns = ["task", "optimizer", "budget", "kept", "seeds", "for the first time"]
         made.append(Sheet(REACHED_TITLE, columns, reached_lines(found)))
     return made
 
@@ -124,11 +127,18 @@ def reached_lines(found: Sequence[Reached]) -> list[list[str]]:
         [
             label(item.task),
             item.optimizer,
-            "never" if item.median is None else f"{item.median:.0f}",
-            f"{sum(n is not None for n in item.calls_by_seed)}/{len(item.calls_by_seed)}",
+            str(item.budget),
+            calls_text(item.median),
+            f"{item.n_seeds}/{len(item.calls_by_seed)}",
+            calls_text(item.first_median),
         ]
         for item in found
     ]
+
+
+def calls_text(calls: float | None) -> str:
+    """A number of calls."""
+    return "never" if calls is None else f"{calls:.0f}"
 
 
 def show(made: Sequence[Sheet], console: Console) -> None:
@@ -145,7 +155,7 @@ def show(made: Sequence[Sheet], console: Console) -> None:
 
 def markdown(made: Sequence[Sheet]) -> str:
     """All tables as Markdown."""
-    return "\n\n".join(f"## {s.title}\n\n{_table(s.heads, s.lines)}" for s in made) + "\n"
+    return "\n\n".join(f"### {s.title}\n\n{_table(s.heads, s.lines)}" for s in made) + "\n"
 
 
 def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -153,5 +163,6 @@ def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *lines))
 
 
-def _interval(found: Interval | None) -> str:
+def interval_text(found: Interval | None) -> str:
+    """A difference with its interval."""
     return "" if found is None else f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"

@@ -1,4 +1,4 @@
-"""The comparison's account, its view of optimizers that are ended, its figures and its records."""
+"""The comparison's account, its view of optimizers that are ended, and its records."""
 
 import io
 import json
@@ -16,9 +16,6 @@ for package in ("gepa", "optuna", "numpy", "scipy", "matplotlib", "rich"):
 from compare import cell_of, run_all, stored  # noqa: E402
 from compare_budget import POLICY, REFLECTION, Account, BudgetSpentError, counted  # noqa: E402
 from compare_cells import Cell, Options, all_cells, run_cell  # noqa: E402
-from compare_report import page  # noqa: E402
-from compare_statistics import Interval, difference, interval, reached, rows  # noqa: E402
-from compare_tables import markdown, sheets  # noqa: E402
 from compare_tasks import find  # noqa: E402
 from rich.console import Console  # noqa: E402
 from scripted import ScriptedEngine  # noqa: E402
@@ -167,70 +164,7 @@ def test_cells_of_a_results_file_are_not_run_again_and_a_cut_line_is_left_out(
     assert [cell_of(record) for record in stored(path)] == cells
 
 
-# ---------------------------------------------------------------------- figures
-
-
-def record_of(optimizer: str, seed: int, scores: list[float], **more: Any) -> dict[str, Any]:
-    mean = sum(scores) / len(scores)
-    spent = {"calls": 5, "prompt_tokens": 50, "completion_tokens": 10}
-    return {
-        "task": "sim:easy",
-        "optimizer": optimizer,
-        "budget": 0 if optimizer in ("none", "oracle") else 100,
-        "seed": seed,
-        "scores": scores,
-        "mean": mean,
-        "spent": {"policy": spent, "reflection": spent},
-        "cost": None,
-        "wall_s": 1.0,
-        "prompt_words": 20,
-        "prompt_tokens": 100.0,
-        "failed": {"lm_calls": 0},
-        "ended": "finished",
-        "curve": [[100, mean]],
-    } | more
-
-
-def test_differences_are_paired_by_seed_and_example() -> None:
-    ours = {0: record_of("a", 0, [1.0, 0.0, 1.0]), 1: record_of("a", 1, [0.0, 1.0, 1.0])}
-    theirs = {0: record_of("b", 0, [0.5, -0.5, 0.5])}
-    assert difference(ours, theirs) == Interval(0.5, 0.5, 0.5)
-    assert difference(ours, {}) is None
-
-
-def test_an_interval_holds_its_mean_and_shrinks_with_more_values() -> None:
-    few, many = interval([0.0, 0.1, 0.4, 0.2]), interval([0.0, 0.1, 0.4, 0.2] * 20)
-    assert few.low < few.mean < few.high
-    assert many.high - many.low < few.high - few.low
-
-
-def test_calls_until_most_of_the_gain_is_the_first_point_that_holds_it() -> None:
-    records = [
-        record_of("none", 0, [0.2]),
-        record_of("oracle", 0, [1.0]),
-        record_of("quick", 0, [0.95], curve=[[10, 0.5], [40, 0.93], [100, 0.95]]),
-        record_of("slow", 0, [0.9], curve=[[100, 0.9]]),
-    ]
-    found = {item.optimizer: item.calls_by_seed for item in reached(records)}
-    assert found == {"quick": (40,), "slow": (None,)}
-
-
-def test_the_report_holds_every_optimizer_and_needs_no_other_file() -> None:
-    records = [
-        record_of(name, seed, [0.1 * seed, score])
-        for name, score in (("none", 0.2), ("oracle", 1.0), ("tfgrpo", 0.8), ("gepa", 0.7))
-        for seed in range(3)
-    ]
-    made = rows(records, "tfgrpo")
-    tables = sheets(made, reached(records), "tfgrpo")
-    text, plain = page(records, tables, "made <so>"), markdown(tables)
-    assert "made &lt;so&gt;" in text
-    assert text.count("<svg") == 1
-    assert page(records, tables, "made <so>") == text
-    assert "<link" not in text and "<script" not in text and "<img" not in text
-    assert [row.optimizer for row in made] == ["oracle", "tfgrpo", "gepa", "none"]
-    assert all(name in plain and name in text for name in ("oracle", "tfgrpo", "gepa", "none"))
-    assert "| gepa | 0.400 (0.050) | +0.250 [+0.250, +0.250] | -0.050 [-0.050, -0.050] |" in plain
+# ---------------------------------------------------------------------- tasks and records
 
 
 def test_a_task_is_found_by_name_with_variant_and_parameters() -> None:
