@@ -12,9 +12,6 @@ VALIDATION_SHARE = 0.05
 GATE_SHARE = 0.5
 """What all trials may take, the measurement of the student included."""
 
-ROLLOUT_SHARE = 0.8
-"""What rollouts of all kinds take, about: the rest goes to reflections."""
-
 
 def affordable(settings: Settings, share: float, spent: Usage, n_rollouts: int) -> int | None:
     """How many rollouts this share of the budget pays for; None: nothing limits them.
