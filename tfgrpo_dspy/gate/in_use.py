@@ -6,9 +6,9 @@ paid for anyway (`effects`). What is unlikely to help is dropped. What very like
 together against the library without it, on validation examples, as deployed (`sequential`): only
 that test settles it, and only it spends of the error that the run may make.
 
-Towards the end of a run, or in a short one, no groups are left to try anything in. Then what is on
-trial and more likely helps than not is tested, and new candidates are measured on the validation
-set at once.
+Towards the planned end of a run, or in a short one, no groups are left to try anything in. Then
+what is on trial and likely helps is tested, and new candidates are measured on the validation set
+at once.
 """
 
 import math
@@ -40,6 +40,7 @@ class TrialThenConfirm:
         error_share: how much of the error that is left one test may spend.
         max_trials: how many rollouts a test may take.
         ready_at: with this probability that it helps, an experience on trial is tested.
+        ready_at_last: the same, where no groups are left to try it in.
         drop_at: with this probability or less it is dropped.
         max_epochs: after so many groups, as a share of the training set, it is dropped, if it is
             not ready then.
@@ -58,6 +59,7 @@ class TrialThenConfirm:
     error_share: float = 0.5
     max_trials: int = 200
     ready_at: float = 0.9
+    ready_at_last: float = 0.75
     drop_at: float = 0.25
     max_epochs: float = 1.0
     max_on_trial: int = 12
@@ -71,10 +73,10 @@ class TrialThenConfirm:
         check_settings(self.error, self.max_trials, self.futility, self.max_passes)
         if not 0 < self.error_share <= 1:
             raise ValueError(f"error_share={self.error_share}: pass more than 0, at most 1.")
-        if not 0 <= self.drop_at < self.ready_at < 1:
+        if not 0 <= self.drop_at < self.ready_at_last <= self.ready_at < 1:
             raise ValueError(
-                f"drop_at={self.drop_at}, ready_at={self.ready_at}: pass 0 <= drop_at < ready_at "
-                f"< 1."
+                f"drop_at={self.drop_at}, ready_at_last={self.ready_at_last}, "
+                f"ready_at={self.ready_at}: pass 0 <= drop_at < ready_at_last <= ready_at < 1."
             )
         if self.max_epochs <= 0 or self.max_on_trial < 1:
             raise ValueError(
@@ -134,11 +136,12 @@ class TrialThenConfirm:
         self, state: OnTrial, estimates: Mapping[str, Estimate], evidence: TrialEvidence
     ) -> tuple[str, ...]:
         """Which of those that an operation added or changed are to be tested now."""
-        least = self.ready_at if evidence.n_ahead >= self.least_ahead else 0.5
+        is_over = evidence.n_ahead < self.least_ahead
+        least = self.ready_at_last if is_over else self.ready_at
         return tuple(
             id_
             for id_, tried in state.tried.items()
-            if not tried.is_delete and id_ in estimates and estimates[id_].p_positive > least
+            if not tried.is_delete and id_ in estimates and estimates[id_].p_positive >= least
         )
 
     def _ended(self, state: OnTrial, evidence: TrialEvidence) -> Trials | Decision:
