@@ -59,11 +59,11 @@ for _name in ("dspy.clients.lm", "dspy.evaluate.evaluate"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 LESSONS = (
+    "Say sorry for the trouble.",
     "Ask for the order number.",
     "Thank the customer for writing to us.",
-    "Write in a warm and personal tone.",
-    "Describe the customer's problem in your own words first.",
     "Explain that every product is tested before it leaves our warehouse.",
+    "Show that you understand how the customer feels.",
 )
 Subset = tuple[int, ...]
 SUBSETS: tuple[Subset, ...] = tuple(
