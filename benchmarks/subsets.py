@@ -186,7 +186,7 @@ def gate_run(
         "best": best,
         "best_held_out": round(means[best], 4),
         "short_of_best": round(means[best] - means[returned], 4),
-        "rollouts": optimized.detailed_results.usage["gate"].n_rollouts,
+        "metric_calls": optimized.detailed_results.metric_calls,
         "reason": update.reason,
         "dropped": dict(update.dropped),
     }
@@ -222,12 +222,12 @@ def show(result: dict[str, Any]) -> None:
             f"| {row['subset']} | {row['validation']:.3f} ({row['validation_error']:.3f}) "
             f"| {row['test']:.3f} ({row['test_error']:.3f}) |"
         )
-    print("\n| run | returned | held-out | best of 32 | held-out | short by | rollouts |")
+    print("\n| run | returned | held-out | best of 32 | held-out | short by | metric calls |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for run in result["gate_runs"]:
         print(
             f"| {run['run']} | {run['returned']} | {run['held_out']:.3f} | {run['best']} "
-            f"| {run['best_held_out']:.3f} | {run['short_of_best']:.3f} | {run['rollouts']} |"
+            f"| {run['best_held_out']:.3f} | {run['short_of_best']:.3f} | {run['metric_calls']} |"
         )
 
 

@@ -101,3 +101,39 @@ def test_the_gate_sees_no_complaint_that_is_held_out() -> None:
         assert len(seen) == 40
         assert sorted(seen + held_out) == list(range(100))
     assert {splits[k] for k in subsets.split_of(0, splits)[0]} == {"validation"}
+
+
+GOOD = "Sorry! Please tell us your order number, and we will send you a replacement at once."
+
+
+def answer(prompt: Prompt) -> str:
+    """Good with the second lesson; without it now and then, so that groups have contrast."""
+    if subsets.LESSONS[1] in prompt.text or prompt.random().random() < 0.1:
+        return GOOD
+    return "Thank you for writing to us, we are glad to hear from you."
+
+
+def test_a_gate_run_names_what_the_gate_returned_and_what_it_falls_short_by() -> None:
+    complaints = subsets.pool()
+    with dspy.context(
+        lm=lm_on(ScriptedEngine([("", answer)])), adapter=PlainAdapter(one_message=True)
+    ):
+        scores: dict[str, list[float]] = {}
+        subsets.measure(scores, COMPLAINTS, 2, lambda: None)
+        found = subsets.gate_run(1, scores, complaints)
+    assert "2" in found["returned"].split("+")
+    assert "2" in found["best"].split("+")
+    assert found["held_out"] == pytest.approx(0.8, abs=0.02)
+    assert 0 <= found["short_of_best"] <= 0.02
+    assert found["short_of_best"] == pytest.approx(found["best_held_out"] - found["held_out"])
+    assert 12 < found["metric_calls"] <= 12 + 200
+
+
+def test_the_table_has_a_row_for_each_subset_with_the_best_on_top() -> None:
+    splits = ["validation", "test", "test", "validation", "test"]
+    scores = {subsets.name_of(subset): [0.2] * 5 for subset in subsets.SUBSETS}
+    scores["2+4"] = [0.4, 0.6, 1.0, 0.2, 0.8]
+    rows = subsets.table(scores, splits)
+    assert len(rows) == 32
+    assert rows[0]["subset"] == "2+4"
+    assert (rows[0]["validation"], rows[0]["test"]) == (0.3, 0.8)
