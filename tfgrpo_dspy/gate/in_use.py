@@ -8,7 +8,7 @@ that test settles it, and only it spends of the error that the run may make.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +38,7 @@ class TrialThenConfirm:
         drop_at: with this probability or less it is dropped.
         max_epochs: after so many groups, as a share of the training set, it is dropped, if it is
             not ready then.
-        max_on_trial: how many are on trial at once, those with the most evidence first.
+        max_on_trial: no ADD joins so many on trial; those with the most evidence come first.
         futility: a test ends when its chance to accept, by the trend so far, falls below this.
         max_passes: how often a test uses an example at most.
         metric: scores the validation trials in place of the optimizer's metric.
@@ -78,7 +78,7 @@ class TrialThenConfirm:
         state = OnTrial.from_memory(evidence.memory).having_read(evidence)
         estimates = state.estimates()
         plan = self._plan(state, evidence)
-        ready = () if plan is None else self._ready(state, estimates)
+        ready = self._ready(state, estimates)
         verdict = self._tested(state, ready, evidence, plan)
         if isinstance(verdict, Trials):
             return verdict
@@ -169,6 +169,8 @@ class _Ruling:
         if verdict is not None:
             state = state.after_test(verdict)
             self._notes.append(f"tested {', '.join(ready)}: {verdict}")
+        elif ready:
+            self._notes.append(f"{', '.join(ready)}: too few trials to tell a gain from luck")
         judged: list[Experience] = []
         for own in self._evidence.incumbent:
             stays, state = self._judged(own, state, ready, verdict)
@@ -261,6 +263,7 @@ class _Ruling:
             if own.id not in self._dropped:
                 kept.append(own)
                 state = state.having_begun(own)
+        kept, state = self._within_limits(kept, staying, state)
         return ExperienceLibrary(kept, next_number=proposed.next_number), state
 
     def _deleted(self, own: Experience, state: OnTrial) -> tuple[list[Experience], OnTrial]:
@@ -268,18 +271,25 @@ class _Ruling:
         tried = state.tried.get(own.id)
         if tried is not None and not tried.is_delete:
             return self._gone(own, state, "deleted by an operation while it was on trial")
-        n_left = len(self._evidence.proposed)
-        if n_left >= self._evidence.limits.max_experiences:
-            self._dropped[own.id] = "deleted by an operation; the library is full"
-            return [], state.having_ended(own.id)
         return [own], state if tried is not None else state.having_begun(own, is_delete=True)
 
+    def _within_limits(
+        self, kept: Sequence[Experience], proposed: Container[str], state: OnTrial
+    ) -> tuple[list[Experience], OnTrial]:
+        """The same; where it is too many, without as many of those that a DELETE named."""
+        n_over = max(0, len(kept) - self._evidence.limits.max_experiences)
+        for own in [own for own in kept if own.id not in proposed][:n_over]:
+            self._dropped[own.id] = "deleted by an operation; the library is full"
+            state = state.having_ended(own.id)
+        return [own for own in kept if own.id not in self._dropped], state
+
     def _annotations(self, own: Experience, state: OnTrial) -> dict[str, Any]:
-        found: dict[str, Any] = {"is_on_trial": own.id in state.tried}
-        estimate = self._estimates.get(own.id)
-        if estimate is not None and estimate.is_known:
-            found["effect"] = estimate.effect
-        return found
+        """Whether it is on trial, and what was measured of this text, not of another."""
+        is_on_trial, estimate = own.id in state.tried, self._estimates.get(own.id)
+        is_said = estimate is not None and self._state.tried[own.id].said == (own.text, own.scope)
+        if estimate is None or not is_said or not estimate.is_known:
+            return {"is_on_trial": is_on_trial}
+        return {"is_on_trial": is_on_trial, "effect": estimate.effect}
 
 
 def _reason(estimate: Estimate | None) -> str:

@@ -177,7 +177,7 @@ class Pipeline:
         await self._measured.run_everywhere([self.start_library], LEAST_VALIDATION)
         spent = self._recorder.usage["gate"] + self._recorder.usage["metric"]
         most = affordable(self.settings, VALIDATION_SHARE, spent, min(n, LEAST_VALIDATION))
-        if most is not None and most < n:
+        if most is not None and max(most, LEAST_VALIDATION) < n:
             n = self._measured.limit(max(most, LEAST_VALIDATION))
             n_last = n + 2 * n_test
             logger.info("the budget reaches for %d of %d validation examples", n, len(self._valset))
@@ -507,8 +507,10 @@ class Pipeline:
         What is on trial may be given to a program before it is proven, and may be what is wrong.
         """
         await self._measured.run_everywhere([self.start_library, last])
-        settled = ExperienceLibrary(
-            [own for own in last if not own.is_on_trial], next_number=last.next_number
+        settled = self._decider.like_start(
+            ExperienceLibrary(
+                [own for own in last if not own.is_on_trial], next_number=last.next_number
+            )
         )
         if settled != last and self._measured.best([self.start_library, last]) != last:
             self._decider.exported.insert(-1, settled)

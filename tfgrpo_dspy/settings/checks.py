@@ -100,8 +100,10 @@ def prepare_learning(
 
 def _without_groups(gate: Any) -> Any:
     """The gate where no training group is sampled: then nothing can be tried in use."""
-    if isinstance(gate, AutoGate) and isinstance(gate.broad, TrialThenConfirm):
-        return replace(gate, broad=FactorialGate(gate.broad.error, gate.broad.max_trials))
+    if isinstance(gate, AutoGate):
+        return replace(gate, broad=_without_groups(gate.broad))
+    if isinstance(gate, TrialThenConfirm):
+        return FactorialGate(gate.error, gate.max_trials, metric=gate.metric)
     return gate
 
 
