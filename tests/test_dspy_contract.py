@@ -31,7 +31,13 @@ from scripted import (
     scripted_lm,
 )
 
-from tfgrpo_dspy import ExperienceLibrary, SettingsError, TrainingFreeGRPO
+from tfgrpo_dspy import (
+    AutoGate,
+    ExperienceLibrary,
+    FactorialGate,
+    SettingsError,
+    TrainingFreeGRPO,
+)
 
 ADVICE = "When a customer asks, say please."
 
@@ -68,7 +74,11 @@ def questions(n: int, start: int = 0) -> list[dspy.Example]:
 
 
 def optimizer_of(**settings: Any) -> TrainingFreeGRPO:
-    given = {"group_size": 4, "epochs": 1, "num_threads": 4, "progress": False, **settings}
+    """For a run as short as can be, so advice is confirmed at once: there is no time for trials."""
+    own: dict[str, Any] = {"group_size": 4, "epochs": 1, "num_threads": 4, "progress": False}
+    if settings.get("metric", is_polite) is not None:
+        own["gate"] = AutoGate(broad=FactorialGate())
+    given = own | settings
     return TrainingFreeGRPO(given.pop("metric", is_polite), **given)
 
 
