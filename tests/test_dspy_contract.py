@@ -82,12 +82,12 @@ def optimizer_of(**settings: Any) -> TrainingFreeGRPO:
     return TrainingFreeGRPO(given.pop("metric", is_polite), **given)
 
 
-def learned(student: Any = None, lm: Any = None, **settings: Any) -> Any:
+def learned(student: Any = None, lm: Any = None, n_validation: int = 12, **settings: Any) -> Any:
     """The student after a compile on six examples, gated on twelve others."""
     student = student or dspy.Predict("question -> answer")
     with dspy.context(lm=lm or polite_lm()):
         return optimizer_of(**settings).compile(
-            student, trainset=questions(6), valset=questions(12, start=100)
+            student, trainset=questions(6), valset=questions(n_validation, start=100)
         )
 
 
