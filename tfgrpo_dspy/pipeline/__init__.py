@@ -43,7 +43,7 @@ from tfgrpo_dspy.pipeline.remote import IN_FLIGHT_PER_WORKER, RemoteWorkers, wor
 from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, Turn
-from tfgrpo_dspy.pipeline.shares import VALIDATION_SHARE, affordable, mixed
+from tfgrpo_dspy.pipeline.shares import VALIDATION_SHARE, affordable, order_of
 from tfgrpo_dspy.pipeline.signals import handing_on_sigterm
 from tfgrpo_dspy.pipeline.workers import Workers
 from tfgrpo_dspy.pipeline.worth import with_worth
@@ -92,8 +92,9 @@ class Pipeline:
         self._sampler = Rollouts(
             self._run, "rollout", trainset, settings.metric, settings.temperature
         )
-        self._valset = mixed(valset, settings)
-        self._measured = Measurements.of_gate(self._run, self._valset, trainset)
+        self._valset = valset
+        order = order_of(len(valset), settings)
+        self._measured = Measurements.of_gate(self._run, valset, trainset, order)
         self._tested = Measurements.of_test(self._run, testset)
         self._concerns = Concerns(settings, trainset)
         self._decider = Decider(
