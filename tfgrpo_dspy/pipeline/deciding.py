@@ -74,7 +74,7 @@ class Decider:
             decision = await self._asked(evidence)
         decision = self._with_keeps(decision, operations)
         exported = decision.library if decision.exported is None else decision.exported
-        self.exported.append(self._like_start(exported))
+        self.exported.append(self.like_start(exported))
         self.memories.append(decision.memory)
         return decision
 
@@ -103,7 +103,7 @@ class Decider:
             exported=None if exported is None else with_keeps(exported, operations, limits),
         )
 
-    def _like_start(self, library: ExperienceLibrary) -> ExperienceLibrary:
+    def like_start(self, library: ExperienceLibrary) -> ExperienceLibrary:
         """Equal to the student's, where it holds the same experiences: it is not measured anew.
 
         The ids that the run has retired since then were never in a program.
