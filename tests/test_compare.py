@@ -131,8 +131,8 @@ def test_an_optimizer_that_the_budget_ends_gives_the_best_program_it_told_of() -
 
 
 def test_an_optimizer_that_raises_is_a_record_with_its_error() -> None:
-    record = run_cell(Cell("sim:easy", "tfgrpo", 30, 0), Options(n_threads=2, curves=False))
-    assert record["ended"].startswith("SettingsError: max_lm_calls=30")
+    record = run_cell(Cell("sim:easy", "tfgrpo", 8, 0), Options(n_threads=2, curves=False))
+    assert record["ended"].startswith("SettingsError: max_lm_calls=8")
     assert record["spent"]["policy"]["calls"] == 0
     assert record["mean"] == run_cell(Cell("sim:easy", "none", 0, 0), Options())["mean"]
 

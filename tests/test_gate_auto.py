@@ -16,10 +16,12 @@ from tfgrpo_dspy.gate import (
     Decision,
     FactorialGate,
     GroupEvidence,
+    GroupPlan,
     ProbeThenTrial,
     Trial,
     TrialEvidence,
     Trials,
+    TrialThenConfirm,
 )
 
 N_TRAINING, N_VALIDATION = 12, 40
@@ -107,32 +109,78 @@ def test_a_lesson_that_concerns_some_examples_is_tried_on_training_examples_only
     assert {trial.example for trials in asked for trial in trials} <= CONCERNED | {0}
 
 
-def test_a_lesson_of_which_nobody_knows_whom_it_concerns_is_tried_on_the_validation_set() -> None:
+def later(gate: AutoGate, before: Decision, score: Scorer, update: int = 1) -> TrialEvidence:
+    """Evidence of the update after, without an operation: groups of all training examples."""
+
+    def made(example: int) -> GroupEvidence:
+        own = tuple(e for e in before.library if e.text == SLATE and example in CONCERNED)
+        libraries = gate.assign(GroupPlan(before.library, example, update, 4, own, before.memory))
+        trials = (Trial(library, example, i, "training") for i, library in enumerate(libraries))
+        return GroupEvidence(example, libraries, tuple(map(score, trials)))
+
+    return evidence_of(
+        [], before.library, memory=before.memory, update=update,
+        groups=tuple(map(made, range(N_TRAINING))),
+    )  # fmt: skip
+
+
+def test_a_lesson_of_which_nobody_knows_whom_it_concerns_is_on_trial_and_nobody_is_given_it() -> (
+    None
+):
     decision, asked = decided(AutoGate(), evidence_of([BROAD]), by_texts(exact=0.6))
+    assert asked == []
+    assert [(own.text, own.is_on_trial) for own in decision.library] == [(EXACT, True)]
+    assert texts(decision.exported) == []
+
+
+def test_once_groups_show_that_it_helps_it_is_tried_on_the_validation_set() -> None:
+    gate, score = AutoGate(), by_texts(exact=0.6)
+    before, _ = decided(gate, evidence_of([BROAD]), score)
+    decision, asked = decided(gate, later(gate, before, score), score)
     assert {trial.on for trials in asked for trial in trials} == {"validation"}
     assert texts(decision.library) == texts(decision.exported) == [EXACT]
     assert not decision.library["E1"].is_on_trial
 
 
 def test_of_both_kinds_each_is_tried_where_it_belongs_and_the_others_are_left_as_they_are() -> None:
-    decision, asked = decided(
-        AutoGate(), evidence_of([NARROW, BROAD]), by_texts(slate=0.6, exact=0.6)
-    )
+    gate, score = AutoGate(), by_texts(slate=0.6, exact=0.6)
+    first, asked_first = decided(gate, evidence_of([NARROW, BROAD]), score)
+    assert {own.text: own.is_on_trial for own in first.library} == {EXACT: True, SLATE: True}
+    decision, asked = decided(gate, later(gate, first, score), score)
     held = {
-        on: {text for trials in asked for t in trials if t.on == on for text in texts(t.library)}
+        on: {text for ts in (*asked_first, *asked) for t in ts if t.on == on for text in
+             texts(t.library)}
         for on in ("validation", "training")
-    }
+    }  # fmt: skip
     assert held == {"validation": {EXACT}, "training": {SLATE}}
-    assert {own.text: own.is_on_trial for own in decision.library} == {EXACT: False, SLATE: True}
+    assert not decision.library["E1"].is_on_trial
+    assert decision.library["E1"].text == EXACT
+
+
+def test_in_a_group_each_part_gives_its_own_to_whom_it_wants_to() -> None:
+    """What is broad to half of every group, what is narrow to half of those that it concerns."""
+    gate = AutoGate()
+    decision, _ = decided(gate, evidence_of([NARROW, BROAD]), by_texts(slate=0.6))
+    n_held = {
+        shown.example: {
+            text: sum(text in texts(library) for library in shown.libraries)
+            for text in (SLATE, EXACT)
+        }
+        for shown in later(gate, decision, by_texts()).groups
+    }
+    assert {counts[EXACT] for counts in n_held.values()} == {2}
+    assert {example for example, counts in n_held.items() if counts[SLATE] == 2} == CONCERNED
 
 
 def test_a_harmful_lesson_of_either_kind_is_dropped_and_its_id_says_why() -> None:
-    decision, _ = decided(
-        AutoGate(), evidence_of([NARROW, BROAD]), by_texts(slate=-0.3, exact=-0.3)
-    )
-    assert texts(decision.library) == texts(decision.exported) == []
-    assert len(decision.dropped) == 2
-    assert all(decision.dropped.values())
+    gate, score = AutoGate(), by_texts(slate=-0.3, exact=-0.3)
+    first, _ = decided(gate, evidence_of([NARROW, BROAD]), score)
+    assert texts(first.exported) == []
+    last, asked = decided(gate, later(gate, first, score), score)
+    assert asked == []
+    assert texts(last.library) == texts(last.exported) == []
+    assert first.dropped.keys() | last.dropped.keys() == {"E1", "E2"}
+    assert all([*first.dropped.values(), *last.dropped.values()])
 
 
 def test_what_is_on_trial_stays_with_the_gate_that_has_it_on_trial() -> None:
@@ -164,8 +212,12 @@ def test_nothing_to_decide_is_decided_at_once() -> None:
 
 @pytest.mark.parametrize("operations", [[NARROW, BROAD], [BROAD, NARROW]], ids=["first", "last"])
 @pytest.mark.parametrize("gain", [0.6, -0.3])
-def test_no_id_is_tried_with_two_texts(operations: list[Operation], gain: float) -> None:
-    decision, asked = decided(AutoGate(), evidence_of(operations), by_texts(slate=0.6, exact=gain))
+@pytest.mark.parametrize("broad", [TrialThenConfirm(), FactorialGate()], ids=["in use", "at once"])
+def test_no_id_is_tried_with_two_texts(
+    operations: list[Operation], gain: float, broad: Any
+) -> None:
+    gate = AutoGate(broad)
+    decision, asked = decided(gate, evidence_of(operations), by_texts(slate=0.6, exact=gain))
     shown = {own for trials in asked for trial in trials for own in trial.library}
     shown |= set(decision.library)
     assert len({own.id for own in shown}) == len({own.text for own in shown}) == 2
@@ -174,7 +226,8 @@ def test_no_id_is_tried_with_two_texts(operations: list[Operation], gain: float)
 
 def test_a_lesson_is_tried_where_it_concerns_whatever_id_it_comes_to_have() -> None:
     """Proposed it is E1; behind what the other gate has tried it is E2, and still concerns."""
-    decision, _ = decided(AutoGate(), evidence_of([NARROW, BROAD]), by_texts(slate=0.6, exact=-0.3))
+    gate, score = AutoGate(broad=FactorialGate()), by_texts(slate=0.6, exact=-0.3)
+    decision, _ = decided(gate, evidence_of([NARROW, BROAD]), score)
     (left,) = decision.library
     assert (left.id, left.text, left.is_on_trial) == ("E2", SLATE, True)
     assert texts(decision.exported) == [SLATE]
@@ -227,16 +280,29 @@ def test_groups_that_show_it_settle_what_an_update_before_put_on_trial() -> None
 def test_trials_of_a_library_that_the_other_gate_has_changed_since_are_not_counted_on() -> None:
     """The next decision would take more than `max_trials` otherwise: they must be made again."""
     scores = by_texts(slate=0.6)
-    alone, _ = decided(AutoGate(), evidence_of([BROAD]), scores)
+    gate = AutoGate(broad=FactorialGate())
+    alone, _ = decided(gate, evidence_of([BROAD]), scores)
     assert texts(alone.library) == []
     assert alone.memory["broad"].n_known > 0
-    changed, _ = decided(AutoGate(), evidence_of([NARROW, BROAD]), scores)
+    changed, _ = decided(gate, evidence_of([NARROW, BROAD]), scores)
     assert texts(changed.library) == [SLATE]
     assert changed.memory["broad"].n_known == 0
     assert changed.memory["broad"].error_spent == alone.memory["broad"].error_spent
 
 
 # ---------------------------------------------------------------------- room
+
+
+def test_what_is_to_be_deleted_and_on_trial_leaves_the_other_part_no_more_room_than_there_is() -> (
+    None
+):
+    known = ExperienceLibrary([Experience("E1", EXACT)])
+    decision, _ = decided(
+        AutoGate(), evidence_of([Delete("E1"), NARROW], known, limits=Limits(1, 40)), by_texts()
+    )
+    assert texts(decision.library) == texts(decision.exported) == [EXACT]
+    assert decision.library["E1"].is_on_trial
+    assert "an operation is left out: the library is full" in decision.reason
 
 
 def test_an_add_whose_room_an_experience_on_trial_must_make_is_decided_with_it() -> None:

@@ -31,7 +31,7 @@ from tfgrpo_dspy import (
     TrialEvidence,
     Trials,
 )
-from tfgrpo_dspy.gate import AutoGate, GroupEvidence, GroupPlan, Trial
+from tfgrpo_dspy.gate import AutoGate, GroupEvidence, GroupPlan, Trial, TrialThenConfirm
 from tfgrpo_dspy.pipeline.heldout import gain_of
 from tfgrpo_dspy.pipeline.worth import with_worth
 from tfgrpo_dspy.results import Gain
@@ -246,6 +246,100 @@ def test_a_run_that_was_stopped_goes_on_to_the_result_of_one_that_was_not(tmp_pa
     assert resumed.detailed_results.library == whole.detailed_results.library
 
 
+# ---------------------------------------------------------------------- advice without a condition
+
+
+EXACT, BRIEF, SHOUT = "Be exact.", "Be brief.", "Shout at everybody."
+BROAD: dict[str, Any] = {"n": 24, "batch_size": 12, "epochs": 4, "failure_analysis": False}
+
+
+def advised(*advice: str, **lm_arguments: Any) -> dspy.LM:
+    """To be exact helps in every case, to shout does harm, to be brief does nothing."""
+
+    def told(prompt: Prompt) -> str:
+        number = int(re.findall(r"Case (\d+), of kind", prompt.user)[-1])
+        return lessons(advice[number % len(advice)])
+
+    def answered(prompt: Prompt) -> str:
+        case = re.findall(r"Case \d+", prompt.user)[-1]
+        chance = 0.3 + 0.6 * (EXACT in prompt.system) - 0.3 * (SHOUT in prompt.system)
+        luck = random.Random(f"{case}/{prompt.seed}").random()
+        return chat(answer=CODES[kind_in(prompt.user)] if luck < chance else "unsure")
+
+    return scripted_lm([(EXTRACT, told), ("question", answered)], **lm_arguments)
+
+
+@pytest.mark.timeout(120)
+def test_of_advice_on_every_case_what_helps_is_learned_and_what_does_not_is_not() -> None:
+    lm = advised(EXACT, BRIEF, SHOUT)
+    program = compiled(lm, n_validation=40, **BROAD)
+    assert texts(program) == {EXACT}
+    results = program.detailed_results
+    assert results.best.mean > results.student.mean + 0.3
+    assert any(update.reason.startswith("tested E") for update in results.updates)
+    reasons = [why for update in results.updates for why in update.dropped.values()]
+    assert any("above 0 with probability 0." in why for why in reasons)
+    validated = [p for p in lm.engine.prompts if re.search(r"Case 2\d\d", p.user)]
+    assert not any(SHOUT in prompt.system for prompt in validated)
+
+
+@pytest.mark.timeout(120)
+def test_each_rollout_of_a_group_holds_advice_on_trial_or_not_half_of_them_each() -> None:
+    lm = advised(BRIEF)
+    compiled(lm, n_validation=8, **BROAD)
+    groups: dict[tuple[int, int], list[bool]] = defaultdict(list)
+    seeds = {
+        rollout_id_for(0, epoch, example, index, "training") % 2**31: (epoch, example)
+        for epoch in range(4)
+        for example in range(24)
+        for index in range(GROUP_SIZE)
+    }
+    for prompt in lm.engine.prompts:
+        if prompt.seed in seeds:
+            groups[seeds[prompt.seed]].append(BRIEF in prompt.system)
+    counts = [sum(held) for held in groups.values()]
+    assert set(counts) == {0, GROUP_SIZE / 2}
+    assert counts.count(2) >= 24
+
+
+@pytest.mark.timeout(120)
+def test_advice_on_trial_over_a_break_is_decided_as_if_there_had_been_none(tmp_path: Path) -> None:
+    """Promise 4: what the gate remembers is made again from the store."""
+    whole = compiled(advised(EXACT, BRIEF, SHOUT), n_validation=40, **BROAD).detailed_results
+    shorter = {**BROAD, "epochs": 2}
+    compiled(advised(EXACT, BRIEF, SHOUT), n_validation=40, log_dir=tmp_path, **shorter)
+    lm = advised(EXACT, BRIEF, SHOUT)
+    again = compiled(lm, n_validation=40, log_dir=tmp_path, **BROAD).detailed_results
+    assert 0 < lm.engine.n_calls() < sum(usage.n_lm_calls for usage in whole.usage.values())
+    assert again.updates == whole.updates
+    assert again.library == whole.library
+
+
+def traces_of(n: int) -> list[dict[str, Any]]:
+    return [
+        {"inputs": {"question": case.question}, "outputs": {"answer": text}, "score": score}
+        for case in cases(n)
+        for text, score in ((case.answer, 1.0), ("unsure", 0.0))
+    ]
+
+
+@pytest.mark.parametrize("gate", [None, TrialThenConfirm()], ids=["default", "its broad part"])
+@pytest.mark.parametrize(("advice", "learned_"), [(EXACT, {EXACT}), (SHOUT, set()), (BRIEF, set())])
+def test_where_no_group_is_sampled_advice_is_confirmed_on_the_validation_set_at_once(
+    gate: Any, advice: str, learned_: set[str]
+) -> None:
+    optimizer = TrainingFreeGRPO(
+        is_right, gate=gate, progress=False, num_threads=4, update_library=AddLessons()
+    )
+    lm = advised(advice)
+    with dspy.context(lm=lm):
+        program = optimizer.learn(
+            dspy.Predict("question -> answer"), traces=traces_of(6), valset=cases(40, start=200)
+        )
+    assert texts(program) == learned_
+    assert any(advice in p.system for p in lm.engine.prompts if "Case 2" in p.user)
+
+
 # ---------------------------------------------------------------------- the end
 
 
@@ -412,11 +506,11 @@ def everywhere(*advice: str) -> dspy.LM:
 
 
 def test_three_validation_examples_are_too_few_for_the_default_gate_and_it_says_so() -> None:
-    few: dict[str, Any] = {**SMALL, "n_validation": 3, "update_library": None}
-    program = compiled(everywhere("Be exact.", "Be brief."), **few)
+    program = compiled(advised(EXACT), n_validation=3, **BROAD)
     assert texts(program) == set()
-    reasons = [update.reason for update in program.detailed_results.updates]
-    assert any("too few trials to tell a gain from luck" in reason for reason in reasons)
+    updates = program.detailed_results.updates
+    assert "E1: too few trials to tell a gain from luck" in updates[-1].reason
+    assert updates[-1].library_size == 1
 
 
 def test_an_example_that_always_fails_costs_itself_only() -> None:

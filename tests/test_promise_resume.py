@@ -35,8 +35,10 @@ from test_dspy_contract import agent, agent_turn, questions
 from test_promise_deterministic import chaotic_rules
 
 from tfgrpo_dspy import (
+    AutoGate,
     ExperienceLibrary,
     ExtractAdvantage,
+    FactorialGate,
     MissingRecordError,
     NoGate,
     SettingsError,
@@ -130,10 +132,16 @@ def lm_of(rules: list[Rule] | None = None, **kwargs: Any) -> Any:
 
 
 def compiled(log_dir: Path | None = None, lm: Any = None, **changes: Any) -> Any:
-    """One compile of the task, in a store or without."""
+    """One compile of the task, in a store or without; short, so advice is confirmed at once."""
     given: dict[str, Any] = {"student": None, "metric": scored, "n_training": N_TRAINING} | changes
     student, metric, n_training = (given.pop(name) for name in ("student", "metric", "n_training"))
-    chosen = {"group_size": GROUP_SIZE, "epochs": 2, "batch_size": 3, "num_threads": 4}
+    chosen: dict[str, Any] = {
+        "group_size": GROUP_SIZE,
+        "epochs": 2,
+        "batch_size": 3,
+        "num_threads": 4,
+        "gate": None if metric is None else AutoGate(broad=FactorialGate()),
+    }
     optimizer = TrainingFreeGRPO(metric, progress=False, log_dir=log_dir, **(chosen | given))
     with dspy.context(lm=lm or lm_of()):
         return optimizer.compile(
@@ -256,6 +264,7 @@ def until_done(log_dir: Path, n: int, **changes: Any) -> tuple[Any, int, int]:
         return optimized, n_calls + lm.engine.n_calls(), n_interrupts
 
 
+@pytest.mark.timeout(90)
 @pytest.mark.parametrize("n", [2, 3, 5, 11, 40])
 def test_interrupted_at_every_nth_call_it_ends_like_the_uninterrupted_and_repeats_nothing(
     n: int, log_dir: Path

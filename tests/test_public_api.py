@@ -52,6 +52,7 @@ PUBLIC = [
     "TrainingFreeGRPOError",
     "Trial",
     "TrialEvidence",
+    "TrialThenConfirm",
     "Trials",
     "UpdateLibrary",
     "WordConcern",

@@ -219,7 +219,7 @@ def _joined(
 
 def _with_room_for(n: int, limits: Limits) -> Limits:
     """The limits of a library beside which another of this size stands."""
-    return replace(limits, max_experiences=max(1, limits.max_experiences - n))
+    return replace(limits, max_experiences=max(0, limits.max_experiences - n))
 
 
 def _taken(

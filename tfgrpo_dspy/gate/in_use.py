@@ -6,13 +6,13 @@ paid for anyway (`effects`). What is unlikely to help is dropped. What very like
 together against the library without it, on validation examples, as deployed (`sequential`): only
 that test settles it, and only it spends of the error that the run may make.
 
-Towards the end of a run, or in a short one, no groups are left to try anything in. Then what is on
-trial and more likely helps than not is tested, and new candidates are measured on the validation
-set at once.
+Towards the planned end of a run, or in a short one, no groups are left to try anything in. Then
+what is on trial and likely helps is tested, and new candidates are measured on the validation set
+at once.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,10 +40,11 @@ class TrialThenConfirm:
         error_share: how much of the error that is left one test may spend.
         max_trials: how many rollouts a test may take.
         ready_at: with this probability that it helps, an experience on trial is tested.
+        ready_at_last: the same, where no groups are left to try it in.
         drop_at: with this probability or less it is dropped.
         max_epochs: after so many groups, as a share of the training set, it is dropped, if it is
             not ready then.
-        max_on_trial: how many are on trial at once, those with the most evidence first.
+        max_on_trial: no ADD joins so many on trial; those with the most evidence come first.
         least_ahead: nothing is put on trial if fewer training rollouts than this are to come.
         at_once: decides then; its `error` and `max_trials` are those of this gate.
         futility: a test ends when its chance to accept, by the trend so far, falls below this.
@@ -58,6 +59,7 @@ class TrialThenConfirm:
     error_share: float = 0.5
     max_trials: int = 200
     ready_at: float = 0.9
+    ready_at_last: float = 0.75
     drop_at: float = 0.25
     max_epochs: float = 1.0
     max_on_trial: int = 12
@@ -71,10 +73,10 @@ class TrialThenConfirm:
         check_settings(self.error, self.max_trials, self.futility, self.max_passes)
         if not 0 < self.error_share <= 1:
             raise ValueError(f"error_share={self.error_share}: pass more than 0, at most 1.")
-        if not 0 <= self.drop_at < self.ready_at < 1:
+        if not 0 <= self.drop_at < self.ready_at_last <= self.ready_at < 1:
             raise ValueError(
-                f"drop_at={self.drop_at}, ready_at={self.ready_at}: pass 0 <= drop_at < ready_at "
-                f"< 1."
+                f"drop_at={self.drop_at}, ready_at_last={self.ready_at_last}, "
+                f"ready_at={self.ready_at}: pass 0 <= drop_at < ready_at_last <= ready_at < 1."
             )
         if self.max_epochs <= 0 or self.max_on_trial < 1:
             raise ValueError(
@@ -85,14 +87,14 @@ class TrialThenConfirm:
     def next(self, evidence: TrialEvidence) -> Trials | Decision:
         """The next trials of a test, or the decision."""
         state = OnTrial.from_memory(evidence.memory).having_read(evidence)
-        if evidence.n_ahead < self.least_ahead:
+        if self.is_over(evidence):
             return self._ended(state, evidence)
         return self._ruled(state, evidence)
 
     def _ruled(self, state: OnTrial, evidence: TrialEvidence) -> Trials | Decision:
         estimates = state.estimates()
         plan = self._plan(state, evidence)
-        ready = () if plan is None else self._ready(state, estimates, evidence)
+        ready = self._ready(state, estimates, evidence)
         verdict = self._tested(state, ready, evidence, plan)
         if isinstance(verdict, Trials):
             return verdict
@@ -128,17 +130,21 @@ class TrialThenConfirm:
         """The ids of what this gate has on trial, by what its last decision left."""
         return frozenset(OnTrial.from_memory(memory).tried)
 
+    def is_over(self, evidence: TrialEvidence) -> bool:
+        """Whether there are too few groups to come to try anything in."""
+        return evidence.n_ahead is not None and evidence.n_ahead < self.least_ahead
+
     # ------------------------------------------------------------------ who is tested, and how
 
     def _ready(
         self, state: OnTrial, estimates: Mapping[str, Estimate], evidence: TrialEvidence
     ) -> tuple[str, ...]:
         """Which of those that an operation added or changed are to be tested now."""
-        least = self.ready_at if evidence.n_ahead >= self.least_ahead else 0.5
+        least = self.ready_at_last if self.is_over(evidence) else self.ready_at
         return tuple(
             id_
             for id_, tried in state.tried.items()
-            if not tried.is_delete and id_ in estimates and estimates[id_].p_positive > least
+            if not tried.is_delete and id_ in estimates and estimates[id_].p_positive >= least
         )
 
     def _ended(self, state: OnTrial, evidence: TrialEvidence) -> Trials | Decision:
@@ -208,6 +214,8 @@ class _Ruling:
         if verdict is not None:
             state = state.after_test(verdict)
             self._notes.append(f"tested {', '.join(ready)}: {verdict}")
+        elif ready:
+            self._notes.append(f"{', '.join(ready)}: too few trials to tell a gain from luck")
         judged: list[Experience] = []
         for own in self._evidence.incumbent:
             stays, state = self._judged(own, state, ready, verdict)
@@ -241,7 +249,7 @@ class _Ruling:
             return self._gone(own, state, f"tested with {len(ready) - 1} others: {verdict}")
         estimate = self._estimates.get(own.id)
         n_most = self._gate.max_epochs * max(self._evidence.n_training, 1)
-        is_over = self._evidence.n_ahead < self._gate.least_ahead
+        is_over = self._gate.is_over(self._evidence)
         is_late = is_over or state.n_groups(own.id) >= n_most
         if tried.is_delete:
             return self._undeleted(own, state, estimate, is_late)
@@ -301,6 +309,7 @@ class _Ruling:
             if own.id not in self._dropped:
                 kept.append(own)
                 state = state.having_begun(own)
+        kept, state = self._within_limits(kept, staying, state)
         return ExperienceLibrary(kept, next_number=proposed.next_number), state
 
     def _deleted(self, own: Experience, state: OnTrial) -> tuple[list[Experience], OnTrial]:
@@ -308,18 +317,25 @@ class _Ruling:
         tried = state.tried.get(own.id)
         if tried is not None and not tried.is_delete:
             return self._gone(own, state, "deleted by an operation while it was on trial")
-        n_left = len(self._evidence.proposed)
-        if n_left >= self._evidence.limits.max_experiences:
-            self._dropped[own.id] = "deleted by an operation; the library is full"
-            return [], state.having_ended(own.id)
         return [own], state if tried is not None else state.having_begun(own, is_delete=True)
 
+    def _within_limits(
+        self, kept: Sequence[Experience], proposed: Container[str], state: OnTrial
+    ) -> tuple[list[Experience], OnTrial]:
+        """The same; where it is too many, without as many of those that a DELETE named."""
+        n_over = max(0, len(kept) - self._evidence.limits.max_experiences)
+        for own in [own for own in kept if own.id not in proposed][:n_over]:
+            self._dropped[own.id] = "deleted by an operation; the library is full"
+            state = state.having_ended(own.id)
+        return [own for own in kept if own.id not in self._dropped], state
+
     def _annotations(self, own: Experience, state: OnTrial) -> dict[str, Any]:
-        found: dict[str, Any] = {"is_on_trial": own.id in state.tried}
-        estimate = self._estimates.get(own.id)
-        if estimate is not None and estimate.is_known:
-            found["effect"] = estimate.effect
-        return found
+        """Whether it is on trial, and what was measured of this text, not of another."""
+        is_on_trial, estimate = own.id in state.tried, self._estimates.get(own.id)
+        is_said = estimate is not None and self._state.tried[own.id].said == (own.text, own.scope)
+        if estimate is None or not is_said or not estimate.is_known:
+            return {"is_on_trial": is_on_trial}
+        return {"is_on_trial": is_on_trial, "effect": estimate.effect}
 
 
 def _reason(estimate: Estimate | None) -> str:

@@ -86,7 +86,7 @@ class TrialEvidence:
     examples that an experience, by its text, is thought to be about (None: nobody knows), and
     `memory` what the decision before left. `max_trials` is how many rollouts the run's budget
     leaves for this decision (None: there is no limit). `n_ahead` is how many training rollouts are
-    still to come in which what is put on trial now can be tried.
+    planned in which what is put on trial now can be tried (None: there is no end).
     """
 
     incumbent: ExperienceLibrary
@@ -101,7 +101,7 @@ class TrialEvidence:
     concerns: Mapping[str, frozenset[int]] | None = None
     memory: Any = None
     max_trials: int | None = None
-    n_ahead: int = 0
+    n_ahead: int | None = None
 
     @property
     def proposed(self) -> ExperienceLibrary:

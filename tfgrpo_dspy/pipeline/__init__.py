@@ -43,7 +43,7 @@ from tfgrpo_dspy.pipeline.remote import IN_FLIGHT_PER_WORKER, RemoteWorkers, wor
 from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, Turn
-from tfgrpo_dspy.pipeline.shares import VALIDATION_SHARE, affordable, mixed
+from tfgrpo_dspy.pipeline.shares import VALIDATION_SHARE, affordable, order_of
 from tfgrpo_dspy.pipeline.signals import handing_on_sigterm
 from tfgrpo_dspy.pipeline.workers import Workers
 from tfgrpo_dspy.pipeline.worth import with_worth
@@ -92,8 +92,9 @@ class Pipeline:
         self._sampler = Rollouts(
             self._run, "rollout", trainset, settings.metric, settings.temperature
         )
-        self._valset = mixed(valset, settings)
-        self._measured = Measurements.of_gate(self._run, self._valset, trainset)
+        self._valset = valset
+        order = order_of(len(valset), settings)
+        self._measured = Measurements.of_gate(self._run, valset, trainset, order)
         self._tested = Measurements.of_test(self._run, testset)
         self._concerns = Concerns(settings, trainset)
         self._decider = Decider(
@@ -101,6 +102,7 @@ class Pipeline:
         )
         self._batches: list[Batch] = []
         self._updates: list[Handle[ExperienceLibrary]] = []
+        self._student_took = (0, Usage(), 0.0)
         self._progress: Any = None
         self._closing = ExitStack()
 
@@ -170,25 +172,32 @@ class Pipeline:
         Without a validation set nobody knows yet what a rollout takes: one call at least.
         """
         n, n_test = self._measured.n_examples, self._tested.n_examples
-        n_last = n + 2 * n_test
-        if self.settings.gate_metric is None or not n_last:
+        if self.settings.gate_metric is None or not n + n_test:
             return
         started = time.monotonic()
         await self._measured.run_everywhere([self.start_library], LEAST_VALIDATION)
-        spent = self._recorder.usage["gate"] + self._recorder.usage["metric"]
-        most = affordable(self.settings, VALIDATION_SHARE, spent, min(n, LEAST_VALIDATION))
-        if most is not None and most < n:
+        most = affordable(self.settings, VALIDATION_SHARE, self._spent(), min(n, LEAST_VALIDATION))
+        if most is not None and max(most, LEAST_VALIDATION) < n:
             n = self._measured.limit(max(most, LEAST_VALIDATION))
-            n_last = n + 2 * n_test
             logger.info("the budget reaches for %d of %d validation examples", n, len(self._valset))
         await self._measured.run_everywhere([self.start_library])
-        spent = self._recorder.usage["gate"] + self._recorder.usage["metric"]
-        share = n_last / max(n, 1)
+        self._student_took = (n, self._spent(), time.monotonic() - started)
+        may_try_settled = hasattr(self.settings.gate, "assign") and most is not None and most >= n
+        self._keep_back(n + n * may_try_settled + 2 * n_test)
+
+    def _spent(self) -> Usage:
+        """What trials and their scores have taken."""
+        return self._recorder.usage["gate"] + self._recorder.usage["metric"]
+
+    def _keep_back(self, n_rollouts: int) -> None:
+        """Keep back what so many rollouts will take, by what those of the student took."""
+        n, spent, seconds = self._student_took
+        share = n_rollouts / max(n, 1)
         self._run.ledger.keep_back(
-            n_last,
+            n_rollouts,
             math.ceil(share * (spent.n_lm_calls if n else 1)),
             RESERVE_MARGIN * share * spent.cost_usd,
-            RESERVE_MARGIN * share * (time.monotonic() - started) if n else 0.0,
+            RESERVE_MARGIN * share * seconds if n else 0.0,
         )
 
     # ------------------------------------------------------------------ the verbs of the loop
@@ -507,17 +516,21 @@ class Pipeline:
         What is on trial may be given to a program before it is proven, and may be what is wrong.
         """
         await self._measured.run_everywhere([self.start_library, last])
-        settled = ExperienceLibrary(
-            [own for own in last if not own.is_on_trial], next_number=last.next_number
+        settled = self._decider.like_start(
+            ExperienceLibrary(
+                [own for own in last if not own.is_on_trial], next_number=last.next_number
+            )
         )
         if settled != last and self._measured.best([self.start_library, last]) != last:
             self._decider.exported.insert(-1, settled)
+            self._keep_back(2 * self._tested.n_examples)
             await self._measured.run_everywhere([settled])
 
     def _test(self, best: ExperienceLibrary) -> HeldOut | None:
         """Student and result on the test set, when everything is chosen."""
         if self.settings.gate_metric is None or not self._tested.n_examples:
             return None
+        self._run.ledger.open_reserve()
         with suppress(RunStopped):
             self._schedule.run(self._tested.run_everywhere([self.start_library, best]))
         test = held_out(self._tested, self.start_library, best)

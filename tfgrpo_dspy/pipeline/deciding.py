@@ -11,7 +11,7 @@ from tfgrpo_dspy.pipeline.batches import Batch
 from tfgrpo_dspy.pipeline.concerns import Concerns
 from tfgrpo_dspy.pipeline.measuring import Measurements
 from tfgrpo_dspy.pipeline.run import Run
-from tfgrpo_dspy.pipeline.shares import GATE_SHARE, ROLLOUT_SHARE, affordable
+from tfgrpo_dspy.pipeline.shares import GATE_SHARE, affordable
 from tfgrpo_dspy.rollout import Group
 
 
@@ -60,7 +60,7 @@ class Decider:
             "n_training": self._n_training,
             "groups": groups,
             "memory": self.memories[-1],
-            "max_trials": self._affordable(GATE_SHARE),
+            "max_trials": self._affordable(),
             "n_ahead": self._n_ahead(batch),
         }
         proposed = TrialEvidence(**evidence).proposed
@@ -74,30 +74,25 @@ class Decider:
             decision = await self._asked(evidence)
         decision = self._with_keeps(decision, operations)
         exported = decision.library if decision.exported is None else decision.exported
-        self.exported.append(self._like_start(exported))
+        self.exported.append(self.like_start(exported))
         self.memories.append(decision.memory)
         return decision
 
-    def _affordable(self, share: float, n_others: int = 0) -> int | None:
-        """How many more rollouts a share of the budget pays for; None: nothing limits them.
+    def _affordable(self) -> int | None:
+        """How many trials the budget leaves for this decision; None: nothing limits them.
 
-        Trials count as spent, and `n_others` besides. It does not look at the clock or at what is
-        in flight: so the same run decides the same.
+        It does not look at the clock or at what is in flight: the same run decides the same.
         """
         n, usage = self._measured.n_rollouts, self._recorder.usage
-        most = affordable(self._settings, share, usage["gate"], n) if n else None
-        return None if most is None else max(0, most - n - n_others)
+        most = affordable(self._settings, GATE_SHARE, usage["gate"], n) if n else None
+        return None if most is None else max(0, most - n)
 
     def _n_ahead(self, batch: Batch) -> int:
-        """How many training rollouts are to come with the library that is decided on now."""
+        """How many training rollouts are planned with the library that is decided on now."""
         if not batch.is_sampled:
             return 0
-        settings = self._settings
-        n_batches = batch.n_updates - batch.update - 1 - settings.max_staleness
-        planned = max(0, n_batches) * len(batch.examples) * settings.group_size
-        n_done = sum(len(group.scores) for group in self.groups)
-        most = self._affordable(ROLLOUT_SHARE, n_done)
-        return planned if most is None else min(planned, most)
+        n_batches = batch.n_updates - batch.update - 1 - self._settings.max_staleness
+        return max(0, n_batches) * len(batch.examples) * self._settings.group_size
 
     def _with_keeps(self, decision: Decision, operations: Sequence[Operation]) -> Decision:
         """With the evidence of KEEPs, whatever the gate made of the other operations."""
@@ -108,7 +103,7 @@ class Decider:
             exported=None if exported is None else with_keeps(exported, operations, limits),
         )
 
-    def _like_start(self, library: ExperienceLibrary) -> ExperienceLibrary:
+    def like_start(self, library: ExperienceLibrary) -> ExperienceLibrary:
         """Equal to the student's, where it holds the same experiences: it is not measured anew.
 
         The ids that the run has retired since then were never in a program.

@@ -23,11 +23,13 @@ class Measurements:
     Those on validation (or test) examples are made as deployed, at the LM's own temperature; those
     on training examples at that of training rollouts, so that groups can be compared with them.
     The rollout id of an example and index is the same for every library: so two libraries are
-    compared pair by pair.
+    compared pair by pair. `order` are the positions of the set's examples as trials count them;
+    the rollout id is that of the position, so another order is not paid for again.
     """
 
-    def __init__(self, run: Run, makers: Mapping[str, Rollouts], n_examples: int) -> None:
-        self.n_examples = n_examples
+    def __init__(self, run: Run, makers: Mapping[str, Rollouts], order: Sequence[int]) -> None:
+        self.n_examples = len(order)
+        self._order = order
         self._makers = makers
         self._seed = run.settings.seed
         self._failure_score = run.settings.failure_score
@@ -35,20 +37,22 @@ class Measurements:
         self._scores: dict[Trial, float | None] = {}
 
     @classmethod
-    def of_gate(cls, run: Run, valset: Sequence[Any], trainset: Sequence[Any]) -> "Measurements":
+    def of_gate(
+        cls, run: Run, valset: Sequence[Any], trainset: Sequence[Any], order: Sequence[int]
+    ) -> "Measurements":
         """Trials on the validation set, and on training examples."""
         settings = run.settings
         makers = {
             "validation": Rollouts(run, "gate", valset, settings.gate_metric, None),
             "training": Rollouts(run, "gate", trainset, settings.metric, settings.temperature),
         }
-        return cls(run, makers, len(valset))
+        return cls(run, makers, order)
 
     @classmethod
     def of_test(cls, run: Run, testset: Sequence[Any]) -> "Measurements":
         """Trials on a set that chooses nothing."""
         makers = {"validation": Rollouts(run, "test", testset, run.settings.gate_metric, None)}
-        return cls(run, makers, len(testset))
+        return cls(run, makers, range(len(testset)))
 
     async def run(self, trials: Iterable[Trial]) -> int:
         """Make those that are not made yet; gives their number.
@@ -62,13 +66,14 @@ class Measurements:
         return len(missing)
 
     async def _make(self, trials: Sequence[Trial], on: str, maker: Rollouts) -> None:
+        places = [self._order[t.example] if on == "validation" else t.example for t in trials]
         samples = [
             Sample(
                 trial.library,
-                trial.example,
-                rollout_id_for(self._seed, 0, trial.example, trial.index, PURPOSE[on]),
+                place,
+                rollout_id_for(self._seed, 0, place, trial.index, PURPOSE[on]),
             )
-            for trial in trials
+            for trial, place in zip(trials, places, strict=True)
         ]
         maker.admit(len(samples))
         rollouts = await maker.make(samples, ORDER)

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.settings import Settings
@@ -11,9 +10,6 @@ VALIDATION_SHARE = 0.05
 """What one measurement on the validation set may take; student and result are measured."""
 GATE_SHARE = 0.5
 """What all trials may take, the measurement of the student included."""
-
-ROLLOUT_SHARE = 0.8
-"""What rollouts of all kinds take, about: the rest goes to reflections."""
 
 
 def affordable(settings: Settings, share: float, spent: Usage, n_rollouts: int) -> int | None:
@@ -32,9 +28,12 @@ def affordable(settings: Settings, share: float, spent: Usage, n_rollouts: int) 
     return int(min(found)) if found else None
 
 
-def mixed(valset: Sequence[Any], settings: Settings) -> Sequence[Any]:
-    """The validation set; in random order, if the budget may reach for its first examples only."""
+def order_of(n_examples: int, settings: Settings) -> Sequence[int]:
+    """The positions of the validation examples as trials count them.
+
+    In random order, if the budget may reach for the first ones only.
+    """
     limits = (settings.max_metric_calls, settings.max_lm_calls, settings.max_cost)
     if all(limit is None for limit in limits):
-        return valset
-    return random.Random(f"validation/{settings.seed}").sample(list(valset), len(valset))
+        return range(n_examples)
+    return random.Random(f"validation/{settings.seed}").sample(range(n_examples), n_examples)
