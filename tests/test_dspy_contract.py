@@ -31,13 +31,7 @@ from scripted import (
     scripted_lm,
 )
 
-from tfgrpo_dspy import (
-    AutoGate,
-    ExperienceLibrary,
-    FactorialGate,
-    SettingsError,
-    TrainingFreeGRPO,
-)
+from tfgrpo_dspy import ExperienceLibrary, SettingsError, TrainingFreeGRPO
 
 ADVICE = "When a customer asks, say please."
 
@@ -74,20 +68,16 @@ def questions(n: int, start: int = 0) -> list[dspy.Example]:
 
 
 def optimizer_of(**settings: Any) -> TrainingFreeGRPO:
-    """For a run as short as can be, so advice is confirmed at once: there is no time for trials."""
-    own: dict[str, Any] = {"group_size": 4, "epochs": 1, "num_threads": 4, "progress": False}
-    if settings.get("metric", is_polite) is not None:
-        own["gate"] = AutoGate(broad=FactorialGate())
-    given = own | settings
+    given = {"group_size": 4, "epochs": 1, "num_threads": 4, "progress": False, **settings}
     return TrainingFreeGRPO(given.pop("metric", is_polite), **given)
 
 
-def learned(student: Any = None, lm: Any = None, n_validation: int = 12, **settings: Any) -> Any:
+def learned(student: Any = None, lm: Any = None, **settings: Any) -> Any:
     """The student after a compile on six examples, gated on twelve others."""
     student = student or dspy.Predict("question -> answer")
     with dspy.context(lm=lm or polite_lm()):
         return optimizer_of(**settings).compile(
-            student, trainset=questions(6), valset=questions(n_validation, start=100)
+            student, trainset=questions(6), valset=questions(12, start=100)
         )
 
 

@@ -508,9 +508,9 @@ def everywhere(*advice: str) -> dspy.LM:
 def test_three_validation_examples_are_too_few_for_the_default_gate_and_it_says_so() -> None:
     program = compiled(advised(EXACT), n_validation=3, **BROAD)
     assert texts(program) == set()
-    updates = program.detailed_results.updates
-    assert "E1: too few trials to tell a gain from luck" in updates[-1].reason
-    assert updates[-1].library_size == 1
+    reasons = [update.reason for update in program.detailed_results.updates]
+    assert any("E1: too few trials to tell a gain from luck" in reason for reason in reasons)
+    assert "too few trials to tell a gain from luck (3 examples)" in reasons[-1]
 
 
 def test_an_example_that_always_fails_costs_itself_only() -> None:

@@ -174,10 +174,8 @@ def test_lessons_that_all_do_harm_leave_the_student_and_say_so() -> None:
     assert not any(update.accepted for update in results.updates)
 
 
-@pytest.mark.timeout(60)
 def test_one_good_lesson_among_harmful_ones_is_found() -> None:
-    """Of six training examples, in three rollouts each, it takes a few epochs to be noticed."""
-    optimized = compiled(world([-0.4, -0.4, 0.4, -0.4, -0.4]), epochs=10, gate=None)
+    optimized = compiled(world([-0.4, -0.4, 0.4, -0.4, -0.4]), epochs=3, gate=None)
     assert library_texts(optimized) == [ADVICE[2]]
     results = optimized.detailed_results
     assert results.best.mean > results.student.mean

@@ -35,10 +35,8 @@ from test_dspy_contract import agent, agent_turn, questions
 from test_promise_deterministic import chaotic_rules
 
 from tfgrpo_dspy import (
-    AutoGate,
     ExperienceLibrary,
     ExtractAdvantage,
-    FactorialGate,
     MissingRecordError,
     NoGate,
     SettingsError,
@@ -132,16 +130,10 @@ def lm_of(rules: list[Rule] | None = None, **kwargs: Any) -> Any:
 
 
 def compiled(log_dir: Path | None = None, lm: Any = None, **changes: Any) -> Any:
-    """One compile of the task, in a store or without; short, so advice is confirmed at once."""
+    """One compile of the task, in a store or without."""
     given: dict[str, Any] = {"student": None, "metric": scored, "n_training": N_TRAINING} | changes
     student, metric, n_training = (given.pop(name) for name in ("student", "metric", "n_training"))
-    chosen: dict[str, Any] = {
-        "group_size": GROUP_SIZE,
-        "epochs": 2,
-        "batch_size": 3,
-        "num_threads": 4,
-        "gate": None if metric is None else AutoGate(broad=FactorialGate()),
-    }
+    chosen = {"group_size": GROUP_SIZE, "epochs": 2, "batch_size": 3, "num_threads": 4}
     optimizer = TrainingFreeGRPO(metric, progress=False, log_dir=log_dir, **(chosen | given))
     with dspy.context(lm=lm or lm_of()):
         return optimizer.compile(
