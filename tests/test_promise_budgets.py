@@ -596,14 +596,10 @@ def test_only_metric_calls_bounded_gives_the_same_with_any_threads_and_latencies
 
 @pytest.fixture(scope="module")
 def unlimited() -> list[ExperienceLibrary]:
-    """Every library that a run whose limit is never met lets stand, in turn.
-
-    It has ten validation examples, of which none is left out however small a budget is. With more
-    of them, a run with a small budget measures on a part of them, and goes its own way.
-    """
+    """Every library that the unlimited run lets stand, in turn."""
     dspy.configure_cache(enable_disk_cache=False)
     with dspy.context(lm=None, adapter=None, callbacks=[]):
-        optimized, gate = run_of(n_validation=10, max_lm_calls=10**6)
+        optimized, gate = run_of()
     assert optimized.detailed_results.ended_because == "all epochs are done"
     return [ExperienceLibrary([]), *gate.stood]
 
@@ -619,8 +615,7 @@ def unlimited() -> list[ExperienceLibrary]:
 def test_a_budget_returns_a_library_that_the_unlimited_run_goes_through(
     unlimited: list[ExperienceLibrary], budget: dict[str, int], num_threads: int, latency: int
 ) -> None:
-    own: dict[str, Any] = {"n_validation": 10, **budget, **priced(1)}
-    optimized, gate = run_of(num_threads, Latency(latency), **own)
+    optimized, gate = run_of(num_threads, Latency(latency), **budget, **priced(1))
     assert gate.stood == unlimited[1 : len(gate.stood) + 1]
     assert ExperienceLibrary.from_program(optimized) in unlimited
     event(str(len(gate.stood)))

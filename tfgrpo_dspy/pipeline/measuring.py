@@ -23,13 +23,13 @@ class Measurements:
     Those on validation (or test) examples are made as deployed, at the LM's own temperature; those
     on training examples at that of training rollouts, so that groups can be compared with them.
     The rollout id of an example and index is the same for every library: so two libraries are
-    compared pair by pair. `order` are the positions of the set's examples as trials count them;
-    the rollout id is that of the position, so another order is not paid for again.
+    compared pair by pair. A library is measured as a whole on the examples of `order`, which
+    `limit` makes fewer where a budget is small; gates are free to use all.
     """
 
     def __init__(self, run: Run, makers: Mapping[str, Rollouts], order: Sequence[int]) -> None:
         self.n_examples = len(order)
-        self._order = order
+        self._whole = tuple(order)
         self._makers = makers
         self._seed = run.settings.seed
         self._failure_score = run.settings.failure_score
@@ -66,14 +66,13 @@ class Measurements:
         return len(missing)
 
     async def _make(self, trials: Sequence[Trial], on: str, maker: Rollouts) -> None:
-        places = [self._order[t.example] if on == "validation" else t.example for t in trials]
         samples = [
             Sample(
                 trial.library,
-                place,
-                rollout_id_for(self._seed, 0, place, trial.index, PURPOSE[on]),
+                trial.example,
+                rollout_id_for(self._seed, 0, trial.example, trial.index, PURPOSE[on]),
             )
-            for trial, place in zip(trials, places, strict=True)
+            for trial in trials
         ]
         maker.admit(len(samples))
         rollouts = await maker.make(samples, ORDER)
@@ -84,14 +83,13 @@ class Measurements:
     async def run_everywhere(
         self, libraries: Sequence[ExperienceLibrary], most: int | None = None
     ) -> int:
-        """Try each of them on all examples of the set, or on its first ones, at most so many."""
-        n = self.n_examples if most is None else min(most, self.n_examples)
-        return await self.run(Trials.of(libraries, range(n)).trials)
+        """Try each of them on the whole set, or on its first examples, at most so many."""
+        return await self.run(Trials.of(libraries, self._whole[:most]).trials)
 
     def limit(self, n_examples: int) -> int:
-        """From now on the set ends after so many examples; gives their number."""
-        self.n_examples = min(n_examples, self.n_examples)
-        return self.n_examples
+        """From now on libraries are measured on so many examples; gives their number."""
+        self._whole = self._whole[:n_examples]
+        return len(self._whole)
 
     @property
     def n_rollouts(self) -> int:
@@ -115,15 +113,15 @@ class Measurements:
         return self._scores
 
     def everywhere(self, library: ExperienceLibrary) -> list[float | None]:
-        """The library's scores on all examples of the set; empty if it was not tried on all."""
-        trials = [Trial(library, example) for example in range(self.n_examples)]
+        """The library's scores on the whole set; empty if it was not tried on all of it."""
+        trials = [Trial(library, example) for example in self._whole]
         if any(trial not in self._rollouts for trial in trials):
             return []
         scores = self.scores
         return [scores[trial] for trial in trials]
 
     def summary(self, library: ExperienceLibrary) -> ScoreSummary | None:
-        """The library's mean score on all examples of the set; None if it was not tried on all."""
+        """The library's mean score on the whole set; None if it was not tried on all of it."""
         scores = self.everywhere(library)
         if not scores:
             return None

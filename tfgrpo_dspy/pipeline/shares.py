@@ -29,10 +29,7 @@ def affordable(settings: Settings, share: float, spent: Usage, n_rollouts: int) 
 
 
 def order_of(n_examples: int, settings: Settings) -> Sequence[int]:
-    """The positions of the validation examples as trials count them.
-
-    In random order, if the budget may reach for the first ones only.
-    """
+    """The validation examples; in random order, if the budget may reach for the first ones only."""
     limits = (settings.max_metric_calls, settings.max_lm_calls, settings.max_cost)
     if all(limit is None for limit in limits):
         return range(n_examples)
