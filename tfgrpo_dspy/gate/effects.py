@@ -69,6 +69,13 @@ class Estimate:
         """Whether the rows say anything about it."""
         return math.isfinite(self.measured.standard_error)
 
+    @property
+    def p_unpooled(self) -> float:
+        """The probability that the effect is above 0 by the regression alone, with a flat prior."""
+        if not self.is_known:
+            return 0.5
+        return float(ndtr(self.measured.estimate / self.measured.standard_error))
+
     def p_above(self, margin: float) -> float:
         """The posterior probability that the effect is above the margin, as if it were normal."""
         if not self.is_known:

@@ -18,6 +18,7 @@ from typing import Any
 
 from tfgrpo_dspy.experience import Experience, ExperienceLibrary, sift
 from tfgrpo_dspy.gate.effects import Estimate
+from tfgrpo_dspy.gate.extra import ExtraPairs
 from tfgrpo_dspy.gate.factorial import FactorialGate
 from tfgrpo_dspy.gate.halves import random_half
 from tfgrpo_dspy.gate.on_trial import OnTrial
@@ -38,8 +39,13 @@ class TrialThenConfirm:
     Args:
         error: the chance that a run of useless lessons ends with any of them.
         error_share: how much of the error that is left one test may spend.
-        max_trials: how many rollouts a test may take.
-        ready_at: with this probability that it helps, an experience on trial is tested.
+        max_trials: how many rollouts the decision on one update may take.
+        extra_share: how much of `max_trials` is for pairs of rollouts on training examples, beside
+            the groups; none of it where the run has a budget of calls or cost.
+        ready_at: with this probability that it helps, an experience on trial is tested. (Its own:
+            not pooled with those of the others. A test follows, which a lucky one does not pass.)
+        keep_at: of those that pass a test together, the best is settled, and those that help with
+            this probability; the others stay on trial.
         ready_at_last: the same, where no groups are left to try it in.
         drop_at: with this probability or less it is dropped.
         max_epochs: after so many groups, as a share of the training set, it is dropped, if it is
@@ -57,8 +63,10 @@ class TrialThenConfirm:
 
     error: float = 0.06
     error_share: float = 0.5
-    max_trials: int = 200
+    max_trials: int = 400
+    extra_share: float = 0.1
     ready_at: float = 0.9
+    keep_at: float = 0.97
     ready_at_last: float = 0.75
     drop_at: float = 0.25
     max_epochs: float = 1.0
@@ -73,10 +81,13 @@ class TrialThenConfirm:
         check_settings(self.error, self.max_trials, self.futility, self.max_passes)
         if not 0 < self.error_share <= 1:
             raise ValueError(f"error_share={self.error_share}: pass more than 0, at most 1.")
-        if not 0 <= self.drop_at < self.ready_at_last <= self.ready_at < 1:
+        if not 0 <= self.extra_share < 1:
+            raise ValueError(f"extra_share={self.extra_share}: pass a share from 0, below 1.")
+        levels = (self.drop_at, self.ready_at_last, self.ready_at, self.keep_at)
+        if not 0 <= self.drop_at < levels[1] <= levels[2] <= levels[3] < 1:
             raise ValueError(
-                f"drop_at={self.drop_at}, ready_at_last={self.ready_at_last}, "
-                f"ready_at={self.ready_at}: pass 0 <= drop_at < ready_at_last <= ready_at < 1."
+                f"drop_at, ready_at_last, ready_at, keep_at = {levels}: pass probabilities below "
+                f"1, none smaller than the one before it, the first smaller than the second."
             )
         if self.max_epochs <= 0 or self.max_on_trial < 1:
             raise ValueError(
@@ -92,6 +103,11 @@ class TrialThenConfirm:
         return self._ruled(state, evidence)
 
     def _ruled(self, state: OnTrial, evidence: TrialEvidence) -> Trials | Decision:
+        extra = ExtraPairs.of(state, evidence, self._n_extra_pairs(state, evidence))
+        trials = tuple(trial for trial, _ in extra.trials)
+        if any(trial not in evidence.scores for trial in trials):
+            return Trials(trials)
+        state = replace(state, rows=state.rows + extra.rows(evidence))
         estimates = state.estimates()
         plan = self._plan(state, evidence)
         ready = self._ready(state, estimates, evidence)
@@ -144,7 +160,7 @@ class TrialThenConfirm:
         return tuple(
             id_
             for id_, tried in state.tried.items()
-            if not tried.is_delete and id_ in estimates and estimates[id_].p_positive >= least
+            if not tried.is_delete and id_ in estimates and estimates[id_].p_unpooled >= least
         )
 
     def _ended(self, state: OnTrial, evidence: TrialEvidence) -> Trials | Decision:
@@ -171,9 +187,15 @@ class TrialThenConfirm:
             memory=replace(state, error_spent=spent).to_memory(),
         )
 
+    def _n_extra_pairs(self, state: OnTrial, evidence: TrialEvidence) -> int:
+        """How many pairs are made beside the groups; none where a budget limits the trials."""
+        if not state.tried or evidence.max_trials is not None:
+            return 0
+        return int(self.extra_share * self.max_trials) // 2
+
     def _plan(self, state: OnTrial, evidence: TrialEvidence) -> Plan | None:
         """The test that is possible now; None: too few rollouts to tell a gain from luck."""
-        most = self.max_trials
+        most = self.max_trials - 2 * self._n_extra_pairs(state, evidence)
         if evidence.max_trials is not None:
             most = min(most, evidence.max_trials)
         n_pairs = min(most // 2, self.max_passes * evidence.n_examples)
@@ -244,8 +266,10 @@ class _Ruling:
         if tried is None:
             return [own], state
         if own.id in ready and verdict is not None:
-            if verdict.is_better:
+            if verdict.is_better and own.id in self._carrying(ready):
                 return [own], state.having_ended(own.id)
+            if verdict.is_better and not self._gate.is_over(self._evidence):
+                return [own], state
             return self._gone(own, state, f"tested with {len(ready) - 1} others: {verdict}")
         estimate = self._estimates.get(own.id)
         n_most = self._gate.max_epochs * max(self._evidence.n_training, 1)
@@ -254,10 +278,16 @@ class _Ruling:
         if tried.is_delete:
             return self._undeleted(own, state, estimate, is_late)
         is_useless = estimate is not None and estimate.p_positive <= self._gate.drop_at
-        is_ready = estimate is not None and estimate.p_positive >= self._gate.ready_at
+        is_ready = estimate is not None and estimate.p_unpooled >= self._gate.ready_at
         if is_useless or is_over or (is_late and not is_ready):
             return self._gone(own, state, _reason(estimate))
         return [own], state
+
+    def _carrying(self, ready: Sequence[str]) -> frozenset[str]:
+        """Of those that passed a test together, the ones that it was passed by: not the riders."""
+        sure = {id_ for id_ in ready if self._estimates[id_].p_unpooled >= self._gate.keep_at}
+        best = max(ready, key=lambda id_: self._estimates[id_].effect.estimate)
+        return frozenset(sure | {best})
 
     def _undeleted(
         self, own: Experience, state: OnTrial, estimate: Estimate | None, is_late: bool

@@ -100,10 +100,13 @@ class OnTrial:
         return {id_: found[id_] for id_ in self.tried if id_ in found}
 
     def n_groups(self, id_: str) -> int:
-        """In how many groups this one was present in some rollouts and absent in others."""
-        sizes = Counter(row.block for row in self.rows)
+        """In how many groups this one was present in some rollouts and absent in others.
+
+        Pairs that were made extra are no groups.
+        """
+        sizes = Counter(row.block for row in self.rows if "/" in str(row.block))
         held = Counter(row.block for row in self.rows if id_ in row.present)
-        return sum(0 < n < sizes[block] for block, n in held.items())
+        return sum(0 < held[block] < size for block, size in sizes.items())
 
     # ------------------------------------------------------------------ who is on trial
 

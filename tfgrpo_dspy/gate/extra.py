@@ -1,0 +1,60 @@
+"""Extra rollouts of training examples, where those that are paid for anyway tell too little.
+
+Each is made twice, with a random half of what is on trial and with the other half. They are
+training examples, made as training rollouts are: so no validation example that a test uses has had
+a say in who is tested.
+"""
+
+import random
+from dataclasses import dataclass
+
+from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.gate.effects import Row, balanced_presence
+from tfgrpo_dspy.gate.on_trial import OnTrial
+from tfgrpo_dspy.gate.protocol import Trial, TrialEvidence
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraPairs:
+    """The trials of one update, in pairs; and in each, who is present."""
+
+    update: int
+    trials: tuple[tuple[Trial, frozenset[str]], ...]
+
+    @classmethod
+    def of(cls, state: OnTrial, evidence: TrialEvidence, n_pairs: int) -> "ExtraPairs":
+        """So many pairs on training examples drawn for this update."""
+        ids = sorted(state.tried)
+        draw = random.Random(f"extra/{evidence.update}")
+        n_pairs = min(n_pairs, evidence.n_training) if ids else 0
+        if not n_pairs:
+            return cls(evidence.update, ())
+        examples = draw.sample(range(evidence.n_training), n_pairs)
+        halves = balanced_presence(len(ids), n_pairs, f"extra/{evidence.update}")
+        trials = []
+        for example, half in zip(examples, halves, strict=True):
+            first = frozenset(id_ for id_, is_in in zip(ids, half, strict=True) if is_in)
+            for present in (first, frozenset(ids) - first):
+                library = _holding(evidence.incumbent, state, present)
+                trials.append((Trial(library, example, evidence.update, on="training"), present))
+        return cls(evidence.update, tuple(trials))
+
+    def rows(self, evidence: TrialEvidence) -> tuple[Row, ...]:
+        """What they have shown, once they are made."""
+        return tuple(
+            Row(f"{self.update}+{trial.example}", present, evidence.scores[trial])
+            for trial, present in self.trials
+        )
+
+
+def _holding(
+    library: ExperienceLibrary, state: OnTrial, present: frozenset[str]
+) -> ExperienceLibrary:
+    """The library, of those on trial with these only; of the others with what was there before."""
+    held = [
+        own if own.id not in state.tried or own.id in present else state.without(own)
+        for own in library
+    ]
+    return ExperienceLibrary(
+        [own for own in held if own is not None], next_number=library.next_number
+    )
