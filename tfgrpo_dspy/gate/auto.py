@@ -73,7 +73,7 @@ class AutoGate:
         exported = first.library if first.exported is None else first.exported
         return Decision(
             _joined(second.library, [own for own in library if own.id in mine], evidence),
-            "; ".join(filter(None, (first.reason, second.reason, *refused))),
+            _both(first.reason, second.reason, refused),
             exported=_joined(
                 second.library if second.exported is None else second.exported,
                 [own for own in exported if own.id in mine],
@@ -194,6 +194,14 @@ class AutoGate:
         sources = {group.example for group in experience.evidence}
         is_common = len(sources) >= max(2, COMMON * len(evidence.groups))
         return is_known or not is_common
+
+
+def _both(broadly: str, narrowly: str, refused: Sequence[str]) -> str:
+    """The reasons of both parts in one line; whose they are, where both say something."""
+    if broadly and narrowly:
+        broadly = f"advice on every example: {broadly}"
+        narrowly = f"advice on some: {narrowly}"
+    return "; ".join(filter(None, (broadly, narrowly, *refused)))
 
 
 def _by_id(library: ExperienceLibrary) -> dict[str, Experience]:
