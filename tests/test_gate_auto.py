@@ -81,7 +81,7 @@ def decided(
 
 def by_texts(**gains: float) -> Scorer:
     """0 or 1; each text that a library holds moves the chance by its gain."""
-    texts = {"slate": SLATE, "exact": EXACT}
+    texts = {"slate": SLATE, "exact": EXACT, "kind": "Be kind."}
 
     def score(trial: Trial) -> float:
         held = {own.text for own in trial.library}
@@ -137,7 +137,7 @@ def test_once_groups_show_that_it_helps_it_is_tried_on_the_validation_set() -> N
     gate, score = AutoGate(), by_texts(exact=0.6)
     before, _ = decided(gate, evidence_of([BROAD]), score)
     decision, asked = decided(gate, later(gate, before, score), score)
-    assert {trial.on for trials in asked for trial in trials} == {"validation"}
+    assert {trial.example for ts in asked for trial in ts if trial.on == "validation"}
     assert texts(decision.library) == texts(decision.exported) == [EXACT]
     assert not decision.library["E1"].is_on_trial
 
@@ -147,12 +147,12 @@ def test_of_both_kinds_each_is_tried_where_it_belongs_and_the_others_are_left_as
     first, asked_first = decided(gate, evidence_of([NARROW, BROAD]), score)
     assert {own.text: own.is_on_trial for own in first.library} == {EXACT: True, SLATE: True}
     decision, asked = decided(gate, later(gate, first, score), score)
-    held = {
-        on: {text for ts in (*asked_first, *asked) for t in ts if t.on == on for text in
-             texts(t.library)}
-        for on in ("validation", "training")
-    }  # fmt: skip
-    assert held == {"validation": {EXACT}, "training": {SLATE}}
+    held = [
+        {(t.on, text) for trials in each for t in trials for text in texts(t.library)}
+        for each in (asked_first, asked)
+    ]
+    assert held[0] == {("training", SLATE)}  # its probe
+    assert held[1] == {("training", EXACT), ("validation", EXACT)}  # extra pairs, then the test
     assert not decision.library["E1"].is_on_trial
     assert decision.library["E1"].text == EXACT
 
@@ -177,7 +177,7 @@ def test_a_harmful_lesson_of_either_kind_is_dropped_and_its_id_says_why() -> Non
     first, _ = decided(gate, evidence_of([NARROW, BROAD]), score)
     assert texts(first.exported) == []
     last, asked = decided(gate, later(gate, first, score), score)
-    assert asked == []
+    assert {trial.on for trials in asked for trial in trials} == {"training"}
     assert texts(last.library) == texts(last.exported) == []
     assert first.dropped.keys() | last.dropped.keys() == {"E1", "E2"}
     assert all([*first.dropped.values(), *last.dropped.values()])
@@ -197,6 +197,30 @@ def test_a_delete_of_what_concerns_some_examples_puts_it_on_trial() -> None:
     assert [own.is_on_trial for own in decision.library] == [True]
     assert "E1 is on trial, not deleted at once" in decision.reason
     assert asked == []
+
+
+@pytest.mark.parametrize("n_ahead", [0, 59])
+def test_where_no_groups_are_left_advice_that_helps_is_settled_in_one_decision(
+    n_ahead: int,
+) -> None:
+    decision, asked = decided(
+        AutoGate(), evidence_of([BROAD], n_ahead=n_ahead, update=11), by_texts(exact=0.6)
+    )
+    assert {trial.on for trials in asked for trial in trials} == {"validation"}
+    assert texts(decision.library) == texts(decision.exported) == [EXACT]
+    assert not decision.library["E1"].is_on_trial
+    assert 0 < decision.memory["broad"]["error_spent"] <= TrialThenConfirm().error
+
+
+def test_at_the_end_what_was_on_trial_and_what_is_new_are_settled_in_one_decision() -> None:
+    new = "Be kind."
+    gate, score = AutoGate(), by_texts(exact=0.4, kind=0.3)
+    before, _ = decided(gate, evidence_of([BROAD]), score)
+    evidence = replace(later(gate, before, score), operations=(Add(new),), n_ahead=0)
+    decision, _ = decided(gate, evidence, score)
+    assert texts(decision.library) == texts(decision.exported) == [EXACT, new]
+    assert not any(own.is_on_trial for own in decision.library)
+    assert decision.memory["broad"]["tried"] == {}
 
 
 def test_nothing_to_decide_is_decided_at_once() -> None:

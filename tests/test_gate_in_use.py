@@ -16,6 +16,7 @@ from tfgrpo_dspy.experience import Add, Delete, Keep, Limits, Modify, Operation,
 from tfgrpo_dspy.gate import (
     AutoGate,
     Decision,
+    FactorialGate,
     GroupEvidence,
     GroupPlan,
     ProbeThenTrial,
@@ -56,12 +57,18 @@ class Life:
     n_groups: int = 12
     limits: Limits = field(default_factory=Limits)
     max_trials: int | None = None
+    n_ahead: int | None = None
     seed: int = 0
     concerned: Mapping[str, frozenset[int]] | None = None
     update: int = 0
     asked: list[Trial] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     known: dict[Trial, float | None] = field(default_factory=dict)
+
+    @property
+    def tests(self) -> list[Trial]:
+        """The trials on validation examples, each once: those that a test is made of."""
+        return [trial for trial in dict.fromkeys(self.asked) if trial.on == "validation"]
 
     def group(self, example: int) -> GroupEvidence:
         plan = GroupPlan(
@@ -81,7 +88,9 @@ class Life:
             if own.is_on_trial and example in given_.get(own.text, frozenset())
         )  # fmt: skip
 
-    def evidence(self, *operations: Operation) -> TrialEvidence:
+    def evidence(
+        self, *operations: Operation, groups: tuple[GroupEvidence, ...] | None = None
+    ) -> TrialEvidence:
         first = self.update * self.n_groups
         examples = [(first + i) % N_TRAINING for i in range(self.n_groups)]
         evidence = TrialEvidence(
@@ -93,18 +102,21 @@ class Life:
             scores=self.known,
             n_updates=12,
             n_training=N_TRAINING,
-            groups=tuple(map(self.group, examples)),
+            groups=tuple(map(self.group, examples)) if groups is None else groups,
             memory=self.memory,
             max_trials=self.max_trials,
+            n_ahead=self.n_ahead,
         )
         everyone = {own.id: own for own in (*evidence.proposed, *self.library)}
         given_ = self.concerned or {}
         concerns = {id_: given_[own.text] for id_, own in everyone.items() if own.text in given_}
         return replace(evidence, concerns=None if self.concerned is None else concerns)
 
-    def then(self, *operations: Operation) -> Decision:
-        """One update more."""
-        evidence = self.evidence(*operations)
+    def then(
+        self, *operations: Operation, groups: tuple[GroupEvidence, ...] | None = None
+    ) -> Decision:
+        """One update more; with groups of its own, or with those that are given."""
+        evidence = self.evidence(*operations, groups=groups)
 
         def answer(trial: Trial) -> float | None:
             name = f"{self.seed}/{trial.on}/{trial.example}/{trial.index}"
@@ -129,6 +141,10 @@ class Life:
 
 def texts(library: ExperienceLibrary | None) -> list[str]:
     return [own.text for own in library or ()]
+
+
+def given_to_programs(decision: Decision) -> ExperienceLibrary:
+    return decision.library if decision.exported is None else decision.exported
 
 
 def on_trial(life: Life) -> set[str]:
@@ -171,12 +187,12 @@ def test_one_that_helps_is_confirmed_on_the_validation_set_and_then_everybody_is
     assert life.gate.assign(plan) == (life.library,) * 4
 
 
-def test_one_that_does_harm_is_dropped_for_nothing_and_its_id_says_why() -> None:
+def test_one_that_does_harm_is_dropped_without_a_test_and_its_id_says_why() -> None:
     life = Life()
     life.then(Add(HARMFUL))
     decision = life.until_decided("E1")
     assert texts(decision.library) == []
-    assert life.asked == []
+    assert life.tests == []
     assert list(decision.dropped) == ["E1"]
     assert decision.dropped["E1"].startswith("effect -0.")
     assert "above 0 with probability 0.0" in decision.dropped["E1"]
@@ -190,13 +206,13 @@ def test_one_that_does_nothing_is_dropped_after_an_epoch_at_the_latest() -> None
         decision = life.until_decided("E1", most=5)
         if not texts(decision.library):
             assert decision.dropped["E1"]
-    life = Life(TrialThenConfirm(drop_at=0.0, ready_at=0.999), n_groups=8)
+    life = Life(TrialThenConfirm(drop_at=0.0, ready_at=0.999, keep_at=0.999), n_groups=8)
     life.then(Add(USELESS))
     for n_groups in (8, 16):
         life.then()
         assert on_trial(life) == {"E1"}, n_groups
     decision = life.then()
-    assert "over 96 rollouts" in decision.dropped["E1"]
+    assert "over 216 rollouts" in decision.dropped["E1"]  # 24 groups of 4, and 3 times 20 pairs
 
 
 def test_what_fails_its_test_goes_with_the_test_as_its_reason() -> None:
@@ -222,16 +238,15 @@ def test_those_that_are_ready_are_tested_together_against_what_is_exported() -> 
         library=ExperienceLibrary([Experience("E1", "Be kind.")], next_number=3),
     )
     life.then(Add(GOOD), Add(NEW), Add(USELESS))
-    while not life.asked:
+    while not life.tests:
         before = life.decisions[-1]
         life.then()
-    assert {trial.on for trial in life.asked} == {"validation"}
     assert before.exported is not None
-    base, tried = dict.fromkeys(trial.library for trial in life.asked)
+    base, tried = dict.fromkeys(trial.library for trial in life.tests)
     assert list(base) == [*before.exported] == [Experience("E1", "Be kind.")]
     assert texts(tried) == ["Be kind.", GOOD, NEW]
     assert texts(life.decisions[-1].exported) == ["Be kind.", GOOD, NEW]
-    assert len(life.asked) <= 2 * life.gate.max_trials
+    assert len(life.tests) <= life.gate.max_trials - 40  # the others are for extra pairs
 
 
 def test_only_a_test_settles() -> None:
@@ -279,6 +294,139 @@ def test_a_test_takes_no_more_trials_than_it_may(
         life.asked = []
         life.then()
         assert len(set(life.asked)) <= min(max_trials, 100, 6 * n_validation)
+        assert len(life.tests) == len(set(life.asked))
+
+
+@given(st.integers(2, 500), st.sampled_from([0.0, 0.1, 0.5, 0.9]), st.integers(0, 60))
+@settings(max_examples=15)
+def test_without_a_budget_extra_pairs_and_a_test_together_take_no_more_trials_than_it_may(
+    max_trials: int, extra_share: float, n_validation: int
+) -> None:
+    gate = TrialThenConfirm(max_trials=max_trials, extra_share=extra_share)
+    life = Life(gate, n_validation=n_validation)
+    life.then(Add(GOOD))
+    for _ in range(2):
+        life.asked = []
+        life.then()
+        assert len(set(life.asked)) <= gate.most_trials(n_validation)
+
+
+# ---------------------------------------------------------------------- riders
+
+
+def with_a_rider(n_ahead: int | None = None) -> tuple[Life, Decision]:
+    """Two that seem to help in groups made by hand, one of them beyond doubt.
+
+    On the validation set only that one does.
+    """
+    life = Life(TrialThenConfirm(extra_share=0.0))
+    life.then(Add(GOOD), Add(USELESS))
+    good, other = life.library
+    both = ExperienceLibrary([good, other], next_number=3)
+    first, second = (ExperienceLibrary([own], next_number=3) for own in (good, other))
+    neither = ExperienceLibrary(next_number=3)
+    held = (both, first, second, neither)
+    lucky = [(1.0, 1.0, 0.0, 0.0)] * 11 + [(1.0, 0.0, 1.0, 0.0)] * 3
+    groups = tuple(GroupEvidence(i, held, scores) for i, scores in enumerate(lucky))
+    life.n_ahead = n_ahead
+    return life, life.then(groups=groups)
+
+
+def test_of_two_that_pass_together_the_sure_one_is_settled_and_its_rider_stays_on_trial() -> None:
+    life, decision = with_a_rider()
+    assert {len(trial.library) for trial in life.tests} == {0, 2}
+    assert decision.reason.startswith("tested E1, E2: +0.")
+    assert decision.reason.endswith("1 settled, 1 on trial")
+    assert [(own.text, own.is_on_trial) for own in decision.library] == [
+        (GOOD, False), (USELESS, True),
+    ]  # fmt: skip
+    assert texts(decision.exported) == [GOOD]
+    assert on_trial(life) == {"E2"}
+
+
+def test_a_rider_is_tested_against_what_was_settled_before_it_is_given_to_anybody() -> None:
+    life, _ = with_a_rider()
+    life.asked = []
+    decision = life.until_decided("E2")
+    assert texts(decision.exported) == [GOOD]
+    assert decision.dropped["E2"]
+    assert {frozenset(texts(trial.library)) for trial in life.tests} <= {
+        frozenset({GOOD}), frozenset({GOOD, USELESS}),
+    }  # fmt: skip
+
+
+def test_a_rider_is_dropped_where_no_groups_are_left_to_try_it_in() -> None:
+    life, decision = with_a_rider(n_ahead=0)
+    assert texts(decision.library) == texts(given_to_programs(decision)) == [GOOD]
+    assert decision.dropped["E2"].startswith("tested with 1 others: +0.")
+    assert on_trial(life) == set()
+
+
+def test_all_that_help_beyond_doubt_are_settled_by_the_test_that_they_pass_together() -> None:
+    life = Life(score=worth({GOOD: 0.4, NEW: 0.4}, base=0.1))
+    life.then(Add(GOOD), Add(NEW))
+    while not life.tests:
+        life.then()
+    assert texts(life.decisions[-1].exported) == [GOOD, NEW]
+
+
+# ---------------------------------------------------------------------- the end of a run
+
+
+@pytest.mark.parametrize("n_ahead", [0, 59])
+def test_where_no_groups_are_left_a_new_one_that_helps_is_settled_in_one_decision(
+    n_ahead: int,
+) -> None:
+    life = Life(n_ahead=n_ahead)
+    decision = life.then(Add(GOOD))
+    assert texts(decision.library) == texts(given_to_programs(decision)) == [GOOD]
+    assert on_trial(life) == set()
+    assert {trial.on for trial in life.asked} == {"validation"}
+
+
+@pytest.mark.parametrize("n_ahead", [60, None])
+def test_where_enough_groups_are_left_a_new_one_is_on_trial(n_ahead: int | None) -> None:
+    life = Life(n_ahead=n_ahead)
+    decision = life.then(Add(GOOD))
+    assert (texts(decision.exported), on_trial(life), life.asked) == ([], {"E1"}, [])
+
+
+@pytest.mark.parametrize("text", [USELESS, HARMFUL])
+def test_where_no_groups_are_left_a_new_one_that_does_not_help_is_dropped_at_once(
+    text: str,
+) -> None:
+    life = Life(n_ahead=0)
+    decision = life.then(Add(text))
+    assert texts(decision.library) == []
+    assert "not told from luck" in decision.dropped["E1"]
+
+
+def test_at_the_end_what_is_on_trial_is_tested_first_and_new_ones_beside_what_came_of_it() -> None:
+    life = Life(score=worth({GOOD: 0.3, NEW: 0.3}, base=0.2))
+    life.then(Add(GOOD))
+    life.n_ahead = 0
+    decision = life.then(Add(NEW))
+    assert texts(decision.library) == [GOOD, NEW]
+    assert [own.is_on_trial for own in decision.library] == [False, False]
+    assert decision.reason.startswith("tested E1: +0.")
+    tried = list(dict.fromkeys(tuple(texts(trial.library)) for trial in life.tests))
+    assert tried == [(), (GOOD,), (GOOD, NEW)]
+
+
+@pytest.mark.parametrize("gate", [TrialThenConfirm(), AutoGate()], ids=["alone", "in AutoGate"])
+@pytest.mark.parametrize("max_trials", [None, 150, 40, 1])
+def test_at_the_end_too_a_decision_takes_no_more_trials_than_it_may(
+    gate: Any, max_trials: int | None
+) -> None:
+    """What is on trial and what is new share them."""
+    life = Life(gate, score=worth({GOOD: 0.15, NEW: 0.1}, base=0.4))
+    life.then(Add(GOOD), Add(USELESS))
+    life.n_ahead, life.max_trials = 0, max_trials
+    life.then(Add(NEW), Add("Be kind."))
+    most = gate.most_trials(N_VALIDATION) if max_trials is None else max_trials
+    broad = gate.broad if isinstance(gate, AutoGate) else gate
+    assert len(set(life.asked)) <= min(most, broad.max_trials)
+    assert not any(own.is_on_trial for own in life.library)
 
 
 # ---------------------------------------------------------------------- halves
@@ -360,7 +508,7 @@ def test_a_new_text_that_is_better_takes_the_place_of_the_old_one_for_good() -> 
     life = modified(worth())
     decision = life.until_decided("E1")
     assert texts(decision.library) == texts(decision.exported) == [NEW]
-    base, tried = dict.fromkeys(trial.library for trial in life.asked)
+    base, tried = dict.fromkeys(trial.library for trial in life.tests)
     assert (texts(base), texts(tried)) == ([USELESS], [NEW])
 
 
@@ -428,13 +576,13 @@ def test_what_is_to_be_deleted_is_on_trial_against_its_absence_and_stays_exporte
     assert sorted(map(len, libraries)) == [0, 0, 1, 1]
 
 
-def test_what_is_to_be_deleted_and_helps_stays_without_a_trial_of_its_own() -> None:
+def test_what_is_to_be_deleted_and_helps_stays_without_a_test() -> None:
     life = Life(library=SETTLED)
     life.then(Delete("E1"))
     decision = life.until_decided("E1")
     assert texts(decision.library) == texts(decision.exported) == [GOOD]
     assert "E1 was to be deleted, and stays: effect +0." in decision.reason
-    assert life.asked == []
+    assert life.tests == []
 
 
 @pytest.mark.parametrize("gain", [0.0, -0.4])
@@ -535,6 +683,29 @@ def test_the_error_that_is_spent_over_a_run_is_never_more_than_the_run_may_make(
         spent = now
 
 
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([0.01, 0.06, 0.5, 1.0]),
+    st.integers(1, 5),
+    st.booleans(),
+)
+@settings(max_examples=20)
+def test_tests_and_decisions_at_once_together_spend_no_more_than_the_run_may(
+    seed: int, error: float, n_before: int, is_mixed: bool
+) -> None:
+    """Also where the end comes and goes, and where `at_once` was given an error of its own."""
+    own = TrialThenConfirm(error=error, at_once=FactorialGate(error=1.0))
+    life = Life(AutoGate(own) if is_mixed else own, flattered(), seed=seed)
+    spent = 0.0
+    for update in range(6):
+        life.n_ahead = 0 if update >= n_before else 1000
+        life.then(Add(f"Advice {update}."), Add(f"Word {update}."))
+        now = (life.memory["broad"] if is_mixed else life.memory)["error_spent"]
+        assert spent <= now <= error + 1e-12
+        spent = now
+    assert spent > 0
+
+
 @pytest.mark.timeout(120)
 def test_runs_of_useless_lessons_end_with_one_no_more_often_than_said() -> None:
     """All seem to help in training groups, so all are tested; 0.2 of 100 runs are 20, +- 4."""
@@ -543,7 +714,7 @@ def test_runs_of_useless_lessons_end_with_one_no_more_often_than_said() -> None:
         life = Life(TrialThenConfirm(error=0.2), flattered(), n_validation=40, seed=seed)
         for update in range(4):
             life.then(Add(f"Advice {update}."))
-        n_tested += bool(life.asked)
+        n_tested += bool(life.tests)
         n_wrong += any(texts(decision.exported) for decision in life.decisions)
     assert n_tested > 90
     assert n_wrong <= 30
@@ -598,7 +769,7 @@ def test_scores_that_say_nothing_settle_nothing(score: ScoreOf) -> None:
     decision = life.until_decided("E1", most=3)
     assert texts(decision.library) == []
     assert decision.dropped["E1"] == "its effect could not be measured"
-    assert life.asked == []
+    assert life.tests == []
 
 
 def test_a_test_of_which_no_trial_has_a_score_settles_nothing() -> None:
@@ -652,8 +823,10 @@ def test_whatever_the_scores_are_it_decides(
     ("name", "value"),
     [
         ("error", 0.0), ("error_share", 0.0), ("error_share", 1.1), ("max_trials", 1),
-        ("ready_at", 1.0), ("ready_at", 0.2), ("drop_at", -0.1), ("max_epochs", 0.0),
-        ("max_on_trial", 0), ("futility", 1.0), ("max_passes", 0),
+        ("ready_at", 1.0), ("ready_at", 0.2), ("drop_at", -0.1), ("drop_at", 0.75),
+        ("ready_at_last", 0.95), ("keep_at", 0.89), ("keep_at", 1.0), ("extra_share", -0.1),
+        ("extra_share", 1.0), ("max_epochs", 0.0), ("max_on_trial", 0), ("futility", 1.0),
+        ("max_passes", 0),
     ],
 )  # fmt: skip
 def test_a_number_out_of_range_is_refused_with_its_value(name: str, value: float) -> None:

@@ -279,7 +279,17 @@ def test_of_advice_on_every_case_what_helps_is_learned_and_what_does_not_is_not(
     assert any(update.reason.startswith("tested E") for update in results.updates)
     reasons = [why for update in results.updates for why in update.dropped.values()]
     assert any("above 0 with probability 0." in why for why in reasons)
+
+
+@pytest.mark.timeout(120)
+def test_advice_that_does_harm_in_groups_is_never_tested_while_groups_are_to_come() -> None:
+    """At the end, where no group would show the harm, the validation set does (`least_ahead`)."""
+    lm = advised(EXACT, BRIEF, SHOUT)
+    gate = AutoGate(TrialThenConfirm(least_ahead=0))
+    program = compiled(lm, gate=gate, n_validation=40, **BROAD)
+    assert texts(program) == {EXACT}
     validated = [p for p in lm.engine.prompts if re.search(r"Case 2\d\d", p.user)]
+    assert any(EXACT in prompt.system for prompt in validated)
     assert not any(SHOUT in prompt.system for prompt in validated)
 
 

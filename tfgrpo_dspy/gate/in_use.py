@@ -23,7 +23,14 @@ from tfgrpo_dspy.gate.factorial import FactorialGate
 from tfgrpo_dspy.gate.halves import random_half
 from tfgrpo_dspy.gate.on_trial import OnTrial
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, TrialEvidence, Trials
-from tfgrpo_dspy.gate.sequential import Account, Plan, Verdict, check_settings, compare
+from tfgrpo_dspy.gate.sequential import (
+    MIN_TRIALS,
+    Account,
+    Plan,
+    Verdict,
+    check_settings,
+    compare,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,8 @@ class TrialThenConfirm:
         error_share: how much of the error that is left one test may spend.
         max_trials: how many rollouts the decision on one update may take.
         extra_share: how much of `max_trials` is for pairs of rollouts on training examples, beside
-            the groups; none of it where the run has a budget of calls or cost.
+            the groups; none of it where the run has a budget of calls or cost, or where no test
+            can follow.
         ready_at: with this probability that it helps, an experience on trial is tested. (Its own:
             not pooled with those of the others. A test follows, which a lucky one does not pass.)
         keep_at: of those that pass a test together, the best is settled, and those that help with
@@ -83,11 +91,11 @@ class TrialThenConfirm:
             raise ValueError(f"error_share={self.error_share}: pass more than 0, at most 1.")
         if not 0 <= self.extra_share < 1:
             raise ValueError(f"extra_share={self.extra_share}: pass a share from 0, below 1.")
-        levels = (self.drop_at, self.ready_at_last, self.ready_at, self.keep_at)
-        if not 0 <= self.drop_at < levels[1] <= levels[2] <= levels[3] < 1:
+        if not 0 <= self.drop_at < self.ready_at_last <= self.ready_at <= self.keep_at < 1:
             raise ValueError(
-                f"drop_at, ready_at_last, ready_at, keep_at = {levels}: pass probabilities below "
-                f"1, none smaller than the one before it, the first smaller than the second."
+                f"drop_at={self.drop_at}, ready_at_last={self.ready_at_last}, "
+                f"ready_at={self.ready_at}, keep_at={self.keep_at}: "
+                f"pass 0 <= drop_at < ready_at_last <= ready_at <= keep_at < 1."
             )
         if self.max_epochs <= 0 or self.max_on_trial < 1:
             raise ValueError(
@@ -100,16 +108,18 @@ class TrialThenConfirm:
         state = OnTrial.from_memory(evidence.memory).having_read(evidence)
         if self.is_over(evidence):
             return self._ended(state, evidence)
-        return self._ruled(state, evidence)
+        return self._ruled(state, evidence, self.max_trials)
 
-    def _ruled(self, state: OnTrial, evidence: TrialEvidence) -> Trials | Decision:
-        extra = ExtraPairs.of(state, evidence, self._n_extra_pairs(state, evidence))
+    def _ruled(self, state: OnTrial, evidence: TrialEvidence, most: int) -> Trials | Decision:
+        """What becomes of what is on trial, by at most so many rollouts; and of the operations."""
+        n_extra_pairs = self._n_extra_pairs(state, evidence, most)
+        extra = ExtraPairs.of(state, evidence, n_extra_pairs)
         trials = tuple(trial for trial, _ in extra.trials)
         if any(trial not in evidence.scores for trial in trials):
             return Trials(trials)
         state = replace(state, rows=state.rows + extra.rows(evidence))
         estimates = state.estimates()
-        plan = self._plan(state, evidence)
+        plan = self._plan(state, evidence, most - 2 * n_extra_pairs)
         ready = self._ready(state, estimates, evidence)
         verdict = self._tested(state, ready, evidence, plan)
         if isinstance(verdict, Trials):
@@ -164,18 +174,25 @@ class TrialThenConfirm:
         )
 
     def _ended(self, state: OnTrial, evidence: TrialEvidence) -> Trials | Decision:
-        """First what is on trial is tested or dropped; then new candidates are decided at once."""
+        """First what is on trial is tested or dropped; then new candidates are decided at once.
+
+        Where there are both, each may take half of the rollouts.
+        """
         first: Trials | Decision = Decision(evidence.incumbent, "", memory=state.to_memory())
+        operations, n_parts = evidence.operations, 2 if state.tried and evidence.operations else 1
+        most = max(MIN_TRIALS, self.max_trials // n_parts)
+        if evidence.max_trials is not None:
+            evidence = replace(evidence, max_trials=evidence.max_trials // n_parts)
         if state.tried:
-            first = self._ruled(state, replace(evidence, operations=()))
+            first = self._ruled(state, replace(evidence, operations=()), most)
         if isinstance(first, Trials):
             return first
         state = OnTrial.from_memory(first.memory)
-        operations, _ = sift(first.library, evidence.operations, evidence.limits)
-        gate = replace(self.at_once, error=self.error, max_trials=self.max_trials)
+        taken, _ = sift(first.library, operations, evidence.limits)
+        at_once = replace(self.at_once, error=self.error, max_trials=most)
         account = Account(state.error_spent)
-        second = gate.next(
-            replace(evidence, incumbent=first.library, operations=tuple(operations), memory=account)
+        second = at_once.next(
+            replace(evidence, incumbent=first.library, operations=tuple(taken), memory=account)
         )
         if isinstance(second, Trials):
             return second
@@ -187,15 +204,18 @@ class TrialThenConfirm:
             memory=replace(state, error_spent=spent).to_memory(),
         )
 
-    def _n_extra_pairs(self, state: OnTrial, evidence: TrialEvidence) -> int:
-        """How many pairs are made beside the groups; none where a budget limits the trials."""
+    def _n_extra_pairs(self, state: OnTrial, evidence: TrialEvidence, most: int) -> int:
+        """How many pairs are made beside the groups.
+
+        None where a budget limits the trials, and none where no test can follow.
+        """
         if not state.tried or evidence.max_trials is not None:
             return 0
-        return int(self.extra_share * self.max_trials) // 2
+        n_pairs = int(self.extra_share * most) // 2
+        return 0 if self._plan(state, evidence, most - 2 * n_pairs) is None else n_pairs
 
-    def _plan(self, state: OnTrial, evidence: TrialEvidence) -> Plan | None:
-        """The test that is possible now; None: too few rollouts to tell a gain from luck."""
-        most = self.max_trials - 2 * self._n_extra_pairs(state, evidence)
+    def _plan(self, state: OnTrial, evidence: TrialEvidence, most: int) -> Plan | None:
+        """The test that is possible with so many; None: too few to tell a gain from luck."""
         if evidence.max_trials is not None:
             most = min(most, evidence.max_trials)
         n_pairs = min(most // 2, self.max_passes * evidence.n_examples)
