@@ -80,6 +80,7 @@ class World:
     group_size: int = 5
     batch_size: int = 10
     max_calls: int = 2500
+    ends_solved: bool = True
     target: float = 0.9
     n_validation: int = 40
 
@@ -232,12 +233,18 @@ class Course:
             libraries = self.gate.assign(
                 GroupPlan(self.library, question, self.update, world.group_size, concerned)
             )
-        scores = tuple(
-            float(self.draw.random() < self.lessons.chance(library, question))
-            for library in libraries
-        )
-        self.calls += world.group_size
-        return GroupEvidence(question, libraries, scores)
+        scores: list[float] = []
+        for library in libraries:
+            if self._is_solved(scores, libraries):
+                break
+            scores.append(float(self.draw.random() < self.lessons.chance(library, question)))
+        self.calls += len(scores)
+        return GroupEvidence(question, libraries[: len(scores)], tuple(scores))
+
+    def _is_solved(self, scores: Sequence[float], libraries: Sequence[ExperienceLibrary]) -> bool:
+        """Whether the group is not continued: its first two rollouts have the highest score."""
+        ends = self.world.ends_solved and len(set(libraries)) == 1
+        return ends and list(scores) == [1.0, 1.0]
 
     def _proposed(self, groups: Sequence[GroupEvidence]) -> tuple[Operation, ...]:
         """The operations that reflection proposes; a text that is there already is not repeated."""

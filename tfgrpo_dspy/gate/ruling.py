@@ -140,7 +140,9 @@ class Ruling:
     def _annotations(self, experience: Experience) -> dict[str, Any]:
         """Whether it is on trial, and its effect, once that was measured outside its sources."""
         record = self._record_of(experience)
-        counted = record.outside or (record.contrasts if record.is_settled else ())
+        concerned = (self._evidence.concerns or {}).get(experience.id, frozenset())
+        is_known = record.is_settled or concerned > set(record.sources) or bool(concerned - set(record.sources))
+        counted = record.outside or (record.contrasts if is_known else ())
         if not counted:
             return {"is_on_trial": not record.is_settled}
         posterior, unit = self._posterior(experience), self._ledger.high - self._ledger.low
