@@ -113,7 +113,7 @@ class Ruling:
         if record is None or record.is_settled:
             return experience
         posterior = self._posterior(experience)
-        verdict = self._rule.verdict(record, posterior, self._evidence.n_training)
+        verdict = self._rule.verdict(record, posterior, self._ledger.posterior(replace(record, contrasts=record.outside), self._beliefs), self._evidence.n_training)
         if verdict == "settled":
             self._records[experience.id] = replace(record, is_settled=True, before=None)
         if verdict != "dropped":
