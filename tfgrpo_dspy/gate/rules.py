@@ -43,8 +43,9 @@ class TrialRule:
         settle_at: P(helps) from which on it is settled.
         drop_at: P(helps) at or below which it is dropped.
         harm_at: P(harms) from which on it is dropped.
-        max_epochs: it is dropped if it is not settled after so many training groups, as a share of
-            the training set.
+        max_epochs: after so many training groups, as a share of the training set, its trial ends.
+        settle_at_last: P(helps) from which on it is settled then, by what examples show that it
+            was not drawn from; else it is dropped.
 
     Raises:
         ValueError: a number is out of range.
@@ -53,24 +54,28 @@ class TrialRule:
     settle_at: float = 0.85
     drop_at: float = 0.2
     harm_at: float = 0.8
-    settle_at_last: float = 0.6
     max_epochs: float = 1.0
+    settle_at_last: float = 0.6
 
     def __post_init__(self) -> None:
-        for name in ("settle_at", "drop_at", "harm_at"):
+        for name in ("settle_at", "drop_at", "harm_at", "settle_at_last"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give more than 0, at most 1.")
         if self.max_epochs <= 0:
-            raise ValueError(f"max_epochs={self.max_epochs}: give more than 0 epochs.")
-        if self.drop_at >= self.settle_at:
+            raise ValueError(f"max_epochs={self.max_epochs}: give more than 0.")
+        if self.drop_at >= min(self.settle_at, self.settle_at_last):
             raise ValueError(
-                f"drop_at={self.drop_at}: must be below settle_at={self.settle_at}."
+                f"drop_at={self.drop_at}: must be below settle_at={self.settle_at} and "
+                f"settle_at_last={self.settle_at_last}."
             )
 
     def verdict(
         self, record: Record, posterior: Posterior, elsewhere: Posterior, n_training: int
     ) -> Verdict:
-        """Of an experience on trial. What its source examples say alone never settles it."""
+        """Of an experience on trial. What its source examples say alone never settles it.
+
+        `posterior` is by all its contrasts, `elsewhere` by those outside its sources.
+        """
         if posterior.helps <= self.drop_at or posterior.harms >= self.harm_at:
             return "dropped"
         if record.outside and posterior.helps >= self.settle_at:
