@@ -112,6 +112,10 @@ class Ledger:
         """What is believed of an experience by its record."""
         return beliefs.posterior(self.scaled(record.contrasts), record.sources)
 
+    def elsewhere(self, record: Record, beliefs: Beliefs) -> Posterior:
+        """What is believed of it by the examples that it was not drawn from."""
+        return self.posterior(replace(record, contrasts=record.outside), beliefs)
+
     def scaled(self, contrasts: Iterable[Contrast]) -> list[Contrast]:
         """The contrasts with their sums of scores brought into [0, 1]."""
         return [

@@ -43,44 +43,43 @@ class TrialRule:
         settle_at: P(helps) from which on it is settled.
         drop_at: P(helps) at or below which it is dropped.
         harm_at: P(harms) from which on it is dropped.
-        max_contrasts: after so many contrasts it is settled or dropped at last.
-        settle_at_last: P(helps) from which on it is settled then.
-        max_epochs: it is dropped if only its source examples speak for it after so many training
-            groups, as a share of the training set.
+        max_epochs: after so many training groups, as a share of the training set, its trial ends.
+        settle_at_last: P(helps) from which on it is settled then, by what examples show that it
+            was not drawn from; else it is dropped.
 
     Raises:
         ValueError: a number is out of range.
     """
 
-    settle_at: float = 0.9
+    settle_at: float = 0.85
     drop_at: float = 0.2
     harm_at: float = 0.8
-    max_contrasts: int = 10
+    max_epochs: float = 1.0
     settle_at_last: float = 0.6
-    max_epochs: float = 0.75
 
     def __post_init__(self) -> None:
         for name in ("settle_at", "drop_at", "harm_at", "settle_at_last"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give more than 0, at most 1.")
-        if self.max_contrasts < 1 or self.max_epochs <= 0:
-            raise ValueError(
-                f"max_contrasts={self.max_contrasts}, max_epochs={self.max_epochs}: give at least "
-                f"1 contrast, and more than 0 epochs."
-            )
+        if self.max_epochs <= 0:
+            raise ValueError(f"max_epochs={self.max_epochs}: give more than 0.")
         if self.drop_at >= min(self.settle_at, self.settle_at_last):
             raise ValueError(
                 f"drop_at={self.drop_at}: must be below settle_at={self.settle_at} and "
                 f"settle_at_last={self.settle_at_last}."
             )
 
-    def verdict(self, record: Record, posterior: Posterior, n_training: int) -> Verdict:
-        """Of an experience on trial. What its source examples say alone never settles it."""
+    def verdict(
+        self, record: Record, posterior: Posterior, elsewhere: Posterior, n_training: int
+    ) -> Verdict:
+        """Of an experience on trial. What its source examples say alone never settles it.
+
+        `posterior` is by all its contrasts, `elsewhere` by those outside its sources.
+        """
         if posterior.helps <= self.drop_at or posterior.harms >= self.harm_at:
             return "dropped"
-        is_last = len(record.contrasts) >= self.max_contrasts
-        least = self.settle_at_last if is_last else self.settle_at
-        if record.outside and posterior.helps >= least:
+        if record.outside and posterior.helps >= self.settle_at:
             return "settled"
-        is_alone = not record.outside and record.n_groups >= self.max_epochs * n_training
-        return "dropped" if is_last or is_alone else "on trial"
+        if record.n_groups < self.max_epochs * n_training:
+            return "on trial"
+        return "settled" if record.outside and elsewhere.helps >= self.settle_at_last else "dropped"

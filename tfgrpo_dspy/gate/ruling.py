@@ -113,7 +113,8 @@ class Ruling:
         if record is None or record.is_settled:
             return experience
         posterior = self._posterior(experience)
-        verdict = self._rule.verdict(record, posterior, self._evidence.n_training)
+        elsewhere = self._ledger.elsewhere(record, self._beliefs)
+        verdict = self._rule.verdict(record, posterior, elsewhere, self._evidence.n_training)
         if verdict == "settled":
             self._records[experience.id] = replace(record, is_settled=True, before=None)
         if verdict != "dropped":
@@ -138,9 +139,16 @@ class Ruling:
         return self._ledger.posterior(self._record_of(experience), self._beliefs)
 
     def _annotations(self, experience: Experience) -> dict[str, Any]:
-        """Whether it is on trial, and its effect, once that was measured outside its sources."""
+        """Whether it is on trial, and its effect, once that was measured.
+
+        What its sources show counts where nothing else is known. On trial it counts only if
+        somebody says which other examples the experience concerns: it is then given to groups
+        that it does not concern (`ProbeThenTrial.assign`), as those others will test it.
+        """
         record = self._record_of(experience)
-        counted = record.outside or (record.contrasts if record.is_settled else ())
+        concerned = (self._evidence.concerns or {}).get(experience.id, frozenset())
+        has_test = record.is_settled or not concerned <= set(record.sources)
+        counted = record.outside or (record.contrasts if has_test else ())
         if not counted:
             return {"is_on_trial": not record.is_settled}
         posterior, unit = self._posterior(experience), self._ledger.high - self._ledger.low

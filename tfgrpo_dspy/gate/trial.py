@@ -26,7 +26,7 @@ from tfgrpo_dspy.gate.rules import Probe, TrialRule
 from tfgrpo_dspy.gate.ruling import Ruling
 
 BELIEFS = Beliefs()
-SHORT_PROBE = Probe(pass_at=0.7, drop_at=0.2, pass_at_end=0.5, max_rollouts=2)
+SHORT_PROBE = Probe(pass_at=0.6, drop_at=0.2, pass_at_end=0.5, max_rollouts=2)
 LONG_PROBE = Probe(pass_at=0.9, drop_at=0.2, pass_at_end=0.5, max_rollouts=6)
 TRIAL_RULE = TrialRule()
 """What was best in `benchmarks/gate_model.py` with the concern signal that is measured there."""
@@ -38,9 +38,10 @@ class ProbeThenTrial:
 
     Where somebody says which training examples experiences concern (`TrialEvidence.concerns`), the
     probe is short and lets a candidate only on trial; its source examples alone never settle it,
-    because a lesson can give their answers away. Evidence from elsewhere are the groups that it
-    concerns, and groups that made a KEEP of it: those are probed too. Where nobody says anything,
-    a longer probe is all there is, and settles it.
+    because a lesson can give their answers away. A trial lasts an epoch at most; what is not
+    settled by then stays only if examples outside its sources speak for it. Evidence from elsewhere
+    are the groups that it concerns, and groups that made a KEEP of it: those are probed too. Where
+    nobody says anything, a longer probe is all there is, and settles it.
 
     A new text under an old id is a candidate like any other: the old text stays until the new one
     has passed, and comes back if the new one is dropped. A DELETE puts a settled experience on
@@ -117,7 +118,11 @@ class ProbeThenTrial:
 
         An experience on trial that concerns the example is given to a random half of the rollouts
         (of an odd number, to one more or one less). One that does not is given to all if it was
-        measured to help elsewhere, else to none. All others are given to all.
+        measured to help, else to none: who the text does not name may be concerned all the same,
+        and then the group is solved with it, and teaches the same lesson again without it. But
+        such a group's KEEP is all that tests an experience of which nobody says what other
+        examples it concerns; it has no effect, and is kept away (`Ruling`). All that is settled
+        is given to all.
         """
         everyone = frozenset(range(plan.n_rollouts))
         concerned = {experience.id for experience in plan.concerned}
@@ -187,8 +192,9 @@ class ProbeThenTrial:
         """The probes of experiences on trial that other groups support."""
 
         def is_over(record: Record) -> bool:
-            posterior = ledger.posterior(record, self.beliefs)
-            return self.trial.verdict(record, posterior, evidence.n_training) != "on trial"
+            beliefs, n = self.beliefs, evidence.n_training
+            now, elsewhere = ledger.posterior(record, beliefs), ledger.elsewhere(record, beliefs)
+            return self.trial.verdict(record, now, elsewhere, n) != "on trial"
 
         kept = {own.id for own in evidence.proposed if own in set(evidence.incumbent)}
         keeps = {
