@@ -81,7 +81,7 @@ class World:
     group_size: int = 5
     batch_size: int = 10
     max_calls: int = 2500
-    ends_solved: bool = True
+    ends_solved: bool = False
     target: float = 0.9
     n_validation: int = 40
 
