@@ -59,6 +59,8 @@ class AutoGate:
         memory = evidence.memory or {"broad": None, "narrow": None}
         mine = self._of_broad(memory["broad"])
         broad_ones, narrow_ones = self._parted(evidence, memory, mine)
+        if evidence.max_trials is not None and (broad_ones or mine) and narrow_ones:
+            evidence = replace(evidence, max_trials=evidence.max_trials // 2)  # half for each
         theirs = [own for own in evidence.incumbent if own.is_on_trial and own.id not in mine]
         first = self._decided_broadly(evidence, broad_ones, theirs, memory["broad"])
         if isinstance(first, Trials):

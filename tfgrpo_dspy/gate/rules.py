@@ -54,7 +54,7 @@ class TrialRule:
     settle_at: float = 0.85
     drop_at: float = 0.2
     harm_at: float = 0.8
-    max_epochs: float = 1.0
+    max_epochs: float = 2.0
     settle_at_last: float = 0.6
 
     def __post_init__(self) -> None:

@@ -38,7 +38,7 @@ class ProbeThenTrial:
 
     Where somebody says which training examples experiences concern (`TrialEvidence.concerns`), the
     probe is short and lets a candidate only on trial; its source examples alone never settle it,
-    because a lesson can give their answers away. A trial lasts an epoch at most; what is not
+    because a lesson can give their answers away. A trial lasts two epochs at most; what is not
     settled by then stays only if examples outside its sources speak for it. Evidence from elsewhere
     are the groups that it concerns, and groups that made a KEEP of it: those are probed too. Where
     nobody says anything, a longer probe is all there is, and settles it.
@@ -166,10 +166,21 @@ class ProbeThenTrial:
         known = set(evidence.incumbent)
         new = [own for own in evidence.proposed if own not in known]
         new.sort(key=lambda own: -len(own.evidence))
-        new, left = new[: self.max_candidates], new[self.max_candidates :]
-        reason = f"there were more than {self.max_candidates} candidates, with more evidence"
+        n = self._n_probed(evidence)
+        new, left = new[:n], new[n:]
+        reason = f"there were more than the {n} candidates that could be probed"
         not_tried = [Probed(own, Record.of(own), reason=reason) for own in left]
         return [*self._probes(new, evidence, ledger), *not_tried]
+
+    def _n_probed(self, evidence: TrialEvidence) -> int:
+        """How many experiences may be probed: as many as the budget has rollouts for, at most."""
+        if evidence.max_trials is None:
+            return self.max_candidates
+        rule = self.probe_only if evidence.concerns is None else self.probe
+        return min(
+            self.max_candidates,
+            evidence.max_trials // (rule.max_rollouts + self.max_confirmations),
+        )
 
     def _probes(
         self, new: list[Experience], evidence: TrialEvidence, ledger: Ledger
@@ -209,5 +220,5 @@ class ProbeThenTrial:
         ]
         return [
             confirmed(keep, evidence, ledger, self.max_confirmations, is_over)
-            for keep in open_ones[: self.max_candidates]
+            for keep in open_ones[: self._n_probed(evidence)]
         ]
