@@ -276,7 +276,7 @@ def test_of_advice_on_every_case_what_helps_is_learned_and_what_does_not_is_not(
     assert texts(program) == {EXACT}
     results = program.detailed_results
     assert results.best.mean > results.student.mean + 0.3
-    assert any(update.reason.startswith("tested E") for update in results.updates)
+    assert any("tested E" in update.reason for update in results.updates)
     reasons = [why for update in results.updates for why in update.dropped.values()]
     assert any("above 0 with probability 0." in why for why in reasons)
 

@@ -220,7 +220,7 @@ def test_trials_take_no_more_than_half_of_the_budget(most: int) -> None:
 def test_with_a_limit_too_what_helps_is_confirmed_and_what_harms_is_not() -> None:
     results = (program := compiled(world(EXACT, SHOUT), max_metric_calls=600)).detailed_results
     assert texts(program) == {EXACT}
-    assert any(update.reason.startswith("tested E") for update in results.updates)
+    assert any("tested E" in update.reason for update in results.updates)
     assert results.gain.mean > 0.3
 
 

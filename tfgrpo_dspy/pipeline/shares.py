@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 
 from tfgrpo_dspy.rollout import Usage
-from tfgrpo_dspy.settings import Settings
+from tfgrpo_dspy.settings import LEAST_VALIDATION, Settings
 
 VALIDATION_SHARE = 0.05
 """What one measurement on the validation set may take; student and result are measured."""
@@ -31,6 +31,6 @@ def affordable(settings: Settings, share: float, spent: Usage, n_rollouts: int) 
 def order_of(n_examples: int, settings: Settings) -> Sequence[int]:
     """The validation examples; in random order, if the budget may reach for the first ones only."""
     limits = (settings.max_metric_calls, settings.max_lm_calls, settings.max_cost)
-    if all(limit is None for limit in limits):
+    if n_examples <= LEAST_VALIDATION or all(limit is None for limit in limits):
         return range(n_examples)
     return random.Random(f"validation/{settings.seed}").sample(range(n_examples), n_examples)
