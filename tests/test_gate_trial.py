@@ -233,7 +233,7 @@ def test_after_two_epochs_it_stays_only_if_examples_outside_its_sources_speak_fo
     held: tuple[float, float], is_settled: bool
 ) -> None:
     before, _ = play(asked(add("polite", source(scores=(1, 1, 0, 0)))), by_text(polite=1.0))
-    shown = group(before.library, 1, "E2", 2, *held, 1.0, 0.0)
+    shown = group(before.library, 1, "E2", 2, *held, 1.0, 0.0, 0.0)
     bare = tuple(GroupEvidence(i, (OLD,) * 2, (0.0, 1.0)) for i in range(38))
     after, _ = play(later(before, groups=(shown, *bare)), by_text())
     assert after.library["E2"].is_on_trial

@@ -26,7 +26,7 @@ from tfgrpo_dspy.gate.rules import Probe, TrialRule
 from tfgrpo_dspy.gate.ruling import Ruling
 
 BELIEFS = Beliefs()
-SHORT_PROBE = Probe(pass_at=0.6, drop_at=0.2, pass_at_end=0.5, max_rollouts=2)
+SHORT_PROBE = Probe(pass_at=0.7, drop_at=0.2, pass_at_end=0.5, max_rollouts=2)
 LONG_PROBE = Probe(pass_at=0.9, drop_at=0.2, pass_at_end=0.5, max_rollouts=6)
 TRIAL_RULE = TrialRule()
 """What was best in `benchmarks/gate_model.py` with the concern signal that is measured there."""
