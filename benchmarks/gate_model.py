@@ -65,9 +65,7 @@ class World:
     None, a right lesson makes it .97, a wrong one .05 and both .6. `signal` is what is known of
     the questions that a lesson concerns: "known"; "80/10", a recall of .8 and false alarms on .1
     of the others; "none"; or a name of `MEASURED`: each lesson has recall and false alarms, or no
-    signal at all, as one of the lessons measured by `benchmarks/concern.py`. `ends_solved`: of a
-    group's rollouts two are made first; if both have the highest score, there are no more, unless
-    the group's rollouts are given different libraries (an experience is on trial in some of them).
+    signal at all, as one of the lessons measured by `benchmarks/concern.py`.
     """
 
     n_kinds: int = 10
@@ -81,7 +79,6 @@ class World:
     group_size: int = 5
     batch_size: int = 10
     max_calls: int = 2500
-    ends_solved: bool = False
     target: float = 0.9
     n_validation: int = 40
 
@@ -234,18 +231,12 @@ class Course:
             libraries = self.gate.assign(
                 GroupPlan(self.library, question, self.update, world.group_size, concerned)
             )
-        scores: list[float] = []
-        for library in libraries:
-            if self._is_solved(scores, libraries):
-                break
-            scores.append(float(self.draw.random() < self.lessons.chance(library, question)))
-        self.calls += len(scores)
-        return GroupEvidence(question, libraries[: len(scores)], tuple(scores))
-
-    def _is_solved(self, scores: Sequence[float], libraries: Sequence[ExperienceLibrary]) -> bool:
-        """Whether the group is not continued: its first two rollouts have the highest score."""
-        ends = self.world.ends_solved and len(set(libraries)) == 1
-        return ends and list(scores) == [1.0, 1.0]
+        scores = tuple(
+            float(self.draw.random() < self.lessons.chance(library, question))
+            for library in libraries
+        )
+        self.calls += world.group_size
+        return GroupEvidence(question, libraries, scores)
 
     def _proposed(self, groups: Sequence[GroupEvidence]) -> tuple[Operation, ...]:
         """The operations that reflection proposes; a text that is there already is not repeated."""

@@ -208,10 +208,10 @@ def test_a_lesson_that_only_wins_on_its_own_source_is_never_settled(
     assert decision.library["E2"].is_on_trial
 
 
-def test_after_two_epochs_without_other_evidence_it_is_dropped() -> None:
+def test_after_three_epochs_without_other_evidence_it_is_dropped() -> None:
     decision = on_trial()
     bare = tuple(GroupEvidence(i, (OLD,) * 2, (0.0, 1.0)) for i in range(10, 15))
-    for update in range(1, 9):
+    for update in range(1, 13):
         assert "E2" in {own.id for own in decision.library}
         decision, _ = play(later(decision, update=update, groups=bare), by_text())
     assert "E2" in decision.dropped
@@ -229,12 +229,12 @@ def test_one_that_does_nothing_is_dropped_in_the_end() -> None:
 
 
 @pytest.mark.parametrize(("held", "is_settled"), [((1.0, 1.0), True), ((1.0, 0.0), False)])
-def test_after_two_epochs_it_stays_only_if_examples_outside_its_sources_speak_for_it(
+def test_after_three_epochs_it_stays_only_if_examples_outside_its_sources_speak_for_it(
     held: tuple[float, float], is_settled: bool
 ) -> None:
     before, _ = play(asked(add("polite", source(scores=(1, 1, 0, 0)))), by_text(polite=1.0))
     shown = group(before.library, 1, "E2", 2, *held, 1.0, 0.0, 0.0)
-    bare = tuple(GroupEvidence(i, (OLD,) * 2, (0.0, 1.0)) for i in range(38))
+    bare = tuple(GroupEvidence(i, (OLD,) * 2, (0.0, 1.0)) for i in range(58))
     after, _ = play(later(before, groups=(shown, *bare)), by_text())
     assert after.library["E2"].is_on_trial
     last, _ = play(later(after, groups=bare[:1], update=2), by_text())

@@ -51,11 +51,11 @@ class TrialRule:
         ValueError: a number is out of range.
     """
 
-    settle_at: float = 0.9
+    settle_at: float = 0.85
     drop_at: float = 0.2
     harm_at: float = 0.8
-    max_epochs: float = 2.0
-    settle_at_last: float = 0.7
+    max_epochs: float = 3.0
+    settle_at_last: float = 0.6
 
     def __post_init__(self) -> None:
         for name in ("settle_at", "drop_at", "harm_at", "settle_at_last"):

@@ -38,7 +38,7 @@ class ProbeThenTrial:
 
     Where somebody says which training examples experiences concern (`TrialEvidence.concerns`), the
     probe is short and lets a candidate only on trial; its source examples alone never settle it,
-    because a lesson can give their answers away. A trial lasts two epochs at most; what is not
+    because a lesson can give their answers away. A trial lasts three epochs at most; what is not
     settled by then stays only if examples outside its sources speak for it. Evidence from elsewhere
     are the groups that it concerns, and groups that made a KEEP of it: those are probed too. Where
     nobody says anything, a longer probe is all there is, and settles it.
