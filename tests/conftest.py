@@ -1,5 +1,6 @@
 """What every test starts from: DSPy as freshly imported, with an empty cache in memory."""
 
+import signal
 from collections.abc import Iterator
 
 import dspy
@@ -10,6 +11,9 @@ settings.register_profile(
     "tfgrpo", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("tfgrpo")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what it put behind
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
