@@ -35,7 +35,10 @@ class ExtraPairs:
         for example, half in zip(examples, halves, strict=True):
             first = frozenset(id_ for id_, is_in in zip(ids, half, strict=True) if is_in)
             for present in (first, frozenset(ids) - first):
-                library = _holding(evidence.incumbent, state, present)
+                library = ExperienceLibrary(
+                    state.holding(evidence.incumbent, present),
+                    next_number=evidence.incumbent.next_number,
+                )
                 trials.append((Trial(library, example, evidence.update, on="training"), present))
         return cls(evidence.update, tuple(trials))
 
@@ -45,16 +48,3 @@ class ExtraPairs:
             Row(f"{self.update}+{trial.example}", present, evidence.scores[trial])
             for trial, present in self.trials
         )
-
-
-def _holding(
-    library: ExperienceLibrary, state: OnTrial, present: frozenset[str]
-) -> ExperienceLibrary:
-    """The library, of those on trial with these only; of the others with what was there before."""
-    held = [
-        own if own.id not in state.tried or own.id in present else state.without(own)
-        for own in library
-    ]
-    return ExperienceLibrary(
-        [own for own in held if own is not None], next_number=library.next_number
-    )

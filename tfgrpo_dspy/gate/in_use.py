@@ -52,15 +52,15 @@ class TrialThenConfirm:
             can follow.
         ready_at: with this probability that it helps, an experience on trial is tested. (Its own:
             not pooled with those of the others. A test follows, which a lucky one does not pass.)
+        ready_at_last: the same, where no groups are left to try it in.
         keep_at: of those that pass a test together, the best is settled, and those that help with
             this probability; the others stay on trial.
-        ready_at_last: the same, where no groups are left to try it in.
         drop_at: with this probability or less it is dropped.
         max_epochs: after so many groups, as a share of the training set, it is dropped, if it is
             not ready then.
         max_on_trial: no ADD joins so many on trial; those with the most evidence come first.
         least_ahead: nothing is put on trial if fewer training rollouts than this are to come.
-        at_once: decides then; its `error` and `max_trials` are those of this gate.
+        at_once: decides then; its `error` is that of this gate.
         futility: a test ends when its chance to accept, by the trend so far, falls below this.
         max_passes: how often a test uses an example at most.
         metric: scores the validation trials in place of the optimizer's metric.
@@ -74,8 +74,8 @@ class TrialThenConfirm:
     max_trials: int = 400
     extra_share: float = 0.1
     ready_at: float = 0.9
-    keep_at: float = 0.97
     ready_at_last: float = 0.75
+    keep_at: float = 0.97
     drop_at: float = 0.25
     max_epochs: float = 1.0
     max_on_trial: int = 12
@@ -138,18 +138,15 @@ class TrialThenConfirm:
         """
         state = OnTrial.from_memory(plan.memory)
         halves = {own.id: random_half(plan, own) for own in plan.library if own.id in state.tried}
-
-        def held(own: Experience, rollout: int) -> Experience | None:
-            if own.id not in halves or rollout in halves[own.id]:
-                return own
-            return state.without(own)
-
+        present = [
+            {id_ for id_, half in halves.items() if rollout in half}
+            for rollout in range(plan.n_rollouts)
+        ]
         return tuple(
             ExperienceLibrary(
-                [it for own in plan.library if (it := held(own, rollout)) is not None],
-                next_number=plan.library.next_number,
+                state.holding(plan.library, ids), next_number=plan.library.next_number
             )
-            for rollout in range(plan.n_rollouts)
+            for ids in present
         )
 
     def on_trial(self, memory: Any) -> frozenset[str]:
@@ -189,7 +186,8 @@ class TrialThenConfirm:
             return first
         state = OnTrial.from_memory(first.memory)
         taken, _ = sift(first.library, operations, evidence.limits)
-        at_once = replace(self.at_once, error=self.error, max_trials=most)
+        n_most = min(most, self.at_once.max_trials)
+        at_once = replace(self.at_once, error=self.error, max_trials=n_most)
         account = Account(state.error_spent)
         second = at_once.next(
             replace(evidence, incumbent=first.library, operations=tuple(taken), memory=account)

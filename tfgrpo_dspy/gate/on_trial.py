@@ -5,7 +5,7 @@ it travels.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -145,13 +145,16 @@ class OnTrial:
         self, library: ExperienceLibrary, also: frozenset[str] = frozenset()
     ) -> list[Experience]:
         """What a program would be given of the library: what is settled, and those of `also`."""
-        given = [
-            own
-            if own.id not in self.tried or self.tried[own.id].is_delete or own.id in also
-            else self.without(own)
+        to_be_deleted = {id_ for id_, tried in self.tried.items() if tried.is_delete}
+        return self.holding(library, also | to_be_deleted)
+
+    def holding(self, library: ExperienceLibrary, present: Container[str]) -> list[Experience]:
+        """All that is settled; of those on trial these, and for the others what stood before."""
+        held = [
+            own if own.id not in self.tried or own.id in present else self.without(own)
             for own in library
         ]
-        return [own for own in given if own is not None]
+        return [own for own in held if own is not None]
 
     # ------------------------------------------------------------------ the error of the run
 
