@@ -3,7 +3,7 @@
 `protocol` says what a gate is asked and what it answers. Each gate has a file of its own: `auto`
 (the default), `in_use` (TrialThenConfirm; its memory in `on_trial`, its own rollouts in `extra`),
 `trial` (ProbeThenTrial; `probing`, `posterior`, `records`, `rules`, `ruling`), `factorial`,
-`paired`. Several of them rest on `sequential` (tests), `effects`, `candidates`, `halves`, `concern`.
+`paired`. Several rest on `sequential` (tests), `effects`, `candidates`, `halves` and `concern`.
 """
 
 from tfgrpo_dspy.gate.auto import AutoGate
