@@ -6,12 +6,11 @@ They see a run as our gates do. The operations of an update are the candidates.
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.gate import Decision, Gate, Trial, TrialEvidence, Trials
-from tfgrpo_dspy.gate.sequential import Account
+from tfgrpo_dspy.gate import Decision, Trial, TrialEvidence, Trials
 
 
 def _mean(evidence: TrialEvidence, trials: Sequence[Trial]) -> float:
@@ -123,16 +122,3 @@ class SimbaRule:
         if unpaid := _unpaid(evidence, [trial for of_one in full.values() for trial in of_one]):
             return unpaid
         return Decision(max(full, key=lambda lib: _mean(evidence, full[lib])), "simba")
-
-
-@dataclass(frozen=True)
-class EachAlone:
-    """One of our gates, spending its whole `error` on every update, to be as lax as others."""
-
-    gate: Gate
-    metric: Callable[..., Any] | None = None
-
-    def next(self, evidence: TrialEvidence) -> Trials | Decision:
-        known = evidence.memory.n_known if evidence.memory else 0
-        last = replace(evidence, n_updates=evidence.update + 1, memory=Account(0.0, known))
-        return self.gate.next(last)

@@ -3,15 +3,15 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gate_rules import EachAlone, GepaRule, MeanRises, SimbaRule
+from gate_rules import GepaRule, MeanRises, SimbaRule
 from gate_world import N_UPDATES, TRAINING, Outcome, run, world
 from scipy.stats import beta
 
-from tfgrpo_dspy.gate import AutoGate, FactorialGate, NoGate, PairedGate
+from tfgrpo_dspy.gate import AutoGate, FactorialGate, NoGate, PairedGate, TrialInUse
 
 EARLY = 8
 """Lessons of so many first updates have training groups after them."""
@@ -22,6 +22,8 @@ OTHERS = {
     "GEPA's rule": GepaRule(),
     "SIMBA's rule": SimbaRule(),
 }
+IN_USE = {0: (24, 66, 88), 4: (100, 190), 12: (100, 190)}
+"""Rollouts an update that `TrialInUse` may take, by the number of useless lessons in the table."""
 Sums = Mapping[str, float]
 Figures = dict[str, Any]
 Updates = Callable[[int], Sequence[Sequence[float]]]
@@ -127,7 +129,8 @@ def null_cell(name: str, gate: Any, n: int, n_lessons: int, scores: str, n_runs:
 def null() -> Iterator[Cell]:
     """Lessons that do nothing. With a single one, factorial and paired gate do the same."""
     for n, n_lessons, scores in itertools.product((20, 50, 200), (1, 4), ("bernoulli", "skewed")):
-        yield null_cell("auto", OURS["auto"], n, n_lessons, scores, 1000)
+        n_runs = 1000 if n_lessons == 1 else 400
+        yield null_cell("auto", OURS["auto"], n, n_lessons, scores, n_runs)
     for n in (20, 50, 200):
         for scores, n_runs in (("bernoulli", 1000), ("rare", 300), ("skewed", 1000)):
             yield null_cell("paired", OURS["paired"], n, 1, scores, n_runs)
@@ -170,18 +173,17 @@ def mixed(worth: float, n_useless: int) -> Updates:
 
 
 def power_gates(n_useless: int) -> dict[str, Any]:
-    """Ours as they are, the others' rules as they are and stricter, ours as lax as the others."""
+    """Ours as they are, the others' rules as they are and stricter, `TrialInUse` lax and strict.
+
+    Its rollouts are those that GEPA's and SIMBA's rule take here.
+    """
     gates: dict[str, Any] = {**OURS, **OTHERS}
     for bar in (1.0, 2.0):
         gates[f"GEPA's rule, > {bar:g} errors"] = GepaRule(min_errors=bar)
         gates[f"SIMBA's rule, > {bar:g} errors"] = SimbaRule(min_errors=bar)
-    for max_trials, error in itertools.product((100, 200, 400), (0.3, 0.9)):
-        lax = replace(OURS["auto"].broad, error=error, max_trials=max_trials)
-        gates[f"ours, auto, {error} a run, {max_trials}"] = AutoGate(broad=lax)
-    ours = FactorialGate if n_useless else PairedGate
-    for max_trials, error in itertools.product((60, 150, 300), (0.1, 0.6)):
-        lax = EachAlone(ours(error=error, max_trials=max_trials))
-        gates[f"ours, {error} an update, {max_trials}"] = lax
+    for max_trials, settle_at in itertools.product(IN_USE[n_useless], (0.85, 0.9, 0.95, 0.98)):
+        in_use = TrialInUse(max_trials, settle_at)
+        gates[f"in use, {max_trials}, {settle_at}"] = AutoGate(broad=in_use)
     return gates
 
 
@@ -200,7 +202,7 @@ def power() -> Iterator[Cell]:
     for n_useless, worth in itertools.product((0, 4, 12), (0.05, 0.1, 0.2)):
         settings = {"examples": 50, "worth": worth, "useless": n_useless}
         for name, gate in power_gates(n_useless).items():
-            n_runs = 300 if n_useless == 0 else 150
+            n_runs = {0: 300, 4: 150, 12: 60}[n_useless]
             yield Cell("power", name, gate, settings, mixed(worth, n_useless), n_runs)
 
 
@@ -214,7 +216,7 @@ def compare_power(rows: Iterable[Figures]) -> None:
     for row in rows:
         cells.setdefault((row["worth"], row["useless"]), []).append(row)
     for cell in cells.values():
-        ours = [row for row in cell if row["gate"].startswith("ours") or row["gate"] in OURS]
+        ours = [row for row in cell if row["gate"].startswith("in use") or row["gate"] in OURS]
         for row in cell:
             if row not in ours:
                 row["ours"] = best_within(ours, row)

@@ -52,6 +52,7 @@ PUBLIC = [
     "TrainingFreeGRPOError",
     "Trial",
     "TrialEvidence",
+    "TrialInUse",
     "TrialThenConfirm",
     "Trials",
     "UpdateLibrary",

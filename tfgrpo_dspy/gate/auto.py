@@ -18,7 +18,6 @@ from tfgrpo_dspy.experience import (
     sift,
 )
 from tfgrpo_dspy.gate.concern import Concern, WordConcern, condition_of
-from tfgrpo_dspy.gate.in_use import TrialThenConfirm
 from tfgrpo_dspy.gate.protocol import (
     Decision,
     GroupEvidence,
@@ -27,6 +26,7 @@ from tfgrpo_dspy.gate.protocol import (
     Trials,
 )
 from tfgrpo_dspy.gate.sequential import Account
+from tfgrpo_dspy.gate.then_confirm import TrialThenConfirm
 from tfgrpo_dspy.gate.trial import ProbeThenTrial
 
 COMMON = 1 / 3

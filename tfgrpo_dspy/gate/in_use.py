@@ -1,396 +1,105 @@
-"""A gate for advice that concerns every example: a trial in use, which is free, then a proof.
+"""A gate for advice that concerns every example, by its use on training examples alone.
 
 A candidate goes on trial at once: a random half of the rollouts of every training group from then
-on is given it, drawn for each candidate anew, so that all are measured at once by rollouts that are
-paid for anyway (`effects`). What is unlikely to help is dropped. What very likely helps is tried
-together against the library without it, on validation examples, as deployed (`sequential`): only
-that test settles it, and only it spends of the error that the run may make.
-
-Towards the planned end of a run, or in a short one, no groups are left to try anything in. Then
-what is on trial and likely helps is tested, and new candidates are measured on the validation set
-at once.
+on is given it, drawn for each candidate anew. Besides, training examples are rolled out in pairs,
+with a random half of all that is on trial and with the other half. So each rollout is evidence on
+every candidate (`effects`), and what they say together settles or drops it. No rollout goes to a
+proof, and the validation set is not used: this finds more, and lets more useless advice pass, than
+`TrialThenConfirm`.
 """
 
-import math
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tfgrpo_dspy.experience import Experience, ExperienceLibrary, sift
-from tfgrpo_dspy.gate.effects import Estimate
+from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate.extra import ExtraPairs
-from tfgrpo_dspy.gate.factorial import FactorialGate
-from tfgrpo_dspy.gate.halves import random_half
+from tfgrpo_dspy.gate.judging import Judging, Rules, after
 from tfgrpo_dspy.gate.on_trial import OnTrial
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, TrialEvidence, Trials
-from tfgrpo_dspy.gate.sequential import (
-    MIN_TRIALS,
-    Account,
-    Plan,
-    Verdict,
-    check_settings,
-    compare,
-)
 
 
 @dataclass(frozen=True, slots=True)
-class TrialThenConfirm:
-    """Lessons on trial in training groups; those that seem to help are confirmed on validation.
+class TrialInUse:
+    """Lessons on trial in training groups and in pairs of training rollouts, which settle them.
 
-    Over all updates of a run, the chance that a run of useless lessons ends with any is at most
-    `error`: each test may spend `error_share` of what is left of it. A new text under an old id is
-    on trial against the old text; a DELETE puts what it names on trial against its absence, and it
-    goes if it cannot be told from useless. Experiences carry their `effect`, as training groups
-    showed it.
+    Probabilities are posterior ones, pooled over all on trial, and looked at after every update
+    without a correction: how many useless lessons pass is what `benchmarks/gates.py` measured, not
+    a guarantee. A new text under an old id is on trial against the old text; a DELETE puts what it
+    names on trial against its absence, and it goes if it cannot be told from useless.
 
     Args:
-        error: the chance that a run of useless lessons ends with any of them.
-        error_share: how much of the error that is left one test may spend.
-        max_trials: how many rollouts the decision on one update may take.
-        extra_share: how much of `max_trials` is for pairs of rollouts on training examples, beside
-            the groups; none of it where the run has a budget of calls or cost, or where no test
-            can follow.
-        ready_at: with this probability that it helps, an experience on trial is tested. (Its own:
-            not pooled with those of the others. A test follows, which a lucky one does not pass.)
-        ready_at_last: the same, where no groups are left to try it in.
-        keep_at: of those that pass a test together, the best is settled, and those that help with
-            this probability; the others stay on trial.
+        max_trials: how many rollouts, in pairs, an update takes at most; 0: the groups tell all.
+        settle_at: with this probability that it helps, an experience is settled.
         drop_at: with this probability or less it is dropped.
-        max_epochs: after so many groups, as a share of the training set, it is dropped, if it is
-            not ready then.
+        max_epochs: after so many groups, as a share of the training set, its trial ends.
         max_on_trial: no ADD joins so many on trial; those with the most evidence come first.
-        least_ahead: nothing is put on trial if fewer training rollouts than this are to come.
-        at_once: decides then; its `error` is that of this gate.
-        futility: a test ends when its chance to accept, by the trend so far, falls below this.
-        max_passes: how often a test uses an example at most.
-        metric: scores the validation trials in place of the optimizer's metric.
+        metric: scores the pairs in place of the optimizer's metric.
 
     Raises:
         ValueError: a number is out of range.
     """
 
-    error: float = 0.06
-    error_share: float = 0.5
-    max_trials: int = 400
-    extra_share: float = 0.1
-    ready_at: float = 0.9
-    ready_at_last: float = 0.75
-    keep_at: float = 0.97
-    drop_at: float = 0.25
+    max_trials: int = 100
+    settle_at: float = 0.85
+    drop_at: float = 0.4
     max_epochs: float = 1.0
-    max_on_trial: int = 12
-    least_ahead: int = 60
-    at_once: FactorialGate = field(default_factory=FactorialGate)
-    futility: float = 0.02
-    max_passes: int = 10
+    max_on_trial: int = 30
     metric: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        check_settings(self.error, self.max_trials, self.futility, self.max_passes)
-        if not 0 < self.error_share <= 1:
-            raise ValueError(f"error_share={self.error_share}: pass more than 0, at most 1.")
-        if not 0 <= self.extra_share < 1:
-            raise ValueError(f"extra_share={self.extra_share}: pass a share from 0, below 1.")
-        if not 0 <= self.drop_at < self.ready_at_last <= self.ready_at <= self.keep_at < 1:
+        if self.max_trials < 0 or self.max_on_trial < 1 or self.max_epochs <= 0:
             raise ValueError(
-                f"drop_at={self.drop_at}, ready_at_last={self.ready_at_last}, "
-                f"ready_at={self.ready_at}, keep_at={self.keep_at}: "
-                f"pass 0 <= drop_at < ready_at_last <= ready_at <= keep_at < 1."
+                f"max_trials={self.max_trials}, max_on_trial={self.max_on_trial}, "
+                f"max_epochs={self.max_epochs}: pass at least 0, at least 1 and more than 0."
             )
-        if self.max_epochs <= 0 or self.max_on_trial < 1:
+        if not 0 <= self.drop_at < self.settle_at < 1:
             raise ValueError(
-                f"max_epochs={self.max_epochs}, max_on_trial={self.max_on_trial}: pass more than "
-                f"0, and at least 1."
+                f"drop_at={self.drop_at}, settle_at={self.settle_at}: "
+                f"pass 0 <= drop_at < settle_at < 1."
             )
 
     def next(self, evidence: TrialEvidence) -> Trials | Decision:
-        """The next trials of a test, or the decision."""
-        state = OnTrial.from_memory(evidence.memory).having_read(evidence)
-        if self.is_over(evidence):
-            return self._ended(state, evidence)
-        return self._ruled(state, evidence, self.max_trials)
+        """The pairs of this update, or the decision.
 
-    def _ruled(self, state: OnTrial, evidence: TrialEvidence, most: int) -> Trials | Decision:
-        """What becomes of what is on trial, by at most so many rollouts; and of the operations."""
-        n_extra_pairs = self._n_extra_pairs(state, evidence, most)
-        extra = ExtraPairs.of(state, evidence, n_extra_pairs)
-        trials = tuple(trial for trial, _ in extra.trials)
+        First by the groups, which may end a trial; then, with the operations on trial too, by the
+        pairs.
+        """
+        state = OnTrial.from_memory(evidence.memory).having_read(evidence)
+        first = self._judged(state, evidence, is_over=False)
+        state = OnTrial.from_memory(first.memory)
+        evidence = replace(evidence, incumbent=first.library, operations=())
+        most = self.max_trials if evidence.max_trials is None else evidence.max_trials
+        pairs = ExtraPairs.of(state, evidence, min(most, self.max_trials) // 2)
+        trials = tuple(trial for trial, _ in pairs.trials)
         if any(trial not in evidence.scores for trial in trials):
             return Trials(trials)
-        state = replace(state, rows=state.rows + extra.rows(evidence))
-        estimates = state.estimates()
-        plan = self._plan(state, evidence, most - 2 * n_extra_pairs)
-        ready = self._ready(state, estimates, evidence)
-        verdict = self._tested(state, ready, evidence, plan)
-        if isinstance(verdict, Trials):
-            return verdict
-        ruling = _Ruling(self, state, estimates, evidence)
-        return ruling.decision(ready, verdict)
+        state = replace(state, rows=state.rows + pairs.rows(evidence))
+        is_over = evidence.n_ahead == 0 and evidence.update + 1 >= evidence.n_updates
+        return after(replace(first, reason=""), self._judged(state, evidence, is_over=is_over))
 
-    def most_trials(self, n_examples: int) -> int:
+    def most_trials(self, n_examples: int) -> int:  # noqa: ARG002 - of the validation set
         """How many rollouts the decision on one update takes at most."""
-        return self.max_trials if n_examples else 0
+        return self.max_trials
 
     def assign(self, plan: GroupPlan) -> tuple[ExperienceLibrary, ...]:
         """The library of each rollout of a group: a random half holds each experience on trial.
 
         The others hold what stood before it: the old text of a MODIFY, or nothing.
         """
-        state = OnTrial.from_memory(plan.memory)
-        halves = {own.id: random_half(plan, own) for own in plan.library if own.id in state.tried}
-        present = [
-            {id_ for id_, half in halves.items() if rollout in half}
-            for rollout in range(plan.n_rollouts)
-        ]
-        return tuple(
-            ExperienceLibrary(
-                state.holding(plan.library, ids), next_number=plan.library.next_number
-            )
-            for ids in present
-        )
+        return OnTrial.from_memory(plan.memory).assigned(plan)
 
     def on_trial(self, memory: Any) -> frozenset[str]:
         """The ids of what this gate has on trial, by what its last decision left."""
         return frozenset(OnTrial.from_memory(memory).tried)
 
-    def is_over(self, evidence: TrialEvidence) -> bool:
-        """Whether there are too few groups to come to try anything in."""
-        return evidence.n_ahead is not None and evidence.n_ahead < self.least_ahead
-
-    # ------------------------------------------------------------------ who is tested, and how
-
-    def _ready(
-        self, state: OnTrial, estimates: Mapping[str, Estimate], evidence: TrialEvidence
-    ) -> tuple[str, ...]:
-        """Which of those that an operation added or changed are to be tested now."""
-        least = self.ready_at_last if self.is_over(evidence) else self.ready_at
-        return tuple(
+    def _judged(self, state: OnTrial, evidence: TrialEvidence, *, is_over: bool) -> Decision:
+        """By all that is known; nothing stays on trial when the run is over."""
+        estimates = state.estimates()
+        settled = {
             id_
-            for id_, tried in state.tried.items()
-            if not tried.is_delete and id_ in estimates and estimates[id_].p_unpooled >= least
-        )
-
-    def _ended(self, state: OnTrial, evidence: TrialEvidence) -> Trials | Decision:
-        """First what is on trial is tested or dropped; then new candidates are decided at once.
-
-        Where there are both, each may take half of the rollouts.
-        """
-        first: Trials | Decision = Decision(evidence.incumbent, "", memory=state.to_memory())
-        operations, n_parts = evidence.operations, 2 if state.tried and evidence.operations else 1
-        most = max(MIN_TRIALS, self.max_trials // n_parts)
-        if evidence.max_trials is not None:
-            evidence = replace(evidence, max_trials=evidence.max_trials // n_parts)
-        if state.tried:
-            first = self._ruled(state, replace(evidence, operations=()), most)
-        if isinstance(first, Trials):
-            return first
-        state = OnTrial.from_memory(first.memory)
-        taken, _ = sift(first.library, operations, evidence.limits)
-        n_most = min(most, self.at_once.max_trials)
-        at_once = replace(self.at_once, error=self.error, max_trials=n_most)
-        account = Account(state.error_spent)
-        second = at_once.next(
-            replace(evidence, incumbent=first.library, operations=tuple(taken), memory=account)
-        )
-        if isinstance(second, Trials):
-            return second
-        spent = second.memory.error_spent
-        return replace(
-            second,
-            reason="; ".join(filter(None, (first.reason, second.reason))),
-            dropped={**first.dropped, **second.dropped},
-            memory=replace(state, error_spent=spent).to_memory(),
-        )
-
-    def _n_extra_pairs(self, state: OnTrial, evidence: TrialEvidence, most: int) -> int:
-        """How many pairs are made beside the groups.
-
-        None where a budget limits the trials, and none where no test can follow.
-        """
-        if not state.tried or evidence.max_trials is not None:
-            return 0
-        n_pairs = int(self.extra_share * most) // 2
-        return 0 if self._plan(state, evidence, most - 2 * n_pairs) is None else n_pairs
-
-    def _plan(self, state: OnTrial, evidence: TrialEvidence, most: int) -> Plan | None:
-        """The test that is possible with so many; None: too few to tell a gain from luck."""
-        if evidence.max_trials is not None:
-            most = min(most, evidence.max_trials)
-        n_pairs = min(most // 2, self.max_passes * evidence.n_examples)
-        plan = Plan(n_pairs, self.error_share * state.error_left(self.error), 4, self.futility)
-        return None if plan.is_hopeless(evidence.n_examples) else plan
-
-    def _tested(
-        self, state: OnTrial, ready: Sequence[str], evidence: TrialEvidence, plan: Plan | None
-    ) -> Trials | Verdict | None:
-        """How those that are ready do together, against the library without them."""
-        if not ready or plan is None:
-            return None
-        base = ExperienceLibrary(state.exported(evidence.incumbent))
-        proposed = ExperienceLibrary(state.exported(evidence.incumbent, frozenset(ready)))
-        return compare(replace(evidence, incumbent=base), proposed, plan)
-
-
-class _Ruling:
-    """One decision in the making: what becomes of each experience, and why."""
-
-    def __init__(
-        self,
-        gate: TrialThenConfirm,
-        state: OnTrial,
-        estimates: Mapping[str, Estimate],
-        evidence: TrialEvidence,
-    ) -> None:
-        self._gate = gate
-        self._state = state
-        self._estimates = estimates
-        self._evidence = evidence
-        self._dropped: dict[str, str] = {}
-        self._notes: list[str] = []
-
-    def decision(self, ready: Sequence[str], verdict: Verdict | None) -> Decision:
-        """The library after the test and the operations, and what is to be remembered."""
-        state = self._state
-        if verdict is not None:
-            state = state.after_test(verdict)
-            self._notes.append(f"tested {', '.join(ready)}: {verdict}")
-        elif ready:
-            self._notes.append(f"{', '.join(ready)}: too few trials to tell a gain from luck")
-        judged: list[Experience] = []
-        for own in self._evidence.incumbent:
-            stays, state = self._judged(own, state, ready, verdict)
-            judged += stays
-        number = self._evidence.incumbent.next_number
-        library = ExperienceLibrary(judged, next_number=number)
-        library, state = self._with_operations(library, state)
-        library = library.annotated({own.id: self._annotations(own, state) for own in library})
-        exported = state.exported(library)
-        n_on_trial = len(state.tried)
-        counts = f"{len(library) - n_on_trial} settled, {n_on_trial} on trial"
-        counts += f", {len(self._dropped)} dropped" if self._dropped else ""
-        return Decision(
-            library,
-            "; ".join([*self._notes, counts]),
-            ExperienceLibrary(exported, next_number=library.next_number),
-            self._dropped,
-            state.to_memory(),
-        )
-
-    def _judged(
-        self, own: Experience, state: OnTrial, ready: Sequence[str], verdict: Verdict | None
-    ) -> tuple[list[Experience], OnTrial]:
-        """What stays of one of the incumbent's, in use for good or on trial still."""
-        tried = state.tried.get(own.id)
-        if tried is None:
-            return [own], state
-        if own.id in ready and verdict is not None:
-            if verdict.is_better and own.id in self._carrying(ready):
-                return [own], state.having_ended(own.id)
-            if verdict.is_better and not self._gate.is_over(self._evidence):
-                return [own], state
-            return self._gone(own, state, f"tested with {len(ready) - 1} others: {verdict}")
-        estimate = self._estimates.get(own.id)
-        n_most = self._gate.max_epochs * max(self._evidence.n_training, 1)
-        is_over = self._gate.is_over(self._evidence)
-        is_late = is_over or state.n_groups(own.id) >= n_most
-        if tried.is_delete:
-            return self._undeleted(own, state, estimate, is_late)
-        is_useless = estimate is not None and estimate.p_positive <= self._gate.drop_at
-        is_ready = estimate is not None and estimate.p_unpooled >= self._gate.ready_at
-        if is_useless or is_over or (is_late and not is_ready):
-            return self._gone(own, state, _reason(estimate))
-        return [own], state
-
-    def _carrying(self, ready: Sequence[str]) -> frozenset[str]:
-        """Of those that passed a test together, the ones that it was passed by: not the riders."""
-        sure = {id_ for id_ in ready if self._estimates[id_].p_unpooled >= self._gate.keep_at}
-        best = max(ready, key=lambda id_: self._estimates[id_].effect.estimate)
-        return frozenset(sure | {best})
-
-    def _undeleted(
-        self, own: Experience, state: OnTrial, estimate: Estimate | None, is_late: bool
-    ) -> tuple[list[Experience], OnTrial]:
-        """Of what a DELETE named: it stays if it helps, and goes where that cannot be shown."""
-        if estimate is not None and estimate.p_positive >= self._gate.ready_at:
-            self._notes.append(f"{own.id} was to be deleted, and stays: {_reason(estimate)}")
-            return [own], state.having_ended(own.id)
-        if is_late or (estimate is not None and estimate.p_positive <= self._gate.drop_at):
-            self._dropped[own.id] = f"deleted by an operation: {_reason(estimate)}"
-            return [], state.having_ended(own.id)
-        return [own], state
-
-    def _gone(
-        self, own: Experience, state: OnTrial, reason: str
-    ) -> tuple[list[Experience], OnTrial]:
-        """Without it; or with its old text, where there is one."""
-        before = state.without(own)
-        if before is None:
-            self._dropped[own.id] = reason
-            return [], state.having_ended(own.id)
-        self._notes.append(f"{own.id} has its old text again; of the new one: {reason}")
-        return [before], state.having_ended(own.id)
-
-    # ------------------------------------------------------------------ what the operations ask
-
-    def _with_operations(
-        self, library: ExperienceLibrary, state: OnTrial
-    ) -> tuple[ExperienceLibrary, OnTrial]:
-        """The library with what they add, change and delete on trial."""
-        proposed = library.apply(self._evidence.operations, self._evidence.limits)
-        old = {own.id: own for own in library}
-        staying = {own.id: own for own in proposed}
-        kept: list[Experience] = []
-        for own in library:
-            if own.id not in staying:
-                remains, state = self._deleted(own, state)
-                kept += remains
-            else:
-                if staying[own.id] != own:
-                    state = state.having_begun(staying[own.id], before=own)
-                kept.append(staying[own.id])
-        new = [own for own in proposed if own.id not in old]
-        room = max(0, self._gate.max_on_trial - len(state.tried))
-        by_evidence = sorted(new, key=lambda own: -len(own.evidence))
-        for own in by_evidence[room:]:
-            self._dropped[own.id] = f"{self._gate.max_on_trial} others are on trial"
-        for own in new:
-            if own.id not in self._dropped:
-                kept.append(own)
-                state = state.having_begun(own)
-        kept, state = self._within_limits(kept, staying, state)
-        return ExperienceLibrary(kept, next_number=proposed.next_number), state
-
-    def _deleted(self, own: Experience, state: OnTrial) -> tuple[list[Experience], OnTrial]:
-        """What a DELETE leaves: an experience that was settled is on trial against its absence."""
-        tried = state.tried.get(own.id)
-        if tried is not None and not tried.is_delete:
-            return self._gone(own, state, "deleted by an operation while it was on trial")
-        return [own], state if tried is not None else state.having_begun(own, is_delete=True)
-
-    def _within_limits(
-        self, kept: Sequence[Experience], proposed: Container[str], state: OnTrial
-    ) -> tuple[list[Experience], OnTrial]:
-        """The same; where it is too many, without as many of those that a DELETE named."""
-        n_over = max(0, len(kept) - self._evidence.limits.max_experiences)
-        for own in [own for own in kept if own.id not in proposed][:n_over]:
-            self._dropped[own.id] = "deleted by an operation; the library is full"
-            state = state.having_ended(own.id)
-        return [own for own in kept if own.id not in self._dropped], state
-
-    def _annotations(self, own: Experience, state: OnTrial) -> dict[str, Any]:
-        """Whether it is on trial, and what was measured of this text, not of another."""
-        is_on_trial, estimate = own.id in state.tried, self._estimates.get(own.id)
-        is_said = estimate is not None and self._state.tried[own.id].said == (own.text, own.scope)
-        if estimate is None or not is_said or not estimate.is_known:
-            return {"is_on_trial": is_on_trial}
-        return {"is_on_trial": is_on_trial, "effect": estimate.effect}
-
-
-def _reason(estimate: Estimate | None) -> str:
-    if estimate is None or not math.isfinite(estimate.measured.standard_error):
-        return "its effect could not be measured"
-    effect = estimate.measured
-    return (
-        f"effect {effect.estimate:+.3f} (standard error {effect.standard_error:.3f}) over "
-        f"{effect.n_rollouts} rollouts; above 0 with probability {estimate.p_positive:.2f}"
-    )
+            for id_, estimate in estimates.items()
+            if estimate.p_positive >= self.settle_at and not state.tried[id_].is_delete
+        }
+        rules = Rules(self.drop_at, self.settle_at, self.max_epochs, self.max_on_trial, is_over)
+        return Judging(rules, state, estimates, evidence).decision(settled, {})

@@ -1,4 +1,4 @@
-"""What `TrialThenConfirm` remembers: who is on trial, what the groups showed, the error spent.
+"""What gates remember that try advice in all groups: who is on trial, what was shown, what spent.
 
 A value that reduces to dicts, lists, strings and numbers (`OnTrial.to_memory`), because that is how
 it travels.
@@ -11,7 +11,8 @@ from typing import Any
 
 from tfgrpo_dspy.experience import Experience, ExperienceLibrary
 from tfgrpo_dspy.gate.effects import Estimate, Row, estimate_effects
-from tfgrpo_dspy.gate.protocol import GroupEvidence, TrialEvidence
+from tfgrpo_dspy.gate.halves import random_half
+from tfgrpo_dspy.gate.protocol import GroupEvidence, GroupPlan, TrialEvidence
 from tfgrpo_dspy.gate.sequential import Verdict
 
 Said = tuple[str, str]
@@ -155,6 +156,18 @@ class OnTrial:
             for own in library
         ]
         return [own for own in held if own is not None]
+
+    def assigned(self, plan: GroupPlan) -> tuple[ExperienceLibrary, ...]:
+        """The library of each rollout of a group: a random half holds each experience on trial."""
+        halves = {own.id: random_half(plan, own) for own in plan.library if own.id in self.tried}
+        present = [
+            {id_ for id_, half in halves.items() if rollout in half}
+            for rollout in range(plan.n_rollouts)
+        ]
+        return tuple(
+            ExperienceLibrary(self.holding(plan.library, ids), next_number=plan.library.next_number)
+            for ids in present
+        )
 
     # ------------------------------------------------------------------ the error of the run
 

@@ -129,7 +129,8 @@ class Ruling:
             return None
         self._records[experience.id] = record.before
         self._notes.append(f"{experience.id} has its old text again; of the new one: {reason}")
-        return replace(experience, text=record.before.text, scope=record.before.scope)
+        before = record.before
+        return Experience(experience.id, before.text, before.scope, experience.evidence)
 
     def _record_of(self, experience: Experience) -> Record:
         """What is known of it; an experience that was there from the start counts as settled."""

@@ -23,6 +23,7 @@ from tfgrpo_dspy.gate import (
     NoGate,
     PairedGate,
     ProbeThenTrial,
+    TrialInUse,
     TrialThenConfirm,
 )
 from tfgrpo_dspy.metric import adapt_metric
@@ -36,7 +37,7 @@ LEAST_VALIDATION = 10
 WHOLE_TRAINSET = 2**31
 """A batch size that no training set reaches: one batch an epoch."""
 NEEDED = ("max_staleness", "epochs", "max_experiences", "max_experience_words")
-OWN_GATES = (AutoGate, FactorialGate, PairedGate, ProbeThenTrial, TrialThenConfirm)
+OWN_GATES = (AutoGate, FactorialGate, PairedGate, ProbeThenTrial, TrialInUse, TrialThenConfirm)
 PRESETS = ("light", "medium", "heavy")
 
 
