@@ -314,6 +314,8 @@ def test_a_new_text_on_trial_that_loses_gives_the_old_one_back() -> None:
     lost = [group(before.library, i, "E1", 2, 0.0, 0.0, 1.0, 1.0) for i in (1, 2)]
     decision, _ = play(later(before, groups=tuple(lost)), by_text())
     assert (decision.library["E1"].text, decision.library["E1"].is_on_trial) == ("Be brief.", False)
+    assert before.library["E1"].effect is not None
+    assert decision.library["E1"].effect is None  # that was the new one's
     assert decision.dropped == {}
 
 
