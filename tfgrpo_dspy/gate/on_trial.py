@@ -128,8 +128,9 @@ class OnTrial:
         """The same, without this one on trial; its presence in the rows counts as another's."""
         if id_ not in self.tried:
             return self
+        name = _free_name(id_, frozenset().union(*(row.present for row in self.rows)))
         rows = tuple(
-            replace(row, present=frozenset(_retired(name, id_) for name in row.present))
+            Row(row.block, row.present - {id_} | {name}, row.score) if id_ in row.present else row
             for row in self.rows
         )
         tried = {other: it for other, it in self.tried.items() if other != id_}
@@ -180,6 +181,9 @@ class OnTrial:
         return replace(self, error_spent=self.error_spent + verdict.error_spent)
 
 
-def _retired(name: str, id_: str) -> str:
-    """The name in rows of a text that is on trial no more: never one of a later text."""
-    return f"{name}'" if name.rstrip("'") == id_ else name
+def _free_name(id_: str, taken: Container[str]) -> str:
+    """A name in rows for a text that is on trial no more: never one of a later text."""
+    name = f"{id_}'"
+    while name in taken:
+        name += "'"
+    return name
