@@ -87,11 +87,11 @@ class TrialInUse:
 
         The others hold what stood before it: the old text of a MODIFY, or nothing.
         """
-        return OnTrial.from_memory(plan.memory).assigned(plan)
+        return OnTrial.who(plan.memory).assigned(plan)
 
     def on_trial(self, memory: Any) -> frozenset[str]:
         """The ids of what this gate has on trial, by what its last decision left."""
-        return frozenset(OnTrial.from_memory(memory).tried)
+        return frozenset(OnTrial.who(memory).tried)
 
     def _judged(self, state: OnTrial, evidence: TrialEvidence, *, is_over: bool) -> Decision:
         """By all that is known; nothing stays on trial when the run is over."""

@@ -44,12 +44,17 @@ class OnTrial:
         """What `to_memory` gave; an empty one for None."""
         if memory is None:
             return cls()
+        rows = tuple(Row(block, frozenset(ids), score) for block, ids, score in memory["rows"])
+        return replace(cls.who(memory), rows=rows, error_spent=memory["error_spent"])
+
+    @classmethod
+    def who(cls, memory: Any) -> "OnTrial":
+        """Who is on trial by what `to_memory` gave, without the rows, of which there are many."""
         tried = {
             id_: Tried(tuple(said), before and tuple(before), is_delete)
-            for id_, (said, before, is_delete) in memory["tried"].items()
+            for id_, (said, before, is_delete) in (memory or {"tried": {}})["tried"].items()
         }
-        rows = tuple(Row(block, frozenset(ids), score) for block, ids, score in memory["rows"])
-        return cls(tried, rows, memory["error_spent"])
+        return cls(tried)
 
     def to_memory(self) -> dict[str, Any]:
         """Everything as JSON has it, without the groups in which nobody varies who is on trial."""

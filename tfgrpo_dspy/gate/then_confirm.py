@@ -134,11 +134,11 @@ class TrialThenConfirm:
 
         The others hold what stood before it: the old text of a MODIFY, or nothing.
         """
-        return OnTrial.from_memory(plan.memory).assigned(plan)
+        return OnTrial.who(plan.memory).assigned(plan)
 
     def on_trial(self, memory: Any) -> frozenset[str]:
         """The ids of what this gate has on trial, by what its last decision left."""
-        return frozenset(OnTrial.from_memory(memory).tried)
+        return frozenset(OnTrial.who(memory).tried)
 
     def is_over(self, evidence: TrialEvidence) -> bool:
         """Whether there are too few groups to come to try anything in."""
