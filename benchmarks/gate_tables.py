@@ -22,7 +22,7 @@ OTHERS = {
     "GEPA's rule": GepaRule(),
     "SIMBA's rule": SimbaRule(),
 }
-IN_USE = {0: (24, 66, 88), 4: (100, 190), 12: (100, 190)}
+IN_USE = {0: (24, 66), 4: (100, 190), 12: (100, 190)}
 """Rollouts an update that `TrialInUse` may take, by the number of useless lessons in the table."""
 Sums = Mapping[str, float]
 Figures = dict[str, Any]
