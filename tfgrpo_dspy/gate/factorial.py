@@ -71,8 +71,8 @@ class FactorialGate:
 
     error: float = 0.06
     max_trials: int = 200
-    choose_share: float = 0.2
-    prune_share: float = 0.3
+    choose_share: float = 0.4
+    prune_share: float = 0.1
     min_probability: float = 0.8
     futility: float = 0.02
     margin: float = 0.02
