@@ -178,7 +178,10 @@ def test_an_update_in_which_nothing_helps_costs_the_choosing_only() -> None:
     decision, asked = play(FactorialGate(), of_twelve(*update), score_of)
     assert decision.library == INCUMBENT
     assert decision.reason == "no operation seems to help"
-    assert len({trial for trials in asked for trial in trials.trials}) <= FactorialGate().choose_share * 200
+    assert (
+        len({trial for trials in asked for trial in trials.trials})
+        <= FactorialGate().choose_share * 200
+    )
     assert decision.memory.error_spent == 0
 
 

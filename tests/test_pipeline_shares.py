@@ -3,6 +3,7 @@
 import logging
 import random
 import re
+import zlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,6 +55,15 @@ def answered(prompt: Prompt) -> str:
 def world(*advice: str) -> dspy.LM:
     def told(prompt: Prompt) -> str:
         return lessons(advice[case_in(prompt) % len(advice)])
+
+    return scripted_lm([(EXTRACT, told), ("question", answered)])
+
+
+def inventive_world() -> dspy.LM:
+    """One in which no lesson is written twice, so that a gate is asked at every update."""
+
+    def told(prompt: Prompt) -> str:
+        return lessons(f"Think of {zlib.crc32(prompt.text.encode())}.")
 
     return scripted_lm([(EXTRACT, told), ("question", answered)])
 
@@ -204,6 +214,47 @@ def test_without_a_limit_a_gate_is_told_of_none() -> None:
     gate = Told()
     compiled(world(EXACT), gate=gate, epochs=1)
     assert [evidence.max_trials for evidence in gate.told] == [None]
+
+
+def told_over_a_run(**settings: Any) -> list[TrialEvidence]:
+    gate = Told()
+    compiled(inventive_world(), gate=gate, max_experiences=1000, n_validation=30, **settings)
+    return gate.told
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("limit", [{"max_metric_calls": 600}, {"max_lm_calls": 700}], ids=str)
+@pytest.mark.timeout(60)
+def test_a_gate_is_told_how_many_training_rollouts_the_budget_has_room_for(
+    limit: dict[str, int], staleness: int
+) -> None:
+    told = told_over_a_run(epochs=50, max_staleness=staleness, **limit)
+    n_made = [sum(len(group.scores) for group in evidence.groups) for evidence in told]
+    for k, evidence in enumerate(told):
+        to_come = sum(n_made[k + 1 + staleness :])
+        assert evidence.n_ahead == pytest.approx(to_come, abs=48)
+    assert len(told) > 5
+    assert told[-1].n_ahead == 0
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_metric_calls": 10**6}], ids=str)
+def test_where_the_budget_is_ample_these_are_the_rollouts_that_are_planned(
+    limit: dict[str, int],
+) -> None:
+    told = told_over_a_run(epochs=2, max_staleness=1, **limit)
+    assert [evidence.n_ahead for evidence in told] == [96, 48, 0, 0]
+
+
+@pytest.mark.timeout(60)
+def test_what_a_gate_is_told_of_them_is_the_same_whatever_the_number_of_threads() -> None:
+    runs = [
+        told_over_a_run(epochs=50, max_lm_calls=500, max_staleness=2, num_threads=n_threads)
+        for n_threads in (1, 2, 8)
+    ]
+    told = [[evidence.n_ahead for evidence in run] for run in runs]
+    n_alike = min(map(len, told))
+    assert n_alike > 3
+    assert told[0][:n_alike] == told[1][:n_alike] == told[2][:n_alike]
 
 
 @pytest.mark.parametrize("most", [150, 300, 600])

@@ -10,6 +10,7 @@ from tfgrpo_dspy.gate import Decision, GroupEvidence, GroupPlan, Trial, TrialEvi
 from tfgrpo_dspy.pipeline.batches import Batch
 from tfgrpo_dspy.pipeline.concerns import Concerns
 from tfgrpo_dspy.pipeline.measuring import Measurements
+from tfgrpo_dspy.pipeline.pace import Pace
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.shares import GATE_SHARE, affordable
 from tfgrpo_dspy.rollout import Group
@@ -38,6 +39,7 @@ class Decider:
         self._measured = measured
         self._concerns = concerns
         self._n_training = n_training
+        self._pace = Pace(run.settings)
 
     async def decide(
         self, batch: Batch, library: ExperienceLibrary, operations: Sequence[Operation]
@@ -50,6 +52,7 @@ class Decider:
         """
         groups = tuple(group_evidence(batch, group) for group in batch.groups)
         self.groups += groups
+        self._pace.note(batch, self._measured.n_rollouts, self._recorder.usage["gate"])
         evidence: dict[str, Any] = {
             "incumbent": library,
             "operations": tuple(operations),
@@ -88,10 +91,14 @@ class Decider:
         return None if most is None else max(0, most - n)
 
     def _n_ahead(self, batch: Batch) -> int:
-        """How many training rollouts are planned with the library that is decided on now."""
+        """How many training rollouts are to come with the library that is decided on now.
+
+        As many as are planned, or as the budget has room for at the pace so far.
+        """
         if not batch.is_sampled:
             return 0
-        n_batches = batch.n_updates - batch.update - 1 - self._settings.max_staleness
+        n_batches = self._pace.n_updates_left(batch.n_updates - batch.update - 1)
+        n_batches -= self._settings.max_staleness
         return max(0, n_batches) * len(batch.examples) * self._settings.group_size
 
     def _with_keeps(self, decision: Decision, operations: Sequence[Operation]) -> Decision:

@@ -15,17 +15,23 @@ GATE_SHARE = 0.5
 def affordable(settings: Settings, share: float, spent: Usage, n_rollouts: int) -> int | None:
     """How many rollouts this share of the budget pays for; None: nothing limits them.
 
-    `spent` is what so many rollouts have cost. What a cache answered counts as well: a run that
-    is repeated decides the same.
+    `spent` is what so many rollouts have cost.
     """
-    n_calls = spent.n_lm_calls + spent.n_cached_calls
+    used = used_up(settings, spent, n_rollouts)
+    return int(share * n_rollouts / used) if used else None
+
+
+def used_up(settings: Settings, spent: Usage, n_rollouts: int) -> float:
+    """The share of the budget that this is, by the limit that it uses up most; 0: without limits.
+
+    What a cache answered counts as well: a run that is repeated decides the same.
+    """
     limits = (
         (settings.max_metric_calls, float(n_rollouts)),
-        (settings.max_lm_calls, float(n_calls)),
+        (settings.max_lm_calls, float(spent.n_lm_calls + spent.n_cached_calls)),
         (settings.max_cost, spent.cost_usd),
     )
-    found = [share * most * n_rollouts / cost for most, cost in limits if most is not None and cost]
-    return int(min(found)) if found else None
+    return max((cost / most for most, cost in limits if most is not None), default=0.0)
 
 
 def order_of(n_examples: int, settings: Settings) -> Sequence[int]:
