@@ -181,7 +181,8 @@ def power_gates(n_useless: int) -> dict[str, Any]:
     for bar in (1.0, 2.0):
         gates[f"GEPA's rule, > {bar:g} errors"] = GepaRule(min_errors=bar)
         gates[f"SIMBA's rule, > {bar:g} errors"] = SimbaRule(min_errors=bar)
-    for max_trials, settle_at in itertools.product(IN_USE[n_useless], (0.85, 0.9, 0.95, 0.98)):
+    strictness = (0.9, 0.98) if n_useless == 12 else (0.85, 0.9, 0.95, 0.98)
+    for max_trials, settle_at in itertools.product(IN_USE[n_useless], strictness):
         in_use = TrialInUse(max_trials, settle_at)
         gates[f"in use, {max_trials}, {settle_at}"] = AutoGate(broad=in_use)
     return gates
