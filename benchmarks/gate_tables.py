@@ -181,7 +181,7 @@ def power_gates(n_useless: int) -> dict[str, Any]:
     for bar in (1.0, 2.0):
         gates[f"GEPA's rule, > {bar:g} errors"] = GepaRule(min_errors=bar)
         gates[f"SIMBA's rule, > {bar:g} errors"] = SimbaRule(min_errors=bar)
-    strictness = (0.9, 0.98) if n_useless == 12 else (0.85, 0.9, 0.95, 0.98)
+    strictness = (0.85, 0.9, 0.95, 0.98) if n_useless == 4 else (0.9, 0.98)
     for max_trials, settle_at in itertools.product(IN_USE[n_useless], strictness):
         in_use = TrialInUse(max_trials, settle_at)
         gates[f"in use, {max_trials}, {settle_at}"] = AutoGate(broad=in_use)
@@ -203,7 +203,7 @@ def power() -> Iterator[Cell]:
     for n_useless, worth in itertools.product((0, 4, 12), (0.05, 0.1, 0.2)):
         settings = {"examples": 50, "worth": worth, "useless": n_useless}
         for name, gate in power_gates(n_useless).items():
-            n_runs = {0: 300, 4: 150, 12: 50}[n_useless]
+            n_runs = {0: 200, 4: 150, 12: 40}[n_useless]
             yield Cell("power", name, gate, settings, mixed(worth, n_useless), n_runs)
 
 

@@ -1,15 +1,15 @@
 """All subsets of five lessons, one by one, beside what the factorial gate makes of them.
 
-    python benchmarks/subsets.py [--complaints 100] [--minutes 4] [--gate-runs 20]
+    python benchmarks/subsets.py [--complaints 100] [--minutes 4] [--draws 200]
 
 Five lessons for the quickstart's task that a manager might write; the embedded LM, of 135M
 parameters, does better with some of them than with all. Each of the 32 subsets is baked into the
 student and scored on the same complaints, those of validation and of test, at temperature 0. Then
-`TrainingFreeGRPO.compile` with `FactorialGate` is given the five at once, and sees 40 complaints
-only; what it returns and the best of the 32 are compared on the other 60. Its first run has the
-task's own split, the others draw theirs from the same complaints; it is measured with the real LM,
-whose answers DSPy's cache remembers. `best` is the best of 32 on the very complaints that compare,
-so luck is on its side.
+`FactorialGate` is given the five at once, and sees 40 complaints only; what it returns and the best
+of the 32 are compared on the other 60. In its first run it is part of `TrainingFreeGRPO.compile`,
+with the real LM and the task's own split. The other runs draw their split, and the order of the
+lessons, at random, and the gate's trials are answered from the scores, which are all there. `best`
+is the best of 32 on the very complaints that compare, so luck is on its side.
 
 Goes on where it was stopped: scores are kept as they come, complaint by complaint, so that each
 subset is always scored on the same ones. Writes `benchmarks/results/subsets.json`.
@@ -27,8 +27,10 @@ import random
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,8 @@ from tfgrpo_dspy import (
     FactorialGate,
     TrainingFreeGRPO,
 )
+from tfgrpo_dspy.experience import Add
+from tfgrpo_dspy.gate import Trial, TrialEvidence, Trials
 from tfgrpo_dspy.local import PlainAdapter, local_lm
 
 ROOT = Path(__file__).parents[1]
@@ -146,22 +150,30 @@ class FiveLessons(dspy.Module):
         )
 
 
-def split_of(run: int, splits: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Which complaints the gate may see and which are held out; run 0: the task's own split."""
-    n_validation = splits.count("validation")
-    positions = list(range(len(splits)))
-    if run == 0:
-        seen = [k for k in positions if splits[k] == "validation"]
-    else:
-        seen = random.Random(f"subsets/{run}").sample(positions, n_validation)
-    return seen, [k for k in positions if k not in set(seen)]
+class Comparison:
+    """What a gate returned and the best of all subsets, on complaints that the gate never saw."""
+
+    def __init__(self, scores: dict[str, list[float]], seen: Sequence[int], n: int) -> None:
+        held_out = [k for k in range(n) if k not in set(seen)]
+        self._means = {name: mean_on(values, held_out) for name, values in scores.items()}
+        self._best = max(self._means, key=lambda name: self._means[name])
+
+    def of(self, returned: str) -> dict[str, Any]:
+        short = self._means[self._best] - self._means[returned]
+        return {
+            "returned": returned,
+            "held_out": round(self._means[returned], 4),
+            "best": self._best,
+            "best_held_out": round(self._means[self._best], 4),
+            "short_of_best": round(short, 4),
+        }
 
 
-def gate_run(
-    run: int, scores: dict[str, list[float]], complaints: Sequence[tuple[str, dspy.Example]]
+def compiled(
+    scores: dict[str, list[float]], complaints: Sequence[tuple[str, dspy.Example]]
 ) -> dict[str, Any]:
-    """What the gate returns, and the best of all subsets, both on complaints that it never saw."""
-    seen, held_out = split_of(run, [split for split, _ in complaints])
+    """A whole `compile` with the real LM, on the task's own split."""
+    seen = [k for k, (split, _) in enumerate(complaints) if split == "validation"]
     optimizer = TrainingFreeGRPO(
         house_style,
         extract_advantage=FiveLessons(),
@@ -177,21 +189,41 @@ def gate_run(
         program(), trainset=load()[0][:N_TRAIN], valset=[complaints[k][1] for k in seen]
     )
     learned = [experience.text for experience in ExperienceLibrary.from_program(optimized)]
-    returned = name_of([LESSONS.index(text) for text in learned])
-    means = {name: mean_on(values, held_out) for name, values in scores.items()}
-    best = max(means, key=lambda name: means[name])
     (update,) = optimized.detailed_results.updates
     return {
-        "run": run,
-        "returned": returned,
-        "held_out": round(means[returned], 4),
-        "best": best,
-        "best_held_out": round(means[best], 4),
-        "short_of_best": round(means[best] - means[returned], 4),
+        **Comparison(scores, seen, len(complaints)).of(
+            name_of(sorted(map(LESSONS.index, learned)))
+        ),
         "metric_calls": optimized.detailed_results.metric_calls,
         "reason": update.reason,
         "dropped": dict(update.dropped),
     }
+
+
+def drawn(run: int, scores: dict[str, list[float]], n: int, n_seen: int) -> dict[str, Any]:
+    """The gate alone, on a split of its own; the student is scored before, as in a compile."""
+    rng = random.Random(f"subsets/{run}")
+    seen = rng.sample(range(n), n_seen)
+    student = ExperienceLibrary()
+    evidence = TrialEvidence(
+        student,
+        tuple(Add(text) for text in rng.sample(LESSONS, len(LESSONS))),
+        n_seen,
+        update=0,
+        scores={Trial(student, i): scores["none"][k] for i, k in enumerate(seen)},
+    )
+    gate = FactorialGate()
+    while isinstance(answer := gate.next(evidence), Trials):
+        known = {
+            trial: scores[_subset_of(trial.library)][seen[trial.example]] for trial in answer.trials
+        }
+        evidence = replace(evidence, scores={**evidence.scores, **known})
+    found = Comparison(scores, seen, n).of(_subset_of(answer.library))
+    return {**found, "rollouts": len(evidence.scores)}
+
+
+def _subset_of(library: ExperienceLibrary) -> str:
+    return name_of(sorted(LESSONS.index(experience.text) for experience in library))
 
 
 # ------------------------------------------------------------------------------- what is shown
@@ -224,22 +256,21 @@ def show(result: dict[str, Any]) -> None:
             f"| {row['subset']} | {row['validation']:.3f} ({row['validation_error']:.3f}) "
             f"| {row['test']:.3f} ({row['test_error']:.3f}) |"
         )
-    print("\n| run | returned | held-out | best of 32 | held-out | short by | metric calls |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for run in result["gate_runs"]:
-        print(
-            f"| {run['run']} | {run['returned']} | {run['held_out']:.3f} | {run['best']} "
-            f"| {run['best_held_out']:.3f} | {run['short_of_best']:.3f} | {run['metric_calls']} |"
-        )
-    if short := [run["short_of_best"] for run in result["gate_runs"]]:
-        n_close = sum(value <= MARGIN for value in short)
-        print(f"\nwithin {MARGIN} of the best: {n_close} of {len(short)} runs; ", end="")
-        print(f"median short by {statistics.median(short):.3f}, most {max(short):.3f}")
+    own = result["compiled"]
+    print(f"\none compile: {own}")
+    draws = result["draws"]
+    counted = Counter(run["returned"] for run in draws)
+    short = [run["short_of_best"] for run in draws]
+    n_close = sum(value <= MARGIN for value in short)
+    print(f"\n{len(draws)} draws: within {MARGIN} of the best in {n_close}; short by ", end="")
+    print(f"{statistics.fmean(short):.3f} on average, {statistics.median(short):.3f} at the median")
+    print(f"{statistics.fmean(run['rollouts'] for run in draws):.0f} rollouts on average")
+    print("returned:", ", ".join(f"{name} ({n})" for name, n in counted.most_common()))
 
 
 def load_result(path: Path) -> dict[str, Any]:
     """What was measured before, of these lessons."""
-    empty: dict[str, Any] = {"lessons": list(LESSONS), "scores": {}, "gate_runs": []}
+    empty: dict[str, Any] = {"lessons": list(LESSONS), "scores": {}}
     if not path.exists():
         return empty
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -262,7 +293,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="All subsets of five lessons, and the gate.")
     parser.add_argument("--complaints", type=int, default=N_VALIDATION + N_TEST, help="of 100")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop measuring after")
-    parser.add_argument("--gate-runs", type=int, default=20)
+    parser.add_argument("--draws", type=int, default=200, help="of what the gate may see")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -291,14 +322,11 @@ def main() -> None:
     print(f"{n} complaints have been scored with every subset", flush=True)
     if n < len(complaints):
         return
-    if result.get("n_complaints") != n:
-        result.update(n_complaints=n, gate_runs=[])
-    result["table"] = table(scores, [split for split, _ in complaints])
-    for run in range(len(result["gate_runs"]), given.gate_runs):
-        if is_over():
-            break
-        result["gate_runs"].append(gate_run(run, scores, complaints))
-        save()
+    splits = [split for split, _ in complaints]
+    result["table"] = table(scores, splits)
+    result["compiled"] = compiled(scores, complaints)
+    n_seen = splits.count("validation")
+    result["draws"] = [drawn(run, scores, n, n_seen) for run in range(given.draws)]
     save()
     show(result)
 

@@ -94,15 +94,6 @@ def test_results_of_other_lessons_are_not_gone_on_from(tmp_path) -> None:
     assert subsets.load_result(path)["scores"] == {}
 
 
-def test_the_gate_sees_no_complaint_that_is_held_out() -> None:
-    splits = [split for split, _ in subsets.pool()]
-    for run in range(5):
-        seen, held_out = subsets.split_of(run, splits)
-        assert len(seen) == 40
-        assert sorted(seen + held_out) == list(range(100))
-    assert {splits[k] for k in subsets.split_of(0, splits)[0]} == {"validation"}
-
-
 GOOD = "Sorry! Please tell us your order number, and we will send you a replacement at once."
 
 
@@ -113,20 +104,30 @@ def answer(prompt: Prompt) -> str:
     return "Thank you for writing to us, we are glad to hear from you."
 
 
-def test_a_gate_run_names_what_the_gate_returned_and_what_it_falls_short_by() -> None:
+def test_a_compile_and_draws_name_what_the_gate_returned_and_what_it_falls_short_by() -> None:
     complaints = subsets.pool()
     with dspy.context(
         lm=lm_on(ScriptedEngine([("", answer)])), adapter=PlainAdapter(one_message=True)
     ):
         scores: dict[str, list[float]] = {}
         subsets.measure(scores, COMPLAINTS, 2, lambda: None)
-        found = subsets.gate_run(1, scores, complaints)
-    assert "2" in found["returned"].split("+")
-    assert "2" in found["best"].split("+")
-    assert found["held_out"] == pytest.approx(0.8, abs=0.02)
-    assert 0 <= found["short_of_best"] <= 0.02
-    assert found["short_of_best"] == pytest.approx(found["best_held_out"] - found["held_out"])
-    assert 12 < found["metric_calls"] <= 12 + 200
+        own = subsets.compiled(scores, complaints)
+    draws = [subsets.drawn(run, scores, 100, 40) for run in range(3)]
+    for found in (own, *draws):
+        assert "2" in found["returned"].split("+")
+        assert "2" in found["best"].split("+")
+        assert found["held_out"] == pytest.approx(0.8, abs=0.02)
+        assert 0 <= found["short_of_best"] <= 0.02
+        assert found["short_of_best"] == pytest.approx(found["best_held_out"] - found["held_out"])
+    assert 12 < own["metric_calls"] <= 12 + 200 + 40
+    assert all(40 < found["rollouts"] <= 40 + 200 for found in draws)
+
+
+def test_what_a_gate_never_saw_is_what_it_is_compared_on() -> None:
+    scores = {subsets.name_of(subset): [0.0] * 10 for subset in subsets.SUBSETS}
+    scores["2"], scores["3"] = [1.0] * 4 + [0.0] * 6, [0.0] * 4 + [0.5] * 6
+    found = subsets.Comparison(scores, [0, 1, 2, 3], 10).of("2")
+    assert (found["best"], found["best_held_out"], found["held_out"]) == ("3", 0.5, 0.0)
 
 
 def test_the_table_has_a_row_for_each_subset_with_the_best_on_top() -> None:
