@@ -33,7 +33,8 @@ class TrialInUse:
         settle_at: with this probability that it helps, an experience is settled.
         drop_at: with this probability or less it is dropped.
         max_epochs: after so many groups, as a share of the training set, its trial ends.
-        max_on_trial: no ADD joins so many on trial; those with the most evidence come first.
+        max_on_trial: where more would be on trial, those go that less likely help than not, then
+            the new ones with the least evidence.
         metric: scores the pairs in place of the optimizer's metric.
 
     Raises:

@@ -5,7 +5,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tfgrpo_dspy.experience import Experience, ExperienceLibrary
+from tfgrpo_dspy.experience import Add, Experience, ExperienceLibrary
 from tfgrpo_dspy.gate.effects import Estimate
 from tfgrpo_dspy.gate.on_trial import OnTrial
 from tfgrpo_dspy.gate.protocol import Decision, TrialEvidence
@@ -66,6 +66,7 @@ class Judging:
             judged += stays
         number = self._evidence.incumbent.next_number
         library = ExperienceLibrary(judged, next_number=number)
+        library, state = self._with_room(library, state)
         library, state = self._with_operations(library, state)
         library = library.annotated({own.id: self._annotations(own, state) for own in library})
         exported = state.exported(library)
@@ -126,6 +127,26 @@ class Judging:
         return [before], state.having_ended(own.id)
 
     # ------------------------------------------------------------------ what the operations ask
+
+    def _with_room(
+        self, library: ExperienceLibrary, state: OnTrial
+    ) -> tuple[ExperienceLibrary, OnTrial]:
+        """Where too many would be on trial, without those that least seem to help."""
+        n_adds = sum(isinstance(operation, Add) for operation in self._evidence.operations)
+        n_over = max(0, len(state.tried) + n_adds - self._rules.max_on_trial)
+        doubtful = {
+            id_: self._estimates[id_]
+            for id_, tried in state.tried.items()
+            if tried.before is None
+            and not tried.is_delete
+            and id_ in self._estimates
+            and self._estimates[id_].p_positive < 0.5
+        }
+        for id_ in sorted(doubtful, key=lambda one: doubtful[one].p_positive)[:n_over]:
+            self._dropped[id_] = f"made room for others: {_reason(doubtful[id_])}"
+            state = state.having_ended(id_)
+        staying = [own for own in library if own.id not in self._dropped]
+        return ExperienceLibrary(staying, next_number=library.next_number), state
 
     def _with_operations(
         self, library: ExperienceLibrary, state: OnTrial

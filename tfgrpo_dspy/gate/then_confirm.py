@@ -57,7 +57,8 @@ class TrialThenConfirm:
         drop_at: with this probability or less it is dropped.
         max_epochs: after so many groups, as a share of the training set, it is dropped, if it is
             not ready then.
-        max_on_trial: no ADD joins so many on trial; those with the most evidence come first.
+        max_on_trial: where more would be on trial, those go that less likely help than not, then
+            the new ones with the least evidence.
         least_ahead: nothing is put on trial if fewer training rollouts than this are to come.
         at_once: decides then; its `error` is that of this gate.
         futility: a test ends when its chance to accept, by the trend so far, falls below this.
