@@ -73,7 +73,7 @@ class GepaRule:
         for k, operation in enumerate(evidence.operations):
             child = standing.apply([operation], evidence.limits)
             rng = random.Random(f"{evidence.update}/{k}")
-            few = rng.sample(range(evidence.n_training), self.minibatch)
+            few = rng.sample(evidence.training_examples, self.minibatch)
             index = evidence.update * 100 + k
             old = [Trial(standing, i, index, "training") for i in few]
             new = [Trial(child, i, index, "training") for i in few]

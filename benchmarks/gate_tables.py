@@ -129,7 +129,7 @@ def null_cell(name: str, gate: Any, n: int, n_lessons: int, scores: str, n_runs:
 def null() -> Iterator[Cell]:
     """Lessons that do nothing. With a single one, factorial and paired gate do the same."""
     for n, n_lessons, scores in itertools.product((20, 50, 200), (1, 4), ("bernoulli", "skewed")):
-        n_runs = 1000 if n_lessons == 1 else 400
+        n_runs = 1000 if n_lessons == 1 else 200
         yield null_cell("auto", OURS["auto"], n, n_lessons, scores, n_runs)
     for n in (20, 50, 200):
         for scores, n_runs in (("bernoulli", 1000), ("rare", 300), ("skewed", 1000)):

@@ -42,14 +42,15 @@ def test_the_two_of_a_pair_are_one_training_example_and_each_on_trial_is_in_one_
     how_many: tuple[int, int, int], n_pairs: int, n_training: int, update: int
 ) -> None:
     state, library = on_trial(*how_many)
-    evidence = asked_of(state, library, n_training=n_training, update=update)
+    training = tuple(range(7, 7 + 2 * n_training, 2))
+    evidence = asked_of(state, library, n_training=n_training, training=training, update=update)
     trials = ExtraPairs.of(state, evidence, n_pairs).trials
     assert len(trials) == (2 * min(n_pairs, n_training) if sum(how_many) else 0)
     pairs = list(zip(trials[::2], trials[1::2], strict=True))
     for (one, in_one), (other, in_other) in pairs:
         assert (one.on, one.example, one.index) == (other.on, other.example, other.index)
         assert one.on == "training"
-        assert one.example in range(n_training)
+        assert one.example in training
         assert in_one | in_other == state.tried.keys()
         assert not in_one & in_other
         held = [{own.id: own.text for own in trial.library} for trial in (one, other)]

@@ -81,6 +81,28 @@ def test_what_is_to_be_deleted_stays_if_it_helps_and_goes_if_it_harms() -> None:
         assert texts(run.library) == staying
 
 
+def test_the_reason_tells_what_the_groups_decided_too_and_counts_what_went_by_them() -> None:
+    run = life(gate=TrialInUse(max_trials=0), library=SETTLED, score=worth({GOOD: 0.5}))
+    run.then(Delete("E1"), Add(HARMFUL))
+    run.until_decided("E1")
+    reasons = [decision.reason for decision in run.decisions]
+    assert any("E1 was to be deleted, and stays" in reason for reason in reasons)
+    for decision in run.decisions:
+        n_on_trial = sum(own.is_on_trial for own in decision.library)
+        counts = f"{len(decision.library) - n_on_trial} settled, {n_on_trial} on trial"
+        counts += f", {len(decision.dropped)} dropped" if decision.dropped else ""
+        assert decision.reason.endswith(counts)
+
+
+def test_what_is_not_settled_after_an_epoch_is_dropped() -> None:
+    gate = TrialInUse(max_trials=0, settle_at=0.999, drop_at=0.0)
+    run = life(gate=gate, score=worth({GOOD: 0.1}))
+    run.then(Add(GOOD))
+    run.then()
+    run.then()
+    assert "E1" in run.decisions[-1].dropped
+
+
 def test_of_five_candidates_the_one_that_helps_is_mostly_found_and_few_useless_ones() -> None:
     exported: list[str] = []
     for seed in range(12):

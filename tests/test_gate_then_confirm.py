@@ -423,6 +423,15 @@ def test_a_second_new_text_starts_afresh_against_the_text_that_was_settled() -> 
     assert OnTrial.from_memory(life.memory).n_groups("E1") == 0
 
 
+def test_a_new_text_that_is_the_settled_one_again_is_on_trial_no_more() -> None:
+    life = Life(library=SETTLED)
+    life.then(Modify("E1", NEW))
+    assert on_trial(life) == {"E1"}
+    decision = life.then(Modify("E1", GOOD))
+    assert on_trial(life) == set()
+    assert texts(decision.exported) == texts(decision.library) == [GOOD]
+
+
 def test_a_new_text_of_what_was_never_settled_is_tried_against_nothing() -> None:
     life = Life(score=worth({}))
     life.then(Add(GOOD))

@@ -20,6 +20,7 @@ from tfgrpo_dspy import (
     ExperienceLibrary,
     TrainingFreeGRPO,
     TrialEvidence,
+    Trials,
 )
 from tfgrpo_dspy.gate import GroupPlan
 from tfgrpo_dspy.pipeline.shares import GATE_SHARE, VALIDATION_SHARE, affordable, order_of
@@ -82,7 +83,7 @@ def compiled(lm: dspy.LM, *, n_validation: int = 100, testset: Any = None, **set
         return TrainingFreeGRPO(is_right, **(chosen | settings)).compile(
             dspy.Predict("question -> answer"),
             trainset=cases(24),
-            valset=cases(n_validation, FIRST_VALIDATION),
+            valset=cases(n_validation, FIRST_VALIDATION) or None,
             testset=testset,
         )
 
@@ -216,25 +217,58 @@ def test_without_a_limit_a_gate_is_told_of_none() -> None:
     assert [evidence.max_trials for evidence in gate.told] == [None]
 
 
-def told_over_a_run(**settings: Any) -> list[TrialEvidence]:
-    gate = Told()
+@dataclass
+class Asking(Told):
+    """The same, after a dozen trials of what is proposed."""
+
+    def next(self, evidence: TrialEvidence) -> Trials | Decision:
+        trials = Trials.of([evidence.proposed], range(12))
+        if any(trial not in evidence.scores for trial in trials.trials):
+            return trials
+        return super().next(evidence)
+
+
+def told_over_a_run(gate: Told | None = None, **settings: Any) -> list[TrialEvidence]:
+    gate = gate or Told()
     compiled(inventive_world(), gate=gate, max_experiences=1000, n_validation=30, **settings)
     return gate.told
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
-@pytest.mark.parametrize("limit", [{"max_metric_calls": 600}, {"max_lm_calls": 700}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_metric_calls": 600},
+        {"max_lm_calls": 700},
+        {"max_metric_calls": 700, "gate": Asking},
+        {"max_lm_calls": 900, "testset": cases(60, FIRST_TEST)},
+        {"max_lm_calls": 2000, "gate": Asking, "summarize_always": True},
+    ],
+    ids=["metric calls", "LM calls", "trials", "test set", "trials and summaries"],
+)
 @pytest.mark.timeout(60)
 def test_a_gate_is_told_how_many_training_rollouts_the_budget_has_room_for(
-    limit: dict[str, int], staleness: int
+    settings: dict[str, Any], staleness: int
 ) -> None:
-    told = told_over_a_run(epochs=50, max_staleness=staleness, **limit)
+    gate = settings.get("gate", Told)()
+    told = told_over_a_run(epochs=50, max_staleness=staleness, **{**settings, "gate": gate})
+    told = told[1:]  # of the first nobody knows yet what its trials will take
     n_made = [sum(len(group.scores) for group in evidence.groups) for evidence in told]
     for k, evidence in enumerate(told):
         to_come = sum(n_made[k + 1 + staleness :])
         assert evidence.n_ahead == pytest.approx(to_come, abs=48)
     assert len(told) > 5
     assert told[-1].n_ahead == 0
+
+
+def test_a_gate_is_told_which_examples_are_for_training_and_no_held_out_one_is_among_them() -> None:
+    gate, lm = Told(), inventive_world()
+    compiled(lm, n_validation=0, gate=gate, epochs=1, batch_size=4, max_experiences=1000)
+    first = gate.told[0]
+    assert first.n_examples + first.n_training == 24
+    assert len(first.training) == first.n_training == len(first.training_examples) < 24
+    sampled = {group.example for evidence in gate.told for group in evidence.groups}
+    assert sampled == set(first.training)
 
 
 @pytest.mark.parametrize("limit", [{}, {"max_metric_calls": 10**6}], ids=str)

@@ -26,10 +26,11 @@ class ExtraPairs:
         """So many pairs on training examples drawn for this update."""
         ids = sorted(state.tried)
         draw = random.Random(f"extra/{evidence.update}")
-        n_pairs = min(n_pairs, evidence.n_training) if ids else 0
+        among = evidence.training_examples
+        n_pairs = min(n_pairs, len(among)) if ids else 0
         if not n_pairs:
             return cls(evidence.update, ())
-        examples = draw.sample(range(evidence.n_training), n_pairs)
+        examples = draw.sample(among, n_pairs)
         halves = balanced_presence(len(ids), n_pairs, f"extra/{evidence.update}")
         trials = []
         for example, half in zip(examples, halves, strict=True):

@@ -9,12 +9,12 @@ proof, and the validation set is not used: this finds more, and lets more useles
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate.extra import ExtraPairs
-from tfgrpo_dspy.gate.judging import Judging, Rules, after
+from tfgrpo_dspy.gate.judging import Judging, Rules
 from tfgrpo_dspy.gate.on_trial import OnTrial
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, TrialEvidence, Trials
 
@@ -28,14 +28,17 @@ class TrialInUse:
     a guarantee. A new text under an old id is on trial against the old text; a DELETE puts what it
     names on trial against its absence, and it goes if it cannot be told from useless.
 
+    Where calls are scarce, pass `max_trials=0`. In `learn` too, unless all traces have labels:
+    pairs run the program on their inputs.
+
     Args:
         max_trials: how many rollouts, in pairs, an update takes at most; 0: the groups tell all.
         settle_at: with this probability that it helps, an experience is settled.
         drop_at: with this probability or less it is dropped.
-        max_epochs: after so many groups, as a share of the training set, its trial ends.
+        max_epochs: after so many groups, as a share of the training set, what is not settled is
+            dropped.
         max_on_trial: where more would be on trial, those go that less likely help than not, then
             the new ones with the least evidence.
-        metric: scores the pairs in place of the optimizer's metric.
 
     Raises:
         ValueError: a number is out of range.
@@ -46,7 +49,7 @@ class TrialInUse:
     drop_at: float = 0.4
     max_epochs: float = 1.0
     max_on_trial: int = 30
-    metric: Callable[..., Any] | None = None
+    metric: Callable[..., Any] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.max_trials < 0 or self.max_on_trial < 1 or self.max_epochs <= 0:
@@ -67,7 +70,8 @@ class TrialInUse:
         pairs.
         """
         state = OnTrial.from_memory(evidence.memory).having_read(evidence)
-        first = self._judged(state, evidence, is_over=False)
+        by_groups, settled = self._judging(state, evidence, is_over=False)
+        first = by_groups.decision(settled)
         state = OnTrial.from_memory(first.memory)
         evidence = replace(evidence, incumbent=first.library, operations=())
         most = self.max_trials if evidence.max_trials is None else evidence.max_trials
@@ -77,7 +81,8 @@ class TrialInUse:
             return Trials(trials)
         state = replace(state, rows=state.rows + pairs.rows(evidence))
         is_over = evidence.n_ahead == 0 and evidence.update + 1 >= evidence.n_updates
-        return after(replace(first, reason=""), self._judged(state, evidence, is_over=is_over))
+        by_all, settled = self._judging(state, evidence, is_over=is_over, before=by_groups)
+        return by_all.decision(settled)
 
     def most_trials(self, n_examples: int) -> int:  # noqa: ARG002 - of the validation set
         """How many rollouts the decision on one update takes at most."""
@@ -94,13 +99,27 @@ class TrialInUse:
         """The ids of what this gate has on trial, by what its last decision left."""
         return frozenset(OnTrial.who(memory).tried)
 
-    def _judged(self, state: OnTrial, evidence: TrialEvidence, *, is_over: bool) -> Decision:
-        """By all that is known; nothing stays on trial when the run is over."""
+    def _judging(
+        self,
+        state: OnTrial,
+        evidence: TrialEvidence,
+        *,
+        is_over: bool,
+        before: Judging | None = None,
+    ) -> tuple[Judging, frozenset[str]]:
+        """By all that is known, and who is settled; nothing stays on trial if the run is over."""
         estimates = state.estimates()
-        settled = {
+        settled = frozenset(
             id_
             for id_, estimate in estimates.items()
             if estimate.p_positive >= self.settle_at and not state.tried[id_].is_delete
-        }
-        rules = Rules(self.drop_at, self.settle_at, self.max_epochs, self.max_on_trial, is_over)
-        return Judging(rules, state, estimates, evidence).decision(settled, {})
+        )
+        rules = Rules(
+            self.drop_at,
+            self.settle_at,
+            self.max_epochs,
+            self.max_on_trial,
+            is_over=is_over,
+            has_test=False,
+        )
+        return Judging(rules, state, estimates, evidence, before), settled

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from tfgrpo_dspy.experience import Add, Experience, ExperienceLibrary
@@ -15,7 +16,8 @@ from tfgrpo_dspy.gate.protocol import Decision, TrialEvidence
 class Rules:
     """When a trial ends without a verdict; the gate that has it on trial says what they mean.
 
-    `is_over`: no groups are left to try anything in.
+    `ready_at`: with this probability an experience helps; `has_test`: it then waits for a test,
+    however long it is tried. `is_over`: no groups are left to try anything in.
     """
 
     drop_at: float
@@ -23,6 +25,7 @@ class Rules:
     max_epochs: float
     max_on_trial: int
     is_over: bool
+    has_test: bool
 
 
 def after(first: Decision, second: Decision) -> Decision:
@@ -35,7 +38,12 @@ def after(first: Decision, second: Decision) -> Decision:
 
 
 class Judging:
-    """One decision in the making; `decision` is asked once."""
+    """One decision in the making; `decision` is asked once.
+
+    Args:
+        before: a judgement of the same update, on whose library this one is made: what it dropped
+            and noted is told with this one.
+    """
 
     def __init__(
         self,
@@ -43,16 +51,20 @@ class Judging:
         state: OnTrial,
         estimates: Mapping[str, Estimate],
         evidence: TrialEvidence,
+        before: "Judging | None" = None,
     ) -> None:
         self._rules = rules
         self._state = state
         self._estimates = estimates
         self._evidence = evidence
-        self._dropped: dict[str, str] = {}
-        self._notes: list[str] = []
+        self.dropped: dict[str, str] = {} if before is None else dict(before.dropped)
+        self.notes: list[str] = [] if before is None else list(before.notes)
 
     def decision(
-        self, settled: Container[str], failed: Mapping[str, str], note: str = ""
+        self,
+        settled: Container[str],
+        failed: Mapping[str, str] = MappingProxyType({}),
+        note: str = "",
     ) -> Decision:
         """The library with the operations on trial, and what is to be remembered.
 
@@ -72,12 +84,12 @@ class Judging:
         exported = state.exported(library)
         n_on_trial = len(state.tried)
         counts = f"{len(library) - n_on_trial} settled, {n_on_trial} on trial"
-        counts += f", {len(self._dropped)} dropped" if self._dropped else ""
+        counts += f", {len(self.dropped)} dropped" if self.dropped else ""
         return Decision(
             library,
-            "; ".join(filter(None, [note, *self._notes, counts])),
+            "; ".join(filter(None, [note, *self.notes, counts])),
             ExperienceLibrary(exported, next_number=library.next_number),
-            self._dropped,
+            self.dropped,
             state.to_memory(),
         )
 
@@ -99,7 +111,7 @@ class Judging:
             return self._undeleted(own, state, estimate, is_late)
         is_useless = estimate is not None and estimate.p_positive <= rules.drop_at
         is_ready = estimate is not None and estimate.p_unpooled >= rules.ready_at
-        if is_useless or rules.is_over or (is_late and not is_ready):
+        if is_useless or rules.is_over or (is_late and not (is_ready and rules.has_test)):
             return self._gone(own, state, _reason(estimate))
         return [own], state
 
@@ -108,10 +120,10 @@ class Judging:
     ) -> tuple[list[Experience], OnTrial]:
         """Of what a DELETE named: it stays if it helps, and goes where that cannot be shown."""
         if estimate is not None and estimate.p_positive >= self._rules.ready_at:
-            self._notes.append(f"{own.id} was to be deleted, and stays: {_reason(estimate)}")
+            self.notes.append(f"{own.id} was to be deleted, and stays: {_reason(estimate)}")
             return [own], state.having_ended(own.id)
         if is_late or (estimate is not None and estimate.p_positive <= self._rules.drop_at):
-            self._dropped[own.id] = f"deleted by an operation: {_reason(estimate)}"
+            self.dropped[own.id] = f"deleted by an operation: {_reason(estimate)}"
             return [], state.having_ended(own.id)
         return [own], state
 
@@ -121,9 +133,9 @@ class Judging:
         """Without it; or with its old text, where there is one."""
         before = state.without(own)
         if before is None:
-            self._dropped[own.id] = reason
+            self.dropped[own.id] = reason
             return [], state.having_ended(own.id)
-        self._notes.append(f"{own.id} has its old text again; of the new one: {reason}")
+        self.notes.append(f"{own.id} has its old text again; of the new one: {reason}")
         return [before], state.having_ended(own.id)
 
     # ------------------------------------------------------------------ what the operations ask
@@ -143,9 +155,9 @@ class Judging:
             and self._estimates[id_].p_positive < 0.5
         }
         for id_ in sorted(doubtful, key=lambda one: doubtful[one].p_positive)[:n_over]:
-            self._dropped[id_] = f"made room for others: {_reason(doubtful[id_])}"
+            self.dropped[id_] = f"made room for others: {_reason(doubtful[id_])}"
             state = state.having_ended(id_)
-        staying = [own for own in library if own.id not in self._dropped]
+        staying = [own for own in library if own.id not in self.dropped]
         return ExperienceLibrary(staying, next_number=library.next_number), state
 
     def _with_operations(
@@ -168,9 +180,9 @@ class Judging:
         room = max(0, self._rules.max_on_trial - len(state.tried))
         by_evidence = sorted(new, key=lambda own: -len(own.evidence))
         for own in by_evidence[room:]:
-            self._dropped[own.id] = f"{self._rules.max_on_trial} others are on trial"
+            self.dropped[own.id] = f"{self._rules.max_on_trial} others are on trial"
         for own in new:
-            if own.id not in self._dropped:
+            if own.id not in self.dropped:
                 kept.append(own)
                 state = state.having_begun(own)
         kept, state = self._within_limits(kept, staying, state)
@@ -189,9 +201,9 @@ class Judging:
         """The same; where it is too many, without as many of those that a DELETE named."""
         n_over = max(0, len(kept) - self._evidence.limits.max_experiences)
         for own in [own for own in kept if own.id not in proposed][:n_over]:
-            self._dropped[own.id] = "deleted by an operation; the library is full"
+            self.dropped[own.id] = "deleted by an operation; the library is full"
             state = state.having_ended(own.id)
-        return [own for own in kept if own.id not in self._dropped], state
+        return [own for own in kept if own.id not in self.dropped], state
 
     def _annotations(self, own: Experience, state: OnTrial) -> dict[str, Any]:
         """Whether it is on trial, and what was measured of this text, not of another."""

@@ -125,9 +125,10 @@ class OnTrial:
         if known is not None and not known.is_delete:
             old = known.before
         ended = self.having_ended(own.id)
-        return replace(
-            ended, tried={**ended.tried, own.id: Tried((own.text, own.scope), old, is_delete)}
-        )
+        said = (own.text, own.scope)
+        if old == said:  # what was settled is said again
+            return ended
+        return replace(ended, tried={**ended.tried, own.id: Tried(said, old, is_delete)})
 
     def having_ended(self, id_: str) -> "OnTrial":
         """The same, without this one on trial; its presence in the rows counts as another's."""

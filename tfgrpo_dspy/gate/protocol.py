@@ -86,7 +86,9 @@ class TrialEvidence:
     examples that an experience, by its text, is thought to be about (None: nobody knows), and
     `memory` what the decision before left. `max_trials` is how many rollouts the run's budget
     leaves for this decision (None: there is no limit). `n_ahead` is how many training rollouts are
-    planned in which what is put on trial now can be tried (None: there is no end).
+    to come in which what is put on trial now can be tried: as many as are planned, or as the budget
+    has room for at the pace so far (None: there is no end). `training` are the positions of the
+    examples that rollouts are made of; the others are held out (None: all of them).
     """
 
     incumbent: ExperienceLibrary
@@ -102,6 +104,12 @@ class TrialEvidence:
     memory: Any = None
     max_trials: int | None = None
     n_ahead: int | None = None
+    training: tuple[int, ...] | None = None
+
+    @property
+    def training_examples(self) -> Sequence[int]:
+        """The positions of the training examples."""
+        return range(self.n_training) if self.training is None else self.training
 
     @property
     def proposed(self) -> ExperienceLibrary:

@@ -237,7 +237,12 @@ class TrialThenConfirm:
         elif ready:
             note = f"{', '.join(ready)}: too few trials to tell a gain from luck"
         rules = Rules(
-            self.drop_at, self.ready_at, self.max_epochs, self.max_on_trial, self.is_over(evidence)
+            self.drop_at,
+            self.ready_at,
+            self.max_epochs,
+            self.max_on_trial,
+            is_over=self.is_over(evidence),
+            has_test=True,
         )
         return Judging(rules, state, estimates, evidence).decision(settled, failed, note)
 

@@ -43,7 +43,7 @@ from tfgrpo_dspy.pipeline.remote import IN_FLIGHT_PER_WORKER, RemoteWorkers, wor
 from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, Turn
-from tfgrpo_dspy.pipeline.shares import VALIDATION_SHARE, affordable, order_of
+from tfgrpo_dspy.pipeline.shares import VALIDATION_SHARE, affordable, order_of, used_up
 from tfgrpo_dspy.pipeline.signals import handing_on_sigterm
 from tfgrpo_dspy.pipeline.workers import Workers
 from tfgrpo_dspy.pipeline.worth import with_worth
@@ -98,7 +98,12 @@ class Pipeline:
         self._tested = Measurements.of_test(self._run, testset)
         self._concerns = Concerns(settings, trainset)
         self._decider = Decider(
-            self._run, self._measured, self._concerns, self.start_library, len(trainset)
+            self._run,
+            self._measured,
+            self._concerns,
+            self.start_library,
+            training,
+            len(trainset),
         )
         self._batches: list[Batch] = []
         self._updates: list[Handle[ExperienceLibrary]] = []
@@ -193,12 +198,13 @@ class Pipeline:
         """Keep back what so many rollouts will take, by what those of the student took."""
         n, spent, seconds = self._student_took
         share = n_rollouts / max(n, 1)
+        n_calls = math.ceil(share * (spent.n_lm_calls if n else 1))
+        cost = RESERVE_MARGIN * share * spent.cost_usd
         self._run.ledger.keep_back(
-            n_rollouts,
-            math.ceil(share * (spent.n_lm_calls if n else 1)),
-            RESERVE_MARGIN * share * spent.cost_usd,
-            RESERVE_MARGIN * share * seconds if n else 0.0,
+            n_rollouts, n_calls, cost, RESERVE_MARGIN * share * seconds if n else 0.0
         )
+        kept = Usage(n_lm_calls=n_calls, cost_usd=cost)
+        self._decider.pace.kept_back = used_up(self.settings, kept, n_rollouts)
 
     # ------------------------------------------------------------------ the verbs of the loop
 

@@ -86,8 +86,8 @@ class Asker:
             ),
         }
 
-    async def ask(self, questions: Sequence[Question], order: Order) -> list[Answer]:
-        """The answer to each question, in their order; recorded ones are not asked again.
+    async def ask(self, questions: Sequence[Question], order: Order, update: int) -> list[Answer]:
+        """The answer to each question of an update, in order; recorded ones are not asked again.
 
         Raises:
             RunStopped: the run has ended; answers that came before are recorded.
@@ -99,7 +99,7 @@ class Asker:
                 await handle
         finally:  # what was answered counts, also where the run ends here
             for index in sorted(answers):
-                self._count(questions[index].stage, answers[index])
+                self._count(questions[index].stage, answers[index], update)
         return [answers[index] for index in range(len(questions))]
 
     def _begun(
@@ -198,10 +198,11 @@ class Asker:
             return {}
         return {"callbacks": [*(dspy.settings.callbacks or []), CallWatcher(meter)]}
 
-    def _count(self, stage: str, answer: Answer) -> None:
+    def _count(self, stage: str, answer: Answer, update: int) -> None:
         """Add what the answer has cost, and what went wrong with it, to the report."""
         recorder = self._run.recorder
         recorder.usage[stage] += answer.usage
+        recorder.reflection_usage[update] += answer.usage
         recorder.count_failure("reflection error", answer.error, bool(answer.error))
         message = "an answer of the reflection LM did not parse"
         recorder.count_failure("reflection parse", message, answer.parse_failures)

@@ -20,7 +20,8 @@ class Decider:
     """Decides over the updates of one run, one after another.
 
     `exported` are the libraries that a program would have been given: the first the student's, then
-    one for each update. `memories` are what the gate left for later, `groups` all training groups.
+    one for each update. `memories` are what the gate left for later, `groups` all training groups;
+    `pace` knows how far the budget reaches.
     """
 
     def __init__(
@@ -29,7 +30,8 @@ class Decider:
         measured: Measurements,
         concerns: Concerns,
         start: ExperienceLibrary,
-        n_training: int,
+        training: Sequence[int],
+        n_trainset: int,
     ) -> None:
         self.exported = [start]
         self.memories: list[Any] = [None]
@@ -38,8 +40,9 @@ class Decider:
         self._recorder = run.recorder
         self._measured = measured
         self._concerns = concerns
-        self._n_training = n_training
-        self._pace = Pace(run.settings)
+        self._training = tuple(training)
+        self._n_trainset = n_trainset
+        self.pace = Pace(run.settings)
 
     async def decide(
         self, batch: Batch, library: ExperienceLibrary, operations: Sequence[Operation]
@@ -52,7 +55,9 @@ class Decider:
         """
         groups = tuple(group_evidence(batch, group) for group in batch.groups)
         self.groups += groups
-        self._pace.note(batch, self._measured.n_rollouts, self._recorder.usage["gate"])
+        reflections = self._recorder.reflection_usage[batch.update]
+        n_trials, trials = self._measured.n_rollouts, self._recorder.usage["gate"]
+        self.pace.note(batch, reflections, n_trials, trials)
         evidence: dict[str, Any] = {
             "incumbent": library,
             "operations": tuple(operations),
@@ -60,7 +65,8 @@ class Decider:
             "update": batch.update,
             "limits": self._settings.limits,
             "n_updates": batch.n_updates,
-            "n_training": self._n_training,
+            "n_training": len(self._training),
+            "training": self._training,
             "groups": groups,
             "memory": self.memories[-1],
             "max_trials": self._affordable(),
@@ -97,7 +103,7 @@ class Decider:
         """
         if not batch.is_sampled:
             return 0
-        n_batches = self._pace.n_updates_left(batch.n_updates - batch.update - 1)
+        n_batches = self.pace.n_updates_left(batch.n_updates - batch.update - 1)
         n_batches -= self._settings.max_staleness
         return max(0, n_batches) * len(batch.examples) * self._settings.group_size
 
@@ -135,7 +141,7 @@ class Decider:
                 raise GateError(f"{gate!r} asks again for trials that it has the scores of.")
 
     def _check(self, trials: Trials) -> None:
-        sizes = {"validation": self._measured.n_examples, "training": self._n_training}
+        sizes = {"validation": self._measured.n_examples, "training": self._n_trainset}
         for trial in trials.trials:
             is_trial = isinstance(trial, Trial) and _is_library(trial.library)
             if not is_trial or trial.on not in sizes:

@@ -6,7 +6,6 @@ from typing import Any
 from tfgrpo_dspy.experience import Evidence, ExperienceLibrary, n_words, named_predictors
 from tfgrpo_dspy.pipeline.asking import Answer, Asker, Question
 from tfgrpo_dspy.pipeline.run import Run
-from tfgrpo_dspy.pipeline.workers import Order
 from tfgrpo_dspy.reflection import (
     HIDDEN,
     NO_EXPERIENCES,
@@ -49,14 +48,16 @@ class Extractor:
     ) -> Answer:
         """What ExtractAdvantage says of a group; a prompt too long for the LM is shortened."""
         order = (*ORDER, update)
-        texts = await self._attempts(group, epoch, order)
-        (answer,) = await self._asker.ask([self._question(group, texts, library, epoch)], order)
+        texts = await self._attempts(group, epoch, update)
+        (answer,) = await self._asker.ask(
+            [self._question(group, texts, library, epoch)], order, update
+        )
         for halving in range(1, MAX_HALVINGS + 1):
             if not answer.is_too_long:
                 break
             share = (self._budget >> halving) // len(texts)
             shorter = self._question(group, [clip(t, share) for t in texts], library, epoch)
-            (answer,) = await self._asker.ask([shorter], order)
+            (answer,) = await self._asker.ask([shorter], order, update)
         return answer
 
     def lessons(
@@ -110,12 +111,12 @@ class Extractor:
         lessons = [read_lesson(encodable(str(line)), self._predictors, evidence) for line in lines]
         return [lesson for lesson in lessons if lesson.text]
 
-    async def _attempts(self, group: Group, epoch: int, order: Order) -> list[str]:
+    async def _attempts(self, group: Group, epoch: int, update: int) -> list[str]:
         """A text for each rollout: whole where the group fits, a summary where it is too long."""
         texts = [attempt_text(rollout) for rollout in group.rollouts]
         too_long = self._too_long(texts)
         questions = [self._summary_of(group, index, epoch) for index in too_long]
-        answers = await self._asker.ask(questions, order)
+        answers = await self._asker.ask(questions, (*ORDER, update), update)
         share = self._budget // len(texts)
         for index, answer in zip(too_long, answers, strict=True):
             rollout = group.rollouts[index]

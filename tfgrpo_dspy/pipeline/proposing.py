@@ -117,7 +117,7 @@ class Proposer:
                 for index, chunk in enumerate(waiting)
             ]
             n_asked += len(questions)
-            answers = await self._asker.ask(questions, ORDER)
+            answers = await self._asker.ask(questions, ORDER, update)
             halves: list[list[Lesson]] = []
             for chunk, answer in zip(waiting, answers, strict=True):
                 if answer.is_too_long and len(chunk) > 1:

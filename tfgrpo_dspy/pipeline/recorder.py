@@ -3,7 +3,7 @@ was learned."""
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,6 +42,7 @@ class Recorder:
         self.updates: list[UpdateRecord] = []
         self.failures: Counter[str] = Counter()
         self.usage = {role: Usage() for role in ROLES}
+        self.reflection_usage: defaultdict[int, Usage] = defaultdict(Usage)  # by update
         self.replayed: Counter[str] = Counter()
         self.rescored = 0
         self.text_only = 0

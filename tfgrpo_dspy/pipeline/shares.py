@@ -12,19 +12,23 @@ GATE_SHARE = 0.5
 """What all trials may take, the measurement of the student included."""
 
 
+_ROUNDING = 1e-9
+
+
 def affordable(settings: Settings, share: float, spent: Usage, n_rollouts: int) -> int | None:
     """How many rollouts this share of the budget pays for; None: nothing limits them.
 
     `spent` is what so many rollouts have cost.
     """
     used = used_up(settings, spent, n_rollouts)
-    return int(share * n_rollouts / used) if used else None
+    return int(share * n_rollouts / used + _ROUNDING) if used else None
 
 
 def used_up(settings: Settings, spent: Usage, n_rollouts: int) -> float:
     """The share of the budget that this is, by the limit that it uses up most; 0: without limits.
 
-    What a cache answered counts as well: a run that is repeated decides the same.
+    Calls that a cache answered count as well, so that a run that is repeated decides the same (what
+    they would have cost is not known).
     """
     limits = (
         (settings.max_metric_calls, float(n_rollouts)),
