@@ -22,8 +22,13 @@ OTHERS = {
     "GEPA's rule": GepaRule(),
     "SIMBA's rule": SimbaRule(),
 }
-IN_USE = {0: (24, 66), 4: (100, 190), 12: (100, 190)}
-"""Rollouts an update that `TrialInUse` may take, by the number of useless lessons in the table."""
+IN_USE = {
+    0: ((24, 0.9), (66, 0.9), (66, 0.95)),
+    4: ((100, 0.9), (100, 0.95), (190, 0.85), (190, 0.9)),
+    12: ((100, 0.95), (190, 0.95)),
+}
+"""Rollouts an update that `TrialInUse` may take, about what GEPA's and SIMBA's rule take here, and
+when it settles; by the number of useless lessons."""
 Sums = Mapping[str, float]
 Figures = dict[str, Any]
 Updates = Callable[[int], Sequence[Sequence[float]]]
@@ -173,16 +178,12 @@ def mixed(worth: float, n_useless: int) -> Updates:
 
 
 def power_gates(n_useless: int) -> dict[str, Any]:
-    """Ours as they are, the others' rules as they are and stricter, `TrialInUse` lax and strict.
-
-    Its rollouts are those that GEPA's and SIMBA's rule take here.
-    """
+    """Ours as they are, the others' rules as they are and stricter, `TrialInUse` lax and strict."""
     gates: dict[str, Any] = {**OURS, **OTHERS}
     for bar in (1.0, 2.0):
         gates[f"GEPA's rule, > {bar:g} errors"] = GepaRule(min_errors=bar)
         gates[f"SIMBA's rule, > {bar:g} errors"] = SimbaRule(min_errors=bar)
-    strictness = (0.85, 0.9, 0.95, 0.98) if n_useless == 4 else (0.9, 0.98)
-    for max_trials, settle_at in itertools.product(IN_USE[n_useless], strictness):
+    for max_trials, settle_at in IN_USE[n_useless]:
         in_use = TrialInUse(max_trials, settle_at)
         gates[f"in use, {max_trials}, {settle_at}"] = AutoGate(broad=in_use)
     return gates

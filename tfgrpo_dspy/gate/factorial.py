@@ -69,7 +69,7 @@ class FactorialGate:
         metric: scores the trials in place of the optimizer's metric.
     """
 
-    error: float = 0.06
+    error: float = 0.1
     max_trials: int = 200
     choose_share: float = 0.4
     prune_share: float = 0.1

@@ -45,7 +45,7 @@ class TrialInUse:
     """
 
     max_trials: int = 100
-    settle_at: float = 0.85
+    settle_at: float = 0.9
     drop_at: float = 0.4
     max_epochs: float = 1.0
     max_on_trial: int = 30

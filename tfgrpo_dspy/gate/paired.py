@@ -46,7 +46,7 @@ class PairedGate:
         metric: scores the trials in place of the optimizer's metric.
     """
 
-    error: float = 0.06
+    error: float = 0.1
     max_trials: int = 200
     max_singles: int = 8
     race_share: float = 0.4

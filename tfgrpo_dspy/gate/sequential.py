@@ -48,7 +48,7 @@ def check_settings(error: float, max_trials: int, futility: float, max_passes: i
         ValueError: which value, and what to pass.
     """
     if not 0 < error <= 1:
-        raise ValueError(f"error={error}: pass a probability above 0, such as 0.06.")
+        raise ValueError(f"error={error}: pass a probability above 0, such as 0.1.")
     if max_trials < MIN_TRIALS:
         raise ValueError(
             f"max_trials={max_trials}: a comparison takes at least {MIN_TRIALS} rollouts."
@@ -174,8 +174,9 @@ class Plan:
 class Account:
     """What a gate remembers: the error that its run has spent, and what the incumbent has shown.
 
-    Error that a comparison did not spend, because it ended early or was never made, is there for
-    later updates. The incumbent's first `n_known` slots need not be paid for again.
+    A comparison spends all that it was given, also where it ends early: that it might have gone on
+    to accept was what the error was for. What was never begun leaves it to later updates. The
+    incumbent's first `n_known` slots need not be paid for again.
     """
 
     error_spent: float = 0.0
@@ -263,7 +264,7 @@ def _look(
         standard_error=_standard_error(sums, counts, mean),
         n_pairs=n_pairs,
         n_examples=len(sums),
-        error_spent=plan.error * (n_seen / plan.n_pairs) ** SPENDING_POWER,
+        error_spent=plan.error,
         n_slots=n_seen,
     )
     return verdict, total / length if length else 0.0

@@ -69,8 +69,8 @@ class TrialThenConfirm:
         ValueError: a number is out of range.
     """
 
-    error: float = 0.06
-    error_share: float = 0.5
+    error: float = 0.1
+    error_share: float = 0.3
     max_trials: int = 400
     extra_share: float = 0.1
     ready_at: float = 0.9
