@@ -23,9 +23,9 @@ OTHERS = {
     "SIMBA's rule": SimbaRule(),
 }
 IN_USE = {
-    0: ((24, 0.9), (66, 0.9), (66, 0.95)),
-    4: ((100, 0.9), (100, 0.95), (190, 0.85), (190, 0.9)),
-    12: ((100, 0.95), (190, 0.95)),
+    0: ((24, 0.85), (66, 0.85), (66, 0.9)),
+    4: ((100, 0.85), (100, 0.9), (190, 0.8), (190, 0.9)),
+    12: ((100, 0.9), (190, 0.9)),
 }
 """Rollouts an update that `TrialInUse` may take, about what GEPA's and SIMBA's rule take here, and
 when it settles; by the number of useless lessons."""

@@ -99,6 +99,25 @@ def test_a_lucky_one_among_thirty_is_believed_less_than_the_same_one_alone() -> 
     assert found[lucky].effect.estimate < 0.5 * alone[lucky].effect.estimate
 
 
+def test_a_few_good_ones_among_many_useless_are_not_shrunk_like_these() -> None:
+    rng = random.Random(7)
+    names = [chr(ord("A") + k) for k in range(40)]
+    rows = []
+    for pair, half in enumerate(balanced_presence(40, 192, "few")):
+        for present in (half, [not p for p in half]):
+            some = "".join(name for name, p in zip(names, present, strict=True) if p)
+            chance = 0.2 + 0.3 * sum(name in some for name in "AB")
+            rows.append(row(pair % 24, some, float(rng.random() < chance)))
+    found = estimate_effects(rows)
+    useless = [abs(found[name].effect.estimate) for name in names[2:]]
+    for name in "AB":
+        assert abs(found[name].effect.estimate - 0.3) < 2 * found[name].effect.standard_error
+        assert found[name].effect.estimate > 0.8 * found[name].measured.estimate
+        assert found[name].p_positive > 0.99
+    assert max(useless) < 0.06
+    assert sum(useless) / len(useless) < 0.01
+
+
 def test_the_score_of_a_repeated_example_counts_as_one_piece_of_evidence() -> None:
     """Thirty rollouts of two examples that disagree say less than thirty examples."""
     one = [row(i % 2, "a" * (n % 2), float(n % 2 == i % 2)) for i in range(2) for n in range(30)]
@@ -191,6 +210,14 @@ def test_what_an_example_adds_to_all_of_its_scores_does_not_matter(
         for r in moderate
     ]
     agree(estimate_effects(moderate), estimate_effects(moved))
+
+
+@given(tables())
+def test_what_is_believed_lies_between_nothing_and_what_was_measured(rows: list[Row]) -> None:
+    for estimate in estimate_effects(rows).values():
+        measured, believed = estimate.measured.estimate, estimate.effect.estimate
+        assert min(0.0, measured) - 1e-9 <= believed <= max(0.0, measured) + 1e-9
+        assert (estimate.p_positive - 0.5) * measured >= -1e-9
 
 
 @given(tables())

@@ -199,7 +199,7 @@ def test_a_delete_of_what_concerns_some_examples_puts_it_on_trial() -> None:
     assert asked == []
 
 
-@pytest.mark.parametrize("n_ahead", [0, 59])
+@pytest.mark.parametrize("n_ahead", [0, 29])
 def test_where_no_groups_are_left_advice_that_helps_is_settled_in_one_decision(
     n_ahead: int,
 ) -> None:

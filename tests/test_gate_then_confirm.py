@@ -75,6 +75,16 @@ def test_one_that_helps_is_confirmed_on_the_validation_set_and_then_everybody_is
     assert life.gate.assign(plan) == (life.library,) * 4
 
 
+def test_the_effect_that_is_stated_rests_on_the_groups_and_on_the_test() -> None:
+    life = Life()
+    life.then(Add(GOOD))
+    effect = life.until_decided("E1").library["E1"].effect
+    n_in_groups = (life.update - 1) * life.n_groups * GROUP_SIZE
+    assert effect is not None
+    assert life.tests
+    assert effect.n_rollouts == n_in_groups + len(dict.fromkeys(life.asked))
+
+
 def test_one_that_does_harm_is_dropped_without_a_test_and_its_id_says_why() -> None:
     life = Life()
     life.then(Add(HARMFUL))
@@ -261,7 +271,7 @@ def test_all_that_help_beyond_doubt_are_settled_by_the_test_that_they_pass_toget
 # ---------------------------------------------------------------------- the end of a run
 
 
-@pytest.mark.parametrize("n_ahead", [0, 59])
+@pytest.mark.parametrize("n_ahead", [0, 29])
 def test_where_no_groups_are_left_a_new_one_that_helps_is_settled_in_one_decision(
     n_ahead: int,
 ) -> None:
@@ -272,7 +282,7 @@ def test_where_no_groups_are_left_a_new_one_that_helps_is_settled_in_one_decisio
     assert {trial.on for trial in life.asked} == {"validation"}
 
 
-@pytest.mark.parametrize("n_ahead", [60, None])
+@pytest.mark.parametrize("n_ahead", [30, None])
 def test_where_enough_groups_are_left_a_new_one_is_on_trial(n_ahead: int | None) -> None:
     life = Life(n_ahead=n_ahead)
     decision = life.then(Add(GOOD))

@@ -10,9 +10,12 @@ estimand is the mean effect of an experience's presence over random halves of th
 mix in which they were present, where rows come from elsewhere). Standard errors are jackknifed over
 blocks (CV3; MacKinnon, Nielsen and Webb, Journal of Applied Econometrics 38, 2023), never below the
 classical ones, and stretched by Student's t for few blocks. Estimates are pooled: shrunk to 0 by a
-normal distribution of true effects, whose spread is learned from all candidates at once (a
-half-normal hyperprior, Gelman, Bayesian Analysis 1, 2006; summed over a grid), so that a lucky one
-among thirty is not believed.
+distribution of true effects that is learned from all candidates at once, so that a lucky one among
+thirty is not believed. It is a mixture of two normal ones (as in Stephens, Biostatistics 18, 2017):
+a share of the candidates has effects of some spread, the others next to none; so a few good ones
+are not shrunk like the many useless around them. Share and spread are summed over a grid (the
+spread with a half-normal hyperprior; Gelman, Bayesian Analysis 1, 2006; most of the weight on
+'all have some').
 
 Where nothing can be said (one block, constant scores, presence that never varies or cannot be told
 from another's), the standard error is infinite. A perfect fit is not believed either: the residual
@@ -39,6 +42,12 @@ _TOLERANCE = 1e-8
 _PRIOR_SCALE = 0.25
 """Scale of the hyperprior on the spread of true effects, in standard deviations of the scores."""
 _SPREADS = np.linspace(0.0, 4.0, 41)[1:]
+_FEW = 0.1
+"""The spread of the effects that are next to none, on the same scale as `_SPREADS`."""
+_SHARES = np.array([0.02, 0.05, 0.1, 0.2, 0.999])
+"""How many of the candidates have an effect to speak of, as shares; the last one: all."""
+_SHARE_WEIGHTS = np.array([1.0, 1.0, 1.0, 1.0, 20.0])
+"""How likely each share is before anything is measured, up to a factor."""
 _LEVEL = 0.95
 """The one-sided level at which a stretched error is that of Student's t."""
 
@@ -225,26 +234,60 @@ def _rows_of(group: NDArray[np.intp]) -> list[NDArray[np.intp]]:
 
 def _pooled(values: Floats, errors: Floats, scale: float) -> list[tuple[float, float, float]]:
     """Posterior mean, standard deviation and probability above 0 of each effect."""
+    pooled = np.tile([0.0, math.inf, 0.5], (len(values), 1))
     known = np.isfinite(errors)
-    if not known.any() or not scale:
-        return [(0.0, math.inf, 0.5)] * len(values)
-    spreads = scale * _SPREADS
-    variances = errors[known, None] ** 2
-    total = variances + spreads**2
-    log_likelihood = -0.5 * (values[known, None] ** 2 / total + np.log(total)).sum(axis=0)
-    log_weight = log_likelihood - 0.5 * _SPREADS**2
-    weight = np.exp(log_weight - log_weight.max())
-    weight /= weight.sum()
-    shrunk = spreads**2 / total
-    means, sds = shrunk * values[known, None], np.sqrt(shrunk * variances)
-    mean = means @ weight
-    sd = np.sqrt(np.maximum((sds**2 + means**2) @ weight - mean**2, 0.0))
-    p_positive = ndtr(means / sds) @ weight
-    found = iter(zip(mean, sd, p_positive, strict=True))
-    return [
-        (float(m), float(s), float(p))
-        for m, s, p in (next(found) if is_known else (0.0, math.inf, 0.5) for is_known in known)
-    ]
+    if known.any() and scale:
+        pooled[known] = _Mixture(values[known], errors[known], scale).believed()
+    return [(float(mean), float(sd), float(p)) for mean, sd, p in pooled]
+
+
+class _Mixture:
+    """Measured effects, some of them of candidates that do something, the others of next to none.
+
+    Axes: candidate, spread of those that do something, their share of all.
+    """
+
+    def __init__(self, values: Floats, errors: Floats, scale: float) -> None:
+        value, variance = values[:, None], errors[:, None] ** 2
+        self._telling = _Shrunk.of(value, variance, scale * _SPREADS)
+        self._others = _Shrunk.of(value, variance, scale * np.array([_FEW]))
+        log_telling = self._telling.log_likelihood[:, :, None] + np.log(_SHARES)
+        log_others = self._others.log_likelihood[:, :, None] + np.log1p(-_SHARES)
+        log_either = np.logaddexp(log_telling, log_others)
+        log_prior = np.log(_SHARE_WEIGHTS) - 0.5 * _SPREADS[:, None] ** 2
+        log_weight = log_either.sum(axis=0) + log_prior
+        weight = np.exp(log_weight - log_weight.max())
+        weight /= weight.sum()
+        self._p_telling = (np.exp(log_telling - log_either) * weight).sum(axis=2)
+        self._p_other = 1.0 - self._p_telling.sum(axis=1)
+
+    def believed(self) -> Floats:
+        """Mean, standard deviation and probability above 0, a row for each candidate."""
+        mean, square, p_positive = (
+            (self._p_telling * getattr(self._telling, name)).sum(axis=1)
+            + self._p_other * getattr(self._others, name)[:, 0]
+            for name in ("mean", "square", "p_positive")
+        )
+        return np.stack([mean, np.sqrt(np.maximum(square - mean**2, 0.0)), p_positive], axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shrunk:
+    """What is believed of each candidate (rows) if true effects have each spread (columns)."""
+
+    log_likelihood: Floats
+    mean: Floats
+    square: Floats
+    p_positive: Floats
+
+    @classmethod
+    def of(cls, value: Floats, variance: Floats, spreads: Floats) -> "_Shrunk":
+        """By a normal distribution of true effects, around 0."""
+        total = variance + spreads**2
+        share = spreads**2 / total
+        mean, sd = share * value, np.sqrt(share * variance)
+        log_likelihood = -0.5 * (value**2 / total + np.log(total))
+        return cls(log_likelihood, mean, sd**2 + mean**2, ndtr(mean / sd))
 
 
 def _estimate(

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfgrpo_dspy.experience import ExperienceLibrary, sift
-from tfgrpo_dspy.gate.effects import Estimate
+from tfgrpo_dspy.gate.effects import Estimate, Row
 from tfgrpo_dspy.gate.extra import ExtraPairs
 from tfgrpo_dspy.gate.factorial import FactorialGate
 from tfgrpo_dspy.gate.judging import Judging, Rules, after
 from tfgrpo_dspy.gate.on_trial import OnTrial
-from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, TrialEvidence, Trials
+from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Trial, TrialEvidence, Trials
 from tfgrpo_dspy.gate.sequential import (
     MIN_TRIALS,
     Account,
@@ -29,6 +29,7 @@ from tfgrpo_dspy.gate.sequential import (
     Verdict,
     check_settings,
     compare,
+    slots,
 )
 
 
@@ -79,7 +80,7 @@ class TrialThenConfirm:
     drop_at: float = 0.25
     max_epochs: float = 1.0
     max_on_trial: int = 12
-    least_ahead: int = 60
+    least_ahead: int = 30
     at_once: FactorialGate = field(default_factory=FactorialGate)
     futility: float = 0.02
     max_passes: int = 10
@@ -209,9 +210,8 @@ class TrialThenConfirm:
         """How those that are ready do together, against the library without them."""
         if not ready or plan is None:
             return None
-        base = ExperienceLibrary(state.exported(evidence.incumbent))
-        proposed = ExperienceLibrary(state.exported(evidence.incumbent, frozenset(ready)))
-        return compare(replace(evidence, incumbent=base), proposed, plan)
+        without, with_them = _compared(state, evidence, ready)
+        return compare(replace(evidence, incumbent=without), with_them, plan)
 
     # ------------------------------------------------------------------ what comes of it
 
@@ -228,6 +228,7 @@ class TrialThenConfirm:
         failed: dict[str, str] = {}
         note = ""
         if verdict is not None:
+            estimates = _with_test(state, evidence, ready, verdict)
             state = state.after_test(verdict)
             note = f"tested {', '.join(ready)}: {verdict}"
             settled = self._carrying(ready, estimates) if verdict.is_better else frozenset()
@@ -251,3 +252,28 @@ class TrialThenConfirm:
         sure = {id_ for id_ in ready if estimates[id_].p_unpooled >= self.keep_at}
         best = max(ready, key=lambda id_: estimates[id_].effect.estimate)
         return frozenset(sure | {best})
+
+
+def _compared(
+    state: OnTrial, evidence: TrialEvidence, ready: Sequence[str]
+) -> tuple[ExperienceLibrary, ExperienceLibrary]:
+    """What is settled, without those that are ready and with them."""
+    without = state.exported(evidence.incumbent)
+    with_them = state.exported(evidence.incumbent, frozenset(ready))
+    return ExperienceLibrary(without), ExperienceLibrary(with_them)
+
+
+def _with_test(
+    state: OnTrial,
+    evidence: TrialEvidence,
+    ready: Sequence[str],
+    verdict: Verdict,
+) -> dict[str, Estimate]:
+    """The effects of those on trial by the groups and by the test together."""
+    without, with_them = _compared(state, evidence, ready)
+    rows = [
+        Row(f"test/{example}", present, evidence.scores[Trial(library, example, index)])
+        for example, index in slots(evidence.n_examples, verdict.n_slots)
+        for library, present in ((without, frozenset()), (with_them, frozenset(ready)))
+    ]
+    return replace(state, rows=(*state.rows, *rows)).estimates()
