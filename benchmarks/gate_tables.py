@@ -24,7 +24,7 @@ OTHERS = {
 }
 IN_USE = {
     0: ((24, 0.85), (66, 0.85), (66, 0.9)),
-    4: ((100, 0.85), (100, 0.9), (190, 0.8), (190, 0.9)),
+    4: ((100, 0.85), (100, 0.9), (100, 0.95), (190, 0.8), (190, 0.9)),
     12: ((100, 0.9), (190, 0.9)),
 }
 """Rollouts an update that `TrialInUse` may take, about what GEPA's and SIMBA's rule take here, and
@@ -134,8 +134,7 @@ def null_cell(name: str, gate: Any, n: int, n_lessons: int, scores: str, n_runs:
 def null() -> Iterator[Cell]:
     """Lessons that do nothing. With a single one, factorial and paired gate do the same."""
     for n, n_lessons, scores in itertools.product((20, 50, 200), (1, 4), ("bernoulli", "skewed")):
-        n_runs = 1000 if n_lessons == 1 else 200
-        yield null_cell("auto", OURS["auto"], n, n_lessons, scores, n_runs)
+        yield null_cell("auto", OURS["auto"], n, n_lessons, scores, 1000)
     for n in (20, 50, 200):
         for scores, n_runs in (("bernoulli", 1000), ("rare", 300), ("skewed", 1000)):
             yield null_cell("paired", OURS["paired"], n, 1, scores, n_runs)
