@@ -62,6 +62,11 @@ class Life:
         """The trials on validation examples, each once: those that a test is made of."""
         return [trial for trial in dict.fromkeys(self.asked) if trial.on == "validation"]
 
+    @property
+    def n_extra(self) -> int:
+        """How many trials on training examples it asked for."""
+        return sum(trial.on == "training" for trial in dict.fromkeys(self.asked))
+
     def group(self, example: int) -> GroupEvidence:
         plan = GroupPlan(
             self.library, example, self.update, GROUP_SIZE, self._concerned(example), self.memory

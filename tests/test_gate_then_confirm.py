@@ -79,10 +79,34 @@ def test_the_effect_that_is_stated_rests_on_the_groups_and_on_the_test() -> None
     life = Life()
     life.then(Add(GOOD))
     effect = life.until_decided("E1").library["E1"].effect
-    n_in_groups = (life.update - 1) * life.n_groups * GROUP_SIZE
+    n_before = (life.update - 1) * life.n_groups * GROUP_SIZE + life.n_extra
     assert effect is not None
     assert life.tests
-    assert effect.n_rollouts == n_in_groups + len(dict.fromkeys(life.asked))
+    assert effect.n_rollouts == n_before + len(life.tests)
+
+
+def test_a_test_with_a_metric_of_its_own_says_nothing_of_effects() -> None:
+    life = Life(TrialThenConfirm(metric=lambda *_: 100.0))
+    life.then(Add(GOOD))
+    effect = life.until_decided("E1").library["E1"].effect
+    n_before = (life.update - 1) * life.n_groups * GROUP_SIZE + life.n_extra
+    assert effect is not None
+    assert life.tests
+    assert effect.n_rollouts == n_before
+
+
+def test_of_those_tested_together_each_is_told_its_own_part() -> None:
+    life = Life(score=worth({GOOD: 0.6, NEW: 0.2}, base=0.1), n_groups=24)
+    life.then(Add(GOOD), Add(NEW))
+    decision = life.until_decided("E1")
+    assert decision.reason.startswith("tested E1, E2: +0.")
+    good, new = (own.effect for own in decision.library if not own.is_on_trial)
+    assert good is not None
+    assert new is not None
+    assert good.estimate > 0.4
+    assert 0 < new.estimate < 0.3
+    n_before = (life.update - 1) * life.n_groups * GROUP_SIZE + life.n_extra
+    assert good.n_rollouts == new.n_rollouts == n_before + len(life.tests)
 
 
 def test_one_that_does_harm_is_dropped_without_a_test_and_its_id_says_why() -> None:

@@ -42,12 +42,16 @@ _TOLERANCE = 1e-8
 _PRIOR_SCALE = 0.25
 """Scale of the hyperprior on the spread of true effects, in standard deviations of the scores."""
 _SPREADS = np.linspace(0.0, 4.0, 41)[1:]
-_FEW = 0.1
+_NEXT_TO_NONE = np.array([0.1])
 """The spread of the effects that are next to none, on the same scale as `_SPREADS`."""
 _SHARES = np.array([0.02, 0.05, 0.1, 0.2, 0.999])
 """How many of the candidates have an effect to speak of, as shares; the last one: all."""
 _SHARE_WEIGHTS = np.array([1.0, 1.0, 1.0, 1.0, 20.0])
-"""How likely each share is before anything is measured, up to a factor."""
+"""How likely each share is before anything is measured, up to a factor.
+
+Much weight on 'all', so that intervals of ten candidates with normal effects hold what they say;
+the rest lets two good ones among fifty useless stand out (`benchmarks/gates.py` measures both).
+"""
 _LEVEL = 0.95
 """The one-sided level at which a stretched error is that of Student's t."""
 
@@ -65,13 +69,14 @@ class Row:
 class Estimate:
     """One candidate: `measured` is the regression's effect, `effect` the pooled one.
 
-    The two probabilities are posterior ones, that the effect is above 0 and below 0.
+    The two probabilities are posterior ones, that the effect is above 0, and that it is above
+    `-margin` (of `estimate_effects`).
     """
 
     measured: Effect
     effect: Effect
     p_positive: float
-    p_negative: float
+    p_harmless: float
 
     @property
     def is_known(self) -> bool:
@@ -84,12 +89,6 @@ class Estimate:
         if not self.is_known:
             return 0.5
         return float(ndtr(self.measured.estimate / self.measured.standard_error))
-
-    def p_above(self, margin: float) -> float:
-        """The posterior probability that the effect is above the margin, as if it were normal."""
-        if not self.is_known:
-            return 0.5
-        return float(ndtr((self.effect.estimate - margin) / self.effect.standard_error))
 
 
 def balanced_presence(n_candidates: int, n_pairs: int, seed: str) -> list[tuple[bool, ...]]:
@@ -115,8 +114,11 @@ def balanced_presence(n_candidates: int, n_pairs: int, seed: str) -> list[tuple[
     return drawn[:n_pairs]
 
 
-def estimate_effects(rows: Iterable[Row]) -> dict[str, Estimate]:
-    """The effect of everything that is present in one of the rows, by name; pure, order-free."""
+def estimate_effects(rows: Iterable[Row], margin: float = 0.0) -> dict[str, Estimate]:
+    """The effect of everything that is present in one of the rows, by name; pure, order-free.
+
+    `margin` is how much, in score, something may lose and be harmless still.
+    """
     scored = [row for row in rows if row.score is not None and math.isfinite(row.score)]
     names = sorted({name for row in scored for name in row.present})
     if not names:
@@ -124,9 +126,9 @@ def estimate_effects(rows: Iterable[Row]) -> dict[str, Estimate]:
     fit = _Fit(*_within(scored, names))
     n_rollouts = fit.n_rollouts()
     values, errors = fit.coefficients(), fit.standard_errors()
-    pooled = _pooled(values, errors, _PRIOR_SCALE * fit.spread)
+    pooled = _pooled(values, errors, _PRIOR_SCALE * fit.spread, margin)
     return {
-        name: _estimate(values[k], errors[k], n_rollouts[k], *pooled[k])
+        name: _estimate(values[k], errors[k], n_rollouts[k], pooled[k])
         for k, name in enumerate(names)
     }
 
@@ -232,13 +234,13 @@ def _rows_of(group: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     return list(np.split(order, np.flatnonzero(np.diff(group[order])) + 1))
 
 
-def _pooled(values: Floats, errors: Floats, scale: float) -> list[tuple[float, float, float]]:
-    """Posterior mean, standard deviation and probability above 0 of each effect."""
-    pooled = np.tile([0.0, math.inf, 0.5], (len(values), 1))
+def _pooled(values: Floats, errors: Floats, scale: float, margin: float) -> Floats:
+    """Of each effect: mean, standard deviation, probability above 0, probability above -margin."""
+    pooled = np.tile([0.0, math.inf, 0.5, 0.5], (len(values), 1))
     known = np.isfinite(errors)
     if known.any() and scale:
-        pooled[known] = _Mixture(values[known], errors[known], scale).believed()
-    return [(float(mean), float(sd), float(p)) for mean, sd, p in pooled]
+        pooled[known] = _Mixture(values[known], errors[known], scale, margin).believed()
+    return pooled
 
 
 class _Mixture:
@@ -247,10 +249,10 @@ class _Mixture:
     Axes: candidate, spread of those that do something, their share of all.
     """
 
-    def __init__(self, values: Floats, errors: Floats, scale: float) -> None:
+    def __init__(self, values: Floats, errors: Floats, scale: float, margin: float) -> None:
         value, variance = values[:, None], errors[:, None] ** 2
-        self._telling = _Shrunk.of(value, variance, scale * _SPREADS)
-        self._others = _Shrunk.of(value, variance, scale * np.array([_FEW]))
+        self._telling = _Shrunk.of(value, variance, scale * _SPREADS, margin)
+        self._others = _Shrunk.of(value, variance, scale * _NEXT_TO_NONE, margin)
         log_telling = self._telling.log_likelihood[:, :, None] + np.log(_SHARES)
         log_others = self._others.log_likelihood[:, :, None] + np.log1p(-_SHARES)
         log_either = np.logaddexp(log_telling, log_others)
@@ -262,38 +264,40 @@ class _Mixture:
         self._p_other = 1.0 - self._p_telling.sum(axis=1)
 
     def believed(self) -> Floats:
-        """Mean, standard deviation and probability above 0, a row for each candidate."""
-        mean, square, p_positive = (
-            (self._p_telling * getattr(self._telling, name)).sum(axis=1)
-            + self._p_other * getattr(self._others, name)[:, 0]
-            for name in ("mean", "square", "p_positive")
+        """What `_pooled` says of each candidate, a row for each."""
+        mean, square, *probabilities = (
+            (self._p_telling * of_telling).sum(axis=1) + self._p_other * of_others[:, 0]
+            for of_telling, of_others in zip(
+                self._telling.beliefs, self._others.beliefs, strict=True
+            )
         )
-        return np.stack([mean, np.sqrt(np.maximum(square - mean**2, 0.0)), p_positive], axis=1)
+        sd = np.sqrt(np.maximum(square - mean**2, 0.0))
+        return np.stack([mean, sd, *np.clip(probabilities, 0.0, 1.0)], axis=1)
 
 
 @dataclass(frozen=True, slots=True)
 class _Shrunk:
-    """What is believed of each candidate (rows) if true effects have each spread (columns)."""
+    """What is believed of each candidate (rows) if true effects have each spread (columns).
+
+    `beliefs` are mean, mean square, probability above 0, probability above -margin.
+    """
 
     log_likelihood: Floats
-    mean: Floats
-    square: Floats
-    p_positive: Floats
+    beliefs: tuple[Floats, Floats, Floats, Floats]
 
     @classmethod
-    def of(cls, value: Floats, variance: Floats, spreads: Floats) -> "_Shrunk":
+    def of(cls, value: Floats, variance: Floats, spreads: Floats, margin: float) -> "_Shrunk":
         """By a normal distribution of true effects, around 0."""
         total = variance + spreads**2
         share = spreads**2 / total
         mean, sd = share * value, np.sqrt(share * variance)
         log_likelihood = -0.5 * (value**2 / total + np.log(total))
-        return cls(log_likelihood, mean, sd**2 + mean**2, ndtr(mean / sd))
+        above = (ndtr(mean / sd), ndtr((mean + margin) / sd))
+        return cls(log_likelihood, (mean, sd**2 + mean**2, *above))
 
 
-def _estimate(
-    value: float, error: float, n_rollouts: int, mean: float, sd: float, p_positive: float
-) -> Estimate:
+def _estimate(value: float, error: float, n_rollouts: int, pooled: Floats) -> Estimate:
     is_known = math.isfinite(error)
     measured = Effect(float(value) if is_known else 0.0, float(error), n_rollouts)
-    p_negative = 1.0 - p_positive
-    return Estimate(measured, Effect(mean, sd, n_rollouts), p_positive, p_negative)
+    mean, sd, p_positive, p_harmless = map(float, pooled)
+    return Estimate(measured, Effect(mean, sd, n_rollouts), p_positive, p_harmless)

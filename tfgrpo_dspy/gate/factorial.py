@@ -151,7 +151,7 @@ class FactorialGate:
         n_slots = self._n_slots(self.choose_share, len(candidates), evidence)
         if not n_slots:
             return _Measured(candidates.fitting(sorted(candidates.all)), {})
-        halves = _Halves(candidates, evidence, candidates.all, n_slots)
+        halves = _Halves(candidates, evidence, candidates.all, n_slots, self.margin)
         return self._look_on(halves, candidates, 0.5)
 
     def _confirm(
@@ -167,7 +167,8 @@ class FactorialGate:
         n_slots = self._n_slots(self.prune_share, len(chosen.staying), evidence)
         if len(chosen.staying) == 1 or not n_slots:
             return chosen
-        halves = _Halves(candidates, evidence, chosen.staying, n_slots, chosen.trials)
+        among = chosen.staying
+        halves = _Halves(candidates, evidence, among, n_slots, self.margin, chosen.trials)
         pruned = self._look_on(halves, candidates, self.min_probability)
         if isinstance(pruned, Trials):
             return pruned
@@ -222,7 +223,7 @@ class FactorialGate:
         if estimate is None:
             return 0.5
         if isinstance(candidates.changes[k], Delete):
-            return estimate.p_above(-self.margin)
+            return estimate.p_harmless
         return estimate.p_positive
 
 
@@ -235,9 +236,11 @@ class _Halves:
         evidence: TrialEvidence,
         among: frozenset[int],
         n_slots: int,
+        margin: float,
         before: tuple[_Tried, ...] = (),
     ) -> None:
         self._scores = evidence.scores
+        self._margin = margin
         self._before = before
         self.among, self.n_slots = among, n_slots
         order, first = sorted(among), len(before) // 2
@@ -277,7 +280,7 @@ class _Halves:
             Row(trial.example, frozenset(map(str, part)), self._scores[trial])
             for trial, part in self.tried(n_seen)
         ]
-        estimates = estimate_effects(rows)
+        estimates = estimate_effects(rows, self._margin)
         return {k: estimates[str(k)] for k in self.among if str(k) in estimates}
 
 

@@ -40,8 +40,8 @@ class TrialThenConfirm:
     Over all updates of a run, the chance that a run of useless lessons ends with any is at most
     `error`: each test may spend `error_share` of what is left of it. A new text under an old id is
     on trial against the old text; a DELETE puts what it names on trial against its absence, and it
-    goes if it cannot be told from useless. Experiences carry their `effect`, as training groups
-    showed it.
+    goes if it cannot be told from useless. Experiences carry their `effect`: as training groups
+    showed it, and the test that settled them (but for a test with a `metric` of its own).
 
     Args:
         error: the chance that a run of useless lessons ends with any of them.
@@ -228,7 +228,6 @@ class TrialThenConfirm:
         failed: dict[str, str] = {}
         note = ""
         if verdict is not None:
-            estimates = _with_test(state, evidence, ready, verdict)
             state = state.after_test(verdict)
             note = f"tested {', '.join(ready)}: {verdict}"
             settled = self._carrying(ready, estimates) if verdict.is_better else frozenset()
@@ -245,7 +244,10 @@ class TrialThenConfirm:
             is_over=self.is_over(evidence),
             has_test=True,
         )
-        return Judging(rules, state, estimates, evidence).decision(settled, failed, note)
+        decision = Judging(rules, state, estimates, evidence).decision(settled, failed, note)
+        if verdict is None or not settled or self.metric is not None:
+            return decision
+        return _restated(decision, settled, _with_test(state, evidence, ready, verdict))
 
     def _carrying(self, ready: Sequence[str], estimates: Mapping[str, Estimate]) -> frozenset[str]:
         """Of those that passed a test together, the ones that it was passed by: not the riders."""
@@ -264,10 +266,7 @@ def _compared(
 
 
 def _with_test(
-    state: OnTrial,
-    evidence: TrialEvidence,
-    ready: Sequence[str],
-    verdict: Verdict,
+    state: OnTrial, evidence: TrialEvidence, ready: Sequence[str], verdict: Verdict
 ) -> dict[str, Estimate]:
     """The effects of those on trial by the groups and by the test together."""
     without, with_them = _compared(state, evidence, ready)
@@ -277,3 +276,17 @@ def _with_test(
         for library, present in ((without, frozenset()), (with_them, frozenset(ready)))
     ]
     return replace(state, rows=(*state.rows, *rows)).estimates()
+
+
+def _restated(
+    decision: Decision, settled: frozenset[str], estimates: Mapping[str, Estimate]
+) -> Decision:
+    """The same decision; of what is settled, the effects that these estimates show."""
+    known = {id_: estimates[id_] for id_ in settled if estimates[id_].is_known}
+    effects = {id_: {"effect": estimate.effect} for id_, estimate in known.items()}
+    exported = decision.exported
+    return replace(
+        decision,
+        library=decision.library.annotated(effects),
+        exported=None if exported is None else exported.annotated(effects),
+    )
