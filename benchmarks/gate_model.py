@@ -391,10 +391,10 @@ def main() -> None:
     parser.add_argument("--gates", nargs="*", default=list(GATES))
     parser.add_argument("--seeds", type=int, help="instead of each row's own number; not written")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after these")
-    parser.add_argument("--again", action="store_true", help="measure all rows anew")
+    parser.add_argument("--again", action="store_true", help="measure these rows anew")
     args = parser.parse_args()
-    is_new = args.again or not RESULTS.exists()
-    done: dict[str, Any] = {} if is_new else json.loads(RESULTS.read_text("utf-8"))["rows"]
+    known = json.loads(RESULTS.read_text("utf-8"))["rows"] if RESULTS.exists() else {}
+    done = {name: row for name, row in known.items() if not (args.again and args.rows in name)}
     began = time.monotonic()
     for name, gate, world, n in rows():
         if args.rows not in name or gate not in args.gates or (name in done and not args.seeds):

@@ -213,11 +213,11 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="only rows whose name holds this")
     parser.add_argument("--seeds", type=int, help=f"instead of {N_SEEDS}; not written")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after these")
-    parser.add_argument("--again", action="store_true", help="measure all rows anew")
+    parser.add_argument("--again", action="store_true", help="measure these rows anew")
     args = parser.parse_args()
     logging.getLogger("tfgrpo_dspy").setLevel(logging.ERROR)
-    is_new = args.again or not RESULTS.exists()
-    done: dict[str, Any] = {} if is_new else json.loads(RESULTS.read_text("utf-8"))["rows"]
+    known = json.loads(RESULTS.read_text("utf-8"))["rows"] if RESULTS.exists() else {}
+    done = {name: row for name, row in known.items() if not (args.again and args.rows in name)}
     shown: dict[str, Any] = {}
     began = time.monotonic()
     for row in rows():
