@@ -23,15 +23,12 @@ OTHERS = {
     "SIMBA's rule": SimbaRule(),
 }
 IN_USE = {
-    0: (
-        *((24, 0.85), (24, 0.95), (24, 0.99), (48, 0.7), (48, 0.77)),
-        *((66, 0.85), (66, 0.95), (66, 0.98), (88, 0.67)),
-    ),
-    4: ((100, 0.85), (100, 0.9), (100, 0.95), (190, 0.8), (190, 0.85), (190, 0.9)),
-    12: ((100, 0.9), (100, 0.95), (190, 0.9)),
+    0: {24: (0.85, 0.95, 0.99), 48: (0.7, 0.77), 66: (0.85, 0.95, 0.98), 88: (0.67,)},
+    4: {100: (0.85, 0.9, 0.95), 190: (0.8, 0.85, 0.9)},
+    12: {100: (0.9, 0.95), 190: (0.9,)},
 }
-"""Rollouts an update that `TrialInUse` may take, about what GEPA's and SIMBA's rule take here, and
-when it settles; by the number of useless lessons."""
+"""By the number of useless lessons: rollouts an update that `TrialInUse` may take, about what the
+rules of GEPA and SIMBA take here, and the probabilities at which it settles."""
 Sums = Mapping[str, float]
 Figures = dict[str, Any]
 Updates = Callable[[int], Sequence[Sequence[float]]]
@@ -185,9 +182,10 @@ def power_gates(n_useless: int) -> dict[str, Any]:
     for bar in (1.0, 2.0):
         gates[f"GEPA's rule, > {bar:g} errors"] = GepaRule(min_errors=bar)
         gates[f"SIMBA's rule, > {bar:g} errors"] = SimbaRule(min_errors=bar)
-    for max_trials, settle_at in IN_USE[n_useless]:
-        in_use = TrialInUse(max_trials, settle_at)
-        gates[f"in use, {max_trials}, {settle_at}"] = AutoGate(broad=in_use)
+    for max_trials, probabilities in IN_USE[n_useless].items():
+        for settle_at in probabilities:
+            in_use = TrialInUse(max_trials, settle_at)
+            gates[f"in use, {max_trials}, {settle_at}"] = AutoGate(broad=in_use)
     return gates
 
 

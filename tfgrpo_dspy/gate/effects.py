@@ -45,7 +45,7 @@ _SPREADS = np.linspace(0.0, 4.0, 41)[1:]
 _NEXT_TO_NONE = np.array([0.1])
 """The spread of the effects that are next to none, on the same scale as `_SPREADS`."""
 _SHARES = np.array([0.02, 0.05, 0.1, 0.2, 0.999])
-"""How many of the candidates have an effect to speak of, as shares; the last one: all."""
+"""How many of the candidates have an effect to speak of, as shares; the last: as good as all."""
 _SHARE_WEIGHTS = np.array([1.0, 1.0, 1.0, 1.0, 20.0])
 """How likely each share is before anything is measured, up to a factor.
 
