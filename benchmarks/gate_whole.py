@@ -40,7 +40,14 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import mannwhitneyu
 
-from tfgrpo_dspy import FactorialGate, NoGate, PairedGate, ProbeThenTrial
+from tfgrpo_dspy import (
+    FactorialGate,
+    NoGate,
+    PairedGate,
+    ProbeThenTrial,
+    TrialInUse,
+    TrialThenConfirm,
+)
 
 RESULTS = ROOT / "benchmarks" / "results" / "gate_whole.json"
 PACKAGES = ("tfgrpo-dspy", "dspy", "numpy", "scipy")
@@ -53,6 +60,8 @@ IN_MODEL: dict[str, Callable[[], Any]] = {
     "trial": ProbeThenTrial,
     "paired": PairedGate,
     "factorial": FactorialGate,
+    "confirm": TrialThenConfirm,
+    "in use": TrialInUse,
 }
 """The model has no conditions in its texts, by which AutoGate would know what goes to trial."""
 
@@ -67,7 +76,8 @@ def rows() -> Iterator[Row]:
         yield of(gate, size, name)
     for name in BARS:
         yield of("auto", 4, name, staleness=1)
-    for gate, name in itertools.product(("trial", "paired", "factorial"), BARS):
+    others = ("trial", "paired", "factorial", "confirm", "in use")
+    for gate, name in itertools.product(others, BARS):
         yield of(gate, 4, name)
     for name in ("wrong 0.25", "leaking 0.25"):
         yield of("auto", 4, name, WORDS)

@@ -26,7 +26,9 @@ from tfgrpo_dspy import (
     ProbeThenTrial,
     TrainingFreeGRPO,
     Trial,
+    TrialInUse,
     Trials,
+    TrialThenConfirm,
     WordConcern,
 )
 
@@ -42,6 +44,8 @@ GATES: dict[str, Callable[[Any], Any]] = {
     "trial": lambda concern: ProbeThenTrial(concern=concern),
     "paired": lambda _: PairedGate(),
     "factorial": lambda _: FactorialGate(),
+    "confirm": lambda _: TrialThenConfirm(),
+    "in use": lambda _: TrialInUse(),
 }
 
 
