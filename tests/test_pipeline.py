@@ -440,10 +440,98 @@ def test_an_update_that_does_not_parse_twice_keeps_its_lessons_as_adds() -> None
 
 
 def test_the_silent_second_call_of_dspys_json_adapter_is_counted() -> None:
-    run = Run([["1", "0"]], (EXTRACT, UNPARSED))
+    run = Run([["1", "0"]], (EXTRACT, UNPARSED), adapter=dspy.ChatAdapter())
     assert run.results.reflection_usage.n_lm_calls == 4  # twice ChatAdapter, then JSONAdapter
     assert run.results.reflection_usage.n_second_calls == 2
     assert run.results.failures == {"reflection parse": 2}
+
+
+def test_a_reflection_is_not_asked_for_in_json_unless_the_user_set_an_adapter_that_does() -> None:
+    run = Run([["1", "0"]], (EXTRACT, UNPARSED))
+    assert run.results.reflection_usage.n_lm_calls == 2
+    assert run.results.reflection_usage.n_second_calls == 0
+
+
+# ---------------------------------------------------------------------- reflection LMs that ramble
+
+
+def by_the_rules(_: dspy.Example, pred: dspy.Prediction) -> dspy.Prediction:
+    """The answer is its own score; every answer below 1 is told two rules."""
+    score = float(pred.answer)
+    told = "Good: short." if score == 1 else f"Answer with one. {pred.answer} is no answer."
+    return dspy.Prediction(score=score, feedback=f"{told} Be kind.")
+
+
+def test_where_no_answer_can_be_read_lessons_are_what_the_metric_says_of_several_examples() -> None:
+    run = Run([["1", "0"], ["1", "0.2"]], (EXTRACT, UNPARSED), metric=by_the_rules)
+    assert run.results.updates[0].lessons == ("Be kind.", "Answer with one.")
+    _, second = ExperienceLibrary.from_program(run.optimized)
+    assert second.text == "Answer with one."
+    evidence = run.results.library["experiences"][1]["evidence"]
+    assert sorted(each["example"] for each in evidence) == [0, 1]
+
+
+def test_a_group_whose_answer_can_be_read_teaches_by_its_answer_alone() -> None:
+    rules = ((f"(?s){EXTRACT}.*question 0", UNPARSED), *ONE_LESSON)
+    run = Run([["1", "0"], ["1", "0.2"]], *rules, metric=by_the_rules)
+    assert run.results.updates[0].lessons == ("Be exact.",)
+
+
+def rambling_until(n_examples: int, *rules: Rule, **arguments: Any) -> Run:
+    """A run of three epochs in one batch each, over examples whose groups all have contrast."""
+    table = [["1", "0"]] * n_examples
+    given = {"epochs": 3, "batch_size": n_examples, "max_staleness": 0, **arguments}
+    return Run(table, *rules, **given)
+
+
+def test_a_reflection_lm_that_was_never_read_is_asked_no_more_and_that_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = rambling_until(5, (EXTRACT, UNPARSED), (UPDATE, UNPARSED), metric=by_the_rules)
+    assert run.results.failures == {"reflection parse": 12, "reflection given up": 1}
+    assert len(run.prompts(EXTRACT)) == 10  # each twice, of the first epoch
+    assert len(run.prompts(UPDATE)) == 2
+    assert caplog.text.count("none of 5 answers of the reflection LM could be read") == 1
+    assert [update.lessons for update in run.results.updates] == [
+        ("Be kind.", "Answer with one.", "0 is no answer.")
+    ] * 3
+    assert len(run.library) == 3
+
+
+def test_one_answer_that_could_be_read_keeps_the_reflection_lm_asked() -> None:
+    rules = ((f"(?s){EXTRACT}.*question 0", lessons("Be exact.")), (EXTRACT, UNPARSED))
+    run = rambling_until(5, *rules, (UPDATE, operations()), metric=by_the_rules)
+    assert "reflection given up" not in run.results.failures
+    assert len(run.prompts(EXTRACT)) == 3 * (1 + 2 * 4)
+
+
+def test_fewer_unread_answers_than_five_are_no_reason_to_give_up() -> None:
+    run = rambling_until(4, (EXTRACT, UNPARSED), (UPDATE, UNPARSED), epochs=1)
+    assert "reflection given up" not in run.results.failures
+
+
+def test_without_feedback_a_run_whose_reflection_lm_was_given_up_ends() -> None:
+    run = rambling_until(5, (EXTRACT, UNPARSED))
+    assert [update.groups[0].used_as for update in run.results.updates] == [
+        "contrast",
+        "not reflected on",
+    ]
+    assert run.results.ended_because == "no group of a whole epoch had anything to teach"
+    assert "reflection given up" in run.results.nothing_learned
+
+
+@pytest.mark.parametrize("n_threads", [1, 8])
+def test_when_it_is_given_up_does_not_depend_on_threads(n_threads: int) -> None:
+    run = rambling_until(
+        6,
+        (EXTRACT, UNPARSED),
+        (UPDATE, UNPARSED),
+        metric=by_the_rules,
+        batch_size=2,
+        max_staleness=1,
+        num_threads=n_threads,
+    )
+    assert run.results.failures == {"reflection given up": 1, "reflection parse": 18}
 
 
 # ---------------------------------------------------------------------- lessons

@@ -350,7 +350,7 @@ def test_failures_of_the_reflection_lm_are_counted_by_kind_and_logged_once(
         return "mumbling"
 
     lm = scripted_lm([(EXTRACT, extract), ("question", polite_answer)], num_retries=0)
-    results = learned(lm=lm).detailed_results
+    results = learned(lm=lm, update_library=AddLessons()).detailed_results
     n_asked = sum(len(update.groups) for update in results.updates) - sum(
         group.used_as == "no contrast" for update in results.updates for group in update.groups
     )

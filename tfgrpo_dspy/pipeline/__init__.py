@@ -59,6 +59,9 @@ RESERVE_MARGIN = 1.5
 with the library are longer."""
 N_PROBED = 2
 """How many rollouts a probe makes."""
+HOPELESS = 5
+"""Where so many answers about groups could not be read, and none could, the reflection LM is asked
+no more: all of them would be paid for, and say nothing."""
 
 
 class Pipeline:
@@ -349,6 +352,9 @@ class Pipeline:
             for group, (_, answer) in zip(batch.groups, taught, strict=True)
             if answer is not None
         ]
+        if not self._is_hopeless(batch):
+            batch.n_asked = len(teaching)
+            batch.n_unread = sum(answer.is_unread for _, answer in teaching)
         batch.lessons, batch.refused_lessons = self._extractor.lessons(
             [group for group, _ in teaching], [answer for _, answer in teaching], batch.update
         )
@@ -364,10 +370,24 @@ class Pipeline:
             use = self._use_beside(group, batch, await all_groups)
         if use in TEACHING:
             use = self._skipped(batch, group) or use
+        if use in TEACHING and self._is_hopeless(batch):
+            return (use, Answer(None)) if group.has_feedback else ("not reflected on", None)
         if use not in TEACHING:
             return use, None
         answer = await self._extractor.answer(group, batch.library, batch.update, batch.epoch)
         return use, answer
+
+    def _is_hopeless(self, batch: Batch) -> bool:
+        """Whether the reflection LM has been asked often enough, and never gave a readable answer.
+
+        Lessons are then what the metric itself says of several examples.
+        """
+        decided = self._decided_before(batch)
+        n_asked = sum(earlier.n_asked for earlier in decided)
+        if n_asked < HOPELESS or n_asked > sum(earlier.n_unread for earlier in decided):
+            return False
+        self._recorder.give_up(n_asked)
+        return True
 
     def _skipped(self, batch: Batch, group: Group) -> str:
         """Why the gate wants no lesson of this group; "" if it has nothing against it."""
@@ -419,7 +439,7 @@ class Pipeline:
         if batch.is_sampled:
             self._sampler.settle([r for group in batch.groups for r in group.all_rollouts])
         operations, refused = await self._proposer.operations(
-            lessons, library, batch.update, batch.epoch
+            lessons, library, batch.update, batch.epoch, is_asked=not self._is_hopeless(batch)
         )
         taken, refusals = sift(library, operations, self.settings.limits)
         return [*taken, *refused, *refusals]

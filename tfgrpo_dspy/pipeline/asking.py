@@ -22,6 +22,9 @@ from tfgrpo_dspy.sampling import rendering_once, sampling_copy
 from tfgrpo_dspy.store import reading
 
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
+ASKED_ONCE = dspy.ChatAdapter(use_json_adapter_fallback=False)
+"""DSPy's default adapter asks again in JSON, held to a schema, where an answer does not parse: then
+whatever an LM rambles is a lesson. The modules ask again themselves, and show the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,11 @@ class Answer:
     is_too_long: bool = False
     is_lost: bool = False
 
+    @property
+    def is_unread(self) -> bool:
+        """Whether nothing could be read of it, or the module was not asked at all."""
+        return self.output is None and not self.error
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON has it."""
         own = {name: getattr(self, name) for name in self.__slots__}
@@ -66,7 +74,7 @@ class Asker:
         settings = run.settings
         self._run = run
         self._lm = settings.reflection_lm or dspy.settings.lm
-        self._adapter = rendering_once(dspy.settings.adapter)
+        self._adapter = rendering_once(dspy.settings.adapter or ASKED_ONCE)
         modules = (
             settings.summarize_trajectory,
             settings.extract_advantage,

@@ -19,7 +19,8 @@ class Batch:
     `library` is the one that its rollouts are made with: as it stood `max_staleness` updates before
     the last; `memory` is what the gate left then. `assigned` are the libraries of a group's
     rollouts, by example, where they are others: the gate gives experiences on trial to some of them
-    only, or they were made elsewhere. `scores` are those of all its rollouts.
+    only, or they were made elsewhere. `scores` are those of all its rollouts, `n_asked` how many
+    groups ExtractAdvantage was asked about, `n_unread` how many of its answers could not be read.
     """
 
     update: int
@@ -33,6 +34,8 @@ class Batch:
     assigned: dict[int, tuple[ExperienceLibrary, ...]] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     uses: list[str] = field(default_factory=list)
+    n_asked: int = 0
+    n_unread: int = 0
     lessons: list[Lesson] = field(default_factory=list)
     refused_lessons: list[RefusedLesson] = field(default_factory=list)
 

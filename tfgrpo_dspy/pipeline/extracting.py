@@ -1,6 +1,8 @@
 """Groups become lessons: what ExtractAdvantage is shown of a group, and which lines are lessons."""
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.experience import Evidence, ExperienceLibrary, n_words, named_predictors
@@ -21,6 +23,7 @@ from tfgrpo_dspy.reflection import (
     feedback_text,
     merge_lessons,
     read_lesson,
+    recurring_feedback,
 )
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, rollout_id_for
 from tfgrpo_dspy.sampling import as_fields
@@ -63,16 +66,31 @@ class Extractor:
     def lessons(
         self, groups: Sequence[Group], answers: Sequence[Answer], update: int
     ) -> tuple[list[Lesson], list[RefusedLesson]]:
-        """The lessons of the groups, near-duplicates merged; and those that copy the examples."""
+        """The lessons of the groups, near-duplicates merged; and those that copy the examples.
+
+        Of groups whose answer could not be read, they are what the metric said of several.
+        """
         guard = self._guard(groups)
         kept, refused = [], []
-        for group, answer in zip(groups, answers, strict=True):
-            for lesson in self._read(group, answer, update):
-                if reason := guard.reason(lesson.text) or self._unfit(lesson):
-                    refused.append(RefusedLesson(lesson.text, reason))
-                else:
-                    kept.append(lesson)
+        drawn = [
+            self._read(group, answer, update) for group, answer in zip(groups, answers, strict=True)
+        ]
+        unread = [group for group, answer in zip(groups, answers, strict=True) if answer.is_unread]
+        for lesson in [*itertools.chain(*drawn), *self._said(unread, update)]:
+            if reason := guard.reason(lesson.text) or self._unfit(lesson):
+                refused.append(RefusedLesson(lesson.text, reason))
+            else:
+                kept.append(lesson)
         return merge_lessons(kept), refused
+
+    def _said(self, groups: Sequence[Group], update: int) -> list[Lesson]:
+        """What the metric itself says, in the same words, of several of the groups."""
+        found = []
+        for sentence, where in recurring_feedback(groups).items():
+            evidence = [_evidence(group, update) for group in where]
+            lesson = read_lesson(encodable(sentence), self._predictors, evidence[0])
+            found.append(replace(lesson, evidence=tuple(evidence)))
+        return found
 
     def _unfit(self, lesson: Lesson) -> str:
         """Why a line is no lesson; UpdateLibrary may shorten what is a little too long."""
@@ -101,12 +119,7 @@ class Extractor:
         )
 
     def _read(self, group: Group, answer: Answer, update: int) -> list[Lesson]:
-        evidence = Evidence(
-            update,
-            group.example,
-            tuple(rollout.rollout_id for rollout in group.rollouts),
-            tuple(rollout.score for rollout in group.rollouts),
-        )
+        evidence = _evidence(group, update)
         lines = [answer.output] if isinstance(answer.output, str) else answer.output or []
         lessons = [read_lesson(encodable(str(line)), self._predictors, evidence) for line in lines]
         return [lesson for lesson in lessons if lesson.text]
@@ -165,3 +178,12 @@ class Extractor:
             [text for example in examples for text in as_fields(example.inputs()).values()],
             [text for example in examples for text in as_fields(example.labels()).values()],
         )
+
+
+def _evidence(group: Group, update: int) -> Evidence:
+    return Evidence(
+        update,
+        group.example,
+        tuple(rollout.rollout_id for rollout in group.rollouts),
+        tuple(rollout.score for rollout in group.rollouts),
+    )

@@ -42,7 +42,13 @@ class Proposer:
         self._predictors = [name for name, _ in named_predictors(run.student)]
 
     async def operations(
-        self, lessons: Sequence[Lesson], library: ExperienceLibrary, update: int, epoch: int
+        self,
+        lessons: Sequence[Lesson],
+        library: ExperienceLibrary,
+        update: int,
+        epoch: int,
+        *,
+        is_asked: bool = True,
     ) -> tuple[list[Operation], list[Refusal]]:
         """What the lessons call for; refused is here what is malformed or of an unknown scope.
 
@@ -50,6 +56,7 @@ class Proposer:
         evidence. The others are consolidated by UpdateLibrary, in a tree where they are too many
         for one prompt: what one level proposes are the lessons of the next. Of several operations
         on one experience, KEEPs give way to a MODIFY or DELETE, which takes their evidence.
+        Where UpdateLibrary is not asked, they are ADDs as they stand.
         """
         keeps: list[Operation] = []
         new: list[Lesson] = []
@@ -61,6 +68,8 @@ class Proposer:
                 new.append(lesson)
             else:
                 keeps.append(Keep(known.id, "seen again", lesson.evidence))
+        if not is_asked:
+            return _folded([*keeps, *_additions(new)]), []
         refused: list[Refusal] = []
         level = 0
         chunks = self._chunks(new)
@@ -146,7 +155,7 @@ class Proposer:
 
     def _read(self, answer: Answer, lessons: Sequence[Lesson]) -> list[Operation | Refusal]:
         if answer.output is None:  # the lessons themselves then, for the gate to sort out
-            return [Add(les.text, les.scope, "", les.evidence) for les in lessons]
+            return [*_additions(lessons)]
         return [self._operation(item, lessons) for item in answer.output]
 
     def _operation(self, item: Any, lessons: Sequence[Lesson]) -> Operation | Refusal:
@@ -172,6 +181,10 @@ class Proposer:
         if operation.scope in (ALL, *self._predictors):
             return operation
         return Refusal(operation, f"scope {operation.scope!r} names none of {self._predictors}")
+
+
+def _additions(lessons: Sequence[Lesson]) -> list[Add]:
+    return [Add(les.text, les.scope, "", les.evidence) for les in lessons]
 
 
 def _listed(given: Any) -> Sequence[Any]:

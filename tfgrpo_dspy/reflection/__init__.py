@@ -1,5 +1,6 @@
 """Reflection: what the reflection LM is asked, in which words, and what its answers become."""
 
+from tfgrpo_dspy.reflection.feedback import recurring_feedback
 from tfgrpo_dspy.reflection.lessons import (
     CopyGuard,
     Lesson,
@@ -52,4 +53,5 @@ __all__ = [
     "is_same_lesson",
     "merge_lessons",
     "read_lesson",
+    "recurring_feedback",
 ]
