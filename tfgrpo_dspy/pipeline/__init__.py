@@ -29,10 +29,10 @@ from tfgrpo_dspy.experience import (
 )
 from tfgrpo_dspy.gate import Decision, GroupPlan, Trials
 from tfgrpo_dspy.pipeline.archive import Archive
-from tfgrpo_dspy.pipeline.asking import Answer, Asker
-from tfgrpo_dspy.pipeline.batches import TEACHING, Batch
+from tfgrpo_dspy.pipeline.asking import Asker
+from tfgrpo_dspy.pipeline.batches import Batch
 from tfgrpo_dspy.pipeline.concerns import Concerns
-from tfgrpo_dspy.pipeline.deciding import Decider, assigned, group_evidence, has_trials
+from tfgrpo_dspy.pipeline.deciding import Decider, assigned, has_trials
 from tfgrpo_dspy.pipeline.extracting import Extractor
 from tfgrpo_dspy.pipeline.heldout import gain_between, held_out
 from tfgrpo_dspy.pipeline.measuring import Measurements
@@ -45,6 +45,7 @@ from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, Turn
 from tfgrpo_dspy.pipeline.shares import VALIDATION_SHARE, affordable, order_of, used_up
 from tfgrpo_dspy.pipeline.signals import handing_on_sigterm
+from tfgrpo_dspy.pipeline.teaching import Teacher
 from tfgrpo_dspy.pipeline.workers import Workers
 from tfgrpo_dspy.pipeline.worth import with_worth
 from tfgrpo_dspy.reflection import Lesson
@@ -59,9 +60,6 @@ RESERVE_MARGIN = 1.5
 with the library are longer."""
 N_PROBED = 2
 """How many rollouts a probe makes."""
-HOPELESS = 5
-"""Where so many answers about groups could not be read, and none could, the reflection LM is asked
-no more: all of them would be paid for, and say nothing."""
 
 
 class Pipeline:
@@ -90,7 +88,8 @@ class Pipeline:
         self._training = training
         self._trainset = trainset
         asker = Asker(self._run)
-        self._extractor = Extractor(self._run, trainset, asker)
+        extractor = Extractor(self._run, trainset, asker)
+        self._teacher = Teacher(self._run, extractor, self._decided_before)
         self._proposer = Proposer(self._run, asker)
         self._sampler = Rollouts(
             self._run, "rollout", trainset, settings.metric, settings.temperature
@@ -339,82 +338,7 @@ class Pipeline:
 
     def extract(self, batch: Batch, groups: "Sequence[Handle[Group]]") -> "Handle[list[Lesson]]":
         """The lessons of the groups that can teach, each drawn as soon as its group is there."""
-        return self._schedule.spawn(self._extracted(batch, groups))
-
-    async def _extracted(self, batch: Batch, groups: "Sequence[Handle[Group]]") -> list[Lesson]:
-        all_groups = self._schedule.spawn(_all_of(groups))
-        parts = [self._schedule.spawn(self._taught(batch, group, all_groups)) for group in groups]
-        taught = [await part for part in parts]
-        batch.groups, batch.uses = await all_groups, [use for use, _ in taught]
-        batch.scores = [score for group in batch.groups for score in group.scores]
-        teaching = [
-            (group, answer)
-            for group, (_, answer) in zip(batch.groups, taught, strict=True)
-            if answer is not None
-        ]
-        if not self._is_hopeless(batch):
-            batch.n_asked = len(teaching)
-            batch.n_unread = sum(answer.is_unread for _, answer in teaching)
-        batch.lessons, batch.refused_lessons = self._extractor.lessons(
-            [group for group, _ in teaching], [answer for _, answer in teaching], batch.update
-        )
-        return batch.lessons
-
-    async def _taught(
-        self, batch: Batch, group_handle: "Handle[Group]", all_groups: "Handle[list[Group]]"
-    ) -> tuple[str, Answer | None]:
-        """What the group is used as, and what ExtractAdvantage says of it."""
-        group = await group_handle
-        use = self._use_of(group)
-        if use == "no contrast" and self.settings.failure_analysis and group.has_feedback:
-            use = self._use_beside(group, batch, await all_groups)
-        if use in TEACHING:
-            use = self._skipped(batch, group) or use
-        if use in TEACHING and self._is_hopeless(batch):
-            return (use, Answer(None)) if group.has_feedback else ("not reflected on", None)
-        if use not in TEACHING:
-            return use, None
-        answer = await self._extractor.answer(group, batch.library, batch.update, batch.epoch)
-        return use, answer
-
-    def _is_hopeless(self, batch: Batch) -> bool:
-        """Whether the reflection LM has been asked often enough, and never gave a readable answer.
-
-        Lessons are then what the metric itself says of several examples.
-        """
-        decided = self._decided_before(batch)
-        n_asked = sum(earlier.n_asked for earlier in decided)
-        if n_asked < HOPELESS or n_asked > sum(earlier.n_unread for earlier in decided):
-            return False
-        self._recorder.give_up(n_asked)
-        return True
-
-    def _skipped(self, batch: Batch, group: Group) -> str:
-        """Why the gate wants no lesson of this group; "" if it has nothing against it."""
-        skips = getattr(self.settings.gate, "skips", None)
-        reason = "" if skips is None else skips(group_evidence(batch, group), batch.memory)
-        return f"skipped: {reason}" if reason else ""
-
-    def _use_of(self, group: Group) -> str:
-        """What the group is for, by itself."""
-        if len(group.rollouts) < 2:
-            return "too few rollouts"
-        if self.settings.metric is None:
-            return "no ground truth"
-        return "contrast" if group.has_contrast(self.settings.min_contrast) else "no contrast"
-
-    def _use_beside(self, group: Group, batch: Batch, beside: Sequence[Group]) -> str:
-        """What a group without contrast is for: it may be bad beside the best seen.
-
-        Seen are the groups of its own batch, and those of the updates that are decided for sure.
-        """
-        decided = self._decided_before(batch)
-        own = [score for other in beside for score in other.scores]
-        best = max([*own, *(other.best_score for other in decided)])
-        highest = max(group.scores)
-        is_bad = highest < best - self.settings.min_contrast
-        is_failing = highest <= self.settings.failure_score
-        return "failure analysis" if is_bad or is_failing else "no contrast"
+        return self._schedule.spawn(self._teacher.lessons(batch, groups))
 
     def begin_update(self, batch: Batch, update: Coroutine[Any, Any, ExperienceLibrary]) -> None:
         """Begin what gives the library after this batch."""
@@ -439,7 +363,7 @@ class Pipeline:
         if batch.is_sampled:
             self._sampler.settle([r for group in batch.groups for r in group.all_rollouts])
         operations, refused = await self._proposer.operations(
-            lessons, library, batch.update, batch.epoch, is_asked=not self._is_hopeless(batch)
+            lessons, library, batch.update, batch.epoch, is_asked=not self._teacher.gave_up(batch)
         )
         taken, refusals = sift(library, operations, self.settings.limits)
         return [*taken, *refused, *refusals]
@@ -638,10 +562,6 @@ def _borrowed(executor: Executor, ledger: Ledger, work: Callable[[], None]) -> N
         executor.submit(work)
     except RuntimeError as error:
         ledger.stop(f"the executor cannot go on: {error}", is_failure=True)
-
-
-async def _all_of(handles: "Sequence[Handle[Group]]") -> list[Group]:
-    return [await handle for handle in handles]
 
 
 def _group_record(group: Group, use: str) -> GroupRecord:
