@@ -28,7 +28,8 @@ class TrialInUse:
     a guarantee. A new text under an old id is on trial against the old text; a DELETE puts what it
     names on trial against its absence, and it goes if it cannot be told from useless.
 
-    Where calls are scarce, pass `max_trials=0`. In `learn` too, unless all traces have labels:
+    Where calls are scarce, pass `max_trials=0`; where groups are small, more `max_epochs`, as each
+    tells less (4 for groups of two). In `learn` too, unless all traces have labels:
     pairs run the program on their inputs.
 
     Args:
