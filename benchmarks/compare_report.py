@@ -66,11 +66,24 @@ def parts(records: Sequence[Record], reference: str) -> list[Part]:
         made = sheets(rows(ablations, reference), reached(ablations), reference)
         found.append(Part("Ablations", [], made))
     if len(plain) < len(records):
-        varied = {r["task"].partition(VARIED)[0] for r in records if VARIED in r["task"]}
-        of_varied = [r for r in records if r["task"].partition(VARIED)[0] in varied]
-        lines = overviews(rows(of_varied, reference))
+        lines = overviews(rows(_varied(records), reference))
         found.append(Part("The simulated LM varied", [], lines))
     return found
+
+
+def _varied(records: Sequence[Record]) -> list[Record]:
+    """The records of varied tasks, and of the same seeds and budgets those of the task as it is."""
+    varied = [record for record in records if VARIED in record["task"]]
+    of_task = {record["task"].partition(VARIED)[0] for record in varied}
+    budgets, seeds = ({record[name] for record in varied} for name in ("budget", "seed"))
+    return [
+        record
+        for record in records
+        if record["task"].partition(VARIED)[0] in of_task
+        and record["optimizer"] in (*OPTIMIZERS, "oracle")
+        and record["budget"] in budgets
+        and record["seed"] in seeds
+    ]
 
 
 def _is_ablation(record: Record) -> bool:

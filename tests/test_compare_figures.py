@@ -121,6 +121,18 @@ def test_ablations_and_varied_lms_stand_in_parts_of_their_own() -> None:
     assert "sim:easy, attention for two items" in named["The simulated LM varied"]
 
 
+def test_a_varied_lm_stands_beside_the_one_as_set_with_the_same_seeds_and_budgets() -> None:
+    varied = [record_of("gepa", s, [0.5], task="sim:easy@attention=2.0") for s in range(2)]
+    as_set = [record_of("gepa", seed, [seed / 2]) for seed in range(3)]
+    more = record_of("gepa", 0, [0.9], budget=500)
+    named = {part.title: part.sheets for part in parts([*varied, *as_set, more], "tfgrpo")}
+    (sheet,) = named["The simulated LM varied"]
+    assert sorted(sheet.lines) == [
+        ["sim:easy", "0.250*"],
+        ["sim:easy, attention for two items", "0.500*"],
+    ]
+
+
 # ---------------------------------------------------------------------- bars
 
 SETTINGS = ("sim:easy", "sim:sparse", "sim:noisy", "sim:many", "sim:misleading")
