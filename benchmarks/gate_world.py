@@ -55,13 +55,14 @@ class World:
     n_examples: int
     rng: np.random.Generator
     kind: str = "bernoulli"
+    n_training: int = N_TRAINING
     worth: dict[str, float] = field(default_factory=dict)
     scores: dict[Trial, float | None] = field(default_factory=dict)
     n_paid: int = 0
 
     def __post_init__(self) -> None:
         low, high = BASE[self.kind]
-        sizes = {"validation": self.n_examples, "training": N_TRAINING}
+        sizes = {"validation": self.n_examples, "training": self.n_training}
         self._base = {
             on: low + (high - low) * self.rng.beta(2, 2, size) for on, size in sizes.items()
         }
@@ -95,7 +96,7 @@ class World:
     def batch(self, n: int) -> list[int]:
         """The next training examples: all of them in random order, then all in another."""
         while len(self._order) < n:
-            self._order += self._for_groups.permutation(N_TRAINING).tolist()
+            self._order += self._for_groups.permutation(self.n_training).tolist()
         taken, self._order = self._order[:n], self._order[n:]
         return taken
 
@@ -167,7 +168,7 @@ def run(
             LIMITS,
             world.scores,
             len(updates),
-            N_TRAINING,
+            world.n_training,
             groups=_groups(gate, world, seen, update, training),
             concerns=None if getattr(gate, "concern", None) is None else {},  # nobody knows
             memory=states[-1].memory,
