@@ -33,7 +33,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfgrpo_dspy import Experience, ExperienceLibrary
-from tfgrpo_dspy.experience import Add, Delete, Keep, Limits, Modify
+from tfgrpo_dspy.experience import Add, Delete, Keep, Limits, Modify, Operation
 from tfgrpo_dspy.gate import (
     AutoGate,
     Decision,
@@ -93,6 +93,33 @@ def test_a_test_with_a_metric_of_its_own_says_nothing_of_effects() -> None:
     assert effect is not None
     assert life.tests
     assert effect.n_rollouts == n_before
+
+
+def passing_its_test(*operations: Operation, limits: Limits) -> Decision:
+    """The decision that settles `GOOD`, with these operations in the same update."""
+    told = Life()
+    told.then(Add(GOOD))
+    assert told.until_decided("E1").reason.startswith("tested E1: +0.")
+    life = Life(limits=limits)
+    life.then(Add(GOOD))
+    while life.update < told.update - 1:
+        life.then()
+    decision = life.then(*operations)
+    assert decision.reason.startswith("tested E1: +0.")
+    return decision
+
+
+def test_what_passes_its_test_and_is_deleted_in_the_same_update_for_want_of_room_is_gone() -> None:
+    decision = passing_its_test(Delete("E1"), Add(NEW), limits=Limits(1, 40))
+    assert texts(decision.library) == [NEW]
+    assert decision.dropped == {"E1": "deleted by an operation; the library is full"}
+
+
+def test_a_new_text_is_not_given_the_effect_of_the_one_that_passed_in_the_same_update() -> None:
+    decision = passing_its_test(Modify("E1", NEW), limits=Limits())
+    assert texts(decision.library) == [NEW]
+    assert decision.library["E1"].effect is None
+    assert texts(decision.exported) == [GOOD]
 
 
 def test_of_those_tested_together_each_is_told_its_own_part() -> None:

@@ -20,7 +20,7 @@ from tfgrpo_dspy.gate.effects import Estimate, Row
 from tfgrpo_dspy.gate.extra import ExtraPairs
 from tfgrpo_dspy.gate.factorial import FactorialGate
 from tfgrpo_dspy.gate.judging import Judging, Rules, after
-from tfgrpo_dspy.gate.on_trial import OnTrial
+from tfgrpo_dspy.gate.on_trial import OnTrial, Said
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Trial, TrialEvidence, Trials
 from tfgrpo_dspy.gate.sequential import (
     MIN_TRIALS,
@@ -247,7 +247,8 @@ class TrialThenConfirm:
         decision = Judging(rules, state, estimates, evidence).decision(settled, failed, note)
         if verdict is None or not settled or self.metric is not None:
             return decision
-        return _restated(decision, settled, _with_test(state, evidence, ready, verdict))
+        estimates = _with_test(state, evidence, ready, verdict)
+        return _restated(decision, {state.tried[id_].said: estimates[id_] for id_ in settled})
 
     def _carrying(self, ready: Sequence[str], estimates: Mapping[str, Estimate]) -> frozenset[str]:
         """Of those that passed a test together, the ones that it was passed by: not the riders."""
@@ -278,15 +279,21 @@ def _with_test(
     return replace(state, rows=(*state.rows, *rows)).estimates()
 
 
-def _restated(
-    decision: Decision, settled: frozenset[str], estimates: Mapping[str, Estimate]
-) -> Decision:
-    """The same decision; of what is settled, the effects that these estimates show."""
-    known = {id_: estimates[id_] for id_ in settled if estimates[id_].is_known}
-    effects = {id_: {"effect": estimate.effect} for id_, estimate in known.items()}
+def _restated(decision: Decision, settled: Mapping[Said, Estimate]) -> Decision:
+    """The same decision; of what is settled, the effects that these estimates show.
+
+    An operation of the same update may have changed or deleted it.
+    """
+
+    def restated(library: ExperienceLibrary) -> ExperienceLibrary:
+        found = {own.id: settled.get((own.text, own.scope)) for own in library}
+        return library.annotated(
+            {id_: {"effect": of.effect} for id_, of in found.items() if of and of.is_known}
+        )
+
     exported = decision.exported
     return replace(
         decision,
-        library=decision.library.annotated(effects),
-        exported=None if exported is None else exported.annotated(effects),
+        library=restated(decision.library),
+        exported=None if exported is None else restated(exported),
     )
