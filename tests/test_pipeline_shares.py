@@ -254,9 +254,10 @@ def test_a_gate_is_told_how_many_training_rollouts_the_budget_has_room_for(
     told = told_over_a_run(epochs=50, max_staleness=staleness, **{**settings, "gate": gate})
     told = told[1:]  # of the first nobody knows yet what its trials will take
     n_made = [sum(len(group.scores) for group in evidence.groups) for evidence in told]
+    off = 48 * (1 + staleness)  # a batch; and those under way when the budget ends, by chance
     for k, evidence in enumerate(told):
         to_come = sum(n_made[k + 1 + staleness :])
-        assert evidence.n_ahead == pytest.approx(to_come, abs=48)
+        assert evidence.n_ahead == pytest.approx(to_come, abs=off)
     assert len(told) > 5
     assert told[-1].n_ahead == 0
 
