@@ -45,6 +45,15 @@ def test_what_all_rollouts_hear_is_advice() -> None:
     ]
 
 
+@given(st.floats(0, 1), st.integers(2, 40), st.integers(0, 40))
+def test_where_scores_are_equal_nothing_is_praise_however_their_means_are_rounded(
+    score: float, n_told: int, n_others: int
+) -> None:
+    told = [group(i, (score, "Be brief.")) for i in range(n_told)]
+    others = [group(i, (score, "")) for i in range(n_others)]
+    assert texts(*told, *others) == ["Be brief."]
+
+
 def test_nothing_is_found_where_nobody_says_anything() -> None:
     assert texts() == []
     assert texts(group(0, (None, "")), group(1, (None, ""))) == []

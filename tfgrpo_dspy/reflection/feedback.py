@@ -5,6 +5,7 @@ examples ("Use at most 60 words."), and such a sentence is advice as it stands; 
 example only ("Expected 42, got 41.") is none.
 """
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
@@ -24,11 +25,13 @@ def recurring_feedback(groups: Sequence[Group]) -> Mapping[str, tuple[Group, ...
     """
     heard = [[(rollout, _sentences(rollout)) for rollout in group.rollouts] for group in groups]
     everybody = [pair for of_group in heard for pair in of_group]
+    usual = _mean([rollout for rollout, _ in everybody])
     found = {}
     for sentence in dict.fromkeys(sentence for _, said in everybody for sentence in said):
         where = [g for g, pairs in zip(groups, heard, strict=True) if _is_in(sentence, pairs)]
-        told = [rollout for rollout, said in everybody if sentence in said]
-        if len(where) >= LEAST_GROUPS and _mean(told) <= _mean([r for r, _ in everybody]):
+        of_told = _mean([rollout for rollout, said in everybody if sentence in said])
+        is_praise = of_told > usual and not math.isclose(of_told, usual)
+        if len(where) >= LEAST_GROUPS and not is_praise:
             found[sentence] = tuple(where)
     return found
 
@@ -43,4 +46,4 @@ def _is_in(sentence: str, pairs: Collection[tuple[Rollout, Collection[str]]]) ->
 
 
 def _mean(rollouts: Sequence[Rollout]) -> float:
-    return fmean(rollout.score or 0.0 for rollout in rollouts)
+    return fmean(rollout.score or 0.0 for rollout in rollouts) if rollouts else 0.0
