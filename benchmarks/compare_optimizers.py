@@ -14,7 +14,8 @@ estimated from its code; the estimates are upper ones. How they are fair:
   formula recommends, and then as many trials as it reaches for. Minibatches only where its `auto`
   would use them.
 - Few-shot bootstrapping: BootstrapFewShotWithRandomSearch, as many candidates as the budget
-  reaches for; demos as by default (4 bootstrapped, 16 labelled).
+  reaches for; demos as by default (4 bootstrapped, 16 labelled). Where scores are graded, a run
+  becomes a demo from the task's `demo_threshold` on, also for MIPROv2 and InferRules.
 - SIMBA: its default of 8 steps where they fit with any batch size, with the largest that does, else
   fewer. Tried on `sim:easy`, 3 seeds, 500 and 1,500 calls: held-out 0.63 and 0.67, against 0.48 and
   0.54 with 3 steps of larger batches, 0.52 and 0.63 with 12 of smaller ones. It tells of nothing
@@ -52,9 +53,6 @@ from tfgrpo_dspy import AutoGate, TrainingFreeGRPO, TrialInUse
 SIMBA_STEPS = (8, 7, 6, 5, 4, 3)
 SIMBA_SIZES = ((32, 6), (24, 6), (16, 6), (16, 4), (8, 4), (8, 3), (4, 3), (4, 2))
 """Batch size and candidates; the first are the defaults."""
-DEMO_THRESHOLD = 0.5
-"""Where scores are graded, demos are bootstrapped from runs that reach this; in a task of 0 and 1
-it changes nothing. The search on the validation set drops what does not help."""
 FOR_CALLS: dict[str, Any] = {
     "epochs": 10,
     "group_size": 2,
@@ -143,7 +141,7 @@ def _mipro(setup: Setup) -> Any:
         num_candidates=n,
         num_threads=setup.n_threads,
         seed=setup.seed + 1,  # a seed of 0 is taken for none
-        metric_threshold=DEMO_THRESHOLD,
+        metric_threshold=setup.task.demo_threshold,
     )
     return optimizer.compile(
         setup.task.student(),
@@ -188,7 +186,7 @@ def _bootstrap(setup: Setup) -> Any:
     optimizer = dspy.BootstrapFewShotWithRandomSearch(
         setup.task.plain_metric,
         num_candidate_programs=max(1, n),
-        metric_threshold=DEMO_THRESHOLD,
+        metric_threshold=setup.task.demo_threshold,
         num_threads=setup.n_threads,
     )
     train = list(setup.task.train)
@@ -201,7 +199,7 @@ def _infer_rules(setup: Setup) -> Any:
     optimizer = InferRules(
         metric=setup.task.plain_metric,
         num_candidates=max(1, n),
-        metric_threshold=DEMO_THRESHOLD,
+        metric_threshold=setup.task.demo_threshold,
         num_threads=setup.n_threads,
         teacher_settings={"lm": setup.reflection},
     )

@@ -44,6 +44,8 @@ class Task:
         plain_metric: `metric(gold, pred, trace=None)` gives the same score as a float, for
             optimizers that take no feedback. It is graded where the task is: what asks for a yes
             or no (few-shot bootstrapping) needs a threshold.
+        demo_threshold: the score that a run must reach to become a demo; in a task of 0 and 1 it
+            changes nothing.
         make_lm: the policy LM where the task brings its own, from a seed.
         make_reflection_lm: the same for the reflection LM.
         notes: what a reader of its figures has to know.
@@ -56,6 +58,7 @@ class Task:
     test: Sequence[dspy.Example]
     metric: Callable[..., dspy.Prediction]
     plain_metric: Callable[..., float]
+    demo_threshold: float = 0.5
     make_lm: Callable[[int], dspy.LM] | None = None
     make_reflection_lm: Callable[[int], dspy.LM] | None = None
     notes: str = ""

@@ -20,6 +20,8 @@ import support_replies  # noqa: E402 - an example, found where examples are
 
 N_TRAIN, N_VALIDATION = 36, 40
 MAX_TOKENS, MAX_TOKENS_OF_REFLECTION = 90, 256
+DEMO_THRESHOLD = 0.4
+"""Two rules of the five: so few replies keep three that there would often be no demo at all."""
 PLAIN_ADAPTER = PlainAdapter(one_message=True)
 
 
@@ -66,6 +68,7 @@ def load(seed: int, data: Path | None = None) -> Task:  # noqa: ARG001 - it read
         test=testset,
         metric=metric,
         plain_metric=plain(metric),
+        demo_threshold=DEMO_THRESHOLD,
         make_lm=make_lm,
         make_reflection_lm=make_reflection_lm,
         notes=(
