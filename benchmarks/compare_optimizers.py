@@ -26,10 +26,9 @@ estimated from its code; the estimates are upper ones. How they are fair:
 - TrainingFreeGRPO, `tfgrpo`: `max_lm_calls`, and of its documented settings those for a budget in
   calls, as every other optimizer has its own: groups of 2 in batches of 5 (smaller steps, more
   updates), `max_staleness=0` (staleness spends calls to save time, and only calls count here) and
-  `AutoGate(broad=TrialInUse(max_trials=0, max_epochs=4, max_on_trial=3))`, which judges advice for
-  every example by the training groups alone, three lessons at a time, for up to four epochs, as
-  groups of 2 tell less each (`small_groups.py`); and more epochs than the budget has room for, so
-  that the budget ends it. Chosen on these simulated tasks: groups
+  `AutoGate(broad=TrialInUse(max_trials=0, max_epochs=4))`, which judges advice for every example by
+  the training groups alone, for up to four epochs, as groups of 2 tell less each; and more epochs
+  than the budget has room for, so that the budget ends it. Chosen on these simulated tasks: groups
   of 2, 3 and 5 and batches of 5, 8 and 12 with 8 seeds, the gate with 4 (with trials of one epoch
   .83 on average at 200 calls and .88 at 500, against .80 and .89 with the default one). Against
   them: four epochs. Here, where no advice for every example is worth anything, one is better.
@@ -59,7 +58,7 @@ FOR_CALLS: dict[str, Any] = {
     "group_size": 2,
     "batch_size": 5,
     "max_staleness": 0,
-    "gate": AutoGate(broad=TrialInUse(max_trials=0, max_epochs=4, max_on_trial=3)),
+    "gate": AutoGate(broad=TrialInUse(max_trials=0, max_epochs=4)),
 }
 """What `tfgrpo` sets besides its budget."""
 ATTEMPTS_AT_DEMOS = 12
