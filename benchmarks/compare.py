@@ -4,7 +4,7 @@
     python benchmarks/compare.py --task gsm8k --lm openai/gpt-4.1-mini --data DATA --out DIR
     python benchmarks/compare.py --task sim:easy --ablations --out DIR
     python benchmarks/compare.py --task sim:easy --sensitivity --out DIR
-    python benchmarks/compare.py --publish DIR [DIR ...]
+    python benchmarks/compare.py --publish benchmarks/results/compare.json DIR [DIR ...]
     python benchmarks/compare.py --from benchmarks/results/compare.json
 
 Needs the `bench` extra. Each optimizer is the real one, with its best documented settings for the
@@ -17,7 +17,8 @@ reaches them.
 
 Results are JSON lines in DIR/results.jsonl, one for each optimizer, task, budget and seed, with the
 score of every test example; cells that are there are not run again. `--publish` makes
-`results/compare.json`, `.md` and `.html` of all that the folders hold; `--from` prints the tables
+`results/compare.json`, `.md` and `.html` of all that the folders hold, and of what was published
+where that file is named, too (later ones count where cells are equal); `--from` prints the tables
 of such a JSON file again. Figures of tasks that begin with `sim:` come from a SIMULATED LM
 (`simlm.py` says what it cannot show).
 """
@@ -148,7 +149,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--ablations", action="store_true", help="our ablations as optimizers")
     parser.add_argument("--sensitivity", action="store_true", help="vary the simulated LM")
     parser.add_argument("--report", action="store_true", help="write DIR/report.html and .md")
-    parser.add_argument("--publish", type=Path, nargs="+", metavar="DIR", help="write results/")
+    parser.add_argument("--publish", type=Path, nargs="+", metavar="FROM", help="write results/")
     parser.add_argument("--from", type=Path, dest="source", metavar="JSON", help="print its tables")
     for role in ("policy", "reflection"):
         parser.add_argument(f"--{role}-prices", type=float, nargs=2, metavar=("PROMPT", "OUTPUT"))

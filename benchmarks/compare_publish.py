@@ -47,11 +47,13 @@ def unpacked(text: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return [_record(dict(zip(names, run, strict=True))) for run in found["runs"]], found["about"]
 
 
-def merged(folders: Iterable[Path], read: Any) -> list[dict[str, Any]]:
-    """The records of several folders; of equal cells, the one that was written last."""
+def merged(sources: Iterable[Path], read: Any) -> list[dict[str, Any]]:
+    """The records of folders and published files; of equal cells, the one that was written last."""
     found = {}
-    for folder in folders:
-        for record in read(folder / "results.jsonl"):
+    for source in sources:
+        is_file = source.is_file()
+        text = source.read_text(encoding="utf-8") if is_file else ""
+        for record in unpacked(text)[0] if is_file else read(source / "results.jsonl"):
             found[tuple(record[name] for name in PLAIN)] = record
     return list(found.values())
 

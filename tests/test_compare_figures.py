@@ -259,3 +259,13 @@ def test_of_several_folders_the_later_record_of_a_cell_counts(tmp_path: Any) -> 
         (tmp_path / folder / "results.jsonl").write_text(record + "\n", encoding="utf-8")
     found = merged([tmp_path / "first", tmp_path / "second"], stored)
     assert [record["mean"] for record in found] == [0.9]
+
+
+def test_new_runs_are_published_with_those_that_are_published_already(tmp_path: Any) -> None:
+    published = tmp_path / "compare.json"
+    old = [record_of("gepa", seed, [0.1]) for seed in range(2)]
+    published.write_text(packed(old, {}), encoding="utf-8")
+    again = json.dumps(record_of("gepa", 1, [0.9]))
+    (tmp_path / "results.jsonl").write_text(again + "\n", encoding="utf-8")
+    found = merged([published, tmp_path], stored)
+    assert [(record["seed"], record["mean"]) for record in found] == [(0, 0.1), (1, 0.9)]
