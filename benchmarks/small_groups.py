@@ -51,8 +51,8 @@ class Trying:
 
 
 TRYING = (
-    *(Trying(epochs, 3) for epochs in (1.0, 2.0, 4.0, 8.0)),
-    *(Trying(4.0, n) for n in (1, 2, 5, 30)),
+    *(Trying(epochs, 30) for epochs in (1.0, 2.0, 4.0, 8.0)),
+    *(Trying(4.0, n) for n in (1, 2, 3, 5)),
 )
 
 

@@ -28,10 +28,9 @@ class TrialInUse:
     a guarantee. A new text under an old id is on trial against the old text; a DELETE puts what it
     names on trial against its absence, and it goes if it cannot be told from useless.
 
-    Where calls are scarce, pass `max_trials=0`; where groups are small, more `max_epochs` and a
-    smaller `max_on_trial`, as each tells less (4 and 3 for groups of two; measured by
-    `benchmarks/small_groups.py`). In `learn` too, unless all traces have labels: pairs run the
-    program on their inputs.
+    Where calls are scarce, pass `max_trials=0`; where groups are small, more `max_epochs`, as each
+    tells less (4 for groups of two; `benchmarks/small_groups.py`). In `learn` too, unless all
+    traces have labels: pairs run the program on their inputs.
 
     Args:
         max_trials: how many rollouts, in pairs, an update takes at most; 0: the groups tell all.
