@@ -1,7 +1,7 @@
 """Which training examples an experience is thought to concern."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tfgrpo_dspy.experience import Evidence, Experience
@@ -101,6 +101,7 @@ def test_the_condition_is_read_from_the_text(text: str, condition: str) -> None:
     st.text(min_size=1, max_size=60).filter(lambda text: text.strip()),
     st.lists(st.integers(0, 9), max_size=3),
 )
+@example(["\u24ebA"], "0", [])  # a number that is no digit, before a letter
 def test_what_is_found_holds_the_sources_and_something_else_whatever_the_texts(
     inputs: list[str], text: str, sources: list[int]
 ) -> None:

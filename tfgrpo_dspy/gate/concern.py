@@ -179,7 +179,7 @@ def _stems(text: str) -> frozenset[str]:
     """The words of the text by their first characters; a sign counts as the words of its name."""
     words: list[str] = []
     for token in _WORD.findall(unicodedata.normalize("NFKC", text)):
-        is_sign = not token[0].isalpha()
+        is_sign = not token.isalnum()
         words += unicodedata.name(token, "").split() if is_sign else [token]
     return frozenset(_stem(word) for word in map(str.casefold, words) if word not in _EMPTY)
 
