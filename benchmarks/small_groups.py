@@ -68,7 +68,7 @@ class Setting:
 
     @property
     def n_lessons(self) -> int:
-        return len(self.worths) or max(map(len, _subsets()))
+        return len(self.worths) or len(_lessons())
 
 
 SETTINGS = {
