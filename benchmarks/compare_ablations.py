@@ -1,6 +1,8 @@
 """Ablations of TrainingFreeGRPO, as optimizers of the comparison; the oracle of simulated tasks.
 
-What differs from `tfgrpo`, with its settings for the budget, is in the name. Not all is what one
+What differs from `tfgrpo`, with its settings for the budget, is in the name; and all are without
+drafts from labels, which come before all else and would hide much of what the rest is worth. So the
+row to compare them with is `no drafts`, and `tfgrpo` shows what drafts add. Not all is what one
 setting says:
 
 - group_size=1, no gate: the paper's ablation without group computation, lessons from single
@@ -33,6 +35,8 @@ from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate, TrainingFreeGRPO
 
 SHOWN_AT_ONCE = 10
 """Examples in one prompt, where experiences are generated without rollouts."""
+NO_DRAFTS = "no drafts"
+"""The row that all others differ from by what their names say."""
 JITTER = 1e-6
 BATCH = 8
 """Examples in an update of single rollouts: the default for the 40 of a simulated task."""
@@ -84,7 +88,7 @@ def _without_feedback(setup: Setup) -> Any:
     def metric(gold: Any, pred: Any, trace: Any = None) -> float:  # noqa: ARG001
         return float(setup.task.metric(gold, pred).score)
 
-    return tfgrpo(setup, metric=metric)
+    return _without_drafts(setup, metric=metric)
 
 
 def _without_filter(setup: Setup) -> Any:
@@ -95,7 +99,7 @@ def _without_filter(setup: Setup) -> Any:
         score = found.score * (1 - JITTER * draw(pred))
         return dspy.Prediction(score=score, feedback=found.feedback)
 
-    return tfgrpo(setup, metric=metric, min_contrast=0.0)
+    return _without_drafts(setup, metric=metric, min_contrast=0.0)
 
 
 def _single_rollouts(setup: Setup) -> Any:
@@ -138,10 +142,15 @@ def _without_gate(metric: bool = True) -> Callable[[Setup], Any]:
 
 
 def _with(**settings: Any) -> Callable[[Setup], Any]:
-    return lambda setup: tfgrpo(setup, **settings)
+    return lambda setup: _without_drafts(setup, **settings)
+
+
+def _without_drafts(setup: Setup, **settings: Any) -> Any:
+    return tfgrpo(setup, drafts=0, **settings)
 
 
 ABLATIONS: dict[str, Callable[[Setup], Any]] = {
+    NO_DRAFTS: _with(),
     "group_size=1, no gate": _single_rollouts,
     **{f"group_size={n}": _with(group_size=n) for n in (2, 3, 5, 8)},
     "no labels": _with(use_labels=False),

@@ -60,7 +60,9 @@ FOR_CALLS: dict[str, Any] = {
     "max_staleness": 0,
     "gate": AutoGate(broad=TrialInUse(max_trials=0, max_epochs=4)),
 }
-"""What `tfgrpo` sets besides its budget."""
+"""What `tfgrpo` sets besides its budget, and drafts."""
+DRAFTS = 12
+"""Of `tfgrpo`, where examples have labels."""
 ATTEMPTS_AT_DEMOS = 12
 """Runs of the program that bootstrapping a set of at most 4 demos takes, about."""
 
@@ -244,7 +246,9 @@ def tfgrpo(setup: Setup, metric: Any = None, **settings: Any) -> Any:
 
     `metric` stands in place of the task's.
     """
-    return _defaults(setup, metric, **(FOR_CALLS | settings))
+    has_labels = any(len(example.labels()) for example in setup.task.train)
+    drafts = {"drafts": DRAFTS} if has_labels else {}
+    return _defaults(setup, metric, **(FOR_CALLS | drafts | settings))
 
 
 def _defaults(setup: Setup, metric: Any = None, **settings: Any) -> Any:

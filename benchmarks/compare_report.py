@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
-from compare_ablations import ABLATIONS
+from compare_ablations import ABLATIONS, NO_DRAFTS
 from compare_bars import bars
 from compare_curves import curve, reached
 from compare_optimizers import OPTIMIZERS
@@ -63,7 +63,8 @@ def parts(records: Sequence[Record], reference: str) -> list[Part]:
     if ablated:
         tasks = {task for task, _ in ablated}
         ablations = [r for r in ablations if r["task"] in tasks]
-        made = sheets(rows(ablations, reference), reached(ablations), reference)
+        whole = NO_DRAFTS if any(r["optimizer"] == NO_DRAFTS for r in ablations) else reference
+        made = sheets(rows(ablations, whole), reached(ablations), whole)
         found.append(Part("Ablations", [], made))
     if len(plain) < len(records):
         lines = overviews(rows(_varied(records), reference))

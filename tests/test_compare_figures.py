@@ -117,6 +117,7 @@ def test_ablations_and_varied_lms_stand_in_parts_of_their_own() -> None:
     assert list(made) == ["Comparison", "Ablations", "The simulated LM varied"]
     named = {title: [line[0] for s in sheets for line in s.lines] for title, sheets in made.items()}
     assert "no gate" in named["Ablations"] and "no gate" not in named["Comparison"]
+    assert "against tfgrpo" in " ".join(made["Ablations"][0].heads)
     assert "gepa" in named["Comparison"] and "gepa" not in named["Ablations"]
     assert "sim:easy, attention for two items" in named["The simulated LM varied"]
 

@@ -70,11 +70,11 @@ def test_all_looks_together_err_as_often_as_they_may(error: float) -> None:
 
 
 def test_every_example_is_used_once_before_one_is_used_again() -> None:
-    first, second = slots(5, 5), slots(5, 10)[5:]
+    first, second = slots(range(5), 5), slots(range(5), 10)[5:]
     assert sorted(example for example, _ in first) == list(range(5))
     assert [example for example, _ in second] == [example for example, _ in first]
     assert [{index for _, index in part} for part in (first, second)] == [{0}, {2}]
-    assert {index for _, index in slots(5, 10, first=1)} == {1, 3}
+    assert {index for _, index in slots(range(5), 10, first=1)} == {1, 3}
 
 
 @given(st.integers(1, 300), st.integers(1, 6))

@@ -125,12 +125,12 @@ def test_a_twentieth_of_the_tightest_limit_pays_for_so_many_rollouts_as_the_firs
 def test_validation_examples_are_mixed_by_seed_where_the_budget_may_reach_for_a_part_of_them() -> (
     None
 ):
-    assert list(order_of(50, Settings(is_right))) == list(range(50))
+    assert order_of(50, Settings(is_right)) is None
     first, again, other = (
-        list(order_of(50, Settings(is_right, max_lm_calls=9, seed=seed))) for seed in (0, 0, 1)
+        order_of(50, Settings(is_right, max_lm_calls=9, seed=seed)) for seed in (0, 0, 1)
     )
     assert first == again != other
-    assert sorted(first) == sorted(other) == list(range(50))
+    assert sorted(first or ()) == sorted(other or ()) == list(range(50))
 
 
 @given(st.integers(1, 10**4), st.integers(1, 10**4), st.integers(1, 100), st.floats(0.01, 1))

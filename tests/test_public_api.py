@@ -26,6 +26,7 @@ PUBLIC = [
     "AddLessons",
     "AutoGate",
     "Decision",
+    "DraftLessons",
     "Effect",
     "Evidence",
     "Experience",
@@ -94,12 +95,14 @@ PINNED = {  # DESIGN section 4, as far as it is built; `prices` is of issue 3
     "progress": True,
 }
 OWN_MODULES_AND_SCHEDULE = {  # issue 2, points 4 and 5
+    "draft_lessons": None,
     "summarize_trajectory": None,
     "extract_advantage": None,
     "update_library": None,
     "summarize_always": False,
     "failure_analysis": True,
     "update_per_group": False,
+    "drafts": 0,
 }
 OF_LATER_ISSUES = [
     "sampler",

@@ -54,6 +54,7 @@ from tfgrpo_dspy.gate import (
 from tfgrpo_dspy.optimizer import TrainingFreeGRPO
 from tfgrpo_dspy.reflection import (
     AddLessons,
+    DraftLessons,
     ExtractAdvantage,
     SummarizeTrajectory,
     UpdateLibrary,
@@ -64,6 +65,7 @@ __all__ = [
     "AddLessons",
     "AutoGate",
     "Decision",
+    "DraftLessons",
     "Effect",
     "Evidence",
     "Experience",

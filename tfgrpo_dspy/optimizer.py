@@ -43,13 +43,17 @@ class TrainingFreeGRPO(Teleprompter):
         min_contrast: scores of a group that differ by no more than this do not differ.
         use_labels: False hides `example.labels()` from the reflection LM; scores are still used.
         gate: decides over each update; default: `AutoGate()`, without a metric `NoGate()`.
-        summarize_trajectory, extract_advantage, update_library: the reflection modules, each
-            replaceable; see `tfgrpo_dspy.reflection`.
+        draft_lessons, summarize_trajectory, extract_advantage, update_library: the reflection
+            modules, each replaceable; see `tfgrpo_dspy.reflection`.
         summarize_always: summarise every trajectory, not only those that are too long.
         failure_analysis: also draw lessons from groups without contrast that score below the best
             seen (or no higher than `failure_score`) and carry feedback.
         update_per_group: ask for the operations of each group first, then merge them: the extra
             call of the reference implementation.
+        drafts: how often, before the first rollout, lessons are drawn from labels alone, of ten
+            training examples at a time (`DraftLessons`). They are the run's first update, what most
+            drafts say first, and the gate decides on it as on any other. For labels that tell how
+            they come about; 0: none.
         max_staleness: by how many updates the library that a batch's rollouts are made with may be
             behind: with 1, they run while the update before is still proposed and gated; with 0,
             they wait for it, as in the paper.
@@ -123,12 +127,14 @@ class TrainingFreeGRPO(Teleprompter):
         version: str | None = None,
         seed: int = 0,
         progress: bool = True,
+        draft_lessons: Any = None,
         summarize_trajectory: Any = None,
         extract_advantage: Any = None,
         update_library: Any = None,
         summarize_always: bool = False,
         failure_analysis: bool = True,
         update_per_group: bool = False,
+        drafts: int = 0,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name in Settings.names()}
         super().__init__()
@@ -198,8 +204,10 @@ class TrainingFreeGRPO(Teleprompter):
     async def _loop(self, pipeline: Pipeline) -> None:
         """Nothing here waits for more than it needs: batches overlap as far as staleness allows."""
         async for batch in pipeline.batches():
-            groups = pipeline.sample(batch)
-            lessons = pipeline.extract(batch, groups)
+            if batch.is_draft:
+                lessons = pipeline.draft(batch)
+            else:
+                lessons = pipeline.extract(batch, pipeline.sample(batch))
             pipeline.begin_update(batch, self._update(pipeline, batch, lessons))
         await pipeline.all_updates()
 
@@ -250,10 +258,11 @@ class TrainingFreeGRPO(Teleprompter):
         self, pipeline: Pipeline, recorded: Sequence[Sequence[Rollout]]
     ) -> None:
         async for batch in pipeline.batches(epochs=1, group_size=0):
-            groups = [
-                pipeline.given(batch, example, recorded[example]) for example in batch.examples
-            ]
-            lessons = pipeline.extract(batch, groups)
+            if batch.is_draft:
+                lessons = pipeline.draft(batch)
+            else:
+                groups = [pipeline.given(batch, index, recorded[index]) for index in batch.examples]
+                lessons = pipeline.extract(batch, groups)
             pipeline.begin_update(batch, self._update(pipeline, batch, lessons))
         await pipeline.all_updates()
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from tfgrpo_dspy.rollout import Usage
 
+REFLECTIONS = ("draft", "summary", "lesson", "update")
+"""What the reflection LM is asked for."""
 CONFIDENCE = 0.95
 HARMLESS = 0.02
 """A loss of no more than this counts as no harm (in units of the score)."""
@@ -110,7 +112,7 @@ class RunResults:
     `student` and `best` are the validation scores of the student and of what was returned, `gain`
     what lies between: they chose the result, so they flatter it. `test` is what counts, where a
     `testset` was given: scores on examples that chose nothing.
-    `usage` has the roles "rollout" (training), "gate", "test", "summary", "lesson", "update",
+    `usage` has the roles "rollout" (training), "gate", "test", those of `REFLECTIONS`,
     "metric" (LM judges), and "unfinished" for calls that came to nothing; `metric_calls` counts
     those of the metric; both hold what was replayed too, at what it cost when it was made.
     `replayed` counts, by role, what was read from the run store; `rescored` rollouts of them were
@@ -145,7 +147,7 @@ class RunResults:
     @property
     def reflection_usage(self) -> Usage:
         """What the reflection LM has cost."""
-        return self.usage["summary"] + self.usage["lesson"] + self.usage["update"]
+        return sum((self.usage[role] for role in REFLECTIONS), Usage())
 
     def to_dict(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers, ready for JSON."""

@@ -11,13 +11,16 @@ from typing import Any
 
 from tfgrpo_dspy.experience import (
     Add,
+    Delete,
     Experience,
     ExperienceLibrary,
     Limits,
+    Modify,
     Operation,
     sift,
 )
 from tfgrpo_dspy.gate.concern import Concern, WordConcern, condition_of
+from tfgrpo_dspy.gate.paired import PairedGate
 from tfgrpo_dspy.gate.protocol import (
     Decision,
     GroupEvidence,
@@ -43,6 +46,10 @@ class AutoGate:
     Args:
         broad: for advice that concerns every example.
         narrow: for advice with a condition.
+        whole: for all lessons with a condition of an update that comes from no group, such as a
+            draft from labels: they have no rollouts behind them, and together they show soonest
+            what they are worth. What it accepts is in use, and each of them is on trial against its
+            absence.
         concern: says which training examples experiences concern.
         domain: the field of the examples that names their domain, if there is one; advice that is
             drawn from one domain is then thought to concern it only.
@@ -50,12 +57,30 @@ class AutoGate:
 
     broad: Any = field(default_factory=TrialThenConfirm)
     narrow: ProbeThenTrial = field(default_factory=ProbeThenTrial)
+    whole: Any = field(default_factory=lambda: PairedGate(max_trials=40, max_singles=0))
     concern: Concern = field(default_factory=WordConcern)
     domain: str | None = None
     metric: Callable[..., Any] | None = field(default=None, init=False)
 
     def next(self, evidence: TrialEvidence) -> Trials | Decision:
         """The next trials, or the decision."""
+        if not evidence.operations or evidence.groups:
+            return self._decided_in_parts(evidence)
+        together = tuple(op for op in evidence.operations if _is_conditional(op))
+        own = replace(evidence, operations=together, update=0, n_updates=1, memory=None)
+        whole: Trials | Decision = self.whole.next(own)
+        if isinstance(whole, Trials):
+            return whole
+        parts = self._decided_in_parts(_doubted(whole.library, evidence))
+        if isinstance(parts, Trials):
+            return parts
+        return replace(
+            parts,
+            reason=_both("", "", [f"together: {whole.reason}", parts.reason]),
+            dropped={**whole.dropped, **parts.dropped},
+        )
+
+    def _decided_in_parts(self, evidence: TrialEvidence) -> Trials | Decision:
         memory = evidence.memory or {"broad": None, "narrow": None}
         mine = self._of_broad(memory["broad"])
         broad_ones, narrow_ones = self._parted(evidence, memory, mine)
@@ -204,6 +229,23 @@ def _both(broadly: str, narrowly: str, refused: Sequence[str]) -> str:
         broadly = f"advice on every example: {broadly}"
         narrowly = f"advice on some: {narrowly}"
     return "; ".join(filter(None, (broadly, narrowly, *refused)))
+
+
+def _doubted(library: ExperienceLibrary, evidence: TrialEvidence) -> TrialEvidence:
+    """The evidence for what is left to decide when this library was accepted as a whole.
+
+    What is new in it is put on trial by a DELETE, if anybody knows which examples it concerns.
+    """
+    before, concerns = set(evidence.incumbent), _renamed(evidence, library)
+    new = [own.id for own in library if own not in before and own.id in concerns]
+    others = [op for op in evidence.operations if not _is_conditional(op)]
+    deletes = [Delete(id_, "accepted with others, not by itself") for id_ in new]
+    own = replace(evidence, incumbent=library, operations=(*others, *deletes))
+    return own if evidence.concerns is None else replace(own, concerns=concerns)
+
+
+def _is_conditional(operation: Operation) -> bool:
+    return isinstance(operation, Add | Modify) and bool(condition_of(operation.text))
 
 
 def _by_id(library: ExperienceLibrary) -> dict[str, Experience]:

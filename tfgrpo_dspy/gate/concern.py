@@ -57,7 +57,9 @@ class WordConcern:
     inverse document frequency); an example is concerned that has `least` of this weight. Without
     such words, those examples are concerned whose inputs are like a source's: a cosine of at
     least `least_alike` of all words, weighed in the same way. Where there are domains, an example
-    must be of a domain of the sources; that takes the place of the likeness.
+    must be of a domain of the sources; that takes the place of the likeness. An experience without
+    sources, such as one drawn from labels, concerns the examples that have `least` of the weight of
+    its condition.
 
     Nothing is said of an experience whose signal finds no other example, or not its own sources,
     or more than `most_found` of all. Defaults: `benchmarks/concern.py`.
@@ -106,12 +108,15 @@ class WordConcern:
     ) -> frozenset[int]:
         """The examples that it concerns; none: nobody knows."""
         sources = {group.example for group in experience.evidence}
-        if not sources or max(sources) >= len(bags):
+        condition = _stems(condition_of(experience.text))
+        if not sources:
+            return self._by_condition(condition, dict(enumerate(bags)))
+        if max(sources) >= len(bags):
             return frozenset()
         own = {domains[source] for source in sources} if domains else set()
         within = {i: bag for i, bag in enumerate(bags) if not domains or domains[i] in own}
         readings = (
-            self._by_words(_stems(condition_of(experience.text)), sources, within),
+            self._by_words(condition, sources, within),
             frozenset(within) if domains else self._alike(sources, within),
         )
         most = self.most_found * len(bags)
@@ -121,11 +126,7 @@ class WordConcern:
     def _by_words(
         self, condition: frozenset[str], sources: set[int], bags: Mapping[int, frozenset[str]]
     ) -> frozenset[int]:
-        rarity = {
-            stem: weight
-            for stem, weight in _rarity(bags).items()
-            if stem in condition and weight >= -math.log(self.most_common)
-        }
+        rarity = self._telling(condition, bags)
         n_sources = Counter(stem for i in sources for stem in bags[i] & rarity.keys())
         weights = {stem: rarity[stem] * n / len(sources) for stem, n in n_sources.items()}
         total = sum(weights.values())
@@ -136,6 +137,28 @@ class WordConcern:
             i for i, bag in bags.items() if sum(weights[s] for s in bag & weights.keys()) >= least
         }
         return frozenset(found | sources) if found & sources else frozenset()
+
+    def _by_condition(
+        self, condition: frozenset[str], bags: Mapping[int, frozenset[str]]
+    ) -> frozenset[int]:
+        """Of what has no sources: the examples with nearly all words of the condition that tell."""
+        rarity = self._telling(condition, bags)
+        least = self.least * sum(rarity.values()) - 1e-9
+        found = {
+            i for i, bag in bags.items() if sum(rarity[s] for s in bag & rarity.keys()) >= least
+        }
+        is_told = rarity and len(found) <= self.most_found * len(bags)
+        return frozenset(found) if is_told else frozenset()
+
+    def _telling(
+        self, condition: frozenset[str], bags: Mapping[int, frozenset[str]]
+    ) -> dict[str, float]:
+        """How rare the words of the condition are, those that are rare enough to tell something."""
+        return {
+            stem: weight
+            for stem, weight in _rarity(bags).items()
+            if stem in condition and weight >= -math.log(self.most_common)
+        }
 
     def _alike(self, sources: set[int], bags: Mapping[int, frozenset[str]]) -> frozenset[int]:
         rarity = _rarity(bags)

@@ -245,7 +245,7 @@ class _Halves:
         self.among, self.n_slots = among, n_slots
         order, first = sorted(among), len(before) // 2
         halves = balanced_presence(len(order), n_slots, f"{evidence.update}/{first}")
-        places = slots(evidence.n_examples, first + n_slots, first=1)[first:]
+        places = slots(evidence.validation_order, first + n_slots, first=1)[first:]
         own: list[_Tried] = []
         for half, place in zip(halves, places, strict=True):
             present = frozenset(k for k, is_present in zip(order, half, strict=True) if is_present)

@@ -139,7 +139,7 @@ class PairedGate:
         alive, n_shown = list(racing), 0
         for _, n_new in self._rounds(len(racing), evidence.n_examples):
             n_shown += n_new
-            shown = slots(evidence.n_examples, n_shown, first=1)
+            shown = slots(evidence.validation_order, n_shown, first=1)
             trials = {
                 one: [Trial(candidates.library(one), *slot) for slot in shown] for one in alive
             }

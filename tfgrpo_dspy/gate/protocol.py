@@ -10,8 +10,10 @@ among subsets of the operations. `pipeline` runs the trials as deployed (at the 
 temperature); two libraries that are tried on one example with one index share the rollout id.
 """
 
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from tfgrpo_dspy.experience import DEFAULT_LIMITS, Experience, ExperienceLibrary, Limits, Operation
@@ -88,7 +90,9 @@ class TrialEvidence:
     leaves for this decision (None: there is no limit). `n_ahead` is how many training rollouts are
     to come in which what is put on trial now can be tried: as many as are planned, or as the budget
     has room for at the pace so far (None: there is no end). `training` are the positions of the
-    examples that rollouts are made of; the others are held out (None: all of them).
+    examples that rollouts are made of; the others are held out (None: all of them). `order` are the
+    validation examples, those first that the student was measured on where a budget leaves some out
+    (None: it was measured on all).
     """
 
     incumbent: ExperienceLibrary
@@ -105,6 +109,12 @@ class TrialEvidence:
     max_trials: int | None = None
     n_ahead: int | None = None
     training: tuple[int, ...] | None = None
+    order: tuple[int, ...] | None = None
+
+    @property
+    def validation_order(self) -> Sequence[int]:
+        """The validation examples in the order in which tests go through them."""
+        return _mixed(self.n_examples) if self.order is None else self.order
 
     @property
     def training_examples(self) -> Sequence[int]:
@@ -127,6 +137,11 @@ class TrialEvidence:
             for i in examples
         ]
         return [new - old for new, old in pairs if new is not None and old is not None]
+
+
+@lru_cache(maxsize=64)
+def _mixed(n_examples: int) -> tuple[int, ...]:
+    return tuple(random.Random("gate").sample(range(n_examples), n_examples))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ class Record:
     """What is known of one experience, for as long as its text and scope stay.
 
     `sources` are the examples that it was drawn from; `contrasts` hold sums of scores as the
-    metric gave them. `n_groups` are the training groups made since it is on trial. `before` is the
+    metric gave them. `n_groups` are the training groups made since it is on trial. `is_in_use`: it
+    was in use when its trial began, and the program has it until it is dropped. `before` is the
     record of the text that it took the place of by a MODIFY, and gives it back to when it is
     dropped.
     """
@@ -32,6 +33,7 @@ class Record:
     is_settled: bool = False
     before: "Record | None" = None
     n_groups: int = 0
+    is_in_use: bool = False
 
     @classmethod
     def of(cls, experience: Experience, **known: Any) -> "Record":
@@ -53,6 +55,7 @@ class Record:
             "contrasts": [contrast.to_list() for contrast in self.contrasts],
             "is_settled": self.is_settled,
             "n_groups": self.n_groups,
+            "is_in_use": self.is_in_use,
             "before": None if self.before is None else self.before.to_dict(),
         }
 
@@ -67,6 +70,7 @@ class Record:
             contrasts=tuple(Contrast(*values) for values in fields["contrasts"]),
             is_settled=fields["is_settled"],
             n_groups=fields["n_groups"],
+            is_in_use=fields["is_in_use"],
             before=None if before is None else cls.from_dict(before),
         )
 

@@ -45,7 +45,7 @@ class TrialRule:
         harm_at: P(harms) from which on it is dropped.
         max_epochs: after so many training groups, as a share of the training set, its trial ends.
         settle_at_last: P(helps) from which on it is settled then, by what examples show that it
-            was not drawn from; else it is dropped.
+            was not drawn from; else it is dropped, unless it was in use before its trial.
 
     Raises:
         ValueError: a number is out of range.
@@ -82,4 +82,5 @@ class TrialRule:
             return "settled"
         if record.n_groups < self.max_epochs * n_training:
             return "on trial"
-        return "settled" if record.outside and elsewhere.helps >= self.settle_at_last else "dropped"
+        is_shown = record.outside and elsewhere.helps >= self.settle_at_last
+        return "settled" if is_shown or record.is_in_use else "dropped"

@@ -44,7 +44,7 @@ class Ruling:
         library = ExperienceLibrary([own for own in judged if own], next_number=number)
         library = library.annotated({own.id: self._annotations(own) for own in library})
         records = {own.id: self._records[own.id] for own in library if own.id in self._records}
-        exported = [own for own in library if not own.is_on_trial or self._posterior(own).gain > 0]
+        exported = [own for own in library if self._is_exported(own)]
         return Decision(
             library,
             self._reason(library),
@@ -52,6 +52,10 @@ class Ruling:
             self._dropped,
             replace(self._ledger, records=records).to_memory(),
         )
+
+    def _is_exported(self, own: Experience) -> bool:
+        is_in_use = not own.is_on_trial or self._record_of(own).is_in_use
+        return is_in_use or self._posterior(own).gain > 0
 
     # ------------------------------------------------------------------ what the operations ask
 
@@ -87,7 +91,7 @@ class Ruling:
         record = self._records.get(old.id)
         if self._evidence.concerns is not None:
             if record is None or record.is_settled:
-                self._records[old.id] = Record.of(old)
+                self._records[old.id] = Record.of(old, is_in_use=True)
             self._notes.append(f"{old.id} is on trial, not deleted at once")
             return old
         if record is not None and record.contrasts:

@@ -16,7 +16,6 @@ it says what the trials say.
 """
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -124,20 +123,15 @@ def _upper_quantile(density: Floats, target: float) -> float:
     return float(np.interp(target, tail, _GRID[::-1] - step / 2))
 
 
-def slots(n_examples: int, n: int, first: int = 0) -> list[tuple[int, int]]:
+def slots(order: Sequence[int], n: int, first: int = 0) -> list[tuple[int, int]]:
     """Example and index of `n` rollouts: every example once, then every one once more, ...
 
-    The order is that of the whole run, so what the incumbent was tried on in one update serves the
-    next. Indices go up in steps of two from `first`: even ones are for tests, odd ones for choosing
-    what is tested, so that no test sees the scores that its candidate was chosen by.
+    The order (of examples) is that of the whole run, so what the incumbent was tried on in one
+    update serves the next. Indices go up in steps of two from `first`: even ones are for tests, odd
+    ones for choosing what is tested, so that no test sees the scores that its candidate was chosen
+    by.
     """
-    order = _order(n_examples)
-    return [(order[slot % n_examples], first + 2 * (slot // n_examples)) for slot in range(n)]
-
-
-@lru_cache(maxsize=64)
-def _order(n_examples: int) -> tuple[int, ...]:
-    return tuple(random.Random("gate").sample(range(n_examples), n_examples))
+    return [(order[slot % len(order)], first + 2 * (slot // len(order))) for slot in range(n)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +223,7 @@ def compare(evidence: TrialEvidence, library: ExperienceLibrary, plan: Plan) -> 
     """The trials of the next look at library against incumbent, or how the comparison ended."""
     levels = plan.levels
     for n_seen, level in zip(plan.looks, levels, strict=True):
-        wanted = slots(evidence.n_examples, n_seen)
+        wanted = slots(evidence.validation_order, n_seen)
         trials = tuple(
             Trial(lib, example, index)
             for lib in (evidence.incumbent, library)

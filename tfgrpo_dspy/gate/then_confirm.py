@@ -273,7 +273,7 @@ def _with_test(
     without, with_them = _compared(state, evidence, ready)
     rows = [
         Row(f"test/{example}", present, evidence.scores[Trial(library, example, index)])
-        for example, index in slots(evidence.n_examples, verdict.n_slots)
+        for example, index in slots(evidence.validation_order, verdict.n_slots)
         for library, present in ((without, frozenset()), (with_them, frozenset(ready)))
     ]
     return replace(state, rows=(*state.rows, *rows)).estimates()

@@ -33,6 +33,7 @@ from tfgrpo_dspy.pipeline.asking import Asker
 from tfgrpo_dspy.pipeline.batches import Batch
 from tfgrpo_dspy.pipeline.concerns import Concerns
 from tfgrpo_dspy.pipeline.deciding import Decider, assigned, has_trials
+from tfgrpo_dspy.pipeline.drafting import Drafter
 from tfgrpo_dspy.pipeline.extracting import Extractor
 from tfgrpo_dspy.pipeline.heldout import gain_between, held_out
 from tfgrpo_dspy.pipeline.measuring import Measurements
@@ -43,7 +44,7 @@ from tfgrpo_dspy.pipeline.remote import IN_FLIGHT_PER_WORKER, RemoteWorkers, wor
 from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, Turn
-from tfgrpo_dspy.pipeline.shares import VALIDATION_SHARE, affordable, order_of, used_up
+from tfgrpo_dspy.pipeline.shares import VALIDATION_SHARE, affordable, used_up
 from tfgrpo_dspy.pipeline.signals import handing_on_sigterm
 from tfgrpo_dspy.pipeline.teaching import Teacher
 from tfgrpo_dspy.pipeline.workers import Workers
@@ -90,13 +91,13 @@ class Pipeline:
         asker = Asker(self._run)
         extractor = Extractor(self._run, trainset, asker)
         self._teacher = Teacher(self._run, extractor, self._decided_before)
+        self._drafter = Drafter(self._run, trainset, training, asker)
         self._proposer = Proposer(self._run, asker)
         self._sampler = Rollouts(
             self._run, "rollout", trainset, settings.metric, settings.temperature
         )
         self._valset = valset
-        order = order_of(len(valset), settings)
-        self._measured = Measurements.of_gate(self._run, valset, trainset, order)
+        self._measured = Measurements.of_gate(self._run, valset, trainset)
         self._tested = Measurements.of_test(self._run, testset)
         self._concerns = Concerns(settings, trainset)
         self._decider = Decider(
@@ -336,6 +337,10 @@ class Pipeline:
         spent = self._recorder.usage["rollout"] + self._recorder.usage["gate"]
         return [Usage(*(getattr(spent, name) / n for name in Usage.__slots__))] * n
 
+    def draft(self, batch: Batch) -> "Handle[list[Lesson]]":
+        """The lessons of the labels alone."""
+        return self._schedule.spawn(self._drafter.lessons(batch))
+
     def extract(self, batch: Batch, groups: "Sequence[Handle[Group]]") -> "Handle[list[Lesson]]":
         """The lessons of the groups that can teach, each drawn as soon as its group is there."""
         return self._schedule.spawn(self._teacher.lessons(batch, groups))
@@ -498,7 +503,7 @@ class Pipeline:
 
 
 class Batches:
-    """Makes the batches of a run, one after another (`async for`).
+    """Makes the batches of a run, one after another (`async for`); the first may be a draft.
 
     Args:
         pipeline: the run.
@@ -512,7 +517,8 @@ class Batches:
         n_examples = pipeline.n_training
         self._size = pipeline.settings.batch_size_for(n_examples)
         self._n_batches = math.ceil(n_examples / self._size)
-        self._n_updates = epochs * self._n_batches
+        self._n_drafts = int(pipeline.settings.drafts > 0)
+        self._n_updates = self._n_drafts + epochs * self._n_batches
         self._update = 0
         self._order: list[int] = []
 
@@ -526,7 +532,10 @@ class Batches:
         if update == self._n_updates:
             raise StopAsyncIteration
         library = await pipeline.library_after(update - 1 - pipeline.settings.max_staleness)
-        epoch, index = divmod(update, self._n_batches)
+        if update < self._n_drafts:
+            self._update += 1
+            return Batch(update, 0, self._n_updates, (), library, is_draft=True)
+        epoch, index = divmod(update - self._n_drafts, self._n_batches)
         if index == 0:
             self._order = pipeline.order(epoch)
         examples = self._order[index * self._size : (index + 1) * self._size]
@@ -536,7 +545,7 @@ class Batches:
             raise StopAsyncIteration
         self._update += 1
         memory = pipeline.memory_after(update - 1 - pipeline.settings.max_staleness)
-        return Batch(update, epoch, self._n_updates, tuple(examples), library, memory)
+        return Batch(update, epoch, self._n_updates, tuple(examples), library, memory=memory)
 
 
 def _schedule(settings: Settings, ledger: Ledger, archive: Archive) -> Schedule:

@@ -330,10 +330,6 @@ class Archive:
 
 def _all_lms(settings: Settings, student: Any) -> list[Any]:
     """Every LM that the run may call, but for those that a metric holds."""
-    modules = (
-        settings.summarize_trajectory,
-        settings.extract_advantage,
-        settings.update_library,
-    )
+    modules = settings.reflection_modules
     of_modules = [lm for module in modules for lm in language_models(module)]
     return [*policy_lms(student), settings.reflection_lm, dspy.settings.lm, *of_modules]

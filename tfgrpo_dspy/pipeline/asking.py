@@ -17,6 +17,7 @@ from tfgrpo_dspy.pipeline.schedule import Handle, TimedOutError
 from tfgrpo_dspy.pipeline.stragglers import Stragglers
 from tfgrpo_dspy.pipeline.workers import Done, Order
 from tfgrpo_dspy.reflection import as_input, describe_program
+from tfgrpo_dspy.results import REFLECTIONS
 from tfgrpo_dspy.rollout import Failure, Usage
 from tfgrpo_dspy.sampling import rendering_once, sampling_copy
 from tfgrpo_dspy.store import reading
@@ -29,7 +30,7 @@ whatever an LM rambles is a lesson. The modules ask again themselves, and show t
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a module is asked: `output` is the field wanted, `stage` "summary", "lesson", "update".
+    """What a module is asked: `output` is the field wanted, `stage` one of `REFLECTIONS`.
 
     `about` says in words what it is about, for errors.
     """
@@ -75,15 +76,8 @@ class Asker:
         self._run = run
         self._lm = settings.reflection_lm or dspy.settings.lm
         self._adapter = rendering_once(dspy.settings.adapter or ASKED_ONCE)
-        modules = (
-            settings.summarize_trajectory,
-            settings.extract_advantage,
-            settings.update_library,
-        )
-        self._stragglers = {
-            stage: Stragglers(None, settings.hedge) for stage in ("summary", "lesson", "update")
-        }
-        self._held = {id(module): language_models(module) for module in modules}
+        self._stragglers = {stage: Stragglers(None, settings.hedge) for stage in REFLECTIONS}
+        self._held = {id(own): language_models(own) for own in settings.reflection_modules}
         self.common = {
             "program": describe_program(run.student),
             "objective": settings.objective or DEFAULT_OBJECTIVE,

@@ -19,8 +19,9 @@ class Batch:
     `library` is the one that its rollouts are made with: as it stood `max_staleness` updates before
     the last; `memory` is what the gate left then. `assigned` are the libraries of a group's
     rollouts, by example, where they are others: the gate gives experiences on trial to some of them
-    only, or they were made elsewhere. `scores` are those of all its rollouts, `n_asked` how many
-    groups ExtractAdvantage was asked about, `n_unread` how many of its answers could not be read.
+    only, or they were made elsewhere. A draft has no groups: its lessons come from labels.
+    `scores` are those of all its rollouts, `n_asked` how many groups ExtractAdvantage was asked
+    about, `n_unread` how many of its answers could not be read.
     """
 
     update: int
@@ -28,6 +29,7 @@ class Batch:
     n_updates: int
     examples: tuple[int, ...]
     library: ExperienceLibrary
+    is_draft: bool = False
     memory: Any = None
     is_sampled: bool = False
     scores: list[float] = field(default_factory=list)
@@ -46,5 +48,5 @@ class Batch:
 
     @property
     def teaches(self) -> bool:
-        """Whether any of its groups was sent to ExtractAdvantage."""
-        return any(use in TEACHING for use in self.uses)
+        """Whether any of its groups was sent to ExtractAdvantage, or labels taught it."""
+        return self.is_draft or any(use in TEACHING for use in self.uses)

@@ -62,6 +62,7 @@ class Decider:
             "incumbent": library,
             "operations": tuple(operations),
             "n_examples": self._measured.n_examples,
+            "order": self._measured.order,
             "update": batch.update,
             "limits": self._settings.limits,
             "n_updates": batch.n_updates,
@@ -101,11 +102,12 @@ class Decider:
 
         As many as are planned, or as the budget has room for at the pace so far.
         """
-        if not batch.is_sampled:
-            return 0
+        n_examples = len(batch.examples) if batch.is_sampled else 0
+        if batch.is_draft:
+            n_examples = self._settings.batch_size_for(len(self._training))
         n_batches = self.pace.n_updates_left(batch.n_updates - batch.update - 1)
         n_batches -= self._settings.max_staleness
-        return max(0, n_batches) * len(batch.examples) * self._settings.group_size
+        return max(0, n_batches) * n_examples * self._settings.group_size
 
     def _with_keeps(self, decision: Decision, operations: Sequence[Operation]) -> Decision:
         """With the evidence of KEEPs, whatever the gate made of the other operations."""

@@ -9,6 +9,7 @@ from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate import Trial, Trials
 from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
 from tfgrpo_dspy.pipeline.run import Run
+from tfgrpo_dspy.pipeline.shares import order_of
 from tfgrpo_dspy.results import ScoreSummary
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
 
@@ -23,13 +24,20 @@ class Measurements:
     Those on validation (or test) examples are made as deployed, at the LM's own temperature; those
     on training examples at that of training rollouts, so that groups can be compared with them.
     The rollout id of an example and index is the same for every library: so two libraries are
-    compared pair by pair. A library is measured as a whole on the examples of `order`, which
-    `limit` makes fewer where a budget is small; gates are free to use all.
+    compared pair by pair. A library is measured as a whole on the examples in their `order`, which
+    is drawn where `limit` may make them fewer, as a budget is small; gates are free to use all.
     """
 
-    def __init__(self, run: Run, makers: Mapping[str, Rollouts], order: Sequence[int]) -> None:
-        self.n_examples = len(order)
-        self._whole = tuple(order)
+    def __init__(
+        self,
+        run: Run,
+        makers: Mapping[str, Rollouts],
+        n_examples: int,
+        order: tuple[int, ...] | None = None,
+    ) -> None:
+        self.n_examples = n_examples
+        self.order = order
+        self._whole = tuple(range(n_examples)) if order is None else order
         self._makers = makers
         self._seed = run.settings.seed
         self._failure_score = run.settings.failure_score
@@ -37,22 +45,20 @@ class Measurements:
         self._scores: dict[Trial, float | None] = {}
 
     @classmethod
-    def of_gate(
-        cls, run: Run, valset: Sequence[Any], trainset: Sequence[Any], order: Sequence[int]
-    ) -> "Measurements":
+    def of_gate(cls, run: Run, valset: Sequence[Any], trainset: Sequence[Any]) -> "Measurements":
         """Trials on the validation set, and on training examples."""
         settings = run.settings
         makers = {
             "validation": Rollouts(run, "gate", valset, settings.gate_metric, None),
             "training": Rollouts(run, "gate", trainset, settings.metric, settings.temperature),
         }
-        return cls(run, makers, order)
+        return cls(run, makers, len(valset), order_of(len(valset), settings))
 
     @classmethod
     def of_test(cls, run: Run, testset: Sequence[Any]) -> "Measurements":
         """Trials on a set that chooses nothing."""
         makers = {"validation": Rollouts(run, "test", testset, run.settings.gate_metric, None)}
-        return cls(run, makers, range(len(testset)))
+        return cls(run, makers, len(testset))
 
     async def run(self, trials: Iterable[Trial]) -> int:
         """Make those that are not made yet; gives their number.

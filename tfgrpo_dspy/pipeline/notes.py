@@ -81,14 +81,7 @@ class Notes:
         if self._store is None:
             return
         archive, settings = self._archive, self._settings
-        modules = [
-            archive.module(module)
-            for module in (
-                settings.summarize_trajectory,
-                settings.extract_advantage,
-                settings.update_library,
-            )
-        ]
+        modules = [archive.module(module) for module in settings.reflection_modules]
         gate = settings.gate
         given = settings.of_result().items()
         schedule = {k: v for k, v in given if k not in (*LIMITS, *APART) and v is not None}

@@ -33,7 +33,7 @@ class Pace:
         rollouts = [rollout for group in batch.groups for rollout in group.all_rollouts]
         self._learning += sum((own.usage + own.metric_usage for own in rollouts), reflections)
         self._n_rollouts += len(rollouts)
-        self._n_updates += 1
+        self._n_updates += not batch.is_draft
         self._by_learning = used_up(self._settings, self._learning, self._n_rollouts)
         self._by_trials = used_up(self._settings, trials, n_trials)
         if self._student is None:
@@ -41,6 +41,8 @@ class Pace:
 
     def n_updates_left(self, most: int) -> int:
         """How many updates follow the one that was noted last: so many, or fewer."""
+        if not self._n_updates:  # a draft is like none of those that follow
+            return most
         n_decided = self._n_updates - 1
         trials = (self._by_trials - (self._student or 0.0)) / n_decided if n_decided else 0.0
         each = self._by_learning / self._n_updates + trials

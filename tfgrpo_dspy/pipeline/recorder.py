@@ -10,6 +10,7 @@ from typing import Any
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation, Refusal
 from tfgrpo_dspy.results import (
+    REFLECTIONS,
     Gain,
     HeldOut,
     OperationRecord,
@@ -21,9 +22,9 @@ from tfgrpo_dspy.rollout import Failure, Rollout, Usage
 
 logger = logging.getLogger(__name__)
 
-ROLES = ("rollout", "gate", "test", "summary", "lesson", "update", "metric")
-"""What LM calls are for: training rollouts, trials and final scores, the test set, the three
-reflections, judges inside metrics."""
+ROLES = ("rollout", "gate", "test", *REFLECTIONS, "metric")
+"""What LM calls are for: training rollouts, trials and final scores, the test set, reflections,
+judges inside metrics."""
 ERRORS_ALLOWED = 20
 """So many errors never end a run by themselves, unless `max_errors` says so."""
 LOGGED_CHARACTERS = 500

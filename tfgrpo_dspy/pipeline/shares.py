@@ -1,7 +1,6 @@
 """How much of a limited budget the validation set and the gate may take, in rollouts."""
 
 import random
-from collections.abc import Sequence
 
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.settings import LEAST_VALIDATION, Settings
@@ -38,9 +37,10 @@ def used_up(settings: Settings, spent: Usage, n_rollouts: int) -> float:
     return max((cost / most for most, cost in limits if most is not None), default=0.0)
 
 
-def order_of(n_examples: int, settings: Settings) -> Sequence[int]:
-    """The validation examples; in random order, if the budget may reach for the first ones only."""
+def order_of(n_examples: int, settings: Settings) -> tuple[int, ...] | None:
+    """The validation examples in random order, if the budget may reach for the first ones only."""
     limits = (settings.max_metric_calls, settings.max_lm_calls, settings.max_cost)
     if n_examples <= LEAST_VALIDATION or all(limit is None for limit in limits):
-        return range(n_examples)
-    return random.Random(f"validation/{settings.seed}").sample(range(n_examples), n_examples)
+        return None
+    mixed = random.Random(f"validation/{settings.seed}").sample(range(n_examples), n_examples)
+    return tuple(mixed)

@@ -11,6 +11,7 @@ from tfgrpo_dspy.reflection.lessons import (
 )
 from tfgrpo_dspy.reflection.modules import (
     AddLessons,
+    DraftLessons,
     ExtractAdvantage,
     SummarizeTrajectory,
     UpdateLibrary,
@@ -36,6 +37,7 @@ __all__ = [
     "UNKNOWN",
     "AddLessons",
     "CopyGuard",
+    "DraftLessons",
     "ExtractAdvantage",
     "Lesson",
     "ProposedOperation",

@@ -14,6 +14,7 @@ from tfgrpo_dspy.reflection.signatures import (
     CompareAttempts,
     CritiqueAttempts,
     ProposeOperations,
+    ReadExamples,
     SummarizeAttempt,
 )
 
@@ -89,6 +90,30 @@ class ExtractAdvantage(_ReflectionModule):
 
     def _predictor_for(self, inputs: dict[str, Any]) -> Any:
         return self.ask if inputs.get("is_scored", True) else self.ask_unscored
+
+
+class DraftLessons(_ReflectionModule):
+    """(program, labelled examples) -> lessons, before the first rollout.
+
+    Args:
+        signature: another prompt; it needs an output `lessons: list[str]`.
+        adapter: see `dspy.Adapter`.
+        n_examples: how many examples one prompt shows.
+        examples_tokens: how many tokens (estimated) they may have together; longer ones are cut.
+    """
+
+    default_signature = ReadExamples
+
+    def __init__(
+        self,
+        signature: Any = None,
+        adapter: dspy.Adapter | None = None,
+        n_examples: int = 10,
+        examples_tokens: int = 12_000,
+    ) -> None:
+        super().__init__(signature, adapter)
+        self.n_examples = n_examples
+        self.examples_tokens = examples_tokens
 
 
 class UpdateLibrary(_ReflectionModule):

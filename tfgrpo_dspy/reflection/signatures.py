@@ -86,6 +86,32 @@ class CritiqueAttempts(dspy.Signature):
     lessons: list[str] = dspy.OutputField(desc="one line each")
 
 
+class ReadExamples(dspy.Signature):
+    """Learn from labelled examples what a program has to know, before it has made any attempt.
+
+    Compare the inputs with the labels, and the examples with one another: what leads from one to
+    the other that the program's instructions do not say? Then write lessons: what the program
+    should do.
+
+    A lesson
+    - is one line, "When <condition>, <advice>.", or the advice alone where it always applies;
+    - is concrete: who reads it knows what to do, without having seen these examples;
+    - holds for other examples of the task too, and not for a single one of these only;
+    - is borne out by the examples, and is not among the known experiences yet.
+
+    Write the most useful lesson first; none is better than a guess. Where the program has several
+    predictors and a lesson is for one of them, begin the lesson with that predictor's name in
+    square brackets.
+    """
+
+    program: str = dspy.InputField(desc="what the program does, predictor by predictor")
+    objective: str = dspy.InputField(desc="what the lessons are to be about")
+    max_words: int = dspy.InputField(desc="how many words a lesson may have")
+    experiences: str = dspy.InputField(desc="what is known already")
+    examples: str = dspy.InputField(desc="inputs and labels, example by example")
+    lessons: list[str] = dspy.OutputField(desc="one line each")
+
+
 class ProposedOperation(pydantic.BaseModel):
     """One operation on the library."""
 

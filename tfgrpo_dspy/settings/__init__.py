@@ -27,7 +27,12 @@ from tfgrpo_dspy.gate import (
     TrialThenConfirm,
 )
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.reflection import ExtractAdvantage, SummarizeTrajectory, UpdateLibrary
+from tfgrpo_dspy.reflection import (
+    DraftLessons,
+    ExtractAdvantage,
+    SummarizeTrajectory,
+    UpdateLibrary,
+)
 
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_STALENESS = 1
@@ -36,8 +41,10 @@ LEAST_VALIDATION = 10
 """Validation examples that are used however small the budget is."""
 WHOLE_TRAINSET = 2**31
 """A batch size that no training set reaches: one batch an epoch."""
-NEEDED = ("max_staleness", "epochs", "max_experiences", "max_experience_words")
+NEEDED = ("drafts", "max_staleness", "epochs", "max_experiences", "max_experience_words")
 OWN_GATES = (AutoGate, FactorialGate, PairedGate, ProbeThenTrial, TrialInUse, TrialThenConfirm)
+MODULES = ("draft_lessons", "summarize_trajectory", "extract_advantage", "update_library")
+"""The settings that are reflection modules."""
 PRESETS = ("light", "medium", "heavy")
 
 
@@ -60,7 +67,9 @@ class Settings:
     max_experience_words: int = 40
     min_contrast: float = 1e-9
     use_labels: bool = True
+    drafts: int = 0
     gate: Gate | None = None
+    draft_lessons: Any = None
     summarize_trajectory: Any = None
     extract_advantage: Any = None
     update_library: Any = None
@@ -90,6 +99,7 @@ class Settings:
     def __post_init__(self) -> None:
         defaults: dict[str, Callable[[], Any]] = {
             "gate": NoGate if self.metric is None else AutoGate,
+            "draft_lessons": DraftLessons,
             "summarize_trajectory": SummarizeTrajectory,
             "extract_advantage": ExtractAdvantage,
             "update_library": UpdateLibrary,
@@ -113,6 +123,7 @@ class Settings:
 
     def _number_faults(self) -> Iterator[str]:
         least = {
+            "drafts": 0,
             "epochs": 1,
             "max_experiences": 1,
             "max_experience_words": 1,
@@ -199,7 +210,7 @@ class Settings:
                 f"gate={name}() and metric=None: nothing scores the trials; pass a metric, "
                 f"PairedGate(metric=...), or leave the gate out."
             )
-        for name in ("summarize_trajectory", "extract_advantage", "update_library"):
+        for name in MODULES:
             if not isinstance(getattr(self, name), dspy.Module):
                 yield f"{name}={getattr(self, name)!r}: pass a dspy.Module."
 
@@ -209,6 +220,11 @@ class Settings:
                 f"executor={self.executor!r}: pass a concurrent.futures.Executor, such as "
                 f"ProcessPoolExecutor(8), or Client.get_executor() of dask.distributed."
             )
+
+    @property
+    def reflection_modules(self) -> list[Any]:
+        """What the reflection LM is asked by."""
+        return [getattr(self, name) for name in MODULES]
 
     @property
     def threads(self) -> int:

@@ -122,6 +122,7 @@ def check_run(
         faults += _data_faults("valset", valset)
     if testset is not None:
         faults += [*_data_faults("testset", testset), *_test_faults(settings)]
+    faults += _draft_faults(settings, trainset)
     if teacher is not None:
         faults.append(f"teacher={type(teacher).__name__}: this optimizer has no use for a teacher.")
     if not faults:
@@ -190,7 +191,7 @@ def budget_faults(settings: Settings, student: Any, n_validation: int) -> Iterat
 
 def _all_lms(settings: Settings, student: Any) -> list[Any]:
     """Every LM that the run may call, as far as it can be found."""
-    modules = (settings.summarize_trajectory, settings.extract_advantage, settings.update_library)
+    modules = settings.reflection_modules
     of_modules = [lm for module in modules for lm in language_models(module)]
     of_metrics = [
         lm for metric in (settings.metric, settings.gate_metric) for lm in held_lms(metric)
@@ -283,6 +284,23 @@ def _temperature_faults(settings: Settings, lm: Any) -> Iterator[str]:
         )
     else:
         logger.info("%s allows no temperature but its own; its rollouts use that", lm.model)
+
+
+def _draft_faults(settings: Settings, trainset: Any) -> Iterator[str]:
+    if not settings.drafts:
+        return
+    if not settings.use_labels or settings.metric is None:
+        hidden = "metric=None" if settings.use_labels else "use_labels=False"
+        yield f"drafts={settings.drafts} and {hidden}: drafts are drawn from labels; pass drafts=0."
+    elif not any(_has_labels(example) for example in trainset or ()):
+        yield (
+            f"drafts={settings.drafts}: drafts are drawn from labels, and no example of the "
+            f"trainset has any; pass drafts=0."
+        )
+
+
+def _has_labels(example: Any) -> bool:
+    return _has_inputs(example) and bool(len(example.labels()))
 
 
 def _test_faults(settings: Settings) -> Iterator[str]:

@@ -100,7 +100,8 @@ def plan_of(
         is_sampled: False where the training rollouts are there already.
     """
     n_train = len(examples)
-    n_updates = settings.epochs * math.ceil(n_train / settings.batch_size_for(n_train))
+    n_drafts = int(settings.drafts > 0)
+    n_updates = n_drafts + settings.epochs * math.ceil(n_train / settings.batch_size_for(n_train))
     n_groups = settings.epochs * n_train
     per_rollout = _mean(probed) if probed else _assumed(settings, student, examples)
     n_training = n_groups * settings.group_size if is_sampled else 0
@@ -113,11 +114,13 @@ def plan_of(
     n_summaries = n_training if settings.summarize_always else 0
     reflection = settings.reflection_lm or dspy.settings.lm
     budget = getattr(settings.extract_advantage, "attempts_tokens", 12_000)
+    shown = getattr(settings.draft_lessons, "examples_tokens", 12_000)
     attempts = min(budget, settings.group_size * int(per_rollout.prompt + per_rollout.completion))
     rows = (
         per_rollout.row("scores of student and result", n_measured),
         per_rollout.row("training rollouts", n_training),
         per_rollout.row("trials of the gate", n_trials),
+        _reflections("drafts from labels", settings.drafts, shown, reflection, settings),
         _reflections("summaries", n_summaries, budget // settings.group_size, reflection, settings),
         _reflections("lessons", n_groups, attempts, reflection, settings),
         _reflections("updates of the library", n_updates, 4_000, reflection, settings),

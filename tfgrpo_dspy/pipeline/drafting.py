@@ -1,0 +1,107 @@
+"""Labelled examples become lessons, before the first rollout.
+
+What several drafts say comes first: each is shown other examples together, and what only one of
+them sees is less likely to be so.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tfgrpo_dspy.experience import Evidence, ExperienceLibrary, named_predictors
+from tfgrpo_dspy.pipeline.asking import Asker, Question
+from tfgrpo_dspy.pipeline.batches import Batch
+from tfgrpo_dspy.pipeline.run import Run
+from tfgrpo_dspy.reflection import (
+    NO_EXPERIENCES,
+    CopyGuard,
+    Lesson,
+    RefusedLesson,
+    clip,
+    encodable,
+    merge_lessons,
+    read_lesson,
+)
+from tfgrpo_dspy.rollout import fields_text, rollout_id_for
+from tfgrpo_dspy.sampling import as_fields
+
+ORDER = (1,)
+"""Everything waits for a draft, but for an update of the library."""
+
+
+class Drafter:
+    """Draws lessons from labels, for one run; `training` are the positions that it may see."""
+
+    def __init__(
+        self, run: Run, trainset: Sequence[Any], training: Sequence[int], asker: Asker
+    ) -> None:
+        module = run.settings.draft_lessons
+        self._settings = run.settings
+        self._trainset = trainset
+        self._training = [i for i in training if len(trainset[i].labels())]
+        self._asker = asker
+        self._predictors = [name for name, _ in named_predictors(run.student)]
+        self._n_shown = getattr(module, "n_examples", 10)
+        self._n_tokens = getattr(module, "examples_tokens", 12_000)
+
+    async def lessons(self, batch: Batch) -> list[Lesson]:
+        """What the drafts say, what most of them say first; it has no rollouts for evidence."""
+        shown = list(itertools.islice(self._parts(), self._settings.drafts))
+        questions = [
+            self._question(examples, number, batch.library) for number, examples in enumerate(shown)
+        ]
+        answers = await self._asker.ask(questions, ORDER, batch.update)
+        drawn: list[Lesson] = []
+        for number, (examples, answer) in enumerate(zip(shown, answers, strict=True)):
+            guard = self._guard(examples)
+            source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
+            for line in answer.output or []:
+                lesson = read_lesson(encodable(str(line)), self._predictors, source)
+                if reason := guard.reason(lesson.text):
+                    batch.refused_lessons.append(RefusedLesson(lesson.text, reason))
+                elif lesson.text:
+                    drawn.append(lesson)
+        batch.lessons = [replace(lesson, evidence=()) for lesson in merge_lessons(drawn)]
+        return batch.lessons
+
+    def _parts(self) -> Iterator[list[int]]:
+        """The examples that each draft is shown: all of them once, then once more, ..."""
+        for number in itertools.count():
+            order = list(self._training)
+            random.Random(f"{self._settings.seed}/drafts/{number}").shuffle(order)
+            for start in range(0, len(order), self._n_shown):
+                yield order[start : start + self._n_shown]
+
+    def _question(
+        self, examples: Sequence[int], number: int, library: ExperienceLibrary
+    ) -> Question:
+        share = self._n_tokens // len(examples)
+        texts = [clip(self._text(self._trainset[index]), share) for index in examples]
+        inputs = {
+            **self._asker.common,
+            "experiences": library.render() or NO_EXPERIENCES,
+            "examples": "\n\n".join(texts),
+        }
+        return Question(
+            "draft",
+            self._settings.draft_lessons,
+            "lessons",
+            rollout_id_for(self._settings.seed, 0, number, 0, "draft"),
+            f"draft {number}",
+            inputs,
+        )
+
+    @staticmethod
+    def _text(example: Any) -> str:
+        inputs, labels = as_fields(example.inputs()), as_fields(example.labels())
+        return f"{fields_text(inputs)}\n{fields_text(labels)}"
+
+    def _guard(self, examples: Sequence[int]) -> CopyGuard:
+        """Guards against what this draft was shown."""
+        shown = [self._trainset[index] for index in examples]
+        return CopyGuard(
+            [text for example in shown for text in as_fields(example.inputs()).values()],
+            [text for example in shown for text in as_fields(example.labels()).values()],
+        )
