@@ -41,9 +41,15 @@ def test_words_of_the_advice_do_not_count() -> None:
     assert concerned("When a zebra appears, count the apples.", 4) is None
 
 
-def test_without_a_condition_or_a_source_nothing_is_said() -> None:
+def test_without_a_condition_nothing_is_said() -> None:
     assert concerned("Show all your work.", 2) is None
-    assert concerned("When miles and hours are given, multiply.") is None
+    assert concerned("Show all your work.") is None
+
+
+def test_without_a_source_the_words_of_the_condition_tell_unless_too_many_have_them() -> None:
+    assert concerned("When miles and hours are given, multiply.") == {2, 3}
+    assert concerned("When a zebra appears, count it.") is None
+    assert concerned("When it is a question, answer it.") is None
 
 
 def test_a_source_that_is_not_in_the_training_set_says_nothing() -> None:

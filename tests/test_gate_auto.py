@@ -403,3 +403,79 @@ def test_whatever_it_is_asked_it_ends_within_its_limits_and_exports_a_part_of_it
         assert not {own.id for own in decision.library} & set(decision.dropped)
         assert decision.library.next_number >= library.next_number
         library, memory = decision.library, decision.memory
+
+
+# ---------------------------------------------------------------------- updates without groups
+
+
+def drafted(*operations: Operation, **others: Any) -> TrialEvidence:
+    """An update that comes from labels: no groups, no rollouts behind its lessons."""
+    return evidence_of(operations, groups=(), **others)
+
+
+GREEN = "When a case is of kind green, answer T09."
+BOTH = (Add(SLATE), Add(GREEN))
+
+
+def test_lessons_without_a_group_are_tried_together_and_on_the_validation_set() -> None:
+    _, asked = decided(AutoGate(), drafted(*BOTH), by_texts(slate=0.6))
+    held = {tuple(texts(trial.library)) for trials in asked for trial in trials}
+    assert held == {(), (SLATE, GREEN)}
+    assert {trial.on for trials in asked for trial in trials} == {"validation"}
+
+
+def test_what_is_accepted_together_is_in_use_and_on_trial_against_its_absence() -> None:
+    gate, score = AutoGate(), by_texts(slate=0.6)
+    decision, _ = decided(gate, drafted(*BOTH), score)
+    assert texts(decision.exported) == [SLATE, GREEN]
+    on_trial = {own.text: own.is_on_trial for own in decision.library}
+    assert on_trial == {SLATE: True, GREEN: False}  # nobody knows whom GREEN concerns
+    shown = later(gate, decision, score)
+    counts = {
+        group.example: sum(SLATE in texts(library) for library in group.libraries)
+        for group in shown.groups
+    }
+    assert {example for example, n in counts.items() if n == 2} == CONCERNED
+
+
+def test_one_of_those_accepted_together_that_harms_is_dropped_by_its_own_trial() -> None:
+    gate, score = AutoGate(), by_texts(slate=0.6)
+    decision, _ = decided(gate, drafted(*BOTH), score)
+    harmful = by_texts(slate=-0.3)
+    for update in (1, 2, 3):
+        evidence = later(gate, decision, harmful, update)
+        decision, _ = decided(gate, evidence, harmful)
+    assert texts(decision.exported) == [GREEN]
+
+
+def test_lessons_that_do_not_help_together_are_not_in_the_library() -> None:
+    decision, _ = decided(AutoGate(), drafted(*BOTH), by_texts())
+    assert texts(decision.library) == texts(decision.exported) == []
+    assert set(decision.dropped) == {"E1", "E2"}
+
+
+def test_advice_on_every_example_that_comes_without_a_group_is_on_trial_as_any_other() -> None:
+    decision, _ = decided(AutoGate(), drafted(*BOTH, Add(EXACT)), by_texts(slate=0.6, exact=0.3))
+    assert texts(decision.exported) == [SLATE, GREEN]
+    assert {own.text for own in decision.library if own.is_on_trial} == {SLATE, EXACT}
+    assert [own.id for own in decision.library] == ["E1", "E2", "E3"]
+
+
+def test_lessons_that_come_together_take_no_error_from_later_updates() -> None:
+    decision, _ = decided(AutoGate(), drafted(*BOTH), by_texts())
+    assert decision.memory["broad"] is None
+
+
+@given(st.lists(st.sampled_from([SLATE, GREEN, EXACT, "Be kind."]), unique=True, min_size=1),
+       st.floats(-0.3, 0.6), st.floats(-0.3, 0.6))  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_whatever_comes_without_a_group_what_is_exported_is_part_of_the_library(
+    said: list[str], slate: float, exact: float
+) -> None:
+    evidence = drafted(*map(Add, said))
+    decision, asked = decided(AutoGate(), evidence, by_texts(slate=slate, exact=exact))
+    exported = list(decision.exported or ())
+    assert {own.content for own in exported} <= {own.content for own in decision.library}
+    assert len({own.id for own in decision.library}) == len(decision.library)
+    assert set(texts(decision.library)) <= set(said)
+    assert sum(map(len, asked)) <= 2 * 20

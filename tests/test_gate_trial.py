@@ -340,6 +340,22 @@ def test_a_delete_puts_a_settled_experience_on_trial_and_its_rollouts_decide() -
     assert decision.library.next_number == 2
 
 
+def test_what_was_in_use_before_its_trial_is_in_use_until_it_is_dropped() -> None:
+    before, _ = play(asked(Delete("E1")), by_text())
+    lost = (group(before.library, 1, "E1", 1, 0.0, 1.0),)
+    after, _ = play(later(before, groups=lost), by_text())
+    assert after.library["E1"].is_on_trial
+    assert after.library["E1"].effect is not None and after.library["E1"].effect.estimate < 0
+    assert [own.id for own in after.exported or ()] == ["E1"]
+
+
+def test_what_was_in_use_before_its_trial_stays_where_nothing_speaks_against_it() -> None:
+    decision, _ = play(asked(Delete("E1")), by_text())
+    bare = tuple(GroupEvidence(i, (OLD,) * 2, (0.0, 1.0)) for i in range(60))
+    decision, _ = play(later(decision, groups=bare), by_text())
+    assert [own.is_on_trial for own in decision.library] == [False]
+
+
 def test_without_a_concern_signal_a_delete_takes_what_was_not_measured_only() -> None:
     decision, _ = play(asked(Delete("E1"), concerns=None), by_text())
     assert decision.dropped == {"E1": "deleted by an operation; it was not measured"}

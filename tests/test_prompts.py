@@ -65,6 +65,7 @@ def prompts(pattern: str, metric: Any = offers, **overrides: Any) -> list[Prompt
                 overrides.pop("extracted", lessons("[reply] When goods are damaged, offer.")),
             ),
             (UPDATE, operations({"op": "KEEP", "id": "E1"})),
+            ("## examples ##", chat(lessons=["When goods are damaged, offer a refund."])),
             (SUMMARIZE, chat(summary="It understood the wish.")),
             ("what the customer wants", understand),
             ("Write the reply", reply),
@@ -124,6 +125,11 @@ def test_the_prompt_that_asks_again_after_an_answer_that_did_not_parse() -> None
     check("extract_advantage_again", prompt)
 
 
+def test_the_prompt_of_a_draft() -> None:
+    (prompt,) = prompts("## examples ##", drafts=1)
+    check("draft_lessons", prompt)
+
+
 def test_the_prompt_of_update_library() -> None:
     (prompt,) = prompts("`operations`")
     check("update_library", prompt)
@@ -131,6 +137,7 @@ def test_the_prompt_of_update_library() -> None:
 
 def test_every_golden_file_belongs_to_a_test() -> None:
     assert sorted(path.stem for path in GOLDEN.glob("*")) == [
+        "draft_lessons",
         "extract_advantage",
         "extract_advantage_again",
         "extract_advantage_hidden",

@@ -78,7 +78,10 @@ class Drafter:
         self, examples: Sequence[int], number: int, library: ExperienceLibrary
     ) -> Question:
         share = self._n_tokens // len(examples)
-        texts = [clip(self._text(self._trainset[index]), share) for index in examples]
+        texts = [
+            f"Example {place}\n{clip(self._text(self._trainset[index]), share)}"
+            for place, index in enumerate(examples, start=1)
+        ]
         inputs = {
             **self._asker.common,
             "experiences": library.render() or NO_EXPERIENCES,
@@ -96,7 +99,7 @@ class Drafter:
     @staticmethod
     def _text(example: Any) -> str:
         inputs, labels = as_fields(example.inputs()), as_fields(example.labels())
-        return f"{fields_text(inputs)}\n{fields_text(labels)}"
+        return f"{fields_text(inputs)}\nLabels:\n{fields_text(labels)}"
 
     def _guard(self, examples: Sequence[int]) -> CopyGuard:
         """Guards against what this draft was shown."""

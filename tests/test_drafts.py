@@ -1,0 +1,287 @@
+"""Drafts: lessons from labels alone, before the first rollout."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from scripted import EXTRACT, UPDATE, HigherMean, Prompt, Rule, chat, operations, scripted_lm
+
+from tfgrpo_dspy import (
+    AutoGate,
+    DraftLessons,
+    ExperienceLibrary,
+    NoGate,
+    SettingsError,
+    TrainingFreeGRPO,
+)
+
+DRAFT = r"`lessons`(?s:.)*## examples ##"
+"""Found in the prompts of DraftLessons only."""
+KINDS = ("coal", "gold")
+WEIGHT = {"coal": "9", "gold": "4"}
+
+
+def example(number: int) -> dspy.Example:
+    kind = KINDS[number % 2]
+    question = f"Case {number}: what does {kind} weigh?"
+    return dspy.Example(question=question, answer=WEIGHT[kind]).with_inputs("question")
+
+
+TRAINSET, VALSET = [example(n) for n in range(24)], [example(n) for n in range(24, 44)]
+LESSONS = {kind: f"When {kind} is weighed, answer {WEIGHT[kind]}." for kind in KINDS}
+WRONG = "When gold is weighed, answer 5."
+
+
+def is_right(gold: dspy.Example, pred: dspy.Prediction, trace: Any = None) -> dspy.Prediction:  # noqa: ARG001
+    """No feedback, and no answer differs from the other rollouts': groups teach nothing."""
+    return dspy.Prediction(score=float(pred.answer == gold.answer))
+
+
+def follow(prompt: Prompt) -> str:
+    """The program does what the last lesson on the kind says; else it answers 0."""
+    kind = re.findall(r"what does (\w+) weigh", prompt.user)[-1]
+    told = re.findall(rf"When {kind} is weighed, answer (\d)", prompt.system)
+    return chat(answer=told[-1] if told else "0")
+
+
+def adding(prompt: Prompt) -> str:
+    """UpdateLibrary adds each lesson that is numbered."""
+    texts = re.findall(r"^\d+\. (.*)$", prompt.user, re.MULTILINE)
+    return operations(*({"op": "ADD", "text": text} for text in texts))
+
+
+RIGHT = chat(lessons=list(LESSONS.values()))
+
+
+def rules(draft: Any = RIGHT) -> list[Rule]:
+    return [(UPDATE, adding), (EXTRACT, chat(semantic_advantage="", lessons=[])), (DRAFT, draft)]
+
+
+class Run:
+    """One compile."""
+
+    def __init__(self, draft: Any = RIGHT, trainset: Any = None, **arguments: Any) -> None:
+        self.lm = scripted_lm([*rules(draft), ("weigh", follow)])
+        settings = {"drafts": 3, "gate": NoGate(), "group_size": 2, "epochs": 1, "num_threads": 2}
+        self.optimizer = TrainingFreeGRPO(is_right, **(settings | {"progress": False} | arguments))
+        with dspy.context(lm=self.lm):
+            self.optimized = self.optimizer.compile(
+                dspy.Predict("question -> answer"), trainset=trainset or TRAINSET, valset=VALSET
+            )
+        self.results = self.optimized.detailed_results
+        self.library = ExperienceLibrary.from_program(self.optimized)
+
+    @property
+    def texts(self) -> list[str]:
+        return [own.text for own in self.library]
+
+    def prompts(self, pattern: str) -> list[str]:
+        return [p.text for p in self.lm.engine.prompts if re.search(pattern, p.text)]
+
+
+def numbers(prompt: str) -> set[int]:
+    """The cases that a prompt shows."""
+    return set(map(int, re.findall(r"Case (\d+):", prompt)))
+
+
+# ---------------------------------------------------------------------- what is asked
+
+
+def test_each_draft_shows_ten_examples_with_labels_all_of_them_once_before_one_comes_again() -> (
+    None
+):
+    shown = sorted(map(numbers, Run().prompts(DRAFT)), key=len)
+    assert [len(each) for each in shown] == [4, 10, 10]
+    assert set().union(*shown) == set(range(24))
+    pairs = [
+        pair
+        for prompt in Run().prompts(DRAFT)
+        for pair in re.findall(r"does (\w+) weigh\?\nLabels:\nanswer: (\d)", prompt)
+    ]
+    assert len(pairs) == 24 and set(pairs) == set(WEIGHT.items())
+    twice = Run(drafts=6).prompts(DRAFT)
+    assert [sum(n in numbers(prompt) for prompt in twice) for n in range(24)] == [2] * 24
+
+
+def test_examples_that_are_held_out_are_never_shown() -> None:
+    shown = set().union(*map(numbers, Run(drafts=9).prompts(DRAFT)))
+    assert shown == set(range(24))
+
+
+def test_examples_without_labels_are_left_out() -> None:
+    unlabelled = [dspy.Example(question=e.question).with_inputs("question") for e in TRAINSET[8:]]
+    trainset = [*TRAINSET[:8], *unlabelled]
+    shown = list(map(numbers, Run(trainset=trainset).prompts(DRAFT)))
+    assert shown == [set(range(8))] * 3
+
+
+def test_a_module_of_ones_own_says_how_many_examples_are_shown_and_how_long_they_may_be() -> None:
+    module = DraftLessons(n_examples=4, examples_tokens=60)
+    prompts = Run(drafts=2, draft_lessons=module).prompts(DRAFT)
+    assert [prompt.count("answer:") for prompt in prompts] == [4, 4]
+    assert all("characters left out" in prompt for prompt in prompts)
+
+
+def test_drafts_come_before_the_first_training_rollout_where_batches_do_not_overlap() -> None:
+    run = Run(max_staleness=0)
+    kinds = [
+        "draft" if re.search(DRAFT, p.text) else "rollout"
+        for p in run.lm.engine.prompts
+        if not re.search(f"{UPDATE}|{EXTRACT}", p.text) and min(numbers(p.text)) < 24
+    ]
+    assert kinds == ["draft"] * 3 + ["rollout"] * 48
+
+
+# ---------------------------------------------------------------------- what becomes of it
+
+
+def test_what_most_drafts_say_stands_first() -> None:
+    def draft(prompt: Prompt) -> str:
+        n = min(numbers(prompt.user))
+        return chat(lessons=[WRONG] if n == 0 else [LESSONS["gold"], LESSONS["coal"]])
+
+    run = Run(draft)
+    update = run.prompts(UPDATE)[0].rpartition("## lessons ##")[2]
+    lines = re.findall(r"^\d+\. (.*)$", update, re.MULTILINE)
+    assert set(lines[:2]) == set(LESSONS.values())
+    assert lines[2:] == [WRONG]
+
+
+def test_the_lessons_of_a_draft_have_no_rollouts_for_evidence() -> None:
+    run = Run()
+    assert sorted(run.texts) == sorted(LESSONS.values())
+    assert [own.evidence for own in run.library] == [(), ()]
+    first = run.results.updates[0]
+    assert (first.groups, len(first.lessons)) == ((), 2)
+
+
+def test_a_lesson_that_copies_an_example_is_refused_and_shown() -> None:
+    copied = "Case 0: what does coal weigh? It weighs nine in this very case, as was said."
+    long = [
+        dspy.Example(
+            question=f"{e.question} It weighs nine in this very case, as was said.", answer=e.answer
+        ).with_inputs("question")
+        for e in TRAINSET
+    ]
+    run = Run(chat(lessons=[copied]), trainset=long)
+    assert run.texts == []
+    assert any("copies the training data" in why for why in run.results.updates[0].refused_lessons)
+
+
+@pytest.mark.parametrize("answer", ["I had rather not say.", chat(lessons=[])])
+def test_drafts_that_say_nothing_cost_themselves_only(answer: str) -> None:
+    run = Run(answer)
+    assert run.texts == []
+    assert len(run.results.updates) == 6  # five batches besides
+    assert run.results.ended_because == "all epochs are done"
+
+
+def test_what_drafts_cost_is_counted_and_planned() -> None:
+    run = Run()
+    assert run.results.usage["draft"].n_lm_calls == 3
+    assert run.results.reflection_usage.n_lm_calls >= 4
+    with dspy.context(lm=run.lm):
+        plan = run.optimizer.estimate(
+            dspy.Predict("question -> answer"), trainset=TRAINSET, valset=VALSET
+        )
+    (row,) = [row for row in plan.rows if row.purpose == "drafts from labels"]
+    assert row.n_lm_calls is not None and row.n_lm_calls >= 3
+    assert plan.n_updates == len(run.results.updates)
+
+
+def test_a_budget_that_ends_with_the_drafts_leaves_the_student(tmp_path: Path) -> None:
+    run = Run(max_lm_calls=21, gate=HigherMean(), log_dir=tmp_path)
+    assert run.texts == []
+    assert sum(usage.n_lm_calls for usage in run.results.usage.values()) <= 21
+
+
+def test_drafts_are_replayed_from_the_store(tmp_path: Path) -> None:
+    first = Run(log_dir=tmp_path)
+    again = Run(log_dir=tmp_path, offline=True)
+    assert again.lm.engine.prompts == []
+    assert again.library == first.library
+    assert again.results.replayed["draft"] == 3
+    more = Run(log_dir=tmp_path, drafts=4)
+    assert len(more.prompts(DRAFT)) == 1
+
+
+def test_the_number_of_threads_changes_nothing() -> None:
+    arguments: dict[str, Any] = {"gate": AutoGate(), "epochs": 2, "max_lm_calls": 300}
+    one, four = Run(num_threads=1, **arguments), Run(num_threads=4, **arguments)
+    assert one.library == four.library
+    assert [u.reason for u in one.results.updates] == [u.reason for u in four.results.updates]
+
+
+def test_lessons_are_drafted_from_traces_that_have_labels() -> None:
+    lm = scripted_lm(rules())
+    traces = [
+        {"inputs": dict(e.inputs()), "labels": dict(e.labels()), "outputs": {"answer": "0"},
+         "score": 0.0}
+        for e in TRAINSET
+    ]  # fmt: skip
+    optimizer = TrainingFreeGRPO(is_right, drafts=3, progress=False)
+    with dspy.context(lm=lm):
+        learned = optimizer.learn(dspy.Predict("question -> answer"), traces=traces)
+    assert sorted(own.text for own in ExperienceLibrary.from_program(learned)) == sorted(
+        LESSONS.values()
+    )
+
+
+# ---------------------------------------------------------------------- the gate
+
+
+def test_lessons_that_help_together_are_in_use_at_once() -> None:
+    run = Run(gate=AutoGate(), group_size=4)
+    first = run.results.updates[0]
+    assert first.accepted
+    assert "together: +1.000" in first.reason
+    assert sorted(run.texts) == sorted(LESSONS.values())
+
+
+def test_lessons_that_do_not_help_together_are_dropped_with_the_reason() -> None:
+    run = Run(chat(lessons=[WRONG]), gate=AutoGate(), group_size=4)
+    first = run.results.updates[0]
+    assert run.texts == []
+    assert not first.accepted
+    assert "not told from luck" in first.dropped["E1"]
+
+
+def test_of_a_limited_budget_the_test_uses_what_the_student_was_measured_on() -> None:
+    """Ten examples for the student; of the eight pairs of the first look one half is paid then."""
+    run = Run(gate=AutoGate(), max_lm_calls=200)
+    with_draft = [p for p in run.lm.engine.prompts if not re.search(f"{DRAFT}|{UPDATE}", p.text)]
+    in_validation = [p for p in with_draft if min(numbers(p.text), default=0) >= 24]
+    plain = {min(numbers(p.text)) for p in in_validation if "weighed" not in p.system}
+    baked = {min(numbers(p.text)) for p in in_validation if LESSONS["gold"] in p.system}
+    assert len(plain) == 10
+    assert len(baked & plain) >= 8
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"drafts": -1}, "drafts=-1: pass a whole number of at least 0"),
+        ({"drafts": None}, "drafts=None: pass a whole number of at least 0"),
+        ({"drafts": 2, "use_labels": False}, "drafts=2 and use_labels=False"),
+        ({"drafts": 2, "draft_lessons": "?"}, "draft_lessons='?': pass a dspy.Module"),
+    ],
+)
+def test_what_drafts_cannot_be_made_of_is_refused_before_the_first_call(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        Run(**arguments)
+
+
+def test_without_labels_or_ground_truth_drafts_are_refused() -> None:
+    unlabelled = [dspy.Example(question=e.question).with_inputs("question") for e in TRAINSET]
+    with pytest.raises(SettingsError, match="no example of the trainset has any"):
+        Run(trainset=unlabelled)
+    optimizer = TrainingFreeGRPO(None, drafts=2)
+    with dspy.context(lm=scripted_lm([])), pytest.raises(SettingsError, match="metric=None"):
+        optimizer.compile(dspy.Predict("question -> answer"), trainset=TRAINSET)
