@@ -64,9 +64,9 @@ class AutoGate:
 
     def next(self, evidence: TrialEvidence) -> Trials | Decision:
         """The next trials, or the decision."""
-        if not evidence.operations or evidence.groups:
-            return self._decided_in_parts(evidence)
         together = tuple(op for op in evidence.operations if _is_conditional(op))
+        if evidence.groups or not together:
+            return self._decided_in_parts(evidence)
         own = replace(evidence, operations=together, update=0, n_updates=1, memory=None)
         whole: Trials | Decision = self.whole.next(own)
         if isinstance(whole, Trials):
@@ -76,7 +76,7 @@ class AutoGate:
             return parts
         return replace(
             parts,
-            reason=_both("", "", [f"together: {whole.reason}", parts.reason]),
+            reason="; ".join(filter(None, (f"together: {whole.reason}", parts.reason))),
             dropped={**whole.dropped, **parts.dropped},
         )
 
@@ -115,9 +115,12 @@ class AutoGate:
 
     def most_trials(self, n_examples: int) -> int | None:
         """How many rollouts the decision on one update takes at most; None: a part does not say."""
-        known = [getattr(gate, "most_trials", None) for gate in (self.broad, self.narrow)]
-        most = [None if of is None else of(n_examples) for of in known]
-        return None if None in most else sum(n or 0 for n in most)
+        gates = (self.broad, self.narrow, self.whole)
+        known = [getattr(gate, "most_trials", None) for gate in gates]
+        broad, narrow, whole = (None if of is None else of(n_examples) for of in known)
+        if broad is None or narrow is None or whole is None:
+            return None
+        return int(broad + max(narrow, whole))  # what was tried as a whole needs no probes
 
     def assign(self, plan: GroupPlan) -> tuple[ExperienceLibrary, ...]:
         """Which rollouts are given what is on trial: each part says it of its own."""

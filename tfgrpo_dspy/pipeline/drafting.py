@@ -57,7 +57,8 @@ class Drafter:
         for number, (examples, answer) in enumerate(zip(shown, answers, strict=True)):
             guard = self._guard(examples)
             source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
-            for line in answer.output or []:
+            lines = [answer.output] if isinstance(answer.output, str) else answer.output or []
+            for line in lines:
                 lesson = read_lesson(encodable(str(line)), self._predictors, source)
                 if reason := guard.reason(lesson.text):
                     batch.refused_lessons.append(RefusedLesson(lesson.text, reason))
