@@ -28,7 +28,9 @@ estimated from its code; the estimates are upper ones. How they are fair:
   updates), `max_staleness=0` (staleness spends calls to save time, and only calls count here) and
   `AutoGate(broad=TrialInUse(max_trials=0, max_epochs=4))`, which judges advice for every example by
   the training groups alone, for up to four epochs, as groups of 2 tell less each; and more epochs
-  than the budget has room for, so that the budget ends it. Chosen on these simulated tasks: groups
+  than the budget has room for, so that the budget ends it; and 12 drafts where examples have
+  labels, which the others that propose from examples read, too. Chosen on these simulated tasks:
+  drafts of 8, 12 and 16 (`easy`, `sparse`, `noisy` at 200 calls, 4 to 10 seeds), groups
   of 2, 3 and 5 and batches of 5, 8 and 12 with 8 seeds, the gate with 4 (with trials of one epoch
   .83 on average at 200 calls and .88 at 500, against .80 and .89 with the default one). Against
   them: four epochs. Here, where no advice for every example is worth anything, one is better.
