@@ -16,6 +16,8 @@ from tfgrpo_dspy import (
     SettingsError,
     TrainingFreeGRPO,
 )
+from tfgrpo_dspy.settings import Settings
+from tfgrpo_dspy.settings.checks import split
 
 DRAFT = r"`lessons`(?s:.)*## examples ##"
 """Found in the prompts of DraftLessons only."""
@@ -36,7 +38,7 @@ WRONG = "When gold is weighed, answer 5."
 
 def is_right(gold: dspy.Example, pred: dspy.Prediction, trace: Any = None) -> dspy.Prediction:  # noqa: ARG001
     """No feedback, and no answer differs from the other rollouts': groups teach nothing."""
-    return dspy.Prediction(score=float(pred.answer == gold.answer))
+    return dspy.Prediction(score=float(pred.answer == gold.get("answer")))
 
 
 def follow(prompt: Prompt) -> str:
@@ -115,6 +117,24 @@ def test_examples_without_labels_are_left_out() -> None:
     trainset = [*TRAINSET[:8], *unlabelled]
     shown = list(map(numbers, Run(trainset=trainset).prompts(DRAFT)))
     assert shown == [set(range(8))] * 3
+
+
+def test_where_only_held_out_examples_have_labels_there_are_no_drafts() -> None:
+    unlabelled = [dspy.Example(question=e.question).with_inputs("question") for e in TRAINSET]
+    data = [*unlabelled[:-1], TRAINSET[-1]]
+    seed = next(s for s in range(99) if 23 not in split(Settings(is_right, seed=s), data, None)[0])
+    optimizer = TrainingFreeGRPO(is_right, drafts=3, seed=seed, epochs=1, progress=False)
+    lm = scripted_lm([*rules(), ("weigh", follow)])
+    with dspy.context(lm=lm):
+        results = optimizer.compile(
+            dspy.Predict("question -> answer"), trainset=data
+        ).detailed_results
+    assert results.usage["draft"].n_lm_calls == 0
+
+
+def test_a_module_that_shows_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="n_examples=0: a draft is shown at least one example"):
+        DraftLessons(n_examples=0)
 
 
 def test_a_module_of_ones_own_says_how_many_examples_are_shown_and_how_long_they_may_be() -> None:

@@ -461,6 +461,13 @@ def test_advice_on_every_example_that_comes_without_a_group_is_on_trial_as_any_o
     assert [own.id for own in decision.library] == ["E1", "E2", "E3"]
 
 
+def test_a_new_text_that_is_accepted_together_is_not_tried_against_nothing() -> None:
+    known = ExperienceLibrary([Experience("E1", "When it is green, answer T01.")])
+    evidence = drafted(Modify("E1", SLATE), Add(GREEN), incumbent=known, concerned=(SLATE, GREEN))
+    decision, _ = decided(AutoGate(), evidence, by_texts(slate=0.6))
+    assert {own.text: own.is_on_trial for own in decision.library} == {SLATE: False, GREEN: True}
+
+
 def test_lessons_that_come_together_take_no_error_from_later_updates() -> None:
     decision, _ = decided(AutoGate(), drafted(*BOTH), by_texts())
     assert decision.memory["broad"] is None

@@ -237,10 +237,10 @@ def _both(broadly: str, narrowly: str, refused: Sequence[str]) -> str:
 def _doubted(library: ExperienceLibrary, evidence: TrialEvidence) -> TrialEvidence:
     """The evidence for what is left to decide when this library was accepted as a whole.
 
-    What is new in it is put on trial by a DELETE, if anybody knows which examples it concerns.
+    What was added to it is put on trial by a DELETE, if anybody knows which examples it concerns.
     """
-    before, concerns = set(evidence.incumbent), _renamed(evidence, library)
-    new = [own.id for own in library if own not in before and own.id in concerns]
+    before, concerns = _by_id(evidence.incumbent), _renamed(evidence, library)
+    new = [own.id for own in library if own.id not in before and own.id in concerns]
     others = [op for op in evidence.operations if not _is_conditional(op)]
     deletes = [Delete(id_, "accepted with others, not by itself") for id_ in new]
     own = replace(evidence, incumbent=library, operations=(*others, *deletes))

@@ -13,17 +13,9 @@ from typing import Any
 from tfgrpo_dspy.experience import Evidence, ExperienceLibrary, named_predictors
 from tfgrpo_dspy.pipeline.asking import Asker, Question
 from tfgrpo_dspy.pipeline.batches import Batch
+from tfgrpo_dspy.pipeline.extracting import lessons_in, sifted
 from tfgrpo_dspy.pipeline.run import Run
-from tfgrpo_dspy.reflection import (
-    NO_EXPERIENCES,
-    CopyGuard,
-    Lesson,
-    RefusedLesson,
-    clip,
-    encodable,
-    merge_lessons,
-    read_lesson,
-)
+from tfgrpo_dspy.reflection import NO_EXPERIENCES, Lesson, clip, merge_lessons
 from tfgrpo_dspy.rollout import fields_text, rollout_id_for
 from tfgrpo_dspy.sampling import as_fields
 
@@ -55,21 +47,20 @@ class Drafter:
         answers = await self._asker.ask(questions, ORDER, batch.update)
         drawn: list[Lesson] = []
         for number, (examples, answer) in enumerate(zip(shown, answers, strict=True)):
-            guard = self._guard(examples)
             source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
-            lines = [answer.output] if isinstance(answer.output, str) else answer.output or []
-            for line in lines:
-                lesson = read_lesson(encodable(str(line)), self._predictors, source)
-                if reason := guard.reason(lesson.text):
-                    batch.refused_lessons.append(RefusedLesson(lesson.text, reason))
-                elif lesson.text:
-                    drawn.append(lesson)
+            kept, refused = sifted(
+                lessons_in(answer, self._predictors, source),
+                [self._trainset[index] for index in examples],
+                self._settings.max_experience_words,
+            )
+            drawn += kept
+            batch.refused_lessons += refused
         batch.lessons = [replace(lesson, evidence=()) for lesson in merge_lessons(drawn)]
         return batch.lessons
 
     def _parts(self) -> Iterator[list[int]]:
         """The examples that each draft is shown: all of them once, then once more, ..."""
-        for number in itertools.count():
+        for number in itertools.count() if self._training else ():
             order = list(self._training)
             random.Random(f"{self._settings.seed}/drafts/{number}").shuffle(order)
             for start in range(0, len(order), self._n_shown):
@@ -101,11 +92,3 @@ class Drafter:
     def _text(example: Any) -> str:
         inputs, labels = as_fields(example.inputs()), as_fields(example.labels())
         return f"{fields_text(inputs)}\nLabels:\n{fields_text(labels)}"
-
-    def _guard(self, examples: Sequence[int]) -> CopyGuard:
-        """Guards against what this draft was shown."""
-        shown = [self._trainset[index] for index in examples]
-        return CopyGuard(
-            [text for example in shown for text in as_fields(example.inputs()).values()],
-            [text for example in shown for text in as_fields(example.labels()).values()],
-        )

@@ -70,17 +70,13 @@ class Extractor:
 
         Of groups whose answer could not be read, they are what the metric said of several.
         """
-        guard = self._guard(groups)
-        kept, refused = [], []
         drawn = [
             self._read(group, answer, update) for group, answer in zip(groups, answers, strict=True)
         ]
         unread = [group for group, answer in zip(groups, answers, strict=True) if answer.is_unread]
-        for lesson in [*itertools.chain(*drawn), *self._said(unread, update)]:
-            if reason := guard.reason(lesson.text) or self._unfit(lesson):
-                refused.append(RefusedLesson(lesson.text, reason))
-            else:
-                kept.append(lesson)
+        everything = [*itertools.chain(*drawn), *self._said(unread, update)]
+        examples = [self._trainset[group.example] for group in groups]
+        kept, refused = sifted(everything, examples, self._settings.max_experience_words)
         return merge_lessons(kept), refused
 
     def _said(self, groups: Sequence[Group], update: int) -> list[Lesson]:
@@ -91,13 +87,6 @@ class Extractor:
             lesson = read_lesson(encodable(sentence), self._predictors, evidence[0])
             found.append(replace(lesson, evidence=tuple(evidence)))
         return found
-
-    def _unfit(self, lesson: Lesson) -> str:
-        """Why a line is no lesson; UpdateLibrary may shorten what is a little too long."""
-        if lesson.text.endswith(":"):
-            return "a heading"
-        too_long = n_words(lesson.text) > LONGEST_LESSON * self._settings.max_experience_words
-        return f"more than {LONGEST_LESSON} times as long as an experience" if too_long else ""
 
     def _question(
         self, group: Group, texts: list[str], library: ExperienceLibrary, epoch: int
@@ -119,10 +108,7 @@ class Extractor:
         )
 
     def _read(self, group: Group, answer: Answer, update: int) -> list[Lesson]:
-        evidence = _evidence(group, update)
-        lines = [answer.output] if isinstance(answer.output, str) else answer.output or []
-        lessons = [read_lesson(encodable(str(line)), self._predictors, evidence) for line in lines]
-        return [lesson for lesson in lessons if lesson.text]
+        return lessons_in(answer, self._predictors, _evidence(group, update))
 
     async def _attempts(self, group: Group, epoch: int, update: int) -> list[str]:
         """A text for each rollout: whole where the group fits, a summary where it is too long."""
@@ -171,13 +157,39 @@ class Extractor:
         inputs = fields_text(as_fields(example.inputs()))
         return {**self._asker.common, "example": inputs, "expected": expected}
 
-    def _guard(self, groups: Sequence[Group]) -> CopyGuard:
-        """Guards against what the reflection LM was shown: the examples of this batch."""
-        examples = [self._trainset[group.example] for group in groups]
-        return CopyGuard(
-            [text for example in examples for text in as_fields(example.inputs()).values()],
-            [text for example in examples for text in as_fields(example.labels()).values()],
-        )
+
+def lessons_in(answer: Answer, predictors: Sequence[str], evidence: Evidence) -> list[Lesson]:
+    """The lessons that an answer holds, a line each; a text for an answer is one."""
+    lines = [answer.output] if isinstance(answer.output, str) else answer.output or []
+    lessons = [read_lesson(encodable(str(line)), predictors, evidence) for line in lines]
+    return [lesson for lesson in lessons if lesson.text]
+
+
+def sifted(
+    lessons: Sequence[Lesson], examples: Sequence[Any], max_words: int
+) -> tuple[list[Lesson], list[RefusedLesson]]:
+    """Which are lessons, and which are not: copies of the examples that were shown, for instance.
+
+    UpdateLibrary may shorten what is a little longer than the words of an experience.
+    """
+    guard = CopyGuard(
+        [text for example in examples for text in as_fields(example.inputs()).values()],
+        [text for example in examples for text in as_fields(example.labels()).values()],
+    )
+    kept, refused = [], []
+    for lesson in lessons:
+        if reason := guard.reason(lesson.text) or _unfit(lesson, max_words):
+            refused.append(RefusedLesson(lesson.text, reason))
+        else:
+            kept.append(lesson)
+    return kept, refused
+
+
+def _unfit(lesson: Lesson, max_words: int) -> str:
+    if lesson.text.endswith(":"):
+        return "a heading"
+    too_long = n_words(lesson.text) > LONGEST_LESSON * max_words
+    return f"more than {LONGEST_LESSON} times as long as an experience" if too_long else ""
 
 
 def _evidence(group: Group, update: int) -> Evidence:

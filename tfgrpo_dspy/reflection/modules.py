@@ -100,6 +100,9 @@ class DraftLessons(_ReflectionModule):
         adapter: see `dspy.Adapter`.
         n_examples: how many examples one prompt shows.
         examples_tokens: how many tokens (estimated) they may have together; longer ones are cut.
+
+    Raises:
+        ValueError: `n_examples` is below 1.
     """
 
     default_signature = ReadExamples
@@ -111,6 +114,8 @@ class DraftLessons(_ReflectionModule):
         n_examples: int = 10,
         examples_tokens: int = 12_000,
     ) -> None:
+        if n_examples < 1:
+            raise ValueError(f"n_examples={n_examples}: a draft is shown at least one example.")
         super().__init__(signature, adapter)
         self.n_examples = n_examples
         self.examples_tokens = examples_tokens
