@@ -16,6 +16,9 @@ from tfgrpo_dspy import (
     SettingsError,
     TrainingFreeGRPO,
 )
+from tfgrpo_dspy.pipeline.batches import Batch
+from tfgrpo_dspy.pipeline.pace import Pace
+from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.checks import split
 
@@ -249,6 +252,63 @@ def test_lessons_are_drafted_from_traces_that_have_labels() -> None:
     )
 
 
+def test_with_a_call_for_each_group_drafts_are_one_group() -> None:
+    run = Run(update_per_group=True)
+    assert sorted(run.texts) == sorted(LESSONS.values())
+
+
+def test_a_prompt_that_is_too_long_for_the_lm_is_shortened() -> None:
+    def too_long(prompt: Prompt) -> str:
+        if len(prompt.user) > 1200:
+            raise dspy.utils.exceptions.ContextWindowExceededError(model="scripted")
+        return RIGHT
+
+    wordy = [
+        dspy.Example(question=e.question + " so" * 200, answer=e.answer).with_inputs("question")
+        for e in TRAINSET
+    ]
+    run = Run(too_long, trainset=wordy, draft_lessons=DraftLessons(examples_tokens=2000))
+    assert sorted(run.texts) == sorted(LESSONS.values())
+    assert len(run.prompts(DRAFT)) > 3
+
+
+def test_what_drafts_took_is_not_expected_of_the_updates_that_follow() -> None:
+    pace, trials = Pace(Settings(is_right, max_lm_calls=200)), Usage(n_lm_calls=10)
+    pace.note(draft_of(), Usage(n_lm_calls=20), 10, trials)
+    assert pace.n_updates_left(99) == 99
+    trials += Usage(n_lm_calls=20)
+    for update in (1, 2, 3):
+        pace.note(batch_of(update), Usage(n_lm_calls=10), 30, trials)
+        n_left = 200 - 20 - 30 - 10 * update
+        assert pace.n_updates_left(99) == pytest.approx(n_left / 10, abs=1)
+
+
+def batch_of(update: int) -> Batch:
+    return Batch(update, 0, 99, (), ExperienceLibrary())
+
+
+def draft_of() -> Batch:
+    return Batch(0, 0, 99, (), ExperienceLibrary(), is_draft=True)
+
+
+def test_broad_advice_drafted_from_traces_is_decided_on_at_once_as_no_rollouts_follow() -> None:
+    lm = scripted_lm([*rules(chat(lessons=["Answer 9 and 4."])), ("weigh", follow_broadly)])
+    traces = [
+        {"inputs": dict(e.inputs()), "labels": dict(e.labels()), "outputs": {"answer": "0"},
+         "score": 0.0}
+        for e in TRAINSET
+    ]  # fmt: skip
+    optimizer = TrainingFreeGRPO(is_right, drafts=3, progress=False)
+    with dspy.context(lm=lm):
+        learned = optimizer.learn(dspy.Predict("question -> answer"), traces=traces, valset=VALSET)
+    assert [own.text for own in ExperienceLibrary.from_program(learned)] == ["Answer 9 and 4."]
+
+
+def follow_broadly(prompt: Prompt) -> str:
+    kind = re.findall(r"what does (\w+) weigh", prompt.user)[-1]
+    return chat(answer=WEIGHT[kind] if "Answer 9 and 4." in prompt.system else "0")
+
+
 # ---------------------------------------------------------------------- the gate
 
 
@@ -296,6 +356,12 @@ def test_what_drafts_cannot_be_made_of_is_refused_before_the_first_call(
 ) -> None:
     with pytest.raises(SettingsError, match=re.escape(message)):
         Run(**arguments)
+
+
+def test_a_trainset_that_is_none_is_refused_as_without_drafts() -> None:
+    optimizer = TrainingFreeGRPO(is_right, drafts=2)
+    with dspy.context(lm=scripted_lm([])), pytest.raises(SettingsError, match="trainset=5"):
+        optimizer.compile(dspy.Predict("question -> answer"), trainset=5)  # type: ignore[arg-type]
 
 
 def test_without_labels_or_ground_truth_drafts_are_refused() -> None:

@@ -468,6 +468,20 @@ def test_a_new_text_that_is_accepted_together_is_not_tried_against_nothing() -> 
     assert {own.text: own.is_on_trial for own in decision.library} == {SLATE: False, GREEN: True}
 
 
+def test_a_lesson_that_needs_the_room_of_a_delete_is_not_tried_together_with_others() -> None:
+    known = ExperienceLibrary([Experience("E1", EXACT), Experience("E2", "Be kind.")])
+    evidence = drafted(Delete("E1"), Add(SLATE), incumbent=known, limits=Limits(2, 40))
+    decision, _ = decided(AutoGate(), evidence, by_texts(slate=0.6))
+    assert len(decision.library) <= 2
+    assert len(decision.exported or ()) <= 2
+
+
+def test_what_is_tried_together_is_taken_from_the_allowance_of_the_rest() -> None:
+    evidence = drafted(*BOTH, Add(EXACT), max_trials=20, n_ahead=0)
+    _, asked = decided(AutoGate(), evidence, by_texts(slate=0.6, exact=0.3))
+    assert sum(map(len, asked)) <= 20
+
+
 def test_lessons_that_come_together_take_no_error_from_later_updates() -> None:
     decision, _ = decided(AutoGate(), drafted(*BOTH), by_texts())
     assert decision.memory["broad"] is None
@@ -484,5 +498,6 @@ def test_whatever_comes_without_a_group_what_is_exported_is_part_of_the_library(
     exported = list(decision.exported or ())
     assert {own.content for own in exported} <= {own.content for own in decision.library}
     assert len({own.id for own in decision.library}) == len(decision.library)
+    assert not {own.id for own in decision.library} & set(decision.dropped)
     assert set(texts(decision.library)) <= set(said)
     assert sum(map(len, asked)) <= 2 * 20

@@ -50,10 +50,10 @@ class TrainingFreeGRPO(Teleprompter):
             seen (or no higher than `failure_score`) and carry feedback.
         update_per_group: ask for the operations of each group first, then merge them: the extra
             call of the reference implementation.
-        drafts: how often, before the first rollout, lessons are drawn from labels alone, of ten
-            training examples at a time (`DraftLessons`). They are the run's first update, what most
-            drafts say first, and the gate decides on it as on any other. For labels that tell how
-            they come about; 0: none.
+        drafts: how often lessons are drawn from labels alone first, of ten training examples at a
+            time (`DraftLessons`). They are the run's first update, what most drafts say first, and
+            the gate decides on it as on any other; with `max_staleness=0` no training rollout is
+            made before. For labels that tell how they come about; 0: none.
         max_staleness: by how many updates the library that a batch's rollouts are made with may be
             behind: with 1, they run while the update before is still proposed and gated; with 0,
             they wait for it, as in the paper.

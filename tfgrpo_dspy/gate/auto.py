@@ -46,32 +46,33 @@ class AutoGate:
     Args:
         broad: for advice that concerns every example.
         narrow: for advice with a condition.
-        whole: for all lessons with a condition of an update that comes from no group, such as a
-            draft from labels: they have no rollouts behind them, and together they show soonest
-            what they are worth. What it accepts is in use, and each of them is on trial against its
-            absence.
         concern: says which training examples experiences concern.
         domain: the field of the examples that names their domain, if there is one; advice that is
             drawn from one domain is then thought to concern it only.
+        whole: for all lessons with a condition of an update that comes from no group, such as a
+            draft from labels: they have no rollouts behind them, and together they show soonest
+            what they are worth. What it accepts is in use; each of them of which somebody knows
+            whom it concerns is then on trial against its absence.
     """
 
     broad: Any = field(default_factory=TrialThenConfirm)
     narrow: ProbeThenTrial = field(default_factory=ProbeThenTrial)
-    whole: Any = field(default_factory=lambda: PairedGate(max_trials=40, max_singles=0))
     concern: Concern = field(default_factory=WordConcern)
     domain: str | None = None
+    whole: Any = field(default_factory=lambda: PairedGate(max_trials=40, max_singles=0))
     metric: Callable[..., Any] | None = field(default=None, init=False)
 
     def next(self, evidence: TrialEvidence) -> Trials | Decision:
         """The next trials, or the decision."""
-        together = tuple(op for op in evidence.operations if _is_conditional(op))
+        conditional = [op for op in evidence.operations if _is_conditional(op)]
+        together, _ = _taken(conditional, evidence.incumbent, evidence.limits)
         if evidence.groups or not together:
             return self._decided_in_parts(evidence)
         own = replace(evidence, operations=together, update=0, n_updates=1, memory=None)
         whole: Trials | Decision = self.whole.next(own)
         if isinstance(whole, Trials):
             return whole
-        parts = self._decided_in_parts(_doubted(whole.library, evidence))
+        parts = self._decided_in_parts(_left_to_decide(whole.library, own, evidence))
         if isinstance(parts, Trials):
             return parts
         return replace(
@@ -234,17 +235,30 @@ def _both(broadly: str, narrowly: str, refused: Sequence[str]) -> str:
     return "; ".join(filter(None, (broadly, narrowly, *refused)))
 
 
-def _doubted(library: ExperienceLibrary, evidence: TrialEvidence) -> TrialEvidence:
-    """The evidence for what is left to decide when this library was accepted as a whole.
+def _left_to_decide(
+    library: ExperienceLibrary, tried: TrialEvidence, evidence: TrialEvidence
+) -> TrialEvidence:
+    """What the parts are asked when this library is what came of trying some operations together.
 
     What was added to it is put on trial by a DELETE, if anybody knows which examples it concerns.
+    No id that was tried is given to another experience.
     """
+    proposed = tried.proposed
+    library = ExperienceLibrary(library, next_number=proposed.next_number)
     before, concerns = _by_id(evidence.incumbent), _renamed(evidence, library)
-    new = [own.id for own in library if own.id not in before and own.id in concerns]
-    others = [op for op in evidence.operations if not _is_conditional(op)]
-    deletes = [Delete(id_, "accepted with others, not by itself") for id_ in new]
-    own = replace(evidence, incumbent=library, operations=(*others, *deletes))
-    return own if evidence.concerns is None else replace(own, concerns=concerns)
+    added = [own.id for own in library if own.id not in before and own.id in concerns]
+    deletes = [Delete(id_, "accepted with others, not by itself") for id_ in added]
+    others = [operation for operation in evidence.operations if operation not in tried.operations]
+    most = evidence.max_trials
+    if most is not None:
+        most = max(0, most - sum(trial.library == proposed for trial in evidence.scores))
+    return replace(
+        evidence,
+        incumbent=library,
+        operations=(*others, *deletes),
+        concerns=None if evidence.concerns is None else concerns,
+        max_trials=most,
+    )
 
 
 def _is_conditional(operation: Operation) -> bool:

@@ -39,9 +39,10 @@ class ProbeThenTrial:
     Where somebody says which training examples experiences concern (`TrialEvidence.concerns`), the
     probe is short and lets a candidate only on trial; its source examples alone never settle it,
     because a lesson can give their answers away. A trial lasts three epochs at most; what is not
-    settled by then stays only if examples outside its sources speak for it. Evidence from elsewhere
-    are the groups that it concerns, and groups that made a KEEP of it: those are probed too. Where
-    nobody says anything, a longer probe is all there is, and settles it.
+    settled by then stays only if examples outside its sources speak for it, or if it was in use
+    before its trial. Evidence from elsewhere are the groups that it concerns, and groups that made
+    a KEEP of it: those are probed too. Where nobody says anything, a longer probe is all there is,
+    and settles it.
 
     A new text under an old id is a candidate like any other: the old text stays until the new one
     has passed, and comes back if the new one is dropped. A DELETE puts a settled experience on

@@ -534,7 +534,10 @@ class Batches:
         library = await pipeline.library_after(update - 1 - pipeline.settings.max_staleness)
         if update < self._n_drafts:
             self._update += 1
-            return Batch(update, 0, self._n_updates, (), library, is_draft=True)
+            n_rollouts = min(self._size, pipeline.n_training) * self._group_size
+            return Batch(
+                update, 0, self._n_updates, (), library, is_draft=True, n_rollouts=n_rollouts
+            )
         epoch, index = divmod(update - self._n_drafts, self._n_batches)
         if index == 0:
             self._order = pipeline.order(epoch)
@@ -545,7 +548,15 @@ class Batches:
             raise StopAsyncIteration
         self._update += 1
         memory = pipeline.memory_after(update - 1 - pipeline.settings.max_staleness)
-        return Batch(update, epoch, self._n_updates, tuple(examples), library, memory=memory)
+        return Batch(
+            update,
+            epoch,
+            self._n_updates,
+            tuple(examples),
+            library,
+            memory=memory,
+            n_rollouts=n_rollouts,
+        )
 
 
 def _schedule(settings: Settings, ledger: Ledger, archive: Archive) -> Schedule:

@@ -20,6 +20,7 @@ class Batch:
     the last; `memory` is what the gate left then. `assigned` are the libraries of a group's
     rollouts, by example, where they are others: the gate gives experiences on trial to some of them
     only, or they were made elsewhere. A draft has no groups: its lessons come from labels.
+    `n_rollouts` are those that a batch of the run makes: 0 where they were made elsewhere.
     `scores` are those of all its rollouts, `n_asked` how many groups ExtractAdvantage was asked
     about, `n_unread` how many of its answers could not be read.
     """
@@ -30,6 +31,7 @@ class Batch:
     examples: tuple[int, ...]
     library: ExperienceLibrary
     is_draft: bool = False
+    n_rollouts: int = 0
     memory: Any = None
     is_sampled: bool = False
     scores: list[float] = field(default_factory=list)

@@ -102,12 +102,9 @@ class Decider:
 
         As many as are planned, or as the budget has room for at the pace so far.
         """
-        n_examples = len(batch.examples) if batch.is_sampled else 0
-        if batch.is_draft:
-            n_examples = self._settings.batch_size_for(len(self._training))
         n_batches = self.pace.n_updates_left(batch.n_updates - batch.update - 1)
         n_batches -= self._settings.max_staleness
-        return max(0, n_batches) * n_examples * self._settings.group_size
+        return max(0, n_batches) * batch.n_rollouts
 
     def _with_keeps(self, decision: Decision, operations: Sequence[Operation]) -> Decision:
         """With the evidence of KEEPs, whatever the gate made of the other operations."""

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.experience import Evidence, ExperienceLibrary, named_predictors
-from tfgrpo_dspy.pipeline.asking import Asker, Question
+from tfgrpo_dspy.pipeline.asking import Answer, Asker, Question
 from tfgrpo_dspy.pipeline.batches import Batch
-from tfgrpo_dspy.pipeline.extracting import lessons_in, sifted
+from tfgrpo_dspy.pipeline.extracting import MAX_HALVINGS, lessons_in, sifted
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.reflection import NO_EXPERIENCES, Lesson, clip, merge_lessons
 from tfgrpo_dspy.rollout import fields_text, rollout_id_for
@@ -41,10 +41,7 @@ class Drafter:
     async def lessons(self, batch: Batch) -> list[Lesson]:
         """What the drafts say, what most of them say first; it has no rollouts for evidence."""
         shown = list(itertools.islice(self._parts(), self._settings.drafts))
-        questions = [
-            self._question(examples, number, batch.library) for number, examples in enumerate(shown)
-        ]
-        answers = await self._asker.ask(questions, ORDER, batch.update)
+        answers = await self._answers(shown, batch)
         drawn: list[Lesson] = []
         for number, (examples, answer) in enumerate(zip(shown, answers, strict=True)):
             source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
@@ -58,6 +55,18 @@ class Drafter:
         batch.lessons = [replace(lesson, evidence=()) for lesson in merge_lessons(drawn)]
         return batch.lessons
 
+    async def _answers(self, shown: Sequence[Sequence[int]], batch: Batch) -> list[Answer]:
+        """What each draft says; prompts too long for the LM are shortened."""
+        answers: dict[int, Answer] = {}
+        open_ones = list(range(len(shown)))
+        for halving in range(MAX_HALVINGS + 1):
+            n_tokens = self._n_tokens >> halving
+            questions = [self._question(shown[n], n, batch.library, n_tokens) for n in open_ones]
+            found = await self._asker.ask(questions, ORDER, batch.update)
+            answers |= dict(zip(open_ones, found, strict=True))
+            open_ones = [n for n in open_ones if answers[n].is_too_long]
+        return [answers[n] for n in range(len(shown))]
+
     def _parts(self) -> Iterator[list[int]]:
         """The examples that each draft is shown: all of them once, then once more, ..."""
         for number in itertools.count() if self._training else ():
@@ -67,9 +76,9 @@ class Drafter:
                 yield order[start : start + self._n_shown]
 
     def _question(
-        self, examples: Sequence[int], number: int, library: ExperienceLibrary
+        self, examples: Sequence[int], number: int, library: ExperienceLibrary, n_tokens: int
     ) -> Question:
-        share = self._n_tokens // len(examples)
+        share = n_tokens // len(examples)
         texts = [
             f"Example {place}\n{clip(self._text(self._trainset[index]), share)}"
             for place, index in enumerate(examples, start=1)

@@ -31,7 +31,7 @@ from tfgrpo_dspy.sampling import as_fields
 ORDER = (2,)
 """Reflections are begun before training rollouts, the earlier update's first."""
 MAX_HALVINGS = 4
-"""How often the attempts are shortened to half where the LM says that the prompt is too long."""
+"""How often what is shown is cut to half where the LM says that the prompt is too long."""
 LONGEST_LESSON = 3
 """How many times as long as an experience may be a lesson may be."""
 

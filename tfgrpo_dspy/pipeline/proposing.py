@@ -90,9 +90,10 @@ class Proposer:
     def _chunks(self, lessons: Sequence[Lesson]) -> list[list[Lesson]]:
         if not self._settings.update_per_group:
             return self._packed(lessons)
-        by_example: dict[int, list[Lesson]] = {}
-        for lesson in lessons:
-            by_example.setdefault(lesson.evidence[0].example, []).append(lesson)
+        by_example: dict[int | None, list[Lesson]] = {}
+        for lesson in lessons:  # those of drafts have no example, and are one group
+            example = lesson.evidence[0].example if lesson.evidence else None
+            by_example.setdefault(example, []).append(lesson)
         return [chunk for of_one in by_example.values() for chunk in self._packed(of_one)]
 
     def _packed(self, lessons: Sequence[Lesson]) -> list[list[Lesson]]:

@@ -122,7 +122,8 @@ def check_run(
         faults += _data_faults("valset", valset)
     if testset is not None:
         faults += [*_data_faults("testset", testset), *_test_faults(settings)]
-    faults += _draft_faults(settings, trainset)
+    if not faults:
+        faults += _draft_faults(settings, trainset)
     if teacher is not None:
         faults.append(f"teacher={type(teacher).__name__}: this optimizer has no use for a teacher.")
     if not faults:
