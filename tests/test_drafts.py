@@ -35,6 +35,15 @@ def example(number: int) -> dspy.Example:
 
 
 TRAINSET, VALSET = [example(n) for n in range(24)], [example(n) for n in range(24, 44)]
+TRACES = [
+    {
+        "inputs": dict(e.inputs()),
+        "labels": dict(e.labels()),
+        "outputs": {"answer": "0"},
+        "score": 0.0,
+    }
+    for e in TRAINSET
+]
 LESSONS = {kind: f"When {kind} is weighed, answer {WEIGHT[kind]}." for kind in KINDS}
 WRONG = "When gold is weighed, answer 5."
 
@@ -239,14 +248,9 @@ def test_the_number_of_threads_changes_nothing() -> None:
 
 def test_lessons_are_drafted_from_traces_that_have_labels() -> None:
     lm = scripted_lm(rules())
-    traces = [
-        {"inputs": dict(e.inputs()), "labels": dict(e.labels()), "outputs": {"answer": "0"},
-         "score": 0.0}
-        for e in TRAINSET
-    ]  # fmt: skip
     optimizer = TrainingFreeGRPO(is_right, drafts=3, progress=False)
     with dspy.context(lm=lm):
-        learned = optimizer.learn(dspy.Predict("question -> answer"), traces=traces)
+        learned = optimizer.learn(dspy.Predict("question -> answer"), traces=TRACES)
     assert sorted(own.text for own in ExperienceLibrary.from_program(learned)) == sorted(
         LESSONS.values()
     )
@@ -293,14 +297,9 @@ def draft_of() -> Batch:
 
 def test_broad_advice_drafted_from_traces_is_decided_on_at_once_as_no_rollouts_follow() -> None:
     lm = scripted_lm([*rules(chat(lessons=["Answer 9 and 4."])), ("weigh", follow_broadly)])
-    traces = [
-        {"inputs": dict(e.inputs()), "labels": dict(e.labels()), "outputs": {"answer": "0"},
-         "score": 0.0}
-        for e in TRAINSET
-    ]  # fmt: skip
     optimizer = TrainingFreeGRPO(is_right, drafts=3, progress=False)
     with dspy.context(lm=lm):
-        learned = optimizer.learn(dspy.Predict("question -> answer"), traces=traces, valset=VALSET)
+        learned = optimizer.learn(dspy.Predict("question -> answer"), traces=TRACES, valset=VALSET)
     assert [own.text for own in ExperienceLibrary.from_program(learned)] == ["Answer 9 and 4."]
 
 
