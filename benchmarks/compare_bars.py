@@ -18,7 +18,7 @@ Other means another method: no variant of this optimizer, and not the paper's sc
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from compare_curves import Calls, Reached, calls_until, median, reached
+from compare_curves import Calls, Reached, calls_until, has_curves, median, reached
 from compare_optimizers import OPTIMIZERS
 from compare_sensitivity import label
 from compare_statistics import Interval, Record, by_optimizer, difference
@@ -172,7 +172,7 @@ def _schedules(of_task: Mapping[str, Sequence[Record]], reference: str) -> Sheet
             here = by_optimizer(r for r in records if r["budget"] == budget)
             for schedule in [name for name in MOST_SHARE if name in here]:
                 seeds = sorted(here[schedule].keys() & here.get(reference, {}).keys())
-                if not seeds:
+                if not seeds or not has_curves(here[reference].values()):
                     continue
                 pairs = [(here[schedule][s], here[reference][s], start.get(s)) for s in seeds]
                 shares, stricter = zip(*(_shares(*pair) for pair in pairs), strict=True)

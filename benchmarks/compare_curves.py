@@ -1,7 +1,8 @@
 """Learning curves: which score was held after how many LM calls.
 
 A point of a curve is a program that its optimizer held for the best, with its held-out score; the
-last one is the result. Of two ways to say when a score was reached, the bar goes by the second:
+last one is the result. Where results alone were scored (`--no-curves`), nothing is said of calls.
+Of two ways to say when a score was reached, the bar goes by the second:
 
 - first: the first point that has it. An optimizer that notes many programs has many chances that
   one of them is above by luck, and loses it again;
@@ -76,6 +77,8 @@ def reached(records: Sequence[Record]) -> list[Reached]:
     found = []
     for task in dict.fromkeys(record["task"] for record in records):
         of_task = [record for record in records if record["task"] == task]
+        if not has_curves(of_task):
+            continue
         wanted = _wanted(of_task)
         at: dict[str, list[Reached]] = {}
         for name, budget in dict.fromkeys((r["optimizer"], r["budget"]) for r in of_task):
@@ -84,6 +87,16 @@ def reached(records: Sequence[Record]) -> list[Reached]:
                 at.setdefault(name, []).append(_reached(runs, wanted))
         found += [_best(of_optimizer) for of_optimizer in at.values()]
     return sorted(found, key=lambda item: (item.task, *_order(item)))
+
+
+def has_curves(runs: Iterable[Record]) -> bool:
+    """Whether any of the runs was scored before its end, too."""
+    spending = [run for run in runs if run["optimizer"] not in WITHOUT_BUDGET]
+    return any(run["curve"][0][0] < _n_calls(run) for run in spending)
+
+
+def _n_calls(run: Record) -> int:
+    return sum(spent["calls"] for spent in run["spent"].values())
 
 
 def _reached(runs: Sequence[Record], wanted: Mapping[int, float]) -> Reached:

@@ -18,7 +18,7 @@ from compare_statistics import Interval, difference, interval, rows  # noqa: E40
 
 def record_of(optimizer: str, seed: int, scores: list[float], **more: Any) -> dict[str, Any]:
     mean = sum(scores) / len(scores)
-    spent = {"calls": 5, "prompt_tokens": 50, "completion_tokens": 10}
+    spent = {"calls": 250, "prompt_tokens": 50, "completion_tokens": 10}
     return {
         "task": "sim:easy",
         "optimizer": optimizer,
@@ -223,6 +223,13 @@ def test_the_papers_schedule_is_compared_by_calls_until_the_score_it_ends_with()
 
 
 # ---------------------------------------------------------------------- what is published
+
+
+def test_nothing_is_said_of_calls_where_results_alone_were_scored() -> None:
+    records = [r | {"curve": [[500, r["mean"]]]} for r in compared(ours=0.8, ours_at=10)]
+    titles = [sheet.title for sheet in bars(records)]
+    assert len(titles) == 1
+    assert titles[0].startswith("Held-out score")
 
 
 def test_published_records_give_the_same_tables(tmp_path: Any) -> None:
