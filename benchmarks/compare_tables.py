@@ -94,9 +94,9 @@ def overviews(rows: Sequence[Row]) -> list[Sheet]:
     The oracle is no candidate for the star.
     """
     made = []
-    tasks = list(dict.fromkeys(row.task for row in rows))
     for budget in sorted({row.budget for row in rows}):
         score = {(r.optimizer, r.task): r.held_out for r in rows if r.budget == budget}
+        tasks = list(dict.fromkeys(task for _, task in score))
         names = list(dict.fromkeys(name for name, _ in score))
         best = {
             task: max((s for (n, t), s in score.items() if t == task and n != "oracle"), default=0)
