@@ -65,6 +65,8 @@ FOR_CALLS: dict[str, Any] = {
 """What `tfgrpo` sets besides its budget, and drafts."""
 DRAFTS = 12
 """Of `tfgrpo`, where examples have labels."""
+MAX_DEMOS = 4
+"""Of `tfgrpo-demos`: as many as few-shot bootstrapping takes by default."""
 ATTEMPTS_AT_DEMOS = 12
 """Runs of the program that bootstrapping a set of at most 4 demos takes, about."""
 
@@ -278,6 +280,7 @@ def paper(setup: Setup, **settings: Any) -> Any:
 OPTIMIZERS: dict[str, Callable[[Setup], Any]] = {
     "none": lambda setup: setup.task.student(),
     "tfgrpo": tfgrpo,
+    "tfgrpo-demos": lambda setup: tfgrpo(setup, max_demos=MAX_DEMOS),
     "tfgrpo-defaults": _defaults,
     "tfgrpo-paper": paper,
     "tfgrpo-paper-small": lambda setup: paper(setup, batch_size=5),

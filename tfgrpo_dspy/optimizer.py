@@ -89,6 +89,10 @@ class TrainingFreeGRPO(Teleprompter):
         seed: of shuffling, splitting and rollout ids; same seed, same answers, same library.
         progress: whether to show a progress bar.
 
+        max_demos: how many of the best training rollouts become demos of the result (DSPy's own,
+            in its predictors), if they likely help it on the validation set; 0: none. They take no
+            rollout but those of that test, and make every later prompt longer.
+
     Raises:
         SettingsError: an argument that cannot be used; names every fault.
     """
@@ -135,6 +139,7 @@ class TrainingFreeGRPO(Teleprompter):
         failure_analysis: bool = True,
         update_per_group: bool = False,
         drafts: int = 0,
+        max_demos: int = 0,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name in Settings.names()}
         super().__init__()

@@ -16,7 +16,13 @@ from tfgrpo_dspy.metric import Score, ScoringFunction, adapt_metric, wants_progr
 from tfgrpo_dspy.pipeline.notes import LATEST_RUN
 from tfgrpo_dspy.pipeline.sketch import rebuilt
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling import NoRoundTripError, decode_fields, field_annotations
+from tfgrpo_dspy.sampling import (
+    NoRoundTripError,
+    decode_fields,
+    field_annotations,
+    unpacked,
+    with_demos,
+)
 from tfgrpo_dspy.store import Store, reading
 
 logger = logging.getLogger(__name__)
@@ -173,9 +179,10 @@ def best_so_far(log_dir: str | PathLike[str], student: Any = None) -> Any:
     try:
         with reading("run"):
             library, sketch = ExperienceLibrary.from_dict(record["library"]), record["program"]
+            demos = unpacked(record.get("demos", []))
     except LibraryError as error:
         raise StoreError(f"log_dir={str(log_dir)!r} is damaged: {error}") from error
-    return library.bake(student if student is not None else rebuilt(sketch))
+    return library.bake(with_demos(student if student is not None else rebuilt(sketch), demos))
 
 
 def _existing(log_dir: str | PathLike[str]) -> Store:

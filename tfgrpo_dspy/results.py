@@ -60,6 +60,20 @@ class HeldOut:
 
 
 @dataclass(frozen=True, slots=True)
+class DemoTrial:
+    """What demos from the best training rollouts gain on the same program without, on validation.
+
+    `n` demos were tried, in all predictors; `chance` is how likely it is that they gain (Student's
+    t, paired); None where the budget did not reach for trying them.
+    """
+
+    n: int
+    gain: Gain | None
+    chance: float | None
+    is_kept: bool
+
+
+@dataclass(frozen=True, slots=True)
 class GroupRecord:
     """One group: its example (position in the training set), its rollouts' scores, what it was for.
 
@@ -119,7 +133,8 @@ class RunResults:
     scored by another metric than before; `text_only` rollouts have outputs that are stored as text
     only, so that another metric needs them run again. `failures` counts by kind;
     `nothing_learned` says in one line why the library is what it was at the start ("": it is not);
-    `library` is as in library.json.
+    `library` is as in library.json; `demos` what was found of demos, None where there were none to
+    try.
     """
 
     student: ScoreSummary | None
@@ -138,6 +153,7 @@ class RunResults:
     rescored: int = 0
     text_only: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    demos: DemoTrial | None = None
 
     @property
     def policy_usage(self) -> Usage:

@@ -286,6 +286,18 @@ def condensed(steps: Sequence[Step]) -> tuple[Step, ...]:
     return tuple(shorter)
 
 
+def whole(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps with all of their inputs: what `condensed` was given."""
+    before: dict[tuple[str, str], str] = {}
+    longer = []
+    for step in steps:
+        rests = {name: before[step.name, name] + step.inputs[name] for name in step.continued}
+        inputs = {**step.inputs, **rests}
+        before.update({(step.name, name): value for name, value in inputs.items()})
+        longer.append(replace(step, inputs=inputs, continued=()))
+    return tuple(longer)
+
+
 def trajectory_text(rollout: Rollout) -> str:
     """The whole trajectory as text: every step with inputs, outputs and error, in order.
 

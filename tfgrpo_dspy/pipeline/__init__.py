@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -33,9 +34,10 @@ from tfgrpo_dspy.pipeline.asking import Asker
 from tfgrpo_dspy.pipeline.batches import Batch
 from tfgrpo_dspy.pipeline.concerns import Concerns
 from tfgrpo_dspy.pipeline.deciding import Decider, assigned, has_trials
+from tfgrpo_dspy.pipeline.demonstrating import Demonstrator
 from tfgrpo_dspy.pipeline.drafting import Drafter
 from tfgrpo_dspy.pipeline.extracting import Extractor
-from tfgrpo_dspy.pipeline.heldout import gain_between, held_out
+from tfgrpo_dspy.pipeline.heldout import Scores, chance_of_gain, gain_between, held_out, summary_of
 from tfgrpo_dspy.pipeline.measuring import Measurements
 from tfgrpo_dspy.pipeline.notes import Notes
 from tfgrpo_dspy.pipeline.proposing import Proposer
@@ -50,8 +52,9 @@ from tfgrpo_dspy.pipeline.teaching import Teacher
 from tfgrpo_dspy.pipeline.workers import Workers
 from tfgrpo_dspy.pipeline.worth import with_worth
 from tfgrpo_dspy.reflection import Lesson
-from tfgrpo_dspy.results import GroupRecord, HeldOut, UpdateRecord
+from tfgrpo_dspy.results import DemoTrial, GroupRecord, UpdateRecord
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, rollout_id_for
+from tfgrpo_dspy.sampling import Demo, with_demos
 from tfgrpo_dspy.settings import LEAST_VALIDATION, Settings
 
 logger = logging.getLogger(__name__)
@@ -61,6 +64,8 @@ RESERVE_MARGIN = 1.5
 with the library are longer."""
 N_PROBED = 2
 """How many rollouts a probe makes."""
+LIKELY = 0.8
+"""How likely it must be that demos help: every later call pays for them."""
 
 
 class Pipeline:
@@ -100,6 +105,7 @@ class Pipeline:
         self._measured = Measurements.of_gate(self._run, valset, trainset)
         self._tested = Measurements.of_test(self._run, testset)
         self._concerns = Concerns(settings, trainset)
+        self._demonstrator = Demonstrator(own_student, trainset, valset, settings.max_demos)
         self._decider = Decider(
             self._run,
             self._measured,
@@ -191,11 +197,17 @@ class Pipeline:
         await self._measured.run_everywhere([self.start_library])
         self._student_took = (n, self._spent(), time.monotonic() - started)
         may_try_settled = hasattr(self.settings.gate, "assign") and most is not None and most >= n
-        self._keep_back(n + n * may_try_settled + 2 * n_test)
+        self._keep_back(n + n * may_try_settled + self._n_at_the_end)
 
     def _spent(self) -> Usage:
         """What trials and their scores have taken."""
         return self._recorder.usage["gate"] + self._recorder.usage["metric"]
+
+    @property
+    def _n_at_the_end(self) -> int:
+        """How many rollouts are made when the library is chosen: with demos, and for the test."""
+        n_demonstrated = self._student_took[0] if self.settings.max_demos else 0
+        return n_demonstrated + 2 * self._tested.n_examples
 
     def _keep_back(self, n_rollouts: int) -> None:
         """Keep back what so many rollouts will take, by what those of the student took."""
@@ -381,6 +393,7 @@ class Pipeline:
     ) -> ExperienceLibrary:
         """What the gate makes of the operations; it is asked until it decides."""
         operations = [op for op in proposed if not isinstance(op, Refusal)]
+        self._demonstrator.see(batch.groups)
         decision = await self._decider.decide(batch, library, operations)
         self._record(batch, library, proposed, decision)
         self._run.notes.note(self._decider.exported[-1], len(self._recorder.updates), "")
@@ -451,15 +464,18 @@ class Pipeline:
                 self._recorder.ended_because,
             )
         best = with_worth(self._best(), self._decider.groups, self._measured.scores)
-        self._run.notes.note(best, len(self._recorder.updates), self._recorder.ended_because)
-        test = self._test(best)
-        summary, gain = self._measured.summary, gain_between(self._measured, start, best)
-        optimized = self._run.bake(best)
+        shown = self._demonstrated(best)
+        ended_because = self._recorder.ended_because
+        self._run.notes.note(best, len(self._recorder.updates), ended_because, shown.demos)
+        before, after = self._measured.everywhere(start), shown.scores
+        test = held_out(*self._test(best, shown.run))
+        optimized = shown.run.bake(best)
         optimized.detailed_results = self._recorder.results(
             start,
             best,
-            (summary(start), summary(best), gain),
+            (summary_of(before), summary_of(after), gain_between(before, after)),
             test,
+            shown.trial,
             self.settings.of_result(),
             ledger,
         )
@@ -478,20 +494,46 @@ class Pipeline:
         )
         if settled != last and self._measured.best([self.start_library, last]) != last:
             self._decider.exported.insert(-1, settled)
-            self._keep_back(2 * self._tested.n_examples)
+            self._keep_back(self._n_at_the_end)
             await self._measured.run_everywhere([settled])
 
-    def _test(self, best: ExperienceLibrary) -> HeldOut | None:
-        """Student and result on the test set, when everything is chosen."""
+    def _demonstrated(self, best: ExperienceLibrary) -> "_Demonstrated":
+        """The student with demos of the best rollouts, if they likely help; else as it is.
+
+        They are tried with the best library, on the validation set.
+        """
+        before = self._measured.everywhere(best)
+        demos = self._demonstrator.demos() if before else ()
+        if not demos:
+            return _Demonstrated(self._run, before)
+        run = replace(self._run, student=with_demos(self._run.student, demos))
+        measured = self._measured.beside(run)
+        self._keep_back(2 * self._tested.n_examples)
+        with suppress(RunStopped):
+            self._schedule.run(measured.run_everywhere([best]))
+        after = measured.everywhere(best)
+        chance = chance_of_gain(before, after) if after else None
+        is_kept = chance is not None and chance >= LIKELY
+        trial = DemoTrial(len(demos), gain_between(before, after), chance, is_kept)
+        logger.info("%d demos were tried: %s", trial.n, trial.gain or "the budget does not reach")
+        if is_kept:
+            return _Demonstrated(run, after, demos, trial)
+        return _Demonstrated(self._run, before, trial=trial)
+
+    def _test(self, best: ExperienceLibrary, run: Run) -> tuple[Scores, Scores]:
+        """Student and result on the test set, when everything is chosen; empty: not measured."""
         if self.settings.gate_metric is None or not self._tested.n_examples:
-            return None
+            return (), ()
+        tested = self._tested if run is self._run else self._tested.beside(run)
+        own = [self.start_library, best] if run is self._run else [self.start_library]
         self._run.ledger.open_reserve()
         with suppress(RunStopped):
-            self._schedule.run(self._tested.run_everywhere([self.start_library, best]))
-        test = held_out(self._tested, self.start_library, best)
-        if test is None:
+            self._schedule.run(self._tested.run_everywhere(own))
+            self._schedule.run(tested.run_everywhere([best]))
+        scores = self._tested.everywhere(self.start_library), tested.everywhere(best)
+        if not all(scores):
             logger.warning("the test set was not measured: %s", self._run.ledger.stopped_because)
-        return test
+        return scores
 
     def _best(self) -> ExperienceLibrary:
         """Of the libraries that stood the best measured; without a gate the last."""
@@ -500,6 +542,16 @@ class Pipeline:
             return exported[-1]
         best = self._measured.best(exported)
         return exported[-1] if best == exported[-1] else best
+
+
+@dataclass(frozen=True, slots=True)
+class _Demonstrated:
+    """A run whose student shows these demos; the best library's scores with it on validation."""
+
+    run: Run
+    scores: Scores
+    demos: tuple[Demo, ...] = ()
+    trial: DemoTrial | None = None
 
 
 class Batches:

@@ -4,14 +4,23 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
-from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.pipeline.measuring import Measurements
-from tfgrpo_dspy.results import CONFIDENCE, Gain, HeldOut
+from tfgrpo_dspy.results import CONFIDENCE, Gain, HeldOut, ScoreSummary
 
+Scores = Sequence[float | None]
+"""Those of the examples of a set, in their order; None where there is none. Empty: not tried."""
 ROUNDING = 1e-9
 """Differences that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
+
+
+def summary_of(scores: Scores) -> ScoreSummary | None:
+    """The mean score; None where nothing was tried."""
+    if not scores:
+        return None
+    known = [score for score in scores if score is not None]
+    mean = statistics.fmean(known) if known else None
+    return ScoreSummary(mean, len(known), len(scores) - len(known))
 
 
 def gain_of(pairs: Sequence[tuple[float | None, float | None]]) -> Gain | None:
@@ -26,27 +35,41 @@ def gain_of(pairs: Sequence[tuple[float | None, float | None]]) -> Gain | None:
     gains = [new - old for new, old in pairs if new is not None and old is not None]
     if not gains:
         return None
-    mean = statistics.fmean(gains)
-    if len(gains) < 2 or max(gains) - min(gains) <= ROUNDING:
+    mean, error = statistics.fmean(gains), _error(gains)
+    if error is None:
         return Gain(mean, None, None, len(gains))
-    error = statistics.stdev(gains) / math.sqrt(len(gains))
     half = float(stdtrit(len(gains) - 1, (1 + CONFIDENCE) / 2)) * error
     return Gain(mean, mean - half, mean + half, len(gains))
 
 
-def gain_between(
-    measured: Measurements, start: ExperienceLibrary, library: ExperienceLibrary
-) -> Gain | None:
-    """What a library gains on another, on the set that both were tried on."""
-    pairs = zip(measured.everywhere(library), measured.everywhere(start), strict=False)
-    return gain_of(list(pairs))
+def chance_of_gain(before: Scores, after: Scores) -> float:
+    """How likely it is that the mean gains, by Student's t over the pairs.
+
+    Where these say nothing of their spread, what they say is certain: 1.0 for a gain, 0.0 for none.
+    """
+    pairs = zip(before, after, strict=False)
+    gains = [new - old for old, new in pairs if new is not None and old is not None]
+    error = _error(gains)
+    if error is None:
+        return float(bool(gains) and statistics.fmean(gains) > ROUNDING)
+    return float(stdtr(len(gains) - 1, statistics.fmean(gains) / error))
 
 
-def held_out(
-    measured: Measurements, start: ExperienceLibrary, library: ExperienceLibrary
-) -> HeldOut | None:
+def _error(gains: Sequence[float]) -> float | None:
+    """The standard error of their mean; None where they say nothing of it."""
+    if len(gains) < 2 or max(gains) - min(gains) <= ROUNDING:
+        return None
+    return statistics.stdev(gains) / math.sqrt(len(gains))
+
+
+def gain_between(before: Scores, after: Scores) -> Gain | None:
+    """What the later scores gain on the earlier ones, on the examples of both."""
+    return gain_of(list(zip(after, before, strict=False)))
+
+
+def held_out(before: Scores, after: Scores) -> HeldOut | None:
     """Student and result on the test set; None where they were not both tried on all of it."""
-    student, best = measured.summary(start), measured.summary(library)
+    student, best = summary_of(before), summary_of(after)
     if student is None or best is None:
         return None
-    return HeldOut(student, best, gain_between(measured, start, library))
+    return HeldOut(student, best, gain_between(before, after))

@@ -7,6 +7,7 @@ from typing import Any
 
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate import Trial, Trials
+from tfgrpo_dspy.pipeline.heldout import summary_of
 from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.shares import order_of
@@ -59,6 +60,11 @@ class Measurements:
         """Trials on a set that chooses nothing."""
         makers = {"validation": Rollouts(run, "test", testset, run.settings.gate_metric, None)}
         return cls(run, makers, len(testset))
+
+    def beside(self, run: Run) -> "Measurements":
+        """The same examples in the same order, for the student of this run; nothing is tried."""
+        makers = {on: maker.beside(run) for on, maker in self._makers.items()}
+        return Measurements(run, makers, self.n_examples, self._whole)
 
     async def run(self, trials: Iterable[Trial]) -> int:
         """Make those that are not made yet; gives their number.
@@ -128,12 +134,7 @@ class Measurements:
 
     def summary(self, library: ExperienceLibrary) -> ScoreSummary | None:
         """The library's mean score on the whole set; None if it was not tried on all of it."""
-        scores = self.everywhere(library)
-        if not scores:
-            return None
-        known = [score for score in scores if score is not None]
-        mean = statistics.fmean(known) if known else None
-        return ScoreSummary(mean, len(known), len(scores) - len(known))
+        return summary_of(self.everywhere(library))
 
     def best(self, libraries: Sequence[ExperienceLibrary]) -> ExperienceLibrary:
         """Of those tried on the whole set, the one that gains most on the first, the start library.

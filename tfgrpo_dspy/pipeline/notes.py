@@ -17,6 +17,7 @@ from tfgrpo_dspy.errors import MissingRecordError
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.pipeline.archive import Archive
 from tfgrpo_dspy.pipeline.sketch import sketch_of
+from tfgrpo_dspy.sampling import Demo, packed
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.store import callable_identity, digest, program_identity, reading
 
@@ -160,8 +161,14 @@ class Notes:
             changes = [name for name in changes if name not in OF_SPLIT]
         return changes
 
-    def note(self, library: ExperienceLibrary, n_updates: int, ended_because: str) -> None:
-        """Note how far the run has come: the best library so far, and why it ended (if it did).
+    def note(
+        self,
+        library: ExperienceLibrary,
+        n_updates: int,
+        ended_because: str,
+        demos: Sequence[Demo] = (),
+    ) -> None:
+        """Note how far the run has come: what is best so far, and why it ended (if it did).
 
         Its evidence, which grows with every update, is not noted again at each.
         """
@@ -174,6 +181,7 @@ class Notes:
                 "components": self._components,
                 "program": self._sketch,
                 "library": ExperienceLibrary(bare, next_number=library.next_number).to_dict(),
+                "demos": packed(demos),
                 "limits": self._limits(),
                 "n_updates": n_updates,
                 "paid": [self._ledger.n_paid, self._ledger.paid],

@@ -11,6 +11,7 @@ from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation, Refusal
 from tfgrpo_dspy.results import (
     REFLECTIONS,
+    DemoTrial,
     Gain,
     HeldOut,
     OperationRecord,
@@ -124,11 +125,13 @@ class Recorder:
         library: ExperienceLibrary,
         scores: tuple[ScoreSummary | None, ScoreSummary | None, Gain | None],
         test: HeldOut | None,
+        demos: DemoTrial | None,
         settings: Mapping[str, Any],
         ledger: Ledger,
     ) -> RunResults:
         """The report of the run; `scores` are those on the validation set, and the gain there."""
-        nothing_learned = "" if library != start else self._why_nothing_was_learned()
+        is_changed = library != start or (demos is not None and demos.is_kept)
+        nothing_learned = "" if is_changed else self._why_nothing_was_learned()
         if nothing_learned:
             logger.warning("nothing was learned: %s", nothing_learned)
         return RunResults(
@@ -136,6 +139,7 @@ class Recorder:
             best=scores[1],
             gain=scores[2],
             test=test,
+            demos=demos,
             updates=tuple(self.updates),
             usage=self._all_usage(ledger),
             metric_calls=ledger.n_metric_calls_made,

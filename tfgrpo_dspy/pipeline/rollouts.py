@@ -87,6 +87,10 @@ class Rollouts:
         if run.schedule.remote is not None and not settings.offline:
             self._parcel = Parcel.of(run.student, metric, temperature, settings.prices or {})
 
+    def beside(self, run: Run) -> "Rollouts":
+        """The same rollouts, of the student of this run."""
+        return Rollouts(run, self._role, self._examples, self._metric, self._temperature)
+
     def admit(self, n: int) -> None:
         """Take the metric calls of so many rollouts. Raises RunStopped: a budget does not reach."""
         if self._metric is not None:

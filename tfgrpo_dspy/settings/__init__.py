@@ -41,7 +41,14 @@ LEAST_VALIDATION = 10
 """Validation examples that are used however small the budget is."""
 WHOLE_TRAINSET = 2**31
 """A batch size that no training set reaches: one batch an epoch."""
-NEEDED = ("drafts", "max_staleness", "epochs", "max_experiences", "max_experience_words")
+NEEDED = (
+    "drafts",
+    "max_demos",
+    "max_staleness",
+    "epochs",
+    "max_experiences",
+    "max_experience_words",
+)
 OWN_GATES = (AutoGate, FactorialGate, PairedGate, ProbeThenTrial, TrialInUse, TrialThenConfirm)
 MODULES = ("draft_lessons", "summarize_trajectory", "extract_advantage", "update_library")
 """The settings that are reflection modules."""
@@ -68,6 +75,7 @@ class Settings:
     min_contrast: float = 1e-9
     use_labels: bool = True
     drafts: int = 0
+    max_demos: int = 0
     gate: Gate | None = None
     draft_lessons: Any = None
     summarize_trajectory: Any = None
@@ -111,6 +119,7 @@ class Settings:
             *self._number_faults(),
             *self._store_faults(),
             *self._object_faults(),
+            *self._demo_faults(),
             *self._executor_faults(),
         ]
         if faults:
@@ -124,6 +133,7 @@ class Settings:
     def _number_faults(self) -> Iterator[str]:
         least = {
             "drafts": 0,
+            "max_demos": 0,
             "epochs": 1,
             "max_experiences": 1,
             "max_experience_words": 1,
@@ -213,6 +223,13 @@ class Settings:
         for name in MODULES:
             if not isinstance(getattr(self, name), dspy.Module):
                 yield f"{name}={getattr(self, name)!r}: pass a dspy.Module."
+
+    def _demo_faults(self) -> Iterator[str]:
+        if _is_int(self.max_demos) and self.max_demos > 0 and not self.measures:
+            yield (
+                f"max_demos={self.max_demos}: nothing measures whether demos help; pass a metric, "
+                f"a gate that is not NoGate, and to learn() a valset; or max_demos=0."
+            )
 
     def _executor_faults(self) -> Iterator[str]:
         if self.executor is not None and not isinstance(self.executor, Executor):

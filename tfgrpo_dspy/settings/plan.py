@@ -110,7 +110,8 @@ def plan_of(
     if settings.measures:
         n_each = None if most_trials is None else most_trials(n_validation)
         n_trials = None if n_each is None else n_updates * n_each
-    n_measured = 0 if settings.gate_metric is None else 2 * (n_validation + n_test)
+    n_passes = 3 if settings.max_demos else 2
+    n_measured = 0 if settings.gate_metric is None else n_passes * n_validation + 2 * n_test
     n_summaries = n_training if settings.summarize_always else 0
     reflection = settings.reflection_lm or dspy.settings.lm
     budget = getattr(settings.extract_advantage, "attempts_tokens", 12_000)

@@ -1,0 +1,459 @@
+"""Demos: the best training rollouts, shown by the result if validation says that they help."""
+
+import json
+import logging
+import random
+import re
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import cloudpickle
+import dspy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted import EXTRACT, HigherMean, Prompt, chat, lessons, scripted_lm
+
+from tfgrpo_dspy import (
+    AddLessons,
+    NoGate,
+    SettingsError,
+    TrainingFreeGRPO,
+    best_so_far,
+)
+from tfgrpo_dspy.pipeline.demonstrating import Demonstrator
+from tfgrpo_dspy.pipeline.heldout import chance_of_gain, gain_between
+from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step, condensed, whole
+from tfgrpo_dspy.sampling import Demo, demos_of, packed, unpacked, with_demos
+
+FIRST_VALIDATION, FIRST_TEST = 200, 700
+
+
+def cases(n: int, start: int = 0) -> list[dspy.Example]:
+    return [
+        dspy.Example(question=f"Case {i}", answer=str(i)).with_inputs("question")
+        for i in range(start, start + n)
+    ]
+
+
+def is_right(case: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> float:
+    return float(pred.answer == case.answer)
+
+
+def numbers_in(prompt: Prompt) -> list[int]:
+    return [int(number) for number in re.findall(r"Case (\d+)", prompt.user)]
+
+
+class Imitator:
+    """Answers rightly by chance, which each case that it is shown before changes."""
+
+    def __init__(self, chance: float, with_demos: float) -> None:
+        self.chance, self.with_demos = chance, with_demos
+
+    def __call__(self, prompt: Prompt) -> str:
+        *shown, number = numbers_in(prompt)
+        luck = random.Random(f"{number}/{prompt.seed}").random()
+        is_good = luck < (self.with_demos if shown else self.chance)
+        return chat(answer=str(number) if is_good else "unsure")
+
+
+def world(chance: float = 0.4, with_demos: float = 0.95) -> dspy.LM:
+    told = lessons("Think of it.")
+    return scripted_lm([(EXTRACT, told), ("Case", Imitator(chance, with_demos))])
+
+
+def compiled(lm: dspy.LM, student: Any = None, testset: Any = None, **settings: Any) -> Any:
+    chosen: dict[str, Any] = {
+        "group_size": 4,
+        "epochs": 1,
+        "batch_size": 6,
+        "max_demos": 4,
+        "num_threads": 4,
+        "progress": False,
+        "gate": HigherMean(),
+        "update_library": AddLessons(),
+    }
+    with dspy.context(lm=lm):
+        return TrainingFreeGRPO(is_right, **(chosen | settings)).compile(
+            student or dspy.Predict("question -> answer"),
+            trainset=cases(12),
+            valset=cases(20, FIRST_VALIDATION),
+            testset=testset,
+        )
+
+
+def shown(program: Any) -> list[tuple[str, str]]:
+    return [(demo["question"], demo["answer"]) for demo in program.predictors()[0].demos]
+
+
+# ---------------------------------------------------------------------- what is returned
+
+
+def test_good_rollouts_are_shown_by_the_result_where_they_help() -> None:
+    student = dspy.Predict("question -> answer")
+    optimized = compiled(world(), student)
+    results = optimized.detailed_results
+    assert len(shown(optimized)) == 4
+    assert {pair for pair in shown(optimized)} <= {(f"Case {i}", str(i)) for i in range(12)}
+    assert student.demos == []
+    assert results.demos.is_kept
+    assert results.demos.n == 4
+    assert results.demos.chance > 0.95
+    assert results.demos.gain.mean > 0.3
+    assert results.best.mean == pytest.approx(results.student.mean + results.gain.mean)
+    assert results.nothing_learned == ""
+
+
+def test_they_cost_no_call_but_those_of_their_test() -> None:
+    lm, without = world(), world()
+    compiled(lm)
+    compiled(without, max_demos=0)
+    extra = lm.engine.n_calls() - without.engine.n_calls()
+    assert extra == 20
+    assert sum(len(numbers_in(prompt)) == 5 for prompt in lm.engine.prompts) == 20
+
+
+@pytest.mark.parametrize("with_demos", [0.0, 0.4])
+def test_where_they_do_not_help_the_result_is_as_without(with_demos: float) -> None:
+    optimized = compiled(world(with_demos=with_demos))
+    assert shown(optimized) == []
+    assert not optimized.detailed_results.demos.is_kept
+    without = compiled(world(), max_demos=0)
+    assert optimized.dump_state() == without.dump_state()
+    assert optimized.detailed_results.best == without.detailed_results.best
+
+
+def test_without_a_good_rollout_there_are_none_to_try() -> None:
+    lm = world(chance=0.0)
+    assert compiled(lm).detailed_results.demos is None
+    assert max(len(numbers_in(p)) for p in lm.engine.prompts if "Case" in p.user) <= 4
+
+
+def test_the_students_own_demos_stay_and_stand_first() -> None:
+    student = dspy.Predict("question -> answer")
+    student.demos = cases(1, 900)
+    optimized = compiled(world(chance=0.3, with_demos=0.3), student)
+    assert shown(optimized) == [("Case 900", "900")]
+    lm = scripted_lm([(EXTRACT, lessons("Think.")), ("Case", by_number_shown)])
+    assert shown(compiled(lm, student))[0] == ("Case 900", "900")
+    assert len(shown(compiled(lm, student))) == 5
+    assert len(student.demos) == 1
+
+
+def by_number_shown(prompt: Prompt) -> str:
+    *before, number = numbers_in(prompt)
+    is_good = random.Random(f"{number}/{prompt.seed}").random() < 0.2 * len(before)
+    return chat(answer=str(number) if is_good else "unsure")
+
+
+def test_the_result_is_measured_on_the_test_set_as_it_is_returned() -> None:
+    lm = world(chance=0.4, with_demos=1.0)
+    test = compiled(lm, testset=cases(15, FIRST_TEST)).detailed_results.test
+    assert test.best.mean == 1.0
+    assert test.student.mean < 0.8
+    tested = [numbers_in(p) for p in lm.engine.prompts if numbers_in(p)[-1] >= FIRST_TEST]
+    assert sorted(map(len, tested)) == [1] * 15 + [5] * 15
+
+
+def test_the_result_saves_loads_and_pickles(tmp_path: Path) -> None:
+    optimized = compiled(world())
+    optimized.save(tmp_path / "program.json")
+    loaded = dspy.Predict("question -> answer")
+    loaded.load(tmp_path / "program.json")
+    assert shown(loaded) == shown(optimized)
+    assert shown(cloudpickle.loads(cloudpickle.dumps(optimized))) == shown(optimized)
+    assert json.dumps(optimized.detailed_results.to_dict()["demos"])
+
+
+# ---------------------------------------------------------------------- promises
+
+
+def test_the_same_run_returns_the_same_whatever_the_number_of_threads() -> None:
+    states = [compiled(world(), num_threads=n).dump_state() for n in (1, 8)]
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("max_lm_calls", [30, 45, 60, 90, 130])
+def test_a_budget_is_kept_and_leaves_enough_to_try_them(max_lm_calls: int) -> None:
+    lm = world()
+    optimized = compiled(lm, max_lm_calls=max_lm_calls)
+    assert lm.engine.n_calls() <= max_lm_calls
+    results = optimized.detailed_results
+    if results.updates:
+        assert results.demos.chance is not None
+        assert len(shown(optimized)) == (4 if results.demos.is_kept else 0)
+
+
+def test_a_program_that_fails_when_it_is_shown_demos_goes_without(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Confused(Imitator):
+        def __call__(self, prompt: Prompt) -> str:
+            if len(numbers_in(prompt)) > 1:
+                return "no answer at all"
+            return super().__call__(prompt)
+
+    lm = scripted_lm([(EXTRACT, lessons("Think.")), ("Case", Confused(0.4, 1.0))], num_retries=0)
+    with caplog.at_level(logging.INFO, logger="tfgrpo_dspy"):
+        optimized = compiled(lm)
+    assert shown(optimized) == []
+    assert not optimized.detailed_results.demos.is_kept
+    assert "demos were tried" in caplog.text
+
+
+def test_a_run_with_demos_resumes_replays_and_is_found_in_its_store(tmp_path: Path) -> None:
+    first = compiled(world(), log_dir=tmp_path)
+    again = world()
+    resumed = compiled(again, log_dir=tmp_path)
+    replayed = compiled(scripted_lm([]), log_dir=tmp_path, offline=True)
+    assert again.engine.n_calls() == 0
+    assert resumed.dump_state() == replayed.dump_state() == first.dump_state()
+    assert resumed.detailed_results.demos == replayed.detailed_results.demos
+    found = best_so_far(tmp_path, student=dspy.Predict("question -> answer"))
+    assert shown(found) == shown(first)
+    assert shown(best_so_far(tmp_path)) == shown(first)
+
+
+def test_a_run_that_a_budget_ended_replays_with_its_demos(tmp_path: Path) -> None:
+    limits = {"max_lm_calls": 90, "num_threads": 1}
+    first = compiled(world(), log_dir=tmp_path, **limits)
+    replayed = compiled(scripted_lm([]), log_dir=tmp_path, offline=True, **limits)
+    assert replayed.dump_state() == first.dump_state()
+
+
+def test_processes_show_them_too() -> None:
+    alone = compiled(world())
+    with ProcessPoolExecutor(2) as executor:
+        assert compiled(world(), executor=executor).dump_state() == alone.dump_state()
+
+
+def test_the_estimate_bounds_what_they_take() -> None:
+    settings: dict[str, Any] = {"gate": HigherMean(), "epochs": 1, "group_size": 4}
+    lm = world()
+    with dspy.context(lm=lm):
+        data = {"trainset": cases(12), "valset": cases(20, FIRST_VALIDATION)}
+        student = dspy.Predict("question -> answer")
+        plans = [
+            TrainingFreeGRPO(is_right, max_demos=n, **settings).estimate(student, **data)
+            for n in (0, 4)
+        ]
+    assert plans[1].n_metric_calls - plans[0].n_metric_calls == 20
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, None, "4"])
+def test_a_number_of_demos_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(SettingsError, match="max_demos"):
+        TrainingFreeGRPO(is_right, max_demos=value)
+
+
+@pytest.mark.parametrize("metric", [is_right, None])
+def test_demos_that_nothing_would_measure_are_refused(metric: Any) -> None:
+    with pytest.raises(SettingsError, match="nothing measures whether demos help"):
+        TrainingFreeGRPO(metric, gate=NoGate(), max_demos=4)
+
+
+def test_learning_from_traces_without_a_validation_set_refuses_them() -> None:
+    traces = [{"inputs": {"question": "Case 1"}, "outputs": {"answer": "1"}, "score": 1.0}]
+    with (
+        dspy.context(lm=world()),
+        pytest.raises(SettingsError, match="nothing measures whether demos help"),
+    ):
+        TrainingFreeGRPO(is_right, max_demos=4).learn(
+            dspy.Predict("question -> answer"), traces=traces
+        )
+
+
+def test_traces_with_steps_are_shown_where_they_help() -> None:
+    def trace(i: int, answer: str) -> dict[str, Any]:
+        fields = {"inputs": {"question": f"Case {i}"}, "outputs": {"answer": answer}}
+        return {**fields, "score": float(answer == str(i)), "steps": [{"name": "self", **fields}]}
+
+    traces = [trace(i, answer) for i in range(12) for answer in (str(i), "unsure")]
+    with dspy.context(lm=world()):
+        learned = TrainingFreeGRPO(is_right, max_demos=3, gate=HigherMean(), progress=False).learn(
+            dspy.Predict("question -> answer"),
+            traces=traces,
+            valset=cases(20, FIRST_VALIDATION),
+        )
+    assert len(shown(learned)) == 3
+
+
+# ---------------------------------------------------------------------- which rollouts
+
+
+QA = dspy.Predict("question -> answer")
+
+
+def rollout(example: int, score: float | None, answer: str = "a", **changes: Any) -> Rollout:
+    steps = (Step("predictor", "self", {"question": f"Case {example}"}, {"answer": answer}),)
+    return Rollout(example, 1, {"answer": answer}, steps, score, **changes)
+
+
+def chosen(*rollouts: Rollout, most: int = 4, valset: Any = ()) -> list[dict[str, str]]:
+    demonstrator = Demonstrator(QA, cases(20), valset, most)
+    for made in rollouts:
+        demonstrator.see([Group.of(made.example, [made], 0.0, has_metric=True)])
+    return [dict(demo.fields) for demo in demonstrator.demos()]
+
+
+def answers(*rollouts: Rollout, **settings: Any) -> list[str]:
+    return [fields["answer"] for fields in chosen(*rollouts, **settings)]
+
+
+def test_the_best_are_shown_first_and_no_more_than_may_be() -> None:
+    made = [rollout(i, score, str(i)) for i, score in enumerate((0.1, 0.9, 0.0, 1.0, 0.8))]
+    assert answers(*made, most=2) == ["3", "1"]
+    assert answers(*made, most=4) == ["3", "1", "4"], "what is below the mean is no example"
+
+
+def test_of_an_examples_best_rollouts_the_latest_is_shown() -> None:
+    bad = rollout(5, 0.0)
+    assert answers(bad, rollout(1, 1.0, "old"), rollout(1, 1.0, "new")) == ["new"]
+    assert answers(bad, rollout(1, 1.0, "old"), rollout(1, 0.9, "new")) == ["old"]
+
+
+def test_of_equally_good_examples_the_latest_comes_first() -> None:
+    made = [rollout(0, 0.0), *(rollout(i, 1.0, str(i)) for i in (3, 1, 2))]
+    assert answers(*made, most=2) == ["2", "1"]
+
+
+def test_what_failed_is_never_shown() -> None:
+    failure = Failure("program", "it raised")
+    assert answers(rollout(1, -1.0), rollout(2, None, failure=failure)) == []
+
+
+def test_an_example_that_is_validated_on_is_not_shown() -> None:
+    made = [rollout(0, 0.0), rollout(1, 1.0, "1"), rollout(2, 1.0, "2")]
+    assert answers(*made, valset=cases(1, 1)) == ["2"]
+
+
+def test_where_all_scores_are_equal_nothing_is_shown() -> None:
+    assert answers(*(rollout(i, 1.0) for i in range(5))) == []
+
+
+# ---------------------------------------------------------------------- rollouts as demos
+
+
+class Agent(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = dspy.Predict("question, history -> action")
+        self.say = dspy.ChainOfThought("history -> answer: list[int]")
+
+
+HISTORY = "It began so.\n" + "And so on, line after line.\n" * 20
+STEPS = (
+    Step("predictor", "act", {"question": "q", "history": HISTORY}, {"action": "look"}),
+    Step("tool", "look", {}, {"result": "nothing"}),
+    Step("predictor", "act", {"question": "q", "history": HISTORY + "\nMore."}, {"action": "end"}),
+    Step("predictor", "say.predict", {"history": "h"}, {"reasoning": "r", "answer": "[1, 2]"}),
+)
+
+
+def test_every_predictor_is_shown_its_own_last_step_whole() -> None:
+    recorded = Rollout(0, 1, steps=condensed(STEPS), score=1.0)
+    assert recorded.steps[2].continued
+    program = Agent()
+    demos = demos_of(recorded, program)
+    act, say = with_demos(program, demos).predictors()
+    assert [demo.toDict() for demo in act.demos] == [
+        {"question": "q", "history": HISTORY + "\nMore.", "action": "end"}
+    ]
+    assert [demo.toDict() for demo in say.demos] == [
+        {"history": "h", "reasoning": "r", "answer": [1, 2]}
+    ]
+    assert set(act.demos[0].inputs().keys()) == {"question", "history"}
+    assert all(predictor.demos == [] for predictor in program.predictors())
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text", "value"),
+    [
+        (str, "[1]", "[1]"),
+        (int, "3", 3),
+        (float, "0.5", 0.5),
+        (bool, "true", True),
+        (list[str], '["a", "b"]', ["a", "b"]),
+        (Literal["yes", "no"], "no", "no"),
+        (dict[str, Any], '{"a": [1]}', {"a": [1]}),
+    ],
+)
+def test_a_value_comes_back_from_its_text(annotation: Any, text: str, value: Any) -> None:
+    program = dspy.Predict(
+        dspy.Signature("question -> answer").with_updated_fields("answer", type_=annotation)
+    )
+    made = rollout(0, 1.0, text)
+    (demo,) = with_demos(program, demos_of(made, program)).demos
+    assert demo.answer == value
+    assert type(demo.answer) is type(value)
+
+
+class Odd(str):
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> Any:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("annotation", [dspy.Image, list[dspy.Image], int, Odd])
+def test_what_cannot_be_had_back_is_not_shown(annotation: Any) -> None:
+    signature = dspy.Signature("question -> answer").with_updated_fields("answer", type_=str)
+    program = dspy.Predict(signature)
+    program.signature.output_fields["answer"].annotation = annotation
+    assert demos_of(rollout(0, 1.0, "<image>"), program) == ()
+
+
+def test_a_step_without_all_fields_is_not_shown() -> None:
+    assert demos_of(rollout(0, 1.0), dspy.Predict("question, context -> answer")) == ()
+    assert demos_of(rollout(0, 1.0), dspy.Predict("question -> answer, reason")) == ()
+
+
+TEXTS = st.lists(
+    st.sampled_from(["", "x" * 199, "x" * 200, "x" * 200 + "\n", "x" * 200 + "\ny", "y" * 300])
+)
+
+
+@given(TEXTS, TEXTS)
+def test_condensed_steps_are_made_whole_again(ones: list[str], others: list[str]) -> None:
+    steps = tuple(
+        Step("predictor", name, {"one": one, "other": other}, {})
+        for name, one, other in zip("abab" * 50, ones, others, strict=False)
+    )
+    assert whole(condensed(steps)) == whole(steps) == steps
+
+
+@given(st.lists(st.tuples(st.text(), st.dictionaries(st.text(), st.text()))))
+def test_demos_are_read_as_they_were_packed(made: list[tuple[str, dict[str, str]]]) -> None:
+    demos = tuple(Demo(name, fields) for name, fields in made)
+    assert unpacked(json.loads(json.dumps(packed(demos)))) == demos
+
+
+# ---------------------------------------------------------------------- whether they help
+
+SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=30)
+
+
+@given(SCORES)
+def test_a_gain_is_as_likely_as_the_loss_the_other_way_round(pairs: list[Any]) -> None:
+    before, after = zip(*pairs, strict=True)
+    chance, other = chance_of_gain(before, after), chance_of_gain(after, before)
+    assert 0 <= chance <= 1
+    gain = gain_between(before, after)
+    assert gain is not None
+    if gain.low is not None:
+        assert chance + other == pytest.approx(1)
+        assert (chance >= 0.975 - 1e-9) == (gain.low >= -1e-9) or abs(gain.low) < 1e-6
+    else:
+        assert chance == float(gain.mean > 1e-9)
+
+
+def test_scores_that_are_missing_are_left_out() -> None:
+    assert chance_of_gain([0.0, None, 0.0], [1.0, 0.0, None]) == 1.0
+    assert chance_of_gain([None], [1.0]) == 0.0
+    assert chance_of_gain([], []) == 0.0
+    assert chance_of_gain([0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 1.0]) == pytest.approx(
+        0.9085, abs=1e-3
+    )

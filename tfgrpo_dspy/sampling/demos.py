@@ -1,0 +1,84 @@
+"""Demonstrations: what the predictors of a rollout were given and gave, to be shown to them again.
+
+They are DSPy's own demos, in a predictor's `demos`; here they are made from a rollout's record.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+from dspy.adapters.types.base_type import Type
+from dspy.adapters.utils import parse_value
+
+from tfgrpo_dspy.experience import copy_program, named_predictors
+from tfgrpo_dspy.rollout import Rollout, whole
+from tfgrpo_dspy.sampling.fields import as_text
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """One answer of a predictor: all of its fields, inputs and outputs, as text."""
+
+    predictor: str
+    fields: Mapping[str, str]
+
+
+def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
+    """A demo for each predictor of the program that the rollout asked; of several the last.
+
+    A step is left out where a field is missing, or its value cannot be had back from its text, as
+    with images.
+    """
+    fields = {name: p.signature.fields for name, p in named_predictors(program)}
+    found: dict[str, Demo] = {}
+    for step in whole(rollout.steps):
+        values = {**step.inputs, **step.outputs}
+        if step.kind == "predictor" and _can_be_shown(values, fields.get(step.name)):
+            own = {name: values[name] for name in fields[step.name]}
+            found[step.name] = Demo(step.name, own)
+    return tuple(found.values())
+
+
+def with_demos(program: Any, demos: Iterable[Demo]) -> Any:
+    """A copy of the program that shows these demos, behind those that it has.
+
+    Raises:
+        KeyError, ValueError: they are not of this program.
+    """
+    shown = copy_program(program)
+    predictors = dict(named_predictors(shown))
+    for demo in demos:
+        predictor = predictors[demo.predictor]
+        types = {name: info.annotation for name, info in predictor.signature.fields.items()}
+        values = {name: parse_value(text, types[name]) for name, text in demo.fields.items()}
+        example = dspy.Example(**values).with_inputs(*predictor.signature.input_fields)
+        predictor.demos = [*predictor.demos, example]
+    return shown
+
+
+def _can_be_shown(values: Mapping[str, str], fields: Mapping[str, Any] | None) -> bool:
+    return fields is not None and all(
+        name in values and _comes_back(values[name], info.annotation)
+        for name, info in fields.items()
+    )
+
+
+def _comes_back(text: str, annotation: Any) -> bool:
+    """Whether the value can be had back from its text. DSPy's own types, such as images, cannot."""
+    if Type.extract_custom_type_from_annotation(annotation):
+        return False
+    try:
+        return as_text(parse_value(text, annotation)) == text
+    except Exception:  # noqa: BLE001 - a user's type may raise anything
+        return False
+
+
+def packed(demos: Sequence[Demo]) -> list[Any]:
+    """The demos as JSON has them."""
+    return [[demo.predictor, dict(demo.fields)] for demo in demos]
+
+
+def unpacked(values: Sequence[Any]) -> tuple[Demo, ...]:
+    """What `packed` gave. Raises TypeError or ValueError: it is none of it."""
+    return tuple(Demo(str(name), dict(fields)) for name, fields in values)
