@@ -34,8 +34,9 @@ estimated from its code; the estimates are upper ones. How they are fair:
   of 2, 3 and 5 and batches of 5, 8 and 12 with 8 seeds, the gate with 4 (with trials of one epoch
   .83 on average at 200 calls and .88 at 500, against .80 and .89 with the default one). Against
   them: four epochs. Here, where no advice for every example is worth anything, one is better.
-  `tfgrpo-defaults`: `max_lm_calls` and nothing else. The paper's schedule has no validation: it
-  trains on both sets; its one batch an epoch holds as many examples as leave room for its three
+  `tfgrpo-demos`: the same with 4 demos from its own rollouts at the end, as few-shot bootstrapping
+  takes. `tfgrpo-defaults`: `max_lm_calls` and nothing else. The paper's schedule has no validation:
+  it trains on both sets; its one batch an epoch holds as many examples as leave room for its three
   epochs; `tfgrpo-paper-small` has batches of 5 over all examples, until the budget ends.
 """
 

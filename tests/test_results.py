@@ -13,6 +13,7 @@ import pytest
 
 from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary
 from tfgrpo_dspy.results import (
+    DemoTrial,
     Gain,
     GroupRecord,
     HeldOut,
@@ -64,6 +65,7 @@ RESULTS = RunResults(
     rescored=1,
     text_only=3,
     settings={"group_size": 5, "objective": None},
+    demos=DemoTrial(n=4, gain=None, chance=None, is_kept=False),
 )
 NO_USAGE = {
     "n_lm_calls": 0,
@@ -150,6 +152,7 @@ AS_DICT: dict[str, Any] = {
     "rescored": 1,
     "text_only": 3,
     "settings": {"group_size": 5, "objective": None},
+    "demos": {"n": 4, "gain": None, "chance": None, "is_kept": False},
 }
 
 
