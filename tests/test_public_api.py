@@ -103,6 +103,7 @@ OWN_MODULES_AND_SCHEDULE = {  # issue 2, points 4 and 5
     "failure_analysis": True,
     "update_per_group": False,
     "drafts": 0,
+    "max_demos": 0,
 }
 OF_LATER_ISSUES = [
     "sampler",
