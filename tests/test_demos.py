@@ -14,31 +14,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted import EXTRACT, HigherMean, Prompt, chat, lessons, scripted_lm
+from test_pipeline_shares import FIRST_TEST, FIRST_VALIDATION, cases, is_right
 
 from tfgrpo_dspy import (
     AddLessons,
     NoGate,
     SettingsError,
+    StoreError,
     TrainingFreeGRPO,
     best_so_far,
 )
 from tfgrpo_dspy.pipeline.demonstrating import Demonstrator
 from tfgrpo_dspy.pipeline.heldout import chance_of_gain, gain_between
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step, condensed, whole
-from tfgrpo_dspy.sampling import Demo, demos_of, packed, unpacked, with_demos
-
-FIRST_VALIDATION, FIRST_TEST = 200, 700
-
-
-def cases(n: int, start: int = 0) -> list[dspy.Example]:
-    return [
-        dspy.Example(question=f"Case {i}", answer=str(i)).with_inputs("question")
-        for i in range(start, start + n)
-    ]
-
-
-def is_right(case: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> float:
-    return float(pred.answer == case.answer)
+from tfgrpo_dspy.sampling import Demo, demos_of, with_demos
 
 
 def numbers_in(prompt: Prompt) -> list[int]:
@@ -180,9 +169,10 @@ def test_a_budget_is_kept_and_leaves_enough_to_try_them(max_lm_calls: int) -> No
     optimized = compiled(lm, max_lm_calls=max_lm_calls)
     assert lm.engine.n_calls() <= max_lm_calls
     results = optimized.detailed_results
-    if results.updates:
-        assert results.demos.chance is not None
-        assert len(shown(optimized)) == (4 if results.demos.is_kept else 0)
+    assert (results.demos is not None) == (max_lm_calls >= 90)
+    if results.demos is not None:
+        assert results.demos.is_kept
+        assert len(shown(optimized)) == results.demos.n
 
 
 def test_a_program_that_fails_when_it_is_shown_demos_goes_without(
@@ -208,22 +198,28 @@ def test_a_run_with_demos_resumes_replays_and_is_found_in_its_store(tmp_path: Pa
     resumed = compiled(again, log_dir=tmp_path)
     replayed = compiled(scripted_lm([]), log_dir=tmp_path, offline=True)
     assert again.engine.n_calls() == 0
+    assert len(shown(first)) == 4
+    assert first.dump_state() == compiled(world()).dump_state(), "as without a store"
     assert resumed.dump_state() == replayed.dump_state() == first.dump_state()
     assert resumed.detailed_results.demos == replayed.detailed_results.demos
     found = best_so_far(tmp_path, student=dspy.Predict("question -> answer"))
     assert shown(found) == shown(first)
     assert shown(best_so_far(tmp_path)) == shown(first)
+    with pytest.raises(StoreError, match="pass the student that was compiled"):
+        best_so_far(tmp_path, student=dspy.ChainOfThought("question -> answer"))
 
 
 def test_a_run_that_a_budget_ended_replays_with_its_demos(tmp_path: Path) -> None:
     limits = {"max_lm_calls": 90, "num_threads": 1}
     first = compiled(world(), log_dir=tmp_path, **limits)
     replayed = compiled(scripted_lm([]), log_dir=tmp_path, offline=True, **limits)
+    assert len(shown(first)) == 4
     assert replayed.dump_state() == first.dump_state()
 
 
 def test_processes_show_them_too() -> None:
     alone = compiled(world())
+    assert len(shown(alone)) == 4
     with ProcessPoolExecutor(2) as executor:
         assert compiled(world(), executor=executor).dump_state() == alone.dump_state()
 
@@ -426,9 +422,10 @@ def test_condensed_steps_are_made_whole_again(ones: list[str], others: list[str]
 
 
 @given(st.lists(st.tuples(st.text(), st.dictionaries(st.text(), st.text()))))
-def test_demos_are_read_as_they_were_packed(made: list[tuple[str, dict[str, str]]]) -> None:
+def test_demos_are_read_as_they_were_noted(made: list[tuple[str, dict[str, str]]]) -> None:
     demos = tuple(Demo(name, fields) for name, fields in made)
-    assert unpacked(json.loads(json.dumps(packed(demos)))) == demos
+    noted = json.loads(json.dumps([demo.to_dict() for demo in demos]))
+    assert tuple(map(Demo.from_dict, noted)) == demos
 
 
 # ---------------------------------------------------------------------- whether they help

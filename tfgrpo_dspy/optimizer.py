@@ -54,6 +54,9 @@ class TrainingFreeGRPO(Teleprompter):
             time (`DraftLessons`). They are the run's first update, what most drafts say first, and
             the gate decides on it as on any other; with `max_staleness=0` no training rollout is
             made before. For labels that tell how they come about; 0: none.
+        max_demos: how many of the best training rollouts become demos of the result (DSPy's own,
+            in its predictors), if they likely help it on the validation set; 0: none. They take no
+            rollout but those of that test, and make every later prompt longer.
         max_staleness: by how many updates the library that a batch's rollouts are made with may be
             behind: with 1, they run while the update before is still proposed and gated; with 0,
             they wait for it, as in the paper.
@@ -88,10 +91,6 @@ class TrainingFreeGRPO(Teleprompter):
             other records.
         seed: of shuffling, splitting and rollout ids; same seed, same answers, same library.
         progress: whether to show a progress bar.
-
-        max_demos: how many of the best training rollouts become demos of the result (DSPy's own,
-            in its predictors), if they likely help it on the validation set; 0: none. They take no
-            rollout but those of that test, and make every later prompt longer.
 
     Raises:
         SettingsError: an argument that cannot be used; names every fault.

@@ -17,10 +17,10 @@ from tfgrpo_dspy.pipeline.notes import LATEST_RUN
 from tfgrpo_dspy.pipeline.sketch import rebuilt
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling import (
+    Demo,
     NoRoundTripError,
     decode_fields,
     field_annotations,
-    unpacked,
     with_demos,
 )
 from tfgrpo_dspy.store import Store, reading
@@ -179,10 +179,17 @@ def best_so_far(log_dir: str | PathLike[str], student: Any = None) -> Any:
     try:
         with reading("run"):
             library, sketch = ExperienceLibrary.from_dict(record["library"]), record["program"]
-            demos = unpacked(record.get("demos", []))
+            demos = [Demo.from_dict(demo) for demo in record.get("demos", [])]
     except LibraryError as error:
         raise StoreError(f"log_dir={str(log_dir)!r} is damaged: {error}") from error
-    return library.bake(with_demos(student if student is not None else rebuilt(sketch), demos))
+    program = student if student is not None else rebuilt(sketch)
+    try:
+        return library.bake(with_demos(program, demos))
+    except (KeyError, ValueError) as error:
+        raise StoreError(
+            f"the demos recorded in log_dir={str(log_dir)!r} are not of this program ({error}); "
+            f"pass the student that was compiled."
+        ) from error
 
 
 def _existing(log_dir: str | PathLike[str]) -> Store:

@@ -58,7 +58,7 @@ class Archive:
         self.unseen = Unseen()
         self._annotations = field_annotations(student)
         self._examples: dict[int, str] = {}
-        self._programs: dict[ExperienceLibrary, str] = {}
+        self._programs: dict[tuple[int, ExperienceLibrary], str] = {}
         self._libraries: dict[ExperienceLibrary, str] = {}
         self.lm = self._identity(dspy.settings.lm)
         self.adapter = self._identity(dspy.settings.adapter)
@@ -146,13 +146,14 @@ class Archive:
         kept_as_text = {name: values[name] for name, value in encoded.items() if "text" in value}
         return object_identity(kept_as_text, self.unseen)
 
-    def _program(self, library: ExperienceLibrary, program: Any) -> str:
-        if library not in self._programs:
+    def _program(self, student: Any, library: ExperienceLibrary, program: Any) -> str:
+        known = (id(student), library)
+        if known not in self._programs:
             identity = program_identity(program, self.unseen)
-            self._programs[library] = digest(identity, self._settings.version)
+            self._programs[known] = digest(identity, self._settings.version)
             if self.store is not None and not self._settings.offline:
                 self.store.put((f"library:{self._library(library)}", library.to_dict()))
-        return self._programs[library]
+        return self._programs[known]
 
     def _library(self, library: ExperienceLibrary) -> str:
         if library not in self._libraries:
@@ -164,19 +165,23 @@ class Archive:
 
     def rollout_key(
         self,
+        student: Any,
         library: ExperienceLibrary,
         program: Any,
         example: Any,
         rollout_id: int,
         temperature: float | None,
     ) -> str:
-        """The key of a rollout: the program, its LM and adapter, the inputs, the sample."""
+        """The key of a rollout: the program, its LM and adapter, the inputs, the sample.
+
+        `program` is the student with the library; a run may have two students, one with demos.
+        """
         if id(example) not in self._inputs:
             inputs = example.inputs()
             encoded = encode_fields(inputs, self._annotations)
             self._inputs[id(example)] = digest(encoded, self._unread(inputs, encoded))
         return "rollout:" + digest(
-            self._program(library, program),
+            self._program(student, library, program),
             self.lm,
             self.adapter,
             self._inputs[id(example)],

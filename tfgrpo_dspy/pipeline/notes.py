@@ -17,7 +17,7 @@ from tfgrpo_dspy.errors import MissingRecordError
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.pipeline.archive import Archive
 from tfgrpo_dspy.pipeline.sketch import sketch_of
-from tfgrpo_dspy.sampling import Demo, packed
+from tfgrpo_dspy.sampling import Demo
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.store import callable_identity, digest, program_identity, reading
 
@@ -181,7 +181,7 @@ class Notes:
                 "components": self._components,
                 "program": self._sketch,
                 "library": ExperienceLibrary(bare, next_number=library.next_number).to_dict(),
-                "demos": packed(demos),
+                "demos": [demo.to_dict() for demo in demos],
                 "limits": self._limits(),
                 "n_updates": n_updates,
                 "paid": [self._ledger.n_paid, self._ledger.paid],

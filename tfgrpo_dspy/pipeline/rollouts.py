@@ -175,7 +175,12 @@ class Rollouts:
         key, found = "", None
         if run.archive.store is not None:
             key = run.archive.rollout_key(
-                sample.library, program, example, sample.rollout_id, self._temperature
+                run.student,
+                sample.library,
+                program,
+                example,
+                sample.rollout_id,
+                self._temperature,
             )
             found = run.archive.find_rollout(key, self._metric, example)
         task = RolloutTask(

@@ -18,7 +18,7 @@ from tfgrpo_dspy.errors import MetricError
 from tfgrpo_dspy.experience import copied_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction
 from tfgrpo_dspy.rollout import Failure, Rollout, Step, Usage, condensed
-from tfgrpo_dspy.sampling.demos import Demo, demos_of, packed, unpacked, with_demos
+from tfgrpo_dspy.sampling.demos import Demo, demos_of, with_demos
 from tfgrpo_dspy.sampling.fields import (
     NoRoundTripError,
     as_fields,
@@ -48,12 +48,10 @@ __all__ = [
     "encode_fields",
     "field_annotations",
     "is_deterministic",
-    "packed",
     "rendering_once",
     "run_rollout",
     "sampling_copy",
     "score_again",
-    "unpacked",
     "with_demos",
 ]
 

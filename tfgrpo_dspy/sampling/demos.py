@@ -3,7 +3,7 @@
 They are DSPy's own demos, in a predictor's `demos`; here they are made from a rollout's record.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,15 @@ class Demo:
 
     predictor: str
     fields: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"predictor": self.predictor, "fields": dict(self.fields)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Demo":
+        """What `to_dict` gave. Raises KeyError, TypeError or ValueError: it is no demo."""
+        return cls(str(values["predictor"]), dict(values["fields"]))
 
 
 def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
@@ -72,13 +81,3 @@ def _comes_back(text: str, annotation: Any) -> bool:
         return as_text(parse_value(text, annotation)) == text
     except Exception:  # noqa: BLE001 - a user's type may raise anything
         return False
-
-
-def packed(demos: Sequence[Demo]) -> list[Any]:
-    """The demos as JSON has them."""
-    return [[demo.predictor, dict(demo.fields)] for demo in demos]
-
-
-def unpacked(values: Sequence[Any]) -> tuple[Demo, ...]:
-    """What `packed` gave. Raises TypeError or ValueError: it is none of it."""
-    return tuple(Demo(str(name), dict(fields)) for name, fields in values)
