@@ -35,21 +35,14 @@ from tfgrpo_dspy.errors import (
 )
 from tfgrpo_dspy.experience import Effect, Evidence, Experience, ExperienceLibrary
 from tfgrpo_dspy.gate import (
-    AutoGate,
+    BayesianGate,
+    Belief,
     Decision,
-    FactorialGate,
     Gate,
     GroupEvidence,
     GroupPlan,
     NoGate,
-    PairedGate,
-    ProbeThenTrial,
-    Trial,
-    TrialEvidence,
-    TrialInUse,
-    Trials,
-    TrialThenConfirm,
-    WordConcern,
+    RunEvidence,
 )
 from tfgrpo_dspy.optimizer import TrainingFreeGRPO
 from tfgrpo_dspy.reflection import (
@@ -60,18 +53,20 @@ from tfgrpo_dspy.reflection import (
     UpdateLibrary,
 )
 from tfgrpo_dspy.report import best_so_far, rescore
+from tfgrpo_dspy.settings import Execution, Reflection
 
 __all__ = [
     "AddLessons",
-    "AutoGate",
+    "BayesianGate",
+    "Belief",
     "Decision",
     "DraftLessons",
     "Effect",
     "Evidence",
+    "Execution",
     "Experience",
     "ExperienceLibrary",
     "ExtractAdvantage",
-    "FactorialGate",
     "Gate",
     "GateError",
     "GroupEvidence",
@@ -82,21 +77,15 @@ __all__ = [
     "MetricError",
     "MissingRecordError",
     "NoGate",
-    "PairedGate",
-    "ProbeThenTrial",
+    "Reflection",
+    "RunEvidence",
     "RunFailedError",
     "SettingsError",
     "StoreError",
     "SummarizeTrajectory",
     "TrainingFreeGRPO",
     "TrainingFreeGRPOError",
-    "Trial",
-    "TrialEvidence",
-    "TrialInUse",
-    "TrialThenConfirm",
-    "Trials",
     "UpdateLibrary",
-    "WordConcern",
     "best_so_far",
     "rescore",
 ]

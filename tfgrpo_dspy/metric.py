@@ -10,7 +10,8 @@ import asyncio
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
@@ -78,9 +79,21 @@ def held_lms(metric: Any) -> list[dspy.BaseLM]:
     function = getattr(metric, "__func__", metric)
     held = [*vars(metric).values()] if hasattr(metric, "__dict__") else []
     if inspect.isfunction(function):
-        captured = inspect.getclosurevars(function)
-        held += [*captured.nonlocals.values(), *captured.globals.values()]
+        held += [*_closed_over(function), *_named_globals(function)]
     return [value for value in held if isinstance(value, dspy.BaseLM)]
+
+
+def _closed_over(function: Any) -> Iterator[Any]:
+    """What it closes over; a name that is not assigned yet holds nothing."""
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # the cell is empty
+            yield cell.cell_contents
+
+
+def _named_globals(function: Any) -> Iterator[Any]:
+    for name in function.__code__.co_names:
+        if name in function.__globals__:
+            yield function.__globals__[name]
 
 
 def metric_name(metric: Any) -> str:

@@ -4,27 +4,32 @@ Source: arXiv 2510.08191. How each verb is done is `pipeline`'s business.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
 from dspy.teleprompt import Teleprompter
 
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.gate import Gate, NoGate
+from tfgrpo_dspy.gate import NoGate
 from tfgrpo_dspy.pipeline import Pipeline
 from tfgrpo_dspy.pipeline.batches import Batch
 from tfgrpo_dspy.pipeline.schedule import Handle
 from tfgrpo_dspy.reflection import Lesson
 from tfgrpo_dspy.rollout import Rollout, Usage
 from tfgrpo_dspy.sampling.traces import read_traces
-from tfgrpo_dspy.settings import DEFAULT_STALENESS, DEFAULT_TEMPERATURE, WHOLE_TRAINSET, Settings
+from tfgrpo_dspy.settings import WHOLE_TRAINSET, Execution, PaperReflection, Settings
 from tfgrpo_dspy.settings.checks import prepare, prepare_learning
+from tfgrpo_dspy.settings.construction import taking
 from tfgrpo_dspy.settings.plan import Plan, plan_of
 
 
 class TrainingFreeGRPO(Teleprompter):
     """Learns a short library of experiences for a DSPy program, and bakes it into instructions.
+
+    With a budget and nothing else set, the optimizer chooses its schedule itself (group size, batch
+    size, epochs, drafts, demos, what is kept for validation), says so in the log, and keeps it in
+    `detailed_results`. What is set here wins.
 
     Args:
         metric: `metric(example, pred, trace=None)`, or GEPA's five-argument form; returns a float,
@@ -32,63 +37,38 @@ class TrainingFreeGRPO(Teleprompter):
             without ground truth (paper, section 3.3): lessons from agreement and self-critique.
         reflection_lm: writes the lessons; default: `dspy.settings.lm`.
         objective: in words, what the experiences should be about.
-        group_size: rollouts for each example, at least 2.
-        epochs: passes over the training set.
-        temperature: of training rollouts; None: each LM's own. Trials of the gate are always
-            measured at the LM's own.
-        batch_size: examples for each update; default: a fifth of the trainset, at least 5, at
-            most 20.
+        auto: "light", "medium" or "heavy": a `max_lm_calls` that fits the data, of about 5, 12 or
+            30 LM calls for each training example (times the LM calls of one rollout), and at
+            least 100, 200 or 400. An explicit `max_lm_calls` wins.
+        max_lm_calls: how many LM calls the whole run may make. This and the next three are hard
+            limits; when one is reached, the best program so far is returned. What is replayed
+            from `log_dir` counts at what it cost when it was made. Without any limit the run
+            makes 5 epochs.
+        max_metric_calls: how often the metric may be called.
+        max_cost: how many US dollars the run may cost; the worst case of each call is taken first.
+        max_minutes: how long the run may take, from the start of this compile.
+        group_size: rollouts for each example, at least 2; default: derived.
+        batch_size: examples for each update; default: derived.
+        epochs: passes over the training set, at most; default: derived.
+        temperature: of training rollouts; default: 0.7, or a reasoning model's own. The validation
+            set is always measured at the LM's own.
         max_experiences: how many experiences the library may hold.
-        max_experience_words: how many words each may have.
-        min_contrast: scores of a group that differ by no more than this do not differ.
-        use_labels: False hides `example.labels()` from the reflection LM; scores are still used.
-        gate: decides over each update; default: `AutoGate()`, without a metric `NoGate()`.
-        draft_lessons, summarize_trajectory, extract_advantage, update_library: the reflection
-            modules, each replaceable; see `tfgrpo_dspy.reflection`.
-        summarize_always: summarise every trajectory, not only those that are too long.
-        failure_analysis: also draw lessons from groups without contrast that score below the best
-            seen (or no higher than `failure_score`) and carry feedback.
-        update_per_group: ask for the operations of each group first, then merge them: the extra
-            call of the reference implementation.
-        drafts: how often lessons are drawn from labels alone first, of ten training examples at a
-            time (`DraftLessons`). They are the run's first update, what most drafts say first, and
-            the gate decides on it as on any other; with `max_staleness=0` no training rollout is
-            made before. For labels that tell how they come about; 0: none.
-        max_demos: how many of the best training rollouts become demos of the result (DSPy's own,
-            in its predictors), if they likely help it on the validation set; 0: none. They take no
-            rollout but those of that test, and make every later prompt longer.
-        max_staleness: by how many updates the library that a batch's rollouts are made with may be
-            behind: with 1, they run while the update before is still proposed and gated; with 0,
-            they wait for it, as in the paper.
-        num_threads: how many rollouts and reflections are under way at once; default:
-            `dspy.settings.num_threads`; with an executor of processes twice its workers.
-        executor: where rollouts are run: any `concurrent.futures.Executor`, such as a
-            `ProcessPoolExecutor` or dask's `Client.get_executor()`; default: threads. Program,
-            metric, LMs (with their keys) and the settings of `dspy.context` are sent to its workers
-            by cloudpickle, and never written to a disk.
-        rollout_timeout_s: seconds that a rollout or a reflection may take from its start; what
-            takes longer is lost, not begun again.
-        quorum: the share of a group's rollouts with which it goes on when the others take over
-            three times as long as the run's rollouts mostly do; those are left out, and recorded
-            so. None: a group waits for all of its rollouts.
-        hedge: begin a rollout or a reflection that takes so long a second time; the first that is
-            there counts, both are paid. With quorum or hedge, what is learned depends on the clock.
-        failure_score: the score of a rollout in which the program failed.
-        max_errors: how many rollouts and reflections may fail, by other than an unparsed answer,
-            before the run is ended; default: half of them, and in any case 20.
-        auto: "light", "medium" or "heavy" fill `max_metric_calls` and `max_lm_calls` with what a
-            third, two thirds or all of the epochs take at most.
-        max_metric_calls, max_lm_calls, max_cost, max_minutes: hard limits of the whole run; what
-            is replayed from `log_dir` counts at what it cost when it was made, time from the start
-            of this compile. `max_cost` is in US dollars, and takes the worst case of each call
-            first. When one is reached, the best program so far is returned.
-        prices: US dollars for a million prompt and completion tokens, by model, such as
-            `{"openai/my-model": (0.15, 0.60)}`; default: DSPy's price list.
+        max_demos: how many of the best training rollouts may become demos of the result (DSPy's
+            own, in its predictors); they do if the program with them wins on the validation set.
+            Default: derived; 0: none.
+        gate: decides which experiences stay, and which rollouts are given them; default:
+            `BayesianGate()`, without a metric `NoGate()`.
+        reflection: how the reflection LM is asked, as a `Reflection(...)`: its modules, labels,
+            drafts, the length of an experience.
+        execution: where and how rollouts are run, as an `Execution(...)`: an executor, time
+            limits, staleness, prices.
         log_dir: the folder of the run store: what is recorded there is not computed again, so the
             same compile goes on where another was stopped.
         offline: replay from `log_dir` only; no LM, program or metric is called.
         version: names what fingerprints cannot see (helper functions, weights); another version,
             other records.
+        num_threads: how many rollouts and reflections are under way at once; default:
+            `dspy.settings.num_threads`; with an executor of processes twice its workers.
         seed: of shuffling, splitting and rollout ids; same seed, same answers, same library.
         progress: whether to show a progress bar.
 
@@ -96,70 +76,29 @@ class TrainingFreeGRPO(Teleprompter):
         SettingsError: an argument that cannot be used; names every fault.
     """
 
-    def __init__(
-        self,
-        metric: Callable[..., Any] | None,
-        *,
-        reflection_lm: Any = None,
-        objective: str | None = None,
-        group_size: int = 5,
-        epochs: int = 3,
-        temperature: float | None = DEFAULT_TEMPERATURE,
-        batch_size: int | None = None,
-        max_experiences: int = 30,
-        max_experience_words: int = 40,
-        min_contrast: float = 1e-9,
-        use_labels: bool = True,
-        gate: Gate | None = None,
-        auto: str | None = None,
-        max_metric_calls: int | None = None,
-        max_lm_calls: int | None = None,
-        max_cost: float | None = None,
-        max_minutes: float | None = None,
-        prices: Mapping[str, tuple[float, float]] | None = None,
-        num_threads: int | None = None,
-        executor: Executor | None = None,
-        max_staleness: int = DEFAULT_STALENESS,
-        rollout_timeout_s: float | None = None,
-        quorum: float | None = None,
-        hedge: bool = False,
-        failure_score: float = 0.0,
-        max_errors: int | None = None,
-        log_dir: str | PathLike[str] | None = None,
-        offline: bool = False,
-        version: str | None = None,
-        seed: int = 0,
-        progress: bool = True,
-        draft_lessons: Any = None,
-        summarize_trajectory: Any = None,
-        extract_advantage: Any = None,
-        update_library: Any = None,
-        summarize_always: bool = False,
-        failure_analysis: bool = True,
-        update_per_group: bool = False,
-        drafts: int = 0,
-        max_demos: int = 0,
-    ) -> None:
-        arguments = {name: value for name, value in locals().items() if name in Settings.names()}
+    @taking(Settings)
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
-        self.settings = Settings(**arguments)
+        self.settings = settings
 
     @classmethod
     def paper(cls, metric: Callable[..., Any] | None, **overrides: Any) -> "TrainingFreeGRPO":
         """The paper's own schedule, to compare with.
 
         Group size 5, 3 epochs of one batch each, every rollout summarised, lessons from groups
-        with contrast only, no gate, the last library returned. `update_per_group=True` adds the
-        reference implementation's call for each group.
+        with contrast only, no drafts, no demos, no gate, the last library returned.
         """
+        execution = overrides.pop("execution", None) or Execution()
+        if execution.max_staleness is None:
+            execution = replace(execution, max_staleness=0)
         schedule: dict[str, Any] = {
             "group_size": 5,
             "epochs": 3,
             "batch_size": WHOLE_TRAINSET,
-            "summarize_always": True,
-            "failure_analysis": False,
-            "max_staleness": 0,
+            "max_demos": 0,
             "gate": NoGate(),
+            "reflection": PaperReflection.of(overrides.pop("reflection", None)),
+            "execution": execution,
         }
         return cls(metric, **(schedule | overrides))
 
@@ -171,6 +110,8 @@ class TrainingFreeGRPO(Teleprompter):
         teacher: Any = None,
         valset: list[Any] | None = None,
         testset: list[Any] | None = None,
+        num_threads: int | None = None,
+        seed: int | None = None,
     ) -> Any:
         """The student, in a copy, with the best library found baked into its instructions.
 
@@ -180,11 +121,12 @@ class TrainingFreeGRPO(Teleprompter):
             student: a DSPy program; it is not changed.
             trainset: examples with inputs; their labels are for metric and reflection LM.
             teacher: must be None.
-            valset: what the gate measures on; default: a third of the trainset, at most 100. Of a
-                limited budget, measuring the student on it takes a twentieth: of a larger set so
-                many examples are used, at least 10, drawn by `seed`.
+            valset: what student and candidates are compared on at the end; default: a third of the
+                trainset, at most 100. Of a larger set than the budget pays for, some examples are
+                used, drawn by `seed`.
             testset: examples that choose nothing: student and result are measured on them at the
                 end, for `detailed_results.test`.
+            num_threads, seed: for this compile, in place of the optimizer's own.
 
         Returns:
             The program, with `detailed_results` (`tfgrpo_dspy.results.RunResults`) on it.
@@ -196,9 +138,12 @@ class TrainingFreeGRPO(Teleprompter):
             RunFailedError: a refused key, an unknown model, or more than `max_errors` failures;
                 `.program` of it is the best so far.
         """
-        settings, training, validation = prepare(
-            self.settings, student, trainset, valset, teacher, testset
-        )
+        own = self.settings
+        if num_threads is not None:
+            own = replace(own, num_threads=num_threads)
+        if seed is not None:
+            own = replace(own, seed=seed)
+        settings, training, validation = prepare(own, student, trainset, valset, teacher, testset)
         data = (trainset, training, validation, testset or ())
         with Pipeline(settings, student, *data) as pipeline:
             with pipeline.until_stopped():
@@ -241,7 +186,8 @@ class TrainingFreeGRPO(Teleprompter):
                 mapping), "steps" (a list of mappings with "name", "inputs", "outputs" and, where
                 they apply, "kind" and "error") and "error" (the program failed). Traces with equal
                 inputs form a group, in the order of their first.
-            valset: what the gate measures updates on, with the optimizer's metric.
+            valset: what student and candidates are compared on at the end, by the optimizer's
+                metric.
 
         Returns:
             The program, with `detailed_results` on it.
@@ -279,7 +225,7 @@ class TrainingFreeGRPO(Teleprompter):
         testset: list[Any] | None = None,
         probe: bool = False,
     ) -> Plan:
-        """What `compile` would do at most, without a call; `str` of it is a table.
+        """What `compile` would do, without a call; `str` of it is a table, and the schedule.
 
         Args:
             student, trainset, valset, testset: as for `compile`.
@@ -297,8 +243,7 @@ class TrainingFreeGRPO(Teleprompter):
         if probe:
             with Pipeline(settings, student, trainset, training, validation) as pipeline:
                 probed = pipeline.probe()
-        n_test = len(testset or ())
-        return plan_of(settings, student, examples, len(validation), probed, n_test=n_test)
+        return plan_of(settings, student, examples, probed)
 
     def get_params(self) -> dict[str, Any]:
         """The settings that are numbers, strings or flags, as a new dict."""

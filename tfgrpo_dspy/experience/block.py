@@ -5,7 +5,7 @@ line, the block or the adapter's own sections is written as `\\uXXXX`.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
@@ -19,6 +19,8 @@ SHOWN_CHARACTERS = 120
 
 _LINE = re.compile(r"\[(E[1-9][0-9]*)(\*?)\] (.+)")
 _LAST_LINE = re.compile(r"\((?:order: (E[0-9]+(?: E[0-9]+)*); )?next id: E([1-9][0-9]*)\)")
+_BEGIN_LINE = re.compile(rf"^{BEGIN}\n", re.MULTILINE)
+_END_LINE = re.compile(rf"\n{END}(?=\n|\Z)")
 _ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
 _TO_ESCAPE = re.compile(
     r"\\(?=u[0-9a-f]{4})"  # a backslash that would read as one of our escapes
@@ -60,45 +62,68 @@ def write_block(visible: Sequence[Experience], order: Sequence[str], next_number
     return "\n".join([BEGIN, HEADER, render_lines(visible), last_line, END])
 
 
-def split_instructions(instructions: str) -> tuple[str, str | None]:
-    """The instructions without their block, byte for byte, and the text of the block, if any.
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Instructions, apart: what stands before the block, the block (None: none), what follows it.
+
+    The three together are the instructions, byte for byte.
+    """
+
+    before: str
+    block: str | None
+    after: str
+
+    @property
+    def own(self) -> str:
+        """The instructions without the block."""
+        if self.block is None:
+            return self.before
+        before = self.before.removesuffix("\n\n")
+        return before + self.after if before else self.after.removeprefix("\n\n")
+
+    def with_block(self, block: str | None) -> str:
+        """The instructions with this block in place of the other; at the end where none was."""
+        if block is None:
+            return self.own
+        if self.block is None:
+            return f"{self.before}\n\n{block}" if self.before else block
+        return self.before + block + self.after
+
+
+def split_instructions(instructions: str) -> Split:
+    """Where the block stands in the instructions.
+
+    Other optimizers append text behind it (SIMBA its rules), or put text around it (ReAct).
 
     Raises:
-        LibraryFormatError: a block is there, but not at the end of the instructions.
+        LibraryFormatError: there are two blocks, or one that does not end.
     """
-    own, block = _split(instructions)
-    if f"{BEGIN}\n{HEADER}\n" in own:
+    found = [place for place in _blocks_in(instructions) if _is_ours(instructions[slice(*place)])]
+    n_begun = instructions.count(f"{BEGIN}\n{HEADER}\n")
+    if len(found) > 1 or n_begun > len(found):
         raise LibraryFormatError(
-            f"The instructions {own[:SHOWN_CHARACTERS]!r}... hold a block of experiences that does "
-            f"not end them with the line {END}; put that line back at the end, move what stands "
-            f"behind it to the front, or remove the block."
+            f"The instructions {instructions[:SHOWN_CHARACTERS]!r}... hold {n_begun} blocks of "
+            f"experiences, {len(found)} of which end with the line {END}; keep one block from the "
+            f"line {BEGIN} to the line {END}, or none."
         )
-    return own, block
+    if not found:
+        return Split(instructions, None, "")
+    start, end = found[0]
+    return Split(instructions[:start], instructions[start:end], instructions[end:])
 
 
-def _split(instructions: str) -> tuple[str, str | None]:
-    if not instructions.endswith(f"\n{END}"):
-        return instructions, None
-    start = instructions.rfind(f"{BEGIN}\n")
-    if start < 0 or not _is_ours(instructions[start:].split("\n")):
-        return instructions, None
-    if start == 0:
-        return "", instructions
-    if instructions[start - 2 : start] != "\n\n":
-        return instructions, None
-    return instructions[: start - 2], instructions[start:]
+def _blocks_in(instructions: str) -> Iterator[tuple[int, int]]:
+    """Start and end of each text from a line BEGIN to the next line END, without another BEGIN."""
+    for begin in _BEGIN_LINE.finditer(instructions):
+        end = _END_LINE.search(instructions, begin.end() - 1)
+        if end is not None and not _BEGIN_LINE.search(instructions, begin.end() - 1, end.start()):
+            yield begin.start(), end.end()
 
 
-def _is_ours(lines: Sequence[str]) -> bool:
+def _is_ours(text: str) -> bool:
     """Whether it is a block of ours, be it damaged, and not a user's own use of the same tag."""
+    lines = text.split("\n")
     return lines[1] == HEADER or bool(_LAST_LINE.fullmatch(lines[-2]))
-
-
-def join_instructions(own: str, block: str | None) -> str:
-    """The inverse of `split_instructions`."""
-    if block is None:
-        return own
-    return f"{own}\n\n{block}" if own else block
 
 
 def parse_block(text: str, predictor: str) -> Block:
@@ -135,11 +160,12 @@ def plain_instructions(instructions: str) -> str:
     Raises:
         LibraryFormatError: the block is damaged.
     """
-    own, text = split_instructions(instructions)
-    if text is None:
-        return own
-    advice = [experience.text for experience in parse_block(text, "self").experiences]
-    return "\n".join([own, *advice] if own else advice)
+    parts = split_instructions(instructions)
+    if parts.block is None:
+        return instructions
+    advice = [experience.text for experience in parse_block(parts.block, "self").experiences]
+    before = parts.before.removesuffix("\n\n")
+    return "\n".join([before, *advice] if before else advice) + parts.after
 
 
 def _parse_line(line: str, predictor: str) -> Experience:

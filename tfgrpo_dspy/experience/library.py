@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience.block import (
     Block,
-    join_instructions,
     parse_block,
     render_lines,
     split_instructions,
@@ -112,8 +111,22 @@ class ExperienceLibrary:
     def __iter__(self) -> Iterator[Experience]:
         return iter(self._experiences)
 
+    def __contains__(self, id_: object) -> bool:
+        """Whether it holds an experience of this id: `"E1" in library`."""
+        own = id_.id if isinstance(id_, Experience) else id_
+        return own in self._by_id()
+
     def __len__(self) -> int:
         return len(self._experiences)
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str]) -> "ExperienceLibrary":
+        """The library of these lines of advice, for all predictors, as E1, E2, ...
+
+        Raises:
+            LibraryError: a text is empty, or is not a string.
+        """
+        return cls(Experience(f"E{number}", text) for number, text in enumerate(texts, start=1))
 
     def bare(self) -> "ExperienceLibrary":
         """An equal library without annotations."""
@@ -286,8 +299,8 @@ class ExperienceLibrary:
                 f"scopes {unknown} name no predictor of the program; it has {sorted(predictors)}."
             )
         for name, predictor in predictors.items():
-            own, _ = split_instructions(predictor.signature.instructions)
-            instructions = join_instructions(own, self._block(name))
+            parts = split_instructions(predictor.signature.instructions)
+            instructions = parts.with_block(self._block(name))
             if instructions != predictor.signature.instructions:
                 predictor.signature = with_instructions(predictor.signature, instructions)
         return baked
@@ -309,9 +322,9 @@ class ExperienceLibrary:
         """
         blocks: list[Block] = []
         for name, predictor in named_predictors(program):
-            _, text = split_instructions(predictor.signature.instructions)
-            if text is not None:
-                blocks.append(parse_block(text, name))
+            block = split_instructions(predictor.signature.instructions).block
+            if block is not None:
+                blocks.append(parse_block(block, name))
         return cls._from_blocks(blocks)
 
     @classmethod
@@ -352,7 +365,10 @@ class ExperienceLibrary:
 
     @classmethod
     def load(cls, path: str | Path) -> "ExperienceLibrary":
-        """Read a library that `save` wrote.
+        """Read a library that `save` wrote, or that somebody wrote by hand.
+
+        `{"experiences": [{"id": "E1", "text": "Ask first."}]}` is enough: without a `scope` an
+        experience is for all predictors.
 
         Raises:
             LibraryFormatError: the file is not a library, or one of a newer version.
@@ -371,12 +387,13 @@ class ExperienceLibrary:
         Raises:
             LibraryFormatError: the record is not a library, or one of a newer version.
         """
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
+        is_library = isinstance(record, dict) and isinstance(record.get("experiences"), list)
+        if not is_library or record.get("format", FORMAT) != FORMAT:
             raise LibraryFormatError(
-                f"{source} is not a library: its 'format' is not {FORMAT!r}; pass a file that "
-                f"ExperienceLibrary.save wrote."
+                f"{source} is not a library; pass a file that ExperienceLibrary.save wrote, or one "
+                f'that holds {{"experiences": [{{"id": "E1", "text": "..."}}]}}.'
             )
-        version = record.get("version")
+        version = record.get("version", FORMAT_VERSION)
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise LibraryFormatError(
                 f"{source} has format version {version!r}, newer than {FORMAT_VERSION}, the one "
@@ -384,13 +401,9 @@ class ExperienceLibrary:
             )
         try:
             experiences = [_experience_from(fields) for fields in record["experiences"]]
-            return cls(experiences, next_number=record["next_number"])
+            return cls(experiences, next_number=record.get("next_number"))
         except (KeyError, TypeError, LibraryError) as error:
             raise LibraryFormatError(f"{source} is a damaged library: {error!r}.") from error
-
-
-def _rebuilt(experiences: tuple[Experience, ...], next_number: int) -> ExperienceLibrary:
-    return ExperienceLibrary(experiences, next_number=next_number)
 
 
 def _shown(experience: Experience) -> str:
@@ -413,7 +426,9 @@ def _worth(experience: Experience) -> str:
     return f"  ({', '.join(known)})" if known else ""
 
 
-def _experience_from(fields: Mapping[str, Any]) -> Experience:
-    evidence = tuple(Evidence(**item) for item in fields["evidence"])
+def _experience_from(fields: Any) -> Experience:
+    if not isinstance(fields, Mapping):
+        raise TypeError(f"{fields!r} is no mapping with 'id' and 'text'")
+    evidence = tuple(Evidence(**item) for item in fields.get("evidence", ()))
     effect = Effect(**fields["effect"]) if fields.get("effect") else None
     return Experience(**{**fields, "evidence": evidence, "effect": effect})

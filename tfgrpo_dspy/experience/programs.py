@@ -19,7 +19,7 @@ def named_predictors(program: Any) -> list[tuple[str, Any]]:
 
 def own_instructions(predictor: Any) -> str:
     """The predictor's instructions without the experiences that are baked into them."""
-    return split_instructions(predictor.signature.instructions)[0]
+    return split_instructions(predictor.signature.instructions).own
 
 
 def with_instructions(signature: Any, instructions: str) -> Any:

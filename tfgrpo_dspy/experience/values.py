@@ -46,8 +46,8 @@ class Evidence:
 class Effect:
     """What an experience's presence does to the score: an estimate with its standard error.
 
-    The estimand is the mean effect of its presence over random halves of the other experiences;
-    `n_rollouts` are those that it was estimated from.
+    The estimate is the mean over examples like the training examples; `n_rollouts` rollouts were
+    given the experience.
     """
 
     estimate: float

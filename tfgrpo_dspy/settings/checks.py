@@ -21,9 +21,9 @@ from tfgrpo_dspy.experience import (
 from tfgrpo_dspy.gate import NoGate
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling import allows_temperature, is_deterministic
-from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, LEAST_VALIDATION, Settings
-from tfgrpo_dspy.settings.plan import plan_of, with_preset
+from tfgrpo_dspy.sampling import allows_temperature
+from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, Reflection, RunSettings, Settings
+from tfgrpo_dspy.settings.plan import facts_of, plan_of, schedule_of, with_preset
 from tfgrpo_dspy.store import Unseen, digest, object_identity
 
 logger = logging.getLogger(__name__)
@@ -40,10 +40,10 @@ def prepare(
     valset: Any,
     teacher: Any = None,
     testset: Any = None,
-) -> tuple[Settings, list[int], list[Any]]:
-    """The settings with `auto` filled in, the positions to train on, the validation set.
+) -> tuple[RunSettings, list[int], list[Any]]:
+    """The settings with all that is derived, the positions to train on, the validation set.
 
-    The plan is logged.
+    Schedule and plan are logged.
 
     Raises:
         SettingsError: names every fault of student, data, LMs and budget.
@@ -52,17 +52,11 @@ def prepare(
     check_run(settings, student, trainset, valset, teacher, testset)
     training, validation = split(settings, trainset, valset)
     if testset is not None:
-        _warn_of_overlap(trainset, testset, "test")
+        _warn_of_overlap(trainset, testset, "test", "training")
+        _warn_of_overlap(valset or (), testset, "test", "validation")
     examples = [trainset[index] for index in training]
-    n_test = len(testset or ())
-    settings = with_preset(settings, student, examples, len(validation), n_test=n_test)
-    faults = list(budget_faults(settings, student, len(validation)))
-    if faults:
-        raise SettingsError(" ".join(faults))
-    if not settings.offline:
-        plan = plan_of(settings, student, examples, len(validation), n_test=n_test)
-        logger.info("the plan:\n%s", plan)
-    return settings, training, validation
+    data = {"n_test": len(testset or ()), "is_split": valset is None}
+    return _derived(settings, student, examples, len(validation), data), training, validation
 
 
 def prepare_learning(
@@ -71,7 +65,7 @@ def prepare_learning(
     examples: Sequence[Any],
     recorded: Sequence[Sequence[Rollout]],
     valset: Any,
-) -> tuple[Settings, list[Any]]:
+) -> tuple[RunSettings, list[Any]]:
     """The settings for learning from traces, and the validation set.
 
     Without a validation set, or a metric to score it by, nothing is measured. Traces without any
@@ -87,15 +81,29 @@ def prepare_learning(
     with warnings.catch_warnings():  # of metric=None: the traces have, or have not, their scores
         warnings.simplefilter("ignore")
         check_run(settings, student, examples, valset)
-    validation = list(valset or []) if settings.gate_metric is not _scores_of_traces else []
-    settings = with_preset(settings, student, examples, len(validation), is_sampled=False)
-    faults = list(budget_faults(settings, student, len(validation)))
+    validation = list(valset or []) if settings.metric is not _scores_of_traces else []
+    data = {"is_sampled": False}
+    return _derived(settings, student, examples, len(validation), data), validation
+
+
+def _derived(
+    settings: Settings, student: Any, examples: Sequence[Any], n_validation: int, data: Any
+) -> RunSettings:
+    """The settings with budget and schedule filled in; the plan is logged.
+
+    Raises:
+        SettingsError: the budget cannot be kept, or is too small to learn anything.
+    """
+    faults = list(price_faults(settings, student))
     if faults:
         raise SettingsError(" ".join(faults))
+    settings = with_preset(settings, student, len(examples))
+    can_draft = not list(_draft_faults(settings, examples))
+    facts = facts_of(settings, student, examples, n_validation, can_draft=can_draft, **data)
+    derived = RunSettings.of(settings, schedule_of(settings, facts))
     if not settings.offline:
-        plan = plan_of(settings, student, examples, len(validation), is_sampled=False)
-        logger.info("the plan:\n%s", plan)
-    return settings, validation
+        logger.info("the plan:\n%s", plan_of(derived, student, examples))
+    return derived
 
 
 def _scores_of_traces(example: Any, prediction: Any, trace: Any = None) -> float:
@@ -122,13 +130,13 @@ def check_run(
         faults += _data_faults("valset", valset)
     if testset is not None:
         faults += [*_data_faults("testset", testset), *_test_faults(settings)]
-    if not faults:
+    if not faults and settings.reflection is not None and settings.reflection.drafts:
         faults += _draft_faults(settings, trainset)
     if teacher is not None:
         faults.append(f"teacher={type(teacher).__name__}: this optimizer has no use for a teacher.")
     if not faults:
         library = ExperienceLibrary.from_program(student)
-        faults += [*_library_faults(settings.limits, library), *_lm_faults(settings, student)]
+        faults += [*_library_faults(settings, library), *_lm_faults(settings, student)]
     if faults:
         raise SettingsError(" ".join(faults))
     if settings.metric is None and not settings.measures:
@@ -149,14 +157,14 @@ def split(
     held out. Sets that overlap are warned of.
     """
     if valset is not None:
-        _warn_of_overlap(trainset, valset, "validation")
+        _warn_of_overlap(trainset, valset, "validation", "training")
         return list(range(len(trainset))), list(valset)
     if not settings.measures:
         return list(range(len(trainset))), []
     if len(trainset) < MIN_EXAMPLES_TO_SPLIT:
         warnings.warn(
-            f"{len(trainset)} examples are too few to hold some out: the gate measures on the "
-            f"training examples themselves; pass a valset.",
+            f"{len(trainset)} examples are too few to hold some out: student and result are "
+            f"compared on the training examples themselves; pass a valset.",
             stacklevel=3,
         )
         return list(range(len(trainset))), list(trainset)
@@ -166,37 +174,21 @@ def split(
     return sorted(order[n_held_out:]), [trainset[i] for i in sorted(order[:n_held_out])]
 
 
-def budget_faults(settings: Settings, student: Any, n_validation: int) -> Iterator[str]:
-    """What cannot be measured, or not be priced, with the budget."""
-    n_passes = 0 if settings.gate_metric is None else 1 if settings.measures else 2
-    n_validation = min(n_validation, LEAST_VALIDATION)
-    needed, given = n_passes * n_validation, settings.max_metric_calls
-    if given is not None and given <= needed:
-        yield (
-            f"max_metric_calls={given}: measuring the student"
-            f"{' and the result' if n_passes == 2 else ''} on {n_validation} validation examples "
-            f"takes {needed} already; allow more, or pass a smaller valset."
-        )
-    if settings.max_lm_calls is not None and settings.max_lm_calls <= needed:
-        yield (
-            f"max_lm_calls={settings.max_lm_calls}: measuring the student on {n_validation} "
-            f"validation examples takes {needed} already; allow more, or pass a smaller valset."
-        )
-    if settings.max_cost is None:
+def price_faults(settings: Settings, student: Any) -> Iterator[str]:
+    """Each LM whose price is not known, where `max_cost` needs it."""
+    if settings.max_cost is None or settings.execution is None:
         return
     for lm in {id(lm): lm for lm in _all_lms(settings, student)}.values():
-        price = price_of(lm, settings.prices or {})
+        price = price_of(lm, settings.execution.prices or {})
         if isinstance(price, str):
             yield f"max_cost={settings.max_cost}: {price}"
 
 
 def _all_lms(settings: Settings, student: Any) -> list[Any]:
     """Every LM that the run may call, as far as it can be found."""
-    modules = settings.reflection_modules
+    modules = (settings.reflection or Reflection()).modules
     of_modules = [lm for module in modules for lm in language_models(module)]
-    of_metrics = [
-        lm for metric in (settings.metric, settings.gate_metric) for lm in held_lms(metric)
-    ]
+    of_metrics = [lm for lm in held_lms(settings.metric)]
     reflection_lm = settings.reflection_lm or dspy.settings.lm
     return [*policy_lms(student), reflection_lm, *of_modules, *of_metrics]
 
@@ -218,7 +210,9 @@ def _program_faults(student: Any) -> Iterator[str]:
         )
 
 
-def _library_faults(limits: Limits, library: ExperienceLibrary) -> Iterator[str]:
+def _library_faults(settings: Settings, library: ExperienceLibrary) -> Iterator[str]:
+    reflection = settings.reflection or Reflection()
+    limits = Limits(settings.max_experiences, reflection.max_experience_words)
     if len(library) > limits.max_experiences:
         yield (
             f"max_experiences={limits.max_experiences}: the student starts with {len(library)} "
@@ -259,44 +253,34 @@ def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
                 f"one on every predictor and pass reflection_lm."
             )
             return
-    predictors = [predictor for _, predictor in student.named_sub_modules(dspy.Predict)]
-    if settings.temperature is None and all(map(_always_answers_the_same, predictors)):
-        yield (
-            f"temperature=None, and every predictor of the student runs at temperature 0: all "
-            f"{settings.group_size} rollouts of a group would be the same answer; pass "
-            f"temperature={DEFAULT_TEMPERATURE}."
-        )
     for lm in policy_lms(student):
         yield from _temperature_faults(settings, lm)
 
 
-def _always_answers_the_same(predictor: Any) -> bool:
-    lm = predictor.lm or dspy.settings.lm
-    return is_deterministic(lm, predictor.config.get("temperature"))
-
-
 def _temperature_faults(settings: Settings, lm: Any) -> Iterator[str]:
-    if settings.temperature is None or allows_temperature(lm, settings.temperature):
+    temperature = settings.temperature or DEFAULT_TEMPERATURE
+    if allows_temperature(lm, temperature):
         return
-    if settings.temperature != DEFAULT_TEMPERATURE:
+    if temperature != DEFAULT_TEMPERATURE:
         yield (
             f"temperature={settings.temperature}: {lm.model} is a reasoning model and allows "
-            f"none but its own; leave temperature out, or pass None."
+            f"none but its own; leave temperature out."
         )
     else:
         logger.info("%s allows no temperature but its own; its rollouts use that", lm.model)
 
 
 def _draft_faults(settings: Settings, trainset: Any) -> Iterator[str]:
-    if not settings.drafts:
-        return
-    if not settings.use_labels or settings.metric is None:
-        hidden = "metric=None" if settings.use_labels else "use_labels=False"
-        yield f"drafts={settings.drafts} and {hidden}: drafts are drawn from labels; pass drafts=0."
+    """Why there is nothing to draw drafts from."""
+    reflection = settings.reflection or Reflection()
+    asked = f"drafts={reflection.drafts}"
+    if not reflection.use_labels or settings.metric is None:
+        hidden = "metric=None" if reflection.use_labels else "use_labels=False"
+        yield f"{asked} and {hidden}: drafts are drawn from labels; pass drafts=0."
     elif not any(_has_labels(example) for example in trainset or ()):
         yield (
-            f"drafts={settings.drafts}: drafts are drawn from labels, and no example of the "
-            f"trainset has any; pass drafts=0."
+            f"{asked}: drafts are drawn from labels, and no example of the trainset has any; pass "
+            f"drafts=0."
         )
 
 
@@ -305,21 +289,22 @@ def _has_labels(example: Any) -> bool:
 
 
 def _test_faults(settings: Settings) -> Iterator[str]:
-    if settings.gate_metric is None:
+    if settings.metric is None:
         yield "testset and metric=None: nothing scores the test set; pass a metric."
 
 
-def _warn_of_overlap(trained: Sequence[Any], kept: Sequence[Any], name: str) -> None:
-    if not kept:
+def _warn_of_overlap(others: Sequence[Any], kept: Sequence[Any], name: str, used: str) -> None:
+    """Warn of `kept` examples (of the set `name`) that are among `others` (used for `used`)."""
+    if not kept or not others:
         return
     first = next(iter(kept[0].inputs().keys()))  # a digest of every example would take long
     values = {repr(example.get(first)) for example in kept}
-    near = [example for example in trained if repr(example.get(first)) in values]
+    near = [example for example in others if repr(example.get(first)) in values]
     seen = {_inputs_of(example) for example in near}
     n_shared = sum(_inputs_of(example) in seen for example in kept)
     if n_shared:
         warnings.warn(
-            f"{n_shared} of {len(kept)} {name} examples are training examples too; scores on them "
+            f"{n_shared} of {len(kept)} {name} examples are {used} examples too; scores on them "
             f"flatter what was learned.",
             stacklevel=4,
         )

@@ -1,7 +1,7 @@
-"""The plan of a run: how many calls at most, for what, and about what they cost; `auto`.
+"""The plan of a run: about how many calls it makes, for what, and what they cost; `auto`.
 
-Counts of rollouts are upper bounds. What a rollout takes in LM calls and dollars is only known by
-running it; without a probe it is assumed, as said beside the constants. Not in it: retries after a
+What a rollout takes in LM calls and dollars is only known by running it; without a probe it is
+assumed, as said beside the constants. Not in it: answers that are asked for again, retries after a
 provider's faults, summaries of long trajectories, and prompts that must be split.
 """
 
@@ -18,46 +18,51 @@ from tfgrpo_dspy.experience import named_predictors, own_instructions
 from tfgrpo_dspy.reflection import estimate_tokens
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling import as_fields
-from tfgrpo_dspy.settings import PRESETS, Settings
+from tfgrpo_dspy.settings import RunSettings, Settings
+from tfgrpo_dspy.settings.groups import Execution, Reflection
+from tfgrpo_dspy.settings.schedule import Facts, Schedule
 
-ASSUMED_COMPLETION_TOKENS = 300
+ASSUMED_COMPLETION_TOKENS = 150
 ASSUMED_FORMAT_TOKENS = 200
 """What DSPy's adapters add to a prompt, about."""
-ATTEMPTS_AT_ANSWER = 2
-"""An adapter, and a reflection module, ask once more where an answer does not parse."""
+ASSUMED_TURNS = 4
+"""How many calls an agent makes in a rollout, if it may make as many."""
+AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
+"""LM calls for each training example and LM call of a rollout, and the least in all."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One purpose: at most so many rollouts and LM calls; dollars where prices are known."""
+    """One purpose: about so many rollouts and LM calls; dollars where prices are known."""
 
     purpose: str
-    n_rollouts: int | None
-    n_lm_calls: int | None
+    n_rollouts: int
+    n_lm_calls: int
     cost: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a compile would do at most, but for faults and overlong prompts; `str` is a table.
+    """What a compile would do; `str` is a table, with the schedule below it.
 
-    A None is not known: a gate of one's own that does not say how many trials it takes, an LM
-    without a price.
+    A run may end earlier, when nothing is left to learn, and never goes beyond its budget. The
+    cost is None where the price of an LM is not known.
     """
 
     rows: tuple[PlanRow, ...]
     n_updates: int
     is_probed: bool
+    schedule: Schedule
 
     @property
     def n_metric_calls(self) -> int:
-        """All rollouts together, each scored once; those that are known."""
-        return sum(row.n_rollouts or 0 for row in self.rows)
+        """All rollouts together, each scored once."""
+        return sum(row.n_rollouts for row in self.rows)
 
     @property
     def n_lm_calls(self) -> int:
-        """All LM calls together; those that are known."""
-        return sum(row.n_lm_calls or 0 for row in self.rows)
+        """All LM calls together."""
+        return sum(row.n_lm_calls for row in self.rows)
 
     @property
     def cost(self) -> float | None:
@@ -71,22 +76,18 @@ class Plan:
         for row in (*self.rows, total):
             dollars = "?" if row.cost is None else f"{row.cost:.2f}"
             lines.append(
-                f"{row.purpose:<30}{_shown(row.n_rollouts):>10}{_shown(row.n_lm_calls):>10}"
-                f"{dollars:>10}"
+                f"{row.purpose:<30}{row.n_rollouts:>10,}{row.n_lm_calls:>10,}{dollars:>10}"
             )
         basis = "two probe rollouts" if self.is_probed else "assumptions: pass probe=True"
-        return "\n".join([*lines, f"at most, in {self.n_updates} updates; costs from {basis}"])
+        lines.append(f"about, in {self.n_updates} updates; calls and costs from {basis}")
+        return "\n".join([*lines, "", str(self.schedule)])
 
 
 def plan_of(
-    settings: Settings,
+    settings: RunSettings,
     student: Any,
     examples: Sequence[Any],
-    n_validation: int,
     probed: Sequence[Usage] = (),
-    *,
-    n_test: int = 0,
-    is_sampled: bool = True,
 ) -> Plan:
     """The plan.
 
@@ -94,71 +95,102 @@ def plan_of(
         settings: of the run.
         student: the program.
         examples: those to train on.
-        n_validation: how many examples the gate measures on.
         probed: the usage of some rollouts, from which calls and costs are taken.
-        n_test: how many examples student and result are measured on at the end besides.
-        is_sampled: False where the training rollouts are there already.
     """
-    n_train = len(examples)
-    n_drafts = int(settings.drafts > 0)
-    n_updates = n_drafts + settings.epochs * math.ceil(n_train / settings.batch_size_for(n_train))
-    n_groups = settings.epochs * n_train
+    schedule = settings.schedule
     per_rollout = _mean(probed) if probed else _assumed(settings, student, examples)
-    n_training = n_groups * settings.group_size if is_sampled else 0
-    most_trials = getattr(settings.gate, "most_trials", None)
-    n_trials: int | None = 0
-    if settings.measures:
-        n_each = None if most_trials is None else most_trials(n_validation)
-        n_trials = None if n_each is None else n_updates * n_each
-    n_passes = 3 if settings.max_demos else 2
-    n_measured = 0 if settings.gate_metric is None else n_passes * n_validation + 2 * n_test
-    n_summaries = n_training if settings.summarize_always else 0
-    reflection = settings.reflection_lm or dspy.settings.lm
-    budget = getattr(settings.extract_advantage, "attempts_tokens", 12_000)
-    shown = getattr(settings.draft_lessons, "examples_tokens", 12_000)
+    n_updates = schedule.n_updates(per_rollout.calls)
+    n_training = n_updates * schedule.rollouts_of_update
+    n_lessons = n_updates * (schedule.reflections_of_update - 1)
+    n_summaries = n_training if settings.reflection.summarize_always else 0
+    of_reflection = settings.reflection
+    budget = getattr(of_reflection.extract, "attempts_tokens", 12_000)
+    shown = getattr(of_reflection.draft, "examples_tokens", 12_000)
     attempts = min(budget, settings.group_size * int(per_rollout.prompt + per_rollout.completion))
+    drafted = min(shown, 10 * int(per_rollout.prompt))
     rows = (
-        per_rollout.row("scores of student and result", n_measured),
+        per_rollout.row("student and final choice", schedule.reserve),
+        per_rollout.row("test set", 2 * schedule.facts.n_test),
         per_rollout.row("training rollouts", n_training),
-        per_rollout.row("trials of the gate", n_trials),
-        _reflections("drafts from labels", settings.drafts, shown, reflection, settings),
-        _reflections("summaries", n_summaries, budget // settings.group_size, reflection, settings),
-        _reflections("lessons", n_groups, attempts, reflection, settings),
-        _reflections("updates of the library", n_updates, 4_000, reflection, settings),
+        _reflections("drafts from labels", schedule.drafts, drafted, settings),
+        _reflections("summaries", n_summaries, attempts // settings.group_size, settings),
+        _reflections("lessons", n_lessons, attempts, settings),
+        _reflections("updates of the library", n_updates + (schedule.drafts > 0), 2_000, settings),
     )
-    return Plan(rows, n_updates, bool(probed))
+    return Plan(rows, n_updates + (schedule.drafts > 0), bool(probed), schedule)
 
 
-def with_preset(
-    settings: Settings,
-    student: Any,
-    examples: Sequence[Any],
-    n_validation: int,
-    *,
-    n_test: int = 0,
-    is_sampled: bool = True,
-) -> Settings:
-    """The settings with the budgets that `auto` stands for; explicit ones stay.
-
-    "light", "medium" and "heavy" allow what a third, two thirds and all of the epochs take, where
-    each update is tried once on each validation example.
-    """
-    if settings.auto is None:
+def with_preset(settings: Settings, student: Any, n_training: int) -> Settings:
+    """The settings with the LM calls that `auto` stands for; an explicit `max_lm_calls` stays."""
+    if settings.auto is None or settings.max_lm_calls is not None:
         return settings
-    share = (PRESETS.index(settings.auto) + 1) / len(PRESETS)
-    shorter = replace(settings, epochs=max(1, round(settings.epochs * share)))
-    plan = plan_of(shorter, student, examples, n_validation, n_test=n_test, is_sampled=is_sampled)
-    measured, training, _, *reflections = plan.rows
-    n_trials = plan.n_updates * n_validation if settings.measures else 0
-    n_rollouts = (measured.n_rollouts or 0) + (training.n_rollouts or 0) + n_trials
-    n_reflection_calls = sum(row.n_lm_calls or 0 for row in reflections)
-    per_rollout = _assumed(settings, student, examples)
-    return replace(
-        settings,
-        max_metric_calls=settings.max_metric_calls or max(n_rollouts, 1),
-        max_lm_calls=settings.max_lm_calls
-        or math.ceil(n_rollouts * per_rollout.calls) + n_reflection_calls,
+    each, least = AUTO[settings.auto]
+    n_calls = each * n_training * calls_per_rollout(student)
+    return replace(settings, max_lm_calls=max(least, math.ceil(n_calls)))
+
+
+def facts_of(
+    settings: Settings, student: Any, examples: Sequence[Any], n_validation: int, **others: Any
+) -> Facts:
+    """What the schedule is derived from; `others` are fields of `Facts`.
+
+    Dollars become LM calls by what one is assumed to cost. Minutes cannot: what a call takes is
+    not known.
+    """
+    assumed_calls = None
+    if settings.max_cost is not None:
+        assumed = _assumed(settings, student, examples)
+        if assumed.cost:
+            assumed_calls = settings.max_cost / assumed.cost * assumed.calls
+    return Facts(
+        n_training=len(examples),
+        n_validation=n_validation if settings.metric is not None else 0,
+        can_demonstrate=settings.measures and n_validation > 0,
+        calls_per_rollout=calls_per_rollout(student),
+        n_threads=settings.threads,
+        lm_calls=settings.max_lm_calls,
+        assumed_calls=assumed_calls,
+        metric_calls=settings.max_metric_calls,
+        has_budget=settings.max_minutes is not None or settings.max_cost is not None,
+        **others,
     )
+
+
+def schedule_of(settings: Settings, facts: Facts) -> Schedule:
+    """The schedule for these facts, with the figures that the user set."""
+    reflection, execution = settings.reflection or Reflection(), settings.execution or Execution()
+    return Schedule.derive(
+        facts,
+        group_size=settings.group_size,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        max_demos=settings.max_demos,
+        max_staleness=execution.max_staleness,
+        drafts=reflection.drafts,
+        groups_per_call=reflection.groups_per_call,
+    )
+
+
+def calls_per_rollout(student: Any) -> float:
+    """How many LM calls one rollout is assumed to make: each predictor asked once.
+
+    An agent's first predictor is asked up to `ASSUMED_TURNS` times.
+    """
+    return float(sum(times for _, times in _asked(student)))
+
+
+def _asked(student: Any) -> list[tuple[Any, int]]:
+    """Each predictor, and how often it is assumed to be asked in a rollout."""
+    loops = sum(
+        min(getattr(module, "max_iters", 0), ASSUMED_TURNS - 1)
+        for _, module in student.named_sub_modules()
+    )
+    asked = []
+    for index, (_, predictor) in enumerate(named_predictors(student)):
+        lm = predictor.lm or dspy.settings.lm
+        n = predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1
+        asked.append((predictor, n * (1 + (loops if index == 0 else 0))))
+    return asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +202,8 @@ class _PerRollout:
     completion: float
     cost: float | None
 
-    def row(self, purpose: str, n: int | None) -> PlanRow:
+    def row(self, purpose: str, n: int) -> PlanRow:
         """The row of so many rollouts."""
-        if n is None:
-            return PlanRow(purpose, None, None, None)
         cost = None if self.cost is None else n * self.cost
         return PlanRow(purpose, n, math.ceil(n * self.calls), cost)
 
@@ -193,41 +223,33 @@ LOOKED_AT = 100
 
 
 def _assumed(settings: Settings, student: Any, examples: Sequence[Any]) -> _PerRollout:
-    """Each predictor asked once, an agent's as often as it may, and once more where it must."""
     inputs = statistics.fmean(
         estimate_tokens(" ".join(as_fields(example.inputs()).values()))
         for example in examples[:: math.ceil(len(examples) / LOOKED_AT)]
     )
-    loops = sum(getattr(module, "max_iters", 0) for _, module in student.named_sub_modules())
     calls, prompt, completion = 0.0, 0.0, 0.0
     costs: list[float | None] = []
-    for index, (_, predictor) in enumerate(named_predictors(student)):
-        lm = predictor.lm or dspy.settings.lm
-        n = predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1
-        times = ATTEMPTS_AT_ANSWER * n * (1 + (loops if index == 0 else 0))
+    for predictor, times in _asked(student):
         own = times * (
             estimate_tokens(own_instructions(predictor)) + ASSUMED_FORMAT_TOKENS + inputs
         )
         calls, prompt = calls + times, prompt + own
         completion += times * ASSUMED_COMPLETION_TOKENS
+        lm = predictor.lm or dspy.settings.lm
         costs.append(_cost(lm, settings, own, times * ASSUMED_COMPLETION_TOKENS))
     total = None if None in costs else math.fsum(cost or 0.0 for cost in costs)
     return _PerRollout(calls, prompt, completion, total)
 
 
-def _reflections(purpose: str, n: int, prompt: int, lm: Any, settings: Settings) -> PlanRow:
-    calls = n * ATTEMPTS_AT_ANSWER**2  # the module asks twice, and so does its adapter
-    tokens = calls * (prompt + ASSUMED_FORMAT_TOKENS)
-    cost = _cost(lm, settings, tokens, calls * ASSUMED_COMPLETION_TOKENS)
-    return PlanRow(purpose, 0, calls, cost)
+def _reflections(purpose: str, n: int, prompt: int, settings: Settings) -> PlanRow:
+    lm = settings.reflection_lm or dspy.settings.lm
+    tokens = n * (prompt + ASSUMED_FORMAT_TOKENS)
+    return PlanRow(purpose, 0, n, _cost(lm, settings, tokens, n * ASSUMED_COMPLETION_TOKENS))
 
 
 def _cost(lm: Any, settings: Settings, prompt: float, completion: float) -> float | None:
-    price = price_of(lm, settings.prices or {}) if lm is not None else "no LM"
+    prices = settings.execution.prices if settings.execution is not None else None
+    price = price_of(lm, prices or {}) if lm is not None else "no LM"
     if isinstance(price, str):
         return None
     return prompt * price.prompt + completion * price.completion
-
-
-def _shown(value: int | None) -> str:
-    return "?" if value is None else f"{value:,}"

@@ -1,0 +1,188 @@
+"""What few people set: `Reflection` and `Execution`, each one argument of the optimizer."""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import dspy
+
+from tfgrpo_dspy.errors import SettingsError
+from tfgrpo_dspy.reflection import (
+    DraftLessons,
+    ExtractAdvantage,
+    SummarizeTrajectory,
+    UpdateLibrary,
+)
+from tfgrpo_dspy.settings.numbers import (
+    is_finite,
+    positive_number_faults,
+    use_plain_numbers,
+    whole_number_faults,
+)
+
+MODULES: dict[str, Callable[[], Any]] = {
+    "extract": ExtractAdvantage,
+    "update": UpdateLibrary,
+    "summarize": SummarizeTrajectory,
+    "draft": DraftLessons,
+}
+"""The fields of `Reflection` that are modules, and the default of each."""
+_OF_REFLECTION = {"max_experience_words": 1, "groups_per_call": 1, "drafts": 0}
+_OF_EXECUTION = {"max_staleness": 0, "max_errors": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reflection:
+    """How the reflection LM is asked.
+
+    Args:
+        extract: draws lessons from a group; default: `ExtractAdvantage()`. This module and the
+            next three can be replaced by any `dspy.Module` with the same fields.
+        update: turns lessons into operations on the library; default: `UpdateLibrary()`.
+        summarize: shortens trajectories that are too long; default: `SummarizeTrajectory()`.
+        draft: draws lessons from labelled examples alone; default: `DraftLessons()`.
+        use_labels: False hides `example.labels()` from the reflection LM; scores are still used.
+        max_experience_words: how many words one experience may have.
+        groups_per_call: how many groups one call of `extract` sees; default: derived.
+        drafts: how many calls of `draft`, each with ten training examples, are made before the
+            first rollout; what most of them say is the first update. Default: derived; 0: none.
+
+    Raises:
+        SettingsError: names every field that cannot be used.
+    """
+
+    extract: Any = None
+    update: Any = None
+    summarize: Any = None
+    draft: Any = None
+    use_labels: bool = True
+    max_experience_words: int = 40
+    groups_per_call: int | None = None
+    drafts: int | None = None
+
+    # What the paper and the ablations do otherwise; `PaperReflection` makes them arguments.
+    summarize_always = False
+    failure_analysis = True
+    update_per_group = False
+
+    def __post_init__(self) -> None:
+        for name, default in MODULES.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default())
+        use_plain_numbers(self, _OF_REFLECTION)
+        _refuse(
+            [
+                *whole_number_faults(self, _OF_REFLECTION, {"max_experience_words"}),
+                *self._module_faults(),
+            ]
+        )
+
+    def _module_faults(self) -> Iterator[str]:
+        for name, default in MODULES.items():
+            module = getattr(self, name)
+            if isinstance(module, type):
+                yield f"{name}={module.__name__} is a class: pass {module.__name__}()."
+            elif not isinstance(module, dspy.Module):
+                kind = cast(Any, default).__name__
+                yield f"{name}={module!r}: pass a dspy.Module with the fields of {kind}."
+
+    @property
+    def modules(self) -> list[Any]:
+        """The four modules that ask the reflection LM."""
+        return [getattr(self, name) for name in MODULES]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperReflection(Reflection):
+    """Reflection as the paper and the reference implementation have it. Private.
+
+    Args:
+        summarize_always: summarise every trajectory, not only those that are too long.
+        failure_analysis: draw lessons also from failing groups without contrast.
+        update_per_group: ask for the operations of each group first, then merge them.
+    """
+
+    drafts: int | None = 0
+    groups_per_call: int | None = 1
+    summarize_always: bool = True
+    failure_analysis: bool = False
+    update_per_group: bool = False
+
+    @classmethod
+    def of(cls, reflection: Reflection | None) -> "PaperReflection":
+        """The paper's reflection with the fields that this one sets."""
+        if reflection is None or isinstance(reflection, cls):
+            return reflection or cls()
+        given = {field.name: getattr(reflection, field.name) for field in fields(reflection)}
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where and how rollouts are run.
+
+    Args:
+        executor: runs the rollouts: any `concurrent.futures.Executor`, such as a
+            `ProcessPoolExecutor` or dask's `Client.get_executor()`; default: threads. Program,
+            metric, LMs (with their keys) and the settings of `dspy.context` are sent to its workers
+            by cloudpickle, and are never written to a disk.
+        max_staleness: how many updates the library of a batch's rollouts may be behind. With 1,
+            rollouts run while the update before them is still being made; with 0 they wait for
+            it, as in the paper. Default: derived.
+        rollout_timeout_s: seconds that a rollout or a reflection may take; what takes longer is
+            lost, and is not begun again.
+        max_errors: how many rollouts and reflections may fail before the run is ended; answers
+            that do not parse are not counted. Default: half of them, and in any case 20.
+        prices: US dollars for a million prompt tokens and a million completion tokens, by model,
+            such as `{"openai/my-model": (0.15, 0.60)}`; default: DSPy's price list.
+
+    Raises:
+        SettingsError: names every field that cannot be used.
+    """
+
+    executor: Executor | None = None
+    max_staleness: int | None = None
+    rollout_timeout_s: float | None = None
+    max_errors: int | None = None
+    prices: Mapping[str, tuple[float, float]] | None = None
+
+    def __post_init__(self) -> None:
+        use_plain_numbers(self, _OF_EXECUTION, ["rollout_timeout_s"])
+        _refuse(
+            [
+                *whole_number_faults(self, _OF_EXECUTION, set()),
+                *positive_number_faults(self, ("rollout_timeout_s",)),
+                *self._executor_faults(),
+                *self._price_faults(),
+            ]
+        )
+
+    def _executor_faults(self) -> Iterator[str]:
+        if self.executor is not None and not isinstance(self.executor, Executor):
+            yield (
+                f"executor={self.executor!r}: pass a concurrent.futures.Executor, such as "
+                f"ProcessPoolExecutor(8), or Client.get_executor() of dask.distributed."
+            )
+
+    def _price_faults(self) -> Iterator[str]:
+        prices = {} if self.prices is None else self.prices
+        if not isinstance(prices, Mapping):
+            yield f"prices={prices!r}: pass a mapping from a model to its two prices."
+            return
+        for model, pair in prices.items():
+            if not _is_pair_of_prices(pair):
+                yield (
+                    f"prices[{model!r}]={pair!r}: pass US dollars for a million prompt tokens and "
+                    f"for a million completion tokens, such as (0.15, 0.60)."
+                )
+
+
+def _is_pair_of_prices(given: object) -> bool:
+    is_pair = isinstance(given, tuple | list) and len(given) == 2
+    return is_pair and all(is_finite(price) and price >= 0 for price in cast(Any, given))
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise SettingsError(" ".join(faults))

@@ -1,0 +1,350 @@
+"""The schedule that a budget pays for: what an expert would set, derived from a few facts.
+
+Pure arithmetic: nothing here knows a program, an LM or a store. What one rollout takes in LM calls
+is assumed before a run (`Facts.calls_per_rollout`), so what is counted here in LM calls is an
+estimate; the budget itself is kept by `budget`, call by call.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from tfgrpo_dspy.errors import SettingsError
+
+CALLS_FOR_THREE = 15
+"""From so many LM calls for each training example on, groups have 3 rollouts (gate study: groups
+of 2 to 5 do not differ much, and small groups see more examples)."""
+SMALL_GROUP, GROUP = 2, 3
+LEAST_BATCH, MOST_BATCH, BATCH_SHARE = 5, 8, 8
+"""A batch is an eighth of the training set, between 5 and 8 (gate study): small steps learn more
+from the same calls."""
+EPOCHS, EPOCHS_OF_A_BUDGET = 5, 50
+"""Without a budget 5 epochs; with one, the budget or a finished run ends it long before 50."""
+STALENESS, MOST_STALENESS = 1, 4
+THREADS_IN_USE = 1.5
+"""Batches in flight hold so many rollouts for each thread: long rollouts leave no thread idle."""
+MOST_DRAFTS, CALLS_FOR_A_DRAFT = 12, 25
+"""One draft for each 25 LM calls, so that drafts take at most a twenty-fifth of a budget."""
+DEMOS = 4
+GROUPS_PER_CALL = 1
+RESERVE_SHARE = 1 / 5
+"""What the final choice may take of a budget."""
+PASSES, MOST_PASSES = 2, 4
+"""How often the validation set is run for the final choice: at least for the student and the best
+library; at most for four programs."""
+LEAST_VALIDATION = 10
+SMALLEST = 2
+"""Examples in the smallest batch, rollouts in the smallest group, and validation examples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a schedule is derived from.
+
+    Args:
+        n_training: examples to train on.
+        n_validation: examples that are kept for validation; 0: nothing is measured.
+        n_test: examples on which student and result are measured at the end.
+        is_split: whether the validation examples are split from the trainset.
+        can_draft: whether there are labels to draw drafts from.
+        can_demonstrate: whether demos could be tried.
+        is_sampled: False where the training rollouts are there already.
+        calls_per_rollout: LM calls of one rollout, as assumed.
+        n_threads: tasks that may be under way at once.
+        lm_calls: LM calls that the budget pays for; None: any number.
+        assumed_calls: LM calls that the dollars pay for, as assumed; None: any number.
+        metric_calls: rollouts that the budget pays for; None: any number.
+        has_budget: whether anything ends the run, such as a number of minutes.
+    """
+
+    n_training: int
+    n_validation: int
+    n_test: int = 0
+    is_split: bool = False
+    can_draft: bool = False
+    can_demonstrate: bool = False
+    is_sampled: bool = True
+    calls_per_rollout: float = 1.0
+    n_threads: int = 8
+    lm_calls: int | None = None
+    assumed_calls: float | None = None
+    metric_calls: int | None = None
+    has_budget: bool = False
+
+    @property
+    def calls(self) -> float | None:
+        """The budget in LM calls, without the test's; half a reflection goes with each rollout."""
+        test = 2 * self.n_test * self.calls_per_rollout
+        limits = (self.lm_calls, self.assumed_calls)
+        given = [limit - test for limit in limits if limit is not None]
+        if self.metric_calls is not None:
+            n_rollouts = self.metric_calls - 2 * self.n_test
+            given.append(n_rollouts * (self.calls_per_rollout + 0.5))
+        return max(0.0, min(given)) if given else None
+
+    def pay_for(self, n_rollouts: int, n_reflections: int) -> bool:
+        """Whether the budget pays for so many rollouts and reflections."""
+        n_calls = n_rollouts * self.calls_per_rollout + n_reflections
+        limits = (
+            (self.lm_calls, n_calls),
+            (self.assumed_calls, n_calls),
+            (self.metric_calls, n_rollouts),
+        )
+        return all(most is None or needed <= most for most, needed in limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How a run goes through its data; `str` is a table of what was chosen, and why.
+
+    `reserve` is how many rollouts are kept for the final choice, `n_validation` how many validation
+    examples these pay for; what training leaves of the budget measures more.
+    """
+
+    group_size: int
+    batch_size: int
+    epochs: int
+    max_staleness: int
+    drafts: int
+    max_demos: int
+    groups_per_call: int
+    n_validation: int
+    reserve: int
+    facts: Facts = field(repr=False)
+    reasons: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def derive(cls, facts: Facts, **given: int | None) -> "Schedule":
+        """The schedule for these facts; a figure that is given (not None) is kept.
+
+        Raises:
+            SettingsError: the budget does not pay for the smallest run that could learn; names
+                the smallest budget that does.
+        """
+        kept = {name: value for name, value in given.items() if value is not None}
+        chosen: dict[str, int] = {}
+        reasons: dict[str, str] = {}
+        for name, choose in _CHOICES.items():
+            value, reasons[name] = choose(facts, chosen)
+            chosen[name] = kept.get(name, value)
+        reasons.update(dict.fromkeys(kept, "as you set it"))
+        return _fitted(cls(**chosen, facts=facts, reasons=reasons), kept)
+
+    def choices(self) -> dict[str, int]:
+        """The figures by name."""
+        names = [f.name for f in fields(self) if f.name not in ("facts", "reasons")]
+        return {name: getattr(self, name) for name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Each figure with the reason for it, for a result."""
+        return {
+            name: {"value": value, "reason": self.reasons.get(name, "")}
+            for name, value in self.choices().items()
+        }
+
+    @property
+    def rollouts_of_update(self) -> int:
+        """How many rollouts one update is made from."""
+        n_examples = min(self.batch_size, self.facts.n_training)
+        return n_examples * self.group_size * self.facts.is_sampled
+
+    @property
+    def reflections_of_update(self) -> int:
+        """How many answers of the reflection LM one update takes: lessons, then operations."""
+        return math.ceil(min(self.batch_size, self.facts.n_training) / self.groups_per_call) + 1
+
+    @property
+    def reflections_of_drafts(self) -> int:
+        """How many answers the drafts take, with the update that they make."""
+        return self.drafts + (self.drafts > 0)
+
+    @property
+    def rollouts_besides(self) -> int:
+        """How many rollouts are not for learning: the reserve and the test set."""
+        return self.reserve + 2 * self.facts.n_test
+
+    def n_updates(self, calls_per_rollout: float) -> int:
+        """How many updates from batches there are: those of all epochs, or what is paid for."""
+        facts, n_rollouts = self.facts, self.rollouts_of_update
+        paid = [float(self.epochs * math.ceil(facts.n_training / self.batch_size))]
+        fixed = self.rollouts_besides * calls_per_rollout + self.reflections_of_drafts
+        each = n_rollouts * calls_per_rollout + self.reflections_of_update
+        limits = (facts.lm_calls, facts.assumed_calls)
+        paid += [(limit - fixed) / each for limit in limits if limit is not None]
+        if facts.metric_calls is not None and n_rollouts:
+            paid.append((facts.metric_calls - self.rollouts_besides) / n_rollouts)
+        return max(0, math.floor(min(paid)))
+
+    @property
+    def is_paid(self) -> bool:
+        """Whether the budget pays for one whole update beside drafts, reserve and test."""
+        return self.facts.pay_for(
+            self.rollouts_of_update + self.rollouts_besides,
+            self.reflections_of_update + self.reflections_of_drafts,
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{name:<16}{min(value, self._most(name)):>6}  {self.reasons.get(name, '')}".rstrip()
+            for name, value in self.choices().items()
+        )
+
+    def _most(self, name: str) -> int:
+        """A batch that takes in the whole training set is shown as so large."""
+        return self.facts.n_training if name == "batch_size" else sys.maxsize
+
+
+# ---------------------------------------------------------------------- one function, one figure
+
+
+def _group_size(facts: Facts, _chosen: Mapping[str, int]) -> tuple[int, str]:
+    if facts.calls is None:
+        return GROUP, "no limit on calls"
+    each = facts.calls / facts.n_training
+    side = "below" if each < CALLS_FOR_THREE else "not below"
+    size = SMALL_GROUP if each < CALLS_FOR_THREE else GROUP
+    return size, f"{each:.1f} LM calls for each training example, {side} {CALLS_FOR_THREE}"
+
+
+def _batch_size(facts: Facts, _chosen: Mapping[str, int]) -> tuple[int, str]:
+    size = min(MOST_BATCH, max(LEAST_BATCH, math.ceil(facts.n_training / BATCH_SHARE)))
+    return size, (
+        f"an eighth of {facts.n_training} training examples, from {LEAST_BATCH} to {MOST_BATCH}"
+    )
+
+
+def _epochs(facts: Facts, _chosen: Mapping[str, int]) -> tuple[int, str]:
+    if not facts.is_sampled:
+        return 1, "recorded rollouts are read once"
+    if facts.has_budget or facts.calls is not None:
+        return EPOCHS_OF_A_BUDGET, "at most: the budget, or nothing left to learn, ends the run"
+    return EPOCHS, "no budget"
+
+
+def _max_staleness(facts: Facts, chosen: Mapping[str, int]) -> tuple[int, str]:
+    in_batch = chosen["batch_size"] * chosen["group_size"]
+    wanted = math.ceil(THREADS_IN_USE * facts.n_threads / in_batch) - 1
+    staleness = min(MOST_STALENESS, max(STALENESS, wanted))
+    return staleness, f"{in_batch} rollouts in a batch, {facts.n_threads} threads"
+
+
+def _drafts(facts: Facts, _chosen: Mapping[str, int]) -> tuple[int, str]:
+    if not facts.can_draft:
+        return 0, "no labels that the reflection LM may see"
+    if facts.calls is None:
+        return MOST_DRAFTS, "labels, and no limit on calls"
+    n = min(MOST_DRAFTS, int(facts.calls // CALLS_FOR_A_DRAFT))
+    return n, f"labels; one for each {CALLS_FOR_A_DRAFT} LM calls, at most {MOST_DRAFTS}"
+
+
+def _groups_per_call(_facts: Facts, _chosen: Mapping[str, int]) -> tuple[int, str]:
+    return GROUPS_PER_CALL, "each group is read by itself"
+
+
+def _reserve(facts: Facts, _chosen: Mapping[str, int]) -> tuple[int, str]:
+    n = facts.n_validation
+    if not facts.can_demonstrate:
+        return 2 * n, f"rollouts: student and result on {n} validation examples"
+    if facts.calls is None or not n:
+        return MOST_PASSES * n, f"rollouts: {n} validation examples, {MOST_PASSES} programs"
+    quarter = int(RESERVE_SHARE * facts.calls / facts.calls_per_rollout)
+    least = PASSES * min(LEAST_VALIDATION, n)
+    reserve = min(MOST_PASSES * n, max(least, quarter))
+    return reserve, "rollouts for student and final choice: about a fifth of the budget"
+
+
+def _n_validation(facts: Facts, chosen: Mapping[str, int]) -> tuple[int, str]:
+    n = facts.n_validation
+    source = "split from the trainset" if facts.is_split else "given"
+    return min(n, chosen["reserve"] // PASSES), f"of {n} {source}; the reserve pays for {PASSES}"
+
+
+def _max_demos(facts: Facts, chosen: Mapping[str, int]) -> tuple[int, str]:
+    if not facts.can_demonstrate or not chosen["n_validation"]:
+        return 0, "nothing measures whether demos help"
+    return DEMOS, "tried at the end, out of the reserve"
+
+
+_CHOICES: dict[str, Callable[[Facts, Mapping[str, int]], tuple[int, str]]] = {
+    "group_size": _group_size,
+    "batch_size": _batch_size,
+    "epochs": _epochs,
+    "max_staleness": _max_staleness,
+    "drafts": _drafts,
+    "groups_per_call": _groups_per_call,
+    "reserve": _reserve,
+    "n_validation": _n_validation,
+    "max_demos": _max_demos,
+}
+"""In the order of their dependence: a figure sees those before it."""
+
+
+# ---------------------------------------------------------------------- small budgets
+
+
+def _fitted(schedule: Schedule, kept: Mapping[str, int]) -> Schedule:
+    """The schedule, made smaller until the budget pays for a whole update.
+
+    What rollouts take, and what calls cost, is only assumed; so a budget is refused only where it
+    would not even pay if each rollout took one LM call.
+
+    Raises:
+        SettingsError: the smallest one is too large.
+    """
+    if schedule.is_paid:
+        return schedule
+    smaller = schedule
+    for smaller in _smaller(schedule, kept):
+        if smaller.is_paid:
+            return smaller
+    refusal = _refusal(smaller)
+    if refusal:
+        raise SettingsError(refusal)
+    return smaller
+
+
+def _smaller(schedule: Schedule, kept: Mapping[str, int]) -> Iterator[Schedule]:
+    """Ever smaller schedules; what the user set stays. The last is the smallest that learns."""
+    sizes = {"drafts": [0], "group_size": [SMALLEST], "max_demos": [0]}
+    sizes["batch_size"] = list(range(schedule.batch_size - 1, SMALLEST - 1, -1))
+    for name in ("drafts", "group_size", "batch_size"):
+        for size in () if name in kept else sizes[name]:
+            schedule = _with(schedule, name, size)
+            yield schedule
+    for n in range(schedule.n_validation, min(SMALLEST, schedule.n_validation) - 1, -1):
+        passes = PASSES if kept.get("max_demos") else SMALLEST
+        schedule = replace(
+            schedule,
+            n_validation=n,
+            reserve=min(schedule.reserve, passes * n),
+            max_demos=kept.get("max_demos", 0),
+        )
+        yield schedule
+
+
+def _with(schedule: Schedule, name: str, size: int) -> Schedule:
+    reasons = {**schedule.reasons, name: "fewer, as the budget is small"}
+    figures: dict[str, Any] = {name: min(getattr(schedule, name), size), "reasons": reasons}
+    return replace(schedule, **figures)
+
+
+def _refusal(smallest: Schedule) -> str:
+    """Which budget is too small for the smallest schedule, and what would do; "" if none is."""
+    facts = smallest.facts
+    n_rollouts = smallest.rollouts_of_update + smallest.rollouts_besides
+    n_reflections = smallest.reflections_of_update + smallest.reflections_of_drafts
+    made = (
+        f"the smallest run that can learn makes {n_rollouts} rollouts and {n_reflections} "
+        f"reflections"
+    )
+    if facts.metric_calls is not None and facts.metric_calls < n_rollouts:
+        return f"max_metric_calls={facts.metric_calls}: {made}; pass at least {n_rollouts}."
+    if facts.lm_calls is not None and facts.lm_calls < n_rollouts + n_reflections:
+        n_calls = math.ceil(n_rollouts * facts.calls_per_rollout) + n_reflections
+        return (
+            f"max_lm_calls={facts.lm_calls}: {made}, {n_calls} LM calls if a rollout takes "
+            f"{facts.calls_per_rollout:g}; pass at least {n_calls}."
+        )
+    return ""
