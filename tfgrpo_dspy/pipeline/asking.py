@@ -14,10 +14,8 @@ from tfgrpo_dspy.budget import CallWatcher, Meter, metered
 from tfgrpo_dspy.experience import copy_program, language_models
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, TimedOutError
-from tfgrpo_dspy.pipeline.stragglers import Stragglers
 from tfgrpo_dspy.pipeline.workers import Done, Order
-from tfgrpo_dspy.reflection import as_input, describe_program
-from tfgrpo_dspy.results import REFLECTIONS
+from tfgrpo_dspy.reflection import as_input, describe_program, encodable
 from tfgrpo_dspy.rollout import Failure, Usage
 from tfgrpo_dspy.sampling import rendering_once, sampling_copy
 from tfgrpo_dspy.store import reading
@@ -47,7 +45,8 @@ class Question:
 class Answer:
     """What a module answered (None: nothing that could be used), and what went wrong.
 
-    `is_too_long`: the prompt was, for the model; `is_lost`: the provider or the clock failed.
+    `explanation` is what an extraction gives beside its lessons. `is_too_long`: the prompt was, for
+    the model; `is_lost`: the provider or the clock failed.
     """
 
     output: Any
@@ -56,6 +55,7 @@ class Answer:
     error: str = ""
     is_too_long: bool = False
     is_lost: bool = False
+    explanation: str = ""
 
     @property
     def is_unread(self) -> bool:
@@ -76,15 +76,14 @@ class Asker:
         self._run = run
         self._lm = settings.reflection_lm or dspy.settings.lm
         self._adapter = rendering_once(dspy.settings.adapter or ASKED_ONCE)
-        self._stragglers = {stage: Stragglers(None, settings.hedge) for stage in REFLECTIONS}
-        self._held = {id(own): language_models(own) for own in settings.reflection_modules}
+        self._held = {id(own): language_models(own) for own in settings.reflection.modules}
         self.common = {
             "program": describe_program(run.student),
             "objective": settings.objective or DEFAULT_OBJECTIVE,
-            "max_words": settings.max_experience_words,
+            "max_words": settings.reflection.max_experience_words,
             "limits": (
                 f"at most {settings.max_experiences} experiences of at most "
-                f"{settings.max_experience_words} words each"
+                f"{settings.reflection.max_experience_words} words each"
             ),
         }
 
@@ -134,7 +133,6 @@ class Asker:
                 questions[index],
                 order,
                 functools.partial(keep, index),
-                watch=self._stragglers[questions[index].stage].watch(len(questions)),
             )
             for index in open_ones
         ]
@@ -161,7 +159,7 @@ class Asker:
 
     def _answer(self, question: Question) -> Answer:
         """Ask one: a text, a list, or None where the module gave neither."""
-        meter = Meter(self._run.ledger, self._run.settings.prices)
+        meter = Meter(self._run.ledger, self._run.settings.execution.prices)
         lm = self._own(self._lm, question, meter)
         held = self._held[id(question.module)]
         module = question.module
@@ -185,7 +183,8 @@ class Asker:
             too_long = meter.is_too_long
             return Answer(None, meter.usage, 0, message, too_long, is_lost=lost is not None)
         meter.check_refused()
-        return Answer(output, meter.usage, int(getattr(prediction, "parse_failures", 0)))
+        n_unparsed = int(getattr(prediction, "parse_failures", 0))
+        return Answer(output, meter.usage, n_unparsed, explanation=_explanation(prediction))
 
     def _charge(self, usage: Usage) -> None:
         self._run.ledger.spend(usage.n_lm_calls, usage.cost_usd)
@@ -215,10 +214,18 @@ def _answer_of(record: Mapping[str, Any]) -> Answer:
         return Answer(**{**record, "usage": Usage(**record["usage"])})
 
 
+def _explanation(prediction: Any) -> str:
+    """Why the lessons hold, as the LM gave it before them."""
+    found = (getattr(prediction, name, None) for name in ("semantic_advantage", "critique"))
+    return next((encodable(text) for text in found if isinstance(text, str) and text), "")
+
+
 def _plain(given: Any) -> Any:
     """An output as JSON holds it: a text, or a list of texts and mappings."""
     if given is None or isinstance(given, str):
         return given
+    if isinstance(given, Mapping):
+        return [_plain_item(given)]
     return [_plain_item(item) for item in given]
 
 

@@ -29,8 +29,9 @@ class Drafter:
     def __init__(
         self, run: Run, trainset: Sequence[Any], training: Sequence[int], asker: Asker
     ) -> None:
-        module = run.settings.draft_lessons
+        module = run.settings.reflection.draft
         self._settings = run.settings
+        self._recorder = run.recorder
         self._trainset = trainset
         self._training = [i for i in training if len(trainset[i].labels())]
         self._asker = asker
@@ -39,20 +40,28 @@ class Drafter:
         self._n_tokens = getattr(module, "examples_tokens", 12_000)
 
     async def lessons(self, batch: Batch) -> list[Lesson]:
-        """What the drafts say, what most of them say first; it has no rollouts for evidence."""
+        """What several drafts say, what most of them say first; it has no rollouts for evidence.
+
+        Each draft is shown other examples, so that a mistake is seldom made twice. Only where no
+        lesson is repeated, all count.
+        """
         shown = list(itertools.islice(self._parts(), self._settings.drafts))
         answers = await self._answers(shown, batch)
         drawn: list[Lesson] = []
         for number, (examples, answer) in enumerate(zip(shown, answers, strict=True)):
             source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
+            sources = [source] * len(examples)
+            found, left_out = lessons_in(answer, self._predictors, sources, self._recorder)
             kept, refused = sifted(
-                lessons_in(answer, self._predictors, source),
+                found,
                 [self._trainset[index] for index in examples],
-                self._settings.max_experience_words,
+                self._settings.reflection.max_experience_words,
             )
             drawn += kept
-            batch.refused_lessons += refused
-        batch.lessons = [replace(lesson, evidence=()) for lesson in merge_lessons(drawn)]
+            batch.refused_lessons += [*left_out, *refused]
+        merged = merge_lessons(drawn)
+        repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
+        batch.lessons = [replace(lesson, evidence=()) for lesson in repeated or merged]
         return batch.lessons
 
     async def _answers(self, shown: Sequence[Sequence[int]], batch: Batch) -> list[Answer]:
@@ -90,7 +99,7 @@ class Drafter:
         }
         return Question(
             "draft",
-            self._settings.draft_lessons,
+            self._settings.reflection.draft,
             "lessons",
             rollout_id_for(self._settings.seed, 0, number, 0, "draft"),
             f"draft {number}",

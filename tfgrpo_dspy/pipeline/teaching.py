@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 
 from tfgrpo_dspy.pipeline.asking import Answer
 from tfgrpo_dspy.pipeline.batches import TEACHING, Batch
-from tfgrpo_dspy.pipeline.deciding import group_evidence
-from tfgrpo_dspy.pipeline.extracting import Extractor
+from tfgrpo_dspy.pipeline.extracting import Extractor, Taught
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle
 from tfgrpo_dspy.reflection import Lesson
-from tfgrpo_dspy.rollout import Group
+from tfgrpo_dspy.rollout import FAILURE_SCORE, MIN_CONTRAST, Group
 
 HOPELESS = 5
 """Where so many answers about groups could not be read, and none could, the reflection LM is asked
@@ -33,24 +32,51 @@ class Teacher:
         self._decided_before = decided_before
 
     async def lessons(self, batch: Batch, groups: Sequence[Handle[Group]]) -> list[Lesson]:
-        """The lessons of the batch, each drawn as soon as its group is there."""
+        """The lessons of the batch, each drawn as soon as the groups that it comes from are there.
+
+        Groups share a call in the order of their index: what came when changes nothing.
+        """
         all_groups = self._schedule.spawn(_all_of(groups))
-        parts = [self._schedule.spawn(self._taught(batch, group, all_groups)) for group in groups]
-        taught = [await part for part in parts]
-        batch.groups, batch.uses = await all_groups, [use for use, _ in taught]
+        uses = [self._schedule.spawn(self._use(batch, group, all_groups)) for group in groups]
+        size = self._settings.schedule.groups_per_call
+        if size == 1:  # no group waits for another
+            pairs = zip(groups, uses, strict=True)
+            alone = [self._schedule.spawn(self._alone(batch, *pair)) for pair in pairs]
+            answers = [taught for part in alone if (taught := await part)]
+        else:
+            answers = await self._together(batch, groups, uses, size)
+        batch.groups, batch.uses = await all_groups, [await use for use in uses]
         batch.scores = [score for group in batch.groups for score in group.scores]
-        teaching = [
-            (group, answer)
-            for group, (_, answer) in zip(batch.groups, taught, strict=True)
-            if answer is not None
-        ]
         if not self.gave_up(batch):
-            batch.n_asked = len(teaching)
-            batch.n_unread = sum(answer.is_unread for _, answer in teaching)
-        batch.lessons, batch.refused_lessons = self._extractor.lessons(
-            [group for group, _ in teaching], [answer for _, answer in teaching], batch.update
-        )
+            batch.n_asked = len(answers)
+            batch.n_unread = sum(each.answer.is_unread for each in answers)
+        batch.lessons, batch.refused_lessons = self._extractor.lessons(answers, batch.update)
         return batch.lessons
+
+    async def _alone(self, batch: Batch, group: Handle[Group], use: Handle[str]) -> Taught | None:
+        """What one group teaches, in a call of its own; None if nothing."""
+        return await self._taught(batch, [await group]) if await use in TEACHING else None
+
+    async def _together(
+        self, batch: Batch, groups: Sequence[Handle[Group]], uses: Sequence[Handle[str]], size: int
+    ) -> list[Taught]:
+        """What the groups that teach say, `size` of them in a call."""
+        calls: list[Handle[Taught]] = []
+        waiting: list[Group] = []
+        for group, use in zip(groups, uses, strict=True):
+            if await use in TEACHING:
+                waiting.append(await group)
+            if len(waiting) == size:
+                calls.append(self._schedule.spawn(self._taught(batch, waiting)))
+                waiting = []
+        if waiting:
+            calls.append(self._schedule.spawn(self._taught(batch, waiting)))
+        return [await call for call in calls]
+
+    async def _taught(self, batch: Batch, groups: Sequence[Group]) -> Taught:
+        given_up = self.gave_up(batch)
+        answer = Answer(None) if given_up else await self._extractor.answer(batch, groups)
+        return Taught(tuple(groups), answer)
 
     def gave_up(self, batch: Batch) -> bool:
         """Whether the reflection LM is asked no more: it was often, and could never be read.
@@ -64,27 +90,21 @@ class Teacher:
         self._recorder.give_up(n_asked)
         return True
 
-    async def _taught(
+    async def _use(
         self, batch: Batch, group_handle: Handle[Group], all_groups: Handle[list[Group]]
-    ) -> tuple[str, Answer | None]:
-        """What the group is used as, and what ExtractAdvantage says of it."""
+    ) -> str:
+        """What the group is used as: ExtractAdvantage is shown it, or why not."""
         group = await group_handle
         use = self._use_of(group)
-        if use == "no contrast" and self._settings.failure_analysis and group.has_feedback:
+        if (
+            use == "no contrast"
+            and self._settings.reflection.failure_analysis
+            and group.has_feedback
+        ):
             use = self._use_beside(group, batch, await all_groups)
-        if use in TEACHING:
-            use = self._skipped(batch, group) or use
-        if use not in TEACHING:
-            return use, None
-        if self.gave_up(batch):
-            return (use, Answer(None)) if group.has_feedback else ("not reflected on", None)
-        return use, await self._extractor.answer(group, batch.library, batch.update, batch.epoch)
-
-    def _skipped(self, batch: Batch, group: Group) -> str:
-        """Why the gate wants no lesson of this group; "" if it has nothing against it."""
-        skips = getattr(self._settings.gate, "skips", None)
-        reason = "" if skips is None else skips(group_evidence(batch, group), batch.memory)
-        return f"skipped: {reason}" if reason else ""
+        if use in TEACHING and self.gave_up(batch) and not group.has_feedback:
+            return "not reflected on"
+        return use
 
     def _use_of(self, group: Group) -> str:
         """What the group is for, by itself."""
@@ -92,7 +112,7 @@ class Teacher:
             return "too few rollouts"
         if self._settings.metric is None:
             return "no ground truth"
-        return "contrast" if group.has_contrast(self._settings.min_contrast) else "no contrast"
+        return "contrast" if group.has_contrast else "no contrast"
 
     def _use_beside(self, group: Group, batch: Batch, beside: Sequence[Group]) -> str:
         """What a group without contrast is for: it may be bad beside the best seen.
@@ -102,8 +122,8 @@ class Teacher:
         own = [score for other in beside for score in other.scores]
         best = max([*own, *(other.best_score for other in self._decided_before(batch))])
         highest = max(group.scores)
-        is_bad = highest < best - self._settings.min_contrast
-        is_failing = highest <= self._settings.failure_score
+        is_bad = highest < best - MIN_CONTRAST
+        is_failing = highest <= FAILURE_SCORE
         return "failure analysis" if is_bad or is_failing else "no contrast"
 
 

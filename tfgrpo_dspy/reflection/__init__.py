@@ -3,11 +3,16 @@
 from tfgrpo_dspy.reflection.feedback import recurring_feedback
 from tfgrpo_dspy.reflection.lessons import (
     CopyGuard,
+    DroppedExperience,
     Lesson,
     RefusedLesson,
     is_same_lesson,
     merge_lessons,
+    names_unknown_predictor,
     read_lesson,
+    sources_of,
+    unfit_reason,
+    unsafe_reason,
 )
 from tfgrpo_dspy.reflection.modules import (
     AddLessons,
@@ -16,7 +21,8 @@ from tfgrpo_dspy.reflection.modules import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
-from tfgrpo_dspy.reflection.signatures import ProposedOperation
+from tfgrpo_dspy.reflection.proposals import ProposedOperation, read_operations
+from tfgrpo_dspy.reflection.reading import read_lessons, resolve_scope
 from tfgrpo_dspy.reflection.texts import (
     HIDDEN,
     NO_EXPERIENCES,
@@ -26,9 +32,13 @@ from tfgrpo_dspy.reflection.texts import (
     attempts_text,
     clip,
     describe_program,
+    dropped_text,
     encodable,
     estimate_tokens,
     feedback_text,
+    given_texts,
+    lessons_text,
+    library_text,
 )
 
 __all__ = [
@@ -38,6 +48,7 @@ __all__ = [
     "AddLessons",
     "CopyGuard",
     "DraftLessons",
+    "DroppedExperience",
     "ExtractAdvantage",
     "Lesson",
     "ProposedOperation",
@@ -49,11 +60,22 @@ __all__ = [
     "attempts_text",
     "clip",
     "describe_program",
+    "dropped_text",
     "encodable",
     "estimate_tokens",
     "feedback_text",
+    "given_texts",
     "is_same_lesson",
+    "lessons_text",
+    "library_text",
     "merge_lessons",
+    "names_unknown_predictor",
     "read_lesson",
+    "read_lessons",
+    "read_operations",
     "recurring_feedback",
+    "resolve_scope",
+    "sources_of",
+    "unfit_reason",
+    "unsafe_reason",
 ]

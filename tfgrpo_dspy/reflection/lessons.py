@@ -1,22 +1,48 @@
-"""Lessons as values: how a line is read, which ones copy the training data, which are the same."""
+"""Lessons as values: how a line is read, which ones are held back, which say the same."""
 
+import functools
+import itertools
+import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from tfgrpo_dspy.experience import ALL, Evidence
+from tfgrpo_dspy.experience import ALL, Evidence, n_words
+from tfgrpo_dspy.reflection.reading import resolve_scope
+from tfgrpo_dspy.reflection.signatures import SAMPLES
 
 COPIED_WORDS = 8
 """A lesson that has this many words in a row from a training input or label copies it."""
 COPIED_LABEL_WORDS = 4
 """A lesson that holds a whole label of at least this many words copies it."""
+COPIED_INPUT_WORDS = 5
+"""A lesson that holds a whole input of at least this many words copies it."""
+LONGEST_LESSON = 3
+"""How many times as long as an experience may be a lesson may be: UpdateLibrary may shorten it."""
 NEAR_DUPLICATE = 0.8
 """Share of a lesson's words that a shorter one must have, to be taken for the same."""
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
-_SCOPED = re.compile(r"\[([^\]]+)\]\s*:?\s*(.+)")
-_BULLET = re.compile(r"^(?:[-*\u2022]|\(?\d{1,2}[.):])(?:\s+|$)")
+_SCOPED = re.compile(r"[\[\u3010]([^\]\u3011]+)[\]\u3011]\s*[:\uff1a]?\s*(.+)")
+_SOURCES = re.compile(
+    r"\s*[\[(\uff08](?:from |see |for )?(?:examples?|groups?|cases?|ex\.?|beispiele?|exemples?"
+    r"|ejemplos?|esempi[oe]?|exemplos?|примеры?|示例|例子?)?\s*#?"
+    r"(\d{1,3}(?:\s*(?:,|;|\u3001|&|and|und|et|y|e|и|和)\s*#?\d{1,3})*)\s*[\])\uff09]\s*[.\u3002]?$",
+    re.IGNORECASE,
+)
+_SENDS_AWAY = re.compile(
+    r"[a-z][a-z0-9+.-]*://|\bwww\.|[\w.+-]+@[\w-]+\.\w|\b\d{1,3}(?:\.\d{1,3}){3}\b"
+    r"|\b[\w-]+\.(?:com|net|org|io|ru|cn|xyz|dev|app|info|biz)\b",
+    re.IGNORECASE,
+)
+_OVERRIDES = re.compile(
+    r"\b(?:ignore|disregard|forget|override|bypass)\b.{0,40}\b(?:instructions?|prompts?|rules)\b"
+    r"|\b(?:ignorier\w*|vergiss)\b.{0,40}\b(?:anweisung\w*|regeln)\b"
+    r"|\b(?:ignore[rz]?|oublie[rz]?|ignora[r]?|olvida[r]?)\b.{0,40}\binstruc\w+"
+    r"|(?:忽略|无视|無視).{0,20}(?:指令|指示|说明|規則|规则|提示)",
+    re.IGNORECASE,
+)
 _TURNING = frozenset(
     "not no never t avoid without instead unless except cannot nor".split()  # noqa: SIM905
     + "nicht kein keine nie ohne ne pas jamais sans nunca sin non senza não sem".split()  # noqa: SIM905
@@ -27,11 +53,16 @@ _TURNING = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A candidate for an experience, with the groups that it was drawn from."""
+    """A candidate for an experience, with the groups that it was drawn from.
+
+    `reason` is the semantic advantage that it rests on, `example` how its first example begins.
+    """
 
     text: str
     scope: str = ALL
     evidence: tuple[Evidence, ...] = ()
+    reason: str = ""
+    example: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +73,71 @@ class RefusedLesson:
     reason: str
 
 
-def read_lesson(line: str, predictors: Sequence[str], evidence: Evidence) -> Lesson:
-    """The lesson that a line stands for: white space and bullets go, `[name]` gives the scope.
+@dataclass(frozen=True, slots=True)
+class DroppedExperience:
+    """A text that was tried and dropped; `reason` is its measured effect, or why, in words."""
 
-    A name that is no predictor's stays in the text, and the lesson is for all.
+    text: str
+    scope: str = ALL
+    reason: str = ""
+
+
+def read_lesson(
+    line: str, predictors: Sequence[str], evidence: Evidence | Sequence[Evidence]
+) -> Lesson:
+    """The lesson that a line stands for: `[name]` gives its scope, `(examples 1, 3)` its groups.
+
+    Brackets that name no predictor stay in the text, and the lesson is for all. A lesson that names
+    none of the groups that were shown may come from each of them.
+
+    Args:
+        line: one lesson, without bullet.
+        predictors: the names of the program's predictors.
+        evidence: the groups that were shown, in their order.
     """
-    text = _BULLET.sub("", " ".join(line.split()))
+    shown = (evidence,) if isinstance(evidence, Evidence) else tuple(evidence)
+    sources = tuple(dict.fromkeys(shown))
+    text = " ".join(line.split())
+    named = _SOURCES.search(text)
+    numbers = [int(digits) for digits in re.findall(r"\d+", named[1])] if named else []
+    says_so = len(shown) > 1 or (named and re.search(r"[^\W\d_]", named[0]))
+    if named and says_so and all(1 <= number <= len(shown) for number in numbers):
+        text = text[: named.start()]
+        sources = tuple(dict.fromkeys(shown[number - 1] for number in numbers))
     scoped = _SCOPED.fullmatch(text)
-    if scoped and scoped[1] in predictors:
-        scope = scoped[1] if len(predictors) > 1 else ALL
-        return Lesson(scoped[2], scope, (evidence,))
-    return Lesson(text, ALL, (evidence,))
+    scope = resolve_scope(scoped[1], predictors) if scoped else None
+    if scoped is None or scope is None:
+        return Lesson(text, ALL, sources)
+    return Lesson(scoped[2], scope if len(predictors) > 1 else ALL, sources)
+
+
+def names_unknown_predictor(lesson: Lesson, predictors: Sequence[str]) -> bool:
+    """Whether it begins with brackets that name none of several predictors."""
+    return len(predictors) > 1 and _SCOPED.fullmatch(lesson.text) is not None
+
+
+def unsafe_reason(text: str) -> str:
+    """Why advice is held back for the user to see: it may not serve the task; "" if it is not.
+
+    Whoever writes a training input can write what the reflection LM reads. So no web or mail
+    address and no call to ignore instructions comes from there into a prompt.
+    """
+    if text in SAMPLES:
+        return "repeats the sample answer of the prompt"
+    if found := _SENDS_AWAY.search(text):
+        return f"held back: it holds an address ({found[0]!r})"
+    if found := _OVERRIDES.search(text):
+        return f"held back: it asks to ignore instructions ({found[0]!r})"
+    return ""
+
+
+def unfit_reason(lesson: Lesson, max_words: int) -> str:
+    """Why a lesson is none, or is held back; "" if nothing speaks against it."""
+    if lesson.text.endswith(":"):
+        return "a heading"
+    if n_words(lesson.text) > LONGEST_LESSON * max_words:
+        return f"more than {LONGEST_LESSON} times as long as an experience"
+    return unsafe_reason(lesson.text)
 
 
 class CopyGuard:
@@ -65,37 +150,58 @@ class CopyGuard:
 
     def __init__(self, inputs: Iterable[str], labels: Iterable[str]) -> None:
         self._runs: set[tuple[str, ...]] = set()
-        self._labels: set[tuple[str, ...]] = set()
-        for text in inputs:
-            self._runs.update(_runs(_words(text), COPIED_WORDS))
-        for text in labels:
-            words = tuple(_words(text))
-            self._runs.update(_runs(words, COPIED_WORDS))
-            if len(words) >= COPIED_LABEL_WORDS:
-                self._labels.add(words)
-        self._label_lengths = sorted({len(label) for label in self._labels})
+        self._wholes: set[tuple[str, ...]] = set()
+        for texts, least in ((inputs, COPIED_INPUT_WORDS), (labels, COPIED_LABEL_WORDS)):
+            for words in map(_words, texts):
+                self._runs.update(_runs(words, COPIED_WORDS))
+                if len(words) >= least:
+                    self._wholes.add(words)
+        self._lengths = sorted({len(whole) for whole in self._wholes})
 
     def reason(self, text: str) -> str:
         """Why the text is refused, with the words that it copies; "" if it is not."""
         words = _words(text)
         copied = next((run for run in _runs(words, COPIED_WORDS) if run in self._runs), None)
         if copied is None:
-            for length in self._label_lengths:
-                copied = next((r for r in _runs(words, length) if r in self._labels), copied)
+            for length in self._lengths:
+                copied = next((r for r in _runs(words, length) if r in self._wholes), copied)
         return f"copies the training data: '{' '.join(copied)}'" if copied else ""
 
 
 def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
-    """The lessons, near-duplicates as one with the evidence of all; the best supported first."""
+    """The lessons, near-duplicates as one with the evidence of all; the best supported first.
+
+    Of two that say the same, the shorter one's first word is among the longer one's first, and its
+    last among the last. So each is compared with those few only.
+    """
     merged: list[Lesson] = []
+    shorter: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    longer: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for lesson in lessons:
-        twin = next((i for i, known in enumerate(merged) if is_same_lesson(known, lesson)), None)
-        if twin is None:
-            merged.append(lesson)
-        else:
+        ends, possible = _ends(lesson), _possible_ends(lesson)
+        near = {*longer[ends], *itertools.chain(*(shorter[pair] for pair in possible))}
+        twin = next((i for i in sorted(near) if is_same_lesson(merged[i], lesson)), None)
+        if twin is not None:
             evidence = dict.fromkeys((*merged[twin].evidence, *lesson.evidence))
             merged[twin] = replace(merged[twin], evidence=tuple(evidence))
+            continue
+        shorter[ends].append(len(merged))
+        for pair in possible:
+            longer[pair].append(len(merged))
+        merged.append(lesson)
     return sorted(merged, key=lambda lesson: -len(lesson.evidence))
+
+
+def _ends(lesson: Lesson) -> tuple[str, str]:
+    words = _words(lesson.text)
+    return (words[0], words[-1]) if words else ("", "")
+
+
+def _possible_ends(lesson: Lesson) -> list[tuple[str, str]]:
+    """The ends of all shorter lessons that may say the same."""
+    words = _words(lesson.text)
+    n = 1 + int((1 - NEAR_DUPLICATE) * len(words) + 1e-9)
+    return list(itertools.product(words[:n], words[-n:])) if words else [("", "")]
 
 
 def is_same_lesson(one: Lesson, other: Lesson) -> bool:
@@ -114,9 +220,42 @@ def is_same_lesson(one: Lesson, other: Lesson) -> bool:
     return not any(word in _TURNING or any(map(str.isdigit, word)) for word in more)
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
+LIKE = 0.5
+"""Share of a lesson's letter groups that a text must have, to rest on the lesson for sure."""
+LEAST_LIKE = 0.2
+"""Share that the lesson with most must have, where no lesson has that many."""
 
 
-def _runs(words: Sequence[str], length: int) -> Iterable[tuple[str, ...]]:
+def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:
+    """The lessons that a text rests on, by what they have in common; maybe none.
+
+    The share of a lesson's letter pairs and triples that the text has, in any language; those that
+    all lessons have count next to nothing, so lessons of one form are told apart. Lessons above
+    `LIKE` count; if there is none, the best one, from `LEAST_LIKE` on. A single lesson always does.
+    """
+    if len(lessons) < 2:
+        return list(lessons)
+    grams = [_letter_groups(lesson.text) for lesson in lessons]
+    uses = Counter(itertools.chain(*grams))
+    in_text = _letter_groups(text)
+
+    def weight(found: Iterable[str]) -> float:
+        return math.fsum(math.log((len(lessons) + 0.1) / uses[gram]) for gram in sorted(found))
+
+    shares = [weight(own & in_text) / weight(own) if own else 0.0 for own in grams]
+    least = LIKE if max(shares) >= LIKE else max(LEAST_LIKE, *shares)
+    return [lesson for lesson, share in zip(lessons, shares, strict=True) if share >= least]
+
+
+def _letter_groups(text: str) -> frozenset[str]:
+    folded = f" {' '.join(_words(text))} "
+    return frozenset(folded[i : i + n] for n in (2, 3) for i in range(len(folded) - n + 1))
+
+
+@functools.lru_cache(maxsize=4096)
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(text.casefold()))
+
+
+def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
     return (tuple(words[start : start + length]) for start in range(len(words) - length + 1))

@@ -1,15 +1,19 @@
 """The reflection modules: ordinary `dspy.Module`s, each replaceable and compilable.
 
-Each asks one predictor. Where the answer does not parse, it asks once more and shows the error;
-when that fails too, the answer is empty and `parse_failures` says so. What is done with the
-answers, and when a module is asked, is `pipeline`'s business.
+Each asks one predictor and reads its answer in whatever form it comes. Where nothing can be read,
+it asks once more and says which form is wanted; when that fails too, the answer is empty and
+`parse_failures` says so. What is done with the answers, and when a module is asked, is
+`pipeline`'s business.
 """
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from tfgrpo_dspy.reflection.proposals import read_operations
+from tfgrpo_dspy.reflection.reading import read_lessons, repaired
 from tfgrpo_dspy.reflection.signatures import (
     CompareAttempts,
     CritiqueAttempts,
@@ -18,7 +22,10 @@ from tfgrpo_dspy.reflection.signatures import (
     SummarizeAttempt,
 )
 
-SHOWN_ERROR_CHARACTERS = 1000
+WANTED = {
+    "lessons": "one lesson a line, or the word None",
+    "operations": 'a JSON list such as [{"op": "ADD", "text": "...", "lessons": [1]}], or []',
+}
 
 
 class _ReflectionModule(dspy.Module):
@@ -30,6 +37,8 @@ class _ReflectionModule(dspy.Module):
     """
 
     default_signature: Any
+    readers: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
+    """By the name of an output: what reads its value, and raises ValueError where it cannot."""
 
     def __init__(self, signature: Any = None, adapter: dspy.Adapter | None = None) -> None:
         super().__init__()
@@ -44,18 +53,45 @@ class _ReflectionModule(dspy.Module):
         ask = self._predictor_for(inputs)
         signature = ask.signature
         known = {name: value for name, value in inputs.items() if name in signature.input_fields}
+        field = dspy.InputField(desc="why your previous answer could not be used")
+        corrected = signature.append("correction", field, type_=str)
         with dspy.context(adapter=self.adapter or dspy.settings.adapter):
-            try:
-                return dspy.Prediction(**ask(**known), parse_failures=0)
-            except AdapterParseError as error:
-                correction = str(error)[:SHOWN_ERROR_CHARACTERS]
-            field = dspy.InputField(desc="why your previous answer was refused; answer in full")
-            corrected = signature.append("correction", field, type_=str)
-            try:
-                answer = ask(signature=corrected, **known, correction=correction)
-                return dspy.Prediction(**answer, parse_failures=1)
-            except AdapterParseError:
-                return dspy.Prediction(parse_failures=2)
+            answer = self._read(ask, signature, known)
+            if answer is not None:
+                return dspy.Prediction(**answer, parse_failures=0)
+            again = {**known, "correction": _correction(signature)}
+            answer = self._read(ask, corrected, again)
+        if answer is not None:
+            return dspy.Prediction(**answer, parse_failures=1)
+        return dspy.Prediction(parse_failures=2)
+
+    def _read(self, ask: Any, signature: Any, inputs: dict[str, Any]) -> dict[str, Any] | None:
+        """The outputs of one call; None: they cannot be read."""
+        try:
+            answer: dict[str, Any] | None = dict(ask(signature=signature, **inputs))
+        except AdapterParseError as error:
+            answer = repaired(signature, str(error.lm_response))
+        if answer is None:
+            return None
+        try:
+            read = {
+                name: self.readers[name](answer[name])
+                for name in self.readers.keys() & answer.keys()
+            }
+        except ValueError:
+            return None
+        return answer | read
+
+
+def _correction(signature: Any) -> str:
+    """What is wanted, in the words of the prompt; the unread answer itself would only be noise."""
+    names = list(signature.output_fields)
+    parts = [f"{name}: {WANTED[name]}" for name in names if name in WANTED]
+    form = f" ({'; '.join(parts)})" if parts else ""
+    return (
+        f"Your previous answer could not be read. Answer again with the output fields "
+        f"{', '.join(names)}{form}, each under its own marker, and nothing else."
+    )
 
 
 class SummarizeTrajectory(_ReflectionModule):
@@ -65,18 +101,19 @@ class SummarizeTrajectory(_ReflectionModule):
 
 
 class ExtractAdvantage(_ReflectionModule):
-    """A group -> why its good rollouts beat the bad ones, and lessons: the semantic advantage.
+    """Groups -> why their good rollouts beat the bad ones, and lessons: the semantic advantage.
 
-    A group without scores (`is_scored=False`) is criticised instead, by another prompt.
+    Groups without scores (`is_scored=False`) are criticised instead, by another prompt.
 
     Args:
-        signature: another prompt, for both; it needs an output `lessons: list[str]`.
+        signature: another prompt, for both; it needs an output `lessons`, `str` or `list[str]`.
         adapter: see `dspy.Adapter`; small models are helped by `tfgrpo_dspy.local.PlainAdapter`.
-        attempts_tokens: how many tokens (estimated) the attempts of a group may have together;
+        attempts_tokens: how many tokens (estimated) the attempts of one call may have together;
             the trajectories of longer ones are summarised.
     """
 
     default_signature = CompareAttempts
+    readers: ClassVar = {"lessons": read_lessons}
 
     def __init__(
         self,
@@ -96,7 +133,7 @@ class DraftLessons(_ReflectionModule):
     """(program, labelled examples) -> lessons, before the first rollout.
 
     Args:
-        signature: another prompt; it needs an output `lessons: list[str]`.
+        signature: another prompt; it needs an output `lessons`, `str` or `list[str]`.
         adapter: see `dspy.Adapter`.
         n_examples: how many examples one prompt shows.
         examples_tokens: how many tokens (estimated) they may have together; longer ones are cut.
@@ -106,6 +143,7 @@ class DraftLessons(_ReflectionModule):
     """
 
     default_signature = ReadExamples
+    readers: ClassVar = {"lessons": read_lessons}
 
     def __init__(
         self,
@@ -122,16 +160,18 @@ class DraftLessons(_ReflectionModule):
 
 
 class UpdateLibrary(_ReflectionModule):
-    """(library, lessons) -> operations.
+    """(library, what was dropped, lessons) -> operations.
 
     Args:
-        signature: another prompt; it needs an output `operations: list[ProposedOperation]`.
+        signature: another prompt; it needs an output `operations`, `str` or a list of
+            `ProposedOperation`.
         adapter: see `dspy.Adapter`.
         lessons_tokens: how many tokens (estimated) the lessons of one prompt may have; more of
             them are consolidated in a tree.
     """
 
     default_signature = ProposeOperations
+    readers: ClassVar = {"operations": read_operations}
 
     def __init__(
         self,

@@ -2,149 +2,211 @@
 
 Fields stand in the order of how seldom they change (what a run is about, the library, the group),
 so that two prompts begin alike as far as they can: providers charge less for such a beginning.
+Outputs are plain text: small LMs write that more reliably than typed JSON, and `reading` and
+`proposals` read it. The explanation comes before the lessons, the plan before the operations, so
+that the LM thinks before it commits itself; both may be absent.
 """
 
 import dspy
-import pydantic
+
+_PROGRAM = "what the program does: its predictors with their instructions, inputs and outputs"
+_MAX_WORDS = "the most words that one lesson may have"
+_KNOWN = "advice that is in the program's prompt already: [id] text; a star: for every predictor"
+_LESSONS = "one lesson a line, nothing else; the word None if there is no lesson"
 
 
 class SummarizeAttempt(dspy.Signature):
     """Summarise one attempt of a program, so that it can be compared with other attempts.
 
-    Go through the steps in their order. For each, say in a line what was done and what came of
-    it; keep what decided the outcome word for word (the wrong turn, the error, the missing fact,
-    the good idea). Use the score and the feedback to see which steps those are. Leave out what
-    every attempt does. Add no advice.
+    Go through the steps in order. For each step, say in one line what was done and what the result
+    was. Quote exactly what decided the outcome: the mistake, the error, the missing fact, the good
+    idea. Use the score (higher is better) and the feedback to find those steps. Give no advice.
+
+    Sample summary, for another program:
+    Step 1 searched for "height of the tower" and found 324 m. Step 2 took 324 for feet ("324 ft"),
+    which is wrong. Step 3 answered 99 m; the feedback says that 324 m was expected.
     """
 
-    program: str = dspy.InputField(desc="what the program does, predictor by predictor")
+    program: str = dspy.InputField(desc=_PROGRAM)
     example: str = dspy.InputField(desc="the inputs that the program was given")
-    expected: str = dspy.InputField(desc="the labels of the example, where they are known")
-    attempt: str = dspy.InputField(desc="score, feedback and steps of the attempt")
+    expected: str = dspy.InputField(desc="the right answer (labels), where it is known")
+    attempt: str = dspy.InputField(desc="score, feedback, steps and outputs of the attempt")
     summary: str = dspy.OutputField(desc="at most 200 words")
 
 
 class CompareAttempts(dspy.Signature):
-    """Learn from several attempts of one program at the same example.
+    """Compare several attempts of a program at the same example, and write lessons for the program.
 
-    Compare the attempts: what did the better ones do that the worse ones did not? Go by scores
-    and feedback, and name the step that made the difference. Where no attempt is good, find out
-    what all of them missed. Then write lessons: what the program should do next time.
+    The program was run several times on the same inputs. A metric gave each attempt a score; a
+    higher score is better. The advantage of an attempt says how far its score is above (+) or below
+    (-) the mean of the attempts at this example, in standard deviations.
 
-    A lesson
-    - is one line, "When <condition>, <advice>.", or the advice alone where it always applies;
-    - is concrete: who reads it knows what to do, without having seen these attempts;
-    - holds for other examples of the task too: no answer, no name, number or phrase that occurs
-      in this example only;
-    - is supported by the attempts, and is not among the known experiences yet.
+    The experiences below were in the program's prompt. Where attempts say, for instance, "with E2"
+    and "without E2", only some of them were given experience E2. If those with it score better, or
+    worse, E2 may be the reason: say so.
 
-    Write the most useful lesson first. One to three are enough; none is better than a guess.
-    Where the program has several predictors and a lesson is for one of them, begin the lesson
-    with that predictor's name in square brackets.
+    First write semantic_advantage: what did the better attempts do that the worse ones did not?
+    Name the step that made the difference. If no attempt is good, say what all of them missed.
+
+    Then write lessons, each on a line of its own:
+    - "When <condition>, <advice>.", or only the advice if it always applies.
+    - Concrete: somebody who has not seen these attempts knows what to do.
+    - A rule or a fact that helps on similar examples. Facts that hold in general are welcome (what
+      a policy says, what a word means, which format is wanted). The answer to this one example is
+      not a lesson.
+    - Supported by the attempts, and not yet among the experiences.
+    - If it is for one predictor only, begin the line with the predictor's name in square brackets.
+    - If several examples are shown, end the line with those that it comes from: (examples 1, 3).
+
+    Write one to three lessons for each example, the most useful first. If the attempts show nothing
+    new, write None instead of guessing.
+
+    Sample semantic_advantage, for another program:
+    Attempt 1 converted minutes to hours before it divided. Attempts 2 and 3
+    divided first, and their results are wrong by a factor of 60.
+    Sample lessons, for another program:
+    When a question mixes units, convert them first.
+    [write] Give the result with its unit.
     """
 
-    program: str = dspy.InputField(desc="what the program does, predictor by predictor")
-    objective: str = dspy.InputField(desc="what the lessons are to be about")
-    max_words: int = dspy.InputField(desc="how many words a lesson may have")
-    experiences: str = dspy.InputField(desc="what is known already")
+    program: str = dspy.InputField(desc=_PROGRAM)
+    objective: str = dspy.InputField(desc="what the lessons should improve")
+    max_words: int = dspy.InputField(desc=_MAX_WORDS)
+    experiences: str = dspy.InputField(desc=_KNOWN)
     example: str = dspy.InputField(desc="the inputs that the program was given")
-    expected: str = dspy.InputField(desc="the labels of the example, where they are known")
-    attempts: str = dspy.InputField(desc="the best first, with score, feedback and steps")
+    expected: str = dspy.InputField(desc="the right answer (labels), where it is known")
+    attempts: str = dspy.InputField(desc="the best first, with score, feedback, steps and outputs")
     semantic_advantage: str = dspy.OutputField(
-        desc="why the better attempts beat the worse ones, or what all of them missed"
+        default="", desc="why the better attempts beat the worse ones, or what all of them missed"
     )
-    lessons: list[str] = dspy.OutputField(desc="one line each")
+    lessons: str = dspy.OutputField(desc=_LESSONS)
 
 
 class CritiqueAttempts(dspy.Signature):
-    """Learn from several attempts of one program at the same example, whose answer nobody knows.
+    """Criticise several attempts of a program at the same example, and write lessons for it.
 
-    There is no score. Criticise the attempts yourself: check each step for what is wrong, missing
-    or without ground; see where the attempts disagree, and who has the better reason. The answer
-    that most attempts give is likelier to be right, but not sure. Then write lessons: what the
-    program should do next time.
+    The program was run several times on the same inputs. Nobody knows the right answer, and there
+    is no score. The answer that most attempts give is likely, but not certain, to be right.
 
-    A lesson
-    - is one line, "When <condition>, <advice>.", or the advice alone where it always applies;
-    - is concrete: who reads it knows what to do, without having seen these attempts;
-    - holds for other examples of the task too: no answer, no name, number or phrase that occurs
-      in this example only;
-    - rests on a fault that you can point to, and is not among the known experiences yet.
+    The experiences below were in the program's prompt. Where attempts say, for instance, "with E2"
+    and "without E2", only some of them were given experience E2.
 
-    Write the most useful lesson first. One to three are enough; none is better than a guess.
-    Where the program has several predictors and a lesson is for one of them, begin the lesson
-    with that predictor's name in square brackets.
+    First write critique: check each step. What is wrong, missing or without reason? Where do the
+    attempts disagree, and which of them has the better reason?
+
+    Then write lessons, each on a line of its own:
+    - "When <condition>, <advice>.", or only the advice if it always applies.
+    - Concrete: somebody who has not seen these attempts knows what to do.
+    - A rule or a fact that helps on similar examples. Facts that hold in general are welcome. The
+      answer to this one example is not a lesson.
+    - It mends a fault that you can point to, and is not yet among the experiences.
+    - If it is for one predictor only, begin the line with the predictor's name in square brackets.
+    - If several examples are shown, end the line with those that it comes from: (examples 1, 3).
+
+    Write one to three lessons for each example, the most useful first. If the attempts show nothing
+    new, write None instead of guessing.
+
+    Sample critique, for another program:
+    Attempt 2 adds minutes to hours in its second step, so its total cannot be right. The
+    others convert first and agree.
+    Sample lessons, for another program:
+    When a question mixes units, convert them first.
+    [write] Give the result with its unit.
     """
 
-    program: str = dspy.InputField(desc="what the program does, predictor by predictor")
-    objective: str = dspy.InputField(desc="what the lessons are to be about")
-    max_words: int = dspy.InputField(desc="how many words a lesson may have")
-    experiences: str = dspy.InputField(desc="what is known already")
+    program: str = dspy.InputField(desc=_PROGRAM)
+    objective: str = dspy.InputField(desc="what the lessons should improve")
+    max_words: int = dspy.InputField(desc=_MAX_WORDS)
+    experiences: str = dspy.InputField(desc=_KNOWN)
     example: str = dspy.InputField(desc="the inputs that the program was given")
-    attempts: str = dspy.InputField(desc="with their steps, and the answer that most of them give")
-    critique: str = dspy.OutputField(desc="what is wrong or doubtful in the attempts, and where")
-    lessons: list[str] = dspy.OutputField(desc="one line each")
+    attempts: str = dspy.InputField(desc="steps and outputs, and the answer that most of them give")
+    critique: str = dspy.OutputField(
+        default="", desc="what is wrong or doubtful in the attempts, and where"
+    )
+    lessons: str = dspy.OutputField(desc=_LESSONS)
 
 
 class ReadExamples(dspy.Signature):
-    """Learn from labelled examples what a program has to know, before it has made any attempt.
+    """Read labelled examples of a task, and write lessons for a program that is to do it.
 
-    Compare the inputs with the labels, and the examples with one another: what leads from one to
-    the other that the program's instructions do not say? Then write lessons: what the program
-    should do.
+    The program has not been run yet. Compare the inputs with the labels, and the examples with one
+    another: what leads from inputs to labels that the program's instructions do not say?
 
-    A lesson
-    - is one line, "When <condition>, <advice>.", or the advice alone where it always applies;
-    - is concrete: who reads it knows what to do, without having seen these examples;
-    - holds for other examples of the task too, and not for a single one of these only;
-    - is borne out by the examples, and is not among the known experiences yet.
+    Write lessons, each on a line of its own:
+    - "When <condition>, <advice>.", or only the advice if it always applies.
+    - Concrete: somebody who has not seen these examples knows what to do.
+    - A rule or a fact that helps on similar examples. Facts that hold in general are welcome (what
+      a policy says, what a word means, which format is wanted). The label of one example alone is
+      not a lesson.
+    - Supported by the examples, and not yet among the experiences.
+    - If it is for one predictor only, begin the line with the predictor's name in square brackets.
 
-    Write the most useful lesson first; none is better than a guess. Where the program has several
-    predictors and a lesson is for one of them, begin the lesson with that predictor's name in
-    square brackets.
+    Write the most useful lesson first. If the examples show nothing new, write None instead of
+    guessing.
+
+    Sample lessons, for another program:
+    When a question mixes units, convert them first.
+    [write] Give the result with its unit.
     """
 
-    program: str = dspy.InputField(desc="what the program does, predictor by predictor")
-    objective: str = dspy.InputField(desc="what the lessons are to be about")
-    max_words: int = dspy.InputField(desc="how many words a lesson may have")
-    experiences: str = dspy.InputField(desc="what is known already")
+    program: str = dspy.InputField(desc=_PROGRAM)
+    objective: str = dspy.InputField(desc="what the lessons should improve")
+    max_words: int = dspy.InputField(desc=_MAX_WORDS)
+    experiences: str = dspy.InputField(desc=_KNOWN)
     examples: str = dspy.InputField(desc="inputs and labels, example by example")
-    lessons: list[str] = dspy.OutputField(desc="one line each")
-
-
-class ProposedOperation(pydantic.BaseModel):
-    """One operation on the library."""
-
-    op: str = pydantic.Field(description="ADD, MODIFY, DELETE or KEEP")
-    id: str = pydantic.Field(default="", description="of the experience; empty for ADD")
-    text: str = pydantic.Field(default="", description="the new text, for ADD and MODIFY")
-    scope: str = pydantic.Field(default="*", description="a predictor's name, or * for all")
-    reason: str = pydantic.Field(default="", description="in a few words")
-    lessons: list[int] = pydantic.Field(
-        default_factory=list, description="the numbers of the lessons that it rests on"
-    )
+    lessons: str = dspy.OutputField(desc=_LESSONS)
 
 
 class ProposeOperations(dspy.Signature):
-    """Keep a small library of experiences true and useful: bring new lessons into it.
+    """Keep a short library of experiences true and useful: bring new lessons into it.
 
-    The experiences are advice that the program is given on every example. Decide, for the
-    library as a whole, which operations the new lessons call for:
-    - ADD a lesson that says something new. Several lessons that say the same make one ADD.
-    - MODIFY an experience that a lesson makes more precise, more general or more correct, or
-      into which it can be merged; keep what was good in the old text.
-    - DELETE an experience that the lessons contradict, or that another one makes superfluous.
-    - KEEP an experience that lessons support as it stands.
+    Experiences are lines of advice in the program's prompt. Below each stands how many examples it
+    was learned from and, where it was measured, its effect: by how much the score changes when the
+    program is given it, plus or minus the standard error. "On trial" means: not yet certain. Below
+    each lesson stands what it comes from: examples, the scores of the attempts at them, and the
+    reason. Texts that were tried and dropped did not help: do not propose them again, also not in
+    other words, unless the new lessons show what was wrong with them.
 
-    Every text is one line, "When <condition>, <advice>.", or the advice alone where it always
-    applies; it is general, concrete, and about no single example. A lesson that is vague, wrong
-    or about one example only is left out: name it in no operation. Fewer and better experiences
-    beat many.
+    First write plan: in a few sentences, which lessons say the same, which are new, and which
+    experiences they confirm, correct or contradict.
+
+    Then write operations, a JSON list. Each operation is one of:
+    - {"op": "ADD", "text": ..., "lessons": [...]}: a new experience. Lessons that say the same make
+      one ADD.
+    - {"op": "MODIFY", "id": ..., "text": ..., "lessons": [...]}: a better text for an experience
+      that lessons make more precise, more general or more correct. Keep what was good in it.
+    - {"op": "DELETE", "id": ..., "lessons": [...]}: an experience that is wrong or says the same as
+      another.
+    - {"op": "KEEP", "id": ..., "lessons": [...]}: an experience that lessons confirm as it is.
+
+    "lessons" holds the numbers of the lessons that the operation rests on. "scope" may name the one
+    predictor that an experience is for; "*" means every predictor; leave it out to change nothing.
+    "reason" may say why in a few words.
+
+    Every text is one line, "When <condition>, <advice>.", or only the advice if it always applies:
+    general, concrete, and not the answer to one example. Leave out lessons that are vague or wrong.
+    One lesson from one example is no reason to change or delete an experience that many examples
+    support, or whose effect is clearly above 0.
+
+    Sample plan, for another program:
+    Lessons 1 and 3 say the same and are new. Lesson 2 makes E4 more precise. Lesson 4 confirms E2.
+    Sample operations, for another program:
+    [{"op": "ADD", "text": "When a question mixes units, convert them first.", "lessons": [1, 3]},
+     {"op": "MODIFY", "id": "E4", "text": "Give the result with its unit.", "lessons": [2]},
+     {"op": "KEEP", "id": "E2", "lessons": [4]}]
     """
 
-    program: str = dspy.InputField(desc="what the program does, predictor by predictor")
-    objective: str = dspy.InputField(desc="what the experiences are to be about")
-    limits: str = dspy.InputField(desc="what the library may hold")
-    experiences: str = dspy.InputField(desc="the library: [id] text; a star marks scope *")
+    program: str = dspy.InputField(desc=_PROGRAM)
+    objective: str = dspy.InputField(desc="what the experiences should improve")
+    limits: str = dspy.InputField(desc="how much the library may hold")
+    experiences: str = dspy.InputField(desc="the library: [id] text; a star: for every predictor")
+    dropped: str = dspy.InputField(desc="texts that were tried and did not help, with the reason")
     lessons: str = dspy.InputField(desc="the new lessons, numbered")
-    operations: list[ProposedOperation] = dspy.OutputField()
+    plan: str = dspy.OutputField(default="", desc="what the lessons call for, in a few sentences")
+    operations: str = dspy.OutputField(desc="a JSON list; [] if the library stays as it is")
+
+
+SAMPLES = frozenset(
+    {"When a question mixes units, convert them first.", "Give the result with its unit."}
+)
+"""The lessons of the sample answers: an LM that repeats one has not learned it."""

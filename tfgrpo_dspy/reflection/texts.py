@@ -1,10 +1,15 @@
-"""How a program, a group and a lesson list look to the reflection LM, and how long a text is."""
+"""How a program, a group, a library and lessons look to the reflection LM; how long a text is."""
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from tfgrpo_dspy.experience import named_predictors, own_instructions
+from dspy.adapters.utils import get_annotation_name
+
+from tfgrpo_dspy.experience import ALL, ExperienceLibrary, named_predictors, own_instructions
+from tfgrpo_dspy.reflection.lessons import DroppedExperience, Lesson
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
 
 BYTES_PER_TOKEN = 3.5
@@ -13,6 +18,12 @@ BYTES_PER_TOKEN = 3.5
 UNKNOWN = "(not known)"
 HIDDEN = "(hidden)"
 NO_EXPERIENCES = "(none yet)"
+LONGEST_ABOUT = 300
+"""Tokens (estimated) of a program's docstring that are shown."""
+MOST_SOURCES = 3
+"""So many of the groups that a lesson comes from are shown with their scores."""
+MOST_DROPPED = 20
+"""So many of the texts that were tried and dropped are shown."""
 
 
 def estimate_tokens(text: str) -> int:
@@ -41,13 +52,25 @@ def clip(text: str, max_tokens: int) -> str:
 
 
 def describe_program(program: Any) -> str:
-    """What the program does, from its own signatures: instructions, inputs, outputs."""
-    parts = []
+    """What the program does: its own docstring, then its predictors, each field with its type."""
+    own = type(program)
+    about = (
+        "" if own.__module__.partition(".")[0] == "dspy" else inspect.cleandoc(own.__doc__ or "")
+    )
+    parts = [f"Program {own.__name__}: {clip(about, LONGEST_ABOUT)}"] if about else []
     for name, predictor in named_predictors(program):
-        signature = predictor.signature
-        inputs, outputs = ", ".join(signature.input_fields), ", ".join(signature.output_fields)
-        parts.append(f"{name} ({inputs} -> {outputs}): {own_instructions(predictor)}")
+        lines = [f"Predictor {name}: {own_instructions(predictor)}"]
+        fields = predictor.signature.input_fields, predictor.signature.output_fields
+        for kind, of_kind in zip(("input", "output"), fields, strict=True):
+            lines += [f"- {kind} {_described(field, info)}" for field, info in of_kind.items()]
+        parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _described(name: str, info: Any) -> str:
+    desc = (info.json_schema_extra or {}).get("desc", "")
+    meaning = f": {desc}" if desc and desc != f"${{{name}}}" else ""
+    return f"{name} ({get_annotation_name(info.annotation)}){meaning}"
 
 
 def attempt_text(rollout: Rollout, steps: str | None = None) -> str:
@@ -83,25 +106,106 @@ def _final_outputs(rollout: Rollout) -> Mapping[str, str]:
     }
 
 
-def attempts_text(group: Group, texts: Sequence[str]) -> str:
+def attempts_text(
+    group: Group, texts: Sequence[str], given: Mapping[int, str] = MappingProxyType({})
+) -> str:
     """The attempts of a group, the best first, each with its score and its advantage.
 
     Args:
         group: the group.
         texts: one text for each of its rollouts, from `attempt_text`.
+        given: by rollout id, which of the experiences that only some had it was given, in words.
     """
     scores, advantages = group.scores, group.advantages
+    order = sorted(range(len(texts)), key=lambda index: -scores[index] if scores else index)
+    parts = []
+    for place, index in enumerate(order, start=1):
+        about = [given.get(group.rollouts[index].rollout_id, "")]
+        if scores:
+            about = [f"score {scores[index]:.3g}", f"advantage {advantages[index]:+.2f}", *about]
+        told = ", ".join(filter(None, about))
+        parts.append(f"Attempt {place}{f' ({told})' if told else ''}\n{texts[index]}")
     if not scores:
-        titles = [f"Attempt {index}" for index in range(1, len(texts) + 1)]
-        majority = f"The answer that most attempts give:\n{group.majority_answer}"
-        return "\n\n".join([*_titled(titles, texts), majority])
-    order = sorted(range(len(texts)), key=lambda index: -scores[index])
-    titles = [
-        f"Attempt {place} (score {scores[index]:.3g}, advantage {advantages[index]:+.2f})"
-        for place, index in enumerate(order, start=1)
+        parts.append(f"The answer that most attempts give:\n{group.majority_answer}")
+    return "\n\n".join(parts)
+
+
+def given_texts(
+    group: Group, libraries: Sequence[ExperienceLibrary], shown: ExperienceLibrary
+) -> dict[int, str]:
+    """By rollout id, which of the shown experiences it had: those that some did not have.
+
+    `{11: "with E2", 12: "without E2"}`; an experience in other words is told with them.
+
+    Args:
+        group: the group.
+        libraries: that of each of its rollouts, in the order of `all_rollouts`.
+        shown: the library that the reflection LM is shown.
+    """
+    texts = [{own.id: own.text for own in library} for library in libraries]
+    varied = [own for own in shown if any(held.get(own.id) != own.text for held in texts)]
+    found = {}
+    for rollout, held in zip(group.all_rollouts, texts, strict=True):
+        parts = []
+        for own in varied:
+            text = held.get(own.id)
+            other = f' as "{text}"' if text not in (None, own.text) else ""
+            parts.append(f"without {own.id}" if text is None else f"with {own.id}{other}")
+        found[rollout.rollout_id] = ", ".join(parts)
+    return found
+
+
+def library_text(library: ExperienceLibrary) -> str:
+    """The library for UpdateLibrary: below each experience its support and its measured effect."""
+    lines = []
+    for own in library:
+        only = ExperienceLibrary([own])
+        worth = [f"learned from {_counted(len(own.evidence), 'example')}"] if own.evidence else []
+        if own.effect is not None:
+            measured = (
+                f"{own.effect.estimate:+.2f} \N{PLUS-MINUS SIGN} {own.effect.standard_error:.2f}"
+            )
+            worth.append(f"measured effect on the score {measured}")
+        worth += ["on trial"] if own.is_on_trial else []
+        lines.append(only.render() + (f"\n    {'; '.join(worth)}" if worth else ""))
+    return "\n".join(lines) or NO_EXPERIENCES
+
+
+def lessons_text(lessons: Sequence[Lesson]) -> str:
+    """The lessons, numbered; below each the examples that it comes from, and the reason."""
+    lines = []
+    for number, lesson in enumerate(lessons, start=1):
+        lines.append(f"{number}. {lesson.text}{_for(lesson.scope)}")
+        if lesson.evidence:
+            lines.append(f"    from {_sources(lesson)}")
+        if lesson.reason:
+            lines.append(f"    why: {lesson.reason}")
+    return "\n".join(lines)
+
+
+def dropped_text(dropped: Sequence[DroppedExperience]) -> str:
+    """What was tried and dropped, the latest last; the earliest of many are left out."""
+    lines = [
+        f"- {each.text}{_for(each.scope)}{f': {each.reason}' if each.reason else ''}"
+        for each in dropped[-MOST_DROPPED:]
     ]
-    return "\n\n".join(_titled(titles, [texts[index] for index in order]))
+    return "\n".join(lines) or "(none)"
 
 
-def _titled(titles: Sequence[str], texts: Sequence[str]) -> list[str]:
-    return [f"{title}\n{text}" for title, text in zip(titles, texts, strict=True)]
+def _sources(lesson: Lesson) -> str:
+    """`3 examples: scores 1, 0 at "question: ..."; scores 0.5, 0; ...`."""
+    parts = []
+    for place, evidence in enumerate(lesson.evidence[:MOST_SOURCES]):
+        known = [f"{score:.3g}" for score in evidence.scores if score is not None]
+        scores = f"scores {', '.join(known)}" if known else "no scores"
+        parts.append(scores + (f' at "{lesson.example}"' if lesson.example and not place else ""))
+    more = ["..."] if len(lesson.evidence) > MOST_SOURCES else []
+    return f"{_counted(len(lesson.evidence), 'example')}: {'; '.join([*parts, *more])}"
+
+
+def _for(scope: str) -> str:
+    return "" if scope == ALL else f" (for {scope})"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"

@@ -1,0 +1,278 @@
+"""How the answers of a reflection LM are read: which lines, or which texts of JSON, are lessons.
+
+Small LMs seldom keep to a form. What can be understood is read, whatever its form; what cannot is
+a ValueError, and the module asks again. Where an answer as a whole does not parse, `repaired` finds
+its fields under other headings, or in JSON.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import dspy
+import json_repair
+from dspy.utils.exceptions import AdapterParseError
+
+from tfgrpo_dspy.experience import ALL
+
+LONGEST_ANSWER = 20_000
+"""Characters of an answer that are read; repairing JSON takes the square of its length."""
+LONGEST_REPAIR = 5_000
+"""Characters of broken JSON that are repaired."""
+_FOR_ALL = frozenset({"*", "all", "any", "both", "every", "everything", "program", "the program"})
+_NOTHING = re.compile(
+    r"none|null|nil|n/?a|nothing|empty|none (?:needed|required|found)"
+    r"|(?:there (?:are|is|were) |i (?:have|see|found) )?no (?:(?:new|more|further|other|additional"
+    r"|useful|general) )*lessons?(?: (?:are|is|were|can|could|to|from|here|needed|found)\b.*)?"
+    r"|no (?:operations?|changes?)(?: (?:are |is )?(?:needed|necessary|required))?"
+    r"|keine|nichts|aucune?|rien|ninguna?|nada|nessuna?|nenhuma?|нет|ничего|无|無|没有|沒有|なし"
+    r"|特になし|없음"
+)
+_BULLET = re.compile(
+    r"(?:[-*+\u2013\u2014]\s+|[\u2022\u25cf\u25aa\u2023\u30fb\u2190-\u21ff\u2500-\u27bf]\ufe0f?\s*"
+    r"|[\U0001f300-\U0001faff]\s*|[a-h]\)\s"
+    r"|\(?#?\d{1,3}(?:[.):](?=\s|$|\*)|[\u3001\uff0e\uff1a\uff09]|\.(?=[A-Z\u3400-\u9fff]))"
+    r"|[(\uff08]\d{1,3}[)\uff09]|[\u2460-\u2473]"
+    r"|(?:lesson|advice|lektion|leçon|lección|教训|经验|建议)\s*"
+    r"(?:#?\d{1,3}\s*[:.)\uff1a\u2013-]|[:\uff1a]))\s*",
+    re.IGNORECASE,
+)
+_SECOND_ITEM = re.compile(r"\s+(?=\(?\d{1,2}[.)]\s)")
+_TAG = re.compile(r"</?(?:lessons?|li|ul|ol|item|br)\s*/?>", re.IGNORECASE)
+_IN_JSON = re.compile(r"\[\s*(?:[\"'{\u201c]|\])|\{\s*[\"'\u201c]")
+_LESSONS_IN_JSON = re.compile(
+    rf"^(?:[^\n:]{{0,80}}\blessons?\b[^\n:]{{0,80}}:)?[^\S\n]*(?={_IN_JSON.pattern})",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""Brackets in the middle of a line belong to a lesson."""
+_TALK = re.compile(
+    r"\W*(?:here (?:are|is)|sure\b|certainly\b|of course\b|i hope|hope (?:this|these)|let me know)",
+    re.IGNORECASE,
+)
+_QUOTES = ('""', "''", "``", "\u201c\u201d", "\u300c\u300d", "\u00ab\u00bb")
+_CLOSED = re.compile(r"[.!?\u3002\uff01\uff1f:\uff1a;]$")
+
+
+def is_nothing(text: str) -> bool:
+    """Whether a text only says that there is nothing: "None.", "No new lessons", "N/A", "无"."""
+    return _NOTHING.fullmatch(text.strip(" \t\n.!-*_()[]\"'`\u3002").casefold()) is not None
+
+
+def read_lessons(given: Any) -> list[str]:
+    """The lessons of an answer, in their order: from lines, bullets, JSON or a Python list.
+
+    `"1. Say please.\\n2. **Be brief.**" -> ["Say please.", "Be brief."]`; "None" gives [].
+
+    Raises:
+        ValueError: it is JSON, and holds no lesson.
+    """
+    if given is None:
+        return []
+    if not isinstance(given, str):
+        return [line for text in _strings_in(given) if (line := bare_line(text))]
+    text = without_fences(given)
+    if not text or is_nothing(text):
+        return []
+    start = _LESSONS_IN_JSON.search(text)
+    found = json_in(text[start.end() :]) if start else None
+    if found is None:
+        return _lines_of(text)
+    lessons = [line for item in _strings_in(found) if (line := bare_line(item))]
+    if not lessons and any(True for _ in _leaves(found)):
+        raise ValueError(f"{text[:80]!r} holds no lesson.")
+    return lessons
+
+
+def resolve_scope(name: str, predictors: Sequence[str]) -> str | None:
+    """The predictor that a name stands for, "*" for all; None: no predictor, or several.
+
+    `route` stands for `route.predict` where no other predictor begins or ends with it.
+    """
+    wanted = name.strip(" \"'`*:").removeprefix("predictor ").casefold()
+    if wanted in _FOR_ALL or not wanted:
+        return ALL
+    by_name = {predictor.casefold(): predictor for predictor in predictors}
+    if wanted in by_name:
+        return by_name[wanted]
+    near = [
+        predictor
+        for folded, predictor in by_name.items()
+        if folded.startswith(f"{wanted}.") or folded.endswith(f".{wanted}")
+    ]
+    return near[0] if len(near) == 1 else None
+
+
+def repaired(signature: Any, answer: str) -> dict[str, Any] | None:
+    """The output fields of an answer that its adapter could not parse, or None.
+
+    It may be one JSON object, or have other headings: "**Lessons:**", "## lessons", `<lessons>`.
+    """
+    for adapter, text in (
+        (dspy.JSONAdapter(), answer[:LONGEST_REPAIR]),
+        (dspy.ChatAdapter(), _with_markers(signature, answer)),
+    ):
+        try:
+            parsed: dict[str, Any] = adapter.parse(signature, text)
+        except (AdapterParseError, RecursionError, ValueError):  # too deep for a parser
+            continue
+        return parsed
+    return None
+
+
+def _with_markers(signature: Any, answer: str) -> str:
+    names = {name.replace("_", " "): name for name in signature.output_fields}
+    either = "|".join(re.escape(name).replace(r"\ ", "[ _]") for name in names)
+    heading = rf"^[^\w\n]*({either})(?: learned)?"
+    patterns = (rf"{heading}[^\w\n]*$()", rf"{heading}[\s*_#\]]*[:\uff1a][\s*]*(.+)$")
+
+    def marked(found: re.Match[str]) -> str:
+        return f"[[ ## {names[found[1].casefold().replace('_', ' ')]} ## ]]\n{found[2]}"
+
+    for pattern in patterns:
+        answer = re.sub(pattern, marked, answer, flags=re.MULTILINE | re.IGNORECASE)
+    return answer
+
+
+# ---------------------------------------------------------------------- lessons in lines
+
+
+def _lines_of(text: str) -> list[str]:
+    """The lessons of plain lines; where some have bullets, only those are lessons.
+
+    A line that goes on with the one above belongs to it. Bullets below a heading are lessons;
+    those below a lesson explain it, and are left out. Where there are headings only, they are.
+    """
+    lines = [line for line in _TAG.sub("\n", text).splitlines() if not _is_frame(line)]
+    if len(lines) == 1:
+        lines = _split_numbered(lines[0])
+    has_bullets = any(_BULLET.match(line.lstrip(" \t*_>")) for line in lines)
+    found = _bulleted(lines) if has_bullets else _unmarked(lines)
+    return found or [bare for line in lines if (bare := bare_line(line)) and not _ends_open(bare)]
+
+
+def _unmarked(lines: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    for line in lines:
+        bare = bare_line(line)
+        if found and bare[:1].islower() and not _CLOSED.search(found[-1]):
+            found[-1] = f"{found[-1]} {bare}"
+        elif bare and not _is_heading(line):
+            found.append(bare)
+    return found
+
+
+def _bulleted(lines: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    level, is_open = 0, False  # how far lessons are indented; whether the last one may go on
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        if not _BULLET.match(line.lstrip(" \t*_>")):
+            is_open = is_open and bool(line.strip()) and not _CLOSED.search(found[-1])
+            if is_open:
+                found[-1] = f"{found[-1]} {bare_line(line)}"
+        elif _is_heading(line):
+            level, is_open = 99, False
+        elif indent <= level + 1 or not found:
+            level, is_open = indent, bool(bare := bare_line(line))
+            found += [bare] if bare else []
+        else:
+            is_open = False
+    return found
+
+
+def _split_numbered(line: str) -> list[str]:
+    """The items of "1. Say please. 2. Be brief."; or the line."""
+    parts = _SECOND_ITEM.split(line)
+    numbers = [re.match(r"\(?(\d{1,2})[.)]", part.strip()) for part in parts]
+    in_turn = all(m and int(m[1]) == place for place, m in enumerate(numbers, start=1))
+    return parts if in_turn else [line]
+
+
+def _is_frame(line: str) -> bool:
+    frame = re.fullmatch(r"\s*(?:\[\[ ?#.*|[-=*_#`~]{3,}|#+ .*)", line)
+    return bool(frame or _TALK.match(line))
+
+
+def _is_heading(line: str) -> bool:
+    bare = bare_line(line)
+    is_bold = re.fullmatch(r"\W{0,9}\d*\W{0,9}\*\*[^*]+\*\*\W{0,9}", line) and not _CLOSED.search(
+        bare
+    )
+    return bool(is_bold) or _ends_open(bare)
+
+
+def _ends_open(bare: str) -> bool:
+    return bare.endswith((":", "\uff1a"))
+
+
+def bare_line(text: str) -> str:
+    """The text of one lesson: without bullet, bold, quotes and white space; "" for "None"."""
+    text = " ".join(text.split())
+    text = text.lstrip("> ") if text.startswith(">") else text
+    text = re.sub(r"\*\*|__(?=\S)|(?<=\S)__", "", text)
+    text = _BULLET.sub("", text, count=1) if _BULLET.match(text) else text
+    text = _BULLET.sub("", text, count=1) if _BULLET.match(text) else text  # "- Lesson 1: ..."
+    text = text.removesuffix(",").strip() if text.endswith(('",', "',")) else text.strip()
+    if len(text) > 2 and text[0] + text[-1] in _QUOTES and text[0] not in text[1:-1]:
+        text = text[1:-1].strip()
+    return "" if is_nothing(text) or not any(map(str.isalpha, text)) else text
+
+
+# ---------------------------------------------------------------------- JSON
+
+
+def without_fences(text: str) -> str:
+    """The beginning of the text, without code fences, thoughts in tags and end markers."""
+    text = re.sub(r"(?s)<think>.*?</think>", "", text)
+    text = re.sub(r"^\s*\[\[ ?## ?completed.*", "", text, flags=re.MULTILINE)
+    return re.sub(r"^\s*```[\w-]*|```\s*$", "", text, flags=re.MULTILINE).strip()[:LONGEST_ANSWER]
+
+
+def json_in(text: str) -> Any:
+    """The list or object that the text holds, in JSON or as Python writes it; None if none."""
+    start = _IN_JSON.search(text)
+    if start is None:
+        return None
+    rest = text[start.start() :]
+    end = max(rest.rfind("]"), rest.rfind("}"))
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(rest[: end + 1])
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            continue
+    try:
+        found = json_repair.loads(rest[:LONGEST_REPAIR])
+    except (RecursionError, ValueError):  # nested too deep
+        return None
+    return found if isinstance(found, list | dict) else None
+
+
+def _strings_in(found: Any) -> Iterator[str]:
+    """The lessons in a value of JSON: texts, and of objects what holds the lesson."""
+    if isinstance(found, str):
+        yield found
+    elif isinstance(found, Mapping):
+        named = {str(name).strip().lower(): value for name, value in found.items()}
+        own = next((named[n] for n in ("lessons", "lesson", "text", "advice") if n in named), None)
+        scope = named.get("predictor") or named.get("scope")
+        if isinstance(own, str) and isinstance(scope, str) and scope.casefold() not in _FOR_ALL:
+            own = f"[{scope}] {own}"
+        if isinstance(own, str):
+            own = own.splitlines()
+        for value in named.values() if own is None else [own]:
+            yield from _strings_in(value)
+    elif isinstance(found, Iterable):
+        for item in found:
+            yield from _strings_in(item)
+
+
+def _leaves(found: Any) -> Iterator[Any]:
+    if isinstance(found, Mapping):
+        found = list(found.values())
+    if not isinstance(found, list | tuple):
+        yield found
+        return
+    for item in found:
+        yield from _leaves(item)
