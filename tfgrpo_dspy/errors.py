@@ -33,7 +33,7 @@ class LibraryFormatError(LibraryError):
 
 
 class GateError(TrainingFreeGRPOError, RuntimeError):
-    """A gate broke its protocol: it asks without end, or answers something else."""
+    """A gate answered with something else than a decision, or than a library for each rollout."""
 
 
 class MetricError(TrainingFreeGRPOError, ValueError):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tfgrpo_dspy.experience import Effect
 from tfgrpo_dspy.rollout import Usage
 
 REFLECTIONS = ("draft", "summary", "lesson", "update")
@@ -61,16 +62,46 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class DemoTrial:
-    """What demos from the best training rollouts gain on the same program without, on validation.
+    """What demos from the best rollouts gain on the same program without, on validation.
 
-    `n` demos were tried, in all predictors; `chance` is how likely it is that they gain (Student's
-    t, paired); None where the budget did not reach for trying them.
+    `n` demos were tried, in all predictors; `chance` is the probability that they help; `is_kept`
+    says whether the result has demos.
     """
 
     n: int
     gain: Gain | None
-    chance: float | None
+    chance: float
     is_kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TriedAdvice:
+    """The text and scope of an experience that rollouts were given, whether it was kept or not.
+
+    `effect` is what its presence adds to the score on examples like the training examples;
+    `chance` is the probability that it is worth its tokens.
+    """
+
+    text: str
+    scope: str
+    effect: Effect
+    chance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finalist:
+    """A candidate of the final choice; the first is the student.
+
+    `ids` are the experiences that it has; `score` is its mean on the validation examples that it
+    was measured on; `chance` is the probability that it is better than the student, by training
+    and validation rollouts together; `is_best` says whether it was returned.
+    """
+
+    ids: tuple[str, ...]
+    has_demos: bool
+    score: ScoreSummary | None
+    chance: float
+    is_best: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +109,7 @@ class GroupRecord:
     """One group: its example (position in the training set), its rollouts' scores, what it was for.
 
     `used_as` is "contrast", "failure analysis", "no ground truth", or why it taught nothing:
-    "no contrast", "too few rollouts".
+    "no contrast", "too few rollouts", "not reflected on" (answers about groups cannot be read).
     """
 
     example: int
@@ -115,7 +146,6 @@ class UpdateRecord:
     accepted: bool
     reason: str
     library_size: int
-    validation: ScoreSummary | None
     dropped: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -126,7 +156,9 @@ class RunResults:
     `student` and `best` are the validation scores of the student and of what was returned, `gain`
     what lies between: they chose the result, so they flatter it. `test` is what counts, where a
     `testset` was given: scores on examples that chose nothing.
-    `usage` has the roles "rollout" (training), "gate", "test", those of `REFLECTIONS`,
+    `tried` is all advice that rollouts were given, with its effect, in the order of the first use;
+    `finalists` are the candidates between which the validation scores chose.
+    `usage` has the roles "rollout" (training), "validation", "test", those of `REFLECTIONS`,
     "metric" (LM judges), and "unfinished" for calls that came to nothing; `metric_calls` counts
     those of the metric; both hold what was replayed too, at what it cost when it was made.
     `replayed` counts, by role, what was read from the run store; `rescored` rollouts of them were
@@ -134,7 +166,7 @@ class RunResults:
     only, so that another metric needs them run again. `failures` counts by kind;
     `nothing_learned` says in one line why the library is what it was at the start ("": it is not);
     `library` is as in library.json; `demos` what was found of demos, None where there were none to
-    try.
+    try; `schedule` holds each derived figure, with the reason for it.
     """
 
     student: ScoreSummary | None
@@ -154,11 +186,14 @@ class RunResults:
     text_only: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     demos: DemoTrial | None = None
+    finalists: tuple[Finalist, ...] = ()
+    tried: tuple[TriedAdvice, ...] = ()
+    schedule: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def policy_usage(self) -> Usage:
-        """What the program's rollouts have cost, in training and in trials."""
-        return self.usage["rollout"] + self.usage["gate"]
+        """What the program's rollouts have cost, in training and on validation."""
+        return self.usage["rollout"] + self.usage["validation"]
 
     @property
     def reflection_usage(self) -> Usage:

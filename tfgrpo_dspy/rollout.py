@@ -11,7 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-FailureKind = Literal["program", "parse", "provider", "metric", "timeout", "straggler", "worker"]
+FailureKind = Literal["program", "parse", "provider", "metric", "timeout", "worker"]
+FAILURE_SCORE = 0.0
+"""The score of a rollout in which the program failed."""
+MIN_CONTRAST = 1e-9
+"""Scores that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
 """Whose failure it was: the program raised; an answer did not parse; the LM's provider failed
 after its retries; the metric raised or gave no score; the rollout took longer than it may. The
 first two are the program's own."""
@@ -177,19 +181,17 @@ class Group:
     all_rollouts: tuple[Rollout, ...]
 
     @classmethod
-    def of(
-        cls, example: int, rollouts: Sequence[Rollout], failure_score: float, has_metric: bool
-    ) -> "Group":
+    def of(cls, example: int, rollouts: Sequence[Rollout], has_metric: bool) -> "Group":
         """The group that the rollouts of an example form.
 
-        The program's own failures stand at `failure_score`, or at the lowest score of the group
+        The program's own failures stand at `FAILURE_SCORE`, or at the lowest score of the group
         where that is lower; so a failure is never the better rollout. A provider's and the
         metric's failures are left out of the comparison.
         """
         counted = [rollout for rollout in rollouts if rollout.counts]
         if has_metric:
             scores = [rollout.score for rollout in counted if rollout.score is not None]
-            floor = min([failure_score, *scores])
+            floor = min([FAILURE_SCORE, *scores])
             counted = [r if r.score is not None else replace(r, score=floor) for r in counted]
         return cls(example, tuple(counted), tuple(rollouts))
 
@@ -221,15 +223,16 @@ class Group:
         """Whether the metric, or an error of the program, says in words what was wrong."""
         return any(rollout.feedback or rollout.failure for rollout in self.rollouts)
 
-    def has_contrast(self, min_contrast: float) -> bool:
-        """Whether its scores differ by more than `min_contrast` (same unit as the scores)."""
-        return bool(self.scores) and max(self.scores) - min(self.scores) > min_contrast
+    @property
+    def has_contrast(self) -> bool:
+        """Whether its scores differ, by more than rounding does."""
+        return bool(self.scores) and max(self.scores) - min(self.scores) > MIN_CONTRAST
 
 
 def rollout_id_for(seed: int, epoch: int, example: int, index: int, purpose: str) -> int:
     """What sets one sample apart in caches: below 2**63, the same for the same arguments.
 
-    Other seeds and epochs give fresh samples; runs of one seed share them (DESIGN, section 4).
+    Other seeds and epochs give fresh samples; runs of one seed share them.
     """
     name = f"{seed}/{epoch}/{example}/{index}/{purpose}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) >> 1

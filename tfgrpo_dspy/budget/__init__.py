@@ -6,6 +6,7 @@ does not fit every LM, and a program may swallow an Exception (so the veto is no
 never reaches a program that is given back. What the calls are for is their callers' business.
 """
 
+from tfgrpo_dspy.budget.account import Account, Amount
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.ledger import Budget, Lease, Ledger
 from tfgrpo_dspy.budget.meter import Call, CallWatcher, Meter, metered
@@ -14,6 +15,8 @@ from tfgrpo_dspy.budget.tasks import CURRENT_TASK, Task
 
 __all__ = [
     "CURRENT_TASK",
+    "Account",
+    "Amount",
     "Budget",
     "Call",
     "CallWatcher",

@@ -1,48 +1,33 @@
-"""Gates: from measured scores, does an update stay? A gate is asked in turns and calls nothing.
+"""The gate: which experiences stay, which rollouts are given them, and which library is returned.
 
-`protocol` says what a gate is asked and what it answers. Each gate has a file of its own: `auto`
-(the default), `then_confirm` and `in_use` (TrialThenConfirm and TrialInUse; their memory in
-`on_trial`, their own rollouts in `extra`, what becomes of each experience in `judging`), `trial`
-(ProbeThenTrial; `probing`, `posterior`, `records`, `rules`, `ruling`), `factorial`, `paired`.
-Several rest on `sequential` (tests), `effects`, `candidates`, `halves` and `concern`.
+`protocol` says what a gate is asked. `BayesianGate` (in `bayesian`) is the default; its statistical
+model is in `model`, and what an experience is about in `relevance`. `race` makes the final choice.
+Nothing in this room calls a program, an LM or a metric.
 """
 
-from tfgrpo_dspy.gate.auto import AutoGate
-from tfgrpo_dspy.gate.concern import Concern, WordConcern
-from tfgrpo_dspy.gate.factorial import FactorialGate
-from tfgrpo_dspy.gate.in_use import TrialInUse
-from tfgrpo_dspy.gate.paired import PairedGate
+from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import (
+    Belief,
     Decision,
     Gate,
     GroupEvidence,
     GroupPlan,
     NoGate,
-    Trial,
-    TrialEvidence,
-    Trials,
+    RunEvidence,
+    advice_of,
 )
-from tfgrpo_dspy.gate.rules import Probe, TrialRule
-from tfgrpo_dspy.gate.then_confirm import TrialThenConfirm
-from tfgrpo_dspy.gate.trial import ProbeThenTrial
+from tfgrpo_dspy.gate.race import Part, Race
 
 __all__ = [
-    "AutoGate",
-    "Concern",
+    "BayesianGate",
+    "Belief",
     "Decision",
-    "FactorialGate",
     "Gate",
     "GroupEvidence",
     "GroupPlan",
     "NoGate",
-    "PairedGate",
-    "Probe",
-    "ProbeThenTrial",
-    "Trial",
-    "TrialEvidence",
-    "TrialInUse",
-    "TrialRule",
-    "TrialThenConfirm",
-    "Trials",
-    "WordConcern",
+    "Part",
+    "Race",
+    "RunEvidence",
+    "advice_of",
 ]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -28,16 +28,16 @@ from tfgrpo_dspy.experience import (
     copy_program,
     sift,
 )
-from tfgrpo_dspy.gate import Decision, GroupPlan, Trials
+from tfgrpo_dspy.gate import Decision, GroupPlan
 from tfgrpo_dspy.pipeline.archive import Archive
 from tfgrpo_dspy.pipeline.asking import Asker
 from tfgrpo_dspy.pipeline.batches import Batch
-from tfgrpo_dspy.pipeline.concerns import Concerns
-from tfgrpo_dspy.pipeline.deciding import Decider, assigned, has_trials
+from tfgrpo_dspy.pipeline.deciding import Decider, assigned, proposed_finalists
 from tfgrpo_dspy.pipeline.demonstrating import Demonstrator
 from tfgrpo_dspy.pipeline.drafting import Drafter
 from tfgrpo_dspy.pipeline.extracting import Extractor
-from tfgrpo_dspy.pipeline.heldout import Scores, chance_of_gain, gain_between, held_out, summary_of
+from tfgrpo_dspy.pipeline.final_choice import Choice, FinalChoice, with_prices
+from tfgrpo_dspy.pipeline.heldout import Scores, held_out
 from tfgrpo_dspy.pipeline.measuring import Measurements
 from tfgrpo_dspy.pipeline.notes import Notes
 from tfgrpo_dspy.pipeline.proposing import Proposer
@@ -46,26 +46,18 @@ from tfgrpo_dspy.pipeline.remote import IN_FLIGHT_PER_WORKER, RemoteWorkers, wor
 from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, Turn
-from tfgrpo_dspy.pipeline.shares import VALIDATION_SHARE, affordable, used_up
 from tfgrpo_dspy.pipeline.signals import handing_on_sigterm
 from tfgrpo_dspy.pipeline.teaching import Teacher
 from tfgrpo_dspy.pipeline.workers import Workers
-from tfgrpo_dspy.pipeline.worth import with_worth
 from tfgrpo_dspy.reflection import Lesson
-from tfgrpo_dspy.results import DemoTrial, GroupRecord, UpdateRecord
+from tfgrpo_dspy.results import GroupRecord, UpdateRecord
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, rollout_id_for
-from tfgrpo_dspy.sampling import Demo, with_demos
-from tfgrpo_dspy.settings import LEAST_VALIDATION, Settings
+from tfgrpo_dspy.settings import RunSettings
 
 logger = logging.getLogger(__name__)
 
-RESERVE_MARGIN = 1.5
-"""What is kept for measuring the result, in terms of what measuring the student took: the prompts
-with the library are longer."""
 N_PROBED = 2
 """How many rollouts a probe makes."""
-LIKELY = 0.8
-"""How likely it must be that demos help: every later call pays for them."""
 
 
 class Pipeline:
@@ -73,7 +65,7 @@ class Pipeline:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: RunSettings,
         student: Any,
         trainset: Sequence[Any],
         training: Sequence[int],
@@ -86,7 +78,7 @@ class Pipeline:
         ledger = Ledger(settings.budget)
         archive = Archive(settings, own_student)
         schedule = _schedule(settings, ledger, archive)
-        recorder = Recorder(settings.max_errors)
+        recorder = Recorder(settings.execution.max_errors)
         notes = Notes(settings, archive, ledger)
         self._run = Run(settings, own_student, ledger, archive, notes, schedule, recorder)
         self._recorder = recorder
@@ -97,26 +89,18 @@ class Pipeline:
         extractor = Extractor(self._run, trainset, asker)
         self._teacher = Teacher(self._run, extractor, self._decided_before)
         self._drafter = Drafter(self._run, trainset, training, asker)
-        self._proposer = Proposer(self._run, asker)
+        self._proposer = Proposer(self._run, asker, trainset)
         self._sampler = Rollouts(
             self._run, "rollout", trainset, settings.metric, settings.temperature
         )
         self._valset = valset
-        self._measured = Measurements.of_gate(self._run, valset, trainset)
-        self._tested = Measurements.of_test(self._run, testset)
-        self._concerns = Concerns(settings, trainset)
+        self._measured = Measurements(self._run, "validation", valset)
+        self._tested = Measurements(self._run, "test", testset)
         self._demonstrator = Demonstrator(own_student, trainset, valset, settings.max_demos)
-        self._decider = Decider(
-            self._run,
-            self._measured,
-            self._concerns,
-            self.start_library,
-            training,
-            len(trainset),
-        )
+        self._decider = Decider(self._run, self.start_library, trainset, training)
         self._batches: list[Batch] = []
         self._updates: list[Handle[ExperienceLibrary]] = []
-        self._student_took = (0, Usage(), 0.0)
+        self._started_s = time.monotonic()
         self._progress: Any = None
         self._closing = ExitStack()
 
@@ -180,46 +164,24 @@ class Pipeline:
         if self._run.ledger.is_failure:  # the loop may end with the very results that end the run
             self._run.ledger.check()
 
-    async def _measure_student(self) -> None:
-        """Measure it, and keep back what measuring the result will take.
-
-        Without a validation set nobody knows yet what a rollout takes: one call at least.
-        """
-        n, n_test = self._measured.n_examples, self._tested.n_examples
-        if self.settings.gate_metric is None or not n + n_test:
-            return
-        started = time.monotonic()
-        await self._measured.run_everywhere([self.start_library], LEAST_VALIDATION)
-        most = affordable(self.settings, VALIDATION_SHARE, self._spent(), min(n, LEAST_VALIDATION))
-        if most is not None and max(most, LEAST_VALIDATION) < n:
-            n = self._measured.limit(max(most, LEAST_VALIDATION))
-            logger.info("the budget reaches for %d of %d validation examples", n, len(self._valset))
-        await self._measured.run_everywhere([self.start_library])
-        self._student_took = (n, self._spent(), time.monotonic() - started)
-        may_try_settled = hasattr(self.settings.gate, "assign") and most is not None and most >= n
-        self._keep_back(n + n * may_try_settled + self._n_at_the_end)
-
-    def _spent(self) -> Usage:
-        """What trials and their scores have taken."""
-        return self._recorder.usage["gate"] + self._recorder.usage["metric"]
-
     @property
-    def _n_at_the_end(self) -> int:
-        """How many rollouts are made when the library is chosen: with demos, and for the test."""
-        n_demonstrated = self._student_took[0] if self.settings.max_demos else 0
-        return n_demonstrated + 2 * self._tested.n_examples
+    def _n_kept(self) -> int:
+        """How many rollouts are kept for the end: the final choice and the test set."""
+        if self.settings.metric is None:
+            return 0
+        return self.settings.schedule.reserve + 2 * self._tested.n_examples
 
-    def _keep_back(self, n_rollouts: int) -> None:
-        """Keep back what so many rollouts will take, by what those of the student took."""
-        n, spent, seconds = self._student_took
-        share = n_rollouts / max(n, 1)
-        n_calls = math.ceil(share * (spent.n_lm_calls if n else 1))
-        cost = RESERVE_MARGIN * share * spent.cost_usd
+    def _keep_back(self) -> None:
+        """Let nothing else take what the end of the run needs, by what rollouts took so far."""
+        account, n = self._decider.accounts[-1], self._n_kept
+        kept = account.reserve(n)
+        seconds = (time.monotonic() - self._started_s) / max(1, account.n_rollouts)
         self._run.ledger.keep_back(
-            n_rollouts, n_calls, cost, RESERVE_MARGIN * share * seconds if n else 0.0
+            math.ceil(kept.n_metric_calls),
+            math.ceil(kept.n_lm_calls),
+            kept.cost,
+            n * seconds / self.settings.threads if account.n_rollouts else 0.0,
         )
-        kept = Usage(n_lm_calls=n_calls, cost_usd=cost)
-        self._decider.pace.kept_back = used_up(self.settings, kept, n_rollouts)
 
     # ------------------------------------------------------------------ the verbs of the loop
 
@@ -238,10 +200,7 @@ class Pipeline:
             self._run.notes.begin(self._run.student, self._trainset, self._training, self._valset)
 
     async def begin(self, n_updates: int) -> None:
-        """Begin the run: its note, the progress bar, the student's scores.
-
-        The student must be measured in any case; so a budget never ends with nothing measured.
-        """
+        """Begin the run: its note, the progress bar, what is kept for the end."""
         self._begin_notes()
         self._progress = tqdm(
             total=n_updates,
@@ -249,7 +208,7 @@ class Pipeline:
             unit="update",
             disable=not self.settings.progress,
         )
-        await self._measure_student()
+        self._keep_back()
 
     def order(self, epoch: int) -> list[int]:
         """The training examples as this epoch goes through them."""
@@ -261,23 +220,37 @@ class Pipeline:
         """The library when this update is decided; before the first, the student's."""
         return await self._updates[update] if update >= 0 else self.start_library
 
-    def memory_after(self, update: int) -> Any:
-        """What the gate left at this update, which is decided; None before the first."""
-        return self._decider.memories[max(0, update + 1)]
+    def decision_after(self, update: int) -> Decision:
+        """The decision on this update, which is made; before the first, the student's library."""
+        return self._decider.decisions[max(0, update + 1)]
 
-    def why_to_end(self, update: int, n_batches: int, n_rollouts: int) -> str:
-        """Why the batch of this update is not to be made; "" if it is.
+    def why_to_end(self, update: int, n_batches: int) -> str:
+        """Why no batch is made for this update; "" if one is.
 
-        An epoch's worth of batches, of those that are decided for sure, had nothing to teach; or
-        the budget does not reach.
+        A whole epoch of batches, of those that are decided for sure, had nothing to teach, and no
+        experience is worth more rollouts.
         """
         decided = self._batches[: max(0, update - self.settings.max_staleness)]
         last = decided[-n_batches:]
-        if len(last) == n_batches and not any(b.teaches or b.assigned for b in last):
+        decision = self.decision_after(update - 1 - self.settings.max_staleness)
+        if len(last) == n_batches and not any(b.teaches for b in last) and not decision.is_open:
             return "no group of a whole epoch had anything to teach"
-        if self.settings.metric is not None:
-            return self._run.ledger.metric_calls_lack(n_rollouts)
         return ""
+
+    def n_affordable(self, update: int, group_size: int) -> tuple[float, str]:
+        """How many examples the next batch may have; and the limit that says so ("": none).
+
+        It depends on the updates that are decided for sure when the batch is made, and on what the
+        batches between these and this one are expected to take.
+        """
+        n_decided = max(0, update - self.settings.max_staleness)
+        account = self._decider.accounts[n_decided]
+        under_way = sum(len(batch.examples) for batch in self._batches[n_decided:update])
+        each = account.per_example(group_size)
+        n, name = account.n_fitting(each, account.reserve(self._n_kept))
+        if update == 0:  # what a rollout takes is only assumed
+            return max(1.0, n), name
+        return n - under_way, name
 
     def end(self, reason: str) -> None:
         """No batch is made any more, for this reason."""
@@ -302,13 +275,9 @@ class Pipeline:
     def _samples(self, batch: Batch, example: int) -> list[Sample]:
         """The gate may give an experience on trial to some of them only."""
         n, libraries = self.settings.group_size, [batch.library] * self.settings.group_size
-        gate = self.settings.gate
-        if hasattr(gate, "assign") and has_trials(batch.library):
-            on_trial = [experience for experience in batch.library if experience.is_on_trial]
-            concerned = self._concerns.of(on_trial) or {}
-            own = tuple(e for e in on_trial if example in concerned.get(e.id, ()))
-            plan = GroupPlan(batch.library, example, batch.update, n, own, batch.memory)
-            batch.assigned[example] = assigned(gate, plan)
+        if any(experience.is_on_trial for experience in batch.library):
+            plan = GroupPlan(batch.decision, example, batch.update, n)
+            batch.assigned[example] = assigned(self.settings.gate, plan)
             libraries = [*batch.assigned[example]]
         return [
             Sample(
@@ -322,7 +291,7 @@ class Pipeline:
     def group(self, example: int, rollouts: Sequence[Rollout]) -> Group:
         """The group that rollouts of an example form."""
         settings = self.settings
-        return Group.of(example, rollouts, settings.failure_score, settings.metric is not None)
+        return Group.of(example, rollouts, settings.metric is not None)
 
     def given(self, batch: Batch, example: int, rollouts: Sequence[Rollout]) -> "Handle[Group]":
         """A group of rollouts that were made elsewhere, and without what this run has learned."""
@@ -332,22 +301,16 @@ class Pipeline:
         return handle
 
     def probe(self) -> list[Usage]:
-        """What the first rollouts that a compile makes cost on average: the student's."""
-        n = N_PROBED
+        """What the first rollouts that a compile makes cost on average."""
         self._begin_notes()
         with self.until_stopped():
-            if self._valset:
-                n = min(n, len(self._valset))
-                trials = Trials.of([self.start_library], range(n)).trials
-                self._schedule.run(self._measured.run(trials))
-            else:
-                example = self.order(0)[0]
-                first = Batch(0, 0, 1, (example,), self.start_library)
-                self._sampler.admit(n)
-                samples = self._samples(first, example)[:n]
-                self._schedule.run(self._sampler.make(samples, (3, 0)))
-        spent = self._recorder.usage["rollout"] + self._recorder.usage["gate"]
-        return [Usage(*(getattr(spent, name) / n for name in Usage.__slots__))] * n
+            example = self.order(0)[0]
+            first = Batch(0, 0, 1, (example,), self.decision_after(-1))
+            self._sampler.admit(N_PROBED)
+            samples = self._samples(first, example)[:N_PROBED]
+            self._schedule.run(self._sampler.make(samples, (3, 0)))
+        spent = self._recorder.usage["rollout"]
+        return [Usage(*(getattr(spent, name) / N_PROBED for name in Usage.__slots__))] * N_PROBED
 
     def draft(self, batch: Batch) -> "Handle[list[Lesson]]":
         """The lessons of the labels alone."""
@@ -380,7 +343,12 @@ class Pipeline:
         if batch.is_sampled:
             self._sampler.settle([r for group in batch.groups for r in group.all_rollouts])
         operations, refused = await self._proposer.operations(
-            lessons, library, batch.update, batch.epoch, is_asked=not self._teacher.gave_up(batch)
+            lessons,
+            library,
+            batch.update,
+            batch.epoch,
+            dropped=self._decider.dropped(),
+            is_asked=not self._teacher.gave_up(batch),
         )
         taken, refusals = sift(library, operations, self.settings.limits)
         return [*taken, *refused, *refusals]
@@ -391,12 +359,14 @@ class Pipeline:
         library: ExperienceLibrary,
         proposed: Sequence[Operation | Refusal],
     ) -> ExperienceLibrary:
-        """What the gate makes of the operations; it is asked until it decides."""
+        """The library after the gate has decided on the operations."""
         operations = [op for op in proposed if not isinstance(op, Refusal)]
         self._demonstrator.see(batch.groups)
-        decision = await self._decider.decide(batch, library, operations)
+        decision = self._decider.decide(batch, operations)
+        self._keep_back()
         self._record(batch, library, proposed, decision)
-        self._run.notes.note(self._decider.exported[-1], len(self._recorder.updates), "")
+        result = self._decider.result_after(decision)
+        self._run.notes.note(result, len(self._recorder.updates), "")
         return decision.library
 
     def _record(
@@ -418,7 +388,6 @@ class Pipeline:
             reason=decision.reason,
             dropped=dict(decision.dropped),
             library_size=len(library),
-            validation=self._measured.summary(library),
         )
         self._recorder.updates.append(record)
         logger.info(
@@ -431,10 +400,9 @@ class Pipeline:
             len(library),
             self._run.ledger.n_lm_calls,
         )
-        mean = record.validation.mean if record.validation else None
         batch.groups = []  # a run is long, and their texts are
         training = statistics.fmean(batch.scores) if batch.scores else None
-        shown = {"validation": mean, "training": training}
+        shown = {"training": training}
         self._progress.update()
         self._progress.set_postfix(
             {name: f"{score:.3f}" for name, score in shown.items() if score is not None}
@@ -444,114 +412,73 @@ class Pipeline:
     # ------------------------------------------------------------------ the end
 
     def finish(self) -> Any:
-        """The student with the best library baked in, and `detailed_results` on it.
+        """The student with the library that wins on validation, and `detailed_results` on it.
 
-        The best is, of those that the gate let stand, the one that gains most on the student over
-        the whole validation set; where nothing is gated, it is the last (promise 2 does not apply
-        then).
+        With `NoGate`, the last library is returned, whether it is better or not.
         """
-        start, last = self.start_library, self._decider.exported[-1]
-        ledger = self._run.ledger
+        start, ledger = self.start_library, self._run.ledger
         ledger.open_reserve()
-        if self.settings.gate_metric is not None:
-            with suppress(RunStopped):  # what cannot be measured any more is not returned
-                self._schedule.run(self._measure_results(last))
-        is_measured = self._measured.summary(start) is not None
-        if self.settings.gate_metric is not None and self._valset and not is_measured:
-            logger.warning(
-                "nothing was measured: %s before the student was scored on the validation set; "
-                "allow more, or pass a smaller valset",
-                self._recorder.ended_because,
-            )
-        best = with_worth(self._best(), self._decider.groups, self._measured.scores)
-        shown = self._demonstrated(best)
+        choice = replace(self._choice(), tried=self._decider.tried())
+        library = with_prices(choice.library)
         ended_because = self._recorder.ended_because
-        self._run.notes.note(best, len(self._recorder.updates), ended_because, shown.demos)
-        before, after = self._measured.everywhere(start), shown.scores
-        test = held_out(*self._test(best, shown.run))
-        optimized = shown.run.bake(best)
+        self._run.notes.note(library, len(self._recorder.updates), ended_because, choice.demos)
+        test = held_out(*self._test(library, choice.run))
+        optimized = choice.run.bake(library)
         optimized.detailed_results = self._recorder.results(
-            start,
-            best,
-            (summary_of(before), summary_of(after), gain_between(before, after)),
-            test,
-            shown.trial,
-            self.settings.of_result(),
-            ledger,
+            start, library, choice, test, self.settings, ledger
         )
         return optimized
 
-    async def _measure_results(self, last: ExperienceLibrary) -> None:
-        """Measure student and last library; where that is worse, what is settled of it, too.
-
-        What is on trial may be given to a program before it is proven, and may be what is wrong.
-        """
-        await self._measured.run_everywhere([self.start_library, last])
-        settled = self._decider.like_start(
-            ExperienceLibrary(
-                [own for own in last if not own.is_on_trial], next_number=last.next_number
+    def _choice(self) -> Choice:
+        decision = self._decider.decisions[-1]
+        last = self._decider.result_after(decision)
+        if self.settings.metric is None or not self._measured.n_examples:
+            return Choice(self._run, last)
+        if not self.settings.measures:
+            return self._unchosen(last)
+        n_kept = 2 * self._tested.n_examples
+        account, demos = self._decider.accounts[-1], self._demonstrator.demos()
+        final = FinalChoice(self._run, self._measured, demos, account, n_kept)
+        proposed = proposed_finalists(self.settings.gate, decision)
+        if not account.n_rollouts:  # of rollouts made elsewhere none has tried what was learned
+            proposed = (*proposed, decision.library)
+        libraries = map(self._decider.like_start, proposed)
+        choice = final.make(self.start_library, [*libraries], self._decider.scaled(decision))
+        if len(choice.finalists) < 2 and last != self.start_library:
+            logger.warning(
+                "the result could not be measured, so the student is returned: %s; allow more, or "
+                "pass a smaller valset",
+                self._recorder.ended_because,
             )
-        )
-        if settled != last and self._measured.best([self.start_library, last]) != last:
-            self._decider.exported.insert(-1, settled)
-            self._keep_back(self._n_at_the_end)
-            await self._measured.run_everywhere([settled])
+        return choice
 
-    def _demonstrated(self, best: ExperienceLibrary) -> "_Demonstrated":
-        """The student with demos of the best rollouts, if they likely help; else as it is.
-
-        They are tried with the best library, on the validation set.
-        """
-        before = self._measured.everywhere(best)
-        demos = self._demonstrator.demos() if before else ()
-        if not demos:
-            return _Demonstrated(self._run, before)
-        run = replace(self._run, student=with_demos(self._run.student, demos))
-        measured = self._measured.beside(run)
-        self._keep_back(2 * self._tested.n_examples)
+    def _unchosen(self, last: ExperienceLibrary) -> Choice:
+        """The last library, with its scores and the student's on the whole validation set."""
+        n, start = self._measured.n_examples, self.start_library
         with suppress(RunStopped):
-            self._schedule.run(measured.run_everywhere([best]))
-        after = measured.everywhere(best)
-        chance = chance_of_gain(before, after) if after else None
-        is_kept = chance is not None and chance >= LIKELY
-        trial = DemoTrial(len(demos), gain_between(before, after), chance, is_kept)
-        logger.info("%d demos were tried: %s", trial.n, trial.gain or "the budget does not reach")
-        if is_kept:
-            return _Demonstrated(run, after, demos, trial)
-        return _Demonstrated(self._run, before, trial=trial)
+            pairs = ((library, place) for library in (start, last) for place in range(n))
+            self._schedule.run(self._measured.run(pairs))
+        floor = self._measured.lowest
+        before, after = (self._measured.of_library(library, n, floor) for library in (start, last))
+        return Choice(self._run, last, before=before, after=after)
 
     def _test(self, best: ExperienceLibrary, run: Run) -> tuple[Scores, Scores]:
         """Student and result on the test set, when everything is chosen; empty: not measured."""
-        if self.settings.gate_metric is None or not self._tested.n_examples:
+        n = self._tested.n_examples
+        if self.settings.metric is None or not n:
             return (), ()
         tested = self._tested if run is self._run else self._tested.beside(run)
-        own = [self.start_library, best] if run is self._run else [self.start_library]
-        self._run.ledger.open_reserve()
         with suppress(RunStopped):
-            self._schedule.run(self._tested.run_everywhere(own))
-            self._schedule.run(tested.run_everywhere([best]))
-        scores = self._tested.everywhere(self.start_library), tested.everywhere(best)
+            self._schedule.run(self._tested.run((self.start_library, i) for i in range(n)))
+            self._schedule.run(tested.run((best, i) for i in range(n)))
+        floor = min(self._tested.lowest, tested.lowest)
+        scores = (
+            self._tested.of_library(self.start_library, n, floor),
+            tested.of_library(best, n, floor),
+        )
         if not all(scores):
             logger.warning("the test set was not measured: %s", self._run.ledger.stopped_because)
         return scores
-
-    def _best(self) -> ExperienceLibrary:
-        """Of the libraries that stood the best measured; without a gate the last."""
-        exported = self._decider.exported
-        if not self.settings.measures:
-            return exported[-1]
-        best = self._measured.best(exported)
-        return exported[-1] if best == exported[-1] else best
-
-
-@dataclass(frozen=True, slots=True)
-class _Demonstrated:
-    """A run whose student shows these demos; the best library's scores with it on validation."""
-
-    run: Run
-    scores: Scores
-    demos: tuple[Demo, ...] = ()
-    trial: DemoTrial | None = None
 
 
 class Batches:
@@ -567,7 +494,7 @@ class Batches:
         self._pipeline = pipeline
         self._group_size = group_size
         n_examples = pipeline.n_training
-        self._size = pipeline.settings.batch_size_for(n_examples)
+        self._size = min(pipeline.settings.batch_size, n_examples)
         self._n_batches = math.ceil(n_examples / self._size)
         self._n_drafts = int(pipeline.settings.drafts > 0)
         self._n_updates = self._n_drafts + epochs * self._n_batches
@@ -583,37 +510,40 @@ class Batches:
             await pipeline.begin(self._n_updates)
         if update == self._n_updates:
             raise StopAsyncIteration
-        library = await pipeline.library_after(update - 1 - pipeline.settings.max_staleness)
+        last_known = update - 1 - pipeline.settings.max_staleness
+        await pipeline.library_after(last_known)
+        decision = pipeline.decision_after(last_known)
         if update < self._n_drafts:
             self._update += 1
-            n_rollouts = min(self._size, pipeline.n_training) * self._group_size
-            return Batch(
-                update, 0, self._n_updates, (), library, is_draft=True, n_rollouts=n_rollouts
-            )
+            return Batch(update, 0, self._n_updates, (), decision, is_draft=True)
+        if reason := pipeline.why_to_end(update, self._n_batches):
+            pipeline.end(reason)
+            raise StopAsyncIteration
         epoch, index = divmod(update - self._n_drafts, self._n_batches)
         if index == 0:
             self._order = pipeline.order(epoch)
         examples = self._order[index * self._size : (index + 1) * self._size]
-        n_rollouts = len(examples) * self._group_size
-        if reason := pipeline.why_to_end(update, self._n_batches, n_rollouts):
-            pipeline.end(reason)
+        n, limit = pipeline.n_affordable(update, self._group_size)
+        if n < len(examples):
+            most = getattr(pipeline.settings, limit)
+            pipeline.end(f"{limit}={most} is used up: it does not reach for another update")
+        if n < 1:
             raise StopAsyncIteration
+        examples = examples[: int(min(n, len(examples)))]
         self._update += 1
-        memory = pipeline.memory_after(update - 1 - pipeline.settings.max_staleness)
         return Batch(
             update,
             epoch,
             self._n_updates,
             tuple(examples),
-            library,
-            memory=memory,
-            n_rollouts=n_rollouts,
+            decision,
+            n_rollouts=len(examples) * self._group_size,
         )
 
 
-def _schedule(settings: Settings, ledger: Ledger, archive: Archive) -> Schedule:
+def _schedule(settings: RunSettings, ledger: Ledger, archive: Archive) -> Schedule:
     """Over threads: our own, or those of the user's executor; rollouts over its processes."""
-    executor, until_recorded = settings.executor, archive.store is not None
+    executor, until_recorded = settings.execution.executor, archive.store is not None
     n_threads, n_workers, borrow = settings.threads, None, None
     if executor is not None:
         n_workers = workers_of(executor) or settings.threads
@@ -625,7 +555,7 @@ def _schedule(settings: Settings, ledger: Ledger, archive: Archive) -> Schedule:
     if executor is not None and n_workers is not None and borrow is None:
         n_in_flight = settings.num_threads or IN_FLIGHT_PER_WORKER * n_workers
         remote = RemoteWorkers(executor, n_workers, n_in_flight, ledger, workers.finished)
-    return Schedule(workers, ledger, settings.rollout_timeout_s, remote, archive.together)
+    return Schedule(workers, ledger, settings.execution.rollout_timeout_s, remote, archive.together)
 
 
 def _borrowed(executor: Executor, ledger: Ledger, work: Callable[[], None]) -> None:

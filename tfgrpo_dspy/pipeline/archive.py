@@ -16,7 +16,7 @@ from tfgrpo_dspy.metric import wants_program_trace
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout, Usage
 from tfgrpo_dspy.sampling import encode_fields, field_annotations
-from tfgrpo_dspy.settings import Settings
+from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.settings.checks import policy_lms
 from tfgrpo_dspy.store import (
     Store,
@@ -28,7 +28,7 @@ from tfgrpo_dspy.store import (
     reading,
 )
 
-NO_RESULT = ("provider", "timeout", "straggler", "worker")
+NO_RESULT = ("provider", "timeout", "worker")
 """Failures that are not the program's: noted, never kept as results."""
 
 
@@ -53,7 +53,7 @@ class Archive:
         MissingRecordError: offline, and there is no store.
     """
 
-    def __init__(self, settings: Settings, student: Any) -> None:
+    def __init__(self, settings: RunSettings, student: Any) -> None:
         self._settings = settings
         self.unseen = Unseen()
         self._annotations = field_annotations(student)
@@ -195,7 +195,7 @@ class Archive:
             return None
         record = self.store.get(key)
         if record is None:
-            return self._found_left(key) or self._found_lost(key)
+            return self._found_lost(key)
         with reading(key):
             rollout = Rollout.from_dict(record["rollout"])
         if rollout.failure is not None or metric is None:
@@ -226,14 +226,6 @@ class Archive:
         with reading(key):
             return None if record is None else Found(key, Rollout.from_dict(record), False, False)
 
-    def _found_left(self, key: str) -> Found | None:
-        """A rollout that its group did not wait for: where a quorum rules, it is so again."""
-        if self.store is None or self._settings.quorum is None:
-            return None
-        record = self.store.get(f"left:{key}")
-        with reading(key):
-            return None if record is None else Found(key, Rollout.from_dict(record), False, False)
-
     def keep_rollout(
         self,
         key: str,
@@ -254,8 +246,7 @@ class Archive:
         failure = rollout.failure
         score_key = self._score_key(key, metric, example, rollout)
         if failure is not None and failure.kind in NO_RESULT:
-            stage = "left" if failure.kind == "straggler" else "lost"
-            self.store.replace(f"{stage}:{key}", rollout.to_dict())
+            self.store.replace(f"lost:{key}", rollout.to_dict())
             return own
         bare = rollout
         if failure is None or failure.kind == "metric":
@@ -333,8 +324,8 @@ class Archive:
         return self.store.put((key, record))[0]
 
 
-def _all_lms(settings: Settings, student: Any) -> list[Any]:
+def _all_lms(settings: RunSettings, student: Any) -> list[Any]:
     """Every LM that the run may call, but for those that a metric holds."""
-    modules = settings.reflection_modules
+    modules = settings.reflection.modules
     of_modules = [lm for module in modules for lm in language_models(module)]
     return [*policy_lms(student), settings.reflection_lm, dspy.settings.lm, *of_modules]

@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.gate import Decision
 from tfgrpo_dspy.reflection import Lesson, RefusedLesson
 from tfgrpo_dspy.rollout import Group
 
@@ -16,23 +16,22 @@ TEACHING = ("contrast", "failure analysis", "no ground truth")
 class Batch:
     """The examples (positions in the training set) of one update, and what came of them so far.
 
-    `library` is the one that its rollouts are made with: as it stood `max_staleness` updates before
-    the last; `memory` is what the gate left then. `assigned` are the libraries of a group's
-    rollouts, by example, where they are others: the gate gives experiences on trial to some of them
-    only, or they were made elsewhere. A draft has no groups: its lessons come from labels.
-    `n_rollouts` are those that a batch of the run makes: 0 where they were made elsewhere.
-    `scores` are those of all its rollouts, `n_asked` how many groups ExtractAdvantage was asked
-    about, `n_unread` how many of its answers could not be read.
+    Its rollouts are made with the library of `decision`, which is `max_staleness` updates older
+    than the last one. `assigned` are the libraries of a group's rollouts, by example, where they
+    differ: the gate gives experiences on trial to some of them only, or the rollouts were made
+    elsewhere. A draft has no groups: its lessons come from labels. `n_rollouts` are those that the
+    run makes for the batch: 0 where they were made elsewhere. `scores` are those of all its
+    rollouts, `n_asked` says about how many groups ExtractAdvantage was asked, `n_unread` how many
+    of its answers could not be read.
     """
 
     update: int
     epoch: int
     n_updates: int
     examples: tuple[int, ...]
-    library: ExperienceLibrary
+    decision: Decision
     is_draft: bool = False
     n_rollouts: int = 0
-    memory: Any = None
     is_sampled: bool = False
     scores: list[float] = field(default_factory=list)
     assigned: dict[int, tuple[ExperienceLibrary, ...]] = field(default_factory=dict)
@@ -42,6 +41,11 @@ class Batch:
     n_unread: int = 0
     lessons: list[Lesson] = field(default_factory=list)
     refused_lessons: list[RefusedLesson] = field(default_factory=list)
+
+    @property
+    def library(self) -> ExperienceLibrary:
+        """The library that its rollouts are made with."""
+        return self.decision.library
 
     @property
     def best_score(self) -> float:

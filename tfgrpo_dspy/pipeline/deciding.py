@@ -1,164 +1,131 @@
-"""Asks the gate until it decides, and has the trials made that it wants."""
+"""Has the gate decide on each update, and keeps what it decided and what the updates have taken."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tfgrpo_dspy.budget import Account, Amount
 from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience import ExperienceLibrary, Keep, Limits, Operation
-from tfgrpo_dspy.gate import Decision, GroupEvidence, GroupPlan, Trial, TrialEvidence, Trials
+from tfgrpo_dspy.gate import Decision, GroupEvidence, GroupPlan, RunEvidence, advice_of
 from tfgrpo_dspy.pipeline.batches import Batch
-from tfgrpo_dspy.pipeline.concerns import Concerns
-from tfgrpo_dspy.pipeline.measuring import Measurements
-from tfgrpo_dspy.pipeline.pace import Pace
 from tfgrpo_dspy.pipeline.run import Run
-from tfgrpo_dspy.pipeline.shares import GATE_SHARE, affordable
-from tfgrpo_dspy.rollout import Group
+from tfgrpo_dspy.reflection import DroppedExperience
+from tfgrpo_dspy.results import TriedAdvice
+from tfgrpo_dspy.rollout import Group, Rollout, fields_text
+from tfgrpo_dspy.sampling import as_fields
 
 
 class Decider:
-    """Decides over the updates of one run, one after another.
+    """Decides on the updates of one run, one after another.
 
-    `exported` are the libraries that a program would have been given: the first the student's, then
-    one for each update. `memories` are what the gate left for later, `groups` all training groups;
-    `pace` knows how far the budget reaches.
+    `decisions` and `accounts` hold one entry more than there are decided updates: the first is
+    what the run starts with.
     """
 
     def __init__(
-        self,
-        run: Run,
-        measured: Measurements,
-        concerns: Concerns,
-        start: ExperienceLibrary,
-        training: Sequence[int],
-        n_trainset: int,
+        self, run: Run, start: ExperienceLibrary, trainset: Sequence[Any], training: Sequence[int]
     ) -> None:
-        self.exported = [start]
-        self.memories: list[Any] = [None]
-        self.groups: list[GroupEvidence] = []
+        self.decisions = [Decision(start, "the library of the student")]
+        calls = run.settings.schedule.facts.calls_per_rollout
+        self.accounts = [Account(run.settings.budget, assumed=Amount(calls, 1.0))]
         self._settings = run.settings
         self._recorder = run.recorder
-        self._measured = measured
-        self._concerns = concerns
+        self._trainset = trainset
         self._training = tuple(training)
-        self._n_trainset = n_trainset
-        self.pace = Pace(run.settings)
+        self._groups: list[GroupEvidence] = []
+        self._texts: tuple[str, ...] = ()
 
-    async def decide(
-        self, batch: Batch, library: ExperienceLibrary, operations: Sequence[Operation]
-    ) -> Decision:
-        """What the gate makes of the operations.
+    def decide(self, batch: Batch, operations: Sequence[Operation]) -> Decision:
+        """The gate's decision on the operations.
 
         Raises:
-            GateError: the gate asks for what there is not, or for nothing new.
-            RunStopped: a budget does not reach for its trials.
+            GateError: the gate answered with something else than a decision.
         """
-        groups = tuple(group_evidence(batch, group) for group in batch.groups)
-        self.groups += groups
-        reflections = self._recorder.reflection_usage[batch.update]
-        n_trials, trials = self._measured.n_rollouts, self._recorder.usage["gate"]
-        self.pace.note(batch, reflections, n_trials, trials)
-        evidence: dict[str, Any] = {
-            "incumbent": library,
-            "operations": tuple(operations),
-            "n_examples": self._measured.n_examples,
-            "order": self._measured.order,
-            "update": batch.update,
-            "limits": self._settings.limits,
-            "n_updates": batch.n_updates,
-            "n_training": len(self._training),
-            "training": self._training,
-            "groups": groups,
-            "memory": self.memories[-1],
-            "max_trials": self._affordable(),
-            "n_ahead": self._n_ahead(batch),
-        }
-        proposed = TrialEvidence(**evidence).proposed
-        if proposed == library and not has_trials(library):
-            last = self.exported[-1]
-            decision = Decision(proposed, "nothing to decide", last, memory=self.memories[-1])
-        else:
-            ids = {experience.id for experience in proposed}
-            deleted = [experience for experience in library if experience.id not in ids]
-            evidence["concerns"] = self._concerns.of([*proposed, *deleted])
-            decision = await self._asked(evidence)
-        decision = self._with_keeps(decision, operations)
-        exported = decision.library if decision.exported is None else decision.exported
-        self.exported.append(self.like_start(exported))
-        self.memories.append(decision.memory)
+        if not self._texts:
+            self._texts = tuple(map(self._text_of, self._trainset))
+        self._groups += [group_evidence(batch, group) for group in batch.groups]
+        evidence = RunEvidence(
+            previous=self.decisions[-1],
+            operations=tuple(operations),
+            groups=tuple(self._groups),
+            texts=self._texts,
+            training=self._training,
+            limits=self._settings.limits,
+        )
+        gate = self._settings.gate
+        decision = gate.decide(evidence)
+        if not isinstance(decision, Decision) or not _are_libraries(
+            (decision.library, decision.result)
+        ):
+            raise GateError(f"{gate!r} decided {decision!r}; return a Decision on a library.")
+        decision = _with_keeps(decision, operations, self._settings.limits)
+        self.decisions.append(decision)
+        self.accounts.append(self._account(batch))
         return decision
 
-    def _affordable(self) -> int | None:
-        """How many trials the budget leaves for this decision; None: nothing limits them.
+    def _text_of(self, example: Any) -> str:
+        """The inputs of an example, and its labels where the reflection LM may see them."""
+        fields = as_fields(example.inputs())
+        if self._settings.reflection.use_labels and self._settings.metric is not None:
+            fields = {**fields, **as_fields(example.labels())}
+        return fields_text(fields)
 
-        It does not look at the clock or at what is in flight: the same run decides the same.
-        """
-        n, usage = self._measured.n_rollouts, self._recorder.usage
-        most = affordable(self._settings, GATE_SHARE, usage["gate"], n) if n else None
-        return None if most is None else max(0, most - n)
+    def result_after(self, decision: Decision) -> ExperienceLibrary:
+        """What a program would be given if the run ended with this decision."""
+        return self.like_start(decision.result)
 
-    def _n_ahead(self, batch: Batch) -> int:
-        """How many training rollouts are to come with the library that is decided on now.
-
-        As many as are planned, or as the budget has room for at the pace so far.
-        """
-        n_batches = self.pace.n_updates_left(batch.n_updates - batch.update - 1)
-        n_batches -= self._settings.max_staleness
-        return max(0, n_batches) * batch.n_rollouts
-
-    def _with_keeps(self, decision: Decision, operations: Sequence[Operation]) -> Decision:
-        """With the evidence of KEEPs, whatever the gate made of the other operations."""
-        limits, exported = self._settings.limits, decision.exported
-        return replace(
-            decision,
-            library=with_keeps(decision.library, operations, limits),
-            exported=None if exported is None else with_keeps(exported, operations, limits),
-        )
+    def scaled(self, decision: Decision) -> Decision:
+        """The decision with the spread of the training scores, if the gate does not tell it."""
+        scores = [s for group in self._groups for s in group.scores if s is not None]
+        spread = statistics.pstdev(scores) if scores else 0.0
+        return replace(decision, score_sd=decision.score_sd or spread)
 
     def like_start(self, library: ExperienceLibrary) -> ExperienceLibrary:
-        """Equal to the student's, where it holds the same experiences: it is not measured anew.
+        """The library that is equal to the student's where it has the same experiences.
 
-        The ids that the run has retired since then were never in a program.
+        The ids that the run has retired since were never in a program.
         """
-        start = self.exported[0]
+        start = self.decisions[0].library
         if list(library) != list(start):
             return library
-        return ExperienceLibrary(library, next_number=start.next_number)
+        return ExperienceLibrary(library, next_number=start.next_number)  # with new evidence
 
-    async def _asked(self, evidence: dict[str, Any]) -> Decision:
-        gate: Any = self._settings.gate
-        while True:
-            answer = gate.next(TrialEvidence(**evidence, scores=self._measured.scores))
-            if isinstance(answer, Decision) and all(map(_is_library, _libraries_of(answer))):
-                return answer
-            if not isinstance(answer, Trials):
-                raise GateError(
-                    f"{gate!r} answered {answer!r}; return Trials or a Decision on a library."
-                )
-            self._check(answer)
-            if not await self._measured.run(answer.trials):
-                raise GateError(f"{gate!r} asks again for trials that it has the scores of.")
+    def dropped(self) -> list[DroppedExperience]:
+        """The advice that was tried and is in the library no more, the most tried first."""
+        decision = self.decisions[-1]
+        held = {advice_of(experience) for experience in decision.library}
+        tried = [item for item in decision.beliefs.items() if item[1].n_rollouts]
+        tried.sort(key=lambda item: -item[1].n_rollouts)
+        return [
+            DroppedExperience(text, scope, belief.in_words())
+            for (text, scope), belief in tried
+            if (text, scope) not in held
+        ]
 
-    def _check(self, trials: Trials) -> None:
-        sizes = {"validation": self._measured.n_examples, "training": self._n_trainset}
-        for trial in trials.trials:
-            is_trial = isinstance(trial, Trial) and _is_library(trial.library)
-            if not is_trial or trial.on not in sizes:
-                raise GateError(f"{self._settings.gate!r} asks for {trial!r}, which is no Trial.")
-            if trial.example not in range(sizes[trial.on]):
-                raise GateError(
-                    f"{self._settings.gate!r} asks for a trial on {trial.on} example "
-                    f"{trial.example}; there are {sizes[trial.on]}, counted from 0."
-                )
+    def tried(self) -> tuple[TriedAdvice, ...]:
+        """All advice that rollouts were given, with what is believed of it."""
+        return tuple(
+            TriedAdvice(text, scope, belief.effect, belief.chance)
+            for (text, scope), belief in self.decisions[-1].beliefs.items()
+            if belief.effect is not None
+        )
+
+    def _account(self, batch: Batch) -> Account:
+        before = self.accounts[-1]
+        rollouts = [rollout for group in batch.groups for rollout in group.all_rollouts]
+        if not batch.n_rollouts:  # they were made elsewhere
+            rollouts = []
+        taken = sum((amount_of(rollout) for rollout in rollouts), Amount())
+        reflections = Amount.of(self._recorder.reflection_usage[batch.update], 0)
+        account = before.after_rollouts(taken, len(rollouts)).after_reflections(reflections)
+        return account.after_update(before, len(batch.groups)) if batch.groups else account
 
 
-def with_keeps(
-    library: ExperienceLibrary, operations: Sequence[Operation], limits: Limits
-) -> ExperienceLibrary:
-    """The library with the evidence of those KEEPs that are on one of its experiences."""
-    ids = {experience.id for experience in library}
-    keeps = [op for op in operations if isinstance(op, Keep) and op.id in ids]
-    return library.apply(keeps, limits)
+def amount_of(rollout: Rollout) -> Amount:
+    """What a rollout has taken; its metric was called unless the program failed."""
+    return Amount.of(rollout.usage + rollout.metric_usage, int(rollout.was_scored))
 
 
 def assigned(gate: Any, plan: GroupPlan) -> tuple[ExperienceLibrary, ...]:
@@ -168,8 +135,7 @@ def assigned(gate: Any, plan: GroupPlan) -> tuple[ExperienceLibrary, ...]:
         GateError: these are not as many libraries as the group has rollouts.
     """
     libraries = gate.assign(plan)
-    is_group = isinstance(libraries, Sequence) and len(libraries) == plan.n_rollouts
-    if not is_group or not all(map(_is_library, libraries)):
+    if not _are_libraries(libraries) or len(libraries) != plan.n_rollouts:
         raise GateError(
             f"{gate!r} assigned {libraries!r}; return {plan.n_rollouts} libraries, one for each "
             f"rollout of the group."
@@ -177,25 +143,52 @@ def assigned(gate: Any, plan: GroupPlan) -> tuple[ExperienceLibrary, ...]:
     return tuple(libraries)
 
 
-def _is_library(value: object) -> bool:
-    return isinstance(value, ExperienceLibrary)
+def proposed_finalists(gate: Any, decision: Decision) -> tuple[ExperienceLibrary, ...]:
+    """The libraries that the gate proposes for the final choice.
+
+    Raises:
+        GateError: these are no libraries.
+    """
+    libraries = gate.finalists(decision)
+    if not _are_libraries(libraries):
+        raise GateError(
+            f"{gate!r} proposed {libraries!r} for the end; return a sequence of libraries."
+        )
+    return tuple(libraries)
 
 
-def _libraries_of(decision: Decision) -> list[Any]:
-    return [decision.library, decision.library if decision.exported is None else decision.exported]
+def _are_libraries(given: Any) -> bool:
+    return isinstance(given, Sequence) and all(isinstance(x, ExperienceLibrary) for x in given)
 
 
-def has_trials(library: ExperienceLibrary) -> bool:
-    """Whether an experience of it is on trial."""
-    return any(experience.is_on_trial for experience in library)
+def _with_keeps(decision: Decision, operations: Iterable[Operation], limits: Limits) -> Decision:
+    """The decision with the evidence of KEEPs, whatever the gate made of the other operations."""
+    keeps = [op for op in operations if isinstance(op, Keep)]
+
+    def kept(library: ExperienceLibrary) -> ExperienceLibrary:
+        ids = {experience.id for experience in library}
+        return library.apply([op for op in keeps if op.id in ids], limits)
+
+    deployable = None if decision.deployable is None else kept(decision.deployable)
+    return replace(decision, library=kept(decision.library), deployable=deployable)
 
 
 def group_evidence(batch: Batch, group: Group) -> GroupEvidence:
-    """The group as gates see it."""
+    """The group as gates see it.
+
+    A rollout that has no score because it timed out or its metric failed counts as the lowest of
+    the group: the advice may be to blame. Where the provider failed, there is no score.
+    """
     scores = {rollout.rollout_id: rollout.score for rollout in group.rollouts}
+    floor = min([0.0, *(score for score in scores.values() if score is not None)])
     n = len(group.all_rollouts)
     return GroupEvidence(
         group.example,
-        batch.assigned.get(group.example, (batch.library,) * n),
-        tuple(scores.get(rollout.rollout_id) for rollout in group.all_rollouts),
+        batch.assigned.get(group.example, (batch.decision.library,) * n),
+        tuple(
+            floor
+            if rollout.failure is not None and rollout.failure.kind in ("timeout", "metric")
+            else scores.get(rollout.rollout_id)
+            for rollout in group.all_rollouts
+        ),
     )

@@ -20,7 +20,7 @@ class Demonstrator:
     Args:
         student: its predictors show the demos.
         trainset: all examples that groups are of.
-        valset: the gate's.
+        valset: the validation set.
         most: how many rollouts may be shown.
     """
 

@@ -3,15 +3,41 @@
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from scipy.special import stdtr, stdtrit
 
-from tfgrpo_dspy.results import CONFIDENCE, Gain, HeldOut, ScoreSummary
+from tfgrpo_dspy.results import (
+    CONFIDENCE,
+    DemoTrial,
+    Finalist,
+    Gain,
+    HeldOut,
+    ScoreSummary,
+    TriedAdvice,
+)
+from tfgrpo_dspy.sampling import Demo
 
 Scores = Sequence[float | None]
 """Those of the examples of a set, in their order; None where there is none. Empty: not tried."""
 ROUNDING = 1e-9
 """Differences that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What was measured of the candidates for the result, and the demos that the result shows.
+
+    `before` and `after` are the scores of student and result on the same validation examples;
+    empty where the budget did not reach.
+    """
+
+    demos: tuple[Demo, ...] = ()
+    before: Scores = ()
+    after: Scores = ()
+    finalists: tuple[Finalist, ...] = ()
+    demo_trial: DemoTrial | None = None
+    tried: tuple[TriedAdvice, ...] = ()
 
 
 def summary_of(scores: Scores) -> ScoreSummary | None:

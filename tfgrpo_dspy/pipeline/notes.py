@@ -18,7 +18,7 @@ from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.pipeline.archive import Archive
 from tfgrpo_dspy.pipeline.sketch import sketch_of
 from tfgrpo_dspy.sampling import Demo
-from tfgrpo_dspy.settings import Settings
+from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.store import callable_identity, digest, program_identity, reading
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ CONSEQUENCES = {
     "the training set": "what was recorded for examples that stand at the same place is reused",
     "the validation set": "what was recorded for examples that stand at the same place is reused",
     "the seed": "its rollouts are fresh samples beside the old ones, on another split of the data",
-    "the temperature": "training rollouts are new; trials and final scores are reused",
+    "the temperature": "training rollouts are new; validation and test scores are reused",
     "the group size": "the rollouts that both have are reused, up to the first update that differs",
     "the schedule": "rollouts are reused up to the first update that differs",
     "DSPy": "prompts may differ from the recorded ones; recorded answers are used all the same",
@@ -66,7 +66,7 @@ LIMITS = frozenset(
 class Notes:
     """Reads and writes the notes on runs; without a store there are none."""
 
-    def __init__(self, settings: Settings, archive: Archive, ledger: Ledger) -> None:
+    def __init__(self, settings: RunSettings, archive: Archive, ledger: Ledger) -> None:
         self._settings = settings
         self._ledger = ledger
         self._archive = archive
@@ -82,7 +82,7 @@ class Notes:
         if self._store is None:
             return
         archive, settings = self._archive, self._settings
-        modules = [archive.module(module) for module in settings.reflection_modules]
+        modules = [archive.module(module) for module in settings.reflection.modules]
         gate = settings.gate
         given = settings.of_result().items()
         schedule = {k: v for k, v in given if k not in (*LIMITS, *APART) and v is not None}
@@ -92,10 +92,7 @@ class Notes:
             "the adapter": archive.adapter,
             "the metric": digest(archive.metric_identity(settings.metric)),
             "the version": digest(settings.version),
-            "the gate": digest(
-                callable_identity(gate, archive.unseen),
-                archive.metric_identity(getattr(gate, "metric", None)),
-            ),
+            "the gate": digest(callable_identity(gate, archive.unseen)),
             "the reflection LM": archive.reflection_lm,
             "the reflection modules": digest(modules),
             "the training set": self._digest_of_set(trainset[i] for i in training),

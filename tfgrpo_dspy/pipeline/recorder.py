@@ -5,26 +5,24 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation, Refusal
+from tfgrpo_dspy.pipeline.heldout import Comparison, gain_between, summary_of
 from tfgrpo_dspy.results import (
     REFLECTIONS,
-    DemoTrial,
-    Gain,
     HeldOut,
     OperationRecord,
     RunResults,
-    ScoreSummary,
     UpdateRecord,
 )
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
+from tfgrpo_dspy.settings import RunSettings
 
 logger = logging.getLogger(__name__)
 
-ROLES = ("rollout", "gate", "test", *REFLECTIONS, "metric")
-"""What LM calls are for: training rollouts, trials and final scores, the test set, reflections,
+ROLES = ("rollout", "validation", "test", *REFLECTIONS, "metric")
+"""What LM calls are for: training rollouts, the final choice, the test set, reflections,
 judges inside metrics."""
 ERRORS_ALLOWED = 20
 """So many errors never end a run by themselves, unless `max_errors` says so."""
@@ -83,7 +81,7 @@ class Recorder:
     def check_errors(self, ledger: Ledger, failure: Failure | None) -> None:
         """Count what was done just now; end the run where too much of it failed."""
         self._n_done += 1
-        if failure is None or failure.kind in ("parse", "straggler"):
+        if failure is None or failure.kind == "parse":
             return
         message = failure.message.partition(" on the example ")[0]  # equal but for the example
         self._errors[" ".join(message.split())[:LOGGED_CHARACTERS]] += 1
@@ -123,23 +121,24 @@ class Recorder:
         self,
         start: ExperienceLibrary,
         library: ExperienceLibrary,
-        scores: tuple[ScoreSummary | None, ScoreSummary | None, Gain | None],
+        choice: Comparison,
         test: HeldOut | None,
-        demos: DemoTrial | None,
-        settings: Mapping[str, Any],
+        settings: RunSettings,
         ledger: Ledger,
     ) -> RunResults:
-        """The report of the run; `scores` are those on the validation set, and the gain there."""
-        is_changed = library != start or (demos is not None and demos.is_kept)
+        """The report of the run."""
+        is_changed = library != start or bool(choice.demos)
         nothing_learned = "" if is_changed else self._why_nothing_was_learned()
         if nothing_learned:
             logger.warning("nothing was learned: %s", nothing_learned)
         return RunResults(
-            student=scores[0],
-            best=scores[1],
-            gain=scores[2],
+            student=summary_of(choice.before),
+            best=summary_of(choice.after),
+            gain=gain_between(choice.before, choice.after),
+            finalists=choice.finalists,
+            tried=choice.tried,
             test=test,
-            demos=demos,
+            demos=choice.demo_trial,
             updates=tuple(self.updates),
             usage=self._all_usage(ledger),
             metric_calls=ledger.n_metric_calls_made,
@@ -151,7 +150,8 @@ class Recorder:
             nothing_learned=nothing_learned,
             wall_time_s=time.monotonic() - self._started,
             library=library.to_dict(),
-            settings=settings,
+            settings=settings.of_result(),
+            schedule=settings.schedule.to_dict(),
         )
 
     def _all_usage(self, ledger: Ledger) -> dict[str, Usage]:

@@ -10,8 +10,7 @@ from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.pipeline.archive import Found
 from tfgrpo_dspy.pipeline.errands import Errand, Parcel, packed_library
 from tfgrpo_dspy.pipeline.run import Run
-from tfgrpo_dspy.pipeline.schedule import Handle, LeftBehindError, TimedOutError
-from tfgrpo_dspy.pipeline.stragglers import Stragglers, Watch
+from tfgrpo_dspy.pipeline.schedule import Handle, TimedOutError
 from tfgrpo_dspy.pipeline.workers import Done, Order
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
@@ -19,7 +18,7 @@ from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
 KEPT_PROGRAMS = 32
 CALLED = {
     "rollout": ("training rollout", "training"),
-    "gate": ("gate trial", "validation"),
+    "validation": ("final choice", "validation"),
     "test": ("final score", "test"),
 }
 """How errors name the rollouts of a role, and their examples."""
@@ -64,7 +63,7 @@ class Rollouts:
 
     Args:
         run: what the parts of the run share.
-        role: of the report: "rollout" (training), "gate" or "test".
+        role: of the report: "rollout" (training), "validation" or "test".
         examples: the set.
         metric: the user's; None: rollouts are not scored.
         temperature: see `RolloutTask`.
@@ -81,11 +80,10 @@ class Rollouts:
         self._temperature = temperature
         self._programs: dict[ExperienceLibrary, tuple[Any, Outline]] = {}
         settings = run.settings
-        quorum = settings.quorum if role == "rollout" else None  # a gate's trials come in pairs
-        self._stragglers = Stragglers(quorum, settings.hedge)
         self._parcel: Parcel | None = None
         if run.schedule.remote is not None and not settings.offline:
-            self._parcel = Parcel.of(run.student, metric, temperature, settings.prices or {})
+            prices = settings.execution.prices or {}
+            self._parcel = Parcel.of(run.student, metric, temperature, prices)
 
     def beside(self, run: Run) -> "Rollouts":
         """The same rollouts, of the student of this run."""
@@ -146,19 +144,14 @@ class Rollouts:
         def keep(job: _Job, done: Done) -> None:
             made[job.position] = self._kept(job, self._outcome(job, done))
 
-        watch = self._stragglers.watch(len(samples))
-        if watch is not None:
-            watch.n_done = sum(not _was_left(rollout) for rollout in made.values())
-        return [self._submitted(job, order, functools.partial(keep, job), watch) for job in jobs]
+        return [self._submitted(job, order, functools.partial(keep, job)) for job in jobs]
 
-    def _submitted(
-        self, job: _Job, order: Order, keep: Callable[[Done], None], watch: Watch | None
-    ) -> Handle[None]:
+    def _submitted(self, job: _Job, order: Order, keep: Callable[[Done], None]) -> Handle[None]:
         schedule = self._run.schedule
         if self._parcel is None:
-            return schedule.submit(_Job.do, job, order, keep, watch=watch)
+            return schedule.submit(_Job.do, job, order, keep)
         errand = job.errand()
-        return schedule.submit(self._parcel, errand, order, keep, schedule.remote, watch)
+        return schedule.submit(self._parcel, errand, order, keep, schedule.remote)
 
     def _baked(self, library: ExperienceLibrary) -> tuple[Any, Outline]:
         """The student with this library, and what rollouts need to know of it; a few are kept."""
@@ -191,7 +184,7 @@ class Rollouts:
             temperature=self._temperature,
             score=self._score,
             ledger=run.ledger,
-            prices=run.settings.prices or {},
+            prices=run.settings.execution.prices or {},
             outline=outline,
         )
         return _Job(position, sample, task, key, found)
@@ -209,12 +202,8 @@ class Rollouts:
             self._run.ledger.spend(usage.n_lm_calls, usage.cost_usd)
 
     def _outcome(self, job: _Job, done: Done) -> Rollout:
-        failure = None
         if isinstance(done.error, TimedOutError):
             failure = Failure("timeout", f"the rollout {done.error}, which is rollout_timeout_s")
-        elif isinstance(done.error, LeftBehindError):
-            failure = Failure("straggler", f"the rollout {done.error}, as its group had a quorum")
-        if failure is not None:
             return Rollout(job.sample.example, job.sample.rollout_id, failure=failure)
         if done.error is not None:
             raise done.error
@@ -234,7 +223,3 @@ class Rollouts:
             return self._kept(replace(job, found=found), score_again(job.task, kept))
         run.recorder.check_errors(run.ledger, kept.failure)
         return kept
-
-
-def _was_left(rollout: Rollout) -> bool:
-    return rollout.failure is not None and rollout.failure.kind == "straggler"

@@ -9,14 +9,14 @@ from tfgrpo_dspy.pipeline.archive import Archive
 from tfgrpo_dspy.pipeline.notes import Notes
 from tfgrpo_dspy.pipeline.recorder import Recorder
 from tfgrpo_dspy.pipeline.schedule import Handle, Schedule
-from tfgrpo_dspy.settings import Settings
+from tfgrpo_dspy.settings import RunSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """One run over a student (its own copy)."""
 
-    settings: Settings
+    settings: RunSettings
     student: Any
     ledger: Ledger
     archive: Archive

@@ -11,14 +11,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from tfgrpo_dspy.budget import Ledger, Task
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.pipeline.garbage import looking_at_new_objects_only
 from tfgrpo_dspy.pipeline.remote import RemoteTask, RemoteWorkers
-from tfgrpo_dspy.pipeline.stragglers import Verdict, Watch
 from tfgrpo_dspy.pipeline.workers import Done, Order, Workers
 
 Result = TypeVar("Result")
@@ -29,27 +28,19 @@ Step = tuple[Coroutine[Any, Any, Any], "Handle[Any]"]
 GRACE_S = 2.0
 """How long calls in flight are waited for when a budget is reached, so that they are not lost."""
 LONGEST_POLL_S = 0.5
-WATCHED_POLL_S = 0.05
 
 
 class TimedOutError(Exception):
     """The task took longer than it may; it was abandoned."""
 
 
-class LeftBehindError(Exception):
-    """The task took far longer than its siblings; it was abandoned."""
-
-
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """What waits for a task, and how to begin a second one in its place."""
+    """What waits for a task."""
 
     handle: "Handle[Any]"
     then: "Callable[[Done], Any]"
     place: "Place"
-    given: tuple[Any, Any, Order]
-    watch: Watch | None
-    tasks: "list[AnyTask]" = field(default_factory=list)
 
 
 class Handle(Generic[Result]):
@@ -117,8 +108,6 @@ class Schedule:
         self._dealt_with: list[AnyTask] = []
         self._ends_because = "nothing is left to wait for"
         self._running: dict[AnyTask, _Waiting] = {}
-        self._watches = False
-        self._looked_s = 0.0
         self._alive: dict[Handle[Any], Coroutine[Any, Any, Any]] = {}
 
     # ------------------------------------------------------------------ for coroutines
@@ -137,7 +126,6 @@ class Schedule:
         order: Order,
         then: Callable[[Done], Result],
         place: Place | None = None,
-        watch: Watch | None = None,
     ) -> Handle[Result]:
         """Have `work(item)` done; in `remote`, the errand `item` with the parcel `work`.
 
@@ -145,21 +133,14 @@ class Schedule:
         free when `then` has dealt with it and what waited for it has gone on: so no more results
         than there are slots are ever in flight or unrecorded, and what follows from a result is
         chosen from with the rest. (Where nothing is recorded, `Workers` may let go of it before.)
-        A task that takes too long is abandoned, and comes as a `TimedOutError`; one that `watch`
-        leaves behind as a `LeftBehindError`.
+        A task that takes too long is abandoned, and comes as a `TimedOutError`.
         """
         handle: Handle[Result] = Handle()
-        self._watches = self._watches or watch is not None
-        given = (work, item, order)
-        self._begin(_Waiting(handle, then, place or self._workers, given, watch))
+        where: Any = place or self._workers
+        task = where.new_task()
+        self._running[task] = _Waiting(handle, then, where)
+        where.start(task, work, item, order)
         return handle
-
-    def _begin(self, waiting: _Waiting) -> None:
-        place: Any = waiting.place
-        task = place.new_task()
-        waiting.tasks.append(task)
-        self._running[task] = waiting
-        place.start(task, *waiting.given)
 
     def never(self, why: str) -> Handle[None]:
         """What will not be there; the run ends, for this reason, when it can only wait for such."""
@@ -261,8 +242,6 @@ class Schedule:
         with self._together():
             while self._done:
                 self._receive(self._done.popleft())
-        if self._watches and time.monotonic() - self._looked_s >= WATCHED_POLL_S:
-            self._take_overdue()  # also where something is done all the time
 
     def _receive(self, done: Done) -> None:
         place = self.remote if isinstance(done.task, RemoteTask) else self._workers
@@ -271,13 +250,8 @@ class Schedule:
             self._deal_with(received)
 
     def _deal_with(self, done: Done) -> None:
-        waiting = self._running[done.task]
-        for task in waiting.tasks:
-            if self._running.pop(task, None) is not None and task is not done.task:
-                self._abandon(task, waiting)
+        waiting = self._running.pop(done.task)
         self._dealt_with.append(done.task)
-        if waiting.watch is not None and done.error is None:
-            waiting.watch.done(done.task.started_s)
         if not isinstance(done.error, RunStopped):
             self._fulfil(waiting.handle, waiting.then(done))
 
@@ -297,39 +271,19 @@ class Schedule:
             self._take(min(left, self._poll_s()))
 
     def _poll_s(self) -> float:
-        longest = WATCHED_POLL_S if self._watches else LONGEST_POLL_S
         if self._timeout_s is None:
-            return longest
+            return LONGEST_POLL_S
         now = time.monotonic()
         ends = [task.started_s + self._timeout_s for task in self._running if task.started_s]
-        return max(0.001, min([longest, *(end - now for end in ends)]))
+        return max(0.001, min([LONGEST_POLL_S, *(end - now for end in ends)]))
 
     def _take_overdue(self) -> None:
-        now = self._looked_s = time.monotonic()
-        for task, waiting in list(self._running.items()):
-            if task.started_s is None or task not in self._running:
-                continue
-            seconds = now - task.started_s
-            if self._timeout_s is not None and seconds >= self._timeout_s:
-                self._give_up(task, waiting, TimedOutError(f"took over {self._timeout_s:g} s"))
-            elif waiting.watch is not None:
-                self._look_after(task, waiting, waiting.watch, seconds)
-
-    def _look_after(self, task: AnyTask, waiting: _Waiting, watch: Watch, seconds: float) -> None:
-        verdict = watch.verdict(seconds, is_hedged=len(waiting.tasks) > 1)
-        if verdict is Verdict.LEAVE:
-            self._give_up(task, waiting, LeftBehindError(f"was left behind after {seconds:.1f} s"))
-        elif verdict is Verdict.ASK_AGAIN:
-            self._begin(waiting)
-
-    def _give_up(self, task: AnyTask, waiting: _Waiting, error: Exception) -> None:
-        """The task, and with it what waits for it, unless another is at work for that."""
-        self._abandon(task, waiting)
-        if isinstance(error, TimedOutError) and self._has_other(task, waiting):
-            del self._running[task]
+        if self._timeout_s is None:
             return
-        self._give_slots_back()
-        self._deal_with(Done(task, error=error))
-
-    def _has_other(self, task: AnyTask, waiting: _Waiting) -> bool:
-        return any(other is not task and other in self._running for other in waiting.tasks)
+        now = time.monotonic()
+        for task, waiting in list(self._running.items()):
+            if task.started_s is not None and now - task.started_s >= self._timeout_s:
+                self._abandon(task, waiting)
+                self._give_slots_back()
+                error = TimedOutError(f"took over {self._timeout_s:g} s")
+                self._deal_with(Done(task, error=error))

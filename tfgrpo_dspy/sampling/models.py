@@ -48,9 +48,9 @@ def _can_be_built(model: str, model_type: Any, temperature: float) -> bool:
 def sampling_copy(lm: Any, rollout_id: int, temperature: float | None) -> Any:
     """A copy of the LM for one sample.
 
-    `rollout_id` is part of DSPy's cache key only; an engine object is given a seed besides
-    (DESIGN, section 8), and so is an LM to which its user gave one. At temperature 0 there is
-    only one sample, and the cache may answer.
+    `rollout_id` is part of DSPy's cache key only; an engine object is given a seed besides,
+    and so is an LM to which its user gave one. At temperature 0 there is only one sample, and the
+    cache may answer.
     """
     if temperature is not None and not allows_temperature(lm, temperature):
         temperature = None

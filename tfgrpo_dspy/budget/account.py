@@ -1,0 +1,125 @@
+"""How far the limits of a run reach, by what its decided updates have taken.
+
+The ledger counts calls when they are made, in an order that depends on the clock. The account
+counts whole updates, in their order, and counts answers from a cache like calls: so a run that is
+repeated, with another number of threads or a warm cache, plans the same batches.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from tfgrpo_dspy.budget.ledger import Budget
+from tfgrpo_dspy.rollout import Usage
+
+N_RECENT = 2
+"""The next update is expected to cost as much as the dearer of so many before it."""
+COST_MARGIN = 1.5
+"""Rollouts with a library cost so many times as much as those before it, in dollars, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """LM calls (answers from a cache included), metric calls and US dollars."""
+
+    n_lm_calls: float = 0.0
+    n_metric_calls: float = 0.0
+    cost: float = 0.0
+
+    @classmethod
+    def of(cls, usage: Usage, n_metric_calls: int) -> "Amount":
+        """What rollouts or reflections have taken."""
+        return cls(usage.n_lm_calls + usage.n_cached_calls, n_metric_calls, usage.cost_usd)
+
+    def __add__(self, other: "Amount") -> "Amount":
+        return Amount(
+            self.n_lm_calls + other.n_lm_calls,
+            self.n_metric_calls + other.n_metric_calls,
+            self.cost + other.cost,
+        )
+
+    def __mul__(self, factor: float) -> "Amount":
+        return Amount(factor * self.n_lm_calls, factor * self.n_metric_calls, factor * self.cost)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a run has taken up to a decided update.
+
+    Args:
+        budget: the limits of the run.
+        used: all that was taken.
+        rollouts: what its rollouts have taken, `n_rollouts` of them.
+        recent: what the latest updates have taken for each of their examples.
+        assumed: what a rollout is expected to take before the first is made.
+    """
+
+    budget: Budget
+    used: Amount = Amount()
+    rollouts: Amount = Amount()
+    n_rollouts: int = 0
+    recent: tuple[Amount, ...] = ()
+    assumed: Amount = Amount(1.0, 1.0)
+
+    def after_rollouts(self, taken: Amount, n_rollouts: int) -> "Account":
+        """The account when so many rollouts have taken so much."""
+        return replace(
+            self,
+            used=self.used + taken,
+            rollouts=self.rollouts + taken,
+            n_rollouts=self.n_rollouts + n_rollouts,
+        )
+
+    def after_reflections(self, taken: Amount) -> "Account":
+        """The account when reflections have taken so much."""
+        return replace(self, used=self.used + taken)
+
+    def after_update(self, before: "Account", n_examples: int) -> "Account":
+        """The account when an update of so many examples is decided.
+
+        `before` was the account before the rollouts and reflections of the update.
+        """
+        each = (self.used + before.used * -1.0) * (1 / n_examples)
+        return replace(self, recent=(*self.recent, each)[-N_RECENT:])
+
+    @property
+    def per_rollout(self) -> Amount:
+        """What a rollout takes on average."""
+        return self.rollouts * (1 / self.n_rollouts) if self.n_rollouts else self.assumed
+
+    def per_example(self, group_size: int) -> Amount:
+        """What an example of an update takes: its rollouts, and its share of the reflections."""
+        if not self.recent:
+            return self.assumed * group_size + Amount(1.0)
+        return Amount(
+            max(amount.n_lm_calls for amount in self.recent),
+            max(amount.n_metric_calls for amount in self.recent),
+            max(amount.cost for amount in self.recent),
+        )
+
+    def reserve(self, n_rollouts: int) -> Amount:
+        """What so many later rollouts will take."""
+        each = self.per_rollout
+        return Amount(each.n_lm_calls, each.n_metric_calls, COST_MARGIN * each.cost) * n_rollouts
+
+    def n_fitting(self, each: Amount, kept: Amount) -> tuple[float, str]:
+        """How many times `each` fits into what is left beside `kept`; and the limit that says so.
+
+        Without limits, infinitely often.
+        """
+        taken = self.used + kept
+        limits = {
+            "max_lm_calls": (self.budget.max_lm_calls, taken.n_lm_calls, each.n_lm_calls),
+            "max_metric_calls": (
+                self.budget.max_metric_calls,
+                taken.n_metric_calls,
+                each.n_metric_calls,
+            ),
+            "max_cost": (self.budget.max_cost, taken.cost, each.cost),
+        }
+        fitting = {
+            name: max(0.0, math.floor((limit - used) / one + 1e-9))
+            for name, (limit, used, one) in limits.items()
+            if limit is not None and one > 0
+        }
+        name = min(fitting, key=lambda name: fitting[name], default="")
+        return fitting.get(name, math.inf), name

@@ -1,0 +1,236 @@
+"""A Bayesian linear model of what each experience adds to the score.
+
+    score of a rollout on example i
+        = level + ease of i + sum over its experiences j of (m_j + a_j r_ij + s_j o_ij) + noise
+
+`m_j` is what experience j adds on every example, `a_j` what it adds besides on those that it is
+about, and `r_ij` (0 to 1, see `relevance`) says how much example i is one of these. `s_j` is what
+it adds besides on the examples that it was learned from (`o_ij` is 1 there, else 0): a lesson that
+gives the answer of its own example away helps there, and nowhere else.
+
+All terms are normal. The means that experiences have in common are weights of the same regression;
+the spreads around them are averaged over a small grid, weighted by marginal likelihood (empirical
+Bayes), so that the model expects little of new lessons in a run whose lessons are often wrong. The
+posterior has a closed form. Method: Gelman et al., Bayesian Data Analysis, chapters 5 and 14.
+
+A lesson is drawn from groups that failed. Nothing needs to be corrected for that, because the
+scores of those groups are part of the data.
+"""
+
+import functools
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.special import ndtr
+from threadpoolctl import ThreadpoolController
+
+Matrix = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+# All priors are in standard deviations of the scores. They were chosen on simulated worlds.
+LOCAL_MEAN = (0.4, 0.4)
+"""Mean effect on the examples that the text names, and its uncertainty: most lessons are right."""
+ALIKE_MEAN = (0.2, 0.4)
+"""The same where only the likeness of the inputs says what an experience is about."""
+BROAD_MEAN = (-0.1, 0.1)
+"""Mean effect on every example of advice whose text names none: most such advice is useless."""
+LOCAL_SPREADS = (0.2, 0.5, 1.0)
+BROAD_SPREADS = (0.01, 0.05, 0.15, 0.3)
+TOLD_BROAD_SPREAD = 0.02
+"""Spread of the effect elsewhere of an experience whose text names its examples."""
+SOURCE_SPREAD = 0.3
+"""Spread of the effect on an experience's own source examples."""
+LEAST_LEFT = 0.05
+"""The least share of the usual effect that is expected of an experience."""
+EASE = 0.5
+"""Spread of the ease of examples."""
+NOISE, NOISE_COUNT = 0.8, 5.0
+"""Prior of the noise within an example, worth so many rollouts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The training rollouts, and what the experiences are about.
+
+    Args:
+        examples: the example of each rollout, from 0; shape (n,).
+        scores: shape (n,).
+        present: which of the experiences each rollout was given; shape (n, J).
+        relevance: of each example for each experience; shape (J, number of examples).
+        tells: whether an experience's text says what it is about; shape (J,).
+        is_source: whether an experience was learned from an example; shape (J, number of examples).
+    """
+
+    examples: NDArray[np.int64]
+    scores: Matrix
+    present: Flags
+    relevance: Matrix
+    tells: Flags
+    is_source: Flags
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """Mean and standard deviation of each experience's value; P(value > price); shape (J,) each.
+
+    `covariance` is that of the values.
+    """
+
+    mean: Matrix
+    sd: Matrix
+    chance: Matrix
+    covariance: Matrix
+
+
+def score_sd(scores: Matrix) -> float:
+    """The standard deviation of the scores; 1.0 where they do not differ."""
+    spread = float(scores.std()) if len(scores) else 0.0
+    return spread if spread > 1e-9 else 1.0
+
+
+def posterior(data: Data, price: float) -> Posterior:
+    """What the rollouts say of each experience's value.
+
+    The value is the mean of `m_j + a_j r_ij` over the examples: what the experience adds on others
+    like them. The regression is made twice. The first one tells how much is left to gain on the
+    examples that an experience is about; where the others leave nothing, little is expected of it.
+
+    Args:
+        data: at least one experience.
+        price: what an experience must add to be worth its tokens, in points of the score.
+    """
+    n = len(data.tells)
+    with _libraries().limit(limits=1, user_api="blas"):  # small matrices: threads only wait
+        first, weights = _regression(data, np.ones(n), price)
+        if not len(data.scores):
+            return first
+        left = _left_to_gain(data, weights, first.chance > 0.5)
+        return _regression(data, left, price)[0]
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """The linear algebra libraries of this process, looked for once."""
+    return ThreadpoolController()
+
+
+def _left_to_gain(data: Data, weights: Matrix, is_given: Flags) -> Matrix:
+    """The share, from 0 to 1, of what could be gained on its examples that others leave; (J,).
+
+    Args:
+        data: the rollouts.
+        weights: the regression's.
+        is_given: the experiences that a program would be given; shape (J,).
+    """
+    n, top = len(data.tells), float(data.scores.max())
+    fitted = _design(data, np.ones(n)) @ weights
+    counts = np.bincount(data.examples, minlength=data.relevance.shape[1])
+    sums = np.bincount(data.examples, weights=data.scores - fitted, minlength=len(counts))
+    bare = weights[-1] + sums / (counts + (NOISE / EASE) ** 2)
+    added = (weights[:n, None] + weights[n : 2 * n, None] * data.relevance) * is_given[:, None]
+    missing = top - (bare + added.sum(axis=0)) + added
+    share = np.clip(missing / np.maximum(top - bare, 1e-9), 0.0, 1.0)
+    about = np.maximum(data.relevance.sum(axis=1), 1e-9)
+    return np.asarray(np.maximum((share * data.relevance).sum(axis=1) / about, LEAST_LEFT))
+
+
+def _regression(data: Data, left: Matrix, price: float) -> tuple[Posterior, Matrix]:
+    """The posterior of the values, and the mean of the regression's weights.
+
+    Args:
+        data: the rollouts.
+        left: the share of the usual mean effect that is expected of an experience; shape (J,).
+        price: see `posterior`.
+    """
+    n = len(data.tells)
+    scale = score_sd(data.scores)
+    noise = _noise(data, scale)
+    gram, projection = _normal_equations(data, left, (EASE * scale) ** 2 / noise)
+    gram, projection = gram / noise, projection / noise
+    values = _value_rows(data, left)
+    centre = np.zeros(3 * n + 4)
+    centre[-4:-1] = np.array([BROAD_MEAN[0], LOCAL_MEAN[0], ALIKE_MEAN[0]]) * scale
+    centre[-1] = float(data.scores.mean()) if len(data.scores) else 0.0
+    at_source = np.full(n, SOURCE_SPREAD)
+    common = [BROAD_MEAN[1], LOCAL_MEAN[1], ALIKE_MEAN[1], 1.0]
+    logs, means, weights, roots = [], [], [], []
+    for local, broad in itertools.product(LOCAL_SPREADS, BROAD_SPREADS):
+        elsewhere = np.where(data.tells, min(TOLD_BROAD_SPREAD, broad), broad)
+        sd = np.concatenate([elsewhere, np.full(n, local), at_source, common]) * scale
+        root = cholesky(gram + np.diag(sd**-2.0), lower=True, check_finite=False)
+        shifted = projection + centre / sd**2
+        mean = cho_solve((root, True), shifted, check_finite=False)
+        fit = 0.5 * (shifted @ mean - centre @ (centre / sd**2))
+        logs.append(fit - np.log(np.diag(root)).sum() - np.log(sd).sum())
+        weights.append(mean)
+        means.append(values @ mean)
+        roots.append(solve_triangular(root, values.T, lower=True, check_finite=False))
+    share = np.exp(np.array(logs) - max(logs))
+    share /= share.sum()
+    total = share @ np.array(weights)
+    total[:n] += total[-4] * ~data.tells  # each experience's weights, with the means in common
+    total[n : 2 * n] += np.where(data.tells, total[-3], total[-2]) * left
+    total[-4:-1] = 0.0
+    return _mixture(share, np.array(means), roots, price), total
+
+
+def _mixture(share: Matrix, means: Matrix, roots: list[Matrix], price: float) -> Posterior:
+    """The posterior over the grid of spreads, by the share of each."""
+    mean = share @ means
+    covariance = np.einsum("g,gj,gk->jk", share, means - mean, means - mean)
+    for weight, root in zip(share, roots, strict=True):
+        covariance = covariance + weight * (root.T @ root)
+    sds = np.sqrt([(root**2).sum(axis=0) for root in roots])
+    chance = share @ ndtr((means - price) / np.maximum(sds, 1e-12))
+    sd = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    return Posterior(mean, sd, np.asarray(chance), covariance)
+
+
+def _design(data: Data, left: Matrix) -> Matrix:
+    """A row for each rollout: broad, local, source effects, the three common means, the level."""
+    present = data.present.astype(float)
+    local = present * data.relevance.T[data.examples]
+    at_source = present * data.is_source.T[data.examples]
+    expected = local * left
+    common = [present @ ~data.tells, expected @ data.tells, expected @ ~data.tells]
+    return np.column_stack([present, local, at_source, *common, np.ones(len(present))])
+
+
+def _value_rows(data: Data, left: Matrix) -> Matrix:
+    """The value of each experience as a linear function of the regression's weights."""
+    n = len(data.tells)
+    about = data.relevance.mean(axis=1)
+    expected = about * left
+    common = [~data.tells * 1.0, expected * data.tells, expected * ~data.tells, np.zeros(n)]
+    return np.column_stack([np.eye(n), np.diag(about), np.zeros((n, n)), *common])
+
+
+def _normal_equations(data: Data, left: Matrix, ratio: float) -> tuple[Matrix, Matrix]:
+    """X'WX and X'Wy, where W integrates out the ease of each example.
+
+    Args:
+        data: the rollouts.
+        ratio: the variance of the ease, as a multiple of that of the noise.
+    """
+    x, y = _design(data, left), data.scores
+    n_examples = data.relevance.shape[1]
+    counts = np.bincount(data.examples, minlength=n_examples)
+    totals = np.zeros((n_examples, x.shape[1]))
+    np.add.at(totals, data.examples, x)
+    sums = np.bincount(data.examples, weights=y, minlength=n_examples)
+    share = ratio / (counts * ratio + 1)
+    return x.T @ x - totals.T @ (share[:, None] * totals), x.T @ y - totals.T @ (share * sums)
+
+
+def _noise(data: Data, scale: float) -> float:
+    """The variance of the scores of one example with the same experiences."""
+    cells = np.column_stack([data.examples, data.present])
+    _, cell = np.unique(cells, axis=0, return_inverse=True)
+    counts = np.bincount(cell)
+    sums = np.bincount(cell, weights=data.scores)
+    within = float((data.scores**2).sum() - (sums**2 / counts).sum())
+    expected = NOISE_COUNT * (NOISE * scale) ** 2
+    return (max(within, 0.0) + expected) / (len(data.scores) - len(counts) + NOISE_COUNT)

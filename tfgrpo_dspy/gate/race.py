@@ -1,0 +1,151 @@
+"""The final choice: which of several candidates is best on the validation set, in few rollouts.
+
+The candidates are the student and programs with more (experiences, demos). All are measured on the
+same validation examples, in rounds; a candidate that is unlikely to be the best leaves. What the
+training rollouts say of its parts is the prior of a candidate's gain: a gain that both sets show
+is believed sooner than one on the validation set alone.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtr
+
+FIRST_ROUND, ROUND = 10, 5
+"""So many examples are measured in the first round, and in each further one."""
+LEAVE_BELOW = 0.05
+"""A candidate leaves when it is better than the leader with less than this probability."""
+RETURN_ABOVE = 0.93
+"""A candidate is returned if it is better than the student with at least this probability."""
+MODEL_SD = 0.15
+"""How far the sum of the parts' values may be off, in standard deviations of the score."""
+DIFFERENCE_SD, DIFFERENCE_COUNT = 0.5, 4.0
+"""Prior of the spread of one example's difference, in the same unit, worth so many examples."""
+
+Scores = Mapping[tuple[int, int], float | None]
+"""By candidate and example; None where the rollout has no score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a candidate: what it is believed to add to the score, less its price."""
+
+    mean: float
+    sd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """A race of candidates, the first of which is the student.
+
+    Args:
+        candidates: the names of each candidate's parts beyond the student.
+        parts: by name.
+        score_sd: the standard deviation of the scores, as far as it is known.
+        n_examples: the size of the validation set; examples are measured in the order 0, 1, ...
+    """
+
+    candidates: tuple[frozenset[str], ...]
+    parts: Mapping[str, Part]
+    score_sd: float
+    n_examples: int
+
+    def next(self, scores: Scores, n_left: int | None) -> list[tuple[int, int]]:
+        """The (candidate, example) pairs to measure next; empty: the race is over.
+
+        Args:
+            scores: those so far.
+            n_left: how many rollouts the budget pays for; None: any number.
+        """
+        n_done = self.n_measured(scores)
+        running = self.running(scores)
+        if n_done == self.n_examples or len(running) < 2:
+            return []
+        size = min(ROUND if n_done else FIRST_ROUND, self.n_examples - n_done)
+        if n_left is not None:
+            if not n_done:  # fewer candidates rather than fewer examples
+                n_fitting = n_left // size
+                running = sorted(running)[: max(2, min(3, n_fitting), n_fitting // 2)]
+            size = min(size, n_left // len(running))
+        return [(c, i) for i in range(n_done, n_done + size) for c in running]
+
+    def n_measured(self, scores: Scores) -> int:
+        """On how many examples the student was measured."""
+        return sum(candidate == 0 for candidate, _ in scores)
+
+    def running(self, scores: Scores) -> list[int]:
+        """The student, then the candidates that may still be the best, the most promising first."""
+        rivals = self._complete(scores)
+        gains = {c: self._posterior(c, 0, scores)[0] for c in rivals}
+        rivals.sort(key=lambda c: -gains[c])
+        leader = rivals[0] if rivals else 0
+        may_win = [c for c in rivals if self.chance(c, leader, scores) >= LEAVE_BELOW]
+        return [0, *may_win]
+
+    def winner(self, scores: Scores) -> int:
+        """The candidate to return: the best of those that beat the student, or the student.
+
+        It must have the higher mean on the examples that both were measured on, and be better with
+        a probability of at least `RETURN_ABOVE`.
+        """
+        best = 0
+        for candidate in self.running(scores)[1:] if self.n_measured(scores) else []:
+            differences = self.differences(candidate, 0, scores)
+            is_ahead = len(differences) > 0 and differences.mean() > 1e-9
+            if not is_ahead or self.chance(candidate, 0, scores) < RETURN_ABOVE:
+                continue
+            if not best or self.chance(candidate, best, scores) > 0.5:
+                best = candidate
+        return best
+
+    def chance(self, one: int, other: int, scores: Scores) -> float:
+        """The probability that one candidate is better than the other; 0.5 of two equal ones."""
+        if self.candidates[one] == self.candidates[other]:
+            return 0.5
+        mean, sd = self._posterior(one, other, scores)
+        return float(ndtr(mean / sd))
+
+    def differences(self, one: int, other: int, scores: Scores) -> np.ndarray:
+        """Score of one candidate less that of the other, on each example that both are measured on.
+
+        Where only the student has no score, the example does not count. Where a rival has none, it
+        counts as the lowest score of all, or 0.0 if that is lower, whoever's failure it was: an
+        answer that cannot be scored may be the doing of what the rival has more.
+        """
+        floor = min([0.0, *(score for score in scores.values() if score is not None)])
+        found = []
+        for i in range(self.n_examples):
+            if (one, i) in scores and (other, i) in scores and scores[0, i] is not None:
+                values = [scores[one, i], scores[other, i]]
+                ours, theirs = (floor if value is None else value for value in values)
+                found.append(ours - theirs)
+        return np.array(found)
+
+    def _complete(self, scores: Scores) -> list[int]:
+        """The candidates that were measured on all examples that the student was measured on."""
+        n_done = self.n_measured(scores)
+        n_of = {c: sum(candidate == c for candidate, _ in scores) for c in self._rivals()}
+        return [c for c in self._rivals() if n_of[c] == n_done]
+
+    def _rivals(self) -> range:
+        return range(1, len(self.candidates))
+
+    def _posterior(self, one: int, other: int, scores: Scores) -> tuple[float, float]:
+        """Mean and standard deviation of what one candidate gains on the other."""
+        mean, variance = self._prior(self.candidates[one], self.candidates[other])
+        found = self.differences(one, other, scores)
+        n = len(found)
+        if not n:
+            return mean, math.sqrt(variance)
+        expected = DIFFERENCE_COUNT * (DIFFERENCE_SD * self.score_sd) ** 2
+        spread = (float(((found - found.mean()) ** 2).sum()) + expected) / (n + DIFFERENCE_COUNT)
+        precision = 1 / variance + n / spread
+        return (mean / variance + float(found.sum()) / spread) / precision, precision**-0.5
+
+    def _prior(self, one: Collection[str], other: Collection[str]) -> tuple[float, float]:
+        more, less = set(one) - set(other), set(other) - set(one)
+        mean = sum(self.parts[p].mean for p in more) - sum(self.parts[p].mean for p in less)
+        variance = sum(self.parts[p].sd ** 2 for p in more | less)
+        return mean, variance + (MODEL_SD * self.score_sd) ** 2
