@@ -80,6 +80,20 @@ class Account:
             _CALL.reset(token)
             self._settle(call)
 
+    @contextmanager
+    def kept_back(self, n: int) -> Iterator[None]:
+        """While so many calls of the limit are kept for what comes after."""
+        if self.limit is None:
+            yield
+            return
+        self.limit -= n
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.limit += n
+                self.is_refusing = False
+
     def _take(self, n: int) -> None:
         with self._changed:
             while not self.is_refusing and not self._reaches(n) and self._n_under_way:

@@ -1,30 +1,27 @@
 """One cell of the comparison: one optimizer, task, budget and seed; what came of it, as JSON.
 
-What is measured here is not charged to anybody: the held-out scores, the learning curve, and the
-two runs of the student that tell how many LM calls a run takes.
+What is measured here is not charged to anybody: the held-out scores, and the two runs of the
+student that tell how many LM calls a run takes.
 """
 
 import contextlib
 import io
 import logging
+import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import dspy
-import numpy as np
-from compare_ablations import ABLATIONS
+import tasks
 from compare_budget import POLICY, REFLECTION, Account, BudgetSpentError, counted
 from compare_observe import Observer, prompt_words
-from compare_optimizers import OPTIMIZERS, Setup
-from compare_tasks import find
+from compare_optimizers import OPTIMIZERS, WITHOUT_BUDGET, Setup
 from tasks import Task
 
-RUNNERS = OPTIMIZERS | ABLATIONS
-WITHOUT_BUDGET = ("none", "oracle")
-"""These spend nothing, so one cell of them stands beside every budget."""
+SIMULATED = "sim:"
 N_PROBES = 2
 
 
@@ -40,14 +37,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Options:
-    """What holds for all cells. Prices: US dollars for a million prompt, completion tokens."""
+    """What holds for all cells; `made_by` says how they were made, and stands in each record."""
 
     lm: str | None = None
     reflection_lm: str | None = None
     data: Path | None = None
     n_threads: int = 4
-    curves: bool = True
-    prices: Mapping[str, tuple[float, float]] | None = None
+    made_by: str = ""
 
 
 def run_cell(cell: Cell, options: Options) -> dict[str, Any]:
@@ -55,11 +51,11 @@ def run_cell(cell: Cell, options: Options) -> dict[str, Any]:
     began = time.monotonic()
     with _silence():
         dspy.configure_cache(enable_disk_cache=False)  # nobody profits from what another paid
-        task = find(cell.task, cell.seed, options.data)
+        task = tasks.load(cell.task, cell.seed, options.data)
         policy, reflection = _lms(task, cell.seed, options)
         account = Account(cell.budget)
         student = task.student()
-        observer = Observer(account, student)
+        observer = Observer(student)
         setup = Setup(
             task=task,
             budget=cell.budget,
@@ -74,27 +70,20 @@ def run_cell(cell: Cell, options: Options) -> dict[str, Any]:
         program, ended = _optimized(cell.optimizer, setup)
         wall_s = time.monotonic() - started
         scores, prompt_tokens, n_failed = held_out(program, task, policy, options.n_threads)
-        curve = []
-        if options.curves:
-            for candidate in observer.candidates:
-                points, _, _ = held_out(candidate.program, task, policy, options.n_threads)
-                curve.append([candidate.n_calls, float(np.mean(points))])
-        curve.append([account.n_calls, float(np.mean(scores))])
     return {
         **asdict(cell),
-        "mean": float(np.mean(scores)),
+        "mean": statistics.fmean(scores),
         "scores": scores,
         "spent": {role: asdict(spent) for role, spent in account.spent.items()},
-        "cost": _cost(account, options.prices),
         "wall_s": round(wall_s, 3),
         "cell_s": round(time.monotonic() - began, 3),
         "prompt_words": prompt_words(program),
         "prompt_tokens": round(prompt_tokens, 1),
         "ended": ended,
         "failed": {"lm_calls": account.n_failed, "held_out_runs": n_failed},
-        "curve": curve,
         "instructions": {n: p.signature.instructions for n, p in program.named_predictors()},
         "n_demos": {name: len(p.demos) for name, p in program.named_predictors()},
+        "made_by": options.made_by,
     }
 
 
@@ -102,7 +91,7 @@ def _optimized(name: str, setup: Setup) -> tuple[Any, str]:
     """The program, and how the optimizer ended: "finished", "budget", or what it raised."""
     try:
         with dspy.context(lm=setup.policy, callbacks=[setup.observer]):
-            return RUNNERS[name](setup), "finished"
+            return OPTIMIZERS[name](setup), "finished"
     except BudgetSpentError:
         ended = "budget"
         kept = None
@@ -152,15 +141,6 @@ def _lms(task: Task, seed: int, options: Options) -> tuple[Any, Any]:
     return policy, policy
 
 
-def _cost(account: Account, prices: Mapping[str, tuple[float, float]] | None) -> float | None:
-    if not prices:
-        return None
-    return sum(
-        (spent.prompt_tokens * prices[role][0] + spent.completion_tokens * prices[role][1]) / 1e6
-        for role, spent in account.spent.items()
-    )
-
-
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Optimizers write progress bars and much else; what a cell has to say is in its record."""
@@ -175,12 +155,13 @@ def _silence() -> Iterator[None]:
 def all_cells(
     tasks: Sequence[str], optimizers: Sequence[str], budgets: Sequence[int], seeds: Sequence[int]
 ) -> list[Cell]:
-    """Every cell, each of those without budget once for a seed."""
+    """Every cell; those without budget once for a seed, the oracle for simulated tasks."""
     cells = [
         Cell(task, optimizer, 0 if optimizer in WITHOUT_BUDGET else budget, seed)
         for task in tasks
         for seed in seeds
         for budget in budgets
         for optimizer in optimizers
+        if optimizer != "oracle" or task.startswith(SIMULATED)
     ]
     return list(dict.fromkeys(cells))

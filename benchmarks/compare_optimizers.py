@@ -1,75 +1,60 @@
 """The optimizers, each the real one from its own package, with its settings for a budget.
 
-Each is given all data of the task and the budget, and what fits is worked out here from its own
-documented arguments, so that it ends by itself before the budget where it can. What it costs is
-estimated from its code; the estimates are upper ones. How they are fair:
+Each is given all data of the task and the budget. How they are fair:
 
-- Validation sets: an optimizer that pays for the whole set with each candidate (GEPA, MIPROv2,
-  few-shot bootstrapping, InferRules, COPRO) gets so many of its examples as a tenth (COPRO: a
-  twentieth) of the budget has runs, at least 10: GEPA's documentation, too, asks for a small one.
-- GEPA: `max_metric_calls` counts what the cache answers too, and not its reflection calls; so it
-  is set above the budget, and the account ends it. Its best candidate so far is what it would have
-  returned.
+- `tfgrpo` is TrainingFreeGRPO with the metric, the reflection LM and `max_lm_calls`: nothing else.
+- Every other optimizer has the settings that its documentation recommends for so small a budget,
+  and those of its arguments that decide how long it goes on are set so high that it uses its
+  budget: the account ends it, and its best program so far is what it would have returned.
+- Validation sets: MIPROv2, few-shot bootstrapping, InferRules and COPRO pay for the whole set with
+  each candidate; they get so many of its examples as a tenth (COPRO: a twentieth) of the budget has
+  runs, at least 10. GEPA gets 10, and 20 where the budget has 1,000 runs or
+  more, as its documentation asks for the smallest that will do, and the others for training.
+- GEPA: minibatches of 3 (its default) and of 8. Tried with minibatches of 8 on `easy`, `noisy` and
+  `many`, seeds 0 to 3: with 10 validation examples .79 on average at 500 calls and .86 at 1,500,
+  with 20 .75 and .89.
 - MIPROv2: the most candidates for which the budget reaches for the number of trials that its own
-  formula recommends, and then as many trials as it reaches for. Minibatches only where its `auto`
-  would use them.
-- Few-shot bootstrapping: BootstrapFewShotWithRandomSearch, as many candidates as the budget
-  reaches for; demos as by default (4 bootstrapped, 16 labelled). Where scores are graded, a run
-  becomes a demo from the task's `demo_threshold` on, also for MIPROv2 and InferRules.
-- SIMBA: its default of 8 steps where they fit with any batch size, with the largest that does, else
-  fewer. Tried on `sim:easy`, 3 seeds, 500 and 1,500 calls: held-out 0.63 and 0.67, against 0.48 and
-  0.54 with 3 steps of larger batches, 0.52 and 0.63 with 12 of smaller ones. It tells of nothing
-  before its end, so its settings leave room, and it spends about 70 % of the budget. It has no
-  validation set: it trains on both.
-- COPRO: depth 3 (default), and the breadth that fits. InferRules: the number of candidates that
-  fits; its rules are written by the reflection LM.
-- TrainingFreeGRPO, `tfgrpo`: `max_lm_calls`, and of its documented settings those for a budget in
-  calls, as every other optimizer has its own: groups of 2 in batches of 5 (smaller steps, more
-  updates), `max_staleness=0` (staleness spends calls to save time, and only calls count here) and
-  `AutoGate(broad=TrialInUse(max_trials=0, max_epochs=4))`, which judges advice for every example by
-  the training groups alone, for up to four epochs, as groups of 2 tell less each; and more epochs
-  than the budget has room for, so that the budget ends it; and 12 drafts where examples have
-  labels, which the others that propose from examples read, too. Chosen on these simulated tasks:
-  drafts of 8, 12 and 16 (`easy`, `sparse`, `noisy` at 200 calls, 4 to 10 seeds), groups
-  of 2, 3 and 5 and batches of 5, 8 and 12 with 8 seeds, the gate with 4 (with trials of one epoch
-  .83 on average at 200 calls and .88 at 500, against .80 and .89 with the default one). Against
-  them: four epochs. Here, where no advice for every example is worth anything, one is better.
-  `tfgrpo-demos`: the same with 4 demos from its own rollouts at the end, as few-shot bootstrapping
-  takes. `tfgrpo-defaults`: `max_lm_calls` and nothing else. The paper's schedule has no validation:
-  it trains on both sets; its one batch an epoch holds as many examples as leave room for its three
-  epochs; `tfgrpo-paper-small` has batches of 5 over all examples, until the budget ends.
+  formula recommends; trials until the budget ends. Minibatches only where its `auto` would use
+  them.
+- Few-shot bootstrapping: BootstrapFewShotWithRandomSearch with candidates until the budget ends;
+  demos as by default (4 bootstrapped, 16 labelled); `bootstrap-rounds8` tries each example up to 8
+  times. Where scores are graded, a run becomes a demo from the task's `demo_threshold` on, also for
+  MIPROv2 and InferRules.
+- `best-of-n demos`: the whole budget goes into runs of the bare student on the training examples,
+  at temperature .7; the best runs of four examples are its demos. No advice, no validation.
+- SIMBA: 8 steps, its default, or fewer, of the batch size and number of candidates that are
+  expected to take the whole budget (`SIMBA_USES`: the cache answers some of its calls), and more
+  steps while there is budget. What its final choice among the winners of its steps takes is kept
+  back, and made as it makes it. It has no validation set: it trains on both.
+- COPRO: depth 3 (default), and the breadth that takes the budget. InferRules: candidates until
+  the budget ends; its rules are written by the reflection LM.
+- `tfgrpo-paper`: `TrainingFreeGRPO.paper`, which has no validation: it trains on both sets, on as
+  many examples as leave room for its three epochs.
 """
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
-from compare_observe import Observer
+from compare_budget import BudgetSpentError
+from compare_observe import Observer, winners_of_simba
 from dspy.teleprompt import InferRules
 from tasks import Task
+from tasks.simulated import lessons_of
 
-from tfgrpo_dspy import AutoGate, TrainingFreeGRPO, TrialInUse
+from tfgrpo_dspy import Experience, ExperienceLibrary, TrainingFreeGRPO
 
-SIMBA_STEPS = (8, 7, 6, 5, 4, 3)
-SIMBA_SIZES = ((32, 6), (24, 6), (16, 6), (16, 4), (8, 4), (8, 3), (4, 3), (4, 2))
-"""Batch size and candidates; the first are the defaults."""
-FOR_CALLS: dict[str, Any] = {
-    "epochs": 10,
-    "group_size": 2,
-    "batch_size": 5,
-    "max_staleness": 0,
-    "gate": AutoGate(broad=TrialInUse(max_trials=0, max_epochs=4)),
-}
-"""What `tfgrpo` sets besides its budget, and drafts."""
-DRAFTS = 12
-"""Of `tfgrpo`, where examples have labels."""
-MAX_DEMOS = 4
-"""Of `tfgrpo-demos`: as many as few-shot bootstrapping takes by default."""
+N_GEPA_VALIDATION, N_OF_LARGE_BUDGET, LARGE_BUDGET = 10, 20, 1000
+N_DEMOS = 4
 ATTEMPTS_AT_DEMOS = 12
 """Runs of the program that bootstrapping a set of at most 4 demos takes, about."""
+COPRO_USES, SIMBA_USES = 0.8, 0.8
+"""Of the most calls that their settings can take, the share that they make, about."""
+SIMBA_STEPS = (8, 7, 6, 5, 4, 3)
 
 
 @dataclass(frozen=True)
@@ -95,30 +80,53 @@ class Setup:
         """Training and validation set together."""
         return [*self.task.train, *self.task.val]
 
-    def val(self, share: float = 0.1) -> list[dspy.Example]:
-        """So much of the validation set as belongs to the budget."""
-        return list(self.task.val[: max(10, int(share * self.n_runs))])
-
     def watched_val(self, share: float = 0.1) -> list[dspy.Example]:
-        """The same, for optimizers that choose by DSPy's evaluation on it."""
-        val = self.val(share)
+        """So much of the validation set as belongs to the budget; the observer watches it."""
+        val = list(self.task.val[: max(10, int(share * self.n_runs))])
         self.observer.watch(val)
         return val
+
+
+def _ours(setup: Setup) -> Any:
+    optimizer = TrainingFreeGRPO(setup.task.metric, **our_arguments(setup))
+    train, val = list(setup.task.train), list(setup.task.val)
+    return optimizer.compile(setup.task.student(), trainset=train, valset=val)
+
+
+def our_arguments(setup: Setup) -> dict[str, Any]:
+    """The budget; how many threads, which seed and no progress bar change nothing of a method."""
+    return {
+        "reflection_lm": setup.reflection,
+        "max_lm_calls": setup.budget,
+        "num_threads": setup.n_threads,
+        "seed": setup.seed,
+        "progress": False,
+    }
+
+
+def _paper(setup: Setup) -> Any:
+    """A group of 5 takes at most 11 calls (rollouts, summaries, lessons), for 3 epochs."""
+    room = int(setup.budget / (3 * (5 * setup.calls + 6)))
+    n = min(len(setup.examples), max(5, room))
+    examples = random.Random(setup.seed).sample(setup.examples, n)
+    optimizer = TrainingFreeGRPO.paper(setup.task.metric, **our_arguments(setup))
+    return optimizer.compile(setup.task.student(), trainset=examples)
 
 
 def _gepa(minibatch: int) -> Callable[[Setup], Any]:
     def run(setup: Setup) -> Any:
         optimizer = dspy.GEPA(
             setup.task.metric,
-            max_metric_calls=2 * setup.n_runs,  # the account ends it
+            max_metric_calls=2 * setup.n_runs,  # it counts what the cache answers, too
             reflection_lm=setup.reflection,
             reflection_minibatch_size=minibatch,
             num_threads=setup.n_threads,
             seed=setup.seed,
             gepa_kwargs={"callbacks": [setup.observer]},
         )
-        train = list(setup.task.train)
-        return optimizer.compile(setup.task.student(), trainset=train, valset=setup.val())
+        n = N_GEPA_VALIDATION if setup.n_runs < LARGE_BUDGET else N_OF_LARGE_BUDGET
+        train, val = [*setup.task.train, *setup.task.val[n:]], list(setup.task.val[:n])
+        return optimizer.compile(setup.task.student(), trainset=train, valset=val)
 
     return run
 
@@ -154,70 +162,100 @@ def _mipro(setup: Setup) -> Any:
         setup.task.student(),
         trainset=list(setup.task.train),
         valset=val,
-        num_trials=max(trials(n), int(room(n))),
+        num_trials=5 * max(trials(n), int(room(n))),  # trials of what was tried cost nothing
         minibatch=has_minibatches,
     )
 
 
 def _simba(max_demos: int) -> Callable[[Setup], Any]:
     def run(setup: Setup) -> Any:
-        batch, candidates, steps, train = _simba_settings(setup)
+        steps, batch, candidates, train = _simba_settings(setup)
         optimizer = dspy.SIMBA(
             metric=setup.task.metric,
             bsize=batch,
             num_candidates=candidates,
-            max_steps=steps,
+            max_steps=3 * steps,
             max_demos=max_demos,
             prompt_model=setup.reflection,
             num_threads=setup.n_threads,
         )
-        return optimizer.compile(setup.task.student(), trainset=train, seed=setup.seed)
+        account = setup.policy.compare_account
+        final = math.ceil(setup.calls * len(train) * (candidates + 1))
+        try:
+            with account.kept_back(final):
+                return optimizer.compile(setup.task.student(), trainset=train, seed=setup.seed)
+        except BudgetSpentError as error:
+            winners = winners_of_simba(error)
+        return _best_winner(setup, winners, candidates, train)
 
     return run
 
 
+def _best_winner(
+    setup: Setup, winners: Sequence[Any], candidates: int, train: list[dspy.Example]
+) -> Any:
+    """SIMBA's final choice: of so many winners, evenly spaced, the best on the training set."""
+    last = len(winners) - 1
+    places = dict.fromkeys(round(place * last / candidates) for place in range(candidates + 1))
+    setup.observer.watch(train)
+    evaluate = dspy.Evaluate(
+        devset=train, metric=setup.task.plain_metric, num_threads=setup.n_threads, max_errors=10**9
+    )
+    for place in places:
+        evaluate(winners[place])
+    return setup.observer.best
+
+
 def _simba_settings(setup: Setup) -> tuple[int, int, int, list[dspy.Example]]:
+    """Steps, batch size, candidates and examples that use the budget best; most steps first."""
+    most = setup.budget / SIMBA_USES
+    best, best_cost = (3, 4, 2, setup.examples[:4]), 0.0
     for steps in SIMBA_STEPS:
-        for batch, candidates in SIMBA_SIZES:
+        for batch in range(4, 33):
+            candidates = min(6, max(2, batch // 4))
             train = setup.examples[: max(batch, int(0.3 * setup.n_runs / (candidates + 1)))]
             step = setup.calls * batch * (2 * candidates + 1) + candidates + 1
             final = setup.calls * len(train) * min(steps + 1, candidates + 1)
-            if len(train) >= batch and steps * step + final <= setup.budget:
-                return batch, candidates, steps, train
-    return 4, 2, 1, setup.examples[:4]
+            cost = steps * step + final
+            if len(train) >= batch and best_cost < cost <= most:
+                best, best_cost = (steps, batch, candidates, train), cost
+        if best_cost > 0.9 * most:
+            break
+    return best
 
 
-def _bootstrap(setup: Setup) -> Any:
-    val = setup.watched_val()
-    n = setup.n_runs // (len(val) + ATTEMPTS_AT_DEMOS) - 3
-    optimizer = dspy.BootstrapFewShotWithRandomSearch(
-        setup.task.plain_metric,
-        num_candidate_programs=max(1, n),
-        metric_threshold=setup.task.demo_threshold,
-        num_threads=setup.n_threads,
-    )
-    train = list(setup.task.train)
-    return optimizer.compile(setup.task.student(), trainset=train, valset=val)
+def _bootstrap(max_rounds: int) -> Callable[[Setup], Any]:
+    def run(setup: Setup) -> Any:
+        optimizer = dspy.BootstrapFewShotWithRandomSearch(
+            setup.task.plain_metric,
+            max_rounds=max_rounds,
+            num_candidate_programs=setup.n_runs,  # the account ends it
+            metric_threshold=setup.task.demo_threshold,
+            num_threads=setup.n_threads,
+        )
+        train, val = list(setup.task.train), setup.watched_val()
+        return optimizer.compile(setup.task.student(), trainset=train, valset=val)
+
+    return run
 
 
 def _infer_rules(setup: Setup) -> Any:
-    val = setup.watched_val()
-    n = int((setup.budget - setup.calls * ATTEMPTS_AT_DEMOS) / (setup.calls * len(val) + 1))
     optimizer = InferRules(
         metric=setup.task.plain_metric,
-        num_candidates=max(1, n),
+        num_candidates=setup.n_runs,  # the account ends it
         metric_threshold=setup.task.demo_threshold,
         num_threads=setup.n_threads,
         teacher_settings={"lm": setup.reflection},
     )
-    train = list(setup.task.train)
+    train, val = list(setup.task.train), setup.watched_val()
     return optimizer.compile(setup.task.student(), trainset=train, valset=val)
 
 
 def _copro(setup: Setup) -> Any:
     val = setup.watched_val(0.05)
     n_predictors = len(setup.task.student().predictors())
-    breadth = int(setup.budget / (3 * n_predictors * (setup.calls * len(val) + 1)))
+    of_one = 3 * n_predictors * (setup.calls * len(val) + 1)
+    breadth = math.ceil(setup.budget / COPRO_USES / of_one)
     optimizer = dspy.COPRO(
         prompt_model=setup.reflection,
         metric=setup.task.plain_metric,
@@ -228,69 +266,64 @@ def _copro(setup: Setup) -> Any:
     return optimizer.compile(setup.task.student(), trainset=val, eval_kwargs=threads)
 
 
-def arguments(setup: Setup) -> dict[str, Any]:
-    """What every variant of TrainingFreeGRPO is given."""
-    return {
-        "reflection_lm": setup.reflection,
-        "max_lm_calls": setup.budget,
-        "num_threads": setup.n_threads,
-        "seed": setup.seed,
-        "progress": False,
-    }
+def _best_of_n(setup: Setup) -> Any:
+    """Demos of the bare student's best runs, the first of equals, one for each example."""
+    student, metric = setup.task.student(), setup.task.plain_metric
+
+    def attempt(number: int) -> tuple[float, list[Any]]:
+        example = setup.task.train[number % len(setup.task.train)]
+        lm = setup.policy.copy(rollout_id=number, temperature=0.7)
+        with dspy.context(lm=lm, trace=[]):
+            try:
+                score = metric(example, student(**example.inputs()))
+            except BudgetSpentError:
+                return -math.inf, []
+            except Exception:  # noqa: BLE001 - a run that fails is no demo
+                return -math.inf, []
+            return float(score), list(dspy.settings.trace)
+
+    numbers = range(2 * setup.n_runs)  # the account ends it, and what is left costs nothing
+    with ThreadPoolExecutor(setup.n_threads) as pool:
+        attempts = list(pool.map(attempt, numbers))
+    scored = [number for number in numbers if attempts[number][0] > 0]
+    best: dict[int, int] = {}  # of each example
+    for number in sorted(scored, key=lambda number: -attempts[number][0]):
+        best.setdefault(number % len(setup.task.train), number)
+    program = setup.task.student()
+    names = {id(predictor): name for name, predictor in student.named_predictors()}
+    predictors = dict(program.named_predictors())
+    for number in list(best.values())[:N_DEMOS]:
+        for predictor, inputs, outputs in attempts[number][1]:
+            demo = dspy.Example(augmented=True, **inputs, **outputs)
+            predictors[names[id(predictor)]].demos.append(demo)
+    return program
 
 
-def _watched(setup: Setup, make: Any, metric: Any, settings: dict[str, Any]) -> Any:
-    """The optimizer, with its own gate in a form that the observer hears of."""
-    given = arguments(setup) | settings
-    gate = make(metric, **given).settings.gate
-    return make(metric, **(given | {"gate": setup.observer.watched(gate)}))
-
-
-def tfgrpo(setup: Setup, metric: Any = None, **settings: Any) -> Any:
-    """TrainingFreeGRPO with its settings for a budget in calls, but for `settings`.
-
-    `metric` stands in place of the task's.
-    """
-    has_labels = any(len(example.labels()) for example in setup.task.train)
-    drafts = {"drafts": DRAFTS} if has_labels else {}
-    return _defaults(setup, metric, **(FOR_CALLS | drafts | settings))
-
-
-def _defaults(setup: Setup, metric: Any = None, **settings: Any) -> Any:
-    optimizer = _watched(setup, TrainingFreeGRPO, metric or setup.task.metric, settings)
-    train, val = list(setup.task.train), list(setup.task.val)
-    return optimizer.compile(setup.task.student(), trainset=train, valset=val)
-
-
-def paper(setup: Setup, **settings: Any) -> Any:
-    """The paper's schedule; without a batch size, on as many examples as the budget has room for.
-
-    A group of 5 takes at most 11 calls (rollouts, their summaries, the lessons; 12 with operations
-    for each group), for 3 epochs.
-    """
-    examples = setup.examples
-    if "batch_size" not in settings:
-        n_reflections = 7 if settings.get("update_per_group") else 6
-        room = int(setup.budget / (3 * (5 * setup.calls + n_reflections)))
-        n = min(len(examples), max(5, room))
-        examples = random.Random(setup.seed).sample(examples, n)
-    optimizer = _watched(setup, TrainingFreeGRPO.paper, setup.task.metric, settings)
-    return optimizer.compile(setup.task.student(), trainset=examples)
+def _oracle(setup: Setup) -> Any:
+    """All that there is to learn, for nothing: what a simulated task can give at most."""
+    lines = enumerate(lessons_of(setup.task), start=1)
+    library = ExperienceLibrary([Experience(f"E{number}", line) for number, line in lines])
+    return library.bake(setup.task.student())
 
 
 OPTIMIZERS: dict[str, Callable[[Setup], Any]] = {
     "none": lambda setup: setup.task.student(),
-    "tfgrpo": tfgrpo,
-    "tfgrpo-demos": lambda setup: tfgrpo(setup, max_demos=MAX_DEMOS),
-    "tfgrpo-defaults": _defaults,
-    "tfgrpo-paper": paper,
-    "tfgrpo-paper-small": lambda setup: paper(setup, batch_size=5),
+    "tfgrpo": _ours,
+    "tfgrpo-paper": _paper,
     "gepa": _gepa(3),
     "gepa-mb8": _gepa(8),
+    "mipro": _mipro,
     "simba": _simba(4),
     "simba-rules": _simba(0),
-    "mipro": _mipro,
-    "bootstrap": _bootstrap,
-    "copro": _copro,
+    "bootstrap": _bootstrap(1),
+    "bootstrap-rounds8": _bootstrap(8),
+    "best-of-n demos": _best_of_n,
     "infer_rules": _infer_rules,
+    "copro": _copro,
+    "oracle": _oracle,
 }
+WITHOUT_BUDGET = ("none", "oracle")
+"""These spend nothing, so one run of them stands beside every budget."""
+OWN = "tfgrpo"
+OTHERS = tuple(n for n in OPTIMIZERS if n not in WITHOUT_BUDGET and not n.startswith(OWN))
+"""Other methods: neither this optimizer nor the paper's schedule."""

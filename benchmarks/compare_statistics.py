@@ -1,13 +1,16 @@
-"""From records to figures: means, and paired differences with bootstrap intervals.
+"""From records to figures: means, dollars, and paired differences with bootstrap intervals.
 
 Differences are paired: the same seed (so the same task and data) and the same test example. With 3
 seeds or more the intervals are bootstrapped over seeds, whose mean differences hold the luck of
 optimizer, data and LM alike; with fewer, over test examples, which leaves the luck of the
 optimizer out: the tables say which.
+
+Dollars are tokens at stated prices; the reflection LM costs so many times the policy LM's price a
+token. A simulated LM counts words for tokens. At equal dollars an optimizer has the score between
+those of its runs at the budgets around, in proportion; beyond its largest budget, the score there.
 """
 
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +20,14 @@ from scipy.stats import bootstrap
 
 ENOUGH_SEEDS = 3
 RESAMPLES = 2000
-WITHOUT_BUDGET = ("none", "oracle")
+PRICES = (0.15, 0.60)
+"""US dollars for a million prompt and completion tokens of the policy LM."""
+RATIOS = (1, 5)
+"""Of the reflection LM's price to the policy LM's."""
 
 Record = Mapping[str, Any]
+Runs = Mapping[int, Record]
+"""The runs of one optimizer by seed."""
 
 
 @dataclass(frozen=True)
@@ -30,41 +38,24 @@ class Interval:
     low: float
     high: float
 
-
-@dataclass(frozen=True)
-class Row:
-    """One optimizer on one task at one budget, over all seeds. Means, but for `ended`."""
-
-    task: str
-    budget: int
-    optimizer: str
-    n_seeds: int
-    held_out: float
-    spread: float
-    against_none: Interval | None
-    against_reference: Interval | None
-    policy_calls: float
-    reflection_calls: float
-    tokens: float
-    cost: float | None
-    wall_s: float
-    prompt_words: float
-    prompt_tokens: float
-    n_failures: int
-    ended: str
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-def rows(records: Sequence[Record], reference: str) -> list[Row]:
-    """A row for each task, budget and optimizer, the best first."""
-    found = []
-    for task in dict.fromkeys(record["task"] for record in records):
-        of_task = [record for record in records if record["task"] == task]
-        budgets = sorted({record["budget"] for record in of_task} - {0}) or [0]
-        for budget in budgets:
-            here = by_optimizer(r for r in of_task if r["budget"] in (0, budget))
-            of_budget = [_row(task, budget, name, here, reference) for name in here]
-            found += sorted(of_budget, key=lambda row: -row.held_out)
-    return found
+def dollars(record: Record, ratio: float) -> float:
+    """What a run has cost, with a reflection LM at so many times the price."""
+    spent = record["spent"]
+
+    def cost(role: str) -> float:
+        tokens = (spent[role]["prompt_tokens"], spent[role]["completion_tokens"])
+        return sum(n * price for n, price in zip(tokens, PRICES, strict=True)) / 1e6
+
+    return cost("policy") + ratio * cost("reflection")
+
+
+def n_calls(record: Record) -> int:
+    """LM calls of both roles."""
+    return sum(spent["calls"] for spent in record["spent"].values())
 
 
 def by_optimizer(records: Iterable[Record]) -> dict[str, dict[int, Record]]:
@@ -75,52 +66,20 @@ def by_optimizer(records: Iterable[Record]) -> dict[str, dict[int, Record]]:
     return found
 
 
-def _row(
-    task: str,
-    budget: int,
-    name: str,
-    here: Mapping[str, Mapping[int, Record]],
-    reference: str,
-) -> Row:
-    records = list(here[name].values())
-    costs = [record["cost"] for record in records]
-    means = [record["mean"] for record in records]
-    endings = Counter(record["ended"].partition(":")[0] for record in records)
-
-    def mean(read: Any) -> float:
-        return statistics.fmean(read(record) for record in records)
-
-    return Row(
-        task=task,
-        budget=budget,
-        optimizer=name,
-        n_seeds=len(records),
-        held_out=statistics.fmean(means),
-        spread=statistics.stdev(means) if len(means) > 1 else 0.0,
-        against_none=difference(here[name], here.get("none", {}), name == "none"),
-        against_reference=difference(here[name], here.get(reference, {}), name == reference),
-        policy_calls=mean(lambda r: r["spent"]["policy"]["calls"]),
-        reflection_calls=mean(lambda r: r["spent"]["reflection"]["calls"]),
-        tokens=mean(_tokens),
-        cost=None if None in costs else statistics.fmean(costs),
-        wall_s=mean(lambda r: r["wall_s"]),
-        prompt_words=mean(lambda r: r["prompt_words"]),
-        prompt_tokens=mean(lambda r: r["prompt_tokens"]),
-        n_failures=sum(sum(record["failed"].values()) for record in records),
-        ended=", ".join(k if n == len(records) else f"{k} {n}" for k, n in endings.items()),
-    )
+def at_budget(records: Iterable[Record], task: str, budget: int) -> dict[str, dict[int, Record]]:
+    """The runs of a task at a budget, and those without budget."""
+    return by_optimizer(r for r in records if r["task"] == task and r["budget"] in (0, budget))
 
 
-def _tokens(record: Record) -> int:
-    return sum(s["prompt_tokens"] + s["completion_tokens"] for s in record["spent"].values())
+def mean(runs: Runs, seeds: Iterable[int] | None = None) -> float:
+    """The mean score, of these seeds or of all."""
+    return statistics.fmean(runs[s]["mean"] for s in (runs if seeds is None else seeds))
 
 
-def difference(
-    ours: Mapping[int, Record], theirs: Mapping[int, Record], is_same: bool = False
-) -> Interval | None:
+def difference(ours: Runs, theirs: Runs) -> Interval | None:
     """How much higher we score than they do, on the seeds that both have; None: there are none."""
     seeds = sorted(ours.keys() & theirs.keys())
-    if is_same or not seeds:
+    if not seeds:
         return None
     if len(seeds) >= ENOUGH_SEEDS:
         return interval([float(ours[seed]["mean"] - theirs[seed]["mean"]) for seed in seeds])
@@ -132,9 +91,21 @@ def difference(
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
     """The mean with its 95 % bootstrap interval (BCa)."""
-    mean = float(np.mean(values))
+    middle = float(np.mean(values))
     if len(values) < 2 or np.ptp(values) == 0:
-        return Interval(mean, mean, mean)
+        return Interval(middle, middle, middle)
     found = bootstrap((np.asarray(values),), np.mean, n_resamples=RESAMPLES, random_state=0)
     low, high = found.confidence_interval
-    return Interval(mean, float(low), float(high))
+    return Interval(middle, float(low), float(high))
+
+
+def at_dollars(runs: Iterable[Record], wanted: float, ratio: float) -> tuple[float, bool] | None:
+    """The score of one optimizer and seed at so many dollars, and whether it has spent as much.
+
+    `runs` are its runs at all budgets, and the student, which costs nothing. None: only that.
+    """
+    points = sorted((dollars(run, ratio), run["mean"]) for run in runs)
+    if len(points) < 2:
+        return None
+    cost, score = zip(*points, strict=True)
+    return float(np.interp(wanted, cost, score)), wanted <= cost[-1]

@@ -1,71 +1,38 @@
 """The tables of the comparison, for the terminal (rich) and as Markdown."""
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compare_curves import Reached
-from compare_sensitivity import label
-from compare_statistics import ENOUGH_SEEDS, Interval, Row
-from rich.console import Console, JustifyMethod
+from compare_optimizers import OWN, WITHOUT_BUDGET
+from compare_statistics import (
+    ENOUGH_SEEDS,
+    RATIOS,
+    Record,
+    Runs,
+    at_budget,
+    difference,
+    dollars,
+    mean,
+    n_calls,
+)
+from rich.console import Console
 from rich.table import Table
 
-REACHED_TITLE = (
-    "LM calls until 90 % of the attainable gain, at each optimizer's best budget (medians)"
-)
-
-
-def heads(reference: str) -> list[str]:
-    """The column heads of the main table."""
-    return [
-        "optimizer",
-        "held-out (sd)",
-        "against none [95 %]",
-        f"against {reference} [95 %]",
-        "LM calls (reflection)",
-        "k tokens",
-        "cost",
-        "s",
-        "prompt words",
-        "failures",
-        "ended",
-    ]
-
-
-def line(row: Row) -> list[str]:
-    """A row of the main table."""
-    return [
-        row.optimizer,
-        f"{row.held_out:.3f} ({row.spread:.3f})",
-        interval_text(row.against_none),
-        interval_text(row.against_reference),
-        f"{row.policy_calls + row.reflection_calls:.0f} ({row.reflection_calls:.0f})",
-        f"{row.tokens / 1000:.0f}",
-        "" if row.cost is None else f"{row.cost:.3f}",
-        f"{row.wall_s:.1f}",
-        f"{row.prompt_words:.0f}",
-        str(row.n_failures),
-        row.ended,
-    ]
-
-
-def title(rows: Sequence[Row]) -> str:
-    """The title of one table: its task, budget, and what its intervals rest on."""
-    first = rows[0]
-    n = max(row.n_seeds for row in rows)
-    over = "seeds" if n >= ENOUGH_SEEDS else "test examples only"
-    simulated = " (simulated)" if first.task.startswith("sim:") else ""
-    return (
-        f"{label(first.task)}{simulated}, {first.budget} LM calls, {n} seeds; intervals over {over}"
-    )
-
-
-def grouped(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows of each table."""
-    tables: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        tables.setdefault((row.task, row.budget), []).append(row)
-    return list(tables.values())
+HEADS = [
+    "optimizer",
+    "held-out (sd)",
+    "against none [95 %]",
+    f"against {OWN} [95 %]",
+    "LM calls (reflection)",
+    "used",
+    *(f"cents, reflection x{ratio}" for ratio in RATIOS),
+    "s",
+    "prompt words",
+    "failures",
+    "ended",
+]
 
 
 @dataclass(frozen=True)
@@ -77,68 +44,74 @@ class Sheet:
     lines: list[list[str]]
 
 
-def sheets(rows: Sequence[Row], found: Sequence[Reached], reference: str) -> list[Sheet]:
-    """All tables: an overview for each budget, one for each task and budget, the calls needed."""
-    made = overviews(rows) if len({row.task for row in rows}) > 1 else []
-    for group in grouped(rows):
-        made.append(Sheet(title(group), heads(reference), [line(row) for row in group]))
-    if found:
-        columns = ["task", "optimizer", "budget", "kept", "seeds", "for the first time"]
-        made.append(Sheet(REACHED_TITLE, columns, reached_lines(found)))
-    return made
+def budgets_of(records: Sequence[Record], task: str) -> list[int]:
+    """The budgets that a task was run at."""
+    return sorted({r["budget"] for r in records if r["task"] == task} - {0})
 
 
-def overviews(rows: Sequence[Row]) -> list[Sheet]:
-    """Held-out scores, a line for each task, a column for each optimizer; the best is starred.
-
-    The oracle is no candidate for the star.
-    """
+def sheets(records: Sequence[Record]) -> list[Sheet]:
+    """An overview for each budget, and a table for each task and budget."""
+    tasks = list(dict.fromkeys(record["task"] for record in records))
     made = []
-    for budget in sorted({row.budget for row in rows}):
-        score = {(r.optimizer, r.task): r.held_out for r in rows if r.budget == budget}
-        tasks = list(dict.fromkeys(task for _, task in score))
-        names = list(dict.fromkeys(name for name, _ in score))
-        best = {
-            task: max((s for (n, t), s in score.items() if t == task and n != "oracle"), default=0)
-            for task in tasks
-        }
-        names.sort(key=lambda n: -_mean_of(score, n))
-        lines = [
-            [label(task), *(_starred(score.get((name, task)), best[task]) for name in names)]
-            for task in tasks
-        ]
-        made.append(Sheet(f"Held-out scores at {budget} LM calls", ["task", *names], lines))
+    for budget in sorted({record["budget"] for record in records} - {0}):
+        here = [task for task in tasks if budget in budgets_of(records, task)]
+        if len(here) > 1:
+            made.append(_overview(budget, {t: at_budget(records, t, budget) for t in here}))
+    for task in tasks:
+        for budget in budgets_of(records, task) or [0]:
+            made.append(_table_of(task, budget, at_budget(records, task, budget)))
     return made
 
 
-def _mean_of(score: Mapping[tuple[str, str], float], name: str) -> float:
-    return statistics.fmean(value for (other, _), value in score.items() if other == name)
-
-
-def _starred(score: float | None, best: float) -> str:
-    if score is None:
-        return ""
-    return f"{score:.3f}{'*' if score == best else ''}"
-
-
-def reached_lines(found: Sequence[Reached]) -> list[list[str]]:
-    """The rows of the table of calls."""
-    return [
-        [
-            label(item.task),
-            item.optimizer,
-            str(item.budget),
-            calls_text(item.median),
-            f"{item.n_seeds}/{len(item.calls_by_seed)}",
-            calls_text(item.first_median),
+def _overview(budget: int, runs: Mapping[str, Mapping[str, Runs]]) -> Sheet:
+    """A line for each task, a column for each optimizer; the best is starred, but the oracle."""
+    scores = {(name, task): mean(r) for task, here in runs.items() for name, r in here.items()}
+    names = list(dict.fromkeys(name for name, _ in scores))
+    names.sort(key=lambda name: -statistics.fmean(s for (n, _), s in scores.items() if n == name))
+    lines = []
+    for task in runs:
+        best = max((s for (n, t), s in scores.items() if t == task and n != "oracle"), default=0)
+        of_task = [scores.get((name, task)) for name in names]
+        starred = [
+            "" if score is None else f"{score:.3f}{'*' if score == best else ''}"
+            for score in of_task
         ]
-        for item in found
+        lines.append([task, *starred])
+    return Sheet(f"Held-out scores at {budget} LM calls", ["task", *names], lines)
+
+
+def _table_of(task: str, budget: int, here: Mapping[str, Runs]) -> Sheet:
+    n = max(len(runs) for runs in here.values())
+    over = "seeds" if n >= ENOUGH_SEEDS else "test examples only"
+    simulated = " (simulated)" if task.startswith("sim:") else ""
+    title = f"{task}{simulated}, {budget} LM calls, {n} seeds; intervals over {over}"
+    names = sorted(here, key=lambda name: -mean(here[name]))
+    return Sheet(title, HEADS, [_line(name, budget, here) for name in names])
+
+
+def _line(name: str, budget: int, here: Mapping[str, Runs]) -> list[str]:
+    runs = list(here[name].values())
+    means = [run["mean"] for run in runs]
+    calls = statistics.fmean(map(n_calls, runs))
+    reflections = statistics.fmean(run["spent"]["reflection"]["calls"] for run in runs)
+    endings = Counter(run["ended"].partition(":")[0] for run in runs)
+    gaps = [
+        None if name == other else difference(here[name], here.get(other, {}))
+        for other in ("none", OWN)
     ]
-
-
-def calls_text(calls: float | None) -> str:
-    """A number of calls."""
-    return "never" if calls is None else f"{calls:.0f}"
+    cents = [100 * statistics.fmean(dollars(run, ratio) for run in runs) for ratio in RATIOS]
+    return [
+        name,
+        f"{statistics.fmean(means):.3f} ({statistics.stdev(means) if len(means) > 1 else 0:.3f})",
+        *("" if gap is None else str(gap) for gap in gaps),
+        f"{calls:.0f} ({reflections:.0f})",
+        "" if name in WITHOUT_BUDGET or not budget else f"{calls / budget:.2f}",
+        *(f"{cost:.2f}" for cost in cents),
+        f"{statistics.fmean(run['wall_s'] for run in runs):.1f}",
+        f"{statistics.fmean(run['prompt_words'] for run in runs):.0f}",
+        str(sum(sum(run["failed"].values()) for run in runs)),
+        ", ".join(k if n == len(runs) else f"{k} {n}" for k, n in endings.items()),
+    ]
 
 
 def show(made: Sequence[Sheet], console: Console) -> None:
@@ -146,8 +119,7 @@ def show(made: Sequence[Sheet], console: Console) -> None:
     for sheet in made:
         table = Table(title=sheet.title, title_justify="left")
         for place, column in enumerate(sheet.heads):
-            justify: JustifyMethod = "left" if place == 0 else "right"
-            table.add_column(column, justify=justify, no_wrap=place > 0)
+            table.add_column(column, justify="left" if place == 0 else "right", no_wrap=True)
         for cells in sheet.lines:
             table.add_row(*cells)
         console.print(table)
@@ -155,14 +127,9 @@ def show(made: Sequence[Sheet], console: Console) -> None:
 
 def markdown(made: Sequence[Sheet]) -> str:
     """All tables as Markdown."""
-    return "\n\n".join(f"### {s.title}\n\n{_table(s.heads, s.lines)}" for s in made) + "\n"
+    return "\n\n".join(f"### {s.title}\n\n{_markdown(s)}" for s in made) + "\n"
 
 
-def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---"] * len(columns)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *lines))
-
-
-def interval_text(found: Interval | None) -> str:
-    """A difference with its interval."""
-    return "" if found is None else f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+def _markdown(sheet: Sheet) -> str:
+    rows = (sheet.heads, ["---"] * len(sheet.heads), *sheet.lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

@@ -32,7 +32,7 @@ import distributed
 import dspy
 from replay import InstantEngine
 
-from tfgrpo_dspy import ExperienceLibrary, NoGate, TrainingFreeGRPO
+from tfgrpo_dspy import Execution, ExperienceLibrary, NoGate, Reflection, TrainingFreeGRPO
 from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.experience import Experience
 from tfgrpo_dspy.pipeline.errands import Errand, Parcel, packed_library, run_errand
@@ -71,7 +71,8 @@ def compiled(executor: Executor, n_rollouts: int, log_dir: Path | None) -> None:
             group_size=GROUP_SIZE,
             epochs=1,
             batch_size=20,
-            executor=executor,
+            reflection=Reflection(drafts=0),
+            execution=Execution(executor=executor),
             log_dir=log_dir,
             progress=False,
         ).compile(dspy.Predict(PROGRAM), trainset=examples(n_rollouts // GROUP_SIZE))

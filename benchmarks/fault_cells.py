@@ -17,6 +17,7 @@ from typing import Any
 
 import dspy
 from fault_rows import ROWS, Fault, FirstAttemptsAreRepeatedAtOnce
+from flat_settings import grouped
 from simulated import (
     POLICY,
     REFLECTION,
@@ -104,8 +105,11 @@ def mipro(run: Run) -> tuple[Any, Any]:
     return program, None if program.score is None else program.score / 100
 
 
+AS_MEASURED = {"group_size": 5, "epochs": 3, "drafts": 0, "max_demos": 0, "max_staleness": 1}
+
+
 def ours(run: Run) -> tuple[Any, Any]:
-    """TrainingFreeGRPO at its defaults, with a rollout timeout."""
+    """TrainingFreeGRPO with groups of 5, 3 epochs and a rollout timeout."""
 
     def metric(gold: Any, pred: Any, trace: Any = None) -> Any:
         return run.feedback(gold, pred, trace)
@@ -114,7 +118,7 @@ def ours(run: Run) -> tuple[Any, Any]:
         metric,
         reflection_lm=run.reflection,
         num_threads=THREADS,
-        rollout_timeout_s=TIMEOUT_S,
+        **grouped({"rollout_timeout_s": TIMEOUT_S, **AS_MEASURED}),
         log_dir=run.log_dir or None,
         progress=False,
     )

@@ -42,6 +42,7 @@ from typing import Any
 import dspy
 import numpy as np
 from dspy import lm15
+from flat_settings import grouped
 from simulated import (
     CODES,
     POLICY,
@@ -176,9 +177,17 @@ def recorded(has_handbook: bool, optimizer: Compile) -> tuple[list[Sent], Any]:
     return sorted(recorder.sent, key=lambda sent: sent.at_s), program
 
 
+AS_MEASURED = {"group_size": 5, "epochs": 3, "drafts": 0, "max_demos": 0, "max_staleness": 1}
+
+
 def ours(program: Any, reflection: Any, gate: Any = None) -> Any:
     optimizer = TrainingFreeGRPO(
-        metric, reflection_lm=reflection, num_threads=THREADS, progress=False, gate=gate
+        metric,
+        reflection_lm=reflection,
+        num_threads=THREADS,
+        progress=False,
+        gate=gate,
+        **grouped(AS_MEASURED),
     )
     trainset, valset = examples(N_TRAIN), examples(N_VALIDATION, start=500)
     return optimizer.compile(program, trainset=trainset, valset=valset)

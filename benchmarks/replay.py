@@ -22,7 +22,7 @@ from typing import Any
 import dspy
 from dspy import lm15
 
-from tfgrpo_dspy import NoGate, TrainingFreeGRPO
+from tfgrpo_dspy import NoGate, Reflection, TrainingFreeGRPO
 
 RESULTS = Path(__file__).parent / "results" / "replay.json"
 BAR_S = 20.0
@@ -78,6 +78,7 @@ def compiled(log_dir: Path, n_rollouts: int, *, offline: bool) -> dspy.Module:
             log_dir=log_dir,
             offline=offline,
             progress=False,
+            reflection=Reflection(drafts=0),
         )
         return optimizer.compile(dspy.ChainOfThought("question -> answer"), trainset=examples)
 

@@ -32,7 +32,7 @@ import dspy
 from dspy import lm15
 from dspy.clients.base_lm import GLOBAL_HISTORY
 
-from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate, TrainingFreeGRPO
+from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate, Reflection, TrainingFreeGRPO
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 THREADS = 4
@@ -161,6 +161,8 @@ def optimizer(cell: dict[str, Any], log_dir: str | None) -> TrainingFreeGRPO:
         num_threads=THREADS,
         log_dir=log_dir,
         progress=False,
+        max_demos=0,
+        reflection=Reflection(drafts=0),
         **settings,
     )
 

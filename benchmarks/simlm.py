@@ -18,9 +18,9 @@ feedback, scores, better and worse attempts), weighs the claims for each item, a
 is ahead it may write a lesson: as claimed, vague, or wrong, with the chances below. Where claims
 mislead, its lesson is wrong. Lessons that its prompt holds already it keeps.
 
-Both are pure functions of the prompt and the sample (rollout id, or seed; at temperature 0 there
-is one sample), and come through DSPy's normal adapters as text. `SimulatedLM` tells the engine the
-rollout id, which DSPy keeps from engines, and which of `n` completions is meant.
+Both are pure functions of the prompt and the sample (the seed, which `tasks.seeded` makes of a
+rollout id; at temperature 0 there is one sample), and come through DSPy's normal adapters as text.
+`SimulatedLM` tells the engine which of `n` completions is meant.
 
 **What it cannot show.** How good advice really is, or whether an LM follows it: here a sentence of
 one form works, and works at once. Whether a prompt of one optimizer gets better lessons out of an
@@ -32,8 +32,9 @@ context limits and parse failures. What it does show: what an optimizer makes of
 the value of its moves is the same for all: how many samples it pays for each piece of evidence,
 and how well it tells good changes from bad ones.
 
-The parameters were set once, before any comparison was looked at; `compare.py --sensitivity` says
-how far the results depend on them.
+The parameters were set once, before any comparison was looked at. Where this world favours one
+optimizer or another, `tasks/simulated.py` varies it: wrong labels, no labels, wrong lessons that
+agree, merges that err, other wordings, a strong reflection LM.
 """
 
 import itertools
@@ -47,7 +48,8 @@ from dspy import lm15
 from simlm_policy import Policy
 from simlm_reflection import Reflector
 from simlm_texts import Prompt, output_fields
-from simlm_world import World
+from simlm_world import WORDINGS, World
+from tasks.seeded import seeded
 
 POLICY, REFLECTION = "simulated/policy", "simulated/reflection"
 ANSWER_FIELD = "answer"
@@ -83,10 +85,14 @@ class Parameters:
     lesson_wrong: float = 0.10  # names another code; the rest: sees nothing
     attention: float = 5.0  # with evidence for more items than this, each is seen less often
     useless_line: float = 0.20  # chance of a useless line in what one call writes
-    lesson_kept: float = 1.0  # that a lesson already there survives a rewriting
+    lesson_dropped: float = 0.0  # lines that a rewriting or a merge loses
+    lesson_garbled: float = 0.0  # lessons that a rewriting or a merge gives another code
+    misconceived: tuple[str, ...] = ()  # items about which lessons are wrong as often as elsewhere
+    # as claimed, and as claimed as often as elsewhere wrong; all wrong ones name the same code
+    wordings: tuple[str, ...] = WORDINGS[:1]  # each new lesson is worded in one of these ways
 
 
-_SAMPLE: ContextVar[tuple[Any, Iterator[int]]] = ContextVar("simulated_sample")
+_COMPLETIONS: ContextVar[Iterator[int]] = ContextVar("simulated_completions")
 
 
 class SimulatedEngine:
@@ -122,38 +128,35 @@ class SimulatedEngine:
 
 
 class SimulatedLM(dspy.LM):
-    """A `dspy.LM` whose engine learns the rollout id, and which completion of several is meant."""
+    """A `dspy.LM` whose engine learns which completion of several is meant."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        rollout_id = kwargs.get("rollout_id", self.kwargs.get("rollout_id"))
-        token = _SAMPLE.set((rollout_id, itertools.count()))
+        token = _COMPLETIONS.set(itertools.count())
         try:
             return super().__call__(*args, **kwargs)
         finally:
-            _SAMPLE.reset(token)
+            _COMPLETIONS.reset(token)
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        rollout_id = kwargs.get("rollout_id", self.kwargs.get("rollout_id"))
-        token = _SAMPLE.set((rollout_id, itertools.count()))
+        token = _COMPLETIONS.set(itertools.count())
         try:
             return await super().acall(*args, **kwargs)
         finally:
-            _SAMPLE.reset(token)
+            _COMPLETIONS.reset(token)
 
 
-def policy_lm(engine: SimulatedEngine) -> SimulatedLM:
+def policy_lm(engine: SimulatedEngine) -> dspy.LM:
     """The policy, as deployed: at temperature 0."""
-    return SimulatedLM(POLICY, engine=engine, temperature=0.0, max_tokens=4000)
+    return seeded(SimulatedLM(POLICY, engine=engine, temperature=0.0, max_tokens=4000))
 
 
-def reflection_lm(engine: SimulatedEngine) -> SimulatedLM:
+def reflection_lm(engine: SimulatedEngine) -> dspy.LM:
     """The reflection LM, at temperature 1."""
-    return SimulatedLM(REFLECTION, engine=engine, temperature=1.0, max_tokens=32000)
+    return seeded(SimulatedLM(REFLECTION, engine=engine, temperature=1.0, max_tokens=32000))
 
 
 def _sample(request: lm15.Request) -> str:
     """What sets this sample apart; at temperature 0 there is only one."""
     if not request.config.temperature:
         return "deterministic"
-    rollout_id, completions = _SAMPLE.get((None, itertools.count()))
-    return f"{rollout_id}/{request.config.seed}/{next(completions)}"
+    return f"{request.config.seed}/{next(_COMPLETIONS.get(itertools.count()))}"

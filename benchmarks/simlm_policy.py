@@ -10,13 +10,13 @@ from simlm_texts import OutputFields, Prompt
 from simlm_world import (
     CASE,
     CLAIM,
-    LESSON,
     OPENINGS,
     USELESS,
     VAGUE,
     World,
     cases_in,
     draw,
+    lessons_in,
     pick,
 )
 
@@ -112,7 +112,7 @@ class Policy:
 
     def _read(self, system: str, demos: str) -> Taught:
         told: defaultdict[str, set[str]] = defaultdict(set)
-        for item, code in LESSON.findall(system):
+        for item, code in lessons_in(system):
             told[item].add(code)
         opening = next((text for text in OPENINGS if text in system), None)
         vague = VAGUE.findall(system)

@@ -23,7 +23,22 @@ CODES_EACH = 5
 
 CASE = re.compile(r"Request (\d+): a customer asks about ([a-z]+)(?: and ([a-z]+))?\.")
 CLAIM = re.compile(r"\b([a-z]+)=([A-Z]\d\d)\b")
-LESSON = re.compile(r"When a request names ([a-z]+), answer \1=([A-Z]\d\d)\.")
+WORDINGS = (
+    "When a request names {item}, answer {item}={code}.",
+    "For {item} give {item}={code}.",
+    "Anyone who mentions {item} needs {item}={code}.",
+    "If {item} comes up, {item}={code} belongs into the answer.",
+    "The catalogue has {item} as {item}={code}.",
+)
+"""How a lesson may be worded; the first is the usual one."""
+UNPLACEABLE = "Kind {alias} takes code {code}."
+"""A lesson that shares no word with any request; the policy understands it all the same."""
+LESSON = re.compile(
+    "(?:"
+    + "|".join(re.escape(text.partition("{item}")[0]) for text in WORDINGS)
+    + r")([a-z]+),? [a-z ,]*?\1=([A-Z]\d\d)(?: belongs into the answer)?\."
+    + r"|Kind ([a-z]+) takes code ([A-Z]\d\d)\."
+)
 VAGUE = re.compile(r"When a request names ([a-z]+), think twice about its code\.")
 USELESS_LINES = (
     "Always be careful and precise.",
@@ -65,9 +80,22 @@ def pick(n: int, *key: object) -> int:
     return int(draw(*key) * n)
 
 
-def lesson(item: str, code: str) -> str:
+def lesson(item: str, code: str, wording: str = WORDINGS[0]) -> str:
     """A lesson, right or wrong."""
-    return f"When a request names {item}, answer {item}={code}."
+    return wording.format(item=item, code=code, alias=item[::-1])
+
+
+def lessons_in(text: str) -> list[tuple[str, str]]:
+    """Item and code of each lesson in a text, however it is worded."""
+    return [
+        (item or alias[::-1], code or other) for item, code, alias, other in LESSON.findall(text)
+    ]
+
+
+def random_code(*key: object) -> str:
+    """One of all codes; depends on nothing but the key."""
+    place = pick(26 * 90, *key)
+    return f"{chr(65 + place % 26)}{10 + place // 26}"
 
 
 def vague_lesson(item: str) -> str:
@@ -97,8 +125,7 @@ class World:
         codes: dict[str, None] = {}
         n = 0
         while len(codes) < CODES_EACH:
-            place = pick(26 * 90, self.seed, "code", item, n)
-            codes[f"{chr(65 + place % 26)}{10 + place // 26}"] = None
+            codes[random_code(self.seed, "code", item, n)] = None
             n += 1
         return tuple(codes)
 

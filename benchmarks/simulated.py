@@ -214,7 +214,9 @@ def reflect(system: str, user: str) -> str:
         if name == "lessons":
             return [line for line in lines if line not in known]
         if name == "operations":
-            new = [line for line in lines if line not in _section("experiences", user)]
+            told = _section("lessons", user)
+            present = _section("experiences", user)
+            new = [line for line in lines if line in told and line not in present]
             return [{"op": "ADD", "text": line, "lessons": [1]} for line in new]
         if name == "module_advice":
             return {"ask": "\n".join(lines)}

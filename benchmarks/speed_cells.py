@@ -7,7 +7,6 @@ Memory is the process's own peak resident size as Linux counts it, set back befo
 
 import contextvars
 import gc
-import inspect
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from typing import Any
 import dspy
 import simulated
 import speed_lm
+from flat_settings import grouped
 from simulated import SimulatedEngine, Triage, examples
 from speed_graph import (
     VALIDATION_START,
@@ -38,8 +38,7 @@ from speed_lm import Latency, SpeedEngine, lms
 from speed_others import OTHERS, Given, number, ours
 from speed_reference import Reference
 
-from tfgrpo_dspy import NoGate, TrainingFreeGRPO
-from tfgrpo_dspy.gate import Decision, TrialEvidence, Trials
+from tfgrpo_dspy import Gate, NoGate, TrainingFreeGRPO
 from tfgrpo_dspy.rollout import SEED_RANGE
 
 Cell = dict[str, Any]
@@ -51,17 +50,10 @@ MOST_HELD_OUT = 100
 """Its validation set then, which it would hold out by itself."""
 
 
-class AcceptAll:
-    """A gate that measures every update on the whole validation set, and lets it stay."""
-
-    metric = None
-
-    def next(self, evidence: TrialEvidence) -> Trials | Decision:
-        """The proposed library, once it is measured."""
-        everything = tuple(range(evidence.n_examples))
-        if evidence.has_tried(evidence.proposed, everything):
-            return Decision(evidence.proposed, "as every update")
-        return Trials.of((evidence.proposed,), everything)
+AS_MEASURED = {
+    **{"group_size": 5, "epochs": 3, "drafts": 0, "max_demos": 0, "max_staleness": 1},
+    "failure_analysis": False,
+}
 
 
 def compiled(
@@ -69,9 +61,9 @@ def compiled(
 ) -> Any:
     """Our whole compile, failure analysis off, so that only groups with contrast teach."""
     policy, reflection = lms(engine)
-    settings = {"gate": NoGate(), "num_threads": 16, "progress": False, "failure_analysis": False}
+    settings = {"gate": NoGate(), "num_threads": 16, "progress": False} | AS_MEASURED
     with dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
-        optimizer = TrainingFreeGRPO(number, reflection_lm=reflection, **(settings | given))
+        optimizer = TrainingFreeGRPO(number, reflection_lm=reflection, **grouped(settings | given))
         return optimizer.compile(Triage(), trainset=list(trainset), valset=valset)
 
 
@@ -199,7 +191,7 @@ def _ours(shape: Shape, engine: SpeedEngine, threads: int, cases: Sequence[dspy.
         engine,
         cases,
         examples(shape.n_trials, VALIDATION_START) if shape.n_trials else None,
-        gate=AcceptAll() if shape.n_trials else NoGate(),
+        gate=Gate() if shape.n_trials else NoGate(),
         epochs=shape.epochs,
         batch_size=shape.batch_size,
         max_staleness=shape.staleness,
@@ -342,8 +334,6 @@ def scale(given: Cell) -> Cell:
 
 def coordinator(given: Cell) -> Cell:
     """Rollouts per second taken in from processes, with instant tasks."""
-    if "executor" not in inspect.signature(TrainingFreeGRPO).parameters:
-        return {"missing": "TrainingFreeGRPO has no argument executor yet"}
     cases = examples(given["n_examples"])
     with ProcessPoolExecutor(given["processes"]) as executor:
         for epochs in (1, given["epochs"]):  # the first starts the processes

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
+from flat_settings import grouped
 from simulated import Triage, is_right, with_feedback
 
 from tfgrpo_dspy import TrainingFreeGRPO
@@ -78,14 +79,21 @@ def mipro(given: Given) -> Any:
     return optimizer.compile(Triage(), trainset=given.trainset, valset=given.valset, **trials)
 
 
+AS_MEASURED = {"group_size": 5, "epochs": 3, "drafts": 0, "max_demos": 0, "max_staleness": 1}
+
+
 def ours(given: Given) -> Any:
-    """TrainingFreeGRPO at its defaults, gate included, on the same task."""
+    """TrainingFreeGRPO with groups of 5 and 3 epochs, gate included, on the same task."""
 
     def metric(gold: Any, pred: Any, trace: Any = None) -> Any:
         return feedback(gold, pred, trace)
 
     optimizer = TrainingFreeGRPO(
-        metric, reflection_lm=given.reflection_lm, num_threads=given.threads, progress=False
+        metric,
+        reflection_lm=given.reflection_lm,
+        num_threads=given.threads,
+        progress=False,
+        **grouped(AS_MEASURED),
     )
     return optimizer.compile(Triage(), trainset=given.trainset, valset=given.valset)
 

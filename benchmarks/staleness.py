@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+from flat_settings import grouped
 from simulated import SimulatedEngine, Triage, accuracy, examples, lms, with_feedback
 
 from tfgrpo_dspy import NoGate, TrainingFreeGRPO
@@ -60,7 +61,11 @@ def run(median_s: float, trainset: Any, valset: Any, **settings: Any) -> dict[st
     engine = SimulatedEngine(slow)
     policy, reflection = lms(engine, cache=False)
     optimizer = TrainingFreeGRPO(
-        is_answer, reflection_lm=reflection, num_threads=THREADS, progress=False, **settings
+        is_answer,
+        reflection_lm=reflection,
+        num_threads=THREADS,
+        progress=False,
+        **grouped({"group_size": 5, "epochs": 3, "drafts": 0, "max_demos": 0} | settings),
     )
     started = time.perf_counter()
     with dspy.context(lm=policy, adapter=dspy.ChatAdapter()):

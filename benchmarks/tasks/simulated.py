@@ -10,15 +10,40 @@ items with the right code, the feedback says of each code whether it is right, o
 - `many`: 24 items, so 24 lessons.
 - `misleading`: the score is exact, but in two cases in five the feedback expects a wrong code, that
   of the item's usual mistake.
+
+Where the world as it is favours one optimizer or another, it can be varied, also in several ways at
+once: `sim:easy+wrong-labels`, `sim:many+paraphrased+merges-err`.
+
+- `wrong-labels`: one labelled case in five (training and validation) has a wrong code for one of
+  its items, and the metric follows the label. Held-out scores are exact.
+- `no-labels`: examples have no labels, and the feedback says only whether a code is right.
+- `agreeing-wrong-lessons`: about a quarter of the items the reflection LM has a misconception: its
+  lessons are wrong as often as they are right elsewhere, and name the same code each time, so that
+  no vote of lessons finds the right one.
+- `merges-err`: of the lines that an update of a library or a rewriting of an instruction reads, one
+  in twenty is lost, and one in twenty comes out with another code.
+- `paraphrased`: lessons, right and wrong, are worded in five ways.
+- `strong-reflection`: .9 of the lessons are as claimed, .02 wrong.
+- `unplaceable`: a lesson shares no word with any request.
 """
 
 import pathlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import dspy
 from simlm import Parameters, SimulatedEngine, policy_lm, reflection_lm
-from simlm_world import CLAIM, INSTRUCTION, World, cases_in, draw
+from simlm_world import (
+    CLAIM,
+    INSTRUCTION,
+    UNPLACEABLE,
+    WORDINGS,
+    World,
+    cases_in,
+    draw,
+    pick,
+)
 
 from tasks import Task
 
@@ -48,6 +73,51 @@ VARIANTS = {
 }
 
 
+SHARE_OF_WRONG_LABELS = 0.2
+
+
+@dataclass(frozen=True)
+class Variation:
+    """In what a task differs from its variant; the names of tasks have these with a hyphen."""
+
+    wrong_labels: bool = False
+    no_labels: bool = False
+    agreeing_wrong_lessons: bool = False
+    merges_err: bool = False
+    paraphrased: bool = False
+    strong_reflection: bool = False
+    unplaceable: bool = False
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of all variations."""
+        return tuple(field.name.replace("_", "-") for field in fields(cls))
+
+    @classmethod
+    def of(cls, names: list[str]) -> "Variation":
+        """The variation that these names make together."""
+        return cls(**{name.replace("-", "_"): True for name in names})
+
+    def parameters(self, world: World) -> dict[str, Any]:
+        """What the simulated LM has in place of its usual parameters."""
+        of_flag: Mapping[str, Mapping[str, Any]] = {
+            "agreeing_wrong_lessons": {"misconceived": world.items[: world.n_items // 4]},
+            "merges_err": {"lesson_dropped": 0.05, "lesson_garbled": 0.05},
+            "paraphrased": {"wordings": WORDINGS},
+            "strong_reflection": {
+                "lesson_as_claimed": 0.9,
+                "lesson_vague": 0.05,
+                "lesson_wrong": 0.02,
+            },
+            "unplaceable": {"wordings": (UNPLACEABLE,)},
+        }
+        found: dict[str, Any] = {}
+        for flag, values in of_flag.items():
+            if getattr(self, flag):
+                found |= values
+        return found
+
+
 class Clerk(dspy.Module):
     """The program: one predictor that thinks first."""
 
@@ -65,6 +135,7 @@ class Judge:
 
     world: World
     variant: Variant
+    variation: Variation = Variation()
 
     def __call__(
         self,
@@ -91,10 +162,36 @@ class Judge:
         score = self(gold, pred).score
         return score if trace is None else float(score == 1.0)
 
+    def label(self, number: int) -> dict[str, str]:
+        """The code of each item of a case, as labels and metric have it."""
+        items = self.world.case(number)
+        codes = {item: self.world.right(item) for item in items}
+        key = (self.world.seed, "label", number)
+        if (
+            self.variation.wrong_labels
+            and number < FIRST_TEST
+            and draw(*key) < SHARE_OF_WRONG_LABELS
+        ):
+            item = items[pick(len(items), "item", *key)]
+            _, *wrong = self.world.codes(item)
+            codes[item] = wrong[pick(len(wrong), "code", *key)]
+        return codes
+
+    def example(self, number: int) -> dspy.Example:
+        """A case as an example."""
+        answer = " ".join(f"{item}={code}" for item, code in self.label(number).items())
+        labels = {} if self.variation.no_labels else {"answer": answer}
+        request = self.world.request(number)
+        return dspy.Example(request=request, **labels).with_inputs("request")
+
+    def examples(self, start: int, n: int) -> list[dspy.Example]:
+        """So many cases from this number on."""
+        return [self.example(number) for number in range(start, start + n)]
+
     def _verdict(
         self, number: int, item: str, code: str | None, reasoning: str
     ) -> tuple[bool, str]:
-        right = self.world.right(item)
+        right = self.label(number)[item]
         is_right = code == right
         given = f"{item}={code}" if code else f"{item} has no code, which"
         if number < FIRST_TEST:
@@ -105,43 +202,45 @@ class Judge:
                 right = self.world.codes(item)[1]
         if is_right:
             return True, f"{given} is right."
+        if self.variation.no_labels:
+            return False, f"{given} is wrong."
         return False, f"{given} is wrong: expected {item}={right}."
 
 
 def load(
     seed: int,
     data: pathlib.Path | None = None,  # noqa: ARG001 - part of the protocol; nothing is read
-    variant: str = "easy",
+    name: str = "easy",
     parameters: Parameters | None = None,
 ) -> Task:
-    """A variant of the task, and its LMs."""
-    kind = VARIANTS[variant]
+    """A variant of the task with its variations, and its LMs.
+
+    Raises:
+        ValueError: there is no such variant or variation.
+    """
+    variant, *variations = name.split("+")
+    if variant not in VARIANTS or not set(variations) <= set(Variation.names()):
+        known = f"{', '.join(VARIANTS)}, each with +{', +'.join(Variation.names())}"
+        raise ValueError(f"task 'sim:{name}': there is none; the simulated ones are {known}.")
+    kind, variation = VARIANTS[variant], Variation.of(variations)
     chances = {"chance_hard": kind.chance_hard, "chance_easy": kind.chance_easy}
-    known = {name: chance for name, chance in chances.items() if chance is not None}
+    given = {what: chance for what, chance in chances.items() if chance is not None}
     world = World(seed, kind.n_items)
-    engine = SimulatedEngine(world, replace(parameters or Parameters(), **known))
-    judge = Judge(world, kind)
+    changed = replace(parameters or Parameters(), **given, **variation.parameters(world))
+    engine = SimulatedEngine(world, changed)
+    judge = Judge(world, kind, variation)
     return Task(
-        name=f"sim:{variant}",
+        name=f"sim:{name}",
         student=Clerk,
-        train=_examples(world, 0, N_TRAIN),
-        val=_examples(world, N_TRAIN, N_VAL),
-        test=_examples(world, FIRST_TEST, N_TEST),
+        train=judge.examples(0, N_TRAIN),
+        val=judge.examples(N_TRAIN, N_VAL),
+        test=judge.examples(FIRST_TEST, N_TEST),
         metric=judge,
         plain_metric=judge.plain,
         make_lm=lambda _: policy_lm(engine),
         make_reflection_lm=lambda _: reflection_lm(engine),
         notes="simulated; " + "; ".join(world.lessons()),
     )
-
-
-def _examples(world: World, start: int, n: int) -> list[dspy.Example]:
-    return [
-        dspy.Example(request=world.request(number), answer=world.answer(number)).with_inputs(
-            "request"
-        )
-        for number in range(start, start + n)
-    ]
 
 
 def lessons_of(task: Task) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import dspy
 
 from tasks import Task, plain
+from tasks.seeded import seeded
 from tfgrpo_dspy.local import PlainAdapter, local_lm
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -49,11 +50,11 @@ class ReplyInPlainText(dspy.Module):
 
 
 def make_lm(seed: int) -> dspy.LM:
-    return local_lm(temperature=0.0, max_tokens=MAX_TOKENS, seed=seed)
+    return seeded(local_lm(temperature=0.0, max_tokens=MAX_TOKENS, seed=seed))
 
 
 def make_reflection_lm(seed: int) -> dspy.LM:
-    return local_lm(temperature=0.7, max_tokens=MAX_TOKENS_OF_REFLECTION, seed=seed)
+    return seeded(local_lm(temperature=0.7, max_tokens=MAX_TOKENS_OF_REFLECTION, seed=seed))
 
 
 def load(seed: int, data: Path | None = None) -> Task:  # noqa: ARG001 - it reads no file

@@ -1,0 +1,317 @@
+"""Does it learn whatever the wording? Simulated worlds with an exact score. NOTHING IS REAL.
+
+    python benchmarks/worlds.py --quick                 # ten cells, seeds 0 to 3, 400 LM calls
+    python benchmarks/worlds.py --jobs 2                # everything, 200, 400 and 800 calls
+    python benchmarks/worlds.py --cells 'kinds/chinese/*' --rows tfgrpo --seeds 20
+    python benchmarks/worlds.py --show benchmarks/results/worlds.json
+
+**The world.** 80 training cases of 10 kinds. A case is answered right with a chance of .15 to .55,
+mean .35; with the right lesson of its kind in the prompt .97; with a wrong one .05; with both the
+mean. The reflection side writes a lesson about a kind with chance .6 where its prompt holds a case
+of it together with its right code (feedback, label or success); a share of these is wrong, and now
+and then it adds a useless line. When it changes a library or an instruction and finds a right and
+a wrong text about one kind, it notices in half of the cases, and then errs with the same share.
+It answers every optimizer in the same way. Demos teach the policy nothing. Scores are exact: mean
+chances over 200 other cases, without luck.
+
+**Cells.** `kinds/<wording>/<sources>/<share of wrong lessons>`: kinds named by words, by codes (K1
+to K10), in Chinese; lessons without 'When'; lessons that share no word with the cases (`unlike`).
+`unnamed`: operations do not say on which lessons they rest. `.25 agree`: wrong lessons about a kind
+are always the same one. `broad/r/h`: ten lines for every example, of which r add .07 and h cost .1.
+`leaks`: a quarter of the lessons give the answer of their own case away: they help there and cost
+.02 elsewhere. `nothing/...`: nothing to learn. `graded`: 0 to 40 points. `two`: two predictors,
+lessons with scopes. `perfect`: the student has 1.0 already.
+
+**Rows.** `tfgrpo`: TrainingFreeGRPO(metric, reflection_lm=..., max_lm_calls=N), nothing else set.
+`no gate`: the same with NoGate(). `gepa-8`: dspy.GEPA with minibatches of 8, 60 cases for training
+and 20 for validation; the engine ends it at the same number of LM calls, and its best candidate so
+far counts. For studies: `module:Class` has that gate, `... small` groups of 2 in batches of 8.
+
+**Effects.** A stated effect is compared with the exact mean effect of the text on the training
+cases, over 16 random halves (8, and their complements) of the other texts that the run states
+effects for (Spearman's correlation; in a world of kinds all right lessons are worth about .062, so
+it tells much only where results also state the effects of wrong and dropped texts). What is found
+among results is whatever has a text and an effect.
+
+**Seeds.** 0 to 99 are for tuning (`--quick` begins at 0), 100 and up for showing.
+"""
+
+import argparse
+import contextlib
+import fnmatch
+import importlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import dspy
+from worlds_engine import BudgetSpentError, WorldEngine
+from worlds_model import N_TRAIN, STAGES, WORDINGS, Cell, Lesson, World
+from worlds_report import show
+
+from tfgrpo_dspy import NoGate, TrainingFreeGRPO
+
+ROWS = ("tfgrpo", "no gate", "gepa-8")
+BUDGETS = (200, 400, 800)
+N_VAL, MINIBATCH = 20, 8
+SMALL = {"group_size": 2, "batch_size": 8, "epochs": 20}
+"""The schedule of GATE's study, for rows whose name ends in 'small'."""
+OUT = Path(__file__).parent / "results"
+WRONG = {"0": (0.0, False), ".25": (0.25, False), ".5": (0.5, False), ".25 agree": (0.25, True)}
+QUICK = (
+    *("kinds/codes/named/0", "kinds/codes/unnamed/.25", "kinds/words/unnamed/.5"),
+    *("kinds/chinese/named/.25", "kinds/no when/unnamed/.25", "kinds/unlike/named/.25"),
+    *("kinds/codes/named/.25 agree", "broad/5/1", "leaks", "nothing/kinds ignored"),
+)
+
+
+Held = tuple[Lesson, str]
+"""A lesson and its scope."""
+
+
+def cells() -> dict[str, Cell]:
+    """All cells by name."""
+    kinds = [
+        Cell(f"kinds/{wording}/{sources}/{share}", wording, sources == "named", wrong, agree)
+        for wording in WORDINGS
+        for sources in ("named", "unnamed")
+        for share, (wrong, agree) in WRONG.items()
+    ]
+    others = [
+        *(Cell(f"broad/{r}/{h}", n_right=r, n_harmful=h) for r, h in ((9, 0), (5, 1), (1, 5))),
+        Cell("leaks", leaking=0.25),
+        Cell("leaks/words", "words", leaking=0.25),
+        Cell("nothing/kinds ignored", wrong=0.25, ignores=True),
+        Cell("nothing/all useless", n_right=0),
+        Cell("nothing/some harmful", n_right=0, n_harmful=3),
+        Cell("graded", wrong=0.25, graded=True),
+        Cell("two", wrong=0.25, two=True),
+        Cell("perfect", wrong=0.25, perfect=True),
+    ]
+    return {cell.name: cell for cell in (*kinds, *others)}
+
+
+def run(cell: Cell, row: str, budget: int, seed: int) -> dict[str, Any]:
+    """One optimizer in one world: what it returned, measured exactly."""
+    dspy.configure_cache(enable_disk_cache=False)  # no run profits from what another paid
+    world = World(cell, seed)
+    engine = WorldEngine(world, budget if row == "gepa-8" else None)
+    policy = dspy.LM("worlds/policy", engine=engine, temperature=0.0, max_tokens=4000)
+    reflection = dspy.LM("worlds/reflection", engine=engine, temperature=1.0, max_tokens=32000)
+    student = world.student()
+    began = time.process_time()
+    with _silence(), dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
+        make = _gepa if row == "gepa-8" else _ours
+        program, ended = make(world, student, reflection, row, budget, seed)
+    seconds = time.process_time() - began
+    held = world.held(program)
+    left = Counter(own.verdict for own in set().union(*held))
+    return {
+        "cell": cell.name,
+        "row": row,
+        "budget": budget,
+        "seed": seed,
+        "score": world.score(held),
+        "student": world.score(world.held(student)),
+        "best": world.best(),
+        "left": {verdict: left[verdict] for verdict in ("right", "harmful", "useless")},
+        "calls": dict(engine.calls),
+        "unchanged": _texts(program) == _texts(student),
+        "ended": ended,
+        "seconds": round(seconds, 2),
+        "effects": _effects(world, getattr(program, "detailed_results", None)),
+    }
+
+
+def _texts(program: Any) -> list[str]:
+    return [f"{own.signature.instructions} {own.demos}" for own in program.predictors()]
+
+
+def _ours(
+    world: World, student: Any, reflection: Any, row: str, budget: int, seed: int
+) -> tuple[Any, str]:
+    gate = row.removesuffix(" small")
+    settings: dict[str, Any] = SMALL if gate != row else {}
+    if gate == "no gate":
+        settings = settings | {"gate": NoGate()}
+    elif ":" in gate:
+        module, _, name = gate.partition(":")
+        settings = settings | {"gate": getattr(importlib.import_module(module), name)()}
+    optimizer = TrainingFreeGRPO(
+        world.metric,
+        reflection_lm=reflection,
+        max_lm_calls=budget,
+        num_threads=1,
+        seed=seed,
+        progress=False,
+        **settings,
+    )
+    program = optimizer.compile(student, trainset=world.examples())
+    return program, str(program.detailed_results.ended_because)
+
+
+class _BestSoFar:
+    """GEPA's best candidate: what it would return if it were stopped."""
+
+    def __init__(self, student: Any) -> None:
+        self.program = student
+
+    def on_valset_evaluated(self, event: Mapping[str, Any]) -> None:
+        if event["is_best_program"]:
+            self.program = self.program.deepcopy()
+            for name, own in self.program.named_predictors():
+                own.signature = own.signature.with_instructions(event["candidate"][name])
+
+
+def _gepa(
+    world: World, student: Any, reflection: Any, row: str, budget: int, seed: int
+) -> tuple[Any, str]:
+    best = _BestSoFar(student)
+    examples = world.examples()
+    random.Random(seed).shuffle(examples)
+
+    optimizer = dspy.GEPA(
+        world.metric,
+        max_metric_calls=4 * budget,  # the engine ends it
+        reflection_lm=reflection,
+        reflection_minibatch_size=MINIBATCH,
+        perfect_score=40.0 if world.cell.graded else 1.0,
+        num_threads=1,
+        seed=seed,
+        gepa_kwargs={"callbacks": [best]},
+    )
+    try:
+        program = optimizer.compile(student, trainset=examples[N_VAL:], valset=examples[:N_VAL])
+    except BudgetSpentError:
+        return best.program, "budget"
+    return program, row
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Optimizers write progress bars and much else."""
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+# ---------------------------------------------------------------- effects, stated and true
+def _stated(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Whatever the results hold that has a text and an effect with its standard error."""
+    if isinstance(value, Mapping):
+        effect = value.get("effect")
+        if "text" in value and isinstance(effect, Mapping) and effect.get("standard_error"):
+            yield value
+        for inner in value.values():
+            yield from _stated(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _stated(inner)
+
+
+def _effects(world: World, results: Any) -> list[dict[str, Any]]:
+    """Each stated effect beside the true one; 1 is what a right answer adds to the score."""
+    stated: dict[Held, Mapping[str, Any]] = {}
+    for own in _stated(results.to_dict()) if results is not None else ():
+        for lesson in world.found(own["text"])[:1]:
+            stated[lesson, own.get("scope", "*")] = own
+    return [
+        {
+            "text": own["text"],
+            "estimate": own["effect"]["estimate"] / world.cell.points,
+            "standard_error": own["effect"]["standard_error"] / world.cell.points,
+            "true": round(true_effect(world, key, list(stated)), 3),
+        }
+        for key, own in stated.items()
+    ]
+
+
+def true_effect(world: World, key: Held, held: Sequence[Held]) -> float:
+    """What a lesson adds to the exact score on the training cases, besides halves of the others."""
+
+    def score(given: Sequence[Held]) -> float:
+        by_stage = [{own for own, scope in given if scope in ("*", stage)} for stage in STAGES]
+        return world.score(by_stage, range(N_TRAIN))
+
+    others = [other for other in held if other != key]
+    draw = random.Random(f"halves/{world.seed}/{key}")
+    total = 0.0
+    for _ in range(8):
+        chosen = draw.sample(others, len(others) // 2)
+        for half in (chosen, [other for other in others if other not in chosen]):
+            total += score([*half, key]) - score(half)
+    return total / 16
+
+
+# ---------------------------------------------------------------- the command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs what was asked for, writes it, shows it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", nargs="+", default=["*"], help="names, or patterns with *")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS))
+    parser.add_argument("--budgets", nargs="+", type=int)
+    parser.add_argument("--seeds", type=int, help="how many")
+    parser.add_argument("--first-seed", type=int, help="100; with --quick 0")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--quick", action="store_true", help="ten cells, 4 seeds, 400 calls")
+    parser.add_argument("--show", type=Path, help="print the tables of a result file")
+    asked = parser.parse_args(arguments)
+    if asked.show:
+        show(json.loads(asked.show.read_text()))
+        return
+    known = cells()
+    patterns = QUICK if asked.quick and asked.cells == ["*"] else asked.cells
+    names = [n for n in known if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)]
+    if not names:
+        parser.error(f"--cells {' '.join(patterns)}: no such cell; there are {', '.join(known)}.")
+    budgets = asked.budgets or ([400] if asked.quick else BUDGETS)
+    first = (0 if asked.quick else 100) if asked.first_seed is None else asked.first_seed
+    seeds = range(first, first + (asked.seeds or (4 if asked.quick else 10)))
+    tasks = [(known[n], r, b, s) for n in names for b in budgets for s in seeds for r in asked.rows]
+    began = time.monotonic()
+    results = {
+        "command": " ".join(["python", *(sys.argv if arguments is None else arguments)]),
+        "versions": {name: version(name) for name in ("tfgrpo-dspy", "dspy", "gepa", "numpy")},
+        "python": sys.version.split()[0],
+        "seeds": list(seeds),
+        "runs": _run_all(tasks, asked.jobs),
+        "seconds": round(time.monotonic() - began),
+    }
+    asked.out.mkdir(parents=True, exist_ok=True)
+    (asked.out / "worlds.json").write_text(json.dumps(results, indent=1, ensure_ascii=False))
+    show(results)
+
+
+def _run_all(tasks: Sequence[tuple[Any, ...]], jobs: int) -> list[dict[str, Any]]:
+    done: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as stack:
+        mapped: Callable[..., Any] = map
+        if jobs > 1:
+            spawn = multiprocessing.get_context("spawn")
+            mapped = stack.enter_context(ProcessPoolExecutor(jobs, mp_context=spawn)).map
+        for record in mapped(run, *zip(*tasks, strict=True)):
+            done.append(record)
+            if sys.stderr.isatty():
+                print(f"\r{len(done)} of {len(tasks)} runs", end="", file=sys.stderr, flush=True)
+    return done
+
+
+if __name__ == "__main__":
+    main()
