@@ -20,8 +20,7 @@ from pathlib import Path
 import dspy
 from dspy import lm15
 from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations
-
-from tfgrpo_dspy import TrainingFreeGRPO
+from small import grpo
 
 LATENCY_S = (0.005, 0.04)
 ADVICE = ("When asked politely, say yes.", "When a number is even, say yes.")
@@ -85,7 +84,7 @@ def compiled(folder: Path, num_threads: int, seed: int, log_dir: Path | None) ->
         for n in range(18)
     ]
     with dspy.context(lm=lm):
-        optimizer = TrainingFreeGRPO(
+        optimizer = grpo(
             metric,
             group_size=3,
             epochs=2,

@@ -12,13 +12,10 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dspy
 from dspy import lm15
-
-if TYPE_CHECKING:  # saved programs run on this engine where the package is not installed
-    from tfgrpo_dspy import Decision, TrialEvidence, Trials
 
 
 @dataclass(frozen=True)
@@ -140,24 +137,3 @@ def _prompt_of(request: lm15.Request) -> Prompt:
         system = "".join(part.text for part in system)
     user = "\n\n".join(message.text or "" for message in request.messages)
     return Prompt(system, user, request.config.seed, request.config.temperature)
-
-
-@dataclass(frozen=True)
-class HigherMean:
-    """The plainest gate: the update stays if its mean on the whole validation set is higher."""
-
-    metric: Any = None
-
-    def next(self, evidence: "TrialEvidence") -> "Trials | Decision":
-        from tfgrpo_dspy import Decision, Trials  # noqa: PLC0415, see above
-
-        examples = range(evidence.n_examples)
-        libraries = (evidence.incumbent, evidence.proposed)
-        if not all(evidence.has_tried(library, examples) for library in libraries):
-            return Trials.of(libraries, examples)
-        gains = evidence.gains(evidence.proposed, examples)
-        reason = f"{sum(gains) / max(1, len(gains)):+.3f} on {len(gains)} validation examples"
-        return Decision(evidence.proposed if sum(gains) > 0 else evidence.incumbent, reason)
-
-    def most_trials(self, n_examples: int) -> int:
-        return 2 * n_examples

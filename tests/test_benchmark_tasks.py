@@ -12,7 +12,7 @@ import dspy
 import pytest
 import tasks
 from scripted import Prompt, chat, scripted_lm
-from tasks import bbh, functions, functions_catalogue, multihop, objectives, pipeline
+from tasks import bbh, functions, functions_catalogue, multihop, objectives, pipeline, style
 from tasks.multihop_corpus import corpus
 
 from tfgrpo_dspy.metric import adapt_metric
@@ -68,11 +68,25 @@ def task(request, data):
     return tasks.load(request.param, seed=0, data=data)
 
 
+def styled(gold):
+    """A reply that keeps all twelve rules for the product of the complaint."""
+    if style.PLUGS_IN.search(gold.complaint):
+        begin, ask, offer = "Hello", "unplug it and tell us", "We will send a replacement."
+    else:
+        begin, ask, offer = "Dear customer", "send a photo and", "You get a refund."
+    return (
+        f"{begin}, we are sorry. Thank you for writing to Brightwell. Please {ask} your order "
+        f"number. {offer} Kind regards"
+    )
+
+
 def right(name, gold):
     """A prediction that deserves 1.0."""
     fields = {"answer": gold.get("answer")}
     if name == "support":
         fields = {"reply": PERFECT_REPLY}
+    elif name == "style":
+        fields = {"reply": styled(gold)}
     elif name == "sparql":
         fields = {"query": gold.query}
     elif name == "functions":
@@ -86,6 +100,7 @@ def right(name, gold):
 
 WRONG = {
     "support": {"reply": "We have looked into it and there is nothing that we can do."},
+    "style": {"reply": "We have looked into it and there is nothing that we can do."},
     "sparql": {"query": "SELECT ?x WHERE { ?x a ex:Bicycle }"},
     "functions": {"calls": "[launch_rocket(target='moon')]"},
     "pipeline": {"ticket": "All is well."},
@@ -97,6 +112,7 @@ def rules(name, gold):
     """What an LM would answer that solves this example."""
     by_task = {
         "support": [("", PERFECT_REPLY)],
+        "style": [("", styled(gold) if name == "style" else "")],
         "multihop": [("`next_tool_name`", agent_that_reads(gold)), ("", thought(gold))],
         "sparql": [
             ("`problem`", chat(query=f"```sparql\n{gold.get('query')}\n```")),
@@ -175,7 +191,7 @@ def test_a_wrong_or_missing_answer_scores_less_and_is_told_why(task):
         for prediction in (wrong, dspy.Prediction()):
             judged = task.metric(gold, prediction)
             assert 0.0 <= judged.score < 0.7
-            assert len(judged.feedback) > 15
+            assert len(judged.feedback) > 15 or task.name == "style"  # the score is all it says
 
 
 def test_the_metric_takes_the_arguments_of_dspy_and_of_gepa_and_the_plain_one_agrees(task):
@@ -236,7 +252,7 @@ def test_generated_examples_are_those_that_published_results_were_made_with(name
 
 def test_an_unknown_name_is_refused_with_the_names_there_are():
     with pytest.raises(
-        ValueError, match=r"task 'sudoku': there is none; pass one of support, gsm8k"
+        ValueError, match=r"task 'sudoku': there is none; pass one of support, style, gsm8k"
     ):
         tasks.load("sudoku", seed=0)
 
@@ -309,6 +325,38 @@ def test_support_brings_the_embedded_lm_with_the_seed_and_its_own_prompt_form():
     lm, reflection_lm = task.make_lm(3), task.make_reflection_lm(3)
     assert (lm.kwargs["temperature"], lm.kwargs["seed"]) == (0.0, 3)
     assert (reflection_lm.kwargs["temperature"], reflection_lm.kwargs["max_tokens"]) == (0.7, 256)
+
+
+def test_style_says_the_score_and_nothing_of_its_rules():
+    task = tasks.load("style", seed=0)
+    gold, other = task.train[:2]
+    judged = [task.metric(gold, dspy.Prediction(reply=reply)) for reply in (styled(gold), "No.")]
+    assert [prediction.feedback for prediction in judged] == ["Score 1.00", "Score 0.00"]
+    assert {rule.lower() for rule, _ in style.rules(other.complaint)}.isdisjoint(
+        line.lower() for line in (task.notes, task.student().reply.signature.instructions)
+    )
+
+
+def test_style_has_twelve_rules_for_every_product_and_what_suits_one_kind_spoils_the_other():
+    task = tasks.load("style", seed=0)
+    kinds = {bool(style.PLUGS_IN.search(gold.complaint)): gold for gold in task.train}
+    assert {len(style.rules(gold.complaint)) for gold in kinds.values()} == {12}
+    scores = {
+        (kind, for_kind): task.metric(gold, dspy.Prediction(reply=styled(kinds[for_kind]))).score
+        for kind, gold in kinds.items()
+        for for_kind in kinds
+    }
+    assert scores == {
+        (True, True): 1.0,
+        (False, False): 1.0,
+        (True, False): pytest.approx(8 / 12),
+        (False, True): pytest.approx(8 / 12),
+    }
+
+
+def test_style_has_the_complaints_of_support():
+    plain, styled_ = tasks.load("support", seed=4), tasks.load("style", seed=4)
+    assert (plain.train, plain.val, plain.test) == (styled_.train, styled_.val, styled_.test)
 
 
 def test_the_support_student_asks_in_one_plain_message():

@@ -8,6 +8,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy import lm15
+from dspy.teleprompt.simba_utils import append_a_rule
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scripted import chat, scripted_lm
@@ -111,6 +112,7 @@ LIBRARY = ExperienceLibrary(
     next_number=6,
 )
 """E2 and E5 are retired."""
+RULE = "If the order is late, then say when it comes."
 LIBRARY_FOR_ALL = ExperienceLibrary([Experience("E1", "Ask for the order number.")])
 
 
@@ -378,9 +380,9 @@ def with_instructions(program: Any, name: str, instructions: str) -> Any:
         ("[E3] Draft", "[G3] Draft", r"hold the line '\[G3\] Draft in one line\.'"),
         ("[E3] Draft in one line.", "[E3]  ", r"hold the line '\[E3\]  '.*not empty"),
         ("Draft in", r"\ud83d in", r"half a character"),
-        ("\n</experiences>", "", r"does not end them"),
-        ("</experiences>", "</experiences>\nBe brief.", r"does not end them"),
-        ("\n\n<experiences>", "\n<experiences>", r"does not end them"),
+        ("\n</experiences>", "", r"hold 1 blocks of experiences, 0 of which end"),
+        ("</experiences>", "</experiences> Be brief.", r"0 of which end"),
+        ("\n\n<experiences>", " <experiences>", r"0 of which end"),
         ("Ask for", "Never ask for", r"disagree on E1: 'Never ask .*', 'Ask for the order"),
     ],
 )
@@ -395,10 +397,72 @@ def test_a_damaged_block_is_an_error_that_says_where_and_what(
         ExperienceLibrary.from_program(damaged)
 
 
-def test_a_block_in_the_midst_of_the_instructions_is_not_baked_over() -> None:
-    agent = dspy.ReAct(LIBRARY_FOR_ALL.bake(dspy.Predict("question -> answer")).signature, [])
-    with pytest.raises(LibraryFormatError, match="does not end them"):
-        LIBRARY_FOR_ALL.bake(agent)
+def test_two_blocks_in_one_predictor_are_refused() -> None:
+    student = LIBRARY_FOR_ALL.bake(dspy.Predict("question -> answer"))
+    block = student.signature.instructions.split("\n\n")[-1]
+    twice = with_instructions(student, "self", f"{student.signature.instructions}\n\n{block}")
+    with pytest.raises(LibraryFormatError, match=r"hold 2 blocks of experiences, 2 of which end"):
+        ExperienceLibrary.from_program(twice)
+
+
+# ---------------------------------------------------------------------- text around the block
+
+
+def test_an_agent_made_of_a_baked_signature_keeps_its_text_around_the_block() -> None:
+    plain = dspy.Predict(dspy.Signature("question -> answer", "Answer."))
+    agent = dspy.ReAct(LIBRARY_FOR_ALL.bake(plain).signature, [look_up])
+    before, _, after = agent.react.signature.instructions.partition(
+        "[E1*] Ask for the order number."
+    )
+    assert ExperienceLibrary.from_program(agent) == LIBRARY_FOR_ALL
+    other = ExperienceLibrary([Experience("E1", "Say sorry first.")])
+    baked = other.bake(agent).react.signature.instructions
+    assert baked == f"{before}[E1*] Say sorry first.{after}"
+    assert "Where an order is." in after
+
+
+def test_rules_that_simba_appends_behind_the_block_are_kept() -> None:
+    system = LIBRARY_FOR_ALL.bake(TwoStage())
+    advised = scripted_lm([("module_advice", chat(discussion="d", module_advice={"solve": RULE}))])
+    good, bad = [
+        {
+            "example": dspy.Example(question="q", answer="a").with_inputs("question"),
+            "score": score,
+            "trace": [],
+            "prediction": {"answer": "a"},
+            "output_metadata": {},
+        }
+        for score in (1.0, 0.0)
+    ]
+    appended = append_a_rule(
+        [good, bad],
+        system,
+        predictor2name={},
+        batch_10p_score=0.0,
+        batch_90p_score=1.0,
+        prompt_model=advised,
+    )
+    assert appended
+    assert system.solve.signature.instructions.endswith(f"</experiences>\n\n{RULE}")
+
+    assert ExperienceLibrary.from_program(system) == LIBRARY_FOR_ALL
+    assert own_instructions(system.solve).endswith(f"\n\n{RULE}")
+    again = LIBRARY.bake(system)
+    assert ExperienceLibrary.from_program(again) == LIBRARY
+    assert again.solve.signature.instructions.endswith(f"</experiences>\n\n{RULE}")
+    bare = ExperienceLibrary().bake(system).solve.signature.instructions
+    assert bare == f"{TwoStage().solve.signature.instructions}\n\n{RULE}"
+
+
+@settings(max_examples=100)
+@given(any_instructions, any_instructions)
+def test_whatever_stands_around_the_block_is_kept(before: str, after: str) -> None:
+    student = dspy.Predict(dspy.Signature("question -> answer", before))
+    baked = LIBRARY_FOR_ALL.bake(student)
+    baked.signature.instructions = f"{baked.signature.instructions}\n{after}"
+    around = baked.signature.instructions
+    assert ExperienceLibrary.from_program(baked) == LIBRARY_FOR_ALL
+    assert LIBRARY_FOR_ALL.bake(baked).signature.instructions == around
 
 
 def test_experiences_may_be_edited_by_hand() -> None:

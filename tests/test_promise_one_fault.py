@@ -11,6 +11,7 @@ import dspy
 import pytest
 from dspy import lm15
 from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
+from small import grpo
 from test_dspy_contract import (
     ADVICE,
     is_polite,
@@ -27,7 +28,6 @@ from tfgrpo_dspy import (
     ExperienceLibrary,
     NoGate,
     RunFailedError,
-    TrainingFreeGRPO,
 )
 
 
@@ -192,13 +192,13 @@ def test_a_providers_errors_alone_teach_nothing() -> None:
 
 def test_when_every_call_fails_the_student_comes_back_and_the_reason_is_told() -> None:
     down = scripted_lm([("", lm15.ServerError("down"))], num_retries=0)
-    optimized = learned(lm=down, max_errors=36)
+    optimized = learned(lm=down, max_errors=36, epochs=1)
     results = optimized.detailed_results
     assert library_texts(optimized) == []
-    assert results.best.mean is None
-    assert results.failures == {"provider": 6 * 4 + 12}
+    assert results.best is None
+    assert results.failures == {"provider": 6 * 4}
     assert "6 groups had fewer than two rollouts that count" in results.nothing_learned
-    assert "36 failures of kind 'provider'" in results.nothing_learned
+    assert "24 failures of kind 'provider'" in results.nothing_learned
 
 
 def test_a_run_that_nothing_but_fails_is_ended_and_the_student_is_on_the_error() -> None:
@@ -263,7 +263,7 @@ BAD_ANSWERS = {
 def test_a_bad_answer_of_extract_advantage_costs_its_group_only(bad: Any) -> None:
     faulty = NowAndThen(0.6)
     lm = faulty_lm(faulty, bad, EXTRACT)
-    optimized = learned(lm=lm, gate=NoGate(), update_library=AddLessons())
+    optimized = learned(lm=lm, gate=NoGate(), update=AddLessons())
     assert faulty.n > 0
     assert ADVICE in library_texts(optimized)
 
@@ -272,7 +272,6 @@ BAD_OPERATIONS = {
     "garbage": "I would rather not say.",
     "empty": "",
     "null": chat(operations="null"),
-    "an object": chat(operations={"op": "ADD", "text": "Be brief."}),
     "numbers": chat(operations=[1, 2]),
     "an error": lm15.ServerError("down"),
     "a bug": TypeError("a bug of the engine"),
@@ -314,9 +313,10 @@ def test_a_bad_operation_costs_itself_only_and_its_reason_is_told(
     lm = scripted_lm([(EXTRACT, lessons(ADVICE)), (UPDATE, answer), ("question", polite_answer)])
     optimized = learned(lm=lm, max_staleness=0)  # update 1 knows the lesson, and is not asked
     assert library_texts(optimized) == [ADVICE]
-    ours, theirs = refused(optimized)
+    ours, theirs, *later = refused(optimized)
     assert ours == ""
     assert reason in theirs
+    assert set(later) <= {"", theirs}
 
 
 def test_text_that_tries_to_leave_the_baked_block_stays_in_it_word_for_word() -> None:
@@ -350,7 +350,7 @@ def test_failures_of_the_reflection_lm_are_counted_by_kind_and_logged_once(
         return "mumbling"
 
     lm = scripted_lm([(EXTRACT, extract), ("question", polite_answer)], num_retries=0)
-    results = learned(lm=lm, update_library=AddLessons()).detailed_results
+    results = learned(lm=lm, update=AddLessons()).detailed_results
     n_asked = sum(len(update.groups) for update in results.updates) - sum(
         group.used_as == "no contrast" for update in results.updates for group in update.groups
     )
@@ -412,7 +412,7 @@ def raising(**_: Any) -> Any:
     ],
     ids=["raises", "None", "text", "7", "odd items", "odd text", "odd numbers"],
 )
-@pytest.mark.parametrize("name", ["extract_advantage", "update_library", "summarize_trajectory"])
+@pytest.mark.parametrize("name", ["extract", "update", "summarize"])
 def test_a_reflection_module_of_the_user_that_answers_nonsense_does_not_end_the_run(
     name: str, run: Callable[..., Any]
 ) -> None:
@@ -440,7 +440,7 @@ def test_a_run_in_which_everything_fails_now_and_then_still_learns() -> None:
 
     rules = [(EXTRACT, extract), polite_rules()[1], ("question", answer)]
     with dspy.context(lm=scripted_lm(rules, num_retries=0)):
-        optimized = TrainingFreeGRPO(metric, progress=False, num_threads=4, epochs=2).compile(
+        optimized = grpo(metric, progress=False, num_threads=4, epochs=2).compile(
             Fragile(), trainset=questions(30)
         )
     results = optimized.detailed_results

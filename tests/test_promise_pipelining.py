@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from scripted import (
     EXTRACT,
     UPDATE,
-    HigherMean,
     Prompt,
     Rule,
     chat,
@@ -28,11 +27,12 @@ from scripted import (
     operations,
     scripted_lm,
 )
+from small import grpo
 from test_dspy_contract import is_polite, questions
 from test_promise_deterministic import chaotic_rules
 from test_promise_resume import InterruptedAfter, facts, replayed
 
-from tfgrpo_dspy import AddLessons, ExperienceLibrary, NoGate, TrainingFreeGRPO
+from tfgrpo_dspy import AddLessons, ExperienceLibrary, Gate, NoGate
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, TimedOutError, Turn
@@ -72,7 +72,7 @@ def graded(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
 def chaotic(num_threads: int = 1, before: Any = None, **changes: Any) -> Any:
     """A compile whose every answer depends on every word of its prompt: six updates."""
     chosen = {"group_size": 2, "epochs": 2, "batch_size": 2, "progress": False}
-    optimizer = TrainingFreeGRPO(graded, **(chosen | {"num_threads": num_threads} | changes))
+    optimizer = grpo(graded, **(chosen | {"num_threads": num_threads} | changes))
     rules = [*chaotic_rules()[:-1], ("question", graded_answer)]
     with dspy.context(lm=scripted_lm(rules, before=before)):
         return optimizer.compile(
@@ -82,7 +82,7 @@ def chaotic(num_threads: int = 1, before: Any = None, **changes: Any) -> Any:
         )
 
 
-GATES = {"no gate": NoGate(), "gate": HigherMean()}
+GATES = {"no gate": NoGate(), "gate": Gate()}
 
 
 # ---------------------------------------------------------------------- bit for bit
@@ -230,9 +230,9 @@ class Fruitful:
 
     def __init__(self, before: Callable[[Prompt], None] | None = None, **changes: Any) -> None:
         chosen = {"group_size": 2, "epochs": 1, "batch_size": 2, "progress": False}
-        chosen |= {"num_threads": 16, "gate": NoGate(), "update_library": None}
+        chosen |= {"num_threads": 16, "gate": NoGate(), "update": None}
         self.lm = scripted_lm(RULES, before=before)
-        optimizer = TrainingFreeGRPO(is_polite, **(chosen | changes))
+        optimizer = grpo(is_polite, **(chosen | changes))
         with dspy.context(lm=self.lm):
             self.optimized = optimizer.compile(
                 dspy.Predict("question -> answer"),
@@ -248,7 +248,7 @@ class Fruitful:
 
     @property
     def kinds(self) -> str:
-        """What was asked, in its order, a letter each: Rollout, Extraction, Update, Gate trial."""
+        """What was asked, in its order, a letter each: Rollout, Extraction, Update, Final."""
         return "".join(kind_of(prompt) for prompt in self.lm.engine.prompts)
 
 
@@ -256,7 +256,7 @@ def kind_of(prompt: Prompt) -> str:
     for letter, pattern in (("E", EXTRACT), ("U", UPDATE)):
         if re.search(pattern, prompt.text):
             return letter
-    return "G" if prompt.temperature is None else "R"
+    return "F" if prompt.temperature is None else "R"
 
 
 def trained_on(prompt: Prompt) -> int | None:
@@ -305,7 +305,7 @@ def test_lessons_come_in_the_order_of_the_groups_though_the_last_group_is_done_f
         if example in waits_for and not waits_for[example].wait(WAIT_S):
             in_vain.append(example)
 
-    run = Fruitful(before, max_staleness=staleness, update_library=AddLessons())
+    run = Fruitful(before, max_staleness=staleness, update=AddLessons())
     assert in_vain == []
     in_order = [ADVICE[example] for examples in batches for example in examples]
     assert [text for update in run.updates for text in update.lessons] == in_order
@@ -318,9 +318,8 @@ def test_lessons_come_in_the_order_of_the_groups_though_the_last_group_is_done_f
 # ---------------------------------------------------------------------- what runs meanwhile
 
 
-@pytest.mark.parametrize("held", ["U", "G"], ids=["the proposal", "the gate"])
 def test_rollouts_of_the_next_batch_run_while_the_update_before_is_held(
-    held: str, batches: list[list[int]]
+    batches: list[list[int]],
 ) -> None:
     has_begun, in_vain = threading.Event(), []
     begun: set[int] = set()
@@ -332,28 +331,27 @@ def test_rollouts_of_the_next_batch_run_while_the_update_before_is_held(
             begun.update({trained_on(prompt)} - {None})  # type: ignore[arg-type]
             if begun >= {*batches[0], *batches[1]}:
                 has_begun.set()
-        is_trial = kind_of(prompt) == "G" and "[E1*]" in prompt.system
-        if kind_of(prompt) == "U" if held == "U" else is_trial:
+        if kind_of(prompt) == "U":
             if not has_begun.wait(WAIT_S):
                 in_vain.append(prompt)
             with lock:
                 while_held.append(set(begun))
 
-    Fruitful(before, max_staleness=1, gate=HigherMean())
+    Fruitful(before, max_staleness=1, gate=Gate())
     assert in_vain == []
     assert while_held[0] == {*batches[0], *batches[1]}  # and no batch further
 
 
 def test_on_policy_no_rollout_of_a_batch_is_begun_before_the_update_before_it_is_decided() -> None:
-    run = Fruitful(Salted(1), max_staleness=0, gate=HigherMean())
-    assert re.fullmatch(r"G{4}([RE]{6}UG*)+", run.kinds)
+    run = Fruitful(Salted(1), max_staleness=0, gate=Gate())
+    assert re.fullmatch(r"([RE]{6}U){4}F{8}", run.kinds)
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 2])
 def test_what_is_waited_for_goes_before_what_is_not(staleness: int) -> None:
     """One thread: a lesson as soon as its group is done, an update as soon as its lessons are."""
-    run = Fruitful(num_threads=1, max_staleness=staleness, gate=HigherMean())
-    assert re.fullmatch(r"G{4}(RRERREUG*){4}", run.kinds)
+    run = Fruitful(num_threads=1, max_staleness=staleness, gate=Gate())
+    assert re.fullmatch(r"(RRERREU){4}F{8}", run.kinds)
     asked = [(trained_on(p), kind_of(p)) for p in run.lm.engine.prompts]
     trained = [example for example, kind in asked if kind == "R"]
     assert trained == [e for examples in run.batches for e in examples for _ in range(2)]

@@ -6,6 +6,7 @@ function or class here; what must be the same and yet fail when touched looks at
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,6 @@ from dspy.utils.exceptions import LMServerError
 from scripted import (
     EXTRACT,
     UPDATE,
-    HigherMean,
     Prompt,
     Rule,
     ScriptedEngine,
@@ -31,17 +31,20 @@ from scripted import (
     operations,
     scripted_lm,
 )
+from small import grpo
 from test_dspy_contract import agent, agent_turn, questions
 from test_promise_deterministic import chaotic_rules
 
 from tfgrpo_dspy import (
+    Decision,
     ExperienceLibrary,
     ExtractAdvantage,
+    Gate,
     MissingRecordError,
     NoGate,
+    RunEvidence,
     SettingsError,
     StoreError,
-    TrainingFreeGRPO,
     best_so_far,
     rescore,
 )
@@ -134,7 +137,7 @@ def compiled(log_dir: Path | None = None, lm: Any = None, **changes: Any) -> Any
     given: dict[str, Any] = {"student": None, "metric": scored, "n_training": N_TRAINING} | changes
     student, metric, n_training = (given.pop(name) for name in ("student", "metric", "n_training"))
     chosen = {"group_size": GROUP_SIZE, "epochs": 2, "batch_size": 3, "num_threads": 4}
-    optimizer = TrainingFreeGRPO(metric, progress=False, log_dir=log_dir, **(chosen | given))
+    optimizer = grpo(metric, progress=False, log_dir=log_dir, **(chosen | given))
     with dspy.context(lm=lm or lm_of()):
         return optimizer.compile(
             student or Asking(),
@@ -257,7 +260,7 @@ def until_done(log_dir: Path, n: int, **changes: Any) -> tuple[Any, int, int]:
 
 
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("n", [2, 3, 5, 11, 40])
+@pytest.mark.parametrize("n", [2, 3, 5, 11, 20])
 def test_interrupted_at_every_nth_call_it_ends_like_the_uninterrupted_and_repeats_nothing(
     n: int, log_dir: Path
 ) -> None:
@@ -289,7 +292,8 @@ def test_a_run_that_a_budget_ended_goes_on_from_there_without_it(
     (name,) = budget
     assert first.detailed_results.ended_because.startswith(name)
     assert facts(compiled(log_dir, second_lm)) == alone
-    assert first_lm.engine.n_calls() + second_lm.engine.n_calls() == lm.engine.n_calls()
+    n_again = first_lm.engine.n_calls() + second_lm.engine.n_calls() - lm.engine.n_calls()
+    assert 0 <= n_again <= 1, "the update of a batch that the budget has cut is another one"
 
 
 def test_more_epochs_go_on_from_a_finished_run(log_dir: Path) -> None:
@@ -325,7 +329,7 @@ def test_examples_that_differ_in_what_no_text_shows_share_no_rollout(log_dir: Pa
     def heard(place: Path | None, lm: Any) -> Any:
         clips = [dspy.Audio(data=f"{n}", audio_format="wav") for n in range(8)]
         examples = [dspy.Example(clips=[clip]).with_inputs("clips") for clip in clips]
-        optimizer = TrainingFreeGRPO(
+        optimizer = grpo(
             please, group_size=2, epochs=1, progress=False, gate=NoGate(), log_dir=place
         )
         with dspy.context(lm=lm):
@@ -394,25 +398,20 @@ def advising(*advice: str) -> Any:
     return dspy.LM("advisor", engine=engine, cache=False)
 
 
-class AcceptingGate(HigherMean):
-    """Measures both libraries, and lets every update stand."""
+class FirstOnly(Gate):
+    """Lets the first update stand, and no other."""
 
-    def next(self, evidence: Any) -> Any:
-        answer = super().next(evidence)
-        return type(answer)(evidence.proposed, "let it") if hasattr(answer, "reason") else answer
-
-
-class FirstOnly(AcceptingGate):
-    """The same for the first update; lets no other stand."""
-
-    def next(self, evidence: Any) -> Any:
-        answer = super().next(evidence)
-        is_later = evidence.update > 0 and hasattr(answer, "reason")
-        return type(answer)(evidence.incumbent, "no") if is_later else answer
+    def decide(self, evidence: RunEvidence) -> Decision:
+        if len(evidence.groups) > 3:
+            return Decision(evidence.previous.library, "no")
+        return super().decide(evidence)
 
 
 class OtherAttempts(CompareAttempts):
-    """Compare the attempts, and say in one sentence what to do."""
+    """Compare the attempts, and say in one short sentence what to do."""
+
+    # Other words draw other advice. (Should they draw by chance what the first run had at the same
+    # update, the rollouts made with it would rightly be reused, and the test count too many.)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +421,7 @@ class OtherAttempts(CompareAttempts):
         ("the reflection LM", lambda: {"reflection_lm": advising("Say please at once.")}, 1),
         (
             "the reflection modules",
-            lambda: {"extract_advantage": ExtractAdvantage(OtherAttempts)},
+            lambda: {"extract": ExtractAdvantage(OtherAttempts)},
             0,
         ),
         ("the gate", lambda: {"gate": FirstOnly()}, 0),
@@ -432,7 +431,7 @@ class OtherAttempts(CompareAttempts):
 def test_a_changed_reflection_or_gate_keeps_the_rollouts_before_the_first_other_update(
     name: str, change: Any, staleness: int, log_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    unchanged: dict[str, Any] = {"gate": AcceptingGate(), "max_staleness": staleness}
+    unchanged: dict[str, Any] = {"gate": Gate(), "max_staleness": staleness}
     first = compiled(log_dir, **unchanged)
     assert first.detailed_results.updates[0].accepted
     lm, alone_lm = lm_of(), lm_of()
@@ -442,8 +441,8 @@ def test_a_changed_reflection_or_gate_keeps_the_rollouts_before_the_first_other_
     alone = compiled(lm=alone_lm, **{**unchanged, **change()})
     assert facts(second) == facts(alone)
     reused = replayed(second)
-    assert reused["gate"] >= N_VALIDATION
-    assert n_policy(lm) == n_policy(alone_lm) - reused["gate"] - reused["rollout"] > 0
+    n_reused = reused.get("validation", 0) + reused["rollout"]
+    assert n_policy(lm) == n_policy(alone_lm) - n_reused > 0
     n_batches = (2 if name == "the gate" else 1) + staleness  # whose library is still the same
     assert reused["rollout"] == n_batches * 3 * GROUP_SIZE
     assert reused.get("lesson", 0) == (n_batches * 3 if name == "the gate" else 0)
@@ -492,7 +491,7 @@ def test_a_changed_program_lm_or_version_starts_new_records_beside_the_old(
         second = compiled(log_dir, **given)
     assert facts(second) == facts(compiled(**alone))
     assert given["lm"].engine.n_calls() == alone["lm"].engine.n_calls() > 0
-    assert replayed(second).get("rollout", 0) == replayed(second).get("gate", 0) == 0
+    assert replayed(second).get("rollout", 0) == replayed(second).get("validation", 0) == 0
     assert changes_logged(caplog) == [f"{name} changed since a run in this log_dir: {consequence}"]
     n_new = given["lm"].engine.n_calls()
     assert len(records(log_dir, "rollout")) == n_rollouts + n_new
@@ -524,19 +523,19 @@ def test_offline_without_a_store_is_an_error_and_makes_none(log_dir: Path) -> No
     [
         (
             {"metric": scored_as_well},
-            "score of the gate trial of validation example 0: since the recorded run the metric",
+            r"score of the training rollout of training example \d+: since .* the metric",
         ),
         (
             {"version": "2"},
-            "gate trial of validation example 0: since the recorded run the version changed",
+            r"training rollout of training example \d+: since the recorded run the version changed",
         ),
         (
             {"seed": 3},
-            "gate trial of validation example 0: since the recorded run the seed changed",
+            r"training rollout of training example \d+: since the recorded run the seed changed",
         ),
         (
             {"student": OpaqueAnswers()},
-            "gate trial of validation example 0: since .* the program changed",
+            r"training rollout of training example \d+: since .* the program changed",
         ),
         (
             {"reflection_lm": advising("x")},
@@ -614,7 +613,7 @@ def test_rollouts_lost_to_a_provider_are_no_records_replay_offline_and_are_tried
     first = compiled(log_dir, lm, **changes)
     n_lost = first.detailed_results.failures["provider"]
     lost = [p for p in lm.engine.prompts if re.search(LOST, p.text)]
-    assert n_lost == sum(not re.search(REFLECTION, p.text) for p in lost) >= 3
+    assert n_lost == sum(not re.search(REFLECTION, p.text) for p in lost) >= 2
     stored = records(log_dir, "rollout")
     assert all(record["rollout"]["failure"] is None for record in stored)
     assert len(stored) == n_policy(lm) - n_lost
@@ -639,7 +638,7 @@ def test_rollouts_that_took_too_long_are_no_records_and_replay_offline_as_record
     changes = {"epochs": 1, "group_size": 2, "rollout_timeout_s": 0.8}
     first = compiled(log_dir, lm_of(now_and_then(hang, LOST)), **changes)
     released.set()
-    assert first.detailed_results.failures["timeout"] >= 3
+    assert first.detailed_results.failures["timeout"] >= 2
     assert "late" not in json.dumps(records(log_dir, "rollout"))
     assert all(r["rollout"]["failure"] is None for r in records(log_dir, "rollout"))
     assert without_counts(offline(log_dir, **changes)) == without_counts(first)
@@ -677,7 +676,7 @@ def test_the_programs_own_failures_are_results_and_are_not_tried_again(log_dir: 
     rules = now_and_then("no fields at all", LOST)
     first = compiled(log_dir, lm_of(rules), epochs=1)
     n_failed = first.detailed_results.failures["parse"]
-    assert n_failed >= GROUP_SIZE + 1
+    assert n_failed >= GROUP_SIZE
     stored = records(log_dir, "rollout")
     assert sum(record["rollout"]["failure"] is not None for record in stored) == n_failed
     lm = lm_of(rules)
@@ -706,7 +705,7 @@ def halved(_example: Any, pred: Any) -> float:
 
 def test_rescore_scores_all_stored_predictions_and_calls_nothing(log_dir: Path) -> None:
     rules = now_and_then("no fields at all", r"question 103\b")
-    optimized = compiled(log_dir, lm_of(rules), epochs=1)
+    optimized = compiled(log_dir, lm_of(rules), epochs=1, gate=Gate())
     stored = [record["rollout"] for record in records(log_dir, "rollout")]
     answers = Counter(r["outputs"].get("answer") for r in stored if r["failure"] is None)
     TOUCHED.is_forbidden = True
@@ -924,6 +923,7 @@ def test_two_processes_at_once_share_one_log_dir(log_dir: Path) -> None:
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parent,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "benchmarks")},
         )
         for order in seeds
     ]
@@ -1097,9 +1097,7 @@ TRACES = [
 
 
 def learned_from(traces: Any, lm: Any, log_dir: Path | None = None, **changes: Any) -> Any:
-    optimizer = TrainingFreeGRPO(
-        changes.pop("metric", None), progress=False, log_dir=log_dir, **changes
-    )
+    optimizer = grpo(changes.pop("metric", None), progress=False, log_dir=log_dir, **changes)
     with dspy.context(lm=lm):
         return optimizer.learn(Asking(), traces=traces)
 

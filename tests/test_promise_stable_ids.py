@@ -6,10 +6,10 @@ import dspy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+from small import grpo
 from test_dspy_contract import predictor, questions
 
-from tfgrpo_dspy import Decision, ExperienceLibrary, TrainingFreeGRPO
-from tfgrpo_dspy.gate import TrialEvidence
+from tfgrpo_dspy import Decision, ExperienceLibrary, Gate, RunEvidence
 
 WORDS = ("tea", "milk", "rice", "salt")
 TEXTS = [f"When you are asked about {word}, look it up." for word in WORDS]
@@ -32,20 +32,19 @@ OPERATIONS = st.lists(
 BATCHES = st.lists(OPERATIONS, min_size=4, max_size=4)
 
 
-class Watching:
+class Watching(Gate):
     """Lets every other update stay, and remembers what was proposed and what stood."""
-
-    metric = None
 
     def __init__(self, rejects: int) -> None:
         self.rejects = rejects
         self.steps: list[tuple[ExperienceLibrary, ExperienceLibrary]] = []
         self.stood: list[ExperienceLibrary] = []
 
-    def next(self, evidence: TrialEvidence) -> Decision:
-        stays = evidence.update % 2 != self.rejects
-        self.steps.append((evidence.incumbent, evidence.proposed))
-        self.stood.append(evidence.proposed if stays else evidence.incumbent)
+    def decide(self, evidence: RunEvidence) -> Decision:
+        stays = len(self.steps) % 2 != self.rejects
+        incumbent = evidence.previous.library
+        self.steps.append((incumbent, evidence.proposed))
+        self.stood.append(evidence.proposed if stays else incumbent)
         return Decision(self.stood[-1], "by turns")
 
 
@@ -66,7 +65,7 @@ def run(
         ]
     )
     gate = Watching(rejects)
-    optimizer = TrainingFreeGRPO(
+    optimizer = grpo(
         lambda _example, pred: pred.answer == "yes",
         gate=gate,
         group_size=4,

@@ -13,8 +13,9 @@ from typing import Any
 import dspy
 import pytest
 from scripted import EXTRACT, SUMMARIZE, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+from small import grpo
 
-from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate, TrainingFreeGRPO
+from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -71,7 +72,7 @@ def prompts(pattern: str, metric: Any = offers, **overrides: Any) -> list[Prompt
             ("Write the reply", reply),
         ]
     )
-    optimizer = TrainingFreeGRPO(
+    optimizer = grpo(
         metric,
         objective="Replies that settle the case.",
         group_size=2,

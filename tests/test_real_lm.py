@@ -4,14 +4,14 @@ import importlib.util
 
 import dspy
 import pytest
-from scripted import HigherMean
+from small import grpo
 from support_replies import house_style, load, program
 
 from tfgrpo_dspy import (
     AddLessons,
     ExperienceLibrary,
     ExtractAdvantage,
-    TrainingFreeGRPO,
+    Gate,
 )
 from tfgrpo_dspy.local import PlainAdapter, local_lm
 
@@ -33,12 +33,12 @@ class LessonsFromFeedback(dspy.Signature):
 def optimized() -> dspy.Module:
     trainset, valset, _ = load()
     adapter = PlainAdapter(one_message=True)
-    optimizer = TrainingFreeGRPO(
+    optimizer = grpo(
         house_style,
         reflection_lm=local_lm(temperature=0.7, max_tokens=50, cache=False),
-        extract_advantage=ExtractAdvantage(LessonsFromFeedback, adapter),
-        update_library=AddLessons(),
-        gate=HigherMean(),
+        extract=ExtractAdvantage(LessonsFromFeedback, adapter),
+        update=AddLessons(),
+        gate=Gate(),
         group_size=3,
         batch_size=3,
         epochs=1,

@@ -11,15 +11,17 @@ import cloudpickle
 import dspy
 import pytest
 
-from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary
+from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary
 from tfgrpo_dspy.results import (
     DemoTrial,
+    Finalist,
     Gain,
     GroupRecord,
     HeldOut,
     OperationRecord,
     RunResults,
     ScoreSummary,
+    TriedAdvice,
     UpdateRecord,
 )
 from tfgrpo_dspy.rollout import Usage
@@ -44,7 +46,6 @@ RESULTS = RunResults(
             accepted=True,
             reason="+0.250 on 8 validation examples",
             library_size=1,
-            validation=None,
             dropped={"E2": "P(helps) 0.10, P(harms) 0.60 after 4 rollouts"},
         ),
     ),
@@ -61,11 +62,14 @@ RESULTS = RunResults(
         best=ScoreSummary(mean=0.5, n=2),
         gain=Gain(mean=0.0, low=None, high=None, n=2),
     ),
-    replayed={"gate": 2},
+    replayed={"validation": 2},
     rescored=1,
     text_only=3,
     settings={"group_size": 5, "objective": None},
-    demos=DemoTrial(n=4, gain=None, chance=None, is_kept=False),
+    finalists=(Finalist(("E1",), has_demos=True, score=None, chance=0.9, is_best=False),),
+    tried=(TriedAdvice("Ask.", "*", Effect(0.25, 0.1, 4), chance=0.9),),
+    schedule={"epochs": {"value": 5, "reason": "no budget"}},
+    demos=DemoTrial(n=4, gain=None, chance=0.5, is_kept=False),
 )
 NO_USAGE = {
     "n_lm_calls": 0,
@@ -114,7 +118,6 @@ AS_DICT: dict[str, Any] = {
             "accepted": True,
             "reason": "+0.250 on 8 validation examples",
             "library_size": 1,
-            "validation": None,
             "dropped": {"E2": "P(helps) 0.10, P(harms) 0.60 after 4 rollouts"},
         }
     ],
@@ -148,11 +151,23 @@ AS_DICT: dict[str, Any] = {
         "best": {"mean": 0.5, "n": 2, "n_failed": 0},
         "gain": {"mean": 0.0, "low": None, "high": None, "n": 2},
     },
-    "replayed": {"gate": 2},
+    "replayed": {"validation": 2},
     "rescored": 1,
     "text_only": 3,
     "settings": {"group_size": 5, "objective": None},
-    "demos": {"n": 4, "gain": None, "chance": None, "is_kept": False},
+    "finalists": [
+        {"ids": ["E1"], "has_demos": True, "score": None, "chance": 0.9, "is_best": False}
+    ],
+    "tried": [
+        {
+            "text": "Ask.",
+            "scope": "*",
+            "effect": {"estimate": 0.25, "standard_error": 0.1, "n_rollouts": 4},
+            "chance": 0.9,
+        }
+    ],
+    "schedule": {"epochs": {"value": 5, "reason": "no budget"}},
+    "demos": {"n": 4, "gain": None, "chance": 0.5, "is_kept": False},
 }
 
 

@@ -111,15 +111,15 @@ def failed(kind: str, rollout_id: int = 99) -> Rollout:
     return Rollout(3, rollout_id, failure=Failure(kind, f"{kind} failed"))  # type: ignore[arg-type]
 
 
-def group_of(*rollouts: Rollout, failure_score: float = 0.0, has_metric: bool = True) -> Group:
-    return Group.of(3, rollouts, failure_score, has_metric)
+def group_of(*rollouts: Rollout, has_metric: bool = True) -> Group:
+    return Group.of(3, rollouts, has_metric)
 
 
 @pytest.mark.parametrize("kind", ["program", "parse"])
-def test_a_programs_own_failure_stands_in_its_group_at_the_failure_score(kind: str) -> None:
+def test_a_programs_own_failure_stands_in_its_group_at_0(kind: str) -> None:
     group = group_of(*scored(0.5, 1.0), failed(kind))
     assert group.scores == (0.5, 1.0, 0.0)
-    assert group.has_contrast(1e-9)
+    assert group.has_contrast
     assert group.rollouts[2].failure == Failure(kind, f"{kind} failed")  # type: ignore[arg-type]
 
 
@@ -127,11 +127,11 @@ def test_a_failure_is_never_the_better_rollout() -> None:
     assert group_of(*scored(-2.0, -1.0), failed("program")).scores == (-2.0, -1.0, -2.0)
 
 
-def test_failures_alone_stand_at_the_failure_score_and_have_no_contrast() -> None:
-    group = group_of(failed("program"), failed("parse"), failure_score=-1.0)
-    assert group.scores == (-1.0, -1.0)
+def test_failures_alone_stand_at_0_and_have_no_contrast() -> None:
+    group = group_of(failed("program"), failed("parse"))
+    assert group.scores == (0.0, 0.0)
     assert group.advantages == (0.0, 0.0)
-    assert not group.has_contrast(1e-9)
+    assert not group.has_contrast
     assert group.has_feedback
 
 
@@ -140,7 +140,7 @@ def test_what_is_not_the_programs_failure_makes_no_contrast(kind: str) -> None:
     rollouts = [*scored(1.0, 1.0), failed(kind)]
     group = group_of(*rollouts)
     assert group.scores == (1.0, 1.0)
-    assert not group.has_contrast(1e-9)
+    assert not group.has_contrast
     assert not group.has_feedback
     assert group.all_rollouts == tuple(rollouts)
 
@@ -156,25 +156,24 @@ def test_without_a_metric_a_group_has_no_scores_but_its_rollouts() -> None:
     group = group_of(*scored(None, None), failed("parse"), failed("provider"), has_metric=False)
     assert len(group.rollouts) == 3
     assert (group.scores, group.advantages) == ((), ())
-    assert not group.has_contrast(0.0)
+    assert not group.has_contrast
 
 
 @pytest.mark.parametrize(
-    ("scores", "min_contrast", "has_contrast"),
+    ("scores", "has_contrast"),
     [
-        ((0.0, 1.0), 1e-9, True),
-        ((0.5, 0.5), 1e-9, False),
-        ((0.5, 0.5 + 1e-12), 1e-9, False),
-        ((3.0, 3.2), 0.1, True),
-        ((3.0, 3.25), 0.25, False),  # no more than min_contrast
-        ((-1.0, 0.0), 0.5, True),
-        ((0.4,), 1e-9, False),
+        ((0.0, 1.0), True),
+        ((0.5, 0.5), False),
+        ((0.5, 0.5 + 1e-12), False),
+        ((0.6 - 0.5, 0.4 - 0.3), False),
+        ((3.0, 3.001), True),
+        ((0.4,), False),
     ],
 )
-def test_a_group_has_contrast_when_its_scores_differ_by_more_than_min_contrast(
-    scores: tuple[float, ...], min_contrast: float, has_contrast: bool
+def test_a_group_has_contrast_when_its_scores_differ_by_more_than_rounding(
+    scores: tuple[float, ...], has_contrast: bool
 ) -> None:
-    assert group_of(*scored(*scores)).has_contrast(min_contrast) is has_contrast
+    assert group_of(*scored(*scores)).has_contrast is has_contrast
 
 
 @given(st.lists(st.sampled_from(["ok", "program", "parse", "provider", "metric"]), max_size=8))
@@ -207,7 +206,7 @@ def answering(*answers: str, **other_fields: Sequence[str]) -> list[Rollout]:
 
 
 def majority(*rollouts: Rollout) -> str:
-    return Group.of(0, rollouts, 0.0, has_metric=False).majority_answer
+    return Group.of(0, rollouts, has_metric=False).majority_answer
 
 
 def test_the_majority_answer_is_what_most_rollouts_give() -> None:

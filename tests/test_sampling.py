@@ -15,8 +15,9 @@ from dspy.clients.base_lm import GLOBAL_HISTORY
 from dspy.utils.callback import BaseCallback
 from pydantic_core import core_schema
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+from small import grpo
 
-from tfgrpo_dspy import NoGate, TrainingFreeGRPO
+from tfgrpo_dspy import NoGate
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout, Step, trajectory_text
@@ -98,9 +99,7 @@ def learning_lm(**kwargs: Any) -> dspy.LM:
 
 def compiled(lm: dspy.LM, **settings: Any) -> Any:
     """Two epochs over four examples, groups of three, no gate: 24 rollouts."""
-    optimizer = TrainingFreeGRPO(
-        exact, group_size=3, epochs=2, gate=NoGate(), progress=False, **settings
-    )
+    optimizer = grpo(exact, group_size=3, epochs=2, gate=NoGate(), progress=False, **settings)
     trainset = [
         dspy.Example(question=f"question {i}", answer="yes").with_inputs("question")
         for i in range(4)

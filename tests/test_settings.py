@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import ScriptedEngine, chat, scripted_lm
 
 from tfgrpo_dspy import (
+    BayesianGate,
+    DraftLessons,
+    Execution,
     Experience,
     ExperienceLibrary,
     LibraryError,
     LibraryFormatError,
     NoGate,
-    PairedGate,
+    Reflection,
     SettingsError,
     TrainingFreeGRPO,
 )
@@ -159,7 +163,7 @@ def test_a_teacher_is_refused_and_not_ignored(refused: Refused) -> None:
         ),
         (
             ["Be brief and kind."],
-            {"max_experience_words": 3},
+            {"reflection": Reflection(max_experience_words=3)},
             "max_experience_words=3: the student starts with an experience of 4 words; allow as "
             "many, or shorten it first.",
         ),
@@ -167,7 +171,7 @@ def test_a_teacher_is_refused_and_not_ignored(refused: Refused) -> None:
     ids=["too many", "too long"],
 )
 def test_a_student_that_starts_beyond_the_limits_is_refused(
-    refused: Refused, texts: list[str], arguments: dict[str, int], message: str
+    refused: Refused, texts: list[str], arguments: dict[str, Any], message: str
 ) -> None:
     library = ExperienceLibrary(
         [Experience(f"E{number}", text) for number, text in enumerate(texts, start=1)]
@@ -193,36 +197,12 @@ def test_a_model_name_in_place_of_an_lm_is_refused(refused: Refused) -> None:
     assert refused.message(lm="openai/gpt-4o").startswith("lm='openai/gpt-4o': no LM is configured")
 
 
-def test_a_temperature_of_none_is_refused_where_the_lm_is_set_to_0(refused: Refused) -> None:
-    lm = scripted_lm([("", chat(answer="yes"))], temperature=0.0)
-    message = refused.message(lm=lm, settings={"temperature": None})
-    assert message == (
-        "temperature=None, and every predictor of the student runs at temperature 0: all 5 "
-        "rollouts of a group would be the same answer; pass temperature=0.7."
-    )
-
-
-def test_a_temperature_of_none_is_refused_where_the_predictor_is_set_to_0(refused: Refused) -> None:
-    message = refused.message(predict(temperature=0.0), settings={"temperature": None})
-    assert "every predictor of the student runs at temperature 0" in message
-
-
-def test_one_predictor_at_temperature_0_is_fine_where_another_one_varies() -> None:
-    class Two(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.route, self.answer = predict(temperature=0.0), predict()
-
-    with dspy.context(lm=scripted_lm([])):
-        check_run(Settings(metric, temperature=None), Two(), questions(3), None)
-
-
 def test_a_temperature_forced_on_a_reasoning_model_is_refused(refused: Refused) -> None:
     lm = dspy.LM("openai/o3", api_key="none")
     message = refused.message(lm=lm, settings={"temperature": 0.5})
     assert message == (
         "temperature=0.5: openai/o3 is a reasoning model and allows none but its own; leave "
-        "temperature out, or pass None."
+        "temperature out."
     )
 
 
@@ -232,15 +212,15 @@ def test_a_reasoning_model_of_a_single_predictor_is_found(refused: Refused) -> N
     assert "openai/o3" in refused.message(student, settings={"temperature": 1.3})
 
 
-@pytest.mark.parametrize("temperature", [None, 1.0, 0.7], ids=["None", "its own", "the default"])
+@pytest.mark.parametrize("temperature", [None, 1.0, 0.7], ids=["derived", "its own", "the default"])
 def test_a_reasoning_model_runs_at_its_own_temperature(
     caplog: pytest.LogCaptureFixture, temperature: float | None
 ) -> None:
     lm = dspy.LM("openai/o3", api_key="none")
     with dspy.context(lm=lm), caplog.at_level(logging.INFO, logger="tfgrpo_dspy.settings"):
         check_run(Settings(metric, temperature=temperature), predict(), questions(3), None)
-    assert sampling_copy(lm, 7, temperature).kwargs.get("temperature") in (None, 1.0)
-    assert ("its rollouts use that" in caplog.text) == (temperature == 0.7)
+    assert sampling_copy(lm, 7, temperature or 0.7).kwargs.get("temperature") in (None, 1.0)
+    assert ("its rollouts use that" in caplog.text) == (temperature != 1.0)
 
 
 # ---------------------------------------------------------------------- arguments
@@ -262,29 +242,31 @@ def test_a_reasoning_model_runs_at_its_own_temperature(
         ({"batch_size": 0}, "batch_size=0: pass a whole number of at least 1."),
         ({"batch_size": -5}, "batch_size=-5: pass a whole number of at least 1."),
         ({"max_experiences": 0}, "max_experiences=0: pass a whole number of at least 1."),
-        ({"max_experience_words": 0}, "max_experience_words=0: pass a whole number of at least 1."),
+        ({"max_lm_calls": 0.5}, "max_lm_calls=0.5: pass a whole number of at least 1."),
+        ({"max_demos": -1}, "max_demos=-1: pass a whole number of at least 0."),
+        ({"max_experiences": None}, "max_experiences=None: pass a whole number of at least 1."),
+        ({"max_minutes": math.inf}, "max_minutes=inf: pass a number above 0, or None."),
+        ({"max_cost": True}, "max_cost=True: pass a number above 0, or None."),
         ({"num_threads": 0}, "num_threads=0: pass a whole number of at least 1."),
         ({"seed": None}, "seed=None: pass a whole number."),
         ({"seed": 0.5}, "seed=0.5: pass a whole number."),
-        ({"failure_score": math.nan}, "failure_score=nan: pass a finite number."),
-        ({"failure_score": "0"}, "failure_score='0': pass a finite number."),
-        ({"min_contrast": math.inf}, "min_contrast=inf: pass a finite number"),
-        ({"min_contrast": -0.1}, "min_contrast=-0.1: pass a finite number of at least 0."),
         (
             {"temperature": 0},
-            "temperature=0: all 5 rollouts of a group would be the same answer; pass "
+            "temperature=0: all rollouts of a group would be the same answer; pass "
             "temperature=0.7.",
         ),
-        ({"temperature": 0.0}, "temperature=0.0: all 5 rollouts"),
-        ({"temperature": -1}, "temperature=-1: pass a number above 0 and at most 2, or None."),
-        ({"temperature": 2.5}, "temperature=2.5: pass a number above 0 and at most 2, or None."),
+        ({"temperature": 0.0}, "temperature=0.0: all rollouts"),
+        ({"temperature": -1}, "temperature=-1: pass a number above 0 and at most 2."),
+        ({"temperature": 2.5}, "temperature=2.5: pass a number above 0 and at most 2."),
         ({"temperature": math.nan}, "temperature=nan: pass a number above 0"),
         ({"temperature": "hot"}, "temperature='hot': pass a number above 0"),
         ({"reflection_lm": "openai/gpt-4o"}, "reflection_lm='openai/gpt-4o': pass a dspy.LM("),
-        ({"gate": True}, "gate=True has no method next(evidence); pass AutoGate() or NoGate()."),
-        ({"extract_advantage": "?"}, "extract_advantage='?': pass a dspy.Module."),
-        ({"summarize_trajectory": "?"}, "summarize_trajectory='?': pass a dspy.Module."),
-        ({"update_library": "?"}, "update_library='?': pass a dspy.Module."),
+        ({"gate": True}, "gate=True: pass a Gate, such as BayesianGate() or NoGate()."),
+        ({"gate": NoGate}, "gate=NoGate is a class: call it, gate=NoGate()."),
+        ({"gate": BayesianGate}, "gate=BayesianGate is a class: call it, gate=BayesianGate()."),
+        ({"reflection": {"drafts": 0}}, "reflection={'drafts': 0}: pass Reflection(...)."),
+        ({"execution": 4}, "execution=4: pass Execution(...)."),
+        ({"log_dir": ""}, "log_dir='': pass the path of a folder, or None."),
     ],
     ids=lambda value: (
         ",".join(f"{k}={v!r}" for k, v in value.items()) if isinstance(value, dict) else ""
@@ -296,6 +278,85 @@ def test_an_argument_that_cannot_be_used_is_refused_on_construction(
     with pytest.raises(SettingsError) as refusal:
         TrainingFreeGRPO(metric, **arguments)
     assert str(refusal.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("group", "arguments", "message"),
+    [
+        (Reflection, {"extract": "?"}, "extract='?': pass a dspy.Module with the fields of"),
+        (Reflection, {"summarize": "?"}, "summarize='?': pass a dspy.Module with the fields of"),
+        (Reflection, {"update": "?"}, "update='?': pass a dspy.Module with the fields of"),
+        (Reflection, {"draft": DraftLessons}, "draft=DraftLessons is a class: pass DraftLessons()"),
+        (Reflection, {"drafts": -1}, "drafts=-1: pass a whole number of at least 0."),
+        (
+            Reflection,
+            {"groups_per_call": 0},
+            "groups_per_call=0: pass a whole number of at least 1",
+        ),
+        (Reflection, {"max_experience_words": None}, "max_experience_words=None: pass a whole"),
+        (Execution, {"max_staleness": -1}, "max_staleness=-1: pass a whole number of at least 0."),
+        (Execution, {"max_errors": "5"}, "max_errors='5': pass a whole number of at least 0."),
+        (
+            Execution,
+            {"rollout_timeout_s": 0},
+            "rollout_timeout_s=0: pass a number above 0, or None",
+        ),
+        (Execution, {"executor": 4}, "executor=4: pass a concurrent.futures.Executor"),
+        (Execution, {"prices": {"m": 1}}, "prices['m']=1: pass US dollars for a million prompt"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_field_of_a_group_that_cannot_be_used_is_refused_where_it_is_written(
+    group: Any, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        group(**arguments)
+    assert str(refusal.value).startswith(message)
+
+
+def test_numbers_of_numpy_and_whole_floats_are_accepted() -> None:
+    settings_ = Settings(
+        metric,
+        group_size=np.int64(4),
+        epochs=2.0,
+        max_lm_calls=1e3,
+        temperature=np.float32(0.5),
+        max_cost=np.float64(1.5),
+        seed=np.int32(7),
+        reflection=Reflection(drafts=np.int8(3)),
+        execution=Execution(rollout_timeout_s=np.float32(2.5)),
+    )
+    scalars = settings_.scalars()
+    expected = {
+        "group_size": 4,
+        "epochs": 2,
+        "max_lm_calls": 1000,
+        "temperature": 0.5,
+        "max_cost": 1.5,
+        "seed": 7,
+        "drafts": 3,
+        "rollout_timeout_s": 2.5,
+    }
+    assert {name: scalars[name] for name in expected} == expected
+    assert {type(scalars[name]) for name in expected} == {int, float}
+    assert type(scalars["max_lm_calls"]) is int
+
+
+def test_a_metric_that_closes_over_a_name_that_is_not_assigned_yet_can_be_priced() -> None:
+    def metric_with_judge(example: Any, pred: Any) -> float:
+        return judge(example, pred)
+
+    message = ""
+    try:
+        lm = scripted_lm([("", chat(answer="yes"))])
+        with dspy.context(lm=lm):
+            TrainingFreeGRPO(metric_with_judge, max_cost=1).estimate(
+                predict(), trainset=questions(9)
+            )
+    except SettingsError as error:
+        message = str(error)
+    judge = metric
+    assert "DSPy knows no price" in message
 
 
 def test_a_metric_that_is_not_callable_is_refused() -> None:
@@ -313,8 +374,10 @@ def test_a_metric_that_takes_the_wrong_number_of_arguments_is_refused() -> None:
 
 
 def test_a_gate_that_needs_scores_is_refused_where_nothing_gives_any() -> None:
-    with pytest.raises(SettingsError, match=r"PairedGate\(metric=\.\.\.\)"):
-        TrainingFreeGRPO(None, gate=PairedGate())
+    with pytest.raises(
+        SettingsError, match=r"BayesianGate\(\) and metric=None: nothing scores the rollouts"
+    ):
+        TrainingFreeGRPO(None, gate=BayesianGate())
 
 
 def test_an_argument_of_a_later_version_is_refused_and_not_ignored() -> None:
@@ -368,14 +431,11 @@ def test_every_lm_that_cannot_be_used_is_named_in_one_message(refused: Refused) 
 
 FAULTY: dict[str, list[Any]] = {
     "group_size": [1, 0, -2, "5"],
-    "epochs": [0, -1, None],
+    "epochs": [0, -1],
     "batch_size": [0, -1, 2.5],
     "max_experiences": [0, -1],
-    "max_experience_words": [0, -1],
     "num_threads": [0, -4],
     "temperature": [0, -0.1, 2.1],
-    "failure_score": [math.nan, -math.inf],
-    "min_contrast": [math.inf, -1],
     "seed": ["0", 1.5],
     "gate": ["none", 0],
 }
@@ -529,14 +589,24 @@ def test_a_split_loses_no_example_and_keeps_their_order(n: int, seed: int) -> No
     assert validation == sorted(validation)
 
 
-@pytest.mark.parametrize(
-    ("n_examples", "size"), [(3, 5), (25, 5), (26, 6), (60, 12), (100, 20), (1000, 20)]
-)
-def test_a_batch_is_a_fifth_of_the_trainset_at_least_5_and_at_most_20(
-    n_examples: int, size: int
-) -> None:
-    assert Settings(metric).batch_size_for(n_examples) == size
+def test_a_test_set_that_is_the_validation_set_is_warned_of() -> None:
+    kept = questions(4, start=6)
+    with (
+        dspy.context(lm=scripted_lm([])),
+        pytest.warns(UserWarning, match="4 of 4 test examples are validation examples too"),
+    ):
+        TrainingFreeGRPO(metric).estimate(
+            predict(), trainset=questions(6), valset=kept, testset=kept
+        )
 
 
-def test_a_batch_size_that_was_given_wins() -> None:
-    assert Settings(metric, batch_size=3).batch_size_for(1000) == 3
+def test_threads_and_seed_may_be_given_to_compile_as_to_other_optimizers() -> None:
+    student, reflection = predict(), Reflection(drafts=0)
+    optimizer = TrainingFreeGRPO(
+        metric, epochs=1, max_demos=0, reflection=reflection, progress=False
+    )
+    with dspy.context(lm=scripted_lm([("", chat(answer="yes"))])):
+        compiled = optimizer.compile(student, trainset=questions(9), num_threads=3, seed=5)
+    found = compiled.detailed_results.settings
+    assert (found["num_threads"], found["seed"]) == (3, 5)
+    assert (optimizer.settings.num_threads, optimizer.settings.seed) == (None, 0)

@@ -1,6 +1,7 @@
 """The simulated LM of the comparison: fair to every optimizer, a function of prompt and sample."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -28,15 +29,25 @@ from tfgrpo_dspy.reflection.signatures import CompareAttempts, CritiqueAttempts,
 for package in ("gepa", "optuna"):
     pytest.importorskip(package)
 
+import tasks  # noqa: E402
 from compare_budget import POLICY, REFLECTION, Account, BudgetSpentError, counted  # noqa: E402
 from compare_observe import Observer  # noqa: E402
 from compare_optimizers import OPTIMIZERS, Setup  # noqa: E402
 from dspy.teleprompt.gepa.instruction_proposal import ProposeInstruction  # noqa: E402
 from simlm import Parameters, SimulatedEngine, policy_lm, reflection_lm  # noqa: E402
-from simlm_reflection import evidence, operations  # noqa: E402
+from simlm_reflection import Reflector, evidence, operations  # noqa: E402
 from simlm_texts import Prompt, output_fields, sections  # noqa: E402
-from simlm_world import CODES_EACH, LESSON, World, lesson, vague_lesson  # noqa: E402
-from tasks.simulated import Clerk, load  # noqa: E402
+from simlm_world import (  # noqa: E402
+    CODES_EACH,
+    LESSON,
+    UNPLACEABLE,
+    WORDINGS,
+    World,
+    lesson,
+    lessons_in,
+    vague_lesson,
+)
+from tasks.simulated import FIRST_TEST, Clerk, Variation, load  # noqa: E402
 
 WORLD = World(seed=0, n_items=8)
 ITEM = WORLD.items[0]
@@ -77,7 +88,7 @@ class RecordingEngine(SimulatedEngine):
         return super().complete(request)
 
 
-def answers(name: str, shown: str, n: int) -> list[str]:
+def answers(name: str, shown: str, n: int, parameters: Parameters | None = None) -> list[str]:
     """What the reflection LM writes in n samples where an optimizer's signature shows this."""
     signature, adapter = ASKED[name]
     fixed = {
@@ -91,7 +102,7 @@ def answers(name: str, shown: str, n: int) -> list[str]:
     if name == "GEPA":
         given["examples_with_feedback"] = [{"Feedback": shown}]
     given |= {field: value for field, value in fixed.items() if field in given}
-    engine = RecordingEngine()
+    engine = RecordingEngine(parameters=parameters)
     lm = reflection_lm(engine).copy(cache=False)
     found = []
     with dspy.context(adapter=adapter):
@@ -106,7 +117,7 @@ def answers(name: str, shown: str, n: int) -> list[str]:
 def test_every_optimizer_gets_a_lesson_from_the_same_evidence_with_the_same_chance(
     name: str,
 ) -> None:
-    written = [LESSON.findall(text) for text in answers(name, SEEN, 120)]
+    written = [lessons_in(text) for text in answers(name, SEEN, 120)]
     right = sum((ITEM, RIGHT) in lessons for lessons in written)
     assert 40 <= right <= 80
     assert 2 <= sum(bool(lessons) for lessons in written) - right <= 25
@@ -170,6 +181,41 @@ def test_operations_add_what_is_new_modify_what_differs_and_keep_what_is_there()
     ]
 
 
+def test_where_merges_err_a_rewriting_and_an_update_of_a_library_lose_lessons_alike() -> None:
+    erring = Parameters(lesson_dropped=0.2, lesson_garbled=0.2)
+    known = "\n".join(lesson(item, WORLD.right(item)) for item in WORLD.items)
+    rewritten = [text for n in range(5) for text in answers("GEPA", f"{n} {known}", 8, erring)]
+    library = "\n".join(f"[E{n}*] {line}" for n, line in enumerate(known.splitlines()))
+    merge = Reflector(erring)._merge  # noqa: SLF001 - the same for both
+    made = [operations(library, "", merge(Prompt("", "", library, str(n)))) for n in range(40)]
+    n_lines = 40 * len(WORLD.items)
+    n_kept = sum(text.count(lesson(i, WORLD.right(i))) for text in rewritten for i in WORLD.items)
+    ops = [operation["op"] for operations_ in made for operation in operations_]
+    assert n_kept / n_lines == pytest.approx(0.6, abs=0.1)
+    assert ops.count("DELETE") / n_lines == pytest.approx(0.2, abs=0.08)
+    assert ops.count("MODIFY") / n_lines == pytest.approx(0.2, abs=0.08)
+
+
+def test_about_what_the_reflection_lm_misconceives_most_lessons_are_wrong_and_agree() -> None:
+    def codes(parameters: Parameters) -> list[str]:
+        texts = answers("CompareAttempts", SEEN, 120, parameters)
+        return [code for text in texts for _, code in lessons_in(text)]
+
+    usual, misconceived = codes(Parameters()), codes(Parameters(misconceived=(ITEM,)))
+    assert usual.count(RIGHT) == len(misconceived) - misconceived.count(RIGHT) > 40
+    assert len(set(misconceived)) == 2 < len(set(usual))
+
+
+def test_paraphrased_lessons_are_one_lesson_for_an_update_of_a_library() -> None:
+    texts = [lesson(ITEM, RIGHT, wording) for wording in WORDINGS]
+    numbered = "\n".join(f"{n}. {text}" for n, text in enumerate(texts, start=1))
+    added = operations("", numbered)
+    assert added == [{"op": "ADD", "text": texts[0], "lessons": [1, 2, 3, 4, 5]}]
+    assert operations(f"[E3] {texts[2]}", "1. " + texts[0]) == [
+        {"op": "KEEP", "id": "E3", "lessons": [1]}
+    ]
+
+
 # ---------------------------------------------------------------------- the policy
 
 
@@ -199,6 +245,18 @@ def test_lessons_help_more_than_demos_and_demos_more_than_nothing() -> None:
     nothing, shown, told = score(), score(demos=16), score("\n".join(WORLD.lessons()))
     assert nothing < 0.35 < 0.6 < shown < told
     assert told > 0.85
+
+
+@pytest.mark.parametrize("wording", [*WORDINGS, UNPLACEABLE])
+def test_a_lesson_is_followed_however_it_is_worded(wording: str) -> None:
+    told = [lesson(item, WORLD.right(item), wording) for item in WORLD.items]
+    assert score("\n".join(told), n=60) > 0.85
+
+
+def test_an_unplaceable_lesson_has_no_word_of_any_request() -> None:
+    told = {word for i in WORLD.items for word in lesson(i, "A12", UNPLACEABLE).lower().split()}
+    asked = {word.strip(".") for n in range(80) for word in WORLD.request(n).lower().split()}
+    assert not told & asked
 
 
 def test_a_wrong_lesson_is_worse_than_none() -> None:
@@ -238,10 +296,54 @@ def test_every_item_is_asked_about_as_often_and_has_its_own_codes() -> None:
     assert {len(set(WORLD.codes(item))) for item in WORLD.items} == {CODES_EACH}
 
 
+# ---------------------------------------------------------------------- variations
+
+
+def test_a_task_is_found_by_name_with_its_variations() -> None:
+    task = tasks.load("sim:many+no-labels+paraphrased", 1)
+    assert task.name == "sim:many+no-labels+paraphrased"
+    assert task.metric.variation == Variation(no_labels=True, paraphrased=True)  # type: ignore[attr-defined]
+    for unknown in ("nothing", "sim:nothing", "sim:easy+nothing"):
+        with pytest.raises(ValueError, match="there is none"):
+            tasks.load(unknown, 0)
+
+
+def test_a_fifth_of_the_labels_is_wrong_and_the_metric_follows_them() -> None:
+    task = tasks.load("sim:easy+wrong-labels", 100)
+    clean = tasks.load("sim:easy", 100)
+    labelled = [*task.train, *task.val]
+    is_wrong = [
+        e.answer != c.answer for e, c in zip(labelled, [*clean.train, *clean.val], strict=True)
+    ]
+    assert 8 <= sum(is_wrong) <= 24
+    assert {task.plain_metric(e, dspy.Prediction(answer=e.answer)) for e in labelled} == {1.0}
+    assert [e.answer for e in task.test] == [e.answer for e in clean.test]
+
+
+def test_without_labels_neither_examples_nor_feedback_tell_a_code() -> None:
+    task = tasks.load("sim:easy+no-labels", 100)
+    assert {tuple(e.keys()) for e in (*task.train, *task.val, *task.test)} == {("request",)}
+    item, *_ = task.metric.world.case(0)  # type: ignore[attr-defined]
+    said = task.metric(task.train[0], dspy.Prediction(answer=f"{item}=X00")).feedback
+    assert said.startswith(f"{item}=X00 is wrong.") and "expected" not in said
+
+
+@pytest.mark.parametrize("variation", Variation.names())
+def test_every_variation_changes_what_its_name_says_and_not_the_test(variation: str) -> None:
+    plain, varied = tasks.load("sim:easy", 3), tasks.load(f"sim:easy+{variation}", 3)
+    engines = [task.make_lm(3)._engine_spec for task in (plain, varied)]  # type: ignore[misc]  # noqa: SLF001
+    changes = Variation.of([variation]).parameters(varied.metric.world)  # type: ignore[attr-defined]
+    assert engines[1].parameters == replace(engines[0].parameters, **changes)
+    assert changes or varied.train != plain.train
+    numbers = range(FIRST_TEST, FIRST_TEST + len(varied.test))
+    assert [e.request for e in varied.test] == [varied.metric.world.request(n) for n in numbers]  # type: ignore[attr-defined]
+
+
 # ---------------------------------------------------------------------- the optimizers
 
-KNOWS_NO_DATA = ("none", "copro", "bootstrap")
-"""COPRO's prompts show no example; bootstrapping asks no reflection LM."""
+NO_REFLECTION = ("none", "oracle", "bootstrap", "bootstrap-rounds8", "best-of-n demos")
+KNOWS_NO_DATA = (*NO_REFLECTION, "copro")
+"""COPRO's prompts show no example."""
 
 
 @pytest.mark.filterwarnings("default")  # other packages' own
@@ -251,7 +353,7 @@ def test_every_optimizer_runs_on_it_within_its_budget(
 ) -> None:
     budget = 120
     task, account, engine = load(0), Account(budget), RecordingEngine()
-    observer = Observer(account, task.student())
+    observer = Observer(task.student())
     setup = Setup(
         task=task,
         budget=budget,
@@ -271,7 +373,7 @@ def test_every_optimizer_runs_on_it_within_its_budget(
     assert account.n_calls == len(engine.prompts) <= budget
     assert account.n_failed == 0
     reflections = [p for p in engine.prompts if "answer" not in output_fields(p.system).names]
-    assert account.spent[REFLECTION].calls >= len(reflections) > 0 or name in ("none", "bootstrap")
+    assert account.spent[REFLECTION].calls >= len(reflections) > 0 or name in NO_REFLECTION
     is_shown = any(evidence(prompt.user) for prompt in reflections)
     assert is_shown == (name not in KNOWS_NO_DATA)
     assert all(sections(prompt.user) for prompt in engine.prompts)

@@ -17,8 +17,9 @@ import re
 import dspy
 import pytest
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+from small import grpo
 
-from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary, NoGate, TrainingFreeGRPO
+from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary, NoGate
 from tfgrpo_dspy.rollout import relative_advantages, rollout_id_for
 
 SCORES = (0.8, 0.6, 0.4, 0.2, 0.5)
@@ -54,9 +55,7 @@ def lm() -> dspy.LM:
 
 @pytest.fixture
 def optimized(lm: dspy.LM) -> dspy.Module:
-    optimizer = TrainingFreeGRPO(
-        lambda _, pred: float(pred.answer), gate=NoGate(), epochs=1, progress=False
-    )
+    optimizer = grpo(lambda _, pred: float(pred.answer), gate=NoGate(), epochs=1, progress=False)
     trainset = [dspy.Example(question="question 0", answer="8").with_inputs("question")]
     student = dspy.Predict(dspy.Signature("question -> answer", "Answer the question."))
     with dspy.context(lm=lm):

@@ -1,0 +1,263 @@
+"""What the pipeline tells a gate, does for it, and makes of its answers.
+
+The gates here are a user's own: subclasses of the public `Gate`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dspy
+import pytest
+from scripted import EXTRACT, UPDATE, lessons, operations, scripted_lm
+from small import grpo
+from test_final_choice import (
+    FIRST_VALIDATION,
+    RIGHT,
+    SMALL,
+    Proposes,
+    case_in,
+    cases,
+    compiled,
+    is_right,
+    library_of,
+    solved,
+    texts,
+    world,
+)
+
+from tfgrpo_dspy import (
+    AddLessons,
+    BayesianGate,
+    Decision,
+    ExperienceLibrary,
+    Gate,
+    GateError,
+    GroupPlan,
+    NoGate,
+    RunEvidence,
+)
+
+
+@dataclass
+class Own(Gate):
+    """What is proposed stays on trial; the first two rollouts of a group have it; all is noted."""
+
+    told: list[RunEvidence] = field(default_factory=list)
+    made: list[Decision] = field(default_factory=list)
+    plans: list[GroupPlan] = field(default_factory=list)
+
+    def decide(self, evidence: RunEvidence) -> Decision:
+        self.told.append(evidence)
+        trial = {own.id: {"is_on_trial": True} for own in evidence.proposed}
+        library = evidence.proposed.annotated(trial)
+        dropped = {"E9": "it is number nine"}
+        self.made.append(Decision(library, "on trial", ExperienceLibrary(), dropped=dropped))
+        return self.made[-1]
+
+    def assign(self, plan: GroupPlan) -> Sequence[ExperienceLibrary]:
+        self.plans.append(plan)
+        return [plan.decision.library] * 2 + [ExperienceLibrary()] * (plan.n_rollouts - 2)
+
+
+# ---------------------------------------------------------------------- what it is told
+
+
+@pytest.mark.parametrize("num_threads", [1, 8])
+def test_a_gate_is_told_of_every_group_of_the_run_in_the_order_of_the_updates(
+    num_threads: int,
+) -> None:
+    gate = Own()
+    program = compiled(world(), gate=gate, num_threads=num_threads, **{**SMALL, "epochs": 3})
+    updates = program.detailed_results.updates
+    assert len(gate.told) == len(updates) == 6
+    recorded = [(g.example, g.scores) for update in updates for g in update.groups]
+    for number, evidence in enumerate(gate.told, start=1):
+        seen = [(group.example, group.scores) for group in evidence.groups]
+        assert seen == recorded[: 4 * number]
+    assert [evidence.previous for evidence in gate.told[1:]] == gate.made[:-1]
+    assert gate.told[0].previous.library == ExperienceLibrary()
+    assert gate.told[0].training == tuple(range(8))
+    assert [case_in(text) for text in gate.told[0].texts] == [
+        case_in(case.question) for case in cases(8)
+    ]
+    assert all(case.answer in text for case, text in zip(cases(8), gate.told[0].texts, strict=True))
+
+
+def test_what_is_held_out_for_validation_is_not_among_the_training_examples() -> None:
+    gate = Own()
+    with dspy.context(lm=world()):
+        grpo(is_right, gate=gate, epochs=1, progress=False).compile(
+            dspy.Predict("question -> answer"), trainset=cases(24)
+        )
+    evidence = gate.told[-1]
+    assert len(evidence.texts) == 24
+    assert 0 < len(evidence.training) < 24
+    assert {group.example for group in evidence.groups} == set(evidence.training)
+
+
+def test_of_each_rollout_a_gate_is_told_what_its_prompt_showed() -> None:
+    gate, lm = Own(), world()
+    compiled(lm, gate=gate, **{**SMALL, "epochs": 3, "batch_size": 8})
+    assert {plan.update for plan in gate.plans} == {2}, "before, there was nothing on trial"
+    for plan in gate.plans:
+        assert plan.decision in gate.made
+        assert plan.n_rollouts == 4
+    told = [group for group in gate.told[-1].groups[16:]]
+    assert all([len(held) > 0 for held in g.libraries] == [True, True, False, False] for g in told)
+    shown = Counter(
+        (case_in(prompt.user)[0], "[E1*]" in prompt.system)
+        for prompt in lm.engine.prompts
+        if not re.search(EXTRACT, prompt.text) and case_in(prompt.user)[0] < FIRST_VALIDATION
+    )
+    assert shown == {(i, False): 10 for i in range(8)} | {(i, True): 2 for i in range(8)}
+
+
+def test_what_is_not_on_trial_is_in_every_rollout_and_the_gate_is_not_asked() -> None:
+    class Settled(Own):
+        def decide(self, evidence: RunEvidence) -> Decision:
+            self.told.append(evidence)
+            return Decision(evidence.proposed, "stays")
+
+    gate = Settled()
+    compiled(world(), gate=gate, **{**SMALL, "epochs": 3})
+    assert gate.plans == []
+    held = [len(set(group.libraries)) for group in gate.told[-1].groups]
+    assert set(held) == {1}
+    assert len(gate.told[-1].groups[-1].libraries[0]) > 0
+
+
+def test_rollouts_made_elsewhere_held_nothing_of_what_this_run_learns() -> None:
+    gate = Own()
+    traces = [
+        {"inputs": {"question": case.question}, "outputs": {"answer": text}, "score": score}
+        for case in cases(6)
+        for text, score in ((case.answer, 1.0), ("unsure", 0.0))
+    ]
+    optimizer = grpo(
+        is_right, gate=gate, batch_size=2, max_staleness=0, progress=False, update=AddLessons()
+    )
+    with dspy.context(lm=world()):
+        student = dspy.Predict("question -> answer")
+        optimizer.learn(student, traces=traces, valset=cases(4, FIRST_VALIDATION))
+    assert len(gate.told[-1].previous.library) > 0
+    assert not any(library for group in gate.told[-1].groups for library in group.libraries)
+
+
+def test_failures_of_the_provider_tell_a_gate_nothing_and_other_failures_the_lowest_score() -> None:
+    def answered(prompt: Any) -> Any:
+        number, _ = case_in(prompt.user)
+        if number == 1:
+            return dspy.lm15.ServerError("overloaded")
+        return "no form at all" if number == 2 else solved(prompt)
+
+    def metric(case: Any, pred: Any, _trace: Any = None) -> Any:
+        if case.question.startswith("Case 3,"):
+            raise ZeroDivisionError
+        return is_right(case, pred)
+
+    gate, lm = Own(), world(answered, num_retries=0)
+    compiled(lm, gate=gate, metric=metric, max_errors=1000, **SMALL)
+    scores = {group.example: group.scores for group in gate.told[-1].groups}
+    assert scores[1] == (None,) * 4
+    assert scores[2] == scores[3] == (0.0,) * 4
+
+
+# ---------------------------------------------------------------------- what it decides
+
+
+def test_what_a_gate_decides_is_in_the_report_and_what_it_exports_in_the_program() -> None:
+    program = compiled(world(), gate=Own(), **SMALL)
+    update = program.detailed_results.updates[-1]
+    assert (update.reason, update.dropped) == ("on trial", {"E9": "it is number nine"})
+    assert update.accepted
+    assert update.library_size > 0
+    assert texts(program) == set(), "what is on trial is not deployable here"
+
+
+def test_what_a_keep_says_is_evidence_also_in_what_is_exported() -> None:
+    known = library_of(RIGHT["slate"])
+
+    class Exports(Proposes):
+        def decide(self, evidence: RunEvidence) -> Decision:
+            return Decision(evidence.proposed, "stays", known)
+
+    add = {"op": "ADD", "text": "Be brief.", "lessons": [1]}
+    rules = [
+        (EXTRACT, lessons(RIGHT["slate"], "Be brief.")),
+        (UPDATE, operations(add)),
+        ("question", solved),
+    ]
+    student = known.bake(dspy.Predict("question -> answer"))
+    lm = scripted_lm(rules)
+    small = {**SMALL, "batch_size": 8, "update": None}
+    program = compiled(lm, gate=NoGate(), student=student, **small)
+    results = program.detailed_results
+    assert {op.op for op in results.updates[0].operations} == {"KEEP", "ADD"}
+    kept, _ = results.library["experiences"]
+    assert kept["evidence"]
+
+
+def test_without_a_metric_the_default_is_no_gate_and_with_one_the_bayesian() -> None:
+    with pytest.warns(UserWarning, match="metric=None"):
+        program = compiled(world(), metric=None, **SMALL)
+    assert texts(program)
+    results = program.detailed_results
+    assert (results.student, results.best, results.gain, results.test) == (None, None, None, None)
+    assert results.finalists == ()
+    usual, named = (
+        compiled(world(), gate=gate, **SMALL).detailed_results.updates
+        for gate in (None, BayesianGate())
+    )
+    assert usual == named
+
+
+# ---------------------------------------------------------------------- nonsense
+
+
+@dataclass(frozen=True)
+class Answers(Gate):
+    """A gate that answers one of its questions so."""
+
+    method: str
+    answer: Any
+
+    def decide(self, evidence: RunEvidence) -> Any:
+        if self.method == "decide":
+            return self.answer
+        trial = {own.id: {"is_on_trial": True} for own in evidence.proposed}
+        return Decision(evidence.proposed.annotated(trial), "on trial")
+
+    def assign(self, plan: GroupPlan) -> Any:
+        return self.answer if self.method == "assign" else super().assign(plan)
+
+    def finalists(self, decision: Decision) -> Any:
+        return self.answer if self.method == "finalists" else super().finalists(decision)
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "message"),
+    [
+        ("decide", None, "decided None; return a Decision on a library"),
+        ("decide", Decision(None, "?"), "return a Decision on a library"),  # type: ignore[arg-type]
+        ("decide", Decision(ExperienceLibrary(), "?", []), "on a library"),  # type: ignore[arg-type]
+        ("assign", [], "return 4 libraries, one for each rollout"),
+        ("assign", [None] * 4, "return 4 libraries"),
+        ("assign", None, "return 4 libraries"),
+        ("assign", "four", "return 4 libraries"),
+        ("finalists", None, "proposed None for the end; return a sequence of libraries"),
+        ("finalists", [ExperienceLibrary(), "E1"], "return a sequence of libraries"),
+    ],
+)
+def test_a_gate_that_answers_nonsense_is_told_what_was_wrong(
+    method: str, answer: Any, message: str
+) -> None:
+    with pytest.raises(GateError, match=re.escape(message)):
+        compiled(world(), gate=Answers(method, answer), **{**SMALL, "epochs": 3})
+
+
+def test_a_gate_that_proposes_nothing_at_the_end_gets_the_student_back() -> None:
+    program = compiled(world(), gate=Answers("finalists", ()), **SMALL)
+    assert texts(program) == set()

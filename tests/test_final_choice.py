@@ -1,0 +1,554 @@
+"""The end of a run: which program is returned, and that the budget reaches for finding out.
+
+The LM is scripted. A case of one of four kinds has to be given the code of its kind; a lesson
+'When a case is of kind slate, answer T08.' makes that likely, a wrong one unlikely. Luck is that of
+case and sample, whatever the library, so that two libraries are compared pair by pair.
+"""
+
+import logging
+import random
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from scripted import EXTRACT, Prompt, chat, lessons, scripted_lm
+from small import grpo, paper_grpo
+
+from tfgrpo_dspy import AddLessons, Decision, Experience, ExperienceLibrary, Gate, RunEvidence
+from tfgrpo_dspy.pipeline.heldout import gain_of
+from tfgrpo_dspy.results import Gain
+
+CODES = {"slate": "T08", "amber": "B20", "cedar": "M55", "linen": "V93"}
+RIGHT = {kind: f"When a case is of kind {kind}, answer {code}." for kind, code in CODES.items()}
+WRONG = {kind: f"When a case is of kind {kind}, answer X99." for kind in CODES}
+FIRST_VALIDATION, FIRST_TEST = 200, 700
+SMALL: dict[str, Any] = {"n": 8, "n_validation": 12, "batch_size": 4, "epochs": 1}
+
+
+def cases(n: int, start: int = 0) -> list[dspy.Example]:
+    kinds = [list(CODES)[i % len(CODES)] for i in range(start, start + n)]
+    return [
+        dspy.Example(question=f"Case {i}, of kind {kind}", answer=CODES[kind]).with_inputs(
+            "question"
+        )
+        for i, kind in enumerate(kinds, start)
+    ]
+
+
+def is_right(case: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> dspy.Prediction:
+    told = f"{case.question}: expected {case.answer}."
+    return dspy.Prediction(score=float(pred.answer == case.answer), feedback=told)
+
+
+def case_in(text: str) -> tuple[int, str]:
+    number, kind = re.findall(r"Case (\d+), of kind (\w+)", text)[-1]
+    return int(number), kind
+
+
+def luck_of(prompt: Prompt) -> float:
+    return random.Random(f"{case_in(prompt.user)[0]}/{prompt.seed}").random()
+
+
+def solved(prompt: Prompt) -> str:
+    """By the lessons in the prompt; the luck is that of case and sample."""
+    _, kind = case_in(prompt.user)
+    chance = 0.4 + 0.55 * (RIGHT[kind] in prompt.system) - 0.35 * (WRONG[kind] in prompt.system)
+    return chat(answer=CODES[kind] if luck_of(prompt) < chance else "unsure")
+
+
+def drawn(prompt: Prompt) -> str:
+    """A lesson on the kind that the attempts are at; that of every third case is wrong."""
+    number, kind = case_in(prompt.user)
+    return lessons((RIGHT if number % 3 else WRONG)[kind])
+
+
+def world(answers: Any = solved, told: Any = drawn, **lm_arguments: Any) -> dspy.LM:
+    return scripted_lm([(EXTRACT, told), ("question", answers)], **lm_arguments)
+
+
+def compiled(
+    lm: dspy.LM,
+    *,
+    n: int = 40,
+    n_validation: int = 24,
+    testset: Any = None,
+    student: Any = None,
+    **settings: Any,
+) -> Any:
+    chosen = {
+        "metric": is_right,
+        "group_size": 4,
+        "epochs": 3,
+        "batch_size": 10,
+        "num_threads": 4,
+        "progress": False,
+        "update": AddLessons(),
+    }
+    with dspy.context(lm=lm):
+        return grpo(**(chosen | settings)).compile(
+            student or dspy.Predict("question -> answer"),
+            trainset=cases(n),
+            valset=cases(n_validation, FIRST_VALIDATION),
+            testset=testset,
+        )
+
+
+def texts(program: Any) -> set[str]:
+    return {own.text for own in ExperienceLibrary.from_program(program)}
+
+
+def library_of(*lines: str) -> ExperienceLibrary:
+    return ExperienceLibrary([Experience(f"E{i}", text) for i, text in enumerate(lines, 1)])
+
+
+def n_calls_of(program: Any) -> int:
+    return sum(usage.n_lm_calls for usage in program.detailed_results.usage.values())
+
+
+@dataclass(frozen=True)
+class Proposes(Gate):
+    """Lets everything stay, and proposes libraries of its own at the end."""
+
+    libraries: tuple[ExperienceLibrary, ...]
+
+    def finalists(self, _decision: Decision) -> Sequence[ExperienceLibrary]:
+        return self.libraries
+
+
+def proposing(*libraries: Sequence[str]) -> Proposes:
+    return Proposes(tuple(library_of(*lines) for lines in libraries))
+
+
+# ---------------------------------------------------------------------- the default gate
+
+
+@dataclass(frozen=True)
+class Learned:
+    """One run with the default gate, looked at by several tests."""
+
+    program: Any
+    log_dir: Path
+
+    @property
+    def results(self) -> Any:
+        return self.program.detailed_results
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    dspy.configure_cache(enable_disk_cache=False)
+    log_dir = tmp_path_factory.mktemp("run")
+    with dspy.context(lm=None, adapter=None, callbacks=[]):
+        return Learned(compiled(world(), log_dir=log_dir), log_dir)
+
+
+def test_the_default_gate_learns_lessons_that_are_right_and_none_that_is_wrong(
+    learned: Learned,
+) -> None:
+    assert texts(learned.program) <= set(RIGHT.values())
+    assert len(texts(learned.program)) >= 3
+    assert learned.results.best.mean > learned.results.student.mean + 0.2
+    assert learned.results.gain.low > 0
+    assert learned.results.gain.mean == pytest.approx(
+        learned.results.best.mean - learned.results.student.mean
+    )
+
+
+def test_the_report_names_the_candidates_the_student_first_and_which_was_returned(
+    learned: Learned,
+) -> None:
+    student, *others = learned.results.finalists
+    assert (student.ids, student.score, student.is_best) == ((), learned.results.student, False)
+    (best,) = [finalist for finalist in others if finalist.is_best]
+    assert set(best.ids) == {own.id for own in ExperienceLibrary.from_program(learned.program)}
+    assert best.score == learned.results.best
+    assert best.chance > 0.9
+    assert all(0 < finalist.score.n <= 24 for finalist in others)
+    n_measured = sum(finalist.score.n for finalist in learned.results.finalists)
+    assert learned.results.usage["validation"].n_lm_calls == n_measured
+
+
+def test_what_was_learned_carries_its_effect_and_its_price(learned: Learned) -> None:
+    library = ExperienceLibrary.from_dict(learned.results.library)
+    for own in library:
+        assert own.effect is not None
+        assert 0 < own.effect.estimate <= 1
+        assert own.effect.n_rollouts >= 4
+        assert own.price == 14  # "[E1*] When a case is of kind slate, answer T08.": 48 / 3.5
+        assert f"{own.price} tokens" in str(library)
+
+
+def test_offline_a_run_is_replayed_without_a_call(learned: Learned) -> None:
+    """Promise 5."""
+    lm = scripted_lm([("", RuntimeError("offline"))])
+    again = compiled(lm, log_dir=learned.log_dir, offline=True)
+    assert lm.engine.n_calls() == 0
+    assert again.dump_state() == learned.program.dump_state()
+    assert again.detailed_results.updates == learned.results.updates
+    assert again.detailed_results.finalists == learned.results.finalists
+
+
+@pytest.mark.parametrize("num_threads", [1, 16])
+def test_any_number_of_threads_learns_the_same(num_threads: int, learned: Learned) -> None:
+    """Promise 3, with experiences on trial."""
+    never = threading.Event()
+
+    def slowly(prompt: Prompt) -> None:
+        never.wait(prompt.random("latency").random() / 200)
+
+    other = compiled(world(before=slowly), num_threads=num_threads)
+    assert other.dump_state() == learned.program.dump_state()
+    assert other.detailed_results.updates == learned.results.updates
+    assert other.detailed_results.library == learned.results.library
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_result_of_one_that_was_not(
+    tmp_path: Path, learned: Learned
+) -> None:
+    """Promise 4, with experiences on trial over the break."""
+    part = compiled(world(), log_dir=tmp_path, epochs=1)
+    assert len(part.detailed_results.updates) < len(learned.results.updates)
+    lm = world()
+    resumed = compiled(lm, log_dir=tmp_path)
+    assert 0 < lm.engine.n_calls() < n_calls_of(learned.program)
+    assert resumed.dump_state() == learned.program.dump_state()
+    assert resumed.detailed_results.updates == learned.results.updates
+
+
+# ---------------------------------------------------------------------- who wins
+
+
+@pytest.mark.parametrize(
+    "lines", [list(WRONG.values()), ["Be kind."]], ids=["it does harm", "a draw"]
+)
+def test_what_is_not_better_than_the_student_is_not_returned(lines: list[str]) -> None:
+    program = compiled(world(), gate=proposing(lines), **SMALL)
+    results = program.detailed_results
+    assert texts(program) == set()
+    assert results.best == results.student
+    assert results.gain == Gain(0.0, None, None, 12)
+    assert "did not beat the student" in results.nothing_learned
+
+
+def test_of_nested_libraries_the_one_that_is_better_without_the_rest_is_returned() -> None:
+    """Experiences that help alone may spoil each other: the whole library answers X99."""
+    good, spoilt = list(RIGHT.values()), [*RIGHT.values(), *WRONG.values()]
+
+    def spoiling(prompt: Prompt) -> str:
+        return chat(answer="X99") if WRONG["slate"] in prompt.system else solved(prompt)
+
+    gate = proposing(spoilt, good, good[:1])
+    program = compiled(world(spoiling), gate=gate, **{**SMALL, "n_validation": 24})
+    assert texts(program) == set(good)
+    assert [len(finalist.ids) for finalist in program.detailed_results.finalists] == [0, 8, 4, 1]
+
+
+def test_a_library_that_says_what_the_students_says_is_not_measured_again() -> None:
+    class Retires(Gate):
+        """Takes nothing, but retires the ids that it was asked about."""
+
+        def decide(self, evidence: RunEvidence) -> Decision:
+            number = evidence.proposed.next_number
+            return Decision(ExperienceLibrary(evidence.previous.library, next_number=number), "no")
+
+    program = compiled(world(), gate=Retires(), **SMALL)
+    results = program.detailed_results
+    assert results.usage["validation"].n_lm_calls == 0
+    assert not any(update.accepted for update in results.updates)
+    assert "updates were rejected by the gate" in results.nothing_learned
+
+
+TERSE = "Be terse."
+
+
+def worse(how: Callable[[], str]) -> Callable[[Prompt], str]:
+    """The advice makes more of the answers right; the others then come to nothing."""
+
+    def answered(prompt: Prompt) -> str:
+        luck = luck_of(prompt)
+        if TERSE not in prompt.system:
+            return chat(answer="1" if luck < 0.6 else "0")
+        return how() if luck < 0.7 else chat(answer="1")
+
+    return answered
+
+
+def number_given(_case: Any, pred: Any, _trace: Any = None) -> float:
+    return float(pred.answer)
+
+
+def test_an_answer_that_the_metric_cannot_read_counts_against_the_advice_that_caused_it() -> None:
+    lm = world(worse(lambda: chat(answer="one")), lessons(TERSE))
+    for given in ({"gate": None}, {"gate": proposing([TERSE]), **SMALL}):
+        program = compiled(lm, metric=number_given, max_errors=1000, **given)
+        assert texts(program) == set()
+        assert program.detailed_results.failures["metric"] > 0
+
+
+def test_a_timeout_that_only_the_advice_causes_counts_against_it() -> None:
+    released = threading.Event()
+
+    def hang() -> str:
+        released.wait(20)
+        return chat(answer="1")
+
+    lm = world(worse(hang), lessons(TERSE))
+    program = compiled(
+        lm, metric=number_given, gate=proposing([TERSE]), rollout_timeout_s=0.15, max_errors=1000,
+        **SMALL,
+    )  # fmt: skip
+    released.set()
+    assert texts(program) == set()
+    assert program.detailed_results.failures["timeout"] > 0
+
+
+def test_an_example_that_always_fails_costs_itself_only() -> None:
+    class Broken(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> dspy.Prediction:
+            if re.search(r"Case (1|201),", question):
+                raise ValueError(question)
+            return self.ask(question=question)
+
+    gate = proposing(list(RIGHT.values()))
+    program = compiled(world(), student=Broken(), gate=gate, **SMALL)
+    results = program.detailed_results
+    assert (results.student.n, results.best.n, results.gain.n) == (12, 12, 12)
+    assert results.best.mean <= 11 / 12
+    (failed,) = [g for update in results.updates for g in update.groups if g.example == 1]
+    assert failed.scores == (0.0,) * 4
+    assert len(texts(program)) == 4
+
+
+# ---------------------------------------------------------------------- degenerate scores
+
+
+def scaled(shift: float, factor: float) -> Any:
+    def metric(case: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> float:
+        return shift + factor * float(pred.answer == case.answer)
+
+    return metric
+
+
+@pytest.mark.timeout(60)
+def test_scores_outside_0_and_1_teach_the_same_lessons() -> None:
+    plain, other = (
+        compiled(world(), metric=scaled(*line), failure_analysis=False)
+        for line in ((0.0, 1.0), (-50.0, 200.0))
+    )
+    assert texts(plain) == texts(other) != set()
+    effects = [
+        [own["effect"]["estimate"] for own in run.detailed_results.library["experiences"]]
+        for run in (plain, other)
+    ]
+    assert effects[1] == pytest.approx([200 * effect for effect in effects[0]], rel=1e-6)
+
+
+def test_skewed_scores_of_useless_lessons_are_not_believed() -> None:
+    """One case in ten is worth 100, whatever is answered, by luck; the others nothing."""
+
+    def jackpot(case: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> float:
+        return 100.0 * (pred.answer == case.answer and int(case.question.split()[1][:-1]) % 10 == 0)
+
+    lm = world(told=lessons("Be exact.", "Be brief."))
+    program = compiled(lm, metric=jackpot, **{**SMALL, "n": 40, "n_validation": 30})
+    assert texts(program) == set()
+
+
+# ---------------------------------------------------------------------- the end of the run
+
+
+@pytest.mark.parametrize("score", [0.5, 1.0])
+def test_where_no_score_ever_differs_the_run_ends_after_one_epoch_of_a_large_budget(
+    score: float,
+) -> None:
+    lm = world()
+    program = compiled(
+        lm, metric=lambda _case, _pred, _trace=None: score, max_lm_calls=5000, epochs=None
+    )
+    results = program.detailed_results
+    assert results.ended_because == "no group of a whole epoch had anything to teach"
+    assert texts(program) == set()
+    assert "groups had no contrast" in results.nothing_learned
+    assert lm.engine.n_calls() <= 2 * 40 * 4
+
+
+def test_a_run_that_has_learned_all_that_there_is_ends_long_before_its_budget() -> None:
+    def sure(prompt: Prompt) -> str:
+        _, kind = case_in(prompt.user)
+        is_told = RIGHT[kind] in prompt.system
+        return chat(answer=CODES[kind] if is_told or luck_of(prompt) < 0.4 else "unsure")
+
+    lm = world(sure, lambda prompt: lessons(RIGHT[case_in(prompt.user)[1]]))
+    program = compiled(lm, max_lm_calls=20_000, epochs=None, failure_analysis=False)
+    results = program.detailed_results
+    assert results.ended_because == "no group of a whole epoch had anything to teach"
+    assert results.best.mean == 1.0
+    assert lm.engine.n_calls() < 5000
+
+
+# ---------------------------------------------------------------------- budgets
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [{"max_lm_calls": n} for n in (45, 90, 250)] + [{"max_metric_calls": n} for n in (45, 90, 400)],
+    ids=str,
+)
+@pytest.mark.timeout(60)
+def test_whatever_the_budget_student_and_result_are_measured_within_it(
+    budget: dict[str, int],
+) -> None:
+    lm = world()
+    program = compiled(lm, num_threads=8, batch_size=5, epochs=50, **budget)
+    results = program.detailed_results
+    assert lm.engine.n_calls() <= budget.get("max_lm_calls", 10**9)
+    assert results.metric_calls <= budget.get("max_metric_calls", 10**9)
+    assert "could not be measured" not in results.nothing_learned
+    if any(update.library_size for update in results.updates):
+        assert len(results.finalists) >= 2
+        assert results.student.n == results.best.n >= 2
+
+
+@pytest.mark.timeout(120)
+def test_two_equal_runs_in_one_process_return_the_same_with_dspys_cache_in_between() -> None:
+    """The second is answered from the memory cache, which costs nothing: it goes no further."""
+    for budget in ({"max_lm_calls": 150}, {"max_lm_calls": 300}):
+        found = []
+        for num_threads in (1, 8):
+            dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
+            dspy.cache.reset_memory_cache()
+            lm = world(cache=True)
+            runs = [
+                compiled(lm, num_threads=num_threads, batch_size=5, epochs=50, **budget)
+                for _ in range(2)
+            ]
+            assert n_calls_of(runs[0]) > 0
+            assert n_calls_of(runs[1]) == 0
+            found += runs
+        assert found[0].detailed_results.finalists
+        for other in found[1:]:
+            assert other.dump_state() == found[0].dump_state()
+            assert other.detailed_results.updates == found[0].detailed_results.updates
+            assert other.detailed_results.finalists == found[0].detailed_results.finalists
+
+
+def test_a_small_budget_is_fitted_and_the_report_says_how() -> None:
+    program = compiled(world(), max_lm_calls=45, group_size=None, batch_size=None, epochs=None)
+    schedule = program.detailed_results.schedule
+    assert schedule["n_validation"]["value"] < 24
+    assert schedule["reserve"]["value"] < 45
+    assert program.detailed_results.student.n >= schedule["n_validation"]["value"]
+    assert len(program.detailed_results.updates) >= 1
+
+
+def test_where_the_result_could_not_be_measured_the_student_comes_back_and_it_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing lets a run expect that the program takes forty calls on validation examples."""
+
+    class Wordy(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            for _ in range(40 if case_in(question)[0] >= FIRST_VALIDATION else 0):
+                self.ask(question=question)
+            return self.ask(question=question)
+
+    with caplog.at_level(logging.WARNING, logger="tfgrpo_dspy"):
+        program = compiled(world(), student=Wordy(), gate=Gate(), max_lm_calls=200)
+    results = program.detailed_results
+    assert ExperienceLibrary.from_program(program) == ExperienceLibrary()
+    assert (results.student, results.best, results.gain) == (None, None, None)
+    assert "the result could not be measured, so the student is returned" in caplog.text
+
+
+# ---------------------------------------------------------------------- the test set
+
+
+def test_the_test_set_is_measured_when_all_else_is_done_and_changes_nothing() -> None:
+    gate = proposing(list(RIGHT.values()))
+    lm, alone = world(), world()
+    program = compiled(lm, gate=gate, testset=cases(12, FIRST_TEST), **SMALL)
+    assert texts(program) == texts(compiled(alone, gate=gate, **SMALL)) == set(RIGHT.values())
+    numbers = [case_in(prompt.user)[0] for prompt in lm.engine.prompts]
+    first = next(i for i, number in enumerate(numbers) if number >= FIRST_TEST)
+    assert all(number >= FIRST_TEST for number in numbers[first:])
+    assert len(numbers) - first == 2 * 12
+    test = program.detailed_results.test
+    assert (test.student.n, test.best.n, test.gain.n) == (12, 12, 12)
+    assert test.gain.mean == pytest.approx(test.best.mean - test.student.mean)
+    assert program.detailed_results.usage["test"].n_lm_calls == 24
+
+
+@pytest.mark.parametrize("budget", [{"max_metric_calls": 100}, {"max_lm_calls": 120}], ids=str)
+def test_of_a_budget_enough_is_kept_back_for_the_test_set(budget: dict[str, int]) -> None:
+    lm = world()
+    program = compiled(lm, testset=cases(12, FIRST_TEST), **{**SMALL, "epochs": 20}, **budget)
+    results = program.detailed_results
+    assert results.ended_because.startswith("max_")
+    assert (results.test.student.n, results.test.best.n) == (12, 12)
+    assert results.metric_calls <= budget.get("max_metric_calls", 10**9)
+    assert lm.engine.n_calls() <= budget.get("max_lm_calls", 10**9)
+
+
+@pytest.mark.parametrize("budget", [{"max_metric_calls": 70}, {"max_lm_calls": 90}], ids=str)
+def test_so_it_is_where_nothing_else_is_measured(budget: dict[str, int]) -> None:
+    optimizer = paper_grpo(
+        is_right, group_size=4, summarize_always=False, update=AddLessons(),
+        progress=False, **budget,
+    )  # fmt: skip
+    with dspy.context(lm=world()):
+        program = optimizer.compile(
+            dspy.Predict("question -> answer"), trainset=cases(8), testset=cases(10, FIRST_TEST)
+        )
+    results = program.detailed_results
+    assert results.ended_because.startswith("max_")
+    assert (results.student, results.best) == (None, None)
+    assert (results.test.student.n, results.test.best.n) == (10, 10)
+    assert texts(program)
+
+
+# ---------------------------------------------------------------------- intervals, by hand
+
+
+def test_the_interval_of_three_pairs_is_students() -> None:
+    """Gains 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, error 0.1 / sqrt 3, times t(2) = 4.303."""
+    gain = gain_of([(0.6, 0.5), (0.6, 0.4), (0.6, 0.3), (None, 0.3), (0.4, None)])
+    assert gain is not None
+    assert (gain.mean, gain.n) == (pytest.approx(0.2), 3)
+    assert (gain.low, gain.high) == (
+        pytest.approx(-0.0484, abs=1e-4),
+        pytest.approx(0.4484, abs=1e-4),
+    )
+    assert not gain.is_harmless
+    assert str(gain) == "+0.200 [-0.048, +0.448] on 3 examples"
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [[(1.0, 0.0)], [(1.0, 1.0)] * 5, [(0.6, 0.5), (0.4, 0.3), (0.3, 0.2)]],
+    ids=["one", "the same", "the same but for rounding"],
+)
+def test_where_differences_do_not_differ_there_is_no_interval_and_no_word_of_no_harm(
+    pairs: list[tuple[float | None, float | None]],
+) -> None:
+    gain = gain_of(pairs)
+    assert gain is not None
+    assert (gain.low, gain.high, gain.is_harmless) == (None, None, False)
+    assert "differ too little for an interval" in str(gain)
+
+
+def test_without_a_pair_there_is_no_gain() -> None:
+    assert gain_of([(None, 1.0), (1.0, None)]) is None
+    assert gain_of([]) is None

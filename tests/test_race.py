@@ -1,0 +1,135 @@
+"""The final choice: a race of libraries on validation examples, the student among them."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfgrpo_dspy.gate import Part, Race
+
+Chance = Callable[[int], float]
+
+
+def race_of(*parts: str, n_examples: int = 40, mean: float = 0.05, sd: float = 0.05) -> Race:
+    """The student, then a candidate for each string: a part for each of its letters."""
+    believed = {letter: Part(mean, sd) for letter in "".join(parts)}
+    return Race((frozenset(), *map(frozenset, parts)), believed, 0.5, n_examples)
+
+
+def run(
+    race: Race, score: Callable[[int, int], float | None], budget: int | None = None
+) -> tuple[int, dict[tuple[int, int], float | None]]:
+    """The winner, and all scores that were asked for."""
+    scores: dict[tuple[int, int], float | None] = {}
+    while pairs := race.next(scores, None if budget is None else budget - len(scores)):
+        assert not scores.keys() & set(pairs), "what is measured is not asked for again"
+        scores |= {(c, i): score(c, i) for c, i in pairs}
+    return race.winner(scores), scores
+
+
+def luck(candidate: int, example: int, seed: int = 0) -> float:
+    return random.Random(f"{seed}/{candidate}/{example}").random()
+
+
+def with_chances(*chances: float, seed: int = 0) -> Callable[[int, int], float]:
+    return lambda c, i: float(luck(c, i, seed) < chances[c])
+
+
+def test_the_better_library_wins_and_bad_ones_end_early() -> None:
+    winner, scores = run(race_of("ab", "c"), with_chances(0.3, 0.9, 0.2))
+    assert winner == 1
+    measured = [sum(c == candidate for c, _ in scores) for candidate in range(3)]
+    assert measured[0] == measured[1] == 40
+    assert measured[2] < 20
+
+
+def test_a_draw_returns_the_student() -> None:
+    winner, _ = run(race_of("a", "b"), lambda _c, i: float(i % 2))
+    assert winner == 0
+
+
+def test_a_gain_that_may_be_luck_returns_the_student() -> None:
+    one_better = {3}
+    winner, _ = run(
+        race_of("a", sd=0.01), lambda c, i: float(i % 2 or (c == 1 and i in one_better))
+    )
+    assert winner == 0
+
+
+def test_a_small_gain_that_training_shows_too_is_believed() -> None:
+    def score(c: int, i: int) -> float:
+        return 0.5 + 0.1 * c + 0.2 * luck(c, i)
+
+    assert run(race_of("a", mean=0.1, sd=0.02), score)[0] == 1
+
+
+def test_what_is_worse_on_validation_is_never_returned_however_good_it_was_in_training() -> None:
+    winner, _ = run(race_of("a", mean=0.4, sd=0.01), with_chances(0.8, 0.7), budget=20)
+    assert winner == 0
+
+
+def test_an_answer_that_only_the_candidate_cannot_give_a_score_for_counts_against_it() -> None:
+    def score(c: int, i: int) -> float | None:
+        if c == 0:
+            return 0.5
+        return 0.8 if i % 3 == 0 else None
+
+    assert run(race_of("a"), score)[0] == 0
+
+
+def test_where_the_student_has_no_score_the_example_does_not_count() -> None:
+    def score(c: int, i: int) -> float | None:
+        return (None if i % 2 else 0.5) if c == 0 else 0.5
+
+    assert run(race_of("a"), score)[0] == 0
+
+
+def test_a_small_budget_measures_fewer_candidates_on_as_many_examples() -> None:
+    race = race_of("abcd", "ab", "a", "b")
+    _, scores = run(race, with_chances(0.3, 0.9, 0.5, 0.4, 0.4), budget=30)
+    assert {c for c, _ in scores} == {0, 1, 2}
+    assert len(scores) == 30
+
+
+def test_demos_that_change_nothing_are_not_returned() -> None:
+    parts = {"a": Part(0.2, 0.05), "demos": Part(-0.01, 0.15)}
+    race = Race((frozenset(), frozenset("a"), frozenset(("a", "demos"))), parts, 0.5, 40)
+    assert run(race, lambda c, i: float(c > 0 or i % 3 == 0))[0] == 1
+
+
+def test_a_budget_for_no_pair_measures_nothing_and_returns_the_student() -> None:
+    assert run(race_of("a"), with_chances(0.1, 0.9), budget=1) == (0, {})
+
+
+def test_a_student_alone_is_not_measured() -> None:
+    assert run(race_of(), with_chances(0.5)) == (0, {})
+
+
+@pytest.mark.parametrize("n_candidates", [1, 4, 7])
+def test_of_many_useless_libraries_hardly_any_is_returned(n_candidates: int) -> None:
+    names = "abcdefg"[:n_candidates]
+    chances = [0.5] * (n_candidates + 1)
+    race = race_of(*names, n_examples=25, mean=0.0, sd=0.03)
+    returned = sum(run(race, with_chances(*chances, seed=s))[0] != 0 for s in range(60))
+    assert returned <= 5
+
+
+@given(
+    chances=st.lists(st.floats(0, 1), min_size=2, max_size=5),
+    seed=st.integers(0, 99),
+    budget=st.one_of(st.none(), st.integers(0, 120)),
+    n_examples=st.integers(1, 30),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_winner_scored_more_than_the_student_within_the_budget(
+    chances: list[float], seed: int, budget: int | None, n_examples: int
+) -> None:
+    race = race_of(*"abcd"[: len(chances) - 1], n_examples=n_examples)
+    winner, scores = run(race, with_chances(*chances, seed=seed), budget)
+    assert budget is None or len(scores) <= budget
+    if winner:
+        both = [i for c, i in scores if c == winner]
+        ours, theirs = (sum(scores[c, i] or 0 for i in both) for c in (winner, 0))
+        assert ours > theirs

@@ -1,0 +1,360 @@
+"""The schedule that follows from the budget: what is chosen, what wins, what is refused."""
+
+import logging
+from typing import Any
+
+import dspy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted import chat, scripted_lm
+
+from tfgrpo_dspy import Execution, NoGate, Reflection, SettingsError, TrainingFreeGRPO
+from tfgrpo_dspy.settings.checks import prepare
+from tfgrpo_dspy.settings.schedule import Facts, Schedule
+
+
+def facts(n_examples: int = 40, **others: Any) -> Facts:
+    """Those of a labelled trainset that is split."""
+    n_validation = min(100, round(n_examples / 3))
+    known: dict[str, Any] = {
+        "n_training": n_examples - n_validation,
+        "n_validation": n_validation,
+        "is_split": True,
+        "can_draft": True,
+        "can_demonstrate": True,
+    }
+    return Facts(**known | others)
+
+
+def chosen(*names: str, **given: Any) -> tuple[int, ...]:
+    schedule = Schedule.derive(facts(**given))
+    return tuple(schedule.choices()[name] for name in names)
+
+
+def needed(schedule: Schedule, calls_per_rollout: float) -> tuple[int, float]:
+    """Rollouts and LM calls of one update, the drafts, and what is kept for the end."""
+    n_examples = min(schedule.batch_size, schedule.facts.n_training)
+    n_rollouts = n_examples * schedule.group_size
+    n_rollouts += schedule.reserve + 2 * schedule.facts.n_test
+    n_lessons = -(-n_examples // schedule.groups_per_call)
+    n_drafts = schedule.drafts + 1 if schedule.drafts else 0
+    return n_rollouts, n_rollouts * calls_per_rollout + n_lessons + 1 + n_drafts
+
+
+any_facts = st.builds(
+    Facts,
+    n_training=st.integers(2, 300),
+    n_validation=st.integers(0, 100),
+    n_test=st.integers(0, 20),
+    is_split=st.booleans(),
+    can_draft=st.booleans(),
+    can_demonstrate=st.booleans(),
+    calls_per_rollout=st.sampled_from([1.0, 2.0, 4.0, 1.5]),
+    n_threads=st.integers(1, 64),
+    lm_calls=st.none() | st.integers(1, 5000),
+    metric_calls=st.none() | st.integers(1, 5000),
+)
+given_figures = st.fixed_dictionaries(
+    {},
+    optional={
+        "group_size": st.integers(2, 9),
+        "batch_size": st.integers(1, 40),
+        "epochs": st.integers(1, 9),
+        "max_staleness": st.integers(0, 9),
+        "drafts": st.integers(0, 20),
+        "groups_per_call": st.integers(1, 4),
+    },
+)
+
+
+def derived(known: Facts, **given_: int) -> Schedule | None:
+    """None: the budget is refused as too small."""
+    try:
+        return Schedule.derive(known, **given_)
+    except SettingsError:
+        return None
+
+
+# ---------------------------------------------------------------------- what is chosen
+
+
+@pytest.mark.parametrize(
+    ("n_examples", "lm_calls", "figures"),
+    [
+        (20, None, (3, 5, 5, 12, 7, 28)),
+        (20, 100, (2, 5, 50, 4, 7, 20)),
+        (40, 200, (2, 5, 50, 8, 13, 40)),
+        (40, 400, (2, 5, 50, 12, 13, 52)),
+        (40, 800, (3, 5, 50, 12, 13, 52)),
+        (150, 400, (2, 8, 50, 12, 40, 80)),
+    ],
+)
+def test_a_budget_and_the_data_give_the_schedule(
+    n_examples: int, lm_calls: int | None, figures: tuple[int, ...]
+) -> None:
+    names = ("group_size", "batch_size", "epochs", "drafts", "n_validation", "reserve")
+    assert chosen(*names, n_examples=n_examples, lm_calls=lm_calls) == figures
+
+
+def test_minutes_end_a_run_of_many_epochs() -> None:
+    assert chosen("epochs", has_budget=True) == (50,)
+
+
+def test_recorded_rollouts_are_gone_through_once() -> None:
+    assert chosen("epochs", is_sampled=False) == (1,)
+
+
+def test_without_labels_there_are_no_drafts() -> None:
+    assert chosen("drafts", can_draft=False, lm_calls=500) == (0,)
+
+
+def test_without_a_validation_set_there_is_no_reserve_and_there_are_no_demos() -> None:
+    known = Facts(n_training=20, n_validation=0, lm_calls=500)
+    schedule = Schedule.derive(known)
+    assert (schedule.reserve, schedule.n_validation, schedule.max_demos) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("n_threads", "staleness"), [(1, 1), (8, 1), (16, 2), (20, 2), (64, 4)])
+def test_many_threads_let_more_batches_overlap(n_threads: int, staleness: int) -> None:
+    assert chosen("max_staleness", n_threads=n_threads, lm_calls=200) == (staleness,)
+
+
+def test_a_budget_of_metric_calls_is_shared_in_the_same_way() -> None:
+    assert chosen("reserve", metric_calls=200) == (52,)
+
+
+def test_rollouts_of_several_calls_leave_fewer_rollouts_for_the_end() -> None:
+    assert chosen("reserve", lm_calls=400, calls_per_rollout=2.0) == (40,)
+
+
+def test_the_table_says_in_one_line_what_was_chosen_and_why() -> None:
+    lines = str(Schedule.derive(facts(lm_calls=200), batch_size=4)).splitlines()
+    assert lines[0] == ("group_size           2  7.4 LM calls for each training example, below 15")
+    assert lines[1] == "batch_size           4  as you set it"
+    assert len(lines) == 9
+
+
+# ---------------------------------------------------------------------- promises
+
+
+@given(any_facts, given_figures)
+def test_one_update_and_the_final_choice_are_within_the_budget(
+    known: Facts, figures: dict[str, int]
+) -> None:
+    schedule = derived(known, **figures)
+    if schedule is None:
+        return
+    is_smallest = (schedule.drafts, schedule.n_validation <= 2) == (0, True) and not figures
+    calls_per_rollout = 1.0 if is_smallest or figures else known.calls_per_rollout
+    n_rollouts, n_calls = needed(schedule, calls_per_rollout)
+    assert known.lm_calls is None or n_calls <= known.lm_calls
+    assert known.metric_calls is None or n_rollouts <= known.metric_calls
+    assert schedule.n_updates(calls_per_rollout) >= 1
+
+
+@given(any_facts, given_figures)
+def test_what_the_user_sets_is_never_changed(known: Facts, figures: dict[str, int]) -> None:
+    schedule = derived(known, **figures)
+    if schedule is not None:
+        assert {name: schedule.choices()[name] for name in figures} == figures
+
+
+@given(any_facts)
+def test_every_figure_is_one_that_a_run_can_use(known: Facts) -> None:
+    schedule = derived(known)
+    if schedule is None:
+        return
+    assert schedule.group_size >= 2
+    assert schedule.batch_size >= 2
+    assert schedule.epochs >= 1
+    assert 1 <= schedule.max_staleness <= 4
+    assert 0 <= schedule.drafts <= 12
+    assert 0 <= schedule.n_validation <= known.n_validation
+    assert schedule.n_validation <= schedule.reserve <= 8 * known.n_validation
+
+
+@given(any_facts, st.integers(1, 3000), st.integers(1, 500))
+def test_a_larger_budget_never_keeps_or_drafts_less(known: Facts, calls: int, more: int) -> None:
+    without = {name: getattr(known, name) for name in known.__slots__} | {"metric_calls": None}
+    small = derived(Facts(**without | {"lm_calls": calls}))
+    large = derived(Facts(**without | {"lm_calls": calls + more}))
+    if small is None:
+        return
+    assert large is not None
+    for name in ("n_validation", "reserve", "group_size", "drafts"):
+        assert getattr(small, name) <= getattr(large, name)
+
+
+# ---------------------------------------------------------------------- small budgets
+
+
+@given(any_facts)
+def test_a_refusal_names_the_smallest_budget_that_can_learn(known: Facts) -> None:
+    try:
+        Schedule.derive(known)
+    except SettingsError as error:
+        name, _, rest = str(error).partition("=")
+        enough = int(rest.rpartition("pass at least ")[2].rstrip("."))
+    else:
+        return
+    field = {"max_lm_calls": "lm_calls", "max_metric_calls": "metric_calls"}[name]
+    others = {own: getattr(known, own) for own in known.__slots__} | {
+        "lm_calls": None,
+        "metric_calls": None,
+    }
+    assert derived(Facts(**others | {field: enough})) is not None
+    if known.calls_per_rollout == 1:
+        assert derived(Facts(**others | {field: enough - 1})) is None
+
+
+def test_a_budget_is_not_refused_because_of_what_a_rollout_is_assumed_to_take() -> None:
+    schedule = Schedule.derive(facts(lm_calls=12, calls_per_rollout=9.0))
+    assert (schedule.group_size, schedule.batch_size, schedule.n_validation) == (2, 2, 2)
+
+
+def test_dollars_are_not_refused_because_of_what_a_call_is_assumed_to_cost() -> None:
+    schedule = Schedule.derive(facts(assumed_calls=0.1))
+    assert (schedule.group_size, schedule.batch_size, schedule.n_validation) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("lm_calls", "figures"),
+    [
+        (11, (2, 2, 2, 4)),
+        (20, (2, 2, 6, 12)),
+        (30, (2, 5, 6, 12)),
+        (60, (2, 5, 6, 12)),
+    ],
+)
+def test_a_small_budget_is_fitted_to_a_whole_update(
+    lm_calls: int, figures: tuple[int, ...]
+) -> None:
+    names = ("group_size", "batch_size", "n_validation", "reserve")
+    assert chosen(*names, n_examples=18, lm_calls=lm_calls) == figures
+
+
+def test_a_budget_that_cannot_learn_is_refused_before_the_first_call() -> None:
+    lm = scripted_lm([("", chat(answer="yes"))])
+    with dspy.context(lm=lm), pytest.raises(SettingsError) as refusal:
+        TrainingFreeGRPO(metric, max_lm_calls=10).compile(student(), trainset=questions(12))
+    assert str(refusal.value) == (
+        "max_lm_calls=10: the smallest run that can learn makes 8 rollouts and 3 reflections, 11 "
+        "LM calls if a rollout takes 1; pass at least 11."
+    )
+    assert lm.engine.n_calls() == 0
+
+
+def test_a_group_size_that_the_budget_does_not_pay_for_is_refused_not_changed() -> None:
+    with pytest.raises(SettingsError, match="makes 24 rollouts and 3 reflections"):
+        Schedule.derive(facts(lm_calls=20), group_size=10)
+
+
+# ---------------------------------------------------------------------- in the optimizer
+
+
+def metric(example: dspy.Example, pred: dspy.Prediction) -> float:
+    return float(example.answer == pred.answer)
+
+
+def student() -> dspy.Module:
+    return dspy.Predict("question -> answer")
+
+
+def questions(n: int) -> list[dspy.Example]:
+    return [
+        dspy.Example(question=f"question {i}", answer="yes").with_inputs("question")
+        for i in range(n)
+    ]
+
+
+def prepared(program: Any = None, n: int = 30, **arguments: Any) -> Any:
+    settings = TrainingFreeGRPO(metric, **arguments).settings
+    with dspy.context(lm=scripted_lm([])):
+        return prepare(settings, program or student(), questions(n), None)[0]
+
+
+def test_a_run_reads_plain_numbers_and_what_the_user_set() -> None:
+    settings = prepared(
+        max_lm_calls=200, epochs=2, reflection=Reflection(drafts=1), execution=Execution()
+    )
+    assert (settings.group_size, settings.batch_size, settings.epochs) == (2, 5, 2)
+    assert (settings.max_demos, settings.drafts, settings.max_staleness) == (4, 1, 1)
+    assert settings.temperature == 0.7
+
+
+def test_the_papers_schedule_is_not_derived() -> None:
+    settings = TrainingFreeGRPO.paper(metric, max_lm_calls=5000).settings
+    with dspy.context(lm=scripted_lm([])):
+        run, _, _ = prepare(settings, student(), questions(30), None)
+    assert (run.group_size, run.epochs, run.drafts, run.max_demos) == (5, 3, 0, 0)
+    assert (run.max_staleness, run.schedule.groups_per_call) == (0, 1)
+    assert run.batch_size >= 30
+
+
+@pytest.mark.parametrize(
+    ("auto", "n", "max_lm_calls"),
+    [
+        ("light", 18, 100),
+        ("medium", 18, 200),
+        ("heavy", 18, 400),
+        ("light", 150, 500),
+        ("medium", 150, 1200),
+        ("heavy", 150, 3000),
+    ],
+)
+def test_auto_is_a_number_of_lm_calls_that_fits_the_data(
+    auto: str, n: int, max_lm_calls: int
+) -> None:
+    assert prepared(n=n, auto=auto).max_lm_calls == max_lm_calls
+
+
+def test_auto_counts_each_call_of_a_rollout() -> None:
+    class Two(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = student(), student()
+
+    assert prepared(Two(), n=150, auto="light").max_lm_calls == 1000
+
+
+def test_an_explicit_number_of_calls_wins_over_auto() -> None:
+    assert prepared(auto="heavy", max_lm_calls=150).max_lm_calls == 150
+
+
+def test_dollars_are_turned_into_calls_by_what_one_is_assumed_to_cost() -> None:
+    prices = Execution(prices={"scripted": (1.0, 2.0)})
+    lm = scripted_lm([], max_tokens=100)
+    few, many = [
+        TrainingFreeGRPO(metric, max_cost=dollars, execution=prices).settings
+        for dollars in (0.05, 5.0)
+    ]
+    with dspy.context(lm=lm):
+        lm.model = "scripted"
+        schedules = [
+            prepare(own, student(), questions(90), None)[0].schedule for own in (few, many)
+        ]
+    assert schedules[0].reserve < schedules[1].reserve
+    assert schedules[0].group_size == 2
+
+
+def test_estimate_stays_within_the_budget_and_shows_the_schedule() -> None:
+    with dspy.context(lm=scripted_lm([])):
+        plan = TrainingFreeGRPO(metric, max_lm_calls=300).estimate(
+            student(), trainset=questions(40)
+        )
+    assert 200 <= plan.n_lm_calls <= 300
+    assert "group_size           2" in str(plan)
+
+
+def test_the_schedule_is_logged_and_stands_in_the_result(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    optimizer = TrainingFreeGRPO(metric, gate=NoGate(), epochs=1, max_lm_calls=80, progress=False)
+    rules = [("question", chat(answer="yes")), ("", chat(lessons=[], operations=[]))]
+    with dspy.context(lm=scripted_lm(rules)), caplog.at_level(logging.INFO, "tfgrpo_dspy"):
+        results = optimizer.compile(student(), trainset=questions(9)).detailed_results
+    assert "epochs               1  as you set it" in caplog.text
+    assert results.settings["batch_size"] == 5
+    assert results.schedule["epochs"] == {"value": 1, "reason": "as you set it"}
+    assert results.schedule["group_size"]["value"] == 2
