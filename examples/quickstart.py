@@ -23,11 +23,13 @@ from tfgrpo_dspy import (
     AddLessons,
     ExperienceLibrary,
     ExtractAdvantage,
+    Reflection,
     TrainingFreeGRPO,
 )
 from tfgrpo_dspy.local import PlainAdapter, local_lm
 
 N_TRAIN, N_VALIDATION, N_TEST = 12, 40, 60
+MAX_LM_CALLS = 160
 SMALL_MODEL = PlainAdapter(one_message=True)
 
 # DSPy would say of every long reply that it was cut, and of every evaluation its mean.
@@ -63,14 +65,13 @@ def optimizer_for(given: argparse.Namespace) -> TrainingFreeGRPO:
     return TrainingFreeGRPO(
         house_style,
         reflection_lm=local_lm(temperature=0.7, max_tokens=60),
-        extract_advantage=ExtractAdvantage(LessonsFromFeedback, SMALL_MODEL),
-        update_library=AddLessons(),
-        group_size=4,
-        batch_size=6,
-        epochs=1,
-        max_staleness=0,  # two updates only: the second goes on from what the first has learned
+        max_lm_calls=MAX_LM_CALLS,
         max_experiences=5,
-        max_experience_words=12,
+        reflection=Reflection(
+            extract=ExtractAdvantage(LessonsFromFeedback, SMALL_MODEL),
+            update=AddLessons(),
+            max_experience_words=12,
+        ),
         seed=given.seed,
     )
 
