@@ -25,7 +25,6 @@ from tfgrpo_dspy import (
     best_so_far,
 )
 from tfgrpo_dspy.pipeline.demonstrating import Demonstrator
-from tfgrpo_dspy.pipeline.heldout import chance_of_gain, gain_between
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step, condensed, whole
 from tfgrpo_dspy.sampling import Demo, demos_of, with_demos
 
@@ -428,31 +427,3 @@ def test_demos_are_read_as_they_were_noted(made: list[tuple[str, dict[str, str]]
     demos = tuple(Demo(name, fields) for name, fields in made)
     noted = json.loads(json.dumps([demo.to_dict() for demo in demos]))
     assert tuple(map(Demo.from_dict, noted)) == demos
-
-
-# ---------------------------------------------------------------------- whether they help
-
-SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=30)
-
-
-@given(SCORES)
-def test_a_gain_is_as_likely_as_the_loss_the_other_way_round(pairs: list[Any]) -> None:
-    before, after = zip(*pairs, strict=True)
-    chance, other = chance_of_gain(before, after), chance_of_gain(after, before)
-    assert 0 <= chance <= 1
-    gain = gain_between(before, after)
-    assert gain is not None
-    if gain.low is not None:
-        assert chance + other == pytest.approx(1)
-        assert (chance >= 0.975 - 1e-9) == (gain.low >= -1e-9) or abs(gain.low) < 1e-6
-    else:
-        assert chance == float(gain.mean > 1e-9)
-
-
-def test_scores_that_are_missing_are_left_out() -> None:
-    assert chance_of_gain([0.0, None, 0.0], [1.0, 0.0, None]) == 1.0
-    assert chance_of_gain([None], [1.0]) == 0.0
-    assert chance_of_gain([], []) == 0.0
-    assert chance_of_gain([0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 1.0]) == pytest.approx(
-        0.9085, abs=1e-3
-    )

@@ -255,15 +255,6 @@ class Ledger:
             self._check()
             self.n_metric_calls += n_calls
 
-    def metric_calls_lack(self, n_calls: int) -> str:
-        """Why so many metric calls cannot be taken; "" if they can."""
-        limit = self.budget.max_metric_calls
-        with self._lock:
-            taken = self.n_metric_calls + self._reserved_metric_calls
-            if limit is None or taken + n_calls <= limit:
-                return ""
-            return f"max_metric_calls={limit} is used up ({n_calls} were needed next)"
-
     def note_metric_call(self) -> None:
         """A metric call that was taken before is made now."""
         with self._lock:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
 
 from tfgrpo_dspy.results import (
     CONFIDENCE,
@@ -66,19 +66,6 @@ def gain_of(pairs: Sequence[tuple[float | None, float | None]]) -> Gain | None:
         return Gain(mean, None, None, len(gains))
     half = float(stdtrit(len(gains) - 1, (1 + CONFIDENCE) / 2)) * error
     return Gain(mean, mean - half, mean + half, len(gains))
-
-
-def chance_of_gain(before: Scores, after: Scores) -> float:
-    """How likely it is that the mean gains, by Student's t over the pairs.
-
-    Where these say nothing of their spread, what they say is certain: 1.0 for a gain, 0.0 for none.
-    """
-    pairs = zip(before, after, strict=False)
-    gains = [new - old for old, new in pairs if new is not None and old is not None]
-    error = _error(gains)
-    if error is None:
-        return float(bool(gains) and statistics.fmean(gains) > ROUNDING)
-    return float(stdtr(len(gains) - 1, statistics.fmean(gains) / error))
 
 
 def _error(gains: Sequence[float]) -> float | None:

@@ -27,7 +27,6 @@ from tfgrpo_dspy.settings.schedule import Schedule
 
 __all__ = [
     "DEFAULT_TEMPERATURE",
-    "LEAST_VALIDATION",
     "PRESETS",
     "WHOLE_TRAINSET",
     "Execution",
@@ -40,8 +39,6 @@ __all__ = [
 
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_THREADS = 8
-LEAST_VALIDATION = 10
-"""Validation examples that are used however small the budget is."""
 WHOLE_TRAINSET = 2**31
 """A batch size that no training set reaches: one batch an epoch."""
 PRESETS = ("light", "medium", "heavy")
