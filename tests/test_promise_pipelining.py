@@ -213,6 +213,11 @@ def contrasting(prompt: Prompt) -> str:
     return chat(answer="please" if is_good else "no")
 
 
+def failing(prompt: Prompt) -> str:
+    """In training every rollout fails."""
+    return contrasting(prompt) if prompt.temperature is None else chat(answer="no")
+
+
 def one_lesson(prompt: Prompt) -> str:
     return lessons(ADVICE[example_of(prompt)])
 
@@ -222,16 +227,21 @@ def add_all(prompt: Prompt) -> str:
     return operations(*({"op": "ADD", "text": text, "lessons": [1]} for text in texts))
 
 
-RULES: list[Rule] = [(EXTRACT, one_lesson), (UPDATE, add_all), ("question", contrasting)]
+RULES: list[Rule] = [(EXTRACT, one_lesson), (UPDATE, add_all)]
 
 
 class Fruitful:
     """One epoch over the eight examples, in which every group gives its lesson."""
 
-    def __init__(self, before: Callable[[Prompt], None] | None = None, **changes: Any) -> None:
+    def __init__(
+        self,
+        before: Callable[[Prompt], None] | None = None,
+        answers: Callable[[Prompt], str] = contrasting,
+        **changes: Any,
+    ) -> None:
         chosen = {"group_size": 2, "epochs": 1, "batch_size": 2, "progress": False}
         chosen |= {"num_threads": 16, "gate": NoGate(), "update": None}
-        self.lm = scripted_lm(RULES, before=before)
+        self.lm = scripted_lm([*RULES, ("question", answers)], before=before)
         optimizer = grpo(is_polite, **(chosen | changes))
         with dspy.context(lm=self.lm):
             self.optimized = optimizer.compile(
@@ -289,9 +299,10 @@ def test_the_rollouts_of_a_batch_see_the_library_of_so_many_updates_before(
     assert seen == {b: {tuple(in_order[: 2 * max(0, b - staleness)])} for b in range(4)}
 
 
+@pytest.mark.parametrize("answers", [contrasting, failing])
 @pytest.mark.parametrize("staleness", [0, 1, 2])
 def test_lessons_come_in_the_order_of_the_groups_though_the_last_group_is_done_first(
-    staleness: int, batches: list[list[int]]
+    staleness: int, answers: Callable[[Prompt], str], batches: list[list[int]]
 ) -> None:
     """And a lesson is drawn while other rollouts of its batch still run."""
     was_extracted = {last: threading.Event() for _, last in batches}
@@ -305,7 +316,7 @@ def test_lessons_come_in_the_order_of_the_groups_though_the_last_group_is_done_f
         if example in waits_for and not waits_for[example].wait(WAIT_S):
             in_vain.append(example)
 
-    run = Fruitful(before, max_staleness=staleness, update=AddLessons())
+    run = Fruitful(before, answers, max_staleness=staleness, update=AddLessons())
     assert in_vain == []
     in_order = [ADVICE[example] for examples in batches for example in examples]
     assert [text for update in run.updates for text in update.lessons] == in_order

@@ -101,7 +101,9 @@ class Teacher:
             and self._settings.reflection.failure_analysis
             and group.has_feedback
         ):
-            use = self._use_beside(group, batch, await all_groups)
+            use = self._use_beside(group, batch, [group])
+            if use not in TEACHING:  # the rest of the batch can only make it look worse
+                use = self._use_beside(group, batch, await all_groups)
         if use in TEACHING and self.gave_up(batch) and not group.has_feedback:
             return "not reflected on"
         return use
