@@ -1,16 +1,16 @@
 """The end of a run: a race on the validation set says which program is returned."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from tfgrpo_dspy.budget import Account
+from tfgrpo_dspy.budget import Account, Amount
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate import Decision, Part, Race, advice_of
 from tfgrpo_dspy.pipeline.heldout import Comparison, gain_between, summary_of
-from tfgrpo_dspy.pipeline.measuring import Measurements
+from tfgrpo_dspy.pipeline.measuring import Measurements, Pair
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.reflection import estimate_tokens
 from tfgrpo_dspy.results import DemoTrial, Finalist
@@ -99,20 +99,23 @@ class FinalChoice:
         return self._choice(candidates, race)
 
     def _measure(self, candidates: Sequence[Candidate], pairs: Sequence[tuple[int, int]]) -> None:
-        for has_demos, measured in self._measured.items():
-            wanted = [
-                (candidates[c].library, place)
-                for c, place in pairs
-                if candidates[c].has_demos == has_demos
-            ]
-            taken = self._runs[has_demos].schedule.run(measured.run(wanted))
-            self._account = self._account.after_rollouts(taken, len(wanted))
+        wanted: dict[bool, list[Pair]] = {has_demos: [] for has_demos in self._measured}
+        for c, place in pairs:
+            wanted[candidates[c].has_demos].append((candidates[c].library, place))
+        for has_demos, taken in self._runs[False].schedule.run(self._taken_by(wanted)).items():
+            self._account = self._account.after_rollouts(taken, len(wanted[has_demos]))
         floor = min(measured.lowest for measured in self._measured.values())
         found = {has_demos: of_each.scores(floor) for has_demos, of_each in self._measured.items()}
         self._scores = {
             (c, place): found[candidates[c].has_demos][candidates[c].library, place]
             for c, place in [*self._scores, *pairs]
         }
+
+    async def _taken_by(self, wanted: Mapping[bool, Sequence[Pair]]) -> dict[bool, Amount]:
+        """What the rollouts of a round take, which are all under way at once."""
+        spawn = self._runs[False].schedule.spawn
+        begun = {d: spawn(self._measured[d].run(pairs)) for d, pairs in wanted.items()}
+        return {has_demos: await taken for has_demos, taken in begun.items()}
 
     def _n_left(self) -> int | None:
         """How many rollouts the budget pays for; None: it sets no limit."""
