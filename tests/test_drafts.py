@@ -164,6 +164,23 @@ def test_drafts_come_before_the_first_training_rollout_where_batches_do_not_over
     assert kinds == ["draft"] * 3 + ["rollout"] * 48
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "staleness", "without"), [(4, 1, 4), (4, 3, 8), (8, 1, 8), (12, 1, 0)]
+)
+def test_at_most_eight_examples_are_sampled_before_the_drafts_are_decided(
+    batch_size: int, staleness: int, without: int
+) -> None:
+    run = Run(batch_size=batch_size, max_staleness=staleness)
+    rollouts = [
+        prompt.text
+        for prompt in run.lm.engine.prompts
+        if not re.search(f"{DRAFT}|{UPDATE}|{EXTRACT}", prompt.text)
+    ]
+    training = [text for text in rollouts if min(numbers(text)) < 24]
+    told = [text for text in training if any(lesson in text for lesson in LESSONS.values())]
+    assert (len(training), len(training) - len(told)) == (48, 2 * without)
+
+
 # ---------------------------------------------------------------------- what becomes of it
 
 

@@ -58,6 +58,9 @@ logger = logging.getLogger(__name__)
 
 N_PROBED = 2
 """How many rollouts a probe makes."""
+WITHOUT_DRAFTS = 8
+"""How many examples are sampled at most before the drafts are decided: more would mostly teach what
+the drafts say."""
 
 
 class Pipeline:
@@ -510,7 +513,7 @@ class Batches:
             await pipeline.begin(self._n_updates)
         if update == self._n_updates:
             raise StopAsyncIteration
-        last_known = update - 1 - pipeline.settings.max_staleness
+        last_known = self._last_known(update)
         await pipeline.library_after(last_known)
         decision = pipeline.decision_after(last_known)
         if update < self._n_drafts:
@@ -539,6 +542,13 @@ class Batches:
             decision,
             n_rollouts=len(examples) * self._group_size,
         )
+
+    def _last_known(self, update: int) -> int:
+        """The update after which the batch of this one is made."""
+        last_known = update - 1 - self._pipeline.settings.max_staleness
+        if self._n_drafts and update * self._size > WITHOUT_DRAFTS:
+            return max(last_known, 0)
+        return last_known
 
 
 def _schedule(settings: RunSettings, ledger: Ledger, archive: Archive) -> Schedule:
