@@ -115,9 +115,19 @@ def test_without_a_validation_set_there_is_no_reserve_and_there_are_no_demos() -
     assert (schedule.reserve, schedule.n_validation, schedule.max_demos) == (0, 0, 0)
 
 
-@pytest.mark.parametrize(("n_threads", "staleness"), [(1, 1), (8, 1), (16, 2), (20, 2), (64, 4)])
-def test_many_threads_let_more_batches_overlap(n_threads: int, staleness: int) -> None:
-    assert chosen("max_staleness", n_threads=n_threads, lm_calls=200) == (staleness,)
+@pytest.mark.parametrize(
+    ("n_threads", "n_examples", "figures"),
+    [
+        *((1, 40, (5, 1)), (8, 40, (5, 1)), (16, 40, (7, 1)), (20, 40, (7, 2)), (64, 40, (7, 4))),
+        *((8, 80, (7, 1)), (12, 80, (11, 1)), (16, 80, (14, 1)), (16, 200, (16, 1))),
+        (32, 15, (5, 3)),
+    ],
+)
+def test_many_threads_have_larger_batches_and_where_these_do_not_suffice_more_that_overlap(
+    n_threads: int, n_examples: int, figures: tuple[int, int]
+) -> None:
+    known = {"n_threads": n_threads, "n_examples": n_examples, "lm_calls": 200}
+    assert chosen("batch_size", "max_staleness", **known) == figures
 
 
 def test_a_budget_of_metric_calls_is_shared_in_the_same_way() -> None:

@@ -20,6 +20,9 @@ SMALL_GROUP, GROUP = 2, 3
 LEAST_BATCH, MOST_BATCH, BATCH_SHARE = 5, 8, 8
 """A batch is an eighth of the training set, between 5 and 8 (gate study): small steps learn more
 from the same calls."""
+USUAL_THREADS, LARGEST_SHARE = 8, 4
+"""More threads than 8 have larger batches, in proportion, up to a quarter of the training set: they
+are busier than with more staleness, and lose no more score (`benchmarks/utilisation.py`)."""
 EPOCHS, EPOCHS_OF_A_BUDGET = 5, 50
 """Without a budget 5 epochs; with one, the budget or a finished run ends it long before 50."""
 STALENESS, MOST_STALENESS = 1, 4
@@ -209,10 +212,13 @@ def _group_size(facts: Facts, _chosen: Mapping[str, int]) -> tuple[int, str]:
 
 
 def _batch_size(facts: Facts, _chosen: Mapping[str, int]) -> tuple[int, str]:
-    size = min(MOST_BATCH, max(LEAST_BATCH, math.ceil(facts.n_training / BATCH_SHARE)))
-    return size, (
-        f"an eighth of {facts.n_training} training examples, from {LEAST_BATCH} to {MOST_BATCH}"
-    )
+    n, threads = facts.n_training, facts.n_threads
+    size = min(MOST_BATCH, max(LEAST_BATCH, math.ceil(n / BATCH_SHARE)))
+    reason = f"an eighth of {n} training examples, from {LEAST_BATCH} to {MOST_BATCH}"
+    larger = min(math.ceil(size * threads / USUAL_THREADS), math.ceil(n / LARGEST_SHARE))
+    if larger > size:
+        return larger, f"{reason}; more for {threads} threads, at most a quarter"
+    return size, reason
 
 
 def _epochs(facts: Facts, _chosen: Mapping[str, int]) -> tuple[int, str]:
