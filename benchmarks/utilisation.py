@@ -1,0 +1,256 @@
+"""How busy many threads are, and what that costs in learning. SIMULATED: worlds of `worlds.py`.
+
+    python benchmarks/utilisation.py                    # the published tables, about ten minutes
+    python benchmarks/utilisation.py --quick            # two timed seeds and four others, from 0
+    python benchmarks/utilisation.py --show benchmarks/results/utilisation.json
+
+`TrainingFreeGRPO(metric, reflection_lm=..., max_lm_calls=N, num_threads=T)`, nothing else set, on
+80 cases of ten kinds. Every LM call sleeps for a time with a heavy tail: lognormal, sigma 1, median
+.25 s (mean .41 s; one call in a hundred takes 2.6 s or more), drawn from seed, prompt and rollout
+id, so it is the same in every run. What engine and optimizer compute comes on top, as it would.
+
+**Utilisation** is the time that calls slept, over threads x wall time: of the *training*, which
+ends when the last update is decided (*least*: the lowest of all runs), and of the *whole* run, with
+the race on the validation set. *Work* is the time that all calls slept. Timed runs sleep beside
+each other (`--jobs`); then runs without sleep are made for scores, as latencies change no library:
+*same* says in how many timed runs the library is the one of the run without sleep.
+
+**Score** is the exact held-out score of the result (see `worlds.py`), beside that of the same seed
+and budget *without overlap* (one thread, `max_staleness=0`) and *with one thread* (its own
+schedule).
+
+**Seeds**: 0 to 99 are for choosing, 100 and up for showing.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import dspy
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from worlds import cells
+from worlds_engine import WorldEngine
+from worlds_model import World
+
+from tfgrpo_dspy import Execution, TrainingFreeGRPO
+
+OUT = Path(__file__).parent / "results" / "utilisation.json"
+CELLS = ("kinds/words/named/.25", "kinds/codes/unnamed/.25", "kinds/words/unnamed/.5", "broad/5/1")
+BUDGETS, THREADS, TIMED = (400, 800), (4, 8, 16), CELLS[:2]
+USUAL_THREADS = 8
+"""Up to so many threads, the schedule is that of one."""
+MEDIAN_S, SIGMA = 0.25, 1.0
+JOBS = 6
+BAR, LOSS, BAR_THREADS = 0.6, 0.01, 16
+"""What is asked of 16 threads: utilisation at least, and loss of score at most."""
+Case = tuple[str, int, int, int, int | None, float]
+"""Cell, budget, seed, threads, staleness (None: derived), median sleep in seconds."""
+
+
+class SleepingEngine(WorldEngine):
+    """Sleeps before it answers, and notes when it slept and for whom."""
+
+    def __init__(self, world: World, median_s: float) -> None:
+        super().__init__(world)
+        self.slept: list[tuple[float, float]] = []
+        self._median_s = median_s
+        self._never = threading.Event()
+
+    def complete(self, request: Any) -> Any:
+        if self._median_s:
+            asked = f"{self.world.seed}/{request.config.seed}/{request.system}/{request.messages}"
+            drawn = random.Random(hashlib.sha256(asked.encode()).digest())
+            began = time.perf_counter()
+            self._never.wait(self._median_s * math.exp(drawn.gauss(0.0, SIGMA)))
+            self.slept.append((began, time.perf_counter()))
+        return super().complete(request)
+
+
+class Timed(TrainingFreeGRPO):
+    """Notes when its training ended."""
+
+    trained_s = 0.0
+
+    async def _loop(self, pipeline: Any) -> None:
+        try:
+            await super()._loop(pipeline)
+        finally:  # a budget may end it anywhere
+            self.trained_s = time.perf_counter()
+
+
+def run(case: Case) -> dict[str, Any]:
+    """One compile, measured."""
+    cell, budget, seed, threads, staleness, median_s = case
+    dspy.configure_cache(enable_disk_cache=False)  # a new one: no run profits from another
+    world = World(cells()[cell], seed)
+    engine = SleepingEngine(world, median_s)
+    policy = dspy.LM("worlds/policy", engine=engine, temperature=0.0, max_tokens=4000)
+    reflection = dspy.LM("worlds/reflection", engine=engine, temperature=1.0, max_tokens=32000)
+    optimizer = Timed(
+        world.metric,
+        reflection_lm=reflection,
+        max_lm_calls=budget,
+        num_threads=threads,
+        seed=seed,
+        progress=False,
+        execution=None if staleness is None else Execution(max_staleness=staleness),
+    )
+    began = time.perf_counter()
+    with dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
+        program = optimizer.compile(world.student(), trainset=world.examples())
+    ended = time.perf_counter()
+    results = program.detailed_results
+    return {
+        **dict(zip(("cell", "budget", "seed", "threads", "asked", "median_s"), case, strict=True)),
+        "batch": results.schedule["batch_size"]["value"],
+        "staleness": results.schedule["max_staleness"]["value"],
+        "score": world.score(world.held(program)),
+        "library": hashlib.sha256(json.dumps(results.library).encode()).hexdigest()[:16],
+        "calls": engine.calls.total(),
+        "updates": len(results.updates),
+        "wall_s": ended - began,
+        "work_s": sum(end - start for start, end in engine.slept),
+        "training": _used(engine.slept, began, optimizer.trained_s, threads),
+        "whole": _used(engine.slept, began, ended, threads),
+    }
+
+
+def _used(slept: Sequence[tuple[float, float]], began: float, ended: float, threads: int) -> float:
+    """The share of the threads' time that was slept."""
+    busy = sum(max(0.0, min(end, ended) - start) for start, end in slept)
+    return busy / (threads * (ended - began))
+
+
+# ---------------------------------------------------------------- tables
+def rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each budget and number of threads."""
+    awake = {_key(r, r["threads"], r["asked"]): r for r in runs if not r["median_s"]}
+    found = []
+    for budget in sorted({r["budget"] for r in runs}):
+        for threads in (1, *THREADS):
+            planned = 1 if threads <= USUAL_THREADS else threads
+            timed = [r for r in runs if r["median_s"] and r["budget"] == budget]
+            timed = [r for r in timed if r["threads"] == threads]
+            own = [r for r in awake.values() if (r["budget"], r["threads"]) == (budget, planned)]
+            own = [r for r in own if planned > 1 or r["asked"] is None]
+            row = {name: own[0][name] for name in ("budget", "batch", "staleness")}
+            row |= {"threads": threads, "score": fmean(r["score"] for r in own)}
+            if timed:
+                names = ("training", "whole", "wall_s", "work_s")
+                row |= {name: fmean(r[name] for r in timed) for name in names}
+                row["least"] = min(r["training"] for r in timed)
+                twins = [awake[_key(r, planned, r["asked"])] for r in timed]
+                same = sum(r["library"] == t["library"] for r, t in zip(timed, twins, strict=True))
+                row["same"] = f"{same} of {len(timed)}"
+            for name, asked in (("no overlap", 0), ("one thread", None)):
+                gains = [r["score"] - awake[_key(r, 1, asked)]["score"] for r in own]
+                error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
+                row[name] = (fmean(gains), error)
+            found.append(row)
+    return found
+
+
+def _key(run: Mapping[str, Any], threads: int, asked: int | None) -> tuple[Any, ...]:
+    return (run["cell"], run["budget"], run["seed"], threads, asked)
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """Prints a result file, and whether the bar is reached."""
+    console = Console(width=120)
+    table = Table(box=box.SIMPLE_HEAD)
+    heads = ("LM calls", "threads", "batch", "staleness", "training", "least", "whole")
+    for name in (*heads, "wall s", "work s", "same", "score", "- no overlap", "- one thread"):
+        table.add_column(name, justify="right")
+    shown = rows(results["runs"])
+    for row in shown:
+        timed = [f"{row[n]:.2f}" if n in row else "" for n in ("training", "least", "whole")]
+        timed += [f"{row[n]:.0f}" if n in row else "" for n in ("wall_s", "work_s")]
+        beside = [f"{row[n][0]:+.3f} ± {row[n][1]:.3f}" for n in ("no overlap", "one thread")]
+        first = [str(row[n]) for n in ("budget", "threads", "batch", "staleness")]
+        table.add_row(*first, *timed, row.get("same", ""), f"{row['score']:.3f}", *beside)
+    seeds = f"seeds {results['timed_seeds']} timed, {results['seeds']} for scores"
+    console.print(f"{seeds}; simulated; ± one standard error")
+    console.print(table)
+    for row in shown:
+        if row["threads"] == BAR_THREADS and "training" in row:
+            lost = min(row["no overlap"][0], row["one thread"][0])
+            told = "reached" if row["training"] >= BAR and lost >= -LOSS else "NOT reached"
+            console.print(
+                f"{row['budget']} LM calls, {BAR_THREADS} threads: utilisation at least {BAR}, "
+                f"at a loss of score of at most {LOSS}: {told}"
+            )
+
+
+# ---------------------------------------------------------------- the command
+def main() -> None:
+    """Runs everything, writes it, shows it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--first-seed", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=12, help="how many, without sleep")
+    parser.add_argument("--timed", type=int, default=3, help="how many of them also with sleep")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--jobs", type=int, default=JOBS, help="timed runs at once")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--show", type=Path, help="print the tables of a result file")
+    asked = parser.parse_args()
+    if asked.show:
+        show(json.loads(asked.show.read_text()))
+        return
+    if asked.quick:
+        asked.first_seed, asked.seeds, asked.timed = 0, 4, 2
+    seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
+    timed_seeds = seeds[: asked.timed]
+    done = _run_all(_cases(TIMED, timed_seeds, THREADS, MEDIAN_S, None), asked.jobs)
+    awake = _cases(CELLS, seeds, (1, BAR_THREADS), 0.0, None) + _cases(CELLS, seeds, (1,), 0.0, 0)
+    done += _run_all(awake, os.cpu_count() or 1)
+    results = {
+        "command": " ".join(["python", *sys.argv]),
+        "versions": {name: version(name) for name in ("tfgrpo-dspy", "dspy")},
+        "python": sys.version.split()[0],
+        "timed_seeds": [*timed_seeds],
+        "seeds": [*seeds],
+        "runs": done,
+    }
+    asked.out.write_text(json.dumps(results, indent=1) + "\n")
+    show(results)
+
+
+def _run_all(cases: Sequence[Case], jobs: int) -> list[dict[str, Any]]:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
+        return list(pool.map(run, cases))
+
+
+def _cases(
+    names: Sequence[str],
+    seeds: Sequence[int],
+    threads: Sequence[int],
+    median_s: float,
+    staleness: int | None,
+) -> list[Case]:
+    return [
+        (name, budget, seed, n, staleness, median_s)
+        for name in names
+        for budget in BUDGETS
+        for seed in seeds
+        for n in threads
+    ]
+
+
+if __name__ == "__main__":
+    main()
