@@ -171,7 +171,7 @@ def _key(run: Mapping[str, Any], threads: int, asked: int | None) -> tuple[Any, 
 
 def show(results: Mapping[str, Any]) -> None:
     """Prints a result file, and whether the bar is reached."""
-    console = Console(width=120)
+    console = Console(width=140)
     table = Table(box=box.SIMPLE_HEAD)
     heads = ("LM calls", "threads", "batch", "staleness", "training", "least", "whole")
     for name in (*heads, "wall s", "work s", "same", "score", "- no overlap", "- one thread"):
