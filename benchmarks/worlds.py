@@ -67,6 +67,8 @@ from tfgrpo_dspy import NoGate, TrainingFreeGRPO
 ROWS = ("tfgrpo", "no gate", "gepa-8")
 BUDGETS = (200, 400, 800)
 N_VAL, MINIBATCH = 20, 8
+CROWDED = ((2, 0), (3, 3))
+"""Right and harmful lines of the crowded worlds."""
 SMALL = {"group_size": 2, "batch_size": 8, "epochs": 20}
 """The schedule of GATE's study, for rows whose name ends in 'small'."""
 OUT = Path(__file__).parent / "results"
@@ -92,6 +94,10 @@ def cells() -> dict[str, Cell]:
     ]
     others = [
         *(Cell(f"broad/{r}/{h}", n_right=r, n_harmful=h) for r, h in ((9, 0), (5, 1), (1, 5))),
+        *(
+            Cell(f"crowded/{r}/{h}", n_right=r, n_harmful=h, crowded=True)
+            for r, h in ((2, 0), (3, 3))
+        ),
         Cell("leaks", leaking=0.25),
         Cell("leaks/words", "words", leaking=0.25),
         Cell("nothing/kinds ignored", wrong=0.25, ignores=True),

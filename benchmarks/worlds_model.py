@@ -22,6 +22,8 @@ KNOWN, MISLED = 0.97, 0.05
 """The chance of success with the right lesson of the kind, and with a wrong one."""
 BROAD_RIGHT, BROAD_HARM, LEAK_HARM = 0.07, -0.10, -0.02
 """What a line for every example adds; and a leaking lesson, elsewhere than on its own case."""
+CROWDED_RIGHT = 0.25
+"""What a line adds alone, where lines crowd each other: their effects are averaged."""
 N_WRONG = 4
 """How many wrong codes a kind has."""
 STAGES = ("sort", "reply")
@@ -99,6 +101,7 @@ class Cell:
     perfect: bool = False
     graded: bool = False
     two: bool = False
+    crowded: bool = False
 
     @property
     def points(self) -> float:
@@ -232,7 +235,10 @@ class World:
         if what["right"] or what["wrong"]:
             chance = best * what["right"] + MISLED * what["wrong"]
             chance /= what["right"] + what["wrong"]
-        chance += BROAD_RIGHT * what["broad right"] + BROAD_HARM * what["broad harmful"]
+        right, harm, n = BROAD_RIGHT, BROAD_HARM, 1
+        if self.cell.crowded:
+            right, n = CROWDED_RIGHT, max(1, len(lessons))
+        chance += (right * what["broad right"] + harm * what["broad harmful"]) / n
         chance = best if is_told else chance + LEAK_HARM * n_leaks
         return min(max(0.02, chance), max(unaided, 0.98))
 

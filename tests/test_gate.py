@@ -342,18 +342,24 @@ def test_finalists_are_the_whole_result_its_best_halves_and_the_best_alone() -> 
     assert sizes == [5, 1, 4, 1, 2, 1]
 
 
+def test_where_no_experience_is_likely_to_help_the_best_are_finalists_alone() -> None:
+    world = World(lambda _example, _texts: 0.5)
+    decision = world.decide(*(Add(text) for text in ("Ask.", "Look.", "Wait.", "Think.")))
+    for _ in range(3):
+        decision = world.decide()
+    assert not decision.result
+    assert decision.library
+    finalists = world.gate.finalists(decision)
+    assert {len(library) for library in finalists} == {0, 1}
+    assert set().union(*map(texts_of, finalists)) <= texts_of(decision.library)
+
+
 def test_without_a_gate_every_operation_stays() -> None:
     library = ExperienceLibrary([Experience("E1", "Ask."), Experience("E2", "Guess.")])
     evidence = RunEvidence(Decision(library, "start"), (Delete("E2"), Add("Answer.")))
     decision = NoGate().decide(evidence)
     assert [e.text for e in decision.library] == ["Ask.", "Answer."]
     assert NoGate().assign(GroupPlan(decision, 0, 0, 2)) == (decision.library,) * 2
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0, 0.9), (0.5, 0.4), (0.1, 1.0)])
-def test_probabilities_that_make_no_sense_are_refused(low: float, high: float) -> None:
-    with pytest.raises(ValueError, match="give two probabilities"):
-        BayesianGate(drop_below=low, settle_above=high)
 
 
 @given(

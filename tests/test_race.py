@@ -93,6 +93,12 @@ def test_a_small_budget_measures_fewer_candidates_on_as_many_examples() -> None:
     assert len(scores) == 30
 
 
+def test_of_candidates_that_promise_as_much_a_small_budget_measures_the_uncertain_one() -> None:
+    parts = {"sure": Part(0.02, 0.01), "open": Part(0.02, 0.3), "worse": Part(-0.1, 0.01)}
+    race = Race((frozenset(), *(frozenset((name,)) for name in parts)), parts, 0.5, 40)
+    assert {c for c, _ in race.next({}, 20)} == {0, 2}
+
+
 def test_demos_that_change_nothing_are_not_returned() -> None:
     parts = {"a": Part(0.2, 0.05), "demos": Part(-0.01, 0.15)}
     race = Race((frozenset(), frozenset("a"), frozenset(("a", "demos"))), parts, 0.5, 40)

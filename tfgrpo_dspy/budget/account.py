@@ -87,13 +87,16 @@ class Account:
         return self.rollouts * (1 / self.n_rollouts) if self.n_rollouts else self.assumed
 
     def per_example(self, group_size: int) -> Amount:
-        """What an example of an update takes: its rollouts, and its share of the reflections."""
-        if not self.recent:
-            return self.assumed * group_size + Amount(1.0)
+        """What an example of an update takes at most: its rollouts, and a lesson.
+
+        Whatever else the latest updates took, such as retries, is expected again.
+        """
+        usual = self.per_rollout * group_size + Amount(1.0)
+        each = (usual, *self.recent)
         return Amount(
-            max(amount.n_lm_calls for amount in self.recent),
-            max(amount.n_metric_calls for amount in self.recent),
-            max(amount.cost for amount in self.recent),
+            max(amount.n_lm_calls for amount in each),
+            max(amount.n_metric_calls for amount in each),
+            max(amount.cost for amount in each),
         )
 
     def reserve(self, n_rollouts: int) -> Amount:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from tfgrpo_dspy.experience import Add, Delete, Experience, ExperienceLibrary, Modify
-from tfgrpo_dspy.gate.model import Data, Posterior, posterior, score_sd
+from tfgrpo_dspy.gate.model import PRICE, Data, above_zero, posterior, score_sd
 from tfgrpo_dspy.gate.protocol import (
     Advice,
     Belief,
@@ -22,14 +22,14 @@ from tfgrpo_dspy.gate.protocol import (
 )
 from tfgrpo_dspy.gate.relevance import index_of
 
-PRICE = 0.01
-"""What an experience must add to be worth its tokens, in standard deviations of the scores."""
 FULL = 0.9
 """The library is kept no fuller than this share, so that new experiences find room."""
-DEPLOY_ABOVE = 0.5
-"""A program is given an experience that is more likely than this to be worth its tokens."""
-DOUBTED_BELOW = 0.5
-"""An experience that the reflection LM wants deleted leaves below this probability."""
+DROP_BELOW, SETTLE_ABOVE = 0.03, 0.97
+"""An experience leaves when the probability that it is worth its price is below; from the second
+one on every rollout is given it."""
+LIKELY = 0.5
+"""A program is given an experience above this probability; one that the reflection LM wants deleted
+leaves below."""
 REPLACE_ABOVE = 0.9
 """A new text takes the place of a settled one when it is better with this probability."""
 MOST_TRIED = 0.6
@@ -45,24 +45,7 @@ class BayesianGate(Gate):
 
     A rollout is given an experience on trial with the probability that the experience is worth its
     tokens (Thompson sampling), but no more than `MOST_TRIED` of the rollouts. It costs no call.
-
-    Args:
-        drop_below: an experience leaves when the probability that it is worth its tokens is below.
-        settle_above: from this probability on every rollout is given it.
-
-    Raises:
-        ValueError: unless 0 < drop_below < settle_above < 1.
     """
-
-    drop_below: float = 0.03
-    settle_above: float = 0.97
-
-    def __post_init__(self) -> None:
-        if not 0 < self.drop_below < self.settle_above < 1:
-            raise ValueError(
-                f"drop_below={self.drop_below}, settle_above={self.settle_above}: give two "
-                f"probabilities, the first below the second."
-            )
 
     def decide(self, evidence: RunEvidence) -> Decision:
         """The library after an update, by the scores of all training groups so far."""
@@ -70,25 +53,25 @@ class BayesianGate(Gate):
         known = _known(evidence, [*library, *rivals.values()])
         if not known:
             return Decision(library, "no experiences yet")
-        values = _Values.of(evidence, known)
+        values = _Values(evidence, known)
         doubted = {op.id for op in evidence.operations if isinstance(op, Delete)}
         kept: dict[str, Experience] = {}
         dropped: dict[str, str] = {}
         for given in library:
             experience = self._better_text(given, rivals, values)
-            least = DOUBTED_BELOW if experience.id in doubted else self.drop_below
+            least = LIKELY if experience.id in doubted else DROP_BELOW
             belief = values.of_one(experience)
             if belief.chance < least:
                 dropped[experience.id] = belief.in_words()
             else:
-                is_open = belief.chance < self.settle_above or experience.id in rivals
+                is_open = belief.chance < SETTLE_ABOVE or experience.id in rivals
                 kept[experience.id] = replace(experience, effect=belief.effect, is_on_trial=is_open)
         room = max(1, int(FULL * evidence.limits.max_experiences))
         by_chance = sorted(kept.values(), key=lambda e: -values.of_one(e).chance)
         for experience in by_chance[room:]:
             belief = values.of_one(kept.pop(experience.id))
             dropped[experience.id] = f"no room: {belief.in_words()}"
-        deployable = [e for e in kept.values() if values.of_one(e).chance > DEPLOY_ABOVE]
+        deployable = [e for e in kept.values() if values.of_one(e).chance > LIKELY]
         n_open = sum(e.is_on_trial for e in kept.values())
         return Decision(
             _library(kept.values(), library),
@@ -98,7 +81,7 @@ class BayesianGate(Gate):
             beliefs=values.beliefs,
             rivals={id_: rival for id_, rival in rivals.items() if id_ in kept},
             score_sd=values.score_sd,
-            is_open=values.expected_gain_of_knowing(kept.values()) > values.price,
+            is_open=values.gain_of_knowing(kept.values()) > PRICE * values.score_sd,
         )
 
     def assign(self, plan: GroupPlan) -> Sequence[ExperienceLibrary]:
@@ -126,9 +109,14 @@ class BayesianGate(Gate):
         ranked = sorted(result, key=lambda e: -_value(decision, e))
         sizes = [2**k for k in range(1, len(ranked).bit_length() + 1) if 2**k < len(ranked)]
         nested = [{e.id for e in ranked[:size]} for size in reversed(sizes)]
-        alone = [{e.id} for e in ranked[:N_ALONE]] if len(ranked) > 1 else []
+        tried = [e for e in decision.library if decision.beliefs[advice_of(e)].n_rollouts]
+        best = sorted(tried, key=lambda e: -_value(decision, e))[:N_ALONE]
+        alone = [{e.id} for e in best] if len(ranked) != 1 else []
         mixed = [ids for pair in itertools.zip_longest(alone, nested) for ids in pair if ids]
-        return (result, *(_library([e for e in result if e.id in ids], result) for ids in mixed))
+        return (
+            result,
+            *(_library([e for e in decision.library if e.id in ids], result) for ids in mixed),
+        )
 
     def _better_text(
         self, experience: Experience, rivals: dict[str, Experience], values: "_Values"
@@ -137,12 +125,12 @@ class BayesianGate(Gate):
         rival = rivals.get(experience.id)
         if rival is None:
             return experience
-        is_settled = values.of_one(experience).chance >= self.settle_above
+        is_settled = values.of_one(experience).chance >= SETTLE_ABOVE
         if values.chance_of_more(rival, experience) > (REPLACE_ABOVE if is_settled else 0.5):
             experience, rival = rival, experience
         rivals[experience.id] = rival
         worse = values.chance_of_more(rival, experience)
-        if min(worse, values.of_one(rival).chance) < self.drop_below:
+        if min(worse, values.of_one(rival).chance) < DROP_BELOW:
             del rivals[experience.id]
         return experience
 
@@ -173,28 +161,18 @@ def _known(evidence: RunEvidence, experiences: Iterable[Experience]) -> dict[Adv
 class _Values:
     """The posterior of one decision, asked about by experience."""
 
-    def __init__(
-        self, numbers: Mapping[Advice, int], data: Data, price: float, found: Posterior
-    ) -> None:
-        self._numbers = numbers
-        self._found = found
-        self.price = price
+    def __init__(self, evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> None:
+        self._numbers = {advice: j for j, advice in enumerate(known)}
+        data = _data(evidence, known, self._numbers)
+        found = self._found = posterior(data)
         self.score_sd = score_sd(data.scores)
         counts = data.present.sum(axis=0)
         self.beliefs = {
             advice: Belief(
                 float(found.mean[j]), float(found.sd[j]), float(found.chance[j]), int(counts[j])
             )
-            for advice, j in numbers.items()
+            for advice, j in self._numbers.items()
         }
-
-    @classmethod
-    def of(cls, evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> "_Values":
-        """The values of all known advice."""
-        numbers = {advice: j for j, advice in enumerate(known)}
-        data = _data(evidence, known, numbers)
-        price = PRICE * score_sd(data.scores)
-        return cls(numbers, data, price, posterior(data, price))
 
     def of_one(self, experience: Experience) -> Belief:
         """What is believed of an experience."""
@@ -208,14 +186,11 @@ class _Values:
         difference = self._found.mean[j] - self._found.mean[k]
         return float(ndtr(difference / math.sqrt(max(variance, 1e-18))))
 
-    def expected_gain_of_knowing(self, experiences: Iterable[Experience]) -> float:
+    def gain_of_knowing(self, experiences: Iterable[Experience]) -> float:
         """By how much the score is expected to rise if every effect on trial became known."""
-        gain = 0.0
-        for belief in (self.of_one(e) for e in experiences if e.is_on_trial):
-            mean, sd = belief.mean - self.price, max(belief.sd, 1e-12)
-            density = math.exp(-0.5 * (mean / sd) ** 2) / math.sqrt(2 * math.pi)
-            gain += sd * density - abs(mean) * float(ndtr(-abs(mean) / sd))
-        return gain
+        tried = [self.of_one(e) for e in experiences if e.is_on_trial]
+        price = PRICE * self.score_sd
+        return sum(above_zero(b.mean - price, b.sd) - max(b.mean - price, 0.0) for b in tried)
 
 
 def _data(
@@ -225,12 +200,11 @@ def _data(
     training = evidence.training
     place = {example: k for k, example in enumerate(training)}
     index = index_of(evidence.texts)
-    near, tells, is_source = [], [], []
+    near, tells = [], []
     for (text, _), sources in known.items():
         relevance, does_tell = index.relevance(text, tuple(sorted(sources)))
         near.append(relevance[list(training)])
         tells.append(does_tell)
-        is_source.append([example in sources for example in training])
     rows = [
         (place[group.example], held, score)
         for group in evidence.groups
@@ -247,7 +221,6 @@ def _data(
         present=present,
         relevance=np.array(near),
         tells=np.array(tells, dtype=bool),
-        is_source=np.array(is_source, dtype=bool),
     )
 
 

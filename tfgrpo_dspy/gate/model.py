@@ -1,12 +1,10 @@
 """A Bayesian linear model of what each experience adds to the score.
 
     score of a rollout on example i
-        = level + ease of i + sum over its experiences j of (m_j + a_j r_ij + s_j o_ij) + noise
+        = level + ease of i + sum over its experiences j of (m_j + a_j r_ij) + noise
 
 `m_j` is what experience j adds on every example, `a_j` what it adds besides on those that it is
-about, and `r_ij` (0 to 1, see `relevance`) says how much example i is one of these. `s_j` is what
-it adds besides on the examples that it was learned from (`o_ij` is 1 there, else 0): a lesson that
-gives the answer of its own example away helps there, and nowhere else.
+about, and `r_ij` (0 to 1, see `relevance`) says how much example i is one of these.
 
 All terms are normal. The means that experiences have in common are weights of the same regression;
 the spreads around them are averaged over a small grid, weighted by marginal likelihood (empirical
@@ -19,6 +17,7 @@ scores of those groups are part of the data.
 
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,14 +40,16 @@ LOCAL_SPREADS = (0.2, 0.5, 1.0)
 BROAD_SPREADS = (0.01, 0.05, 0.15, 0.3)
 TOLD_BROAD_SPREAD = 0.02
 """Spread of the effect elsewhere of an experience whose text names its examples."""
-SOURCE_SPREAD = 0.3
-"""Spread of the effect on an experience's own source examples."""
 LEAST_LEFT = 0.05
 """The least share of the usual effect that is expected of an experience."""
+PRICE, TOLD_PRICE = 0.01, 0.02
+"""What an experience must add to be worth its tokens. More where its text names its examples: on
+each of the many others it may cost less than can be measured."""
 EASE = 0.5
 """Spread of the ease of examples."""
 NOISE, NOISE_COUNT = 0.8, 5.0
 """Prior of the noise within an example, worth so many rollouts."""
+ROOT_2_PI = math.sqrt(2 * math.pi)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,6 @@ class Data:
         present: which of the experiences each rollout was given; shape (n, J).
         relevance: of each example for each experience; shape (J, number of examples).
         tells: whether an experience's text says what it is about; shape (J,).
-        is_source: whether an experience was learned from an example; shape (J, number of examples).
     """
 
     examples: NDArray[np.int64]
@@ -69,14 +69,16 @@ class Data:
     present: Flags
     relevance: Matrix
     tells: Flags
-    is_source: Flags
 
 
 @dataclass(frozen=True, slots=True)
 class Posterior:
-    """Mean and standard deviation of each experience's value; P(value > price); shape (J,) each.
+    """What is believed of the experiences' values, in points of the score.
 
-    `covariance` is that of the values.
+    Args:
+        mean, sd: of each value; shape (J,).
+        chance: the probability that a value exceeds its price; shape (J,).
+        covariance: of the values; shape (J, J).
     """
 
     mean: Matrix
@@ -91,7 +93,12 @@ def score_sd(scores: Matrix) -> float:
     return spread if spread > 1e-9 else 1.0
 
 
-def posterior(data: Data, price: float) -> Posterior:
+def above_zero(mean: float, sd: float) -> float:
+    """The mean of what a normal value exceeds zero by; it counts as 0.0 below."""
+    return float(mean * ndtr(mean / sd) + sd * math.exp(-0.5 * (mean / sd) ** 2) / ROOT_2_PI)
+
+
+def posterior(data: Data) -> Posterior:
     """What the rollouts say of each experience's value.
 
     The value is the mean of `m_j + a_j r_ij` over the examples: what the experience adds on others
@@ -100,15 +107,14 @@ def posterior(data: Data, price: float) -> Posterior:
 
     Args:
         data: at least one experience.
-        price: what an experience must add to be worth its tokens, in points of the score.
     """
     n = len(data.tells)
     with _libraries().limit(limits=1, user_api="blas"):  # small matrices: threads only wait
-        first, weights = _regression(data, np.ones(n), price)
+        first, weights = _regression(data, np.ones(n))
         if not len(data.scores):
             return first
         left = _left_to_gain(data, weights, first.chance > 0.5)
-        return _regression(data, left, price)[0]
+        return _regression(data, left)[0]
 
 
 @functools.cache
@@ -137,13 +143,12 @@ def _left_to_gain(data: Data, weights: Matrix, is_given: Flags) -> Matrix:
     return np.asarray(np.maximum((share * data.relevance).sum(axis=1) / about, LEAST_LEFT))
 
 
-def _regression(data: Data, left: Matrix, price: float) -> tuple[Posterior, Matrix]:
+def _regression(data: Data, left: Matrix) -> tuple[Posterior, Matrix]:
     """The posterior of the values, and the mean of the regression's weights.
 
     Args:
         data: the rollouts.
         left: the share of the usual mean effect that is expected of an experience; shape (J,).
-        price: see `posterior`.
     """
     n = len(data.tells)
     scale = score_sd(data.scores)
@@ -151,15 +156,14 @@ def _regression(data: Data, left: Matrix, price: float) -> tuple[Posterior, Matr
     gram, projection = _normal_equations(data, left, (EASE * scale) ** 2 / noise)
     gram, projection = gram / noise, projection / noise
     values = _value_rows(data, left)
-    centre = np.zeros(3 * n + 4)
+    centre = np.zeros(2 * n + 4)
     centre[-4:-1] = np.array([BROAD_MEAN[0], LOCAL_MEAN[0], ALIKE_MEAN[0]]) * scale
     centre[-1] = float(data.scores.mean()) if len(data.scores) else 0.0
-    at_source = np.full(n, SOURCE_SPREAD)
     common = [BROAD_MEAN[1], LOCAL_MEAN[1], ALIKE_MEAN[1], 1.0]
     logs, means, weights, roots = [], [], [], []
     for local, broad in itertools.product(LOCAL_SPREADS, BROAD_SPREADS):
         elsewhere = np.where(data.tells, min(TOLD_BROAD_SPREAD, broad), broad)
-        sd = np.concatenate([elsewhere, np.full(n, local), at_source, common]) * scale
+        sd = np.concatenate([elsewhere, np.full(n, local), common]) * scale
         root = cholesky(gram + np.diag(sd**-2.0), lower=True, check_finite=False)
         shifted = projection + centre / sd**2
         mean = cho_solve((root, True), shifted, check_finite=False)
@@ -174,10 +178,11 @@ def _regression(data: Data, left: Matrix, price: float) -> tuple[Posterior, Matr
     total[:n] += total[-4] * ~data.tells  # each experience's weights, with the means in common
     total[n : 2 * n] += np.where(data.tells, total[-3], total[-2]) * left
     total[-4:-1] = 0.0
+    price = np.where(data.tells, TOLD_PRICE, PRICE) * scale
     return _mixture(share, np.array(means), roots, price), total
 
 
-def _mixture(share: Matrix, means: Matrix, roots: list[Matrix], price: float) -> Posterior:
+def _mixture(share: Matrix, means: Matrix, roots: list[Matrix], price: Matrix) -> Posterior:
     """The posterior over the grid of spreads, by the share of each."""
     mean = share @ means
     covariance = np.einsum("g,gj,gk->jk", share, means - mean, means - mean)
@@ -190,13 +195,12 @@ def _mixture(share: Matrix, means: Matrix, roots: list[Matrix], price: float) ->
 
 
 def _design(data: Data, left: Matrix) -> Matrix:
-    """A row for each rollout: broad, local, source effects, the three common means, the level."""
+    """A row for each rollout: broad and local effects, the three common means, the level."""
     present = data.present.astype(float)
     local = present * data.relevance.T[data.examples]
-    at_source = present * data.is_source.T[data.examples]
     expected = local * left
     common = [present @ ~data.tells, expected @ data.tells, expected @ ~data.tells]
-    return np.column_stack([present, local, at_source, *common, np.ones(len(present))])
+    return np.column_stack([present, local, *common, np.ones(len(present))])
 
 
 def _value_rows(data: Data, left: Matrix) -> Matrix:
@@ -205,7 +209,7 @@ def _value_rows(data: Data, left: Matrix) -> Matrix:
     about = data.relevance.mean(axis=1)
     expected = about * left
     common = [~data.tells * 1.0, expected * data.tells, expected * ~data.tells, np.zeros(n)]
-    return np.column_stack([np.eye(n), np.diag(about), np.zeros((n, n)), *common])
+    return np.column_stack([np.eye(n), np.diag(about), *common])
 
 
 def _normal_equations(data: Data, left: Matrix, ratio: float) -> tuple[Matrix, Matrix]:

@@ -37,8 +37,8 @@ class Belief:
     """What a gate believes of one experience.
 
     `mean` and `sd` are those of the score that its presence adds on examples like the training
-    examples, besides what it gives away of its own source examples; `chance` is the probability
-    that it adds more than its tokens are worth; `n_rollouts` rollouts were given it.
+    examples; `chance` is the probability that it adds more than its price; `n_rollouts` rollouts
+    were given it.
     """
 
     mean: float

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
+from tfgrpo_dspy.gate.model import above_zero
+
 FIRST_ROUND, ROUND = 10, 5
 """So many examples are measured in the first round, and in each further one."""
 LEAVE_BELOW = 0.05
@@ -67,7 +69,7 @@ class Race:
         if n_left is not None:
             if not n_done:  # fewer candidates rather than fewer examples
                 n_fitting = n_left // size
-                running = sorted(running)[: max(2, min(3, n_fitting), n_fitting // 2)]
+                running = sorted(running[: max(2, min(3, n_fitting), n_fitting // 2)])
             size = min(size, n_left // len(running))
         return [(c, i) for i in range(n_done, n_done + size) for c in running]
 
@@ -76,11 +78,13 @@ class Race:
         return sum(candidate == 0 for candidate, _ in scores)
 
     def running(self, scores: Scores) -> list[int]:
-        """The student, then the candidates that may still be the best, the most promising first."""
-        rivals = self._complete(scores)
-        gains = {c: self._posterior(c, 0, scores)[0] for c in rivals}
-        rivals.sort(key=lambda c: -gains[c])
-        leader = rivals[0] if rivals else 0
+        """The student, then the candidates that may still be the best, the most promising first.
+
+        Of two that are expected to gain as much on the student, the less certain one is first.
+        """
+        gains = {c: self._posterior(c, 0, scores) for c in self._complete(scores)}
+        rivals = sorted(gains, key=lambda c: -above_zero(*gains[c]))
+        leader = max(rivals, key=lambda c: gains[c][0], default=0)
         may_win = [c for c in rivals if self.chance(c, leader, scores) >= LEAVE_BELOW]
         return [0, *may_win]
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from tfgrpo_dspy.budget import Ledger
+from tfgrpo_dspy.budget import Amount, Ledger
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience import (
     ExperienceLibrary,
@@ -250,7 +250,8 @@ class Pipeline:
         account = self._decider.accounts[n_decided]
         under_way = sum(len(batch.examples) for batch in self._batches[n_decided:update])
         each = account.per_example(group_size)
-        n, name = account.n_fitting(each, account.reserve(self._n_kept))
+        operations = Amount(1.0)
+        n, name = account.n_fitting(each, account.reserve(self._n_kept) + operations)
         if update == 0:  # what a rollout takes is only assumed
             return max(1.0, n), name
         return n - under_way, name
