@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfgrpo_dspy.gate import Part, Race
+from tfgrpo_dspy.gate import Race
 
 Chance = Callable[[int], float]
 
 
 def race_of(*parts: str, n_examples: int = 40, mean: float = 0.05, sd: float = 0.05) -> Race:
     """The student, then a candidate for each string: a part for each of its letters."""
-    believed = {letter: Part(mean, sd) for letter in "".join(parts)}
+    believed = {letter: (mean, sd) for letter in "".join(parts)}
     return Race((frozenset(), *map(frozenset, parts)), believed, 0.5, n_examples)
 
 
@@ -94,13 +94,13 @@ def test_a_small_budget_measures_fewer_candidates_on_as_many_examples() -> None:
 
 
 def test_of_candidates_that_promise_as_much_a_small_budget_measures_the_uncertain_one() -> None:
-    parts = {"sure": Part(0.02, 0.01), "open": Part(0.02, 0.3), "worse": Part(-0.1, 0.01)}
+    parts = {"sure": (0.02, 0.01), "open": (0.02, 0.3), "worse": (-0.1, 0.01)}
     race = Race((frozenset(), *(frozenset((name,)) for name in parts)), parts, 0.5, 40)
     assert {c for c, _ in race.next({}, 20)} == {0, 2}
 
 
 def test_demos_that_change_nothing_are_not_returned() -> None:
-    parts = {"a": Part(0.2, 0.05), "demos": Part(-0.01, 0.15)}
+    parts = {"a": (0.2, 0.05), "demos": (-0.01, 0.15)}
     race = Race((frozenset(), frozenset("a"), frozenset(("a", "demos"))), parts, 0.5, 40)
     assert run(race, lambda c, i: float(c > 0 or i % 3 == 0))[0] == 1
 

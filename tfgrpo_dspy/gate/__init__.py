@@ -1,8 +1,7 @@
 """The gate: which experiences stay, which rollouts are given them, and which library is returned.
 
-`protocol` says what a gate is asked. `BayesianGate` (in `bayesian`) is the default; its statistical
-model is in `model`, and what an experience is about in `relevance`. `race` makes the final choice.
-Nothing in this room calls a program, an LM or a metric.
+`protocol` says what a gate is asked, `bayesian` is the default gate, `model` its statistical model;
+`relevance` tells what an experience is about; `race` makes the final choice. Nothing here calls an LM.
 """
 
 from tfgrpo_dspy.gate.bayesian import BayesianGate
@@ -16,7 +15,7 @@ from tfgrpo_dspy.gate.protocol import (
     RunEvidence,
     advice_of,
 )
-from tfgrpo_dspy.gate.race import Part, Race
+from tfgrpo_dspy.gate.race import Race
 
 __all__ = [
     "BayesianGate",
@@ -26,7 +25,6 @@ __all__ = [
     "GroupEvidence",
     "GroupPlan",
     "NoGate",
-    "Part",
     "Race",
     "RunEvidence",
     "advice_of",

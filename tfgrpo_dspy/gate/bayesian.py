@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr
 
 from tfgrpo_dspy.experience import Add, Delete, Experience, ExperienceLibrary, Modify
 from tfgrpo_dspy.gate.model import PRICE, Data, above_zero, posterior, score_sd
@@ -43,8 +43,8 @@ N_ALONE = 3
 class BayesianGate(Gate):
     """Keeps the experiences that probably raise the score, by the scores of the training groups.
 
-    A rollout is given an experience on trial with the probability that the experience is worth its
-    tokens (Thompson sampling), but no more than `MOST_TRIED` of the rollouts. It costs no call.
+    An experience on trial is given to as many of the rollouts as it is likely to be worth its price
+    (Thompson sampling), but to no more than `MOST_TRIED`. It costs no call.
     """
 
     def decide(self, evidence: RunEvidence) -> Decision:
@@ -53,49 +53,50 @@ class BayesianGate(Gate):
         known = _known(evidence, [*library, *rivals.values()])
         if not known:
             return Decision(library, "no experiences yet")
-        values = _Values(evidence, known)
+        data = _data(evidence, known)
+        sd, beliefs = score_sd(data.scores), _beliefs(data, known)
         doubted = {op.id for op in evidence.operations if isinstance(op, Delete)}
         kept: dict[str, Experience] = {}
         dropped: dict[str, str] = {}
         for given in library:
-            experience = self._better_text(given, rivals, values)
+            experience = _better_text(given, rivals, beliefs)
             least = LIKELY if experience.id in doubted else DROP_BELOW
-            belief = values.of_one(experience)
+            belief = beliefs[advice_of(experience)]
             if belief.chance < least:
                 dropped[experience.id] = belief.in_words()
             else:
                 is_open = belief.chance < SETTLE_ABOVE or experience.id in rivals
                 kept[experience.id] = replace(experience, effect=belief.effect, is_on_trial=is_open)
         room = max(1, int(FULL * evidence.limits.max_experiences))
-        by_chance = sorted(kept.values(), key=lambda e: -values.of_one(e).chance)
+        by_chance = sorted(kept.values(), key=lambda e: -beliefs[advice_of(e)].chance)
         for experience in by_chance[room:]:
-            belief = values.of_one(kept.pop(experience.id))
+            belief = beliefs[advice_of(kept.pop(experience.id))]
             dropped[experience.id] = f"no room: {belief.in_words()}"
-        deployable = [e for e in kept.values() if values.of_one(e).chance > LIKELY]
-        n_open = sum(e.is_on_trial for e in kept.values())
+        deployable = [e for e in kept.values() if beliefs[advice_of(e)].chance > LIKELY]
+        on_trial = [beliefs[advice_of(e)] for e in kept.values() if e.is_on_trial]
+        n = len(on_trial)
         return Decision(
             _library(kept.values(), library),
-            f"{len(kept) - n_open} settled, {n_open} on trial, {len(dropped)} dropped",
+            f"{len(kept) - n} settled, {n} on trial, {len(dropped)} dropped",
             deployable=_library(deployable, library),
             dropped=dropped,
-            beliefs=values.beliefs,
+            beliefs=beliefs,
             rivals={id_: rival for id_, rival in rivals.items() if id_ in kept},
-            score_sd=values.score_sd,
-            is_open=values.gain_of_knowing(kept.values()) > PRICE * values.score_sd,
+            score_sd=sd,
+            is_open=_gain_of_knowing(on_trial, PRICE * sd) > PRICE * sd,
         )
 
     def assign(self, plan: GroupPlan) -> Sequence[ExperienceLibrary]:
-        """The library of each rollout; of two texts of one id, the one with the better draw."""
-        decision, n = plan.decision, plan.n_rollouts
-        held: list[list[Experience]] = [[] for _ in range(n)]
+        """The library of each rollout of the group."""
+        decision = plan.decision
+        held: list[list[Experience]] = [[] for _ in range(plan.n_rollouts)]
         for experience in decision.library:
-            chances = [1.0] * n
+            chance = 1.0
             if experience.is_on_trial:
                 chance = min(decision.beliefs[advice_of(experience)].chance, MOST_TRIED)
-                chances = [float(share < chance) for share in _shares(plan, experience)]
             texts = _texts(plan, experience)
-            for k in range(n):
-                if chances[k]:
+            for k, share in enumerate(_shares(plan, experience)):
+                if share < chance:
                     held[k].append(texts[k])
         return tuple(_library(of_one, decision.library) for of_one in held)
 
@@ -105,34 +106,33 @@ class BayesianGate(Gate):
         Experiences that help beside random others may spoil each other, which the model does not
         see; so the best ones are compared on the validation set alone and in nested libraries.
         """
-        result = decision.result
-        ranked = sorted(result, key=lambda e: -_value(decision, e))
-        sizes = [2**k for k in range(1, len(ranked).bit_length() + 1) if 2**k < len(ranked)]
-        nested = [{e.id for e in ranked[:size]} for size in reversed(sizes)]
-        tried = [e for e in decision.library if decision.beliefs[advice_of(e)].n_rollouts]
-        best = sorted(tried, key=lambda e: -_value(decision, e))[:N_ALONE]
-        alone = [{e.id} for e in best] if len(ranked) != 1 else []
+        result, every = decision.result, decision.library
+        beliefs = [(e.id, decision.beliefs.get(advice_of(e))) for e in every]
+        tried = {id_: belief.mean for id_, belief in beliefs if belief and belief.n_rollouts}
+        best = sorted(tried, key=lambda id_: -tried[id_])
+        likely = [id_ for id_ in best if id_ in result]
+        sizes = [2**k for k in range(1, len(likely).bit_length() + 1) if 2**k < len(likely)]
+        nested = [set(likely[:size]) for size in reversed(sizes)]
+        alone = [{id_} for id_ in best[:N_ALONE]]
         mixed = [ids for pair in itertools.zip_longest(alone, nested) for ids in pair if ids]
-        return (
-            result,
-            *(_library([e for e in decision.library if e.id in ids], result) for ids in mixed),
-        )
+        return (result, *(_library([e for e in every if e.id in ids], result) for ids in mixed))
 
-    def _better_text(
-        self, experience: Experience, rivals: dict[str, Experience], values: "_Values"
-    ) -> Experience:
-        """Of the two texts that an id may have, the one to go on with; a bad rival is forgotten."""
-        rival = rivals.get(experience.id)
-        if rival is None:
-            return experience
-        is_settled = values.of_one(experience).chance >= SETTLE_ABOVE
-        if values.chance_of_more(rival, experience) > (REPLACE_ABOVE if is_settled else 0.5):
-            experience, rival = rival, experience
-        rivals[experience.id] = rival
-        worse = values.chance_of_more(rival, experience)
-        if min(worse, values.of_one(rival).chance) < DROP_BELOW:
-            del rivals[experience.id]
+
+def _better_text(
+    experience: Experience, rivals: dict[str, Experience], beliefs: Mapping[Advice, Belief]
+) -> Experience:
+    """Of the two texts that an id may have, the one to go on with; a bad rival is forgotten."""
+    rival = rivals.get(experience.id)
+    if rival is None:
         return experience
+    ours, theirs = beliefs[advice_of(experience)], beliefs[advice_of(rival)]
+    needed = REPLACE_ABOVE if ours.chance >= SETTLE_ABOVE else LIKELY
+    if _chance_of_more(theirs, ours) > needed:
+        experience, rival, ours, theirs = rival, experience, theirs, ours
+    rivals[experience.id] = rival
+    if min(_chance_of_more(theirs, ours), theirs.chance) < DROP_BELOW:
+        del rivals[experience.id]
+    return experience
 
 
 def _proposed(evidence: RunEvidence) -> tuple[ExperienceLibrary, dict[str, Experience]]:
@@ -158,45 +158,26 @@ def _known(evidence: RunEvidence, experiences: Iterable[Experience]) -> dict[Adv
     return found
 
 
-class _Values:
-    """The posterior of one decision, asked about by experience."""
-
-    def __init__(self, evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> None:
-        self._numbers = {advice: j for j, advice in enumerate(known)}
-        data = _data(evidence, known, self._numbers)
-        found = self._found = posterior(data)
-        self.score_sd = score_sd(data.scores)
-        counts = data.present.sum(axis=0)
-        self.beliefs = {
-            advice: Belief(
-                float(found.mean[j]), float(found.sd[j]), float(found.chance[j]), int(counts[j])
-            )
-            for advice, j in self._numbers.items()
-        }
-
-    def of_one(self, experience: Experience) -> Belief:
-        """What is believed of an experience."""
-        return self.beliefs[advice_of(experience)]
-
-    def chance_of_more(self, one: Experience, other: Experience) -> float:
-        """The probability that one experience adds more than the other."""
-        j, k = self._numbers[advice_of(one)], self._numbers[advice_of(other)]
-        covariance = self._found.covariance
-        variance = covariance[j, j] + covariance[k, k] - 2 * covariance[j, k]
-        difference = self._found.mean[j] - self._found.mean[k]
-        return float(ndtr(difference / math.sqrt(max(variance, 1e-18))))
-
-    def gain_of_knowing(self, experiences: Iterable[Experience]) -> float:
-        """By how much the score is expected to rise if every effect on trial became known."""
-        tried = [self.of_one(e) for e in experiences if e.is_on_trial]
-        price = PRICE * self.score_sd
-        return sum(above_zero(b.mean - price, b.sd) - max(b.mean - price, 0.0) for b in tried)
+def _beliefs(data: Data, known: Iterable[Advice]) -> dict[Advice, Belief]:
+    """What is believed of each advice, in the order of the data's columns."""
+    found = posterior(data)
+    columns = (found.mean, found.sd, found.chance, data.present.sum(axis=0))
+    each = zip(*(column.tolist() for column in columns), strict=True)
+    return {advice: Belief(*figures) for advice, figures in zip(known, each, strict=True)}
 
 
-def _data(
-    evidence: RunEvidence, known: Mapping[Advice, set[int]], numbers: Mapping[Advice, int]
-) -> Data:
-    """The scored rollouts of all groups, and what each advice is about."""
+def _chance_of_more(one: Belief, other: Belief) -> float:
+    """The probability that one value is larger than another, as if they were independent."""
+    return float(ndtr((one.mean - other.mean) / max(math.hypot(one.sd, other.sd), 1e-9)))
+
+
+def _gain_of_knowing(on_trial: Iterable[Belief], price: float) -> float:
+    """By how much the score is expected to rise if every effect on trial became known."""
+    return sum(above_zero(-abs(belief.mean - price), belief.sd) for belief in on_trial)
+
+
+def _data(evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> Data:
+    """The scored rollouts of all groups, and what each advice is about; a column for each."""
     training = evidence.training
     place = {example: k for k, example in enumerate(training)}
     index = index_of(evidence.texts)
@@ -206,19 +187,17 @@ def _data(
         near.append(relevance[list(training)])
         tells.append(does_tell)
     rows = [
-        (place[group.example], held, score)
+        (place[group.example], {advice_of(e) for e in held}, score)
         for group in evidence.groups
         if group.example in place
         for held, score in zip(group.libraries, group.scores, strict=True)
         if score is not None
     ]
-    present = np.zeros((len(rows), len(known)), dtype=bool)
-    for row, (_, held, _) in enumerate(rows):
-        present[row, [numbers[advice_of(e)] for e in held]] = True
+    present = [[advice in held for advice in known] for _, held, _ in rows]
     return Data(
         examples=np.array([example for example, _, _ in rows], dtype=np.int64),
         scores=np.array([score for _, _, score in rows], dtype=float),
-        present=present,
+        present=np.array(present, dtype=bool).reshape(len(rows), len(known)),
         relevance=np.array(near),
         tells=np.array(tells, dtype=bool),
     )
@@ -233,20 +212,13 @@ def _shares(plan: GroupPlan, experience: Experience) -> list[float]:
 
 
 def _texts(plan: GroupPlan, experience: Experience) -> list[Experience]:
-    """The text for each rollout: where an id has two, the one whose value is drawn higher."""
+    """The text for each rollout: where an id has two, each as often as it is likely the better."""
     rival = plan.decision.rivals.get(experience.id)
     if rival is None:
         return [experience] * plan.n_rollouts
-    drawn = []
-    for text in (experience, rival):
-        belief = plan.decision.beliefs[advice_of(text)]
-        shares = _shares(plan, text)
-        drawn.append([belief.mean + belief.sd * float(ndtri(share)) for share in shares])
-    return [rival if b > a else experience for a, b in zip(*drawn, strict=True)]
-
-
-def _value(decision: Decision, experience: Experience) -> float:
-    return decision.beliefs[advice_of(experience)].mean
+    ours, theirs = (plan.decision.beliefs[advice_of(text)] for text in (experience, rival))
+    chance = _chance_of_more(theirs, ours)
+    return [rival if share < chance else experience for share in _shares(plan, rival)]
 
 
 def _library(experiences: Iterable[Experience], like: ExperienceLibrary) -> ExperienceLibrary:

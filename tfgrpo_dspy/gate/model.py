@@ -15,7 +15,6 @@ A lesson is drawn from groups that failed. Nothing needs to be corrected for tha
 scores of those groups are part of the data.
 """
 
-import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.special import ndtr
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import threadpool_limits
 
 Matrix = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -78,13 +77,11 @@ class Posterior:
     Args:
         mean, sd: of each value; shape (J,).
         chance: the probability that a value exceeds its price; shape (J,).
-        covariance: of the values; shape (J, J).
     """
 
     mean: Matrix
     sd: Matrix
     chance: Matrix
-    covariance: Matrix
 
 
 def score_sd(scores: Matrix) -> float:
@@ -99,37 +96,24 @@ def above_zero(mean: float, sd: float) -> float:
 
 
 def posterior(data: Data) -> Posterior:
-    """What the rollouts say of each experience's value.
+    """What the rollouts say of each experience's value; there must be at least one.
 
     The value is the mean of `m_j + a_j r_ij` over the examples: what the experience adds on others
     like them. The regression is made twice. The first one tells how much is left to gain on the
     examples that an experience is about; where the others leave nothing, little is expected of it.
-
-    Args:
-        data: at least one experience.
     """
-    n = len(data.tells)
-    with _libraries().limit(limits=1, user_api="blas"):  # small matrices: threads only wait
-        first, weights = _regression(data, np.ones(n))
+    with threadpool_limits(1, user_api="blas"):  # small matrices: threads only wait
+        first, weights = _regression(data, np.ones(len(data.tells)))
         if not len(data.scores):
             return first
         left = _left_to_gain(data, weights, first.chance > 0.5)
         return _regression(data, left)[0]
 
 
-@functools.cache
-def _libraries() -> ThreadpoolController:
-    """The linear algebra libraries of this process, looked for once."""
-    return ThreadpoolController()
-
-
 def _left_to_gain(data: Data, weights: Matrix, is_given: Flags) -> Matrix:
     """The share, from 0 to 1, of what could be gained on its examples that others leave; (J,).
 
-    Args:
-        data: the rollouts.
-        weights: the regression's.
-        is_given: the experiences that a program would be given; shape (J,).
+    The others are those that a program would be given (`is_given`).
     """
     n, top = len(data.tells), float(data.scores.max())
     fitted = _design(data, np.ones(n)) @ weights
@@ -146,9 +130,7 @@ def _left_to_gain(data: Data, weights: Matrix, is_given: Flags) -> Matrix:
 def _regression(data: Data, left: Matrix) -> tuple[Posterior, Matrix]:
     """The posterior of the values, and the mean of the regression's weights.
 
-    Args:
-        data: the rollouts.
-        left: the share of the usual mean effect that is expected of an experience; shape (J,).
+    `left` is the share of the usual mean effect that is expected of each experience; shape (J,).
     """
     n = len(data.tells)
     scale = score_sd(data.scores)
@@ -185,13 +167,10 @@ def _regression(data: Data, left: Matrix) -> tuple[Posterior, Matrix]:
 def _mixture(share: Matrix, means: Matrix, roots: list[Matrix], price: Matrix) -> Posterior:
     """The posterior over the grid of spreads, by the share of each."""
     mean = share @ means
-    covariance = np.einsum("g,gj,gk->jk", share, means - mean, means - mean)
-    for weight, root in zip(share, roots, strict=True):
-        covariance = covariance + weight * (root.T @ root)
-    sds = np.sqrt([(root**2).sum(axis=0) for root in roots])
-    chance = share @ ndtr((means - price) / np.maximum(sds, 1e-12))
-    sd = np.sqrt(np.maximum(np.diag(covariance), 0.0))
-    return Posterior(mean, sd, np.asarray(chance), covariance)
+    variances = np.array([(root**2).sum(axis=0) for root in roots])
+    chance = share @ ndtr((means - price) / np.sqrt(np.maximum(variances, 1e-24)))
+    sd = np.sqrt(share @ (variances + (means - mean) ** 2))
+    return Posterior(mean, sd, np.asarray(chance))
 
 
 def _design(data: Data, left: Matrix) -> Matrix:
@@ -215,9 +194,7 @@ def _value_rows(data: Data, left: Matrix) -> Matrix:
 def _normal_equations(data: Data, left: Matrix, ratio: float) -> tuple[Matrix, Matrix]:
     """X'WX and X'Wy, where W integrates out the ease of each example.
 
-    Args:
-        data: the rollouts.
-        ratio: the variance of the ease, as a multiple of that of the noise.
+    `ratio` is the variance of the ease, as a multiple of that of the noise.
     """
     x, y = _design(data, left), data.scores
     n_examples = data.relevance.shape[1]

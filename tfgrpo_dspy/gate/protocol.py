@@ -1,9 +1,7 @@
 """The questions that a gate answers, and the values in which it is asked and answers.
 
-A gate makes no calls. It decides after each update which experiences stay (`decide`), before each
-group which of them every rollout is given (`assign`), and at the end which libraries are compared
-with the student on the validation set (`finalists`). Each answer is a pure function of its
-argument, so a run that is replayed decides the same.
+Each answer is a pure function of its argument, so a run that is replayed decides the same. A gate
+makes no calls.
 """
 
 import math

@@ -7,6 +7,7 @@ is believed sooner than one on the validation set alone.
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -31,35 +32,25 @@ Scores = Mapping[tuple[int, int], float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A part of a candidate: what it is believed to add to the score, less its price."""
-
-    mean: float
-    sd: float
-
-
-@dataclass(frozen=True, slots=True)
 class Race:
     """A race of candidates, the first of which is the student.
 
     Args:
         candidates: the names of each candidate's parts beyond the student.
-        parts: by name.
+        parts: by name, what each is believed to add to the score: mean and standard deviation.
         score_sd: the standard deviation of the scores, as far as it is known.
         n_examples: the size of the validation set; examples are measured in the order 0, 1, ...
     """
 
     candidates: tuple[frozenset[str], ...]
-    parts: Mapping[str, Part]
+    parts: Mapping[str, tuple[float, float]]
     score_sd: float
     n_examples: int
 
     def next(self, scores: Scores, n_left: int | None) -> list[tuple[int, int]]:
         """The (candidate, example) pairs to measure next; empty: the race is over.
 
-        Args:
-            scores: those so far.
-            n_left: how many rollouts the budget pays for; None: any number.
+        `n_left` is how many rollouts the budget pays for; None: any number.
         """
         n_done = self.n_measured(scores)
         running = self.running(scores)
@@ -94,14 +85,15 @@ class Race:
         It must have the higher mean on the examples that both were measured on, and be better with
         a probability of at least `RETURN_ABOVE`.
         """
-        best = 0
-        for candidate in self.running(scores)[1:] if self.n_measured(scores) else []:
-            differences = self.differences(candidate, 0, scores)
-            is_ahead = len(differences) > 0 and differences.mean() > 1e-9
-            if not is_ahead or self.chance(candidate, 0, scores) < RETURN_ABOVE:
-                continue
-            if not best or self.chance(candidate, best, scores) > 0.5:
-                best = candidate
+        ahead = [
+            c
+            for c in self.running(scores)[1:]
+            if self.differences(c, 0, scores).sum() > 1e-9
+            and self.chance(c, 0, scores) >= RETURN_ABOVE
+        ]
+        best = ahead[0] if ahead else 0
+        for candidate in ahead:
+            best = candidate if self.chance(candidate, best, scores) > 0.5 else best
         return best
 
     def chance(self, one: int, other: int, scores: Scores) -> float:
@@ -129,12 +121,8 @@ class Race:
 
     def _complete(self, scores: Scores) -> list[int]:
         """The candidates that were measured on all examples that the student was measured on."""
-        n_done = self.n_measured(scores)
-        n_of = {c: sum(candidate == c for candidate, _ in scores) for c in self._rivals()}
-        return [c for c in self._rivals() if n_of[c] == n_done]
-
-    def _rivals(self) -> range:
-        return range(1, len(self.candidates))
+        counts = Counter(candidate for candidate, _ in scores)
+        return [c for c in range(1, len(self.candidates)) if counts[c] == counts[0]]
 
     def _posterior(self, one: int, other: int, scores: Scores) -> tuple[float, float]:
         """Mean and standard deviation of what one candidate gains on the other."""
@@ -150,6 +138,6 @@ class Race:
 
     def _prior(self, one: Collection[str], other: Collection[str]) -> tuple[float, float]:
         more, less = set(one) - set(other), set(other) - set(one)
-        mean = sum(self.parts[p].mean for p in more) - sum(self.parts[p].mean for p in less)
-        variance = sum(self.parts[p].sd ** 2 for p in more | less)
+        mean = sum(self.parts[p][0] for p in more) - sum(self.parts[p][0] for p in less)
+        variance = sum(self.parts[p][1] ** 2 for p in more | less)
         return mean, variance + (MODEL_SD * self.score_sd) ** 2

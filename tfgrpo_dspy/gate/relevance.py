@@ -24,7 +24,6 @@ LEAST_SHARED = 12.0
 """The weight that a text must share with an input to be about it; twice as much without sources."""
 SHARED_BY_SOURCE = 0.6
 """And the part of the most that any input shares with the text that a source must share."""
-
 SHARPNESS = 2
 """Power of the share: inputs that share a little by accident count little."""
 

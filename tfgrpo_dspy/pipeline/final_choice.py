@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from tfgrpo_dspy.budget import Account, Amount
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.gate import Decision, Part, Race, advice_of
+from tfgrpo_dspy.gate import Decision, Race, advice_of
 from tfgrpo_dspy.pipeline.heldout import Comparison, gain_between, summary_of
 from tfgrpo_dspy.pipeline.measuring import Measurements, Pair
 from tfgrpo_dspy.pipeline.run import Run
@@ -183,10 +183,10 @@ class FinalChoice:
 
 def _race(candidates: Sequence[Candidate], decision: Decision, n_examples: int) -> Race:
     sd = decision.score_sd or 1.0
-    parts = {name: Part(0.0, sd) for candidate in candidates for name in candidate.parts()}
-    parts[DEMOS] = Part(DEMOS_MEAN * sd, DEMOS_SD * sd)
+    parts = {name: (0.0, sd) for candidate in candidates for name in candidate.parts()}
+    parts[DEMOS] = (DEMOS_MEAN * sd, DEMOS_SD * sd)
     for advice, belief in decision.beliefs.items():
-        parts["\x00".join(advice)] = Part(belief.mean, belief.sd)
+        parts["\x00".join(advice)] = (belief.mean, belief.sd)
     return Race(tuple(c.parts() for c in candidates), parts, sd, n_examples)
 
 
