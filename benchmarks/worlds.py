@@ -18,6 +18,7 @@ chances over 200 other cases, without luck.
 to K10), in Chinese; lessons without 'When'; lessons that share no word with the cases (`unlike`).
 `unnamed`: operations do not say on which lessons they rest. `.25 agree`: wrong lessons about a kind
 are always the same one. `broad/r/h`: ten lines for every example, of which r add .07 and h cost .1.
+`crowded/r/h`: the same, but r add .25 each, and what lines add is averaged, not added up.
 `leaks`: a quarter of the lessons give the answer of their own case away: they help there and cost
 .02 elsewhere. `nothing/...`: nothing to learn. `graded`: 0 to 40 points. `two`: two predictors,
 lessons with scopes. `perfect`: the student has 1.0 already.
