@@ -59,6 +59,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
                 "policy_calls": record["policy_calls"],
                 "reflection_calls": record["reflection_calls"],
                 "library": record["library"],
+                "demos": record["demos"],
             }
         )
     return {
@@ -81,7 +82,7 @@ def main() -> None:
     for row in result["rows"]:
         gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row["gain"])
         calls = f"{row['policy_calls']} + {row['reflection_calls']}"
-        lines = "; ".join(row["library"]) or "(empty)"
+        lines = "; ".join([*row["library"], f"{row['demos']} demos"])
         print(
             f"| {row['seed']} | {row['before']:.3f} | {row['after']:.3f} | {gain} "
             f"| {row['seconds']:.0f} | {calls} | {lines} |"
