@@ -248,9 +248,10 @@ class Pipeline:
         """
         n_decided = max(0, update - self.settings.max_staleness)
         account = self._decider.accounts[n_decided]
-        under_way = sum(len(batch.examples) for batch in self._batches[n_decided:update])
+        batches = self._batches[n_decided:update]
+        under_way = sum(len(batch.examples) for batch in batches)
         each = account.per_example(group_size)
-        operations = Amount(1.0)
+        operations = Amount(1.0) * (len(batches) + 1)  # an answer for each update
         n, name = account.n_fitting(each, account.reserve(self._n_kept) + operations)
         if update == 0:  # what a rollout takes is only assumed
             return max(1.0, n), name

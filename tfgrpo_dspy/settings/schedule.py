@@ -22,7 +22,7 @@ LEAST_BATCH, MOST_BATCH, BATCH_SHARE = 5, 8, 8
 from the same calls."""
 USUAL_THREADS, LARGEST_SHARE = 8, 4
 """More threads than 8 have larger batches, in proportion, up to a quarter of the training set: they
-are busier than with more staleness, and lose no more score (`benchmarks/utilisation.py`)."""
+are busier than with more staleness; neither scored clearly more (`benchmarks/utilisation.py`)."""
 EPOCHS, EPOCHS_OF_A_BUDGET = 5, 50
 """Without a budget 5 epochs; with one, the budget or a finished run ends it long before 50."""
 STALENESS, MOST_STALENESS = 1, 4
