@@ -5,6 +5,7 @@ Calls, dollars and metric calls are counted where they are made: by the engine a
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import threading
@@ -17,7 +18,7 @@ import pytest
 from dspy import lm15
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat
+from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations
 from small import grpo
 from test_budget import ChatServer, _Handler
 from test_dspy_contract import (
@@ -303,6 +304,33 @@ def test_what_a_budget_cuts_off_is_counted_as_unfinished(max_lm_calls: int) -> N
     assert all_calls(optimized) == engine.n_calls() <= max_lm_calls
     known = sum(results.usage[role].n_lm_calls for role in results.usage if role != "unfinished")
     assert known + results.usage["unfinished"].n_lm_calls == engine.n_calls()
+
+
+@pytest.mark.parametrize("max_lm_calls", range(30, 46))
+def test_a_budget_ends_no_update_halfway_when_lessons_begin_late(max_lm_calls: int) -> None:
+    scores = itertools.chain([1.0] * 16, itertools.cycle([1.0, 0.0]))  # two batches teach nothing
+
+    def metric(_example: Any, _pred: Any, _trace: Any = None) -> float:
+        return next(scores)
+
+    rules = [(EXTRACT, lessons("Be polite.")), (UPDATE, operations()), ("", chat(answer="yes"))]
+    engine = Tally(rules)
+    with dspy.context(lm=lm_on(engine)):
+        optimized = grpo(
+            metric,
+            gate=NoGate(),
+            group_size=2,
+            batch_size=4,
+            epochs=9,
+            max_lm_calls=max_lm_calls,
+            num_threads=1,
+            progress=False,
+        ).compile(dspy.Predict("question -> answer"), trainset=questions(12))
+    results = optimized.detailed_results
+    assert "does not reach for another update" in results.ended_because
+    assert results.usage["unfinished"].n_lm_calls == 0
+    assert engine.n_calls(UPDATE) > 0
+    assert engine.n_calls() <= max_lm_calls
 
 
 def test_retries_that_the_program_itself_asks_for_are_taken_from_the_budget() -> None:
