@@ -32,7 +32,7 @@ LIKELY = 0.5
 leaves below."""
 REPLACE_ABOVE = 0.9
 """A new text takes the place of a settled one when it is better with this probability."""
-MOST_TRIED = 0.6
+MOST_TRIED = 0.75
 """So many of the rollouts are given an experience on trial at most: without rollouts that lack it,
 its effect would not become known."""
 N_ALONE = 3

@@ -28,8 +28,8 @@ EPOCHS, EPOCHS_OF_A_BUDGET = 5, 50
 STALENESS, MOST_STALENESS = 1, 4
 THREADS_IN_USE = 1.5
 """Batches in flight hold so many rollouts for each thread: long rollouts leave no thread idle."""
-MOST_DRAFTS, CALLS_FOR_A_DRAFT = 12, 25
-"""One draft for each 25 LM calls, so that drafts take at most a twenty-fifth of a budget."""
+MOST_DRAFTS, CALLS_FOR_A_DRAFT = 12, 16
+"""One draft for each 16 LM calls, so that drafts take at most a sixteenth of a budget."""
 DEMOS = 4
 GROUPS_PER_CALL = 1
 RESERVE_SHARE = 1 / 5
