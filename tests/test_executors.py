@@ -27,6 +27,7 @@ from test_budget import ChatServer, server
 from test_dspy_contract import is_polite, optimizer_of, polite_answer, polite_rules, questions
 from test_promise_deterministic import facts
 from test_promise_no_secrets import rules as rules_of_server
+from tfgrpo_dspy.pipeline.errands import Errand, Parcel, packed_library, run_errand
 
 from tfgrpo_dspy import (
     ExperienceLibrary,
@@ -37,7 +38,6 @@ from tfgrpo_dspy import (
 )
 from tfgrpo_dspy.budget import Budget
 from tfgrpo_dspy.pipeline import errands
-from tfgrpo_dspy.pipeline.errands import Errand, Parcel, packed_library, run_errand
 from tfgrpo_dspy.store import Store
 
 __all__ = ["server"]  # a fixture

@@ -3,8 +3,7 @@
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dspy
@@ -40,12 +39,11 @@ from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience import Add, Keep, Operation, Refusal
 from tfgrpo_dspy.pipeline.archive import Archive
 from tfgrpo_dspy.pipeline.asking import Asker
+from tfgrpo_dspy.pipeline.loop import Loop
 from tfgrpo_dspy.pipeline.notes import Notes
 from tfgrpo_dspy.pipeline.proposing import Proposer
 from tfgrpo_dspy.pipeline.recorder import Recorder
 from tfgrpo_dspy.pipeline.run import Run as WholeRun
-from tfgrpo_dspy.pipeline.schedule import Schedule
-from tfgrpo_dspy.pipeline.workers import Done, Workers
 from tfgrpo_dspy.reflection import DroppedExperience, Lesson, estimate_tokens
 from tfgrpo_dspy.rollout import rollout_id_for
 
@@ -838,21 +836,19 @@ def consolidated(
     settings = run_settings(is_score, update=module, **arguments)
     student, ledger = dspy.Predict("question -> answer"), Ledger()
     with dspy.context(lm=lm):
-        archive, schedule = Archive(settings, student), Schedule(Workers(2), ledger, None)
+        archive, loop = Archive(settings, student), Loop(ledger, 2)
         run = WholeRun(
             settings,
             student,
             ledger,
             archive,
             Notes(settings, archive, ledger),
-            schedule,
+            loop,
+            None,
             Recorder(),
         )
-        try:
-            proposer = Proposer(run, Asker(run))
-            return schedule.run(proposer.operations(drawn, KNOWN, 0, 0, dropped=dropped))
-        finally:
-            schedule.close()
+        proposer = Proposer(run, Asker(run))
+        return loop.run(proposer.operations(drawn, KNOWN, 0, 0, dropped=dropped))
 
 
 def drawn_lessons(n: int, n_words: int = 1) -> list[Lesson]:
@@ -1086,124 +1082,29 @@ def test_update_library_has_a_stated_budget_that_its_user_sets() -> None:
 # ---------------------------------------------------------------------- threads
 
 
-def done_by(workers: Workers, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Done]:
-    """What became of each item, in the order in which they were done."""
-    for item in items:
-        workers.start(workers.new_task(), work, item, (0,))
-    all_done = []
-    for _ in items:
-        all_done.append(workers.finished.get(timeout=10))
-        all_done[-1].task.end()
-    return all_done
-
-
-def test_results_come_as_they_are_done_each_with_its_task() -> None:
-    may_go_on = {2: threading.Event(), 0: threading.Event(), 1: threading.Event()}
-
-    def task(item: int) -> int:
-        assert may_go_on[item].wait(10)
-        return item * 10
-
-    workers = Workers(3)
-    tasks = [workers.new_task() for _ in range(3)]
-    for item, started in enumerate(tasks):
-        workers.start(started, task, item, (0,))
-    seen = []
-    for released in may_go_on.values():
-        released.set()
-        done = workers.finished.get(timeout=10)
-        done.task.end()
-        seen.append((tasks.index(done.task), done.result, done.error))
-    workers.close()
-    assert seen == [(2, 20, None), (0, 0, None), (1, 10, None)]
-
-
-def test_every_task_has_the_dspy_context_of_its_caller() -> None:
-    workers = Workers(2)
-    lm = scripted_lm([])
-    with dspy.context(lm=lm):
-        all_done = done_by(workers, lambda _: dspy.settings.lm is lm, range(4))
-    assert [done.result for done in all_done] == [True] * 4
-    workers.close()
-
-
-def test_what_a_task_changes_in_its_context_is_not_seen_by_another() -> None:
+def test_every_rollout_has_the_dspy_context_of_the_caller() -> None:
     seen: list[Any] = []
 
-    def task(item: int) -> None:
-        seen.append(dspy.settings.lm)
-        dspy.settings.context(lm=item).__enter__()
+    def metric(_example: Any, _pred: Any, _trace: Any = None) -> float:
+        seen.append(dspy.settings.provide_traceback)
+        return 0.0
 
-    workers = Workers(1)
-    all_done = done_by(workers, task, range(3))
-    workers.close()
-    assert [done.error for done in all_done] == [None, None, None]
-    assert seen == [None, None, None]
+    with dspy.context(provide_traceback="the caller's"):
+        Run([["1", "0"]] * 2, metric=metric)
+    assert set(seen) == {"the caller's"}
 
 
-def begun_after(until_recorded: bool) -> list[int]:
-    """Which of three tasks have begun, of one thread whose first two results nobody has taken."""
-    begun: list[int] = []
-    last = threading.Event()
+def test_what_a_rollout_changes_in_its_context_is_not_seen_by_another() -> None:
+    seen: list[Any] = []
 
-    def task(item: int) -> None:
-        begun.append(item)
-        if item == 2:
-            last.set()
+    def metric(_example: Any, _pred: Any, _trace: Any = None) -> float:
+        seen.append(dspy.settings.provide_traceback)
+        dspy.settings.context(provide_traceback="a rollout's").__enter__()
+        return 0.0
 
-    workers = Workers(1, until_recorded=until_recorded)
-    workers.finished.put(Done(workers.new_task()))  # the coordinator lags
-    for item in range(3):
-        workers.start(workers.new_task(), task, item, (0,))
-    if until_recorded:
-        assert workers.finished.get(timeout=10)
-        assert workers.finished.get(timeout=10)  # the first is done, and holds the slot
-    else:
-        assert last.wait(10)
-    seen = list(begun)
-    workers.close()
-    return seen
-
-
-def test_no_task_begins_in_the_slot_of_one_that_is_not_recorded() -> None:
-    assert begun_after(until_recorded=True) == [0]
-
-
-def test_where_nothing_is_recorded_no_thread_waits_for_a_coordinator_that_lags() -> None:
-    assert begun_after(until_recorded=False) == [0, 1, 2]
-
-
-def test_results_that_came_at_once_are_dealt_with_together() -> None:
-    log: list[Any] = []
-
-    @contextmanager
-    def together() -> Iterator[None]:
-        log.append("[")
-        yield
-        log.append("]")
-
-    workers = Workers(1, until_recorded=False)
-    workers.finished.put(Done(workers.new_task()))  # so that the thread waits for nobody
-    schedule = Schedule(workers, Ledger(), None, together=together)
-    is_last = threading.Event()
-
-    async def three() -> None:
-        handles = [
-            schedule.submit(
-                lambda item: is_last.set() if item == 2 else None,
-                item,
-                (0,),
-                lambda _, item=item: log.append(item),
-            )
-            for item in range(3)
-        ]
-        assert is_last.wait(10)  # the first two have come
-        for handle in handles:
-            await handle
-
-    schedule.run(three())
-    schedule.close()
-    assert log[:3] == ["[", 0, 1]
+    with dspy.context(provide_traceback="the caller's"):
+        Run([["1", "0"]] * 2, metric=metric, num_threads=1)
+    assert set(seen) == {"the caller's"}
 
 
 def test_the_results_are_json() -> None:

@@ -27,10 +27,7 @@ from test_dspy_contract import (
     questions,
 )
 
-from tfgrpo_dspy import ExperienceLibrary, Gate, NoGate, RunFailedError, best_so_far
-from tfgrpo_dspy.budget import Ledger
-from tfgrpo_dspy.pipeline.schedule import Schedule
-from tfgrpo_dspy.pipeline.workers import Done, Workers
+from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, best_so_far
 
 AT_ONCE_S = 5.0
 """Far less than what hangs would take (minutes), far more than what is allowed (2 s of grace)."""
@@ -196,7 +193,7 @@ def test_no_metric_is_called_for_a_rollout_that_nobody_waits_for_any_more(
 
 
 CHILD = """
-import os, signal, sys, threading
+import os, sys, threading
 from test_dspy_contract import learned, polite_lm
 
 def before(prompt):
@@ -204,18 +201,10 @@ def before(prompt):
         os.write(1, b"hangs\\n")
         threading.Event().wait(300)
 
-if "handler" in sys.argv:
-    def handler(number, frame):
-        print("handler", number, frame is not None, flush=True)
-    signal.signal(signal.SIGTERM, handler)
-if "ignore" in sys.argv:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 try:
     learned(lm=polite_lm(before=before), log_dir=sys.argv[1])
 except KeyboardInterrupt:
     print("interrupted", flush=True)
-    if "handler" in sys.argv:
-        sys.exit(7)
     raise
 """
 
@@ -223,10 +212,10 @@ except KeyboardInterrupt:
 class Child:
     """A compile in a process of its own, whose calls hang after a while."""
 
-    def __init__(self, log_dir: Path, *arguments: str) -> None:
+    def __init__(self, log_dir: Path) -> None:
         tests = Path(__file__).parent
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(log_dir), *arguments],
+            [sys.executable, "-c", CHILD, str(log_dir)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -251,102 +240,20 @@ class Child:
 @pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    ("number", "arguments", "outcome"),
+    ("number", "outcome"),
     [
-        (signal.SIGINT, [], (-signal.SIGINT, "interrupted\n")),
-        (signal.SIGTERM, [], (-signal.SIGTERM, "")),
-        (signal.SIGTERM, ["handler"], (7, "handler 15 True\ninterrupted\n")),
+        (signal.SIGINT, (-signal.SIGINT, "interrupted\n")),
+        (signal.SIGTERM, (-signal.SIGTERM, "")),
     ],
-    ids=["Ctrl-C", "SIGTERM", "SIGTERM with a handler"],
+    ids=["Ctrl-C", "SIGTERM"],
 )
-def test_a_process_whose_calls_hang_ends_at_once(
-    number: int, arguments: list[str], outcome: Any, tmp_path: Path
-) -> None:
-    child = Child(tmp_path, *arguments)
+def test_a_process_whose_calls_hang_ends_at_once(number: int, outcome: Any, tmp_path: Path) -> None:
+    child = Child(tmp_path)
     assert child.after(number) == outcome
     resumed = polite_lm()
     program = learned(lm=resumed, log_dir=tmp_path)  # the store is whole
     assert program.detailed_results.replayed["rollout"] > 0
     assert library_texts(program) == [ADVICE]
-
-
-# ---------------------------------------------------------------------- SIGTERM
-
-
-def signalled(lm: dspy.LM, **settings: Any) -> list[Any]:
-    """What SIGTERM's handler was during a compile, seen from its metric."""
-    seen: list[Any] = []
-
-    def metric(example: Any, pred: Any, _trace: Any = None) -> Any:
-        seen.append(signal.getsignal(signal.SIGTERM))
-        return is_polite(example, pred)
-
-    learned(lm=lm, metric=metric, **settings)
-    return seen
-
-
-@pytest.fixture
-def own_handler() -> Iterator[list[Any]]:
-    """A handler of the user's, and what it was called with."""
-    called: list[Any] = []
-    previous = signal.signal(signal.SIGTERM, lambda *args: called.append(args))
-    yield called
-    signal.signal(signal.SIGTERM, previous)
-
-
-def test_the_users_handler_is_run_once_after_the_run_has_ended_and_is_put_back(
-    hanging: Any, own_handler: list[Any], tmp_path: Path
-) -> None:
-    own = signal.getsignal(signal.SIGTERM)
-    before = hanging(lambda _prompt, n: n == N_VALIDATION + 2)
-    when_hung(before, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM))
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        learned(lm=polite_lm(before=before), log_dir=tmp_path)
-    assert time.monotonic() - started < AT_ONCE_S
-    assert [number for number, _frame in own_handler] == [signal.SIGTERM]
-    assert signal.getsignal(signal.SIGTERM) is own
-    assert library_texts(learned(log_dir=tmp_path)) == [ADVICE]
-
-
-@pytest.mark.usefixtures("own_handler")
-def test_the_handler_is_ours_only_while_a_compile_runs_in_the_main_thread() -> None:
-    own = signal.getsignal(signal.SIGTERM)
-    during = set(signalled(polite_lm()))
-    assert len(during) == 1
-    assert own not in during
-    assert signal.getsignal(signal.SIGTERM) is own
-
-
-@pytest.mark.usefixtures("own_handler")
-def test_in_another_thread_handlers_are_not_touched() -> None:
-    own = signal.getsignal(signal.SIGTERM)
-    seen: list[Any] = []
-    thread = threading.Thread(target=lambda: seen.extend(signalled(polite_lm())))
-    thread.start()
-    thread.join()
-    assert set(seen) == {own}
-
-
-def test_a_signal_that_the_user_ignores_stays_ignored() -> None:
-    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        assert set(signalled(polite_lm())) == {signal.SIG_IGN}
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def test_a_compile_that_fails_puts_the_handler_back(own_handler: list[Any]) -> None:
-    own = signal.getsignal(signal.SIGTERM)
-
-    class Broken(Gate):
-        def decide(self, _evidence: Any) -> Any:
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        learned(gate=Broken())
-    assert signal.getsignal(signal.SIGTERM) is own
-    assert own_handler == []
 
 
 # ---------------------------------------------------------------------- what hangs
@@ -387,26 +294,6 @@ def test_more_hung_rollouts_than_there_may_be_threads_do_not_shrink_the_pool(han
     assert results.failures["timeout"] == len(before.hung) == 20 > 8 * 2
     assert results.student.n == results.best.n == N_VALIDATION
     assert sum(len(group.scores) for update in results.updates for group in update.groups) == 4
-
-
-@pytest.mark.usefixtures("at_once")
-def test_the_pool_works_at_full_width_after_many_tasks_that_hung() -> None:
-    released, together = threading.Event(), threading.Barrier(3)
-    schedule = Schedule(Workers(3), Ledger(), timeout_s=0.2)
-
-    async def all_of(work: Callable[[int], Any], n: int) -> list[Done]:
-        handles = [schedule.submit(work, item, (0,), lambda done: done) for item in range(n)]
-        return [await handle for handle in handles]
-
-    hung = schedule.run(all_of(lambda _item: released.wait(60), 30))
-    assert [str(done.error) for done in hung] == ["took over 0.2 s"] * 30
-    for _ in range(3):  # the hung ones still hang
-        wide = schedule.run(all_of(lambda _item: together.wait(10), 3))
-        assert [done.error for done in wide] == [None] * 3
-        quick = schedule.run(all_of(lambda item: item + 1, 50))
-        assert [done.result for done in quick] == list(range(1, 51))
-    released.set()
-    schedule.close()
 
 
 @pytest.mark.usefixtures("at_once")

@@ -12,13 +12,13 @@ import dspy
 import pytest
 from scripted import scripted_lm
 from test_dspy_contract import is_polite, polite_rules, questions
+from tfgrpo_dspy.pipeline.errands import Errand, Outcome, Parcel, packed_library
+from tfgrpo_dspy.pipeline.remote import FIRST_CALLS, MOST_LOSSES, RemoteTask, RemoteWorkers
+from tfgrpo_dspy.pipeline.workers import Done, Workers
 
 from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.pipeline.errands import Errand, Outcome, Parcel, packed_library
-from tfgrpo_dspy.pipeline.remote import FIRST_CALLS, MOST_LOSSES, RemoteTask, RemoteWorkers
-from tfgrpo_dspy.pipeline.workers import Done, Workers
 from tfgrpo_dspy.rollout import Rollout
 
 

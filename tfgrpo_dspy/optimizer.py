@@ -3,7 +3,7 @@
 Source: arXiv 2510.08191. How each verb is done is `pipeline`'s business.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -14,7 +14,6 @@ from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate import NoGate
 from tfgrpo_dspy.pipeline import Pipeline
 from tfgrpo_dspy.pipeline.batches import Batch
-from tfgrpo_dspy.pipeline.schedule import Handle
 from tfgrpo_dspy.reflection import Lesson
 from tfgrpo_dspy.rollout import Rollout, Usage
 from tfgrpo_dspy.sampling.traces import read_traces
@@ -161,7 +160,7 @@ class TrainingFreeGRPO(Teleprompter):
         await pipeline.all_updates()
 
     async def _update(
-        self, pipeline: Pipeline, batch: Batch, lessons: Handle[list[Lesson]]
+        self, pipeline: Pipeline, batch: Batch, lessons: Awaitable[list[Lesson]]
     ) -> ExperienceLibrary:
         library = await pipeline.library_before(batch)
         operations = await pipeline.propose(batch, library, await lessons)

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -196,17 +196,13 @@ class Meter:
     # ------------------------------------------------------------------ pauses
 
     def wait(self, seconds: float) -> None:
-        """Wait without holding a worker's slot. Raises RunStopped: the run has ended meanwhile."""
-        with self._noting_refusal():
-            if self.task is None:
-                self.ledger.wait(seconds)
-                return
-            with self.task.idle():
-                self.ledger.wait(seconds)
+        """Wait; the task's clock stands still. Raises RunStopped: the run has ended meanwhile."""
+        with self._noting_refusal(), self.task.pausing() if self.task else nullcontext():
+            self.ledger.wait(seconds)
 
     async def async_wait(self, seconds: float) -> None:
         """The same in an event loop, whose thread goes on with its other work."""
-        with self._noting_refusal():
+        with self._noting_refusal(), self.task.pausing() if self.task else nullcontext():
             while seconds > 0:
                 await asyncio.sleep(min(seconds, ASYNC_WAIT_S))
                 self.ledger.check()

@@ -1,86 +1,50 @@
-"""One piece of work in a worker: does it hold one of the run's slots, is it still wanted?
+"""One piece of work in a thread: whether somebody still waits for its result, and its clock.
 
-As many tasks work at once as there are slots. A task that only waits (for a provider that asked
-for a pause) gives its slot to another; one that takes too long is abandoned: its slot is free, and
-every further call of it is refused.
+A task that takes too long is abandoned: every further call of it is refused. While it waits for a
+provider that asked for a pause, its clock stands still.
 """
 
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 
 class Task:
-    """A task and its slot.
+    """A task and the time that it has worked."""
 
-    Args:
-        slots: one for each task that may work at once.
-        on_idle: called when the task gives its slot away, so that a thread is there to use it.
-    """
-
-    def __init__(self, slots: threading.Semaphore, on_idle: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self.is_abandoned = False
-        self.started_s: float | None = None
-        self._slots = slots
-        self._on_idle = on_idle
+        self._began_s = time.monotonic()
+        self._paused_s = 0.0
+        self._pause_began_s = 0.0
+        self._n_pauses = 0
         self._lock = threading.Lock()
-        self._holds_slot = False
-        self._is_over = False
-        self._thread = 0
-
-    def begin(self) -> bool:
-        """Take over the thread's slot; False where it was abandoned before: the slot is free."""
-        self._thread = threading.get_ident()
-        with self._lock:
-            if self.is_abandoned:
-                self._slots.release()
-                return False
-            self._holds_slot = True
-            self.started_s = time.monotonic()
-            return True
-
-    def is_done(self) -> bool:
-        """Said by the thread when its work is done; gives whether it is still wanted."""
-        with self._lock:
-            self._is_over = True
-            return not self.is_abandoned
-
-    def end(self) -> None:
-        """Give the slot back."""
-        with self._lock:
-            self._give_slot_back()
-
-    def _give_slot_back(self) -> None:
-        if self._holds_slot:
-            self._holds_slot = False
-            self._slots.release()
-
-    def abandon(self) -> bool:
-        """Nobody waits for it any more; gives whether a thread is at work on it."""
-        with self._lock:
-            self.is_abandoned = True
-            self._give_slot_back()
-            return self.started_s is not None and not self._is_over
 
     @contextmanager
-    def idle(self) -> Iterator[None]:
-        """Without a slot while it waits; only the task's own thread can give it away."""
-        if threading.get_ident() != self._thread or not self._holds_slot:
-            yield
-            return
+    def pausing(self) -> Iterator[None]:
+        """A pause; of several at once, in threads of the program, each moment counts once."""
         with self._lock:
-            self._give_slot_back()
-        self._on_idle()
+            self._n_pauses += 1
+            if self._n_pauses == 1:
+                self._pause_began_s = time.monotonic()
         try:
             yield
         finally:
-            self._slots.acquire()
             with self._lock:
-                self._holds_slot = not self.is_abandoned
-                if self.is_abandoned:
-                    self._slots.release()
+                self._n_pauses -= 1
+                if not self._n_pauses:
+                    self._paused_s += time.monotonic() - self._pause_began_s
+
+    def seconds_left(self, timeout_s: float | None) -> float:
+        """How long the task may still work; infinite without a limit."""
+        if timeout_s is None:
+            return math.inf
+        with self._lock:
+            until = self._pause_began_s if self._n_pauses else time.monotonic()
+            return timeout_s - (until - self._began_s - self._paused_s)
 
 
 CURRENT_TASK: ContextVar[Task | None] = ContextVar("tfgrpo_task", default=None)

@@ -4,14 +4,14 @@ A `Pipeline` is one run: it holds what changes while `optimizer`'s loop goes on.
 the verbs of that loop.
 """
 
-import functools
+import asyncio
 import logging
 import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Awaitable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
@@ -35,20 +35,18 @@ from tfgrpo_dspy.pipeline.batches import Batch
 from tfgrpo_dspy.pipeline.deciding import Decider, assigned, proposed_finalists
 from tfgrpo_dspy.pipeline.demonstrating import Demonstrator
 from tfgrpo_dspy.pipeline.drafting import Drafter
+from tfgrpo_dspy.pipeline.executors import RemoteRollouts, workers_of
 from tfgrpo_dspy.pipeline.extracting import Extractor
 from tfgrpo_dspy.pipeline.final_choice import Choice, FinalChoice, with_prices
 from tfgrpo_dspy.pipeline.heldout import Scores, held_out
+from tfgrpo_dspy.pipeline.loop import Loop
 from tfgrpo_dspy.pipeline.measuring import Measurements
 from tfgrpo_dspy.pipeline.notes import Notes
 from tfgrpo_dspy.pipeline.proposing import Proposer
 from tfgrpo_dspy.pipeline.recorder import Recorder, operation_record
-from tfgrpo_dspy.pipeline.remote import IN_FLIGHT_PER_WORKER, RemoteWorkers, workers_of
 from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
 from tfgrpo_dspy.pipeline.run import Run
-from tfgrpo_dspy.pipeline.schedule import Handle, Schedule, Turn
-from tfgrpo_dspy.pipeline.signals import handing_on_sigterm
 from tfgrpo_dspy.pipeline.teaching import Teacher
-from tfgrpo_dspy.pipeline.workers import Workers
 from tfgrpo_dspy.reflection import Lesson
 from tfgrpo_dspy.results import GroupRecord, UpdateRecord
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, rollout_id_for
@@ -80,12 +78,12 @@ class Pipeline:
         own_student = copy_program(student)
         ledger = Ledger(settings.budget)
         archive = Archive(settings, own_student)
-        schedule = _schedule(settings, ledger, archive)
+        loop, remote = _loop(settings, ledger)
         recorder = Recorder(settings.execution.max_errors)
         notes = Notes(settings, archive, ledger)
-        self._run = Run(settings, own_student, ledger, archive, notes, schedule, recorder)
+        self._run = Run(settings, own_student, ledger, archive, notes, loop, remote, recorder)
         self._recorder = recorder
-        self._schedule = schedule
+        self._loop = loop
         self._training = training
         self._trainset = trainset
         asker = Asker(self._run)
@@ -102,7 +100,7 @@ class Pipeline:
         self._demonstrator = Demonstrator(own_student, trainset, valset, settings.max_demos)
         self._decider = Decider(self._run, self.start_library, trainset, training)
         self._batches: list[Batch] = []
-        self._updates: list[Handle[ExperienceLibrary]] = []
+        self._updates: list[Awaitable[ExperienceLibrary]] = []
         self._started_s = time.monotonic()
         self._progress: Any = None
         self._closing = ExitStack()
@@ -113,7 +111,6 @@ class Pipeline:
         return len(self._training)
 
     def __enter__(self) -> "Pipeline":
-        self._closing.enter_context(handing_on_sigterm())
         self._closing.callback(self._close)
         return self
 
@@ -128,7 +125,6 @@ class Pipeline:
     def _close(self) -> None:
         """What is in flight is dropped, not waited for; every later call of it is refused."""
         self._run.ledger.stop("the run is over")
-        self._schedule.close()
         try:
             self._run.notes.close()
         except StoreError as error:  # what is recorded is intact, and the result is not lost to it
@@ -163,7 +159,7 @@ class Pipeline:
 
     def run(self, loop: Coroutine[Any, Any, None]) -> None:
         """Run the loop. Raises RunStopped: a budget, the clock or a failure has ended it."""
-        self._schedule.run(loop)
+        self._loop.run(loop)
         if self._run.ledger.is_failure:  # the loop may end with the very results that end the run
             self._run.ledger.check()
 
@@ -261,11 +257,11 @@ class Pipeline:
         """No batch is made any more, for this reason."""
         self._recorder.ended_because = reason
 
-    def sample(self, batch: Batch) -> "list[Handle[Group]]":
+    def sample(self, batch: Batch) -> "list[Awaitable[Group]]":
         """The groups of the batch: `group_size` rollouts of each example with its library."""
         self._sampler.admit(len(batch.examples) * self.settings.group_size)
         batch.is_sampled = True
-        return [self._schedule.spawn(self._sampled(batch, example)) for example in batch.examples]
+        return [self._loop.spawn(self._sampled(batch, example)) for example in batch.examples]
 
     async def _sampled(self, batch: Batch, example: int) -> Group:
         samples = self._samples(batch, example)
@@ -298,12 +294,12 @@ class Pipeline:
         settings = self.settings
         return Group.of(example, rollouts, settings.metric is not None)
 
-    def given(self, batch: Batch, example: int, rollouts: Sequence[Rollout]) -> "Handle[Group]":
+    def given(self, batch: Batch, example: int, rollouts: Sequence[Rollout]) -> "Awaitable[Group]":
         """A group of rollouts that were made elsewhere, and without what this run has learned."""
         batch.assigned[example] = (self.start_library,) * len(rollouts)
-        handle: Handle[Group] = Handle()
-        handle.fulfil(self.group(example, rollouts))
-        return handle
+        group: asyncio.Future[Group] = asyncio.get_running_loop().create_future()
+        group.set_result(self.group(example, rollouts))
+        return group
 
     def probe(self) -> list[Usage]:
         """What the first rollouts that a compile makes cost on average."""
@@ -313,27 +309,28 @@ class Pipeline:
             first = Batch(0, 0, 1, (example,), self.decision_after(-1))
             self._sampler.admit(N_PROBED)
             samples = self._samples(first, example)[:N_PROBED]
-            self._schedule.run(self._sampler.make(samples, (3, 0)))
+            self._loop.run(self._sampler.make(samples, (3, 0)))
         spent = self._recorder.usage["rollout"]
         return [Usage(*(getattr(spent, name) / N_PROBED for name in Usage.__slots__))] * N_PROBED
 
-    def draft(self, batch: Batch) -> "Handle[list[Lesson]]":
+    def draft(self, batch: Batch) -> "Awaitable[list[Lesson]]":
         """The lessons of the labels alone."""
-        return self._schedule.spawn(self._drafter.lessons(batch))
+        return self._loop.spawn(self._drafter.lessons(batch))
 
-    def extract(self, batch: Batch, groups: "Sequence[Handle[Group]]") -> "Handle[list[Lesson]]":
+    def extract(
+        self, batch: Batch, groups: "Sequence[Awaitable[Group]]"
+    ) -> "Awaitable[list[Lesson]]":
         """The lessons of the groups that can teach, each drawn as soon as its group is there."""
-        return self._schedule.spawn(self._teacher.lessons(batch, groups))
+        return self._loop.spawn(self._teacher.lessons(batch, groups))
 
     def begin_update(self, batch: Batch, update: Coroutine[Any, Any, ExperienceLibrary]) -> None:
         """Begin what gives the library after this batch."""
         self._batches.append(batch)
-        self._updates.append(self._schedule.spawn(update))
+        self._updates.append(self._loop.spawn(update))
 
     async def library_before(self, batch: Batch) -> ExperienceLibrary:
         """The library that the batch's update changes, when the update before is decided."""
         library = await self.library_after(batch.update - 1)
-        await Turn()  # a later batch that waited for it is admitted first, whatever was done when
         return library
 
     async def all_updates(self) -> None:
@@ -462,7 +459,7 @@ class Pipeline:
         n, start = self._measured.n_examples, self.start_library
         with suppress(RunStopped):
             pairs = ((library, place) for library in (start, last) for place in range(n))
-            self._schedule.run(self._measured.run(pairs))
+            self._loop.run(self._measured.run(pairs))
         floor = self._measured.lowest
         before, after = (self._measured.of_library(library, n, floor) for library in (start, last))
         return Choice(self._run, last, before=before, after=after)
@@ -474,8 +471,8 @@ class Pipeline:
             return (), ()
         tested = self._tested if run is self._run else self._tested.beside(run)
         with suppress(RunStopped):
-            self._schedule.run(self._tested.run((self.start_library, i) for i in range(n)))
-            self._schedule.run(tested.run((best, i) for i in range(n)))
+            self._loop.run(self._tested.run((self.start_library, i) for i in range(n)))
+            self._loop.run(tested.run((best, i) for i in range(n)))
         floor = min(self._tested.lowest, tested.lowest)
         scores = (
             self._tested.of_library(self.start_library, n, floor),
@@ -553,29 +550,17 @@ class Batches:
         return last_known
 
 
-def _schedule(settings: RunSettings, ledger: Ledger, archive: Archive) -> Schedule:
-    """Over threads: our own, or those of the user's executor; rollouts over its processes."""
-    executor, until_recorded = settings.execution.executor, archive.store is not None
-    n_threads, n_workers, borrow = settings.threads, None, None
-    if executor is not None:
-        n_workers = workers_of(executor) or settings.threads
+def _loop(settings: RunSettings, ledger: Ledger) -> tuple[Loop, RemoteRollouts | None]:
+    """Over threads: new ones, or those of the user's executor; rollouts over its processes."""
+    executor, timeout_s = settings.execution.executor, settings.execution.rollout_timeout_s
     if isinstance(executor, ThreadPoolExecutor):
-        n_threads = settings.num_threads or n_workers or n_threads
-        borrow = functools.partial(_borrowed, executor, ledger)
-    workers = Workers(n_threads, borrow, until_recorded=until_recorded)
-    remote = None
-    if executor is not None and n_workers is not None and borrow is None:
-        n_in_flight = settings.num_threads or IN_FLIGHT_PER_WORKER * n_workers
-        remote = RemoteWorkers(executor, n_workers, n_in_flight, ledger, workers.finished)
-    return Schedule(workers, ledger, settings.execution.rollout_timeout_s, remote, archive.together)
-
-
-def _borrowed(executor: Executor, ledger: Ledger, work: Callable[[], None]) -> None:
-    """Have this done by a thread of the user's; where there is none to be had, the run ends."""
-    try:
-        executor.submit(work)
-    except RuntimeError as error:
-        ledger.stop(f"the executor cannot go on: {error}", is_failure=True)
+        n_threads = settings.num_threads or workers_of(executor) or settings.threads
+        return Loop(ledger, n_threads, timeout_s, executor), None
+    loop = Loop(ledger, settings.threads, timeout_s)
+    if executor is None:
+        return loop, None
+    n_at_once = settings.num_threads or workers_of(executor) or settings.threads
+    return loop, RemoteRollouts(loop, executor, n_at_once, timeout_s)
 
 
 def _group_record(group: Group, use: str) -> GroupRecord:

@@ -4,17 +4,16 @@ Nothing that a module does can end the run: what it raises is counted and costs 
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import dspy
 
 from tfgrpo_dspy.budget import CallWatcher, Meter, metered
 from tfgrpo_dspy.experience import copy_program, language_models
+from tfgrpo_dspy.pipeline.loop import Priority, TimedOutError
 from tfgrpo_dspy.pipeline.run import Run
-from tfgrpo_dspy.pipeline.schedule import Handle, TimedOutError
-from tfgrpo_dspy.pipeline.workers import Done, Order
 from tfgrpo_dspy.reflection import as_input, describe_program, encodable
 from tfgrpo_dspy.rollout import Failure, Usage
 from tfgrpo_dspy.sampling import rendering_once, sampling_copy
@@ -87,7 +86,9 @@ class Asker:
             ),
         }
 
-    async def ask(self, questions: Sequence[Question], order: Order, update: int) -> list[Answer]:
+    async def ask(
+        self, questions: Sequence[Question], order: Priority, update: int
+    ) -> list[Answer]:
         """The answer to each question of an update, in order; recorded ones are not asked again.
 
         Raises:
@@ -104,8 +105,8 @@ class Asker:
         return [answers[index] for index in range(len(questions))]
 
     def _begun(
-        self, answers: dict[int, Answer], questions: Sequence[Question], order: Order
-    ) -> list[Handle[None]]:
+        self, answers: dict[int, Answer], questions: Sequence[Question], order: Priority
+    ) -> list[Awaitable[None]]:
         """Put what is recorded into `answers`; ask the rest, which comes there when it is done."""
         run = self._run
         keys = [self._key(question) for question in questions]
@@ -117,10 +118,11 @@ class Asker:
             else:
                 answers[index] = self._replayed(questions[index].stage, record)
         if open_ones and run.settings.offline:
-            return run.lacking(questions[open_ones[0]].stage, questions[open_ones[0]].about)
+            run.lacking(questions[open_ones[0]].stage, questions[open_ones[0]].about)
 
-        def keep(index: int, done: Done) -> None:
-            answer = self._outcome(done)
+        def keep(index: int, answer: Any) -> None:
+            if isinstance(answer, TimedOutError):
+                answer = Answer(None, error=f"the reflection {answer}", is_lost=True)
             record = run.archive.without_secrets(answer.to_dict())
             theirs = run.archive.keep_answer(keys[index], record, answer.is_lost)
             answer = answers[index] = _answer_of(theirs or record)
@@ -128,9 +130,8 @@ class Asker:
             run.recorder.check_errors(run.ledger, lost)
 
         return [
-            run.schedule.submit(
-                self._answer,
-                questions[index],
+            run.loop.submit(
+                functools.partial(self._answer, questions[index]),
                 order,
                 functools.partial(keep, index),
             )
@@ -149,13 +150,6 @@ class Asker:
         self._charge(answer.usage)
         self._run.recorder.replayed[stage] += 1
         return answer
-
-    def _outcome(self, done: Done) -> Answer:
-        if isinstance(done.error, TimedOutError):
-            return Answer(None, error=f"the reflection {done.error}", is_lost=True)
-        if done.error is not None:  # the end of the run, such as a KeyboardInterrupt
-            raise done.error
-        return cast(Answer, done.result)
 
     def _answer(self, question: Question) -> Answer:
         """Ask one: a text, a list, or None where the module gave neither."""

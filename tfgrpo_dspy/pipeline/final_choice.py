@@ -102,7 +102,7 @@ class FinalChoice:
         wanted: dict[bool, list[Pair]] = {has_demos: [] for has_demos in self._measured}
         for c, place in pairs:
             wanted[candidates[c].has_demos].append((candidates[c].library, place))
-        for has_demos, taken in self._runs[False].schedule.run(self._taken_by(wanted)).items():
+        for has_demos, taken in self._runs[False].loop.run(self._taken_by(wanted)).items():
             self._account = self._account.after_rollouts(taken, len(wanted[has_demos]))
         floor = min(measured.lowest for measured in self._measured.values())
         found = {has_demos: of_each.scores(floor) for has_demos, of_each in self._measured.items()}
@@ -113,7 +113,7 @@ class FinalChoice:
 
     async def _taken_by(self, wanted: Mapping[bool, Sequence[Pair]]) -> dict[bool, Amount]:
         """What the rollouts of a round take, which are all under way at once."""
-        spawn = self._runs[False].schedule.spawn
+        spawn = self._runs[False].loop.spawn
         begun = {d: spawn(self._measured[d].run(pairs)) for d, pairs in wanted.items()}
         return {has_demos: await taken for has_demos, taken in begun.items()}
 

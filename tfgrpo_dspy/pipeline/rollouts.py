@@ -1,17 +1,16 @@
 """Rollouts: replayed where they are recorded, run where not, recorded as soon as they are done."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.pipeline.archive import Found
-from tfgrpo_dspy.pipeline.errands import Errand, Parcel, packed_library
+from tfgrpo_dspy.pipeline.executors import Bundle, Request, packed_library
+from tfgrpo_dspy.pipeline.loop import Priority, TimedOutError
 from tfgrpo_dspy.pipeline.run import Run
-from tfgrpo_dspy.pipeline.schedule import Handle, TimedOutError
-from tfgrpo_dspy.pipeline.workers import Done, Order
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
 
@@ -49,13 +48,13 @@ class _Job:
             return score_again(self.task, self.found.rollout)
         return run_rollout(self.task)
 
-    def errand(self) -> Errand:
+    def request(self) -> Request:
         """The same, to be done in another process."""
         is_scored = self.found is not None and self.found.can_be_scored
         recorded = self.found.rollout if self.found is not None and is_scored else None
         sample, example = self.sample, self.task.example
         library = packed_library(sample.library)
-        return Errand(library, example, sample.example, sample.rollout_id, recorded)
+        return Request(library, example, sample.example, sample.rollout_id, recorded)
 
 
 class Rollouts:
@@ -80,10 +79,10 @@ class Rollouts:
         self._temperature = temperature
         self._programs: dict[ExperienceLibrary, tuple[Any, Outline]] = {}
         settings = run.settings
-        self._parcel: Parcel | None = None
-        if run.schedule.remote is not None and not settings.offline:
+        self._bundle: Bundle | None = None
+        if run.remote is not None and not settings.offline:
             prices = settings.execution.prices or {}
-            self._parcel = Parcel.of(run.student, metric, temperature, prices)
+            self._bundle = Bundle.of(run.student, metric, temperature, prices)
 
     def beside(self, run: Run) -> "Rollouts":
         """The same rollouts, of the student of this run."""
@@ -104,7 +103,9 @@ class Rollouts:
             not_scored = sum(kind in ("program", "parse", "provider") for kind in failed)
             self._run.ledger.give_back_metric_calls(not_scored)
 
-    async def make(self, samples: Sequence[Sample], order: Order, update: int = 0) -> list[Rollout]:
+    async def make(
+        self, samples: Sequence[Sample], order: Priority, update: int = 0
+    ) -> list[Rollout]:
         """A rollout for each sample, in their order; they were admitted before.
 
         Raises:
@@ -121,8 +122,8 @@ class Rollouts:
         return rollouts
 
     def _begun(
-        self, made: dict[int, Rollout], samples: Sequence[Sample], order: Order, update: int
-    ) -> list[Handle[None]]:
+        self, made: dict[int, Rollout], samples: Sequence[Sample], order: Priority, update: int
+    ) -> list[Awaitable[None]]:
         """Put what is recorded into `made`; begin the rest, which comes there when it is done."""
         run = self._run
         jobs = []
@@ -137,21 +138,24 @@ class Rollouts:
         if jobs and run.settings.offline:
             stage, kind = CALLED[self._role]
             what = stage if jobs[0].found is None else f"score of the {stage}"
-            return run.lacking(what, f"{kind} example {jobs[0].sample.example}")
+            run.lacking(what, f"{kind} example {jobs[0].sample.example}")
         if any(job.found is None or not job.found.can_be_scored for job in jobs):
             run.recorder.note_misses(self._role, update)
 
-        def keep(job: _Job, done: Done) -> None:
-            made[job.position] = self._kept(job, self._outcome(job, done))
+        def keep(job: _Job, rollout: Any) -> None:
+            if isinstance(rollout, TimedOutError):
+                failure = Failure("timeout", f"the rollout {rollout}, which is rollout_timeout_s")
+                rollout = Rollout(job.sample.example, job.sample.rollout_id, failure=failure)
+            made[job.position] = self._kept(job, rollout)
 
         return [self._submitted(job, order, functools.partial(keep, job)) for job in jobs]
 
-    def _submitted(self, job: _Job, order: Order, keep: Callable[[Done], None]) -> Handle[None]:
-        schedule = self._run.schedule
-        if self._parcel is None:
-            return schedule.submit(_Job.do, job, order, keep)
-        errand = job.errand()
-        return schedule.submit(self._parcel, errand, order, keep, schedule.remote)
+    def _submitted(
+        self, job: _Job, order: Priority, keep: Callable[[Any], None]
+    ) -> Awaitable[None]:
+        if self._bundle is None or self._run.remote is None:
+            return self._run.loop.submit(job.do, order, keep)
+        return self._run.remote.submit(self._bundle, job.request(), order, keep)
 
     def _baked(self, library: ExperienceLibrary) -> tuple[Any, Outline]:
         """The student with this library, and what rollouts need to know of it; a few are kept."""
@@ -200,14 +204,6 @@ class Rollouts:
         """Take from the ledger what it cost when it was made: a budget is that of the whole run."""
         for usage in (rollout.usage, rollout.metric_usage):
             self._run.ledger.spend(usage.n_lm_calls, usage.cost_usd)
-
-    def _outcome(self, job: _Job, done: Done) -> Rollout:
-        if isinstance(done.error, TimedOutError):
-            failure = Failure("timeout", f"the rollout {done.error}, which is rollout_timeout_s")
-            return Rollout(job.sample.example, job.sample.rollout_id, failure=failure)
-        if done.error is not None:
-            raise done.error
-        return cast(Rollout, done.result)
 
     def _kept(self, job: _Job, rollout: Rollout) -> Rollout:
         run, example = self._run, self._examples[job.sample.example]

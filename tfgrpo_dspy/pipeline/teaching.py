@@ -1,12 +1,11 @@
 """Which groups teach: from the groups of a batch to its lessons."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from tfgrpo_dspy.pipeline.asking import Answer
 from tfgrpo_dspy.pipeline.batches import TEACHING, Batch
 from tfgrpo_dspy.pipeline.extracting import Extractor, Taught
 from tfgrpo_dspy.pipeline.run import Run
-from tfgrpo_dspy.pipeline.schedule import Handle
 from tfgrpo_dspy.reflection import Lesson
 from tfgrpo_dspy.rollout import FAILURE_SCORE, MIN_CONTRAST, Group
 
@@ -26,22 +25,22 @@ class Teacher:
         self, run: Run, extractor: Extractor, decided_before: Callable[[Batch], Sequence[Batch]]
     ) -> None:
         self._settings = run.settings
-        self._schedule = run.schedule
+        self._loop = run.loop
         self._recorder = run.recorder
         self._extractor = extractor
         self._decided_before = decided_before
 
-    async def lessons(self, batch: Batch, groups: Sequence[Handle[Group]]) -> list[Lesson]:
+    async def lessons(self, batch: Batch, groups: Sequence[Awaitable[Group]]) -> list[Lesson]:
         """The lessons of the batch, each drawn as soon as the groups that it comes from are there.
 
         Groups share a call in the order of their index: what came when changes nothing.
         """
-        all_groups = self._schedule.spawn(_all_of(groups))
-        uses = [self._schedule.spawn(self._use(batch, group, all_groups)) for group in groups]
+        all_groups = self._loop.spawn(_all_of(groups))
+        uses = [self._loop.spawn(self._use(batch, group, all_groups)) for group in groups]
         size = self._settings.schedule.groups_per_call
         if size == 1:  # no group waits for another
             pairs = zip(groups, uses, strict=True)
-            alone = [self._schedule.spawn(self._alone(batch, *pair)) for pair in pairs]
+            alone = [self._loop.spawn(self._alone(batch, *pair)) for pair in pairs]
             answers = [taught for part in alone if (taught := await part)]
         else:
             answers = await self._together(batch, groups, uses, size)
@@ -53,24 +52,30 @@ class Teacher:
         batch.lessons, batch.refused_lessons = self._extractor.lessons(answers, batch.update)
         return batch.lessons
 
-    async def _alone(self, batch: Batch, group: Handle[Group], use: Handle[str]) -> Taught | None:
+    async def _alone(
+        self, batch: Batch, group: Awaitable[Group], use: Awaitable[str]
+    ) -> Taught | None:
         """What one group teaches, in a call of its own; None if nothing."""
         return await self._taught(batch, [await group]) if await use in TEACHING else None
 
     async def _together(
-        self, batch: Batch, groups: Sequence[Handle[Group]], uses: Sequence[Handle[str]], size: int
+        self,
+        batch: Batch,
+        groups: Sequence[Awaitable[Group]],
+        uses: Sequence[Awaitable[str]],
+        size: int,
     ) -> list[Taught]:
         """What the groups that teach say, `size` of them in a call."""
-        calls: list[Handle[Taught]] = []
+        calls: list[Awaitable[Taught]] = []
         waiting: list[Group] = []
         for group, use in zip(groups, uses, strict=True):
             if await use in TEACHING:
                 waiting.append(await group)
             if len(waiting) == size:
-                calls.append(self._schedule.spawn(self._taught(batch, waiting)))
+                calls.append(self._loop.spawn(self._taught(batch, waiting)))
                 waiting = []
         if waiting:
-            calls.append(self._schedule.spawn(self._taught(batch, waiting)))
+            calls.append(self._loop.spawn(self._taught(batch, waiting)))
         return [await call for call in calls]
 
     async def _taught(self, batch: Batch, groups: Sequence[Group]) -> Taught:
@@ -91,7 +96,7 @@ class Teacher:
         return True
 
     async def _use(
-        self, batch: Batch, group_handle: Handle[Group], all_groups: Handle[list[Group]]
+        self, batch: Batch, group_handle: Awaitable[Group], all_groups: Awaitable[list[Group]]
     ) -> str:
         """What the group is used as: ExtractAdvantage is shown it, or why not."""
         group = await group_handle
@@ -129,5 +134,5 @@ class Teacher:
         return "failure analysis" if is_bad or is_failing else "no contrast"
 
 
-async def _all_of(handles: Sequence[Handle[Group]]) -> list[Group]:
+async def _all_of(handles: Sequence[Awaitable[Group]]) -> list[Group]:
     return [await handle for handle in handles]
