@@ -27,7 +27,6 @@ from test_budget import ChatServer, server
 from test_dspy_contract import is_polite, optimizer_of, polite_answer, polite_rules, questions
 from test_promise_deterministic import facts
 from test_promise_no_secrets import rules as rules_of_server
-from tfgrpo_dspy.pipeline.errands import Errand, Parcel, packed_library, run_errand
 
 from tfgrpo_dspy import (
     ExperienceLibrary,
@@ -37,7 +36,8 @@ from tfgrpo_dspy import (
     SettingsError,
 )
 from tfgrpo_dspy.budget import Budget
-from tfgrpo_dspy.pipeline import errands
+from tfgrpo_dspy.pipeline import executors
+from tfgrpo_dspy.pipeline.executors import Bundle, Request, packed_library, run_request
 from tfgrpo_dspy.store import Store
 
 __all__ = ["server"]  # a fixture
@@ -51,7 +51,7 @@ WAIT_S = 60.0
 def processes(n: int = 2) -> ProcessPoolExecutor:
     """Forked from a process that has DSPy imported, so that each begins at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tfgrpo_dspy.pipeline.errands", "distributed", "hypothesis"])
+    context.set_forkserver_preload(["tfgrpo_dspy.pipeline.executors", "distributed", "hypothesis"])
     return ProcessPoolExecutor(n, mp_context=context)
 
 
@@ -336,7 +336,7 @@ def test_what_a_killed_worker_had_begun_is_done_again_elsewhere_and_recorded_onc
     assert facts_of_end(run.detailed_results) == facts_of_end(spared.detailed_results)
     assert not run.detailed_results.failures
     assert 1 <= n_made - (len(calls.lines) - n_made) <= 3  # what was lost was paid
-    if limits:  # which counts: the whole lease, as nobody knows what it took
+    if limits:  # which counts: the whole reservation, as nobody knows what it took
         assert n_made <= n_calls(run.detailed_results) <= 300
         assert run.detailed_results.usage["unfinished"].n_lm_calls >= 1
 
@@ -389,7 +389,7 @@ class Several(dspy.Module):
 
 
 @pytest.mark.parametrize("most", [25, 40, 90])
-def test_max_lm_calls_holds_over_all_processes_also_where_a_first_lease_is_too_small(
+def test_max_lm_calls_holds_over_all_processes_also_where_a_first_reservation_is_too_small(
     most: int, pool: Executor, tmp_path: Path
 ) -> None:
     calls = Log(tmp_path / "calls")
@@ -529,8 +529,8 @@ def test_a_rollout_that_takes_too_long_is_left_and_those_behind_it_are_not_on_it
     assert sum(finalist.score.n_failed for finalist in run.finalists) == 1
 
 
-@pytest.mark.parametrize("n_threads", [1, 2])
-def test_a_thread_of_the_users_that_hangs_is_replaced(n_threads: int, pipe: Path) -> None:
+@pytest.mark.parametrize("n_threads", [2, 3])
+def test_a_thread_of_the_users_that_hangs_costs_its_rollout(n_threads: int, pipe: Path) -> None:
     with ThreadPoolExecutor(n_threads) as executor:
         student = Hanging(pipe, "question 102")
         run = compiled(executor, student, rollout_timeout_s=0.5, gate=Gate())
@@ -588,7 +588,7 @@ def test_a_second_run_on_the_same_cluster_is_a_run_of_its_own(
 
 
 def n_on_cluster(dask_scheduler: Any) -> int:
-    return sum(str(key).startswith("run_errand") for key in dask_scheduler.tasks)
+    return sum(str(key).startswith("run_request") for key in dask_scheduler.tasks)
 
 
 def test_no_result_stays_on_the_cluster_where_a_lost_worker_would_mean_to_make_it_again(
@@ -616,40 +616,40 @@ class Watched(Executor):
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
-        self.parcels: list[str] = []
-        self.n_errands = 0
+        self.bundles: list[str] = []
+        self.n_requests = 0
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        self.n_errands += 1
+        self.n_requests += 1
         if args[1] is not None:
-            self.parcels.append(args[0])
+            self.bundles.append(args[0])
         return self.executor.submit(fn, *args, **kwargs)
 
 
-def test_a_parcel_is_sent_to_those_who_lack_it_and_not_with_each_errand() -> None:
+def test_a_bundle_is_sent_to_workers_that_lack_it_and_not_with_each_request() -> None:
     with processes() as pool:
         watched = Watched(pool)
         compiled(watched, epochs=3, num_threads=4, gate=Gate())
-    by_parcel = Counter(watched.parcels)
-    assert len(by_parcel) == 2  # training rollouts, and trials at the LM's own temperature
-    # each worker has two errands at first, and which worker asks is the pool's business
-    assert max(by_parcel.values()) < watched.n_errands / 4
-    assert watched.n_errands > 30
+    by_bundle = Counter(watched.bundles)
+    assert len(by_bundle) == 2  # training rollouts, and trials at the LM's own temperature
+    # which worker asks first is the pool's business
+    assert max(by_bundle.values()) < watched.n_requests / 4
+    assert watched.n_requests > 30
 
 
-def test_a_library_is_baked_once_for_all_errands_that_a_worker_does_with_it() -> None:
+def test_a_library_is_baked_once_for_all_requests_that_a_worker_answers_with_it() -> None:
     with dspy.context(lm=scripted_lm(polite_rules())):
-        parcel = Parcel.of(dspy.Predict("question -> answer"), is_polite, 0.7, {})
+        bundle = Bundle.of(dspy.Predict("question -> answer"), is_polite, 0.7, {})
         library = ExperienceLibrary().apply([{"op": "ADD", "text": "Say please."}])
-        packed = [Errand(packed_library(library), questions(1)[0], 0, i).packed() for i in (1, 2)]
-        outcomes = [
-            run_errand(parcel.key, parcel.blob, packed[0], Budget(), "a"),
-            run_errand(parcel.key, None, packed[1], Budget(), "b"),
+        packed = [Request(packed_library(library), questions(1)[0], 0, i).packed() for i in (1, 2)]
+        replies = [
+            run_request(bundle.key, bundle.blob, packed[0], Budget(), "a"),
+            run_request(bundle.key, None, packed[1], Budget(), "b"),
         ]
-    assert [outcome.rollout["rollout_id"] for outcome in outcomes if outcome.rollout] == [1, 2]
-    unpacked = errands._parcels[parcel.key]  # noqa: SLF001
+    assert [reply.rollout["rollout_id"] for reply in replies if reply.rollout] == [1, 2]
+    unpacked = executors._bundles[bundle.key]  # noqa: SLF001
     assert len(unpacked.programs) == 1
-    assert run_errand("another", None, packed[0], Budget(), "c").lacks
+    assert run_request("another", None, packed[0], Budget(), "c").lacks_bundle
 
 
 def leaky(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:

@@ -24,6 +24,14 @@ def as_it_is(result: Any) -> Any:
     return result
 
 
+def slept(i: int, j: int, delay: int) -> Callable[[], Any]:
+    def work() -> tuple[int, int, int]:
+        NEVER.wait(delay / 1000)
+        return (i, j, delay)
+
+    return work
+
+
 @st.composite
 def graphs(draw: st.DrawFn) -> list[tuple[list[int], list[int]]]:
     """For each node, earlier nodes that it waits for, and its tasks: how long each takes, in ms."""
@@ -45,17 +53,10 @@ def test_whatever_waits_for_whatever_each_gets_its_own_result(
             nodes[i] = loop.spawn(computed(i))
         return nodes[i]
 
-    def work(i: int, j: int, delay: int) -> Callable[[], Any]:
-        def slept() -> tuple[int, int, int]:
-            NEVER.wait(delay / 1000)
-            return (i, j, delay)
-
-        return slept
-
     async def computed(i: int) -> Any:
         earlier, delays = graph[i]
         tasks = [
-            loop.submit(work(i, j, delay), (order.randrange(3),), as_it_is)
+            loop.submit(slept(i, j, delay), (order.randrange(3),), as_it_is)
             for j, delay in enumerate(delays)
         ]
         return (i, [await node(other) for other in earlier], [await task for task in tasks])

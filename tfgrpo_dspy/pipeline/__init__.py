@@ -10,7 +10,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Awaitable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -78,7 +78,7 @@ class Pipeline:
         own_student = copy_program(student)
         ledger = Ledger(settings.budget)
         archive = Archive(settings, own_student)
-        loop, remote = _loop(settings, ledger)
+        loop, remote = _loop(settings, ledger, archive.close)
         recorder = Recorder(settings.execution.max_errors)
         notes = Notes(settings, archive, ledger)
         self._run = Run(settings, own_student, ledger, archive, notes, loop, remote, recorder)
@@ -550,13 +550,15 @@ class Batches:
         return last_known
 
 
-def _loop(settings: RunSettings, ledger: Ledger) -> tuple[Loop, RemoteRollouts | None]:
+def _loop(
+    settings: RunSettings, ledger: Ledger, at_end: Callable[[], None]
+) -> tuple[Loop, RemoteRollouts | None]:
     """Over threads: new ones, or those of the user's executor; rollouts over its processes."""
     executor, timeout_s = settings.execution.executor, settings.execution.rollout_timeout_s
     if isinstance(executor, ThreadPoolExecutor):
         n_threads = settings.num_threads or workers_of(executor) or settings.threads
-        return Loop(ledger, n_threads, timeout_s, executor), None
-    loop = Loop(ledger, settings.threads, timeout_s)
+        return Loop(ledger, n_threads, timeout_s, executor, at_end), None
+    loop = Loop(ledger, settings.threads, timeout_s, at_end=at_end)
     if executor is None:
         return loop, None
     n_at_once = settings.num_threads or workers_of(executor) or settings.threads

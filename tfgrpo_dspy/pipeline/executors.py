@@ -244,7 +244,11 @@ class RemoteRollouts:
 
     async def _sent(self, lease: Lease, key: str, blob: bytes | None, packed: bytes) -> Reply:
         name = f"{self._name}/{next(self._count)}"  # dask does equal tasks once
-        future = self._executor.submit(run_request, key, blob, packed, self._budget(lease), name)
+        budget = self._budget(lease)
+        try:
+            future = self._executor.submit(run_request, key, blob, packed, budget, name)
+        except Exception as error:  # closed, shut down, or whatever it raises then
+            raise BrokenExecutor(f"{type(error).__name__}: {error}") from error
         try:
             reply: Reply = await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -312,7 +316,7 @@ class RemoteRollouts:
         """Raises RunStopped: no request of this executor can be made any more."""
         if isinstance(error, SettingsError):
             raise error
-        if isinstance(error, BrokenExecutor | ImportError | RuntimeError):
+        if isinstance(error, BrokenExecutor | ImportError):
             needs = " (its workers need this package, and dspy)" * isinstance(error, ImportError)
             message = f"{type(error).__name__}: {error}{needs}"
             self._ledger.stop(f"the executor cannot go on: {message}", is_failure=True)

@@ -8,6 +8,7 @@ of a script.
 import asyncio
 import contextlib
 import contextvars
+import functools
 import heapq
 import itertools
 import math
@@ -21,7 +22,7 @@ from tfgrpo_dspy.errors import RunStopped
 
 Result = TypeVar("Result")
 Priority = tuple[int, ...]
-"""Of two tasks that wait, the one with the lower priority is begun first; of equals, the earlier."""
+"""Of two tasks that wait, the lower priority is begun first; of equals, the earlier task."""
 
 GRACE_S = 2.0
 """How long calls in flight are waited for when a budget is reached, so that they are not lost."""
@@ -80,6 +81,7 @@ class Loop:
         n_threads: how many tasks are done at once.
         timeout_s: how long a task may work, a provider's pauses apart; None: any time.
         pool: threads of the user's; None: a new daemon thread for each task.
+        at_end: called in the loop's thread when `run` ends, such as to close its connections.
     """
 
     def __init__(
@@ -88,7 +90,9 @@ class Loop:
         n_threads: int,
         timeout_s: float | None = None,
         pool: ThreadPoolExecutor | None = None,
+        at_end: Callable[[], None] | None = None,
     ) -> None:
+        self._at_end = at_end
         self.ledger = ledger
         self._n_threads = n_threads
         self._timeout_s = timeout_s
@@ -113,15 +117,17 @@ class Loop:
 
         def work() -> None:
             try:
-                outcome.set_result(loop.run_until_complete(main))
+                ended = functools.partial(outcome.set_result, loop.run_until_complete(main))
             except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
                 while not main.done():  # a KeyboardInterrupt leaves the loop at each that awaits it
                     main.cancel()
                     with contextlib.suppress(BaseException):
                         loop.run_until_complete(main)
-                outcome.set_exception(error)
-            finally:
-                loop.close()
+                ended = functools.partial(outcome.set_exception, error)
+            loop.close()
+            if self._at_end is not None:
+                self._at_end()
+            ended()
 
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(work,), daemon=True, name="tfgrpo loop")
@@ -203,23 +209,11 @@ class Loop:
         context.run(CURRENT_TASK.set, task)
 
         def settle(result: Any, error: BaseException | None) -> None:
-            if done.done():
-                return
-            if error is None:
-                done.set_result(result)
-            else:
-                done.set_exception(error)
+            if not done.done():
+                done.set_result(result) if error is None else done.set_exception(error)
 
         def job() -> None:
-            result: Any = None
-            error: BaseException | None = None
-            try:
-                result = context.run(work)
-            except (Exception, RunStopped) as raised:  # noqa: BLE001 - raised where it is awaited
-                error = raised
-            except BaseException as raised:  # noqa: BLE001 - the same
-                error = _Interrupted(raised)
-            _call_soon(loop, settle, result, error)
+            _call_soon(loop, settle, *_result_of(work, context))
 
         if self._pool is None:
             threading.Thread(target=job, daemon=True, name="tfgrpo").start()
@@ -269,6 +263,18 @@ class Loop:
             self._failed.exception()  # read, so that asyncio does not warn of it
         self._in_flight.clear()
         self._tasks.clear()
+
+
+def _result_of(
+    work: Callable[[], Any], context: contextvars.Context
+) -> tuple[Any, BaseException | None]:
+    """What the work gave, and what it raised."""
+    try:
+        return context.run(work), None
+    except (Exception, RunStopped) as error:  # noqa: BLE001 - raised where it is awaited
+        return None, error
+    except BaseException as error:  # noqa: BLE001 - the same
+        return None, _Interrupted(error)
 
 
 async def _released_later(slots: Slots) -> None:
