@@ -13,7 +13,6 @@ import pytest
 from dspy import lm15
 from dspy.clients.base_lm import GLOBAL_HISTORY
 from dspy.utils.callback import BaseCallback
-from pydantic_core import core_schema
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 from small import grpo
 
@@ -22,10 +21,7 @@ from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout, Step, trajectory_text
 from tfgrpo_dspy.sampling import (
-    Outline,
     RolloutTask,
-    copied_lm,
-    rendering_once,
     run_rollout,
     sampling_copy,
 )
@@ -804,109 +800,3 @@ def test_best_of_n_inside_a_program_gets_different_samples() -> None:
     best = dspy.BestOfN(ask(), N=3, reward_fn=lambda *_: 0.0, threshold=1.0)
     rollout(best, lm)
     assert len({prompt.seed for prompt in lm.engine.prompts}) == 3
-
-
-# ---------------------------------------------------------------------- what is made once
-
-
-class Fruit(dspy.Signature):
-    """Name a fruit."""
-
-    colour: str = dspy.InputField(desc="of its skin")
-    ripe: bool = dspy.InputField()
-    fruits: list[str] = dspy.OutputField()
-
-
-@pytest.mark.parametrize(
-    "adapter", [None, dspy.ChatAdapter(), dspy.JSONAdapter(), dspy.XMLAdapter()]
-)
-def test_prompts_are_to_the_letter_those_of_the_users_adapter(adapter: Any) -> None:
-    signatures = [Fruit, Fruit.with_instructions("Name two."), Fruit, Fruit.delete("ripe")]
-    users, own = adapter or dspy.ChatAdapter(), rendering_once(adapter)
-    for colour in ("red", "green"):
-        for signature in signatures:
-            inputs = {"colour": colour, "ripe": True}
-            expected = users.format(signature, [], inputs)
-            assert own.format(signature, [], inputs) == expected
-    assert type(own) is type(users)
-    assert "format_system_message" not in vars(users)
-
-
-def test_instructions_that_are_set_on_a_signature_reach_the_next_prompt() -> None:
-    signature, own = Fruit.with_instructions("Name one."), rendering_once(None)
-    before = own.format(signature, [], {"colour": "red"})[0]["content"]
-    signature.instructions = "Name two."
-    after = own.format(signature, [], {"colour": "red"})[0]["content"]
-    assert "Name one." in before
-    assert after == dspy.ChatAdapter().format(signature, [], {"colour": "red"})[0]["content"]
-    assert "Name two." in after
-
-
-def test_an_adapter_of_the_users_own_renders_every_prompt_itself() -> None:
-    class Counting(dspy.ChatAdapter):
-        n_rendered = 0
-
-        def format_system_message(self, signature: Any) -> str:
-            self.n_rendered += 1
-            return f"Prompt {self.n_rendered}. {super().format_system_message(signature)}"
-
-    adapter = Counting()
-    lm = scripted_lm(BECAUSE)
-    with dspy.context(adapter=adapter):
-        for rollout_id in (1, 2):
-            rollout(ask(), lm, rollout_id=rollout_id)
-    assert [prompt.system[:9] for prompt in lm.engine.prompts] == ["Prompt 1.", "Prompt 2."]
-
-
-def test_the_rollouts_of_one_outline_render_the_fixed_part_of_their_prompts_once() -> None:
-    rendered = []
-
-    class Text(str):
-        """A type of which a prompt tells the JSON schema."""
-
-        __slots__ = ()
-
-        @classmethod
-        def __get_pydantic_core_schema__(cls, *_: Any) -> Any:
-            rendered.append(cls)
-            return core_schema.str_schema()
-
-    signature = dspy.Signature("question -> answer").append("note", dspy.OutputField(), type_=Text)
-    lm = scripted_lm([("question", chat(answer="yes", note="hm"))])
-    program = dspy.Predict(signature)
-    with dspy.context(lm=lm):
-        outline = Outline.of(program)
-        n_rendered = []
-        for known in (None, outline, outline, None):
-            rendered.clear()
-            run_rollout(RolloutTask(program, EXAMPLE, 3, 7, 0.7, None, outline=known))
-            n_rendered.append(len(rendered))
-    assert n_rendered[2] < n_rendered[1] == n_rendered[0] == n_rendered[3]
-
-
-@pytest.mark.parametrize(
-    "changes", [{}, {"rollout_id": 7, "temperature": 0.7, "seed": 3}, {"temperature": 0.0}]
-)
-@pytest.mark.parametrize("given", [{}, {"temperature": 0.2, "seed": 1, "max_tokens": 9}])
-def test_a_copied_lm_is_what_dspys_own_copy_is(given: Any, changes: Any) -> None:
-    callback = BaseCallback()
-    for lm in (
-        dspy.LM("openai/gpt-4o-mini", callbacks=[callback], num_retries=5, **given),
-        scripted_lm(BECAUSE, **given),
-    ):
-        lm.history.append("before")
-        own, dspys = copied_lm(lm, **changes), lm.copy(**changes)
-        assert type(own) is type(dspys)
-        assert vars(own) == vars(dspys)
-        for mutable in ("history", "callbacks", "kwargs"):
-            assert getattr(own, mutable) is not getattr(lm, mutable)
-
-
-def test_an_lm_class_of_the_users_own_copies_itself() -> None:
-    class Own(dspy.LM):
-        def copy(self, **changes: Any) -> Any:
-            copied = super().copy(**changes)
-            copied.n_copies = getattr(self, "n_copies", 0) + 1
-            return copied
-
-    assert copied_lm(copied_lm(Own("openai/gpt-4o-mini")), seed=1).n_copies == 2

@@ -16,7 +16,7 @@ from tfgrpo_dspy.pipeline.loop import Priority, TimedOutError
 from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.reflection import as_input, describe_program, encodable
 from tfgrpo_dspy.rollout import Failure, Usage
-from tfgrpo_dspy.sampling import rendering_once, sampling_copy
+from tfgrpo_dspy.sampling import sampling_copy
 from tfgrpo_dspy.store import reading
 
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
@@ -74,7 +74,7 @@ class Asker:
         settings = run.settings
         self._run = run
         self._lm = settings.reflection_lm or dspy.settings.lm
-        self._adapter = rendering_once(dspy.settings.adapter or ASKED_ONCE)
+        self._adapter = dspy.settings.adapter or ASKED_ONCE
         self._held = {id(own): language_models(own) for own in settings.reflection.modules}
         self.common = {
             "program": describe_program(run.student),

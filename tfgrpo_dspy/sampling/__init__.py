@@ -29,11 +29,9 @@ from tfgrpo_dspy.sampling.fields import (
 )
 from tfgrpo_dspy.sampling.models import (
     allows_temperature,
-    copied_lm,
     is_deterministic,
     sampling_copy,
 )
-from tfgrpo_dspy.sampling.prompts import rendering_once
 
 __all__ = [
     "Demo",
@@ -48,7 +46,6 @@ __all__ = [
     "encode_fields",
     "field_annotations",
     "is_deterministic",
-    "rendering_once",
     "run_rollout",
     "sampling_copy",
     "score_again",
@@ -80,15 +77,13 @@ class RolloutTask:
 class Outline:
     """What a rollout has to know of its program; looked up once for many rollouts.
 
-    `predictors` are all of its predictors (DSPy's frozen ones too) by name; `adapter` is the one of
-    `dspy.settings`, see `prompts`.
+    `predictors` are all of its predictors (DSPy's frozen ones too) by name.
     """
 
     lms: tuple[Any, ...]
     predictors: tuple[tuple[str, Any], ...]
     has_tools: bool
     annotations: Mapping[str, Any]
-    adapter: Any
 
     @classmethod
     def of(cls, program: Any) -> "Outline":
@@ -100,8 +95,7 @@ class Outline:
         names.update({id(p): (name, p) for name, p in named_predictors(program)})
         has_tools = next(iter(program.named_sub_modules(dspy.Tool)), None) is not None
         lms = tuple(language_models(program))
-        adapter = rendering_once(dspy.settings.adapter)
-        return cls(lms, tuple(names.values()), has_tools, field_annotations(program), adapter)
+        return cls(lms, tuple(names.values()), has_tools, field_annotations(program))
 
 
 def run_rollout(task: RolloutTask) -> Rollout:
@@ -189,7 +183,6 @@ class _Run:
             recorders.append(CallWatcher(self.meter))
         return dspy.context(
             lm=self.lm,
-            adapter=self.outline.adapter,
             trace=self.tools.trace,
             max_trace_size=10_000,
             disable_history=False,  # the meter reads each call's entry
@@ -233,7 +226,7 @@ def _scored(
     meter = Meter(task.ledger, task.prices)
     judge = dspy.settings.lm
     callbacks = [*(dspy.settings.callbacks or []), CallWatcher(meter)]
-    judge = metered(copied_lm(judge), meter) if isinstance(judge, dspy.BaseLM) else judge
+    judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
     score, failure = None, None
     meter.check_wanted()
     task.ledger.note_metric_call()

@@ -1,4 +1,4 @@
-"""Copies of LMs, one for each sample: what is set on them, and how they are made."""
+"""Copies of LMs, one for each sample, and what is set on them."""
 
 import functools
 from typing import Any
@@ -7,20 +7,6 @@ import dspy
 from dspy.utils.exceptions import LMConfigurationError
 
 from tfgrpo_dspy.rollout import SEED_RANGE
-
-
-def copied_lm(lm: Any, **changes: Any) -> Any:
-    """What `lm.copy(**changes)` gives, for changes of what is sent only.
-
-    DSPy's own copy of its own class goes through all classes and both engines to check them; two
-    such copies for each rollout cost a tenth of a call. Other classes copy themselves.
-    """
-    if type(lm) is not dspy.LM:
-        return lm.copy(**changes)
-    own = object.__new__(dspy.LM)
-    vars(own).update(vars(lm))
-    own.history, own.callbacks, own.kwargs = [], list(lm.callbacks or ()), {**lm.kwargs, **changes}
-    return own
 
 
 def is_deterministic(lm: Any, temperature: float | None) -> bool:
@@ -56,9 +42,9 @@ def sampling_copy(lm: Any, rollout_id: int, temperature: float | None) -> Any:
         temperature = None
     changes: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
     if is_deterministic(lm, temperature):
-        return copied_lm(lm, **changes)
+        return lm.copy(**changes)
     changes["rollout_id"] = rollout_id
     has_engine_object = not isinstance(getattr(lm, "engine", "none"), str)
     if has_engine_object or lm.kwargs.get("seed") is not None:
         changes["seed"] = rollout_id % SEED_RANGE
-    return copied_lm(lm, **changes)
+    return lm.copy(**changes)
