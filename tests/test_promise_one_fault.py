@@ -3,6 +3,7 @@
 It is recorded, counted by kind, logged once; and what good evidence is left is still learned from.
 """
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -447,3 +448,96 @@ def test_a_run_in_which_everything_fails_now_and_then_still_learns() -> None:
     assert library_texts(optimized) == [ADVICE]
     assert set(results.failures) >= {"metric", "parse", "program", "provider"}
     assert results.best.mean > results.student.mean
+
+
+# ---------------------------------------------------------------------- whatever is raised
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+class Unshowable:
+    def __float__(self) -> float:
+        raise ZeroDivisionError
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
+RAISED = [SystemExit(3), GeneratorExit(), asyncio.CancelledError(), UnspeakableError()]
+
+
+@pytest.mark.parametrize("raised", RAISED, ids=lambda error: type(error).__name__)
+def test_whatever_a_program_raises_costs_its_rollouts_only(raised: BaseException) -> None:
+    class Raising(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            if question == "question 2":
+                raise raised
+            return self.ask(question=question)
+
+    optimized = learned(Raising())
+    assert set(optimized.detailed_results.failures) == {"program"}
+    assert library_texts(optimized) == [ADVICE]
+
+
+@pytest.mark.parametrize("raised", RAISED, ids=lambda error: type(error).__name__)
+def test_whatever_a_metric_raises_costs_its_rollouts_only(raised: BaseException) -> None:
+    def metric(example: Any, pred: Any, _trace: Any = None) -> Any:
+        if example.question == "question 2":
+            raise raised
+        return is_polite(example, pred)
+
+    optimized = learned(metric=metric)
+    assert set(optimized.detailed_results.failures) == {"metric"}
+    assert library_texts(optimized) == [ADVICE]
+
+
+@pytest.mark.parametrize("score", [Unshowable(), 1e308], ids=["cannot be shown", "huge"])
+def test_a_score_that_nothing_can_be_computed_of_is_a_failure(score: Any) -> None:
+    def metric(example: Any, pred: Any, _trace: Any = None) -> Any:
+        return score if example.question == "question 2" else is_polite(example, pred)
+
+    optimized = learned(metric=metric)
+    assert set(optimized.detailed_results.failures) == {"metric"}
+    assert library_texts(optimized) == [ADVICE]
+
+
+# ---------------------------------------------------------------------- what is written into
+
+
+@pytest.mark.parametrize("num_threads", [1, 8])
+def test_what_a_program_or_a_metric_writes_into_an_example_is_seen_by_nobody(
+    num_threads: int,
+) -> None:
+    class Noting(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question, notes -> answer")
+
+        def forward(self, question: str, notes: list[str]) -> Any:
+            notes.append("seen")
+            return self.ask(question=question, notes=notes)
+
+    def metric(example: Any, pred: Any, _trace: Any = None) -> Any:
+        assert example.notes == ["old"]
+        example.notes.append("scored")
+        return is_polite(example, pred)
+
+    examples = [example.copy(notes=["old"]) for example in questions(6)]
+    examples = [example.with_inputs("question", "notes") for example in examples]
+    lm = scripted_lm(polite_rules())
+    with dspy.context(lm=lm):
+        optimized = grpo(
+            metric, group_size=2, num_threads=num_threads, gate=NoGate(), progress=False
+        ).compile(Noting(), trainset=examples)
+    assert optimized.detailed_results.failures == {}
+    assert [example.notes for example in examples] == [["old"]] * 6
+    asked = [prompt.user for prompt in lm.engine.prompts if "notes" in prompt.user]
+    assert asked
+    assert not [user for user in asked if user.count("seen") > 1]

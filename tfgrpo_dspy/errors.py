@@ -16,6 +16,15 @@ RunStopped (BaseException)             inside a run only: no more calls; passes 
 from typing import Any
 
 
+def described(error: BaseException) -> str:
+    """The type and the message of an error; the type alone where its message cannot be shown."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except Exception:  # noqa: BLE001 - whatever the __str__ of a user's exception raises
+        return name
+
+
 class TrainingFreeGRPOError(Exception):
     """What every exception of this package derives from."""
 

@@ -17,9 +17,11 @@ from typing import Any, SupportsFloat
 
 import dspy
 
-from tfgrpo_dspy.errors import MetricError, SettingsError
+from tfgrpo_dspy.errors import MetricError, RunStopped, SettingsError, described
 
 SHOWN_CHARACTERS = 120
+MOST = 1e150
+"""Scores are below: of larger ones no variance can be computed."""
 """How much of an example or a value an error message quotes."""
 
 
@@ -57,9 +59,11 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
             result = metric(example, prediction, *(None,) * extra, **kwargs)
             if inspect.isawaitable(result):
                 result = asyncio.run(_awaited(result))
-        except Exception as error:
+        except (RunStopped, KeyboardInterrupt):
+            raise
+        except BaseException as error:
             raise MetricError(
-                f"metric {name} raised {type(error).__name__}: {_shown(error)} on the example "
+                f"metric {name} raised {_shortened(described(error))} on the example "
                 f"{_shown(example)}"
             ) from error
         return _as_score(result, name, example)
@@ -147,17 +151,23 @@ def _finite(value: Any, name: str, example: Any) -> float:
     is_number = is_single and isinstance(value, SupportsFloat) and not isinstance(value, str)
     try:
         number = float(value) if is_number else math.nan
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # a huge integer, a torch tensor
+    except Exception:  # noqa: BLE001 - a huge integer, a torch tensor, a type of the user's
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) < MOST:
         raise MetricError(
-            f"metric {name} returned {value!r} ({type(value).__name__}) for the example "
-            f"{_shown(example)}; return a finite number, or dspy.Prediction(score=..., "
-            f"feedback=...)."
+            f"metric {name} returned {_shown(value)} ({type(value).__name__}) for the example "
+            f"{_shown(example)}; return a finite number (below {MOST:g}), or "
+            f"dspy.Prediction(score=..., feedback=...)."
         )
     return number
 
 
 def _shown(value: object) -> str:
-    text = str(value) if isinstance(value, Exception) else repr(value)
+    try:
+        return _shortened(repr(value))
+    except Exception:  # noqa: BLE001 - a type of the user's
+        return f"a {type(value).__name__} that cannot be shown"
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

@@ -18,7 +18,7 @@ from tfgrpo_dspy.budget.faults import is_fatal, is_passing, is_too_long, is_unan
 from tfgrpo_dspy.budget.ledger import NOT_WANTED, POLL_S, Lease, Ledger
 from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Price, price_of, prompt_bytes
 from tfgrpo_dspy.budget.tasks import CURRENT_TASK
-from tfgrpo_dspy.errors import RunStopped
+from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Usage, rollout_id_for
 
@@ -159,7 +159,7 @@ class Meter:
         cost = call.lease.cost if is_unanswered(error) else 0.0
         self.ledger.settle(call.lease, call.lease.n_calls, cost)
         if is_fatal(error):
-            message = redacted(f"{type(error).__name__}: {error}", known_secrets([lm]))
+            message = redacted(described(error), known_secrets([lm]))
             self.ledger.stop(message, is_failure=True)
             self.was_refused = True
             raise RunStopped(message)
@@ -179,7 +179,7 @@ class Meter:
         if is_too_long(error):
             self.is_too_long = True
             return
-        message = redacted(f"{type(error).__name__}: {error}", known_secrets([lm]))
+        message = redacted(described(error), known_secrets([lm]))
         self.provider_failure = Failure("provider", message)
 
     def take_unseen(self, lm: Any, inputs: Mapping[str, Any]) -> None:

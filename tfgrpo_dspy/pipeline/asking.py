@@ -11,6 +11,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget import CallWatcher, Meter, metered
+from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience import copy_program, language_models
 from tfgrpo_dspy.pipeline.loop import Priority, TimedOutError
 from tfgrpo_dspy.pipeline.run import Run
@@ -170,10 +171,12 @@ class Asker:
             ):
                 prediction = module(**inputs)
             output = _plain(getattr(prediction, question.output, None))
-        except Exception as error:  # noqa: BLE001 - a user's own module may raise anything
+        except (RunStopped, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything
             meter.check_refused()
             lost = meter.provider_failure
-            message = lost.message if lost else f"{type(error).__name__}: {error}"
+            message = lost.message if lost else described(error)
             too_long = meter.is_too_long
             return Answer(None, meter.usage, 0, message, too_long, is_lost=lost is not None)
         meter.check_refused()

@@ -24,7 +24,7 @@ import cloudpickle
 import dspy
 
 from tfgrpo_dspy.budget import Budget, Lease, Ledger
-from tfgrpo_dspy.errors import RunStopped, SettingsError
+from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience import ExperienceLibrary, copy_program, language_models
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.pipeline.loop import Loop, Priority, Result, Slots, TimedOutError
@@ -85,7 +85,7 @@ class Bundle:
             culprits = [name for name, part in parts.items() if not _can_be_sent(part)]
             raise SettingsError(
                 f"executor: {' and '.join(culprits) or 'this run'} cannot be sent to other "
-                f"processes ({type(error).__name__}: {error}); leave the lock, connection or "
+                f"processes ({described(error)}); leave the lock, connection or "
                 f"client out that it holds, or pass num_threads instead of executor."
             ) from error
         return cls(hashlib.blake2b(blob, digest_size=16).hexdigest(), blob)
@@ -111,7 +111,7 @@ class Request:
         except Exception as error:  # whatever a user's object raises
             raise SettingsError(
                 f"executor: example {self.index} cannot be sent to other processes "
-                f"({type(error).__name__}: {error})."
+                f"({described(error)})."
             ) from error
 
 
@@ -209,7 +209,7 @@ class RemoteRollouts:
             except Exception as error:  # noqa: BLE001 - whatever an executor raises
                 self._ledger.give_up(lease)
                 self._check_usable(error)
-                why = f"the executor gave it up: {type(error).__name__}: {error}"
+                why = f"the executor gave it up: {described(error)}"
                 n_losses += 1
                 continue
             if reply.was_begun:
@@ -248,7 +248,7 @@ class RemoteRollouts:
         try:
             future = self._executor.submit(run_request, key, blob, packed, budget, name)
         except Exception as error:  # closed, shut down, or whatever it raises then
-            raise BrokenExecutor(f"{type(error).__name__}: {error}") from error
+            raise BrokenExecutor(described(error)) from error
         try:
             reply: Reply = await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -318,7 +318,7 @@ class RemoteRollouts:
             raise error
         if isinstance(error, BrokenExecutor | ImportError):
             needs = " (its workers need this package, and dspy)" * isinstance(error, ImportError)
-            message = f"{type(error).__name__}: {error}{needs}"
+            message = f"{described(error)}{needs}"
             self._ledger.stop(f"the executor cannot go on: {message}", is_failure=True)
             self._ledger.check()
 
@@ -374,7 +374,7 @@ def run_request(key: str, blob: bytes | None, packed: bytes, budget: Budget, nam
         request = cloudpickle.loads(packed)
     except Exception as error:  # noqa: BLE001 - told to the run
         message = (
-            f"a worker of the executor cannot read the program: {type(error).__name__}: {error}. "
+            f"a worker of the executor cannot read the program: {described(error)}. "
             f"It needs this package, dspy, and every module that program and metric come from."
         )
         return Reply(stopped_because=message, is_failure=True)

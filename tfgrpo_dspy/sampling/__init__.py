@@ -14,7 +14,7 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError, LMError
 
 from tfgrpo_dspy.budget import CallWatcher, Ledger, Meter, is_too_long, metered
-from tfgrpo_dspy.errors import MetricError
+from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience import copied_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction
 from tfgrpo_dspy.rollout import Failure, Rollout, Step, Usage, condensed
@@ -26,6 +26,7 @@ from tfgrpo_dspy.sampling.fields import (
     decode_fields,
     encode_fields,
     field_annotations,
+    own_example,
 )
 from tfgrpo_dspy.sampling.models import (
     allows_temperature,
@@ -192,16 +193,18 @@ class _Run:
     def execute(self) -> tuple[Any, Failure | None]:
         prediction, failure = None, None
         try:
-            prediction = self.program(**self.task.example.inputs())
+            prediction = self.program(**own_example(self.task.example).inputs())
+        except (RunStopped, KeyboardInterrupt):
+            raise
         except AdapterParseError as error:
             failure = Failure("parse", str(error).strip())
         except LMError as error:
             if is_too_long(error):
                 failure = Failure("program", f"The prompt was too long for the LM: {error}")
             else:
-                failure = Failure("provider", f"{type(error).__name__}: {error}")
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - it may raise anything; recorded
-            failure = Failure("program", f"{type(error).__name__}: {error}")
+                failure = Failure("provider", described(error))
+        except BaseException as error:  # noqa: BLE001 - it may raise anything; recorded
+            failure = Failure("program", described(error))
         return prediction, self.meter.provider_failure or failure
 
     def steps(self, trace: list[Any], failure: Failure | None) -> tuple[Step, ...]:
@@ -232,7 +235,7 @@ def _scored(
     task.ledger.note_metric_call()
     try:
         with dspy.context(lm=judge, disable_history=False, callbacks=callbacks):
-            score = task.score(task.example, prediction, trace)  # type: ignore[misc]
+            score = task.score(own_example(task.example), prediction, trace)  # type: ignore[misc]
     except MetricError as error:
         failure = Failure("metric", str(error))
     meter.check_refused()

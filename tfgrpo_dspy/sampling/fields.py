@@ -1,5 +1,6 @@
 """What goes into a program and comes out of it, as text for people and as JSON for the store."""
 
+import copy
 import functools
 import json
 import math
@@ -35,6 +36,8 @@ def _text_of(value: Any) -> str:
         return f"<{type(value).__name__.lower()}>"
     if isinstance(value, Mapping):
         return _json_text(dict(value))
+    if isinstance(value, set | frozenset):  # their order is another in each process
+        return _json_text(sorted(value, key=as_text))
     if isinstance(value, list | tuple | bool | int | float | types.NoneType):
         return _json_text(value)
     if isinstance(value, pydantic.BaseModel):
@@ -102,6 +105,21 @@ def decode_fields(
 ) -> dict[str, Any]:
     """The values of the fields. Raises NoRoundTripError."""
     return {name: decode(value, annotations.get(name)) for name, value in encoded.items()}
+
+
+def own_example(example: dspy.Example) -> dspy.Example:
+    """The example with copies of its values: a program or a metric may write into them.
+
+    What refuses to be copied (a lock, a connection) is shared.
+    """
+    return example.copy(**{name: _copied(value) for name, value in example.items()})
+
+
+def _copied(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - a user's type may raise anything
+        return value
 
 
 def field_annotations(program: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import diskcache
 
-from tfgrpo_dspy.errors import StoreError
+from tfgrpo_dspy.errors import StoreError, described
 from tfgrpo_dspy.redaction import cleaned
 from tfgrpo_dspy.store.disk import SETTINGS, TextCache, TextDisk
 
@@ -110,7 +110,7 @@ class Store:
         except (sqlite3.Error, OSError, TypeError, KeyError, ValueError) as error:
             raise StoreError(
                 f"Cannot {doing} the run store log_dir={str(self.folder)!r}: "
-                f"{type(error).__name__}: {error}. {INTACT}"
+                f"{described(error)}. {INTACT}"
             ) from error
 
     def get(self, key: str) -> Record | None:
