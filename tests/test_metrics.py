@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYetError
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,6 @@ def test_normalising_drops_case_punctuation_and_articles_but_no_part_of_a_number
     assert normalize_text("The Eiffel Tower, U.S.A.! A, B") == "eiffel tower usa a b"
     assert normalize_text("well-known Straße: don't") == "well known strasse dont"
     assert normalize_text("-5 1.5 1,234 3:30 1/2 5% $3.") == "-5 1.5 1,234 3:30 1/2 5% $3"
-    assert normalize_text("...") == "..."
 
 
 FEEDBACK = [
@@ -76,7 +74,6 @@ FEEDBACK = [
     (exact_match(), "so\n" * 500, f", given '{'so ' * 66}so…': they are not the same text."),
     (exact_match(), None, " in the field 'answer'; there is only: reasoning, answer."),
     (normalized_match(), "Rome!", ", given 'Rome!': compared as 'paris' and 'rome'."),
-    (math_equivalent(), "Rome", ", given 'Rome': the texts differ."),
     (math_equivalent(), "", ", given '': the answer is empty."),
 ]
 
@@ -88,33 +85,32 @@ def test_the_feedback_says_what_was_expected_given_and_different() -> None:
 
 
 def test_exact_match_ignores_white_space_around_the_str_of_an_answer_and_nothing_else() -> None:
-    preds = [dspy.Prediction(answer=answer) for answer in ("12", " 12\n", 12, "12.", "-12")]
-    scores = [exact_match()(dspy.Example(answer=12), pred).score for pred in preds]
-    assert scores == [1.0, 1.0, 1.0, 0.0, 0.0]
+    preds = [dspy.Prediction(answer=answer) for answer in (" 12\n", 12, "12.")]
+    assert [exact_match()(dspy.Example(answer=12), pred).score for pred in preds] == [1, 1, 0]
 
 
 def test_field_and_label_field_may_differ_and_one_of_several_labels_is_enough() -> None:
-    metric = normalized_match("result", "targets")
-    example = dspy.Example(targets=["car", "automobile"])
-    assert metric(example, dspy.Prediction(result="An automobile.")).score == 1.0
+    metric, example = normalized_match("result", "cars"), dspy.Example(cars=["car", "automobile"])
+    assert metric(example, dspy.Prediction(result="An automobile.")).score == 1
     assert "'car' or 'automobile'" in metric(example, dspy.Prediction(result="bus")).feedback
 
 
-def test_what_cannot_work_is_refused_with_the_value_that_is_wrong() -> None:
+def test_what_cannot_work_is_refused_with_what_is_wrong(monkeypatch: Any) -> None:
     with pytest.raises(MetricError, match=r"no label 'answer' \(it has: question\)"):
         exact_match()(dspy.Example(question="?"), dspy.Prediction(answer="12"))
     with pytest.raises(SettingsError, match="field=''"):
         exact_match("")
-    with pytest.raises(SettingsError, match="timeout_s=nan"):
-        math_equivalent(timeout_s=float("nan"))
     with pytest.raises(SettingsError, match="timeout_s=0"):
-        is_equivalent("1", "2", timeout_s=0)
+        math_equivalent(timeout_s=0)
+    monkeypatch.setitem(sys.modules, "math_verify", None)  # as if it were not installed
+    with pytest.raises(ImportError, match=r"pip install 'tfgrpo-dspy\[math\]'"):
+        math_equivalent()
 
 
 def test_a_wrong_answer_is_false_where_dspy_asks_for_yes_or_no() -> None:
-    example = dspy.Example(answer="12")
-    assert exact_match()(example, dspy.Prediction(answer="12"), trace=[])
-    assert not exact_match()(example, dspy.Prediction(answer="21"), None, None, None)  # as GEPA
+    metric, example = exact_match(), dspy.Example(answer="12")
+    assert metric(example, dspy.Prediction(answer="12"), trace=[])
+    assert not metric(example, dspy.Prediction(answer="21"), None, None, None)  # as GEPA
 
 
 def test_a_metric_is_a_value_that_can_be_pickled_and_whose_repr_states_its_settings() -> None:
@@ -138,8 +134,7 @@ def test_hostile_text_is_compared_in_time_and_never_executed(text: str, tmp_path
     text = text.replace("FILE", str(tmp_path / "file"))
     assert is_equivalent("1/3", "2/6")  # the worker runs
     started_at = time.monotonic()
-    assert is_equivalent(text, text + " ")
-    assert not is_equivalent(text, "7x", timeout_s=1.0)
+    assert is_equivalent(text, text + " ") and not is_equivalent(text, "7x", timeout_s=1.0)
     assert time.monotonic() - started_at < 4
     assert list(tmp_path.iterdir()) == []
 
@@ -161,7 +156,6 @@ def test_fractions_are_equivalent_when_their_values_are(a: int, b: int, c: int, 
 
 
 def workers() -> set[int]:
-    """The processes for formulas that this process has."""
     children = (path.read_text() for path in Path("/proc/self/task").glob("*/children"))
     pids = " ".join(children).split()
     return {int(pid) for pid in pids if "worker.py" in Path(f"/proc/{pid}/cmdline").read_text()}
@@ -172,20 +166,18 @@ def test_a_killed_worker_costs_one_comparison_and_is_replaced(caplog: Any) -> No
     (worker,) = workers()
     with ThreadPoolExecutor(1) as executor:
         comparison = executor.submit(is_equivalent, LONG, "7x", timeout_s=60.0)
-        with pytest.raises(NotYetError):
+        with pytest.raises(TimeoutError):
             comparison.result(timeout=0.5)
         os.kill(worker, signal.SIGKILL)
         assert comparison.result() is False
     assert caplog.messages == ["a comparison lost its process (-9); it counts as unequal"]
     assert is_equivalent("1/3", "2/6")
-    assert worker not in workers()
 
 
 def test_many_threads_share_one_worker_and_get_the_right_verdicts() -> None:
-    asked = pairs(EQUAL) + pairs(UNEQUAL)
     with ThreadPoolExecutor(8) as executor:
-        verdicts = list(executor.map(lambda pair: is_equivalent(*pair), asked))
-    assert verdicts == [True] * len(pairs(EQUAL)) + [False] * len(pairs(UNEQUAL))
+        verdicts = list(executor.map(is_equivalent, ["1/2", "x"] * 50, ["2/4", "y"] * 50))
+    assert verdicts == [True, False] * 50
     assert len(workers()) == 1
 
 
@@ -206,9 +198,3 @@ def test_workers_of_pools_compare_too_and_no_process_outlives_the_one_that_asked
     done = subprocess.run([sys.executable, "-c", POOLS], stderr=subprocess.PIPE, timeout=100)
     assert done.returncode == -9  # and every process that held its stderr has ended
     assert b"Error" not in done.stderr
-
-
-def test_a_missing_extra_is_named_when_the_metric_is_made(monkeypatch: Any) -> None:
-    monkeypatch.setitem(sys.modules, "math_verify", None)
-    with pytest.raises(ImportError, match=r"pip install 'tfgrpo-dspy\[math\]'"):
-        math_equivalent()
