@@ -18,7 +18,7 @@ from tasks.multihop_corpus import corpus
 from tfgrpo_dspy.metric import adapt_metric
 
 FILES = ("gsm8k", *(f"bbh_{name}" for name in tasks.BBH))
-PACKAGES = {"sparql": "rdflib", "rg:chain_sum": "reasoning_gym"}
+PACKAGES = {"gsm8k": "math_verify", "sparql": "rdflib", "rg:chain_sum": "reasoning_gym"}
 ALL = (*tasks.NAMES, "rg:chain_sum")
 DATE_QUESTION = (
     "Today is May {n}, 1990. What is the date tomorrow in MM/DD/YYYY?\n"

@@ -9,7 +9,8 @@ TrainingFreeGRPOError
 ├── StoreError (RuntimeError)          the run store cannot be opened, read or written
 │   └── MissingRecordError             offline, and a record is not there; says which and why
 ├── RunFailedError (RuntimeError)      the run was ended by failures; `.program`: the best so far
-└── LocalLMUnavailableError (ImportError)   the embedded LM is not installed
+├── LocalLMUnavailableError (ImportError)   the embedded LM is not installed
+└── MathUnavailableError (ImportError)      the extra `math` is not installed
 RunStopped (BaseException)             inside a run only: no more calls; passes `except Exception`
 """
 
@@ -76,3 +77,7 @@ class RunStopped(BaseException):
 
 class LocalLMUnavailableError(TrainingFreeGRPOError, ImportError):
     """The package or the file of the embedded LM is missing; says how to install both."""
+
+
+class MathUnavailableError(TrainingFreeGRPOError, ImportError):
+    """The package that compares formulas is missing or does not start; names the extra `math`."""

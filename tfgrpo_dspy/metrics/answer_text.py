@@ -1,122 +1,107 @@
-r"""What a text says once its wrapping is off: the final answer in it, and its form as words.
+r"""The answer in a text, and its forms: as words, as a number with its unit, as LaTeX.
 
-Takes the last `\boxed{...}`, what follows the last `####` or a leading "the answer is" or `=`, and
-strips dollar signs, Markdown, quotes and a final period. Reads no mathematics.
+The answer is the last `\boxed{...}`, or what follows the last `####`, `answer is` or `answer:`,
+without dollar signs, Markdown, quotes and a final period. Nothing is evaluated here.
 """
 
+import itertools
 import re
-import unicodedata
+from unicodedata import category, normalize
 
-from tfgrpo_dspy.metrics.limits import MAX_TEXT_CHARACTERS
-
-LEAD_IN = re.compile(
-    r"(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*:?|[:=])\s*|=\s*", re.IGNORECASE
+LEAD_IN = re.compile(r"\banswer\s*(?:is\b\s*:?|[:=])|####", re.IGNORECASE)
+LATEX_WORDS = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+LATEX_SPACING = re.compile(r"\\(?:left|right|quad|qquad|displaystyle)(?![A-Za-z])|\\[,;:!]")
+WRAPPING = re.compile(
+    r"\(?([A-Za-z])\)|\$+([^$]+)\$+|\\\(((?:(?!\\\().)+)\\\)|\\\[((?:(?!\\\[).)+)\\\]|"
+    + LATEX_WORDS.pattern,
+    re.DOTALL,
 )
-WRAPPINGS = (
-    ("$$", "$$"),
-    ("$", "$"),
-    (r"\(", r"\)"),
-    (r"\[", r"\]"),
-    ("**", "**"),
-    ("`", "`"),
-    ('"', '"'),
-    ("“", "”"),
+PROSE = re.compile(r"(?!\s*[-\u2212])(?=.*[^\W\d_]{2})[^\d\\^_=<>+*/|{}\[\]$%#@~!]*", re.DOTALL)
+NUMBER_MARK = re.compile(r"(?<=\d)(?:[.,:/](?=\d)|%)|(?<!\w)[-.\u2010\u2013\u2014](?=\d)")
+DOLLARS = re.compile(r"([-+]?)\\?\$\s*(\.?\d.*)")
+UNIT = re.compile(
+    r"(?<=[\d})])\s*(?:\\,)?(?:\\(?:text|textrm|mathrm|mbox)\{([^{}\d]+)\}"
+    r"|\^?\{?(\\circ|°)\}?|((?:[ckm]m|[km]g|ml|ft|lbs?|mph)\b|(?<=\s)(?!(?:hundred|thousand|dozen|"
+    r"[a-z]+illion|half|halves|thirds?|quarters?|[a-z]+ths?|squared|cubed|factorial|infinity|"
+    r"percent)\b)[A-Za-z]{3,}))(\^\{?\d\}?|[²³])?$"
 )
-MAX_WRAPPINGS = 6
-WORDS_IN_LATEX = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textrm|mbox)\s*\{([^{}]*)\}")
-SPACING_IN_LATEX = re.compile(r"\\(?:left|right|quad|qquad|displaystyle)(?![A-Za-z])|\\[,;:!]")
-CHOICE = re.compile(r"\(?\s*([A-Za-z])\s*[).:]?")
-PROSE = re.compile(r"[^\d\\^_=<>+*/|{}\[\]$%#@~]*")
-ARTICLES = re.compile(r"\b(?:(?:an?|the)\s+)+(?=\w\w)")
+FORMULA_WORDS = "and|or|sqrt|sin|cos|tan|log|exp|infinity|percent|[pb]?matrix"
+NO_FORMULA = re.compile(
+    rf"\d_|'|[<>≤≥].*\b(?:and|or)\b|(?<![\\A-Za-z])(?!(?:{FORMULA_WORDS})(?![A-Za-z]))[A-Za-z]{{3,}}"
+)
+SIGNS = str.maketrans("\u2212\u2013\u2044\u00d7·÷", "--/**/")  # minus, dash, slash, times
+REWRITTEN = (
+    *(("≤", r"\\le "), ("≥", r"\\ge "), ("√", r"\\sqrt "), ("π", r"\\pi "), ("∞", r"\\infty ")),
+    (r"\\sqrt\s+(\d+|[A-Za-z])", r"\\sqrt{\1}"),
+    (r"(\d)\s+(\d+/\d+)", r"(\1+\2)"),
+    (r"(?<=\d)(?:\\[,!;: ]|\{,\}|,\\!)+\s*(?=\d{3})", ""),
+    (r"(?<![A-Za-z\d])(\d+(?:\.\d*)?)[eE]([+-]?\d+)(?![A-Za-z\d])", r"\1*10^{\2}"),
+    (r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
+    (r"\*\*", "^"),
+    (r"\\?\$|\n", " "),
+)
 
 
 def final_answer(text: str) -> str:
     r"""The part of the text that is its answer: `so \boxed{\frac{1}{2}}.` gives `\frac{1}{2}`."""
-    answer = text.rpartition("####")[2].strip()
-    boxed = _last_box(answer)
-    answer = answer if boxed is None else boxed.strip()
-    if lead_in := LEAD_IN.match(answer):
-        answer = answer[lead_in.end() :]
-    for _ in range(MAX_WRAPPINGS):
-        answer = _unwrapped(answer.strip().rstrip(".,;: \n"))
+    _, boxed, rest = text.rpartition(r"\boxed{")
+    depths = itertools.accumulate(({"{": 1, "}": -1}.get(mark, 0) for mark in rest), initial=1)
+    end = next((end for end, depth in enumerate(depths) if not depth), len(rest) + 1)
+    answer = rest[: end - 1] if boxed else LEAD_IN.split(text)[-1]
+    for _ in range(6):  # wrappings in each other
+        answer = answer.strip(' \n\t*`"“”').rstrip(".,;:").removeprefix("= ")
+        if wrapped := WRAPPING.fullmatch(answer):
+            answer = wrapped[wrapped.lastindex or 0]
     return answer
 
 
-def _last_box(text: str) -> str | None:
-    r"""The content of the last `\boxed`, up to the end of the text when its brace stays open."""
-    start = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
-    if start < 0:
-        return None
-    rest = text[start : start + MAX_TEXT_CHARACTERS].partition("box")[2].removeprefix("ed").lstrip()
-    if not rest.startswith("{"):
-        return rest.partition(" ")[0]
-    depth = 0
-    for position, character in enumerate(rest):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if not depth:
-            return rest[1:position]
-    return rest[1:]
-
-
-def _unwrapped(answer: str) -> str:
-    for opening, closing in WRAPPINGS:
-        inside = answer[len(opening) : -len(closing)]
-        is_wrapped = answer.startswith(opening) and answer.endswith(closing) and inside
-        if is_wrapped and opening not in inside:
-            return inside
-    words = WORDS_IN_LATEX.fullmatch(answer)
-    return words[1] if words else answer
-
-
-def choice_letter(answer: str) -> str:
-    """The letter of a multiple-choice answer such as `(b)`, `B.` or `B`, as a capital; or ''."""
-    match = CHOICE.fullmatch(answer)
-    return match[1].upper() if match else ""
-
-
-def text_form(answer: str) -> str:
-    """What is compared of an answer that is no mathematics.
-
-    Prose is normalised by `normalize_text`. In anything with digits or mathematical signs every
-    character counts but case, LaTeX spacing, and white space that separates no words.
-    """
-    text = SPACING_IN_LATEX.sub("", WORDS_IN_LATEX.sub(r"\1", answer))
+def text_form(answer: str) -> tuple[str, bool]:
+    """What is compared of an answer as a text, and whether that is prose, so normalised."""
+    text = LATEX_SPACING.sub("", LATEX_WORDS.sub(r"\1", answer))
     if PROSE.fullmatch(text):
-        return normalize_text(text)
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = re.sub(r"\{(\w)\}", r"\1", " ".join(text.split()))
-    return re.sub(r"(?<!\w) | (?!\w)", "", text)
+        return normalize_text(text), True
+    text = " ".join(normalize("NFKC", text).casefold().split())
+    return re.sub(r"(?<!\w) | (?!\w)", "", re.sub(r"\{(\w)\}", r"\1", text)), False
+
+
+def without_unit(answer: str) -> tuple[str, str]:
+    """A number and its unit: `$5` is `5`, `dollar`; `12 apples` is `12`, `apple`; or no unit."""
+    answer = DOLLARS.sub(r"\1\2 dollars", answer) if DOLLARS.match(answer) else answer
+    unit = UNIT.search(answer)
+    if unit is None:
+        return answer, "%" if re.search(r"(?:%|percent)$", answer) else ""
+    name = unit[1] or ("degree" if unit[2] else unit[3])
+    return answer[: unit.start()], name.strip().casefold().rstrip("s") + (unit[4] or "")
+
+
+def in_latex(answer: str) -> str:
+    """The answer in LaTeX that math-verify reads; empty where a word would be read as a product."""
+    if NO_FORMULA.search(LATEX_WORDS.sub(r"\1", answer)):
+        return ""
+    text = re.sub(r"(?<=\d)(?=[¼½¾⅓⅔])", " ", answer)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda match: "^{" + normalize("NFKC", match[0]) + "}", text)
+    text = normalize("NFKC", text).translate(SIGNS)
+    for pattern, replacement in REWRITTEN:
+        text = re.sub(pattern, replacement, text)
+    return text.strip()
 
 
 def normalize_text(text: str) -> str:
     """The text as `normalized_match` compares it: `"The U.S.A.!"` becomes `"usa"`.
 
-    In this order:
-
-    1. Unicode NFKC, then case folding (`Straße` is `STRASSE`, full-width letters are plain).
-    2. Punctuation (Unicode categories P*): full stops and apostrophes vanish (`U.S.`, `don't`),
-       every other mark becomes a space. Marks that belong to a number stay: the minus of `-5`,
-       the mark inside of `1.5`, `1,234`, `3:30`, `1/2`, and the `%` of `5%`. Symbols such as
-       `+ = < $ °` are no punctuation and stay.
-    3. The articles a, an, the, before a word of two letters or more (so not the A of "A, B").
-    4. White space: none at the ends, single spaces inside.
-
-    A text that consists of punctuation only keeps it.
+    Unicode NFKC and case folding come first. Then full stops and apostrophes vanish, other
+    punctuation becomes a space; marks of a number stay (`-5`, `1.5`, `1,234`, `3:30`, `1/2`,
+    `5%`), and so do symbols (`+ = < $ °`). Then the articles a, an and the go, before a word of
+    two letters or more, and superfluous space. A text of punctuation only keeps it.
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = normalize("NFKC", normalize("NFKC", text).casefold())
     words = " ".join(re.sub(r"[^\w\s]|_", _without_mark, folded).split())
-    return ARTICLES.sub("", words) or " ".join(folded.split())
+    return re.sub(r"\b(?:(?:an?|the)\s+)+(?=\w\w)", "", words) or " ".join(folded.split())
 
 
 def _without_mark(match: re.Match[str]) -> str:
-    mark, text = match[0], match.string
-    before = text[match.start() - 1 : match.start()]
-    is_before_digit = text[match.end() : match.end() + 1].isdecimal()
-    category = unicodedata.category(mark)
-    if not category.startswith("P") or (mark == "%" and before.isdecimal()):
-        return mark
-    if is_before_digit and mark in ".,:/" and before.isdecimal():
-        return mark
-    if is_before_digit and not before.isalnum() and (category == "Pd" or mark == "."):
+    mark = match[0]
+    is_of_number = NUMBER_MARK.match(match.string, match.start())
+    if is_of_number or not category(mark).startswith("P"):
         return mark
     return "" if mark in ".'\N{RIGHT SINGLE QUOTATION MARK}" else " "

@@ -1,11 +1,5 @@
-"""Ready DSPy metrics that compare one field of the prediction with one of the example.
+"""DSPy metrics that compare a field of prediction and example, as plain values: frozen, pickled."""
 
-Which texts are equal is decided by `answer_text` and `mathematics`; here are the field look-up,
-the score and the feedback. The metrics are plain values: they can be compared and pickled, and
-their repr states every setting.
-"""
-
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +7,13 @@ import dspy
 
 from tfgrpo_dspy.errors import MetricError, SettingsError
 from tfgrpo_dspy.metrics.answer_text import normalize_text
-from tfgrpo_dspy.metrics.mathematics import TIMEOUT_S, compare
-
-SHOWN_CHARACTERS = 200
-"""How much of an answer the feedback quotes."""
+from tfgrpo_dspy.metrics.mathematics import TIMEOUT_S, check, difference
 
 
 class ScoredPrediction(dspy.Prediction):
-    """`score` and `feedback`; true when the score is 1.
+    """`score` and `feedback`; true when the score is 1, because `BootstrapFewShot` asks for that.
 
-    A plain `dspy.Prediction` is true whenever it has fields, so that `BootstrapFewShot`, which
-    asks `if metric(...)`, would take every wrong answer for a demonstration.
+    It would take every wrong answer for a demonstration: a plain prediction with fields is true.
     """
 
     def __bool__(self) -> bool:
@@ -31,10 +21,11 @@ class ScoredPrediction(dspy.Prediction):
 
 
 @dataclass(frozen=True)
-class FieldMetric(ABC):
-    """`metric(example, pred, trace=None)`; takes GEPA's five arguments too.
+class ExactMatch:
+    """A metric: 1.0 when field and label are the same characters, but for white space around.
 
-    The label may be a list, tuple or set of accepted answers; one of them is enough.
+    `metric(example, pred)` takes the other arguments of DSPy's and GEPA's metrics, too. What is no
+    text is compared by its `str`. Of a list, tuple or set of labels, one is enough.
 
     Attributes:
         field: the output field of the prediction.
@@ -45,140 +36,69 @@ class FieldMetric(ABC):
     label_field: str | None = None
 
     def __post_init__(self) -> None:
-        names = {"field": self.field, "label_field": self.label_field}
-        for setting, name in names.items():
-            is_default = setting == "label_field" and name is None
-            if not is_default and not (isinstance(name, str) and name):
-                raise SettingsError(f"{setting}={name!r} names no field; pass for example 'answer'")
+        if not self.field or self.label_field == "":
+            raise SettingsError(f"{self!r}: a field needs a name; pass for example 'answer'")
 
     def __call__(
-        self,
-        example: dspy.Example,
-        pred: dspy.Prediction,
-        trace: Any = None,  # noqa: ARG002 - DSPy and GEPA pass these three
-        pred_name: str | None = None,  # noqa: ARG002
-        pred_trace: Any = None,  # noqa: ARG002
+        self, example: dspy.Example, pred: dspy.Prediction, *_: Any, **__: Any
     ) -> ScoredPrediction:
-        """1.0 or 0.0, and one sentence that says what was expected, given and different.
-
-        Raises:
-            MetricError: the example has no label.
-        """
+        """1.0 or 0.0, and a sentence on what differs; a MetricError where there is no label."""
         labels = self._labels(example)
-        expected = " or ".join(map(_quoted, labels))
-        given = pred.get(self.field)
+        expected, given = " or ".join(map(_quoted, labels)), pred.get(self.field)
         if given is None:
-            return ScoredPrediction(
-                score=0.0,
-                feedback=f"Expected {expected} in the field '{self.field}', which the prediction "
-                f"does not have (it has: {_names(pred)}).",
-            )
+            names = ", ".join(pred.keys())
+            feedback = f"Expected {expected} in the field '{self.field}'; there is only: {names}."
+            return ScoredPrediction(score=0.0, feedback=feedback)
         differences = [self.difference(str(given), label) for label in labels]
         if "" in differences:
-            return ScoredPrediction(score=1.0, feedback=f"{_quoted(str(given))} is right.")
-        feedback = f"Expected {expected}, given {_quoted(str(given))}: {differences[0]}."
+            return ScoredPrediction(score=1.0, feedback=f"{_quoted(given)} is right.")
+        feedback = f"Expected {expected}, given {_quoted(given)}: {differences[0]}."
         return ScoredPrediction(score=0.0, feedback=feedback)
 
-    @abstractmethod
     def difference(self, given: str, expected: str) -> str:
         """What differs between answer and label, as a phrase; empty when nothing does."""
+        return "" if given.strip() == expected.strip() else "they are not the same text"
 
     def _labels(self, example: dspy.Example) -> list[str]:
         name = self.label_field or self.field
         label = example.get(name)
-        labels = sorted(label, key=str) if isinstance(label, set | frozenset) else label
-        labels = list(labels) if isinstance(labels, list | tuple) else [labels]
+        label = sorted(label, key=str) if isinstance(label, set | frozenset) else label
+        labels = label if isinstance(label, list | tuple) else [label]
         if not labels or None in labels:
-            raise MetricError(
-                f"the example has no label '{name}' (it has: {_names(example)}); pass "
-                f"label_field=... with the name of the field that holds the expected answer."
+            message = (
+                f"the example has no label '{name}' (it has: {', '.join(example.keys())}); pass "
             )
+            raise MetricError(f"{message}label_field= with the field of the expected answer.")
         return [str(one) for one in labels]
 
 
-@dataclass(frozen=True)
-class ExactMatch(FieldMetric):
-    """See `exact_match`."""
-
-    def difference(self, given: str, expected: str) -> str:
-        """Character for character; white space around the answers does not count."""
-        return "" if given.strip() == expected.strip() else "they are not the same text"
-
-
-@dataclass(frozen=True)
-class NormalizedMatch(FieldMetric):
-    """See `normalized_match`."""
+class NormalizedMatch(ExactMatch):
+    """`ExactMatch` of the texts after `normalize_text`."""
 
     def difference(self, given: str, expected: str) -> str:
         """The normalised texts, when they differ."""
-        forms = normalize_text(given), normalize_text(expected)
-        if forms[0] == forms[1]:
-            return ""
-        return f"compared as {_quoted(forms[1])} and {_quoted(forms[0])}"
+        answer, wanted = normalize_text(given), normalize_text(expected)
+        return "" if answer == wanted else f"compared as {_quoted(wanted)} and {_quoted(answer)}"
 
 
 @dataclass(frozen=True)
-class MathEquivalent(FieldMetric):
-    """See `math_equivalent`."""
+class MathEquivalent(ExactMatch):
+    """1.0 when both mean the same, see `is_equivalent`; 0.0 for what takes over `timeout_s`."""
 
     timeout_s: float = TIMEOUT_S
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.timeout_s > 0:
-            raise SettingsError(f"timeout_s={self.timeout_s}: a comparison needs time; pass 2.0")
+        check(self.timeout_s)
 
     def difference(self, given: str, expected: str) -> str:
-        """What `compare` says."""
-        return compare(given, expected, timeout_s=self.timeout_s).difference
+        """The kind of difference, or why there was no comparison."""
+        return difference(given, expected, self.timeout_s)
 
 
-def exact_match(field: str = "answer", label_field: str | None = None) -> ExactMatch:
-    """A metric: 1.0 when the prediction's field is the label, character for character.
-
-    White space around both is ignored. What is no text is compared by its `str`.
-
-    Args:
-        field: the output field of the prediction.
-        label_field: the field of the example with the label, or a list of accepted labels;
-            the same name as `field` when None.
-    """
-    return ExactMatch(field, label_field)
+exact_match, normalized_match, math_equivalent = ExactMatch, NormalizedMatch, MathEquivalent
 
 
-def normalized_match(field: str = "answer", label_field: str | None = None) -> NormalizedMatch:
-    """A metric: 1.0 when field and label are the same text after `normalize_text`.
-
-    That ignores case, Unicode variants, punctuation outside of numbers, the articles a, an and
-    the, and white space; `normalize_text` says exactly how.
-
-    Args:
-        field: the output field of the prediction.
-        label_field: the field of the example with the label, or a list of accepted labels;
-            the same name as `field` when None.
-    """
-    return NormalizedMatch(field, label_field)
-
-
-def math_equivalent(
-    field: str = "answer", label_field: str | None = None, *, timeout_s: float = TIMEOUT_S
-) -> MathEquivalent:
-    """A metric: 1.0 when field and label are mathematically the same, see `is_equivalent`.
-
-    Args:
-        field: the output field of the prediction.
-        label_field: the field of the example with the label, or a list of accepted labels;
-            the same name as `field` when None.
-        timeout_s: seconds for each comparison; one that takes longer scores 0.0.
-    """
-    return MathEquivalent(field, label_field, timeout_s)
-
-
-def _names(record: Any) -> str:
-    return ", ".join(sorted(record.keys())) or "nothing"
-
-
-def _quoted(text: str) -> str:
-    """The text on one line between quotes, shortened."""
-    line = " ".join(text[: 2 * SHOWN_CHARACTERS].split())
-    return f"'{line[:SHOWN_CHARACTERS]}…'" if len(line) > SHOWN_CHARACTERS else f"'{line}'"
+def _quoted(value: Any) -> str:
+    line = " ".join(str(value)[:400].split())
+    return f"'{line[:200]}…'" if len(line) > 200 else f"'{line}'"

@@ -1,132 +1,158 @@
-r"""Mathematical equivalence of two answers, in bounded time, without evaluating their text.
+r"""Mathematical equivalence of two answers, in bounded time; nothing in a text is executed.
 
-Order: equal texts are equal; multiple-choice letters are compared as letters; when both texts
-are read as mathematics (`parser`), mathematics decides (`equality`); otherwise the texts decide
-(`answer_text.text_form`), so `no solution` is `No solution.`
+Texts, words, units and plain numbers are compared here, formulas by math-verify in a process of
+its own (`worker`), which the kernel kills when it takes too long. It serves all threads, one
+comparison at a time, from the first formulas to the end of this process. Linux and macOS only.
 """
 
+import atexit
+import contextlib
+import importlib.util
+import json
+import logging
+import os
 import re
-from dataclasses import dataclass
+import signal
+import sys
+import threading
+from decimal import Decimal
+from pathlib import Path
+from subprocess import PIPE, Popen
+from typing import Any
 
-from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.metrics.answer_text import choice_letter, final_answer, text_form
-from tfgrpo_dspy.metrics.equality import difference
-from tfgrpo_dspy.metrics.limits import (
-    MAX_CHARACTERS,
-    MAX_TEXT_CHARACTERS,
-    Deadline,
-    NotMathematicsError,
-    OutOfTimeError,
-)
-from tfgrpo_dspy.metrics.parser import parse
-from tfgrpo_dspy.metrics.trees import Tree
+from tfgrpo_dspy.errors import MathUnavailableError, SettingsError
+from tfgrpo_dspy.metrics.answer_text import final_answer, in_latex, text_form, without_unit
 
-TIMEOUT_S = 2.0
-CURRENCY = re.compile(
-    r"(?:\\?(?P<dollar>\$)|(?P<euro>€)|(?P<pound>£))\s*"
-    r"(?P<amount>-?[0-9.][0-9.,]*(?:\s*(?:thousand|million|billion|trillion)\b)?)"
-)
-MATHS_DELIMITER = re.compile(r"(?<!\\)\$")
-UNIT_OF_CURRENCY = {"dollar": "dollars", "euro": "euros", "pound": "gbp"}
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether an answer is right; `difference` is a phrase for people, empty when it is."""
-
-    is_equal: bool
-    difference: str = ""
-
-
-EQUAL = Verdict(is_equal=True)
+TIMEOUT_S = 5.0
+MAX_CHARACTERS = 2_000  # of a formula
+MAX_TEXT_CHARACTERS = 100_000
+NUMBER = re.compile(r"[-+]?(?=\.?\d)(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d*)?(?:[eE][-+]?\d{1,3})?")
+VALUE = re.compile(r"^(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?|[^A-Za-z<>=]*)\s*=([^<>=]+)$")
+KIND = re.compile(r"(?s)\A(?:(?:\\left)?\\?[(\[{](?=.*[)\]}]$)|.*?(?<![<>])=|)")
+INSTALL = "pip install 'tfgrpo-dspy[math]'"
+DIFFERENT, OTHER_TEXT = "they are not equivalent", "the texts differ"
+COMMAND = (sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name("worker.py")))
+logger = logging.getLogger(__name__)
 
 
 def is_equivalent(answer: str, expected: str, *, timeout_s: float = TIMEOUT_S) -> bool:
     r"""Whether two answers are mathematically the same; False when that takes too long.
 
-    Read are LaTeX, Unicode and keyboard notation of numbers, fractions, roots, powers, common
-    functions, variables, equations, inequalities, sets, intervals, tuples, matrices and `\pm`,
-    inside of `\boxed{}`, dollar signs or a lead-in. What cannot be read is compared as text.
-    `is_equivalent(r"\frac{1}{2}", "0.5")` and `is_equivalent("y = 2(x+1)", "2x+2")` are True.
-
-    - Rational numbers are compared exactly. `0.33` is not `1/3`; `0.333` is: see `identity`.
-    - Expressions with variables are the same when their values at fixed points are.
-    - Of `x = 5` the 5 is compared, unless both are equations. Words behind a number are ignored,
-      but two known units that differ (`km`, `m`) are a difference.
-    - `50\%` is `0.5`, and also the `50` of a question that asks for a percentage.
-    - `{1,2}` has no order, nor has `1, 2`; `(1,2)` has. Brackets of two elements must agree.
-
-    Symmetric and reflexive, but for these two readings of `%` not transitive. Nothing in the
-    text is executed, and every size is capped before anything is computed, so that the time
-    limit, which is checked between steps, holds in every thread.
+    `is_equivalent(r"so \boxed{\frac{1}{2}}", "0.5")` and `is_equivalent("x = 5", "5 apples")` are
+    True; docs/metrics.md says what is read. It plays no role which of the two is the label.
 
     Args:
         answer: a text that is, or contains at its end, an answer.
-        expected: the same; which of the two is the label plays no role.
-        timeout_s: seconds for the comparison, more than 0.
+        expected: the same.
+        timeout_s: seconds for the comparison; a start of the worker comes on top.
 
     Raises:
+        MathUnavailableError: the extra `math` is not installed, or does not start.
         SettingsError: `timeout_s` is not more than 0.
     """
-    return compare(answer, expected, timeout_s=timeout_s).is_equal
+    check(timeout_s)
+    return not difference(answer, expected, timeout_s)
 
 
-def compare(answer: str, expected: str, *, timeout_s: float = TIMEOUT_S) -> Verdict:
-    """`is_equivalent`, with the difference in words."""
+def check(timeout_s: float) -> None:
+    """Raises what `is_equivalent` raises before it compares."""
     if not timeout_s > 0:
-        raise SettingsError(f"timeout_s={timeout_s}: a comparison needs time; pass 2.0")
-    if answer.strip() == expected.strip():
-        return EQUAL
-    try:
-        return _compared(final_answer(answer), final_answer(expected), Deadline(timeout_s))
-    except OutOfTimeError as error:
-        return Verdict(is_equal=False, difference=str(error))
+        raise SettingsError(f"timeout_s={timeout_s}: a comparison needs time; pass {TIMEOUT_S}")
+    if importlib.util.find_spec("math_verify") is None:
+        raise MathUnavailableError(f"mathematical equivalence needs 'math_verify': {INSTALL}")
 
 
-def _compared(given: str, wanted: str, deadline: Deadline) -> Verdict:
-    if given == wanted:
-        return EQUAL
-    letters = choice_letter(given), choice_letter(wanted)
-    if all(letters):
-        return _verdict("" if letters[0] == letters[1] else "another letter")
-    trees = _read(given), _read(wanted)
-    deadline.check()
-    if trees[0] is None or trees[1] is None:
-        return _compared_as_text(given, wanted)
-    try:
-        return _verdict(difference(trees[0], trees[1], deadline))
-    except RecursionError:  # called with hardly any stack left
-        return _compared_as_text(given, wanted)
+def difference(given: str, expected: str, timeout_s: float) -> str:
+    """What differs between two answers, as a phrase; empty when they are equivalent."""
+    if given.strip() == expected.strip():
+        return ""
+    if max(len(given), len(expected)) > MAX_TEXT_CHARACTERS:
+        return OTHER_TEXT
+    answer, wanted = final_answer(given), final_answer(expected)
+    (form, is_prose), (wanted_form, wants_prose) = text_form(answer), text_form(wanted)
+    if form == wanted_form or not form or (is_prose and wants_prose):
+        return "" if form == wanted_form else OTHER_TEXT if form else "the answer is empty"
+    if max(len(answer), len(wanted)) > MAX_CHARACTERS:
+        return OTHER_TEXT
+    (answer, unit), (wanted, wanted_unit) = without_unit(answer), without_unit(wanted)
+    if unit and wanted_unit and unit != wanted_unit:
+        return f"expected the unit '{wanted_unit}', given '{unit}'"
+    if NUMBER.fullmatch(answer) and NUMBER.fullmatch(wanted):
+        values = {Decimal(number.replace(",", "")) for number in (answer, wanted)}
+        return "" if len(values) == 1 else DIFFERENT
+    answer, wanted = in_latex(answer), in_latex(wanted)
+    formulas = [_in_form_of(wanted, answer), _in_form_of(answer, wanted)]
+    return _worker.difference(formulas, timeout_s) if all(formulas) else DIFFERENT
 
 
-def _verdict(difference_found: str) -> Verdict:
-    return Verdict(is_equal=not difference_found, difference=difference_found)
+def _in_form_of(other: str, formula: str) -> str:
+    """Of `x = 5` the 5, compared with no equation; of `1,2` the pair, compared with `(1,2)`.
+
+    Empty where the two cannot be equal: words, `2x = 10` and `10`, a set and a tuple.
+    """
+    kind, other_kind = (next(KIND.finditer(text))[0][-1:] for text in (formula, other))
+    if kind == "=" != other_kind:
+        return VALUE.sub(r"\1", formula) if VALUE.match(formula) else ""
+    if {kind, other_kind} in ({"{", "("}, {"{", "["}):
+        return ""
+    return f"({formula})" if (kind, other_kind) == ("", "(") else formula
 
 
-def _compared_as_text(given: str, wanted: str) -> Verdict:
-    is_comparable = max(len(given), len(wanted)) <= MAX_TEXT_CHARACTERS
-    is_equal = is_comparable and text_form(given) == text_form(wanted)
-    return _verdict("" if is_equal else "the texts differ" if given else "the answer is empty")
+class Worker:
+    """The process that compares formulas: starts when it is needed, is replaced when it ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: Any = None  # a Popen
+
+    def difference(self, formulas: list[str], timeout_s: float) -> str:
+        """As the function of this name; a comparison that ends the process is a difference."""
+        with self._lock:
+            reply = b""
+            try:
+                process = self._running()
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.write(json.dumps([*formulas, timeout_s]).encode() + b"\n")
+                    reply = process.stdout.readline()
+            finally:  # after Ctrl-C, too: nobody may take this reply for the next
+                if not reply:
+                    self.close()
+        if reply:
+            return "" if reply == b"1\n" else DIFFERENT
+        is_late = process.returncode == -signal.SIGALRM
+        reason = f"took longer than {timeout_s} s" if is_late else "lost its process"
+        logger.warning("a comparison %s (%s); it counts as unequal", reason, process.returncode)
+        return f"the comparison {reason}"
+
+    def _running(self) -> Any:
+        if self._process and self._process.poll() is None:
+            return self._process
+        self.close()
+        fixed = os.environ | {"PYTHONHASHSEED": "0"}  # the order of sympy's sets, so the verdict
+        self._process = Popen(  # in a session of its own: Ctrl-C is not for the worker
+            COMMAND, bufsize=0, stdin=PIPE, stdout=PIPE, env=fixed, start_new_session=True
+        )
+        if self._process.stdout.readline() != b"ready\n":
+            raise MathUnavailableError(
+                f"the process for formulas did not start; it says why on stderr. Try: {INSTALL}"
+            )
+        return self._process
+
+    def close(self) -> None:
+        """Ends the process; the next comparison starts another."""
+        process, self._process = self._process, None
+        if process:
+            with process:  # closes the pipes and waits
+                process.kill()
+
+    def forget(self) -> None:
+        """Lets go of the process in a fork, which is not its parent, and of a lock that is held."""
+        if self._process:
+            self._process.returncode = 0  # neither kill nor wait does anything then
+        self.close()
+        self._lock = threading.Lock()
 
 
-def _read(answer: str) -> Tree | None:
-    """The tree of the answer; None when it is not read as mathematics."""
-    if not answer or len(answer) > MAX_CHARACTERS:
-        return None
-    try:
-        return parse(_with_currency_behind(answer))
-    except (NotMathematicsError, RecursionError):
-        return None
-
-
-def _with_currency_behind(answer: str) -> str:
-    r"""`$5` and `\$5` as `5 dollars`; pairs of `$` around mathematics vanish."""
-    if len(MATHS_DELIMITER.findall(answer)) % 2 == 0:
-        answer = MATHS_DELIMITER.sub("", answer)
-    return CURRENCY.sub(
-        lambda match: f"{match['amount']} {UNIT_OF_CURRENCY[_currency(match)]}", answer
-    )
-
-
-def _currency(match: re.Match[str]) -> str:
-    return next(name for name in UNIT_OF_CURRENCY if match[name])
+_worker = Worker()
+os.register_at_fork(after_in_child=_worker.forget)
+atexit.register(_worker.close)

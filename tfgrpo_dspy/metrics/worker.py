@@ -1,0 +1,70 @@
+"""The process that compares two formulas with math-verify, which brings sympy; started as a file.
+
+It does without this package and DSPy. A request is a line of JSON, `[given, expected, timeout_s]`;
+the reply is `1` or `0`. A text is read by math-verify's LaTeX grammar only; its other reader calls
+Python's `eval`. The kernel ends a comparison that takes too long, and this process with it.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from dataclasses import replace
+from typing import Any
+
+from math_verify import LatexExtractionConfig, parse, verify
+from sympy import Float, Rational
+
+MEMORY_BYTES = 2**31
+PLAIN = replace(LatexExtractionConfig().normalization_config, units=False, boxed="none")
+FORMULA = LatexExtractionConfig(normalization_config=PLAIN)
+
+
+def serve() -> None:
+    """Answers requests until the input ends."""
+    replies = os.dup(1)
+    os.dup2(2, 1)  # what a library prints is no reply
+    logging.disable(logging.CRITICAL)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    with contextlib.suppress(OSError, ValueError):  # macOS cannot limit it
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    os.write(replies, b"ready\n")
+    for line in sys.stdin:
+        given, expected, timeout_s = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, timeout_s)
+        is_equal = False
+        with contextlib.suppress(Exception):  # what sympy cannot compare is unequal
+            is_equal = are_equal(given, expected)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        os.write(replies, b"1\n" if is_equal else b"0\n")
+
+
+def are_equal(given: str, expected: str) -> bool:
+    """Whether both texts mean the same, or one is the other rounded."""
+    one, other = read(given), read(expected)
+    is_same = any(verify(*pair, timeout_seconds=None) for pair in ((one, other), (other, one)))
+    return is_same or is_rounding(given, other) or is_rounding(expected, one)
+
+
+def read(text: str) -> Any:
+    """The text as a sympy object with exact numbers; an error where it is no formula."""
+    (found,) = parse(f"${text}$", [FORMULA], "no_fallback", "first_match", parsing_timeout=None)
+    return found.xreplace({number: Rational(str(number)) for number in found.atoms(Float)})
+
+
+def is_rounding(decimal: str, value: Any) -> bool:
+    """Whether a decimal of three or more digits is a number that no decimal can state, rounded."""
+    whole, _, places = decimal.removeprefix("-").partition(".")
+    digits = (whole + places).lstrip("0")
+    if not (places and digits.isdecimal() and len(digits) > 2 and value.is_number):
+        return False
+    has_decimal = value.is_Rational and 10**64 % value.q == 0
+    return not has_decimal and bool(abs(value - Rational(decimal)) * 2 * 10 ** len(places) <= 1)
+
+
+serve()
