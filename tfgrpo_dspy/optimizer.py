@@ -67,7 +67,7 @@ class TrainingFreeGRPO(Teleprompter):
         version: names what fingerprints cannot see (helper functions, weights); another version,
             other records.
         num_threads: how many rollouts and reflections are under way at once; default:
-            `dspy.settings.num_threads`; with an executor of processes twice its workers.
+            `dspy.settings.num_threads`; with an executor of processes as many as it has workers.
         seed: of shuffling, splitting and rollout ids; same seed, same answers, same library.
         progress: whether to show a progress bar.
 
