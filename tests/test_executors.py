@@ -36,8 +36,8 @@ from tfgrpo_dspy import (
     SettingsError,
 )
 from tfgrpo_dspy.budget import Budget
-from tfgrpo_dspy.pipeline import executors
-from tfgrpo_dspy.pipeline.executors import Bundle, Request, packed_library, run_request
+from tfgrpo_dspy.pipeline import worker
+from tfgrpo_dspy.pipeline.worker import Bundle, Request, packed_library, run_request
 from tfgrpo_dspy.store import Store
 
 __all__ = ["server"]  # a fixture
@@ -51,7 +51,7 @@ WAIT_S = 60.0
 def processes(n: int = 2) -> ProcessPoolExecutor:
     """Forked from a process that has DSPy imported, so that each begins at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tfgrpo_dspy.pipeline.executors", "distributed", "hypothesis"])
+    context.set_forkserver_preload(["tfgrpo_dspy.pipeline.worker", "distributed", "hypothesis"])
     return ProcessPoolExecutor(n, mp_context=context)
 
 
@@ -647,7 +647,7 @@ def test_a_library_is_baked_once_for_all_requests_that_a_worker_answers_with_it(
             run_request(bundle.key, None, packed[1], Budget(), "b"),
         ]
     assert [reply.rollout["rollout_id"] for reply in replies if reply.rollout] == [1, 2]
-    unpacked = executors._bundles[bundle.key]  # noqa: SLF001
+    unpacked = worker._bundles[bundle.key]  # noqa: SLF001
     assert len(unpacked.programs) == 1
     assert run_request("another", None, packed[0], Budget(), "c").lacks_bundle
 

@@ -18,8 +18,9 @@ from test_dspy_contract import is_polite, polite_rules, questions
 from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.pipeline.executors import Bundle, RemoteRollouts, Reply, Request, packed_library
+from tfgrpo_dspy.pipeline.executors import RemoteRollouts
 from tfgrpo_dspy.pipeline.loop import Loop, TimedOutError
+from tfgrpo_dspy.pipeline.worker import Bundle, Reply, Request, packed_library
 from tfgrpo_dspy.rollout import Rollout
 
 FIRST = 16

@@ -8,9 +8,9 @@ from typing import Any
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.pipeline.archive import Found
-from tfgrpo_dspy.pipeline.executors import Bundle, Request, packed_library
 from tfgrpo_dspy.pipeline.loop import Priority, TimedOutError
 from tfgrpo_dspy.pipeline.run import Run
+from tfgrpo_dspy.pipeline.worker import Bundle, Request, packed_library
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
 
