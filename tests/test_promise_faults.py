@@ -215,39 +215,6 @@ def test_when_one_call_is_told_to_wait_all_calls_to_that_model_wait() -> None:
     assert program.detailed_results.failures == {}
 
 
-def test_a_call_that_waits_leaves_its_place_to_another_task() -> None:
-    class TwoModels(dspy.Module):
-        """Odd questions go to the model that is slow to answer."""
-
-        def __init__(self, slow: Any, quick: Any) -> None:
-            super().__init__()
-            self.odd = dspy.Predict("question -> answer")
-            self.even = dspy.Predict("question -> answer")
-            self.odd.lm, self.even.lm = slow, quick
-
-        def forward(self, question: str) -> Any:
-            is_odd = int(question.split()[1]) % 2
-            return (self.odd if is_odd else self.even)(question=question)
-
-    waits = Faulty(
-        lambda _p, attempt: attempt == 0,
-        lambda: lm15.RateLimitError("wait", status=429, retry_after=0.8),
-    )
-    quick = working()
-    slow_lm = dspy.LM("slow", engine=waits, cache=False)
-    quick_lm = dspy.LM("quick", engine=quick, cache=False)
-    with dspy.context(lm=quick_lm):
-        optimizer_of(num_threads=2, group_size=2, batch_size=6, gate=NoGate()).compile(
-            TwoModels(slow_lm, quick_lm), trainset=questions(6), valset=questions(2, start=101)
-        )
-    refused = min(at for at, _, is_hit in waits.at_s if is_hit)
-    again = min(at for at, _, is_hit in waits.at_s if not is_hit)
-    went_on = [at for at, prompt, _ in quick.at_s if refused < at < again]
-    assert len(went_on) >= 3  # with both places held by waiting calls it would be none
-    assert waits.attempts.total() == 2 * len(waits.attempts)
-
-
-@pytest.mark.timeout(60)
 def test_a_fifth_of_first_attempts_refused_at_most_doubles_what_that_makes_unavoidable() -> None:
     latency_s, n_stages = 0.03, 8  # two passes over the validation set; 2 x (sample, ask, ask)
     given_ = {"gate": NoGate(), "num_threads": NUM_THREADS}
