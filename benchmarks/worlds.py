@@ -240,9 +240,8 @@ def _effects(world: World, results: Any) -> list[dict[str, Any]]:
             stated[lesson, own.get("scope", "*")] = own
     return [
         {
-            "text": own["text"],
-            "estimate": own["effect"]["estimate"] / world.cell.points,
-            "standard_error": own["effect"]["standard_error"] / world.cell.points,
+            "estimate": round(own["effect"]["estimate"] / world.cell.points, 4),
+            "standard_error": round(own["effect"]["standard_error"] / world.cell.points, 4),
             "true": round(true_effect(world, key, list(stated)), 3),
         }
         for key, own in stated.items()
@@ -302,8 +301,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seconds": round(time.monotonic() - began),
     }
     asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / "worlds.json").write_text(json.dumps(results, indent=1, ensure_ascii=False))
+    (asked.out / "worlds.json").write_text(_as_json(results))
     show(results)
+
+
+def _as_json(results: Mapping[str, Any]) -> str:
+    """A line for each run."""
+    head = json.dumps({k: v for k, v in results.items() if k != "runs"}, ensure_ascii=False)
+    runs = ",\n".join(json.dumps(run, ensure_ascii=False) for run in results["runs"])
+    return f'{head[:-1]}, "runs": [\n{runs}\n]}}\n'
 
 
 def _run_all(tasks: Sequence[tuple[Any, ...]], jobs: int) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The package's imports point down the list of layers in DESIGN section 5, and only there.
 
-A package counts as its module: `pipeline/workers.py` is `pipeline`. The list names the modules of
+A package counts as its module: `pipeline/loop.py` is `pipeline`. The list names the modules of
 later issues too; those that exist are checked.
 """
 
@@ -68,7 +68,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def module_of(path: Path) -> str:
-    """The room a file belongs to: `pipeline` for pipeline.py and for pipeline/workers.py."""
+    """The room a file belongs to: `pipeline` for pipeline.py and for pipeline/loop.py."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
