@@ -6,7 +6,7 @@ The executor is one that keeps what it is given, until the test says what came o
 import asyncio
 import math
 from collections.abc import Coroutine
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from dataclasses import replace
 from typing import Any
 
@@ -145,6 +145,19 @@ def test_a_late_reply_is_no_result_but_corrects_its_reservation() -> None:
     run.held.given[0][0].set_result(made(3, n_metric_calls=1))
     assert run.ledger.n_lm_calls == 3
     assert run.ledger.n_metric_calls_made == 1
+
+
+def test_a_request_that_the_executor_cancels_is_made_again() -> None:
+    run = Coordinator(1, max_lm_calls=1000)
+
+    async def test() -> Rollout:
+        (task,) = run.start(1)
+        await run.comes(0, CancelledError())
+        await run.comes(1, made(2))
+        return await task
+
+    assert run.run(test()).score == 1.0
+    assert run.ledger.n_lm_calls == FIRST + 2
 
 
 @pytest.mark.parametrize("error", [BrokenExecutor("gone"), ModuleNotFoundError("No module 'x'")])

@@ -2,7 +2,7 @@ r"""Mathematical equivalence of two answers, in bounded time; nothing in a text 
 
 Texts, words, units and plain numbers are compared here, formulas by math-verify in a process of
 its own (`worker`), which the kernel kills when it takes too long. It serves all threads, one
-comparison at a time, from the first formulas to the end of this process. Linux and macOS only.
+comparison at a time, from the first formulas on. Formulas need Linux or macOS.
 """
 
 import atexit
@@ -154,5 +154,6 @@ class Worker:
 
 
 _worker = Worker()
-os.register_at_fork(after_in_child=_worker.forget)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_worker.forget)
 atexit.register(_worker.close)

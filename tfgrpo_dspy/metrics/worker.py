@@ -1,8 +1,7 @@
 """The process that compares two formulas with math-verify, which brings sympy; started as a file.
 
-It does without this package and DSPy. A request is a line of JSON, `[given, expected, timeout_s]`;
-the reply is `1` or `0`. A text is read by math-verify's LaTeX grammar only; its other reader calls
-Python's `eval`. The kernel ends a comparison that takes too long, and this process with it.
+A request is a line of JSON, `[given, expected, timeout_s]`; the reply is `1` or `0`. Texts are read
+by math-verify's LaTeX grammar; its other reader calls `eval`. The kernel ends slow comparisons.
 """
 
 import contextlib

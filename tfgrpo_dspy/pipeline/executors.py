@@ -42,6 +42,10 @@ def workers_of(executor: Executor) -> int | None:
         return None
 
 
+class BrokenReplyError(Exception):
+    """The executor gives no reply to a request, though the run waits for the reply."""
+
+
 class RemoteRollouts:
     """Has rollouts made by an executor.
 
@@ -135,7 +139,10 @@ class RemoteRollouts:
             raise BrokenExecutor(described(error)) from error
         try:
             reply: Reply = await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():  # the run goes on without this reply
+                raise BrokenReplyError(f"the executor cancelled request {name}") from error
             self._ledger.give_up(lease)
             future.add_done_callback(functools.partial(self._settle_late, lease))
             raise

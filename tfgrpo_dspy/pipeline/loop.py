@@ -97,7 +97,7 @@ class Loop:
         self._n_threads = n_threads
         self._timeout_s = timeout_s
         self._pool = pool
-        self._slots = Slots(n_threads)
+        self._slots: Slots
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._tasks: set[Task] = set()
         self._spawned: set[asyncio.Task[Any]] = set()
