@@ -24,8 +24,8 @@ from tfgrpo_dspy import (
     StoreError,
     best_so_far,
 )
-from tfgrpo_dspy.pipeline.demonstrating import Demonstrator
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step, condensed, whole
+from tfgrpo_dspy.run.demonstrating import Demonstrator
 from tfgrpo_dspy.sampling import Demo, demos_of, with_demos
 
 

@@ -36,8 +36,8 @@ from tfgrpo_dspy import (
     SettingsError,
 )
 from tfgrpo_dspy.budget import Budget
-from tfgrpo_dspy.pipeline import worker
-from tfgrpo_dspy.pipeline.worker import Bundle, Request, packed_library, run_request
+from tfgrpo_dspy.run import worker
+from tfgrpo_dspy.run.worker import Bundle, Request, packed_library, run_request
 from tfgrpo_dspy.store import Store
 
 __all__ = ["server"]  # a fixture
@@ -51,7 +51,7 @@ WAIT_S = 60.0
 def processes(n: int = 2) -> ProcessPoolExecutor:
     """Forked from a process that has DSPy imported, so that each begins at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tfgrpo_dspy.pipeline.worker", "distributed", "hypothesis"])
+    context.set_forkserver_preload(["tfgrpo_dspy.run.worker", "distributed", "hypothesis"])
     return ProcessPoolExecutor(n, mp_context=context)
 
 

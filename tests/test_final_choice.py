@@ -20,8 +20,8 @@ from scripted import EXTRACT, Prompt, chat, lessons, scripted_lm
 from small import grpo, paper_grpo
 
 from tfgrpo_dspy import AddLessons, Decision, Experience, ExperienceLibrary, Gate, RunEvidence
-from tfgrpo_dspy.pipeline.heldout import gain_of
 from tfgrpo_dspy.results import Gain
+from tfgrpo_dspy.run.heldout import gain_of
 
 CODES = {"slate": "T08", "amber": "B20", "cedar": "M55", "linen": "V93"}
 RIGHT = {kind: f"When a case is of kind {kind}, answer {code}." for kind, code in CODES.items()}

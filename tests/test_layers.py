@@ -1,6 +1,6 @@
-"""The package's imports point down the list of layers in DESIGN section 5, and only there.
+"""The package's imports point down the list of layers below, and only there.
 
-A package counts as its module: `pipeline/loop.py` is `pipeline`. The list names the modules of
+A package counts as its module: `run/loop.py` is `run`. The list names the modules of
 later issues too; those that exist are checked.
 """
 
@@ -20,7 +20,7 @@ LAYERS = [
     {"store", "budget", "metric", "results"},
     {"sampling", "reflection", "gate", "sampler", "reward", "rescue", "credit"},
     {"settings"},
-    {"pipeline"},
+    {"run"},
     {"optimizer", "report"},
     {"cli", "local", "metrics"},
 ]
@@ -32,31 +32,31 @@ ONLY_IN = {
         "sampling",
         "reflection",
         "settings",
-        "pipeline",
+        "run",
         "optimizer",
         "report",
         "cli",
         "local",
         "metrics",
     },
-    "concurrent": {"pipeline", "local", "settings", "optimizer"},
-    "contextvars": {"pipeline", "budget", "local"},
-    "threading": {"pipeline", "budget", "local", "metrics"},
-    "asyncio": {"pipeline", "budget", "metric", "local"},
+    "concurrent": {"run", "local", "settings", "optimizer"},
+    "contextvars": {"run", "budget", "local"},
+    "threading": {"run", "budget", "local", "metrics"},
+    "asyncio": {"run", "budget", "metric", "local"},
     "signal": {"metrics"},
     "resource": {"metrics"},
     "multiprocessing": set[str](),
     "subprocess": {"metrics"},
     "pickle": set[str](),
-    "cloudpickle": {"pipeline"},
+    "cloudpickle": {"run"},
     "tenacity": {"budget"},
     "diskcache": {"store"},
     "sqlite3": {"store"},
     "json_repair": {"reflection"},
     "numpy": {"gate"},
     "threadpoolctl": {"gate"},
-    "scipy": {"gate", "pipeline"},
-    "tqdm": {"pipeline"},
+    "scipy": {"gate", "run"},
+    "tqdm": {"run"},
     "sympy": {"metrics"},
     "math_verify": {"metrics"},
     "xllamacpp": {"local"},
@@ -68,7 +68,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def module_of(path: Path) -> str:
-    """The room a file belongs to: `pipeline` for pipeline.py and for pipeline/loop.py."""
+    """The room a file belongs to: `run` for run.py and for run/loop.py."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tfgrpo_dspy.budget import CURRENT_TASK, Ledger
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.pipeline.loop import Loop, TimedOutError
+from tfgrpo_dspy.run.loop import Loop, TimedOutError
 
 WAIT_S = 10.0
 """How long a test waits for what should come; it does not come where something waits in vain."""

@@ -101,7 +101,7 @@ def test_any_threads_and_latencies_give_the_same_bit_for_bit(
 @pytest.fixture(scope="module")
 def executors() -> Iterator[list[Executor]]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tfgrpo_dspy.pipeline.worker", "distributed", "hypothesis"])
+    context.set_forkserver_preload(["tfgrpo_dspy.run.worker", "distributed", "hypothesis"])
     with ThreadPoolExecutor(3) as threads, ProcessPoolExecutor(2, mp_context=context) as processes:
         yield [threads, processes]
 

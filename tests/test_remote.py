@@ -18,10 +18,10 @@ from test_dspy_contract import is_polite, polite_rules, questions
 from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.pipeline.executors import RemoteRollouts
-from tfgrpo_dspy.pipeline.loop import Loop, TimedOutError
-from tfgrpo_dspy.pipeline.worker import Bundle, Reply, Request, packed_library
 from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.run.executors import RemoteRollouts
+from tfgrpo_dspy.run.loop import Loop, TimedOutError
+from tfgrpo_dspy.run.worker import Bundle, Reply, Request, packed_library
 
 FIRST = 16
 """So many calls are reserved before it is known what a request takes."""

@@ -31,7 +31,7 @@ from scripted import scripted_lm
 
 from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.pipeline.sketch import rebuilt, sketch_of
+from tfgrpo_dspy.run.program_text import rebuilt, sketch_of
 from tfgrpo_dspy.sampling.fields import NoRoundTripError, decode, encode
 from tfgrpo_dspy.store import (
     Store,

@@ -1,6 +1,6 @@
 """Training-Free GRPO, the loop: what the paper's algorithm says, in its order, and nothing else.
 
-Source: arXiv 2510.08191. How each verb is done is `pipeline`'s business.
+Source: arXiv 2510.08191. How each verb is done is `run`'s business.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -12,10 +12,10 @@ from dspy.teleprompt import Teleprompter
 
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate import NoGate
-from tfgrpo_dspy.pipeline import Pipeline
-from tfgrpo_dspy.pipeline.batches import Batch
 from tfgrpo_dspy.reflection import Lesson
 from tfgrpo_dspy.rollout import Rollout, Usage
+from tfgrpo_dspy.run import Run
+from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.sampling.traces import read_traces
 from tfgrpo_dspy.settings import WHOLE_TRAINSET, Execution, PaperReflection, Settings
 from tfgrpo_dspy.settings.checks import prepare, prepare_learning
@@ -144,27 +144,24 @@ class TrainingFreeGRPO(Teleprompter):
             own = replace(own, seed=seed)
         settings, training, validation = prepare(own, student, trainset, valset, teacher, testset)
         data = (trainset, training, validation, testset or ())
-        with Pipeline(settings, student, *data) as pipeline:
-            with pipeline.until_stopped():
-                pipeline.run(self._loop(pipeline))
-            return pipeline.finish()
+        with Run(settings, student, *data) as run:
+            with run.until_stopped():
+                run.run(self._loop(run))
+            return run.finish()
 
-    async def _loop(self, pipeline: Pipeline) -> None:
+    async def _loop(self, run: Run) -> None:
         """Nothing here waits for more than it needs: batches overlap as far as staleness allows."""
-        async for batch in pipeline.batches():
-            if batch.is_draft:
-                lessons = pipeline.draft(batch)
-            else:
-                lessons = pipeline.extract(batch, pipeline.sample(batch))
-            pipeline.begin_update(batch, self._update(pipeline, batch, lessons))
-        await pipeline.all_updates()
+        async for batch in run.batches():
+            lessons = run.draft(batch) if batch.is_draft else run.extract(batch, run.sample(batch))
+            run.begin_update(batch, self._update(run, batch, lessons))
+        await run.all_updates()
 
     async def _update(
-        self, pipeline: Pipeline, batch: Batch, lessons: Awaitable[list[Lesson]]
+        self, run: Run, batch: Batch, lessons: Awaitable[list[Lesson]]
     ) -> ExperienceLibrary:
-        library = await pipeline.library_before(batch)
-        operations = await pipeline.propose(batch, library, await lessons)
-        return await pipeline.decide(batch, library, operations)
+        library = await run.library_before(batch)
+        operations = await run.propose(batch, library, await lessons)
+        return await run.decide(batch, library, operations)
 
     def learn(
         self,
@@ -198,22 +195,20 @@ class TrainingFreeGRPO(Teleprompter):
         examples, recorded = read_traces(traces)
         settings, validation = prepare_learning(self.settings, student, examples, recorded, valset)
         training = range(len(examples))
-        with Pipeline(settings, student, examples, training, validation) as pipeline:
-            with pipeline.until_stopped():
-                pipeline.run(self._learning_loop(pipeline, recorded))
-            return pipeline.finish()
+        with Run(settings, student, examples, training, validation) as run:
+            with run.until_stopped():
+                run.run(self._learning_loop(run, recorded))
+            return run.finish()
 
-    async def _learning_loop(
-        self, pipeline: Pipeline, recorded: Sequence[Sequence[Rollout]]
-    ) -> None:
-        async for batch in pipeline.batches(epochs=1, group_size=0):
+    async def _learning_loop(self, run: Run, recorded: Sequence[Sequence[Rollout]]) -> None:
+        async for batch in run.batches(epochs=1, group_size=0):
             if batch.is_draft:
-                lessons = pipeline.draft(batch)
+                lessons = run.draft(batch)
             else:
-                groups = [pipeline.given(batch, index, recorded[index]) for index in batch.examples]
-                lessons = pipeline.extract(batch, groups)
-            pipeline.begin_update(batch, self._update(pipeline, batch, lessons))
-        await pipeline.all_updates()
+                groups = [run.given(batch, index, recorded[index]) for index in batch.examples]
+                lessons = run.extract(batch, groups)
+            run.begin_update(batch, self._update(run, batch, lessons))
+        await run.all_updates()
 
     def estimate(
         self,
@@ -240,8 +235,8 @@ class TrainingFreeGRPO(Teleprompter):
         examples = [trainset[index] for index in training]
         probed: list[Usage] = []
         if probe:
-            with Pipeline(settings, student, trainset, training, validation) as pipeline:
-                probed = pipeline.probe()
+            with Run(settings, student, trainset, training, validation) as run:
+                probed = run.probe()
         return plan_of(settings, student, examples, probed)
 
     def get_params(self) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import dspy
 from tfgrpo_dspy.errors import LibraryError, MetricError, SettingsError, StoreError
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.metric import Score, ScoringFunction, adapt_metric, wants_program_trace
-from tfgrpo_dspy.pipeline.notes import LATEST_RUN
-from tfgrpo_dspy.pipeline.sketch import rebuilt
 from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.run.manifest import LATEST_RUN
+from tfgrpo_dspy.run.program_text import rebuilt
 from tfgrpo_dspy.sampling import (
     Demo,
     NoRoundTripError,

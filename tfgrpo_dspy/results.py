@@ -1,7 +1,7 @@
 """What a run reports: plain values that reduce to builtins when they are pickled.
 
 So a saved program that carries them loads where this package is not installed (they are then
-dicts and lists). What is in them is collected by `pipeline`.
+dicts and lists). What is in them is collected by `run`.
 """
 
 from collections.abc import Mapping

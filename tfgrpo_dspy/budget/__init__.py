@@ -8,7 +8,7 @@ never reaches a program that is given back. What the calls are for is their call
 
 from tfgrpo_dspy.budget.account import Account, Amount
 from tfgrpo_dspy.budget.faults import is_too_long
-from tfgrpo_dspy.budget.ledger import Budget, Lease, Ledger
+from tfgrpo_dspy.budget.ledger import Budget, Ledger, Reservation
 from tfgrpo_dspy.budget.meter import Call, CallWatcher, Meter, metered
 from tfgrpo_dspy.budget.prices import Price, price_of
 from tfgrpo_dspy.budget.tasks import CURRENT_TASK, Task
@@ -20,10 +20,10 @@ __all__ = [
     "Budget",
     "Call",
     "CallWatcher",
-    "Lease",
     "Ledger",
     "Meter",
     "Price",
+    "Reservation",
     "Task",
     "is_too_long",
     "metered",

@@ -32,7 +32,7 @@ def _always() -> bool:
 
 
 @dataclass(slots=True, eq=False)
-class Lease:
+class Reservation:
     """Calls and dollars taken for one LM call; corrected when it is known what it took.
 
     `is_share`: for work elsewhere, which mostly takes less and gives the rest back; no more where
@@ -72,10 +72,10 @@ class Ledger:
         self._clock = clock
         minutes = self.budget.max_minutes
         self._deadline = None if minutes is None else clock() + 60 * minutes
-        self._reserve = Lease(0, 0.0)
+        self._reserve = Reservation(0, 0.0)
         self._reserved_metric_calls = 0
         self._reserved_seconds = 0.0
-        self._open: set[Lease] = set()
+        self._open: set[Reservation] = set()
         self._lock = threading.Lock()
         self._settled = threading.Condition(self._lock)
         self._stopping = threading.Event()
@@ -85,7 +85,7 @@ class Ledger:
 
     def take(
         self, n_calls: int, cost: float = 0.0, is_given_up: Callable[[], bool] = _never
-    ) -> Lease:
+    ) -> Reservation:
         """Take LM calls, and the dollars that they cost at most.
 
         Where they are not there because calls under way hold them, and those may give some back,
@@ -101,12 +101,14 @@ class Ledger:
 
     def take_now(
         self, n_calls: int, cost: float = 0.0, is_given_up: Callable[[], bool] = _never
-    ) -> Lease | None:
+    ) -> Reservation | None:
         """The same without the wait: None where it is to be tried again."""
         with self._settled:
             return self._taken(n_calls, cost, is_given_up)
 
-    def _taken(self, n_calls: int, cost: float, is_given_up: Callable[[], bool]) -> Lease | None:
+    def _taken(
+        self, n_calls: int, cost: float, is_given_up: Callable[[], bool]
+    ) -> Reservation | None:
         self._check()
         if is_given_up():
             raise RunStopped(NOT_WANTED)
@@ -126,13 +128,13 @@ class Ledger:
             return None
         self._check()
         self._add(n_calls, cost)
-        lease = Lease(n_calls, cost, is_given_up)
+        lease = Reservation(n_calls, cost, is_given_up)
         self._open.add(lease)
         return lease
 
     def take_share(
         self, n_shares: int, least: tuple[int, float], most: tuple[float, float]
-    ) -> Lease | None:
+    ) -> Reservation | None:
         """Take a lease for work that is done elsewhere: an n-th of what is left.
 
         It is at least `least` (calls, dollars), or all that is left, and otherwise at most `most`.
@@ -150,7 +152,7 @@ class Ledger:
             self._check()
             if n_calls is None or cost is None:
                 return None
-            lease = Lease(math.floor(n_calls), cost, is_share=True)
+            lease = Reservation(math.floor(n_calls), cost, is_share=True)
             self._add(lease.n_calls, lease.cost)
             self._open.add(lease)
             return lease
@@ -185,7 +187,7 @@ class Ledger:
             dollars_left = self._left("max_cost") + sum(lease.cost for lease in out)
             return calls_left >= n_calls and dollars_left >= cost
 
-    def give_up(self, lease: Lease) -> None:
+    def forfeit(self, lease: Reservation) -> None:
         """Nobody waits for what a share is for: it counts as spent, unless `settle` says otherwise.
 
         It may do so at any time later.
@@ -229,7 +231,7 @@ class Ledger:
             self.n_lm_calls += n_calls
             self.cost += cost
 
-    def settle(self, lease: Lease, n_calls: int, cost: float) -> None:
+    def settle(self, lease: Reservation, n_calls: int, cost: float) -> None:
         """Correct what was taken by what it was: calls that a cache answered are given back."""
         with self._settled:
             self._add(n_calls - lease.n_calls, cost - lease.cost)
@@ -265,19 +267,21 @@ class Ledger:
         with self._lock:
             self.n_metric_calls -= n_calls
 
-    def keep_back(self, n_metric_calls: int, n_lm_calls: int, cost: float, seconds: float) -> None:
+    def set_reserve(
+        self, n_metric_calls: int, n_lm_calls: int, cost: float, seconds: float
+    ) -> None:
         """Keep so much for the end; nothing else can take it until `open_reserve`."""
         with self._lock:
             self._reserved_seconds = seconds
             self._reserved_metric_calls = n_metric_calls
-            self._reserve = Lease(n_lm_calls, cost)
+            self._reserve = Reservation(n_lm_calls, cost)
 
     def open_reserve(self) -> None:
         """Let the end of the run have what was kept for it, if only a budget has ended the run."""
         with self._lock:
             self._reserved_seconds = 0.0
             self._reserved_metric_calls = 0
-            self._reserve = Lease(0, 0.0)
+            self._reserve = Reservation(0, 0.0)
             if self._stopping.is_set() and not self.is_failure:
                 self._stopping.clear()
 

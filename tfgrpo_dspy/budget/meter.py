@@ -15,7 +15,7 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import LMError
 
 from tfgrpo_dspy.budget.faults import is_fatal, is_passing, is_too_long, is_unanswered, retry_after
-from tfgrpo_dspy.budget.ledger import NOT_WANTED, POLL_S, Lease, Ledger
+from tfgrpo_dspy.budget.ledger import NOT_WANTED, POLL_S, Ledger, Reservation
 from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Price, price_of, prompt_bytes
 from tfgrpo_dspy.budget.tasks import CURRENT_TASK
 from tfgrpo_dspy.errors import RunStopped, described
@@ -45,7 +45,7 @@ class Call:
 class _Open:
     """A call under way: what was taken for it, and the usage that DSPy's history told of it."""
 
-    lease: Lease
+    lease: Reservation
     used: Usage | None = None
 
 

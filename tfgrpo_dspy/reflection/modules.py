@@ -3,7 +3,7 @@
 Each asks one predictor and reads its answer in whatever form it comes. Where nothing can be read,
 it asks once more and says which form is wanted; when that fails too, the answer is empty and
 `parse_failures` says so. What is done with the answers, and when a module is asked, is
-`pipeline`'s business.
+`run`'s business.
 """
 
 from collections.abc import Callable, Mapping
@@ -192,5 +192,5 @@ class AddLessons(dspy.Module):
     lessons_tokens = 10**9
 
     def forward(self, **_: Any) -> dspy.Prediction:
-        """No `operations`: the pipeline then adds the lessons as they are."""
+        """No `operations`: the run then adds the lessons as they are."""
         return dspy.Prediction(operations=None, parse_failures=0)

@@ -2,7 +2,7 @@
 
 Nothing that another thread uses is touched: every rollout works on its own copy of the program
 and of its LMs. No exception of program or metric leaves this module; each becomes a `Failure`
-(see `rollout`). Which rollouts are run, and when, is `pipeline`'s business.
+(see `rollout`). Which rollouts are run, and when, is `run`'s business.
 """
 
 from collections.abc import Mapping

@@ -3,7 +3,7 @@
 A record is a JSON object under a key that holds everything that it depends on (`store.identity`);
 it is written once and never changed: of two writers the first wins, and the second is told. So
 resuming and replaying a run is starting it again. Which records a run reads and writes is
-`pipeline`'s business.
+`run`'s business.
 """
 
 from tfgrpo_dspy.store.identity import (

@@ -2,12 +2,12 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from tfgrpo_dspy.pipeline.asking import Answer
-from tfgrpo_dspy.pipeline.batches import TEACHING, Batch
-from tfgrpo_dspy.pipeline.extracting import Extractor, Taught
-from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.reflection import Lesson
 from tfgrpo_dspy.rollout import FAILURE_SCORE, MIN_CONTRAST, Group
+from tfgrpo_dspy.run.asking import Answer
+from tfgrpo_dspy.run.batches import TEACHING, Batch
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.extracting import Extractor, Taught
 
 HOPELESS = 5
 """Where so many answers about groups could not be read, and none could, the reflection LM is asked
@@ -22,7 +22,10 @@ class Teacher:
     """
 
     def __init__(
-        self, run: Run, extractor: Extractor, decided_before: Callable[[Batch], Sequence[Batch]]
+        self,
+        run: RunContext,
+        extractor: Extractor,
+        decided_before: Callable[[Batch], Sequence[Batch]],
     ) -> None:
         self._settings = run.settings
         self._loop = run.loop
@@ -92,7 +95,7 @@ class Teacher:
         n_asked = sum(earlier.n_asked for earlier in decided)
         if n_asked < HOPELESS or n_asked > sum(earlier.n_unread for earlier in decided):
             return False
-        self._recorder.give_up(n_asked)
+        self._recorder.forfeit(n_asked)
         return True
 
     async def _use(

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Any
 
-from tfgrpo_dspy.budget import Budget, Lease, Ledger
+from tfgrpo_dspy.budget import Budget, Ledger, Reservation
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
-from tfgrpo_dspy.pipeline.loop import Loop, Priority, Result, Slots, TimedOutError
-from tfgrpo_dspy.pipeline.worker import Bundle, Reply, Request, run_request
 from tfgrpo_dspy.rollout import Failure, Rollout
+from tfgrpo_dspy.run.loop import Loop, Priority, Result, Slots, TimedOutError
+from tfgrpo_dspy.run.worker import Bundle, Reply, Request, run_request
 
 MOST_LOSSES = 3
 """A request over which so many workers were lost is not made again."""
@@ -95,13 +95,13 @@ class RemoteRollouts:
             except TimeoutError:
                 return TimedOutError(f"took over {self._timeout_s:g} s")
             except Exception as error:  # noqa: BLE001 - whatever an executor raises
-                self._ledger.give_up(lease)
+                self._ledger.forfeit(lease)
                 self._check_usable(error)
                 why = f"the executor gave it up: {described(error)}"
                 n_losses += 1
                 continue
             if reply.was_begun:
-                self._ledger.give_up(lease)
+                self._ledger.forfeit(lease)
                 why = "a worker was lost over it"
                 n_losses += 1
             elif (rollout := self._settled(lease, reply)) is not None:
@@ -109,7 +109,7 @@ class RemoteRollouts:
         failure = Failure("worker", f"{why}, {n_losses} times")
         return Rollout(request.index, request.rollout_id, failure=failure)
 
-    async def _reserved(self) -> Lease:
+    async def _reserved(self) -> Reservation:
         """A share of what is left of the budget. Raises RunStopped: nothing is left."""
         while True:
             lease = self._ledger.take_share(self._n_at_once, self._least, self._most)
@@ -117,7 +117,7 @@ class RemoteRollouts:
                 return lease
             await asyncio.sleep(POLL_S)
 
-    async def _replied(self, bundle: Bundle, request: Request, lease: Lease) -> Reply:
+    async def _replied(self, bundle: Bundle, request: Request, lease: Reservation) -> Reply:
         """The reply to the request; the bundle is sent only to a worker that lacks it.
 
         Raises:
@@ -130,7 +130,7 @@ class RemoteRollouts:
                 reply = await self._sent(lease, bundle.key, bundle.blob, packed)
             return reply
 
-    async def _sent(self, lease: Lease, key: str, blob: bytes | None, packed: bytes) -> Reply:
+    async def _sent(self, lease: Reservation, key: str, blob: bytes | None, packed: bytes) -> Reply:
         name = f"{self._name}/{next(self._count)}"  # dask does equal tasks once
         budget = self._budget(lease)
         try:
@@ -143,12 +143,12 @@ class RemoteRollouts:
             task = asyncio.current_task()
             if task is not None and not task.cancelling():  # the run goes on without this reply
                 raise BrokenReplyError(f"the executor cancelled request {name}") from error
-            self._ledger.give_up(lease)
+            self._ledger.forfeit(lease)
             future.add_done_callback(functools.partial(self._settle_late, lease))
             raise
         return reply
 
-    def _budget(self, lease: Lease) -> Budget:
+    def _budget(self, lease: Reservation) -> Budget:
         """The reservation as the worker's budget."""
         limits = self._ledger.budget
         return Budget(
@@ -157,17 +157,17 @@ class RemoteRollouts:
             max_minutes=self._ledger.minutes_left(),
         )
 
-    def _settle_late(self, lease: Lease, future: "Future[Reply]") -> None:
+    def _settle_late(self, lease: Reservation, future: "Future[Reply]") -> None:
         if not future.cancelled() and future.exception() is None:
             self._settle(lease, future.result())
 
-    def _settle(self, lease: Lease, reply: Reply) -> None:
+    def _settle(self, lease: Reservation, reply: Reply) -> None:
         if not reply.was_begun:
             self._ledger.settle(lease, reply.n_calls, reply.cost)
             for _ in range(reply.n_metric_calls):
                 self._ledger.note_metric_call()
 
-    def _settled(self, lease: Lease, reply: Reply) -> Rollout | None:
+    def _settled(self, lease: Reservation, reply: Reply) -> Rollout | None:
         """The rollout; None: its reservation was too small, and a larger one can be had.
 
         Raises:

@@ -6,26 +6,26 @@ from typing import Any, NoReturn
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.pipeline.archive import Archive
-from tfgrpo_dspy.pipeline.executors import RemoteRollouts
-from tfgrpo_dspy.pipeline.loop import Loop
-from tfgrpo_dspy.pipeline.notes import Notes
-from tfgrpo_dspy.pipeline.recorder import Recorder
+from tfgrpo_dspy.run.executors import RemoteRollouts
+from tfgrpo_dspy.run.loop import Loop
+from tfgrpo_dspy.run.manifest import RunManifest
+from tfgrpo_dspy.run.records import RunRecords
+from tfgrpo_dspy.run.run_report import RunReport
 from tfgrpo_dspy.settings import RunSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunContext:
     """One run over a student (its own copy)."""
 
     settings: RunSettings
     student: Any
     ledger: Ledger
-    archive: Archive
-    notes: Notes
+    archive: RunRecords
+    notes: RunManifest
     loop: Loop
     remote: RemoteRollouts | None
-    recorder: Recorder
+    recorder: RunReport
 
     def bake(self, library: ExperienceLibrary) -> Any:
         """The student with this library, in a copy."""

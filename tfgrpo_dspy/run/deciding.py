@@ -9,11 +9,11 @@ from tfgrpo_dspy.budget import Account, Amount
 from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience import ExperienceLibrary, Keep, Limits, Operation
 from tfgrpo_dspy.gate import Decision, GroupEvidence, GroupPlan, RunEvidence, advice_of
-from tfgrpo_dspy.pipeline.batches import Batch
-from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.reflection import DroppedExperience
 from tfgrpo_dspy.results import TriedAdvice
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text
+from tfgrpo_dspy.run.batches import Batch
+from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling import as_fields
 
 
@@ -25,7 +25,11 @@ class Decider:
     """
 
     def __init__(
-        self, run: Run, start: ExperienceLibrary, trainset: Sequence[Any], training: Sequence[int]
+        self,
+        run: RunContext,
+        start: ExperienceLibrary,
+        trainset: Sequence[Any],
+        training: Sequence[int],
     ) -> None:
         self.decisions = [Decision(start, "the library of the student")]
         calls = run.settings.schedule.facts.calls_per_rollout

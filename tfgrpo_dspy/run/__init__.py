@@ -1,6 +1,6 @@
 """Which task runs when: the only place that knows threads.
 
-A `Pipeline` is one run: it holds what changes while `optimizer`'s loop goes on. Its methods are
+A `Run` is one run: it holds what changes while `optimizer`'s loop goes on. Its methods are
 the verbs of that loop.
 """
 
@@ -29,27 +29,27 @@ from tfgrpo_dspy.experience import (
     sift,
 )
 from tfgrpo_dspy.gate import Decision, GroupPlan
-from tfgrpo_dspy.pipeline.archive import Archive
-from tfgrpo_dspy.pipeline.asking import Asker
-from tfgrpo_dspy.pipeline.batches import Batch
-from tfgrpo_dspy.pipeline.deciding import Decider, assigned, proposed_finalists
-from tfgrpo_dspy.pipeline.demonstrating import Demonstrator
-from tfgrpo_dspy.pipeline.drafting import Drafter
-from tfgrpo_dspy.pipeline.executors import RemoteRollouts, workers_of
-from tfgrpo_dspy.pipeline.extracting import Extractor
-from tfgrpo_dspy.pipeline.final_choice import Choice, FinalChoice, with_prices
-from tfgrpo_dspy.pipeline.heldout import Scores, held_out
-from tfgrpo_dspy.pipeline.loop import Loop
-from tfgrpo_dspy.pipeline.measuring import Measurements
-from tfgrpo_dspy.pipeline.notes import Notes
-from tfgrpo_dspy.pipeline.proposing import Proposer
-from tfgrpo_dspy.pipeline.recorder import Recorder, operation_record
-from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
-from tfgrpo_dspy.pipeline.run import Run
-from tfgrpo_dspy.pipeline.teaching import Teacher
 from tfgrpo_dspy.reflection import Lesson
 from tfgrpo_dspy.results import GroupRecord, UpdateRecord
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, rollout_id_for
+from tfgrpo_dspy.run.asking import ReflectionClient
+from tfgrpo_dspy.run.batches import Batch
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.deciding import Decider, assigned, proposed_finalists
+from tfgrpo_dspy.run.demonstrating import Demonstrator
+from tfgrpo_dspy.run.drafting import Drafter
+from tfgrpo_dspy.run.executors import RemoteRollouts, workers_of
+from tfgrpo_dspy.run.extracting import Extractor
+from tfgrpo_dspy.run.final_choice import Choice, FinalChoice, with_prices
+from tfgrpo_dspy.run.heldout import Scores, held_out
+from tfgrpo_dspy.run.loop import Loop
+from tfgrpo_dspy.run.manifest import RunManifest
+from tfgrpo_dspy.run.measuring import Measurements
+from tfgrpo_dspy.run.proposing import Proposer
+from tfgrpo_dspy.run.records import RunRecords
+from tfgrpo_dspy.run.rollouts import Rollouts, Sample
+from tfgrpo_dspy.run.run_report import RunReport, operation_record
+from tfgrpo_dspy.run.teaching import Teacher
 from tfgrpo_dspy.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ WITHOUT_DRAFTS = 8
 the drafts say."""
 
 
-class Pipeline:
+class Run:
     """One run over a student and its data; `training` are the positions to train on."""
 
     def __init__(
@@ -77,16 +77,18 @@ class Pipeline:
         self.start_library = ExperienceLibrary.from_program(student)
         own_student = copy_program(student)
         ledger = Ledger(settings.budget)
-        archive = Archive(settings, own_student)
+        archive = RunRecords(settings, own_student)
         loop, remote = _loop(settings, ledger, archive.close)
-        recorder = Recorder(settings.execution.max_errors)
-        notes = Notes(settings, archive, ledger)
-        self._run = Run(settings, own_student, ledger, archive, notes, loop, remote, recorder)
+        recorder = RunReport(settings.execution.max_errors)
+        notes = RunManifest(settings, archive, ledger)
+        self._run = RunContext(
+            settings, own_student, ledger, archive, notes, loop, remote, recorder
+        )
         self._recorder = recorder
         self._loop = loop
         self._training = training
         self._trainset = trainset
-        asker = Asker(self._run)
+        asker = ReflectionClient(self._run)
         extractor = Extractor(self._run, trainset, asker)
         self._teacher = Teacher(self._run, extractor, self._decided_before)
         self._drafter = Drafter(self._run, trainset, training, asker)
@@ -110,7 +112,7 @@ class Pipeline:
         """How many examples there are to train on."""
         return len(self._training)
 
-    def __enter__(self) -> "Pipeline":
+    def __enter__(self) -> "Run":
         self._closing.callback(self._close)
         return self
 
@@ -170,12 +172,12 @@ class Pipeline:
             return 0
         return self.settings.schedule.reserve + 2 * self._tested.n_examples
 
-    def _keep_back(self) -> None:
+    def _set_reserve(self) -> None:
         """Let nothing else take what the end of the run needs, by what rollouts took so far."""
         account, n = self._decider.accounts[-1], self._n_kept
         kept = account.reserve(n)
         seconds = (time.monotonic() - self._started_s) / max(1, account.n_rollouts)
-        self._run.ledger.keep_back(
+        self._run.ledger.set_reserve(
             math.ceil(kept.n_metric_calls),
             math.ceil(kept.n_lm_calls),
             kept.cost,
@@ -207,7 +209,7 @@ class Pipeline:
             unit="update",
             disable=not self.settings.progress,
         )
-        self._keep_back()
+        self._set_reserve()
 
     def order(self, epoch: int) -> list[int]:
         """The training examples as this epoch goes through them."""
@@ -365,7 +367,7 @@ class Pipeline:
         operations = [op for op in proposed if not isinstance(op, Refusal)]
         self._demonstrator.see(batch.groups)
         decision = self._decider.decide(batch, operations)
-        self._keep_back()
+        self._set_reserve()
         self._record(batch, library, proposed, decision)
         result = self._decider.result_after(decision)
         self._run.notes.note(result, len(self._recorder.updates), "")
@@ -464,7 +466,7 @@ class Pipeline:
         before, after = (self._measured.of_library(library, n, floor) for library in (start, last))
         return Choice(self._run, last, before=before, after=after)
 
-    def _test(self, best: ExperienceLibrary, run: Run) -> tuple[Scores, Scores]:
+    def _test(self, best: ExperienceLibrary, run: RunContext) -> tuple[Scores, Scores]:
         """Student and result on the test set, when everything is chosen; empty: not measured."""
         n = self._tested.n_examples
         if self.settings.metric is None or not n:
@@ -487,18 +489,18 @@ class Batches:
     """Makes the batches of a run, one after another (`async for`); the first may be a draft.
 
     Args:
-        pipeline: the run.
+        run: the run.
         epochs: how often each example comes.
         group_size: how many rollouts an example takes, for the budget; 0: they are there already.
     """
 
-    def __init__(self, pipeline: Pipeline, epochs: int, group_size: int) -> None:
-        self._pipeline = pipeline
+    def __init__(self, run: Run, epochs: int, group_size: int) -> None:
+        self._run = run
         self._group_size = group_size
-        n_examples = pipeline.n_training
-        self._size = min(pipeline.settings.batch_size, n_examples)
+        n_examples = run.n_training
+        self._size = min(run.settings.batch_size, n_examples)
         self._n_batches = math.ceil(n_examples / self._size)
-        self._n_drafts = int(pipeline.settings.drafts > 0)
+        self._n_drafts = int(run.settings.drafts > 0)
         self._n_updates = self._n_drafts + epochs * self._n_batches
         self._update = 0
         self._order: list[int] = []
@@ -507,28 +509,28 @@ class Batches:
         return self
 
     async def __anext__(self) -> Batch:
-        pipeline, update = self._pipeline, self._update
+        run, update = self._run, self._update
         if update == 0:
-            await pipeline.begin(self._n_updates)
+            await run.begin(self._n_updates)
         if update == self._n_updates:
             raise StopAsyncIteration
         last_known = self._last_known(update)
-        await pipeline.library_after(last_known)
-        decision = pipeline.decision_after(last_known)
+        await run.library_after(last_known)
+        decision = run.decision_after(last_known)
         if update < self._n_drafts:
             self._update += 1
             return Batch(update, 0, self._n_updates, (), decision, is_draft=True)
-        if reason := pipeline.why_to_end(update, self._n_batches):
-            pipeline.end(reason)
+        if reason := run.why_to_end(update, self._n_batches):
+            run.end(reason)
             raise StopAsyncIteration
         epoch, index = divmod(update - self._n_drafts, self._n_batches)
         if index == 0:
-            self._order = pipeline.order(epoch)
+            self._order = run.order(epoch)
         examples = self._order[index * self._size : (index + 1) * self._size]
-        n, limit = pipeline.n_affordable(update, self._group_size)
+        n, limit = run.n_affordable(update, self._group_size)
         if n < len(examples):
-            most = getattr(pipeline.settings, limit)
-            pipeline.end(f"{limit}={most} is used up: it does not reach for another update")
+            most = getattr(run.settings, limit)
+            run.end(f"{limit}={most} is used up: it does not reach for another update")
         if n < 1:
             raise StopAsyncIteration
         examples = examples[: int(min(n, len(examples)))]
@@ -544,7 +546,7 @@ class Batches:
 
     def _last_known(self, update: int) -> int:
         """The update after which the batch of this one is made."""
-        last_known = update - 1 - self._pipeline.settings.max_staleness
+        last_known = update - 1 - self._run.settings.max_staleness
         if self._n_drafts and update * self._size > WITHOUT_DRAFTS:
             return max(last_known, 0)
         return last_known

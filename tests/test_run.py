@@ -37,15 +37,15 @@ from tfgrpo_dspy import (
 )
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience import Add, Keep, Operation, Refusal
-from tfgrpo_dspy.pipeline.archive import Archive
-from tfgrpo_dspy.pipeline.asking import Asker
-from tfgrpo_dspy.pipeline.loop import Loop
-from tfgrpo_dspy.pipeline.notes import Notes
-from tfgrpo_dspy.pipeline.proposing import Proposer
-from tfgrpo_dspy.pipeline.recorder import Recorder
-from tfgrpo_dspy.pipeline.run import Run as WholeRun
 from tfgrpo_dspy.reflection import DroppedExperience, Lesson, estimate_tokens
 from tfgrpo_dspy.rollout import rollout_id_for
+from tfgrpo_dspy.run.asking import ReflectionClient
+from tfgrpo_dspy.run.context import Run as WholeRun
+from tfgrpo_dspy.run.loop import Loop
+from tfgrpo_dspy.run.manifest import RunManifest
+from tfgrpo_dspy.run.proposing import Proposer
+from tfgrpo_dspy.run.records import RunRecords
+from tfgrpo_dspy.run.run_report import RunReport
 
 UNPARSED = "I had rather not say."
 CORRECTION = r"## correction ##"
@@ -836,18 +836,18 @@ def consolidated(
     settings = run_settings(is_score, update=module, **arguments)
     student, ledger = dspy.Predict("question -> answer"), Ledger()
     with dspy.context(lm=lm):
-        archive, loop = Archive(settings, student), Loop(ledger, 2)
+        archive, loop = RunRecords(settings, student), Loop(ledger, 2)
         run = WholeRun(
             settings,
             student,
             ledger,
             archive,
-            Notes(settings, archive, ledger),
+            RunManifest(settings, archive, ledger),
             loop,
             None,
-            Recorder(),
+            RunReport(),
         )
-        proposer = Proposer(run, Asker(run))
+        proposer = Proposer(run, ReflectionClient(run))
         return loop.run(proposer.operations(drawn, KNOWN, 0, 0, dropped=dropped))
 
 

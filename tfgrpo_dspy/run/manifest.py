@@ -15,8 +15,8 @@ import dspy
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import MissingRecordError
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.pipeline.archive import Archive
-from tfgrpo_dspy.pipeline.sketch import sketch_of
+from tfgrpo_dspy.run.program_text import sketch_of
+from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.sampling import Demo
 from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.store import callable_identity, digest, program_identity, reading
@@ -63,10 +63,10 @@ LIMITS = frozenset(
 """Settings that say how far and how fast a run goes, not which."""
 
 
-class Notes:
+class RunManifest:
     """Reads and writes the notes on runs; without a store there are none."""
 
-    def __init__(self, settings: RunSettings, archive: Archive, ledger: Ledger) -> None:
+    def __init__(self, settings: RunSettings, archive: RunRecords, ledger: Ledger) -> None:
         self._settings = settings
         self._ledger = ledger
         self._archive = archive

@@ -13,10 +13,10 @@ import dspy
 from tfgrpo_dspy.budget import CallWatcher, Meter, metered
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience import copy_program, language_models
-from tfgrpo_dspy.pipeline.loop import Priority, TimedOutError
-from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.reflection import as_input, describe_program, encodable
 from tfgrpo_dspy.rollout import Failure, Usage
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.loop import Priority, TimedOutError
 from tfgrpo_dspy.sampling import sampling_copy
 from tfgrpo_dspy.store import reading
 
@@ -68,10 +68,10 @@ class Answer:
         return {**own, "usage": self.usage.to_dict()}
 
 
-class Asker:
+class ReflectionClient:
     """Asks reflection modules for one run; `common` is what all of them are told."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunContext) -> None:
         settings = run.settings
         self._run = run
         self._lm = settings.reflection_lm or dspy.settings.lm

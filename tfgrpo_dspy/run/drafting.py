@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.experience import Evidence, ExperienceLibrary, named_predictors
-from tfgrpo_dspy.pipeline.asking import Answer, Asker, Question
-from tfgrpo_dspy.pipeline.batches import Batch
-from tfgrpo_dspy.pipeline.extracting import MAX_HALVINGS, lessons_in, sifted
-from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.reflection import NO_EXPERIENCES, Lesson, clip, merge_lessons
 from tfgrpo_dspy.rollout import fields_text, rollout_id_for
+from tfgrpo_dspy.run.asking import Answer, Question, ReflectionClient
+from tfgrpo_dspy.run.batches import Batch
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.extracting import MAX_HALVINGS, lessons_in, sifted
 from tfgrpo_dspy.sampling import as_fields
 
 ORDER = (1,)
@@ -27,7 +27,11 @@ class Drafter:
     """Draws lessons from labels, for one run; `training` are the positions that it may see."""
 
     def __init__(
-        self, run: Run, trainset: Sequence[Any], training: Sequence[int], asker: Asker
+        self,
+        run: RunContext,
+        trainset: Sequence[Any],
+        training: Sequence[int],
+        asker: ReflectionClient,
     ) -> None:
         module = run.settings.reflection.draft
         self._settings = run.settings

@@ -33,7 +33,7 @@ NO_RESULT = ("provider", "timeout", "worker")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CachedRollout:
     """A recorded rollout; `needs_score` where this metric has not scored it."""
 
     key: str
@@ -42,7 +42,7 @@ class Found:
     can_be_scored: bool
 
 
-class Archive:
+class RunRecords:
     """Finds and keeps the records of one run.
 
     `lm`, `adapter` and `reflection_lm` are digests of those that the run was started with; `unseen`
@@ -189,7 +189,7 @@ class Archive:
             temperature,
         )
 
-    def find_rollout(self, key: str, metric: Any, example: Any) -> Found | None:
+    def find_rollout(self, key: str, metric: Any, example: Any) -> CachedRollout | None:
         """The recorded rollout, with the score that this metric gave it, if it did."""
         if self.store is None:
             return None
@@ -199,7 +199,7 @@ class Archive:
         with reading(key):
             rollout = Rollout.from_dict(record["rollout"])
         if rollout.failure is not None or metric is None:
-            return Found(key, rollout, False, False)
+            return CachedRollout(key, rollout, False, False)
         can_be_scored = not rollout.is_text_only and not wants_program_trace(metric)
         if not can_be_scored:
             rerun = self.store.get(self._rerun_key(key, metric))
@@ -208,7 +208,7 @@ class Archive:
         score_key = self._score_key(key, metric, example, rollout)
         score = self.store.get(score_key)
         if score is None:
-            return self._found_lost(score_key) or Found(key, rollout, True, can_be_scored)
+            return self._found_lost(score_key) or CachedRollout(key, rollout, True, can_be_scored)
         with reading(score_key):
             scored = replace(
                 rollout,
@@ -216,15 +216,19 @@ class Archive:
                 feedback=score["feedback"],
                 metric_usage=Usage(**score["metric_usage"]),
             )
-        return Found(key, scored, False, False)
+        return CachedRollout(key, scored, False, False)
 
-    def _found_lost(self, key: str) -> Found | None:
+    def _found_lost(self, key: str) -> CachedRollout | None:
         """What was lost to a provider, the clock or the metric: tried again, but for offline."""
         if self.store is None or not self._settings.offline:
             return None
         record = self.store.get(f"lost:{key}")
         with reading(key):
-            return None if record is None else Found(key, Rollout.from_dict(record), False, False)
+            return (
+                None
+                if record is None
+                else CachedRollout(key, Rollout.from_dict(record), False, False)
+            )
 
     def keep_rollout(
         self,
@@ -234,13 +238,13 @@ class Archive:
         example: Any,
         library: ExperienceLibrary,
         is_rerun: bool = False,
-    ) -> Found:
+    ) -> CachedRollout:
         """Record a rollout and its score; gives the one that stands.
 
         What is no result of the program is only noted. Where another process was first, its
         rollout stands, so that the two runs have one history; this metric may have to score it.
         """
-        own = Found(key, rollout, False, False)
+        own = CachedRollout(key, rollout, False, False)
         if self.store is None:
             return own
         failure = rollout.failure

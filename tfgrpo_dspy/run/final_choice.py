@@ -9,11 +9,11 @@ from tfgrpo_dspy.budget import Account, Amount
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate import Decision, Race, advice_of
-from tfgrpo_dspy.pipeline.heldout import Comparison, gain_between, summary_of
-from tfgrpo_dspy.pipeline.measuring import Measurements, Pair
-from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.reflection import estimate_tokens
 from tfgrpo_dspy.results import DemoTrial, Finalist
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.heldout import Comparison, gain_between, summary_of
+from tfgrpo_dspy.run.measuring import Measurements, Pair
 from tfgrpo_dspy.sampling import Demo, with_demos
 
 DEMOS_MEAN, DEMOS_SD = -0.02, 0.3
@@ -43,7 +43,7 @@ class Choice(Comparison):
     `run` is that of the student, with the demos if it has any.
     """
 
-    run: Run
+    run: RunContext
     library: ExperienceLibrary
 
 
@@ -60,7 +60,7 @@ class FinalChoice:
 
     def __init__(
         self,
-        run: Run,
+        run: RunContext,
         measured: Measurements,
         demos: tuple[Demo, ...],
         account: Account,

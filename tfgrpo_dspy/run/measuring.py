@@ -7,10 +7,10 @@ from typing import Any
 
 from tfgrpo_dspy.budget import Amount
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.pipeline.deciding import amount_of
-from tfgrpo_dspy.pipeline.rollouts import Rollouts, Sample
-from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.deciding import amount_of
+from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 
 ORDER = (1,)
 """These rollouts are begun before reflections and training rollouts."""
@@ -32,7 +32,7 @@ class Measurements:
         examples: the set.
     """
 
-    def __init__(self, run: Run, role: str, examples: Sequence[Any]) -> None:
+    def __init__(self, run: RunContext, role: str, examples: Sequence[Any]) -> None:
         self.n_examples = len(examples)
         seed = run.settings.seed
         self.order = random.Random(f"{role}/{seed}").sample(range(len(examples)), len(examples))
@@ -42,7 +42,7 @@ class Measurements:
         self._maker = Rollouts(run, role, examples, run.settings.metric, None)
         self._rollouts: dict[Pair, Rollout] = {}
 
-    def beside(self, run: Run) -> "Measurements":
+    def beside(self, run: RunContext) -> "Measurements":
         """The same examples for the student of another run; nothing is measured yet."""
         return Measurements(run, self._role, self._examples)
 

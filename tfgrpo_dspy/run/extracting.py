@@ -6,10 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tfgrpo_dspy.experience import Evidence, named_predictors
-from tfgrpo_dspy.pipeline.asking import Answer, Asker, Question
-from tfgrpo_dspy.pipeline.batches import Batch
-from tfgrpo_dspy.pipeline.recorder import Recorder
-from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.reflection import (
     HIDDEN,
     NO_EXPERIENCES,
@@ -32,6 +28,10 @@ from tfgrpo_dspy.reflection import (
     unfit_reason,
 )
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, rollout_id_for
+from tfgrpo_dspy.run.asking import Answer, Question, ReflectionClient
+from tfgrpo_dspy.run.batches import Batch
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.run_report import RunReport
 from tfgrpo_dspy.sampling import as_fields
 
 ORDER = (2,)
@@ -56,7 +56,7 @@ class Taught:
 class Extractor:
     """Draws lessons from groups, for one run."""
 
-    def __init__(self, run: Run, trainset: Sequence[Any], asker: Asker) -> None:
+    def __init__(self, run: RunContext, trainset: Sequence[Any], asker: ReflectionClient) -> None:
         self._settings = run.settings
         self._recorder = run.recorder
         self._trainset = trainset
@@ -204,7 +204,7 @@ class Extractor:
 
 
 def lessons_in(
-    answer: Answer, predictors: Sequence[str], evidence: Sequence[Evidence], recorder: Recorder
+    answer: Answer, predictors: Sequence[str], evidence: Sequence[Evidence], recorder: RunReport
 ) -> tuple[list[Lesson], list[RefusedLesson]]:
     """The lessons that an answer holds, and one entry for those above the limit.
 

@@ -18,9 +18,6 @@ from tfgrpo_dspy.experience import (
     named_predictors,
     operation_from,
 )
-from tfgrpo_dspy.pipeline.asking import Answer, Asker, Question
-from tfgrpo_dspy.pipeline.extracting import guard_of
-from tfgrpo_dspy.pipeline.run import Run
 from tfgrpo_dspy.reflection import (
     CopyGuard,
     DroppedExperience,
@@ -38,6 +35,9 @@ from tfgrpo_dspy.reflection import (
     unsafe_reason,
 )
 from tfgrpo_dspy.rollout import rollout_id_for
+from tfgrpo_dspy.run.asking import Answer, Question, ReflectionClient
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.extracting import guard_of
 
 ORDER = (0,)
 """Questions on the library are begun before all else: everything waits for them."""
@@ -46,7 +46,9 @@ ORDER = (0,)
 class Proposer:
     """Proposes operations on the library, for one run."""
 
-    def __init__(self, run: Run, asker: Asker, trainset: Sequence[Any] = ()) -> None:
+    def __init__(
+        self, run: RunContext, asker: ReflectionClient, trainset: Sequence[Any] = ()
+    ) -> None:
         self._settings = run.settings
         self._recorder = run.recorder
         self._asker = asker

@@ -7,11 +7,11 @@ from typing import Any
 
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.pipeline.archive import Found
-from tfgrpo_dspy.pipeline.loop import Priority, TimedOutError
-from tfgrpo_dspy.pipeline.run import Run
-from tfgrpo_dspy.pipeline.worker import Bundle, Request, packed_library
 from tfgrpo_dspy.rollout import Failure, Rollout
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.loop import Priority, TimedOutError
+from tfgrpo_dspy.run.records import CachedRollout
+from tfgrpo_dspy.run.worker import Bundle, Request, packed_library
 from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
 
 KEPT_PROGRAMS = 32
@@ -40,7 +40,7 @@ class _Job:
     sample: Sample
     task: RolloutTask
     key: str
-    found: Found | None
+    found: CachedRollout | None
 
     def do(self) -> Rollout:
         """The rollout; its program is run unless its outputs are there to be scored."""
@@ -69,7 +69,12 @@ class Rollouts:
     """
 
     def __init__(
-        self, run: Run, role: str, examples: Sequence[Any], metric: Any, temperature: float | None
+        self,
+        run: RunContext,
+        role: str,
+        examples: Sequence[Any],
+        metric: Any,
+        temperature: float | None,
     ) -> None:
         self._run = run
         self._role = role
@@ -84,7 +89,7 @@ class Rollouts:
             prices = settings.execution.prices or {}
             self._bundle = Bundle.of(run.student, metric, temperature, prices)
 
-    def beside(self, run: Run) -> "Rollouts":
+    def beside(self, run: RunContext) -> "Rollouts":
         """The same rollouts, of the student of this run."""
         return Rollouts(run, self._role, self._examples, self._metric, self._temperature)
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation, Refusal
-from tfgrpo_dspy.pipeline.heldout import Comparison, gain_between, summary_of
 from tfgrpo_dspy.results import (
     REFLECTIONS,
     HeldOut,
@@ -17,6 +16,7 @@ from tfgrpo_dspy.results import (
     UpdateRecord,
 )
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
+from tfgrpo_dspy.run.heldout import Comparison, gain_between, summary_of
 from tfgrpo_dspy.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ LOGGED_CHARACTERS = 500
 """How much of a failure is logged: a message may quote a whole answer of an LM."""
 
 
-class Recorder:
+class RunReport:
     """Counts while the run goes on; `results` at its end.
 
     Args:
@@ -107,7 +107,7 @@ class Recorder:
             logger.warning("first failure of kind %r: %s", kind, shown)
         self.failures[kind] += times
 
-    def give_up(self, n_asked: int) -> None:
+    def forfeit(self, n_asked: int) -> None:
         """Say, once, that the reflection LM is not asked any more."""
         if not self.failures["reflection given up"]:
             message = (
