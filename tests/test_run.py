@@ -40,7 +40,7 @@ from tfgrpo_dspy.experience import Add, Keep, Operation, Refusal
 from tfgrpo_dspy.reflection import DroppedExperience, Lesson, estimate_tokens
 from tfgrpo_dspy.rollout import rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
-from tfgrpo_dspy.run.context import Run as WholeRun
+from tfgrpo_dspy.run.context import RunContext as WholeRun
 from tfgrpo_dspy.run.loop import Loop
 from tfgrpo_dspy.run.manifest import RunManifest
 from tfgrpo_dspy.run.proposing import Proposer

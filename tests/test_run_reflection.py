@@ -7,7 +7,7 @@ from typing import Any
 import dspy
 import pytest
 from scripted import EXTRACT, UPDATE, Prompt, Rule, lessons, operations, scripted_lm
-from test_pipeline import ONE_LESSON, Run, consolidated, drawn_lessons, is_score, section
+from test_run import ONE_LESSON, Run, consolidated, drawn_lessons, is_score, section
 
 from tfgrpo_dspy import Execution, ExtractAdvantage, NoGate, TrainingFreeGRPO
 from tfgrpo_dspy.experience import Add, Keep
