@@ -22,7 +22,7 @@ from tfgrpo_dspy.experience import (
     Modify,
     Operation,
 )
-from tfgrpo_dspy.gate import BayesianGate, Decision, GroupEvidence, GroupPlan, NoGate, RunEvidence
+from tfgrpo_dspy.gate import BayesianGate, Decision, GroupPlan, Measured, NoGate, RunEvidence
 
 KINDS = 5
 N_EXAMPLES = 40
@@ -87,31 +87,34 @@ class World:
         previous = self.evidence.previous
         examples = [(self.update * n_examples + k) % N_EXAMPLES for k in range(n_examples)]
         groups = [self._group(previous, example) for example in examples]
+        rollouts = [rollout for group in groups for rollout in group]
         self.evidence = RunEvidence(
             previous,
             operations,
-            (*self.evidence.groups, *groups),
+            (*self.evidence.rollouts, *rollouts),
             self.evidence.texts,
             self.evidence.training,
             self.evidence.limits,
         )
         decision = self.gate.decide(self.evidence)
-        self.evidence = RunEvidence(decision, (), self.evidence.groups, *self._rest())
+        self.evidence = RunEvidence(decision, (), self.evidence.rollouts, *self._rest())
         self.update += 1
         return decision
 
     def _rest(self) -> tuple[Any, ...]:
         return self.evidence.texts, self.evidence.training, self.evidence.limits
 
-    def _group(self, decision: Decision, example: int) -> GroupEvidence:
+    def _group(self, decision: Decision, example: int) -> list[Measured]:
         plan = GroupPlan(decision, example, self.update, self.group_size)
-        libraries = tuple(self.gate.assign(plan))
         rng = random.Random(f"{self.update}/{example}")
-        scores = [
-            self.scale(float(rng.random() < self.chance(example, [e.text for e in library])))
-            for library in libraries
+        return [
+            Measured(
+                library,
+                example,
+                self.scale(float(rng.random() < self.chance(example, [e.text for e in library]))),
+            )
+            for library in self.gate.assign(plan)
         ]
-        return GroupEvidence(example, libraries, tuple(scores))
 
 
 def of_kinds(wording: str, right: float = 0.6, base: float = 0.35) -> Chance:
@@ -275,9 +278,9 @@ def test_the_library_keeps_room_for_new_experiences() -> None:
 
 def test_rollouts_without_a_score_are_no_evidence() -> None:
     library = ExperienceLibrary([Experience("E1", "Ask.")])
-    group = GroupEvidence(0, (library, ExperienceLibrary()), (None, 0.5))
+    group = (Measured(library, 0, None), Measured(ExperienceLibrary(), 0, 0.5))
     evidence = RunEvidence(
-        Decision(library, "start"), (), (group,) * 5, texts_of_examples("words"), (0, 1, 2)
+        Decision(library, "start"), (), group * 5, texts_of_examples("words"), (0, 1, 2)
     )
     belief = BayesianGate().decide(evidence).beliefs["Ask.", "*"]
     assert belief.n_rollouts == 0
@@ -289,8 +292,9 @@ def test_the_same_text_for_two_predictors_is_judged_apart() -> None:
 
     both = [Experience("E1", "Ask.", "plan"), Experience("E2", "Ask.", "answer")]
     groups = [
-        GroupEvidence(i, tuple(ExperienceLibrary([e]) for e in both), (1.0, 0.0))
+        Measured(ExperienceLibrary([experience]), i, scored(experience.scope))
         for i in range(N_EXAMPLES)
+        for experience in both
     ]
     evidence = RunEvidence(
         Decision(ExperienceLibrary(both), "start"),
@@ -374,7 +378,7 @@ def test_any_scores_give_a_decision_that_does_not_depend_on_how_it_was_asked(
     library = ExperienceLibrary([Experience(f"E{n}", f"Advice {n}.") for n in range(1, 4)])
     parts = [ExperienceLibrary([e for e in library if rng.random() < 0.5]) for _ in scores]
     groups = tuple(
-        GroupEvidence(rng.randrange(N_EXAMPLES), (part,), (score,))
+        Measured(part, rng.randrange(N_EXAMPLES), score)
         for part, score in zip(parts, scores, strict=True)
     )
     evidence = RunEvidence(

@@ -402,7 +402,7 @@ class FirstOnly(Gate):
     """Lets the first update stand, and no other."""
 
     def decide(self, evidence: RunEvidence) -> Decision:
-        if len(evidence.groups) > 3:
+        if len(evidence.rollouts) > 4 * 3:
             return Decision(evidence.previous.library, "no")
         return super().decide(evidence)
 

@@ -26,6 +26,7 @@ from small import grpo, paper_grpo, run_settings
 
 from tfgrpo_dspy import (
     AddLessons,
+    Decision,
     Evidence,
     Experience,
     ExperienceLibrary,
@@ -35,17 +36,13 @@ from tfgrpo_dspy import (
     TrainingFreeGRPO,
     UpdateLibrary,
 )
-from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience import Add, Keep, Operation, Refusal
 from tfgrpo_dspy.reflection import DroppedExperience, Lesson, estimate_tokens
 from tfgrpo_dspy.rollout import rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
-from tfgrpo_dspy.run.context import RunContext as WholeRun
-from tfgrpo_dspy.run.loop import Loop
-from tfgrpo_dspy.run.manifest import RunManifest
-from tfgrpo_dspy.run.proposing import Proposer
-from tfgrpo_dspy.run.records import RunRecords
-from tfgrpo_dspy.run.run_report import RunReport
+from tfgrpo_dspy.run.batches import Batch
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.proposing import propose
 
 UNPARSED = "I had rather not say."
 CORRECTION = r"## correction ##"
@@ -834,21 +831,10 @@ def consolidated(
 ) -> tuple[list[Operation], list[Refusal]]:
     lm = scripted_lm([])
     settings = run_settings(is_score, update=module, **arguments)
-    student, ledger = dspy.Predict("question -> answer"), Ledger()
     with dspy.context(lm=lm):
-        archive, loop = RunRecords(settings, student), Loop(ledger, 2)
-        run = WholeRun(
-            settings,
-            student,
-            ledger,
-            archive,
-            RunManifest(settings, archive, ledger),
-            loop,
-            None,
-            RunReport(),
-        )
-        proposer = Proposer(run, ReflectionClient(run))
-        return loop.run(proposer.operations(drawn, KNOWN, 0, 0, dropped=dropped))
+        run = RunContext.of(settings, dspy.Predict("question -> answer"), ())
+        batch = Batch(0, 0, (), Decision(KNOWN, "start"))
+        return run.loop.run(propose(ReflectionClient(run), batch, KNOWN, drawn, dropped))
 
 
 def drawn_lessons(n: int, n_words: int = 1) -> list[Lesson]:

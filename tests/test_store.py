@@ -31,7 +31,6 @@ from scripted import scripted_lm
 
 from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.run.program_text import rebuilt, sketch_of
 from tfgrpo_dspy.sampling.fields import NoRoundTripError, decode, encode
 from tfgrpo_dspy.store import (
     Store,
@@ -42,6 +41,7 @@ from tfgrpo_dspy.store import (
     object_identity,
     program_identity,
 )
+from tfgrpo_dspy.store.program_text import rebuilt, sketch_of
 
 KEY = "rollout:1"
 

@@ -15,7 +15,6 @@ from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.metric import Score, ScoringFunction, adapt_metric, wants_program_trace
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.manifest import LATEST_RUN
-from tfgrpo_dspy.run.program_text import rebuilt
 from tfgrpo_dspy.sampling import (
     Demo,
     NoRoundTripError,
@@ -24,6 +23,7 @@ from tfgrpo_dspy.sampling import (
     with_demos,
 )
 from tfgrpo_dspy.store import Store, reading
+from tfgrpo_dspy.store.program_text import rebuilt
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ import dspy
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import MissingRecordError
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.run.program_text import sketch_of
 from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.sampling import Demo
 from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.store import callable_identity, digest, program_identity, reading
+from tfgrpo_dspy.store.program_text import sketch_of
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience import copied_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction
 from tfgrpo_dspy.rollout import Failure, Rollout, Step, Usage, condensed
-from tfgrpo_dspy.sampling.demos import Demo, demos_of, with_demos
+from tfgrpo_dspy.sampling.demos import BestRollouts, Demo, demos_of, with_demos
 from tfgrpo_dspy.sampling.fields import (
     NoRoundTripError,
     as_fields,
@@ -35,6 +35,7 @@ from tfgrpo_dspy.sampling.models import (
 )
 
 __all__ = [
+    "BestRollouts",
     "Demo",
     "NoRoundTripError",
     "Outline",
