@@ -42,9 +42,8 @@ class Launcher:
 def launcher(folder: Path, num_threads: int, seed: int) -> Iterator[Launcher]:
     folder.mkdir()
     command = [sys.executable, str(CHILD), str(folder), str(num_threads), str(seed)]
-    helpers = {**os.environ, "PYTHONPATH": str(CHILD.parents[1] / "benchmarks")}
     with subprocess.Popen(
-        command, env=helpers, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         yield Launcher(process)
         assert process.stdin is not None
