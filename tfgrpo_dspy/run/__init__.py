@@ -14,8 +14,10 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Seque
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+import dspy
 from tqdm.auto import tqdm
 
+from tfgrpo_dspy.budget import Meter, watching
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation, Refusal, sift
 from tfgrpo_dspy.gate import GroupPlan, assigned_libraries, finalists_of
@@ -35,6 +37,7 @@ from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.run_report import operation_record
 from tfgrpo_dspy.sampling import BestRollouts, Demo
 from tfgrpo_dspy.settings import RunSettings
+from tfgrpo_dspy.settings.checks import all_lms
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +89,9 @@ class Run:
 
     def __enter__(self) -> "Run":
         self._closing.callback(self._close)
+        lms = [*all_lms(self.settings, self._run.student), dspy.settings.lm]
+        meter = Meter(self._run.ledger, self.settings.execution.prices)
+        self._closing.enter_context(watching(lms, meter))
         return self
 
     def __exit__(self, *raised: Any) -> None:

@@ -184,9 +184,7 @@ class ReflectionClient:
 
     def _watchers(self, meter: Meter) -> list[CallWatcher]:
         """For LMs that a module calls but does not hold; a callback costs time at every call."""
-        budget = self.run.ledger.budget
-        is_limited = budget.max_lm_calls is not None or budget.max_cost is not None
-        return [CallWatcher(meter)] if is_limited else []
+        return [CallWatcher(meter)] if self.run.ledger.limits_lm_calls else []
 
 
 def _answer_of(record: Mapping[str, Any]) -> Answer:
