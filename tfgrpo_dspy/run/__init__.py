@@ -28,7 +28,8 @@ from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
 from tfgrpo_dspy.run.candidates import Candidate, Choice, candidates_of
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.extracting import draft_lessons, extract_lessons
+from tfgrpo_dspy.run.drafting import draft_lessons
+from tfgrpo_dspy.run.extracting import extract_lessons
 from tfgrpo_dspy.run.final_choice import choose
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.measuring import Measurements
@@ -256,7 +257,7 @@ class Run:
     async def _sampled(self, batch: Batch, example: int) -> SampledGroup:
         samples = self._samples(batch, example)
         priority = (*TRAINING_PRIORITY, batch.update)
-        rollouts = await self._sampler.make(samples, priority, batch.update)
+        rollouts = await self._sampler.make(samples, priority)
         group = Group.of(example, rollouts, self.settings.metric is not None)
         return SampledGroup(group, tuple(sample.library for sample in samples))
 

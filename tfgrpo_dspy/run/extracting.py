@@ -1,11 +1,7 @@
-"""Groups become lessons: which groups teach, and what ExtractAdvantage is shown of them.
-
-Labels become lessons too: drafts, before the first rollout.
-"""
+"""Groups become lessons: which groups teach, and what ExtractAdvantage is shown of them."""
 
 import itertools
-import random
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,8 +39,6 @@ from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted, SampledGroup
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling import as_fields
 
-DRAFTS_PRIORITY = (1,)
-"""Everything waits for a draft, but for an update of the library."""
 EXTRACT_PRIORITY = (2,)
 """Reflections are begun before training rollouts, the earlier update's first."""
 EXAMPLE_TOKENS = 25
@@ -304,79 +298,3 @@ def _summary_question(client: ReflectionClient, batch: Batch, group: Group, inde
         f"rollout {index} of example {group.example}",
         {**_about(client, group), "attempt": f"{score}{text}"},
     )
-
-
-# ---------------------------------------------------------------------- labels
-
-
-async def draft_lessons(
-    client: ReflectionClient, batch: Batch, training: Sequence[int]
-) -> Extracted:
-    """What several drafts say of the labels, what most of them say first; without evidence.
-
-    Each draft is shown other examples, so that a mistake is seldom made twice. Only where no
-    lesson is repeated, all count.
-    """
-    run = client.run
-    parts = list(itertools.islice(_draft_parts(run, training), run.settings.drafts))
-
-    async def answer(number: int, examples: Sequence[int]) -> Answer:
-        def question(halving: int) -> Question:
-            return _draft_question(client, batch, examples, number, halving)
-
-        return await client.ask_shorter(question, DRAFTS_PRIORITY, batch.update)
-
-    tasks = [run.loop.spawn(answer(*pair)) for pair in enumerate(parts)]
-    drawn: list[Lesson] = []
-    refused: list[RefusedLesson] = []
-    for number, (examples, task) in enumerate(zip(parts, tasks, strict=True)):
-        found = await task
-        source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
-        lessons, left_out = lessons_in(
-            found.output,
-            found.explanation,
-            run.predictors,
-            [source] * len(examples),
-            run.report.unknown_scope,
-        )
-        guard = copy_guard([run.trainset[index] for index in examples])
-        max_words = run.settings.reflection.max_experience_words
-        taken, not_taken = check_lessons(lessons, guard, max_words)
-        drawn += taken
-        refused += [*left_out, *not_taken]
-    merged = merge_lessons(drawn)
-    repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
-    return Extracted(
-        tuple(replace(lesson, evidence=()) for lesson in repeated or merged), tuple(refused)
-    )
-
-
-def _draft_parts(run: RunContext, training: Sequence[int]) -> Iterator[list[int]]:
-    """The examples that each draft is shown: all of them once, then once more, ..."""
-    labelled = [index for index in training if len(run.trainset[index].labels())]
-    n_shown = getattr(run.settings.reflection.draft, "n_examples", 10)
-    for number in itertools.count() if labelled else ():
-        order = list(labelled)
-        random.Random(f"{run.settings.seed}/drafts/{number}").shuffle(order)
-        for start in range(0, len(order), n_shown):
-            yield order[start : start + n_shown]
-
-
-def _draft_question(
-    client: ReflectionClient, batch: Batch, examples: Sequence[int], number: int, halving: int
-) -> Question:
-    settings = client.run.settings
-    max_tokens = getattr(settings.reflection.draft, "examples_tokens", 12_000)
-    texts = []
-    for place, index in enumerate(examples, start=1):
-        example = client.run.trainset[index]
-        inputs, labels = as_fields(example.inputs()), as_fields(example.labels())
-        text = f"{fields_text(inputs)}\nLabels:\n{fields_text(labels)}"
-        texts.append(f"Example {place}\n{clip(text, (max_tokens >> halving) // len(examples))}")
-    shown = {
-        **client.common,
-        "experiences": batch.library.render() or NO_EXPERIENCES,
-        "examples": "\n\n".join(texts),
-    }
-    about = f"draft {number}"
-    return Question("draft", rollout_id_for(settings.seed, 0, number, 0, "draft"), about, shown)

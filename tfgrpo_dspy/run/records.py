@@ -219,19 +219,18 @@ class RunRecords:
         example: Any,
         library: ExperienceLibrary,
         is_rerun: bool = False,
-    ) -> CachedRollout:
+    ) -> Rollout:
         """Record a rollout and its score; gives the one that stands.
 
         What is no result of the program is only noted. Where another process was first, its
-        rollout stands, so that the two runs have one history; this metric may have to score it.
+        rollout stands, if it has this metric's score, so that the two runs have one history.
         """
-        kept = CachedRollout(key, rollout, needs_work=False)
         failure = rollout.failure
         if self.store is None:
-            return kept
+            return rollout
         if failure is not None and failure.kind in NO_RESULT:
             self.store.replace(f"lost:{key}", rollout.to_dict())
-            return kept
+            return rollout
         unscored = rollout
         if failure is None or failure.kind == "metric":
             unscored = replace(rollout, score=None, feedback="", failure=None, metric_usage=Usage())
@@ -257,9 +256,9 @@ class RunRecords:
             rows.append((score_key, score))
         earlier = self.store.put(*rows)[0]
         if earlier is None or is_rerun or earlier["rollout"] == record["rollout"]:
-            return kept
+            return rollout
         found = self.find_rollout(key, metric, example)
-        return found if found.can_be_scored or not found.needs_work else kept
+        return rollout if found.rollout is None or found.needs_work else found.rollout
 
     def _score_key(self, key: str, metric: Any, example: Any, rollout: Rollout) -> str:
         """Scores belong to outputs: of two processes' rollouts only one stands under a key."""

@@ -1,6 +1,6 @@
 """Rollouts: replayed where they are recorded, run where not, recorded as soon as they are done."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +100,7 @@ class Rollouts:
             not_scored = sum(kind in ("program", "parse", "provider") for kind in failed)
             self._run.ledger.give_back_metric_calls(not_scored)
 
-    async def make(
-        self, samples: Sequence[Sample], priority: Priority, update: int = 0
-    ) -> list[Rollout]:
+    async def make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
         """A rollout for each sample, in their order; they were admitted before.
 
         Raises:
@@ -116,8 +114,6 @@ class Rollouts:
             stage, kind = CALLED[self._role]
             what = f"score of the {stage}" if found[missing[0]].rollout else stage
             run.stop_for_missing_record(what, f"{kind} example {samples[missing[0]].example}")
-        if any(not found[k].can_be_scored for k in missing):
-            run.report.note_misses(self._role, update)
         tasks = {k: self._submit(samples[k], found[k], priority) for k in missing}
         return [
             await tasks[k] if k in tasks else cached.rollout  # type: ignore[misc]
@@ -154,7 +150,16 @@ class Rollouts:
             if isinstance(made, TimedOutError):
                 failure = Failure("timeout", f"the rollout {made}, which is rollout_timeout_s")
                 made = Rollout(sample.example, sample.rollout_id, failure=failure)
-            rollout = self._kept(sample, found, made, lambda kept: score_again(task, kept))
+            is_rerun = found.rollout is not None and recorded is None
+            rollout = run.records.keep_rollout(
+                found.key,
+                run.records.cleaned_rollout(made),
+                self._metric,
+                task.example,
+                sample.library,
+                is_rerun,
+            )
+            run.report.rescored += found.can_be_scored
             run.report.count_rollout(self._role, rollout)
             run.report.check_errors(run.ledger, rollout.failure)
             return rollout
@@ -189,22 +194,3 @@ class Rollouts:
             identity = self._run.records.program(program, sample.library)
             self._programs[key] = _Program(program, Outline.of(program), identity)
         return self._programs[key]
-
-    def _kept(
-        self,
-        sample: Sample,
-        found: CachedRollout,
-        made: Rollout,
-        score: Callable[[Rollout], Rollout],
-    ) -> Rollout:
-        """The rollout that is recorded: another process may have been first."""
-        run, example = self._run, self._examples[sample.example]
-        made = run.records.cleaned_rollout(made)
-        run.report.rescored += found.can_be_scored
-        is_rerun = found.rollout is not None and not found.can_be_scored
-        kept = run.records.keep_rollout(
-            found.key, made, self._metric, example, sample.library, is_rerun
-        )
-        if kept.needs_work and kept.rollout is not None:  # the other process has another metric
-            return self._kept(sample, kept, score(kept.rollout), score)
-        return kept.rollout or made

@@ -52,7 +52,6 @@ class RunReport:
         self._max_errors = max_errors
         self._n_done = 0
         self._errors: Counter[str] = Counter()
-        self._has_said_what_is_new = False
         self._first_of_kind: dict[str, str] = {}
         self._started = time.monotonic()
 
@@ -77,21 +76,6 @@ class RunReport:
     def unknown_scope(self, message: str) -> None:
         """Count a scope that names no predictor."""
         self.count_failure("unknown scope", message)
-
-    def note_misses(self, role: str, update: int) -> None:
-        """Say once from which update on the training rollouts are new."""
-        if (
-            role == "rollout"
-            and (self.replayed[role] or self.rescored)
-            and not self._has_said_what_is_new
-        ):
-            self._has_said_what_is_new = True
-            logger.info(
-                "%d recorded training rollouts were reused before the first new one; from update "
-                "%d on they are new",
-                self.replayed[role] + self.rescored,
-                update,
-            )
 
     def check_errors(self, ledger: Ledger, failure: Failure | None) -> None:
         """Count what was done just now; end the run where too much of it failed."""
