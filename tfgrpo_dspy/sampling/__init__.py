@@ -177,10 +177,8 @@ class _Run:
 
     def context(self) -> Any:
         has_tools = self.outline.has_tools
-        budget = self.task.ledger.budget
-        is_limited = budget.max_lm_calls is not None or budget.max_cost is not None
         recorders: list[BaseCallback] = [self.tools] if has_tools else []
-        if has_tools or is_limited:  # callbacks cost time at every LM call
+        if has_tools or self.task.ledger.limits_lm_calls:  # callbacks cost time at every LM call
             recorders.append(CallWatcher(self.meter))
         return dspy.context(
             lm=self.lm,
