@@ -1,16 +1,34 @@
 """An optimizer with small explicit settings, for tests that are not about what is derived."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
-from flat_settings import grouped
-
-from tfgrpo_dspy import TrainingFreeGRPO
-from tfgrpo_dspy.settings import RunSettings
+from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO
+from tfgrpo_dspy.settings import PaperReflection, RunSettings
 from tfgrpo_dspy.settings.plan import schedule_of
 from tfgrpo_dspy.settings.schedule import Facts
 
 SMALL = {"group_size": 5, "epochs": 3, "max_demos": 0, "drafts": 0, "max_staleness": 1}
+FLAGS = {"summarize_always": False, "failure_analysis": True, "update_per_group": False}
+"""Private flags, as they are outside of the paper's schedule."""
+OF_REFLECTION = {field.name for field in fields(PaperReflection)}
+OF_EXECUTION = {field.name for field in fields(Execution)}
+
+
+def grouped(given: Mapping[str, Any], is_paper: bool = False) -> dict[str, Any]:
+    """The same arguments, those of the groups in `reflection` and `execution`."""
+    of_reflection = {name: given[name] for name in OF_REFLECTION & given.keys()}
+    of_execution = {name: given[name] for name in OF_EXECUTION & given.keys()}
+    others = {k: v for k, v in given.items() if k not in OF_REFLECTION | OF_EXECUTION}
+    reflection = Reflection
+    if is_paper:
+        reflection = PaperReflection
+    elif FLAGS.keys() & of_reflection.keys():
+        reflection = PaperReflection
+        of_reflection = {"drafts": None, "groups_per_call": None} | FLAGS | of_reflection
+    groups = {"reflection": reflection(**of_reflection), "execution": Execution(**of_execution)}
+    return groups | others
 
 
 def grpo(metric: Callable[..., Any] | None, **given: Any) -> TrainingFreeGRPO:

@@ -221,7 +221,7 @@ class Child:
             text=True,
             env={
                 **os.environ,
-                "PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent / "benchmarks"))),
+                "PYTHONPATH": str(tests),
                 "DSPY_CACHEDIR": str(log_dir / "cache"),
             },
         )

@@ -6,7 +6,6 @@ function or class here; what must be the same and yet fail when touched looks at
 
 import json
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -178,7 +177,6 @@ def replayed(optimized: Any) -> dict[str, int]:
 def records(log_dir: Path, stage: str) -> list[dict[str, Any]]:
     store = Store(log_dir)
     try:
-        store.verify()
         return [record for _, record in store.records(store.keys(stage))]
     finally:
         store.close()
@@ -923,7 +921,6 @@ def test_two_processes_at_once_share_one_log_dir(log_dir: Path) -> None:
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parent,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "benchmarks")},
         )
         for order in seeds
     ]

@@ -1,12 +1,9 @@
 """The tasks that prompt optimizers are compared on: one protocol, one module each, found by name.
 
-`load("gsm8k", seed=0, data=Path("data"))` gives a `Task`; `NAMES` lists what there is, `rg:<name>`
-is any data set of reasoning_gym, `sim:<name>` a SIMULATED task. Worlds (corpus, graph, catalogue)
-are the same for every seed; the seed draws the examples and the splits. LMs that a task brings are
-`seeded`, so that samples of one prompt differ for every optimizer. Modules: `support`, `style`,
-`gsm8k`, `bbh`, `multihop` (corpus: `multihop_corpus`), `sparql` (graph: `sparql_graph`, questions:
-`sparql_questions`), `functions` (catalogue: `functions_catalogue`), `pipeline`, `objectives`, `rg`,
-`simulated`; `rows` reads `--data`. `python -m tasks` in `benchmarks/` prints their sizes.
+`load("gsm8k", seed=0, data=Path("data"))` gives a `Task`; `NAMES` lists what there is, and
+`sim:<name>` is a SIMULATED task. The seed draws the examples and the splits. LMs that a task brings
+are `seeded`, so that samples of one prompt differ for every optimizer. Modules: `support`, `style`,
+`gsm8k`, `bbh`, `simulated`; `rows` reads `--data`. `python -m tasks` in `benchmarks/` prints sizes.
 """
 
 import importlib
@@ -25,9 +22,7 @@ BBH = (
     "boolean_expressions",
     "sports_understanding",
 )
-GENERATED = ("multihop", "sparql", "functions", "pipeline", "objectives")
-"""Tasks that need neither a file nor an LM of their own."""
-NAMES = ("support", "style", "gsm8k", *(f"bbh_{name}" for name in BBH), *GENERATED)
+NAMES = ("support", "style", "gsm8k", *(f"bbh_{name}" for name in BBH))
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class Task:
     """What an optimizer is given, and what its result is measured on.
 
     Attributes:
-        name: as in `NAMES`, or `rg:<name>`, or `sim:<name>`.
+        name: as in `NAMES`, or `sim:<name>`.
         student: makes a fresh student.
         train: what the optimizer learns from.
         val: what it may select on.
@@ -69,8 +64,7 @@ def load(name: str, seed: int, data: Path | None = None) -> Task:
     """The task of that name, with the examples and splits of that seed.
 
     Args:
-        name: one of `NAMES`, or `rg:<name of a reasoning_gym data set>`, or `sim:<variant>`, with
-            `+<variation>` behind it where it is varied.
+        name: one of `NAMES`, or `sim:<variant>`, with `+<variation>` behind it where it is varied.
         seed: draws examples and splits; the same seed gives the same task.
         data: the folder with the files of the tasks that read some.
 
@@ -80,10 +74,10 @@ def load(name: str, seed: int, data: Path | None = None) -> Task:
         ImportError: the task needs a package of the `bench` extra.
     """
     prefix, separator, rest = name.partition(":")
-    if separator and prefix in ("rg", "sim"):
-        return _module("rg" if prefix == "rg" else "simulated").load(seed, data, name=rest)
+    if separator and prefix == "sim":
+        return _module("simulated").load(seed, data, name=rest)
     if name not in NAMES:
-        known = ", ".join((*NAMES, "rg:<name>", "sim:<name>"))
+        known = ", ".join((*NAMES, "sim:<name>"))
         raise ValueError(f"task {name!r}: there is none; pass one of {known}")
     if name.startswith("bbh_"):
         return _module("bbh").load(seed, data, name=name.removeprefix("bbh_"))

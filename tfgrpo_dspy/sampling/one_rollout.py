@@ -143,10 +143,8 @@ class _Run:
         return changed
 
     def context(self) -> Any:
-        budget = self.task.ledger.budget
-        is_limited = budget.max_lm_calls is not None or budget.max_cost is not None
         recorders: list[BaseCallback] = [self.tools] if self.has_tools else []
-        if self.has_tools or is_limited:  # callbacks cost time at every LM call
+        if self.has_tools or self.task.ledger.limits_lm_calls:  # callbacks cost time at every LM call
             recorders.append(CallWatcher(self.meter))
         return dspy.context(
             lm=self._lm_for_sample(dspy.settings.lm),

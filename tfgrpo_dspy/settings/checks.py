@@ -178,19 +178,18 @@ def price_faults(settings: Settings, student: Any) -> Iterator[str]:
     """Each LM whose price is not known, where `max_cost` needs it."""
     if settings.max_cost is None or settings.execution is None:
         return
-    for lm in {id(lm): lm for lm in _all_lms(settings, student)}.values():
+    for lm in {id(lm): lm for lm in all_lms(settings, student)}.values():
         price = price_of(lm, settings.execution.prices or {})
         if isinstance(price, str):
             yield f"max_cost={settings.max_cost}: {price}"
 
 
-def _all_lms(settings: Settings, student: Any) -> list[Any]:
+def all_lms(settings: Settings, student: Any) -> list[Any]:
     """Every LM that the run may call, as far as it can be found."""
     modules = (settings.reflection or Reflection()).modules
     of_modules = [lm for module in modules for lm in language_models(module)]
-    of_metrics = [lm for lm in held_lms(settings.metric)]
     reflection_lm = settings.reflection_lm or dspy.settings.lm
-    return [*policy_lms(student), reflection_lm, *of_modules, *of_metrics]
+    return [*policy_lms(student), reflection_lm, *of_modules, *held_lms(settings.metric)]
 
 
 def policy_lms(student: Any) -> list[Any]:

@@ -35,17 +35,15 @@ from compare_observe import Observer  # noqa: E402
 from compare_optimizers import OPTIMIZERS, Setup  # noqa: E402
 from dspy.teleprompt.gepa.instruction_proposal import ProposeInstruction  # noqa: E402
 from simlm import Parameters, SimulatedEngine, policy_lm, reflection_lm  # noqa: E402
-from simlm_reflection import Reflector, evidence, operations  # noqa: E402
+from simlm_reflection import evidence  # noqa: E402
 from simlm_texts import Prompt, output_fields, sections  # noqa: E402
 from simlm_world import (  # noqa: E402
-    CODES_EACH,
     LESSON,
     UNPLACEABLE,
     WORDINGS,
     World,
     lesson,
     lessons_in,
-    vague_lesson,
 )
 from tasks.simulated import FIRST_TEST, Clerk, Variation, load  # noqa: E402
 
@@ -129,11 +127,6 @@ def test_no_optimizer_gets_a_lesson_without_evidence(name: str) -> None:
     assert not any(LESSON.search(text) for text in answers(name, shown, 30))
 
 
-@pytest.mark.parametrize("name", ASKED)
-def test_every_optimizer_keeps_a_lesson_that_its_prompt_shows(name: str) -> None:
-    assert all(lesson(ITEM, RIGHT) in text for text in answers(name, lesson(ITEM, RIGHT), 5))
-
-
 @pytest.mark.parametrize(
     "shown",
     [
@@ -164,59 +157,6 @@ def test_labels_verdicts_contrast_and_majority_are_evidence(shown: str) -> None:
 )
 def test_a_tie_a_failure_alone_or_a_lesson_is_no_evidence(shown: str) -> None:
     assert evidence(shown) == {}
-
-
-def test_misleading_feedback_makes_a_wrong_lesson_evident() -> None:
-    assert evidence(f"{ITEM}={OTHER} is wrong: expected {ITEM}={WRONG}") == {ITEM: WRONG}
-
-
-def test_operations_add_what_is_new_modify_what_differs_and_keep_what_is_there() -> None:
-    first, second, third = WORLD.items[:3]
-    library = f"[E1*] {lesson(first, 'A11')}\n[E4*] {lesson(second, 'B22')}"
-    lessons = f"1. {lesson(first, 'A11')}\n2. {lesson(second, 'C33')}\n3. {vague_lesson(third)}"
-    assert operations(library, lessons) == [
-        {"op": "KEEP", "id": "E1", "lessons": [1]},
-        {"op": "MODIFY", "id": "E4", "text": lesson(second, "C33"), "lessons": [2]},
-        {"op": "ADD", "text": vague_lesson(third), "lessons": [3]},
-    ]
-
-
-def test_where_merges_err_a_rewriting_and_an_update_of_a_library_lose_lessons_alike() -> None:
-    erring = Parameters(lesson_dropped=0.2, lesson_garbled=0.2)
-    known = "\n".join(lesson(item, WORLD.right(item)) for item in WORLD.items)
-    rewritten = [text for n in range(5) for text in answers("GEPA", f"{n} {known}", 8, erring)]
-    library = "\n".join(f"[E{n}*] {line}" for n, line in enumerate(known.splitlines()))
-    merge = Reflector(erring)._merge  # noqa: SLF001 - the same for both
-    made = [operations(library, "", merge(Prompt("", "", library, str(n)))) for n in range(40)]
-    n_lines = 40 * len(WORLD.items)
-    n_kept = sum(text.count(lesson(i, WORLD.right(i))) for text in rewritten for i in WORLD.items)
-    ops = [operation["op"] for operations_ in made for operation in operations_]
-    assert n_kept / n_lines == pytest.approx(0.6, abs=0.1)
-    assert ops.count("DELETE") / n_lines == pytest.approx(0.2, abs=0.08)
-    assert ops.count("MODIFY") / n_lines == pytest.approx(0.2, abs=0.08)
-
-
-def test_about_what_the_reflection_lm_misconceives_most_lessons_are_wrong_and_agree() -> None:
-    def codes(parameters: Parameters) -> list[str]:
-        texts = answers("CompareAttempts", SEEN, 120, parameters)
-        return [code for text in texts for _, code in lessons_in(text)]
-
-    usual, misconceived = codes(Parameters()), codes(Parameters(misconceived=(ITEM,)))
-    assert usual.count(RIGHT) == len(misconceived) - misconceived.count(RIGHT) > 40
-    assert len(set(misconceived)) == 2 < len(set(usual))
-
-
-def test_paraphrased_lessons_are_one_lesson_for_an_update_of_a_library() -> None:
-    texts = [lesson(ITEM, RIGHT, wording) for wording in WORDINGS]
-    numbered = "\n".join(f"{n}. {text}" for n, text in enumerate(texts, start=1))
-    added = operations("", numbered)
-    assert added == [{"op": "ADD", "text": texts[0], "lessons": [1, 2, 3, 4, 5]}]
-    assert operations(f"[E3] {texts[2]}", "1. " + texts[0]) == [
-        {"op": "KEEP", "id": "E3", "lessons": [1]}
-    ]
-
-
-# ---------------------------------------------------------------------- the policy
 
 
 def score(advice: str = "", demos: int = 0, n: int = 150, parameters: Any = None) -> float:
@@ -253,24 +193,6 @@ def test_a_lesson_is_followed_however_it_is_worded(wording: str) -> None:
     assert score("\n".join(told), n=60) > 0.85
 
 
-def test_an_unplaceable_lesson_has_no_word_of_any_request() -> None:
-    told = {word for i in WORLD.items for word in lesson(i, "A12", UNPLACEABLE).lower().split()}
-    asked = {word.strip(".") for n in range(80) for word in WORLD.request(n).lower().split()}
-    assert not told & asked
-
-
-def test_a_wrong_lesson_is_worse_than_none() -> None:
-    wrong = "\n".join(lesson(item, WORLD.codes(item)[1]) for item in WORLD.items)
-    assert score(wrong) < 0.1 < score()
-
-
-def test_useless_text_and_long_prompts_distract() -> None:
-    told = "\n".join(WORLD.lessons())
-    vague = "\n".join(vague_lesson(f"item{'x' * i}") for i in range(15))
-    assert score(f"{told}\n{vague}") < score(told) - 0.05
-    assert score(f"{told}\n{'and so on ' * 1500}") < score(told) - 0.05
-
-
 def test_an_answer_is_a_function_of_prompt_and_sample() -> None:
     lm = policy_lm(SimulatedEngine(WORLD)).copy(cache=False)
     asked: Callable[[dspy.LM], str] = lambda lm: str(  # noqa: E731
@@ -283,51 +205,6 @@ def test_an_answer_is_a_function_of_prompt_and_sample() -> None:
     assert len({asked(x) for x in warm}) == 8
 
 
-def test_several_completions_of_one_call_differ() -> None:
-    lm = policy_lm(SimulatedEngine(WORLD)).copy(cache=False, temperature=1.0)
-    predict = dspy.Predict(Clerk().ask.predict.signature, n=5)
-    given = predict(request=WORLD.request(5), lm=lm)
-    assert len(set(given.completions.reasoning)) == 5
-
-
-def test_every_item_is_asked_about_as_often_and_has_its_own_codes() -> None:
-    firsts = [WORLD.case(number)[0] for number in range(80)]
-    assert {firsts.count(item) for item in WORLD.items} == {10}
-    assert {len(set(WORLD.codes(item))) for item in WORLD.items} == {CODES_EACH}
-
-
-# ---------------------------------------------------------------------- variations
-
-
-def test_a_task_is_found_by_name_with_its_variations() -> None:
-    task = tasks.load("sim:many+no-labels+paraphrased", 1)
-    assert task.name == "sim:many+no-labels+paraphrased"
-    assert task.metric.variation == Variation(no_labels=True, paraphrased=True)  # type: ignore[attr-defined]
-    for unknown in ("nothing", "sim:nothing", "sim:easy+nothing"):
-        with pytest.raises(ValueError, match="there is none"):
-            tasks.load(unknown, 0)
-
-
-def test_a_fifth_of_the_labels_is_wrong_and_the_metric_follows_them() -> None:
-    task = tasks.load("sim:easy+wrong-labels", 100)
-    clean = tasks.load("sim:easy", 100)
-    labelled = [*task.train, *task.val]
-    is_wrong = [
-        e.answer != c.answer for e, c in zip(labelled, [*clean.train, *clean.val], strict=True)
-    ]
-    assert 8 <= sum(is_wrong) <= 24
-    assert {task.plain_metric(e, dspy.Prediction(answer=e.answer)) for e in labelled} == {1.0}
-    assert [e.answer for e in task.test] == [e.answer for e in clean.test]
-
-
-def test_without_labels_neither_examples_nor_feedback_tell_a_code() -> None:
-    task = tasks.load("sim:easy+no-labels", 100)
-    assert {tuple(e.keys()) for e in (*task.train, *task.val, *task.test)} == {("request",)}
-    item, *_ = task.metric.world.case(0)  # type: ignore[attr-defined]
-    said = task.metric(task.train[0], dspy.Prediction(answer=f"{item}=X00")).feedback
-    assert said.startswith(f"{item}=X00 is wrong.") and "expected" not in said
-
-
 @pytest.mark.parametrize("variation", Variation.names())
 def test_every_variation_changes_what_its_name_says_and_not_the_test(variation: str) -> None:
     plain, varied = tasks.load("sim:easy", 3), tasks.load(f"sim:easy+{variation}", 3)
@@ -338,8 +215,6 @@ def test_every_variation_changes_what_its_name_says_and_not_the_test(variation: 
     numbers = range(FIRST_TEST, FIRST_TEST + len(varied.test))
     assert [e.request for e in varied.test] == [varied.metric.world.request(n) for n in numbers]  # type: ignore[attr-defined]
 
-
-# ---------------------------------------------------------------------- the optimizers
 
 NO_REFLECTION = ("none", "oracle", "bootstrap", "bootstrap-rounds8", "best-of-n demos")
 KNOWS_NO_DATA = (*NO_REFLECTION, "copro")

