@@ -144,7 +144,8 @@ class _Run:
 
     def context(self) -> Any:
         recorders: list[BaseCallback] = [self.tools] if self.has_tools else []
-        if self.has_tools or self.task.ledger.limits_lm_calls:  # callbacks cost time at every LM call
+        if self.has_tools or self.task.ledger.limits_lm_calls:
+            # not always: callbacks cost time at every LM call
             recorders.append(CallWatcher(self.meter))
         return dspy.context(
             lm=self._lm_for_sample(dspy.settings.lm),
