@@ -41,7 +41,7 @@ from tfgrpo_dspy.store import (
     object_identity,
     program_identity,
 )
-from tfgrpo_dspy.store.program_text import rebuilt, program_text
+from tfgrpo_dspy.store.program_text import program_text, rebuilt
 
 KEY = "rollout:1"
 

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from tfgrpo_dspy.budget import Meter, watching
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
-from tfgrpo_dspy.experience import ExperienceLibrary, Operation, Refusal, sift
+from tfgrpo_dspy.experience import ExperienceLibrary, Operation, Refusal, check_operations
 from tfgrpo_dspy.gate import GroupPlan, assigned_libraries, finalists_of
 from tfgrpo_dspy.reflection import estimate_tokens
 from tfgrpo_dspy.results import GroupRecord, UpdateRecord
@@ -291,7 +291,7 @@ class Run:
             operations, refused = await propose(
                 self._client, batch, library, lessons, history.dropped()
             )
-        taken, refusals = sift(library, operations, self.settings.limits)
+        taken, refusals = check_operations(library, operations, self.settings.limits)
         return [*taken, *refused, *refusals]
 
     async def decide(
