@@ -710,8 +710,7 @@ def test_a_lesson_for_one_predictor_is_shown_as_such_and_its_operation_keeps_the
         "1. Be exact. (for writer)",
         "2. Read twice.",
     ]
-    assert run.library.render("writer") == "[E1] Be exact.\n[E2*] Read twice."
-    assert run.library.render("reader") == "[E2*] Read twice."
+    assert run.library.render() == "[E1] Be exact. (for writer)\n[E2*] Read twice."
 
 
 def test_advice_for_an_unknown_predictor_is_taken_for_all_and_counted(

@@ -115,13 +115,21 @@ class Run:
         """Run the loop, which a budget or the clock may end at any point; then `finish`.
 
         Raises:
-            RunFailedError: failures ended it; the best program so far is on the error.
+            RunFailedError, StoreError: failures, or the run store, ended it; the best program so
+                far is on the error.
         """
-        with self._until_stopped():
-            self._run.loop.run(loop)
-            if self._run.ledger.is_failure:  # the loop may end with the results that end the run
-                self._run.ledger.check()
-        return self.finish()
+        run = self._run
+        try:
+            with self._until_stopped():
+                run.loop.run(loop)
+                if run.ledger.is_failure:  # the loop may end with the results that end the run
+                    run.ledger.check()
+            return self.finish()
+        except StoreError as error:
+            if run.report.updates and not self.settings.offline:
+                run.records.store = None  # the rest is not recorded
+                error.program = self.finish()
+            raise
 
     @contextmanager
     def _until_stopped(self) -> Iterator[None]:

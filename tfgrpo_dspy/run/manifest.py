@@ -16,7 +16,7 @@ from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.sampling import Demo
 from tfgrpo_dspy.settings import RunSettings
-from tfgrpo_dspy.store import callable_identity, digest, program_identity, reading
+from tfgrpo_dspy.store import Store, callable_identity, digest, program_identity, reading
 from tfgrpo_dspy.store.program_text import program_text
 
 logger = logging.getLogger(__name__)
@@ -37,10 +37,13 @@ class RunManifest:
         self._settings = settings
         self._ledger = ledger
         self._records = records
-        self._store = records.store
         self._components: dict[str, str] = {}
         self._run = ""
         self._program: dict[str, str] | None = None
+
+    @property
+    def _store(self) -> Store | None:
+        return self._records.store
 
     def begin(
         self, student: Any, trainset: Sequence[Any], training: Sequence[int], valset: Sequence[Any]
