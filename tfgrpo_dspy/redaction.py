@@ -1,13 +1,15 @@
 """What is a secret, and texts without any: for messages, records, logs and reports.
 
-A secret is known by its name (of an argument of an LM, of an environment variable), never by how
-it looks.
+A secret is known by its name (of an argument or attribute of an LM, of an environment variable),
+or by its place in a URL; never by how it looks.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 SECRET_NAME = re.compile(
     r"(^|_|-)(api_?key|key|keys|secret|secrets|password|passwd|credentials?|headers?|auth"
@@ -16,11 +18,23 @@ SECRET_NAME = re.compile(
 )
 """Names of an LM's arguments that hold secrets; `max_tokens` is none of them."""
 SECRET_VARIABLE = re.compile(
-    r"key|token|secret|passw|pwd|credential|bearer|cookie|(^|_)pat($|_)", re.I
+    r"(api|access|secret|private|auth|service|account|signing|encryption)_?key|keys?[_\d]*$"
+    r"|token|secret|passw|pwd|credential|bearer|cookie|(^|_)pat($|_)",
+    re.IGNORECASE,
 )
 """Names of environment variables that may hold secrets: rather too many than too few."""
+OF_PASSWORDS = re.compile(r"secret|passw|pwd|credential", re.IGNORECASE)
+WORD = re.compile(r"[a-z]+|[/~].*|\./.*", re.DOTALL)
+"""Values such as `password` and paths are none: texts are full of them."""
+NAME = re.compile(r"[a-z]+([_. -][a-z]+)*")
+"""Nor are names such as `customer_id`, unless the variable is called a password."""
+PLAIN_HEADERS = frozenset(
+    {"accept", "accept-encoding", "connection", "content-type", "host", "user-agent"}
+)
 SHORTEST_SECRET = 8
 """Shorter values are placeholders, such as "none"."""
+MAX_DEPTH = 4
+"""How deep in an LM secrets are looked for: `lm.engine.client.headers` is three deep."""
 REDACTED = "(secret)"
 
 
@@ -33,16 +47,56 @@ def without_secret_names(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def secrets_in(values: Mapping[str, Any], names: "re.Pattern[str]" = SECRET_NAME) -> Iterator[str]:
-    """The values that are secrets by their name; all texts under such a name.
+def known_secrets(lms: Iterable[Any]) -> list[str]:
+    """The secrets of these LMs, of their engines and of the environment, the longest first.
+
+    Each as it is, and as JSON and Python show it.
+    """
+    found = {
+        text
+        for name, value in os.environ.items()
+        if SECRET_VARIABLE.search(name) and not _is_plain(name, value)
+        for text in _texts(value)
+    }
+    for lm in lms:
+        found.update(_held_secrets(lm))
+    shown = {form(text)[1:-1] for text in found for form in (json.dumps, repr)}
+    return sorted(found | shown, key=lambda secret: (-len(secret), secret))
+
+
+def _is_plain(variable: str, value: str) -> bool:
+    is_name = NAME.fullmatch(value) and not OF_PASSWORDS.search(variable)
+    return bool(is_name or WORD.fullmatch(value))
+
+
+def _held_secrets(value: Any, depth: int = 0) -> Iterator[str]:
+    """The secrets that an object or a mapping holds; all texts under a secret's name.
 
     An engine's own mappings may change meanwhile, as its other calls go on.
     """
-    for name, value in list(values.items()):
-        if names.search(str(name)):
-            yield from _texts(value)
-        elif isinstance(value, Mapping):
-            yield from secrets_in(value, names)
+    held = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+    for name, item in list(held.items()) if depth < MAX_DEPTH else ():
+        if SECRET_NAME.search(str(name)):
+            yield from _texts(item)
+        elif isinstance(item, str):
+            yield from _secrets_in_url(item)
+        elif not isinstance(item, type) and name not in ("history", "callbacks"):
+            yield from _held_secrets(item, depth + 1)
+
+
+def _secrets_in_url(text: str) -> Iterator[str]:
+    """A password before the host, and arguments that are secrets by their names."""
+    if "://" not in text:
+        return
+    try:
+        url = urlsplit(text)
+        password = url.password
+    except ValueError:  # no URL after all
+        return
+    if password:
+        yield f":{password}@"  # a short one is also a word of other texts
+        yield from _texts([password, unquote(password)])
+    yield from _texts([value for name, value in parse_qsl(url.query) if SECRET_NAME.search(name)])
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -50,25 +104,11 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
         yield from (word for word in value.split()[1:] if len(word) >= SHORTEST_SECRET)
     elif isinstance(value, Mapping):
-        for item in list(value.values()):
-            yield from _texts(item)
+        for name, item in list(value.items()):
+            yield from () if str(name).lower() in PLAIN_HEADERS else _texts(item)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _texts(item)
-
-
-def known_secrets(lms: Iterable[Any]) -> list[str]:
-    """The secrets of these LMs, of their engines and of the environment, the longest first."""
-    found = {text for text in secrets_in(os.environ, SECRET_VARIABLE) if not _is_word(text)}
-    for lm in lms:
-        found.update(secrets_in(getattr(lm, "kwargs", None) or {}))
-        found.update(secrets_in(getattr(getattr(lm, "engine", None), "__dict__", {})))
-    return sorted(found, key=lambda secret: (-len(secret), secret))
-
-
-def _is_word(text: str) -> bool:
-    """Such as "password", or a path: no secret worth the name, and texts are full of them."""
-    return (text.isalpha() and text.islower()) or text.startswith(("/", "~", "./"))
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:

@@ -9,8 +9,9 @@ never reaches a program that is given back. What the calls are for is their call
 from tfgrpo_dspy.budget.account import Account, Amount
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.ledger import Budget, Ledger, Reservation
-from tfgrpo_dspy.budget.meter import Call, CallWatcher, Meter, metered
-from tfgrpo_dspy.budget.prices import Price, price_of
+from tfgrpo_dspy.budget.meter import Meter
+from tfgrpo_dspy.budget.metered import CallWatcher, metered, watching
+from tfgrpo_dspy.budget.prices import price_of
 from tfgrpo_dspy.budget.tasks import CURRENT_TASK, Task
 
 __all__ = [
@@ -18,14 +19,13 @@ __all__ = [
     "Account",
     "Amount",
     "Budget",
-    "Call",
     "CallWatcher",
     "Ledger",
     "Meter",
-    "Price",
     "Reservation",
     "Task",
     "is_too_long",
     "metered",
     "price_of",
+    "watching",
 ]

@@ -62,7 +62,7 @@ def is_unanswered(error: BaseException) -> bool:
     return _status(error) is None
 
 
-def retry_after(error: BaseException) -> float | None:
+def retry_after(error: BaseException | None) -> float | None:
     """The seconds of a pause that the provider asks for."""
     hint = getattr(error, "retry_after", None)
     if hint is None:
@@ -74,7 +74,7 @@ def retry_after(error: BaseException) -> float | None:
         return None
 
 
-def _foreign_cause(error: BaseException) -> BaseException | None:
+def _foreign_cause(error: BaseException | None) -> BaseException | None:
     return error.__cause__ if isinstance(error, LMUnexpectedError) else None
 
 

@@ -1,12 +1,22 @@
 """The one account of a run: calls and dollars are taken from it before they are spent."""
 
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from tfgrpo_dspy.errors import RunStopped
+
+logger = logging.getLogger(__name__)
+
+NOT_WANTED = "nobody waits for this any more"
+LONGEST_HOLD_S = 300.0
+"""A provider that asks for a longer pause is asked again after so many seconds."""
+SHORT_HOLD_S = 5.0
+REFUSALS = {"max_lm_calls": "is used up", "max_cost": "could be exceeded by the next call"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +27,6 @@ class Budget:
     max_metric_calls: int | None = None
     max_cost: float | None = None
     max_minutes: float | None = None
-
-
-POLL_S = 0.1
-NOT_WANTED = "nobody waits for this any more"
 
 
 def _never() -> bool:
@@ -35,8 +41,7 @@ def _always() -> bool:
 class Reservation:
     """Calls and dollars taken for one LM call; corrected when it is known what it took.
 
-    `is_share`: for work elsewhere, which mostly takes less and gives the rest back; no more where
-    that is given up.
+    `is_share`: taken for a request to an executor, which mostly takes less and gives the rest back.
     """
 
     n_calls: int
@@ -59,103 +64,87 @@ class Ledger:
         self, budget: Budget | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.budget = budget or Budget()
-        self.n_lm_calls = 0
-        self.n_metric_calls = 0
-        self.n_metric_calls_made = 0
-        self.cost = 0.0
-        self.n_paid = 0
-        self.paid = 0.0
-        self.most_calls = 0
-        self.most_cost = 0.0
+        self.n_lm_calls = self.n_paid = self.most_calls = 0
+        self.cost = self.paid = self.most_cost = 0.0
+        self.n_metric_calls = self.n_metric_calls_made = 0
         self.stopped_because = ""
         self.is_failure = False
         self._clock = clock
         minutes = self.budget.max_minutes
-        self._deadline = None if minutes is None else clock() + 60 * minutes
-        self._reserve = Reservation(0, 0.0)
-        self._reserved_metric_calls = 0
-        self._reserved_seconds = 0.0
+        self._deadline = math.inf if minutes is None else clock() + 60 * minutes
         self._open: set[Reservation] = set()
         self._lock = threading.Lock()
-        self._settled = threading.Condition(self._lock)
         self._stopping = threading.Event()
         self._held_until: dict[str, float] = {}
+        self._set_reserve(0, 0, 0.0, 0.0)
 
-    # ------------------------------------------------------------------ the limits
+    @property
+    def limits_lm_calls(self) -> bool:
+        """Whether calls or dollars are limited."""
+        return self.budget.max_lm_calls is not None or self.budget.max_cost is not None
+
+    # ------------------------------------------------------------------ LM calls
 
     def take(
         self, n_calls: int, cost: float = 0.0, is_given_up: Callable[[], bool] = _never
-    ) -> Reservation:
+    ) -> Reservation | None:
         """Take LM calls, and the dollars that they cost at most.
 
-        Where they are not there because calls under way hold them, and those may give some back,
-        this waits for them; not for those that `is_given_up` says nobody waits for.
+        None: they are not there now, and calls under way may give some back; those do not count
+        of which `is_given_up` says that nobody waits for them.
 
         Raises:
-            RunStopped: so many are not there, or the run has ended.
+            RunStopped: so many will not be there, or the run has ended.
         """
-        with self._settled:
-            while (lease := self._taken(n_calls, cost, is_given_up)) is None:
-                self._settled.wait(POLL_S)
-            return lease
-
-    def take_now(
-        self, n_calls: int, cost: float = 0.0, is_given_up: Callable[[], bool] = _never
-    ) -> Reservation | None:
-        """The same without the wait: None where it is to be tried again."""
-        with self._settled:
-            return self._taken(n_calls, cost, is_given_up)
-
-    def _taken(
-        self, n_calls: int, cost: float, is_given_up: Callable[[], bool]
-    ) -> Reservation | None:
-        self._check()
-        if is_given_up():
-            raise RunStopped(NOT_WANTED)
-        limit, most = self.budget.max_lm_calls, self.budget.max_cost
-        n_taken, taken = max(self.n_lm_calls, self.n_paid), max(self.cost, self.paid)
-        if limit is not None and n_taken + n_calls > limit - self._reserve.n_calls:
-            on_loan = sum(lease.n_calls for lease in self._open if lease.is_share)
-            if n_taken - on_loan + n_calls > limit - self._reserve.n_calls:
-                self._stop(f"max_lm_calls={limit} is used up")
+        with self._lock:
             self._check()
-            return None
-        if most is not None and taken + cost > most - self._reserve.cost:
-            may_come_back = sum(lease.cost for lease in self._open if not lease.is_given_up())
-            if taken - may_come_back + cost > most - self._reserve.cost:
-                self._stop(f"max_cost={most} could be exceeded by the next call")
+            if is_given_up():
+                raise RunStopped(NOT_WANTED)
+            if not (self._has("max_lm_calls", n_calls) and self._has("max_cost", cost)):
+                return None
+            return self._reserved(Reservation(n_calls, cost, is_given_up))
+
+    def _has(self, name: str, wanted: float) -> bool:
+        """Whether so much of a limit is left now. Raises RunStopped: it will never be."""
+        left = self._left(name)
+        if wanted > left + self._may_return(name):
+            self._stop(f"{name}={getattr(self.budget, name)} {REFUSALS[name]}")
             self._check()
-            return None
-        self._check()
-        self._add(n_calls, cost)
-        lease = Reservation(n_calls, cost, is_given_up)
-        self._open.add(lease)
-        return lease
+        return wanted <= left
+
+    def _left(self, name: str, is_replay: bool = False) -> float:
+        limit: float | None = getattr(self.budget, name)
+        if limit is None:
+            return math.inf
+        if name == "max_cost":
+            return limit - self._reserve.cost - max(self.cost, 0.0 if is_replay else self.paid)
+        n_used = max(self.n_lm_calls, 0 if is_replay else self.n_paid)
+        return limit - self._reserve.n_calls - n_used
+
+    def _may_return(self, name: str) -> float:
+        """What calls under way may give back: a call its dollars, a share its calls too."""
+        if name == "max_cost":
+            return sum(taken.cost for taken in self._open if not taken.is_given_up())
+        return sum(taken.n_calls for taken in self._open if taken.is_share)
 
     def take_share(
         self, n_shares: int, least: tuple[int, float], most: tuple[float, float]
     ) -> Reservation | None:
-        """Take a lease for work that is done elsewhere: an n-th of what is left.
+        """Take an n-th of what is left, for a request to an executor.
 
         It is at least `least` (calls, dollars), or all that is left, and otherwise at most `most`.
-        None: not now, as what is on loan may bring some back.
+        None: not now, as calls under way may give some back.
 
         Raises:
             RunStopped: nothing is left, or the run has ended.
         """
         with self._lock:
             self._check()
-            n_calls, cost = (
-                self._share(name, n_shares, least[index], most[index])
-                for index, name in enumerate(("max_lm_calls", "max_cost"))
-            )
-            self._check()
+            n_calls = self._share("max_lm_calls", n_shares, least[0], most[0])
+            cost = self._share("max_cost", n_shares, least[1], most[1])
             if n_calls is None or cost is None:
                 return None
-            lease = Reservation(math.floor(n_calls), cost, is_share=True)
-            self._add(lease.n_calls, lease.cost)
-            self._open.add(lease)
-            return lease
+            return self._reserved(Reservation(math.floor(n_calls), cost, is_share=True))
 
     def _share(self, name: str, n_shares: int, least: float, most: float) -> float | None:
         """An n-th of what is left of a limit (0 without one); None: not now."""
@@ -165,41 +154,43 @@ class Ledger:
         wanted = max(min(left / n_shares, most), least)
         if wanted <= left:
             return wanted
-        if any(lease.is_share or not lease.is_given_up() for lease in self._open):
+        if self._may_return(name) > 0:
             return None
         if left <= 0:
             self._stop(f"{name}={getattr(self.budget, name)} is used up")
+            self._check()
         return left
 
-    def _left(self, name: str) -> float:
-        limit: float | None = getattr(self.budget, name)
-        if limit is None:
-            return math.inf
-        if name == "max_cost":
-            return limit - self._reserve.cost - max(self.cost, self.paid)
-        return limit - self._reserve.n_calls - max(self.n_lm_calls, self.n_paid)
+    def _reserved(self, taken: Reservation) -> Reservation:
+        self._add(taken.n_calls, taken.cost)
+        self._open.add(taken)
+        return taken
 
     def may_reach(self, n_calls: int, cost: float) -> bool:
         """Whether so much is left, or will be when all that is under way has given back."""
         with self._lock:
-            out = [lease for lease in self._open if lease.is_share or not lease.is_given_up()]
-            calls_left = self._left("max_lm_calls") + sum(lease.n_calls for lease in out)
-            dollars_left = self._left("max_cost") + sum(lease.cost for lease in out)
-            return calls_left >= n_calls and dollars_left >= cost
+            wanted = {"max_lm_calls": n_calls, "max_cost": cost}
+            return all(self._left(n) + self._may_return(n) >= w for n, w in wanted.items())
 
-    def forfeit(self, lease: Reservation) -> None:
-        """Nobody waits for what a share is for: it counts as spent, unless `settle` says otherwise.
+    def settle(self, taken: Reservation, n_calls: int, cost: float) -> None:
+        """Correct what was taken by what it was: calls that a cache answered are given back."""
+        with self._lock:
+            self._add(n_calls - taken.n_calls, cost - taken.cost)
+            self._open.discard(taken)
+            taken.n_calls, taken.cost = n_calls, cost
 
-        It may do so at any time later.
-        """
-        with self._settled:
-            lease.is_share, lease.is_given_up = False, _always
-            self._settled.notify_all()
+    def forfeit(self, taken: Reservation) -> None:
+        """Count a share as spent, as nobody waits for its request; `settle` may correct it."""
+        with self._lock:
+            taken.is_share, taken.is_given_up = False, _always
 
-    def minutes_left(self) -> float | None:
-        """Until `max_minutes` are over; None without them."""
-        left = self._seconds_left()
-        return None if math.isinf(left) else max(0.0, left) / 60
+    def count(self, n_calls: int, cost: float) -> None:
+        """Count calls that cannot be refused; the run ends where they exceed a limit."""
+        with self._lock:
+            self._add(n_calls, cost)
+            for name in REFUSALS:
+                if self._left(name) < 0:
+                    self._stop(f"{name}={getattr(self.budget, name)} is used up")
 
     def _add(self, n_calls: int, cost: float) -> None:
         self.n_lm_calls += n_calls
@@ -222,22 +213,14 @@ class Ledger:
         """
         with self._lock:
             self._check()
-            limit, most = self.budget.max_lm_calls, self.budget.max_cost
-            if limit is not None and self.n_lm_calls + n_calls > limit - self._reserve.n_calls:
-                self._stop(f"max_lm_calls={limit} is used up")
-            if most is not None and self.cost + cost > most - self._reserve.cost:
-                self._stop(f"max_cost={most} is used up")
+            for name, wanted in (("max_lm_calls", n_calls), ("max_cost", cost)):
+                if wanted > self._left(name, is_replay=True):
+                    self._stop(f"{name}={getattr(self.budget, name)} is used up")
             self._check()
             self.n_lm_calls += n_calls
             self.cost += cost
 
-    def settle(self, lease: Reservation, n_calls: int, cost: float) -> None:
-        """Correct what was taken by what it was: calls that a cache answered are given back."""
-        with self._settled:
-            self._add(n_calls - lease.n_calls, cost - lease.cost)
-            self._open.discard(lease)
-            lease.n_calls, lease.cost = n_calls, cost
-            self._settled.notify_all()
+    # ------------------------------------------------------------------ metric calls
 
     def take_metric_calls(self, n_calls: int) -> None:
         """Take the metric calls of a whole stage, so that none is begun that cannot be finished.
@@ -246,14 +229,12 @@ class Ledger:
             RunStopped: so many are not there, or the run has ended.
         """
         with self._lock:
-            self._check()
             limit = self.budget.max_metric_calls
-            left = None if limit is None else limit - self._reserved_metric_calls
-            if left is not None and self.n_metric_calls + n_calls > left:
-                n_left = left - self.n_metric_calls
-                self._stop(
-                    f"max_metric_calls={limit}: {n_calls} more are needed, {n_left} are left"
-                )
+            if limit is not None:
+                n_left = limit - self._reserved_metric_calls - self.n_metric_calls
+                if n_calls > n_left:
+                    needed = f"{n_calls} more are needed, {n_left} are left"
+                    self._stop(f"max_metric_calls={limit}: {needed}")
             self._check()
             self.n_metric_calls += n_calls
 
@@ -267,37 +248,39 @@ class Ledger:
         with self._lock:
             self.n_metric_calls -= n_calls
 
+    # ------------------------------------------------------------------ the reserve, the end
+
     def set_reserve(
         self, n_metric_calls: int, n_lm_calls: int, cost: float, seconds: float
     ) -> None:
         """Keep so much for the end; nothing else can take it until `open_reserve`."""
         with self._lock:
-            self._reserved_seconds = seconds
-            self._reserved_metric_calls = n_metric_calls
-            self._reserve = Reservation(n_lm_calls, cost)
+            self._set_reserve(n_metric_calls, n_lm_calls, cost, seconds)
+
+    def _set_reserve(
+        self, n_metric_calls: int, n_lm_calls: int, cost: float, seconds: float
+    ) -> None:
+        self._reserved_metric_calls = n_metric_calls
+        self._reserve = Reservation(n_lm_calls, cost)
+        self._reserved_s = seconds
 
     def open_reserve(self) -> None:
         """Let the end of the run have what was kept for it, if only a budget has ended the run."""
         with self._lock:
-            self._reserved_seconds = 0.0
-            self._reserved_metric_calls = 0
-            self._reserve = Reservation(0, 0.0)
-            if self._stopping.is_set() and not self.is_failure:
+            self._set_reserve(0, 0, 0.0, 0.0)
+            if not self.is_failure:
                 self._stopping.clear()
 
-    # ------------------------------------------------------------------ the end
-
     def stop(self, reason: str, *, is_failure: bool = False) -> None:
-        """End the run; the first reason stands."""
+        """End the run; the first reason stands, but for a failure, which always does."""
         with self._lock:
             self._stop(reason, is_failure)
 
     def _stop(self, reason: str, is_failure: bool = False) -> None:
         if not self._stopping.is_set():
-            self.stopped_because = self.stopped_because or reason
+            keeps_reason = self.stopped_because and not is_failure
+            self.stopped_because = self.stopped_because if keeps_reason else reason
             self.is_failure = is_failure
-            if is_failure:
-                self.stopped_because = reason
             self._stopping.set()
 
     def check(self) -> None:
@@ -311,13 +294,28 @@ class Ledger:
         if self._stopping.is_set():
             raise RunStopped(self.stopped_because)
 
-    # ------------------------------------------------------------------ pauses
+    # ------------------------------------------------------------------ the clock, pauses
+
+    def minutes_left(self) -> float | None:
+        """Until `max_minutes` are over; None without them."""
+        left = self._seconds_left()
+        return None if math.isinf(left) else max(0.0, left) / 60
+
+    def _seconds_left(self) -> float:
+        return self._deadline - self._reserved_s - self._clock()
 
     def hold(self, model: str, seconds: float) -> None:
-        """The provider of this model asks for a pause: all threads keep it."""
+        """The provider of this model asks for a pause: all threads keep it, up to five minutes."""
         with self._lock:
-            until = self._clock() + seconds
-            self._held_until[model] = max(until, self._held_until.get(model, until))
+            now, seconds_held = self._clock(), min(seconds, LONGEST_HOLD_S)
+            if self._held_until.get(model, now) <= now:
+                end = datetime.now().astimezone() + timedelta(seconds=seconds_held)
+                logger.log(
+                    logging.WARNING if seconds > SHORT_HOLD_S else logging.INFO,
+                    "the provider of %s asks for a pause of %g s: no call to it before %s",
+                    *(model, seconds, end.isoformat(timespec="seconds")),
+                )
+            self._held_until[model] = max(now + seconds_held, self._held_until.get(model, now))
 
     def seconds_held(self, model: str) -> float:
         """How long no call to this model may be made."""
@@ -328,8 +326,3 @@ class Ledger:
         """Wait so long, or until the run ends. Raises RunStopped."""
         self._stopping.wait(min(seconds, max(0.0, self._seconds_left())))
         self.check()
-
-    def _seconds_left(self) -> float:
-        if self._deadline is None:
-            return math.inf
-        return self._deadline - self._reserved_seconds - self._clock()

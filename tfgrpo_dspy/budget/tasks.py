@@ -18,8 +18,7 @@ class Task:
     def __init__(self) -> None:
         self.is_abandoned = False
         self._began_s = time.monotonic()
-        self._paused_s = 0.0
-        self._pause_began_s = 0.0
+        self._paused_s = self._pause_began_s = 0.0
         self._n_pauses = 0
         self._lock = threading.Lock()
 

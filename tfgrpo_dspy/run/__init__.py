@@ -17,16 +17,17 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+import dspy
 from tqdm.auto import tqdm
 
-from tfgrpo_dspy.budget import Amount, Ledger
+from tfgrpo_dspy.budget import Amount, Ledger, Meter, watching
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience import (
     ExperienceLibrary,
     Operation,
     Refusal,
+    check_operations,
     copy_program,
-    sift,
 )
 from tfgrpo_dspy.gate import Decision, GroupPlan
 from tfgrpo_dspy.reflection import Lesson
@@ -51,6 +52,7 @@ from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.run_report import RunReport, operation_record
 from tfgrpo_dspy.run.teaching import Teacher
 from tfgrpo_dspy.settings import RunSettings
+from tfgrpo_dspy.settings.checks import all_lms
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +116,9 @@ class Run:
 
     def __enter__(self) -> "Run":
         self._closing.callback(self._close)
+        lms = [*all_lms(self.settings, self._run.student), dspy.settings.lm]
+        meter = Meter(self._run.ledger, self.settings.execution.prices)
+        self._closing.enter_context(watching(lms, meter))
         return self
 
     def __exit__(
@@ -354,7 +359,7 @@ class Run:
             dropped=self._decider.dropped(),
             is_asked=not self._teacher.gave_up(batch),
         )
-        taken, refusals = sift(library, operations, self.settings.limits)
+        taken, refusals = check_operations(library, operations, self.settings.limits)
         return [*taken, *refused, *refusals]
 
     async def decide(

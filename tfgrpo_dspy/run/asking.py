@@ -191,8 +191,7 @@ class ReflectionClient:
 
     def _watched(self, meter: Meter) -> dict[str, Any]:
         """For LMs that a module calls but does not hold; a callback costs time at every call."""
-        budget = self._run.ledger.budget
-        if budget.max_lm_calls is None and budget.max_cost is None:
+        if not self._run.ledger.limits_lm_calls:
             return {}
         return {"callbacks": [*(dspy.settings.callbacks or []), CallWatcher(meter)]}
 

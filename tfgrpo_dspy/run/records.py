@@ -11,13 +11,13 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.errors import MissingRecordError
-from tfgrpo_dspy.experience import ExperienceLibrary, language_models
+from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.metric import wants_program_trace
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout, Usage
 from tfgrpo_dspy.sampling import encode_fields, field_annotations
 from tfgrpo_dspy.settings import RunSettings
-from tfgrpo_dspy.settings.checks import policy_lms
+from tfgrpo_dspy.settings.checks import all_lms
 from tfgrpo_dspy.store import (
     Store,
     Unseen,
@@ -67,7 +67,7 @@ class RunRecords:
         self._metrics: dict[int, str] = {}
         self._inputs: dict[int, str] = {}
         self.store: Store | None = None
-        self._secrets = known_secrets(_all_lms(settings, student))
+        self._secrets = known_secrets([*all_lms(settings, student), dspy.settings.lm])
         if settings.log_dir is not None and settings.offline:
             self.store = Store.existing(settings.log_dir)
             if self.store is None:
@@ -326,10 +326,3 @@ class RunRecords:
             self.store.replace(f"lost:{key}", record)
             return None
         return self.store.put((key, record))[0]
-
-
-def _all_lms(settings: RunSettings, student: Any) -> list[Any]:
-    """Every LM that the run may call, but for those that a metric holds."""
-    modules = settings.reflection.modules
-    of_modules = [lm for module in modules for lm in language_models(module)]
-    return [*policy_lms(student), settings.reflection_lm, dspy.settings.lm, *of_modules]

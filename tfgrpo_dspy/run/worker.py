@@ -20,7 +20,7 @@ import dspy
 from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience import ExperienceLibrary, copy_program, language_models
-from tfgrpo_dspy.metric import adapt_metric
+from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
@@ -227,7 +227,7 @@ def _unpacked(key: str, blob: bytes | None) -> _Unpacked | None:
                 _bundles.clear()
             student, metric, context, temperature, prices = cloudpickle.loads(blob)
             score = None if metric is None else adapt_metric(metric)
-            secrets = known_secrets([*language_models(student), context["lm"]])
+            secrets = known_secrets([*language_models(student), *held_lms(metric), context["lm"]])
             _bundles[key] = _Unpacked(student, score, context, temperature, prices, secrets)
         return _bundles[key]
 

@@ -160,6 +160,14 @@ def split(
     return sorted(order[n_held_out:]), [trainset[i] for i in sorted(order[:n_held_out])]
 
 
+def all_lms(settings: Settings, student: Any) -> list[Any]:
+    """Every LM that the run may call, as far as it can be found."""
+    modules = (settings.reflection or Reflection()).modules
+    of_modules = [lm for module in modules for lm in language_models(module)]
+    reflection_lm = settings.reflection_lm or dspy.settings.lm
+    return [*policy_lms(student), reflection_lm, *of_modules, *held_lms(settings.metric)]
+
+
 def policy_lms(student: Any) -> list[Any]:
     """Every LM that the student may call: its modules' own, and the configured one."""
     own = language_models(student)
@@ -171,14 +179,7 @@ def _price_faults(settings: Settings, student: Any) -> Iterator[str]:
     """Each LM that the run may call whose price is not known, where `max_cost` needs it."""
     if settings.max_cost is None:
         return
-    modules = (settings.reflection or Reflection()).modules
-    lms = [
-        *policy_lms(student),
-        settings.reflection_lm or dspy.settings.lm,
-        *(lm for module in modules for lm in language_models(module)),
-        *held_lms(settings.metric),
-    ]
-    for lm in {id(lm): lm for lm in lms}.values():
+    for lm in {id(lm): lm for lm in all_lms(settings, student)}.values():
         price = price_of(lm, (settings.execution or Execution()).prices or {})
         if isinstance(price, str):
             yield f"max_cost={settings.max_cost}: {price}"

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,22 +36,9 @@ _SURELY_SECRET = re.compile(
 )
 """Names of secrets in what a program or a metric holds. `key`, `header`, `secret_answer` are none
 there: results depend on them."""
-LM_ATTRIBUTES = frozenset(
-    (
-        "model",
-        "model_type",
-        "cache",
-        "callbacks",
-        "num_retries",
-        "kwargs",
-        "history",
-        "provider",
-        "launch_kwargs",
-        "train_kwargs",
-        "finetuning_model",
-        "use_developer_role",
-    )
-)
+LM_ATTRIBUTES = NOT_IN_IDENTITY | {"model", "model_type", "cache", "num_retries", "kwargs"}
+LM_ATTRIBUTES |= {"provider", "launch_kwargs", "train_kwargs", "finetuning_model"}
+LM_ATTRIBUTES |= {"use_developer_role"}
 """What every LM holds; an LM class of the user's own may hold more, on which answers depend."""
 MAX_DEPTH = 12
 
@@ -91,50 +78,37 @@ def object_identity(value: Any, unseen: Unseen, depth: int = 0) -> Any:
         unseen.path.pop()
 
 
-def _held_identity(value: Any, unseen: Unseen, depth: int) -> Any:
-    """What may hold other things, or itself."""
+def _held_identity(value: Any, unseen: Unseen, depth: int) -> Any:  # noqa: C901, PLR0912
+    """The identity of what is no plain value; the first case that fits counts."""
+
+    def held(items: Iterable[Any]) -> list[Any]:
+        return [object_identity(item, unseen, depth + 1) for item in items]
+
     if isinstance(value, Mapping):
-        return {
-            str(name): object_identity(item, unseen, depth + 1)
-            for name, item in value.items()
-            if not _SURELY_SECRET.search(str(name))
-        }
+        names = [name for name in value if not _SURELY_SECRET.search(str(name))]
+        return dict(zip(map(str, names), held(value[name] for name in names), strict=True))
     if isinstance(value, list | tuple):
-        return [object_identity(item, unseen, depth + 1) for item in value]
+        return held(value)
     if isinstance(value, set | frozenset):
-        return sorted(json.dumps(object_identity(v, unseen, depth + 1)) for v in value)
-    return _thing_identity(value, unseen, depth)
-
-
-def _thing_identity(value: Any, unseen: Unseen, depth: int) -> Any:
-    """What is no plain value and no container."""
+        return sorted(map(json.dumps, held(value)))
     if _is_lm(value):
         return lm_identity(value, unseen)
     if hasattr(type(value), "with_inputs"):  # an example, such as a demo
-        return ["example", object_identity(dict(value.items()), unseen, depth + 1)]
+        return ["example", *held([dict(value.items())])]
     if isinstance(value, type):
         return class_identity(value, unseen)
     if hasattr(value, "named_predictors"):
         return program_identity(value, unseen)
+    name = _name_of(type(value))
     if hasattr(type(value), "model_fields"):
-        return [_name_of(type(value)), _model_fields(value, unseen, depth)]
+        return [name, *held([{n: getattr(value, n, None) for n in type(value).model_fields}])]
     if callable(value):
         return callable_identity(value, unseen, depth + 1)
-    return _plain_identity(value, unseen)
-
-
-def _plain_identity(value: Any, unseen: Unseen) -> Any:
-    """What holds nothing else, or is known by its name only."""
     if isinstance(value, enum.Enum):
-        return [_name_of(type(value)), value.name]
+        return [name, value.name]
     if type(value).__module__ in ("builtins", "datetime", "decimal", "re"):
         return _ADDRESS.sub("", repr(value))
-    return _name_of(type(value)) if _is_library(type(value)) else unseen.add(_name_of(type(value)))
-
-
-def _model_fields(value: Any, unseen: Unseen, depth: int) -> Any:
-    fields = {name: getattr(value, name, None) for name in type(value).model_fields}
-    return object_identity(fields, unseen, depth + 1)
+    return name if _is_library(type(value)) else unseen.add(name)
 
 
 def callable_identity(function: Any, unseen: Unseen, depth: int = 0) -> Any:
@@ -174,18 +148,11 @@ def _function_identity(function: types.FunctionType, unseen: Unseen, depth: int)
 
 def _state(value: Any) -> dict[str, Any]:
     """What an object holds, in its dict and in its slots."""
-    slots = [s for kind in type(value).__mro__ for s in _listed(vars(kind).get("__slots__"))]
-    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-    held |= getattr(value, "__dict__", {})
-    return {
-        name: item
-        for name, item in held.items()
-        if name not in NOT_IN_IDENTITY and name not in ("__dict__", "__weakref__")
-    }
-
-
-def _listed(slots: Any) -> list[str]:
-    return [slots] if isinstance(slots, str) else list(slots or ())
+    slots = [vars(kind).get("__slots__") or () for kind in type(value).__mro__]
+    names = {name for own in slots for name in ([own] if isinstance(own, str) else own)}
+    names = names | vars(value).keys() if hasattr(value, "__dict__") else names
+    names -= NOT_IN_IDENTITY | {"__dict__", "__weakref__"}
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
 def class_identity(kind: type, unseen: Unseen, depth: int = 0) -> Any:
@@ -252,9 +219,12 @@ def lm_identity(lm: Any, unseen: Unseen) -> Any:
     kwargs = without_secret_names(getattr(lm, "kwargs", None) or {})
     endpoint = kwargs.pop("api_base", None) or kwargs.pop("base_url", None)
     parameters = {k: v for k, v in kwargs.items() if k not in LM_PLUMBING and v is not None}
+    held = {k: v for k, v in vars(lm).items() if k not in LM_ATTRIBUTES and k[0] != "_"}
     return {
         "class": class_identity(type(lm), unseen),
-        "held": {} if _is_library(type(lm)) else object_identity(_held_by_lm(lm), unseen),
+        "held": {}
+        if _is_library(type(lm))
+        else object_identity(without_secret_names(held), unseen),
         "model": lm.model,
         "type": getattr(lm, "model_type", None),
         "endpoint": _endpoint(endpoint),
@@ -272,11 +242,6 @@ def engine_fingerprint(engine: Any, unseen: Unseen) -> Any:
     if fingerprint is None:
         unseen.add(_name_of(type(engine)))
     return [_name_of(type(engine)), None if fingerprint is None else str(fingerprint)]
-
-
-def _held_by_lm(lm: Any) -> dict[str, Any]:
-    held = vars(lm).items()
-    return {k: v for k, v in held if k not in LM_ATTRIBUTES and not k.startswith("_")}
 
 
 def _endpoint(url: Any) -> str | None:

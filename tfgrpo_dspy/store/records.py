@@ -1,9 +1,8 @@
 """Reads and writes records; turns every fault of disk and database into a clear error."""
 
 import json
-import os
 import sqlite3
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -23,6 +22,9 @@ BUSY_TIMEOUT_S = 60.0
 INTACT = (
     "What was recorded before is intact; when that is mended, the same compile goes on from there."
 )
+DAMAGED = "The database is damaged: restore its folder from a copy, or take another log_dir."
+FROM_OUTSIDE = (sqlite3.Error, OSError)
+"""Faults of disk and locks; all others, and sqlite3's DatabaseError itself, are of what is read."""
 
 Record = dict[str, Any]
 
@@ -32,8 +34,15 @@ def reading(key: str) -> Iterator[None]:
     """Within it, a record that has not the form of its stage is damaged. Raises StoreError."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"The record {key!r} is damaged: {error!r}.") from error
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise StoreError(f"The record {key!r} is damaged: {described(error)}.") from error
 
 
 class Store:
@@ -75,7 +84,9 @@ class Store:
                     f"log_dir={str(self.folder)!r} holds a database that is no run store; take "
                     f"another folder."
                 )
-            self._write_format(file)
+            whole = file.with_name(f".{FORMAT_FILE}.{uuid.uuid4().hex}")
+            whole.write_text(json.dumps({"version": FORMAT_VERSION}), encoding="utf-8")
+            whole.replace(file)  # as a whole: other processes may read it at this moment
         try:
             version = json.loads(file.read_text(encoding="utf-8"))["version"]
         except (ValueError, TypeError, KeyError) as error:
@@ -85,18 +96,6 @@ class Store:
                 f"log_dir={str(self.folder)!r} is a run store of format {version!r}; this version "
                 f"of tfgrpo_dspy reads format {FORMAT_VERSION}: update it, or take another folder."
             )
-
-    def _write_format(self, file: Path) -> None:
-        """Write the format file as a whole: other processes may read it at this moment."""
-        handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{FORMAT_FILE}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump({"version": FORMAT_VERSION}, stream)
-            Path(name).chmod(0o644)
-            Path(name).replace(file)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
 
     @contextmanager
     def _faults(self, doing: str) -> Iterator[None]:
@@ -108,9 +107,14 @@ class Store:
                 f"another process, or may not be written to. {INTACT}"
             ) from error
         except (sqlite3.Error, OSError, TypeError, KeyError, ValueError) as error:
+            is_damaged = (
+                type(error) is sqlite3.DatabaseError
+                or not isinstance(error, FROM_OUTSIDE)
+                or "UTF-8" in str(error)
+            )
             raise StoreError(
-                f"Cannot {doing} the run store log_dir={str(self.folder)!r}: "
-                f"{described(error)}. {INTACT}"
+                f"Cannot {doing} the run store log_dir={str(self.folder)!r}: {described(error)}. "
+                f"{DAMAGED if is_damaged else INTACT}"
             ) from error
 
     def get(self, key: str) -> Record | None:
@@ -176,19 +180,6 @@ class Store:
             record = self.get(key)
             if record is not None:
                 yield key, record
-
-    def verify(self) -> int:
-        """Read everything; gives the number of records.
-
-        Raises:
-            StoreError: the database or a record of it is damaged.
-        """
-        with self._faults("verify"):
-            keys = list(self._cache)
-            (verdict,) = self._cache._sql("PRAGMA integrity_check").fetchone()  # noqa: SLF001
-        if verdict != "ok":
-            raise StoreError(f"log_dir={str(self.folder)!r} is damaged: {verdict}.")
-        return sum(1 for _ in self.records(keys))
 
     def close(self) -> None:
         """Close the database; records stay."""
