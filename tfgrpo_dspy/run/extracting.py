@@ -1,6 +1,5 @@
 """Groups become lessons: which groups teach, and what ExtractAdvantage is shown of them."""
 
-import itertools
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -192,9 +191,9 @@ def _with_example(run: RunContext, lesson: Lesson) -> Lesson:
 
 def copy_guard(examples: Sequence[Any]) -> CopyGuard:
     """Refuses copies of these examples."""
-    inputs = [as_fields(example.inputs()).values() for example in examples]
-    labels = [as_fields(example.labels()).values() for example in examples]
-    return CopyGuard(itertools.chain(*inputs), itertools.chain(*labels))
+    return CopyGuard(
+        (as_fields(each.inputs()).values(), as_fields(each.labels()).values()) for each in examples
+    )
 
 
 # ---------------------------------------------------------------------- what is asked of groups
