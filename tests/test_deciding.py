@@ -87,18 +87,6 @@ def test_a_gate_is_told_of_every_group_of_the_run_in_the_order_of_the_updates(
     assert all(case.answer in text for case, text in zip(cases(8), gate.told[0].texts, strict=True))
 
 
-def test_what_is_held_out_for_validation_is_not_among_the_training_examples() -> None:
-    gate = Own()
-    with dspy.context(lm=world()):
-        grpo(is_right, gate=gate, epochs=1, progress=False).compile(
-            dspy.Predict("question -> answer"), trainset=cases(24)
-        )
-    evidence = gate.told[-1]
-    assert len(evidence.texts) == 24
-    assert 0 < len(evidence.training) < 24
-    assert {rollout.example for rollout in evidence.rollouts} == set(evidence.training)
-
-
 def test_of_each_rollout_a_gate_is_told_what_its_prompt_showed() -> None:
     gate, lm = Own(), world()
     compiled(lm, gate=gate, **{**SMALL, "epochs": 3, "batch_size": 8})
@@ -258,8 +246,3 @@ def test_a_gate_that_answers_nonsense_is_told_what_was_wrong(
 ) -> None:
     with pytest.raises(GateError, match=re.escape(message)):
         compiled(world(), gate=Answers(method, answer), **{**SMALL, "epochs": 3})
-
-
-def test_a_gate_that_proposes_nothing_at_the_end_gets_the_student_back() -> None:
-    program = compiled(world(), gate=Answers("finalists", ()), **SMALL)
-    assert texts(program) == set()

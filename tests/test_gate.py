@@ -153,52 +153,6 @@ def test_right_lessons_stay_and_wrong_ones_leave_in_any_wording(
     assert texts_of(decision.result) == {lesson(kind) for kind in range(3)}
 
 
-def test_scores_of_another_range_decide_the_same() -> None:
-    found = []
-    for scale in (float, lambda score: 40 * score, lambda score: 7 * score - 3):
-        world = World(of_kinds("codes"), "codes", scale=scale)
-        lesson = WORDINGS["codes"][1]
-        world.decide(*[Add(lesson(kind), evidence=learned_from(kind)) for kind in range(KINDS)])
-        for _ in range(5):
-            decision = world.decide()
-        found.append([(e.id, e.text, e.is_on_trial) for e in decision.library])
-    assert found[0] == found[1] == found[2]
-
-
-def test_a_useless_lesson_is_not_called_settled() -> None:
-    world = World(lambda _example, _texts: 0.5, "words")
-    lesson = WORDINGS["words"][1]
-    world.decide(*[Add(lesson(kind), evidence=learned_from(kind)) for kind in range(KINDS)])
-    for _ in range(12):
-        decision = world.decide()
-    assert all(e.is_on_trial for e in decision.library)
-
-
-def test_advice_for_every_example_is_judged_too() -> None:
-    def chance(_example: int, texts: Sequence[str]) -> float:
-        return 0.4 + 0.3 * ("Think twice." in texts) - 0.3 * ("Hurry up." in texts)
-
-    world = World(chance, "words")
-    world.decide(Add("Think twice."), Add("Hurry up."))
-    for _ in range(10):
-        decision = world.decide()
-    assert texts_of(decision.result) == {"Think twice."}
-    effect = decision.library["E1"].effect
-    assert effect is not None
-    assert abs(effect.estimate - 0.3) < 2 * effect.standard_error
-
-
-def test_stated_effects_are_those_on_all_examples() -> None:
-    world = World(of_kinds("words"), "words")
-    lesson = WORDINGS["words"][1]
-    world.decide(*[Add(lesson(kind), evidence=learned_from(kind)) for kind in range(KINDS)])
-    for _ in range(15):
-        decision = world.decide()
-    for experience in decision.library:
-        assert experience.effect is not None
-        assert abs(experience.effect.estimate - 0.6 / KINDS) < 0.08
-
-
 def test_a_lesson_that_gives_its_source_away_is_not_given_to_the_program() -> None:
     leak = "The answer to case 17 is Q9."
 
@@ -252,28 +206,6 @@ def test_a_delete_raises_doubt_but_does_not_take_a_proven_experience_away() -> N
         world.decide()
     decision = world.decide(Delete("E1"), Delete("E2"))
     assert texts_of(decision.library) == {lesson(0)}
-
-
-def test_a_dropped_text_that_is_proposed_again_is_judged_by_its_earlier_rollouts() -> None:
-    def chance(_example: int, texts: Sequence[str]) -> float:
-        return 0.6 - 0.5 * ("Hurry up." in texts)
-
-    world = World(chance, "words")
-    world.decide(Add("Hurry up."))
-    for _ in range(12):
-        decision = world.decide()
-    assert texts_of(decision.library) == set()
-    decision = world.decide(Add("Hurry up."))
-    assert texts_of(decision.library) == set()
-    assert "effect" in decision.dropped["E2"]
-
-
-def test_the_library_keeps_room_for_new_experiences() -> None:
-    world = World(lambda _e, _t: 0.5, limits=Limits(max_experiences=10))
-    texts = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    decision = world.decide(*[Add(f"Say {text}.") for text in texts])
-    assert len(decision.library) < 10
-    assert any("no room" in reason for reason in decision.dropped.values())
 
 
 def test_rollouts_without_a_score_are_no_evidence() -> None:
@@ -344,18 +276,6 @@ def test_finalists_are_the_whole_result_its_best_halves_and_the_best_alone() -> 
         decision = world.decide()
     sizes = [len(library) for library in world.gate.finalists(decision)]
     assert sizes == [5, 1, 4, 1, 2, 1]
-
-
-def test_where_no_experience_is_likely_to_help_the_best_are_finalists_alone() -> None:
-    world = World(lambda _example, _texts: 0.5)
-    decision = world.decide(*(Add(text) for text in ("Ask.", "Look.", "Wait.", "Think.")))
-    for _ in range(3):
-        decision = world.decide()
-    assert not decision.result
-    assert decision.library
-    finalists = world.gate.finalists(decision)
-    assert {len(library) for library in finalists} == {0, 1}
-    assert set().union(*map(texts_of, finalists)) <= texts_of(decision.library)
 
 
 def test_without_a_gate_every_operation_stays() -> None:
