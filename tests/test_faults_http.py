@@ -68,7 +68,7 @@ def server() -> Iterator[str]:
     """The URL of a llama.cpp server that asks for the key."""
     import xllamacpp  # noqa: PLC0415 - an optional package
 
-    from tfgrpo_dspy.local.seats import model_path  # noqa: PLC0415
+    from tfgrpo_dspy.local.contexts import model_path  # noqa: PLC0415
 
     params = xllamacpp.CommonParams()
     params.model.path = str(model_path(None))

@@ -18,10 +18,7 @@ import pytest
 from dspy import lm15
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations
-from small import grpo
-from test_budget import ChatServer, _Handler
-from test_dspy_contract import (
+from runs import (
     Pair,
     is_polite,
     learned,
@@ -29,6 +26,9 @@ from test_dspy_contract import (
     polite_rules,
     questions,
 )
+from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations
+from small import grpo
+from test_budget import ChatServer, _Handler
 from test_promise_deterministic import Latency
 
 from tfgrpo_dspy import Decision, ExperienceLibrary, Gate, NoGate, RunEvidence, SettingsError

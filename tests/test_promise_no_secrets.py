@@ -12,9 +12,7 @@ from typing import Any
 
 import dspy
 import pytest
-from scripted import EXTRACT, UPDATE, chat, lessons, operations
-from test_budget import ChatServer, server
-from test_dspy_contract import (
+from runs import (
     ADVICE,
     is_polite,
     library_texts,
@@ -23,6 +21,8 @@ from test_dspy_contract import (
     predictor,
     questions,
 )
+from scripted import EXTRACT, UPDATE, chat, lessons, operations
+from test_budget import ChatServer, server
 
 from tfgrpo_dspy import (
     ExperienceLibrary,
