@@ -30,17 +30,6 @@ A_KEEP, KEEP = '{"op": "KEEP", "id": "E1"}', ("KEEP", "E1", "", None, [])
 
 def answered(module: dspy.Module, answer: str) -> Any:
     """What the module makes of the answer; None: it is not read."""
-    names = [
-        "program",
-        "objective",
-        "limits",
-        "experiences",
-        "dropped",
-        "lessons",
-        "example",
-        "expected",
-        "attempts",
-    ]
     adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
     with dspy.context(lm=scripted_lm([("", answer)]), adapter=adapter):
         found = module(**dict.fromkeys(module.ask.signature.input_fields, "x"))
