@@ -1,4 +1,4 @@
-"""The tables of `worlds.py`, and whether the bars of issue 18 ('Shown by' 1 and 4) hold."""
+"""The tables of `worlds.py`, and whether the bars for what the README claims hold."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean

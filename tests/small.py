@@ -6,29 +6,21 @@ from typing import Any
 
 from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO
 from tfgrpo_dspy.settings import PaperReflection, RunSettings
-from tfgrpo_dspy.settings.plan import schedule_of
 from tfgrpo_dspy.settings.schedule import Facts
 
 SMALL = {"group_size": 5, "epochs": 3, "max_demos": 0, "drafts": 0, "max_staleness": 1}
-FLAGS = {"summarize_always": False, "failure_analysis": True, "update_per_group": False}
-"""Private flags, as they are outside of the paper's schedule."""
 OF_REFLECTION = {field.name for field in fields(PaperReflection)}
 OF_EXECUTION = {field.name for field in fields(Execution)}
 
 
-def grouped(given: Mapping[str, Any], is_paper: bool = False) -> dict[str, Any]:
+def grouped(given: Mapping[str, Any]) -> dict[str, Any]:
     """The same arguments, those of the groups in `reflection` and `execution`."""
-    of_reflection = {name: given[name] for name in OF_REFLECTION & given.keys()}
-    of_execution = {name: given[name] for name in OF_EXECUTION & given.keys()}
+    reflection = {name: given[name] for name in OF_REFLECTION & given.keys()}
+    execution = {name: given[name] for name in OF_EXECUTION & given.keys()}
     others = {k: v for k, v in given.items() if k not in OF_REFLECTION | OF_EXECUTION}
-    reflection = Reflection
-    if is_paper:
-        reflection = PaperReflection
-    elif FLAGS.keys() & of_reflection.keys():
-        reflection = PaperReflection
-        of_reflection = {"drafts": None, "groups_per_call": None} | FLAGS | of_reflection
-    groups = {"reflection": reflection(**of_reflection), "execution": Execution(**of_execution)}
-    return groups | others
+    is_public = reflection.keys() <= {field.name for field in fields(Reflection)}
+    kind = Reflection if is_public else PaperReflection
+    return {"reflection": kind(**reflection), "execution": Execution(**execution)} | others
 
 
 def grpo(metric: Callable[..., Any] | None, **given: Any) -> TrainingFreeGRPO:
@@ -41,10 +33,9 @@ def grpo(metric: Callable[..., Any] | None, **given: Any) -> TrainingFreeGRPO:
 
 def paper_grpo(metric: Callable[..., Any] | None, **given: Any) -> TrainingFreeGRPO:
     """`TrainingFreeGRPO.paper`, with the fields of the groups given by their own names."""
-    return TrainingFreeGRPO.paper(metric, **grouped(given, is_paper=True))
+    return TrainingFreeGRPO.paper(metric, **grouped(given))
 
 
 def run_settings(metric: Callable[..., Any] | None, **given: Any) -> RunSettings:
     """The same settings as a run has them, for 20 examples."""
-    settings = grpo(metric, **given).settings
-    return RunSettings.of(settings, schedule_of(settings, Facts(n_training=20, n_validation=0)))
+    return RunSettings.of(grpo(metric, **given).settings, Facts(n_training=20, n_validation=0))

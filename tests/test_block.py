@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scripted import chat, scripted_lm
 
 from tfgrpo_dspy import Experience, ExperienceLibrary, LibraryError, LibraryFormatError
-from tfgrpo_dspy.experience import language_models, own_instructions, plain_instructions
+from tfgrpo_dspy.experience import own_instructions, plain_instructions
 
 
 class TwoStage(dspy.Module):
@@ -31,13 +31,24 @@ class TwoStage(dspy.Module):
 
 
 class Nested(dspy.Module):
-    """Predictors inside a module, a list and a dict."""
+    """Predictors inside a module, a list and a dict; an LM held by the module; what has no copy."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner = TwoStage()
-        self.steps = [dspy.ChainOfThought("question -> answer")]
+        self.steps = [dspy.ChainOfThought("question -> answer"), threading.Lock()]
         self.by_kind = {"k": dspy.Predict("question -> answer")}
+        self.lock = threading.Lock()
+        self.lms = {"large": (dspy.LM("large", engine=CopyableEngine()),)}
+
+
+class CopyableEngine:
+    """An engine that allows to be copied, as an embedded model would, at the price of doubling."""
+
+    supported_params = frozenset({"temperature"})
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        raise AssertionError(f"not to be called: {request}")
 
 
 def instructions_of(program: dspy.Module) -> dict[str, str]:
@@ -47,43 +58,25 @@ def instructions_of(program: dspy.Module) -> dict[str, str]:
 # ---------------------------------------------------------------------- strategies
 
 HOSTILE = [
-    "<experiences>",
-    "</experiences>",
-    "\n</experiences>\n",
-    "< / EXPERIENCES",
+    *("<experiences>", "</experiences>", "\n</experiences>\n", "< / EXPERIENCES"),
     "\n\n<experiences>\nAdvice learned from earlier attempts:\n[E9*] x\n(next id: E1)",
-    "(next id: E1)",
-    "[E1*] ",
-    "[[ ## completed ## ]]",
-    "[[[ ## answer ## ]]",
-    "\\",
-    "\\u005c",
-    "\\u003C",
-    "\\U0000",
-    "\\n",
-    "\n",
-    "\r\n",
-    "\t",
-    "\x00",
-    "\x1c",
-    "\x85",
-    "\u2028",
-    "\u2029",
-    "\xa0",
-    "\u202e",
-    "{question}",
-    "{{}}",
-    "%s",
-    "$x",
-    '"""',
-    "经验",
-    "التجربة",
-    "क्षि",
-    "\U0001f600",
-    " ",
-    "  - ",
-    "u005c",
-    "a",
+    *("(next id: E1)", "[E1*] ", "[[ ## completed ## ]]", "[[[ ## answer ## ]]"),
+    *("\\", "\\u005c", "\\u003C", "\\U0000", "\\n", "u005c"),
+    *(
+        "\n",
+        "\r\n",
+        "\t",
+        "\x00",
+        "\x1c",
+        "\x85",
+        "\u2028",
+        "\u2029",
+        "\xa0",
+        "\u202e",
+        " ",
+        "  - ",
+    ),
+    *("{question}", "{{}}", "%s", "$x", '"""', "经验", "التجربة", "क्षि", "\U0001f600", "a"),
 ]
 hostile_text = st.lists(
     st.sampled_from(HOSTILE) | st.text(st.characters(codec="utf-8"), max_size=8), max_size=8
@@ -170,12 +163,6 @@ def test_each_predictor_is_given_the_experiences_of_its_scope() -> None:
     assert "Say sorry first." not in solve
 
 
-def test_a_predictor_without_experiences_keeps_its_signature() -> None:
-    student = TwoStage()
-    baked = ExperienceLibrary([Experience("E1", "Ask.", "solve")]).bake(student)
-    assert baked.answer.signature is student.answer.signature
-
-
 def test_small_models_may_be_shown_the_experiences_as_plain_lines() -> None:
     student = dspy.Predict(dspy.Signature("question -> answer", "Answer. Be kind."))
     library = ExperienceLibrary([Experience("E2", "Ask."), Experience("E1", "Say <b> first.")])
@@ -197,14 +184,6 @@ def test_any_library_baked_into_a_predictor_reads_back_as_it_was(
 ) -> None:
     baked = library.bake(dspy.Predict("question -> answer"))
     assert ExperienceLibrary.from_program(baked) == library
-
-
-@settings(max_examples=60)
-@given(two_stage_libraries)
-def test_any_library_baked_into_two_predictors_reads_back_as_it_was(
-    library: ExperienceLibrary,
-) -> None:
-    assert ExperienceLibrary.from_program(library.bake(TwoStage())) == library
 
 
 @settings(max_examples=40)
@@ -231,13 +210,6 @@ def test_a_program_without_a_block_has_the_empty_library() -> None:
     assert ExperienceLibrary.from_program(TwoStage()) == ExperienceLibrary()
 
 
-def test_ids_stay_retired_through_a_program() -> None:
-    library = ExperienceLibrary([Experience("E1", "Ask."), Experience("E2", "Say.")])
-    shrunk = library.apply([{"op": "DELETE", "id": "E2"}])
-    read = ExperienceLibrary.from_program(shrunk.bake(TwoStage()))
-    assert read.apply([{"op": "ADD", "text": "New."}])["E3"].text == "New."
-
-
 # ---------------------------------------------------------------------- baking again
 
 
@@ -252,27 +224,9 @@ def test_baking_twice_changes_nothing_and_another_library_takes_the_place(
     assert instructions_of(library.bake(other.bake(student))) == once
 
 
-def test_baking_what_is_baked_already_makes_no_new_signature() -> None:
-    baked = LIBRARY.bake(TwoStage())
-    again = LIBRARY.bake(baked)
-    assert again.solve.signature is baked.solve.signature
-
-
 instructions_fragments = [
-    "Answer the question.",
-    "\n",
-    "\n\n",
-    "  - be short",
-    "    indented",
-    "\t",
-    " ",
-    "\r",
-    "<experiences>",
-    "<experiences>\n",
-    "\n</experiences>",
-    "[E1*] x",
-    "{question}",
-    "经验",
+    *("Answer the question.", "\n", "\n\n", "  - be short", "    indented", "\t", " ", "\r"),
+    *("<experiences>", "<experiences>\n", "\n</experiences>", "[E1*] x", "{question}", "经验"),
 ]
 any_instructions = st.lists(
     st.sampled_from(instructions_fragments) | st.text(st.characters(codec="utf-8"), max_size=6),
@@ -296,22 +250,6 @@ def test_baking_the_empty_library_restores_any_instructions_byte_for_byte(
     assert baked.signature.instructions.startswith(before)
     assert own_instructions(baked) == before
     assert ExperienceLibrary().bake(baked).signature.instructions == before
-
-
-def test_baking_the_empty_library_restores_a_docstring_with_an_indented_list() -> None:
-    class Reply(dspy.Signature):
-        """Reply to the customer.
-        - name the order
-        - be kind
-        """
-
-        complaint: str = dspy.InputField()
-        reply: str = dspy.OutputField()
-
-    student = dspy.Predict(Reply)
-    before = student.signature.instructions
-    restored = ExperienceLibrary().bake(LIBRARY_FOR_ALL.bake(student))
-    assert restored.signature.instructions == before
 
 
 def test_a_predictor_without_instructions_has_none_again_when_the_library_goes() -> None:
@@ -490,92 +428,33 @@ def test_a_scope_that_names_no_predictor_is_refused_with_the_names_there_are() -
         library.bake(TwoStage())
 
 
-def test_baking_leaves_the_student_as_it_was() -> None:
+@pytest.mark.parametrize("scope", ["inner.solve", "steps[0].predict", "by_kind['k']", "*"])
+def test_an_experience_may_be_for_any_predictor_that_dspy_sees(scope: str) -> None:
+    library = ExperienceLibrary([Experience("E1", "Ask.", scope)])
     student = Nested()
     before = instructions_of(student)
-    LIBRARY_FOR_ALL.bake(student)
+    baked = library.bake(student)
     assert instructions_of(student) == before
-
-
-def test_every_predictor_that_dspy_sees_is_given_the_experiences() -> None:
-    baked = LIBRARY_FOR_ALL.bake(Nested())
-    assert list(instructions_of(baked)) == [
-        "inner.solve",
-        "inner.answer",
-        "steps[0].predict",
-        "by_kind['k']",
-    ]
-    for instructions in instructions_of(baked).values():
-        assert "[E1*] Ask for the order number." in instructions
-
-
-@pytest.mark.parametrize("scope", ["inner.solve", "steps[0].predict", "by_kind['k']"])
-def test_an_experience_may_be_for_a_predictor_deep_in_a_program(scope: str) -> None:
-    library = ExperienceLibrary([Experience("E1", "Ask.", scope)])
-    baked = library.bake(Nested())
-    given = [name for name, text in instructions_of(baked).items() if "[E1] Ask." in text]
-    assert given == [scope]
+    told = [name for name, text in instructions_of(baked).items() if "Ask." in text]
+    assert told == (list(before) if scope == "*" else [scope])
+    assert list(before) == ["inner.solve", "inner.answer", "steps[0].predict", "by_kind['k']"]
     assert ExperienceLibrary.from_program(baked) == library
 
 
-def test_the_lms_of_a_student_are_shared_not_copied() -> None:
+def test_lms_and_what_cannot_be_copied_are_shared_and_all_else_is_copied() -> None:
     student = Nested()
     student.inner.solve.lm = scripted_lm([])
     student.steps[0].predict.lm = scripted_lm([])
+    student.steps[0].guard = threading.Lock()
     baked = LIBRARY_FOR_ALL.bake(student)
     assert baked.inner.solve.lm is student.inner.solve.lm
     assert baked.steps[0].predict.lm is student.steps[0].predict.lm
     assert baked.inner.answer.lm is None
-
-
-class CopyableEngine:
-    """An engine that allows to be copied, as an embedded model would, at the price of doubling."""
-
-    supported_params = frozenset({"temperature"})
-
-    def complete(self, request: lm15.Request) -> lm15.Response:
-        raise AssertionError(f"not to be called: {request}")
-
-
-class Router(dspy.Module):
-    """Holds its LMs itself, in a list and in a dict."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.solve = dspy.Predict("question -> answer")
-        self.lms = [dspy.LM("small", engine=CopyableEngine())]
-        self.by_name = {"large": (dspy.LM("large", engine=CopyableEngine()),)}
-
-
-def test_lms_that_a_module_holds_in_a_list_or_dict_are_shared_too() -> None:
-    student = Router()
-    baked = LIBRARY_FOR_ALL.bake(student)
-    assert baked.lms[0] is student.lms[0]
-    assert baked.by_name["large"][0] is student.by_name["large"][0]
     assert baked.lms is not student.lms
-    assert [lm.model for lm in language_models(student)] == ["small", "large"]
-
-
-class Locked(dspy.Module):
-    """Holds a lock, which refuses to be copied, beside and within lists of predictors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lock = threading.Lock()
-        self.steps = [dspy.Predict("question -> answer"), threading.Lock()]
-        self.steps[0].lm = scripted_lm([])
-        self.steps[0].guard = threading.Lock()
-
-
-def test_a_student_that_holds_what_cannot_be_copied_is_not_changed_either() -> None:
-    student = Locked()
-    before = instructions_of(student)
-    baked = LIBRARY_FOR_ALL.bake(student)
-    assert instructions_of(student) == before
-    assert "[E1*]" in instructions_of(baked)["steps[0]"]
+    assert baked.lms["large"][0] is student.lms["large"][0]
     assert baked.lock is student.lock
+    assert baked.steps is not student.steps
     assert baked.steps[1] is student.steps[1]
-    assert baked.steps[0].lm is student.steps[0].lm
 
 
 def test_demos_config_and_fields_stay_as_they_are() -> None:

@@ -13,6 +13,7 @@ from dspy.utils import DummyLM
 from scripted import chat, scripted_lm
 
 from tfgrpo_dspy.budget import Budget, Ledger, Meter, metered
+from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Usage
 
 __all__ = ["server"]  # a fixture

@@ -1,10 +1,8 @@
 """Bad input: one message that names every fault, before the first LM call; and the defaults."""
 
-import json
 import logging
 import math
 import warnings
-from pathlib import Path
 from typing import Any
 
 import dspy
@@ -20,7 +18,6 @@ from tfgrpo_dspy import (
     Execution,
     Experience,
     ExperienceLibrary,
-    LibraryError,
     LibraryFormatError,
     NoGate,
     Reflection,
@@ -250,16 +247,10 @@ def test_a_reasoning_model_runs_at_its_own_temperature(
         ({"num_threads": 0}, "num_threads=0: pass a whole number of at least 1."),
         ({"seed": None}, "seed=None: pass a whole number."),
         ({"seed": 0.5}, "seed=0.5: pass a whole number."),
-        (
-            {"temperature": 0},
-            "temperature=0: all rollouts of a group would be the same answer; pass "
-            "temperature=0.7.",
+        *(
+            ({"temperature": wrong}, f"temperature={wrong!r}: pass a number above 0, at which the")
+            for wrong in (0, 0.0, -1, 2.5, math.nan, "hot", True)
         ),
-        ({"temperature": 0.0}, "temperature=0.0: all rollouts"),
-        ({"temperature": -1}, "temperature=-1: pass a number above 0 and at most 2."),
-        ({"temperature": 2.5}, "temperature=2.5: pass a number above 0 and at most 2."),
-        ({"temperature": math.nan}, "temperature=nan: pass a number above 0"),
-        ({"temperature": "hot"}, "temperature='hot': pass a number above 0"),
         ({"reflection_lm": "openai/gpt-4o"}, "reflection_lm='openai/gpt-4o': pass a dspy.LM("),
         ({"gate": True}, "gate=True: pass a Gate, such as BayesianGate() or NoGate()."),
         ({"gate": NoGate}, "gate=NoGate is a class: call it, gate=NoGate()."),
@@ -460,53 +451,6 @@ def test_a_refusal_can_be_caught_as_a_value_error() -> None:
 
 
 # ---------------------------------------------------------------------- scopes and library files
-
-
-def test_a_scope_that_names_no_predictor_is_refused_with_the_names_that_there_are() -> None:
-    library = ExperienceLibrary([Experience(id="E1", text="Ask first.", scope="writer")])
-    with pytest.raises(LibraryError) as refusal:
-        library.bake(dspy.ChainOfThought("question -> answer"))
-    assert str(refusal.value) == (
-        "scopes ['writer'] name no predictor of the program; it has ['predict']."
-    )
-
-
-NOT_A_LIBRARY = {
-    "text": "Say please.",
-    "empty": "",
-    "a list": "[]",
-    "another program's state": '{"self": {"demos": []}}',
-    "another format": '{"format": "gepa", "version": 1}',
-}
-
-
-@pytest.mark.parametrize("text", NOT_A_LIBRARY.values(), ids=NOT_A_LIBRARY.keys())
-def test_a_file_that_is_no_library_is_refused_with_its_path(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "advice.json"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(LibraryFormatError) as refusal:
-        ExperienceLibrary.load(path)
-    assert f"{path} is not a library" in str(refusal.value)
-
-
-def test_a_binary_file_is_refused_with_its_path(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF\xff\xfe\x00")
-    with pytest.raises(LibraryFormatError, match=r"model\.gguf is not a library"):
-        ExperienceLibrary.load(path)
-
-
-def test_a_library_of_a_newer_version_is_refused_and_the_way_out_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "library.json"
-    ExperienceLibrary([Experience(id="E1", text="Ask first.")]).save(path)
-    record = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(record | {"version": 2}), encoding="utf-8")
-    with pytest.raises(LibraryFormatError) as refusal:
-        ExperienceLibrary.load(path)
-    assert str(refusal.value) == (
-        f"{path} has format version 2, newer than 1, the one that this package reads; upgrade "
-        f"tfgrpo-dspy."
-    )
 
 
 def test_a_damaged_block_in_the_student_is_refused_before_the_first_call() -> None:

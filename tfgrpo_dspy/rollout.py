@@ -6,6 +6,7 @@ be stored, sent and compared. Running one is `sampling`'s business.
 
 import hashlib
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,21 +15,21 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, TypeAdapter
 
 FailureKind = Literal["program", "parse", "provider", "metric", "timeout", "worker"]
+"""Whose failure it was: the program raised; an answer did not parse; the LM's provider failed
+after its retries; the metric raised or gave no score; the rollout took longer than it may; its
+worker was lost. The first two are the program's own."""
+
 FAILURE_SCORE = 0.0
 """The score of a rollout in which the program failed."""
 MIN_CONTRAST = 1e-9
 """Scores that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
-"""Whose failure it was: the program raised; an answer did not parse; the LM's provider failed
-after its retries; the metric raised or gave no score; the rollout took longer than it may. The
-first two are the program's own."""
-
+LONG_INPUT = 200
+"""An input that goes on from an earlier one of so many characters is stored as its rest only."""
+SEED_RANGE = 2**31
+"""Seeds are below this: what every sampler known to us takes."""
 Count = Annotated[int, Field(ge=0, le=10**15)]
 WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory"})
 """Outputs that DSPy's ChainOfThought and ReAct add to those of the signature."""
-
-
-SEED_RANGE = 2**31
-"""Seeds are below this: what every sampler known to us takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Usage:
 
     def to_dict(self) -> dict[str, Any]:
         """Its numbers by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Usage":
@@ -72,10 +73,6 @@ class Usage:
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
-
-
-LONG_INPUT = 200
-"""Characters from which on an input that goes on from an earlier one is kept as its rest only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +115,8 @@ class Rollout:
     encoded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as dicts, lists, strings and numbers, ready for JSON; its steps condensed."""
-        own = ("example", "rollout_id", "outputs", "score", "feedback", "encoded")
-        return {
-            **{name: getattr(self, name) for name in own},
-            "steps": [
-                {name: getattr(step, name) for name in step.__slots__}
-                for step in condensed(self.steps)
-            ],
-            "failure": None if self.failure is None else asdict(self.failure),
-            "usage": self.usage.to_dict(),
-            "metric_usage": self.metric_usage.to_dict(),
-        }
+        """Everything as dicts, sequences, strings and numbers, ready for JSON."""
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Rollout":
@@ -210,11 +197,10 @@ class Group:
         A rollout that failed gives none.
         """
         answered = [rollout for rollout in self.rollouts if rollout.failure is None]
+        n_by_answer = Counter(rollout.answer for rollout in answered)
         if not answered:
             return ""
-        ((answer, _),) = Counter(rollout.answer for rollout in answered).most_common(1)
-        first = next(rollout for rollout in answered if rollout.answer == answer)
-        return fields_text(first.outputs)
+        return fields_text(max(answered, key=lambda rollout: n_by_answer[rollout.answer]).outputs)
 
     @property
     def has_feedback(self) -> bool:
@@ -249,15 +235,11 @@ def relative_advantages(scores: Sequence[float]) -> tuple[float, ...]:
     """
     if not scores or not all(math.isfinite(score) for score in scores):
         raise ValueError(f"scores={list(scores)}: give at least one, all finite.")
-    largest = max(abs(score) for score in scores)
-    if largest == 0 or max(scores) == min(scores):
-        return (0.0,) * len(scores)
-    scaled = [score / largest for score in scores]  # so that the squares below cannot overflow
-    mean = math.fsum(scaled) / len(scaled)
-    deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scaled) / len(scaled))
+    deviation = statistics.pstdev(scores)
     if deviation == 0:
         return (0.0,) * len(scores)
-    return tuple((score - mean) / deviation for score in scaled)
+    mean = statistics.mean(scores)
+    return tuple((score - mean) / deviation for score in scores)
 
 
 def fields_text(fields: Mapping[str, str]) -> str:
@@ -265,10 +247,11 @@ def fields_text(fields: Mapping[str, str]) -> str:
     return "\n".join(f"{name}: {value}" for name, value in fields.items())
 
 
-def condensed(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The steps, with only the rest of long inputs that begin with all of an earlier one's lines.
+def condensed(steps: Sequence[Step], least: int = LONG_INPUT) -> tuple[Step, ...]:
+    """The steps, with only the rest of inputs that begin with all of an earlier one's lines.
 
-    Steps that are condensed already stay as they are.
+    The earlier one, of the same name and of a step of the same name, has `least` characters or
+    more. Steps that are condensed already stay as they are.
     """
     if any(step.continued for step in steps):
         return tuple(steps)
@@ -278,12 +261,11 @@ def condensed(steps: Sequence[Step]) -> tuple[Step, ...]:
         rests = {}
         for name, value in step.inputs.items():
             known = before.get((step.name, name), "")
-            if len(known) >= LONG_INPUT and _goes_on(value, known):
+            if len(known) >= least and f"{value}\n".startswith(f"{known}\n"):
                 rests[name] = value[len(known) :]
             before[step.name, name] = value
-        if rests:
-            step = replace(step, inputs={**step.inputs, **rests}, continued=tuple(rests))
-        shorter.append(step)
+        inputs = {**step.inputs, **rests}
+        shorter.append(replace(step, inputs=inputs, continued=tuple(rests)))
     return tuple(shorter)
 
 
@@ -307,31 +289,15 @@ def trajectory_text(rollout: Rollout) -> str:
     rest is shown.
     """
     parts = []
-    shown: dict[tuple[str, str], str] = {}
-    for number, step in enumerate(rollout.steps, start=1):
+    for number, step in enumerate(condensed(whole(rollout.steps), least=1), start=1):
         parts.append(f"Step {number}, {step.kind} {step.name}")
         for name, value in step.inputs.items():
-            before = shown.get((step.name, name), "")
             if name in step.continued:
-                parts.append(f"  in {name}: {_continued(value)}")
-                value = ""  # what goes on from here is named as such
-            elif before and _goes_on(value, before):
-                parts.append(f"  in {name}: {_continued(value[len(before) :])}")
-            else:
-                parts.append(f"  in {name}: {value}")
-            shown[step.name, name] = value
+                value = f"(as before, and) {value.strip()}" if value else "(as before)"
+            parts.append(f"  in {name}: {value}")
         parts.extend(f"  out {name}: {value}" for name, value in step.outputs.items())
         if step.error:
             parts.append(f"  error: {step.error}")
     if rollout.failure is not None:
         parts.append(f"The program failed: {rollout.failure.message}")
     return "\n".join(parts)
-
-
-def _goes_on(value: str, before: str) -> bool:
-    """Whether the value is the earlier one, or that and more lines."""
-    return value.startswith(before) and value[len(before) : len(before) + 1] in ("", "\n")
-
-
-def _continued(rest: str) -> str:
-    return f"(as before, and) {rest.strip()}" if rest else "(as before)"

@@ -1,11 +1,8 @@
 """Experiences and their library: values, operations, and the text baked into a program."""
 
 from tfgrpo_dspy.experience.block import plain_instructions
-from tfgrpo_dspy.experience.library import (
-    ExperienceLibrary,
-    LibraryDiff,
-)
-from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits, n_words, sift
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits, check_operations, n_words
 from tfgrpo_dspy.experience.programs import (
     copied_program,
     copy_program,
@@ -38,11 +35,11 @@ __all__ = [
     "Experience",
     "ExperienceLibrary",
     "Keep",
-    "LibraryDiff",
     "Limits",
     "Modify",
     "Operation",
     "Refusal",
+    "check_operations",
     "copied_program",
     "copy_program",
     "language_models",
@@ -51,6 +48,5 @@ __all__ = [
     "operation_from",
     "own_instructions",
     "plain_instructions",
-    "sift",
     "with_instructions",
 ]

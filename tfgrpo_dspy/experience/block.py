@@ -5,7 +5,7 @@ line, the block or the adapter's own sections is written as `\\uXXXX`.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
@@ -14,13 +14,10 @@ from tfgrpo_dspy.experience.values import ALL, Experience
 BEGIN = "<experiences>"
 END = "</experiences>"
 HEADER = "Advice learned from earlier attempts:"
-SHOWN_CHARACTERS = 120
-"""How much of the instructions an error message quotes."""
 
+_BLOCK = re.compile(rf"^{BEGIN}\n{HEADER}\n.*?\n{END}$", re.MULTILINE | re.DOTALL)
 _LINE = re.compile(r"\[(E[1-9][0-9]*)(\*?)\] (.+)")
 _LAST_LINE = re.compile(r"\((?:order: (E[0-9]+(?: E[0-9]+)*); )?next id: E([1-9][0-9]*)\)")
-_BEGIN_LINE = re.compile(rf"^{BEGIN}\n", re.MULTILINE)
-_END_LINE = re.compile(rf"\n{END}(?=\n|\Z)")
 _ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
 _TO_ESCAPE = re.compile(
     r"\\(?=u[0-9a-f]{4})"  # a backslash that would read as one of our escapes
@@ -46,84 +43,57 @@ class Block:
 def render_lines(experiences: Iterable[Experience]) -> str:
     """One line for each experience: `[E1*] text`; the star marks scope 'all'."""
     return "\n".join(
-        f"[{experience.id}{'*' if experience.scope == ALL else ''}] {_escape(experience.text)}"
+        f"[{experience.id}{'*' if experience.scope == ALL else ''}] "
+        + _TO_ESCAPE.sub(lambda found: f"\\u{ord(found[0]):04x}", experience.text)
         for experience in experiences
     )
 
 
-def write_block(visible: Sequence[Experience], order: Sequence[str], next_number: int) -> str:
+def write_block(visible: Sequence[Experience], library: Iterable[Experience], next_n: int) -> str:
     """The block for one predictor, from the experiences that it is given (at least one).
 
-    `order` holds the ids of the whole library; they are written only where they do not ascend.
+    The ids of the whole library are written only where they do not ascend.
     """
-    ascending = sorted(order, key=lambda id_: int(id_[1:])) == list(order)
-    ids = "" if ascending else f"order: {' '.join(order)}; "
-    last_line = f"({ids}next id: E{next_number})"
-    return "\n".join([BEGIN, HEADER, render_lines(visible), last_line, END])
+    numbers = [experience.number for experience in library]
+    order = " ".join(f"E{number}" for number in numbers)
+    ids = "" if numbers == sorted(numbers) else f"order: {order}; "
+    return "\n".join([BEGIN, HEADER, render_lines(visible), f"({ids}next id: E{next_n})", END])
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Instructions, apart: what stands before the block, the block (None: none), what follows it.
+def split_instructions(instructions: str) -> tuple[str, str, str]:
+    """What stands before the block, the block ("" if there is none), and what follows it.
 
-    The three together are the instructions, byte for byte.
-    """
-
-    before: str
-    block: str | None
-    after: str
-
-    @property
-    def own(self) -> str:
-        """The instructions without the block."""
-        if self.block is None:
-            return self.before
-        before = self.before.removesuffix("\n\n")
-        return before + self.after if before else self.after.removeprefix("\n\n")
-
-    def with_block(self, block: str | None) -> str:
-        """The instructions with this block in place of the other; at the end where none was."""
-        if block is None:
-            return self.own
-        if self.block is None:
-            return f"{self.before}\n\n{block}" if self.before else block
-        return self.before + block + self.after
-
-
-def split_instructions(instructions: str) -> Split:
-    """Where the block stands in the instructions.
-
-    Other optimizers append text behind it (SIMBA its rules), or put text around it (ReAct).
+    Other optimizers append text behind the block (SIMBA its rules), or put text around it (ReAct).
 
     Raises:
         LibraryFormatError: there are two blocks, or one that does not end.
     """
-    found = [place for place in _blocks_in(instructions) if _is_ours(instructions[slice(*place)])]
+    found = list(_BLOCK.finditer(instructions))
     n_begun = instructions.count(f"{BEGIN}\n{HEADER}\n")
-    if len(found) > 1 or n_begun > len(found):
+    if n_begun != len(found) or n_begun > 1:
         raise LibraryFormatError(
-            f"The instructions {instructions[:SHOWN_CHARACTERS]!r}... hold {n_begun} blocks of "
-            f"experiences, {len(found)} of which end with the line {END}; keep one block from the "
-            f"line {BEGIN} to the line {END}, or none."
+            f"The instructions {instructions[:120]!r}... hold {n_begun} blocks of experiences, "
+            f"{len(found)} of which end with the line {END}; keep one block from the line {BEGIN} "
+            f"to the line {END}, or none."
         )
     if not found:
-        return Split(instructions, None, "")
-    start, end = found[0]
-    return Split(instructions[:start], instructions[start:end], instructions[end:])
+        return instructions, "", ""
+    start, end = found[0].span()
+    return instructions[:start], instructions[start:end], instructions[end:]
 
 
-def _blocks_in(instructions: str) -> Iterator[tuple[int, int]]:
-    """Start and end of each text from a line BEGIN to the next line END, without another BEGIN."""
-    for begin in _BEGIN_LINE.finditer(instructions):
-        end = _END_LINE.search(instructions, begin.end() - 1)
-        if end is not None and not _BEGIN_LINE.search(instructions, begin.end() - 1, end.start()):
-            yield begin.start(), end.end()
+def replace_block(instructions: str, new: str = "") -> str:
+    """The instructions with the new block in place of the old one; at the end if there was none.
 
-
-def _is_ours(text: str) -> bool:
-    """Whether it is a block of ours, be it damaged, and not a user's own use of the same tag."""
-    lines = text.split("\n")
-    return lines[1] == HEADER or bool(_LAST_LINE.fullmatch(lines[-2]))
+    Without a new block, the instructions as they were before any was written.
+    """
+    before, old, after = split_instructions(instructions)
+    if old and new:
+        return before + new + after
+    if old:
+        before = before.removesuffix("\n\n")
+        return before + after if before else after.removeprefix("\n\n")
+    return f"{before}\n\n{new}" if before and new else before + new
 
 
 def parse_block(text: str, predictor: str) -> Block:
@@ -132,24 +102,37 @@ def parse_block(text: str, predictor: str) -> Block:
     Raises:
         LibraryFormatError: a line is not of the form that `write_block` gives; names it.
     """
-    lines = text.split("\n")[2:-1]
-    last_line = _LAST_LINE.fullmatch(lines[-1]) if lines else None
-    if last_line is None:
+    *lines, last = text.split("\n")[2:-1] or [""]
+    found = _LAST_LINE.fullmatch(last)
+    if found is None:
         raise LibraryFormatError(
             f"The experiences baked into predictor {predictor!r} do not end with their next free "
-            f"id but with {lines[-1:]!r}; restore the line '(next id: E<number>)', or remove the "
+            f"id but with {last!r}; restore the line '(next id: E<number>)', or remove the "
             f"whole block from {BEGIN} to {END}."
         )
-    experiences = tuple(_parse_line(line, predictor) for line in lines[:-1])
-    order = tuple(last_line[1].split()) if last_line[1] else ()
-    next_number = int(last_line[2])
+    experiences = tuple(_parse_line(line, predictor) for line in lines)
+    next_number = int(found[2])
     taken = [experience.id for experience in experiences if experience.number >= next_number]
     if taken:
         raise LibraryFormatError(
             f"The experiences baked into predictor {predictor!r} give E{next_number} as their next "
             f"free id, but hold {taken}; raise the number in their last line."
         )
-    return Block(experiences, order, next_number)
+    return Block(experiences, tuple((found[1] or "").split()), next_number)
+
+
+def _parse_line(line: str, predictor: str) -> Experience:
+    wrong = f"The experiences baked into predictor {predictor!r} hold the line {line!r}"
+    found = _LINE.fullmatch(line)
+    if found is None:
+        raise LibraryFormatError(
+            f"{wrong}; a line is '[E<number>] text' (with a star behind the number for scope 'all')"
+        )
+    text = _ESCAPE.sub(lambda code: chr(int(code[1], 16)), found[3])
+    try:
+        return Experience(found[1], text, ALL if found[2] else predictor)
+    except LibraryError as error:
+        raise LibraryFormatError(f"{wrong}: {error}") from error
 
 
 def plain_instructions(instructions: str) -> str:
@@ -160,32 +143,9 @@ def plain_instructions(instructions: str) -> str:
     Raises:
         LibraryFormatError: the block is damaged.
     """
-    parts = split_instructions(instructions)
-    if parts.block is None:
+    before, block, after = split_instructions(instructions)
+    if not block:
         return instructions
-    advice = [experience.text for experience in parse_block(parts.block, "self").experiences]
-    before = parts.before.removesuffix("\n\n")
-    return "\n".join([before, *advice] if before else advice) + parts.after
-
-
-def _parse_line(line: str, predictor: str) -> Experience:
-    found = _LINE.fullmatch(line)
-    if found is None:
-        raise LibraryFormatError(
-            f"The experiences baked into predictor {predictor!r} hold the line {line!r}; a line is "
-            f"'[E<number>] text' (with a star behind the number for scope 'all')."
-        )
-    try:
-        return Experience(found[1], _unescape(found[3]), ALL if found[2] else predictor)
-    except LibraryError as error:
-        raise LibraryFormatError(
-            f"The experiences baked into predictor {predictor!r} hold the line {line!r}: {error}"
-        ) from error
-
-
-def _escape(text: str) -> str:
-    return _TO_ESCAPE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def _unescape(text: str) -> str:
-    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text)
+    advice = [experience.text for experience in parse_block(block, "self").experiences]
+    before = before.removesuffix("\n\n")
+    return "\n".join([before, *advice] if before else advice) + after

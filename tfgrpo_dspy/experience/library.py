@@ -1,70 +1,49 @@
 """The library: an immutable, ordered set of experiences; apply, compare, merge, bake, save.
 
-It knows programs by their shape only (`named_predictors`, `signature`), so that reading a library
-needs no DSPy. How the baked text looks is `block`'s business.
+Programs are known by their shape only (`named_predictors`, `signature`), so that reading a library
+needs no DSPy. The text of a baked block is written and read in `block`.
 """
 
-import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience.block import (
-    Block,
     parse_block,
     render_lines,
+    replace_block,
     split_instructions,
     write_block,
 )
+from tfgrpo_dspy.experience.files import experience_from, listed_in, record_of
 from tfgrpo_dspy.experience.operations import (
     DEFAULT_LIMITS,
     Limits,
     changed,
-    gist,
-    sift,
+    check_operations,
+    normalized,
     with_evidence,
 )
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with_instructions
 from tfgrpo_dspy.experience.values import (
     ALL,
-    ANNOTATIONS,
     Add,
     Delete,
-    Effect,
-    Evidence,
     Experience,
+    LibraryDiff,
     Operation,
     Refusal,
+    operation_from,
 )
-
-FORMAT = "tfgrpo_dspy.library"
-FORMAT_VERSION = 1
 
 ProgramT = TypeVar("ProgramT")
 
 
-@dataclass(frozen=True, slots=True)
-class LibraryDiff:
-    """What must happen to one library to get the other; `str` of it is made for people."""
-
-    added: tuple[Experience, ...]
-    removed: tuple[Experience, ...]
-    modified: tuple[tuple[Experience, Experience], ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.added or self.removed or self.modified)
-
-    def __str__(self) -> str:
-        lines = [f"+ [{new.id}] {_shown(new)}" for new in self.added]
-        lines += [f"- [{old.id}] {_shown(old)}" for old in self.removed]
-        lines += [f"~ [{old.id}] {_shown(old)} -> {_shown(new)}" for old, new in self.modified]
-        return "\n".join(lines) or "no difference"
-
-
+@dataclass(frozen=True, init=False)
 class ExperienceLibrary:
     """An immutable, ordered set of experiences with stable ids that are never used twice.
 
@@ -85,39 +64,26 @@ class ExperienceLibrary:
         LibraryError: an id occurs twice, or `next_number` is not above every id in use.
     """
 
-    __slots__ = ("_experiences", "_hash", "_next_number")
+    experiences: tuple[Experience, ...]
+    next_number: int
 
     def __init__(
         self, experiences: Iterable[Experience] = (), *, next_number: int | None = None
     ) -> None:
-        self._experiences = tuple(experiences)
-        uses = Counter(experience.id for experience in self._experiences)
-        twice = sorted(id_ for id_, n in uses.items() if n > 1)
+        experiences = tuple(experiences)
+        twice = [id_ for id_, n in Counter(each.id for each in experiences).items() if n > 1]
         if twice:
             raise LibraryError(f"ids {twice} occur twice; an id names one experience.")
-        free = 1 + max((experience.number for experience in self._experiences), default=0)
-        self._next_number = free if next_number is None else next_number
-        if not isinstance(self._next_number, int) or self._next_number < free:
+        free = 1 + max((experience.number for experience in experiences), default=0)
+        if next_number is None:
+            next_number = free
+        if not isinstance(next_number, int) or next_number < free:
             raise LibraryError(
                 f"next_number={next_number!r}: must be a whole number of at least {free}, above "
                 f"every id in use."
             )
-        self._hash = hash((self._experiences, self._next_number))  # asked for at every rollout
-
-    def __reduce__(self) -> tuple[Callable[..., "ExperienceLibrary"], tuple[Any, ...]]:
-        made = functools.partial(ExperienceLibrary, next_number=self._next_number)
-        return made, (self._experiences,)  # a hash of texts is another in each process
-
-    def __iter__(self) -> Iterator[Experience]:
-        return iter(self._experiences)
-
-    def __contains__(self, id_: object) -> bool:
-        """Whether it holds an experience of this id: `"E1" in library`."""
-        own = id_.id if isinstance(id_, Experience) else id_
-        return own in self._by_id()
-
-    def __len__(self) -> int:
-        return len(self._experiences)
+        object.__setattr__(self, "experiences", experiences)
+        object.__setattr__(self, "next_number", next_number)
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> "ExperienceLibrary":
@@ -128,57 +94,49 @@ class ExperienceLibrary:
         """
         return cls(Experience(f"E{number}", text) for number, text in enumerate(texts, start=1))
 
-    def bare(self) -> "ExperienceLibrary":
-        """An equal library without annotations."""
-        plain = [Experience(e.id, e.text, e.scope) for e in self]
-        return ExperienceLibrary(plain, next_number=self._next_number)
+    def __iter__(self) -> Iterator[Experience]:
+        return iter(self.experiences)
+
+    def __len__(self) -> int:
+        return len(self.experiences)
+
+    def __contains__(self, id_: object) -> bool:
+        """Whether it holds an experience of this id: `"E1" in library`."""
+        wanted = id_.id if isinstance(id_, Experience) else id_
+        return any(experience.id == wanted for experience in self)
 
     def __getitem__(self, id_: str) -> Experience:
         """The experience of that id. Raises KeyError."""
         return self._by_id()[id_]
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ExperienceLibrary):
-            return NotImplemented
-        if self is other:
-            return True
-        return self._experiences == other._experiences and self._next_number == other._next_number
-
-    def __hash__(self) -> int:
-        return self._hash
-
     def __str__(self) -> str:
         """A line for each experience, with what is known of its worth: made for people."""
-        lines = [f"[{own.id}] {_shown(own)}{_worth(own)}" for own in self]
-        return "\n".join(lines) or "no experiences"
-
-    def __repr__(self) -> str:
-        return f"ExperienceLibrary({list(self._experiences)}, next_number={self._next_number})"
+        return "\n".join(map(str, self)) or "no experiences"
 
     def _by_id(self) -> dict[str, Experience]:
         return {experience.id: experience for experience in self}
 
-    @property
-    def next_number(self) -> int:
-        """The number of the id that the next ADD gets."""
-        return self._next_number
-
-    @property
-    def scopes(self) -> frozenset[str]:
-        """The scopes in use."""
-        return frozenset(experience.scope for experience in self)
-
-    def render(self, scope: str | None = None) -> str:
-        """The experiences as text, a line each; with `scope`, those that this predictor is given.
-
-        Without `scope` all are shown, and those for one predictor say for which.
-        """
-        if scope is not None:
-            return render_lines(self._visible_to(scope))
-        return "\n".join(render_lines([experience]) + _suffix(experience) for experience in self)
+    def render(self) -> str:
+        """The experiences as text, a line each; those for one predictor say for which."""
+        return "\n".join(render_lines([each]) + each.scope_note for each in self)
 
     def _visible_to(self, predictor: str) -> list[Experience]:
         return [experience for experience in self if experience.scope in (ALL, predictor)]
+
+    def bare(self) -> "ExperienceLibrary":
+        """An equal library without annotations."""
+        plain = [Experience(*experience.content) for experience in self]
+        return ExperienceLibrary(plain, next_number=self.next_number)
+
+    def annotated(self, annotations: Mapping[str, Mapping[str, Any]]) -> "ExperienceLibrary":
+        """The library with other annotations, by id; equal to this one.
+
+        `library.annotated({"E2": {"effect": Effect(0.1, 0.04, 80), "is_on_trial": False}})`
+        """
+        return ExperienceLibrary(
+            (replace(experience, **annotations.get(experience.id, {})) for experience in self),
+            next_number=self.next_number,
+        )
 
     # ------------------------------------------------------------------ operations
 
@@ -191,28 +149,31 @@ class ExperienceLibrary:
 
         Unchanged experiences keep id, text and place; a MODIFY keeps id and place; an ADD goes
         to the end under the next free id.
+
+        Raises:
+            LibraryError: an operation is malformed, such as one with a misspelt `op`.
         """
-        accepted, _ = sift(self, operations, limits)
+        given = [operations] if isinstance(operations, Mapping) else operations
+        accepted, _ = check_operations(self, [operation_from(each) for each in given], limits)
         by_id = self._by_id()
-        added: list[Experience] = []
+        next_number = self.next_number
         for operation in accepted:
             if isinstance(operation, Add):
-                id_ = f"E{self._next_number + len(added)}"
-                added.append(Experience(id_, operation.text, operation.scope, operation.evidence))
+                added = Experience(f"E{next_number}", operation.text, operation.scope)
+                by_id[added.id] = with_evidence(added, operation.evidence)
+                next_number += 1
             elif isinstance(operation, Delete):
                 del by_id[operation.id]
             else:
                 by_id[operation.id] = changed(by_id[operation.id], operation)
-        return ExperienceLibrary(
-            [*by_id.values(), *added], next_number=self._next_number + len(added)
-        )
+        return ExperienceLibrary(by_id.values(), next_number=next_number)
 
     def refusals(
         self,
         operations: Iterable[Operation | Mapping[str, Any]],
         limits: Limits = DEFAULT_LIMITS,
     ) -> tuple[Refusal, ...]:
-        """The operations that `apply` leaves out, and why.
+        """The operations that the library does not accept, and why.
 
         An operation is refused that is malformed; names an id that is not in the library, or one
         that an earlier operation of the list names (the first one counts); has an empty text or
@@ -220,40 +181,17 @@ class ExperienceLibrary:
         punctuation and spacing, where the scopes meet); changes nothing; or adds to a full
         library (the deletions of the list make room first).
         """
-        return tuple(sift(self, operations, limits)[1])
-
-    def annotated(self, annotations: Mapping[str, Mapping[str, Any]]) -> "ExperienceLibrary":
-        """The library with other annotations, by id; equal to this one.
-
-        `library.annotated({"E2": {"effect": Effect(0.1, 0.04, 80), "is_on_trial": False}})`
-
-        Raises:
-            LibraryError: an id is not in the library, or a name is no annotation.
-        """
-        unknown = sorted(annotations.keys() - self._by_id().keys())
-        if unknown:
-            raise LibraryError(f"ids {unknown} are not in the library; it has {[*self._by_id()]}.")
-        names = sorted({name for given in annotations.values() for name in given} - ANNOTATIONS)
-        if names:
-            raise LibraryError(f"{names} are no annotations; those are {sorted(ANNOTATIONS)}.")
-        return ExperienceLibrary(
-            (replace(experience, **annotations.get(experience.id, {})) for experience in self),
-            next_number=self._next_number,
-        )
+        return tuple(check_operations(self, operations, limits)[1])
 
     # ------------------------------------------------------------------ two libraries
 
     def diff(self, other: "ExperienceLibrary") -> LibraryDiff:
         """What turns this library into the other, by id; order and next free id are not shown."""
-        mine, theirs = self._by_id(), {theirs.id: theirs for theirs in other}
+        old, new = self._by_id(), other._by_id()  # noqa: SLF001 - of the same class
         return LibraryDiff(
-            added=tuple(new for id_, new in theirs.items() if id_ not in mine),
-            removed=tuple(old for id_, old in mine.items() if id_ not in theirs),
-            modified=tuple(
-                (old, theirs[id_])
-                for id_, old in mine.items()
-                if id_ in theirs and theirs[id_] != old
-            ),
+            added=tuple(new[id_] for id_ in new if id_ not in old),
+            removed=tuple(old[id_] for id_ in old if id_ not in new),
+            modified=tuple((old[i], new[i]) for i in old if i in new and old[i] != new[i]),
         )
 
     def merge(self, other: "ExperienceLibrary") -> "ExperienceLibrary":
@@ -264,20 +202,20 @@ class ExperienceLibrary:
         of both.
         """
         merged = self._by_id()
-        places = {(gist(mine.text), mine.scope): mine.id for mine in self}
-        theirs_next = other.next_number
-        fresh = max(self._next_number, theirs_next)
+        id_by_content = {(normalized(each.text), each.scope): each.id for each in self}
+        next_number = max(self.next_number, other.next_number)
         for experience in other:
-            same = places.get((gist(experience.text), experience.scope))
-            if same is not None:
+            content = (normalized(experience.text), experience.scope)
+            if content in id_by_content:
+                same = id_by_content[content]
                 merged[same] = with_evidence(merged[same], experience.evidence)
                 continue
-            if experience.number < self._next_number:
-                experience = replace(experience, id=f"E{fresh}")
-                fresh += 1
+            if experience.number < self.next_number:
+                experience = replace(experience, id=f"E{next_number}")
+                next_number += 1
             merged[experience.id] = experience
-            places[gist(experience.text), experience.scope] = experience.id
-        return ExperienceLibrary(merged.values(), next_number=fresh)
+            id_by_content[content] = experience.id
+        return ExperienceLibrary(merged.values(), next_number=next_number)
 
     # ------------------------------------------------------------------ programs
 
@@ -293,57 +231,39 @@ class ExperienceLibrary:
         """
         baked = copy_program(program)
         predictors = dict(named_predictors(baked))
-        unknown = sorted(self.scopes - {ALL, *predictors})
+        unknown = sorted({experience.scope for experience in self} - {ALL, *predictors})
         if unknown:
             raise LibraryError(
                 f"scopes {unknown} name no predictor of the program; it has {sorted(predictors)}."
             )
         for name, predictor in predictors.items():
-            parts = split_instructions(predictor.signature.instructions)
-            instructions = parts.with_block(self._block(name))
+            visible = self._visible_to(name)
+            block = write_block(visible, self, self.next_number) if visible else ""
+            instructions = replace_block(predictor.signature.instructions, block)
             if instructions != predictor.signature.instructions:
                 predictor.signature = with_instructions(predictor.signature, instructions)
         return baked
-
-    def _block(self, predictor: str) -> str | None:
-        visible = self._visible_to(predictor)
-        if not visible:
-            return None
-        return write_block(visible, [experience.id for experience in self], self._next_number)
 
     @classmethod
     def from_program(cls, program: Any) -> "ExperienceLibrary":
         """The library that is baked into a program; empty where there is none.
 
-        Evidence is not baked; `save` keeps it.
+        Only ids, texts and scopes are baked. `save` keeps evidence and effects, and so does
+        `detailed_results.library` of a program that was optimized.
 
         Raises:
             LibraryFormatError: a block was damaged, or two predictors disagree on an id.
         """
-        blocks: list[Block] = []
-        for name, predictor in named_predictors(program):
-            block = split_instructions(predictor.signature.instructions).block
-            if block is not None:
-                blocks.append(parse_block(block, name))
-        return cls._from_blocks(blocks)
-
-    @classmethod
-    def _from_blocks(cls, blocks: Sequence[Block]) -> "ExperienceLibrary":
-        by_id: dict[str, Experience] = {}
-        for block in blocks:
-            for experience in block.experiences:
-                known = by_id.setdefault(experience.id, experience)
-                if known != experience:
-                    raise LibraryFormatError(
-                        f"Two predictors disagree on {experience.id}: {known.text!r} for "
-                        f"{known.scope!r}, {experience.text!r} for {experience.scope!r}; give "
-                        f"both lines the same text."
-                    )
+        blocks = [
+            parse_block(block, name)
+            for name, predictor in named_predictors(program)
+            if (block := split_instructions(predictor.signature.instructions)[1])
+        ]
+        by_id = _one_of_each([each for block in blocks for each in block.experiences])
         order = next((block.order for block in blocks if block.order), ())
         place = {id_: index for index, id_ in enumerate(order)}
         ordered = sorted(
-            by_id.values(),
-            key=lambda experience: (place.get(experience.id, len(place)), experience.number),
+            by_id.values(), key=lambda each: (place.get(each.id, len(place)), each.number)
         )
         return cls(ordered, next_number=max((block.next_number for block in blocks), default=None))
 
@@ -351,12 +271,7 @@ class ExperienceLibrary:
 
     def to_dict(self) -> dict[str, Any]:
         """What `save` writes: the library with its evidence, as values that JSON has."""
-        return {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "next_number": self._next_number,
-            "experiences": [experience.to_dict() for experience in self],
-        }
+        return record_of(self, self.next_number)
 
     def save(self, path: str | Path) -> None:
         """Write the library, with its evidence, as JSON text."""
@@ -376,7 +291,7 @@ class ExperienceLibrary:
         """
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LibraryFormatError(f"{path} is not a library: {error}.") from error
         return cls.from_dict(record, source=str(path))
 
@@ -387,48 +302,22 @@ class ExperienceLibrary:
         Raises:
             LibraryFormatError: the record is not a library, or one of a newer version.
         """
-        is_library = isinstance(record, dict) and isinstance(record.get("experiences"), list)
-        if not is_library or record.get("format", FORMAT) != FORMAT:
-            raise LibraryFormatError(
-                f"{source} is not a library; pass a file that ExperienceLibrary.save wrote, or one "
-                f'that holds {{"experiences": [{{"id": "E1", "text": "..."}}]}}.'
-            )
-        version = record.get("version", FORMAT_VERSION)
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise LibraryFormatError(
-                f"{source} has format version {version!r}, newer than {FORMAT_VERSION}, the one "
-                f"that this package reads; upgrade tfgrpo-dspy."
-            )
+        listed = listed_in(record, source)
         try:
-            experiences = [_experience_from(fields) for fields in record["experiences"]]
-            return cls(experiences, next_number=record.get("next_number"))
-        except (KeyError, TypeError, LibraryError) as error:
+            return cls(map(experience_from, listed), next_number=record.get("next_number"))
+        except (KeyError, TypeError, ValueError) as error:
             raise LibraryFormatError(f"{source} is a damaged library: {error!r}.") from error
 
 
-def _shown(experience: Experience) -> str:
-    return experience.text + _suffix(experience)
-
-
-def _suffix(experience: Experience) -> str:
-    return "" if experience.scope == ALL else f" (for {experience.scope})"
-
-
-def _worth(experience: Experience) -> str:
-    """Effect with its standard error, price, and whether it is on trial, in brackets."""
-    known = []
-    if experience.effect is not None:
-        known.append(str(experience.effect))
-    if experience.price is not None:
-        known.append(f"{experience.price} tokens")
-    if experience.is_on_trial:
-        known.append("on trial")
-    return f"  ({', '.join(known)})" if known else ""
-
-
-def _experience_from(fields: Any) -> Experience:
-    if not isinstance(fields, Mapping):
-        raise TypeError(f"{fields!r} is no mapping with 'id' and 'text'")
-    evidence = tuple(Evidence(**item) for item in fields.get("evidence", ()))
-    effect = Effect(**fields["effect"]) if fields.get("effect") else None
-    return Experience(**{**fields, "evidence": evidence, "effect": effect})
+def _one_of_each(experiences: Iterable[Experience]) -> dict[str, Experience]:
+    """The experiences of several predictors by id; those that two have must be equal."""
+    by_id: dict[str, Experience] = {}
+    for experience in experiences:
+        known = by_id.setdefault(experience.id, experience)
+        if known != experience:
+            raise LibraryFormatError(
+                f"Two predictors disagree on {experience.id}: {known.text!r} for "
+                f"{known.scope!r}, {experience.text!r} for {experience.scope!r}; give "
+                f"both lines the same text."
+            )
+    return by_id

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from tfgrpo_dspy.experience.block import split_instructions
+from tfgrpo_dspy.experience.block import replace_block
 
 ProgramT = TypeVar("ProgramT")
 
@@ -19,7 +19,7 @@ def named_predictors(program: Any) -> list[tuple[str, Any]]:
 
 def own_instructions(predictor: Any) -> str:
     """The predictor's instructions without the experiences that are baked into them."""
-    return split_instructions(predictor.signature.instructions).own
+    return replace_block(predictor.signature.instructions)
 
 
 def with_instructions(signature: Any, instructions: str) -> Any:
@@ -76,10 +76,9 @@ def _held_by(program: Any) -> list[Any]:
     while waiting:
         container = waiting.pop(0)
         for item in container.values() if isinstance(container, dict) else container:
-            if id(item) in seen:
-                continue
-            seen.add(id(item))
-            (waiting if isinstance(item, dict | list | tuple) else found).append(item)
+            if id(item) not in seen:
+                seen.add(id(item))
+                (waiting if isinstance(item, dict | list | tuple) else found).append(item)
     return found
 
 

@@ -1,12 +1,12 @@
-"""Experiences, the operations on them and what refuses an operation: plain values, no behaviour.
+"""Experiences, the operations on them, and refusals: plain values.
 
 What is not legal cannot be built: every constructor checks its arguments. What an operation does
-to a library, and when it is refused, is decided in `library`.
+to a library is decided in `library`, when it is refused in `operations`.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from tfgrpo_dspy.errors import LibraryError
@@ -14,10 +14,8 @@ from tfgrpo_dspy.errors import LibraryError
 ALL = "*"
 """The scope of an experience that every predictor of the program is given."""
 
-ANNOTATIONS = frozenset({"evidence", "effect", "price", "is_on_trial"})
-"""The fields of an experience that take no part in equality."""
-
 _ID = re.compile(r"E([1-9][0-9]*)")
+_WRITTEN_ID = re.compile(r"[\[(]?\s*[eE]?([1-9][0-9]*)\*?\s*[\])]?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +34,6 @@ class Evidence:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rollout_ids", tuple(self.rollout_ids))
         object.__setattr__(self, "scores", tuple(self.scores))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Its fields by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +69,16 @@ class Experience:
     id: str
     text: str
     scope: str = ALL
-    evidence: tuple[Evidence, ...] = ()
-    effect: Effect | None = None
-    price: int | None = None
-    is_on_trial: bool = False
+    evidence: tuple[Evidence, ...] = field(default=(), compare=False)
+    effect: Effect | None = field(default=None, compare=False)
+    price: int | None = field(default=None, compare=False)
+    is_on_trial: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check_id(self.id)
-        object.__setattr__(self, "text", _checked_text(self.text))
-        _check_scope(self.scope)
+        _check(self, "id", "text", "scope")
+        if not self.text.strip():
+            raise LibraryError(f"text={self.text!r}: an experience is a line, not empty.")
+        object.__setattr__(self, "text", self.text.strip())
         object.__setattr__(self, "evidence", tuple(self.evidence))
 
     @property
@@ -96,35 +91,47 @@ class Experience:
         """What takes part in equality: id, text and scope."""
         return (self.id, self.text, self.scope)
 
+    @property
+    def scope_note(self) -> str:
+        """` (for solve)` for an experience of one predictor, "" for one of all."""
+        return "" if self.scope == ALL else f" (for {self.scope})"
+
+    @property
+    def line(self) -> str:
+        """Id, text and scope: `[E2] Say sorry first. (for solve)`."""
+        return f"[{self.id}] {self.text}{self.scope_note}"
+
+    def __str__(self) -> str:
+        known = [str(self.effect)] if self.effect is not None else []
+        known += [f"{self.price} tokens"] if self.price is not None else []
+        known += ["on trial"] if self.is_on_trial else []
+        return self.line + (f"  ({', '.join(known)})" if known else "")
+
     def to_dict(self) -> dict[str, Any]:
         """Its fields by name, the evidence too; what was not measured is left out."""
-        evidence = tuple(item.to_dict() for item in self.evidence)
-        values: dict[str, Any] = {
-            "id": self.id,
-            "text": self.text,
-            "scope": self.scope,
-            "evidence": evidence,
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if value is not None and value is not False
         }
-        if self.effect is not None:
-            values["effect"] = asdict(self.effect)
-        if self.price is not None:
-            values["price"] = self.price
-        if self.is_on_trial:
-            values["is_on_trial"] = True
-        return values
 
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        return (
-            isinstance(other, Experience)
-            and self.text == other.text
-            and self.id == other.id
-            and self.scope == other.scope
-        )
 
-    def __hash__(self) -> int:
-        return hash(self.content)
+@dataclass(frozen=True, slots=True)
+class LibraryDiff:
+    """What must happen to one library to get the other; `str` of it is made for people."""
+
+    added: tuple[Experience, ...]
+    removed: tuple[Experience, ...]
+    modified: tuple[tuple[Experience, Experience], ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.modified)
+
+    def __str__(self) -> str:
+        lines = [f"+ {new.line}" for new in self.added]
+        lines += [f"- {old.line}" for old in self.removed]
+        lines += [f"~ {old.line} -> {new.text}{new.scope_note}" for old, new in self.modified]
+        return "\n".join(lines) or "no difference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +145,7 @@ class Add:
     evidence: tuple[Evidence, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_strings(self, "text", "reason")
-        _check_scope(self.scope)
+        _check(self, "text", "scope", "reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,48 +160,37 @@ class Modify:
     evidence: tuple[Evidence, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_id(self.id)
-        _check_strings(self, "text", "reason")
+        _check(self, "id", "text", "reason")
         if self.scope is not None:
-            _check_scope(self.scope)
+            _check(self, "scope")
 
 
 @dataclass(frozen=True, slots=True)
-class Delete:
+class _OnExperience:
+    """An operation that names an experience and gives it no text."""
+
+    id: str
+    reason: str = ""
+    evidence: tuple[Evidence, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(self, "id", "reason")
+
+
+class Delete(_OnExperience):
     """Take an experience out of the library; its id is never used again."""
 
     op: ClassVar[str] = "DELETE"
-    id: str
-    reason: str = ""
-    evidence: tuple[Evidence, ...] = ()
-
-    def __post_init__(self) -> None:
-        _check_id(self.id)
-        _check_strings(self, "reason")
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(_OnExperience):
     """Change no text; record that this evidence supports the experience."""
 
     op: ClassVar[str] = "KEEP"
-    id: str
-    reason: str = ""
-    evidence: tuple[Evidence, ...] = ()
-
-    def __post_init__(self) -> None:
-        _check_id(self.id)
-        _check_strings(self, "reason")
 
 
 Operation = Add | Modify | Delete | Keep
 _OPERATIONS: dict[str, type[Operation]] = {kind.op: kind for kind in (Add, Modify, Delete, Keep)}
-_FIELDS = {
-    "ADD": ("text", "scope", "reason"),
-    "MODIFY": ("id", "text", "scope", "reason"),
-    "DELETE": ("id", "reason"),
-    "KEEP": ("id", "reason"),
-}
 _SYNONYMS = {"UPDATE": "MODIFY", "REMOVE": "DELETE", "NONE": "KEEP"}
 
 
@@ -207,7 +202,7 @@ class Refusal:
     reason: str
 
 
-def operation_from(given: Mapping[str, Any], evidence: tuple[Evidence, ...] = ()) -> Operation:
+def operation_from(given: Any) -> Operation:
     """The operation that a mapping stands for, as an LM writes it.
 
     `{"op": "modify", "id": "[e2]", "text": "Ask first."} -> Modify("E2", "Ask first.")`.
@@ -219,53 +214,37 @@ def operation_from(given: Mapping[str, Any], evidence: tuple[Evidence, ...] = ()
     Raises:
         LibraryError: no such operation, or a field that it needs is absent or of the wrong type.
     """
+    if isinstance(given, Operation):
+        return given
+    if not isinstance(given, Mapping):
+        raise LibraryError(f"{given!r} is no operation; give a mapping with an 'op'.")
     name = str(given.get("op", "")).strip().upper()
-    name = _SYNONYMS.get(name, name)
-    if name not in _OPERATIONS:
+    kind = _OPERATIONS.get(_SYNONYMS.get(name, name))
+    if kind is None:
         raise LibraryError(f"op={given.get('op')!r}: the operations are ADD, MODIFY, DELETE, KEEP.")
-    fields = {key: given[key] for key in _FIELDS[name] if given.get(key) is not None}
+    names = {"id", "text", "scope", "reason"} & set(kind.__match_args__)
+    fields = {name: given[name] for name in names if given.get(name) is not None}
     if fields.get("scope") == "":
         del fields["scope"]
-    if "id" in _FIELDS[name]:
-        fields["id"] = _forgiven_id(given.get("id"))
-    if "text" in _FIELDS[name] and "text" not in fields:
-        raise LibraryError(f"op={name!r} needs a text, and has none.")
-    return _OPERATIONS[name](**fields, evidence=evidence)
+    if "id" in names:
+        found = _WRITTEN_ID.fullmatch(str(given.get("id")).strip())
+        fields["id"] = f"E{found[1]}" if found else str(given.get("id"))
+    if "text" in names and "text" not in fields:
+        raise LibraryError(f"op={kind.op!r} needs a text, and has none.")
+    return kind(**fields)
 
 
-def _forgiven_id(given: object) -> str:
-    found = re.fullmatch(r"[\[(]?\s*[eE]?([1-9][0-9]*)\*?\s*[\])]?", str(given).strip())
-    return f"E{found[1]}" if found else str(given)
-
-
-def _check_id(given: object) -> None:
-    if not isinstance(given, str) or not _ID.fullmatch(given):
-        raise LibraryError(f"id={given!r}: an id is 'E' and a number from 1, such as 'E1'.")
-
-
-def _check_strings(operation: object, *names: str) -> None:
+def _check(checked: object, *names: str) -> None:
+    """Raise LibraryError where one of these fields is not a string of its form."""
     for name in names:
-        value = getattr(operation, name)
+        value = getattr(checked, name)
+        if name == "id" and not (isinstance(value, str) and _ID.fullmatch(value)):
+            raise LibraryError(f"id={value!r}: an id is 'E' and a number from 1, such as 'E1'.")
+        if name == "scope" and not (isinstance(value, str) and value):
+            raise LibraryError(f"scope={value!r}: give a predictor's name, or '*' for all.")
         if not isinstance(value, str):
-            raise LibraryError(f"{name}={value!r} of an operation: give a string.")
-        _check_characters(name, value)
-
-
-def _check_scope(given: object) -> None:
-    if not isinstance(given, str) or not given:
-        raise LibraryError(f"scope={given!r}: give a predictor's name, or '*' for all.")
-    _check_characters("scope", given)
-
-
-def _check_characters(name: str, given: str) -> None:
-    try:
-        given.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise LibraryError(f"{name}={given!r} holds half a character ({error.reason}).") from error
-
-
-def _checked_text(given: object) -> str:
-    if not isinstance(given, str) or not given.strip():
-        raise LibraryError(f"text={given!r}: an experience is one line of advice, not empty.")
-    _check_characters("text", given)
-    return given.strip()
+            raise LibraryError(f"{name}={value!r}: give a string.")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise LibraryError(f"{name}={value!r} holds half a character.") from error

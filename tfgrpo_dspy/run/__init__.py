@@ -26,8 +26,8 @@ from tfgrpo_dspy.experience import (
     ExperienceLibrary,
     Operation,
     Refusal,
+    check_operations,
     copy_program,
-    sift,
 )
 from tfgrpo_dspy.gate import Decision, GroupPlan
 from tfgrpo_dspy.reflection import Lesson
@@ -359,7 +359,7 @@ class Run:
             dropped=self._decider.dropped(),
             is_asked=not self._teacher.gave_up(batch),
         )
-        taken, refusals = sift(library, operations, self.settings.limits)
+        taken, refusals = check_operations(library, operations, self.settings.limits)
         return [*taken, *refused, *refusals]
 
     async def decide(

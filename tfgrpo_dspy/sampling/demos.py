@@ -4,7 +4,7 @@ They are DSPy's own demos, in a predictor's `demos`; here they are made from a r
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import dspy
@@ -25,7 +25,7 @@ class Demo:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {"predictor": self.predictor, "fields": dict(self.fields)}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Demo":
@@ -39,13 +39,15 @@ def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
     A step is left out where a field is missing, or its value cannot be had back from its text, as
     with images.
     """
-    fields = {name: p.signature.fields for name, p in named_predictors(program)}
+    fields = {name: predictor.signature.fields for name, predictor in named_predictors(program)}
     found: dict[str, Demo] = {}
     for step in whole(rollout.steps):
-        values = {**step.inputs, **step.outputs}
-        if step.kind == "predictor" and _can_be_shown(values, fields.get(step.name)):
-            own = {name: values[name] for name in fields[step.name]}
-            found[step.name] = Demo(step.name, own)
+        if step.kind != "predictor" or step.name not in fields:
+            continue
+        texts = {**step.inputs, **step.outputs}
+        wanted = fields[step.name].items()
+        if all(name in texts and _comes_back(texts[name], i.annotation) for name, i in wanted):
+            found[step.name] = Demo(step.name, {name: texts[name] for name, _ in wanted})
     return tuple(found.values())
 
 
@@ -64,13 +66,6 @@ def with_demos(program: Any, demos: Iterable[Demo]) -> Any:
         example = dspy.Example(**values).with_inputs(*predictor.signature.input_fields)
         predictor.demos = [*predictor.demos, example]
     return shown
-
-
-def _can_be_shown(values: Mapping[str, str], fields: Mapping[str, Any] | None) -> bool:
-    return fields is not None and all(
-        name in values and _comes_back(values[name], info.annotation)
-        for name, info in fields.items()
-    )
 
 
 def _comes_back(text: str, annotation: Any) -> bool:

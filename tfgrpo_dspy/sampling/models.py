@@ -9,12 +9,6 @@ from dspy.utils.exceptions import LMConfigurationError
 from tfgrpo_dspy.rollout import SEED_RANGE
 
 
-def is_deterministic(lm: Any, temperature: float | None) -> bool:
-    """Whether the LM would give one answer only: its temperature is 0."""
-    own = lm.kwargs.get("temperature") if hasattr(lm, "kwargs") else None
-    return (own if temperature is None else temperature) == 0
-
-
 def allows_temperature(lm: Any, temperature: float) -> bool:
     """Whether DSPy would build this LM with that temperature; reasoning models allow none."""
     if not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
@@ -32,19 +26,18 @@ def _can_be_built(model: str, model_type: Any, temperature: float) -> bool:
 
 
 def sampling_copy(lm: Any, rollout_id: int, temperature: float | None) -> Any:
-    """A copy of the LM for one sample.
+    """A copy of the LM for one sample; `temperature` None leaves it at its own.
 
     `rollout_id` is part of DSPy's cache key only; an engine object is given a seed besides,
     and so is an LM to which its user gave one. At temperature 0 there is only one sample, and the
     cache may answer.
     """
-    if temperature is not None and not allows_temperature(lm, temperature):
-        temperature = None
-    changes: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
-    if is_deterministic(lm, temperature):
-        return lm.copy(**changes)
-    changes["rollout_id"] = rollout_id
-    has_engine_object = not isinstance(getattr(lm, "engine", "none"), str)
-    if has_engine_object or lm.kwargs.get("seed") is not None:
-        changes["seed"] = rollout_id % SEED_RANGE
+    changes: dict[str, Any] = {}
+    if temperature is not None and allows_temperature(lm, temperature):
+        changes["temperature"] = temperature
+    if {**getattr(lm, "kwargs", {}), **changes}.get("temperature") != 0:
+        changes["rollout_id"] = rollout_id
+        has_engine_object = not isinstance(getattr(lm, "engine", "none"), str)
+        if has_engine_object or lm.kwargs.get("seed") is not None:
+            changes["seed"] = rollout_id % SEED_RANGE
     return lm.copy(**changes)

@@ -4,6 +4,7 @@ Every fault is collected, so that one message names them all, before the first L
 here runs a program or asks an LM.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass, fields
 from os import PathLike
@@ -16,24 +17,18 @@ from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience import Limits
 from tfgrpo_dspy.gate import BayesianGate, Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.settings.groups import Execution, PaperReflection, Reflection
-from tfgrpo_dspy.settings.numbers import (
-    is_whole,
-    positive_number_faults,
-    use_plain_numbers,
-    whole_number_faults,
-)
-from tfgrpo_dspy.settings.schedule import Schedule
+from tfgrpo_dspy.settings.groups import Execution, PaperReflection, Reflection, refuse
+from tfgrpo_dspy.settings.numbers import is_whole, number_faults
+from tfgrpo_dspy.settings.schedule import Facts, Schedule
 
 __all__ = [
+    "AUTO",
     "DEFAULT_TEMPERATURE",
-    "PRESETS",
     "WHOLE_TRAINSET",
     "Execution",
     "PaperReflection",
     "Reflection",
     "RunSettings",
-    "Schedule",
     "Settings",
 ]
 
@@ -41,19 +36,32 @@ DEFAULT_TEMPERATURE = 0.7
 DEFAULT_THREADS = 8
 WHOLE_TRAINSET = 2**31
 """A batch size that no training set reaches: one batch an epoch."""
-PRESETS = ("light", "medium", "heavy")
-_WHOLE_NUMBERS = {
+AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
+"""LM calls for each training example and LM call of a rollout, and the least in all."""
+_WHOLE = {
+    "group_size": 2,
     "max_lm_calls": 1,
     "max_metric_calls": 1,
-    "group_size": 2,
     "batch_size": 1,
     "epochs": 1,
     "max_experiences": 1,
     "max_demos": 0,
     "num_threads": 1,
+    "seed": -math.inf,
 }
 """The whole numbers among the arguments, and how small each may be."""
-_REAL_NUMBERS = ("max_cost", "max_minutes", "temperature")
+_REAL = {"max_cost": math.inf, "max_minutes": math.inf, "temperature": 2.0}
+"""The numbers above 0, and how large each may be."""
+_HINTS = {
+    "group_size": (
+        "a group needs at least 2 rollouts to compare; pass group_size=5 (the paper's value)."
+    ),
+    "seed": "pass a whole number.",
+    "temperature": (
+        "pass a number above 0, at which the rollouts of a group differ, and at most 2, such as "
+        "0.7, or None."
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -100,44 +108,12 @@ class Settings:
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default())
-        use_plain_numbers(self, [*_WHOLE_NUMBERS, "seed"], _REAL_NUMBERS)
-        faults = [
-            *self._number_faults(),
-            *self._store_faults(),
-            *self._object_faults(),
-            *self._demo_faults(),
-        ]
-        if faults:
-            raise SettingsError(" ".join(faults))
-
-    def _number_faults(self) -> Iterator[str]:
-        least = {k: v for k, v in _WHOLE_NUMBERS.items() if k != "group_size"}
-        size = self.group_size
-        if size is not None and (not is_whole(size) or size < 2):
-            yield (
-                f"group_size={size!r}: a group needs at least 2 rollouts to compare; pass "
-                f"group_size=5 (the paper's value)."
-            )
-        yield from whole_number_faults(self, least, {"max_experiences"})
-        if not is_whole(self.seed):
-            yield f"seed={self.seed!r}: pass a whole number."
-        yield from positive_number_faults(self, ("max_cost", "max_minutes"))
-        yield from self._temperature_faults()
-
-    def _temperature_faults(self) -> Iterator[str]:
-        if self.temperature is None:
-            return
-        if not isinstance(self.temperature, int | float) or not 0 <= self.temperature <= 2:
-            yield f"temperature={self.temperature!r}: pass a number above 0 and at most 2."
-        elif self.temperature == 0:
-            yield (
-                f"temperature={self.temperature!r}: all rollouts of a group would be the same "
-                f"answer; pass temperature={DEFAULT_TEMPERATURE}."
-            )
+        numbers = number_faults(self, _WHOLE, _REAL, _HINTS)
+        refuse([*numbers, *self._store_faults(), *self._object_faults(), *self._gate_faults()])
 
     def _store_faults(self) -> Iterator[str]:
-        if self.auto not in (None, *PRESETS):
-            yield f"auto={self.auto!r}: pass one of {', '.join(map(repr, PRESETS))}, or None."
+        if self.auto not in (None, *AUTO):
+            yield f"auto={self.auto!r}: pass one of {', '.join(map(repr, AUTO))}, or None."
         if self.offline and self.log_dir is None:
             yield "offline=True and log_dir=None: there is nothing to replay; pass a log_dir."
         if self.log_dir is not None and not isinstance(self.log_dir, str | PathLike):
@@ -155,7 +131,6 @@ class Settings:
                 yield str(error)
         if self.reflection_lm is not None and not isinstance(self.reflection_lm, dspy.BaseLM):
             yield f"reflection_lm={self.reflection_lm!r}: pass a dspy.LM('provider/model')."
-        yield from self._gate_faults()
         for name, kind in (("reflection", Reflection), ("execution", Execution)):
             if not isinstance(getattr(self, name), kind):
                 yield f"{name}={getattr(self, name)!r}: pass {kind.__name__}(...)."
@@ -172,9 +147,7 @@ class Settings:
                 f"gate={name}() and metric=None: nothing scores the rollouts; pass a metric, or "
                 f"leave the gate out."
             )
-
-    def _demo_faults(self) -> Iterator[str]:
-        if is_whole(self.max_demos) and self.max_demos and not self.measures:
+        if self.max_demos and is_whole(self.max_demos) and not self.measures:
             yield (
                 f"max_demos={self.max_demos}: nothing measures whether demos help; pass a metric, "
                 f"a gate that is not NoGate, and to learn() a valset; or max_demos=0."
@@ -194,6 +167,12 @@ class Settings:
     def measures(self) -> bool:
         """Whether student and results are compared on a validation set."""
         return self.metric is not None and isinstance(self.gate, Gate) and self.gate.measures
+
+    @property
+    def limits(self) -> Limits:
+        """What the library may hold at every moment."""
+        words = (self.reflection or Reflection()).max_experience_words
+        return Limits(self.max_experiences, words)
 
     def scalars(self) -> dict[str, Any]:
         """The settings that are numbers, strings or flags, by name; those of the groups too."""
@@ -224,17 +203,25 @@ class RunSettings(Settings):
     schedule: Schedule
 
     @classmethod
-    def of(cls, settings: Settings, schedule: Schedule) -> "RunSettings":
-        """These settings, with the numbers of this schedule."""
-        given = {field.name: getattr(settings, field.name) for field in fields(settings)}
-        flat = {name: getattr(schedule, name) for name in _OF_SCHEDULE}
-        temperature = settings.temperature or DEFAULT_TEMPERATURE
-        return cls(**{**given, **flat, "temperature": temperature, "schedule": schedule})
+    def of(cls, settings: Settings, facts: Facts) -> "RunSettings":
+        """These settings, with the schedule for these facts.
 
-    @property
-    def limits(self) -> Limits:
-        """What the library may hold at every moment."""
-        return Limits(self.max_experiences, self.reflection.max_experience_words)
+        Raises:
+            SettingsError: the budget is too small to learn anything.
+        """
+        given = {field.name: getattr(settings, field.name) for field in fields(settings)}
+        figures = {name: given[name] for name in _DERIVED}
+        reflection, execution = given["reflection"], given["execution"]
+        schedule = Schedule.derive(
+            facts,
+            **figures,
+            max_staleness=execution.max_staleness,
+            drafts=reflection.drafts,
+            groups_per_call=reflection.groups_per_call,
+        )
+        given |= {name: getattr(schedule, name) for name in _DERIVED}
+        given["temperature"] = settings.temperature or DEFAULT_TEMPERATURE
+        return cls(**given, schedule=schedule)
 
     @property
     def max_staleness(self) -> int:
@@ -256,4 +243,4 @@ class RunSettings(Settings):
         return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")}
 
 
-_OF_SCHEDULE = ("group_size", "batch_size", "epochs", "max_demos")
+_DERIVED = ("group_size", "batch_size", "epochs", "max_demos")

@@ -10,20 +10,14 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget import price_of
-from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.experience import (
-    ExperienceLibrary,
-    Limits,
-    language_models,
-    n_words,
-    named_predictors,
-)
+from tfgrpo_dspy.experience import ExperienceLibrary, language_models, n_words, named_predictors
 from tfgrpo_dspy.gate import NoGate
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling import allows_temperature
-from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, Reflection, RunSettings, Settings
-from tfgrpo_dspy.settings.plan import facts_of, plan_of, schedule_of, with_preset
+from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, Execution, Reflection, RunSettings, Settings
+from tfgrpo_dspy.settings.groups import refuse
+from tfgrpo_dspy.settings.plan import derived, plan_of
 from tfgrpo_dspy.store import Unseen, digest, object_identity
 
 logger = logging.getLogger(__name__)
@@ -56,7 +50,7 @@ def prepare(
         _warn_of_overlap(valset or (), testset, "test", "validation")
     examples = [trainset[index] for index in training]
     data = {"n_test": len(testset or ()), "is_split": valset is None}
-    return _derived(settings, student, examples, len(validation), data), training, validation
+    return _planned(settings, student, examples, len(validation), **data), training, validation
 
 
 def prepare_learning(
@@ -82,28 +76,19 @@ def prepare_learning(
         warnings.simplefilter("ignore")
         check_run(settings, student, examples, valset)
     validation = list(valset or []) if settings.metric is not _scores_of_traces else []
-    data = {"is_sampled": False}
-    return _derived(settings, student, examples, len(validation), data), validation
+    return _planned(settings, student, examples, len(validation), is_sampled=False), validation
 
 
-def _derived(
-    settings: Settings, student: Any, examples: Sequence[Any], n_validation: int, data: Any
+def _planned(
+    settings: Settings, student: Any, examples: Sequence[Any], n_validation: int, **data: Any
 ) -> RunSettings:
-    """The settings with budget and schedule filled in; the plan is logged.
-
-    Raises:
-        SettingsError: the budget cannot be kept, or is too small to learn anything.
-    """
-    faults = list(price_faults(settings, student))
-    if faults:
-        raise SettingsError(" ".join(faults))
-    settings = with_preset(settings, student, len(examples))
-    can_draft = not list(_draft_faults(settings, examples))
-    facts = facts_of(settings, student, examples, n_validation, can_draft=can_draft, **data)
-    derived = RunSettings.of(settings, schedule_of(settings, facts))
+    """The settings with budget and schedule; the plan is logged."""
+    refuse([*_price_faults(settings, student)])
+    data["can_draft"] = not [*_draft_faults(settings, examples)]
+    run_settings = derived(settings, student, examples, n_validation, **data)
     if not settings.offline:
-        logger.info("the plan:\n%s", plan_of(derived, student, examples))
-    return derived
+        logger.info("the plan:\n%s", plan_of(run_settings, student, examples))
+    return run_settings
 
 
 def _scores_of_traces(example: Any, prediction: Any, trace: Any = None) -> float:
@@ -129,7 +114,9 @@ def check_run(
     if valset is not None:
         faults += _data_faults("valset", valset)
     if testset is not None:
-        faults += [*_data_faults("testset", testset), *_test_faults(settings)]
+        faults += _data_faults("testset", testset)
+        if settings.metric is None:
+            faults.append("testset and metric=None: nothing scores the test set; pass a metric.")
     if not faults and settings.reflection is not None and settings.reflection.drafts:
         faults += _draft_faults(settings, trainset)
     if teacher is not None:
@@ -137,8 +124,7 @@ def check_run(
     if not faults:
         library = ExperienceLibrary.from_program(student)
         faults += [*_library_faults(settings, library), *_lm_faults(settings, student)]
-    if faults:
-        raise SettingsError(" ".join(faults))
+    refuse(faults)
     if settings.metric is None and not settings.measures:
         warnings.warn(
             "metric=None: lessons are drawn from agreement and self-critique, without ground "
@@ -156,32 +142,22 @@ def split(
     6 examples the trainset is the validation set too, with a warning; without a gate nothing is
     held out. Sets that overlap are warned of.
     """
+    order = list(range(len(trainset)))
     if valset is not None:
         _warn_of_overlap(trainset, valset, "validation", "training")
-        return list(range(len(trainset))), list(valset)
+        return order, list(valset)
     if not settings.measures:
-        return list(range(len(trainset))), []
+        return order, []
     if len(trainset) < MIN_EXAMPLES_TO_SPLIT:
         warnings.warn(
             f"{len(trainset)} examples are too few to hold some out: student and result are "
             f"compared on the training examples themselves; pass a valset.",
             stacklevel=3,
         )
-        return list(range(len(trainset))), list(trainset)
+        return order, list(trainset)
     n_held_out = min(MAX_HELD_OUT, round(len(trainset) * VALIDATION_SHARE))
-    order = list(range(len(trainset)))
     random.Random(f"{settings.seed}/split").shuffle(order)
     return sorted(order[n_held_out:]), [trainset[i] for i in sorted(order[:n_held_out])]
-
-
-def price_faults(settings: Settings, student: Any) -> Iterator[str]:
-    """Each LM whose price is not known, where `max_cost` needs it."""
-    if settings.max_cost is None or settings.execution is None:
-        return
-    for lm in {id(lm): lm for lm in all_lms(settings, student)}.values():
-        price = price_of(lm, settings.execution.prices or {})
-        if isinstance(price, str):
-            yield f"max_cost={settings.max_cost}: {price}"
 
 
 def all_lms(settings: Settings, student: Any) -> list[Any]:
@@ -199,6 +175,16 @@ def policy_lms(student: Any) -> list[Any]:
     return [*own, dspy.settings.lm] if needs_default or not own else own
 
 
+def _price_faults(settings: Settings, student: Any) -> Iterator[str]:
+    """Each LM that the run may call whose price is not known, where `max_cost` needs it."""
+    if settings.max_cost is None:
+        return
+    for lm in {id(lm): lm for lm in all_lms(settings, student)}.values():
+        price = price_of(lm, (settings.execution or Execution()).prices or {})
+        if isinstance(price, str):
+            yield f"max_cost={settings.max_cost}: {price}"
+
+
 def _program_faults(student: Any) -> Iterator[str]:
     if not isinstance(student, dspy.Module):
         yield f"student={student!r}: pass a dspy.Module, such as dspy.Predict('q -> a')."
@@ -210,8 +196,7 @@ def _program_faults(student: Any) -> Iterator[str]:
 
 
 def _library_faults(settings: Settings, library: ExperienceLibrary) -> Iterator[str]:
-    reflection = settings.reflection or Reflection()
-    limits = Limits(settings.max_experiences, reflection.max_experience_words)
+    limits = settings.limits
     if len(library) > limits.max_experiences:
         yield (
             f"max_experiences={limits.max_experiences}: the student starts with {len(library)} "
@@ -245,61 +230,44 @@ def _has_inputs(example: Any) -> bool:
 
 
 def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
-    for lm in dict.fromkeys([*policy_lms(student), settings.reflection_lm or dspy.settings.lm]):
+    for lm in [*policy_lms(student), settings.reflection_lm or dspy.settings.lm]:
         if not isinstance(lm, dspy.BaseLM):
             yield (
                 f"lm={lm!r}: no LM is configured; call dspy.configure(lm=dspy.LM(...)), or set "
                 f"one on every predictor and pass reflection_lm."
             )
             return
-    for lm in policy_lms(student):
-        yield from _temperature_faults(settings, lm)
-
-
-def _temperature_faults(settings: Settings, lm: Any) -> Iterator[str]:
     temperature = settings.temperature or DEFAULT_TEMPERATURE
-    if allows_temperature(lm, temperature):
-        return
-    if temperature != DEFAULT_TEMPERATURE:
-        yield (
-            f"temperature={settings.temperature}: {lm.model} is a reasoning model and allows "
-            f"none but its own; leave temperature out."
-        )
-    else:
-        logger.info("%s allows no temperature but its own; its rollouts use that", lm.model)
+    for lm in policy_lms(student):
+        if allows_temperature(lm, temperature):
+            continue
+        if temperature == DEFAULT_TEMPERATURE:
+            logger.info("%s allows no temperature but its own; its rollouts use that", lm.model)
+        else:
+            yield (
+                f"temperature={temperature}: {lm.model} is a reasoning model and allows "
+                f"none but its own; leave temperature out."
+            )
 
 
-def _draft_faults(settings: Settings, trainset: Any) -> Iterator[str]:
+def _draft_faults(settings: Settings, trainset: Sequence[Any]) -> Iterator[str]:
     """Why there is nothing to draw drafts from."""
     reflection = settings.reflection or Reflection()
     asked = f"drafts={reflection.drafts}"
     if not reflection.use_labels or settings.metric is None:
         hidden = "metric=None" if reflection.use_labels else "use_labels=False"
         yield f"{asked} and {hidden}: drafts are drawn from labels; pass drafts=0."
-    elif not any(_has_labels(example) for example in trainset or ()):
+    elif not any(len(example.labels()) for example in trainset):
         yield (
             f"{asked}: drafts are drawn from labels, and no example of the trainset has any; pass "
             f"drafts=0."
         )
 
 
-def _has_labels(example: Any) -> bool:
-    return _has_inputs(example) and bool(len(example.labels()))
-
-
-def _test_faults(settings: Settings) -> Iterator[str]:
-    if settings.metric is None:
-        yield "testset and metric=None: nothing scores the test set; pass a metric."
-
-
 def _warn_of_overlap(others: Sequence[Any], kept: Sequence[Any], name: str, used: str) -> None:
     """Warn of `kept` examples (of the set `name`) that are among `others` (used for `used`)."""
-    if not kept or not others:
-        return
-    first = next(iter(kept[0].inputs().keys()))  # a digest of every example would take long
-    values = {repr(example.get(first)) for example in kept}
-    near = [example for example in others if repr(example.get(first)) in values]
-    seen = {_inputs_of(example) for example in near}
+    shown = {_shown(example) for example in kept}  # digests of all examples would take long
+    seen = {_inputs_of(example) for example in others if _shown(example) in shown}
     n_shared = sum(_inputs_of(example) in seen for example in kept)
     if n_shared:
         warnings.warn(
@@ -309,7 +277,11 @@ def _warn_of_overlap(others: Sequence[Any], kept: Sequence[Any], name: str, used
         )
 
 
+def _shown(example: Any) -> str:
+    return repr(sorted(example.inputs().items()))
+
+
 def _inputs_of(example: Any) -> str:
     """The inputs as text, with what media hold, which they do not show."""
-    inputs = dict(sorted(example.inputs().items()))
-    return f"{inputs!r} {digest(object_identity(inputs, Unseen()))}"
+    inputs = dict(example.inputs().items())
+    return f"{_shown(example)} {digest(object_identity(inputs, Unseen()))}"

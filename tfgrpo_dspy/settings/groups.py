@@ -1,5 +1,6 @@
 """What few people set: `Reflection` and `Execution`, each one argument of the optimizer."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, fields
@@ -14,12 +15,7 @@ from tfgrpo_dspy.reflection import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
-from tfgrpo_dspy.settings.numbers import (
-    is_finite,
-    positive_number_faults,
-    use_plain_numbers,
-    whole_number_faults,
-)
+from tfgrpo_dspy.settings.numbers import is_finite, number_faults
 
 MODULES: dict[str, Callable[[], Any]] = {
     "extract": ExtractAdvantage,
@@ -28,8 +24,6 @@ MODULES: dict[str, Callable[[], Any]] = {
     "draft": DraftLessons,
 }
 """The fields of `Reflection` that are modules, and the default of each."""
-_OF_REFLECTION = {"max_experience_words": 1, "groups_per_call": 1, "drafts": 0}
-_OF_EXECUTION = {"max_staleness": 0, "max_errors": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +64,10 @@ class Reflection:
         for name, default in MODULES.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default())
-        use_plain_numbers(self, _OF_REFLECTION)
-        _refuse(
-            [
-                *whole_number_faults(self, _OF_REFLECTION, {"max_experience_words"}),
-                *self._module_faults(),
-            ]
-        )
+        least = {"max_experience_words": 1, "groups_per_call": 1, "drafts": 0}
+        refuse([*number_faults(self, least, {}), *self._faults()])
 
-    def _module_faults(self) -> Iterator[str]:
+    def _faults(self) -> Iterator[str]:
         for name, default in MODULES.items():
             module = getattr(self, name)
             if isinstance(module, type):
@@ -95,7 +84,7 @@ class Reflection:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperReflection(Reflection):
-    """Reflection as the paper and the reference implementation have it. Private.
+    """What the paper and the ablations do otherwise. Private.
 
     Args:
         summarize_always: summarise every trajectory, not only those that are too long.
@@ -103,19 +92,20 @@ class PaperReflection(Reflection):
         update_per_group: ask for the operations of each group first, then merge them.
     """
 
-    drafts: int | None = 0
-    groups_per_call: int | None = 1
-    summarize_always: bool = True
-    failure_analysis: bool = False
+    summarize_always: bool = False
+    failure_analysis: bool = True
     update_per_group: bool = False
 
     @classmethod
     def of(cls, reflection: Reflection | None) -> "PaperReflection":
         """The paper's reflection with the fields that this one sets."""
-        if reflection is None or isinstance(reflection, cls):
-            return reflection or cls()
-        given = {field.name: getattr(reflection, field.name) for field in fields(reflection)}
-        return cls(**{name: value for name, value in given.items() if value is not None})
+        if isinstance(reflection, cls):
+            return reflection
+        values: dict[str, Any] = {"drafts": 0, "groups_per_call": 1}
+        for field in fields(reflection or cls()):
+            value = getattr(reflection, field.name, None)
+            values |= {} if value is None else {field.name: value}
+        return cls(**values, summarize_always=True, failure_analysis=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,29 +138,20 @@ class Execution:
     prices: Mapping[str, tuple[float, float]] | None = None
 
     def __post_init__(self) -> None:
-        use_plain_numbers(self, _OF_EXECUTION, ["rollout_timeout_s"])
-        _refuse(
-            [
-                *whole_number_faults(self, _OF_EXECUTION, set()),
-                *positive_number_faults(self, ("rollout_timeout_s",)),
-                *self._executor_faults(),
-                *self._price_faults(),
-            ]
-        )
+        least = {"max_staleness": 0, "max_errors": 0}
+        refuse([*number_faults(self, least, {"rollout_timeout_s": math.inf}), *self._faults()])
 
-    def _executor_faults(self) -> Iterator[str]:
+    def _faults(self) -> Iterator[str]:
         if self.executor is not None and not isinstance(self.executor, Executor):
             yield (
                 f"executor={self.executor!r}: pass a concurrent.futures.Executor, such as "
                 f"ProcessPoolExecutor(8), or Client.get_executor() of dask.distributed."
             )
-
-    def _price_faults(self) -> Iterator[str]:
-        prices = {} if self.prices is None else self.prices
-        if not isinstance(prices, Mapping):
+        prices = self.prices
+        if prices is not None and not isinstance(prices, Mapping):
             yield f"prices={prices!r}: pass a mapping from a model to its two prices."
             return
-        for model, pair in prices.items():
+        for model, pair in (prices or {}).items():
             if not _is_pair_of_prices(pair):
                 yield (
                     f"prices[{model!r}]={pair!r}: pass US dollars for a million prompt tokens and "
@@ -183,6 +164,7 @@ def _is_pair_of_prices(given: object) -> bool:
     return is_pair and all(is_finite(price) and price >= 0 for price in cast(Any, given))
 
 
-def _refuse(faults: list[str]) -> None:
+def refuse(faults: list[str]) -> None:
+    """Raises SettingsError: there are faults; the message names them all."""
     if faults:
         raise SettingsError(" ".join(faults))

@@ -1,53 +1,51 @@
-"""Numbers as people pass them (`np.int64(3)`, `1e3`, `np.float32(0.7)`), as Python's own."""
+"""Numbers among the arguments: made Python's own, and checked."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
 
-def use_plain_numbers(settings: Any, whole: Iterable[str] = (), real: Iterable[str] = ()) -> None:
-    """Put Python's own numbers in place of these attributes of a frozen dataclass.
+def number_faults(
+    settings: Any,
+    whole: Mapping[str, float],
+    real: Mapping[str, float],
+    hints: Mapping[str, str] | None = None,
+) -> Iterator[str]:
+    """A sentence for each attribute that is no number as it should be.
 
-    `whole` ones become an `int` where they are whole (`1e3` is 1000), and stay what they are where
-    they are not; what is no number stays too.
+    Puts Python's own numbers in place of `np.int64(3)`, `1e3` and `np.float32(0.7)`. None is
+    allowed where it is the default.
+
+    Args:
+        settings: a frozen dataclass.
+        whole: attributes that are whole numbers, and how small each may be.
+        real: attributes that are numbers above 0, and how large each may be.
+        hints: what to pass instead, by attribute, where more can be said than what is allowed.
     """
-    for name in whole:
-        object.__setattr__(settings, name, _as_whole(getattr(settings, name)))
-    for name in real:
-        object.__setattr__(settings, name, _as_plain(getattr(settings, name)))
+    defaults = {field.name: field.default for field in fields(settings)}
+    for name in (*whole, *real):
+        value = _plain(getattr(settings, name))
+        if name in whole and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        object.__setattr__(settings, name, value)
+        if value is None and defaults[name] is None:
+            continue
+        if name in whole:
+            is_right = is_whole(value) and value >= whole[name]
+            hint = f"pass a whole number of at least {whole[name]}."
+        else:
+            is_right = is_finite(value) and 0 < value <= real[name]
+            hint = "pass a number above 0, or None."
+        if not is_right:
+            yield f"{name}={value!r}: {(hints or {}).get(name, hint)}"
 
 
-def _as_whole(value: Any) -> Any:
-    plain = _as_plain(value)
-    return int(plain) if isinstance(plain, float) and plain.is_integer() else plain
-
-
-def _as_plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
-
-
-def whole_number_faults(settings: Any, least: Mapping[str, int], needed: set[str]) -> Iterator[str]:
-    """A sentence for each attribute that is no whole number of at least so much.
-
-    None is allowed for all but those that are `needed`.
-    """
-    for name, minimum in least.items():
-        value = getattr(settings, name)
-        if value is None and name not in needed:
-            continue
-        if not is_whole(value) or value < minimum:
-            yield f"{name}={value!r}: pass a whole number of at least {minimum}."
-
-
-def positive_number_faults(settings: Any, names: tuple[str, ...]) -> Iterator[str]:
-    """A sentence for each attribute that is neither None nor a finite number above 0."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and (not is_finite(value) or value <= 0):
-            yield f"{name}={value!r}: pass a number above 0, or None."
 
 
 def is_whole(value: object) -> bool:

@@ -1,15 +1,15 @@
-"""The plan of a run: about how many calls it makes, for what, and what they cost; `auto`.
+"""What is derived before a run: LM calls for `auto`, the schedule, and the plan of the calls.
 
 What a rollout takes in LM calls and dollars is only known by running it; without a probe it is
-assumed, as said beside the constants. Not in it: answers that are asked for again, retries after a
-provider's faults, summaries of long trajectories, and prompts that must be split.
+assumed, as said beside the constants. Not in the plan: answers that are asked for again, retries
+after a provider's faults, summaries of long trajectories, and prompts that must be split.
 """
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import dspy
 
@@ -18,8 +18,7 @@ from tfgrpo_dspy.experience import named_predictors, own_instructions
 from tfgrpo_dspy.reflection import estimate_tokens
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling import as_fields
-from tfgrpo_dspy.settings import RunSettings, Settings
-from tfgrpo_dspy.settings.groups import Execution, Reflection
+from tfgrpo_dspy.settings import AUTO, Execution, RunSettings, Settings
 from tfgrpo_dspy.settings.schedule import Facts, Schedule
 
 ASSUMED_COMPLETION_TOKENS = 150
@@ -27,8 +26,8 @@ ASSUMED_FORMAT_TOKENS = 200
 """What DSPy's adapters add to a prompt, about."""
 ASSUMED_TURNS = 4
 """How many calls an agent makes in a rollout, if it may make as many."""
-AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
-"""LM calls for each training example and LM call of a rollout, and the least in all."""
+LOOKED_AT = 100
+"""About so many examples give the mean length of inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,10 @@ class PlanRow:
     n_rollouts: int
     n_lm_calls: int
     cost: float | None
+
+    def __str__(self) -> str:
+        dollars = "?" if self.cost is None else f"{self.cost:.2f}"
+        return f"{self.purpose:<30}{self.n_rollouts:>10,}{self.n_lm_calls:>10,}{dollars:>10}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,134 +70,96 @@ class Plan:
     @property
     def cost(self) -> float | None:
         """US dollars; None where a price is not known."""
-        costs = [row.cost for row in self.rows]
-        return None if None in costs else math.fsum(cost or 0.0 for cost in costs)
+        return _sum(row.cost for row in self.rows)
 
     def __str__(self) -> str:
-        total = PlanRow("in all", self.n_metric_calls, self.n_lm_calls, self.cost)
-        lines = [f"{'purpose':<30}{'rollouts':>10}{'LM calls':>10}{'dollars':>10}"]
-        for row in (*self.rows, total):
-            dollars = "?" if row.cost is None else f"{row.cost:.2f}"
-            lines.append(
-                f"{row.purpose:<30}{row.n_rollouts:>10,}{row.n_lm_calls:>10,}{dollars:>10}"
-            )
         basis = "two probe rollouts" if self.is_probed else "assumptions: pass probe=True"
-        lines.append(f"about, in {self.n_updates} updates; calls and costs from {basis}")
-        return "\n".join([*lines, "", str(self.schedule)])
+        lines = [
+            f"{'purpose':<30}{'rollouts':>10}{'LM calls':>10}{'dollars':>10}",
+            *self.rows,
+            PlanRow("in all", self.n_metric_calls, self.n_lm_calls, self.cost),
+            f"about, in {self.n_updates} updates; calls and costs from {basis}",
+            "",
+            self.schedule,
+        ]
+        return "\n".join(map(str, lines))
 
 
 def plan_of(
-    settings: RunSettings,
-    student: Any,
-    examples: Sequence[Any],
-    probed: Sequence[Usage] = (),
+    settings: RunSettings, student: Any, examples: Sequence[Any], probed: Sequence[Usage] = ()
 ) -> Plan:
-    """The plan.
+    """The plan of a run that trains on these examples.
 
-    Args:
-        settings: of the run.
-        student: the program.
-        examples: those to train on.
-        probed: the usage of some rollouts, from which calls and costs are taken.
+    Calls and costs are those of the `probed` rollouts, as far as there are any.
     """
-    schedule = settings.schedule
-    per_rollout = _mean(probed) if probed else _assumed(settings, student, examples)
-    n_updates = schedule.n_updates(per_rollout.calls)
+    schedule, reflection = settings.schedule, settings.reflection
+    rollout = _mean(probed) if probed else _assumed(settings, student, examples)
+    n_updates = schedule.n_updates(rollout.calls)
     n_training = n_updates * schedule.rollouts_of_update
+    longest = getattr(reflection.extract, "attempts_tokens", 12_000)
+    attempts = min(longest, settings.group_size * int(rollout.prompt + rollout.completion))
+    longest = getattr(reflection.draft, "examples_tokens", 12_000)
+    drafted = min(longest, 10 * int(rollout.prompt))
     n_lessons = n_updates * (schedule.reflections_of_update - 1)
-    n_summaries = n_training if settings.reflection.summarize_always else 0
-    of_reflection = settings.reflection
-    budget = getattr(of_reflection.extract, "attempts_tokens", 12_000)
-    shown = getattr(of_reflection.draft, "examples_tokens", 12_000)
-    attempts = min(budget, settings.group_size * int(per_rollout.prompt + per_rollout.completion))
-    drafted = min(shown, 10 * int(per_rollout.prompt))
-    rows = (
-        per_rollout.row("student and final choice", schedule.reserve),
-        per_rollout.row("test set", 2 * schedule.facts.n_test),
-        per_rollout.row("training rollouts", n_training),
-        _reflections("drafts from labels", schedule.drafts, drafted, settings),
-        _reflections("summaries", n_summaries, attempts // settings.group_size, settings),
-        _reflections("lessons", n_lessons, attempts, settings),
-        _reflections("updates of the library", n_updates + (schedule.drafts > 0), 2_000, settings),
-    )
-    return Plan(rows, n_updates + (schedule.drafts > 0), bool(probed), schedule)
+    n_summaries = n_training if reflection.summarize_always else 0
+    n_updates += schedule.drafts > 0
+    of_rollouts = {
+        "student and final choice": schedule.reserve,
+        "test set": 2 * schedule.facts.n_test,
+        "training rollouts": n_training,
+    }
+    of_reflections = {
+        "drafts from labels": (schedule.drafts, drafted),
+        "summaries": (n_summaries, attempts // settings.group_size),
+        "lessons": (n_lessons, attempts),
+        "updates of the library": (n_updates, 2_000),
+    }
+    lm = settings.reflection_lm or dspy.settings.lm
+    rows = [
+        PlanRow(purpose, n, math.ceil(n * rollout.calls), rollout.cost and n * rollout.cost)
+        for purpose, n in of_rollouts.items()
+    ]
+    for purpose, (n, prompt) in of_reflections.items():
+        cost = _cost(lm, settings, n, prompt + ASSUMED_FORMAT_TOKENS)
+        rows.append(PlanRow(purpose, 0, n, cost))
+    return Plan(tuple(rows), n_updates, bool(probed), schedule)
 
 
-def with_preset(settings: Settings, student: Any, n_training: int) -> Settings:
-    """The settings with the LM calls that `auto` stands for; an explicit `max_lm_calls` stays."""
-    if settings.auto is None or settings.max_lm_calls is not None:
-        return settings
-    each, least = AUTO[settings.auto]
-    n_calls = each * n_training * calls_per_rollout(student)
-    return replace(settings, max_lm_calls=max(least, math.ceil(n_calls)))
-
-
-def facts_of(
+def derived(
     settings: Settings, student: Any, examples: Sequence[Any], n_validation: int, **others: Any
-) -> Facts:
-    """What the schedule is derived from; `others` are fields of `Facts`.
+) -> RunSettings:
+    """The settings with the LM calls that `auto` stands for, and with the schedule.
 
     Dollars become LM calls by what one is assumed to cost. Minutes cannot: what a call takes is
-    not known.
+    not known. `others` are fields of `Facts`.
+
+    Raises:
+        SettingsError: the budget is too small to learn anything.
     """
-    assumed_calls = None
+    calls = float(sum(times for _, times in _asked(student)))
+    if settings.auto is not None and settings.max_lm_calls is None:
+        each, least = AUTO[settings.auto]
+        n_calls = max(least, math.ceil(each * len(examples) * calls))
+        settings = replace(settings, max_lm_calls=n_calls)
+    cost = None
     if settings.max_cost is not None:
-        assumed = _assumed(settings, student, examples)
-        if assumed.cost:
-            assumed_calls = settings.max_cost / assumed.cost * assumed.calls
-    return Facts(
+        cost = _assumed(settings, student, examples).cost
+    facts = Facts(
         n_training=len(examples),
         n_validation=n_validation if settings.metric is not None else 0,
         can_demonstrate=settings.measures and n_validation > 0,
-        calls_per_rollout=calls_per_rollout(student),
+        calls_per_rollout=calls,
         n_threads=settings.threads,
         lm_calls=settings.max_lm_calls,
-        assumed_calls=assumed_calls,
+        assumed_calls=settings.max_cost / cost * calls if settings.max_cost and cost else None,
         metric_calls=settings.max_metric_calls,
         has_budget=settings.max_minutes is not None or settings.max_cost is not None,
         **others,
     )
+    return RunSettings.of(settings, facts)
 
 
-def schedule_of(settings: Settings, facts: Facts) -> Schedule:
-    """The schedule for these facts, with the figures that the user set."""
-    reflection, execution = settings.reflection or Reflection(), settings.execution or Execution()
-    return Schedule.derive(
-        facts,
-        group_size=settings.group_size,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        max_demos=settings.max_demos,
-        max_staleness=execution.max_staleness,
-        drafts=reflection.drafts,
-        groups_per_call=reflection.groups_per_call,
-    )
-
-
-def calls_per_rollout(student: Any) -> float:
-    """How many LM calls one rollout is assumed to make: each predictor asked once.
-
-    An agent's first predictor is asked up to `ASSUMED_TURNS` times.
-    """
-    return float(sum(times for _, times in _asked(student)))
-
-
-def _asked(student: Any) -> list[tuple[Any, int]]:
-    """Each predictor, and how often it is assumed to be asked in a rollout."""
-    loops = sum(
-        min(getattr(module, "max_iters", 0), ASSUMED_TURNS - 1)
-        for _, module in student.named_sub_modules()
-    )
-    asked = []
-    for index, (_, predictor) in enumerate(named_predictors(student)):
-        lm = predictor.lm or dspy.settings.lm
-        n = predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1
-        asked.append((predictor, n * (1 + (loops if index == 0 else 0))))
-    return asked
-
-
-@dataclass(frozen=True, slots=True)
-class _PerRollout:
+class _PerRollout(NamedTuple):
     """LM calls, tokens and dollars of one rollout; `cost` None: a price is not known."""
 
     calls: float
@@ -202,24 +167,14 @@ class _PerRollout:
     completion: float
     cost: float | None
 
-    def row(self, purpose: str, n: int) -> PlanRow:
-        """The row of so many rollouts."""
-        cost = None if self.cost is None else n * self.cost
-        return PlanRow(purpose, n, math.ceil(n * self.calls), cost)
-
 
 def _mean(probed: Sequence[Usage]) -> _PerRollout:
-    cost = statistics.fmean(usage.cost_usd for usage in probed)
     return _PerRollout(
         statistics.fmean(usage.n_lm_calls + usage.n_cached_calls for usage in probed),
         statistics.fmean(usage.prompt_tokens for usage in probed),
         statistics.fmean(usage.completion_tokens for usage in probed),
-        cost or None,
+        statistics.fmean(usage.cost_usd for usage in probed) or None,
     )
-
-
-LOOKED_AT = 100
-"""About so many examples give the mean length of inputs."""
 
 
 def _assumed(settings: Settings, student: Any, examples: Sequence[Any]) -> _PerRollout:
@@ -227,29 +182,41 @@ def _assumed(settings: Settings, student: Any, examples: Sequence[Any]) -> _PerR
         estimate_tokens(" ".join(as_fields(example.inputs()).values()))
         for example in examples[:: math.ceil(len(examples) / LOOKED_AT)]
     )
-    calls, prompt, completion = 0.0, 0.0, 0.0
+    calls, prompts = 0, 0.0
     costs: list[float | None] = []
     for predictor, times in _asked(student):
-        own = times * (
-            estimate_tokens(own_instructions(predictor)) + ASSUMED_FORMAT_TOKENS + inputs
-        )
-        calls, prompt = calls + times, prompt + own
-        completion += times * ASSUMED_COMPLETION_TOKENS
+        prompt = estimate_tokens(own_instructions(predictor)) + ASSUMED_FORMAT_TOKENS + inputs
+        calls, prompts = calls + times, prompts + times * prompt
+        costs.append(_cost(predictor.lm or dspy.settings.lm, settings, times, prompt))
+    return _PerRollout(calls, prompts, calls * ASSUMED_COMPLETION_TOKENS, _sum(costs))
+
+
+def _asked(student: Any) -> Iterator[tuple[Any, int]]:
+    """Each predictor, and how often it is assumed to be asked in a rollout.
+
+    An agent's first predictor is asked up to `ASSUMED_TURNS` times.
+    """
+    turns = 1 + sum(
+        min(getattr(module, "max_iters", 0), ASSUMED_TURNS - 1)
+        for _, module in student.named_sub_modules()
+    )
+    for _, predictor in named_predictors(student):
         lm = predictor.lm or dspy.settings.lm
-        costs.append(_cost(lm, settings, own, times * ASSUMED_COMPLETION_TOKENS))
-    total = None if None in costs else math.fsum(cost or 0.0 for cost in costs)
-    return _PerRollout(calls, prompt, completion, total)
+        n = predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1
+        yield predictor, n * turns
+        turns = 1
 
 
-def _reflections(purpose: str, n: int, prompt: int, settings: Settings) -> PlanRow:
-    lm = settings.reflection_lm or dspy.settings.lm
-    tokens = n * (prompt + ASSUMED_FORMAT_TOKENS)
-    return PlanRow(purpose, 0, n, _cost(lm, settings, tokens, n * ASSUMED_COMPLETION_TOKENS))
-
-
-def _cost(lm: Any, settings: Settings, prompt: float, completion: float) -> float | None:
-    prices = settings.execution.prices if settings.execution is not None else None
-    price = price_of(lm, prices or {}) if lm is not None else "no LM"
+def _cost(lm: Any, settings: Settings, n_calls: int, prompt: float) -> float | None:
+    """Dollars of so many calls with prompts of so many tokens; None: the price is not known."""
+    price = price_of(lm, (settings.execution or Execution()).prices or {}) if lm else "no LM"
     if isinstance(price, str):
         return None
-    return prompt * price.prompt + completion * price.completion
+    completion = n_calls * ASSUMED_COMPLETION_TOKENS
+    return n_calls * prompt * price.prompt + completion * price.completion
+
+
+def _sum(costs: Iterable[float | None]) -> float | None:
+    """None where one of them is None."""
+    given = list(costs)
+    return None if None in given else math.fsum(cost or 0.0 for cost in given)

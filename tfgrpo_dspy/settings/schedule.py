@@ -6,7 +6,6 @@ estimate; the budget itself is kept by `budget`, call by call.
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -31,7 +30,6 @@ THREADS_IN_USE = 1.5
 MOST_DRAFTS, CALLS_FOR_A_DRAFT = 12, 16
 """One draft for each 16 LM calls, so that drafts take at most a sixteenth of a budget."""
 DEMOS = 4
-GROUPS_PER_CALL = 1
 RESERVE_SHARE = 1 / 5
 """What the final choice may take of a budget."""
 PASSES, MOST_PASSES = 2, 4
@@ -44,58 +42,36 @@ SMALLEST = 2
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a schedule is derived from.
-
-    Args:
-        n_training: examples to train on.
-        n_validation: examples that are kept for validation; 0: nothing is measured.
-        n_test: examples on which student and result are measured at the end.
-        is_split: whether the validation examples are split from the trainset.
-        can_draft: whether there are labels to draw drafts from.
-        can_demonstrate: whether demos could be tried.
-        is_sampled: False where the training rollouts are there already.
-        calls_per_rollout: LM calls of one rollout, as assumed.
-        n_threads: tasks that may be under way at once.
-        lm_calls: LM calls that the budget pays for; None: any number.
-        assumed_calls: LM calls that the dollars pay for, as assumed; None: any number.
-        metric_calls: rollouts that the budget pays for; None: any number.
-        has_budget: whether anything ends the run, such as a number of minutes.
-    """
+    """What a schedule is derived from; of a limit, None is no limit."""
 
     n_training: int
-    n_validation: int
-    n_test: int = 0
-    is_split: bool = False
-    can_draft: bool = False
-    can_demonstrate: bool = False
-    is_sampled: bool = True
-    calls_per_rollout: float = 1.0
-    n_threads: int = 8
+    n_validation: int  # examples that are kept for validation; 0: nothing is measured
+    n_test: int = 0  # examples on which student and result are measured at the end
+    is_split: bool = False  # whether the validation examples are split from the trainset
+    can_draft: bool = False  # whether there are labels to draw drafts from
+    can_demonstrate: bool = False  # whether demos could be tried
+    is_sampled: bool = True  # False where the training rollouts are there already
+    calls_per_rollout: float = 1.0  # LM calls, as assumed
+    n_threads: int = 8  # tasks that may be under way at once
     lm_calls: int | None = None
-    assumed_calls: float | None = None
-    metric_calls: int | None = None
-    has_budget: bool = False
+    assumed_calls: float | None = None  # LM calls that the dollars pay for, as assumed
+    metric_calls: int | None = None  # rollouts
+    has_budget: bool = False  # whether anything ends the run, such as a number of minutes
 
     @property
     def calls(self) -> float | None:
         """The budget in LM calls, without the test's; half a reflection goes with each rollout."""
         test = 2 * self.n_test * self.calls_per_rollout
-        limits = (self.lm_calls, self.assumed_calls)
-        given = [limit - test for limit in limits if limit is not None]
+        given = [limit - test for limit in self.limits_on_calls]
         if self.metric_calls is not None:
             n_rollouts = self.metric_calls - 2 * self.n_test
             given.append(n_rollouts * (self.calls_per_rollout + 0.5))
         return max(0.0, min(given)) if given else None
 
-    def pay_for(self, n_rollouts: int, n_reflections: int) -> bool:
-        """Whether the budget pays for so many rollouts and reflections."""
-        n_calls = n_rollouts * self.calls_per_rollout + n_reflections
-        limits = (
-            (self.lm_calls, n_calls),
-            (self.assumed_calls, n_calls),
-            (self.metric_calls, n_rollouts),
-        )
-        return all(most is None or needed <= most for most, needed in limits)
+    @property
+    def limits_on_calls(self) -> list[float]:
+        """What limits the LM calls, as far as anything does."""
+        return [limit for limit in (self.lm_calls, self.assumed_calls) if limit is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +98,8 @@ class Schedule:
     def derive(cls, facts: Facts, **given: int | None) -> "Schedule":
         """The schedule for these facts; a figure that is given (not None) is kept.
 
+        A budget that does not pay for a whole update makes the schedule smaller.
+
         Raises:
             SettingsError: the budget does not pay for the smallest run that could learn; names
                 the smallest budget that does.
@@ -130,10 +108,16 @@ class Schedule:
         chosen: dict[str, int] = {}
         reasons: dict[str, str] = {}
         for name, choose in _CHOICES.items():
-            value, reasons[name] = choose(facts, chosen)
+            value, reason = choose(facts, chosen)
             chosen[name] = kept.get(name, value)
-        reasons.update(dict.fromkeys(kept, "as you set it"))
-        return _fitted(cls(**chosen, facts=facts, reasons=reasons), kept)
+            reasons[name] = "as you set it" if name in kept else reason
+        for schedule in _smaller(cls(**chosen, facts=facts, reasons=reasons), kept):
+            if schedule.is_paid:
+                return schedule
+        refusal = schedule.refusal()
+        if refusal:
+            raise SettingsError(refusal)
+        return schedule
 
     def choices(self) -> dict[str, int]:
         """The figures by name."""
@@ -143,20 +127,24 @@ class Schedule:
     def to_dict(self) -> dict[str, Any]:
         """Each figure with the reason for it, for a result."""
         return {
-            name: {"value": value, "reason": self.reasons.get(name, "")}
+            name: {"value": value, "reason": self.reasons[name]}
             for name, value in self.choices().items()
         }
 
     @property
+    def batch(self) -> int:
+        """How many examples a batch has: all of them where `batch_size` is larger."""
+        return min(self.batch_size, self.facts.n_training)
+
+    @property
     def rollouts_of_update(self) -> int:
         """How many rollouts one update is made from."""
-        n_examples = min(self.batch_size, self.facts.n_training)
-        return n_examples * self.group_size * self.facts.is_sampled
+        return self.batch * self.group_size * self.facts.is_sampled
 
     @property
     def reflections_of_update(self) -> int:
         """How many answers of the reflection LM one update takes: lessons, then operations."""
-        return math.ceil(min(self.batch_size, self.facts.n_training) / self.groups_per_call) + 1
+        return math.ceil(self.batch / self.groups_per_call) + 1
 
     @property
     def reflections_of_drafts(self) -> int:
@@ -174,29 +162,72 @@ class Schedule:
         paid = [float(self.epochs * math.ceil(facts.n_training / self.batch_size))]
         fixed = self.rollouts_besides * calls_per_rollout + self.reflections_of_drafts
         each = n_rollouts * calls_per_rollout + self.reflections_of_update
-        limits = (facts.lm_calls, facts.assumed_calls)
-        paid += [(limit - fixed) / each for limit in limits if limit is not None]
+        paid += [(limit - fixed) / each for limit in facts.limits_on_calls]
         if facts.metric_calls is not None and n_rollouts:
             paid.append((facts.metric_calls - self.rollouts_besides) / n_rollouts)
         return max(0, math.floor(min(paid)))
 
     @property
+    def least(self) -> tuple[int, int]:
+        """Rollouts and reflections of one whole update, with drafts, reserve and test."""
+        n_reflections = self.reflections_of_update + self.reflections_of_drafts
+        return self.rollouts_of_update + self.rollouts_besides, n_reflections
+
+    @property
     def is_paid(self) -> bool:
-        """Whether the budget pays for one whole update beside drafts, reserve and test."""
-        return self.facts.pay_for(
-            self.rollouts_of_update + self.rollouts_besides,
-            self.reflections_of_update + self.reflections_of_drafts,
+        """Whether the budget pays for the least."""
+        n_rollouts, n_reflections = self.least
+        n_calls = n_rollouts * self.facts.calls_per_rollout + n_reflections
+        most = self.facts.metric_calls
+        is_scored = most is None or n_rollouts <= most
+        return is_scored and all(n_calls <= limit for limit in self.facts.limits_on_calls)
+
+    def refusal(self) -> str:
+        """Which budget is too small, and what would do; "" if none is.
+
+        What rollouts take, and what calls cost, is only assumed; so a budget is refused only where
+        it would not even pay if each rollout took one LM call.
+        """
+        facts, (n_rollouts, n_reflections) = self.facts, self.least
+        made = (
+            f"the smallest run that can learn makes {n_rollouts} rollouts and {n_reflections} "
+            f"reflections"
         )
+        if facts.metric_calls is not None and facts.metric_calls < n_rollouts:
+            return f"max_metric_calls={facts.metric_calls}: {made}; pass at least {n_rollouts}."
+        if facts.lm_calls is not None and facts.lm_calls < n_rollouts + n_reflections:
+            n_calls = math.ceil(n_rollouts * facts.calls_per_rollout) + n_reflections
+            return (
+                f"max_lm_calls={facts.lm_calls}: {made}, {n_calls} LM calls if a rollout takes "
+                f"{facts.calls_per_rollout:g}; pass at least {n_calls}."
+            )
+        return ""
 
     def __str__(self) -> str:
-        return "\n".join(
-            f"{name:<16}{min(value, self._most(name)):>6}  {self.reasons.get(name, '')}".rstrip()
-            for name, value in self.choices().items()
-        )
+        shown = self.choices() | {"batch_size": self.batch}
+        lines = [f"{name:<16}{n:>6}  {self.reasons[name]}" for name, n in shown.items()]
+        return "\n".join(lines)
 
-    def _most(self, name: str) -> int:
-        """A batch that takes in the whole training set is shown as so large."""
-        return self.facts.n_training if name == "batch_size" else sys.maxsize
+
+def _smaller(schedule: Schedule, kept: Mapping[str, int]) -> Iterator[Schedule]:
+    """The schedule, then ever smaller ones; what the user set stays. The last one still learns."""
+    yield schedule
+    sizes = {
+        "drafts": range(1),
+        "group_size": range(SMALLEST, SMALLEST + 1),
+        "batch_size": range(schedule.batch_size - 1, SMALLEST - 1, -1),
+    }
+    for name in [name for name in sizes if name not in kept]:
+        for size in sizes[name]:
+            reasons = {**schedule.reasons, name: "fewer, as the budget is small"}
+            figures: dict[str, Any] = {name: min(getattr(schedule, name), size)}
+            schedule = replace(schedule, **figures, reasons=reasons)
+            yield schedule
+    n_demos = kept.get("max_demos", 0)
+    for n in range(schedule.n_validation, min(SMALLEST, schedule.n_validation) - 1, -1):
+        reserve = min(schedule.reserve, PASSES * n)
+        schedule = replace(schedule, n_validation=n, reserve=reserve, max_demos=n_demos)
+        yield schedule
 
 
 # ---------------------------------------------------------------------- one function, one figure
@@ -206,8 +237,7 @@ def _group_size(facts: Facts, _chosen: Mapping[str, int]) -> tuple[int, str]:
     if facts.calls is None:
         return GROUP, "no limit on calls"
     each = facts.calls / facts.n_training
-    side = "below" if each < CALLS_FOR_THREE else "not below"
-    size = SMALL_GROUP if each < CALLS_FOR_THREE else GROUP
+    size, side = (SMALL_GROUP, "below") if each < CALLS_FOR_THREE else (GROUP, "not below")
     return size, f"{each:.1f} LM calls for each training example, {side} {CALLS_FOR_THREE}"
 
 
@@ -245,19 +275,14 @@ def _drafts(facts: Facts, _chosen: Mapping[str, int]) -> tuple[int, str]:
     return n, f"labels; one for each {CALLS_FOR_A_DRAFT} LM calls, at most {MOST_DRAFTS}"
 
 
-def _groups_per_call(_facts: Facts, _chosen: Mapping[str, int]) -> tuple[int, str]:
-    return GROUPS_PER_CALL, "each group is read by itself"
-
-
 def _reserve(facts: Facts, _chosen: Mapping[str, int]) -> tuple[int, str]:
     n = facts.n_validation
     if not facts.can_demonstrate:
         return 2 * n, f"rollouts: student and result on {n} validation examples"
     if facts.calls is None or not n:
         return MOST_PASSES * n, f"rollouts: {n} validation examples, {MOST_PASSES} programs"
-    quarter = int(RESERVE_SHARE * facts.calls / facts.calls_per_rollout)
-    least = PASSES * min(LEAST_VALIDATION, n)
-    reserve = min(MOST_PASSES * n, max(least, quarter))
+    share = int(RESERVE_SHARE * facts.calls / facts.calls_per_rollout)
+    reserve = min(MOST_PASSES * n, max(PASSES * min(LEAST_VALIDATION, n), share))
     return reserve, "rollouts for student and final choice: about a fifth of the budget"
 
 
@@ -279,78 +304,9 @@ _CHOICES: dict[str, Callable[[Facts, Mapping[str, int]], tuple[int, str]]] = {
     "epochs": _epochs,
     "max_staleness": _max_staleness,
     "drafts": _drafts,
-    "groups_per_call": _groups_per_call,
+    "groups_per_call": lambda *_: (1, "each group is read by itself"),
     "reserve": _reserve,
     "n_validation": _n_validation,
     "max_demos": _max_demos,
 }
 """In the order of their dependence: a figure sees those before it."""
-
-
-# ---------------------------------------------------------------------- small budgets
-
-
-def _fitted(schedule: Schedule, kept: Mapping[str, int]) -> Schedule:
-    """The schedule, made smaller until the budget pays for a whole update.
-
-    What rollouts take, and what calls cost, is only assumed; so a budget is refused only where it
-    would not even pay if each rollout took one LM call.
-
-    Raises:
-        SettingsError: the smallest one is too large.
-    """
-    if schedule.is_paid:
-        return schedule
-    smaller = schedule
-    for smaller in _smaller(schedule, kept):
-        if smaller.is_paid:
-            return smaller
-    refusal = _refusal(smaller)
-    if refusal:
-        raise SettingsError(refusal)
-    return smaller
-
-
-def _smaller(schedule: Schedule, kept: Mapping[str, int]) -> Iterator[Schedule]:
-    """Ever smaller schedules; what the user set stays. The last is the smallest that learns."""
-    sizes = {"drafts": [0], "group_size": [SMALLEST], "max_demos": [0]}
-    sizes["batch_size"] = list(range(schedule.batch_size - 1, SMALLEST - 1, -1))
-    for name in ("drafts", "group_size", "batch_size"):
-        for size in () if name in kept else sizes[name]:
-            schedule = _with(schedule, name, size)
-            yield schedule
-    for n in range(schedule.n_validation, min(SMALLEST, schedule.n_validation) - 1, -1):
-        passes = PASSES if kept.get("max_demos") else SMALLEST
-        schedule = replace(
-            schedule,
-            n_validation=n,
-            reserve=min(schedule.reserve, passes * n),
-            max_demos=kept.get("max_demos", 0),
-        )
-        yield schedule
-
-
-def _with(schedule: Schedule, name: str, size: int) -> Schedule:
-    reasons = {**schedule.reasons, name: "fewer, as the budget is small"}
-    figures: dict[str, Any] = {name: min(getattr(schedule, name), size), "reasons": reasons}
-    return replace(schedule, **figures)
-
-
-def _refusal(smallest: Schedule) -> str:
-    """Which budget is too small for the smallest schedule, and what would do; "" if none is."""
-    facts = smallest.facts
-    n_rollouts = smallest.rollouts_of_update + smallest.rollouts_besides
-    n_reflections = smallest.reflections_of_update + smallest.reflections_of_drafts
-    made = (
-        f"the smallest run that can learn makes {n_rollouts} rollouts and {n_reflections} "
-        f"reflections"
-    )
-    if facts.metric_calls is not None and facts.metric_calls < n_rollouts:
-        return f"max_metric_calls={facts.metric_calls}: {made}; pass at least {n_rollouts}."
-    if facts.lm_calls is not None and facts.lm_calls < n_rollouts + n_reflections:
-        n_calls = math.ceil(n_rollouts * facts.calls_per_rollout) + n_reflections
-        return (
-            f"max_lm_calls={facts.lm_calls}: {made}, {n_calls} LM calls if a rollout takes "
-            f"{facts.calls_per_rollout:g}; pass at least {n_calls}."
-        )
-    return ""

@@ -1,0 +1,245 @@
+"""Running the program on one example, scoring what comes out, and recording all of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import dspy
+from dspy.utils.callback import BaseCallback
+from dspy.utils.exceptions import AdapterParseError, LMError
+
+from tfgrpo_dspy.budget import CallWatcher, Ledger, Meter, is_too_long, metered
+from tfgrpo_dspy.errors import MetricError, RunStopped, StoreError, described
+from tfgrpo_dspy.experience import copied_program, language_models, named_predictors
+from tfgrpo_dspy.metric import ScoringFunction
+from tfgrpo_dspy.rollout import Failure, Rollout, Step, Usage, condensed
+from tfgrpo_dspy.sampling.fields import (
+    as_fields,
+    as_text,
+    decode_fields,
+    encode_fields,
+    field_annotations,
+    own_example,
+)
+from tfgrpo_dspy.sampling.models import sampling_copy
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutTask:
+    """Everything that one rollout depends on.
+
+    `program` has its library baked in and is not changed; `index` is the example's position in
+    its set; `temperature` None leaves every LM and predictor at its own; `score` None runs
+    without a metric. Calls are taken from `ledger`; `prices` are those of `budget.price_of`.
+    """
+
+    program: Any
+    example: dspy.Example
+    index: int
+    rollout_id: int
+    temperature: float | None
+    score: ScoringFunction | None
+    ledger: Ledger = field(default_factory=Ledger)
+    prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    outline: "Outline | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a rollout has to know of its program; looked up once for many rollouts.
+
+    `predictors` are all of its predictors (DSPy's frozen ones too) by name.
+    """
+
+    lms: tuple[Any, ...]
+    predictors: tuple[tuple[str, Any], ...]
+    has_tools: bool
+    annotations: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, program: Any) -> "Outline":
+        """The outline of a program."""
+        found = program.named_sub_modules(dspy.Predict)
+        names = {id(p): (name.removeprefix("self."), p) for name, p in found}
+        names.update({id(p): (name, p) for name, p in named_predictors(program)})
+        has_tools = any(True for _ in program.named_sub_modules(dspy.Tool))
+        lms = tuple(language_models(program))
+        return cls(lms, tuple(names.values()), has_tools, field_annotations(program))
+
+
+def run_rollout(task: RolloutTask) -> Rollout:
+    """Run the program on the example, score what comes out, and record all of it.
+
+    The policy LM is `dspy.settings.lm`, or a predictor's own. Each LM is called through a copy
+    that carries the rollout id (so that no other sample's cached answer is replayed), the
+    temperature, and a seed where the LM's engine is an object.
+
+    Raises:
+        RunStopped: the ledger refused a call, whatever the program made of that.
+    """
+    outline = task.outline or Outline.of(task.program)
+    run = _Run(task, outline)
+    with run.context():
+        prediction, failure = run.execute()
+        trace = list(dspy.settings.trace)
+    run.meter.check_refused()
+    rollout = Rollout(
+        example=task.index,
+        rollout_id=task.rollout_id,
+        outputs=as_fields(prediction),
+        encoded=_encoded(prediction, outline.annotations),
+        steps=run.steps(trace, failure),
+        failure=failure,
+        usage=run.meter.usage,
+    )
+    return rollout if failure or task.score is None else _scored(rollout, task, prediction, trace)
+
+
+def score_again(task: RolloutTask, rollout: Rollout) -> Rollout:
+    """The rollout, scored by the task's metric from its stored outputs; the program is not run.
+
+    Raises:
+        StoreError: its outputs cannot be had back from the record.
+    """
+    try:
+        values = decode_fields(rollout.encoded, field_annotations(task.program))
+    except ValueError as error:
+        message = f"The outputs recorded of rollout {rollout.rollout_id} cannot be read"
+        raise StoreError(f"{message}: {described(error)}.") from error
+    bare = replace(rollout, score=None, feedback="", failure=None, metric_usage=Usage())
+    return _scored(bare, task, dspy.Prediction(**values), None)
+
+
+def _encoded(prediction: Any, annotations: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    if isinstance(prediction, dspy.Prediction):
+        return encode_fields(prediction, annotations)
+    return {name: {"text": text} for name, text in as_fields(prediction).items()}
+
+
+class _Run:
+    """The copies of program and LMs that one rollout works on, and what they record."""
+
+    def __init__(self, task: RolloutTask, outline: Outline) -> None:
+        self.task = task
+        self.has_tools = outline.has_tools
+        self.meter = Meter(task.ledger, task.prices)
+        self.tools = _ToolRecorder()
+        lms = {id(lm): self._lm_for_sample(lm) for lm in outline.lms}
+        self.program, copies = copied_program(task.program, lms)
+        self.names: dict[int, str] = {}
+        for name, predictor in outline.predictors:
+            predictor = copies.get(id(predictor), predictor)
+            predictor.config = self._config_for_sample(predictor.config)
+            self.names[id(predictor)] = name
+
+    def _lm_for_sample(self, lm: Any) -> Any:
+        if not isinstance(lm, dspy.BaseLM):
+            return lm
+        return metered(sampling_copy(lm, self.task.rollout_id, self.task.temperature), self.meter)
+
+    def _config_for_sample(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A predictor's own config would win over its LM's copy; so the sample is set here too."""
+        changed = {key: value for key, value in config.items() if key != "rollout_id"}
+        if self.task.temperature is not None:
+            changed.pop("temperature", None)
+        elif changed.get("temperature") == 0:
+            changed["rollout_id"] = None  # there is only one sample; DSPy warns of an id
+        return changed
+
+    def context(self) -> Any:
+        recorders: list[BaseCallback] = [self.tools] if self.has_tools else []
+        if self.has_tools or self.task.ledger.limits_lm_calls:
+            # not always: callbacks cost time at every LM call
+            recorders.append(CallWatcher(self.meter))
+        return dspy.context(
+            lm=self._lm_for_sample(dspy.settings.lm),
+            trace=self.tools.trace,
+            max_trace_size=10_000,
+            disable_history=False,  # the meter reads each call's entry
+            callbacks=[*(dspy.settings.callbacks or []), *recorders],
+        )
+
+    def execute(self) -> tuple[Any, Failure | None]:
+        """What the program returns, and its failure."""
+        prediction, failure = None, None
+        try:
+            prediction = self.program(**own_example(self.task.example).inputs())
+        except (RunStopped, KeyboardInterrupt):
+            raise
+        except AdapterParseError as error:
+            failure = Failure("parse", str(error).strip())
+        except LMError as error:
+            if is_too_long(error):
+                failure = Failure("program", f"The prompt was too long for the LM: {error}")
+            else:
+                failure = Failure("provider", described(error))
+        except BaseException as error:  # noqa: BLE001 - it may raise anything; recorded
+            failure = Failure("program", described(error))
+        return prediction, self.meter.provider_failure or failure
+
+    def steps(self, trace: list[Any], failure: Failure | None) -> tuple[Step, ...]:
+        """Predictor and tool calls in their order; an answer that did not parse stands last."""
+        steps: list[Step] = []
+        for position, (predictor, inputs, outputs) in enumerate(trace):
+            steps.extend(self.tools.steps_at(position))
+            name = self.names.get(id(predictor), type(predictor).__name__)
+            steps.append(Step("predictor", name, as_fields(inputs), as_fields(outputs)))
+        steps.extend(self.tools.steps_at(len(trace)))
+        last = self.meter.last_call
+        if failure is not None and failure.kind == "parse" and last is not None:
+            name = self.names.get(id(last.caller), "predictor")
+            answer = {"unparsed answer": last.answer}
+            steps.append(Step("predictor", name, {"prompt": last.prompt}, answer, failure.message))
+        return condensed(steps)
+
+
+def _scored(
+    rollout: Rollout, task: RolloutTask, prediction: Any, trace: list[Any] | None
+) -> Rollout:
+    """The rollout with its score; an LM judge runs on the user's own LM, at its own settings."""
+    meter = Meter(task.ledger, task.prices)
+    judge = dspy.settings.lm
+    callbacks = [*(dspy.settings.callbacks or []), CallWatcher(meter)]
+    judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
+    score, failure = None, None
+    meter.check_wanted()
+    task.ledger.note_metric_call()
+    try:
+        with dspy.context(lm=judge, disable_history=False, callbacks=callbacks):
+            score = task.score(own_example(task.example), prediction, trace)  # type: ignore[misc]
+    except MetricError as error:
+        failure = Failure("metric", str(error))
+    meter.check_refused()
+    if meter.provider_failure is not None:  # where the metric hid it, what it returned is no score
+        failure = Failure("metric", f"the metric's LM failed: {meter.provider_failure.message}")
+    if score is None or failure is not None:
+        return replace(rollout, failure=failure, metric_usage=meter.usage)
+    return replace(rollout, score=score.value, feedback=score.feedback, metric_usage=meter.usage)
+
+
+class _ToolRecorder(BaseCallback):
+    """The tool calls of one rollout, each with its place among the predictor calls."""
+
+    def __init__(self) -> None:
+        self.trace: list[Any] = []
+        self._calls: dict[str, tuple[int, Step]] = {}
+
+    def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Remember the call; DSPy gives its arguments under `kwargs`."""
+        arguments = as_fields(inputs.get("kwargs", inputs))
+        self._calls[call_id] = (len(self.trace), Step("tool", str(instance.name), arguments, {}))
+
+    def on_tool_end(
+        self, call_id: str, outputs: Any | None, exception: BaseException | None = None
+    ) -> None:
+        """Add what came of it."""
+        position, step = self._calls[call_id]
+        if exception is None:
+            step = replace(step, outputs={"result": as_text(outputs)})
+        else:
+            step = replace(step, error=f"{type(exception).__name__}: {exception}")
+        self._calls[call_id] = (position, step)
+
+    def steps_at(self, position: int) -> list[Step]:
+        """The tool calls that were made when so many predictor calls had been answered."""
+        return [step for at, step in self._calls.values() if at == position]
