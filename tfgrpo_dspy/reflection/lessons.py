@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +18,8 @@ COPIED_LABEL_WORDS = 4
 """A lesson that holds a whole label of at least this many words copies it."""
 COPIED_INPUT_WORDS = 5
 """A lesson that holds a whole input of at least this many words copies it."""
+COPIED_EXAMPLE_WORDS = 3
+"""A lesson that holds all inputs and labels of an example, so many words together, copies it."""
 LONGEST_LESSON = 3
 """How many times as long as an experience may be a lesson may be: UpdateLibrary may shorten it."""
 NEAR_DUPLICATE = 0.8
@@ -31,18 +33,32 @@ _SOURCES = re.compile(
     r"(\d{1,3}(?:\s*(?:,|;|\u3001|&|and|und|et|y|e|и|和)\s*#?\d{1,3})*)\s*[\])\uff09]\s*[.\u3002]?$",
     re.IGNORECASE,
 )
-_SENDS_AWAY = re.compile(
-    r"[a-z][a-z0-9+.-]*://|\bwww\.|[\w.+-]+@[\w-]+\.\w|\b\d{1,3}(?:\.\d{1,3}){3}\b"
-    r"|\b[\w-]+\.(?:com|net|org|io|ru|cn|xyz|dev|app|info|biz)\b",
+_ADDRESS = re.compile(
+    r"[a-z][a-z0-9+.-]*://(?=\w)|\bwww\.(?=\w)|[\w.+-]+@[\w-]+\.\w|\b\d{1,3}(?:\.\d{1,3}){3}\b"
+    r"|\b[\w-]+\.(?-i:com|net|org|io|ru|cn|xyz|dev|app|info|biz)\b",
     re.IGNORECASE,
 )
-_OVERRIDES = re.compile(
+_SECRET = re.compile(
+    r"\b(?:reveal|disclose|leak|exfiltrate|print|repeat|output|show|send|forward|share|include)\b"
+    r".{0,40}\b(?:system prompt|api[ _-]?keys?|passwords?|credentials|access tokens?)\b",
+    re.IGNORECASE,
+)
+_OVERRIDE = re.compile(
     r"\b(?:ignore|disregard|forget|override|bypass)\b.{0,40}\b(?:instructions?|prompts?|rules)\b"
     r"|\b(?:ignorier\w*|vergiss)\b.{0,40}\b(?:anweisung\w*|regeln)\b"
     r"|\b(?:ignore[rz]?|oublie[rz]?|ignora[r]?|olvida[r]?)\b.{0,40}\binstruc\w+"
     r"|(?:忽略|无视|無視).{0,20}(?:指令|指示|说明|規則|规则|提示)",
     re.IGNORECASE,
 )
+_FORBIDS = re.compile(
+    r"(?:\b(?:never|not|don't|cannot|without|nie|nicht|jamais|nunca)\s+(?:\w+\s+)?|[不勿别]要?)$",
+    re.IGNORECASE,
+)
+_HELD_BACK = {
+    "holds an address": _ADDRESS,
+    "asks to give a secret away": _SECRET,
+    "asks to ignore instructions": _OVERRIDE,
+}
 _TURNING = frozenset(
     "not no never t avoid without instead unless except cannot nor".split()  # noqa: SIM905
     + "nicht kein keine nie ohne ne pas jamais sans nunca sin non senza não sem".split()  # noqa: SIM905
@@ -120,14 +136,15 @@ def unsafe_reason(text: str) -> str:
     """Why advice is held back for the user to see: it may not serve the task; "" if it is not.
 
     Whoever writes a training input can write what the reflection LM reads. So no web or mail
-    address and no call to ignore instructions comes from there into a prompt.
+    address, no call to give a secret away and none to ignore instructions comes from there into a
+    prompt. Advice that forbids such a thing ("Never ignore the instructions.") is not held back.
     """
     if text in SAMPLES:
         return "repeats the sample answer of the prompt"
-    if found := _SENDS_AWAY.search(text):
-        return f"held back: it holds an address ({found[0]!r})"
-    if found := _OVERRIDES.search(text):
-        return f"held back: it asks to ignore instructions ({found[0]!r})"
+    for what, pattern in _HELD_BACK.items():
+        for found in pattern.finditer(text):
+            if pattern is _ADDRESS or not _FORBIDS.search(text[: found.start()]):
+                return f"held back: it {what} ({found[0]!r})"
     return ""
 
 
@@ -141,67 +158,51 @@ def unfit_reason(lesson: Lesson, max_words: int) -> str:
 
 
 class CopyGuard:
-    """Knows the training texts and refuses what copies long runs of words from them.
+    """Knows training examples and refuses what copies one, or long runs of words from one.
 
     Args:
-        inputs: the text of every input field of every training example.
-        labels: the text of every label.
+        examples: the texts of the input fields and those of the labels of each example.
     """
 
-    def __init__(self, inputs: Iterable[str], labels: Iterable[str]) -> None:
+    def __init__(self, examples: Iterable[tuple[Iterable[str], Iterable[str]]]) -> None:
         self._runs: set[tuple[str, ...]] = set()
         self._wholes: set[tuple[str, ...]] = set()
-        for texts, least in ((inputs, COPIED_INPUT_WORDS), (labels, COPIED_LABEL_WORDS)):
-            for words in map(_words, texts):
+        self._short: list[list[tuple[str, ...]]] = []
+        for inputs, labels in examples:
+            input_words, label_words = [*map(_words, inputs)], [*map(_words, labels)]
+            for words in (*input_words, *label_words):
                 self._runs.update(_runs(words, COPIED_WORDS))
-                if len(words) >= least:
-                    self._wholes.add(words)
-        self._lengths = sorted({len(whole) for whole in self._wholes})
+            self._wholes.update(w for w in input_words if len(w) >= COPIED_INPUT_WORDS)
+            self._wholes.update(w for w in label_words if len(w) >= COPIED_LABEL_WORDS)
+            fields = [*input_words, *label_words]
+            if all(fields) and label_words and sum(map(len, fields)) >= COPIED_EXAMPLE_WORDS:
+                self._short.append(fields)
+        self._lengths = sorted({COPIED_WORDS, *map(len, self._wholes)})
 
     def reason(self, text: str) -> str:
         """Why the text is refused, with the words that it copies; "" if it is not."""
         words = _words(text)
-        copied = next((run for run in _runs(words, COPIED_WORDS) if run in self._runs), None)
-        if copied is None:
-            for length in self._lengths:
-                copied = next((r for r in _runs(words, length) if r in self._wholes), copied)
-        return f"copies the training data: '{' '.join(copied)}'" if copied else ""
+        for length in self._lengths:
+            for run in _runs(words, length):
+                if run in self._wholes or run in self._runs:
+                    return f"copies the training data: '{' '.join(run)}'"
+        for fields in self._short:
+            if all(field in _runs(words, len(field)) for field in fields):
+                return f"copies the training data: '{' ... '.join(map(' '.join, fields))}'"
+        return ""
 
 
 def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
-    """The lessons, near-duplicates as one with the evidence of all; the best supported first.
-
-    Of two that say the same, the shorter one's first word is among the longer one's first, and its
-    last among the last. So each is compared with those few only.
-    """
+    """The lessons, near-duplicates as one with the evidence of all; the best supported first."""
     merged: list[Lesson] = []
-    shorter: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-    longer: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for lesson in lessons:
-        ends, possible = _ends(lesson), _possible_ends(lesson)
-        near = {*longer[ends], *itertools.chain(*(shorter[pair] for pair in possible))}
-        twin = next((i for i in sorted(near) if is_same_lesson(merged[i], lesson)), None)
-        if twin is not None:
-            evidence = dict.fromkeys((*merged[twin].evidence, *lesson.evidence))
-            merged[twin] = replace(merged[twin], evidence=tuple(evidence))
-            continue
-        shorter[ends].append(len(merged))
-        for pair in possible:
-            longer[pair].append(len(merged))
-        merged.append(lesson)
+        same = next((i for i, known in enumerate(merged) if is_same_lesson(known, lesson)), None)
+        if same is None:
+            merged.append(lesson)
+        else:
+            evidence = dict.fromkeys((*merged[same].evidence, *lesson.evidence))
+            merged[same] = replace(merged[same], evidence=tuple(evidence))
     return sorted(merged, key=lambda lesson: -len(lesson.evidence))
-
-
-def _ends(lesson: Lesson) -> tuple[str, str]:
-    words = _words(lesson.text)
-    return (words[0], words[-1]) if words else ("", "")
-
-
-def _possible_ends(lesson: Lesson) -> list[tuple[str, str]]:
-    """The ends of all shorter lessons that may say the same."""
-    words = _words(lesson.text)
-    n = 1 + int((1 - NEAR_DUPLICATE) * len(words) + 1e-9)
-    return list(itertools.product(words[:n], words[-n:])) if words else [("", "")]
 
 
 def is_same_lesson(one: Lesson, other: Lesson) -> bool:
@@ -210,7 +211,9 @@ def is_same_lesson(one: Lesson, other: Lesson) -> bool:
     Never when those have a number or a word that turns the meaning ("not", "never") among them;
     nor when a word or the order is another ("short" and "long", "before" and "after").
     """
-    shorter, longer = sorted((_words(one.text), _words(other.text)), key=len)
+    shorter, longer = _words(one.text), _words(other.text)
+    if len(shorter) > len(longer):
+        shorter, longer = longer, shorter
     if one.scope != other.scope or len(shorter) < NEAR_DUPLICATE * len(longer):
         return False
     rest = iter(longer)
@@ -242,11 +245,12 @@ def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:
     def weight(found: Iterable[str]) -> float:
         return math.fsum(math.log((len(lessons) + 0.1) / uses[gram]) for gram in sorted(found))
 
-    shares = [weight(own & in_text) / weight(own) if own else 0.0 for own in grams]
+    shares = [weight(each & in_text) / weight(each) if each else 0.0 for each in grams]
     least = LIKE if max(shares) >= LIKE else max(LEAST_LIKE, *shares)
     return [lesson for lesson, share in zip(lessons, shares, strict=True) if share >= least]
 
 
+@functools.lru_cache(maxsize=4096)
 def _letter_groups(text: str) -> frozenset[str]:
     folded = f" {' '.join(_words(text))} "
     return frozenset(folded[i : i + n] for n in (2, 3) for i in range(len(folded) - n + 1))

@@ -55,32 +55,26 @@ class _ReflectionModule(dspy.Module):
         known = {name: value for name, value in inputs.items() if name in signature.input_fields}
         field = dspy.InputField(desc="why your previous answer could not be used")
         corrected = signature.append("correction", field, type_=str)
+        again = {**known, "correction": _correction(signature)}
         with dspy.context(adapter=self.adapter or dspy.settings.adapter):
-            answer = self._read(ask, signature, known)
-            if answer is not None:
-                return dspy.Prediction(**answer, parse_failures=0)
-            again = {**known, "correction": _correction(signature)}
-            answer = self._read(ask, corrected, again)
-        if answer is not None:
-            return dspy.Prediction(**answer, parse_failures=1)
+            for n_failures, question in enumerate([(signature, known), (corrected, again)]):
+                answer = self._read(ask, *question)
+                if answer is not None:
+                    return dspy.Prediction(**answer, parse_failures=n_failures)
         return dspy.Prediction(parse_failures=2)
 
     def _read(self, ask: Any, signature: Any, inputs: dict[str, Any]) -> dict[str, Any] | None:
         """The outputs of one call; None: they cannot be read."""
         try:
-            answer: dict[str, Any] | None = dict(ask(signature=signature, **inputs))
+            answer: dict[str, Any] = dict(ask(signature=signature, **inputs))
         except AdapterParseError as error:
             answer = repaired(signature, str(error.lm_response))
-        if answer is None:
-            return None
         try:
-            read = {
-                name: self.readers[name](answer[name])
-                for name in self.readers.keys() & answer.keys()
-            }
+            for name in self.readers.keys() & answer.keys():
+                answer[name] = self.readers[name](answer[name])
         except ValueError:
             return None
-        return answer | read
+        return answer or None
 
 
 def _correction(signature: Any) -> str:

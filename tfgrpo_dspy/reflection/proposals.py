@@ -11,7 +11,7 @@ import pydantic
 
 from tfgrpo_dspy.reflection.reading import bare_line, is_nothing, json_in, without_fences
 
-OPS = ("ADD", "MODIFY", "DELETE", "KEEP")
+OPS = frozenset({"ADD", "MODIFY", "DELETE", "KEEP"})
 
 _ALIASES = {
     "op": ("operation", "action", "type", "kind"),
@@ -42,17 +42,17 @@ class ProposedOperation(pydantic.BaseModel):
     def _forgiving(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        found = {str(name).strip().lower(): value for name, value in given.items()}
+        named = {str(name).strip().lower(): value for name, value in given.items()}
+        found = {}
         for name, others in _ALIASES.items():
-            for other in others:
-                if found.get(name) is None and other in found:
-                    found[name] = found[other]
-        texts = {name: _as_text(found.get(name)) for name in ("op", "id", "text", "reason")}
-        scope = _as_text(found.get("scope"))
-        texts["op"] = texts["op"].upper()
-        if isinstance(found.get("text"), int):  # no advice; the others may be written as numbers
+            values = (named.get(each) for each in (name, *others))
+            found[name] = next((value for value in values if value is not None), None)
+        texts = {name: _as_text(found[name]) for name in found if name != "lessons"}
+        if isinstance(found["text"], int):  # no advice; the others may be written as numbers
             texts["text"] = ""
-        return {**texts, "scope": scope or None, "lessons": _numbers_in(found.get("lessons"))}
+        lessons = _numbers_in(found["lessons"])
+        scope = texts["scope"] or None
+        return {**texts, "op": texts["op"].upper(), "scope": scope, "lessons": lessons}
 
 
 def read_operations(given: Any) -> list[Any]:
@@ -76,32 +76,27 @@ def read_operations(given: Any) -> list[Any]:
 def _items(given: Any) -> list[Any]:
     """The operations as a list: one object is a list of one, `{"ADD": ...}` names its op."""
     if isinstance(given, Mapping):
-        folded = {str(name).strip().lower(): value for name, value in given.items()}
-        if isinstance(folded.get("operations"), list | tuple | Mapping):
-            return _items(folded["operations"])
-        if folded and all(name.upper() in OPS for name in folded):
-            return [
-                {"op": name, **(item if isinstance(item, Mapping) else {"text": item})}
-                for name, items in folded.items()
-                for item in (items if isinstance(items, list) else [items])
-            ]
-        return [given]
+        named = {str(name).strip().upper(): value for name, value in given.items()}
+        if isinstance(named.get("OPERATIONS"), list | tuple | Mapping):
+            return _items(named["OPERATIONS"])
+        if not named or not named.keys() <= OPS:
+            return [given]
+        return [
+            {"op": op, **(item if isinstance(item, Mapping) else {"text": item})}
+            for op, items in named.items()
+            for item in (items if isinstance(items, list) else [items])
+        ]
     if not isinstance(given, list | tuple):
         raise ValueError(f"{given!r} holds no operation.")
-    return [part for item in given for part in (_items(item) if _nests(item) else [item])]
-
-
-def _nests(item: Any) -> bool:
-    if isinstance(item, Mapping):
-        return all(str(name).strip().upper() in (*OPS, "OPERATIONS") for name in item) and bool(
-            item
-        )
-    return isinstance(item, list | tuple)
+    nests = (list, tuple, Mapping)
+    return [
+        part for item in given for part in (_items(item) if isinstance(item, nests) else [item])
+    ]
 
 
 def _has_mapping(given: Any) -> bool:
     return isinstance(given, Mapping) or (
-        isinstance(given, list | tuple) and any(_has_mapping(item) for item in given)
+        isinstance(given, list | tuple) and any(map(_has_mapping, given))
     )
 
 
@@ -117,11 +112,9 @@ def _operations_in_lines(text: str) -> list[dict[str, Any]]:
 
 
 def _operation(item: Any) -> Any:
-    if isinstance(item, str) and (found := _operations_in_lines(item)):
-        item = found[0]
-    if isinstance(item, ProposedOperation) or not isinstance(item, Mapping):
-        return item
-    return ProposedOperation.model_validate(item)
+    if isinstance(item, str):
+        item = next(iter(_operations_in_lines(item)), item)
+    return ProposedOperation.model_validate(item) if isinstance(item, Mapping) else item
 
 
 def _as_text(value: Any) -> str:
@@ -136,12 +129,11 @@ def _as_text(value: Any) -> str:
 
 def _numbers_in(value: Any) -> list[int]:
     """The numbers in a number, a text or a list of them: "examples 1 and 2" gives [1, 2]."""
-    if isinstance(value, bool) or value is None:
-        return []
-    if isinstance(value, int | float):
-        return [int(value)] if value == value and abs(value) < 10**6 else []
     if isinstance(value, str):
         return [int(digits) for digits in re.findall(r"(?<![\d.])\d{1,6}(?![\d])", value)]
     if isinstance(value, Mapping):
-        value = list(value.values())
-    return [n for item in value for n in _numbers_in(item)] if isinstance(value, Iterable) else []
+        value = value.values()
+    if isinstance(value, Iterable):
+        return [number for item in value for number in _numbers_in(item)]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return [int(value)] if is_number and abs(value) < 10**6 else []

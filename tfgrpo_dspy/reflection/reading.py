@@ -5,7 +5,6 @@ a ValueError, and the module asks again. Where an answer as a whole does not par
 its fields under other headings, or in JSON.
 """
 
-import ast
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,9 +17,9 @@ from dspy.utils.exceptions import AdapterParseError
 from tfgrpo_dspy.experience import ALL
 
 LONGEST_ANSWER = 20_000
-"""Characters of an answer that are read; repairing JSON takes the square of its length."""
+"""Characters of an answer that are read."""
 LONGEST_REPAIR = 5_000
-"""Characters of broken JSON that are repaired."""
+"""Characters of broken JSON that are repaired, which takes the square of their number."""
 _FOR_ALL = frozenset({"*", "all", "any", "both", "every", "everything", "program", "the program"})
 _NOTHING = re.compile(
     r"none|null|nil|n/?a|nothing|empty|none (?:needed|required|found)"
@@ -47,10 +46,13 @@ _LESSONS_IN_JSON = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """Brackets in the middle of a line belong to a lesson."""
-_TALK = re.compile(
-    r"\W*(?:here (?:are|is)|sure\b|certainly\b|of course\b|i hope|hope (?:this|these)|let me know)",
+_NO_LESSON = re.compile(
+    r"\s*(?:\[\[ ?#.*|[-=*_#`~]{3,}|#+ .*)$"
+    r"|\W*(?:here (?:are|is)|sure\b|certainly\b|of course\b|i hope|hope (?:this|these)"
+    r"|let me know)",
     re.IGNORECASE,
 )
+"""Markers, rules, headings of Markdown, and talk."""
 _QUOTES = ('""', "''", "``", "\u201c\u201d", "\u300c\u300d", "\u00ab\u00bb")
 _CLOSED = re.compile(r"[.!?\u3002\uff01\uff1f:\uff1a;]$")
 
@@ -104,8 +106,8 @@ def resolve_scope(name: str, predictors: Sequence[str]) -> str | None:
     return near[0] if len(near) == 1 else None
 
 
-def repaired(signature: Any, answer: str) -> dict[str, Any] | None:
-    """The output fields of an answer that its adapter could not parse, or None.
+def repaired(signature: Any, answer: str) -> dict[str, Any]:
+    """The output fields of an answer that its adapter could not parse; none where there are none.
 
     It may be one JSON object, or have other headings: "**Lessons:**", "## lessons", `<lessons>`.
     """
@@ -114,11 +116,10 @@ def repaired(signature: Any, answer: str) -> dict[str, Any] | None:
         (dspy.ChatAdapter(), _with_markers(signature, answer)),
     ):
         try:
-            parsed: dict[str, Any] = adapter.parse(signature, text)
+            return dict(adapter.parse(signature, text))
         except (AdapterParseError, RecursionError, ValueError):  # too deep for a parser
             continue
-        return parsed
-    return None
+    return {}
 
 
 def _with_markers(signature: Any, answer: str) -> str:
@@ -144,10 +145,10 @@ def _lines_of(text: str) -> list[str]:
     A line that goes on with the one above belongs to it. Bullets below a heading are lessons;
     those below a lesson explain it, and are left out. Where there are headings only, they are.
     """
-    lines = [line for line in _TAG.sub("\n", text).splitlines() if not _is_frame(line)]
+    lines = [line for line in _TAG.sub("\n", text).splitlines() if not _NO_LESSON.match(line)]
     if len(lines) == 1:
         lines = _split_numbered(lines[0])
-    has_bullets = any(_BULLET.match(line.lstrip(" \t*_>")) for line in lines)
+    has_bullets = any(map(_has_bullet, lines))
     found = _bulleted(lines) if has_bullets else _unmarked(lines)
     return found or [bare for line in lines if (bare := bare_line(line)) and not _ends_open(bare)]
 
@@ -168,7 +169,7 @@ def _bulleted(lines: Sequence[str]) -> list[str]:
     level, is_open = 0, False  # how far lessons are indented; whether the last one may go on
     for line in lines:
         indent = len(line) - len(line.lstrip())
-        if not _BULLET.match(line.lstrip(" \t*_>")):
+        if not _has_bullet(line):
             is_open = is_open and bool(line.strip()) and not _CLOSED.search(found[-1])
             if is_open:
                 found[-1] = f"{found[-1]} {bare_line(line)}"
@@ -190,17 +191,14 @@ def _split_numbered(line: str) -> list[str]:
     return parts if in_turn else [line]
 
 
-def _is_frame(line: str) -> bool:
-    frame = re.fullmatch(r"\s*(?:\[\[ ?#.*|[-=*_#`~]{3,}|#+ .*)", line)
-    return bool(frame or _TALK.match(line))
+def _has_bullet(line: str) -> bool:
+    return _BULLET.match(line.lstrip(" \t*_>")) is not None
 
 
 def _is_heading(line: str) -> bool:
     bare = bare_line(line)
-    is_bold = re.fullmatch(r"\W{0,9}\d*\W{0,9}\*\*[^*]+\*\*\W{0,9}", line) and not _CLOSED.search(
-        bare
-    )
-    return bool(is_bold) or _ends_open(bare)
+    is_bold = re.fullmatch(r"\W{0,9}\d*\W{0,9}\*\*[^*]+\*\*\W{0,9}", line)
+    return _ends_open(bare) or (is_bold is not None and not _CLOSED.search(bare))
 
 
 def _ends_open(bare: str) -> bool:
@@ -212,8 +210,8 @@ def bare_line(text: str) -> str:
     text = " ".join(text.split())
     text = text.lstrip("> ") if text.startswith(">") else text
     text = re.sub(r"\*\*|__(?=\S)|(?<=\S)__", "", text)
-    text = _BULLET.sub("", text, count=1) if _BULLET.match(text) else text
-    text = _BULLET.sub("", text, count=1) if _BULLET.match(text) else text  # "- Lesson 1: ..."
+    for _ in range(2):  # "- Lesson 1: ..."
+        text = text[bullet.end() :] if (bullet := _BULLET.match(text)) else text
     text = text.removesuffix(",").strip() if text.endswith(('",', "',")) else text.strip()
     if len(text) > 2 and text[0] + text[-1] in _QUOTES and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
@@ -231,22 +229,24 @@ def without_fences(text: str) -> str:
 
 
 def json_in(text: str) -> Any:
-    """The list or object that the text holds, in JSON or as Python writes it; None if none."""
+    """The list or object that the text holds, in JSON or as Python writes it; None if none.
+
+    Several objects, one behind the other, are a list.
+    """
     start = _IN_JSON.search(text)
     if start is None:
         return None
     rest = text[start.start() :]
+    if rest.startswith("{") and (joined := re.sub(r"\}\s*(?=\{)", "},", rest)) != rest:
+        rest = f"[{joined}]"
     end = max(rest.rfind("]"), rest.rfind("}"))
-    for read in (json.loads, ast.literal_eval):
+    for read, part in ((json.loads, rest[: end + 1]), (json_repair.loads, rest[:LONGEST_REPAIR])):
         try:
-            return read(rest[: end + 1])
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            found = read(part)
+        except (RecursionError, ValueError):  # ValueError: no JSON, or an endless number
             continue
-    try:
-        found = json_repair.loads(rest[:LONGEST_REPAIR])
-    except (RecursionError, ValueError):  # nested too deep
-        return None
-    return found if isinstance(found, list | dict) else None
+        return found if isinstance(found, list | dict) else None
+    return None
 
 
 def _strings_in(found: Any) -> Iterator[str]:
@@ -255,24 +255,23 @@ def _strings_in(found: Any) -> Iterator[str]:
         yield found
     elif isinstance(found, Mapping):
         named = {str(name).strip().lower(): value for name, value in found.items()}
-        own = next((named[n] for n in ("lessons", "lesson", "text", "advice") if n in named), None)
+        known = (name for name in ("lessons", "lesson", "text", "advice") if name in named)
+        lesson = named.get(next(known, ""))
         scope = named.get("predictor") or named.get("scope")
-        if isinstance(own, str) and isinstance(scope, str) and scope.casefold() not in _FOR_ALL:
-            own = f"[{scope}] {own}"
-        if isinstance(own, str):
-            own = own.splitlines()
-        for value in named.values() if own is None else [own]:
-            yield from _strings_in(value)
+        if isinstance(lesson, str) and isinstance(scope, str) and scope.casefold() not in _FOR_ALL:
+            lesson = f"[{scope}] {lesson}"
+        if isinstance(lesson, str):
+            lesson = lesson.splitlines()
+        yield from _strings_in(list(named.values()) if lesson is None else lesson)
     elif isinstance(found, Iterable):
         for item in found:
             yield from _strings_in(item)
 
 
 def _leaves(found: Any) -> Iterator[Any]:
-    if isinstance(found, Mapping):
-        found = list(found.values())
-    if not isinstance(found, list | tuple):
+    found = list(found.values()) if isinstance(found, Mapping) else found
+    if isinstance(found, list | tuple):
+        for item in found:
+            yield from _leaves(item)
+    else:
         yield found
-        return
-    for item in found:
-        yield from _leaves(item)

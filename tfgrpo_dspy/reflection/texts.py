@@ -8,7 +8,14 @@ from typing import Any
 
 from dspy.adapters.utils import get_annotation_name
 
-from tfgrpo_dspy.experience import ALL, ExperienceLibrary, named_predictors, own_instructions
+from tfgrpo_dspy.experience import (
+    ALL,
+    Evidence,
+    Experience,
+    ExperienceLibrary,
+    named_predictors,
+    own_instructions,
+)
 from tfgrpo_dspy.reflection.lessons import DroppedExperience, Lesson
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
 
@@ -53,16 +60,15 @@ def clip(text: str, max_tokens: int) -> str:
 
 def describe_program(program: Any) -> str:
     """What the program does: its own docstring, then its predictors, each field with its type."""
-    own = type(program)
-    about = (
-        "" if own.__module__.partition(".")[0] == "dspy" else inspect.cleandoc(own.__doc__ or "")
-    )
-    parts = [f"Program {own.__name__}: {clip(about, LONGEST_ABOUT)}"] if about else []
+    kind = type(program)
+    is_of_dspy = kind.__module__.partition(".")[0] == "dspy"
+    about = "" if is_of_dspy else inspect.cleandoc(kind.__doc__ or "")
+    parts = [f"Program {kind.__name__}: {clip(about, LONGEST_ABOUT)}"] if about else []
     for name, predictor in named_predictors(program):
+        signature = predictor.signature
         lines = [f"Predictor {name}: {own_instructions(predictor)}"]
-        fields = predictor.signature.input_fields, predictor.signature.output_fields
-        for kind, of_kind in zip(("input", "output"), fields, strict=True):
-            lines += [f"- {kind} {_described(field, info)}" for field, info in of_kind.items()]
+        lines += [f"- input {_described(*field)}" for field in signature.input_fields.items()]
+        lines += [f"- output {_described(*field)}" for field in signature.output_fields.items()]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -76,6 +82,8 @@ def _described(name: str, info: Any) -> str:
 def attempt_text(rollout: Rollout, steps: str | None = None) -> str:
     """Feedback, steps and outputs of a rollout.
 
+    An agent's log of its steps, which the steps tell already, is left out of the outputs.
+
     Args:
         rollout: the rollout.
         steps: what stands for its trajectory, such as a summary; by default the whole of it. The
@@ -85,7 +93,9 @@ def attempt_text(rollout: Rollout, steps: str | None = None) -> str:
     if steps is None and (len(rollout.steps) > 1 or rollout.failure is not None):
         steps = trajectory_text(rollout)
     parts += [steps] if steps else []
-    outputs = _final_outputs(rollout)
+    outputs = dict(rollout.outputs)
+    if any(step.kind == "tool" for step in rollout.steps):
+        outputs.pop("trajectory", None)
     parts += [f"Outputs:\n{fields_text(outputs)}"] if outputs else []
     return "\n".join(parts) or "(no outputs)"
 
@@ -94,16 +104,6 @@ def feedback_text(group: Group) -> str:
     """What the metric, or an error of the program, says of the worst attempt; "" if nothing."""
     worst = min(group.rollouts, key=lambda rollout: rollout.score or 0.0)
     return worst.feedback or (worst.failure.message if worst.failure else "")
-
-
-def _final_outputs(rollout: Rollout) -> Mapping[str, str]:
-    """The outputs, but for an agent's log of its steps, which the steps tell already."""
-    with_tools = any(step.kind == "tool" for step in rollout.steps)
-    return {
-        name: value
-        for name, value in rollout.outputs.items()
-        if not (with_tools and name == "trajectory")
-    }
 
 
 def attempts_text(
@@ -123,8 +123,8 @@ def attempts_text(
         about = [given.get(group.rollouts[index].rollout_id, "")]
         if scores:
             about = [f"score {scores[index]:.3g}", f"advantage {advantages[index]:+.2f}", *about]
-        told = ", ".join(filter(None, about))
-        parts.append(f"Attempt {place}{f' ({told})' if told else ''}\n{texts[index]}")
+        title = ", ".join(filter(None, about))
+        parts.append(f"Attempt {place}{f' ({title})' if title else ''}\n{texts[index]}")
     if not scores:
         parts.append(f"The answer that most attempts give:\n{group.majority_answer}")
     return "\n\n".join(parts)
@@ -142,32 +142,32 @@ def given_texts(
         libraries: that of each of its rollouts, in the order of `all_rollouts`.
         shown: the library that the reflection LM is shown.
     """
-    texts = [{own.id: own.text for own in library} for library in libraries]
-    varied = [own for own in shown if any(held.get(own.id) != own.text for held in texts)]
-    found = {}
-    for rollout, held in zip(group.all_rollouts, texts, strict=True):
-        parts = []
-        for own in varied:
-            text = held.get(own.id)
-            other = f' as "{text}"' if text not in (None, own.text) else ""
-            parts.append(f"without {own.id}" if text is None else f"with {own.id}{other}")
-        found[rollout.rollout_id] = ", ".join(parts)
-    return found
+    given = [{experience.id: experience.text for experience in library} for library in libraries]
+    varied = [e for e in shown if any(texts.get(e.id) != e.text for texts in given)]
+    return {
+        rollout.rollout_id: ", ".join(_given_text(each, texts.get(each.id)) for each in varied)
+        for rollout, texts in zip(group.all_rollouts, given, strict=True)
+    }
+
+
+def _given_text(experience: Experience, text: str | None) -> str:
+    if text is None:
+        return f"without {experience.id}"
+    return f"with {experience.id}" + (f' as "{text}"' if text != experience.text else "")
 
 
 def library_text(library: ExperienceLibrary) -> str:
     """The library for UpdateLibrary: below each experience its support and its measured effect."""
     lines = []
-    for own in library:
-        only = ExperienceLibrary([own])
-        worth = [f"learned from {_counted(len(own.evidence), 'example')}"] if own.evidence else []
-        if own.effect is not None:
-            measured = (
-                f"{own.effect.estimate:+.2f} \N{PLUS-MINUS SIGN} {own.effect.standard_error:.2f}"
-            )
-            worth.append(f"measured effect on the score {measured}")
-        worth += ["on trial"] if own.is_on_trial else []
-        lines.append(only.render() + (f"\n    {'; '.join(worth)}" if worth else ""))
+    for line, experience in zip(library.render().split("\n"), library, strict=False):
+        about = []
+        if experience.evidence:
+            about = [f"learned from {_n_examples(experience.evidence)}"]
+        if (effect := experience.effect) is not None:
+            measured = f"{effect.estimate:+.2f} \N{PLUS-MINUS SIGN} {effect.standard_error:.2f}"
+            about.append(f"measured effect on the score {measured}")
+        about += ["on trial"] if experience.is_on_trial else []
+        lines += [line, f"    {'; '.join(about)}"] if about else [line]
     return "\n".join(lines) or NO_EXPERIENCES
 
 
@@ -177,7 +177,7 @@ def lessons_text(lessons: Sequence[Lesson]) -> str:
     for number, lesson in enumerate(lessons, start=1):
         lines.append(f"{number}. {lesson.text}{_for(lesson.scope)}")
         if lesson.evidence:
-            lines.append(f"    from {_sources(lesson)}")
+            lines.append(f"    from {_n_examples(lesson.evidence)}: {_scores_text(lesson)}")
         if lesson.reason:
             lines.append(f"    why: {lesson.reason}")
     return "\n".join(lines)
@@ -192,20 +192,19 @@ def dropped_text(dropped: Sequence[DroppedExperience]) -> str:
     return "\n".join(lines) or "(none)"
 
 
-def _sources(lesson: Lesson) -> str:
-    """`3 examples: scores 1, 0 at "question: ..."; scores 0.5, 0; ...`."""
+def _scores_text(lesson: Lesson) -> str:
+    """`scores 1, 0 at "question: ..."; scores 0.5, 0; ...`."""
     parts = []
-    for place, evidence in enumerate(lesson.evidence[:MOST_SOURCES]):
+    for evidence in lesson.evidence[:MOST_SOURCES]:
         known = [f"{score:.3g}" for score in evidence.scores if score is not None]
-        scores = f"scores {', '.join(known)}" if known else "no scores"
-        parts.append(scores + (f' at "{lesson.example}"' if lesson.example and not place else ""))
-    more = ["..."] if len(lesson.evidence) > MOST_SOURCES else []
-    return f"{_counted(len(lesson.evidence), 'example')}: {'; '.join([*parts, *more])}"
+        parts.append(f"scores {', '.join(known)}" if known else "no scores")
+    parts[0] += f' at "{lesson.example}"' if lesson.example else ""
+    return "; ".join([*parts, *["..."] * (len(lesson.evidence) > MOST_SOURCES)])
 
 
 def _for(scope: str) -> str:
     return "" if scope == ALL else f" (for {scope})"
 
 
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
+def _n_examples(evidence: Sequence[Evidence]) -> str:
+    return f"{len(evidence)} example{'' if len(evidence) == 1 else 's'}"

@@ -1,6 +1,5 @@
 """Groups become lessons: what ExtractAdvantage is shown of them, and which lines are lessons."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -247,9 +246,9 @@ def sifted(
 
 def guard_of(examples: Sequence[Any]) -> CopyGuard:
     """Refuses copies of these examples."""
-    inputs = [as_fields(example.inputs()).values() for example in examples]
-    labels = [as_fields(example.labels()).values() for example in examples]
-    return CopyGuard(itertools.chain(*inputs), itertools.chain(*labels))
+    return CopyGuard(
+        (as_fields(each.inputs()).values(), as_fields(each.labels()).values()) for each in examples
+    )
 
 
 def _summarised(rollout: Rollout, text: str, answer: Answer, share: int) -> str:
