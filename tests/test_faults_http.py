@@ -14,8 +14,8 @@ from typing import Any
 import dspy
 import pytest
 from chat_server import ChatServer, Fault, Plan, in_turn
+from runs import learned, library_texts, polite_rules, untimed
 from scripted import EXTRACT, UPDATE
-from test_dspy_contract import learned, library_texts, polite_rules, untimed
 
 from tfgrpo_dspy import NoGate, RunFailedError
 

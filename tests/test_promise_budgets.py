@@ -18,9 +18,7 @@ from chat_server import ChatServer
 from dspy import lm15
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations
-from small import grpo
-from test_dspy_contract import (
+from runs import (
     Pair,
     is_polite,
     learned,
@@ -28,6 +26,8 @@ from test_dspy_contract import (
     polite_rules,
     questions,
 )
+from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations
+from small import grpo
 from test_promise_deterministic import Latency
 
 from tfgrpo_dspy import Decision, ExperienceLibrary, Gate, NoGate, RunEvidence, SettingsError

@@ -15,8 +15,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy import lm15
-from scripted import EXTRACT, UPDATE, Prompt, scripted_lm
-from test_dspy_contract import (
+from runs import (
     ADVICE,
     is_polite,
     learned,
@@ -26,6 +25,7 @@ from test_dspy_contract import (
     polite_rules,
     questions,
 )
+from scripted import EXTRACT, UPDATE, Prompt, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, best_so_far
 
@@ -194,7 +194,7 @@ def test_no_metric_is_called_for_a_rollout_that_nobody_waits_for_any_more(
 
 CHILD = """
 import os, sys, threading
-from test_dspy_contract import learned, polite_lm
+from runs import learned, polite_lm
 
 def before(prompt):
     if "question 3" in prompt.user:

@@ -13,8 +13,7 @@ from typing import Any
 import dspy
 import pytest
 from chat_server import ChatServer, Fault, server
-from scripted import EXTRACT, UPDATE, chat, lessons, operations
-from test_dspy_contract import (
+from runs import (
     ADVICE,
     is_polite,
     library_texts,
@@ -23,6 +22,7 @@ from test_dspy_contract import (
     predictor,
     questions,
 )
+from scripted import EXTRACT, UPDATE, chat, lessons, operations
 
 from tfgrpo_dspy import (
     ExperienceLibrary,

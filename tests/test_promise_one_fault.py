@@ -11,9 +11,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy import lm15
-from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
-from small import grpo
-from test_dspy_contract import (
+from runs import (
     ADVICE,
     is_polite,
     learned,
@@ -23,6 +21,8 @@ from test_dspy_contract import (
     predictor,
     questions,
 )
+from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
+from small import grpo
 
 from tfgrpo_dspy import (
     AddLessons,

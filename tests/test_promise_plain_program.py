@@ -12,8 +12,7 @@ from typing import Any
 import cloudpickle
 import dspy
 import pytest
-from scripted import scripted_lm
-from test_dspy_contract import (
+from runs import (
     ADVICE,
     Pair,
     agent_lm,
@@ -25,6 +24,7 @@ from test_dspy_contract import (
     predictor,
     questions,
 )
+from scripted import scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.results import RunResults

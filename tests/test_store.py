@@ -29,8 +29,8 @@ import pydantic
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from runs import learned
 from scripted import scripted_lm
-from test_dspy_contract import learned
 
 from tfgrpo_dspy import NoGate, TrainingFreeGRPOError
 from tfgrpo_dspy.errors import StoreError
