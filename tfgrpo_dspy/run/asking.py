@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
+from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget import CallWatcher, Meter, metered
 from tfgrpo_dspy.errors import RunStopped, described
@@ -66,6 +67,9 @@ class Answer:
         """Everything as JSON has it."""
         own = {name: getattr(self, name) for name in self.__slots__}
         return {**own, "usage": self.usage.to_dict()}
+
+
+ANSWERS = TypeAdapter(Answer)
 
 
 class ReflectionClient:
@@ -207,7 +211,8 @@ class ReflectionClient:
 
 def _answer_of(record: Mapping[str, Any]) -> Answer:
     with reading("answer"):
-        return Answer(**{**record, "usage": Usage(**record["usage"])})
+        answer: Answer = ANSWERS.validate_python(record)
+        return answer
 
 
 def _explanation(prediction: Any) -> str:
