@@ -1,8 +1,4 @@
-"""What DSPy 3.4 asks of an optimizer, point by point; and the small task that promises are kept on.
-
-The task: say "please". An answer does so in nine of ten samples where the baked advice asks for
-it, and in three of ten where it does not.
-"""
+"""What DSPy 3.4 asks of an optimizer, point by point."""
 
 import asyncio
 import inspect
@@ -19,77 +15,33 @@ import dspy
 import pytest
 from dspy.teleprompt import BetterTogether, LabeledFewShot, Teleprompter
 from dspy.utils.callback import BaseCallback
+from runs import (
+    ADVICE,
+    Pair,
+    agent,
+    agent_lm,
+    is_polite,
+    learned,
+    library_texts,
+    optimizer_of,
+    polite_answer,
+    polite_lm,
+    polite_rules,
+    predictor,
+    questions,
+    untimed,
+)
 from scripted import (
     EXTRACT,
     UPDATE,
     Prompt,
-    Rule,
     chat,
     lessons,
     operations,
     scripted_lm,
 )
-from small import grpo
 
 from tfgrpo_dspy import ExperienceLibrary, SettingsError, TrainingFreeGRPO
-
-ADVICE = "When a customer asks, say please."
-
-
-def polite_answer(prompt: Prompt) -> str:
-    chance = 0.9 if ADVICE in prompt.system else 0.3
-    answer = "please" if prompt.random().random() < chance else "no"
-    with_reasoning = {"reasoning": "hm"} if "`reasoning`" in prompt.text else {}
-    return chat(**with_reasoning, answer=answer)
-
-
-def polite_rules(advice: str = ADVICE, **operation: Any) -> list[Rule]:
-    add = {"op": "ADD", "text": advice, "lessons": [1], **operation}
-    return [
-        (EXTRACT, lessons(advice)),
-        (UPDATE, operations(add)),
-        ("question", polite_answer),
-    ]
-
-
-def polite_lm(advice: str = ADVICE, **kwargs: Any) -> dspy.LM:
-    return scripted_lm(polite_rules(advice), **kwargs)
-
-
-def is_polite(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
-    return dspy.Prediction(score=float(pred.answer == "please"), feedback="Say please.")
-
-
-def questions(n: int, start: int = 0) -> list[dspy.Example]:
-    return [
-        dspy.Example(question=f"question {i}", answer="please").with_inputs("question")
-        for i in range(start, start + n)
-    ]
-
-
-def optimizer_of(**settings: Any) -> TrainingFreeGRPO:
-    epochs = 1 if settings.get("gate") else 4  # the default gate tries advice before it keeps it
-    given = {"group_size": 4, "epochs": epochs, "num_threads": 4, "progress": False, **settings}
-    return grpo(given.pop("metric", is_polite), **given)
-
-
-def learned(student: Any = None, lm: Any = None, **settings: Any) -> Any:
-    """The student after a compile on six examples, gated on twelve others."""
-    student = student or dspy.Predict("question -> answer")
-    with dspy.context(lm=lm or polite_lm()):
-        return optimizer_of(**settings).compile(
-            student, trainset=questions(6), valset=questions(12, start=100)
-        )
-
-
-def library_texts(program: Any) -> list[str]:
-    return [experience.text for experience in ExperienceLibrary.from_program(program)]
-
-
-def untimed(results: Any) -> dict[str, Any]:
-    """The results of a run, but for what may differ from run to run."""
-    return {name: value for name, value in results.to_dict().items() if name != "wall_time_s"}
-
 
 # ---------------------------------------------------------------------- the class
 
@@ -204,19 +156,6 @@ def test_a_teacher_is_refused_by_name_before_the_first_lm_call() -> None:
 # ---------------------------------------------------------------------- the student's shape
 
 
-class Pair(dspy.Module):
-    """Two predictors of one signature, one after the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = dspy.Predict("question -> answer", temperature=1.0)
-        self.second = dspy.Predict("question -> answer")
-
-    def forward(self, question: str) -> dspy.Prediction:
-        self.first(question=question)
-        return self.second(question=question)
-
-
 def test_predictors_of_one_signature_are_told_apart_by_name_and_so_is_their_advice() -> None:
     lm = scripted_lm(polite_rules(scope="second"))
     optimized = learned(Pair(), lm)
@@ -236,10 +175,6 @@ class Held(dspy.Module):
 
     def forward(self, question: str) -> dspy.Prediction:
         return self.reach(self)(question=question)
-
-
-def predictor() -> dspy.Predict:
-    return dspy.Predict("question -> answer")
 
 
 @pytest.mark.parametrize(
@@ -301,31 +236,6 @@ def test_what_cannot_be_copied_is_shared_with_the_student() -> None:
     optimized = learned(Held(lambda p: p.ask, ask=predictor(), lock=lock))
     assert optimized.lock is lock
     assert library_texts(optimized) == [ADVICE]
-
-
-def look_up(page: str) -> str:
-    """Reads a page of the manual."""
-    return f"page {page}"
-
-
-def order_number(name: str) -> str:
-    """Finds the order number of a customer."""
-    return f"4711 of {name}"
-
-
-def agent() -> dspy.ReAct:
-    return dspy.ReAct("question -> answer", tools=[look_up, order_number], max_iters=3)
-
-
-def agent_turn(prompt: Prompt) -> str:
-    tools: list[tuple[str, dict[str, str]]] = [("look_up", {"page": "7"}), ("finish", {})]
-    tool, arguments = tools[prompt.user.count("[[ ## observation_")]
-    return chat(next_thought="go on", next_tool_name=tool, next_tool_args=arguments)
-
-
-def agent_lm() -> dspy.LM:
-    extract, update, answer = polite_rules()
-    return scripted_lm([extract, update, ("`next_tool_name`", agent_turn), answer])
 
 
 def test_advice_stands_behind_an_agents_tool_list_which_stays_as_it_was() -> None:

@@ -16,12 +16,12 @@ from typing import Any
 
 import dspy
 import pytest
+from chat_server import ChatServer, server
 from distributed import Client, LocalCluster
 from dspy import lm15
+from runs import is_polite, optimizer_of, polite_answer, polite_rules, questions
 from scripted import Prompt, ScriptedEngine, chat, scripted_lm
 from small import grpo
-from test_budget import ChatServer, server
-from test_dspy_contract import is_polite, optimizer_of, polite_answer, polite_rules, questions
 from test_promise_deterministic import facts
 from test_promise_no_secrets import rules as rules_of_server
 

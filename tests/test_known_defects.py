@@ -3,7 +3,7 @@
 Each docstring names the defect, with its number in the survey of peers: youtu-agent's `practice`
 (1 to 17), dspy.GEPA (18 to 25), dspy.SIMBA (26 to 30), dspy.MIPROv2 (31, 32), DSPy's
 ParallelExecutor and Evaluate (33 to 35), ACE (36 to 39). Not here: 15 and 22 (a store that
-resumes), 23 (budgets; for the split see test_settings), 24 (see ReAct in test_programs), 25 and
+resumes), 23 (budgets; for the split see test_settings), 24 (see test_dspy_contract), 25 and
 31 (nothing of ours can go wrong in that way).
 """
 

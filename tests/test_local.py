@@ -49,7 +49,7 @@ def lm() -> dspy.LM:
 
 @pytest.fixture
 def small_lm() -> Iterator[dspy.LM]:
-    """A model of its own, that a test may close: one seat, a short context."""
+    """A model of its own, that a test may close: one context, a short context."""
     if not INSTALLED:
         pytest.skip("the embedded LM is not installed")
     lm = local_lm(n_parallel=1, n_ctx=512, max_tokens=8, cache=False)
@@ -313,7 +313,7 @@ def test_a_closed_model_is_opened_again_by_the_next_request(
     assert caplog.text.count("opened model=SmolLM2-135M-Instruct.Q4_1.gguf") == 1
 
 
-def test_more_requests_than_seats_wait_for_one(
+def test_more_requests_than_contexts_wait_for_one(
     small_lm: dspy.LM, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="tfgrpo_dspy.local")

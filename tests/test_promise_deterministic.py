@@ -17,9 +17,9 @@ import dspy
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from runs import Pair, agent, agent_turn, is_polite, polite_answer, questions, untimed
 from scripted import EXTRACT, UPDATE, Prompt, lessons, operations, scripted_lm
 from small import grpo
-from test_dspy_contract import Pair, agent, agent_turn, is_polite, polite_answer, questions, untimed
 
 from tfgrpo_dspy import NoGate
 

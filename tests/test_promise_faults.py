@@ -18,8 +18,7 @@ import pytest
 from dspy import lm15
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations, scripted_lm
-from test_dspy_contract import (
+from runs import (
     ADVICE,
     learned,
     library_texts,
@@ -29,6 +28,7 @@ from test_dspy_contract import (
     questions,
     untimed,
 )
+from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary, Gate, NoGate, RunFailedError
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 from dspy import lm15
-from scripted import EXTRACT, UPDATE, Prompt, scripted_lm
-from test_dspy_contract import (
+from runs import (
     ADVICE,
     learned,
     library_texts,
     polite_lm,
     polite_rules,
 )
+from scripted import EXTRACT, UPDATE, Prompt, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary, RunFailedError, best_so_far
 
@@ -153,7 +153,7 @@ def test_ctrl_c_drops_what_is_in_flight_keeps_what_is_done_and_the_next_compile_
 
 CHILD = """
 import os, sys, threading
-from test_dspy_contract import learned, polite_lm
+from runs import learned, polite_lm
 
 def before(prompt):
     if "question 3" in prompt.user:

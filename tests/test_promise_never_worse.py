@@ -14,9 +14,9 @@ import pytest
 from dspy import lm15
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from runs import Pair, is_polite, predictor, questions
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 from small import grpo
-from test_dspy_contract import Pair, is_polite, predictor, questions
 
 from tfgrpo_dspy import ExperienceLibrary, Gate
 from tfgrpo_dspy.metric import adapt_metric

@@ -10,9 +10,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy import lm15
-from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
-from small import grpo
-from test_dspy_contract import (
+from runs import (
     ADVICE,
     is_polite,
     learned,
@@ -22,6 +20,8 @@ from test_dspy_contract import (
     predictor,
     questions,
 )
+from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
+from small import grpo
 
 from tfgrpo_dspy import (
     ExperienceLibrary,

@@ -17,6 +17,7 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import is_polite, questions
 from scripted import (
     EXTRACT,
     UPDATE,
@@ -28,7 +29,6 @@ from scripted import (
     scripted_lm,
 )
 from small import grpo
-from test_dspy_contract import is_polite, questions
 from test_promise_deterministic import chaotic_rules
 from test_promise_resume import InterruptedAfter, facts, replayed
 

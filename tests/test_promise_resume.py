@@ -18,6 +18,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy.utils.exceptions import LMServerError
+from runs import agent, agent_turn, questions
 from scripted import (
     EXTRACT,
     UPDATE,
@@ -30,7 +31,6 @@ from scripted import (
     scripted_lm,
 )
 from small import grpo
-from test_dspy_contract import agent, agent_turn, questions
 from test_promise_deterministic import chaotic_rules
 
 from tfgrpo_dspy import (

@@ -5,9 +5,9 @@ from typing import Any
 import dspy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from runs import predictor, questions
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 from small import grpo
-from test_dspy_contract import predictor, questions
 
 from tfgrpo_dspy import Decision, ExperienceLibrary, Gate, RunEvidence
 

@@ -3,8 +3,8 @@
 import itertools
 
 import dspy
+from runs import ADVICE, optimizer_of, polite_lm, questions
 from scripted import Prompt
-from test_dspy_contract import ADVICE, optimizer_of, polite_lm, questions
 
 from tfgrpo_dspy import NoGate
 

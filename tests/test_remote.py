@@ -11,8 +11,8 @@ from typing import Any
 
 import dspy
 import pytest
+from runs import is_polite, polite_rules, questions
 from scripted import scripted_lm
-from test_dspy_contract import is_polite, polite_rules, questions
 
 from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.budget import Budget, Ledger

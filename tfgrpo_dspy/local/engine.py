@@ -2,20 +2,23 @@
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 from collections.abc import Iterator
 from contextvars import ContextVar
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import dspy
 from dspy import lm15
 
-from tfgrpo_dspy.local.seats import (
-    SeatSettings,
+from tfgrpo_dspy.local.contexts import (
+    ContextSettings,
     available_cores,
+    close_model,
     model_path,
-    opened_models,
+    opened_model,
     sha256_of,
 )
 
@@ -69,7 +72,7 @@ def local_lm(
         LocalLMUnavailableError: xllamacpp or the default model is not installed.
         SettingsError: `gguf` is no GGUF file that llama.cpp can load, or a number is below 1.
     """
-    engine = LlamaEngine(gguf, n_parallel=n_parallel, n_ctx=n_ctx, n_threads=n_threads)
+    engine = LlamaEngine(None if gguf is None else str(gguf), n_parallel, n_ctx, n_threads)
     engine.open()
     return LocalLM(
         f"local/{engine.path.stem}@{engine.fingerprint[:8]}",
@@ -82,16 +85,16 @@ def local_lm(
     )
 
 
-_n_candidates_done: ContextVar[list[int] | None] = ContextVar("n_candidates_done", default=None)
+_n_answered: ContextVar[list[int] | None] = ContextVar("n_answered", default=None)
 
 
 @contextlib.contextmanager
 def _counting_candidates() -> Iterator[None]:
-    token = _n_candidates_done.set([0])
+    token = _n_answered.set([0])
     try:
         yield
     finally:
-        _n_candidates_done.reset(token)
+        _n_answered.reset(token)
 
 
 class LocalLM(dspy.LM):
@@ -112,38 +115,34 @@ class LocalLM(dspy.LM):
             return await super().acall(prompt, **kwargs)
 
 
+@dataclass(frozen=True)
 class LlamaEngine:
     """What `dspy.LM(engine=...)` asks for: one `lm15.Request` in, one `lm15.Response` out.
 
-    Holds settings only; engines with equal settings share one opened model, so copies (also
-    `copy.deepcopy` and pickled ones) cost nothing. Thread-safe.
+    Holds settings only, those of `local_lm`; engines with equal settings share one opened model,
+    so copies (also `copy.deepcopy` and pickled ones) cost nothing. Thread-safe.
     """
 
     supports_response_schema = True
     supported_params = frozenset({*SAMPLING, "seed", "stop", "response_format"})
 
-    def __init__(
-        self,
-        gguf: str | Path | None = None,
-        *,
-        n_parallel: int | None = None,
-        n_ctx: int = 4096,
-        n_threads: int = 1,
-    ) -> None:
-        """See `local_lm`; opens nothing yet."""
-        self._gguf = None if gguf is None else str(gguf)
-        self._n_parallel = n_parallel
-        self._key = SeatSettings(
-            path=model_path(gguf),
-            n_parallel=available_cores() if n_parallel is None else n_parallel,
-            n_ctx=n_ctx,
-            n_threads=n_threads,
-        )
+    gguf: str | None = None
+    n_parallel: int | None = None
+    n_ctx: int = 4096
+    n_threads: int = 1
+
+    def __post_init__(self) -> None:
+        self._settings.check()
+
+    @functools.cached_property
+    def _settings(self) -> ContextSettings:
+        n_parallel = available_cores() if self.n_parallel is None else self.n_parallel
+        return ContextSettings(model_path(self.gguf), n_parallel, self.n_ctx, self.n_threads)
 
     @property
     def path(self) -> Path:
         """The GGUF file."""
-        return self._key.path
+        return self._settings.path
 
     @property
     def fingerprint(self) -> str:
@@ -157,11 +156,11 @@ class LlamaEngine:
         Raises:
             SettingsError: llama.cpp cannot load the file.
         """
-        opened_models().get(self._key).open()
+        opened_model(self._settings).open()
 
     def close(self) -> None:
         """Free the model for every engine with these settings; their next request reopens it."""
-        opened_models().close(self._key)
+        close_model(self._settings)
 
     def complete(self, request: lm15.Request) -> lm15.Response:
         """The answer to one request.
@@ -172,11 +171,10 @@ class LlamaEngine:
             lm15.InvalidRequestError: llama.cpp refuses it, for instance its JSON schema.
             lm15.ServerError: llama.cpp failed.
         """
-        n_done = _n_candidates_done.get()
-        body = _request_body(request, candidate=n_done[0] if n_done else 0)
-        response = _response(opened_models().get(self._key).answer(body), request)
-        if n_done:
-            n_done[0] += 1
+        n_answered = _n_answered.get() or [0]
+        body = _request_body(request, candidate=n_answered[0])
+        response = _response(opened_model(self._settings).answer(body), request)
+        n_answered[0] += 1  # a request that failed may be made again, for the same candidate
         return response
 
     def stream(self, request: lm15.Request) -> Iterator[Any]:
@@ -185,12 +183,7 @@ class LlamaEngine:
 
     def dump_state(self) -> dict[str, Any]:
         """What `load_state` makes this engine of; holds no path when the model is the default."""
-        return {
-            "gguf": self._gguf,
-            "n_parallel": self._n_parallel,
-            "n_ctx": self._key.n_ctx,
-            "n_threads": self._key.n_threads,
-        }
+        return asdict(self)
 
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> "LlamaEngine":

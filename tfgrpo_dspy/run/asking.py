@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import dspy
+from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget import CallWatcher, Meter, metered
 from tfgrpo_dspy.errors import RunStopped, described
@@ -64,6 +65,9 @@ class Answer:
     def is_unread(self) -> bool:
         """Whether nothing could be read of it, or the module was not asked at all."""
         return self.output is None and not self.error
+
+
+ANSWERS = TypeAdapter(Answer)
 
 
 class ReflectionClient:
@@ -189,7 +193,8 @@ class ReflectionClient:
 
 def _answer_of(record: Mapping[str, Any]) -> Answer:
     with reading("answer"):
-        return Answer(**{**record, "usage": Usage(**record["usage"])})
+        answer: Answer = ANSWERS.validate_python(record)
+        return answer
 
 
 def _explanation(prediction: Any) -> str:

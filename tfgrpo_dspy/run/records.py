@@ -196,8 +196,8 @@ class RunRecords:
             scored = replace(
                 rollout,
                 score=float(score["score"]),
-                feedback=score["feedback"],
-                metric_usage=Usage(**score["metric_usage"]),
+                feedback=str(score["feedback"]),
+                metric_usage=Usage.from_dict(score["metric_usage"]),
             )
         return CachedRollout(key, scored, needs_work=False)
 

@@ -1,6 +1,7 @@
 """Reads and writes records; turns every fault of disk and database into a clear error."""
 
 import json
+import math
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -137,7 +138,7 @@ class Store:
 
     def _parsed(self, key: str, text: str) -> Record:
         try:
-            record = json.loads(text)
+            record = json.loads(text, parse_float=_finite, parse_constant=_finite)
         except (ValueError, RecursionError) as error:
             raise StoreError(f"The record {key!r} is damaged: {error}.") from error
         if not isinstance(record, dict):
@@ -198,3 +199,11 @@ class Store:
         """Close the database; records stay."""
         with self._faults("close"):
             self._cache.close()
+
+
+def _finite(text: str) -> float:
+    """A number of a record. Raises ValueError: it is one that no record holds."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"it holds the number {text}")
+    return number
