@@ -1,4 +1,4 @@
-"""What somebody who tried everything found: each was once not so."""
+"""LMs of modules of their own, keys of records and secrets, traces, and budgets over restarts."""
 
 import logging
 from pathlib import Path
