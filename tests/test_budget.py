@@ -1,23 +1,22 @@
-"""What LM calls cost, counted; and an OpenAI-shaped server on the loopback interface for it."""
+"""What LM calls cost, counted."""
 
 import asyncio
 import contextlib
-import json
-import re
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import dspy
 import pytest
+from chat_server import ChatServer, server
 from dspy import lm15
 from dspy.utils import DummyLM
 from scripted import chat, scripted_lm
 
-from tfgrpo_dspy.budget import Meter, metered
+from tfgrpo_dspy.budget import Budget, Ledger, Meter, metered
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Usage
+
+__all__ = ["server"]  # a fixture
 
 
 class FixedEngine:
@@ -238,72 +237,6 @@ def test_calls_of_many_threads_are_all_counted() -> None:
 # ---------------------------------------------------------------------- a real provider's way
 
 
-class ChatServer(ThreadingHTTPServer):
-    """An OpenAI-shaped server: answers by `rules`, or refuses by `status` and echoes the key."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.status = 200
-        self.rules = [("", YES)]
-        self.keys: set[str] = set()
-
-    def lm(self, **kwargs: Any) -> dspy.LM:
-        base = f"http://127.0.0.1:{self.server_port}/v1"
-        settings = {"cache": False, "num_retries": 0, "api_base": base, **kwargs}
-        return dspy.LM("openai/gpt-4o-mini", **settings)
-
-    def answer(self, prompt: str) -> str:
-        return next(answer for pattern, answer in self.rules if re.search(pattern, prompt))
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: ChatServer
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        key = self.headers["Authorization"].removeprefix("Bearer ")
-        self.server.keys.add(key)
-        self._send(self._refusal(key) if self.server.status != 200 else self._completion(body))
-
-    def _refusal(self, key: str) -> dict[str, Any]:
-        message = f"Incorrect API key provided: {key}."
-        return {"error": {"message": message, "type": "invalid_request_error", "code": "key"}}
-
-    def _completion(self, body: dict[str, Any]) -> dict[str, Any]:
-        prompt = "\n\n".join(message["content"] for message in body["messages"])
-        message = {"role": "assistant", "content": self.server.answer(prompt)}
-        return {
-            "id": "1",
-            "object": "chat.completion",
-            "created": 1,
-            "model": body["model"],
-            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-            "usage": {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100},
-        }
-
-    def _send(self, answer: dict[str, Any]) -> None:
-        content = json.dumps(answer).encode()
-        self.send_response(self.server.status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing is written to stderr."""
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")  # no price list from the network
-    with ChatServer() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
 def test_the_price_is_what_dspy_knows_of_it(server: ChatServer) -> None:
     lm = server.lm(api_key="sk-1234567890")
     usage = used(lm)
@@ -321,22 +254,27 @@ def test_an_answer_from_the_cache_costs_nothing_though_dspy_recalls_its_price(
     lm.close()
 
 
-@pytest.mark.parametrize("where", ["argument", "environment"])
-def test_a_key_that_the_provider_echoes_is_not_in_what_is_remembered(
-    server: ChatServer, monkeypatch: pytest.MonkeyPatch, where: str
+# ---------------------------------------------------------------------- the ledger's edges
+
+
+def test_metric_calls_are_had_up_to_the_limit_and_not_one_more() -> None:
+    ledger = Ledger(Budget(max_metric_calls=3))
+    ledger.take_metric_calls(3)
+    with pytest.raises(RunStopped, match="max_metric_calls=3: 1 more are needed, 0 are left"):
+        ledger.take_metric_calls(1)
+
+
+@pytest.mark.parametrize("asked_s", [3000.0, 10.0**9])
+def test_a_pause_of_hours_is_kept_for_five_minutes_and_said_once(
+    asked_s: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.status = 401
-    kwargs = {"api_key": "sk-1234567890"} if where == "argument" else {}
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-1234567890")
-    meter = Meter()
-    lm = server.lm(**kwargs)
-    with pytest.raises(RunStopped, match=r"Incorrect API key provided: \(secret\)\.") as stopped:
-        metered(lm.copy(), meter)("why?")
-    server.status = 500
-    with pytest.raises(dspy.utils.exceptions.LMServerError, match="sk-1234567890"):
-        metered(lm.copy(), other := Meter())("why?")
-    lm.close()
-    assert other.provider_failure is not None
-    assert "Incorrect API key provided: (secret)." in other.provider_failure.message
-    remembered = (str(stopped.value), meter.ledger.stopped_because, other.provider_failure.message)
-    assert [text for text in remembered if "sk-1234567890" in text] == []
+    now_s = [0.0]
+    ledger = Ledger(clock=lambda: now_s[0])
+    for _ in range(3):  # three threads are refused at once
+        ledger.hold("model", asked_s)
+    assert ledger.seconds_held("model") == 300.0
+    assert ledger.seconds_held("another") == 0.0
+    assert caplog.text.count(f"asks for a pause of {asked_s:g} s: no call to it before") == 1
+    now_s[0] = 301.0
+    ledger.hold("model", asked_s)
+    assert caplog.text.count("asks for a pause") == 2

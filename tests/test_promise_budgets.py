@@ -6,15 +6,15 @@ Calls, dollars and metric calls are counted where they are made: by the engine a
 import asyncio
 import contextlib
 import itertools
-import json
-import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dspy
 import pytest
+from chat_server import ChatServer
 from dspy import lm15
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -28,7 +28,6 @@ from runs import (
 )
 from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations
 from small import grpo
-from test_budget import ChatServer, _Handler
 from test_promise_deterministic import Latency
 
 from tfgrpo_dspy import Decision, ExperienceLibrary, Gate, NoGate, RunEvidence, SettingsError
@@ -333,20 +332,101 @@ def test_a_budget_ends_no_update_halfway_when_lessons_begin_late(max_lm_calls: i
     assert engine.n_calls() <= max_lm_calls
 
 
-def test_retries_that_the_program_itself_asks_for_are_taken_from_the_budget() -> None:
-    class Eager(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.ask = dspy.Predict("question -> answer")
+class Unseen(dspy.Module):
+    """Calls the LM past DSPy's usual ways, four times in all."""
 
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.ask = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> Any:
+        getattr(self, f"by_{self.way}")(f"question {question}")
+        return self.ask(question=question)
+
+    def by_forward(self, question: str) -> None:
+        for _ in range(3):
+            dspy.settings.lm.forward(question)
+
+    def by_aforward(self, question: str) -> None:
+        async def three() -> None:
+            for _ in range(3):
+                await dspy.settings.lm.aforward(question)
+
+        asyncio.run(three())
+
+    def by_threads(self, question: str) -> None:
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda _: self.ask(question=question), range(3)))
+
+    def by_background_thread_without_callbacks(self, question: str) -> None:
+        def ask() -> None:
+            with dspy.context(callbacks=[]):
+                for _ in range(3):
+                    dspy.settings.lm(question)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+
+
+def judging_in_threads(example: Any, pred: Any, _trace: Any = None) -> Any:
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: dspy.settings.lm("question?"), range(2)))
+    return is_polite(example, pred)
+
+
+UNSEEN = ("forward", "aforward", "threads", "background_thread_without_callbacks")
+
+
+@pytest.mark.parametrize("way", [*UNSEEN, "a metric with threads"])
+def test_calls_past_dspys_usual_ways_are_counted_and_end_the_run(way: str) -> None:
+    engine = Tally()
+    lm = lm_on(engine)
+    dspy.configure(lm=lm)  # what a thread of one's own sees
+    is_metric = way not in UNSEEN
+    student = dspy.Predict("question -> answer") if is_metric else Unseen(way)
+    optimizer = optimizer_of(
+        metric=judging_in_threads if is_metric else is_polite, max_lm_calls=80, num_threads=4
+    )
+    data = {"trainset": questions(6), "valset": questions(12, start=100)}
+    with dspy.context(lm=lm):
+        optimized = optimizer.compile(student, **data)
+    dspy.configure(lm=None)
+    assert optimized.detailed_results.ended_because.startswith("max_lm_calls=80")
+    assert all_calls(optimized) == engine.n_calls()
+    # hard where DSPy's own thread makes the call; else the rollouts under way may go on
+    assert engine.n_calls() <= 80 + (0 if "forward" in way else 4 * 4)
+    assert lm.callbacks == []
+
+
+def test_retries_that_the_program_itself_asks_for_are_taken_from_the_budget() -> None:
+    class Eager(Unseen):
         def forward(self, question: str) -> Any:
             with dspy.context(lm=dspy.settings.lm.copy(num_retries=9)):
                 return self.ask(question=question)
 
     engine = Tally(refused_share=1.0)
-    optimized = learned(Eager(), lm_on(engine, num_retries=0), max_lm_calls=30)
+    optimized = learned(Eager(""), lm_on(engine, num_retries=0), max_lm_calls=30)
     assert optimized.detailed_results.ended_because.startswith("max_lm_calls=30")
     assert 10 < engine.n_calls() <= 30
+
+
+@pytest.mark.parametrize("limit", range(38, 46))
+def test_the_last_metric_call_of_a_budget_is_made_and_none_after_it(limit: int) -> None:
+    """A round of one example takes two; so every second limit is used up to the last call."""
+    metric = Metric("none")
+    optimized = learned(
+        lm=lm_on(Tally()),
+        metric=metric,
+        gate=NoGate(),
+        group_size=2,
+        batch_size=1,
+        epochs=9,
+        max_metric_calls=limit,
+    )
+    assert limit - 1 <= metric.n_calls <= limit
+    assert optimized.detailed_results.metric_calls == metric.n_calls
 
 
 def test_answers_from_dspys_cache_are_free() -> None:
@@ -368,71 +448,46 @@ def priced(dollars: float = 1e-6) -> dict[str, Any]:
     return {"prices": {"scripted": (1e6 * dollars, 1e6 * dollars)}}
 
 
-def test_an_engine_object_has_no_price_so_prices_must_be_passed() -> None:
-    engine = Tally()
-    with pytest.raises(
-        SettingsError, match=r"max_cost=1: DSPy knows no price of scripted; pass pr"
-    ):
-        learned(lm=lm_on(engine), max_cost=1)
+UNPRICED: dict[str, tuple[dict[str, Any], str]] = {
+    "an engine object": ({}, "DSPy knows no price of scripted; pass pr"),
+    "a model of one's own": (
+        {"reflection_lm": dspy.LM("openai/a-model-of-mine", api_key="none", max_tokens=5)},
+        "a-model-of-mine",
+    ),
+    "answers of any length": ({"max_tokens": None, **priced()}, "set max_tokens on it"),
+}
+
+
+@pytest.mark.parametrize(("given_", "message"), UNPRICED.values(), ids=UNPRICED)
+def test_an_lm_whose_calls_have_no_upper_price_is_named_before_the_first_call(
+    given_: dict[str, Any], message: str
+) -> None:
+    engine, given_ = Tally(), dict(given_)
+    lm = lm_on(engine, max_tokens=given_.pop("max_tokens", MAX_TOKENS))
+    with pytest.raises(SettingsError, match=message):
+        learned(lm=lm, max_cost=1, **given_)
     assert engine.n_calls() == 0
 
 
-def test_every_lm_without_a_price_is_named_before_the_first_call() -> None:
-    engine, judge = Tally(), dspy.LM("openai/a-model-of-mine", api_key="none", max_tokens=5)
-    with pytest.raises(SettingsError, match="a-model-of-mine") as caught:
-        learned(lm=lm_on(engine), reflection_lm=judge, max_cost=1)
-    assert "scripted" in str(caught.value)
-    assert engine.n_calls() == 0
+def test_a_model_on_dspys_price_list_is_paid_at_its_list_price() -> None:
+    dollars: list[float] = []
 
+    def count(prompt: str, answer: str) -> tuple[int, int]:
+        n_in, n_out = len(prompt.split()), len(answer.split())
+        dollars.append(n_in * 0.15e-6 + n_out * 0.6e-6)
+        return n_in, n_out
 
-def test_an_answer_of_any_length_cannot_be_paid_for_in_advance() -> None:
-    engine = Tally()
-    with pytest.raises(SettingsError, match="set max_tokens on it"):
-        learned(lm=lm_on(engine, max_tokens=None), max_cost=1, **priced())
-    assert engine.n_calls() == 0
-
-
-class PricedServer(ChatServer):
-    """Counts tokens as words, and what they cost at the list price of gpt-4o-mini."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.RequestHandlerClass = PricedHandler
-        self.rules = [
-            (p, a if isinstance(a, str) else chat(answer="no")) for p, a in polite_rules()
-        ]
-        self.dollars: list[float] = []
-
-
-class PricedHandler(_Handler):
-    def _completion(self, body: dict[str, Any]) -> dict[str, Any]:
-        completion = super()._completion(body)
-        n_in = len(json.dumps(body["messages"]).split())
-        n_out = len(completion["choices"][0]["message"]["content"].split())
-        self.server.dollars.append(n_in * 0.15e-6 + n_out * 0.6e-6)  # type: ignore[attr-defined]
-        usage = {"prompt_tokens": n_in, "completion_tokens": n_out, "total_tokens": n_in + n_out}
-        return completion | {"usage": usage}
-
-
-@pytest.fixture
-def priced_server() -> Iterator[PricedServer]:
-    server = PricedServer()
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_model_on_dspys_price_list_is_paid_at_its_list_price(priced_server: Any) -> None:
-    lm = priced_server.lm(api_key="sk-none", max_tokens=60, temperature=1.0)
-    optimized = learned(lm=lm, max_cost=0.0015, epochs=5, gate=Gate())
+    with ChatServer([*polite_rules()[:2], ("", chat(answer="no"))]) as server:
+        server.count = count
+        lm = server.lm(api_key="sk-none", max_tokens=60, temperature=1.0)
+        optimized = learned(lm=lm, max_cost=0.0015, epochs=5, gate=Gate())
+        lm.close()
     results = optimized.detailed_results
     assert results.ended_because == "max_cost=0.0015 could be exceeded by the next call"
-    told = sum(usage.cost_usd for usage in results.usage.values())
-    assert told == pytest.approx(sum(priced_server.dollars))
+    reported = sum(usage.cost_usd for usage in results.usage.values())
+    assert reported == pytest.approx(sum(dollars))
     kept_back = 1.5 * 12 * 20e-6  # for the result, which is the student, measured already
-    assert 0.0008 - kept_back < told <= 0.0015  # a reflection's worst case is about 0.0006
+    assert 0.0008 - kept_back < reported <= 0.0015  # a reflection's worst case is about 0.0006
 
 
 class Rendezvous:
@@ -473,41 +528,44 @@ class TwoAtOnce(dspy.Module):
         return asyncio.run(both())[0]
 
 
-def test_a_call_that_waits_for_dollars_does_not_block_the_event_loop_that_would_give_them() -> None:
-    engine = Tally()
-    optimized = learned(TwoAtOnce(), lm_on(engine), max_cost=1600, num_threads=1, **priced(1))
-    assert optimized.detailed_results.ended_because.startswith("max_cost=1600")
-    assert engine.n_calls() > 2
-    assert engine.dollars <= 1600
-
-
-def test_an_lm_that_a_metric_holds_does_not_hold_its_dollars_for_ever() -> None:
-    engine = Tally()
-    HELD["lm"] = lm_on(engine, num_retries=0)
-    metric = Metric("its own LM")
-    optimized = learned(
-        lm=lm_on(engine), metric=metric, max_cost=20_000, num_threads=4, **priced(1)
-    )
-    assert optimized.detailed_results.ended_because.startswith("max_cost=20000")
-    assert engine.dollars <= 20_000
-
-
-def test_the_dollars_of_a_call_that_hangs_are_not_waited_for_once_it_is_given_up() -> None:
-    hangs, hung = threading.Event(), []
+def hanging() -> Callable[[Prompt], None]:
+    """One call that hangs until the test is over."""
+    hung: list[Prompt] = []
 
     def before(prompt: Prompt) -> None:
         if not hung and "question 10" in prompt.user:
             hung.append(prompt)
-            hangs.wait(60)
+            threading.Event().wait(8)
 
-    engine = Tally(before=before)
+    return before
+
+
+HELD_DOLLARS: dict[str, tuple[Any, dict[str, Any], int]] = {
+    "two calls of one event loop": (TwoAtOnce, {}, 1600),
+    "an LM that the metric holds": (Pair, {"metric": Metric("its own LM")}, 20_000),
+    "a call that hangs and is given up": (
+        lambda: dspy.Predict("question -> answer"),
+        {"before": hanging(), "rollout_timeout_s": 0.3},
+        1800,
+    ),
+}
+
+
+@pytest.mark.parametrize(("student", "given_", "dollars"), HELD_DOLLARS.values(), ids=HELD_DOLLARS)
+def test_nobody_waits_for_ever_for_dollars_that_another_call_holds(
+    student: Any, given_: dict[str, Any], dollars: int
+) -> None:
+    given_ = dict(given_)
+    engine = Tally(before=given_.pop("before", None))
+    HELD["lm"] = lm_on(engine, num_retries=0)
     started = time.monotonic()
     optimized = learned(
-        lm=lm_on(engine), max_cost=1800, num_threads=1, rollout_timeout_s=0.3, **priced(1)
+        student(), lm_on(engine), max_cost=dollars, num_threads=1, **priced(1), **given_
     )
-    hangs.set()
     assert time.monotonic() - started < 8
-    assert optimized.detailed_results.ended_because.startswith("max_cost=1800")
+    assert optimized.detailed_results.ended_because.startswith(f"max_cost={dollars}")
+    assert engine.n_calls() > 2
+    assert engine.dollars <= dollars
 
 
 # ---------------------------------------------------------------------- time
@@ -638,12 +696,10 @@ def test_a_budget_returns_a_library_that_the_unlimited_run_goes_through(
 
 def planned(**settings_: Any) -> Any:
     engine, settings_ = Tally(), {"gate": Gate(), **settings_}
+    data = {"trainset": questions(6), "valset": questions(12, start=100)}
+    data["testset"] = settings_.pop("testset", None)
     with dspy.context(lm=lm_on(engine)):
-        plan = optimizer_of(**settings_).estimate(
-            dspy.Predict("question -> answer"),
-            trainset=questions(6),
-            valset=questions(12, start=100),
-        )
+        plan = optimizer_of(**settings_).estimate(dspy.Predict("question -> answer"), **data)
     assert engine.n_calls() == 0
     return plan
 
@@ -668,21 +724,14 @@ def test_the_estimate_makes_no_call_and_bounds_what_the_run_really_takes(setting
     assert len(optimized.detailed_results.updates) == plan.n_updates
 
 
-def test_the_estimate_is_a_table_with_dollars_where_prices_are_known() -> None:
-    assert planned().cost is None
+def test_the_estimate_has_dollars_where_prices_are_known_and_counts_the_test_set() -> None:
     plan = planned(**priced(1e-6))
+    assert planned().cost is None
     assert plan.cost > 0
-    assert f"{plan.n_lm_calls:,}" in str(plan)
-    assert f"{plan.cost:.2f}" in str(plan)
-
-
-def test_the_estimate_counts_what_measuring_on_a_test_set_takes() -> None:
-    with dspy.context(lm=lm_on(Tally())):
-        data = {"trainset": questions(6), "valset": questions(12, start=100)}
-        student = dspy.Predict("question -> answer")
-        without = optimizer_of().estimate(student, **data)
-        plan = optimizer_of().estimate(student, **data, testset=questions(7, start=200))
-    assert plan.n_metric_calls - without.n_metric_calls == 2 * 7
+    for figure in (f"{plan.n_lm_calls:,}", f"{plan.cost:.2f}"):
+        assert figure in str(plan)
+    with_test = planned(testset=questions(7, start=200))
+    assert with_test.n_metric_calls - planned().n_metric_calls == 2 * 7
 
 
 @pytest.mark.parametrize("keeps_records", [False, True])
@@ -720,18 +769,3 @@ def test_presets_grow_and_the_heavy_one_lets_the_whole_run_through() -> None:
     assert heavy == unlimited_
     for auto, limit in zip(found, calls, strict=True):
         assert all_calls(found[auto]) <= limit
-
-
-def test_an_explicit_budget_wins_over_the_preset() -> None:
-    optimized, _ = run_of(auto="light", max_lm_calls=20)
-    assert optimized.detailed_results.settings["max_lm_calls"] == 20
-    assert all_calls(optimized) <= 20
-
-
-def test_the_plan_is_logged_before_the_first_call(caplog: pytest.LogCaptureFixture) -> None:
-    logged_before: list[bool] = []
-    engine = Tally(before=lambda _prompt: logged_before.append("the plan:" in caplog.text))
-    with caplog.at_level(logging.INFO, "tfgrpo_dspy"):
-        learned(lm=lm_on(engine))
-    assert logged_before[0]
-    assert "training rollouts" in caplog.text

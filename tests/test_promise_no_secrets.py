@@ -12,6 +12,7 @@ from typing import Any
 
 import dspy
 import pytest
+from chat_server import ChatServer, Fault, server
 from runs import (
     ADVICE,
     is_polite,
@@ -22,7 +23,6 @@ from runs import (
     questions,
 )
 from scripted import EXTRACT, UPDATE, chat, lessons, operations
-from test_budget import ChatServer, server
 
 from tfgrpo_dspy import (
     ExperienceLibrary,
@@ -35,6 +35,7 @@ from tfgrpo_dspy import (
 __all__ = ["server"]  # a fixture
 
 KEY = "sk-7hJ2-only-in-this-test"
+REFUSED = "Incorrect API key provided: "
 
 
 def half_right(example: Any, _pred: Any) -> dspy.Prediction:
@@ -90,12 +91,12 @@ def test_an_api_key_is_in_no_file_no_report_and_no_log_line(
 def test_a_key_that_the_provider_sends_back_in_its_error_is_not_logged(
     lm: Any, server: ChatServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.status = 500
+    server.plan = lambda _n, _p: Fault(500, REFUSED, echoes_key=True)
     with caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"):
         results = compiled(lm).detailed_results
     assert server.keys == {KEY}
     assert results.failures == {"provider": 5 * 2 + 3}
-    assert "Incorrect API key provided: (secret)." in caplog.text
+    assert "Incorrect API key provided: (secret)" in caplog.text
     assert KEY not in caplog.text
     assert KEY not in json.dumps(results.to_dict())
 
@@ -103,7 +104,7 @@ def test_a_key_that_the_provider_sends_back_in_its_error_is_not_logged(
 def test_a_key_that_the_provider_refuses_and_sends_back_is_not_in_the_error_that_ends_the_run(
     lm: Any, server: ChatServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.status = 401
+    server.plan = lambda _n, _p: Fault(401, REFUSED, echoes_key=True)
     with (
         caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"),
         pytest.raises(RunFailedError, match=r"Incorrect API key provided: \(secret\)") as failed,
@@ -123,7 +124,7 @@ def test_a_key_in_the_error_of_an_lm_judge_or_of_the_reflection_lm_is_not_logged
 
     student = predictor()
     student.lm = polite_lm()
-    server.status = 500
+    server.plan = lambda _n, _p: Fault(500, REFUSED, echoes_key=True)
     with caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"), dspy.context(lm=lm):
         for metric in (judged, is_polite):
             optimizer_of(metric=metric, gate=NoGate()).compile(student, trainset=questions(5))

@@ -10,7 +10,9 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat, TypeAdapter
 
 FailureKind = Literal["program", "parse", "provider", "metric", "timeout", "worker"]
 """Whose failure it was: the program raised; an answer did not parse; the LM's provider failed
@@ -25,6 +27,7 @@ LONG_INPUT = 200
 """An input that goes on from an earlier one of so many characters is stored as its rest only."""
 SEED_RANGE = 2**31
 """Seeds are below this: what every sampler known to us takes."""
+Count = Annotated[int, Field(ge=0, le=10**15)]
 WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory"})
 """Outputs that DSPy's ChainOfThought and ReAct add to those of the signature."""
 
@@ -51,17 +54,22 @@ class Usage:
     `n_failed_calls` ended in a provider's error.
     """
 
-    n_lm_calls: int = 0
-    n_cached_calls: int = 0
-    n_second_calls: int = 0
-    n_failed_calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float = 0.0
+    n_lm_calls: Count = 0
+    n_cached_calls: Count = 0
+    n_second_calls: Count = 0
+    n_failed_calls: Count = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    cost_usd: FiniteFloat = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Its numbers by name."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Usage":
+        """What `to_dict` gave. Raises ValueError: it is no usage."""
+        return _USAGE.validate_python(values)
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -99,12 +107,12 @@ class Rollout:
     rollout_id: int
     outputs: Mapping[str, str] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
-    score: float | None = None
+    score: FiniteFloat | None = None
     feedback: str = ""
     failure: Failure | None = None
     usage: Usage = Usage()
     metric_usage: Usage = Usage()
-    encoded: Mapping[str, Any] = field(default_factory=dict)
+    encoded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, sequences, strings and numbers, ready for JSON."""
@@ -112,16 +120,8 @@ class Rollout:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Rollout":
-        """What `to_dict` gave, from JSON too. Raises KeyError or TypeError: it is no rollout."""
-        steps = (Step(**{**s, "continued": tuple(s["continued"])}) for s in values["steps"])
-        failure = values["failure"]
-        parts = {
-            "steps": tuple(steps),
-            "failure": None if failure is None else Failure(**failure),
-            "usage": Usage(**values["usage"]),
-            "metric_usage": Usage(**values["metric_usage"]),
-        }
-        return cls(**{**values, **parts})
+        """What `to_dict` gave, from JSON too. Raises ValueError: it is no rollout."""
+        return _ROLLOUT.validate_python(values)
 
     @property
     def is_text_only(self) -> bool:
@@ -147,6 +147,10 @@ class Rollout:
         """
         values = [value for name, value in self.outputs.items() if name not in WAYS_TO_AN_ANSWER]
         return " ".join("\n".join(values or self.outputs.values()).casefold().split())
+
+
+_USAGE = TypeAdapter(Usage)
+_ROLLOUT = TypeAdapter(Rollout)
 
 
 @dataclass(frozen=True, slots=True)

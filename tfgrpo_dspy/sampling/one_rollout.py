@@ -9,7 +9,7 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError, LMError
 
 from tfgrpo_dspy.budget import CallWatcher, Ledger, Meter, is_too_long, metered
-from tfgrpo_dspy.errors import MetricError, RunStopped, described
+from tfgrpo_dspy.errors import MetricError, RunStopped, StoreError, described
 from tfgrpo_dspy.experience import copied_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction
 from tfgrpo_dspy.rollout import Failure, Rollout, Step, Usage, condensed
@@ -99,9 +99,13 @@ def score_again(task: RolloutTask, rollout: Rollout) -> Rollout:
     """The rollout, scored by the task's metric from its stored outputs; the program is not run.
 
     Raises:
-        NoRoundTripError: its outputs were kept as text only.
+        StoreError: its outputs cannot be had back from the record.
     """
-    values = decode_fields(rollout.encoded, field_annotations(task.program))
+    try:
+        values = decode_fields(rollout.encoded, field_annotations(task.program))
+    except ValueError as error:
+        message = f"The outputs recorded of rollout {rollout.rollout_id} cannot be read"
+        raise StoreError(f"{message}: {described(error)}.") from error
     bare = replace(rollout, score=None, feedback="", failure=None, metric_usage=Usage())
     return _scored(bare, task, dspy.Prediction(**values), None)
 
