@@ -23,8 +23,7 @@ from tfgrpo_dspy import (
     best_so_far,
 )
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step, condensed
-from tfgrpo_dspy.run.demonstrating import Demonstrator
-from tfgrpo_dspy.sampling import demos_of, with_demos
+from tfgrpo_dspy.sampling import BestRollouts, demos_of, with_demos
 
 
 def cases(n: int, start: int = 0) -> list[dspy.Example]:
@@ -249,10 +248,11 @@ def rollout(example: int, score: float | None, answer: str = "a", **changes: Any
 
 
 def chosen(*rollouts: Rollout, most: int = 4, valset: Any = ()) -> list[dict[str, str]]:
-    demonstrator = Demonstrator(QA, cases(20), valset, most)
+    best = BestRollouts()
     for made in rollouts:
-        demonstrator.see([Group.of(made.example, [made], has_metric=True)])
-    return [dict(demo.fields) for demo in demonstrator.demos()]
+        best.add(Group.of(made.example, [made], has_metric=True))
+    demos = best.demos(QA, most, lambda example: cases(20)[example] not in valset)
+    return [dict(demo.fields) for demo in demos]
 
 
 def answers(*rollouts: Rollout, **settings: Any) -> list[str]:
