@@ -457,52 +457,6 @@ def test_lms_and_what_cannot_be_copied_are_shared_and_all_else_is_copied() -> No
     assert baked.steps[1] is student.steps[1]
 
 
-def test_demos_config_and_fields_stay_as_they_are() -> None:
-    student = dspy.Predict("question: str, n: int -> answer: list[str]", temperature=0.5)
-    student.demos = [dspy.Example(question="q", n=1, answer=["a"]).with_inputs("question", "n")]
-    baked = LIBRARY_FOR_ALL.bake(student)
-    assert baked.demos == student.demos
-    assert baked.config == {"temperature": 0.5}
-    assert baked.signature.fields["answer"].annotation == list[str]
-    assert list(baked.signature.fields) == ["question", "n", "answer"]
-    assert baked.signature.input_fields.keys() == {"question", "n"}
-
-
 def look_up(order: str) -> str:
     """Where an order is."""
     return f"{order}: on its way"
-
-
-def test_an_agent_keeps_its_tools_and_runs_with_the_experiences_behind_them() -> None:
-    student = dspy.ReAct("question -> answer", tools=[look_up])
-    library = ExperienceLibrary(
-        [Experience("E1", "Look it up.", "react"), Experience("E2", "Be brief.", "extract.predict")]
-    )
-    baked = library.bake(student)
-    tools = student.react.signature.instructions
-    assert "Where an order is." in tools
-    assert baked.react.signature.instructions.startswith(f"{tools}\n\n<experiences>\n")
-    lm = scripted_lm(
-        [
-            (
-                r"Look it up\.(?s:.)*\[\[ ## observation_0 ## \]\]\n7: on its way",
-                chat(next_thought="t", next_tool_name="finish", next_tool_args={}),
-            ),
-            (
-                r"Look it up\.",
-                chat(next_thought="t", next_tool_name="look_up", next_tool_args={"order": "7"}),
-            ),
-            (r"Be brief\.", chat(reasoning="r", answer="on its way")),
-        ]
-    )
-    with dspy.context(lm=lm):
-        assert baked(question="Where is 7?").answer == "on its way"
-    assert ExperienceLibrary.from_program(baked) == library
-
-
-def test_a_frozen_module_is_left_as_it_is() -> None:
-    student = Nested()
-    student.inner._compiled = True  # noqa: SLF001 - DSPy has no other way to freeze
-    baked = LIBRARY_FOR_ALL.bake(student)
-    assert "[E1*]" not in baked.inner.solve.signature.instructions
-    assert "[E1*]" in baked.by_kind["k"].signature.instructions

@@ -13,7 +13,6 @@ from tfgrpo_dspy import (
     BayesianGate,
     DraftLessons,
     ExperienceLibrary,
-    Gate,
     NoGate,
     SettingsError,
 )
@@ -114,12 +113,7 @@ def test_each_draft_shows_ten_examples_with_labels_all_of_them_once_before_one_c
     ]
     assert len(pairs) == 24 and set(pairs) == set(WEIGHT.items())
     twice = Run(drafts=6).prompts(DRAFT)
-    assert [sum(n in numbers(prompt) for prompt in twice) for n in range(24)] == [2] * 24
-
-
-def test_examples_that_are_held_out_are_never_shown() -> None:
-    shown = set().union(*map(numbers, Run(drafts=9).prompts(DRAFT)))
-    assert shown == set(range(24))
+    assert [sum(n in numbers(prompt) for prompt in twice) for n in range(44)] == [2] * 24 + [0] * 20
 
 
 def test_examples_without_labels_are_left_out() -> None:
@@ -142,11 +136,6 @@ def test_where_only_held_out_examples_have_labels_there_are_no_drafts() -> None:
     assert results.usage["draft"].n_lm_calls == 0
 
 
-def test_a_module_that_shows_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="n_examples=0: a draft is shown at least one example"):
-        DraftLessons(n_examples=0)
-
-
 def test_a_module_of_ones_own_says_how_many_examples_are_shown_and_how_long_they_may_be() -> None:
     module = DraftLessons(n_examples=4, examples_tokens=60)
     prompts = Run(drafts=2, draft=module).prompts(DRAFT)
@@ -154,18 +143,8 @@ def test_a_module_of_ones_own_says_how_many_examples_are_shown_and_how_long_they
     assert all("characters left out" in prompt for prompt in prompts)
 
 
-def test_drafts_come_before_the_first_training_rollout_where_batches_do_not_overlap() -> None:
-    run = Run(max_staleness=0)
-    kinds = [
-        "draft" if re.search(DRAFT, p.text) else "rollout"
-        for p in run.lm.engine.prompts
-        if not re.search(f"{UPDATE}|{EXTRACT}", p.text) and min(numbers(p.text)) < 24
-    ]
-    assert kinds == ["draft"] * 3 + ["rollout"] * 48
-
-
 @pytest.mark.parametrize(
-    ("batch_size", "staleness", "without"), [(4, 1, 4), (4, 3, 8), (8, 1, 8), (12, 1, 0)]
+    ("batch_size", "staleness", "without"), [(4, 0, 0), (4, 1, 4), (4, 3, 8), (8, 1, 8), (12, 1, 0)]
 )
 def test_at_most_eight_examples_are_sampled_before_the_drafts_are_decided(
     batch_size: int, staleness: int, without: int
@@ -243,11 +222,6 @@ def test_what_drafts_cost_is_counted_and_planned() -> None:
     assert plan.n_updates == len(run.results.updates)
 
 
-def test_a_budget_that_ends_with_the_drafts_leaves_the_student(tmp_path: Path) -> None:
-    run = Run(max_lm_calls=21, gate=Gate(), log_dir=tmp_path)
-    assert sum(usage.n_lm_calls for usage in run.results.usage.values()) <= 21
-
-
 def test_drafts_are_replayed_from_the_store(tmp_path: Path) -> None:
     first = Run(log_dir=tmp_path)
     again = Run(log_dir=tmp_path, offline=True)
@@ -273,11 +247,6 @@ def test_lessons_are_drafted_from_traces_that_have_labels() -> None:
     assert sorted(own.text for own in ExperienceLibrary.from_program(learned)) == sorted(
         LESSONS.values()
     )
-
-
-def test_with_a_call_for_each_group_drafts_are_one_group() -> None:
-    run = Run(update_per_group=True)
-    assert sorted(run.texts) == sorted(LESSONS.values())
 
 
 def test_a_prompt_that_is_too_long_for_the_lm_is_shortened() -> None:
@@ -326,6 +295,7 @@ def test_the_default_gate_keeps_drafts_that_help_and_no_other(says: str) -> None
         ({"drafts": -1}, "drafts=-1: pass a whole number of at least 0"),
         ({"drafts": 2, "use_labels": False}, "drafts=2 and use_labels=False"),
         ({"drafts": 2, "draft": "?"}, "draft='?': pass a dspy.Module"),
+        ({"trainset": 5}, "trainset=5"),
     ],
 )
 def test_what_drafts_cannot_be_made_of_is_refused_before_the_first_call(
@@ -333,12 +303,6 @@ def test_what_drafts_cannot_be_made_of_is_refused_before_the_first_call(
 ) -> None:
     with pytest.raises(SettingsError, match=re.escape(message)):
         Run(**arguments)
-
-
-def test_a_trainset_that_is_none_is_refused_as_without_drafts() -> None:
-    optimizer = grpo(is_right, drafts=2)
-    with dspy.context(lm=scripted_lm([])), pytest.raises(SettingsError, match="trainset=5"):
-        optimizer.compile(dspy.Predict("question -> answer"), trainset=5)  # type: ignore[arg-type]
 
 
 def test_without_labels_or_ground_truth_drafts_are_refused() -> None:

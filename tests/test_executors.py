@@ -4,8 +4,6 @@ Everything is real: pools of processes, and one local dask cluster for the modul
 other processes is seen in files, which the LM, the program or the metric append to.
 """
 
-import gc
-import importlib
 import multiprocessing
 import os
 import signal
@@ -21,23 +19,18 @@ import pytest
 from chat_server import ChatServer, server
 from distributed import Client, LocalCluster
 from dspy import lm15
-from dspy.utils.callback import BaseCallback
 from runs import is_polite, optimizer_of, polite_answer, polite_rules, questions
-from scripted import EXTRACT, Prompt, ScriptedEngine, chat, scripted_lm
+from scripted import Prompt, ScriptedEngine, chat, scripted_lm
 from small import grpo
 from test_promise_deterministic import facts
 from test_promise_no_secrets import rules as rules_of_server
 
 from tfgrpo_dspy import (
-    ExperienceLibrary,
     Gate,
     NoGate,
     RunFailedError,
     SettingsError,
 )
-from tfgrpo_dspy.budget import Budget
-from tfgrpo_dspy.run import worker
-from tfgrpo_dspy.run.worker import Bundle, Request, packed_library, run_request
 from tfgrpo_dspy.store import Store
 
 __all__ = ["server"]  # a fixture
@@ -199,50 +192,6 @@ def test_any_executor_gives_what_our_threads_give_with_lms_and_classes_of_the_us
     assert is_usable(executor)
 
 
-def test_a_lambda_is_a_metric_and_an_agent_a_program(executor: Executor) -> None:
-    def metric(example: Any, pred: Any) -> bool:
-        return bool(example.answer == pred.answer)
-
-    for given in (metric, lambda example, pred: example.answer == pred.answer):
-        student = dspy.ChainOfThought("question -> answer")
-        assert facts(compiled(executor, student, metric=given)) == facts(
-            compiled(None, student, metric=given)
-        )
-
-
-class Shouting(dspy.ChatAdapter):
-    """An adapter that no worker has by itself."""
-
-    def format(self, *args: Any, **kwargs: Any) -> Any:
-        messages = super().format(*args, **kwargs)
-        return [
-            {**m, "content": m["content"].replace("question 1", "QUESTION 1")} for m in messages
-        ]
-
-
-class Heard(BaseCallback):
-    def __init__(self, log: Log) -> None:
-        self.log = log
-
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002
-        self.log((os.getpid(), instance.kwargs["max_tokens"]))
-
-
-def test_what_dspys_context_holds_travels_along(executor: Executor, tmp_path: Path) -> None:
-    heard = Log(tmp_path / "heard")
-    rules = [*polite_rules()[:-1], ("QUESTION", polite_answer), ("question", chat(answer="no"))]
-    context = {"adapter": Shouting(), "callbacks": [Heard(heard)]}
-    lm = scripted_lm(rules, max_tokens=321)
-    there = compiled(executor, lm=lm, context=context, gate=Gate())
-    assert there.detailed_results.student.mean > 0
-    with_heard = {line.partition(", ")[2] for line in heard.lines}
-    assert with_heard == {"321)"}
-    pids = {line.partition(", ")[0] for line in heard.lines}
-    assert (len(pids) > 1) == (not isinstance(executor, ThreadPoolExecutor))
-    here = compiled(lm=lm, context={"adapter": Shouting()}, gate=Gate())
-    assert facts(there) == facts(here)
-
-
 # ---------------------------------------------------------------------- what cannot be sent
 
 
@@ -285,27 +234,6 @@ def test_what_cannot_be_sent_is_named_before_the_first_call_with_what_to_do(
     assert "num_threads" in str(told.value)
     assert not changes["lm"].engine.prompts
     compiled(None, log_dir=tmp_path / "runs", **changes)
-
-
-def test_so_is_an_example(pool: Executor) -> None:
-    lm = scripted_lm(polite_rules())
-    locked = dspy.Example(question="q", lock=threading.Lock()).with_inputs("question")
-    with dspy.context(lm=lm), pytest.raises(SettingsError, match="example 0 cannot be sent"):
-        optimizer_of(executor=pool, gate=NoGate()).compile(
-            dspy.Predict("question -> answer"), trainset=[locked]
-        )
-    assert not lm.engine.prompts
-
-
-def test_a_worker_that_lacks_a_module_ends_the_run_with_its_name(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "only_here.py").write_text("def metric(example, pred, trace=None): return 1.0\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    metric = importlib.import_module("only_here").metric
-    with pytest.raises(RunFailedError, match="No module named 'only_here'") as told:
-        compiled(client.get_executor(), metric=metric)
-    assert isinstance(told.value.program, dspy.Predict)
 
 
 # ---------------------------------------------------------------------- lost workers
@@ -437,26 +365,6 @@ def test_max_cost_holds_over_all_processes(most: float, pool: Executor, tmp_path
     assert run.ended_because.startswith(f"max_cost={most}")
 
 
-class Counted:
-    def __init__(self, log: Log) -> None:
-        self.log = log
-
-    def __call__(self, example: Any, pred: Any, trace: Any = None) -> float:  # noqa: ARG002
-        self.log(example.question)
-        return float(pred.answer == "please")
-
-
-def test_max_metric_calls_is_exact(executor: Executor, tmp_path: Path) -> None:
-    log = Log(tmp_path / "metric")
-    run = compiled(executor, metric=Counted(log), max_metric_calls=11, epochs=5).detailed_results
-    assert run.metric_calls == len(log.lines) <= 11
-    assert facts_of_end(run) == facts_of_end(
-        compiled(
-            metric=Counted(Log(tmp_path / "other")), max_metric_calls=11, epochs=5
-        ).detailed_results
-    )
-
-
 def facts_of_end(run: Any) -> list[Any]:
     return [run.to_dict()[name] for name in ("library", "updates", "ended_because")]
 
@@ -504,15 +412,6 @@ def warm(executor: Executor) -> Executor:
     return executor
 
 
-def test_max_minutes_ends_a_run_in_which_a_worker_hangs(pipe: Path) -> None:
-    with processes(1) as executor:
-        run = compiled(
-            warm(executor), Hanging(pipe, "question 2"), max_minutes=0.03
-        ).detailed_results
-        release(pipe)
-    assert run.ended_because == "max_minutes=0.03 are over"
-
-
 def test_a_rollout_that_takes_too_long_is_left_and_those_behind_it_are_not_on_its_clock(
     pipe: Path,
 ) -> None:
@@ -529,27 +428,7 @@ def test_a_rollout_that_takes_too_long_is_left_and_those_behind_it_are_not_on_it
     assert sum(finalist.score.n_failed for finalist in run.finalists) == 1
 
 
-@pytest.mark.parametrize("n_threads", [2, 3])
-def test_a_thread_of_the_users_that_hangs_costs_its_rollout(n_threads: int, pipe: Path) -> None:
-    with ThreadPoolExecutor(n_threads) as executor:
-        student = Hanging(pipe, "question 102")
-        run = compiled(executor, student, rollout_timeout_s=0.5, gate=Gate())
-        release(pipe)
-    assert run.detailed_results.failures == {"timeout": 1}
-    student_score, other_score = (each.score for each in run.detailed_results.finalists)
-    assert student_score.n_failed + other_score.n_failed == 1  # whoever got the question first
-    assert student_score.n + other_score.n == 2 * 4 - 1
-
-
 # ---------------------------------------------------------------------- the user's executor
-
-
-def test_an_interrupt_leaves_the_executor_usable(executor: Executor) -> None:
-    lm = scripted_lm([(EXTRACT, KeyboardInterrupt()), *polite_rules()])
-    with pytest.raises(KeyboardInterrupt):
-        compiled(executor, lm=lm)
-    assert is_usable(executor)
-    assert compiled(executor).detailed_results.updates
 
 
 def test_an_executor_that_is_shut_down_is_an_error_that_says_so(executor: Executor) -> None:
@@ -563,49 +442,6 @@ def test_an_executor_that_is_shut_down_is_an_error_that_says_so(executor: Execut
         executor.shutdown()
     with pytest.raises(RunFailedError, match="cannot schedule new futures after shutdown"):
         compiled(executor)
-
-
-def test_so_is_a_client_that_is_closed(client: Client) -> None:
-    with Client(client.scheduler.address) as closed:
-        executor = closed.get_executor()
-    with pytest.raises(RunFailedError, match="the executor cannot go on"):
-        compiled(executor)
-
-
-@pytest.mark.parametrize("limits", [{}, {"max_lm_calls": 400}], ids=["no limit", "limit"])
-def test_a_second_run_on_the_same_cluster_is_a_run_of_its_own(
-    limits: dict[str, int], client: Client, tmp_path: Path
-) -> None:
-    n_made = []
-    for _ in range(3):
-        calls = Log(tmp_path / f"calls{len(n_made)}")
-        run = compiled(client.get_executor(), lm=logged_lm(calls), **limits).detailed_results
-        assert not run.failures
-        assert not run.usage["unfinished"].n_lm_calls
-        n_made.append(len(calls.lines))
-    assert len(set(n_made)) == 1
-    assert n_made[0] == n_calls(run)
-
-
-def n_on_cluster(dask_scheduler: Any) -> int:
-    return sum(str(key).startswith("run_request") for key in dask_scheduler.tasks)
-
-
-def test_no_result_stays_on_the_cluster_where_a_lost_worker_would_mean_to_make_it_again(
-    client: Client,
-) -> None:
-    never = threading.Event()
-    gc.collect()
-    gc.disable()  # which would let them go sooner or later
-    try:
-        compiled(client.get_executor())
-        for _ in range(100):
-            if not (n_left := client.run_on_scheduler(n_on_cluster)):
-                break
-            never.wait(0.05)
-    finally:
-        gc.enable()
-    assert n_left == 0
 
 
 # ---------------------------------------------------------------------- what travels, what stays
@@ -635,21 +471,6 @@ def test_a_bundle_is_sent_to_workers_that_lack_it_and_not_with_each_request() ->
     # which worker asks first is the pool's business
     assert max(by_bundle.values()) < watched.n_requests / 4
     assert watched.n_requests > 30
-
-
-def test_a_library_is_baked_once_for_all_requests_that_a_worker_answers_with_it() -> None:
-    with dspy.context(lm=scripted_lm(polite_rules())):
-        bundle = Bundle.of(dspy.Predict("question -> answer"), is_polite, 0.7, {})
-        library = ExperienceLibrary().apply([{"op": "ADD", "text": "Say please."}])
-        packed = [Request(packed_library(library), questions(1)[0], 0, i).packed() for i in (1, 2)]
-        replies = [
-            run_request(bundle.key, bundle.blob, packed[0], Budget(), "a"),
-            run_request(bundle.key, None, packed[1], Budget(), "b"),
-        ]
-    assert [reply.rollout["rollout_id"] for reply in replies if reply.rollout] == [1, 2]
-    unpacked = worker._bundles[bundle.key]  # noqa: SLF001
-    assert len(unpacked.programs) == 1
-    assert run_request("another", None, packed[0], Budget(), "c").lacks_bundle
 
 
 def leaky(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
@@ -690,18 +511,6 @@ def test_keys_travel_and_reach_no_file_no_record_and_no_report(
     assert "(secret)" in (tmp_path / "runs" / "cache.db").read_bytes().decode(errors="replace")
     for path in [*tmp_path.rglob("*"), *folder.rglob("*")]:
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
-
-
-def test_such_a_run_replays_offline_without_an_executor(pool: Executor, tmp_path: Path) -> None:
-    run = compiled(pool, log_dir=tmp_path)
-    forbidden = scripted_lm([("", AssertionError("no call"))])
-    forbidden.engine.rules = polite_rules()
-    replay = compiled(None, log_dir=tmp_path, offline=True, lm=forbidden)
-    assert not forbidden.engine.prompts
-    assert facts_of_end(run.detailed_results) == facts_of_end(replay.detailed_results)
-    with_executor = compiled(pool, log_dir=tmp_path, offline=True, lm=forbidden)
-    assert facts(with_executor) == facts(replay)
-    assert not forbidden.engine.prompts
 
 
 def test_an_executor_must_be_one() -> None:

@@ -17,11 +17,11 @@ from typing import Any
 import dspy
 import pytest
 from scripted import EXTRACT, Prompt, chat, lessons, scripted_lm
-from small import grpo, paper_grpo
+from small import grpo
 
-from tfgrpo_dspy import AddLessons, Decision, Experience, ExperienceLibrary, Gate, RunEvidence
+from tfgrpo_dspy import AddLessons, Decision, Experience, ExperienceLibrary, Gate
+from tfgrpo_dspy.gate import gain_between
 from tfgrpo_dspy.results import Gain
-from tfgrpo_dspy.run.heldout import gain_of
 
 CODES = {"slate": "T08", "amber": "B20", "cedar": "M55", "linen": "V93"}
 RIGHT = {kind: f"When a case is of kind {kind}, answer {code}." for kind, code in CODES.items()}
@@ -147,18 +147,6 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
         return Learned(compiled(world(), log_dir=log_dir), log_dir)
 
 
-def test_the_default_gate_learns_lessons_that_are_right_and_none_that_is_wrong(
-    learned: Learned,
-) -> None:
-    assert texts(learned.program) <= set(RIGHT.values())
-    assert len(texts(learned.program)) >= 3
-    assert learned.results.best.mean > learned.results.student.mean + 0.2
-    assert learned.results.gain.low > 0
-    assert learned.results.gain.mean == pytest.approx(
-        learned.results.best.mean - learned.results.student.mean
-    )
-
-
 def test_the_report_names_the_candidates_the_student_first_and_which_was_returned(
     learned: Learned,
 ) -> None:
@@ -181,43 +169,6 @@ def test_what_was_learned_carries_its_effect_and_its_price(learned: Learned) -> 
         assert own.effect.n_rollouts >= 4
         assert own.price == 14  # "[E1*] When a case is of kind slate, answer T08.": 48 / 3.5
         assert f"{own.price} tokens" in str(library)
-
-
-def test_offline_a_run_is_replayed_without_a_call(learned: Learned) -> None:
-    """Promise 5."""
-    lm = scripted_lm([("", RuntimeError("offline"))])
-    again = compiled(lm, log_dir=learned.log_dir, offline=True)
-    assert lm.engine.n_calls() == 0
-    assert again.dump_state() == learned.program.dump_state()
-    assert again.detailed_results.updates == learned.results.updates
-    assert again.detailed_results.finalists == learned.results.finalists
-
-
-@pytest.mark.parametrize("num_threads", [1, 16])
-def test_any_number_of_threads_learns_the_same(num_threads: int, learned: Learned) -> None:
-    """Promise 3, with experiences on trial."""
-    never = threading.Event()
-
-    def slowly(prompt: Prompt) -> None:
-        never.wait(prompt.random("latency").random() / 200)
-
-    other = compiled(world(before=slowly), num_threads=num_threads)
-    assert other.dump_state() == learned.program.dump_state()
-    assert other.detailed_results.updates == learned.results.updates
-    assert other.detailed_results.library == learned.results.library
-
-
-def test_a_run_that_was_stopped_goes_on_to_the_result_of_one_that_was_not(
-    tmp_path: Path, learned: Learned
-) -> None:
-    """Promise 4, with experiences on trial over the break."""
-    part = compiled(world(), log_dir=tmp_path, epochs=1)
-    assert len(part.detailed_results.updates) < len(learned.results.updates)
-    lm = world()
-    resumed = compiled(lm, log_dir=tmp_path)
-    assert 0 < lm.engine.n_calls() < n_calls_of(learned.program)
-    assert resumed.dump_state() == learned.program.dump_state()
-    assert resumed.detailed_results.updates == learned.results.updates
 
 
 # ---------------------------------------------------------------------- who wins
@@ -246,21 +197,6 @@ def test_of_nested_libraries_the_one_that_is_better_without_the_rest_is_returned
     program = compiled(world(spoiling), gate=gate, **{**SMALL, "n_validation": 24})
     assert texts(program) == set(good)
     assert [len(finalist.ids) for finalist in program.detailed_results.finalists] == [0, 8, 4, 1]
-
-
-def test_a_library_that_says_what_the_students_says_is_not_measured_again() -> None:
-    class Retires(Gate):
-        """Takes nothing, but retires the ids that it was asked about."""
-
-        def decide(self, evidence: RunEvidence) -> Decision:
-            number = evidence.proposed.next_number
-            return Decision(ExperienceLibrary(evidence.previous.library, next_number=number), "no")
-
-    program = compiled(world(), gate=Retires(), **SMALL)
-    results = program.detailed_results
-    assert results.usage["validation"].n_lm_calls == 0
-    assert not any(update.accepted for update in results.updates)
-    assert "updates were rejected by the gate" in results.nothing_learned
 
 
 TERSE = "Be terse."
@@ -307,94 +243,6 @@ def test_a_timeout_that_only_the_advice_causes_counts_against_it() -> None:
     assert program.detailed_results.failures["timeout"] > 0
 
 
-def test_an_example_that_always_fails_costs_itself_only() -> None:
-    class Broken(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.ask = dspy.Predict("question -> answer")
-
-        def forward(self, question: str) -> dspy.Prediction:
-            if re.search(r"Case (1|201),", question):
-                raise ValueError(question)
-            return self.ask(question=question)
-
-    gate = proposing(list(RIGHT.values()))
-    program = compiled(world(), student=Broken(), gate=gate, **SMALL)
-    results = program.detailed_results
-    assert (results.student.n, results.best.n, results.gain.n) == (12, 12, 12)
-    assert results.best.mean <= 11 / 12
-    (failed,) = [g for update in results.updates for g in update.groups if g.example == 1]
-    assert failed.scores == (0.0,) * 4
-    assert len(texts(program)) == 4
-
-
-# ---------------------------------------------------------------------- degenerate scores
-
-
-def scaled(shift: float, factor: float) -> Any:
-    def metric(case: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> float:
-        return shift + factor * float(pred.answer == case.answer)
-
-    return metric
-
-
-@pytest.mark.timeout(60)
-def test_scores_outside_0_and_1_teach_the_same_lessons() -> None:
-    plain, other = (
-        compiled(world(), metric=scaled(*line), failure_analysis=False)
-        for line in ((0.0, 1.0), (-50.0, 200.0))
-    )
-    assert texts(plain) == texts(other) != set()
-    effects = [
-        [own["effect"]["estimate"] for own in run.detailed_results.library["experiences"]]
-        for run in (plain, other)
-    ]
-    assert effects[1] == pytest.approx([200 * effect for effect in effects[0]], rel=1e-6)
-
-
-def test_skewed_scores_of_useless_lessons_are_not_believed() -> None:
-    """One case in ten is worth 100, whatever is answered, by luck; the others nothing."""
-
-    def jackpot(case: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> float:
-        return 100.0 * (pred.answer == case.answer and int(case.question.split()[1][:-1]) % 10 == 0)
-
-    lm = world(told=lessons("Be exact.", "Be brief."))
-    program = compiled(lm, metric=jackpot, **{**SMALL, "n": 40, "n_validation": 30})
-    assert texts(program) == set()
-
-
-# ---------------------------------------------------------------------- the end of the run
-
-
-@pytest.mark.parametrize("score", [0.5, 1.0])
-def test_where_no_score_ever_differs_the_run_ends_after_one_epoch_of_a_large_budget(
-    score: float,
-) -> None:
-    lm = world()
-    program = compiled(
-        lm, metric=lambda _case, _pred, _trace=None: score, max_lm_calls=5000, epochs=None
-    )
-    results = program.detailed_results
-    assert results.ended_because == "no group of a whole epoch had anything to teach"
-    assert texts(program) == set()
-    assert "groups had no contrast" in results.nothing_learned
-    assert lm.engine.n_calls() <= 2 * 40 * 4
-
-
-def test_a_run_that_has_learned_all_that_there_is_ends_long_before_its_budget() -> None:
-    def sure(prompt: Prompt) -> str:
-        _, kind = case_in(prompt.user)
-        is_told = RIGHT[kind] in prompt.system
-        return chat(answer=CODES[kind] if is_told or luck_of(prompt) < 0.4 else "unsure")
-
-    lm = world(sure, lambda prompt: lessons(RIGHT[case_in(prompt.user)[1]]))
-    program = compiled(lm, max_lm_calls=20_000, epochs=None, failure_analysis=False)
-    results = program.detailed_results
-    assert results.ended_because == "no group of a whole epoch had anything to teach"
-    assert results.best.mean == 1.0
-    assert lm.engine.n_calls() < 5000
-
-
 # ---------------------------------------------------------------------- budgets
 
 
@@ -439,15 +287,6 @@ def test_two_equal_runs_in_one_process_return_the_same_with_dspys_cache_in_betwe
             assert other.dump_state() == found[0].dump_state()
             assert other.detailed_results.updates == found[0].detailed_results.updates
             assert other.detailed_results.finalists == found[0].detailed_results.finalists
-
-
-def test_a_small_budget_is_fitted_and_the_report_says_how() -> None:
-    program = compiled(world(), max_lm_calls=45, group_size=None, batch_size=None, epochs=None)
-    schedule = program.detailed_results.schedule
-    assert schedule["n_validation"]["value"] < 24
-    assert schedule["reserve"]["value"] < 45
-    assert program.detailed_results.student.n >= schedule["n_validation"]["value"]
-    assert len(program.detailed_results.updates) >= 1
 
 
 def test_where_the_result_could_not_be_measured_the_student_comes_back_and_it_is_said(
@@ -502,29 +341,12 @@ def test_of_a_budget_enough_is_kept_back_for_the_test_set(budget: dict[str, int]
     assert lm.engine.n_calls() <= budget.get("max_lm_calls", 10**9)
 
 
-@pytest.mark.parametrize("budget", [{"max_metric_calls": 70}, {"max_lm_calls": 90}], ids=str)
-def test_so_it_is_where_nothing_else_is_measured(budget: dict[str, int]) -> None:
-    optimizer = paper_grpo(
-        is_right, group_size=4, summarize_always=False, update=AddLessons(),
-        progress=False, **budget,
-    )  # fmt: skip
-    with dspy.context(lm=world()):
-        program = optimizer.compile(
-            dspy.Predict("question -> answer"), trainset=cases(8), testset=cases(10, FIRST_TEST)
-        )
-    results = program.detailed_results
-    assert results.ended_because.startswith("max_")
-    assert (results.student, results.best) == (None, None)
-    assert (results.test.student.n, results.test.best.n) == (10, 10)
-    assert texts(program)
-
-
 # ---------------------------------------------------------------------- intervals, by hand
 
 
 def test_the_interval_of_three_pairs_is_students() -> None:
     """Gains 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, error 0.1 / sqrt 3, times t(2) = 4.303."""
-    gain = gain_of([(0.6, 0.5), (0.6, 0.4), (0.6, 0.3), (None, 0.3), (0.4, None)])
+    gain = gain_between([0.5, 0.4, 0.3, 0.3, None], [0.6, 0.6, 0.6, None, 0.4])
     assert gain is not None
     assert (gain.mean, gain.n) == (pytest.approx(0.2), 3)
     assert (gain.low, gain.high) == (
@@ -543,12 +365,12 @@ def test_the_interval_of_three_pairs_is_students() -> None:
 def test_where_differences_do_not_differ_there_is_no_interval_and_no_word_of_no_harm(
     pairs: list[tuple[float | None, float | None]],
 ) -> None:
-    gain = gain_of(pairs)
+    gain = gain_between([old for _, old in pairs], [new for new, _ in pairs])
     assert gain is not None
     assert (gain.low, gain.high, gain.is_harmless) == (None, None, False)
     assert "differ too little for an interval" in str(gain)
 
 
 def test_without_a_pair_there_is_no_gain() -> None:
-    assert gain_of([(None, 1.0), (1.0, None)]) is None
-    assert gain_of([]) is None
+    assert gain_between([1.0, None], [None, 1.0]) is None
+    assert gain_between([], []) is None

@@ -27,6 +27,7 @@ LAYERS = [
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 ONLY_IN = {
     "dspy": {
+        "store",
         "budget",
         "metric",
         "sampling",
@@ -55,7 +56,7 @@ ONLY_IN = {
     "json_repair": {"reflection"},
     "numpy": {"gate"},
     "threadpoolctl": {"gate"},
-    "scipy": {"gate", "run"},
+    "scipy": {"gate"},
     "tqdm": {"run"},
     "sympy": {"metrics"},
     "math_verify": {"metrics"},

@@ -98,27 +98,6 @@ def test_of_tasks_that_wait_the_lowest_priority_is_begun_first_and_of_equals_the
     assert begun == sorted((priority, i) for i, priority in enumerate(priorities))
 
 
-@pytest.mark.parametrize("num_threads", [1, 3])
-def test_what_follows_from_a_result_goes_before_what_waited_longer_and_is_less_urgent(
-    num_threads: int,
-) -> None:
-    loop, begun = Loop(Ledger(), num_threads), []
-
-    async def one(i: int) -> None:
-        await loop.submit(lambda: begun.append(f"long {i}"), (1,), as_it_is)
-        await loop.submit(lambda: begun.append(f"short {i}"), (0,), as_it_is)
-
-    async def main() -> None:
-        await asyncio.gather(*(loop.spawn(one(i)) for i in range(30)))
-
-    loop.run(main())
-    n_open = 0
-    for name in begun:
-        n_open += 1 if name.startswith("long") else -1
-        assert n_open <= 2 * num_threads - 1
-    assert len(begun) == 60
-
-
 class Ending:
     """Two slots: one task hangs, others wait for its slot; then an error is raised at a place."""
 

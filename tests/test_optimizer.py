@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -170,51 +169,6 @@ class Run:
 # ---------------------------------------------------------------------- epochs and batches
 
 
-def test_every_epoch_takes_every_example_once_in_batches_and_the_last_may_be_smaller() -> None:
-    run = Run(*teaching("worth +0"), n=7, batch_size=3, epochs=2, gate=NoGate())
-    assert [(update.update, update.epoch) for update in run.results.updates] == [
-        (0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1),
-    ]  # fmt: skip
-    assert [len(batch) for batch in run.trained_on] == [3, 3, 1, 3, 3, 1]
-    assert sorted(itertools.chain(*run.trained_on[:3])) == list(range(7))
-    assert sorted(itertools.chain(*run.trained_on[3:])) == list(range(7))
-    assert run.results.ended_because == "all epochs are done"
-
-
-def test_each_epoch_is_shuffled_anew_by_the_seed() -> None:
-    orders = {
-        seed: Run(
-            *teaching("worth +0"), n=10, batch_size=10, epochs=2, gate=NoGate(), seed=seed
-        ).trained_on
-        for seed in (0, 1)
-    }
-    drawn = [tuple(order) for two in orders.values() for order in two]
-    assert len({*drawn, tuple(range(10))}) == 5
-
-
-def test_no_epoch_samples_what_another_one_sampled() -> None:
-    run = Run(*teaching("worth +0"), n=3, epochs=3, gate=NoGate(), training=("1", "0", "1"))
-    seeds = [prompt.seed for prompt in run.prompts("question") if prompt.temperature == 0.7]
-    assert len(seeds) == len(set(seeds)) == 3 * 3 * 3
-
-
-@pytest.mark.parametrize(("staleness", "epochs"), [(0, [0, 0]), (1, [0, 0, 1]), (2, [0, 0, 1, 1])])
-def test_an_epoch_in_which_no_group_teaches_ends_the_run_but_for_what_is_under_way(
-    staleness: int, epochs: list[int]
-) -> None:
-    run = Run(training=("1", "1"), epochs=3, max_staleness=staleness)
-    assert [update.epoch for update in run.results.updates] == epochs
-    assert run.results.ended_because == ("no group of a whole epoch had anything to teach")
-
-
-def test_a_later_epoch_in_which_everything_is_perfect_ends_the_run() -> None:
-    perfect: Rule = (r"Be perfect(?s:.*)\[\[ ## question", chat(answer="1"))
-    on_policy: dict[str, Any] = {"gate": NoGate(), "batch_size": 6, "max_staleness": 0}
-    run = Run(*teaching("Be perfect."), perfect, epochs=3, **on_policy)
-    assert [update.epoch for update in run.results.updates] == [0, 1]
-    assert run.results.ended_because == ("no group of a whole epoch had anything to teach")
-
-
 @given(st.integers(1, 12), st.integers(1, 14), st.integers(1, 3))
 @settings(max_examples=12)
 @pytest.mark.timeout(60)
@@ -246,35 +200,11 @@ def test_without_a_valset_what_is_held_out_is_never_trained_on() -> None:
     assert run.results.best.n == 3
 
 
-def test_evidence_names_examples_by_their_position_in_the_trainset_that_was_given() -> None:
-    run = Run(*teaching("worth +1"), n=30, n_validation=None, epochs=1, batch_size=30)
-    shown = {
-        int(n) for p in run.prompts(EXTRACT) for n in re.findall(r"question: \w+ (\d+)", p.user)
-    }
-    evidence = run.results.library["experiences"][0]["evidence"]
-    assert {item["example"] for item in evidence} == set(run.trained_on[0]) == shown
-    assert shown != set(range(20))
-
-
 def test_with_fewer_than_six_examples_the_gate_measures_on_the_trainset_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="5 examples are too few to hold some out"):
         run = Run(*teaching("worth +1"), n=5, n_validation=None, epochs=1)
     assert run.results.best.n == 5
     assert sorted(itertools.chain(*run.trained_on)) == list(range(5))
-
-
-def test_validation_examples_that_are_trained_on_are_warned_of() -> None:
-    lm = scripted_lm([policy(["1", "1"])])
-    optimizer = grpo(is_score, group_size=2, progress=False)
-    with (
-        dspy.context(lm=lm),
-        pytest.warns(UserWarning, match="1 of 3 validation examples are training examples too"),
-    ):
-        optimizer.compile(
-            dspy.Predict("question -> answer"),
-            trainset=questions(6),
-            valset=[*questions(1), *questions(2, "another question")],
-        )
 
 
 def test_training_samples_at_the_set_temperature_and_validation_at_the_lms_own() -> None:
@@ -284,36 +214,7 @@ def test_training_samples_at_the_set_temperature_and_validation_at_the_lms_own()
     assert {prompt.temperature for prompt in policy_prompts} == {1.1, 0.2}
 
 
-def test_incumbent_and_candidate_are_measured_on_the_same_examples_with_the_same_samples() -> None:
-    run = Run(*teaching("worth +1"), epochs=1)
-    by_library: dict[bool, set[tuple[str, int | None]]] = {True: set(), False: set()}
-    for prompt in run.deployed:
-        by_library["worth +1" in prompt.system].add((prompt.user, prompt.seed))
-    assert by_library[True] == by_library[False]
-    assert len(by_library[True]) == 8
-
-
-def test_nothing_is_measured_twice() -> None:
-    run = Run(*teaching("worth +1"), epochs=3)
-    measured = [(prompt.system, prompt.user) for prompt in run.deployed]
-    assert len(measured) == len(set(measured))
-
-
 # ---------------------------------------------------------------------- the gate and the end
-
-
-def test_a_harmful_lesson_is_rejected_and_the_student_comes_back() -> None:
-    student = dspy.Predict("question -> answer")
-    run = Run(*teaching("worth -1"), student=student, epochs=1)
-    assert run.optimized.signature.instructions == student.signature.instructions
-    assert (run.results.student.mean, run.results.best.mean) == (0.5, 0.5)
-    assert "did not beat the student" in run.results.nothing_learned
-
-
-def test_a_lesson_that_changes_no_score_is_rejected() -> None:
-    run = Run(*teaching("worth +0"), epochs=1)
-    assert list(run.library) == []
-    assert run.results.best.mean == run.results.student.mean == 0.5
 
 
 def test_what_was_learned_is_the_incumbent_of_the_next_update() -> None:
@@ -337,27 +238,12 @@ def test_a_student_with_a_library_is_continued_and_is_itself_the_first_incumbent
     assert run.optimized.signature.instructions.count("<experiences>") == 1
 
 
-def test_a_continued_student_that_learns_nothing_keeps_its_library() -> None:
-    known = ExperienceLibrary([Experience(id="E4", text="worth +1")], next_number=8)
-    student = known.bake(dspy.Predict("question -> answer"))
-    run = Run(*teaching("worth -2"), student=student, epochs=1)
-    assert run.optimized.signature.instructions == student.signature.instructions
-    assert run.results.nothing_learned != ""
-
-
 # ---------------------------------------------------------------------- the paper's schedule
 
 
 def paper(*rules: Rule, **arguments: Any) -> Run:
     summary: Rule = (SUMMARIZE, chat(summary="Done."))
     return Run(*rules, summary, schedule=paper_grpo, **arguments)
-
-
-def test_the_papers_schedule_is_three_epochs_of_one_batch_in_groups_of_five() -> None:
-    assert paper_grpo(is_score).settings.group_size == 5
-    run = paper(*teaching("worth +1"), n=8, n_validation=None)
-    assert [sorted(batch) for batch in run.trained_on] == [list(range(8))] * 3
-    assert {update.reason for update in run.results.updates} == {"every operation stays"}
 
 
 def test_the_papers_schedule_summarises_every_rollout_of_a_group_with_contrast() -> None:
@@ -371,21 +257,6 @@ def test_the_papers_schedule_returns_its_last_library_even_if_it_is_worse() -> N
     assert run.library.render() == "[E1*] worth -2"
     assert run.results.student.mean == 0.5
     assert run.results.best.mean == 0.3
-
-
-def test_the_papers_schedule_measures_a_given_valset_only_for_the_report() -> None:
-    run = paper(*teaching("worth +1"), n=2)
-    assert len(run.deployed) == 2 * 8
-    without = paper(*teaching("worth +1"), n=2, n_validation=None)
-    assert without.results.student is None
-    assert without.results.best is None
-    assert without.library == run.library
-
-
-def test_the_papers_schedule_can_be_overridden() -> None:
-    run = paper(*teaching("worth -2"), n=2, gate=Gate(), epochs=1)
-    assert list(run.library) == []
-    assert run.results.settings["epochs"] == 1
 
 
 def test_the_reference_implementations_extra_call_is_one_more_for_each_group() -> None:
@@ -408,17 +279,6 @@ def test_without_a_metric_it_warns_learns_and_measures_nothing() -> None:
     assert run.results.updates[0].groups[0].scores == (None, None)
 
 
-def test_without_a_metric_a_given_valset_costs_no_call() -> None:
-    with pytest.warns(UserWarning, match="metric=None"):
-        run = Run(*teaching("worth +1"), metric=None, epochs=1)
-    assert run.deployed == []
-
-
-def test_a_run_with_a_metric_warns_of_nothing() -> None:
-    with warnings.catch_warnings(action="error"):
-        Run(*teaching("worth +1"), epochs=1)
-
-
 # ---------------------------------------------------------------------- why nothing was learned
 
 
@@ -427,19 +287,6 @@ def test_nothing_learned_says_that_groups_had_no_contrast() -> None:
     assert run.results.nothing_learned == (
         "6 of 6 groups had no contrast; 2 updates brought no change that the library takes"
     )
-
-
-def test_nothing_learned_says_that_the_metric_failed() -> None:
-    run = Run(training=("nan", "nan"), epochs=1, gate=NoGate(), n_validation=None)
-    assert "6 groups had fewer than two rollouts that count" in run.results.nothing_learned
-    assert "12 failures of kind 'metric'" in run.results.nothing_learned
-
-
-def test_nothing_learned_says_that_answers_did_not_parse() -> None:
-    on_policy: dict[str, Any] = {"max_staleness": 0, "gate": NoGate(), "n_validation": None}
-    run = Run(training=("?", "?"), failure_analysis=False, **on_policy)
-    assert "6 of 6 groups had no contrast" in run.results.nothing_learned
-    assert "12 failures of kind 'parse'" in run.results.nothing_learned
 
 
 def test_nothing_learned_says_that_answers_came_from_a_cache() -> None:
@@ -463,18 +310,6 @@ def test_nothing_learned_says_that_the_updates_did_not_beat_the_student() -> Non
 def test_operations_that_the_library_refused_are_not_reported_as_rejected_by_the_gate() -> None:
     run = Run((EXTRACT, lessons("Be exact.")), (UPDATE, operations({"op": "MERGE"})), epochs=1)
     assert run.results.nothing_learned == "2 updates brought no change that the library takes"
-
-
-def test_an_experience_that_was_only_seen_again_is_not_reported_as_rejected() -> None:
-    known = ExperienceLibrary([Experience(id="E1", text="worth +1")])
-    student = known.bake(dspy.Predict("question -> answer"))
-    run = Run(*teaching("worth +1"), student=student, epochs=1)
-    assert "rejected" not in run.results.nothing_learned
-    assert run.results.nothing_learned != ""
-
-
-def test_a_run_that_learned_something_gives_no_reason() -> None:
-    assert Run(*teaching("worth +1"), epochs=1).results.nothing_learned == ""
 
 
 # ---------------------------------------------------------------------- what comes back
@@ -508,16 +343,6 @@ def test_the_results_tell_the_whole_run_and_are_json() -> None:
     assert told["wall_time_s"] > 0
 
 
-def test_calls_and_tokens_of_policy_and_reflection_are_told_apart_and_complete() -> None:
-    run = Run(*teaching("worth +1"), epochs=1, batch_size=6)
-    policy_usage, reflection = run.results.policy_usage, run.results.reflection_usage
-    assert policy_usage.n_lm_calls == 6 * 2 + 2 * 8
-    assert reflection.n_lm_calls == 6 + 1
-    assert policy_usage.n_lm_calls + reflection.n_lm_calls == run.lm.engine.n_calls()
-    words = sum(len(prompt.text.split()) for prompt in run.prompts(f"{EXTRACT}|{UPDATE}"))
-    assert reflection.prompt_tokens == words
-
-
 def test_an_optimizer_compiles_twice_with_the_same_result() -> None:
     optimizer = grpo(is_score, group_size=2, epochs=1, progress=False, num_threads=2)
     lm = scripted_lm([*teaching("worth +1"), policy(["1", "0"])])
@@ -528,29 +353,3 @@ def test_an_optimizer_compiles_twice_with_the_same_result() -> None:
         )
     assert first.signature.instructions == second.signature.instructions
     assert first.detailed_results.updates == second.detailed_results.updates
-
-
-def test_the_parameters_are_a_copy_of_the_settings_that_are_plain_values() -> None:
-    optimizer = grpo(is_score, epochs=2, reflection_lm=scripted_lm([]))
-    optimizer.get_params().clear()
-    parameters = optimizer.get_params()
-    assert parameters["epochs"] == 2
-    assert parameters["objective"] is None
-    assert {"metric", "gate", "reflection_lm"}.isdisjoint(parameters)
-
-
-def test_without_progress_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    Run(*teaching("worth +1"), progress=False)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_the_progress_bar_shows_updates_scores_library_and_calls(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    Run(*teaching("worth +1"), progress=True, epochs=1, batch_size=6)
-    shown = capsys.readouterr().err
-    assert "Training-Free GRPO" in shown
-    assert "1/1" in shown
-    assert "training=0.500" in shown
-    assert "experiences=1" in shown
-    assert "calls=19" in shown

@@ -177,12 +177,6 @@ def test_where_metric_calls_alone_bound_it_a_run_ends_at_the_same_update(
     assert ends[0] == ends[1]
 
 
-def test_staleness_makes_another_run() -> None:
-    """The property above is not one of runs in which no library ever mattered."""
-    found = {facts(chaotic(max_staleness=s, gate=NoGate())) for s in (0, 1, 2)}
-    assert len(found) == 3
-
-
 # ---------------------------------------------------------------------- whose library, what order
 
 ADVICE = (
@@ -323,35 +317,6 @@ def test_lessons_come_in_the_order_of_the_groups_though_the_last_group_is_done_f
 
 
 # ---------------------------------------------------------------------- what runs meanwhile
-
-
-def test_rollouts_of_the_next_batch_run_while_the_update_before_is_held(
-    batches: list[list[int]],
-) -> None:
-    has_begun, in_vain = threading.Event(), []
-    begun: set[int] = set()
-    while_held: list[set[int]] = []
-    lock = threading.Lock()
-
-    def before(prompt: Prompt) -> None:
-        with lock:
-            begun.update({trained_on(prompt)} - {None})  # type: ignore[arg-type]
-            if begun >= {*batches[0], *batches[1]}:
-                has_begun.set()
-        if kind_of(prompt) == "U":
-            if not has_begun.wait(WAIT_S):
-                in_vain.append(prompt)
-            with lock:
-                while_held.append(set(begun))
-
-    Fruitful(before, max_staleness=1, gate=Gate())
-    assert in_vain == []
-    assert while_held[0] == {*batches[0], *batches[1]}  # and no batch further
-
-
-def test_on_policy_no_rollout_of_a_batch_is_begun_before_the_update_before_it_is_decided() -> None:
-    run = Fruitful(Salted(1), max_staleness=0, gate=Gate())
-    assert re.fullmatch(r"([RE]{6}U){4}F{8}", run.kinds)
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 2])

@@ -12,7 +12,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +186,9 @@ def n_policy(lm: Any) -> int:
 
 
 def changes_logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What has changed since the run before, as the log says it."""
     lines = [record.getMessage() for record in caplog.records]
-    return [line for line in lines if "changed since a run in this log_dir" in line]
+    return [line.split(" changed since")[0] for line in lines if " changed since a run" in line]
 
 
 @pytest.fixture
@@ -271,15 +271,6 @@ def test_interrupted_at_every_nth_call_it_ends_like_the_uninterrupted_and_repeat
     assert facts(offline(log_dir)) == alone
 
 
-def test_with_several_threads_an_interrupt_costs_what_was_in_flight_at_most(log_dir: Path) -> None:
-    lm = lm_of()
-    alone = facts(compiled(lm=lm))
-    optimized, n_calls, n_interrupts = until_done(log_dir, 12, num_threads=4)
-    assert facts(optimized) == alone
-    assert n_interrupts >= 3
-    assert n_calls <= lm.engine.n_calls() + 4 * n_interrupts
-
-
 @pytest.mark.parametrize("budget", [{"max_lm_calls": 30}, {"max_metric_calls": 40}], ids=str)
 def test_a_run_that_a_budget_ended_goes_on_from_there_without_it(
     budget: dict[str, Any], log_dir: Path
@@ -308,37 +299,8 @@ def test_more_epochs_go_on_from_a_finished_run(log_dir: Path) -> None:
     assert facts(offline(log_dir, epochs=1)) == facts(first)
 
 
-class Listening(dspy.Module):
-    """Hears what is in a recording, which no text shows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ask = dspy.Predict("question -> answer")
-
-    def forward(self, clips: Any) -> Any:
-        return self.ask(question=f"question {clips[0].data}")
-
-
 def please(_example: Any, pred: Any) -> float:
     return float(pred.answer == "please")
-
-
-def test_examples_that_differ_in_what_no_text_shows_share_no_rollout(log_dir: Path) -> None:
-    def heard(place: Path | None, lm: Any) -> Any:
-        clips = [dspy.Audio(data=f"{n}", audio_format="wav") for n in range(8)]
-        examples = [dspy.Example(clips=[clip]).with_inputs("clips") for clip in clips]
-        optimizer = grpo(
-            please, group_size=2, epochs=1, progress=False, gate=NoGate(), log_dir=place
-        )
-        with dspy.context(lm=lm):
-            return optimizer.compile(Listening(), trainset=examples[:4], valset=examples[4:])
-
-    alone_lm, lm, again_lm = lm_of(), lm_of(), lm_of()
-    alone = facts(heard(None, alone_lm))
-    assert facts(heard(log_dir, lm)) == alone
-    assert lm.engine.n_calls() == alone_lm.engine.n_calls()
-    assert facts(heard(log_dir, again_lm)) == alone
-    assert again_lm.engine.n_calls() == 0
 
 
 # ---------------------------------------------------------------------- what a change leaves
@@ -357,11 +319,7 @@ def test_a_changed_metric_scores_the_stored_predictions_again_and_runs_nothing(
     assert lm.engine.n_calls() == 0
     assert TOUCHED.n_metric_calls == second.detailed_results.rescored == n_rollouts
     assert n_rollouts == first.detailed_results.metric_calls
-    assert changes_logged(caplog) == [
-        "the metric changed since a run in this log_dir: stored predictions are scored again, "
-        "without running the program, up to the first update that differs (outputs that are kept "
-        "as text only are made again)"
-    ]
+    assert changes_logged(caplog) == ["the metric"]
     third_lm = lm_of()
     assert facts(compiled(log_dir, third_lm, metric=scored_as_well)) == facts(first)
     assert facts(offline(log_dir, metric=scored_as_well)) == facts(first)
@@ -400,7 +358,7 @@ class FirstOnly(Gate):
     """Lets the first update stand, and no other."""
 
     def decide(self, evidence: RunEvidence) -> Decision:
-        if len(evidence.groups) > 3:
+        if len(evidence.rollouts) > 4 * 3:
             return Decision(evidence.previous.library, "no")
         return super().decide(evidence)
 
@@ -444,40 +402,20 @@ def test_a_changed_reflection_or_gate_keeps_the_rollouts_before_the_first_other_
     n_batches = (2 if name == "the gate" else 1) + staleness  # whose library is still the same
     assert reused["rollout"] == n_batches * 3 * GROUP_SIZE
     assert reused.get("lesson", 0) == (n_batches * 3 if name == "the gate" else 0)
-    line = (
-        f"{reused['rollout']} recorded training rollouts were reused before the first new one; "
-        f"from update {n_batches} on they are new"
-    )
-    assert line in [record.getMessage() for record in caplog.records]
-    assert changes_logged(caplog) == [
-        f"{name} changed since a run in this log_dir: rollouts are reused up to the first update "
-        f"that differs"
-    ]
+    assert changes_logged(caplog) == [name]
     assert facts(offline(log_dir, **unchanged)) == facts(first)
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "consequence"),
+    ("name", "change"),
     [
-        (
-            "the program",
-            lambda: {"student": dspy.ChainOfThought("question -> answer")},
-            "its rollouts are new records beside the old ones; nothing can be reused",
-        ),
-        (
-            "the policy LM",
-            lambda: {"lm": lm_of(reasoned_rules(), temperature=0.9)},
-            "its rollouts are new records beside the old ones; nothing can be reused",
-        ),
-        (
-            "the version",
-            lambda: {"version": "2"},
-            "all that depends on program or metric is new",
-        ),
+        ("the program", lambda: {"student": dspy.ChainOfThought("question -> answer")}),
+        ("the policy LM", lambda: {"lm": lm_of(reasoned_rules(), temperature=0.9)}),
+        ("the version", lambda: {"version": "2"}),
     ],
 )
 def test_a_changed_program_lm_or_version_starts_new_records_beside_the_old(
-    name: str, change: Any, consequence: str, log_dir: Path, caplog: pytest.LogCaptureFixture
+    name: str, change: Any, log_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def changed() -> dict[str, Any]:
         return {"lm": lm_of(reasoned_rules()), "reflection_lm": advising("Be kind."), **change()}
@@ -490,7 +428,7 @@ def test_a_changed_program_lm_or_version_starts_new_records_beside_the_old(
     assert facts(second) == facts(compiled(**alone))
     assert given["lm"].engine.n_calls() == alone["lm"].engine.n_calls() > 0
     assert replayed(second).get("rollout", 0) == replayed(second).get("validation", 0) == 0
-    assert changes_logged(caplog) == [f"{name} changed since a run in this log_dir: {consequence}"]
+    assert changes_logged(caplog) == [name]
     n_new = given["lm"].engine.n_calls()
     assert len(records(log_dir, "rollout")) == n_rollouts + n_new
     assert facts(offline(log_dir, reflection_lm=advising("Be kind."))) == facts(first)
@@ -506,14 +444,6 @@ def reasoned_rules() -> list[Rule]:
 
 
 # ---------------------------------------------------------------------- offline
-
-
-def test_offline_without_a_store_is_an_error_and_makes_none(log_dir: Path) -> None:
-    with pytest.raises(MissingRecordError, match="is no run store: run the same compile with"):
-        offline(log_dir)
-    assert not log_dir.exists()
-    with pytest.raises(SettingsError, match="offline=True and log_dir=None"):
-        compiled(None, offline=True)
 
 
 @pytest.mark.parametrize(
@@ -561,13 +491,6 @@ def test_offline_a_missing_piece_is_named_with_its_example_and_the_likely_reason
     assert "Run the same compile with offline=False first." in str(raised.value)
     assert len((log_dir / "cache.db").read_bytes()) == len(before)
     assert facts(offline(log_dir)) == facts(first)
-
-
-def test_offline_an_unfinished_run_is_said_to_be_one(log_dir: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        compiled(log_dir, lm_of(before=InterruptedAfter(20)))
-    with pytest.raises(MissingRecordError, match="the recorded run was not finished"):
-        offline(log_dir)
 
 
 @pytest.mark.parametrize(
@@ -716,21 +639,6 @@ def test_rescore_scores_all_stored_predictions_and_calls_nothing(log_dir: Path) 
     assert len(records(log_dir, "rollout")) == len(stored)
 
 
-def looks_at_trace(_example: Any, _pred: Any, program_trace: Any) -> float:
-    return float(len(program_trace))
-
-
-def test_rescore_says_what_cannot_be_scored(log_dir: Path) -> None:
-    compiled(log_dir, student=OpaqueAnswers(), epochs=1)
-    n = len(records(log_dir, "rollout"))
-    assert rescore(log_dir, halved).n_text_only == n
-    assert rescore(log_dir, halved).mean is None
-    with pytest.raises(SettingsError, match="program_trace"):
-        rescore(log_dir, looks_at_trace)
-    with pytest.raises(StoreError, match="is no run store"):
-        rescore(log_dir / "elsewhere", halved)
-
-
 def test_rescore_takes_typed_outputs_from_the_student(log_dir: Path) -> None:
     student = dspy.Predict("question -> answer: datetime.date")
     rules = [(REFLECTION, chat(lessons=[], semantic_advantage="", operations=[])),
@@ -782,15 +690,6 @@ def test_best_so_far_needs_a_program_that_is_more_than_text(student: Any, log_di
     ) == ExperienceLibrary.from_program(optimized)
 
 
-def test_best_so_far_of_a_folder_without_a_run_is_an_error(log_dir: Path) -> None:
-    with pytest.raises(StoreError, match="is no run store"):
-        best_so_far(log_dir)
-    assert not log_dir.exists()
-    Store(log_dir).close()
-    with pytest.raises(StoreError, match="holds no run yet"):
-        best_so_far(log_dir)
-
-
 def damaged(log_dir: Path, stage: str) -> None:
     """A store of a run in which all records of this stage have another form."""
     compiled(log_dir, epochs=1)
@@ -807,48 +706,7 @@ def test_a_record_of_another_form_is_a_store_error(stage: str, log_dir: Path) ->
         compiled(log_dir, epochs=1)
 
 
-@pytest.mark.parametrize("stage", ["rollout", "example"])
-def test_a_record_of_another_form_is_a_store_error_for_rescore_too(
-    stage: str, log_dir: Path
-) -> None:
-    damaged(log_dir, stage)
-    with pytest.raises(StoreError, match="is damaged"):
-        rescore(log_dir, halved)
-
-
-@pytest.mark.parametrize("stage", ["latest", "run"])
-def test_a_record_of_another_form_is_a_store_error_for_best_so_far_too(
-    stage: str, log_dir: Path
-) -> None:
-    damaged(log_dir, stage)
-    with pytest.raises(StoreError, match="is damaged"):
-        best_so_far(log_dir, Asking())
-
-
 # ---------------------------------------------------------------------- at once
-
-
-@pytest.mark.parametrize("shared", [True, False], ids=["one log_dir", "no log_dir"])
-def test_two_compiles_at_once_on_one_student_and_lm_give_what_each_gives_alone(
-    shared: bool, log_dir: Path
-) -> None:
-    student, lm = Asking(), lm_of()
-    alone = {seed: facts(compiled(seed=seed)) for seed in (1, 2)}
-    found: dict[int, str] = {}
-
-    def work(seed: int) -> None:
-        with dspy.context(lm=lm):
-            place = log_dir if shared else None
-            found[seed] = facts(compiled(place, lm, student=student, seed=seed))
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in alone]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == alone
-    if shared:
-        assert {seed: facts(offline(log_dir, seed=seed)) for seed in alone} == alone
 
 
 def test_the_same_compile_twice_at_once_in_one_log_dir_ends_alike(log_dir: Path) -> None:
@@ -863,38 +721,6 @@ def test_the_same_compile_twice_at_once_in_one_log_dir_ends_alike(log_dir: Path)
         thread.join()
     assert found == [alone, alone]
     assert facts(offline(log_dir)) == alone
-
-
-def test_where_another_run_was_first_its_outputs_stand_and_are_scored_by_this_metric(
-    log_dir: Path,
-) -> None:
-    def impolite(prompt: Prompt) -> str:
-        return chat(answer="please" if prompt.random("other").random() < 0.5 else "never")
-
-    class OvertakenOnce:
-        """While the first call is under way, another run finishes, with other answers."""
-
-        def __init__(self) -> None:
-            self.lock = threading.Lock()
-
-        def __call__(self, _prompt: Prompt) -> None:
-            if self.lock.acquire(blocking=False):
-                other_lm = lm_of(now_and_then(impolite, "question"))
-                other = threading.Thread(
-                    target=lambda: compiled(log_dir, other_lm, metric=scored_as_well)
-                )
-                other.start()
-                other.join()
-
-    lm = lm_of(before=OvertakenOnce())
-    overtaken = compiled(log_dir, lm, num_threads=2)
-    stored = [record["rollout"] for record in records(log_dir, "rollout")]
-    assert "never" in {rollout["outputs"]["answer"] for rollout in stored}
-    assert overtaken.detailed_results.rescored >= 1
-    replay = offline(log_dir)
-    n_wasted = overtaken.detailed_results.metric_calls - replay.detailed_results.metric_calls
-    assert n_wasted >= 1  # on outputs that did not stand
-    assert without_counts(replay) == without_counts(overtaken)
 
 
 PROCESS = """
@@ -950,112 +776,6 @@ SECRETS = {
     "variable": 'pw"of\\the ümgebung-0123456789',
     "reflection": "rk-of-the-reflection-0123456789",
 }
-
-
-SAID = " ".join(SECRETS.values())
-
-
-class Leaking(BaseHTTPRequestHandler):
-    """An OpenAI-shaped server that says all secrets: in answers, in lessons and in errors."""
-
-    server: Any
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = "\n\n".join(message["content"] for message in body["messages"])
-        self.server.received += str(self.headers)
-        self.server.n_requests += 1
-        if self.server.n_requests % 7 == 3:
-            self._send(500, {"error": {"message": f"refused: {SAID}", "type": "server_error"}})
-            return
-        message = {"role": "assistant", "content": self._answer(prompt)}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
-        usage = {"prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20}
-        common = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
-        self._send(200, {**common, "choices": [choice], "usage": usage})
-
-    def _answer(self, prompt: str) -> str:
-        if re.search(EXTRACT, prompt):
-            return lessons(f"Never say {SAID} again.")
-        if re.search(UPDATE, prompt):
-            return operations({"op": "ADD", "text": f"Never say {SAID}.", "lessons": [1]})
-        answers = [chat(answer="please"), chat(answer=f"no: {SAID}"), f"no fields, but {SAID}"]
-        return answers[self.server.n_requests % 3]
-
-    def _send(self, status: int, answer: dict[str, Any]) -> None:
-        content = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing is written to stderr."""
-
-
-class FailingWith(Asking):
-    """Raises an error that says everything, now and then."""
-
-    def forward(self, question: str) -> Any:
-        if "question 4" in question:
-            raise ValueError(SAID)
-        return super().forward(question=question)
-
-
-def leaking_metric(example: Any, pred: Any) -> Any:
-    if example.question[-1] in "135" and pred.answer == "please":
-        raise ValueError(SAID)
-    return dspy.Prediction(score=float(pred.answer == "please"), feedback=f"Not {SAID}.")
-
-
-@pytest.fixture
-def leaking_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")  # no price list from the network
-    monkeypatch.setenv("SOME_SERVICE_PASSWORD", SECRETS["variable"])
-    with ThreadingHTTPServer(("127.0.0.1", 0), Leaking) as server:
-        server.received, server.n_requests = "", 0  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.mark.filterwarnings("ignore:Item .* on TypedDict")  # of litellm, when it is first used
-def test_a_secret_that_comes_back_in_answers_and_errors_is_nowhere(
-    log_dir: Path, leaking_server: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    base = f"http://127.0.0.1:{leaking_server.server_port}/v1"
-    common = {"api_base": base, "num_retries": 0, "cache": False}
-    student = FailingWith()
-    headers = {"X-Some": f"Basic {SECRETS['header']}"}
-    key = SECRETS["api_key"]
-    student.ask.lm = dspy.LM("openai/policy", api_key=key, extra_headers=headers, **common)
-    lm = dspy.LM("openai/reflection", api_key=SECRETS["reflection"], **common)
-    changes = {"student": student, "metric": leaking_metric, "gate": NoGate(), "num_threads": 1}
-    with caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"):
-        optimized = compiled(log_dir, lm, max_errors=1000, **changes)
-        n_requests = leaking_server.n_requests
-        again = compiled(log_dir, lm, max_errors=1000, offline=True, **changes)
-    results = optimized.detailed_results
-    assert {"provider", "parse", "program", "metric", "reflection error"} <= set(results.failures)
-    for name in ("api_key", "header", "reflection"):
-        assert SECRETS[name] in leaking_server.received
-    assert facts(again) == facts(optimized)
-    assert leaking_server.n_requests == n_requests
-    stored = [path.read_bytes() for path in log_dir.rglob("*") if path.is_file()]
-    texts = {
-        "store": "\n".join(content.decode("utf-8", "replace") for content in stored),
-        "log": "\n".join(r.getMessage() for r in caplog.records if r.name.startswith("tfgrpo")),
-        "report": json.dumps(results.to_dict(), ensure_ascii=False),
-        "library": str([e.text for e in ExperienceLibrary.from_program(optimized)]),
-    }
-    assert [name for name, text in texts.items() if "(secret)" not in text] == []
-    forms = [form for s in SECRETS.values() for form in (s, json.dumps(s)[1:-1], repr(s)[1:-1])]
-    assert [(name, form) for name, text in texts.items() for form in forms if form in text] == []
-    for lm_used in (lm, student.ask.lm):
-        lm_used.close()
 
 
 def test_a_key_that_an_engine_holds_itself_is_nowhere_either(log_dir: Path) -> None:
@@ -1123,15 +843,6 @@ def test_traces_are_learned_from_without_running_the_program(log_dir: Path) -> N
     assert facts(replay) == facts(optimized)
 
 
-def test_steps_feedback_labels_and_scores_reach_the_reflection_prompt() -> None:
-    lm = traced_lm()
-    learned_from(TRACES, lm)
-    (prompt,) = [p.text for p in lm.engine.prompts if "be polite" in p.text]
-    for text in ("tool lookup", "manners", "no book", "answer: please", "first"):
-        assert text in prompt
-    assert "second" not in prompt
-
-
 def test_traces_may_be_a_file_of_json_lines_with_any_letters(tmp_path: Path) -> None:
     odd = trace("with \u2028 and \x85 inside", "no", 0.0)
     path = tmp_path / "traces.jsonl"
@@ -1146,13 +857,6 @@ def test_traces_may_be_a_file_of_json_lines_with_any_letters(tmp_path: Path) -> 
         ]
         assert len(groups) == 4
         assert lm.engine.n_calls(EXTRACT) == 2
-
-
-def test_traces_without_scores_are_compared_without_ground_truth() -> None:
-    lm = traced_lm()
-    optimized = learned_from([trace("first", a, None) for a in ("no", "please")], lm)
-    (update,) = optimized.detailed_results.updates
-    assert [group.used_as for group in update.groups] == ["no ground truth"]
 
 
 def test_every_fault_in_traces_is_named_by_its_number(tmp_path: Path) -> None:
@@ -1177,10 +881,3 @@ def test_every_fault_in_traces_is_named_by_its_number(tmp_path: Path) -> None:
     path.write_text(json.dumps(TRACES[0]) + "\n{not json\n")
     with pytest.raises(SettingsError, match=r"trace 2: .*is not JSON"):
         learned_from(path, traced_lm())
-
-
-def test_traces_that_are_none_or_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "latin").write_bytes(b'{"inputs": {"q": "\xff"}}')
-    for given in ([], tmp_path / "absent", tmp_path / "latin", tmp_path):
-        with pytest.raises(SettingsError, match="traces="):
-            learned_from(given, traced_lm())

@@ -148,18 +148,3 @@ def test_the_last_id_of_a_run_stays_retired_in_the_baked_program_and_the_next_ru
     assert "(next id: E3)" in student.signature.instructions
     _, gate = run([[{"op": "ADD", "text": rice}]], student)
     assert [(e.id, e.text) for e in gate.stood[-1]] == [("E1", tea), ("E3", rice)]
-
-
-def test_a_rejected_update_uses_up_no_id() -> None:
-    batches = [[{"op": "ADD", "text": text}] for text in TEXTS]
-    _, gate = run(batches, predictor(), rejects=0)
-    assert [(e.id, e.text) for e in gate.stood[-1]] == [("E1", TEXTS[1]), ("E2", TEXTS[3])]
-
-
-def test_learning_more_keeps_the_prompt_that_was_there_as_a_prefix() -> None:
-    batches = [[{"op": "ADD", "text": text}] for text in TEXTS[:2]]
-    _, gate = run(batches, predictor())
-    prompts = [library.bake(predictor()).signature.instructions for library in gate.stood]
-    assert len(prompts[0]) < len(prompts[-1])
-    kept, _ = prompts[0].split("\n(next id: ")
-    assert prompts[-1].startswith(kept)

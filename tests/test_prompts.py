@@ -100,49 +100,26 @@ def check(name: str, prompt: Prompt) -> None:
     assert text == path.read_text(encoding="utf-8"), f"see {path}; UPDATE_GOLDEN=1 rewrites it"
 
 
-def test_the_prompt_of_summarize_trajectory() -> None:
-    _, better = prompts("`summary`", summarize_always=True)
-    check("summarize_trajectory", better)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "summarize_trajectory": ("`summary`", {"summarize_always": True}),
+    "extract_advantage": ("`semantic_advantage`", {}),
+    "extract_advantage_hidden": (
+        "`semantic_advantage`",
+        {"summarize_always": True, "use_labels": False},
+    ),
+    "extract_advantage_no_ground_truth": ("`critique`", {"metric": None}),
+    "extract_advantage_again": ("## correction ##", {"extracted": "Offer a replacement."}),
+    "draft_lessons": ("## examples ##", {"drafts": 1}),
+    "update_library": ("`operations`", {}),
+}
 
 
-def test_the_prompt_of_extract_advantage() -> None:
-    (prompt,) = prompts("`semantic_advantage`")
-    check("extract_advantage", prompt)
+@pytest.mark.filterwarnings("ignore:.*metric=None:UserWarning")
+@pytest.mark.parametrize("name", CASES)
+def test_the_reflection_lm_is_asked_word_for_word_what_the_golden_file_says(name: str) -> None:
+    pattern, arguments = CASES[name]
+    check(name, prompts(pattern, **arguments)[-1])
 
 
-def test_the_prompt_of_extract_advantage_with_summaries_and_hidden_labels() -> None:
-    (prompt,) = prompts("`semantic_advantage`", summarize_always=True, use_labels=False)
-    check("extract_advantage_hidden", prompt)
-
-
-def test_the_prompt_of_extract_advantage_without_ground_truth() -> None:
-    with pytest.warns(UserWarning, match="metric=None"):
-        (prompt,) = prompts("`critique`", metric=None)
-    check("extract_advantage_no_ground_truth", prompt)
-
-
-def test_the_prompt_that_asks_again_after_an_answer_that_did_not_parse() -> None:
-    (prompt,) = prompts("## correction ##", extracted="Offer a replacement.")
-    check("extract_advantage_again", prompt)
-
-
-def test_the_prompt_of_a_draft() -> None:
-    (prompt,) = prompts("## examples ##", drafts=1)
-    check("draft_lessons", prompt)
-
-
-def test_the_prompt_of_update_library() -> None:
-    (prompt,) = prompts("`operations`")
-    check("update_library", prompt)
-
-
-def test_every_golden_file_belongs_to_a_test() -> None:
-    assert sorted(path.stem for path in GOLDEN.glob("*")) == [
-        "draft_lessons",
-        "extract_advantage",
-        "extract_advantage_again",
-        "extract_advantage_hidden",
-        "extract_advantage_no_ground_truth",
-        "summarize_trajectory",
-        "update_library",
-    ]
+def test_every_golden_file_belongs_to_a_prompt() -> None:
+    assert sorted(path.stem for path in GOLDEN.glob("*")) == sorted(CASES)

@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 from tfgrpo_dspy.gate import Race
 
-Chance = Callable[[int], float]
-
 
 def race_of(*parts: str, n_examples: int = 40, mean: float = 0.05, sd: float = 0.05) -> Race:
     """The student, then a candidate for each string: a part for each of its letters."""
@@ -86,31 +84,8 @@ def test_where_the_student_has_no_score_the_example_does_not_count() -> None:
     assert run(race_of("a"), score)[0] == 0
 
 
-def test_a_small_budget_measures_fewer_candidates_on_as_many_examples() -> None:
-    race = race_of("abcd", "ab", "a", "b")
-    _, scores = run(race, with_chances(0.3, 0.9, 0.5, 0.4, 0.4), budget=30)
-    assert {c for c, _ in scores} == {0, 1, 2}
-    assert len(scores) == 30
-
-
-def test_of_candidates_that_promise_as_much_a_small_budget_measures_the_uncertain_one() -> None:
-    parts = {"sure": (0.02, 0.01), "open": (0.02, 0.3), "worse": (-0.1, 0.01)}
-    race = Race((frozenset(), *(frozenset((name,)) for name in parts)), parts, 0.5, 40)
-    assert {c for c, _ in race.next({}, 20)} == {0, 2}
-
-
-def test_demos_that_change_nothing_are_not_returned() -> None:
-    parts = {"a": (0.2, 0.05), "demos": (-0.01, 0.15)}
-    race = Race((frozenset(), frozenset("a"), frozenset(("a", "demos"))), parts, 0.5, 40)
-    assert run(race, lambda c, i: float(c > 0 or i % 3 == 0))[0] == 1
-
-
 def test_a_budget_for_no_pair_measures_nothing_and_returns_the_student() -> None:
     assert run(race_of("a"), with_chances(0.1, 0.9), budget=1) == (0, {})
-
-
-def test_a_student_alone_is_not_measured() -> None:
-    assert run(race_of(), with_chances(0.5)) == (0, {})
 
 
 @pytest.mark.parametrize("n_candidates", [1, 4, 7])

@@ -4,7 +4,6 @@ The executor is one that keeps what it is given, until the test says what came o
 """
 
 import asyncio
-import math
 from collections.abc import Coroutine
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from dataclasses import replace
@@ -173,14 +172,3 @@ def test_an_executor_that_cannot_do_anything_ends_the_run(error: Exception) -> N
         run.run(test())
     assert run.ledger.is_failure
     assert str(error) in run.ledger.stopped_because
-
-
-def test_a_share_is_given_when_another_is_back_not_when_too_little_is_left() -> None:
-    ledger = Ledger(Budget(max_lm_calls=10))
-    first = ledger.take_share(1, (6, 0.0), (6, math.inf))
-    assert first is not None
-    assert ledger.take_share(1, (6, 0.0), (6, math.inf)) is None
-    ledger.settle(first, 2, 0.0)
-    second = ledger.take_share(1, (6, 0.0), (6, math.inf))
-    assert second is not None
-    assert (second.n_calls, ledger.n_lm_calls) == (6, 8)

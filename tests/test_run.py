@@ -1,6 +1,5 @@
 """From groups to lessons to operations: who is asked what, and what becomes of the answers."""
 
-import json
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from small import grpo, paper_grpo, run_settings
 
 from tfgrpo_dspy import (
     AddLessons,
+    Decision,
     Evidence,
     Experience,
     ExperienceLibrary,
@@ -33,19 +33,14 @@ from tfgrpo_dspy import (
     Gate,
     NoGate,
     TrainingFreeGRPO,
-    UpdateLibrary,
 )
-from tfgrpo_dspy.budget import Ledger
-from tfgrpo_dspy.experience import Add, Keep, Operation, Refusal
+from tfgrpo_dspy.experience import Add, Operation, Refusal
 from tfgrpo_dspy.reflection import DroppedExperience, Lesson, estimate_tokens
 from tfgrpo_dspy.rollout import rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
-from tfgrpo_dspy.run.context import RunContext as WholeRun
-from tfgrpo_dspy.run.loop import Loop
-from tfgrpo_dspy.run.manifest import RunManifest
-from tfgrpo_dspy.run.proposing import Proposer
-from tfgrpo_dspy.run.records import RunRecords
-from tfgrpo_dspy.run.run_report import RunReport
+from tfgrpo_dspy.run.batches import Batch
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.proposing import propose
 
 UNPARSED = "I had rather not say."
 CORRECTION = r"## correction ##"
@@ -151,31 +146,11 @@ def test_only_groups_whose_scores_differ_are_sent_to_extract_advantage() -> None
     assert run.uses == ["contrast", "no contrast", "contrast"]
 
 
-def test_a_group_with_equal_scores_asks_the_reflection_lm_nothing() -> None:
-    reflection_lm = scripted_lm([])
-    run = Run([["1", "1"], ["0.5", "0.5"]], reflection_lm=reflection_lm)
-    assert reflection_lm.engine.n_calls() == 0
-    assert run.results.reflection_usage.n_lm_calls == 0
-    assert list(run.library) == []
-
-
 def test_a_group_that_fails_throughout_with_feedback_is_sent_as_a_failure_analysis() -> None:
     run = Run([["0", "0"], ["1", "1"]], *ONE_LESSON, metric=is_score_with_feedback)
     assert run.uses == ["failure analysis", "no contrast"]
     (prompt,) = run.prompts(EXTRACT)
     assert "Attempt 1 (score 0, advantage +0.00)\nFeedback: 0 is not enough." in prompt
-
-
-def test_a_group_below_the_best_score_seen_is_analysed_and_one_at_it_is_not() -> None:
-    run = Run([["0.5", "0.5"], ["0.9", "0.9"]], *ONE_LESSON, metric=is_score_with_feedback)
-    assert run.uses == ["failure analysis", "no contrast"]
-
-
-def test_a_group_of_failures_whose_errors_say_what_was_wrong_is_analysed() -> None:
-    run = Run([[UNPARSED, UNPARSED]], *ONE_LESSON)
-    assert run.uses == ["failure analysis"]
-    (prompt,) = run.prompts(EXTRACT)
-    assert f"out unparsed answer: {UNPARSED}" in prompt
 
 
 @pytest.mark.parametrize(
@@ -188,29 +163,7 @@ def test_a_group_that_fails_throughout_is_not_analysed(arguments: dict[str, Any]
     assert run.uses == ["no contrast", "no contrast"]
 
 
-def test_two_examples_with_the_same_text_stay_two_groups() -> None:
-    twins = [
-        dspy.Example(question="question 0", answer=label).with_inputs("question")
-        for label in ("0", "1")
-    ]
-
-    def is_label(example: dspy.Example, pred: dspy.Prediction) -> float:
-        return float(example.answer == pred.answer)
-
-    run = Run([["0", "1", "0"], ["1", "1", "0"]], *ONE_LESSON, metric=is_label, trainset=twins)
-    groups = sorted(run.results.updates[0].groups, key=lambda group: group.example)
-    assert [group.scores for group in groups] == [(1.0, 0.0, 1.0), (1.0, 1.0, 0.0)]
-    assert [section(p, "expected") for p in run.prompts(EXTRACT)] == ["answer: 0", "answer: 1"]
-
-
 # ---------------------------------------------------------------------- failures in a group
-
-
-def test_a_group_with_fewer_than_two_rollouts_that_count_is_skipped() -> None:
-    down = RuntimeError("the provider is down")
-    run = Run([["1", down, down], [down, down, down]])
-    assert run.uses == ["too few rollouts", "too few rollouts"]
-    assert run.results.failures == {"provider": 5}
 
 
 def test_a_providers_failure_makes_no_contrast() -> None:
@@ -220,22 +173,11 @@ def test_a_providers_failure_makes_no_contrast() -> None:
     assert run.results.updates[0].groups[0].failures == ("provider",)
 
 
-def test_a_metrics_failure_makes_no_contrast() -> None:
-    run = Run([["0.5", "0.5", "nan"]])
-    assert run.uses == ["no contrast"]
-    assert run.results.failures == {"metric": 1}
-
-
 def test_the_programs_own_failure_stands_in_its_group_at_0() -> None:
     run = Run([["0.5", UNPARSED, "0.5"]], *ONE_LESSON)
     assert run.uses == ["contrast"]
     assert run.results.updates[0].groups[0].scores == (0.5, 0.0, 0.5)
     assert run.results.failures == {"parse": 1}
-
-
-def test_the_programs_own_failure_is_never_the_better_rollout() -> None:
-    run = Run([["-2", UNPARSED, "-1"]], *ONE_LESSON)
-    assert run.results.updates[0].groups[0].scores == (-2.0, -2.0, -1.0)
 
 
 # ---------------------------------------------------------------------- what ExtractAdvantage sees
@@ -337,12 +279,6 @@ def rambling_run(n_words: int, *rules: Rule, **arguments: Any) -> Run:
     )
 
 
-def test_trajectories_that_fit_the_budget_are_shown_whole() -> None:
-    run = rambling_run(300)
-    assert run.prompts(SUMMARIZE) == []
-    assert run.prompts(EXTRACT)[0].count("ramble") == 301
-
-
 def test_a_trajectory_that_is_too_long_is_summarised_and_a_short_one_beside_it_is_not() -> None:
     run = rambling_run(300, extract=ExtractAdvantage(attempts_tokens=300))
     (long_one,) = run.prompts(SUMMARIZE)
@@ -365,13 +301,6 @@ def test_in_the_papers_schedule_every_rollout_is_summarised(arguments: dict[str,
         "Score: 1",
     ]
     assert run.prompts(EXTRACT)[0].count("It rambled.") == 2
-
-
-def test_without_a_metric_a_summary_is_asked_for_without_a_score() -> None:
-    with pytest.warns(UserWarning, match="metric=None"):
-        run = rambling_run(1, summarize_always=True, metric=None)
-    shown = section(run.prompts(SUMMARIZE)[0], "attempt")
-    assert shown.splitlines()[0] == "Step 1, predictor ask"
 
 
 def test_no_prompt_outgrows_its_budget_also_where_the_summary_fails() -> None:
@@ -404,18 +333,6 @@ def test_an_answer_that_does_not_parse_is_asked_for_exactly_once_more() -> None:
     assert run.library.render() == "[E1*] Be exact."
 
 
-def test_an_extraction_that_does_not_parse_twice_costs_its_own_lessons_only() -> None:
-    run = Run(
-        [["1", "0"], ["1", "0"]],
-        (f"(?s){EXTRACT}.*question 0", UNPARSED),
-        *ONE_LESSON,
-        adapter=dspy.ChatAdapter(use_json_adapter_fallback=False),
-    )
-    assert len(run.prompts(CORRECTION)) == 1
-    assert run.results.failures == {"reflection parse": 2}
-    assert run.results.updates[0].lessons == ("Be exact.",)
-
-
 def test_an_update_that_does_not_parse_twice_keeps_its_lessons_as_adds() -> None:
     run = Run(
         [["1", "0"]],
@@ -428,13 +345,6 @@ def test_an_update_that_does_not_parse_twice_keeps_its_lessons_as_adds() -> None
     assert run.library.render() == "[E1*] Be exact.\n[E2*] Show the unit."
     first, second = run.results.library["experiences"]
     assert first["evidence"] == second["evidence"] != ()
-
-
-def test_the_silent_second_call_of_dspys_json_adapter_is_counted() -> None:
-    run = Run([["1", "0"]], (EXTRACT, UNPARSED), adapter=dspy.ChatAdapter())
-    assert run.results.reflection_usage.n_lm_calls == 4  # twice ChatAdapter, then JSONAdapter
-    assert run.results.reflection_usage.n_second_calls == 2
-    assert run.results.failures == {"reflection parse": 2}
 
 
 def test_a_reflection_is_not_asked_for_in_json_unless_the_user_set_an_adapter_that_does() -> None:
@@ -462,12 +372,6 @@ def test_where_no_answer_can_be_read_lessons_are_what_the_metric_says_of_several
     assert sorted(each["example"] for each in evidence) == [0, 1]
 
 
-def test_a_group_whose_answer_can_be_read_teaches_by_its_answer_alone() -> None:
-    rules = ((f"(?s){EXTRACT}.*question 0", UNPARSED), *ONE_LESSON)
-    run = Run([["1", "0"], ["1", "0.2"]], *rules, metric=by_the_rules)
-    assert run.results.updates[0].lessons == ("Be exact.",)
-
-
 def rambling_until(n_examples: int, *rules: Rule, **arguments: Any) -> Run:
     """A run of three epochs in one batch each, over examples whose groups all have contrast."""
     table = [["1", "0"]] * n_examples
@@ -489,18 +393,6 @@ def test_a_reflection_lm_that_was_never_read_is_asked_no_more_and_that_is_said_o
     assert len(run.library) == 3
 
 
-def test_one_answer_that_could_be_read_keeps_the_reflection_lm_asked() -> None:
-    rules = ((f"(?s){EXTRACT}.*question 0", lessons("Be exact.")), (EXTRACT, UNPARSED))
-    run = rambling_until(5, *rules, (UPDATE, operations()), metric=by_the_rules)
-    assert "reflection given up" not in run.results.failures
-    assert len(run.prompts(EXTRACT)) == 3 * (1 + 2 * 4)
-
-
-def test_fewer_unread_answers_than_five_are_no_reason_to_give_up() -> None:
-    run = rambling_until(4, (EXTRACT, UNPARSED), (UPDATE, UNPARSED), epochs=1)
-    assert "reflection given up" not in run.results.failures
-
-
 def test_without_feedback_a_run_whose_reflection_lm_was_given_up_ends() -> None:
     run = rambling_until(5, (EXTRACT, UNPARSED))
     assert [update.groups[0].used_as for update in run.results.updates] == [
@@ -509,20 +401,6 @@ def test_without_feedback_a_run_whose_reflection_lm_was_given_up_ends() -> None:
     ]
     assert run.results.ended_because == "no group of a whole epoch had anything to teach"
     assert "reflection given up" in run.results.nothing_learned
-
-
-@pytest.mark.parametrize("n_threads", [1, 8])
-def test_when_it_is_given_up_does_not_depend_on_threads(n_threads: int) -> None:
-    run = rambling_until(
-        6,
-        (EXTRACT, UNPARSED),
-        (UPDATE, UNPARSED),
-        metric=by_the_rules,
-        batch_size=2,
-        max_staleness=1,
-        num_threads=n_threads,
-    )
-    assert run.results.failures == {"reflection given up": 1, "reflection parse": 18}
 
 
 # ---------------------------------------------------------------------- lessons
@@ -560,17 +438,6 @@ def test_near_duplicate_lessons_are_one_with_the_evidence_of_all_their_groups() 
     assert sorted(item["example"] for item in experience["evidence"]) == [0, 1, 2]
 
 
-def test_opposite_lessons_stay_two() -> None:
-    run = Run(
-        [["1", "0"], ["1", "0"]],
-        by_example(
-            q0="Give the unit behind the number.", q1="Never give the unit behind the number."
-        ),
-        (UPDATE, operations()),
-    )
-    assert len(re.findall(r"(?m)^\d\. ", section(run.prompts(UPDATE)[0], "lessons"))) == 2
-
-
 def test_a_lesson_that_the_library_has_already_is_a_keep_with_its_evidence() -> None:
     known = ExperienceLibrary([Experience(id="E3", text="Be exact.")], next_number=9)
     run = Run(
@@ -586,21 +453,6 @@ def test_a_lesson_that_the_library_has_already_is_a_keep_with_its_evidence() -> 
     assert run.library == known
     (experience,) = run.results.library["experiences"]
     assert [item["example"] for item in experience["evidence"]] == [0]
-
-
-def test_two_lessons_that_repeat_one_experience_are_both_its_evidence() -> None:
-    known = ExperienceLibrary([Experience(id="E1", text="Be exact with every number you give.")])
-    run = Run(
-        [["1", "0"], ["1", "0"]],
-        by_example(
-            q0="Be very exact with every number you give.",
-            q1="Be exact with every single number you give.",
-        ),
-        student=known.bake(dspy.Predict("question -> answer")),
-    )
-    (experience,) = run.results.library["experiences"]
-    assert sorted(item["example"] for item in experience["evidence"]) == [0, 1]
-    assert [op.refused for op in run.results.updates[0].operations] == [""]
 
 
 def test_an_experience_that_was_seen_again_can_be_modified_by_the_same_update() -> None:
@@ -635,15 +487,6 @@ def test_a_lesson_that_copies_its_example_is_refused_recorded_and_not_passed_on(
     assert re.findall(r"(?m)^\d+\. .*$", section(run.prompts(UPDATE)[0], "lessons")) == [
         "1. Subtract."
     ]
-
-
-def test_when_every_lesson_is_refused_update_library_is_asked_nothing() -> None:
-    trainset = [dspy.Example(question="question 0", answer="a b c d").with_inputs("question")]
-    run = Run([["1", "0"]], (EXTRACT, lessons("Say: a b c d")), trainset=trainset)
-    assert run.prompts(UPDATE) == []
-    assert run.results.updates[0].refused_lessons == (
-        "Say: a b c d (copies the training data: 'a b c d')",
-    )
 
 
 # ---------------------------------------------------------------------- operations
@@ -713,8 +556,7 @@ def test_a_lesson_for_one_predictor_is_shown_as_such_and_its_operation_keeps_the
         "1. Be exact. (for writer)",
         "2. Read twice.",
     ]
-    assert run.library.render("writer") == "[E1] Be exact.\n[E2*] Read twice."
-    assert run.library.render("reader") == "[E2*] Read twice."
+    assert run.library.render() == "[E1] Be exact. (for writer)\n[E2*] Read twice."
 
 
 def test_advice_for_an_unknown_predictor_is_taken_for_all_and_counted(
@@ -743,28 +585,6 @@ def test_a_modify_widens_a_scope_to_all_where_it_says_so() -> None:
         student=known.bake(TwoStages()),
     )
     assert run.library.render() == "[E1*] Be exact!"
-
-
-@pytest.mark.parametrize("scope", ["answer", "", "all", "self"])
-def test_any_scope_is_read_as_all_where_there_is_one_predictor(scope: str) -> None:
-    run = Run(
-        [["1", "0"]],
-        (EXTRACT, lessons("Be exact.")),
-        (UPDATE, operations({"op": "ADD", "text": "Be exact.", "scope": scope})),
-    )
-    assert run.library.render() == "[E1*] Be exact."
-
-
-def test_a_modify_that_names_no_scope_leaves_the_scope_as_it_is() -> None:
-    known = ExperienceLibrary([Experience(id="E1", text="Be exact.", scope="writer")])
-    run = Run(
-        [["1", "0"]],
-        (EXTRACT, lessons("Round.")),
-        (UPDATE, operations({"op": "MODIFY", "id": "E1", "text": "Be exact: round."})),
-        NOTE,
-        student=known.bake(TwoStages()),
-    )
-    assert run.library.render() == "[E1] Be exact: round. (for writer)"
 
 
 @pytest.mark.parametrize("gate", [NoGate(), Gate()], ids=["no gate", "gate"])
@@ -834,21 +654,10 @@ def consolidated(
 ) -> tuple[list[Operation], list[Refusal]]:
     lm = scripted_lm([])
     settings = run_settings(is_score, update=module, **arguments)
-    student, ledger = dspy.Predict("question -> answer"), Ledger()
     with dspy.context(lm=lm):
-        archive, loop = RunRecords(settings, student), Loop(ledger, 2)
-        run = WholeRun(
-            settings,
-            student,
-            ledger,
-            archive,
-            RunManifest(settings, archive, ledger),
-            loop,
-            None,
-            RunReport(),
-        )
-        proposer = Proposer(run, ReflectionClient(run))
-        return loop.run(proposer.operations(drawn, KNOWN, 0, 0, dropped=dropped))
+        run = RunContext.of(settings, dspy.Predict("question -> answer"), ())
+        batch = Batch(0, 0, (), Decision(KNOWN, "start"))
+        return run.loop.run(propose(ReflectionClient(run), batch, KNOWN, drawn, dropped))
 
 
 def drawn_lessons(n: int, n_words: int = 1) -> list[Lesson]:
@@ -856,13 +665,6 @@ def drawn_lessons(n: int, n_words: int = 1) -> list[Lesson]:
         Lesson(f"advice{i} {'word ' * n_words}".strip(), "*", (Evidence(0, i, (i,), (1.0,)),))
         for i in range(n)
     ]
-
-
-def test_lessons_within_the_budget_are_one_question() -> None:
-    module = Pairing(4000)
-    found, _ = consolidated(module, drawn_lessons(40))
-    assert [len(lines) for lines in module.asked] == [40]
-    assert sum(isinstance(operation, Add) for operation in found) == 20
 
 
 @given(st.integers(1, 40), st.integers(20, 200), st.integers(1, 6), st.booleans())
@@ -885,42 +687,11 @@ def test_many_lessons_are_consolidated_in_a_tree_within_the_budget_and_keep_thei
         assert n_adds == n
 
 
-def test_a_tree_is_climbed_while_it_gets_smaller() -> None:
-    module = Pairing(lessons_tokens=60)
-    found, _ = consolidated(module, drawn_lessons(16))
-    texts = [operation.text for operation in found if isinstance(operation, Add)]
-    assert len(module.asked) > 2
-    assert len(texts) < 8
-
-
-def test_keeps_from_every_prompt_of_a_tree_become_one_with_the_evidence_of_all() -> None:
-    module = Pairing(lessons_tokens=60)
-    found, _ = consolidated(module, drawn_lessons(16))
-    (keep,) = [operation for operation in found if isinstance(operation, Keep)]
-    n_first_level = sum(not re.search(r"from (?!1 )\d+ examples", s) for s in module.shown)
-    assert n_first_level > 1
-    assert len(keep.evidence) == n_first_level
-
-
 def test_update_per_group_asks_for_each_group_and_then_merges_what_they_propose() -> None:
     module = Pairing(4000, merges=False)
     found, _ = consolidated(module, drawn_lessons(3), update_per_group=True)
     assert sorted(map(len, module.asked)) == [1, 1, 1, 3]
     assert sum(isinstance(operation, Add) for operation in found) == 3
-
-
-def test_update_per_group_keeps_each_prompt_within_its_budget_too() -> None:
-    module = Pairing(lessons_tokens=60, merges=False)
-    evidence = (Evidence(0, 0, (1,), (1.0,)),)
-    drawn = [Lesson(lesson.text, "*", evidence) for lesson in drawn_lessons(16)]
-    consolidated(module, drawn, update_per_group=True)
-    assert all(estimate_tokens("\n".join(lines)) <= 60 for lines in module.asked)
-
-
-def test_without_lessons_update_library_is_not_asked() -> None:
-    module = Pairing(4000)
-    assert consolidated(module, []) == ([], [])
-    assert module.asked == []
 
 
 # ---------------------------------------------------------------------- modules of the user's own
@@ -961,17 +732,6 @@ def test_modules_of_the_users_own_take_the_place_of_ours() -> None:
     assert run.results.reflection_usage.n_lm_calls == 0
 
 
-def test_a_dspy_program_with_the_right_outputs_is_a_module_too() -> None:
-    rule: Rule = (r"`reasoning`", chat(reasoning="Hm.", lessons=["Be exact."]))
-    run = Run(
-        [["1", "0"]],
-        rule,
-        extract=dspy.ChainOfThought("attempts, expected -> lessons: list[str]"),
-        update=AddLessons(),
-    )
-    assert run.library.render() == "[E1*] Be exact."
-
-
 def test_a_module_that_raises_costs_its_own_answer_only() -> None:
     extract = OwnExtract(
         {
@@ -982,71 +742,6 @@ def test_a_module_that_raises_costs_its_own_answer_only() -> None:
     run = Run([["1", "0"], ["1", "0"]], ONE_LESSON[1], extract=extract)
     assert run.library.render() == "[E1*] Be exact."
     assert run.results.failures == {"reflection error": 1}
-
-
-def test_an_update_library_that_raises_leaves_the_lessons_as_adds() -> None:
-    run = Run([["1", "0"]], ONE_LESSON[0], update=OwnUpdate(OSError("disk full")))
-    assert run.library.render() == "[E1*] Be exact."
-    assert run.results.failures == {"reflection error": 1}
-
-
-def test_a_provider_that_fails_during_reflection_costs_that_answer_only() -> None:
-    run = Run([["1", "0"]], (EXTRACT, RuntimeError("down")))
-    assert run.results.failures == {"reflection error": 1}
-    assert run.results.reflection_usage.n_failed_calls == 1
-    assert "1 failures of kind 'reflection error'" in run.results.nothing_learned
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        dspy.Prediction(lessons="Be exact."),
-        dspy.Prediction(lessons=("Be exact.",)),
-        dspy.Prediction(lessons=["", " ", "- ", "Be exact."]),
-    ],
-    ids=["one string", "a tuple", "empty lines"],
-)
-def test_lessons_are_read_from_a_string_or_any_sequence(answer: dspy.Prediction) -> None:
-    extract = OwnExtract({"question: question 0": answer})
-    run = Run([["1", "0"]], extract=extract, update=AddLessons())
-    assert run.results.updates[0].lessons == ("Be exact.",)
-
-
-@pytest.mark.parametrize(
-    "answer", [None, 5, dspy.Prediction(lessons=5), dspy.Prediction()], ids=str
-)
-def test_an_extraction_without_lessons_teaches_nothing_and_ends_nothing(answer: Any) -> None:
-    run = Run([["1", "0"]], extract=OwnExtract({"question: question 0": answer}))
-    assert run.results.updates[0].lessons == ()
-    assert list(run.library) == []
-
-
-def test_operations_of_every_form_are_read_and_what_is_none_is_refused_alone() -> None:
-    given = [
-        {"op": "ADD", "text": "Be exact.", "lessons": [1]},
-        "ADD: be brief",
-        None,
-        5,
-        {"op": "ADD", "text": "Be brief.", "lessons": "1"},
-        {"op": "ADD", "text": "Be kind.", "lessons": ["1", 1.0, None]},
-        {"op": "ADD", "text": 7},
-        {"text": "No op."},
-    ]
-    update = OwnUpdate(dspy.Prediction(operations=given))
-    run = Run([["1", "0"]], ONE_LESSON[0], update=update)
-    assert [experience.text for experience in run.library] == ["Be exact.", "be brief", "Be kind."]
-    assert len(run.results.updates[0].operations) == 7
-    assert [op.refused for op in run.results.updates[0].operations if op.refused] == [
-        "5 is no operation; give a mapping with an 'op'",
-        "op='': the operations are ADD, MODIFY, DELETE, KEEP.",
-        "an earlier ADD of this list says this already",
-        "the text is empty",
-    ]
-
-
-def test_operations_that_are_no_list_are_no_answer() -> None:
-    run = Run([["1", "0"]], ONE_LESSON[0], update=OwnUpdate(dspy.Prediction(operations=5)))
-    assert run.library.render() == "[E1*] Be exact."
 
 
 def test_add_lessons_takes_every_lesson_without_a_call() -> None:
@@ -1065,20 +760,6 @@ def test_add_lessons_takes_every_lesson_without_a_call() -> None:
     assert run.results.failures == {}
 
 
-def test_update_library_has_a_stated_budget_that_its_user_sets() -> None:
-    run = Run(
-        [["1", "0"]] * 4,
-        by_example(
-            **{f"q{i}": "|".join(f"advice{i}{j} holds" for j in range(3)) for i in range(4)}
-        ),
-        (UPDATE, operations()),
-        update=UpdateLibrary(lessons_tokens=200),
-    )
-    asked = run.prompts(UPDATE)
-    assert len(asked) == 3
-    assert all(estimate_tokens(section(prompt, "lessons")) <= 200 for prompt in asked)
-
-
 # ---------------------------------------------------------------------- threads
 
 
@@ -1092,21 +773,3 @@ def test_every_rollout_has_the_dspy_context_of_the_caller() -> None:
     with dspy.context(provide_traceback="the caller's"):
         Run([["1", "0"]] * 2, metric=metric)
     assert set(seen) == {"the caller's"}
-
-
-def test_what_a_rollout_changes_in_its_context_is_not_seen_by_another() -> None:
-    seen: list[Any] = []
-
-    def metric(_example: Any, _pred: Any, _trace: Any = None) -> float:
-        seen.append(dspy.settings.provide_traceback)
-        dspy.settings.context(provide_traceback="a rollout's").__enter__()
-        return 0.0
-
-    with dspy.context(provide_traceback="the caller's"):
-        Run([["1", "0"]] * 2, metric=metric, num_threads=1)
-    assert set(seen) == {"the caller's"}
-
-
-def test_the_results_are_json() -> None:
-    run = Run([["1", "0"], [UNPARSED, "nan"]], *ONE_LESSON)
-    assert json.loads(json.dumps(run.results.to_dict())) == run.results.to_dict()

@@ -9,9 +9,9 @@ import pytest
 from scripted import EXTRACT, UPDATE, Prompt, Rule, lessons, operations, scripted_lm
 from test_run import ONE_LESSON, Run, consolidated, drawn_lessons, is_score, section
 
-from tfgrpo_dspy import Execution, ExtractAdvantage, NoGate, TrainingFreeGRPO
-from tfgrpo_dspy.experience import Add, Keep
-from tfgrpo_dspy.reflection import DroppedExperience, estimate_tokens
+from tfgrpo_dspy import Execution, NoGate, TrainingFreeGRPO
+from tfgrpo_dspy.experience import Add
+from tfgrpo_dspy.reflection import DroppedExperience
 
 TABLE = [["1", "0"]] * 5
 
@@ -64,12 +64,6 @@ def test_a_lesson_of_several_groups_rests_on_those_that_it_names_or_else_on_all(
     assert [e["example"] for e in rounded["evidence"]] == [first, second]
 
 
-def test_groups_without_contrast_take_no_place_in_a_call() -> None:
-    table = [["1", "0"], ["1", "1"], ["1", "0"], ["1", "1"], ["1", "0"], ["1", "0"]]
-    run = bundled(*ONE_LESSON, table=table)
-    assert [len(shown(prompt)) for prompt in run.prompts(EXTRACT)] == [2, 2]
-
-
 def test_who_shares_a_call_does_not_depend_on_what_is_done_first() -> None:
     def answer(prompt: Prompt) -> str:
         return lessons(f"Think of {' and '.join(shown(prompt.text))}.")
@@ -102,27 +96,6 @@ def test_who_shares_a_call_does_not_depend_on_what_is_done_first() -> None:
     assert last_is_done.is_set()
     assert held.lessons == plain.lessons
     assert len(held.lessons) == 3
-
-
-def test_the_budget_of_tokens_is_that_of_the_whole_call() -> None:
-    rambling = [[f"1.{'0' * 2000}1", f"0.{'0' * 2000}1"]] * 4
-    extract = ExtractAdvantage(attempts_tokens=800)
-    run = Run(rambling, *ONE_LESSON, extract=extract, summarize=Silent(), groups_per_call=4)
-    (prompt,) = run.prompts(EXTRACT)
-    assert estimate_tokens(section_of_attempts(prompt)) < 800 + 400  # and titles
-    assert prompt.count("characters left out") == 8
-
-
-class Silent(dspy.Module):
-    """A SummarizeTrajectory that says nothing."""
-
-    def forward(self, **_: Any) -> dspy.Prediction:
-        return dspy.Prediction(summary="")
-
-
-def test_an_answer_about_several_groups_that_cannot_be_read_is_one_answer() -> None:
-    run = bundled((EXTRACT, "I had rather not say."), table=TABLE[:4])
-    assert run.results.failures == {"reflection parse": 4}
 
 
 # ---------------------------------------------------------------------- what they are shown
@@ -179,20 +152,6 @@ def test_an_operation_that_names_no_lesson_gets_the_evidence_of_those_that_it_is
     )
     assert all(isinstance(operation, Add) for operation in found)
     assert [[e.example for e in operation.evidence] for operation in found] == [[2], []]
-
-
-def test_a_keep_that_names_no_lesson_gets_the_evidence_of_those_that_its_text_is_like() -> None:
-    found, _ = consolidated(Fixed({"op": "KEEP", "id": 1}), drawn_lessons(5))
-    (keep,) = found
-    assert isinstance(keep, Keep)
-    assert (keep.id, keep.evidence) == ("E1", ())
-
-
-def test_numbers_that_no_lesson_has_are_as_if_none_were_named() -> None:
-    found, _ = consolidated(
-        Fixed({"op": "ADD", "text": "advice3 word", "lessons": [0, 77]}), drawn_lessons(5)
-    )
-    assert [[e.example for e in operation.evidence] for operation in found] == [[3]]
 
 
 # ---------------------------------------------------------------------- what is held back

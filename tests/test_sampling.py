@@ -11,15 +11,14 @@ import dspy
 import pydantic
 import pytest
 from dspy import lm15
-from dspy.clients.base_lm import GLOBAL_HISTORY
 from dspy.utils.callback import BaseCallback
-from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
-from small import grpo
+from runs import learned, polite_lm
+from scripted import Prompt, chat, scripted_lm
 
 from tfgrpo_dspy import NoGate
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.rollout import Failure, Rollout, Step, trajectory_text
+from tfgrpo_dspy.rollout import Failure, Rollout, Step
 from tfgrpo_dspy.sampling import (
     RolloutTask,
     run_rollout,
@@ -46,6 +45,11 @@ def rollout(
     score = None if metric is None else adapt_metric(metric)
     with dspy.context(lm=lm or dspy.settings.lm):
         return run_rollout(RolloutTask(program, example, 3, rollout_id, temperature, score))
+
+
+def failure_of(done: Rollout) -> tuple[str, float | None]:
+    assert done.failure is not None
+    return done.failure.kind, done.score
 
 
 def ask(**config: Any) -> dspy.Predict:
@@ -80,78 +84,41 @@ class Program(dspy.Module):
 # ---------------------------------------------------------------------- distinct samples
 
 
-def varied(prompt: Prompt) -> str:
-    return chat(answer="yes" if prompt.random().random() < 0.5 else "no")
-
-
-def learning_lm(**kwargs: Any) -> dspy.LM:
-    rules = [
-        (EXTRACT, lessons("Say yes.")),
-        (UPDATE, operations({"op": "KEEP", "id": "E1"})),
-        ("question", varied),
-    ]
-    return scripted_lm(rules, **kwargs)
-
-
-def compiled(lm: dspy.LM, **settings: Any) -> Any:
-    """Two epochs over four examples, groups of three, no gate: 24 rollouts."""
-    optimizer = grpo(exact, group_size=3, epochs=2, gate=NoGate(), progress=False, **settings)
-    trainset = [
-        dspy.Example(question=f"question {i}", answer="yes").with_inputs("question")
-        for i in range(4)
-    ]
-    with dspy.context(lm=lm):
-        return optimizer.compile(ask(), trainset=trainset)
-
-
 def test_every_rollout_of_every_epoch_reaches_the_engine_with_a_seed_of_its_own() -> None:
-    lm = learning_lm()
-    compiled(lm)
-    sampled = [p for p in lm.engine.prompts if "`answer`" in p.text and "`lessons`" not in p.text]
-    assert len(sampled) == 2 * 4 * 3
-    assert len({prompt.seed for prompt in sampled}) == 24
-    assert {prompt.temperature for prompt in sampled} == {0.7}
+    lm = polite_lm()
+    learned(lm=lm, gate=NoGate(), epochs=2)
+    sampled = [prompt for prompt in lm.engine.prompts if prompt.temperature == 0.7]
+    assert len(sampled) == 2 * 6 * 4
+    assert len({prompt.seed for prompt in sampled}) == 48
 
 
 def test_a_second_run_with_the_same_seed_is_answered_by_the_cache_and_counted_so() -> None:
-    lm = learning_lm(cache=True)
-    first = compiled(lm).detailed_results
-    n_calls = lm.engine.n_calls()
-    second = compiled(lm).detailed_results
-    assert first.policy_usage.n_lm_calls == 24
-    assert first.policy_usage.n_cached_calls == 0
-    assert lm.engine.n_calls() == n_calls
-    assert second.policy_usage.n_lm_calls == 0
-    assert second.policy_usage.n_cached_calls == 24
-    assert second.policy_usage.prompt_tokens == 0
-    assert "24 answers were replayed from a cache" in second.nothing_learned
+    lm = polite_lm(cache=True)
+    first, second = [learned(lm=lm).detailed_results.policy_usage for _ in range(2)]
+    assert (first.n_lm_calls > 0, first.n_cached_calls) == (True, 0)
+    assert (second.n_lm_calls, second.n_cached_calls) == (0, first.n_lm_calls)
+    assert second.prompt_tokens == 0
 
 
-def test_a_second_run_with_another_seed_asks_the_engine_again() -> None:
-    lm = learning_lm(cache=True)
-    compiled(lm, seed=1)
-    policy = compiled(lm, seed=2).detailed_results.policy_usage
-    assert (policy.n_lm_calls, policy.n_cached_calls) == (24, 0)
-
-
-def test_a_provider_is_sent_a_rollout_id_for_the_cache_but_no_seed() -> None:
-    copied = sampling_copy(dspy.LM("openai/gpt-4o-mini", temperature=0.2), 5, 0.7)
-    assert copied.kwargs["rollout_id"] == 5
-    assert copied.kwargs["temperature"] == 0.7
-    assert "seed" not in copied.kwargs
-
-
-def test_an_lm_to_which_its_user_gave_a_seed_gets_another_for_each_sample() -> None:
-    lm = dspy.LM("openai/gpt-4o-mini", seed=1)
-    assert sampling_copy(lm, 5, 0.7).kwargs["seed"] == 5
-    assert sampling_copy(lm, 2**31 + 6, 0.7).kwargs["seed"] == 6
-    assert lm.kwargs["seed"] == 1
-
-
-def test_a_reasoning_model_is_sampled_at_its_own_temperature() -> None:
-    copied = sampling_copy(dspy.LM("openai/o3"), 5, 0.7)
-    assert copied.kwargs["rollout_id"] == 5
-    assert copied.kwargs["temperature"] is None
+@pytest.mark.parametrize(
+    ("model", "kwargs", "rollout_id", "changes"),
+    [
+        ("openai/gpt-4o-mini", {"temperature": 0.2}, 5, {"temperature": 0.7}),
+        ("openai/gpt-4o-mini", {"seed": 1}, 5, {"temperature": 0.7, "seed": 5}),
+        ("openai/gpt-4o-mini", {"seed": 1}, 2**31 + 6, {"temperature": 0.7, "seed": 6}),
+        ("openai/o3", {}, 5, {"temperature": None}),
+    ],
+)
+def test_a_provider_is_sent_a_rollout_id_for_the_cache_and_a_seed_where_its_user_gave_one(
+    model: str, kwargs: dict[str, Any], rollout_id: int, changes: dict[str, Any]
+) -> None:
+    lm = dspy.LM(model, **kwargs)
+    before = dict(lm.kwargs)
+    copied = sampling_copy(lm, rollout_id, 0.7).kwargs
+    given = {name: copied.get(name) for name in ("temperature", "seed") if name in copied}
+    assert given == changes
+    assert copied["rollout_id"] == rollout_id
+    assert lm.kwargs == before
 
 
 def test_at_temperature_0_the_cache_may_answer() -> None:
@@ -162,21 +129,14 @@ def test_at_temperature_0_the_cache_may_answer() -> None:
     assert (first.usage.n_cached_calls, second.usage.n_cached_calls) == (0, 1)
 
 
-@pytest.mark.parametrize("config", [{"temperature": 0.0}, {"temperature": 0.0, "n": 1}])
-def test_a_predictors_own_temperature_does_not_defeat_the_sampling(config: dict[str, Any]) -> None:
+@pytest.mark.parametrize("config", [{"temperature": 0.0, "n": 1}, {"rollout_id": 9}])
+def test_a_predictors_own_settings_do_not_defeat_the_sampling(config: dict[str, Any]) -> None:
     lm = scripted_lm(BECAUSE, cache=True)
     program = ask(**config)
     for rollout_id in (1, 2, 3):
         rollout(program, lm, rollout_id)
     assert [prompt.temperature for prompt in lm.engine.prompts] == [0.7, 0.7, 0.7]
     assert program.config == config
-
-
-def test_a_predictors_own_rollout_id_does_not_replay_one_answer() -> None:
-    lm = scripted_lm(BECAUSE, cache=True)
-    for rollout_id in (1, 2):
-        rollout(ask(rollout_id=9, temperature=1.0), lm, rollout_id)
-    assert lm.engine.n_calls() == 2
 
 
 def test_a_predictors_temperature_does_not_reach_a_reasoning_model(
@@ -208,17 +168,21 @@ def test_a_trial_runs_as_deployed_at_the_predictors_own_temperature() -> None:
     assert [prompt.temperature for prompt in lm.engine.prompts] == [0.0, 0.4]
 
 
-def test_a_predictors_own_lm_is_sampled_on_its_users_engine() -> None:
-    mine, configured = scripted_lm(BECAUSE, cache=True), scripted_lm(BECAUSE)
-    program = ask()
-    program.lm = mine
-    for rollout_id in (11, 12):
-        rollout(program, configured, rollout_id)
-    assert [(p.seed, p.temperature) for p in mine.engine.prompts] == [(11, 0.7), (12, 0.7)]
-    assert configured.engine.n_calls() == 0
-    assert program.lm is mine
+def by_context(self: Any, question: str) -> dspy.Prediction:
+    with dspy.context(lm=self.reach(self.held)):
+        return self.ask(question=question)
 
 
+def by_argument(self: Any, question: str) -> dspy.Prediction:
+    return self.ask(question=question, lm=self.reach(self.held))
+
+
+def by_attribute(self: Any, question: str) -> dspy.Prediction:
+    self.ask.lm = self.reach(self.held)
+    return self.ask(question=question)
+
+
+@pytest.mark.parametrize("run", [by_context, by_argument, by_attribute])
 @pytest.mark.parametrize(
     ("hold", "reach"),
     [
@@ -228,31 +192,18 @@ def test_a_predictors_own_lm_is_sampled_on_its_users_engine() -> None:
     ],
     ids=["attribute", "list", "tuple in a dict"],
 )
-@pytest.mark.parametrize("with_lock", [False, True], ids=["", "beside a lock"])
+@pytest.mark.parametrize("extra", [{}, {"lock": threading.Lock()}], ids=["", "beside a lock"])
 def test_an_lm_that_the_program_holds_is_sampled_and_counted(
-    hold: Callable[[Any], Any], reach: Callable[[Any], Any], with_lock: bool
+    run: Any, hold: Callable[[Any], Any], reach: Callable[[Any], Any], extra: dict[str, Any]
 ) -> None:
-    def run(self: Any, question: str) -> dspy.Prediction:
-        with dspy.context(lm=reach(self.held)):
-            return self.ask(question=question)
-
     held = scripted_lm(BECAUSE, cache=True)
-    extra = {"lock": threading.Lock()} if with_lock else {}
-    program = Program(run, ask=ask(), held=hold(held), **extra)
+    program = Program(run, ask=ask(), held=hold(held), reach=reach, **extra)
     for rollout_id in (11, 12):
         done = rollout(program, scripted_lm([]), rollout_id)
         assert (done.score, done.usage.n_lm_calls) == (1.0, 1)
     assert [(p.seed, p.temperature) for p in held.engine.prompts] == [(11, 0.7), (12, 0.7)]
     assert reach(program.held) is held
-
-
-def test_an_lm_passed_to_a_call_is_sampled() -> None:
-    def run(self: Any, question: str) -> dspy.Prediction:
-        return self.ask(question=question, lm=self.big)
-
-    big = scripted_lm(BECAUSE)
-    rollout(Program(run, ask=ask(), big=big), scripted_lm([]), 11)
-    assert [prompt.seed for prompt in big.engine.prompts] == [11]
+    assert program.ask.lm is None
 
 
 def test_a_program_with_a_lock_and_a_shared_predictor_runs_on_a_copy_that_shares_them() -> None:
@@ -264,7 +215,8 @@ def test_a_program_with_a_lock_and_a_shared_predictor_runs_on_a_copy_that_shares
     seen: list[tuple[Any, bool]] = []
     lock, shared = threading.Lock(), ask()
     program = Program(run, lock=lock, one=shared, other=shared)
-    assert rollout(program, scripted_lm(BECAUSE)).score == 1.0
+    done = rollout(program, scripted_lm(BECAUSE))
+    assert named_steps(done) == [("predictor", "one")]
     assert seen == [(lock, True)]
 
 
@@ -288,10 +240,11 @@ def test_a_rollout_holds_outputs_score_and_every_predictor_call_in_order() -> No
     )
 
 
-def twice(first: Callable[[Any], Any], second: Callable[[Any], Any]) -> Callable[..., Any]:
-    def run(self: Any, question: str) -> dspy.Prediction:
-        first(self)(question=question)
-        return second(self)(question=question)
+def calling(*names: str) -> Callable[..., Any]:
+    """A program's `run` that calls its predictors of these names, one after the other."""
+
+    def run(self: Any, question: str) -> Any:
+        return [eval(name, dict(vars(self)))(question=question) for name in names][-1]
 
     return run
 
@@ -301,41 +254,20 @@ def frozen(program: dspy.Module) -> dspy.Module:
     return program
 
 
-SHARED = ask()
-
-
 @pytest.mark.parametrize(
-    ("program", "names"),
+    ("held", "names"),
     [
-        (Program(twice(lambda p: p.a, lambda p: p.b), a=ask(), b=ask()), ["a", "b"]),
-        (Program(twice(lambda p: p.a, lambda p: p.b), a=SHARED, b=SHARED), ["a", "a"]),
-        (
-            Program(twice(lambda p: p.all[1], lambda p: p.all[0]), all=[ask(), ask()]),
-            ["all[1]", "all[0]"],
-        ),
-        (
-            Program(twice(lambda p: p.by["x"], lambda p: p.by["y"]), by={"x": ask(), "y": ask()}),
-            ["by['x']", "by['y']"],
-        ),
-        (
-            Program(twice(lambda p: p.deep[0][0], lambda p: p.deep[1][0]), deep=[[ask()], [ask()]]),
-            ["deep[0][0]", "deep[1][0]"],
-        ),
-        (
-            Program(twice(lambda p: p.inner.draft, lambda p: p.inner.final), inner=TwoAsks()),
-            ["inner.draft", "inner.final"],
-        ),
-        (
-            Program(twice(lambda p: p.old, lambda p: p.a), old=frozen(TwoAsks()), a=ask()),
-            ["old.draft", "old.final", "a"],
-        ),
-        (ask(), ["self"]),
+        ({"a": ask(), "b": ask()}, ["a", "b", "a"]),
+        ({"all": [ask(), ask()]}, ["all[1]", "all[0]"]),
+        ({"by": {"x": ask(), "y": ask()}}, ["by['x']", "by['y']"]),
+        ({"deep": [[ask()], [ask()]]}, ["deep[0][0]", "deep[1][0]"]),
+        ({"inner": TwoAsks()}, ["inner.draft", "inner.final"]),
+        ({"old": frozen(TwoAsks()), "a": ask()}, ["old.draft", "old.final", "a"]),
     ],
-    ids=["same signature", "shared", "list", "dict", "nested list", "module", "frozen", "bare"],
 )
-def test_every_step_names_its_predictor(program: dspy.Module, names: list[str]) -> None:
-    done = rollout(program, scripted_lm(BECAUSE))
-    assert [step.name for step in done.steps] == names
+def test_every_step_names_its_predictor(held: dict[str, Any], names: list[str]) -> None:
+    done = rollout(Program(calling(*names), **held), scripted_lm(BECAUSE))
+    assert named_steps(done) == [("predictor", name) for name in names]
 
 
 def agent_lm(*turns: tuple[str, dict[str, Any]], **kwargs: Any) -> dspy.LM:
@@ -381,25 +313,21 @@ def test_tool_calls_stand_among_the_predictor_calls_with_arguments_result_and_er
     assert (done.score, done.failure) == (1.0, None)
 
 
-def test_the_text_of_an_agents_trajectory_tells_each_observation_once() -> None:
-    lm = agent_lm(("search", {"query": "rain"}), ("search", {"query": "sun"}), ("finish", {}))
-    done = rollout(dspy.ReAct("question -> answer", tools=[search]), lm)
-    text = trajectory_text(done)
-    assert text.count("in trajectory") == 4
-    assert "(as before, and)" in text
-    assert text.count("[[ ## observation_0 ## ]]") == 1 + 1  # extract reads it, react before it
-
-
-def test_a_predictor_that_a_tool_calls_is_a_step_behind_the_tools() -> None:
+def consulting(expert: Any) -> tuple[dspy.Module, dspy.LM]:
+    """An agent whose tool asks the LM, for which the expert answers; and its LM."""
     inner = ask()
 
     def consult(question: str) -> str:
         """Asks an expert."""
         return inner(question=question).answer
 
-    lm = agent_lm(("consult", {"question": "what?"}), ("finish", {}))
-    lm.engine.rules = [*lm.engine.rules, ("question", chat(answer="maybe"))]
-    done = rollout(dspy.ReAct("question -> answer", tools=[consult]), lm)
+    lm = agent_lm(("consult", {"question": "what?"}), ("finish", {}), num_retries=0)
+    lm.engine.rules = [*lm.engine.rules, ("question", expert)]
+    return dspy.ReAct("question -> answer", tools=[consult]), lm
+
+
+def test_a_predictor_that_a_tool_calls_is_a_step_behind_the_tools() -> None:
+    done = rollout(*consulting(chat(answer="maybe")))
     assert named_steps(done)[:3] == [
         ("predictor", "react"),
         ("tool", "consult"),
@@ -421,15 +349,9 @@ def test_steps_before_an_error_of_the_program_are_kept() -> None:
 
 
 def test_an_answer_that_does_not_parse_is_shown_as_the_last_step_with_what_was_malformed() -> None:
-    class Count(dspy.Signature):
-        question: str = dspy.InputField()
-        number: int = dspy.OutputField()
-
-    program = Program(
-        twice(lambda p: p.ask, lambda p: p.count), ask=ask(), count=dspy.Predict(Count)
-    )
-    lm = scripted_lm([("`number`", chat(number="seven or eight")), *BECAUSE])
-    done = rollout(program, lm)
+    count = dspy.Predict("question -> number: int")
+    program = Program(calling("ask", "count"), ask=ask(), count=count)
+    done = rollout(program, scripted_lm([("`number`", chat(number="seven or eight")), *BECAUSE]))
     assert done.failure is not None
     assert done.failure.kind == "parse"
     assert "number" in done.failure.message
@@ -485,7 +407,6 @@ def test_two_rollouts_of_one_program_at_once_keep_their_trajectories_apart() -> 
 
 class Page(pydantic.BaseModel):
     title: str
-    size: int
 
 
 A_CIRCLE: list[Any] = []
@@ -502,29 +423,20 @@ class Unprintable:
     [
         ("as it is", "as it is"),
         (["a", 1, None], '["a", 1, null]'),
-        ({"später": 1.5}, '{"später": 1.5}'),
-        (
-            MappingProxyType({"a": Page(title="T", size=2)}),
-            r'{"a": "{\"title\": \"T\", \"size\": 2}"}',
-        ),
-        (Page(title="T", size=2), '{"title": "T", "size": 2}'),
+        (MappingProxyType({"a": Page(title="T")}), r'{"a": "{\"title\": \"T\"}"}'),
+        (Page(title="später"), '{"title": "später"}'),
+        ({"b", "a"}, '["a", "b"]'),
         ({(1, 2): 3}, "{(1, 2): 3}"),
         (A_CIRCLE, "[[...]]"),
         (dspy.Image(url="data:image/png;base64,AAAA"), "<image>"),
         (True, "true"),
-        (None, "null"),
+        (Unprintable(), "<Unprintable>"),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_outputs_of_every_type_become_text(value: Any, text: str) -> None:
     program = Program(lambda _self, _question: dspy.Prediction(answer=value), ask=ask())
     assert rollout(program, scripted_lm([]), metric=None).outputs == {"answer": text}
-
-
-def test_an_output_that_has_no_text_costs_only_its_own_text() -> None:
-    program = Program(lambda _self, _question: dspy.Prediction(answer=Unprintable()), ask=ask())
-    done = rollout(program, scripted_lm([]), metric=None)
-    assert done.outputs == {"answer": "<Unprintable>"}
 
 
 def test_a_program_may_return_something_that_is_no_prediction() -> None:
@@ -534,6 +446,7 @@ def test_a_program_may_return_something_that_is_no_prediction() -> None:
         metric=lambda _example, pred: pred == "plain",
     )
     assert (done.outputs, done.score) == ({"output": "plain"}, 1.0)
+    assert done.is_text_only
 
 
 # ---------------------------------------------------------------------- failures told apart
@@ -567,39 +480,22 @@ def swallowing(self: Any, question: str) -> dspy.Prediction:
         return dspy.Prediction(answer="yes")
 
 
-def swallowing_then_raising(self: Any, question: str) -> dspy.Prediction:
-    swallowing(self, question)
-    raise ValueError(question)
+@pytest.mark.parametrize("end", ["", "garbage", lm15.ContextLengthError("too long"), ValueError()])
+def test_a_providers_failure_that_the_program_hides_still_gives_no_score(end: Any) -> None:
+    def run(self: Any, question: str) -> dspy.Prediction:
+        answer = swallowing(self, question)
+        if isinstance(end, ValueError):
+            raise end
+        return self.count(question=question) if end else answer
 
-
-def swallowing_then_asking(self: Any, question: str) -> dspy.Prediction:
-    swallowing(self, question)
-    return self.count(question=question)
-
-
-@pytest.mark.parametrize("run", [swallowing, swallowing_then_raising, swallowing_then_asking])
-@pytest.mark.parametrize("end", ["garbage", lm15.ContextLengthError("too long")])
-def test_a_providers_failure_that_the_program_hides_still_gives_no_score(
-    run: Callable[..., Any], end: Any
-) -> None:
     program = Program(run, ask=ask(), count=dspy.Predict("question -> number: int"))
     done = rollout(program, scripted_lm([("`number`", end), ("", SLOW_DOWN)], num_retries=0))
-    assert done.failure is not None
-    assert (done.failure.kind, done.score) == ("provider", None)
+    assert failure_of(done) == ("provider", None)
 
 
 def test_a_providers_failure_inside_a_tool_still_gives_no_score() -> None:
-    inner = ask()
-
-    def consult(question: str) -> str:
-        """Asks an expert."""
-        return inner(question=question).answer
-
-    lm = agent_lm(("consult", {"question": "what?"}), ("finish", {}), num_retries=0)
-    lm.engine.rules = [*lm.engine.rules, ("question", SLOW_DOWN)]
-    done = rollout(dspy.ReAct("question -> answer", tools=[consult]), lm)
-    assert done.failure is not None
-    assert (done.failure.kind, done.score) == ("provider", None)
+    done = rollout(*consulting(SLOW_DOWN))
+    assert failure_of(done) == ("provider", None)
     assert done.outputs["answer"] == "yes"
     assert named_steps(done)[-1] == ("predictor", "extract.predict")
 
@@ -612,52 +508,10 @@ def test_a_prompt_that_is_too_long_is_the_programs_own_failure() -> None:
     assert "8193 tokens" in done.failure.message
 
 
-@pytest.mark.parametrize("result", [None, float("nan"), float("inf"), "good", [1.0, 2.0]])
-def test_a_metric_without_a_finite_score_is_a_metric_failure(result: Any) -> None:
-    done = rollout(ask(), scripted_lm(BECAUSE), metric=lambda _example, _pred: result)
-    assert done.failure is not None
-    assert (done.failure.kind, done.score, done.counts) == ("metric", None, False)
-    assert done.outputs == {"answer": "yes"}
-
-
-class Tensor:
-    """Raises as torch does for a tensor of several numbers."""
-
-    def __float__(self) -> float:
-        raise RuntimeError
-
-
-def broken(_example: Any, _pred: Any) -> float:
-    raise ZeroDivisionError
-
-
-@pytest.mark.parametrize("metric", [broken, lambda _example, _pred: Tensor()])
-def test_a_metric_that_raises_is_a_metric_failure(metric: Callable[..., Any]) -> None:
-    done = rollout(ask(), scripted_lm(BECAUSE), metric=metric)
-    assert done.failure is not None
-    assert (done.failure.kind, done.score) == ("metric", None)
-
-
 def test_the_metric_is_not_asked_about_a_rollout_that_failed() -> None:
-    asked = []
-
-    def metric(_example: Any, pred: Any) -> float:
-        asked.append(pred)
-        return 1.0
-
-    rollout(ask(), scripted_lm([("", SLOW_DOWN)], num_retries=0), metric=metric)
+    asked: list[Any] = []
+    rollout(ask(), scripted_lm([("", SLOW_DOWN)], num_retries=0), metric=lambda *_: asked.append(1))
     assert asked == []
-
-
-@pytest.mark.parametrize("where", ["program", "metric", "engine"])
-def test_an_interrupt_passes_through(where: str) -> None:
-    def stop(*_: Any) -> Any:
-        raise KeyboardInterrupt
-
-    program = Program(stop) if where == "program" else ask()
-    lm = scripted_lm(BECAUSE, before=stop if where == "engine" else None)
-    with pytest.raises(KeyboardInterrupt):
-        rollout(program, lm, metric=stop if where == "metric" else exact)
 
 
 # ---------------------------------------------------------------------- nothing is touched
@@ -711,8 +565,7 @@ def test_a_providers_failure_in_the_judge_is_a_metric_failure_also_if_it_is_hidd
 
     lm = scripted_lm([("claim", SLOW_DOWN), *BECAUSE], num_retries=0)
     done = rollout(ask(), lm, metric=judged)
-    assert done.failure is not None
-    assert (done.failure.kind, done.score) == ("metric", None)
+    assert failure_of(done) == ("metric", None)
     assert "too many requests" in done.failure.message
     assert (done.usage.n_failed_calls, done.metric_usage.n_failed_calls) == (0, 1)
 
@@ -720,33 +573,9 @@ def test_a_providers_failure_in_the_judge_is_a_metric_failure_also_if_it_is_hidd
 # ---------------------------------------------------------------------- the caller's settings
 
 
-def test_the_callers_adapter_holds_in_the_rollout() -> None:
-    lm = scripted_lm([("", '{"answer": "yes"}')])
-    with dspy.context(adapter=dspy.JSONAdapter()):
-        done = rollout(ask(), lm)
-    assert (done.score, done.usage.n_lm_calls) == (1.0, 1)
-    assert "JSON object" in lm.engine.prompts[0].text
-
-
-def test_the_callers_usage_tracking_holds_in_the_rollout() -> None:
-    used: list[dict[str, Any]] = []
-
-    def metric(_example: Any, pred: dspy.Prediction) -> float:
-        used.append(pred.get_lm_usage())
-        return 1.0
-
-    lm = scripted_lm(BECAUSE)
-    with dspy.context(track_usage=True):
-        done = rollout(ask(), lm, metric=metric)
-    assert used[0]["scripted"]["completion_tokens"] == done.usage.completion_tokens == 11
-
-
 class Events(BaseCallback):
     def __init__(self) -> None:
         self.seen: list[str] = []
-
-    def on_module_start(self, instance: Any, **_: Any) -> None:
-        self.seen.append(type(instance).__name__)
 
     def on_lm_start(self, instance: Any, **_: Any) -> None:
         self.seen.append(f"lm {instance.model}")
@@ -760,39 +589,8 @@ def test_the_callers_callbacks_and_those_of_the_lm_fire() -> None:
     lm = agent_lm(("finish", {}), callbacks=[of_lm])
     with dspy.context(callbacks=[configured]):
         rollout(dspy.ReAct("question -> answer", tools=[search]), lm)
-    assert configured.seen == [
-        "ReAct",
-        "Predict",
-        "lm scripted",
-        "tool finish",
-        "ChainOfThought",
-        "Predict",
-        "lm scripted",
-    ]
+    assert configured.seen == ["lm scripted", "tool finish", "lm scripted"]
     assert of_lm.seen == ["lm scripted", "lm scripted"]
-
-
-@pytest.mark.parametrize(("disabled", "n_entries"), [(False, 1), (True, 0)])
-def test_dspys_global_history_is_kept_unless_the_user_disabled_it(
-    disabled: bool, n_entries: int
-) -> None:
-    GLOBAL_HISTORY.clear()
-    with dspy.context(disable_history=disabled):
-        done = rollout(ask(), scripted_lm(BECAUSE))
-    assert len(GLOBAL_HISTORY) == n_entries
-    assert done.usage.n_lm_calls == 1
-
-
-def test_the_callers_trace_is_left_alone() -> None:
-    mine: list[Any] = []
-    with dspy.context(trace=mine):
-        assert len(rollout(ask(), scripted_lm(BECAUSE)).steps) == 1
-    assert mine == []
-
-
-def test_a_trace_that_the_user_disabled_is_taken_all_the_same() -> None:
-    with dspy.context(trace=None, max_trace_size=0):
-        assert len(rollout(ask(), scripted_lm(BECAUSE)).steps) == 1
 
 
 def test_best_of_n_inside_a_program_gets_different_samples() -> None:

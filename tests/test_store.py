@@ -35,7 +35,6 @@ from scripted import scripted_lm
 from tfgrpo_dspy import NoGate, TrainingFreeGRPOError
 from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.redaction import redacted
-from tfgrpo_dspy.run.program_text import rebuilt, sketch_of
 from tfgrpo_dspy.sampling.fields import NoRoundTripError, decode, encode
 from tfgrpo_dspy.store import (
     Store,
@@ -46,6 +45,7 @@ from tfgrpo_dspy.store import (
     object_identity,
     program_identity,
 )
+from tfgrpo_dspy.store.program_text import program_text, rebuilt
 
 KEY = "rollout:1"
 
@@ -976,8 +976,8 @@ def test_two_processes_give_the_same_digests_from_other_folders_and_with_other_h
     ],
 )
 def test_a_plain_program_is_made_anew_from_its_text(program: Any) -> None:
-    sketch = through_json(sketch_of(program()))
-    assert of_program(rebuilt(sketch)) == of_program(program())
+    text = through_json(program_text(program()))
+    assert of_program(rebuilt(text)) == of_program(program())
 
 
 def test_more_than_text_has_no_sketch() -> None:
@@ -986,7 +986,7 @@ def test_more_than_text_has_no_sketch() -> None:
     with_desc = dspy.Predict(dspy.Signature("q -> a").with_updated_fields("q", desc="asked"))
     agent = dspy.ReAct("q -> a", tools=[len])
     typed = dspy.Predict(dspy.Signature("q -> a: Answer", custom_types={"Answer": Answer}))
-    assert [sketch_of(p) for p in (with_demos, with_desc, agent, typed)] == [None] * 4
+    assert [program_text(p) for p in (with_demos, with_desc, agent, typed)] == [None] * 4
 
 
 @pytest.mark.parametrize(
@@ -999,7 +999,7 @@ def test_a_changed_sketch_imports_nothing(
     code = f"open({str(tmp_path / 'touched')!r}, 'w')"
     (tmp_path / "imported_by_accident.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    sketch = {"kind": "Predict", "signature": f"q: {types} -> a", "instructions": "x"}
+    text = {"kind": "Predict", "signature": f"q: {types} -> a", "instructions": "x"}
     with pytest.raises(StoreError, match="pass it"):
-        rebuilt(sketch)
+        rebuilt(text)
     assert not (tmp_path / "touched").exists()

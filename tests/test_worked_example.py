@@ -142,11 +142,3 @@ def test_the_baked_program_ends_its_instructions_with_the_experience(
             )
         ]
     )
-
-
-def test_the_whole_run_takes_five_rollouts_one_lesson_and_one_update(
-    lm: dspy.LM, optimized: dspy.Module
-) -> None:
-    results = optimized.detailed_results
-    assert (results.policy_usage.n_lm_calls, results.reflection_usage.n_lm_calls) == (5, 2)
-    assert lm.engine.n_calls() == 7

@@ -41,7 +41,12 @@ class MetricError(TrainingFreeGRPOError, ValueError):
 
 
 class StoreError(TrainingFreeGRPOError, RuntimeError):
-    """The run store cannot be opened, read or written, or was changed by something else."""
+    """The run store cannot be opened, read or written, or was changed by something else.
+
+    `program` is the best program so far where that happened in the middle of a compile.
+    """
+
+    program: Any = None
 
 
 class MissingRecordError(StoreError):

@@ -3,7 +3,7 @@
 Source: arXiv 2510.08191. How each verb is done is `run`'s business.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -12,8 +12,7 @@ from dspy.teleprompt import Teleprompter
 
 from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate import NoGate
-from tfgrpo_dspy.reflection import Lesson
-from tfgrpo_dspy.rollout import Rollout, Usage
+from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.sampling.traces import read_traces
@@ -145,23 +144,22 @@ class TrainingFreeGRPO(Teleprompter):
         settings, training, validation = prepare(own, student, trainset, valset, teacher, testset)
         data = (trainset, training, validation, testset or ())
         with Run(settings, student, *data) as run:
-            with run.until_stopped():
-                run.run(self._loop(run))
-            return run.finish()
+            return run.run(self._loop(run))
 
     async def _loop(self, run: Run) -> None:
         """Nothing here waits for more than it needs: batches overlap as far as staleness allows."""
         async for batch in run.batches():
-            lessons = run.draft(batch) if batch.is_draft else run.extract(batch, run.sample(batch))
-            run.begin_update(batch, self._update(run, batch, lessons))
+            run.begin(batch, self._update(run, batch))
         await run.all_updates()
 
-    async def _update(
-        self, run: Run, batch: Batch, lessons: Awaitable[list[Lesson]]
-    ) -> ExperienceLibrary:
-        library = await run.library_before(batch)
-        operations = await run.propose(batch, library, await lessons)
-        return await run.decide(batch, library, operations)
+    async def _update(self, run: Run, batch: Batch) -> ExperienceLibrary:
+        if batch.is_draft:
+            extracted = await run.draft(batch)
+        else:
+            groups = run.sample(batch)  # each is reflected on as soon as it is there
+            extracted = await run.extract(batch, groups)
+        operations = await run.propose(batch, extracted)
+        return await run.decide(batch, extracted, operations)
 
     def learn(
         self,
@@ -194,21 +192,9 @@ class TrainingFreeGRPO(Teleprompter):
         """
         examples, recorded = read_traces(traces)
         settings, validation = prepare_learning(self.settings, student, examples, recorded, valset)
-        training = range(len(examples))
-        with Run(settings, student, examples, training, validation) as run:
-            with run.until_stopped():
-                run.run(self._learning_loop(run, recorded))
-            return run.finish()
-
-    async def _learning_loop(self, run: Run, recorded: Sequence[Sequence[Rollout]]) -> None:
-        async for batch in run.batches(epochs=1, group_size=0):
-            if batch.is_draft:
-                lessons = run.draft(batch)
-            else:
-                groups = [run.given(batch, index, recorded[index]) for index in batch.examples]
-                lessons = run.extract(batch, groups)
-            run.begin_update(batch, self._update(run, batch, lessons))
-        await run.all_updates()
+        data = (examples, range(len(examples)), validation)
+        with Run(settings, student, *data, recorded=recorded) as run:
+            return run.run(self._loop(run))
 
     def estimate(
         self,

@@ -15,7 +15,6 @@ from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.metric import Score, ScoringFunction, adapt_metric, wants_program_trace
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.manifest import LATEST_RUN
-from tfgrpo_dspy.run.program_text import rebuilt
 from tfgrpo_dspy.sampling import (
     Demo,
     NoRoundTripError,
@@ -24,6 +23,7 @@ from tfgrpo_dspy.sampling import (
     with_demos,
 )
 from tfgrpo_dspy.store import Store, reading
+from tfgrpo_dspy.store.program_text import rebuilt
 
 logger = logging.getLogger(__name__)
 
@@ -178,11 +178,11 @@ def best_so_far(log_dir: str | PathLike[str], student: Any = None) -> Any:
         raise StoreError(f"log_dir={str(log_dir)!r} holds no run yet.")
     try:
         with reading("run"):
-            library, sketch = ExperienceLibrary.from_dict(record["library"]), record["program"]
+            library, text = ExperienceLibrary.from_dict(record["library"]), record["program"]
             demos = [Demo.from_dict(demo) for demo in record.get("demos", [])]
     except LibraryError as error:
         raise StoreError(f"log_dir={str(log_dir)!r} is damaged: {error}") from error
-    program = student if student is not None else rebuilt(sketch)
+    program = student if student is not None else rebuilt(text)
     try:
         return library.bake(with_demos(program, demos))
     except (KeyError, ValueError) as error:

@@ -12,6 +12,7 @@ from tfgrpo_dspy.budget.ledger import Budget, Ledger, Reservation
 from tfgrpo_dspy.budget.meter import Meter
 from tfgrpo_dspy.budget.metered import CallWatcher, metered, watching
 from tfgrpo_dspy.budget.prices import price_of
+from tfgrpo_dspy.budget.shares import Shares
 from tfgrpo_dspy.budget.tasks import CURRENT_TASK, Task
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Ledger",
     "Meter",
     "Reservation",
+    "Shares",
     "Task",
     "is_too_long",
     "metered",

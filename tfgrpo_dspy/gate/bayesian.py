@@ -48,7 +48,7 @@ class BayesianGate(Gate):
     """
 
     def decide(self, evidence: RunEvidence) -> Decision:
-        """The library after an update, by the scores of all training groups so far."""
+        """The library after an update, by the scores of all training rollouts so far."""
         library, rivals = _proposed(evidence)
         known = _known(evidence, [*library, *rivals.values()])
         if not known:
@@ -151,7 +151,7 @@ def _proposed(evidence: RunEvidence) -> tuple[ExperienceLibrary, dict[str, Exper
 def _known(evidence: RunEvidence, experiences: Iterable[Experience]) -> dict[Advice, set[int]]:
     """Every advice that the run has tried or is about to try, with its source examples."""
     found: dict[Advice, set[int]] = {}
-    given = (e for group in evidence.groups for library in group.libraries for e in library)
+    given = (experience for rollout in evidence.rollouts for experience in rollout.library)
     for experience in (*given, *experiences):
         sources = found.setdefault(advice_of(experience), set())
         sources.update(source.example for source in experience.evidence)
@@ -187,11 +187,9 @@ def _data(evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> Data:
         near.append(relevance[list(training)])
         tells.append(does_tell)
     rows = [
-        (place[group.example], {advice_of(e) for e in held}, score)
-        for group in evidence.groups
-        if group.example in place
-        for held, score in zip(group.libraries, group.scores, strict=True)
-        if score is not None
+        (place[rollout.example], {advice_of(e) for e in rollout.library}, rollout.score)
+        for rollout in evidence.rollouts
+        if rollout.example in place and rollout.score is not None
     ]
     present = [[advice in held for advice in known] for _, held, _ in rows]
     return Data(

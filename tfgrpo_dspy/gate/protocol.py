@@ -63,16 +63,16 @@ class Belief:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupEvidence:
-    """A training group: each rollout's library and its score.
+class Measured:
+    """A measured score: that of one rollout with a library on an example.
 
-    `example` is a position in the training set. A score is None where the rollout has none, for
-    instance because the provider failed. The rollouts stand in the order of their indices.
+    `example` is the example's position in its set. The score is None where the rollout has none,
+    for instance because the provider failed.
     """
 
+    library: ExperienceLibrary
     example: int
-    libraries: tuple[ExperienceLibrary, ...]
-    scores: tuple[float | None, ...]
+    score: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class RunEvidence:
     Args:
         previous: the decision on the update before; for the first update, the student's library.
         operations: the operations that the previous library would take.
-        groups: all training groups of the run so far, in the order of their updates.
+        rollouts: all training rollouts of the run so far, in the order of their updates.
         texts: every example of the training set as text: its inputs, and its labels if they are
             known.
         training: the positions of the examples that rollouts are made of.
@@ -123,7 +123,7 @@ class RunEvidence:
 
     previous: Decision
     operations: tuple[Operation, ...] = ()
-    groups: tuple[GroupEvidence, ...] = ()
+    rollouts: tuple[Measured, ...] = ()
     texts: tuple[str, ...] = ()
     training: tuple[int, ...] = ()
     limits: Limits = DEFAULT_LIMITS

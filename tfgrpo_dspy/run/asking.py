@@ -1,11 +1,10 @@
-"""Asks reflection modules: questions in, answers out, each replayed, asked or lost on its own.
+"""Asks reflection modules: a question in, an answer out, replayed where it is recorded.
 
 Nothing that a module does can end the run: what it raises is counted and costs its own answer.
 """
 
-import functools
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import dspy
@@ -25,18 +24,22 @@ DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen her
 ASKED_ONCE = dspy.ChatAdapter(use_json_adapter_fallback=False)
 """DSPy's default adapter asks again in JSON, held to a schema, where an answer does not parse: then
 whatever an LM rambles is a lesson. The modules ask again themselves, and show the error."""
+MAX_HALVINGS = 4
+"""How often what is shown is cut to half where the LM says that the prompt is too long."""
+STAGES = {
+    "draft": ("draft", "lessons"),
+    "summary": ("summarize", "summary"),
+    "lesson": ("extract", "lessons"),
+    "update": ("update", "operations"),
+}
+"""The module of `Reflection` that each stage asks, and the output that is wanted of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a module is asked: `output` is the field wanted, `stage` one of `REFLECTIONS`.
-
-    `about` says in words what it is about, for errors.
-    """
+    """What the module of a stage is asked; `about` says in words what it is about, for errors."""
 
     stage: str
-    module: Any
-    output: str
     rollout_id: int
     about: str
     inputs: Mapping[str, Any]
@@ -63,11 +66,6 @@ class Answer:
         """Whether nothing could be read of it, or the module was not asked at all."""
         return self.output is None and not self.error
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON has it."""
-        own = {name: getattr(self, name) for name in self.__slots__}
-        return {**own, "usage": self.usage.to_dict()}
-
 
 ANSWERS = TypeAdapter(Answer)
 
@@ -77,136 +75,120 @@ class ReflectionClient:
 
     def __init__(self, run: RunContext) -> None:
         settings = run.settings
-        self._run = run
+        self.run = run
         self._lm = settings.reflection_lm or dspy.settings.lm
         self._adapter = dspy.settings.adapter or ASKED_ONCE
-        self._held = {id(own): language_models(own) for own in settings.reflection.modules}
+        max_words = settings.reflection.max_experience_words
         self.common = {
             "program": describe_program(run.student),
             "objective": settings.objective or DEFAULT_OBJECTIVE,
-            "max_words": settings.reflection.max_experience_words,
+            "max_words": max_words,
             "limits": (
-                f"at most {settings.max_experiences} experiences of at most "
-                f"{settings.reflection.max_experience_words} words each"
+                f"at most {settings.max_experiences} experiences of at most {max_words} words each"
             ),
         }
 
-    async def ask(
-        self, questions: Sequence[Question], order: Priority, update: int
+    async def ask_all(
+        self, questions: Iterable[Question], priority: Priority, update: int
     ) -> list[Answer]:
-        """The answer to each question of an update, in order; recorded ones are not asked again.
+        """The answer to each question, in order; they are asked at once."""
+        spawn = self.run.loop.spawn
+        tasks = [spawn(self.ask(question, priority, update)) for question in questions]
+        return [await task for task in tasks]
 
-        Raises:
-            RunStopped: the run has ended; answers that came before are recorded.
-            MissingRecordError: offline, and one of them is not recorded.
+    async def ask_shorter(
+        self, question_of: Callable[[int], Question], priority: Priority, update: int
+    ) -> Answer:
+        """The answer to `question_of(0)` or, where that is too long for the LM, a shorter one.
+
+        `question_of(n)` shows as much as fits into a prompt that was halved n times.
         """
-        answers: dict[int, Answer] = {}
-        try:
-            for handle in self._begun(answers, questions, order):
-                await handle
-        finally:  # what was answered counts, also where the run ends here
-            for index in sorted(answers):
-                self._count(questions[index].stage, answers[index], update)
-        return [answers[index] for index in range(len(questions))]
-
-    def _begun(
-        self, answers: dict[int, Answer], questions: Sequence[Question], order: Priority
-    ) -> list[Awaitable[None]]:
-        """Put what is recorded into `answers`; ask the rest, which comes there when it is done."""
-        run = self._run
-        keys = [self._key(question) for question in questions]
-        open_ones = []
-        for index, key in enumerate(keys):
-            record = run.archive.find_answer(key)
-            if record is None:
-                open_ones.append(index)
-            else:
-                answers[index] = self._replayed(questions[index].stage, record)
-        if open_ones and run.settings.offline:
-            run.lacking(questions[open_ones[0]].stage, questions[open_ones[0]].about)
-
-        def keep(index: int, answer: Any) -> None:
-            if isinstance(answer, TimedOutError):
-                answer = Answer(None, error=f"the reflection {answer}", is_lost=True)
-            record = run.archive.without_secrets(answer.to_dict())
-            theirs = run.archive.keep_answer(keys[index], record, answer.is_lost)
-            answer = answers[index] = _answer_of(theirs or record)
-            lost = Failure("provider", answer.error) if answer.is_lost else None
-            run.recorder.check_errors(run.ledger, lost)
-
-        return [
-            run.loop.submit(
-                functools.partial(self._answer, questions[index]),
-                order,
-                functools.partial(keep, index),
-            )
-            for index in open_ones
-        ]
-
-    def _key(self, question: Question) -> str:
-        if self._run.archive.store is None:
-            return ""
-        return self._run.archive.reflection_key(
-            question.stage, question.module, question.rollout_id, question.inputs
-        )
-
-    def _replayed(self, stage: str, record: Mapping[str, Any]) -> Answer:
-        answer = _answer_of(record)
-        self._charge(answer.usage)
-        self._run.recorder.replayed[stage] += 1
+        answer = await self.ask(question_of(0), priority, update)
+        for halving in range(1, MAX_HALVINGS + 1):
+            if answer.is_too_long:
+                answer = await self.ask(question_of(halving), priority, update)
         return answer
 
-    def _answer(self, question: Question) -> Answer:
-        """Ask one: a text, a list, or None where the module gave neither."""
-        meter = Meter(self._run.ledger, self._run.settings.execution.prices)
-        lm = self._own(self._lm, question, meter)
-        held = self._held[id(question.module)]
-        module = question.module
-        if held:  # LMs of the module's own are metered like all others
-            module = copy_program(module, {id(h): self._own(h, question, meter) for h in held})
+    async def ask(self, question: Question, priority: Priority, update: int) -> Answer:
+        """The answer; a recorded one is not asked for again.
+
+        Raises:
+            RunStopped: the run has ended.
+            MissingRecordError: offline, and the answer is not recorded.
+        """
+        run = self.run
+        module, output = STAGES[question.stage]
+        module = getattr(run.settings.reflection, module)
+        key = run.records.reflection_key(
+            question.stage, module, question.rollout_id, question.inputs
+        )
+
+        def count(answer: Answer) -> None:
+            run.report.count_reflection(
+                question.stage, update, answer.usage, answer.error, answer.parse_failures
+            )
+
+        record = run.records.find_answer(key)
+        if record is not None:
+            answer = _answer_of(record)
+            run.ledger.spend(answer.usage.n_lm_calls, answer.usage.cost_usd)
+            run.report.replayed[question.stage] += 1
+            count(answer)
+            return answer
+        if run.settings.offline:
+            run.stop_for_missing_record(question.stage, question.about)
+
+        def keep(answer: Answer | TimedOutError) -> Answer:
+            if isinstance(answer, TimedOutError):
+                answer = Answer(None, error=f"the reflection {answer}", is_lost=True)
+            record = run.records.without_secrets(asdict(answer))
+            answer = _answer_of(run.records.keep_answer(key, record, answer.is_lost) or record)
+            count(answer)
+            lost = Failure("provider", answer.error) if answer.is_lost else None
+            run.report.check_errors(run.ledger, lost)
+            return answer
+
+        def work() -> Answer:
+            return self._answer(question, module, output)
+
+        return await run.loop.submit(work, priority, keep)
+
+    def _answer(self, question: Question, module: Any, output: str) -> Answer:
+        """Ask the module, in this thread; its LMs are metered like all others."""
+        meter = Meter(self.run.ledger, self.run.settings.execution.prices)
+
+        def own_copy(lm: Any) -> Any:
+            return metered(sampling_copy(lm, question.rollout_id, None), meter)
+
+        if held := language_models(module):
+            module = copy_program(module, {id(lm): own_copy(lm) for lm in held})
         inputs = {k: as_input(v) if isinstance(v, str) else v for k, v in question.inputs.items()}
         try:
             with dspy.context(
-                lm=lm,
+                lm=own_copy(self._lm),
                 adapter=self._adapter,
                 trace=[],
                 disable_history=False,
-                **self._watched(meter),
+                callbacks=[*(dspy.settings.callbacks or []), *self._watchers(meter)],
             ):
                 prediction = module(**inputs)
-            output = _plain(getattr(prediction, question.output, None))
+            found = _plain(getattr(prediction, output, None))
         except (RunStopped, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything
             meter.check_refused()
             lost = meter.provider_failure
             message = lost.message if lost else described(error)
-            too_long = meter.is_too_long
-            return Answer(None, meter.usage, 0, message, too_long, is_lost=lost is not None)
+            return Answer(
+                None, meter.usage, 0, message, meter.is_too_long, is_lost=lost is not None
+            )
         meter.check_refused()
         n_unparsed = int(getattr(prediction, "parse_failures", 0))
-        return Answer(output, meter.usage, n_unparsed, explanation=_explanation(prediction))
+        return Answer(found, meter.usage, n_unparsed, explanation=_explanation(prediction))
 
-    def _charge(self, usage: Usage) -> None:
-        self._run.ledger.spend(usage.n_lm_calls, usage.cost_usd)
-
-    def _own(self, lm: Any, question: Question, meter: Meter) -> Any:
-        return metered(sampling_copy(lm, question.rollout_id, None), meter)
-
-    def _watched(self, meter: Meter) -> dict[str, Any]:
+    def _watchers(self, meter: Meter) -> list[CallWatcher]:
         """For LMs that a module calls but does not hold; a callback costs time at every call."""
-        if not self._run.ledger.limits_lm_calls:
-            return {}
-        return {"callbacks": [*(dspy.settings.callbacks or []), CallWatcher(meter)]}
-
-    def _count(self, stage: str, answer: Answer, update: int) -> None:
-        """Add what the answer has cost, and what went wrong with it, to the report."""
-        recorder = self._run.recorder
-        recorder.usage[stage] += answer.usage
-        recorder.reflection_usage[update] += answer.usage
-        recorder.count_failure("reflection error", answer.error, bool(answer.error))
-        message = "an answer of the reflection LM did not parse"
-        recorder.count_failure("reflection parse", message, answer.parse_failures)
+        return [CallWatcher(meter)] if self.run.ledger.limits_lm_calls else []
 
 
 def _answer_of(record: Mapping[str, Any]) -> Answer:

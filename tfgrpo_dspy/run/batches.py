@@ -1,58 +1,82 @@
-"""The examples of one update, and what came of them so far."""
+"""The values that the verbs of the loop pass on: a batch, its groups, what they teach."""
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.gate import Decision
+from tfgrpo_dspy.gate import Decision, Measured
 from tfgrpo_dspy.reflection import Lesson, RefusedLesson
-from tfgrpo_dspy.rollout import Group
+from tfgrpo_dspy.rollout import Group, Rollout
 
 TEACHING = ("contrast", "failure analysis", "no ground truth")
 """What a group that is sent to ExtractAdvantage is used as."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """The examples (positions in the training set) of one update, and what came of them so far.
+    """The examples (positions in the training set) of one update.
 
     Its rollouts are made with the library of `decision`, which is `max_staleness` updates older
-    than the last one. `assigned` are the libraries of a group's rollouts, by example, where they
-    differ: the gate gives experiences on trial to some of them only, or the rollouts were made
-    elsewhere. A draft has no groups: its lessons come from labels. `n_rollouts` are those that the
-    run makes for the batch: 0 where they were made elsewhere. `scores` are those of all its
-    rollouts, `n_asked` says about how many groups ExtractAdvantage was asked, `n_unread` how many
-    of its answers could not be read.
+    than the last one. A draft has no examples: its lessons come from labels.
     """
 
     update: int
     epoch: int
-    n_updates: int
     examples: tuple[int, ...]
     decision: Decision
     is_draft: bool = False
-    n_rollouts: int = 0
-    is_sampled: bool = False
-    scores: list[float] = field(default_factory=list)
-    assigned: dict[int, tuple[ExperienceLibrary, ...]] = field(default_factory=dict)
-    groups: list[Group] = field(default_factory=list)
-    uses: list[str] = field(default_factory=list)
-    n_asked: int = 0
-    n_unread: int = 0
-    lessons: list[Lesson] = field(default_factory=list)
-    refused_lessons: list[RefusedLesson] = field(default_factory=list)
 
     @property
     def library(self) -> ExperienceLibrary:
         """The library that its rollouts are made with."""
         return self.decision.library
 
-    @property
-    def best_score(self) -> float:
-        """The highest score of its rollouts."""
-        return max(self.scores, default=-math.inf)
+
+@dataclass(frozen=True, slots=True)
+class SampledGroup:
+    """A group, and the library of each of `group.all_rollouts`.
+
+    The libraries differ where the gate gives experiences on trial to some rollouts only.
+    """
+
+    group: Group
+    libraries: tuple[ExperienceLibrary, ...]
+
+    def measured(self) -> list[Measured]:
+        """The scores of its rollouts as gates see them.
+
+        A rollout that timed out, or whose metric failed, counts as the lowest of the group: the
+        advice may be to blame. Where the provider failed, there is no score.
+        """
+        scores = {rollout.rollout_id: rollout.score for rollout in self.group.rollouts}
+        floor = min([0.0, *self.group.scores])
+
+        def score_of(rollout: Rollout) -> float | None:
+            if rollout.failure is not None and rollout.failure.kind in ("timeout", "metric"):
+                return floor
+            return scores.get(rollout.rollout_id)
+
+        pairs = zip(self.libraries, self.group.all_rollouts, strict=True)
+        return [
+            Measured(library, self.group.example, score_of(rollout)) for library, rollout in pairs
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What a batch teaches: its lessons, and those that are refused.
+
+    `uses` says what each of its groups was used as; the reflection LM was asked `n_asked` times
+    about groups, and `n_unread` of the answers could not be read.
+    """
+
+    lessons: tuple[Lesson, ...]
+    refused: tuple[RefusedLesson, ...]
+    groups: tuple[SampledGroup, ...] = ()
+    uses: tuple[str, ...] = ()
+    n_asked: int = 0
+    n_unread: int = 0
 
     @property
-    def teaches(self) -> bool:
-        """Whether any of its groups was sent to ExtractAdvantage, or labels taught it."""
-        return self.is_draft or any(use in TEACHING for use in self.uses)
+    def rollouts(self) -> list[Rollout]:
+        """All rollouts of its groups."""
+        return [rollout for sampled in self.groups for rollout in sampled.group.all_rollouts]

@@ -1,12 +1,15 @@
-"""What the parts of one run share: settings, account, records, loop, report."""
+"""What the parts of one run share: settings, ledger, records, event loop, report."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.run.executors import RemoteRollouts
+from tfgrpo_dspy.experience import copy_program, named_predictors
+from tfgrpo_dspy.run.executors import RemoteRollouts, workers_of
 from tfgrpo_dspy.run.loop import Loop
 from tfgrpo_dspy.run.manifest import RunManifest
 from tfgrpo_dspy.run.records import RunRecords
@@ -14,32 +17,67 @@ from tfgrpo_dspy.run.run_report import RunReport
 from tfgrpo_dspy.settings import RunSettings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RunContext:
-    """One run over a student (its own copy)."""
+    """One run over a student (a copy of the user's) and a training set."""
 
     settings: RunSettings
     student: Any
+    trainset: Sequence[Any]
     ledger: Ledger
-    archive: RunRecords
-    notes: RunManifest
+    records: RunRecords
+    manifest: RunManifest
     loop: Loop
     remote: RemoteRollouts | None
-    recorder: RunReport
+    report: RunReport
 
-    def bake(self, library: ExperienceLibrary) -> Any:
-        """The student with this library, in a copy."""
-        return library.bake(self.student)
+    @classmethod
+    def of(cls, settings: RunSettings, student: Any, trainset: Sequence[Any]) -> "RunContext":
+        """The context of a new run. Raises StoreError: `log_dir` cannot be used."""
+        ledger = Ledger(settings.budget)
+        records = RunRecords(settings, student)
+        loop, remote = _loop_of(settings, ledger, records)
+        return cls(
+            settings=settings,
+            student=copy_program(student),
+            trainset=trainset,
+            ledger=ledger,
+            records=records,
+            manifest=RunManifest(settings, records, ledger),
+            loop=loop,
+            remote=remote,
+            report=RunReport(settings.execution.max_errors),
+        )
 
-    def lacking(self, stage: str, where: str) -> NoReturn:
-        """Offline, a record is missing.
+    @cached_property
+    def predictors(self) -> list[str]:
+        """The names of the student's predictors."""
+        return [name for name, _ in named_predictors(self.student)]
+
+    def stop_for_missing_record(self, stage: str, where: str) -> NoReturn:
+        """End an offline run that needs a record which is not there.
 
         Raises:
             RunStopped: a budget ended the recorded run, whose records end here.
             MissingRecordError: the recorded run was not ended by a budget.
         """
-        ended = self.notes.was_cut_short()
+        ended = self.manifest.was_cut_short()
         if not ended:
-            raise self.notes.missing(stage, where)
+            raise self.manifest.missing(stage, where)
         self.ledger.stop(ended)
         raise RunStopped(ended)
+
+
+def _loop_of(
+    settings: RunSettings, ledger: Ledger, records: RunRecords
+) -> tuple[Loop, RemoteRollouts | None]:
+    """The loop with its threads (new ones, or those of the user's pool); the other processes."""
+    executor, timeout_s = settings.execution.executor, settings.execution.rollout_timeout_s
+    n_at_once = settings.threads
+    if executor is not None:
+        n_at_once = settings.num_threads or workers_of(executor) or settings.threads
+    if isinstance(executor, ThreadPoolExecutor):
+        return Loop(ledger, n_at_once, timeout_s, executor, records.close), None
+    loop = Loop(ledger, settings.threads, timeout_s, at_end=records.close)
+    remote = None if executor is None else RemoteRollouts(loop, executor, n_at_once, timeout_s)
+    return loop, remote

@@ -6,13 +6,12 @@ The executor is the user's: it is never shut down. What its workers do is in `wo
 import asyncio
 import functools
 import itertools
-import math
 import uuid
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Any
 
-from tfgrpo_dspy.budget import Budget, Ledger, Reservation
+from tfgrpo_dspy.budget import Ledger, Reservation, Shares
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.run.loop import Loop, Priority, Result, Slots, TimedOutError
@@ -22,12 +21,6 @@ MOST_LOSSES = 3
 """A request over which so many workers were lost is not made again."""
 POLL_S = 0.02
 """How often a request that waits for calls of the budget looks whether others gave some back."""
-FIRST_CALLS = 16
-"""At most so many calls are reserved before it is known what a request takes."""
-HEADROOM = 2.0
-"""How much more than any request took so far is reserved, where there is enough."""
-GREATER = 1.01
-"""A request is made again with more dollars only if there are so many times as many."""
 
 
 def workers_of(executor: Executor) -> int | None:
@@ -61,14 +54,13 @@ class RemoteRollouts:
     ) -> None:
         self._loop = loop
         self._ledger: Ledger = loop.ledger
+        self._shares = Shares(loop.ledger, n_at_once)
         self._executor = executor
         self._n_at_once = n_at_once
         self._timeout_s = timeout_s
         self._slots: tuple[asyncio.AbstractEventLoop, Slots] | None = None
         self._name = uuid.uuid4().hex
         self._count = itertools.count()
-        self._least: tuple[int, float] = (1, 0.0)
-        self._most: tuple[float, float] = (FIRST_CALLS, math.inf)
 
     def submit(
         self,
@@ -82,42 +74,36 @@ class RemoteRollouts:
         if self._slots is None or self._slots[0] is not loop:
             self._slots = (loop, Slots(self._n_at_once))
         held = self._loop.holding(
-            self._slots[1], priority, lambda: self._made(bundle, request), record
+            self._slots[1], priority, lambda: self._rollout(bundle, request), record
         )
         return self._loop.spawn(held)
 
-    async def _made(self, bundle: Bundle, request: Request) -> Rollout | TimedOutError:
+    async def _rollout(self, bundle: Bundle, request: Request) -> Rollout | TimedOutError:
+        """The rollout that the request asks for; a request whose worker is lost is made again."""
         n_losses = 0
         while n_losses < MOST_LOSSES:
-            lease = await self._reserved()
+            while (share := self._shares.take()) is None:
+                await asyncio.sleep(POLL_S)
             try:
-                reply = await self._replied(bundle, request, lease)
+                reply = await self._reply(bundle, request, share)
             except TimeoutError:
                 return TimedOutError(f"took over {self._timeout_s:g} s")
             except Exception as error:  # noqa: BLE001 - whatever an executor raises
-                self._ledger.forfeit(lease)
+                self._ledger.forfeit(share)
                 self._check_usable(error)
                 why = f"the executor gave it up: {described(error)}"
                 n_losses += 1
                 continue
             if reply.was_begun:
-                self._ledger.forfeit(lease)
+                self._ledger.forfeit(share)
                 why = "a worker was lost over it"
                 n_losses += 1
-            elif (rollout := self._settled(lease, reply)) is not None:
+            elif (rollout := self._settled(share, reply)) is not None:
                 return rollout
         failure = Failure("worker", f"{why}, {n_losses} times")
         return Rollout(request.index, request.rollout_id, failure=failure)
 
-    async def _reserved(self) -> Reservation:
-        """A share of what is left of the budget. Raises RunStopped: nothing is left."""
-        while True:
-            lease = self._ledger.take_share(self._n_at_once, self._least, self._most)
-            if lease is not None:
-                return lease
-            await asyncio.sleep(POLL_S)
-
-    async def _replied(self, bundle: Bundle, request: Request, lease: Reservation) -> Reply:
+    async def _reply(self, bundle: Bundle, request: Request, share: Reservation) -> Reply:
         """The reply to the request; the bundle is sent only to a worker that lacks it.
 
         Raises:
@@ -125,14 +111,14 @@ class RemoteRollouts:
         """
         async with asyncio.timeout(self._timeout_s):
             packed = request.packed()
-            reply = await self._sent(lease, bundle.key, None, packed)
+            reply = await self._sent(share, bundle.key, None, packed)
             if reply.lacks_bundle:
-                reply = await self._sent(lease, bundle.key, bundle.blob, packed)
+                reply = await self._sent(share, bundle.key, bundle.blob, packed)
             return reply
 
-    async def _sent(self, lease: Reservation, key: str, blob: bytes | None, packed: bytes) -> Reply:
+    async def _sent(self, share: Reservation, key: str, blob: bytes | None, packed: bytes) -> Reply:
         name = f"{self._name}/{next(self._count)}"  # dask does equal tasks once
-        budget = self._budget(lease)
+        budget = self._shares.as_budget(share)
         try:
             future = self._executor.submit(run_request, key, blob, packed, budget, name)
         except Exception as error:  # closed, shut down, or whatever it raises then
@@ -143,65 +129,38 @@ class RemoteRollouts:
             task = asyncio.current_task()
             if task is not None and not task.cancelling():  # the run goes on without this reply
                 raise BrokenReplyError(f"the executor cancelled request {name}") from error
-            self._ledger.forfeit(lease)
-            future.add_done_callback(functools.partial(self._settle_late, lease))
+            self._ledger.forfeit(share)
+            future.add_done_callback(functools.partial(self._settle_late, share))
             raise
         return reply
 
-    def _budget(self, lease: Reservation) -> Budget:
-        """The reservation as the worker's budget."""
-        limits = self._ledger.budget
-        return Budget(
-            max_lm_calls=lease.n_calls if limits.max_lm_calls is not None else None,
-            max_cost=lease.cost if limits.max_cost is not None else None,
-            max_minutes=self._ledger.minutes_left(),
-        )
-
-    def _settle_late(self, lease: Reservation, future: "Future[Reply]") -> None:
+    def _settle_late(self, share: Reservation, future: "Future[Reply]") -> None:
         if not future.cancelled() and future.exception() is None:
-            self._settle(lease, future.result())
+            self._settle(share, future.result())
 
-    def _settle(self, lease: Reservation, reply: Reply) -> None:
+    def _settle(self, share: Reservation, reply: Reply) -> None:
         if not reply.was_begun:
-            self._ledger.settle(lease, reply.n_calls, reply.cost)
-            for _ in range(reply.n_metric_calls):
-                self._ledger.note_metric_call()
+            self._shares.settle(share, reply.n_calls, reply.cost, reply.n_metric_calls)
 
-    def _settled(self, lease: Reservation, reply: Reply) -> Rollout | None:
-        """The rollout; None: its reservation was too small, and a larger one can be had.
+    def _settled(self, share: Reservation, reply: Reply) -> Rollout | None:
+        """The rollout; None: its share was too small, and a larger one can be had.
 
         Raises:
             RunStopped: the budget does not reach, or the run has failed.
         """
-        n_calls, cost = lease.n_calls, lease.cost
-        self._settle(lease, reply)
-        self._learn(reply.most_calls, reply.most_cost)
+        n_calls, cost = share.n_calls, share.cost
+        self._settle(share, reply)
+        self._shares.learn(reply.most_calls, reply.most_cost)
         if reply.rollout is not None:
             return Rollout.from_dict(reply.rollout)
         limit = reply.stopped_because.partition("=")[0]
         if reply.is_failure:
             self._ledger.stop(reply.stopped_because, is_failure=True)
-        elif self._may_have_more(limit, n_calls, cost):
-            is_calls = limit == "max_lm_calls"
-            self._learn(2 * n_calls if is_calls else 0, 0.0 if is_calls else 2 * cost)
+        elif self._shares.grow(limit, n_calls, cost):
             return None
         else:
             self._ledger.stop(f"{limit}={getattr(self._ledger.budget, limit, None)} is used up")
         raise RunStopped(reply.stopped_because)
-
-    def _learn(self, n_calls: int, cost: float) -> None:
-        """A request needs a reservation of so much."""
-        self._least = max(self._least[0], n_calls), max(self._least[1], cost)
-        calls = max(FIRST_CALLS, HEADROOM * self._least[0])
-        self._most = calls, HEADROOM * self._least[1] or math.inf
-
-    def _may_have_more(self, limit: str, n_calls: int, cost: float) -> bool:
-        """Whether a larger reservation than one that was too small can be had."""
-        if limit == "max_minutes":
-            return False
-        if limit == "max_lm_calls":
-            return self._ledger.may_reach(n_calls + 1, 0.0)
-        return self._ledger.may_reach(0, GREATER * cost)
 
     def _check_usable(self, error: Exception) -> None:
         """Raises RunStopped: no request of this executor can be made any more."""

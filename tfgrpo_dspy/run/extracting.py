@@ -1,10 +1,10 @@
-"""Groups become lessons: what ExtractAdvantage is shown of them, and which lines are lessons."""
+"""Groups become lessons: which groups teach, and what ExtractAdvantage is shown of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tfgrpo_dspy.experience import Evidence, named_predictors
+from tfgrpo_dspy.experience import Evidence
 from tfgrpo_dspy.reflection import (
     HIDDEN,
     NO_EXPERIENCES,
@@ -14,256 +14,164 @@ from tfgrpo_dspy.reflection import (
     RefusedLesson,
     attempt_text,
     attempts_text,
+    check_lessons,
     clip,
     encodable,
     estimate_tokens,
     feedback_text,
     given_texts,
+    lessons_in,
     merge_lessons,
-    names_unknown_predictor,
     read_lesson,
-    read_lessons,
     recurring_feedback,
-    unfit_reason,
+    shortened,
 )
-from tfgrpo_dspy.rollout import Group, Rollout, fields_text, rollout_id_for
+from tfgrpo_dspy.rollout import (
+    FAILURE_SCORE,
+    MIN_CONTRAST,
+    Group,
+    fields_text,
+    rollout_id_for,
+)
 from tfgrpo_dspy.run.asking import Answer, Question, ReflectionClient
-from tfgrpo_dspy.run.batches import Batch
+from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted, SampledGroup
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.run_report import RunReport
 from tfgrpo_dspy.sampling import as_fields
 
-ORDER = (2,)
+EXTRACT_PRIORITY = (2,)
 """Reflections are begun before training rollouts, the earlier update's first."""
-MAX_HALVINGS = 4
-"""How often what is shown is cut to half where the LM says that the prompt is too long."""
-LESSONS_PER_EXAMPLE = 10
-"""So many lessons of an answer are read for each example that it was shown."""
-REASON_TOKENS, EXAMPLE_TOKENS = 60, 25
-"""How long (estimated) the reason and the example of a lesson may be in the prompt of an update."""
+EXAMPLE_TOKENS = 25
+"""How long (estimated) the example of a lesson may be in the prompt of an update."""
 SEVERAL = "(several examples; each stands above its attempts)"
+
+Groups = Sequence[SampledGroup]
 
 
 @dataclass(frozen=True, slots=True)
-class Taught:
-    """The groups that one call of ExtractAdvantage was shown, in their order, and its answer."""
+class Earlier:
+    """What is known from the updates that are decided for sure when a batch is made.
 
-    groups: tuple[Group, ...]
-    answer: Answer
-
-
-class Extractor:
-    """Draws lessons from groups, for one run."""
-
-    def __init__(self, run: RunContext, trainset: Sequence[Any], asker: ReflectionClient) -> None:
-        self._settings = run.settings
-        self._recorder = run.recorder
-        self._trainset = trainset
-        self._asker = asker
-        self._predictors = [name for name, _ in named_predictors(run.student)]
-        self._budget = getattr(run.settings.reflection.extract, "attempts_tokens", 12_000)
-
-    async def answer(self, batch: Batch, groups: Sequence[Group]) -> Answer:
-        """What ExtractAdvantage says of the groups; a prompt too long for the LM is shortened."""
-        order = (*ORDER, batch.update)
-        texts = await self._attempts(batch, groups)
-        question = self._question(batch, groups, texts)
-        (answer,) = await self._asker.ask([question], order, batch.update)
-        for halving in range(1, MAX_HALVINGS + 1):
-            if not answer.is_too_long:
-                break
-            share = (self._budget >> halving) // sum(map(len, texts))
-            shorter = [[clip(text, share) for text in of_group] for of_group in texts]
-            question = self._question(batch, groups, shorter)
-            (answer,) = await self._asker.ask([question], order, batch.update)
-        return answer
-
-    def lessons(
-        self, taught: Sequence[Taught], update: int
-    ) -> tuple[list[Lesson], list[RefusedLesson]]:
-        """The lessons of the groups, near-duplicates merged; and those that are refused.
-
-        Of groups whose answer could not be read, they are what the metric said of several.
-        """
-        kept: list[Lesson] = []
-        refused: list[RefusedLesson] = []
-        for each in taught:
-            drawn, left_out = self._read(each, update)
-            kept += drawn
-            refused += left_out
-        unread = [group for each in taught if each.answer.is_unread for group in each.groups]
-        drawn, left_out = self._held_back(self._said(unread, update), unread)
-        return merge_lessons([*kept, *drawn]), [*refused, *left_out]
-
-    def _read(self, taught: Taught, update: int) -> tuple[list[Lesson], list[RefusedLesson]]:
-        evidence = [_evidence(group, update) for group in taught.groups]
-        drawn, left_out = lessons_in(taught.answer, self._predictors, evidence, self._recorder)
-        kept, refused = self._held_back(drawn, taught.groups)
-        return [self._with_source(lesson) for lesson in kept], [*left_out, *refused]
-
-    def _held_back(
-        self, lessons: Sequence[Lesson], groups: Sequence[Group]
-    ) -> tuple[list[Lesson], list[RefusedLesson]]:
-        examples = [self._trainset[group.example] for group in groups]
-        return sifted(lessons, examples, self._settings.reflection.max_experience_words)
-
-    def _with_source(self, lesson: Lesson) -> Lesson:
-        """The lesson with how its first example begins, on one line."""
-        inputs = as_fields(self._trainset[lesson.evidence[0].example].inputs())
-        return replace(lesson, example=_shortened(fields_text(inputs), EXAMPLE_TOKENS))
-
-    def _said(self, groups: Sequence[Group], update: int) -> list[Lesson]:
-        """What the metric itself says, in the same words, of several of the groups."""
-        found = []
-        for sentence, where in recurring_feedback(groups).items():
-            lesson = read_lesson(encodable(sentence), self._predictors, ())
-            evidence = tuple(_evidence(group, update) for group in where)
-            found.append(replace(lesson, evidence=evidence))
-        return found
-
-    def _question(
-        self, batch: Batch, groups: Sequence[Group], texts: Sequence[Sequence[str]]
-    ) -> Question:
-        attempts = [
-            attempts_text(group, of_group, self._given(batch, group))
-            for group, of_group in zip(groups, texts, strict=True)
-        ]
-        first = groups[0]
-        about = self._about(first)
-        if len(groups) > 1:
-            attempts = [
-                self._titled(*pair) for pair in enumerate(zip(groups, attempts, strict=True))
-            ]
-            about |= {"example": SEVERAL, "expected": SEVERAL}
-        inputs = {
-            **about,
-            "experiences": batch.library.render() or NO_EXPERIENCES,
-            "attempts": "\n\n".join(attempts),
-            "feedback": "\n".join(filter(None, map(feedback_text, groups))),
-            "is_scored": bool(first.scores),
-        }
-        return Question(
-            "lesson",
-            self._settings.reflection.extract,
-            "lessons",
-            rollout_id_for(self._settings.seed, batch.epoch, first.example, 0, "lesson"),
-            f"example {', '.join(str(group.example) for group in groups)}",
-            inputs,
-        )
-
-    def _titled(self, index: int, shown: tuple[Group, str]) -> str:
-        """The attempts of one group below its example, where a prompt shows several."""
-        group, attempts = shown
-        about = self._about(group)
-        labels = "" if group.scores == () else f"Labels:\n{about['expected']}\n"
-        return f"Example {index + 1}\n{about['example']}\n{labels}\n{attempts}"
-
-    def _given(self, batch: Batch, group: Group) -> Mapping[int, str]:
-        libraries = batch.assigned.get(group.example)
-        return {} if libraries is None else given_texts(group, libraries, batch.library)
-
-    async def _attempts(self, batch: Batch, groups: Sequence[Group]) -> list[list[str]]:
-        """A text for each rollout: whole where all fit, a summary where they are too long."""
-        texts = [[attempt_text(rollout) for rollout in group.rollouts] for group in groups]
-        places = [(i, k) for i, of_group in enumerate(texts) for k in range(len(of_group))]
-        share = self._budget // len(places)
-        sizes = {(i, k): estimate_tokens(texts[i][k]) for i, k in places}
-        longest = share if sum(sizes.values()) > self._budget else self._budget
-        too_long = [
-            at for at in places if sizes[at] > longest or self._settings.reflection.summarize_always
-        ]
-        questions = [self._summary_of(groups[i], k, batch.epoch) for i, k in too_long]
-        answers = await self._asker.ask(questions, (*ORDER, batch.update), batch.update)
-        for (i, k), answer in zip(too_long, answers, strict=True):
-            texts[i][k] = _summarised(groups[i].rollouts[k], texts[i][k], answer, share)
-        return texts
-
-    def _summary_of(self, group: Group, index: int, epoch: int) -> Question:
-        rollout = group.rollouts[index]
-        score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
-        text = clip(attempt_text(rollout), self._budget)
-        return Question(
-            "summary",
-            self._settings.reflection.summarize,
-            "summary",
-            rollout_id_for(self._settings.seed, epoch, group.example, index, "summary"),
-            f"rollout {index} of example {group.example}",
-            {**self._about(group), "attempt": f"{score}{text}"},
-        )
-
-    def _about(self, group: Group) -> dict[str, Any]:
-        example = self._trainset[group.example]
-        expected = fields_text(as_fields(example.labels())) or UNKNOWN
-        if self._settings.metric is None:
-            expected = UNKNOWN
-        elif not self._settings.reflection.use_labels:
-            expected = HIDDEN
-        inputs = fields_text(as_fields(example.inputs()))
-        return {**self._asker.common, "example": inputs, "expected": expected}
-
-
-def lessons_in(
-    answer: Answer, predictors: Sequence[str], evidence: Sequence[Evidence], recorder: RunReport
-) -> tuple[list[Lesson], list[RefusedLesson]]:
-    """The lessons that an answer holds, and one entry for those above the limit.
-
-    Args:
-        answer: what the module gave.
-        predictors: the names of the program's predictors.
-        evidence: the groups, or the examples, that it was shown, in their order.
-        recorder: counts scopes that name no predictor.
+    So it is the same for any number of threads. `best_score` is the highest score of their
+    rollouts; `has_given_up`: the reflection LM is not asked about groups any more.
     """
-    try:
-        lines = [encodable(line) for line in read_lessons(answer.output)]
-    except ValueError:  # a module of the user's own may answer anything
-        lines = []
-    most = LESSONS_PER_EXAMPLE * len(evidence)
-    lessons = [read_lesson(line, predictors, evidence) for line in lines[:most]]
-    for lesson in lessons:
-        if names_unknown_predictor(lesson, predictors):
-            message = f"{lesson.text!r} names none of {list(predictors)}; it is taken for all"
-            recorder.count_failure("unknown scope", message)
-    reason = _shortened(answer.explanation, REASON_TOKENS)
-    n_more = len(lines) - most
-    why = f"{LESSONS_PER_EXAMPLE} lessons of an answer are read for each example"
-    left_out = [RefusedLesson(f"{n_more} more lessons", why)] if n_more > 0 else []
-    return [replace(lesson, reason=reason) for lesson in lessons if lesson.text], left_out
+
+    best_score: float
+    has_given_up: bool
 
 
-def sifted(
-    lessons: Sequence[Lesson], examples: Sequence[Any], max_words: int
-) -> tuple[list[Lesson], list[RefusedLesson]]:
-    """The lessons that are taken, and those that are refused, such as copies of these examples."""
-    guard = guard_of(examples)
-    kept, refused = [], []
-    for lesson in lessons:
-        if reason := guard.reason(lesson.text) or unfit_reason(lesson, max_words):
-            refused.append(RefusedLesson(lesson.text, reason))
-        else:
-            kept.append(lesson)
-    return kept, refused
+# ---------------------------------------------------------------------- groups
 
 
-def guard_of(examples: Sequence[Any]) -> CopyGuard:
-    """Refuses copies of these examples."""
-    return CopyGuard(
-        (as_fields(each.inputs()).values(), as_fields(each.labels()).values()) for each in examples
+async def extract_lessons(
+    client: ReflectionClient,
+    batch: Batch,
+    groups: Sequence[Awaitable[SampledGroup]],
+    earlier: Earlier,
+) -> Extracted:
+    """What the groups teach; each is reflected on as soon as it is there.
+
+    Groups share a call in the order of their index: what came when changes nothing.
+    """
+    run = client.run
+    all_groups = run.loop.spawn(_all_of(groups))
+    uses = [run.loop.spawn(_use_of(run, group, all_groups, earlier)) for group in groups]
+
+    async def answer(of_call: Groups) -> tuple[Groups, Answer]:
+        given_up = earlier.has_given_up
+        return of_call, Answer(None) if given_up else await _ask(client, batch, of_call)
+
+    async def answer_alone(
+        group: Awaitable[SampledGroup], use: Awaitable[str]
+    ) -> tuple[Groups, Answer] | None:
+        return await answer([await group]) if await use in TEACHING else None
+
+    size = run.settings.schedule.groups_per_call
+    pairs = list(zip(groups, uses, strict=True))
+    calls: list[Awaitable[tuple[Groups, Answer] | None]] = []
+    if size == 1:  # no group waits for another
+        calls = [run.loop.spawn(answer_alone(*pair)) for pair in pairs]
+    else:
+        waiting: list[SampledGroup] = []
+        for group, use in pairs:
+            waiting += [await group] if await use in TEACHING else []
+            if len(waiting) == size:
+                calls.append(run.loop.spawn(answer(waiting)))
+                waiting = []
+        calls += [run.loop.spawn(answer(waiting))] if waiting else []
+    answers = [found for call in calls if (found := await call)]
+    lessons, refused = _lessons_of(run, answers, batch.update)
+    n_unread = sum(answer.is_unread for _, answer in answers)
+    return Extracted(
+        tuple(lessons),
+        tuple(refused),
+        tuple(await all_groups),
+        tuple([await use for use in uses]),
+        n_asked=0 if earlier.has_given_up else len(answers),
+        n_unread=0 if earlier.has_given_up else n_unread,
     )
 
 
-def _summarised(rollout: Rollout, text: str, answer: Answer, share: int) -> str:
-    summary = answer.output
-    return clip(attempt_text(rollout, steps=str(summary)) if summary else text, share)
+async def _all_of(groups: Sequence[Awaitable[SampledGroup]]) -> Groups:
+    return [await group for group in groups]
 
 
-def _shortened(text: str, max_tokens: int) -> str:
-    """The beginning of the text, on one line."""
-    line = " ".join(text.split())
-    if estimate_tokens(line) <= max_tokens:
-        return line
-    while estimate_tokens(line) > max_tokens:
-        line = line[: len(line) * 9 // 10]
-    return f"{line.rstrip()} ..."
+async def _use_of(
+    run: RunContext,
+    sampled: Awaitable[SampledGroup],
+    all_groups: Awaitable[Groups],
+    earlier: Earlier,
+) -> str:
+    """What a group is used as: one of `TEACHING`, or why it teaches nothing."""
+    group = (await sampled).group
+    if len(group.rollouts) < 2:
+        return "too few rollouts"
+    use = "no ground truth" if run.settings.metric is None else "no contrast"
+    if group.has_contrast:
+        use = "contrast"
+    elif group.scores and run.settings.reflection.failure_analysis and group.has_feedback:
+        is_bad = _is_bad(group, earlier.best_score) or _is_bad(group, _best(await all_groups))
+        use = "failure analysis" if is_bad else use
+    if use in TEACHING and earlier.has_given_up and not group.has_feedback:
+        return "not reflected on"
+    return use
+
+
+def _is_bad(group: Group, best_score: float) -> bool:
+    highest = max(group.scores)
+    return highest < best_score - MIN_CONTRAST or highest <= FAILURE_SCORE
+
+
+def _best(groups: Groups) -> float:
+    return max(score for sampled in groups for score in sampled.group.scores)
+
+
+def _lessons_of(
+    run: RunContext, answers: Sequence[tuple[Groups, Answer]], update: int
+) -> tuple[list[Lesson], list[RefusedLesson]]:
+    """The lessons of the answers, near-duplicates merged; and those that are refused.
+
+    Of groups whose answer could not be read, they are what the metric said of several.
+    """
+    kept: list[Lesson] = []
+    refused: list[RefusedLesson] = []
+    max_words = run.settings.reflection.max_experience_words
+    for groups, answer in answers:
+        evidence = [_evidence(sampled.group, update) for sampled in groups]
+        examples = [run.trainset[each.example] for each in evidence]
+        drawn, left_out = lessons_in(
+            answer.output, answer.explanation, run.predictors, evidence, run.report.unknown_scope
+        )
+        taken, not_taken = check_lessons(drawn, copy_guard(examples), max_words)
+        kept += [_with_example(run, lesson) for lesson in taken]
+        refused += [*left_out, *not_taken]
+    unread = [sampled.group for groups, answer in answers if answer.is_unread for sampled in groups]
+    drawn = []
+    for sentence, of_groups in recurring_feedback(unread).items():
+        said = tuple(_evidence(group, update) for group in of_groups)
+        drawn.append(replace(read_lesson(encodable(sentence), run.predictors, ()), evidence=said))
+    examples = [run.trainset[group.example] for group in unread]
+    taken, not_taken = check_lessons(drawn, copy_guard(examples), max_words)
+    return merge_lessons([*kept, *taken]), [*refused, *not_taken]
 
 
 def _evidence(group: Group, update: int) -> Evidence:
@@ -272,4 +180,120 @@ def _evidence(group: Group, update: int) -> Evidence:
         group.example,
         tuple(rollout.rollout_id for rollout in group.rollouts),
         tuple(rollout.score for rollout in group.rollouts),
+    )
+
+
+def _with_example(run: RunContext, lesson: Lesson) -> Lesson:
+    """The lesson with how its first example begins, on one line."""
+    inputs = as_fields(run.trainset[lesson.evidence[0].example].inputs())
+    return replace(lesson, example=shortened(fields_text(inputs), EXAMPLE_TOKENS))
+
+
+def copy_guard(examples: Sequence[Any]) -> CopyGuard:
+    """Refuses copies of these examples."""
+    return CopyGuard(
+        (as_fields(each.inputs()).values(), as_fields(each.labels()).values()) for each in examples
+    )
+
+
+# ---------------------------------------------------------------------- what is asked of groups
+
+
+async def _ask(client: ReflectionClient, batch: Batch, groups: Groups) -> Answer:
+    """What ExtractAdvantage says of the groups."""
+    run, max_tokens = client.run, _attempts_tokens(client.run)
+    texts = await _attempts(client, batch, groups)
+
+    def question(halving: int) -> Question:
+        share = (max_tokens >> halving) // sum(map(len, texts))
+        shown = [[clip(t, share) if halving else t for t in of_group] for of_group in texts]
+        first = groups[0].group
+        return Question(
+            "lesson",
+            rollout_id_for(run.settings.seed, batch.epoch, first.example, 0, "lesson"),
+            f"example {', '.join(str(sampled.group.example) for sampled in groups)}",
+            _shown(client, batch, groups, shown),
+        )
+
+    return await client.ask_shorter(question, (*EXTRACT_PRIORITY, batch.update), batch.update)
+
+
+def _attempts_tokens(run: RunContext) -> int:
+    return getattr(run.settings.reflection.extract, "attempts_tokens", 12_000)
+
+
+def _shown(
+    client: ReflectionClient, batch: Batch, groups: Groups, texts: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    """The inputs of ExtractAdvantage."""
+    attempts = [
+        attempts_text(
+            sampled.group, of_group, given_texts(sampled.group, sampled.libraries, batch.library)
+        )
+        for sampled, of_group in zip(groups, texts, strict=True)
+    ]
+    about = [_about(client, sampled.group) for sampled in groups]
+    shown = about[0]
+    if len(groups) > 1:
+        shown = {**shown, "example": SEVERAL, "expected": SEVERAL}
+        for index, sampled in enumerate(groups):
+            each = about[index]
+            labels = f"Labels:\n{each['expected']}\n" if sampled.group.scores else ""
+            title = f"Example {index + 1}\n{each['example']}\n{labels}\n"
+            attempts[index] = title + attempts[index]
+    feedback = [feedback_text(sampled.group) for sampled in groups]
+    return {
+        **shown,
+        "experiences": batch.library.render() or NO_EXPERIENCES,
+        "attempts": "\n\n".join(attempts),
+        "feedback": "\n".join(filter(None, feedback)),
+        "is_scored": bool(groups[0].group.scores),
+    }
+
+
+def _about(client: ReflectionClient, group: Group) -> dict[str, Any]:
+    """The example of a group as the reflection LM is shown it."""
+    settings, example = client.run.settings, client.run.trainset[group.example]
+    expected = fields_text(as_fields(example.labels())) or UNKNOWN
+    if settings.metric is None:
+        expected = UNKNOWN
+    elif not settings.reflection.use_labels:
+        expected = HIDDEN
+    inputs = fields_text(as_fields(example.inputs()))
+    return {**client.common, "example": inputs, "expected": expected}
+
+
+async def _attempts(client: ReflectionClient, batch: Batch, groups: Groups) -> list[list[str]]:
+    """A text for each rollout: whole where all fit, a summary where they are too long."""
+    reflection, max_tokens = client.run.settings.reflection, _attempts_tokens(client.run)
+    texts = [[attempt_text(r) for r in sampled.group.rollouts] for sampled in groups]
+    sizes = {
+        (i, k): estimate_tokens(text)
+        for i, of_group in enumerate(texts)
+        for k, text in enumerate(of_group)
+    }
+    share = max_tokens // len(sizes)
+    longest = share if sum(sizes.values()) > max_tokens else max_tokens
+    too_long = [at for at in sizes if sizes[at] > longest or reflection.summarize_always]
+    questions = [_summary_question(client, batch, groups[i].group, k) for i, k in too_long]
+    priority = (*EXTRACT_PRIORITY, batch.update)
+    answers = await client.ask_all(questions, priority, batch.update)
+    for (i, k), answer in zip(too_long, answers, strict=True):
+        rollout, text = groups[i].group.rollouts[k], texts[i][k]
+        if answer.output:
+            text = attempt_text(rollout, steps=str(answer.output))
+        texts[i][k] = clip(text, share)
+    return texts
+
+
+def _summary_question(client: ReflectionClient, batch: Batch, group: Group, index: int) -> Question:
+    rollout = group.rollouts[index]
+    score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
+    text = clip(attempt_text(rollout), _attempts_tokens(client.run))
+    seed = client.run.settings.seed
+    return Question(
+        "summary",
+        rollout_id_for(seed, batch.epoch, group.example, index, "summary"),
+        f"rollout {index} of example {group.example}",
+        {**_about(client, group), "attempt": f"{score}{text}"},
     )

@@ -8,7 +8,6 @@ of a script.
 import asyncio
 import contextlib
 import contextvars
-import functools
 import heapq
 import itertools
 import math
@@ -111,34 +110,31 @@ class Loop:
         Raises:
             RunStopped: the run has ended; what was done within `GRACE_S` is recorded.
         """
-        outcome: Future[Result] = Future()
         loop = asyncio.new_event_loop()
         main = loop.create_task(self._supervised(coroutine))
+        ended = threading.Event()
 
         def work() -> None:
-            try:
-                ended = functools.partial(outcome.set_result, loop.run_until_complete(main))
-            except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
-                while not main.done():  # a KeyboardInterrupt leaves the loop at each that awaits it
-                    main.cancel()
-                    with contextlib.suppress(BaseException):
-                        loop.run_until_complete(main)
-                ended = functools.partial(outcome.set_exception, error)
+            while not main.done():  # a KeyboardInterrupt leaves the loop at each that awaits it
+                with contextlib.suppress(BaseException):  # raised in the caller's thread
+                    loop.run_until_complete(main)
             loop.close()
             if self._at_end is not None:
                 self._at_end()
-            ended()
+            ended.set()
 
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(work,), daemon=True, name="tfgrpo loop")
         thread.start()
         try:
-            return outcome.result()
+            ended.wait()
+            return main.result()
         except _Interrupted as interrupted:
             raise interrupted.error from None
         except BaseException:
             if thread.is_alive():  # the caller's thread was interrupted
-                _call_soon(loop, main.cancel)
+                with contextlib.suppress(RuntimeError):  # the loop has closed in this moment
+                    loop.call_soon_threadsafe(main.cancel)
                 thread.join(GRACE_S)
             raise
 
@@ -191,7 +187,7 @@ class Loop:
         """What the work gave, or a `TimedOutError`."""
         task = Task()
         self._tasks.add(task)
-        done = self._in_thread(task, work)
+        done = asyncio.wrap_future(self._in_thread(task, work))
         try:
             while not done.done() and (left := task.seconds_left(self._timeout_s)) > 0:
                 await asyncio.wait({done}, timeout=None if math.isinf(left) else max(left, WATCH_S))
@@ -200,20 +196,22 @@ class Loop:
             task.is_abandoned = True
             return TimedOutError(f"took over {self._timeout_s:g} s")
         finally:
+            done.cancel()
             self._tasks.discard(task)
 
-    def _in_thread(self, task: Task, work: Callable[[], Any]) -> "asyncio.Future[Any]":
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[Any] = loop.create_future()
+    def _in_thread(self, task: Task, work: Callable[[], Any]) -> "Future[Any]":
+        done: Future[Any] = Future()
+        done.set_running_or_notify_cancel()
         context = contextvars.copy_context()
         context.run(CURRENT_TASK.set, task)
 
-        def settle(result: Any, error: BaseException | None) -> None:
-            if not done.done():
-                done.set_result(result) if error is None else done.set_exception(error)
-
         def job() -> None:
-            _call_soon(loop, settle, *_result_of(work, context))
+            try:
+                done.set_result(context.run(work))
+            except (Exception, RunStopped) as error:  # noqa: BLE001 - raised where it is awaited
+                done.set_exception(error)
+            except BaseException as error:  # noqa: BLE001 - the same
+                done.set_exception(_Interrupted(error))
 
         if self._pool is None:
             threading.Thread(target=job, daemon=True, name="tfgrpo").start()
@@ -265,25 +263,7 @@ class Loop:
         self._tasks.clear()
 
 
-def _result_of(
-    work: Callable[[], Any], context: contextvars.Context
-) -> tuple[Any, BaseException | None]:
-    """What the work gave, and what it raised."""
-    try:
-        return context.run(work), None
-    except (Exception, RunStopped) as error:  # noqa: BLE001 - raised where it is awaited
-        return None, error
-    except BaseException as error:  # noqa: BLE001 - the same
-        return None, _Interrupted(error)
-
-
 async def _released_later(slots: Slots) -> None:
     for _ in range(TURNS):
         await asyncio.sleep(0)
     slots.release()
-
-
-def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], *args: Any) -> None:
-    """Have the loop call the function; nothing where it is closed, as nobody waits any more."""
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(function, *args)

@@ -1,11 +1,13 @@
 """The records of one run: what the result of each stage depends on, and where it lies.
 
-Without a `log_dir` nothing is found and nothing is kept. What is known of whole runs is in `notes`.
+Without a `log_dir` nothing is found and nothing is kept. What is known of whole runs is in
+`manifest`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import dspy
@@ -34,12 +36,15 @@ NO_RESULT = ("provider", "timeout", "worker")
 
 @dataclass(frozen=True, slots=True)
 class CachedRollout:
-    """A recorded rollout; `needs_score` where this metric has not scored it."""
+    """A recorded rollout; None: it is not recorded.
+
+    `needs_work`: it has to be made, or to be scored by this metric where `can_be_scored`.
+    """
 
     key: str
-    rollout: Rollout
-    needs_score: bool
-    can_be_scored: bool
+    rollout: Rollout | None = None
+    needs_work: bool = True
+    can_be_scored: bool = False
 
 
 class RunRecords:
@@ -57,15 +62,10 @@ class RunRecords:
         self._settings = settings
         self.unseen = Unseen()
         self._annotations = field_annotations(student)
-        self._examples: dict[int, str] = {}
-        self._programs: dict[tuple[int, ExperienceLibrary], str] = {}
-        self._libraries: dict[ExperienceLibrary, str] = {}
+        self._digests: dict[tuple[str, int], str] = {}
         self.lm = self._identity(dspy.settings.lm)
         self.adapter = self._identity(dspy.settings.adapter)
         self.reflection_lm = self._identity(settings.reflection_lm or dspy.settings.lm)
-        self._modules: dict[int, str] = {}
-        self._metrics: dict[int, str] = {}
-        self._inputs: dict[int, str] = {}
         self.store: Store | None = None
         self._secrets = known_secrets([*all_lms(settings, student), dspy.settings.lm])
         if settings.log_dir is not None and settings.offline:
@@ -85,9 +85,11 @@ class RunRecords:
 
     def together(self) -> AbstractContextManager[None]:
         """What is kept within it is on disk when it ends, in one transaction."""
-        if self.store is None or self._settings.offline:
-            return nullcontext()
-        return self.store.together()
+        return nullcontext() if self._writable is None else self._writable.together()
+
+    @property
+    def _writable(self) -> Store | None:
+        return None if self._settings.offline else self.store
 
     def without_secrets(self, values: dict[str, Any]) -> dict[str, Any]:
         """JSON-like values without the secrets of the run's LMs and of the environment.
@@ -95,9 +97,7 @@ class RunRecords:
         What comes back from programs and LMs goes through this first of all, so that records,
         logs, reports and lessons are made of the same texts.
         """
-        if not self._secrets:
-            return values
-        return dict(cleaned(values, self._redacted))
+        return dict(cleaned(values, self._redacted)) if self._secrets else values
 
     def _redacted(self, text: str) -> str:
         return redacted(text, self._secrets)
@@ -108,17 +108,21 @@ class RunRecords:
             return rollout
         return Rollout.from_dict(self.without_secrets(rollout.to_dict()))
 
+    # ------------------------------------------------------------------ identities
+
     def _identity(self, value: Any) -> str:
         return digest(object_identity(value, self.unseen))
 
-    # ------------------------------------------------------------------ identities
+    def _once(self, kind: str, value: Any, make: Callable[[], str]) -> str:
+        """A digest of something that the run holds until its end, looked up once."""
+        if (kind, id(value)) not in self._digests:
+            self._digests[kind, id(value)] = make()
+        return self._digests[kind, id(value)]
 
     def metric(self, metric: Any) -> str:
         """The digest of a metric."""
-        if id(metric) not in self._metrics:
-            identity = self.metric_identity(metric)
-            self._metrics[id(metric)] = digest(identity, self._settings.version)
-        return self._metrics[id(metric)]
+        version = self._settings.version
+        return self._once("metric", metric, lambda: digest(self.metric_identity(metric), version))
 
     def metric_identity(self, metric: Any) -> Any:
         """What a metric is known by."""
@@ -126,89 +130,68 @@ class RunRecords:
 
     def module(self, module: Any) -> str:
         """The digest of a reflection module."""
-        if id(module) not in self._modules:
-            self._modules[id(module)] = digest(program_identity(module, self.unseen))
-        return self._modules[id(module)]
+        return self._once("module", module, lambda: digest(program_identity(module, self.unseen)))
 
     def example(self, example: Any) -> str:
         """The digest of an example, with its labels."""
-        if id(example) not in self._examples:
-            encoded = encode_fields(example, self._annotations)
-            inputs = sorted(example.inputs().keys())
-            key = digest(encoded, inputs, self._unread(example, encoded))
-            self._examples[id(example)] = key
-            if self.store is not None and not self._settings.offline:
-                self.store.put((f"example:{key}", {"fields": encoded, "inputs": inputs}))
-        return self._examples[id(example)]
+        return self._once("example", example, lambda: self._kept_example(example))
+
+    def _kept_example(self, example: Any) -> str:
+        encoded = encode_fields(example, self._annotations)
+        inputs = sorted(example.inputs().keys())
+        key = digest(encoded, inputs, self._unread(example, encoded))
+        if self._writable is not None:
+            self._writable.put((f"example:{key}", {"fields": encoded, "inputs": inputs}))
+        return key
+
+    def _inputs(self, example: Any) -> str:
+        inputs = example.inputs()
+        encoded = encode_fields(inputs, self._annotations)
+        return digest(encoded, self._unread(inputs, encoded))
 
     def _unread(self, values: Any, encoded: Mapping[str, Any]) -> Any:
         """What the text of a value does not tell, such as the content of media."""
         kept_as_text = {name: values[name] for name, value in encoded.items() if "text" in value}
         return object_identity(kept_as_text, self.unseen)
 
-    def _program(self, student: Any, library: ExperienceLibrary, program: Any) -> str:
-        known = (id(student), library)
-        if known not in self._programs:
-            identity = program_identity(program, self.unseen)
-            self._programs[known] = digest(identity, self._settings.version)
-            if self.store is not None and not self._settings.offline:
-                self.store.put((f"library:{self._library(library)}", library.to_dict()))
-        return self._programs[known]
-
-    def _library(self, library: ExperienceLibrary) -> str:
-        if library not in self._libraries:
-            contents = [experience.content for experience in library]
-            self._libraries[library] = digest(contents, library.next_number)
-        return self._libraries[library]
+    def program(self, program: Any, library: ExperienceLibrary) -> str:
+        """The digest of a program with this library; the library is recorded."""
+        if self.store is None:
+            return ""
+        if self._writable is not None:
+            self._writable.put((f"library:{_library_digest(library)}", library.to_dict()))
+        return digest(program_identity(program, self.unseen), self._settings.version)
 
     # ------------------------------------------------------------------ rollouts
 
     def rollout_key(
-        self,
-        student: Any,
-        library: ExperienceLibrary,
-        program: Any,
-        example: Any,
-        rollout_id: int,
-        temperature: float | None,
+        self, program: str, example: Any, rollout_id: int, temperature: float | None
     ) -> str:
-        """The key of a rollout: the program, its LM and adapter, the inputs, the sample.
-
-        `program` is the student with the library; a run may have two students, one with demos.
-        """
-        if id(example) not in self._inputs:
-            inputs = example.inputs()
-            encoded = encode_fields(inputs, self._annotations)
-            self._inputs[id(example)] = digest(encoded, self._unread(inputs, encoded))
-        return "rollout:" + digest(
-            self._program(student, library, program),
-            self.lm,
-            self.adapter,
-            self._inputs[id(example)],
-            rollout_id,
-            temperature,
-        )
-
-    def find_rollout(self, key: str, metric: Any, example: Any) -> CachedRollout | None:
-        """The recorded rollout, with the score that this metric gave it, if it did."""
+        """The key of a rollout: the program's digest, LM and adapter, the inputs, the sample."""
         if self.store is None:
-            return None
-        record = self.store.get(key)
-        if record is None:
-            return self._found_lost(key)
+            return ""
+        inputs = self._once("inputs", example, lambda: self._inputs(example))
+        parts = (program, self.lm, self.adapter, inputs, rollout_id, temperature)
+        return "rollout:" + digest(*parts)
+
+    def find_rollout(self, key: str, metric: Any, example: Any) -> CachedRollout:
+        """The recorded rollout, with the score that this metric gave it, if it did."""
+        record = None if self.store is None else self.store.get(key)
+        if self.store is None or record is None:
+            return self._find_lost(key) or CachedRollout(key)
         with reading(key):
             rollout = Rollout.from_dict(record["rollout"])
         if rollout.failure is not None or metric is None:
-            return CachedRollout(key, rollout, False, False)
+            return CachedRollout(key, rollout, needs_work=False)
         can_be_scored = not rollout.is_text_only and not wants_program_trace(metric)
-        if not can_be_scored:
-            rerun = self.store.get(self._rerun_key(key, metric))
+        if not can_be_scored and (rerun := self.store.get(self._rerun_key(key, metric))):
             with reading(key):
-                rollout = rollout if rerun is None else Rollout.from_dict(rerun["rollout"])
+                rollout = Rollout.from_dict(rerun["rollout"])
         score_key = self._score_key(key, metric, example, rollout)
         score = self.store.get(score_key)
         if score is None:
-            return self._found_lost(score_key) or CachedRollout(key, rollout, True, can_be_scored)
+            lost = self._find_lost(score_key)
+            return lost or CachedRollout(key, rollout, can_be_scored=can_be_scored)
         with reading(score_key):
             scored = replace(
                 rollout,
@@ -216,19 +199,17 @@ class RunRecords:
                 feedback=str(score["feedback"]),
                 metric_usage=Usage.from_dict(score["metric_usage"]),
             )
-        return CachedRollout(key, scored, False, False)
+        return CachedRollout(key, scored, needs_work=False)
 
-    def _found_lost(self, key: str) -> CachedRollout | None:
+    def _find_lost(self, key: str) -> CachedRollout | None:
         """What was lost to a provider, the clock or the metric: tried again, but for offline."""
         if self.store is None or not self._settings.offline:
             return None
         record = self.store.get(f"lost:{key}")
+        if record is None:
+            return None
         with reading(key):
-            return (
-                None
-                if record is None
-                else CachedRollout(key, Rollout.from_dict(record), False, False)
-            )
+            return CachedRollout(key, Rollout.from_dict(record), needs_work=False)
 
     def keep_rollout(
         self,
@@ -238,31 +219,31 @@ class RunRecords:
         example: Any,
         library: ExperienceLibrary,
         is_rerun: bool = False,
-    ) -> CachedRollout:
+    ) -> Rollout:
         """Record a rollout and its score; gives the one that stands.
 
         What is no result of the program is only noted. Where another process was first, its
-        rollout stands, so that the two runs have one history; this metric may have to score it.
+        rollout stands, if it has this metric's score, so that the two runs have one history.
         """
-        own = CachedRollout(key, rollout, False, False)
-        if self.store is None:
-            return own
         failure = rollout.failure
-        score_key = self._score_key(key, metric, example, rollout)
+        if self.store is None:
+            return rollout
         if failure is not None and failure.kind in NO_RESULT:
             self.store.replace(f"lost:{key}", rollout.to_dict())
-            return own
-        bare = rollout
+            return rollout
+        unscored = rollout
         if failure is None or failure.kind == "metric":
-            bare = replace(rollout, score=None, feedback="", failure=None, metric_usage=Usage())
+            unscored = replace(rollout, score=None, feedback="", failure=None, metric_usage=Usage())
         record = {
-            "rollout": bare.to_dict(),
+            "rollout": unscored.to_dict(),
             "example": self.example(example),
-            "library": self._library(library),
+            "library": _library_digest(library),
             "is_rerun": is_rerun,
         }
-        rows: list[tuple[str, Mapping[str, Any]]] = []
-        rows.append((self._rerun_key(key, metric) if is_rerun else key, record))
+        score_key = self._score_key(key, metric, example, rollout)
+        rows: list[tuple[str, Mapping[str, Any]]] = [
+            (self._rerun_key(key, metric) if is_rerun else key, record)
+        ]
         if failure is not None and failure.kind == "metric":
             rows.append((f"lost:{score_key}", rollout.to_dict()))
         elif rollout.score is not None:
@@ -273,11 +254,11 @@ class RunRecords:
                 "rollout": key,
             }
             rows.append((score_key, score))
-        theirs = self.store.put(*rows)[0]
-        if theirs is None or is_rerun or theirs["rollout"] == record["rollout"]:
-            return own
+        earlier = self.store.put(*rows)[0]
+        if earlier is None or is_rerun or earlier["rollout"] == record["rollout"]:
+            return rollout
         found = self.find_rollout(key, metric, example)
-        return own if found is None or (found.needs_score and not found.can_be_scored) else found
+        return rollout if found.rollout is None or found.needs_work else found.rollout
 
     def _score_key(self, key: str, metric: Any, example: Any, rollout: Rollout) -> str:
         """Scores belong to outputs: of two processes' rollouts only one stands under a key."""
@@ -294,15 +275,10 @@ class RunRecords:
         self, stage: str, module: Any, rollout_id: int, inputs: Mapping[str, Any]
     ) -> str:
         """The key of an answer: the module, its LM and adapter, all that it is shown."""
-        own = digest(
-            self.module(module),
-            self.reflection_lm,
-            self.adapter,
-            rollout_id,
-            dict(inputs),
-            self._settings.version,
-        )
-        return f"{stage}:{own}"
+        if self.store is None:
+            return ""
+        parts = (self.module(module), self.reflection_lm, self.adapter, rollout_id, dict(inputs))
+        return f"{stage}:{digest(*parts, self._settings.version)}"
 
     def find_answer(self, key: str) -> Mapping[str, Any] | None:
         """The recorded answer of a reflection module."""
@@ -326,3 +302,9 @@ class RunRecords:
             self.store.replace(f"lost:{key}", record)
             return None
         return self.store.put((key, record))[0]
+
+
+@lru_cache(maxsize=256)
+def _library_digest(library: ExperienceLibrary) -> str:
+    contents = [experience.content for experience in library]
+    return digest(contents, library.next_number)

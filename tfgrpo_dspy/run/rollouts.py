@@ -1,8 +1,7 @@
 """Rollouts: replayed where they are recorded, run where not, recorded as soon as they are done."""
 
-import functools
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tfgrpo_dspy.experience import ExperienceLibrary
@@ -12,9 +11,9 @@ from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.loop import Priority, TimedOutError
 from tfgrpo_dspy.run.records import CachedRollout
 from tfgrpo_dspy.run.worker import Bundle, Request, packed_library
-from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
+from tfgrpo_dspy.sampling import Demo, Outline, RolloutTask, run_rollout, score_again, with_demos
 
-KEPT_PROGRAMS = 32
+KEPT_PROGRAMS = 64
 CALLED = {
     "rollout": ("training rollout", "training"),
     "validation": ("final choice", "validation"),
@@ -25,36 +24,24 @@ CALLED = {
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one rollout is made of: the library, the example's position in its set, the id."""
+    """What one rollout is made of: the library, the example's position in its set, the id.
+
+    `has_demos`: the program shows the demos of these rollouts.
+    """
 
     library: ExperienceLibrary
     example: int
     rollout_id: int
+    has_demos: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """A rollout that is not there yet; `found` where only its score is missing."""
+class _Program:
+    """The student with a library, what rollouts need to know of it, and its digest."""
 
-    position: int
-    sample: Sample
-    task: RolloutTask
-    key: str
-    found: CachedRollout | None
-
-    def do(self) -> Rollout:
-        """The rollout; its program is run unless its outputs are there to be scored."""
-        if self.found is not None and self.found.can_be_scored:
-            return score_again(self.task, self.found.rollout)
-        return run_rollout(self.task)
-
-    def request(self) -> Request:
-        """The same, to be done in another process."""
-        is_scored = self.found is not None and self.found.can_be_scored
-        recorded = self.found.rollout if self.found is not None and is_scored else None
-        sample, example = self.sample, self.task.example
-        library = packed_library(sample.library)
-        return Request(library, example, sample.example, sample.rollout_id, recorded)
+    baked: Any
+    outline: Outline
+    digest: str
 
 
 class Rollouts:
@@ -64,8 +51,8 @@ class Rollouts:
         run: what the parts of the run share.
         role: of the report: "rollout" (training), "validation" or "test".
         examples: the set.
-        metric: the user's; None: rollouts are not scored.
         temperature: see `RolloutTask`.
+        demos: what the program shows in samples that have demos.
     """
 
     def __init__(
@@ -73,32 +60,37 @@ class Rollouts:
         run: RunContext,
         role: str,
         examples: Sequence[Any],
-        metric: Any,
         temperature: float | None,
+        demos: Sequence[Demo] = (),
     ) -> None:
         self._run = run
         self._role = role
         self._examples = examples
-        self._metric = metric
-        self._score = None if metric is None else adapt_metric(metric)
+        self._metric = run.settings.metric
+        self._score = None if self._metric is None else adapt_metric(self._metric)
         self._temperature = temperature
-        self._programs: dict[ExperienceLibrary, tuple[Any, Outline]] = {}
-        settings = run.settings
-        self._bundle: Bundle | None = None
-        if run.remote is not None and not settings.offline:
-            prices = settings.execution.prices or {}
-            self._bundle = Bundle.of(run.student, metric, temperature, prices)
+        self._students = {False: run.student}
+        if demos:
+            self._students[True] = with_demos(run.student, demos)
+        self._programs: dict[tuple[bool, ExperienceLibrary], _Program] = {}
+        self._bundles: dict[bool, Bundle] = {}
+        if run.remote is not None and not run.settings.offline:
+            prices = run.settings.execution.prices or {}
+            self._bundles = {
+                has_demos: Bundle.of(student, self._metric, temperature, prices)
+                for has_demos, student in self._students.items()
+            }
 
-    def beside(self, run: RunContext) -> "Rollouts":
-        """The same rollouts, of the student of this run."""
-        return Rollouts(run, self._role, self._examples, self._metric, self._temperature)
+    def bake(self, library: ExperienceLibrary, has_demos: bool = False) -> Any:
+        """The student with this library, in a copy."""
+        return library.bake(self._students[has_demos])
 
     def admit(self, n: int) -> None:
         """Take the metric calls of so many rollouts. Raises RunStopped: a budget does not reach."""
         if self._metric is not None:
             self._run.ledger.take_metric_calls(n)
 
-    def settle(self, rollouts: Sequence[Rollout]) -> None:
+    def settle(self, rollouts: Iterable[Rollout]) -> None:
         """Give the metric calls back that were not made, because the program failed.
 
         What took too long, or was lost with a worker, may have been in the metric.
@@ -108,119 +100,97 @@ class Rollouts:
             not_scored = sum(kind in ("program", "parse", "provider") for kind in failed)
             self._run.ledger.give_back_metric_calls(not_scored)
 
-    async def make(
-        self, samples: Sequence[Sample], order: Priority, update: int = 0
-    ) -> list[Rollout]:
+    async def make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
         """A rollout for each sample, in their order; they were admitted before.
 
         Raises:
             RunStopped: the run has ended; what was done is recorded.
             MissingRecordError: offline, and one of them is not recorded.
         """
-        made: dict[int, Rollout] = {}
-        try:
-            for handle in self._begun(made, samples, order, update):
-                await handle
-        finally:  # what was made counts, also where the run ends here
-            rollouts = [made[position] for position in sorted(made)]
-            self._run.recorder.count_rollouts(self._role, rollouts)
-        return rollouts
-
-    def _begun(
-        self, made: dict[int, Rollout], samples: Sequence[Sample], order: Priority, update: int
-    ) -> list[Awaitable[None]]:
-        """Put what is recorded into `made`; begin the rest, which comes there when it is done."""
         run = self._run
-        jobs = []
-        for position, sample in enumerate(samples):
-            job = self._job(position, sample)
-            if job.found is not None and not job.found.needs_score:
-                made[position] = self._replayed(job.found.rollout)
-                continue
-            if job.found is not None and job.found.can_be_scored:
-                self._charge(job.found.rollout)
-            jobs.append(job)
-        if jobs and run.settings.offline:
+        found = [self._found(sample) for sample in samples]
+        missing = [k for k, cached in enumerate(found) if cached.needs_work]
+        if missing and run.settings.offline:
             stage, kind = CALLED[self._role]
-            what = stage if jobs[0].found is None else f"score of the {stage}"
-            run.lacking(what, f"{kind} example {jobs[0].sample.example}")
-        if any(job.found is None or not job.found.can_be_scored for job in jobs):
-            run.recorder.note_misses(self._role, update)
+            what = f"score of the {stage}" if found[missing[0]].rollout else stage
+            run.stop_for_missing_record(what, f"{kind} example {samples[missing[0]].example}")
+        tasks = {k: self._submit(samples[k], found[k], priority) for k in missing}
+        return [
+            await tasks[k] if k in tasks else cached.rollout  # type: ignore[misc]
+            for k, cached in enumerate(found)
+        ]
 
-        def keep(job: _Job, rollout: Any) -> None:
-            if isinstance(rollout, TimedOutError):
-                failure = Failure("timeout", f"the rollout {rollout}, which is rollout_timeout_s")
-                rollout = Rollout(job.sample.example, job.sample.rollout_id, failure=failure)
-            made[job.position] = self._kept(job, rollout)
-
-        return [self._submitted(job, order, functools.partial(keep, job)) for job in jobs]
-
-    def _submitted(
-        self, job: _Job, order: Priority, keep: Callable[[Any], None]
-    ) -> Awaitable[None]:
-        if self._bundle is None or self._run.remote is None:
-            return self._run.loop.submit(job.do, order, keep)
-        return self._run.remote.submit(self._bundle, job.request(), order, keep)
-
-    def _baked(self, library: ExperienceLibrary) -> tuple[Any, Outline]:
-        """The student with this library, and what rollouts need to know of it; a few are kept."""
-        if library not in self._programs:
-            if len(self._programs) >= KEPT_PROGRAMS:
-                self._programs.clear()
-            program = self._run.bake(library)
-            self._programs[library] = (program, Outline.of(program))
-        return self._programs[library]
-
-    def _job(self, position: int, sample: Sample) -> _Job:
-        program, outline = self._baked(sample.library)
+    def _found(self, sample: Sample) -> CachedRollout:
+        """What is recorded of the rollout; it costs what it cost when it was made."""
         run, example = self._run, self._examples[sample.example]
-        key, found = "", None
-        if run.archive.store is not None:
-            key = run.archive.rollout_key(
-                run.student,
+        key = run.records.rollout_key(
+            self._program_of(sample).digest, example, sample.rollout_id, self._temperature
+        )
+        found = run.records.find_rollout(key, self._metric, example)
+        rollout = found.rollout
+        if rollout is not None and (found.can_be_scored or not found.needs_work):
+            for usage in (rollout.usage, rollout.metric_usage):
+                run.ledger.spend(usage.n_lm_calls, usage.cost_usd)
+        if rollout is not None and not found.needs_work:
+            run.report.replayed[self._role] += 1
+            run.report.count_rollout(self._role, rollout)
+            if rollout.was_scored and self._metric is not None:
+                run.ledger.note_metric_call()
+        return found
+
+    def _submit(self, sample: Sample, found: CachedRollout, priority: Priority) -> Any:
+        """Have the rollout made, or only scored; a task that gives the recorded rollout."""
+        run, task = self._run, self._task(sample)
+        recorded = found.rollout if found.can_be_scored else None
+
+        def work() -> Rollout:
+            return run_rollout(task) if recorded is None else score_again(task, recorded)
+
+        def keep(made: Rollout | TimedOutError) -> Rollout:
+            if isinstance(made, TimedOutError):
+                failure = Failure("timeout", f"the rollout {made}, which is rollout_timeout_s")
+                made = Rollout(sample.example, sample.rollout_id, failure=failure)
+            is_rerun = found.rollout is not None and recorded is None
+            rollout = run.records.keep_rollout(
+                found.key,
+                run.records.cleaned_rollout(made),
+                self._metric,
+                task.example,
                 sample.library,
-                program,
-                example,
-                sample.rollout_id,
-                self._temperature,
+                is_rerun,
             )
-            found = run.archive.find_rollout(key, self._metric, example)
-        task = RolloutTask(
-            program=program,
-            example=example,
+            run.report.rescored += found.can_be_scored
+            run.report.count_rollout(self._role, rollout)
+            run.report.check_errors(run.ledger, rollout.failure)
+            return rollout
+
+        if run.remote is None:
+            return run.loop.submit(work, priority, keep)
+        library = packed_library(sample.library)
+        request = Request(library, task.example, sample.example, sample.rollout_id, recorded)
+        return run.remote.submit(self._bundles[sample.has_demos], request, priority, keep)
+
+    def _task(self, sample: Sample) -> RolloutTask:
+        program = self._program_of(sample)
+        return RolloutTask(
+            program=program.baked,
+            example=self._examples[sample.example],
             index=sample.example,
             rollout_id=sample.rollout_id,
             temperature=self._temperature,
             score=self._score,
-            ledger=run.ledger,
-            prices=run.settings.execution.prices or {},
-            outline=outline,
+            ledger=self._run.ledger,
+            prices=self._run.settings.execution.prices or {},
+            outline=program.outline,
         )
-        return _Job(position, sample, task, key, found)
 
-    def _replayed(self, rollout: Rollout) -> Rollout:
-        self._charge(rollout)
-        self._run.recorder.replayed[self._role] += 1
-        if rollout.was_scored and self._metric is not None:
-            self._run.ledger.note_metric_call()
-        return rollout
-
-    def _charge(self, rollout: Rollout) -> None:
-        """Take from the ledger what it cost when it was made: a budget is that of the whole run."""
-        for usage in (rollout.usage, rollout.metric_usage):
-            self._run.ledger.spend(usage.n_lm_calls, usage.cost_usd)
-
-    def _kept(self, job: _Job, rollout: Rollout) -> Rollout:
-        run, example = self._run, self._examples[job.sample.example]
-        rollout = run.archive.cleaned_rollout(rollout)
-        is_rescored = job.found is not None and job.found.can_be_scored
-        is_rerun = job.found is not None and not job.found.can_be_scored
-        run.recorder.rescored += is_rescored
-        found = run.archive.keep_rollout(
-            job.key, rollout, self._metric, example, job.sample.library, is_rerun
-        )
-        kept = found.rollout
-        if found.needs_score:  # another process was first, with another metric
-            return self._kept(replace(job, found=found), score_again(job.task, kept))
-        run.recorder.check_errors(run.ledger, kept.failure)
-        return kept
+    def _program_of(self, sample: Sample) -> "_Program":
+        """The program of the sample; a few are kept."""
+        key = (sample.has_demos, sample.library)
+        if key not in self._programs:
+            if len(self._programs) >= KEPT_PROGRAMS:
+                self._programs.clear()
+            program = self.bake(sample.library, sample.has_demos)
+            identity = self._run.records.program(program, sample.library)
+            self._programs[key] = _Program(program, Outline.of(program), identity)
+        return self._programs[key]

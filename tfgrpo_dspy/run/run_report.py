@@ -4,19 +4,21 @@ was learned."""
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation, Refusal
+from tfgrpo_dspy.gate import ExampleScores, gain_between, summary_of
 from tfgrpo_dspy.results import (
     REFLECTIONS,
     HeldOut,
     OperationRecord,
     RunResults,
+    TriedAdvice,
     UpdateRecord,
 )
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
-from tfgrpo_dspy.run.heldout import Comparison, gain_between, summary_of
+from tfgrpo_dspy.run.candidates import Candidate, Choice
 from tfgrpo_dspy.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -50,33 +52,30 @@ class RunReport:
         self._max_errors = max_errors
         self._n_done = 0
         self._errors: Counter[str] = Counter()
-        self._has_said_what_is_new = False
         self._first_of_kind: dict[str, str] = {}
         self._started = time.monotonic()
 
-    def count_rollouts(self, role: str, rollouts: Sequence[Rollout]) -> None:
-        """Count what rollouts have cost and how they failed."""
-        for rollout in rollouts:
-            self.usage[role] += rollout.usage
-            self.usage["metric"] += rollout.metric_usage
-            self.text_only += rollout.is_text_only
-            if rollout.failure is not None:
-                self.count_failure(rollout.failure.kind, rollout.failure.message)
+    def count_rollout(self, role: str, rollout: Rollout) -> None:
+        """Count what a rollout has cost and how it failed."""
+        self.usage[role] += rollout.usage
+        self.usage["metric"] += rollout.metric_usage
+        self.text_only += rollout.is_text_only
+        if rollout.failure is not None:
+            self.count_failure(rollout.failure.kind, rollout.failure.message)
 
-    def note_misses(self, role: str, update: int) -> None:
-        """Say once from which update on the training rollouts are new."""
-        if (
-            role == "rollout"
-            and (self.replayed[role] or self.rescored)
-            and not self._has_said_what_is_new
-        ):
-            self._has_said_what_is_new = True
-            logger.info(
-                "%d recorded training rollouts were reused before the first new one; from update "
-                "%d on they are new",
-                self.replayed[role] + self.rescored,
-                update,
-            )
+    def count_reflection(
+        self, stage: str, update: int, usage: Usage, error: str, n_unparsed: int
+    ) -> None:
+        """Count what an answer has cost, and what went wrong with it."""
+        self.usage[stage] += usage
+        self.reflection_usage[update] += usage
+        self.count_failure("reflection error", error, bool(error))
+        message = "an answer of the reflection LM did not parse"
+        self.count_failure("reflection parse", message, n_unparsed)
+
+    def unknown_scope(self, message: str) -> None:
+        """Count a scope that names no predictor."""
+        self.count_failure("unknown scope", message)
 
     def check_errors(self, ledger: Ledger, failure: Failure | None) -> None:
         """Count what was done just now; end the run where too much of it failed."""
@@ -117,27 +116,46 @@ class RunReport:
             )
             self.count_failure("reflection given up", message)
 
+    def add_update(self, record: UpdateRecord, n_lm_calls: int) -> None:
+        """Keep the record of an update that is decided, and log it."""
+        self.updates.append(record)
+        logger.info(
+            "update %d: %d lessons, %d operations, %s (%s), %d experiences, %d LM calls so far",
+            record.update,
+            len(record.lessons),
+            len(record.operations),
+            "accepted" if record.accepted else "not accepted",
+            record.reason,
+            record.library_size,
+            n_lm_calls,
+        )
+
     def results(
         self,
         start: ExperienceLibrary,
-        library: ExperienceLibrary,
-        choice: Comparison,
-        test: HeldOut | None,
+        best: Candidate,
+        choice: Choice,
+        test: tuple[ExampleScores, ExampleScores],
+        tried: tuple[TriedAdvice, ...],
         settings: RunSettings,
         ledger: Ledger,
     ) -> RunResults:
-        """The report of the run."""
-        is_changed = library != start or bool(choice.demos)
-        nothing_learned = "" if is_changed else self._why_nothing_was_learned()
-        if nothing_learned:
+        """The report of the run; `test`: the scores of student and result on the test set."""
+        nothing_learned = ""
+        if best.library == start and not best.has_demos:
+            nothing_learned = self._why_nothing_was_learned()
             logger.warning("nothing was learned: %s", nothing_learned)
+        of_test = None
+        student, result = map(summary_of, test)
+        if student is not None and result is not None:
+            of_test = HeldOut(student, result, gain_between(*test))
         return RunResults(
             student=summary_of(choice.before),
             best=summary_of(choice.after),
             gain=gain_between(choice.before, choice.after),
             finalists=choice.finalists,
-            tried=choice.tried,
-            test=test,
+            tried=tried,
+            test=of_test,
             demos=choice.demo_trial,
             updates=tuple(self.updates),
             usage=self._all_usage(ledger),
@@ -149,7 +167,7 @@ class RunReport:
             ended_because=self.ended_because,
             nothing_learned=nothing_learned,
             wall_time_s=time.monotonic() - self._started,
-            library=library.to_dict(),
+            library=best.library.to_dict(),
             settings=settings.of_result(),
             schedule=settings.schedule.to_dict(),
         )

@@ -5,7 +5,7 @@ and of its LMs. No exception of program or metric leaves this room; each becomes
 (see `rollout`). Which rollouts are run, and when, is `run`'s business.
 """
 
-from tfgrpo_dspy.sampling.demos import Demo, demos_of, with_demos
+from tfgrpo_dspy.sampling.demos import BestRollouts, Demo, demos_of, with_demos
 from tfgrpo_dspy.sampling.fields import (
     NoRoundTripError,
     as_fields,
@@ -17,6 +17,7 @@ from tfgrpo_dspy.sampling.models import allows_temperature, sampling_copy
 from tfgrpo_dspy.sampling.one_rollout import Outline, RolloutTask, run_rollout, score_again
 
 __all__ = [
+    "BestRollouts",
     "Demo",
     "NoRoundTripError",
     "Outline",

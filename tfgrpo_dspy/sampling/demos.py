@@ -3,7 +3,9 @@
 They are DSPy's own demos, in a predictor's `demos`; here they are made from a rollout's record.
 """
 
-from collections.abc import Iterable, Mapping
+import logging
+import statistics
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,8 +14,10 @@ from dspy.adapters.types.base_type import Type
 from dspy.adapters.utils import parse_value
 
 from tfgrpo_dspy.experience import copy_program, named_predictors
-from tfgrpo_dspy.rollout import Rollout, whole
+from tfgrpo_dspy.rollout import Group, Rollout, whole
 from tfgrpo_dspy.sampling.fields import as_text
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,50 @@ def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
         if all(name in texts and _comes_back(texts[name], i.annotation) for name, i in wanted):
             found[step.name] = Demo(step.name, {name: texts[name] for name, _ in wanted})
     return tuple(found.values())
+
+
+class BestRollouts:
+    """The best rollout of each training example; of several the latest, which knew most."""
+
+    def __init__(self) -> None:
+        self._scores: list[float] = []
+        self._by_example: dict[int, Rollout] = {}
+
+    def add(self, group: Group) -> None:
+        """Look at the rollouts of a group."""
+        self._scores += group.scores
+        for rollout in group.rollouts:
+            best = self._by_example.get(rollout.example, rollout)
+            if rollout.failure is None and (rollout.score or 0.0) >= (best.score or 0.0):
+                self._by_example.pop(rollout.example, None)  # the latest stands last
+                self._by_example[rollout.example] = rollout
+
+    def demos(self, program: Any, most: int, may_show: Callable[[int], bool]) -> tuple[Demo, ...]:
+        """The demos of those that score above the mean of all, the best first.
+
+        Args:
+            program: its predictors show the demos.
+            most: how many rollouts may be shown.
+            may_show: whether the example (its position) may be shown.
+        """
+        mean = statistics.fmean(self._scores or [0.0])
+        latest_first = reversed(self._by_example.values())
+        good = [rollout for rollout in latest_first if (rollout.score or 0.0) > mean]
+        good.sort(key=lambda rollout: rollout.score or 0.0, reverse=True)
+        found: list[tuple[Demo, ...]] = []
+        n_unusable = 0
+        for rollout in good:
+            if len(found) < most and may_show(rollout.example):
+                demos = demos_of(rollout, program)
+                found += [demos] if demos else []
+                n_unusable += not demos
+        if n_unusable:
+            logger.info(
+                "%d good rollouts cannot be shown as demos: fields are missing, or of types that "
+                "their text does not give back",
+                n_unusable,
+            )
+        return tuple(demo for demos in found for demo in demos)
 
 
 def with_demos(program: Any, demos: Iterable[Demo]) -> Any:

@@ -5,6 +5,9 @@ believes the row when it reads. A row that somebody changed could so run code, r
 remove it. Here every such row is an error.
 """
 
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import diskcache
@@ -67,6 +70,45 @@ class TextCache(diskcache.Cache):
         if value is diskcache.core.ENOVAL:  # a count that the database keeps
             return super().reset(key)
         return super().reset(key, SETTINGS[key], update) if key in SETTINGS else None
+
+
+class ReadOnlyCache:
+    """The rows of a database that is only read: no file is created or changed.
+
+    A run that was killed may have left rows beside the database, in its write-ahead log. Only where
+    there is such a log the database is opened with its locks, which need a folder to write to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / diskcache.core.DBNAME
+        self._disk = TextDisk(str(folder))
+        self._connection: sqlite3.Connection | None = None
+
+    def _rows(self, query: str, *values: str) -> list[Any]:
+        if self._connection is None:
+            log = self._file.with_name(f"{self._file.name}-wal")
+            how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
+            address = f"{self._file.as_uri()}?{how}"
+            self._connection = sqlite3.connect(address, uri=True, check_same_thread=False)
+        return self._connection.execute(query, values).fetchall()
+
+    def get(self, key: str) -> str | None:
+        """The text under a key, or None."""
+        rows = self._rows("SELECT mode, filename, value FROM Cache WHERE key = ? AND raw = 1", key)
+        if not rows:
+            return None
+        ((mode, filename, value),) = rows
+        return self._disk.fetch(mode, filename, value, False)
+
+    def __iter__(self) -> Iterator[str]:
+        rows = self._rows("SELECT key, raw FROM Cache ORDER BY rowid")
+        return (self._disk.get(key, raw) for key, raw in rows)
+
+    def close(self) -> None:
+        """Close the database; it is opened again when it is read."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
 
 SETTINGS = {

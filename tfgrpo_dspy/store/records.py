@@ -14,7 +14,7 @@ import diskcache
 
 from tfgrpo_dspy.errors import StoreError, described
 from tfgrpo_dspy.redaction import cleaned
-from tfgrpo_dspy.store.disk import SETTINGS, TextCache, TextDisk
+from tfgrpo_dspy.store.disk import SETTINGS, ReadOnlyCache, TextCache, TextDisk
 
 FORMAT_FILE = "tfgrpo_store.json"
 FORMAT_VERSION = 1
@@ -55,26 +55,34 @@ class Store:
     Args:
         folder: made where it does not exist.
         clean: what every text goes through before it is written, such as taking secrets out.
+        is_read_only: nothing is written, so the folder may be one that cannot be written to.
 
     Raises:
         StoreError: the folder cannot be made, written or read, belongs to something else, or is
             of a newer format. What is in it stays as it is.
     """
 
-    def __init__(self, folder: str | PathLike[str], clean: Callable[[str], str] = str) -> None:
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        clean: Callable[[str], str] = str,
+        is_read_only: bool = False,
+    ) -> None:
         self.folder = Path(folder).expanduser().absolute()
         self._clean = clean
         with self._faults("open"):
             self._check_format()
-            self._cache = TextCache(
-                str(self.folder), timeout=BUSY_TIMEOUT_S, disk=TextDisk, **SETTINGS
+            self._cache: Any = (
+                ReadOnlyCache(self.folder)
+                if is_read_only
+                else TextCache(str(self.folder), timeout=BUSY_TIMEOUT_S, disk=TextDisk, **SETTINGS)
             )
 
     @classmethod
     def existing(cls, folder: str | PathLike[str]) -> "Store | None":
-        """The store in a folder that has one; nothing is made where there is none."""
+        """The store in a folder that has one, to read it; nothing is made where there is none."""
         path = Path(folder).expanduser().absolute()
-        return cls(path) if (path / FORMAT_FILE).exists() else None
+        return cls(path, is_read_only=True) if (path / FORMAT_FILE).exists() else None
 
     def _check_format(self) -> None:
         file = self.folder / FORMAT_FILE
@@ -164,6 +172,11 @@ class Store:
     def replace(self, key: str, record: Mapping[str, Any]) -> None:
         """Write a record in place of the one that stands there: notes on runs, never results."""
         text = self._text(record)
+        if not (self.folder / FORMAT_FILE).exists():
+            raise StoreError(
+                f"log_dir={str(self.folder)!r} was removed while the run went on: what it recorded "
+                f"there is lost."
+            )
         with self._faults("write"), self._cache.transact():
             self._cache.set(key, text)
 

@@ -23,7 +23,7 @@ PLAIN_TYPES = frozenset(
 _ADDED = {"Predict": frozenset[str](), "ChainOfThought": frozenset({"reasoning"})}
 
 
-def sketch_of(program: Any) -> dict[str, str] | None:
+def program_text(program: Any) -> dict[str, str] | None:
     """The text from which `rebuilt` makes an equal program; None where there is none."""
     kind = type(program).__name__
     if type(program) is not _KINDS.get(kind):
@@ -36,27 +36,27 @@ def sketch_of(program: Any) -> dict[str, str] | None:
         for name, info in fields.output_fields.items()
         if name not in _ADDED[kind]
     )
-    sketch = {
+    text = {
         "kind": kind,
         "signature": f"{inputs} -> {outputs}",
         "instructions": own_instructions(predictor),
     }
     try:
-        is_all = _identity(rebuilt(sketch)) == _identity(_without_library(program))
-    except Exception:  # noqa: BLE001 - a type that its name does not tell; then there is no sketch
+        is_all = _identity(rebuilt(text)) == _identity(_without_library(program))
+    except Exception:  # noqa: BLE001 - a type that its name does not tell; then there is no text
         return None
-    return sketch if is_all else None
+    return text if is_all else None
 
 
-def rebuilt(sketch: Mapping[str, str] | None) -> Any:
-    """The program of a sketch. Raises StoreError: there is none."""
-    if sketch is None or sketch.get("kind") not in _KINDS:
+def rebuilt(program: Mapping[str, str] | None) -> Any:
+    """The program of that text. Raises StoreError: there is none."""
+    if program is None or program.get("kind") not in _KINDS:
         raise StoreError(NEEDS_STUDENT)
-    text = sketch["signature"]
+    text = program["signature"]
     if not all(map(_has_plain_types, text.split("->"))):
         raise StoreError(NEEDS_STUDENT)
     signature = dspy.Signature(text)
-    return _KINDS[sketch["kind"]](with_instructions(signature, sketch["instructions"]))
+    return _KINDS[program["kind"]](with_instructions(signature, program["instructions"]))
 
 
 def _has_plain_types(fields: str) -> bool:
