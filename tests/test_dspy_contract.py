@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -21,6 +22,7 @@ from runs import (
     optimizer_of,
     polite_answer,
     polite_lm,
+    polite_rules,
     predictor,
     questions,
     untimed,
@@ -143,6 +145,23 @@ class Held(dspy.Module):
 
     def forward(self, question: str) -> dspy.Prediction:
         return self.reach(self)(question=question)
+
+
+def test_predictors_of_one_signature_are_told_apart_by_name_and_so_is_their_advice() -> None:
+    lm = scripted_lm(polite_rules(scope="second"))
+    optimized = learned(Pair(), lm)
+    (experience,) = ExperienceLibrary.from_program(optimized)
+    assert (experience.text, experience.scope) == (ADVICE, "second")
+    assert ADVICE not in optimized.first.signature.instructions
+    assert ADVICE in optimized.second.signature.instructions
+
+
+def test_saving_inside_a_parent_keeps_the_advice(tmp_path: Path) -> None:
+    parent = Held(lambda p: p.inner, inner=learned(Pair()))
+    parent.save(tmp_path / "parent.json")
+    fresh = Held(lambda p: p.inner, inner=Pair())
+    fresh.load(tmp_path / "parent.json")
+    assert library_texts(fresh.inner) == [ADVICE]
 
 
 @pytest.mark.parametrize(
