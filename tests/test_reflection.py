@@ -572,15 +572,8 @@ def test_each_module_asks_one_prompt_and_gives_typed_outputs() -> None:
         summarised = SummarizeTrajectory()(**INPUTS)
     assert extracted.semantic_advantage == "They were polite."
     assert extracted.lessons == ["Say please.", "Be brief."]
-    assert [item.model_dump() for item in updated.operations] == [
-        {
-            "op": "ADD",
-            "id": "",
-            "text": "Say please.",
-            "scope": None,
-            "reason": "",
-            "lessons": [1],
-        }
+    assert updated.operations == [
+        {"op": "ADD", "id": "", "text": "Say please.", "scope": None, "reason": "", "lessons": [1]}
     ]
     assert summarised.summary == "It asked twice."
     assert [extracted.parse_failures, updated.parse_failures, summarised.parse_failures] == [0] * 3
