@@ -4,13 +4,16 @@ The polite task: say "please". An answer does so in nine of ten samples where th
 for it, and in three of ten where it does not.
 """
 
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dspy
 from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
 from small import grpo
 
-from tfgrpo_dspy import ExperienceLibrary, TrainingFreeGRPO
+from tfgrpo_dspy import ExperienceLibrary, NoGate, TrainingFreeGRPO
+from tfgrpo_dspy.rollout import rollout_id_for
 
 ADVICE = "When a customer asks, say please."
 
@@ -110,3 +113,71 @@ def agent_turn(prompt: Prompt) -> str:
 def agent_lm() -> dspy.LM:
     extract, update, answer = polite_rules()
     return scripted_lm([extract, update, ("`next_tool_name`", agent_turn), answer])
+
+
+# ---------------------------------------------------------------------- scripted scores
+
+UNPARSED = "I had rather not say."
+
+
+def is_score(_: dspy.Example, pred: dspy.Prediction) -> float:
+    """The answer is its own score."""
+    return float(pred.answer)
+
+
+def in_training(rows: Sequence[Sequence[Any]]) -> Callable[[Prompt], Any]:
+    """Rollout `index` of training example `i` answers `rows[i][index]` in each of 3 epochs."""
+    answers = {
+        rollout_id_for(0, epoch, i, index, "training") % 2**31: answer
+        for epoch in range(3)
+        for i, row in enumerate(rows)
+        for index, answer in enumerate(row)
+    }
+
+    def answer(prompt: Prompt) -> Any:
+        given = answers.get(prompt.seed, "0.5")
+        if isinstance(given, BaseException) or given == UNPARSED:
+            return given
+        return chat(answer=given)
+
+    return answer
+
+
+class Run:
+    """One compile on scripted scores, and what came of it.
+
+    By default one epoch, no gate, and an UpdateLibrary that adds lesson 1. `rules` go before the
+    usual ones.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Sequence[Any]],
+        *rules: Rule,
+        metric: Any = is_score,
+        student: Any = None,
+        trainset: list[dspy.Example] | None = None,
+        lm: dspy.LM | None = None,
+        **arguments: Any,
+    ) -> None:
+        usual: list[Rule] = [
+            (EXTRACT, lessons("Be exact.")),
+            (UPDATE, operations({"op": "ADD", "text": "Be exact.", "lessons": [1]})),
+            ("question", in_training(rows)),
+        ]
+        self.lm = lm or scripted_lm([*rules, *usual], num_retries=0)
+        defaults = {"gate": NoGate(), "epochs": 1, "group_size": len(rows[0]), "num_threads": 2}
+        optimizer = grpo(metric, **defaults | {"progress": False} | arguments)
+        with dspy.context(lm=self.lm):
+            self.optimized = optimizer.compile(
+                student or predictor(), trainset=trainset or questions(len(rows))
+            )
+        self.results = self.optimized.detailed_results
+        self.library = ExperienceLibrary.from_program(self.optimized)
+
+    def prompts(self, pattern: str) -> list[Prompt]:
+        return [prompt for prompt in self.lm.engine.prompts if re.search(pattern, prompt.text)]
+
+    @property
+    def refusals(self) -> list[str]:
+        return [op.refused for update in self.results.updates for op in update.operations]

@@ -1,13 +1,8 @@
 """What DSPy 3.4 asks of an optimizer, point by point."""
 
 import asyncio
-import inspect
-import itertools
 import json
-import logging
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +24,9 @@ from runs import (
     polite_rules,
     predictor,
     questions,
-    untimed,
 )
 from scripted import (
-    EXTRACT,
-    UPDATE,
     Prompt,
-    chat,
-    lessons,
-    operations,
     scripted_lm,
 )
 
@@ -49,13 +38,6 @@ from tfgrpo_dspy import ExperienceLibrary, SettingsError, TrainingFreeGRPO
 def test_the_optimizer_is_a_direct_subclass_as_mlflows_autolog_needs_it() -> None:
     assert TrainingFreeGRPO.__bases__ == (Teleprompter,)
     assert TrainingFreeGRPO in Teleprompter.__subclasses__()
-
-
-def test_compile_names_the_arguments_that_better_together_passes() -> None:
-    parameters = inspect.signature(TrainingFreeGRPO.compile).parameters
-    assert list(parameters)[:6] == ["self", "student", "trainset", "teacher", "valset", "testset"]
-    assert parameters["student"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-    assert parameters["valset"].default is None
 
 
 def test_the_optimizer_has_no_attribute_named_callbacks() -> None:
@@ -145,24 +127,7 @@ def test_better_together_runs_it_as_a_step(capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()  # its progress bar
 
 
-def test_a_teacher_is_refused_by_name_before_the_first_lm_call() -> None:
-    lm = polite_lm()
-    student = dspy.Predict("question -> answer")
-    with dspy.context(lm=lm), pytest.raises(SettingsError, match=r"teacher=list: .* no use for"):
-        optimizer_of().compile(student, trainset=questions(9), teacher=[student])
-    assert lm.engine.n_calls() == 0
-
-
 # ---------------------------------------------------------------------- the student's shape
-
-
-def test_predictors_of_one_signature_are_told_apart_by_name_and_so_is_their_advice() -> None:
-    lm = scripted_lm(polite_rules(scope="second"))
-    optimized = learned(Pair(), lm)
-    (experience,) = ExperienceLibrary.from_program(optimized)
-    assert (experience.text, experience.scope) == (ADVICE, "second")
-    assert ADVICE not in optimized.first.signature.instructions
-    assert ADVICE in optimized.second.signature.instructions
 
 
 class Held(dspy.Module):
@@ -175,6 +140,23 @@ class Held(dspy.Module):
 
     def forward(self, question: str) -> dspy.Prediction:
         return self.reach(self)(question=question)
+
+
+def test_predictors_of_one_signature_are_told_apart_by_name_and_so_is_their_advice() -> None:
+    lm = scripted_lm(polite_rules(scope="second"))
+    optimized = learned(Pair(), lm)
+    (experience,) = ExperienceLibrary.from_program(optimized)
+    assert (experience.text, experience.scope) == (ADVICE, "second")
+    assert ADVICE not in optimized.first.signature.instructions
+    assert ADVICE in optimized.second.signature.instructions
+
+
+def test_saving_inside_a_parent_keeps_the_advice(tmp_path: Path) -> None:
+    parent = Held(lambda p: p.inner, inner=learned(Pair()))
+    parent.save(tmp_path / "parent.json")
+    fresh = Held(lambda p: p.inner, inner=Pair())
+    fresh.load(tmp_path / "parent.json")
+    assert library_texts(fresh.inner) == [ADVICE]
 
 
 @pytest.mark.parametrize(
@@ -213,15 +195,6 @@ def test_predictors_that_dspy_does_not_see_run_and_keep_their_instructions() -> 
     assert ADVICE not in optimized.hidden[0][0].signature.instructions
 
 
-def test_a_frozen_sub_module_keeps_its_instructions() -> None:
-    old = predictor()
-    old_module = Held(lambda p: p.ask, ask=old)
-    old_module._compiled = True  # noqa: SLF001 - as BootstrapFewShot leaves it
-    optimized = learned(Held(lambda p: p.new, new=predictor(), old=old_module))
-    assert ADVICE in optimized.new.signature.instructions
-    assert optimized.old.ask.signature.instructions == old.signature.instructions
-
-
 def test_demos_and_lms_of_the_student_are_kept() -> None:
     student = predictor()
     student.demos = [dspy.Example(question="q", answer="please").with_inputs("question")]
@@ -229,13 +202,6 @@ def test_demos_and_lms_of_the_student_are_kept() -> None:
     optimized = learned(student)
     assert optimized.demos == student.demos
     assert optimized.lm is student.lm
-
-
-def test_what_cannot_be_copied_is_shared_with_the_student() -> None:
-    lock = threading.Lock()
-    optimized = learned(Held(lambda p: p.ask, ask=predictor(), lock=lock))
-    assert optimized.lock is lock
-    assert library_texts(optimized) == [ADVICE]
 
 
 def test_advice_stands_behind_an_agents_tool_list_which_stays_as_it_was() -> None:
@@ -251,108 +217,13 @@ def test_advice_stands_behind_an_agents_tool_list_which_stays_as_it_was() -> Non
 # ---------------------------------------------------------------------- what comes back
 
 
-def test_a_program_that_is_optimized_is_not_marked_as_compiled() -> None:
-    assert learned()._compiled is False  # noqa: SLF001 - DSPy's own flag
-
-
-def test_saving_inside_a_parent_keeps_the_advice(tmp_path: Path) -> None:
-    parent = Held(lambda p: p.inner, inner=learned(Pair()))
-    parent.save(tmp_path / "parent.json")
-    fresh = Held(lambda p: p.inner, inner=Pair())
-    fresh.load(tmp_path / "parent.json")
-    assert library_texts(fresh.inner) == [ADVICE]
-
-
 def test_another_optimizer_that_comes_after_keeps_the_advice() -> None:
     optimized = LabeledFewShot(k=2).compile(learned(), trainset=questions(4))
     assert library_texts(optimized) == [ADVICE]
     assert len(optimized.demos) == 2
 
 
-def test_evaluate_scores_the_optimized_program_above_the_student() -> None:
-    student, optimized = predictor(), learned()
-    evaluate = dspy.Evaluate(
-        devset=questions(20, start=500), metric=is_polite, display_progress=False, num_threads=2
-    )
-    with dspy.context(lm=polite_lm()):
-        assert evaluate(optimized).score > evaluate(student).score
-
-
-OTHER_ADVICE = "When in doubt, say that it may help to say please."
-
-
-def test_a_baked_program_goes_on_from_its_library() -> None:
-    first = learned()
-    second_lm = scripted_lm(
-        [
-            (EXTRACT, lessons(OTHER_ADVICE)),
-            (UPDATE, operations({"op": "ADD", "text": OTHER_ADVICE, "lessons": [1]})),
-            ("question", better_answer),
-        ]
-    )
-    second = learned(first, second_lm, seed=1)
-    assert [(e.id, e.text) for e in ExperienceLibrary.from_program(second)] == [
-        ("E1", ADVICE),
-        ("E2", OTHER_ADVICE),
-    ]
-    assert second.signature.instructions.count("<experiences>") == 1
-    assert library_texts(first) == [ADVICE]
-
-
-def better_answer(prompt: Prompt) -> str:
-    chance = 0.2 + 0.4 * (ADVICE in prompt.system) + 0.4 * (OTHER_ADVICE in prompt.system)
-    return chat(answer="please" if prompt.random().random() < chance else "no")
-
-
-def test_the_reflection_lm_is_shown_what_a_baked_program_knows() -> None:
-    lm = scripted_lm([(EXTRACT, lessons()), ("question", chat(answer="no"))])
-    learned(learned(), lm, seed=1)
-    asked = [prompt.text for prompt in lm.engine.prompts if "`semantic_advantage`" in prompt.text]
-    assert asked
-    assert all(f"[E1*] {ADVICE}" in prompt for prompt in asked)
-
-
 # ---------------------------------------------------------------------- two compiles
-
-
-def test_one_optimizer_compiles_twice_and_gives_the_same_both_times() -> None:
-    optimizer = optimizer_of()
-    programs = []
-    for _ in range(2):
-        with dspy.context(lm=polite_lm()):
-            programs.append(optimizer.compile(predictor(), trainset=questions(18)))
-    first, second = programs
-    assert first.signature.instructions == second.signature.instructions
-    assert untimed(first.detailed_results) == untimed(second.detailed_results)
-    assert first.detailed_results is not second.detailed_results
-
-
-def test_two_compiles_at_once_give_what_each_gives_alone() -> None:
-    optimizer = optimizer_of()
-    advice = ["When a customer asks, say please.", "When asked, be brief."]
-
-    def compiled(text: str, before: Callable[[Prompt], None] | None = None) -> Any:
-        with dspy.context(lm=polite_lm(text, before=before)):
-            return optimizer.compile(predictor(), trainset=questions(18))
-
-    def meet_once() -> Callable[[Prompt], None]:
-        calls = itertools.count()
-
-        def before(_prompt: Prompt) -> None:
-            if next(calls) == 0:
-                both.wait(timeout=10)
-
-        return before
-
-    alone = [compiled(text) for text in advice]
-    both = threading.Barrier(2)
-    with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(compiled, advice, [meet_once(), meet_once()]))
-    for one, other in zip(alone, together, strict=True):
-        assert one.signature.instructions == other.signature.instructions
-        assert untimed(one.detailed_results) == untimed(other.detailed_results)
-    assert library_texts(together[0]) == [ADVICE]
-    assert ADVICE not in library_texts(together[1])
 
 
 # ---------------------------------------------------------------------- settings and threads
@@ -369,13 +240,6 @@ def test_it_runs_inside_an_event_loop_with_an_async_metric() -> None:
     assert library_texts(asyncio.run(main())) == [ADVICE]
 
 
-def test_it_runs_with_usage_tracking_on_and_changes_nothing_by_it() -> None:
-    plain = learned()
-    with dspy.context(track_usage=True):
-        tracked = learned()
-    assert untimed(tracked.detailed_results) == untimed(plain.detailed_results)
-
-
 def test_the_callers_usage_tracker_sees_the_calls_of_all_threads() -> None:
     with dspy.track_usage() as tracker:
         optimized = learned()
@@ -383,17 +247,6 @@ def test_the_callers_usage_tracker_sees_the_calls_of_all_threads() -> None:
     total = tracker.get_total_tokens()["scripted"]
     assert total["prompt_tokens"] == sum(used.prompt_tokens for used in usage) > 0
     assert total["completion_tokens"] == sum(used.completion_tokens for used in usage) > 0
-
-
-def test_the_usage_tells_policy_and_reflection_lm_apart() -> None:
-    policy, reflection = polite_lm(), polite_lm()
-    optimized = learned(lm=policy, reflection_lm=reflection)
-    results = optimized.detailed_results
-    assert results.policy_usage.n_lm_calls == policy.engine.n_calls()
-    assert results.reflection_usage.n_lm_calls == reflection.engine.n_calls()
-    assert reflection.engine.n_calls("`lessons`|`operations`") == reflection.engine.n_calls() > 0
-    assert results.usage["metric"].n_lm_calls == 0
-    assert (policy.history, reflection.history) == ([], [])
 
 
 def test_neither_trace_nor_settings_of_the_caller_are_touched() -> None:
@@ -429,23 +282,3 @@ def test_an_interrupt_ends_the_compile() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         learned(lm=polite_lm(before=interrupt))
-
-
-def test_the_progress_bar_shows_updates_scores_experiences_and_calls(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    learned(progress=True)
-    shown = capsys.readouterr().err
-    for word in ("Training-Free GRPO", "training=", "experiences=1", "calls="):
-        assert word in shown
-    learned(progress=False)
-    assert capsys.readouterr().err == ""
-
-
-def test_the_plan_and_each_update_are_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="tfgrpo_dspy"):
-        learned(batch_size=3, epochs=1)
-    lines = [r.getMessage() for r in caplog.records if r.name.startswith("tfgrpo_dspy")]
-    assert [line.split(":")[0] for line in lines] == [
-        *("the plan", "update 0", "update 1", "nothing was learned")
-    ]

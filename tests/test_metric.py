@@ -1,5 +1,5 @@
 """The adapter of `tfgrpo_dspy.metric`: every form of metric becomes one score, or a clear error."""
-# ruff: noqa: ARG001, ARG002 - a metric is given arguments that it has no use for
+# ruff: noqa: ARG001, ARG002, ARG005 - a metric is given arguments that it has no use for
 
 import functools
 import threading
@@ -36,110 +36,66 @@ def returning(value: Any) -> Callable[..., Any]:
 # ---------------------------------------------------------------------- arguments
 
 
-def two(example: Any, pred: Any) -> Any:
-    return dspy.Prediction(score=1, feedback=repr((example is EXAMPLE, pred is PREDICTION)))
+def seen(*values: Any) -> dspy.Prediction:
+    return dspy.Prediction(score=1, feedback=repr(values))
 
 
-def three(example: Any, pred: Any, trace: Any = None) -> Any:
-    return dspy.Prediction(score=1, feedback=repr((trace,)))
-
-
-def three_without_default(example: Any, pred: Any, trace: Any) -> Any:
-    return dspy.Prediction(score=1, feedback=repr((trace,)))
-
-
-def own_default(example: Any, pred: Any, trace: Any = "mine", strict: bool = True) -> Any:
-    return dspy.Prediction(score=1, feedback=repr((trace, strict)))
-
-
-def five(gold: Any, pred: Any, trace: Any, pred_name: Any, pred_trace: Any) -> Any:
-    return dspy.Prediction(score=1, feedback=repr((trace, pred_name, pred_trace)))
-
-
-def five_with_defaults(
-    gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
-) -> Any:
-    return dspy.Prediction(score=1, feedback=repr((trace, pred_name, pred_trace)))
-
-
-def six(
-    gold: Any, pred: Any, trace: Any, pred_name: Any, pred_trace: Any, program_trace: Any
-) -> Any:
-    return dspy.Prediction(score=1, feedback=repr((trace, pred_name, program_trace is TRACE)))
-
-
-def six_with_defaults(
-    gold: Any,
-    pred: Any,
-    trace: Any = None,
-    pred_name: Any = None,
-    pred_trace: Any = None,
-    program_trace: Any = None,
-) -> Any:
-    return dspy.Prediction(score=1, feedback=repr((trace, pred_name, program_trace is TRACE)))
-
-
-def three_with_program_trace(example: Any, pred: Any, *, program_trace: Any) -> Any:
-    return dspy.Prediction(score=1, feedback=repr((program_trace is TRACE,)))
-
-
-def any_arguments(*args: Any, **kwargs: Any) -> Any:
-    return dspy.Prediction(score=1, feedback=repr((len(args), kwargs)))
-
-
-def keyword_arguments(example: Any, pred: Any, **kwargs: Any) -> Any:
-    return dspy.Prediction(score=1, feedback=repr(kwargs))
+FORMS: dict[str, tuple[Any, str]] = {
+    "two": (lambda example, pred: seen(example is EXAMPLE, pred is PREDICTION), "(True, True)"),
+    "three": (lambda example, pred, trace=None: seen(trace), "(None,)"),
+    "three without default": (lambda example, pred, trace: seen(trace), "(None,)"),
+    "its own defaults": (lambda e, p, trace="x", strict=True: seen(trace, strict), "('x', True)"),
+    "five": (lambda gold, pred, trace, name, pred_trace: seen(trace, name), "(None, None)"),
+    "five with defaults": (
+        lambda gold, pred, trace=None, pred_name=None, pred_trace=None: seen(trace, pred_name),
+        "(None, None)",
+    ),
+    "six": (
+        lambda gold, pred, trace, pred_name, pred_trace, program_trace: seen(
+            trace, program_trace is TRACE
+        ),
+        "(None, True)",
+    ),
+    "program trace": (lambda e, p, *, program_trace: seen(program_trace is TRACE), "(True,)"),
+    "any": (lambda *args, **kwargs: seen(len(args), kwargs), "(2, {})"),
+    "keywords": (lambda example, pred, **kwargs: seen(kwargs), "({},)"),
+}
 
 
 class CallableObject:
     def __call__(self, example: Any, pred: Any, trace: Any = None) -> Any:
-        return dspy.Prediction(score=1, feedback=repr((trace,)))
+        return seen(trace)
 
     def method(self, example: Any, pred: Any, trace: Any) -> Any:
-        return dspy.Prediction(score=1, feedback=repr((trace,)))
+        return seen(trace)
 
 
 class Judge(dspy.Module):
     def forward(self, example: Any, pred: Any, trace: Any = None) -> Any:
-        return dspy.Prediction(score=1, feedback=repr((trace,)))
+        return seen(trace)
 
 
 async def three_async(example: Any, pred: Any, trace: Any = None) -> Any:
-    return dspy.Prediction(score=1, feedback=repr((trace,)))
+    return seen(trace)
 
 
-def given_first(weight: Any, example: Any, pred: Any, trace: Any = None) -> Any:
-    return dspy.Prediction(score=1, feedback=repr((weight, trace)))
+def weighted(weight: Any, example: Any, pred: Any, trace: Any = None) -> Any:
+    return seen(weight, trace)
 
 
-@pytest.mark.parametrize(
-    ("metric", "seen"),
-    [
-        (two, "(True, True)"),
-        (three, "(None,)"),
-        (three_without_default, "(None,)"),
-        (own_default, "('mine', True)"),
-        (five, "(None, None, None)"),
-        (five_with_defaults, "(None, None, None)"),
-        (six, "(None, None, True)"),
-        (six_with_defaults, "(None, None, True)"),
-        (three_with_program_trace, "(True,)"),
-        (any_arguments, "(2, {})"),
-        (keyword_arguments, "{}"),
-        (CallableObject(), "(None,)"),
-        (CallableObject().method, "(None,)"),
-        (Judge(), "(None,)"),
-        (three_async, "(None,)"),
-        (functools.partial(given_first, 3), "(3, None)"),
-        (
-            functools.partial(five, pred_trace="fixed", pred_name="p", trace="t"),
-            "('t', 'p', 'fixed')",
-        ),
-    ],
-    ids=lambda value: value if isinstance(value, str) else metric_name(value),
-)
-def test_a_metric_is_called_in_the_form_that_it_is_written_in(metric: Any, seen: str) -> None:
-    assert score(metric) == Score(1.0, seen)
+FORMS |= {
+    "an object": (CallableObject(), "(None,)"),
+    "a method": (CallableObject().method, "(None,)"),
+    "a module": (Judge(), "(None,)"),
+    "async": (three_async, "(None,)"),
+    "partial": (functools.partial(weighted, 3), "(3, None)"),
+    "partial by name": (functools.partial(weighted, 3, trace="t"), "(3, 't')"),
+}
+
+
+@pytest.mark.parametrize(("metric", "shown"), FORMS.values(), ids=FORMS)
+def test_a_metric_is_called_in_the_form_that_it_is_written_in(metric: Any, shown: str) -> None:
+    assert score(metric) == Score(1.0, shown)
 
 
 @pytest.mark.parametrize("wrong", [None, 0.5, "exact_match", object()])
@@ -148,29 +104,19 @@ def test_a_metric_that_is_not_callable_is_refused_before_it_is_called(wrong: Any
         adapt_metric(wrong)
 
 
-def one_argument(pred: Any) -> float:
-    return 1.0
-
-
-def four_arguments(example: Any, pred: Any, trace: Any, pred_name: Any) -> float:
-    return 1.0
-
-
-def seven_arguments(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> float:
-    return 1.0
-
-
-def keyword_only(example: Any, pred: Any, *, strict: bool) -> float:
-    return 1.0
-
-
-@pytest.mark.parametrize("metric", [one_argument, four_arguments, seven_arguments, keyword_only])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda pred: 1.0,
+        lambda example, pred, trace, pred_name: 1.0,
+        lambda a, b, c, d, e, f, g: 1.0,
+        lambda example, pred, *, strict: 1.0,
+    ],
+)
 def test_a_metric_of_the_wrong_number_of_arguments_is_refused_with_its_signature(
     metric: Any,
 ) -> None:
-    with pytest.raises(
-        SettingsError, match=rf"{metric.__name__}\(.*\) -> float cannot be"
-    ) as caught:
+    with pytest.raises(SettingsError, match=r"<lambda>\(.*\) cannot be") as caught:
         adapt_metric(metric)
     assert "metric(example, pred, trace=None)" in str(caught.value)
 

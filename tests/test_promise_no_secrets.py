@@ -16,6 +16,7 @@ from chat_server import ChatServer, Fault, server
 from runs import (
     ADVICE,
     is_polite,
+    learned,
     library_texts,
     optimizer_of,
     polite_lm,
@@ -88,32 +89,126 @@ def test_an_api_key_is_in_no_file_no_report_and_no_log_line(
     assert [text for text in [*written, *reported] if KEY in text] == []
 
 
-def test_a_key_that_the_provider_sends_back_in_its_error_is_not_logged(
-    lm: Any, server: ChatServer, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("status", [500, 401])
+def test_a_key_that_the_provider_sends_back_is_in_no_log_no_report_and_no_error(
+    status: int, lm: Any, server: ChatServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.plan = lambda _n, _p: Fault(500, REFUSED, echoes_key=True)
+    server.plan = lambda _n, _p: Fault(status, REFUSED, echoes_key=True)
+    ends = pytest.raises(RunFailedError, match=r"provided: \(secret\)")
     with caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"):
-        results = compiled(lm).detailed_results
+        if status == 500:
+            shown = ""
+            results = compiled(lm).detailed_results
+            assert results.failures == {"provider": 5 * 2 + 3}
+            assert f"{REFUSED}(secret)" in caplog.text
+        else:
+            with ends as failed:
+                compiled(lm)
+            shown = "".join(traceback.format_exception(failed.value))
+            results = failed.value.program.detailed_results
     assert server.keys == {KEY}
-    assert results.failures == {"provider": 5 * 2 + 3}
-    assert "Incorrect API key provided: (secret)" in caplog.text
-    assert KEY not in caplog.text
-    assert KEY not in json.dumps(results.to_dict())
+    reported = (shown, json.dumps(results.to_dict()), caplog.text)
+    assert [text for text in reported if KEY in text] == []
 
 
-def test_a_key_that_the_provider_refuses_and_sends_back_is_not_in_the_error_that_ends_the_run(
-    lm: Any, server: ChatServer, caplog: pytest.LogCaptureFixture
+class Refusing:
+    """An engine with a client of its own, whose errors show the key."""
+
+    supported_params = frozenset({"temperature", "seed"})
+
+    def __init__(self, shown: str) -> None:
+        self.shown = shown
+
+    def complete(self, _request: Any) -> Any:
+        raise RuntimeError(f"the client refused {self.shown}")
+
+
+class Client:
+    def __init__(self, key: str) -> None:
+        self.headers = {"Accept": "application/json", "X-Account": key}
+
+
+class Keyed(dspy.LM):
+    """An LM class of the user's own that holds its key."""
+
+
+def refusing(shown: str, **attributes: Any) -> dspy.LM:
+    lm = Keyed("refusing", engine=Refusing(shown), cache=False, num_retries=0)
+    for name, value in attributes.items():
+        setattr(lm, name, value)
+    return lm
+
+
+def with_client(key: str) -> dspy.LM:
+    lm = refusing(key)
+    lm.engine.client = Client(key)
+    return lm
+
+
+def judge_of(key: str) -> Any:
+    """A metric that holds an LM, and shows its key."""
+    judge = dspy.LM("openai/judge", api_key=key, num_retries=0)
+
+    def judged(_example: Any, _pred: Any, _trace: Any = None) -> float:
+        raise ValueError(f"the judge refused {judge.kwargs['api_key']}")
+
+    return judged
+
+
+QUOTED = 'sk-7hJ2"quoted\\in-this-test'
+PLACES: dict[str, dict[str, Any]] = {
+    "password in the endpoint": {
+        "lm": dspy.LM(
+            "openai/gpt-4o-mini",
+            api_base=f"http://me:{KEY}@127.0.0.1:9/v1?key={KEY}",
+            api_key="none",
+            cache=False,
+            num_retries=0,
+        )
+    },
+    "judge that the metric holds": {"metric": judge_of(KEY)},
+    "attribute of an LM class": {"lm": refusing(KEY, api_token=KEY)},
+    "client of the engine": {"lm": with_client(KEY)},
+    "quotes, shown as JSON": {"lm": refusing(json.dumps({"k": QUOTED}), api_token=QUOTED)},
+    "quotes, shown by repr": {"lm": refusing(repr([QUOTED]), api_token=QUOTED)},
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_key_at_any_place_of_an_lm_is_in_no_byte_of_store_log_and_results(
+    place: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.plan = lambda _n, _p: Fault(401, REFUSED, echoes_key=True)
-    with (
-        caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"),
-        pytest.raises(RunFailedError, match=r"Incorrect API key provided: \(secret\)") as failed,
-    ):
-        compiled(lm)
-    assert server.keys == {KEY}
-    shown = "".join(traceback.format_exception(failed.value))
-    reported = json.dumps(failed.value.program.detailed_results.to_dict())
-    assert [text for text in (shown, reported, caplog.text) if KEY in text] == []
+    settings = {"metric": half_right, "max_errors": 1000, "gate": NoGate(), **place}
+    lm = settings.pop("lm", None) or polite_lm()
+    with caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"), dspy.context(lm=lm):
+        optimized = optimizer_of(log_dir=tmp_path, **settings).compile(
+            predictor(), trainset=questions(5), valset=questions(3, start=100)
+        )
+    results = optimized.detailed_results
+    assert results.failures
+    stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    texts = [stored.decode(errors="replace"), caplog.text, str(results.to_dict()), str(results)]
+    assert [text for text in texts if KEY[:12] in text] == []
+    assert "(secret)" in texts[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PRIMARY_KEY_COLUMN", "customer_id"),
+        ("SORT_KEY", "customer_id"),
+        ("PRIMARY_KEY_COLUMN", "CustomerId"),
+        ("TOKENIZER_PATH", "/models/customer_id"),
+    ],
+)
+def test_a_variable_that_is_no_secret_takes_nothing_out_of_a_lesson(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(name, value)
+    advice = f"When a customer asks, join on {value}."
+    optimized = learned(lm=polite_lm(advice), metric=half_right, gate=NoGate(), log_dir=tmp_path)
+    tried = [update.operations for update in optimized.detailed_results.updates]
+    assert advice in str(tried)
 
 
 def test_a_key_in_the_error_of_an_lm_judge_or_of_the_reflection_lm_is_not_logged(

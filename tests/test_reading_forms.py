@@ -234,11 +234,11 @@ def test_operations_are_read_as_they_are_meant(answer: str, meant: Proposed | No
     if meant is None:
         assert found is None
         return
-    read = [(op.op, op.id, op.text, op.scope, op.lessons) for op in found.operations]
-    assert read == meant
+    names = ("op", "id", "text", "scope", "lessons")
+    assert [tuple(op[name] for name in names) for op in found.operations] == meant
 
 
 def test_one_operation_that_is_none_costs_itself_only() -> None:
     found = answered(UpdateLibrary(), f'{PLAN}["do harm", 7, {AN_ADD}]{DONE}')
     assert found.operations[:2] == ["do harm", 7]
-    assert found.operations[2].text == SAY
+    assert found.operations[2]["text"] == SAY

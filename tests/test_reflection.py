@@ -1,5 +1,6 @@
 """Reflection: how lessons are read, guarded and compared, and what its modules make of an LM."""
 
+import itertools
 import re
 import time
 from pathlib import Path
@@ -34,15 +35,13 @@ from tfgrpo_dspy.reflection import (
     estimate_tokens,
     feedback_text,
     given_texts,
-    is_same_lesson,
     lessons_text,
     library_text,
     merge_lessons,
     read_lesson,
-    resolve_scope,
-    sources_of,
-    unsafe_reason,
 )
+from tfgrpo_dspy.reflection.lessons import is_same_lesson, sources_of, unsafe_reason
+from tfgrpo_dspy.reflection.reading import resolve_scope
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
 
 GROUP_0 = Evidence(update=0, example=0, rollout_ids=(1, 2), scores=(1.0, 0.0))
@@ -219,71 +218,50 @@ def test_a_run_of_an_input_is_refused_from_eight_words_on_wherever_it_starts(
 # ---------------------------------------------------------------------- the same lesson twice
 
 LESSON = "When the customer is angry, say sorry before you ask for the order number."
-SAME = [
-    "when the customer is angry - say sorry before you ask for the order number",
-    "When the customer is very angry, say sorry before you ask for the order number.",
-    "When the customer is angry, say sorry before asking you ask for the order number.",
-]
+LONGER = LESSON.replace("angry", "very angry")
 
 
-@pytest.mark.parametrize("text", SAME)
-def test_lessons_that_differ_in_a_word_more_or_in_punctuation_are_the_same(text: str) -> None:
-    assert is_same_lesson(Lesson(LESSON), Lesson(text))
+@pytest.mark.parametrize(
+    ("other", "is_same"),
+    [
+        ("when the customer is angry - say sorry before you ask for the order number", True),
+        (LONGER, True),
+        (LESSON.replace("say", "never say"), False),
+        (LESSON.replace("angry", "not angry"), False),
+        (LESSON.replace("is angry", "isn't angry"), False),
+        (LESSON.replace("before", "after"), False),
+        (LESSON.replace("sorry", "sorry 2 times"), False),
+        ("When the customer is angry, ask for the order number before you say sorry.", False),
+        ("Say sorry.", False),
+    ],
+)
+def test_a_lesson_with_a_few_words_more_is_the_same_unless_they_turn_its_meaning(
+    other: str, is_same: bool
+) -> None:
+    assert is_same_lesson(Lesson(LESSON), Lesson(other)) is is_same
+    assert is_same_lesson(Lesson(other), Lesson(LESSON)) is is_same
+    assert not is_same_lesson(Lesson(LESSON, "reader"), Lesson(other, "*"))
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        *(
-            (LESSON, text)
-            for text in (
-                LESSON.replace("say", "never say"),
-                LESSON.replace("angry", "not angry"),
-                LESSON.replace("is angry", "isn't angry"),
-                LESSON.replace("before", "after"),
-                LESSON.replace("angry", "happy"),
-                LESSON.replace("sorry", "sorry 2 times"),
-                "When the customer is angry, ask for the order number before you say sorry.",
-                "Say sorry.",
-            )
-        ),
-        (
-            "Use at most 60 words in every reply to her.",
-            "Use at most 6 words in every reply to her.",
-        ),
+        ("Use at most 60 words in each reply.", "Use at most 6 words in each reply."),
         ("当客户抱怨时要先道歉", "当客户抱怨时不要先道歉"),
         ("Gib dem Kunden gleich das Geld.", "Gib dem Kunden nicht gleich das Geld."),
         ("Si le client demande, rembourse.", "Si le client ne demande pas, rembourse."),
     ],
 )
-def test_lessons_that_say_the_opposite_or_something_else_are_not_the_same(
+def test_other_numbers_and_negations_of_other_languages_are_not_the_same(
     one: str, other: str
 ) -> None:
     assert not is_same_lesson(Lesson(one), Lesson(other))
-
-
-def test_the_same_words_for_another_predictor_are_another_lesson() -> None:
-    assert not is_same_lesson(Lesson(LESSON, "reader"), Lesson(LESSON, "writer"))
-    assert not is_same_lesson(Lesson(LESSON, "reader"), Lesson(LESSON, "*"))
 
 
 TEXTS = st.lists(
     st.sampled_from(["ask", "say", "sorry", "never", "not", "7", "the", "order", "first", "再"]),
     max_size=8,
 ).map(" ".join)
-SCOPES = st.sampled_from(["*", "writer"])
-
-
-@given(TEXTS, TEXTS, st.integers(0, 8), st.integers(0, 2), SCOPES, SCOPES)
-@settings(max_examples=200)
-def test_being_the_same_lesson_is_symmetric(
-    text: str, inserted: str, place: int, n_left_out: int, mine: str, theirs: str
-) -> None:
-    words = text.split()
-    changed = [*words[:place], *inserted.split()[:2], *words[place + n_left_out :]]
-    one, other = Lesson(text, mine), Lesson(" ".join(changed), theirs)
-    assert is_same_lesson(one, other) == is_same_lesson(other, one)
-    assert is_same_lesson(one, one)
 
 
 @given(TEXTS, st.sampled_from(["never", "not", "no", "12", "without", "不"]), st.integers(0, 8))
@@ -297,17 +275,9 @@ def test_a_turning_word_or_a_number_anywhere_makes_another_lesson(
 
 
 def test_near_duplicates_become_the_first_of_them_with_the_evidence_of_all() -> None:
-    merged = merge_lessons(
-        [
-            Lesson(LESSON, "*", (GROUP_0,)),
-            Lesson("Say please.", "*", (GROUP_0,)),
-            Lesson(SAME[1], "*", (GROUP_1, GROUP_0)),
-        ]
-    )
-    assert merged == [
-        Lesson(LESSON, "*", (GROUP_0, GROUP_1)),
-        Lesson("Say please.", "*", (GROUP_0,)),
-    ]
+    please = Lesson("Say please.", "*", (GROUP_0,))
+    drawn = [please, Lesson(LESSON, "*", (GROUP_0,)), Lesson(LONGER, "*", (GROUP_1, GROUP_0))]
+    assert merge_lessons(drawn) == [Lesson(LESSON, "*", (GROUP_0, GROUP_1)), please]
 
 
 @given(st.lists(st.builds(Lesson, TEXTS, st.just("*"), st.sampled_from([(GROUP_0,), (GROUP_1,)]))))
@@ -317,16 +287,16 @@ def test_merging_loses_no_evidence_and_leaves_no_two_that_are_the_same(drawn: li
     assert {e for lesson in merged for e in lesson.evidence} == {
         e for lesson in drawn for e in lesson.evidence
     }
-    assert not any(
-        is_same_lesson(one, other) for i, one in enumerate(merged) for other in merged[:i]
-    )
+    pairs = itertools.combinations(merged, 2)
+    assert not any(is_same_lesson(one, other) for one, other in pairs)
     assert merge_lessons(merged) == merged
 
 
 def test_hundreds_of_lessons_are_merged_at_once() -> None:
     drawn = [
-        Lesson(f"When a case is of kind K{i % 400}, answer {'very ' * (i // 400)}soon with Q{i}.")
-        for i in [*range(400), *range(400)]
+        Lesson(f"When a case is of kind K{i}, answer {more}soon with Q{i}.")
+        for more in ("", "very ")
+        for i in range(400)
     ]
     started = time.monotonic()
     assert len(merge_lessons(drawn)) == 400
@@ -362,10 +332,7 @@ def test_what_an_operation_rests_on_is_found_in_any_language() -> None:
     assert sources_of(
         "\u5982\u679c\u5546\u54c1\u635f\u574f\uff0c\u5c31\u9000\u6b3e\u3002", [refund, ask]
     ) == [refund]
-
-
-def test_the_only_lesson_is_what_any_operation_rests_on() -> None:
-    assert sources_of("Say sorry.", [Lesson("Apologise.")]) == [Lesson("Apologise.")]
+    assert sources_of("Say sorry.", [ask]) == [ask], "the only lesson there is"
 
 
 # ---------------------------------------------------------------------- texts
@@ -451,29 +418,6 @@ def test_half_a_character_becomes_a_question_mark_for_no_provider_takes_it() -> 
     assert encodable("道歉 🙏") == "道歉 🙏"
 
 
-def test_a_program_is_described_predictor_by_predictor_without_its_baked_experiences() -> None:
-    class Two(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.plan = dspy.Predict(dspy.Signature("question -> plan", "Plan first."))
-            self.answer = dspy.ChainOfThought("question, plan -> answer")
-
-    library = ExperienceLibrary([Experience(id="E1", text="Ask the user."),
-                                 Experience(id="E2", text="Be brief.", scope="plan")])  # fmt: skip
-    assert describe_program(library.bake(Two())) == (
-        "Predictor plan: Plan first.\n"
-        "- input question (str)\n"
-        "- output plan (str)\n"
-        "\n"
-        "Predictor answer.predict: "
-        "Given the fields `question`, `plan`, produce the fields `answer`.\n"
-        "- input question (str)\n"
-        "- input plan (str)\n"
-        "- output reasoning (str)\n"
-        "- output answer (str)"
-    )
-
-
 class Sorter(dspy.Module):
     """Sorts letters.
 
@@ -487,17 +431,26 @@ class Sorter(dspy.Module):
             "subject": (Literal["bill", "order"], dspy.OutputField()),
         }
         self.sort = dspy.Predict(dspy.Signature(fields, "Sort the letter."))
+        self.answer = dspy.ChainOfThought("letter, subject -> answer")
 
 
-def test_a_program_is_described_with_its_docstring_and_the_types_and_meanings_of_fields() -> None:
-    assert describe_program(Sorter()) == (
+def test_a_program_is_described_with_its_docstring_and_fields_without_its_experiences() -> None:
+    library = ExperienceLibrary([Experience("E1", "Ask."), Experience("E2", "Look.", "sort")])
+    assert describe_program(library.bake(Sorter())) == (
         "Program Sorter: Sorts letters.\n"
         "\n"
         "By subject only.\n"
         "\n"
         "Predictor sort: Sort the letter.\n"
         "- input letter (str): as it came in\n"
-        "- output subject (Literal['bill', 'order'])"
+        "- output subject (Literal['bill', 'order'])\n"
+        "\n"
+        "Predictor answer.predict: "
+        "Given the fields `letter`, `subject`, produce the fields `answer`.\n"
+        "- input letter (str)\n"
+        "- input subject (str)\n"
+        "- output reasoning (str)\n"
+        "- output answer (str)"
     )
 
 
@@ -565,13 +518,6 @@ def test_a_token_is_estimated_at_three_and_a_half_bytes(text: str, tokens: int) 
     assert estimate_tokens(text) == tokens
 
 
-def test_a_clipped_text_keeps_its_beginning_and_end_and_says_how_much_is_gone() -> None:
-    text = "BEGIN" + "x" * 990 + "THEEND"
-    assert clip(text, 100) == (
-        f"BEGIN{'x' * 170}\n[... 651 characters left out ...]\n{'x' * 169}THEEND"
-    )
-
-
 @given(
     st.text(max_size=200), st.text("ab ", max_size=200), st.text(max_size=200), st.integers(1, 99)
 )
@@ -624,15 +570,8 @@ def test_each_module_asks_one_prompt_and_gives_typed_outputs() -> None:
         summarised = SummarizeTrajectory()(**INPUTS)
     assert extracted.semantic_advantage == "They were polite."
     assert extracted.lessons == ["Say please.", "Be brief."]
-    assert [item.model_dump() for item in updated.operations] == [
-        {
-            "op": "ADD",
-            "id": "",
-            "text": "Say please.",
-            "scope": None,
-            "reason": "",
-            "lessons": [1],
-        }
+    assert updated.operations == [
+        {"op": "ADD", "id": "", "text": "Say please.", "scope": None, "reason": "", "lessons": [1]}
     ]
     assert summarised.summary == "It asked twice."
     assert [extracted.parse_failures, updated.parse_failures, summarised.parse_failures] == [0] * 3
@@ -688,12 +627,6 @@ def test_a_module_may_have_an_adapter_and_a_prompt_of_its_own() -> None:
     (prompt,) = lm.engine.prompts
     assert "Attempt 1 (score 1, advantage +1.00)" in prompt.user
     assert "Politeness." not in prompt.text
-
-
-def test_the_users_adapter_is_used_where_a_module_has_none() -> None:
-    lm = scripted_lm([("", "<semantic_advantage>x</semantic_advantage><lessons>[]</lessons>")])
-    with dspy.context(lm=lm, adapter=dspy.XMLAdapter()):
-        assert ExtractAdvantage()(**INPUTS).lessons == []
 
 
 def test_a_module_can_be_compiled_saved_and_loaded_as_any_dspy_program(tmp_path: Path) -> None:

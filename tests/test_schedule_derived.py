@@ -7,6 +7,7 @@ import dspy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import predictor, questions
 from scripted import chat, scripted_lm
 
 from tfgrpo_dspy import Execution, NoGate, Reflection, SettingsError, TrainingFreeGRPO
@@ -97,22 +98,32 @@ def test_a_budget_and_the_data_give_the_schedule(
     assert chosen(*names, n_examples=n_examples, lm_calls=lm_calls) == figures
 
 
-def test_minutes_end_a_run_of_many_epochs() -> None:
-    assert chosen("epochs", has_budget=True) == (50,)
-
-
-def test_recorded_rollouts_are_gone_through_once() -> None:
-    assert chosen("epochs", is_sampled=False) == (1,)
-
-
-def test_without_labels_there_are_no_drafts() -> None:
-    assert chosen("drafts", can_draft=False, lm_calls=500) == (0,)
-
-
-def test_without_a_validation_set_there_is_no_reserve_and_there_are_no_demos() -> None:
-    known = Facts(n_training=20, n_validation=0, lm_calls=500)
-    schedule = Schedule.derive(known)
-    assert (schedule.reserve, schedule.n_validation, schedule.max_demos) == (0, 0, 0)
+@pytest.mark.parametrize(
+    ("known", "figures"),
+    [
+        ({"has_budget": True}, {"epochs": 50}),
+        ({"is_sampled": False}, {"epochs": 1}),
+        ({"can_draft": False, "lm_calls": 500}, {"drafts": 0}),
+        (
+            {"n_validation": 0, "can_demonstrate": False, "lm_calls": 500},
+            {"reserve": 0, "n_validation": 0, "max_demos": 0},
+        ),
+        ({"metric_calls": 200}, {"reserve": 52}),
+        ({"lm_calls": 400, "calls_per_rollout": 2.0}, {"reserve": 40}),
+        # small budgets are fitted to a whole update, and not refused for what is assumed only
+        ({"lm_calls": 12, "calls_per_rollout": 9.0}, {"batch_size": 2, "n_validation": 2}),
+        ({"assumed_calls": 0.1}, {"group_size": 2, "batch_size": 2, "n_validation": 2}),
+        *(
+            (
+                {"n_examples": 18, "lm_calls": n},
+                {"batch_size": batch, "n_validation": kept, "reserve": 2 * kept},
+            )
+            for n, batch, kept in ((11, 2, 2), (20, 2, 6), (30, 5, 6), (60, 5, 6))
+        ),
+    ],
+)
+def test_what_is_known_decides_the_figures(known: Any, figures: dict[str, int]) -> None:
+    assert chosen(*figures, **known) == tuple(figures.values())
 
 
 @pytest.mark.parametrize(
@@ -128,14 +139,6 @@ def test_many_threads_have_larger_batches_and_where_these_do_not_suffice_more_th
 ) -> None:
     known = {"n_threads": n_threads, "n_examples": n_examples, "lm_calls": 200}
     assert chosen("batch_size", "max_staleness", **known) == figures
-
-
-def test_a_budget_of_metric_calls_is_shared_in_the_same_way() -> None:
-    assert chosen("reserve", metric_calls=200) == (52,)
-
-
-def test_rollouts_of_several_calls_leave_fewer_rollouts_for_the_end() -> None:
-    assert chosen("reserve", lm_calls=400, calls_per_rollout=2.0) == (40,)
 
 
 def test_the_table_says_in_one_line_what_was_chosen_and_why() -> None:
@@ -218,48 +221,6 @@ def test_a_refusal_names_the_smallest_budget_that_can_learn(known: Facts) -> Non
         assert derived(Facts(**others | {field: enough - 1})) is None
 
 
-def test_a_budget_is_not_refused_because_of_what_a_rollout_is_assumed_to_take() -> None:
-    schedule = Schedule.derive(facts(lm_calls=12, calls_per_rollout=9.0))
-    assert (schedule.group_size, schedule.batch_size, schedule.n_validation) == (2, 2, 2)
-
-
-def test_dollars_are_not_refused_because_of_what_a_call_is_assumed_to_cost() -> None:
-    schedule = Schedule.derive(facts(assumed_calls=0.1))
-    assert (schedule.group_size, schedule.batch_size, schedule.n_validation) == (2, 2, 2)
-
-
-@pytest.mark.parametrize(
-    ("lm_calls", "figures"),
-    [
-        (11, (2, 2, 2, 4)),
-        (20, (2, 2, 6, 12)),
-        (30, (2, 5, 6, 12)),
-        (60, (2, 5, 6, 12)),
-    ],
-)
-def test_a_small_budget_is_fitted_to_a_whole_update(
-    lm_calls: int, figures: tuple[int, ...]
-) -> None:
-    names = ("group_size", "batch_size", "n_validation", "reserve")
-    assert chosen(*names, n_examples=18, lm_calls=lm_calls) == figures
-
-
-def test_a_budget_that_cannot_learn_is_refused_before_the_first_call() -> None:
-    lm = scripted_lm([("", chat(answer="yes"))])
-    with dspy.context(lm=lm), pytest.raises(SettingsError) as refusal:
-        TrainingFreeGRPO(metric, max_lm_calls=10).compile(student(), trainset=questions(12))
-    assert str(refusal.value) == (
-        "max_lm_calls=10: the smallest run that can learn makes 8 rollouts and 3 reflections, 11 "
-        "LM calls if a rollout takes 1; pass at least 11."
-    )
-    assert lm.engine.n_calls() == 0
-
-
-def test_a_group_size_that_the_budget_does_not_pay_for_is_refused_not_changed() -> None:
-    with pytest.raises(SettingsError, match="makes 24 rollouts and 3 reflections"):
-        Schedule.derive(facts(lm_calls=20), group_size=10)
-
-
 # ---------------------------------------------------------------------- in the optimizer
 
 
@@ -267,69 +228,76 @@ def metric(example: dspy.Example, pred: dspy.Prediction) -> float:
     return float(example.answer == pred.answer)
 
 
-def student() -> dspy.Module:
-    return dspy.Predict("question -> answer")
+class Two(dspy.Module):
+    """Two predictors."""
 
-
-def questions(n: int) -> list[dspy.Example]:
-    return [
-        dspy.Example(question=f"question {i}", answer="yes").with_inputs("question")
-        for i in range(n)
-    ]
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = predictor(), predictor()
 
 
 def prepared(program: Any = None, n: int = 30, **arguments: Any) -> Any:
     settings = TrainingFreeGRPO(metric, **arguments).settings
     with dspy.context(lm=scripted_lm([])):
-        return prepare(settings, program or student(), questions(n), None)[0]
+        return prepare(settings, program or predictor(), questions(n), None)[0]
 
 
 def test_a_run_reads_plain_numbers_and_what_the_user_set() -> None:
-    settings = prepared(
-        max_lm_calls=200, epochs=2, reflection=Reflection(drafts=1), execution=Execution()
-    )
+    settings = prepared(max_lm_calls=200, epochs=2, reflection=Reflection(drafts=1))
     assert (settings.group_size, settings.batch_size, settings.epochs) == (2, 5, 2)
     assert (settings.max_demos, settings.drafts, settings.max_staleness) == (4, 1, 1)
     assert settings.temperature == 0.7
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"max_lm_calls": 10},
+            "max_lm_calls=10: the smallest run that can learn makes 8 rollouts and 3 reflections, "
+            "11 LM calls if a rollout takes 1; pass at least 11.",
+        ),
+        ({"max_lm_calls": 20, "group_size": 10}, "makes 24 rollouts and 3 reflections"),
+        ({"max_lm_calls": 20, "paper": True}, "makes 60 rollouts and 13 reflections"),
+    ],
+    ids=["few calls", "large groups", "the paper's schedule"],
+)
+def test_a_budget_that_cannot_learn_is_refused_before_the_first_call(
+    given: dict[str, Any], message: str
+) -> None:
+    lm = scripted_lm([("", chat(answer="yes"))])
+    kind = TrainingFreeGRPO.paper if given.pop("paper", False) else TrainingFreeGRPO
+    with dspy.context(lm=lm), pytest.raises(SettingsError) as refusal:
+        kind(metric, **given).compile(predictor(), trainset=questions(12))
+    assert message in str(refusal.value)
+    assert lm.engine.n_calls() == 0
+
+
 def test_the_papers_schedule_is_not_derived() -> None:
     settings = TrainingFreeGRPO.paper(metric, max_lm_calls=5000).settings
     with dspy.context(lm=scripted_lm([])):
-        run, _, _ = prepare(settings, student(), questions(30), None)
+        run, _, _ = prepare(settings, predictor(), questions(30), None)
     assert (run.group_size, run.epochs, run.drafts, run.max_demos) == (5, 3, 0, 0)
     assert (run.max_staleness, run.schedule.groups_per_call) == (0, 1)
     assert run.batch_size >= 30
 
 
 @pytest.mark.parametrize(
-    ("auto", "n", "max_lm_calls"),
+    ("given", "max_lm_calls"),
     [
-        ("light", 18, 100),
-        ("medium", 18, 200),
-        ("heavy", 18, 400),
-        ("light", 150, 500),
-        ("medium", 150, 1200),
-        ("heavy", 150, 3000),
+        *(({"auto": a, "n": 18}, n) for a, n in (("light", 100), ("medium", 200), ("heavy", 400))),
+        *(
+            ({"auto": a, "n": 150}, n)
+            for a, n in (("light", 500), ("medium", 1200), ("heavy", 3000))
+        ),
+        ({"auto": "light", "n": 150, "program": Two()}, 1000),
+        ({"auto": "heavy", "max_lm_calls": 150}, 150),
     ],
 )
-def test_auto_is_a_number_of_lm_calls_that_fits_the_data(
-    auto: str, n: int, max_lm_calls: int
+def test_auto_is_a_number_of_lm_calls_that_fits_the_data_where_none_is_given(
+    given: dict[str, Any], max_lm_calls: int
 ) -> None:
-    assert prepared(n=n, auto=auto).max_lm_calls == max_lm_calls
-
-
-def test_auto_counts_each_call_of_a_rollout() -> None:
-    class Two(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = student(), student()
-
-    assert prepared(Two(), n=150, auto="light").max_lm_calls == 1000
-
-
-def test_an_explicit_number_of_calls_wins_over_auto() -> None:
-    assert prepared(auto="heavy", max_lm_calls=150).max_lm_calls == 150
+    assert prepared(**given).max_lm_calls == max_lm_calls
 
 
 def test_dollars_are_turned_into_calls_by_what_one_is_assumed_to_cost() -> None:
@@ -342,7 +310,7 @@ def test_dollars_are_turned_into_calls_by_what_one_is_assumed_to_cost() -> None:
     with dspy.context(lm=lm):
         lm.model = "scripted"
         schedules = [
-            prepare(own, student(), questions(90), None)[0].schedule for own in (few, many)
+            prepare(own, predictor(), questions(90), None)[0].schedule for own in (few, many)
         ]
     assert schedules[0].reserve < schedules[1].reserve
     assert schedules[0].group_size == 2
@@ -351,7 +319,7 @@ def test_dollars_are_turned_into_calls_by_what_one_is_assumed_to_cost() -> None:
 def test_estimate_stays_within_the_budget_and_shows_the_schedule() -> None:
     with dspy.context(lm=scripted_lm([])):
         plan = TrainingFreeGRPO(metric, max_lm_calls=300).estimate(
-            student(), trainset=questions(40)
+            predictor(), trainset=questions(40)
         )
     assert 200 <= plan.n_lm_calls <= 300
     assert "group_size           2" in str(plan)
@@ -363,7 +331,7 @@ def test_the_schedule_is_logged_and_stands_in_the_result(
     optimizer = TrainingFreeGRPO(metric, gate=NoGate(), epochs=1, max_lm_calls=80, progress=False)
     rules = [("question", chat(answer="yes")), ("", chat(lessons=[], operations=[]))]
     with dspy.context(lm=scripted_lm(rules)), caplog.at_level(logging.INFO, "tfgrpo_dspy"):
-        results = optimizer.compile(student(), trainset=questions(9)).detailed_results
+        results = optimizer.compile(predictor(), trainset=questions(9)).detailed_results
     assert "epochs               1  as you set it" in caplog.text
     assert results.settings["batch_size"] == 5
     assert results.schedule["epochs"] == {"value": 1, "reason": "as you set it"}

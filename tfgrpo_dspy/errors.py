@@ -1,17 +1,7 @@
 """Every exception of this package. It raises nothing itself.
 
-TrainingFreeGRPOError
-├── SettingsError (ValueError)         arguments or data refused before the first LM call
-├── LibraryError (ValueError)          an experience, operation or library that cannot be
-│   └── LibraryFormatError             text that is not a library: a file, a baked block
-├── GateError (RuntimeError)           a gate broke its protocol
-├── MetricError (ValueError)           the metric raised, or returned no usable score
-├── StoreError (RuntimeError)          the run store cannot be opened, read or written
-│   └── MissingRecordError             offline, and a record is not there; says which and why
-├── RunFailedError (RuntimeError)      the run was ended by failures; `.program`: the best so far
-├── LocalLMUnavailableError (ImportError)   the embedded LM is not installed
-└── MathUnavailableError (ImportError)      the extra `math` is not installed
-RunStopped (BaseException)             inside a run only: no more calls; passes `except Exception`
+All but `RunStopped` derive from TrainingFreeGRPOError, and from the builtin that a caller would
+expect.
 """
 
 from typing import Any

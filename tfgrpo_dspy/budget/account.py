@@ -6,11 +6,13 @@ repeated, with another number of threads or a warm cache, plans the same batches
 """
 
 import math
-from dataclasses import dataclass, replace
+import operator
+from dataclasses import astuple, dataclass, replace
 
 from tfgrpo_dspy.budget.ledger import Budget
 from tfgrpo_dspy.rollout import Usage
 
+LIMITS = ("max_lm_calls", "max_metric_calls", "max_cost")
 N_RECENT = 2
 """The next update is expected to cost as much as the dearer of so many before it."""
 COST_MARGIN = 1.5
@@ -31,14 +33,10 @@ class Amount:
         return cls(usage.n_lm_calls + usage.n_cached_calls, n_metric_calls, usage.cost_usd)
 
     def __add__(self, other: "Amount") -> "Amount":
-        return Amount(
-            self.n_lm_calls + other.n_lm_calls,
-            self.n_metric_calls + other.n_metric_calls,
-            self.cost + other.cost,
-        )
+        return Amount(*map(operator.add, astuple(self), astuple(other)))
 
     def __mul__(self, factor: float) -> "Amount":
-        return Amount(factor * self.n_lm_calls, factor * self.n_metric_calls, factor * self.cost)
+        return Amount(*(factor * number for number in astuple(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,36 +90,23 @@ class Account:
         Whatever else the latest updates took, such as retries, is expected again.
         """
         usual = self.per_rollout * group_size + Amount(1.0)
-        each = (usual, *self.recent)
-        return Amount(
-            max(amount.n_lm_calls for amount in each),
-            max(amount.n_metric_calls for amount in each),
-            max(amount.cost for amount in each),
-        )
+        return Amount(*map(max, zip(*map(astuple, (usual, *self.recent)), strict=True)))
 
     def reserve(self, n_rollouts: int) -> Amount:
         """What so many later rollouts will take."""
-        each = self.per_rollout
-        return Amount(each.n_lm_calls, each.n_metric_calls, COST_MARGIN * each.cost) * n_rollouts
+        each = replace(self.per_rollout, cost=COST_MARGIN * self.per_rollout.cost)
+        return each * n_rollouts
 
     def n_fitting(self, each: Amount, kept: Amount) -> tuple[float, str]:
         """How many times `each` fits into what is left beside `kept`; and the limit that says so.
 
         Without limits, infinitely often.
         """
-        taken = self.used + kept
-        limits = {
-            "max_lm_calls": (self.budget.max_lm_calls, taken.n_lm_calls, each.n_lm_calls),
-            "max_metric_calls": (
-                self.budget.max_metric_calls,
-                taken.n_metric_calls,
-                each.n_metric_calls,
-            ),
-            "max_cost": (self.budget.max_cost, taken.cost, each.cost),
-        }
+        limits = (self.budget.max_lm_calls, self.budget.max_metric_calls, self.budget.max_cost)
+        rows = zip(LIMITS, limits, astuple(self.used + kept), astuple(each), strict=True)
         fitting = {
             name: max(0.0, math.floor((limit - used) / one + 1e-9))
-            for name, (limit, used, one) in limits.items()
+            for name, limit, used, one in rows
             if limit is not None and one > 0
         }
         name = min(fitting, key=lambda name: fitting[name], default="")

@@ -8,21 +8,17 @@ status, by which they are classified here.
 import re
 from typing import Any
 
-from dspy.utils.exceptions import (
-    ContextWindowExceededError,
-    LMAuthError,
-    LMBillingError,
-    LMConfigurationError,
-    LMError,
-    LMInvalidRequestError,
-    LMUnexpectedError,
-    LMUnsupportedModelError,
-    is_retryable_lm_error,
-)
+from dspy.utils import exceptions
+from dspy.utils.exceptions import LMError, LMUnexpectedError
 
 PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
 FATAL_STATUS = frozenset({401, 402, 403, 404})
-FATAL = (LMAuthError, LMBillingError, LMUnsupportedModelError, LMConfigurationError)
+FATAL = (
+    exceptions.LMAuthError,
+    exceptions.LMBillingError,
+    exceptions.LMUnsupportedModelError,
+    exceptions.LMConfigurationError,
+)
 """A key that is refused, no credit, no such model, an LM that cannot be used: no call will do."""
 TOO_LONG = re.compile(r"\bcontext (?:size|length|window)\b", re.IGNORECASE)
 """How llama.cpp and vLLM word it; DSPy goes by OpenAI's error code, which these do not send."""
@@ -33,10 +29,8 @@ def is_passing(error: BaseException) -> bool:
     """Whether the same call may well be answered later: rate limits, timeouts, resets, 5xx."""
     if not isinstance(error, LMError) or is_too_long(error):
         return False
-    if is_retryable_lm_error(error):
-        return True
     cause = _foreign_cause(error)
-    if isinstance(cause, ConnectionError | TimeoutError):
+    if exceptions.is_retryable_lm_error(error) or isinstance(cause, ConnectionError | TimeoutError):
         return True
     return _status(error) in PASSING_STATUS or type(cause).__name__ in PASSING_NAMES
 
@@ -50,9 +44,9 @@ def is_fatal(error: BaseException) -> bool:
 
 def is_too_long(error: BaseException) -> bool:
     """Whether the prompt was longer than the model's context."""
-    if isinstance(error, ContextWindowExceededError):
+    if isinstance(error, exceptions.ContextWindowExceededError):
         return True
-    if isinstance(error, LMInvalidRequestError) and error.status in (400, 413):
+    if isinstance(error, exceptions.LMInvalidRequestError) and error.status in (400, 413):
         return TOO_LONG.search(str(error)) is not None
     return type(_foreign_cause(error)).__name__ == "ContextWindowExceededError"
 

@@ -29,14 +29,6 @@ class Budget:
     max_minutes: float | None = None
 
 
-def _never() -> bool:
-    return False
-
-
-def _always() -> bool:
-    return True
-
-
 @dataclass(slots=True, eq=False)
 class Reservation:
     """Calls and dollars taken for one LM call; corrected when it is known what it took.
@@ -46,7 +38,7 @@ class Reservation:
 
     n_calls: int
     cost: float
-    is_given_up: Callable[[], bool] = _never
+    is_given_up: Callable[[], bool] = lambda: False
     is_share: bool = False
 
 
@@ -73,20 +65,18 @@ class Ledger:
         minutes = self.budget.max_minutes
         self._deadline = math.inf if minutes is None else clock() + 60 * minutes
         self._open: set[Reservation] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._held_until: dict[str, float] = {}
-        self._set_reserve(0, 0, 0.0, 0.0)
+        self.set_reserve(0, 0, 0.0, 0.0)
 
     @property
     def limits_lm_calls(self) -> bool:
         """Whether calls or dollars are limited."""
         return self.budget.max_lm_calls is not None or self.budget.max_cost is not None
 
-    # ------------------------------------------------------------------ LM calls
-
     def take(
-        self, n_calls: int, cost: float = 0.0, is_given_up: Callable[[], bool] = _never
+        self, n_calls: int, cost: float = 0.0, is_given_up: Callable[[], bool] = lambda: False
     ) -> Reservation | None:
         """Take LM calls, and the dollars that they cost at most.
 
@@ -97,20 +87,23 @@ class Ledger:
             RunStopped: so many will not be there, or the run has ended.
         """
         with self._lock:
-            self._check()
+            self.check()
             if is_given_up():
                 raise RunStopped(NOT_WANTED)
             if not (self._has("max_lm_calls", n_calls) and self._has("max_cost", cost)):
                 return None
-            return self._reserved(Reservation(n_calls, cost, is_given_up))
+            return self._open_for(Reservation(n_calls, cost, is_given_up))
 
     def _has(self, name: str, wanted: float) -> bool:
         """Whether so much of a limit is left now. Raises RunStopped: it will never be."""
         left = self._left(name)
         if wanted > left + self._may_return(name):
-            self._stop(f"{name}={getattr(self.budget, name)} {REFUSALS[name]}")
-            self._check()
+            self._use_up(name, REFUSALS[name])
         return wanted <= left
+
+    def _use_up(self, name: str, how: str = "is used up") -> None:
+        self.stop(f"{name}={getattr(self.budget, name)} {how}")
+        self.check()
 
     def _left(self, name: str, is_replay: bool = False) -> float:
         limit: float | None = getattr(self.budget, name)
@@ -139,12 +132,12 @@ class Ledger:
             RunStopped: nothing is left, or the run has ended.
         """
         with self._lock:
-            self._check()
+            self.check()
             n_calls = self._share("max_lm_calls", n_shares, least[0], most[0])
             cost = self._share("max_cost", n_shares, least[1], most[1])
             if n_calls is None or cost is None:
                 return None
-            return self._reserved(Reservation(math.floor(n_calls), cost, is_share=True))
+            return self._open_for(Reservation(math.floor(n_calls), cost, is_share=True))
 
     def _share(self, name: str, n_shares: int, least: float, most: float) -> float | None:
         """An n-th of what is left of a limit (0 without one); None: not now."""
@@ -157,14 +150,8 @@ class Ledger:
         if self._may_return(name) > 0:
             return None
         if left <= 0:
-            self._stop(f"{name}={getattr(self.budget, name)} is used up")
-            self._check()
+            self._use_up(name)
         return left
-
-    def _reserved(self, taken: Reservation) -> Reservation:
-        self._add(taken.n_calls, taken.cost)
-        self._open.add(taken)
-        return taken
 
     def may_reach(self, n_calls: int, cost: float) -> bool:
         """Whether so much is left, or will be when all that is under way has given back."""
@@ -182,7 +169,7 @@ class Ledger:
     def forfeit(self, taken: Reservation) -> None:
         """Count a share as spent, as nobody waits for its request; `settle` may correct it."""
         with self._lock:
-            taken.is_share, taken.is_given_up = False, _always
+            taken.is_share, taken.is_given_up = False, lambda: True
 
     def count(self, n_calls: int, cost: float) -> None:
         """Count calls that cannot be refused; the run ends where they exceed a limit."""
@@ -190,7 +177,12 @@ class Ledger:
             self._add(n_calls, cost)
             for name in REFUSALS:
                 if self._left(name) < 0:
-                    self._stop(f"{name}={getattr(self.budget, name)} is used up")
+                    self.stop(f"{name}={getattr(self.budget, name)} is used up")
+
+    def _open_for(self, taken: Reservation) -> Reservation:
+        self._add(taken.n_calls, taken.cost)
+        self._open.add(taken)
+        return taken
 
     def _add(self, n_calls: int, cost: float) -> None:
         self.n_lm_calls += n_calls
@@ -212,15 +204,12 @@ class Ledger:
             RunStopped: that was more than the run may spend now.
         """
         with self._lock:
-            self._check()
+            self.check()
             for name, wanted in (("max_lm_calls", n_calls), ("max_cost", cost)):
                 if wanted > self._left(name, is_replay=True):
-                    self._stop(f"{name}={getattr(self.budget, name)} is used up")
-            self._check()
+                    self._use_up(name)
             self.n_lm_calls += n_calls
             self.cost += cost
-
-    # ------------------------------------------------------------------ metric calls
 
     def take_metric_calls(self, n_calls: int) -> None:
         """Take the metric calls of a whole stage, so that none is begun that cannot be finished.
@@ -234,8 +223,8 @@ class Ledger:
                 n_left = limit - self._reserved_metric_calls - self.n_metric_calls
                 if n_calls > n_left:
                     needed = f"{n_calls} more are needed, {n_left} are left"
-                    self._stop(f"max_metric_calls={limit}: {needed}")
-            self._check()
+                    self.stop(f"max_metric_calls={limit}: {needed}")
+            self.check()
             self.n_metric_calls += n_calls
 
     def note_metric_call(self) -> None:
@@ -248,53 +237,37 @@ class Ledger:
         with self._lock:
             self.n_metric_calls -= n_calls
 
-    # ------------------------------------------------------------------ the reserve, the end
-
     def set_reserve(
         self, n_metric_calls: int, n_lm_calls: int, cost: float, seconds: float
     ) -> None:
         """Keep so much for the end; nothing else can take it until `open_reserve`."""
         with self._lock:
-            self._set_reserve(n_metric_calls, n_lm_calls, cost, seconds)
-
-    def _set_reserve(
-        self, n_metric_calls: int, n_lm_calls: int, cost: float, seconds: float
-    ) -> None:
-        self._reserved_metric_calls = n_metric_calls
-        self._reserve = Reservation(n_lm_calls, cost)
-        self._reserved_s = seconds
+            self._reserved_metric_calls = n_metric_calls
+            self._reserve = Reservation(n_lm_calls, cost)
+            self._reserved_s = seconds
 
     def open_reserve(self) -> None:
         """Let the end of the run have what was kept for it, if only a budget has ended the run."""
         with self._lock:
-            self._set_reserve(0, 0, 0.0, 0.0)
+            self.set_reserve(0, 0, 0.0, 0.0)
             if not self.is_failure:
                 self._stopping.clear()
 
     def stop(self, reason: str, *, is_failure: bool = False) -> None:
         """End the run; the first reason stands, but for a failure, which always does."""
         with self._lock:
-            self._stop(reason, is_failure)
-
-    def _stop(self, reason: str, is_failure: bool = False) -> None:
-        if not self._stopping.is_set():
-            keeps_reason = self.stopped_because and not is_failure
-            self.stopped_because = self.stopped_because if keeps_reason else reason
-            self.is_failure = is_failure
-            self._stopping.set()
+            if not self._stopping.is_set():
+                keeps_reason = self.stopped_because and not is_failure
+                self.stopped_because = self.stopped_because if keeps_reason else reason
+                self.is_failure = is_failure
+                self._stopping.set()
 
     def check(self) -> None:
         """Raises RunStopped when the run has ended, by a limit, the clock or `stop`."""
-        with self._lock:
-            self._check()
-
-    def _check(self) -> None:
         if self._seconds_left() <= 0:
-            self._stop(f"max_minutes={self.budget.max_minutes} are over")
+            self.stop(f"max_minutes={self.budget.max_minutes} are over")
         if self._stopping.is_set():
             raise RunStopped(self.stopped_because)
-
-    # ------------------------------------------------------------------ the clock, pauses
 
     def minutes_left(self) -> float | None:
         """Until `max_minutes` are over; None without them."""

@@ -32,16 +32,8 @@ class Call:
     answer: str
 
 
-@dataclass(slots=True)
-class _Attempt:
-    """One attempt under way: what was taken for it, and what it used by DSPy's history."""
-
-    taken: Reservation
-    used: Usage | None = None
-
-
-ATTEMPT: ContextVar[_Attempt | None] = ContextVar("tfgrpo_attempt", default=None)
-"""The attempt that this thread makes."""
+ATTEMPT: ContextVar[list[Usage] | None] = ContextVar("tfgrpo_attempt", default=None)
+"""What the attempt that this thread makes has used, by DSPy's history."""
 
 
 class Meter:
@@ -75,8 +67,6 @@ class Meter:
         """A program that copies its own parts still reports to it."""
         return self
 
-    # ------------------------------------------------------------------ one attempt
-
     def take(
         self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Reservation | float:
@@ -108,17 +98,16 @@ class Meter:
         Raises:
             RunStopped: its error is the end of the run.
         """
-        attempt = _Attempt(taken)
-        token = ATTEMPT.set(attempt)
+        used: list[Usage] = []
+        token = ATTEMPT.set(used)
         n_calls, cost = taken.n_calls, taken.cost
         try:
             yield
-            used = attempt.used
-            if used is None:  # `forward`, or an LM of the user's own that keeps no history
+            if used:
+                is_unknown = used[-1].n_lm_calls and not used[-1].cost_usd
+                n_calls, cost = used[-1].n_lm_calls, cost if is_unknown else used[-1].cost_usd
+            else:  # `forward`, or an LM of the user's own that keeps no history
                 self._n_unseen.append(n_calls)
-            else:
-                is_unknown = used.n_lm_calls and not used.cost_usd
-                n_calls, cost = used.n_lm_calls, cost if is_unknown else used.cost_usd
         except LMError as error:
             self._n_failed.append(n_calls)
             cost = cost if is_unanswered(error) else 0.0
@@ -134,9 +123,9 @@ class Meter:
 
     def answered(self, entry: Mapping[str, Any]) -> None:
         """Count a call by its entry in DSPy's history."""
-        attempt = ATTEMPT.get()
-        if attempt is not None:
-            attempt.used = self._usage_of(entry)
+        used = ATTEMPT.get()
+        if used is not None:
+            used.append(self._usage_of(entry))
         self._answered.append((dspy.settings.caller_modules or [None], entry))
 
     @contextmanager
@@ -165,8 +154,6 @@ class Meter:
         self.ledger.settle(taken, n_calls, cost)
         self._n_unseen.append(n_calls)
 
-    # ------------------------------------------------------------------ the end of the run
-
     @contextmanager
     def _noting_refusal(self) -> Iterator[None]:
         try:
@@ -188,8 +175,6 @@ class Meter:
         if self._is_abandoned():
             raise RunStopped(NOT_WANTED)
 
-    # ------------------------------------------------------------------ pauses
-
     def wait(self, seconds: float) -> None:
         """Wait; the task's clock stands still. Raises RunStopped: the run has ended meanwhile."""
         with self._noting_refusal(), self._pausing():
@@ -205,8 +190,6 @@ class Meter:
 
     def _pausing(self) -> AbstractContextManager[None]:
         return self._task.pausing() if self._task else nullcontext()
-
-    # ------------------------------------------------------------------ what it came to
 
     @property
     def usage(self) -> Usage:

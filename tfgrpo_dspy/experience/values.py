@@ -217,7 +217,7 @@ def operation_from(given: Any) -> Operation:
     if isinstance(given, Operation):
         return given
     if not isinstance(given, Mapping):
-        raise LibraryError(f"{given!r} is no operation; give a mapping with an 'op'.")
+        raise LibraryError(f"{given!r} is no operation; give a mapping with an 'op'")
     name = str(given.get("op", "")).strip().upper()
     kind = _OPERATIONS.get(_SYNONYMS.get(name, name))
     if kind is None:

@@ -16,13 +16,8 @@ from tfgrpo_dspy.reflection.lessons import (
     DroppedExperience,
     Lesson,
     RefusedLesson,
-    is_same_lesson,
     merge_lessons,
-    names_unknown_predictor,
     read_lesson,
-    sources_of,
-    unfit_reason,
-    unsafe_reason,
 )
 from tfgrpo_dspy.reflection.modules import (
     AddLessons,
@@ -31,8 +26,6 @@ from tfgrpo_dspy.reflection.modules import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
-from tfgrpo_dspy.reflection.proposals import ProposedOperation, read_operations
-from tfgrpo_dspy.reflection.reading import read_lessons, resolve_scope
 from tfgrpo_dspy.reflection.texts import (
     HIDDEN,
     NO_EXPERIENCES,
@@ -61,7 +54,6 @@ __all__ = [
     "DroppedExperience",
     "ExtractAdvantage",
     "Lesson",
-    "ProposedOperation",
     "RefusedLesson",
     "SummarizeTrajectory",
     "UpdateLibrary",
@@ -77,23 +69,15 @@ __all__ = [
     "estimate_tokens",
     "feedback_text",
     "given_texts",
-    "is_same_lesson",
     "known_lessons",
     "lessons_in",
     "lessons_text",
     "library_text",
     "merge_keeps",
     "merge_lessons",
-    "names_unknown_predictor",
     "operations_in",
     "packed_lessons",
     "read_lesson",
-    "read_lessons",
-    "read_operations",
     "recurring_feedback",
-    "resolve_scope",
     "shortened",
-    "sources_of",
-    "unfit_reason",
-    "unsafe_reason",
 ]

@@ -28,7 +28,7 @@ from tfgrpo_dspy.reflection.lessons import (
     unfit_reason,
     unsafe_reason,
 )
-from tfgrpo_dspy.reflection.proposals import ProposedOperation, read_operations
+from tfgrpo_dspy.reflection.proposals import read_operations
 from tfgrpo_dspy.reflection.reading import read_lessons, resolve_scope
 from tfgrpo_dspy.reflection.texts import encodable, estimate_tokens, lessons_text
 
@@ -153,18 +153,15 @@ def operations_in(
         items = None
     if items is None:
         return [*additions(lessons)]
-    known: dict[str, str] = {experience.id: experience.text for experience in library}
     found: list[Operation | Refusal] = []
     for item in items:
         operation = _operation_in(item, predictors, guard, unknown_scope)
         if not isinstance(operation, Refusal):
-            text = (
-                known.get(operation.id, "")
-                if isinstance(operation, Delete | Keep)
-                else operation.text
-            )
-            named = [lessons[n - 1] for n in sorted(set(item.lessons)) if 0 < n <= len(lessons)]
-            operation = _with_evidence(operation, named or sources_of(text, lessons))
+            text = _text_of(operation, library)
+            named = [lessons[n - 1] for n in sorted(set(item["lessons"])) if 0 < n <= len(lessons)]
+            sources = named or sources_of(text, lessons)
+            evidence = dict.fromkeys(e for lesson in sources for e in lesson.evidence)
+            operation = replace(operation, evidence=tuple(evidence))
         found.append(operation)
     return found
 
@@ -172,38 +169,37 @@ def operations_in(
 def _operation_in(
     item: Any, predictors: Sequence[str], guard: CopyGuard, unknown_scope: Callable[[str], None]
 ) -> Operation | Refusal:
-    if not isinstance(item, ProposedOperation):
-        return Refusal(item, f"{item!r} is no operation; give a mapping with an 'op'")
-    given: Mapping[str, Any] = {
-        **item.model_dump(exclude={"lessons"}),
-        "text": " ".join(item.text.split()),  # an experience is one line
-        "scope": _scope_of(item, predictors, unknown_scope),
-    }
+    if isinstance(item, Mapping):
+        scope = _scope_of(item, predictors, unknown_scope)
+        text = " ".join(item["text"].split())  # an experience is one line
+        item = {**item, "text": text, "scope": scope}
     try:
-        operation = operation_from(given)
+        operation = operation_from(item)
     except LibraryError as error:
-        return Refusal(given, str(error))
+        return Refusal(item, str(error))
     if isinstance(operation, Delete | Keep):
         return operation
     reason = guard.reason(operation.text) or unsafe_reason(operation.text)
-    return Refusal(given, reason) if reason else operation
+    return Refusal(item, reason) if reason else operation
+
+
+def _text_of(operation: Operation, library: ExperienceLibrary) -> str:
+    """The text that the operation gives, or that of the experience that it names."""
+    if isinstance(operation, Add | Modify):
+        return operation.text
+    return library[operation.id].text if operation.id in library else ""
 
 
 def _scope_of(
-    item: ProposedOperation, predictors: Sequence[str], unknown_scope: Callable[[str], None]
+    item: Mapping[str, Any], predictors: Sequence[str], unknown_scope: Callable[[str], None]
 ) -> str | None:
     """The predictor that is named, "*" for all; None, which leaves it as it is, if none is."""
-    if item.scope is None or len(predictors) == 1:
-        return item.scope and ALL
-    scope = resolve_scope(item.scope, predictors)
+    if item["scope"] is None or len(predictors) == 1:
+        return item["scope"] and ALL
+    scope = resolve_scope(item["scope"], predictors)
     if scope is None:
-        unknown_scope(f"scope {item.scope!r} of {item.text!r} names none of {list(predictors)}")
+        unknown_scope(f"scope {item['scope']!r} of {item['text']!r} names none of {[*predictors]}")
     return scope
-
-
-def _with_evidence(operation: Operation, sources: Iterable[Lesson]) -> Operation:
-    evidence = dict.fromkeys(e for lesson in sources for e in lesson.evidence)
-    return replace(operation, evidence=tuple(evidence))
 
 
 def merge_keeps(operations: Sequence[Operation]) -> list[Operation]:

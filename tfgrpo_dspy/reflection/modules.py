@@ -157,8 +157,7 @@ class UpdateLibrary(_ReflectionModule):
     """(library, what was dropped, lessons) -> operations.
 
     Args:
-        signature: another prompt; it needs an output `operations`, `str` or a list of
-            `ProposedOperation`.
+        signature: another prompt; it needs an output `operations`, `str` or a list of dicts.
         adapter: see `dspy.Adapter`.
         lessons_tokens: how many tokens (estimated) the lessons of one prompt may have; more of
             them are consolidated in a tree.

@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import pydantic
-
 from tfgrpo_dspy.reflection.reading import bare_line, is_nothing, json_in, without_fences
 
 OPS = frozenset({"ADD", "MODIFY", "DELETE", "KEEP"})
@@ -27,36 +25,11 @@ _OPERATION_LINE = re.compile(
 )
 
 
-class ProposedOperation(pydantic.BaseModel):
-    """One operation on the library, as an LM proposes it; `scope=None`: as it is, or for all."""
-
-    op: str = ""
-    id: str = ""
-    text: str = ""
-    scope: str | None = None
-    reason: str = ""
-    lessons: list[int] = pydantic.Field(default_factory=list)
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _forgiving(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        named = {str(name).strip().lower(): value for name, value in given.items()}
-        found = {}
-        for name, others in _ALIASES.items():
-            values = (named.get(each) for each in (name, *others))
-            found[name] = next((value for value in values if value is not None), None)
-        texts = {name: _as_text(found[name]) for name in found if name != "lessons"}
-        if isinstance(found["text"], int):  # no advice; the others may be written as numbers
-            texts["text"] = ""
-        lessons = _numbers_in(found["lessons"])
-        scope = texts["scope"] or None
-        return {**texts, "op": texts["op"].upper(), "scope": scope, "lessons": lessons}
-
-
 def read_operations(given: Any) -> list[Any]:
-    """The operations of an answer; an item that is none stays as it is, to be refused by itself.
+    """The operations of an answer as mappings: op, id, text, scope, reason, lessons.
+
+    An item that is no operation stays as it is, to be refused by itself. `scope` None: as it is, or
+    for all.
 
     Raises:
         ValueError: nothing in it can be read as an operation.
@@ -114,7 +87,18 @@ def _operations_in_lines(text: str) -> list[dict[str, Any]]:
 def _operation(item: Any) -> Any:
     if isinstance(item, str):
         item = next(iter(_operations_in_lines(item)), item)
-    return ProposedOperation.model_validate(item) if isinstance(item, Mapping) else item
+    if not isinstance(item, Mapping):
+        return item
+    named = {str(name).strip().lower(): value for name, value in item.items()}
+    found = {}
+    for name, others in _ALIASES.items():
+        values = (named.get(each) for each in (name, *others))
+        found[name] = next((value for value in values if value is not None), None)
+    if isinstance(found["text"], int):  # no advice; the others may be written as numbers
+        found["text"] = None
+    texts = {name: _as_text(found[name]) for name in found if name != "lessons"}
+    read = {"op": texts["op"].upper(), "scope": texts["scope"] or None}
+    return {**texts, **read, "lessons": _numbers_in(found["lessons"])}
 
 
 def _as_text(value: Any) -> str:

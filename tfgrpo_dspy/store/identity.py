@@ -9,10 +9,13 @@ Programs and LMs are known by their shape only, so that no DSPy has to be import
 import enum
 import functools
 import hashlib
+import inspect
 import json
 import re
+import textwrap
 import types
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +23,6 @@ from urllib.parse import urlsplit
 import pydantic
 
 from tfgrpo_dspy.redaction import without_secret_names
-from tfgrpo_dspy.store.sources import closure, lambda_text, method_closures, source_text
 
 NOT_IN_IDENTITY = frozenset({"history", "callbacks", "detailed_results", "lm"})
 """What modules hold that does not change what they answer; an LM has an entry of its own."""
@@ -135,14 +137,18 @@ def callable_identity(function: Any, unseen: Unseen, depth: int = 0) -> Any:
 
 
 def _function_identity(function: types.FunctionType, unseen: Unseen, depth: int) -> Any:
-    text = _source(function, unseen, function.__code__)
+    code = function.__code__
+    is_lambda = code.co_name == "<lambda>"  # of several in one line the source is the same
+    plain = [value for value in code.co_consts if not isinstance(value, types.CodeType)]
+    constants = object_identity(plain, unseen, depth + 1)
     return {
         "function": _name_of(function),
-        "source": lambda_text(function.__code__) or text if text is not None else None,
+        "source": _source(function, unseen, code),
+        "code": [code.co_code.hex(), code.co_names, constants] if is_lambda else None,
         "defaults": object_identity(
             [function.__defaults__, function.__kwdefaults__], unseen, depth + 1
         ),
-        "closure": object_identity(closure(function), unseen, depth + 1),
+        "closure": object_identity(_closure(function), unseen, depth + 1),
     }
 
 
@@ -162,7 +168,7 @@ def class_identity(kind: type, unseen: Unseen, depth: int = 0) -> Any:
     """
     own = [k for k in kind.__mro__ if not _is_library(k)]
     return [
-        [_name_of(k), _source(k, unseen), object_identity(method_closures(k), unseen, depth + 1)]
+        [_name_of(k), _source(k, unseen), object_identity(_method_closures(k), unseen, depth + 1)]
         for k in own
     ] or _name_of(kind)
 
@@ -273,13 +279,41 @@ def _is_library(kind: type) -> bool:
 
 
 def _source(named: Any, unseen: Unseen, code: Any = None) -> str | None:
-    text = source_text(code or named)
+    text = _source_text(code or named)
     if text is None:
         unseen.add(_name_of(named))
     return text
+
+
+@functools.lru_cache(maxsize=10_000)
+def _source_text(code: Any) -> str | None:
+    """The source of a code object or a class; None where there is none."""
+    try:
+        return textwrap.dedent(inspect.getsource(code)).strip()
+    except (OSError, TypeError, SyntaxError):
+        return None
 
 
 def _name_of(thing: Any) -> str:
     name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
     name = name or type(thing).__qualname__
     return f"{getattr(thing, '__module__', '')}.{name}"
+
+
+def _closure(function: types.FunctionType) -> dict[str, Any]:
+    """What the function closes over, by name, but for itself."""
+    values = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # not set yet
+            values[name] = cell.cell_contents
+    return {name: value for name, value in values.items() if value is not function}
+
+
+def _method_closures(kind: type) -> dict[str, Any]:
+    """What the methods of a class close over, besides the class itself."""
+    return {
+        name: values
+        for name, method in vars(kind).items()
+        if isinstance(method, types.FunctionType)
+        and (values := {k: v for k, v in _closure(method).items() if v is not kind})
+    }

@@ -1,0 +1,268 @@
+"""Odd answers, scores and programs, over which other prompt optimizers stumble, end no run."""
+
+import decimal
+import inspect
+from typing import Any
+
+import dspy
+import numpy as np
+import pytest
+from runs import UNPARSED, Run, in_training, questions
+from scripted import EXTRACT, SUMMARIZE, UPDATE, Rule, chat, lessons, operations, scripted_lm
+
+from tfgrpo_dspy import ExperienceLibrary, RunFailedError
+
+
+def known(*texts: str) -> dspy.Module:
+    """A student with a library baked in, of ids E1, E2, ..."""
+    return ExperienceLibrary.from_texts(texts).bake(dspy.Predict("question -> answer"))
+
+
+@pytest.mark.parametrize("answer", ['{"lesson": "Be kind."}', "null", "7", UNPARSED])
+def test_malformed_lessons_of_one_group_cost_that_group_only(answer: str) -> None:
+    malformed = chat(semantic_advantage="They differ.", lessons=answer)
+    run = Run([["1", "0"], ["1", "0"]], (rf"(?s){EXTRACT}.*question: question 0\b", malformed))
+    assert [experience.text for experience in run.library] == ["Be exact."]
+    assert "Be exact." in run.results.updates[0].lessons
+
+
+MERGE = "op='MERGE': the operations are ADD, MODIFY, DELETE, KEEP."
+
+
+@pytest.mark.parametrize(
+    ("answer", "library", "refusals"),
+    [
+        *(
+            (chat(operations=no_list), "[E1*] Count.\n[E2*] Read.\n[E3*] Be exact.", [""])
+            for no_list in ("null", "{}", '"ADD"', "7")
+        ),
+        (chat(operations='{"op": "DELETE", "id": "E1"}'), "[E2*] Read.", [""]),
+        *(
+            (
+                operations({"op": "update", "id": id_, "text": "Count twice."}),
+                "[E1*] Count twice.\n[E2*] Read.",
+                [""],
+            )
+            for id_ in ("1", "E1", "e1", "[E1]", "[E1*]", "(1)")
+        ),
+        (
+            operations(
+                {"op": "ADD", "id": "G7", "text": "Be exact.", "lessons": [1]},
+                {"op": "MODIFY", "id": "E12", "text": "Be brief."},
+                {"op": "MERGE", "id": "E1", "text": "Both."},
+            ),
+            "[E1*] Count.\n[E2*] Read.\n[E3*] Be exact.",
+            ["", "there is no E12", MERGE],
+        ),
+        (
+            operations(*({"op": "ADD", "text": f"Advice of kind {i}"} for i in "abc")),
+            "[E1*] Count.\n[E2*] Read.\n[E3*] Advice of kind a\n[E4*] Advice of kind b",
+            ["", "", "the library is full: 4 experiences"],
+        ),
+    ],
+)
+def test_an_operation_is_understood_or_refused_with_a_reason(
+    answer: str, library: str, refusals: list[str]
+) -> None:
+    run = Run([["1", "0"]], (UPDATE, answer), student=known("Count.", "Read."), max_experiences=4)
+    assert run.library.render() == library
+    assert sorted(run.refusals) == sorted(refusals)
+
+
+@pytest.mark.parametrize(
+    ("row", "scores", "use"),
+    [
+        (["3", "10"], (3.0, 10.0), "contrast"),
+        (["-1", "0"], (-1.0, 0.0), "contrast"),
+        (["0.5", "0.5"], (0.5, 0.5), "no contrast"),
+        (["1000000.0", "1000000.5"], (1e6, 1e6 + 0.5), "contrast"),
+        *((["0.5", bad, "0.7"], (0.5, 0.7), "contrast") for bad in ("nan", "inf", "-inf")),
+        (["0.5", "nan", "0.5"], (0.5, 0.5), "no contrast"),
+    ],
+)
+def test_scores_of_any_range_count_and_what_is_not_finite_is_a_failure(
+    row: list[str], scores: tuple[float, ...], use: str
+) -> None:
+    run = Run([row])
+    (group,) = run.results.updates[0].groups
+    assert (group.scores, group.used_as) == (scores, use)
+    assert run.results.failures.get("metric", 0) == len(row) - len(scores)
+
+
+@pytest.mark.parametrize(
+    "kind", [decimal.Decimal, bool, int, np.float32, np.bool_, np.int64, np.array]
+)
+def test_numbers_of_every_kind_are_scores(kind: Any) -> None:
+    run = Run([["1", "0"]], metric=lambda _, pred: kind(float(pred.answer)))
+    assert run.results.updates[0].groups[0].scores == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores", "n_failed"),
+    [
+        (lambda _, pred: {"1": 1.0, "0": 0.0}.get(pred.answer), (1.0, 0.0), 1),
+        (lambda _, pred: float(pred.anwser), (), 3),
+    ],
+    ids=["returns None once", "has a typo"],
+)
+def test_what_a_metric_cannot_score_is_no_score_of_0(
+    metric: Any, scores: tuple[float, ...], n_failed: int
+) -> None:
+    run = Run([["1", "0", "7"]], metric=metric)
+    assert run.results.updates[0].groups[0].scores == scores
+    assert run.results.failures == {"metric": n_failed}
+
+
+def test_the_metric_is_called_once_for_each_rollout_and_not_again_for_feedback() -> None:
+    calls: list[str] = []
+
+    def metric(example: dspy.Example, pred: dspy.Prediction) -> dspy.Prediction:
+        calls.append(example.question)
+        return dspy.Prediction(score=float(pred.answer), feedback="So so.")
+
+    run = Run([["1", "0", "1"]] * 2, metric=metric)
+    assert run.results.policy_usage.n_lm_calls == len(calls) == 6
+
+
+def test_rows_of_one_question_with_two_labels_are_two_groups() -> None:
+    trainset = [
+        dspy.Example(question="question 0", answer=label).with_inputs("question")
+        for label in ("0", "1")
+    ]
+    run = Run(
+        [["0", "1"], ["0", "0"]],
+        metric=lambda example, pred: float(example.answer == pred.answer),
+        trainset=trainset,
+    )
+    groups = {group.example: group.scores for group in run.results.updates[0].groups}
+    assert groups == {0: (1.0, 0.0), 1: (0.0, 0.0)}
+
+
+def test_with_a_cache_every_epoch_still_samples_afresh() -> None:
+    rules: list[Rule] = [
+        (EXTRACT, lessons("Be exact.")),
+        (UPDATE, operations({"op": "ADD", "text": "Be exact.", "lessons": [1]})),
+        ("question", in_training([["1", "0", "1"]] * 4)),
+    ]
+    run = Run([["1", "0", "1"]] * 4, lm=scripted_lm(rules, cache=True), epochs=3)
+    usage = run.results.policy_usage
+    assert (usage.n_lm_calls, usage.n_cached_calls) == (3 * 4 * 3, 0)
+
+
+def test_seed_0_is_a_seed_of_its_own() -> None:
+    orders = [
+        [group.example for group in Run([["1", "0"]] * 9, seed=seed).results.updates[0].groups]
+        for seed in (0, 9, 10)
+    ]
+    assert orders[0] not in orders[1:]
+
+
+@pytest.mark.parametrize("place", ["policy", "reflection"])
+def test_a_refused_key_ends_the_run_and_a_rate_limit_does_not(place: str) -> None:
+    def run(error: Exception) -> Run:
+        is_policy = place == "policy"
+        return Run([[error, error] if is_policy else ["1", "0"]], *[(EXTRACT, error)])
+
+    with pytest.raises(RunFailedError, match="ended by failures: LMAuthError: wrong key"):
+        run(dspy.utils.exceptions.LMAuthError("wrong key"))
+    slow_down = dspy.utils.exceptions.LMRateLimitError("slow down")
+    failures = {"provider": 2} if place == "policy" else {"reflection error": 1}
+    assert run(slow_down).results.failures == failures
+
+
+def test_a_summary_that_fails_does_not_take_its_rollout_out_of_the_group() -> None:
+    run = Run([["1", "0"]], (SUMMARIZE, UNPARSED), summarize_always=True)
+    (prompt,) = run.prompts(EXTRACT)
+    assert "Attempt 1 (score 1, advantage +1.00)" in prompt.user
+    assert "Attempt 2 (score 0, advantage -1.00)" in prompt.user
+
+
+def test_many_failures_cost_only_themselves() -> None:
+    rows: list[list[Any]] = [[RuntimeError("down"), RuntimeError("down"), "1", "0"]] * 20
+    run = Run(rows)
+    assert run.results.failures == {"provider": 40}
+    assert run.library.render() == "[E1*] Be exact."
+
+
+# ---------------------------------------------------------------------- programs
+
+
+class Loop(dspy.Module):
+    """Calls its one predictor six times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question, turn: int -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return [self.ask(question=question, turn=turn) for turn in range(6)][-1]
+
+
+def test_every_call_of_a_predictor_is_shown_and_not_one_at_random() -> None:
+    run = Run([["1", "0"]], student=Loop())
+    (prompt,) = run.prompts(EXTRACT)
+    assert [prompt.user.count(f"in turn: {turn}") for turn in range(6)] == [2] * 6
+
+
+class Arrays(dspy.Module):
+    """Answers with an array."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        answer = self.ask(question=question).answer
+        return dspy.Prediction(answer=np.array([float(answer), 0.0]))
+
+
+def test_outputs_that_are_arrays_are_compared_with_nothing() -> None:
+    run = Run([["1", "0"]], student=Arrays(), metric=lambda _, pred: pred.answer.sum())
+    assert run.library.render() == "[E1*] Be exact."
+    assert run.results.failures == {}
+
+
+def test_a_program_whose_source_cannot_be_read_is_optimized() -> None:
+    names: dict[str, Any] = {"dspy": dspy}
+    exec(  # as in a REPL
+        "class Typed(dspy.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.ask = dspy.Predict('question -> answer')\n"
+        "    def forward(self, question):\n"
+        "        return self.ask(question=question)\n",
+        names,
+    )
+    student = names["Typed"]()
+    with pytest.raises((OSError, TypeError)):
+        inspect.getsource(type(student))
+    assert Run([["1", "0"]], student=student).library.render() == "[E1*] Be exact."
+
+
+class Twins(dspy.Module):
+    """Two predictors of one signature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = dspy.Predict("text -> result")
+        self.second = dspy.Predict("text -> result")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        first = self.first(text=question).result
+        return dspy.Prediction(answer=self.second(text=f"again {first}").result)
+
+
+def test_twin_predictors_with_lms_of_their_own_are_told_apart_and_lms_stay_as_they_were() -> None:
+    training = in_training([["1", "0"]])
+    rule: Rule = ("## result ##", lambda p: training(p).replace("answer", "result"))
+    student, trainset = Twins(), questions(1)
+    student.first.lm, student.second.lm = lms = [scripted_lm([rule]), scripted_lm([rule])]
+    kwargs = [dict(lm.kwargs) for lm in lms]
+    run = Run([["1", "0"]], student=student, trainset=trainset)
+    (prompt,) = run.prompts(EXTRACT)
+    assert "Step 1, predictor first\n  in text: question 0\n  out result: 1" in prompt.user
+    assert "Step 2, predictor second\n  in text: again 1\n  out result: 1" in prompt.user
+    assert [lm.engine.n_calls() for lm in lms] == [2, 2]
+    assert [run.optimized.first.lm, run.optimized.second.lm] == lms
+    assert [(type(lm), lm.kwargs) for lm in lms] == [(dspy.LM, given) for given in kwargs]
+    assert trainset == questions(1)
