@@ -11,7 +11,6 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dspy
@@ -127,42 +126,31 @@ def proposing(*libraries: Sequence[str]) -> Proposes:
 # ---------------------------------------------------------------------- the default gate
 
 
-@dataclass(frozen=True)
-class Learned:
-    """One run with the default gate, looked at by several tests."""
-
-    program: Any
-    log_dir: Path
-
-    @property
-    def results(self) -> Any:
-        return self.program.detailed_results
-
-
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
+def learned() -> Any:
+    """One run with the default gate, looked at by several tests."""
     dspy.configure_cache(enable_disk_cache=False)
-    log_dir = tmp_path_factory.mktemp("run")
     with dspy.context(lm=None, adapter=None, callbacks=[]):
-        return Learned(compiled(world(), log_dir=log_dir), log_dir)
+        return compiled(world())
 
 
 def test_the_report_names_the_candidates_the_student_first_and_which_was_returned(
-    learned: Learned,
+    learned: Any,
 ) -> None:
-    student, *others = learned.results.finalists
-    assert (student.ids, student.score, student.is_best) == ((), learned.results.student, False)
+    results = learned.detailed_results
+    student, *others = results.finalists
+    assert (student.ids, student.score, student.is_best) == ((), results.student, False)
     (best,) = [finalist for finalist in others if finalist.is_best]
-    assert set(best.ids) == {own.id for own in ExperienceLibrary.from_program(learned.program)}
-    assert best.score == learned.results.best
+    assert set(best.ids) == {own.id for own in ExperienceLibrary.from_program(learned)}
+    assert best.score == results.best
     assert best.chance > 0.9
     assert all(0 < finalist.score.n <= 24 for finalist in others)
-    n_measured = sum(finalist.score.n for finalist in learned.results.finalists)
-    assert learned.results.usage["validation"].n_lm_calls == n_measured
+    n_measured = sum(finalist.score.n for finalist in results.finalists)
+    assert results.usage["validation"].n_lm_calls == n_measured
 
 
-def test_what_was_learned_carries_its_effect_and_its_price(learned: Learned) -> None:
-    library = ExperienceLibrary.from_dict(learned.results.library)
+def test_what_was_learned_carries_its_effect_and_its_price(learned: Any) -> None:
+    library = ExperienceLibrary.from_dict(learned.detailed_results.library)
     for own in library:
         assert own.effect is not None
         assert 0 < own.effect.estimate <= 1
