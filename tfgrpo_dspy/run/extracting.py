@@ -154,24 +154,40 @@ def _lessons_of(
     """
     kept: list[Lesson] = []
     refused: list[RefusedLesson] = []
-    max_words = run.settings.reflection.max_experience_words
     for groups, answer in answers:
         evidence = [_evidence(sampled.group, update) for sampled in groups]
         examples = [run.trainset[each.example] for each in evidence]
-        drawn, left_out = lessons_in(
-            answer.output, answer.explanation, run.predictors, evidence, run.report.unknown_scope
-        )
-        taken, not_taken = check_lessons(drawn, copy_guard(examples), max_words)
+        taken, not_taken = lessons_of_answer(run, answer, evidence, examples)
         kept += [_with_example(run, lesson) for lesson in taken]
-        refused += [*left_out, *not_taken]
+        refused += not_taken
     unread = [sampled.group for groups, answer in answers if answer.is_unread for sampled in groups]
     drawn = []
     for sentence, of_groups in recurring_feedback(unread).items():
-        said = tuple(_evidence(group, update) for group in of_groups)
-        drawn.append(replace(read_lesson(encodable(sentence), run.predictors, ()), evidence=said))
-    examples = [run.trainset[group.example] for group in unread]
-    taken, not_taken = check_lessons(drawn, copy_guard(examples), max_words)
+        told = tuple(_evidence(group, update) for group in of_groups)
+        drawn.append(replace(read_lesson(encodable(sentence), run.predictors, ()), evidence=told))
+    guard = copy_guard([run.trainset[group.example] for group in unread])
+    max_words = run.settings.reflection.max_experience_words
+    taken, not_taken = check_lessons(drawn, guard, max_words)
     return merge_lessons([*kept, *taken]), [*refused, *not_taken]
+
+
+def lessons_of_answer(
+    run: RunContext, answer: Answer, evidence: Sequence[Evidence], examples: Sequence[Any]
+) -> tuple[list[Lesson], list[RefusedLesson]]:
+    """The lessons of an answer that are taken, and those that are refused.
+
+    Args:
+        run: its report is told of scopes that name no predictor.
+        answer: of the reflection LM.
+        evidence: a piece for each of the examples that it was shown.
+        examples: these; what copies them is refused.
+    """
+    drawn, left_out = lessons_in(
+        answer.output, answer.explanation, run.predictors, evidence, run.report.unknown_scope
+    )
+    max_words = run.settings.reflection.max_experience_words
+    taken, not_taken = check_lessons(drawn, copy_guard(examples), max_words)
+    return taken, [*left_out, *not_taken]
 
 
 def _evidence(group: Group, update: int) -> Evidence:
