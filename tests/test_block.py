@@ -8,7 +8,6 @@ from typing import Any
 import dspy
 import pytest
 from dspy import lm15
-from dspy.teleprompt.simba_utils import append_a_rule
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scripted import chat, scripted_lm
@@ -197,19 +196,6 @@ def test_any_library_reads_back_from_a_program_saved_as_json(
     assert ExperienceLibrary.from_program(loaded) == library
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_library_reads_back_from_a_whole_program_saved_by_dspy(tmp_path: Path) -> None:
-    student = dspy.ChainOfThought("question -> answer")
-    library = ExperienceLibrary([Experience("E2", "Ask.", "predict")], next_number=7)
-    library.bake(student).save(tmp_path / "program", save_program=True)
-    loaded = dspy.load(str(tmp_path / "program"), allow_pickle=True)
-    assert ExperienceLibrary.from_program(loaded) == library
-
-
-def test_a_program_without_a_block_has_the_empty_library() -> None:
-    assert ExperienceLibrary.from_program(TwoStage()) == ExperienceLibrary()
-
-
 # ---------------------------------------------------------------------- baking again
 
 
@@ -359,39 +345,6 @@ def test_an_agent_made_of_a_baked_signature_keeps_its_text_around_the_block() ->
     assert "Where an order is." in after
 
 
-def test_rules_that_simba_appends_behind_the_block_are_kept() -> None:
-    system = LIBRARY_FOR_ALL.bake(TwoStage())
-    advised = scripted_lm([("module_advice", chat(discussion="d", module_advice={"solve": RULE}))])
-    good, bad = [
-        {
-            "example": dspy.Example(question="q", answer="a").with_inputs("question"),
-            "score": score,
-            "trace": [],
-            "prediction": {"answer": "a"},
-            "output_metadata": {},
-        }
-        for score in (1.0, 0.0)
-    ]
-    appended = append_a_rule(
-        [good, bad],
-        system,
-        predictor2name={},
-        batch_10p_score=0.0,
-        batch_90p_score=1.0,
-        prompt_model=advised,
-    )
-    assert appended
-    assert system.solve.signature.instructions.endswith(f"</experiences>\n\n{RULE}")
-
-    assert ExperienceLibrary.from_program(system) == LIBRARY_FOR_ALL
-    assert own_instructions(system.solve).endswith(f"\n\n{RULE}")
-    again = LIBRARY.bake(system)
-    assert ExperienceLibrary.from_program(again) == LIBRARY
-    assert again.solve.signature.instructions.endswith(f"</experiences>\n\n{RULE}")
-    bare = ExperienceLibrary().bake(system).solve.signature.instructions
-    assert bare == f"{TwoStage().solve.signature.instructions}\n\n{RULE}"
-
-
 @settings(max_examples=100)
 @given(any_instructions, any_instructions)
 def test_whatever_stands_around_the_block_is_kept(before: str, after: str) -> None:
@@ -401,6 +354,13 @@ def test_whatever_stands_around_the_block_is_kept(before: str, after: str) -> No
     around = baked.signature.instructions
     assert ExperienceLibrary.from_program(baked) == LIBRARY_FOR_ALL
     assert LIBRARY_FOR_ALL.bake(baked).signature.instructions == around
+
+
+def test_a_rule_behind_the_block_stays_when_the_library_goes() -> None:
+    student = dspy.Predict(dspy.Signature("question -> answer", "Answer."))
+    baked = LIBRARY_FOR_ALL.bake(student)
+    baked.signature.instructions += "\n\nBe brief."  # as SIMBA appends its rules
+    assert ExperienceLibrary().bake(baked).signature.instructions == "Answer.\n\nBe brief."
 
 
 def test_experiences_may_be_edited_by_hand() -> None:

@@ -10,18 +10,12 @@ from typing import Any, Literal
 import cloudpickle
 import dspy
 import pytest
+from runs import predictor
 from scripted import EXTRACT, Prompt, chat, lessons, scripted_lm
 from small import grpo
 from test_final_choice import FIRST_TEST, FIRST_VALIDATION
 
-from tfgrpo_dspy import (
-    AddLessons,
-    Gate,
-    NoGate,
-    SettingsError,
-    StoreError,
-    best_so_far,
-)
+from tfgrpo_dspy import AddLessons, Gate, NoGate, SettingsError, StoreError, best_so_far
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step, condensed
 from tfgrpo_dspy.sampling import BestRollouts, demos_of, with_demos
 
@@ -38,7 +32,9 @@ def is_right(case: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> f
 
 
 def numbers_in(prompt: Prompt) -> list[int]:
-    return [int(number) for number in re.findall(r"Case (\d+)", prompt.user)]
+    """The cases that a prompt shows; the last is asked. 900 is a demo of the student's own."""
+    found = [int(number) for number in re.findall(r"Case (\d+)", prompt.user)]
+    return [number for number in found if number != 900]
 
 
 class Imitator:
@@ -72,7 +68,7 @@ def compiled(lm: dspy.LM, student: Any = None, testset: Any = None, **settings: 
     }
     with dspy.context(lm=lm):
         return grpo(is_right, **(chosen | settings)).compile(
-            student or dspy.Predict("question -> answer"),
+            student or predictor(),
             trainset=cases(12),
             valset=cases(20, FIRST_VALIDATION),
             testset=testset,
@@ -87,7 +83,7 @@ def shown(program: Any) -> list[tuple[str, str]]:
 
 
 def test_good_rollouts_are_shown_by_the_result_where_they_help() -> None:
-    student = dspy.Predict("question -> answer")
+    student = predictor()
     optimized = compiled(world(), student)
     results = optimized.detailed_results
     assert len(shown(optimized)) == 4
@@ -117,21 +113,14 @@ def test_without_a_good_rollout_there_are_none_to_try() -> None:
     assert max(len(numbers_in(p)) for p in lm.engine.prompts if "Case" in p.user) <= 4
 
 
-def test_the_students_own_demos_stay_and_stand_first() -> None:
-    student = dspy.Predict("question -> answer")
+@pytest.mark.parametrize(("with_demos", "n"), [(0.3, 1), (0.95, 5)])
+def test_the_students_own_demos_stay_and_stand_first(with_demos: float, n: int) -> None:
+    student = predictor()
     student.demos = cases(1, 900)
-    optimized = compiled(world(chance=0.3, with_demos=0.3), student)
-    assert shown(optimized) == [("Case 900", "900")]
-    lm = scripted_lm([(EXTRACT, lessons("Think.")), ("Case", by_number_shown)])
-    assert shown(compiled(lm, student))[0] == ("Case 900", "900")
-    assert len(shown(compiled(lm, student))) == 5
+    optimized = compiled(world(0.3, with_demos), student)
+    assert shown(optimized)[0] == ("Case 900", "900")
+    assert len(shown(optimized)) == n
     assert len(student.demos) == 1
-
-
-def by_number_shown(prompt: Prompt) -> str:
-    *before, number = numbers_in(prompt)
-    is_good = random.Random(f"{number}/{prompt.seed}").random() < 0.2 * len(before)
-    return chat(answer=str(number) if is_good else "unsure")
 
 
 def test_the_result_is_measured_on_the_test_set_as_it_is_returned() -> None:
@@ -146,7 +135,7 @@ def test_the_result_is_measured_on_the_test_set_as_it_is_returned() -> None:
 def test_the_result_saves_loads_and_pickles(tmp_path: Path) -> None:
     optimized = compiled(world())
     optimized.save(tmp_path / "program.json")
-    loaded = dspy.Predict("question -> answer")
+    loaded = predictor()
     loaded.load(tmp_path / "program.json")
     assert shown(loaded) == shown(optimized)
     assert shown(cloudpickle.loads(cloudpickle.dumps(optimized))) == shown(optimized)
@@ -177,13 +166,10 @@ def test_a_budget_is_kept_and_leaves_enough_to_try_them(max_lm_calls: int) -> No
 
 
 def test_a_program_that_fails_when_it_is_shown_demos_goes_without() -> None:
-    class Confused(Imitator):
-        def __call__(self, prompt: Prompt) -> str:
-            if len(numbers_in(prompt)) > 1:
-                return "no answer at all"
-            return super().__call__(prompt)
+    def confused(prompt: Prompt) -> str:
+        return "no answer" if len(numbers_in(prompt)) > 1 else Imitator(0.4, 1.0)(prompt)
 
-    lm = scripted_lm([(EXTRACT, lessons("Think.")), ("Case", Confused(0.4, 1.0))], num_retries=0)
+    lm = scripted_lm([(EXTRACT, lessons("Think.")), ("Case", confused)], num_retries=0)
     optimized = compiled(lm)
     assert shown(optimized) == []
     assert not optimized.detailed_results.demos.is_kept
@@ -199,7 +185,7 @@ def test_a_run_with_demos_resumes_replays_and_is_found_in_its_store(tmp_path: Pa
     assert first.dump_state() == compiled(world()).dump_state(), "as without a store"
     assert resumed.dump_state() == replayed.dump_state() == first.dump_state()
     assert resumed.detailed_results.demos == replayed.detailed_results.demos
-    found = best_so_far(tmp_path, student=dspy.Predict("question -> answer"))
+    found = best_so_far(tmp_path, student=predictor())
     assert shown(found) == shown(first)
     assert shown(best_so_far(tmp_path)) == shown(first)
     with pytest.raises(StoreError, match="pass the student that was compiled"):
@@ -229,7 +215,7 @@ def test_traces_with_steps_are_shown_where_they_help() -> None:
     traces = [trace(i, answer) for i in range(12) for answer in (str(i), "unsure")]
     with dspy.context(lm=world()):
         learned = grpo(is_right, max_demos=3, gate=Gate(), progress=False).learn(
-            dspy.Predict("question -> answer"),
+            predictor(),
             traces=traces,
             valset=cases(20, FIRST_VALIDATION),
         )
@@ -239,55 +225,34 @@ def test_traces_with_steps_are_shown_where_they_help() -> None:
 # ---------------------------------------------------------------------- which rollouts
 
 
-QA = dspy.Predict("question -> answer")
-
-
 def rollout(example: int, score: float | None, answer: str = "a", **changes: Any) -> Rollout:
     steps = (Step("predictor", "self", {"question": f"Case {example}"}, {"answer": answer}),)
     return Rollout(example, 1, {"answer": answer}, steps, score, **changes)
 
 
-def chosen(*rollouts: Rollout, most: int = 4, valset: Any = ()) -> list[dict[str, str]]:
+@pytest.mark.parametrize(
+    ("made", "most", "shown"),
+    [
+        ([(0, 0.1), (1, 0.9), (2, 0.0), (3, 1.0), (4, 0.8)], 2, "31"),
+        ([(0, 0.1), (1, 0.9), (2, 0.0), (3, 1.0), (4, 0.8)], 4, "314"),  # 0, 2 are below the mean
+        ([(0, 0.0), (3, 1.0), (1, 1.0), (2, 1.0)], 2, "21"),  # the latest of equals comes first
+        ([(5, 0.0), (1, 1.0, "o"), (1, 1.0, "n")], 4, "n"),
+        ([(5, 0.0), (1, 1.0, "o"), (1, 0.9, "n")], 4, "o"),
+        ([(1, -1.0), (2, None)], 4, ""),  # what failed
+        ([(0, 0.0), (9, 1.0), (2, 1.0)], 4, "2"),  # 9 is validated on
+        ([(0, 1.0), (1, 1.0), (2, 1.0)], 4, ""),
+    ],
+)
+def test_the_best_rollout_of_each_example_is_shown_where_it_is_above_the_mean(
+    made: list[tuple[Any, ...]], most: int, shown: str
+) -> None:
     best = BestRollouts()
-    for made in rollouts:
-        best.add(Group.of(made.example, [made], has_metric=True))
-    demos = best.demos(QA, most, lambda example: cases(20)[example] not in valset)
-    return [dict(demo.fields) for demo in demos]
-
-
-def answers(*rollouts: Rollout, **settings: Any) -> list[str]:
-    return [fields["answer"] for fields in chosen(*rollouts, **settings)]
-
-
-def test_the_best_are_shown_first_and_no_more_than_may_be() -> None:
-    made = [rollout(i, score, str(i)) for i, score in enumerate((0.1, 0.9, 0.0, 1.0, 0.8))]
-    assert answers(*made, most=2) == ["3", "1"]
-    assert answers(*made, most=4) == ["3", "1", "4"], "what is below the mean is no example"
-
-
-def test_of_an_examples_best_rollouts_the_latest_is_shown() -> None:
-    bad = rollout(5, 0.0)
-    assert answers(bad, rollout(1, 1.0, "old"), rollout(1, 1.0, "new")) == ["new"]
-    assert answers(bad, rollout(1, 1.0, "old"), rollout(1, 0.9, "new")) == ["old"]
-
-
-def test_of_equally_good_examples_the_latest_comes_first() -> None:
-    made = [rollout(0, 0.0), *(rollout(i, 1.0, str(i)) for i in (3, 1, 2))]
-    assert answers(*made, most=2) == ["2", "1"]
-
-
-def test_what_failed_is_never_shown() -> None:
-    failure = Failure("program", "it raised")
-    assert answers(rollout(1, -1.0), rollout(2, None, failure=failure)) == []
-
-
-def test_an_example_that_is_validated_on_is_not_shown() -> None:
-    made = [rollout(0, 0.0), rollout(1, 1.0, "1"), rollout(2, 1.0, "2")]
-    assert answers(*made, valset=cases(1, 1)) == ["2"]
-
-
-def test_where_all_scores_are_equal_nothing_is_shown() -> None:
-    assert answers(*(rollout(i, 1.0) for i in range(5))) == []
+    for example, score, *answer in made:
+        failure = {} if score is not None else {"failure": Failure("program", "it raised")}
+        done = rollout(example, score, *(answer or [str(example)]), **failure)
+        best.add(Group.of(example, [done], has_metric=True))
+    demos = best.demos(predictor(), most, lambda example: example != 9)
+    assert "".join(demo.fields["answer"] for demo in demos) == shown
 
 
 # ---------------------------------------------------------------------- rollouts as demos

@@ -1,7 +1,8 @@
-"""The Python blocks of docs/ run as they stand, page by page, on a scripted LM."""
+"""What README and docs say is run: their code as it stands, on a scripted LM."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import dspy
 import pytest
@@ -9,7 +10,9 @@ from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripte
 
 import tfgrpo_dspy.local
 
-PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 ADVICE = "Give the number alone."
 
 
@@ -18,7 +21,19 @@ def answer(prompt: Prompt) -> str:
     return chat(reasoning="It is a sum.", answer="4" if is_right else "four")
 
 
-def metric(example: dspy.Example, pred: dspy.Prediction, trace: object = None) -> dspy.Prediction:
+RULES = [
+    (EXTRACT, lessons(ADVICE)),
+    (UPDATE, operations({"op": "ADD", "text": ADVICE, "lessons": [1]})),
+    ("`lessons`", chat(lessons="None")),
+    ("question", answer),
+]
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def metric(example: dspy.Example, pred: dspy.Prediction, trace: Any = None) -> dspy.Prediction:
     del trace  # DSPy's metrics have it
     is_right = example.answer == pred.answer
     feedback = "" if is_right else "The number alone is wanted."
@@ -30,18 +45,33 @@ def examples(first: int, last: int) -> list[dspy.Example]:
     return [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in pairs]
 
 
+def without_figures(text: str) -> list[str]:
+    """The lines, with # for each number: what a gate estimates may change a little."""
+    return [re.sub(r"\d+(\.\d+)?", "#", line) for line in text.strip().splitlines()]
+
+
+def test_the_readmes_example_runs_as_it_stands_and_prints_what_stands_below_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = [block for block in blocks(README, "python") if block.startswith("import dspy\n")]
+    text = README.read_text(encoding="utf-8")
+    (output,) = re.findall(r"this prints:\n\n```text\n(.*?)```", text, re.DOTALL)
+    code = code.replace("dspy.configure(lm=dspy.LM(", "str((")
+    code = re.sub(r"dspy\.LM\([^)]*\)", "None", code)
+    monkeypatch.chdir(tmp_path)
+    with dspy.context(lm=scripted_lm(RULES)):
+        exec(compile(code, "README.md", "exec"), {})
+    assert without_figures(capsys.readouterr().out) == without_figures(output)
+    saved = (tmp_path / "optimized.json").read_text(encoding="utf-8")
+    assert f"[E1*] {ADVICE}" in saved
+    assert f"\n[E1*] {ADVICE}\n(next id: E2)\n</experiences>\n" in text  # the prompt after learning
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs_as_it_stands(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm = scripted_lm(
-        [
-            (EXTRACT, lessons(ADVICE)),
-            (UPDATE, operations({"op": "ADD", "text": ADVICE, "lessons": [1]})),
-            ("`lessons`", chat(lessons="None")),
-            ("question", answer),
-        ]
-    )
+    lm = scripted_lm(RULES)
     names = {
         "program": dspy.ChainOfThought("question -> answer"),
         "metric": metric,
@@ -51,14 +81,21 @@ def test_the_code_of_a_page_runs_as_it_stands(
     }
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tfgrpo_dspy.local, "local_lm", lambda **_: lm)
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks
+    assert blocks(page, "python")
     with dspy.context(lm=lm):
-        for number, block in enumerate(blocks, start=1):
+        for number, block in enumerate(blocks(page, "python"), start=1):
             exec(compile(block, f"{page.name}, block {number}", "exec"), names)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
 def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    files = [link for link in links if "://" not in link]
+    assert [link for link in files if not (page.parent / link).exists()] == []
+
+
+def test_ci_runs_the_tests_by_the_readmes_own_command_and_those_of_the_benchmarks() -> None:
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "<!-- test command -->" in README.read_text(encoding="utf-8")
+    assert "/<!-- test command -->/" in ci
+    assert "pytest -n 2 --dist loadfile benchmarks/tests" in ci

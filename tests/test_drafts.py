@@ -6,6 +6,7 @@ from typing import Any
 
 import dspy
 import pytest
+from runs import library_texts, predictor
 from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, operations, scripted_lm
 from small import grpo
 
@@ -16,8 +17,6 @@ from tfgrpo_dspy import (
     NoGate,
     SettingsError,
 )
-from tfgrpo_dspy.settings import Settings
-from tfgrpo_dspy.settings.checks import split
 
 DRAFT = r"`lessons`(?s:.)*## examples ##"
 """Found in the prompts of DraftLessons only."""
@@ -33,12 +32,8 @@ def example(number: int) -> dspy.Example:
 
 TRAINSET, VALSET = [example(n) for n in range(24)], [example(n) for n in range(24, 44)]
 TRACES = [
-    {
-        "inputs": dict(e.inputs()),
-        "labels": dict(e.labels()),
-        "outputs": {"answer": "0"},
-        "score": 0.0,
-    }
+    {"inputs": e.inputs().toDict(), "labels": e.labels().toDict(), "outputs": {"answer": "0"}}
+    | {"score": 0.0}
     for e in TRAINSET
 ]
 LESSONS = {kind: f"When {kind} is weighed, answer {WEIGHT[kind]}." for kind in KINDS}
@@ -79,14 +74,14 @@ class Run:
         self.optimizer = grpo(is_right, **(settings | {"progress": False} | arguments))
         with dspy.context(lm=self.lm):
             self.optimized = self.optimizer.compile(
-                dspy.Predict("question -> answer"), trainset=trainset or TRAINSET, valset=VALSET
+                predictor(), trainset=trainset or TRAINSET, valset=VALSET
             )
         self.results = self.optimized.detailed_results
         self.library = ExperienceLibrary.from_program(self.optimized)
 
     @property
     def texts(self) -> list[str]:
-        return [own.text for own in self.library]
+        return [experience.text for experience in self.library]
 
     def prompts(self, pattern: str) -> list[str]:
         return [p.text for p in self.lm.engine.prompts if re.search(pattern, p.text)]
@@ -121,19 +116,6 @@ def test_examples_without_labels_are_left_out() -> None:
     trainset = [*TRAINSET[:8], *unlabelled]
     shown = list(map(numbers, Run(trainset=trainset).prompts(DRAFT)))
     assert shown == [set(range(8))] * 3
-
-
-def test_where_only_held_out_examples_have_labels_there_are_no_drafts() -> None:
-    unlabelled = [dspy.Example(question=e.question).with_inputs("question") for e in TRAINSET]
-    data = [*unlabelled[:-1], TRAINSET[-1]]
-    seed = next(s for s in range(99) if 23 not in split(Settings(is_right, seed=s), data, None)[0])
-    optimizer = grpo(is_right, drafts=3, seed=seed, epochs=1, progress=False)
-    lm = scripted_lm([*rules(), ("weigh", follow)])
-    with dspy.context(lm=lm):
-        results = optimizer.compile(
-            dspy.Predict("question -> answer"), trainset=data
-        ).detailed_results
-    assert results.usage["draft"].n_lm_calls == 0
 
 
 def test_a_module_of_ones_own_says_how_many_examples_are_shown_and_how_long_they_may_be() -> None:
@@ -180,25 +162,17 @@ def test_where_no_draft_repeats_another_all_that_they_say_counts() -> None:
     assert len(re.findall(r"^\d+\. Answer", update, re.MULTILINE)) == 3
 
 
-def test_the_lessons_of_a_draft_have_no_rollouts_for_evidence() -> None:
-    run = Run()
+def test_the_lessons_of_a_draft_have_no_rollouts_for_evidence_and_may_not_copy_an_example() -> None:
+    def draft(prompt: Prompt) -> str:
+        shown = TRAINSET[min(numbers(prompt.user))]
+        return chat(lessons=[*LESSONS.values(), f"{shown.question} It weighs {shown.answer}."])
+
+    run = Run(draft)
     assert sorted(run.texts) == sorted(LESSONS.values())
-    assert [own.evidence for own in run.library] == [(), ()]
+    assert [experience.evidence for experience in run.library] == [(), ()]
     first = run.results.updates[0]
     assert (first.groups, len(first.lessons)) == ((), 2)
-
-
-def test_a_lesson_that_copies_an_example_is_refused_and_shown() -> None:
-    copied = "Case 0: what does coal weigh? It weighs nine in this very case, as was said."
-    long = [
-        dspy.Example(
-            question=f"{e.question} It weighs nine in this very case, as was said.", answer=e.answer
-        ).with_inputs("question")
-        for e in TRAINSET
-    ]
-    run = Run(chat(lessons=[copied]), trainset=long)
-    assert run.texts == []
-    assert any("copies the training data" in why for why in run.results.updates[0].refused_lessons)
+    assert any("copies the training data" in refused for refused in first.refused_lessons)
 
 
 @pytest.mark.parametrize("answer", ["I had rather not say.", chat(lessons=[])])
@@ -214,9 +188,7 @@ def test_what_drafts_cost_is_counted_and_planned() -> None:
     assert run.results.usage["draft"].n_lm_calls == 3
     assert run.results.reflection_usage.n_lm_calls >= 4
     with dspy.context(lm=run.lm):
-        plan = run.optimizer.estimate(
-            dspy.Predict("question -> answer"), trainset=TRAINSET, valset=VALSET
-        )
+        plan = run.optimizer.estimate(predictor(), trainset=TRAINSET, valset=VALSET)
     (row,) = [row for row in plan.rows if row.purpose == "drafts from labels"]
     assert row.n_lm_calls is not None and row.n_lm_calls >= 3
     assert plan.n_updates == len(run.results.updates)
@@ -243,10 +215,8 @@ def test_lessons_are_drafted_from_traces_that_have_labels() -> None:
     lm = scripted_lm(rules())
     optimizer = grpo(is_right, drafts=3, progress=False)
     with dspy.context(lm=lm):
-        learned = optimizer.learn(dspy.Predict("question -> answer"), traces=TRACES)
-    assert sorted(own.text for own in ExperienceLibrary.from_program(learned)) == sorted(
-        LESSONS.values()
-    )
+        learned = optimizer.learn(predictor(), traces=TRACES)
+    assert sorted(library_texts(learned)) == sorted(LESSONS.values())
 
 
 def test_a_prompt_that_is_too_long_for_the_lm_is_shortened() -> None:
@@ -268,8 +238,8 @@ def test_broad_advice_drafted_from_traces_is_decided_on_at_once_as_no_rollouts_f
     lm = scripted_lm([*rules(chat(lessons=["Answer 9 and 4."])), ("weigh", follow_broadly)])
     optimizer = grpo(is_right, drafts=3, progress=False)
     with dspy.context(lm=lm):
-        learned = optimizer.learn(dspy.Predict("question -> answer"), traces=TRACES, valset=VALSET)
-    assert [own.text for own in ExperienceLibrary.from_program(learned)] == ["Answer 9 and 4."]
+        learned = optimizer.learn(predictor(), traces=TRACES, valset=VALSET)
+    assert library_texts(learned) == ["Answer 9 and 4."]
 
 
 def follow_broadly(prompt: Prompt) -> str:
@@ -311,4 +281,4 @@ def test_without_labels_or_ground_truth_drafts_are_refused() -> None:
         Run(trainset=unlabelled)
     optimizer = grpo(None, drafts=2)
     with dspy.context(lm=scripted_lm([])), pytest.raises(SettingsError, match="metric=None"):
-        optimizer.compile(dspy.Predict("question -> answer"), trainset=TRAINSET)
+        optimizer.compile(predictor(), trainset=TRAINSET)

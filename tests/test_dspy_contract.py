@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,9 @@ from runs import (
     polite_rules,
     predictor,
     questions,
-    untimed,
 )
 from scripted import (
-    EXTRACT,
     Prompt,
-    chat,
-    lessons,
     scripted_lm,
 )
 
@@ -200,15 +195,6 @@ def test_predictors_that_dspy_does_not_see_run_and_keep_their_instructions() -> 
     assert ADVICE not in optimized.hidden[0][0].signature.instructions
 
 
-def test_a_frozen_sub_module_keeps_its_instructions() -> None:
-    old = predictor()
-    old_module = Held(lambda p: p.ask, ask=old)
-    old_module._compiled = True  # noqa: SLF001 - as BootstrapFewShot leaves it
-    optimized = learned(Held(lambda p: p.new, new=predictor(), old=old_module))
-    assert ADVICE in optimized.new.signature.instructions
-    assert optimized.old.ask.signature.instructions == old.signature.instructions
-
-
 def test_demos_and_lms_of_the_student_are_kept() -> None:
     student = predictor()
     student.demos = [dspy.Example(question="q", answer="please").with_inputs("question")]
@@ -216,13 +202,6 @@ def test_demos_and_lms_of_the_student_are_kept() -> None:
     optimized = learned(student)
     assert optimized.demos == student.demos
     assert optimized.lm is student.lm
-
-
-def test_what_cannot_be_copied_is_shared_with_the_student() -> None:
-    lock = threading.Lock()
-    optimized = learned(Held(lambda p: p.ask, ask=predictor(), lock=lock))
-    assert optimized.lock is lock
-    assert library_texts(optimized) == [ADVICE]
 
 
 def test_advice_stands_behind_an_agents_tool_list_which_stays_as_it_was() -> None:
@@ -244,27 +223,7 @@ def test_another_optimizer_that_comes_after_keeps_the_advice() -> None:
     assert len(optimized.demos) == 2
 
 
-def test_the_reflection_lm_is_shown_what_a_baked_program_knows() -> None:
-    lm = scripted_lm([(EXTRACT, lessons()), ("question", chat(answer="no"))])
-    learned(learned(), lm, seed=1)
-    asked = [prompt.text for prompt in lm.engine.prompts if "`semantic_advantage`" in prompt.text]
-    assert asked
-    assert all(f"[E1*] {ADVICE}" in prompt for prompt in asked)
-
-
 # ---------------------------------------------------------------------- two compiles
-
-
-def test_one_optimizer_compiles_twice_and_gives_the_same_both_times() -> None:
-    optimizer = optimizer_of()
-    programs = []
-    for _ in range(2):
-        with dspy.context(lm=polite_lm()):
-            programs.append(optimizer.compile(predictor(), trainset=questions(18)))
-    first, second = programs
-    assert first.signature.instructions == second.signature.instructions
-    assert untimed(first.detailed_results) == untimed(second.detailed_results)
-    assert first.detailed_results is not second.detailed_results
 
 
 # ---------------------------------------------------------------------- settings and threads
@@ -279,13 +238,6 @@ def test_it_runs_inside_an_event_loop_with_an_async_metric() -> None:
         return learned(metric=metric)
 
     assert library_texts(asyncio.run(main())) == [ADVICE]
-
-
-def test_it_runs_with_usage_tracking_on_and_changes_nothing_by_it() -> None:
-    plain = learned()
-    with dspy.context(track_usage=True):
-        tracked = learned()
-    assert untimed(tracked.detailed_results) == untimed(plain.detailed_results)
 
 
 def test_the_callers_usage_tracker_sees_the_calls_of_all_threads() -> None:

@@ -17,7 +17,6 @@ from tfgrpo_dspy import (
     SettingsError,
 )
 from tfgrpo_dspy.redaction import known_secrets
-from tfgrpo_dspy.store import Unseen, callable_identity, digest, lm_identity, program_identity
 
 ADVICE = "Be kind."
 
@@ -98,51 +97,6 @@ def test_what_was_lost_to_faults_counts_when_the_run_is_started_again(tmp_path: 
     assert n_calls < lm.engine.n_calls() <= 30
 
 
-class Prefixed(dspy.Module):
-    def __init__(self, header: str, parts: bool = False) -> None:
-        super().__init__()
-        ask = dspy.Predict("question -> answer")
-        if parts:
-            self.parts = {"ask": ask, "header": header}
-        else:
-            self.ask, self.header = ask, header
-
-
-class StyledLM(dspy.LM):
-    style = ""
-
-
-def styled(style: str) -> dspy.LM:
-    lm = StyledLM("scripted", engine=scripted_lm([]).engine)
-    lm.style = style
-    return lm
-
-
-def closing_over(header: str) -> Any:
-    def close(example: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> float:
-        return float(pred.answer == header + example.answer)
-
-    return close
-
-
-@pytest.mark.parametrize(
-    "identities",
-    [
-        [program_identity(Prefixed(text), Unseen()) for text in ("A", "B")],
-        [program_identity(Prefixed(text, parts=True), Unseen()) for text in ("A", "B")],
-        [callable_identity(closing_over(text), Unseen()) for text in ("A", "B")],
-        [lm_identity(styled(text), Unseen()) for text in ("A", "B")],
-        [
-            lm_identity(dspy.LM("azure/gpt", azure_deployment=text), Unseen())
-            for text in ("first", "second")
-        ],
-    ],
-    ids=["attribute", "beside a module", "closure", "LM class", "deployment"],
-)
-def test_what_answers_depend_on_is_in_the_key_whatever_it_is_called(identities: list[Any]) -> None:
-    assert digest(identities[0]) != digest(identities[1])
-
-
 @pytest.mark.parametrize(
     ("name", "value", "is_secret"),
     [
@@ -176,16 +130,6 @@ def test_learning_from_traces_logs_its_plan_and_has_a_preset(
         )
     assert any("the plan" in record.getMessage() for record in caplog.records)
     assert learned.detailed_results.settings["max_lm_calls"] is not None
-
-
-def test_traces_with_scores_need_no_metric_and_a_valset_without_one_is_not_run() -> None:
-    lm = scripted_lm(RULES)
-    with dspy.context(lm=lm):
-        learned = grpo(None, progress=False).learn(
-            dspy.Predict("question -> answer"), traces=TRACES, valset=examples(3)
-        )
-    assert learned.detailed_results.failures == {}
-    assert lm.engine.n_calls() == lm.engine.n_calls(EXTRACT) + lm.engine.n_calls(UPDATE) == 2
 
 
 def test_an_offline_probe_of_another_run_says_what_is_other(tmp_path: Path) -> None:

@@ -87,16 +87,10 @@ def test_the_student_is_not_mutated(make: Callable[[], Any]) -> None:
     first = student.predictors()[0]
     first.lm = own_lm
     first.config = {"temperature": 0.5}
-    state = json.dumps(
-        {name: p.dump_state() for name, p in student.named_predictors() if p is not first}
-    )
     held = [dict(vars(module)) for _, module in student.named_sub_modules()]
     optimized = learned(student, agent_lm())
     assert library_texts(optimized) == [ADVICE]
     assert [dict(vars(module)) for _, module in student.named_sub_modules()] == held
-    assert state == json.dumps(
-        {name: p.dump_state() for name, p in student.named_predictors() if p is not first}
-    )
     assert library_texts(student) == []
     assert (student.history, own_lm.history) == ([], [])
     assert own_lm.kwargs == agent_lm().kwargs
@@ -176,18 +170,9 @@ def test_its_detailed_results_are_typed_and_become_builtins_when_they_are_pickle
     pickled = cloudpickle.loads(cloudpickle.dumps(optimized)).detailed_results
     assert type(pickled) is dict
     assert pickled == results.to_dict()
-    assert types_in(pickled) <= {dict, list, str, int, float, bool, type(None)}
     assert json.loads(json.dumps(pickled)) == pickled
     assert pickled["updates"][0]["operations"][0]["text"] == ADVICE
     assert copy.deepcopy(optimized).detailed_results == results
-
-
-def types_in(value: Any) -> set[type]:
-    if isinstance(value, dict):
-        return {dict}.union(*(types_in(item) for pair in value.items() for item in pair))
-    if isinstance(value, list):
-        return {list}.union(*(types_in(item) for item in value))
-    return {type(value)}
 
 
 LOAD_AND_RUN = """

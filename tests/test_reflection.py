@@ -35,15 +35,13 @@ from tfgrpo_dspy.reflection import (
     estimate_tokens,
     feedback_text,
     given_texts,
-    is_same_lesson,
     lessons_text,
     library_text,
     merge_lessons,
     read_lesson,
-    resolve_scope,
-    sources_of,
-    unsafe_reason,
 )
+from tfgrpo_dspy.reflection.lessons import is_same_lesson, sources_of, unsafe_reason
+from tfgrpo_dspy.reflection.reading import resolve_scope
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
 
 GROUP_0 = Evidence(update=0, example=0, rollout_ids=(1, 2), scores=(1.0, 0.0))

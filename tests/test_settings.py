@@ -227,7 +227,7 @@ def test_whatever_is_wrong_at_once_every_fault_is_named_with_its_value(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"gate": NoGate}, "gate=NoGate is a class: call it, gate=NoGate()."),
+        ({"gate": NoGate}, "gate=NoGate is a class: pass NoGate()."),
         ({"metric": "accuracy"}, "metric='accuracy' is not callable; pass a function metric("),
         ({"metric": lambda: 0.0}, "write it as metric(example, pred, trace=None)"),
         ({"metric": lambda _: 0.0}, "write it as metric(example, pred, trace=None)"),

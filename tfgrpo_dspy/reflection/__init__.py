@@ -16,11 +16,8 @@ from tfgrpo_dspy.reflection.lessons import (
     DroppedExperience,
     Lesson,
     RefusedLesson,
-    is_same_lesson,
     merge_lessons,
     read_lesson,
-    sources_of,
-    unsafe_reason,
 )
 from tfgrpo_dspy.reflection.modules import (
     AddLessons,
@@ -29,7 +26,6 @@ from tfgrpo_dspy.reflection.modules import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
-from tfgrpo_dspy.reflection.reading import resolve_scope
 from tfgrpo_dspy.reflection.texts import (
     HIDDEN,
     NO_EXPERIENCES,
@@ -73,7 +69,6 @@ __all__ = [
     "estimate_tokens",
     "feedback_text",
     "given_texts",
-    "is_same_lesson",
     "known_lessons",
     "lessons_in",
     "lessons_text",
@@ -84,8 +79,5 @@ __all__ = [
     "packed_lessons",
     "read_lesson",
     "recurring_feedback",
-    "resolve_scope",
     "shortened",
-    "sources_of",
-    "unsafe_reason",
 ]

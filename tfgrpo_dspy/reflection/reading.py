@@ -145,42 +145,32 @@ def _lines_of(text: str) -> list[str]:
     A line that goes on with the one above belongs to it. Bullets below a heading are lessons;
     those below a lesson explain it, and are left out. Where there are headings only, they are.
     """
-    lines = [line for line in _TAG.sub("\n", text).splitlines() if not _NO_LESSON.match(line)]
+    lines: list[str] = []
+    for line in _TAG.sub("\n", text).splitlines():
+        if lines and _goes_on(lines[-1], line):
+            lines[-1] = f"{lines[-1]} {line.strip()}"
+        elif not _NO_LESSON.match(line):
+            lines.append(line)
     if len(lines) == 1:
         lines = _split_numbered(lines[0])
-    has_bullets = any(map(_has_bullet, lines))
-    found = _bulleted(lines) if has_bullets else _unmarked(lines)
-    return found or [bare for line in lines if (bare := bare_line(line)) and not _ends_open(bare)]
+    found = [line for line in lines if not _is_heading(line)]
+    bullets = [line for line in found if _has_bullet(line)]
+    least = min((_indent(line) for line in bullets), default=0)
+    bullets = [line for line in bullets if _indent(line) <= least + 1]
+    lessons = [bare for line in bullets or found if (bare := bare_line(line))]
+    return lessons or [b for line in lines if (b := bare_line(line)) and not _ends_open(b)]
 
 
-def _unmarked(lines: Sequence[str]) -> list[str]:
-    found: list[str] = []
-    for line in lines:
-        bare = bare_line(line)
-        if found and bare[:1].islower() and not _CLOSED.search(found[-1]):
-            found[-1] = f"{found[-1]} {bare}"
-        elif bare and not _is_heading(line):
-            found.append(bare)
-    return found
+def _goes_on(above: str, line: str) -> bool:
+    """Whether the line goes on with the sentence above: in lower case, or below a bullet."""
+    bare = bare_line(line)
+    is_open = not _CLOSED.search(bare_line(above)) and not _is_heading(above)
+    may_go_on = bare[:1].islower() or (bool(bare) and _has_bullet(above))
+    return is_open and may_go_on and not _has_bullet(line)
 
 
-def _bulleted(lines: Sequence[str]) -> list[str]:
-    found: list[str] = []
-    level, is_open = 0, False  # how far lessons are indented; whether the last one may go on
-    for line in lines:
-        indent = len(line) - len(line.lstrip())
-        if not _has_bullet(line):
-            is_open = is_open and bool(line.strip()) and not _CLOSED.search(found[-1])
-            if is_open:
-                found[-1] = f"{found[-1]} {bare_line(line)}"
-        elif _is_heading(line):
-            level, is_open = 99, False
-        elif indent <= level + 1 or not found:
-            level, is_open = indent, bool(bare := bare_line(line))
-            found += [bare] if bare else []
-        else:
-            is_open = False
-    return found
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _split_numbered(line: str) -> list[str]:

@@ -17,8 +17,8 @@ from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience import Limits
 from tfgrpo_dspy.gate import BayesianGate, Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.settings.groups import Execution, PaperReflection, Reflection, refuse
-from tfgrpo_dspy.settings.numbers import is_whole, number_faults
+from tfgrpo_dspy.settings.arguments import is_whole, number_faults, refuse, type_faults
+from tfgrpo_dspy.settings.groups import Execution, PaperReflection, Reflection
 from tfgrpo_dspy.settings.schedule import Facts, Schedule
 
 __all__ = [
@@ -61,6 +61,14 @@ _HINTS = {
         "pass a number above 0, at which the rollouts of a group differ, and at most 2, such as "
         "0.7, or None."
     ),
+}
+_KINDS = {
+    "reflection_lm": (dspy.BaseLM, "a dspy.LM('provider/model')"),
+    "gate": (Gate, "a Gate, such as BayesianGate() or NoGate()"),
+    "reflection": (Reflection, "Reflection(...)"),
+    "execution": (Execution, "Execution(...)"),
+    "log_dir": (str | PathLike, "the path of a folder"),
+    "version": (str, "a string"),
 }
 
 
@@ -108,44 +116,33 @@ class Settings:
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default())
-        numbers = number_faults(self, _WHOLE, _REAL, _HINTS)
-        refuse([*numbers, *self._store_faults(), *self._object_faults(), *self._gate_faults()])
+        refuse(
+            [
+                *number_faults(self, _WHOLE, _REAL, _HINTS),
+                *type_faults(self, _KINDS),
+                *self._faults(),
+                *self._gate_faults(),
+            ]
+        )
 
-    def _store_faults(self) -> Iterator[str]:
+    def _faults(self) -> Iterator[str]:
         if self.auto not in (None, *AUTO):
             yield f"auto={self.auto!r}: pass one of {', '.join(map(repr, AUTO))}, or None."
         if self.offline and self.log_dir is None:
             yield "offline=True and log_dir=None: there is nothing to replay; pass a log_dir."
-        if self.log_dir is not None and not isinstance(self.log_dir, str | PathLike):
-            yield f"log_dir={self.log_dir!r}: pass the path of a folder."
         if self.log_dir == "":
             yield "log_dir='': pass the path of a folder, or None."
-        if self.version is not None and not isinstance(self.version, str):
-            yield f"version={self.version!r}: pass a string."
-
-    def _object_faults(self) -> Iterator[str]:
         if self.metric is not None:
             try:
                 adapt_metric(self.metric)
             except SettingsError as error:
                 yield str(error)
-        if self.reflection_lm is not None and not isinstance(self.reflection_lm, dspy.BaseLM):
-            yield f"reflection_lm={self.reflection_lm!r}: pass a dspy.LM('provider/model')."
-        for name, kind in (("reflection", Reflection), ("execution", Execution)):
-            if not isinstance(getattr(self, name), kind):
-                yield f"{name}={getattr(self, name)!r}: pass {kind.__name__}(...)."
 
     def _gate_faults(self) -> Iterator[str]:
-        if isinstance(self.gate, type):
-            name = self.gate.__name__
-            yield f"gate={name} is a class: call it, gate={name}()."
-        elif not isinstance(self.gate, Gate):
-            yield f"gate={self.gate!r}: pass a Gate, such as BayesianGate() or NoGate()."
-        elif self.gate.measures and self.metric is None:
-            name = type(self.gate).__name__
+        if isinstance(self.gate, Gate) and self.gate.measures and self.metric is None:
             yield (
-                f"gate={name}() and metric=None: nothing scores the rollouts; pass a metric, or "
-                f"leave the gate out."
+                f"gate={type(self.gate).__name__}() and metric=None: nothing scores the rollouts; "
+                f"pass a metric, or leave the gate out."
             )
         if self.max_demos and is_whole(self.max_demos) and not self.measures:
             yield (

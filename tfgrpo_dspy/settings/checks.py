@@ -16,7 +16,7 @@ from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling import allows_temperature
 from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, Execution, Reflection, RunSettings, Settings
-from tfgrpo_dspy.settings.groups import refuse
+from tfgrpo_dspy.settings.arguments import refuse
 from tfgrpo_dspy.settings.plan import derived, plan_of
 from tfgrpo_dspy.store import Unseen, digest, object_identity
 

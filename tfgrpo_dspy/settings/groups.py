@@ -8,14 +8,13 @@ from typing import Any, cast
 
 import dspy
 
-from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.reflection import (
     DraftLessons,
     ExtractAdvantage,
     SummarizeTrajectory,
     UpdateLibrary,
 )
-from tfgrpo_dspy.settings.numbers import is_finite, number_faults
+from tfgrpo_dspy.settings.arguments import is_finite, number_faults, refuse, type_faults
 
 MODULES: dict[str, Callable[[], Any]] = {
     "extract": ExtractAdvantage,
@@ -65,16 +64,11 @@ class Reflection:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default())
         least = {"max_experience_words": 1, "groups_per_call": 1, "drafts": 0}
-        refuse([*number_faults(self, least, {}), *self._faults()])
-
-    def _faults(self) -> Iterator[str]:
-        for name, default in MODULES.items():
-            module = getattr(self, name)
-            if isinstance(module, type):
-                yield f"{name}={module.__name__} is a class: pass {module.__name__}()."
-            elif not isinstance(module, dspy.Module):
-                kind = cast(Any, default).__name__
-                yield f"{name}={module!r}: pass a dspy.Module with the fields of {kind}."
+        kinds = {
+            name: (dspy.Module, f"a dspy.Module with the fields of {cast(Any, kind).__name__}")
+            for name, kind in MODULES.items()
+        }
+        refuse([*number_faults(self, least, {}), *type_faults(self, kinds)])
 
     @property
     def modules(self) -> list[Any]:
@@ -106,6 +100,16 @@ class PaperReflection(Reflection):
             value = getattr(reflection, field.name, None)
             values |= {} if value is None else {field.name: value}
         return cls(**values, summarize_always=True, failure_analysis=False)
+
+
+_EXECUTION_KINDS = {
+    "executor": (
+        Executor,
+        "a concurrent.futures.Executor, such as ProcessPoolExecutor(8), or Client.get_executor() "
+        "of dask.distributed",
+    ),
+    "prices": (Mapping, "a mapping from a model to its two prices"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,16 +146,9 @@ class Execution:
         refuse([*number_faults(self, least, {"rollout_timeout_s": math.inf}), *self._faults()])
 
     def _faults(self) -> Iterator[str]:
-        if self.executor is not None and not isinstance(self.executor, Executor):
-            yield (
-                f"executor={self.executor!r}: pass a concurrent.futures.Executor, such as "
-                f"ProcessPoolExecutor(8), or Client.get_executor() of dask.distributed."
-            )
-        prices = self.prices
-        if prices is not None and not isinstance(prices, Mapping):
-            yield f"prices={prices!r}: pass a mapping from a model to its two prices."
-            return
-        for model, pair in (prices or {}).items():
+        yield from type_faults(self, _EXECUTION_KINDS)
+        prices = self.prices if isinstance(self.prices, Mapping) else {}
+        for model, pair in prices.items():
             if not _is_pair_of_prices(pair):
                 yield (
                     f"prices[{model!r}]={pair!r}: pass US dollars for a million prompt tokens and "
@@ -162,9 +159,3 @@ class Execution:
 def _is_pair_of_prices(given: object) -> bool:
     is_pair = isinstance(given, tuple | list) and len(given) == 2
     return is_pair and all(is_finite(price) and price >= 0 for price in cast(Any, given))
-
-
-def refuse(faults: list[str]) -> None:
-    """Raises SettingsError: there are faults; the message names them all."""
-    if faults:
-        raise SettingsError(" ".join(faults))

@@ -1,10 +1,12 @@
-"""Numbers among the arguments: made Python's own, and checked."""
+"""Checks of single arguments: numbers, which are made Python's own, and types."""
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
+
+from tfgrpo_dspy.errors import SettingsError
 
 
 def number_faults(
@@ -40,6 +42,27 @@ def number_faults(
             hint = "pass a number above 0, or None."
         if not is_right:
             yield f"{name}={value!r}: {(hints or {}).get(name, hint)}"
+
+
+def type_faults(settings: Any, kinds: Mapping[str, tuple[Any, str]]) -> Iterator[str]:
+    """A sentence for each attribute that is neither None nor of its kind.
+
+    Args:
+        settings: what has the attributes.
+        kinds: by attribute its type, and what to pass.
+    """
+    for name, (kind, hint) in kinds.items():
+        value = getattr(settings, name)
+        if isinstance(value, type):
+            yield f"{name}={value.__name__} is a class: pass {value.__name__}()."
+        elif value is not None and not isinstance(value, kind):
+            yield f"{name}={value!r}: pass {hint}."
+
+
+def refuse(faults: list[str]) -> None:
+    """Raises SettingsError: there are faults; the message names them all."""
+    if faults:
+        raise SettingsError(" ".join(faults))
 
 
 def _plain(value: Any) -> Any:
