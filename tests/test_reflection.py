@@ -10,7 +10,7 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import EXTRACT, SUMMARIZE, UPDATE, chat, lessons, operations, scripted_lm
+from scripted import EXTRACT, UPDATE, lessons, scripted_lm
 
 from tfgrpo_dspy import (
     AddLessons,
@@ -19,7 +19,6 @@ from tfgrpo_dspy import (
     Experience,
     ExperienceLibrary,
     ExtractAdvantage,
-    SummarizeTrajectory,
     UpdateLibrary,
 )
 from tfgrpo_dspy.reflection import (
@@ -31,7 +30,6 @@ from tfgrpo_dspy.reflection import (
     clip,
     describe_program,
     dropped_text,
-    encodable,
     estimate_tokens,
     feedback_text,
     given_texts,
@@ -226,6 +224,7 @@ LONGER = LESSON.replace("angry", "very angry")
     [
         ("when the customer is angry - say sorry before you ask for the order number", True),
         (LONGER, True),
+        (f"{LESSON} Then wait for a reply.", False),
         (LESSON.replace("say", "never say"), False),
         (LESSON.replace("angry", "not angry"), False),
         (LESSON.replace("is angry", "isn't angry"), False),
@@ -375,15 +374,6 @@ def test_attempts_are_shown_the_best_first_with_score_and_advantage() -> None:
     )
 
 
-def test_without_scores_attempts_keep_their_order_and_the_majority_answer_is_named() -> None:
-    rollouts = [Rollout(0, i, {"answer": text}) for i, text in enumerate(["red", "Blue", "blue"])]
-    text = attempts_text(group(*rollouts, has_metric=False), ["one", "two", "three"])
-    assert text == (
-        "Attempt 1\none\n\nAttempt 2\ntwo\n\nAttempt 3\nthree\n\n"
-        "The answer that most attempts give:\nanswer: Blue"
-    )
-
-
 @pytest.mark.parametrize(
     ("steps", "summary", "text"),
     [
@@ -411,11 +401,6 @@ def test_the_feedback_of_a_group_is_that_of_its_worst_attempt() -> None:
     assert feedback_text(group(GOOD, worse, POOR)) == "Not a colour of the sky."
     assert feedback_text(group(GOOD, worse, BAD)) == "no fields"
     assert feedback_text(group(GOOD, POOR)) == ""
-
-
-def test_half_a_character_becomes_a_question_mark_for_no_provider_takes_it() -> None:
-    assert encodable("say \ud83d please") == "say ? please"
-    assert encodable("道歉 🙏") == "道歉 🙏"
 
 
 class Sorter(dspy.Module):
@@ -554,28 +539,6 @@ INPUTS: dict[str, Any] = {
     "limits": "at most 3 experiences",
     "max_words": 40,
 }
-
-
-def test_each_module_asks_one_prompt_and_gives_typed_outputs() -> None:
-    lm = scripted_lm(
-        [
-            (EXTRACT, lessons("Say please.", "Be brief.", why="They were polite.")),
-            (UPDATE, operations({"op": "ADD", "text": "Say please.", "lessons": [1]})),
-            (SUMMARIZE, chat(summary="It asked twice.")),
-        ]
-    )
-    with dspy.context(lm=lm):
-        extracted = ExtractAdvantage()(**INPUTS)
-        updated = UpdateLibrary()(**INPUTS)
-        summarised = SummarizeTrajectory()(**INPUTS)
-    assert extracted.semantic_advantage == "They were polite."
-    assert extracted.lessons == ["Say please.", "Be brief."]
-    assert updated.operations == [
-        {"op": "ADD", "id": "", "text": "Say please.", "scope": None, "reason": "", "lessons": [1]}
-    ]
-    assert summarised.summary == "It asked twice."
-    assert [extracted.parse_failures, updated.parse_failures, summarised.parse_failures] == [0] * 3
-    assert lm.engine.n_calls() == 3
 
 
 CORRECTION = r"\[\[ ## correction ## \]\]"
