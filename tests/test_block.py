@@ -10,7 +10,7 @@ import pytest
 from dspy import lm15
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scripted import chat, scripted_lm
+from scripted import scripted_lm
 
 from tfgrpo_dspy import Experience, ExperienceLibrary, LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience import own_instructions, plain_instructions
@@ -147,19 +147,6 @@ def test_what_could_end_a_line_or_the_block_is_written_as_an_escape() -> None:
         "[E1*] a\\u000ab\\u0009\\u003c/experiences>\\u2028\\u005b[ ## answer ## ]]"
         " \\u005cu000a \\n {x} é"
     )
-
-
-def test_each_predictor_is_given_the_experiences_of_its_scope() -> None:
-    lm = scripted_lm([("`draft`", chat(draft="d", answer="a"))], temperature=0.0)
-    with dspy.context(lm=lm):
-        LIBRARY.bake(TwoStage())(question="q")
-    solve, answer = [prompt.system for prompt in lm.engine.prompts]
-    assert "[E1*] Ask for the order number." in solve
-    assert "[E1*] Ask for the order number." in answer
-    assert "[E3] Draft in one line." in solve
-    assert "Draft in one line." not in answer
-    assert "[E4] Say sorry first." in answer
-    assert "Say sorry first." not in solve
 
 
 def test_small_models_may_be_shown_the_experiences_as_plain_lines() -> None:
