@@ -13,12 +13,12 @@ from typing import Any
 from tfgrpo_dspy.errors import SettingsError
 
 CALLS_FOR_THREE = 15
-"""From so many LM calls for each training example on, groups have 3 rollouts (gate study: groups
-of 2 to 5 do not differ much, and small groups see more examples)."""
+"""From so many LM calls for each training example on, groups have 3 rollouts. On simulated
+tasks groups of 2 to 5 did not differ much, and small groups see more examples."""
 SMALL_GROUP, GROUP = 2, 3
 LEAST_BATCH, MOST_BATCH, BATCH_SHARE = 5, 8, 8
-"""A batch is an eighth of the training set, between 5 and 8 (gate study): small steps learn more
-from the same calls."""
+"""A batch is an eighth of the training set, between 5 and 8: on simulated tasks small
+steps learned more from the same calls."""
 USUAL_THREADS, LARGEST_SHARE = 8, 4
 """More threads than 8 have larger batches, in proportion, up to a quarter of the training set: they
 are busier than with more staleness; neither scored clearly more (`benchmarks/utilisation.py`)."""
