@@ -386,21 +386,9 @@ def test_a_diff_says_what_was_added_removed_and_modified() -> None:
         "- [E1] Ask for the order number.\n"
         "~ [E2] Say sorry first. (for solve) -> Say sorry."
     )
-
-
-def test_equal_libraries_have_no_difference() -> None:
     supported = LIBRARY.apply([Keep("E1", evidence=(FIRST,))])
     assert not LIBRARY.diff(supported)
     assert str(LIBRARY.diff(supported)) == "no difference"
-
-
-@given(libraries(), libraries())
-def test_a_diff_backwards_has_added_and_removed_exchanged(
-    one: ExperienceLibrary, other: ExperienceLibrary
-) -> None:
-    there, back = one.diff(other), other.diff(one)
-    assert there.added == back.removed
-    assert set(there.modified) == {(old, new) for new, old in back.modified}
 
 
 def test_merging_keeps_own_ids_and_gives_colliding_ones_the_next_free() -> None:

@@ -10,6 +10,7 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import questions
 from scripted import (
     EXTRACT,
     SUMMARIZE,
@@ -32,51 +33,6 @@ from tfgrpo_dspy import (
     TrainingFreeGRPO,
 )
 from tfgrpo_dspy.rollout import rollout_id_for
-
-ADVICE = "When a customer asks, say please."
-
-
-def polite_answer(prompt: Prompt) -> str:
-    """'please' in nine of ten answers with the advice, in three of ten without."""
-    chance = 0.9 if ADVICE in prompt.system else 0.3
-    return chat(answer="please" if prompt.random().random() < chance else "no")
-
-
-def is_polite(_: dspy.Example, pred: dspy.Prediction) -> dspy.Prediction:
-    return dspy.Prediction(score=float(pred.answer == "please"), feedback="Say please.")
-
-
-def polite_lm() -> dspy.LM:
-    return scripted_lm(
-        [
-            (EXTRACT, lessons(ADVICE)),
-            (UPDATE, operations({"op": "ADD", "text": ADVICE, "lessons": [1]})),
-            ("question", polite_answer),
-        ]
-    )
-
-
-def questions(n: int, prefix: str = "question") -> list[dspy.Example]:
-    return [
-        dspy.Example(question=f"{prefix} {i}", answer="please").with_inputs("question")
-        for i in range(n)
-    ]
-
-
-@pytest.fixture
-def optimizer() -> TrainingFreeGRPO:
-    return grpo(is_polite, epochs=1, num_threads=4, progress=False, gate=Gate())
-
-
-def test_a_lesson_that_raises_the_score_is_learned_and_baked(optimizer: TrainingFreeGRPO) -> None:
-    with dspy.context(lm=polite_lm()):
-        optimized = optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(30))
-    library = ExperienceLibrary.from_program(optimized)
-    assert [experience.text for experience in library] == [ADVICE]
-    results = optimized.detailed_results
-    assert results.best.mean > results.student.mean
-    assert results.nothing_learned == ""
-
 
 # ---------------------------------------------------------------------- scripted runs
 
@@ -142,7 +98,7 @@ class Run:
         if schedule is grpo and metric is not None:
             defaults["gate"] = Gate()
         optimizer = schedule(metric, **defaults | arguments)
-        valset = None if n_validation is None else questions(n_validation, "validation question")
+        valset = None if n_validation is None else questions(n_validation, start=100)
         with dspy.context(lm=self.lm):
             self.optimized = optimizer.compile(
                 student or dspy.Predict("question -> answer"),
@@ -158,7 +114,7 @@ class Run:
     @property
     def deployed(self) -> list[Prompt]:
         """The prompts of validation."""
-        return self.prompts("validation question")
+        return self.prompts(r"question 1\d\d")
 
     @property
     def trained_on(self) -> list[list[int]]:

@@ -17,8 +17,8 @@ from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.sampling.traces import read_traces
 from tfgrpo_dspy.settings import WHOLE_TRAINSET, Execution, PaperReflection, Settings
+from tfgrpo_dspy.settings.arguments import taking
 from tfgrpo_dspy.settings.checks import prepare, prepare_learning
-from tfgrpo_dspy.settings.construction import taking
 from tfgrpo_dspy.settings.plan import Plan, plan_of
 
 

@@ -25,7 +25,7 @@ from tfgrpo_dspy.local.contexts import (
 # What llama.cpp has under the same name ...
 SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "frequency_penalty", "presence_penalty")
 # ... and what it does not have: refused, never silently left out.
-REFUSED = (
+REFUSED = [
     "tool_choice",
     "reasoning",
     "logprobs",
@@ -33,7 +33,7 @@ REFUSED = (
     "service_tier",
     "user_id",
     "store",
-)
+]
 SEED_RANGE = 2**32 - 1  # llama.cpp reads the last value, 2**32 - 1, as "any seed"
 
 
@@ -77,7 +77,7 @@ def local_lm(
     return LocalLM(
         f"local/{engine.path.stem}@{engine.fingerprint[:8]}",
         engine=engine,
-        async_engine=AsyncLlamaEngine(engine),
+        async_engine=AsyncLlamaEngine(**engine.dump_state()),
         temperature=temperature,
         max_tokens=max_tokens,
         cache=cache,
@@ -98,7 +98,7 @@ def _counting_candidates() -> Iterator[None]:
 
 
 class LocalLM(dspy.LM):
-    """A `dspy.LM` whose engine is told which of the `n` candidates of a call it is asked for.
+    """A `dspy.LM` whose engine knows which of the `n` candidates of a call it is asked for.
 
     DSPy asks an engine for n candidates by sending n equal requests: with a seed in them, all
     answers would be equal too.
@@ -194,15 +194,12 @@ class LlamaEngine:
         return type(self).load_state, (self.dump_state(),)
 
 
-class AsyncLlamaEngine:
+class AsyncLlamaEngine(LlamaEngine):
     """The same engine for `await lm.acall(...)`: the model works in a thread."""
-
-    def __init__(self, engine: LlamaEngine) -> None:
-        self._engine = engine
 
     async def complete(self, request: lm15.Request) -> lm15.Response:
         """See `LlamaEngine.complete`."""
-        return await asyncio.to_thread(self._engine.complete, request)
+        return await asyncio.to_thread(super().complete, request)
 
     async def stream(self, request: lm15.Request) -> Any:
         """See `LlamaEngine.stream`."""
@@ -211,22 +208,19 @@ class AsyncLlamaEngine:
 
     async def aclose(self) -> None:
         """Free the model, see `LlamaEngine.close`."""
-        self._engine.close()
-
-    def dump_state(self) -> dict[str, Any]:
-        """See `LlamaEngine.dump_state`."""
-        return self._engine.dump_state()
-
-    @classmethod
-    def load_state(cls, state: dict[str, Any]) -> "AsyncLlamaEngine":
-        """See `LlamaEngine.load_state`."""
-        return cls(LlamaEngine.load_state(state))
+        self.close()
 
 
 def _request_body(request: lm15.Request, candidate: int) -> dict[str, Any]:
     """The request as llama.cpp's chat endpoint takes it."""
-    _refuse_unsupported(request)
-    config = request.config
+    config, wanted = request.config, request.config.response_format
+    asked = [f"config.{name}" for name in REFUSED if getattr(config, name) is not None]
+    asked += ["tools"] if request.tools else []
+    if asked:
+        message = f"the local LM has no {', '.join(asked)}; leave it out, or use another LM"
+        raise lm15.UnsupportedFeatureError(message, feature=asked[0])
+    if wanted and wanted["type"] != "json_object":
+        wanted = {"type": "json_schema", "json_schema": {"schema": wanted["schema"]}}
     messages = [] if request.system is None else [("system", _text(request.system, "system"))]
     for index, message in enumerate(request.messages):
         role = "system" if message.role == "developer" else message.role
@@ -235,7 +229,7 @@ def _request_body(request: lm15.Request, candidate: int) -> dict[str, Any]:
         **{name: getattr(config, name) for name in SAMPLING},
         "stop": list(config.stop) or None,
         "seed": None if config.seed is None else _candidate_seed(config.seed, candidate),
-        "response_format": _response_format(config.response_format),
+        "response_format": wanted,
     }
     return {
         **(config.extensions or {}),
@@ -243,15 +237,6 @@ def _request_body(request: lm15.Request, candidate: int) -> dict[str, Any]:
         "messages": [{"role": role, "content": content} for role, content in messages],
         "cache_prompt": config.cache is None or config.cache.mode != "off",
     }
-
-
-def _refuse_unsupported(request: lm15.Request) -> None:
-    config = request.config
-    asked = [f"config.{name}" for name in REFUSED if getattr(config, name) is not None]
-    asked += ["tools"] if request.tools else []
-    if asked:
-        message = f"the local LM has no {', '.join(asked)}; leave it out, or use another LM"
-        raise lm15.UnsupportedFeatureError(message, feature=asked[0])
 
 
 def _text(content: Any, where: str) -> str:
@@ -267,12 +252,6 @@ def _text(content: Any, where: str) -> str:
 def _candidate_seed(seed: int, candidate: int) -> int:
     digest = hashlib.sha256(f"{seed}/{candidate}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % SEED_RANGE
-
-
-def _response_format(wanted: dict[str, Any] | None) -> dict[str, Any] | None:
-    if wanted is None or wanted["type"] == "json_object":
-        return wanted
-    return {"type": "json_schema", "json_schema": {"schema": wanted["schema"]}}
 
 
 def _response(answer: dict[str, Any], request: lm15.Request) -> lm15.Response:

@@ -36,12 +36,7 @@ class PlainAdapter(dspy.Adapter):
         self._json = _SchemaAdapter(callbacks=callbacks)
 
     def __call__(
-        self,
-        lm: dspy.BaseLM,
-        lm_kwargs: dict[str, Any],
-        signature: type[dspy.Signature],
-        demos: list[dict[str, Any]],
-        inputs: dict[str, Any],
+        self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any
     ) -> list[dict[str, Any]]:
         """The output fields of each completion.
 
@@ -53,24 +48,14 @@ class PlainAdapter(dspy.Adapter):
         return outputs
 
     async def acall(
-        self,
-        lm: dspy.BaseLM,
-        lm_kwargs: dict[str, Any],
-        signature: type[dspy.Signature],
-        demos: list[dict[str, Any]],
-        inputs: dict[str, Any],
+        self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any
     ) -> list[dict[str, Any]]:
         """See `__call__`."""
         acall = super().acall if _is_plain(signature) else self._json.acall
         outputs: list[dict[str, Any]] = await acall(lm, lm_kwargs, signature, demos, inputs)
         return outputs
 
-    def format(
-        self,
-        signature: type[dspy.Signature],
-        demos: list[dict[str, Any]],
-        inputs: dict[str, Any],
-    ) -> list[dict[str, Any]]:
+    def format(self, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
         """The messages: system, then demos and earlier turns in pairs, then the inputs."""
         if not _is_plain(signature):
             structured: list[dict[str, Any]] = self._json.format(signature, demos, inputs)

@@ -4,14 +4,12 @@ A `Run` is one run. Its methods are the verbs of `optimizer`'s loop; each gives 
 it.
 """
 
-import asyncio
 import logging
 import math
 import random
 import statistics
-import time
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import dspy
@@ -20,23 +18,20 @@ from tqdm.auto import tqdm
 from tfgrpo_dspy.budget import Meter, watching
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation, Refusal, check_operations
-from tfgrpo_dspy.gate import GroupPlan, assigned_libraries, finalists_of
-from tfgrpo_dspy.reflection import estimate_tokens
+from tfgrpo_dspy.gate import GroupPlan, assigned_libraries
 from tfgrpo_dspy.results import GroupRecord, UpdateRecord
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
-from tfgrpo_dspy.run.candidates import Candidate, Choice, candidates_of
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.drafting import draft_lessons
 from tfgrpo_dspy.run.extracting import extract_lessons
-from tfgrpo_dspy.run.final_choice import choose
+from tfgrpo_dspy.run.final_choice import finish
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.measuring import Measurements
 from tfgrpo_dspy.run.proposing import as_additions, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.run_report import operation_record
-from tfgrpo_dspy.sampling import BestRollouts, Demo
+from tfgrpo_dspy.sampling import BestRollouts
 from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.settings.checks import all_lms
 
@@ -81,10 +76,9 @@ class Run:
         self._client = ReflectionClient(self._run)
         self._sampler = Rollouts(self._run, "rollout", trainset, settings.temperature)
         start = ExperienceLibrary.from_program(student)
-        self._history = History(self._run, start, training)
+        self._history = History(self._run, start, training, len(testset))
         self._best_rollouts = BestRollouts()
         self._updates: list[Awaitable[ExperienceLibrary]] = []
-        self._started_s = time.monotonic()
         self._progress: Any = None
         self._closing = ExitStack()
 
@@ -148,25 +142,6 @@ class Run:
             failed.program = self.finish()
             raise failed from None
 
-    @property
-    def _n_reserved(self) -> int:
-        """How many rollouts are kept for the end: the final choice and the test set."""
-        if self.settings.metric is None:
-            return 0
-        return self.settings.schedule.reserve + 2 * len(self._testset)
-
-    def _set_reserve(self) -> None:
-        """Let nothing else take what the end of the run needs, by what rollouts took so far."""
-        account, n = self._history.accounts[-1], self._n_reserved
-        reserved = account.reserve(n)
-        seconds = (time.monotonic() - self._started_s) / max(1, account.n_rollouts)
-        self._run.ledger.set_reserve(
-            math.ceil(reserved.n_metric_calls),
-            math.ceil(reserved.n_lm_calls),
-            reserved.cost,
-            n * seconds / self.settings.threads if account.n_rollouts else 0.0,
-        )
-
     def _begin_manifest(self) -> None:
         run = self._run
         with run.records.together():
@@ -213,7 +188,7 @@ class Run:
                 return
             epoch, index = divmod(update - n_drafts, n_batches)
             examples = self._order(epoch)[index * size : (index + 1) * size]
-            n, limit = history.n_affordable(update, group_size, self._n_reserved)
+            n, limit = history.n_affordable(update, group_size)
             if n < len(examples):
                 most = getattr(settings, limit)
                 reason = f"{limit}={most} is used up: it does not reach for another update"
@@ -230,7 +205,7 @@ class Run:
             unit="update",
             disable=not self.settings.progress,
         )
-        self._set_reserve()
+        self._history.set_reserve()
 
     def _order(self, epoch: int) -> list[int]:
         """The training examples as this epoch goes through them."""
@@ -252,11 +227,11 @@ class Run:
     def sample(self, batch: Batch) -> list[Awaitable[SampledGroup]]:
         """The groups of the batch: `group_size` rollouts of each example with its library."""
         if self._recorded is not None:
-            return [_done(self._given(example)) for example in batch.examples]
+            return [self._run.loop.spawn(self._given(example)) for example in batch.examples]
         self._sampler.admit(len(batch.examples) * self.settings.group_size)
         return [self._run.loop.spawn(self._sampled(batch, index)) for index in batch.examples]
 
-    def _given(self, example: int) -> SampledGroup:
+    async def _given(self, example: int) -> SampledGroup:
         """A group of rollouts that were made elsewhere, without what this run has learned."""
         rollouts = (self._recorded or ())[example]
         group = Group.of(example, rollouts, self.settings.metric is not None)
@@ -315,7 +290,6 @@ class Run:
                 self._best_rollouts.add(sampled.group)
         operations = [op for op in proposed if not isinstance(op, Refusal)]
         decision = history.decide(batch, extracted, operations, is_paid)
-        self._set_reserve()
         record = UpdateRecord(
             update=batch.update,
             epoch=batch.epoch,
@@ -329,11 +303,11 @@ class Run:
             library_size=len(decision.library),
         )
         self._run.report.add_update(record, self._run.ledger.n_lm_calls)
-        self._show_progress(record)
+        self._show(record)
         self._run.manifest.note(history.result(), batch.update + 1, "")
         return decision.library
 
-    def _show_progress(self, record: UpdateRecord) -> None:
+    def _show(self, record: UpdateRecord) -> None:
         scores = [s for group in record.groups for s in group.scores if s is not None]
         shown: dict[str, Any] = {"training": f"{statistics.fmean(scores):.3f}"} if scores else {}
         n_calls = self._run.ledger.n_lm_calls
@@ -352,89 +326,11 @@ class Run:
 
         With `NoGate`, the last library is returned, whether it is better or not.
         """
-        run, settings = self._run, self.settings
-        run.ledger.open_reserve()
+        run = self._run
         demos = self._best_rollouts.demos(
-            run.student, settings.max_demos, lambda i: run.trainset[i] not in self._valset
+            run.student, self.settings.max_demos, lambda i: run.trainset[i] not in self._valset
         )
-        measured = Measurements(run, "validation", self._valset, demos)
-        choice = self._choice(measured, demos)
-        library = _with_prices(choice.best.library)
-        shown = demos if choice.best.has_demos else ()
-        best = Candidate(library, choice.best.has_demos)
-        run.manifest.note(library, len(run.report.updates), run.report.ended_because, shown)
-        optimized = measured.bake(best)
-        optimized.detailed_results = run.report.results(
-            self._history.start,
-            best,
-            choice,
-            self._tested(best, demos),
-            self._history.tried(),
-            settings,
-            run.ledger,
-        )
-        return optimized
-
-    def _choice(self, measured: Measurements, demos: Sequence[Demo]) -> Choice:
-        run, history = self._run, self._history
-        start, last = Candidate(history.start), Candidate(history.result())
-        if self.settings.metric is None or not measured.n_examples:
-            return Choice(last)
-        if not self.settings.measures:
-            before, after = self._scores(measured, [start, last], "")
-            return Choice(last, before, after)
-        proposed = finalists_of(self.settings.gate, history.last)
-        account = history.accounts[-1]
-        if not account.n_rollouts:  # of rollouts made elsewhere none has tried what was learned
-            proposed = (*proposed, history.last.library)
-        libraries = [history.like_start(library) for library in proposed]
-        choice = choose(
-            run,
-            measured,
-            candidates_of(history.start, libraries, bool(demos)),
-            history.scaled_decision(),
-            account,
-            2 * len(self._testset),
-            len(demos),
-        )
-        if len(choice.finalists) < 2 and last != start:
-            logger.warning(
-                "the result could not be measured, so the student is returned: %s; allow more, or "
-                "pass a smaller valset",
-                run.report.ended_because,
-            )
-        return choice
-
-    def _tested(
-        self, best: Candidate, demos: Sequence[Demo]
-    ) -> tuple[list[float | None], list[float | None]]:
-        """The scores of student and result on the test set; empty: not measured."""
-        if self.settings.metric is None or not self._testset:
-            return [], []
-        measured = Measurements(self._run, "test", self._testset, demos)
-        before, after = self._scores(measured, [Candidate(self._history.start), best], "test set")
-        return before, after
-
-    def _scores(
-        self, measured: Measurements, candidates: Sequence[Candidate], name: str
-    ) -> list[list[float | None]]:
-        """Each candidate's scores on the whole set; empty where the budget does not reach."""
-        with suppress(RunStopped):
-            for candidate in candidates:
-                pairs = [(candidate, place) for place in range(measured.n_examples)]
-                self._run.loop.run(measured.run(pairs))
-        found = [measured.on_all_examples(candidate) for candidate in candidates]
-        if name and not all(found):
-            reason = self._run.ledger.stopped_because
-            logger.warning("the %s was not measured: %s", name, reason)
-        return found
-
-
-def _done(group: SampledGroup) -> Awaitable[SampledGroup]:
-    """A future that has this result."""
-    future: asyncio.Future[SampledGroup] = asyncio.get_running_loop().create_future()
-    future.set_result(group)
-    return future
+        return finish(run, self._history, self._valset, self._testset, demos)
 
 
 def _group_record(sampled: SampledGroup, use: str) -> GroupRecord:
@@ -444,11 +340,4 @@ def _group_record(sampled: SampledGroup, use: str) -> GroupRecord:
         tuple(rollout.score for rollout in group.rollouts),
         tuple(r.failure.kind for r in group.all_rollouts if r.failure is not None),
         use,
-    )
-
-
-def _with_prices(library: ExperienceLibrary) -> ExperienceLibrary:
-    """The library with the tokens that each experience adds to a call, estimated from its line."""
-    return library.annotated(
-        {e.id: {"price": estimate_tokens(f"[{e.id}*] {e.text}\n")} for e in library}
     )

@@ -1,29 +1,114 @@
 """The end of a run: a race on the validation set says which program is returned."""
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from tfgrpo_dspy.budget import Account
 from tfgrpo_dspy.errors import RunStopped
+from tfgrpo_dspy.experience import ExperienceLibrary
 from tfgrpo_dspy.gate import (
     Decision,
     Race,
     advice_of,
+    finalists_of,
     gain_between,
     summary_of,
 )
+from tfgrpo_dspy.reflection import estimate_tokens
 from tfgrpo_dspy.results import DemoTrial, Finalist
-from tfgrpo_dspy.run.candidates import Candidate, Choice
+from tfgrpo_dspy.run.candidates import Candidate, Choice, candidates_of
 from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.measuring import Measurements
+from tfgrpo_dspy.sampling import Demo
+
+logger = logging.getLogger(__name__)
 
 DEMOS_MEAN, DEMOS_SD = -0.02, 0.3
 """What demos are believed to add before they are measured, in standard deviations of the score:
 every later call pays for them, and they may help a lot."""
 DEMOS = "demos"
 """The name of the demos among the parts of a candidate."""
+
+
+def finish(
+    run: RunContext,
+    history: History,
+    valset: Sequence[Any],
+    testset: Sequence[Any],
+    demos: Sequence[Demo],
+) -> Any:
+    """The program to return, with `detailed_results` on it; it may show these demos."""
+    run.ledger.open_reserve()
+    measured = Measurements(run, "validation", valset, demos)
+    choice = _choice(run, history, measured, demos, n_reserved=2 * len(testset))
+    best = replace(choice.best, library=_with_prices(choice.best.library))
+    shown = demos if best.has_demos else ()
+    run.manifest.note(best.library, len(run.report.updates), run.report.ended_because, shown)
+    tested: list[list[float | None]] = [[], []]
+    if run.settings.metric is not None and testset:
+        of_test = Measurements(run, "test", testset, demos)
+        tested = _all_scores(run, of_test, [Candidate(history.start), best])
+        if not all(tested):
+            reason = run.ledger.stopped_because
+            logger.warning("the test set was not measured: %s", reason)
+    optimized = measured.bake(best)
+    optimized.detailed_results = run.report.results(
+        history.start, best, choice, tested, history.tried(), run.settings, run.ledger
+    )
+    return optimized
+
+
+def _choice(
+    run: RunContext,
+    history: History,
+    measured: Measurements,
+    demos: Sequence[Demo],
+    n_reserved: int,
+) -> Choice:
+    start, last = Candidate(history.start), Candidate(history.result())
+    if run.settings.metric is None or not measured.n_examples:
+        return Choice(last)
+    if not run.settings.measures:
+        before, after = _all_scores(run, measured, [start, last])
+        return Choice(last, before, after)
+    proposed = finalists_of(run.settings.gate, history.last)
+    account = history.accounts[-1]
+    if not account.n_rollouts:  # of rollouts made elsewhere none has tried what was learned
+        proposed = (*proposed, history.last.library)
+    libraries = [history.like_start(library) for library in proposed]
+    candidates = candidates_of(history.start, libraries, bool(demos))
+    decision = history.scaled_decision()
+    choice = choose(run, measured, candidates, decision, account, n_reserved, len(demos))
+    if len(choice.finalists) < 2 and last != start:
+        logger.warning(
+            "the result could not be measured, so the student is returned: %s; allow more, or "
+            "pass a smaller valset",
+            run.report.ended_because,
+        )
+    return choice
+
+
+def _all_scores(
+    run: RunContext, measured: Measurements, candidates: Sequence[Candidate]
+) -> list[list[float | None]]:
+    """Each candidate's scores on the whole set; empty where the budget does not reach."""
+    with suppress(RunStopped):
+        for candidate in candidates:
+            pairs = [(candidate, place) for place in range(measured.n_examples)]
+            run.loop.run(measured.run(pairs))
+    return [measured.on_all_examples(candidate) for candidate in candidates]
+
+
+def _with_prices(library: ExperienceLibrary) -> ExperienceLibrary:
+    """The library with the tokens that each experience adds to a call, estimated from its line."""
+    return library.annotated(
+        {e.id: {"price": estimate_tokens(f"[{e.id}*] {e.text}\n")} for e in library}
+    )
 
 
 def choose(

@@ -6,6 +6,7 @@ behind it. So it is the same for any number of threads.
 
 import math
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -37,15 +38,22 @@ class History:
         run: the run.
         start: the library of the student.
         training: the positions of the examples to train on.
+        n_test: the size of the test set.
     """
 
-    def __init__(self, run: RunContext, start: ExperienceLibrary, training: Sequence[int]) -> None:
+    def __init__(
+        self, run: RunContext, start: ExperienceLibrary, training: Sequence[int], n_test: int
+    ) -> None:
         calls = run.settings.schedule.facts.calls_per_rollout
         self.batches: list[Batch] = []
         self.decisions = [Decision(start, "the library of the student")]
         self.accounts = [Account(run.settings.budget, assumed=Amount(calls, 1.0))]
         self._run = run
         self._training = tuple(training)
+        self._n_reserved = 0  # rollouts that are kept for the end
+        if run.settings.metric is not None:
+            self._n_reserved = run.settings.schedule.reserve + 2 * n_test
+        self._started_s = time.monotonic()
         self._measured: list[Measured] = []
         self._asked: list[tuple[int, int]] = []
         self._best_scores: list[float] = []
@@ -93,6 +101,7 @@ class History:
         self._asked.append((extracted.n_asked, extracted.n_unread))
         scores = [score for each in extracted.groups for score in each.group.scores]
         self._best_scores.append(max(scores, default=-math.inf))
+        self.set_reserve()
         return self.last
 
     @cached_property
@@ -114,6 +123,18 @@ class History:
         account = account.after_reflections(reflections)
         n_groups = len(extracted.groups)
         return account.after_update(before, n_groups) if n_groups else account
+
+    def set_reserve(self) -> None:
+        """Let nothing else take what the end of the run needs, by what rollouts took so far."""
+        account, n = self.accounts[-1], self._n_reserved
+        reserved = account.reserve(n)
+        seconds = (time.monotonic() - self._started_s) / max(1, account.n_rollouts)
+        self._run.ledger.set_reserve(
+            math.ceil(reserved.n_metric_calls),
+            math.ceil(reserved.n_lm_calls),
+            reserved.cost,
+            n * seconds / self._run.settings.threads if account.n_rollouts else 0.0,
+        )
 
     # ------------------------------------------------------------------ what follows
 
@@ -147,7 +168,7 @@ class History:
             return "no group of a whole epoch had anything to teach"
         return ""
 
-    def n_affordable(self, update: int, group_size: int, n_reserved: int) -> tuple[float, str]:
+    def n_affordable(self, update: int, group_size: int) -> tuple[float, str]:
         """How many examples the next batch may have; and the limit that says so ("": none).
 
         It depends on the updates that are decided for sure when the batch is made, and on what the
@@ -158,7 +179,7 @@ class History:
         under_way = self.batches[n_known:update]
         each = account.per_example(group_size)
         operations = Amount(1.0) * (len(under_way) + 1)  # an answer for each update
-        n, name = account.n_fitting(each, account.reserve(n_reserved) + operations)
+        n, name = account.n_fitting(each, account.reserve(self._n_reserved) + operations)
         if update == 0:  # what a rollout takes is only assumed
             return max(1.0, n), name
         return n - sum(len(batch.examples) for batch in under_way), name

@@ -127,7 +127,8 @@ class Loop:
         thread = threading.Thread(target=context.run, args=(work,), daemon=True, name="tfgrpo loop")
         thread.start()
         try:
-            ended.wait()
+            while not ended.wait(WATCH_S):  # a wait without end may miss a Ctrl-C
+                pass
             return main.result()
         except _Interrupted as interrupted:
             raise interrupted.error from None

@@ -4,7 +4,7 @@ was learned."""
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience import ExperienceLibrary, Operation, Refusal
@@ -135,7 +135,7 @@ class RunReport:
         start: ExperienceLibrary,
         best: Candidate,
         choice: Choice,
-        test: tuple[ExampleScores, ExampleScores],
+        test: Sequence[ExampleScores],
         tried: tuple[TriedAdvice, ...],
         settings: RunSettings,
         ledger: Ledger,

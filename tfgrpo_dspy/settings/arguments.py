@@ -1,12 +1,17 @@
-"""Checks of single arguments: numbers, which are made Python's own, and types."""
+"""Arguments: a constructor that takes those of a settings class; checks of numbers and types."""
 
+import functools
+import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from tfgrpo_dspy.errors import SettingsError
+
+Arguments = ParamSpec("Arguments")
+SettingsT = TypeVar("SettingsT")
 
 
 def number_faults(
@@ -80,3 +85,30 @@ def is_finite(value: object) -> bool:
     """Whether it is a finite int or float, and no bool."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def taking(
+    settings_class: Callable[Arguments, SettingsT],
+) -> Callable[[Callable[[Any, SettingsT], None]], Callable[Concatenate[Any, Arguments], None]]:
+    """Make `__init__(self, settings)` take what `settings_class` takes.
+
+    Editors, type checkers and `inspect.signature` see the arguments of the class, with their types
+    and defaults.
+    """
+
+    def decorate(
+        init: Callable[[Any, SettingsT], None],
+    ) -> Callable[Concatenate[Any, Arguments], None]:
+        @functools.wraps(init)
+        def constructor(self: Any, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+            init(self, settings_class(*args, **kwargs))
+
+        own = inspect.signature(settings_class)
+        this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        constructor.__signature__ = own.replace(  # type: ignore[attr-defined]
+            parameters=[this, *own.parameters.values()]
+        )
+        takes: Any = constructor
+        return cast(Callable[Concatenate[Any, Arguments], None], takes)
+
+    return decorate
