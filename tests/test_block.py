@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scripted import scripted_lm
 
 from tfgrpo_dspy import Experience, ExperienceLibrary, LibraryError, LibraryFormatError
-from tfgrpo_dspy.experience import own_instructions, plain_instructions
+from tfgrpo_dspy.experience import bare_instructions, plain_instructions
 
 
 class TwoStage(dspy.Module):
@@ -221,7 +221,7 @@ def test_baking_the_empty_library_restores_any_instructions_byte_for_byte(
     before = student.signature.instructions
     baked = LIBRARY_FOR_ALL.bake(student)
     assert baked.signature.instructions.startswith(before)
-    assert own_instructions(baked) == before
+    assert bare_instructions(baked) == before
     assert ExperienceLibrary().bake(baked).signature.instructions == before
 
 
