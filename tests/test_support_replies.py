@@ -113,5 +113,5 @@ I would like a refund. -> Offer a refund or a replacement.
 
 @pytest.mark.parametrize("line", SENTENCES.strip().splitlines())
 def test_what_a_sentence_asks_or_offers_is_read_as_it_is_meant(line):
-    sentence, said = line.split(" -> ")
-    assert said in judge(f"Thank you for writing to us. {sentence}").feedback
+    sentence, feedback = line.split(" -> ")
+    assert feedback in judge(f"Thank you for writing to us. {sentence}").feedback
