@@ -71,7 +71,7 @@ N_VAL, MINIBATCH = 20, 8
 CROWDED = ((2, 0), (3, 3))
 """Right and harmful lines of the crowded worlds."""
 SMALL = {"group_size": 2, "batch_size": 8, "epochs": 20}
-"""The schedule of GATE's study, for rows whose name ends in 'small'."""
+"""Small groups and batches, for rows whose name ends in 'small'."""
 OUT = Path(__file__).parent / "results"
 WRONG = {"0": (0.0, False), ".25": (0.25, False), ".5": (0.5, False), ".25 agree": (0.25, True)}
 QUICK = (

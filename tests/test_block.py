@@ -10,10 +10,10 @@ import pytest
 from dspy import lm15
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scripted import chat, scripted_lm
+from scripted import scripted_lm
 
 from tfgrpo_dspy import Experience, ExperienceLibrary, LibraryError, LibraryFormatError
-from tfgrpo_dspy.experience import own_instructions, plain_instructions
+from tfgrpo_dspy.experience import bare_instructions, plain_instructions
 
 
 class TwoStage(dspy.Module):
@@ -149,19 +149,6 @@ def test_what_could_end_a_line_or_the_block_is_written_as_an_escape() -> None:
     )
 
 
-def test_each_predictor_is_given_the_experiences_of_its_scope() -> None:
-    lm = scripted_lm([("`draft`", chat(draft="d", answer="a"))], temperature=0.0)
-    with dspy.context(lm=lm):
-        LIBRARY.bake(TwoStage())(question="q")
-    solve, answer = [prompt.system for prompt in lm.engine.prompts]
-    assert "[E1*] Ask for the order number." in solve
-    assert "[E1*] Ask for the order number." in answer
-    assert "[E3] Draft in one line." in solve
-    assert "Draft in one line." not in answer
-    assert "[E4] Say sorry first." in answer
-    assert "Say sorry first." not in solve
-
-
 def test_small_models_may_be_shown_the_experiences_as_plain_lines() -> None:
     student = dspy.Predict(dspy.Signature("question -> answer", "Answer. Be kind."))
     library = ExperienceLibrary([Experience("E2", "Ask."), Experience("E1", "Say <b> first.")])
@@ -234,7 +221,7 @@ def test_baking_the_empty_library_restores_any_instructions_byte_for_byte(
     before = student.signature.instructions
     baked = LIBRARY_FOR_ALL.bake(student)
     assert baked.signature.instructions.startswith(before)
-    assert own_instructions(baked) == before
+    assert bare_instructions(baked) == before
     assert ExperienceLibrary().bake(baked).signature.instructions == before
 
 

@@ -63,15 +63,6 @@ def used(lm: Any, program: Any = None, **context: Any) -> Usage:
     return meter.usage
 
 
-def test_a_call_costs_its_tokens() -> None:
-    assert used(fixed_lm(YES)) == Usage(n_lm_calls=1, prompt_tokens=7, completion_tokens=3)
-
-
-def test_each_of_several_completions_is_a_call() -> None:
-    lm = fixed_lm(YES, n=3)
-    assert used(lm) == Usage(n_lm_calls=3, prompt_tokens=21, completion_tokens=9)
-
-
 @pytest.mark.parametrize("n", [1, 2])
 def test_an_answer_from_dspys_cache_is_free_and_counted_apart(n: int) -> None:
     lm = fixed_lm(YES, cache=True, n=n)
@@ -79,35 +70,49 @@ def test_an_answer_from_dspys_cache_is_free_and_counted_apart(n: int) -> None:
     assert used(lm) == Usage(n_cached_calls=n)
 
 
-def test_an_engine_that_reports_no_tokens_is_counted_by_calls() -> None:
-    assert used(fixed_lm(YES, tokens=lm15.Usage())) == Usage(n_lm_calls=1)
+class Calling(dspy.Module):
+    """Calls what `reach` finds in it, twice."""
+
+    def __init__(self, reach: Any) -> None:
+        super().__init__()
+        self.ask, self.reach = dspy.Predict("question -> answer"), reach
+
+    def forward(self, question: str) -> Any:
+        return self.reach(self)(question), self.reach(self)(question)
 
 
-def test_the_second_attempt_of_an_adapter_is_told_apart() -> None:
-    second = used(fixed_lm("no form", '{"answer": "yes"}'))
-    assert second == Usage(n_lm_calls=2, n_second_calls=1, prompt_tokens=14, completion_tokens=6)
+BEST_OF_3 = dspy.BestOfN(
+    dspy.Predict("question -> answer"), N=3, reward_fn=lambda _args, _pred: 0.0, threshold=1.0
+)
+COUNTED: dict[str, tuple[Any, Any, Usage]] = {
+    "a call": (lambda: fixed_lm(YES), None, Usage(1, 0, 0, 0, 7, 3)),
+    "three completions": (lambda: fixed_lm(YES, n=3), None, Usage(3, 0, 0, 0, 21, 9)),
+    "no tokens reported": (lambda: fixed_lm(YES, tokens=lm15.Usage()), None, Usage(1)),
+    "an adapter's second attempt": (
+        lambda: fixed_lm("no form", '{"answer": "yes"}'),
+        None,
+        Usage(2, 0, 1, 0, 14, 6),
+    ),
+    "a predictor's second call": (
+        lambda: fixed_lm(YES),
+        Calling(lambda program: lambda question: program.ask(question=question)),
+        Usage(2, 0, 0, 0, 14, 6),
+    ),
+    "a module that calls its LM": (
+        lambda: fixed_lm(YES),
+        Calling(lambda _: dspy.settings.lm),
+        Usage(2, 0, 0, 0, 14, 6),
+    ),
+    "best of three": (lambda: fixed_lm(YES), BEST_OF_3, Usage(3, 0, 0, 0, 21, 9)),
+    "DSPy's dummy LM": (lambda: DummyLM([{"answer": "yes"}]), None, Usage(1)),
+}
 
 
-def test_a_second_call_of_a_predictor_is_no_second_attempt() -> None:
-    class Twice(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.ask = dspy.Predict("question -> answer")
-
-        def forward(self, question: str) -> Any:
-            return self.ask(question=question), self.ask(question=question)
-
-    usage = used(fixed_lm(YES), Twice())
-    assert (usage.n_lm_calls, usage.n_second_calls) == (2, 0)
-
-
-def test_a_module_that_calls_its_lm_itself_makes_no_second_attempts() -> None:
-    class Direct(dspy.Module):
-        def forward(self, question: str) -> Any:
-            return dspy.settings.lm(question), dspy.settings.lm(question)
-
-    usage = used(fixed_lm(YES), Direct())
-    assert (usage.n_lm_calls, usage.n_second_calls) == (2, 0)
+@pytest.mark.parametrize(("lm", "program", "usage"), COUNTED.values(), ids=COUNTED)
+def test_each_completion_is_a_call_and_second_attempts_are_told_apart(
+    lm: Any, program: Any, usage: Usage
+) -> None:
+    assert used(lm(), program) == usage
 
 
 def test_a_call_that_ends_in_a_providers_error_is_counted_and_remembered() -> None:
@@ -153,14 +158,6 @@ def test_copies_of_a_metered_lm_report_to_its_meter() -> None:
     assert meter.usage.n_lm_calls == 1
 
 
-def test_best_of_n_is_counted_and_makes_no_second_attempts() -> None:
-    program = dspy.BestOfN(
-        dspy.Predict("question -> answer"), N=3, reward_fn=lambda _args, _pred: 0.0, threshold=1.0
-    )
-    usage = used(fixed_lm(YES), program)
-    assert (usage.n_lm_calls, usage.n_second_calls) == (3, 0)
-
-
 def test_metering_changes_neither_the_lm_nor_what_dspy_makes_of_it() -> None:
     lm = fixed_lm(YES)
     counted = metered(lm.copy(), Meter())
@@ -184,11 +181,6 @@ def test_an_lm_of_another_class_is_counted_and_stays_what_it_is() -> None:
     assert lm("why?") == ["YES"]
     assert isinstance(lm, Loud)
     assert meter.usage.n_lm_calls == 1
-
-
-def test_dspys_dummy_lm_is_counted() -> None:
-    usage = used(DummyLM([{"answer": "yes"}, {"answer": "no"}]))
-    assert (usage.n_lm_calls, usage.n_cached_calls) == (1, 0)
 
 
 def test_the_last_call_knows_its_module_its_prompt_and_its_answer() -> None:

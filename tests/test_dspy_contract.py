@@ -223,9 +223,6 @@ def test_another_optimizer_that_comes_after_keeps_the_advice() -> None:
     assert len(optimized.demos) == 2
 
 
-# ---------------------------------------------------------------------- two compiles
-
-
 # ---------------------------------------------------------------------- settings and threads
 
 

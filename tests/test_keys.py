@@ -4,6 +4,8 @@ One small run is recorded; each row changes one thing of it and compiles again o
 store. What the engine and the metric are asked then is what was not replayed.
 """
 
+import itertools
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, ope
 from small import grpo
 
 from tfgrpo_dspy import ExtractAdvantage, NoGate, UpdateLibrary
+from tfgrpo_dspy.store import Store
 
 ALL = {"rollout", "score", "lesson", "update"}
 SAMPLES, REFLECTIONS = {"rollout", "score"}, {"lesson", "update"}
@@ -182,3 +185,38 @@ def test_each_part_of_a_key_changed_alone_makes_its_stages_anew(
     shutil.copytree(recorded, tmp_path / "log")
     assert run(tmp_path / "log", **changes) == anew
     assert run(tmp_path / "log") == set()  # the records of the first run stand beside the others
+
+
+def test_rollouts_with_equal_outputs_keep_each_its_own_score(tmp_path: Path) -> None:
+    def learned_by(metric: Any) -> Any:
+        given = {"group_size": 4, "batch_size": 2, "epochs": 1, "gate": NoGate(), "progress": False}
+        with dspy.context(lm=lm_of()):
+            optimizer = grpo(metric, log_dir=tmp_path, num_threads=1, **given)
+            program = optimizer.compile(
+                dspy.Predict("question -> answer"),
+                trainset=examples("one", "two"),
+                valset=examples("three"),
+            )
+        return program.detailed_results.updates
+
+    scores = itertools.cycle([0.1, 0.2, 0.3])
+
+    def moody(_example: Any, _pred: Any, _trace: Any = None) -> float:
+        return next(scores)
+
+    assert learned_by(moody) == learned_by(moody)
+
+
+def test_two_answers_to_one_prompt_are_two_records(tmp_path: Path) -> None:
+    """Two of three drafts are shown the same examples; they differ by their seeds only."""
+    engine = Engine()
+    draft = r"`lessons`(?s:.)*## examples ##"
+    engine.rules = [(draft, lambda prompt: lessons(f"Say {prompt.seed}.")), *engine.rules]
+    run(tmp_path / "log", reflection_lm=lm_of(engine), drafts=3)
+    prompts = [prompt.text for prompt in engine.prompts if re.search(draft, prompt.text)]
+    assert (len(prompts), len(set(prompts))) == (3, 2)
+    store = Store(tmp_path / "log")
+    assert (
+        len({json.dumps(record["output"]) for _, record in store.records(store.keys("draft"))}) == 3
+    )
+    store.close()

@@ -25,21 +25,12 @@ LAYERS = [
     {"cli", "local", "metrics"},
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
+USES_DSPY = [
+    "store", "budget", "metric", "sampling", "reflection", "settings", "run", "optimizer", "report",
+    "cli", "local", "metrics",
+]  # fmt: skip
 ONLY_IN = {
-    "dspy": {
-        "store",
-        "budget",
-        "metric",
-        "sampling",
-        "reflection",
-        "settings",
-        "run",
-        "optimizer",
-        "report",
-        "cli",
-        "local",
-        "metrics",
-    },
+    "dspy": set(USES_DSPY),
     "concurrent": {"run", "local", "settings", "optimizer"},
     "contextvars": {"run", "budget", "local"},
     "threading": {"run", "budget", "local", "metrics"},

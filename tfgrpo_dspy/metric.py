@@ -20,9 +20,9 @@ import dspy
 from tfgrpo_dspy.errors import MetricError, RunStopped, SettingsError, described
 
 SHOWN_CHARACTERS = 120
+"""How much of an example or a value an error message quotes."""
 MOST = 1e150
 """Scores are below: of larger ones no variance can be computed."""
-"""How much of an example or a value an error message quotes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from tfgrpo_dspy.experience.block import plain_instructions
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits, check_operations, n_words
 from tfgrpo_dspy.experience.programs import (
+    bare_instructions,
     copied_program,
     copy_program,
     language_models,
     named_predictors,
-    own_instructions,
     with_instructions,
 )
 from tfgrpo_dspy.experience.values import (
@@ -39,6 +39,7 @@ __all__ = [
     "Modify",
     "Operation",
     "Refusal",
+    "bare_instructions",
     "check_operations",
     "copied_program",
     "copy_program",
@@ -46,7 +47,6 @@ __all__ = [
     "n_words",
     "named_predictors",
     "operation_from",
-    "own_instructions",
     "plain_instructions",
     "with_instructions",
 ]

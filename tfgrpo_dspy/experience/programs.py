@@ -17,7 +17,7 @@ def named_predictors(program: Any) -> list[tuple[str, Any]]:
     return list(program.named_predictors())
 
 
-def own_instructions(predictor: Any) -> str:
+def bare_instructions(predictor: Any) -> str:
     """The predictor's instructions without the experiences that are baked into them."""
     return replace_block(predictor.signature.instructions)
 

@@ -98,7 +98,7 @@ def _counting_candidates() -> Iterator[None]:
 
 
 class LocalLM(dspy.LM):
-    """A `dspy.LM` whose engine is told which of the `n` candidates of a call it is asked for.
+    """A `dspy.LM` whose engine knows which of the `n` candidates of a call it is asked for.
 
     DSPy asks an engine for n candidates by sending n equal requests: with a seed in them, all
     answers would be equal too.

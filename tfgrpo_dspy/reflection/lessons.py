@@ -1,7 +1,6 @@
 """Lessons as values: how a line is read, which ones are held back, which say the same."""
 
 import functools
-import itertools
 import math
 import re
 from collections import Counter
@@ -238,16 +237,22 @@ def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:
     """
     if len(lessons) < 2:
         return list(lessons)
-    grams = [_letter_groups(lesson.text) for lesson in lessons]
-    uses = Counter(itertools.chain(*grams))
+    weights, totals = _weights(tuple(lesson.text for lesson in lessons))
     in_text = _letter_groups(text)
-
-    def weight(found: Iterable[str]) -> float:
-        return math.fsum(math.log((len(lessons) + 0.1) / uses[gram]) for gram in sorted(found))
-
-    shares = [weight(each & in_text) / weight(each) if each else 0.0 for each in grams]
+    shares = [
+        math.fsum(weights[gram] for gram in _letter_groups(lesson.text) & in_text) / (total or 1.0)
+        for lesson, total in zip(lessons, totals, strict=True)
+    ]
     least = LIKE if max(shares) >= LIKE else max(LEAST_LIKE, *shares)
     return [lesson for lesson, share in zip(lessons, shares, strict=True) if share >= least]
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(texts: tuple[str, ...]) -> tuple[dict[str, float], list[float]]:
+    """How much each letter group of the texts tells, and the sum of it for each text."""
+    uses = Counter(gram for text in texts for gram in _letter_groups(text))
+    weights = {gram: math.log((len(texts) + 0.1) / n) for gram, n in uses.items()}
+    return weights, [math.fsum(weights[gram] for gram in _letter_groups(t)) for t in texts]
 
 
 @functools.lru_cache(maxsize=4096)

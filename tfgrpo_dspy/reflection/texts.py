@@ -13,8 +13,8 @@ from tfgrpo_dspy.experience import (
     Evidence,
     Experience,
     ExperienceLibrary,
+    bare_instructions,
     named_predictors,
-    own_instructions,
 )
 from tfgrpo_dspy.reflection.lessons import DroppedExperience, Lesson
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
@@ -66,7 +66,7 @@ def describe_program(program: Any) -> str:
     parts = [f"Program {kind.__name__}: {clip(about, LONGEST_ABOUT)}"] if about else []
     for name, predictor in named_predictors(program):
         signature = predictor.signature
-        lines = [f"Predictor {name}: {own_instructions(predictor)}"]
+        lines = [f"Predictor {name}: {bare_instructions(predictor)}"]
         lines += [f"- input {_described(*field)}" for field in signature.input_fields.items()]
         lines += [f"- output {_described(*field)}" for field in signature.output_fields.items()]
         parts.append("\n".join(lines))

@@ -3,7 +3,7 @@
 They are DSPy's own demos, in a predictor's `demos`; here they are made from a rollout's record.
 """
 
-import logging
+import itertools
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,8 +16,6 @@ from dspy.adapters.utils import parse_value
 from tfgrpo_dspy.experience import copy_program, named_predictors
 from tfgrpo_dspy.rollout import Group, Rollout, whole
 from tfgrpo_dspy.sampling.fields import as_text
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +81,9 @@ class BestRollouts:
         latest_first = reversed(self._by_example.values())
         good = [rollout for rollout in latest_first if (rollout.score or 0.0) > mean]
         good.sort(key=lambda rollout: rollout.score or 0.0, reverse=True)
-        found: list[tuple[Demo, ...]] = []
-        n_unusable = 0
-        for rollout in good:
-            if len(found) < most and may_show(rollout.example):
-                demos = demos_of(rollout, program)
-                found += [demos] if demos else []
-                n_unusable += not demos
-        if n_unusable:
-            logger.info(
-                "%d good rollouts cannot be shown as demos: fields are missing, or of types that "
-                "their text does not give back",
-                n_unusable,
-            )
-        return tuple(demo for demos in found for demo in demos)
+        found = (demos_of(rollout, program) for rollout in good if may_show(rollout.example))
+        shown = itertools.islice(filter(None, found), most)
+        return tuple(itertools.chain(*shown))
 
 
 def with_demos(program: Any, demos: Iterable[Demo]) -> Any:

@@ -107,7 +107,7 @@ def decode_fields(
     return {name: decode(value, annotations.get(name)) for name, value in encoded.items()}
 
 
-def own_example(example: dspy.Example) -> dspy.Example:
+def copied_example(example: dspy.Example) -> dspy.Example:
     """The example with copies of its values: a program or a metric may write into them.
 
     What refuses to be copied (a lock, a connection) is shared.

@@ -16,10 +16,10 @@ from tfgrpo_dspy.rollout import Failure, Rollout, Step, Usage, condensed
 from tfgrpo_dspy.sampling.fields import (
     as_fields,
     as_text,
+    copied_example,
     decode_fields,
     encode_fields,
     field_annotations,
-    own_example,
 )
 from tfgrpo_dspy.sampling.models import sampling_copy
 
@@ -163,7 +163,7 @@ class _Run:
         """What the program returns, and its failure."""
         prediction, failure = None, None
         try:
-            prediction = self.program(**own_example(self.task.example).inputs())
+            prediction = self.program(**copied_example(self.task.example).inputs())
         except (RunStopped, KeyboardInterrupt):
             raise
         except AdapterParseError as error:
@@ -206,7 +206,7 @@ def _scored(
     task.ledger.note_metric_call()
     try:
         with dspy.context(lm=judge, disable_history=False, callbacks=callbacks):
-            score = task.score(own_example(task.example), prediction, trace)  # type: ignore[misc]
+            score = task.score(copied_example(task.example), prediction, trace)  # type: ignore[misc]
     except MetricError as error:
         failure = Failure("metric", str(error))
     meter.check_refused()

@@ -44,6 +44,12 @@ def prepare(
         LibraryFormatError: the library baked into the student is damaged.
     """
     check_run(settings, student, trainset, valset, teacher, testset)
+    if settings.metric is None:
+        warnings.warn(
+            "metric=None: lessons are drawn from agreement and self-critique, without ground "
+            "truth; nothing keeps the result from being worse than the student.",
+            stacklevel=2,
+        )
     training, validation = split(settings, trainset, valset)
     if testset is not None:
         _warn_of_overlap(trainset, testset, "test", "training")
@@ -72,9 +78,7 @@ def prepare_learning(
     gate: Any = settings.gate if valset and settings.measures else NoGate()
     metric = (settings.metric or _scores_of_traces) if is_scored else None
     settings = replace(settings, metric=metric, gate=gate)
-    with warnings.catch_warnings():  # of metric=None: the traces have, or have not, their scores
-        warnings.simplefilter("ignore")
-        check_run(settings, student, examples, valset)
+    check_run(settings, student, examples, valset)
     validation = list(valset or []) if settings.metric is not _scores_of_traces else []
     return _planned(settings, student, examples, len(validation), is_sampled=False), validation
 
@@ -125,12 +129,6 @@ def check_run(
         library = ExperienceLibrary.from_program(student)
         faults += [*_library_faults(settings, library), *_lm_faults(settings, student)]
     refuse(faults)
-    if settings.metric is None and not settings.measures:
-        warnings.warn(
-            "metric=None: lessons are drawn from agreement and self-critique, without ground "
-            "truth; nothing keeps the result from being worse than the student.",
-            stacklevel=3,
-        )
 
 
 def split(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import dspy
 
 from tfgrpo_dspy.budget import price_of
-from tfgrpo_dspy.experience import named_predictors, own_instructions
+from tfgrpo_dspy.experience import bare_instructions, named_predictors
 from tfgrpo_dspy.reflection import estimate_tokens
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling import as_fields
@@ -185,7 +185,7 @@ def _assumed(settings: Settings, student: Any, examples: Sequence[Any]) -> _PerR
     calls, prompts = 0, 0.0
     costs: list[float | None] = []
     for predictor, times in _asked(student):
-        prompt = estimate_tokens(own_instructions(predictor)) + ASSUMED_FORMAT_TOKENS + inputs
+        prompt = estimate_tokens(bare_instructions(predictor)) + ASSUMED_FORMAT_TOKENS + inputs
         calls, prompts = calls + times, prompts + times * prompt
         costs.append(_cost(predictor.lm or dspy.settings.lm, settings, times, prompt))
     return _PerRollout(calls, prompts, calls * ASSUMED_COMPLETION_TOKENS, _sum(costs))

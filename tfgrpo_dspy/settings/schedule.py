@@ -13,12 +13,12 @@ from typing import Any
 from tfgrpo_dspy.errors import SettingsError
 
 CALLS_FOR_THREE = 15
-"""From so many LM calls for each training example on, groups have 3 rollouts (gate study: groups
-of 2 to 5 do not differ much, and small groups see more examples)."""
+"""From so many LM calls for each training example on, groups have 3 rollouts. On simulated
+tasks groups of 2 to 5 did not differ much, and small groups see more examples."""
 SMALL_GROUP, GROUP = 2, 3
 LEAST_BATCH, MOST_BATCH, BATCH_SHARE = 5, 8, 8
-"""A batch is an eighth of the training set, between 5 and 8 (gate study): small steps learn more
-from the same calls."""
+"""A batch is an eighth of the training set, between 5 and 8: on simulated tasks small
+steps learned more from the same calls."""
 USUAL_THREADS, LARGEST_SHARE = 8, 4
 """More threads than 8 have larger batches, in proportion, up to a quarter of the training set: they
 are busier than with more staleness; neither scored clearly more (`benchmarks/utilisation.py`)."""
@@ -58,20 +58,20 @@ class Facts:
     metric_calls: int | None = None  # rollouts
     has_budget: bool = False  # whether anything ends the run, such as a number of minutes
 
+    def limits(self, calls_per_rollout: float) -> list[tuple[float, float, float]]:
+        """Each limit there is, and what a rollout and a reflection take of it."""
+        on_calls = (self.lm_calls, self.assumed_calls)
+        found = [(limit, calls_per_rollout, 1.0) for limit in on_calls if limit is not None]
+        return found if self.metric_calls is None else [*found, (self.metric_calls, 1.0, 0.0)]
+
     @property
     def calls(self) -> float | None:
         """The budget in LM calls, without the test's; half a reflection goes with each rollout."""
-        test = 2 * self.n_test * self.calls_per_rollout
-        given = [limit - test for limit in self.limits_on_calls]
-        if self.metric_calls is not None:
-            n_rollouts = self.metric_calls - 2 * self.n_test
-            given.append(n_rollouts * (self.calls_per_rollout + 0.5))
+        given = [
+            (limit - 2 * self.n_test * each) * (1 if reflection else self.calls_per_rollout + 0.5)
+            for limit, each, reflection in self.limits(self.calls_per_rollout)
+        ]
         return max(0.0, min(given)) if given else None
-
-    @property
-    def limits_on_calls(self) -> list[float]:
-        """What limits the LM calls, as far as anything does."""
-        return [limit for limit in (self.lm_calls, self.assumed_calls) if limit is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +158,12 @@ class Schedule:
 
     def n_updates(self, calls_per_rollout: float) -> int:
         """How many updates from batches there are: those of all epochs, or what is paid for."""
-        facts, n_rollouts = self.facts, self.rollouts_of_update
-        paid = [float(self.epochs * math.ceil(facts.n_training / self.batch_size))]
-        fixed = self.rollouts_besides * calls_per_rollout + self.reflections_of_drafts
-        each = n_rollouts * calls_per_rollout + self.reflections_of_update
-        paid += [(limit - fixed) / each for limit in facts.limits_on_calls]
-        if facts.metric_calls is not None and n_rollouts:
-            paid.append((facts.metric_calls - self.rollouts_besides) / n_rollouts)
+        n_batches = math.ceil(self.facts.n_training / self.batch_size)
+        paid = [float(self.epochs * n_batches)]
+        for limit, rollout, reflection in self.facts.limits(calls_per_rollout):
+            fixed = self.rollouts_besides * rollout + self.reflections_of_drafts * reflection
+            each = self.rollouts_of_update * rollout + self.reflections_of_update * reflection
+            paid += [(limit - fixed) / each] if each else []
         return max(0, math.floor(min(paid)))
 
     @property
@@ -177,10 +176,10 @@ class Schedule:
     def is_paid(self) -> bool:
         """Whether the budget pays for the least."""
         n_rollouts, n_reflections = self.least
-        n_calls = n_rollouts * self.facts.calls_per_rollout + n_reflections
-        most = self.facts.metric_calls
-        is_scored = most is None or n_rollouts <= most
-        return is_scored and all(n_calls <= limit for limit in self.facts.limits_on_calls)
+        return all(
+            n_rollouts * rollout + n_reflections * reflection <= limit
+            for limit, rollout, reflection in self.facts.limits(self.facts.calls_per_rollout)
+        )
 
     def refusal(self) -> str:
         """Which budget is too small, and what would do; "" if none is.

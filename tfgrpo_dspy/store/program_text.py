@@ -7,7 +7,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.errors import StoreError
-from tfgrpo_dspy.experience import named_predictors, own_instructions, with_instructions
+from tfgrpo_dspy.experience import bare_instructions, named_predictors, with_instructions
 from tfgrpo_dspy.store import Unseen, digest, program_identity
 
 _KINDS: Mapping[str, Any] = {"Predict": dspy.Predict, "ChainOfThought": dspy.ChainOfThought}
@@ -39,7 +39,7 @@ def program_text(program: Any) -> dict[str, str] | None:
     text = {
         "kind": kind,
         "signature": f"{inputs} -> {outputs}",
-        "instructions": own_instructions(predictor),
+        "instructions": bare_instructions(predictor),
     }
     try:
         is_all = _identity(rebuilt(text)) == _identity(_without_library(program))
@@ -86,5 +86,5 @@ def _identity(program: Any) -> str:
 def _without_library(program: Any) -> Any:
     bare = program.deepcopy()
     for _, predictor in named_predictors(bare):
-        predictor.signature = with_instructions(predictor.signature, own_instructions(predictor))
+        predictor.signature = with_instructions(predictor.signature, bare_instructions(predictor))
     return bare
