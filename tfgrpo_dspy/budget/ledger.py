@@ -48,8 +48,6 @@ class Ledger:
     `n_lm_calls` and `cost` are what the run so far has cost, replayed parts included; `n_paid` and
     `paid` what all starts of it have really paid, which is more where something was lost;
     `most_calls` and `most_cost` what was taken at most at any moment, before some was given back.
-
-    `stop` ends the run from any thread: every later call is refused, every pause ends.
     """
 
     def __init__(

@@ -181,12 +181,12 @@ def watching(lms: Iterable[Any], meter: Meter) -> Iterator[None]:
     A callback costs time at every call, so none is set where nothing limits the calls.
     """
     watcher = _RunWatcher(meter)
-    own = [lm for lm in lms if isinstance(lm, dspy.BaseLM) and meter.ledger.limits_lm_calls]
-    watched = {id(lm): lm.callbacks for lm in own}.values()
+    lists = [getattr(lm, "callbacks", None) for lm in lms if meter.ledger.limits_lm_calls]
+    watched = {id(own): own for own in lists if isinstance(own, list)}.values()
     for callbacks in watched:
         callbacks.append(watcher)
     try:
         yield
     finally:
         for callbacks in watched:
-            callbacks.remove(watcher)
+            callbacks[:] = [callback for callback in callbacks if callback is not watcher]

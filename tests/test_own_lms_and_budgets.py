@@ -1,4 +1,4 @@
-"""LMs of modules of their own, keys of records and secrets, traces, and budgets over restarts."""
+"""LMs of their own, secrets of the environment, traces, and budgets over several starts."""
 
 import logging
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import dspy
 import pytest
 from dspy import lm15
-from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
-from small import grpo
+from runs import optimizer_of, polite_answer, polite_rules, predictor, questions
+from scripted import Prompt, chat, scripted_lm
 
 from tfgrpo_dspy import (
     ExtractAdvantage,
@@ -18,35 +18,13 @@ from tfgrpo_dspy import (
 )
 from tfgrpo_dspy.redaction import known_secrets
 
-ADVICE = "Be kind."
+RULES = polite_rules()
 
 
-def answer(prompt: Prompt) -> str:
-    return chat(answer="yes" if prompt.random().random() < 0.5 else "no")
-
-
-RULES = [
-    (EXTRACT, lessons(ADVICE)),
-    (UPDATE, operations({"op": "ADD", "text": ADVICE})),
-    ("", answer),
-]
-
-
-def metric(example: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> float:
-    return float(pred.answer == example.answer)
-
-
-def examples(n: int = 9) -> list[dspy.Example]:
-    return [
-        dspy.Example(question=f"number {i}", answer="yes").with_inputs("question") for i in range(n)
-    ]
-
-
-def compiled(lm: dspy.LM, metric_: Any = metric, **settings: Any) -> Any:
-    given = {"group_size": 2, "epochs": 1, "num_threads": 2, "progress": False}
+def compiled(lm: dspy.LM, **settings: Any) -> Any:
+    given = {"group_size": 2, "epochs": 1, "num_threads": 2}
     with dspy.context(lm=lm):
-        optimizer = grpo(metric_, **(given | settings))
-        return optimizer.compile(dspy.Predict("question -> answer"), trainset=examples())
+        return optimizer_of(**given | settings).compile(predictor(), trainset=questions(9))
 
 
 def own_lm(lm: dspy.LM) -> ExtractAdvantage:
@@ -80,13 +58,17 @@ def test_max_cost_asks_for_the_prices_of_every_lm_that_can_be_found() -> None:
     judge.model = "the-judge"
     lm = scripted_lm(RULES, max_tokens=5)
     with pytest.raises(SettingsError, match="the-judge"):
-        compiled(lm, judged, max_cost=1.0, prices={"scripted": (1, 1)})
+        compiled(lm, metric=judged, max_cost=1.0, prices={"scripted": (1, 1)})
     assert lm.engine.n_calls() == judge.engine.n_calls() == 0
 
 
 def test_what_was_lost_to_faults_counts_when_the_run_is_started_again(tmp_path: Path) -> None:
     def fails(prompt: Prompt) -> Any:
-        return answer(prompt) if prompt.random("fault").random() < 0.5 else lm15.ServerError("down")
+        return (
+            polite_answer(prompt)
+            if prompt.random("fault").random() < 0.5
+            else lm15.ServerError("down")
+        )
 
     lm = scripted_lm([*RULES[:2], ("", fails)], num_retries=0)
     for _ in range(4):
@@ -125,9 +107,7 @@ def test_learning_from_traces_logs_its_plan_and_has_a_preset(
 ) -> None:
     lm = scripted_lm(RULES)
     with caplog.at_level(logging.INFO, logger="tfgrpo_dspy"), dspy.context(lm=lm):
-        learned = grpo(metric, auto="light", progress=False).learn(
-            dspy.Predict("question -> answer"), traces=TRACES
-        )
+        learned = optimizer_of(auto="light").learn(predictor(), traces=TRACES)
     assert any("the plan" in record.getMessage() for record in caplog.records)
     assert learned.detailed_results.settings["max_lm_calls"] is not None
 
@@ -135,9 +115,9 @@ def test_learning_from_traces_logs_its_plan_and_has_a_preset(
 def test_an_offline_probe_of_another_run_says_what_is_other(tmp_path: Path) -> None:
     compiled(scripted_lm(RULES), log_dir=tmp_path)
     with dspy.context(lm=scripted_lm(RULES)):
-        other = grpo(metric, group_size=2, seed=5, log_dir=tmp_path, offline=True)
+        other = optimizer_of(group_size=2, seed=5, log_dir=tmp_path, offline=True)
         with pytest.raises(MissingRecordError, match="since the recorded run the seed changed"):
-            other.estimate(dspy.Predict("question -> answer"), trainset=examples(), probe=True)
+            other.estimate(predictor(), trainset=questions(9), probe=True)
 
 
 def test_a_budget_that_ends_before_the_student_is_measured_says_so(
