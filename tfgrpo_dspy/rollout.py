@@ -9,7 +9,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, TypeAdapter
@@ -64,7 +64,7 @@ class Usage:
 
     def to_dict(self) -> dict[str, Any]:
         """Its numbers by name."""
-        return asdict(self)
+        return _fields_of(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Usage":
@@ -116,7 +116,13 @@ class Rollout:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, sequences, strings and numbers, ready for JSON."""
-        return asdict(self)
+        return {
+            **_fields_of(self),
+            "steps": [_fields_of(step) for step in self.steps],
+            "failure": None if self.failure is None else _fields_of(self.failure),
+            "usage": _fields_of(self.usage),
+            "metric_usage": _fields_of(self.metric_usage),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Rollout":
@@ -240,6 +246,11 @@ def relative_advantages(scores: Sequence[float]) -> tuple[float, ...]:
         return (0.0,) * len(scores)
     mean = statistics.mean(scores)
     return tuple((score - mean) / deviation for score in scores)
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, not copied: `asdict` takes ten times as long."""
+    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def fields_text(fields: Mapping[str, str]) -> str:
