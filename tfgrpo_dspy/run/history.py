@@ -200,7 +200,7 @@ class History:
         return ExperienceLibrary(library, next_number=self.start.next_number)  # with new evidence
 
     def scaled_decision(self) -> Decision:
-        """The latest decision with the spread of the training scores, if the gate has not told."""
+        """The latest decision, with the spread of the training scores where it has none."""
         scores = [rollout.score for rollout in self._measured if rollout.score is not None]
         spread = statistics.pstdev(scores) if scores else 0.0
         return replace(self.last, score_sd=self.last.score_sd or spread)
