@@ -17,7 +17,7 @@ COPIED_LABEL_WORDS = 4
 """A lesson that holds a whole label of at least this many words copies it."""
 COPIED_INPUT_WORDS = 5
 """A lesson that holds a whole input of at least this many words copies it."""
-COPIED_EXAMPLE_WORDS = 3
+COPIED_EXAMPLE_WORDS = 5
 """A lesson that holds all inputs and labels of an example, so many words together, copies it."""
 LONGEST_LESSON = 3
 """How many times as long as an experience may be a lesson may be: UpdateLibrary may shorten it."""
