@@ -21,10 +21,18 @@ from tfgrpo_dspy import (
     ExtractAdvantage,
     UpdateLibrary,
 )
-from tfgrpo_dspy.reflection import (
+from tfgrpo_dspy.reflection.lessons import (
     CopyGuard,
     DroppedExperience,
     Lesson,
+    is_same_lesson,
+    merge_lessons,
+    read_lesson,
+    sources_of,
+    unsafe_reason,
+)
+from tfgrpo_dspy.reflection.reading import resolve_scope
+from tfgrpo_dspy.reflection.texts import (
     attempt_text,
     attempts_text,
     clip,
@@ -35,11 +43,7 @@ from tfgrpo_dspy.reflection import (
     given_texts,
     lessons_text,
     library_text,
-    merge_lessons,
-    read_lesson,
 )
-from tfgrpo_dspy.reflection.lessons import is_same_lesson, sources_of, unsafe_reason
-from tfgrpo_dspy.reflection.reading import resolve_scope
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
 
 GROUP_0 = Evidence(update=0, example=0, rollout_ids=(1, 2), scores=(1.0, 0.0))

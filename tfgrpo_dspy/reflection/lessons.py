@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from tfgrpo_dspy.experience import ALL, Evidence, n_words
+from tfgrpo_dspy.experience.operations import n_words
+from tfgrpo_dspy.experience.values import ALL, Evidence
 from tfgrpo_dspy.reflection.reading import resolve_scope
 from tfgrpo_dspy.reflection.signatures import SAMPLES
 
