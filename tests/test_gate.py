@@ -12,16 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfgrpo_dspy.experience import (
-    Add,
-    Delete,
-    Evidence,
-    Experience,
-    ExperienceLibrary,
-    Limits,
-    Modify,
-    Operation,
-)
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.operations import Limits
+from tfgrpo_dspy.experience.values import Add, Delete, Evidence, Experience, Modify, Operation
 from tfgrpo_dspy.gate import (
     BayesianGate,
     Belief,

@@ -11,17 +11,12 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.errors import LibraryError, MetricError, SettingsError, StoreError
-from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.metric import Score, ScoringFunction, adapt_metric, wants_program_trace
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.manifest import LATEST_RUN
-from tfgrpo_dspy.sampling import (
-    Demo,
-    NoRoundTripError,
-    decode_fields,
-    field_annotations,
-    with_demos,
-)
+from tfgrpo_dspy.sampling.demos import Demo, with_demos
+from tfgrpo_dspy.sampling.fields import NoRoundTripError, decode_fields, field_annotations
 from tfgrpo_dspy.store import Store, reading
 from tfgrpo_dspy.store.program_text import rebuilt
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import ndtr
 
-from tfgrpo_dspy.experience import Add, Delete, Experience, ExperienceLibrary, Modify
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import Add, Delete, Experience, Modify
 from tfgrpo_dspy.gate.model import PRICE, Data, above_zero, posterior, score_sd
 from tfgrpo_dspy.gate.protocol import (
     Advice,

@@ -8,14 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tfgrpo_dspy.experience import (
-    DEFAULT_LIMITS,
-    Effect,
-    Experience,
-    ExperienceLibrary,
-    Limits,
-    Operation,
-)
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits
+from tfgrpo_dspy.experience.values import Effect, Experience, Operation
 
 MODEL_ERROR = 0.3
 """How far a measured effect may be off, as a share of it, however many rollouts there are. With

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.errors import LibraryError
-from tfgrpo_dspy.experience import (
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import (
     ALL,
     Add,
     Delete,
     Evidence,
-    ExperienceLibrary,
     Keep,
     Modify,
     Operation,

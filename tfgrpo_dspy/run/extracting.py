@@ -4,27 +4,27 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tfgrpo_dspy.experience import Evidence
-from tfgrpo_dspy.reflection import (
-    HIDDEN,
-    NO_EXPERIENCES,
-    UNKNOWN,
+from tfgrpo_dspy.experience.values import Evidence
+from tfgrpo_dspy.reflection.answers import check_lessons, lessons_in, shortened
+from tfgrpo_dspy.reflection.feedback import recurring_feedback
+from tfgrpo_dspy.reflection.lessons import (
     CopyGuard,
     Lesson,
     RefusedLesson,
+    merge_lessons,
+    read_lesson,
+)
+from tfgrpo_dspy.reflection.texts import (
+    HIDDEN,
+    NO_EXPERIENCES,
+    UNKNOWN,
     attempt_text,
     attempts_text,
-    check_lessons,
     clip,
     encodable,
     estimate_tokens,
     feedback_text,
     given_texts,
-    lessons_in,
-    merge_lessons,
-    read_lesson,
-    recurring_feedback,
-    shortened,
 )
 from tfgrpo_dspy.rollout import (
     FAILURE_SCORE,
@@ -36,7 +36,7 @@ from tfgrpo_dspy.rollout import (
 from tfgrpo_dspy.run.asking import Answer, Question, ReflectionClient
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted, SampledGroup
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.sampling import as_fields
+from tfgrpo_dspy.sampling.fields import as_fields
 
 EXTRACT_PRIORITY = (2,)
 """Reflections are begun before training rollouts, the earlier update's first."""

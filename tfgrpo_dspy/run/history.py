@@ -12,16 +12,17 @@ from dataclasses import replace
 from functools import cached_property
 
 from tfgrpo_dspy.budget import Account, Amount
-from tfgrpo_dspy.experience import ExperienceLibrary, Operation
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import Operation
 from tfgrpo_dspy.gate import Decision, Measured, RunEvidence, advice_of, decision_of
-from tfgrpo_dspy.reflection import DroppedExperience
+from tfgrpo_dspy.reflection.lessons import DroppedExperience
 from tfgrpo_dspy.results import TriedAdvice, UpdateRecord
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.extracting import Earlier
 from tfgrpo_dspy.run.measuring import amount_of
-from tfgrpo_dspy.sampling import as_fields
+from tfgrpo_dspy.sampling.fields import as_fields
 
 HOPELESS = 5
 """Where so many answers about groups could not be read, and none could, the reflection LM is asked

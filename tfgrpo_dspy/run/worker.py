@@ -19,11 +19,12 @@ import dspy
 
 from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
-from tfgrpo_dspy.experience import ExperienceLibrary, copy_program, language_models
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
+from tfgrpo_dspy.sampling.one_rollout import Outline, RolloutTask, run_rollout, score_again
 
 OF_ONE_CALL = frozenset(
     "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905
