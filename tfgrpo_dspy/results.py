@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tfgrpo_dspy.experience import Effect
+from tfgrpo_dspy.experience.values import Effect
 from tfgrpo_dspy.rollout import Usage
 
 REFLECTIONS = ("draft", "summary", "lesson", "update")

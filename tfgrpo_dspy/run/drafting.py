@@ -5,20 +5,15 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from tfgrpo_dspy.experience import Evidence
-from tfgrpo_dspy.reflection import (
-    NO_EXPERIENCES,
-    Lesson,
-    RefusedLesson,
-    clip,
-    merge_lessons,
-)
+from tfgrpo_dspy.experience.values import Evidence
+from tfgrpo_dspy.reflection.lessons import Lesson, RefusedLesson, merge_lessons
+from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES, clip
 from tfgrpo_dspy.rollout import fields_text, rollout_id_for
 from tfgrpo_dspy.run.asking import Answer, Question, ReflectionClient
 from tfgrpo_dspy.run.batches import Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.extracting import lessons_of_answer
-from tfgrpo_dspy.sampling import as_fields
+from tfgrpo_dspy.sampling.fields import as_fields
 
 DRAFTS_PRIORITY = (1,)
 """Everything waits for a draft, but for an update of the library."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from tfgrpo_dspy.budget import Account
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate import (
     Decision,
     Race,
@@ -18,13 +18,13 @@ from tfgrpo_dspy.gate import (
     gain_between,
     summary_of,
 )
-from tfgrpo_dspy.reflection import estimate_tokens
+from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results import DemoTrial, Finalist
 from tfgrpo_dspy.run.candidates import Candidate, Choice, candidates_of
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.measuring import Measurements
-from tfgrpo_dspy.sampling import Demo
+from tfgrpo_dspy.sampling.demos import Demo
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import dspy
 
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import MissingRecordError
-from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.run.records import RunRecords
-from tfgrpo_dspy.sampling import Demo
+from tfgrpo_dspy.sampling.demos import Demo
 from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.store import Store, callable_identity, digest, program_identity, reading
 from tfgrpo_dspy.store.program_text import program_text

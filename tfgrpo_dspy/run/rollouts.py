@@ -4,14 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.loop import Priority, TimedOutError
 from tfgrpo_dspy.run.records import CachedRollout
 from tfgrpo_dspy.run.worker import Bundle, Request, packed_library
-from tfgrpo_dspy.sampling import Demo, Outline, RolloutTask, run_rollout, score_again, with_demos
+from tfgrpo_dspy.sampling.demos import Demo, with_demos
+from tfgrpo_dspy.sampling.one_rollout import Outline, RolloutTask, run_rollout, score_again
 
 KEPT_PROGRAMS = 64
 CALLED = {

@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from tfgrpo_dspy.budget import Ledger
-from tfgrpo_dspy.experience import ExperienceLibrary, Operation, Refusal
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.gate import ExampleScores, gain_between, summary_of
 from tfgrpo_dspy.results import (
     REFLECTIONS,

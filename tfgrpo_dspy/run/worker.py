@@ -19,11 +19,12 @@ import dspy
 
 from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
-from tfgrpo_dspy.experience import ExperienceLibrary, copy_program, language_models
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
+from tfgrpo_dspy.sampling.one_rollout import Outline, RolloutTask, run_rollout, score_again
 
 OF_ONE_CALL = frozenset(
     "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905
@@ -172,7 +173,7 @@ def run_request(key: str, blob: bytes | None, packed: bytes, budget: Budget, nam
     try:
         unpacked = _unpacked(key, blob)
         request = cloudpickle.loads(packed)
-    except Exception as error:  # noqa: BLE001 - told to the run
+    except Exception as error:  # noqa: BLE001 - the reply says it
         message = (
             f"a worker of the executor cannot read the program: {described(error)}. "
             f"It needs this package, dspy, and every module that program and metric come from."

@@ -13,7 +13,7 @@ import dspy
 from dspy.adapters.types.base_type import Type
 from dspy.adapters.utils import parse_value
 
-from tfgrpo_dspy.experience import copy_program, named_predictors
+from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.rollout import Group, Rollout, whole
 from tfgrpo_dspy.sampling.fields import as_text
 

@@ -10,7 +10,7 @@ from dspy.utils.exceptions import AdapterParseError, LMError
 
 from tfgrpo_dspy.budget import CallWatcher, Ledger, Meter, is_too_long, metered
 from tfgrpo_dspy.errors import MetricError, RunStopped, StoreError, described
-from tfgrpo_dspy.experience import copied_program, language_models, named_predictors
+from tfgrpo_dspy.experience.programs import copied_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction
 from tfgrpo_dspy.rollout import Failure, Rollout, Step, Usage, condensed
 from tfgrpo_dspy.sampling.fields import (

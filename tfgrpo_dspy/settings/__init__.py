@@ -13,7 +13,7 @@ import dspy
 
 from tfgrpo_dspy.budget import Budget
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.experience import Limits
+from tfgrpo_dspy.experience.operations import Limits
 from tfgrpo_dspy.gate import BayesianGate, Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.settings.arguments import number_faults, refuse, type_faults

@@ -10,11 +10,13 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget import price_of
-from tfgrpo_dspy.experience import ExperienceLibrary, language_models, n_words, named_predictors
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.operations import n_words
+from tfgrpo_dspy.experience.programs import language_models, named_predictors
 from tfgrpo_dspy.gate import NoGate
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling import allows_temperature
+from tfgrpo_dspy.sampling.models import allows_temperature
 from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, Execution, Reflection, RunSettings, Settings
 from tfgrpo_dspy.settings.arguments import refuse
 from tfgrpo_dspy.settings.plan import derive_settings, plan_of

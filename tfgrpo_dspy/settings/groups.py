@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import dspy
 
-from tfgrpo_dspy.reflection import (
+from tfgrpo_dspy.reflection.modules import (
     DraftLessons,
     ExtractAdvantage,
     SummarizeTrajectory,

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import dspy
 
 from tfgrpo_dspy.budget import price_of
-from tfgrpo_dspy.experience import bare_instructions, named_predictors
-from tfgrpo_dspy.reflection import estimate_tokens
+from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
+from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.rollout import Usage
-from tfgrpo_dspy.sampling import as_fields
+from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings import AUTO, Execution, RunSettings, Settings
 from tfgrpo_dspy.settings.schedule import Schedule, ScheduleInputs
 

@@ -7,7 +7,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.errors import StoreError
-from tfgrpo_dspy.experience import bare_instructions, named_predictors, with_instructions
+from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors, with_instructions
 from tfgrpo_dspy.store import Unseen, digest, program_identity
 
 _KINDS: Mapping[str, Any] = {"Predict": dspy.Predict, "ChainOfThought": dspy.ChainOfThought}
