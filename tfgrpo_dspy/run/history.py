@@ -46,7 +46,7 @@ class History:
     def __init__(
         self, run: RunContext, start: ExperienceLibrary, training: Sequence[int], n_test: int
     ) -> None:
-        calls = run.settings.schedule.facts.calls_per_rollout
+        calls = run.settings.schedule.inputs.calls_per_rollout
         self.batches: list[Batch] = []
         self.decisions = [Decision(start, "the library of the student")]
         self.accounts = [Account(run.settings.budget, assumed=Amount(calls, 1.0))]
