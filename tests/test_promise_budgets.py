@@ -588,7 +588,7 @@ def test_a_budget_that_cannot_learn_is_refused_before_the_first_call(
     budget: dict[str, int],
 ) -> None:
     engine = Tally()
-    with pytest.raises(SettingsError, match="the smallest run that can learn makes 12 rollouts"):
+    with pytest.raises(SettingsError, match="The smallest run needs 12 rollouts"):
         learned(lm=lm_on(engine), gate=Gate(), **budget)
     assert engine.n_calls() == 0
 

@@ -3,7 +3,7 @@
 import logging
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -90,18 +90,15 @@ def rescore(
     store = _existing(log_dir)
     try:
         examples = dict(store.records(store.keys("example")))
-        for record in _originals(store):
+        for _, record in store.records(store.keys("rollout")):
+            if record.get("is_rerun"):  # made again for another metric
+                continue
             made = _prediction(record, examples, annotations, counts)
-            given = None if made is None else _score(score, *made, counts)
-            if given is not None:
+            found = None if made is None else _score(score, *made, counts)
+            if found is not None:
+                of_rollout = record["rollout"]["rollout_id"], record["library"]
                 rescored.append(
-                    Rescored(
-                        record["example"],
-                        record["rollout"]["rollout_id"],
-                        record["library"],
-                        given.value,
-                        given.feedback,
-                    )
+                    Rescored(record["example"], *of_rollout, found.value, found.feedback)
                 )
     finally:
         store.close()
@@ -141,13 +138,6 @@ def _score(
         if counts["metric"] == 1:
             logger.warning("first failure of the metric: %s", error)
         return None
-
-
-def _originals(store: Store) -> Iterator[Mapping[str, Any]]:
-    """The recorded rollouts, without those that were made again for another metric."""
-    for _, record in store.records(store.keys("rollout")):
-        if not record.get("is_rerun"):
-            yield record
 
 
 def best_so_far(log_dir: str | PathLike[str], student: Any = None) -> Any:

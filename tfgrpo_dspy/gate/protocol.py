@@ -44,7 +44,7 @@ class Belief:
         """The measured effect; None if no rollout was given the experience.
 
         Its standard error also holds what the model does not know: which examples an experience
-        is about is only told from texts.
+        is about is estimated from texts only.
         """
         error = math.hypot(self.sd, MODEL_ERROR * self.mean)
         return Effect(self.mean, error, self.n_rollouts) if self.n_rollouts else None

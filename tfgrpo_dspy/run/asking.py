@@ -71,7 +71,7 @@ ANSWERS = TypeAdapter(Answer)
 
 
 class ReflectionClient:
-    """Asks reflection modules for one run; `common` is what all of them are told."""
+    """Asks reflection modules for one run; `common` holds the inputs that all of them get."""
 
     def __init__(self, run: RunContext) -> None:
         settings = run.settings

@@ -150,7 +150,7 @@ def _lessons_of(
 ) -> tuple[list[Lesson], list[RefusedLesson]]:
     """The lessons of the answers, near-duplicates merged; and those that are refused.
 
-    Of groups whose answer could not be read, they are what the metric said of several.
+    For groups whose answer could not be read, they are the feedback that several groups share.
     """
     kept: list[Lesson] = []
     refused: list[RefusedLesson] = []
@@ -163,8 +163,9 @@ def _lessons_of(
     unread = [sampled.group for groups, answer in answers if answer.is_unread for sampled in groups]
     drawn = []
     for sentence, of_groups in recurring_feedback(unread).items():
-        told = tuple(_evidence(group, update) for group in of_groups)
-        drawn.append(replace(read_lesson(encodable(sentence), run.predictors, ()), evidence=told))
+        sources = tuple(_evidence(group, update) for group in of_groups)
+        lesson = read_lesson(encodable(sentence), run.predictors, ())
+        drawn.append(replace(lesson, evidence=sources))
     guard = copy_guard([run.trainset[group.example] for group in unread])
     max_words = run.settings.reflection.max_experience_words
     taken, not_taken = check_lessons(drawn, guard, max_words)
@@ -177,7 +178,7 @@ def lessons_of_answer(
     """The lessons of an answer that are taken, and those that are refused.
 
     Args:
-        run: its report is told of scopes that name no predictor.
+        run: its report counts scopes that name no predictor.
         answer: of the reflection LM.
         evidence: a piece for each of the examples that it was shown.
         examples: these; what copies them is refused.

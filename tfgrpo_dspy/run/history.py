@@ -45,7 +45,7 @@ class History:
     def __init__(
         self, run: RunContext, start: ExperienceLibrary, training: Sequence[int], n_test: int
     ) -> None:
-        calls = run.settings.schedule.facts.calls_per_rollout
+        calls = run.settings.schedule.inputs.calls_per_rollout
         self.batches: list[Batch] = []
         self.decisions = [Decision(start, "the library of the student")]
         self.accounts = [Account(run.settings.budget, assumed=Amount(calls, 1.0))]
@@ -201,7 +201,7 @@ class History:
         return ExperienceLibrary(library, next_number=self.start.next_number)  # with new evidence
 
     def scaled_decision(self) -> Decision:
-        """The latest decision with the spread of the training scores, if the gate has not told."""
+        """The latest decision, with the spread of the training scores where it has none."""
         scores = [rollout.score for rollout in self._measured if rollout.score is not None]
         spread = statistics.pstdev(scores) if scores else 0.0
         return replace(self.last, score_sd=self.last.score_sd or spread)

@@ -74,7 +74,7 @@ class RunManifest:
         records, settings = self._records, self._settings
         apart = ("seed", "temperature", "group_size", *LIMITS)
         schedule = {
-            k: v for k, v in settings.of_result().items() if k not in apart and v is not None
+            k: v for k, v in settings.result_scalars().items() if k not in apart and v is not None
         }
         return {
             "the program": digest(program_identity(student, records.unseen)),

@@ -41,7 +41,7 @@ async def propose(
         batch: that of the update.
         library: the library to change.
         lessons: what the batch teaches.
-        dropped: what was tried and dropped, which UpdateLibrary is told.
+        dropped: what was tried and dropped; UpdateLibrary is shown it.
     """
     found, new = known_lessons(lessons, library)
     operations: list[Operation] = [*found]

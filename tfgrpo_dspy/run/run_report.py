@@ -169,7 +169,7 @@ class RunReport:
             nothing_learned=nothing_learned,
             wall_time_s=time.monotonic() - self._started,
             library=best.library.to_dict(),
-            settings=settings.of_result(),
+            settings=settings.result_scalars(),
             schedule=settings.schedule.to_dict(),
         )
 

@@ -172,7 +172,7 @@ def run_request(key: str, blob: bytes | None, packed: bytes, budget: Budget, nam
     try:
         unpacked = _unpacked(key, blob)
         request = cloudpickle.loads(packed)
-    except Exception as error:  # noqa: BLE001 - told to the run
+    except Exception as error:  # noqa: BLE001 - the reply says it
         message = (
             f"a worker of the executor cannot read the program: {described(error)}. "
             f"It needs this package, dspy, and every module that program and metric come from."
