@@ -19,7 +19,6 @@ from scripted import EXTRACT, Prompt, chat, lessons, scripted_lm
 from small import grpo
 
 from tfgrpo_dspy import AddLessons, Decision, Experience, ExperienceLibrary, Gate
-from tfgrpo_dspy.gate import gain_between
 from tfgrpo_dspy.results import Gain
 
 CODES = {"slate": "T08", "amber": "B20", "cedar": "M55", "linen": "V93"}
@@ -334,7 +333,7 @@ def test_of_a_budget_enough_is_kept_back_for_the_test_set(budget: dict[str, int]
 
 def test_the_interval_of_three_pairs_is_students() -> None:
     """Gains 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, error 0.1 / sqrt 3, times t(2) = 4.303."""
-    gain = gain_between([0.5, 0.4, 0.3, 0.3, None], [0.6, 0.6, 0.6, None, 0.4])
+    gain = Gain.between([0.5, 0.4, 0.3, 0.3, None], [0.6, 0.6, 0.6, None, 0.4])
     assert gain is not None
     assert (gain.mean, gain.n) == (pytest.approx(0.2), 3)
     assert (gain.low, gain.high) == (
@@ -353,12 +352,12 @@ def test_the_interval_of_three_pairs_is_students() -> None:
 def test_where_differences_do_not_differ_there_is_no_interval_and_no_word_of_no_harm(
     pairs: list[tuple[float | None, float | None]],
 ) -> None:
-    gain = gain_between([old for _, old in pairs], [new for new, _ in pairs])
+    gain = Gain.between([old for _, old in pairs], [new for new, _ in pairs])
     assert gain is not None
     assert (gain.low, gain.high, gain.is_harmless) == (None, None, False)
     assert "differ too little for an interval" in str(gain)
 
 
 def test_without_a_pair_there_is_no_gain() -> None:
-    assert gain_between([1.0, None], [None, 1.0]) is None
-    assert gain_between([], []) is None
+    assert Gain.between([1.0, None], [None, 1.0]) is None
+    assert Gain.between([], []) is None

@@ -164,7 +164,9 @@ def best_so_far(log_dir: str | PathLike[str], student: Any = None) -> Any:
     try:
         with reading("run"):
             library, text = ExperienceLibrary.from_dict(record["library"]), record["program"]
-            demos = [Demo.from_dict(demo) for demo in record.get("demos", [])]
+            demos = [
+                Demo(each["predictor"], dict(each["fields"])) for each in record.get("demos", [])
+            ]
     except LibraryError as error:
         raise StoreError(f"log_dir={str(log_dir)!r} is damaged: {error}") from error
     program = student if student is not None else rebuilt(text)

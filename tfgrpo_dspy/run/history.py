@@ -14,13 +14,14 @@ from functools import cached_property
 from tfgrpo_dspy.budget import Account, Amount
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation
-from tfgrpo_dspy.gate import Decision, Measured, RunEvidence, advice_of, decision_of
+from tfgrpo_dspy.gate import Decision, Measured, RunEvidence, advice_of
 from tfgrpo_dspy.reflection.lessons import DroppedExperience
 from tfgrpo_dspy.results import TriedAdvice, UpdateRecord
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.extracting import Earlier
+from tfgrpo_dspy.run.gate_answers import decision_of
 from tfgrpo_dspy.run.measuring import amount_of
 from tfgrpo_dspy.sampling.fields import as_fields
 

@@ -5,7 +5,7 @@ So a run can say what has changed since the one before, and offline why a piece 
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import dspy
@@ -139,7 +139,7 @@ class RunManifest:
                 "components": self._components,
                 "program": self._program,
                 "library": ExperienceLibrary(bare, next_number=library.next_number).to_dict(),
-                "demos": [demo.to_dict() for demo in demos],
+                "demos": [asdict(demo) for demo in demos],
                 "n_updates": n_updates,
                 "paid": [self._ledger.n_paid, self._ledger.paid],
                 "ended_because": ended_because,

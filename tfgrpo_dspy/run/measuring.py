@@ -76,7 +76,7 @@ class Measurements:
         known = [r.score for r in self._rollouts.values() if r.score is not None]
         floor = min([0.0, *known])
         return {
-            pair: floor if rollout.failure and rollout.failure.is_own else rollout.score
+            pair: floor if rollout.failure and rollout.failure.is_of_program else rollout.score
             for pair, rollout in self._rollouts.items()
         }
 

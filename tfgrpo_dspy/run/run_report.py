@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation, Refusal
-from tfgrpo_dspy.gate import ExampleScores, gain_between, summary_of
 from tfgrpo_dspy.results import (
     REFLECTIONS,
+    ExampleScores,
+    Gain,
     HeldOut,
     OperationRecord,
     RunResults,
+    ScoreSummary,
     TriedAdvice,
     UpdateRecord,
 )
@@ -94,7 +96,7 @@ class RunReport:
             given = "max_errors" if self._max_errors is not None else "without max_errors the run"
             ledger.stop(
                 f"{n_errors} of {self._n_done} rollouts and reflections failed, and {given} allows "
-                f"{allowed}; mend what fails, or pass a higher max_errors. The most frequent "
+                f"{allowed}; fix the cause, or pass a higher max_errors. The most frequent "
                 f"error ({times} of {n_errors}): {message}",
                 is_failure=True,
             )
@@ -147,13 +149,13 @@ class RunReport:
             nothing_learned = self._why_nothing_was_learned()
             logger.warning("nothing was learned: %s", nothing_learned)
         of_test = None
-        student, result = map(summary_of, test)
+        student, result = map(ScoreSummary.of, test)
         if student is not None and result is not None:
-            of_test = HeldOut(student, result, gain_between(*test))
+            of_test = HeldOut(student, result, Gain.between(*test))
         return RunResults(
-            student=summary_of(choice.before),
-            best=summary_of(choice.after),
-            gain=gain_between(choice.before, choice.after),
+            student=ScoreSummary.of(choice.before),
+            best=ScoreSummary.of(choice.after),
+            gain=Gain.between(choice.before, choice.after),
             finalists=choice.finalists,
             tried=tried,
             test=of_test,

@@ -24,7 +24,7 @@ from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling.one_rollout import Outline, RolloutTask, run_rollout, score_again
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout, score_again
 
 OF_ONE_CALL = frozenset(
     "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905
@@ -109,10 +109,10 @@ def packed_library(library: ExperienceLibrary) -> bytes:
 class Reply:
     """The answer to a request.
 
-    `rollout` is its record, where it was made; `n_calls` and `cost` what of the reservation was
-    used, `most_calls` and `most_cost` what of it was taken at some moment. `lacks_bundle`: the
-    worker has not seen the bundle; `was_begun`: a worker before was lost over the request, with the
-    reservation; `stopped_because`: why the rollout was not finished.
+    `rollout` is the record of the rollout, where one was made. `n_calls` and `cost` are what was
+    used of the reservation, `most_calls` and `most_cost` the most that was taken of it at one time.
+    `lacks_bundle`: the worker has not seen the bundle. `was_started_before`: a worker died while it
+    ran this request. `stopped_because`: why the rollout was not finished.
     """
 
     rollout: dict[str, Any] | None = None
@@ -124,7 +124,7 @@ class Reply:
     stopped_because: str = ""
     is_failure: bool = False
     lacks_bundle: bool = False
-    was_begun: bool = False
+    was_started_before: bool = False
 
 
 @dataclass(slots=True)
@@ -135,16 +135,15 @@ class _Unpacked:
     temperature: float | None
     prices: Mapping[str, tuple[float, float]]
     secrets: list[str]
-    programs: dict[bytes, tuple[Any, Outline]] = field(default_factory=dict)
+    programs: dict[bytes, Any] = field(default_factory=dict)
 
-    def baked(self, library: bytes) -> tuple[Any, Outline]:
+    def baked(self, library: bytes) -> Any:
         """The program with this (packed) library; a few are kept."""
         found = self.programs.get(library)
         if found is None:
             if len(self.programs) >= KEPT_PROGRAMS:
                 self.programs.clear()
-            program = cloudpickle.loads(library).bake(self.student)
-            found = self.programs[library] = (program, Outline.of(program))
+            found = self.programs[library] = cloudpickle.loads(library).bake(self.student)
         return found
 
     def record(self, rollout: Rollout) -> dict[str, Any]:
@@ -168,8 +167,8 @@ def run_request(key: str, blob: bytes | None, packed: bytes, budget: Budget, nam
         budget: the reservation, as a budget.
         name: of the request, which must be used once only.
     """
-    if _was_begun(name):  # first of all: a new worker in a lost one's place lacks the bundle too
-        return Reply(was_begun=True)
+    if _was_started_before(name):  # before it is said that the bundle is lacking
+        return Reply(was_started_before=True)
     try:
         unpacked = _unpacked(key, blob)
         request = cloudpickle.loads(packed)
@@ -188,9 +187,8 @@ def _run(unpacked: _Unpacked, request: Request, ledger: Ledger) -> Reply:
     rollout = None
     try:
         with dspy.context(**unpacked.context):
-            program, outline = unpacked.baked(request.library)
             task = RolloutTask(
-                program=program,
+                program=unpacked.baked(request.library),
                 example=request.example,
                 index=request.index,
                 rollout_id=request.rollout_id,
@@ -198,7 +196,6 @@ def _run(unpacked: _Unpacked, request: Request, ledger: Ledger) -> Reply:
                 score=unpacked.score,
                 ledger=ledger,
                 prices=unpacked.prices,
-                outline=outline,
             )
             if request.recorded is None:
                 rollout = run_rollout(task)
@@ -233,7 +230,7 @@ def _unpacked(key: str, blob: bytes | None) -> _Unpacked | None:
         return _bundles[key]
 
 
-def _was_begun(name: str) -> bool:
+def _was_started_before(name: str) -> bool:
     """Whether this request was begun before: dask makes those of a lost worker again by itself.
 
     Other executors never run a task twice.

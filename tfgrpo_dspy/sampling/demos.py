@@ -6,7 +6,7 @@ They are DSPy's own demos, in a predictor's `demos`; here they are made from a r
 import itertools
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
@@ -24,15 +24,6 @@ class Demo:
 
     predictor: str
     fields: Mapping[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Demo":
-        """What `to_dict` gave. Raises KeyError, TypeError or ValueError: it is no demo."""
-        return cls(str(values["predictor"]), dict(values["fields"]))
 
 
 def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
