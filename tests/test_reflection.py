@@ -62,8 +62,8 @@ GROUP_1 = Evidence(update=0, example=1, rollout_ids=(3, 4), scores=(0.5, 0.0))
 def test_a_predictors_name_in_brackets_is_the_scope_of_a_lesson(
     line: str, scope: str, text: str
 ) -> None:
-    assert read_lesson(line, ["reader", "writer"], GROUP_0) == Lesson(text, scope, (GROUP_0,))
-    assert read_lesson("[self] Be brief.", ["self"], GROUP_0).scope == "*"
+    assert read_lesson(line, ["reader", "writer"], [GROUP_0]) == Lesson(text, scope, (GROUP_0,))
+    assert read_lesson("[self] Be brief.", ["self"], [GROUP_0]).scope == "*"
 
 
 @pytest.mark.parametrize(
