@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scripted import scripted_lm
 
 from tfgrpo_dspy import Experience, ExperienceLibrary, LibraryError, LibraryFormatError
-from tfgrpo_dspy.experience import bare_instructions, plain_instructions
+from tfgrpo_dspy.experience.block import plain_instructions
+from tfgrpo_dspy.experience.programs import bare_instructions
 
 
 class TwoStage(dspy.Module):

@@ -17,7 +17,7 @@ from test_final_choice import FIRST_TEST, FIRST_VALIDATION
 
 from tfgrpo_dspy import AddLessons, Gate, NoGate, SettingsError, StoreError, best_so_far
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step, condensed
-from tfgrpo_dspy.sampling import BestRollouts, demos_of, with_demos
+from tfgrpo_dspy.sampling.demos import BestRollouts, demos_of, with_demos
 
 
 def cases(n: int, start: int = 0) -> list[dspy.Example]:

@@ -277,7 +277,7 @@ def test_what_drafts_cannot_be_made_of_is_refused_before_the_first_call(
 
 def test_without_labels_or_ground_truth_drafts_are_refused() -> None:
     unlabelled = [dspy.Example(question=e.question).with_inputs("question") for e in TRAINSET]
-    with pytest.raises(SettingsError, match="no example of the trainset has any"):
+    with pytest.raises(SettingsError, match="a trainset without labels"):
         Run(trainset=unlabelled)
     optimizer = grpo(None, drafts=2)
     with dspy.context(lm=scripted_lm([])), pytest.raises(SettingsError, match="metric=None"):

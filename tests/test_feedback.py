@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfgrpo_dspy.reflection import recurring_feedback
+from tfgrpo_dspy.reflection.feedback import recurring_feedback
 from tfgrpo_dspy.rollout import Group, Rollout
 
 SENTENCES = ("Be brief.", "Say sorry!", "Why so long?", "Good: polite.", "Expected 42.")

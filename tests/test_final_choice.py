@@ -11,7 +11,6 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dspy
@@ -20,7 +19,6 @@ from scripted import EXTRACT, Prompt, chat, lessons, scripted_lm
 from small import grpo
 
 from tfgrpo_dspy import AddLessons, Decision, Experience, ExperienceLibrary, Gate
-from tfgrpo_dspy.gate import gain_between
 from tfgrpo_dspy.results import Gain
 
 CODES = {"slate": "T08", "amber": "B20", "cedar": "M55", "linen": "V93"}
@@ -127,42 +125,31 @@ def proposing(*libraries: Sequence[str]) -> Proposes:
 # ---------------------------------------------------------------------- the default gate
 
 
-@dataclass(frozen=True)
-class Learned:
-    """One run with the default gate, looked at by several tests."""
-
-    program: Any
-    log_dir: Path
-
-    @property
-    def results(self) -> Any:
-        return self.program.detailed_results
-
-
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
+def learned() -> Any:
+    """One run with the default gate, looked at by several tests."""
     dspy.configure_cache(enable_disk_cache=False)
-    log_dir = tmp_path_factory.mktemp("run")
     with dspy.context(lm=None, adapter=None, callbacks=[]):
-        return Learned(compiled(world(), log_dir=log_dir), log_dir)
+        return compiled(world())
 
 
 def test_the_report_names_the_candidates_the_student_first_and_which_was_returned(
-    learned: Learned,
+    learned: Any,
 ) -> None:
-    student, *others = learned.results.finalists
-    assert (student.ids, student.score, student.is_best) == ((), learned.results.student, False)
+    results = learned.detailed_results
+    student, *others = results.finalists
+    assert (student.ids, student.score, student.is_best) == ((), results.student, False)
     (best,) = [finalist for finalist in others if finalist.is_best]
-    assert set(best.ids) == {own.id for own in ExperienceLibrary.from_program(learned.program)}
-    assert best.score == learned.results.best
+    assert set(best.ids) == {own.id for own in ExperienceLibrary.from_program(learned)}
+    assert best.score == results.best
     assert best.chance > 0.9
     assert all(0 < finalist.score.n <= 24 for finalist in others)
-    n_measured = sum(finalist.score.n for finalist in learned.results.finalists)
-    assert learned.results.usage["validation"].n_lm_calls == n_measured
+    n_measured = sum(finalist.score.n for finalist in results.finalists)
+    assert results.usage["validation"].n_lm_calls == n_measured
 
 
-def test_what_was_learned_carries_its_effect_and_its_price(learned: Learned) -> None:
-    library = ExperienceLibrary.from_dict(learned.results.library)
+def test_what_was_learned_carries_its_effect_and_its_price(learned: Any) -> None:
+    library = ExperienceLibrary.from_dict(learned.detailed_results.library)
     for own in library:
         assert own.effect is not None
         assert 0 < own.effect.estimate <= 1
@@ -346,7 +333,7 @@ def test_of_a_budget_enough_is_kept_back_for_the_test_set(budget: dict[str, int]
 
 def test_the_interval_of_three_pairs_is_students() -> None:
     """Gains 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, error 0.1 / sqrt 3, times t(2) = 4.303."""
-    gain = gain_between([0.5, 0.4, 0.3, 0.3, None], [0.6, 0.6, 0.6, None, 0.4])
+    gain = Gain.between([0.5, 0.4, 0.3, 0.3, None], [0.6, 0.6, 0.6, None, 0.4])
     assert gain is not None
     assert (gain.mean, gain.n) == (pytest.approx(0.2), 3)
     assert (gain.low, gain.high) == (
@@ -365,12 +352,12 @@ def test_the_interval_of_three_pairs_is_students() -> None:
 def test_where_differences_do_not_differ_there_is_no_interval_and_no_word_of_no_harm(
     pairs: list[tuple[float | None, float | None]],
 ) -> None:
-    gain = gain_between([old for _, old in pairs], [new for new, _ in pairs])
+    gain = Gain.between([old for _, old in pairs], [new for new, _ in pairs])
     assert gain is not None
     assert (gain.low, gain.high, gain.is_harmless) == (None, None, False)
     assert "differ too little for an interval" in str(gain)
 
 
 def test_without_a_pair_there_is_no_gain() -> None:
-    assert gain_between([1.0, None], [None, 1.0]) is None
-    assert gain_between([], []) is None
+    assert Gain.between([1.0, None], [None, 1.0]) is None
+    assert Gain.between([], []) is None

@@ -12,17 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfgrpo_dspy.experience import (
-    Add,
-    Delete,
-    Evidence,
-    Experience,
-    ExperienceLibrary,
-    Limits,
-    Modify,
-    Operation,
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.operations import Limits
+from tfgrpo_dspy.experience.values import Add, Delete, Evidence, Experience, Modify, Operation
+from tfgrpo_dspy.gate import (
+    BayesianGate,
+    Belief,
+    Decision,
+    GroupPlan,
+    Measured,
+    NoGate,
+    RunEvidence,
 )
-from tfgrpo_dspy.gate import BayesianGate, Decision, GroupPlan, Measured, NoGate, RunEvidence
 
 KINDS = 5
 N_EXAMPLES = 40
@@ -309,3 +310,12 @@ def test_any_scores_give_a_decision_that_does_not_depend_on_how_it_was_asked(
     ids = [e.id for e in decision.library]
     assert ids == sorted(ids)
     assert set(ids) | decision.dropped.keys() == {"E1", "E2", "E3"}
+
+
+def test_an_experience_on_trial_is_in_three_of_four_rollouts_at_most() -> None:
+    library = ExperienceLibrary([Experience("E1", "Ask.", is_on_trial=True)])
+    belief = Belief(mean=0.5, sd=0.2, chance=0.96, n_rollouts=20)
+    decision = Decision(library, "on trial", beliefs={("Ask.", "*"): belief})
+    for example in range(10):
+        given = BayesianGate().assign(GroupPlan(decision, example, update=1, n_rollouts=8))
+        assert [len(held) for held in given].count(1) == 6

@@ -31,7 +31,7 @@ from small import grpo
 from test_promise_deterministic import Latency
 
 from tfgrpo_dspy import Decision, ExperienceLibrary, Gate, NoGate, RunEvidence, SettingsError
-from tfgrpo_dspy.experience import language_models
+from tfgrpo_dspy.experience.programs import language_models
 
 DOLLAR_A_TOKEN = {"scripted": (1e6, 1e6)}
 MAX_TOKENS = 100

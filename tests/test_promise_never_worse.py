@@ -22,7 +22,7 @@ from tfgrpo_dspy import ExperienceLibrary, Gate
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.results import ScoreSummary
 from tfgrpo_dspy.rollout import rollout_id_for
-from tfgrpo_dspy.sampling import RolloutTask, run_rollout
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
 ADVICE = ("Greet first.", "Name the product.", "Ask what went wrong.", "Offer help.", "Be brief.")
 EFFECTS = st.lists(st.sampled_from([-0.4, -0.2, 0.0, 0.2, 0.4]), min_size=5, max_size=5)

@@ -4,7 +4,6 @@ It is recorded, counted by kind, logged once; and what good evidence is left is 
 """
 
 import asyncio
-import threading
 from typing import Any
 
 import dspy
@@ -20,150 +19,94 @@ from runs import (
     predictor,
     questions,
 )
-from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
+from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 from small import grpo
 
-from tfgrpo_dspy import (
-    ExperienceLibrary,
-    NoGate,
-    RunFailedError,
-)
+from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError
 
 
-class NowAndThen:
-    """True for a share of all prompts, always for the same ones; counts those."""
-
-    def __init__(self, share: float = 0.3) -> None:
-        self.share = share
-        self.n = 0
-        self._lock = threading.Lock()
-
-    def hits(self, prompt: Prompt, salt: str = "fault") -> bool:
-        if prompt.random(salt).random() >= self.share:
-            return False
-        with self._lock:
-            self.n += 1
-        return True
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise ZeroDivisionError
 
 
-def faulty_lm(
-    faulty: NowAndThen, fault: Any, pattern: str = "question", rules: list[Rule] | None = None
-) -> dspy.LM:
-    """The polite LM, but that prompts with the pattern get the fault for an answer now and then."""
-    good = rules or polite_rules()
+class Unshowable:
+    def __float__(self) -> float:
+        raise ZeroDivisionError
 
-    def answer(prompt: Prompt) -> Any:
-        if faulty.hits(prompt):
-            return fault
-        rule = next(answer for known, answer in good if known == pattern)
-        return rule(prompt) if callable(rule) else rule
-
-    changed = [(known, answer if known == pattern else given) for known, given in good]
-    return scripted_lm(changed, num_retries=0)
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
 
 
-def first_failures(caplog: pytest.LogCaptureFixture, kind: str) -> list[str]:
-    started = f"first failure of kind {kind!r}"
-    return [r.getMessage() for r in caplog.records if r.getMessage().startswith(started)]
+RAISED = (LookupError, SystemExit, GeneratorExit, asyncio.CancelledError, UnspeakableError)
+NO_SCORES = (None, float("nan"), float("inf"), 1e308, "1.0", [1.0], {"a": 1}, 1j, Unshowable())
+FAULTS = [
+    *[("program", error) for error in RAISED],
+    *[("metric", result) for result in (*RAISED, *NO_SCORES)],
+    ("parse", "mumbling"),
+    *[
+        ("provider", error)
+        for error in (lm15.RateLimitError("slow"), lm15.ServerError("down"), TypeError("a bug"))
+    ],
+]
 
 
-# ---------------------------------------------------------------------- the metric
+def id_of(value: Any) -> str:
+    try:
+        return value.__name__ if isinstance(value, type) else str(value)
+    except ZeroDivisionError:
+        return type(value).__name__
 
 
-class Raises:
-    pass
+def is_faulty(text: str) -> bool:
+    """Whether a prompt, or a question, is one of the three of ten that have the fault."""
+    asked = text.partition("Respond with")[0].rstrip()
+    return any(asked.endswith(f"question {n}") for n in (1, 104, 107))
 
 
-@pytest.mark.parametrize(
-    "result",
-    [Raises, None, float("nan"), float("inf"), "1.0", [1.0], {"feedback": "no score"}, 1 + 2j],
-    ids=lambda value: "raises" if value is Raises else repr(value),
-)
-def test_a_metric_that_gives_no_score_for_three_of_ten_costs_those_only(
-    result: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    faults = []
-
-    def metric(example: Any, pred: Any) -> Any:
-        if int(example.question.split()[1]) % 10 in (1, 4, 7):
-            faults.append(example)
-            if result is Raises:
-                raise ZeroDivisionError
-            return result
-        return is_polite(example, pred)
-
-    optimized = learned(metric=metric)
-    results = optimized.detailed_results
-    assert library_texts(optimized) == [ADVICE]
-    assert results.failures == {"metric": len(faults)}
-    assert len(faults) >= 8
-    (line,) = first_failures(caplog, "metric")
-    assert "metric" in line
-    assert "question" in line
-    assert results.student.n_failed == results.best.n_failed == 4
-    assert results.student.n == 8
-
-
-# ---------------------------------------------------------------------- the program
-
-
-class Fragile(dspy.Module):
-    """Raises where the LM answers 'boom'."""
-
-    def __init__(self) -> None:
+class Raising(dspy.Module):
+    def __init__(self, error: Any) -> None:
         super().__init__()
         self.ask = predictor()
+        self.error = error
 
-    def forward(self, question: str) -> dspy.Prediction:
-        answer = self.ask(question=question)
-        if answer.answer == "boom":
-            raise LookupError(question)
-        return answer
+    def forward(self, question: str) -> Any:
+        if self.error is not None and is_faulty(question):
+            raise self.error
+        return self.ask(question=question)
 
 
-def test_a_program_that_raises_three_times_of_ten_costs_those_rollouts_only(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize(("place", "fault"), FAULTS, ids=id_of)
+def test_a_fault_costs_its_own_rollouts_only_and_is_counted_and_logged_once(
+    place: str, fault: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    faulty = NowAndThen()
-    optimized = learned(Fragile(), faulty_lm(faulty, chat(answer="boom")))
-    assert library_texts(optimized) == [ADVICE]
-    assert optimized.detailed_results.failures == {"program": faulty.n}
-    assert faulty.n > 5
-    (line,) = first_failures(caplog, "program")
-    assert "LookupError: " in line
+    def metric(example: Any, pred: Any) -> Any:
+        if place != "metric" or not is_faulty(example.question):
+            return is_polite(example, pred)
+        if isinstance(fault, type):
+            raise fault
+        return fault
 
-
-def test_answers_that_do_not_parse_cost_their_rollouts_only(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def answer(prompt: Prompt) -> str:
-        return "mumbling" if prompt.random("of the seed").random() < 0.3 else polite_answer(prompt)
+    def answer(prompt: Prompt) -> Any:
+        has_fault = place in ("parse", "provider") and is_faulty(prompt.user)
+        return fault if has_fault else polite_answer(prompt)
 
     extract, update, _ = polite_rules()
-    optimized = learned(lm=scripted_lm([extract, update, ("question", answer)]))
+    lm = scripted_lm([extract, update, ("question", answer)], num_retries=0)
+    program = Raising(fault if place == "program" else None)
+    optimized = learned(program, lm, metric=metric)
     results = optimized.detailed_results
     assert library_texts(optimized) == [ADVICE]
-    assert list(results.failures) == ["parse"]
-    assert results.failures["parse"] > 0
-    assert results.policy_usage.n_second_calls == results.failures["parse"]
-    assert len(first_failures(caplog, "parse")) == 1
-
-
-@pytest.mark.parametrize(
-    "error",
-    [lm15.RateLimitError("slow"), lm15.ServerError("down"), TypeError("a bug of the engine")],
-    ids=lambda error: type(error).__name__,
-)
-def test_a_providers_errors_cost_their_rollouts_only_and_make_no_contrast(
-    error: Exception, caplog: pytest.LogCaptureFixture
-) -> None:
-    faulty = NowAndThen()
-    optimized = learned(lm=faulty_lm(faulty, error))
-    results = optimized.detailed_results
-    assert library_texts(optimized) == [ADVICE]
-    assert results.failures == {"provider": faulty.n}
-    assert results.policy_usage.n_failed_calls == faulty.n > 5
-    assert len(first_failures(caplog, "provider")) == 1
+    assert list(results.failures) == [place]
+    lines = [r.getMessage() for r in caplog.records if "first failure of kind" in r.getMessage()]
+    assert [line.startswith(f"first failure of kind {place!r}") for line in lines] == [True]
+    training = [g for update in results.updates for g in update.groups if g.example == 1]
+    n_own = sum(len(group.failures) for group in training)
+    assert n_own > 0
+    assert all(kind == place for group in training for kind in group.failures)
+    has_score = place in ("program", "parse")  # else there is no contrast either
+    assert all(set(group.scores) == ({0.0} if has_score else set()) for group in training)
+    assert results.student.n_failed == (0 if has_score else 2)
 
 
 def test_a_run_that_nothing_but_fails_is_ended_and_the_student_is_on_the_error() -> None:
@@ -258,64 +201,6 @@ def test_text_that_tries_to_leave_the_baked_block_stays_in_it_word_for_word() ->
     assert bare.signature.instructions == student.signature.instructions
     again = learned(optimized, lm, gate=NoGate(), seed=1)
     assert [e.id for e in ExperienceLibrary.from_program(again)] == ["E1"]
-
-
-# ---------------------------------------------------------------------- whatever is raised
-
-
-class UnspeakableError(Exception):
-    def __str__(self) -> str:
-        raise ZeroDivisionError
-
-
-class Unshowable:
-    def __float__(self) -> float:
-        raise ZeroDivisionError
-
-    def __repr__(self) -> str:
-        raise ZeroDivisionError
-
-
-RAISED = [SystemExit(3), GeneratorExit(), asyncio.CancelledError(), UnspeakableError()]
-
-
-@pytest.mark.parametrize("raised", RAISED, ids=lambda error: type(error).__name__)
-def test_whatever_a_program_raises_costs_its_rollouts_only(raised: BaseException) -> None:
-    class Raising(dspy.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.ask = dspy.Predict("question -> answer")
-
-        def forward(self, question: str) -> Any:
-            if question == "question 2":
-                raise raised
-            return self.ask(question=question)
-
-    optimized = learned(Raising())
-    assert set(optimized.detailed_results.failures) == {"program"}
-    assert library_texts(optimized) == [ADVICE]
-
-
-@pytest.mark.parametrize("raised", RAISED, ids=lambda error: type(error).__name__)
-def test_whatever_a_metric_raises_costs_its_rollouts_only(raised: BaseException) -> None:
-    def metric(example: Any, pred: Any, _trace: Any = None) -> Any:
-        if example.question == "question 2":
-            raise raised
-        return is_polite(example, pred)
-
-    optimized = learned(metric=metric)
-    assert set(optimized.detailed_results.failures) == {"metric"}
-    assert library_texts(optimized) == [ADVICE]
-
-
-@pytest.mark.parametrize("score", [Unshowable(), 1e308], ids=["cannot be shown", "huge"])
-def test_a_score_that_nothing_can_be_computed_of_is_a_failure(score: Any) -> None:
-    def metric(example: Any, pred: Any, _trace: Any = None) -> Any:
-        return score if example.question == "question 2" else is_polite(example, pred)
-
-    optimized = learned(metric=metric)
-    assert set(optimized.detailed_results.failures) == {"metric"}
-    assert library_texts(optimized) == [ADVICE]
 
 
 # ---------------------------------------------------------------------- what is written into

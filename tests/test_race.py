@@ -114,3 +114,10 @@ def test_the_winner_scored_more_than_the_student_within_the_budget(
         both = [i for c, i in scores if c == winner]
         ours, theirs = (sum(scores[c, i] or 0 for i in both) for c in (winner, 0))
         assert ours > theirs
+
+
+def test_a_draw_returns_the_student_however_sure_training_was() -> None:
+    race = Race((frozenset(), frozenset({"E1"})), {"E1": (0.5, 0.01)}, 0.3, 10)
+    scores = {(candidate, i): i % 2 / 1.0 for candidate in (0, 1) for i in range(10)}
+    assert race.chance(1, 0, scores) > 0.99
+    assert race.winner(scores) == 0

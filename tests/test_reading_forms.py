@@ -11,7 +11,7 @@ import pytest
 from scripted import scripted_lm
 
 from tfgrpo_dspy import ExtractAdvantage, UpdateLibrary
-from tfgrpo_dspy.reflection import read_lesson
+from tfgrpo_dspy.reflection.lessons import read_lesson
 
 Lessons = list[tuple[str, str]]
 """Scope and text of each lesson."""

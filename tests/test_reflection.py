@@ -21,10 +21,18 @@ from tfgrpo_dspy import (
     ExtractAdvantage,
     UpdateLibrary,
 )
-from tfgrpo_dspy.reflection import (
+from tfgrpo_dspy.reflection.lessons import (
     CopyGuard,
     DroppedExperience,
     Lesson,
+    is_same_lesson,
+    merge_lessons,
+    read_lesson,
+    sources_of,
+    unsafe_reason,
+)
+from tfgrpo_dspy.reflection.reading import resolve_scope
+from tfgrpo_dspy.reflection.texts import (
     attempt_text,
     attempts_text,
     clip,
@@ -35,11 +43,7 @@ from tfgrpo_dspy.reflection import (
     given_texts,
     lessons_text,
     library_text,
-    merge_lessons,
-    read_lesson,
 )
-from tfgrpo_dspy.reflection.lessons import is_same_lesson, sources_of, unsafe_reason
-from tfgrpo_dspy.reflection.reading import resolve_scope
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
 
 GROUP_0 = Evidence(update=0, example=0, rollout_ids=(1, 2), scores=(1.0, 0.0))
@@ -179,11 +183,11 @@ CHINESE = "我的包裹星期一就应该到了但是盒子是开的"
         (["x"], "three words here", "The three words here are not a label of four.", None),
         (["What is 17 times 23?"], "391", "When asked what is 17 times 23, say 391.",
          "what is 17 times 23"),
-        (["17 + 4 ="], "21", "For 17 + 4, write 21.", "17 4 ... 21"),
-        (["17 + 4 ="], "21", "For sums such as 17 + 4, carry the ten.", None),
-        (["17 + 4 ="], "", "For 17 + 4, write 21.", None),
-        (["17 + 4 =", "in words"], "21", "For 17 + 4, write 21.", None),
-        (["a lamp"], "refund", "For broken goods, refund.", None),
+        (["17 + 4 + 9 ="], "30 apples", "For 17 + 4 + 9, write 30 apples.", "17 4 9 ... 30 apples"),
+        (["17 + 4 + 9 ="], "30 apples", "For sums such as 17 + 4 + 9, carry the ten.", None),
+        (["17 + 4 + 9 ="], "", "For 17 + 4 + 9, write 30 apples.", None),
+        (["17 + 4 + 9 =", "in words"], "30 apples", "For 17 + 4 + 9, write 30 apples.", None),
+        (["late delivery"], "refund", "For a late delivery, offer a refund.", None),
         (["K3"], "Q3", "For K3, answer Q3.", None),
         ([CHINESE], "全额退款", "客户说星期一就应该到了但是,先道歉。", "星 期 一 就 应 该 到 了"),
         ([CHINESE], "全额退款", "承诺全额退款。", "全 额 退 款"),

@@ -34,8 +34,9 @@ from tfgrpo_dspy import (
     NoGate,
     TrainingFreeGRPO,
 )
-from tfgrpo_dspy.experience import Add, Operation, Refusal
-from tfgrpo_dspy.reflection import DroppedExperience, Lesson, estimate_tokens
+from tfgrpo_dspy.experience.values import Add, Operation, Refusal
+from tfgrpo_dspy.reflection.lessons import DroppedExperience, Lesson
+from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.rollout import rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch

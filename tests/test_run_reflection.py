@@ -10,8 +10,8 @@ from scripted import EXTRACT, UPDATE, Prompt, Rule, lessons, operations, scripte
 from test_run import ONE_LESSON, Run, consolidated, drawn_lessons, is_score, section
 
 from tfgrpo_dspy import Execution, NoGate, TrainingFreeGRPO
-from tfgrpo_dspy.experience import Add
-from tfgrpo_dspy.reflection import DroppedExperience
+from tfgrpo_dspy.experience.values import Add
+from tfgrpo_dspy.reflection.lessons import DroppedExperience
 
 TABLE = [["1", "0"]] * 5
 

@@ -17,11 +17,8 @@ from tfgrpo_dspy import NoGate
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout, Step
-from tfgrpo_dspy.sampling import (
-    RolloutTask,
-    run_rollout,
-    sampling_copy,
-)
+from tfgrpo_dspy.sampling.models import sampling_copy
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
 EXAMPLE = dspy.Example(question="why?", answer="yes").with_inputs("question")
 BECAUSE = [("question", chat(answer="yes"))]

@@ -1,6 +1,8 @@
 """The schedule that follows from the budget: what is chosen, what wins, what is refused."""
 
 import logging
+import re
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -12,51 +14,51 @@ from scripted import chat, scripted_lm
 
 from tfgrpo_dspy import Execution, NoGate, Reflection, SettingsError, TrainingFreeGRPO
 from tfgrpo_dspy.settings.checks import prepare
-from tfgrpo_dspy.settings.schedule import Facts, Schedule
+from tfgrpo_dspy.settings.schedule import Schedule, ScheduleInputs
 
 
-def facts(n_examples: int = 40, **others: Any) -> Facts:
+def inputs_of(n_examples: int = 40, **others: Any) -> ScheduleInputs:
     """Those of a labelled trainset that is split."""
     n_validation = min(100, round(n_examples / 3))
-    known: dict[str, Any] = {
+    usual: dict[str, Any] = {
         "n_training": n_examples - n_validation,
         "n_validation": n_validation,
         "is_split": True,
         "can_draft": True,
-        "can_demonstrate": True,
+        "can_try_demos": True,
     }
-    return Facts(**known | others)
+    return ScheduleInputs(**usual | others)
 
 
 def chosen(*names: str, **given: Any) -> tuple[int, ...]:
-    schedule = Schedule.derive(facts(**given))
-    return tuple(schedule.choices()[name] for name in names)
+    schedule = Schedule.derive(inputs_of(**given))
+    return tuple(schedule.values()[name] for name in names)
 
 
 def needed(schedule: Schedule, calls_per_rollout: float) -> tuple[int, float]:
     """Rollouts and LM calls of one update, the drafts, and what is kept for the end."""
-    n_examples = min(schedule.batch_size, schedule.facts.n_training)
+    n_examples = min(schedule.batch_size, schedule.inputs.n_training)
     n_rollouts = n_examples * schedule.group_size
-    n_rollouts += schedule.reserve + 2 * schedule.facts.n_test
+    n_rollouts += schedule.reserve + 2 * schedule.inputs.n_test
     n_lessons = -(-n_examples // schedule.groups_per_call)
     n_drafts = schedule.drafts + 1 if schedule.drafts else 0
     return n_rollouts, n_rollouts * calls_per_rollout + n_lessons + 1 + n_drafts
 
 
-any_facts = st.builds(
-    Facts,
+any_inputs = st.builds(
+    ScheduleInputs,
     n_training=st.integers(2, 300),
     n_validation=st.integers(0, 100),
     n_test=st.integers(0, 20),
     is_split=st.booleans(),
     can_draft=st.booleans(),
-    can_demonstrate=st.booleans(),
+    can_try_demos=st.booleans(),
     calls_per_rollout=st.sampled_from([1.0, 2.0, 4.0, 1.5]),
     n_threads=st.integers(1, 64),
     lm_calls=st.none() | st.integers(1, 5000),
     metric_calls=st.none() | st.integers(1, 5000),
 )
-given_figures = st.fixed_dictionaries(
+any_settings = st.fixed_dictionaries(
     {},
     optional={
         "group_size": st.integers(2, 9),
@@ -69,10 +71,10 @@ given_figures = st.fixed_dictionaries(
 )
 
 
-def derived(known: Facts, **given_: int) -> Schedule | None:
+def derived(inputs: ScheduleInputs, **given_: int) -> Schedule | None:
     """None: the budget is refused as too small."""
     try:
-        return Schedule.derive(known, **given_)
+        return Schedule.derive(inputs, **given_)
     except SettingsError:
         return None
 
@@ -81,7 +83,7 @@ def derived(known: Facts, **given_: int) -> Schedule | None:
 
 
 @pytest.mark.parametrize(
-    ("n_examples", "lm_calls", "figures"),
+    ("n_examples", "lm_calls", "values"),
     [
         (20, None, (3, 5, 5, 12, 7, 28)),
         (20, 100, (2, 5, 50, 6, 7, 20)),
@@ -92,27 +94,27 @@ def derived(known: Facts, **given_: int) -> Schedule | None:
     ],
 )
 def test_a_budget_and_the_data_give_the_schedule(
-    n_examples: int, lm_calls: int | None, figures: tuple[int, ...]
+    n_examples: int, lm_calls: int | None, values: tuple[int, ...]
 ) -> None:
     names = ("group_size", "batch_size", "epochs", "drafts", "n_validation", "reserve")
-    assert chosen(*names, n_examples=n_examples, lm_calls=lm_calls) == figures
+    assert chosen(*names, n_examples=n_examples, lm_calls=lm_calls) == values
 
 
 @pytest.mark.parametrize(
-    ("known", "figures"),
+    ("inputs", "values"),
     [
         ({"has_budget": True}, {"epochs": 50}),
-        ({"is_sampled": False}, {"epochs": 1}),
+        ({"runs_rollouts": False}, {"epochs": 1}),
         ({"can_draft": False, "lm_calls": 500}, {"drafts": 0}),
         (
-            {"n_validation": 0, "can_demonstrate": False, "lm_calls": 500},
+            {"n_validation": 0, "can_try_demos": False, "lm_calls": 500},
             {"reserve": 0, "n_validation": 0, "max_demos": 0},
         ),
         ({"metric_calls": 200}, {"reserve": 52}),
         ({"lm_calls": 400, "calls_per_rollout": 2.0}, {"reserve": 40}),
         # small budgets are fitted to a whole update, and not refused for what is assumed only
         ({"lm_calls": 12, "calls_per_rollout": 9.0}, {"batch_size": 2, "n_validation": 2}),
-        ({"assumed_calls": 0.1}, {"group_size": 2, "batch_size": 2, "n_validation": 2}),
+        ({"calls_for_max_cost": 0.1}, {"group_size": 2, "batch_size": 2, "n_validation": 2}),
         *(
             (
                 {"n_examples": 18, "lm_calls": n},
@@ -122,12 +124,12 @@ def test_a_budget_and_the_data_give_the_schedule(
         ),
     ],
 )
-def test_what_is_known_decides_the_figures(known: Any, figures: dict[str, int]) -> None:
-    assert chosen(*figures, **known) == tuple(figures.values())
+def test_what_is_known_decides_the_settings(inputs: Any, values: dict[str, int]) -> None:
+    assert chosen(*values, **inputs) == tuple(values.values())
 
 
 @pytest.mark.parametrize(
-    ("n_threads", "n_examples", "figures"),
+    ("n_threads", "n_examples", "values"),
     [
         *((1, 40, (5, 1)), (8, 40, (5, 1)), (16, 40, (7, 1)), (20, 40, (7, 2)), (64, 40, (7, 4))),
         *((8, 80, (7, 1)), (12, 80, (11, 1)), (16, 80, (14, 1)), (16, 200, (16, 1))),
@@ -135,47 +137,53 @@ def test_what_is_known_decides_the_figures(known: Any, figures: dict[str, int]) 
     ],
 )
 def test_many_threads_have_larger_batches_and_where_these_do_not_suffice_more_that_overlap(
-    n_threads: int, n_examples: int, figures: tuple[int, int]
+    n_threads: int, n_examples: int, values: tuple[int, int]
 ) -> None:
-    known = {"n_threads": n_threads, "n_examples": n_examples, "lm_calls": 200}
-    assert chosen("batch_size", "max_staleness", **known) == figures
+    inputs = {"n_threads": n_threads, "n_examples": n_examples, "lm_calls": 200}
+    assert chosen("batch_size", "max_staleness", **inputs) == values
 
 
 def test_the_table_says_in_one_line_what_was_chosen_and_why() -> None:
-    lines = str(Schedule.derive(facts(lm_calls=200), batch_size=4)).splitlines()
-    assert lines[0] == ("group_size           2  7.4 LM calls for each training example, below 15")
-    assert lines[1] == "batch_size           4  as you set it"
+    lines = str(Schedule.derive(inputs_of(lm_calls=200), batch_size=4)).splitlines()
+    assert lines[0] == "group_size           2  7.4 LM calls per training example, below 15"
+    assert lines[1] == "batch_size           4  set by you"
     assert len(lines) == 9
+    lines = str(Schedule.derive(inputs_of(lm_calls=20), max_demos=1)).splitlines()
+    reduced = [line.split()[0] for line in lines if "reduced, because the budget is small" in line]
+    assert reduced == ["batch_size", "drafts", "reserve", "n_validation"]
+    assert lines[-1] == "max_demos            1  set by you"
 
 
 # ---------------------------------------------------------------------- promises
 
 
-@given(any_facts, given_figures)
+@given(any_inputs, any_settings)
 def test_one_update_and_the_final_choice_are_within_the_budget(
-    known: Facts, figures: dict[str, int]
+    inputs: ScheduleInputs, values: dict[str, int]
 ) -> None:
-    schedule = derived(known, **figures)
+    schedule = derived(inputs, **values)
     if schedule is None:
         return
-    is_smallest = (schedule.drafts, schedule.n_validation <= 2) == (0, True) and not figures
-    calls_per_rollout = 1.0 if is_smallest or figures else known.calls_per_rollout
+    is_smallest = (schedule.drafts, schedule.n_validation <= 2) == (0, True) and not values
+    calls_per_rollout = 1.0 if is_smallest or values else inputs.calls_per_rollout
     n_rollouts, n_calls = needed(schedule, calls_per_rollout)
-    assert known.lm_calls is None or n_calls <= known.lm_calls
-    assert known.metric_calls is None or n_rollouts <= known.metric_calls
+    assert inputs.lm_calls is None or n_calls <= inputs.lm_calls
+    assert inputs.metric_calls is None or n_rollouts <= inputs.metric_calls
     assert schedule.n_updates(calls_per_rollout) >= 1
 
 
-@given(any_facts, given_figures)
-def test_what_the_user_sets_is_never_changed(known: Facts, figures: dict[str, int]) -> None:
-    schedule = derived(known, **figures)
+@given(any_inputs, any_settings)
+def test_what_the_user_sets_is_never_changed(
+    inputs: ScheduleInputs, values: dict[str, int]
+) -> None:
+    schedule = derived(inputs, **values)
     if schedule is not None:
-        assert {name: schedule.choices()[name] for name in figures} == figures
+        assert {name: schedule.values()[name] for name in values} == values
 
 
-@given(any_facts)
-def test_every_figure_is_one_that_a_run_can_use(known: Facts) -> None:
-    schedule = derived(known)
+@given(any_inputs)
+def test_every_setting_is_one_that_a_run_can_use(inputs: ScheduleInputs) -> None:
+    schedule = derived(inputs)
     if schedule is None:
         return
     assert schedule.group_size >= 2
@@ -183,15 +191,17 @@ def test_every_figure_is_one_that_a_run_can_use(known: Facts) -> None:
     assert schedule.epochs >= 1
     assert 1 <= schedule.max_staleness <= 4
     assert 0 <= schedule.drafts <= 12
-    assert 0 <= schedule.n_validation <= known.n_validation
-    assert schedule.n_validation <= schedule.reserve <= 8 * known.n_validation
+    assert 0 <= schedule.n_validation <= inputs.n_validation
+    assert schedule.n_validation <= schedule.reserve <= 8 * inputs.n_validation
 
 
-@given(any_facts, st.integers(1, 3000), st.integers(1, 500))
-def test_a_larger_budget_never_keeps_or_drafts_less(known: Facts, calls: int, more: int) -> None:
-    without = {name: getattr(known, name) for name in known.__slots__} | {"metric_calls": None}
-    small = derived(Facts(**without | {"lm_calls": calls}))
-    large = derived(Facts(**without | {"lm_calls": calls + more}))
+@given(any_inputs, st.integers(1, 3000), st.integers(1, 500))
+def test_a_larger_budget_never_keeps_or_drafts_less(
+    inputs: ScheduleInputs, calls: int, more: int
+) -> None:
+    small, large = (
+        derived(replace(inputs, metric_calls=None, lm_calls=n)) for n in (calls, calls + more)
+    )
     if small is None:
         return
     assert large is not None
@@ -202,23 +212,19 @@ def test_a_larger_budget_never_keeps_or_drafts_less(known: Facts, calls: int, mo
 # ---------------------------------------------------------------------- small budgets
 
 
-@given(any_facts)
-def test_a_refusal_names_the_smallest_budget_that_can_learn(known: Facts) -> None:
+@given(any_inputs)
+def test_a_refusal_names_the_smallest_budget_that_can_learn(inputs: ScheduleInputs) -> None:
     try:
-        Schedule.derive(known)
+        Schedule.derive(inputs)
     except SettingsError as error:
-        name, _, rest = str(error).partition("=")
-        enough = int(rest.rpartition("pass at least ")[2].rstrip("."))
+        ((name, enough),) = re.findall(r"Pass (\w+)=(\d+) or more", str(error))
     else:
         return
     field = {"max_lm_calls": "lm_calls", "max_metric_calls": "metric_calls"}[name]
-    others = {own: getattr(known, own) for own in known.__slots__} | {
-        "lm_calls": None,
-        "metric_calls": None,
-    }
-    assert derived(Facts(**others | {field: enough})) is not None
-    if known.calls_per_rollout == 1:
-        assert derived(Facts(**others | {field: enough - 1})) is None
+    unlimited = replace(inputs, lm_calls=None, metric_calls=None)
+    assert derived(replace(unlimited, **{field: int(enough)})) is not None
+    if inputs.calls_per_rollout == 1:
+        assert derived(replace(unlimited, **{field: int(enough) - 1})) is None
 
 
 # ---------------------------------------------------------------------- in the optimizer
@@ -254,11 +260,11 @@ def test_a_run_reads_plain_numbers_and_what_the_user_set() -> None:
     [
         (
             {"max_lm_calls": 10},
-            "max_lm_calls=10: the smallest run that can learn makes 8 rollouts and 3 reflections, "
-            "11 LM calls if a rollout takes 1; pass at least 11.",
+            "max_lm_calls=10 is too small. The smallest run needs 8 rollouts and 3 reflection "
+            "calls. Pass max_lm_calls=11 or more.",
         ),
-        ({"max_lm_calls": 20, "group_size": 10}, "makes 24 rollouts and 3 reflections"),
-        ({"max_lm_calls": 20, "paper": True}, "makes 60 rollouts and 13 reflections"),
+        ({"max_lm_calls": 20, "group_size": 10}, "needs 24 rollouts and 3 reflection calls"),
+        ({"max_lm_calls": 20, "paper": True}, "needs 60 rollouts and 13 reflection calls"),
     ],
     ids=["few calls", "large groups", "the paper's schedule"],
 )
@@ -332,7 +338,7 @@ def test_the_schedule_is_logged_and_stands_in_the_result(
     rules = [("question", chat(answer="yes")), ("", chat(lessons=[], operations=[]))]
     with dspy.context(lm=scripted_lm(rules)), caplog.at_level(logging.INFO, "tfgrpo_dspy"):
         results = optimizer.compile(predictor(), trainset=questions(9)).detailed_results
-    assert "epochs               1  as you set it" in caplog.text
+    assert "epochs               1  set by you" in caplog.text
     assert results.settings["batch_size"] == 5
-    assert results.schedule["epochs"] == {"value": 1, "reason": "as you set it"}
+    assert results.schedule["epochs"] == {"value": 1, "reason": "set by you"}
     assert results.schedule["group_size"]["value"] == 2

@@ -91,8 +91,8 @@ def baked(*texts: str) -> Any:
         ({"student": Empty()}, ["student=Empty has no predictors"]),
         ({"student": Frozen()}, ["(sub-modules with _compiled=True are frozen)"]),
         ({"student": "q -> a"}, ["student='q -> a': pass a dspy.Module"]),
-        ({"teacher": predictor()}, ["teacher=Predict: this optimizer has no use for a teacher."]),
-        ({"teacher": [predictor()]}, ["teacher=list: this optimizer has no use"]),
+        ({"teacher": predictor()}, ["teacher=Predict: this optimizer uses no teacher."]),
+        ({"teacher": [predictor()]}, ["teacher=list: this optimizer uses no"]),
         (
             {"student": 3, "trainset": [], "valset": [UNMARKED], "teacher": predictor()},
             ["student=3", "trainset=[]", "valset: 1 of 1", "teacher=Predict"],
@@ -117,8 +117,8 @@ def baked(*texts: str) -> Any:
         (
             {"student": with_lm(dspy.LM("openai/o3", api_key="none")), "temperature": 0.5},
             [
-                "temperature=0.5: openai/o3 is a reasoning model and allows none but its own; "
-                "leave temperature out."
+                "temperature=0.5: openai/o3 is a reasoning model and allows no temperature but its "
+                "own; leave temperature out."
             ],
         ),
         ({"student": Two(), "temperature": 0.2}, ["openai/o3", "openai/o1"]),
@@ -129,7 +129,7 @@ def baked(*texts: str) -> Any:
         ),
         (
             {"reflection": Reflection(drafts=2, use_labels=False)},
-            ["drafts=2 and use_labels=False: drafts are drawn from labels; pass drafts=0."],
+            ["drafts=2 and use_labels=False: drafts need labels; pass drafts=0."],
         ),
     ],
 )
@@ -184,14 +184,13 @@ WHOLE_FROM_1 = ("max_lm_calls", "max_metric_calls", "batch_size", "epochs", "num
 FAULTY: list[tuple[str, Any, str]] = [
     *((name, bad, "pass a whole number of at least 1.") for name in WHOLE_FROM_1
       for bad in (0, -3, 1.5, "5", True, math.nan, math.inf)),
-    *(("group_size", bad, "a group needs at least 2 rollouts to compare; pass group_size=5 (the "
-       "paper's value).") for bad in (1, -2, "5", True)),
+    *(("group_size", bad, "pass a whole number of at least 2.") for bad in (1, -2, "5", True)),
     *(("max_experiences", bad, "pass a whole number of at least 1.") for bad in (0, None)),
     ("max_demos", -1, "pass a whole number of at least 0."),
     *((name, bad, "pass a number above 0, or None.") for name in ("max_cost", "max_minutes")
       for bad in (0, -1, math.inf, True, "x")),
     *(("seed", bad, "pass a whole number.") for bad in (None, 0.5, "0")),
-    *(("temperature", bad, "pass a number above 0, at which the rollouts of a group differ")
+    *(("temperature", bad, "pass a number above 0 and at most 2, or None.")
       for bad in (0, -1, 2.5, math.nan, "hot", True)),
     ("auto", "max", "pass one of 'light', 'medium', 'heavy', or None."),
     ("reflection_lm", "gpt", "pass a dspy.LM("),

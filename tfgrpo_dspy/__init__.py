@@ -33,7 +33,8 @@ from tfgrpo_dspy.errors import (
     StoreError,
     TrainingFreeGRPOError,
 )
-from tfgrpo_dspy.experience import Effect, Evidence, Experience, ExperienceLibrary
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import Effect, Evidence, Experience
 from tfgrpo_dspy.gate import (
     BayesianGate,
     Belief,
@@ -45,7 +46,7 @@ from tfgrpo_dspy.gate import (
     RunEvidence,
 )
 from tfgrpo_dspy.optimizer import TrainingFreeGRPO
-from tfgrpo_dspy.reflection import (
+from tfgrpo_dspy.reflection.modules import (
     AddLessons,
     DraftLessons,
     ExtractAdvantage,

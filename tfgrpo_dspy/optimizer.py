@@ -10,7 +10,7 @@ from typing import Any
 
 from dspy.teleprompt import Teleprompter
 
-from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate import NoGate
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.run import Run

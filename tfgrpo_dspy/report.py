@@ -3,7 +3,7 @@
 import logging
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -11,17 +11,12 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.errors import MetricError, SettingsError, StoreError
-from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.metric import Score, ScoringFunction, adapt_metric, wants_program_trace
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.manifest import LATEST_RUN
-from tfgrpo_dspy.sampling import (
-    Demo,
-    NoRoundTripError,
-    decode_fields,
-    field_annotations,
-    with_demos,
-)
+from tfgrpo_dspy.sampling.demos import Demo, with_demos
+from tfgrpo_dspy.sampling.fields import NoRoundTripError, decode_fields, field_annotations
 from tfgrpo_dspy.store import Store, reading
 
 logger = logging.getLogger(__name__)
@@ -94,18 +89,15 @@ def rescore(
     store = _existing(log_dir)
     try:
         examples = dict(store.records("example"))
-        for record in _originals(store):
+        for _, record in store.records("rollout"):
+            if record.get("is_rerun"):  # made again for another metric
+                continue
             made = _prediction(record, examples, annotations, counts)
-            given = None if made is None else _score(score, *made, counts)
-            if given is not None:
+            found = None if made is None else _score(score, *made, counts)
+            if found is not None:
+                of_rollout = record["rollout"]["rollout_id"], record["library"]
                 rescored.append(
-                    Rescored(
-                        record["example"],
-                        record["rollout"]["rollout_id"],
-                        record["library"],
-                        given.value,
-                        given.feedback,
-                    )
+                    Rescored(record["example"], *of_rollout, found.value, found.feedback)
                 )
     finally:
         store.close()
@@ -147,13 +139,6 @@ def _score(
         return None
 
 
-def _originals(store: Store) -> Iterator[Mapping[str, Any]]:
-    """The recorded rollouts, without those that were made again for another metric."""
-    for _, record in store.records("rollout"):
-        if not record.get("is_rerun"):
-            yield record
-
-
 def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
     """The best program of the run that was begun last in this store, finished or not.
 
@@ -175,7 +160,7 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
         raise StoreError(f"log_dir={str(log_dir)!r} holds no run yet.")
     with reading("run"):
         library = ExperienceLibrary.from_dict(record["library"])
-        demos = [Demo.from_dict(demo) for demo in record.get("demos", [])]
+        demos = [Demo(each["predictor"], dict(each["fields"])) for each in record.get("demos", [])]
     try:
         return library.bake(with_demos(student, demos))
     except (KeyError, ValueError) as error:

@@ -4,11 +4,15 @@ So a saved program that carries them loads where this package is not installed (
 dicts and lists). What is in them is collected by `run`.
 """
 
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tfgrpo_dspy.experience import Effect
+from scipy.special import stdtrit
+
+from tfgrpo_dspy.experience.values import Effect
 from tfgrpo_dspy.rollout import Usage
 
 REFLECTIONS = ("draft", "summary", "lesson", "update")
@@ -16,6 +20,11 @@ REFLECTIONS = ("draft", "summary", "lesson", "update")
 CONFIDENCE = 0.95
 HARMLESS = 0.02
 """A loss of no more than this counts as no harm (in units of the score)."""
+ROUNDING = 1e-9
+"""Differences that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
+
+ExampleScores = Sequence[float | None]
+"""The scores of the examples of a set, in their order; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,15 @@ class ScoreSummary:
     mean: float | None
     n: int
     n_failed: int = 0
+
+    @classmethod
+    def of(cls, scores: ExampleScores) -> "ScoreSummary | None":
+        """The mean of the scores; None where no example was measured."""
+        if not scores:
+            return None
+        known = [score for score in scores if score is not None]
+        mean = statistics.fmean(known) if known else None
+        return cls(mean, len(known), len(scores) - len(known))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +57,23 @@ class Gain:
     low: float | None
     high: float | None
     n: int
+
+    @classmethod
+    def between(cls, before: ExampleScores, after: ExampleScores) -> "Gain | None":
+        """The mean of after minus before; None where no example has both scores.
+
+        Examples that lack one of the two scores are left out.
+        """
+        pairs = zip(before, after, strict=False)
+        gains = [new - old for old, new in pairs if new is not None and old is not None]
+        if not gains:
+            return None
+        mean, n = statistics.fmean(gains), len(gains)
+        if n < 2 or max(gains) - min(gains) <= ROUNDING:
+            return cls(mean, None, None, n)
+        error = statistics.stdev(gains) / math.sqrt(n)
+        half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error
+        return cls(mean, mean - half, mean + half, n)
 
     @property
     def is_harmless(self) -> bool:

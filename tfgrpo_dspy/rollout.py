@@ -40,8 +40,8 @@ class Failure:
     message: str
 
     @property
-    def is_own(self) -> bool:
-        """The program's own failure: it counts as a bad rollout, not as a missing one."""
+    def is_of_program(self) -> bool:
+        """Whether the program itself failed: its rollout is a bad one, not a missing one."""
         return self.kind in ("program", "parse")
 
 
@@ -64,7 +64,7 @@ class Usage:
 
     def to_dict(self) -> dict[str, Any]:
         """Its numbers by name."""
-        return _fields_of(self)
+        return dict(_USAGE.dump_python(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Usage":
@@ -116,13 +116,7 @@ class Rollout:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, sequences, strings and numbers, ready for JSON."""
-        return {
-            **_fields_of(self),
-            "steps": [_fields_of(step) for step in self.steps],
-            "failure": None if self.failure is None else _fields_of(self.failure),
-            "usage": _fields_of(self.usage),
-            "metric_usage": _fields_of(self.metric_usage),
-        }
+        return dict(_ROLLOUT.dump_python(self, warnings=False))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Rollout":
@@ -142,7 +136,7 @@ class Rollout:
     @property
     def counts(self) -> bool:
         """Whether it may stand in a group: it ran, or its failure was the program's own."""
-        return self.failure is None or self.failure.is_own
+        return self.failure is None or self.failure.is_of_program
 
     @property
     def answer(self) -> str:
@@ -246,11 +240,6 @@ def relative_advantages(scores: Sequence[float]) -> tuple[float, ...]:
         return (0.0,) * len(scores)
     mean = statistics.mean(scores)
     return tuple((score - mean) / deviation for score in scores)
-
-
-def _fields_of(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass by name, not copied: `asdict` takes ten times as long."""
-    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def fields_text(fields: Mapping[str, str]) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ConfigDict, TypeAdapter
+
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience.block import (
     parse_block,
@@ -19,7 +21,6 @@ from tfgrpo_dspy.experience.block import (
     split_instructions,
     write_block,
 )
-from tfgrpo_dspy.experience.files import experience_from, listed_in, record_of
 from tfgrpo_dspy.experience.operations import (
     DEFAULT_LIMITS,
     Limits,
@@ -41,6 +42,8 @@ from tfgrpo_dspy.experience.values import (
 )
 
 ProgramT = TypeVar("ProgramT")
+FORMAT = {"format": "tfgrpo_dspy.library", "version": 1}
+_EXPERIENCES = TypeAdapter(list[Experience], config=ConfigDict(extra="forbid"))
 
 
 @dataclass(frozen=True, init=False)
@@ -271,7 +274,8 @@ class ExperienceLibrary:
 
     def to_dict(self) -> dict[str, Any]:
         """What `save` writes: the library with its evidence, as values that JSON has."""
-        return record_of(self, self.next_number)
+        experiences = [experience.to_dict() for experience in self]
+        return {**FORMAT, "next_number": self.next_number, "experiences": experiences}
 
     def save(self, path: str | Path) -> None:
         """Write the library, with its evidence, as JSON text."""
@@ -302,11 +306,18 @@ class ExperienceLibrary:
         Raises:
             LibraryFormatError: the record is not a library, or one of a newer version.
         """
-        listed = listed_in(record, source)
+        is_library = isinstance(record, dict) and isinstance(record.get("experiences"), list)
+        if not is_library or {name: record.get(name, FORMAT[name]) for name in FORMAT} != FORMAT:
+            raise LibraryFormatError(
+                f"{source} is not a library of version {FORMAT['version']}; pass a file that "
+                f"ExperienceLibrary.save wrote, or one that holds "
+                f'{{"experiences": [{{"id": "E1", "text": "..."}}]}}.'
+            )
         try:
-            return cls(map(experience_from, listed), next_number=record.get("next_number"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise LibraryFormatError(f"{source} is a damaged library: {error!r}.") from error
+            experiences = _EXPERIENCES.validate_python(record["experiences"])
+            return cls(experiences, next_number=record.get("next_number"))
+        except ValueError as error:
+            raise LibraryFormatError(f"{source} is a damaged library: {error}.") from error
 
 
 def _one_of_each(experiences: Iterable[Experience]) -> dict[str, Experience]:

@@ -44,18 +44,11 @@ def copy_program(program: ProgramT, lms: Mapping[int, Any] | None = None) -> Pro
     """
     if lms is None:
         lms = {id(lm): lm for lm in language_models(program)}
-    return copied_program(program, lms)[0]
-
-
-def copied_program(program: ProgramT, lms: Mapping[int, Any]) -> tuple[ProgramT, Mapping[int, Any]]:
-    """The same, with what became of each part of the program, by `id` of the part."""
-    memo = dict(lms)
     try:
-        return copy.deepcopy(program, memo), memo
+        return copy.deepcopy(program, dict(lms))
     except Exception:  # noqa: BLE001 - anything that a program holds may refuse to be copied
         shared = {id(held): held for held in _held_by(program) if not _can_be_copied(held, lms)}
-        memo = {**shared, **lms}
-        return copy.deepcopy(program, memo), memo
+        return copy.deepcopy(program, {**shared, **lms})
 
 
 def language_models(program: Any) -> list[Any]:

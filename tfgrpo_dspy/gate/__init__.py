@@ -1,13 +1,10 @@
 """The gate: which experiences stay, which rollouts are given them, and which library is returned.
 
 `protocol` says what a gate is asked, `bayesian` is the default gate, `model` its statistics;
-`relevance` tells what an experience is about; `race` makes the final choice, `gains` says what it
-is worth; `answers` checks what a gate answers. No LM is called.
+`relevance` tells what an experience is about; `race` makes the final choice. No LM is called.
 """
 
-from tfgrpo_dspy.gate.answers import assigned_libraries, decision_of, finalists_of
 from tfgrpo_dspy.gate.bayesian import BayesianGate
-from tfgrpo_dspy.gate.gains import ExampleScores, gain_between, summary_of
 from tfgrpo_dspy.gate.protocol import (
     Belief,
     Decision,
@@ -24,7 +21,6 @@ __all__ = [
     "BayesianGate",
     "Belief",
     "Decision",
-    "ExampleScores",
     "Gate",
     "GroupPlan",
     "Measured",
@@ -32,9 +28,4 @@ __all__ = [
     "Race",
     "RunEvidence",
     "advice_of",
-    "assigned_libraries",
-    "decision_of",
-    "finalists_of",
-    "gain_between",
-    "summary_of",
 ]

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import ndtr
 
-from tfgrpo_dspy.experience import Add, Delete, Experience, ExperienceLibrary, Modify
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import Add, Delete, Experience, Modify
 from tfgrpo_dspy.gate.model import PRICE, Data, above_zero, posterior, score_sd
 from tfgrpo_dspy.gate.protocol import (
     Advice,
@@ -125,12 +126,12 @@ def _better_text(
     rival = rivals.get(experience.id)
     if rival is None:
         return experience
-    ours, theirs = beliefs[advice_of(experience)], beliefs[advice_of(rival)]
-    needed = REPLACE_ABOVE if ours.chance >= SETTLE_ABOVE else LIKELY
-    if _chance_of_more(theirs, ours) > needed:
-        experience, rival, ours, theirs = rival, experience, theirs, ours
+    belief, of_rival = beliefs[advice_of(experience)], beliefs[advice_of(rival)]
+    needed = REPLACE_ABOVE if belief.chance >= SETTLE_ABOVE else LIKELY
+    if _chance_of_more(of_rival, belief) > needed:
+        experience, rival, belief, of_rival = rival, experience, of_rival, belief
     rivals[experience.id] = rival
-    if min(_chance_of_more(theirs, ours), theirs.chance) < DROP_BELOW:
+    if min(_chance_of_more(of_rival, belief), of_rival.chance) < DROP_BELOW:
         del rivals[experience.id]
     return experience
 
@@ -214,8 +215,8 @@ def _texts(plan: GroupPlan, experience: Experience) -> list[Experience]:
     rival = plan.decision.rivals.get(experience.id)
     if rival is None:
         return [experience] * plan.n_rollouts
-    ours, theirs = (plan.decision.beliefs[advice_of(text)] for text in (experience, rival))
-    chance = _chance_of_more(theirs, ours)
+    belief, of_rival = (plan.decision.beliefs[advice_of(text)] for text in (experience, rival))
+    chance = _chance_of_more(of_rival, belief)
     return [rival if share < chance else experience for share in _shares(plan, rival)]
 
 

@@ -8,14 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tfgrpo_dspy.experience import (
-    DEFAULT_LIMITS,
-    Effect,
-    Experience,
-    ExperienceLibrary,
-    Limits,
-    Operation,
-)
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits
+from tfgrpo_dspy.experience.values import Effect, Experience, Operation
 
 MODEL_ERROR = 0.3
 """How far a measured effect may be off, as a share of it, however many rollouts there are. With
@@ -49,7 +44,7 @@ class Belief:
         """The measured effect; None if no rollout was given the experience.
 
         Its standard error also holds what the model does not know: which examples an experience
-        is about is only told from texts.
+        is about is estimated from texts only.
         """
         error = math.hypot(self.sd, MODEL_ERROR * self.mean)
         return Effect(self.mean, error, self.n_rollouts) if self.n_rollouts else None

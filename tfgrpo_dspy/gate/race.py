@@ -114,9 +114,9 @@ class Race:
         found = []
         for i in range(self.n_examples):
             if (one, i) in scores and (other, i) in scores and scores[0, i] is not None:
-                values = [scores[one, i], scores[other, i]]
-                ours, theirs = (floor if value is None else value for value in values)
-                found.append(ours - theirs)
+                pair = [scores[one, i], scores[other, i]]
+                first, second = (floor if score is None else score for score in pair)
+                found.append(first - second)
         return np.array(found)
 
     def _complete(self, scores: Scores) -> list[int]:

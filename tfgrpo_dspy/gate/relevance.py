@@ -1,4 +1,4 @@
-"""Which training examples an experience is about, told from characters alone.
+"""Which training examples an experience is about, estimated from characters only.
 
 An experience is about the inputs with which its text shares rare character n-grams. No word list
 and no grammar is used, so that any language and any wording works. An experience whose text shares

@@ -8,7 +8,7 @@ import pydantic
 from dspy.adapters.utils import format_field_value
 from dspy.utils.exceptions import AdapterParseError
 
-from tfgrpo_dspy.experience import plain_instructions
+from tfgrpo_dspy.experience.block import plain_instructions
 from tfgrpo_dspy.local.engine import LlamaEngine
 
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.errors import LibraryError
-from tfgrpo_dspy.experience import (
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import (
     ALL,
     Add,
     Delete,
     Evidence,
-    ExperienceLibrary,
     Keep,
     Modify,
     Operation,
@@ -52,7 +52,7 @@ def lessons_in(
         reason: the semantic advantage, or critique, that it gave beside them.
         predictors: the names of the program's predictors.
         evidence: the groups, or the examples, that it was shown, in their order.
-        unknown_scope: told, in words, of each scope that names no predictor.
+        unknown_scope: called with a message for each scope that names no predictor.
     """
     try:
         lines = [encodable(line) for line in read_lessons(output)]
@@ -145,7 +145,7 @@ def operations_in(
         library: the library that it was shown.
         predictors: the names of the program's predictors.
         guard: refuses copies of the examples that the lessons come from.
-        unknown_scope: told, in words, of each scope that names no predictor.
+        unknown_scope: called with a message for each scope that names no predictor.
     """
     try:
         items = None if output is None else read_operations(output)

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from tfgrpo_dspy.experience import ALL, Evidence, n_words
+from tfgrpo_dspy.experience.operations import n_words
+from tfgrpo_dspy.experience.values import ALL, Evidence
 from tfgrpo_dspy.reflection.reading import resolve_scope
 from tfgrpo_dspy.reflection.signatures import SAMPLES
 
@@ -17,7 +18,7 @@ COPIED_LABEL_WORDS = 4
 """A lesson that holds a whole label of at least this many words copies it."""
 COPIED_INPUT_WORDS = 5
 """A lesson that holds a whole input of at least this many words copies it."""
-COPIED_EXAMPLE_WORDS = 3
+COPIED_EXAMPLE_WORDS = 5
 """A lesson that holds all inputs and labels of an example, so many words together, copies it."""
 LONGEST_LESSON = 3
 """How many times as long as an experience may be a lesson may be: UpdateLibrary may shorten it."""

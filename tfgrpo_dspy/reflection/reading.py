@@ -14,7 +14,7 @@ import dspy
 import json_repair
 from dspy.utils.exceptions import AdapterParseError
 
-from tfgrpo_dspy.experience import ALL
+from tfgrpo_dspy.experience.values import ALL
 
 LONGEST_ANSWER = 20_000
 """Characters of an answer that are read."""

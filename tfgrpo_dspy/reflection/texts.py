@@ -8,14 +8,9 @@ from typing import Any
 
 from dspy.adapters.utils import get_annotation_name
 
-from tfgrpo_dspy.experience import (
-    ALL,
-    Evidence,
-    Experience,
-    ExperienceLibrary,
-    bare_instructions,
-    named_predictors,
-)
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
+from tfgrpo_dspy.experience.values import ALL, Evidence, Experience
 from tfgrpo_dspy.reflection.lessons import DroppedExperience, Lesson
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
 

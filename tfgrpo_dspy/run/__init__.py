@@ -17,8 +17,10 @@ from tqdm.auto import tqdm
 
 from tfgrpo_dspy.budget import Meter, watching
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
-from tfgrpo_dspy.experience import ExperienceLibrary, Operation, Refusal, check_operations
-from tfgrpo_dspy.gate import GroupPlan, assigned_libraries
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.operations import check_operations
+from tfgrpo_dspy.experience.values import Operation, Refusal
+from tfgrpo_dspy.gate import GroupPlan
 from tfgrpo_dspy.results import GroupRecord, UpdateRecord
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
@@ -27,11 +29,12 @@ from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.drafting import draft_lessons
 from tfgrpo_dspy.run.extracting import extract_lessons
 from tfgrpo_dspy.run.final_choice import finish
+from tfgrpo_dspy.run.gate_answers import assigned_libraries
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.proposing import as_additions, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.run_report import operation_record
-from tfgrpo_dspy.sampling import BestRollouts
+from tfgrpo_dspy.sampling.demos import BestRollouts
 from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.settings.checks import all_lms
 

@@ -12,12 +12,12 @@ from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget import CallWatcher, Meter, metered
 from tfgrpo_dspy.errors import RunStopped, described
-from tfgrpo_dspy.experience import copy_program, language_models
-from tfgrpo_dspy.reflection import as_input, describe_program, encodable
+from tfgrpo_dspy.experience.programs import copy_program, language_models
+from tfgrpo_dspy.reflection.texts import as_input, describe_program, encodable
 from tfgrpo_dspy.rollout import Failure, Usage
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.loop import Priority, TimedOutError
-from tfgrpo_dspy.sampling import sampling_copy
+from tfgrpo_dspy.sampling.models import sampling_copy
 from tfgrpo_dspy.store import reading
 
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
@@ -71,7 +71,7 @@ ANSWERS = TypeAdapter(Answer)
 
 
 class ReflectionClient:
-    """Asks reflection modules for one run; `common` is what all of them are told."""
+    """Asks reflection modules for one run; `common` holds the inputs that all of them get."""
 
     def __init__(self, run: RunContext) -> None:
         settings = run.settings

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate import Decision, Measured
-from tfgrpo_dspy.reflection import Lesson, RefusedLesson
+from tfgrpo_dspy.reflection.lessons import Lesson, RefusedLesson
 from tfgrpo_dspy.rollout import Group, Rollout
 
 TEACHING = ("contrast", "failure analysis", "no ground truth")

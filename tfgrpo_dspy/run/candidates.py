@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tfgrpo_dspy.experience import ExperienceLibrary
-from tfgrpo_dspy.gate import ExampleScores
-from tfgrpo_dspy.results import DemoTrial, Finalist
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.results import DemoTrial, ExampleScores, Finalist
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.experience import copy_program, named_predictors
+from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.run.executors import RemoteRollouts, workers_of
 from tfgrpo_dspy.run.loop import Loop
 from tfgrpo_dspy.run.manifest import RunManifest

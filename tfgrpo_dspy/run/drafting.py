@@ -5,22 +5,15 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from tfgrpo_dspy.experience import Evidence
-from tfgrpo_dspy.reflection import (
-    NO_EXPERIENCES,
-    Lesson,
-    RefusedLesson,
-    check_lessons,
-    clip,
-    lessons_in,
-    merge_lessons,
-)
+from tfgrpo_dspy.experience.values import Evidence
+from tfgrpo_dspy.reflection.lessons import Lesson, RefusedLesson, merge_lessons
+from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES, clip
 from tfgrpo_dspy.rollout import fields_text, rollout_id_for
 from tfgrpo_dspy.run.asking import Answer, Question, ReflectionClient
 from tfgrpo_dspy.run.batches import Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.extracting import copy_guard
-from tfgrpo_dspy.sampling import as_fields
+from tfgrpo_dspy.run.extracting import lessons_of_answer
+from tfgrpo_dspy.sampling.fields import as_fields
 
 DRAFTS_PRIORITY = (1,)
 """Everything waits for a draft, but for an update of the library."""
@@ -47,20 +40,11 @@ async def draft_lessons(
     drawn: list[Lesson] = []
     refused: list[RefusedLesson] = []
     for number, (examples, task) in enumerate(zip(parts, tasks, strict=True)):
-        found = await task
         source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
-        lessons, left_out = lessons_in(
-            found.output,
-            found.explanation,
-            run.predictors,
-            [source] * len(examples),
-            run.report.unknown_scope,
-        )
-        guard = copy_guard([run.trainset[index] for index in examples])
-        max_words = run.settings.reflection.max_experience_words
-        taken, not_taken = check_lessons(lessons, guard, max_words)
+        shown = [run.trainset[index] for index in examples]
+        taken, not_taken = lessons_of_answer(run, await task, [source] * len(shown), shown)
         drawn += taken
-        refused += [*left_out, *not_taken]
+        refused += not_taken
     merged = merge_lessons(drawn)
     repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
     return Extracted(

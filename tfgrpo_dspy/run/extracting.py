@@ -4,27 +4,27 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tfgrpo_dspy.experience import Evidence
-from tfgrpo_dspy.reflection import (
-    HIDDEN,
-    NO_EXPERIENCES,
-    UNKNOWN,
+from tfgrpo_dspy.experience.values import Evidence
+from tfgrpo_dspy.reflection.answers import check_lessons, lessons_in, shortened
+from tfgrpo_dspy.reflection.feedback import recurring_feedback
+from tfgrpo_dspy.reflection.lessons import (
     CopyGuard,
     Lesson,
     RefusedLesson,
+    merge_lessons,
+    read_lesson,
+)
+from tfgrpo_dspy.reflection.texts import (
+    HIDDEN,
+    NO_EXPERIENCES,
+    UNKNOWN,
     attempt_text,
     attempts_text,
-    check_lessons,
     clip,
     encodable,
     estimate_tokens,
     feedback_text,
     given_texts,
-    lessons_in,
-    merge_lessons,
-    read_lesson,
-    recurring_feedback,
-    shortened,
 )
 from tfgrpo_dspy.rollout import (
     FAILURE_SCORE,
@@ -36,7 +36,7 @@ from tfgrpo_dspy.rollout import (
 from tfgrpo_dspy.run.asking import Answer, Question, ReflectionClient
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted, SampledGroup
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.sampling import as_fields
+from tfgrpo_dspy.sampling.fields import as_fields
 
 EXTRACT_PRIORITY = (2,)
 """Reflections are begun before training rollouts, the earlier update's first."""
@@ -150,28 +150,45 @@ def _lessons_of(
 ) -> tuple[list[Lesson], list[RefusedLesson]]:
     """The lessons of the answers, near-duplicates merged; and those that are refused.
 
-    Of groups whose answer could not be read, they are what the metric said of several.
+    For groups whose answer could not be read, they are the feedback that several groups share.
     """
     kept: list[Lesson] = []
     refused: list[RefusedLesson] = []
-    max_words = run.settings.reflection.max_experience_words
     for groups, answer in answers:
         evidence = [_evidence(sampled.group, update) for sampled in groups]
         examples = [run.trainset[each.example] for each in evidence]
-        drawn, left_out = lessons_in(
-            answer.output, answer.explanation, run.predictors, evidence, run.report.unknown_scope
-        )
-        taken, not_taken = check_lessons(drawn, copy_guard(examples), max_words)
+        taken, not_taken = lessons_of_answer(run, answer, evidence, examples)
         kept += [_with_example(run, lesson) for lesson in taken]
-        refused += [*left_out, *not_taken]
+        refused += not_taken
     unread = [sampled.group for groups, answer in answers if answer.is_unread for sampled in groups]
     drawn = []
     for sentence, of_groups in recurring_feedback(unread).items():
-        said = tuple(_evidence(group, update) for group in of_groups)
-        drawn.append(replace(read_lesson(encodable(sentence), run.predictors, ()), evidence=said))
-    examples = [run.trainset[group.example] for group in unread]
-    taken, not_taken = check_lessons(drawn, copy_guard(examples), max_words)
+        sources = tuple(_evidence(group, update) for group in of_groups)
+        lesson = read_lesson(encodable(sentence), run.predictors, ())
+        drawn.append(replace(lesson, evidence=sources))
+    guard = copy_guard([run.trainset[group.example] for group in unread])
+    max_words = run.settings.reflection.max_experience_words
+    taken, not_taken = check_lessons(drawn, guard, max_words)
     return merge_lessons([*kept, *taken]), [*refused, *not_taken]
+
+
+def lessons_of_answer(
+    run: RunContext, answer: Answer, evidence: Sequence[Evidence], examples: Sequence[Any]
+) -> tuple[list[Lesson], list[RefusedLesson]]:
+    """The lessons of an answer that are taken, and those that are refused.
+
+    Args:
+        run: its report counts scopes that name no predictor.
+        answer: of the reflection LM.
+        evidence: a piece for each of the examples that it was shown.
+        examples: these; what copies them is refused.
+    """
+    drawn, left_out = lessons_in(
+        answer.output, answer.explanation, run.predictors, evidence, run.report.unknown_scope
+    )
+    max_words = run.settings.reflection.max_experience_words
+    taken, not_taken = check_lessons(drawn, copy_guard(examples), max_words)
+    return taken, [*left_out, *not_taken]
 
 
 def _evidence(group: Group, update: int) -> Evidence:

@@ -9,22 +9,20 @@ from typing import Any
 
 from tfgrpo_dspy.budget import Account
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate import (
     Decision,
     Race,
     advice_of,
-    finalists_of,
-    gain_between,
-    summary_of,
 )
-from tfgrpo_dspy.reflection import estimate_tokens
-from tfgrpo_dspy.results import DemoTrial, Finalist
+from tfgrpo_dspy.reflection.texts import estimate_tokens
+from tfgrpo_dspy.results import DemoTrial, Finalist, Gain, ScoreSummary
 from tfgrpo_dspy.run.candidates import Candidate, Choice, candidates_of
 from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.gate_answers import finalists_of
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.measuring import Measurements
-from tfgrpo_dspy.sampling import Demo
+from tfgrpo_dspy.sampling.demos import Demo
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +153,7 @@ def choose(
         Finalist(
             ids=tuple(experience.id for experience in candidates[c].library),
             has_demos=candidates[c].has_demos,
-            score=summary_of(of_candidate),
+            score=ScoreSummary.of(of_candidate),
             chance=race.chance(c, 0, scores),
             is_best=c == best,
         )
@@ -164,7 +162,7 @@ def choose(
     trial = None
     if pair := _demo_pair(candidates, list(by_candidate), best):
         shown, bare = pair
-        gain = gain_between(by_candidate[bare], by_candidate[shown])
+        gain = Gain.between(by_candidate[bare], by_candidate[shown])
         chance = race.chance(shown, bare, scores)
         trial = DemoTrial(n_demos, gain, chance, is_kept=candidates[best].has_demos)
     before, after = by_candidate.get(0, []), by_candidate.get(best, [])

@@ -12,16 +12,18 @@ from dataclasses import replace
 from functools import cached_property
 
 from tfgrpo_dspy.budget import Account, Amount
-from tfgrpo_dspy.experience import ExperienceLibrary, Operation
-from tfgrpo_dspy.gate import Decision, Measured, RunEvidence, advice_of, decision_of
-from tfgrpo_dspy.reflection import DroppedExperience
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import Operation
+from tfgrpo_dspy.gate import Decision, Measured, RunEvidence, advice_of
+from tfgrpo_dspy.reflection.lessons import DroppedExperience
 from tfgrpo_dspy.results import TriedAdvice, UpdateRecord
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.extracting import Earlier
+from tfgrpo_dspy.run.gate_answers import decision_of
 from tfgrpo_dspy.run.measuring import amount_of
-from tfgrpo_dspy.sampling import as_fields
+from tfgrpo_dspy.sampling.fields import as_fields
 
 HOPELESS = 5
 """Where so many answers about groups could not be read, and none could, the reflection LM is asked
@@ -44,7 +46,7 @@ class History:
     def __init__(
         self, run: RunContext, start: ExperienceLibrary, training: Sequence[int], n_test: int
     ) -> None:
-        calls = run.settings.schedule.facts.calls_per_rollout
+        calls = run.settings.schedule.inputs.calls_per_rollout
         self.batches: list[Batch] = []
         self.decisions = [Decision(start, "the library of the student")]
         self.accounts = [Account(run.settings.budget, assumed=Amount(calls, 1.0))]
@@ -200,7 +202,7 @@ class History:
         return ExperienceLibrary(library, next_number=self.start.next_number)  # with new evidence
 
     def scaled_decision(self) -> Decision:
-        """The latest decision with the spread of the training scores, if the gate has not told."""
+        """The latest decision, with the spread of the training scores where it has none."""
         scores = [rollout.score for rollout in self._measured if rollout.score is not None]
         spread = statistics.pstdev(scores) if scores else 0.0
         return replace(self.last, score_sd=self.last.score_sd or spread)

@@ -5,16 +5,16 @@ So a run can say what has changed since the one before, and offline why a piece 
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import dspy
 
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import MissingRecordError
-from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.run.records import RunRecords
-from tfgrpo_dspy.sampling import Demo
+from tfgrpo_dspy.sampling.demos import Demo
 from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.store import Store, callable_identity, digest, program_identity, reading
 
@@ -71,7 +71,7 @@ class RunManifest:
         records, settings = self._records, self._settings
         apart = ("seed", "temperature", "group_size", *LIMITS)
         schedule = {
-            k: v for k, v in settings.of_result().items() if k not in apart and v is not None
+            k: v for k, v in settings.result_scalars().items() if k not in apart and v is not None
         }
         return {
             "the program": digest(program_identity(student, records.unseen)),
@@ -135,7 +135,7 @@ class RunManifest:
             {
                 "components": self._components,
                 "library": ExperienceLibrary(bare, next_number=library.next_number).to_dict(),
-                "demos": [demo.to_dict() for demo in demos],
+                "demos": [asdict(demo) for demo in demos],
                 "n_updates": n_updates,
                 "paid": [self._ledger.n_paid, self._ledger.paid],
                 "ended_because": ended_because,

@@ -10,7 +10,7 @@ from tfgrpo_dspy.rollout import Rollout, rollout_id_for
 from tfgrpo_dspy.run.candidates import Candidate
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
-from tfgrpo_dspy.sampling import Demo
+from tfgrpo_dspy.sampling.demos import Demo
 
 PRIORITY = (1,)
 """These rollouts are begun before reflections and training rollouts."""
@@ -76,7 +76,7 @@ class Measurements:
         known = [r.score for r in self._rollouts.values() if r.score is not None]
         floor = min([0.0, *known])
         return {
-            pair: floor if rollout.failure and rollout.failure.is_own else rollout.score
+            pair: floor if rollout.failure and rollout.failure.is_of_program else rollout.score
             for pair, rollout in self._rollouts.items()
         }
 

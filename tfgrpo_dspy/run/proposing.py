@@ -2,20 +2,17 @@
 
 from collections.abc import Sequence
 
-from tfgrpo_dspy.experience import Add, ExperienceLibrary, Operation, Refusal
-from tfgrpo_dspy.reflection import (
-    DroppedExperience,
-    Lesson,
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import Add, Operation, Refusal
+from tfgrpo_dspy.reflection.answers import (
     additions,
-    dropped_text,
     known_lessons,
-    lessons_text,
-    library_text,
     merge_keeps,
-    merge_lessons,
     operations_in,
     packed_lessons,
 )
+from tfgrpo_dspy.reflection.lessons import DroppedExperience, Lesson, merge_lessons
+from tfgrpo_dspy.reflection.texts import dropped_text, lessons_text, library_text
 from tfgrpo_dspy.rollout import rollout_id_for
 from tfgrpo_dspy.run.asking import Question, ReflectionClient
 from tfgrpo_dspy.run.batches import Batch
@@ -44,7 +41,7 @@ async def propose(
         batch: that of the update.
         library: the library to change.
         lessons: what the batch teaches.
-        dropped: what was tried and dropped, which UpdateLibrary is told.
+        dropped: what was tried and dropped; UpdateLibrary is shown it.
     """
     found, new = known_lessons(lessons, library)
     operations: list[Operation] = [*found]

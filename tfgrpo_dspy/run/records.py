@@ -13,11 +13,11 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.errors import MissingRecordError
-from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.metric import wants_program_trace
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout, Usage
-from tfgrpo_dspy.sampling import encode_fields, field_annotations
+from tfgrpo_dspy.sampling.fields import encode_fields, field_annotations
 from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.settings.checks import all_lms
 from tfgrpo_dspy.store import (

@@ -4,14 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfgrpo_dspy.experience import ExperienceLibrary
+from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.loop import Priority, TimedOutError
 from tfgrpo_dspy.run.records import CachedRollout
 from tfgrpo_dspy.run.worker import Bundle, Request, packed_library
-from tfgrpo_dspy.sampling import Demo, Outline, RolloutTask, run_rollout, score_again, with_demos
+from tfgrpo_dspy.sampling.demos import Demo, with_demos
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout, score_again
 
 KEPT_PROGRAMS = 64
 CALLED = {
@@ -37,10 +38,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class _Program:
-    """The student with a library, what rollouts need to know of it, and its digest."""
+    """The student with a library, and its digest."""
 
     baked: Any
-    outline: Outline
     digest: str
 
 
@@ -181,7 +181,6 @@ class Rollouts:
             score=self._score,
             ledger=self._run.ledger,
             prices=self._run.settings.execution.prices or {},
-            outline=program.outline,
         )
 
     def _program_of(self, sample: Sample) -> "_Program":
@@ -192,5 +191,5 @@ class Rollouts:
                 self._programs.clear()
             program = self.bake(sample.library, sample.has_demos)
             identity = self._run.records.program(program, sample.library)
-            self._programs[key] = _Program(program, Outline.of(program), identity)
+            self._programs[key] = _Program(program, identity)
         return self._programs[key]

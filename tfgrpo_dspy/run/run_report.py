@@ -7,13 +7,16 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from tfgrpo_dspy.budget import Ledger
-from tfgrpo_dspy.experience import ExperienceLibrary, Operation, Refusal
-from tfgrpo_dspy.gate import ExampleScores, gain_between, summary_of
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.results import (
     REFLECTIONS,
+    ExampleScores,
+    Gain,
     HeldOut,
     OperationRecord,
     RunResults,
+    ScoreSummary,
     TriedAdvice,
     UpdateRecord,
 )
@@ -146,13 +149,13 @@ class RunReport:
             nothing_learned = self._why_nothing_was_learned()
             logger.warning("nothing was learned: %s", nothing_learned)
         of_test = None
-        student, result = map(summary_of, test)
+        student, result = map(ScoreSummary.of, test)
         if student is not None and result is not None:
-            of_test = HeldOut(student, result, gain_between(*test))
+            of_test = HeldOut(student, result, Gain.between(*test))
         return RunResults(
-            student=summary_of(choice.before),
-            best=summary_of(choice.after),
-            gain=gain_between(choice.before, choice.after),
+            student=ScoreSummary.of(choice.before),
+            best=ScoreSummary.of(choice.after),
+            gain=Gain.between(choice.before, choice.after),
             finalists=choice.finalists,
             tried=tried,
             test=of_test,
@@ -168,7 +171,7 @@ class RunReport:
             nothing_learned=nothing_learned,
             wall_time_s=time.monotonic() - self._started,
             library=best.library.to_dict(),
-            settings=settings.of_result(),
+            settings=settings.result_scalars(),
             schedule=settings.schedule.to_dict(),
         )
 

@@ -19,11 +19,12 @@ import dspy
 
 from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
-from tfgrpo_dspy.experience import ExperienceLibrary, copy_program, language_models
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling import Outline, RolloutTask, run_rollout, score_again
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout, score_again
 
 OF_ONE_CALL = frozenset(
     "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905
@@ -134,16 +135,15 @@ class _Unpacked:
     temperature: float | None
     prices: Mapping[str, tuple[float, float]]
     secrets: list[str]
-    programs: dict[bytes, tuple[Any, Outline]] = field(default_factory=dict)
+    programs: dict[bytes, Any] = field(default_factory=dict)
 
-    def baked(self, library: bytes) -> tuple[Any, Outline]:
+    def baked(self, library: bytes) -> Any:
         """The program with this (packed) library; a few are kept."""
         found = self.programs.get(library)
         if found is None:
             if len(self.programs) >= KEPT_PROGRAMS:
                 self.programs.clear()
-            program = cloudpickle.loads(library).bake(self.student)
-            found = self.programs[library] = (program, Outline.of(program))
+            found = self.programs[library] = cloudpickle.loads(library).bake(self.student)
         return found
 
     def record(self, rollout: Rollout) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def run_request(key: str, blob: bytes | None, packed: bytes, budget: Budget, nam
     try:
         unpacked = _unpacked(key, blob)
         request = cloudpickle.loads(packed)
-    except Exception as error:  # noqa: BLE001 - told to the run
+    except Exception as error:  # noqa: BLE001 - the reply says it
         message = (
             f"a worker of the executor cannot read the program: {described(error)}. "
             f"It needs this package, dspy, and every module that program and metric come from."
@@ -187,9 +187,8 @@ def _run(unpacked: _Unpacked, request: Request, ledger: Ledger) -> Reply:
     rollout = None
     try:
         with dspy.context(**unpacked.context):
-            program, outline = unpacked.baked(request.library)
             task = RolloutTask(
-                program=program,
+                program=unpacked.baked(request.library),
                 example=request.example,
                 index=request.index,
                 rollout_id=request.rollout_id,
@@ -197,7 +196,6 @@ def _run(unpacked: _Unpacked, request: Request, ledger: Ledger) -> Reply:
                 score=unpacked.score,
                 ledger=ledger,
                 prices=unpacked.prices,
-                outline=outline,
             )
             if request.recorded is None:
                 rollout = run_rollout(task)

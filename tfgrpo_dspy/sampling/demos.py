@@ -6,14 +6,14 @@ They are DSPy's own demos, in a predictor's `demos`; here they are made from a r
 import itertools
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
 from dspy.adapters.types.base_type import Type
 from dspy.adapters.utils import parse_value
 
-from tfgrpo_dspy.experience import copy_program, named_predictors
+from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.rollout import Group, Rollout, whole
 from tfgrpo_dspy.sampling.fields import as_text
 
@@ -24,15 +24,6 @@ class Demo:
 
     predictor: str
     fields: Mapping[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Demo":
-        """What `to_dict` gave. Raises KeyError, TypeError or ValueError: it is no demo."""
-        return cls(str(values["predictor"]), dict(values["fields"]))
 
 
 def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:

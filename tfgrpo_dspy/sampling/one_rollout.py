@@ -10,7 +10,7 @@ from dspy.utils.exceptions import AdapterParseError, LMError
 
 from tfgrpo_dspy.budget import CallWatcher, Ledger, Meter, is_too_long, metered
 from tfgrpo_dspy.errors import MetricError, RunStopped, StoreError, described
-from tfgrpo_dspy.experience import copied_program, language_models, named_predictors
+from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction
 from tfgrpo_dspy.rollout import Failure, Rollout, Step, Usage, condensed
 from tfgrpo_dspy.sampling.fields import (
@@ -41,30 +41,6 @@ class RolloutTask:
     score: ScoringFunction | None
     ledger: Ledger = field(default_factory=Ledger)
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    outline: "Outline | None" = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """What a rollout has to know of its program; looked up once for many rollouts.
-
-    `predictors` are all of its predictors (DSPy's frozen ones too) by name.
-    """
-
-    lms: tuple[Any, ...]
-    predictors: tuple[tuple[str, Any], ...]
-    has_tools: bool
-    annotations: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, program: Any) -> "Outline":
-        """The outline of a program."""
-        found = program.named_sub_modules(dspy.Predict)
-        names = {id(p): (name.removeprefix("self."), p) for name, p in found}
-        names.update({id(p): (name, p) for name, p in named_predictors(program)})
-        has_tools = any(True for _ in program.named_sub_modules(dspy.Tool))
-        lms = tuple(language_models(program))
-        return cls(lms, tuple(names.values()), has_tools, field_annotations(program))
 
 
 def run_rollout(task: RolloutTask) -> Rollout:
@@ -77,8 +53,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
     Raises:
         RunStopped: the ledger refused a call, whatever the program made of that.
     """
-    outline = task.outline or Outline.of(task.program)
-    run = _Run(task, outline)
+    run = _Run(task)
     with run.context():
         prediction, failure = run.execute()
         trace = list(dspy.settings.trace)
@@ -87,7 +62,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
         example=task.index,
         rollout_id=task.rollout_id,
         outputs=as_fields(prediction),
-        encoded=_encoded(prediction, outline.annotations),
+        encoded=_encoded(prediction, field_annotations(task.program)),
         steps=run.steps(trace, failure),
         failure=failure,
         usage=run.meter.usage,
@@ -119,18 +94,18 @@ def _encoded(prediction: Any, annotations: Mapping[str, Any]) -> dict[str, dict[
 class _Run:
     """The copies of program and LMs that one rollout works on, and what they record."""
 
-    def __init__(self, task: RolloutTask, outline: Outline) -> None:
+    def __init__(self, task: RolloutTask) -> None:
         self.task = task
-        self.has_tools = outline.has_tools
+        self.has_tools = any(True for _ in task.program.named_sub_modules(dspy.Tool))
         self.meter = Meter(task.ledger, task.prices)
         self.tools = _ToolRecorder()
-        lms = {id(lm): self._lm_for_sample(lm) for lm in outline.lms}
-        self.program, copies = copied_program(task.program, lms)
+        lms = {id(lm): self._lm_for_sample(lm) for lm in language_models(task.program)}
+        self.program = copy_program(task.program, lms)
         self.names: dict[int, str] = {}
-        for name, predictor in outline.predictors:
-            predictor = copies.get(id(predictor), predictor)
+        for name, predictor in self.program.named_sub_modules(dspy.Predict):
             predictor.config = self._config_for_sample(predictor.config)
-            self.names[id(predictor)] = name
+            self.names[id(predictor)] = name.removeprefix("self.")
+        self.names |= {id(each): name for name, each in named_predictors(self.program)}
 
     def _lm_for_sample(self, lm: Any) -> Any:
         if not isinstance(lm, dspy.BaseLM):

@@ -1,7 +1,6 @@
 """All arguments of the optimizer, checked and frozen; the checks on student and data; the plan.
 
-Every fault is collected, so that one message names them all, before the first LM call. Nothing
-here runs a program or asks an LM.
+One message names every fault, before the first LM call. Nothing here runs a program or calls an LM.
 """
 
 import math
@@ -14,12 +13,12 @@ import dspy
 
 from tfgrpo_dspy.budget import Budget
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.experience import Limits
+from tfgrpo_dspy.experience.operations import Limits
 from tfgrpo_dspy.gate import BayesianGate, Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.settings.arguments import is_whole, number_faults, refuse, type_faults
+from tfgrpo_dspy.settings.arguments import number_faults, refuse, type_faults
 from tfgrpo_dspy.settings.groups import Execution, PaperReflection, Reflection
-from tfgrpo_dspy.settings.schedule import Facts, Schedule
+from tfgrpo_dspy.settings.schedule import Schedule, ScheduleInputs
 
 __all__ = [
     "AUTO",
@@ -37,8 +36,8 @@ DEFAULT_THREADS = 8
 WHOLE_TRAINSET = 2**31
 """A batch size that no training set reaches: one batch an epoch."""
 AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
-"""LM calls for each training example and LM call of a rollout, and the least in all."""
-_WHOLE = {
+"""Per training example so many LM calls for each LM call of a rollout; at least so many in all."""
+_MIN_WHOLE = {
     "group_size": 2,
     "max_lm_calls": 1,
     "max_metric_calls": 1,
@@ -49,19 +48,9 @@ _WHOLE = {
     "num_threads": 1,
     "seed": -math.inf,
 }
-"""The whole numbers among the arguments, and how small each may be."""
-_REAL = {"max_cost": math.inf, "max_minutes": math.inf, "temperature": 2.0}
-"""The numbers above 0, and how large each may be."""
-_HINTS = {
-    "group_size": (
-        "a group needs at least 2 rollouts to compare; pass group_size=5 (the paper's value)."
-    ),
-    "seed": "pass a whole number.",
-    "temperature": (
-        "pass a number above 0, at which the rollouts of a group differ, and at most 2, such as "
-        "0.7, or None."
-    ),
-}
+"""The arguments that are whole numbers, and the smallest value of each."""
+_MAX_POSITIVE = {"max_cost": math.inf, "max_minutes": math.inf, "temperature": 2.0}
+"""The arguments that are numbers above 0, and the largest value of each."""
 _KINDS = {
     "reflection_lm": (dspy.BaseLM, "a dspy.LM('provider/model')"),
     "gate": (Gate, "a Gate, such as BayesianGate() or NoGate()"),
@@ -76,7 +65,7 @@ _KINDS = {
 class Settings:
     """The arguments of `TrainingFreeGRPO`, which documents them.
 
-    What is None where a number belongs is derived from budget and data, when there is a student.
+    A number that is None is derived from the budget and the data, when there is a student.
 
     Raises:
         SettingsError: names every argument that cannot be used.
@@ -118,7 +107,7 @@ class Settings:
                 object.__setattr__(self, name, default())
         refuse(
             [
-                *number_faults(self, _WHOLE, _REAL, _HINTS),
+                *number_faults(self, _MIN_WHOLE, _MAX_POSITIVE),
                 *type_faults(self, _KINDS),
                 *self._faults(),
                 *self._gate_faults(),
@@ -144,7 +133,7 @@ class Settings:
                 f"gate={type(self.gate).__name__}() and metric=None: nothing scores the rollouts; "
                 f"pass a metric, or leave the gate out."
             )
-        if self.max_demos and is_whole(self.max_demos) and not self.measures:
+        if isinstance(self.max_demos, int) and self.max_demos > 0 and not self.measures:
             yield (
                 f"max_demos={self.max_demos}: nothing measures whether demos help; pass a metric, "
                 f"a gate that is not NoGate, and to learn() a valset; or max_demos=0."
@@ -152,27 +141,27 @@ class Settings:
 
     @property
     def threads(self) -> int:
-        """How many tasks may be under way at once."""
+        """How many rollouts and reflections may run at once."""
         return self.num_threads or dspy.settings.num_threads or DEFAULT_THREADS
 
     @property
     def budget(self) -> Budget:
-        """What the run may spend."""
+        """The limits of the run."""
         return Budget(self.max_lm_calls, self.max_metric_calls, self.max_cost, self.max_minutes)
 
     @property
     def measures(self) -> bool:
-        """Whether student and results are compared on a validation set."""
+        """Whether student and result are compared on a validation set."""
         return self.metric is not None and isinstance(self.gate, Gate) and self.gate.measures
 
     @property
     def limits(self) -> Limits:
-        """What the library may hold at every moment."""
+        """How many experiences the library may hold, and how many words each."""
         words = (self.reflection or Reflection()).max_experience_words
         return Limits(self.max_experiences, words)
 
     def scalars(self) -> dict[str, Any]:
-        """The settings that are numbers, strings or flags, by name; those of the groups too."""
+        """The numbers, strings and flags by name, those of `reflection` and `execution` too."""
         values = {
             field.name: getattr(group, field.name)
             for group in (self.reflection, self.execution, self)
@@ -187,7 +176,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Settings):
-    """What a run goes by: the settings with everything derived filled in; made by `prepare`."""
+    """The settings of one run, with all derived values filled in; `prepare` makes them."""
 
     group_size: int
     batch_size: int
@@ -200,21 +189,19 @@ class RunSettings(Settings):
     schedule: Schedule
 
     @classmethod
-    def of(cls, settings: Settings, facts: Facts) -> "RunSettings":
-        """These settings, with the schedule for these facts.
+    def of(cls, settings: Settings, inputs: ScheduleInputs) -> "RunSettings":
+        """These settings, with the schedule derived from these inputs.
 
         Raises:
             SettingsError: the budget is too small to learn anything.
         """
-        given = {field.name: getattr(settings, field.name) for field in fields(settings)}
-        figures = {name: given[name] for name in _DERIVED}
-        reflection, execution = given["reflection"], given["execution"]
+        given = dict(vars(settings))
         schedule = Schedule.derive(
-            facts,
-            **figures,
-            max_staleness=execution.max_staleness,
-            drafts=reflection.drafts,
-            groups_per_call=reflection.groups_per_call,
+            inputs,
+            **{name: given[name] for name in _DERIVED},
+            max_staleness=given["execution"].max_staleness,
+            drafts=given["reflection"].drafts,
+            groups_per_call=given["reflection"].groups_per_call,
         )
         given |= {name: getattr(schedule, name) for name in _DERIVED}
         given["temperature"] = settings.temperature or DEFAULT_TEMPERATURE
@@ -222,21 +209,21 @@ class RunSettings(Settings):
 
     @property
     def max_staleness(self) -> int:
-        """How many updates the library of a batch's rollouts may be behind."""
+        """By how many updates the library of a batch's rollouts may be out of date."""
         return self.schedule.max_staleness
 
     @property
     def drafts(self) -> int:
-        """How many drafts are drawn from labels."""
+        """How many times lessons are drafted from labels before the first rollout."""
         return self.schedule.drafts
 
     def scalars(self) -> dict[str, Any]:
-        """As of the settings, with the derived numbers in place of None."""
+        """As `Settings.scalars`, with the derived numbers in place of None."""
         names = ("max_staleness", "drafts", "groups_per_call")
         return super().scalars() | {name: getattr(self.schedule, name) for name in names}
 
-    def of_result(self) -> dict[str, Any]:
-        """The scalars that a result may depend on: not where, or from what, a run was made."""
+    def result_scalars(self) -> dict[str, Any]:
+        """The scalars that a result may depend on: those of the run store are left out."""
         return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")}
 
 

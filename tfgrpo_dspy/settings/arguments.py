@@ -1,4 +1,4 @@
-"""Arguments: a constructor that takes those of a settings class; checks of numbers and types."""
+"""Checks of numbers and types, and a constructor that takes the arguments of a settings class."""
 
 import functools
 import inspect
@@ -15,46 +15,47 @@ SettingsT = TypeVar("SettingsT")
 
 
 def number_faults(
-    settings: Any,
-    whole: Mapping[str, float],
-    real: Mapping[str, float],
-    hints: Mapping[str, str] | None = None,
+    settings: Any, whole: Mapping[str, float], positive: Mapping[str, float]
 ) -> Iterator[str]:
-    """A sentence for each attribute that is no number as it should be.
+    """A sentence for each attribute that is not a number of the right kind and size.
 
-    Puts Python's own numbers in place of `np.int64(3)`, `1e3` and `np.float32(0.7)`. None is
-    allowed where it is the default.
+    Replaces `np.int64(3)`, `1e3` and `np.float32(0.7)` by Python's own numbers. None is allowed
+    where it is the default.
 
     Args:
         settings: a frozen dataclass.
-        whole: attributes that are whole numbers, and how small each may be.
-        real: attributes that are numbers above 0, and how large each may be.
-        hints: what to pass instead, by attribute, where more can be said than what is allowed.
+        whole: the names of whole numbers, and the smallest value of each.
+        positive: the names of numbers above 0, and the largest value of each.
     """
     defaults = {field.name: field.default for field in fields(settings)}
-    for name in (*whole, *real):
-        value = _plain(getattr(settings, name))
+    for name in (*whole, *positive):
+        value = _python_number(getattr(settings, name))
         if name in whole and isinstance(value, float) and value.is_integer():
             value = int(value)
         object.__setattr__(settings, name, value)
         if value is None and defaults[name] is None:
             continue
         if name in whole:
-            is_right = is_whole(value) and value >= whole[name]
-            hint = f"pass a whole number of at least {whole[name]}."
+            is_integer = isinstance(value, int) and not isinstance(value, bool)
+            is_right = is_integer and value >= whole[name]
+            hint = _with_bound("a whole number", "of at least", whole[name])
         else:
-            is_right = is_finite(value) and 0 < value <= real[name]
-            hint = "pass a number above 0, or None."
+            is_right = is_finite(value) and 0 < value <= positive[name]
+            hint = _with_bound("a number above 0", "and at most", positive[name]) + ", or None"
         if not is_right:
-            yield f"{name}={value!r}: {(hints or {}).get(name, hint)}"
+            yield f"{name}={value!r}: pass {hint}."
+
+
+def _with_bound(kind: str, words: str, bound: float) -> str:
+    return f"{kind} {words} {bound:g}" if math.isfinite(bound) else kind
 
 
 def type_faults(settings: Any, kinds: Mapping[str, tuple[Any, str]]) -> Iterator[str]:
-    """A sentence for each attribute that is neither None nor of its kind.
+    """A sentence for each attribute that is neither None nor of its type.
 
     Args:
-        settings: what has the attributes.
-        kinds: by attribute its type, and what to pass.
+        settings: the object with the attributes.
+        kinds: for each name the type, and what the message says to pass.
     """
     for name, (kind, hint) in kinds.items():
         value = getattr(settings, name)
@@ -65,24 +66,19 @@ def type_faults(settings: Any, kinds: Mapping[str, tuple[Any, str]]) -> Iterator
 
 
 def refuse(faults: list[str]) -> None:
-    """Raises SettingsError: there are faults; the message names them all."""
+    """Raise a SettingsError that names all the faults, if there are any."""
     if faults:
         raise SettingsError(" ".join(faults))
 
 
-def _plain(value: Any) -> Any:
+def _python_number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
 
 
-def is_whole(value: object) -> bool:
-    """Whether it is an integer, and no bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def is_finite(value: object) -> bool:
-    """Whether it is a finite int or float, and no bool."""
+    """Whether the value is a finite int or float; a bool is neither."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and math.isfinite(value)  # type: ignore[arg-type]
 
@@ -90,10 +86,9 @@ def is_finite(value: object) -> bool:
 def taking(
     settings_class: Callable[Arguments, SettingsT],
 ) -> Callable[[Callable[[Any, SettingsT], None]], Callable[Concatenate[Any, Arguments], None]]:
-    """Make `__init__(self, settings)` take what `settings_class` takes.
+    """Make `__init__(self, settings)` take the arguments of `settings_class`.
 
-    Editors, type checkers and `inspect.signature` see the arguments of the class, with their types
-    and defaults.
+    Editors, type checkers and `inspect.signature` see these arguments with types and defaults.
     """
 
     def decorate(

@@ -10,14 +10,16 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget import price_of
-from tfgrpo_dspy.experience import ExperienceLibrary, language_models, n_words, named_predictors
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.operations import n_words
+from tfgrpo_dspy.experience.programs import language_models, named_predictors
 from tfgrpo_dspy.gate import NoGate
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling import allows_temperature
+from tfgrpo_dspy.sampling.models import allows_temperature
 from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, Execution, Reflection, RunSettings, Settings
 from tfgrpo_dspy.settings.arguments import refuse
-from tfgrpo_dspy.settings.plan import derived, plan_of
+from tfgrpo_dspy.settings.plan import derive_settings, plan_of
 from tfgrpo_dspy.store import Unseen, digest, object_identity
 
 logger = logging.getLogger(__name__)
@@ -35,9 +37,9 @@ def prepare(
     teacher: Any = None,
     testset: Any = None,
 ) -> tuple[RunSettings, list[int], list[Any]]:
-    """The settings with all that is derived, the positions to train on, the validation set.
+    """The run's settings, the positions of the examples to train on, and the validation set.
 
-    Schedule and plan are logged.
+    Logs the plan of the run.
 
     Raises:
         SettingsError: names every fault of student, data, LMs and budget.
@@ -47,7 +49,7 @@ def prepare(
     if settings.metric is None:
         warnings.warn(
             "metric=None: lessons are drawn from agreement and self-critique, without ground "
-            "truth; nothing keeps the result from being worse than the student.",
+            "truth; nothing checks that the result is not worse than the student.",
             stacklevel=2,
         )
     training, validation = split(settings, trainset, valset)
@@ -68,8 +70,8 @@ def prepare_learning(
 ) -> tuple[RunSettings, list[Any]]:
     """The settings for learning from traces, and the validation set.
 
-    Without a validation set, or a metric to score it by, nothing is measured. Traces without any
-    score are learned from as without ground truth.
+    Without a validation set, or without a metric, nothing is measured. If no trace has a score,
+    lessons are drawn as without a metric.
 
     Raises:
         SettingsError, LibraryFormatError: as `prepare`.
@@ -80,23 +82,23 @@ def prepare_learning(
     settings = replace(settings, metric=metric, gate=gate)
     check_run(settings, student, examples, valset)
     validation = list(valset or []) if settings.metric is not _scores_of_traces else []
-    return _planned(settings, student, examples, len(validation), is_sampled=False), validation
+    return _planned(settings, student, examples, len(validation), runs_rollouts=False), validation
 
 
 def _planned(
     settings: Settings, student: Any, examples: Sequence[Any], n_validation: int, **data: Any
 ) -> RunSettings:
-    """The settings with budget and schedule; the plan is logged."""
+    """The settings with budget and schedule. Logs the plan."""
     refuse([*_price_faults(settings, student)])
-    data["can_draft"] = not [*_draft_faults(settings, examples)]
-    run_settings = derived(settings, student, examples, n_validation, **data)
+    data["can_draft"] = not _draft_faults(settings, examples)
+    run_settings = derive_settings(settings, student, examples, n_validation, **data)
     if not settings.offline:
         logger.info("the plan:\n%s", plan_of(run_settings, student, examples))
     return run_settings
 
 
 def _scores_of_traces(example: Any, prediction: Any, trace: Any = None) -> float:
-    """Stands for the metric that made the scores; nothing asks it, as nothing is run."""
+    """Stands for the unknown metric that scored the traces. Never called: nothing is run."""
     raise NotImplementedError((example, prediction, trace))
 
 
@@ -108,7 +110,7 @@ def check_run(
     teacher: Any = None,
     testset: Any = None,
 ) -> None:
-    """Refuse what a run could only fail on later.
+    """Refuse a student, data or LMs with which a run would fail later.
 
     Raises:
         SettingsError: names every fault of student, data and LMs.
@@ -124,7 +126,7 @@ def check_run(
     if not faults and settings.reflection is not None and settings.reflection.drafts:
         faults += _draft_faults(settings, trainset)
     if teacher is not None:
-        faults.append(f"teacher={type(teacher).__name__}: this optimizer has no use for a teacher.")
+        faults.append(f"teacher={type(teacher).__name__}: this optimizer uses no teacher.")
     if not faults:
         library = ExperienceLibrary.from_program(student)
         faults += [*_library_faults(settings, library), *_lm_faults(settings, student)]
@@ -136,9 +138,9 @@ def split(
 ) -> tuple[list[int], list[Any]]:
     """The positions of the examples to train on, and the validation set.
 
-    Without a `valset`, a third of the trainset (at most 100, drawn by the seed) is held out; below
-    6 examples the trainset is the validation set too, with a warning; without a gate nothing is
-    held out. Sets that overlap are warned of.
+    Without a `valset`, a third of the trainset (at most 100, drawn by the seed) is held out. Below
+    6 examples the trainset is the validation set too, with a warning. A gate that measures nothing
+    needs no validation set. Warns of a `valset` that overlaps the trainset.
     """
     order = list(range(len(trainset)))
     if valset is not None:
@@ -159,7 +161,7 @@ def split(
 
 
 def all_lms(settings: Settings, student: Any) -> list[Any]:
-    """Every LM that the run may call, as far as it can be found."""
+    """Every LM that the run may call, if it can be found in student, modules or metric."""
     modules = (settings.reflection or Reflection()).modules
     of_modules = [lm for module in modules for lm in language_models(module)]
     reflection_lm = settings.reflection_lm or dspy.settings.lm
@@ -167,14 +169,14 @@ def all_lms(settings: Settings, student: Any) -> list[Any]:
 
 
 def policy_lms(student: Any) -> list[Any]:
-    """Every LM that the student may call: its modules' own, and the configured one."""
-    own = language_models(student)
+    """Every LM that the student may call: those of its modules, and the configured one."""
+    lms = language_models(student)
     needs_default = any(predictor.lm is None for _, predictor in named_predictors(student))
-    return [*own, dspy.settings.lm] if needs_default or not own else own
+    return [*lms, dspy.settings.lm] if needs_default or not lms else lms
 
 
 def _price_faults(settings: Settings, student: Any) -> Iterator[str]:
-    """Each LM that the run may call whose price is not known, where `max_cost` needs it."""
+    """A sentence for each LM without a known price, if `max_cost` is set."""
     if settings.max_cost is None:
         return
     for lm in {id(lm): lm for lm in all_lms(settings, student)}.values():
@@ -240,46 +242,41 @@ def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
         if allows_temperature(lm, temperature):
             continue
         if temperature == DEFAULT_TEMPERATURE:
-            logger.info("%s allows no temperature but its own; its rollouts use that", lm.model)
+            logger.info("%s allows no temperature but its own; its rollouts use that one", lm.model)
         else:
             yield (
                 f"temperature={temperature}: {lm.model} is a reasoning model and allows "
-                f"none but its own; leave temperature out."
+                f"no temperature but its own; leave temperature out."
             )
 
 
-def _draft_faults(settings: Settings, trainset: Sequence[Any]) -> Iterator[str]:
-    """Why there is nothing to draw drafts from."""
+def _draft_faults(settings: Settings, trainset: Sequence[Any]) -> list[str]:
+    """Why no lessons can be drafted from labels."""
     reflection = settings.reflection or Reflection()
-    asked = f"drafts={reflection.drafts}"
-    if not reflection.use_labels or settings.metric is None:
-        hidden = "metric=None" if reflection.use_labels else "use_labels=False"
-        yield f"{asked} and {hidden}: drafts are drawn from labels; pass drafts=0."
+    if not reflection.use_labels:
+        reason = "use_labels=False"
+    elif settings.metric is None:
+        reason = "metric=None"
     elif not any(len(example.labels()) for example in trainset):
-        yield (
-            f"{asked}: drafts are drawn from labels, and no example of the trainset has any; pass "
-            f"drafts=0."
-        )
+        reason = "a trainset without labels"
+    else:
+        return []
+    return [f"drafts={reflection.drafts} and {reason}: drafts need labels; pass drafts=0."]
 
 
-def _warn_of_overlap(others: Sequence[Any], kept: Sequence[Any], name: str, used: str) -> None:
-    """Warn of `kept` examples (of the set `name`) that are among `others` (used for `used`)."""
-    shown = {_shown(example) for example in kept}  # digests of all examples would take long
-    seen = {_inputs_of(example) for example in others if _shown(example) in shown}
-    n_shared = sum(_inputs_of(example) in seen for example in kept)
+def _warn_of_overlap(used: Sequence[Any], held_out: Sequence[Any], name: str, use: str) -> None:
+    """Warn of examples of the held-out set `name` that are also used for `use`."""
+    inputs = {_inputs_of(example) for example in used}
+    n_shared = sum(_inputs_of(example) in inputs for example in held_out)
     if n_shared:
         warnings.warn(
-            f"{n_shared} of {len(kept)} {name} examples are {used} examples too; scores on them "
-            f"flatter what was learned.",
+            f"{n_shared} of {len(held_out)} {name} examples are {use} examples too; scores on them "
+            f"are too optimistic.",
             stacklevel=4,
         )
 
 
-def _shown(example: Any) -> str:
-    return repr(sorted(example.inputs().items()))
-
-
 def _inputs_of(example: Any) -> str:
-    """The inputs as text, with what media hold, which they do not show."""
+    """The inputs as text, with a digest because the text does not show the content of media."""
     inputs = dict(example.inputs().items())
-    return f"{_shown(example)} {digest(object_identity(inputs, Unseen()))}"
+    return f"{sorted(inputs.items())!r} {digest(object_identity(inputs, Unseen()))}"

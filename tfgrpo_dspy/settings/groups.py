@@ -1,4 +1,4 @@
-"""What few people set: `Reflection` and `Execution`, each one argument of the optimizer."""
+"""`Reflection` and `Execution`: arguments that few users need, each group one argument."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import dspy
 
-from tfgrpo_dspy.reflection import (
+from tfgrpo_dspy.reflection.modules import (
     DraftLessons,
     ExtractAdvantage,
     SummarizeTrajectory,
@@ -27,7 +27,7 @@ MODULES: dict[str, Callable[[], Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Reflection:
-    """How the reflection LM is asked.
+    """How the reflection LM is called.
 
     Args:
         extract: draws lessons from a group; default: `ExtractAdvantage()`. This module and the
@@ -39,7 +39,8 @@ class Reflection:
         max_experience_words: how many words one experience may have.
         groups_per_call: how many groups one call of `extract` sees; default: derived.
         drafts: how many calls of `draft`, each with ten training examples, are made before the
-            first rollout; what most of them say is the first update. Default: derived; 0: none.
+            first rollout; lessons that most of them give are the first update. Default: derived;
+            0: none.
 
     Raises:
         SettingsError: names every field that cannot be used.
@@ -54,7 +55,7 @@ class Reflection:
     groups_per_call: int | None = None
     drafts: int | None = None
 
-    # What the paper and the ablations do otherwise; `PaperReflection` makes them arguments.
+    # Different in the paper and in ablations: `PaperReflection` makes these arguments.
     summarize_always = False
     failure_analysis = True
     update_per_group = False
@@ -63,26 +64,26 @@ class Reflection:
         for name, default in MODULES.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default())
-        least = {"max_experience_words": 1, "groups_per_call": 1, "drafts": 0}
+        smallest = {"max_experience_words": 1, "groups_per_call": 1, "drafts": 0}
         kinds = {
             name: (dspy.Module, f"a dspy.Module with the fields of {cast(Any, kind).__name__}")
             for name, kind in MODULES.items()
         }
-        refuse([*number_faults(self, least, {}), *type_faults(self, kinds)])
+        refuse([*number_faults(self, smallest, {}), *type_faults(self, kinds)])
 
     @property
     def modules(self) -> list[Any]:
-        """The four modules that ask the reflection LM."""
+        """The four modules that call the reflection LM."""
         return [getattr(self, name) for name in MODULES]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperReflection(Reflection):
-    """What the paper and the ablations do otherwise. Private.
+    """The reflection of the paper, and of ablations. Not public.
 
     Args:
         summarize_always: summarise every trajectory, not only those that are too long.
-        failure_analysis: draw lessons also from failing groups without contrast.
+        failure_analysis: draw lessons also from groups that fail and have no contrast.
         update_per_group: ask for the operations of each group first, then merge them.
     """
 
@@ -92,7 +93,7 @@ class PaperReflection(Reflection):
 
     @classmethod
     def of(cls, reflection: Reflection | None) -> "PaperReflection":
-        """The paper's reflection with the fields that this one sets."""
+        """The paper's reflection, with the fields that are set in `reflection`."""
         if isinstance(reflection, cls):
             return reflection
         values: dict[str, Any] = {"drafts": 0, "groups_per_call": 1}
@@ -121,11 +122,11 @@ class Execution:
             `ProcessPoolExecutor` or dask's `Client.get_executor()`; default: threads. Program,
             metric, LMs (with their keys) and the settings of `dspy.context` are sent to its workers
             by cloudpickle, and are never written to a disk.
-        max_staleness: how many updates the library of a batch's rollouts may be behind. With 1,
-            rollouts run while the update before them is still being made; with 0 they wait for
-            it, as in the paper. Default: derived.
-        rollout_timeout_s: seconds that a rollout or a reflection may take; what takes longer is
-            lost, and is not begun again.
+        max_staleness: by how many updates the library of a batch's rollouts may be out of date.
+            With 1, rollouts run while the update before them is still being made; with 0 they
+            wait for it, as in the paper. Default: derived.
+        rollout_timeout_s: seconds that a rollout or a reflection may take; if it takes longer it
+            has failed, and is not repeated.
         max_errors: how many rollouts and reflections may fail before the run is ended; answers
             that do not parse are not counted. Default: half of them, and in any case 20.
         prices: US dollars for a million prompt tokens and a million completion tokens, by model,
@@ -142,8 +143,8 @@ class Execution:
     prices: Mapping[str, tuple[float, float]] | None = None
 
     def __post_init__(self) -> None:
-        least = {"max_staleness": 0, "max_errors": 0}
-        refuse([*number_faults(self, least, {"rollout_timeout_s": math.inf}), *self._faults()])
+        smallest = {"max_staleness": 0, "max_errors": 0}
+        refuse([*number_faults(self, smallest, {"rollout_timeout_s": math.inf}), *self._faults()])
 
     def _faults(self) -> Iterator[str]:
         yield from type_faults(self, _EXECUTION_KINDS)

@@ -5,7 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.errors import GateError
-from tfgrpo_dspy.experience import ExperienceLibrary, Keep, Limits, Operation
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.operations import Limits
+from tfgrpo_dspy.experience.values import Keep, Operation
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, RunEvidence
 
 
