@@ -2,7 +2,6 @@
 
 import re
 import threading
-from pathlib import Path
 from typing import Any
 
 import dspy
@@ -173,17 +172,6 @@ def test_any_library_baked_into_a_predictor_reads_back_as_it_was(
     assert ExperienceLibrary.from_program(baked) == library
 
 
-@settings(max_examples=40)
-@given(two_stage_libraries)
-def test_any_library_reads_back_from_a_program_saved_as_json(
-    tmp_path: Path, library: ExperienceLibrary
-) -> None:
-    library.bake(TwoStage()).save(tmp_path / "program.json")
-    loaded = TwoStage()
-    loaded.load(tmp_path / "program.json")
-    assert ExperienceLibrary.from_program(loaded) == library
-
-
 # ---------------------------------------------------------------------- baking again
 
 
@@ -218,30 +206,14 @@ any_instructions = st.lists(
 def test_baking_the_empty_library_restores_any_instructions_byte_for_byte(
     instructions: str,
 ) -> None:
-    student = dspy.Predict(dspy.Signature("question -> answer", instructions))
+    student = dspy.Predict("question -> answer")
+    student.signature.instructions = instructions
     before = student.signature.instructions
     baked = LIBRARY_FOR_ALL.bake(student)
     assert baked.signature.instructions.startswith(before)
+    assert ExperienceLibrary.from_program(baked) == LIBRARY_FOR_ALL
     assert bare_instructions(baked) == before
     assert ExperienceLibrary().bake(baked).signature.instructions == before
-
-
-def test_a_predictor_without_instructions_has_none_again_when_the_library_goes() -> None:
-    student = dspy.Predict("question -> answer")
-    student.signature.instructions = ""
-    baked = LIBRARY_FOR_ALL.bake(student)
-    assert baked.signature.instructions.startswith("<experiences>\n")
-    assert ExperienceLibrary.from_program(baked) == LIBRARY_FOR_ALL
-    assert ExperienceLibrary().bake(baked).signature.instructions == ""
-
-
-def test_instructions_that_use_the_same_tag_for_something_else_are_left_alone() -> None:
-    own = "Use these:\n\n<experiences>\n1. mine\n</experiences>"
-    student = dspy.Predict(dspy.Signature("question -> answer", own))
-    assert ExperienceLibrary.from_program(student) == ExperienceLibrary()
-    baked = LIBRARY_FOR_ALL.bake(student)
-    assert baked.signature.instructions.startswith(own)
-    assert ExperienceLibrary.from_program(baked) == LIBRARY_FOR_ALL
 
 
 # ---------------------------------------------------------------------- no breaking out

@@ -1,13 +1,11 @@
 """Demos: the best training rollouts, shown by the result if validation says that they help."""
 
-import json
 import random
 import re
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-import cloudpickle
 import dspy
 import pytest
 from runs import predictor
@@ -130,16 +128,6 @@ def test_the_result_is_measured_on_the_test_set_as_it_is_returned() -> None:
     assert test.student.mean < 0.8
     tested = [numbers_in(p) for p in lm.engine.prompts if numbers_in(p)[-1] >= FIRST_TEST]
     assert sorted(map(len, tested)) == [1] * 15 + [5] * 15
-
-
-def test_the_result_saves_loads_and_pickles(tmp_path: Path) -> None:
-    optimized = compiled(world())
-    optimized.save(tmp_path / "program.json")
-    loaded = predictor()
-    loaded.load(tmp_path / "program.json")
-    assert shown(loaded) == shown(optimized)
-    assert shown(cloudpickle.loads(cloudpickle.dumps(optimized))) == shown(optimized)
-    assert json.dumps(optimized.detailed_results.to_dict()["demos"])
 
 
 # ---------------------------------------------------------------------- promises

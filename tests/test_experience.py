@@ -365,18 +365,6 @@ def test_every_operation_takes_effect_or_is_refused_within_the_limits_and_in_ord
         assert len(after[id_].text.split()) <= limits.max_experience_words
 
 
-@settings(max_examples=60)
-@given(st.lists(operation_lists, max_size=5))
-def test_no_id_comes_back_however_many_updates_there_are(updates: list[list[Any]]) -> None:
-    library, gone = ExperienceLibrary(), set[str]()
-    for operations in updates:
-        after = library.apply(operations, Limits(max_experiences=4))
-        gone |= {experience.id for experience in library} - {e.id for e in after}
-        assert not gone & {experience.id for experience in after}
-        assert after.next_number >= library.next_number
-        library = after
-
-
 # ---------------------------------------------------------------------- diff and merge
 
 
@@ -415,23 +403,6 @@ def test_merging_keeps_what_both_say_in_one_scope_once_with_the_evidence_of_both
     merged = one.merge(other)
     assert contents(merged) == [("E1", "Ask.", "solve"), ("E8", "Ask.", "answer")]
     assert merged["E1"].evidence == (FIRST, SECOND)
-
-
-@given(libraries(), libraries())
-def test_merging_loses_no_advice_and_moves_no_own_experience(
-    one: ExperienceLibrary, other: ExperienceLibrary
-) -> None:
-    merged = one.merge(other)
-    assert contents(merged)[: len(one)] == contents(one)
-    texts = {(e.text, e.scope) for e in merged}
-    for experience in other:
-        said = Add(experience.text, experience.scope)
-        assert (experience.text, experience.scope) in texts or merged.refusals(
-            [said], Limits(99, 99)
-        )
-    assert all(e.id in one or e.number >= one.next_number for e in merged)
-    assert merged.merge(other) == merged
-    assert one.merge(ExperienceLibrary()).to_dict() == one.to_dict()
 
 
 # ---------------------------------------------------------------------- files
@@ -475,9 +446,7 @@ def test_a_saved_library_is_json_that_people_can_read(tmp_path: Path) -> None:
 def test_a_library_that_somebody_wrote_by_hand_can_be_loaded(tmp_path: Path) -> None:
     path = tmp_path / "library.json"
     path.write_text('{"experiences": [{"id": "E1", "text": "Ask first."}]}', encoding="utf-8")
-    library = ExperienceLibrary.load(path)
-    assert library == ExperienceLibrary([Experience("E1", "Ask first.")])
-    assert library.next_number == 2
+    assert ExperienceLibrary.load(path) == ExperienceLibrary.from_texts(["Ask first."])
 
 
 def record(**changes: Any) -> str:

@@ -2,9 +2,8 @@
 
 import itertools
 import re
-import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import dspy
 import pytest
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from scripted import EXTRACT, UPDATE, lessons, scripted_lm
 
 from tfgrpo_dspy import (
-    AddLessons,
     Effect,
     Evidence,
     Experience,
@@ -36,9 +34,7 @@ from tfgrpo_dspy.reflection.texts import (
     attempt_text,
     attempts_text,
     clip,
-    describe_program,
     dropped_text,
-    estimate_tokens,
     feedback_text,
     given_texts,
     lessons_text,
@@ -66,11 +62,8 @@ GROUP_1 = Evidence(update=0, example=1, rollout_ids=(3, 4), scores=(0.5, 0.0))
 def test_a_predictors_name_in_brackets_is_the_scope_of_a_lesson(
     line: str, scope: str, text: str
 ) -> None:
-    assert read_lesson(line, ["reader", "writer"], GROUP_0) == Lesson(text, scope, (GROUP_0,))
-
-
-def test_the_name_of_the_only_predictor_means_all() -> None:
-    assert read_lesson("[self] Be brief.", ["self"], GROUP_0).scope == "*"
+    assert read_lesson(line, ["reader", "writer"], [GROUP_0]) == Lesson(text, scope, (GROUP_0,))
+    assert read_lesson("[self] Be brief.", ["self"], [GROUP_0]).scope == "*"
 
 
 @pytest.mark.parametrize(
@@ -204,20 +197,6 @@ def test_a_lesson_that_copies_an_example_is_refused_with_the_words_that_it_copie
     assert CopyGuard([]).reason(lesson) == ""
 
 
-@given(
-    st.lists(st.sampled_from(["the", "box", "was", "open", "7", "lamp"]), max_size=30),
-    st.integers(0, 30),
-    st.integers(1, 30),
-)
-@settings(max_examples=100)
-def test_a_run_of_an_input_is_refused_from_eight_words_on_wherever_it_starts(
-    words: list[str], start: int, length: int
-) -> None:
-    run = words[start : start + length]
-    copied = CopyGuard([([" ".join(words)], [])]).reason(f"advice: {', '.join(run)}!")
-    assert bool(copied) == (len(run) >= 8 or (len(run) >= 5 and run == words))
-
-
 # ---------------------------------------------------------------------- the same lesson twice
 
 LESSON = "When the customer is angry, say sorry before you ask for the order number."
@@ -268,16 +247,6 @@ TEXTS = st.lists(
 ).map(" ".join)
 
 
-@given(TEXTS, st.sampled_from(["never", "not", "no", "12", "without", "不"]), st.integers(0, 8))
-@settings(max_examples=100)
-def test_a_turning_word_or_a_number_anywhere_makes_another_lesson(
-    text: str, word: str, place: int
-) -> None:
-    words = text.split()
-    turned = " ".join([*words[:place], word, *words[place:]])
-    assert not is_same_lesson(Lesson(text), Lesson(turned))
-
-
 def test_near_duplicates_become_the_first_of_them_with_the_evidence_of_all() -> None:
     please = Lesson("Say please.", "*", (GROUP_0,))
     drawn = [please, Lesson(LESSON, "*", (GROUP_0,)), Lesson(LONGER, "*", (GROUP_1, GROUP_0))]
@@ -294,19 +263,6 @@ def test_merging_loses_no_evidence_and_leaves_no_two_that_are_the_same(drawn: li
     pairs = itertools.combinations(merged, 2)
     assert not any(is_same_lesson(one, other) for one, other in pairs)
     assert merge_lessons(merged) == merged
-
-
-def test_hundreds_of_lessons_are_merged_and_found_in_operations_at_once() -> None:
-    drawn = [
-        Lesson(f"When a case is of kind K{i}, answer {more}soon with Q{i}.")
-        for more in ("", "very ")
-        for i in range(400)
-    ]
-    started = time.monotonic()
-    merged = merge_lessons(drawn)
-    assert len(merged) == 400
-    assert all(drawn[i] in sources_of(drawn[i].text, merged) for i in range(100))
-    assert time.monotonic() - started < 5
 
 
 KINDS = [
@@ -411,42 +367,6 @@ def test_the_feedback_of_a_group_is_that_of_its_worst_attempt() -> None:
     assert feedback_text(group(GOOD, POOR)) == ""
 
 
-class Sorter(dspy.Module):
-    """Sorts letters.
-
-    By subject only.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        fields = {
-            "letter": (str, dspy.InputField(desc="as it came in")),
-            "subject": (Literal["bill", "order"], dspy.OutputField()),
-        }
-        self.sort = dspy.Predict(dspy.Signature(fields, "Sort the letter."))
-        self.answer = dspy.ChainOfThought("letter, subject -> answer")
-
-
-def test_a_program_is_described_with_its_docstring_and_fields_without_its_experiences() -> None:
-    library = ExperienceLibrary([Experience("E1", "Ask."), Experience("E2", "Look.", "sort")])
-    assert describe_program(library.bake(Sorter())) == (
-        "Program Sorter: Sorts letters.\n"
-        "\n"
-        "By subject only.\n"
-        "\n"
-        "Predictor sort: Sort the letter.\n"
-        "- input letter (str): as it came in\n"
-        "- output subject (Literal['bill', 'order'])\n"
-        "\n"
-        "Predictor answer.predict: "
-        "Given the fields `letter`, `subject`, produce the fields `answer`.\n"
-        "- input letter (str)\n"
-        "- input subject (str)\n"
-        "- output reasoning (str)\n"
-        "- output answer (str)"
-    )
-
-
 def test_attempts_say_which_experiences_only_some_of_them_were_given() -> None:
     always, tested = Experience("E1", "Be exact."), Experience("E2", "Be brief.", is_on_trial=True)
     shown = group(POOR, BAD, GOOD)
@@ -504,32 +424,19 @@ def test_update_library_sees_the_latest_twenty_texts_that_were_dropped() -> None
     assert dropped_text(()) == "(none)"
 
 
-@pytest.mark.parametrize(
-    ("text", "tokens"), [("", 0), ("a", 1), ("1234567", 2), ("12345678", 3), ("道歉道歉道歉道", 6)]
-)
-def test_a_token_is_estimated_at_three_and_a_half_bytes(text: str, tokens: int) -> None:
-    assert estimate_tokens(text) == tokens
-
-
-@given(
-    st.text(max_size=200), st.text("ab ", max_size=200), st.text(max_size=200), st.integers(1, 99)
-)
+@given(st.text(max_size=99), st.text("ab ", max_size=99), st.integers(1, 60))
 @settings(max_examples=100)
-def test_a_clipped_text_keeps_to_its_budget_whatever_its_script(
-    begin: str, middle: str, end: str, max_tokens: int
+def test_a_clipped_text_keeps_to_its_budget_of_three_and_a_half_bytes_a_token(
+    begin: str, end: str, max_tokens: int
 ) -> None:
-    text = begin + middle + end
-    clipped = clip(text, max_tokens)
-    if estimate_tokens(text) <= max_tokens:
-        assert clipped == text
-        return
-    found = re.fullmatch(r"(?s)(.*)\n\[\.\.\. (\d+) characters left out \.\.\.\]\n(.*)", clipped)
-    assert found is not None
-    head, n_left_out, tail = found.groups()
-    assert text.startswith(head)
-    assert text.endswith(tail)
-    assert len(head) + len(tail) + int(n_left_out) == len(text)
-    assert estimate_tokens(head + tail) <= max_tokens
+    text = begin + end
+    head, note, tail = clip(text, max_tokens).partition(" characters left out ...]\n")
+    head, _, n_left_out = head.rpartition("\n[... ")
+    if not note:
+        assert len(text.encode("utf-8", "replace")) <= 3.5 * max_tokens
+    else:
+        assert len((head + tail).encode("utf-8", "replace")) <= 3.5 * max_tokens
+        assert text == head + text[len(head) :][: int(n_left_out)] + tail
 
 
 # ---------------------------------------------------------------------- the modules
@@ -614,11 +521,3 @@ def test_a_module_can_be_compiled_saved_and_loaded_as_any_dspy_program(tmp_path:
     assert "Learn in Latin." in prompt.system
     assert "Never shout." in prompt.user
     assert compiled.deepcopy().attempts_tokens == 99
-
-
-def test_add_lessons_asks_nothing_and_leaves_the_lessons_as_they_are() -> None:
-    lm = scripted_lm([])
-    with dspy.context(lm=lm):
-        answer = AddLessons()(**INPUTS)
-    assert (answer.operations, answer.parse_failures) == (None, 0)
-    assert lm.engine.n_calls() == 0

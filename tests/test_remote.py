@@ -120,8 +120,8 @@ def test_a_lost_workers_reservation_counts_as_spent_and_the_request_is_made_thre
 
     async def test() -> Rollout:
         (task,) = run.start(1)
-        await run.comes(0, Reply(was_begun=True))
-        await run.comes(1, Reply(was_begun=True))
+        await run.comes(0, Reply(was_started_before=True))
+        await run.comes(1, Reply(was_started_before=True))
         await run.comes(2, RuntimeError("killed worker"))
         return await task
 

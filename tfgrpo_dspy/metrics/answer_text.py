@@ -1,4 +1,4 @@
-r"""The answer in a text, and its forms: as words, as a number with its unit, as LaTeX.
+r"""Finds the answer in a text, and writes it as plain words, as number and unit, or as LaTeX.
 
 The answer is the last `\boxed{...}`, or what follows the last `####`, `answer is` or `answer:`,
 without dollar signs, Markdown, quotes and a final period. Nothing is evaluated here.
@@ -56,7 +56,7 @@ def final_answer(text: str) -> str:
 
 
 def text_form(answer: str) -> tuple[str, bool]:
-    """What is compared of an answer as a text, and whether that is prose, so normalised."""
+    """The answer in the form in which texts are compared, and whether it is prose."""
     text = LATEX_SPACING.sub("", LATEX_WORDS.sub(r"\1", answer))
     if PROSE.fullmatch(text):
         return normalize_text(text), True
@@ -75,7 +75,7 @@ def without_unit(answer: str) -> tuple[str, str]:
 
 
 def in_latex(answer: str) -> str:
-    """The answer in LaTeX that math-verify reads; empty where a word would be read as a product."""
+    """The answer in LaTeX for math-verify; "" if math-verify would read a word as a product."""
     if NO_FORMULA.search(LATEX_WORDS.sub(r"\1", answer)):
         return ""
     text = re.sub(r"(?<=\d)(?=[¼½¾⅓⅔])", " ", answer)

@@ -1,4 +1,4 @@
-"""DSPy metrics that compare a field of prediction and example, as plain values: frozen, pickled."""
+"""DSPy metrics that compare a field of the prediction with a field of the example."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,10 @@ from tfgrpo_dspy.metrics.mathematics import TIMEOUT_S, check, difference
 
 
 class ScoredPrediction(dspy.Prediction):
-    """`score` and `feedback`; true when the score is 1, because `BootstrapFewShot` asks for that.
+    """`score` and `feedback`; true only if the score is 1.
 
-    It would take every wrong answer for a demonstration: a plain prediction with fields is true.
+    `BootstrapFewShot` takes an answer as a demonstration if the metric's result is true; a plain
+    `dspy.Prediction` with fields is always true.
     """
 
     def __bool__(self) -> bool:
@@ -22,10 +23,11 @@ class ScoredPrediction(dspy.Prediction):
 
 @dataclass(frozen=True)
 class ExactMatch:
-    """A metric: 1.0 when field and label are the same characters, but for white space around.
+    """A metric: 1.0 if field and label are the same text, apart from white space around it.
 
-    `metric(example, pred)` takes the other arguments of DSPy's and GEPA's metrics, too. What is no
-    text is compared by its `str`. Of a list, tuple or set of labels, one is enough.
+    `metric(example, pred)` accepts the further arguments of DSPy's and GEPA's metrics. Other values
+    than texts are compared by their `str`. If the label is a list, tuple or set, one match is
+    enough.
 
     Attributes:
         field: the output field of the prediction.
@@ -42,7 +44,7 @@ class ExactMatch:
     def __call__(
         self, example: dspy.Example, pred: dspy.Prediction, *_: Any, **__: Any
     ) -> ScoredPrediction:
-        """1.0 or 0.0, and a sentence on what differs; a MetricError where there is no label."""
+        """1.0 or 0.0, and a sentence on the difference; raises MetricError without a label."""
         labels = self._labels(example)
         expected, given = " or ".join(map(_quoted, labels)), pred.get(self.field)
         if given is None:
@@ -56,7 +58,7 @@ class ExactMatch:
         return ScoredPrediction(score=0.0, feedback=feedback)
 
     def difference(self, given: str, expected: str) -> str:
-        """What differs between answer and label, as a phrase; empty when nothing does."""
+        """The difference between answer and label, as a phrase; "" if there is none."""
         return "" if given.strip() == expected.strip() else "they are not the same text"
 
     def _labels(self, example: dspy.Example) -> list[str]:
@@ -76,14 +78,14 @@ class NormalizedMatch(ExactMatch):
     """`ExactMatch` of the texts after `normalize_text`."""
 
     def difference(self, given: str, expected: str) -> str:
-        """The normalised texts, when they differ."""
+        """The normalised texts, if they differ."""
         answer, wanted = normalize_text(given), normalize_text(expected)
         return "" if answer == wanted else f"compared as {_quoted(wanted)} and {_quoted(answer)}"
 
 
 @dataclass(frozen=True)
 class MathEquivalent(ExactMatch):
-    """1.0 when both mean the same, see `is_equivalent`; 0.0 for what takes over `timeout_s`."""
+    """1.0 if `is_equivalent` holds for field and label; 0.0 if that takes over `timeout_s`."""
 
     timeout_s: float = TIMEOUT_S
 
@@ -92,7 +94,7 @@ class MathEquivalent(ExactMatch):
         check(self.timeout_s)
 
     def difference(self, given: str, expected: str) -> str:
-        """The kind of difference, or why there was no comparison."""
+        """The kind of difference, or why the comparison failed."""
         return difference(given, expected, self.timeout_s)
 
 

@@ -1,8 +1,8 @@
 r"""Mathematical equivalence of two answers, in bounded time; nothing in a text is executed.
 
-Texts, words, units and plain numbers are compared here, formulas by math-verify in a process of
-its own (`worker`), which the kernel kills when it takes too long. It serves all threads, one
-comparison at a time, from the first formulas on. Formulas need Linux or macOS.
+Texts, words, units and plain numbers are compared here; formulas by math-verify in another process
+(`worker`), which the kernel kills if it takes too long. One such process, started with the first
+formula, serves all threads, one comparison at a time. Formulas need Linux or macOS.
 """
 
 import atexit
@@ -36,15 +36,15 @@ logger = logging.getLogger(__name__)
 
 
 def is_equivalent(answer: str, expected: str, *, timeout_s: float = TIMEOUT_S) -> bool:
-    r"""Whether two answers are mathematically the same; False when that takes too long.
+    r"""Whether two answers are mathematically the same; False if the comparison takes too long.
 
     `is_equivalent(r"so \boxed{\frac{1}{2}}", "0.5")` and `is_equivalent("x = 5", "5 apples")` are
-    True; docs/metrics.md says what is read. It plays no role which of the two is the label.
+    True; docs/metrics.md lists the forms. The two answers may be exchanged.
 
     Args:
         answer: a text that is, or contains at its end, an answer.
         expected: the same.
-        timeout_s: seconds for the comparison; a start of the worker comes on top.
+        timeout_s: seconds for the comparison, without the start of the worker.
 
     Raises:
         MathUnavailableError: the extra `math` is not installed, or does not start.
@@ -55,7 +55,7 @@ def is_equivalent(answer: str, expected: str, *, timeout_s: float = TIMEOUT_S) -
 
 
 def check(timeout_s: float) -> None:
-    """Raises what `is_equivalent` raises before it compares."""
+    """Raise the errors of `is_equivalent`, without a comparison."""
     if not timeout_s > 0:
         raise SettingsError(f"timeout_s={timeout_s}: a comparison needs time; pass {TIMEOUT_S}")
     if importlib.util.find_spec("math_verify") is None:
@@ -63,7 +63,7 @@ def check(timeout_s: float) -> None:
 
 
 def difference(given: str, expected: str, timeout_s: float) -> str:
-    """What differs between two answers, as a phrase; empty when they are equivalent."""
+    """The difference between two answers, as a phrase; "" if they are equivalent."""
     if given.strip() == expected.strip():
         return ""
     if max(len(given), len(expected)) > MAX_TEXT_CHARACTERS:
@@ -86,9 +86,9 @@ def difference(given: str, expected: str, timeout_s: float) -> str:
 
 
 def _in_form_of(other: str, formula: str) -> str:
-    """Of `x = 5` the 5, compared with no equation; of `1,2` the pair, compared with `(1,2)`.
+    """The formula in the form of the other: `5` for `x = 5` and `7`, `(1,2)` for `1,2` and `(3,4)`.
 
-    Empty where the two cannot be equal: words, `2x = 10` and `10`, a set and a tuple.
+    "" if the two cannot be equal: `2x = 10` and `10`, a set and a tuple.
     """
     kind, other_kind = (next(KIND.finditer(text))[0][-1:] for text in (formula, other))
     if kind == "=" != other_kind:
@@ -99,14 +99,14 @@ def _in_form_of(other: str, formula: str) -> str:
 
 
 class Worker:
-    """The process that compares formulas: starts when it is needed, is replaced when it ended."""
+    """The process that compares formulas: starts at the first use, and again after it has ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: Any = None  # a Popen
 
     def difference(self, formulas: list[str], timeout_s: float) -> str:
-        """As the function of this name; a comparison that ends the process is a difference."""
+        """As the function `difference`; formulas that end the process count as different."""
         with self._lock:
             reply = b""
             try:
@@ -114,7 +114,7 @@ class Worker:
                 with contextlib.suppress(BrokenPipeError):
                     process.stdin.write(json.dumps([*formulas, timeout_s]).encode() + b"\n")
                     reply = process.stdout.readline()
-            finally:  # after Ctrl-C, too: nobody may take this reply for the next
+            finally:  # after Ctrl-C too: a late reply must not answer the next request
                 if not reply:
                     self.close()
         if reply:
@@ -128,7 +128,7 @@ class Worker:
         if self._process and self._process.poll() is None:
             return self._process
         self.close()
-        fixed = os.environ | {"PYTHONHASHSEED": "0"}  # the order of sympy's sets, so the verdict
+        fixed = os.environ | {"PYTHONHASHSEED": "0"}  # sympy's results depend on the order of sets
         self._process = Popen(  # in a session of its own: Ctrl-C is not for the worker
             COMMAND, bufsize=0, stdin=PIPE, stdout=PIPE, env=fixed, start_new_session=True
         )
@@ -139,14 +139,14 @@ class Worker:
         return self._process
 
     def close(self) -> None:
-        """Ends the process; the next comparison starts another."""
+        """End the process; the next comparison starts another."""
         process, self._process = self._process, None
         if process:
             with process:  # closes the pipes and waits
                 process.kill()
 
     def forget(self) -> None:
-        """Lets go of the process in a fork, which is not its parent, and of a lock that is held."""
+        """In a fork: forget the process, which belongs to the parent, and a lock that is held."""
         if self._process:
             self._process.returncode = 0  # neither kill nor wait does anything then
         self.close()

@@ -1,7 +1,8 @@
-"""The process that compares two formulas with math-verify, which brings sympy; started as a file.
+"""The process that compares two formulas with math-verify (on sympy); this file is its script.
 
 A request is a line of JSON, `[given, expected, timeout_s]`; the reply is `1` or `0`. Texts are read
-by math-verify's LaTeX grammar; its other reader calls `eval`. The kernel ends slow comparisons.
+by math-verify's LaTeX grammar, because its other reader calls `eval`. The kernel ends slow
+comparisons.
 """
 
 import contextlib
@@ -23,14 +24,14 @@ FORMULA = LatexExtractionConfig(normalization_config=PLAIN)
 
 
 def serve() -> None:
-    """Answers requests until the input ends."""
+    """Answer requests until the input ends."""
     replies = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no reply
+    os.dup2(2, 1)  # what libraries print goes to stderr, not among the replies
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    with contextlib.suppress(OSError, ValueError):  # macOS cannot limit it
+    with contextlib.suppress(OSError, ValueError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     os.write(replies, b"ready\n")
     for line in sys.stdin:
@@ -44,20 +45,20 @@ def serve() -> None:
 
 
 def are_equal(given: str, expected: str) -> bool:
-    """Whether both texts mean the same, or one is the other rounded."""
+    """Whether both texts mean the same, or one is a rounding of the other."""
     one, other = read(given), read(expected)
     is_same = any(verify(*pair, timeout_seconds=None) for pair in ((one, other), (other, one)))
     return is_same or is_rounding(given, other) or is_rounding(expected, one)
 
 
 def read(text: str) -> Any:
-    """The text as a sympy object with exact numbers; an error where it is no formula."""
+    """The text as a sympy object with exact numbers; an error if it is no formula."""
     (found,) = parse(f"${text}$", [FORMULA], "no_fallback", "first_match", parsing_timeout=None)
     return found.xreplace({number: Rational(str(number)) for number in found.atoms(Float)})
 
 
 def is_rounding(decimal: str, value: Any) -> bool:
-    """Whether a decimal of three or more digits is a number that no decimal can state, rounded."""
+    """Whether a decimal of three or more digits rounds a value that no decimal can express."""
     whole, _, places = decimal.removeprefix("-").partition(".")
     digits = (whole + places).lstrip("0")
     if not (places and digits.isdecimal() and len(digits) > 2 and value.is_number):

@@ -20,7 +20,6 @@ from tfgrpo_dspy.experience.values import (
 from tfgrpo_dspy.reflection.lessons import (
     CopyGuard,
     Lesson,
-    RefusedLesson,
     is_same_lesson,
     names_unknown_predictor,
     read_lesson,
@@ -44,8 +43,8 @@ def lessons_in(
     predictors: Sequence[str],
     evidence: Sequence[Evidence],
     unknown_scope: Callable[[str], None],
-) -> tuple[list[Lesson], list[RefusedLesson]]:
-    """The lessons that an answer holds, and one entry for those above the limit.
+) -> tuple[list[Lesson], list[str]]:
+    """The lessons that an answer holds, and one text for those above the limit.
 
     Args:
         output: what the module gave.
@@ -64,19 +63,22 @@ def lessons_in(
         if names_unknown_predictor(lesson, predictors):
             unknown_scope(f"{lesson.text!r} names none of {list(predictors)}; it is taken for all")
     reason = shortened(reason, REASON_TOKENS)
-    why = f"{LESSONS_PER_EXAMPLE} lessons of an answer are read for each example"
-    refused = [RefusedLesson(f"{len(lines) - most} more lessons", why)] * (len(lines) > most)
-    return [replace(lesson, reason=reason) for lesson in lessons if lesson.text], refused
+    refused = (
+        f"{len(lines) - most} more lessons "
+        f"({LESSONS_PER_EXAMPLE} lessons of an answer are read for each example)"
+    )
+    found = [replace(lesson, reason=reason) for lesson in lessons if lesson.text]
+    return found, [refused] if len(lines) > most else []
 
 
 def check_lessons(
     lessons: Sequence[Lesson], guard: CopyGuard, max_words: int
-) -> tuple[list[Lesson], list[RefusedLesson]]:
-    """The lessons that are taken, and those that are refused, such as copies of examples."""
+) -> tuple[list[Lesson], list[str]]:
+    """The lessons that are taken; the texts of those that are refused, each with the reason."""
     kept, refused = [], []
     for lesson in lessons:
         if reason := guard.reason(lesson.text) or unfit_reason(lesson, max_words):
-            refused.append(RefusedLesson(lesson.text, reason))
+            refused.append(f"{lesson.text} ({reason})")
         else:
             kept.append(lesson)
     return kept, refused

@@ -82,14 +82,6 @@ class Lesson:
 
 
 @dataclass(frozen=True, slots=True)
-class RefusedLesson:
-    """A lesson that was left out, and why."""
-
-    text: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class DroppedExperience:
     """A text that was tried and dropped; `reason` is its measured effect, or why, in words."""
 
@@ -98,9 +90,7 @@ class DroppedExperience:
     reason: str = ""
 
 
-def read_lesson(
-    line: str, predictors: Sequence[str], evidence: Evidence | Sequence[Evidence]
-) -> Lesson:
+def read_lesson(line: str, predictors: Sequence[str], evidence: Sequence[Evidence]) -> Lesson:
     """The lesson that a line stands for: `[name]` gives its scope, `(examples 1, 3)` its groups.
 
     Brackets that name no predictor stay in the text, and the lesson is for all. A lesson that names
@@ -111,15 +101,14 @@ def read_lesson(
         predictors: the names of the program's predictors.
         evidence: the groups that were shown, in their order.
     """
-    shown = (evidence,) if isinstance(evidence, Evidence) else tuple(evidence)
-    sources = tuple(dict.fromkeys(shown))
+    sources = tuple(dict.fromkeys(evidence))
     text = " ".join(line.split())
     named = _SOURCES.search(text)
     numbers = [int(digits) for digits in re.findall(r"\d+", named[1])] if named else []
-    says_so = len(shown) > 1 or (named and re.search(r"[^\W\d_]", named[0]))
-    if named and says_so and all(1 <= number <= len(shown) for number in numbers):
+    names_examples = named and (len(evidence) > 1 or re.search(r"[^\W\d_]", named[0]))
+    if named and names_examples and all(1 <= number <= len(evidence) for number in numbers):
         text = text[: named.start()]
-        sources = tuple(dict.fromkeys(shown[number - 1] for number in numbers))
+        sources = tuple(dict.fromkeys(evidence[number - 1] for number in numbers))
     scoped = _SCOPED.fullmatch(text)
     scope = resolve_scope(scoped[1], predictors) if scoped else None
     if scoped is None or scope is None:
@@ -223,9 +212,9 @@ def is_same_lesson(one: Lesson, other: Lesson) -> bool:
     return not any(word in _TURNING or any(map(str.isdigit, word)) for word in more)
 
 
-LIKE = 0.5
+LIKE_SHARE = 0.5
 """Share of a lesson's letter groups that a text must have, to rest on the lesson for sure."""
-LEAST_LIKE = 0.2
+LEAST_SHARE = 0.2
 """Share that the lesson with most must have, where no lesson has that many."""
 
 
@@ -234,7 +223,8 @@ def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:
 
     The share of a lesson's letter pairs and triples that the text has, in any language; those that
     all lessons have count next to nothing, so lessons of one form are told apart. Lessons above
-    `LIKE` count; if there is none, the best one, from `LEAST_LIKE` on. A single lesson always does.
+    `LIKE_SHARE` count; if there is none, the best one, from `LEAST_SHARE` on. A single lesson
+    always does.
     """
     if len(lessons) < 2:
         return list(lessons)
@@ -244,7 +234,7 @@ def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:
         math.fsum(weights[gram] for gram in _letter_groups(lesson.text) & in_text) / (total or 1.0)
         for lesson, total in zip(lessons, totals, strict=True)
     ]
-    least = LIKE if max(shares) >= LIKE else max(LEAST_LIKE, *shares)
+    least = LIKE_SHARE if max(shares) >= LIKE_SHARE else max(LEAST_SHARE, *shares)
     return [lesson for lesson, share in zip(lessons, shares, strict=True) if share >= least]
 
 

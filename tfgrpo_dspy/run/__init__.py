@@ -298,7 +298,7 @@ class Run:
             epoch=batch.epoch,
             groups=tuple(map(_group_record, extracted.groups, extracted.uses)),
             lessons=tuple(lesson.text for lesson in extracted.lessons),
-            refused_lessons=tuple(f"{les.text} ({les.reason})" for les in extracted.refused),
+            refused_lessons=extracted.refused,
             operations=tuple(map(operation_record, proposed)),
             accepted=list(decision.library) != list(before),
             reason=decision.reason,

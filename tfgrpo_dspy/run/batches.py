@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate import Decision, Measured
-from tfgrpo_dspy.reflection.lessons import Lesson, RefusedLesson
+from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Group, Rollout
 
 TEACHING = ("contrast", "failure analysis", "no ground truth")
@@ -63,14 +63,14 @@ class SampledGroup:
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """What a batch teaches: its lessons, and those that are refused.
+    """What a batch teaches: its lessons; the texts of refused ones, each with the reason.
 
     `uses` says what each of its groups was used as; the reflection LM was asked `n_asked` times
     about groups, and `n_unread` of the answers could not be read.
     """
 
     lessons: tuple[Lesson, ...]
-    refused: tuple[RefusedLesson, ...]
+    refused: tuple[str, ...]
     groups: tuple[SampledGroup, ...] = ()
     uses: tuple[str, ...] = ()
     n_asked: int = 0

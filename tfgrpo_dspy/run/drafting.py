@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from tfgrpo_dspy.experience.values import Evidence
-from tfgrpo_dspy.reflection.lessons import Lesson, RefusedLesson, merge_lessons
+from tfgrpo_dspy.reflection.lessons import Lesson, merge_lessons
 from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES, clip
 from tfgrpo_dspy.rollout import fields_text, rollout_id_for
 from tfgrpo_dspy.run.asking import Answer, Question, ReflectionClient
@@ -38,7 +38,7 @@ async def draft_lessons(
 
     tasks = [run.loop.spawn(answer(*pair)) for pair in enumerate(parts)]
     drawn: list[Lesson] = []
-    refused: list[RefusedLesson] = []
+    refused: list[str] = []
     for number, (examples, task) in enumerate(zip(parts, tasks, strict=True)):
         source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
         shown = [run.trainset[index] for index in examples]

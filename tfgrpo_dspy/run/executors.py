@@ -1,4 +1,4 @@
-"""Rollouts by the user's executor (`concurrent.futures`, dask), in processes or on machines.
+"""Runs rollouts in the user's executor (`concurrent.futures`, dask): in processes, or on machines.
 
 The executor is the user's: it is never shut down. What its workers do is in `worker`.
 """
@@ -17,10 +17,10 @@ from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.run.loop import Loop, Priority, Result, Slots, TimedOutError
 from tfgrpo_dspy.run.worker import Bundle, Reply, Request, run_request
 
-MOST_LOSSES = 3
-"""A request over which so many workers were lost is not made again."""
+MAX_LOST_WORKERS = 3
+"""A request that lost this many workers is not sent again."""
 POLL_S = 0.02
-"""How often a request that waits for calls of the budget looks whether others gave some back."""
+"""How often a request that waits for budget checks whether reserved calls were given back."""
 
 
 def workers_of(executor: Executor) -> int | None:
@@ -35,16 +35,16 @@ def workers_of(executor: Executor) -> int | None:
         return None
 
 
-class BrokenReplyError(Exception):
-    """The executor gives no reply to a request, though the run waits for the reply."""
+class RequestCancelledError(Exception):
+    """The executor cancelled a request that the run still needs."""
 
 
 class RemoteRollouts:
-    """Has rollouts made by an executor.
+    """Runs rollouts in the user's executor.
 
     Args:
-        loop: of the run.
-        executor: any of `concurrent.futures`; its workers need this package.
+        loop: the event loop of the run.
+        executor: any `concurrent.futures.Executor`; its workers need this package.
         n_at_once: how many requests are under way at once.
         timeout_s: how long a rollout may take; None: any time.
     """
@@ -81,29 +81,33 @@ class RemoteRollouts:
     async def _rollout(self, bundle: Bundle, request: Request) -> Rollout | TimedOutError:
         """The rollout that the request asks for; a request whose worker is lost is made again."""
         n_losses = 0
-        while n_losses < MOST_LOSSES:
+        while n_losses < MAX_LOST_WORKERS:
             while (share := self._shares.take()) is None:
                 await asyncio.sleep(POLL_S)
             try:
-                reply = await self._reply(bundle, request, share)
+                reply = await self._send_with_bundle(bundle, request, share)
             except TimeoutError:
                 return TimedOutError(f"took over {self._timeout_s:g} s")
             except Exception as error:  # noqa: BLE001 - whatever an executor raises
                 self._ledger.forfeit(share)
                 self._check_usable(error)
-                why = f"the executor gave it up: {described(error)}"
+                why = f"the executor raised {described(error)}"
                 n_losses += 1
                 continue
-            if reply.was_begun:
+            if reply.was_started_before:
                 self._ledger.forfeit(share)
-                why = "a worker was lost over it"
+                why = "its worker died"
                 n_losses += 1
-            elif (rollout := self._settled(share, reply)) is not None:
+            elif (rollout := self._rollout_or_retry(share, reply)) is not None:
                 return rollout
-        failure = Failure("worker", f"{why}, {n_losses} times")
+        failure = Failure(
+            "worker", f"the executor lost this rollout {n_losses} times; last reason: {why}"
+        )
         return Rollout(request.index, request.rollout_id, failure=failure)
 
-    async def _reply(self, bundle: Bundle, request: Request, share: Reservation) -> Reply:
+    async def _send_with_bundle(
+        self, bundle: Bundle, request: Request, share: Reservation
+    ) -> Reply:
         """The reply to the request; the bundle is sent only to a worker that lacks it.
 
         Raises:
@@ -111,13 +115,13 @@ class RemoteRollouts:
         """
         async with asyncio.timeout(self._timeout_s):
             packed = request.packed()
-            reply = await self._sent(share, bundle.key, None, packed)
+            reply = await self._send(share, bundle.key, None, packed)
             if reply.lacks_bundle:
-                reply = await self._sent(share, bundle.key, bundle.blob, packed)
+                reply = await self._send(share, bundle.key, bundle.blob, packed)
             return reply
 
-    async def _sent(self, share: Reservation, key: str, blob: bytes | None, packed: bytes) -> Reply:
-        name = f"{self._name}/{next(self._count)}"  # dask does equal tasks once
+    async def _send(self, share: Reservation, key: str, blob: bytes | None, packed: bytes) -> Reply:
+        name = f"{self._name}/{next(self._count)}"  # dask runs tasks of equal arguments only once
         budget = self._shares.as_budget(share)
         try:
             future = self._executor.submit(run_request, key, blob, packed, budget, name)
@@ -128,21 +132,21 @@ class RemoteRollouts:
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and not task.cancelling():  # the run goes on without this reply
-                raise BrokenReplyError(f"the executor cancelled request {name}") from error
+                raise RequestCancelledError(f"the executor cancelled request {name}") from error
             self._ledger.forfeit(share)
-            future.add_done_callback(functools.partial(self._settle_late, share))
+            future.add_done_callback(functools.partial(self._settle_when_done, share))
             raise
         return reply
 
-    def _settle_late(self, share: Reservation, future: "Future[Reply]") -> None:
+    def _settle_when_done(self, share: Reservation, future: "Future[Reply]") -> None:
         if not future.cancelled() and future.exception() is None:
             self._settle(share, future.result())
 
     def _settle(self, share: Reservation, reply: Reply) -> None:
-        if not reply.was_begun:
+        if not reply.was_started_before:
             self._shares.settle(share, reply.n_calls, reply.cost, reply.n_metric_calls)
 
-    def _settled(self, share: Reservation, reply: Reply) -> Rollout | None:
+    def _rollout_or_retry(self, share: Reservation, reply: Reply) -> Rollout | None:
         """The rollout; None: its share was too small, and a larger one can be had.
 
         Raises:
@@ -163,11 +167,18 @@ class RemoteRollouts:
         raise RunStopped(reply.stopped_because)
 
     def _check_usable(self, error: Exception) -> None:
-        """Raises RunStopped: no request of this executor can be made any more."""
+        """End the run if the executor is broken.
+
+        Raises:
+            RunStopped: the executor is broken, or its workers lack a package.
+            SettingsError: the request cannot be packed.
+        """
         if isinstance(error, SettingsError):
             raise error
         if isinstance(error, BrokenExecutor | ImportError):
-            needs = " (its workers need this package, and dspy)" * isinstance(error, ImportError)
-            message = f"{described(error)}{needs}"
-            self._ledger.stop(f"the executor cannot go on: {message}", is_failure=True)
+            needs = "; install this package and dspy on its workers" * isinstance(
+                error, ImportError
+            )
+            message = f"the executor is broken: {described(error)}{needs}"
+            self._ledger.stop(message, is_failure=True)
             self._ledger.check()

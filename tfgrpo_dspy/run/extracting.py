@@ -10,7 +10,6 @@ from tfgrpo_dspy.reflection.feedback import recurring_feedback
 from tfgrpo_dspy.reflection.lessons import (
     CopyGuard,
     Lesson,
-    RefusedLesson,
     merge_lessons,
     read_lesson,
 )
@@ -147,13 +146,13 @@ def _best(groups: Groups) -> float:
 
 def _lessons_of(
     run: RunContext, answers: Sequence[tuple[Groups, Answer]], update: int
-) -> tuple[list[Lesson], list[RefusedLesson]]:
+) -> tuple[list[Lesson], list[str]]:
     """The lessons of the answers, near-duplicates merged; and those that are refused.
 
     For groups whose answer could not be read, they are the feedback that several groups share.
     """
     kept: list[Lesson] = []
-    refused: list[RefusedLesson] = []
+    refused: list[str] = []
     for groups, answer in answers:
         evidence = [_evidence(sampled.group, update) for sampled in groups]
         examples = [run.trainset[each.example] for each in evidence]
@@ -174,7 +173,7 @@ def _lessons_of(
 
 def lessons_of_answer(
     run: RunContext, answer: Answer, evidence: Sequence[Evidence], examples: Sequence[Any]
-) -> tuple[list[Lesson], list[RefusedLesson]]:
+) -> tuple[list[Lesson], list[str]]:
     """The lessons of an answer that are taken, and those that are refused.
 
     Args:

@@ -215,7 +215,7 @@ class Loop:
         try:
             self._pool.submit(job)
         except RuntimeError as error:
-            self.ledger.stop(f"the executor cannot go on: {error}", is_failure=True)
+            self.ledger.stop(f"the executor is broken: {error}", is_failure=True)
             self.ledger.check()
         return done
 

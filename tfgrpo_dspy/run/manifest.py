@@ -5,7 +5,7 @@ So a run can say what has changed since the one before, and offline why a piece 
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import dspy
@@ -129,12 +129,12 @@ class RunManifest:
         """
         if self._store is None or self._settings.offline:
             return
-        bare = [replace(experience, evidence=()) for experience in library]
+        without_evidence = library.annotated({each.id: {"evidence": ()} for each in library})
         self._store.replace(
             self._run,
             {
                 "components": self._components,
-                "library": ExperienceLibrary(bare, next_number=library.next_number).to_dict(),
+                "library": without_evidence.to_dict(),
                 "demos": [asdict(demo) for demo in demos],
                 "n_updates": n_updates,
                 "paid": [self._ledger.n_paid, self._ledger.paid],

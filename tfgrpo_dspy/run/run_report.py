@@ -96,7 +96,7 @@ class RunReport:
             given = "max_errors" if self._max_errors is not None else "without max_errors the run"
             ledger.stop(
                 f"{n_errors} of {self._n_done} rollouts and reflections failed, and {given} allows "
-                f"{allowed}; mend what fails, or pass a higher max_errors. The most frequent "
+                f"{allowed}; fix the cause, or pass a higher max_errors. The most frequent "
                 f"error ({times} of {n_errors}): {message}",
                 is_failure=True,
             )

@@ -109,10 +109,10 @@ def packed_library(library: ExperienceLibrary) -> bytes:
 class Reply:
     """The answer to a request.
 
-    `rollout` is its record, where it was made; `n_calls` and `cost` what of the reservation was
-    used, `most_calls` and `most_cost` what of it was taken at some moment. `lacks_bundle`: the
-    worker has not seen the bundle; `was_begun`: a worker before was lost over the request, with the
-    reservation; `stopped_because`: why the rollout was not finished.
+    `rollout` is the record of the rollout, where one was made. `n_calls` and `cost` are what was
+    used of the reservation, `most_calls` and `most_cost` the most that was taken of it at one time.
+    `lacks_bundle`: the worker has not seen the bundle. `was_started_before`: a worker died while it
+    ran this request. `stopped_because`: why the rollout was not finished.
     """
 
     rollout: dict[str, Any] | None = None
@@ -124,7 +124,7 @@ class Reply:
     stopped_because: str = ""
     is_failure: bool = False
     lacks_bundle: bool = False
-    was_begun: bool = False
+    was_started_before: bool = False
 
 
 @dataclass(slots=True)
@@ -167,8 +167,8 @@ def run_request(key: str, blob: bytes | None, packed: bytes, budget: Budget, nam
         budget: the reservation, as a budget.
         name: of the request, which must be used once only.
     """
-    if _was_begun(name):  # first of all: a new worker in a lost one's place lacks the bundle too
-        return Reply(was_begun=True)
+    if _was_started_before(name):  # before it is said that the bundle is lacking
+        return Reply(was_started_before=True)
     try:
         unpacked = _unpacked(key, blob)
         request = cloudpickle.loads(packed)
@@ -230,7 +230,7 @@ def _unpacked(key: str, blob: bytes | None) -> _Unpacked | None:
         return _bundles[key]
 
 
-def _was_begun(name: str) -> bool:
+def _was_started_before(name: str) -> bool:
     """Whether this request was begun before: dask makes those of a lost worker again by itself.
 
     Other executors never run a task twice.

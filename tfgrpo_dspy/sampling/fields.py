@@ -17,10 +17,6 @@ REMOTE = ("data:", "http:", "https:", "gs:")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
-class NoRoundTripError(ValueError):
-    """A stored value that was kept as text only, or whose type is not known here."""
-
-
 def as_text(value: Any) -> str:
     """A value as the reflection LM is shown it; media by their name, never their content."""
     try:
@@ -85,14 +81,14 @@ def encode(value: Any, annotation: Any = None) -> dict[str, Any]:
 
 
 def decode(encoded: Mapping[str, Any], annotation: Any = None) -> Any:
-    """The value that was encoded. Raises NoRoundTripError: it cannot be had from the record."""
+    """The value that was encoded. Raises ValueError: it cannot be had from the record."""
     if "json" in encoded:
         return encoded["json"]
     if str(encoded.get("image")).startswith(REMOTE):
         return dspy.Image(encoded["image"])
     if "typed" in encoded and annotation is not None:
         return _adapter(annotation).validate_python(encoded["typed"])
-    raise NoRoundTripError(str(encoded.get("text", encoded.get("typed"))))
+    raise ValueError(str(encoded.get("text", encoded.get("typed"))))
 
 
 def encode_fields(values: Any, annotations: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -103,7 +99,7 @@ def encode_fields(values: Any, annotations: Mapping[str, Any]) -> dict[str, dict
 def decode_fields(
     encoded: Mapping[str, Mapping[str, Any]], annotations: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The values of the fields. Raises NoRoundTripError."""
+    """The values of the fields. Raises ValueError."""
     return {name: decode(value, annotations.get(name)) for name, value in encoded.items()}
 
 

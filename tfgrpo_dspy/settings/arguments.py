@@ -1,12 +1,11 @@
 """Checks of numbers and types, and a constructor that takes the arguments of a settings class."""
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from tfgrpo_dspy.errors import SettingsError
 
@@ -94,16 +93,13 @@ def taking(
     def decorate(
         init: Callable[[Any, SettingsT], None],
     ) -> Callable[Concatenate[Any, Arguments], None]:
-        @functools.wraps(init)
-        def constructor(self: Any, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        def constructor(self: Any, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
             init(self, settings_class(*args, **kwargs))
 
-        own = inspect.signature(settings_class)
-        this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        constructor.__signature__ = own.replace(  # type: ignore[attr-defined]
-            parameters=[this, *own.parameters.values()]
-        )
-        takes: Any = constructor
-        return cast(Callable[Concatenate[Any, Arguments], None], takes)
+        signature = inspect.signature(settings_class)
+        self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = [self_parameter, *signature.parameters.values()]
+        vars(constructor)["__signature__"] = signature.replace(parameters=parameters)
+        return constructor
 
     return decorate
