@@ -243,7 +243,7 @@ def rows(log_dir: Path) -> Counter[str]:
     """How many records there are of each kind."""
     store = Store.existing(log_dir)
     assert store is not None
-    found = Counter({kind: len(list(store.keys(kind))) for kind in ("rollout", "score", "lost")})
+    found = Counter({kind: len(list(store.records(kind))) for kind in ("rollout", "score", "lost")})
     store.close()
     return found
 
@@ -509,7 +509,7 @@ def test_keys_travel_and_reach_no_file_no_record_and_no_report(
     lm.close()
     assert server.keys == {KEY}
     assert KEY not in facts(run)
-    assert "(secret)" in (tmp_path / "runs" / "cache.db").read_bytes().decode(errors="replace")
+    assert b"(secret)" in (tmp_path / "runs" / "tfgrpo_store.db").read_bytes()
     for path in [*tmp_path.rglob("*"), *folder.rglob("*")]:
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 

@@ -28,7 +28,7 @@ def test_offline_rescore_and_best_so_far_write_nothing_so_a_store_may_be_read_on
     before = contents(log_dir)
     assert facts(offline(log_dir, student=student, epochs=1)) == facts(first)
     assert rescore(log_dir, halved).mean is not None
-    assert type(best_so_far(log_dir)) is dspy.Predict
+    assert type(best_so_far(log_dir, student)) is dspy.Predict
     assert contents(log_dir) == before
 
 

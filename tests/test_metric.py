@@ -2,7 +2,6 @@
 # ruff: noqa: ARG001, ARG002, ARG005 - a metric is given arguments that it has no use for
 
 import functools
-import threading
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -11,11 +10,9 @@ from typing import Any
 import dspy
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tfgrpo_dspy import MetricError, SettingsError
-from tfgrpo_dspy.metric import Score, adapt_metric, metric_name
+from tfgrpo_dspy.metric import Score, adapt_metric
 
 EXAMPLE = dspy.Example(question="Where is order 7?", answer="here").with_inputs("question")
 PREDICTION = dspy.Prediction(answer="here")
@@ -121,67 +118,36 @@ def test_a_metric_of_the_wrong_number_of_arguments_is_refused_with_its_signature
     assert "metric(example, pred, trace=None)" in str(caught.value)
 
 
-def test_an_async_metric_is_awaited_in_the_thread_that_asks_for_the_score() -> None:
-    found: list[Score] = []
-    thread = threading.Thread(target=lambda: found.append(score(three_async)))
-    thread.start()
-    thread.join()
-    assert found == [Score(1.0, "(None,)")]
-
-
 # ---------------------------------------------------------------------- values
 
 
-@pytest.mark.parametrize(
-    ("value", "number"),
-    [
-        (True, 1.0),
-        (False, 0.0),
-        (3, 3.0),
-        (-0.25, -0.25),
-        (np.float32(0.5), 0.5),
-        (np.float64(0.1), 0.1),
-        (np.int64(7), 7.0),
-        (np.bool_(True), 1.0),
-        (np.array(0.5), 0.5),
-        (Decimal("0.1"), 0.1),
-        (Fraction(1, 4), 0.25),
-        (dspy.Prediction(score=0.5), 0.5),
-        (dspy.Prediction(score=np.bool_(True)), 1.0),
-        (dspy.Prediction(score=dspy.Prediction(score=0.5)), 0.5),
-        ({"score": 0.5}, 0.5),
-    ],
-    ids=repr,
-)
-def test_every_kind_of_number_is_a_score(value: Any, number: float) -> None:
+TWICE = dspy.Prediction(score=0.5, feedback="Too long.")
+SCORES: list[tuple[Any, float, str]] = [
+    (True, 1.0, ""),
+    (3, 3.0, ""),
+    (-0.25, -0.25, ""),
+    (1e149, 1e149, ""),
+    (np.float32(0.5), 0.5, ""),
+    (np.bool_(True), 1.0, ""),
+    (np.array(0.5), 0.5, ""),
+    (Decimal("0.1"), 0.1, ""),
+    (Fraction(1, 4), 0.25, ""),
+    ({"score": 0.5, "feedback": "Too long."}, 0.5, "Too long."),
+    (dspy.Prediction(score=np.bool_(True), feedback=None), 1.0, ""),
+    (dspy.Prediction(score=0.5, objective_scores={"a": 1}), 0.5, ""),
+    (dspy.Prediction(score=0.5, feedback=["Too long.", "Rude."]), 0.5, "['Too long.', 'Rude.']"),
+    (dspy.Prediction(score=TWICE), 0.5, "Too long."),
+    (dspy.Prediction(score=TWICE, feedback="Rude."), 0.5, "Rude."),
+]
+
+
+@pytest.mark.parametrize(("value", "number", "feedback"), SCORES, ids=repr)
+def test_every_kind_of_number_is_a_score_and_feedback_comes_with_it(
+    value: Any, number: float, feedback: str
+) -> None:
     result = score(returning(value))
-    assert result == Score(number, "")
+    assert result == Score(number, feedback)
     assert type(result.value) is float
-
-
-@pytest.mark.parametrize(
-    ("value", "feedback"),
-    [
-        (dspy.Prediction(score=0.5, feedback="Too long."), "Too long."),
-        ({"score": 0.5, "feedback": "Too long."}, "Too long."),
-        (dspy.Prediction(score=0.5, feedback=None), ""),
-        (dspy.Prediction(score=0.5, objective_scores={"a": 1}), ""),
-        (dspy.Prediction(score=dspy.Prediction(score=0.5, feedback="Too long.")), "Too long."),
-        (
-            dspy.Prediction(score=dspy.Prediction(score=0.5, feedback="x"), feedback="Too long."),
-            "Too long.",
-        ),
-        (dspy.Prediction(score=0.5, feedback=["Too long.", "Rude."]), "['Too long.', 'Rude.']"),
-    ],
-    ids=repr,
-)
-def test_feedback_comes_with_the_score(value: Any, feedback: str) -> None:
-    assert score(returning(value)) == Score(0.5, feedback)
-
-
-@given(st.integers(-(10**149), 10**149) | st.floats(-1e149, 1e149))
-def test_any_finite_number_is_its_own_score(number: float) -> None:
-    assert score(returning(number)).value == float(number)
 
 
 # ---------------------------------------------------------------------- refusals
@@ -204,25 +170,16 @@ class ArrayOfOne:
     [
         (None, "None (NoneType)"),
         (float("nan"), "nan (float)"),
-        (float("inf"), "inf (float)"),
         (-np.inf, "-inf (float)"),
-        (np.float32("nan"), "float32(nan) (float32)"),
-        (Decimal("NaN"), "Decimal('NaN') (Decimal)"),
         (Decimal("sNaN"), "Decimal('sNaN') (Decimal)"),
         (Decimal("1e999"), "Decimal('1E+999') (Decimal)"),
         (10**400, "... (int)"),
         ("1.0", "'1.0' (str)"),
-        (np.str_("1.0"), "'1.0') (str_)"),
         (b"1", "b'1' (bytes)"),
-        ("correct", "'correct' (str)"),
-        ([1.0], "[1.0] (list)"),
         ((1.0, "good"), "(1.0, 'good') (tuple)"),
         (1 + 0j, "(1+0j) (complex)"),
         (np.array([1.0]), "array([1.]) (ndarray)"),
         (ArrayOfOne(), "ArrayOfOne() (ArrayOfOne)"),
-        (np.array([1.0, 0.0]), "array([1., 0.]) (ndarray)"),
-        (dspy.Prediction(score=None), "None (NoneType)"),
-        (dspy.Prediction(score="1.0"), "'1.0' (str)"),
         (dspy.Prediction(score=dspy.Prediction(score=None)), "None (NoneType)"),
         ({"score": float("nan")}, "nan (float)"),
         (dspy.Prediction(answer="here"), "answer='here'"),
@@ -260,30 +217,8 @@ def test_a_metric_that_raises_is_an_error_that_names_metric_example_and_cause(me
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_an_interrupt_in_a_metric_is_not_a_failure_of_the_metric() -> None:
-    def interrupted(example: Any, pred: Any) -> float:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        score(interrupted)
-
-
 def test_a_long_example_is_quoted_in_part_only() -> None:
     example = dspy.Example(question="word " * 1000).with_inputs("question")
     with pytest.raises(MetricError) as caught:
         adapt_metric(returning(None))(example, PREDICTION, [])
     assert len(str(caught.value)) < 500
-
-
-@pytest.mark.parametrize(
-    ("metric", "name"),
-    [
-        (raising, "raising"),
-        (functools.partial(functools.partial(raising), trace=1), "raising"),
-        (CallableObject(), "CallableObject"),
-        (CallableObject().method, "CallableObject.method"),
-        (Judge(), "Judge"),
-    ],
-)
-def test_a_metric_is_named_as_its_author_names_it(metric: Any, name: str) -> None:
-    assert metric_name(metric) == name

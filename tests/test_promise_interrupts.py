@@ -20,6 +20,7 @@ from runs import (
     library_texts,
     polite_lm,
     polite_rules,
+    predictor,
 )
 from scripted import EXTRACT, UPDATE, Prompt, scripted_lm
 
@@ -140,7 +141,7 @@ def test_ctrl_c_drops_what_is_in_flight_keeps_what_is_done_and_the_next_compile_
     n_before = interrupted.engine.n_calls()
     before.wait_for_the_hung()  # answers that come now find nobody, and lead to nothing more
     assert interrupted.engine.n_calls() == n_before
-    assert library_texts(best_so_far(tmp_path)) == []
+    assert library_texts(best_so_far(tmp_path, predictor())) == []
     program = learned(lm=resumed, log_dir=tmp_path, num_threads=2)
     assert library_of(program) == library_of(learned())
     assert library_texts(program) == [ADVICE]
@@ -148,7 +149,7 @@ def test_ctrl_c_drops_what_is_in_flight_keeps_what_is_done_and_the_next_compile_
     again = done & Counter(map(repr, resumed.engine.prompts))
     assert again.total() <= 2  # one for each worker
     assert program.detailed_results.replayed["rollout"] > 0
-    assert library_texts(best_so_far(tmp_path)) == [ADVICE]
+    assert library_texts(best_so_far(tmp_path, predictor())) == [ADVICE]
 
 
 CHILD = """

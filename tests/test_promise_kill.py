@@ -61,8 +61,8 @@ def recorded_calls(folder: Path) -> set[int]:
     if store is None:
         return set()
     stages = ("rollout", "summary", "lesson", "update")
-    keys = [key for stage in stages for key in store.keys(stage)]
-    records = [record.get("rollout", record) for _, record in store.records(keys)]
+    found = [record for stage in stages for _, record in store.records(stage)]
+    records = [record.get("rollout", record) for record in found]
     store.close()
     return {record["usage"]["prompt_tokens"] for record in records}
 
@@ -110,7 +110,7 @@ def killed_until_done(
     store = Store.existing(folder / "log")
     assert store is not None
     stages = ("rollout", "score", "lesson", "update")
-    assert sum(len(list(store.records(store.keys(stage)))) for stage in stages) > len(whole.calls)
+    assert sum(len(list(store.records(stage))) for stage in stages) > len(whole.calls)
     store.close()
     return n_kills
 

@@ -1,11 +1,10 @@
-"""Promise 8: no key reaches a log, a report or a file; reading a library executes nothing.
+"""Promise 8: no key reaches a log, a report or a file.
 
 The LM is a real client: DSPy's own way to an OpenAI-shaped server, on the loopback interface.
 """
 
 import json
 import logging
-import pickle
 import traceback
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from scripted import EXTRACT, UPDATE, chat, lessons, operations
 
 from tfgrpo_dspy import (
     ExperienceLibrary,
-    LibraryFormatError,
     NoGate,
     RunFailedError,
     SettingsError,
@@ -245,37 +243,3 @@ def test_settings_that_are_refused_do_not_print_a_key() -> None:
     with pytest.raises(SettingsError) as raised:
         optimizer_of(gate=lm, extract=lm, epochs=0)
     assert KEY not in str(raised.value)
-
-
-# ---------------------------------------------------------------------- reading executes nothing
-
-
-class Bomb:
-    """Touches a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return Path.touch, (self.path,)  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize("protocol", [0, 5])
-def test_a_pickle_in_place_of_a_library_is_refused_and_not_run(
-    protocol: int, tmp_path: Path
-) -> None:
-    path = tmp_path / "library.json"
-    path.write_bytes(pickle.dumps(Bomb(tmp_path / "touched"), protocol=protocol))
-    with pytest.raises(LibraryFormatError, match="is not a library"):
-        ExperienceLibrary.load(path)
-    assert not (tmp_path / "touched").exists()
-
-
-def test_code_in_a_library_stays_text(tmp_path: Path) -> None:
-    text = f"__import__('pathlib').Path({str(tmp_path / 'touched')!r}).touch()"
-    library = ExperienceLibrary().apply([{"op": "ADD", "text": text}])
-    library.save(tmp_path / "library.json")
-    loaded = ExperienceLibrary.load(tmp_path / "library.json")
-    baked = loaded.bake(predictor())
-    assert [experience.text for experience in ExperienceLibrary.from_program(baked)] == [text]
-    assert not (tmp_path / "touched").exists()

@@ -111,7 +111,7 @@ def records(log_dir: Path) -> dict[str, Any]:
     store = Store.existing(log_dir)
     assert store is not None
     kinds = ("example", "library", "rollout", "score", "summary", "lesson", "update")
-    found = {key: dict(value) for kind in kinds for key, value in store.records(store.keys(kind))}
+    found = {key: dict(value) for kind in kinds for key, value in store.records(kind)}
     store.close()
     return found
 

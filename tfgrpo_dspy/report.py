@@ -10,7 +10,7 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.errors import LibraryError, MetricError, SettingsError, StoreError
+from tfgrpo_dspy.errors import MetricError, SettingsError, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.metric import Score, ScoringFunction, adapt_metric, wants_program_trace
 from tfgrpo_dspy.rollout import Rollout
@@ -18,7 +18,6 @@ from tfgrpo_dspy.run.manifest import LATEST_RUN
 from tfgrpo_dspy.sampling.demos import Demo, with_demos
 from tfgrpo_dspy.sampling.fields import decode_fields, field_annotations
 from tfgrpo_dspy.store import Store, reading
-from tfgrpo_dspy.store.program_text import rebuilt
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +88,8 @@ def rescore(
     rescored = []
     store = _existing(log_dir)
     try:
-        examples = dict(store.records(store.keys("example")))
-        for _, record in store.records(store.keys("rollout")):
+        examples = dict(store.records("example"))
+        for _, record in store.records("rollout"):
             if record.get("is_rerun"):  # made again for another metric
                 continue
             made = _prediction(record, examples, annotations, counts)
@@ -140,17 +139,15 @@ def _score(
         return None
 
 
-def best_so_far(log_dir: str | PathLike[str], student: Any = None) -> Any:
+def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
     """The best program of the run that was begun last in this store, finished or not.
 
     Args:
         log_dir: the folder of the run store.
-        student: the program that was compiled. A store holds text, no code; without the student, a
-            `dspy.Predict` or `dspy.ChainOfThought` is made anew from its signature, as far as that
-            has fields of plain types and no demos.
+        student: the program that was compiled; a store holds text, no code.
 
     Raises:
-        StoreError: the store cannot be read, holds no run, or the program needs the student.
+        StoreError: the store cannot be read, or holds no run of this program.
     """
     store = _existing(log_dir)
     try:
@@ -161,17 +158,11 @@ def best_so_far(log_dir: str | PathLike[str], student: Any = None) -> Any:
         store.close()
     if record is None:
         raise StoreError(f"log_dir={str(log_dir)!r} holds no run yet.")
+    with reading("run"):
+        library = ExperienceLibrary.from_dict(record["library"])
+        demos = [Demo(each["predictor"], dict(each["fields"])) for each in record.get("demos", [])]
     try:
-        with reading("run"):
-            library, text = ExperienceLibrary.from_dict(record["library"]), record["program"]
-            demos = [
-                Demo(each["predictor"], dict(each["fields"])) for each in record.get("demos", [])
-            ]
-    except LibraryError as error:
-        raise StoreError(f"log_dir={str(log_dir)!r} is damaged: {error}") from error
-    program = student if student is not None else rebuilt(text)
-    try:
-        return library.bake(with_demos(program, demos))
+        return library.bake(with_demos(student, demos))
     except (KeyError, ValueError) as error:
         raise StoreError(
             f"the demos recorded in log_dir={str(log_dir)!r} are not of this program ({error}); "

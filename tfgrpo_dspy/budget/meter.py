@@ -162,18 +162,18 @@ class Meter:
             self._was_refused = True
             raise
 
-    def check_refused(self) -> None:
-        """Raises RunStopped: a call was refused, even where the program swallowed that."""
+    def check(self) -> None:
+        """Raises RunStopped: nobody waits for these calls any more, or one of them was refused.
+
+        It was refused even where the program swallowed that.
+        """
+        if self._is_abandoned():
+            raise RunStopped(NOT_WANTED)
         if self._was_refused:
             raise RunStopped(self.ledger.stopped_because)
 
     def _is_abandoned(self) -> bool:
         return self._task is not None and self._task.is_abandoned
-
-    def check_wanted(self) -> None:
-        """Raises RunStopped: nobody waits any more for what these calls are for."""
-        if self._is_abandoned():
-            raise RunStopped(NOT_WANTED)
 
     def wait(self, seconds: float) -> None:
         """Wait; the task's clock stands still. Raises RunStopped: the run has ended meanwhile."""

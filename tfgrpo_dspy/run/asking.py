@@ -176,13 +176,13 @@ class ReflectionClient:
         except (RunStopped, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything
-            meter.check_refused()
+            meter.check()
             lost = meter.provider_failure
             message = lost.message if lost else described(error)
             return Answer(
                 None, meter.usage, 0, message, meter.is_too_long, is_lost=lost is not None
             )
-        meter.check_refused()
+        meter.check()
         n_unparsed = int(getattr(prediction, "parse_failures", 0))
         return Answer(found, meter.usage, n_unparsed, explanation=_explanation(prediction))
 

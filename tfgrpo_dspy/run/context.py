@@ -36,7 +36,7 @@ class RunContext:
         """The context of a new run. Raises StoreError: `log_dir` cannot be used."""
         ledger = Ledger(settings.budget)
         records = RunRecords(settings, student)
-        loop, remote = _loop_of(settings, ledger, records)
+        loop, remote = _loop_of(settings, ledger)
         return cls(
             settings=settings,
             student=copy_program(student),
@@ -68,16 +68,14 @@ class RunContext:
         raise RunStopped(ended)
 
 
-def _loop_of(
-    settings: RunSettings, ledger: Ledger, records: RunRecords
-) -> tuple[Loop, RemoteRollouts | None]:
+def _loop_of(settings: RunSettings, ledger: Ledger) -> tuple[Loop, RemoteRollouts | None]:
     """The loop with its threads (new ones, or those of the user's pool); the other processes."""
     executor, timeout_s = settings.execution.executor, settings.execution.rollout_timeout_s
     n_at_once = settings.threads
     if executor is not None:
         n_at_once = settings.num_threads or workers_of(executor) or settings.threads
     if isinstance(executor, ThreadPoolExecutor):
-        return Loop(ledger, n_at_once, timeout_s, executor, records.close), None
-    loop = Loop(ledger, settings.threads, timeout_s, at_end=records.close)
+        return Loop(ledger, n_at_once, timeout_s, executor), None
+    loop = Loop(ledger, settings.threads, timeout_s)
     remote = None if executor is None else RemoteRollouts(loop, executor, n_at_once, timeout_s)
     return loop, remote

@@ -80,7 +80,6 @@ class Loop:
         n_threads: how many tasks are done at once.
         timeout_s: how long a task may work, a provider's pauses apart; None: any time.
         pool: threads of the user's; None: a new daemon thread for each task.
-        at_end: called in the loop's thread when `run` ends, such as to close its connections.
     """
 
     def __init__(
@@ -89,9 +88,7 @@ class Loop:
         n_threads: int,
         timeout_s: float | None = None,
         pool: ThreadPoolExecutor | None = None,
-        at_end: Callable[[], None] | None = None,
     ) -> None:
-        self._at_end = at_end
         self.ledger = ledger
         self._n_threads = n_threads
         self._timeout_s = timeout_s
@@ -119,8 +116,6 @@ class Loop:
                 with contextlib.suppress(BaseException):  # raised in the caller's thread
                     loop.run_until_complete(main)
             loop.close()
-            if self._at_end is not None:
-                self._at_end()
             ended.set()
 
         context = contextvars.copy_context()

@@ -17,7 +17,6 @@ from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.sampling.demos import Demo
 from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.store import Store, callable_identity, digest, program_identity, reading
-from tfgrpo_dspy.store.program_text import program_text
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,6 @@ class RunManifest:
         self._records = records
         self._components: dict[str, str] = {}
         self._run = ""
-        self._program: dict[str, str] | None = None
 
     @property
     def _store(self) -> Store | None:
@@ -53,7 +51,6 @@ class RunManifest:
             return
         self._components = self._components_of(student, [trainset[i] for i in training], valset)
         self._run = f"run:{digest(self._components)}"
-        self._program = program_text(student)
         self._say_what_is_unseen()
         if self._settings.offline:
             return
@@ -112,7 +109,7 @@ class RunManifest:
         with reading("run"):
             differences = [
                 [name for name, own in self._components.items() if run["components"][name] != own]
-                for _, run in self._store.records(self._store.keys("run"))
+                for _, run in self._store.records("run")
             ]
         changes = min(differences, key=len, default=None)
         if changes and "the seed" in changes:  # which splits the data otherwise
@@ -137,7 +134,6 @@ class RunManifest:
             self._run,
             {
                 "components": self._components,
-                "program": self._program,
                 "library": without_evidence.to_dict(),
                 "demos": [asdict(demo) for demo in demos],
                 "n_updates": n_updates,

@@ -57,7 +57,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
     with run.context():
         prediction, failure = run.execute()
         trace = list(dspy.settings.trace)
-    run.meter.check_refused()
+    run.meter.check()
     rollout = Rollout(
         example=task.index,
         rollout_id=task.rollout_id,
@@ -177,14 +177,14 @@ def _scored(
     callbacks = [*(dspy.settings.callbacks or []), CallWatcher(meter)]
     judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
     score, failure = None, None
-    meter.check_wanted()
+    meter.check()
     task.ledger.note_metric_call()
     try:
         with dspy.context(lm=judge, disable_history=False, callbacks=callbacks):
             score = task.score(copied_example(task.example), prediction, trace)  # type: ignore[misc]
     except MetricError as error:
         failure = Failure("metric", str(error))
-    meter.check_refused()
+    meter.check()
     if meter.provider_failure is not None:  # where the metric hid it, what it returned is no score
         failure = Failure("metric", f"the metric's LM failed: {meter.provider_failure.message}")
     if score is None or failure is not None:

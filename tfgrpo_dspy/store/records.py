@@ -3,29 +3,27 @@
 import json
 import math
 import sqlite3
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import diskcache
+import tenacity
 
 from tfgrpo_dspy.errors import StoreError, described
 from tfgrpo_dspy.redaction import cleaned
-from tfgrpo_dspy.store.disk import SETTINGS, ReadOnlyCache, TextCache, TextDisk
 
-FORMAT_FILE = "tfgrpo_store.json"
-FORMAT_VERSION = 1
+DATABASE = "tfgrpo_store.db"
+FORMAT_VERSION = 2
 BUSY_TIMEOUT_S = 60.0
+"""How long a process waits for another one that writes to the same store."""
 
 INTACT = (
     "What was recorded before is intact; when that is mended, the same compile goes on from there."
 )
 DAMAGED = "The database is damaged: restore its folder from a copy, or take another log_dir."
-FROM_OUTSIDE = (sqlite3.Error, OSError)
-"""Faults of disk and locks; all others, and sqlite3's DatabaseError itself, are of what is read."""
 
 Record = dict[str, Any]
 
@@ -35,14 +33,9 @@ def reading(key: str) -> Iterator[None]:
     """Within it, a record that has not the form of its stage is damaged. Raises StoreError."""
     try:
         yield
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except StoreError:
+        raise
+    except Exception as error:  # a record that was changed may hold anything
         raise StoreError(f"The record {key!r} is damaged: {described(error)}.") from error
 
 
@@ -58,8 +51,8 @@ class Store:
         is_read_only: nothing is written, so the folder may be one that cannot be written to.
 
     Raises:
-        StoreError: the folder cannot be made, written or read, belongs to something else, or is
-            of a newer format. What is in it stays as it is.
+        StoreError: the folder cannot be made, written or read, or is of another format. What is in
+            it stays as it is.
     """
 
     def __init__(
@@ -70,61 +63,72 @@ class Store:
     ) -> None:
         self.folder = Path(folder).expanduser().absolute()
         self._clean = clean
+        self._lock = threading.RLock()
         with self._faults("open"):
-            self._check_format()
-            self._cache: Any = (
-                ReadOnlyCache(self.folder)
-                if is_read_only
-                else TextCache(str(self.folder), timeout=BUSY_TIMEOUT_S, disk=TextDisk, **SETTINGS)
+            self._connection = self._read_only() if is_read_only else self._connected()
+            ((version,),) = self._connection.execute("PRAGMA user_version")
+        if version != FORMAT_VERSION:
+            self.close()
+            raise StoreError(
+                f"log_dir={str(self.folder)!r} is a run store of format {version}; this version "
+                f"of tfgrpo_dspy reads format {FORMAT_VERSION}: update it, or take another folder."
             )
 
     @classmethod
     def existing(cls, folder: str | PathLike[str]) -> "Store | None":
         """The store in a folder that has one, to read it; nothing is made where there is none."""
         path = Path(folder).expanduser().absolute()
-        return cls(path, is_read_only=True) if (path / FORMAT_FILE).exists() else None
+        return cls(path, is_read_only=True) if (path / DATABASE).exists() else None
 
-    def _check_format(self) -> None:
-        file = self.folder / FORMAT_FILE
-        if not file.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if (self.folder / diskcache.core.DBNAME).exists() and not file.exists():
-                raise StoreError(
-                    f"log_dir={str(self.folder)!r} holds a database that is no run store; take "
-                    f"another folder."
-                )
-            whole = file.with_name(f".{FORMAT_FILE}.{uuid.uuid4().hex}")
-            whole.write_text(json.dumps({"version": FORMAT_VERSION}), encoding="utf-8")
-            whole.replace(file)  # as a whole: other processes may read it at this moment
-        try:
-            version = json.loads(file.read_text(encoding="utf-8"))["version"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise StoreError(f"{file} is damaged: {error!r}; take another log_dir.") from error
-        if version != FORMAT_VERSION:
-            raise StoreError(
-                f"log_dir={str(self.folder)!r} is a run store of format {version!r}; this version "
-                f"of tfgrpo_dspy reads format {FORMAT_VERSION}: update it, or take another folder."
+    def _connected(self) -> sqlite3.Connection:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / DATABASE
+        connection = sqlite3.connect(
+            file, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        retrying = tenacity.Retrying(  # of several processes at once, SQLite lets one set the mode
+            retry=tenacity.retry_if_exception_message(match="database is locked"),
+            stop=tenacity.stop_after_delay(BUSY_TIMEOUT_S),
+            wait=tenacity.wait_random(0.0, 0.02),
+            reraise=True,
+        )
+        retrying(connection.execute, "PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        ((n_tables,),) = connection.execute("SELECT count(*) FROM sqlite_master")
+        if not n_tables:
+            connection.executescript(
+                "BEGIN IMMEDIATE;"
+                "CREATE TABLE IF NOT EXISTS records (key TEXT PRIMARY KEY, text TEXT NOT NULL);"
+                f"PRAGMA user_version = {FORMAT_VERSION};"
+                "COMMIT"
             )
+        return connection
+
+    def _read_only(self) -> sqlite3.Connection:
+        """A connection that creates and changes no file.
+
+        A run that was killed may have left rows in the write-ahead log beside the database. Only
+        then the database is opened with its locks, which need a folder that can be written to.
+        """
+        file = self.folder / DATABASE
+        log = file.with_name(f"{DATABASE}-wal")
+        how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
+        return sqlite3.connect(f"{file.as_uri()}?{how}", uri=True, check_same_thread=False)
 
     @contextmanager
     def _faults(self, doing: str) -> Iterator[None]:
         try:
             yield
-        except diskcache.Timeout as error:
-            raise StoreError(
-                f"Cannot {doing} the run store log_dir={str(self.folder)!r}: it is locked by "
-                f"another process, or may not be written to. {INTACT}"
-            ) from error
-        except (sqlite3.Error, OSError, TypeError, KeyError, ValueError) as error:
-            is_damaged = (
-                type(error) is sqlite3.DatabaseError
-                or not isinstance(error, FROM_OUTSIDE)
-                or "UTF-8" in str(error)
-            )
+        except (sqlite3.Error, OSError) as error:
+            is_damaged = type(error) is sqlite3.DatabaseError or "UTF-8" in str(error)
             raise StoreError(
                 f"Cannot {doing} the run store log_dir={str(self.folder)!r}: {described(error)}. "
                 f"{DAMAGED if is_damaged else INTACT}"
             ) from error
+
+    def _execute(self, doing: str, sql: str, *values: str) -> list[Any]:
+        with self._lock, self._faults(doing):
+            return self._connection.execute(sql, values).fetchall()
 
     def get(self, key: str) -> Record | None:
         """The record under that key, or None.
@@ -132,27 +136,17 @@ class Store:
         Raises:
             StoreError: the record was changed by something else, or the disk fails.
         """
-        with self._faults("read"):
-            text = self._cache.get(key)
-        return None if text is None else self._parsed(key, text)
-
-    def _parsed(self, key: str, text: str) -> Record:
-        try:
-            record = json.loads(text, parse_float=_finite, parse_constant=_finite)
-        except (ValueError, RecursionError) as error:
-            raise StoreError(f"The record {key!r} is damaged: {error}.") from error
-        if not isinstance(record, dict):
-            raise StoreError(f"The record {key!r} is damaged: it is no object.")
-        return record
+        rows = self._execute("read", "SELECT text FROM records WHERE key = ?", key)
+        return _parsed(key, rows[0][0]) if rows else None
 
     def put(self, *records: tuple[str, Mapping[str, Any]]) -> list[Record | None]:
         """Write records, all or none; for each, the record that stood there already, or None."""
-        texts = [(key, self._text(record)) for key, record in records]
-        with self._faults("write"), self._cache.transact():
-            added = [self._cache.add(key, text) for key, text in texts]
-        return [
-            None if is_new else self.get(key) for (key, _), is_new in zip(texts, added, strict=True)
-        ]
+        with self.together():
+            earlier = [self.get(key) for key, _ in records]
+            for key, record in records:
+                sql = "INSERT OR IGNORE INTO records VALUES (?, ?)"
+                self._execute("write", sql, key, self._text(record))
+        return earlier
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -160,45 +154,55 @@ class Store:
 
         An error that is raised within it does not undo what was put before.
         """
-        raised = None
-        with self._faults("write"), self._cache.transact():
+        with self._lock:
+            is_outermost = not self._connection.in_transaction
+            if is_outermost:
+                self._execute("write", "BEGIN IMMEDIATE")
             try:
                 yield
-            except BaseException as error:  # noqa: BLE001 - raised again, behind the transaction
-                raised = error
-        if raised is not None:
-            raise raised
+            finally:
+                if is_outermost and self._connection.in_transaction:
+                    self._commit()
+
+    def _commit(self) -> None:
+        try:
+            self._execute("write", "COMMIT")
+        except StoreError:
+            with suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            raise
 
     def replace(self, key: str, record: Mapping[str, Any]) -> None:
         """Write a record in place of the one that stands there: notes on runs, never results."""
-        text = self._text(record)
-        if not (self.folder / FORMAT_FILE).exists():
+        if not (self.folder / DATABASE).exists():
             raise StoreError(
                 f"log_dir={str(self.folder)!r} was removed while the run went on: what it recorded "
                 f"there is lost."
             )
-        with self._faults("write"), self._cache.transact():
-            self._cache.set(key, text)
+        upsert = (
+            "INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET text = excluded.text"
+        )
+        with self.together():
+            self._execute("write", upsert, key, self._text(record))
 
     def _text(self, record: Mapping[str, Any]) -> str:
         return json.dumps(record if self._clean is str else cleaned(record, self._clean))
 
-    def keys(self, stage: str) -> list[str]:
-        """The keys of all records of a stage, the oldest first."""
-        with self._faults("read"):
-            return [key for key in self._cache if key.startswith(f"{stage}:")]
-
-    def records(self, keys: Sequence[str]) -> Iterator[tuple[str, Record]]:
-        """The records under these keys, one at a time; absent ones are left out."""
-        for key in keys:
-            record = self.get(key)
-            if record is not None:
-                yield key, record
+    def records(self, stage: str) -> Iterator[tuple[str, Record]]:
+        """The keys and records of a stage, the oldest first."""
+        sql = "SELECT key, text FROM records WHERE key GLOB ? ORDER BY rowid"
+        for key, text in self._execute("read", sql, f"{stage}:*"):
+            yield key, _parsed(key, text)
 
     def close(self) -> None:
         """Close the database; records stay."""
-        with self._faults("close"):
-            self._cache.close()
+        with self._lock, self._faults("close"):
+            self._connection.close()
+
+
+def _parsed(key: str, text: str) -> Record:
+    with reading(key):
+        return dict(json.loads(text, parse_float=_finite, parse_constant=_finite).items())
 
 
 def _finite(text: str) -> float:
