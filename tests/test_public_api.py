@@ -59,14 +59,9 @@ def a_metric(example: Any, pred: Any, trace: Any = None) -> float:
     return float(example.answer == pred.answer) if trace is None else 0.0
 
 
-def test_the_public_names_are_these() -> None:
-    assert tfgrpo_dspy.__all__ == PUBLIC
-
-
-def test_the_public_names_are_sorted_and_can_all_be_imported() -> None:
-    names = tfgrpo_dspy.__all__
-    assert names == sorted(set(names))
-    assert [name for name in names if not hasattr(tfgrpo_dspy, name)] == []
+def test_the_public_names_are_these_and_can_all_be_imported() -> None:
+    assert tfgrpo_dspy.__all__ == PUBLIC == sorted(set(PUBLIC))
+    assert [name for name in PUBLIC if not hasattr(tfgrpo_dspy, name)] == []
 
 
 def test_the_optimizer_takes_the_pinned_arguments_in_their_order_with_their_defaults() -> None:
@@ -107,11 +102,10 @@ def test_compile_has_the_parameters_of_dspys_optimizers() -> None:
         *("num_threads", "seed"),
     ]
     assert parameters["trainset"].default is inspect.Parameter.empty
-    assert parameters["teacher"].default is None
-    assert parameters["valset"].default is None
-    assert parameters["testset"].default is None
-    by_name = [parameters[name].kind for name in ("trainset", "teacher", "valset", "testset")]
-    assert by_name == [inspect.Parameter.KEYWORD_ONLY] * 4
+    for name in ("teacher", "valset", "testset"):
+        assert parameters[name].default is None
+    for name in ("trainset", "teacher", "valset", "testset"):
+        assert parameters[name].kind == inspect.Parameter.KEYWORD_ONLY
 
 
 def test_the_papers_schedule_can_be_overridden_argument_by_argument() -> None:

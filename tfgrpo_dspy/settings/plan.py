@@ -102,26 +102,24 @@ def plan_of(
     n_lessons = n_updates * (schedule.reflections_of_update - 1)
     n_summaries = n_training if reflection.summarize_always else 0
     n_updates += schedule.drafts > 0
-    n_rollouts = {
-        "student and final choice": schedule.reserve,
-        "test set": 2 * schedule.inputs.n_test,
-        "training rollouts": n_training,
-    }
-    n_calls_and_tokens = {
-        "drafts from labels": (schedule.drafts, draft_tokens),
-        "summaries": (n_summaries, group_tokens // settings.group_size),
-        "lessons": (n_lessons, group_tokens),
-        "updates of the library": (n_updates, 2_000),
-    }
     lm = settings.reflection_lm or dspy.settings.lm
-    rows = [
-        PlanRow(purpose, n, math.ceil(n * rollout.calls), rollout.cost and n * rollout.cost)
-        for purpose, n in n_rollouts.items()
-    ]
-    for purpose, (n, prompt) in n_calls_and_tokens.items():
-        cost = _cost(lm, settings, n, prompt + ASSUMED_FORMAT_TOKENS)
-        rows.append(PlanRow(purpose, 0, n, cost))
-    return Plan(tuple(rows), n_updates, bool(probed), schedule)
+
+    def of_rollouts(purpose: str, n: int) -> PlanRow:
+        return PlanRow(purpose, n, math.ceil(n * rollout.calls), rollout.cost and n * rollout.cost)
+
+    def of_reflections(purpose: str, n: int, prompt: int) -> PlanRow:
+        return PlanRow(purpose, 0, n, _cost(lm, settings, n, prompt + ASSUMED_FORMAT_TOKENS))
+
+    rows = (
+        of_rollouts("student and final choice", schedule.reserve),
+        of_rollouts("test set", 2 * schedule.inputs.n_test),
+        of_rollouts("training rollouts", n_training),
+        of_reflections("drafts from labels", schedule.drafts, draft_tokens),
+        of_reflections("summaries", n_summaries, group_tokens // settings.group_size),
+        of_reflections("lessons", n_lessons, group_tokens),
+        of_reflections("updates of the library", n_updates, 2_000),
+    )
+    return Plan(rows, n_updates, bool(probed), schedule)
 
 
 def derive_settings(
