@@ -13,7 +13,7 @@ from scripted import EXTRACT, Prompt, chat, lessons, scripted_lm
 from small import grpo
 from test_final_choice import FIRST_TEST, FIRST_VALIDATION
 
-from tfgrpo_dspy import AddLessons, Gate, NoGate, SettingsError, StoreError, best_so_far
+from tfgrpo_dspy import AddLessons, Gate, StoreError, best_so_far
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step, condensed
 from tfgrpo_dspy.sampling.demos import BestRollouts, demos_of, with_demos
 
@@ -177,21 +177,6 @@ def test_a_run_with_demos_resumes_replays_and_is_found_in_its_store(tmp_path: Pa
     assert shown(found) == shown(first)
     with pytest.raises(StoreError, match="pass the student that was compiled"):
         best_so_far(tmp_path, student=dspy.ChainOfThought("question -> answer"))
-
-
-# ---------------------------------------------------------------------- what is refused
-
-
-@pytest.mark.parametrize("value", [-1, 1.5, True, "4"])
-def test_a_number_of_demos_that_is_none_is_refused(value: Any) -> None:
-    with pytest.raises(SettingsError, match="max_demos"):
-        grpo(is_right, max_demos=value)
-
-
-@pytest.mark.parametrize("metric", [is_right, None])
-def test_demos_that_nothing_would_measure_are_refused(metric: Any) -> None:
-    with pytest.raises(SettingsError, match="nothing measures whether demos help"):
-        grpo(metric, gate=NoGate(), max_demos=4)
 
 
 def test_traces_with_steps_are_shown_where_they_help() -> None:

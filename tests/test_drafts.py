@@ -259,22 +259,6 @@ def test_the_default_gate_keeps_drafts_that_help_and_no_other(says: str) -> None
 # ---------------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"drafts": -1}, "drafts=-1: pass a whole number of at least 0"),
-        ({"drafts": 2, "use_labels": False}, "drafts=2 and use_labels=False"),
-        ({"drafts": 2, "draft": "?"}, "draft='?': pass a dspy.Module"),
-        ({"trainset": 5}, "trainset=5"),
-    ],
-)
-def test_what_drafts_cannot_be_made_of_is_refused_before_the_first_call(
-    arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(SettingsError, match=re.escape(message)):
-        Run(**arguments)
-
-
 def test_without_labels_or_ground_truth_drafts_are_refused() -> None:
     unlabelled = [dspy.Example(question=e.question).with_inputs("question") for e in TRAINSET]
     with pytest.raises(SettingsError, match="a trainset without labels"):

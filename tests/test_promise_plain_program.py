@@ -27,7 +27,6 @@ from runs import (
 from scripted import scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary
-from tfgrpo_dspy.results import RunResults
 
 
 def two_stage() -> dspy.Module:
@@ -161,18 +160,6 @@ def test_nothing_of_this_package_is_left_in_it(name: str) -> None:
     optimized = copy.deepcopy(optimized_of(name))
     del optimized.detailed_results
     assert b"tfgrpo" not in cloudpickle.dumps(optimized)
-
-
-def test_its_detailed_results_are_typed_and_become_builtins_when_they_are_pickled() -> None:
-    optimized = learned()
-    results = optimized.detailed_results
-    assert isinstance(results, RunResults)
-    pickled = cloudpickle.loads(cloudpickle.dumps(optimized)).detailed_results
-    assert type(pickled) is dict
-    assert pickled == results.to_dict()
-    assert json.loads(json.dumps(pickled)) == pickled
-    assert pickled["updates"][0]["operations"][0]["text"] == ADVICE
-    assert copy.deepcopy(optimized).detailed_results == results
 
 
 LOAD_AND_RUN = """

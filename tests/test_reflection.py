@@ -9,7 +9,7 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import EXTRACT, UPDATE, lessons, scripted_lm
+from scripted import lessons, scripted_lm
 
 from tfgrpo_dspy import (
     Effect,
@@ -17,7 +17,6 @@ from tfgrpo_dspy import (
     Experience,
     ExperienceLibrary,
     ExtractAdvantage,
-    UpdateLibrary,
 )
 from tfgrpo_dspy.reflection.lessons import (
     CopyGuard,
@@ -316,28 +315,6 @@ def group(*rollouts: Rollout, has_metric: bool = True) -> Group:
     return Group.of(0, rollouts, has_metric=has_metric)
 
 
-def test_attempts_are_shown_the_best_first_with_score_and_advantage() -> None:
-    shown = group(POOR, BAD, GOOD)
-    text = attempts_text(shown, [attempt_text(rollout) for rollout in shown.rollouts])
-    assert text == (
-        "Attempt 1 (score 1, advantage +1.22)\n"
-        "Feedback: Right.\n"
-        "Outputs:\n"
-        "answer: blue\n"
-        "\n"
-        "Attempt 2 (score 0.5, advantage +0.00)\n"
-        "Outputs:\n"
-        "answer: red\n"
-        "\n"
-        "Attempt 3 (score 0, advantage -1.22)\n"
-        "Step 1, predictor self\n"
-        "  in prompt: Which?\n"
-        "  out unparsed answer: ?!\n"
-        "  error: no fields\n"
-        "The program failed: no fields"
-    )
-
-
 @pytest.mark.parametrize(
     ("steps", "summary", "text"),
     [
@@ -448,47 +425,8 @@ INPUTS: dict[str, Any] = {
     "example": "question: 1",
     "expected": "answer: yes",
     "attempts": "Attempt 1 (score 1, advantage +1.00)",
-    "attempt": "Score: 1",
-    "dropped": "(none)",
-    "lessons": "1. Say please.",
-    "limits": "at most 3 experiences",
     "max_words": 40,
 }
-
-
-CORRECTION = r"\[\[ ## correction ## \]\]"
-
-
-def test_an_answer_that_does_not_parse_is_asked_for_once_more_in_the_form_that_is_wanted() -> None:
-    lm = scripted_lm([(CORRECTION, lessons("Say please.")), (EXTRACT, "I am only a model.")])
-    with dspy.context(lm=lm, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
-        answer = ExtractAdvantage()(**INPUTS)
-    assert (answer.lessons, answer.parse_failures) == (["Say please."], 1)
-    first, second = lm.engine.prompts
-    assert "correction" not in first.user
-    assert "I am only a model." not in second.user
-    assert (
-        "Your previous answer could not be read. Answer again with the output fields "
-        "semantic_advantage, lessons (lessons: one lesson a line, or the word None), each under "
-        "its own marker, and nothing else."
-    ) in second.user
-    assert second.user.startswith("[[ ## program ## ]]\nself (question -> answer): Answer.")
-
-
-def test_an_answer_that_does_not_parse_twice_is_empty_and_counted() -> None:
-    lm = scripted_lm([(UPDATE, "No.")])
-    with dspy.context(lm=lm, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
-        answer = UpdateLibrary()(**INPUTS)
-    assert answer.parse_failures == 2
-    assert "operations" not in answer
-    assert lm.engine.n_calls() == 2
-
-
-def test_a_providers_error_is_not_taken_for_a_parse_failure() -> None:
-    lm = scripted_lm([(UPDATE, RuntimeError("down"))])
-    with dspy.context(lm=lm), pytest.raises(dspy.LMError, match="down"):
-        UpdateLibrary()(**INPUTS)
-    assert lm.engine.n_calls() == 1
 
 
 def test_a_module_may_have_an_adapter_and_a_prompt_of_its_own() -> None:

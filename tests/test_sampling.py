@@ -87,14 +87,6 @@ def test_every_rollout_of_every_epoch_reaches_the_engine_with_a_seed_of_its_own(
     assert len({prompt.seed for prompt in sampled}) == 48
 
 
-def test_a_second_run_with_the_same_seed_is_answered_by_the_cache_and_counted_so() -> None:
-    lm = polite_lm(cache=True)
-    first, second = [learned(lm=lm).detailed_results.policy_usage for _ in range(2)]
-    assert (first.n_lm_calls > 0, first.n_cached_calls) == (True, 0)
-    assert (second.n_lm_calls, second.n_cached_calls) == (0, first.n_lm_calls)
-    assert second.prompt_tokens == 0
-
-
 @pytest.mark.parametrize(
     ("model", "kwargs", "rollout_id", "changes"),
     [

@@ -251,7 +251,8 @@ def prepared(program: Any = None, n: int = 30, **arguments: Any) -> Any:
 def test_a_run_reads_plain_numbers_and_what_the_user_set() -> None:
     settings = prepared(max_lm_calls=200, epochs=2, reflection=Reflection(drafts=1))
     assert (settings.group_size, settings.batch_size, settings.epochs) == (2, 5, 2)
-    assert (settings.max_demos, settings.drafts, settings.max_staleness) == (4, 1, 1)
+    assert (settings.max_demos, settings.reflection.drafts) == (4, 1)
+    assert settings.execution.max_staleness == 1
     assert settings.temperature == 0.7
 
 
@@ -283,8 +284,8 @@ def test_the_papers_schedule_is_not_derived() -> None:
     settings = TrainingFreeGRPO.paper(metric, max_lm_calls=5000).settings
     with dspy.context(lm=scripted_lm([])):
         run, _, _ = prepare(settings, predictor(), questions(30), None)
-    assert (run.group_size, run.epochs, run.drafts, run.max_demos) == (5, 3, 0, 0)
-    assert (run.max_staleness, run.schedule.groups_per_call) == (0, 1)
+    assert (run.group_size, run.epochs, run.reflection.drafts, run.max_demos) == (5, 3, 0, 0)
+    assert (run.execution.max_staleness, run.reflection.groups_per_call) == (0, 1)
     assert run.batch_size >= 30
 
 

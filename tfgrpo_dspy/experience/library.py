@@ -39,6 +39,7 @@ from tfgrpo_dspy.experience.values import (
     Operation,
     Refusal,
     operation_from,
+    scope_note,
 )
 
 ProgramT = TypeVar("ProgramT")
@@ -121,7 +122,7 @@ class ExperienceLibrary:
 
     def render(self) -> str:
         """The experiences as text, a line each; those for one predictor say for which."""
-        return "\n".join(render_lines([each]) + each.scope_note for each in self)
+        return "\n".join(render_lines([each]) + scope_note(each.scope) for each in self)
 
     def _visible_to(self, predictor: str) -> list[Experience]:
         return [experience for experience in self if experience.scope in (ALL, predictor)]

@@ -18,6 +18,11 @@ _ID = re.compile(r"E([1-9][0-9]*)")
 _WRITTEN_ID = re.compile(r"[\[(]?\s*[eE]?([1-9][0-9]*)\*?\s*[\])]?")
 
 
+def scope_note(scope: str) -> str:
+    """` (for solve)` for the scope of one predictor, "" for that of all."""
+    return "" if scope == ALL else f" (for {scope})"
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """One group that an experience was learned from.
@@ -92,14 +97,9 @@ class Experience:
         return (self.id, self.text, self.scope)
 
     @property
-    def scope_note(self) -> str:
-        """` (for solve)` for an experience of one predictor, "" for one of all."""
-        return "" if self.scope == ALL else f" (for {self.scope})"
-
-    @property
     def line(self) -> str:
         """Id, text and scope: `[E2] Say sorry first. (for solve)`."""
-        return f"[{self.id}] {self.text}{self.scope_note}"
+        return f"[{self.id}] {self.text}{scope_note(self.scope)}"
 
     def __str__(self) -> str:
         known = [str(self.effect)] if self.effect is not None else []
@@ -130,7 +130,9 @@ class LibraryDiff:
     def __str__(self) -> str:
         lines = [f"+ {new.line}" for new in self.added]
         lines += [f"- {old.line}" for old in self.removed]
-        lines += [f"~ {old.line} -> {new.text}{new.scope_note}" for old, new in self.modified]
+        lines += [
+            f"~ {old.line} -> {new.text}{scope_note(new.scope)}" for old, new in self.modified
+        ]
         return "\n".join(lines) or "no difference"
 
 

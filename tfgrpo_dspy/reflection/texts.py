@@ -10,7 +10,7 @@ from dspy.adapters.utils import get_annotation_name
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
-from tfgrpo_dspy.experience.values import ALL, Evidence, Experience
+from tfgrpo_dspy.experience.values import Evidence, Experience, scope_note
 from tfgrpo_dspy.reflection.lessons import DroppedExperience, Lesson
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
 
@@ -170,7 +170,7 @@ def lessons_text(lessons: Sequence[Lesson]) -> str:
     """The lessons, numbered; below each the examples that it comes from, and the reason."""
     lines = []
     for number, lesson in enumerate(lessons, start=1):
-        lines.append(f"{number}. {lesson.text}{_for(lesson.scope)}")
+        lines.append(f"{number}. {lesson.text}{scope_note(lesson.scope)}")
         if lesson.evidence:
             lines.append(f"    from {_n_examples(lesson.evidence)}: {_scores_text(lesson)}")
         if lesson.reason:
@@ -181,7 +181,7 @@ def lessons_text(lessons: Sequence[Lesson]) -> str:
 def dropped_text(dropped: Sequence[DroppedExperience]) -> str:
     """What was tried and dropped, the latest last; the earliest of many are left out."""
     lines = [
-        f"- {each.text}{_for(each.scope)}{f': {each.reason}' if each.reason else ''}"
+        f"- {each.text}{scope_note(each.scope)}{f': {each.reason}' if each.reason else ''}"
         for each in dropped[-MOST_DROPPED:]
     ]
     return "\n".join(lines) or "(none)"
@@ -195,10 +195,6 @@ def _scores_text(lesson: Lesson) -> str:
         parts.append(f"scores {', '.join(known)}" if known else "no scores")
     parts[0] += f' at "{lesson.example}"' if lesson.example else ""
     return "; ".join([*parts, *["..."] * (len(lesson.evidence) > MOST_SOURCES)])
-
-
-def _for(scope: str) -> str:
-    return "" if scope == ALL else f" (for {scope})"
 
 
 def _n_examples(evidence: Sequence[Evidence]) -> str:

@@ -172,13 +172,13 @@ class Run:
         settings, history = self.settings, self._history
         size = min(settings.batch_size, len(self._training))
         n_batches = math.ceil(len(self._training) / size)
-        n_drafts = int(settings.drafts > 0)
+        n_drafts = int(settings.schedule.drafts > 0)
         epochs, group_size = settings.epochs, settings.group_size
         if self._recorded is not None:
             epochs, group_size = 1, 0
         self._begin(n_drafts + epochs * n_batches)
         for update in range(n_drafts + epochs * n_batches):
-            last_known = update - 1 - settings.max_staleness
+            last_known = update - 1 - settings.schedule.max_staleness
             if n_drafts and update * size > WITHOUT_DRAFTS:
                 last_known = max(last_known, 0)
             await self._library_after(last_known)

@@ -142,7 +142,7 @@ class History:
 
     def _n_known(self, update: int) -> int:
         """How many updates are decided for sure when the batch of this one is made."""
-        return max(0, update - self._run.settings.max_staleness)
+        return max(0, update - self._run.settings.schedule.max_staleness)
 
     def earlier(self, batch: Batch) -> Earlier:
         """What the extraction of lessons from a batch may know of the updates before."""

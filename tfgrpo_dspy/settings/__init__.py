@@ -5,7 +5,7 @@ One message names every fault, before the first LM call. Nothing here runs a pro
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -162,11 +162,7 @@ class Settings:
 
     def scalars(self) -> dict[str, Any]:
         """The numbers, strings and flags by name, those of `reflection` and `execution` too."""
-        values = {
-            field.name: getattr(group, field.name)
-            for group in (self.reflection, self.execution, self)
-            for field in fields(group)  # type: ignore[arg-type]
-        }
+        values = vars(self.reflection) | vars(self.execution) | vars(self)
         return {
             name: value
             for name, value in values.items()
@@ -196,35 +192,23 @@ class RunSettings(Settings):
             SettingsError: the budget is too small to learn anything.
         """
         given = dict(vars(settings))
+        reflection, execution = given["reflection"], given["execution"]
+        names = ("group_size", "batch_size", "epochs", "max_demos")
         schedule = Schedule.derive(
             inputs,
-            **{name: given[name] for name in _DERIVED},
-            max_staleness=given["execution"].max_staleness,
-            drafts=given["reflection"].drafts,
-            groups_per_call=given["reflection"].groups_per_call,
+            **{name: given[name] for name in names},
+            max_staleness=execution.max_staleness,
+            drafts=reflection.drafts,
+            groups_per_call=reflection.groups_per_call,
         )
-        given |= {name: getattr(schedule, name) for name in _DERIVED}
+        given |= {name: getattr(schedule, name) for name in names}
         given["temperature"] = settings.temperature or DEFAULT_TEMPERATURE
+        given["execution"] = replace(execution, max_staleness=schedule.max_staleness)
+        given["reflection"] = replace(
+            reflection, drafts=schedule.drafts, groups_per_call=schedule.groups_per_call
+        )
         return cls(**given, schedule=schedule)
-
-    @property
-    def max_staleness(self) -> int:
-        """By how many updates the library of a batch's rollouts may be out of date."""
-        return self.schedule.max_staleness
-
-    @property
-    def drafts(self) -> int:
-        """How many times lessons are drafted from labels before the first rollout."""
-        return self.schedule.drafts
-
-    def scalars(self) -> dict[str, Any]:
-        """As `Settings.scalars`, with the derived numbers in place of None."""
-        names = ("max_staleness", "drafts", "groups_per_call")
-        return super().scalars() | {name: getattr(self.schedule, name) for name in names}
 
     def result_scalars(self) -> dict[str, Any]:
         """The scalars that a result may depend on: those of the run store are left out."""
         return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")}
-
-
-_DERIVED = ("group_size", "batch_size", "epochs", "max_demos")
