@@ -100,7 +100,7 @@ class Rollout:
     apart in caches; `outputs` the prediction's fields as text. `score` is None where the metric
     gave none (`failure` says why, or there is no metric). `usage` is the program's own,
     `metric_usage` that of an LM judge in the metric. `encoded` are the outputs as JSON, from which
-    most can be had back (`sampling.decode_fields`).
+    most can be had back (`decode_fields`).
     """
 
     example: int
