@@ -1,4 +1,4 @@
-"""LMs of their own, secrets of the environment, traces, and budgets over several starts."""
+"""LMs of their own, traces, and budgets over several starts."""
 
 import logging
 from pathlib import Path
@@ -16,7 +16,6 @@ from tfgrpo_dspy import (
     RunFailedError,
     SettingsError,
 )
-from tfgrpo_dspy.redaction import known_secrets
 
 RULES = polite_rules()
 
@@ -77,24 +76,6 @@ def test_what_was_lost_to_faults_counts_when_the_run_is_started_again(tmp_path: 
     assert n_calls <= 20
     compiled(lm, log_dir=tmp_path, max_lm_calls=30, max_errors=1000)
     assert n_calls < lm.engine.n_calls() <= 30
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "is_secret"),
-    [
-        ("API_KEY_2", "sk-verysecret-12345", True),
-        ("PGPASSWORD", "hunter2hunter2", True),
-        ("GITHUB_PAT", "ghp_0123456789", True),
-        ("POSTGRES_PASSWORD", "password", False),
-        ("AWS_REGION", "us-east-12", False),
-        ("SSH_KEY_FILE", "/etc/keys/id_rsa", False),
-    ],
-)
-def test_environment_variables_hold_secrets_by_name_but_plain_words_are_none(
-    name: str, value: str, is_secret: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(name, value)
-    assert (value in known_secrets([])) == is_secret
 
 
 TRACES = [

@@ -191,22 +191,28 @@ def test_a_key_at_any_place_of_an_lm_is_in_no_byte_of_store_log_and_results(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "is_secret"),
     [
-        ("PRIMARY_KEY_COLUMN", "customer_id"),
-        ("SORT_KEY", "customer_id"),
-        ("PRIMARY_KEY_COLUMN", "CustomerId"),
-        ("TOKENIZER_PATH", "/models/customer_id"),
+        ("API_KEY_2", "sk-verysecret-12345", True),
+        ("PGPASSWORD", "hunter2hunter2", True),
+        ("GITHUB_PAT", "ghp_0123456789", True),
+        ("POSTGRES_PASSWORD", "password", False),
+        ("AWS_REGION", "us-east-12", False),
+        ("SORT_KEY", "customer_id", False),
+        ("PRIMARY_KEY_COLUMN", "CustomerId", False),
+        ("TOKENIZER_PATH", "/models/customer_id", False),
     ],
 )
-def test_a_variable_that_is_no_secret_takes_nothing_out_of_a_lesson(
-    name: str, value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_variable_of_the_environment_holds_a_secret_by_its_name_but_plain_words_are_none(
+    name: str, value: str, is_secret: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(name, value)
     advice = f"When a customer asks, join on {value}."
-    optimized = learned(lm=polite_lm(advice), metric=half_right, gate=NoGate(), log_dir=tmp_path)
-    tried = [update.operations for update in optimized.detailed_results.updates]
-    assert advice in str(tried)
+    settings = {"metric": half_right, "gate": NoGate(), "epochs": 1, "log_dir": tmp_path}
+    results = learned(lm=polite_lm(advice), **settings).detailed_results
+    shown = advice.replace(value, "(secret)") if is_secret else advice
+    assert shown in str([(update.operations, update.lessons) for update in results.updates])
+    assert (value.encode() in (tmp_path / "tfgrpo_store.db").read_bytes()) != is_secret
 
 
 def test_a_key_in_the_error_of_an_lm_judge_or_of_the_reflection_lm_is_not_logged(
