@@ -9,7 +9,8 @@ from dspy import lm15
 from dspy.utils import DummyLM
 from scripted import chat
 
-from tfgrpo_dspy.budget import Ledger, Meter, metered
+from tfgrpo_dspy.budget import Budget, Ledger, Meter, metered
+from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Usage
 
 __all__ = ["server"]  # a fixture
@@ -172,3 +173,32 @@ def test_a_pause_of_hours_is_kept_for_five_minutes_and_said_once(
     now_s[0] = 301.0
     ledger.hold("model", asked_s)
     assert caplog.text.count("asks for a pause") == 2
+
+
+# ---------------------------------------------------------------------- the ledger
+
+
+def test_the_last_call_of_a_limit_is_given_and_the_next_one_ends_the_run() -> None:
+    for limit, take in (
+        ("max_lm_calls", lambda ledger, n: ledger.take(n)),
+        ("max_metric_calls", lambda ledger, n: ledger.take_metric_calls(n)),
+    ):
+        ledger = Ledger(Budget(**{limit: 5}))
+        take(ledger, 4)
+        take(ledger, 1)
+        with pytest.raises(RunStopped, match=f"{limit}=5"):
+            take(ledger, 1)
+
+
+def test_the_reserve_is_kept_until_it_is_opened() -> None:
+    for limit, take in (
+        ("max_lm_calls", lambda ledger, n: ledger.take(n)),
+        ("max_metric_calls", lambda ledger, n: ledger.take_metric_calls(n)),
+    ):
+        ledger = Ledger(Budget(**{limit: 5}))
+        ledger.set_reserve(2, 2, 0.0, 0.0)
+        take(ledger, 3)
+        with pytest.raises(RunStopped, match=f"{limit}=5"):
+            take(ledger, 1)
+        ledger.open_reserve()
+        take(ledger, 2)

@@ -199,6 +199,25 @@ def test_a_settled_text_does_not_fall_to_a_worse_one() -> None:
         assert decision.library["E1"].text == lesson(0)
 
 
+def test_a_settled_text_does_not_fall_to_one_that_is_as_good_and_has_some_luck() -> None:
+    for kind in range(KINDS):
+        lesson = WORDINGS["words"][1](kind)
+
+        def chance(
+            example: int, texts: Sequence[str], kind: int = kind, own: str = lesson
+        ) -> float:
+            has_either = any(text.startswith(own) for text in texts)
+            return 0.8 if example % KINDS == kind and has_either else 0.35
+
+        world = World(chance)
+        world.decide(Add(lesson, evidence=learned_from(kind)))
+        for _ in range(12):
+            world.decide()
+        rival = Modify("E1", f"{lesson} Politely.", evidence=learned_from(kind))
+        decisions = [world.decide(rival), *(world.decide() for _ in range(11))]
+        assert [texts_of(decision.library) for decision in decisions] == [{lesson}] * 12
+
+
 def test_a_delete_raises_doubt_but_does_not_take_a_proven_experience_away() -> None:
     lesson = WORDINGS["words"][1]
     world = World(of_kinds("words"), "words")

@@ -142,6 +142,11 @@ def test_whatever_the_sizes_each_epoch_is_a_partition_of_the_trainset(
         assert all(len(batch) == batch_size for batch in batches[:-1])
 
 
+def test_each_epoch_goes_through_the_trainset_in_another_order() -> None:
+    run = Run(*teaching("worth +0"), n=8, batch_size=8, epochs=3, gate=NoGate())
+    assert len({tuple(order) for order in run.trained_on}) == 3
+
+
 # ---------------------------------------------------------------------- validation
 
 
