@@ -9,6 +9,7 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import UNPARSED, in_training, is_score
 from scripted import (
     EXTRACT,
     SUMMARIZE,
@@ -37,40 +38,17 @@ from tfgrpo_dspy import (
 from tfgrpo_dspy.experience.values import Add, Operation, Refusal
 from tfgrpo_dspy.reflection.lessons import DroppedExperience, Lesson
 from tfgrpo_dspy.reflection.texts import estimate_tokens
-from tfgrpo_dspy.rollout import rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.proposing import propose
 
-UNPARSED = "I had rather not say."
 CORRECTION = r"## correction ##"
 Table = Sequence[Sequence[str | BaseException]]
 
 
-def is_score(_: dspy.Example, pred: dspy.Prediction) -> float:
-    """The answer is its own score."""
-    return float(pred.answer)
-
-
 def is_score_with_feedback(_: dspy.Example, pred: dspy.Prediction) -> dspy.Prediction:
     return dspy.Prediction(score=float(pred.answer), feedback=f"{pred.answer} is not enough.")
-
-
-def answering(table: Table) -> Callable[[Prompt], Any]:
-    """Rollout `index` of training example `i` answers `table[i][index]`, in each of 3 epochs."""
-    answers = {
-        rollout_id_for(0, epoch, i, index, "training") % 2**31: answer
-        for epoch in range(3)
-        for i, row in enumerate(table)
-        for index, answer in enumerate(row)
-    }
-
-    def answer(prompt: Prompt) -> Any:
-        given = answers.get(prompt.seed, "0.5")
-        return given if given == UNPARSED or not isinstance(given, str) else chat(answer=given)
-
-    return answer
 
 
 class Run:
@@ -88,7 +66,7 @@ class Run:
         schedule: Callable[..., TrainingFreeGRPO] = grpo,
         **arguments: Any,
     ) -> None:
-        self.lm = scripted_lm([*rules, ("question", answering(table))])
+        self.lm = scripted_lm([*rules, ("question", in_training(table))])
         optimizer = schedule(
             metric,
             **{"gate": NoGate(), "epochs": 1, "group_size": len(table[0]), "num_threads": 2}

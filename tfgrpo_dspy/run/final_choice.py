@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -10,11 +10,7 @@ from typing import Any
 from tfgrpo_dspy.budget import Account
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.gate import (
-    Decision,
-    Race,
-    advice_of,
-)
+from tfgrpo_dspy.gate import Decision, Race, advice_of
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results import DemoTrial, Finalist, Gain, ScoreSummary
 from tfgrpo_dspy.run.candidates import Candidate, Choice, candidates_of
@@ -143,6 +139,16 @@ def choose(
             account = account.after_rollouts(taken, n)
             found = measured.scores()
             scores = {(c, i): found[candidates[c], i] for c, i in [*scores, *pairs]}
+    return _choice_of(race, scores, candidates, n_demos)
+
+
+def _choice_of(
+    race: Race,
+    scores: Mapping[tuple[int, int], float | None],
+    candidates: Sequence[Candidate],
+    n_demos: int,
+) -> Choice:
+    """The winner of the race, and the scores of each candidate that took part."""
     best, n = race.winner(scores), race.n_measured(scores)
     by_candidate = {
         c: [scores[c, i] for i in range(n) if (c, i) in scores]
