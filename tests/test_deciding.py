@@ -17,7 +17,6 @@ from test_final_choice import (
     FIRST_VALIDATION,
     RIGHT,
     SMALL,
-    Proposes,
     case_in,
     cases,
     compiled,
@@ -39,6 +38,9 @@ from tfgrpo_dspy import (
     NoGate,
     RunEvidence,
 )
+from tfgrpo_dspy.experience.operations import Limits
+from tfgrpo_dspy.experience.values import Delete, Evidence, Keep
+from tfgrpo_dspy.run.gate_answers import decision_of
 
 
 @dataclass
@@ -167,13 +169,25 @@ def test_what_a_gate_decides_is_in_the_report_and_what_it_exports_in_the_program
     assert texts(program) == set(), "what is on trial is not deployable here"
 
 
-def test_what_a_keep_says_is_evidence_also_in_what_is_exported() -> None:
+def test_a_keep_adds_evidence_to_the_library_and_to_what_is_deployable() -> None:
+    before = library_of("Be brief.", "Be kind.")
+    deployable = before.apply([Delete("E2")])
+
+    class Deploys(Gate):
+        def decide(self, _evidence: RunEvidence) -> Decision:
+            return Decision(before, "stays", deployable=deployable)
+
+    keep = Keep("E1", evidence=(Evidence(0, 3, (1, 2), (0.0, 1.0)),))
+    asked = RunEvidence(Decision(before, "start"), (keep,), (), ("a",), (0,), Limits())
+    decision = decision_of(Deploys(), asked)
+    for library in (decision.library, decision.result):
+        assert library["E1"].evidence == keep.evidence
+    assert "E2" in decision.library
+    assert "E2" not in decision.result
+
+
+def test_what_a_keep_says_is_evidence_in_the_result() -> None:
     known = library_of(RIGHT["slate"])
-
-    class Exports(Proposes):
-        def decide(self, evidence: RunEvidence) -> Decision:
-            return Decision(evidence.proposed, "stays", known)
-
     add = {"op": "ADD", "text": "Be brief.", "lessons": [1]}
     rules = [
         (EXTRACT, lessons(RIGHT["slate"], "Be brief.")),

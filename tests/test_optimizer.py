@@ -10,7 +10,7 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import questions
+from runs import is_score, questions
 from scripted import (
     EXTRACT,
     SUMMARIZE,
@@ -35,11 +35,6 @@ from tfgrpo_dspy import (
 from tfgrpo_dspy.rollout import rollout_id_for
 
 # ---------------------------------------------------------------------- scripted runs
-
-
-def is_score(_: dspy.Example, pred: dspy.Prediction) -> float:
-    """The answer is its own score."""
-    return float(pred.answer)
 
 
 def worth(prompt: Prompt) -> float:
