@@ -42,7 +42,7 @@ def finish(
     choice = _choice(run, history, measured, demos, n_reserved=2 * len(testset))
     best = replace(choice.best, library=_with_prices(choice.best.library))
     shown = demos if best.has_demos else ()
-    run.manifest.note(best.library, len(run.report.updates), run.report.ended_because, shown)
+    run.manifest.note(best.library, run.report.ended_because, shown)
     tested: list[list[float | None]] = [[], []]
     if run.settings.metric is not None and testset:
         of_test = Measurements(run, "test", testset, demos)

@@ -60,7 +60,7 @@ class Measurements:
         rollouts = await self._maker.make(samples, PRIORITY)
         self._maker.settle(rollouts)
         for pair, rollout in zip(missing, rollouts, strict=True):
-            self._rollouts[pair] = replace(rollout, outputs={}, steps=(), encoded={})
+            self._rollouts[pair] = replace(rollout, outputs={}, steps=())
         return amount_of(rollouts), len(rollouts)
 
     def _sample(self, candidate: Candidate, example: int) -> Sample:
