@@ -145,7 +145,7 @@ class ReflectionClient:
             answer = _answer_of(run.records.keep(key, record, answer.is_lost))
             count(answer)
             lost = Failure("provider", answer.error) if answer.is_lost else None
-            run.report.check_errors(run.ledger, lost)
+            run.report.check_errors(lost)
             return answer
 
         def work() -> Answer:

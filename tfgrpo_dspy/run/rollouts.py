@@ -148,7 +148,7 @@ class Rollouts:
                 made = Rollout(sample.example, sample.rollout_id, failure=failure)
             rollout = run.records.keep_rollout(key, made)
             run.report.count_rollout(self._role, rollout)
-            run.report.check_errors(run.ledger, rollout.failure)
+            run.report.check_errors(rollout.failure)
             return rollout
 
         if run.remote is None:
