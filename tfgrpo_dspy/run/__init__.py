@@ -145,8 +145,7 @@ class Run:
 
     def _begin_manifest(self) -> None:
         run = self._run
-        with run.records.together():
-            run.manifest.begin(run.student, run.trainset, self._training, self._valset)
+        run.manifest.begin(run.student, run.trainset, self._training, self._valset)
 
     def probe(self) -> list[Usage]:
         """What the first rollouts that a compile makes cost on average."""
