@@ -28,7 +28,7 @@ async def draft_lessons(
     lesson is repeated, all count.
     """
     run = client.run
-    parts = list(itertools.islice(_draft_parts(run, training), run.settings.schedule.drafts))
+    parts = list(itertools.islice(_draft_parts(run, training), run.settings.drafts))
 
     async def answer(number: int, examples: Sequence[int]) -> Answer:
         def question(halving: int) -> Question:

@@ -84,7 +84,7 @@ async def extract_lessons(
     ) -> tuple[Groups, Answer] | None:
         return await answer([await group]) if await use in TEACHING else None
 
-    size = run.settings.schedule.groups_per_call
+    size = 1
     pairs = list(zip(groups, uses, strict=True))
     calls: list[Awaitable[tuple[Groups, Answer] | None]] = []
     if size == 1:  # no group waits for another

@@ -172,7 +172,7 @@ class RunReport:
             wall_time_s=time.monotonic() - self._started,
             library=best.library.to_dict(),
             settings=settings.result_scalars(),
-            schedule=settings.schedule.to_dict(),
+            schedule=settings.schedule,
         )
 
     def _all_usage(self, ledger: Ledger) -> dict[str, Usage]:
