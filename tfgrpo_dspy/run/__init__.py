@@ -20,7 +20,6 @@ from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.operations import check_operations
 from tfgrpo_dspy.experience.values import Operation, Refusal
-from tfgrpo_dspy.gate import GroupPlan
 from tfgrpo_dspy.results import GroupRecord, UpdateRecord
 from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
@@ -29,7 +28,6 @@ from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.drafting import draft_lessons
 from tfgrpo_dspy.run.extracting import extract_lessons
 from tfgrpo_dspy.run.final_choice import finish
-from tfgrpo_dspy.run.gate_answers import assigned_libraries
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.proposing import as_additions, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
@@ -232,11 +230,10 @@ class Run:
         return SampledGroup(group, tuple(sample.library for sample in samples))
 
     def _samples(self, batch: Batch, example: int) -> list[Sample]:
-        plan = GroupPlan(batch.decision, example, batch.update, self.settings.group_size)
         seed, epoch = self.settings.seed, batch.epoch
         return [
             Sample(library, example, rollout_id_for(seed, epoch, example, index, "training"))
-            for index, library in enumerate(assigned_libraries(self.settings.gate, plan))
+            for index, library in enumerate(self._history.assigned(batch, example))
         ]
 
     async def draft(self, batch: Batch) -> Extracted:
@@ -289,9 +286,9 @@ class Run:
             dropped=dict(decision.dropped),
             library_size=len(decision.library),
         )
-        self._run.report.add_update(record, self._run.ledger.n_lm_calls)
+        self._run.report.add_update(record)
         self._show(record)
-        self._run.manifest.note(history.result(), batch.update + 1, "")
+        self._run.manifest.note(history.result(), "")
         return decision.library
 
     def _show(self, record: UpdateRecord) -> None:

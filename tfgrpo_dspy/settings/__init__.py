@@ -29,6 +29,12 @@ from tfgrpo_dspy.settings.arguments import (
 DEFAULT_THREADS = 8
 AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
 """Per training example so many LM calls for each LM call of a rollout; at least so many in all."""
+
+
+def _path(value: Any) -> Any:
+    return value if isinstance(value, str | PathLike) and value != "" else None
+
+
 _CHECKS = {
     "reflection_lm": of_type(dspy.BaseLM, "a dspy.LM('provider/model')"),
     "auto": one_of(AUTO),
@@ -45,7 +51,7 @@ _CHECKS = {
     "gate": of_type(Gate, "a Gate, such as BayesianGate() or NoGate()"),
     "reflection": of_type(Reflection, "Reflection(...)"),
     "execution": of_type(Execution, "Execution(...)"),
-    "log_dir": of_type(str | PathLike, "the path of a folder"),
+    "log_dir": ("the path of a folder, or None", _path),
     "version": of_type(str, "a string"),
     "num_threads": whole(1),
     "seed": whole(),
