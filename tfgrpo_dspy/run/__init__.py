@@ -20,14 +20,12 @@ from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.operations import check_operations
 from tfgrpo_dspy.experience.values import Operation, Refusal
-from tfgrpo_dspy.gate import GroupPlan
 from tfgrpo_dspy.results import GroupRecord, UpdateRecord
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.final_choice import finish
-from tfgrpo_dspy.run.gate_answers import assigned_libraries
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
@@ -246,11 +244,10 @@ class Run:
         return SampledGroup(group, tuple(sample.library for sample in samples))
 
     def _samples(self, batch: Batch, example: int) -> list[Sample]:
-        plan = GroupPlan(batch.decision, example, batch.update, self.settings.group_size)
         seed, epoch = self.settings.seed, batch.epoch
         return [
             Sample(library, example, rollout_id_for(seed, epoch, example, index, "training"))
-            for index, library in enumerate(assigned_libraries(self.settings.gate, plan))
+            for index, library in enumerate(self._history.assigned(batch, example))
         ]
 
     async def draft(self, batch: Batch) -> Extracted:
@@ -298,7 +295,7 @@ class Run:
             dropped=dict(decision.dropped),
             library_size=len(decision.library),
         )
-        self._run.report.add_update(record, self._run.ledger.n_lm_calls)
+        self._run.report.add_update(record)
         self._show(record)
         self._run.manifest.note(history.result(), batch.update + 1, "")
         return decision.library

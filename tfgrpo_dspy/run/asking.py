@@ -161,7 +161,7 @@ class ReflectionClient:
             record = run.records.without_secrets(asdict(answer))
             answer = counted(run.records.keep_answer(key, record, answer.is_lost) or record)
             lost = Failure("provider", answer.error) if answer.is_lost else None
-            run.report.check_errors(run.ledger, lost)
+            run.report.check_errors(lost)
             return answer
 
         def work() -> Answer:

@@ -161,7 +161,7 @@ class Rollouts:
             )
             run.report.rescored += found.can_be_scored
             run.report.count_rollout(self._role, rollout)
-            run.report.check_errors(run.ledger, rollout.failure)
+            run.report.check_errors(rollout.failure)
             return rollout
 
         if run.remote is None:
