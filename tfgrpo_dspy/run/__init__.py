@@ -297,7 +297,7 @@ class Run:
         )
         self._run.report.add_update(record)
         self._show(record)
-        self._run.manifest.note(history.result(), batch.update + 1, "")
+        self._run.manifest.note(history.result(), "")
         return decision.library
 
     def _show(self, record: UpdateRecord) -> None:

@@ -146,7 +146,7 @@ class ReflectionClient:
             )
             return answer
 
-        record = run.records.find_answer(key)
+        record = run.records.find(key)
         if record is not None:
             answer = counted(record)
             run.ledger.spend(answer.usage.n_lm_calls, answer.usage.cost_usd)
@@ -159,7 +159,7 @@ class ReflectionClient:
             if isinstance(answer, TimedOutError):
                 answer = Answer(None, error=f"the reflection {answer}", is_lost=True)
             record = run.records.without_secrets(asdict(answer))
-            answer = counted(run.records.keep_answer(key, record, answer.is_lost) or record)
+            answer = counted(run.records.keep(key, record, answer.is_lost))
             lost = Failure("provider", answer.error) if answer.is_lost else None
             run.report.check_errors(lost)
             return answer
