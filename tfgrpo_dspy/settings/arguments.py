@@ -148,7 +148,6 @@ class Reflection:
     # `PaperReflection` makes these two arguments.
     summarize_always = False
     failure_analysis = True
-    update_per_group = False
 
     def __post_init__(self) -> None:
         checks = {"max_experience_words": whole(1), "drafts": whole(0)}
