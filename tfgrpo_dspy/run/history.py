@@ -199,7 +199,7 @@ class History:
         """
         if list(library) != list(self.start):
             return library
-        return ExperienceLibrary(library, next_number=self.start.next_number)  # with new evidence
+        return self.start.holding(library)  # with new evidence
 
     def scaled_decision(self) -> Decision:
         """The latest decision, with the spread of the training scores where it has none."""

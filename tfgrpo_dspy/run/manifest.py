@@ -5,7 +5,7 @@ So a run can say what has changed since the one before, and offline why a piece 
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import dspy
@@ -129,7 +129,7 @@ class RunManifest:
         """
         if self._store is None or self._settings.offline:
             return
-        without_evidence = library.annotated({each.id: {"evidence": ()} for each in library})
+        without_evidence = library.holding(replace(each, evidence=()) for each in library)
         self._store.replace(
             self._run,
             {

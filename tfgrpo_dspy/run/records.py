@@ -306,5 +306,5 @@ class RunRecords:
 
 @lru_cache(maxsize=256)
 def _library_digest(library: ExperienceLibrary) -> str:
-    contents = [experience.content for experience in library]
+    contents = [(each.id, each.text, each.scope) for each in library]
     return digest(contents, library.next_number)
