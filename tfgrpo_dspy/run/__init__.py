@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from tfgrpo_dspy.budget import Meter, watching
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.operations import check_operations
+from tfgrpo_dspy.experience.operations import carry_out
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.results import GroupRecord, UpdateRecord
 from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
@@ -251,7 +251,9 @@ class Run:
         operations, refused = await propose(
             self._client, batch, library, extracted.lessons, self._history.dropped()
         )
-        taken, refusals = check_operations(library, operations, self.settings.limits)
+        _, taken, refusals = carry_out(
+            operations, library, library.next_number, self.settings.limits
+        )
         return [*taken, *refused, *refusals]
 
     async def decide(

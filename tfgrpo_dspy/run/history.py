@@ -236,7 +236,7 @@ class History:
         """
         if list(library) != list(self.start):
             return library
-        return ExperienceLibrary(library, next_number=self.start.next_number)  # with new evidence
+        return self.start.holding(library)  # with new evidence
 
     @property
     def score_sd(self) -> float:
