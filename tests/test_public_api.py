@@ -41,15 +41,14 @@ PINNED = dict.fromkeys(ARGUMENTS) | {"metric": inspect.Parameter.empty}
 PINNED |= {"max_experiences": 30, "offline": False, "seed": 0, "progress": True}
 MODULES = dict.fromkeys(["extract", "update", "summarize", "draft"])
 GROUPS = {
-    Reflection: MODULES
-    | {"use_labels": True, "max_experience_words": 40, "groups_per_call": None, "drafts": None},
+    Reflection: MODULES | {"use_labels": True, "max_experience_words": 40, "drafts": None},
     Execution: dict.fromkeys(
         ["executor", "max_staleness", "rollout_timeout_s", "max_errors", "prices"]
     ),
 }
 NOT_TAKEN = [
     *("sampler", "reward", "rescue", "credit", "quorum", "hedge", "callbacks", "grpo_n"),
-    *("summarize_always", "failure_analysis", "update_per_group"),
+    *("summarize_always", "failure_analysis", "groups_per_call"),
     *("drafts", "use_labels", "max_staleness", "executor", "prices"),
 ]
 """Of other optimizers, of earlier versions, or of `Reflection` and `Execution`."""

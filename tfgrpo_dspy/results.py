@@ -123,7 +123,7 @@ class GroupRecord:
     """One group: its example (position in the training set), its rollouts' scores, what it was for.
 
     `used_as` is "contrast", "failure analysis", "no ground truth", or why it taught nothing:
-    "no contrast", "too few rollouts", "not reflected on" (answers about groups cannot be read).
+    "no contrast", "too few rollouts".
     """
 
     example: int
@@ -178,7 +178,7 @@ class RunResults:
     `replayed` counts, by role, what was read from the run store. `failures` counts by kind;
     `nothing_learned` says in one line why the library is what it was at the start ("": it is not);
     `library` is as in library.json; `n_demos` is how many demos the result has more than the
-    student; `schedule` holds each derived figure, with the reason for it.
+    student; `schedule` holds the derived figures.
     """
 
     student: ScoreSummary | None

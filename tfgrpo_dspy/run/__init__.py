@@ -18,18 +18,16 @@ from tqdm.auto import tqdm
 from tfgrpo_dspy.budget import Meter, watching
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.operations import check_operations
+from tfgrpo_dspy.experience.operations import carry_out
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.results import GroupRecord, UpdateRecord
-from tfgrpo_dspy.rollout import Group, Rollout, Usage, rollout_id_for
+from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.drafting import draft_lessons
-from tfgrpo_dspy.run.extracting import extract_lessons
 from tfgrpo_dspy.run.final_choice import finish
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.proposing import as_additions, propose
+from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.run_report import operation_record
 from tfgrpo_dspy.sampling.demos import BestRollouts
@@ -38,8 +36,6 @@ from tfgrpo_dspy.settings.checks import all_lms
 
 logger = logging.getLogger(__name__)
 
-N_PROBED = 2
-"""How many rollouts a probe makes."""
 WITHOUT_DRAFTS = 8
 """How many examples are sampled at most before the drafts are decided: more would mostly teach what
 the drafts say."""
@@ -143,21 +139,6 @@ class Run:
             failed.program = self.finish()
             raise failed from None
 
-    def _begin_manifest(self) -> None:
-        run = self._run
-        run.manifest.begin(run.student, run.trainset, self._training, self._valset)
-
-    def probe(self) -> list[Usage]:
-        """What the first rollouts that a compile makes cost on average."""
-        self._begin_manifest()
-        with self._until_stopped():
-            example = self._order(0)[0]
-            samples = self._samples(Batch(0, 0, (example,), self._history.last), example)
-            self._sampler.admit(N_PROBED)
-            self._run.loop.run(self._sampler.make(samples[:N_PROBED], (*TRAINING_PRIORITY, 0)))
-        spent = self._run.report.usage["rollout"]
-        return [Usage(*(getattr(spent, name) / N_PROBED for name in Usage.__slots__))] * N_PROBED
-
     # ------------------------------------------------------------------ batches
 
     async def batches(self) -> AsyncIterator[Batch]:
@@ -169,13 +150,13 @@ class Run:
         settings, history = self.settings, self._history
         size = min(settings.batch_size, len(self._training))
         n_batches = math.ceil(len(self._training) / size)
-        n_drafts = int(settings.schedule.drafts > 0)
+        n_drafts = int(settings.drafts > 0)
         epochs, group_size = settings.epochs, settings.group_size
         if self._recorded is not None:
             epochs, group_size = 1, 0
         self._begin(n_drafts + epochs * n_batches)
         for update in range(n_drafts + epochs * n_batches):
-            last_known = update - 1 - settings.schedule.max_staleness
+            last_known = update - 1 - settings.max_staleness
             if n_drafts and update * size > WITHOUT_DRAFTS:
                 last_known = max(last_known, 0)
             await self._library_after(last_known)
@@ -198,7 +179,8 @@ class Run:
             yield Batch(update, epoch, tuple(examples[: int(min(n, size))]), decision)
 
     def _begin(self, n_updates: int) -> None:
-        self._begin_manifest()
+        run = self._run
+        run.manifest.begin(run.student, run.trainset, self._training, self._valset)
         self._progress = tqdm(
             total=n_updates,
             desc="Training-Free GRPO",
@@ -257,7 +239,7 @@ class Run:
 
     async def extract(self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]) -> Extracted:
         """The lessons of the groups that can teach, each drawn as soon as its group is there."""
-        return await extract_lessons(self._client, batch, groups, self._history.earlier(batch))
+        return await extract_lessons(self._client, batch, groups, self._history.best_score(batch))
 
     async def propose(self, batch: Batch, extracted: Extracted) -> list[Operation | Refusal]:
         """The operations that the lessons call for, once the update before is decided.
@@ -265,15 +247,12 @@ class Run:
         Those that the library does not take come as refusals.
         """
         library = await self._library_after(batch.update - 1)
-        lessons, history = extracted.lessons, self._history
-        refused: list[Refusal] = []
-        if history.earlier(batch).has_given_up:
-            operations = as_additions(library, lessons)
-        else:
-            operations, refused = await propose(
-                self._client, batch, library, lessons, history.dropped()
-            )
-        taken, refusals = check_operations(library, operations, self.settings.limits)
+        operations, refused = await propose(
+            self._client, batch, library, extracted.lessons, self._history.dropped()
+        )
+        _, taken, refusals = carry_out(
+            operations, library, library.next_number, self.settings.limits
+        )
         return [*taken, *refused, *refusals]
 
     async def decide(

@@ -17,18 +17,13 @@ from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation
 from tfgrpo_dspy.gate import Decision, GroupPlan, Measured, RunEvidence, advice_of
-from tfgrpo_dspy.reflection.lessons import DroppedExperience
+from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.results import TriedAdvice, UpdateRecord
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.extracting import Earlier
 from tfgrpo_dspy.run.measuring import amount_of
 from tfgrpo_dspy.sampling.fields import as_fields
-
-HOPELESS = 5
-"""Where so many answers about groups could not be read, and none could, the reflection LM is asked
-no more: all of them would be paid for, and say nothing."""
 
 
 class History:
@@ -47,7 +42,7 @@ class History:
     def __init__(
         self, run: RunContext, start: ExperienceLibrary, training: Sequence[int], n_test: int
     ) -> None:
-        calls = run.settings.schedule.inputs.calls_per_rollout
+        calls = run.settings.data.calls_per_rollout
         self.batches: list[Batch] = []
         self.decisions = [Decision(start, "the library of the student")]
         self.accounts = [Account(run.settings.budget, assumed=Amount(calls, 1.0))]
@@ -55,10 +50,9 @@ class History:
         self._training = tuple(training)
         self._n_reserved = 0  # rollouts that are kept for the end
         if run.settings.metric is not None:
-            self._n_reserved = run.settings.schedule.reserve + 2 * n_test
+            self._n_reserved = run.settings.reserve + 2 * n_test
         self._started_s = time.monotonic()
         self._measured: list[Measured] = []
-        self._asked: list[tuple[int, int]] = []
         self._best_scores: list[float] = []
 
     @property
@@ -101,7 +95,6 @@ class History:
         )
         self.decisions.append(self._decision(evidence))
         self.accounts.append(self._account(batch, extracted, is_paid))
-        self._asked.append((extracted.n_asked, extracted.n_unread))
         scores = [score for each in extracted.groups for score in each.group.scores]
         self._best_scores.append(max(scores, default=-math.inf))
         self.set_reserve()
@@ -176,17 +169,11 @@ class History:
 
     def _n_known(self, update: int) -> int:
         """How many updates are decided for sure when the batch of this one is made."""
-        return max(0, update - self._run.settings.schedule.max_staleness)
+        return max(0, update - self._run.settings.max_staleness)
 
-    def earlier(self, batch: Batch) -> Earlier:
-        """What the extraction of lessons from a batch may know of the updates before."""
-        n_known = self._n_known(batch.update)
-        n_asked = sum(n for n, _ in self._asked[:n_known])
-        n_unread = sum(n for _, n in self._asked[:n_known])
-        has_given_up = HOPELESS <= n_asked == n_unread
-        if has_given_up:
-            self._run.report.forfeit(n_asked)
-        return Earlier(max(self._best_scores[:n_known], default=-math.inf), has_given_up)
+    def best_score(self, batch: Batch) -> float:
+        """The highest score of the updates that are decided for sure when the batch is made."""
+        return max(self._best_scores[: self._n_known(batch.update)], default=-math.inf)
 
     def why_to_end(self, update: int, n_batches: int) -> str:
         """Why no batch is made for this update; "" if one is.
@@ -249,7 +236,7 @@ class History:
         """
         if list(library) != list(self.start):
             return library
-        return ExperienceLibrary(library, next_number=self.start.next_number)  # with new evidence
+        return self.start.holding(library)  # with new evidence
 
     @property
     def score_sd(self) -> float:
@@ -257,13 +244,13 @@ class History:
         scores = [rollout.score for rollout in self._measured if rollout.score is not None]
         return self.last.score_sd or statistics.pstdev(scores or [0.0]) or 1.0
 
-    def dropped(self) -> list[DroppedExperience]:
+    def dropped(self) -> list[Lesson]:
         """The advice that was tried and is in the library no more, the most tried first."""
         held = {advice_of(experience) for experience in self.last.library}
         tried = [item for item in self.last.beliefs.items() if item[1].n_rollouts]
         tried.sort(key=lambda item: -item[1].n_rollouts)
         return [
-            DroppedExperience(text, scope, belief.in_words())
+            Lesson(text, scope, reason=belief.in_words())
             for (text, scope), belief in tried
             if (text, scope) not in held
         ]

@@ -102,16 +102,6 @@ class RunReport:
             logger.warning("first failure of kind %r: %s", kind, shown)
         self.failures[kind] += times
 
-    def forfeit(self, n_asked: int) -> None:
-        """Say, once, that the reflection LM is not asked any more."""
-        if not self.failures["reflection given up"]:
-            message = (
-                f"none of {n_asked} answers of the reflection LM could be read; it is asked no "
-                f"more, and lessons are what the metric's feedback says of several examples. Use a "
-                f"stronger reflection LM, or simpler reflection modules"
-            )
-            self.count_failure("reflection given up", message)
-
     def add_update(self, record: UpdateRecord) -> None:
         """Keep the record of an update that is decided, and log it."""
         self.updates.append(record)
@@ -147,7 +137,7 @@ class RunReport:
             nothing_learned=nothing_learned,
             wall_time_s=time.monotonic() - self._started,
             settings=settings.result_scalars(),
-            schedule=settings.schedule.to_dict(),
+            schedule=settings.schedule,
             **found,
         )
 

@@ -21,6 +21,7 @@ from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, language_models
+from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout
@@ -98,7 +99,8 @@ class Request:
 @functools.lru_cache(KEPT_PROGRAMS)
 def packed_library(library: ExperienceLibrary) -> bytes:
     """A library without annotations, as bytes: packed once for all its requests."""
-    return bytes(cloudpickle.dumps(library.bare()))
+    plain = library.holding(Experience(each.id, each.text, each.scope) for each in library)
+    return bytes(cloudpickle.dumps(plain))
 
 
 @dataclass(frozen=True, slots=True)
