@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from tfgrpo_dspy.budget import Account, Amount
+from tfgrpo_dspy.budget import Account, Amount, Budget
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation
 from tfgrpo_dspy.gate import Decision, Measured, RunEvidence, advice_of
@@ -131,12 +131,13 @@ class History:
         account, n = self.accounts[-1], self._n_reserved
         reserved = account.reserve(n)
         seconds = (time.monotonic() - self._started_s) / max(1, account.n_rollouts)
-        self._run.ledger.set_reserve(
-            math.ceil(reserved.n_metric_calls),
-            math.ceil(reserved.n_lm_calls),
-            reserved.cost,
-            n * seconds / self._run.settings.threads if account.n_rollouts else 0.0,
+        reserve = Budget(
+            max_lm_calls=math.ceil(reserved.n_lm_calls),
+            max_metric_calls=math.ceil(reserved.n_metric_calls),
+            max_cost=reserved.cost,
+            max_minutes=n * seconds / 60 / self._run.settings.threads if account.n_rollouts else 0,
         )
+        self._run.ledger.set_reserve(reserve)
 
     # ------------------------------------------------------------------ what follows
 
