@@ -6,7 +6,7 @@ The gates here are a user's own: subclasses of the public `Gate`.
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dspy
@@ -38,9 +38,6 @@ from tfgrpo_dspy import (
     NoGate,
     RunEvidence,
 )
-from tfgrpo_dspy.experience.operations import Limits
-from tfgrpo_dspy.experience.values import Delete, Evidence, Keep
-from tfgrpo_dspy.run.gate_answers import decision_of
 
 
 @dataclass
@@ -53,8 +50,8 @@ class Own(Gate):
 
     def decide(self, evidence: RunEvidence) -> Decision:
         self.told.append(evidence)
-        trial = {own.id: {"is_on_trial": True} for own in evidence.proposed}
-        library = evidence.proposed.annotated(trial)
+        library = evidence.proposed
+        library = library.holding(replace(own, is_on_trial=True) for own in library)
         dropped = {"E9": "it is number nine"}
         self.made.append(Decision(library, "on trial", ExperienceLibrary(), dropped=dropped))
         return self.made[-1]
@@ -169,25 +166,22 @@ def test_what_a_gate_decides_is_in_the_report_and_what_it_exports_in_the_program
     assert texts(program) == set(), "what is on trial is not deployable here"
 
 
-def test_a_keep_adds_evidence_to_the_library_and_to_what_is_deployable() -> None:
-    before = library_of("Be brief.", "Be kind.")
-    deployable = before.apply([Delete("E2")])
+@dataclass(frozen=True)
+class Deploys(Gate):
+    """Everything stays; a program is given all but the last experience, unmeasured."""
 
-    class Deploys(Gate):
-        def decide(self, _evidence: RunEvidence) -> Decision:
-            return Decision(before, "stays", deployable=deployable)
+    measures = False
 
-    keep = Keep("E1", evidence=(Evidence(0, 3, (1, 2), (0.0, 1.0)),))
-    asked = RunEvidence(Decision(before, "start"), (keep,), (), ("a",), (0,), Limits())
-    decision = decision_of(Deploys(), asked)
-    for library in (decision.library, decision.result):
-        assert library["E1"].evidence == keep.evidence
-    assert "E2" in decision.library
-    assert "E2" not in decision.result
+    def decide(self, evidence: RunEvidence) -> Decision:
+        before = evidence.previous.library
+        return Decision(before, "stays", deployable=before.apply([{"op": "DELETE", "id": "E2"}]))
 
 
-def test_what_a_keep_says_is_evidence_in_the_result() -> None:
-    known = library_of(RIGHT["slate"])
+@pytest.mark.parametrize("gate", [NoGate(), Deploys()], ids=["no gate", "a gate that forgets it"])
+def test_what_a_keep_says_is_evidence_in_the_result_whatever_the_gate_makes_of_it(
+    gate: Gate,
+) -> None:
+    known = library_of(RIGHT["slate"], "Be kind.")
     add = {"op": "ADD", "text": "Be brief.", "lessons": [1]}
     rules = [
         (EXTRACT, lessons(RIGHT["slate"], "Be brief.")),
@@ -195,13 +189,13 @@ def test_what_a_keep_says_is_evidence_in_the_result() -> None:
         ("question", solved),
     ]
     student = known.bake(dspy.Predict("question -> answer"))
-    lm = scripted_lm(rules)
     small = {**SMALL, "batch_size": 8, "update": None}
-    program = compiled(lm, gate=NoGate(), student=student, **small)
+    program = compiled(scripted_lm(rules), gate=gate, student=student, **small)
     results = program.detailed_results
     assert {op.op for op in results.updates[0].operations} == {"KEEP", "ADD"}
-    kept, _ = results.library["experiences"]
+    kept, *others = results.library["experiences"]
     assert kept["evidence"]
+    assert len(others) == (2 if gate == NoGate() else 0)
 
 
 def test_without_a_metric_the_default_is_no_gate_and_with_one_the_bayesian() -> None:
@@ -231,8 +225,9 @@ class Answers(Gate):
     def decide(self, evidence: RunEvidence) -> Any:
         if self.method == "decide":
             return self.answer
-        trial = {own.id: {"is_on_trial": True} for own in evidence.proposed}
-        return Decision(evidence.proposed.annotated(trial), "on trial")
+        library = evidence.proposed
+        trial = library.holding(replace(own, is_on_trial=True) for own in library)
+        return Decision(trial, "on trial")
 
     def assign(self, plan: GroupPlan) -> Any:
         return self.answer if self.method == "assign" else super().assign(plan)

@@ -14,7 +14,7 @@ from small import grpo
 from test_final_choice import FIRST_TEST, FIRST_VALIDATION
 
 from tfgrpo_dspy import AddLessons, Gate, StoreError, best_so_far
-from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step, condensed
+from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
 from tfgrpo_dspy.sampling.demos import BestRollouts, demos_of, with_demos
 
 
@@ -87,10 +87,10 @@ def test_good_rollouts_are_shown_by_the_result_where_they_help() -> None:
     assert len(shown(optimized)) == 4
     assert {pair for pair in shown(optimized)} <= {(f"Case {i}", str(i)) for i in range(12)}
     assert student.demos == []
-    assert results.demos.is_kept
-    assert results.demos.n == 4
-    assert results.demos.chance > 0.95
-    assert results.demos.gain.mean > 0.3
+    assert results.n_demos == 4
+    (with_demos,) = [finalist for finalist in results.finalists if finalist.is_best]
+    assert with_demos.has_demos
+    assert with_demos.chance > 0.95
     assert results.best.mean == pytest.approx(results.student.mean + results.gain.mean)
     assert results.nothing_learned == ""
 
@@ -99,7 +99,8 @@ def test_good_rollouts_are_shown_by_the_result_where_they_help() -> None:
 def test_where_they_do_not_help_the_result_is_as_without(with_demos: float) -> None:
     optimized = compiled(world(with_demos=with_demos))
     assert shown(optimized) == []
-    assert not optimized.detailed_results.demos.is_kept
+    assert optimized.detailed_results.n_demos == 0
+    assert any(finalist.has_demos for finalist in optimized.detailed_results.finalists)
     without = compiled(world(), max_demos=0)
     assert optimized.dump_state() == without.dump_state()
     assert optimized.detailed_results.best == without.detailed_results.best
@@ -107,7 +108,7 @@ def test_where_they_do_not_help_the_result_is_as_without(with_demos: float) -> N
 
 def test_without_a_good_rollout_there_are_none_to_try() -> None:
     lm = world(chance=0.0)
-    assert compiled(lm).detailed_results.demos is None
+    assert not any(each.has_demos for each in compiled(lm).detailed_results.finalists)
     assert max(len(numbers_in(p)) for p in lm.engine.prompts if "Case" in p.user) <= 4
 
 
@@ -147,10 +148,9 @@ def test_a_budget_is_kept_and_leaves_enough_to_try_them(max_lm_calls: int) -> No
     optimized = compiled(lm, max_lm_calls=max_lm_calls)
     assert lm.engine.n_calls() <= max_lm_calls
     results = optimized.detailed_results
-    assert (results.demos is not None) == (max_lm_calls >= 90)
-    if results.demos is not None:
-        assert results.demos.is_kept
-        assert len(shown(optimized)) == results.demos.n
+    assert any(finalist.has_demos for finalist in results.finalists)
+    assert len(shown(optimized)) == results.n_demos
+    assert results.n_demos or max_lm_calls == 45
 
 
 def test_a_program_that_fails_when_it_is_shown_demos_goes_without() -> None:
@@ -160,7 +160,7 @@ def test_a_program_that_fails_when_it_is_shown_demos_goes_without() -> None:
     lm = scripted_lm([(EXTRACT, lessons("Think.")), ("Case", confused)], num_retries=0)
     optimized = compiled(lm)
     assert shown(optimized) == []
-    assert not optimized.detailed_results.demos.is_kept
+    assert optimized.detailed_results.n_demos == 0
 
 
 def test_a_run_with_demos_resumes_replays_and_is_found_in_its_store(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_run_with_demos_resumes_replays_and_is_found_in_its_store(tmp_path: Pa
     assert len(shown(first)) == 4
     assert first.dump_state() == compiled(world()).dump_state(), "as without a store"
     assert resumed.dump_state() == replayed.dump_state() == first.dump_state()
-    assert resumed.detailed_results.demos == replayed.detailed_results.demos
+    assert resumed.detailed_results.finalists == replayed.detailed_results.finalists
     found = best_so_far(tmp_path, student=predictor())
     assert shown(found) == shown(first)
     with pytest.raises(StoreError, match="pass the student that was compiled"):
@@ -247,8 +247,7 @@ STEPS = (
 
 
 def test_every_predictor_is_shown_its_own_last_step_whole() -> None:
-    recorded = Rollout(0, 1, steps=condensed(STEPS), score=1.0)
-    assert recorded.steps[2].continued
+    recorded = Rollout(0, 1, steps=STEPS, score=1.0)
     program = Agent()
     demos = demos_of(recorded, program)
     act, say = with_demos(program, demos).predictors()

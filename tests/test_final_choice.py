@@ -340,7 +340,6 @@ def test_the_interval_of_three_pairs_is_students() -> None:
         pytest.approx(-0.0484, abs=1e-4),
         pytest.approx(0.4484, abs=1e-4),
     )
-    assert not gain.is_harmless
     assert str(gain) == "+0.200 [-0.048, +0.448] on 3 examples"
 
 
@@ -349,12 +348,12 @@ def test_the_interval_of_three_pairs_is_students() -> None:
     [[(1.0, 0.0)], [(1.0, 1.0)] * 5, [(0.6, 0.5), (0.4, 0.3), (0.3, 0.2)]],
     ids=["one", "the same", "the same but for rounding"],
 )
-def test_where_differences_do_not_differ_there_is_no_interval_and_no_word_of_no_harm(
+def test_where_differences_do_not_differ_there_is_no_interval(
     pairs: list[tuple[float | None, float | None]],
 ) -> None:
     gain = Gain.between([old for _, old in pairs], [new for new, _ in pairs])
     assert gain is not None
-    assert (gain.low, gain.high, gain.is_harmless) == (None, None, False)
+    assert (gain.low, gain.high) == (None, None)
     assert "differ too little for an interval" in str(gain)
 
 

@@ -8,8 +8,9 @@ is believed sooner than one on the validation set alone.
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
@@ -36,14 +37,14 @@ class Race:
     """A race of candidates, the first of which is the student.
 
     Args:
-        candidates: the names of each candidate's parts beyond the student.
-        parts: by name, what each is believed to add to the score: mean and standard deviation.
+        candidates: each candidate's parts beyond the student.
+        parts: what each is believed to add to the score: mean and standard deviation.
         score_sd: the standard deviation of the scores, as far as it is known.
         n_examples: the size of the validation set; examples are measured in the order 0, 1, ...
     """
 
-    candidates: tuple[frozenset[str], ...]
-    parts: Mapping[str, tuple[float, float]]
+    candidates: tuple[frozenset[Hashable], ...]
+    parts: Mapping[Any, tuple[float, float]]
     score_sd: float
     n_examples: int
 
@@ -136,8 +137,9 @@ class Race:
         precision = 1 / variance + n / spread
         return (mean / variance + float(found.sum()) / spread) / precision, precision**-0.5
 
-    def _prior(self, one: Collection[str], other: Collection[str]) -> tuple[float, float]:
-        more, less = set(one) - set(other), set(other) - set(one)
-        mean = sum(self.parts[p][0] for p in more) - sum(self.parts[p][0] for p in less)
-        variance = sum(self.parts[p][1] ** 2 for p in more | less)
+    def _prior(self, one: frozenset[Hashable], other: frozenset[Hashable]) -> tuple[float, float]:
+        more, less = one - other, other - one
+        gained, lost = ([self.parts[part][0] for part in parts] for parts in (more, less))
+        mean = math.fsum(gained) - math.fsum(lost)  # exact: sets have no order
+        variance = math.fsum(self.parts[part][1] ** 2 for part in more | less)
         return mean, variance + (MODEL_SD * self.score_sd) ** 2

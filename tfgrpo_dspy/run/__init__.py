@@ -16,20 +16,16 @@ from tqdm.auto import tqdm
 
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.operations import check_operations
+from tfgrpo_dspy.experience.operations import carry_out
 from tfgrpo_dspy.experience.values import Operation, Refusal
-from tfgrpo_dspy.gate import GroupPlan
 from tfgrpo_dspy.results import GroupRecord, UpdateRecord
 from tfgrpo_dspy.rollout import Group, Rollout, Usage, rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.drafting import draft_lessons
-from tfgrpo_dspy.run.extracting import extract_lessons
 from tfgrpo_dspy.run.final_choice import finish
-from tfgrpo_dspy.run.gate_answers import assigned_libraries
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.proposing import as_additions, propose
+from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.run_report import operation_record
 from tfgrpo_dspy.sampling.demos import BestRollouts
@@ -237,11 +233,10 @@ class Run:
         return SampledGroup(group, tuple(sample.library for sample in samples))
 
     def _samples(self, batch: Batch, example: int) -> list[Sample]:
-        plan = GroupPlan(batch.decision, example, batch.update, self.settings.group_size)
         seed, epoch = self.settings.seed, batch.epoch
         return [
             Sample(library, example, rollout_id_for(seed, epoch, example, index, "training"))
-            for index, library in enumerate(assigned_libraries(self.settings.gate, plan))
+            for index, library in enumerate(self._history.assigned(batch, example))
         ]
 
     async def draft(self, batch: Batch) -> Extracted:
@@ -250,7 +245,7 @@ class Run:
 
     async def extract(self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]) -> Extracted:
         """The lessons of the groups that can teach, each drawn as soon as its group is there."""
-        return await extract_lessons(self._client, batch, groups, self._history.earlier(batch))
+        return await extract_lessons(self._client, batch, groups, self._history.best_score(batch))
 
     async def propose(self, batch: Batch, extracted: Extracted) -> list[Operation | Refusal]:
         """The operations that the lessons call for, once the update before is decided.
@@ -258,15 +253,12 @@ class Run:
         Those that the library does not take come as refusals.
         """
         library = await self._library_after(batch.update - 1)
-        lessons, history = extracted.lessons, self._history
-        refused: list[Refusal] = []
-        if history.earlier(batch).has_given_up:
-            operations = as_additions(library, lessons)
-        else:
-            operations, refused = await propose(
-                self._client, batch, library, lessons, history.dropped()
-            )
-        taken, refusals = check_operations(library, operations, self.settings.limits)
+        operations, refused = await propose(
+            self._client, batch, library, extracted.lessons, self._history.dropped()
+        )
+        _, taken, refusals = carry_out(
+            operations, library, library.next_number, self.settings.limits
+        )
         return [*taken, *refused, *refusals]
 
     async def decide(
@@ -294,9 +286,9 @@ class Run:
             dropped=dict(decision.dropped),
             library_size=len(decision.library),
         )
-        self._run.report.add_update(record, self._run.ledger.n_lm_calls)
+        self._run.report.add_update(record)
         self._show(record)
-        self._run.manifest.note(history.result(), batch.update + 1, "")
+        self._run.manifest.note(history.result(), "")
         return decision.library
 
     def _show(self, record: UpdateRecord) -> None:

@@ -46,7 +46,7 @@ class RunContext:
             manifest=RunManifest(settings, records, ledger),
             loop=loop,
             remote=remote,
-            report=RunReport(settings.execution.max_errors),
+            report=RunReport(ledger, settings.execution.max_errors),
         )
 
     @cached_property

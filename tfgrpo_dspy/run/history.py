@@ -10,24 +10,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from tfgrpo_dspy.budget import Account, Amount, Budget
+from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import Operation
-from tfgrpo_dspy.gate import Decision, Measured, RunEvidence, advice_of
-from tfgrpo_dspy.reflection.lessons import DroppedExperience
+from tfgrpo_dspy.experience.values import Keep, Operation
+from tfgrpo_dspy.gate import Decision, GroupPlan, Measured, RunEvidence, advice_of
+from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.results import TriedAdvice, UpdateRecord
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.extracting import Earlier
-from tfgrpo_dspy.run.gate_answers import decision_of
 from tfgrpo_dspy.run.measuring import amount_of
 from tfgrpo_dspy.sampling.fields import as_fields
-
-HOPELESS = 5
-"""Where so many answers about groups could not be read, and none could, the reflection LM is asked
-no more: all of them would be paid for, and say nothing."""
 
 
 class History:
@@ -57,7 +53,6 @@ class History:
             self._n_reserved = run.settings.schedule.reserve + 2 * n_test
         self._started_s = time.monotonic()
         self._measured: list[Measured] = []
-        self._asked: list[tuple[int, int]] = []
         self._best_scores: list[float] = []
 
     @property
@@ -98,13 +93,45 @@ class History:
             training=self._training,
             limits=settings.limits,
         )
-        self.decisions.append(decision_of(settings.gate, evidence))
+        self.decisions.append(self._decision(evidence))
         self.accounts.append(self._account(batch, extracted, is_paid))
-        self._asked.append((extracted.n_asked, extracted.n_unread))
         scores = [score for each in extracted.groups for score in each.group.scores]
         self._best_scores.append(max(scores, default=-math.inf))
         self.set_reserve()
         return self.last
+
+    def _decision(self, evidence: RunEvidence) -> Decision:
+        """The gate's decision, with the evidence of all KEEPs."""
+        gate = self._run.settings.gate
+        decision = gate.decide(evidence)
+        if not (
+            isinstance(decision, Decision) and _are_libraries((decision.library, decision.result))
+        ):
+            raise GateError(f"{gate!r} decided {decision!r}; return a Decision on a library.")
+        keeps = [op for op in evidence.operations if isinstance(op, Keep)]
+
+        def kept(library: ExperienceLibrary) -> ExperienceLibrary:
+            return library.apply([op for op in keeps if op.id in library], evidence.limits)
+
+        deployable = decision.deployable and kept(decision.deployable)
+        return replace(decision, library=kept(decision.library), deployable=deployable)
+
+    def assigned(self, batch: Batch, example: int) -> Sequence[ExperienceLibrary]:
+        """The library of each rollout of a group.
+
+        Raises:
+            GateError: these are not as many libraries as the group has rollouts.
+        """
+        gate, n = self._run.settings.gate, self._run.settings.group_size
+        if not any(experience.is_on_trial for experience in batch.library):
+            return (batch.library,) * n
+        libraries = gate.assign(GroupPlan(batch.decision, example, batch.update, n))
+        if not _are_libraries(libraries) or len(libraries) != n:
+            raise GateError(
+                f"{gate!r} assigned {libraries!r}; return {n} libraries, one for each rollout of "
+                f"the group."
+            )
+        return libraries
 
     @cached_property
     def _texts(self) -> tuple[str, ...]:
@@ -145,15 +172,9 @@ class History:
         """How many updates are decided for sure when the batch of this one is made."""
         return max(0, update - self._run.settings.schedule.max_staleness)
 
-    def earlier(self, batch: Batch) -> Earlier:
-        """What the extraction of lessons from a batch may know of the updates before."""
-        n_known = self._n_known(batch.update)
-        n_asked = sum(n for n, _ in self._asked[:n_known])
-        n_unread = sum(n for _, n in self._asked[:n_known])
-        has_given_up = HOPELESS <= n_asked == n_unread
-        if has_given_up:
-            self._run.report.forfeit(n_asked)
-        return Earlier(max(self._best_scores[:n_known], default=-math.inf), has_given_up)
+    def best_score(self, batch: Batch) -> float:
+        """The highest score of the updates that are decided for sure when the batch is made."""
+        return max(self._best_scores[: self._n_known(batch.update)], default=-math.inf)
 
     def why_to_end(self, update: int, n_batches: int) -> str:
         """Why no batch is made for this update; "" if one is.
@@ -191,30 +212,46 @@ class History:
 
     def result(self) -> ExperienceLibrary:
         """What a program would be given if the run ended here."""
-        return self.like_start(self.last.result)
+        return self._like_start(self.last.result)
 
-    def like_start(self, library: ExperienceLibrary) -> ExperienceLibrary:
+    def finalists(self) -> list[ExperienceLibrary]:
+        """The libraries that are compared with the student at the end, the most promising first.
+
+        Raises:
+            GateError: what the gate proposes are no libraries.
+        """
+        gate = self._run.settings.gate
+        proposed = gate.finalists(self.last)
+        if not _are_libraries(proposed):
+            raise GateError(
+                f"{gate!r} proposed {proposed!r} for the end; return a sequence of libraries."
+            )
+        if not self.accounts[-1].n_rollouts:  # of rollouts made elsewhere none has tried it
+            proposed = (*proposed, self.last.library)
+        return [self._like_start(library) for library in proposed]
+
+    def _like_start(self, library: ExperienceLibrary) -> ExperienceLibrary:
         """The library, with the next free id of the student's where it has the same experiences.
 
         The ids that the run has retired since were never in a program.
         """
         if list(library) != list(self.start):
             return library
-        return ExperienceLibrary(library, next_number=self.start.next_number)  # with new evidence
+        return self.start.holding(library)  # with new evidence
 
-    def scaled_decision(self) -> Decision:
-        """The latest decision, with the spread of the training scores where it has none."""
+    @property
+    def score_sd(self) -> float:
+        """The standard deviation of the training scores; 1.0 where they do not differ."""
         scores = [rollout.score for rollout in self._measured if rollout.score is not None]
-        spread = statistics.pstdev(scores) if scores else 0.0
-        return replace(self.last, score_sd=self.last.score_sd or spread)
+        return self.last.score_sd or statistics.pstdev(scores or [0.0]) or 1.0
 
-    def dropped(self) -> list[DroppedExperience]:
+    def dropped(self) -> list[Lesson]:
         """The advice that was tried and is in the library no more, the most tried first."""
         held = {advice_of(experience) for experience in self.last.library}
         tried = [item for item in self.last.beliefs.items() if item[1].n_rollouts]
         tried.sort(key=lambda item: -item[1].n_rollouts)
         return [
-            DroppedExperience(text, scope, belief.in_words())
+            Lesson(text, scope, reason=belief.in_words())
             for (text, scope), belief in tried
             if (text, scope) not in held
         ]
@@ -226,3 +263,7 @@ class History:
             for (text, scope), belief in self.last.beliefs.items()
             if belief.effect is not None
         )
+
+
+def _are_libraries(given: Any) -> bool:
+    return isinstance(given, Sequence) and all(isinstance(x, ExperienceLibrary) for x in given)

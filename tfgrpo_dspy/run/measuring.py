@@ -1,13 +1,16 @@
-"""Scores of programs on a set that they are not trained on: each rollout is made once."""
+"""Scores of candidates on a set that they are not trained on: each rollout is made once."""
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from tfgrpo_dspy.budget import Amount
+from tfgrpo_dspy.errors import RunStopped
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.results import ExampleScores
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
-from tfgrpo_dspy.run.candidates import Candidate
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.sampling.demos import Demo
@@ -15,9 +18,16 @@ from tfgrpo_dspy.sampling.demos import Demo
 PRIORITY = (1,)
 """These rollouts are begun before reflections and training rollouts."""
 
+Pair = tuple[int, int]
+"""The place of a candidate, and that of an example in the order in which the set is measured."""
 
-Pair = tuple[Candidate, int]
-"""A candidate, and an example by its place in the order in which the set is measured."""
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A program that may be returned: the student with a library, and with demos or without."""
+
+    library: ExperienceLibrary
+    has_demos: bool = False
 
 
 class Measurements:
@@ -31,41 +41,49 @@ class Measurements:
         run: whose student the libraries are baked into.
         role: of the report: "validation" or "test".
         examples: the set.
+        candidates: what is measured.
         demos: those of candidates that have demos.
     """
 
     def __init__(
-        self, run: RunContext, role: str, examples: Sequence[Any], demos: Sequence[Demo]
+        self,
+        run: RunContext,
+        role: str,
+        examples: Sequence[Any],
+        candidates: Sequence[Candidate],
+        demos: Sequence[Demo],
     ) -> None:
+        self.candidates = candidates
         self.n_examples = len(examples)
-        self._seed = run.settings.seed
-        mixed = random.Random(f"{role}/{self._seed}")
+        self._run = run
+        mixed = random.Random(f"{role}/{run.settings.seed}")
         self._order = mixed.sample(range(len(examples)), len(examples))
         self._maker = Rollouts(run, role, examples, None, demos)
         self._rollouts: dict[Pair, Rollout] = {}
 
-    def bake(self, candidate: Candidate) -> Any:
-        """The program of a candidate."""
-        return self._maker.bake(candidate.library, candidate.has_demos)
-
-    async def run(self, pairs: Iterable[Pair]) -> tuple[Amount, int]:
-        """Make the rollouts that are not made yet; what they have taken, and how many they are.
+    def make(self, pairs: Sequence[Pair]) -> Sequence[Rollout]:
+        """Make these rollouts.
 
         Raises:
             RunStopped: a budget does not reach, or the run has ended.
         """
-        missing = [pair for pair in dict.fromkeys(pairs) if pair not in self._rollouts]
-        samples = [self._sample(candidate, self._order[place]) for candidate, place in missing]
+        samples = [self._sample(*pair) for pair in pairs]
         self._maker.admit(len(samples))
-        rollouts = await self._maker.make(samples, PRIORITY)
+        rollouts = self._run.loop.run(self._maker.make(samples, PRIORITY))
         self._maker.settle(rollouts)
-        for pair, rollout in zip(missing, rollouts, strict=True):
-            self._rollouts[pair] = replace(rollout, outputs={}, steps=(), encoded={})
-        return amount_of(rollouts), len(rollouts)
+        self._rollouts |= zip(pairs, rollouts, strict=True)
+        return rollouts
 
-    def _sample(self, candidate: Candidate, example: int) -> Sample:
-        rollout_id = rollout_id_for(self._seed, 0, example, 0, "validation")
-        return Sample(candidate.library, example, rollout_id, candidate.has_demos)
+    def _sample(self, candidate: int, place: int) -> Sample:
+        what, example = self.candidates[candidate], self._order[place]
+        rollout_id = rollout_id_for(self._run.settings.seed, 0, example, 0, "validation")
+        return Sample(what.library, example, rollout_id, what.has_demos)
+
+    def make_all(self) -> None:
+        """Make the rollouts of every candidate on the whole set, as far as the budget reaches."""
+        with suppress(RunStopped):
+            for candidate in range(len(self.candidates)):
+                self.make([(candidate, place) for place in range(self.n_examples)])
 
     def scores(self) -> Mapping[Pair, float | None]:
         """The score of each rollout.
@@ -73,18 +91,19 @@ class Measurements:
         The program's own failure counts as the lowest score of all, or 0.0 if that is lower. Where
         the provider, the clock or the metric failed there is no score.
         """
-        known = [r.score for r in self._rollouts.values() if r.score is not None]
-        floor = min([0.0, *known])
+        floor = min([0.0, *(r.score for r in self._rollouts.values() if r.score is not None)])
         return {
             pair: floor if rollout.failure and rollout.failure.is_of_program else rollout.score
             for pair, rollout in self._rollouts.items()
         }
 
-    def on_all_examples(self, candidate: Candidate) -> list[float | None]:
-        """The candidate's scores on the whole set; empty if one is missing."""
-        scores = self.scores()
-        pairs = [(candidate, place) for place in range(self.n_examples)]
-        return [scores[pair] for pair in pairs] if all(pair in scores for pair in pairs) else []
+    def scores_of(self, candidate: int) -> ExampleScores:
+        """The candidate's scores, in the order of the measurement."""
+        return [score for (c, _), score in self.scores().items() if c == candidate]
+
+    def bake(self, candidate: Candidate) -> Any:
+        """The program of a candidate."""
+        return self._maker.bake(candidate.library, candidate.has_demos)
 
 
 def amount_of(rollouts: Iterable[Rollout]) -> Amount:

@@ -4,24 +4,18 @@ was learned."""
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from tfgrpo_dspy.budget import Ledger
-from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.results import (
     REFLECTIONS,
-    ExampleScores,
-    Gain,
-    HeldOut,
     OperationRecord,
     RunResults,
-    ScoreSummary,
-    TriedAdvice,
     UpdateRecord,
 )
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
-from tfgrpo_dspy.run.candidates import Candidate, Choice
 from tfgrpo_dspy.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -39,19 +33,19 @@ class RunReport:
     """Counts while the run goes on; `results` at its end.
 
     Args:
+        ledger: of the run.
         max_errors: how many rollouts and reflections may fail by other than an unparsed answer;
             None: half of them, and in any case `ERRORS_ALLOWED`.
     """
 
-    def __init__(self, max_errors: int | None = None) -> None:
+    def __init__(self, ledger: Ledger, max_errors: int | None = None) -> None:
         self.updates: list[UpdateRecord] = []
         self.failures: Counter[str] = Counter()
         self.usage = {role: Usage() for role in ROLES}
         self.reflection_usage: defaultdict[int, Usage] = defaultdict(Usage)  # by update
         self.replayed: Counter[str] = Counter()
-        self.rescored = 0
-        self.text_only = 0
         self.ended_because = "all epochs are done"
+        self._ledger = ledger
         self._max_errors = max_errors
         self._n_done = 0
         self._errors: Counter[str] = Counter()
@@ -62,7 +56,6 @@ class RunReport:
         """Count what a rollout has cost and how it failed."""
         self.usage[role] += rollout.usage
         self.usage["metric"] += rollout.metric_usage
-        self.text_only += rollout.is_text_only
         if rollout.failure is not None:
             self.count_failure(rollout.failure.kind, rollout.failure.message)
 
@@ -80,7 +73,7 @@ class RunReport:
         """Count a scope that names no predictor."""
         self.count_failure("unknown scope", message)
 
-    def check_errors(self, ledger: Ledger, failure: Failure | None) -> None:
+    def check_errors(self, failure: Failure | None) -> None:
         """Count what was done just now; end the run where too much of it failed."""
         self._n_done += 1
         if failure is None or failure.kind == "parse":
@@ -94,7 +87,7 @@ class RunReport:
         if n_errors > allowed:
             ((message, times),) = self._errors.most_common(1)
             given = "max_errors" if self._max_errors is not None else "without max_errors the run"
-            ledger.stop(
+            self._ledger.stop(
                 f"{n_errors} of {self._n_done} rollouts and reflections failed, and {given} allows "
                 f"{allowed}; fix the cause, or pass a higher max_errors. The most frequent "
                 f"error ({times} of {n_errors}): {message}",
@@ -109,17 +102,7 @@ class RunReport:
             logger.warning("first failure of kind %r: %s", kind, shown)
         self.failures[kind] += times
 
-    def forfeit(self, n_asked: int) -> None:
-        """Say, once, that the reflection LM is not asked any more."""
-        if not self.failures["reflection given up"]:
-            message = (
-                f"none of {n_asked} answers of the reflection LM could be read; it is asked no "
-                f"more, and lessons are what the metric's feedback says of several examples. Use a "
-                f"stronger reflection LM, or simpler reflection modules"
-            )
-            self.count_failure("reflection given up", message)
-
-    def add_update(self, record: UpdateRecord, n_lm_calls: int) -> None:
+    def add_update(self, record: UpdateRecord) -> None:
         """Keep the record of an update that is decided, and log it."""
         self.updates.append(record)
         logger.info(
@@ -130,53 +113,37 @@ class RunReport:
             "accepted" if record.accepted else "not accepted",
             record.reason,
             record.library_size,
-            n_lm_calls,
+            self._ledger.n_lm_calls,
         )
 
-    def results(
-        self,
-        start: ExperienceLibrary,
-        best: Candidate,
-        choice: Choice,
-        test: Sequence[ExampleScores],
-        tried: tuple[TriedAdvice, ...],
-        settings: RunSettings,
-        ledger: Ledger,
-    ) -> RunResults:
-        """The report of the run; `test`: the scores of student and result on the test set."""
-        nothing_learned = ""
-        if best.library == start and not best.has_demos:
-            nothing_learned = self._why_nothing_was_learned()
+    def results(self, settings: RunSettings, is_student: bool, **found: Any) -> RunResults:
+        """The report of the run.
+
+        Args:
+            settings: of the run.
+            is_student: whether the student is returned as it was.
+            found: what the final choice has found: further fields of `RunResults`.
+        """
+        nothing_learned = self._why_nothing_was_learned() if is_student else ""
+        if is_student:
             logger.warning("nothing was learned: %s", nothing_learned)
-        of_test = None
-        student, result = map(ScoreSummary.of, test)
-        if student is not None and result is not None:
-            of_test = HeldOut(student, result, Gain.between(*test))
         return RunResults(
-            student=ScoreSummary.of(choice.before),
-            best=ScoreSummary.of(choice.after),
-            gain=Gain.between(choice.before, choice.after),
-            finalists=choice.finalists,
-            tried=tried,
-            test=of_test,
-            demos=choice.demo_trial,
             updates=tuple(self.updates),
-            usage=self._all_usage(ledger),
-            metric_calls=ledger.n_metric_calls_made,
+            usage=self._all_usage(),
+            metric_calls=self._ledger.n_metric_calls_made,
             replayed=dict(sorted((+self.replayed).items())),
-            rescored=self.rescored,
-            text_only=self.text_only,
             failures=dict(sorted((+self.failures).items())),
             ended_because=self.ended_because,
             nothing_learned=nothing_learned,
             wall_time_s=time.monotonic() - self._started,
-            library=best.library.to_dict(),
             settings=settings.result_scalars(),
             schedule=settings.schedule.to_dict(),
+            **found,
         )
 
-    def _all_usage(self, ledger: Ledger) -> dict[str, Usage]:
+    def _all_usage(self) -> dict[str, Usage]:
         """By role; what calls have cost that came to nothing, under "unfinished"."""
+        ledger = self._ledger
         known = sum(self.usage.values(), start=Usage())
         n_lost = max(0, ledger.n_lm_calls - known.n_lm_calls)
         cost = max(0.0, ledger.cost - known.cost_usd) if n_lost else 0.0

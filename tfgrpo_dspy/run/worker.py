@@ -21,10 +21,11 @@ from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, language_models
+from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout, score_again
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
 OF_ONE_CALL = frozenset(
     "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905
@@ -77,16 +78,12 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One rollout that is to be made, or only scored where `recorded` has its outputs.
-
-    `library` is a `packed_library`.
-    """
+    """One rollout that is to be made; `library` is a `packed_library`."""
 
     library: bytes
     example: Any
     index: int
     rollout_id: int
-    recorded: Rollout | None = None
 
     def packed(self) -> bytes:
         """As bytes. Raises SettingsError: the example cannot be sent."""
@@ -102,7 +99,8 @@ class Request:
 @functools.lru_cache(KEPT_PROGRAMS)
 def packed_library(library: ExperienceLibrary) -> bytes:
     """A library without annotations, as bytes: packed once for all its requests."""
-    return bytes(cloudpickle.dumps(library.bare()))
+    plain = library.holding(Experience(each.id, each.text, each.scope) for each in library)
+    return bytes(cloudpickle.dumps(plain))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +192,7 @@ def _run(unpacked: _Unpacked, request: Request, ledger: Ledger) -> Reply:
                 ledger=ledger,
                 prices=unpacked.prices,
             )
-            if request.recorded is None:
-                rollout = run_rollout(task)
-            else:
-                rollout = score_again(task, request.recorded)
+            rollout = run_rollout(task)
     except RunStopped:
         pass  # the reply says why
     return Reply(
