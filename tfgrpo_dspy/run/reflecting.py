@@ -202,7 +202,7 @@ async def draft_lessons(
         source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
         return _read(run, answer, examples, source)
 
-    parts = itertools.islice(_draft_parts(run, training), run.settings.schedule.drafts)
+    parts = itertools.islice(_draft_parts(run, training), run.settings.drafts)
     found = await client.at_once(itertools.starmap(draft, enumerate(parts)))
     merged = merge_lessons(lesson for lessons, _ in found for lesson in lessons)
     repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
