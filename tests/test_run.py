@@ -569,7 +569,7 @@ def consolidated(
     lm = scripted_lm([])
     settings = run_settings(is_score, update=module, **arguments)
     with dspy.context(lm=lm):
-        run = RunContext.of(settings, dspy.Predict("question -> answer"), questions(40))
+        run = RunContext(settings, dspy.Predict("question -> answer"), questions(40))
         batch = Batch(0, 0, (), Decision(KNOWN, "start"))
         return run.loop.run(propose(ReflectionClient(run), batch, KNOWN, drawn, dropped))
 

@@ -16,10 +16,11 @@ class Price:
     completion: float
     max_tokens: int
 
-    def most(self, prompt_bytes: int, n: int, max_tokens: int | None) -> float:
+    def most(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], n: int) -> float:
         """The most that a call for n completions can cost; a token has at least one byte."""
-        completion = (max_tokens or self.max_tokens) * self.completion
-        return n * (prompt_bytes * self.prompt + completion)
+        n_bytes = len(json.dumps([args, dict(kwargs)], default=_as_sent).encode())
+        longest = kwargs.get("max_tokens") or kwargs.get("max_completion_tokens") or self.max_tokens
+        return n * (n_bytes * self.prompt + longest * self.completion)
 
 
 def price_of(lm: Any, prices: Mapping[str, tuple[float, float]]) -> Price | str:
@@ -45,11 +46,6 @@ def price_of(lm: Any, prices: Mapping[str, tuple[float, float]]) -> Price | str:
     if not limit:
         return f"nothing limits how long an answer of {lm.model} gets; set max_tokens on it."
     return Price(prompt, completion, int(limit))
-
-
-def prompt_bytes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """How long the request is, as JSON: more than its tokens."""
-    return len(json.dumps([args, dict(kwargs)], default=_as_sent).encode())
 
 
 def _as_sent(value: Any) -> Any:

@@ -134,7 +134,7 @@ def _race(
     with suppress(RunStopped):  # what was measured by then decides
         while pairs := race.next(measured.scores(), _n_left(run, account, n_reserved)):
             rollouts = measured.make(pairs)
-            account = account.after_rollouts(amount_of(rollouts), len(rollouts))
+            account = account.after(amount_of(rollouts), len(rollouts))
     scores = measured.scores()
     best = race.winner(scores)
     finalists = [

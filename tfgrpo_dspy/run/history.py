@@ -148,8 +148,7 @@ class History:
         before = self.accounts[-1]
         rollouts = extracted.rollouts if is_paid else []
         reflections = Amount.of(self._run.report.reflection_usage[batch.update], 0)
-        account = before.after_rollouts(amount_of(rollouts), len(rollouts))
-        account = account.after_reflections(reflections)
+        account = before.after(amount_of(rollouts), len(rollouts)).after(reflections)
         n_groups = len(extracted.groups)
         return account.after_update(before, n_groups) if n_groups else account
 

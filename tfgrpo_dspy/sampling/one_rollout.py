@@ -133,9 +133,9 @@ class _Run:
         steps.extend(self.tools.steps_at(len(trace)))
         last = self.meter.last_call
         if failure is not None and failure.kind == "parse" and last is not None:
-            name = self.names.get(id(last.caller), "predictor")
-            answer = {"unparsed answer": last.answer}
-            steps.append(Step("predictor", name, {"prompt": last.prompt}, answer, failure.message))
+            caller, prompt, answer = last
+            name, outputs = self.names.get(id(caller), "predictor"), {"unparsed answer": answer}
+            steps.append(Step("predictor", name, {"prompt": prompt}, outputs, failure.message))
         return tuple(steps)
 
 
