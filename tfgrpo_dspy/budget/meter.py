@@ -12,7 +12,7 @@ from dspy.utils.exceptions import LMError
 
 from tfgrpo_dspy.budget.faults import is_fatal, is_too_long, is_unanswered
 from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED, Ledger, Reservation
-from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, price_of
+from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Prices, price_of
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.rollout import Failure, Usage
@@ -29,11 +29,7 @@ class Meter:
     Calls may come from several threads of one program, and are taken from the ledger.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger | None = None,
-        prices: Mapping[str, tuple[float, float]] | None = None,
-    ) -> None:
+    def __init__(self, ledger: Ledger | None = None, prices: Prices | None = None) -> None:
         self.ledger = ledger or Ledger()
         self.provider_failure: Failure | None = None
         self.is_too_long = False
@@ -61,11 +57,7 @@ class Meter:
 
     @contextmanager
     def attempting(self, lm: Any, taken: Reservation) -> Iterator[None]:
-        """While one attempt is under way; what it took is settled however it ends.
-
-        Raises:
-            RunStopped: its error is the end of the run.
-        """
+        """During an attempt, which is settled in the end. Raises RunStopped: no call will pass."""
         used: list[Usage] = []
         token = ATTEMPT.set(used)
         n_calls, cost = taken.n_calls, taken.cost
@@ -99,19 +91,15 @@ class Meter:
 
     @contextmanager
     def noting(self, lm: Any) -> Iterator[None]:
-        """Remember that a call was refused, or ended in an error after its retries.
-
-        A prompt that is too long is the program's doing, not the provider's.
-        """
+        """Remember that a call was refused, or ended in an error after its retries."""
         try:
             yield
         except RunStopped:
             self._was_refused = True
             raise
         except LMError as error:
-            if is_too_long(error):
-                self.is_too_long = True
-            else:
+            self.is_too_long |= is_too_long(error)  # which is not the provider's doing
+            if not is_too_long(error):
                 self.provider_failure = Failure("provider", self._message(error, lm))
             raise
 
@@ -119,7 +107,7 @@ class Meter:
         return redacted(described(error), known_secrets([lm]))
 
     def take_unseen(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Take a call of an LM that is not metered: no more is known of it. Raises RunStopped."""
+        """Take a call of an LM that is not metered. Raises RunStopped."""
         with self.noting(lm):
             while (taken := self.take(lm, args, kwargs)) is None:
                 self.ledger.wait(POLL_S)
@@ -127,9 +115,9 @@ class Meter:
         self._used.append(Usage(taken.n_calls))
 
     def check(self) -> None:
-        """Raises RunStopped: nobody waits for these calls any more, or one of them was refused.
+        """Raises RunStopped: nobody waits for these calls, or one of them was refused.
 
-        It was refused even where the program swallowed that.
+        That holds though the program swallowed the refusal.
         """
         if self._abandoned is not None and self._abandoned.is_set():
             raise RunStopped(NOT_WANTED)
