@@ -99,7 +99,7 @@ def known_lessons(
         if experience is None:
             new.append(lesson)
         else:
-            keeps.append(Keep(experience.id, "seen again", lesson.evidence))
+            keeps.append(Keep(experience.id, reason="seen again", evidence=lesson.evidence))
     return keeps, new
 
 
@@ -119,7 +119,7 @@ def packed_lessons(lessons: Iterable[Lesson], max_tokens: int) -> list[list[Less
 
 def additions(lessons: Iterable[Lesson]) -> list[Add]:
     """The lessons as they stand, as ADDs."""
-    return [Add(lesson.text, lesson.scope, "", lesson.evidence) for lesson in lessons]
+    return [Add(lesson.text, lesson.scope, evidence=lesson.evidence) for lesson in lessons]
 
 
 def operations_in(
