@@ -125,7 +125,7 @@ def test_libraries_are_equal_with_equal_experiences_and_next_id_and_in_the_order
     assert {annotated(library, **MEASURED): "found"}[library] == "found"
     for experiences, next_number in ([ask, say], 12), ([ask], 11):
         assert ExperienceLibrary(experiences, next_number=next_number) != library
-    with pytest.raises(LibraryError, match="'E9', 'E9'.*: one occurs twice"):
+    with pytest.raises(LibraryError, match=r"'E9', 'E9'.*: one occurs twice"):
         ExperienceLibrary([ask, Experience("E9", "Say.")])
 
 

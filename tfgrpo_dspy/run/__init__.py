@@ -9,19 +9,17 @@ import math
 import random
 import statistics
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
-import dspy
 from tqdm.auto import tqdm
 
-from tfgrpo_dspy.budget import Meter, watching
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.operations import carry_out
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.results import GroupRecord, UpdateRecord
-from tfgrpo_dspy.rollout import Group, Rollout, Usage, rollout_id_for
+from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
 from tfgrpo_dspy.run.context import RunContext
@@ -32,12 +30,9 @@ from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.run_report import operation_record
 from tfgrpo_dspy.sampling.demos import BestRollouts
 from tfgrpo_dspy.settings import RunSettings
-from tfgrpo_dspy.settings.checks import all_lms
 
 logger = logging.getLogger(__name__)
 
-N_PROBED = 2
-"""How many rollouts a probe makes."""
 WITHOUT_DRAFTS = 8
 """How many examples are sampled at most before the drafts are decided: more would mostly teach what
 the drafts say."""
@@ -79,19 +74,11 @@ class Run:
         self._best_rollouts = BestRollouts()
         self._updates: list[Awaitable[ExperienceLibrary]] = []
         self._progress: Any = None
-        self._closing = ExitStack()
 
     def __enter__(self) -> "Run":
-        self._closing.callback(self._close)
-        lms = [*all_lms(self.settings, self._run.student), dspy.settings.lm]
-        meter = Meter(self._run.ledger, self.settings.execution.prices)
-        self._closing.enter_context(watching(lms, meter))
         return self
 
-    def __exit__(self, *raised: Any) -> None:
-        self._closing.__exit__(*raised)
-
-    def _close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """What is in flight is dropped, not waited for; every later call of it is refused."""
         self._run.ledger.stop("the run is over")
         try:
@@ -141,22 +128,6 @@ class Run:
             failed.program = self.finish()
             raise failed from None
 
-    def _begin_manifest(self) -> None:
-        run = self._run
-        with run.records.together():
-            run.manifest.begin(run.student, run.trainset, self._training, self._valset)
-
-    def probe(self) -> list[Usage]:
-        """What the first rollouts that a compile makes cost on average."""
-        self._begin_manifest()
-        with self._until_stopped():
-            example = self._order(0)[0]
-            samples = self._samples(Batch(0, 0, (example,), self._history.last), example)
-            self._sampler.admit(N_PROBED)
-            self._run.loop.run(self._sampler.make(samples[:N_PROBED], (*TRAINING_PRIORITY, 0)))
-        spent = self._run.report.usage["rollout"]
-        return [Usage(*(getattr(spent, name) / N_PROBED for name in Usage.__slots__))] * N_PROBED
-
     # ------------------------------------------------------------------ batches
 
     async def batches(self) -> AsyncIterator[Batch]:
@@ -168,13 +139,13 @@ class Run:
         settings, history = self.settings, self._history
         size = min(settings.batch_size, len(self._training))
         n_batches = math.ceil(len(self._training) / size)
-        n_drafts = int(settings.schedule.drafts > 0)
+        n_drafts = int(settings.drafts > 0)
         epochs, group_size = settings.epochs, settings.group_size
         if self._recorded is not None:
             epochs, group_size = 1, 0
         self._begin(n_drafts + epochs * n_batches)
         for update in range(n_drafts + epochs * n_batches):
-            last_known = update - 1 - settings.schedule.max_staleness
+            last_known = update - 1 - settings.max_staleness
             if n_drafts and update * size > WITHOUT_DRAFTS:
                 last_known = max(last_known, 0)
             await self._library_after(last_known)
@@ -197,7 +168,8 @@ class Run:
             yield Batch(update, epoch, tuple(examples[: int(min(n, size))]), decision)
 
     def _begin(self, n_updates: int) -> None:
-        self._begin_manifest()
+        run = self._run
+        run.manifest.begin(run.student, run.trainset, self._training, self._valset)
         self._progress = tqdm(
             total=n_updates,
             desc="Training-Free GRPO",

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from tfgrpo_dspy.budget import Account, Amount
+from tfgrpo_dspy.budget import Account, Amount, Budget
 from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation
@@ -42,7 +42,7 @@ class History:
     def __init__(
         self, run: RunContext, start: ExperienceLibrary, training: Sequence[int], n_test: int
     ) -> None:
-        calls = run.settings.schedule.inputs.calls_per_rollout
+        calls = run.settings.data.calls_per_rollout
         self.batches: list[Batch] = []
         self.decisions = [Decision(start, "the library of the student")]
         self.accounts = [Account(run.settings.budget, assumed=Amount(calls, 1.0))]
@@ -50,7 +50,7 @@ class History:
         self._training = tuple(training)
         self._n_reserved = 0  # rollouts that are kept for the end
         if run.settings.metric is not None:
-            self._n_reserved = run.settings.schedule.reserve + 2 * n_test
+            self._n_reserved = run.settings.reserve + 2 * n_test
         self._started_s = time.monotonic()
         self._measured: list[Measured] = []
         self._best_scores: list[float] = []
@@ -158,18 +158,19 @@ class History:
         account, n = self.accounts[-1], self._n_reserved
         reserved = account.reserve(n)
         seconds = (time.monotonic() - self._started_s) / max(1, account.n_rollouts)
-        self._run.ledger.set_reserve(
-            math.ceil(reserved.n_metric_calls),
-            math.ceil(reserved.n_lm_calls),
-            reserved.cost,
-            n * seconds / self._run.settings.threads if account.n_rollouts else 0.0,
+        reserve = Budget(
+            max_lm_calls=math.ceil(reserved.n_lm_calls),
+            max_metric_calls=math.ceil(reserved.n_metric_calls),
+            max_cost=reserved.cost,
+            max_minutes=n * seconds / 60 / self._run.settings.threads if account.n_rollouts else 0,
         )
+        self._run.ledger.set_reserve(reserve)
 
     # ------------------------------------------------------------------ what follows
 
     def _n_known(self, update: int) -> int:
         """How many updates are decided for sure when the batch of this one is made."""
-        return max(0, update - self._run.settings.schedule.max_staleness)
+        return max(0, update - self._run.settings.max_staleness)
 
     def best_score(self, batch: Batch) -> float:
         """The highest score of the updates that are decided for sure when the batch is made."""
