@@ -182,7 +182,7 @@ def operation_from(given: Any) -> Operation:
     fields = {
         name: given[name]
         for name in _FORMS.keys() & kind.__dataclass_fields__.keys()
-        if given.get(name) not in (None, "")
+        if given.get(name) is not None and (name, given[name]) != ("scope", "")
     }
     if kind is not Add:
         found = _WRITTEN_ID.fullmatch(str(given.get("id")).strip())
