@@ -10,7 +10,6 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dspy
@@ -149,6 +148,10 @@ class Zoo(dspy.Module):
 
     def by_global(self, question: str) -> None:
         HELD["lm"](f"question {question}", n=2)
+
+    def by_forward(self, question: str) -> None:
+        dspy.settings.lm.forward(f"question {question}")
+        asyncio.run(dspy.settings.lm.aforward(f"question {question}"))
 
     def by_async(self, question: str) -> None:
         async def both() -> None:
@@ -320,74 +323,6 @@ def test_a_budget_ends_no_update_halfway_when_lessons_begin_late(max_lm_calls: i
     assert results.usage["unfinished"].n_lm_calls == 0
     assert engine.n_calls(UPDATE) > 0
     assert engine.n_calls() <= max_lm_calls
-
-
-class Unseen(dspy.Module):
-    """Calls the LM past DSPy's usual ways, four times in all."""
-
-    def __init__(self, way: str) -> None:
-        super().__init__()
-        self.way = way
-        self.ask = dspy.Predict("question -> answer")
-
-    def forward(self, question: str) -> Any:
-        getattr(self, f"by_{self.way}")(f"question {question}")
-        return self.ask(question=question)
-
-    def by_forward(self, question: str) -> None:
-        for _ in range(3):
-            dspy.settings.lm.forward(question)
-
-    def by_aforward(self, question: str) -> None:
-        async def three() -> None:
-            for _ in range(3):
-                await dspy.settings.lm.aforward(question)
-
-        asyncio.run(three())
-
-    def by_threads(self, question: str) -> None:
-        with ThreadPoolExecutor(3) as pool:
-            list(pool.map(lambda _: self.ask(question=question), range(3)))
-
-    def by_background_thread_without_callbacks(self, question: str) -> None:
-        def ask() -> None:
-            with dspy.context(callbacks=[]):
-                for _ in range(3):
-                    dspy.settings.lm(question)
-
-        thread = threading.Thread(target=ask)
-        thread.start()
-        thread.join()
-
-
-def judging_in_threads(example: Any, pred: Any, _trace: Any = None) -> Any:
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda _: dspy.settings.lm("question?"), range(2)))
-    return is_polite(example, pred)
-
-
-UNSEEN = ("forward", "aforward", "threads", "background_thread_without_callbacks")
-
-
-@pytest.mark.parametrize("way", [*UNSEEN, "a metric with threads"])
-def test_calls_past_dspys_usual_ways_are_counted_and_end_the_run(way: str) -> None:
-    engine = Tally()
-    lm = lm_on(engine)
-    dspy.configure(lm=lm)  # what a thread of one's own sees
-    is_metric = way not in UNSEEN
-    student = dspy.Predict("question -> answer") if is_metric else Unseen(way)
-    optimizer = optimizer_of(
-        metric=judging_in_threads if is_metric else is_polite, max_lm_calls=80, num_threads=4
-    )
-    data = {"trainset": questions(6), "valset": questions(12, start=100)}
-    with dspy.context(lm=lm):
-        optimized = optimizer.compile(student, **data)
-    dspy.configure(lm=None)
-    assert optimized.detailed_results.ended_because.startswith("max_lm_calls=80")
-    assert all_calls(optimized) == engine.n_calls()
-    # hard where DSPy's own thread makes the call; else the rollouts under way may go on
-    assert engine.n_calls() <= 80 + (0 if "forward" in way else 4 * 4)
-    assert lm.callbacks == []
 
 
 @pytest.mark.parametrize("limit", range(38, 46))

@@ -328,7 +328,6 @@ def test_an_update_that_does_not_parse_twice_keeps_its_lessons_as_adds() -> None
 def test_a_reflection_is_not_asked_for_in_json_unless_the_user_set_an_adapter_that_does() -> None:
     run = Run([["1", "0"]], (EXTRACT, UNPARSED))
     assert run.results.reflection_usage.n_lm_calls == 2
-    assert run.results.reflection_usage.n_second_calls == 0
 
 
 # ---------------------------------------------------------------------- lessons

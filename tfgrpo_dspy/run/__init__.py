@@ -9,13 +9,11 @@ import math
 import random
 import statistics
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
-import dspy
 from tqdm.auto import tqdm
 
-from tfgrpo_dspy.budget import Meter, watching
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.operations import carry_out
@@ -32,7 +30,6 @@ from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.run_report import operation_record
 from tfgrpo_dspy.sampling.demos import BestRollouts
 from tfgrpo_dspy.settings import RunSettings
-from tfgrpo_dspy.settings.checks import all_lms
 
 logger = logging.getLogger(__name__)
 
@@ -77,19 +74,11 @@ class Run:
         self._best_rollouts = BestRollouts()
         self._updates: list[Awaitable[ExperienceLibrary]] = []
         self._progress: Any = None
-        self._closing = ExitStack()
 
     def __enter__(self) -> "Run":
-        self._closing.callback(self._close)
-        lms = [*all_lms(self.settings, self._run.student), dspy.settings.lm]
-        meter = Meter(self._run.ledger, self.settings.execution.prices)
-        self._closing.enter_context(watching(lms, meter))
         return self
 
-    def __exit__(self, *raised: Any) -> None:
-        self._closing.__exit__(*raised)
-
-    def _close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """What is in flight is dropped, not waited for; every later call of it is refused."""
         self._run.ledger.stop("the run is over")
         try:
@@ -180,8 +169,7 @@ class Run:
 
     def _begin(self, n_updates: int) -> None:
         run = self._run
-        with run.records.together():
-            run.manifest.begin(run.student, run.trainset, self._training, self._valset)
+        run.manifest.begin(run.student, run.trainset, self._training, self._valset)
         self._progress = tqdm(
             total=n_updates,
             desc="Training-Free GRPO",

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from tfgrpo_dspy.budget import Account, Amount
+from tfgrpo_dspy.budget import Account, Amount, Budget
 from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation
@@ -158,12 +158,13 @@ class History:
         account, n = self.accounts[-1], self._n_reserved
         reserved = account.reserve(n)
         seconds = (time.monotonic() - self._started_s) / max(1, account.n_rollouts)
-        self._run.ledger.set_reserve(
-            math.ceil(reserved.n_metric_calls),
-            math.ceil(reserved.n_lm_calls),
-            reserved.cost,
-            n * seconds / self._run.settings.threads if account.n_rollouts else 0.0,
+        reserve = Budget(
+            max_lm_calls=math.ceil(reserved.n_lm_calls),
+            max_metric_calls=math.ceil(reserved.n_metric_calls),
+            max_cost=reserved.cost,
+            max_minutes=n * seconds / 60 / self._run.settings.threads if account.n_rollouts else 0,
         )
+        self._run.ledger.set_reserve(reserve)
 
     # ------------------------------------------------------------------ what follows
 
