@@ -152,30 +152,24 @@ class Run:
 
     def sample(self, batch: Batch) -> list[Awaitable[SampledGroup]]:
         """The groups of the batch: `group_size` rollouts of each example with its library."""
+        if self._recorded is None:
+            self._sampler.admit(len(batch.examples) * self.settings.group_size)
+        return [self._run.loop.spawn(self._group(batch, index)) for index in batch.examples]
+
+    async def _group(self, batch: Batch, example: int) -> SampledGroup:
+        """A group of rollouts; those made elsewhere knew nothing of what this run has learned."""
         if self._recorded is not None:
-            return [self._run.loop.spawn(self._given(example)) for example in batch.examples]
-        self._sampler.admit(len(batch.examples) * self.settings.group_size)
-        return [self._run.loop.spawn(self._sampled(batch, index)) for index in batch.examples]
-
-    async def _given(self, example: int) -> SampledGroup:
-        """A group of rollouts that were made elsewhere, without what this run has learned."""
-        rollouts = (self._recorded or ())[example]
+            rollouts = self._recorded[example]
+            libraries: Sequence[ExperienceLibrary] = [self._history.start] * len(rollouts)
+        else:
+            libraries, seed = self._history.assigned(batch, example), self.settings.seed
+            samples = [
+                Sample(each, example, rollout_id_for(seed, batch.epoch, example, k, "training"))
+                for k, each in enumerate(libraries)
+            ]
+            rollouts = await self._sampler.make(samples, (*TRAINING_PRIORITY, batch.update))
         group = Group.of(example, rollouts, self.settings.metric is not None)
-        return SampledGroup(group, (self._history.start,) * len(rollouts))
-
-    async def _sampled(self, batch: Batch, example: int) -> SampledGroup:
-        samples = self._samples(batch, example)
-        priority = (*TRAINING_PRIORITY, batch.update)
-        rollouts = await self._sampler.make(samples, priority)
-        group = Group.of(example, rollouts, self.settings.metric is not None)
-        return SampledGroup(group, tuple(sample.library for sample in samples))
-
-    def _samples(self, batch: Batch, example: int) -> list[Sample]:
-        seed, epoch = self.settings.seed, batch.epoch
-        return [
-            Sample(library, example, rollout_id_for(seed, epoch, example, index, "training"))
-            for index, library in enumerate(self._history.assigned(batch, example))
-        ]
+        return SampledGroup(group, tuple(libraries))
 
     async def draft(self, batch: Batch) -> Extracted:
         """The lessons of the labels alone."""
@@ -192,8 +186,8 @@ class Run:
         """
         if batch.update:
             await self._updates[batch.update - 1]
-        library = self._history.last.library
         lessons, history = extracted.lessons, self._history
+        library = history.last.library
         refused: list[Refusal] = []
         if history.earlier(batch).has_given_up:
             operations = as_additions(library, lessons)
