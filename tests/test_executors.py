@@ -243,7 +243,7 @@ def rows(log_dir: Path) -> Counter[str]:
     """How many records there are of each kind."""
     store = Store.existing(log_dir)
     assert store is not None
-    found = Counter({kind: len(list(store.records(kind))) for kind in ("rollout", "score", "lost")})
+    found = Counter({kind: len(list(store.records(kind))) for kind in ("rollout", "lost")})
     store.close()
     return found
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import dspy
 import pytest
-from test_promise_resume import compiled, facts, halved, lm_of, offline
+from test_promise_resume import compiled, facts, lm_of, offline
 
-from tfgrpo_dspy import SettingsError, StoreError, best_so_far, rescore
+from tfgrpo_dspy import SettingsError, StoreError, best_so_far
 from tfgrpo_dspy.store import Store
 
 
@@ -20,14 +20,13 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_offline_rescore_and_best_so_far_write_nothing_so_a_store_may_be_read_only(
+def test_offline_and_best_so_far_write_nothing_so_a_store_may_be_read_only(
     tmp_path: Path,
 ) -> None:
     log_dir, student = tmp_path / "log", dspy.Predict("question -> answer")
     first = compiled(log_dir, student=student, epochs=1)
     before = contents(log_dir)
     assert facts(offline(log_dir, student=student, epochs=1)) == facts(first)
-    assert rescore(log_dir, halved).mean is not None
     assert type(best_so_far(log_dir, student)) is dspy.Predict
     assert contents(log_dir) == before
 

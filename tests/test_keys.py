@@ -158,10 +158,10 @@ CHANGED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "an input": ({"trainset": examples("one", "another")}, SAMPLES | {"lesson"}),
     "a label": (
         {"trainset": examples("one", "two", label="Please")},
-        {"score", "lesson"},
+        SAMPLES | {"lesson"},
     ),
-    "a label of the validation set": ({"valset": examples("three", label="Please")}, {"score"}),
-    "what the metric closes over": ({"metric": metric_of(1.0)}, {"score"}),
+    "a label of the validation set": ({"valset": examples("three", label="Please")}, SAMPLES),
+    "what the metric closes over": ({"metric": metric_of(1.0)}, SAMPLES),
     "the LM of the reflections": ({"reflection_lm": lm_of(top_p=0.5)}, REFLECTIONS),
     "objective": ({"objective": "Manners."}, REFLECTIONS),
     "code of the extraction": ({"extract": MoreExplicit()}, {"lesson"}),

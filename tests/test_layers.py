@@ -21,12 +21,12 @@ LAYERS = [
     {"sampling", "reflection", "gate", "strategies"},
     {"settings"},
     {"run"},
-    {"optimizer", "report"},
+    {"optimizer"},
     {"cli", "local", "metrics"},
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 USES_DSPY = [
-    "store", "budget", "metric", "sampling", "reflection", "settings", "run", "optimizer", "report",
+    "store", "budget", "metric", "sampling", "reflection", "settings", "run", "optimizer",
     "cli", "local", "metrics",
 ]  # fmt: skip
 ONLY_IN = {

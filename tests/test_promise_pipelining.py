@@ -110,7 +110,7 @@ def records(log_dir: Path) -> dict[str, Any]:
     """All results in a store, by their keys."""
     store = Store.existing(log_dir)
     assert store is not None
-    kinds = ("example", "library", "rollout", "score", "summary", "lesson", "update")
+    kinds = ("rollout", "summary", "lesson", "update")
     found = {key: dict(value) for kind in kinds for key, value in store.records(kind)}
     store.close()
     return found

@@ -29,7 +29,7 @@ PUBLIC = [
     "GroupPlan", "LibraryError", "LibraryFormatError", "LocalLMUnavailableError", "Measured",
     "MetricError", "MissingRecordError", "NoGate", "Reflection", "RunEvidence", "RunFailedError",
     "SettingsError", "StoreError", "SummarizeTrajectory", "TrainingFreeGRPO",
-    "TrainingFreeGRPOError", "UpdateLibrary", "best_so_far", "rescore",
+    "TrainingFreeGRPOError", "UpdateLibrary", "best_so_far",
 ]  # fmt: skip
 ARGUMENTS = [
     "metric", "reflection_lm", "objective", "auto", "max_lm_calls", "max_metric_calls",

@@ -390,7 +390,6 @@ def test_a_program_may_return_something_that_is_no_prediction() -> None:
         metric=lambda _example, pred: pred == "plain",
     )
     assert (done.outputs, done.score) == ({"output": "plain"}, 1.0)
-    assert done.is_text_only
 
 
 # ---------------------------------------------------------------------- failures told apart

@@ -53,7 +53,7 @@ from tfgrpo_dspy.reflection.modules import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
-from tfgrpo_dspy.report import best_so_far, rescore
+from tfgrpo_dspy.run.manifest import best_so_far
 from tfgrpo_dspy.settings import Execution, Reflection
 
 __all__ = [
@@ -88,5 +88,4 @@ __all__ = [
     "TrainingFreeGRPOError",
     "UpdateLibrary",
     "best_so_far",
-    "rescore",
 ]

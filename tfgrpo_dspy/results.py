@@ -175,9 +175,7 @@ class RunResults:
     `usage` has the roles "rollout" (training), "validation", "test", those of `REFLECTIONS`,
     "metric" (LM judges), and "unfinished" for calls that came to nothing; `metric_calls` counts
     those of the metric; both hold what was replayed too, at what it cost when it was made.
-    `replayed` counts, by role, what was read from the run store; `rescored` rollouts of them were
-    scored by another metric than before; `text_only` rollouts have outputs that are stored as text
-    only, so that another metric needs them run again. `failures` counts by kind;
+    `replayed` counts, by role, what was read from the run store. `failures` counts by kind;
     `nothing_learned` says in one line why the library is what it was at the start ("": it is not);
     `library` is as in library.json; `n_demos` is how many demos the result has more than the
     student; `schedule` holds each derived figure, with the reason for it.
@@ -196,8 +194,6 @@ class RunResults:
     gain: Gain | None = None
     test: HeldOut | None = None
     replayed: Mapping[str, int] = field(default_factory=dict)
-    rescored: int = 0
-    text_only: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     n_demos: int = 0
     finalists: tuple[Finalist, ...] = ()

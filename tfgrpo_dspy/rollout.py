@@ -23,8 +23,6 @@ FAILURE_SCORE = 0.0
 """The score of a rollout in which the program failed."""
 MIN_CONTRAST = 1e-9
 """Scores that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
-LONG_INPUT = 200
-"""An input that goes on from an earlier one of so many characters is stored as its rest only."""
 SEED_RANGE = 2**31
 """Seeds are below this: what every sampler known to us takes."""
 Count = Annotated[int, Field(ge=0, le=10**15)]
@@ -77,19 +75,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One predictor call or tool call of a rollout; values in their text form.
-
-    An agent is given its whole history at every step: kept as it is, that takes the square of the
-    number of steps. So of the inputs named in `continued` only the rest is held, behind what the
-    same input was at the last step of this name (`condensed`).
-    """
+    """One predictor call or tool call of a rollout; values in their text form."""
 
     kind: Literal["predictor", "tool"]
     name: str
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     error: str = ""
-    continued: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +91,7 @@ class Rollout:
     `example` is the example's position in its set (from 0); `rollout_id` what set this sample
     apart in caches; `outputs` the prediction's fields as text. `score` is None where the metric
     gave none (`failure` says why, or there is no metric). `usage` is the program's own,
-    `metric_usage` that of an LM judge in the metric. `encoded` are the outputs as JSON, from which
-    most can be had back (`decode_fields`).
+    `metric_usage` that of an LM judge in the metric.
     """
 
     example: int
@@ -112,7 +103,6 @@ class Rollout:
     failure: Failure | None = None
     usage: Usage = Usage()
     metric_usage: Usage = Usage()
-    encoded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, sequences, strings and numbers, ready for JSON."""
@@ -122,11 +112,6 @@ class Rollout:
     def from_dict(cls, values: Mapping[str, Any]) -> "Rollout":
         """What `to_dict` gave, from JSON too. Raises ValueError: it is no rollout."""
         return _ROLLOUT.validate_python(values)
-
-    @property
-    def is_text_only(self) -> bool:
-        """Whether an output was kept as text, from which its value cannot be had back."""
-        return any("text" in value for value in self.encoded.values())
 
     @property
     def was_scored(self) -> bool:
@@ -247,40 +232,6 @@ def fields_text(fields: Mapping[str, str]) -> str:
     return "\n".join(f"{name}: {value}" for name, value in fields.items())
 
 
-def condensed(steps: Sequence[Step], least: int = LONG_INPUT) -> tuple[Step, ...]:
-    """The steps, with only the rest of inputs that begin with all of an earlier one's lines.
-
-    The earlier one, of the same name and of a step of the same name, has `least` characters or
-    more. Steps that are condensed already stay as they are.
-    """
-    if any(step.continued for step in steps):
-        return tuple(steps)
-    before: dict[tuple[str, str], str] = {}
-    shorter = []
-    for step in steps:
-        rests = {}
-        for name, value in step.inputs.items():
-            known = before.get((step.name, name), "")
-            if len(known) >= least and f"{value}\n".startswith(f"{known}\n"):
-                rests[name] = value[len(known) :]
-            before[step.name, name] = value
-        inputs = {**step.inputs, **rests}
-        shorter.append(replace(step, inputs=inputs, continued=tuple(rests)))
-    return tuple(shorter)
-
-
-def whole(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The steps with all of their inputs: what `condensed` was given."""
-    before: dict[tuple[str, str], str] = {}
-    longer = []
-    for step in steps:
-        rests = {name: before[step.name, name] + step.inputs[name] for name in step.continued}
-        inputs = {**step.inputs, **rests}
-        before.update({(step.name, name): value for name, value in inputs.items()})
-        longer.append(replace(step, inputs=inputs, continued=()))
-    return tuple(longer)
-
-
 def trajectory_text(rollout: Rollout) -> str:
     """The whole trajectory as text: every step with inputs, outputs and error, in order.
 
@@ -289,11 +240,15 @@ def trajectory_text(rollout: Rollout) -> str:
     rest is shown.
     """
     parts = []
-    for number, step in enumerate(condensed(whole(rollout.steps), least=1), start=1):
+    before: dict[tuple[str, str], str] = {}
+    for number, step in enumerate(rollout.steps, start=1):
         parts.append(f"Step {number}, {step.kind} {step.name}")
         for name, value in step.inputs.items():
-            if name in step.continued:
-                value = f"(as before, and) {value.strip()}" if value else "(as before)"
+            known = before.get((step.name, name))
+            before[step.name, name] = value
+            if known and f"{value}\n".startswith(f"{known}\n"):
+                rest = value[len(known) :].strip()
+                value = f"(as before, and) {rest}" if rest else "(as before)"
             parts.append(f"  in {name}: {value}")
         parts.extend(f"  out {name}: {value}" for name, value in step.outputs.items())
         if step.error:

@@ -210,7 +210,7 @@ class Run:
         operations = [op for op in proposed if not isinstance(op, Refusal)]
         decision = history.decide(batch, extracted, operations)
         self._run.report.add_update(batch, extracted, proposed, before, decision)
-        self._run.manifest.note(history.result(), batch.update + 1, "")
+        self._run.manifest.note(history.result(), "")
         return decision.library
 
     async def all_updates(self) -> None:

@@ -128,7 +128,7 @@ class ReflectionClient:
                 question.stage, update, answer.usage, answer.error, answer.parse_failures
             )
 
-        record = run.records.find_answer(key)
+        record = run.records.find(key)
         if record is not None:
             answer = _answer_of(record)
             run.ledger.spend(answer.usage.n_lm_calls, answer.usage.cost_usd)
@@ -142,7 +142,7 @@ class ReflectionClient:
             if isinstance(answer, TimedOutError):
                 answer = Answer(None, error=f"the reflection {answer}", is_lost=True)
             record = run.records.without_secrets(asdict(answer))
-            answer = _answer_of(run.records.keep_answer(key, record, answer.is_lost) or record)
+            answer = _answer_of(run.records.keep(key, record, answer.is_lost))
             count(answer)
             lost = Failure("provider", answer.error) if answer.is_lost else None
             run.report.check_errors(lost)

@@ -58,7 +58,7 @@ def finish(
         )
     best = replace(candidates[place], library=_with_prices(candidates[place].library))
     shown = demos if best.has_demos else ()
-    run.manifest.note(best.library, len(run.report.updates), run.report.ended_because, shown)
+    run.manifest.note(best.library, run.report.ended_because, shown)
     test = _held_out(run, testset, _with_student(history, best), demos)
     optimized = measured.bake(best)
     before, after = measured.scores_of(0), measured.scores_of(place)

@@ -9,10 +9,9 @@ from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.loop import Priority, TimedOutError
-from tfgrpo_dspy.run.records import CachedRollout
 from tfgrpo_dspy.run.worker import Bundle, Request, packed_library
 from tfgrpo_dspy.sampling.demos import Demo, with_demos
-from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout, score_again
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
 KEPT_PROGRAMS = 64
 CALLED = {
@@ -107,67 +106,55 @@ class Rollouts:
             RunStopped: the run has ended; what was done is recorded.
             MissingRecordError: offline, and one of them is not recorded.
         """
-        run = self._run
-        found = [self._found(sample) for sample in samples]
-        missing = [k for k, cached in enumerate(found) if cached.needs_work]
-        if missing and run.settings.offline:
+        keys = [self._key(sample) for sample in samples]
+        found = [self._found(key) for key in keys]
+        missing = [k for k, rollout in enumerate(found) if rollout is None]
+        if missing and self._run.settings.offline:
             stage, kind = CALLED[self._role]
-            what = f"score of the {stage}" if found[missing[0]].rollout else stage
-            run.stop_for_missing_record(what, f"{kind} example {samples[missing[0]].example}")
-        tasks = {k: self._submit(samples[k], found[k], priority) for k in missing}
-        return [
-            await tasks[k] if k in tasks else cached.rollout  # type: ignore[misc]
-            for k, cached in enumerate(found)
-        ]
+            where = f"{kind} example {samples[missing[0]].example}"
+            self._run.stop_for_missing_record(stage, where)
+        tasks = {k: self._submit(samples[k], keys[k], priority) for k in missing}
+        return [rollout or await tasks[k] for k, rollout in enumerate(found)]
 
-    def _found(self, sample: Sample) -> CachedRollout:
-        """What is recorded of the rollout; it costs what it cost when it was made."""
-        run, example = self._run, self._examples[sample.example]
-        key = run.records.rollout_key(
-            self._program_of(sample).digest, example, sample.rollout_id, self._temperature
+    def _key(self, sample: Sample) -> str:
+        return self._run.records.rollout_key(
+            self._program_of(sample).digest,
+            self._examples[sample.example],
+            self._metric,
+            sample.rollout_id,
+            self._temperature,
         )
-        found = run.records.find_rollout(key, self._metric, example)
-        rollout = found.rollout
-        if rollout is not None and (found.can_be_scored or not found.needs_work):
+
+    def _found(self, key: str) -> Rollout | None:
+        """The recorded rollout; it costs what it cost when it was made."""
+        run = self._run
+        rollout = run.records.find_rollout(key)
+        if rollout is not None:
             for usage in (rollout.usage, rollout.metric_usage):
                 run.ledger.spend(usage.n_lm_calls, usage.cost_usd)
-        if rollout is not None and not found.needs_work:
             run.report.replayed[self._role] += 1
             run.report.count_rollout(self._role, rollout)
             if rollout.was_scored and self._metric is not None:
                 run.ledger.note_metric_call()
-        return found
+        return rollout
 
-    def _submit(self, sample: Sample, found: CachedRollout, priority: Priority) -> Any:
-        """Have the rollout made, or only scored; a task that gives the recorded rollout."""
+    def _submit(self, sample: Sample, key: str, priority: Priority) -> Any:
+        """Have the rollout made; a task that gives the recorded rollout."""
         run, task = self._run, self._task(sample)
-        recorded = found.rollout if found.can_be_scored else None
-
-        def work() -> Rollout:
-            return run_rollout(task) if recorded is None else score_again(task, recorded)
 
         def keep(made: Rollout | TimedOutError) -> Rollout:
             if isinstance(made, TimedOutError):
                 failure = Failure("timeout", f"the rollout {made}, which is rollout_timeout_s")
                 made = Rollout(sample.example, sample.rollout_id, failure=failure)
-            is_rerun = found.rollout is not None and recorded is None
-            rollout = run.records.keep_rollout(
-                found.key,
-                run.records.cleaned_rollout(made),
-                self._metric,
-                task.example,
-                sample.library,
-                is_rerun,
-            )
-            run.report.rescored += found.can_be_scored
+            rollout = run.records.keep_rollout(key, made)
             run.report.count_rollout(self._role, rollout)
             run.report.check_errors(rollout.failure)
             return rollout
 
         if run.remote is None:
-            return run.loop.submit(work, priority, keep)
+            return run.loop.submit(lambda: run_rollout(task), priority, keep)
         library = packed_library(sample.library)
-        request = Request(library, task.example, sample.example, sample.rollout_id, recorded)
+        request = Request(library, task.example, sample.example, sample.rollout_id)
         return run.remote.submit(self._bundles[sample.has_demos], request, priority, keep)
 
     def _task(self, sample: Sample) -> RolloutTask:
@@ -190,6 +177,5 @@ class Rollouts:
             if len(self._programs) >= KEPT_PROGRAMS:
                 self._programs.clear()
             program = self.bake(sample.library, sample.has_demos)
-            identity = self._run.records.program(program, sample.library)
-            self._programs[key] = _Program(program, identity)
+            self._programs[key] = _Program(program, self._run.records.program(program))
         return self._programs[key]

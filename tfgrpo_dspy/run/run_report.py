@@ -51,8 +51,6 @@ class RunReport:
         self.usage = {role: Usage() for role in ROLES}
         self.reflection_usage: defaultdict[int, Usage] = defaultdict(Usage)  # by update
         self.replayed: Counter[str] = Counter()
-        self.rescored = 0
-        self.text_only = 0
         self.ended_because = "all epochs are done"
         self._ledger = ledger
         self._max_errors = max_errors
@@ -66,7 +64,6 @@ class RunReport:
         """Count what a rollout has cost and how it failed."""
         self.usage[role] += rollout.usage
         self.usage["metric"] += rollout.metric_usage
-        self.text_only += rollout.is_text_only
         if rollout.failure is not None:
             self.count_failure(rollout.failure.kind, rollout.failure.message)
 
@@ -191,8 +188,6 @@ class RunReport:
             usage=self._all_usage(),
             metric_calls=self._ledger.n_metric_calls_made,
             replayed=dict(sorted((+self.replayed).items())),
-            rescored=self.rescored,
-            text_only=self.text_only,
             failures=dict(sorted((+self.failures).items())),
             ended_because=self.ended_because,
             nothing_learned=nothing_learned,

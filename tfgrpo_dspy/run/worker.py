@@ -24,7 +24,7 @@ from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout, score_again
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
 OF_ONE_CALL = frozenset(
     "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905
@@ -77,16 +77,12 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One rollout that is to be made, or only scored where `recorded` has its outputs.
-
-    `library` is a `packed_library`.
-    """
+    """One rollout that is to be made; `library` is a `packed_library`."""
 
     library: bytes
     example: Any
     index: int
     rollout_id: int
-    recorded: Rollout | None = None
 
     def packed(self) -> bytes:
         """As bytes. Raises SettingsError: the example cannot be sent."""
@@ -197,10 +193,7 @@ def _run(unpacked: _Unpacked, request: Request, ledger: Ledger) -> Reply:
                 ledger=ledger,
                 prices=unpacked.prices,
             )
-            if request.recorded is None:
-                rollout = run_rollout(task)
-            else:
-                rollout = score_again(task, request.recorded)
+            rollout = run_rollout(task)
     except RunStopped:
         pass  # the reply says why
     return Reply(

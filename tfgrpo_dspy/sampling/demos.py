@@ -14,7 +14,7 @@ from dspy.adapters.types.base_type import Type
 from dspy.adapters.utils import parse_value
 
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
-from tfgrpo_dspy.rollout import Group, Rollout, whole
+from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling.fields import as_text
 
 
@@ -34,7 +34,7 @@ def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
     """
     fields = {name: predictor.signature.fields for name, predictor in named_predictors(program)}
     found: dict[str, Demo] = {}
-    for step in whole(rollout.steps):
+    for step in rollout.steps:
         if step.kind != "predictor" or step.name not in fields:
             continue
         texts = {**step.inputs, **step.outputs}

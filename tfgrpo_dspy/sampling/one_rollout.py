@@ -9,18 +9,11 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError, LMError
 
 from tfgrpo_dspy.budget import CallWatcher, Ledger, Meter, is_too_long, metered
-from tfgrpo_dspy.errors import MetricError, RunStopped, StoreError, described
+from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction
-from tfgrpo_dspy.rollout import Failure, Rollout, Step, Usage, condensed
-from tfgrpo_dspy.sampling.fields import (
-    as_fields,
-    as_text,
-    copied_example,
-    decode_fields,
-    encode_fields,
-    field_annotations,
-)
+from tfgrpo_dspy.rollout import Failure, Rollout, Step
+from tfgrpo_dspy.sampling.fields import as_fields, as_text, copied_example
 from tfgrpo_dspy.sampling.models import sampling_copy
 
 
@@ -62,33 +55,11 @@ def run_rollout(task: RolloutTask) -> Rollout:
         example=task.index,
         rollout_id=task.rollout_id,
         outputs=as_fields(prediction),
-        encoded=_encoded(prediction, field_annotations(task.program)),
         steps=run.steps(trace, failure),
         failure=failure,
         usage=run.meter.usage,
     )
     return rollout if failure or task.score is None else _scored(rollout, task, prediction, trace)
-
-
-def score_again(task: RolloutTask, rollout: Rollout) -> Rollout:
-    """The rollout, scored by the task's metric from its stored outputs; the program is not run.
-
-    Raises:
-        StoreError: its outputs cannot be had back from the record.
-    """
-    try:
-        values = decode_fields(rollout.encoded, field_annotations(task.program))
-    except ValueError as error:
-        message = f"The outputs recorded of rollout {rollout.rollout_id} cannot be read"
-        raise StoreError(f"{message}: {described(error)}.") from error
-    bare = replace(rollout, score=None, feedback="", failure=None, metric_usage=Usage())
-    return _scored(bare, task, dspy.Prediction(**values), None)
-
-
-def _encoded(prediction: Any, annotations: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    if isinstance(prediction, dspy.Prediction):
-        return encode_fields(prediction, annotations)
-    return {name: {"text": text} for name, text in as_fields(prediction).items()}
 
 
 class _Run:
@@ -165,7 +136,7 @@ class _Run:
             name = self.names.get(id(last.caller), "predictor")
             answer = {"unparsed answer": last.answer}
             steps.append(Step("predictor", name, {"prompt": last.prompt}, answer, failure.message))
-        return condensed(steps)
+        return tuple(steps)
 
 
 def _scored(

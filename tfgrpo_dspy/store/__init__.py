@@ -13,6 +13,7 @@ from tfgrpo_dspy.store.identity import (
     lm_identity,
     object_identity,
     program_identity,
+    without_addresses,
 )
 from tfgrpo_dspy.store.records import Record, Store, reading
 
@@ -26,4 +27,5 @@ __all__ = [
     "object_identity",
     "program_identity",
     "reading",
+    "without_addresses",
 ]

@@ -30,7 +30,6 @@ NOT_OF_PREDICTORS = frozenset({"stage", "traces", "train", "fields"})
 """What DSPy's predictors hold besides: a random name, logs of other optimizers."""
 LM_PLUMBING = frozenset({"timeout", "num_retries", "cache", "rollout_id", "seed", "n_workers"})
 """Arguments of an LM that do not change what it answers, or that each sample sets anew."""
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SURELY_SECRET = re.compile(
     r"^_*(\w+_)?(api_?key|password|headers|authorization|bearer"
     r"|(access|auth|refresh|hf|session)_token)$",
@@ -57,6 +56,11 @@ class Unseen:
         """Remember the name and give it back."""
         self.names.add(name)
         return name
+
+
+def without_addresses(text: str) -> str:
+    """The text of a value, without its address in memory."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def digest(*parts: Any) -> str:
@@ -101,16 +105,24 @@ def _held_identity(value: Any, unseen: Unseen, depth: int) -> Any:  # noqa: C901
         return class_identity(value, unseen)
     if hasattr(value, "named_predictors"):
         return program_identity(value, unseen)
-    name = _name_of(type(value))
-    if hasattr(type(value), "model_fields"):
-        return [name, *held([{n: getattr(value, n, None) for n in type(value).model_fields}])]
     if callable(value):
         return callable_identity(value, unseen, depth + 1)
+    fields = _fields_of(value)
+    if fields:
+        return [class_identity(type(value), unseen), *held([fields])]
+    name = _name_of(type(value))
     if isinstance(value, enum.Enum):
         return [name, value.name]
     if type(value).__module__ in ("builtins", "datetime", "decimal", "re"):
-        return _ADDRESS.sub("", repr(value))
+        return without_addresses(repr(value))
     return name if _is_library(type(value)) else unseen.add(name)
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    """The fields of a pydantic model or a dataclass."""
+    kind = type(value)
+    names = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
+    return {name: getattr(value, name, None) for name in names}
 
 
 def callable_identity(function: Any, unseen: Unseen, depth: int = 0) -> Any:
@@ -200,9 +212,9 @@ def signature_identity(signature: Any) -> Any:
     fields = [
         [
             name,
-            _ADDRESS.sub("", str(info.annotation)),
+            without_addresses(str(info.annotation)),
             _schema(info.annotation),
-            {k: _ADDRESS.sub("", str(v)) for k, v in (info.json_schema_extra or {}).items()},
+            {k: without_addresses(str(v)) for k, v in (info.json_schema_extra or {}).items()},
         ]
         for name, info in signature.fields.items()
     ]

@@ -16,7 +16,7 @@ from tfgrpo_dspy.errors import StoreError, described
 from tfgrpo_dspy.redaction import cleaned
 
 DATABASE = "tfgrpo_store.db"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 BUSY_TIMEOUT_S = 60.0
 """How long a process waits for another one that writes to the same store."""
 
