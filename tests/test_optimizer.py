@@ -215,15 +215,6 @@ def test_the_papers_schedule_returns_its_last_library_even_if_it_is_worse() -> N
     assert run.results.best.mean == 0.3
 
 
-def test_the_reference_implementations_extra_call_is_one_more_for_each_group() -> None:
-    def lesson(prompt: Prompt) -> str:
-        return lessons("one" if "question: question 0" in prompt.user else "two")
-
-    update: Rule = (UPDATE, operations({"op": "ADD", "text": "one", "lessons": [1]}))
-    run = paper((EXTRACT, lesson), update, n=2, n_validation=None, epochs=1, update_per_group=True)
-    assert len(run.prompts(UPDATE)) == 3
-
-
 # ---------------------------------------------------------------------- without ground truth
 
 

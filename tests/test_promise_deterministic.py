@@ -123,11 +123,8 @@ def test_answers_that_come_last_first_give_the_same(width: int) -> None:
 
 
 @pytest.mark.parametrize("student", [Pair, agent], ids=["two predictors", "agent"])
-@pytest.mark.parametrize("changes", [{"gate": None}, {"update_per_group": True}], ids=str)
-def test_so_do_programs_of_several_calls_with_a_gate_and_with_a_call_for_each_group(
-    student: Any, changes: dict[str, Any]
-) -> None:
-    changes = {"epochs": 1, "group_size": 2, **changes}
+def test_so_do_programs_of_several_calls_with_a_gate(student: Any) -> None:
+    changes: dict[str, Any] = {"epochs": 1, "group_size": 2, "gate": None}
     alone = facts(run(1, student=student(), **changes))
     assert facts(run(16, Latency(1), student=student(), **changes)) == alone
 

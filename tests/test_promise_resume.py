@@ -175,8 +175,8 @@ def log_dir(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("student", [Asking, agent], ids=["one call", "agent"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"gate": NoGate()}, {"update_per_group": True}, {"summarize_always": True}],
-    ids=["gate", "no gate", "call for each group", "summaries"],
+    [{}, {"gate": NoGate()}, {"summarize_always": True}],
+    ids=["gate", "no gate", "summaries"],
 )
 def test_the_same_compile_again_makes_no_call_and_gives_the_same(
     student: Any, changes: dict[str, Any], log_dir: Path

@@ -41,8 +41,7 @@ PINNED = dict.fromkeys(ARGUMENTS) | {"metric": inspect.Parameter.empty}
 PINNED |= {"max_experiences": 30, "offline": False, "seed": 0, "progress": True}
 MODULES = dict.fromkeys(["extract", "update", "summarize", "draft"])
 GROUPS = {
-    Reflection: MODULES
-    | {"use_labels": True, "max_experience_words": 40, "groups_per_call": None, "drafts": None},
+    Reflection: MODULES | {"use_labels": True, "max_experience_words": 40, "drafts": None},
     Execution: dict.fromkeys(
         ["executor", "max_staleness", "rollout_timeout_s", "max_errors", "prices"]
     ),

@@ -1,7 +1,6 @@
 """From groups to lessons to operations: who is asked what, and what becomes of the answers."""
 
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,12 +35,12 @@ from tfgrpo_dspy import (
     TrainingFreeGRPO,
 )
 from tfgrpo_dspy.experience.values import Add, Operation, Refusal
-from tfgrpo_dspy.reflection.lessons import DroppedExperience, Lesson
+from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.proposing import propose
+from tfgrpo_dspy.run.reflecting import propose
 
 CORRECTION = r"## correction ##"
 Table = Sequence[Sequence[str | BaseException]]
@@ -332,56 +331,6 @@ def test_a_reflection_is_not_asked_for_in_json_unless_the_user_set_an_adapter_th
     assert run.results.reflection_usage.n_second_calls == 0
 
 
-# ---------------------------------------------------------------------- reflection LMs that ramble
-
-
-def by_the_rules(_: dspy.Example, pred: dspy.Prediction) -> dspy.Prediction:
-    """The answer is its own score; every answer below 1 is told two rules."""
-    score = float(pred.answer)
-    told = "Good: short." if score == 1 else f"Answer with one. {pred.answer} is no answer."
-    return dspy.Prediction(score=score, feedback=f"{told} Be kind.")
-
-
-def test_where_no_answer_can_be_read_lessons_are_what_the_metric_says_of_several_examples() -> None:
-    run = Run([["1", "0"], ["1", "0.2"]], (EXTRACT, UNPARSED), metric=by_the_rules)
-    assert run.results.updates[0].lessons == ("Be kind.", "Answer with one.")
-    _, second = ExperienceLibrary.from_program(run.optimized)
-    assert second.text == "Answer with one."
-    evidence = run.results.library["experiences"][1]["evidence"]
-    assert sorted(each["example"] for each in evidence) == [0, 1]
-
-
-def rambling_until(n_examples: int, *rules: Rule, **arguments: Any) -> Run:
-    """A run of three epochs in one batch each, over examples whose groups all have contrast."""
-    table = [["1", "0"]] * n_examples
-    given = {"epochs": 3, "batch_size": n_examples, "max_staleness": 0, **arguments}
-    return Run(table, *rules, **given)
-
-
-def test_a_reflection_lm_that_was_never_read_is_asked_no_more_and_that_is_said_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    run = rambling_until(5, (EXTRACT, UNPARSED), (UPDATE, UNPARSED), metric=by_the_rules)
-    assert run.results.failures == {"reflection parse": 12, "reflection given up": 1}
-    assert len(run.prompts(EXTRACT)) == 10  # each twice, of the first epoch
-    assert len(run.prompts(UPDATE)) == 2
-    assert caplog.text.count("none of 5 answers of the reflection LM could be read") == 1
-    assert [update.lessons for update in run.results.updates] == [
-        ("Be kind.", "Answer with one.", "0 is no answer.")
-    ] * 3
-    assert len(run.library) == 3
-
-
-def test_without_feedback_a_run_whose_reflection_lm_was_given_up_ends() -> None:
-    run = rambling_until(5, (EXTRACT, UNPARSED))
-    assert [update.groups[0].used_as for update in run.results.updates] == [
-        "contrast",
-        "not reflected on",
-    ]
-    assert run.results.ended_because == "no group of a whole epoch had anything to teach"
-    assert "reflection given up" in run.results.nothing_learned
-
-
 # ---------------------------------------------------------------------- lessons
 
 
@@ -594,32 +543,19 @@ def test_the_limits_hold_at_every_moment_and_in_every_prompt(gate: Any) -> None:
 # ---------------------------------------------------------------------- many lessons
 
 
-class Pairing(dspy.Module):
-    """A user's UpdateLibrary: an ADD for every two lessons; at the first level, a KEEP of E1."""
+class Adding(dspy.Module):
+    """A user's UpdateLibrary: an ADD for every lesson, and a KEEP of E1 by the first."""
 
-    def __init__(self, lessons_tokens: int, merges: bool = True) -> None:
+    def __init__(self, lessons_tokens: int) -> None:
         super().__init__()
         self.lessons_tokens = lessons_tokens
-        self.merges = merges
-        self.asked: list[list[str]] = []
         self.shown: list[str] = []
-        self.lock = threading.Lock()
 
     def forward(self, lessons: str, **_: Any) -> dspy.Prediction:
-        lines = re.findall(r"(?m)^\d+\. .*$", lessons)
-        with self.lock:
-            self.asked.append(lines)
-            self.shown.append(lessons)
-        size = 2 if self.merges else 1
-        numbers = range(1, len(lines) + 1)
-        texts = [re.sub(r"^\d+\. ", "", line) for line in lines]
-        adds = [
-            {"op": "ADD", "text": texts[first], "lessons": list(numbers[first : first + size])}
-            for first in range(0, len(lines), size)
-        ]
-        is_first_level = not re.search(r"from (?!1 )\d+ examples", lessons)
-        keeps = [{"op": "KEEP", "id": "E1", "lessons": [1]}] if is_first_level else []
-        return dspy.Prediction(operations=[*adds, *keeps])
+        self.shown.append(lessons)
+        texts = re.findall(r"(?m)^\d+\. (.*)$", lessons)
+        adds = [{"op": "ADD", "text": text, "lessons": [n]} for n, text in enumerate(texts, 1)]
+        return dspy.Prediction(operations=[*adds, {"op": "KEEP", "id": "E1", "lessons": [1]}])
 
 
 KNOWN = ExperienceLibrary([Experience(id="E1", text="Be exact.")])
@@ -628,13 +564,13 @@ KNOWN = ExperienceLibrary([Experience(id="E1", text="Be exact.")])
 def consolidated(
     module: Any,
     drawn: Sequence[Lesson],
-    dropped: Sequence[DroppedExperience] = (),
+    dropped: Sequence[Lesson] = (),
     **arguments: Any,
 ) -> tuple[list[Operation], list[Refusal]]:
     lm = scripted_lm([])
     settings = run_settings(is_score, update=module, **arguments)
     with dspy.context(lm=lm):
-        run = RunContext.of(settings, dspy.Predict("question -> answer"), ())
+        run = RunContext.of(settings, dspy.Predict("question -> answer"), questions(40))
         batch = Batch(0, 0, (), Decision(KNOWN, "start"))
         return run.loop.run(propose(ReflectionClient(run), batch, KNOWN, drawn, dropped))
 
@@ -646,31 +582,19 @@ def drawn_lessons(n: int, n_words: int = 1) -> list[Lesson]:
     ]
 
 
-@given(st.integers(1, 40), st.integers(20, 200), st.integers(1, 6), st.booleans())
+@given(st.integers(1, 40), st.integers(20, 200), st.integers(1, 6))
 @settings(max_examples=30)
-def test_many_lessons_are_consolidated_in_a_tree_within_the_budget_and_keep_their_evidence(
-    n: int, budget: int, n_words: int, merges: bool
+def test_lessons_too_many_for_one_prompt_are_asked_about_in_several_and_keep_their_evidence(
+    n: int, budget: int, n_words: int
 ) -> None:
-    module = Pairing(budget, merges)
+    module = Adding(budget)
     found, refused = consolidated(module, drawn_lessons(n, n_words))
     assert refused == []
-    assert all(
-        estimate_tokens(shown) <= budget or len(lines) == 1
-        for shown, lines in zip(module.shown, module.asked, strict=True)
-    )
-    covered = {e.example for op in found if isinstance(op, Add) for e in op.evidence}
-    assert covered == set(range(n))
-    n_adds = sum(isinstance(operation, Add) for operation in found)
-    assert n_adds <= n
-    if not merges:
-        assert n_adds == n
-
-
-def test_update_per_group_asks_for_each_group_and_then_merges_what_they_propose() -> None:
-    module = Pairing(4000, merges=False)
-    found, _ = consolidated(module, drawn_lessons(3), update_per_group=True)
-    assert sorted(map(len, module.asked)) == [1, 1, 1, 3]
-    assert sum(isinstance(operation, Add) for operation in found) == 3
+    assert all(estimate_tokens(text) <= budget or "\n2. " not in text for text in module.shown)
+    adds = [operation for operation in found if isinstance(operation, Add)]
+    assert [e.example for add in adds for e in add.evidence] == list(range(n))
+    (keep,) = [operation for operation in found if operation.op == "KEEP"]
+    assert len(keep.evidence) == len(module.shown)
 
 
 # ---------------------------------------------------------------------- modules of the user's own

@@ -1,102 +1,16 @@
-"""What reflection LMs are shown in a run, several groups in a call, and what is held back."""
+"""What reflection LMs are shown in a run, and what of their answers is held back."""
 
 import re
-import threading
 from typing import Any
 
 import dspy
 import pytest
-from scripted import EXTRACT, UPDATE, Prompt, Rule, lessons, operations, scripted_lm
-from test_run import ONE_LESSON, Run, consolidated, drawn_lessons, is_score, section
+from scripted import EXTRACT, UPDATE, lessons, operations, scripted_lm
+from test_run import ONE_LESSON, Run, consolidated, drawn_lessons, is_score
 
 from tfgrpo_dspy import Execution, NoGate, TrainingFreeGRPO
 from tfgrpo_dspy.experience.values import Add
-from tfgrpo_dspy.reflection.lessons import DroppedExperience
-
-TABLE = [["1", "0"]] * 5
-
-
-def bundled(*rules: Rule, size: int = 2, table: Any = None, **arguments: Any) -> Run:
-    table = table or TABLE
-    return Run(table, *rules, groups_per_call=size, batch_size=len(table), **arguments)
-
-
-def shown(prompt: str) -> list[str]:
-    """The questions of the examples in a prompt of ExtractAdvantage, in their order."""
-    return re.findall(r"(?m)^question: (question \d)$", section_of_attempts(prompt))
-
-
-def section_of_attempts(prompt: str) -> str:
-    text = prompt.rpartition("[[ ## attempts ## ]]\n")[2]
-    return text.partition("\n\nRespond with")[0]
-
-
-# ---------------------------------------------------------------------- several groups in a call
-
-
-def test_a_call_is_shown_as_many_groups_as_is_set_in_the_order_of_the_batch() -> None:
-    run = bundled(*ONE_LESSON)
-    prompts = run.prompts(EXTRACT)
-    order = [f"question {group.example}" for group in run.results.updates[0].groups]
-    calls = sorted((shown(prompt) for prompt in prompts), key=len)
-    assert sorted(map(len, [c for c in calls if c])) == [2, 2]
-    assert {tuple(call) for call in calls if call} == {tuple(order[:2]), tuple(order[2:4])}
-    (last,) = [prompt for prompt in prompts if not shown(prompt)]
-    assert section(last, "example") == f"question: {order[4]}"
-    one = next(prompt for prompt in prompts if shown(prompt))
-    assert section(one, "example") == "(several examples; each stands above its attempts)"
-    assert section_of_attempts(one).count("Attempt 1 (score 1, advantage +1.00)") == 2
-    assert re.search(
-        r"(?m)^Example 2\nquestion: question \d\nLabels:\nanswer: label \d\n\nAtt", one
-    )
-
-
-def test_a_lesson_of_several_groups_rests_on_those_that_it_names_or_else_on_all() -> None:
-    run = bundled(
-        (EXTRACT, lessons("Be exact. (example 2)", "Round.")),
-        (UPDATE, operations({"op": "ADD", "text": "Be exact.", "lessons": [2]},
-                            {"op": "ADD", "text": "Round.", "lessons": [1]})),
-        table=TABLE[:2],
-    )  # fmt: skip
-    first, second = [group.example for group in run.results.updates[0].groups]
-    exact, rounded = run.results.library["experiences"]
-    assert [e["example"] for e in exact["evidence"]] == [second]
-    assert [e["example"] for e in rounded["evidence"]] == [first, second]
-
-
-def test_who_shares_a_call_does_not_depend_on_what_is_done_first() -> None:
-    def answer(prompt: Prompt) -> str:
-        return lessons(f"Think of {' and '.join(shown(prompt.text))}.")
-
-    class Held(dspy.Module):
-        """Answers as the first example only when the last has been answered."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.ask = dspy.Predict("question -> answer")
-
-        def forward(self, question: str) -> dspy.Prediction:
-            if question == first:
-                last_is_done.wait(5)
-            answered = self.ask(question=question)
-            if question == last:
-                last_is_done.set()
-            return answered
-
-    def taught(student: Any) -> Any:
-        run = bundled((EXTRACT, answer), (UPDATE, operations()), student=student, num_threads=8)
-        return run.results.updates[0]
-
-    last_is_done = threading.Event()
-    first = last = ""
-    plain = taught(Held())
-    first, *_, last = [f"question {group.example}" for group in plain.groups]
-    last_is_done.clear()
-    held = taught(Held())
-    assert last_is_done.is_set()
-    assert held.lessons == plain.lessons
-    assert len(held.lessons) == 3
-
+from tfgrpo_dspy.reflection.lessons import Lesson
 
 # ---------------------------------------------------------------------- what they are shown
 
@@ -130,7 +44,7 @@ def test_update_library_is_told_what_was_tried_and_dropped() -> None:
             return dspy.Prediction(operations=[])
 
     told: list[str] = []
-    consolidated(Kept(), drawn_lessons(1), [DroppedExperience("Shout.", "*", "effect -0.2")])
+    consolidated(Kept(), drawn_lessons(1), [Lesson("Shout.", reason="effect -0.2")])
     assert told == ["- Shout.: effect -0.2"]
 
 
@@ -164,8 +78,6 @@ def test_ten_lessons_of_an_answer_are_read_for_each_example_and_the_rest_is_coun
     assert run.results.updates[0].refused_lessons == (
         "15 more lessons (10 lessons of an answer are read for each example)",
     )
-    two = bundled((EXTRACT, lessons(*many)), (UPDATE, operations()), table=TABLE[:2])
-    assert len(two.results.updates[0].lessons) == 20
 
 
 def test_a_lesson_that_sends_data_away_is_held_back_and_shown() -> None:

@@ -40,9 +40,8 @@ def needed(schedule: Schedule, calls_per_rollout: float) -> tuple[int, float]:
     n_examples = min(schedule.batch_size, schedule.inputs.n_training)
     n_rollouts = n_examples * schedule.group_size
     n_rollouts += schedule.reserve + 2 * schedule.inputs.n_test
-    n_lessons = -(-n_examples // schedule.groups_per_call)
     n_drafts = schedule.drafts + 1 if schedule.drafts else 0
-    return n_rollouts, n_rollouts * calls_per_rollout + n_lessons + 1 + n_drafts
+    return n_rollouts, n_rollouts * calls_per_rollout + n_examples + 1 + n_drafts
 
 
 any_inputs = st.builds(
@@ -66,7 +65,6 @@ any_settings = st.fixed_dictionaries(
         "epochs": st.integers(1, 9),
         "max_staleness": st.integers(0, 9),
         "drafts": st.integers(0, 20),
-        "groups_per_call": st.integers(1, 4),
     },
 )
 
@@ -147,7 +145,7 @@ def test_the_table_says_in_one_line_what_was_chosen_and_why() -> None:
     lines = str(Schedule.derive(inputs_of(lm_calls=200), batch_size=4)).splitlines()
     assert lines[0] == "group_size           2  7.4 LM calls per training example, below 15"
     assert lines[1] == "batch_size           4  set by you"
-    assert len(lines) == 9
+    assert len(lines) == 8
     lines = str(Schedule.derive(inputs_of(lm_calls=20), max_demos=1)).splitlines()
     reduced = [line.split()[0] for line in lines if "reduced, because the budget is small" in line]
     assert reduced == ["batch_size", "drafts", "reserve", "n_validation"]
@@ -285,7 +283,7 @@ def test_the_papers_schedule_is_not_derived() -> None:
     with dspy.context(lm=scripted_lm([])):
         run, _, _ = prepare(settings, predictor(), questions(30), None)
     assert (run.group_size, run.epochs, run.reflection.drafts, run.max_demos) == (5, 3, 0, 0)
-    assert (run.execution.max_staleness, run.reflection.groups_per_call) == (0, 1)
+    assert run.execution.max_staleness == 0
     assert run.batch_size >= 30
 
 

@@ -250,7 +250,6 @@ def test_arguments_that_do_not_go_together_are_refused(
           for name in ("extract", "update", "summarize", "draft")),
         (Reflection, {"draft": DraftLessons}, "draft=DraftLessons is a class: pass DraftLessons()"),
         (Reflection, {"drafts": -1}, "drafts=-1: pass a whole number of at least 0."),
-        (Reflection, {"groups_per_call": 0}, "groups_per_call=0: pass a whole number of at least"),
         (Reflection, {"max_experience_words": None}, "max_experience_words=None: pass a whole"),
         (Execution, {"max_staleness": -1}, "max_staleness=-1: pass a whole number of at least 0."),
         (Execution, {"max_errors": "5"}, "max_errors='5': pass a whole number of at least 0."),

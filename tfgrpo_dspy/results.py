@@ -123,7 +123,7 @@ class GroupRecord:
     """One group: its example (position in the training set), its rollouts' scores, what it was for.
 
     `used_as` is "contrast", "failure analysis", "no ground truth", or why it taught nothing:
-    "no contrast", "too few rollouts", "not reflected on" (answers about groups cannot be read).
+    "no contrast", "too few rollouts".
     """
 
     example: int

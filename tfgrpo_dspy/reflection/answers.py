@@ -33,55 +33,49 @@ from tfgrpo_dspy.reflection.texts import encodable, estimate_tokens, lessons_tex
 
 LESSONS_PER_EXAMPLE = 10
 """So many lessons of an answer are read for each example that it was shown."""
-REASON_TOKENS = 60
-"""How long (estimated) the reason of a lesson may be in the prompt of an update."""
 
 
 def lessons_in(
     output: Any,
-    reason: str,
+    blank: Lesson,
     predictors: Sequence[str],
-    evidence: Sequence[Evidence],
+    guard: CopyGuard,
+    n_examples: int,
+    max_words: int,
     unknown_scope: Callable[[str], None],
 ) -> tuple[list[Lesson], list[str]]:
-    """The lessons that an answer holds, and one text for those above the limit.
+    """The lessons of an answer; the texts of those that are refused, each with the reason.
 
     Args:
         output: what the module gave.
-        reason: the semantic advantage, or critique, that it gave beside them.
+        blank: evidence, reason and example of all of them.
         predictors: the names of the program's predictors.
-        evidence: the groups, or the examples, that it was shown, in their order.
+        guard: refuses copies of the examples that the module was shown.
+        n_examples: how many these were.
+        max_words: how many words one experience may have.
         unknown_scope: called with a message for each scope that names no predictor.
     """
     try:
         lines = [encodable(line) for line in read_lessons(output)]
     except ValueError:  # a module of the user's own may answer anything
         lines = []
-    most = LESSONS_PER_EXAMPLE * len(evidence)
-    lessons = [read_lesson(line, predictors, evidence) for line in lines[:most]]
-    for lesson in lessons:
-        if names_unknown_predictor(lesson, predictors):
-            unknown_scope(f"{lesson.text!r} names none of {list(predictors)}; it is taken for all")
-    reason = shortened(reason, REASON_TOKENS)
-    refused = (
+    most = LESSONS_PER_EXAMPLE * n_examples
+    refused = [
         f"{len(lines) - most} more lessons "
         f"({LESSONS_PER_EXAMPLE} lessons of an answer are read for each example)"
-    )
-    found = [replace(lesson, reason=reason) for lesson in lessons if lesson.text]
-    return found, [refused] if len(lines) > most else []
-
-
-def check_lessons(
-    lessons: Sequence[Lesson], guard: CopyGuard, max_words: int
-) -> tuple[list[Lesson], list[str]]:
-    """The lessons that are taken; the texts of those that are refused, each with the reason."""
-    kept, refused = [], []
-    for lesson in lessons:
-        if reason := guard.reason(lesson.text) or unfit_reason(lesson, max_words):
-            refused.append(f"{lesson.text} ({reason})")
+    ] * (len(lines) > most)
+    taken = []
+    for line in lines[:most]:
+        text, scope = read_lesson(line, predictors)
+        if not text:
+            continue
+        if names_unknown_predictor(text, predictors):
+            unknown_scope(f"{text!r} names none of {list(predictors)}; it is taken for all")
+        if reason := guard.reason(text) or unfit_reason(text, max_words):
+            refused.append(f"{text} ({reason})")
         else:
-            kept.append(lesson)
-    return kept, refused
+            taken.append(replace(blank, text=text, scope=scope))
+    return taken, refused
 
 
 def shortened(text: str, max_tokens: int) -> str:

@@ -29,8 +29,8 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff
 _SCOPED = re.compile(r"[\[\u3010]([^\]\u3011]+)[\]\u3011]\s*[:\uff1a]?\s*(.+)")
 _SOURCES = re.compile(
     r"\s*[\[(\uff08](?:from |see |for )?(?:examples?|groups?|cases?|ex\.?|beispiele?|exemples?"
-    r"|ejemplos?|esempi[oe]?|exemplos?|примеры?|示例|例子?)?\s*#?"
-    r"(\d{1,3}(?:\s*(?:,|;|\u3001|&|and|und|et|y|e|и|和)\s*#?\d{1,3})*)\s*[\])\uff09]\s*[.\u3002]?$",
+    r"|ejemplos?|esempi[oe]?|exemplos?|примеры?|示例|例子?)\s*#?"
+    r"\d{1,3}(?:\s*(?:,|;|\u3001|&|and|und|et|y|e|и|和)\s*#?\d{1,3})*\s*[\])\uff09]\s*[.\u3002]?$",
     re.IGNORECASE,
 )
 _ADDRESS = re.compile(
@@ -71,7 +71,8 @@ _TURNING = frozenset(
 class Lesson:
     """A candidate for an experience, with the groups that it was drawn from.
 
-    `reason` is the semantic advantage that it rests on, `example` how its first example begins.
+    `reason` is the semantic advantage that it rests on, or why it was dropped after a trial;
+    `example` is how its first example begins.
     """
 
     text: str
@@ -81,44 +82,23 @@ class Lesson:
     example: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class DroppedExperience:
-    """A text that was tried and dropped; `reason` is its measured effect, or why, in words."""
+def read_lesson(line: str, predictors: Sequence[str]) -> tuple[str, str]:
+    """Text and scope of the lesson in a line without bullet: `[name]` gives the scope.
 
-    text: str
-    scope: str = ALL
-    reason: str = ""
-
-
-def read_lesson(line: str, predictors: Sequence[str], evidence: Sequence[Evidence]) -> Lesson:
-    """The lesson that a line stands for: `[name]` gives its scope, `(examples 1, 3)` its groups.
-
-    Brackets that name no predictor stay in the text, and the lesson is for all. A lesson that names
-    none of the groups that were shown may come from each of them.
-
-    Args:
-        line: one lesson, without bullet.
-        predictors: the names of the program's predictors.
-        evidence: the groups that were shown, in their order.
+    Brackets that name none of the program's predictors stay in the text, and the lesson is for
+    all. A note on its sources, such as "(examples 1, 3)", is left out.
     """
-    sources = tuple(dict.fromkeys(evidence))
-    text = " ".join(line.split())
-    named = _SOURCES.search(text)
-    numbers = [int(digits) for digits in re.findall(r"\d+", named[1])] if named else []
-    names_examples = named and (len(evidence) > 1 or re.search(r"[^\W\d_]", named[0]))
-    if named and names_examples and all(1 <= number <= len(evidence) for number in numbers):
-        text = text[: named.start()]
-        sources = tuple(dict.fromkeys(evidence[number - 1] for number in numbers))
+    text = _SOURCES.sub("", " ".join(line.split()))
     scoped = _SCOPED.fullmatch(text)
     scope = resolve_scope(scoped[1], predictors) if scoped else None
     if scoped is None or scope is None:
-        return Lesson(text, ALL, sources)
-    return Lesson(scoped[2], scope if len(predictors) > 1 else ALL, sources)
+        return text, ALL
+    return scoped[2], scope if len(predictors) > 1 else ALL
 
 
-def names_unknown_predictor(lesson: Lesson, predictors: Sequence[str]) -> bool:
+def names_unknown_predictor(text: str, predictors: Sequence[str]) -> bool:
     """Whether it begins with brackets that name none of several predictors."""
-    return len(predictors) > 1 and _SCOPED.fullmatch(lesson.text) is not None
+    return len(predictors) > 1 and _SCOPED.fullmatch(text) is not None
 
 
 def unsafe_reason(text: str) -> str:
@@ -137,13 +117,13 @@ def unsafe_reason(text: str) -> str:
     return ""
 
 
-def unfit_reason(lesson: Lesson, max_words: int) -> str:
+def unfit_reason(text: str, max_words: int) -> str:
     """Why a lesson is none, or is held back; "" if nothing speaks against it."""
-    if lesson.text.endswith(":"):
+    if text.endswith(":"):
         return "a heading"
-    if n_words(lesson.text) > LONGEST_LESSON * max_words:
+    if n_words(text) > LONGEST_LESSON * max_words:
         return f"more than {LONGEST_LESSON} times as long as an experience"
-    return unsafe_reason(lesson.text)
+    return unsafe_reason(text)
 
 
 class CopyGuard:

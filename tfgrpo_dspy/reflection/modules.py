@@ -160,7 +160,7 @@ class UpdateLibrary(_ReflectionModule):
         signature: another prompt; it needs an output `operations`, `str` or a list of dicts.
         adapter: see `dspy.Adapter`.
         lessons_tokens: how many tokens (estimated) the lessons of one prompt may have; more of
-            them are consolidated in a tree.
+            them are divided among several prompts.
     """
 
     default_signature = ProposeOperations

@@ -56,7 +56,6 @@ class CompareAttempts(dspy.Signature):
       not a lesson.
     - Supported by the attempts, and not yet among the experiences.
     - If it is for one predictor only, begin the line with the predictor's name in square brackets.
-    - If several examples are shown, end the line with those that it comes from: (examples 1, 3).
 
     Write one to three lessons for each example, the most useful first. If the attempts show nothing
     new, write None instead of guessing.
@@ -101,7 +100,6 @@ class CritiqueAttempts(dspy.Signature):
       answer to this one example is not a lesson.
     - It mends a fault that you can point to, and is not yet among the experiences.
     - If it is for one predictor only, begin the line with the predictor's name in square brackets.
-    - If several examples are shown, end the line with those that it comes from: (examples 1, 3).
 
     Write one to three lessons for each example, the most useful first. If the attempts show nothing
     new, write None instead of guessing.

@@ -11,7 +11,7 @@ from dspy.adapters.utils import get_annotation_name
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.experience.values import Evidence, Experience, scope_note
-from tfgrpo_dspy.reflection.lessons import DroppedExperience, Lesson
+from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
 
 BYTES_PER_TOKEN = 3.5
@@ -178,7 +178,7 @@ def lessons_text(lessons: Sequence[Lesson]) -> str:
     return "\n".join(lines)
 
 
-def dropped_text(dropped: Sequence[DroppedExperience]) -> str:
+def dropped_text(dropped: Sequence[Lesson]) -> str:
     """What was tried and dropped, the latest last; the earliest of many are left out."""
     lines = [
         f"- {each.text}{scope_note(each.scope)}{f': {each.reason}' if each.reason else ''}"

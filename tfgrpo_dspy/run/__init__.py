@@ -20,11 +20,9 @@ from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.drafting import draft_lessons
-from tfgrpo_dspy.run.extracting import extract_lessons
 from tfgrpo_dspy.run.final_choice import finish
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.proposing import as_additions, propose
+from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.sampling.demos import BestRollouts
 from tfgrpo_dspy.settings import RunSettings
@@ -177,7 +175,7 @@ class Run:
 
     async def extract(self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]) -> Extracted:
         """The lessons of the groups that can teach, each drawn as soon as its group is there."""
-        return await extract_lessons(self._client, batch, groups, self._history.earlier(batch))
+        return await extract_lessons(self._client, batch, groups, self._history.best_score(batch))
 
     async def propose(self, batch: Batch, extracted: Extracted) -> list[Operation | Refusal]:
         """The operations that the lessons call for, once the update before is decided.
@@ -186,15 +184,10 @@ class Run:
         """
         if batch.update:
             await self._updates[batch.update - 1]
-        lessons, history = extracted.lessons, self._history
-        library = history.last.library
-        refused: list[Refusal] = []
-        if history.earlier(batch).has_given_up:
-            operations = as_additions(library, lessons)
-        else:
-            operations, refused = await propose(
-                self._client, batch, library, lessons, history.dropped()
-            )
+        library, dropped = self._history.last.library, self._history.dropped()
+        operations, refused = await propose(
+            self._client, batch, library, extracted.lessons, dropped
+        )
         taken, refusals = check_operations(library, operations, self.settings.limits)
         return [*taken, *refused, *refusals]
 

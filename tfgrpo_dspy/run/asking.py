@@ -1,11 +1,12 @@
-"""Asks reflection modules: a question in, an answer out, replayed where it is recorded.
+"""Asks reflection modules: inputs in, an answer out, replayed where it is recorded.
 
 Nothing that a module does can end the run: what it raises is counted and costs its own answer.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import dspy
 from pydantic import TypeAdapter
@@ -14,11 +15,15 @@ from tfgrpo_dspy.budget import CallWatcher, Meter, metered
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, encodable
-from tfgrpo_dspy.rollout import Failure, Usage
+from tfgrpo_dspy.rollout import Failure, Usage, rollout_id_for
+from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.loop import Priority, TimedOutError
+from tfgrpo_dspy.run.loop import TimedOutError
 from tfgrpo_dspy.sampling.models import sampling_copy
 from tfgrpo_dspy.store import reading
+
+Result = TypeVar("Result")
+Inputs = Mapping[str, Any]
 
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
 ASKED_ONCE = dspy.ChatAdapter(use_json_adapter_fallback=False)
@@ -26,23 +31,28 @@ ASKED_ONCE = dspy.ChatAdapter(use_json_adapter_fallback=False)
 whatever an LM rambles is a lesson. The modules ask again themselves, and show the error."""
 MAX_HALVINGS = 4
 """How often what is shown is cut to half where the LM says that the prompt is too long."""
+
+
+class Stage(NamedTuple):
+    """The module of `Reflection` that is asked, the output that is wanted, what is numbered.
+
+    Of the tasks that wait, those with the lowest `rank` are begun first. `purpose` sets its samples
+    apart in caches; it stays as it is, so that runs that are made again sample the same.
+    """
+
+    module: str
+    output: str
+    rank: int
+    noun: str
+    purpose: str
+
+
 STAGES = {
-    "draft": ("draft", "lessons"),
-    "summary": ("summarize", "summary"),
-    "lesson": ("extract", "lessons"),
-    "update": ("update", "operations"),
+    "update": Stage("update", "operations", 0, "update", "update/0/0"),
+    "draft": Stage("draft", "lessons", 1, "draft", "draft"),
+    "lesson": Stage("extract", "lessons", 2, "example", "lesson"),
+    "summary": Stage("summarize", "summary", 2, "example", "summary"),
 }
-"""The module of `Reflection` that each stage asks, and the output that is wanted of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What the module of a stage is asked; `about` says in words what it is about, for errors."""
-
-    stage: str
-    rollout_id: int
-    about: str
-    inputs: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +70,6 @@ class Answer:
     is_too_long: bool = False
     is_lost: bool = False
     explanation: str = ""
-
-    @property
-    def is_unread(self) -> bool:
-        """Whether nothing could be read of it, or the module was not asked at all."""
-        return self.output is None and not self.error
 
 
 ANSWERS = TypeAdapter(Answer)
@@ -88,91 +93,106 @@ class ReflectionClient:
             ),
         }
 
-    async def ask_all(
-        self, questions: Iterable[Question], priority: Priority, update: int
-    ) -> list[Answer]:
-        """The answer to each question, in order; they are asked at once."""
-        spawn = self.run.loop.spawn
-        tasks = [spawn(self.ask(question, priority, update)) for question in questions]
+    async def at_once(self, asking: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+        """The results of all, in order."""
+        tasks = [self.run.loop.spawn(each) for each in asking]
         return [await task for task in tasks]
 
     async def ask_shorter(
-        self, question_of: Callable[[int], Question], priority: Priority, update: int
+        self,
+        stage: str,
+        batch: Batch,
+        number: int,
+        inputs: Callable[[int], Inputs],
+        index: int = 0,
     ) -> Answer:
-        """The answer to `question_of(0)` or, where that is too long for the LM, a shorter one.
+        """The answer to `inputs(0)` or, where that is too long for the LM, to shorter ones.
 
-        `question_of(n)` shows as much as fits into a prompt that was halved n times.
+        `inputs(n)` shows as much as fits into a prompt that was halved n times.
         """
-        answer = await self.ask(question_of(0), priority, update)
+        answer = await self.ask(stage, batch, number, inputs(0), index)
         for halving in range(1, MAX_HALVINGS + 1):
             if answer.is_too_long:
-                answer = await self.ask(question_of(halving), priority, update)
+                answer = await self.ask(stage, batch, number, inputs(halving), index)
         return answer
 
-    async def ask(self, question: Question, priority: Priority, update: int) -> Answer:
+    async def ask(
+        self, stage: str, batch: Batch, number: int, inputs: Inputs, index: int = 0
+    ) -> Answer:
         """The answer; a recorded one is not asked for again.
+
+        Args:
+            stage: one of `STAGES`.
+            batch: for which batch.
+            number: of the example, the draft or the update that it is about.
+            inputs: of the module, besides those of `common`.
+            index: tells questions of one stage and number apart.
 
         Raises:
             RunStopped: the run has ended.
             MissingRecordError: offline, and the answer is not recorded.
         """
-        run = self.run
-        module, output = STAGES[question.stage]
-        module = getattr(run.settings.reflection, module)
-        key = run.records.reflection_key(
-            question.stage, module, question.rollout_id, question.inputs
-        )
+        run, about = self.run, STAGES[stage]
+        inputs = {**self.common, **inputs}
+        rollout_id = rollout_id_for(run.settings.seed, batch.epoch, number, index, about.purpose)
+        module = getattr(run.settings.reflection, about.module)
+        key = run.records.reflection_key(stage, module, rollout_id, inputs)
 
-        def count(answer: Answer) -> None:
+        def counted(record: Mapping[str, Any]) -> Answer:
+            with reading("answer"):
+                answer: Answer = ANSWERS.validate_python(record)
             run.report.count_reflection(
-                question.stage, update, answer.usage, answer.error, answer.parse_failures
+                stage, batch.update, answer.usage, answer.error, answer.parse_failures
             )
+            return answer
 
         record = run.records.find(key)
         if record is not None:
-            answer = _answer_of(record)
+            answer = counted(record)
             run.ledger.spend(answer.usage.n_lm_calls, answer.usage.cost_usd)
-            run.report.replayed[question.stage] += 1
-            count(answer)
+            run.report.replayed[stage] += 1
             return answer
         if run.settings.offline:
-            run.stop_for_missing_record(question.stage, question.about)
+            run.stop_for_missing_record(stage, f"{about.noun} {number}")
 
         def keep(answer: Answer | TimedOutError) -> Answer:
             if isinstance(answer, TimedOutError):
                 answer = Answer(None, error=f"the reflection {answer}", is_lost=True)
             record = run.records.without_secrets(asdict(answer))
-            answer = _answer_of(run.records.keep(key, record, answer.is_lost))
-            count(answer)
+            answer = counted(run.records.keep(key, record, answer.is_lost))
             lost = Failure("provider", answer.error) if answer.is_lost else None
             run.report.check_errors(lost)
             return answer
 
         def work() -> Answer:
-            return self._answer(question, module, output)
+            return self._answer(module, rollout_id, inputs, about.output)
 
-        return await run.loop.submit(work, priority, keep)
+        return await run.loop.submit(work, (about.rank, batch.update), keep)
 
-    def _answer(self, question: Question, module: Any, output: str) -> Answer:
+    def _answer(self, module: Any, rollout_id: int, inputs: Inputs, output: str) -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""
         meter = Meter(self.run.ledger, self.run.settings.execution.prices)
 
         def own_copy(lm: Any) -> Any:
-            return metered(sampling_copy(lm, question.rollout_id, None), meter)
+            return metered(sampling_copy(lm, rollout_id, None), meter)
 
         if held := language_models(module):
             module = copy_program(module, {id(lm): own_copy(lm) for lm in held})
-        inputs = {k: as_input(v) if isinstance(v, str) else v for k, v in question.inputs.items()}
+        callbacks = [*(dspy.settings.callbacks or [])]
+        if self.run.ledger.limits_lm_calls:  # for LMs that a module calls but does not hold
+            callbacks.append(CallWatcher(meter))
+        shown = {k: as_input(v) if isinstance(v, str) else v for k, v in inputs.items()}
         try:
             with dspy.context(
                 lm=own_copy(self._lm),
                 adapter=self._adapter,
                 trace=[],
                 disable_history=False,
-                callbacks=[*(dspy.settings.callbacks or []), *self._watchers(meter)],
+                callbacks=callbacks,
             ):
-                prediction = module(**inputs)
+                prediction = module(**shown)
             found = _plain(getattr(prediction, output, None))
+            n_unparsed = int(getattr(prediction, "parse_failures", 0))
         except (RunStopped, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything
@@ -183,18 +203,7 @@ class ReflectionClient:
                 None, meter.usage, 0, message, meter.is_too_long, is_lost=lost is not None
             )
         meter.check()
-        n_unparsed = int(getattr(prediction, "parse_failures", 0))
         return Answer(found, meter.usage, n_unparsed, explanation=_explanation(prediction))
-
-    def _watchers(self, meter: Meter) -> list[CallWatcher]:
-        """For LMs that a module calls but does not hold; a callback costs time at every call."""
-        return [CallWatcher(meter)] if self.run.ledger.limits_lm_calls else []
-
-
-def _answer_of(record: Mapping[str, Any]) -> Answer:
-    with reading("answer"):
-        answer: Answer = ANSWERS.validate_python(record)
-        return answer
 
 
 def _explanation(prediction: Any) -> str:
@@ -204,19 +213,13 @@ def _explanation(prediction: Any) -> str:
 
 
 def _plain(given: Any) -> Any:
-    """An output as JSON holds it: a text, or a list of texts and mappings."""
-    if given is None or isinstance(given, str):
-        return given
-    if isinstance(given, Mapping):
-        return [_plain_item(given)]
-    return [_plain_item(item) for item in given]
+    """An output as JSON holds it."""
+    return json.loads(json.dumps(given, default=_without_type))
 
 
-def _plain_item(item: Any) -> Any:
+def _without_type(item: Any) -> Any:
     if hasattr(item, "model_dump"):
         return item.model_dump(mode="json")
     if isinstance(item, Mapping):
-        return {str(name): _plain_item(value) for name, value in item.items()}
-    if isinstance(item, list | tuple):
-        return [_plain_item(value) for value in item]
-    return item if item is None or isinstance(item, bool | int | float | str) else str(item)
+        return dict(item)
+    return list(item) if isinstance(item, Iterable) else str(item)

@@ -65,16 +65,13 @@ class SampledGroup:
 class Extracted:
     """What a batch teaches: its lessons; the texts of refused ones, each with the reason.
 
-    `uses` says what each of its groups was used as; the reflection LM was asked `n_asked` times
-    about groups, and `n_unread` of the answers could not be read.
+    `uses` says what each of its groups was used as.
     """
 
     lessons: tuple[Lesson, ...]
     refused: tuple[str, ...]
     groups: tuple[SampledGroup, ...] = ()
     uses: tuple[str, ...] = ()
-    n_asked: int = 0
-    n_unread: int = 0
 
     @property
     def rollouts(self) -> list[Rollout]:

@@ -18,19 +18,13 @@ from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation
 from tfgrpo_dspy.gate import Decision, GroupPlan, Measured, RunEvidence, advice_of
-from tfgrpo_dspy.reflection.lessons import DroppedExperience
+from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.results import TriedAdvice
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.extracting import Earlier
 from tfgrpo_dspy.run.measuring import amount_of
 from tfgrpo_dspy.sampling.fields import as_fields
-
-HOPELESS = 5
-"""Where so many answers about groups could not be read, and none could, the reflection LM is asked
-no more: all of them would be paid for, and say nothing."""
-
 
 WITHOUT_DRAFTS = 8
 """How many examples are sampled at most before the drafts are decided: more would mostly teach what
@@ -78,7 +72,6 @@ class History:
             self._n_reserved = schedule.reserve + 2 * n_test
         self._started_s = time.monotonic()
         self._measured: list[Measured] = []
-        self._asked: list[tuple[int, int]] = []
         self._best_scores: list[float] = []
         self._set_reserve()
 
@@ -176,15 +169,9 @@ class History:
             )
         return libraries
 
-    def earlier(self, batch: Batch) -> Earlier:
-        """What the extraction of lessons from a batch may know of the updates before."""
-        n_known = self._n_known(batch.update)
-        n_asked = sum(n for n, _ in self._asked[:n_known])
-        n_unread = sum(n for _, n in self._asked[:n_known])
-        has_given_up = HOPELESS <= n_asked == n_unread
-        if has_given_up:
-            self._run.report.forfeit(n_asked)
-        return Earlier(max(self._best_scores[:n_known], default=-math.inf), has_given_up)
+    def best_score(self, batch: Batch) -> float:
+        """The highest score of the updates that are decided for sure when the batch is made."""
+        return max(self._best_scores[: self._n_known(batch.update)], default=-math.inf)
 
     # ------------------------------------------------------------------ what is decided
 
@@ -206,7 +193,6 @@ class History:
             limits=self._run.settings.limits,
         )
         self.decisions.append(self._decision(evidence))
-        self._asked.append((extracted.n_asked, extracted.n_unread))
         scores = [score for each in extracted.groups for score in each.group.scores]
         self._best_scores.append(max(scores, default=-math.inf))
         rollouts = [] if self._is_recorded else extracted.rollouts
@@ -295,13 +281,13 @@ class History:
         scores = [rollout.score for rollout in self._measured if rollout.score is not None]
         return self.last.score_sd or statistics.pstdev(scores or [0.0]) or 1.0
 
-    def dropped(self) -> list[DroppedExperience]:
+    def dropped(self) -> list[Lesson]:
         """The advice that was tried and is in the library no more, the most tried first."""
         held = {advice_of(experience) for experience in self.last.library}
         tried = [item for item in self.last.beliefs.items() if item[1].n_rollouts]
         tried.sort(key=lambda item: -item[1].n_rollouts)
         return [
-            DroppedExperience(text, scope, belief.in_words())
+            Lesson(text, scope, reason=belief.in_words())
             for (text, scope), belief in tried
             if (text, scope) not in held
         ]

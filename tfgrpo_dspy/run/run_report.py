@@ -110,16 +110,6 @@ class RunReport:
             logger.warning("first failure of kind %r: %s", kind, shown)
         self.failures[kind] += times
 
-    def forfeit(self, n_asked: int) -> None:
-        """Say, once, that the reflection LM is not asked any more."""
-        if not self.failures["reflection given up"]:
-            message = (
-                f"none of {n_asked} answers of the reflection LM could be read; it is asked no "
-                f"more, and lessons are what the metric's feedback says of several examples. Use a "
-                f"stronger reflection LM, or simpler reflection modules"
-            )
-            self.count_failure("reflection given up", message)
-
     def show(self, n_updates: int, is_shown: bool) -> None:
         """Begin the progress bar."""
         self._progress = tqdm(

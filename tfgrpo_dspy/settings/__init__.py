@@ -199,14 +199,11 @@ class RunSettings(Settings):
             **{name: given[name] for name in names},
             max_staleness=execution.max_staleness,
             drafts=reflection.drafts,
-            groups_per_call=reflection.groups_per_call,
         )
         given |= {name: getattr(schedule, name) for name in names}
         given["temperature"] = settings.temperature or DEFAULT_TEMPERATURE
         given["execution"] = replace(execution, max_staleness=schedule.max_staleness)
-        given["reflection"] = replace(
-            reflection, drafts=schedule.drafts, groups_per_call=schedule.groups_per_call
-        )
+        given["reflection"] = replace(reflection, drafts=schedule.drafts)
         return cls(**given, schedule=schedule)
 
     def result_scalars(self) -> dict[str, Any]:

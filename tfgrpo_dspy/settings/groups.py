@@ -37,7 +37,6 @@ class Reflection:
         draft: draws lessons from labelled examples alone; default: `DraftLessons()`.
         use_labels: False hides `example.labels()` from the reflection LM; scores are still used.
         max_experience_words: how many words one experience may have.
-        groups_per_call: how many groups one call of `extract` sees; default: derived.
         drafts: how many calls of `draft`, each with ten training examples, are made before the
             first rollout; lessons that most of them give are the first update. Default: derived;
             0: none.
@@ -52,19 +51,17 @@ class Reflection:
     draft: Any = None
     use_labels: bool = True
     max_experience_words: int = 40
-    groups_per_call: int | None = None
     drafts: int | None = None
 
     # Different in the paper and in ablations: `PaperReflection` makes these arguments.
     summarize_always = False
     failure_analysis = True
-    update_per_group = False
 
     def __post_init__(self) -> None:
         for name, default in MODULES.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default())
-        smallest = {"max_experience_words": 1, "groups_per_call": 1, "drafts": 0}
+        smallest = {"max_experience_words": 1, "drafts": 0}
         kinds = {
             name: (dspy.Module, f"a dspy.Module with the fields of {cast(Any, kind).__name__}")
             for name, kind in MODULES.items()
@@ -84,19 +81,17 @@ class PaperReflection(Reflection):
     Args:
         summarize_always: summarise every trajectory, not only those that are too long.
         failure_analysis: draw lessons also from groups that fail and have no contrast.
-        update_per_group: ask for the operations of each group first, then merge them.
     """
 
     summarize_always: bool = False
     failure_analysis: bool = True
-    update_per_group: bool = False
 
     @classmethod
     def of(cls, reflection: Reflection | None) -> "PaperReflection":
         """The paper's reflection, with the fields that are set in `reflection`."""
         if isinstance(reflection, cls):
             return reflection
-        values: dict[str, Any] = {"drafts": 0, "groups_per_call": 1}
+        values: dict[str, Any] = {"drafts": 0}
         for field in fields(reflection or cls()):
             value = getattr(reflection, field.name, None)
             values |= {} if value is None else {field.name: value}

@@ -93,7 +93,6 @@ class Schedule:
     epochs: int
     max_staleness: int
     drafts: int
-    groups_per_call: int
     reserve: int
     n_validation: int
     max_demos: int
@@ -147,7 +146,7 @@ class Schedule:
     @property
     def reflections_of_update(self) -> int:
         """How many calls of the reflection LM one update takes: lessons, then operations."""
-        return math.ceil(self.actual_batch_size / self.groups_per_call) + 1
+        return self.actual_batch_size + 1
 
     @property
     def smallest_run(self) -> tuple[int, int]:
@@ -313,7 +312,6 @@ _DERIVATIONS: dict[str, Callable[[ScheduleInputs, Mapping[str, int]], tuple[int,
     "epochs": _epochs,
     "max_staleness": _max_staleness,
     "drafts": _drafts,
-    "groups_per_call": lambda *_: (1, "one group per call of the reflection LM"),
     "reserve": _reserve,
     "n_validation": _n_validation,
     "max_demos": _max_demos,

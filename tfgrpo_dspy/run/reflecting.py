@@ -1,0 +1,285 @@
+"""Groups and labelled examples become lessons, and lessons operations: who is asked what, when."""
+
+import itertools
+import random
+from collections.abc import Awaitable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import ALL, Evidence, Operation, Refusal
+from tfgrpo_dspy.reflection.answers import (
+    known_lessons,
+    lessons_in,
+    merge_keeps,
+    operations_in,
+    packed_lessons,
+    shortened,
+)
+from tfgrpo_dspy.reflection.lessons import CopyGuard, Lesson, merge_lessons
+from tfgrpo_dspy.reflection.texts import (
+    HIDDEN,
+    NO_EXPERIENCES,
+    UNKNOWN,
+    attempt_text,
+    attempts_text,
+    clip,
+    dropped_text,
+    estimate_tokens,
+    feedback_text,
+    given_texts,
+    lessons_text,
+    library_text,
+)
+from tfgrpo_dspy.rollout import FAILURE_SCORE, MIN_CONTRAST, Group, fields_text
+from tfgrpo_dspy.run.asking import Answer, Inputs, ReflectionClient
+from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted, SampledGroup
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.sampling.fields import as_fields
+
+REASON_TOKENS = 60
+"""How long (estimated) the reason of a lesson may be in the prompt of an update."""
+EXAMPLE_TOKENS = 25
+"""How long (estimated) the example of a lesson may be there."""
+
+Found = tuple[list[Lesson], list[str]]
+"""The lessons that are taken; the texts of those that are refused, each with the reason."""
+
+
+# ---------------------------------------------------------------------- lessons of groups
+
+
+async def extract_lessons(
+    client: ReflectionClient,
+    batch: Batch,
+    groups: Sequence[Awaitable[SampledGroup]],
+    best_score: float,
+) -> Extracted:
+    """What the groups teach; each is reflected on as soon as it is there.
+
+    Args:
+        client: asks.
+        batch: that of the groups.
+        groups: in the order of their examples in the batch.
+        best_score: the highest score of earlier updates.
+    """
+    run = client.run
+    all_groups = run.loop.spawn(_all_of(groups))
+
+    async def reflected(awaited: Awaitable[SampledGroup]) -> tuple[str, Found]:
+        sampled = await awaited
+        use = await _use_of(run, sampled.group, best_score, all_groups)
+        return use, await _lessons_of(client, batch, sampled) if use in TEACHING else ([], [])
+
+    uses, found = zip(*await client.at_once(map(reflected, groups)), strict=True)
+    return Extracted(
+        tuple(merge_lessons(lesson for lessons, _ in found for lesson in lessons)),
+        tuple(text for _, refused in found for text in refused),
+        tuple(await all_groups),
+        uses,
+    )
+
+
+async def _all_of(groups: Sequence[Awaitable[SampledGroup]]) -> list[SampledGroup]:
+    return [await group for group in groups]
+
+
+async def _use_of(
+    run: RunContext, group: Group, best_score: float, all_groups: Awaitable[list[SampledGroup]]
+) -> str:
+    """What a group is used as: one of `TEACHING`, or why it teaches nothing."""
+    if len(group.rollouts) < 2:
+        return "too few rollouts"
+    if run.settings.metric is None:
+        return "no ground truth"
+    if group.has_contrast:
+        return "contrast"
+    if run.settings.reflection.failure_analysis and group.has_feedback:
+        highest = max(group.scores)
+        if FAILURE_SCORE < highest >= best_score - MIN_CONTRAST:
+            best_score = max(s for each in await all_groups for s in each.group.scores)
+        if highest <= FAILURE_SCORE or highest < best_score - MIN_CONTRAST:
+            return "failure analysis"
+    return "no contrast"
+
+
+async def _lessons_of(client: ReflectionClient, batch: Batch, sampled: SampledGroup) -> Found:
+    """What ExtractAdvantage draws from a group."""
+    run, group = client.run, sampled.group
+    max_tokens = getattr(run.settings.reflection.extract, "attempts_tokens", 12_000)
+    about = _about(run, group)
+    texts = await _attempts(client, batch, group, about, max_tokens)
+    given = given_texts(group, sampled.libraries, batch.library)
+
+    def inputs(halving: int) -> Inputs:
+        share = (max_tokens >> halving) // len(texts)
+        shown = [clip(text, share) if halving else text for text in texts]
+        return {
+            **about,
+            "experiences": batch.library.render() or NO_EXPERIENCES,
+            "attempts": attempts_text(group, shown, given),
+            "feedback": feedback_text(group),
+            "is_scored": bool(group.scores),
+        }
+
+    answer = await client.ask_shorter("lesson", batch, group.example, inputs)
+    ids = tuple(rollout.rollout_id for rollout in group.rollouts)
+    scores = tuple(rollout.score for rollout in group.rollouts)
+    evidence = Evidence(batch.update, group.example, ids, scores)
+    return _read(run, answer, [run.trainset[group.example]], evidence)
+
+
+def _about(run: RunContext, group: Group) -> dict[str, str]:
+    """The example of a group as the reflection LM is shown it."""
+    example = run.trainset[group.example]
+    expected = fields_text(as_fields(example.labels())) or UNKNOWN
+    if run.settings.metric is None:
+        expected = UNKNOWN
+    elif not run.settings.reflection.use_labels:
+        expected = HIDDEN
+    return {"example": fields_text(as_fields(example.inputs())), "expected": expected}
+
+
+async def _attempts(
+    client: ReflectionClient, batch: Batch, group: Group, about: Inputs, max_tokens: int
+) -> list[str]:
+    """A text for each rollout: whole where all fit, a summary where they are too long."""
+    texts = [attempt_text(rollout) for rollout in group.rollouts]
+    sizes = [estimate_tokens(text) for text in texts]
+    share = max_tokens // len(texts)
+    longest = share if sum(sizes) > max_tokens else max_tokens
+
+    async def shorter(index: int) -> str:
+        rollout, text = group.rollouts[index], texts[index]
+        if sizes[index] <= longest and not client.run.settings.reflection.summarize_always:
+            return text
+        score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
+        inputs = {**about, "attempt": f"{score}{clip(text, max_tokens)}"}
+        answer = await client.ask("summary", batch, group.example, inputs, index)
+        return clip(attempt_text(rollout, str(answer.output)) if answer.output else text, share)
+
+    return await client.at_once(map(shorter, range(len(texts))))
+
+
+def _read(run: RunContext, answer: Answer, examples: Sequence[Any], evidence: Evidence) -> Found:
+    """The lessons of an answer about these examples."""
+    example = shortened(fields_text(as_fields(examples[0].inputs())), EXAMPLE_TOKENS)
+    reason = shortened(answer.explanation, REASON_TOKENS)
+    return lessons_in(
+        answer.output,
+        Lesson("", ALL, (evidence,), reason, example),
+        run.predictors,
+        _copy_guard(examples),
+        len(examples),
+        run.settings.reflection.max_experience_words,
+        run.report.unknown_scope,
+    )
+
+
+def _copy_guard(examples: Sequence[Any]) -> CopyGuard:
+    return CopyGuard(
+        (as_fields(each.inputs()).values(), as_fields(each.labels()).values()) for each in examples
+    )
+
+
+# ---------------------------------------------------------------------- lessons of labels
+
+
+async def draft_lessons(
+    client: ReflectionClient, batch: Batch, training: Sequence[int]
+) -> Extracted:
+    """What several drafts say of the labels, what most of them say first; without evidence.
+
+    Each draft is shown other examples, so that a mistake is seldom made twice. Only where no
+    lesson is repeated, all count.
+    """
+    run = client.run
+    max_tokens = getattr(run.settings.reflection.draft, "examples_tokens", 12_000)
+
+    async def draft(number: int, examples: Sequence[Any]) -> Found:
+        def inputs(halving: int) -> Inputs:
+            share = (max_tokens >> halving) // len(examples)
+            texts = [
+                f"Example {place}\n{clip(_labelled(example), share)}"
+                for place, example in enumerate(examples, start=1)
+            ]
+            experiences = batch.library.render() or NO_EXPERIENCES
+            return {"experiences": experiences, "examples": "\n\n".join(texts)}
+
+        answer = await client.ask_shorter("draft", batch, number, inputs)
+        source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
+        return _read(run, answer, examples, source)
+
+    parts = itertools.islice(_draft_parts(run, training), run.settings.schedule.drafts)
+    found = await client.at_once(itertools.starmap(draft, enumerate(parts)))
+    merged = merge_lessons(lesson for lessons, _ in found for lesson in lessons)
+    repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
+    return Extracted(
+        tuple(replace(lesson, evidence=()) for lesson in repeated or merged),
+        tuple(text for _, refused in found for text in refused),
+    )
+
+
+def _draft_parts(run: RunContext, training: Sequence[int]) -> Iterator[list[Any]]:
+    """The examples that each draft is shown: all of them once, then once more, ..."""
+    labelled = [run.trainset[i] for i in training if len(run.trainset[i].labels())]
+    n_shown = getattr(run.settings.reflection.draft, "n_examples", 10)
+    for number in itertools.count() if labelled else ():
+        order = list(labelled)
+        random.Random(f"{run.settings.seed}/drafts/{number}").shuffle(order)
+        for start in range(0, len(order), n_shown):
+            yield order[start : start + n_shown]
+
+
+def _labelled(example: Any) -> str:
+    inputs, labels = as_fields(example.inputs()), as_fields(example.labels())
+    return f"{fields_text(inputs)}\nLabels:\n{fields_text(labels)}"
+
+
+# ---------------------------------------------------------------------- operations
+
+
+async def propose(
+    client: ReflectionClient,
+    batch: Batch,
+    library: ExperienceLibrary,
+    lessons: Sequence[Lesson],
+    dropped: Sequence[Lesson],
+) -> tuple[list[Operation], list[Refusal]]:
+    """What the lessons call for, and what is refused: malformed, a copy, or held back.
+
+    A lesson that the library has already, in nearly the same words, is a KEEP with its evidence.
+    UpdateLibrary is asked about the others, several times where they are too many for one prompt.
+    Of several operations on one experience, KEEPs give way to a MODIFY or DELETE, which takes their
+    evidence.
+
+    Args:
+        client: asks.
+        batch: that of the update.
+        library: the library to change.
+        lessons: what the batch teaches.
+        dropped: what was tried and dropped; UpdateLibrary is shown it.
+    """
+    run = client.run
+    keeps, new = known_lessons(lessons, library)
+    sources = sorted({evidence.example for lesson in new for evidence in lesson.evidence})
+    guard = _copy_guard([run.trainset[index] for index in sources])
+    shown = {"experiences": library_text(library), "dropped": dropped_text(dropped)}
+
+    async def operations_of(part: Sequence[Lesson]) -> list[Operation | Refusal]:
+        inputs = {**shown, "lessons": lessons_text(part)}
+        answer = await client.ask("update", batch, batch.update, inputs)
+        if answer.is_too_long and len(part) > 1:
+            middle = len(part) // 2
+            halves = map(operations_of, (part[:middle], part[middle:]))
+            return list(itertools.chain(*await client.at_once(halves)))
+        return operations_in(
+            answer.output, part, library, run.predictors, guard, run.report.unknown_scope
+        )
+
+    max_tokens = getattr(run.settings.reflection.update, "lessons_tokens", 4_000)
+    parts = packed_lessons(new, max_tokens)
+    proposed = [*itertools.chain(*await client.at_once(map(operations_of, parts)))]
+    operations = [each for each in proposed if not isinstance(each, Refusal)]
+    refused = [each for each in proposed if isinstance(each, Refusal)]
+    return merge_keeps([*keeps, *operations]), refused
