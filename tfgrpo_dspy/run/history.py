@@ -23,7 +23,6 @@ from tfgrpo_dspy.results import TriedAdvice
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.measuring import amount_of
 from tfgrpo_dspy.sampling.fields import as_fields
 
 WITHOUT_DRAFTS = 8
@@ -195,12 +194,9 @@ class History:
         self.decisions.append(self._decision(evidence))
         scores = [score for each in extracted.groups for score in each.group.scores]
         self._best_scores.append(max(scores, default=-math.inf))
-        rollouts = [] if self._is_recorded else extracted.rollouts
-        reflections = Amount.of(self._run.report.reflection_usage[batch.update], 0)
-        account = self.accounts[-1].after_rollouts(amount_of(rollouts), len(rollouts))
-        account = account.after_reflections(reflections)
-        if extracted.groups:
-            account = account.after_update(self.accounts[-1], len(extracted.groups))
+        made = [] if self._is_recorded else extracted.rollouts
+        reflections = self._run.report.reflection_usage[batch.update]
+        account = self.accounts[-1].after_update(made, reflections, len(extracted.groups))
         self.accounts.append(account)
         self._set_reserve()
         return self.last
