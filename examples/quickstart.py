@@ -30,7 +30,7 @@ from tfgrpo_dspy.local import PlainAdapter, local_lm
 
 N_TRAIN, N_VALIDATION, N_TEST = 12, 40, 60
 MAX_LM_CALLS = 160
-SMALL_MODEL = PlainAdapter(one_message=True)
+SMALL_MODEL = PlainAdapter()
 
 # DSPy would say of every long reply that it was cut, and of every evaluation its mean.
 for _name in ("dspy.clients.lm", "dspy.evaluate.evaluate"):

@@ -5,8 +5,9 @@ from dataclasses import fields
 from typing import Any
 
 from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO
-from tfgrpo_dspy.settings import PaperReflection, RunSettings
-from tfgrpo_dspy.settings.schedule import ScheduleInputs
+from tfgrpo_dspy.settings import Data, RunSettings
+from tfgrpo_dspy.settings.arguments import PaperReflection
+from tfgrpo_dspy.settings.schedule import derive
 
 SMALL = {"group_size": 5, "epochs": 3, "max_demos": 0, "drafts": 0, "max_staleness": 1}
 OF_REFLECTION = {field.name for field in fields(PaperReflection)}
@@ -38,6 +39,4 @@ def paper_grpo(metric: Callable[..., Any] | None, **given: Any) -> TrainingFreeG
 
 def run_settings(metric: Callable[..., Any] | None, **given: Any) -> RunSettings:
     """The same settings as a run has them, for 20 examples."""
-    return RunSettings.of(
-        grpo(metric, **given).settings, ScheduleInputs(n_training=20, n_validation=0)
-    )
+    return derive(grpo(metric, **given).settings, Data(n_training=20))

@@ -127,17 +127,6 @@ def test_the_baked_block_stands_behind_the_instructions() -> None:
     )
 
 
-def test_an_order_that_does_not_ascend_is_written_down() -> None:
-    library = ExperienceLibrary([Experience("E2", "Ask."), Experience("E1", "Say.", "solve")])
-    baked = library.bake(TwoStage())
-    assert baked.solve.signature.instructions.endswith(
-        "[E2*] Ask.\n[E1] Say.\n(order: E2 E1; next id: E3)\n</experiences>"
-    )
-    assert baked.answer.signature.instructions.endswith(
-        "[E2*] Ask.\n(order: E2 E1; next id: E3)\n</experiences>"
-    )
-
-
 def test_what_could_end_a_line_or_the_block_is_written_as_an_escape() -> None:
     library = ExperienceLibrary(
         [Experience("E1", "a\nb\t</experiences>\u2028[[ ## answer ## ]] \\u000a \\n {x} é")]
@@ -151,7 +140,7 @@ def test_what_could_end_a_line_or_the_block_is_written_as_an_escape() -> None:
 
 def test_small_models_may_be_shown_the_experiences_as_plain_lines() -> None:
     student = dspy.Predict(dspy.Signature("question -> answer", "Answer. Be kind."))
-    library = ExperienceLibrary([Experience("E2", "Ask."), Experience("E1", "Say <b> first.")])
+    library = ExperienceLibrary.from_texts(["Ask.", "Say <b> first."])
     written = library.bake(student).signature.instructions
     assert plain_instructions(written) == "Answer. Be kind.\nAsk.\nSay <b> first."
     assert plain_instructions("Answer. Be kind.") == "Answer. Be kind."

@@ -6,7 +6,7 @@ The gates here are a user's own: subclasses of the public `Gate`.
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dspy
@@ -50,8 +50,8 @@ class Own(Gate):
 
     def decide(self, evidence: RunEvidence) -> Decision:
         self.told.append(evidence)
-        trial = {own.id: {"is_on_trial": True} for own in evidence.proposed}
-        library = evidence.proposed.annotated(trial)
+        library = evidence.proposed
+        library = library.holding(replace(own, is_on_trial=True) for own in library)
         dropped = {"E9": "it is number nine"}
         self.made.append(Decision(library, "on trial", ExperienceLibrary(), dropped=dropped))
         return self.made[-1]
@@ -225,8 +225,9 @@ class Answers(Gate):
     def decide(self, evidence: RunEvidence) -> Any:
         if self.method == "decide":
             return self.answer
-        trial = {own.id: {"is_on_trial": True} for own in evidence.proposed}
-        return Decision(evidence.proposed.annotated(trial), "on trial")
+        library = evidence.proposed
+        trial = library.holding(replace(own, is_on_trial=True) for own in library)
+        return Decision(trial, "on trial")
 
     def assign(self, plan: GroupPlan) -> Any:
         return self.answer if self.method == "assign" else super().assign(plan)

@@ -15,7 +15,6 @@ from tfgrpo_dspy import (
     DraftLessons,
     ExperienceLibrary,
     NoGate,
-    SettingsError,
 )
 
 DRAFT = r"`lessons`(?s:.)*## examples ##"
@@ -259,10 +258,10 @@ def test_the_default_gate_keeps_drafts_that_help_and_no_other(says: str) -> None
 # ---------------------------------------------------------------------- what is refused
 
 
-def test_without_labels_or_ground_truth_drafts_are_refused() -> None:
+def test_without_labels_there_are_no_drafts() -> None:
     unlabelled = [dspy.Example(question=e.question).with_inputs("question") for e in TRAINSET]
-    with pytest.raises(SettingsError, match="a trainset without labels"):
-        Run(trainset=unlabelled)
-    optimizer = grpo(None, drafts=2)
-    with dspy.context(lm=scripted_lm([])), pytest.raises(SettingsError, match="metric=None"):
-        optimizer.compile(predictor(), trainset=TRAINSET)
+    optimizer = grpo(lambda _example, _pred: 0.0, drafts=2, epochs=1, progress=False)
+    lm = scripted_lm([*rules(), ("weigh", follow)])
+    with dspy.context(lm=lm):
+        results = optimizer.compile(predictor(), trainset=unlabelled).detailed_results
+    assert (lm.engine.n_calls(DRAFT), results.schedule["drafts"]) == (0, 0)

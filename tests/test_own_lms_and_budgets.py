@@ -12,7 +12,6 @@ from scripted import Prompt, chat, scripted_lm
 
 from tfgrpo_dspy import (
     ExtractAdvantage,
-    MissingRecordError,
     RunFailedError,
     SettingsError,
 )
@@ -91,14 +90,6 @@ def test_learning_from_traces_logs_its_plan_and_has_a_preset(
         learned = optimizer_of(auto="light").learn(predictor(), traces=TRACES)
     assert any("the plan" in record.getMessage() for record in caplog.records)
     assert learned.detailed_results.settings["max_lm_calls"] is not None
-
-
-def test_an_offline_probe_of_another_run_says_what_is_other(tmp_path: Path) -> None:
-    compiled(scripted_lm(RULES), log_dir=tmp_path)
-    with dspy.context(lm=scripted_lm(RULES)):
-        other = optimizer_of(group_size=2, seed=5, log_dir=tmp_path, offline=True)
-        with pytest.raises(MissingRecordError, match="since the recorded run the seed changed"):
-            other.estimate(predictor(), trainset=questions(9), probe=True)
 
 
 def test_a_budget_that_ends_before_the_student_is_measured_says_so(

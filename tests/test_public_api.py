@@ -48,7 +48,7 @@ GROUPS = {
 }
 NOT_TAKEN = [
     *("sampler", "reward", "rescue", "credit", "quorum", "hedge", "callbacks", "grpo_n"),
-    *("summarize_always", "failure_analysis", "update_per_group"),
+    *("summarize_always", "failure_analysis", "groups_per_call"),
     *("drafts", "use_labels", "max_staleness", "executor", "prices"),
 ]
 """Of other optimizers, of earlier versions, or of `Reflection` and `Execution`."""

@@ -32,7 +32,7 @@ class LessonsFromFeedback(dspy.Signature):
 @pytest.fixture(scope="module")
 def optimized() -> dspy.Module:
     trainset, valset, _ = load()
-    adapter = PlainAdapter(one_message=True)
+    adapter = PlainAdapter()
     optimizer = grpo(
         house_style,
         reflection_lm=local_lm(temperature=0.7, max_tokens=50, cache=False),
@@ -70,7 +70,7 @@ def test_what_was_learned_on_a_real_lm_is_shown_to_it_as_plain_lines(
         [{"op": "ADD", "text": "Thank the customer for the letter."}]
     )
     baked = library.bake(optimized)
-    adapter = PlainAdapter(one_message=True)
+    adapter = PlainAdapter()
     (message,) = adapter.format(baked.signature, [], {"complaint": "It leaks."})
     assert message["content"].startswith("Reply to the customer's complaint.\n")
     assert (

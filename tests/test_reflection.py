@@ -183,7 +183,8 @@ CHINESE = "我的包裹星期一就应该到了但是盒子是开的"
 def test_a_lesson_that_copies_an_example_is_refused_with_the_words_that_it_copies(
     inputs: list[str], label: str, lesson: str, copied: str | None
 ) -> None:
-    guard = CopyGuard([(inputs, [label] if label else [])])
+    fields = {str(place): text for place, text in enumerate(inputs)}
+    guard = CopyGuard([(fields, {"answer": label} if label else {})])
     reason = guard.reason(lesson)
     assert reason == (f"copies the training data: '{copied}'" if copied else "")
     assert CopyGuard([]).reason(lesson) == ""

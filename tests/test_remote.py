@@ -44,7 +44,7 @@ class Coordinator:
 
     def __init__(self, n_at_once: int, timeout_s: float | None = None, **limits: Any) -> None:
         self.held, self.ledger = Held(), Ledger(Budget(**limits))
-        self.loop = Loop(self.ledger, 1)
+        self.loop = Loop(self.ledger, 1, n_remote=n_at_once)
         self.remote = RemoteRollouts(self.loop, self.held, n_at_once, timeout_s)
         with dspy.context(lm=scripted_lm(polite_rules())):
             self.bundle = Bundle.of(dspy.Predict("question -> answer"), is_polite, 0.7, {})
@@ -53,7 +53,7 @@ class Coordinator:
     def run(self, test: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run(test)
 
-    def start(self, n: int) -> "list[asyncio.Task[Any]]":
+    def start(self, n: int) -> "list[asyncio.Future[Any]]":
         submitted = (self.bundle, self.request, (0,), lambda rollout: rollout)
         return [self.remote.submit(*submitted) for _ in range(n)]
 
@@ -75,7 +75,7 @@ class Coordinator:
 
 def made(n_calls: int = 1, **changes: Any) -> Reply:
     record = Rollout(0, 7, score=1.0).to_dict()
-    return replace(Reply(record, n_calls=n_calls, most_calls=n_calls), **changes)
+    return replace(Reply(record, n_calls=n_calls), **changes)
 
 
 def refused(n_calls: int = 0) -> Reply:

@@ -219,13 +219,13 @@ def test_no_prompt_outgrows_its_budget_also_where_the_summary_fails() -> None:
 # ---------------------------------------------------------------------- answers that do not parse
 
 
-def test_an_answer_that_does_not_parse_is_asked_for_exactly_once_more_and_not_in_json() -> None:
+def test_an_answer_that_does_not_parse_is_asked_for_exactly_once_more() -> None:
     run = Run(ONE, (CORRECTION, lessons("Be exact.")), (EXTRACT, UNPARSED))
     (again,) = run.texts(CORRECTION)
     assert section(again, "correction").startswith("Your previous answer could not be read.")
     assert UNPARSED not in again
     assert len(run.texts(EXTRACT)) == 2
-    assert run.results.reflection_usage.n_second_calls == 0
+    assert run.results.reflection_usage.n_lm_calls == 3
     assert run.results.failures == {"reflection parse": 1}
     assert run.library.render() == "[E1*] Be exact."
 

@@ -12,13 +12,12 @@ from dspy.teleprompt import Teleprompter
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate import NoGate
-from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.sampling.traces import read_traces
-from tfgrpo_dspy.settings import WHOLE_TRAINSET, Execution, PaperReflection, Settings
-from tfgrpo_dspy.settings.arguments import taking
-from tfgrpo_dspy.settings.checks import prepare, prepare_learning
+from tfgrpo_dspy.settings import Settings
+from tfgrpo_dspy.settings.arguments import Execution, PaperReflection, taking
+from tfgrpo_dspy.settings.checks import prepare
 from tfgrpo_dspy.settings.plan import Plan, plan_of
 
 
@@ -92,7 +91,7 @@ class TrainingFreeGRPO(Teleprompter):
         schedule: dict[str, Any] = {
             "group_size": 5,
             "epochs": 3,
-            "batch_size": WHOLE_TRAINSET,
+            "batch_size": 2**31,  # all of them: one batch an epoch
             "max_demos": 0,
             "gate": NoGate(),
             "reflection": PaperReflection.of(overrides.pop("reflection", None)),
@@ -191,9 +190,10 @@ class TrainingFreeGRPO(Teleprompter):
             StoreError, RunFailedError: as `compile`.
         """
         examples, recorded = read_traces(traces)
-        settings, validation = prepare_learning(self.settings, student, examples, recorded, valset)
-        data = (examples, range(len(examples)), validation)
-        with Run(settings, student, *data, recorded=recorded) as run:
+        settings, training, validation = prepare(
+            self.settings, student, examples, valset, recorded=recorded
+        )
+        with Run(settings, student, examples, training, validation, recorded=recorded) as run:
             return run.run(self._loop(run))
 
     def estimate(
@@ -203,27 +203,17 @@ class TrainingFreeGRPO(Teleprompter):
         trainset: list[Any],
         valset: list[Any] | None = None,
         testset: list[Any] | None = None,
-        probe: bool = False,
     ) -> Plan:
         """What `compile` would do, without a call; `str` of it is a table, and the schedule.
 
         Args:
             student, trainset, valset, testset: as for `compile`.
-            probe: run two rollouts, for what a rollout really takes; with `log_dir` they are
-                those that `compile` starts with, and are not paid twice.
 
         Raises:
-            SettingsError, StoreError, RunFailedError: as `compile`.
+            SettingsError, LibraryFormatError: as `compile`.
         """
-        settings, training, validation = prepare(
-            self.settings, student, trainset, valset, None, testset
-        )
-        examples = [trainset[index] for index in training]
-        probed: list[Usage] = []
-        if probe:
-            with Run(settings, student, trainset, training, validation) as run:
-                probed = run.probe()
-        return plan_of(settings, student, examples, probed)
+        settings, training, _ = prepare(self.settings, student, trainset, valset, None, testset)
+        return plan_of(settings, student, [trainset[index] for index in training])
 
     def get_params(self) -> dict[str, Any]:
         """The settings that are numbers, strings or flags, as a new dict."""

@@ -178,7 +178,7 @@ class RunResults:
     `replayed` counts, by role, what was read from the run store. `failures` counts by kind;
     `nothing_learned` says in one line why the library is what it was at the start ("": it is not);
     `library` is as in library.json; `n_demos` is how many demos the result has more than the
-    student; `schedule` holds each derived figure, with the reason for it.
+    student; `schedule` holds the derived figures.
     """
 
     student: ScoreSummary | None

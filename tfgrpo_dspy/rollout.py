@@ -48,13 +48,11 @@ class Usage:
     """What LM calls have cost: `cost_usd` is what DSPy knows of it (0.0 where no price is known).
 
     `n_cached_calls` answers came from DSPy's cache and were free; they are not in `n_lm_calls`.
-    `n_second_calls` of the calls were made by an adapter whose first answer did not parse;
     `n_failed_calls` ended in a provider's error.
     """
 
     n_lm_calls: Count = 0
     n_cached_calls: Count = 0
-    n_second_calls: Count = 0
     n_failed_calls: Count = 0
     prompt_tokens: Count = 0
     completion_tokens: Count = 0

@@ -8,15 +8,13 @@ never reaches a program that is given back. What the calls are for is their call
 
 from tfgrpo_dspy.budget.account import Account, Amount
 from tfgrpo_dspy.budget.faults import is_too_long
-from tfgrpo_dspy.budget.ledger import Budget, Ledger, Reservation
+from tfgrpo_dspy.budget.ledger import ABANDONED, Budget, Ledger, Reservation
 from tfgrpo_dspy.budget.meter import Meter
-from tfgrpo_dspy.budget.metered import CallWatcher, metered, watching
+from tfgrpo_dspy.budget.metered import CallWatcher, metered
 from tfgrpo_dspy.budget.prices import price_of
-from tfgrpo_dspy.budget.shares import Shares
-from tfgrpo_dspy.budget.tasks import CURRENT_TASK, Task
 
 __all__ = [
-    "CURRENT_TASK",
+    "ABANDONED",
     "Account",
     "Amount",
     "Budget",
@@ -24,10 +22,7 @@ __all__ = [
     "Ledger",
     "Meter",
     "Reservation",
-    "Shares",
-    "Task",
     "is_too_long",
     "metered",
     "price_of",
-    "watching",
 ]

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,16 +11,16 @@ import dspy
 from dspy.utils.exceptions import LMError
 
 from tfgrpo_dspy.budget.faults import is_fatal, is_too_long, is_unanswered
-from tfgrpo_dspy.budget.ledger import NOT_WANTED, Ledger, Reservation
+from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED, Ledger, Reservation
 from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Price, price_of, prompt_bytes
-from tfgrpo_dspy.budget.tasks import CURRENT_TASK
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.rollout import Failure, Usage
 
 POLL_S = 0.1
-"""How often a call looks whether others gave some of their dollars back."""
-ASYNC_WAIT_S = 0.25
+"""How often a call looks whether others gave some of their dollars back, or the run has ended."""
+ATTEMPT: ContextVar[list[Usage] | None] = ContextVar("tfgrpo_attempt", default=None)
+"""What the attempt that this thread makes has used, by DSPy's history."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +32,14 @@ class Call:
     answer: str
 
 
-ATTEMPT: ContextVar[list[Usage] | None] = ContextVar("tfgrpo_attempt", default=None)
-"""What the attempt that this thread makes has used, by DSPy's history."""
-
-
 class Meter:
     """What the LM copies that carry it have done; each rollout or reflection has its own.
 
-    Calls may come from several threads of one program: while it runs, all that happens here is
-    an append.
+    Calls may come from several threads of one program.
 
     Args:
         ledger: what calls are taken from; by default one without limits.
-        prices: see `price_of`; looked at where the ledger has a `max_cost`.
+        prices: see `price_of`.
     """
 
     def __init__(
@@ -58,38 +53,26 @@ class Meter:
         self.keeps_history = not dspy.settings.disable_history
         self._prices = prices or {}
         self._was_refused = False
-        self._task = CURRENT_TASK.get()
-        self._answered: list[tuple[list[Any], Mapping[str, Any]]] = []
-        self._n_failed: list[int] = []
-        self._n_unseen: list[int] = []
+        self._abandoned = ABANDONED.get()
+        self._used: list[Usage] = []
+        self._last: tuple[Any, Mapping[str, Any]] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Meter":
         """A program that copies its own parts still reports to it."""
         return self
 
-    def take(
-        self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Reservation | float:
-        """What was taken for a call; or the seconds after which to try again. Raises RunStopped."""
-        with self._noting_refusal():
-            seconds_held = self.ledger.seconds_held(lm.model)
-            if seconds_held > 0:
-                return seconds_held
-            most = self.most(lm, args, kwargs)
-            taken = self.ledger.take(*most, self._is_abandoned)
-            return POLL_S if taken is None else taken
-
-    def most(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, float]:
-        """The calls and dollars that a call can take at most."""
+    def take(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reservation | None:
+        """Take the calls and dollars that a call may need. None: not now. Raises RunStopped."""
         n = int(kwargs.get("n") or lm.kwargs.get("n") or 1)
-        if self.ledger.budget.max_cost is None:
-            return n, 0.0
-        price = price_of(lm, self._prices)
-        if isinstance(price, str):
-            self.ledger.stop(f"max_cost: {price}", is_failure=True)
-            price = Price(0.0, 0.0, 1)
-        own = kwargs.get("max_tokens") or kwargs.get("max_completion_tokens")
-        return n, price.most(prompt_bytes(args, kwargs), n, own)
+        cost = 0.0
+        if self.ledger.budget.max_cost is not None:
+            price = price_of(lm, self._prices)
+            if isinstance(price, str):
+                self.ledger.stop(f"max_cost: {price}", is_failure=True)
+                price = Price(0.0, 0.0, 1)
+            longest = kwargs.get("max_tokens") or kwargs.get("max_completion_tokens")
+            cost = price.most(prompt_bytes(args, kwargs), n, longest)
+        return self.ledger.take(n, cost, self._abandoned)
 
     @contextmanager
     def attempting(self, lm: Any, taken: Reservation) -> Iterator[None]:
@@ -107,14 +90,13 @@ class Meter:
                 is_unknown = used[-1].n_lm_calls and not used[-1].cost_usd
                 n_calls, cost = used[-1].n_lm_calls, cost if is_unknown else used[-1].cost_usd
             else:  # `forward`, or an LM of the user's own that keeps no history
-                self._n_unseen.append(n_calls)
+                self._used.append(Usage(n_calls))
         except LMError as error:
-            self._n_failed.append(n_calls)
+            self._used.append(Usage(n_calls, n_failed_calls=n_calls))
             cost = cost if is_unanswered(error) else 0.0
             if is_fatal(error):
                 message = self._message(error, lm)
                 self.ledger.stop(message, is_failure=True)
-                self._was_refused = True
                 raise RunStopped(message) from error
             raise
         finally:
@@ -123,19 +105,24 @@ class Meter:
 
     def answered(self, entry: Mapping[str, Any]) -> None:
         """Count a call by its entry in DSPy's history."""
+        usage = self._usage_of(entry)
         used = ATTEMPT.get()
         if used is not None:
-            used.append(self._usage_of(entry))
-        self._answered.append((dspy.settings.caller_modules or [None], entry))
+            used.append(usage)
+        self._used.append(usage)
+        self._last = (dspy.settings.caller_modules or [None])[-1], entry
 
     @contextmanager
-    def noting_failure(self, lm: Any) -> Iterator[None]:
-        """Remember that a call ended in an error, after its retries.
+    def noting(self, lm: Any) -> Iterator[None]:
+        """Remember that a call was refused, or ended in an error after its retries.
 
         A prompt that is too long is the program's doing, not the provider's.
         """
         try:
             yield
+        except RunStopped:
+            self._was_refused = True
+            raise
         except LMError as error:
             if is_too_long(error):
                 self.is_too_long = True
@@ -146,66 +133,35 @@ class Meter:
     def _message(self, error: LMError, lm: Any) -> str:
         return redacted(described(error), known_secrets([lm]))
 
-    def take_unseen(self, n_calls: int, cost: float) -> None:
-        """Take calls of an LM that is not metered: no more is known of them. Raises RunStopped."""
-        with self._noting_refusal():
-            while (taken := self.ledger.take(n_calls, cost, self._is_abandoned)) is None:
+    def take_unseen(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Take a call of an LM that is not metered: no more is known of it. Raises RunStopped."""
+        with self.noting(lm):
+            while (taken := self.take(lm, args, kwargs)) is None:
                 self.ledger.wait(POLL_S)
-        self.ledger.settle(taken, n_calls, cost)
-        self._n_unseen.append(n_calls)
-
-    @contextmanager
-    def _noting_refusal(self) -> Iterator[None]:
-        try:
-            yield
-        except RunStopped:
-            self._was_refused = True
-            raise
+        self.ledger.settle(taken, taken.n_calls, taken.cost)
+        self._used.append(Usage(taken.n_calls))
 
     def check(self) -> None:
         """Raises RunStopped: nobody waits for these calls any more, or one of them was refused.
 
         It was refused even where the program swallowed that.
         """
-        if self._is_abandoned():
+        if self._abandoned is not None and self._abandoned.is_set():
             raise RunStopped(NOT_WANTED)
         if self._was_refused:
             raise RunStopped(self.ledger.stopped_because)
 
-    def _is_abandoned(self) -> bool:
-        return self._task is not None and self._task.is_abandoned
-
-    def wait(self, seconds: float) -> None:
-        """Wait; the task's clock stands still. Raises RunStopped: the run has ended meanwhile."""
-        with self._noting_refusal(), self._pausing():
-            self.ledger.wait(seconds)
-
     async def async_wait(self, seconds: float) -> None:
-        """The same in an event loop, whose thread goes on with its other work."""
-        with self._noting_refusal(), self._pausing():
-            while seconds > 0:
-                await asyncio.sleep(min(seconds, ASYNC_WAIT_S))
-                self.ledger.check()
-                seconds -= ASYNC_WAIT_S
-
-    def _pausing(self) -> AbstractContextManager[None]:
-        return self._task.pausing() if self._task else nullcontext()
+        """`Ledger.wait` in an event loop, whose thread goes on with its other work."""
+        while seconds > 0:
+            await asyncio.sleep(min(seconds, POLL_S))
+            self.ledger.check()
+            seconds -= POLL_S
 
     @property
     def usage(self) -> Usage:
-        """What all calls together have cost.
-
-        DSPy makes one list of callers for each call of a module: it tells an adapter's second
-        attempt apart from a predictor's second call. (A module that is no predictor may call its
-        LM as often as it likes.)
-        """
-        predictions = [id(c) for c, _ in self._answered if isinstance(c[-1], dspy.Predict)]
-        extra = Usage(
-            n_lm_calls=sum(self._n_failed) + sum(self._n_unseen),
-            n_failed_calls=sum(self._n_failed),
-            n_second_calls=len(predictions) - len(set(predictions)),
-        )
-        return sum((self._usage_of(entry) for _, entry in self._answered), start=extra)
+        """What all calls together have cost."""
+        return sum(self._used, start=Usage())
 
     def _usage_of(self, entry: Mapping[str, Any]) -> Usage:
         used = _usage_of(entry)
@@ -218,13 +174,13 @@ class Meter:
     @property
     def last_call(self) -> Call | None:
         """The last call that was answered."""
-        if not self._answered:
+        if self._last is None:
             return None
-        callers, entry = self._answered[-1]
+        caller, entry = self._last
         prompt = entry["messages"][-1]["content"] if entry["messages"] else entry["prompt"]
         answer = entry["outputs"][0] if entry["outputs"] else ""
         answer = answer.get("text") if isinstance(answer, Mapping) else answer
-        return Call(callers[-1], str(prompt), str(answer or ""))
+        return Call(caller, str(prompt), str(answer or ""))
 
 
 def _usage_of(entry: Mapping[str, Any]) -> Usage:

@@ -5,8 +5,7 @@ line, the block or the adapter's own sections is written as `\\uXXXX`.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience.values import ALL, Experience
@@ -17,7 +16,7 @@ HEADER = "Advice learned from earlier attempts:"
 
 _BLOCK = re.compile(rf"^{BEGIN}\n{HEADER}\n.*?\n{END}$", re.MULTILINE | re.DOTALL)
 _LINE = re.compile(r"\[(E[1-9][0-9]*)(\*?)\] (.+)")
-_LAST_LINE = re.compile(r"\((?:order: (E[0-9]+(?: E[0-9]+)*); )?next id: E([1-9][0-9]*)\)")
+_LAST_LINE = re.compile(r"\(next id: E([1-9][0-9]*)\)")
 _ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
 _TO_ESCAPE = re.compile(
     r"\\(?=u[0-9a-f]{4})"  # a backslash that would read as one of our escapes
@@ -26,18 +25,6 @@ _TO_ESCAPE = re.compile(
     r"|\[(?=\[\s*##)",  # the section markers of DSPy's chat adapter
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """What one block says: its experiences, the order of the whole library, the next free id.
-
-    `order` holds ids, and is empty where the library is in the order of its numbers.
-    """
-
-    experiences: tuple[Experience, ...]
-    order: tuple[str, ...]
-    next_number: int
 
 
 def render_lines(experiences: Iterable[Experience]) -> str:
@@ -49,15 +36,10 @@ def render_lines(experiences: Iterable[Experience]) -> str:
     )
 
 
-def write_block(visible: Sequence[Experience], library: Iterable[Experience], next_n: int) -> str:
-    """The block for one predictor, from the experiences that it is given (at least one).
-
-    The ids of the whole library are written only where they do not ascend.
-    """
-    numbers = [experience.number for experience in library]
-    order = " ".join(f"E{number}" for number in numbers)
-    ids = "" if numbers == sorted(numbers) else f"order: {order}; "
-    return "\n".join([BEGIN, HEADER, render_lines(visible), f"({ids}next id: E{next_n})", END])
+def write_block(visible: Iterable[Experience], next_number: int) -> str:
+    """The block for one predictor, from the experiences that it is given (at least one)."""
+    lines = [BEGIN, HEADER, render_lines(visible), f"(next id: E{next_number})", END]
+    return "\n".join(lines)
 
 
 def split_instructions(instructions: str) -> tuple[str, str, str]:
@@ -96,8 +78,8 @@ def replace_block(instructions: str, new: str = "") -> str:
     return f"{before}\n\n{new}" if before and new else before + new
 
 
-def parse_block(text: str, predictor: str) -> Block:
-    """What a block says, for the predictor in whose instructions it stands.
+def parse_block(text: str, predictor: str) -> tuple[list[Experience], int]:
+    """The experiences of a predictor's block, and the number of the next free id.
 
     Raises:
         LibraryFormatError: a line is not of the form that `write_block` gives; names it.
@@ -110,15 +92,15 @@ def parse_block(text: str, predictor: str) -> Block:
             f"id but with {last!r}; restore the line '(next id: E<number>)', or remove the "
             f"whole block from {BEGIN} to {END}."
         )
-    experiences = tuple(_parse_line(line, predictor) for line in lines)
-    next_number = int(found[2])
+    experiences = [_parse_line(line, predictor) for line in lines]
+    next_number = int(found[1])
     taken = [experience.id for experience in experiences if experience.number >= next_number]
     if taken:
         raise LibraryFormatError(
             f"The experiences baked into predictor {predictor!r} give E{next_number} as their next "
             f"free id, but hold {taken}; raise the number in their last line."
         )
-    return Block(experiences, tuple((found[1] or "").split()), next_number)
+    return experiences, next_number
 
 
 def _parse_line(line: str, predictor: str) -> Experience:
@@ -146,6 +128,6 @@ def plain_instructions(instructions: str) -> str:
     before, block, after = split_instructions(instructions)
     if not block:
         return instructions
-    advice = [experience.text for experience in parse_block(block, "self").experiences]
+    advice = [experience.text for experience in parse_block(block, "self")[0]]
     before = before.removesuffix("\n\n")
     return "\n".join([before, *advice] if before else advice) + after

@@ -24,8 +24,7 @@ from tfgrpo_dspy.experience.block import (
 from tfgrpo_dspy.experience.operations import (
     DEFAULT_LIMITS,
     Limits,
-    changed,
-    check_operations,
+    carry_out,
     normalized,
     with_evidence,
 )
@@ -33,9 +32,7 @@ from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with
 from tfgrpo_dspy.experience.values import (
     ALL,
     Add,
-    Delete,
     Experience,
-    LibraryDiff,
     Operation,
     Refusal,
     operation_from,
@@ -49,10 +46,10 @@ _EXPERIENCES = TypeAdapter(list[Experience], config=ConfigDict(extra="forbid"))
 
 @dataclass(frozen=True, init=False)
 class ExperienceLibrary:
-    """An immutable, ordered set of experiences with stable ids that are never used twice.
+    """An immutable set of experiences, in the order of their ids, which are never used twice.
 
-    Two libraries are equal when ids, texts, scopes, their order and the next free id are;
-    evidence takes no part.
+    Two libraries are equal when ids, texts, scopes and the next free id are; evidence takes no
+    part.
 
         >>> library = ExperienceLibrary([Experience(id="E1", text="Ask for the order number.")])
         >>> library = library.apply([{"op": "ADD", "text": "Say sorry first."}])
@@ -61,7 +58,7 @@ class ExperienceLibrary:
         [E2*] Say sorry first.
 
     Args:
-        experiences: in the order in which they are to stand.
+        experiences: in any order.
         next_number: the number of the next free id; by default the highest in use plus one.
 
     Raises:
@@ -74,7 +71,7 @@ class ExperienceLibrary:
     def __init__(
         self, experiences: Iterable[Experience] = (), *, next_number: int | None = None
     ) -> None:
-        experiences = tuple(experiences)
+        experiences = tuple(sorted(experiences, key=lambda experience: experience.number))
         twice = [id_ for id_, n in Counter(each.id for each in experiences).items() if n > 1]
         if twice:
             raise LibraryError(f"ids {twice} occur twice; an id names one experience.")
@@ -106,8 +103,7 @@ class ExperienceLibrary:
 
     def __contains__(self, id_: object) -> bool:
         """Whether it holds an experience of this id: `"E1" in library`."""
-        wanted = id_.id if isinstance(id_, Experience) else id_
-        return any(experience.id == wanted for experience in self)
+        return id_ in self._by_id()
 
     def __getitem__(self, id_: str) -> Experience:
         """The experience of that id. Raises KeyError."""
@@ -124,23 +120,9 @@ class ExperienceLibrary:
         """The experiences as text, a line each; those for one predictor say for which."""
         return "\n".join(render_lines([each]) + scope_note(each.scope) for each in self)
 
-    def _visible_to(self, predictor: str) -> list[Experience]:
-        return [experience for experience in self if experience.scope in (ALL, predictor)]
-
-    def bare(self) -> "ExperienceLibrary":
-        """An equal library without annotations."""
-        plain = [Experience(*experience.content) for experience in self]
-        return ExperienceLibrary(plain, next_number=self.next_number)
-
-    def annotated(self, annotations: Mapping[str, Mapping[str, Any]]) -> "ExperienceLibrary":
-        """The library with other annotations, by id; equal to this one.
-
-        `library.annotated({"E2": {"effect": Effect(0.1, 0.04, 80), "is_on_trial": False}})`
-        """
-        return ExperienceLibrary(
-            (replace(experience, **annotations.get(experience.id, {})) for experience in self),
-            next_number=self.next_number,
-        )
+    def holding(self, experiences: Iterable[Experience]) -> "ExperienceLibrary":
+        """A library of these experiences, with the next free id of this one."""
+        return ExperienceLibrary(experiences, next_number=self.next_number)
 
     # ------------------------------------------------------------------ operations
 
@@ -157,20 +139,10 @@ class ExperienceLibrary:
         Raises:
             LibraryError: an operation is malformed, such as one with a misspelt `op`.
         """
-        given = [operations] if isinstance(operations, Mapping) else operations
-        accepted, _ = check_operations(self, [operation_from(each) for each in given], limits)
-        by_id = self._by_id()
-        next_number = self.next_number
-        for operation in accepted:
-            if isinstance(operation, Add):
-                added = Experience(f"E{next_number}", operation.text, operation.scope)
-                by_id[added.id] = with_evidence(added, operation.evidence)
-                next_number += 1
-            elif isinstance(operation, Delete):
-                del by_id[operation.id]
-            else:
-                by_id[operation.id] = changed(by_id[operation.id], operation)
-        return ExperienceLibrary(by_id.values(), next_number=next_number)
+        parsed = [operation_from(each) for each in operations]
+        after, taken, _ = carry_out(parsed, self, self.next_number, limits)
+        n_added = sum(isinstance(operation, Add) for operation in taken)
+        return ExperienceLibrary(after, next_number=self.next_number + n_added)
 
     def refusals(
         self,
@@ -185,21 +157,20 @@ class ExperienceLibrary:
         punctuation and spacing, where the scopes meet); changes nothing; or adds to a full
         library (the deletions of the list make room first).
         """
-        return tuple(check_operations(self, operations, limits)[1])
+        return tuple(carry_out(operations, self, self.next_number, limits)[2])
 
     # ------------------------------------------------------------------ two libraries
 
-    def diff(self, other: "ExperienceLibrary") -> LibraryDiff:
-        """What turns this library into the other, by id; order and next free id are not shown."""
-        old, new = self._by_id(), other._by_id()  # noqa: SLF001 - of the same class
-        return LibraryDiff(
-            added=tuple(new[id_] for id_ in new if id_ not in old),
-            removed=tuple(old[id_] for id_ in old if id_ not in new),
-            modified=tuple((old[i], new[i]) for i in old if i in new and old[i] != new[i]),
-        )
+    def diff(self, other: "ExperienceLibrary") -> str:
+        """A line for each experience that the two do not share, by id; "" where there is none."""
+        lines = [f"+ {new}" for new in other if new.id not in self]
+        lines += [f"- {old}" for old in self if old.id not in other]
+        both = [(old, other[old.id]) for old in self if old.id in other]
+        lines += [f"~ {old} -> {new}" for old, new in both if old != new]
+        return "\n".join(lines)
 
     def merge(self, other: "ExperienceLibrary") -> "ExperienceLibrary":
-        """This library, then what the other has besides.
+        """This library and what the other has besides.
 
         Own ids stay; an id of the other's that is taken (or was, before a DELETE) gives way to
         the next free one. What says the same in the same scope is kept once, with the evidence
@@ -241,8 +212,8 @@ class ExperienceLibrary:
                 f"scopes {unknown} name no predictor of the program; it has {sorted(predictors)}."
             )
         for name, predictor in predictors.items():
-            visible = self._visible_to(name)
-            block = write_block(visible, self, self.next_number) if visible else ""
+            visible = [experience for experience in self if experience.scope in (ALL, name)]
+            block = write_block(visible, self.next_number) if visible else ""
             instructions = replace_block(predictor.signature.instructions, block)
             if instructions != predictor.signature.instructions:
                 predictor.signature = with_instructions(predictor.signature, instructions)
@@ -258,18 +229,21 @@ class ExperienceLibrary:
         Raises:
             LibraryFormatError: a block was damaged, or two predictors disagree on an id.
         """
-        blocks = [
-            parse_block(block, name)
-            for name, predictor in named_predictors(program)
-            if (block := split_instructions(predictor.signature.instructions)[1])
-        ]
-        by_id = _one_of_each([each for block in blocks for each in block.experiences])
-        order = next((block.order for block in blocks if block.order), ())
-        place = {id_: index for index, id_ in enumerate(order)}
-        ordered = sorted(
-            by_id.values(), key=lambda each: (place.get(each.id, len(place)), each.number)
-        )
-        return cls(ordered, next_number=max((block.next_number for block in blocks), default=None))
+        by_id: dict[str, Experience] = {}
+        next_number = 1
+        for name, predictor in named_predictors(program):
+            block = split_instructions(predictor.signature.instructions)[1]
+            experiences, free = parse_block(block, name) if block else ([], 1)
+            next_number = max(next_number, free)
+            for experience in experiences:
+                known = by_id.setdefault(experience.id, experience)
+                if known != experience:
+                    raise LibraryFormatError(
+                        f"Two predictors disagree on {experience.id}: {known.text!r} for "
+                        f"{known.scope!r}, {experience.text!r} for {experience.scope!r}; give "
+                        f"both lines the same text."
+                    )
+        return cls(by_id.values(), next_number=next_number)
 
     # ------------------------------------------------------------------ files
 
@@ -319,17 +293,3 @@ class ExperienceLibrary:
             return cls(experiences, next_number=record.get("next_number"))
         except ValueError as error:
             raise LibraryFormatError(f"{source} is a damaged library: {error}.") from error
-
-
-def _one_of_each(experiences: Iterable[Experience]) -> dict[str, Experience]:
-    """The experiences of several predictors by id; those that two have must be equal."""
-    by_id: dict[str, Experience] = {}
-    for experience in experiences:
-        known = by_id.setdefault(experience.id, experience)
-        if known != experience:
-            raise LibraryFormatError(
-                f"Two predictors disagree on {experience.id}: {known.text!r} for "
-                f"{known.scope!r}, {experience.text!r} for {experience.scope!r}; give "
-                f"both lines the same text."
-            )
-    return by_id

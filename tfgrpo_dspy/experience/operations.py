@@ -60,12 +60,48 @@ def with_evidence(experience: Experience, evidence: Iterable[Evidence]) -> Exper
     return replace(experience, evidence=tuple(dict.fromkeys((*experience.evidence, *evidence))))
 
 
-def changed(experience: Experience, operation: Modify | Keep) -> Experience:
-    """The experience after a MODIFY or a KEEP.
+def carry_out(
+    operations: Iterable[Operation | Mapping[str, Any]],
+    library: Iterable[Experience],
+    next_number: int,
+    limits: Limits,
+) -> tuple[list[Experience], list[Operation], list[Refusal]]:
+    """The experiences after the operations; the operations that are accepted; those refused."""
+    before = {experience.id: experience for experience in library}
+    parsed = [(given, _parsed(given)) for given in operations]
+    first: dict[str, Operation] = {}
+    for _, operation in parsed:
+        if not isinstance(operation, Add | Refusal):
+            first.setdefault(operation.id, operation)
+    deleted = {id_ for id_, operation in first.items() if isinstance(operation, Delete)}
+    now = {id_: experience for id_, experience in before.items() if id_ not in deleted}
+    accepted: list[Operation] = []
+    refused: list[Refusal] = []
+    for given, operation in parsed:
+        if isinstance(operation, Refusal):
+            refused.append(operation)
+        elif reason := _reason(operation, before, now, first, limits):
+            refused.append(Refusal(given, reason))
+        else:
+            accepted.append(operation)
+            if isinstance(operation, Add):
+                new = Experience(f"E{next_number}", operation.text, operation.scope)
+                now[new.id] = with_evidence(new, operation.evidence)
+                next_number += 1
+            elif not isinstance(operation, Delete):
+                now[operation.id] = _changed(now[operation.id], operation)
+    return [*now.values()], accepted, refused
 
-    What was measured of one text says nothing of another: a MODIFY voids effect, price and being
-    on trial, and keeps evidence.
-    """
+
+def _parsed(given: Operation | Mapping[str, Any]) -> Operation | Refusal:
+    try:
+        return operation_from(given)
+    except LibraryError as error:
+        return Refusal(given, str(error))
+
+
+def _changed(experience: Experience, operation: Modify | Keep) -> Experience:
+    """What was measured of one text says nothing of another: a MODIFY keeps only the evidence."""
     supported = with_evidence(experience, operation.evidence)
     if isinstance(operation, Keep):
         return supported
@@ -73,90 +109,41 @@ def changed(experience: Experience, operation: Modify | Keep) -> Experience:
     return Experience(experience.id, operation.text, scope, supported.evidence)
 
 
-def check_operations(
-    library: Iterable[Experience],
-    operations: Iterable[Operation | Mapping[str, Any]],
+def _reason(
+    operation: Operation,
+    before: Mapping[str, Experience],
+    now: Mapping[str, Experience],
+    first: dict[str, Operation],
     limits: Limits,
-) -> tuple[list[Operation], list[Refusal]]:
-    """The operations that the library accepts, in their order, and those that it refuses."""
-    parsed: list[tuple[Any, Operation | Refusal]] = []
-    for given in [operations] if isinstance(operations, Mapping) else operations:
-        try:
-            parsed.append((given, operation_from(given)))
-        except LibraryError as error:
-            parsed.append((given, Refusal(given, str(error))))
-    valid = [operation for _, operation in parsed if not isinstance(operation, Refusal)]
-    checker = _Checker(library, valid, limits)
-    accepted: list[Operation] = []
-    refused: list[Refusal] = []
-    for given, operation in parsed:
-        if isinstance(operation, Refusal):
-            refused.append(operation)
-        elif reason := checker.reason(operation):
-            refused.append(Refusal(given, reason))
-        else:
-            checker.accept(operation)
-            accepted.append(operation)
-    return accepted, refused
-
-
-class _Checker:
-    """Why an operation is refused, given those before it in the list."""
-
-    def __init__(
-        self, library: Iterable[Experience], operations: Iterable[Operation], limits: Limits
-    ) -> None:
-        self.by_id = {experience.id: experience for experience in library}
-        self.limits = limits
-        self.named: set[str] = set()
-        self.added: list[Add] = []
-        first: dict[str, Operation] = {}
-        for operation in operations:
-            if not isinstance(operation, Add):
-                first.setdefault(operation.id, operation)
-        deleted = {id_ for id_, operation in first.items() if isinstance(operation, Delete)}
-        self.staying = self.by_id.keys() - deleted
-
-    def reason(self, operation: Operation) -> str:
-        """The reason, or "" for an operation that is accepted."""
-        if isinstance(operation, Add):
-            n_experiences = len(self.staying) + len(self.added)
-            is_full = n_experiences >= self.limits.max_experiences
-            full = f"the library is full: {n_experiences} experiences" if is_full else ""
-            return full or self._about_text(operation, operation.scope)
-        if operation.id not in self.by_id:
-            return f"there is no {operation.id}"
-        if operation.id in self.named:
-            return f"an earlier operation of this list names {operation.id}; the first one counts"
-        self.named.add(operation.id)
-        if isinstance(operation, Modify):
-            old = self.by_id[operation.id]
-            if (operation.text.strip(), operation.scope or old.scope) == (old.text, old.scope):
-                return f"{operation.id} says just this already"
-            return self._about_text(operation, operation.scope or old.scope)
+) -> str:
+    """Why the operation is refused, or "". Takes its id out of `first`, where later ones look."""
+    if isinstance(operation, Add):
+        if len(now) >= limits.max_experiences:
+            return f"the library is full: {len(now)} experiences"
+        return _text_reason(operation.text, operation.scope, now.values(), limits)
+    if operation.id not in before:
+        return f"there is no {operation.id}"
+    if first.pop(operation.id, None) is None:
+        return f"an earlier operation of this list names {operation.id}; the first one counts"
+    if not isinstance(operation, Modify):
         return ""
+    old = before[operation.id]
+    scope = operation.scope or old.scope
+    if (operation.text.strip(), scope) == (old.text, old.scope):
+        return f"{old.id} says just this already"
+    others = [experience for experience in now.values() if experience.id != old.id]
+    return _text_reason(operation.text, scope, others, limits)
 
-    def accept(self, operation: Operation) -> None:
-        """Count the operation in what is said of the later ones."""
-        if isinstance(operation, Add):
-            self.added.append(operation)
-        elif isinstance(operation, Modify):
-            self.by_id[operation.id] = changed(self.by_id[operation.id], operation)
 
-    def _about_text(self, operation: Add | Modify, scope: str) -> str:
-        words = n_words(operation.text)
-        if not words:
-            return "the text is empty"
-        if words > self.limits.max_experience_words:
-            return f"{words} words; at most {self.limits.max_experience_words} are allowed"
-        own_id = operation.id if isinstance(operation, Modify) else ""
-        others: list[tuple[str, Experience | Add]] = [
-            (id_, known) for id_, known in self.by_id.items() if id_ in self.staying - {own_id}
-        ]
-        others += [("an earlier ADD of this list", add) for add in self.added]
-        text = normalized(operation.text)
-        for id_, other in others:
-            meets = ALL in (scope, other.scope) or scope == other.scope
-            if meets and normalized(other.text) == text:
-                return f"{id_} says this already"
-        return ""
+def _text_reason(text: str, scope: str, others: Iterable[Experience], limits: Limits) -> str:
+    words = n_words(text)
+    if not words:
+        return "the text is empty"
+    if words > limits.max_experience_words:
+        return f"{words} words; at most {limits.max_experience_words} are allowed"
+    for other in others:
+        if normalized(other.text) == normalized(text) and (
+            ALL in (scope, other.scope) or scope == other.scope
+        ):
+            return f"{other.id} says this already"
+    return ""

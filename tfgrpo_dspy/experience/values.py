@@ -14,7 +14,13 @@ from tfgrpo_dspy.errors import LibraryError
 ALL = "*"
 """The scope of an experience that every predictor of the program is given."""
 
-_ID = re.compile(r"E([1-9][0-9]*)")
+_FORMS = {
+    "id": (re.compile(r"E[1-9][0-9]*"), "an id is 'E' and a number from 1, such as 'E1'"),
+    "text": (re.compile(r"(?s).*"), "give a string"),
+    "scope": (re.compile(r"(?s).+"), "give a predictor's name, or '*' for all"),
+    "reason": (re.compile(r"(?s).*"), "give a string"),
+}
+"""What the fields of experiences and operations must look like."""
 _WRITTEN_ID = re.compile(r"[\[(]?\s*[eE]?([1-9][0-9]*)\*?\s*[\])]?")
 
 
@@ -35,10 +41,6 @@ class Evidence:
     example: int
     rollout_ids: tuple[int, ...]
     scores: tuple[float | None, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rollout_ids", tuple(self.rollout_ids))
-        object.__setattr__(self, "scores", tuple(self.scores))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,32 +82,22 @@ class Experience:
     is_on_trial: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check(self, "id", "text", "scope")
+        _check(self)
         if not self.text.strip():
             raise LibraryError(f"text={self.text!r}: an experience is a line, not empty.")
         object.__setattr__(self, "text", self.text.strip())
-        object.__setattr__(self, "evidence", tuple(self.evidence))
 
     @property
     def number(self) -> int:
         """The number in the id: 7 for "E7"."""
         return int(self.id[1:])
 
-    @property
-    def content(self) -> tuple[str, str, str]:
-        """What takes part in equality: id, text and scope."""
-        return (self.id, self.text, self.scope)
-
-    @property
-    def line(self) -> str:
-        """Id, text and scope: `[E2] Say sorry first. (for solve)`."""
-        return f"[{self.id}] {self.text}{scope_note(self.scope)}"
-
     def __str__(self) -> str:
         known = [str(self.effect)] if self.effect is not None else []
         known += [f"{self.price} tokens"] if self.price is not None else []
         known += ["on trial"] if self.is_on_trial else []
-        return self.line + (f"  ({', '.join(known)})" if known else "")
+        line = f"[{self.id}] {self.text}{scope_note(self.scope)}"
+        return line + (f"  ({', '.join(known)})" if known else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Its fields by name, the evidence too; what was not measured is left out."""
@@ -116,28 +108,15 @@ class Experience:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class LibraryDiff:
-    """What must happen to one library to get the other; `str` of it is made for people."""
+class _Operation:
+    __slots__ = ()
 
-    added: tuple[Experience, ...]
-    removed: tuple[Experience, ...]
-    modified: tuple[tuple[Experience, Experience], ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.added or self.removed or self.modified)
-
-    def __str__(self) -> str:
-        lines = [f"+ {new.line}" for new in self.added]
-        lines += [f"- {old.line}" for old in self.removed]
-        lines += [
-            f"~ {old.line} -> {new.text}{scope_note(new.scope)}" for old, new in self.modified
-        ]
-        return "\n".join(lines) or "no difference"
+    def __post_init__(self) -> None:
+        _check(self)
 
 
 @dataclass(frozen=True, slots=True)
-class Add:
+class Add(_Operation):
     """Put a new experience at the end of the library; the library gives it its id."""
 
     op: ClassVar[str] = "ADD"
@@ -146,12 +125,9 @@ class Add:
     reason: str = ""
     evidence: tuple[Evidence, ...] = ()
 
-    def __post_init__(self) -> None:
-        _check(self, "text", "scope", "reason")
-
 
 @dataclass(frozen=True, slots=True)
-class Modify:
+class Modify(_Operation):
     """Give an experience another text (and another scope, unless `scope` is None)."""
 
     op: ClassVar[str] = "MODIFY"
@@ -161,34 +137,25 @@ class Modify:
     reason: str = ""
     evidence: tuple[Evidence, ...] = ()
 
-    def __post_init__(self) -> None:
-        _check(self, "id", "text", "reason")
-        if self.scope is not None:
-            _check(self, "scope")
-
 
 @dataclass(frozen=True, slots=True)
-class _OnExperience:
-    """An operation that names an experience and gives it no text."""
+class Delete(_Operation):
+    """Take an experience out of the library; its id is never used again."""
 
+    op: ClassVar[str] = "DELETE"
     id: str
     reason: str = ""
     evidence: tuple[Evidence, ...] = ()
 
-    def __post_init__(self) -> None:
-        _check(self, "id", "reason")
 
-
-class Delete(_OnExperience):
-    """Take an experience out of the library; its id is never used again."""
-
-    op: ClassVar[str] = "DELETE"
-
-
-class Keep(_OnExperience):
+@dataclass(frozen=True, slots=True)
+class Keep(_Operation):
     """Change no text; record that this evidence supports the experience."""
 
     op: ClassVar[str] = "KEEP"
+    id: str
+    reason: str = ""
+    evidence: tuple[Evidence, ...] = ()
 
 
 Operation = Add | Modify | Delete | Keep
@@ -209,9 +176,8 @@ def operation_from(given: Any) -> Operation:
 
     `{"op": "modify", "id": "[e2]", "text": "Ask first."} -> Modify("E2", "Ask first.")`.
     The case of `op`, brackets around an id and a number instead of an id are forgiven; UPDATE and
-    REMOVE are read as MODIFY and DELETE. Fields that the operation does not have are not looked
-    at (an ADD gets its id from the library). Fields that are absent or None, and an empty scope,
-    take their defaults.
+    REMOVE are read as MODIFY and DELETE. Other fields are ignored; absent ones, None and an empty
+    scope are the defaults.
 
     Raises:
         LibraryError: no such operation, or a field that it needs is absent or of the wrong type.
@@ -236,16 +202,14 @@ def operation_from(given: Any) -> Operation:
     return kind(**fields)
 
 
-def _check(checked: object, *names: str) -> None:
-    """Raise LibraryError where one of these fields is not a string of its form."""
-    for name in names:
-        value = getattr(checked, name)
-        if name == "id" and not (isinstance(value, str) and _ID.fullmatch(value)):
-            raise LibraryError(f"id={value!r}: an id is 'E' and a number from 1, such as 'E1'.")
-        if name == "scope" and not (isinstance(value, str) and value):
-            raise LibraryError(f"scope={value!r}: give a predictor's name, or '*' for all.")
-        if not isinstance(value, str):
-            raise LibraryError(f"{name}={value!r}: give a string.")
+def _check(checked: Any) -> None:
+    """Raise LibraryError where a field is not of its form."""
+    for name in [name for name in checked.__match_args__ if name in _FORMS]:
+        value, (form, advice) = getattr(checked, name), _FORMS[name]
+        if value is None and name == "scope" and isinstance(checked, Modify):
+            continue
+        if not (isinstance(value, str) and form.fullmatch(value)):
+            raise LibraryError(f"{name}={value!r}: {advice}.")
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:

@@ -77,9 +77,9 @@ class BayesianGate(Gate):
         on_trial = [beliefs[advice_of(e)] for e in kept.values() if e.is_on_trial]
         n = len(on_trial)
         return Decision(
-            _library(kept.values(), library),
+            library.holding(kept.values()),
             f"{len(kept) - n} settled, {n} on trial, {len(dropped)} dropped",
-            deployable=_library(deployable, library),
+            deployable=library.holding(deployable),
             dropped=dropped,
             beliefs=beliefs,
             rivals={id_: rival for id_, rival in rivals.items() if id_ in kept},
@@ -99,7 +99,7 @@ class BayesianGate(Gate):
             for k, share in enumerate(_shares(plan, experience)):
                 if share < chance:
                     held[k].append(texts[k])
-        return tuple(_library(of_one, decision.library) for of_one in held)
+        return tuple(decision.library.holding(of_one) for of_one in held)
 
     def finalists(self, decision: Decision) -> Sequence[ExperienceLibrary]:
         """All experiences that a program would be given, halves of them, and the best few alone.
@@ -116,7 +116,7 @@ class BayesianGate(Gate):
         nested = [set(likely[:size]) for size in reversed(sizes)]
         alone = [{id_} for id_ in best[:N_ALONE]]
         mixed = [ids for pair in itertools.zip_longest(alone, nested) for ids in pair if ids]
-        return (result, *(_library([e for e in every if e.id in ids], result) for ids in mixed))
+        return (result, *(result.holding(e for e in every if e.id in ids) for ids in mixed))
 
 
 def _better_text(
@@ -217,8 +217,3 @@ def _texts(plan: GroupPlan, experience: Experience) -> list[Experience]:
     belief, of_rival = (plan.decision.beliefs[advice_of(text)] for text in (experience, rival))
     chance = _chance_of_more(of_rival, belief)
     return [rival if share < chance else experience for share in _shares(plan, rival)]
-
-
-def _library(experiences: Iterable[Experience], like: ExperienceLibrary) -> ExperienceLibrary:
-    """A library of these experiences, with the next free id of another."""
-    return ExperienceLibrary(experiences, next_number=like.next_number)

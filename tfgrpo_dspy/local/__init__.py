@@ -4,7 +4,7 @@
 from a wheel. Downloads and writes nothing. No other part of the package imports this one.
 """
 
-from tfgrpo_dspy.local.engine import AsyncLlamaEngine, LlamaEngine, LocalLM, local_lm
+from tfgrpo_dspy.local.engine import AsyncLlamaEngine, LlamaEngine, local_lm
 from tfgrpo_dspy.local.plain_adapter import PlainAdapter
 
-__all__ = ["AsyncLlamaEngine", "LlamaEngine", "LocalLM", "PlainAdapter", "local_lm"]
+__all__ = ["AsyncLlamaEngine", "LlamaEngine", "PlainAdapter", "local_lm"]

@@ -1,29 +1,27 @@
-"""Lessons as values: how a line is read, which ones are held back, which say the same."""
+"""Lessons as values: how an answer is read, which lessons are held back, which say the same."""
 
-import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tfgrpo_dspy.experience.operations import n_words
 from tfgrpo_dspy.experience.values import ALL, Evidence
-from tfgrpo_dspy.reflection.reading import resolve_scope
+from tfgrpo_dspy.reflection.reading import read_lessons, resolve_scope
 from tfgrpo_dspy.reflection.signatures import SAMPLES
 
-COPIED_WORDS = 8
-"""A lesson that has this many words in a row from a training input or label copies it."""
-COPIED_LABEL_WORDS = 4
-"""A lesson that holds a whole label of at least this many words copies it."""
-COPIED_INPUT_WORDS = 5
-"""A lesson that holds a whole input of at least this many words copies it."""
-COPIED_EXAMPLE_WORDS = 5
-"""A lesson that holds all inputs and labels of an example, so many words together, copies it."""
+LESSONS_PER_EXAMPLE = 10
+"""So many lessons of an answer are read for each example that it was shown."""
 LONGEST_LESSON = 3
 """How many times as long as an experience may be a lesson may be: UpdateLibrary may shorten it."""
+COPIED_WORDS, COPIED_LABEL, COPIED_INPUT, COPIED_EXAMPLE = 8, 4, 5, 5
+"""So many words make a copy: in a row; a whole label; a whole input; a whole example."""
 NEAR_DUPLICATE = 0.8
 """Share of a lesson's words that a shorter one must have, to be taken for the same."""
+LIKE_SHARE, LEAST_SHARE = 0.5, 0.2
+"""Share of a lesson's letter groups that a text which rests on it has: for sure; at least."""
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 _SCOPED = re.compile(r"[\[\u3010]([^\]\u3011]+)[\]\u3011]\s*[:\uff1a]?\s*(.+)")
@@ -59,12 +57,11 @@ _HELD_BACK = {
     "asks to give a secret away": _SECRET,
     "asks to ignore instructions": _OVERRIDE,
 }
-_TURNING = frozenset(
-    "not no never t avoid without instead unless except cannot nor".split()  # noqa: SIM905
-    + "nicht kein keine nie ohne ne pas jamais sans nunca sin non senza não sem".split()  # noqa: SIM905
-    + list("不没沒别別勿未莫無无非")
+_TURNING = re.compile(
+    r"not?|never|t|avoid|without|instead|unless|except|cannot|nor|nicht|keine?|nie|ohne|ne|pas"
+    r"|jamais|sans|nunca|sin|non|senza|não|sem|[不没沒别別勿未莫無无非]|.*\d.*"
 )
-"""Words that turn the meaning; the t is that of "don't"."""
+"""Words that turn the meaning, and numbers; the t is that of "don't"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +79,46 @@ class Lesson:
     example: str = ""
 
 
+def lessons_in(
+    output: Any,
+    blank: Lesson,
+    predictors: Sequence[str],
+    guard: "CopyGuard",
+    n_examples: int,
+    max_words: int,
+    unknown_scope: Callable[[str], None],
+) -> tuple[list[Lesson], list[str]]:
+    """The lessons of an answer; the texts of those that are refused, each with the reason.
+
+    Args:
+        output: what the module gave.
+        blank: evidence, reason and example of all of them.
+        predictors: the names of the program's predictors.
+        guard: refuses copies of the examples that the module was shown.
+        n_examples: how many these were.
+        max_words: how many words one experience may have.
+        unknown_scope: called with a message for each scope that names no predictor.
+    """
+    try:
+        lines = read_lessons(output)
+    except ValueError:  # a module of the user's own may answer anything
+        lines = []
+    most = LESSONS_PER_EXAMPLE * n_examples
+    taken, refused = [], []
+    if len(lines) > most:
+        allowed = f"({LESSONS_PER_EXAMPLE} lessons of an answer are read for each example)"
+        refused.append(f"{len(lines) - most} more lessons {allowed}")
+    for line in lines[:most]:
+        text, scope = read_lesson(line, predictors)
+        if len(predictors) > 1 and _SCOPED.fullmatch(text):
+            unknown_scope(f"{text!r} names none of {list(predictors)}; it is taken for all")
+        if reason := guard.reason(text) or _unfit_reason(text, max_words):
+            refused.append(f"{text} ({reason})")
+        elif text:
+            taken.append(replace(blank, text=text, scope=scope))
+    return taken, refused
+
+
 def read_lesson(line: str, predictors: Sequence[str]) -> tuple[str, str]:
     """Text and scope of the lesson in a line without bullet: `[name]` gives the scope.
 
@@ -94,11 +131,6 @@ def read_lesson(line: str, predictors: Sequence[str]) -> tuple[str, str]:
     if scoped is None or scope is None:
         return text, ALL
     return scoped[2], scope if len(predictors) > 1 else ALL
-
-
-def names_unknown_predictor(text: str, predictors: Sequence[str]) -> bool:
-    """Whether it begins with brackets that name none of several predictors."""
-    return len(predictors) > 1 and _SCOPED.fullmatch(text) is not None
 
 
 def unsafe_reason(text: str) -> str:
@@ -117,8 +149,7 @@ def unsafe_reason(text: str) -> str:
     return ""
 
 
-def unfit_reason(text: str, max_words: int) -> str:
-    """Why a lesson is none, or is held back; "" if nothing speaks against it."""
+def _unfit_reason(text: str, max_words: int) -> str:
     if text.endswith(":"):
         return "a heading"
     if n_words(text) > LONGEST_LESSON * max_words:
@@ -130,35 +161,30 @@ class CopyGuard:
     """Knows training examples and refuses what copies one, or long runs of words from one.
 
     Args:
-        examples: the texts of the input fields and those of the labels of each example.
+        examples: the input fields and the labels of each example, as texts by name.
     """
 
-    def __init__(self, examples: Iterable[tuple[Iterable[str], Iterable[str]]]) -> None:
+    def __init__(self, examples: Iterable[tuple[Mapping[str, str], Mapping[str, str]]]) -> None:
         self._runs: set[tuple[str, ...]] = set()
-        self._wholes: set[tuple[str, ...]] = set()
-        self._short: list[list[tuple[str, ...]]] = []
-        for inputs, labels in examples:
-            input_words, label_words = [*map(_words, inputs)], [*map(_words, labels)]
-            for words in (*input_words, *label_words):
-                self._runs.update(_runs(words, COPIED_WORDS))
-            self._wholes.update(w for w in input_words if len(w) >= COPIED_INPUT_WORDS)
-            self._wholes.update(w for w in label_words if len(w) >= COPIED_LABEL_WORDS)
-            fields = [*input_words, *label_words]
-            if all(fields) and label_words and sum(map(len, fields)) >= COPIED_EXAMPLE_WORDS:
-                self._short.append(fields)
-        self._lengths = sorted({COPIED_WORDS, *map(len, self._wholes)})
+        self._wholes: list[list[str]] = []  # a copy holds all texts of one of these
+        for fields in examples:
+            inputs, labels = ([_words(text) for text in each.values()] for each in fields)
+            for words in (*inputs, *labels):
+                self._runs.update(_runs(words))
+            wholes = [[words] for words in inputs if len(words) >= COPIED_INPUT]
+            wholes += [[words] for words in labels if len(words) >= COPIED_LABEL]
+            example = [*inputs, *labels]
+            if labels and all(example) and sum(map(len, example)) >= COPIED_EXAMPLE:
+                wholes.append(example)
+            self._wholes += [[*map(" ".join, whole)] for whole in wholes]
 
     def reason(self, text: str) -> str:
         """Why the text is refused, with the words that it copies; "" if it is not."""
         words = _words(text)
-        for length in self._lengths:
-            for run in _runs(words, length):
-                if run in self._wholes or run in self._runs:
-                    return f"copies the training data: '{' '.join(run)}'"
-        for fields in self._short:
-            if all(field in _runs(words, len(field)) for field in fields):
-                return f"copies the training data: '{' ... '.join(map(' '.join, fields))}'"
-        return ""
+        copied = [[" ".join(run)] for run in _runs(words) if run in self._runs]
+        said = f" {' '.join(words)} "
+        copied += [whole for whole in self._wholes if all(f" {part} " in said for part in whole)]
+        return f"copies the training data: '{' ... '.join(copied[0])}'" if copied else ""
 
 
 def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
@@ -189,13 +215,7 @@ def is_same_lesson(one: Lesson, other: Lesson) -> bool:
     if not all(word in rest for word in shorter):
         return False
     more = Counter(longer) - Counter(shorter)
-    return not any(word in _TURNING or any(map(str.isdigit, word)) for word in more)
-
-
-LIKE_SHARE = 0.5
-"""Share of a lesson's letter groups that a text must have, to rest on the lesson for sure."""
-LEAST_SHARE = 0.2
-"""Share that the lesson with most must have, where no lesson has that many."""
+    return not any(map(_TURNING.fullmatch, more))
 
 
 def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:
@@ -208,34 +228,28 @@ def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:
     """
     if len(lessons) < 2:
         return list(lessons)
-    weights, totals = _weights(tuple(lesson.text for lesson in lessons))
+    groups = [_letter_groups(lesson.text) for lesson in lessons]
+    uses = Counter(gram for of_lesson in groups for gram in of_lesson)
+    weights = {gram: math.log((len(lessons) + 0.1) / n) for gram, n in uses.items()}
+
+    def weight(grams: set[str]) -> float:
+        return math.fsum(weights[gram] for gram in grams)
+
     in_text = _letter_groups(text)
-    shares = [
-        math.fsum(weights[gram] for gram in _letter_groups(lesson.text) & in_text) / (total or 1.0)
-        for lesson, total in zip(lessons, totals, strict=True)
-    ]
+    shares = [weight(grams & in_text) / (weight(grams) or 1.0) for grams in groups]
     least = LIKE_SHARE if max(shares) >= LIKE_SHARE else max(LEAST_SHARE, *shares)
     return [lesson for lesson, share in zip(lessons, shares, strict=True) if share >= least]
 
 
-@functools.lru_cache(maxsize=8)
-def _weights(texts: tuple[str, ...]) -> tuple[dict[str, float], list[float]]:
-    """How much each letter group of the texts tells, and the sum of it for each text."""
-    uses = Counter(gram for text in texts for gram in _letter_groups(text))
-    weights = {gram: math.log((len(texts) + 0.1) / n) for gram, n in uses.items()}
-    return weights, [math.fsum(weights[gram] for gram in _letter_groups(t)) for t in texts]
-
-
-@functools.lru_cache(maxsize=4096)
-def _letter_groups(text: str) -> frozenset[str]:
+def _letter_groups(text: str) -> set[str]:
     folded = f" {' '.join(_words(text))} "
-    return frozenset(folded[i : i + n] for n in (2, 3) for i in range(len(folded) - n + 1))
+    return {folded[i : i + n] for n in (2, 3) for i in range(len(folded) - n + 1)}
 
 
-@functools.lru_cache(maxsize=4096)
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(_WORD.findall(text.casefold()))
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
 
 
-def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
-    return (tuple(words[start : start + length]) for start in range(len(words) - length + 1))
+def _runs(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    places = range(len(words) - COPIED_WORDS + 1)
+    return (tuple(words[start : start + COPIED_WORDS]) for start in places)

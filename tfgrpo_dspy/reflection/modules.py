@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from tfgrpo_dspy.reflection.proposals import read_operations
+from tfgrpo_dspy.reflection.operations import read_operations
 from tfgrpo_dspy.reflection.reading import read_lessons, repaired
 from tfgrpo_dspy.reflection.signatures import (
     CompareAttempts,

@@ -1,8 +1,7 @@
-"""How the answers of a reflection LM are read: which lines, or which texts of JSON, are lessons.
+"""Which lines, or which texts of JSON, in the answers of a reflection LM are lessons.
 
 Small LMs seldom keep to a form. What can be understood is read, whatever its form; what cannot is
-a ValueError, and the module asks again. Where an answer as a whole does not parse, `repaired` finds
-its fields under other headings, or in JSON.
+a ValueError, and the module asks again.
 """
 
 import json
@@ -62,6 +61,11 @@ def is_nothing(text: str) -> bool:
     return _NOTHING.fullmatch(text.strip(" \t\n.!-*_()[]\"'`\u3002").casefold()) is not None
 
 
+def encodable(text: str) -> str:
+    """The text with "?" for half a character (an LM may write one), which no provider takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def read_lessons(given: Any) -> list[str]:
     """The lessons of an answer, in their order: from lines, bullets, JSON or a Python list.
 
@@ -70,8 +74,6 @@ def read_lessons(given: Any) -> list[str]:
     Raises:
         ValueError: it is JSON, and holds no lesson.
     """
-    if given is None:
-        return []
     if not isinstance(given, str):
         return [line for text in _strings_in(given) if (line := bare_line(text))]
     text = without_fences(given)
@@ -82,7 +84,7 @@ def read_lessons(given: Any) -> list[str]:
     if found is None:
         return _lines_of(text)
     lessons = [line for item in _strings_in(found) if (line := bare_line(item))]
-    if not lessons and any(True for _ in _leaves(found)):
+    if not lessons and found not in ([], {"lessons": []}):
         raise ValueError(f"{text[:80]!r} holds no lesson.")
     return lessons
 
@@ -95,13 +97,10 @@ def resolve_scope(name: str, predictors: Sequence[str]) -> str | None:
     wanted = name.strip(" \"'`*:").removeprefix("predictor ").casefold()
     if wanted in _FOR_ALL or not wanted:
         return ALL
-    by_name = {predictor.casefold(): predictor for predictor in predictors}
-    if wanted in by_name:
-        return by_name[wanted]
-    near = [
-        predictor
-        for folded, predictor in by_name.items()
-        if folded.startswith(f"{wanted}.") or folded.endswith(f".{wanted}")
+    part = f".{wanted}."
+    by_name = {f".{predictor}.".casefold(): predictor for predictor in predictors}
+    near = [own for name, own in by_name.items() if name == part] or [
+        own for name, own in by_name.items() if name.startswith(part) or name.endswith(part)
     ]
     return near[0] if len(near) == 1 else None
 
@@ -125,15 +124,13 @@ def repaired(signature: Any, answer: str) -> dict[str, Any]:
 def _with_markers(signature: Any, answer: str) -> str:
     names = {name.replace("_", " "): name for name in signature.output_fields}
     either = "|".join(re.escape(name).replace(r"\ ", "[ _]") for name in names)
-    heading = rf"^[^\w\n]*({either})(?: learned)?"
-    patterns = (rf"{heading}[^\w\n]*$()", rf"{heading}[\s*_#\]]*[:\uff1a][\s*]*(.+)$")
+    inline = r"[\s*_#\]]*[:\uff1a][\s*]*(.+)"
+    heading = rf"^[^\w\n]*({either})(?: learned)?(?:[^\w\n]*|{inline})$"
 
     def marked(found: re.Match[str]) -> str:
-        return f"[[ ## {names[found[1].casefold().replace('_', ' ')]} ## ]]\n{found[2]}"
+        return f"[[ ## {names[found[1].casefold().replace('_', ' ')]} ## ]]\n{found[2] or ''}"
 
-    for pattern in patterns:
-        answer = re.sub(pattern, marked, answer, flags=re.MULTILINE | re.IGNORECASE)
-    return answer
+    return re.sub(heading, marked, answer, flags=re.MULTILINE | re.IGNORECASE)
 
 
 # ---------------------------------------------------------------------- lessons in lines
@@ -197,7 +194,7 @@ def _ends_open(bare: str) -> bool:
 
 def bare_line(text: str) -> str:
     """The text of one lesson: without bullet, bold, quotes and white space; "" for "None"."""
-    text = " ".join(text.split())
+    text = " ".join(encodable(text).split())
     text = text.lstrip("> ") if text.startswith(">") else text
     text = re.sub(r"\*\*|__(?=\S)|(?<=\S)__", "", text)
     for _ in range(2):  # "- Lesson 1: ..."
@@ -256,12 +253,3 @@ def _strings_in(found: Any) -> Iterator[str]:
     elif isinstance(found, Iterable):
         for item in found:
             yield from _strings_in(item)
-
-
-def _leaves(found: Any) -> Iterator[Any]:
-    found = list(found.values()) if isinstance(found, Mapping) else found
-    if isinstance(found, list | tuple):
-        for item in found:
-            yield from _leaves(item)
-    else:
-        yield found

@@ -2,16 +2,16 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dspy.adapters.utils import get_annotation_name
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
-from tfgrpo_dspy.experience.values import Evidence, Experience, scope_note
+from tfgrpo_dspy.experience.values import Evidence, scope_note
 from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
 
 BYTES_PER_TOKEN = 3.5
@@ -22,20 +22,13 @@ HIDDEN = "(hidden)"
 NO_EXPERIENCES = "(none yet)"
 LONGEST_ABOUT = 300
 """Tokens (estimated) of a program's docstring that are shown."""
-MOST_SOURCES = 3
-"""So many of the groups that a lesson comes from are shown with their scores."""
-MOST_DROPPED = 20
-"""So many of the texts that were tried and dropped are shown."""
+MOST_SOURCES, MOST_DROPPED = 3, 20
+"""How many sources of a lesson are shown with their scores, and how many dropped texts."""
 
 
 def estimate_tokens(text: str) -> int:
     """About how many tokens the text has, from its UTF-8 length; rather too many than too few."""
     return math.ceil(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)
-
-
-def encodable(text: str) -> str:
-    """The text with "?" for half a character (an LM may write one), which no provider takes."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def as_input(text: str) -> str:
@@ -51,6 +44,15 @@ def clip(text: str, max_tokens: int) -> str:
     head = encoded[:half].decode("utf-8", "ignore")
     tail = encoded[len(encoded) - half :].decode("utf-8", "ignore")
     return f"{head}\n[... {len(text) - len(head) - len(tail)} characters left out ...]\n{tail}"
+
+
+def shortened(text: str, max_tokens: int) -> str:
+    """The beginning of the text, on one line."""
+    line = " ".join(text.split())
+    if estimate_tokens(line) <= max_tokens:
+        return line
+    head = line.encode("utf-8", "replace")[: int(max_tokens * BYTES_PER_TOKEN)]
+    return f"{head.decode('utf-8', 'ignore').rstrip()} ..."
 
 
 def describe_program(program: Any) -> str:
@@ -101,9 +103,7 @@ def feedback_text(group: Group) -> str:
     return worst.feedback or (worst.failure.message if worst.failure else "")
 
 
-def attempts_text(
-    group: Group, texts: Sequence[str], given: Mapping[int, str] = MappingProxyType({})
-) -> str:
+def attempts_text(group: Group, texts: Sequence[str], given: Mapping[int, str]) -> str:
     """The attempts of a group, the best first, each with its score and its advantage.
 
     Args:
@@ -137,18 +137,17 @@ def given_texts(
         libraries: that of each of its rollouts, in the order of `all_rollouts`.
         shown: the library that the reflection LM is shown.
     """
-    given = [{experience.id: experience.text for experience in library} for library in libraries]
-    varied = [e for e in shown if any(texts.get(e.id) != e.text for texts in given)]
-    return {
-        rollout.rollout_id: ", ".join(_given_text(each, texts.get(each.id)) for each in varied)
-        for rollout, texts in zip(group.all_rollouts, given, strict=True)
-    }
-
-
-def _given_text(experience: Experience, text: str | None) -> str:
-    if text is None:
-        return f"without {experience.id}"
-    return f"with {experience.id}" + (f' as "{text}"' if text != experience.text else "")
+    texts = [{experience.id: experience.text for experience in library} for library in libraries]
+    varied = [e for e in shown if any(given.get(e.id) != e.text for given in texts)]
+    found = {}
+    for rollout, given in zip(group.all_rollouts, texts, strict=True):
+        about = []
+        for experience in varied:
+            text = given.get(experience.id)
+            other = f' as "{text}"' if text not in (None, experience.text) else ""
+            about.append(f"with{'out' if text is None else ''} {experience.id}{other}")
+        found[rollout.rollout_id] = ", ".join(about)
+    return found
 
 
 def library_text(library: ExperienceLibrary) -> str:
@@ -166,7 +165,7 @@ def library_text(library: ExperienceLibrary) -> str:
     return "\n".join(lines) or NO_EXPERIENCES
 
 
-def lessons_text(lessons: Sequence[Lesson]) -> str:
+def lessons_text(lessons: Iterable[Lesson]) -> str:
     """The lessons, numbered; below each the examples that it comes from, and the reason."""
     lines = []
     for number, lesson in enumerate(lessons, start=1):
@@ -176,6 +175,20 @@ def lessons_text(lessons: Sequence[Lesson]) -> str:
         if lesson.reason:
             lines.append(f"    why: {lesson.reason}")
     return "\n".join(lines)
+
+
+def packed_lessons(lessons: Iterable[Lesson], max_tokens: int) -> list[list[Lesson]]:
+    """The lessons in their order, in as few prompts as the size of one allows."""
+    parts: list[list[Lesson]] = []
+    room = 0
+    for lesson in lessons:
+        size = estimate_tokens(lessons_text([lesson])) + 2  # its number may have more digits
+        if size > room:
+            parts.append([])
+            room = max_tokens
+        parts[-1].append(lesson)
+        room -= size
+    return parts
 
 
 def dropped_text(dropped: Sequence[Lesson]) -> str:

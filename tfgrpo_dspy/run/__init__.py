@@ -6,15 +6,11 @@ it.
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
-from contextlib import ExitStack
 from typing import Any
 
-import dspy
-
-from tfgrpo_dspy.budget import Meter, watching
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.operations import check_operations
+from tfgrpo_dspy.experience.operations import carry_out
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
@@ -26,7 +22,6 @@ from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.sampling.demos import BestRollouts
 from tfgrpo_dspy.settings import RunSettings
-from tfgrpo_dspy.settings.checks import all_lms
 
 logger = logging.getLogger(__name__)
 
@@ -67,19 +62,11 @@ class Run:
         self._history = History(self._run, start, training, len(testset), recorded is not None)
         self._best_rollouts = BestRollouts()
         self._updates: list[Awaitable[ExperienceLibrary]] = []
-        self._closing = ExitStack()
 
     def __enter__(self) -> "Run":
-        self._closing.callback(self._close)
-        lms = [*all_lms(self.settings, self._run.student), dspy.settings.lm]
-        meter = Meter(self._run.ledger, self.settings.execution.prices)
-        self._closing.enter_context(watching(lms, meter))
         return self
 
-    def __exit__(self, *raised: Any) -> None:
-        self._closing.__exit__(*raised)
-
-    def _close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """What is in flight is dropped, not waited for; every later call of it is refused."""
         self._run.ledger.stop("the run is over")
         try:
@@ -188,7 +175,9 @@ class Run:
         operations, refused = await propose(
             self._client, batch, library, extracted.lessons, dropped
         )
-        taken, refusals = check_operations(library, operations, self.settings.limits)
+        _, taken, refusals = carry_out(
+            operations, library, library.next_number, self.settings.limits
+        )
         return [*taken, *refused, *refusals]
 
     async def decide(

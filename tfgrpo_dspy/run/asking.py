@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from tfgrpo_dspy.budget import CallWatcher, Meter, metered
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
-from tfgrpo_dspy.reflection.texts import as_input, describe_program, encodable
+from tfgrpo_dspy.reflection.texts import as_input, describe_program
 from tfgrpo_dspy.rollout import Failure, Usage, rollout_id_for
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
@@ -209,7 +209,7 @@ class ReflectionClient:
 def _explanation(prediction: Any) -> str:
     """Why the lessons hold, as the LM gave it before them."""
     found = (getattr(prediction, name, None) for name in ("semantic_advantage", "critique"))
-    return next((encodable(text) for text in found if isinstance(text, str) and text), "")
+    return next((text for text in found if isinstance(text, str) and text), "")
 
 
 def _plain(given: Any) -> Any:

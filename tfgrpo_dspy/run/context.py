@@ -71,11 +71,10 @@ class RunContext:
 def _loop_of(settings: RunSettings, ledger: Ledger) -> tuple[Loop, RemoteRollouts | None]:
     """The loop with its threads (new ones, or those of the user's pool); the other processes."""
     executor, timeout_s = settings.execution.executor, settings.execution.rollout_timeout_s
-    n_at_once = settings.threads
-    if executor is not None:
-        n_at_once = settings.num_threads or workers_of(executor) or settings.threads
+    if executor is None:
+        return Loop(ledger, settings.threads, timeout_s), None
+    n_at_once = settings.num_threads or workers_of(executor) or settings.threads
     if isinstance(executor, ThreadPoolExecutor):
         return Loop(ledger, n_at_once, timeout_s, executor), None
-    loop = Loop(ledger, settings.threads, timeout_s)
-    remote = None if executor is None else RemoteRollouts(loop, executor, n_at_once, timeout_s)
-    return loop, remote
+    loop = Loop(ledger, settings.threads, timeout_s, n_remote=n_at_once)
+    return loop, RemoteRollouts(loop, executor, n_at_once, timeout_s)

@@ -93,8 +93,8 @@ def _candidates(history: History, has_demos: bool) -> list[Candidate]:
 
 def _with_prices(library: ExperienceLibrary) -> ExperienceLibrary:
     """The library with the tokens that each experience adds to a call, estimated from its line."""
-    return library.annotated(
-        {e.id: {"price": estimate_tokens(f"[{e.id}*] {e.text}\n")} for e in library}
+    return library.holding(
+        replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in library
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from tfgrpo_dspy.budget import Account, Amount
+from tfgrpo_dspy.budget import Account, Amount, Budget
 from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation
@@ -52,23 +52,23 @@ class History:
         n_test: int,
         is_recorded: bool,
     ) -> None:
-        settings, schedule = run.settings, run.settings.schedule
+        settings = run.settings
         self.batches: list[Batch] = []
         self.decisions = [Decision(start, "the library of the student")]
-        calls = schedule.inputs.calls_per_rollout
-        self.accounts = [Account(settings.budget, assumed=Amount(calls, 1.0))]
+        assumed = Amount(settings.data.calls_per_rollout, 1.0)
+        self.accounts = [Account(settings.budget, assumed=assumed)]
         self._run = run
         self._training = tuple(training)
         self._is_recorded = is_recorded
         self._group_size = 0 if is_recorded else settings.group_size  # rollouts to pay for
         self._size = min(settings.batch_size, len(training))
         self._n_batches = math.ceil(len(training) / self._size)
-        self._n_drafts = int(schedule.drafts > 0)
+        self._n_drafts = int(settings.drafts > 0)
         epochs = 1 if is_recorded else settings.epochs
         self.n_updates = self._n_drafts + epochs * self._n_batches
         self._n_reserved = 0  # rollouts that are kept for the end
         if settings.metric is not None:
-            self._n_reserved = schedule.reserve + 2 * n_test
+            self._n_reserved = settings.reserve + 2 * n_test
         self._started_s = time.monotonic()
         self._measured: list[Measured] = []
         self._best_scores: list[float] = []
@@ -93,7 +93,7 @@ class History:
         return max(n_known, 1) if is_after_drafts else n_known
 
     def _n_known(self, update: int) -> int:
-        return max(0, update - self._run.settings.schedule.max_staleness)
+        return max(0, update - self._run.settings.max_staleness)
 
     def batch(self, update: int) -> Batch | None:
         """The batch of this update, which may be a draft; None where the run ends.
@@ -233,12 +233,13 @@ class History:
         account, n = self.accounts[-1], self._n_reserved
         reserved = account.reserve(n)
         seconds = (time.monotonic() - self._started_s) / max(1, account.n_rollouts)
-        self._run.ledger.set_reserve(
-            math.ceil(reserved.n_metric_calls),
-            math.ceil(reserved.n_lm_calls),
-            reserved.cost,
-            n * seconds / self._run.settings.threads if account.n_rollouts else 0.0,
+        reserve = Budget(
+            max_lm_calls=math.ceil(reserved.n_lm_calls),
+            max_metric_calls=math.ceil(reserved.n_metric_calls),
+            max_cost=reserved.cost,
+            max_minutes=n * seconds / 60 / self._run.settings.threads if account.n_rollouts else 0,
         )
+        self._run.ledger.set_reserve(reserve)
 
     # ------------------------------------------------------------------ what it is worth
 
@@ -269,7 +270,7 @@ class History:
         """
         if list(library) != list(self.start):
             return library
-        return ExperienceLibrary(library, next_number=self.start.next_number)  # with new evidence
+        return self.start.holding(library)  # with new evidence
 
     @property
     def score_sd(self) -> float:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from typing import Any
 
@@ -96,7 +96,7 @@ class RunManifest:
         """
         if self._writable is None:
             return
-        without_evidence = library.annotated({each.id: {"evidence": ()} for each in library})
+        without_evidence = library.holding(replace(each, evidence=()) for each in library)
         self._writable.replace(
             self._run,
             {

@@ -8,15 +8,8 @@ from typing import Any
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL, Evidence, Operation, Refusal
-from tfgrpo_dspy.reflection.answers import (
-    known_lessons,
-    lessons_in,
-    merge_keeps,
-    operations_in,
-    packed_lessons,
-    shortened,
-)
-from tfgrpo_dspy.reflection.lessons import CopyGuard, Lesson, merge_lessons
+from tfgrpo_dspy.reflection.lessons import CopyGuard, Lesson, lessons_in, merge_lessons
+from tfgrpo_dspy.reflection.operations import known_lessons, merge_keeps, operations_in
 from tfgrpo_dspy.reflection.texts import (
     HIDDEN,
     NO_EXPERIENCES,
@@ -30,6 +23,8 @@ from tfgrpo_dspy.reflection.texts import (
     given_texts,
     lessons_text,
     library_text,
+    packed_lessons,
+    shortened,
 )
 from tfgrpo_dspy.rollout import FAILURE_SCORE, MIN_CONTRAST, Group, fields_text
 from tfgrpo_dspy.run.asking import Answer, Inputs, ReflectionClient
@@ -131,13 +126,13 @@ async def _lessons_of(client: ReflectionClient, batch: Batch, sampled: SampledGr
 
 def _about(run: RunContext, group: Group) -> dict[str, str]:
     """The example of a group as the reflection LM is shown it."""
-    example = run.trainset[group.example]
-    expected = fields_text(as_fields(example.labels())) or UNKNOWN
+    inputs, labels = map(fields_text, _fields(run.trainset[group.example]))
+    expected = labels or UNKNOWN
     if run.settings.metric is None:
         expected = UNKNOWN
     elif not run.settings.reflection.use_labels:
         expected = HIDDEN
-    return {"example": fields_text(as_fields(example.inputs())), "expected": expected}
+    return {"example": inputs, "expected": expected}
 
 
 async def _attempts(
@@ -163,23 +158,22 @@ async def _attempts(
 
 def _read(run: RunContext, answer: Answer, examples: Sequence[Any], evidence: Evidence) -> Found:
     """The lessons of an answer about these examples."""
-    example = shortened(fields_text(as_fields(examples[0].inputs())), EXAMPLE_TOKENS)
+    example = shortened(fields_text(_fields(examples[0])[0]), EXAMPLE_TOKENS)
     reason = shortened(answer.explanation, REASON_TOKENS)
     return lessons_in(
         answer.output,
         Lesson("", ALL, (evidence,), reason, example),
         run.predictors,
-        _copy_guard(examples),
+        CopyGuard(map(_fields, examples)),
         len(examples),
         run.settings.reflection.max_experience_words,
         run.report.unknown_scope,
     )
 
 
-def _copy_guard(examples: Sequence[Any]) -> CopyGuard:
-    return CopyGuard(
-        (as_fields(each.inputs()).values(), as_fields(each.labels()).values()) for each in examples
-    )
+def _fields(example: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """Inputs and labels, as texts by name."""
+    return as_fields(example.inputs()), as_fields(example.labels())
 
 
 # ---------------------------------------------------------------------- lessons of labels
@@ -199,10 +193,8 @@ async def draft_lessons(
     async def draft(number: int, examples: Sequence[Any]) -> Found:
         def inputs(halving: int) -> Inputs:
             share = (max_tokens >> halving) // len(examples)
-            texts = [
-                f"Example {place}\n{clip(_labelled(example), share)}"
-                for place, example in enumerate(examples, start=1)
-            ]
+            texts = ["\nLabels:\n".join(map(fields_text, _fields(each))) for each in examples]
+            texts = [f"Example {n}\n{clip(text, share)}" for n, text in enumerate(texts, start=1)]
             experiences = batch.library.render() or NO_EXPERIENCES
             return {"experiences": experiences, "examples": "\n\n".join(texts)}
 
@@ -210,7 +202,7 @@ async def draft_lessons(
         source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
         return _read(run, answer, examples, source)
 
-    parts = itertools.islice(_draft_parts(run, training), run.settings.schedule.drafts)
+    parts = itertools.islice(_draft_parts(run, training), run.settings.drafts)
     found = await client.at_once(itertools.starmap(draft, enumerate(parts)))
     merged = merge_lessons(lesson for lessons, _ in found for lesson in lessons)
     repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
@@ -229,11 +221,6 @@ def _draft_parts(run: RunContext, training: Sequence[int]) -> Iterator[list[Any]
         random.Random(f"{run.settings.seed}/drafts/{number}").shuffle(order)
         for start in range(0, len(order), n_shown):
             yield order[start : start + n_shown]
-
-
-def _labelled(example: Any) -> str:
-    inputs, labels = as_fields(example.inputs()), as_fields(example.labels())
-    return f"{fields_text(inputs)}\nLabels:\n{fields_text(labels)}"
 
 
 # ---------------------------------------------------------------------- operations
@@ -263,7 +250,7 @@ async def propose(
     run = client.run
     keeps, new = known_lessons(lessons, library)
     sources = sorted({evidence.example for lesson in new for evidence in lesson.evidence})
-    guard = _copy_guard([run.trainset[index] for index in sources])
+    guard = CopyGuard(_fields(run.trainset[index]) for index in sources)
     shown = {"experiences": library_text(library), "dropped": dropped_text(dropped)}
 
     async def operations_of(part: Sequence[Lesson]) -> list[Operation | Refusal]:

@@ -135,7 +135,7 @@ class Rollouts:
             run.report.replayed[self._role] += 1
             run.report.count_rollout(self._role, rollout)
             if rollout.was_scored and self._metric is not None:
-                run.ledger.note_metric_call()
+                run.ledger.note_metric_calls()
         return rollout
 
     def _submit(self, sample: Sample, key: str, priority: Priority) -> Any:

@@ -183,7 +183,7 @@ class RunReport:
             nothing_learned=nothing_learned,
             wall_time_s=time.monotonic() - self._started,
             settings=settings.result_scalars(),
-            schedule=settings.schedule.to_dict(),
+            schedule=settings.schedule,
             **found,
         )
 

@@ -21,6 +21,7 @@ from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, language_models
+from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout
@@ -98,24 +99,22 @@ class Request:
 @functools.lru_cache(KEPT_PROGRAMS)
 def packed_library(library: ExperienceLibrary) -> bytes:
     """A library without annotations, as bytes: packed once for all its requests."""
-    return bytes(cloudpickle.dumps(library.bare()))
+    plain = library.holding(Experience(each.id, each.text, each.scope) for each in library)
+    return bytes(cloudpickle.dumps(plain))
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """The answer to a request.
 
-    `rollout` is the record of the rollout, where one was made. `n_calls` and `cost` are what was
-    used of the reservation, `most_calls` and `most_cost` the most that was taken of it at one time.
-    `lacks_bundle`: the worker has not seen the bundle. `was_started_before`: a worker died while it
-    ran this request. `stopped_because`: why the rollout was not finished.
+    `rollout` is the record of the rollout, where one was made; else `stopped_because` says why not.
+    `n_calls` and `cost` are what was used of the reservation. `lacks_bundle`: the worker has not
+    seen the bundle. `was_started_before`: a worker died while it ran this request.
     """
 
     rollout: dict[str, Any] | None = None
     n_calls: int = 0
     cost: float = 0.0
-    most_calls: int = 0
-    most_cost: float = 0.0
     n_metric_calls: int = 0
     stopped_because: str = ""
     is_failure: bool = False
@@ -200,8 +199,6 @@ def _run(unpacked: _Unpacked, request: Request, ledger: Ledger) -> Reply:
         rollout=None if rollout is None else unpacked.record(rollout),
         n_calls=ledger.n_lm_calls,
         cost=ledger.cost,
-        most_calls=ledger.most_calls,
-        most_cost=ledger.most_cost,
         n_metric_calls=ledger.n_metric_calls_made,
         stopped_because="" if rollout is not None else ledger.stopped_because,
         is_failure=ledger.is_failure,

@@ -149,7 +149,7 @@ def _scored(
     judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
     score, failure = None, None
     meter.check()
-    task.ledger.note_metric_call()
+    task.ledger.note_metric_calls()
     try:
         with dspy.context(lm=judge, disable_history=False, callbacks=callbacks):
             score = task.score(copied_example(task.example), prediction, trace)  # type: ignore[misc]

@@ -1,11 +1,10 @@
-"""All arguments of the optimizer, checked and frozen; the checks on student and data; the plan.
+"""All arguments of the optimizer, checked and frozen; those of one run, with what is derived.
 
-One message names every fault, before the first LM call. Nothing here runs a program or calls an LM.
+One message names every fault, before the first LM call.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from os import PathLike
 from typing import Any
 
@@ -16,48 +15,46 @@ from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.operations import Limits
 from tfgrpo_dspy.gate import BayesianGate, Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.settings.arguments import number_faults, refuse, type_faults
-from tfgrpo_dspy.settings.groups import Execution, PaperReflection, Reflection
-from tfgrpo_dspy.settings.schedule import Schedule, ScheduleInputs
+from tfgrpo_dspy.settings.arguments import (
+    Execution,
+    Reflection,
+    of_type,
+    one_of,
+    positive,
+    read_arguments,
+    refuse,
+    whole,
+)
 
-__all__ = [
-    "AUTO",
-    "DEFAULT_TEMPERATURE",
-    "WHOLE_TRAINSET",
-    "Execution",
-    "PaperReflection",
-    "Reflection",
-    "RunSettings",
-    "Settings",
-]
-
-DEFAULT_TEMPERATURE = 0.7
 DEFAULT_THREADS = 8
-WHOLE_TRAINSET = 2**31
-"""A batch size that no training set reaches: one batch an epoch."""
 AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
 """Per training example so many LM calls for each LM call of a rollout; at least so many in all."""
-_MIN_WHOLE = {
-    "group_size": 2,
-    "max_lm_calls": 1,
-    "max_metric_calls": 1,
-    "batch_size": 1,
-    "epochs": 1,
-    "max_experiences": 1,
-    "max_demos": 0,
-    "num_threads": 1,
-    "seed": -math.inf,
-}
-"""The arguments that are whole numbers, and the smallest value of each."""
-_MAX_POSITIVE = {"max_cost": math.inf, "max_minutes": math.inf, "temperature": 2.0}
-"""The arguments that are numbers above 0, and the largest value of each."""
-_KINDS = {
-    "reflection_lm": (dspy.BaseLM, "a dspy.LM('provider/model')"),
-    "gate": (Gate, "a Gate, such as BayesianGate() or NoGate()"),
-    "reflection": (Reflection, "Reflection(...)"),
-    "execution": (Execution, "Execution(...)"),
-    "log_dir": (str | PathLike, "the path of a folder"),
-    "version": (str, "a string"),
+
+
+def _path(value: Any) -> Any:
+    return value if isinstance(value, str | PathLike) and value != "" else None
+
+
+_CHECKS = {
+    "reflection_lm": of_type(dspy.BaseLM, "a dspy.LM('provider/model')"),
+    "auto": one_of(AUTO),
+    "max_lm_calls": whole(1),
+    "max_metric_calls": whole(1),
+    "max_cost": positive(),
+    "max_minutes": positive(),
+    "group_size": whole(2),
+    "batch_size": whole(1),
+    "epochs": whole(1),
+    "temperature": positive(2),
+    "max_experiences": whole(1),
+    "max_demos": whole(0),
+    "gate": of_type(Gate, "a Gate, such as BayesianGate() or NoGate()"),
+    "reflection": of_type(Reflection, "Reflection(...)"),
+    "execution": of_type(Execution, "Execution(...)"),
+    "log_dir": ("the path of a folder, or None", _path),
+    "version": of_type(str, "a string"),
+    "num_threads": whole(1),
+    "seed": whole(),
 }
 
 
@@ -97,7 +94,7 @@ class Settings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        defaults: dict[str, Callable[[], Any]] = {
+        defaults = {
             "gate": NoGate if self.metric is None else BayesianGate,
             "reflection": Reflection,
             "execution": Execution,
@@ -105,30 +102,17 @@ class Settings:
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default())
-        refuse(
-            [
-                *number_faults(self, _MIN_WHOLE, _MAX_POSITIVE),
-                *type_faults(self, _KINDS),
-                *self._faults(),
-                *self._gate_faults(),
-            ]
-        )
+        refuse([*read_arguments(self, _CHECKS), *self._faults()])
 
     def _faults(self) -> Iterator[str]:
-        if self.auto not in (None, *AUTO):
-            yield f"auto={self.auto!r}: pass one of {', '.join(map(repr, AUTO))}, or None."
         if self.offline and self.log_dir is None:
             yield "offline=True and log_dir=None: there is nothing to replay; pass a log_dir."
-        if self.log_dir == "":
-            yield "log_dir='': pass the path of a folder, or None."
         if self.metric is not None:
             try:
                 adapt_metric(self.metric)
             except SettingsError as error:
                 yield str(error)
-
-    def _gate_faults(self) -> Iterator[str]:
-        if isinstance(self.gate, Gate) and self.gate.measures and self.metric is None:
+        elif isinstance(self.gate, Gate) and self.gate.measures:
             yield (
                 f"gate={type(self.gate).__name__}() and metric=None: nothing scores the rollouts; "
                 f"pass a metric, or leave the gate out."
@@ -157,54 +141,63 @@ class Settings:
     @property
     def limits(self) -> Limits:
         """How many experiences the library may hold, and how many words each."""
-        words = (self.reflection or Reflection()).max_experience_words
-        return Limits(self.max_experiences, words)
+        return Limits(self.max_experiences, self.arguments["max_experience_words"])
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments by name, those of `reflection` and `execution` too."""
+        return vars(self.reflection) | vars(self.execution) | vars(self)
 
     def scalars(self) -> dict[str, Any]:
-        """The numbers, strings and flags by name, those of `reflection` and `execution` too."""
-        values = vars(self.reflection) | vars(self.execution) | vars(self)
-        return {
-            name: value
-            for name, value in values.items()
-            if value is None or isinstance(value, bool | int | float | str)
-        }
+        """The arguments that are numbers, strings, flags or None."""
+        kinds = bool | int | float | str | None
+        return {k: v for k, v in self.arguments.items() if isinstance(v, kinds)}
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What a schedule is derived from, beside the arguments."""
+
+    n_training: int
+    n_validation: int = 0  # examples that are available for validation; 0: nothing is measured
+    n_test: int = 0  # examples on which student and result are measured at the end
+    has_labels: bool = False
+    is_recorded: bool = False  # whether all training rollouts were made elsewhere
+    calls_per_rollout: int = 1  # LM calls, as assumed
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Settings):
-    """The settings of one run, with all derived values filled in; `prepare` makes them."""
+    """The settings of one run, with everything derived.
 
-    group_size: int
-    batch_size: int
-    epochs: int
+    `reserve` rollouts are kept for measuring the student and choosing the result; they pay for
+    `n_validation` validation examples. What training leaves of the budget measures more.
+    """
+
     temperature: float
-    max_demos: int
     gate: Gate
     reflection: Reflection
     execution: Execution
-    schedule: Schedule
+    group_size: int
+    batch_size: int
+    epochs: int
+    max_staleness: int
+    drafts: int
+    reserve: int
+    n_validation: int
+    max_demos: int
+    data: Data
 
-    @classmethod
-    def of(cls, settings: Settings, inputs: ScheduleInputs) -> "RunSettings":
-        """These settings, with the schedule derived from these inputs.
+    @property
+    def schedule(self) -> dict[str, int]:
+        """The derived figures by name."""
+        names = ("group_size", "batch_size", "epochs", "max_staleness", "drafts", "reserve")
+        return {name: getattr(self, name) for name in (*names, "n_validation", "max_demos")}
 
-        Raises:
-            SettingsError: the budget is too small to learn anything.
-        """
-        given = dict(vars(settings))
-        reflection, execution = given["reflection"], given["execution"]
-        names = ("group_size", "batch_size", "epochs", "max_demos")
-        schedule = Schedule.derive(
-            inputs,
-            **{name: given[name] for name in names},
-            max_staleness=execution.max_staleness,
-            drafts=reflection.drafts,
-        )
-        given |= {name: getattr(schedule, name) for name in names}
-        given["temperature"] = settings.temperature or DEFAULT_TEMPERATURE
-        given["execution"] = replace(execution, max_staleness=schedule.max_staleness)
-        given["reflection"] = replace(reflection, drafts=schedule.drafts)
-        return cls(**given, schedule=schedule)
+    @property
+    def rollouts_of_update(self) -> int:
+        """How many rollouts are run for one update."""
+        return 0 if self.data.is_recorded else self.batch_size * self.group_size
 
     def result_scalars(self) -> dict[str, Any]:
         """The scalars that a result may depend on: those of the run store are left out."""

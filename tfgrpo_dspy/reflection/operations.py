@@ -1,0 +1,234 @@
+"""What an answer of UpdateLibrary becomes: operations, in whatever form an LM writes them.
+
+JSON, Python's form, or plain lines. One operation that cannot be understood costs itself only.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tfgrpo_dspy.errors import LibraryError
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import (
+    ALL,
+    Add,
+    Delete,
+    Evidence,
+    Keep,
+    Modify,
+    Operation,
+    Refusal,
+    operation_from,
+)
+from tfgrpo_dspy.reflection.lessons import (
+    CopyGuard,
+    Lesson,
+    is_same_lesson,
+    sources_of,
+    unsafe_reason,
+)
+from tfgrpo_dspy.reflection.reading import (
+    bare_line,
+    is_nothing,
+    json_in,
+    resolve_scope,
+    without_fences,
+)
+
+OPS = frozenset({"ADD", "MODIFY", "DELETE", "KEEP"})
+
+_ALIASES = {
+    "op": ("operation", "action", "type", "kind"),
+    "id": ("experience_id", "experience", "target"),
+    "text": ("new_text", "content", "advice", "lesson"),
+    "lessons": ("lesson_numbers", "lesson_ids", "sources", "from"),
+    "scope": ("predictor",),
+    "reason": ("why", "rationale"),
+}
+_OPERATION_LINE = re.compile(
+    r"(ADD|MODIFY|UPDATE|DELETE|REMOVE|KEEP)\b[\s:\u2013-]*(?:[\[(]?(E[1-9]\d*)\*?[\])]?)?"
+    r"[\s:\u2013-]*(.*)"
+)
+_NUMBER = re.compile(r"(?<![\d.])(?<!\W-)\d{1,6}(?!\d)")
+
+
+def known_lessons(
+    lessons: Iterable[Lesson], library: ExperienceLibrary
+) -> tuple[list[Keep], list[Lesson]]:
+    """A KEEP for each lesson that the library has already, in nearly the same words; the others."""
+    keeps, new = [], []
+    for lesson in lessons:
+        same = (e.id for e in library if is_same_lesson(Lesson(e.text, e.scope), lesson))
+        if known := next(same, ""):
+            keeps.append(Keep(known, "seen again", lesson.evidence))
+        else:
+            new.append(lesson)
+    return keeps, new
+
+
+def operations_in(
+    output: Any,
+    lessons: Sequence[Lesson],
+    library: ExperienceLibrary,
+    predictors: Sequence[str],
+    guard: CopyGuard,
+    unknown_scope: Callable[[str], None],
+) -> list[Operation | Refusal]:
+    """The operations that an answer of UpdateLibrary holds; what is refused stands in its place.
+
+    Where nothing can be read, they are the lessons as ADDs. The evidence of an operation is that of
+    the lessons that it names or, if it names none, resembles.
+
+    Args:
+        output: what the module gave; None: nothing.
+        lessons: what it was shown.
+        library: the library that it was shown.
+        predictors: the names of the program's predictors.
+        guard: refuses copies of the examples that the lessons come from.
+        unknown_scope: called with a message for each scope that names no predictor.
+    """
+    try:
+        items = None if output is None else read_operations(output)
+    except ValueError:  # a module of the user's own may answer anything
+        items = None
+    if items is None:
+        return [Add(each.text, each.scope, "", each.evidence) for each in lessons]
+    texts = {experience.id: experience.text for experience in library}
+    found: list[Operation | Refusal] = []
+    for item in items:
+        if isinstance(item, Mapping):
+            text = " ".join(item["text"].split())  # an experience is one line
+            item = {**item, "text": text, "scope": _scope_of(item, predictors, unknown_scope)}
+        try:
+            operation = operation_from(item)
+        except LibraryError as error:
+            found.append(Refusal(item, str(error)))
+            continue
+        if isinstance(operation, Add | Modify):
+            text = operation.text
+            if reason := guard.reason(text) or unsafe_reason(text):
+                found.append(Refusal(item, reason))
+                continue
+        else:
+            text = texts.get(operation.id, "")
+        named = [lessons[n - 1] for n in sorted(set(item["lessons"])) if 0 < n <= len(lessons)]
+        sources = named or sources_of(text, lessons)
+        evidence = dict.fromkeys(e for lesson in sources for e in lesson.evidence)
+        found.append(replace(operation, evidence=tuple(evidence)))
+    return found
+
+
+def _scope_of(
+    item: Mapping[str, Any], predictors: Sequence[str], unknown_scope: Callable[[str], None]
+) -> str | None:
+    """The predictor that is named, "*" for all; None, which leaves it as it is, if none is."""
+    if item["scope"] is None or len(predictors) == 1:
+        return item["scope"] and ALL
+    scope = resolve_scope(item["scope"], predictors)
+    if scope is None:
+        unknown_scope(f"scope {item['scope']!r} of {item['text']!r} names none of {[*predictors]}")
+    return scope
+
+
+def merge_keeps(operations: Sequence[Operation]) -> list[Operation]:
+    """The KEEPs of an experience as one, or as evidence of the operation that changes it."""
+    support: dict[str, list[Evidence]] = {}
+    for operation in operations:
+        if isinstance(operation, Keep):
+            support.setdefault(operation.id, []).extend(operation.evidence)
+    changing = {op.id for op in operations if isinstance(op, Modify | Delete)}
+    merged: list[Operation] = []
+    for operation in operations:
+        if isinstance(operation, Add):
+            merged.append(operation)
+        elif not isinstance(operation, Keep) or operation.id in support.keys() - changing:
+            evidence = dict.fromkeys((*operation.evidence, *support.pop(operation.id, ())))
+            merged.append(replace(operation, evidence=tuple(evidence)))
+    return merged
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_operations(given: Any) -> list[Any]:
+    """The operations of an answer as mappings: op, id, text, scope, reason, lessons.
+
+    An item that is no operation stays as it is, to be refused by itself. `scope` None: as it is, or
+    for all.
+
+    Raises:
+        ValueError: nothing in it can be read as an operation.
+    """
+    items = _items_in(given) if isinstance(given, str) else _items(given)
+    return [_operation(item) for item in items if item is not None]
+
+
+def _items_in(answer: str) -> list[Any]:
+    text = without_fences(answer)
+    if is_nothing(text) and text.casefold() != "null":
+        return []
+    found = json_in(text)
+    items = [None] if found is None else _items(found)
+    if items and not any(isinstance(item, Mapping) for item in items):
+        items = [*_operations_in_lines(text)]
+        if not items:
+            raise ValueError(f"{text[:80]!r} holds no operation.")
+    return items
+
+
+def _items(given: Any) -> list[Any]:
+    """The operations as a list: one object is a list of one, `{"ADD": ...}` names its op."""
+    if isinstance(given, Mapping):
+        named = {str(name).strip().upper(): value for name, value in given.items()}
+        if isinstance(named.get("OPERATIONS"), list | Mapping):
+            return _items(named["OPERATIONS"])
+        if not named or not named.keys() <= OPS:
+            return [given]
+        return [
+            {"op": op, **(item if isinstance(item, Mapping) else {"text": item})}
+            for op, items in named.items()
+            for item in (items if isinstance(items, list) else [items])
+        ]
+    if not isinstance(given, list):
+        raise ValueError(f"{given!r} holds no operation.")
+    is_nested = (list, Mapping)
+    return [p for item in given for p in (_items(item) if isinstance(item, is_nested) else [item])]
+
+
+def _operations_in_lines(text: str) -> list[dict[str, Any]]:
+    """The operations of lines such as "- ADD: Say please." or "KEEP [E1]"."""
+    found = []
+    for line in text.splitlines():
+        operation = _OPERATION_LINE.fullmatch(bare_line(line))
+        if operation and any(operation.groups()[1:]):
+            op, id_, rest = operation.groups()
+            found.append({"op": op, "id": id_, "text": bare_line(rest) if op != "KEEP" else None})
+    return found
+
+
+def _operation(item: Any) -> Any:
+    if isinstance(item, str):
+        item = next(iter(_operations_in_lines(item)), item)
+    if not isinstance(item, Mapping):
+        return item
+    named = {str(name).strip().lower(): value for name, value in item.items()}
+    found = {}
+    for name, others in _ALIASES.items():
+        values = (named.get(each) for each in (name, *others))
+        found[name] = next((value for value in values if value is not None), None)
+    if isinstance(found["text"], int):  # no advice; the others may be written as numbers
+        found["text"] = None
+    texts = {name: _as_text(found[name]) for name in found if name != "lessons"}
+    read = {"op": texts["op"].upper(), "scope": texts["scope"] or None}
+    return {**texts, **read, "lessons": [*map(int, _NUMBER.findall(str(found["lessons"])))]}
+
+
+def _as_text(value: Any) -> str:
+    """A text as it is, a whole number as its digits; the first of several; "" for all else."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return ""
+    text = str(value).strip()
+    return "" if text.casefold() in ("null", "none") else text
