@@ -4,8 +4,12 @@ The polite task: say "please". An answer does so in nine of ten samples where th
 for it, and in three of ten where it does not.
 """
 
+import json
 import re
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -66,6 +70,15 @@ def learned(student: Any = None, lm: Any = None, **settings: Any) -> Any:
 
 def library_texts(program: Any) -> list[str]:
     return [experience.text for experience in ExperienceLibrary.from_program(program)]
+
+
+def records(log_dir: Path, *stages: str) -> dict[str, Any]:
+    """The records of these stages in a run store, by their keys; none where there is no store."""
+    if not (log_dir / "tfgrpo_store.db").exists():
+        return {}
+    with closing(sqlite3.connect(log_dir / "tfgrpo_store.db")) as database:
+        rows = database.execute("SELECT key, text FROM records").fetchall()
+    return {key: json.loads(text) for key, text in rows if key.partition(":")[0] in stages}
 
 
 def untimed(results: Any) -> dict[str, Any]:

@@ -119,8 +119,7 @@ class Run:
         batches could teach nothing.
         """
         history, run = self._history, self._run
-        with run.records.together():
-            run.manifest.begin(run.student, run.trainset, self._training, self._valset)
+        run.manifest.begin(run.student, run.trainset, self._training, self._valset)
         run.report.show(history.n_updates, self.settings.progress)
         for update in range(history.n_updates):
             if n_awaited := history.n_awaited(update):
