@@ -19,7 +19,7 @@ import pytest
 from chat_server import ChatServer, server
 from distributed import Client, LocalCluster
 from dspy import lm15
-from runs import is_polite, optimizer_of, polite_answer, polite_rules, questions
+from runs import is_polite, optimizer_of, polite_answer, polite_rules, questions, records
 from scripted import Prompt, ScriptedEngine, chat, scripted_lm
 from small import grpo
 from test_promise_deterministic import facts
@@ -31,7 +31,6 @@ from tfgrpo_dspy import (
     RunFailedError,
     SettingsError,
 )
-from tfgrpo_dspy.store import Store
 
 __all__ = ["server"]  # a fixture
 
@@ -241,11 +240,7 @@ def test_what_cannot_be_sent_is_named_before_the_first_call_with_what_to_do(
 
 def rows(log_dir: Path) -> Counter[str]:
     """How many records there are of each kind."""
-    store = Store.existing(log_dir)
-    assert store is not None
-    found = Counter({kind: len(list(store.records(kind))) for kind in ("rollout", "lost")})
-    store.close()
-    return found
+    return Counter({kind: len(records(log_dir, kind)) for kind in ("rollout", "lost")})
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_lm_calls": 300}], ids=["no limit", "limit"])

@@ -33,7 +33,7 @@ def test_offline_and_best_so_far_write_nothing_so_a_store_may_be_read_only(
 
 def test_the_rows_that_a_killed_run_left_in_the_write_ahead_log_are_read(tmp_path: Path) -> None:
     store = Store(tmp_path / "log")
-    store.put(("lesson:1", {"text": "Be kind."}))
+    store.put("lesson:1", {"text": "Be kind."})
     shutil.copytree(tmp_path / "log", tmp_path / "as killed")
     store.close()
     left = Store.existing(tmp_path / "as killed")

@@ -15,11 +15,11 @@ from typing import Any
 import dspy
 import pytest
 from dspy import lm15
+from runs import records
 from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations
 from small import grpo
 
 from tfgrpo_dspy import ExtractAdvantage, NoGate, UpdateLibrary
-from tfgrpo_dspy.store import Store
 
 ALL = {"rollout", "score", "lesson", "update"}
 SAMPLES, REFLECTIONS = {"rollout", "score"}, {"lesson", "update"}
@@ -215,6 +215,5 @@ def test_two_answers_to_one_prompt_are_two_records(tmp_path: Path) -> None:
     run(tmp_path / "log", reflection_lm=lm_of(engine), drafts=3)
     prompts = [prompt.text for prompt in engine.prompts if re.search(draft, prompt.text)]
     assert (len(prompts), len(set(prompts))) == (3, 2)
-    store = Store(tmp_path / "log")
-    assert len({json.dumps(record["output"]) for _, record in store.records("draft")}) == 3
-    store.close()
+    drafts = records(tmp_path / "log", "draft").values()
+    assert len({json.dumps(record["output"]) for record in drafts}) == 3

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tfgrpo_dspy.store import Store
+from runs import records
 
 CHILD = Path(__file__).with_name("killed_child.py")
 KILLS = 9
@@ -57,12 +56,7 @@ def calls_of(folder: Path) -> list[dict[str, Any]]:
 
 def recorded_calls(folder: Path) -> set[int]:
     """The numbers of the calls whose rollout or answer is in the store."""
-    store = Store.existing(folder / "log")
-    if store is None:
-        return set()
-    stages = ("rollout", "summary", "lesson", "update")
-    found = [record for stage in stages for _, record in store.records(stage)]
-    store.close()
+    found = records(folder / "log", "rollout", "lesson", "update").values()
     return {record["usage"]["prompt_tokens"] for record in found}
 
 
@@ -106,11 +100,7 @@ def killed_until_done(
     assert n_repeated <= num_threads * n_kills
     assert times.keys() == whole.calls
     assert json.loads((folder / "result.json").read_text()) == whole.result
-    store = Store.existing(folder / "log")
-    assert store is not None
-    stages = ("rollout", "lesson", "update")
-    assert sum(len(list(store.records(stage))) for stage in stages) == len(whole.calls)
-    store.close()
+    assert len(recorded_calls(folder)) == len(whole.calls)
     return n_kills
 
 

@@ -17,7 +17,7 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import is_polite, questions
+from runs import is_polite, questions, records
 from scripted import (
     EXTRACT,
     UPDATE,
@@ -34,7 +34,6 @@ from test_promise_resume import InterruptedAfter, facts, replayed
 
 from tfgrpo_dspy import AddLessons, ExperienceLibrary, Gate, NoGate
 from tfgrpo_dspy.rollout import rollout_id_for
-from tfgrpo_dspy.store import Store
 
 WAIT_S = 10.0
 """How long a test waits for what should come; it does not come where something waits in vain."""
@@ -106,16 +105,6 @@ def executors() -> Iterator[list[Executor]]:
         yield [threads, processes]
 
 
-def records(log_dir: Path) -> dict[str, Any]:
-    """All results in a store, by their keys."""
-    store = Store.existing(log_dir)
-    assert store is not None
-    kinds = ("rollout", "summary", "lesson", "update")
-    found = {key: dict(value) for kind in kinds for key, value in store.records(kind)}
-    store.close()
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("staleness", [0, 1, 2])
@@ -134,7 +123,8 @@ def test_any_executor_gives_the_same_bit_for_bit_down_to_the_records(
     for executor, folder in zip(executors, folders[1:], strict=True):
         changes = chosen | {"log_dir": folder, "executor": executor, "num_threads": None}
         assert facts(chaotic(before=Salted(salt), **changes)) == alone
-        assert records(folder) == records(folders[0])
+        kinds = ("rollout", "summary", "lesson", "update")
+        assert records(folder, *kinds) == records(folders[0], *kinds)
     assert '"op": "ADD"' in alone
 
 

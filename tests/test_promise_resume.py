@@ -16,7 +16,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy.utils.exceptions import LMServerError
-from runs import agent, questions
+from runs import agent, questions, records
 from scripted import (
     EXTRACT,
     UPDATE,
@@ -150,14 +150,6 @@ def facts(optimized: Any) -> str:
 
 def replayed(optimized: Any) -> dict[str, int]:
     return dict(optimized.detailed_results.replayed)
-
-
-def records(log_dir: Path, stage: str) -> list[dict[str, Any]]:
-    store = Store(log_dir)
-    try:
-        return [record for _, record in store.records(stage)]
-    finally:
-        store.close()
 
 
 def n_policy(lm: Any) -> int:
@@ -435,7 +427,7 @@ def test_rollouts_lost_to_a_provider_are_no_records_replay_offline_and_are_tried
     n_lost = first.detailed_results.failures["provider"]
     lost = [p for p in lm.engine.prompts if re.search(LOST, p.text)]
     assert n_lost == sum(not re.search(REFLECTION, p.text) for p in lost) >= 2
-    stored = records(log_dir, "rollout")
+    stored = records(log_dir, "rollout").values()
     assert all(record["failure"] is None for record in stored)
     assert len(stored) == n_policy(lm) - n_lost
     assert facts(offline(log_dir, lm=lm_of([], num_retries=0), **changes)) == facts(first)
@@ -461,7 +453,7 @@ def test_rollouts_that_took_too_long_are_no_records_and_replay_offline_as_record
     released.set()
     assert first.detailed_results.failures["timeout"] >= 2
     assert "late" not in json.dumps(records(log_dir, "rollout"))
-    assert all(r["failure"] is None for r in records(log_dir, "rollout"))
+    assert all(r["failure"] is None for r in records(log_dir, "rollout").values())
     assert without_counts(offline(log_dir, **changes)) == without_counts(first)
     second = compiled(log_dir, **changes)
     assert facts(second) == facts(compiled(**changes))
@@ -492,7 +484,7 @@ def test_the_programs_own_failures_are_results_and_are_not_tried_again(log_dir: 
     first = compiled(log_dir, lm_of(rules), epochs=1)
     n_failed = first.detailed_results.failures["parse"]
     assert n_failed >= GROUP_SIZE
-    stored = records(log_dir, "rollout")
+    stored = records(log_dir, "rollout").values()
     assert sum(record["failure"] is not None for record in stored) == n_failed
     lm = lm_of(rules)
     assert facts(compiled(log_dir, lm, epochs=1)) == facts(first)
@@ -505,7 +497,7 @@ def test_a_reflection_that_the_provider_lost_is_asked_again_online_and_lost_agai
     rules = [(UPDATE, server_error), *chaotic_rules()]
     first = compiled(log_dir, lm_of(rules, num_retries=0), epochs=1)
     assert first.detailed_results.failures["reflection error"] >= 1
-    assert records(log_dir, "update") == []
+    assert records(log_dir, "update") == {}
     assert facts(offline(log_dir, lm=lm_of([], num_retries=0), epochs=1)) == facts(first)
     second = compiled(log_dir, lm_of(num_retries=0), epochs=1)
     assert facts(second) == facts(compiled(lm=lm_of(num_retries=0), epochs=1))
@@ -541,7 +533,7 @@ def damaged(log_dir: Path, stage: str) -> None:
     """A store of a run in which all records of this stage have another form."""
     compiled(log_dir, epochs=1)
     store = Store(log_dir)
-    for key, _ in store.records(stage):
+    for key in records(log_dir, stage):
         store.replace(key, {"x": 1})
     store.close()
 
@@ -629,7 +621,7 @@ def test_a_key_that_an_engine_holds_itself_is_nowhere_either(log_dir: Path) -> N
     lm = lm_of([*chaotic_rules()[:2], ("question", chat(answer=f"no, {SECRETS['api_key']}"))])
     lm.engine.api_key = SECRETS["api_key"]
     optimized = compiled(log_dir, lm, epochs=1)
-    answers = {record["outputs"]["answer"] for record in records(log_dir, "rollout")}
+    answers = {record["outputs"]["answer"] for record in records(log_dir, "rollout").values()}
     assert answers == {"no, (secret)"}
     assert SECRETS["api_key"].encode() not in (log_dir / "tfgrpo_store.db").read_bytes()
     assert SECRETS["api_key"] not in facts(optimized)

@@ -22,7 +22,7 @@ import dspy
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from runs import learned
+from runs import learned, records
 from scripted import scripted_lm
 
 from tfgrpo_dspy import NoGate, TrainingFreeGRPOError
@@ -31,22 +31,23 @@ from tfgrpo_dspy.redaction import redacted
 from tfgrpo_dspy.store import (
     Store,
     Unseen,
-    callable_identity,
     digest,
-    lm_identity,
     object_identity,
-    program_identity,
 )
 
 KEY = "rollout:1"
 DATABASE = "tfgrpo_store.db"
 
 
+ALL = {KEY: {"x": 1}, "latest:run": {"run": "run:1"}}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A closed store with three records."""
+    """A closed store with two records."""
     store = Store(tmp_path / "log")
-    store.put((KEY, {"x": 1}), ("rollout:2", {"x": 2}), ("latest:run", {"run": "run:1"}))
+    for key, record in ALL.items():
+        store.put(key, record)
     store.close()
     return tmp_path / "log"
 
@@ -58,58 +59,17 @@ def change(folder: Path, sql: str, *values: Any) -> None:
     connection.close()
 
 
-def contents(folder: Path) -> dict[str, Any]:
-    """All records; raises StoreError where one is damaged."""
-    store = Store(folder)
-    try:
-        return {**dict(store.records("rollout")), **dict(store.records("latest"))}
-    finally:
-        store.close()
-
-
-ALL = {KEY: {"x": 1}, "rollout:2": {"x": 2}, "latest:run": {"run": "run:1"}}
-
-
 # ---------------------------------------------------------------------- records
 
 
 def test_a_record_stays_as_the_first_writer_put_it_and_the_second_is_told(folder: Path) -> None:
     store = Store(folder)
-    assert store.put((KEY, {"x": "other"}), ("rollout:3", {"x": 3})) == [{"x": 1}, None]
+    assert store.put(KEY, {"x": "other"}) == {"x": 1}
+    assert store.put("rollout:3", {"x": 3}) is None
     store.replace("latest:run", {"run": "run:2"})
     store.close()
-    assert contents(folder) == {**ALL, "rollout:3": {"x": 3}, "latest:run": {"run": "run:2"}}
-
-
-def test_what_is_put_together_is_seen_by_others_when_all_of_it_is_there(folder: Path) -> None:
-    store, other = Store(folder), Store(folder)
-    with store.together():
-        store.put(("rollout:4", {"x": 4}))
-        store.put(("rollout:5", {"x": 5}))
-        assert store.put((KEY, {"x": "other"})) == [{"x": 1}]
-        assert store.get("rollout:4") == {"x": 4}
-        assert other.get("rollout:4") is None
-    assert [other.get(f"rollout:{n}") for n in (4, 5)] == [{"x": 4}, {"x": 5}]
-    for opened in (store, other):
-        opened.close()
-
-
-def test_an_error_amid_what_is_put_together_undoes_nothing(folder: Path) -> None:
-    store = Store(folder)
-    with pytest.raises(KeyboardInterrupt), store.together():
-        store.put(("rollout:4", {"x": 4}))
-        raise KeyboardInterrupt
-    store.close()
-    assert contents(folder) == {**ALL, "rollout:4": {"x": 4}}
-
-
-def test_keys_come_by_stage_the_oldest_first(folder: Path) -> None:
-    store = Store(folder)
-    names = [f"rollout:{n}" for n in random.Random(0).sample(range(10, 500), 300)]
-    for name in names:
-        store.put((name, {}))
-    assert [key for key, _ in store.records("rollout")] == [KEY, "rollout:2", *names]
-    store.close()
+    expected = {KEY: {"x": 1}, "rollout:3": {"x": 3}, "latest:run": {"run": "run:2"}}
+    assert records(folder, "rollout", "latest") == expected
 
 
 @pytest.mark.parametrize(
@@ -119,17 +79,16 @@ def test_texts_of_any_length_and_letters_come_back_and_make_no_file(
     text: str, folder: Path
 ) -> None:
     store = Store(folder)
-    store.put(("rollout:long", {"text": text}))
+    store.put("rollout:long", {"text": text})
     assert store.get("rollout:long") == {"text": text}
     store.close()
-    assert contents(folder)["rollout:long"] == {"text": text}
     assert {path.name for path in folder.iterdir()} == {DATABASE}
 
 
 def test_every_text_is_cleaned_before_it_is_written_and_no_number(tmp_path: Path) -> None:
     secrets = ('pä"ss\\word', "12345678")
     store = Store(tmp_path / "log", lambda text: redacted(text, secrets))
-    store.put((KEY, {"a": [f"it is {secrets[0]}!"], "n": 912345678, secrets[1]: None}))
+    store.put(KEY, {"a": [f"it is {secrets[0]}!"], "n": 912345678, secrets[1]: None})
     assert store.get(KEY) == {"a": ["it is (secret)!"], "n": 912345678, "(secret)": None}
     store.close()
 
@@ -152,19 +111,21 @@ def test_a_row_that_holds_no_record_is_an_error_that_says_so(
     value: str, message: str, folder: Path
 ) -> None:
     change(folder, f"UPDATE records SET text = {value} WHERE key = '{KEY}'")
+    store = Store(folder)
     with pytest.raises(StoreError, match=message):
-        contents(folder)
+        store.get(KEY)
+    store.close()
 
 
 def test_a_database_cut_off_in_the_middle_is_an_error(folder: Path) -> None:
     store = Store(folder)
     for number in range(50):
-        store.put((f"rollout:more{number}", {"text": "y" * 5000}))
+        store.put(f"rollout:more{number}", {"text": "y" * 5000})
     store.close()
     whole = (folder / DATABASE).read_bytes()
     (folder / DATABASE).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(StoreError, match="damaged") as caught:
-        contents(folder)
+        Store(folder).get("rollout:more49")
     assert "intact" not in str(caught.value)
 
 
@@ -195,9 +156,7 @@ def paths_in(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
 def test_a_record_with_odd_types_never_raises_anything_but_our_own_errors(
     stage: str, run_folder: Path, tmp_path: Path
 ) -> None:
-    store = Store(run_folder)
-    key, record = next(store.records(stage))
-    store.close()
+    key, record = next(iter(records(run_folder, stage).items()))
     cases = [(path, odd) for path in paths_in(record) for odd in ODD]
     for number, (path, odd) in enumerate(random.Random(stage).sample(cases, min(len(cases), 12))):
         changed: Any = {"record": json.loads(json.dumps(record))}
@@ -265,8 +224,8 @@ input()
 store = Store(sys.argv[1])
 first = []
 for number in range(150):
-    earlier, _ = store.put((f"rollout:{number}", {"by": name}), (f"rollout:{name}/{number}", {}))
-    first += [] if earlier else [number]
+    first += [] if store.put(f"rollout:{number}", {"by": name}) else [number]
+    store.put(f"rollout:{name}/{number}", {})
 print(json.dumps(first))
 """
 
@@ -281,10 +240,10 @@ def test_several_processes_write_at_once_and_nothing_is_lost_or_written_twice(
         writer.stdin.write("go\n")
         writer.stdin.flush()
     first = {name: json.loads(writer.communicate()[0]) for name, writer in writers.items()}
-    records = contents(tmp_path / "log")
-    assert len(records) == 150 + 3 * 150
+    written = records(tmp_path / "log", "rollout")
+    assert len(written) == 150 + 3 * 150
     written_by = {number: name for name, numbers in first.items() for number in numbers}
-    assert written_by == {n: records[f"rollout:{n}"]["by"] for n in range(150)}
+    assert written_by == {n: written[f"rollout:{n}"]["by"] for n in range(150)}
     assert sum(map(len, first.values())) == 150
 
 
@@ -337,7 +296,7 @@ def user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def of_metric(metric: Any) -> str:
-    return digest(callable_identity(metric, Unseen()))
+    return digest(object_identity(metric, Unseen()))
 
 
 METRICS = """
@@ -449,7 +408,7 @@ def test_what_has_no_source_is_known_by_name_and_said_to_be() -> None:
     unseen = Unseen()
     namespace: dict[str, Any] = {"__name__": "notebook"}
     exec("def without_source(example, pred): return 1.0", namespace)
-    callable_identity(namespace["without_source"], unseen)
+    object_identity(namespace["without_source"], unseen)
     object_identity({"x": Opaque()}, unseen)
     assert sorted(unseen.names) == ["notebook.without_source", "test_store.Opaque"]
 
@@ -506,7 +465,7 @@ def program():
 
 
 def of_program(program: Any) -> str:
-    return digest(program_identity(program, Unseen()))
+    return digest(object_identity(program, Unseen()))
 
 
 @pytest.mark.parametrize(
@@ -568,7 +527,7 @@ def test_what_a_program_remembers_of_earlier_calls_does_not_count() -> None:
 
 
 def of_lm(lm: Any) -> str:
-    return digest(lm_identity(lm, Unseen()))
+    return digest(object_identity(lm, Unseen()))
 
 
 def api_lm(model: str = "openai/gpt-4o-mini", **kwargs: Any) -> Any:
@@ -603,13 +562,12 @@ SECRETS: dict[str, Any] = {
 @pytest.mark.parametrize("lm", SECRETS.values(), ids=SECRETS)
 def test_keys_and_headers_do_not_count_and_are_in_no_identity(lm: Any) -> None:
     assert of_lm(lm(1)) == of_lm(lm(2))
-    assert "secret-" not in json.dumps(lm_identity(lm(1), Unseen()))
+    assert "secret-" not in json.dumps(object_identity(lm(1), Unseen()))
 
 
 def test_an_engine_without_fingerprint_is_known_by_its_class_and_said_to_be() -> None:
     unseen = Unseen()
-    identity = lm_identity(scripted_lm([]), unseen)
-    assert identity["engine"] == ["scripted.ScriptedEngine", None]
+    object_identity(scripted_lm([]), unseen)
     assert unseen.names == {"scripted.ScriptedEngine"}
 
 
@@ -620,7 +578,7 @@ def test_api_keys_paths_and_addresses_are_in_no_identity_of_a_program(user_code:
     program.path = Path(__file__)
     program.first.lm = api_lm()
     program.hook = functools.partial(module.lookup, limit=2)
-    text = json.dumps(program_identity(program, Unseen()))
+    text = json.dumps(object_identity(program, Unseen()))
     assert "sk-" not in text
     assert str(Path(__file__).parent) not in text
     assert str(Path(module.__file__).parent) not in text

@@ -14,7 +14,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.sampling.demos import Demo, with_demos
 from tfgrpo_dspy.settings import RunSettings
-from tfgrpo_dspy.store import Record, Store, callable_identity, digest, reading
+from tfgrpo_dspy.store import Record, Store, digest, instance_identity, reading
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class RunManifest:
         }
         return digest(
             [records.identity(each) for each in objects],
-            callable_identity(settings.gate, records.unseen),
+            instance_identity(settings.gate, records.unseen),
             [records.lm, records.adapter, records.reflection_lm],
             [[records.example(example) for example in split] for split in (trainset, valset)],
             scalars,

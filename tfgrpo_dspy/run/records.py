@@ -5,7 +5,6 @@ Without a `log_dir` nothing is found and nothing is kept. What is known of whole
 """
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import dspy
@@ -56,12 +55,6 @@ class RunRecords:
         """Close the store."""
         if self.store is not None:
             self.store.close()
-
-    def together(self) -> AbstractContextManager[None]:
-        """What is kept within it is on disk when it ends, in one transaction."""
-        if self.store is None or self._settings.offline:
-            return nullcontext()
-        return self.store.together()
 
     def without_secrets(self, values: dict[str, Any]) -> dict[str, Any]:
         """JSON-like values without the secrets of the run's LMs and of the environment.
@@ -133,7 +126,7 @@ class RunRecords:
         if is_lost:
             self.store.replace(f"lost:{key}", record)
             return record
-        return self.store.put((key, record))[0] or record
+        return self.store.put(key, record) or record
 
     def find_rollout(self, key: str) -> Rollout | None:
         """The recorded rollout."""

@@ -8,11 +8,9 @@ resuming and replaying a run is starting it again. Which records a run reads and
 
 from tfgrpo_dspy.store.identity import (
     Unseen,
-    callable_identity,
     digest,
-    lm_identity,
+    instance_identity,
     object_identity,
-    program_identity,
     without_addresses,
 )
 from tfgrpo_dspy.store.records import Record, Store, reading
@@ -21,11 +19,9 @@ __all__ = [
     "Record",
     "Store",
     "Unseen",
-    "callable_identity",
     "digest",
-    "lm_identity",
+    "instance_identity",
     "object_identity",
-    "program_identity",
     "reading",
     "without_addresses",
 ]

@@ -5,7 +5,7 @@ import math
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Store:
     ) -> None:
         self.folder = Path(folder).expanduser().absolute()
         self._clean = clean
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         with self._faults("open"):
             self._connection = self._read_only() if is_read_only else self._connected()
             ((version,),) = self._connection.execute("PRAGMA user_version")
@@ -126,9 +126,9 @@ class Store:
                 f"{DAMAGED if is_damaged else INTACT}"
             ) from error
 
-    def _execute(self, doing: str, sql: str, *values: str) -> list[Any]:
+    def _execute(self, doing: str, sql: str, *values: str) -> sqlite3.Cursor:
         with self._lock, self._faults(doing):
-            return self._connection.execute(sql, values).fetchall()
+            return self._connection.execute(sql, values)
 
     def get(self, key: str) -> Record | None:
         """The record under that key, or None.
@@ -136,41 +136,19 @@ class Store:
         Raises:
             StoreError: the record was changed by something else, or the disk fails.
         """
-        rows = self._execute("read", "SELECT text FROM records WHERE key = ?", key)
-        return _parsed(key, rows[0][0]) if rows else None
+        with self._lock, self._faults("read"):
+            sql = "SELECT text FROM records WHERE key = ?"
+            row = self._connection.execute(sql, (key,)).fetchone()
+        if row is None:
+            return None
+        with reading(key):
+            return dict(json.loads(row[0], parse_float=_finite, parse_constant=_finite).items())
 
-    def put(self, *records: tuple[str, Mapping[str, Any]]) -> list[Record | None]:
-        """Write records, all or none; for each, the record that stood there already, or None."""
-        with self.together():
-            earlier = [self.get(key) for key, _ in records]
-            for key, record in records:
-                sql = "INSERT OR IGNORE INTO records VALUES (?, ?)"
-                self._execute("write", sql, key, self._text(record))
-        return earlier
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """What is put within it is on disk when it ends, in one transaction.
-
-        An error that is raised within it does not undo what was put before.
-        """
-        with self._lock:
-            is_outermost = not self._connection.in_transaction
-            if is_outermost:
-                self._execute("write", "BEGIN IMMEDIATE")
-            try:
-                yield
-            finally:
-                if is_outermost and self._connection.in_transaction:
-                    self._commit()
-
-    def _commit(self) -> None:
-        try:
-            self._execute("write", "COMMIT")
-        except StoreError:
-            with suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
-            raise
+    def put(self, key: str, record: Mapping[str, Any]) -> Record | None:
+        """Write a record; gives the one that stood there already, and then stays."""
+        sql = "INSERT OR IGNORE INTO records VALUES (?, ?)"
+        n_written = self._execute("write", sql, key, self._text(record)).rowcount
+        return None if n_written else self.get(key)
 
     def replace(self, key: str, record: Mapping[str, Any]) -> None:
         """Write a record in place of the one that stands there: notes on runs, never results."""
@@ -179,30 +157,15 @@ class Store:
                 f"log_dir={str(self.folder)!r} was removed while the run went on: what it recorded "
                 f"there is lost."
             )
-        upsert = (
-            "INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET text = excluded.text"
-        )
-        with self.together():
-            self._execute("write", upsert, key, self._text(record))
+        self._execute("write", "REPLACE INTO records VALUES (?, ?)", key, self._text(record))
 
     def _text(self, record: Mapping[str, Any]) -> str:
         return json.dumps(record if self._clean is str else cleaned(record, self._clean))
-
-    def records(self, stage: str) -> Iterator[tuple[str, Record]]:
-        """The keys and records of a stage, the oldest first."""
-        sql = "SELECT key, text FROM records WHERE key GLOB ? ORDER BY rowid"
-        for key, text in self._execute("read", sql, f"{stage}:*"):
-            yield key, _parsed(key, text)
 
     def close(self) -> None:
         """Close the database; records stay."""
         with self._lock, self._faults("close"):
             self._connection.close()
-
-
-def _parsed(key: str, text: str) -> Record:
-    with reading(key):
-        return dict(json.loads(text, parse_float=_finite, parse_constant=_finite).items())
 
 
 def _finite(text: str) -> float:
