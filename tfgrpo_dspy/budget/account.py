@@ -7,10 +7,11 @@ repeated, with another number of threads or a warm cache, plans the same batches
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 
 from tfgrpo_dspy.budget.ledger import Budget
-from tfgrpo_dspy.rollout import Usage
+from tfgrpo_dspy.rollout import Rollout, Usage
 
 LIMITS = ("max_lm_calls", "max_metric_calls", "max_cost")
 N_RECENT = 2
@@ -58,26 +59,27 @@ class Account:
     recent: tuple[Amount, ...] = ()
     assumed: Amount = Amount(1.0, 1.0)
 
-    def after_rollouts(self, taken: Amount, n_rollouts: int) -> "Account":
-        """The account when so many rollouts have taken so much."""
+    def after_rollouts(self, made: Sequence[Rollout]) -> "Account":
+        """The account when these rollouts are made."""
+        amounts = [Amount.of(r.usage + r.metric_usage, int(r.was_scored)) for r in made]
+        taken = sum(amounts, Amount())
         return replace(
             self,
             used=self.used + taken,
             rollouts=self.rollouts + taken,
-            n_rollouts=self.n_rollouts + n_rollouts,
+            n_rollouts=self.n_rollouts + len(made),
         )
 
-    def after_reflections(self, taken: Amount) -> "Account":
-        """The account when reflections have taken so much."""
-        return replace(self, used=self.used + taken)
-
-    def after_update(self, before: "Account", n_examples: int) -> "Account":
-        """The account when an update of so many examples is decided.
-
-        `before` was the account before the rollouts and reflections of the update.
-        """
-        each = (self.used + before.used * -1.0) * (1 / n_examples)
-        return replace(self, recent=(*self.recent, each)[-N_RECENT:])
+    def after_update(
+        self, made: Sequence[Rollout], reflections: Usage, n_examples: int
+    ) -> "Account":
+        """The account when an update of so many examples is decided."""
+        account = self.after_rollouts(made)
+        account = replace(account, used=account.used + Amount.of(reflections, 0))
+        if not n_examples:
+            return account
+        each = (account.used + self.used * -1.0) * (1 / n_examples)
+        return replace(account, recent=(*self.recent, each)[-N_RECENT:])
 
     @property
     def per_rollout(self) -> Amount:
