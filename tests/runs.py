@@ -170,7 +170,10 @@ class Run:
         metric: Any = is_score,
         student: Any = None,
         trainset: list[dspy.Example] | None = None,
+        valset: list[dspy.Example] | None = None,
         lm: dspy.LM | None = None,
+        adapter: Any = None,
+        schedule: Callable[..., TrainingFreeGRPO] = grpo,
         **arguments: Any,
     ) -> None:
         usual: list[Rule] = [
@@ -180,10 +183,10 @@ class Run:
         ]
         self.lm = lm or scripted_lm([*rules, *usual], num_retries=0)
         defaults = {"gate": NoGate(), "epochs": 1, "group_size": len(rows[0]), "num_threads": 2}
-        optimizer = grpo(metric, **defaults | {"progress": False} | arguments)
-        with dspy.context(lm=self.lm):
+        optimizer = schedule(metric, **defaults | {"progress": False} | arguments)
+        with dspy.context(lm=self.lm, adapter=adapter):
             self.optimized = optimizer.compile(
-                student or predictor(), trainset=trainset or questions(len(rows))
+                student or predictor(), trainset=trainset or questions(len(rows)), valset=valset
             )
         self.results = self.optimized.detailed_results
         self.library = ExperienceLibrary.from_program(self.optimized)
@@ -191,6 +194,32 @@ class Run:
     def prompts(self, pattern: str) -> list[Prompt]:
         return [prompt for prompt in self.lm.engine.prompts if re.search(pattern, prompt.text)]
 
+    def texts(self, pattern: str) -> list[str]:
+        """The texts of the prompts that match, sorted."""
+        return sorted(prompt.text for prompt in self.prompts(pattern))
+
+    @property
+    def uses(self) -> list[str]:
+        """What each group of the first update was used as, by example."""
+        groups = sorted(self.results.updates[0].groups, key=lambda group: group.example)
+        return [group.used_as for group in groups]
+
     @property
     def refusals(self) -> list[str]:
         return [op.refused for update in self.results.updates for op in update.operations]
+
+
+def add(text: str, *lessons_of: int, **more: Any) -> dict[str, Any]:
+    """An ADD of UpdateLibrary by the lessons of these numbers."""
+    return {"op": "ADD", "text": text, "lessons": list(lessons_of), **more}
+
+
+def knowing(*texts: str, student: Any = None) -> Any:
+    """A student with a library baked in, of ids E1, E2, ..."""
+    return ExperienceLibrary.from_texts(texts).bake(student or predictor())
+
+
+def section(prompt: str, name: str) -> str:
+    """What stands in the last section of that name."""
+    found = prompt.rpartition(f"[[ ## {name} ## ]]\n")[2]
+    return re.split(r"\n\n(?:\[\[ ## |Respond with)", found)[0]

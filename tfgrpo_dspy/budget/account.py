@@ -7,10 +7,11 @@ repeated, with another number of threads or a warm cache, plans the same batches
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 
 from tfgrpo_dspy.budget.ledger import Budget
-from tfgrpo_dspy.rollout import Usage
+from tfgrpo_dspy.rollout import Rollout, Usage
 
 LIMITS = ("max_lm_calls", "max_metric_calls", "max_cost")
 N_RECENT = 2
@@ -54,19 +55,27 @@ class Account:
     recent: tuple[Amount, ...] = ()
     assumed: Amount = Amount(1.0, 1.0)
 
-    def after(self, taken: Amount, n_rollouts: int = 0) -> "Account":
-        """The account when so many rollouts, or reflections, have taken so much."""
+    def after_rollouts(self, made: Sequence[Rollout]) -> "Account":
+        """The account when these rollouts are made."""
+        amounts = [Amount.of(r.usage + r.metric_usage, int(r.was_scored)) for r in made]
+        taken = sum(amounts, Amount())
         return replace(
             self,
             used=self.used + taken,
-            rollouts=self.rollouts + taken * bool(n_rollouts),
-            n_rollouts=self.n_rollouts + n_rollouts,
+            rollouts=self.rollouts + taken,
+            n_rollouts=self.n_rollouts + len(made),
         )
 
-    def after_update(self, before: "Account", n_examples: int) -> "Account":
-        """The account when an update of so many examples, begun at `before`, is decided."""
-        each = (self.used + before.used * -1.0) * (1 / n_examples)
-        return replace(self, recent=(*self.recent, each)[-N_RECENT:])
+    def after_update(
+        self, made: Sequence[Rollout], reflections: Usage, n_examples: int
+    ) -> "Account":
+        """The account when an update of so many examples is decided."""
+        account = self.after_rollouts(made)
+        account = replace(account, used=account.used + Amount.of(reflections, 0))
+        if not n_examples:
+            return account
+        each = (account.used + self.used * -1.0) * (1 / n_examples)
+        return replace(account, recent=(*self.recent, each)[-N_RECENT:])
 
     @property
     def per_rollout(self) -> Amount:

@@ -161,8 +161,7 @@ def _known(evidence: RunEvidence, experiences: Iterable[Experience]) -> dict[Adv
 
 def _beliefs(data: Data, known: Iterable[Advice]) -> dict[Advice, Belief]:
     """What is believed of each advice, in the order of the data's columns."""
-    found = posterior(data)
-    columns = (found.mean, found.sd, found.chance, data.present.sum(axis=0))
+    columns = (*posterior(data), data.present.sum(axis=0))
     each = zip(*(column.tolist() for column in columns), strict=True)
     return {advice: Belief(*figures) for advice, figures in zip(known, each, strict=True)}
 

@@ -5,20 +5,13 @@ it.
 """
 
 import logging
-import math
-import random
-import statistics
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.operations import carry_out
 from tfgrpo_dspy.experience.values import Operation, Refusal
-from tfgrpo_dspy.results import GroupRecord, UpdateRecord
 from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
@@ -27,15 +20,11 @@ from tfgrpo_dspy.run.final_choice import finish
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
-from tfgrpo_dspy.run.run_report import operation_record
 from tfgrpo_dspy.sampling.demos import BestRollouts
 from tfgrpo_dspy.settings import RunSettings
 
 logger = logging.getLogger(__name__)
 
-WITHOUT_DRAFTS = 8
-"""How many examples are sampled at most before the drafts are decided: more would mostly teach what
-the drafts say."""
 TRAINING_PRIORITY = (3,)
 """Training rollouts are begun last, those of the earlier update first."""
 
@@ -70,10 +59,9 @@ class Run:
         self._client = ReflectionClient(self._run)
         self._sampler = Rollouts(self._run, "rollout", trainset, settings.temperature)
         start = ExperienceLibrary.from_program(student)
-        self._history = History(self._run, start, training, len(testset))
+        self._history = History(self._run, start, training, len(testset), recorded is not None)
         self._best_rollouts = BestRollouts()
         self._updates: list[Awaitable[ExperienceLibrary]] = []
-        self._progress: Any = None
 
     def __enter__(self) -> "Run":
         return self
@@ -86,8 +74,7 @@ class Run:
         except StoreError as error:  # what is recorded is intact, and the result is not lost to it
             logger.warning("what this run has paid could not be noted: %s", error)
         self._run.records.close()
-        if self._progress is not None:
-            self._progress.close()
+        self._run.report.close()
 
     # ------------------------------------------------------------------ beginning and end
 
@@ -100,35 +87,30 @@ class Run:
         """
         run = self._run
         try:
-            with self._until_stopped():
+            try:
                 run.loop.run(loop)
                 if run.ledger.is_failure:  # the loop may end with the results that end the run
                     run.ledger.check()
-            return self.finish()
+            except RunStopped:
+                run.report.ended_because = run.ledger.stopped_because
+                logger.info("the run ends: %s", run.ledger.stopped_because)
+            is_failure = run.ledger.is_failure
+            program = self.finish()
         except StoreError as error:
             if run.report.updates and not self.settings.offline:
                 run.records.store = None  # the rest is not recorded
                 error.program = self.finish()
             raise
-
-    @contextmanager
-    def _until_stopped(self) -> Iterator[None]:
-        ledger = self._run.ledger
-        try:
-            yield
-        except RunStopped:
-            self._run.report.ended_because = ledger.stopped_because
-            if not ledger.is_failure:
-                logger.info("the run ends: %s", ledger.stopped_because)
-                return
+        if is_failure:
             failed = RunFailedError(
-                f"The run was ended by failures: {ledger.stopped_because}. What was finished is "
+                f"The run was ended by failures: {run.report.ended_because}. What was finished is "
                 f"kept in log_dir, if there is one; `.program` of this error is the best so far."
             )
-            failed.program = self.finish()
-            raise failed from None
+            failed.program = program
+            raise failed
+        return program
 
-    # ------------------------------------------------------------------ batches
+    # ------------------------------------------------------------------ the verbs of the loop
 
     async def batches(self) -> AsyncIterator[Batch]:
         """Epochs times shuffled batches, each when its library is there; a draft may be first.
@@ -136,59 +118,16 @@ class Run:
         Ends early when a budget does not reach for the next batch, or where an epoch's worth of
         batches could teach nothing.
         """
-        settings, history = self.settings, self._history
-        size = min(settings.batch_size, len(self._training))
-        n_batches = math.ceil(len(self._training) / size)
-        n_drafts = int(settings.drafts > 0)
-        epochs, group_size = settings.epochs, settings.group_size
-        if self._recorded is not None:
-            epochs, group_size = 1, 0
-        self._begin(n_drafts + epochs * n_batches)
-        for update in range(n_drafts + epochs * n_batches):
-            last_known = update - 1 - settings.max_staleness
-            if n_drafts and update * size > WITHOUT_DRAFTS:
-                last_known = max(last_known, 0)
-            await self._library_after(last_known)
-            decision = history.decisions[max(0, last_known + 1)]
-            if update < n_drafts:
-                yield Batch(update, 0, (), decision, is_draft=True)
-                continue
-            if reason := history.why_to_end(update, n_batches):
-                self._run.report.ended_because = reason
-                return
-            epoch, index = divmod(update - n_drafts, n_batches)
-            examples = self._order(epoch)[index * size : (index + 1) * size]
-            n, limit = history.n_affordable(update, group_size)
-            if n < len(examples):
-                most = getattr(settings, limit)
-                reason = f"{limit}={most} is used up: it does not reach for another update"
-                self._run.report.ended_because = reason
-            if n < 1:
-                return
-            yield Batch(update, epoch, tuple(examples[: int(min(n, size))]), decision)
-
-    def _begin(self, n_updates: int) -> None:
-        run = self._run
+        history, run = self._history, self._run
         run.manifest.begin(run.student, run.trainset, self._training, self._valset)
-        self._progress = tqdm(
-            total=n_updates,
-            desc="Training-Free GRPO",
-            unit="update",
-            disable=not self.settings.progress,
-        )
-        self._history.set_reserve()
-
-    def _order(self, epoch: int) -> list[int]:
-        """The training examples as this epoch goes through them."""
-        order = list(self._training)
-        random.Random(f"{self.settings.seed}/{epoch}").shuffle(order)
-        return order
-
-    async def _library_after(self, update: int) -> ExperienceLibrary:
-        """The library when this update is decided; before the first, the student's."""
-        return await self._updates[update] if update >= 0 else self._history.start
-
-    # ------------------------------------------------------------------ the verbs of an update
+        run.report.show(history.n_updates, self.settings.progress)
+        for update in range(history.n_updates):
+            if n_awaited := history.n_awaited(update):
+                await self._updates[n_awaited - 1]
+            batch = history.batch(update)
+            if batch is None:
+                return
+            yield batch
 
     def begin(self, batch: Batch, update: Coroutine[Any, Any, ExperienceLibrary]) -> None:
         """Begin what gives the library after this batch."""
@@ -197,30 +136,24 @@ class Run:
 
     def sample(self, batch: Batch) -> list[Awaitable[SampledGroup]]:
         """The groups of the batch: `group_size` rollouts of each example with its library."""
+        if self._recorded is None:
+            self._sampler.admit(len(batch.examples) * self.settings.group_size)
+        return [self._run.loop.spawn(self._group(batch, index)) for index in batch.examples]
+
+    async def _group(self, batch: Batch, example: int) -> SampledGroup:
+        """A group of rollouts; those made elsewhere knew nothing of what this run has learned."""
         if self._recorded is not None:
-            return [self._run.loop.spawn(self._given(example)) for example in batch.examples]
-        self._sampler.admit(len(batch.examples) * self.settings.group_size)
-        return [self._run.loop.spawn(self._sampled(batch, index)) for index in batch.examples]
-
-    async def _given(self, example: int) -> SampledGroup:
-        """A group of rollouts that were made elsewhere, without what this run has learned."""
-        rollouts = (self._recorded or ())[example]
+            rollouts = self._recorded[example]
+            libraries: Sequence[ExperienceLibrary] = [self._history.start] * len(rollouts)
+        else:
+            libraries, seed = self._history.assigned(batch, example), self.settings.seed
+            samples = [
+                Sample(each, example, rollout_id_for(seed, batch.epoch, example, k, "training"))
+                for k, each in enumerate(libraries)
+            ]
+            rollouts = await self._sampler.make(samples, (*TRAINING_PRIORITY, batch.update))
         group = Group.of(example, rollouts, self.settings.metric is not None)
-        return SampledGroup(group, (self._history.start,) * len(rollouts))
-
-    async def _sampled(self, batch: Batch, example: int) -> SampledGroup:
-        samples = self._samples(batch, example)
-        priority = (*TRAINING_PRIORITY, batch.update)
-        rollouts = await self._sampler.make(samples, priority)
-        group = Group.of(example, rollouts, self.settings.metric is not None)
-        return SampledGroup(group, tuple(sample.library for sample in samples))
-
-    def _samples(self, batch: Batch, example: int) -> list[Sample]:
-        seed, epoch = self.settings.seed, batch.epoch
-        return [
-            Sample(library, example, rollout_id_for(seed, epoch, example, index, "training"))
-            for index, library in enumerate(self._history.assigned(batch, example))
-        ]
+        return SampledGroup(group, tuple(libraries))
 
     async def draft(self, batch: Batch) -> Extracted:
         """The lessons of the labels alone."""
@@ -235,9 +168,11 @@ class Run:
 
         Those that the library does not take come as refusals.
         """
-        library = await self._library_after(batch.update - 1)
+        if batch.update:
+            await self._updates[batch.update - 1]
+        library, dropped = self._history.last.library, self._history.dropped()
         operations, refused = await propose(
-            self._client, batch, library, extracted.lessons, self._history.dropped()
+            self._client, batch, library, extracted.lessons, dropped
         )
         _, taken, refusals = carry_out(
             operations, library, library.next_number, self.settings.limits
@@ -249,37 +184,15 @@ class Run:
     ) -> ExperienceLibrary:
         """The library after the gate has decided on the operations."""
         history, before = self._history, self._history.last.library
-        is_paid = self._recorded is None
-        if is_paid:
+        if self._recorded is None:
             self._sampler.settle(extracted.rollouts)
-        if self.settings.max_demos:
-            for sampled in extracted.groups:
-                self._best_rollouts.add(sampled.group)
+        for sampled in extracted.groups:
+            self._best_rollouts.add(sampled.group)
         operations = [op for op in proposed if not isinstance(op, Refusal)]
-        decision = history.decide(batch, extracted, operations, is_paid)
-        record = UpdateRecord(
-            update=batch.update,
-            epoch=batch.epoch,
-            groups=tuple(map(_group_record, extracted.groups, extracted.uses)),
-            lessons=tuple(lesson.text for lesson in extracted.lessons),
-            refused_lessons=extracted.refused,
-            operations=tuple(map(operation_record, proposed)),
-            accepted=list(decision.library) != list(before),
-            reason=decision.reason,
-            dropped=dict(decision.dropped),
-            library_size=len(decision.library),
-        )
-        self._run.report.add_update(record)
-        self._show(record)
+        decision = history.decide(batch, extracted, operations)
+        self._run.report.add_update(batch, extracted, proposed, before, decision)
         self._run.manifest.note(history.result(), "")
         return decision.library
-
-    def _show(self, record: UpdateRecord) -> None:
-        scores = [s for group in record.groups for s in group.scores if s is not None]
-        shown: dict[str, Any] = {"training": f"{statistics.fmean(scores):.3f}"} if scores else {}
-        n_calls = self._run.ledger.n_lm_calls
-        self._progress.update()
-        self._progress.set_postfix({**shown, "experiences": record.library_size, "calls": n_calls})
 
     async def all_updates(self) -> None:
         """Wait until every update is decided."""
@@ -298,13 +211,3 @@ class Run:
             run.student, self.settings.max_demos, lambda i: run.trainset[i] not in self._valset
         )
         return finish(run, self._history, self._valset, self._testset, demos)
-
-
-def _group_record(sampled: SampledGroup, use: str) -> GroupRecord:
-    group = sampled.group
-    return GroupRecord(
-        group.example,
-        tuple(rollout.score for rollout in group.rollouts),
-        tuple(r.failure.kind for r in group.all_rollouts if r.failure is not None),
-        use,
-    )

@@ -47,17 +47,15 @@ class SampledGroup:
         A rollout that timed out, or whose metric failed, counts as the lowest of the group: the
         advice may be to blame. Where the provider failed, there is no score.
         """
-        scores = {rollout.rollout_id: rollout.score for rollout in self.group.rollouts}
         floor = min([0.0, *self.group.scores])
-
-        def score_of(rollout: Rollout) -> float | None:
+        scores = {rollout.rollout_id: rollout.score for rollout in self.group.rollouts}
+        for rollout in self.group.all_rollouts:
             if rollout.failure is not None and rollout.failure.kind in ("timeout", "metric"):
-                return floor
-            return scores.get(rollout.rollout_id)
-
+                scores[rollout.rollout_id] = floor
         pairs = zip(self.libraries, self.group.all_rollouts, strict=True)
         return [
-            Measured(library, self.group.example, score_of(rollout)) for library, rollout in pairs
+            Measured(library, self.group.example, scores.get(rollout.rollout_id))
+            for library, rollout in pairs
         ]
 
 

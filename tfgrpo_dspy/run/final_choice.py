@@ -15,7 +15,7 @@ from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results import Finalist, Gain, HeldOut, ScoreSummary
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.measuring import Candidate, Measurements, amount_of
+from tfgrpo_dspy.run.measuring import Candidate, Measurements
 from tfgrpo_dspy.sampling.demos import Demo
 
 logger = logging.getLogger(__name__)
@@ -133,8 +133,7 @@ def _race(
     race = Race(tuple(candidates), parts, sd, measured.n_examples)
     with suppress(RunStopped):  # what was measured by then decides
         while pairs := race.next(measured.scores(), _n_left(run, account, n_reserved)):
-            rollouts = measured.make(pairs)
-            account = account.after(amount_of(rollouts), len(rollouts))
+            account = account.after_rollouts(measured.make(pairs))
     scores = measured.scores()
     best = race.winner(scores)
     finalists = [

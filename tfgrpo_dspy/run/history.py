@@ -5,6 +5,7 @@ behind it. So it is the same for any number of threads.
 """
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Sequence
@@ -18,12 +19,15 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation
 from tfgrpo_dspy.gate import Decision, GroupPlan, Measured, RunEvidence, advice_of
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.results import TriedAdvice, UpdateRecord
+from tfgrpo_dspy.results import TriedAdvice
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.measuring import amount_of
 from tfgrpo_dspy.sampling.fields import as_fields
+
+WITHOUT_DRAFTS = 8
+"""How many examples are sampled at most before the drafts are decided: more would mostly teach what
+the drafts say."""
 
 
 class History:
@@ -37,23 +41,38 @@ class History:
         start: the library of the student.
         training: the positions of the examples to train on.
         n_test: the size of the test set.
+        is_recorded: whether the rollouts were made elsewhere; then there is one epoch.
     """
 
     def __init__(
-        self, run: RunContext, start: ExperienceLibrary, training: Sequence[int], n_test: int
+        self,
+        run: RunContext,
+        start: ExperienceLibrary,
+        training: Sequence[int],
+        n_test: int,
+        is_recorded: bool,
     ) -> None:
-        calls = run.settings.data.calls_per_rollout
+        settings = run.settings
         self.batches: list[Batch] = []
         self.decisions = [Decision(start, "the library of the student")]
-        self.accounts = [Account(run.settings.budget, assumed=Amount(calls, 1.0))]
+        assumed = Amount(settings.data.calls_per_rollout, 1.0)
+        self.accounts = [Account(settings.budget, assumed=assumed)]
         self._run = run
         self._training = tuple(training)
+        self._is_recorded = is_recorded
+        self._group_size = 0 if is_recorded else settings.group_size  # rollouts to pay for
+        self._size = min(settings.batch_size, len(training))
+        self._n_batches = math.ceil(len(training) / self._size)
+        self._n_drafts = int(settings.drafts > 0)
+        epochs = 1 if is_recorded else settings.epochs
+        self.n_updates = self._n_drafts + epochs * self._n_batches
         self._n_reserved = 0  # rollouts that are kept for the end
-        if run.settings.metric is not None:
-            self._n_reserved = run.settings.reserve + 2 * n_test
+        if settings.metric is not None:
+            self._n_reserved = settings.reserve + 2 * n_test
         self._started_s = time.monotonic()
         self._measured: list[Measured] = []
         self._best_scores: list[float] = []
+        self._set_reserve()
 
     @property
     def start(self) -> ExperienceLibrary:
@@ -65,25 +84,104 @@ class History:
         """The latest decision."""
         return self.decisions[-1]
 
-    @property
-    def _updates(self) -> list[UpdateRecord]:
-        return self._run.report.updates
+    # ------------------------------------------------------------------ what is next
+
+    def n_awaited(self, update: int) -> int:
+        """How many updates are decided before the batch of this one is made."""
+        n_known = self._n_known(update)
+        is_after_drafts = self._n_drafts and update * self._size > WITHOUT_DRAFTS
+        return max(n_known, 1) if is_after_drafts else n_known
+
+    def _n_known(self, update: int) -> int:
+        return max(0, update - self._run.settings.max_staleness)
+
+    def batch(self, update: int) -> Batch | None:
+        """The batch of this update, which may be a draft; None where the run ends.
+
+        Then a budget does not reach for it, or an epoch's worth of batches could teach nothing.
+        """
+        settings, report = self._run.settings, self._run.report
+        decision = self.decisions[self.n_awaited(update)]
+        if update < self._n_drafts:
+            return Batch(update, 0, (), decision, is_draft=True)
+        if self._teaches_no_more(update):
+            report.ended_because = "no group of a whole epoch had anything to teach"
+            return None
+        epoch, index = divmod(update - self._n_drafts, self._n_batches)
+        order = list(self._training)
+        random.Random(f"{settings.seed}/{epoch}").shuffle(order)
+        examples = order[index * self._size : (index + 1) * self._size]
+        n, limit = self._n_affordable(update)
+        if n < len(examples):
+            most = getattr(settings, limit)
+            report.ended_because = (
+                f"{limit}={most} is used up: it does not reach for another update"
+            )
+        if n < 1:
+            return None
+        return Batch(update, epoch, tuple(examples[: int(min(n, self._size))]), decision)
+
+    def _teaches_no_more(self, update: int) -> bool:
+        """Whether an epoch's worth of batches, of those that are decided for sure, taught nothing.
+
+        And no experience is worth more rollouts.
+        """
+        n_known, updates = self._n_known(update), self._run.report.updates
+        last = range(n_known)[-self._n_batches :]
+        if len(last) < self._n_batches or self.decisions[n_known].is_open:
+            return False
+        return not any(
+            self.batches[k].is_draft or any(g.used_as in TEACHING for g in updates[k].groups)
+            for k in last
+        )
+
+    def _n_affordable(self, update: int) -> tuple[float, str]:
+        """How many examples the next batch may have; and the limit that says so ("": none).
+
+        It depends on the updates that are decided for sure when the batch is made, and on what the
+        batches between these and this one are expected to take.
+        """
+        n_known = self._n_known(update)
+        account = self.accounts[n_known]
+        under_way = self.batches[n_known:update]
+        each = account.per_example(self._group_size)
+        operations = Amount(1.0) * (len(under_way) + 1)  # an answer for each update
+        n, limit = account.n_fitting(each, account.reserve(self._n_reserved) + operations)
+        if update == 0:  # what a rollout takes is only assumed
+            return max(1.0, n), limit
+        return n - sum(len(batch.examples) for batch in under_way), limit
+
+    def assigned(self, batch: Batch, example: int) -> Sequence[ExperienceLibrary]:
+        """The library of each rollout of a group.
+
+        Raises:
+            GateError: these are not as many libraries as the group has rollouts.
+        """
+        gate, n = self._run.settings.gate, self._group_size
+        if not any(experience.is_on_trial for experience in batch.library):
+            return (batch.library,) * n
+        libraries = gate.assign(GroupPlan(batch.decision, example, batch.update, n))
+        if not _are_libraries(libraries) or len(libraries) != n:
+            raise GateError(
+                f"{gate!r} assigned {libraries!r}; return {n} libraries, one for each rollout of "
+                f"the group."
+            )
+        return libraries
+
+    def best_score(self, batch: Batch) -> float:
+        """The highest score of the updates that are decided for sure when the batch is made."""
+        return max(self._best_scores[: self._n_known(batch.update)], default=-math.inf)
 
     # ------------------------------------------------------------------ what is decided
 
     def decide(
-        self,
-        batch: Batch,
-        extracted: Extracted,
-        operations: Sequence[Operation],
-        is_paid: bool,
+        self, batch: Batch, extracted: Extracted, operations: Sequence[Operation]
     ) -> Decision:
-        """Have the gate decide; `is_paid`: the run has made the rollouts of the batch itself.
+        """Have the gate decide on the operations.
 
         Raises:
             GateError: the gate answered with something else than a decision.
         """
-        settings = self._run.settings
         self._measured += [rollout for group in extracted.groups for rollout in group.measured()]
         evidence = RunEvidence(
             previous=self.last,
@@ -91,13 +189,16 @@ class History:
             rollouts=tuple(self._measured),
             texts=self._texts,
             training=self._training,
-            limits=settings.limits,
+            limits=self._run.settings.limits,
         )
         self.decisions.append(self._decision(evidence))
-        self.accounts.append(self._account(batch, extracted, is_paid))
         scores = [score for each in extracted.groups for score in each.group.scores]
         self._best_scores.append(max(scores, default=-math.inf))
-        self.set_reserve()
+        made = [] if self._is_recorded else extracted.rollouts
+        reflections = self._run.report.reflection_usage[batch.update]
+        account = self.accounts[-1].after_update(made, reflections, len(extracted.groups))
+        self.accounts.append(account)
+        self._set_reserve()
         return self.last
 
     def _decision(self, evidence: RunEvidence) -> Decision:
@@ -116,23 +217,6 @@ class History:
         deployable = decision.deployable and kept(decision.deployable)
         return replace(decision, library=kept(decision.library), deployable=deployable)
 
-    def assigned(self, batch: Batch, example: int) -> Sequence[ExperienceLibrary]:
-        """The library of each rollout of a group.
-
-        Raises:
-            GateError: these are not as many libraries as the group has rollouts.
-        """
-        gate, n = self._run.settings.gate, self._run.settings.group_size
-        if not any(experience.is_on_trial for experience in batch.library):
-            return (batch.library,) * n
-        libraries = gate.assign(GroupPlan(batch.decision, example, batch.update, n))
-        if not _are_libraries(libraries) or len(libraries) != n:
-            raise GateError(
-                f"{gate!r} assigned {libraries!r}; return {n} libraries, one for each rollout of "
-                f"the group."
-            )
-        return libraries
-
     @cached_property
     def _texts(self) -> tuple[str, ...]:
         """The inputs of each example, and its labels where the reflection LM may see them."""
@@ -144,15 +228,7 @@ class History:
             texts.append(fields_text({**as_fields(example.inputs()), **labels}))
         return tuple(texts)
 
-    def _account(self, batch: Batch, extracted: Extracted, is_paid: bool) -> Account:
-        before = self.accounts[-1]
-        rollouts = extracted.rollouts if is_paid else []
-        reflections = Amount.of(self._run.report.reflection_usage[batch.update], 0)
-        account = before.after(amount_of(rollouts), len(rollouts)).after(reflections)
-        n_groups = len(extracted.groups)
-        return account.after_update(before, n_groups) if n_groups else account
-
-    def set_reserve(self) -> None:
+    def _set_reserve(self) -> None:
         """Let nothing else take what the end of the run needs, by what rollouts took so far."""
         account, n = self.accounts[-1], self._n_reserved
         reserved = account.reserve(n)
@@ -164,48 +240,6 @@ class History:
             max_minutes=n * seconds / 60 / self._run.settings.threads if account.n_rollouts else 0,
         )
         self._run.ledger.set_reserve(reserve)
-
-    # ------------------------------------------------------------------ what follows
-
-    def _n_known(self, update: int) -> int:
-        """How many updates are decided for sure when the batch of this one is made."""
-        return max(0, update - self._run.settings.max_staleness)
-
-    def best_score(self, batch: Batch) -> float:
-        """The highest score of the updates that are decided for sure when the batch is made."""
-        return max(self._best_scores[: self._n_known(batch.update)], default=-math.inf)
-
-    def why_to_end(self, update: int, n_batches: int) -> str:
-        """Why no batch is made for this update; "" if one is.
-
-        A whole epoch of batches, of those that are decided for sure, had nothing to teach, and no
-        experience is worth more rollouts.
-        """
-        last = range(self._n_known(update))[-n_batches:]
-        teaches = any(
-            self.batches[k].is_draft or any(g.used_as in TEACHING for g in self._updates[k].groups)
-            for k in last
-        )
-        is_open = self.decisions[self._n_known(update)].is_open
-        if len(last) == n_batches and not teaches and not is_open:
-            return "no group of a whole epoch had anything to teach"
-        return ""
-
-    def n_affordable(self, update: int, group_size: int) -> tuple[float, str]:
-        """How many examples the next batch may have; and the limit that says so ("": none).
-
-        It depends on the updates that are decided for sure when the batch is made, and on what the
-        batches between these and this one are expected to take.
-        """
-        n_known = self._n_known(update)
-        account = self.accounts[n_known]
-        under_way = self.batches[n_known:update]
-        each = account.per_example(group_size)
-        operations = Amount(1.0) * (len(under_way) + 1)  # an answer for each update
-        n, name = account.n_fitting(each, account.reserve(self._n_reserved) + operations)
-        if update == 0:  # what a rollout takes is only assumed
-            return max(1.0, n), name
-        return n - sum(len(batch.examples) for batch in under_way), name
 
     # ------------------------------------------------------------------ what it is worth
 

@@ -1,12 +1,11 @@
 """Scores of candidates on a set that they are not trained on: each rollout is made once."""
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from tfgrpo_dspy.budget import Amount
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.results import ExampleScores
@@ -104,9 +103,3 @@ class Measurements:
     def bake(self, candidate: Candidate) -> Any:
         """The program of a candidate."""
         return self._maker.bake(candidate.library, candidate.has_demos)
-
-
-def amount_of(rollouts: Iterable[Rollout]) -> Amount:
-    """What rollouts have taken; their metric was called unless the program failed."""
-    amounts = (Amount.of(r.usage + r.metric_usage, int(r.was_scored)) for r in rollouts)
-    return sum(amounts, Amount())

@@ -2,20 +2,27 @@
 was learned."""
 
 import logging
+import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from tfgrpo_dspy.budget import Ledger
+from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation, Refusal
+from tfgrpo_dspy.gate import Decision
 from tfgrpo_dspy.results import (
     REFLECTIONS,
+    GroupRecord,
     OperationRecord,
     RunResults,
     UpdateRecord,
 )
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
+from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
 from tfgrpo_dspy.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -51,6 +58,7 @@ class RunReport:
         self._errors: Counter[str] = Counter()
         self._first_of_kind: dict[str, str] = {}
         self._started = time.monotonic()
+        self._progress: Any = None
 
     def count_rollout(self, role: str, rollout: Rollout) -> None:
         """Count what a rollout has cost and how it failed."""
@@ -102,9 +110,43 @@ class RunReport:
             logger.warning("first failure of kind %r: %s", kind, shown)
         self.failures[kind] += times
 
-    def add_update(self, record: UpdateRecord) -> None:
-        """Keep the record of an update that is decided, and log it."""
+    def show(self, n_updates: int, is_shown: bool) -> None:
+        """Begin the progress bar."""
+        self._progress = tqdm(
+            total=n_updates, desc="Training-Free GRPO", unit="update", disable=not is_shown
+        )
+
+    def close(self) -> None:
+        """End the progress bar."""
+        if self._progress is not None:
+            self._progress.close()
+
+    def add_update(
+        self,
+        batch: Batch,
+        extracted: Extracted,
+        proposed: Sequence[Operation | Refusal],
+        before: ExperienceLibrary,
+        decision: Decision,
+    ) -> None:
+        """Keep the record of an update that is decided, log it and show it.
+
+        `before` was the library when it was decided.
+        """
+        record = UpdateRecord(
+            update=batch.update,
+            epoch=batch.epoch,
+            groups=tuple(map(_group_record, extracted.groups, extracted.uses)),
+            lessons=tuple(lesson.text for lesson in extracted.lessons),
+            refused_lessons=extracted.refused,
+            operations=tuple(map(_operation_record, proposed)),
+            accepted=list(decision.library) != list(before),
+            reason=decision.reason,
+            dropped=dict(decision.dropped),
+            library_size=len(decision.library),
+        )
         self.updates.append(record)
+        n_lm_calls = self._ledger.n_lm_calls
         logger.info(
             "update %d: %d lessons, %d operations, %s (%s), %d experiences, %d LM calls so far",
             record.update,
@@ -113,8 +155,12 @@ class RunReport:
             "accepted" if record.accepted else "not accepted",
             record.reason,
             record.library_size,
-            self._ledger.n_lm_calls,
+            n_lm_calls,
         )
+        scores = [s for group in record.groups for s in group.scores if s is not None]
+        training = {"training": f"{statistics.fmean(scores):.3f}"} if scores else {}
+        self._progress.update()
+        self._progress.set_postfix(**training, experiences=record.library_size, calls=n_lm_calls)
 
     def results(self, settings: RunSettings, is_student: bool, **found: Any) -> RunResults:
         """The report of the run.
@@ -176,7 +222,17 @@ class RunReport:
         return "; ".join(reason for reason, holds in reasons.items() if holds)
 
 
-def operation_record(operation: Operation | Refusal) -> OperationRecord:
+def _group_record(sampled: SampledGroup, use: str) -> GroupRecord:
+    group = sampled.group
+    return GroupRecord(
+        group.example,
+        tuple(rollout.score for rollout in group.rollouts),
+        tuple(r.failure.kind for r in group.all_rollouts if r.failure is not None),
+        use,
+    )
+
+
+def _operation_record(operation: Operation | Refusal) -> OperationRecord:
     """The record of an operation, or of its refusal."""
     refused = operation.reason if isinstance(operation, Refusal) else ""
     given = operation.operation if isinstance(operation, Refusal) else operation
