@@ -56,7 +56,7 @@ def known_lessons(
     for lesson in lessons:
         same = (e.id for e in library if is_same_lesson(Lesson(e.text, e.scope), lesson))
         if known := next(same, ""):
-            keeps.append(Keep(known, "seen again", lesson.evidence))
+            keeps.append(Keep(known, reason="seen again", evidence=lesson.evidence))
         else:
             new.append(lesson)
     return keeps, new
@@ -82,7 +82,7 @@ def operations_in(
     except ValueError:  # a module of the user's own may answer anything
         items = None
     if items is None:
-        return [Add(each.text, each.scope, "", each.evidence) for each in lessons]
+        return [Add(each.text, each.scope, evidence=each.evidence) for each in lessons]
     texts = {experience.id: experience.text for experience in library}
     found: list[Operation | Refusal] = []
     for given in items:
