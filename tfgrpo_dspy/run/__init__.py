@@ -74,7 +74,7 @@ class Run:
         except StoreError as error:  # what is recorded is intact, and the result is not lost to it
             logger.warning("what this run has paid could not be noted: %s", error)
         self._run.records.close()
-        self._run.report.close()
+        self._run.report.progress.close()
 
     # ------------------------------------------------------------------ beginning and end
 
@@ -120,7 +120,7 @@ class Run:
         """
         history, run = self._history, self._run
         run.manifest.begin(run.student, run.trainset, self._training, self._valset)
-        run.report.show(history.n_updates, self.settings.progress)
+        run.report.progress.reset(total=history.n_updates)
         for update in range(history.n_updates):
             if n_awaited := history.n_awaited(update):
                 await self._updates[n_awaited - 1]

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from tfgrpo_dspy.budget import Account
+from tfgrpo_dspy.budget import Account, Amount
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate import Race, advice_of
@@ -63,7 +63,6 @@ def finish(
     optimized = measured.bake(best)
     before, after = measured.scores_of(0), measured.scores_of(place)
     optimized.detailed_results = run.report.results(
-        run.settings,
         is_student=best.library == history.start and not shown,
         student=ScoreSummary.of(before),
         best=ScoreSummary.of(after),
@@ -118,12 +117,7 @@ def _race(
 ) -> tuple[int, tuple[Finalist, ...]]:
     """The place of the candidate that wins, 0 (the student) if none does; all that took part.
 
-    Args:
-        run: pays for the rollouts.
-        history: says what is believed of the experiences, and what the run has taken until now.
-        measured: the validation set, and the candidates: the student, then the others, the most
-            promising first.
-        n_reserved: rollouts that are kept for the test set.
+    `n_reserved` rollouts are kept for the test set.
     """
     account, sd = history.accounts[-1], history.score_sd
     candidates = [_parts(candidate) for candidate in measured.candidates]
@@ -158,13 +152,10 @@ def _parts(candidate: Candidate) -> frozenset[Hashable]:
 
 def _n_left(run: RunContext, account: Account, n_reserved: int) -> int | None:
     """How many rollouts the budget pays for; None: it sets no limit."""
-    each = account.reserve(1)
-    n, _ = account.n_fitting(each, each * n_reserved)
-    ledger = run.ledger
-    for limit, used, one in (
-        (ledger.budget.max_lm_calls, ledger.n_lm_calls, each.n_lm_calls),
-        (ledger.budget.max_metric_calls, ledger.n_metric_calls, each.n_metric_calls),
-    ):
-        if limit is not None and one > 0:
-            n = min(n, math.floor((limit - used) / one) - n_reserved)
-    return None if math.isinf(n) else max(0, int(n))
+    each, used, ledger = account.reserve(1), account.used, run.ledger
+    lost = Amount(  # calls that came to nothing
+        max(0.0, ledger.n_lm_calls - used.n_lm_calls),
+        max(0.0, ledger.n_metric_calls - used.n_metric_calls),
+    )
+    n, _ = account.n_fitting(each, each * n_reserved + lost)
+    return None if math.isinf(n) else int(n)

@@ -35,13 +35,6 @@ class History:
 
     `decisions` and `accounts` hold one entry more than there are decided updates: the first is
     what the run starts with.
-
-    Args:
-        run: the run.
-        start: the library of the student.
-        training: the positions of the examples to train on.
-        n_test: the size of the test set.
-        is_recorded: whether the rollouts were made elsewhere; then there is one epoch.
     """
 
     def __init__(
@@ -157,16 +150,12 @@ class History:
         Raises:
             GateError: these are not as many libraries as the group has rollouts.
         """
-        gate, n = self._run.settings.gate, self._group_size
+        n = self._group_size
         if not any(experience.is_on_trial for experience in batch.library):
             return (batch.library,) * n
-        libraries = gate.assign(GroupPlan(batch.decision, example, batch.update, n))
-        if not _are_libraries(libraries) or len(libraries) != n:
-            raise GateError(
-                f"{gate!r} assigned {libraries!r}; return {n} libraries, one for each rollout of "
-                f"the group."
-            )
-        return libraries
+        gate, plan = self._run.settings.gate, GroupPlan(batch.decision, example, batch.update, n)
+        told = f"return {n} libraries, one for each rollout of the group"
+        return _libraries(gate, "assigned", gate.assign(plan), told, n)
 
     def best_score(self, batch: Batch) -> float:
         """The highest score of the updates that are decided for sure when the batch is made."""
@@ -205,10 +194,9 @@ class History:
         """The gate's decision, with the evidence of all KEEPs."""
         gate = self._run.settings.gate
         decision = gate.decide(evidence)
-        if not (
-            isinstance(decision, Decision) and _are_libraries((decision.library, decision.result))
-        ):
-            raise GateError(f"{gate!r} decided {decision!r}; return a Decision on a library.")
+        is_one = isinstance(decision, Decision)
+        found = (decision.library, decision.result) if is_one else decision
+        _libraries(gate, "decided", found, "return a Decision on a library")
         keeps = [op for op in evidence.operations if isinstance(op, Keep)]
 
         def kept(library: ExperienceLibrary) -> ExperienceLibrary:
@@ -254,11 +242,9 @@ class History:
             GateError: what the gate proposes are no libraries.
         """
         gate = self._run.settings.gate
-        proposed = gate.finalists(self.last)
-        if not _are_libraries(proposed):
-            raise GateError(
-                f"{gate!r} proposed {proposed!r} for the end; return a sequence of libraries."
-            )
+        proposed = _libraries(
+            gate, "gave as finalists", gate.finalists(self.last), "return a sequence of libraries"
+        )
         if not self.accounts[-1].n_rollouts:  # of rollouts made elsewhere none has tried it
             proposed = (*proposed, self.last.library)
         return [self._like_start(library) for library in proposed]
@@ -298,5 +284,11 @@ class History:
         )
 
 
-def _are_libraries(given: Any) -> bool:
-    return isinstance(given, Sequence) and all(isinstance(x, ExperienceLibrary) for x in given)
+def _libraries(
+    gate: Any, verb: str, given: Any, told: str, n: int | None = None
+) -> tuple[ExperienceLibrary, ...]:
+    """What a gate gave, if these are (so many) libraries. Raises GateError: they are not."""
+    is_sequence = isinstance(given, Sequence) and len(given) == (len(given) if n is None else n)
+    if is_sequence and all(isinstance(each, ExperienceLibrary) for each in given):
+        return tuple(given)
+    raise GateError(f"{gate!r} {verb} {given!r}; {told}.")
