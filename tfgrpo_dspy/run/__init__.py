@@ -30,15 +30,9 @@ TRAINING_PRIORITY = (3,)
 
 
 class Run:
-    """One run over a student and its data.
+    """One run over a student and its data, which trains on the examples at these positions.
 
-    Args:
-        settings: with everything derived.
-        student: the user's program; it is not changed.
-        trainset: all examples.
-        training: the positions of those to train on.
-        valset, testset: what the result is chosen on, and what it is measured on in the end.
-        recorded: rollouts that were made elsewhere, for each example; None: the run makes them.
+    `recorded` are rollouts that were made elsewhere, for each example; None: the run makes them.
     """
 
     def __init__(

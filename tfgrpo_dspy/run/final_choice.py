@@ -12,7 +12,7 @@ from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate import Race, advice_of
 from tfgrpo_dspy.reflection.texts import estimate_tokens
-from tfgrpo_dspy.results import Finalist, Gain, HeldOut, ScoreSummary
+from tfgrpo_dspy.results import Finalist, Gain, HeldOut, ScoreSummary, TriedAdvice
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.measuring import Candidate, Measurements
@@ -38,24 +38,16 @@ def finish(
     run.ledger.open_reserve()
     if run.settings.metric is None:
         valset = testset = ()
-    last = Candidate(history.result())
-    if is_race := bool(run.settings.measures and valset):
-        candidates = _candidates(history, has_demos=bool(demos))
-    else:
-        candidates = _with_student(history, last)
-    measured = Measurements(run, "validation", valset, candidates, demos)
-    place = len(candidates) - 1
     finalists: tuple[Finalist, ...] = ()
-    if is_race:
+    if run.settings.measures and valset:
+        candidates = _candidates(history, has_demos=bool(demos))
+        measured = Measurements(run, "validation", valset, candidates, demos)
         place, finalists = _race(run, history, measured, n_reserved=2 * len(testset))
     else:
+        candidates = _with_student(history, Candidate(history.result()))
+        measured = Measurements(run, "validation", valset, candidates, demos)
+        place = len(candidates) - 1
         measured.make_all()
-    if is_race and len(finalists) < 2 and last.library != history.start:
-        logger.warning(
-            "the result could not be measured, so the student is returned: %s; allow more, or "
-            "pass a smaller valset",
-            run.report.ended_because,
-        )
     best = replace(candidates[place], library=_with_prices(candidates[place].library))
     shown = demos if best.has_demos else ()
     run.manifest.note(best.library, run.report.ended_because, shown)
@@ -68,7 +60,11 @@ def finish(
         best=ScoreSummary.of(after),
         gain=Gain.between(before, after),
         finalists=finalists,
-        tried=history.tried(),
+        tried=tuple(
+            TriedAdvice(*advice, belief.effect, belief.chance)
+            for advice, belief in history.last.beliefs.items()
+            if belief.effect
+        ),
         test=test,
         n_demos=len(shown),
         library=best.library.to_dict(),
@@ -141,6 +137,12 @@ def _race(
         for c, candidate in enumerate(measured.candidates)
         if (c, 0) in scores
     ]
+    if len(finalists) < 2 <= len(candidates):
+        logger.warning(
+            "the result could not be measured, so the student is returned: %s; allow more, or "
+            "pass a smaller valset",
+            run.report.ended_because,
+        )
     return best, tuple(finalists)
 
 

@@ -19,7 +19,6 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation
 from tfgrpo_dspy.gate import Decision, GroupPlan, Measured, RunEvidence, advice_of
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.results import TriedAdvice
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
@@ -106,10 +105,8 @@ class History:
         examples = order[index * self._size : (index + 1) * self._size]
         n, limit = self._n_affordable(update)
         if n < len(examples):
-            most = getattr(settings, limit)
-            report.ended_because = (
-                f"{limit}={most} is used up: it does not reach for another update"
-            )
+            used_up = f"{limit}={getattr(settings, limit)} is used up"
+            report.ended_because = f"{used_up}: it does not reach for another update"
         if n < 1:
             return None
         return Batch(update, epoch, tuple(examples[: int(min(n, self._size))]), decision)
@@ -209,12 +206,11 @@ class History:
     def _texts(self) -> tuple[str, ...]:
         """The inputs of each example, and its labels where the reflection LM may see them."""
         settings = self._run.settings
-        has_labels = settings.reflection.use_labels and settings.metric is not None
-        texts = []
-        for example in self._run.trainset:
-            labels = as_fields(example.labels()) if has_labels else {}
-            texts.append(fields_text({**as_fields(example.inputs()), **labels}))
-        return tuple(texts)
+        is_labelled = settings.reflection.use_labels and settings.metric is not None
+        seen = [(e.inputs(), e.labels() if is_labelled else {}) for e in self._run.trainset]
+        return tuple(
+            fields_text({**as_fields(inputs), **as_fields(labels)}) for inputs, labels in seen
+        )
 
     def _set_reserve(self) -> None:
         """Let nothing else take what the end of the run needs, by what rollouts took so far."""
@@ -266,22 +262,13 @@ class History:
 
     def dropped(self) -> list[Lesson]:
         """The advice that was tried and is in the library no more, the most tried first."""
-        held = {advice_of(experience) for experience in self.last.library}
-        tried = [item for item in self.last.beliefs.items() if item[1].n_rollouts]
-        tried.sort(key=lambda item: -item[1].n_rollouts)
+        held = set(map(advice_of, self.last.library))
+        beliefs = sorted(self.last.beliefs.items(), key=lambda item: -item[1].n_rollouts)
         return [
-            Lesson(text, scope, reason=belief.in_words())
-            for (text, scope), belief in tried
-            if (text, scope) not in held
+            Lesson(*advice, reason=belief.in_words())
+            for advice, belief in beliefs
+            if belief.n_rollouts and advice not in held
         ]
-
-    def tried(self) -> tuple[TriedAdvice, ...]:
-        """All advice that rollouts were given, with what is believed of it."""
-        return tuple(
-            TriedAdvice(text, scope, belief.effect, belief.chance)
-            for (text, scope), belief in self.last.beliefs.items()
-            if belief.effect is not None
-        )
 
 
 def _libraries(
