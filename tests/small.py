@@ -20,8 +20,9 @@ def grouped(given: Mapping[str, Any]) -> dict[str, Any]:
     execution = {name: given[name] for name in OF_EXECUTION & given.keys()}
     others = {k: v for k, v in given.items() if k not in OF_REFLECTION | OF_EXECUTION}
     is_public = reflection.keys() <= {field.name for field in fields(Reflection)}
+    usual = {} if is_public else {"summarize_always": False, "failure_analysis": True}
     kind = Reflection if is_public else PaperReflection
-    return {"reflection": kind(**reflection), "execution": Execution(**execution)} | others
+    return {"reflection": kind(**usual | reflection), "execution": Execution(**execution)} | others
 
 
 def grpo(metric: Callable[..., Any] | None, **given: Any) -> TrainingFreeGRPO:

@@ -98,7 +98,7 @@ def test_every_text_is_cleaned_before_it_is_written_and_no_number(tmp_path: Path
 DAMAGED: dict[str, tuple[str, str]] = {
     **{
         f"the text {text[:9]!r}": (f"'{text}'", "The record 'rollout:1' is damaged")
-        for text in ("", "{", "[1]", "null", '"x"', "[" * 100_000, "9" * 5000, '{"x": 1e999}')
+        for text in ("", "{", "[1]", "null", '"x"', "[" * 100_000, "9" * 5000)
     },
     "a number": ("7", "The record 'rollout:1' is damaged"),
     "a pickle": ("x'80049505000000000000008c0178942e'", "The record 'rollout:1' is damaged"),

@@ -3,6 +3,7 @@
 Source: arXiv 2510.08191. How each verb is done is `run`'s business.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from os import PathLike
@@ -85,18 +86,19 @@ class TrainingFreeGRPO(Teleprompter):
         Group size 5, 3 epochs of one batch each, every rollout summarised, lessons from groups
         with contrast only, no drafts, no demos, no gate, the last library returned.
         """
-        execution = overrides.pop("execution", None) or Execution()
-        if execution.max_staleness is None:
-            execution = replace(execution, max_staleness=0)
         schedule: dict[str, Any] = {
             "group_size": 5,
             "epochs": 3,
-            "batch_size": 2**31,  # all of them: one batch an epoch
+            "batch_size": sys.maxsize,  # one batch an epoch
             "max_demos": 0,
             "gate": NoGate(),
-            "reflection": PaperReflection.of(overrides.pop("reflection", None)),
-            "execution": execution,
+            "reflection": PaperReflection(),
+            "execution": Execution(max_staleness=0),
         }
+        for name in ("reflection", "execution"):
+            given = vars(overrides.pop(name, None) or schedule[name])
+            changes = {field: value for field, value in given.items() if value is not None}
+            schedule[name] = replace(schedule[name], **changes)
         return cls(metric, **(schedule | overrides))
 
     def compile(

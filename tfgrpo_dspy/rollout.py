@@ -24,7 +24,7 @@ FAILURE_SCORE = 0.0
 MIN_CONTRAST = 1e-9
 """Scores that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
 SEED_RANGE = 2**31
-"""Seeds are below this: what every sampler known to us takes."""
+"""Seeds are below this, which every sampler takes."""
 Count = Annotated[int, Field(ge=0, le=10**15)]
 WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory"})
 """Outputs that DSPy's ChainOfThought and ReAct add to those of the signature."""
@@ -57,15 +57,6 @@ class Usage:
     prompt_tokens: Count = 0
     completion_tokens: Count = 0
     cost_usd: FiniteFloat = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Its numbers by name."""
-        return dict(_USAGE.dump_python(self))
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Usage":
-        """What `to_dict` gave. Raises ValueError: it is no usage."""
-        return _USAGE.validate_python(values)
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -132,7 +123,6 @@ class Rollout:
         return " ".join("\n".join(values or self.outputs.values()).casefold().split())
 
 
-_USAGE = TypeAdapter(Usage)
 _ROLLOUT = TypeAdapter(Rollout)
 
 

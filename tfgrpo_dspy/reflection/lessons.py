@@ -90,14 +90,9 @@ def lessons_in(
 ) -> tuple[list[Lesson], list[str]]:
     """The lessons of an answer; the texts of those that are refused, each with the reason.
 
-    Args:
-        output: what the module gave.
-        blank: evidence, reason and example of all of them.
-        predictors: the names of the program's predictors.
-        guard: refuses copies of the examples that the module was shown.
-        n_examples: how many these were.
-        max_words: how many words one experience may have.
-        unknown_scope: called with a message for each scope that names no predictor.
+    `blank` has the evidence, reason and example of all of them. `guard` refuses copies of the
+    `n_examples` examples that the module was shown; an experience may have `max_words` words.
+    `unknown_scope` is told of each scope that names no predictor.
     """
     try:
         lines = read_lessons(output)

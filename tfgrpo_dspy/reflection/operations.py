@@ -61,7 +61,7 @@ def known_lessons(
     for lesson in lessons:
         same = (e.id for e in library if is_same_lesson(Lesson(e.text, e.scope), lesson))
         if known := next(same, ""):
-            keeps.append(Keep(known, "seen again", lesson.evidence))
+            keeps.append(Keep(known, reason="seen again", evidence=lesson.evidence))
         else:
             new.append(lesson)
     return keeps, new
@@ -78,40 +78,29 @@ def operations_in(
     """The operations that an answer of UpdateLibrary holds; what is refused stands in its place.
 
     Where nothing can be read, they are the lessons as ADDs. The evidence of an operation is that of
-    the lessons that it names or, if it names none, resembles.
-
-    Args:
-        output: what the module gave; None: nothing.
-        lessons: what it was shown.
-        library: the library that it was shown.
-        predictors: the names of the program's predictors.
-        guard: refuses copies of the examples that the lessons come from.
-        unknown_scope: called with a message for each scope that names no predictor.
+    the lessons that it names or, if it names none, resembles. `guard` refuses copies of the
+    examples that the lessons come from; `unknown_scope` is told of each scope that names no
+    predictor.
     """
     try:
         items = None if output is None else read_operations(output)
     except ValueError:  # a module of the user's own may answer anything
         items = None
     if items is None:
-        return [Add(each.text, each.scope, "", each.evidence) for each in lessons]
+        return [Add(each.text, each.scope, evidence=each.evidence) for each in lessons]
     texts = {experience.id: experience.text for experience in library}
     found: list[Operation | Refusal] = []
-    for item in items:
-        if isinstance(item, Mapping):
-            text = " ".join(item["text"].split())  # an experience is one line
-            item = {**item, "text": text, "scope": _scope_of(item, predictors, unknown_scope)}
+    for given in items:
+        item = _scoped(given, predictors, unknown_scope) if isinstance(given, Mapping) else given
         try:
             operation = operation_from(item)
+            text = getattr(operation, "text", "")
+            if reason := guard.reason(text) or unsafe_reason(text):
+                raise LibraryError(reason)
         except LibraryError as error:
             found.append(Refusal(item, str(error)))
             continue
-        if isinstance(operation, Add | Modify):
-            text = operation.text
-            if reason := guard.reason(text) or unsafe_reason(text):
-                found.append(Refusal(item, reason))
-                continue
-        else:
-            text = texts.get(operation.id, "")
+        text = text or texts.get(getattr(operation, "id", ""), "")
         named = [lessons[n - 1] for n in sorted(set(item["lessons"])) if 0 < n <= len(lessons)]
         sources = named or sources_of(text, lessons)
         evidence = dict.fromkeys(e for lesson in sources for e in lesson.evidence)
@@ -119,16 +108,15 @@ def operations_in(
     return found
 
 
-def _scope_of(
+def _scoped(
     item: Mapping[str, Any], predictors: Sequence[str], unknown_scope: Callable[[str], None]
-) -> str | None:
-    """The predictor that is named, "*" for all; None, which leaves it as it is, if none is."""
-    if item["scope"] is None or len(predictors) == 1:
-        return item["scope"] and ALL
-    scope = resolve_scope(item["scope"], predictors)
-    if scope is None:
-        unknown_scope(f"scope {item['scope']!r} of {item['text']!r} names none of {[*predictors]}")
-    return scope
+) -> dict[str, Any]:
+    """The item with its text on one line, and a predictor, "*" or None (as it is) for its scope."""
+    text, named = " ".join(item["text"].split()), item["scope"]
+    scope = named and (resolve_scope(named, predictors) if len(predictors) > 1 else ALL)
+    if named and not scope:
+        unknown_scope(f"scope {named!r} of {text!r} names none of {[*predictors]}")
+    return {**item, "text": text, "scope": scope}
 
 
 def merge_keeps(operations: Sequence[Operation]) -> list[Operation]:

@@ -64,27 +64,21 @@ def describe_program(program: Any) -> str:
     for name, predictor in named_predictors(program):
         signature = predictor.signature
         lines = [f"Predictor {name}: {bare_instructions(predictor)}"]
-        lines += [f"- input {_described(*field)}" for field in signature.input_fields.items()]
-        lines += [f"- output {_described(*field)}" for field in signature.output_fields.items()]
+        for kind_of_field in ("input", "output"):
+            for field, info in getattr(signature, f"{kind_of_field}_fields").items():
+                desc = (info.json_schema_extra or {}).get("desc", "")
+                meaning = f": {desc}" if desc not in ("", f"${{{field}}}") else ""
+                annotation = get_annotation_name(info.annotation)
+                lines.append(f"- {kind_of_field} {field} ({annotation}){meaning}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def _described(name: str, info: Any) -> str:
-    desc = (info.json_schema_extra or {}).get("desc", "")
-    meaning = f": {desc}" if desc and desc != f"${{{name}}}" else ""
-    return f"{name} ({get_annotation_name(info.annotation)}){meaning}"
-
-
 def attempt_text(rollout: Rollout, steps: str | None = None) -> str:
-    """Feedback, steps and outputs of a rollout.
+    """Feedback, steps (or their summary, where it is given) and outputs of a rollout.
 
-    An agent's log of its steps, which the steps tell already, is left out of the outputs.
-
-    Args:
-        rollout: the rollout.
-        steps: what stands for its trajectory, such as a summary; by default the whole of it. The
-            only step of a rollout that went well is left out: its outputs say the same.
+    What is said already is left out: the only step of a rollout that went well, which its outputs
+    repeat, and an agent's log of its steps.
     """
     parts = [f"Feedback: {rollout.feedback}"] if rollout.feedback else []
     if steps is None and (len(rollout.steps) > 1 or rollout.failure is not None):
@@ -104,12 +98,9 @@ def feedback_text(group: Group) -> str:
 
 
 def attempts_text(group: Group, texts: Sequence[str], given: Mapping[int, str]) -> str:
-    """The attempts of a group, the best first, each with its score and its advantage.
+    """The attempts of a group, the best first, each with its score, its advantage and its text.
 
-    Args:
-        group: the group.
-        texts: one text for each of its rollouts, from `attempt_text`.
-        given: by rollout id, which of the experiences that only some had it was given, in words.
+    `given` says by rollout id which experiences it was given, as `given_texts` does.
     """
     scores, advantages = group.scores, group.advantages
     order = sorted(range(len(texts)), key=lambda index: -scores[index] if scores else index)
@@ -119,7 +110,7 @@ def attempts_text(group: Group, texts: Sequence[str], given: Mapping[int, str]) 
         if scores:
             about = [f"score {scores[index]:.3g}", f"advantage {advantages[index]:+.2f}", *about]
         title = ", ".join(filter(None, about))
-        parts.append(f"Attempt {place}{f' ({title})' if title else ''}\n{texts[index]}")
+        parts.append(f"Attempt {place}{title and f' ({title})'}\n{texts[index]}")
     if not scores:
         parts.append(f"The answer that most attempts give:\n{group.majority_answer}")
     return "\n\n".join(parts)
@@ -128,14 +119,10 @@ def attempts_text(group: Group, texts: Sequence[str], given: Mapping[int, str]) 
 def given_texts(
     group: Group, libraries: Sequence[ExperienceLibrary], shown: ExperienceLibrary
 ) -> dict[int, str]:
-    """By rollout id, which of the shown experiences it had: those that some did not have.
+    """By rollout id, which of the shown experiences it had, of those that some did not have.
 
     `{11: "with E2", 12: "without E2"}`; an experience in other words is told with them.
-
-    Args:
-        group: the group.
-        libraries: that of each of its rollouts, in the order of `all_rollouts`.
-        shown: the library that the reflection LM is shown.
+    `libraries` holds the library of each of `group.all_rollouts`.
     """
     texts = [{experience.id: experience.text for experience in library} for library in libraries]
     varied = [e for e in shown if any(given.get(e.id) != e.text for given in texts)]
@@ -193,11 +180,8 @@ def packed_lessons(lessons: Iterable[Lesson], max_tokens: int) -> list[list[Less
 
 def dropped_text(dropped: Sequence[Lesson]) -> str:
     """What was tried and dropped, the latest last; the earliest of many are left out."""
-    lines = [
-        f"- {each.text}{scope_note(each.scope)}{f': {each.reason}' if each.reason else ''}"
-        for each in dropped[-MOST_DROPPED:]
-    ]
-    return "\n".join(lines) or "(none)"
+    shown = [(f"{d.text}{scope_note(d.scope)}", d.reason) for d in dropped[-MOST_DROPPED:]]
+    return "\n".join(f"- {text}{reason and f': {reason}'}" for text, reason in shown) or "(none)"
 
 
 def _scores_text(lesson: Lesson) -> str:

@@ -6,7 +6,7 @@ Nothing that a module does can end the run: what it raises is counted and costs 
 import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import dspy
 from pydantic import TypeAdapter
@@ -27,32 +27,20 @@ Inputs = Mapping[str, Any]
 
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
 ASKED_ONCE = dspy.ChatAdapter(use_json_adapter_fallback=False)
-"""DSPy's default adapter asks again in JSON, held to a schema, where an answer does not parse: then
-whatever an LM rambles is a lesson. The modules ask again themselves, and show the error."""
+"""DSPy's default adapter asks again in JSON, held to a schema, where an answer does not parse; then
+whatever an LM rambles is a lesson."""
 MAX_HALVINGS = 4
 """How often what is shown is cut to half where the LM says that the prompt is too long."""
 
 
-class Stage(NamedTuple):
-    """The module of `Reflection` that is asked, the output that is wanted, what is numbered.
-
-    Of the tasks that wait, those with the lowest `rank` are begun first. `purpose` sets its samples
-    apart in caches; it stays as it is, so that runs that are made again sample the same.
-    """
-
-    module: str
-    output: str
-    rank: int
-    noun: str
-    purpose: str
-
-
 STAGES = {
-    "update": Stage("update", "operations", 0, "update", "update/0/0"),
-    "draft": Stage("draft", "lessons", 1, "draft", "draft"),
-    "lesson": Stage("extract", "lessons", 2, "example", "lesson"),
-    "summary": Stage("summarize", "summary", 2, "example", "summary"),
+    "update": ("update", "operations", 0),
+    "draft": ("draft", "lessons", 1),
+    "lesson": ("extract", "lessons", 2),
+    "summary": ("summarize", "summary", 2),
 }
+"""By stage: the module of `Reflection` that is asked, the output that is wanted, and the rank: of
+the tasks that wait, those with the lowest rank are begun first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +71,12 @@ class ReflectionClient:
         self.run = run
         self._lm = settings.reflection_lm or dspy.settings.lm
         self._adapter = dspy.settings.adapter or ASKED_ONCE
-        max_words = settings.reflection.max_experience_words
+        n, max_words = settings.max_experiences, settings.reflection.max_experience_words
         self.common = {
             "program": describe_program(run.student),
             "objective": settings.objective or DEFAULT_OBJECTIVE,
             "max_words": max_words,
-            "limits": (
-                f"at most {settings.max_experiences} experiences of at most {max_words} words each"
-            ),
+            "limits": f"at most {n} experiences of at most {max_words} words each",
         }
 
     async def at_once(self, asking: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
@@ -99,43 +85,34 @@ class ReflectionClient:
         return [await task for task in tasks]
 
     async def ask_shorter(
-        self,
-        stage: str,
-        batch: Batch,
-        number: int,
-        inputs: Callable[[int], Inputs],
-        index: int = 0,
+        self, stage: str, batch: Batch, number: int, inputs: Callable[[int], Inputs]
     ) -> Answer:
-        """The answer to `inputs(0)` or, where that is too long for the LM, to shorter ones.
+        """The answer to `inputs(0)` or, where that is too long for the LM, to shorter inputs.
 
         `inputs(n)` shows as much as fits into a prompt that was halved n times.
         """
-        answer = await self.ask(stage, batch, number, inputs(0), index)
+        answer = await self.ask(stage, batch, number, inputs(0))
         for halving in range(1, MAX_HALVINGS + 1):
             if answer.is_too_long:
-                answer = await self.ask(stage, batch, number, inputs(halving), index)
+                answer = await self.ask(stage, batch, number, inputs(halving))
         return answer
 
     async def ask(
         self, stage: str, batch: Batch, number: int, inputs: Inputs, index: int = 0
     ) -> Answer:
-        """The answer; a recorded one is not asked for again.
+        """The answer about an example, a draft or an update, by its number; maybe a recorded one.
 
-        Args:
-            stage: one of `STAGES`.
-            batch: for which batch.
-            number: of the example, the draft or the update that it is about.
-            inputs: of the module, besides those of `common`.
-            index: tells questions of one stage and number apart.
+        `index` tells the rollouts of an example apart.
 
         Raises:
             RunStopped: the run has ended.
             MissingRecordError: offline, and the answer is not recorded.
         """
-        run, about = self.run, STAGES[stage]
-        inputs = {**self.common, **inputs}
-        rollout_id = rollout_id_for(run.settings.seed, batch.epoch, number, index, about.purpose)
-        module = getattr(run.settings.reflection, about.module)
+        run, inputs = self.run, {**self.common, **inputs}
+        name, output, rank = STAGES[stage]
+        module = getattr(run.settings.reflection, name)
+        purpose = "update/0/0" if stage == "update" else stage
+        rollout_id = rollout_id_for(run.settings.seed, batch.epoch, number, index, purpose)
         key = run.records.reflection_key(stage, module, rollout_id, inputs)
 
         def counted(record: Mapping[str, Any]) -> Answer:
@@ -153,23 +130,23 @@ class ReflectionClient:
             run.report.replayed[stage] += 1
             return answer
         if run.settings.offline:
-            run.stop_for_missing_record(stage, f"{about.noun} {number}")
+            noun = stage if stage in ("update", "draft") else "example"
+            run.stop_for_missing_record(stage, f"{noun} {number}")
 
         def keep(answer: Answer | TimedOutError) -> Answer:
             if isinstance(answer, TimedOutError):
                 answer = Answer(None, error=f"the reflection {answer}", is_lost=True)
             record = run.records.without_secrets(asdict(answer))
             answer = counted(run.records.keep(key, record, answer.is_lost))
-            lost = Failure("provider", answer.error) if answer.is_lost else None
-            run.report.check_errors(lost)
+            run.report.check_errors(Failure("provider", answer.error) if answer.is_lost else None)
             return answer
 
         def work() -> Answer:
-            return self._answer(module, rollout_id, inputs, about.output)
+            return self._answer(module, output, rollout_id, inputs)
 
-        return await run.loop.submit(work, (about.rank, batch.update), keep)
+        return await run.loop.submit(work, (rank, batch.update), keep)
 
-    def _answer(self, module: Any, rollout_id: int, inputs: Inputs, output: str) -> Answer:
+    def _answer(self, module: Any, output: str, rollout_id: int, inputs: Inputs) -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""
         meter = Meter(self.run.ledger, self.run.settings.execution.prices)
 
@@ -178,46 +155,34 @@ class ReflectionClient:
 
         if held := language_models(module):
             module = copy_program(module, {id(lm): own_copy(lm) for lm in held})
-        callbacks = [*(dspy.settings.callbacks or [])]
+        callbacks = list(dspy.settings.callbacks or [])
         if self.run.ledger.limits_lm_calls:  # for LMs that a module calls but does not hold
             callbacks.append(CallWatcher(meter))
+        settings = {"lm": own_copy(self._lm), "adapter": self._adapter, "callbacks": callbacks}
         shown = {k: as_input(v) if isinstance(v, str) else v for k, v in inputs.items()}
         try:
-            with dspy.context(
-                lm=own_copy(self._lm),
-                adapter=self._adapter,
-                trace=[],
-                disable_history=False,
-                callbacks=callbacks,
-            ):
-                prediction = module(**shown)
-            found = _plain(getattr(prediction, output, None))
-            n_unparsed = int(getattr(prediction, "parse_failures", 0))
+            with dspy.context(**settings, trace=[], disable_history=False):
+                found = module(**shown)
+            why = getattr(found, "semantic_advantage", "") or getattr(found, "critique", "") or ""
+            n_unparsed = int(getattr(found, "parse_failures", 0))
+            given = _plain(getattr(found, output, None))
+            answer = Answer(given, meter.usage, n_unparsed, explanation=str(why))
         except (RunStopped, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything
-            meter.check()
             lost = meter.provider_failure
             message = lost.message if lost else described(error)
-            return Answer(
-                None, meter.usage, 0, message, meter.is_too_long, is_lost=lost is not None
-            )
+            answer = Answer(None, meter.usage, 0, message, meter.is_too_long, lost is not None)
         meter.check()
-        return Answer(found, meter.usage, n_unparsed, explanation=_explanation(prediction))
-
-
-def _explanation(prediction: Any) -> str:
-    """Why the lessons hold, as the LM gave it before them."""
-    found = (getattr(prediction, name, None) for name in ("semantic_advantage", "critique"))
-    return next((text for text in found if isinstance(text, str) and text), "")
+        return answer
 
 
 def _plain(given: Any) -> Any:
     """An output as JSON holds it."""
-    return json.loads(json.dumps(given, default=_without_type))
+    return json.loads(json.dumps(given, default=_as_json))
 
 
-def _without_type(item: Any) -> Any:
+def _as_json(item: Any) -> Any:
     if hasattr(item, "model_dump"):
         return item.model_dump(mode="json")
     if isinstance(item, Mapping):

@@ -35,10 +35,6 @@ class RunManifest:
         self._records = records
         self._run = ""
 
-    @property
-    def _writable(self) -> Store | None:
-        return None if self._settings.offline else self._records.store
-
     def begin(
         self, student: Any, trainset: Sequence[Any], training: Sequence[int], valset: Sequence[Any]
     ) -> None:
@@ -46,36 +42,6 @@ class RunManifest:
         if self._records.store is None:
             return
         self._run = f"run:{self._identity(student, [trainset[i] for i in training], valset)}"
-        self._say_what_is_unseen()
-        if self._writable is None:
-            return
-        self._writable.replace(LATEST_RUN, {"run": self._run})
-        record = self._recorded()
-        if record is None:
-            self.note(ExperienceLibrary.from_program(student), "")
-        else:
-            with reading(self._run):
-                self._ledger.resume(*record["paid"])
-
-    def _identity(self, student: Any, trainset: Sequence[Any], valset: Sequence[Any]) -> str:
-        """The digest of all that the run's result depends on, but for its limits."""
-        records, settings = self._records, self._settings
-        objects = [student, settings.metric, *settings.reflection.modules]
-        scalars = {
-            name: value
-            for name, value in settings.result_scalars().items()
-            if name not in LIMITS and value is not None
-        }
-        return digest(
-            [records.identity(each) for each in objects],
-            instance_identity(settings.gate, records.unseen),
-            [records.lm, records.adapter, records.reflection_lm],
-            [[records.example(example) for example in split] for split in (trainset, valset)],
-            scalars,
-            dspy.__version__,
-        )
-
-    def _say_what_is_unseen(self) -> None:
         names = self._records.unseen.names
         if names and self._settings.version is None:
             logger.info(
@@ -83,38 +49,53 @@ class RunManifest:
                 "when they change): %s",
                 ", ".join(sorted(names)),
             )
+        record = self._records.store.get(self._run)
+        self._write(LATEST_RUN, {"run": self._run})
+        if record is None:
+            self.note(ExperienceLibrary.from_program(student), "")
+        elif not self._settings.offline:
+            with reading(self._run):
+                self._ledger.resume(*record["paid"])
 
-    def _recorded(self) -> Record | None:
-        return None if self._records.store is None else self._records.store.get(self._run)
+    def _identity(self, student: Any, trainset: Sequence[Any], valset: Sequence[Any]) -> str:
+        """The digest of all that the run's result depends on, but for its limits."""
+        records, settings = self._records, self._settings
+        scalars = settings.result_scalars()
+        return digest(
+            [records.identity(each) for each in (student, settings.metric)],
+            [records.identity(module) for module in settings.reflection.modules],
+            [records.lm, records.adapter, records.reflection_lm],
+            instance_identity(settings.gate, records.unseen),
+            [[records.example(example) for example in split] for split in (trainset, valset)],
+            {k: v for k, v in scalars.items() if k not in LIMITS and v is not None},
+            dspy.__version__,
+        )
+
+    def _write(self, key: str, record: Record) -> None:
+        if self._records.store is not None and not self._settings.offline:
+            self._records.store.replace(key, record)
 
     def note(
         self, library: ExperienceLibrary, ended_because: str, demos: Sequence[Demo] = ()
     ) -> None:
-        """Note how far the run has come: what is best so far, and why it ended (if it did).
-
-        Its evidence, which grows with every update, is not noted again at each.
-        """
-        if self._writable is None:
-            return
-        without_evidence = library.holding(replace(each, evidence=()) for each in library)
-        self._writable.replace(
-            self._run,
-            {
-                "library": without_evidence.to_dict(),
-                "demos": [asdict(demo) for demo in demos],
-                "paid": [self._ledger.n_paid, self._ledger.paid],
-                "ended_because": ended_because,
-            },
-        )
+        """Note how far the run has come: what is best so far, and why it ended (if it did)."""
+        bare = library.holding(replace(each, evidence=()) for each in library)  # evidence grows
+        record = {
+            "library": bare.to_dict(),
+            "demos": [asdict(demo) for demo in demos],
+            "paid": [self._ledger.n_paid, self._ledger.paid],
+            "ended_because": ended_because,
+        }
+        self._write(self._run, record)
 
     def close(self) -> None:
         """Note what has been paid, however the run ended: the next start goes on from that."""
-        if self._writable is None or not self._run:
-            return
         record = self._recorded()
         if record is not None:
-            paid = [self._ledger.n_paid, self._ledger.paid]
-            self._writable.replace(self._run, {**record, "paid": paid})
+            self._write(self._run, {**record, "paid": [self._ledger.n_paid, self._ledger.paid]})
+
+    def _recorded(self) -> Record | None:
+        return None if self._records.store is None else self._records.store.get(self._run)
 
     def was_cut_short(self) -> str:
         """The budget that ended this run when it was recorded; "" if none did."""

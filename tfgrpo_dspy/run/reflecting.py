@@ -32,10 +32,8 @@ from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted, SampledGroup
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.fields import as_fields
 
-REASON_TOKENS = 60
-"""How long (estimated) the reason of a lesson may be in the prompt of an update."""
-EXAMPLE_TOKENS = 25
-"""How long (estimated) the example of a lesson may be there."""
+REASON_TOKENS, EXAMPLE_TOKENS = 60, 25
+"""How long (estimated) a lesson's reason and its example may be in the prompt of an update."""
 
 Found = tuple[list[Lesson], list[str]]
 """The lessons that are taken; the texts of those that are refused, each with the reason."""
@@ -52,27 +50,19 @@ async def extract_lessons(
 ) -> Extracted:
     """What the groups teach; each is reflected on as soon as it is there.
 
-    Args:
-        client: asks.
-        batch: that of the groups.
-        groups: in the order of their examples in the batch.
-        best_score: the highest score of earlier updates.
+    `best_score` is the highest score of earlier updates.
     """
-    run = client.run
-    all_groups = run.loop.spawn(_all_of(groups))
+    all_groups = client.run.loop.spawn(_all_of(groups))
 
     async def reflected(awaited: Awaitable[SampledGroup]) -> tuple[str, Found]:
         sampled = await awaited
-        use = await _use_of(run, sampled.group, best_score, all_groups)
+        use = await _use_of(client.run, sampled.group, best_score, all_groups)
         return use, await _lessons_of(client, batch, sampled) if use in TEACHING else ([], [])
 
     uses, found = zip(*await client.at_once(map(reflected, groups)), strict=True)
-    return Extracted(
-        tuple(merge_lessons(lesson for lessons, _ in found for lesson in lessons)),
-        tuple(text for _, refused in found for text in refused),
-        tuple(await all_groups),
-        uses,
-    )
+    lessons = merge_lessons(lesson for taken, _ in found for lesson in taken)
+    refused = tuple(text for _, refused in found for text in refused)
+    return Extracted(tuple(lessons), refused, tuple(await all_groups), uses)
 
 
 async def _all_of(groups: Sequence[Awaitable[SampledGroup]]) -> list[SampledGroup]:
@@ -127,12 +117,11 @@ async def _lessons_of(client: ReflectionClient, batch: Batch, sampled: SampledGr
 def _about(run: RunContext, group: Group) -> dict[str, str]:
     """The example of a group as the reflection LM is shown it."""
     inputs, labels = map(fields_text, _fields(run.trainset[group.example]))
-    expected = labels or UNKNOWN
     if run.settings.metric is None:
-        expected = UNKNOWN
+        labels = UNKNOWN
     elif not run.settings.reflection.use_labels:
-        expected = HIDDEN
-    return {"example": inputs, "expected": expected}
+        labels = HIDDEN
+    return {"example": inputs, "expected": labels or UNKNOWN}
 
 
 async def _attempts(
@@ -143,10 +132,12 @@ async def _attempts(
     sizes = [estimate_tokens(text) for text in texts]
     share = max_tokens // len(texts)
     longest = share if sum(sizes) > max_tokens else max_tokens
+    if client.run.settings.reflection.summarize_always:
+        longest = 0
 
     async def shorter(index: int) -> str:
         rollout, text = group.rollouts[index], texts[index]
-        if sizes[index] <= longest and not client.run.settings.reflection.summarize_always:
+        if sizes[index] <= longest:
             return text
         score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
         inputs = {**about, "attempt": f"{score}{clip(text, max_tokens)}"}
@@ -154,6 +145,11 @@ async def _attempts(
         return clip(attempt_text(rollout, str(answer.output)) if answer.output else text, share)
 
     return await client.at_once(map(shorter, range(len(texts))))
+
+
+def _fields(example: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """Inputs and labels, as texts by name."""
+    return as_fields(example.inputs()), as_fields(example.labels())
 
 
 def _read(run: RunContext, answer: Answer, examples: Sequence[Any], evidence: Evidence) -> Found:
@@ -171,11 +167,6 @@ def _read(run: RunContext, answer: Answer, examples: Sequence[Any], evidence: Ev
     )
 
 
-def _fields(example: Any) -> tuple[dict[str, str], dict[str, str]]:
-    """Inputs and labels, as texts by name."""
-    return as_fields(example.inputs()), as_fields(example.labels())
-
-
 # ---------------------------------------------------------------------- lessons of labels
 
 
@@ -191,12 +182,13 @@ async def draft_lessons(
     max_tokens = getattr(run.settings.reflection.draft, "examples_tokens", 12_000)
 
     async def draft(number: int, examples: Sequence[Any]) -> Found:
+        texts = ["\nLabels:\n".join(map(fields_text, _fields(each))) for each in examples]
+
         def inputs(halving: int) -> Inputs:
-            share = (max_tokens >> halving) // len(examples)
-            texts = ["\nLabels:\n".join(map(fields_text, _fields(each))) for each in examples]
-            texts = [f"Example {n}\n{clip(text, share)}" for n, text in enumerate(texts, start=1)]
+            share = (max_tokens >> halving) // len(texts)
+            shown = [f"Example {n}\n{clip(text, share)}" for n, text in enumerate(texts, start=1)]
             experiences = batch.library.render() or NO_EXPERIENCES
-            return {"experiences": experiences, "examples": "\n\n".join(texts)}
+            return {"experiences": experiences, "examples": "\n\n".join(shown)}
 
         answer = await client.ask_shorter("draft", batch, number, inputs)
         source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
@@ -204,12 +196,10 @@ async def draft_lessons(
 
     parts = itertools.islice(_draft_parts(run, training), run.settings.drafts)
     found = await client.at_once(itertools.starmap(draft, enumerate(parts)))
-    merged = merge_lessons(lesson for lessons, _ in found for lesson in lessons)
+    merged = merge_lessons(lesson for taken, _ in found for lesson in taken)
     repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
-    return Extracted(
-        tuple(replace(lesson, evidence=()) for lesson in repeated or merged),
-        tuple(text for _, refused in found for text in refused),
-    )
+    lessons = tuple(replace(lesson, evidence=()) for lesson in repeated or merged)
+    return Extracted(lessons, tuple(text for _, refused in found for text in refused))
 
 
 def _draft_parts(run: RunContext, training: Sequence[int]) -> Iterator[list[Any]]:
@@ -236,16 +226,8 @@ async def propose(
     """What the lessons call for, and what is refused: malformed, a copy, or held back.
 
     A lesson that the library has already, in nearly the same words, is a KEEP with its evidence.
-    UpdateLibrary is asked about the others, several times where they are too many for one prompt.
-    Of several operations on one experience, KEEPs give way to a MODIFY or DELETE, which takes their
-    evidence.
-
-    Args:
-        client: asks.
-        batch: that of the update.
-        library: the library to change.
-        lessons: what the batch teaches.
-        dropped: what was tried and dropped; UpdateLibrary is shown it.
+    UpdateLibrary is asked about the others, and told what was tried and dropped; where they are too
+    many for one prompt, it is asked several times.
     """
     run = client.run
     keeps, new = known_lessons(lessons, library)
@@ -258,15 +240,13 @@ async def propose(
         answer = await client.ask("update", batch, batch.update, inputs)
         if answer.is_too_long and len(part) > 1:
             middle = len(part) // 2
-            halves = map(operations_of, (part[:middle], part[middle:]))
-            return list(itertools.chain(*await client.at_once(halves)))
+            return [*await operations_of(part[:middle]), *await operations_of(part[middle:])]
         return operations_in(
             answer.output, part, library, run.predictors, guard, run.report.unknown_scope
         )
 
     max_tokens = getattr(run.settings.reflection.update, "lessons_tokens", 4_000)
-    parts = packed_lessons(new, max_tokens)
-    proposed = [*itertools.chain(*await client.at_once(map(operations_of, parts)))]
+    found = await client.at_once(map(operations_of, packed_lessons(new, max_tokens)))
+    proposed = list(itertools.chain(*found))
     operations = [each for each in proposed if not isinstance(each, Refusal)]
-    refused = [each for each in proposed if isinstance(each, Refusal)]
-    return merge_keeps([*keeps, *operations]), refused
+    return merge_keeps([*keeps, *operations]), [x for x in proposed if isinstance(x, Refusal)]

@@ -29,8 +29,7 @@ class Demo:
 def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
     """A demo for each predictor of the program that the rollout asked; of several the last.
 
-    A step is left out where a field is missing, or its value cannot be had back from its text, as
-    with images.
+    A field that is missing, or whose value cannot be had back from its text, makes a step no demo.
     """
     fields = {name: predictor.signature.fields for name, predictor in named_predictors(program)}
     found: dict[str, Demo] = {}
@@ -95,8 +94,7 @@ def with_demos(program: Any, demos: Iterable[Demo]) -> Any:
 
 
 def _comes_back(text: str, annotation: Any) -> bool:
-    """Whether the value can be had back from its text. DSPy's own types, such as images, cannot."""
-    if Type.extract_custom_type_from_annotation(annotation):
+    if Type.extract_custom_type_from_annotation(annotation):  # such as an image
         return False
     try:
         return as_text(parse_value(text, annotation)) == text

@@ -24,17 +24,13 @@ def _text_of(value: Any) -> str:
     if isinstance(value, dspy.Image | dspy.Audio):
         return f"<{type(value).__name__.lower()}>"
     if isinstance(value, Mapping):
-        return _json_text(dict(value))
-    if isinstance(value, set | frozenset):  # their order is another in each process
-        return _json_text(sorted(value, key=as_text))
-    if isinstance(value, list | tuple | bool | int | float | types.NoneType):
-        return _json_text(value)
-    if isinstance(value, pydantic.BaseModel):
-        return _json_text(value.model_dump())
-    return str(value)
-
-
-def _json_text(value: Any) -> str:
+        value = dict(value)
+    elif isinstance(value, set | frozenset):  # their order is another in each process
+        value = sorted(value, key=as_text)
+    elif isinstance(value, pydantic.BaseModel):
+        value = value.model_dump()
+    elif not isinstance(value, list | tuple | bool | int | float | types.NoneType):
+        return str(value)
     try:
         return json.dumps(value, ensure_ascii=False, default=as_text)
     except (TypeError, ValueError):  # keys that JSON does not have, a list that holds itself

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 import dspy
@@ -112,31 +113,32 @@ class _Run:
             prediction = self.program(**copied_example(self.task.example).inputs())
         except (RunStopped, KeyboardInterrupt):
             raise
-        except AdapterParseError as error:
-            failure = Failure("parse", str(error).strip())
-        except LMError as error:
-            if is_too_long(error):
-                failure = Failure("program", f"The prompt was too long for the LM: {error}")
-            else:
-                failure = Failure("provider", described(error))
         except BaseException as error:  # noqa: BLE001 - it may raise anything; recorded
-            failure = Failure("program", described(error))
+            failure = _failure_of(error)
         return prediction, self.meter.provider_failure or failure
 
     def steps(self, trace: list[Any], failure: Failure | None) -> tuple[Step, ...]:
         """Predictor and tool calls in their order; an answer that did not parse stands last."""
-        steps: list[Step] = []
+        found = [((at, 0), step) for at, step in self.tools.calls.values()]
         for position, (predictor, inputs, outputs) in enumerate(trace):
-            steps.extend(self.tools.steps_at(position))
             name = self.names.get(id(predictor), type(predictor).__name__)
-            steps.append(Step("predictor", name, as_fields(inputs), as_fields(outputs)))
-        steps.extend(self.tools.steps_at(len(trace)))
+            step = Step("predictor", name, as_fields(inputs), as_fields(outputs))
+            found.append(((position, 1), step))
+        steps = [step for _, step in sorted(found, key=itemgetter(0))]
         last = self.meter.last_call
         if failure is not None and failure.kind == "parse" and last is not None:
             name = self.names.get(id(last.caller), "predictor")
             answer = {"unparsed answer": last.answer}
             steps.append(Step("predictor", name, {"prompt": last.prompt}, answer, failure.message))
         return tuple(steps)
+
+
+def _failure_of(error: BaseException) -> Failure:
+    if isinstance(error, AdapterParseError):
+        return Failure("parse", str(error).strip())
+    if isinstance(error, LMError) and is_too_long(error):
+        return Failure("program", f"The prompt was too long for the LM: {error}")
+    return Failure("provider" if isinstance(error, LMError) else "program", described(error))
 
 
 def _scored(
@@ -164,28 +166,22 @@ def _scored(
 
 
 class _ToolRecorder(BaseCallback):
-    """The tool calls of one rollout, each with its place among the predictor calls."""
+    """The tool calls of one rollout, each with how many predictor calls were answered before it."""
 
     def __init__(self) -> None:
         self.trace: list[Any] = []
-        self._calls: dict[str, tuple[int, Step]] = {}
+        self.calls: dict[str, tuple[int, Step]] = {}
 
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Remember the call; DSPy gives its arguments under `kwargs`."""
         arguments = as_fields(inputs.get("kwargs", inputs))
-        self._calls[call_id] = (len(self.trace), Step("tool", str(instance.name), arguments, {}))
+        self.calls[call_id] = (len(self.trace), Step("tool", str(instance.name), arguments, {}))
 
     def on_tool_end(
         self, call_id: str, outputs: Any | None, exception: BaseException | None = None
     ) -> None:
-        """Add what came of it."""
-        position, step = self._calls[call_id]
+        position, step = self.calls[call_id]
         if exception is None:
             step = replace(step, outputs={"result": as_text(outputs)})
         else:
             step = replace(step, error=f"{type(exception).__name__}: {exception}")
-        self._calls[call_id] = (position, step)
-
-    def steps_at(self, position: int) -> list[Step]:
-        """The tool calls that were made when so many predictor calls had been answered."""
-        return [step for at, step in self._calls.values() if at == position]
+        self.calls[call_id] = (position, step)

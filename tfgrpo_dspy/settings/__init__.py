@@ -6,7 +6,7 @@ One message names every fault, before the first LM call.
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from os import PathLike
-from typing import Any
+from typing import Annotated, Any
 
 import dspy
 
@@ -31,33 +31,6 @@ AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
 """Per training example so many LM calls for each LM call of a rollout; at least so many in all."""
 
 
-def _path(value: Any) -> Any:
-    return value if isinstance(value, str | PathLike) and value != "" else None
-
-
-_CHECKS = {
-    "reflection_lm": of_type(dspy.BaseLM, "a dspy.LM('provider/model')"),
-    "auto": one_of(AUTO),
-    "max_lm_calls": whole(1),
-    "max_metric_calls": whole(1),
-    "max_cost": positive(),
-    "max_minutes": positive(),
-    "group_size": whole(2),
-    "batch_size": whole(1),
-    "epochs": whole(1),
-    "temperature": positive(2),
-    "max_experiences": whole(1),
-    "max_demos": whole(0),
-    "gate": of_type(Gate, "a Gate, such as BayesianGate() or NoGate()"),
-    "reflection": of_type(Reflection, "Reflection(...)"),
-    "execution": of_type(Execution, "Execution(...)"),
-    "log_dir": ("the path of a folder, or None", _path),
-    "version": of_type(str, "a string"),
-    "num_threads": whole(1),
-    "seed": whole(),
-}
-
-
 @dataclass(frozen=True)
 class Settings:
     """The arguments of `TrainingFreeGRPO`, which documents them.
@@ -70,27 +43,27 @@ class Settings:
 
     metric: Callable[..., Any] | None
     _: KW_ONLY
-    reflection_lm: dspy.BaseLM | None = None
+    reflection_lm: Annotated[dspy.BaseLM | None, of_type(dspy.BaseLM, "a dspy.LM(...)")] = None
     objective: str | None = None
-    auto: str | None = None
-    max_lm_calls: int | None = None
-    max_metric_calls: int | None = None
-    max_cost: float | None = None
-    max_minutes: float | None = None
-    group_size: int | None = None
-    batch_size: int | None = None
-    epochs: int | None = None
-    temperature: float | None = None
-    max_experiences: int = 30
-    max_demos: int | None = None
-    gate: Gate | None = None
-    reflection: Reflection | None = None
-    execution: Execution | None = None
-    log_dir: str | PathLike[str] | None = None
+    auto: Annotated[str | None, one_of(AUTO)] = None
+    max_lm_calls: Annotated[int | None, whole(1)] = None
+    max_metric_calls: Annotated[int | None, whole(1)] = None
+    max_cost: Annotated[float | None, positive()] = None
+    max_minutes: Annotated[float | None, positive()] = None
+    group_size: Annotated[int | None, whole(2)] = None
+    batch_size: Annotated[int | None, whole(1)] = None
+    epochs: Annotated[int | None, whole(1)] = None
+    temperature: Annotated[float | None, positive(2)] = None
+    max_experiences: Annotated[int, whole(1)] = 30
+    max_demos: Annotated[int | None, whole(0)] = None
+    gate: Annotated[Gate | None, of_type(Gate, "a Gate, such as NoGate()")] = None
+    reflection: Annotated[Reflection | None, of_type(Reflection, "Reflection(...)")] = None
+    execution: Annotated[Execution | None, of_type(Execution, "Execution(...)")] = None
+    log_dir: Annotated[str | PathLike[str] | None, of_type(str | PathLike, "a folder")] = None
     offline: bool = False
-    version: str | None = None
-    num_threads: int | None = None
-    seed: int = 0
+    version: Annotated[str | None, of_type(str, "a string")] = None
+    num_threads: Annotated[int | None, whole(1)] = None
+    seed: Annotated[int, whole()] = 0
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -102,7 +75,7 @@ class Settings:
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default())
-        refuse([*read_arguments(self, _CHECKS), *self._faults()])
+        refuse([*read_arguments(self), *self._faults()])
 
     def _faults(self) -> Iterator[str]:
         if self.offline and self.log_dir is None:
@@ -112,15 +85,10 @@ class Settings:
                 adapt_metric(self.metric)
             except SettingsError as error:
                 yield str(error)
-        elif isinstance(self.gate, Gate) and self.gate.measures:
+        elif getattr(self.gate, "measures", False):
             yield (
                 f"gate={type(self.gate).__name__}() and metric=None: nothing scores the rollouts; "
                 f"pass a metric, or leave the gate out."
-            )
-        if isinstance(self.max_demos, int) and self.max_demos > 0 and not self.measures:
-            yield (
-                f"max_demos={self.max_demos}: nothing measures whether demos help; pass a metric, "
-                f"a gate that is not NoGate, and to learn() a valset; or max_demos=0."
             )
 
     @property
@@ -136,7 +104,7 @@ class Settings:
     @property
     def measures(self) -> bool:
         """Whether student and result are compared on a validation set."""
-        return self.metric is not None and isinstance(self.gate, Gate) and self.gate.measures
+        return self.metric is not None and self.arguments["gate"].measures
 
     @property
     def limits(self) -> Limits:

@@ -4,9 +4,9 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import dspy
 
@@ -20,8 +20,14 @@ from tfgrpo_dspy.reflection.modules import (
 
 Arguments = ParamSpec("Arguments")
 SettingsT = TypeVar("SettingsT")
-Check = tuple[str, Callable[[Any], Any]]
-"""What to pass, in words, and a function that gives the value to use; None: it cannot be used."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What to pass, in words; `read` gives the value to use, None for one that cannot be used."""
+
+    hint: str
+    read: Callable[[Any], Any] = field(repr=False)
 
 
 def whole(at_least: float = -math.inf) -> Check:
@@ -32,7 +38,7 @@ def whole(at_least: float = -math.inf) -> Check:
         return int(value) if is_whole else None
 
     bound = f" of at least {at_least}" if math.isfinite(at_least) else ""
-    return f"a whole number{bound}", read
+    return Check(f"a whole number{bound}", read)
 
 
 def positive(at_most: float = math.inf) -> Check:
@@ -43,47 +49,67 @@ def positive(at_most: float = math.inf) -> Check:
         return (value if isinstance(value, int) else float(value)) if is_right else None
 
     bound = f" and at most {at_most}" if math.isfinite(at_most) else ""
-    return f"a number above 0{bound}, or None", read
+    return Check(f"a number above 0{bound}, or None", read)
 
 
 def of_type(kind: Any, hint: str) -> Check:
-    """An object of this type."""
-    return hint, lambda value: value if isinstance(value, kind) else None
+    """An object of this type; an empty string is none."""
+    return Check(hint, lambda value: value if isinstance(value, kind) and value != "" else None)
 
 
 def one_of(names: Iterable[str]) -> Check:
     """One of these names."""
     known = list(names)
-    return f"one of {', '.join(map(repr, known))}, or None", lambda v: v if v in known else None
+    hint = f"one of {', '.join(map(repr, known))}, or None"
+    return Check(hint, lambda value: value if value in known else None)
+
+
+def module_like(default: type[dspy.Module]) -> Check:
+    """A module that takes the place of the default."""
+    return of_type(dspy.Module, f"a dspy.Module with the fields of {default.__name__}")
+
+
+def prices_by_model() -> Check:
+    """A mapping from models to two prices."""
+
+    def read(value: Any) -> Any:
+        try:
+            is_right = all(min(prompt, completion) >= 0 for prompt, completion in value.values())
+        except (AttributeError, TypeError, ValueError):
+            return None
+        return value if is_right else None
+
+    return Check(
+        "dollars for a million prompt and completion tokens, {'model': (0.15, 0.60)}", read
+    )
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def read_arguments(settings: Any, checks: Mapping[str, Check]) -> Iterator[str]:
+def read_arguments(settings: Any) -> Iterator[str]:
     """Replace each argument by what its check reads; a sentence for each that cannot be used.
 
-    Args:
-        settings: a frozen dataclass. None may be passed where it is the default.
-        checks: by the name of the argument.
+    A check stands in the type of its field. None may be passed where it is the default.
     """
-    for name, (hint, read) in checks.items():
-        value = getattr(settings, name)
-        if value is None and getattr(type(settings), name) is None:
-            continue
-        if isinstance(value, type):
-            yield f"{name}={value.__name__} is a class: pass {value.__name__}()."
-        elif (usable := read(value)) is None:
-            yield f"{name}={value!r}: pass {hint}."
-        else:
-            object.__setattr__(settings, name, usable)
+    for argument in fields(settings):
+        name, value = argument.name, getattr(settings, argument.name)
+        for check in getattr(argument.type, "__metadata__", ()):
+            if value is None and argument.default is None:
+                continue
+            if isinstance(value, type):
+                yield f"{name}={value.__name__} is a class: pass {value.__name__}()."
+            elif (usable := check.read(value)) is None:
+                yield f"{name}={value!r}: pass {check.hint}."
+            else:
+                object.__setattr__(settings, name, usable)
 
 
-def refuse(faults: list[str]) -> None:
+def refuse(faults: Iterable[str]) -> None:
     """Raise a SettingsError that names all the faults, if there are any."""
-    if faults:
-        raise SettingsError(" ".join(faults))
+    if message := " ".join(faults):
+        raise SettingsError(message)
 
 
 def taking(
@@ -137,27 +163,23 @@ class Reflection:
         SettingsError: names every field that cannot be used.
     """
 
-    extract: Any = None
-    update: Any = None
-    summarize: Any = None
-    draft: Any = None
+    extract: Annotated[Any, module_like(ExtractAdvantage)] = None
+    update: Annotated[Any, module_like(UpdateLibrary)] = None
+    summarize: Annotated[Any, module_like(SummarizeTrajectory)] = None
+    draft: Annotated[Any, module_like(DraftLessons)] = None
     use_labels: bool = True
-    max_experience_words: int = 40
-    drafts: int | None = None
+    max_experience_words: Annotated[int, whole(1)] = 40
+    drafts: Annotated[int | None, whole(0)] = None
 
     # `PaperReflection` makes these two arguments.
     summarize_always = False
     failure_analysis = True
 
     def __post_init__(self) -> None:
-        checks = {"max_experience_words": whole(1), "drafts": whole(0)}
         for name, default in MODULES.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default())
-            checks[name] = of_type(
-                dspy.Module, f"a dspy.Module with the fields of {default.__name__}"
-            )
-        refuse([*read_arguments(self, checks)])
+        refuse(read_arguments(self))
 
     @property
     def modules(self) -> list[Any]:
@@ -167,35 +189,11 @@ class Reflection:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperReflection(Reflection):
-    """The reflection of the paper, and of ablations. Not public.
+    """The reflection of the paper, and of ablations. Not public."""
 
-    Args:
-        summarize_always: summarise every trajectory, not only those that are too long.
-        failure_analysis: draw lessons also from groups that fail and have no contrast.
-    """
-
-    summarize_always: bool = False
-    failure_analysis: bool = True
-
-    @classmethod
-    def of(cls, reflection: Reflection | None) -> "PaperReflection":
-        """The paper's reflection, with the fields that are set in `reflection`."""
-        paper: dict[str, Any] = {"drafts": 0, "summarize_always": True, "failure_analysis": False}
-        given = vars(reflection or Reflection())
-        return cls(**paper | {name: value for name, value in given.items() if value is not None})
-
-
-_EXECUTION_CHECKS = {
-    "executor": of_type(
-        Executor,
-        "a concurrent.futures.Executor, such as ProcessPoolExecutor(8), or Client.get_executor() "
-        "of dask.distributed",
-    ),
-    "max_staleness": whole(0),
-    "rollout_timeout_s": positive(),
-    "max_errors": whole(0),
-    "prices": of_type(Mapping, "a mapping from a model to its two prices"),
-}
+    drafts: int | None = 0
+    summarize_always: bool = True  # every trajectory, not only those that are too long
+    failure_analysis: bool = False  # lessons also from groups that fail and have no contrast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,23 +219,11 @@ class Execution:
         SettingsError: names every field that cannot be used.
     """
 
-    executor: Executor | None = None
-    max_staleness: int | None = None
-    rollout_timeout_s: float | None = None
-    max_errors: int | None = None
-    prices: Mapping[str, tuple[float, float]] | None = None
+    executor: Annotated[Executor | None, of_type(Executor, "a concurrent.futures.Executor")] = None
+    max_staleness: Annotated[int | None, whole(0)] = None
+    rollout_timeout_s: Annotated[float | None, positive()] = None
+    max_errors: Annotated[int | None, whole(0)] = None
+    prices: Annotated[Mapping[str, tuple[float, float]] | None, prices_by_model()] = None
 
     def __post_init__(self) -> None:
-        faults = [*read_arguments(self, _EXECUTION_CHECKS)]
-        for model, pair in self.prices.items() if isinstance(self.prices, Mapping) else ():
-            if not _is_pair_of_prices(pair):
-                faults.append(
-                    f"prices[{model!r}]={pair!r}: pass US dollars for a million prompt tokens and "
-                    f"for a million completion tokens, such as (0.15, 0.60)."
-                )
-        refuse(faults)
-
-
-def _is_pair_of_prices(given: Any) -> bool:
-    is_pair = isinstance(given, tuple | list) and len(given) == 2
-    return is_pair and all(isinstance(p, int | float) and 0 <= p < math.inf for p in given)
+        refuse(read_arguments(self))

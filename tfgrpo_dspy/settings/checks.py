@@ -42,13 +42,8 @@ def prepare(
 ) -> tuple[RunSettings, list[int], list[Any]]:
     """The run's settings, the positions of the examples to train on, and the validation set.
 
-    Logs the plan of the run.
-
-    Args:
-        settings, student, trainset, valset, teacher, testset: as they were given.
-        recorded: rollouts of each training example that were made elsewhere. Without a validation
-            set and a metric, nothing is then measured; if none has a score, lessons are drawn as
-            without a metric.
+    Logs the plan of the run. `recorded` are rollouts of the examples that were made elsewhere; if
+    none has a score, lessons are drawn as without a metric.
 
     Raises:
         SettingsError: names every fault of student, data, LMs and budget.

@@ -7,7 +7,7 @@ trajectories, and prompts that must be split.
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -31,15 +31,15 @@ EXAMPLES_READ = 100
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """Rollouts, LM calls and dollars for one purpose; `cost` None: a price is not known."""
+    """Rollouts, LM calls and dollars for one purpose; `cost` is nan without a known price."""
 
     purpose: str
     n_rollouts: int
     n_lm_calls: int
-    cost: float | None
+    cost: float
 
     def __str__(self) -> str:
-        dollars = "?" if self.cost is None else f"{self.cost:.2f}"
+        dollars = "?" if math.isnan(self.cost) else f"{self.cost:.2f}"
         return f"{self.purpose:<30}{self.n_rollouts:>10,}{self.n_lm_calls:>10,}{dollars:>10}"
 
 
@@ -57,10 +57,8 @@ class Plan:
     @property
     def total(self) -> PlanRow:
         """All rollouts, each scored once, all LM calls and all dollars."""
-        n_rollouts, n_calls = (
-            sum(getattr(row, name) for row in self.rows) for name in ("n_rollouts", "n_lm_calls")
-        )
-        return PlanRow("in all", n_rollouts, n_calls, _sum(row.cost for row in self.rows))
+        figures = zip(*(astuple(row)[1:] for row in self.rows), strict=True)
+        return PlanRow("in all", *map(sum, figures))
 
     def __str__(self) -> str:
         lines = [
@@ -80,7 +78,7 @@ def plan_of(settings: RunSettings, student: Any, examples: Sequence[Any]) -> Pla
     lm = settings.reflection_lm or dspy.settings.lm
 
     def rollouts(purpose: str, n: int) -> PlanRow:
-        return PlanRow(purpose, n, n * calls, None if dollars is None else n * dollars)
+        return PlanRow(purpose, n, n * calls, n * dollars)
 
     def reflections(purpose: str, n: int, prompt: int) -> PlanRow:
         prompt = min(MAX_REFLECTION_TOKENS, prompt) + FORMAT_TOKENS
@@ -127,32 +125,23 @@ def assumed_calls(student: Any) -> Iterator[tuple[Any, int]]:
         turns = 1
 
 
-def _one_rollout(
-    settings: RunSettings, student: Any, examples: Sequence[Any]
-) -> tuple[int, float | None]:
-    """Tokens and dollars of one rollout; None: a price is not known."""
+def _one_rollout(settings: RunSettings, student: Any, examples: Sequence[Any]) -> tuple[int, float]:
+    """Tokens and dollars of one rollout."""
     inputs = statistics.fmean(
         estimate_tokens(" ".join(as_fields(example.inputs()).values()))
         for example in examples[:EXAMPLES_READ]
     )
-    tokens, costs = 0, []
+    tokens, dollars = 0, 0.0
     for predictor, n in assumed_calls(student):
         prompt = int(estimate_tokens(bare_instructions(predictor)) + FORMAT_TOKENS + inputs)
         tokens += n * (prompt + COMPLETION_TOKENS)
-        costs.append(_cost(predictor.lm or dspy.settings.lm, settings, n, prompt))
-    return tokens, _sum(costs)
+        dollars += _cost(predictor.lm or dspy.settings.lm, settings, n, prompt)
+    return tokens, dollars
 
 
-def _cost(lm: Any, settings: RunSettings, n_calls: int, prompt: int) -> float | None:
-    """Dollars of calls with so many prompt tokens each; None: the price is not known."""
+def _cost(lm: Any, settings: RunSettings, n_calls: int, prompt: int) -> float:
+    """Dollars of calls with so many prompt tokens each."""
     price = price_of(lm, settings.execution.prices or {})
     if isinstance(price, str):
-        return None
+        return math.nan
     return n_calls * (prompt * price.prompt + COMPLETION_TOKENS * price.completion)
-
-
-def _sum(costs: Iterable[float | None]) -> float | None:
-    """None if one of them is None."""
-    all_costs = list(costs)
-    known = [cost for cost in all_costs if cost is not None]
-    return math.fsum(known) if len(known) == len(all_costs) else None

@@ -14,22 +14,18 @@ from tfgrpo_dspy.settings import Data, RunSettings, Settings
 
 TEMPERATURE = 0.7
 CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 = 15
-"""From so many LM calls per training example on, groups have 3 rollouts instead of 2. On simulated
-tasks groups of 2 to 5 did not differ much, and small groups see more examples."""
+"""With fewer LM calls per training example, groups have 2 rollouts: they see more examples."""
 USUAL_BATCHES_PER_EPOCH, MIN_USUAL_BATCH_SIZE, MAX_USUAL_BATCH_SIZE = 8, 5, 8
-"""A batch is an eighth of the training set, between 5 and 8 examples: on simulated tasks small
-batches learned more from the same calls."""
+"""On simulated tasks small batches learned more from the same calls."""
 USUAL_THREADS, MIN_BATCHES_PER_EPOCH = 8, 4
-"""With more than 8 threads, batches grow in proportion, up to a quarter of the training set. That
-uses the threads better than more staleness does (`benchmarks/utilisation.py`)."""
+"""With more threads, batches grow in proportion: that uses the threads better than more staleness
+does (`benchmarks/utilisation.py`)."""
 EPOCHS, MAX_EPOCHS_WITHIN_BUDGET = 5, 50
-"""With a budget, the budget or the lack of lessons ends the run before 50."""
 MIN_STALENESS, MAX_STALENESS = 1, 4
 ROLLOUTS_PER_THREAD = 1.5
 """The batches that run at once have so many rollouts per thread, so that a thread that ends a short
 rollout finds another while long ones still run."""
 MAX_DRAFTS, CALLS_PER_DRAFT = 12, 16
-"""One draft per 16 LM calls: drafts take at most a sixteenth of the budget."""
 MAX_DEMOS = 4
 RESERVE_SHARE = 1 / 5
 """The share of the budget that is reserved for measuring the student and choosing the result."""
@@ -55,6 +51,8 @@ def derive(settings: Settings, data: Data) -> RunSettings:
     given = {name: arguments[name] for name in names if arguments[name] is not None}
     if settings.metric is None or not arguments["use_labels"] or not data.has_labels:
         given["drafts"] = 0
+    if not settings.measures or not data.n_validation:
+        given["max_demos"] = 0
     own = RunSettings(**vars(settings) | _usual(settings, data, given), data=data)
     for smaller in _reductions(own):
         changes: dict[str, Any] = {
@@ -75,9 +73,8 @@ def _usual(settings: Settings, data: Data, given: dict[str, int]) -> dict[str, A
     n, calls = data.n_training, _calls(settings, data)
     has_budget = calls < math.inf or settings.max_cost or settings.max_minutes
     epochs = MAX_EPOCHS_WITHIN_BUDGET if has_budget else EPOCHS
-    can_try_demos = settings.measures and data.n_validation > 0
     reserve = MIN_PROGRAMS_MEASURED * data.n_validation
-    if can_try_demos:
+    if settings.measures:
         smallest = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
         share = max(smallest, RESERVE_SHARE * calls / data.calls_per_rollout)
         reserve = int(min(MAX_PROGRAMS_MEASURED * data.n_validation, share))
@@ -95,7 +92,7 @@ def _usual(settings: Settings, data: Data, given: dict[str, int]) -> dict[str, A
         "drafts": int(min(MAX_DRAFTS, calls / CALLS_PER_DRAFT)),
         "reserve": reserve,
         "n_validation": n_validation,
-        "max_demos": MAX_DEMOS if can_try_demos and n_validation else 0,
+        "max_demos": MAX_DEMOS,
         **sizes,
         "batch_size": min(n, sizes["batch_size"]),
     }

@@ -28,11 +28,7 @@ NOT_IN_IDENTITY = frozenset({"history", "callbacks", "detailed_results"})
 NOT_OF_PREDICTORS = frozenset({"stage", "traces", "train", "fields"})
 """What DSPy's predictors hold besides: a random name, logs of other optimizers."""
 LM_PLUMBING = frozenset({"timeout", "num_retries", "cache", "rollout_id", "seed", "n_workers"})
-"""Arguments of an LM that do not change what it answers, or that each sample sets anew."""
-LM_ATTRIBUTES = NOT_IN_IDENTITY | {"model", "model_type", "cache", "num_retries", "kwargs"}
-LM_ATTRIBUTES |= {"provider", "launch_kwargs", "train_kwargs", "finetuning_model"}
-LM_ATTRIBUTES |= {"use_developer_role"}
-"""What every LM holds; an LM class of the user's own may hold more, on which answers depend."""
+"""What LMs hold that does not change what they answer, or that each sample sets anew."""
 _SURELY_SECRET = re.compile(
     r"^_*(\w+_)?(api_?key|password|headers|authorization|bearer"
     r"|(access|auth|refresh|hf|session)_token)$",
@@ -96,9 +92,8 @@ def instance_identity(value: Any, unseen: Unseen) -> Any:
 
 
 def _data(value: Any, unseen: Unseen) -> Any:
-    """The identity of what is no code; the first case that fits counts."""
     kind = type(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) or hasattr(kind, "with_inputs"):  # of an example its fields
         return {
             str(name): object_identity(item, unseen)
             for name, item in value.items()
@@ -108,23 +103,23 @@ def _data(value: Any, unseen: Unseen) -> Any:
         return [object_identity(item, unseen) for item in value]
     if isinstance(value, set | frozenset):
         return sorted(json.dumps(object_identity(item, unseen)) for item in value)
-    if hasattr(kind, "with_inputs"):  # an example, such as a demo
-        return ["example", object_identity(dict(value.items()), unseen)]
     if isinstance(value, enum.Enum):
         return [_name_of(kind), value.name]
     names = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", None)
     if names is not None:  # of a pydantic model or a dataclass
         fields = {name: getattr(value, name, None) for name in names}
         return [object_identity(kind, unseen), object_identity(fields, unseen)]
+    if getattr(value, "fingerprint", None) is not None:  # such as an LM's engine
+        told = value.fingerprint
+        return [_name_of(kind), str(told() if callable(told) else told)]
     if kind.__module__ in ("builtins", "datetime", "decimal", "re"):
         return without_addresses(repr(value))
     return _name_of(kind) if _is_library(kind) else unseen.add(_name_of(kind))
 
 
 def _code(value: Any, unseen: Unseen) -> Any:
-    """The identity of what can be called; the first case that fits counts."""
     if _is_lm(value):
-        return lm_identity(value, unseen)
+        return _lm_identity(value, unseen)
     if isinstance(value, type):
         is_signature = hasattr(value, "instructions") and hasattr(value, "output_fields")
         return _signature_identity(value) if is_signature else _class_identity(value, unseen)
@@ -154,10 +149,7 @@ def _function_identity(function: types.FunctionType, unseen: Unseen) -> Any:
 
 
 def _class_identity(kind: type, unseen: Unseen) -> Any:
-    """A class: its name, the source of it and of its bases, what its methods close over.
-
-    Of libraries' own classes only the name.
-    """
+    """A class by its source, its bases, what its methods close over; one of a library by name."""
     parts = []
     for own in (each for each in kind.__mro__ if not _is_library(each)):
         methods = [each for each in vars(own).values() if isinstance(each, types.FunctionType)]
@@ -167,7 +159,6 @@ def _class_identity(kind: type, unseen: Unseen) -> Any:
 
 
 def _signature_identity(signature: Any) -> Any:
-    """A signature: its instructions and, in order, the fields that a prompt is made of."""
     fields = [
         [
             name,
@@ -182,41 +173,28 @@ def _signature_identity(signature: Any) -> Any:
 
 @functools.lru_cache(maxsize=1000)
 def _schema(annotation: Any) -> Any:
-    """What prompts say of a type: the fields of a model, the members of an enumeration."""
     try:
         return pydantic.TypeAdapter(annotation).json_schema()
     except Exception:  # noqa: BLE001 - there is none of this type; it counts by its name
         return None
 
 
-def lm_identity(lm: Any, unseen: Unseen) -> Any:
+def _lm_identity(lm: Any, unseen: Unseen) -> Any:
     """An LM: class, model, endpoint, sampling parameters, engine; no key, no header."""
-    kwargs = without_secret_names(getattr(lm, "kwargs", None) or {})
-    endpoint = str(kwargs.pop("api_base", None) or kwargs.pop("base_url", None))
-    held = {k: v for k, v in vars(lm).items() if k not in LM_ATTRIBUTES and k[0] != "_"}
-    held = {} if _is_library(type(lm)) else without_secret_names(held)
-    return {
-        "class": object_identity(type(lm), unseen),
-        "held": object_identity(held, unseen),
-        "model": lm.model,
-        "type": getattr(lm, "model_type", None),
-        "endpoint": re.sub(r"(?<=//)[^/]*@|[?#].*", "", endpoint),  # which may hold a key
-        "parameters": object_identity(
-            {k: v for k, v in kwargs.items() if k not in LM_PLUMBING and v is not None}, unseen
-        ),
-        "engine": _engine_identity(getattr(lm, "engine", None), unseen),
+    unimportant = NOT_IN_IDENTITY | LM_PLUMBING
+    held = {k: v for k, v in vars(lm).items() if k not in unimportant and k[0] != "_"}
+    parameters = {
+        name: _without_url_secrets(value) if isinstance(value, str) else value
+        for name, value in getattr(lm, "kwargs", {}).items()
+        if name not in unimportant and value is not None
     }
+    held |= {"kwargs": parameters, "engine": getattr(lm, "engine", None)}
+    return object_identity([type(lm), without_secret_names(held)], unseen)
 
 
-def _engine_identity(engine: Any, unseen: Unseen) -> Any:
-    """An engine by its name, or its class with its own `fingerprint`, if it has one."""
-    if engine is None or isinstance(engine, str):
-        return engine
-    fingerprint = getattr(engine, "fingerprint", None)
-    fingerprint = fingerprint() if callable(fingerprint) else fingerprint
-    if fingerprint is None:
-        unseen.add(_name_of(type(engine)))
-    return [_name_of(type(engine)), None if fingerprint is None else str(fingerprint)]
+def _without_url_secrets(text: str) -> str:
+    """Of a URL scheme, host, port and path; the rest may hold a key."""
+    return re.sub(r"^(\w+://)([^/]*@)?([^?#]*).*", r"\1\3", text)
 
 
 def _is_lm(value: Any) -> bool:

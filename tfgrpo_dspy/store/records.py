@@ -1,7 +1,6 @@
 """Reads and writes records; turns every fault of disk and database into a clear error."""
 
 import json
-import math
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -33,8 +32,6 @@ def reading(key: str) -> Iterator[None]:
     """Within it, a record that has not the form of its stage is damaged. Raises StoreError."""
     try:
         yield
-    except StoreError:
-        raise
     except Exception as error:  # a record that was changed may hold anything
         raise StoreError(f"The record {key!r} is damaged: {described(error)}.") from error
 
@@ -86,7 +83,7 @@ class Store:
         connection = sqlite3.connect(
             file, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
-        retrying = tenacity.Retrying(  # of several processes at once, SQLite lets one set the mode
+        retrying = tenacity.Retrying(  # of several processes at once only one can set the mode
             retry=tenacity.retry_if_exception_message(match="database is locked"),
             stop=tenacity.stop_after_delay(BUSY_TIMEOUT_S),
             wait=tenacity.wait_random(0.0, 0.02),
@@ -105,11 +102,7 @@ class Store:
         return connection
 
     def _read_only(self) -> sqlite3.Connection:
-        """A connection that creates and changes no file.
-
-        A run that was killed may have left rows in the write-ahead log beside the database. Only
-        then the database is opened with its locks, which need a folder that can be written to.
-        """
+        """A connection that changes no file, unless a killed run left rows in the log beside it."""
         file = self.folder / DATABASE
         log = file.with_name(f"{DATABASE}-wal")
         how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
@@ -142,7 +135,7 @@ class Store:
         if row is None:
             return None
         with reading(key):
-            return dict(json.loads(row[0], parse_float=_finite, parse_constant=_finite).items())
+            return dict(json.loads(row[0]).items())
 
     def put(self, key: str, record: Mapping[str, Any]) -> Record | None:
         """Write a record; gives the one that stood there already, and then stays."""
@@ -166,11 +159,3 @@ class Store:
         """Close the database; records stay."""
         with self._lock, self._faults("close"):
             self._connection.close()
-
-
-def _finite(text: str) -> float:
-    """A number of a record. Raises ValueError: it is one that no record holds."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"it holds the number {text}")
-    return number
