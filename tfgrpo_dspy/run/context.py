@@ -31,7 +31,7 @@ class RunContext:
         self.records = RunRecords(settings, student)
         self.manifest = RunManifest(settings, self.records, self.ledger)
         self.loop, self.remote = _loop_of(settings, self.ledger)
-        self.report = RunReport(self.ledger, settings.execution.max_errors)
+        self.report = RunReport(settings, self.ledger)
 
     @cached_property
     def predictors(self) -> list[str]:
