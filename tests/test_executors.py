@@ -160,19 +160,23 @@ def is_usable(executor: Executor) -> bool:
 # ---------------------------------------------------------------------- the same run
 
 
-def test_any_executor_gives_what_our_threads_give_with_lms_and_classes_of_the_users(
-    executor: Executor,
+def test_any_executor_gives_what_our_threads_give_down_to_the_records(
+    executor: Executor, tmp_path: Path
 ) -> None:
+    """With LMs and classes of the user's own."""
     own_lm = scripted_lm([("", polite_answer)])
     rules = [*polite_rules()[:-1], ("`hint`", hint)]
 
     def says_please(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
         return dspy.Prediction(score=float(pred.answer == "please"), feedback="Say please.")
 
-    chosen: dict[str, Any] = {"metric": says_please, "gate": Gate()}
-    here = compiled(student=Two(own_lm), lm=scripted_lm(rules), **chosen)
-    there = compiled(executor, Two(own_lm), lm=scripted_lm(rules), **chosen)
+    lms = {"student": Two(own_lm), "lm": scripted_lm(rules)}
+    chosen: dict[str, Any] = {"metric": says_please, "gate": Gate(), **lms}
+    here = compiled(log_dir=tmp_path / "a", **chosen)
+    there = compiled(executor, log_dir=tmp_path / "b", **chosen)
     assert facts(there) == facts(here)
+    made = [records(tmp_path / name, "rollout", "lesson", "update") for name in "ab"]
+    assert made[0] == made[1] != {}
     assert '"op": "ADD"' in facts(there)
     assert there.second.lm is own_lm
     assert is_usable(executor)

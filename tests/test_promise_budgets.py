@@ -538,9 +538,9 @@ def run_of(num_threads: int = 4, before: Any = None, **settings_: Any) -> tuple[
 @pytest.mark.parametrize("limit", ["max_metric_calls", "max_lm_calls"])
 def test_bounded_calls_give_the_same_with_any_threads_and_latencies(limit: str) -> None:
     """Some groups have no contrast, so that updates take more or fewer reflections."""
-    for budget in (34, 55, 78, 101, 137, 170):
+    for max_staleness, budget in zip((0, 1, 2) * 2, (34, 55, 78, 101, 137, 170), strict=True):
         found = [
-            run_of(threads, before, **{limit: budget})[0]
+            run_of(threads, before, max_staleness=max_staleness, **{limit: budget})[0]
             for threads, before in ((1, None), (4, Latency(1)), (16, Latency(2)))
         ]
         libraries = [ExperienceLibrary.from_program(program) for program in found]
