@@ -247,16 +247,18 @@ def with_instructions(program: Any, name: str, instructions: str) -> Any:
         ("(next id: E6)\n", "", r"predictor 'solve' do not end with their next free id"),
         ("(next id: E6)", "(next id: 6)", r"do not end with .*\(next id: 6\)"),
         ("(next id: E6)", "(next id: E4)\n(and so on)", r"\(and so on\)"),
-        ("(next id: E6)", "(next id: E3)", r"next free id, but hold \['E3'\]"),
-        ("[E3] Draft", "[E6] Draft", r"next free id, but hold \['E6'\]"),
         ("[E3] Draft", "Draft", r"predictor 'solve' hold the line 'Draft in one line\.'"),
         ("[E3] Draft", "[G3] Draft", r"hold the line '\[G3\] Draft in one line\.'"),
         ("[E3] Draft in one line.", "[E3]  ", r"hold the line '\[E3\]  '.*not empty"),
-        ("Draft in", r"\ud83d in", r"half a character"),
+        ("Draft in", r"\ud83d in", "whole characters"),
         ("\n</experiences>", "", r"hold 1 blocks of experiences, 0 of which end"),
         ("</experiences>", "</experiences> Be brief.", r"0 of which end"),
         ("\n\n<experiences>", " <experiences>", r"0 of which end"),
-        ("Ask for", "Never ask for", r"disagree on E1: 'Never ask .*', 'Ask for the order"),
+        (
+            "Ask for",
+            "Never ask for",
+            r"disagree on an id: \[E1\] Never ask .* and \[E1\] Ask for the order",
+        ),
     ],
 )
 def test_a_damaged_block_is_an_error_that_says_where_and_what(
@@ -316,7 +318,7 @@ def test_experiences_may_be_edited_by_hand() -> None:
     baked = LIBRARY.bake(TwoStage())
     written = baked.solve.signature.instructions
     edited = written.replace("Draft in one line.", "Draft in two lines.").replace(
-        "(next id: E6)", "[E6] Number the lines.\n(next id: E7)"
+        "(next id: E6)", "[E6] Number the lines.\n(next id: E6)"
     )
     library = ExperienceLibrary.from_program(with_instructions(baked, "solve", edited))
     assert [(e.id, e.text, e.scope) for e in library] == [

@@ -165,9 +165,9 @@ def refused(optimized: Any) -> list[str]:
         ({"op": "ADD", "text": "   "}, "the text is empty"),
         ({"op": "ADD", "text": HUGE}, "words; at most 40 are allowed"),
         ({"op": "ADD", "text": ADVICE.upper()}, "says this already"),
-        ({"op": "ADD", "text": "Be \\ud800 brief."}, "half a character"),
+        ({"op": "ADD", "text": "Be \\ud800 brief."}, "whole characters"),
     ],
-    ids=["unknown", "unknown id", "no id", "empty", "huge", "twice", "half a character"],
+    ids=["unknown", "unknown id", "no id", "empty", "huge", "twice", "whole characters"],
 )
 def test_a_bad_operation_costs_itself_only_and_its_reason_is_told(
     bad: dict[str, str], reason: str

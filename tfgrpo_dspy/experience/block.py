@@ -1,7 +1,6 @@
 """The baked block: how a library stands in a predictor's instructions, and how it is read back.
 
-Text only, no programs. Reading back is exact for any text of an experience: what could end the
-line, the block or the adapter's own sections is written as `\\uXXXX`.
+What could end the line, the block or the adapter's own sections is written as `\\uXXXX`.
 """
 
 import re
@@ -38,8 +37,7 @@ def render_lines(experiences: Iterable[Experience]) -> str:
 
 def write_block(visible: Iterable[Experience], next_number: int) -> str:
     """The block for one predictor, from the experiences that it is given (at least one)."""
-    lines = [BEGIN, HEADER, render_lines(visible), f"(next id: E{next_number})", END]
-    return "\n".join(lines)
+    return f"{BEGIN}\n{HEADER}\n{render_lines(visible)}\n(next id: E{next_number})\n{END}"
 
 
 def split_instructions(instructions: str) -> tuple[str, str, str]:
@@ -65,10 +63,7 @@ def split_instructions(instructions: str) -> tuple[str, str, str]:
 
 
 def replace_block(instructions: str, new: str = "") -> str:
-    """The instructions with the new block in place of the old one; at the end if there was none.
-
-    Without a new block, the instructions as they were before any was written.
-    """
+    """The instructions with the new block in place of the old one, or at the end; or with none."""
     before, old, after = split_instructions(instructions)
     if old and new:
         return before + new + after
@@ -92,15 +87,7 @@ def parse_block(text: str, predictor: str) -> tuple[list[Experience], int]:
             f"id but with {last!r}; restore the line '(next id: E<number>)', or remove the "
             f"whole block from {BEGIN} to {END}."
         )
-    experiences = [_parse_line(line, predictor) for line in lines]
-    next_number = int(found[1])
-    taken = [experience.id for experience in experiences if experience.number >= next_number]
-    if taken:
-        raise LibraryFormatError(
-            f"The experiences baked into predictor {predictor!r} give E{next_number} as their next "
-            f"free id, but hold {taken}; raise the number in their last line."
-        )
-    return experiences, next_number
+    return [_parse_line(line, predictor) for line in lines], int(found[1])
 
 
 def _parse_line(line: str, predictor: str) -> Experience:
@@ -119,8 +106,6 @@ def _parse_line(line: str, predictor: str) -> Experience:
 
 def plain_instructions(instructions: str) -> str:
     """The instructions with each baked experience as a line of its own, without ids and markers.
-
-    Small models follow a plain line better than one in a block; large ones do not mind the block.
 
     Raises:
         LibraryFormatError: the block is damaged.

@@ -1,37 +1,19 @@
-"""The library: an immutable, ordered set of experiences; apply, compare, merge, bake, save.
-
-Programs are known by their shape only (`named_predictors`, `signature`), so that reading a library
-needs no DSPy. The text of a baked block is written and read in `block`.
-"""
+"""The library: an immutable, ordered set of experiences; apply, compare, merge, bake, save."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import BaseModel, StrictInt
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
-from tfgrpo_dspy.experience.block import (
-    parse_block,
-    render_lines,
-    replace_block,
-    split_instructions,
-    write_block,
-)
-from tfgrpo_dspy.experience.operations import (
-    DEFAULT_LIMITS,
-    Limits,
-    carry_out,
-    normalized,
-    with_evidence,
-)
+from tfgrpo_dspy.experience import block
+from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits, carry_out, normalized
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with_instructions
 from tfgrpo_dspy.experience.values import (
     ALL,
-    Add,
     Experience,
     Operation,
     Refusal,
@@ -40,16 +22,23 @@ from tfgrpo_dspy.experience.values import (
 )
 
 ProgramT = TypeVar("ProgramT")
+Written = Operation | Mapping[str, Any]
+"""An operation, or a mapping as an LM writes it."""
 FORMAT = {"format": "tfgrpo_dspy.library", "version": 1}
-_EXPERIENCES = TypeAdapter(list[Experience], config=ConfigDict(extra="forbid"))
+
+
+class _File(BaseModel, extra="forbid"):
+    experiences: list[Experience]
+    next_number: StrictInt | None = None
+    format: Literal["tfgrpo_dspy.library"] = "tfgrpo_dspy.library"
+    version: Literal[1] = 1
 
 
 @dataclass(frozen=True, init=False)
 class ExperienceLibrary:
     """An immutable set of experiences, in the order of their ids, which are never used twice.
 
-    Two libraries are equal when ids, texts, scopes and the next free id are; evidence takes no
-    part.
+    Two libraries are equal when ids, texts, scopes and the next free id are.
 
         >>> library = ExperienceLibrary([Experience(id="E1", text="Ask for the order number.")])
         >>> library = library.apply([{"op": "ADD", "text": "Say sorry first."}])
@@ -72,12 +61,11 @@ class ExperienceLibrary:
         self, experiences: Iterable[Experience] = (), *, next_number: int | None = None
     ) -> None:
         experiences = tuple(sorted(experiences, key=lambda experience: experience.number))
-        twice = [id_ for id_, n in Counter(each.id for each in experiences).items() if n > 1]
-        if twice:
-            raise LibraryError(f"ids {twice} occur twice; an id names one experience.")
-        free = 1 + max((experience.number for experience in experiences), default=0)
-        if next_number is None:
-            next_number = free
+        ids = [experience.id for experience in experiences]
+        if len(set(ids)) < len(ids):
+            raise LibraryError(f"ids {ids}: one occurs twice; an id names one experience.")
+        free = experiences[-1].number + 1 if experiences else 1
+        next_number = free if next_number is None else next_number
         if not isinstance(next_number, int) or next_number < free:
             raise LibraryError(
                 f"next_number={next_number!r}: must be a whole number of at least {free}, above "
@@ -118,18 +106,14 @@ class ExperienceLibrary:
 
     def render(self) -> str:
         """The experiences as text, a line each; those for one predictor say for which."""
-        return "\n".join(render_lines([each]) + scope_note(each.scope) for each in self)
+        return "\n".join(block.render_lines([each]) + scope_note(each.scope) for each in self)
 
     def holding(self, experiences: Iterable[Experience]) -> "ExperienceLibrary":
         """A library of these experiences, with the next free id of this one."""
         return ExperienceLibrary(experiences, next_number=self.next_number)
 
-    # ------------------------------------------------------------------ operations
-
     def apply(
-        self,
-        operations: Iterable[Operation | Mapping[str, Any]],
-        limits: Limits = DEFAULT_LIMITS,
+        self, operations: Iterable[Written], limits: Limits = DEFAULT_LIMITS
     ) -> "ExperienceLibrary":
         """The library after the operations; those that `refusals` names are left out.
 
@@ -140,16 +124,14 @@ class ExperienceLibrary:
             LibraryError: an operation is malformed, such as one with a misspelt `op`.
         """
         parsed = [operation_from(each) for each in operations]
-        after, taken, _ = carry_out(parsed, self, self.next_number, limits)
-        n_added = sum(isinstance(operation, Add) for operation in taken)
+        after, _, _ = carry_out(parsed, self, self.next_number, limits)
+        n_added = sum(experience.number >= self.next_number for experience in after)
         return ExperienceLibrary(after, next_number=self.next_number + n_added)
 
     def refusals(
-        self,
-        operations: Iterable[Operation | Mapping[str, Any]],
-        limits: Limits = DEFAULT_LIMITS,
+        self, operations: Iterable[Written], limits: Limits = DEFAULT_LIMITS
     ) -> tuple[Refusal, ...]:
-        """The operations that the library does not accept, and why.
+        """The operations that the library does not accept, and why: first the malformed ones.
 
         An operation is refused that is malformed; names an id that is not in the library, or one
         that an earlier operation of the list names (the first one counts); has an empty text or
@@ -157,9 +139,14 @@ class ExperienceLibrary:
         punctuation and spacing, where the scopes meet); changes nothing; or adds to a full
         library (the deletions of the list make room first).
         """
-        return tuple(carry_out(operations, self, self.next_number, limits)[2])
-
-    # ------------------------------------------------------------------ two libraries
+        parsed: list[Operation] = []
+        malformed: list[Refusal] = []
+        for written in operations:
+            try:
+                parsed.append(operation_from(written))
+            except LibraryError as error:
+                malformed.append(Refusal(written, str(error)))
+        return (*malformed, *carry_out(parsed, self, self.next_number, limits)[2])
 
     def diff(self, other: "ExperienceLibrary") -> str:
         """A line for each experience that the two do not share, by id; "" where there is none."""
@@ -172,18 +159,16 @@ class ExperienceLibrary:
     def merge(self, other: "ExperienceLibrary") -> "ExperienceLibrary":
         """This library and what the other has besides.
 
-        Own ids stay; an id of the other's that is taken (or was, before a DELETE) gives way to
-        the next free one. What says the same in the same scope is kept once, with the evidence
-        of both.
+        Own ids stay; a taken or retired id of the other's gives way to the next free one. What
+        says the same in the same scope is kept once, with the evidence of both.
         """
         merged = self._by_id()
         id_by_content = {(normalized(each.text), each.scope): each.id for each in self}
         next_number = max(self.next_number, other.next_number)
         for experience in other:
             content = (normalized(experience.text), experience.scope)
-            if content in id_by_content:
-                same = id_by_content[content]
-                merged[same] = with_evidence(merged[same], experience.evidence)
+            if same := id_by_content.get(content):
+                merged[same] = merged[same].with_evidence(experience.evidence)
                 continue
             if experience.number < self.next_number:
                 experience = replace(experience, id=f"E{next_number}")
@@ -192,14 +177,11 @@ class ExperienceLibrary:
             id_by_content[content] = experience.id
         return ExperienceLibrary(merged.values(), next_number=next_number)
 
-    # ------------------------------------------------------------------ programs
-
     def bake(self, program: ProgramT) -> ProgramT:
         """A copy of the program with this library in its instructions, in place of any other.
 
-        The copy shares the program's LMs. An empty library takes the block away and leaves the
-        instructions byte for byte as they were before the first bake (and with the block goes
-        the memory of retired ids).
+        The copy shares the program's LMs. An empty library leaves the instructions byte for byte as
+        they were before the first bake; with the block goes the memory of retired ids.
 
         Raises:
             LibraryError: a scope is not the name of one of the program's predictors.
@@ -213,8 +195,8 @@ class ExperienceLibrary:
             )
         for name, predictor in predictors.items():
             visible = [experience for experience in self if experience.scope in (ALL, name)]
-            block = write_block(visible, self.next_number) if visible else ""
-            instructions = replace_block(predictor.signature.instructions, block)
+            written = block.write_block(visible, self.next_number) if visible else ""
+            instructions = block.replace_block(predictor.signature.instructions, written)
             if instructions != predictor.signature.instructions:
                 predictor.signature = with_instructions(predictor.signature, instructions)
         return baked
@@ -232,24 +214,24 @@ class ExperienceLibrary:
         by_id: dict[str, Experience] = {}
         next_number = 1
         for name, predictor in named_predictors(program):
-            block = split_instructions(predictor.signature.instructions)[1]
-            experiences, free = parse_block(block, name) if block else ([], 1)
-            next_number = max(next_number, free)
+            _, written, _ = block.split_instructions(predictor.signature.instructions)
+            experiences, free = block.parse_block(written, name) if written else ([], 1)
+            next_number = max(next_number, free, *(each.number + 1 for each in experiences))
             for experience in experiences:
                 known = by_id.setdefault(experience.id, experience)
                 if known != experience:
                     raise LibraryFormatError(
-                        f"Two predictors disagree on {experience.id}: {known.text!r} for "
-                        f"{known.scope!r}, {experience.text!r} for {experience.scope!r}; give "
-                        f"both lines the same text."
+                        f"Two predictors disagree on an id: {known} and {experience}; give both "
+                        f"lines the same text."
                     )
         return cls(by_id.values(), next_number=next_number)
 
-    # ------------------------------------------------------------------ files
-
     def to_dict(self) -> dict[str, Any]:
         """What `save` writes: the library with its evidence, as values that JSON has."""
-        experiences = [experience.to_dict() for experience in self]
+        experiences = [
+            {name: value for name, value in asdict(each).items() if value not in (None, False)}
+            for each in self
+        ]
         return {**FORMAT, "next_number": self.next_number, "experiences": experiences}
 
     def save(self, path: str | Path) -> None:
@@ -281,15 +263,12 @@ class ExperienceLibrary:
         Raises:
             LibraryFormatError: the record is not a library, or one of a newer version.
         """
-        is_library = isinstance(record, dict) and isinstance(record.get("experiences"), list)
-        if not is_library or {name: record.get(name, FORMAT[name]) for name in FORMAT} != FORMAT:
+        try:
+            known = _File.model_validate(record)
+            return cls(known.experiences, next_number=known.next_number)
+        except ValueError as error:
             raise LibraryFormatError(
-                f"{source} is not a library of version {FORMAT['version']}; pass a file that "
+                f"{source} is not a library of version 1: {error}; pass a file that "
                 f"ExperienceLibrary.save wrote, or one that holds "
                 f'{{"experiences": [{{"id": "E1", "text": "..."}}]}}.'
-            )
-        try:
-            experiences = _EXPERIENCES.validate_python(record["experiences"])
-            return cls(experiences, next_number=record.get("next_number"))
-        except ValueError as error:
-            raise LibraryFormatError(f"{source} is a damaged library: {error}.") from error
+            ) from error

@@ -3,23 +3,10 @@
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from tfgrpo_dspy.errors import LibraryError
-from tfgrpo_dspy.experience.values import (
-    ALL,
-    Add,
-    Delete,
-    Evidence,
-    Experience,
-    Keep,
-    Modify,
-    Operation,
-    Refusal,
-    operation_from,
-)
+from tfgrpo_dspy.experience.values import ALL, Add, Delete, Experience, Modify, Operation, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +21,13 @@ DEFAULT_LIMITS = Limits()
 _WORD = re.compile(
     r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\s\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+"
 )
+# What a normalized text keeps: letters, marks (in many scripts the vowels), digits, `<`, `$`, `_`.
 _MEANING = ("L", "M", "N", "Sm", "Sc", "Pc")
-"""Unicode categories of the characters that a normalized text keeps."""
 
 
 @functools.lru_cache(maxsize=4096)
 def normalized(text: str) -> str:
-    """The text without case, punctuation and spacing: two texts with the same result say the same.
-
-    What stays are letters, digits, marks (in many scripts the vowels) and the signs of
-    mathematics and money: `x > 0` is not `x < 0`.
-    """
+    """The text without case, punctuation and spacing; the signs of mathematics and money stay."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     kept = (c if unicodedata.category(c).startswith(_MEANING) else " " for c in folded)
     return " ".join("".join(kept).split()) or text.strip()
@@ -55,75 +38,51 @@ def n_words(text: str) -> int:
     return len(_WORD.findall(text))
 
 
-def with_evidence(experience: Experience, evidence: Iterable[Evidence]) -> Experience:
-    """The experience with more evidence; what it has already is not repeated."""
-    return replace(experience, evidence=tuple(dict.fromkeys((*experience.evidence, *evidence))))
-
-
 def carry_out(
-    operations: Iterable[Operation | Mapping[str, Any]],
+    operations: Sequence[Operation],
     library: Iterable[Experience],
     next_number: int,
     limits: Limits,
 ) -> tuple[list[Experience], list[Operation], list[Refusal]]:
     """The experiences after the operations; the operations that are accepted; those refused."""
     before = {experience.id: experience for experience in library}
-    parsed = [(given, _parsed(given)) for given in operations]
-    first: dict[str, Operation] = {}
-    for _, operation in parsed:
-        if not isinstance(operation, Add | Refusal):
-            first.setdefault(operation.id, operation)
-    deleted = {id_ for id_, operation in first.items() if isinstance(operation, Delete)}
-    now = {id_: experience for id_, experience in before.items() if id_ not in deleted}
+    first = {each.id: each for each in reversed(operations) if not isinstance(each, Add)}
+    now = {id_: before[id_] for id_ in before if not isinstance(first.get(id_), Delete)}
     accepted: list[Operation] = []
     refused: list[Refusal] = []
-    for given, operation in parsed:
-        if isinstance(operation, Refusal):
-            refused.append(operation)
-        elif reason := _reason(operation, before, now, first, limits):
-            refused.append(Refusal(given, reason))
+    for operation in operations:
+        if reason := _reason(operation, before, now, first, limits):
+            refused.append(Refusal(operation, reason))
+            continue
+        accepted.append(operation)
+        if isinstance(operation, Delete):
+            continue
+        if isinstance(operation, Add):
+            new = Experience(f"E{next_number}", operation.text, operation.scope)
+            next_number += 1
         else:
-            accepted.append(operation)
-            if isinstance(operation, Add):
-                new = Experience(f"E{next_number}", operation.text, operation.scope)
-                now[new.id] = with_evidence(new, operation.evidence)
-                next_number += 1
-            elif not isinstance(operation, Delete):
-                now[operation.id] = _changed(now[operation.id], operation)
+            new = now[operation.id]
+        if isinstance(operation, Modify):  # what was measured of the old text is not kept
+            new = Experience(new.id, operation.text, operation.scope or new.scope, new.evidence)
+        now[new.id] = new.with_evidence(operation.evidence)
     return [*now.values()], accepted, refused
-
-
-def _parsed(given: Operation | Mapping[str, Any]) -> Operation | Refusal:
-    try:
-        return operation_from(given)
-    except LibraryError as error:
-        return Refusal(given, str(error))
-
-
-def _changed(experience: Experience, operation: Modify | Keep) -> Experience:
-    """What was measured of one text says nothing of another: a MODIFY keeps only the evidence."""
-    supported = with_evidence(experience, operation.evidence)
-    if isinstance(operation, Keep):
-        return supported
-    scope = operation.scope or experience.scope
-    return Experience(experience.id, operation.text, scope, supported.evidence)
 
 
 def _reason(
     operation: Operation,
     before: Mapping[str, Experience],
     now: Mapping[str, Experience],
-    first: dict[str, Operation],
+    first: Mapping[str, Operation],
     limits: Limits,
 ) -> str:
-    """Why the operation is refused, or "". Takes its id out of `first`, where later ones look."""
+    """Why the operation is refused; "" if it is accepted."""
     if isinstance(operation, Add):
         if len(now) >= limits.max_experiences:
             return f"the library is full: {len(now)} experiences"
         return _text_reason(operation.text, operation.scope, now.values(), limits)
     if operation.id not in before:
         return f"there is no {operation.id}"
-    if first.pop(operation.id, None) is None:
+    if first[operation.id] is not operation:
         return f"an earlier operation of this list names {operation.id}; the first one counts"
     if not isinstance(operation, Modify):
         return ""

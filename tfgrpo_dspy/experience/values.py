@@ -1,12 +1,11 @@
 """Experiences, the operations on them, and refusals: plain values.
 
-What is not legal cannot be built: every constructor checks its arguments. What an operation does
-to a library is decided in `library`, when it is refused in `operations`.
+What is not legal cannot be built: every constructor checks its arguments.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from tfgrpo_dspy.errors import LibraryError
@@ -14,13 +13,14 @@ from tfgrpo_dspy.errors import LibraryError
 ALL = "*"
 """The scope of an experience that every predictor of the program is given."""
 
+_TEXT = (r"[^\ud800-\udfff]*", "give a string of whole characters")
+# The form of the fields of experiences and operations, and what to do about another.
 _FORMS = {
-    "id": (re.compile(r"E[1-9][0-9]*"), "an id is 'E' and a number from 1, such as 'E1'"),
-    "text": (re.compile(r"(?s).*"), "give a string"),
-    "scope": (re.compile(r"(?s).+"), "give a predictor's name, or '*' for all"),
-    "reason": (re.compile(r"(?s).*"), "give a string"),
+    "id": (r"E[1-9][0-9]*", "an id is 'E' and a number from 1, such as 'E1'"),
+    "text": _TEXT,
+    "scope": (r"[^\ud800-\udfff]+", "give a predictor's name, or '*' for all"),
+    "reason": _TEXT,
 }
-"""What the fields of experiences and operations must look like."""
 _WRITTEN_ID = re.compile(r"[\[(]?\s*[eE]?([1-9][0-9]*)\*?\s*[\])]?")
 
 
@@ -45,10 +45,9 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What an experience's presence does to the score: an estimate with its standard error.
+    """What an experience adds to the score, as a mean over examples like the training examples.
 
-    The estimate is the mean over examples like the training examples; `n_rollouts` rollouts were
-    given the experience.
+    `n_rollouts` rollouts were given the experience.
     """
 
     estimate: float
@@ -92,6 +91,10 @@ class Experience:
         """The number in the id: 7 for "E7"."""
         return int(self.id[1:])
 
+    def with_evidence(self, evidence: Iterable[Evidence]) -> "Experience":
+        """The experience with more evidence; what it has already is not repeated."""
+        return replace(self, evidence=tuple(dict.fromkeys((*self.evidence, *evidence))))
+
     def __str__(self) -> str:
         known = [str(self.effect)] if self.effect is not None else []
         known += [f"{self.price} tokens"] if self.price is not None else []
@@ -99,17 +102,11 @@ class Experience:
         line = f"[{self.id}] {self.text}{scope_note(self.scope)}"
         return line + (f"  ({', '.join(known)})" if known else "")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Its fields by name, the evidence too; what was not measured is left out."""
-        return {
-            name: value
-            for name, value in asdict(self).items()
-            if value is not None and value is not False
-        }
 
-
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Operation:
-    __slots__ = ()
+    reason: str = ""
+    evidence: tuple[Evidence, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self)
@@ -122,8 +119,6 @@ class Add(_Operation):
     op: ClassVar[str] = "ADD"
     text: str
     scope: str = ALL
-    reason: str = ""
-    evidence: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +129,6 @@ class Modify(_Operation):
     id: str
     text: str
     scope: str | None = None
-    reason: str = ""
-    evidence: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +137,6 @@ class Delete(_Operation):
 
     op: ClassVar[str] = "DELETE"
     id: str
-    reason: str = ""
-    evidence: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +145,6 @@ class Keep(_Operation):
 
     op: ClassVar[str] = "KEEP"
     id: str
-    reason: str = ""
-    evidence: tuple[Evidence, ...] = ()
 
 
 Operation = Add | Modify | Delete | Keep
@@ -165,7 +154,7 @@ _SYNONYMS = {"UPDATE": "MODIFY", "REMOVE": "DELETE", "NONE": "KEEP"}
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An operation that was left out, as it was given, and the reason in words."""
+    """An operation that was left out (a malformed one as it was given), and why, in words."""
 
     operation: Any
     reason: str
@@ -190,27 +179,25 @@ def operation_from(given: Any) -> Operation:
     kind = _OPERATIONS.get(_SYNONYMS.get(name, name))
     if kind is None:
         raise LibraryError(f"op={given.get('op')!r}: the operations are ADD, MODIFY, DELETE, KEEP.")
-    names = {"id", "text", "scope", "reason"} & set(kind.__match_args__)
-    fields = {name: given[name] for name in names if given.get(name) is not None}
-    if fields.get("scope") == "":
-        del fields["scope"]
-    if "id" in names:
+    fields = {
+        name: given[name]
+        for name in _FORMS.keys() & kind.__dataclass_fields__.keys()
+        if given.get(name) is not None and (name, given[name]) != ("scope", "")
+    }
+    if kind is not Add:
         found = _WRITTEN_ID.fullmatch(str(given.get("id")).strip())
         fields["id"] = f"E{found[1]}" if found else str(given.get("id"))
-    if "text" in names and "text" not in fields:
+    if kind in (Add, Modify) and "text" not in fields:
         raise LibraryError(f"op={kind.op!r} needs a text, and has none.")
     return kind(**fields)
 
 
 def _check(checked: Any) -> None:
     """Raise LibraryError where a field is not of its form."""
-    for name in [name for name in checked.__match_args__ if name in _FORMS]:
-        value, (form, advice) = getattr(checked, name), _FORMS[name]
-        if value is None and name == "scope" and isinstance(checked, Modify):
+    for name, (form, advice) in _FORMS.items():
+        if not hasattr(checked, name):
             continue
-        if not (isinstance(value, str) and form.fullmatch(value)):
+        value = getattr(checked, name)
+        is_default = value is None and name == "scope" and isinstance(checked, Modify)
+        if not (is_default or (isinstance(value, str) and re.fullmatch(form, value))):
             raise LibraryError(f"{name}={value!r}: {advice}.")
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise LibraryError(f"{name}={value!r} holds half a character.") from error

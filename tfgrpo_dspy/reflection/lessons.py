@@ -107,7 +107,10 @@ def lessons_in(
         text, scope = read_lesson(line, predictors)
         if len(predictors) > 1 and _SCOPED.fullmatch(text):
             unknown_scope(f"{text!r} names none of {list(predictors)}; it is taken for all")
-        if reason := guard.reason(text) or _unfit_reason(text, max_words):
+        reason = guard.reason(text) or unsafe_reason(text)
+        if n_words(text) > LONGEST_LESSON * max_words:
+            reason = f"more than {LONGEST_LESSON} times as long as an experience"
+        if reason:
             refused.append(f"{text} ({reason})")
         elif text:
             taken.append(replace(blank, text=text, scope=scope))
@@ -122,8 +125,7 @@ def read_lesson(line: str, predictors: Sequence[str]) -> tuple[str, str]:
     """
     text = _SOURCES.sub("", " ".join(line.split()))
     scoped = _SCOPED.fullmatch(text)
-    scope = resolve_scope(scoped[1], predictors) if scoped else None
-    if scoped is None or scope is None:
+    if scoped is None or (scope := resolve_scope(scoped[1], predictors)) is None:
         return text, ALL
     return scoped[2], scope if len(predictors) > 1 else ALL
 
@@ -131,9 +133,8 @@ def read_lesson(line: str, predictors: Sequence[str]) -> tuple[str, str]:
 def unsafe_reason(text: str) -> str:
     """Why advice is held back for the user to see: it may not serve the task; "" if it is not.
 
-    Whoever writes a training input can write what the reflection LM reads. So no web or mail
-    address, no call to give a secret away and none to ignore instructions comes from there into a
-    prompt. Advice that forbids such a thing ("Never ignore the instructions.") is not held back.
+    Whoever writes a training input can influence what the reflection LM writes. Advice that forbids
+    a bad thing ("Never ignore the instructions.") is not held back.
     """
     if text in SAMPLES:
         return "repeats the sample answer of the prompt"
@@ -144,19 +145,10 @@ def unsafe_reason(text: str) -> str:
     return ""
 
 
-def _unfit_reason(text: str, max_words: int) -> str:
-    if text.endswith(":"):
-        return "a heading"
-    if n_words(text) > LONGEST_LESSON * max_words:
-        return f"more than {LONGEST_LESSON} times as long as an experience"
-    return unsafe_reason(text)
-
-
 class CopyGuard:
-    """Knows training examples and refuses what copies one, or long runs of words from one.
+    """Refuses what copies an example, or long runs of words from one.
 
-    Args:
-        examples: the input fields and the labels of each example, as texts by name.
+    `examples` holds the input fields and the labels of each, as texts by name.
     """
 
     def __init__(self, examples: Iterable[tuple[Mapping[str, str], Mapping[str, str]]]) -> None:

@@ -13,10 +13,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import (
     ALL,
     Add,
-    Delete,
-    Evidence,
     Keep,
-    Modify,
     Operation,
     Refusal,
     operation_from,
@@ -35,8 +32,6 @@ from tfgrpo_dspy.reflection.reading import (
     resolve_scope,
     without_fences,
 )
-
-OPS = frozenset({"ADD", "MODIFY", "DELETE", "KEEP"})
 
 _ALIASES = {
     "op": ("operation", "action", "type", "kind"),
@@ -61,7 +56,7 @@ def known_lessons(
     for lesson in lessons:
         same = (e.id for e in library if is_same_lesson(Lesson(e.text, e.scope), lesson))
         if known := next(same, ""):
-            keeps.append(Keep(known, "seen again", lesson.evidence))
+            keeps.append(Keep(known, reason="seen again", evidence=lesson.evidence))
         else:
             new.append(lesson)
     return keeps, new
@@ -87,7 +82,7 @@ def operations_in(
     except ValueError:  # a module of the user's own may answer anything
         items = None
     if items is None:
-        return [Add(each.text, each.scope, "", each.evidence) for each in lessons]
+        return [Add(each.text, each.scope, evidence=each.evidence) for each in lessons]
     texts = {experience.id: experience.text for experience in library}
     found: list[Operation | Refusal] = []
     for given in items:
@@ -121,19 +116,20 @@ def _scoped(
 
 def merge_keeps(operations: Sequence[Operation]) -> list[Operation]:
     """The KEEPs of an experience as one, or as evidence of the operation that changes it."""
-    support: dict[str, list[Evidence]] = {}
-    for operation in operations:
-        if isinstance(operation, Keep):
-            support.setdefault(operation.id, []).extend(operation.evidence)
-    changing = {op.id for op in operations if isinstance(op, Modify | Delete)}
-    merged: list[Operation] = []
-    for operation in operations:
-        if isinstance(operation, Add):
-            merged.append(operation)
-        elif not isinstance(operation, Keep) or operation.id in support.keys() - changing:
-            evidence = dict.fromkeys((*operation.evidence, *support.pop(operation.id, ())))
-            merged.append(replace(operation, evidence=tuple(evidence)))
-    return merged
+    keeps: dict[str, Keep] = {}
+    for keep in operations:
+        if isinstance(keep, Keep):
+            keeps[keep.id] = _supported(keeps.get(keep.id, keep), keep)
+    others = [operation for operation in operations if not isinstance(operation, Keep)]
+    ids = [getattr(operation, "id", "") for operation in others]
+    merged = [_supported(op, keeps.get(id_, op)) for op, id_ in zip(others, ids, strict=True)]
+    return [*(keep for id_, keep in keeps.items() if id_ not in ids), *merged]
+
+
+def _supported(operation: Any, other: Operation) -> Any:
+    """The operation with the evidence of the other, too."""
+    evidence = dict.fromkeys((*operation.evidence, *other.evidence))
+    return replace(operation, evidence=tuple(evidence))
 
 
 # ---------------------------------------------------------------------- reading
@@ -171,7 +167,7 @@ def _items(given: Any) -> list[Any]:
         named = {str(name).strip().upper(): value for name, value in given.items()}
         if isinstance(named.get("OPERATIONS"), list | Mapping):
             return _items(named["OPERATIONS"])
-        if not named or not named.keys() <= OPS:
+        if not named or not named.keys() <= {"ADD", "MODIFY", "DELETE", "KEEP"}:
             return [given]
         return [
             {"op": op, **(item if isinstance(item, Mapping) else {"text": item})}

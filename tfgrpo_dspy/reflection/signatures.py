@@ -1,10 +1,9 @@
 """What the reflection LM is asked: one signature for each prompt, the instruction its docstring.
 
-Fields stand in the order of how seldom they change (what a run is about, the library, the group),
-so that two prompts begin alike as far as they can: providers charge less for such a beginning.
-Outputs are plain text: small LMs write that more reliably than typed JSON, and `reading` and
-`proposals` read it. The explanation comes before the lessons, the plan before the operations, so
-that the LM thinks before it commits itself; both may be absent.
+Fields that seldom change come first (what a run is about, the library): providers charge less for
+prompts that begin alike. Outputs are plain text, which small LMs write more reliably than typed
+JSON. The explanation comes before the lessons, the plan before the operations, so that the LM
+thinks before it commits itself; both may be absent.
 """
 
 import dspy

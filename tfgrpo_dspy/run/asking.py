@@ -31,8 +31,6 @@ ASKED_ONCE = dspy.ChatAdapter(use_json_adapter_fallback=False)
 whatever an LM rambles is a lesson."""
 MAX_HALVINGS = 4
 """How often what is shown is cut to half where the LM says that the prompt is too long."""
-
-
 STAGES = {
     "update": ("update", "operations", 0),
     "draft": ("draft", "lessons", 1),
@@ -165,8 +163,8 @@ class ReflectionClient:
                 found = module(**shown)
             why = getattr(found, "semantic_advantage", "") or getattr(found, "critique", "") or ""
             n_unparsed = int(getattr(found, "parse_failures", 0))
-            given = _plain(getattr(found, output, None))
-            answer = Answer(given, meter.usage, n_unparsed, explanation=str(why))
+            given = json.dumps(getattr(found, output, None), default=_as_json)
+            answer = Answer(json.loads(given), meter.usage, n_unparsed, explanation=str(why))
         except (RunStopped, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything
@@ -177,14 +175,6 @@ class ReflectionClient:
         return answer
 
 
-def _plain(given: Any) -> Any:
-    """An output as JSON holds it."""
-    return json.loads(json.dumps(given, default=_as_json))
-
-
 def _as_json(item: Any) -> Any:
-    if hasattr(item, "model_dump"):
-        return item.model_dump(mode="json")
-    if isinstance(item, Mapping):
-        return dict(item)
-    return list(item) if isinstance(item, Iterable) else str(item)
+    """An output of a pydantic type, or in a sequence that JSON does not have."""
+    return item.model_dump(mode="json") if hasattr(item, "model_dump") else list(item)

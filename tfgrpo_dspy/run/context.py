@@ -46,7 +46,7 @@ class RunContext:
             manifest=RunManifest(settings, records, ledger),
             loop=loop,
             remote=remote,
-            report=RunReport(ledger, settings.execution.max_errors),
+            report=RunReport(settings, ledger),
         )
 
     @cached_property
