@@ -246,7 +246,7 @@ class Answers(Gate):
         ("assign", [None] * 4, "return 4 libraries"),
         ("assign", None, "return 4 libraries"),
         ("assign", "four", "return 4 libraries"),
-        ("finalists", None, "proposed None for the end; return a sequence of libraries"),
+        ("finalists", None, "gave as finalists None; return a sequence of libraries"),
         ("finalists", [ExperienceLibrary(), "E1"], "return a sequence of libraries"),
     ],
 )
