@@ -10,14 +10,7 @@ from typing import Any
 
 from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import (
-    ALL,
-    Add,
-    Keep,
-    Operation,
-    Refusal,
-    operation_from,
-)
+from tfgrpo_dspy.experience.values import ALL, Add, Keep, Operation, Refusal, operation_from
 from tfgrpo_dspy.reflection.lessons import (
     CopyGuard,
     Lesson,
@@ -130,9 +123,6 @@ def _supported(operation: Any, other: Operation) -> Any:
     """The operation with the evidence of the other, too."""
     evidence = dict.fromkeys((*operation.evidence, *other.evidence))
     return replace(operation, evidence=tuple(evidence))
-
-
-# ---------------------------------------------------------------------- reading
 
 
 def read_operations(given: Any) -> list[Any]:

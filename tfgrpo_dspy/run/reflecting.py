@@ -20,7 +20,6 @@ from tfgrpo_dspy.reflection.texts import (
     dropped_text,
     estimate_tokens,
     feedback_text,
-    given_texts,
     lessons_text,
     library_text,
     packed_lessons,
@@ -37,9 +36,6 @@ REASON_TOKENS, EXAMPLE_TOKENS = 60, 25
 
 Found = tuple[list[Lesson], list[str]]
 """The lessons that are taken; the texts of those that are refused, each with the reason."""
-
-
-# ---------------------------------------------------------------------- lessons of groups
 
 
 async def extract_lessons(
@@ -94,7 +90,6 @@ async def _lessons_of(client: ReflectionClient, batch: Batch, sampled: SampledGr
     max_tokens = getattr(run.settings.reflection.extract, "attempts_tokens", 12_000)
     about = _about(run, group)
     texts = await _attempts(client, batch, group, about, max_tokens)
-    given = given_texts(group, sampled.libraries, batch.library)
 
     def inputs(halving: int) -> Inputs:
         share = (max_tokens >> halving) // len(texts)
@@ -102,7 +97,7 @@ async def _lessons_of(client: ReflectionClient, batch: Batch, sampled: SampledGr
         return {
             **about,
             "experiences": batch.library.render() or NO_EXPERIENCES,
-            "attempts": attempts_text(group, shown, given),
+            "attempts": attempts_text(group, shown, sampled.libraries, batch.library),
             "feedback": feedback_text(group),
             "is_scored": bool(group.scores),
         }
@@ -167,9 +162,6 @@ def _read(run: RunContext, answer: Answer, examples: Sequence[Any], evidence: Ev
     )
 
 
-# ---------------------------------------------------------------------- lessons of labels
-
-
 async def draft_lessons(
     client: ReflectionClient, batch: Batch, training: Sequence[int]
 ) -> Extracted:
@@ -211,9 +203,6 @@ def _draft_parts(run: RunContext, training: Sequence[int]) -> Iterator[list[Any]
         random.Random(f"{run.settings.seed}/drafts/{number}").shuffle(order)
         for start in range(0, len(order), n_shown):
             yield order[start : start + n_shown]
-
-
-# ---------------------------------------------------------------------- operations
 
 
 async def propose(
