@@ -12,14 +12,11 @@ from tfgrpo_dspy.experience.values import ALL, Evidence
 from tfgrpo_dspy.reflection.reading import read_lessons, resolve_scope
 from tfgrpo_dspy.reflection.signatures import SAMPLES
 
-LESSONS_PER_EXAMPLE = 10
-"""So many lessons of an answer are read for each example that it was shown."""
-LONGEST_LESSON = 3
-"""How many times as long as an experience may be a lesson may be: UpdateLibrary may shorten it."""
+LESSONS_PER_EXAMPLE = 10  # of one answer
+LONGEST_LESSON = 3  # times as long as an experience: UpdateLibrary may shorten it
 COPIED_WORDS, COPIED_LABEL, COPIED_INPUT, COPIED_EXAMPLE = 8, 4, 5, 5
 """So many words make a copy: in a row; a whole label; a whole input; a whole example."""
-NEAR_DUPLICATE = 0.8
-"""Share of a lesson's words that a shorter one must have, to be taken for the same."""
+NEAR_DUPLICATE = 0.8  # of a lesson's words make the same lesson
 LIKE_SHARE, LEAST_SHARE = 0.5, 0.2
 """Share of a lesson's letter groups that a text which rests on it has: for sure; at least."""
 

@@ -17,13 +17,11 @@ from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
 BYTES_PER_TOKEN = 3.5
 """UTF-8 bytes in a token, on the low side for English text: a stated estimate, not a tokenizer."""
 
+NO_EXPERIENCES = "(none yet)"
 UNKNOWN = "(not known)"
 HIDDEN = "(hidden)"
-NO_EXPERIENCES = "(none yet)"
-LONGEST_ABOUT = 300
-"""Tokens (estimated) of a program's docstring that are shown."""
-MOST_SOURCES, MOST_DROPPED = 3, 20
-"""How many sources of a lesson are shown with their scores, and how many dropped texts."""
+LONGEST_ABOUT = 300  # tokens (estimated) of a program's docstring
+MOST_SOURCES, MOST_DROPPED = 3, 20  # scores of a lesson, dropped texts that are shown
 
 
 def estimate_tokens(text: str) -> int:
@@ -148,7 +146,9 @@ def lessons_text(lessons: Iterable[Lesson]) -> str:
     for number, lesson in enumerate(lessons, start=1):
         lines.append(f"{number}. {lesson.text}{scope_note(lesson.scope)}")
         if lesson.evidence:
-            lines.append(f"    from {_n_examples(lesson.evidence)}: {_scores_text(lesson)}")
+            sources = _scores_texts(lesson.evidence)
+            sources[0] += f' at "{lesson.example}"' if lesson.example else ""
+            lines.append(f"    from {_n_examples(lesson.evidence)}: {'; '.join(sources)}")
         if lesson.reason:
             lines.append(f"    why: {lesson.reason}")
     return "\n".join(lines)
@@ -174,14 +174,10 @@ def dropped_text(dropped: Sequence[Lesson]) -> str:
     return "\n".join(f"- {text}{reason and f': {reason}'}" for text, reason in shown) or "(none)"
 
 
-def _scores_text(lesson: Lesson) -> str:
-    """`scores 1, 0 at "question: ..."; scores 0.5, 0; ...`."""
-    parts = []
-    for evidence in lesson.evidence[:MOST_SOURCES]:
-        known = [f"{score:.3g}" for score in evidence.scores if score is not None]
-        parts.append(f"scores {', '.join(known)}" if known else "no scores")
-    parts[0] += f' at "{lesson.example}"' if lesson.example else ""
-    return "; ".join([*parts, *["..."] * (len(lesson.evidence) > MOST_SOURCES)])
+def _scores_texts(evidence: Sequence[Evidence]) -> list[str]:
+    scores = ([f"{s:.3g}" for s in e.scores if s is not None] for e in evidence[:MOST_SOURCES])
+    parts = [f"scores {', '.join(known)}" if known else "no scores" for known in scores]
+    return [*parts, *["..."] * (len(evidence) > MOST_SOURCES)]
 
 
 def _n_examples(evidence: Sequence[Evidence]) -> str:
