@@ -20,8 +20,7 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.models import allows_temperature
 from tfgrpo_dspy.settings import AUTO, Data, RunSettings, Settings
 from tfgrpo_dspy.settings.arguments import refuse
-from tfgrpo_dspy.settings.plan import assumed_calls, plan_of
-from tfgrpo_dspy.settings.schedule import derive
+from tfgrpo_dspy.settings.schedule import assumed_calls, derive, plan_of
 from tfgrpo_dspy.store import Unseen, digest, object_identity
 
 logger = logging.getLogger(__name__)
@@ -129,10 +128,10 @@ def policy_lms(student: Any) -> list[Any]:
 def _for_recorded(
     settings: Settings, recorded: Sequence[Sequence[Rollout]], valset: Any
 ) -> Settings:
-    is_scored = any(rollout.score is not None for group in recorded for rollout in group)
-    gate: Any = settings.gate if valset and settings.measures else NoGate()
-    metric = (settings.metric or _scores_of_traces) if is_scored else None
-    return replace(settings, metric=metric, gate=gate)
+    if not any(rollout.score is not None for group in recorded for rollout in group):
+        return replace(settings, metric=None, gate=NoGate())
+    gate = settings.gate if valset and settings.measures else NoGate()
+    return replace(settings, metric=settings.metric or _scores_of_traces, gate=gate)
 
 
 def _scores_of_traces(example: Any, prediction: Any, trace: Any = None) -> float:
