@@ -23,7 +23,6 @@ from runs import is_polite, optimizer_of, polite_answer, polite_rules, questions
 from scripted import Prompt, ScriptedEngine, chat, scripted_lm
 from small import grpo
 from test_promise_deterministic import facts
-from test_promise_no_secrets import rules as rules_of_server
 
 from tfgrpo_dspy import (
     Gate,
@@ -465,7 +464,7 @@ class LeakyProgram(dspy.Module):
 def test_keys_travel_and_reach_no_file_no_record_and_no_report(
     server: ChatServer, client: Client, folder: Path, tmp_path: Path
 ) -> None:
-    server.rules = rules_of_server()
+    server.rules = [*polite_rules()[:2], ("", chat(answer="please"))]
     lm = server.lm(api_key=KEY, temperature=1.0)
     run = compiled(
         client.get_executor(),
