@@ -46,7 +46,7 @@ class Run:
         recorded: Sequence[Sequence[Rollout]] | None = None,
     ) -> None:
         self.settings = settings
-        self._run = RunContext.of(settings, student, trainset)
+        self._run = RunContext(settings, student, trainset)
         self._training = training
         self._valset, self._testset = valset, testset
         self._recorded = recorded
