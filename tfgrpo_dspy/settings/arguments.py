@@ -147,9 +147,7 @@ class Reflection:
 
     extract: ReflectionModule = field(default_factory=ExtractAdvantage)
     update: ReflectionModule = field(default_factory=UpdateLibrary)
-    summarize: ReflectionModule = field(
-        default_factory=SummarizeTrajectory
-    )
+    summarize: ReflectionModule = field(default_factory=SummarizeTrajectory)
     draft: ReflectionModule = field(default_factory=DraftLessons)
     use_labels: bool = True
     max_experience_words: Annotated[int, whole(1)] = 40
