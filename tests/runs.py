@@ -172,6 +172,7 @@ class Run:
         trainset: list[dspy.Example] | None = None,
         valset: list[dspy.Example] | None = None,
         lm: dspy.LM | None = None,
+        lm_arguments: dict[str, Any] | None = None,
         adapter: Any = None,
         schedule: Callable[..., TrainingFreeGRPO] = grpo,
         **arguments: Any,
@@ -181,7 +182,7 @@ class Run:
             (UPDATE, operations({"op": "ADD", "text": "Be exact.", "lessons": [1]})),
             ("question", in_training(rows)),
         ]
-        self.lm = lm or scripted_lm([*rules, *usual], num_retries=0)
+        self.lm = lm or scripted_lm([*rules, *usual], num_retries=0, **lm_arguments or {})
         defaults = {"gate": NoGate(), "epochs": 1, "group_size": len(rows[0]), "num_threads": 2}
         optimizer = schedule(metric, **defaults | {"progress": False} | arguments)
         with dspy.context(lm=self.lm, adapter=adapter):

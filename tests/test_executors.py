@@ -10,7 +10,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from runs import is_polite, optimizer_of, polite_answer, polite_rules, questions
 from scripted import Prompt, ScriptedEngine, chat, scripted_lm
 from small import grpo
 from test_promise_deterministic import facts
-from test_promise_no_secrets import rules as rules_of_server
 
 from tfgrpo_dspy import (
     Gate,
@@ -416,7 +415,7 @@ def test_a_rollout_that_takes_too_long_is_left_and_those_behind_it_are_not_on_it
             warm(executor),
             Hanging(pipe, "question 100"),
             num_threads=16,
-            rollout_timeout_s=1.5,
+            rollout_timeout_s=4.0,
             max_lm_calls=60,
         ).detailed_results
         release(pipe)
@@ -443,32 +442,6 @@ def test_an_executor_that_is_shut_down_is_an_error_that_says_so(executor: Execut
 # ---------------------------------------------------------------------- what travels, what stays
 
 
-class Watched(Executor):
-    """A pool that remembers what it was given."""
-
-    def __init__(self, executor: Executor) -> None:
-        self.executor = executor
-        self.bundles: list[str] = []
-        self.n_requests = 0
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        self.n_requests += 1
-        if args[1] is not None:
-            self.bundles.append(args[0])
-        return self.executor.submit(fn, *args, **kwargs)
-
-
-def test_a_bundle_is_sent_to_workers_that_lack_it_and_not_with_each_request() -> None:
-    with processes() as pool:
-        watched = Watched(pool)
-        compiled(watched, epochs=3, num_threads=4, gate=Gate())
-    by_bundle = Counter(watched.bundles)
-    assert len(by_bundle) == 2  # training rollouts, and trials at the LM's own temperature
-    # which worker asks first is the pool's business
-    assert max(by_bundle.values()) < watched.n_requests / 4
-    assert watched.n_requests > 30
-
-
 def leaky(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
     return dspy.Prediction(
         score=float(pred.answer == "please"), feedback=f"{os.environ.get('OPENAI_API_KEY')}, {KEY}"
@@ -491,7 +464,7 @@ class LeakyProgram(dspy.Module):
 def test_keys_travel_and_reach_no_file_no_record_and_no_report(
     server: ChatServer, client: Client, folder: Path, tmp_path: Path
 ) -> None:
-    server.rules = rules_of_server()
+    server.rules = [*polite_rules()[:2], ("", chat(answer="please"))]
     lm = server.lm(api_key=KEY, temperature=1.0)
     run = compiled(
         client.get_executor(),

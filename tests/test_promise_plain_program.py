@@ -46,17 +46,13 @@ def two_stage() -> dspy.Module:
 
 
 def notebook_agent() -> dspy.ReAct:
-    """An agent with two tools that no file defines."""
+    """An agent with a tool that no file defines."""
 
     def look_up(page: str) -> str:
         """Reads a page of the manual."""
         return f"page {page}"
 
-    def order_number(name: str) -> str:
-        """Finds the order number of a customer."""
-        return f"4711 of {name}"
-
-    return dspy.ReAct("question -> answer", tools=[look_up, order_number], max_iters=3)
+    return dspy.ReAct("question -> answer", tools=[look_up], max_iters=3)
 
 
 PROGRAMS: dict[str, Callable[[], Any]] = {
@@ -95,14 +91,16 @@ def test_the_student_is_not_mutated(make: Callable[[], Any]) -> None:
     assert own_lm.kwargs == agent_lm().kwargs
 
 
-def test_lms_of_the_student_are_the_users_objects_in_what_comes_back() -> None:
+def test_lms_and_demos_of_the_student_are_in_what_comes_back() -> None:
     own, default, judge = polite_lm(), polite_lm(), polite_lm()
     student = Pair()
     student.second.lm = own
+    student.first.demos = [dspy.Example(question="q", answer="no").with_inputs("question")]
     student.judges = [judge]
     optimized = learned(student, default)
     assert optimized.second.lm is own
     assert optimized.first.lm is None
+    assert optimized.first.demos == student.first.demos
     assert optimized.judges is not student.judges
     assert optimized.judges[0] is judge
     before = own.engine.n_calls()

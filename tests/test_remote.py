@@ -17,10 +17,10 @@ from scripted import scripted_lm
 from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.run.executors import RemoteRollouts
 from tfgrpo_dspy.run.loop import Loop, TimedOutError
-from tfgrpo_dspy.run.worker import Bundle, Reply, Request, packed_library
+from tfgrpo_dspy.run.worker import Reply, packed_bundle, packed_request
 
 FIRST = 16
 """So many calls are reserved before it is known what a request takes."""
@@ -35,7 +35,7 @@ class Held(Executor):
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ARG002
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
-        self.given.append((future, args[3], args[4]))
+        self.given.append((future, args[2], args[3]))
         return future
 
 
@@ -47,8 +47,8 @@ class Coordinator:
         self.loop = Loop(self.ledger, 1, n_remote=n_at_once)
         self.remote = RemoteRollouts(self.loop, self.held, n_at_once, timeout_s)
         with dspy.context(lm=scripted_lm(polite_rules())):
-            self.bundle = Bundle.of(dspy.Predict("question -> answer"), is_polite, 0.7, {})
-        self.request = Request(packed_library(ExperienceLibrary()), questions(1)[0], 0, 7)
+            self.bundle = packed_bundle(dspy.Predict("question -> answer"), is_polite, 0.7, {})
+        self.request = packed_request(ExperienceLibrary(), questions(1)[0], 0, 7)
 
     def run(self, test: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run(test)
@@ -118,15 +118,14 @@ def test_about_twice_what_requests_take_is_reserved_and_never_more_than_is_left(
 def test_a_lost_workers_reservation_counts_as_spent_and_the_request_is_made_three_times() -> None:
     run = Coordinator(1, max_lm_calls=1000)
 
-    async def test() -> Rollout:
+    async def test() -> Failure:
         (task,) = run.start(1)
         await run.comes(0, Reply(was_started_before=True))
         await run.comes(1, Reply(was_started_before=True))
         await run.comes(2, RuntimeError("killed worker"))
         return await task
 
-    failure = run.run(test()).failure
-    assert failure is not None
+    failure = run.run(test())
     assert failure.kind == "worker"
     assert run.ledger.n_lm_calls == 3 * FIRST
     assert len({name for _, _, name in run.held.given}) == 3

@@ -454,7 +454,7 @@ def consolidated(
     known = ExperienceLibrary.from_texts(["Be exact."])
     with dspy.context(lm=Run(ONE).lm):
         settings = run_settings(is_score, update=module)
-        run = RunContext.of(settings, predictor(), questions(40))
+        run = RunContext(settings, predictor(), questions(40))
         batch = Batch(0, 0, (), Decision(known, "start"))
         return run.loop.run(propose(ReflectionClient(run), batch, known, drawn, dropped))
 

@@ -1,15 +1,11 @@
 """Training-Free GRPO (arXiv 2510.08191) as a DSPy optimizer.
 
-One group, worked by hand (`tests/test_worked_example.py` runs it through the real loop). The
-program answers one example five times, and the metric gives
+One group, worked by hand. The program answers one example five times, and the metric gives
 
     scores      0.8    0.6    0.4    0.2    0.5     mean 0.5, population deviation 0.2
     advantages +1.5   +0.5   -0.5   -1.5    0.0     (score - mean) / deviation
 
-The reflection LM compares the attempts and draws one lesson; it becomes one operation,
-
-    ADD "When a number is asked for, give the number alone."
-
+The reflection LM compares the attempts, and draws one lesson. It becomes an operation ("ADD ..."),
 and the library, which gives it the id E1, stands in the program's instructions as
 
     Answer the question.

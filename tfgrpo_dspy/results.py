@@ -4,6 +4,7 @@ So a saved program that carries them loads where this package is not installed (
 dicts and lists). What is in them is collected by `run`.
 """
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -212,9 +213,10 @@ class RunResults:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers, ready for JSON."""
-        return {name: _builtins(value) for name, value in asdict(self).items()}
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return found
 
-    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[list[tuple[str, Any]]]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return dict, (list(self.to_dict().items()),)
 
     def __copy__(self) -> "RunResults":
@@ -222,11 +224,3 @@ class RunResults:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RunResults":
         return self
-
-
-def _builtins(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _builtins(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_builtins(item) for item in value]
-    return value

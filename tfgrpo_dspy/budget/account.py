@@ -22,7 +22,7 @@ COST_MARGIN = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """LM calls (answers from a cache included), metric calls and US dollars."""
+    """LM calls (answers from a cache included), metric calls, US dollars."""
 
     n_lm_calls: float = 0.0
     n_metric_calls: float = 0.0
@@ -42,14 +42,10 @@ class Amount:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a run has taken up to a decided update.
+    """What a run has taken up to a decided update, of it `rollouts` by its rollouts.
 
-    Args:
-        budget: the limits of the run.
-        used: all that was taken.
-        rollouts: what its rollouts have taken, `n_rollouts` of them.
-        recent: what the latest updates have taken for each of their examples.
-        assumed: what a rollout is expected to take before the first is made.
+    `recent`: what each of the latest updates has taken for an example; `assumed`: what a rollout is
+    expected to take before the first is made.
     """
 
     budget: Budget
@@ -87,10 +83,7 @@ class Account:
         return self.rollouts * (1 / self.n_rollouts) if self.n_rollouts else self.assumed
 
     def per_example(self, group_size: int) -> Amount:
-        """What an example of an update takes at most: its rollouts, and a lesson.
-
-        Whatever else the latest updates took, such as retries, is expected again.
-        """
+        """What an example of an update takes: its rollouts, a lesson, and retries as before."""
         usual = self.per_rollout * group_size + Amount(1.0)
         return Amount(*map(max, zip(*map(astuple, (usual, *self.recent)), strict=True)))
 
@@ -100,10 +93,7 @@ class Account:
         return each * n_rollouts
 
     def n_fitting(self, each: Amount, kept: Amount) -> tuple[float, str]:
-        """How many times `each` fits into what is left beside `kept`; and the limit that says so.
-
-        Without limits, infinitely often.
-        """
+        """How often `each` fits into what is left beside `kept`; and the limit that says so."""
         limits = (self.budget.max_lm_calls, self.budget.max_metric_calls, self.budget.max_cost)
         rows = zip(LIMITS, limits, astuple(self.used + kept), astuple(each), strict=True)
         fitting = {

@@ -84,9 +84,7 @@ class Ledger:
         abandoned: threading.Event | None = None,
         is_share: bool = False,
     ) -> Reservation | None:
-        """Take LM calls, and the dollars that they cost at most.
-
-        None: they are not there now, but others that took some may give them back.
+        """Take LM calls, and the dollars that they cost at most. None: not there now.
 
         Raises:
             RunStopped: so many will not be there, the run has ended, or nobody waits for the calls.
@@ -110,11 +108,12 @@ class Ledger:
 
     def reach(self, name: str) -> float:
         """What is left, and what calls under way may give back: a share calls, any its dollars."""
+        is_cost = name == "max_cost"
         with self._lock:
             awaited = [taken for taken in self._open if not taken.abandoned.is_set()]
-            if name == "max_cost":
-                return self.left(name) + sum(taken.cost for taken in awaited)
-            return self.left(name) + sum(taken.n_calls for taken in awaited if taken.is_share)
+            return self.left(name) + sum(
+                taken.cost if is_cost else taken.n_calls * taken.is_share for taken in awaited
+            )
 
     def use_up(self, name: str, how: str = "is used up") -> None:
         """End the run, as a limit is reached. Raises RunStopped."""
@@ -139,11 +138,7 @@ class Ledger:
             self.n_paid, self.paid = n_paid, paid
 
     def spend(self, n_calls: int, cost: float) -> None:
-        """Take what was paid before, for a part of the run that is replayed.
-
-        Raises:
-            RunStopped: that was more than the run may spend now.
-        """
+        """Take what a replayed part of the run has cost. Raises RunStopped: more than is left."""
         with self._lock:
             self.check()
             used = {"max_lm_calls": self.n_lm_calls + n_calls, "max_cost": self.cost + cost}
@@ -154,11 +149,7 @@ class Ledger:
             self.cost += cost
 
     def take_metric_calls(self, n_calls: int) -> None:
-        """Take the metric calls of a whole stage, so that none is begun that cannot be finished.
-
-        Raises:
-            RunStopped: so many are not there, or the run has ended.
-        """
+        """Take the metric calls of a whole stage. Raises RunStopped: so many are not left."""
         with self._lock:
             n_left = self.left("max_metric_calls")
             if n_calls > n_left:
@@ -173,7 +164,7 @@ class Ledger:
             self.n_metric_calls_made += n_calls
 
     def give_back_metric_calls(self, n_calls: int) -> None:
-        """Give back those that were not made, because the program failed."""
+        """Give back those that were not made."""
         with self._lock:
             self.n_metric_calls -= n_calls
 
@@ -183,7 +174,7 @@ class Ledger:
             self._reserve = reserve
 
     def open_reserve(self) -> None:
-        """Let the end of the run have what was kept for it, if only a budget has ended the run."""
+        """Let the end of the run have what was kept, though a budget has ended the run."""
         with self._lock:
             self._reserve = Budget(0, 0, 0.0, 0.0)
             if not self.is_failure:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -12,7 +12,7 @@ from dspy.utils.exceptions import LMError
 
 from tfgrpo_dspy.budget.faults import is_fatal, is_too_long, is_unanswered
 from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED, Ledger, Reservation
-from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Price, price_of, prompt_bytes
+from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Prices, price_of
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.rollout import Failure, Usage
@@ -23,30 +23,13 @@ ATTEMPT: ContextVar[list[Usage] | None] = ContextVar("tfgrpo_attempt", default=N
 """What the attempt that this thread makes has used, by DSPy's history."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One answered LM call: the module that made it, the last message sent, the text received."""
-
-    caller: Any
-    prompt: str
-    answer: str
-
-
 class Meter:
     """What the LM copies that carry it have done; each rollout or reflection has its own.
 
-    Calls may come from several threads of one program.
-
-    Args:
-        ledger: what calls are taken from; by default one without limits.
-        prices: see `price_of`.
+    Calls may come from several threads of one program, and are taken from the ledger.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger | None = None,
-        prices: Mapping[str, tuple[float, float]] | None = None,
-    ) -> None:
+    def __init__(self, ledger: Ledger | None = None, prices: Prices | None = None) -> None:
         self.ledger = ledger or Ledger()
         self.provider_failure: Failure | None = None
         self.is_too_long = False
@@ -64,31 +47,25 @@ class Meter:
     def take(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reservation | None:
         """Take the calls and dollars that a call may need. None: not now. Raises RunStopped."""
         n = int(kwargs.get("n") or lm.kwargs.get("n") or 1)
-        cost = 0.0
-        if self.ledger.budget.max_cost is not None:
-            price = price_of(lm, self._prices)
-            if isinstance(price, str):
-                self.ledger.stop(f"max_cost: {price}", is_failure=True)
-                price = Price(0.0, 0.0, 1)
-            longest = kwargs.get("max_tokens") or kwargs.get("max_completion_tokens")
-            cost = price.most(prompt_bytes(args, kwargs), n, longest)
-        return self.ledger.take(n, cost, self._abandoned)
+        if self.ledger.budget.max_cost is None:
+            return self.ledger.take(n, 0.0, self._abandoned)
+        price = price_of(lm, self._prices)
+        if isinstance(price, str):
+            self.ledger.stop(f"max_cost: {price}", is_failure=True)
+            raise RunStopped(self.ledger.stopped_because)
+        return self.ledger.take(n, price.most(args, kwargs, n), self._abandoned)
 
     @contextmanager
     def attempting(self, lm: Any, taken: Reservation) -> Iterator[None]:
-        """While one attempt is under way; what it took is settled however it ends.
-
-        Raises:
-            RunStopped: its error is the end of the run.
-        """
+        """During an attempt, which is settled in the end. Raises RunStopped: no call will pass."""
         used: list[Usage] = []
         token = ATTEMPT.set(used)
         n_calls, cost = taken.n_calls, taken.cost
         try:
             yield
             if used:
-                is_unknown = used[-1].n_lm_calls and not used[-1].cost_usd
-                n_calls, cost = used[-1].n_lm_calls, cost if is_unknown else used[-1].cost_usd
+                n_calls = used[-1].n_lm_calls
+                cost = used[-1].cost_usd or (cost if n_calls else 0.0)
             else:  # `forward`, or an LM of the user's own that keeps no history
                 self._used.append(Usage(n_calls))
         except LMError as error:
@@ -114,19 +91,15 @@ class Meter:
 
     @contextmanager
     def noting(self, lm: Any) -> Iterator[None]:
-        """Remember that a call was refused, or ended in an error after its retries.
-
-        A prompt that is too long is the program's doing, not the provider's.
-        """
+        """Remember that a call was refused, or ended in an error after its retries."""
         try:
             yield
         except RunStopped:
             self._was_refused = True
             raise
         except LMError as error:
-            if is_too_long(error):
-                self.is_too_long = True
-            else:
+            self.is_too_long |= is_too_long(error)  # which is not the provider's doing
+            if not is_too_long(error):
                 self.provider_failure = Failure("provider", self._message(error, lm))
             raise
 
@@ -134,7 +107,7 @@ class Meter:
         return redacted(described(error), known_secrets([lm]))
 
     def take_unseen(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Take a call of an LM that is not metered: no more is known of it. Raises RunStopped."""
+        """Take a call of an LM that is not metered. Raises RunStopped."""
         with self.noting(lm):
             while (taken := self.take(lm, args, kwargs)) is None:
                 self.ledger.wait(POLL_S)
@@ -142,9 +115,9 @@ class Meter:
         self._used.append(Usage(taken.n_calls))
 
     def check(self) -> None:
-        """Raises RunStopped: nobody waits for these calls any more, or one of them was refused.
+        """Raises RunStopped: nobody waits for these calls, or one of them was refused.
 
-        It was refused even where the program swallowed that.
+        That holds though the program swallowed the refusal.
         """
         if self._abandoned is not None and self._abandoned.is_set():
             raise RunStopped(NOT_WANTED)
@@ -164,37 +137,33 @@ class Meter:
         return sum(self._used, start=Usage())
 
     def _usage_of(self, entry: Mapping[str, Any]) -> Usage:
-        used = _usage_of(entry)
-        if entry["model"] not in self._prices or not used.n_lm_calls:
+        usage, response = entry["usage"], entry["response"]
+        responses = response if isinstance(response, tuple) else (response,)
+        if not usage and any(map(_reports_tokens, responses)):
+            # DSPy empties the usage of an answer from its cache
+            return Usage(n_cached_calls=len(responses))
+        used = Usage(
+            n_lm_calls=len(responses),  # an engine is called once for each completion
+            prompt_tokens=usage.get("prompt_tokens") or 0,
+            completion_tokens=usage.get("completion_tokens") or 0,
+            cost_usd=entry.get("cost") or 0.0,
+        )
+        if entry["model"] not in self._prices:
             return used
         prompt, completion = self._prices[entry["model"]]
         dollars = used.prompt_tokens * prompt + used.completion_tokens * completion
         return replace(used, cost_usd=dollars / TOKENS_IN_A_PRICE)
 
     @property
-    def last_call(self) -> Call | None:
-        """The last call that was answered."""
+    def last_call(self) -> tuple[Any, str, str] | None:
+        """Of the last answered call: the module that made it, the last message sent, the answer."""
         if self._last is None:
             return None
         caller, entry = self._last
         prompt = entry["messages"][-1]["content"] if entry["messages"] else entry["prompt"]
         answer = entry["outputs"][0] if entry["outputs"] else ""
         answer = answer.get("text") if isinstance(answer, Mapping) else answer
-        return Call(caller, str(prompt), str(answer or ""))
-
-
-def _usage_of(entry: Mapping[str, Any]) -> Usage:
-    usage, response = entry["usage"], entry["response"]
-    responses = response if isinstance(response, tuple) else (response,)
-    if not usage and any(_reports_tokens(response) for response in responses):
-        # DSPy empties the usage of an answer from its cache
-        return Usage(n_cached_calls=len(responses))
-    return Usage(
-        n_lm_calls=len(responses),  # an engine is called once for each completion
-        prompt_tokens=usage.get("prompt_tokens") or 0,
-        completion_tokens=usage.get("completion_tokens") or 0,
-        cost_usd=entry.get("cost") or 0.0,
-    )
+        return caller, str(prompt), str(answer or "")
 
 
 def _reports_tokens(response: Any) -> bool:

@@ -10,17 +10,8 @@ from typing import Any
 
 from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import (
-    ALL,
-    Add,
-    Delete,
-    Evidence,
-    Keep,
-    Modify,
-    Operation,
-    Refusal,
-    operation_from,
-)
+from tfgrpo_dspy.experience.values import ALL, Add, Keep, Operation, Refusal, operation_from
+from tfgrpo_dspy.reflection import reading
 from tfgrpo_dspy.reflection.lessons import (
     CopyGuard,
     Lesson,
@@ -28,15 +19,6 @@ from tfgrpo_dspy.reflection.lessons import (
     sources_of,
     unsafe_reason,
 )
-from tfgrpo_dspy.reflection.reading import (
-    bare_line,
-    is_nothing,
-    json_in,
-    resolve_scope,
-    without_fences,
-)
-
-OPS = frozenset({"ADD", "MODIFY", "DELETE", "KEEP"})
 
 _ALIASES = {
     "op": ("operation", "action", "type", "kind"),
@@ -113,7 +95,7 @@ def _scoped(
 ) -> dict[str, Any]:
     """The item with its text on one line, and a predictor, "*" or None (as it is) for its scope."""
     text, named = " ".join(item["text"].split()), item["scope"]
-    scope = named and (resolve_scope(named, predictors) if len(predictors) > 1 else ALL)
+    scope = named and (reading.resolve_scope(named, predictors) if len(predictors) > 1 else ALL)
     if named and not scope:
         unknown_scope(f"scope {named!r} of {text!r} names none of {[*predictors]}")
     return {**item, "text": text, "scope": scope}
@@ -121,22 +103,20 @@ def _scoped(
 
 def merge_keeps(operations: Sequence[Operation]) -> list[Operation]:
     """The KEEPs of an experience as one, or as evidence of the operation that changes it."""
-    support: dict[str, list[Evidence]] = {}
-    for operation in operations:
-        if isinstance(operation, Keep):
-            support.setdefault(operation.id, []).extend(operation.evidence)
-    changing = {op.id for op in operations if isinstance(op, Modify | Delete)}
-    merged: list[Operation] = []
-    for operation in operations:
-        if isinstance(operation, Add):
-            merged.append(operation)
-        elif not isinstance(operation, Keep) or operation.id in support.keys() - changing:
-            evidence = dict.fromkeys((*operation.evidence, *support.pop(operation.id, ())))
-            merged.append(replace(operation, evidence=tuple(evidence)))
-    return merged
+    keeps: dict[str, Keep] = {}
+    for keep in operations:
+        if isinstance(keep, Keep):
+            keeps[keep.id] = _supported(keeps.get(keep.id, keep), keep)
+    others = [operation for operation in operations if not isinstance(operation, Keep)]
+    ids = [getattr(operation, "id", "") for operation in others]
+    merged = [_supported(op, keeps.get(id_, op)) for op, id_ in zip(others, ids, strict=True)]
+    return [*(keep for id_, keep in keeps.items() if id_ not in ids), *merged]
 
 
-# ---------------------------------------------------------------------- reading
+def _supported(operation: Any, other: Operation) -> Any:
+    """The operation with the evidence of the other, too."""
+    evidence = dict.fromkeys((*operation.evidence, *other.evidence))
+    return replace(operation, evidence=tuple(evidence))
 
 
 def read_operations(given: Any) -> list[Any]:
@@ -153,10 +133,10 @@ def read_operations(given: Any) -> list[Any]:
 
 
 def _items_in(answer: str) -> list[Any]:
-    text = without_fences(answer)
-    if is_nothing(text) and text.casefold() != "null":
+    text = reading.without_fences(answer)
+    if reading.is_nothing(text) and text.casefold() != "null":
         return []
-    found = json_in(text)
+    found = reading.json_in(text)
     items = [None] if found is None else _items(found)
     if items and not any(isinstance(item, Mapping) for item in items):
         items = [*_operations_in_lines(text)]
@@ -171,7 +151,7 @@ def _items(given: Any) -> list[Any]:
         named = {str(name).strip().upper(): value for name, value in given.items()}
         if isinstance(named.get("OPERATIONS"), list | Mapping):
             return _items(named["OPERATIONS"])
-        if not named or not named.keys() <= OPS:
+        if not named or not named.keys() <= {"ADD", "MODIFY", "DELETE", "KEEP"}:
             return [given]
         return [
             {"op": op, **(item if isinstance(item, Mapping) else {"text": item})}
@@ -188,10 +168,12 @@ def _operations_in_lines(text: str) -> list[dict[str, Any]]:
     """The operations of lines such as "- ADD: Say please." or "KEEP [E1]"."""
     found = []
     for line in text.splitlines():
-        operation = _OPERATION_LINE.fullmatch(bare_line(line))
+        operation = _OPERATION_LINE.fullmatch(reading.bare_line(line))
         if operation and any(operation.groups()[1:]):
             op, id_, rest = operation.groups()
-            found.append({"op": op, "id": id_, "text": bare_line(rest) if op != "KEEP" else None})
+            found.append(
+                {"op": op, "id": id_, "text": reading.bare_line(rest) if op != "KEEP" else None}
+            )
     return found
 
 

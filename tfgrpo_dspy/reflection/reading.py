@@ -4,6 +4,7 @@ Small LMs seldom keep to a form. What can be understood is read, whatever its fo
 a ValueError, and the module asks again.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,10 +16,8 @@ from dspy.utils.exceptions import AdapterParseError
 
 from tfgrpo_dspy.experience.values import ALL
 
-LONGEST_ANSWER = 20_000
-"""Characters of an answer that are read."""
-LONGEST_REPAIR = 5_000
-"""Characters of broken JSON that are repaired, which takes the square of their number."""
+LONGEST_ANSWER, LONGEST_REPAIR = 20_000, 5_000
+"""Characters of an answer that are read; of broken JSON, whose repair takes their square."""
 _FOR_ALL = frozenset({"*", "all", "any", "both", "every", "everything", "program", "the program"})
 _NOTHING = re.compile(
     r"none|null|nil|n/?a|nothing|empty|none (?:needed|required|found)"
@@ -37,7 +36,6 @@ _BULLET = re.compile(
     r"(?:#?\d{1,3}\s*[:.)\uff1a\u2013-]|[:\uff1a]))\s*",
     re.IGNORECASE,
 )
-_SECOND_ITEM = re.compile(r"\s+(?=\(?\d{1,2}[.)]\s)")
 _TAG = re.compile(r"</?(?:lessons?|li|ul|ol|item|br)\s*/?>", re.IGNORECASE)
 _IN_JSON = re.compile(r"\[\s*(?:[\"'{\u201c]|\])|\{\s*[\"'\u201c]")
 _LESSONS_IN_JSON = re.compile(
@@ -110,14 +108,11 @@ def repaired(signature: Any, answer: str) -> dict[str, Any]:
 
     It may be one JSON object, or have other headings: "**Lessons:**", "## lessons", `<lessons>`.
     """
-    for adapter, text in (
-        (dspy.JSONAdapter(), answer[:LONGEST_REPAIR]),
-        (dspy.ChatAdapter(), _with_markers(signature, answer)),
-    ):
-        try:
+    of_json, of_text = dspy.JSONAdapter(), dspy.ChatAdapter()
+    marked = _with_markers(signature, answer)
+    for adapter, text in ((of_json, answer[:LONGEST_REPAIR]), (of_text, marked)):
+        with contextlib.suppress(AdapterParseError, RecursionError, ValueError):
             return dict(adapter.parse(signature, text))
-        except (AdapterParseError, RecursionError, ValueError):  # too deep for a parser
-            continue
     return {}
 
 
@@ -131,9 +126,6 @@ def _with_markers(signature: Any, answer: str) -> str:
         return f"[[ ## {names[found[1].casefold().replace('_', ' ')]} ## ]]\n{found[2] or ''}"
 
     return re.sub(heading, marked, answer, flags=re.MULTILINE | re.IGNORECASE)
-
-
-# ---------------------------------------------------------------------- lessons in lines
 
 
 def _lines_of(text: str) -> list[str]:
@@ -161,9 +153,9 @@ def _lines_of(text: str) -> list[str]:
 def _goes_on(above: str, line: str) -> bool:
     """Whether the line goes on with the sentence above: in lower case, or below a bullet."""
     bare = bare_line(line)
-    is_open = not _CLOSED.search(bare_line(above)) and not _is_heading(above)
-    may_go_on = bare[:1].islower() or (bool(bare) and _has_bullet(above))
-    return is_open and may_go_on and not _has_bullet(line)
+    if not bare or _has_bullet(line) or _CLOSED.search(bare_line(above)) or _is_heading(above):
+        return False
+    return bare[0].islower() or _has_bullet(above)
 
 
 def _indent(line: str) -> int:
@@ -172,9 +164,8 @@ def _indent(line: str) -> int:
 
 def _split_numbered(line: str) -> list[str]:
     """The items of "1. Say please. 2. Be brief."; or the line."""
-    parts = _SECOND_ITEM.split(line)
-    numbers = [re.match(r"\(?(\d{1,2})[.)]", part.strip()) for part in parts]
-    in_turn = all(m and int(m[1]) == place for place, m in enumerate(numbers, start=1))
+    parts = re.split(r"\s+(?=\(?\d{1,2}[.)]\s)", line.strip())
+    in_turn = all(re.match(rf"\(?{n}[.)]", part) for n, part in enumerate(parts, start=1))
     return parts if in_turn else [line]
 
 
@@ -205,9 +196,6 @@ def bare_line(text: str) -> str:
     return "" if is_nothing(text) or not any(map(str.isalpha, text)) else text
 
 
-# ---------------------------------------------------------------------- JSON
-
-
 def without_fences(text: str) -> str:
     """The beginning of the text, without code fences, thoughts in tags and end markers."""
     text = re.sub(r"(?s)<think>.*?</think>", "", text)
@@ -228,11 +216,9 @@ def json_in(text: str) -> Any:
         rest = f"[{joined}]"
     end = max(rest.rfind("]"), rest.rfind("}"))
     for read, part in ((json.loads, rest[: end + 1]), (json_repair.loads, rest[:LONGEST_REPAIR])):
-        try:
+        with contextlib.suppress(RecursionError, ValueError):  # no JSON, or an endless number
             found = read(part)
-        except (RecursionError, ValueError):  # ValueError: no JSON, or an endless number
-            continue
-        return found if isinstance(found, list | dict) else None
+            return found if isinstance(found, list | dict) else None
     return None
 
 
@@ -245,10 +231,9 @@ def _strings_in(found: Any) -> Iterator[str]:
         known = (name for name in ("lessons", "lesson", "text", "advice") if name in named)
         lesson = named.get(next(known, ""))
         scope = named.get("predictor") or named.get("scope")
-        if isinstance(lesson, str) and isinstance(scope, str) and scope.casefold() not in _FOR_ALL:
-            lesson = f"[{scope}] {lesson}"
         if isinstance(lesson, str):
-            lesson = lesson.splitlines()
+            is_scoped = isinstance(scope, str) and scope.casefold() not in _FOR_ALL
+            lesson = f"{f'[{scope}] ' if is_scoped else ''}{lesson}".splitlines()
         yield from _strings_in(list(named.values()) if lesson is None else lesson)
     elif isinstance(found, Iterable):
         for item in found:

@@ -30,15 +30,9 @@ TRAINING_PRIORITY = (3,)
 
 
 class Run:
-    """One run over a student and its data.
+    """One run over a student and its data, which trains on the examples at these positions.
 
-    Args:
-        settings: with everything derived.
-        student: the user's program; it is not changed.
-        trainset: all examples.
-        training: the positions of those to train on.
-        valset, testset: what the result is chosen on, and what it is measured on in the end.
-        recorded: rollouts that were made elsewhere, for each example; None: the run makes them.
+    `recorded` are rollouts that were made elsewhere, for each example; None: the run makes them.
     """
 
     def __init__(
@@ -52,7 +46,7 @@ class Run:
         recorded: Sequence[Sequence[Rollout]] | None = None,
     ) -> None:
         self.settings = settings
-        self._run = RunContext.of(settings, student, trainset)
+        self._run = RunContext(settings, student, trainset)
         self._training = training
         self._valset, self._testset = valset, testset
         self._recorded = recorded
@@ -74,7 +68,7 @@ class Run:
         except StoreError as error:  # what is recorded is intact, and the result is not lost to it
             logger.warning("what this run has paid could not be noted: %s", error)
         self._run.records.close()
-        self._run.report.close()
+        self._run.report.progress.close()
 
     # ------------------------------------------------------------------ beginning and end
 
@@ -120,7 +114,7 @@ class Run:
         """
         history, run = self._history, self._run
         run.manifest.begin(run.student, run.trainset, self._training, self._valset)
-        run.report.show(history.n_updates, self.settings.progress)
+        run.report.progress.reset(total=history.n_updates)
         for update in range(history.n_updates):
             if n_awaited := history.n_awaited(update):
                 await self._updates[n_awaited - 1]

@@ -6,7 +6,7 @@ Nothing that a module does can end the run: what it raises is counted and costs 
 import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import dspy
 from pydantic import TypeAdapter
@@ -22,17 +22,13 @@ from tfgrpo_dspy.run.loop import TimedOutError
 from tfgrpo_dspy.sampling.models import sampling_copy
 from tfgrpo_dspy.store import reading
 
-Result = TypeVar("Result")
 Inputs = Mapping[str, Any]
 
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
 ASKED_ONCE = dspy.ChatAdapter(use_json_adapter_fallback=False)
 """DSPy's default adapter asks again in JSON, held to a schema, where an answer does not parse; then
 whatever an LM rambles is a lesson."""
-MAX_HALVINGS = 4
-"""How often what is shown is cut to half where the LM says that the prompt is too long."""
-
-
+MAX_HALVINGS = 4  # of what is shown, where the LM says that the prompt is too long
 STAGES = {
     "update": ("update", "operations", 0),
     "draft": ("draft", "lessons", 1),
@@ -79,7 +75,7 @@ class ReflectionClient:
             "limits": f"at most {n} experiences of at most {max_words} words each",
         }
 
-    async def at_once(self, asking: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    async def at_once(self, asking: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
         """The results of all, in order."""
         tasks = [self.run.loop.spawn(each) for each in asking]
         return [await task for task in tasks]
@@ -165,8 +161,8 @@ class ReflectionClient:
                 found = module(**shown)
             why = getattr(found, "semantic_advantage", "") or getattr(found, "critique", "") or ""
             n_unparsed = int(getattr(found, "parse_failures", 0))
-            given = _plain(getattr(found, output, None))
-            answer = Answer(given, meter.usage, n_unparsed, explanation=str(why))
+            given = json.dumps(getattr(found, output, None), default=_as_json)
+            answer = Answer(json.loads(given), meter.usage, n_unparsed, explanation=str(why))
         except (RunStopped, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything
@@ -177,14 +173,6 @@ class ReflectionClient:
         return answer
 
 
-def _plain(given: Any) -> Any:
-    """An output as JSON holds it."""
-    return json.loads(json.dumps(given, default=_as_json))
-
-
 def _as_json(item: Any) -> Any:
-    if hasattr(item, "model_dump"):
-        return item.model_dump(mode="json")
-    if isinstance(item, Mapping):
-        return dict(item)
-    return list(item) if isinstance(item, Iterable) else str(item)
+    """An output of a pydantic type, or in a sequence that JSON does not have."""
+    return item.model_dump(mode="json") if hasattr(item, "model_dump") else list(item)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -17,37 +16,22 @@ from tfgrpo_dspy.run.run_report import RunReport
 from tfgrpo_dspy.settings import RunSettings
 
 
-@dataclass(frozen=True)
 class RunContext:
-    """One run over a student (a copy of the user's) and a training set."""
+    """One run over a student (a copy of the user's) and a training set.
 
-    settings: RunSettings
-    student: Any
-    trainset: Sequence[Any]
-    ledger: Ledger
-    records: RunRecords
-    manifest: RunManifest
-    loop: Loop
-    remote: RemoteRollouts | None
-    report: RunReport
+    Raises:
+        StoreError: `log_dir` cannot be used.
+    """
 
-    @classmethod
-    def of(cls, settings: RunSettings, student: Any, trainset: Sequence[Any]) -> "RunContext":
-        """The context of a new run. Raises StoreError: `log_dir` cannot be used."""
-        ledger = Ledger(settings.budget)
-        records = RunRecords(settings, student)
-        loop, remote = _loop_of(settings, ledger)
-        return cls(
-            settings=settings,
-            student=copy_program(student),
-            trainset=trainset,
-            ledger=ledger,
-            records=records,
-            manifest=RunManifest(settings, records, ledger),
-            loop=loop,
-            remote=remote,
-            report=RunReport(ledger, settings.execution.max_errors),
-        )
+    def __init__(self, settings: RunSettings, student: Any, trainset: Sequence[Any]) -> None:
+        self.settings = settings
+        self.student = copy_program(student)
+        self.trainset = trainset
+        self.ledger = Ledger(settings.budget)
+        self.records = RunRecords(settings, student)
+        self.manifest = RunManifest(settings, self.records, self.ledger)
+        self.loop, self.remote = _loop_of(settings, self.ledger)
+        self.report = RunReport(settings, self.ledger)
 
     @cached_property
     def predictors(self) -> list[str]:

@@ -16,7 +16,7 @@ from tfgrpo_dspy.budget import Budget, Reservation
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.run.loop import Loop, Priority, Result, TimedOutError
-from tfgrpo_dspy.run.worker import Bundle, Reply, Request, run_request
+from tfgrpo_dspy.run.worker import Reply, run_request
 
 MAX_LOST_WORKERS = 3
 """A request that lost this many workers is not sent again."""
@@ -64,29 +64,25 @@ class RemoteRollouts:
         self._n_at_once = n_at_once
         self._timeout_s = timeout_s
         self._largest = {"max_lm_calls": 0.0, "max_cost": 0.0}
-        self._name = uuid.uuid4().hex
-        self._count = itertools.count()
+        self._names = (f"{uuid.uuid4().hex}/{i}" for i in itertools.count())
 
     def submit(
-        self,
-        bundle: Bundle,
-        request: Request,
-        priority: Priority,
-        record: Callable[[Any], Result],
+        self, bundle: bytes, request: bytes, priority: Priority, record: Callable[[Any], Result]
     ) -> "asyncio.Future[Result]":
-        """As `Loop.submit`: the rollout of the request, or a `TimedOutError`, is recorded."""
+        """As `Loop.submit`; `record` is given a `Failure` where the rollout was lost."""
         return self._loop.submit_to(
             "remote", lambda: self._rollout(bundle, request), priority, record
         )
 
-    async def _rollout(self, bundle: Bundle, request: Request) -> Rollout | TimedOutError:
+    async def _rollout(self, bundle: bytes, request: bytes) -> Rollout | Failure | TimedOutError:
         """The rollout that the request asks for; a request whose worker is lost is made again."""
-        packed, n_losses, why = request.packed(), 0, ""
+        n_losses, why = 0, ""
         while n_losses < MAX_LOST_WORKERS:
             while (share := self._reserve()) is None:
                 await asyncio.sleep(POLL_S)
             try:
-                reply = await self._reply(share, bundle, packed)
+                async with asyncio.timeout(self._timeout_s):
+                    reply = await self._reply(share, bundle, request)
             except TimeoutError:
                 share.abandoned.set()
                 return TimedOutError(f"took over {self._timeout_s:g} s")
@@ -94,19 +90,17 @@ class RemoteRollouts:
                 self._check_usable(error)
                 why = f"the executor raised {described(error)}"
             else:
-                why = "its worker died"
                 if not reply.was_started_before:
                     self._settle(share, reply)
                     if reply.rollout is not None:
                         return Rollout.from_dict(reply.rollout)
                     self._grow(share, reply)
                     continue
+                why = "its worker died"
             share.abandoned.set()  # it counts as spent
             n_losses += 1
-        failure = Failure(
-            "worker", f"the executor lost this rollout {n_losses} times; last reason: {why}"
-        )
-        return Rollout(request.index, request.rollout_id, failure=failure)
+        message = f"the executor lost this rollout {n_losses} times; last reason: {why}"
+        return Failure("worker", message)
 
     # ------------------------------------------------------------------ reservations
 
@@ -144,28 +138,17 @@ class RemoteRollouts:
 
     # ------------------------------------------------------------------ the executor
 
-    async def _reply(self, share: Reservation, bundle: Bundle, packed: bytes) -> Reply:
-        """The reply to the request; the bundle is sent only to a worker that lacks it.
-
-        Raises:
-            TimeoutError: it took too long; what it used is settled when it comes after all.
-        """
-        async with asyncio.timeout(self._timeout_s):
-            reply = await self._send(share, bundle.key, None, packed)
-            if reply.lacks_bundle:
-                reply = await self._send(share, bundle.key, bundle.blob, packed)
-            return reply
-
-    async def _send(self, share: Reservation, key: str, blob: bytes | None, packed: bytes) -> Reply:
-        name = f"{self._name}/{next(self._count)}"  # dask runs tasks of equal arguments only once
+    async def _reply(self, share: Reservation, bundle: bytes, request: bytes) -> Reply:
+        """The reply to the request; one that comes too late is settled all the same."""
         limits, seconds_left = self._ledger.budget, self._ledger.seconds_left()
         budget = Budget(
             max_lm_calls=None if limits.max_lm_calls is None else share.n_calls,
             max_cost=None if limits.max_cost is None else share.cost,
             max_minutes=None if math.isinf(seconds_left) else max(0.0, seconds_left) / 60,
         )
+        name = next(self._names)  # dask runs tasks of equal arguments only once
         try:
-            future = self._executor.submit(run_request, key, blob, packed, budget, name)
+            future = self._executor.submit(run_request, bundle, request, budget, name)
         except Exception as error:  # closed, shut down, or whatever it raises then
             raise BrokenExecutor(described(error)) from error
         reply = asyncio.wrap_future(future)
@@ -190,9 +173,7 @@ class RemoteRollouts:
     def _check_usable(self, error: Exception) -> None:
         """Raises RunStopped: the executor is broken, or its workers lack a package."""
         if isinstance(error, BrokenExecutor | ImportError):
-            needs = "; install this package and dspy on its workers" * isinstance(
-                error, ImportError
-            )
-            message = f"the executor is broken: {described(error)}{needs}"
-            self._ledger.stop(message, is_failure=True)
+            needs = "; install this package and dspy on its workers"
+            message = f"the executor is broken: {described(error)}"
+            self._ledger.stop(message + needs * isinstance(error, ImportError), is_failure=True)
             self._ledger.check()

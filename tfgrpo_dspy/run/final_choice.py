@@ -7,12 +7,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from tfgrpo_dspy.budget import Account
+from tfgrpo_dspy.budget import Account, Amount
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate import Race, advice_of
 from tfgrpo_dspy.reflection.texts import estimate_tokens
-from tfgrpo_dspy.results import Finalist, Gain, HeldOut, ScoreSummary
+from tfgrpo_dspy.results import Finalist, Gain, HeldOut, ScoreSummary, TriedAdvice
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.measuring import Candidate, Measurements
@@ -38,24 +38,16 @@ def finish(
     run.ledger.open_reserve()
     if run.settings.metric is None:
         valset = testset = ()
-    last = Candidate(history.result())
-    if is_race := bool(run.settings.measures and valset):
-        candidates = _candidates(history, has_demos=bool(demos))
-    else:
-        candidates = _with_student(history, last)
-    measured = Measurements(run, "validation", valset, candidates, demos)
-    place = len(candidates) - 1
     finalists: tuple[Finalist, ...] = ()
-    if is_race:
+    if run.settings.measures and valset:
+        candidates = _candidates(history, has_demos=bool(demos))
+        measured = Measurements(run, "validation", valset, candidates, demos)
         place, finalists = _race(run, history, measured, n_reserved=2 * len(testset))
     else:
+        candidates = _with_student(history, Candidate(history.result()))
+        measured = Measurements(run, "validation", valset, candidates, demos)
+        place = len(candidates) - 1
         measured.make_all()
-    if is_race and len(finalists) < 2 and last.library != history.start:
-        logger.warning(
-            "the result could not be measured, so the student is returned: %s; allow more, or "
-            "pass a smaller valset",
-            run.report.ended_because,
-        )
     best = replace(candidates[place], library=_with_prices(candidates[place].library))
     shown = demos if best.has_demos else ()
     run.manifest.note(best.library, run.report.ended_because, shown)
@@ -63,13 +55,16 @@ def finish(
     optimized = measured.bake(best)
     before, after = measured.scores_of(0), measured.scores_of(place)
     optimized.detailed_results = run.report.results(
-        run.settings,
         is_student=best.library == history.start and not shown,
         student=ScoreSummary.of(before),
         best=ScoreSummary.of(after),
         gain=Gain.between(before, after),
         finalists=finalists,
-        tried=history.tried(),
+        tried=tuple(
+            TriedAdvice(*advice, belief.effect, belief.chance)
+            for advice, belief in history.last.beliefs.items()
+            if belief.effect
+        ),
         test=test,
         n_demos=len(shown),
         library=best.library.to_dict(),
@@ -118,12 +113,7 @@ def _race(
 ) -> tuple[int, tuple[Finalist, ...]]:
     """The place of the candidate that wins, 0 (the student) if none does; all that took part.
 
-    Args:
-        run: pays for the rollouts.
-        history: says what is believed of the experiences, and what the run has taken until now.
-        measured: the validation set, and the candidates: the student, then the others, the most
-            promising first.
-        n_reserved: rollouts that are kept for the test set.
+    `n_reserved` rollouts are kept for the test set.
     """
     account, sd = history.accounts[-1], history.score_sd
     candidates = [_parts(candidate) for candidate in measured.candidates]
@@ -147,6 +137,12 @@ def _race(
         for c, candidate in enumerate(measured.candidates)
         if (c, 0) in scores
     ]
+    if len(finalists) < 2 <= len(candidates):
+        logger.warning(
+            "the result could not be measured, so the student is returned: %s; allow more, or "
+            "pass a smaller valset",
+            run.report.ended_because,
+        )
     return best, tuple(finalists)
 
 
@@ -158,13 +154,10 @@ def _parts(candidate: Candidate) -> frozenset[Hashable]:
 
 def _n_left(run: RunContext, account: Account, n_reserved: int) -> int | None:
     """How many rollouts the budget pays for; None: it sets no limit."""
-    each = account.reserve(1)
-    n, _ = account.n_fitting(each, each * n_reserved)
-    ledger = run.ledger
-    for limit, used, one in (
-        (ledger.budget.max_lm_calls, ledger.n_lm_calls, each.n_lm_calls),
-        (ledger.budget.max_metric_calls, ledger.n_metric_calls, each.n_metric_calls),
-    ):
-        if limit is not None and one > 0:
-            n = min(n, math.floor((limit - used) / one) - n_reserved)
-    return None if math.isinf(n) else max(0, int(n))
+    each, used, ledger = account.reserve(1), account.used, run.ledger
+    lost = Amount(  # calls that came to nothing
+        max(0.0, ledger.n_lm_calls - used.n_lm_calls),
+        max(0.0, ledger.n_metric_calls - used.n_metric_calls),
+    )
+    n, _ = account.n_fitting(each, each * n_reserved + lost)
+    return None if math.isinf(n) else int(n)

@@ -19,7 +19,6 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation
 from tfgrpo_dspy.gate import Decision, GroupPlan, Measured, RunEvidence, advice_of
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.results import TriedAdvice
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
@@ -35,13 +34,6 @@ class History:
 
     `decisions` and `accounts` hold one entry more than there are decided updates: the first is
     what the run starts with.
-
-    Args:
-        run: the run.
-        start: the library of the student.
-        training: the positions of the examples to train on.
-        n_test: the size of the test set.
-        is_recorded: whether the rollouts were made elsewhere; then there is one epoch.
     """
 
     def __init__(
@@ -61,7 +53,7 @@ class History:
         self._training = tuple(training)
         self._is_recorded = is_recorded
         self._group_size = 0 if is_recorded else settings.group_size  # rollouts to pay for
-        self._size = min(settings.batch_size, len(training))
+        self._size = settings.batch_size
         self._n_batches = math.ceil(len(training) / self._size)
         self._n_drafts = int(settings.drafts > 0)
         epochs = 1 if is_recorded else settings.epochs
@@ -113,10 +105,8 @@ class History:
         examples = order[index * self._size : (index + 1) * self._size]
         n, limit = self._n_affordable(update)
         if n < len(examples):
-            most = getattr(settings, limit)
-            report.ended_because = (
-                f"{limit}={most} is used up: it does not reach for another update"
-            )
+            used_up = f"{limit}={getattr(settings, limit)} is used up"
+            report.ended_because = f"{used_up}: it does not reach for another update"
         if n < 1:
             return None
         return Batch(update, epoch, tuple(examples[: int(min(n, self._size))]), decision)
@@ -157,16 +147,12 @@ class History:
         Raises:
             GateError: these are not as many libraries as the group has rollouts.
         """
-        gate, n = self._run.settings.gate, self._group_size
+        n = self._group_size
         if not any(experience.is_on_trial for experience in batch.library):
             return (batch.library,) * n
-        libraries = gate.assign(GroupPlan(batch.decision, example, batch.update, n))
-        if not _are_libraries(libraries) or len(libraries) != n:
-            raise GateError(
-                f"{gate!r} assigned {libraries!r}; return {n} libraries, one for each rollout of "
-                f"the group."
-            )
-        return libraries
+        gate, plan = self._run.settings.gate, GroupPlan(batch.decision, example, batch.update, n)
+        told = f"return {n} libraries, one for each rollout of the group"
+        return _libraries(gate, "assigned", gate.assign(plan), told, n)
 
     def best_score(self, batch: Batch) -> float:
         """The highest score of the updates that are decided for sure when the batch is made."""
@@ -205,10 +191,9 @@ class History:
         """The gate's decision, with the evidence of all KEEPs."""
         gate = self._run.settings.gate
         decision = gate.decide(evidence)
-        if not (
-            isinstance(decision, Decision) and _are_libraries((decision.library, decision.result))
-        ):
-            raise GateError(f"{gate!r} decided {decision!r}; return a Decision on a library.")
+        is_one = isinstance(decision, Decision)
+        found = (decision.library, decision.result) if is_one else decision
+        _libraries(gate, "decided", found, "return a Decision on a library")
         keeps = [op for op in evidence.operations if isinstance(op, Keep)]
 
         def kept(library: ExperienceLibrary) -> ExperienceLibrary:
@@ -221,12 +206,11 @@ class History:
     def _texts(self) -> tuple[str, ...]:
         """The inputs of each example, and its labels where the reflection LM may see them."""
         settings = self._run.settings
-        has_labels = settings.reflection.use_labels and settings.metric is not None
-        texts = []
-        for example in self._run.trainset:
-            labels = as_fields(example.labels()) if has_labels else {}
-            texts.append(fields_text({**as_fields(example.inputs()), **labels}))
-        return tuple(texts)
+        is_labelled = settings.reflection.use_labels and settings.metric is not None
+        seen = [(e.inputs(), e.labels() if is_labelled else {}) for e in self._run.trainset]
+        return tuple(
+            fields_text({**as_fields(inputs), **as_fields(labels)}) for inputs, labels in seen
+        )
 
     def _set_reserve(self) -> None:
         """Let nothing else take what the end of the run needs, by what rollouts took so far."""
@@ -254,11 +238,9 @@ class History:
             GateError: what the gate proposes are no libraries.
         """
         gate = self._run.settings.gate
-        proposed = gate.finalists(self.last)
-        if not _are_libraries(proposed):
-            raise GateError(
-                f"{gate!r} proposed {proposed!r} for the end; return a sequence of libraries."
-            )
+        proposed = _libraries(
+            gate, "gave as finalists", gate.finalists(self.last), "return a sequence of libraries"
+        )
         if not self.accounts[-1].n_rollouts:  # of rollouts made elsewhere none has tried it
             proposed = (*proposed, self.last.library)
         return [self._like_start(library) for library in proposed]
@@ -280,23 +262,20 @@ class History:
 
     def dropped(self) -> list[Lesson]:
         """The advice that was tried and is in the library no more, the most tried first."""
-        held = {advice_of(experience) for experience in self.last.library}
-        tried = [item for item in self.last.beliefs.items() if item[1].n_rollouts]
-        tried.sort(key=lambda item: -item[1].n_rollouts)
+        held = set(map(advice_of, self.last.library))
+        beliefs = sorted(self.last.beliefs.items(), key=lambda item: -item[1].n_rollouts)
         return [
-            Lesson(text, scope, reason=belief.in_words())
-            for (text, scope), belief in tried
-            if (text, scope) not in held
+            Lesson(*advice, reason=belief.in_words())
+            for advice, belief in beliefs
+            if belief.n_rollouts and advice not in held
         ]
 
-    def tried(self) -> tuple[TriedAdvice, ...]:
-        """All advice that rollouts were given, with what is believed of it."""
-        return tuple(
-            TriedAdvice(text, scope, belief.effect, belief.chance)
-            for (text, scope), belief in self.last.beliefs.items()
-            if belief.effect is not None
-        )
 
-
-def _are_libraries(given: Any) -> bool:
-    return isinstance(given, Sequence) and all(isinstance(x, ExperienceLibrary) for x in given)
+def _libraries(
+    gate: Any, verb: str, given: Any, told: str, n: int | None = None
+) -> tuple[ExperienceLibrary, ...]:
+    """What a gate gave, if these are (so many) libraries. Raises GateError: they are not."""
+    is_sequence = isinstance(given, Sequence) and len(given) == (len(given) if n is None else n)
+    if is_sequence and all(isinstance(each, ExperienceLibrary) for each in given):
+        return tuple(given)
+    raise GateError(f"{gate!r} {verb} {given!r}; {told}.")

@@ -11,7 +11,7 @@ import contextvars
 import itertools
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
 from typing import Any, TypeVar
 
 from tfgrpo_dspy.budget import ABANDONED, Ledger
@@ -49,7 +49,7 @@ class Loop:
         ledger: Ledger,
         n_threads: int,
         timeout_s: float | None = None,
-        pool: ThreadPoolExecutor | None = None,
+        pool: futures.ThreadPoolExecutor | None = None,
         n_remote: int = 0,
     ) -> None:
         self.ledger = ledger
@@ -60,7 +60,7 @@ class Loop:
         self._waiting: dict[str, asyncio.PriorityQueue[Any]]
         self._spawned: set[asyncio.Future[Any]] = set()
         self._in_flight: set[asyncio.Future[Any]] = set()
-        self._failed: asyncio.Future[None]
+        self._failed: asyncio.Future[Any]
 
     # ------------------------------------------------------------------ the caller's thread
 
@@ -72,28 +72,24 @@ class Loop:
         """
         loop = asyncio.new_event_loop()
         main = loop.create_task(self._supervised(coroutine))
-        ended = threading.Event()
 
         def work() -> None:
             while not main.done():  # a KeyboardInterrupt leaves the loop at each that awaits it
                 with contextlib.suppress(BaseException):  # raised in the caller's thread
                     loop.run_until_complete(main)
             loop.close()
-            ended.set()
 
         context = contextvars.copy_context()
-        thread = threading.Thread(target=context.run, args=(work,), daemon=True, name="tfgrpo loop")
-        thread.start()
+        ended = _begun(context.run, work)
         try:
-            while not ended.wait(WATCH_S):  # a wait without end may miss a Ctrl-C
-                pass
-            return main.result()
-        except BaseException:
-            if thread.is_alive():  # the caller's thread was interrupted
-                with contextlib.suppress(RuntimeError):  # the loop has closed in this moment
-                    loop.call_soon_threadsafe(main.cancel)
-                thread.join(GRACE_S)
+            while not ended.done():  # a wait without end may miss a Ctrl-C
+                futures.wait([ended], WATCH_S)
+        except BaseException:  # the caller's thread was interrupted
+            with contextlib.suppress(RuntimeError):  # the loop has closed in this moment
+                loop.call_soon_threadsafe(main.cancel)
+            futures.wait([ended], GRACE_S)
             raise
+        return main.result()
 
     # ------------------------------------------------------------------ for coroutines
 
@@ -160,7 +156,12 @@ class Loop:
         abandoned = threading.Event()
         context = contextvars.copy_context()
         context.run(ABANDONED.set, abandoned)
-        done = asyncio.wrap_future(self._in_thread(lambda: context.run(work)))
+        try:
+            begin = _begun if self._pool is None else self._pool.submit
+            done = asyncio.wrap_future(begin(context.run, work))
+        except RuntimeError as error:
+            self.ledger.stop(f"the executor is broken: {error}", is_failure=True)
+            raise RunStopped(self.ledger.stopped_because) from error
         try:
             await asyncio.wait({done}, timeout=self._timeout_s)
             if done.done():
@@ -169,18 +170,6 @@ class Loop:
         finally:
             abandoned.set()
             done.cancel()
-
-    def _in_thread(self, work: Callable[[], Any]) -> "Future[Any]":
-        if self._pool is None:
-            done: Future[Any] = Future()
-            done.set_running_or_notify_cancel()
-            threading.Thread(target=_do, args=(work, done), daemon=True, name="tfgrpo").start()
-            return done
-        try:
-            return self._pool.submit(work)
-        except RuntimeError as error:
-            self.ledger.stop(f"the executor is broken: {error}", is_failure=True)
-            raise RunStopped(self.ledger.stopped_because) from error
 
     # ------------------------------------------------------------------ the end
 
@@ -191,13 +180,12 @@ class Loop:
             for _ in range(n_slots):
                 self.spawn(self._slot(self._waiting[place]))
         main = self.spawn(coroutine)
-        self.spawn(self._watch())
         try:
-            ends: set[asyncio.Future[Any]] = {main, self._failed}
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if self._failed.done():
-                self._failed.result()
-            return main.result()
+            while not (main.done() or self._failed.done()):
+                self.ledger.check()  # though every call may hang
+                ends = (main, self._failed)
+                await asyncio.wait(ends, timeout=WATCH_S, return_when=asyncio.FIRST_COMPLETED)
+            return self._failed.result() if self._failed.done() else main.result()
         except RunStopped:
             if self._in_flight:
                 await asyncio.wait(self._in_flight.copy(), timeout=GRACE_S)
@@ -205,24 +193,26 @@ class Loop:
         finally:
             await self._drop()
 
-    async def _watch(self) -> None:
-        """Raises RunStopped when the run has ended, though every call may hang."""
-        while True:
-            await asyncio.sleep(WATCH_S)
-            self.ledger.check()
-
     async def _drop(self) -> None:
         """End every coroutine, and abandon what is in flight."""
         while spawned := list(self._spawned):
-            for coroutine in spawned:
-                coroutine.cancel()
+            for task in spawned:
+                task.cancel()
             await asyncio.gather(*spawned, return_exceptions=True)
         if self._failed.done():
             self._failed.exception()  # read, so that asyncio does not warn of it
 
 
-def _do(work: Callable[[], Any], done: "Future[Any]") -> None:
-    try:
-        done.set_result(work())
-    except BaseException as error:  # noqa: BLE001 - raised where it is awaited
-        done.set_exception(error)
+def _begun(call: Callable[..., Any], *args: Any) -> "futures.Future[Any]":
+    """What the call gives, in a daemon thread."""
+    done: futures.Future[Any] = futures.Future()
+    done.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            done.set_result(call(*args))
+        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name="tfgrpo").start()
+    return done

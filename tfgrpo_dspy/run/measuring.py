@@ -35,13 +35,6 @@ class Measurements:
     The rollout id of an example is the same for every candidate, so that two are compared pair by
     pair. The examples are measured in an order that the seed mixes, as a budget may reach for the
     first ones only.
-
-    Args:
-        run: whose student the libraries are baked into.
-        role: of the report: "validation" or "test".
-        examples: the set.
-        candidates: what is measured.
-        demos: those of candidates that have demos.
     """
 
     def __init__(
@@ -66,17 +59,16 @@ class Measurements:
         Raises:
             RunStopped: a budget does not reach, or the run has ended.
         """
-        samples = [self._sample(*pair) for pair in pairs]
+        samples = []
+        for candidate, place in pairs:
+            what, example = self.candidates[candidate], self._order[place]
+            rollout_id = rollout_id_for(self._run.settings.seed, 0, example, 0, "validation")
+            samples.append(Sample(what.library, example, rollout_id, what.has_demos))
         self._maker.admit(len(samples))
         rollouts = self._run.loop.run(self._maker.make(samples, PRIORITY))
         self._maker.settle(rollouts)
         self._rollouts |= zip(pairs, rollouts, strict=True)
         return rollouts
-
-    def _sample(self, candidate: int, place: int) -> Sample:
-        what, example = self.candidates[candidate], self._order[place]
-        rollout_id = rollout_id_for(self._run.settings.seed, 0, example, 0, "validation")
-        return Sample(what.library, example, rollout_id, what.has_demos)
 
     def make_all(self) -> None:
         """Make the rollouts of every candidate on the whole set, as far as the budget reaches."""

@@ -9,7 +9,7 @@ from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.loop import Priority, TimedOutError
-from tfgrpo_dspy.run.worker import Bundle, Request, packed_library
+from tfgrpo_dspy.run.worker import packed_bundle, packed_request
 from tfgrpo_dspy.sampling.demos import Demo, with_demos
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
@@ -33,14 +33,6 @@ class Sample:
     example: int
     rollout_id: int
     has_demos: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Program:
-    """The student with a library, and its digest."""
-
-    baked: Any
-    digest: str
 
 
 class Rollouts:
@@ -71,12 +63,12 @@ class Rollouts:
         self._students = {False: run.student}
         if demos:
             self._students[True] = with_demos(run.student, demos)
-        self._programs: dict[tuple[bool, ExperienceLibrary], _Program] = {}
-        self._bundles: dict[bool, Bundle] = {}
+        self._programs: dict[tuple[bool, ExperienceLibrary], tuple[Any, str]] = {}
+        self._prices = run.settings.execution.prices or {}
+        self._bundles: dict[bool, bytes] = {}
         if run.remote is not None and not run.settings.offline:
-            prices = run.settings.execution.prices or {}
             self._bundles = {
-                has_demos: Bundle.of(student, self._metric, temperature, prices)
+                has_demos: packed_bundle(student, self._metric, temperature, self._prices)
                 for has_demos, student in self._students.items()
             }
 
@@ -117,8 +109,9 @@ class Rollouts:
         return [rollout or await tasks[k] for k, rollout in enumerate(found)]
 
     def _key(self, sample: Sample) -> str:
+        _, digest = self._program(sample)
         return self._run.records.rollout_key(
-            self._program_of(sample).digest,
+            digest,
             self._examples[sample.example],
             self._metric,
             sample.rollout_id,
@@ -139,43 +132,41 @@ class Rollouts:
         return rollout
 
     def _submit(self, sample: Sample, key: str, priority: Priority) -> Any:
-        """Have the rollout made; a task that gives the recorded rollout."""
-        run, task = self._run, self._task(sample)
+        """Have the rollout made; a future that gives the recorded rollout."""
+        run, example = self._run, self._examples[sample.example]
 
-        def keep(made: Rollout | TimedOutError) -> Rollout:
+        def keep(made: Rollout | Failure | TimedOutError) -> Rollout:
             if isinstance(made, TimedOutError):
-                failure = Failure("timeout", f"the rollout {made}, which is rollout_timeout_s")
-                made = Rollout(sample.example, sample.rollout_id, failure=failure)
+                made = Failure("timeout", f"the rollout {made}, which is rollout_timeout_s")
+            if isinstance(made, Failure):
+                made = Rollout(sample.example, sample.rollout_id, failure=made)
             rollout = run.records.keep_rollout(key, made)
             run.report.count_rollout(self._role, rollout)
             run.report.check_errors(rollout.failure)
             return rollout
 
-        if run.remote is None:
-            return run.loop.submit(lambda: run_rollout(task), priority, keep)
-        library = packed_library(sample.library)
-        request = Request(library, task.example, sample.example, sample.rollout_id)
-        return run.remote.submit(self._bundles[sample.has_demos], request, priority, keep)
-
-    def _task(self, sample: Sample) -> RolloutTask:
-        program = self._program_of(sample)
-        return RolloutTask(
-            program=program.baked,
-            example=self._examples[sample.example],
+        if run.remote is not None:
+            bundle = self._bundles[sample.has_demos]
+            request = packed_request(sample.library, example, sample.example, sample.rollout_id)
+            return run.remote.submit(bundle, request, priority, keep)
+        task = RolloutTask(
+            program=self._program(sample)[0],
+            example=example,
             index=sample.example,
             rollout_id=sample.rollout_id,
             temperature=self._temperature,
             score=self._score,
-            ledger=self._run.ledger,
-            prices=self._run.settings.execution.prices or {},
+            ledger=run.ledger,
+            prices=self._prices,
         )
+        return run.loop.submit(lambda: run_rollout(task), priority, keep)
 
-    def _program_of(self, sample: Sample) -> "_Program":
-        """The program of the sample; a few are kept."""
+    def _program(self, sample: Sample) -> tuple[Any, str]:
+        """The program of the sample, and its digest; a few are kept."""
         key = (sample.has_demos, sample.library)
         if key not in self._programs:
             if len(self._programs) >= KEPT_PROGRAMS:
                 self._programs.clear()
             program = self.bake(sample.library, sample.has_demos)
-            self._programs[key] = _Program(program, self._run.records.program(program))
+            self._programs[key] = program, self._run.records.program(program)
         return self._programs[key]

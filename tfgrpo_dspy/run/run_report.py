@@ -37,28 +37,22 @@ LOGGED_CHARACTERS = 500
 
 
 class RunReport:
-    """Counts while the run goes on; `results` at its end.
+    """Counts while the run goes on, in a log and a progress bar; `results` at its end."""
 
-    Args:
-        ledger: of the run.
-        max_errors: how many rollouts and reflections may fail by other than an unparsed answer;
-            None: half of them, and in any case `ERRORS_ALLOWED`.
-    """
-
-    def __init__(self, ledger: Ledger, max_errors: int | None = None) -> None:
+    def __init__(self, settings: RunSettings, ledger: Ledger) -> None:
         self.updates: list[UpdateRecord] = []
         self.failures: Counter[str] = Counter()
         self.usage = {role: Usage() for role in ROLES}
         self.reflection_usage: defaultdict[int, Usage] = defaultdict(Usage)  # by update
         self.replayed: Counter[str] = Counter()
         self.ended_because = "all epochs are done"
+        bar = {"desc": "Training-Free GRPO", "unit": "update", "disable": not settings.progress}
+        self.progress: Any = tqdm(**bar)
+        self._settings = settings
         self._ledger = ledger
-        self._max_errors = max_errors
         self._n_done = 0
         self._errors: Counter[str] = Counter()
-        self._first_of_kind: dict[str, str] = {}
         self._started = time.monotonic()
-        self._progress: Any = None
 
     def count_rollout(self, role: str, rollout: Rollout) -> None:
         """Count what a rollout has cost and how it failed."""
@@ -87,14 +81,13 @@ class RunReport:
         if failure is None or failure.kind == "parse":
             return
         message = failure.message.partition(" on the example ")[0]  # equal but for the example
-        self._errors[" ".join(message.split())[:LOGGED_CHARACTERS]] += 1
-        allowed = self._max_errors
-        if allowed is None:
-            allowed = max(ERRORS_ALLOWED, self._n_done // 2)
+        self._errors[_shortened(message)] += 1
+        max_errors = self._settings.execution.max_errors
+        allowed = max(ERRORS_ALLOWED, self._n_done // 2) if max_errors is None else max_errors
         n_errors = self._errors.total()
         if n_errors > allowed:
             ((message, times),) = self._errors.most_common(1)
-            given = "max_errors" if self._max_errors is not None else "without max_errors the run"
+            given = "without max_errors the run" if max_errors is None else "max_errors"
             self._ledger.stop(
                 f"{n_errors} of {self._n_done} rollouts and reflections failed, and {given} allows "
                 f"{allowed}; fix the cause, or pass a higher max_errors. The most frequent "
@@ -104,22 +97,9 @@ class RunReport:
 
     def count_failure(self, kind: str, message: str, times: int = 1) -> None:
         """Count a failure; the first of its kind is logged."""
-        if times and kind not in self._first_of_kind:
-            self._first_of_kind[kind] = message
-            shown = " ".join(message.split())[:LOGGED_CHARACTERS]
-            logger.warning("first failure of kind %r: %s", kind, shown)
+        if times and not self.failures[kind]:
+            logger.warning("first failure of kind %r: %s", kind, _shortened(message))
         self.failures[kind] += times
-
-    def show(self, n_updates: int, is_shown: bool) -> None:
-        """Begin the progress bar."""
-        self._progress = tqdm(
-            total=n_updates, desc="Training-Free GRPO", unit="update", disable=not is_shown
-        )
-
-    def close(self) -> None:
-        """End the progress bar."""
-        if self._progress is not None:
-            self._progress.close()
 
     def add_update(
         self,
@@ -159,67 +139,54 @@ class RunReport:
         )
         scores = [s for group in record.groups for s in group.scores if s is not None]
         training = {"training": f"{statistics.fmean(scores):.3f}"} if scores else {}
-        self._progress.update()
-        self._progress.set_postfix(**training, experiences=record.library_size, calls=n_lm_calls)
+        self.progress.update()
+        self.progress.set_postfix(**training, experiences=record.library_size, calls=n_lm_calls)
 
-    def results(self, settings: RunSettings, is_student: bool, **found: Any) -> RunResults:
-        """The report of the run.
-
-        Args:
-            settings: of the run.
-            is_student: whether the student is returned as it was.
-            found: what the final choice has found: further fields of `RunResults`.
-        """
+    def results(self, is_student: bool, **found: Any) -> RunResults:
+        """The report of the run; `found`: the fields of it that the final choice knows."""
         nothing_learned = self._why_nothing_was_learned() if is_student else ""
         if is_student:
             logger.warning("nothing was learned: %s", nothing_learned)
+        ledger, known = self._ledger, sum(self.usage.values(), start=Usage())
+        n_lost = max(0, ledger.n_lm_calls - known.n_lm_calls)  # of calls that came to nothing
+        lost = Usage(n_lost, cost_usd=max(0.0, ledger.cost - known.cost_usd) if n_lost else 0.0)
         return RunResults(
             updates=tuple(self.updates),
-            usage=self._all_usage(),
-            metric_calls=self._ledger.n_metric_calls_made,
+            usage={**self.usage, "unfinished": lost},
+            metric_calls=ledger.n_metric_calls_made,
             replayed=dict(sorted((+self.replayed).items())),
             failures=dict(sorted((+self.failures).items())),
             ended_because=self.ended_because,
             nothing_learned=nothing_learned,
             wall_time_s=time.monotonic() - self._started,
-            settings=settings.result_scalars(),
-            schedule=settings.schedule,
+            settings=self._settings.result_scalars(),
+            schedule=self._settings.schedule,
             **found,
         )
 
-    def _all_usage(self) -> dict[str, Usage]:
-        """By role; what calls have cost that came to nothing, under "unfinished"."""
-        ledger = self._ledger
-        known = sum(self.usage.values(), start=Usage())
-        n_lost = max(0, ledger.n_lm_calls - known.n_lm_calls)
-        cost = max(0.0, ledger.cost - known.cost_usd) if n_lost else 0.0
-        unfinished = Usage(n_lm_calls=n_lost, cost_usd=cost)
-        return dict(self.usage) | {"unfinished": unfinished}
-
     def _why_nothing_was_learned(self) -> str:
-        groups = [group for update in self.updates for group in update.groups]
-        used = Counter(group.used_as for group in groups)
-        n_cached = self.usage["rollout"].n_cached_calls
-        changing = [
-            update
+        used = Counter(group.used_as for update in self.updates for group in update.groups)
+        stood = [
+            update.accepted
             for update in self.updates
             if any(op.op != "KEEP" and not op.refused for op in update.operations)
         ]
-        n_stood = sum(update.accepted for update in changing)
-        n_rejected = len(changing) - n_stood
-        reasons = {
-            f"the run ended early: {self.ended_because}": self.ended_because.startswith("max_"),
-            f"{used['no contrast']} of {len(groups)} groups had no contrast": used["no contrast"],
-            f"{used['too few rollouts']} groups had fewer than two rollouts that count": used[
-                "too few rollouts"
-            ],
-            f"{n_cached} answers were replayed from a cache": n_cached,
-            **{f"{n} failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
-            f"{n_rejected} updates were rejected by the gate": n_rejected,
-            f"{n_stood} updates stood, but did not beat the student in the end": n_stood,
-            f"{len(self.updates)} updates brought no change that the library takes": not changing,
+        counts = {
+            f"of {used.total()} groups had no contrast": used["no contrast"],
+            "groups had fewer than two rollouts that count": used["too few rollouts"],
+            "answers were replayed from a cache": self.usage["rollout"].n_cached_calls,
+            **{f"failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
+            "updates were rejected by the gate": len(stood) - sum(stood),
+            "updates stood, but did not beat the student in the end": sum(stood),
+            "updates brought no change that the library takes": 0 if stood else len(self.updates),
         }
-        return "; ".join(reason for reason, holds in reasons.items() if holds)
+        is_early = self.ended_because.startswith("max_")
+        reasons = [f"the run ended early: {self.ended_because}"] if is_early else []
+        return "; ".join([*reasons, *(f"{n} {what}" for what, n in counts.items() if n)])
+
+
+def _shortened(message: str) -> str:
+    return " ".join(message.split())[:LOGGED_CHARACTERS]
 
 
 def _group_record(sampled: SampledGroup, use: str) -> GroupRecord:
@@ -234,11 +201,12 @@ def _group_record(sampled: SampledGroup, use: str) -> GroupRecord:
 
 def _operation_record(operation: Operation | Refusal) -> OperationRecord:
     """The record of an operation, or of its refusal."""
+    given: Any = operation.operation if isinstance(operation, Refusal) else operation
     refused = operation.reason if isinstance(operation, Refusal) else ""
-    given = operation.operation if isinstance(operation, Refusal) else operation
-    names = ("op", "id", "text", "scope", "reason")
-    if isinstance(given, Mapping):
-        values = {name: str(given.get(name) or "") for name in names}
-    else:
-        values = {name: str(getattr(given, name, None) or "") for name in names}
+
+    def text_of(name: str) -> str:
+        is_mapping = isinstance(given, Mapping)
+        return str((given.get(name) if is_mapping else getattr(given, name, None)) or "")
+
+    values = {name: text_of(name) for name in ("op", "id", "text", "scope", "reason")}
     return OperationRecord(**values, refused=refused)

@@ -127,9 +127,9 @@ class _Run:
         steps = [step for _, step in sorted(found, key=itemgetter(0))]
         last = self.meter.last_call
         if failure is not None and failure.kind == "parse" and last is not None:
-            name = self.names.get(id(last.caller), "predictor")
-            answer = {"unparsed answer": last.answer}
-            steps.append(Step("predictor", name, {"prompt": last.prompt}, answer, failure.message))
+            caller, prompt, answer = last
+            name, outputs = self.names.get(id(caller), "predictor"), {"unparsed answer": answer}
+            steps.append(Step("predictor", name, {"prompt": prompt}, outputs, failure.message))
         return tuple(steps)
 
 

@@ -45,7 +45,7 @@ class Settings:
     _: KW_ONLY
     reflection_lm: Annotated[dspy.BaseLM | None, of_type(dspy.BaseLM, "a dspy.LM(...)")] = None
     objective: str | None = None
-    auto: Annotated[str | None, one_of(AUTO)] = None
+    auto: Annotated[str | None, one_of(*AUTO)] = None
     max_lm_calls: Annotated[int | None, whole(1)] = None
     max_metric_calls: Annotated[int | None, whole(1)] = None
     max_cost: Annotated[float | None, positive()] = None

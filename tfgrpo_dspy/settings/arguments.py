@@ -18,8 +18,8 @@ from tfgrpo_dspy.reflection.modules import (
     UpdateLibrary,
 )
 
-Arguments = ParamSpec("Arguments")
-SettingsT = TypeVar("SettingsT")
+P = ParamSpec("P")
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -57,31 +57,21 @@ def of_type(kind: Any, hint: str) -> Check:
     return Check(hint, lambda value: value if isinstance(value, kind) and value != "" else None)
 
 
-def one_of(names: Iterable[str]) -> Check:
+def one_of(*names: str) -> Check:
     """One of these names."""
-    known = list(names)
-    hint = f"one of {', '.join(map(repr, known))}, or None"
-    return Check(hint, lambda value: value if value in known else None)
+    hint = f"one of {', '.join(map(repr, names))}, or None"
+    return Check(hint, lambda value: value if value in names else None)
 
 
-def module_like(default: type[dspy.Module]) -> Check:
-    """A module that takes the place of the default."""
-    return of_type(dspy.Module, f"a dspy.Module with the fields of {default.__name__}")
+def _prices(value: Any) -> Any:
+    try:
+        is_right = all(min(prompt, completion) >= 0 for prompt, completion in value.values())
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return value if is_right else None
 
 
-def prices_by_model() -> Check:
-    """A mapping from models to two prices."""
-
-    def read(value: Any) -> Any:
-        try:
-            is_right = all(min(prompt, completion) >= 0 for prompt, completion in value.values())
-        except (AttributeError, TypeError, ValueError):
-            return None
-        return value if is_right else None
-
-    return Check(
-        "dollars for a million prompt and completion tokens, {'model': (0.15, 0.60)}", read
-    )
+PRICES = Check("dollars for a million prompt and completion tokens, {'model': (0.1, 0.4)}", _prices)
 
 
 def _is_number(value: object) -> bool:
@@ -113,17 +103,15 @@ def refuse(faults: Iterable[str]) -> None:
 
 
 def taking(
-    settings_class: Callable[Arguments, SettingsT],
-) -> Callable[[Callable[[Any, SettingsT], None]], Callable[Concatenate[Any, Arguments], None]]:
+    settings_class: Callable[P, S],
+) -> Callable[[Callable[[Any, S], None]], Callable[Concatenate[Any, P], None]]:
     """Make `__init__(self, settings)` take the arguments of `settings_class`.
 
     Editors, type checkers and `inspect.signature` see these arguments with types and defaults.
     """
 
-    def decorate(
-        init: Callable[[Any, SettingsT], None],
-    ) -> Callable[Concatenate[Any, Arguments], None]:
-        def constructor(self: Any, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+    def decorate(init: Callable[[Any, S], None]) -> Callable[Concatenate[Any, P], None]:
+        def constructor(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
             init(self, settings_class(*args, **kwargs))
 
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -134,13 +122,7 @@ def taking(
     return decorate
 
 
-MODULES: dict[str, type[dspy.Module]] = {
-    "extract": ExtractAdvantage,
-    "update": UpdateLibrary,
-    "summarize": SummarizeTrajectory,
-    "draft": DraftLessons,
-}
-"""The fields of `Reflection` that are modules, and the default of each."""
+ReflectionModule = Annotated[Any, of_type(dspy.Module, "a dspy.Module with the same fields")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,10 +145,10 @@ class Reflection:
         SettingsError: names every field that cannot be used.
     """
 
-    extract: Annotated[Any, module_like(ExtractAdvantage)] = None
-    update: Annotated[Any, module_like(UpdateLibrary)] = None
-    summarize: Annotated[Any, module_like(SummarizeTrajectory)] = None
-    draft: Annotated[Any, module_like(DraftLessons)] = None
+    extract: ReflectionModule = field(default_factory=ExtractAdvantage)
+    update: ReflectionModule = field(default_factory=UpdateLibrary)
+    summarize: ReflectionModule = field(default_factory=SummarizeTrajectory)
+    draft: ReflectionModule = field(default_factory=DraftLessons)
     use_labels: bool = True
     max_experience_words: Annotated[int, whole(1)] = 40
     drafts: Annotated[int | None, whole(0)] = None
@@ -176,15 +158,12 @@ class Reflection:
     failure_analysis = True
 
     def __post_init__(self) -> None:
-        for name, default in MODULES.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, default())
         refuse(read_arguments(self))
 
     @property
     def modules(self) -> list[Any]:
         """The four modules that call the reflection LM."""
-        return [getattr(self, name) for name in MODULES]
+        return [self.extract, self.update, self.summarize, self.draft]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +202,7 @@ class Execution:
     max_staleness: Annotated[int | None, whole(0)] = None
     rollout_timeout_s: Annotated[float | None, positive()] = None
     max_errors: Annotated[int | None, whole(0)] = None
-    prices: Annotated[Mapping[str, tuple[float, float]] | None, prices_by_model()] = None
+    prices: Annotated[Mapping[str, tuple[float, float]] | None, PRICES] = None
 
     def __post_init__(self) -> None:
         refuse(read_arguments(self))
