@@ -37,6 +37,7 @@ from tfgrpo_dspy import (
     GroupPlan,
     NoGate,
     RunEvidence,
+    UpdateLibrary,
 )
 
 
@@ -181,7 +182,7 @@ def test_what_a_keep_says_is_evidence_in_the_result_whatever_the_gate_makes_of_i
         ("question", solved),
     ]
     student = knowing(RIGHT["slate"], "Be kind.")
-    small = {**SMALL, "batch_size": 8, "update": None}
+    small = {**SMALL, "batch_size": 8, "update": UpdateLibrary()}
     results = compiled(scripted_lm(rules), gate=gate, student=student, **small).detailed_results
     assert {op.op for op in results.updates[0].operations} == {"KEEP", "ADD"}
     experiences = results.library["experiences"]

@@ -128,9 +128,6 @@ def _with_markers(signature: Any, answer: str) -> str:
     return re.sub(heading, marked, answer, flags=re.MULTILINE | re.IGNORECASE)
 
 
-# ---------------------------------------------------------------------- lessons in lines
-
-
 def _lines_of(text: str) -> list[str]:
     """The lessons of plain lines; where some have bullets, only those are lessons.
 
@@ -197,9 +194,6 @@ def bare_line(text: str) -> str:
     if len(text) > 2 and text[0] + text[-1] in _QUOTES and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
     return "" if is_nothing(text) or not any(map(str.isalpha, text)) else text
-
-
-# ---------------------------------------------------------------------- JSON
 
 
 def without_fences(text: str) -> str:

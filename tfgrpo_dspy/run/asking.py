@@ -6,7 +6,7 @@ Nothing that a module does can end the run: what it raises is counted and costs 
 import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import dspy
 from pydantic import TypeAdapter
@@ -22,15 +22,13 @@ from tfgrpo_dspy.run.loop import TimedOutError
 from tfgrpo_dspy.sampling.models import sampling_copy
 from tfgrpo_dspy.store import reading
 
-Result = TypeVar("Result")
 Inputs = Mapping[str, Any]
 
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
 ASKED_ONCE = dspy.ChatAdapter(use_json_adapter_fallback=False)
 """DSPy's default adapter asks again in JSON, held to a schema, where an answer does not parse; then
 whatever an LM rambles is a lesson."""
-MAX_HALVINGS = 4
-"""How often what is shown is cut to half where the LM says that the prompt is too long."""
+MAX_HALVINGS = 4  # of what is shown, where the LM says that the prompt is too long
 STAGES = {
     "update": ("update", "operations", 0),
     "draft": ("draft", "lessons", 1),
@@ -77,7 +75,7 @@ class ReflectionClient:
             "limits": f"at most {n} experiences of at most {max_words} words each",
         }
 
-    async def at_once(self, asking: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    async def at_once(self, asking: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
         """The results of all, in order."""
         tasks = [self.run.loop.spawn(each) for each in asking]
         return [await task for task in tasks]

@@ -55,7 +55,7 @@ class History:
         self._training = tuple(training)
         self._is_recorded = is_recorded
         self._group_size = 0 if is_recorded else settings.group_size  # rollouts to pay for
-        self._size = min(settings.batch_size, len(training))
+        self._size = settings.batch_size
         self._n_batches = math.ceil(len(training) / self._size)
         self._n_drafts = int(settings.drafts > 0)
         epochs = 1 if is_recorded else settings.epochs
