@@ -32,7 +32,6 @@ from runs import (
 from scripted import Prompt, ScriptedEngine, chat, scripted_lm
 from small import grpo
 from test_promise_deterministic import facts
-from test_promise_no_secrets import rules as rules_of_server
 
 from tfgrpo_dspy import (
     Gate,
@@ -404,7 +403,7 @@ class LeakyProgram(dspy.Module):
 def test_keys_travel_and_reach_no_file_no_record_and_no_report(
     server: ChatServer, client: Client, folder: Path, tmp_path: Path
 ) -> None:
-    server.rules = rules_of_server()
+    server.rules = [*polite_rules()[:2], ("", chat(answer="please"))]
     lm = server.lm(api_key=KEY, temperature=1.0)
     chosen = {"lm": lm, "metric": leaky, "gate": NoGate(), "log_dir": tmp_path / "runs"}
     run = compiled(client.get_executor(), LeakyProgram(), **chosen)

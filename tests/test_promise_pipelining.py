@@ -157,7 +157,7 @@ class Fruitful:
         **changes: Any,
     ) -> None:
         chosen = {"group_size": 2, "epochs": 1, "batch_size": 2, "progress": False}
-        chosen |= {"num_threads": 16, "gate": NoGate(), "update": None}
+        chosen |= {"num_threads": 16, "gate": NoGate()}
         self.lm = scripted_lm([*RULES, ("question", answers)], before=before)
         optimizer = grpo(is_polite, **(chosen | changes))
         with dspy.context(lm=self.lm):

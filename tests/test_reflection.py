@@ -11,13 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import lessons, scripted_lm
 
-from tfgrpo_dspy import (
-    Effect,
-    Evidence,
-    Experience,
-    ExperienceLibrary,
-    ExtractAdvantage,
-)
+from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, ExtractAdvantage
 from tfgrpo_dspy.reflection.lessons import (
     CopyGuard,
     Lesson,
@@ -34,7 +28,6 @@ from tfgrpo_dspy.reflection.texts import (
     clip,
     dropped_text,
     feedback_text,
-    given_texts,
     lessons_text,
     library_text,
 )
@@ -197,41 +190,29 @@ LONGER = LESSON.replace("angry", "very angry")
 
 
 @pytest.mark.parametrize(
-    ("other", "is_same"),
+    ("one", "other", "is_same"),
     [
-        ("when the customer is angry - say sorry before you ask for the order number", True),
-        (LONGER, True),
-        (f"{LESSON} Then wait for a reply.", False),
-        (LESSON.replace("say", "never say"), False),
-        (LESSON.replace("angry", "not angry"), False),
-        (LESSON.replace("is angry", "isn't angry"), False),
-        (LESSON.replace("before", "after"), False),
-        (LESSON.replace("sorry", "sorry 2 times"), False),
-        ("When the customer is angry, ask for the order number before you say sorry.", False),
-        ("Say sorry.", False),
+        (LESSON, LESSON.lower().replace(", ", " - "), True),
+        (LESSON, LONGER, True),
+        (LESSON, f"{LESSON} Then wait for a reply.", False),
+        (LESSON, LESSON.replace("say", "never say"), False),
+        (LESSON, LESSON.replace("is angry", "isn't angry"), False),
+        (LESSON, LESSON.replace("before", "after"), False),
+        (LESSON, LESSON.replace("sorry", "sorry 2 times"), False),
+        (LESSON, "When the customer is angry, ask before you say sorry.", False),
+        (LESSON, "Say sorry.", False),
+        ("Use at most 60 words in each reply.", "Use at most 6 words in each reply.", False),
+        ("当客户抱怨时要先道歉", "当客户抱怨时不要先道歉", False),
+        ("Gib dem Kunden gleich das Geld.", "Gib dem Kunden nicht gleich das Geld.", False),
+        ("Si le client demande, rembourse.", "Si le client ne demande pas, rembourse.", False),
     ],
-)
+)  # fmt: skip
 def test_a_lesson_with_a_few_words_more_is_the_same_unless_they_turn_its_meaning(
-    other: str, is_same: bool
+    one: str, other: str, is_same: bool
 ) -> None:
-    assert is_same_lesson(Lesson(LESSON), Lesson(other)) is is_same
-    assert is_same_lesson(Lesson(other), Lesson(LESSON)) is is_same
-    assert not is_same_lesson(Lesson(LESSON, "reader"), Lesson(other, "*"))
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("Use at most 60 words in each reply.", "Use at most 6 words in each reply."),
-        ("当客户抱怨时要先道歉", "当客户抱怨时不要先道歉"),
-        ("Gib dem Kunden gleich das Geld.", "Gib dem Kunden nicht gleich das Geld."),
-        ("Si le client demande, rembourse.", "Si le client ne demande pas, rembourse."),
-    ],
-)
-def test_other_numbers_and_negations_of_other_languages_are_not_the_same(
-    one: str, other: str
-) -> None:
-    assert not is_same_lesson(Lesson(one), Lesson(other))
+    assert is_same_lesson(Lesson(one), Lesson(other)) is is_same
+    assert is_same_lesson(Lesson(other), Lesson(one)) is is_same
+    assert not is_same_lesson(Lesson(one, "reader"), Lesson(other, "*"))
 
 
 TEXTS = st.lists(
@@ -247,7 +228,6 @@ def test_near_duplicates_become_the_first_of_them_with_the_evidence_of_all() -> 
 
 
 @given(st.lists(st.builds(Lesson, TEXTS, st.just("*"), st.sampled_from([(GROUP_0,), (GROUP_1,)]))))
-@settings(max_examples=100)
 def test_merging_loses_no_evidence_and_leaves_no_two_that_are_the_same(drawn: list[Lesson]) -> None:
     merged = merge_lessons(drawn)
     assert {e for lesson in merged for e in lesson.evidence} == {
@@ -281,13 +261,8 @@ def test_an_operation_without_numbers_rests_on_the_lessons_that_its_text_is_like
 
 
 def test_what_an_operation_rests_on_is_found_in_any_language() -> None:
-    refund, ask = (
-        Lesson("\u5546\u54c1\u635f\u574f\u65f6\u9000\u6b3e\u3002"),
-        Lesson("\u5148\u95ee\u8ba2\u5355\u53f7\u3002"),
-    )
-    assert sources_of(
-        "\u5982\u679c\u5546\u54c1\u635f\u574f\uff0c\u5c31\u9000\u6b3e\u3002", [refund, ask]
-    ) == [refund]
+    refund, ask = Lesson("商品损坏时退款。"), Lesson("先问订单号。")
+    assert sources_of("如果商品损坏,就退款。", [refund, ask]) == [refund]
     assert sources_of("Say sorry.", [ask]) == [ask], "the only lesson there is"
 
 
@@ -346,10 +321,8 @@ def test_attempts_say_which_experiences_only_some_of_them_were_given() -> None:
         ExperienceLibrary([always]),
         ExperienceLibrary([always, Experience("E2", "Be very brief.")]),
     ]
-    given = given_texts(shown, libraries, libraries[0])
-    assert given == {12: "with E2", 13: "without E2", 11: 'with E2 as "Be very brief."'}
-    titles = re.findall(r"^Attempt .*$", attempts_text(shown, ["a", "b", "c"], given), re.MULTILINE)
-    assert titles == [
+    text = attempts_text(shown, ["a", "b", "c"], libraries, libraries[0])
+    assert re.findall(r"^Attempt .*$", text, re.MULTILINE) == [
         'Attempt 1 (score 1, advantage +1.22, with E2 as "Be very brief.")',
         "Attempt 2 (score 0.5, advantage +0.00, with E2)",
         "Attempt 3 (score 0, advantage -1.22, without E2)",

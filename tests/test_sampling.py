@@ -126,49 +126,42 @@ def test_a_predictors_own_settings_do_not_defeat_the_sampling(config: dict[str, 
     assert program.config == config
 
 
-def test_a_trial_runs_as_deployed_at_the_predictors_own_temperature() -> None:
+def test_without_a_temperature_a_rollout_runs_at_the_predictors_own() -> None:
     lm = scripted_lm(BECAUSE, temperature=0.4)
-    trial = rollout(ask(temperature=0.0), lm, temperature=None)  # warnings are errors here
+    done = rollout(ask(temperature=0.0), lm, temperature=None)  # warnings are errors here
     rollout(ask(), lm, temperature=None)
-    assert trial.failure is None
+    assert done.failure is None
     assert [prompt.temperature for prompt in lm.engine.prompts] == [0.0, 0.4]
 
 
-def by_context(self: Any, question: str) -> dspy.Prediction:
-    with dspy.context(lm=self.reach(self.held)):
+def by_context(self: Any, question: str, lm: Any) -> dspy.Prediction:
+    with dspy.context(lm=lm):
         return self.ask(question=question)
 
 
-def by_argument(self: Any, question: str) -> dspy.Prediction:
-    return self.ask(question=question, lm=self.reach(self.held))
+def by_argument(self: Any, question: str, lm: Any) -> dspy.Prediction:
+    return self.ask(question=question, lm=lm)
 
 
-def by_attribute(self: Any, question: str) -> dspy.Prediction:
-    self.ask.lm = self.reach(self.held)
+def by_attribute(self: Any, question: str, lm: Any) -> dspy.Prediction:
+    self.ask.lm = lm
     return self.ask(question=question)
 
 
-@pytest.mark.parametrize("run", [by_context, by_argument, by_attribute])
-@pytest.mark.parametrize(
-    ("hold", "reach"),
-    [
-        (lambda lm: lm, lambda held: held),
-        (lambda lm: [lm], lambda held: held[0]),
-        (lambda lm: {"big": (lm,)}, lambda held: held["big"][0]),
-    ],
-    ids=["attribute", "list", "tuple in a dict"],
-)
-@pytest.mark.parametrize("extra", [{}, {"lock": threading.Lock()}], ids=["", "beside a lock"])
-def test_an_lm_that_the_program_holds_is_sampled_and_counted(
-    run: Any, hold: Callable[[Any], Any], reach: Callable[[Any], Any], extra: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("call", [by_context, by_argument, by_attribute])
+@pytest.mark.parametrize("path", ["self.lms", "self.lms[0]", "self.lms['big'][0]"])
+def test_an_lm_that_the_program_holds_is_sampled_and_counted(call: Any, path: str) -> None:
+    def run(self: Any, question: str) -> dspy.Prediction:
+        return call(self, question, eval(path))
+
     held = scripted_lm(BECAUSE, cache=True)
-    program = Program(run, ask=ask(), held=hold(held), reach=reach, **extra)
+    lms: Any = {"self.lms": held, "self.lms[0]": [held]}.get(path, {"big": (held,)})
+    program = Program(run, ask=ask(), lms=lms)
     for rollout_id in (11, 12):
         done = rollout(program, scripted_lm([]), rollout_id)
         assert (done.score, done.usage.n_lm_calls) == (1.0, 1)
     assert [(p.seed, p.temperature) for p in held.engine.prompts] == [(11, 0.7), (12, 0.7)]
-    assert reach(program.held) is held
+    assert program.lms is lms
     assert program.ask.lm is None
 
 
@@ -261,21 +254,12 @@ def divide(a: int, b: int) -> float:
 def test_tool_calls_stand_among_the_predictor_calls_with_arguments_result_and_error() -> None:
     lm = agent_lm(("search", {"query": "rain"}), ("divide", {"a": 1, "b": 0}), ("finish", {}))
     done = rollout(dspy.ReAct("question -> answer", tools=[search, divide]), lm)
-    assert named_steps(done) == [
-        ("predictor", "react"),
-        ("tool", "search"),
-        ("predictor", "react"),
-        ("tool", "divide"),
-        ("predictor", "react"),
-        ("tool", "finish"),
-        ("predictor", "extract.predict"),
-    ]
-    found, failed, finished = (step for step in done.steps if step.kind == "tool")
-    assert found == Step("tool", "search", {"query": "rain"}, {"result": "pages on rain"})
-    assert failed == Step(
-        "tool", "divide", {"a": "1", "b": "0"}, {}, "ZeroDivisionError: division by zero"
-    )
-    assert finished.outputs == {"result": "Completed."}
+    names = [step.name for step in done.steps if step.kind == "predictor"]
+    assert names == ["react", "react", "react", "extract.predict"]
+    error = "ZeroDivisionError: division by zero"
+    assert done.steps[1] == Step("tool", "search", {"query": "rain"}, {"result": "pages on rain"})
+    assert done.steps[3] == Step("tool", "divide", {"a": "1", "b": "0"}, {}, error)
+    assert done.steps[5].outputs == {"result": "Completed."}
     assert (done.score, done.failure) == (1.0, None)
 
 
@@ -294,11 +278,7 @@ def consulting(expert: Any) -> tuple[dspy.Module, dspy.LM]:
 
 def test_a_predictor_that_a_tool_calls_is_a_step_behind_the_tools() -> None:
     done = rollout(*consulting(chat(answer="maybe")))
-    assert named_steps(done)[:3] == [
-        ("predictor", "react"),
-        ("tool", "consult"),
-        ("predictor", "Predict"),
-    ]
+    assert [step.name for step in done.steps[:3]] == ["react", "consult", "Predict"]
     assert done.steps[1].outputs == {"result": "maybe"}
 
 
@@ -320,7 +300,6 @@ def test_an_answer_that_does_not_parse_is_shown_as_the_last_step_with_what_was_m
     done = rollout(program, scripted_lm([("`number`", chat(number="seven or eight")), *BECAUSE]))
     assert done.failure is not None
     assert done.failure.kind == "parse"
-    assert "number" in done.failure.message
     assert "seven or eight" in done.failure.message
     assert named_steps(done) == [("predictor", "ask"), ("predictor", "count")]
     unparsed = done.steps[-1]
@@ -333,8 +312,7 @@ def test_an_answer_that_does_not_parse_is_shown_as_the_last_step_with_what_was_m
 def test_a_second_attempt_that_parses_is_counted_and_is_no_failure() -> None:
     lm = scripted_lm([("JSON object", '{"answer": "yes"}'), ("question", "yes, I think")])
     done = rollout(ask(), lm)
-    assert (done.score, done.failure) == (1.0, None)
-    assert done.usage.n_lm_calls == 2
+    assert (done.score, done.failure, done.usage.n_lm_calls) == (1.0, None, 2)
 
 
 def test_predictors_called_in_parallel_are_all_in_the_trajectory_and_counted() -> None:
@@ -345,8 +323,7 @@ def test_predictors_called_in_parallel_are_all_in_the_trajectory_and_counted() -
     done = rollout(Program(run, ask=ask()), scripted_lm(BECAUSE))
     assert sorted(step.inputs["question"] for step in done.steps) == ["why? 0", "why? 1", "why? 2"]
     assert {step.name for step in done.steps} == {"ask"}
-    assert done.usage.n_lm_calls == 3
-    assert done.score == 1.0
+    assert (done.score, done.usage.n_lm_calls) == (1.0, 3)
 
 
 class Page(pydantic.BaseModel):
@@ -396,15 +373,25 @@ def test_a_program_may_return_something_that_is_no_prediction() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [SLOW_DOWN, lm15.ServerError("down"), lm15.InvalidRequestError("what?")]
+    ("error", "kind", "is_a_bad_rollout"),
+    [
+        (SLOW_DOWN, "provider", False),
+        (lm15.ServerError("down"), "provider", False),
+        (lm15.InvalidRequestError("what?"), "provider", False),
+        (lm15.ContextLengthError("8193 tokens, at most 8192"), "program", True),
+    ],
 )
-def test_a_providers_failure_gives_no_score_and_is_not_the_programs(error: Exception) -> None:
-    done = rollout(ask(), scripted_lm([("question", error)], num_retries=0))
-    assert done.failure is not None
-    assert done.failure.kind == "provider"
+def test_a_providers_failure_is_not_the_programs_but_a_prompt_that_is_too_long_is(
+    error: Exception, kind: str, is_a_bad_rollout: bool
+) -> None:
+    asked: list[Any] = []
+    lm = scripted_lm([("question", error)], num_retries=0)
+    done = rollout(ask(), lm, metric=lambda *_: asked.append(1))
+    assert failure_of(done) == (kind, None)
     assert str(error) in done.failure.message
-    assert (done.score, done.counts) == (None, False)
+    assert done.counts == is_a_bad_rollout
     assert done.usage.n_failed_calls == 1
+    assert asked == []
 
 
 @pytest.mark.parametrize("error", [lm15.AuthError("no key"), lm15.BillingError("no credit")])
@@ -443,20 +430,6 @@ def test_a_providers_failure_inside_a_tool_still_gives_no_score() -> None:
     assert named_steps(done)[-1] == ("predictor", "extract.predict")
 
 
-def test_a_prompt_that_is_too_long_is_the_programs_own_failure() -> None:
-    too_long = lm15.ContextLengthError("8193 tokens, at most 8192")
-    done = rollout(ask(), scripted_lm([("question", too_long)], num_retries=0))
-    assert done.failure is not None
-    assert (done.failure.kind, done.counts) == ("program", True)
-    assert "8193 tokens" in done.failure.message
-
-
-def test_the_metric_is_not_asked_about_a_rollout_that_failed() -> None:
-    asked: list[Any] = []
-    rollout(ask(), scripted_lm([("", SLOW_DOWN)], num_retries=0), metric=lambda *_: asked.append(1))
-    assert asked == []
-
-
 # ---------------------------------------------------------------------- an LM judge
 
 
@@ -467,8 +440,7 @@ def test_an_lm_judge_uses_the_users_lm_at_its_own_settings_and_is_counted_apart(
     lm = scripted_lm([("claim", chat(grade="0.5")), *BECAUSE], temperature=0.2, cache=True)
     for rollout_id in (1, 2):
         done = rollout(ask(), lm, rollout_id, metric=judged)
-        assert done.score == 0.5
-        assert (done.usage.n_lm_calls, done.usage.n_cached_calls) == (1, 0)
+        assert (done.score, done.usage.n_lm_calls, done.usage.n_cached_calls) == (0.5, 1, 0)
     assert (done.metric_usage.n_lm_calls, done.metric_usage.n_cached_calls) == (0, 1)
     judging = [prompt for prompt in lm.engine.prompts if "claim" in prompt.text]
     assert [(prompt.seed, prompt.temperature) for prompt in judging] == [(None, 0.2)]

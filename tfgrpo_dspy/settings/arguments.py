@@ -63,11 +63,6 @@ def one_of(*names: str) -> Check:
     return Check(hint, lambda value: value if value in names else None)
 
 
-def module_like(default: type[dspy.Module]) -> Check:
-    """A module that takes the place of the default."""
-    return of_type(dspy.Module, f"a dspy.Module with the fields of {default.__name__}")
-
-
 def _prices(value: Any) -> Any:
     try:
         is_right = all(min(prompt, completion) >= 0 for prompt, completion in value.values())
@@ -127,13 +122,7 @@ def taking(
     return decorate
 
 
-MODULES: dict[str, type[dspy.Module]] = {
-    "extract": ExtractAdvantage,
-    "update": UpdateLibrary,
-    "summarize": SummarizeTrajectory,
-    "draft": DraftLessons,
-}
-"""The fields of `Reflection` that are modules, and the default of each."""
+ReflectionModule = Annotated[Any, of_type(dspy.Module, "a dspy.Module with the same fields")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +145,10 @@ class Reflection:
         SettingsError: names every field that cannot be used.
     """
 
-    extract: Annotated[Any, module_like(ExtractAdvantage)] = None
-    update: Annotated[Any, module_like(UpdateLibrary)] = None
-    summarize: Annotated[Any, module_like(SummarizeTrajectory)] = None
-    draft: Annotated[Any, module_like(DraftLessons)] = None
+    extract: ReflectionModule = field(default_factory=ExtractAdvantage)
+    update: ReflectionModule = field(default_factory=UpdateLibrary)
+    summarize: ReflectionModule = field(default_factory=SummarizeTrajectory)
+    draft: ReflectionModule = field(default_factory=DraftLessons)
     use_labels: bool = True
     max_experience_words: Annotated[int, whole(1)] = 40
     drafts: Annotated[int | None, whole(0)] = None
@@ -169,15 +158,12 @@ class Reflection:
     failure_analysis = True
 
     def __post_init__(self) -> None:
-        for name, default in MODULES.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, default())
         refuse(read_arguments(self))
 
     @property
     def modules(self) -> list[Any]:
         """The four modules that call the reflection LM."""
-        return [getattr(self, name) for name in MODULES]
+        return [self.extract, self.update, self.summarize, self.draft]
 
 
 @dataclass(frozen=True, kw_only=True)

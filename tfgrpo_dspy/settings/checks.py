@@ -14,7 +14,7 @@ import dspy
 from tfgrpo_dspy.budget import price_of
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import language_models, named_predictors
-from tfgrpo_dspy.gate import NoGate
+from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.models import allows_temperature
@@ -51,14 +51,14 @@ def prepare(
     if recorded is not None:
         valset = valset if settings.metric is not None else None
         settings = _for_recorded(settings, recorded, valset)
-    faults = [*_program_faults(student), *_data_faults("trainset", trainset)]
+    faults = [*_student_faults(settings, student), *_data_faults("trainset", trainset)]
     faults += [] if valset is None else _data_faults("valset", valset)
     faults += [] if testset is None else _data_faults("testset", testset)
     if testset is not None and settings.metric is None:
         faults.append("testset and metric=None: nothing scores the test set; pass a metric.")
     if teacher is not None:
         faults.append(f"teacher={type(teacher).__name__}: this optimizer uses no teacher.")
-    refuse(faults or [*_library_faults(settings, student), *_lm_faults(settings, student)])
+    refuse(faults)
     if settings.metric is None and recorded is None:
         warnings.warn(
             "metric=None: lessons are drawn from agreement and self-critique, without ground "
@@ -139,14 +139,22 @@ def _scores_of_traces(example: Any, prediction: Any, trace: Any = None) -> float
     raise NotImplementedError((example, prediction, trace))
 
 
-def _program_faults(student: Any) -> Iterator[str]:
+def _student_faults(settings: Settings, student: Any) -> Iterator[str]:
     if not isinstance(student, dspy.Module):
         yield f"student={student!r}: pass a dspy.Module, such as dspy.Predict('q -> a')."
-    elif not named_predictors(student):
+        return
+    if not named_predictors(student):
         yield (
             f"student={type(student).__name__} has no predictors into whose instructions "
             f"experiences could be baked (sub-modules with _compiled=True are frozen)."
         )
+    n = len(ExperienceLibrary.from_program(student))
+    if n > settings.max_experiences:
+        yield (
+            f"max_experiences={settings.max_experiences}: the student starts with {n} "
+            f"experiences; allow as many, or bake a smaller library into it first."
+        )
+    yield from _lm_faults(settings, student)
 
 
 def _data_faults(name: str, examples: Any) -> Iterator[str]:
@@ -166,15 +174,6 @@ def _has_inputs(example: Any) -> bool:
         return bool(len(example.inputs()))
     except (ValueError, AttributeError):
         return False
-
-
-def _library_faults(settings: Settings, student: Any) -> Iterator[str]:
-    n = len(ExperienceLibrary.from_program(student))
-    if n > settings.max_experiences:
-        yield (
-            f"max_experiences={settings.max_experiences}: the student starts with {n} "
-            f"experiences; allow as many, or bake a smaller library into it first."
-        )
 
 
 def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
