@@ -195,8 +195,8 @@ def with_instructions(program: Any, name: str, instructions: str) -> Any:
 @pytest.mark.parametrize(
     ("old", "new", "what"),
     [
-        ("(next id: E6)\n", "", r"predictor 'solve' do not end with their next free id"),
-        ("(next id: E6)", "(next id: 6)", r"do not end with .*\(next id: 6\)"),
+        ("(next id: E6)\n", "", r"predictor 'solve' end with .*restore the line"),
+        ("(next id: E6)", "(next id: 6)", r"end with .*\(next id: 6\)"),
         ("(next id: E6)", "(next id: E4)\n(and so on)", r"\(and so on\)"),
         ("[E3] Draft", "Draft", r"predictor 'solve' hold the line 'Draft in one line\.'"),
         ("[E3] Draft", "[G3] Draft", r"hold the line '\[G3\] Draft in one line\.'"),
