@@ -102,16 +102,3 @@ def test_a_prompt_that_is_too_long_is_a_failed_rollout_and_is_not_tried_again(
     failed = [arrival for arrival in server.arrivals if arrival.fault]
     assert [arrival.attempt for arrival in failed] == [0] * len(failed)
     assert program.detailed_results.failures == {"program": len(failed)}
-
-
-def test_a_server_that_never_answers_one_request_costs_one_rollout(server: ChatServer) -> None:
-    late: list[str] = []
-
-    def plan(_number: int, prompt: str) -> Fault | None:
-        is_first = is_rollout_of("question 2", prompt) and not late
-        late.extend([prompt] * is_first)
-        return Fault("late", delay_s=60) if is_first else None
-
-    results = run(server, plan, rollout_timeout_s=2.0).detailed_results
-    assert results.failures == {"timeout": 1}
-    assert max(arrival.attempt for arrival in server.arrivals) == 0

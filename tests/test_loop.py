@@ -1,7 +1,6 @@
 """The event loop of a run by itself: what is begun when, what is raised where, what hangs."""
 
 import asyncio
-import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,54 +22,6 @@ NEVER = threading.Event()
 
 def as_it_is(result: Any) -> Any:
     return result
-
-
-def slept(i: int, j: int, delay: int) -> tuple[int, int, int]:
-    NEVER.wait(delay / 1000)
-    return (i, j, delay)
-
-
-@st.composite
-def graphs(draw: st.DrawFn) -> list[tuple[list[int], list[int]]]:
-    """For each node, earlier nodes that it waits for, and its tasks: how long each takes, in ms."""
-    n = draw(st.integers(1, 12))
-    earlier = [draw(st.lists(st.integers(0, i - 1), max_size=4)) if i else [] for i in range(n)]
-    return [(nodes, draw(st.lists(st.integers(0, 3), max_size=3))) for nodes in earlier]
-
-
-@given(graph=graphs(), num_threads=st.integers(1, 6), seed=st.integers(0, 99))
-@settings(max_examples=60)
-def test_whatever_waits_for_whatever_each_gets_its_own_result(
-    graph: list[tuple[list[int], list[int]]], num_threads: int, seed: int
-) -> None:
-    loop, order = Loop(Ledger(), num_threads), random.Random(seed)
-    nodes: dict[int, asyncio.Task[Any]] = {}
-
-    def node(i: int) -> "asyncio.Task[Any]":
-        if i not in nodes:
-            nodes[i] = loop.spawn(computed(i))
-        return nodes[i]
-
-    async def computed(i: int) -> Any:
-        earlier, delays = graph[i]
-        tasks = [
-            loop.submit(partial(slept, i, j, delay), (order.randrange(3),), as_it_is)
-            for j, delay in enumerate(delays)
-        ]
-        return (i, [await node(other) for other in earlier], [await task for task in tasks])
-
-    async def everything() -> list[Any]:
-        shuffled = list(range(len(graph)))
-        order.shuffle(shuffled)
-        for i in shuffled:
-            node(i)
-        return [await node(i) for i in range(len(graph))]
-
-    def expected(i: int) -> Any:
-        earlier, delays = graph[i]
-        return (i, [expected(j) for j in earlier], [(i, j, d) for j, d in enumerate(delays)])
-
-    assert loop.run(everything()) == [expected(i) for i in range(len(graph))]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20))
