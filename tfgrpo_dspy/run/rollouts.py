@@ -1,5 +1,6 @@
 """Rollouts: replayed where they are recorded, run where not, recorded as soon as they are done."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.loop import Priority, TimedOutError
+from tfgrpo_dspy.run.loop import Priority
 from tfgrpo_dspy.run.worker import packed_bundle, packed_request
 from tfgrpo_dspy.sampling.demos import Demo, with_demos
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
@@ -135,8 +136,8 @@ class Rollouts:
         """Have the rollout made; a future that gives the recorded rollout."""
         run, example = self._run, self._examples[sample.example]
 
-        def keep(made: Rollout | Failure | TimedOutError) -> Rollout:
-            if isinstance(made, TimedOutError):
+        def keep(made: Rollout | Failure | TimeoutError) -> Rollout:
+            if isinstance(made, TimeoutError):
                 made = Failure("timeout", f"the rollout {made}, which is rollout_timeout_s")
             if isinstance(made, Failure):
                 made = Rollout(sample.example, sample.rollout_id, failure=made)
@@ -148,7 +149,8 @@ class Rollouts:
         if run.remote is not None:
             bundle = self._bundles[sample.has_demos]
             request = packed_request(sample.library, example, sample.example, sample.rollout_id)
-            return run.remote.submit(bundle, request, priority, keep)
+            begin = functools.partial(run.remote.rollout, bundle, request)
+            return run.loop.submit(begin, priority, keep, "remote")
         task = RolloutTask(
             program=self._program(sample)[0],
             example=example,
@@ -159,7 +161,8 @@ class Rollouts:
             ledger=run.ledger,
             prices=self._prices,
         )
-        return run.loop.submit(lambda: run_rollout(task), priority, keep)
+        work = functools.partial(run_rollout, task)
+        return run.loop.submit(lambda: run.loop.in_thread(work), priority, keep)
 
     def _program(self, sample: Sample) -> tuple[Any, str]:
         """The program of the sample, and its digest; a few are kept."""
