@@ -12,7 +12,7 @@ from typing import Any
 import dspy
 from pydantic import TypeAdapter
 
-from tfgrpo_dspy.budget import CallWatcher, Meter, metered
+from tfgrpo_dspy.budget import CallWatcher, Meter, is_too_long, metered
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.reflection.texts import as_input, describe_program
@@ -163,7 +163,7 @@ class ReflectionClient:
         except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything
             lost = meter.provider_failure
             message = lost.message if lost else described(error)
-            answer = Answer(None, meter.usage, 0, message, meter.is_too_long, lost is not None)
+            answer = Answer(None, meter.usage, 0, message, is_too_long(error), lost is not None)
         meter.check()
         return answer
 

@@ -83,14 +83,11 @@ class Rollouts:
             self._run.ledger.take_metric_calls(n)
 
     def settle(self, rollouts: Iterable[Rollout]) -> None:
-        """Give the metric calls back that were not made, because the program failed.
-
-        What took too long, or was lost with a worker, may have been in the metric.
-        """
-        failed = [rollout.failure.kind for rollout in rollouts if rollout.failure is not None]
+        """Give the metric calls back that were surely not made, because the program failed."""
+        kinds = [rollout.failure.kind for rollout in rollouts if rollout.failure is not None]
+        n_not_made = sum(kind in ("program", "parse", "provider") for kind in kinds)
         if self._metric is not None:
-            not_scored = sum(kind in ("program", "parse", "provider") for kind in failed)
-            self._run.ledger.give_back_metric_calls(not_scored)
+            self._run.ledger.note_metric_calls(0, n_given_back=n_not_made)
 
     async def make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
         """A rollout for each sample, in their order; they were admitted before.
