@@ -14,15 +14,8 @@ from hypothesis import strategies as st
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add, Delete, Evidence, Experience, Modify, Operation
-from tfgrpo_dspy.gate import (
-    BayesianGate,
-    Belief,
-    Decision,
-    GroupPlan,
-    Measured,
-    NoGate,
-    RunEvidence,
-)
+from tfgrpo_dspy.gate.bayesian import BayesianGate
+from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, NoGate, RunEvidence
 
 KINDS = 5
 N_EXAMPLES = 40

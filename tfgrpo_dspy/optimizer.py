@@ -12,7 +12,7 @@ from typing import Any
 from dspy.teleprompt import Teleprompter
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.gate import NoGate
+from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.sampling.traces import read_traces

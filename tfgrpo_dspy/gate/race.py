@@ -74,7 +74,9 @@ class Race:
 
         Of two that are expected to gain as much on the student, the less certain one is first.
         """
-        gains = {c: self._posterior(c, 0, scores) for c in self._complete(scores)}
+        counts = Counter(candidate for candidate, _ in scores)
+        complete = [c for c in range(1, len(self.candidates)) if counts[c] == counts[0]]
+        gains = {c: self._posterior(c, 0, scores) for c in complete}
         rivals = sorted(gains, key=lambda c: -above_zero(*gains[c]))
         leader = max(rivals, key=lambda c: gains[c][0], default=0)
         may_win = [c for c in rivals if self.chance(c, leader, scores) >= LEAVE_BELOW]
@@ -112,18 +114,14 @@ class Race:
         answer that cannot be scored may be the doing of what the rival has more.
         """
         floor = min([0.0, *(score for score in scores.values() if score is not None)])
-        found = []
-        for i in range(self.n_examples):
-            if (one, i) in scores and (other, i) in scores and scores[0, i] is not None:
-                pair = [scores[one, i], scores[other, i]]
-                first, second = (floor if score is None else score for score in pair)
-                found.append(first - second)
-        return np.array(found)
-
-    def _complete(self, scores: Scores) -> list[int]:
-        """The candidates that were measured on all examples that the student was measured on."""
-        counts = Counter(candidate for candidate, _ in scores)
-        return [c for c in range(1, len(self.candidates)) if counts[c] == counts[0]]
+        filled = {pair: floor if score is None else score for pair, score in scores.items()}
+        return np.array(
+            [
+                filled[one, i] - filled[other, i]
+                for i in range(self.n_examples)
+                if (one, i) in scores and (other, i) in scores and scores[0, i] is not None
+            ]
+        )
 
     def _posterior(self, one: int, other: int, scores: Scores) -> tuple[float, float]:
         """Mean and standard deviation of what one candidate gains on the other."""

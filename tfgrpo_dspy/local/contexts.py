@@ -1,9 +1,8 @@
 """The opened models of this process; requests and answers are dicts of llama.cpp.
 
 Each request has a llama.cpp context to itself, instead of a slot in a shared batch: rounding errors
-depend on the size of a batch, and with them the text. Of 48 seeded texts of the default model,
-made four at a time and one at a time, 23 were equal with a shared batch, and all with a context for
-each request. A context has one thread: threads of llama.cpp spin while they wait for one another,
+depend on the size of a batch, and with them the text (23 of 48 seeded texts were the same in a
+batch of four). A context has one thread: threads of llama.cpp spin while they wait for one another,
 so two were a hundred times slower than one when another program used a core.
 """
 
@@ -35,17 +34,12 @@ STEP_TOKENS = 32
 
 
 class Model:
-    """An opened model: its contexts, each of which answers one request at a time.
-
-    Raises:
-        LocalLMUnavailableError: xllamacpp or the default model is not installed.
-        SettingsError: llama.cpp cannot open the file, or a number is below 1.
-    """
+    """An opened model: its contexts, each of which answers one request at a time."""
 
     def __init__(
         self, gguf: str | None, n_parallel: int | None, n_ctx: int, n_threads: int
     ) -> None:
-        n_parallel = _available_cores() if n_parallel is None else n_parallel
+        n_parallel = min(os.cpu_count() or 1, 8) if n_parallel is None else n_parallel
         numbers = {"n_parallel": n_parallel, "n_ctx": n_ctx, "n_threads": n_threads}
         faults = [f"{k}={n!r}" for k, n in numbers.items() if not isinstance(n, int) or n < 1]
         if faults:
@@ -53,8 +47,7 @@ class Model:
         self._context_settings = (model_path(gguf), n_ctx, n_threads)
         self._lock = threading.Lock()
         self._slots = threading.Semaphore(n_parallel)
-        # The contexts that have no request, each with its last prompt.
-        self._free = [(_context(*self._context_settings), "")]
+        self._free = [(_context(*self._context_settings), "")]  # each with its last prompt
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """llama.cpp's answer to a chat request, from the context that holds most of its prompt."""
@@ -95,11 +88,10 @@ def _context(path: Path, n_ctx: int, n_threads: int) -> Any:
     try:
         return xllamacpp.Server(params)
     except RuntimeError as error:
-        message = (
+        raise SettingsError(
             f"llama.cpp cannot open gguf='{path}' with n_ctx={n_ctx}: no GGUF file or a damaged "
             "one, a model it does not know, too little memory, or no free loopback port"
-        )
-        raise SettingsError(message) from error
+        ) from error
 
 
 _models: dict[tuple[Any, ...], Model] = {}
@@ -127,25 +119,17 @@ if hasattr(os, "register_at_fork"):
 atexit.register(lambda: _models.clear())
 
 
-def _available_cores() -> int:
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(n_cores or 1, 8)
-
-
 def model_path(gguf: str | None) -> Path:
-    """The GGUF file; None: the one in the wheel. Raises the errors of `Model`."""
+    """The GGUF file; None: the one in the wheel. Raises the errors of `local_lm`."""
     if xllamacpp is None:
-        message = f"the local LM needs the package xllamacpp, not found; {INSTALL}"
-        raise LocalLMUnavailableError(message)
+        raise LocalLMUnavailableError(f"the package xllamacpp is not found; {INSTALL}")
     if gguf is not None:
         path = Path(gguf).expanduser().resolve()
         if not path.is_file():
             raise SettingsError(f"gguf={gguf!r}: no such file; pass a .gguf file, or leave it out")
         return path
-    # Found without an import of the wheel, which needs more packages.
-    spec = importlib.util.find_spec(MODEL_PACKAGE)
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for path in sorted(Path(folder).glob("*.gguf")):
-            return path.resolve()
-    message = f"no GGUF file of the package {MODEL_PACKAGE} found; {INSTALL}"
-    raise LocalLMUnavailableError(message)
+    spec = importlib.util.find_spec(MODEL_PACKAGE)  # no import: that needs more packages
+    folders = (spec.submodule_search_locations or []) if spec else []
+    for path in (path for folder in folders for path in Path(folder).glob("*.gguf")):
+        return path.resolve()
+    raise LocalLMUnavailableError(f"no GGUF file of the package {MODEL_PACKAGE} found; {INSTALL}")

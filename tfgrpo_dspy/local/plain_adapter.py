@@ -21,8 +21,7 @@ class PlainAdapter(dspy.Adapter):
     the prompt are left out. `dspy.JSONAdapter` handles all other signatures. Baked experiences are
     shown as plain lines, which a small model follows better than a block.
 
-    SmolLM2-135M follows one message best: told to "Ask for the order number.", 53 % of its replies
-    do; with the instructions in a system message 19 %.
+    SmolLM2-135M does what one message says in 53 % of its replies; with a system message in 19 %.
     """
 
     def _for(self, signature: type[dspy.Signature]) -> Any:
@@ -70,10 +69,7 @@ class PlainAdapter(dspy.Adapter):
         return "\n\n".join(part for part in (prefix, *paragraphs, *asked, suffix) if part)
 
     def format_assistant_message_content(
-        self,
-        signature: type[dspy.Signature],
-        outputs: dict[str, Any],
-        missing_field_message: str | None = None,
+        self, signature: Any, outputs: Any, missing_field_message: str | None = None
     ) -> str:
         """The answer of a demo or of an earlier turn, in the form in which the model answers."""
         (name,) = signature.output_fields
@@ -90,12 +86,8 @@ class PlainAdapter(dspy.Adapter):
         items = [line for line in lines if line and not line.startswith(labels)]
         value = completion.strip() if field.annotation is str else items
         if not value:
-            raise AdapterParseError(
-                adapter_name=type(self).__name__,
-                signature=signature,
-                lm_response=completion,
-                message=f"The LM returned no text for the field {name}.",
-            )
+            message = f"The LM returned no text for the field {name}."
+            raise AdapterParseError(type(self).__name__, signature, completion, message)
         return {name: value}
 
 

@@ -1,5 +1,6 @@
 """Lessons as values: how an answer is read, which lessons are held back, which say the same."""
 
+import functools
 import math
 import re
 from collections import Counter
@@ -12,14 +13,11 @@ from tfgrpo_dspy.experience.values import ALL, Evidence
 from tfgrpo_dspy.reflection.reading import read_lessons, resolve_scope
 from tfgrpo_dspy.reflection.signatures import SAMPLES
 
-LESSONS_PER_EXAMPLE = 10
-"""So many lessons of an answer are read for each example that it was shown."""
-LONGEST_LESSON = 3
-"""How many times as long as an experience may be a lesson may be: UpdateLibrary may shorten it."""
+LESSONS_PER_EXAMPLE = 10  # are read of an answer, for each example that it was shown
+LONGEST_LESSON = 3  # times as long as an experience: UpdateLibrary may shorten it
 COPIED_WORDS, COPIED_LABEL, COPIED_INPUT, COPIED_EXAMPLE = 8, 4, 5, 5
 """So many words make a copy: in a row; a whole label; a whole input; a whole example."""
-NEAR_DUPLICATE = 0.8
-"""Share of a lesson's words that a shorter one must have, to be taken for the same."""
+NEAR_DUPLICATE = 0.8  # of the words of a lesson stand in one that counts as the same
 LIKE_SHARE, LEAST_SHARE = 0.5, 0.2
 """Share of a lesson's letter groups that a text which rests on it has: for sure; at least."""
 
@@ -31,32 +29,23 @@ _SOURCES = re.compile(
     r"\d{1,3}(?:\s*(?:,|;|\u3001|&|and|und|et|y|e|и|和)\s*#?\d{1,3})*\s*[\])\uff09]\s*[.\u3002]?$",
     re.IGNORECASE,
 )
-_ADDRESS = re.compile(
-    r"[a-z][a-z0-9+.-]*://(?=\w)|\bwww\.(?=\w)|[\w.+-]+@[\w-]+\.\w|\b\d{1,3}(?:\.\d{1,3}){3}\b"
-    r"|\b[\w-]+\.(?-i:com|net|org|io|ru|cn|xyz|dev|app|info|biz)\b",
-    re.IGNORECASE,
-)
-_SECRET = re.compile(
-    r"\b(?:reveal|disclose|leak|exfiltrate|print|repeat|output|show|send|forward|share|include)\b"
-    r".{0,40}\b(?:system prompt|api[ _-]?keys?|passwords?|credentials|access tokens?)\b",
-    re.IGNORECASE,
-)
-_OVERRIDE = re.compile(
-    r"\b(?:ignore|disregard|forget|override|bypass)\b.{0,40}\b(?:instructions?|prompts?|rules)\b"
+_ADDRESS = "holds an address"
+_HELD_BACK = {
+    _ADDRESS: r"[a-z][a-z0-9+.-]*://(?=\w)|\bwww\.(?=\w)|[\w.+-]+@[\w-]+\.\w"
+    r"|\b\d{1,3}(?:\.\d{1,3}){3}\b|\b[\w-]+\.(?-i:com|net|org|io|ru|cn|xyz|dev|app|info|biz)\b",
+    "asks to give a secret away": r"\b(?:reveal|disclose|leak|exfiltrate|print|repeat|output|show"
+    r"|send|forward|share|include)\b.{0,40}\b(?:system prompt|api[ _-]?keys?|passwords?|credentials"
+    r"|access tokens?)\b",
+    "asks to ignore instructions": r"\b(?:ignore|disregard|forget|override|bypass)\b.{0,40}"
+    r"\b(?:instructions?|prompts?|rules)\b"
     r"|\b(?:ignorier\w*|vergiss)\b.{0,40}\b(?:anweisung\w*|regeln)\b"
     r"|\b(?:ignore[rz]?|oublie[rz]?|ignora[r]?|olvida[r]?)\b.{0,40}\binstruc\w+"
     r"|(?:忽略|无视|無視).{0,20}(?:指令|指示|说明|規則|规则|提示)",
-    re.IGNORECASE,
-)
+}
 _FORBIDS = re.compile(
     r"(?:\b(?:never|not|don't|cannot|without|nie|nicht|jamais|nunca)\s+(?:\w+\s+)?|[不勿别]要?)$",
     re.IGNORECASE,
 )
-_HELD_BACK = {
-    "holds an address": _ADDRESS,
-    "asks to give a secret away": _SECRET,
-    "asks to ignore instructions": _OVERRIDE,
-}
 _TURNING = re.compile(
     r"not?|never|t|avoid|without|instead|unless|except|cannot|nor|nicht|keine?|nie|ohne|ne|pas"
     r"|jamais|sans|nunca|sin|non|senza|não|sem|[不没沒别別勿未莫無无非]|.*\d.*"
@@ -90,9 +79,8 @@ def lessons_in(
 ) -> tuple[list[Lesson], list[str]]:
     """The lessons of an answer; the texts of those that are refused, each with the reason.
 
-    `blank` has the evidence, reason and example of all of them. `guard` refuses copies of the
-    `n_examples` examples that the module was shown; an experience may have `max_words` words.
-    `unknown_scope` is told of each scope that names no predictor.
+    `blank` has the evidence, reason and example of all of them. `unknown_scope` is told of each
+    scope that names no predictor.
     """
     try:
         lines = read_lessons(output)
@@ -139,8 +127,8 @@ def unsafe_reason(text: str) -> str:
     if text in SAMPLES:
         return "repeats the sample answer of the prompt"
     for what, pattern in _HELD_BACK.items():
-        for found in pattern.finditer(text):
-            if pattern is _ADDRESS or not _FORBIDS.search(text[: found.start()]):
+        for found in re.finditer(pattern, text, re.IGNORECASE):
+            if what == _ADDRESS or not _FORBIDS.search(text[: found.start()]):
                 return f"held back: it {what} ({found[0]!r})"
     return ""
 
@@ -182,20 +170,21 @@ def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
         if same is None:
             merged.append(lesson)
         else:
-            evidence = dict.fromkeys((*merged[same].evidence, *lesson.evidence))
-            merged[same] = replace(merged[same], evidence=tuple(evidence))
+            merged[same] = supported(merged[same], lesson)
     return sorted(merged, key=lambda lesson: -len(lesson.evidence))
+
+
+def supported(one: Any, other: Any) -> Any:
+    """The lesson or operation with the evidence of the other, too."""
+    return replace(one, evidence=tuple(dict.fromkeys((*one.evidence, *other.evidence))))
 
 
 def is_same_lesson(one: Lesson, other: Lesson) -> bool:
     """Whether two lessons of one scope say the same: one is the other with a few words more.
 
-    Never when those have a number or a word that turns the meaning ("not", "never") among them;
-    nor when a word or the order is another ("short" and "long", "before" and "after").
+    Those may not be numbers, nor turn the meaning ("not", "never").
     """
-    shorter, longer = _words(one.text), _words(other.text)
-    if len(shorter) > len(longer):
-        shorter, longer = longer, shorter
+    shorter, longer = sorted((_words(one.text), _words(other.text)), key=len)
     if one.scope != other.scope or len(shorter) < NEAR_DUPLICATE * len(longer):
         return False
     rest = iter(longer)
@@ -206,12 +195,10 @@ def is_same_lesson(one: Lesson, other: Lesson) -> bool:
 
 
 def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:
-    """The lessons that a text rests on, by what they have in common; maybe none.
+    """The lessons that a text rests on: a single one, or those of whose words it has enough.
 
-    The share of a lesson's letter pairs and triples that the text has, in any language; those that
-    all lessons have count next to nothing, so lessons of one form are told apart. Lessons above
-    `LIKE_SHARE` count; if there is none, the best one, from `LEAST_SHARE` on. A single lesson
-    always does.
+    It compares letter pairs and triples, which works in any language. Those that all lessons have
+    count next to nothing. Where no lesson reaches `LIKE_SHARE`, it is the best one, if any.
     """
     if len(lessons) < 2:
         return list(lessons)
@@ -233,10 +220,11 @@ def _letter_groups(text: str) -> set[str]:
     return {folded[i : i + n] for n in (2, 3) for i in range(len(folded) - n + 1)}
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
+@functools.lru_cache(maxsize=4096)  # each lesson is compared with each other
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(text.casefold()))
 
 
-def _runs(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def _runs(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     places = range(len(words) - COPIED_WORDS + 1)
-    return (tuple(words[start : start + COPIED_WORDS]) for start in places)
+    return (words[start : start + COPIED_WORDS] for start in places)

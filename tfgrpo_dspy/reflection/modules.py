@@ -11,15 +11,9 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from tfgrpo_dspy.reflection import signatures
 from tfgrpo_dspy.reflection.operations import read_operations
 from tfgrpo_dspy.reflection.reading import read_lessons, repaired
-from tfgrpo_dspy.reflection.signatures import (
-    CompareAttempts,
-    CritiqueAttempts,
-    ProposeOperations,
-    ReadExamples,
-    SummarizeAttempt,
-)
 
 WANTED = {
     "lessons": "one lesson a line, or the word None",
@@ -50,8 +44,7 @@ class _ReflectionModule(dspy.Module):
         again = {**known, "correction": _correction(signature)}
         with dspy.context(adapter=self.adapter or dspy.settings.adapter):
             for n_failures, question in enumerate([(signature, known), (corrected, again)]):
-                answer = self._read(ask, *question)
-                if answer:
+                if answer := self._read(ask, *question):
                     return dspy.Prediction(**answer, parse_failures=n_failures)
         return dspy.Prediction(parse_failures=2)
 
@@ -80,7 +73,7 @@ def _correction(signature: Any) -> str:
 class SummarizeTrajectory(_ReflectionModule):
     """(program, example, expected, attempt) -> summary: a trajectory too long to be shown whole."""
 
-    default_signature = SummarizeAttempt
+    default_signature = signatures.SummarizeAttempt
 
 
 class ExtractAdvantage(_ReflectionModule):
@@ -95,7 +88,7 @@ class ExtractAdvantage(_ReflectionModule):
             the trajectories of longer ones are summarised.
     """
 
-    default_signature = CompareAttempts
+    default_signature = signatures.CompareAttempts
 
     def __init__(
         self,
@@ -104,7 +97,7 @@ class ExtractAdvantage(_ReflectionModule):
         attempts_tokens: int = 12_000,
     ) -> None:
         super().__init__(signature, adapter)
-        self.ask_unscored = dspy.Predict(signature or CritiqueAttempts)
+        self.ask_unscored = dspy.Predict(signature or signatures.CritiqueAttempts)
         self.attempts_tokens = attempts_tokens
 
 
@@ -121,7 +114,7 @@ class DraftLessons(_ReflectionModule):
         ValueError: `n_examples` is below 1.
     """
 
-    default_signature = ReadExamples
+    default_signature = signatures.ReadExamples
 
     def __init__(
         self,
@@ -147,7 +140,7 @@ class UpdateLibrary(_ReflectionModule):
             them are divided among several prompts.
     """
 
-    default_signature = ProposeOperations
+    default_signature = signatures.ProposeOperations
 
     def __init__(
         self,

@@ -10,27 +10,15 @@ from typing import Any
 
 from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import (
-    ALL,
-    Add,
-    Keep,
-    Operation,
-    Refusal,
-    operation_from,
-)
+from tfgrpo_dspy.experience.values import ALL, Add, Keep, Operation, Refusal, operation_from
+from tfgrpo_dspy.reflection import reading
 from tfgrpo_dspy.reflection.lessons import (
     CopyGuard,
     Lesson,
     is_same_lesson,
     sources_of,
+    supported,
     unsafe_reason,
-)
-from tfgrpo_dspy.reflection.reading import (
-    bare_line,
-    is_nothing,
-    json_in,
-    resolve_scope,
-    without_fences,
 )
 
 _ALIASES = {
@@ -73,9 +61,7 @@ def operations_in(
     """The operations that an answer of UpdateLibrary holds; what is refused stands in its place.
 
     Where nothing can be read, they are the lessons as ADDs. The evidence of an operation is that of
-    the lessons that it names or, if it names none, resembles. `guard` refuses copies of the
-    examples that the lessons come from; `unknown_scope` is told of each scope that names no
-    predictor.
+    the lessons that it names or, if it names none, resembles.
     """
     try:
         items = None if output is None else read_operations(output)
@@ -108,7 +94,7 @@ def _scoped(
 ) -> dict[str, Any]:
     """The item with its text on one line, and a predictor, "*" or None (as it is) for its scope."""
     text, named = " ".join(item["text"].split()), item["scope"]
-    scope = named and (resolve_scope(named, predictors) if len(predictors) > 1 else ALL)
+    scope = named and (reading.resolve_scope(named, predictors) if len(predictors) > 1 else ALL)
     if named and not scope:
         unknown_scope(f"scope {named!r} of {text!r} names none of {[*predictors]}")
     return {**item, "text": text, "scope": scope}
@@ -119,27 +105,17 @@ def merge_keeps(operations: Sequence[Operation]) -> list[Operation]:
     keeps: dict[str, Keep] = {}
     for keep in operations:
         if isinstance(keep, Keep):
-            keeps[keep.id] = _supported(keeps.get(keep.id, keep), keep)
+            keeps[keep.id] = supported(keeps.get(keep.id, keep), keep)
     others = [operation for operation in operations if not isinstance(operation, Keep)]
     ids = [getattr(operation, "id", "") for operation in others]
-    merged = [_supported(op, keeps.get(id_, op)) for op, id_ in zip(others, ids, strict=True)]
+    merged = [supported(op, keeps.get(id_, op)) for op, id_ in zip(others, ids, strict=True)]
     return [*(keep for id_, keep in keeps.items() if id_ not in ids), *merged]
 
 
-def _supported(operation: Any, other: Operation) -> Any:
-    """The operation with the evidence of the other, too."""
-    evidence = dict.fromkeys((*operation.evidence, *other.evidence))
-    return replace(operation, evidence=tuple(evidence))
-
-
-# ---------------------------------------------------------------------- reading
-
-
 def read_operations(given: Any) -> list[Any]:
-    """The operations of an answer as mappings: op, id, text, scope, reason, lessons.
+    """The operations of an answer as mappings: op, id, text, scope (maybe None), reason, lessons.
 
-    An item that is no operation stays as it is, to be refused by itself. `scope` None: as it is, or
-    for all.
+    An item that is no operation stays as it is, to be refused by itself.
 
     Raises:
         ValueError: nothing in it can be read as an operation.
@@ -149,10 +125,10 @@ def read_operations(given: Any) -> list[Any]:
 
 
 def _items_in(answer: str) -> list[Any]:
-    text = without_fences(answer)
-    if is_nothing(text) and text.casefold() != "null":
+    text = reading.without_fences(answer)
+    if reading.is_nothing(text) and text.casefold() != "null":
         return []
-    found = json_in(text)
+    found = reading.json_in(text)
     items = [None] if found is None else _items(found)
     if items and not any(isinstance(item, Mapping) for item in items):
         items = [*_operations_in_lines(text)]
@@ -184,10 +160,12 @@ def _operations_in_lines(text: str) -> list[dict[str, Any]]:
     """The operations of lines such as "- ADD: Say please." or "KEEP [E1]"."""
     found = []
     for line in text.splitlines():
-        operation = _OPERATION_LINE.fullmatch(bare_line(line))
+        operation = _OPERATION_LINE.fullmatch(reading.bare_line(line))
         if operation and any(operation.groups()[1:]):
             op, id_, rest = operation.groups()
-            found.append({"op": op, "id": id_, "text": bare_line(rest) if op != "KEEP" else None})
+            found.append(
+                {"op": op, "id": id_, "text": reading.bare_line(rest) if op != "KEEP" else None}
+            )
     return found
 
 

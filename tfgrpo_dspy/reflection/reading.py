@@ -75,8 +75,6 @@ def read_lessons(given: Any) -> list[str]:
     if not isinstance(given, str):
         return [line for text in _strings_in(given) if (line := bare_line(text))]
     text = without_fences(given)
-    if not text or is_nothing(text):
-        return []
     start = _LESSONS_IN_JSON.search(text)
     found = json_in(text[start.end() :]) if start else None
     if found is None:
@@ -104,10 +102,7 @@ def resolve_scope(name: str, predictors: Sequence[str]) -> str | None:
 
 
 def repaired(signature: Any, answer: str) -> dict[str, Any]:
-    """The output fields of an answer that its adapter could not parse; none where there are none.
-
-    It may be one JSON object, or have other headings: "**Lessons:**", "## lessons", `<lessons>`.
-    """
+    """The output fields of an answer in JSON, or below other headings, such as "**Lessons:**"."""
     of_json, of_text = dspy.JSONAdapter(), dspy.ChatAdapter()
     marked = _with_markers(signature, answer)
     for adapter, text in ((of_json, answer[:LONGEST_REPAIR]), (of_text, marked)):
@@ -128,14 +123,10 @@ def _with_markers(signature: Any, answer: str) -> str:
     return re.sub(heading, marked, answer, flags=re.MULTILINE | re.IGNORECASE)
 
 
-# ---------------------------------------------------------------------- lessons in lines
-
-
 def _lines_of(text: str) -> list[str]:
     """The lessons of plain lines; where some have bullets, only those are lessons.
 
-    A line that goes on with the one above belongs to it. Bullets below a heading are lessons;
-    those below a lesson explain it, and are left out. Where there are headings only, they are.
+    Bullets below a heading are lessons; those below a lesson explain it, and are left out.
     """
     lines: list[str] = []
     for line in _TAG.sub("\n", text).splitlines():
@@ -197,9 +188,6 @@ def bare_line(text: str) -> str:
     if len(text) > 2 and text[0] + text[-1] in _QUOTES and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
     return "" if is_nothing(text) or not any(map(str.isalpha, text)) else text
-
-
-# ---------------------------------------------------------------------- JSON
 
 
 def without_fences(text: str) -> str:

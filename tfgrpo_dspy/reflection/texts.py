@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dspy.adapters.utils import get_annotation_name
@@ -14,16 +14,9 @@ from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
 
-BYTES_PER_TOKEN = 3.5
-"""UTF-8 bytes in a token, on the low side for English text: a stated estimate, not a tokenizer."""
-
-UNKNOWN = "(not known)"
-HIDDEN = "(hidden)"
-NO_EXPERIENCES = "(none yet)"
-LONGEST_ABOUT = 300
-"""Tokens (estimated) of a program's docstring that are shown."""
-MOST_SOURCES, MOST_DROPPED = 3, 20
-"""How many sources of a lesson are shown with their scores, and how many dropped texts."""
+BYTES_PER_TOKEN = 3.5  # of UTF-8: an estimate, on the low side for English text
+NO_EXPERIENCES, UNKNOWN, HIDDEN = "(none yet)", "(not known)", "(hidden)"
+MOST_SOURCES, MOST_DROPPED = 3, 20  # scores of a lesson, dropped texts that are shown
 
 
 def estimate_tokens(text: str) -> int:
@@ -58,9 +51,8 @@ def shortened(text: str, max_tokens: int) -> str:
 def describe_program(program: Any) -> str:
     """What the program does: its own docstring, then its predictors, each field with its type."""
     kind = type(program)
-    is_of_dspy = kind.__module__.partition(".")[0] == "dspy"
-    about = "" if is_of_dspy else inspect.cleandoc(kind.__doc__ or "")
-    parts = [f"Program {kind.__name__}: {clip(about, LONGEST_ABOUT)}"] if about else []
+    about = "" if kind.__module__.startswith("dspy.") else inspect.cleandoc(kind.__doc__ or "")
+    parts = [f"Program {kind.__name__}: {clip(about, max_tokens=300)}"] if about else []
     for name, predictor in named_predictors(program):
         signature = predictor.signature
         lines = [f"Predictor {name}: {bare_instructions(predictor)}"]
@@ -75,11 +67,7 @@ def describe_program(program: Any) -> str:
 
 
 def attempt_text(rollout: Rollout, steps: str | None = None) -> str:
-    """Feedback, steps (or their summary, where it is given) and outputs of a rollout.
-
-    What is said already is left out: the only step of a rollout that went well, which its outputs
-    repeat, and an agent's log of its steps.
-    """
+    """Feedback, steps (or their summary, where it is given) and outputs; nothing is said twice."""
     parts = [f"Feedback: {rollout.feedback}"] if rollout.feedback else []
     if steps is None and (len(rollout.steps) > 1 or rollout.failure is not None):
         steps = trajectory_text(rollout)
@@ -94,47 +82,41 @@ def attempt_text(rollout: Rollout, steps: str | None = None) -> str:
 def feedback_text(group: Group) -> str:
     """What the metric, or an error of the program, says of the worst attempt; "" if nothing."""
     worst = min(group.rollouts, key=lambda rollout: rollout.score or 0.0)
-    return worst.feedback or (worst.failure.message if worst.failure else "")
+    return worst.feedback or getattr(worst.failure, "message", "")
 
 
-def attempts_text(group: Group, texts: Sequence[str], given: Mapping[int, str]) -> str:
+def attempts_text(
+    group: Group,
+    texts: Sequence[str],
+    libraries: Sequence[ExperienceLibrary],
+    shown: ExperienceLibrary,
+) -> str:
     """The attempts of a group, the best first, each with its score, its advantage and its text.
 
-    `given` says by rollout id which experiences it was given, as `given_texts` does.
+    Of the shown experiences that some attempts did not have, it says "with E2" or "without E2"; one
+    in other words is told with them. `libraries` holds the library of each of `all_rollouts`.
     """
+    had = {
+        rollout.rollout_id: {experience.id: experience.text for experience in library}
+        for rollout, library in zip(group.all_rollouts, libraries, strict=True)
+    }
+    varied = [e for e in shown if any(given.get(e.id) != e.text for given in had.values())]
     scores, advantages = group.scores, group.advantages
     order = sorted(range(len(texts)), key=lambda index: -scores[index] if scores else index)
     parts = []
     for place, index in enumerate(order, start=1):
-        about = [given.get(group.rollouts[index].rollout_id, "")]
+        about = []
         if scores:
-            about = [f"score {scores[index]:.3g}", f"advantage {advantages[index]:+.2f}", *about]
-        title = ", ".join(filter(None, about))
-        parts.append(f"Attempt {place}{title and f' ({title})'}\n{texts[index]}")
+            about = [f"score {scores[index]:.3g}", f"advantage {advantages[index]:+.2f}"]
+        for experience in varied:
+            text = had[group.rollouts[index].rollout_id].get(experience.id)
+            other = f' as "{text}"' if text not in (None, experience.text) else ""
+            about.append(f"with{'out' if text is None else ''} {experience.id}{other}")
+        title = f" ({', '.join(about)})" if about else ""
+        parts.append(f"Attempt {place}{title}\n{texts[index]}")
     if not scores:
         parts.append(f"The answer that most attempts give:\n{group.majority_answer}")
     return "\n\n".join(parts)
-
-
-def given_texts(
-    group: Group, libraries: Sequence[ExperienceLibrary], shown: ExperienceLibrary
-) -> dict[int, str]:
-    """By rollout id, which of the shown experiences it had, of those that some did not have.
-
-    `{11: "with E2", 12: "without E2"}`; an experience in other words is told with them.
-    `libraries` holds the library of each of `group.all_rollouts`.
-    """
-    texts = [{experience.id: experience.text for experience in library} for library in libraries]
-    varied = [e for e in shown if any(given.get(e.id) != e.text for given in texts)]
-    found = {}
-    for rollout, given in zip(group.all_rollouts, texts, strict=True):
-        about = []
-        for experience in varied:
-            text = given.get(experience.id)
-            other = f' as "{text}"' if text not in (None, experience.text) else ""
-            about.append(f"with{'out' if text is None else ''} {experience.id}{other}")
-        found[rollout.rollout_id] = ", ".join(about)
-    return found
 
 
 def library_text(library: ExperienceLibrary) -> str:
@@ -158,7 +140,9 @@ def lessons_text(lessons: Iterable[Lesson]) -> str:
     for number, lesson in enumerate(lessons, start=1):
         lines.append(f"{number}. {lesson.text}{scope_note(lesson.scope)}")
         if lesson.evidence:
-            lines.append(f"    from {_n_examples(lesson.evidence)}: {_scores_text(lesson)}")
+            sources = _scores_texts(lesson.evidence)
+            sources[0] += f' at "{lesson.example}"' if lesson.example else ""
+            lines.append(f"    from {_n_examples(lesson.evidence)}: {'; '.join(sources)}")
         if lesson.reason:
             lines.append(f"    why: {lesson.reason}")
     return "\n".join(lines)
@@ -184,14 +168,10 @@ def dropped_text(dropped: Sequence[Lesson]) -> str:
     return "\n".join(f"- {text}{reason and f': {reason}'}" for text, reason in shown) or "(none)"
 
 
-def _scores_text(lesson: Lesson) -> str:
-    """`scores 1, 0 at "question: ..."; scores 0.5, 0; ...`."""
-    parts = []
-    for evidence in lesson.evidence[:MOST_SOURCES]:
-        known = [f"{score:.3g}" for score in evidence.scores if score is not None]
-        parts.append(f"scores {', '.join(known)}" if known else "no scores")
-    parts[0] += f' at "{lesson.example}"' if lesson.example else ""
-    return "; ".join([*parts, *["..."] * (len(lesson.evidence) > MOST_SOURCES)])
+def _scores_texts(evidence: Sequence[Evidence]) -> list[str]:
+    scores = ([f"{s:.3g}" for s in e.scores if s is not None] for e in evidence[:MOST_SOURCES])
+    parts = [f"scores {', '.join(known)}" if known else "no scores" for known in scores]
+    return [*parts, *["..."] * (len(evidence) > MOST_SOURCES)]
 
 
 def _n_examples(evidence: Sequence[Evidence]) -> str:

@@ -20,7 +20,6 @@ from tfgrpo_dspy.run.final_choice import finish
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
-from tfgrpo_dspy.sampling.demos import BestRollouts
 from tfgrpo_dspy.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -54,7 +53,6 @@ class Run:
         self._sampler = Rollouts(self._run, "rollout", trainset, settings.temperature)
         start = ExperienceLibrary.from_program(student)
         self._history = History(self._run, start, training, len(testset), recorded is not None)
-        self._best_rollouts = BestRollouts()
         self._updates: list[Awaitable[ExperienceLibrary]] = []
 
     def __enter__(self) -> "Run":
@@ -73,7 +71,7 @@ class Run:
     # ------------------------------------------------------------------ beginning and end
 
     def run(self, loop: Coroutine[Any, Any, None]) -> Any:
-        """Run the loop, which a budget or the clock may end at any point; then `finish`.
+        """Run the loop, which a budget or the clock may end at any point; then choose the result.
 
         Raises:
             RunFailedError, StoreError: failures, or the run store, ended it; the best program so
@@ -89,11 +87,11 @@ class Run:
                 run.report.ended_because = run.ledger.stopped_because
                 logger.info("the run ends: %s", run.ledger.stopped_because)
             is_failure = run.ledger.is_failure
-            program = self.finish()
+            program = finish(run, self._history, self._valset, self._testset)
         except StoreError as error:
             if run.report.updates and not self.settings.offline:
                 run.records.store = None  # the rest is not recorded
-                error.program = self.finish()
+                error.program = finish(run, self._history, self._valset, self._testset)
             raise
         if is_failure:
             failed = RunFailedError(
@@ -177,31 +175,11 @@ class Run:
         self, batch: Batch, extracted: Extracted, proposed: Sequence[Operation | Refusal]
     ) -> ExperienceLibrary:
         """The library after the gate has decided on the operations."""
-        history, before = self._history, self._history.last.library
         if self._recorded is None:
             self._sampler.settle(extracted.rollouts)
-        for sampled in extracted.groups:
-            self._best_rollouts.add(sampled.group)
-        operations = [op for op in proposed if not isinstance(op, Refusal)]
-        decision = history.decide(batch, extracted, operations)
-        self._run.report.add_update(batch, extracted, proposed, before, decision)
-        self._run.manifest.note(history.result(), "")
-        return decision.library
+        return self._history.decide(batch, extracted, proposed)
 
     async def all_updates(self) -> None:
         """Wait until every update is decided."""
         for update in self._updates:
             await update
-
-    # ------------------------------------------------------------------ the end
-
-    def finish(self) -> Any:
-        """The student with the library that wins on validation, and `detailed_results` on it.
-
-        With `NoGate`, the last library is returned, whether it is better or not.
-        """
-        run = self._run
-        demos = self._best_rollouts.demos(
-            run.student, self.settings.max_demos, lambda i: run.trainset[i] not in self._valset
-        )
-        return finish(run, self._history, self._valset, self._testset, demos)

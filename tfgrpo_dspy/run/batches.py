@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.gate import Decision, Measured
+from tfgrpo_dspy.gate.protocol import Decision, Measured
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Group, Rollout
 

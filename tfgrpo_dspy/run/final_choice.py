@@ -2,24 +2,29 @@
 
 import logging
 import math
-from collections.abc import Hashable, Sequence
+import random
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tfgrpo_dspy.budget import Account, Amount
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.gate import Race, advice_of
+from tfgrpo_dspy.gate.protocol import advice_of
+from tfgrpo_dspy.gate.race import Race
 from tfgrpo_dspy.reflection.texts import estimate_tokens
-from tfgrpo_dspy.results import Finalist, Gain, HeldOut, ScoreSummary, TriedAdvice
+from tfgrpo_dspy.results import ExampleScores, Finalist, Gain, HeldOut, ScoreSummary, TriedAdvice
+from tfgrpo_dspy.rollout import Rollout, rollout_id_for
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.measuring import Candidate, Measurements
+from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.sampling.demos import Demo
 
 logger = logging.getLogger(__name__)
 
+PRIORITY = (1,)
+"""These rollouts are begun before reflections and training rollouts."""
 DEMOS_MEAN, DEMOS_SD = -0.02, 0.3
 """What demos are believed to add before they are measured, in standard deviations of the score:
 every later call pays for them, and they may help a lot."""
@@ -27,14 +32,99 @@ DEMOS = "demos"
 """The name of the demos among the parts of a candidate."""
 
 
+Pair = tuple[int, int]
+"""The place of a candidate, and that of an example in the order in which the set is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A program that may be returned: the student with a library, and with demos or without."""
+
+    library: ExperienceLibrary
+    has_demos: bool = False
+
+
+class Measurements:
+    """Rollouts of candidates on a set, at the LM's own temperature.
+
+    The rollout id of an example is the same for every candidate, so that two are compared pair by
+    pair. The examples are measured in an order that the seed mixes, as a budget may reach for the
+    first ones only.
+    """
+
+    def __init__(
+        self,
+        run: RunContext,
+        role: str,
+        examples: Sequence[Any],
+        candidates: Sequence[Candidate],
+        demos: Sequence[Demo],
+    ) -> None:
+        self.candidates = candidates
+        self.n_examples = len(examples)
+        self._run = run
+        mixed = random.Random(f"{role}/{run.settings.seed}")
+        self._order = mixed.sample(range(len(examples)), len(examples))
+        self._maker = Rollouts(run, role, examples, None, demos)
+        self._rollouts: dict[Pair, Rollout] = {}
+
+    def make(self, pairs: Sequence[Pair]) -> Sequence[Rollout]:
+        """Make these rollouts.
+
+        Raises:
+            RunStopped: a budget does not reach, or the run has ended.
+        """
+        samples = []
+        for candidate, place in pairs:
+            what, example = self.candidates[candidate], self._order[place]
+            rollout_id = rollout_id_for(self._run.settings.seed, 0, example, 0, "validation")
+            samples.append(Sample(what.library, example, rollout_id, what.has_demos))
+        self._maker.admit(len(samples))
+        rollouts = self._run.loop.run(self._maker.make(samples, PRIORITY))
+        self._maker.settle(rollouts)
+        self._rollouts |= zip(pairs, rollouts, strict=True)
+        return rollouts
+
+    def make_all(self) -> None:
+        """Make the rollouts of every candidate on the whole set, as far as the budget reaches."""
+        with suppress(RunStopped):
+            for candidate in range(len(self.candidates)):
+                self.make([(candidate, place) for place in range(self.n_examples)])
+
+    def scores(self) -> Mapping[Pair, float | None]:
+        """The score of each rollout.
+
+        The program's own failure counts as the lowest score of all, or 0.0 if that is lower. Where
+        the provider, the clock or the metric failed there is no score.
+        """
+        floor = min([0.0, *(r.score for r in self._rollouts.values() if r.score is not None)])
+        return {
+            pair: floor if rollout.failure and rollout.failure.is_of_program else rollout.score
+            for pair, rollout in self._rollouts.items()
+        }
+
+    def scores_of(self, candidate: int) -> ExampleScores:
+        """The candidate's scores, in the order of the measurement."""
+        return [score for (c, _), score in self.scores().items() if c == candidate]
+
+    def bake(self, candidate: Candidate) -> Any:
+        """The program of a candidate."""
+        return self._maker.bake(candidate.library, candidate.has_demos)
+
+
 def finish(
     run: RunContext,
     history: History,
     valset: Sequence[Any],
     testset: Sequence[Any],
-    demos: Sequence[Demo],
 ) -> Any:
-    """The program to return, with `detailed_results` on it; it may show these demos."""
+    """The student with the library that wins on validation, and `detailed_results` on it.
+
+    With `NoGate`, the last library is returned, whether it is better or not.
+    """
+    demos = history.best_rollouts.demos(
+        run.student, run.settings.max_demos, lambda i: run.trainset[i] not in valset
+    )
     run.ledger.open_reserve()
     if run.settings.metric is None:
         valset = testset = ()

@@ -16,12 +16,13 @@ from typing import Any
 from tfgrpo_dspy.budget import Account, Amount, Budget
 from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import Keep, Operation
-from tfgrpo_dspy.gate import Decision, GroupPlan, Measured, RunEvidence, advice_of
+from tfgrpo_dspy.experience.values import Keep, Operation, Refusal
+from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence, advice_of
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.sampling.demos import BestRollouts
 from tfgrpo_dspy.sampling.fields import as_fields
 
 WITHOUT_DRAFTS = 8
@@ -45,6 +46,7 @@ class History:
         is_recorded: bool,
     ) -> None:
         settings = run.settings
+        self.start = start
         self.batches: list[Batch] = []
         self.decisions = [Decision(start, "the library of the student")]
         assumed = Amount(settings.data.calls_per_rollout, 1.0)
@@ -61,15 +63,11 @@ class History:
         self._n_reserved = 0  # rollouts that are kept for the end
         if settings.metric is not None:
             self._n_reserved = settings.reserve + 2 * n_test
+        self.best_rollouts = BestRollouts()
         self._started_s = time.monotonic()
         self._measured: list[Measured] = []
         self._best_scores: list[float] = []
         self._set_reserve()
-
-    @property
-    def start(self) -> ExperienceLibrary:
-        """The library of the student."""
-        return self.decisions[0].library
 
     @property
     def last(self) -> Decision:
@@ -161,31 +159,36 @@ class History:
     # ------------------------------------------------------------------ what is decided
 
     def decide(
-        self, batch: Batch, extracted: Extracted, operations: Sequence[Operation]
-    ) -> Decision:
-        """Have the gate decide on the operations.
+        self, batch: Batch, extracted: Extracted, proposed: Sequence[Operation | Refusal]
+    ) -> ExperienceLibrary:
+        """The library after the gate has decided on the operations that are not refused.
 
         Raises:
             GateError: the gate answered with something else than a decision.
         """
-        self._measured += [rollout for group in extracted.groups for rollout in group.measured()]
+        before, run = self.last, self._run
+        for sampled in extracted.groups:
+            self._measured += sampled.measured()
+            self.best_rollouts.add(sampled.group)
         evidence = RunEvidence(
-            previous=self.last,
-            operations=tuple(operations),
+            previous=before,
+            operations=tuple(op for op in proposed if not isinstance(op, Refusal)),
             rollouts=tuple(self._measured),
             texts=self._texts,
             training=self._training,
-            limits=self._run.settings.limits,
+            limits=run.settings.limits,
         )
         self.decisions.append(self._decision(evidence))
+        run.report.add_update(batch, extracted, proposed, before.library, self.last)
         scores = [score for each in extracted.groups for score in each.group.scores]
         self._best_scores.append(max(scores, default=-math.inf))
         made = [] if self._is_recorded else extracted.rollouts
-        reflections = self._run.report.reflection_usage[batch.update]
+        reflections = run.report.reflection_usage[batch.update]
         account = self.accounts[-1].after_update(made, reflections, len(extracted.groups))
         self.accounts.append(account)
         self._set_reserve()
-        return self.last
+        run.manifest.note(self.result(), "")
+        return self.last.library
 
     def _decision(self, evidence: RunEvidence) -> Decision:
         """The gate's decision, with the evidence of all KEEPs."""

@@ -8,38 +8,18 @@ from typing import Any
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL, Evidence, Operation, Refusal
+from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.lessons import CopyGuard, Lesson, lessons_in, merge_lessons
 from tfgrpo_dspy.reflection.operations import known_lessons, merge_keeps, operations_in
-from tfgrpo_dspy.reflection.texts import (
-    HIDDEN,
-    NO_EXPERIENCES,
-    UNKNOWN,
-    attempt_text,
-    attempts_text,
-    clip,
-    dropped_text,
-    estimate_tokens,
-    feedback_text,
-    given_texts,
-    lessons_text,
-    library_text,
-    packed_lessons,
-    shortened,
-)
 from tfgrpo_dspy.rollout import FAILURE_SCORE, MIN_CONTRAST, Group, fields_text
 from tfgrpo_dspy.run.asking import Answer, Inputs, ReflectionClient
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted, SampledGroup
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.fields import as_fields
 
-REASON_TOKENS, EXAMPLE_TOKENS = 60, 25
-"""How long (estimated) a lesson's reason and its example may be in the prompt of an update."""
-
+REASON_TOKENS, EXAMPLE_TOKENS = 60, 25  # how long they may be in the prompt of an update
 Found = tuple[list[Lesson], list[str]]
 """The lessons that are taken; the texts of those that are refused, each with the reason."""
-
-
-# ---------------------------------------------------------------------- lessons of groups
 
 
 async def extract_lessons(
@@ -48,10 +28,7 @@ async def extract_lessons(
     groups: Sequence[Awaitable[SampledGroup]],
     best_score: float,
 ) -> Extracted:
-    """What the groups teach; each is reflected on as soon as it is there.
-
-    `best_score` is the highest score of earlier updates.
-    """
+    """What the groups teach; each is reflected on as soon as it is there."""
     all_groups = client.run.loop.spawn(_all_of(groups))
 
     async def reflected(awaited: Awaitable[SampledGroup]) -> tuple[str, Found]:
@@ -93,17 +70,16 @@ async def _lessons_of(client: ReflectionClient, batch: Batch, sampled: SampledGr
     run, group = client.run, sampled.group
     max_tokens = getattr(run.settings.reflection.extract, "attempts_tokens", 12_000)
     about = _about(run, group)
-    texts = await _attempts(client, batch, group, about, max_tokens)
-    given = given_texts(group, sampled.libraries, batch.library)
+    attempts = await _attempts(client, batch, group, about, max_tokens)
 
     def inputs(halving: int) -> Inputs:
-        share = (max_tokens >> halving) // len(texts)
-        shown = [clip(text, share) if halving else text for text in texts]
+        share = (max_tokens >> halving) // len(attempts)
+        shown = [texts.clip(text, share) if halving else text for text in attempts]
         return {
             **about,
-            "experiences": batch.library.render() or NO_EXPERIENCES,
-            "attempts": attempts_text(group, shown, given),
-            "feedback": feedback_text(group),
+            "experiences": batch.library.render() or texts.NO_EXPERIENCES,
+            "attempts": texts.attempts_text(group, shown, sampled.libraries, batch.library),
+            "feedback": texts.feedback_text(group),
             "is_scored": bool(group.scores),
         }
 
@@ -118,33 +94,35 @@ def _about(run: RunContext, group: Group) -> dict[str, str]:
     """The example of a group as the reflection LM is shown it."""
     inputs, labels = map(fields_text, _fields(run.trainset[group.example]))
     if run.settings.metric is None:
-        labels = UNKNOWN
+        labels = texts.UNKNOWN
     elif not run.settings.reflection.use_labels:
-        labels = HIDDEN
-    return {"example": inputs, "expected": labels or UNKNOWN}
+        labels = texts.HIDDEN
+    return {"example": inputs, "expected": labels or texts.UNKNOWN}
 
 
 async def _attempts(
     client: ReflectionClient, batch: Batch, group: Group, about: Inputs, max_tokens: int
 ) -> list[str]:
     """A text for each rollout: whole where all fit, a summary where they are too long."""
-    texts = [attempt_text(rollout) for rollout in group.rollouts]
-    sizes = [estimate_tokens(text) for text in texts]
-    share = max_tokens // len(texts)
+    attempts = [texts.attempt_text(rollout) for rollout in group.rollouts]
+    sizes = [texts.estimate_tokens(text) for text in attempts]
+    share = max_tokens // len(attempts)
     longest = share if sum(sizes) > max_tokens else max_tokens
     if client.run.settings.reflection.summarize_always:
         longest = 0
 
     async def shorter(index: int) -> str:
-        rollout, text = group.rollouts[index], texts[index]
+        rollout, text = group.rollouts[index], attempts[index]
         if sizes[index] <= longest:
             return text
         score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
-        inputs = {**about, "attempt": f"{score}{clip(text, max_tokens)}"}
+        inputs = {**about, "attempt": f"{score}{texts.clip(text, max_tokens)}"}
         answer = await client.ask("summary", batch, group.example, inputs, index)
-        return clip(attempt_text(rollout, str(answer.output)) if answer.output else text, share)
+        if answer.output:
+            text = texts.attempt_text(rollout, str(answer.output))
+        return texts.clip(text, share)
 
-    return await client.at_once(map(shorter, range(len(texts))))
+    return await client.at_once(map(shorter, range(len(attempts))))
 
 
 def _fields(example: Any) -> tuple[dict[str, str], dict[str, str]]:
@@ -154,20 +132,12 @@ def _fields(example: Any) -> tuple[dict[str, str], dict[str, str]]:
 
 def _read(run: RunContext, answer: Answer, examples: Sequence[Any], evidence: Evidence) -> Found:
     """The lessons of an answer about these examples."""
-    example = shortened(fields_text(_fields(examples[0])[0]), EXAMPLE_TOKENS)
-    reason = shortened(answer.explanation, REASON_TOKENS)
-    return lessons_in(
-        answer.output,
-        Lesson("", ALL, (evidence,), reason, example),
-        run.predictors,
-        CopyGuard(map(_fields, examples)),
-        len(examples),
-        run.settings.reflection.max_experience_words,
-        run.report.unknown_scope,
-    )
-
-
-# ---------------------------------------------------------------------- lessons of labels
+    example = texts.shortened(fields_text(_fields(examples[0])[0]), EXAMPLE_TOKENS)
+    reason = texts.shortened(answer.explanation, REASON_TOKENS)
+    blank = Lesson("", ALL, (evidence,), reason, example)
+    guard, max_words = CopyGuard(map(_fields, examples)), run.settings.limits.max_experience_words
+    tell = run.report.unknown_scope
+    return lessons_in(answer.output, blank, run.predictors, guard, len(examples), max_words, tell)
 
 
 async def draft_lessons(
@@ -182,13 +152,14 @@ async def draft_lessons(
     max_tokens = getattr(run.settings.reflection.draft, "examples_tokens", 12_000)
 
     async def draft(number: int, examples: Sequence[Any]) -> Found:
-        texts = ["\nLabels:\n".join(map(fields_text, _fields(each))) for each in examples]
+        labelled = ["\nLabels:\n".join(map(fields_text, _fields(each))) for each in examples]
 
         def inputs(halving: int) -> Inputs:
-            share = (max_tokens >> halving) // len(texts)
-            shown = [f"Example {n}\n{clip(text, share)}" for n, text in enumerate(texts, start=1)]
-            experiences = batch.library.render() or NO_EXPERIENCES
-            return {"experiences": experiences, "examples": "\n\n".join(shown)}
+            share = (max_tokens >> halving) // len(labelled)
+            shown = enumerate((texts.clip(text, share) for text in labelled), start=1)
+            parts = "\n\n".join(f"Example {place}\n{text}" for place, text in shown)
+            known = batch.library.render() or texts.NO_EXPERIENCES
+            return {"experiences": known, "examples": parts}
 
         answer = await client.ask_shorter("draft", batch, number, inputs)
         source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
@@ -213,9 +184,6 @@ def _draft_parts(run: RunContext, training: Sequence[int]) -> Iterator[list[Any]
             yield order[start : start + n_shown]
 
 
-# ---------------------------------------------------------------------- operations
-
-
 async def propose(
     client: ReflectionClient,
     batch: Batch,
@@ -233,10 +201,10 @@ async def propose(
     keeps, new = known_lessons(lessons, library)
     sources = sorted({evidence.example for lesson in new for evidence in lesson.evidence})
     guard = CopyGuard(_fields(run.trainset[index]) for index in sources)
-    shown = {"experiences": library_text(library), "dropped": dropped_text(dropped)}
+    shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}
 
     async def operations_of(part: Sequence[Lesson]) -> list[Operation | Refusal]:
-        inputs = {**shown, "lessons": lessons_text(part)}
+        inputs = {**shown, "lessons": texts.lessons_text(part)}
         answer = await client.ask("update", batch, batch.update, inputs)
         if answer.is_too_long and len(part) > 1:
             middle = len(part) // 2
@@ -246,7 +214,7 @@ async def propose(
         )
 
     max_tokens = getattr(run.settings.reflection.update, "lessons_tokens", 4_000)
-    found = await client.at_once(map(operations_of, packed_lessons(new, max_tokens)))
+    found = await client.at_once(map(operations_of, texts.packed_lessons(new, max_tokens)))
     proposed = list(itertools.chain(*found))
     operations = [each for each in proposed if not isinstance(each, Refusal)]
     return merge_keeps([*keeps, *operations]), [x for x in proposed if isinstance(x, Refusal)]

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation, Refusal
-from tfgrpo_dspy.gate import Decision
+from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.results import (
     REFLECTIONS,
     GroupRecord,

@@ -13,7 +13,8 @@ import dspy
 from tfgrpo_dspy.budget import Budget
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.operations import Limits
-from tfgrpo_dspy.gate import BayesianGate, Gate, NoGate
+from tfgrpo_dspy.gate.bayesian import BayesianGate
+from tfgrpo_dspy.gate.protocol import Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.settings.arguments import (
     Execution,

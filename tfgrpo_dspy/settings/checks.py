@@ -14,7 +14,7 @@ import dspy
 from tfgrpo_dspy.budget import price_of
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import language_models, named_predictors
-from tfgrpo_dspy.gate import NoGate
+from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.models import allows_temperature
