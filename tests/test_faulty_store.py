@@ -1,6 +1,5 @@
 """A run store that cannot be written to, is removed, or has no room left."""
 
-import hashlib
 import resource
 import shutil
 from pathlib import Path
@@ -9,15 +8,10 @@ from typing import Any
 import dspy
 import pytest
 from test_promise_resume import compiled, facts, lm_of, offline
+from test_store import contents
 
 from tfgrpo_dspy import SettingsError, StoreError, best_so_far
 from tfgrpo_dspy.store import Store
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """A hash of every file in the folder, whatever made it."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_offline_and_best_so_far_write_nothing_so_a_store_may_be_read_only(

@@ -45,6 +45,11 @@ def change(folder: Path, sql: str, *values: Any) -> None:
     connection.close()
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file in the folder, whatever made it."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 # ---------------------------------------------------------------------- records
 
 
@@ -130,9 +135,7 @@ ODD = (None, 7, "x", [], {}, [[[]]], {"a": [1]}, -1, int("9" * 4200))
 def paths_in(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where something could stand in a JSON value; of a list its first place only."""
     yield before
-    places = list(value) if isinstance(value, dict) else []
-    if isinstance(value, list) and value:
-        places = [0]
+    places = value if isinstance(value, dict) else range(isinstance(value, list) and bool(value))
     for place in places:
         yield from paths_in(value[place], (*before, place))
 
@@ -161,35 +164,24 @@ def test_a_record_with_odd_types_never_raises_anything_but_our_own_errors(
 # ---------------------------------------------------------------------- folders
 
 
-def test_a_store_of_another_format_is_refused_and_left_alone(folder: Path) -> None:
+def test_a_folder_that_is_no_store_of_this_format_is_refused_and_left_alone(
+    folder: Path, tmp_path: Path
+) -> None:
     change(folder, "PRAGMA user_version = 77")
-    before = (folder / DATABASE).read_bytes()
-    with pytest.raises(StoreError, match="of format 77; this version of tfgrpo_dspy reads format"):
-        Store(folder)
-    assert (folder / DATABASE).read_bytes() == before
-
-
-def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
-    (tmp_path / DATABASE).write_bytes(b"somebody's" * 1000)
-    with pytest.raises(StoreError, match=r"Cannot open the run store .* is damaged"):
-        Store(tmp_path)
-    assert (tmp_path / DATABASE).read_bytes() == b"somebody's" * 1000
-
-
-def test_a_log_dir_under_a_regular_file_is_a_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    for path in (tmp_path / "file", tmp_path / "file" / "log"):
-        with pytest.raises(StoreError, match="Cannot open the run store log_dir="):
+    (tmp_path / "a file").write_text("x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / DATABASE).write_bytes(b"somebody's" * 1000)
+    before = contents(tmp_path)
+    for path, message in (
+        (folder, "of format 77; this version of tfgrpo_dspy reads format"),
+        (tmp_path / "other", r"Cannot open the run store .* is damaged"),
+        (tmp_path / "a file", "Cannot open the run store log_dir="),
+        (tmp_path / "a file" / "log", "Cannot open the run store log_dir="),
+    ):
+        with pytest.raises(StoreError, match=message):
             Store(path)
-    assert (tmp_path / "file").read_text() == "x"
-
-
-def test_only_a_folder_that_is_a_store_is_an_existing_one(folder: Path, tmp_path: Path) -> None:
     assert Store.existing(tmp_path / "nothing") is None
-    assert not (tmp_path / "nothing").exists()
-    store = Store.existing(folder)
-    assert store is not None
-    store.close()
+    assert contents(tmp_path) == before
 
 
 WRITER = """

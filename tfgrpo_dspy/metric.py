@@ -2,8 +2,7 @@
 
 Forms: `metric(example, pred)`, `metric(example, pred, trace=None)`, GEPA's
 `metric(gold, pred, trace, pred_name, pred_trace)` and the same with `program_trace`; sync or
-async; returning a number or something with `score` and `feedback`. Nothing is guessed: what is
-not a finite number is an error that names the metric, the example and the value.
+async; returning a finite number or something with `score` and `feedback`.
 """
 
 import asyncio
@@ -41,7 +40,6 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
 
     Arguments behind the first two keep their defaults; those without one are passed as None (in
     DSPy's metrics a trace that is not None asks for a strict yes or no instead of a score).
-    `program_trace` is passed where the metric has a parameter of that name.
 
     Raises:
         SettingsError: the metric is not callable, or cannot be called in any of those forms.
@@ -121,17 +119,12 @@ def _form(metric: Callable[..., Any]) -> tuple[bool, int]:
 
 def _as_score(result: Any, name: str, example: Any) -> Score:
     value, feedback = result, ""
-    if isinstance(result, dspy.Prediction | Mapping):
-        if "score" not in result:
-            raise MetricError(
-                f"metric {name} returned {_shown(result)}, without a 'score', for the example "
-                f"{_shown(example)}; return dspy.Prediction(score=..., feedback=...)."
-            )
-        value, feedback = result["score"], result.get("feedback") or ""
-    if isinstance(value, dspy.Prediction):  # a judge's verdict, passed on as the score
+    if isinstance(result, dspy.Prediction | Mapping) and "score" in result:
+        value, feedback = result["score"], str(result.get("feedback") or "")
+    if isinstance(value, dspy.Prediction) and "score" in value:  # a judge's verdict, passed on
         judged = _as_score(value, name, example)
-        return Score(judged.value, str(feedback) or judged.feedback)
-    return Score(_finite(value, name, example), str(feedback))
+        return Score(judged.value, feedback or judged.feedback)
+    return Score(_finite(value, name, example), feedback)
 
 
 def _finite(value: Any, name: str, example: Any) -> float:

@@ -1,8 +1,4 @@
-"""Rollouts and groups as values, their advantages, and a trajectory's text form.
-
-Everything here is text and numbers: no program, LM or prediction is held, so that a rollout can
-be stored, sent and compared. Running one is `sampling`'s business.
-"""
+"""Rollouts and groups as values of text and numbers; their advantages; a trajectory as text."""
 
 import hashlib
 import math
@@ -78,9 +74,8 @@ class Rollout:
     """One execution of the program on one example.
 
     `example` is the example's position in its set (from 0); `rollout_id` what set this sample
-    apart in caches; `outputs` the prediction's fields as text. `score` is None where the metric
-    gave none (`failure` says why, or there is no metric). `usage` is the program's own,
-    `metric_usage` that of an LM judge in the metric.
+    apart in caches. `score` is None where the metric gave none (`failure` says why, or there is no
+    metric). `usage` is the program's own, `metric_usage` that of an LM judge in the metric.
     """
 
     example: int
@@ -114,11 +109,7 @@ class Rollout:
 
     @property
     def answer(self) -> str:
-        """The outputs as one text, to find out which rollouts agree.
-
-        The ways to an answer, as DSPy names them, are left out: two rollouts with one answer
-        seldom reason in the same words.
-        """
+        """The outputs as one text, without the reasoning, to find out which rollouts agree."""
         values = [value for name, value in self.outputs.items() if name not in WAYS_TO_AN_ANSWER]
         return " ".join("\n".join(values or self.outputs.values()).casefold().split())
 
@@ -128,7 +119,7 @@ _ROLLOUT = TypeAdapter(Rollout)
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The rollouts of one example, made with the same library.
+    """The rollouts of one example.
 
     `rollouts` are those that may be compared: their scores are finite, or all None where there is
     no metric. `all_rollouts` are all that were made.
@@ -165,10 +156,7 @@ class Group:
 
     @property
     def majority_answer(self) -> str:
-        """The answer that most rollouts give, as first given; the earliest of several.
-
-        A rollout that failed gives none.
-        """
+        """The answer that most rollouts give, as first given; the earliest of several."""
         answered = [rollout for rollout in self.rollouts if rollout.failure is None]
         n_by_answer = Counter(rollout.answer for rollout in answered)
         if not answered:
@@ -187,10 +175,7 @@ class Group:
 
 
 def rollout_id_for(seed: int, epoch: int, example: int, index: int, purpose: str) -> int:
-    """What sets one sample apart in caches: below 2**63, the same for the same arguments.
-
-    Other seeds and epochs give fresh samples; runs of one seed share them.
-    """
+    """What sets one sample apart in caches: below 2**63, the same for the same arguments."""
     name = f"{seed}/{epoch}/{example}/{index}/{purpose}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) >> 1
 
@@ -199,12 +184,6 @@ def relative_advantages(scores: Sequence[float]) -> tuple[float, ...]:
     """How far each score stands from its group's mean, in population standard deviations.
 
     `(0.0, 1.0) -> (-1.0, 1.0)`; all 0.0 where no score differs. Source: GRPO, arXiv 2402.03300.
-
-    Args:
-        scores: one finite float for each rollout of one group.
-
-    Raises:
-        ValueError: there are no scores, or one is nan or infinite.
     """
     if not scores or not all(math.isfinite(score) for score in scores):
         raise ValueError(f"scores={list(scores)}: give at least one, all finite.")
@@ -223,9 +202,8 @@ def fields_text(fields: Mapping[str, str]) -> str:
 def trajectory_text(rollout: Rollout) -> str:
     """The whole trajectory as text: every step with inputs, outputs and error, in order.
 
-    What a step is given again, word for word, is not repeated: of an input that begins with the
-    lines of the same input of an earlier step of this name (an agent's growing history), only the
-    rest is shown.
+    Of an input that begins with the lines of the same input of an earlier step of this name (an
+    agent's growing history), only the rest is shown.
     """
     parts = []
     before: dict[tuple[str, str], str] = {}

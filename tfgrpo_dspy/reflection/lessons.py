@@ -12,11 +12,11 @@ from tfgrpo_dspy.experience.values import ALL, Evidence
 from tfgrpo_dspy.reflection.reading import read_lessons, resolve_scope
 from tfgrpo_dspy.reflection.signatures import SAMPLES
 
-LESSONS_PER_EXAMPLE = 10  # of one answer
+LESSONS_PER_EXAMPLE = 10  # are read of an answer, for each example that it was shown
 LONGEST_LESSON = 3  # times as long as an experience: UpdateLibrary may shorten it
 COPIED_WORDS, COPIED_LABEL, COPIED_INPUT, COPIED_EXAMPLE = 8, 4, 5, 5
 """So many words make a copy: in a row; a whole label; a whole input; a whole example."""
-NEAR_DUPLICATE = 0.8  # of a lesson's words make the same lesson
+NEAR_DUPLICATE = 0.8  # of the words of a lesson stand in one that counts as the same
 LIKE_SHARE, LEAST_SHARE = 0.5, 0.2
 """Share of a lesson's letter groups that a text which rests on it has: for sure; at least."""
 
@@ -78,9 +78,8 @@ def lessons_in(
 ) -> tuple[list[Lesson], list[str]]:
     """The lessons of an answer; the texts of those that are refused, each with the reason.
 
-    `blank` has the evidence, reason and example of all of them. `guard` refuses copies of the
-    `n_examples` examples that the module was shown; an experience may have `max_words` words.
-    `unknown_scope` is told of each scope that names no predictor.
+    `blank` has the evidence, reason and example of all of them. `unknown_scope` is told of each
+    scope that names no predictor.
     """
     try:
         lines = read_lessons(output)
@@ -170,9 +169,13 @@ def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
         if same is None:
             merged.append(lesson)
         else:
-            evidence = dict.fromkeys((*merged[same].evidence, *lesson.evidence))
-            merged[same] = replace(merged[same], evidence=tuple(evidence))
+            merged[same] = supported(merged[same], lesson)
     return sorted(merged, key=lambda lesson: -len(lesson.evidence))
+
+
+def supported(one: Any, other: Any) -> Any:
+    """The lesson or operation with the evidence of the other, too."""
+    return replace(one, evidence=tuple(dict.fromkeys((*one.evidence, *other.evidence))))
 
 
 def is_same_lesson(one: Lesson, other: Lesson) -> bool:

@@ -17,6 +17,7 @@ from tfgrpo_dspy.reflection.lessons import (
     Lesson,
     is_same_lesson,
     sources_of,
+    supported,
     unsafe_reason,
 )
 
@@ -60,9 +61,7 @@ def operations_in(
     """The operations that an answer of UpdateLibrary holds; what is refused stands in its place.
 
     Where nothing can be read, they are the lessons as ADDs. The evidence of an operation is that of
-    the lessons that it names or, if it names none, resembles. `guard` refuses copies of the
-    examples that the lessons come from; `unknown_scope` is told of each scope that names no
-    predictor.
+    the lessons that it names or, if it names none, resembles.
     """
     try:
         items = None if output is None else read_operations(output)
@@ -106,24 +105,17 @@ def merge_keeps(operations: Sequence[Operation]) -> list[Operation]:
     keeps: dict[str, Keep] = {}
     for keep in operations:
         if isinstance(keep, Keep):
-            keeps[keep.id] = _supported(keeps.get(keep.id, keep), keep)
+            keeps[keep.id] = supported(keeps.get(keep.id, keep), keep)
     others = [operation for operation in operations if not isinstance(operation, Keep)]
     ids = [getattr(operation, "id", "") for operation in others]
-    merged = [_supported(op, keeps.get(id_, op)) for op, id_ in zip(others, ids, strict=True)]
+    merged = [supported(op, keeps.get(id_, op)) for op, id_ in zip(others, ids, strict=True)]
     return [*(keep for id_, keep in keeps.items() if id_ not in ids), *merged]
 
 
-def _supported(operation: Any, other: Operation) -> Any:
-    """The operation with the evidence of the other, too."""
-    evidence = dict.fromkeys((*operation.evidence, *other.evidence))
-    return replace(operation, evidence=tuple(evidence))
-
-
 def read_operations(given: Any) -> list[Any]:
-    """The operations of an answer as mappings: op, id, text, scope, reason, lessons.
+    """The operations of an answer as mappings: op, id, text, scope (maybe None), reason, lessons.
 
-    An item that is no operation stays as it is, to be refused by itself. `scope` None: as it is, or
-    for all.
+    An item that is no operation stays as it is, to be refused by itself.
 
     Raises:
         ValueError: nothing in it can be read as an operation.

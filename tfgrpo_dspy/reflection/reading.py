@@ -104,10 +104,7 @@ def resolve_scope(name: str, predictors: Sequence[str]) -> str | None:
 
 
 def repaired(signature: Any, answer: str) -> dict[str, Any]:
-    """The output fields of an answer that its adapter could not parse; none where there are none.
-
-    It may be one JSON object, or have other headings: "**Lessons:**", "## lessons", `<lessons>`.
-    """
+    """The output fields of an answer in JSON, or below other headings, such as "**Lessons:**"."""
     of_json, of_text = dspy.JSONAdapter(), dspy.ChatAdapter()
     marked = _with_markers(signature, answer)
     for adapter, text in ((of_json, answer[:LONGEST_REPAIR]), (of_text, marked)):
@@ -131,8 +128,7 @@ def _with_markers(signature: Any, answer: str) -> str:
 def _lines_of(text: str) -> list[str]:
     """The lessons of plain lines; where some have bullets, only those are lessons.
 
-    A line that goes on with the one above belongs to it. Bullets below a heading are lessons;
-    those below a lesson explain it, and are left out. Where there are headings only, they are.
+    Bullets below a heading are lessons; those below a lesson explain it, and are left out.
     """
     lines: list[str] = []
     for line in _TAG.sub("\n", text).splitlines():

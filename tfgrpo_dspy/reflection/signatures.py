@@ -1,9 +1,8 @@
 """What the reflection LM is asked: one signature for each prompt, the instruction its docstring.
 
-Fields that seldom change come first (what a run is about, the library): providers charge less for
-prompts that begin alike. Outputs are plain text, which small LMs write more reliably than typed
-JSON. The explanation comes before the lessons, the plan before the operations, so that the LM
-thinks before it commits itself; both may be absent.
+Fields that seldom change come first: providers charge less for prompts that begin alike. Outputs
+are plain text, which small LMs write more reliably than typed JSON. The LM explains or plans before
+it commits itself; both may be absent.
 """
 
 import dspy
@@ -33,8 +32,6 @@ class SummarizeAttempt(dspy.Signature):
 
 
 class _ForLessons(dspy.Signature):
-    """Inputs of all prompts that ask for lessons."""
-
     program: str = dspy.InputField(desc=_PROGRAM)
     objective: str = dspy.InputField(desc="what the lessons should improve")
     max_words: int = dspy.InputField(desc="the most words that one lesson may have")

@@ -14,13 +14,8 @@ from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
 
-BYTES_PER_TOKEN = 3.5
-"""UTF-8 bytes in a token, on the low side for English text: a stated estimate, not a tokenizer."""
-
-NO_EXPERIENCES = "(none yet)"
-UNKNOWN = "(not known)"
-HIDDEN = "(hidden)"
-LONGEST_ABOUT = 300  # tokens (estimated) of a program's docstring
+BYTES_PER_TOKEN = 3.5  # of UTF-8: an estimate, on the low side for English text
+NO_EXPERIENCES, UNKNOWN, HIDDEN = "(none yet)", "(not known)", "(hidden)"
 MOST_SOURCES, MOST_DROPPED = 3, 20  # scores of a lesson, dropped texts that are shown
 
 
@@ -56,9 +51,8 @@ def shortened(text: str, max_tokens: int) -> str:
 def describe_program(program: Any) -> str:
     """What the program does: its own docstring, then its predictors, each field with its type."""
     kind = type(program)
-    is_of_dspy = kind.__module__.partition(".")[0] == "dspy"
-    about = "" if is_of_dspy else inspect.cleandoc(kind.__doc__ or "")
-    parts = [f"Program {kind.__name__}: {clip(about, LONGEST_ABOUT)}"] if about else []
+    about = "" if kind.__module__.startswith("dspy.") else inspect.cleandoc(kind.__doc__ or "")
+    parts = [f"Program {kind.__name__}: {clip(about, max_tokens=300)}"] if about else []
     for name, predictor in named_predictors(program):
         signature = predictor.signature
         lines = [f"Predictor {name}: {bare_instructions(predictor)}"]

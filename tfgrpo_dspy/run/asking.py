@@ -3,6 +3,7 @@
 Nothing that a module does can end the run: what it raises is counted and costs its own answer.
 """
 
+import functools
 import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,11 +24,9 @@ from tfgrpo_dspy.sampling.models import sampling_copy
 from tfgrpo_dspy.store import reading
 
 Inputs = Mapping[str, Any]
-
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
 ASKED_ONCE = dspy.ChatAdapter(use_json_adapter_fallback=False)
-"""DSPy's default adapter asks again in JSON, held to a schema, where an answer does not parse; then
-whatever an LM rambles is a lesson."""
+"""DSPy's default adapter asks again in JSON; then all that an LM rambles is taken for a lesson."""
 MAX_HALVINGS = 4  # of what is shown, where the LM says that the prompt is too long
 STAGES = {
     "update": ("update", "operations", 0),
@@ -107,7 +106,7 @@ class ReflectionClient:
         run, inputs = self.run, {**self.common, **inputs}
         name, output, rank = STAGES[stage]
         module = getattr(run.settings.reflection, name)
-        purpose = "update/0/0" if stage == "update" else stage
+        purpose = "update/0/0" if stage == "update" else stage  # as in earlier runs
         rollout_id = rollout_id_for(run.settings.seed, batch.epoch, number, index, purpose)
         key = run.records.reflection_key(stage, module, rollout_id, inputs)
 
@@ -119,8 +118,7 @@ class ReflectionClient:
             )
             return answer
 
-        record = run.records.find(key)
-        if record is not None:
+        if (record := run.records.find(key)) is not None:
             answer = counted(record)
             run.ledger.spend(answer.usage.n_lm_calls, answer.usage.cost_usd)
             run.report.replayed[stage] += 1
@@ -137,9 +135,7 @@ class ReflectionClient:
             run.report.check_errors(Failure("provider", answer.error) if answer.is_lost else None)
             return answer
 
-        def work() -> Answer:
-            return self._answer(module, output, rollout_id, inputs)
-
+        work = functools.partial(self._answer, module, output, rollout_id, inputs)
         return await run.loop.submit(work, (rank, batch.update), keep)
 
     def _answer(self, module: Any, output: str, rollout_id: int, inputs: Inputs) -> Answer:

@@ -67,8 +67,6 @@ class RunRecords:
     def _redacted(self, text: str) -> str:
         return redacted(text, self._secrets)
 
-    # ------------------------------------------------------------------ identities
-
     def identity(self, value: Any) -> str:
         """The digest of an object that the run holds until its end; looked up once."""
         if id(value) not in self._digests:
@@ -93,8 +91,8 @@ class RunRecords:
         """The key of a rollout: all that its outputs and its score depend on."""
         if self.store is None:
             return ""
-        made_by = (program, self.lm, self.adapter, self.example(example), rollout_id, temperature)
-        return f"rollout:{digest(*made_by, self.identity(metric), self._settings.version)}"
+        made_of = (program, self.lm, self.adapter, self.example(example), rollout_id, temperature)
+        return f"rollout:{digest(*made_of, self.identity(metric), self._settings.version)}"
 
     def reflection_key(
         self, stage: str, module: Any, rollout_id: int, inputs: Mapping[str, Any]
@@ -104,8 +102,6 @@ class RunRecords:
             return ""
         parts = (self.identity(module), self.reflection_lm, self.adapter, rollout_id, dict(inputs))
         return f"{stage}:{digest(*parts, self._settings.version)}"
-
-    # ------------------------------------------------------------------ records
 
     def find(self, key: str) -> Mapping[str, Any] | None:
         """The record under a key; offline also what was only noted, because it was lost."""

@@ -28,10 +28,7 @@ async def extract_lessons(
     groups: Sequence[Awaitable[SampledGroup]],
     best_score: float,
 ) -> Extracted:
-    """What the groups teach; each is reflected on as soon as it is there.
-
-    `best_score` is the highest score of earlier updates.
-    """
+    """What the groups teach; each is reflected on as soon as it is there."""
     all_groups = client.run.loop.spawn(_all_of(groups))
 
     async def reflected(awaited: Awaitable[SampledGroup]) -> tuple[str, Found]:
@@ -137,15 +134,10 @@ def _read(run: RunContext, answer: Answer, examples: Sequence[Any], evidence: Ev
     """The lessons of an answer about these examples."""
     example = texts.shortened(fields_text(_fields(examples[0])[0]), EXAMPLE_TOKENS)
     reason = texts.shortened(answer.explanation, REASON_TOKENS)
-    return lessons_in(
-        answer.output,
-        Lesson("", ALL, (evidence,), reason, example),
-        run.predictors,
-        CopyGuard(map(_fields, examples)),
-        len(examples),
-        run.settings.reflection.max_experience_words,
-        run.report.unknown_scope,
-    )
+    blank = Lesson("", ALL, (evidence,), reason, example)
+    guard, max_words = CopyGuard(map(_fields, examples)), run.settings.limits.max_experience_words
+    tell = run.report.unknown_scope
+    return lessons_in(answer.output, blank, run.predictors, guard, len(examples), max_words, tell)
 
 
 async def draft_lessons(
@@ -165,7 +157,7 @@ async def draft_lessons(
         def inputs(halving: int) -> Inputs:
             share = (max_tokens >> halving) // len(labelled)
             shown = enumerate((texts.clip(text, share) for text in labelled), start=1)
-            parts = "\n\n".join(f"Example {number}\n{text}" for number, text in shown)
+            parts = "\n\n".join(f"Example {place}\n{text}" for place, text in shown)
             known = batch.library.render() or texts.NO_EXPERIENCES
             return {"experiences": known, "examples": parts}
 

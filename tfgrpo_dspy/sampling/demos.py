@@ -60,12 +60,9 @@ class BestRollouts:
                 self._by_example[rollout.example] = rollout
 
     def demos(self, program: Any, most: int, may_show: Callable[[int], bool]) -> tuple[Demo, ...]:
-        """The demos of those that score above the mean of all, the best first.
+        """The demos of at most so many that score above the mean of all, the best first.
 
-        Args:
-            program: its predictors show the demos.
-            most: how many rollouts may be shown.
-            may_show: whether the example (its position) may be shown.
+        `may_show` says whether an example (its position) may be shown.
         """
         mean = statistics.fmean(self._scores or [0.0])
         latest_first = reversed(self._by_example.values())
@@ -79,8 +76,7 @@ class BestRollouts:
 def with_demos(program: Any, demos: Iterable[Demo]) -> Any:
     """A copy of the program that shows these demos, behind those that it has.
 
-    Raises:
-        KeyError, ValueError: they are not of this program.
+    Raises KeyError or ValueError where they are not of this program.
     """
     shown = copy_program(program)
     predictors = dict(named_predictors(shown))

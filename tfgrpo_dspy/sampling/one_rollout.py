@@ -1,4 +1,4 @@
-"""Running the program on one example, scoring what comes out, and recording all of it."""
+"""One rollout: running the program on an example, and scoring what comes out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -40,9 +40,9 @@ class RolloutTask:
 def run_rollout(task: RolloutTask) -> Rollout:
     """Run the program on the example, score what comes out, and record all of it.
 
-    The policy LM is `dspy.settings.lm`, or a predictor's own. Each LM is called through a copy
-    that carries the rollout id (so that no other sample's cached answer is replayed), the
-    temperature, and a seed where the LM's engine is an object.
+    Each LM is called through a copy that carries the rollout id (so that no other sample's cached
+    answer is replayed) and the temperature. Nothing that another thread uses is touched, and no
+    exception of program or metric leaves this room: each becomes a `Failure`.
 
     Raises:
         RunStopped: the ledger refused a call, whatever the program made of that.
@@ -95,8 +95,7 @@ class _Run:
 
     def context(self) -> Any:
         recorders: list[BaseCallback] = [self.tools] if self.has_tools else []
-        if self.has_tools or self.task.ledger.limits_lm_calls:
-            # not always: callbacks cost time at every LM call
+        if self.has_tools or self.task.ledger.limits_lm_calls:  # callbacks slow every LM call
             recorders.append(CallWatcher(self.meter))
         return dspy.context(
             lm=self._lm_for_sample(dspy.settings.lm),

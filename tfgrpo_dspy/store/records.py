@@ -39,13 +39,9 @@ def reading(key: str) -> Iterator[None]:
 class Store:
     """The records in one folder; several processes may have it open at once.
 
-    Keys are `stage:hash`. A record that was put is on disk when `put` returns, as far as a killed
-    process goes (the power failing may cost the last ones).
-
-    Args:
-        folder: made where it does not exist.
-        clean: what every text goes through before it is written, such as taking secrets out.
-        is_read_only: nothing is written, so the folder may be one that cannot be written to.
+    Keys are `stage:hash`. What was put outlives the process, even if it is killed at once (a power
+    failure may cost the last records). `clean` is what every text goes through before it is
+    written. With `is_read_only` the folder may be one that cannot be written to.
 
     Raises:
         StoreError: the folder cannot be made, written or read, or is of another format. What is in
@@ -124,11 +120,7 @@ class Store:
             return self._connection.execute(sql, values)
 
     def get(self, key: str) -> Record | None:
-        """The record under that key, or None.
-
-        Raises:
-            StoreError: the record was changed by something else, or the disk fails.
-        """
+        """The record under that key, or None. Raises StoreError where it is damaged."""
         with self._lock, self._faults("read"):
             sql = "SELECT text FROM records WHERE key = ?"
             row = self._connection.execute(sql, (key,)).fetchone()
