@@ -2,6 +2,7 @@
 
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -12,7 +13,7 @@ from runs import Pair, predictor, questions
 from scripted import chat, scripted_lm
 from small import grouped
 
-from tfgrpo_dspy import Execution, NoGate, SettingsError, TrainingFreeGRPO
+from tfgrpo_dspy import Execution, NoGate, Reflection, SettingsError, TrainingFreeGRPO
 from tfgrpo_dspy.settings import Data, RunSettings, Settings
 from tfgrpo_dspy.settings.checks import prepare
 from tfgrpo_dspy.settings.schedule import derive
@@ -87,8 +88,8 @@ def derived(data: Data, **given_: Any) -> RunSettings | None:
         (20, None, (3, 5, 5, 12, 7, 28)),
         (20, 100, (2, 5, 50, 6, 7, 20)),
         (40, 200, (2, 5, 50, 12, 13, 40)),
-        (40, 400, (2, 5, 50, 12, 13, 52)),
-        (40, 800, (3, 5, 50, 12, 13, 52)),
+        (40, 404, (2, 5, 50, 12, 13, 52)),
+        (40, 405, (3, 5, 50, 12, 13, 52)),
         (150, 400, (2, 8, 50, 12, 40, 80)),
     ],
 )
@@ -114,6 +115,7 @@ def test_a_budget_and_the_data_give_the_schedule(
         ({}, {"max_metric_calls": 200}, {"reserve": 52, "epochs": 50, "max_demos": 4}),
         ({"calls_per_rollout": 2}, {"max_lm_calls": 400}, {"reserve": 40}),
         ({}, {"batch_size": 99}, {"batch_size": 27}),
+        ({"n_test": 50}, {"max_lm_calls": 500}, {"group_size": 2}),
         # small budgets are fitted to a whole update, and not refused for what is assumed only
         ({"calls_per_rollout": 9}, {"max_lm_calls": 12}, {"batch_size": 2, "n_validation": 2}),
         *(({"n_examples": 18}, {"max_lm_calls": n},
@@ -221,7 +223,10 @@ def prepared(
             "max_lm_calls=10 is too small. The smallest run needs 8 rollouts and 3 reflection "
             "calls. Pass max_lm_calls=11 or more.",
         ),
-        ({"max_lm_calls": 20, "group_size": 10}, "needs 24 rollouts and 3 reflection calls"),
+        (
+            {"max_lm_calls": 20, "group_size": 10, "reflection": Reflection(drafts=2)},
+            "needs 24 rollouts and 6 reflection calls",
+        ),
         ({"max_lm_calls": 20, "paper": True}, "needs 60 rollouts and 13 reflection calls"),
     ],
     ids=["few calls", "large groups", "the paper's schedule"],
@@ -273,6 +278,14 @@ def test_estimate_uses_the_budget_and_stays_within_it(limit: dict[str, Any]) -> 
     assert 0.6 * most <= getattr(plan.total, used[name]) <= most
     assert "\nbatch_size           5\n" in str(plan)
     assert lm.engine.n_calls() == 0
+
+
+def test_the_plan_of_the_page_about_budgets_is_what_estimate_gives() -> None:
+    data = {"trainset": questions(60), "valset": questions(40, start=60)}
+    with dspy.context(lm=scripted_lm([])):
+        plan = TrainingFreeGRPO(metric, max_lm_calls=500).estimate(predictor(), **data)
+    page = (Path(__file__).parents[1] / "docs" / "budgets-and-schedule.md").read_text("utf-8")
+    assert f"```text\n{plan}\n```" in page
 
 
 def test_the_plan_is_logged_and_the_schedule_stands_in_the_result(
