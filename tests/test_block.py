@@ -56,7 +56,7 @@ experience_texts = hostile_text.filter(str.strip)
 
 
 @st.composite
-def libraries(draw: st.DrawFn, scopes: tuple[str, ...] = ("*",)) -> ExperienceLibrary:
+def libraries(draw: st.DrawFn, scopes: tuple[str, ...]) -> ExperienceLibrary:
     """Any library of at least one experience: any text, any next id."""
     numbers = draw(st.lists(st.integers(1, 99), min_size=1, max_size=5, unique=True))
     experiences = [
@@ -66,7 +66,6 @@ def libraries(draw: st.DrawFn, scopes: tuple[str, ...] = ("*",)) -> ExperienceLi
     return ExperienceLibrary(experiences, next_number=max(numbers) + draw(st.integers(1, 9)))
 
 
-two_stage_libraries = libraries(("*", "solve", "answer"))
 LIBRARY = ExperienceLibrary(
     [
         Experience("E1", "Ask for the order number."),
@@ -106,9 +105,8 @@ def test_what_could_end_a_line_or_the_block_is_written_as_an_escape() -> None:
 
 def test_small_models_may_be_shown_the_experiences_as_plain_lines() -> None:
     student = dspy.Predict(dspy.Signature("question -> answer", "Answer. Be kind."))
-    library = ExperienceLibrary.from_texts(["Ask.", "Say <b> first."])
-    written = library.bake(student).signature.instructions
-    assert plain_instructions(written) == "Answer. Be kind.\nAsk.\nSay <b> first."
+    written = ExperienceLibrary.from_texts(["Ask.", "Say <b> first."]).bake(student).signature
+    assert plain_instructions(written.instructions) == "Answer. Be kind.\nAsk.\nSay <b> first."
     assert plain_instructions("Answer. Be kind.") == "Answer. Be kind."
 
 
@@ -125,7 +123,7 @@ def test_any_library_baked_into_a_predictor_reads_back_as_it_was(
 
 
 @settings(max_examples=40)
-@given(two_stage_libraries, two_stage_libraries)
+@given(*[libraries(("*", "solve", "answer"))] * 2)
 def test_baking_twice_changes_nothing_and_another_library_takes_the_place(
     library: ExperienceLibrary, other: ExperienceLibrary
 ) -> None:
@@ -146,23 +144,32 @@ any_instructions = st.lists(
 
 
 @settings(max_examples=150)
-@given(any_instructions)
-@example("")
-@example("\n    Answer.\n      - be short\n      - be kind\n    ")
-@example("\n      Two deep.\n    One.\n")
-@example("Answer like this:\n\n<experiences>\nmine\n</experiences>")
-@example("Answer. \n ")
-def test_baking_the_empty_library_restores_any_instructions_byte_for_byte(
-    instructions: str,
+@given(any_instructions, any_instructions)
+@example("", "")
+@example("\n    Answer.\n      - be short\n      - be kind\n    ", "")
+@example("\n      Two deep.\n    One.\n", "")
+@example("Answer like this:\n\n<experiences>\nmine\n</experiences>", "")
+@example("Answer. \n ", "")
+def test_what_stands_around_the_block_is_kept_and_the_empty_library_restores_it_byte_for_byte(
+    before: str, after: str
 ) -> None:
     student = predictor()
-    student.signature.instructions = instructions
+    student.signature.instructions = before
     before = student.signature.instructions
     baked = LIBRARY_FOR_ALL.bake(student)
     assert baked.signature.instructions.startswith(before)
-    assert ExperienceLibrary.from_program(baked) == LIBRARY_FOR_ALL
     assert bare_instructions(baked) == before
     assert ExperienceLibrary().bake(baked).signature.instructions == before
+    baked.signature.instructions += f"\n{after}"
+    around = baked.signature.instructions
+    assert ExperienceLibrary.from_program(baked) == LIBRARY_FOR_ALL
+    assert LIBRARY_FOR_ALL.bake(baked).signature.instructions == around
+
+
+def test_a_rule_behind_the_block_stays_when_the_library_goes() -> None:
+    baked = LIBRARY_FOR_ALL.bake(dspy.Predict(dspy.Signature("question -> answer", "Answer.")))
+    baked.signature.instructions += "\n\nBe brief."  # as SIMBA appends its rules
+    assert ExperienceLibrary().bake(baked).signature.instructions == "Answer.\n\nBe brief."
 
 
 @settings(max_examples=150)
@@ -195,8 +202,8 @@ def with_instructions(program: Any, name: str, instructions: str) -> Any:
 @pytest.mark.parametrize(
     ("old", "new", "what"),
     [
-        ("(next id: E6)\n", "", r"predictor 'solve' do not end with their next free id"),
-        ("(next id: E6)", "(next id: 6)", r"do not end with .*\(next id: 6\)"),
+        ("(next id: E6)\n", "", r"predictor 'solve' end with .*restore the line"),
+        ("(next id: E6)", "(next id: 6)", r"end with .*\(next id: 6\)"),
         ("(next id: E6)", "(next id: E4)\n(and so on)", r"\(and so on\)"),
         ("[E3] Draft", "Draft", r"predictor 'solve' hold the line 'Draft in one line\.'"),
         ("[E3] Draft", "[G3] Draft", r"hold the line '\[G3\] Draft in one line\.'"),
@@ -221,48 +228,25 @@ def test_a_damaged_block_is_an_error_that_says_where_and_what(
 
 
 def test_an_agent_made_of_a_baked_signature_keeps_its_text_around_the_block() -> None:
-    plain = dspy.Predict(dspy.Signature("question -> answer", "Answer."))
-    agent = dspy.ReAct(LIBRARY_FOR_ALL.bake(plain).signature, [look_up])
-    before, _, after = agent.react.signature.instructions.partition(
-        "[E1*] Ask for the order number."
-    )
+    agent = dspy.ReAct(LIBRARY_FOR_ALL.bake(predictor()).signature, [look_up])
+    before, _, after = agent.react.signature.instructions.partition("Ask for the order number.")
     assert ExperienceLibrary.from_program(agent) == LIBRARY_FOR_ALL
     other = ExperienceLibrary.from_texts(["Say sorry first."])
     baked = other.bake(agent).react.signature.instructions
-    assert baked == f"{before}[E1*] Say sorry first.{after}"
+    assert baked == f"{before}Say sorry first.{after}"
     assert "Reads a page of the manual." in after
-
-
-@settings(max_examples=100)
-@given(any_instructions, any_instructions)
-def test_whatever_stands_around_the_block_is_kept(before: str, after: str) -> None:
-    student = dspy.Predict(dspy.Signature("question -> answer", before))
-    baked = LIBRARY_FOR_ALL.bake(student)
-    baked.signature.instructions = f"{baked.signature.instructions}\n{after}"
-    around = baked.signature.instructions
-    assert ExperienceLibrary.from_program(baked) == LIBRARY_FOR_ALL
-    assert LIBRARY_FOR_ALL.bake(baked).signature.instructions == around
-
-
-def test_a_rule_behind_the_block_stays_when_the_library_goes() -> None:
-    student = dspy.Predict(dspy.Signature("question -> answer", "Answer."))
-    baked = LIBRARY_FOR_ALL.bake(student)
-    baked.signature.instructions += "\n\nBe brief."  # as SIMBA appends its rules
-    assert ExperienceLibrary().bake(baked).signature.instructions == "Answer.\n\nBe brief."
 
 
 def test_experiences_may_be_edited_by_hand() -> None:
     baked = LIBRARY.bake(TwoStage())
-    written = baked.solve.signature.instructions
-    edited = written.replace("Draft in one line.", "Draft in two lines.").replace(
-        "(next id: E6)", "[E6] Number the lines.\n(next id: E6)"
+    edited = baked.solve.signature.instructions.replace(
+        "one line.", "two lines.\n[E6] Number them."
     )
     library = ExperienceLibrary.from_program(with_instructions(baked, "solve", edited))
-    assert [(e.id, e.text, e.scope) for e in library] == [
-        ("E1", "Ask for the order number.", "*"),
-        ("E3", "Draft in two lines.", "solve"),
-        ("E4", "Say sorry first.", "answer"),
-        ("E6", "Number the lines.", "solve"),
+    assert library.render().split("\n")[1:] == [
+        "[E3] Draft in two lines. (for solve)",
+        "[E4] Say sorry first. (for answer)",
+        "[E6] Number them. (for solve)",
     ]
     assert library.next_number == 7
 

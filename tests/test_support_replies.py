@@ -1,5 +1,7 @@
 """The quickstart's task: what a reply must do to score, and that the splits share nothing."""
 
+import re
+
 import dspy
 import pytest
 import support_replies as task
@@ -20,26 +22,19 @@ def test_the_splits_share_no_complaint_and_no_product():
     splits = task.load()
     assert [len(split) for split in splits] == [60, 60, 80]
     assert len({example.complaint for split in splits for example in split}) == 200
+    openings = [[example.complaint.split(". ")[0] for example in split] for split in splits]
     products = [name for name, *_ in task.PRODUCTS]
-    seen = [
-        {name for name in products for e in split if f"{name} " in _opening(e)} for split in splits
+    named = [
+        {p for p in products for text in texts if re.search(rf"{p}\b", text)} for texts in openings
     ]
-    assert [len(names) for names in seen] == [12, 12, 16]
-    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
-
-
-def _opening(example):
-    """The opening sentence, which is where a product is named, without its punctuation."""
-    return example.complaint.split(". ")[0].replace(",", "").replace(".", "") + " "
+    assert [len(names) for names in named] == [12, 12, 16]
+    assert len(set.union(*named)) == 40
 
 
 def test_every_complaint_has_20_to_60_words_and_names_no_rule_of_the_house():
     for example in (e for split in task.load() for e in split):
         assert 20 <= len(example.complaint.split()) <= 60
-        told = [
-            word for word in ("sorry", "refund", "replac", "number") if word in example.complaint
-        ]
-        assert told == []
+        assert not re.search("sorry|refund|replac|number", example.complaint)
 
 
 def test_feedback_says_how_to_keep_each_broken_rule_and_then_which_are_kept():

@@ -43,8 +43,6 @@ def write_block(visible: Iterable[Experience], next_number: int) -> str:
 def split_instructions(instructions: str) -> tuple[str, str, str]:
     """What stands before the block, the block ("" if there is none), and what follows it.
 
-    Other optimizers append text behind the block (SIMBA its rules), or put text around it (ReAct).
-
     Raises:
         LibraryFormatError: there are two blocks, or one that does not end.
     """
@@ -53,8 +51,7 @@ def split_instructions(instructions: str) -> tuple[str, str, str]:
     if n_begun != len(found) or n_begun > 1:
         raise LibraryFormatError(
             f"The instructions {instructions[:120]!r}... hold {n_begun} blocks of experiences, "
-            f"{len(found)} of which end with the line {END}; keep one block from the line {BEGIN} "
-            f"to the line {END}, or none."
+            f"{len(found)} of which end with the line {END}; keep one, or none."
         )
     if not found:
         return instructions, "", ""
@@ -83,9 +80,8 @@ def parse_block(text: str, predictor: str) -> tuple[list[Experience], int]:
     found = _LAST_LINE.fullmatch(last)
     if found is None:
         raise LibraryFormatError(
-            f"The experiences baked into predictor {predictor!r} do not end with their next free "
-            f"id but with {last!r}; restore the line '(next id: E<number>)', or remove the "
-            f"whole block from {BEGIN} to {END}."
+            f"The experiences baked into predictor {predictor!r} end with {last!r}; restore the "
+            f"line '(next id: E<number>)', or remove all from {BEGIN} to {END}."
         )
     return [_parse_line(line, predictor) for line in lines], int(found[1])
 

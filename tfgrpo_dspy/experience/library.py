@@ -22,8 +22,7 @@ from tfgrpo_dspy.experience.values import (
 )
 
 ProgramT = TypeVar("ProgramT")
-Written = Operation | Mapping[str, Any]
-"""An operation, or a mapping as an LM writes it."""
+Written = Operation | Mapping[str, Any]  # an operation, or a mapping as an LM writes it
 FORMAT = {"format": "tfgrpo_dspy.library", "version": 1}
 
 
@@ -67,10 +66,7 @@ class ExperienceLibrary:
         free = experiences[-1].number + 1 if experiences else 1
         next_number = free if next_number is None else next_number
         if not isinstance(next_number, int) or next_number < free:
-            raise LibraryError(
-                f"next_number={next_number!r}: must be a whole number of at least {free}, above "
-                f"every id in use."
-            )
+            raise LibraryError(f"next_number={next_number!r}: give a number of at least {free}.")
         object.__setattr__(self, "experiences", experiences)
         object.__setattr__(self, "next_number", next_number)
 

@@ -163,10 +163,8 @@ class Refusal:
 def operation_from(given: Any) -> Operation:
     """The operation that a mapping stands for, as an LM writes it.
 
-    `{"op": "modify", "id": "[e2]", "text": "Ask first."} -> Modify("E2", "Ask first.")`.
-    The case of `op`, brackets around an id and a number instead of an id are forgiven; UPDATE and
-    REMOVE are read as MODIFY and DELETE. Other fields are ignored; absent ones, None and an empty
-    scope are the defaults.
+    `{"op": "update", "id": "[e2]", "text": "Ask first."} -> Modify("E2", "Ask first.")`.
+    Other fields are ignored; absent ones, None and an empty scope are the defaults.
 
     Raises:
         LibraryError: no such operation, or a field that it needs is absent or of the wrong type.

@@ -122,17 +122,14 @@ atexit.register(lambda: _models.clear())
 def model_path(gguf: str | None) -> Path:
     """The GGUF file; None: the one in the wheel. Raises the errors of `local_lm`."""
     if xllamacpp is None:
-        message = f"the local LM needs the package xllamacpp, not found; {INSTALL}"
-        raise LocalLMUnavailableError(message)
+        raise LocalLMUnavailableError(f"the package xllamacpp is not found; {INSTALL}")
     if gguf is not None:
         path = Path(gguf).expanduser().resolve()
         if not path.is_file():
             raise SettingsError(f"gguf={gguf!r}: no such file; pass a .gguf file, or leave it out")
         return path
-    # Found without an import of the wheel, which needs more packages.
-    spec = importlib.util.find_spec(MODEL_PACKAGE)
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for path in sorted(Path(folder).glob("*.gguf")):
-            return path.resolve()
-    message = f"no GGUF file of the package {MODEL_PACKAGE} found; {INSTALL}"
-    raise LocalLMUnavailableError(message)
+    spec = importlib.util.find_spec(MODEL_PACKAGE)  # no import: that needs more packages
+    folders = (spec.submodule_search_locations or []) if spec else []
+    for path in (path for folder in folders for path in Path(folder).glob("*.gguf")):
+        return path.resolve()
+    raise LocalLMUnavailableError(f"no GGUF file of the package {MODEL_PACKAGE} found; {INSTALL}")

@@ -16,7 +16,6 @@ from tfgrpo_dspy.local.contexts import model_path, opened_model
 # Settings that llama.cpp has under the same name.
 SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "frequency_penalty", "presence_penalty")
 READ = frozenset({*SAMPLING, "seed", "stop", "cache", "extensions"})
-SEED_RANGE = 2**32 - 1  # to llama.cpp the seed 2**32 - 1 means "any seed"
 
 
 def local_lm(
@@ -161,7 +160,7 @@ def _request_body(request: lm15.Request) -> dict[str, Any]:
     given = {name: getattr(config, name) for name in SAMPLING if name in asked}
     if config.seed is not None:
         digest = hashlib.sha256(f"{config.seed}/0".encode()).digest()
-        given["seed"] = int.from_bytes(digest[:8], "big") % SEED_RANGE
+        given["seed"] = int.from_bytes(digest[:8], "big") % (2**32 - 1)  # which means "any seed"
     if config.stop:
         given["stop"] = list(config.stop)
     return {

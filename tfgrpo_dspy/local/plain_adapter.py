@@ -21,8 +21,7 @@ class PlainAdapter(dspy.Adapter):
     the prompt are left out. `dspy.JSONAdapter` handles all other signatures. Baked experiences are
     shown as plain lines, which a small model follows better than a block.
 
-    SmolLM2-135M follows one message best: 53 % of its replies ask for the order number as told;
-    with the instructions in a system message 19 %.
+    SmolLM2-135M does what one message says in 53 % of its replies; with a system message in 19 %.
     """
 
     def _for(self, signature: type[dspy.Signature]) -> Any:

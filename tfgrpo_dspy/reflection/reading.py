@@ -75,8 +75,6 @@ def read_lessons(given: Any) -> list[str]:
     if not isinstance(given, str):
         return [line for text in _strings_in(given) if (line := bare_line(text))]
     text = without_fences(given)
-    if not text or is_nothing(text):
-        return []
     start = _LESSONS_IN_JSON.search(text)
     found = json_in(text[start.end() :]) if start else None
     if found is None:
