@@ -14,9 +14,9 @@ from scripted import chat, scripted_lm
 from small import grouped
 
 from tfgrpo_dspy import Execution, NoGate, Reflection, SettingsError, TrainingFreeGRPO
-from tfgrpo_dspy.settings import Data, RunSettings, Settings
+from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.checks import prepare
-from tfgrpo_dspy.settings.schedule import derive
+from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 
 
 def metric(example: dspy.Example, pred: dspy.Prediction) -> float:
@@ -27,7 +27,7 @@ def settings_of(**given_: Any) -> Settings:
     return Settings(metric, **grouped(given_))
 
 
-def data_of(n_examples: int = 40, **others: Any) -> Data:
+def data_of(n_examples: int = 40, **others: Any) -> RunData:
     """Those of a labelled trainset that is split."""
     n_validation = min(100, round(n_examples / 3))
     usual: dict[str, Any] = {
@@ -35,16 +35,16 @@ def data_of(n_examples: int = 40, **others: Any) -> Data:
         "n_validation": n_validation,
         "has_labels": True,
     }
-    return Data(**usual | others)
+    return RunData(**usual | others)
 
 
-def chosen(*names: str, data: Data, **given_: Any) -> tuple[int, ...]:
+def chosen(*names: str, data: RunData, **given_: Any) -> tuple[int, ...]:
     schedule = derive(settings_of(**given_), data).schedule
     return tuple(schedule[name] for name in names)
 
 
 any_data = st.builds(
-    Data,
+    RunData,
     n_training=st.integers(2, 300),
     n_validation=st.integers(0, 100),
     n_test=st.integers(0, 20),
@@ -71,7 +71,7 @@ any_figures = st.fixed_dictionaries(
 )
 
 
-def derived(data: Data, **given_: Any) -> RunSettings | None:
+def derived(data: RunData, **given_: Any) -> RunSettings | None:
     """None: the budget is refused as too small."""
     try:
         return derive(settings_of(**given_), data)
@@ -149,7 +149,7 @@ def test_many_threads_have_larger_batches_and_where_these_do_not_suffice_more_th
 
 @given(any_data, any_limits, any_figures)
 def test_one_update_and_the_final_choice_are_within_the_budget_and_what_is_set_is_kept(
-    data: Data, limits: dict[str, Any], figures: dict[str, int]
+    data: RunData, limits: dict[str, Any], figures: dict[str, int]
 ) -> None:
     own = derived(data, **limits, **figures)
     if own is None:
@@ -167,7 +167,7 @@ def test_one_update_and_the_final_choice_are_within_the_budget_and_what_is_set_i
 
 
 @given(any_data, any_limits)
-def test_every_figure_is_one_that_a_run_can_use(data: Data, limits: dict[str, Any]) -> None:
+def test_every_figure_is_one_that_a_run_can_use(data: RunData, limits: dict[str, Any]) -> None:
     own = derived(data, **limits)
     if own is not None:
         assert min(own.group_size, own.batch_size) >= 2
@@ -179,7 +179,7 @@ def test_every_figure_is_one_that_a_run_can_use(data: Data, limits: dict[str, An
 
 
 @given(any_data, st.integers(1, 3000), st.integers(1, 500))
-def test_a_larger_budget_never_keeps_or_drafts_less(data: Data, calls: int, more: int) -> None:
+def test_a_larger_budget_never_keeps_or_drafts_less(data: RunData, calls: int, more: int) -> None:
     small, large = (derived(data, max_lm_calls=n) for n in (calls, calls + more))
     if small is None:
         return
@@ -190,7 +190,7 @@ def test_a_larger_budget_never_keeps_or_drafts_less(data: Data, calls: int, more
 
 @given(any_data, any_limits)
 def test_a_refusal_names_the_smallest_budget_that_can_learn(
-    data: Data, limits: dict[str, Any]
+    data: RunData, limits: dict[str, Any]
 ) -> None:
     try:
         derive(settings_of(**limits), data)
