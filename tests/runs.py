@@ -72,6 +72,11 @@ def library_texts(program: Any) -> list[str]:
     return [experience.text for experience in ExperienceLibrary.from_program(program)]
 
 
+def n_calls(program: Any, kind: str = "n_lm_calls") -> int:
+    """How many calls the results report, over all roles."""
+    return sum(getattr(usage, kind) for usage in program.detailed_results.usage.values())
+
+
 def records(log_dir: Path, *stages: str) -> dict[str, Any]:
     """The records of these stages in a run store, by their keys; none where there is no store."""
     if not (log_dir / "tfgrpo_store.db").exists():

@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,12 +25,9 @@ def as_it_is(result: Any) -> Any:
     return result
 
 
-def slept(i: int, j: int, delay: int) -> Callable[[], Any]:
-    def work() -> tuple[int, int, int]:
-        NEVER.wait(delay / 1000)
-        return (i, j, delay)
-
-    return work
+def slept(i: int, j: int, delay: int) -> tuple[int, int, int]:
+    NEVER.wait(delay / 1000)
+    return (i, j, delay)
 
 
 @st.composite
@@ -56,7 +54,7 @@ def test_whatever_waits_for_whatever_each_gets_its_own_result(
     async def computed(i: int) -> Any:
         earlier, delays = graph[i]
         tasks = [
-            loop.submit(slept(i, j, delay), (order.randrange(3),), as_it_is)
+            loop.submit(partial(slept, i, j, delay), (order.randrange(3),), as_it_is)
             for j, delay in enumerate(delays)
         ]
         return (i, [await node(other) for other in earlier], [await task for task in tasks])
@@ -98,68 +96,50 @@ def test_of_tasks_that_wait_the_lowest_priority_is_begun_first_and_of_equals_the
     assert begun == sorted((priority, i) for i, priority in enumerate(priorities))
 
 
-class Ending:
-    """Two slots: one task hangs, others wait for its slot; then an error is raised at a place."""
-
-    def __init__(self, loop: Loop, where: str, error: type[BaseException]) -> None:
-        self.loop = loop
-        self.where = where
-        self.error = error
-        self.hangs, self.released = threading.Event(), threading.Event()
-        self.begun: list[int] = []
-        self.closed: list[str] = []
-
-    def hang(self, i: int) -> None:
-        self.begun.append(i)
-        self.hangs.set()
-        self.released.wait(WAIT_S)
-
-    def fail(self, _: Any = None) -> Any:
-        assert self.hangs.wait(WAIT_S)
-        raise self.error
-
-    async def waiting(self) -> None:
-        try:
-            tasks = [self.loop.submit(lambda i=i: self.hang(i), (1,), as_it_is) for i in range(5)]
-            await asyncio.gather(*tasks)
-        finally:
-            self.closed.append("waiting")
-
-    async def failing(self) -> None:
-        work = self.fail if self.where == "a task" else lambda: None
-        record = self.fail if self.where == "what records the result" else as_it_is
-        await self.loop.submit(work, (0,), record)
-        self.fail()
-
-    async def main(self) -> None:
-        try:
-            self.loop.spawn(self.failing())
-            self.loop.spawn(self.waiting())
-            await asyncio.get_running_loop().create_future()  # nobody awaits the two
-        finally:
-            self.closed.append("main")
-
-
 @pytest.mark.parametrize("where", ["a coroutine", "a task", "what records the result"])
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_what_is_raised_anywhere_ends_the_run_and_leaves_nothing_running(
     where: str, error: type[BaseException]
 ) -> None:
-    loop = Loop(Ledger(), 2)
-    ending = Ending(loop, where, error)
-    with pytest.raises(error):
-        loop.run(ending.main())
-    assert sorted(ending.closed) == ["main", "waiting"]
-    n_begun = len(ending.begun)
-    assert 1 <= n_begun <= 2
+    """Two slots: one task hangs, others wait for its slot; then the error is raised."""
+    loop, hangs, released = Loop(Ledger(), 2), threading.Event(), threading.Event()
+    begun: list[int] = []
+    closed: list[bool] = []
+
+    def hang(i: int) -> None:
+        begun.append(i)
+        hangs.set()
+        released.wait(WAIT_S)
+
+    def fail(_: Any = None) -> Any:
+        assert hangs.wait(WAIT_S)
+        raise error
+
+    async def failing() -> None:
+        work = fail if where == "a task" else lambda: None
+        record = fail if where == "what records the result" else as_it_is
+        await loop.submit(work, (0,), record)
+        fail()
+
+    async def main() -> None:
+        try:
+            loop.spawn(failing())
+            tasks = [loop.submit(partial(hang, i), (1,), as_it_is) for i in range(5)]
+            await asyncio.gather(*tasks)  # nobody awaits what fails
+        finally:
+            closed.append(True)
 
     async def again() -> Any:
         return [await loop.submit(lambda i=i: i, (0,), as_it_is) for i in range(4)]
 
+    with pytest.raises(error):
+        loop.run(main())
+    n_begun = len(begun)
+    assert closed and 1 <= n_begun <= 2
     assert loop.run(again()) == [0, 1, 2, 3]
-    ending.released.set()  # what hung finds nobody, and nothing that waited for its slot
+    released.set()  # what hung finds nobody, and nothing that waited for its slot
     assert loop.run(again()) == [0, 1, 2, 3]
-    assert len(ending.begun) == n_begun
+    assert len(begun) == n_begun
 
 
 def test_a_stopped_run_records_what_comes_soon_and_begins_nothing_more() -> None:

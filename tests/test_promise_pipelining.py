@@ -4,12 +4,10 @@ With `max_staleness=s` the rollouts of batch b are made with the library of upda
 for a time that depends on nothing but the prompt and a salt, or on an Event that another call sets.
 """
 
-import multiprocessing
 import random
 import re
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import is_polite, questions, records
+from runs import is_polite, predictor, questions
 from scripted import (
     EXTRACT,
     UPDATE,
@@ -46,9 +44,6 @@ class Salted:
         self.salt = str(salt)
         self.never = threading.Event()
 
-    def __reduce__(self) -> tuple[type["Salted"], tuple[int]]:
-        return Salted, (int(self.salt),)
-
     def __call__(self, prompt: Prompt) -> None:
         self.never.wait(prompt.random(self.salt).random() * 0.004)
 
@@ -70,11 +65,7 @@ def chaotic(num_threads: int = 1, before: Any = None, **changes: Any) -> Any:
     optimizer = grpo(graded, **(chosen | {"num_threads": num_threads} | changes))
     rules = [*chaotic_rules()[:-1], ("question", graded_answer)]
     with dspy.context(lm=scripted_lm(rules, before=before)):
-        return optimizer.compile(
-            dspy.Predict("question -> answer"),
-            trainset=questions(6),
-            valset=questions(4, start=100),
-        )
+        return optimizer.compile(predictor(), trainset=questions(6), valset=questions(4, start=100))
 
 
 GATES = {"no gate": NoGate(), "gate": Gate()}
@@ -97,37 +88,6 @@ def test_any_threads_and_latencies_give_the_same_bit_for_bit(
     assert '"op": "ADD"' in alone
 
 
-@pytest.fixture(scope="module")
-def executors() -> Iterator[list[Executor]]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tfgrpo_dspy.run.worker", "distributed", "hypothesis"])
-    with ThreadPoolExecutor(3) as threads, ProcessPoolExecutor(2, mp_context=context) as processes:
-        yield [threads, processes]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("staleness", [0, 1, 2])
-@given(seed=st.integers(0, 10**6), salt=st.integers(0, 10**6))
-@settings(max_examples=2, derandomize=True)
-def test_any_executor_gives_the_same_bit_for_bit_down_to_the_records(
-    staleness: int,
-    executors: list[Executor],
-    tmp_path_factory: pytest.TempPathFactory,
-    seed: int,
-    salt: int,
-) -> None:
-    chosen: dict[str, Any] = {"max_staleness": staleness, "gate": GATES["gate"], "seed": seed}
-    folders = [tmp_path_factory.mktemp("log_dir") for _ in range(3)]
-    alone = facts(chaotic(log_dir=folders[0], **chosen))
-    for executor, folder in zip(executors, folders[1:], strict=True):
-        changes = chosen | {"log_dir": folder, "executor": executor, "num_threads": None}
-        assert facts(chaotic(before=Salted(salt), **changes)) == alone
-        kinds = ("rollout", "summary", "lesson", "update")
-        assert records(folder, *kinds) == records(folders[0], *kinds)
-    assert '"op": "ADD"' in alone
-
-
 @pytest.mark.parametrize("staleness", [0, 1, 2])
 @given(n=st.integers(8, 30), salt=st.integers(0, 10**6))
 @settings(max_examples=4, derandomize=True)
@@ -143,28 +103,6 @@ def test_so_does_a_run_that_goes_on_where_another_was_interrupted(
     assert n - 4 <= sum(replayed(resumed).values())
     offline = chaotic(log_dir=log_dir, offline=True, **chosen)
     assert facts(offline) == facts(resumed)
-
-
-@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
-@given(
-    staleness=st.integers(0, 2),
-    most=st.integers(14, 70),
-    seed=st.integers(0, 10**6),
-    salt=st.integers(0, 10**6),
-)
-@settings(max_examples=8, derandomize=True)
-def test_where_metric_calls_alone_bound_it_a_run_ends_at_the_same_update(
-    gate: Any, staleness: int, most: int, seed: int, salt: int
-) -> None:
-    """Rollouts of the batch under way at the end may or may not have been made."""
-    chosen: dict[str, Any] = {"max_staleness": staleness, "gate": gate, "seed": seed}
-    ends = []
-    for num_threads, before in ((1, None), (16, Salted(salt))):
-        run = chaotic(num_threads, before, max_metric_calls=most, **chosen).detailed_results
-        assert run.metric_calls <= most
-        told = run.to_dict()
-        ends.append([told[name] for name in ("library", "updates", "ended_because")])
-    assert ends[0] == ends[1]
 
 
 # ---------------------------------------------------------------------- whose library, what order
@@ -189,7 +127,7 @@ def example_of(prompt: Prompt) -> int:
 def contrasting(prompt: Prompt) -> str:
     """In training, the first rollout of each group is polite; as deployed, one with advice is."""
     is_training = prompt.temperature is not None
-    is_good = not SEEDS[prompt.seed or 0][1] if is_training else prompt.system.count("*]") > 0
+    is_good = not SEEDS[prompt.seed or 0][1] if is_training else "*]" in prompt.system
     return chat(answer="please" if is_good else "no")
 
 
@@ -198,16 +136,15 @@ def failing(prompt: Prompt) -> str:
     return contrasting(prompt) if prompt.temperature is None else chat(answer="no")
 
 
-def one_lesson(prompt: Prompt) -> str:
-    return lessons(ADVICE[example_of(prompt)])
-
-
 def add_all(prompt: Prompt) -> str:
     texts = re.findall(r"^\d+\. (.*)$", prompt.user, re.MULTILINE)
     return operations(*({"op": "ADD", "text": text, "lessons": [1]} for text in texts))
 
 
-RULES: list[Rule] = [(EXTRACT, one_lesson), (UPDATE, add_all)]
+RULES: list[Rule] = [
+    (EXTRACT, lambda prompt: lessons(ADVICE[example_of(prompt)])),
+    (UPDATE, add_all),
+]
 
 
 class Fruitful:
@@ -225,9 +162,7 @@ class Fruitful:
         optimizer = grpo(is_polite, **(chosen | changes))
         with dspy.context(lm=self.lm):
             self.optimized = optimizer.compile(
-                dspy.Predict("question -> answer"),
-                trainset=questions(len(ADVICE)),
-                valset=questions(4, start=100),
+                predictor(), trainset=questions(len(ADVICE)), valset=questions(4, start=100)
             )
         self.updates = self.optimized.detailed_results.updates
         self.texts = [e.text for e in ExperienceLibrary.from_program(self.optimized)]

@@ -1,7 +1,7 @@
 """From groups to lessons to operations: who is asked what, and what becomes of the answers."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import dspy
@@ -258,12 +258,8 @@ def numbered(prompt: str) -> list[str]:
 
 def examples_of(run: Run) -> list[list[int]]:
     """The examples that each experience of the result was learned from."""
-    return [sorted(e["example"] for e in each["evidence"]) for each in experiences_of(run)]
-
-
-def experiences_of(run: Run) -> Sequence[Mapping[str, Any]]:
-    found: Sequence[Mapping[str, Any]] = run.results.library["experiences"]
-    return found
+    found = run.results.library["experiences"]
+    return [sorted(evidence["example"] for evidence in each["evidence"]) for each in found]
 
 
 def test_near_duplicate_lessons_are_one_with_the_evidence_of_all_their_groups() -> None:
@@ -326,24 +322,17 @@ def test_a_lesson_that_copies_its_example_is_refused_recorded_and_not_passed_on(
 
 
 def test_malformed_operations_are_refused_one_by_one_and_the_others_count() -> None:
+    proposed: list[dict[str, Any]] = [
+        {"op": "add", "text": "Round to two digits.", "lessons": [1, 99, 0, -1]},
+        {"op": "MODIFY", "id": "first", "text": "No id."},
+        {"op": "ADD", "text": "word " * 41},
+        {"op": "MODIFY", "id": "[e1]", "text": "Be exact and brief.", "lessons": [2]},
+        {"op": "DELETE", "id": "E1"},
+    ]
     run = Run(
         ONE,
         (EXTRACT, lessons("Round.", "Count.")),
-        (
-            UPDATE,
-            operations(
-                {"op": "add", "text": "Round to two digits.", "lessons": [1, 99, 0, -1]},
-                {"op": "MERGE", "id": "E1", "text": "?"},
-                {"op": "MODIFY", "id": "E9", "text": "Unknown."},
-                {"op": "MODIFY", "id": "first", "text": "No id."},
-                {"op": "DELETE"},
-                {"op": "ADD", "text": " "},
-                {"op": "ADD", "text": "word " * 41},
-                {"op": "ADD", "text": "be EXACT"},
-                {"op": "MODIFY", "id": "[e1]", "text": "Be exact and brief.", "lessons": [2]},
-                {"op": "DELETE", "id": "E1"},
-            ),
-        ),
+        (UPDATE, operations(*proposed)),
         student=knowing("Be exact."),
     )
     assert run.library.render() == "[E1*] Be exact and brief.\n[E2*] Round to two digits."
@@ -351,13 +340,8 @@ def test_malformed_operations_are_refused_one_by_one_and_the_others_count() -> N
     assert sorted((op.op, op.id, op.refused) for op in recorded) == [
         ("ADD", "", ""),
         ("ADD", "", "41 words; at most 40 are allowed"),
-        ("ADD", "", "E1 says this already"),
-        ("ADD", "", "the text is empty"),
-        ("DELETE", "", "id='': an id is 'E' and a number from 1, such as 'E1'."),
         ("DELETE", "E1", "an earlier operation of this list names E1; the first one counts"),
-        ("MERGE", "E1", "op='MERGE': the operations are ADD, MODIFY, DELETE, KEEP."),
         ("MODIFY", "E1", ""),
-        ("MODIFY", "E9", "there is no E9"),
         ("MODIFY", "first", "id='first': an id is 'E' and a number from 1, such as 'E1'."),
     ]
 

@@ -85,6 +85,8 @@ def baked(*texts: str) -> Any:
         ({"lm": None}, ["lm=None: no LM is configured; call dspy.configure(lm=dspy.LM(...))"]),
         ({"lm": "openai/gpt-4o"}, ["lm='openai/gpt-4o': no LM is configured"]),
         ({"lm": None, "student": with_lm(scripted_lm([]))}, ["pass reflection_lm"]),
+        ({"lm": None, "student": Holding(with_lm(scripted_lm([])), predictor()),
+          "reflection_lm": scripted_lm([])}, ["lm=None: no LM is configured"]),
         ({"student": with_lm("openai/o3"), "temperature": 0.5},
          ["temperature=0.5: openai/o3 is a reasoning model and allows no temperature but its own"]),
         ({"student": Holding(with_lm("openai/o3"), with_lm("openai/o1")), "temperature": 0.2,
@@ -237,14 +239,14 @@ def test_numbers_of_numpy_and_whole_floats_are_accepted() -> None:
 
 
 def test_threads_and_seed_may_be_given_to_compile_as_to_other_optimizers() -> None:
-    optimizer = TrainingFreeGRPO(
-        metric, epochs=1, max_demos=0, reflection=Reflection(drafts=0), progress=False
-    )
-    with dspy.context(lm=scripted_lm([("", chat(answer="yes"))])):
-        compiled = optimizer.compile(predictor(), trainset=questions(9), num_threads=3, seed=5)
+    arguments: dict[str, Any] = {"epochs": 1, "max_demos": 0, "reflection": Reflection(drafts=0)}
+    optimizer = TrainingFreeGRPO(metric, **arguments, seed=5, progress=False)
+    with dspy.context(lm=scripted_lm([("", chat(answer="yes"))]), num_threads=7):
+        compiled = optimizer.compile(predictor(), trainset=questions(9), num_threads=3, seed=0)
+        assert optimizer.settings.threads == 7
     found = compiled.detailed_results.settings
-    assert (found["num_threads"], found["seed"]) == (3, 5)
-    assert (optimizer.settings.num_threads, optimizer.settings.seed) == (None, 0)
+    assert (found["num_threads"], found["seed"]) == (3, 0)
+    assert (optimizer.settings.num_threads, optimizer.settings.seed) == (None, 5)
 
 
 # ---------------------------------------------------------------------- warnings and splitting

@@ -45,11 +45,10 @@ class Candidate:
 
 
 class Measurements:
-    """Rollouts of candidates on a set, at the LM's own temperature.
+    """Rollouts of candidates on a set; those of an example have the same rollout id.
 
-    The rollout id of an example is the same for every candidate, so that two are compared pair by
-    pair. The examples are measured in an order that the seed mixes, as a budget may reach for the
-    first ones only.
+    The examples are measured in an order that the seed mixes: a budget may reach for the first ones
+    only.
     """
 
     def __init__(
@@ -69,11 +68,7 @@ class Measurements:
         self._rollouts: dict[Pair, Rollout] = {}
 
     def make(self, pairs: Sequence[Pair]) -> Sequence[Rollout]:
-        """Make these rollouts.
-
-        Raises:
-            RunStopped: a budget does not reach, or the run has ended.
-        """
+        """Make these rollouts. Raises RunStopped: a budget does not reach, or the run has ended."""
         samples = []
         for candidate, place in pairs:
             what, example = self.candidates[candidate], self._order[place]
@@ -112,12 +107,7 @@ class Measurements:
         return self._maker.bake(candidate.library, candidate.has_demos)
 
 
-def finish(
-    run: RunContext,
-    history: History,
-    valset: Sequence[Any],
-    testset: Sequence[Any],
-) -> Any:
+def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Sequence[Any]) -> Any:
     """The student with the library that wins on validation, and `detailed_results` on it.
 
     With `NoGate`, the last library is returned, whether it is better or not.

@@ -13,7 +13,7 @@ from tfgrpo_dspy.errors import MissingRecordError, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.sampling.demos import Demo, with_demos
-from tfgrpo_dspy.settings import RunSettings
+from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.store import Record, Store, digest, instance_identity, reading
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from tfgrpo_dspy.errors import MissingRecordError
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import as_fields
-from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.settings.checks import all_lms
+from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.store import Store, Unseen, digest, object_identity, reading, without_addresses
 
 NO_RESULT = ("provider", "timeout", "worker", "metric")

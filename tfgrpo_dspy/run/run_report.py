@@ -1,5 +1,4 @@
-"""What the run has cost, what failed, what each update did; and the one line that says why nothing
-was learned."""
+"""What the run has cost, what failed, what each update did, and why nothing was learned."""
 
 import logging
 import statistics
@@ -23,7 +22,7 @@ from tfgrpo_dspy.results import (
 )
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
-from tfgrpo_dspy.settings import RunSettings
+from tfgrpo_dspy.settings.schedule import RunSettings
 
 logger = logging.getLogger(__name__)
 
@@ -126,21 +125,17 @@ class RunReport:
             library_size=len(decision.library),
         )
         self.updates.append(record)
-        n_lm_calls = self._ledger.n_lm_calls
+        size, n_lm_calls = record.library_size, self._ledger.n_lm_calls
+        counts = (batch.update, len(record.lessons), len(record.operations))
+        accepted = "accepted" if record.accepted else "not accepted"
         logger.info(
             "update %d: %d lessons, %d operations, %s (%s), %d experiences, %d LM calls so far",
-            record.update,
-            len(record.lessons),
-            len(record.operations),
-            "accepted" if record.accepted else "not accepted",
-            record.reason,
-            record.library_size,
-            n_lm_calls,
+            *(*counts, accepted, record.reason, size, n_lm_calls),
         )
         scores = [s for group in record.groups for s in group.scores if s is not None]
         training = {"training": f"{statistics.fmean(scores):.3f}"} if scores else {}
         self.progress.update()
-        self.progress.set_postfix(**training, experiences=record.library_size, calls=n_lm_calls)
+        self.progress.set_postfix(**training, experiences=size, calls=n_lm_calls)
 
     def results(self, is_student: bool, **found: Any) -> RunResults:
         """The report of the run; `found`: the fields of it that the final choice knows."""
