@@ -180,6 +180,26 @@ def test_each_part_of_a_key_changed_alone_makes_its_stages_anew(
     assert run(tmp_path / "log") == set()  # the records of the first run stand beside the others
 
 
+class Page:
+    """What the engine is asked of; its class tells nothing of its text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def test_an_input_of_a_users_own_type_counts_by_its_text(tmp_path: Path) -> None:
+    def of(*texts: str) -> list[dspy.Example]:
+        pages = [dspy.Example(question=Page(text), answer="please") for text in texts]
+        return [page.with_inputs("question") for page in pages]
+
+    assert run(tmp_path, trainset=of("one", "two")) == ALL
+    assert run(tmp_path, trainset=of("one", "two")) == set()
+    assert run(tmp_path, trainset=of("one", "another")) >= SAMPLES
+
+
 def test_two_answers_to_one_prompt_are_two_records(tmp_path: Path) -> None:
     """Two of three drafts are shown the same examples; they differ by their seeds only."""
     engine = Engine()

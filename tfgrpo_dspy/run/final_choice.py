@@ -94,7 +94,7 @@ class Measurements:
         """
         floor = min([0.0, *(r.score for r in self._rollouts.values() if r.score is not None)])
         return {
-            pair: floor if rollout.failure and rollout.failure.is_of_program else rollout.score
+            pair: floor if rollout.failure and rollout.counts else rollout.score
             for pair, rollout in self._rollouts.items()
         }
 

@@ -66,7 +66,7 @@ class RunManifest:
             [records.identity(module) for module in settings.reflection.modules],
             [records.lm, records.adapter, records.reflection_lm],
             instance_identity(settings.gate, records.unseen),
-            [[records.example(example) for example in split] for split in (trainset, valset)],
+            [[records.identity(example) for example in split] for split in (trainset, valset)],
             {k: v for k, v in scalars.items() if k not in LIMITS and v is not None},
             dspy.__version__,
         )
