@@ -85,10 +85,7 @@ class History:
         return max(0, update - self._run.settings.max_staleness)
 
     def batch(self, update: int) -> Batch | None:
-        """The batch of this update, which may be a draft; None where the run ends.
-
-        Then a budget does not reach for it, or an epoch's worth of batches could teach nothing.
-        """
+        """The batch of this update, which may be a draft; None where the run ends."""
         settings, report = self._run.settings, self._run.report
         decision = self.decisions[self.n_awaited(update)]
         if update < self._n_drafts:
@@ -109,10 +106,7 @@ class History:
         return Batch(update, epoch, tuple(examples[: int(min(n, self._size))]), decision)
 
     def _teaches_no_more(self, update: int) -> bool:
-        """Whether an epoch's worth of batches, of those that are decided for sure, taught nothing.
-
-        And no experience is worth more rollouts.
-        """
+        """Whether the latest epoch taught nothing, and no experience is worth more rollouts."""
         n_known, updates = self._n_known(update), self._run.report.updates
         last = range(n_known)[-self._n_batches :]
         if len(last) < self._n_batches or self.decisions[n_known].is_open:
@@ -123,14 +117,10 @@ class History:
         )
 
     def _n_affordable(self, update: int) -> tuple[float, str]:
-        """How many examples the next batch may have; and the limit that says so ("": none).
-
-        It depends on the updates that are decided for sure when the batch is made, and on what the
-        batches between these and this one are expected to take.
-        """
+        """How many examples the next batch may have; and the limit that says so ("": none)."""
         n_known = self._n_known(update)
         account = self.accounts[n_known]
-        under_way = self.batches[n_known:update]
+        under_way = self.batches[n_known:update]  # they take what is expected of them
         each = account.per_example(self._group_size)
         operations = Amount(1.0) * (len(under_way) + 1)  # an answer for each update
         n, limit = account.n_fitting(each, account.reserve(self._n_reserved) + operations)

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partialmethod
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -70,10 +71,6 @@ class RunReport:
         message = "an answer of the reflection LM did not parse"
         self.count_failure("reflection parse", message, n_unparsed)
 
-    def unknown_scope(self, message: str) -> None:
-        """Count a scope that names no predictor."""
-        self.count_failure("unknown scope", message)
-
     def check_errors(self, failure: Failure | None) -> None:
         """Count what was done just now; end the run where too much of it failed."""
         self._n_done += 1
@@ -99,6 +96,8 @@ class RunReport:
         if times and not self.failures[kind]:
             logger.warning("first failure of kind %r: %s", kind, _shortened(message))
         self.failures[kind] += times
+
+    unknown_scope = partialmethod(count_failure, "unknown scope")
 
     def add_update(
         self,
