@@ -180,6 +180,30 @@ def test_each_part_of_a_key_changed_alone_makes_its_stages_anew(
     assert run(tmp_path / "log") == set()  # the records of the first run stand beside the others
 
 
+class Page:
+    """A value whose class tells nothing of its text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@pytest.mark.parametrize(("field", "kind"), [("answer", Page), ("password", str)])
+def test_every_field_of_an_example_counts_by_its_text(
+    field: str, kind: Any, tmp_path: Path
+) -> None:
+    def of(*texts: str) -> list[dspy.Example]:
+        return [
+            dspy.Example(question="?", **{field: kind(t)}).with_inputs("question") for t in texts
+        ]
+
+    assert run(tmp_path, trainset=of("one", "two")) == ALL
+    assert run(tmp_path, trainset=of("one", "two")) == set()
+    assert run(tmp_path, trainset=of("one", "another")) >= SAMPLES
+
+
 def test_two_answers_to_one_prompt_are_two_records(tmp_path: Path) -> None:
     """Two of three drafts are shown the same examples; they differ by their seeds only."""
     engine = Engine()

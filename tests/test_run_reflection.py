@@ -1,5 +1,6 @@
 """What reflection LMs are shown in a run, and what of their answers is held back."""
 
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -53,6 +54,13 @@ def test_an_operation_that_names_no_lesson_gets_the_evidence_of_those_that_it_is
     found, _ = consolidated(module, drawn_lessons(5))
     assert all(isinstance(operation, Add) for operation in found)
     assert [[e.example for e in operation.evidence] for operation in found] == [[2], []]
+
+
+def test_what_supports_an_experience_supports_the_text_that_takes_its_place() -> None:
+    seen_again, new = drawn_lessons(2)
+    module = Fixed({"op": "MODIFY", "id": "E1", "text": "Be exact!", "lessons": [1]})
+    (modify,), _ = consolidated(module, [replace(seen_again, text="Be exact."), new])
+    assert [e.example for e in modify.evidence] == [1, 0]
 
 
 # ---------------------------------------------------------------------- what is held back

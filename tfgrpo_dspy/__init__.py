@@ -50,7 +50,7 @@ from tfgrpo_dspy.reflection.modules import (
     UpdateLibrary,
 )
 from tfgrpo_dspy.run.manifest import best_so_far
-from tfgrpo_dspy.settings.arguments import Execution, Reflection
+from tfgrpo_dspy.settings import Execution, Reflection
 
 __all__ = [
     "AddLessons",

@@ -16,8 +16,7 @@ from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.sampling.traces import read_traces
-from tfgrpo_dspy.settings import Settings
-from tfgrpo_dspy.settings.arguments import Execution, PaperReflection, taking
+from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
 from tfgrpo_dspy.settings.checks import prepare
 from tfgrpo_dspy.settings.schedule import Plan, plan_of
 

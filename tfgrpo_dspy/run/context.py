@@ -13,7 +13,7 @@ from tfgrpo_dspy.run.loop import Loop
 from tfgrpo_dspy.run.manifest import RunManifest
 from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.run.run_report import RunReport
-from tfgrpo_dspy.settings import RunSettings
+from tfgrpo_dspy.settings.schedule import RunSettings
 
 
 class RunContext:

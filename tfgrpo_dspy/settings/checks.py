@@ -18,9 +18,8 @@ from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.models import allows_temperature
-from tfgrpo_dspy.settings import AUTO, Data, RunSettings, Settings
-from tfgrpo_dspy.settings.arguments import refuse
-from tfgrpo_dspy.settings.schedule import assumed_calls, derive, plan_of
+from tfgrpo_dspy.settings import AUTO, Settings, refuse
+from tfgrpo_dspy.settings.schedule import RunData, RunSettings, assumed_calls, derive, plan_of
 from tfgrpo_dspy.store import Unseen, digest, object_identity
 
 logger = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ def prepare(
     _warn_of_overlap({"training": trainset, "validation": valset or (), "test": testset or ()})
     training, validation = split(settings, trainset, valset)
     examples = [trainset[index] for index in training]
-    data = Data(
+    data = RunData(
         n_training=len(examples),
         n_validation=len(validation) if settings.metric is not None else 0,
         n_test=len(testset or ()),

@@ -16,9 +16,10 @@ import dspy
 from tfgrpo_dspy.budget import price_of
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
+from tfgrpo_dspy.gate.protocol import Gate
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.sampling.fields import as_fields
-from tfgrpo_dspy.settings import Data, RunSettings, Settings
+from tfgrpo_dspy.settings import Execution, Reflection, Settings
 
 TEMPERATURE = 0.7
 CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 = 15
@@ -53,7 +54,57 @@ EXAMPLES_READ = 100
 """So many examples give the mean length of the inputs."""
 
 
-def derive(settings: Settings, data: Data) -> RunSettings:
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """What a schedule is derived from, beside the arguments."""
+
+    n_training: int
+    n_validation: int = 0  # examples that are available for validation; 0: nothing is measured
+    n_test: int = 0  # examples on which student and result are measured at the end
+    has_labels: bool = False
+    is_recorded: bool = False  # whether all training rollouts were made elsewhere
+    calls_per_rollout: int = 1  # LM calls, as assumed
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """The settings of one run, with everything derived.
+
+    `reserve` rollouts are kept for measuring the student and choosing the result; they pay for
+    `n_validation` validation examples. What training leaves of the budget measures more.
+    """
+
+    temperature: float
+    gate: Gate
+    reflection: Reflection
+    execution: Execution
+    group_size: int
+    batch_size: int
+    epochs: int
+    max_staleness: int
+    drafts: int
+    reserve: int
+    n_validation: int
+    max_demos: int
+    data: RunData
+
+    @property
+    def schedule(self) -> dict[str, int]:
+        """The derived figures by name."""
+        names = ("group_size", "batch_size", "epochs", "max_staleness", "drafts", "reserve")
+        return {name: getattr(self, name) for name in (*names, "n_validation", "max_demos")}
+
+    @property
+    def rollouts_of_update(self) -> int:
+        """How many rollouts are run for one update."""
+        return 0 if self.data.is_recorded else self.batch_size * self.group_size
+
+    def result_scalars(self) -> dict[str, Any]:
+        """The scalars that a result may depend on: those of the run store are left out."""
+        return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")}
+
+
+def derive(settings: Settings, data: RunData) -> RunSettings:
     """The settings with the schedule for these data; what the user has set is kept.
 
     A budget that does not pay for a whole update makes the schedule smaller.
@@ -84,7 +135,7 @@ def derive(settings: Settings, data: Data) -> RunSettings:
     return own
 
 
-def _usual(settings: Settings, data: Data, given: dict[str, int]) -> dict[str, Any]:
+def _usual(settings: Settings, data: RunData, given: dict[str, int]) -> dict[str, Any]:
     """The figures for a budget that is large enough."""
     n, calls = data.n_training, _calls(settings, data)
     has_budget = calls < math.inf or settings.max_cost or settings.max_minutes
@@ -114,7 +165,7 @@ def _usual(settings: Settings, data: Data, given: dict[str, int]) -> dict[str, A
     }
 
 
-def _calls(settings: Settings, data: Data) -> float:
+def _calls(settings: Settings, data: RunData) -> float:
     """The budget in LM calls without those of the test set; infinite without a limit on calls.
 
     A limit on rollouts is converted with half a reflection per rollout.
