@@ -100,9 +100,7 @@ def read_arguments(settings: Any) -> Iterator[str]:
         for check in getattr(argument.type, "__metadata__", ()):
             if value is None and argument.default is None:
                 continue
-            if isinstance(value, type):
-                yield f"{name}={value.__name__} is a class: pass {value.__name__}()."
-            elif (usable := check.read(value)) is None:
+            if (usable := check.read(value)) is None:
                 yield f"{name}={value!r}: pass {check.hint}."
             else:
                 object.__setattr__(settings, name, usable)
