@@ -181,7 +181,7 @@ def test_each_part_of_a_key_changed_alone_makes_its_stages_anew(
 
 
 class Page:
-    """What the engine is asked of; its class tells nothing of its text."""
+    """A value whose class tells nothing of its text."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -190,10 +190,14 @@ class Page:
         return self.text
 
 
-def test_an_input_of_a_users_own_type_counts_by_its_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("field", "kind"), [("answer", Page), ("password", str)])
+def test_every_field_of_an_example_counts_by_its_text(
+    field: str, kind: Any, tmp_path: Path
+) -> None:
     def of(*texts: str) -> list[dspy.Example]:
-        pages = [dspy.Example(question=Page(text), answer="please") for text in texts]
-        return [page.with_inputs("question") for page in pages]
+        return [
+            dspy.Example(question="?", **{field: kind(t)}).with_inputs("question") for t in texts
+        ]
 
     assert run(tmp_path, trainset=of("one", "two")) == ALL
     assert run(tmp_path, trainset=of("one", "two")) == set()

@@ -132,6 +132,6 @@ class RunRecords:
 
 
 def _parts_of(example: dspy.Example) -> list[Any]:
-    """Inputs, labels, and all fields as text: of some values the identity holds only the type."""
-    texts = {name: without_addresses(text) for name, text in as_fields(example).items()}
+    """Inputs, labels, and all as text: of some the identity holds the type only, or nothing."""
+    texts = [f"{name}: {without_addresses(text)}" for name, text in as_fields(example).items()]
     return [dict(example.inputs()), dict(example.labels()), texts]
