@@ -95,6 +95,12 @@ def test_a_failure_in_a_group_counts_if_it_is_the_programs_own(
     assert run.results.failures == {kind: 1}
 
 
+def test_a_run_ends_after_an_epoch_that_had_nothing_to_teach() -> None:
+    run = Run([["1", "1"]] * 4, epochs=9, batch_size=2, max_staleness=0)
+    assert len(run.results.updates) == 2
+    assert run.results.ended_because == "no group of a whole epoch had anything to teach"
+
+
 # ---------------------------------------------------------------------- what ExtractAdvantage sees
 
 

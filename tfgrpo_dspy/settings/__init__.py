@@ -220,13 +220,7 @@ class Execution:
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of `TrainingFreeGRPO`, which documents them.
-
-    A number that is None is derived from the budget and the data, when there is a student.
-
-    Raises:
-        SettingsError: names every argument that cannot be used.
-    """
+    """The arguments of `TrainingFreeGRPO`, which documents them. None: derived, or the default."""
 
     metric: Callable[..., Any] | None
     _: KW_ONLY
@@ -254,11 +248,8 @@ class Settings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        defaults = {
-            "gate": NoGate if self.metric is None else BayesianGate,
-            "reflection": Reflection,
-            "execution": Execution,
-        }
+        gate = NoGate if self.metric is None else BayesianGate
+        defaults = {"gate": gate, "reflection": Reflection, "execution": Execution}
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default())

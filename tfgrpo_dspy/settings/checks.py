@@ -24,9 +24,7 @@ from tfgrpo_dspy.store import Unseen, digest, object_identity
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_SHARE = 1 / 3
-MAX_HELD_OUT = 100
-MIN_EXAMPLES_TO_SPLIT = 6
+MAX_HELD_OUT, MIN_EXAMPLES_TO_SPLIT = 100, 6
 
 
 def prepare(
@@ -40,12 +38,8 @@ def prepare(
 ) -> tuple[RunSettings, list[int], list[Any]]:
     """The run's settings, the positions of the examples to train on, and the validation set.
 
-    Logs the plan of the run. `recorded` are rollouts of the examples that were made elsewhere; if
-    none has a score, lessons are drawn as without a metric.
-
-    Raises:
-        SettingsError: names every fault of student, data, LMs and budget.
-        LibraryFormatError: the library baked into the student is damaged.
+    Refuses, with every fault, what no run can use, and logs the plan. `recorded` are rollouts of
+    the examples that were made elsewhere; if none has a score, there is no ground truth.
     """
     if recorded is not None:
         valset = valset if settings.metric is not None else None
@@ -104,7 +98,7 @@ def split(
             stacklevel=4,
         )
         return order, list(trainset)
-    n_held_out = min(MAX_HELD_OUT, round(len(trainset) * VALIDATION_SHARE))
+    n_held_out = min(MAX_HELD_OUT, round(len(trainset) / 3))
     random.Random(f"{settings.seed}/split").shuffle(order)
     return sorted(order[n_held_out:]), [trainset[i] for i in sorted(order[:n_held_out])]
 

@@ -50,8 +50,6 @@ FORMAT_TOKENS = 200
 MAX_REFLECTION_TOKENS, UPDATE_TOKENS, EXAMPLES_OF_DRAFT = 12_000, 2_000, 10
 AGENT_TURNS = 4
 """How many calls an agent makes in a rollout, unless `max_iters` allows fewer."""
-EXAMPLES_READ = 100
-"""So many examples give the mean length of the inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +105,7 @@ class RunSettings(Settings):
 def derive(settings: Settings, data: RunData) -> RunSettings:
     """The settings with the schedule for these data; what the user has set is kept.
 
-    A budget that does not pay for a whole update makes the schedule smaller.
-
-    Raises:
-        SettingsError: the budget does not pay for the smallest run that could learn; names the
-            smallest budget that does.
+    A budget that does not pay for a whole update makes the schedule smaller, or is refused.
     """
     names = ("group_size", "batch_size", "epochs", "max_demos", "drafts", "max_staleness")
     arguments = settings.arguments
@@ -297,10 +291,7 @@ def plan_of(settings: RunSettings, student: Any, examples: Sequence[Any]) -> Pla
 
 
 def assumed_calls(student: Any) -> Iterator[tuple[Any, int]]:
-    """Each predictor, and how many LM calls it is assumed to make in a rollout.
-
-    The first predictor of an agent is called up to `AGENT_TURNS` times.
-    """
+    """Each predictor, and its assumed LM calls in a rollout; an agent calls its first in turns."""
     turns = 1 + sum(
         min(getattr(module, "max_iters", 0), AGENT_TURNS - 1)
         for _, module in student.named_sub_modules()
@@ -316,7 +307,7 @@ def _one_rollout(settings: RunSettings, student: Any, examples: Sequence[Any]) -
     """Tokens and dollars of one rollout."""
     inputs = statistics.fmean(
         estimate_tokens(" ".join(as_fields(example.inputs()).values()))
-        for example in examples[:EXAMPLES_READ]
+        for example in examples[:100]
     )
     tokens, dollars = 0, 0.0
     for predictor, n in assumed_calls(student):
