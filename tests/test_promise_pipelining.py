@@ -28,7 +28,7 @@ from scripted import (
 )
 from small import grpo
 from test_promise_deterministic import chaotic_rules
-from test_promise_resume import InterruptedAfter, facts, replayed
+from test_promise_resume import facts, interrupted_after, replayed
 
 from tfgrpo_dspy import AddLessons, ExperienceLibrary, Gate, NoGate
 from tfgrpo_dspy.rollout import rollout_id_for
@@ -97,7 +97,7 @@ def test_so_does_a_run_that_goes_on_where_another_was_interrupted(
     log_dir: Path = tmp_path_factory.mktemp("log_dir")
     chosen: dict[str, Any] = {"max_staleness": staleness, "gate": GATES["gate"]}
     with pytest.raises(KeyboardInterrupt):
-        chaotic(4, InterruptedAfter(n), log_dir=log_dir, **chosen)
+        chaotic(4, interrupted_after(n), log_dir=log_dir, **chosen)
     resumed = chaotic(16, Salted(salt), log_dir=log_dir, **chosen)
     assert facts(resumed) == facts(chaotic(**chosen))
     assert n - 4 <= sum(replayed(resumed).values())
