@@ -117,8 +117,8 @@ def run(case: Case) -> dict[str, Any]:
     results = program.detailed_results
     return {
         **dict(zip(("cell", "budget", "seed", "threads", "asked", "median_s"), case, strict=True)),
-        "batch": results.schedule["batch_size"]["value"],
-        "staleness": results.schedule["max_staleness"]["value"],
+        "batch": results.schedule["batch_size"],
+        "staleness": results.schedule["max_staleness"],
         "score": world.score(world.held(program)),
         "library": hashlib.sha256(json.dumps(results.library).encode()).hexdigest()[:16],
         "calls": engine.calls.total(),

@@ -15,8 +15,6 @@ from simlm_texts import OutputFields, Prompt, output_fields, sections
 from simlm_world import draw, pick
 from worlds_model import N_TRAIN, N_WRONG, STAGES, USELESS_LINES, Lesson, World
 
-ASKS_SOURCES = "(examples 1, 3)"
-"""A prompt that shows this form asks for the sources of each lesson."""
 REDRAWN = 0.3
 """The share of cases whose luck is drawn again with other lessons in the prompt."""
 WRITES, ATTENTION, IDLE, MERGES = 0.6, 5, 0.1, 0.5
@@ -151,16 +149,8 @@ class WorldEngine:
             if self.world.cell.two and own.kind >= 0:
                 errs = draw("scope", own.kind, *self._key(prompt)) < self.world.cell.wrong
                 line = f"[{STAGES[self.world.stage(own.kind) ^ errs]}] {line}"
-            lines.append(line + self._sources(own, prompt))
+            lines.append(line)
         return lines
-
-    def _sources(self, own: Lesson, prompt: Prompt) -> str:
-        """The numbers of the examples that it comes from, where the prompt asks for them so."""
-        cases = self.world.cases_in(prompt.user)
-        if not self.world.cell.named or len(cases) < 2 or ASKS_SOURCES not in prompt.system:
-            return ""
-        of_kind = [n for n, case in enumerate(cases, 1) if own.kind in (-1, self.world.kind(case))]
-        return f" (examples {', '.join(map(str, of_kind))})"
 
     def _instruction(self, prompt: Prompt) -> str:
         """A new instruction: the lessons of the old one, and new ones."""

@@ -30,7 +30,7 @@ from tfgrpo_dspy.local import PlainAdapter, local_lm
 
 N_TRAIN, N_VALIDATION, N_TEST = 12, 40, 60
 MAX_LM_CALLS = 160
-SMALL_MODEL = PlainAdapter(one_message=True)
+SMALL_MODEL = PlainAdapter()
 
 # DSPy would say of every long reply that it was cut, and of every evaluation its mean.
 for _name in ("dspy.clients.lm", "dspy.evaluate.evaluate"):
@@ -98,24 +98,18 @@ def with_interval(values: list[float]) -> tuple[float, float, float]:
 
 def show_library(optimized: Any, trainset: list[dspy.Example]) -> None:
     """Each experience with its evidence: the complaints whose replies it was learned from."""
-    experiences = optimized.detailed_results.library["experiences"]
+    results = optimized.detailed_results
+    experiences = results.library["experiences"]
     for experience in experiences:
         print(f"  {experience['id']}: {experience['text']}")
         for evidence in experience["evidence"]:
             scores = ", ".join(f"{score:.1f}" for score in evidence["scores"])
             complaint = trainset[evidence["example"]].complaint
             print(f"      from replies that scored {scores} to: {complaint[:60]}...")
-    n_demos = number_of_demos(optimized)
-    if n_demos:
-        print(f"  and {n_demos} of the best replies, shown to the LM as demos")
-    if not experiences and not n_demos:
-        print(f"  nothing: {optimized.detailed_results.nothing_learned}")
-
-
-def number_of_demos(optimized: Any) -> int:
-    """How many of the best training replies the result shows to the LM."""
-    demos = optimized.detailed_results.demos
-    return demos.n if demos and demos.is_kept else 0
+    if results.n_demos:
+        print(f"  and {results.n_demos} of the best replies, shown to the LM as demos")
+    if not experiences and not results.n_demos:
+        print(f"  nothing: {results.nothing_learned}")
 
 
 def show_side_by_side(testset: list[dspy.Example], before: list[str], after: list[str]) -> None:
@@ -166,7 +160,7 @@ def main() -> None:
             "after": scores_after,
             "seconds": round(seconds, 1),
             "library": ExperienceLibrary.from_program(optimized).render().splitlines(),
-            "demos": number_of_demos(optimized),
+            "demos": results.n_demos,
             "policy_calls": results.policy_usage.n_lm_calls,
             "reflection_calls": results.reflection_usage.n_lm_calls,
         }

@@ -19,31 +19,11 @@ from pathlib import Path
 
 import dspy
 from dspy import lm15
-from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations
-from small import grpo
+from scripted import Prompt, ScriptedEngine
+from test_promise_deterministic import chaotic_rules
+from test_promise_resume import compiled, facts
 
-LATENCY_S = (0.005, 0.04)
-ADVICE = ("When asked politely, say yes.", "When a number is even, say yes.")
-
-
-def metric(example: dspy.Example, pred: dspy.Prediction, _trace: object = None) -> dspy.Prediction:
-    right = float(pred.answer == example.answer)
-    return dspy.Prediction(score=right, feedback="" if right else "It should be yes.")
-
-
-def answer(prompt: Prompt) -> str:
-    n_known = sum(advice in prompt.text for advice in ADVICE)
-    is_right = prompt.random("answer").random() < 0.4 + 0.25 * n_known
-    return chat(answer="yes" if is_right else "no")
-
-
-def advise(prompt: Prompt) -> str:
-    return lessons(prompt.random("advice").choice(ADVICE))
-
-
-def propose(prompt: Prompt) -> str:
-    found = [advice for advice in ADVICE if advice in prompt.text.split("lessons")[-1]]
-    return operations(*({"op": "ADD", "text": advice} for advice in found))
+LATENCY_S = (0.004, 0.03)
 
 
 class LoggedEngine(ScriptedEngine):
@@ -52,7 +32,7 @@ class LoggedEngine(ScriptedEngine):
     fingerprint = "logged"
 
     def __init__(self, log: Path) -> None:
-        super().__init__([(EXTRACT, advise), (UPDATE, propose), ("", answer)])
+        super().__init__(chaotic_rules())
         self.log = log
 
     def complete(self, request: lm15.Request) -> lm15.Response:
@@ -76,33 +56,12 @@ class LoggedEngine(ScriptedEngine):
             return number
 
 
-def compiled(folder: Path, num_threads: int, seed: int, log_dir: Path | None) -> dspy.Module:
-    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
-    lm = dspy.LM("logged", engine=LoggedEngine(folder / "calls.jsonl"), cache=False)
-    examples = [
-        dspy.Example(question=f"Is {n} fine?", answer="yes").with_inputs("question")
-        for n in range(18)
-    ]
-    with dspy.context(lm=lm):
-        optimizer = grpo(
-            metric,
-            group_size=3,
-            epochs=2,
-            seed=seed,
-            num_threads=num_threads,
-            log_dir=log_dir,
-            progress=False,
-        )
-        return optimizer.compile(dspy.Predict("question -> answer"), trainset=examples)
-
-
 def run(folder: Path, num_threads: int, seed: int) -> None:
-    optimized = compiled(folder, num_threads, seed, folder / "log")
-    results = optimized.detailed_results.to_dict()
-    for timing in ("wall_time_s", "replayed", "usage"):
-        del results[timing]
-    state = optimized.dump_state()
-    (folder / "result.json").write_text(json.dumps([state, results], default=str))
+    lm = dspy.LM("logged", engine=LoggedEngine(folder / "calls.jsonl"), cache=False)
+    optimized = compiled(folder / "log", lm, num_threads=num_threads, seed=seed)
+    results, instructions = json.loads(facts(optimized))
+    del results["usage"]
+    (folder / "result.json").write_text(json.dumps([results, instructions]))
 
 
 def main() -> None:

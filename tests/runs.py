@@ -4,8 +4,13 @@ The polite task: say "please". An answer does so in nine of ten samples where th
 for it, and in three of ten where it does not.
 """
 
+import itertools
+import json
 import re
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -66,6 +71,32 @@ def learned(student: Any = None, lm: Any = None, **settings: Any) -> Any:
 
 def library_texts(program: Any) -> list[str]:
     return [experience.text for experience in ExperienceLibrary.from_program(program)]
+
+
+def n_calls(program: Any, kind: str = "n_lm_calls") -> int:
+    """How many calls the results report, over all roles."""
+    return sum(getattr(usage, kind) for usage in program.detailed_results.usage.values())
+
+
+def records(log_dir: Path, *stages: str) -> dict[str, Any]:
+    """The records of these stages in a run store, by their keys; none where there is no store."""
+    if not (log_dir / "tfgrpo_store.db").exists():
+        return {}
+    with closing(sqlite3.connect(log_dir / "tfgrpo_store.db")) as database:
+        rows = database.execute("SELECT key, text FROM records").fetchall()
+    return {key: json.loads(text) for key, text in rows if key.partition(":")[0] in stages}
+
+
+class AtCall:
+    """Does something at the n-th call of an LM."""
+
+    def __init__(self, n: int, act: Callable[[], None]) -> None:
+        self.n, self.act = n, act
+        self._calls = itertools.count(1)
+
+    def __call__(self, _prompt: Prompt) -> None:
+        if next(self._calls) == self.n:
+            self.act()
 
 
 def untimed(results: Any) -> dict[str, Any]:
@@ -157,7 +188,11 @@ class Run:
         metric: Any = is_score,
         student: Any = None,
         trainset: list[dspy.Example] | None = None,
+        valset: list[dspy.Example] | None = None,
         lm: dspy.LM | None = None,
+        lm_arguments: dict[str, Any] | None = None,
+        adapter: Any = None,
+        schedule: Callable[..., TrainingFreeGRPO] = grpo,
         **arguments: Any,
     ) -> None:
         usual: list[Rule] = [
@@ -165,12 +200,12 @@ class Run:
             (UPDATE, operations({"op": "ADD", "text": "Be exact.", "lessons": [1]})),
             ("question", in_training(rows)),
         ]
-        self.lm = lm or scripted_lm([*rules, *usual], num_retries=0)
+        self.lm = lm or scripted_lm([*rules, *usual], num_retries=0, **lm_arguments or {})
         defaults = {"gate": NoGate(), "epochs": 1, "group_size": len(rows[0]), "num_threads": 2}
-        optimizer = grpo(metric, **defaults | {"progress": False} | arguments)
-        with dspy.context(lm=self.lm):
+        optimizer = schedule(metric, **defaults | {"progress": False} | arguments)
+        with dspy.context(lm=self.lm, adapter=adapter):
             self.optimized = optimizer.compile(
-                student or predictor(), trainset=trainset or questions(len(rows))
+                student or predictor(), trainset=trainset or questions(len(rows)), valset=valset
             )
         self.results = self.optimized.detailed_results
         self.library = ExperienceLibrary.from_program(self.optimized)
@@ -178,6 +213,32 @@ class Run:
     def prompts(self, pattern: str) -> list[Prompt]:
         return [prompt for prompt in self.lm.engine.prompts if re.search(pattern, prompt.text)]
 
+    def texts(self, pattern: str) -> list[str]:
+        """The texts of the prompts that match, sorted."""
+        return sorted(prompt.text for prompt in self.prompts(pattern))
+
+    @property
+    def uses(self) -> list[str]:
+        """What each group of the first update was used as, by example."""
+        groups = sorted(self.results.updates[0].groups, key=lambda group: group.example)
+        return [group.used_as for group in groups]
+
     @property
     def refusals(self) -> list[str]:
         return [op.refused for update in self.results.updates for op in update.operations]
+
+
+def add(text: str, *lessons_of: int, **more: Any) -> dict[str, Any]:
+    """An ADD of UpdateLibrary by the lessons of these numbers."""
+    return {"op": "ADD", "text": text, "lessons": list(lessons_of), **more}
+
+
+def knowing(*texts: str, student: Any = None) -> Any:
+    """A student with a library baked in, of ids E1, E2, ..."""
+    return ExperienceLibrary.from_texts(texts).bake(student or predictor())
+
+
+def section(prompt: str, name: str) -> str:
+    """What stands in the last section of that name."""
+    found = prompt.rpartition(f"[[ ## {name} ## ]]\n")[2]
+    return re.split(r"\n\n(?:\[\[ ## |Respond with)", found)[0]

@@ -5,8 +5,8 @@ from dataclasses import fields
 from typing import Any
 
 from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO
-from tfgrpo_dspy.settings import PaperReflection, RunSettings
-from tfgrpo_dspy.settings.schedule import ScheduleInputs
+from tfgrpo_dspy.settings import PaperReflection
+from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 
 SMALL = {"group_size": 5, "epochs": 3, "max_demos": 0, "drafts": 0, "max_staleness": 1}
 OF_REFLECTION = {field.name for field in fields(PaperReflection)}
@@ -19,8 +19,9 @@ def grouped(given: Mapping[str, Any]) -> dict[str, Any]:
     execution = {name: given[name] for name in OF_EXECUTION & given.keys()}
     others = {k: v for k, v in given.items() if k not in OF_REFLECTION | OF_EXECUTION}
     is_public = reflection.keys() <= {field.name for field in fields(Reflection)}
+    usual = {} if is_public else {"summarize_always": False, "failure_analysis": True}
     kind = Reflection if is_public else PaperReflection
-    return {"reflection": kind(**reflection), "execution": Execution(**execution)} | others
+    return {"reflection": kind(**usual | reflection), "execution": Execution(**execution)} | others
 
 
 def grpo(metric: Callable[..., Any] | None, **given: Any) -> TrainingFreeGRPO:
@@ -38,6 +39,4 @@ def paper_grpo(metric: Callable[..., Any] | None, **given: Any) -> TrainingFreeG
 
 def run_settings(metric: Callable[..., Any] | None, **given: Any) -> RunSettings:
     """The same settings as a run has them, for 20 examples."""
-    return RunSettings.of(
-        grpo(metric, **given).settings, ScheduleInputs(n_training=20, n_validation=0)
-    )
+    return derive(grpo(metric, **given).settings, RunData(n_training=20))

@@ -6,11 +6,12 @@ The gates here are a user's own: subclasses of the public `Gate`.
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dspy
 import pytest
+from runs import add, knowing, predictor
 from scripted import EXTRACT, UPDATE, lessons, operations, scripted_lm
 from small import grpo
 from test_final_choice import (
@@ -21,7 +22,6 @@ from test_final_choice import (
     cases,
     compiled,
     is_right,
-    library_of,
     solved,
     texts,
     world,
@@ -29,7 +29,6 @@ from test_final_choice import (
 
 from tfgrpo_dspy import (
     AddLessons,
-    BayesianGate,
     Decision,
     ExperienceLibrary,
     Gate,
@@ -37,10 +36,12 @@ from tfgrpo_dspy import (
     GroupPlan,
     NoGate,
     RunEvidence,
+    UpdateLibrary,
 )
-from tfgrpo_dspy.experience.operations import Limits
-from tfgrpo_dspy.experience.values import Delete, Evidence, Keep
-from tfgrpo_dspy.run.gate_answers import decision_of
+
+
+def on_trial(library: ExperienceLibrary) -> ExperienceLibrary:
+    return library.holding(replace(each, is_on_trial=True) for each in library)
 
 
 @dataclass
@@ -53,9 +54,7 @@ class Own(Gate):
 
     def decide(self, evidence: RunEvidence) -> Decision:
         self.told.append(evidence)
-        trial = {own.id: {"is_on_trial": True} for own in evidence.proposed}
-        library = evidence.proposed.annotated(trial)
-        dropped = {"E9": "it is number nine"}
+        library, dropped = on_trial(evidence.proposed), {"E9": "it is number nine"}
         self.made.append(Decision(library, "on trial", ExperienceLibrary(), dropped=dropped))
         return self.made[-1]
 
@@ -75,18 +74,17 @@ def test_a_gate_is_told_of_every_group_of_the_run_in_the_order_of_the_updates(
     program = compiled(world(), gate=gate, num_threads=num_threads, **{**SMALL, "epochs": 3})
     updates = program.detailed_results.updates
     assert len(gate.told) == len(updates) == 6
-    groups = [group for update in updates for group in update.groups]
-    recorded = [(group.example, score) for group in groups for score in group.scores]
+    recorded = [(g.example, score) for u in updates for g in u.groups for score in g.scores]
     for number, evidence in enumerate(gate.told, start=1):
         seen = [(rollout.example, rollout.score) for rollout in evidence.rollouts]
         assert seen == recorded[: 4 * 4 * number]
     assert [evidence.previous for evidence in gate.told[1:]] == gate.made[:-1]
-    assert gate.told[0].previous.library == ExperienceLibrary()
-    assert gate.told[0].training == tuple(range(8))
-    assert [case_in(text) for text in gate.told[0].texts] == [
-        case_in(case.question) for case in cases(8)
-    ]
-    assert all(case.answer in text for case, text in zip(cases(8), gate.told[0].texts, strict=True))
+    first = gate.told[0]
+    assert first.previous.library == ExperienceLibrary()
+    assert first.training == tuple(range(8))
+    for case, text in zip(cases(8), first.texts, strict=True):
+        assert case.question in text
+        assert case.answer in text
 
 
 def test_of_each_rollout_a_gate_is_told_what_its_prompt_showed() -> None:
@@ -130,30 +128,22 @@ def test_rollouts_made_elsewhere_held_nothing_of_what_this_run_learns() -> None:
         is_right, gate=gate, batch_size=2, max_staleness=0, progress=False, update=AddLessons()
     )
     with dspy.context(lm=world()):
-        student = dspy.Predict("question -> answer")
-        optimizer.learn(student, traces=traces, valset=cases(4, FIRST_VALIDATION))
+        optimizer.learn(predictor(), traces=traces, valset=cases(4, FIRST_VALIDATION))
     assert len(gate.told[-1].previous.library) > 0
     assert not any(len(rollout.library) for rollout in gate.told[-1].rollouts)
 
 
 def test_failures_of_the_provider_tell_a_gate_nothing_and_other_failures_the_lowest_score() -> None:
-    def answered(prompt: Any) -> Any:
-        number, _ = case_in(prompt.user)
-        if number == 1:
-            return dspy.lm15.ServerError("overloaded")
-        return "no form at all" if number == 2 else solved(prompt)
+    failures = {1: dspy.lm15.ServerError("overloaded"), 2: "no form at all"}
 
     def metric(case: Any, pred: Any, _trace: Any = None) -> Any:
-        if case.question.startswith("Case 3,"):
-            raise ZeroDivisionError
-        return is_right(case, pred)
+        return is_right(case, pred) if case.question[:7] != "Case 3," else 1 / 0
 
-    gate, lm = Own(), world(answered, num_retries=0)
+    gate = Own()
+    lm = world(lambda p: failures.get(case_in(p.user)[0]) or solved(p), num_retries=0)
     compiled(lm, gate=gate, metric=metric, max_errors=1000, **SMALL)
-    scores = {
-        i: {rollout.score for rollout in gate.told[-1].rollouts if rollout.example == i}
-        for i in (1, 2, 3)
-    }
+    told = gate.told[-1].rollouts
+    scores = {i: {each.score for each in told if each.example == i} for i in (1, 2, 3)}
     assert scores == {1: {None}, 2: {0.0}, 3: {0.0}}
 
 
@@ -169,76 +159,44 @@ def test_what_a_gate_decides_is_in_the_report_and_what_it_exports_in_the_program
     assert texts(program) == set(), "what is on trial is not deployable here"
 
 
-def test_a_keep_adds_evidence_to_the_library_and_to_what_is_deployable() -> None:
-    before = library_of("Be brief.", "Be kind.")
-    deployable = before.apply([Delete("E2")])
+class Deploys(Gate):
+    """Everything stays; a program is given all but E2, unmeasured."""
 
-    class Deploys(Gate):
-        def decide(self, _evidence: RunEvidence) -> Decision:
-            return Decision(before, "stays", deployable=deployable)
+    measures = False
 
-    keep = Keep("E1", evidence=(Evidence(0, 3, (1, 2), (0.0, 1.0)),))
-    asked = RunEvidence(Decision(before, "start"), (keep,), (), ("a",), (0,), Limits())
-    decision = decision_of(Deploys(), asked)
-    for library in (decision.library, decision.result):
-        assert library["E1"].evidence == keep.evidence
-    assert "E2" in decision.library
-    assert "E2" not in decision.result
+    def decide(self, evidence: RunEvidence) -> Decision:
+        before = evidence.previous.library
+        return Decision(before, "stays", deployable=before.apply([{"op": "DELETE", "id": "E2"}]))
 
 
-def test_what_a_keep_says_is_evidence_in_the_result() -> None:
-    known = library_of(RIGHT["slate"])
-    add = {"op": "ADD", "text": "Be brief.", "lessons": [1]}
-    rules = [
+@pytest.mark.parametrize(
+    ("gate", "n"), [(NoGate(), 3), (Deploys(), 1)], ids=["no gate", "a gate that forgets it"]
+)
+def test_what_a_keep_says_is_evidence_in_the_result_whatever_the_gate_makes_of_it(
+    gate: Gate, n: int
+) -> None:
+    rules: list[Any] = [
         (EXTRACT, lessons(RIGHT["slate"], "Be brief.")),
-        (UPDATE, operations(add)),
+        (UPDATE, operations(add("Be brief.", 1))),
         ("question", solved),
     ]
-    student = known.bake(dspy.Predict("question -> answer"))
-    lm = scripted_lm(rules)
-    small = {**SMALL, "batch_size": 8, "update": None}
-    program = compiled(lm, gate=NoGate(), student=student, **small)
-    results = program.detailed_results
+    student = knowing(RIGHT["slate"], "Be kind.")
+    small = {**SMALL, "batch_size": 8, "update": UpdateLibrary()}
+    results = compiled(scripted_lm(rules), gate=gate, student=student, **small).detailed_results
     assert {op.op for op in results.updates[0].operations} == {"KEEP", "ADD"}
-    kept, _ = results.library["experiences"]
-    assert kept["evidence"]
-
-
-def test_without_a_metric_the_default_is_no_gate_and_with_one_the_bayesian() -> None:
-    with pytest.warns(UserWarning, match="metric=None"):
-        program = compiled(world(), metric=None, **SMALL)
-    assert texts(program)
-    results = program.detailed_results
-    assert (results.student, results.best, results.gain, results.test) == (None, None, None, None)
-    assert results.finalists == ()
-    usual, named = (
-        compiled(world(), gate=gate, **SMALL).detailed_results.updates
-        for gate in (None, BayesianGate())
-    )
-    assert usual == named
+    experiences = results.library["experiences"]
+    assert len(experiences) == n
+    assert experiences[0]["evidence"]
 
 
 # ---------------------------------------------------------------------- nonsense
 
 
-@dataclass(frozen=True)
-class Answers(Gate):
-    """A gate that answers one of its questions so."""
+class OnTrial(Gate):
+    """Everything that is proposed stays on trial."""
 
-    method: str
-    answer: Any
-
-    def decide(self, evidence: RunEvidence) -> Any:
-        if self.method == "decide":
-            return self.answer
-        trial = {own.id: {"is_on_trial": True} for own in evidence.proposed}
-        return Decision(evidence.proposed.annotated(trial), "on trial")
-
-    def assign(self, plan: GroupPlan) -> Any:
-        return self.answer if self.method == "assign" else super().assign(plan)
-
-    def finalists(self, decision: Decision) -> Any:
-        return self.answer if self.method == "finalists" else super().finalists(decision)
+    def decide(self, evidence: RunEvidence) -> Decision:
+        return Decision(on_trial(evidence.proposed), "on trial")
 
 
 @pytest.mark.parametrize(
@@ -251,12 +209,13 @@ class Answers(Gate):
         ("assign", [None] * 4, "return 4 libraries"),
         ("assign", None, "return 4 libraries"),
         ("assign", "four", "return 4 libraries"),
-        ("finalists", None, "proposed None for the end; return a sequence of libraries"),
+        ("finalists", None, "gave as finalists None; return a sequence of libraries"),
         ("finalists", [ExperienceLibrary(), "E1"], "return a sequence of libraries"),
     ],
 )
 def test_a_gate_that_answers_nonsense_is_told_what_was_wrong(
     method: str, answer: Any, message: str
 ) -> None:
+    gate = type("Answers", (OnTrial,), {method: lambda *_: answer})()
     with pytest.raises(GateError, match=re.escape(message)):
-        compiled(world(), gate=Answers(method, answer), **{**SMALL, "epochs": 3})
+        compiled(world(), gate=gate, **{**SMALL, "epochs": 3})

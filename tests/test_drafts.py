@@ -6,17 +6,11 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import library_texts, predictor
-from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, operations, scripted_lm
+from runs import Run, library_texts, predictor
+from scripted import EXTRACT, Prompt, chat, scripted_lm
 from small import grpo
 
-from tfgrpo_dspy import (
-    BayesianGate,
-    DraftLessons,
-    ExperienceLibrary,
-    NoGate,
-    SettingsError,
-)
+from tfgrpo_dspy import AddLessons, BayesianGate, DraftLessons
 
 DRAFT = r"`lessons`(?s:.)*## examples ##"
 """Found in the prompts of DraftLessons only."""
@@ -52,39 +46,16 @@ def follow(prompt: Prompt) -> str:
     return chat(answer=told[-1] if told else "0")
 
 
-def adding(prompt: Prompt) -> str:
-    """UpdateLibrary adds each lesson that is numbered."""
-    texts = re.findall(r"^\d+\. (.*)$", prompt.user, re.MULTILINE)
-    return operations(*({"op": "ADD", "text": text} for text in texts))
-
-
 RIGHT = chat(lessons=list(LESSONS.values()))
 
 
-def rules(draft: Any = RIGHT) -> list[Rule]:
-    return [(UPDATE, adding), (EXTRACT, chat(semantic_advantage="", lessons=[])), (DRAFT, draft)]
-
-
-class Run:
-    """One compile."""
-
-    def __init__(self, says: Any = RIGHT, trainset: Any = None, **arguments: Any) -> None:
-        self.lm = scripted_lm([*rules(says), ("weigh", follow)])
-        settings = {"drafts": 3, "gate": NoGate(), "group_size": 2, "epochs": 1, "num_threads": 2}
-        self.optimizer = grpo(is_right, **(settings | {"progress": False} | arguments))
-        with dspy.context(lm=self.lm):
-            self.optimized = self.optimizer.compile(
-                predictor(), trainset=trainset or TRAINSET, valset=VALSET
-            )
-        self.results = self.optimized.detailed_results
-        self.library = ExperienceLibrary.from_program(self.optimized)
-
-    @property
-    def texts(self) -> list[str]:
-        return [experience.text for experience in self.library]
-
-    def prompts(self, pattern: str) -> list[str]:
-        return [p.text for p in self.lm.engine.prompts if re.search(pattern, p.text)]
+def drafting(says: Any = RIGHT, **arguments: Any) -> Run:
+    """A compile with three drafts, which the scripted LM answers so."""
+    lm = scripted_lm(
+        [(EXTRACT, chat(semantic_advantage="", lessons=[])), (DRAFT, says), ("weigh", follow)]
+    )
+    given = {"drafts": 3, "group_size": 2, "trainset": TRAINSET, "valset": VALSET}
+    return Run([["0"]], metric=is_right, lm=lm, update=AddLessons(), **given | arguments)
 
 
 def numbers(prompt: str) -> set[int]:
@@ -95,32 +66,26 @@ def numbers(prompt: str) -> set[int]:
 # ---------------------------------------------------------------------- what is asked
 
 
-def test_each_draft_shows_ten_examples_with_labels_all_of_them_once_before_one_comes_again() -> (
-    None
-):
-    shown = sorted(map(numbers, Run().prompts(DRAFT)), key=len)
-    assert [len(each) for each in shown] == [4, 10, 10]
-    assert set().union(*shown) == set(range(24))
-    pairs = [
-        pair
-        for prompt in Run().prompts(DRAFT)
-        for pair in re.findall(r"does (\w+) weigh\?\nLabels:\nanswer: (\d)", prompt)
-    ]
-    assert len(pairs) == 24 and set(pairs) == set(WEIGHT.items())
-    twice = Run(drafts=6).prompts(DRAFT)
-    assert [sum(n in numbers(prompt) for prompt in twice) for n in range(44)] == [2] * 24 + [0] * 20
+def test_each_draft_shows_ten_examples_with_labels_all_once_before_one_comes_again() -> None:
+    prompts = drafting(drafts=6).texts(DRAFT)
+    assert sorted(len(numbers(prompt)) for prompt in prompts) == [4, 4, 10, 10, 10, 10]
+    assert [sum(n in numbers(p) for p in prompts) for n in range(44)] == [2] * 24 + [0] * 20
+    text = "\n".join(prompts)
+    assert set(re.findall(r"does (\w+) weigh\?\nLabels:\nanswer: (\d)", text)) == {*WEIGHT.items()}
 
 
-def test_examples_without_labels_are_left_out() -> None:
-    unlabelled = [dspy.Example(question=e.question).with_inputs("question") for e in TRAINSET[8:]]
-    trainset = [*TRAINSET[:8], *unlabelled]
-    shown = list(map(numbers, Run(trainset=trainset).prompts(DRAFT)))
-    assert shown == [set(range(8))] * 3
+@pytest.mark.parametrize("n_labelled", [8, 0])
+def test_examples_without_labels_are_left_out(n_labelled: int) -> None:
+    unlabelled = [e.inputs() for e in TRAINSET[n_labelled:]]
+    run = drafting(trainset=[*TRAINSET[:n_labelled], *unlabelled], valset=None, epochs=1)
+    drafts = [numbers(prompt) for prompt in run.texts(DRAFT)]
+    assert len(drafts) == (3 if n_labelled else 0)
+    assert all(shown <= set(range(n_labelled)) for shown in drafts)
 
 
 def test_a_module_of_ones_own_says_how_many_examples_are_shown_and_how_long_they_may_be() -> None:
     module = DraftLessons(n_examples=4, examples_tokens=60)
-    prompts = Run(drafts=2, draft=module).prompts(DRAFT)
+    prompts = drafting(drafts=2, draft=module).texts(DRAFT)
     assert [prompt.count("answer:") for prompt in prompts] == [4, 4]
     assert all("characters left out" in prompt for prompt in prompts)
 
@@ -131,12 +96,8 @@ def test_a_module_of_ones_own_says_how_many_examples_are_shown_and_how_long_they
 def test_at_most_eight_examples_are_sampled_before_the_drafts_are_decided(
     batch_size: int, staleness: int, without: int
 ) -> None:
-    run = Run(batch_size=batch_size, max_staleness=staleness)
-    rollouts = [
-        prompt.text
-        for prompt in run.lm.engine.prompts
-        if not re.search(f"{DRAFT}|{UPDATE}|{EXTRACT}", prompt.text)
-    ]
+    run = drafting(batch_size=batch_size, max_staleness=staleness)
+    rollouts = [text for text in run.texts("weigh") if not re.search(f"{DRAFT}|{EXTRACT}", text)]
     training = [text for text in rollouts if min(numbers(text)) < 24]
     told = [text for text in training if any(lesson in text for lesson in LESSONS.values())]
     assert (len(training), len(training) - len(told)) == (48, 2 * without)
@@ -150,16 +111,12 @@ def test_what_one_draft_says_alone_is_left_out() -> None:
         n = min(numbers(prompt.user))
         return chat(lessons=[WRONG] if n == 0 else [LESSONS["gold"], LESSONS["coal"]])
 
-    run = Run(draft)
-    update = run.prompts(UPDATE)[0].rpartition("## lessons ##")[2]
-    lines = re.findall(r"^\d+\. (.*)$", update, re.MULTILINE)
-    assert set(lines) == set(LESSONS.values())
+    assert set(drafting(draft).results.updates[0].lessons) == set(LESSONS.values())
 
 
 def test_where_no_draft_repeats_another_all_that_they_say_counts() -> None:
-    run = Run(lambda prompt: chat(lessons=f"Answer {min(numbers(prompt.user))} at once."))
-    update = run.prompts(UPDATE)[0].rpartition("## lessons ##")[2]
-    assert len(re.findall(r"^\d+\. Answer", update, re.MULTILINE)) == 3
+    run = drafting(lambda prompt: chat(lessons=f"Answer {min(numbers(prompt.user))} at once."))
+    assert len(run.results.updates[0].lessons) == 3
 
 
 def test_the_lessons_of_a_draft_have_no_rollouts_for_evidence_and_may_not_copy_an_example() -> None:
@@ -167,8 +124,8 @@ def test_the_lessons_of_a_draft_have_no_rollouts_for_evidence_and_may_not_copy_a
         shown = TRAINSET[min(numbers(prompt.user))]
         return chat(lessons=[*LESSONS.values(), f"{shown.question} It weighs {shown.answer}."])
 
-    run = Run(draft)
-    assert sorted(run.texts) == sorted(LESSONS.values())
+    run = drafting(draft)
+    assert sorted(library_texts(run.optimized)) == sorted(LESSONS.values())
     assert [experience.evidence for experience in run.library] == [(), ()]
     first = run.results.updates[0]
     assert (first.groups, len(first.lessons)) == ((), 2)
@@ -177,46 +134,27 @@ def test_the_lessons_of_a_draft_have_no_rollouts_for_evidence_and_may_not_copy_a
 
 @pytest.mark.parametrize("answer", ["I had rather not say.", chat(lessons=[])])
 def test_drafts_that_say_nothing_cost_themselves_only(answer: str) -> None:
-    run = Run(answer)
-    assert run.texts == []
+    run = drafting(answer)
+    assert list(run.library) == []
     assert len(run.results.updates) == 6  # five batches besides
     assert run.results.ended_because == "all epochs are done"
 
 
-def test_what_drafts_cost_is_counted_and_planned() -> None:
-    run = Run()
-    assert run.results.usage["draft"].n_lm_calls == 3
-    assert run.results.reflection_usage.n_lm_calls >= 4
-    with dspy.context(lm=run.lm):
-        plan = run.optimizer.estimate(predictor(), trainset=TRAINSET, valset=VALSET)
-    (row,) = [row for row in plan.rows if row.purpose == "drafts from labels"]
-    assert row.n_lm_calls is not None and row.n_lm_calls >= 3
-    assert plan.n_updates == len(run.results.updates)
-
-
-def test_drafts_are_replayed_from_the_store(tmp_path: Path) -> None:
-    first = Run(log_dir=tmp_path)
-    again = Run(log_dir=tmp_path, offline=True)
-    assert again.lm.engine.prompts == []
+def test_drafts_are_counted_and_replayed_from_the_store(tmp_path: Path) -> None:
+    first = drafting(log_dir=tmp_path)
+    assert first.results.usage["draft"].n_lm_calls == 3
+    again = drafting(log_dir=tmp_path, offline=True)
+    assert again.prompts("") == []
     assert again.library == first.library
     assert again.results.replayed["draft"] == 3
-    more = Run(log_dir=tmp_path, drafts=4)
-    assert len(more.prompts(DRAFT)) == 1
+    assert len(drafting(log_dir=tmp_path, drafts=4).prompts(DRAFT)) == 1
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
     arguments: dict[str, Any] = {"gate": BayesianGate(), "epochs": 2, "max_lm_calls": 300}
-    one, four = Run(num_threads=1, **arguments), Run(num_threads=4, **arguments)
+    one, four = drafting(num_threads=1, **arguments), drafting(num_threads=4, **arguments)
     assert one.library == four.library
     assert [u.reason for u in one.results.updates] == [u.reason for u in four.results.updates]
-
-
-def test_lessons_are_drafted_from_traces_that_have_labels() -> None:
-    lm = scripted_lm(rules())
-    optimizer = grpo(is_right, drafts=3, progress=False)
-    with dspy.context(lm=lm):
-        learned = optimizer.learn(predictor(), traces=TRACES)
-    assert sorted(library_texts(learned)) == sorted(LESSONS.values())
 
 
 def test_a_prompt_that_is_too_long_for_the_lm_is_shortened() -> None:
@@ -225,21 +163,10 @@ def test_a_prompt_that_is_too_long_for_the_lm_is_shortened() -> None:
             raise dspy.utils.exceptions.ContextWindowExceededError(model="scripted")
         return RIGHT
 
-    wordy = [
-        dspy.Example(question=e.question + " so" * 200, answer=e.answer).with_inputs("question")
-        for e in TRAINSET
-    ]
-    run = Run(too_long, trainset=wordy, draft=DraftLessons(examples_tokens=2000))
-    assert sorted(run.texts) == sorted(LESSONS.values())
+    wordy = [e.copy(question=e.question + " so" * 200) for e in TRAINSET]
+    run = drafting(too_long, trainset=wordy, draft=DraftLessons(examples_tokens=2000))
+    assert sorted(library_texts(run.optimized)) == sorted(LESSONS.values())
     assert len(run.prompts(DRAFT)) > 3
-
-
-def test_broad_advice_drafted_from_traces_is_decided_on_at_once_as_no_rollouts_follow() -> None:
-    lm = scripted_lm([*rules(chat(lessons=["Answer 9 and 4."])), ("weigh", follow_broadly)])
-    optimizer = grpo(is_right, drafts=3, progress=False)
-    with dspy.context(lm=lm):
-        learned = optimizer.learn(predictor(), traces=TRACES, valset=VALSET)
-    assert library_texts(learned) == ["Answer 9 and 4."]
 
 
 def follow_broadly(prompt: Prompt) -> str:
@@ -247,22 +174,20 @@ def follow_broadly(prompt: Prompt) -> str:
     return chat(answer=WEIGHT[kind] if "Answer 9 and 4." in prompt.system else "0")
 
 
-# ---------------------------------------------------------------------- the gate
+@pytest.mark.parametrize("learned", [[*LESSONS.values()], ["Answer 9 and 4."]])
+def test_lessons_drafted_from_traces_are_decided_on_at_once_as_no_rollouts_follow(
+    learned: list[str],
+) -> None:
+    lm = scripted_lm([(EXTRACT, ""), (DRAFT, chat(lessons=learned)), ("weigh", follow_broadly)])
+    optimizer = grpo(is_right, drafts=3, update=AddLessons(), progress=False)
+    with dspy.context(lm=lm):
+        valset = VALSET if len(learned) == 1 else None
+        program = optimizer.learn(predictor(), traces=TRACES, valset=valset)
+    assert sorted(library_texts(program)) == sorted(learned)
 
 
 @pytest.mark.parametrize("says", [RIGHT, chat(lessons=[WRONG])], ids=["right", "wrong"])
 def test_the_default_gate_keeps_drafts_that_help_and_no_other(says: str) -> None:
-    run = Run(says, gate=None, group_size=4, epochs=3)
-    assert sorted(run.texts) == (sorted(LESSONS.values()) if says == RIGHT else [])
-
-
-# ---------------------------------------------------------------------- what is refused
-
-
-def test_without_labels_or_ground_truth_drafts_are_refused() -> None:
-    unlabelled = [dspy.Example(question=e.question).with_inputs("question") for e in TRAINSET]
-    with pytest.raises(SettingsError, match="a trainset without labels"):
-        Run(trainset=unlabelled)
-    optimizer = grpo(None, drafts=2)
-    with dspy.context(lm=scripted_lm([])), pytest.raises(SettingsError, match="metric=None"):
-        optimizer.compile(predictor(), trainset=TRAINSET)
+    run = drafting(says, gate=None, group_size=4, epochs=3)
+    learned = sorted(library_texts(run.optimized))
+    assert learned == (sorted(LESSONS.values()) if says == RIGHT else [])

@@ -25,10 +25,7 @@ from runs import (
     predictor,
     questions,
 )
-from scripted import (
-    Prompt,
-    scripted_lm,
-)
+from scripted import Prompt, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary, SettingsError, TrainingFreeGRPO
 
@@ -37,10 +34,6 @@ from tfgrpo_dspy import ExperienceLibrary, SettingsError, TrainingFreeGRPO
 
 def test_the_optimizer_is_a_direct_subclass_as_mlflows_autolog_needs_it() -> None:
     assert TrainingFreeGRPO.__bases__ == (Teleprompter,)
-    assert TrainingFreeGRPO in Teleprompter.__subclasses__()
-
-
-def test_the_optimizer_has_no_attribute_named_callbacks() -> None:
     assert not hasattr(optimizer_of(), "callbacks")
 
 
@@ -53,14 +46,13 @@ def test_get_params_gives_a_new_dict_of_scalars_each_time() -> None:
     assert {type(value) for value in params.values()} <= {int, float, str, bool, type(None)}
     params["student"] = "added, as mlflow's autolog does"
     assert "student" not in optimizer.get_params()
-    assert not hasattr(optimizer, "student")
 
 
 def test_the_optimizer_holds_settings_only_also_after_a_compile() -> None:
     optimizer = optimizer_of()
     before = dict(vars(optimizer))
     with dspy.context(lm=polite_lm()):
-        optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(9))
+        optimizer.compile(predictor(), trainset=questions(9))
     assert vars(optimizer) == before
     assert list(before) == ["settings"]
 
@@ -77,39 +69,23 @@ class CompileEvents(BaseCallback):
         self.ended.append((outputs, exception))
 
 
-def test_a_compile_fires_one_pair_of_events_with_its_arguments_and_its_program() -> None:
-    events, optimizer, student = CompileEvents(), optimizer_of(), dspy.Predict("question -> answer")
-    trainset = questions(9)
+def test_a_compile_fires_one_pair_of_events_with_its_arguments_and_its_program_or_error() -> None:
+    events, optimizer, student = CompileEvents(), optimizer_of(), predictor()
+    data: dict[str, Any] = {"trainset": questions(9), "num_threads": None, "seed": None}
+    data |= dict.fromkeys(["teacher", "valset", "testset"])
     with dspy.context(lm=polite_lm(), callbacks=[events]):
-        optimized = optimizer.compile(student, trainset=trainset)
-    data = {"trainset": trainset, "teacher": None, "valset": None, "testset": None}
-    data |= {"num_threads": None, "seed": None}
-    assert events.started == [(optimizer, {"student": student, **data})]
-    assert events.ended == [(optimized, None)]
-
-
-def test_a_compile_that_raises_fires_its_end_with_the_exception() -> None:
-    events = CompileEvents()
-    with dspy.context(lm=polite_lm(), callbacks=[events]), pytest.raises(SettingsError) as raised:
-        optimizer_of().compile(dspy.Predict("question -> answer"), trainset=[])
-    assert events.ended == [(None, raised.value)]
-
-
-def test_a_student_behind_whose_block_simba_appended_a_rule_is_compiled_on() -> None:
-    student = ExperienceLibrary.from_texts(["Be kind."]).bake(dspy.Predict("question -> answer"))
-    rule = "If asked twice, then answer once."
-    appended = f"{student.signature.instructions}\n\n{rule}"
-    student.signature = student.signature.with_instructions(appended)
-    optimized = learned(student)
-    assert ADVICE in library_texts(optimized)
-    assert optimized.signature.instructions.endswith(f"</experiences>\n\n{rule}")
+        optimized = optimizer.compile(student, trainset=data["trainset"])
+        with pytest.raises(SettingsError) as raised:
+            optimizer.compile(student, trainset=[])
+    assert events.started[0] == (optimizer, {"student": student, **data})
+    assert events.ended == [(optimized, None), (None, raised.value)]
 
 
 # ---------------------------------------------------------------------- BetterTogether
 
 
 def test_better_together_runs_it_as_a_step(capsys: pytest.CaptureFixture[str]) -> None:
-    student = dspy.Predict("question -> answer")
+    student = predictor()
     student.set_lm(polite_lm())
     with dspy.context(lm=polite_lm()):
         best = BetterTogether(metric=is_polite, p=optimizer_of()).compile(
@@ -195,15 +171,6 @@ def test_predictors_that_dspy_does_not_see_run_and_keep_their_instructions() -> 
     assert ADVICE not in optimized.hidden[0][0].signature.instructions
 
 
-def test_demos_and_lms_of_the_student_are_kept() -> None:
-    student = predictor()
-    student.demos = [dspy.Example(question="q", answer="please").with_inputs("question")]
-    student.lm = polite_lm()
-    optimized = learned(student)
-    assert optimized.demos == student.demos
-    assert optimized.lm is student.lm
-
-
 def test_advice_stands_behind_an_agents_tool_list_which_stays_as_it_was() -> None:
     student = agent()
     optimized = learned(student, agent_lm())
@@ -268,14 +235,4 @@ def test_the_callers_adapter_holds_in_training_and_in_trials() -> None:
     with dspy.context(adapter=dspy.JSONAdapter()):
         optimized = learned(lm=lm)
     assert library_texts(optimized) == [ADVICE]
-    assert optimized.detailed_results.policy_usage.n_second_calls == 0
     assert lm.engine.n_calls("JSON object") == lm.engine.n_calls()
-
-
-def test_an_interrupt_ends_the_compile() -> None:
-    def interrupt(prompt: Prompt) -> None:
-        if "`lessons`" not in prompt.text:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        learned(lm=polite_lm(before=interrupt))

@@ -34,6 +34,10 @@ LIBRARY = ExperienceLibrary(
 MEASURED = {"effect": Effect(0.12, 0.04, 80), "price": 9, "is_on_trial": True}
 
 
+def annotated(library: ExperienceLibrary, **annotations: Any) -> ExperienceLibrary:
+    return library.holding(dataclasses.replace(each, **annotations) for each in library)
+
+
 def contents(library: ExperienceLibrary) -> list[tuple[str, str, str]]:
     return [(experience.id, experience.text, experience.scope) for experience in library]
 
@@ -48,26 +52,22 @@ experience_texts = any_text.filter(str.strip) | st.sampled_from(
     ["Ask.", "ask", "ASK!", "Say sorry first.", "one two three", "कि", "का", "x > 0", "x < 0"]
 )
 scopes = st.sampled_from(["*", "solve", "answer", "d['k']"])
-evidence = st.builds(
-    Evidence,
-    update=st.integers(0, 50),
-    example=st.integers(0, 99),
-    rollout_ids=st.lists(st.integers(0, 2**63 - 1), max_size=3),
-    scores=st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), max_size=3),
-)
+rollout_ids = st.lists(st.integers(0, 2**63 - 1), max_size=3).map(tuple)
+scores = st.lists(st.none() | st.floats(0, 1), max_size=3).map(tuple)
+evidence = st.builds(Evidence, st.integers(0, 50), st.integers(0, 99), rollout_ids, scores)
 
 
 @st.composite
 def libraries(draw: st.DrawFn) -> ExperienceLibrary:
-    """Any library: any order of ids, any gaps, retired ids at the end too."""
+    """Any library: any gaps between the ids, retired ids at the end too."""
     numbers = draw(st.lists(st.integers(1, 12), max_size=6, unique=True))
     seen = st.lists(evidence, max_size=2, unique=True).map(tuple)
     experiences = [
         Experience(f"E{number}", draw(experience_texts), draw(scopes), draw(seen))
         for number in numbers
     ]
-    retired = draw(st.integers(0, 3))
-    return ExperienceLibrary(experiences, next_number=max(numbers, default=0) + 1 + retired)
+    free = max(numbers, default=0) + draw(st.integers(1, 4))
+    return ExperienceLibrary(experiences, next_number=free)
 
 
 ids = st.sampled_from(["E1", "E2", "E3", "E40"])
@@ -80,21 +80,15 @@ operation_lists = st.lists(
     ),
     max_size=8,
 )
-limits = st.builds(
-    Limits, max_experiences=st.integers(1, 6), max_experience_words=st.integers(1, 5)
-)
-
-
-# ---------------------------------------------------------------------- values
+limits = st.builds(Limits, st.integers(1, 6), st.integers(1, 5))
 
 
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
         *(((id_, "Ask."), "id=") for id_ in ("E0", "E", "E01", "e1", "1", "[E1]", "E1 ", 1, None)),
-        *((("E1", text), "text=") for text in ("", " \n", 5, None)),
+        *((("E1", text), "text=") for text in ("", " \n", 5, None, "\ud83d")),
         *((("E1", "Ask.", scope), "scope=") for scope in ("", 5, None)),
-        (("E1", "\ud83d"), "half a character"),
     ],
 )
 def test_an_experience_of_another_form_cannot_be_built(fields: Any, what: str) -> None:
@@ -102,33 +96,29 @@ def test_an_experience_of_another_form_cannot_be_built(fields: Any, what: str) -
         Experience(*fields)
 
 
-def test_an_experience_is_frozen_and_its_text_is_stripped() -> None:
-    experience = Experience("E1", " \n Ask.\t")
-    assert experience.text == "Ask."
+def test_an_experience_is_frozen_stripped_and_equal_by_id_text_and_scope() -> None:
+    plain, proven = (
+        Experience("E1", " \n Ask.\t"),
+        Experience("E1", "Ask.", "*", (FIRST,), **MEASURED),
+    )
+    assert plain.text == "Ask."
     with pytest.raises(dataclasses.FrozenInstanceError):
-        experience.text = "Say."  # type: ignore[misc]
-
-
-def test_id_text_and_scope_alone_make_experiences_equal() -> None:
-    plain, proven = Experience("E1", "Ask."), Experience("E1", "Ask.", "*", (FIRST,), **MEASURED)
-    assert plain == proven
-    assert hash(plain) == hash(proven)
+        plain.text = "Say."  # type: ignore[misc]
+    assert {plain: "found"}[proven] == "found"
     for other in ("E2", "Ask."), ("E1", "ask."), ("E1", "Ask.", "solve"):
         assert Experience(*other) != plain
 
 
-def test_libraries_are_equal_with_equal_experiences_order_and_next_id() -> None:
-    ask, say = Experience("E1", "Ask."), Experience("E2", "Say.")
+def test_libraries_are_equal_with_equal_experiences_and_next_id_and_in_the_order_of_ids() -> None:
+    ask, say = Experience("E9", "Ask."), Experience("E10", "Say.")
     library = ExperienceLibrary([ask, say])
-    assert library == ExperienceLibrary([ask, say], next_number=3)
-    assert {library.annotated({"E1": MEASURED}): "found"}[library] == "found"
-    for experiences, next_number in ([say, ask], 3), ([ask, say], 4), ([ask], 3):
+    assert library == ExperienceLibrary([say, ask], next_number=11)
+    assert [experience.id for experience in ExperienceLibrary([say, ask])] == ["E9", "E10"]
+    assert {annotated(library, **MEASURED): "found"}[library] == "found"
+    for experiences, next_number in ([ask, say], 12), ([ask], 11):
         assert ExperienceLibrary(experiences, next_number=next_number) != library
-
-
-def test_an_id_that_occurs_twice_makes_no_library() -> None:
-    with pytest.raises(LibraryError, match="E1"):
-        ExperienceLibrary([Experience("E1", "Ask."), Experience("E1", "Say.")])
+    with pytest.raises(LibraryError, match=r"'E9', 'E9'.*: one occurs twice"):
+        ExperienceLibrary([ask, Experience("E9", "Say.")])
 
 
 @pytest.mark.parametrize("wrong", [3, 0, -1, "5", 4.0])
@@ -139,26 +129,17 @@ def test_the_next_id_is_a_whole_number_above_every_id_in_use(wrong: Any) -> None
 
 def test_an_experience_is_found_by_its_id() -> None:
     assert LIBRARY["E2"].text == "Say sorry first."
-    assert "E1" in LIBRARY
-    assert LIBRARY["E1"] in LIBRARY
-    assert "E3" not in LIBRARY
+    assert ("E1" in LIBRARY, "E3" in LIBRARY) == (True, False)
     with pytest.raises(KeyError):
         LIBRARY["E3"]
 
 
-def test_a_library_of_texts_numbers_them_from_1() -> None:
-    library = ExperienceLibrary.from_texts(["Ask first.", "Be brief."])
-    assert contents(library) == [("E1", "Ask first.", "*"), ("E2", "Be brief.", "*")]
-
-
-def test_a_rendered_library_says_for_whom_an_experience_is() -> None:
+def test_a_library_is_shown_with_scopes_and_with_what_was_measured() -> None:
     rendered = "[E1*] Ask for the order number.\n[E2] Say sorry first. (for solve)"
     assert LIBRARY.render() == rendered
     assert ExperienceLibrary().render() == ""
-
-
-def test_a_printed_library_says_what_was_measured() -> None:
-    assert str(LIBRARY.annotated({"E2": MEASURED})) == (
+    known, measured = LIBRARY.experiences[0], dataclasses.replace(LIBRARY["E2"], **MEASURED)
+    assert str(LIBRARY.holding([known, measured])) == (
         "[E1] Ask for the order number.\n[E2] Say sorry first. (for solve)  "
         "(effect +0.12 \N{PLUS-MINUS SIGN} 0.04 by 80 rollouts, 9 tokens, on trial)"
     )
@@ -166,16 +147,6 @@ def test_a_printed_library_says_what_was_measured() -> None:
 
 def test_the_documented_example_of_a_library_holds() -> None:
     assert doctest.testmod(tfgrpo_dspy.experience.library) == (0, 3)
-
-
-@given(libraries())
-def test_a_copied_or_pickled_library_is_equal_with_its_evidence(library: ExperienceLibrary) -> None:
-    for other in (copy.deepcopy(library), pickle.loads(pickle.dumps(library))):  # noqa: S301
-        assert other == library
-        assert other.to_dict() == library.to_dict()
-
-
-# ---------------------------------------------------------------------- reading operations
 
 
 @pytest.mark.parametrize(
@@ -187,7 +158,7 @@ def test_a_copied_or_pickled_library_is_equal_with_its_evidence(library: Experie
         ({"op": "UPDATE", "id": 2, "text": "Ask."}, Modify("E2", "Ask.")),
         ({"op": "MODIFY", "id": "2", "text": "a", "scope": "b"}, Modify("E2", "a", "b")),
         ({"op": "DELETE", "id": "E2"}, Delete("E2")),
-        ({"op": "remove", "id": "[E2*]", "reason": "wrong"}, Delete("E2", "wrong")),
+        ({"op": "remove", "id": "[E2*]", "reason": "wrong"}, Delete("E2", reason="wrong")),
         ({"op": "KEEP", "id": " (E2) "}, Keep("E2")),
         ({"op": "none", "id": "E2"}, Keep("E2")),
         ({"op": "ADD", "id": "E7", "text": "Ask.", "scope": None, "x": 1}, Add("Ask.")),
@@ -213,7 +184,7 @@ def test_what_an_lm_writes_is_read_forgivingly(written: dict[str, Any], meant: o
         ({"op": "DELETE"}, "id='None'"),
         ({"op": "KEEP", "id": "E0"}, "id='E0'"),
         ({"op": "KEEP", "id": "E1", "reason": ["a"]}, r"reason=['a']"),
-        ({"op": "ADD", "text": "\ud83d"}, "half a character"),
+        ({"op": "ADD", "text": "\ud83d"}, r"text='\ud83d': give a string of whole characters"),
         (None, "None is no operation"),
         ("ADD Ask.", "'ADD Ask.' is no operation"),
     ],
@@ -229,28 +200,19 @@ def test_a_malformed_operation_is_refused_with_what_is_wrong_with_it(
     assert reason in str(raised.value)
 
 
-# ---------------------------------------------------------------------- what operations do
-
-
 def test_an_added_experience_goes_to_the_end_under_the_next_free_id() -> None:
     after = LIBRARY.apply([Add("Be brief.", "answer", evidence=(FIRST,))])
     assert contents(after) == [*contents(LIBRARY), ("E4", "Be brief.", "answer")]
-    assert after["E4"].evidence == (FIRST,)
-    assert after.next_number == 5
-    assert len(LIBRARY) == 2
+    assert (after["E4"].evidence, after.next_number, len(LIBRARY)) == ((FIRST,), 5, 2)
 
 
-def test_a_modified_experience_keeps_id_place_scope_and_evidence_but_not_what_was_measured() -> (
-    None
-):
-    library = LIBRARY.annotated({"E1": {**MEASURED, "evidence": (FIRST,)}})
-    after = library.apply(
-        [Modify("E1", " Ask first. ", evidence=(SECOND,)), Modify("E2", "Say sorry.", "answer")]
-    )
-    assert contents(after) == [("E1", "Ask first.", "*"), ("E2", "Say sorry.", "answer")]
-    first = after["E1"]
-    assert first.evidence == (FIRST, SECOND)
-    assert (first.effect, first.price, first.is_on_trial) == (None, None, False)
+def test_a_modified_experience_keeps_scope_and_evidence_but_not_what_was_measured() -> None:
+    library = annotated(LIBRARY, **MEASURED, evidence=(FIRST,))
+    modify = [Modify("E1", " Ask. ", evidence=(SECOND,)), Modify("E2", "Say sorry.", "answer")]
+    after = library.apply(modify)
+    assert contents(after) == [("E1", "Ask.", "*"), ("E2", "Say sorry.", "answer")]
+    assert after["E1"].evidence == (FIRST, SECOND)
+    assert str(after["E1"]) == "[E1] Ask."
 
 
 @pytest.mark.parametrize("deleted", ["E1", "E2"])
@@ -261,15 +223,14 @@ def test_a_delete_retires_the_id(deleted: str) -> None:
 
 
 def test_a_keep_adds_evidence_once_and_changes_nothing_else() -> None:
-    library = LIBRARY.annotated({"E2": MEASURED})
+    library = annotated(LIBRARY, **MEASURED)
     after = library.apply([Keep("E2", evidence=(FIRST,))])
     after = after.apply([Keep("E2", evidence=(SECOND, FIRST))])
-    assert after["E2"] == dataclasses.replace(library["E2"], evidence=(FIRST, SECOND))
-    assert after["E2"].effect == Effect(0.12, 0.04, 80)
-    assert after == library
+    expected = dataclasses.replace(library["E2"], evidence=(FIRST, SECOND))
+    assert after.to_dict() == library.holding([library["E1"], expected]).to_dict()
 
 
-# ---------------------------------------------------------------------- what is refused
+EARLIER = "an earlier operation of this list names E1; the first one counts"
 
 
 @pytest.mark.parametrize(
@@ -277,8 +238,7 @@ def test_a_keep_adds_evidence_once_and_changes_nothing_else() -> None:
     [
         ([Modify("E3", "Be brief."), Delete("E3"), Keep("E77")], {},
          ["there is no E3", "there is no E3", "there is no E77"]),
-        ([Modify("E1", "Ask first."), Delete("E1"), Keep("E1")], {},
-         [None, *["an earlier operation of this list names E1; the first one counts"] * 2]),
+        ([Modify("E1", "Ask first."), Delete("E1"), Keep("E1")], {}, [None, EARLIER, EARLIER]),
         ([Add(""), Modify("E1", "  \n")], {}, ["the text is empty"] * 2),
         ([Add("one two three"), Add("one two three four"), Modify("E1", "one two three four")],
          {"max_experience_words": 3}, [None, *["4 words; at most 3 are allowed"] * 2]),
@@ -286,10 +246,8 @@ def test_a_keep_adds_evidence_once_and_changes_nothing_else() -> None:
          [None, "the library is full: 3 experiences"]),
         ([Add("Be brief."), Delete("E1")], {"max_experiences": 2}, [None, None]),
         ([Keep("E1"), Delete("E1"), Delete("E3"), Add("Be brief.")], {"max_experiences": 2},
-         [None, "an earlier operation of this list names E1; the first one counts",
-          "there is no E3", "the library is full: 2 experiences"]),
-        ([Add("Be brief."), Add("be brief!")], {},
-         [None, "an earlier ADD of this list says this already"]),
+         [None, EARLIER, "there is no E3", "the library is full: 2 experiences"]),
+        ([Add("Be brief."), Add("be brief!")], {}, [None, "E4 says this already"]),
         ([Add("Ask for the order number!"), Delete("E1")], {}, [None, None]),
         ([Modify("E1", "Be brief."), Add("Ask for the order number."), Add("be brief")], {},
          [None, None, "E1 says this already"]),
@@ -308,25 +266,22 @@ def test_operations_are_refused_for_a_reason_and_the_others_take_effect(
     assert LIBRARY.apply(operations, Limits(**limits)) == LIBRARY.apply(taken, Limits(**limits))
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "is_same"),
-    [
-        ("Say sorry first.", "SAY  SORRY\nFIRST!", True),
-        ("Say sorry first.", "\uff33ay sorry, first", True),
-        ("caf\u00e9", "cafe\u0301", True),
-        ("Return x > 0.", "Return x < 0.", False),
-        ("Write it in C.", "Write it in C++.", False),
-        ("Pay in $.", "Pay in \u20ac.", False),
-        ("\u0926\u093f\u0928", "\u0926\u093e\u0928", False),  # Devanagari, day and gift
-        ("Round to 0.5.", "Round to 05.", False),
-        ("!!", "??", False),
-    ],
-)
-def test_texts_are_compared_without_case_punctuation_and_spacing(
-    one: str, other: str, is_same: bool
-) -> None:
-    library = ExperienceLibrary.from_texts([one])
-    assert refused(library, Add(other)) == [(Add(other), "E1 says this already")] * is_same
+SAME = [
+    ("Say sorry first.", "SAY  SORRY\nFIRST!"),
+    ("Say sorry first.", "\uff33ay sorry, first"),
+    ("caf\u00e9", "cafe\u0301"),
+]
+DIFFERENT = [
+    *(("Return x > 0.", "Return x < 0."), ("Write it in C.", "Write it in C++."), ("!!", "??")),
+    *(("Pay in $.", "Pay in \u20ac."), ("Round to 0.5.", "Round to 05.")),
+    ("\u0926\u093f\u0928", "\u0926\u093e\u0928"),  # Devanagari, day and gift
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME + DIFFERENT)
+def test_texts_are_compared_without_case_punctuation_and_spacing(one: str, other: str) -> None:
+    found = refused(ExperienceLibrary.from_texts([one]), Add(other))
+    assert found == [(Add(other), "E1 says this already")] * ((one, other) in SAME)
 
 
 @pytest.mark.parametrize(
@@ -352,8 +307,8 @@ def test_every_operation_takes_effect_or_is_refused_within_the_limits_and_in_ord
     assert library.refusals(taken, limits) == ()
     assert library.apply(taken, limits) == after
 
-    before = {experience.id: experience.content for experience in library}
-    now = {experience.id: experience.content for experience in after}
+    before = {experience.id: (experience.text, experience.scope) for experience in library}
+    now = {experience.id: (experience.text, experience.scope) for experience in after}
     changed = {id_ for id_ in before.keys() & now.keys() if before[id_] != now[id_]}
     assert {op.id for op in taken if isinstance(op, Delete)} == before.keys() - now.keys()
     assert {op.id for op in taken if isinstance(op, Modify)} == changed
@@ -361,98 +316,71 @@ def test_every_operation_takes_effect_or_is_refused_within_the_limits_and_in_ord
     assert len(added) == sum(isinstance(op, Add) for op in taken)
     assert list(now) == [*(id_ for id_ in before if id_ in now), *added]
     assert len(after) <= max(len(library), limits.max_experiences)
-    for id_ in [*changed, *added]:
-        assert len(after[id_].text.split()) <= limits.max_experience_words
-
-
-# ---------------------------------------------------------------------- diff and merge
+    longest = max((len(after[id_].text.split()) for id_ in [*changed, *added]), default=0)
+    assert longest <= limits.max_experience_words
 
 
 def test_a_diff_says_what_was_added_removed_and_modified() -> None:
     after = LIBRARY.apply([Delete("E1"), Modify("E2", "Say sorry.", "*"), Add("Be brief.")])
-    assert str(LIBRARY.diff(after)) == (
-        "+ [E4] Be brief.\n"
-        "- [E1] Ask for the order number.\n"
-        "~ [E2] Say sorry first. (for solve) -> Say sorry."
-    )
-    supported = LIBRARY.apply([Keep("E1", evidence=(FIRST,))])
-    assert not LIBRARY.diff(supported)
-    assert str(LIBRARY.diff(supported)) == "no difference"
+    assert LIBRARY.diff(after).split("\n") == [
+        "+ [E4] Be brief.",
+        "- [E1] Ask for the order number.",
+        "~ [E2] Say sorry first. (for solve) -> [E2] Say sorry.",
+    ]
+    assert LIBRARY.diff(LIBRARY.apply([Keep("E1", evidence=(FIRST,))])) == ""
 
 
 def test_merging_keeps_own_ids_and_gives_colliding_ones_the_next_free() -> None:
     one = ExperienceLibrary([Experience("E1", "Ask.")], next_number=4)  # E2 and E3 are retired
-    other = ExperienceLibrary(
-        [Experience("E2", "Be brief."), Experience("E5", "Be kind."), Experience("E6", "ASK!")]
-    )
-    assert contents(one.merge(other)) == [
-        ("E1", "Ask.", "*"),
-        ("E7", "Be brief.", "*"),
-        ("E5", "Be kind.", "*"),
-    ]
-    assert one.merge(other).next_number == 8
+    other = ExperienceLibrary([Experience("E2", "Be brief."), Experience("E5", "Be kind.")])
+    merged = one.merge(other)
+    assert merged.render() == "[E1*] Ask.\n[E5*] Be kind.\n[E6*] Be brief."
+    assert merged.next_number == 7
     assert one.merge(ExperienceLibrary(next_number=9)).next_number == 9
     assert ExperienceLibrary().merge(other) == other
 
 
 def test_merging_keeps_what_both_say_in_one_scope_once_with_the_evidence_of_both() -> None:
+    asked_otherwise = Experience("E7", "ASK!", "solve", (FIRST, SECOND))
     one = ExperienceLibrary([Experience("E1", "Ask.", "solve", (FIRST,))])
-    other = ExperienceLibrary(
-        [Experience("E1", "Ask.", "answer"), Experience("E7", "ASK!", "solve", (FIRST, SECOND))]
-    )
-    merged = one.merge(other)
+    merged = one.merge(ExperienceLibrary([Experience("E1", "Ask.", "answer"), asked_otherwise]))
     assert contents(merged) == [("E1", "Ask.", "solve"), ("E8", "Ask.", "answer")]
     assert merged["E1"].evidence == (FIRST, SECOND)
 
 
-# ---------------------------------------------------------------------- files
-
-
 @settings(max_examples=60)
 @given(libraries())
-def test_a_saved_library_loads_as_it_was_with_its_annotations(
+def test_a_saved_pickled_or_copied_library_is_as_it_was_with_its_annotations(
     tmp_path: Path, library: ExperienceLibrary
 ) -> None:
-    library = library.annotated({experience.id: MEASURED for experience in library})
+    library = annotated(library, **MEASURED)
     library.save(tmp_path / "library.json")
     loaded = ExperienceLibrary.load(str(tmp_path / "library.json"))
-    assert loaded == library
-    assert loaded.to_dict() == library.to_dict()
-    assert [str(experience) for experience in loaded] == [str(e) for e in library]
+    for other in loaded, copy.deepcopy(library), pickle.loads(pickle.dumps(library)):  # noqa: S301
+        assert other == library
+        assert other.to_dict() == library.to_dict()
+        assert str(other) == str(library)
 
 
 def test_a_saved_library_is_json_that_people_can_read(tmp_path: Path) -> None:
-    library = ExperienceLibrary([Experience("E2", "Sag „bitte“.", "solve", (FIRST,))])
-    library.save(tmp_path / "library.json")
-    text = (tmp_path / "library.json").read_text(encoding="utf-8")
+    ExperienceLibrary([Experience("E2", "Sag „bitte“.", "solve", (FIRST,))]).save(tmp_path / "a")
+    text = (tmp_path / "a").read_text(encoding="utf-8")
     assert '\n      "text": "Sag „bitte“.",\n' in text
-    assert json.loads(text) == {
-        "format": "tfgrpo_dspy.library",
-        "version": 1,
-        "next_number": 3,
-        "experiences": [
-            {
-                "id": "E2",
-                "text": "Sag „bitte“.",
-                "scope": "solve",
-                "evidence": [
-                    {"update": 0, "example": 4, "rollout_ids": [11, 12], "scores": [0.0, 1.0]}
-                ],
-            }
-        ],
-    }
+    seen = {"update": 0, "example": 4, "rollout_ids": [11, 12], "scores": [0.0, 1.0]}
+    said = {"id": "E2", "text": "Sag „bitte“.", "scope": "solve", "evidence": [seen]}
+    form = {"format": "tfgrpo_dspy.library", "version": 1}
+    assert json.loads(text) == {**form, "next_number": 3, "experiences": [said]}
 
 
 def test_a_library_that_somebody_wrote_by_hand_can_be_loaded(tmp_path: Path) -> None:
     path = tmp_path / "library.json"
-    path.write_text('{"experiences": [{"id": "E1", "text": "Ask first."}]}', encoding="utf-8")
-    assert ExperienceLibrary.load(path) == ExperienceLibrary.from_texts(["Ask first."])
+    written = '{"experiences": [{"id": "E1", "text": "Ask."}, {"id": "E2", "text": "Say."}]}'
+    path.write_text(written, encoding="utf-8")
+    assert ExperienceLibrary.load(path) == ExperienceLibrary.from_texts(["Ask.", "Say."])
 
 
 def record(**changes: Any) -> str:
-    good = ExperienceLibrary([Experience("E1", "Ask.", evidence=(FIRST,))]).to_dict()
-    assert changes.keys() <= good.keys()
-    return json.dumps({**good, **changes})
+    return json.dumps({**LIBRARY.to_dict(), **changes})
 
 
 def of(**changes: Any) -> str:
@@ -462,42 +390,29 @@ def of(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        *((text, "is not a library") for text in ("", "[E1] Ask.", "[]", "[" * 200_000)),
-        ('{"signature": {"instructions": "Answer."}}', "is not a library"),
-        ('{"format": "tfgrpo_dspy.library", "version": 1}', "is not a library"),
-        (record(format="other"), "is not a library"),
-        (record(version=2), "is not a library of version 1"),
-        (record(version=None), "is not a library of version 1"),
-        (record(experiences=None), "is not a library"),
-        (record(experiences=["E1"]), "damaged library"),
-        (record(experiences=[{"id": "E1"}]), "damaged library: .*text"),
-        (record(next_number=1), "damaged library: .*next_number=1"),
-        (record(next_number="2"), "damaged library: .*next_number='2'"),
-        (record(next_number=2.5), "damaged library: .*next_number=2.5"),
-        (of(id="G1"), "damaged library: .*id='G1'"),
-        (of(text=" "), "damaged library: .*text=' '"),
-        (of(text=5), "damaged library: .*text.*valid string"),
-        (of(text="\ud83d"), "damaged library: .*half a character"),
-        (of(scope=""), "damaged library: .*scope=''"),
-        (of(other=1), "damaged library: .*other"),
-        (of(evidence=None), "damaged library"),
-        (of(evidence=[{"update": 1}]), "damaged library"),
-        (of(effect={"estimate": 0.1}), "damaged library"),
+        *((text, "") for text in ("", "[E1] Ask.", "[]", "[" * 200_000, b"\x80\x04\x95\xff")),
+        ('{"signature": {"instructions": "Answer."}}', "signature"),
+        ('{"format": "tfgrpo_dspy.library", "version": 1}', "experiences"),
+        (record(format="other"), "format.*'other'"),
+        *((record(version=version), "version.*Input should be 1") for version in (2, None)),
+        *((record(experiences=given), "experiences") for given in (None, ["E1"])),
+        (record(experiences=[{"id": "E1"}]), "text"),
+        (record(next_number=1), "next_number=1"),
+        *((record(next_number=number), "next_number.*integer") for number in ("2", 2.5)),
+        (of(id="G1"), "id='G1'"),
+        *((of(text=text), "text") for text in (" ", 5, "\ud83d")),
+        (of(scope=""), "scope=''"),
+        (of(other=1), "other"),
+        *((of(evidence=given), "evidence") for given in (None, [{"update": 1}])),
+        (of(effect={"estimate": 0.1}), "effect"),
     ],
 )
 def test_a_file_that_is_not_a_library_is_refused_with_its_name_and_what_is_wrong(
-    tmp_path: Path, text: str, what: str
+    tmp_path: Path, text: str | bytes, what: str
 ) -> None:
     path = tmp_path / "library.json"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(LibraryFormatError, match=rf"(?s)library\.json .*{what}"):
-        ExperienceLibrary.load(path)
-
-
-def test_a_binary_file_is_not_a_library_and_an_absent_one_is_an_oserror(tmp_path: Path) -> None:
-    path = tmp_path / "library.pkl"
-    path.write_bytes(b"\x80\x04\x95\xff")
-    with pytest.raises(LibraryFormatError, match="is not a library"):
-        ExperienceLibrary.load(path)
     with pytest.raises(FileNotFoundError):
-        ExperienceLibrary.load(tmp_path / "library.json")
+        ExperienceLibrary.load(path)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(LibraryFormatError, match=rf"(?s)library\.json is not a library.*{what}"):
+        ExperienceLibrary.load(path)

@@ -1,58 +1,39 @@
 """A run store that cannot be written to, is removed, or has no room left."""
 
-import hashlib
 import resource
 import shutil
 from pathlib import Path
-from typing import Any
 
 import dspy
 import pytest
-from test_promise_resume import compiled, facts, halved, lm_of, offline
+from runs import AtCall
+from test_promise_resume import compiled, facts, lm_of, offline
+from test_store import contents
 
-from tfgrpo_dspy import SettingsError, StoreError, best_so_far, rescore
+from tfgrpo_dspy import SettingsError, StoreError, best_so_far
 from tfgrpo_dspy.store import Store
 
 
-def contents(folder: Path) -> dict[str, str]:
-    """A hash of every file in the folder, whatever made it."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def test_offline_rescore_and_best_so_far_write_nothing_so_a_store_may_be_read_only(
+def test_offline_and_best_so_far_write_nothing_so_a_store_may_be_read_only(
     tmp_path: Path,
 ) -> None:
     log_dir, student = tmp_path / "log", dspy.Predict("question -> answer")
     first = compiled(log_dir, student=student, epochs=1)
     before = contents(log_dir)
     assert facts(offline(log_dir, student=student, epochs=1)) == facts(first)
-    assert rescore(log_dir, halved).mean is not None
     assert type(best_so_far(log_dir, student)) is dspy.Predict
     assert contents(log_dir) == before
 
 
 def test_the_rows_that_a_killed_run_left_in_the_write_ahead_log_are_read(tmp_path: Path) -> None:
     store = Store(tmp_path / "log")
-    store.put(("lesson:1", {"text": "Be kind."}))
+    store.put("lesson:1", {"text": "Be kind."})
     shutil.copytree(tmp_path / "log", tmp_path / "as killed")
     store.close()
     left = Store.existing(tmp_path / "as killed")
     assert left is not None
     assert left.get("lesson:1") == {"text": "Be kind."}
     left.close()
-
-
-class AtCall:
-    """Does something at the n-th call of the LM."""
-
-    def __init__(self, n: int, act: Any) -> None:
-        self.n, self.act, self.n_calls = n, act, 0
-
-    def __call__(self, _prompt: Any) -> None:
-        self.n_calls += 1
-        if self.n_calls == self.n:
-            self.act()
 
 
 def test_a_log_dir_that_is_removed_in_the_middle_is_said_and_the_best_program_is_on_the_error(

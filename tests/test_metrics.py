@@ -149,12 +149,6 @@ def test_the_order_of_two_answers_plays_no_role_and_each_equals_itself(a: str, b
     assert is_equivalent(a, f"The answer is: {a}", timeout_s=1.0)
 
 
-@settings(max_examples=50)
-@given(st.integers(-40, 40), st.integers(1, 12), st.integers(-40, 40), st.integers(1, 12))
-def test_fractions_are_equivalent_when_their_values_are(a: int, b: int, c: int, d: int) -> None:
-    assert is_equivalent(f"{a}/{b}", rf"\frac{{{c}}}{{{d}}}") is (a * d == b * c)
-
-
 def workers() -> set[int]:
     children = (path.read_text() for path in Path("/proc/self/task").glob("*/children"))
     pids = " ".join(children).split()

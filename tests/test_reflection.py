@@ -11,16 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import lessons, scripted_lm
 
-from tfgrpo_dspy import (
-    Effect,
-    Evidence,
-    Experience,
-    ExperienceLibrary,
-    ExtractAdvantage,
-)
+from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, ExtractAdvantage
 from tfgrpo_dspy.reflection.lessons import (
     CopyGuard,
-    DroppedExperience,
     Lesson,
     is_same_lesson,
     merge_lessons,
@@ -35,7 +28,6 @@ from tfgrpo_dspy.reflection.texts import (
     clip,
     dropped_text,
     feedback_text,
-    given_texts,
     lessons_text,
     library_text,
 )
@@ -61,8 +53,8 @@ GROUP_1 = Evidence(update=0, example=1, rollout_ids=(3, 4), scores=(0.5, 0.0))
 def test_a_predictors_name_in_brackets_is_the_scope_of_a_lesson(
     line: str, scope: str, text: str
 ) -> None:
-    assert read_lesson(line, ["reader", "writer"], [GROUP_0]) == Lesson(text, scope, (GROUP_0,))
-    assert read_lesson("[self] Be brief.", ["self"], [GROUP_0]).scope == "*"
+    assert read_lesson(line, ["reader", "writer"]) == (text, scope)
+    assert read_lesson("[self] Be brief.", ["self"]) == ("Be brief.", "*")
 
 
 @pytest.mark.parametrize(
@@ -86,24 +78,18 @@ def test_a_predictor_may_be_named_by_a_part_of_its_name_that_no_other_has(
 
 
 @pytest.mark.parametrize(
-    ("line", "text", "sources"),
+    ("line", "text"),
     [
-        ("Be brief. (examples 1, 3)", "Be brief.", (1, 3)),
-        ("Be brief (example 2).", "Be brief", (2,)),
-        ("Be brief. (from examples 1 and 2)", "Be brief.", (1, 2)),
-        ("\u7b80\u77ed\u3002\uff08\u793a\u4f8b 2\u30013\uff09", "\u7b80\u77ed\u3002", (2, 3)),
-        ("Be brief.", "Be brief.", (1, 2, 3)),
-        ("Use step (4).", "Use step (4).", (1, 2, 3)),
-        ("Add the fee (step 2)", "Add the fee (step 2)", (1, 2, 3)),
+        ("Be brief. (examples 1, 3)", "Be brief."),
+        ("Be brief (example 2).", "Be brief"),
+        ("Be brief. (from examples 1 and 2)", "Be brief."),
+        ("\u7b80\u77ed\u3002\uff08\u793a\u4f8b 2\u30013\uff09", "\u7b80\u77ed\u3002"),
+        ("Use step (4).", "Use step (4)."),
+        ("Add the fee (step 2)", "Add the fee (step 2)"),
     ],
 )
-def test_a_lesson_rests_on_the_examples_that_it_names_or_else_on_all_that_were_shown(
-    line: str, text: str, sources: tuple[int, ...]
-) -> None:
-    shown = [Evidence(0, 10 + n, (n,), (1.0,)) for n in (1, 2, 3)]
-    lesson = read_lesson(line, ["self"], shown)
-    assert lesson.text == text
-    assert lesson.evidence == tuple(shown[n - 1] for n in sources)
+def test_the_examples_that_a_lesson_names_as_its_sources_are_left_out(line: str, text: str) -> None:
+    assert read_lesson(line, ["self"]) == (text, "*")
 
 
 # ---------------------------------------------------------------------- what is held back
@@ -178,6 +164,7 @@ CHINESE = "我的包裹星期一就应该到了但是盒子是开的"
         (["17 + 4 + 9 ="], "30 apples", "For 17 + 4 + 9, write 30 apples.", "17 4 9 ... 30 apples"),
         (["17 + 4 + 9 ="], "30 apples", "For sums such as 17 + 4 + 9, carry the ten.", None),
         (["17 + 4 + 9 ="], "", "For 17 + 4 + 9, write 30 apples.", None),
+        (["17 + 4 + 9 =", "in words"], "", "For 17 + 4 + 9 in words, write thirty.", None),
         (["17 + 4 + 9 =", "in words"], "30 apples", "For 17 + 4 + 9, write 30 apples.", None),
         (["late delivery"], "refund", "For a late delivery, offer a refund.", None),
         (["K3"], "Q3", "For K3, answer Q3.", None),
@@ -190,7 +177,8 @@ CHINESE = "我的包裹星期一就应该到了但是盒子是开的"
 def test_a_lesson_that_copies_an_example_is_refused_with_the_words_that_it_copies(
     inputs: list[str], label: str, lesson: str, copied: str | None
 ) -> None:
-    guard = CopyGuard([(inputs, [label] if label else [])])
+    fields = {str(place): text for place, text in enumerate(inputs)}
+    guard = CopyGuard([(fields, {"answer": label} if label else {})])
     reason = guard.reason(lesson)
     assert reason == (f"copies the training data: '{copied}'" if copied else "")
     assert CopyGuard([]).reason(lesson) == ""
@@ -203,41 +191,29 @@ LONGER = LESSON.replace("angry", "very angry")
 
 
 @pytest.mark.parametrize(
-    ("other", "is_same"),
+    ("one", "other", "is_same"),
     [
-        ("when the customer is angry - say sorry before you ask for the order number", True),
-        (LONGER, True),
-        (f"{LESSON} Then wait for a reply.", False),
-        (LESSON.replace("say", "never say"), False),
-        (LESSON.replace("angry", "not angry"), False),
-        (LESSON.replace("is angry", "isn't angry"), False),
-        (LESSON.replace("before", "after"), False),
-        (LESSON.replace("sorry", "sorry 2 times"), False),
-        ("When the customer is angry, ask for the order number before you say sorry.", False),
-        ("Say sorry.", False),
+        (LESSON, LESSON.lower().replace(", ", " - "), True),
+        (LESSON, LONGER, True),
+        (LESSON, f"{LESSON} Then wait for a reply.", False),
+        (LESSON, LESSON.replace("say", "never say"), False),
+        (LESSON, LESSON.replace("is angry", "isn't angry"), False),
+        (LESSON, LESSON.replace("before", "after"), False),
+        (LESSON, LESSON.replace("sorry", "sorry 2 times"), False),
+        (LESSON, "When the customer is angry, ask before you say sorry.", False),
+        (LESSON, "Say sorry.", False),
+        ("Use at most 60 words in each reply.", "Use at most 6 words in each reply.", False),
+        ("当客户抱怨时要先道歉", "当客户抱怨时不要先道歉", False),
+        ("Gib dem Kunden gleich das Geld.", "Gib dem Kunden nicht gleich das Geld.", False),
+        ("Si le client demande, rembourse.", "Si le client ne demande pas, rembourse.", False),
     ],
-)
+)  # fmt: skip
 def test_a_lesson_with_a_few_words_more_is_the_same_unless_they_turn_its_meaning(
-    other: str, is_same: bool
+    one: str, other: str, is_same: bool
 ) -> None:
-    assert is_same_lesson(Lesson(LESSON), Lesson(other)) is is_same
-    assert is_same_lesson(Lesson(other), Lesson(LESSON)) is is_same
-    assert not is_same_lesson(Lesson(LESSON, "reader"), Lesson(other, "*"))
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("Use at most 60 words in each reply.", "Use at most 6 words in each reply."),
-        ("当客户抱怨时要先道歉", "当客户抱怨时不要先道歉"),
-        ("Gib dem Kunden gleich das Geld.", "Gib dem Kunden nicht gleich das Geld."),
-        ("Si le client demande, rembourse.", "Si le client ne demande pas, rembourse."),
-    ],
-)
-def test_other_numbers_and_negations_of_other_languages_are_not_the_same(
-    one: str, other: str
-) -> None:
-    assert not is_same_lesson(Lesson(one), Lesson(other))
+    assert is_same_lesson(Lesson(one), Lesson(other)) is is_same
+    assert is_same_lesson(Lesson(other), Lesson(one)) is is_same
+    assert not is_same_lesson(Lesson(one, "reader"), Lesson(other, "*"))
 
 
 TEXTS = st.lists(
@@ -253,7 +229,6 @@ def test_near_duplicates_become_the_first_of_them_with_the_evidence_of_all() -> 
 
 
 @given(st.lists(st.builds(Lesson, TEXTS, st.just("*"), st.sampled_from([(GROUP_0,), (GROUP_1,)]))))
-@settings(max_examples=100)
 def test_merging_loses_no_evidence_and_leaves_no_two_that_are_the_same(drawn: list[Lesson]) -> None:
     merged = merge_lessons(drawn)
     assert {e for lesson in merged for e in lesson.evidence} == {
@@ -287,13 +262,8 @@ def test_an_operation_without_numbers_rests_on_the_lessons_that_its_text_is_like
 
 
 def test_what_an_operation_rests_on_is_found_in_any_language() -> None:
-    refund, ask = (
-        Lesson("\u5546\u54c1\u635f\u574f\u65f6\u9000\u6b3e\u3002"),
-        Lesson("\u5148\u95ee\u8ba2\u5355\u53f7\u3002"),
-    )
-    assert sources_of(
-        "\u5982\u679c\u5546\u54c1\u635f\u574f\uff0c\u5c31\u9000\u6b3e\u3002", [refund, ask]
-    ) == [refund]
+    refund, ask = Lesson("商品损坏时退款。"), Lesson("先问订单号。")
+    assert sources_of("如果商品损坏,就退款。", [refund, ask]) == [refund]
     assert sources_of("Say sorry.", [ask]) == [ask], "the only lesson there is"
 
 
@@ -301,18 +271,11 @@ def test_what_an_operation_rests_on_is_found_in_any_language() -> None:
 
 GOOD = Rollout(0, 11, {"answer": "blue"}, score=1.0, feedback="Right.")
 POOR = Rollout(0, 12, {"answer": "red"}, score=0.5)
-BAD = Rollout(
-    0,
-    13,
-    steps=(
-        Step("predictor", "self", {"prompt": "Which?"}, {"unparsed answer": "?!"}, "no fields"),
-    ),
-    failure=Failure("parse", "no fields"),
-)
+BAD = Rollout(0, 13, failure=Failure("parse", "no fields"))
 
 
-def group(*rollouts: Rollout, has_metric: bool = True) -> Group:
-    return Group.of(0, rollouts, has_metric=has_metric)
+def group(*rollouts: Rollout) -> Group:
+    return Group.of(0, rollouts, has_metric=True)
 
 
 @pytest.mark.parametrize(
@@ -352,10 +315,8 @@ def test_attempts_say_which_experiences_only_some_of_them_were_given() -> None:
         ExperienceLibrary([always]),
         ExperienceLibrary([always, Experience("E2", "Be very brief.")]),
     ]
-    given = given_texts(shown, libraries, libraries[0])
-    assert given == {12: "with E2", 13: "without E2", 11: 'with E2 as "Be very brief."'}
-    titles = re.findall(r"^Attempt .*$", attempts_text(shown, ["a", "b", "c"], given), re.MULTILINE)
-    assert titles == [
+    text = attempts_text(shown, ["a", "b", "c"], libraries, libraries[0])
+    assert re.findall(r"^Attempt .*$", text, re.MULTILINE) == [
         'Attempt 1 (score 1, advantage +1.22, with E2 as "Be very brief.")',
         "Attempt 2 (score 0.5, advantage +0.00, with E2)",
         "Attempt 3 (score 0, advantage -1.22, without E2)",
@@ -394,8 +355,8 @@ def test_update_library_sees_where_a_lesson_comes_from_and_why() -> None:
 
 
 def test_update_library_sees_the_latest_twenty_texts_that_were_dropped() -> None:
-    dropped = [DroppedExperience(f"Try {n}.", "*", "effect -0.1 \u00b1 0.1") for n in range(25)]
-    lines = dropped_text([*dropped, DroppedExperience("Shout.", "writer")]).splitlines()
+    dropped = [Lesson(f"Try {n}.", reason="effect -0.1 \u00b1 0.1") for n in range(25)]
+    lines = dropped_text([*dropped, Lesson("Shout.", "writer")]).splitlines()
     assert len(lines) == 20
     assert lines[-2:] == ["- Try 24.: effect -0.1 \u00b1 0.1", "- Shout. (for writer)"]
     assert dropped_text(()) == "(none)"
@@ -409,11 +370,9 @@ def test_a_clipped_text_keeps_to_its_budget_of_three_and_a_half_bytes_a_token(
     text = begin + end
     head, note, tail = clip(text, max_tokens).partition(" characters left out ...]\n")
     head, _, n_left_out = head.rpartition("\n[... ")
-    if not note:
-        assert len(text.encode("utf-8", "replace")) <= 3.5 * max_tokens
-    else:
-        assert len((head + tail).encode("utf-8", "replace")) <= 3.5 * max_tokens
-        assert text == head + text[len(head) :][: int(n_left_out)] + tail
+    shown = head + tail if note else text
+    assert len(shown.encode("utf-8", "replace")) <= 3.5 * max_tokens
+    assert not note or text == head + text[len(head) :][: int(n_left_out)] + tail
 
 
 # ---------------------------------------------------------------------- the modules

@@ -1,28 +1,16 @@
 """From groups to lessons to operations: who is asked what, and what becomes of the answers."""
 
 import re
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import UNPARSED, in_training, is_score
-from scripted import (
-    EXTRACT,
-    SUMMARIZE,
-    UPDATE,
-    Prompt,
-    Rule,
-    ScriptedEngine,
-    chat,
-    lessons,
-    operations,
-    scripted_lm,
-)
-from small import grpo, paper_grpo, run_settings
+from runs import UNPARSED, Run, add, is_score, knowing, predictor, questions, section
+from scripted import EXTRACT, SUMMARIZE, UPDATE, Prompt, Rule, chat, lessons, operations
+from small import paper_grpo, run_settings
 
 from tfgrpo_dspy import (
     AddLessons,
@@ -33,130 +21,84 @@ from tfgrpo_dspy import (
     ExtractAdvantage,
     Gate,
     NoGate,
-    TrainingFreeGRPO,
 )
 from tfgrpo_dspy.experience.values import Add, Operation, Refusal
-from tfgrpo_dspy.reflection.lessons import DroppedExperience, Lesson
+from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.proposing import propose
+from tfgrpo_dspy.run.reflecting import propose
 
 CORRECTION = r"## correction ##"
-Table = Sequence[Sequence[str | BaseException]]
+ONE = [["1", "0"]]
+"""One group of two rollouts, with contrast."""
 
 
 def is_score_with_feedback(_: dspy.Example, pred: dspy.Prediction) -> dspy.Prediction:
     return dspy.Prediction(score=float(pred.answer), feedback=f"{pred.answer} is not enough.")
 
 
-class Run:
-    """One compile over a table of answers, without a gate unless one is given."""
-
-    def __init__(
-        self,
-        table: Table,
-        *rules: Rule,
-        metric: Any = is_score,
-        student: Any = None,
-        trainset: list[dspy.Example] | None = None,
-        valset: list[dspy.Example] | None = None,
-        adapter: Any = None,
-        schedule: Callable[..., TrainingFreeGRPO] = grpo,
-        **arguments: Any,
-    ) -> None:
-        self.lm = scripted_lm([*rules, ("question", in_training(table))])
-        optimizer = schedule(
-            metric,
-            **{"gate": NoGate(), "epochs": 1, "group_size": len(table[0]), "num_threads": 2}
-            | {"progress": False}
-            | arguments,
-        )
-        with dspy.context(lm=self.lm, adapter=adapter):
-            self.optimized = optimizer.compile(
-                student or dspy.Predict("question -> answer"),
-                trainset=trainset or questions(len(table)),
-                valset=valset,
-            )
-        self.results = self.optimized.detailed_results
-        self.library = ExperienceLibrary.from_program(self.optimized)
-
-    def prompts(self, pattern: str) -> list[str]:
-        """The texts of the prompts that match, sorted."""
-        engine = self.lm.engine
-        assert isinstance(engine, ScriptedEngine)
-        return sorted(p.text for p in engine.prompts if re.search(pattern, p.text))
-
-    @property
-    def uses(self) -> list[str]:
-        """What each group of the first update was used as, by example."""
-        groups = sorted(self.results.updates[0].groups, key=lambda group: group.example)
-        return [group.used_as for group in groups]
-
-
-def questions(n: int) -> list[dspy.Example]:
-    return [
-        dspy.Example(question=f"question {i}", answer=f"label {i}").with_inputs("question")
-        for i in range(n)
-    ]
-
-
-def section(prompt: str, name: str) -> str:
-    """What stands in the last section of that name."""
-    return re.split(
-        r"\n\n(?:\[\[ ## |Respond with)", prompt.rpartition(f"[[ ## {name} ## ]]\n")[2]
-    )[0]
-
-
-ONE_LESSON: list[Rule] = [
-    (EXTRACT, lessons("Be exact.")),
-    (UPDATE, operations({"op": "ADD", "text": "Be exact.", "lessons": [1]})),
-]
+def labelled(question: str, label: str) -> list[dspy.Example]:
+    return [dspy.Example(question=question, answer=label).with_inputs("question")]
 
 
 # ---------------------------------------------------------------------- which groups are sent
 
 
-def test_only_groups_whose_scores_differ_are_sent_to_extract_advantage() -> None:
-    run = Run([["1", "0"], ["1", "1"], ["0.5", "0.25"]], *ONE_LESSON)
-    sent = [section(prompt, "example") for prompt in run.prompts(EXTRACT)]
-    assert sent == ["question: question 0", "question: question 2"]
-    assert run.uses == ["contrast", "no contrast", "contrast"]
-
-
-def test_a_group_that_fails_throughout_with_feedback_is_sent_as_a_failure_analysis() -> None:
-    run = Run([["0", "0"], ["1", "1"]], *ONE_LESSON, metric=is_score_with_feedback)
-    assert run.uses == ["failure analysis", "no contrast"]
-    (prompt,) = run.prompts(EXTRACT)
-    assert "Attempt 1 (score 0, advantage +0.00)\nFeedback: 0 is not enough." in prompt
+@pytest.mark.parametrize(
+    ("rows", "arguments", "uses"),
+    [
+        ([["1", "0"], ["1", "1"], ["0.5", "0.2"]], {}, ["contrast", "no contrast", "contrast"]),
+        (
+            [["0", "0"], ["1", "1"]],
+            {"metric": is_score_with_feedback},
+            ["failure analysis", "no contrast"],
+        ),
+        ([["0", "0"], ["1", "1"]], {"metric": is_score}, ["no contrast"] * 2),
+        (
+            [["0", "0"], ["1", "1"]],
+            {"metric": is_score_with_feedback, "failure_analysis": False},
+            ["no contrast"] * 2,
+        ),
+        (
+            [["0", "0"], ["1", "1"]],
+            {"metric": is_score_with_feedback, "schedule": paper_grpo},
+            ["no contrast"] * 2,
+        ),
+    ],
+    ids=["contrast", "fails with feedback", "no feedback", "switched off", "the paper's schedule"],
+)
+def test_groups_that_can_teach_are_sent_to_extract_advantage(
+    rows: list[list[str]], arguments: dict[str, Any], uses: list[str]
+) -> None:
+    run = Run(rows, (SUMMARIZE, chat(summary="Hm.")), **arguments)
+    assert run.uses == uses
+    sent = [section(prompt, "example") for prompt in run.texts(EXTRACT)]
+    assert sent == [f"question: question {i}" for i, use in enumerate(uses) if "no" not in use]
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [{"metric": is_score}, {"failure_analysis": False}, {"schedule": paper_grpo}],
-    ids=["no feedback", "switched off", "the paper's schedule"],
+    ("failure", "scores", "use", "kind"),
+    [
+        (RuntimeError("down"), (0.5, 0.5), "no contrast", "provider"),
+        (UNPARSED, (0.5, 0.0, 0.5), "contrast", "parse"),
+    ],
+    ids=["the provider's", "the program's own, which counts as 0"],
 )
-def test_a_group_that_fails_throughout_is_not_analysed(arguments: dict[str, Any]) -> None:
-    run = Run([["0", "0"], ["1", "1"]], **{"metric": is_score_with_feedback} | arguments)
-    assert run.uses == ["no contrast", "no contrast"]
+def test_a_failure_in_a_group_counts_if_it_is_the_programs_own(
+    failure: Any, scores: tuple[float, ...], use: str, kind: str
+) -> None:
+    run = Run([["0.5", failure, "0.5"]])
+    (group,) = run.results.updates[0].groups
+    assert (group.used_as, group.scores, group.failures) == (use, scores, (kind,))
+    assert run.results.failures == {kind: 1}
 
 
-# ---------------------------------------------------------------------- failures in a group
-
-
-def test_a_providers_failure_makes_no_contrast() -> None:
-    run = Run([["0.5", "0.5", RuntimeError("down")]])
-    assert run.uses == ["no contrast"]
-    assert run.results.updates[0].groups[0].scores == (0.5, 0.5)
-    assert run.results.updates[0].groups[0].failures == ("provider",)
-
-
-def test_the_programs_own_failure_stands_in_its_group_at_0() -> None:
-    run = Run([["0.5", UNPARSED, "0.5"]], *ONE_LESSON)
-    assert run.uses == ["contrast"]
-    assert run.results.updates[0].groups[0].scores == (0.5, 0.0, 0.5)
-    assert run.results.failures == {"parse": 1}
+def test_a_run_ends_after_an_epoch_that_had_nothing_to_teach() -> None:
+    run = Run([["1", "1"]] * 4, epochs=9, batch_size=2, max_staleness=0)
+    assert len(run.results.updates) == 2
+    assert run.results.ended_because == "no group of a whole epoch had anything to teach"
 
 
 # ---------------------------------------------------------------------- what ExtractAdvantage sees
@@ -166,13 +108,13 @@ def test_extract_advantage_sees_all_that_it_needs_and_the_program_without_its_ba
     known = ExperienceLibrary([Experience(id="E7", text="Count twice.")])
     student = dspy.Predict(dspy.Signature("question -> answer", "Count the words."))
     run = Run(
-        [["1", "0"]],
-        *ONE_LESSON,
+        ONE,
         metric=is_score_with_feedback,
         student=known.bake(student),
+        trainset=labelled("question 0", "label 0"),
         objective="Counting.",
     )
-    (prompt,) = run.prompts(EXTRACT)
+    (prompt,) = run.texts(EXTRACT)
     names = ("program", "objective", "experiences", "example", "expected", "max_words")
     assert {name: section(prompt, name) for name in names} == {
         "program": (
@@ -184,50 +126,40 @@ def test_extract_advantage_sees_all_that_it_needs_and_the_program_without_its_ba
         "expected": "answer: label 0",
         "max_words": "40",
     }
-    attempts = prompt.rpartition("[[ ## attempts ## ]]\n")[2].partition("\n\nRespond with")[0]
-    assert attempts == (
-        "Attempt 1 (score 1, advantage +1.00)\n"
-        "Feedback: 1 is not enough.\n"
-        "Outputs:\n"
-        "answer: 1\n"
-        "\n"
-        "Attempt 2 (score 0, advantage -1.00)\n"
-        "Feedback: 0 is not enough.\n"
-        "Outputs:\n"
-        "answer: 0"
+    one, two = section(prompt, "attempts").split("\n\n")
+    assert one.startswith("Attempt 1 (score 1, advantage +1.00)")
+    assert two == (
+        "Attempt 2 (score 0, advantage -1.00)\nFeedback: 0 is not enough.\nOutputs:\nanswer: 0"
     )
     assert "<experiences>" not in prompt
     assert "next id" not in prompt
 
 
 def test_with_use_labels_false_no_label_reaches_the_reflection_lm() -> None:
-    run = Run([["1", "0"]], *ONE_LESSON, schedule=paper_grpo, use_labels=False,
-              summarize_always=False)  # fmt: skip
-    prompts = run.prompts(f"{EXTRACT}|{UPDATE}")
-    assert [section(prompt, "expected") for prompt in run.prompts(EXTRACT)] == ["(hidden)"]
-    assert not any("label 0" in prompt for prompt in prompts)
-    assert "score 1, advantage" in run.prompts(EXTRACT)[0]
+    run = Run(ONE, trainset=labelled("question 0", "label 0"), use_labels=False)
+    (prompt,) = run.texts(EXTRACT)
+    assert section(prompt, "expected") == "(hidden)"
+    assert not any("label 0" in prompt for prompt in run.texts(f"{EXTRACT}|{UPDATE}"))
+    assert "score 1, advantage" in prompt
 
 
 def test_without_a_metric_labels_are_not_known_and_the_majority_answer_is_shown() -> None:
     with pytest.warns(UserWarning, match="metric=None"):
-        run = Run([["7", "8", "8"], ["1", "1", "1"]], *ONE_LESSON, metric=None)
-    assert run.uses == ["no ground truth", "no ground truth"]
-    prompt, _ = run.prompts(EXTRACT)
+        run = Run([["7", "8", "8"]], metric=None, trainset=labelled("question 0", "label 0"))
+    assert run.uses == ["no ground truth"]
+    (prompt,) = run.texts(EXTRACT)
     assert "[[ ## expected ## ]]" not in prompt
     assert "The answer that most attempts give:\nanswer: 8" in prompt
     assert "score" not in prompt.rpartition("[[ ## attempts ## ]]")[2]
     assert "label" not in prompt.rpartition("[[ ## example ## ]]")[2]
 
 
-@pytest.mark.parametrize(
-    ("staleness", "known"), [(0, "[E1*] Be exact."), (1, "(none yet)")], ids=["0", "1"]
-)
+@pytest.mark.parametrize(("staleness", "known"), [(0, "[E1*] Be exact."), (1, "(none yet)")])
 def test_the_library_that_extract_advantage_sees_is_that_of_the_rollouts(
     staleness: int, known: str
 ) -> None:
-    run = Run([["1", "0"], ["1", "0"]], *ONE_LESSON, batch_size=1, max_staleness=staleness)
-    seen = sorted(section(prompt, "experiences") for prompt in run.prompts(EXTRACT))
+    run = Run([["1", "0"], ["1", "0"]], batch_size=1, max_staleness=staleness)
+    seen = sorted(section(prompt, "experiences") for prompt in run.texts(EXTRACT))
     assert seen == ["(none yet)", known]
 
 
@@ -251,161 +183,92 @@ class Rambling(dspy.Module):
 
 
 def rambling_run(n_words: int, *rules: Rule, **arguments: Any) -> Run:
-    check: Rule = ("verdict", chat(verdict="fine"))
+    check: Rule = (r"\n1\. `verdict`", chat(verdict="fine"))
     summary: Rule = (SUMMARIZE, chat(summary="It rambled."))
-    return Run(
-        [["1", "0"]], *rules, *ONE_LESSON, summary, check, student=Rambling(n_words), **arguments
-    )
+    return Run(ONE, *rules, summary, check, student=Rambling(n_words), **arguments)
 
 
 def test_a_trajectory_that_is_too_long_is_summarised_and_a_short_one_beside_it_is_not() -> None:
     run = rambling_run(300, extract=ExtractAdvantage(attempts_tokens=300))
-    (long_one,) = run.prompts(SUMMARIZE)
+    (long_one,) = run.texts(SUMMARIZE)
     assert long_one.count("ramble") > 30
-    (prompt,) = run.prompts(EXTRACT)
+    (prompt,) = run.texts(EXTRACT)
     assert prompt.count("ramble ") == 1
     assert "Attempt 1 (score 1, advantage +1.00)\nIt rambled.\nOutputs:\nanswer: 1" in prompt
     assert "in notes: start ramble  finish" in prompt
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [{"schedule": paper_grpo}, {"summarize_always": True}],
-    ids=["paper", "summarize_always"],
-)
-def test_in_the_papers_schedule_every_rollout_is_summarised(arguments: dict[str, Any]) -> None:
-    run = rambling_run(1, **arguments)
-    assert [section(p, "attempt").splitlines()[0] for p in run.prompts(SUMMARIZE)] == [
-        "Score: 0",
-        "Score: 1",
-    ]
-    assert run.prompts(EXTRACT)[0].count("It rambled.") == 2
+def test_in_the_papers_schedule_every_rollout_is_summarised() -> None:
+    run = rambling_run(1, schedule=paper_grpo)
+    summarised = [section(prompt, "attempt").splitlines()[0] for prompt in run.texts(SUMMARIZE)]
+    assert summarised == ["Score: 0", "Score: 1"]
+    assert run.texts(EXTRACT)[0].count("It rambled.") == 2
 
 
 def test_no_prompt_outgrows_its_budget_also_where_the_summary_fails() -> None:
     run = rambling_run(5000, (SUMMARIZE, UNPARSED), extract=ExtractAdvantage(attempts_tokens=400))
-    (prompt,) = run.prompts(EXTRACT)
+    (prompt,) = run.texts(EXTRACT)
     attempts = prompt.rpartition("[[ ## attempts ## ]]\n")[2].partition("\n\n[[ ##")[0]
     assert estimate_tokens(attempts) < 450
     assert "characters left out" in attempts
     assert run.results.failures == {"reflection parse": 2}
-    assert all(estimate_tokens(p) < 400 + 800 for p in run.prompts(SUMMARIZE))
+    assert all(estimate_tokens(text) < 400 + 800 for text in run.texts(SUMMARIZE))
 
 
 # ---------------------------------------------------------------------- answers that do not parse
 
 
 def test_an_answer_that_does_not_parse_is_asked_for_exactly_once_more() -> None:
-    plain = dspy.ChatAdapter(use_json_adapter_fallback=False)
-    run = Run(
-        [["1", "0"]],
-        (CORRECTION, lessons("Be exact.")),
-        (EXTRACT, UNPARSED),
-        *ONE_LESSON,
-        adapter=plain,
-    )
-    (again,) = run.prompts(CORRECTION)
+    run = Run(ONE, (CORRECTION, lessons("Be exact.")), (EXTRACT, UNPARSED))
+    (again,) = run.texts(CORRECTION)
     assert section(again, "correction").startswith("Your previous answer could not be read.")
     assert UNPARSED not in again
-    assert len(run.prompts(EXTRACT)) == 2
+    assert len(run.texts(EXTRACT)) == 2
+    assert run.results.reflection_usage.n_lm_calls == 3
     assert run.results.failures == {"reflection parse": 1}
     assert run.library.render() == "[E1*] Be exact."
 
 
 def test_an_update_that_does_not_parse_twice_keeps_its_lessons_as_adds() -> None:
-    run = Run(
-        [["1", "0"]],
-        (EXTRACT, lessons("Be exact.", "[self] Show the unit.")),
-        (UPDATE, UNPARSED),
-        adapter=dspy.ChatAdapter(use_json_adapter_fallback=False),
-    )
-    assert len(run.prompts(UPDATE)) == 2
+    run = Run(ONE, (EXTRACT, lessons("Be exact.", "[self] Show the unit.")), (UPDATE, UNPARSED))
+    assert len(run.texts(UPDATE)) == 2
     assert run.results.failures == {"reflection parse": 2}
     assert run.library.render() == "[E1*] Be exact.\n[E2*] Show the unit."
     first, second = run.results.library["experiences"]
     assert first["evidence"] == second["evidence"] != ()
 
 
-def test_a_reflection_is_not_asked_for_in_json_unless_the_user_set_an_adapter_that_does() -> None:
-    run = Run([["1", "0"]], (EXTRACT, UNPARSED))
-    assert run.results.reflection_usage.n_lm_calls == 2
-    assert run.results.reflection_usage.n_second_calls == 0
-
-
-# ---------------------------------------------------------------------- reflection LMs that ramble
-
-
-def by_the_rules(_: dspy.Example, pred: dspy.Prediction) -> dspy.Prediction:
-    """The answer is its own score; every answer below 1 is told two rules."""
-    score = float(pred.answer)
-    told = "Good: short." if score == 1 else f"Answer with one. {pred.answer} is no answer."
-    return dspy.Prediction(score=score, feedback=f"{told} Be kind.")
-
-
-def test_where_no_answer_can_be_read_lessons_are_what_the_metric_says_of_several_examples() -> None:
-    run = Run([["1", "0"], ["1", "0.2"]], (EXTRACT, UNPARSED), metric=by_the_rules)
-    assert run.results.updates[0].lessons == ("Be kind.", "Answer with one.")
-    _, second = ExperienceLibrary.from_program(run.optimized)
-    assert second.text == "Answer with one."
-    evidence = run.results.library["experiences"][1]["evidence"]
-    assert sorted(each["example"] for each in evidence) == [0, 1]
-
-
-def rambling_until(n_examples: int, *rules: Rule, **arguments: Any) -> Run:
-    """A run of three epochs in one batch each, over examples whose groups all have contrast."""
-    table = [["1", "0"]] * n_examples
-    given = {"epochs": 3, "batch_size": n_examples, "max_staleness": 0, **arguments}
-    return Run(table, *rules, **given)
-
-
-def test_a_reflection_lm_that_was_never_read_is_asked_no_more_and_that_is_said_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    run = rambling_until(5, (EXTRACT, UNPARSED), (UPDATE, UNPARSED), metric=by_the_rules)
-    assert run.results.failures == {"reflection parse": 12, "reflection given up": 1}
-    assert len(run.prompts(EXTRACT)) == 10  # each twice, of the first epoch
-    assert len(run.prompts(UPDATE)) == 2
-    assert caplog.text.count("none of 5 answers of the reflection LM could be read") == 1
-    assert [update.lessons for update in run.results.updates] == [
-        ("Be kind.", "Answer with one.", "0 is no answer.")
-    ] * 3
-    assert len(run.library) == 3
-
-
-def test_without_feedback_a_run_whose_reflection_lm_was_given_up_ends() -> None:
-    run = rambling_until(5, (EXTRACT, UNPARSED))
-    assert [update.groups[0].used_as for update in run.results.updates] == [
-        "contrast",
-        "not reflected on",
-    ]
-    assert run.results.ended_because == "no group of a whole epoch had anything to teach"
-    assert "reflection given up" in run.results.nothing_learned
-
-
 # ---------------------------------------------------------------------- lessons
 
 
-def by_example(**texts: str) -> Rule:
-    """ExtractAdvantage answers for the example whose question is named (q0, q1, ...)."""
+def by_example(*texts: str) -> Rule:
+    """ExtractAdvantage draws from each example the text at its number."""
 
     def answer(prompt: Prompt) -> str:
-        number = section(prompt.text, "example").rpartition(" ")[2]
-        return lessons(*texts[f"q{number}"].split("|"))
+        return lessons(texts[int(section(prompt.text, "example").rpartition(" ")[2])])
 
     return (EXTRACT, answer)
 
 
+def numbered(prompt: str) -> list[str]:
+    """The lines of the lessons that UpdateLibrary is shown."""
+    return re.findall(r"(?m)^\d+\. .*$", section(prompt, "lessons"))
+
+
+def examples_of(run: Run) -> list[list[int]]:
+    """The examples that each experience of the result was learned from."""
+    found = run.results.library["experiences"]
+    return [sorted(evidence["example"] for evidence in each["evidence"]) for each in found]
+
+
 def test_near_duplicate_lessons_are_one_with_the_evidence_of_all_their_groups() -> None:
+    unit = "Give the number, never the unit"
     run = Run(
-        [["1", "0"], ["1", "0"], ["1", "0"]],
-        by_example(
-            q0="Give the number, never the unit.",
-            q1="Give the number, never the unit!",
-            q2="Give the number, never the unit, always.",
-        ),
-        (UPDATE, operations({"op": "ADD", "text": "Numbers alone.", "lessons": [1]})),
+        ONE * 3,
+        by_example(f"{unit}.", f"{unit}!", f"{unit}, always."),
+        (UPDATE, operations(add("Numbers alone.", 1))),
     )
-    (prompt,) = run.prompts(UPDATE)
+    (prompt,) = run.texts(UPDATE)
     text, sources, why = section(prompt, "lessons").splitlines()
     assert text.startswith("1. Give the number, never the unit")
     assert re.fullmatch(
@@ -413,98 +276,71 @@ def test_near_duplicate_lessons_are_one_with_the_evidence_of_all_their_groups() 
         sources,
     )
     assert why == "    why: The better attempts follow the advice."
-    (experience,) = run.results.library["experiences"]
-    assert sorted(item["example"] for item in experience["evidence"]) == [0, 1, 2]
+    assert examples_of(run) == [[0, 1, 2]]
 
 
 def test_a_lesson_that_the_library_has_already_is_a_keep_with_its_evidence() -> None:
     known = ExperienceLibrary([Experience(id="E3", text="Be exact.")], next_number=9)
-    run = Run(
-        [["1", "0"]],
-        (EXTRACT, lessons("be exact")),
-        student=known.bake(dspy.Predict("question -> answer")),
-    )
-    assert run.prompts(UPDATE) == []
-    (update,) = run.results.updates
-    assert [(op.op, op.id, op.reason, op.refused) for op in update.operations] == [
-        ("KEEP", "E3", "seen again", "")
-    ]
+    run = Run(ONE, (EXTRACT, lessons("be exact")), student=known.bake(predictor()))
+    assert run.texts(UPDATE) == []
+    (operation,) = run.results.updates[0].operations
+    assert (operation.op, operation.id, operation.reason) == ("KEEP", "E3", "seen again")
+    assert run.refusals == [""]
     assert run.library == known
-    (experience,) = run.results.library["experiences"]
-    assert [item["example"] for item in experience["evidence"]] == [0]
+    assert examples_of(run) == [[0]]
 
 
 def test_an_experience_that_was_seen_again_can_be_modified_by_the_same_update() -> None:
-    known = ExperienceLibrary([Experience(id="E1", text="Be exact.")])
+    modify = {"op": "MODIFY", "id": "E1", "text": "Be exact: two digits.", "lessons": [1]}
     run = Run(
-        [["1", "0"]],
+        ONE,
         (EXTRACT, lessons("Be exact.", "Round to two digits.")),
-        (UPDATE, operations({"op": "MODIFY", "id": "E1", "text": "Be exact: two digits.",
-                             "lessons": [1]})),
-        student=known.bake(dspy.Predict("question -> answer")),
-    )  # fmt: skip
+        (UPDATE, operations(modify)),
+        student=knowing("Be exact."),
+    )
     assert run.library.render() == "[E1*] Be exact: two digits."
-    (experience,) = run.results.library["experiences"]
-    assert [item["example"] for item in experience["evidence"]] == [0]
+    assert examples_of(run) == [[0]]
 
 
 def test_a_lesson_that_copies_its_example_is_refused_recorded_and_not_passed_on() -> None:
-    trainset = [
-        dspy.Example(
-            question="question 0 of the boy who has three apples and gives one away", answer="two"
-        ).with_inputs("question")
-    ]
     copied = "For the boy who has three apples and gives one away, say two."
-    run = Run([["1", "0"]], (EXTRACT, lessons(copied, "Subtract.")),
-              (UPDATE, operations({"op": "ADD", "text": "Subtract.", "lessons": [1]})),
-              trainset=trainset)  # fmt: skip
+    run = Run(
+        ONE,
+        (EXTRACT, lessons(copied, "Subtract.")),
+        trainset=labelled("question 0 of the boy who has three apples and gives one away", "two"),
+    )
     (update,) = run.results.updates
     assert update.lessons == ("Subtract.",)
     assert update.refused_lessons == (
         f"{copied} (copies the training data: 'the boy who has three apples and gives')",
     )
-    assert re.findall(r"(?m)^\d+\. .*$", section(run.prompts(UPDATE)[0], "lessons")) == [
-        "1. Subtract."
-    ]
+    assert numbered(run.texts(UPDATE)[0]) == ["1. Subtract."]
 
 
 # ---------------------------------------------------------------------- operations
 
 
 def test_malformed_operations_are_refused_one_by_one_and_the_others_count() -> None:
-    known = ExperienceLibrary([Experience(id="E1", text="Be exact.")])
+    proposed: list[dict[str, Any]] = [
+        {"op": "add", "text": "Round to two digits.", "lessons": [1, 99, 0, -1]},
+        {"op": "MODIFY", "id": "first", "text": "No id."},
+        {"op": "ADD", "text": "word " * 41},
+        {"op": "MODIFY", "id": "[e1]", "text": "Be exact and brief.", "lessons": [2]},
+        {"op": "DELETE", "id": "E1"},
+    ]
     run = Run(
-        [["1", "0"]],
+        ONE,
         (EXTRACT, lessons("Round.", "Count.")),
-        (
-            UPDATE,
-            operations(
-                {"op": "add", "text": "Round to two digits.", "lessons": [1, 99, 0, -1]},
-                {"op": "MERGE", "id": "E1", "text": "?"},
-                {"op": "MODIFY", "id": "E9", "text": "Unknown."},
-                {"op": "MODIFY", "id": "first", "text": "No id."},
-                {"op": "DELETE"},
-                {"op": "ADD", "text": " "},
-                {"op": "ADD", "text": "word " * 41},
-                {"op": "ADD", "text": "be EXACT"},
-                {"op": "MODIFY", "id": "[e1]", "text": "Be exact and brief.", "lessons": [2]},
-                {"op": "DELETE", "id": "E1"},
-            ),
-        ),
-        student=known.bake(dspy.Predict("question -> answer")),
+        (UPDATE, operations(*proposed)),
+        student=knowing("Be exact."),
     )
     assert run.library.render() == "[E1*] Be exact and brief.\n[E2*] Round to two digits."
     recorded = run.results.updates[0].operations
     assert sorted((op.op, op.id, op.refused) for op in recorded) == [
         ("ADD", "", ""),
         ("ADD", "", "41 words; at most 40 are allowed"),
-        ("ADD", "", "E1 says this already"),
-        ("ADD", "", "the text is empty"),
-        ("DELETE", "", "id='': an id is 'E' and a number from 1, such as 'E1'."),
         ("DELETE", "E1", "an earlier operation of this list names E1; the first one counts"),
-        ("MERGE", "E1", "op='MERGE': the operations are ADD, MODIFY, DELETE, KEEP."),
         ("MODIFY", "E1", ""),
-        ("MODIFY", "E9", "there is no E9"),
         ("MODIFY", "first", "id='first': an id is 'E' and a number from 1, such as 'E1'."),
     ]
 
@@ -519,36 +355,27 @@ class TwoStages(dspy.Module):
         return self.writer(question=question, note=self.reader(question=question).note)
 
 
-NOTE: Rule = (r"(?s)Your output fields are:\n1. `note`", chat(note="noted"))
+def two_stages(*rules: Rule, student: Any = None) -> Run:
+    note: Rule = (r"(?s)Your output fields are:\n1. `note`", chat(note="noted"))
+    return Run(ONE, *rules, note, student=student or TwoStages())
 
 
 def test_a_lesson_for_one_predictor_is_shown_as_such_and_its_operation_keeps_the_scope() -> None:
-    run = Run(
-        [["1", "0"]],
+    run = two_stages(
         (EXTRACT, lessons("[writer] Be exact.", "Read twice.")),
-        (UPDATE, operations({"op": "ADD", "text": "Be exact.", "scope": "writer", "lessons": [1]},
-                            {"op": "ADD", "text": "Read twice.", "lessons": [2]})),
-        NOTE,
-        student=TwoStages(),
-    )  # fmt: skip
-    assert re.findall(r"(?m)^\d+\. .*$", section(run.prompts(UPDATE)[0], "lessons")) == [
-        "1. Be exact. (for writer)",
-        "2. Read twice.",
-    ]
+        (UPDATE, operations(add("Be exact.", 1, scope="writer"), add("Read twice.", 2))),
+    )
+    assert numbered(run.texts(UPDATE)[0]) == ["1. Be exact. (for writer)", "2. Read twice."]
     assert run.library.render() == "[E1] Be exact. (for writer)\n[E2*] Read twice."
 
 
 def test_advice_for_an_unknown_predictor_is_taken_for_all_and_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    run = Run(
-        [["1", "0"]],
+    run = two_stages(
         (EXTRACT, lessons("[editor] Be exact.")),
-        (UPDATE, operations({"op": "ADD", "text": "Be exact.", "scope": "editor"},
-                            {"op": "ADD", "text": "Be brief.", "scope": "READER"})),
-        NOTE,
-        student=TwoStages(),
-    )  # fmt: skip
+        (UPDATE, operations(add("Be exact.", scope="editor"), add("Be brief.", scope="READER"))),
+    )
     assert run.library.render() == "[E1*] Be exact.\n[E2] Be brief. (for reader)"
     assert run.results.failures == {"unknown scope": 2}
     assert "names none of ['reader', 'writer']" in caplog.text
@@ -556,13 +383,9 @@ def test_advice_for_an_unknown_predictor_is_taken_for_all_and_counted(
 
 def test_a_modify_widens_a_scope_to_all_where_it_says_so() -> None:
     known = ExperienceLibrary([Experience(id="E1", text="Be exact.", scope="writer")])
-    run = Run(
-        [["1", "0"]],
-        (EXTRACT, lessons("Round.")),
-        (UPDATE, operations({"op": "MODIFY", "id": "E1", "text": "Be exact!", "scope": "*"})),
-        NOTE,
-        student=known.bake(TwoStages()),
-    )
+    modify = {"op": "MODIFY", "id": "E1", "text": "Be exact!", "scope": "*"}
+    rules: list[Rule] = [(EXTRACT, lessons("Round.")), (UPDATE, operations(modify))]
+    run = two_stages(*rules, student=known.bake(TwoStages()))
     assert run.library.render() == "[E1*] Be exact!"
 
 
@@ -571,21 +394,20 @@ def test_the_limits_hold_at_every_moment_and_in_every_prompt(gate: Any) -> None:
     def many(prompt: Prompt) -> str:
         found = section(prompt.text, "lessons").partition("\n")[0]
         texts = [f"{found} advice number {i} {'and so on ' * (i % 3)}" for i in range(6)]
-        return operations(*({"op": "ADD", "text": text} for text in texts))
+        return operations(*map(add, texts))
 
     run = Run(
-        [["1", "0"]] * 3,
-        by_example(q0="Zero.", q1="One.", q2="Two."),
+        ONE * 3,
+        by_example("Zero.", "One.", "Two."),
         (UPDATE, many),
         gate=gate,
         batch_size=1,
         epochs=2,
         max_experiences=4,
         max_experience_words=8,
-        trainset=questions(3),
-        valset=questions(9)[3:],
+        valset=questions(6, start=3),
     )
-    shown = [re.findall(r"^ *\[E\d+\*?\] (.*)$", p, re.MULTILINE) for p in run.prompts("question")]
+    shown = [re.findall(r"^ *\[E\d+\*?\] (.*)$", p, re.MULTILINE) for p in run.texts("question")]
     assert max(map(len, shown)) == 4
     assert max(len(line.split()) for lines in shown for line in lines) == 8
     assert max(update.library_size for update in run.results.updates) <= 4
@@ -594,49 +416,30 @@ def test_the_limits_hold_at_every_moment_and_in_every_prompt(gate: Any) -> None:
 # ---------------------------------------------------------------------- many lessons
 
 
-class Pairing(dspy.Module):
-    """A user's UpdateLibrary: an ADD for every two lessons; at the first level, a KEEP of E1."""
+class Adding(dspy.Module):
+    """A user's UpdateLibrary: an ADD for every lesson, and a KEEP of E1 by the first."""
 
-    def __init__(self, lessons_tokens: int, merges: bool = True) -> None:
+    def __init__(self, lessons_tokens: int) -> None:
         super().__init__()
         self.lessons_tokens = lessons_tokens
-        self.merges = merges
-        self.asked: list[list[str]] = []
         self.shown: list[str] = []
-        self.lock = threading.Lock()
 
     def forward(self, lessons: str, **_: Any) -> dspy.Prediction:
-        lines = re.findall(r"(?m)^\d+\. .*$", lessons)
-        with self.lock:
-            self.asked.append(lines)
-            self.shown.append(lessons)
-        size = 2 if self.merges else 1
-        numbers = range(1, len(lines) + 1)
-        texts = [re.sub(r"^\d+\. ", "", line) for line in lines]
-        adds = [
-            {"op": "ADD", "text": texts[first], "lessons": list(numbers[first : first + size])}
-            for first in range(0, len(lines), size)
-        ]
-        is_first_level = not re.search(r"from (?!1 )\d+ examples", lessons)
-        keeps = [{"op": "KEEP", "id": "E1", "lessons": [1]}] if is_first_level else []
-        return dspy.Prediction(operations=[*adds, *keeps])
-
-
-KNOWN = ExperienceLibrary([Experience(id="E1", text="Be exact.")])
+        self.shown.append(lessons)
+        texts = re.findall(r"(?m)^\d+\. (.*)$", lessons)
+        adds = [add(text, number) for number, text in enumerate(texts, 1)]
+        return dspy.Prediction(operations=[*adds, {"op": "KEEP", "id": "E1", "lessons": [1]}])
 
 
 def consolidated(
-    module: Any,
-    drawn: Sequence[Lesson],
-    dropped: Sequence[DroppedExperience] = (),
-    **arguments: Any,
+    module: Any, drawn: Sequence[Lesson], dropped: Sequence[Lesson] = ()
 ) -> tuple[list[Operation], list[Refusal]]:
-    lm = scripted_lm([])
-    settings = run_settings(is_score, update=module, **arguments)
-    with dspy.context(lm=lm):
-        run = RunContext.of(settings, dspy.Predict("question -> answer"), ())
-        batch = Batch(0, 0, (), Decision(KNOWN, "start"))
-        return run.loop.run(propose(ReflectionClient(run), batch, KNOWN, drawn, dropped))
+    known = ExperienceLibrary.from_texts(["Be exact."])
+    with dspy.context(lm=Run(ONE).lm):
+        settings = run_settings(is_score, update=module, progress=False)
+        run = RunContext(settings, predictor(), questions(40))
+        batch = Batch(0, 0, (), Decision(known, "start"))
+        return run.loop.run(propose(ReflectionClient(run), batch, known, drawn, dropped))
 
 
 def drawn_lessons(n: int, n_words: int = 1) -> list[Lesson]:
@@ -646,96 +449,58 @@ def drawn_lessons(n: int, n_words: int = 1) -> list[Lesson]:
     ]
 
 
-@given(st.integers(1, 40), st.integers(20, 200), st.integers(1, 6), st.booleans())
+@given(st.integers(1, 40), st.integers(20, 200), st.integers(1, 6))
 @settings(max_examples=30)
-def test_many_lessons_are_consolidated_in_a_tree_within_the_budget_and_keep_their_evidence(
-    n: int, budget: int, n_words: int, merges: bool
+def test_lessons_too_many_for_one_prompt_are_asked_about_in_several_and_keep_their_evidence(
+    n: int, budget: int, n_words: int
 ) -> None:
-    module = Pairing(budget, merges)
+    module = Adding(budget)
     found, refused = consolidated(module, drawn_lessons(n, n_words))
     assert refused == []
-    assert all(
-        estimate_tokens(shown) <= budget or len(lines) == 1
-        for shown, lines in zip(module.shown, module.asked, strict=True)
-    )
-    covered = {e.example for op in found if isinstance(op, Add) for e in op.evidence}
-    assert covered == set(range(n))
-    n_adds = sum(isinstance(operation, Add) for operation in found)
-    assert n_adds <= n
-    if not merges:
-        assert n_adds == n
-
-
-def test_update_per_group_asks_for_each_group_and_then_merges_what_they_propose() -> None:
-    module = Pairing(4000, merges=False)
-    found, _ = consolidated(module, drawn_lessons(3), update_per_group=True)
-    assert sorted(map(len, module.asked)) == [1, 1, 1, 3]
-    assert sum(isinstance(operation, Add) for operation in found) == 3
+    assert all(estimate_tokens(text) <= budget or "\n2. " not in text for text in module.shown)
+    adds = [operation for operation in found if isinstance(operation, Add)]
+    assert [e.example for each in adds for e in each.evidence] == list(range(n))
+    (keep,) = [operation for operation in found if operation.op == "KEEP"]
+    assert len(keep.evidence) == len(module.shown)
 
 
 # ---------------------------------------------------------------------- modules of the user's own
 
 
-class OwnExtract(dspy.Module):
-    """Answers by the example's number what it was given, or raises it."""
+class Own(dspy.Module):
+    """Gives, as this output, what it was given for the number of the example, or raises it."""
 
-    def __init__(self, answers: Mapping[str, Any]) -> None:
+    def __init__(self, output: str, *answers: Any) -> None:
         super().__init__()
+        self.output = output
         self.answers = answers
 
-    def forward(self, example: str, **_: Any) -> Any:
-        answer = self.answers[example]
+    def forward(self, example: str = "0", **_: Any) -> Any:
+        answer = self.answers[int(example.rpartition(" ")[2])]
         if isinstance(answer, Exception):
             raise answer
-        return answer
-
-
-class OwnUpdate(dspy.Module):
-    def __init__(self, answer: Any) -> None:
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, **_: Any) -> Any:
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
+        return dspy.Prediction(**{self.output: answer})
 
 
 def test_modules_of_the_users_own_take_the_place_of_ours() -> None:
-    extract = OwnExtract({"question: question 0": dspy.Prediction(lessons=["Be exact."])})
-    update = OwnUpdate(
-        dspy.Prediction(operations=[{"op": "ADD", "text": "Own words.", "lessons": [1]}])
-    )
-    run = Run([["1", "0"]], extract=extract, update=update)
+    update = Own("operations", [add("Own words.", 1)])
+    run = Run(ONE, extract=Own("lessons", ["Be exact."]), update=update)
     assert run.library.render() == "[E1*] Own words."
     assert run.results.reflection_usage.n_lm_calls == 0
 
 
 def test_a_module_that_raises_costs_its_own_answer_only() -> None:
-    extract = OwnExtract(
-        {
-            "question: question 0": KeyError("no such field"),
-            "question: question 1": dspy.Prediction(lessons=["Be exact."]),
-        }
-    )
-    run = Run([["1", "0"], ["1", "0"]], ONE_LESSON[1], extract=extract)
+    run = Run(ONE * 2, extract=Own("lessons", KeyError("no such field"), ["Be exact."]))
     assert run.library.render() == "[E1*] Be exact."
     assert run.results.failures == {"reflection error": 1}
 
 
 def test_add_lessons_takes_every_lesson_without_a_call() -> None:
-    run = Run(
-        [["1", "0"]],
-        (EXTRACT, lessons("Be exact.", "Be brief.", "word " * 41)),
-        update=AddLessons(),
-    )
-    assert run.prompts(UPDATE) == []
+    told = lessons("Be exact.", "Be brief.", "word " * 41)
+    run = Run(ONE, (EXTRACT, told), update=AddLessons())
+    assert run.texts(UPDATE) == []
     assert run.library.render() == "[E1*] Be exact.\n[E2*] Be brief."
-    assert [op.refused for op in run.results.updates[0].operations] == [
-        "",
-        "",
-        "41 words; at most 40 are allowed",
-    ]
+    assert run.refusals == ["", "", "41 words; at most 40 are allowed"]
     assert run.results.failures == {}
 
 
@@ -750,5 +515,5 @@ def test_every_rollout_has_the_dspy_context_of_the_caller() -> None:
         return 0.0
 
     with dspy.context(provide_traceback="the caller's"):
-        Run([["1", "0"]] * 2, metric=metric)
+        Run(ONE * 2, metric=metric)
     assert set(seen) == {"the caller's"}

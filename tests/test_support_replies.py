@@ -1,5 +1,7 @@
 """The quickstart's task: what a reply must do to score, and that the splits share nothing."""
 
+import re
+
 import dspy
 import pytest
 import support_replies as task
@@ -16,45 +18,23 @@ def judge(reply):
     return task.house_style(example, dspy.Prediction(reply=reply))
 
 
-def test_there_are_60_complaints_to_train_60_to_validate_and_80_to_test():
-    assert [len(split) for split in task.load()] == [60, 60, 80]
-
-
-def test_no_complaint_appears_twice_in_any_split():
-    complaints = [example.complaint for split in task.load() for example in split]
-    assert len(set(complaints)) == 200
-
-
-def test_no_product_is_in_two_splits():
+def test_the_splits_share_no_complaint_and_no_product():
+    splits = task.load()
+    assert [len(split) for split in splits] == [60, 60, 80]
+    assert len({example.complaint for split in splits for example in split}) == 200
+    openings = [[example.complaint.split(". ")[0] for example in split] for split in splits]
     products = [name for name, *_ in task.PRODUCTS]
-    seen = [
-        {name for name in products if any(f"{name} " in f"{_plain(e)} " for e in split)}
-        for split in task.load()
+    named = [
+        {p for p in products for text in texts if re.search(rf"{p}\b", text)} for texts in openings
     ]
-    assert [len(names) for names in seen] == [12, 12, 16]
-    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
-
-
-def _plain(example):
-    """The opening sentence, which is where a product is named, without its punctuation."""
-    return example.complaint.split(". ")[0].replace(",", "").replace(".", "")
+    assert [len(names) for names in named] == [12, 12, 16]
+    assert len(set.union(*named)) == 40
 
 
 def test_every_complaint_has_20_to_60_words_and_names_no_rule_of_the_house():
     for example in (e for split in task.load() for e in split):
         assert 20 <= len(example.complaint.split()) <= 60
-        assert not any(
-            word in example.complaint for word in ("sorry", "refund", "replac", "number")
-        )
-
-
-def test_a_reply_that_keeps_all_rules_scores_1_and_is_given_no_advice():
-    judged = judge(PERFECT)
-    assert judged.score == 1.0
-    assert judged.feedback == (
-        "Good: it apologises, asks for the order number, offers a refund or a replacement, "
-        "is at most 60 words long, names Brightwell."
-    )
+        assert not re.search("sorry|refund|replac|number", example.complaint)
 
 
 def test_feedback_says_how_to_keep_each_broken_rule_and_then_which_are_kept():
@@ -63,6 +43,11 @@ def test_feedback_says_how_to_keep_each_broken_rule_and_then_which_are_kept():
     assert judged.feedback == (
         "Ask for the order number. Offer a refund or a replacement. Mention Brightwell. "
         "Good: it apologises, is at most 60 words long."
+    )
+    assert judge(PERFECT).score == 1.0
+    assert judge(PERFECT).feedback == (
+        "Good: it apologises, asks for the order number, offers a refund or a replacement, "
+        "is at most 60 words long, names Brightwell."
     )
 
 

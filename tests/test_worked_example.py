@@ -13,6 +13,7 @@ gives it the id E1; baked, it stands behind the program's own instructions.
 """
 
 import re
+from typing import Any
 
 import dspy
 import pytest
@@ -20,10 +21,9 @@ from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripte
 from small import grpo
 
 from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary, NoGate
-from tfgrpo_dspy.rollout import relative_advantages, rollout_id_for
+from tfgrpo_dspy.rollout import rollout_id_for
 
 SCORES = (0.8, 0.6, 0.4, 0.2, 0.5)
-ADVANTAGES = (1.5, 0.5, -0.5, -1.5, 0.0)
 ADVICE = "When a number is asked for, give the number alone."
 BAKED = """\
 Answer the question.
@@ -42,103 +42,54 @@ def answer(prompt: Prompt) -> str:
     return chat(answer=str(SCORES[seeds.index(prompt.seed or 0)]))
 
 
-@pytest.fixture
-def lm() -> dspy.LM:
-    return scripted_lm(
-        [
-            (EXTRACT, lessons(ADVICE)),
-            (UPDATE, operations({"op": "ADD", "text": ADVICE, "reason": "new", "lessons": [1]})),
-            ("question 0", answer),
-        ]
-    )
-
-
-@pytest.fixture
-def optimized(lm: dspy.LM) -> dspy.Module:
+@pytest.fixture(scope="module")
+def worked() -> tuple[Any, str]:
+    """The optimized program, and what ExtractAdvantage was asked."""
+    add = {"op": "ADD", "text": ADVICE, "reason": "new", "lessons": [1]}
+    rules = [(EXTRACT, lessons(ADVICE)), (UPDATE, operations(add)), ("question 0", answer)]
+    lm = scripted_lm(rules)
     optimizer = grpo(lambda _, pred: float(pred.answer), gate=NoGate(), epochs=1, progress=False)
     trainset = [dspy.Example(question="question 0", answer="8").with_inputs("question")]
     student = dspy.Predict(dspy.Signature("question -> answer", "Answer the question."))
     with dspy.context(lm=lm):
-        return optimizer.compile(student, trainset=trainset)
+        optimized = optimizer.compile(student, trainset=trainset)
+    (asked,) = [prompt.user for prompt in lm.engine.prompts if re.search(EXTRACT, prompt.text)]
+    return optimized, asked
 
 
-def test_the_advantages_of_the_five_scores_are_those_worked_out_by_hand() -> None:
-    assert relative_advantages(SCORES) == pytest.approx(ADVANTAGES)
-
-
-@pytest.mark.usefixtures("optimized")
 def test_the_five_attempts_are_shown_to_extract_advantage_the_best_first(
-    lm: dspy.LM,
+    worked: tuple[Any, str],
 ) -> None:
-    (shown,) = [prompt.user for prompt in lm.engine.prompts if re.search(EXTRACT, prompt.text)]
-    attempts = shown.partition("[[ ## attempts ## ]]\n")[2].partition("\n\nRespond with")[0]
-    assert attempts == (
-        "Attempt 1 (score 0.8, advantage +1.50)\n"
-        "Outputs:\n"
-        "answer: 0.8\n"
-        "\n"
-        "Attempt 2 (score 0.6, advantage +0.50)\n"
-        "Outputs:\n"
-        "answer: 0.6\n"
-        "\n"
-        "Attempt 3 (score 0.5, advantage +0.00)\n"
-        "Outputs:\n"
-        "answer: 0.5\n"
-        "\n"
-        "Attempt 4 (score 0.4, advantage -0.50)\n"
-        "Outputs:\n"
-        "answer: 0.4\n"
-        "\n"
-        "Attempt 5 (score 0.2, advantage -1.50)\n"
-        "Outputs:\n"
-        "answer: 0.2"
-    )
+    attempts = worked[1].partition("[[ ## attempts ## ]]\n")[2].partition("\n\nRespond with")[0]
+    best_first = ("0.8 +1.50", "0.6 +0.50", "0.5 +0.00", "0.4 -0.50", "0.2 -1.50")
+    expected = [
+        f"Attempt {number} (score {score}, advantage {advantage})\nOutputs:\nanswer: {score}"
+        for number, (score, advantage) in enumerate(map(str.split, best_first), start=1)
+    ]
+    assert attempts == "\n\n".join(expected)
 
 
 def test_the_lesson_is_added_to_the_library_with_the_five_rollouts_as_its_evidence(
-    optimized: dspy.Module,
+    worked: tuple[Any, str],
 ) -> None:
-    (update,) = optimized.detailed_results.updates
-    (operation,) = update.operations
-    assert (operation.op, operation.text, operation.reason, operation.refused) == (
-        "ADD",
-        "When a number is asked for, give the number alone.",
-        "new",
-        "",
-    )
-    assert optimized.detailed_results.to_dict()["library"] == {
-        "format": "tfgrpo_dspy.library",
-        "version": 1,
-        "next_number": 2,
-        "experiences": [
-            {
-                "id": "E1",
-                "text": "When a number is asked for, give the number alone.",
-                "scope": "*",
-                "evidence": [
-                    {
-                        "update": 0,
-                        "example": 0,
-                        "rollout_ids": list(ROLLOUT_IDS),
-                        "scores": [0.8, 0.6, 0.4, 0.2, 0.5],
-                    },
-                ],
-                "price": 17,  # "[E1*] ", 50 characters and a line's end: 57 / 3.5, rounded up
-            }
-        ],
+    results = worked[0].detailed_results
+    (operation,) = results.updates[0].operations
+    assert (operation.op, operation.text, operation.refused) == ("ADD", ADVICE, "")
+    evidence = {"update": 0, "example": 0, "rollout_ids": list(ROLLOUT_IDS)}
+    (experience,) = results.to_dict()["library"]["experiences"]
+    assert experience == {
+        "id": "E1",
+        "text": ADVICE,
+        "scope": "*",
+        "evidence": [evidence | {"scores": [0.8, 0.6, 0.4, 0.2, 0.5]}],
+        "price": 17,  # "[E1*] ", 50 characters and a line's end: 57 / 3.5, rounded up
     }
 
 
 def test_the_baked_program_ends_its_instructions_with_the_experience(
-    optimized: dspy.Module,
+    worked: tuple[Any, str],
 ) -> None:
-    assert optimized.signature.instructions == BAKED
-    assert ExperienceLibrary.from_program(optimized) == ExperienceLibrary(
-        [
-            Experience(
-                id="E1",
-                text=ADVICE,
-                evidence=(Evidence(0, 0, ROLLOUT_IDS, SCORES),),
-            )
-        ]
-    )
+    assert worked[0].signature.instructions == BAKED
+    evidence = (Evidence(0, 0, ROLLOUT_IDS, SCORES),)
+    learned = ExperienceLibrary([Experience(id="E1", text=ADVICE, evidence=evidence)])
+    assert ExperienceLibrary.from_program(worked[0]) == learned

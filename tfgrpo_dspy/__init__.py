@@ -1,18 +1,11 @@
 """Training-Free GRPO (arXiv 2510.08191) as a DSPy optimizer.
 
-One group, worked by hand (`tests/test_worked_example.py` runs it through the real loop). The
-program answers one example five times, and the metric gives
+One group, worked by hand. The program answers one example five times, and the metric gives
 
     scores      0.8    0.6    0.4    0.2    0.5     mean 0.5, population deviation 0.2
     advantages +1.5   +0.5   -0.5   -1.5    0.0     (score - mean) / deviation
 
-The reflection LM compares the attempts and draws one lesson; it becomes one operation,
-
-    ADD "When a number is asked for, give the number alone."
-
-and the library, which gives it the id E1, stands in the program's instructions as
-
-    Answer the question.
+The reflection LM compares the attempts, and draws one lesson. The program's instructions end with
 
     <experiences>
     Advice learned from earlier attempts:
@@ -35,8 +28,8 @@ from tfgrpo_dspy.errors import (
 )
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Effect, Evidence, Experience
-from tfgrpo_dspy.gate import (
-    BayesianGate,
+from tfgrpo_dspy.gate.bayesian import BayesianGate
+from tfgrpo_dspy.gate.protocol import (
     Belief,
     Decision,
     Gate,
@@ -53,7 +46,7 @@ from tfgrpo_dspy.reflection.modules import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
-from tfgrpo_dspy.report import best_so_far, rescore
+from tfgrpo_dspy.run.manifest import best_so_far
 from tfgrpo_dspy.settings import Execution, Reflection
 
 __all__ = [
@@ -88,5 +81,4 @@ __all__ = [
     "TrainingFreeGRPOError",
     "UpdateLibrary",
     "best_so_far",
-    "rescore",
 ]

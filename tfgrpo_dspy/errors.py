@@ -1,8 +1,4 @@
-"""Every exception of this package. It raises nothing itself.
-
-All but `RunStopped` derive from TrainingFreeGRPOError, and from the builtin that a caller would
-expect.
-"""
+"""Every exception of this package: each is also of the builtin kind that a caller would expect."""
 
 from typing import Any
 
@@ -56,18 +52,14 @@ class MissingRecordError(StoreError):
 class RunFailedError(TrainingFreeGRPOError, RuntimeError):
     """Failures ended the run: a refused key, an unknown model, or more than `max_errors`.
 
-    `program` is the best program so far, as `compile` would have given it back; None where there
-    is none yet.
+    `program` is the best program so far, as `compile` would have returned it, or None.
     """
 
     program: Any = None
 
 
 class RunStopped(BaseException):
-    """No more calls in this run. Not an Exception, so that no program can swallow it.
-
-    It never leaves `compile`.
-    """
+    """No more calls in this run; it never leaves `compile`, and no `except Exception` stops it."""
 
 
 class LocalLMUnavailableError(TrainingFreeGRPOError, ImportError):

@@ -2,15 +2,14 @@
 
 Forms: `metric(example, pred)`, `metric(example, pred, trace=None)`, GEPA's
 `metric(gold, pred, trace, pred_name, pred_trace)` and the same with `program_trace`; sync or
-async; returning a number or something with `score` and `feedback`. Nothing is guessed: what is
-not a finite number is an error that names the metric, the example and the value.
+async; returning a finite number or something with `score` and `feedback`.
 """
 
 import asyncio
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
@@ -41,7 +40,6 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
 
     Arguments behind the first two keep their defaults; those without one are passed as None (in
     DSPy's metrics a trace that is not None asks for a strict yes or no instead of a score).
-    `program_trace` is passed where the metric has a parameter of that name.
 
     Raises:
         SettingsError: the metric is not callable, or cannot be called in any of those forms.
@@ -53,12 +51,15 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
     wants_program_trace, extra = _form(metric)
     name = metric_name(metric)
 
+    async def awaited(result: Any) -> Any:
+        return await result
+
     def score(example: Any, prediction: Any, program_trace: Any) -> Score:
         kwargs = {"program_trace": program_trace} if wants_program_trace else {}
         try:
             result = metric(example, prediction, *(None,) * extra, **kwargs)
             if inspect.isawaitable(result):
-                result = asyncio.run(_awaited(result))
+                result = asyncio.run(awaited(result))
         except (RunStopped, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -71,39 +72,28 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
     return score
 
 
-def wants_program_trace(metric: Callable[..., Any]) -> bool:
-    """Whether the metric looks at the program's trace, which only a running program has."""
-    return _form(metric)[0]
-
-
 def held_lms(metric: Any) -> list[dspy.BaseLM]:
     """The LMs that a metric closes over, names as globals, or holds as attributes."""
-    while isinstance(metric, functools.partial):
-        metric = metric.func
+    metric = _without_partials(metric)
     function = getattr(metric, "__func__", metric)
     held = [*vars(metric).values()] if hasattr(metric, "__dict__") else []
     if inspect.isfunction(function):
-        held += [*_closed_over(function), *_named_globals(function)]
+        held += [function.__globals__.get(name) for name in function.__code__.co_names]
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # a name that is not assigned yet
+                held.append(cell.cell_contents)
     return [value for value in held if isinstance(value, dspy.BaseLM)]
 
 
-def _closed_over(function: Any) -> Iterator[Any]:
-    """What it closes over; a name that is not assigned yet holds nothing."""
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # the cell is empty
-            yield cell.cell_contents
-
-
-def _named_globals(function: Any) -> Iterator[Any]:
-    for name in function.__code__.co_names:
-        if name in function.__globals__:
-            yield function.__globals__[name]
+def _without_partials(metric: Any) -> Any:
+    while isinstance(metric, functools.partial):
+        metric = metric.func
+    return metric
 
 
 def metric_name(metric: Any) -> str:
     """The name under which errors speak of the metric."""
-    while isinstance(metric, functools.partial):
-        metric = metric.func
+    metric = _without_partials(metric)
     return str(getattr(metric, "__qualname__", None) or type(metric).__qualname__)
 
 
@@ -127,23 +117,14 @@ def _form(metric: Callable[..., Any]) -> tuple[bool, int]:
     )
 
 
-async def _awaited(result: Any) -> Any:
-    return await result
-
-
 def _as_score(result: Any, name: str, example: Any) -> Score:
     value, feedback = result, ""
-    if isinstance(result, dspy.Prediction | Mapping):
-        if "score" not in result:
-            raise MetricError(
-                f"metric {name} returned {_shown(result)}, without a 'score', for the example "
-                f"{_shown(example)}; return dspy.Prediction(score=..., feedback=...)."
-            )
-        value, feedback = result["score"], result.get("feedback") or ""
-    if isinstance(value, dspy.Prediction):  # a judge's verdict, passed on as the score
+    if isinstance(result, dspy.Prediction | Mapping) and "score" in result:
+        value, feedback = result["score"], str(result.get("feedback") or "")
+    if isinstance(value, dspy.Prediction) and "score" in value:  # a judge's verdict, passed on
         judged = _as_score(value, name, example)
-        return Score(judged.value, str(feedback) or judged.feedback)
-    return Score(_finite(value, name, example), str(feedback))
+        return Score(judged.value, feedback or judged.feedback)
+    return Score(_finite(value, name, example), feedback)
 
 
 def _finite(value: Any, name: str, example: Any) -> float:

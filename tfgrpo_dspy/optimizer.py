@@ -1,8 +1,6 @@
-"""Training-Free GRPO, the loop: what the paper's algorithm says, in its order, and nothing else.
+"""Training-Free GRPO (arXiv 2510.08191): the loop. How each verb is done is `run`'s business."""
 
-Source: arXiv 2510.08191. How each verb is done is `run`'s business.
-"""
-
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from os import PathLike
@@ -11,23 +9,20 @@ from typing import Any
 from dspy.teleprompt import Teleprompter
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.gate import NoGate
-from tfgrpo_dspy.rollout import Usage
+from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.sampling.traces import read_traces
-from tfgrpo_dspy.settings import WHOLE_TRAINSET, Execution, PaperReflection, Settings
-from tfgrpo_dspy.settings.arguments import taking
-from tfgrpo_dspy.settings.checks import prepare, prepare_learning
-from tfgrpo_dspy.settings.plan import Plan, plan_of
+from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
+from tfgrpo_dspy.settings.checks import prepare
+from tfgrpo_dspy.settings.schedule import Plan, plan_of
 
 
 class TrainingFreeGRPO(Teleprompter):
     """Learns a short library of experiences for a DSPy program, and bakes it into instructions.
 
-    With a budget and nothing else set, the optimizer chooses its schedule itself (group size, batch
-    size, epochs, drafts, demos, what is kept for validation), says so in the log, and keeps it in
-    `detailed_results`. What is set here wins.
+    With a budget and nothing else set, the optimizer derives its schedule (group size, batch size,
+    epochs, drafts, demos, what is kept for validation). What is set here wins.
 
     Args:
         metric: `metric(example, pred, trace=None)`, or GEPA's five-argument form; returns a float,
@@ -35,37 +30,31 @@ class TrainingFreeGRPO(Teleprompter):
             without ground truth (paper, section 3.3): lessons from agreement and self-critique.
         reflection_lm: writes the lessons; default: `dspy.settings.lm`.
         objective: in words, what the experiences should be about.
-        auto: "light", "medium" or "heavy": a `max_lm_calls` that fits the data, of about 5, 12 or
-            30 LM calls for each training example (times the LM calls of one rollout), and at
-            least 100, 200 or 400. An explicit `max_lm_calls` wins.
+        auto: "light", "medium" or "heavy", where there is no `max_lm_calls`: 5, 12 or 30 for each
+            training example and LM call of a rollout, and at least 100, 200 or 400.
         max_lm_calls: how many LM calls the whole run may make. This and the next three are hard
-            limits; when one is reached, the best program so far is returned. What is replayed
-            from `log_dir` counts at what it cost when it was made. Without any limit the run
-            makes 5 epochs.
+            limits; when one is reached, the best program so far is returned. Replays from
+            `log_dir` count at what they cost when they were made.
         max_metric_calls: how often the metric may be called.
         max_cost: how many US dollars the run may cost; the worst case of each call is taken first.
         max_minutes: how long the run may take, from the start of this compile.
         group_size: rollouts for each example, at least 2; default: derived.
         batch_size: examples for each update; default: derived.
-        epochs: passes over the training set, at most; default: derived.
+        epochs: passes over the training set, at most; default: 5, or what the budget pays for.
         temperature: of training rollouts; default: 0.7, or a reasoning model's own. The validation
             set is always measured at the LM's own.
         max_experiences: how many experiences the library may hold.
-        max_demos: how many of the best training rollouts may become demos of the result (DSPy's
-            own, in its predictors); they do if the program with them wins on the validation set.
-            Default: derived; 0: none.
+        max_demos: how many of the best training rollouts may become demos of the result; they do
+            if the program with them wins on the validation set. Default: derived; 0: none.
         gate: decides which experiences stay, and which rollouts are given them; default:
             `BayesianGate()`, without a metric `NoGate()`.
-        reflection: how the reflection LM is asked, as a `Reflection(...)`: its modules, labels,
-            drafts, the length of an experience.
-        execution: where and how rollouts are run, as an `Execution(...)`: an executor, time
-            limits, staleness, prices.
+        reflection: how the reflection LM is asked, as a `Reflection(...)`.
+        execution: where and how rollouts are run, as an `Execution(...)`.
         log_dir: the folder of the run store: what is recorded there is not computed again, so the
             same compile goes on where another was stopped.
         offline: replay from `log_dir` only; no LM, program or metric is called.
-        version: names what fingerprints cannot see (helper functions, weights); another version,
-            other records.
-        num_threads: how many rollouts and reflections are under way at once; default:
+        version: names what fingerprints cannot see (helper functions, weights).
+        num_threads: how many rollouts and reflections run at once; default:
             `dspy.settings.num_threads`; with an executor of processes as many as it has workers.
         seed: of shuffling, splitting and rollout ids; same seed, same answers, same library.
         progress: whether to show a progress bar.
@@ -86,19 +75,13 @@ class TrainingFreeGRPO(Teleprompter):
         Group size 5, 3 epochs of one batch each, every rollout summarised, lessons from groups
         with contrast only, no drafts, no demos, no gate, the last library returned.
         """
-        execution = overrides.pop("execution", None) or Execution()
-        if execution.max_staleness is None:
-            execution = replace(execution, max_staleness=0)
-        schedule: dict[str, Any] = {
-            "group_size": 5,
-            "epochs": 3,
-            "batch_size": WHOLE_TRAINSET,
-            "max_demos": 0,
-            "gate": NoGate(),
-            "reflection": PaperReflection.of(overrides.pop("reflection", None)),
-            "execution": execution,
-        }
-        return cls(metric, **(schedule | overrides))
+        on_policy = Execution(max_staleness=0)
+        groups: dict[str, Any] = {"reflection": PaperReflection(), "execution": on_policy}
+        for name, group in groups.items():
+            given = vars(overrides.pop(name, None) or group)
+            groups[name] = replace(group, **{k: v for k, v in given.items() if v is not None})
+        schedule = {"group_size": 5, "epochs": 3, "batch_size": sys.maxsize, "max_demos": 0}
+        return cls(metric, **({"gate": NoGate()} | schedule | groups | overrides))
 
     def compile(
         self,
@@ -111,9 +94,10 @@ class TrainingFreeGRPO(Teleprompter):
         num_threads: int | None = None,
         seed: int | None = None,
     ) -> Any:
-        """The student, in a copy, with the best library found baked into its instructions.
+        """A copy of the student with the best library baked in, and with `detailed_results`.
 
-        A student that has a library baked in goes on from it.
+        `detailed_results` is a `tfgrpo_dspy.results.RunResults`. A student that has a library
+        baked in goes on from it.
 
         Args:
             student: a DSPy program; it is not changed.
@@ -126,9 +110,6 @@ class TrainingFreeGRPO(Teleprompter):
                 end, for `detailed_results.test`.
             num_threads, seed: for this compile, in place of the optimizer's own.
 
-        Returns:
-            The program, with `detailed_results` (`tfgrpo_dspy.results.RunResults`) on it.
-
         Raises:
             SettingsError: student, data or LMs that cannot be used; before the first LM call.
             LibraryFormatError: the library baked into the student is damaged.
@@ -136,20 +117,16 @@ class TrainingFreeGRPO(Teleprompter):
             RunFailedError: a refused key, an unknown model, or more than `max_errors` failures;
                 `.program` of it is the best so far.
         """
-        own = self.settings
-        if num_threads is not None:
-            own = replace(own, num_threads=num_threads)
-        if seed is not None:
-            own = replace(own, seed=seed)
+        given: dict[str, Any] = {"num_threads": num_threads, "seed": seed}
+        own = replace(self.settings, **{k: v for k, v in given.items() if v is not None})
         settings, training, validation = prepare(own, student, trainset, valset, teacher, testset)
         data = (trainset, training, validation, testset or ())
         with Run(settings, student, *data) as run:
             return run.run(self._loop(run))
 
     async def _loop(self, run: Run) -> None:
-        """Nothing here waits for more than it needs: batches overlap as far as staleness allows."""
         async for batch in run.batches():
-            run.begin(batch, self._update(run, batch))
+            run.begin(batch, self._update(run, batch))  # which overlaps with the next batches
         await run.all_updates()
 
     async def _update(self, run: Run, batch: Batch) -> ExperienceLibrary:
@@ -170,8 +147,8 @@ class TrainingFreeGRPO(Teleprompter):
     ) -> Any:
         """The student with what can be learned from rollouts made elsewhere, such as in production.
 
-        The program is not run for them: one pass over the traces, in batches. Without a `valset`
-        it is not run at all, and every update stays, as nothing measures it.
+        One pass over the traces, in batches. The program is run on the `valset` only; without one
+        every update stays, as nothing measures it.
 
         Args:
             student: a DSPy program; it is not changed.
@@ -183,17 +160,15 @@ class TrainingFreeGRPO(Teleprompter):
             valset: what student and candidates are compared on at the end, by the optimizer's
                 metric.
 
-        Returns:
-            The program, with `detailed_results` on it.
-
         Raises:
             SettingsError: student, traces or LMs that cannot be used; names every fault.
             StoreError, RunFailedError: as `compile`.
         """
         examples, recorded = read_traces(traces)
-        settings, validation = prepare_learning(self.settings, student, examples, recorded, valset)
-        data = (examples, range(len(examples)), validation)
-        with Run(settings, student, *data, recorded=recorded) as run:
+        settings, training, validation = prepare(
+            self.settings, student, examples, valset, recorded=recorded
+        )
+        with Run(settings, student, examples, training, validation, recorded=recorded) as run:
             return run.run(self._loop(run))
 
     def estimate(
@@ -203,28 +178,15 @@ class TrainingFreeGRPO(Teleprompter):
         trainset: list[Any],
         valset: list[Any] | None = None,
         testset: list[Any] | None = None,
-        probe: bool = False,
     ) -> Plan:
-        """What `compile` would do, without a call; `str` of it is a table, and the schedule.
-
-        Args:
-            student, trainset, valset, testset: as for `compile`.
-            probe: run two rollouts, for what a rollout really takes; with `log_dir` they are
-                those that `compile` starts with, and are not paid twice.
+        """What `compile` would do with the same data; `str` of it is a table. Makes no call.
 
         Raises:
-            SettingsError, StoreError, RunFailedError: as `compile`.
+            SettingsError, LibraryFormatError: as `compile`.
         """
-        settings, training, validation = prepare(
-            self.settings, student, trainset, valset, None, testset
-        )
-        examples = [trainset[index] for index in training]
-        probed: list[Usage] = []
-        if probe:
-            with Run(settings, student, trainset, training, validation) as run:
-                probed = run.probe()
-        return plan_of(settings, student, examples, probed)
+        settings, training, _ = prepare(self.settings, student, trainset, valset, None, testset)
+        return plan_of(settings, student, [trainset[index] for index in training])
 
     def get_params(self) -> dict[str, Any]:
-        """The settings that are numbers, strings or flags, as a new dict."""
+        """The settings that are numbers, strings, flags or None, as a new dict."""
         return self.settings.scalars()

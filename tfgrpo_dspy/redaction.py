@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -25,17 +26,14 @@ SECRET_VARIABLE = re.compile(
 """Names of environment variables that may hold secrets: rather too many than too few."""
 OF_PASSWORDS = re.compile(r"secret|passw|pwd|credential", re.IGNORECASE)
 WORD = re.compile(r"[a-z]+|[/~].*|\./.*", re.DOTALL)
-"""Values such as `password` and paths are none: texts are full of them."""
+"""Values such as `password` and paths are no secrets: texts are full of them."""
 NAME = re.compile(r"[a-z]+([_. -][a-z]+)*")
 """Nor are names such as `customer_id`, unless the variable is called a password."""
-PLAIN_HEADERS = frozenset(
-    {"accept", "accept-encoding", "connection", "content-type", "host", "user-agent"}
-)
+PLAIN_HEADERS = ("accept", "accept-encoding", "connection", "content-type", "host", "user-agent")
 SHORTEST_SECRET = 8
 """Shorter values are placeholders, such as "none"."""
 MAX_DEPTH = 4
 """How deep in an LM secrets are looked for: `lm.engine.client.headers` is three deep."""
-REDACTED = "(secret)"
 
 
 def without_secret_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,14 +50,10 @@ def known_secrets(lms: Iterable[Any]) -> list[str]:
 
     Each as it is, and as JSON and Python show it.
     """
-    found = {
-        text
-        for name, value in os.environ.items()
-        if SECRET_VARIABLE.search(name) and not _is_plain(name, value)
-        for text in _texts(value)
-    }
-    for lm in lms:
-        found.update(_held_secrets(lm))
+    environment = [
+        v for n, v in os.environ.items() if SECRET_VARIABLE.search(n) and not _is_plain(n, v)
+    ]
+    found = {*_texts(environment), *(text for lm in lms for text in _held_secrets(lm))}
     shown = {form(text)[1:-1] for text in found for form in (json.dumps, repr)}
     return sorted(found | shown, key=lambda secret: (-len(secret), secret))
 
@@ -70,12 +64,9 @@ def _is_plain(variable: str, value: str) -> bool:
 
 
 def _held_secrets(value: Any, depth: int = 0) -> Iterator[str]:
-    """The secrets that an object or a mapping holds; all texts under a secret's name.
-
-    An engine's own mappings may change meanwhile, as its other calls go on.
-    """
+    """The secrets that an object or a mapping holds: all texts under a secret's name."""
     held = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
-    for name, item in list(held.items()) if depth < MAX_DEPTH else ():
+    for name, item in list(held.items()) if depth < MAX_DEPTH else ():  # it may change meanwhile
         if SECRET_NAME.search(str(name)):
             yield from _texts(item)
         elif isinstance(item, str):
@@ -86,17 +77,13 @@ def _held_secrets(value: Any, depth: int = 0) -> Iterator[str]:
 
 def _secrets_in_url(text: str) -> Iterator[str]:
     """A password before the host, and arguments that are secrets by their names."""
-    if "://" not in text:
-        return
-    try:
+    with suppress(ValueError):  # no URL after all
         url = urlsplit(text)
-        password = url.password
-    except ValueError:  # no URL after all
-        return
-    if password:
-        yield f":{password}@"  # a short one is also a word of other texts
-        yield from _texts([password, unquote(password)])
-    yield from _texts([value for name, value in parse_qsl(url.query) if SECRET_NAME.search(name)])
+        if url.password:
+            yield f":{url.password}@"  # a short one is also a word of other texts
+            yield from _texts([url.password, unquote(url.password)])
+        arguments = parse_qsl(url.query) if url.netloc else []
+        yield from _texts([value for name, value in arguments if SECRET_NAME.search(name)])
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -114,8 +101,7 @@ def _texts(value: Any) -> Iterator[str]:
 def redacted(text: str, secrets: Iterable[str]) -> str:
     """The text with `(secret)` in place of each of the secrets."""
     for secret in secrets:
-        if secret in text:
-            text = text.replace(secret, REDACTED)
+        text = text.replace(secret, "(secret)")
     return text
 
 

@@ -4,6 +4,7 @@ So a saved program that carries them loads where this package is not installed (
 dicts and lists). What is in them is collected by `run`.
 """
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,6 @@ from tfgrpo_dspy.rollout import Usage
 REFLECTIONS = ("draft", "summary", "lesson", "update")
 """What the reflection LM is asked for."""
 CONFIDENCE = 0.95
-HARMLESS = 0.02
-"""A loss of no more than this counts as no harm (in units of the score)."""
 ROUNDING = 1e-9
 """Differences that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
 
@@ -75,11 +74,6 @@ class Gain:
         half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error
         return cls(mean, mean - half, mean + half, n)
 
-    @property
-    def is_harmless(self) -> bool:
-        """Whether the interval rules out a loss of more than `HARMLESS`: a test of no harm."""
-        return self.low is not None and self.low > -HARMLESS
-
     def __str__(self) -> str:
         if self.low is None or self.high is None:
             return f"{self.mean:+.3f} on {self.n} examples, which differ too little for an interval"
@@ -93,20 +87,6 @@ class HeldOut:
     student: ScoreSummary
     best: ScoreSummary
     gain: Gain | None
-
-
-@dataclass(frozen=True, slots=True)
-class DemoTrial:
-    """What demos from the best rollouts gain on the same program without, on validation.
-
-    `n` demos were tried, in all predictors; `chance` is the probability that they help; `is_kept`
-    says whether the result has demos.
-    """
-
-    n: int
-    gain: Gain | None
-    chance: float
-    is_kept: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +124,7 @@ class GroupRecord:
     """One group: its example (position in the training set), its rollouts' scores, what it was for.
 
     `used_as` is "contrast", "failure analysis", "no ground truth", or why it taught nothing:
-    "no contrast", "too few rollouts", "not reflected on" (answers about groups cannot be read).
+    "no contrast", "too few rollouts".
     """
 
     example: int
@@ -189,19 +169,15 @@ class RunResults:
     """The whole run.
 
     `student` and `best` are the validation scores of the student and of what was returned, `gain`
-    their difference. They are too optimistic, because they chose the result. `test` is what counts:
-    scores on a `testset`, whose examples chose nothing.
-    `tried` is all advice that rollouts were given, with its effect, in the order of the first use;
-    `finalists` are the candidates between which the validation scores chose.
+    their difference: too optimistic, as they chose the result. `test` is what counts: scores on a
+    `testset`, whose examples chose nothing. `finalists` are the candidates of the choice; `tried`
+    is all advice that rollouts were given, with its effect, in the order of the first use.
     `usage` has the roles "rollout" (training), "validation", "test", those of `REFLECTIONS`,
-    "metric" (LM judges), and "unfinished" for calls that came to nothing; `metric_calls` counts
-    those of the metric; both hold what was replayed too, at what it cost when it was made.
-    `replayed` counts, by role, what was read from the run store; `rescored` rollouts of them were
-    scored by another metric than before; `text_only` rollouts have outputs that are stored as text
-    only, so that another metric needs them run again. `failures` counts by kind;
-    `nothing_learned` says in one line why the library is what it was at the start ("": it is not);
-    `library` is as in library.json; `demos` what was found of demos, None where there were none to
-    try; `schedule` holds each derived figure, with the reason for it.
+    "metric" (LM judges), and "unfinished" for calls that came to nothing; it and `metric_calls`
+    hold what was replayed too, at what it cost when it was made. `replayed` counts, by role, what
+    was read from the run store, `failures` by kind. `nothing_learned` says in one line why the
+    library is what it was ("": it is not). `library` is as in library.json; `n_demos` is how many
+    demos the result has more than the student; `schedule` holds the derived figures.
     """
 
     student: ScoreSummary | None
@@ -217,10 +193,8 @@ class RunResults:
     gain: Gain | None = None
     test: HeldOut | None = None
     replayed: Mapping[str, int] = field(default_factory=dict)
-    rescored: int = 0
-    text_only: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
-    demos: DemoTrial | None = None
+    n_demos: int = 0
     finalists: tuple[Finalist, ...] = ()
     tried: tuple[TriedAdvice, ...] = ()
     schedule: Mapping[str, Any] = field(default_factory=dict)
@@ -237,9 +211,10 @@ class RunResults:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers, ready for JSON."""
-        return {name: _builtins(value) for name, value in asdict(self).items()}
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return found
 
-    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[list[tuple[str, Any]]]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return dict, (list(self.to_dict().items()),)
 
     def __copy__(self) -> "RunResults":
@@ -247,11 +222,3 @@ class RunResults:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RunResults":
         return self
-
-
-def _builtins(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _builtins(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_builtins(item) for item in value]
-    return value

@@ -1,11 +1,6 @@
-"""Rollouts and groups as values, their advantages, and a trajectory's text form.
-
-Everything here is text and numbers: no program, LM or prediction is held, so that a rollout can
-be stored, sent and compared. Running one is `sampling`'s business.
-"""
+"""Rollouts and groups as values of text and numbers; their advantages; a trajectory as text."""
 
 import hashlib
-import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,10 +18,8 @@ FAILURE_SCORE = 0.0
 """The score of a rollout in which the program failed."""
 MIN_CONTRAST = 1e-9
 """Scores that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
-LONG_INPUT = 200
-"""An input that goes on from an earlier one of so many characters is stored as its rest only."""
 SEED_RANGE = 2**31
-"""Seeds are below this: what every sampler known to us takes."""
+"""Seeds are below this, which every sampler takes."""
 Count = Annotated[int, Field(ge=0, le=10**15)]
 WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory"})
 """Outputs that DSPy's ChainOfThought and ReAct add to those of the signature."""
@@ -39,37 +32,21 @@ class Failure:
     kind: FailureKind
     message: str
 
-    @property
-    def is_of_program(self) -> bool:
-        """Whether the program itself failed: its rollout is a bad one, not a missing one."""
-        return self.kind in ("program", "parse")
-
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What LM calls have cost: `cost_usd` is what DSPy knows of it (0.0 where no price is known).
 
     `n_cached_calls` answers came from DSPy's cache and were free; they are not in `n_lm_calls`.
-    `n_second_calls` of the calls were made by an adapter whose first answer did not parse;
     `n_failed_calls` ended in a provider's error.
     """
 
     n_lm_calls: Count = 0
     n_cached_calls: Count = 0
-    n_second_calls: Count = 0
     n_failed_calls: Count = 0
     prompt_tokens: Count = 0
     completion_tokens: Count = 0
     cost_usd: FiniteFloat = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Its numbers by name."""
-        return dict(_USAGE.dump_python(self))
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Usage":
-        """What `to_dict` gave. Raises ValueError: it is no usage."""
-        return _USAGE.validate_python(values)
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -77,19 +54,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One predictor call or tool call of a rollout; values in their text form.
-
-    An agent is given its whole history at every step: kept as it is, that takes the square of the
-    number of steps. So of the inputs named in `continued` only the rest is held, behind what the
-    same input was at the last step of this name (`condensed`).
-    """
+    """One predictor call or tool call of a rollout; values in their text form."""
 
     kind: Literal["predictor", "tool"]
     name: str
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     error: str = ""
-    continued: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +68,8 @@ class Rollout:
     """One execution of the program on one example.
 
     `example` is the example's position in its set (from 0); `rollout_id` what set this sample
-    apart in caches; `outputs` the prediction's fields as text. `score` is None where the metric
-    gave none (`failure` says why, or there is no metric). `usage` is the program's own,
-    `metric_usage` that of an LM judge in the metric. `encoded` are the outputs as JSON, from which
-    most can be had back (`decode_fields`).
+    apart in caches. `score` is None where the metric gave none (`failure` says why, or there is no
+    metric). `usage` is the program's own, `metric_usage` that of an LM judge in the metric.
     """
 
     example: int
@@ -112,7 +81,6 @@ class Rollout:
     failure: Failure | None = None
     usage: Usage = Usage()
     metric_usage: Usage = Usage()
-    encoded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, sequences, strings and numbers, ready for JSON."""
@@ -124,11 +92,6 @@ class Rollout:
         return _ROLLOUT.validate_python(values)
 
     @property
-    def is_text_only(self) -> bool:
-        """Whether an output was kept as text, from which its value cannot be had back."""
-        return any("text" in value for value in self.encoded.values())
-
-    @property
     def was_scored(self) -> bool:
         """Whether the metric was asked: the program gave something to score."""
         return self.failure is None or self.failure.kind == "metric"
@@ -136,26 +99,21 @@ class Rollout:
     @property
     def counts(self) -> bool:
         """Whether it may stand in a group: it ran, or its failure was the program's own."""
-        return self.failure is None or self.failure.is_of_program
+        return self.failure is None or self.failure.kind in ("program", "parse")
 
     @property
     def answer(self) -> str:
-        """The outputs as one text, to find out which rollouts agree.
-
-        The ways to an answer, as DSPy names them, are left out: two rollouts with one answer
-        seldom reason in the same words.
-        """
+        """The outputs as one text, without the reasoning, to find out which rollouts agree."""
         values = [value for name, value in self.outputs.items() if name not in WAYS_TO_AN_ANSWER]
         return " ".join("\n".join(values or self.outputs.values()).casefold().split())
 
 
-_USAGE = TypeAdapter(Usage)
 _ROLLOUT = TypeAdapter(Rollout)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The rollouts of one example, made with the same library.
+    """The rollouts of one example.
 
     `rollouts` are those that may be compared: their scores are finite, or all None where there is
     no metric. `all_rollouts` are all that were made.
@@ -187,15 +145,18 @@ class Group:
 
     @property
     def advantages(self) -> tuple[float, ...]:
-        """The relative advantage of each rollout; empty where there is no metric."""
-        return relative_advantages(self.scores) if self.scores else ()
+        """How far each score stands from the mean, in population standard deviations.
+
+        `(0.0, 1.0) -> (-1.0, 1.0)`; all 0.0 where no score differs; empty where there is no metric.
+        Source: GRPO, arXiv 2402.03300.
+        """
+        scores = self.scores
+        mean, deviation = statistics.mean(scores or [0]), statistics.pstdev(scores or [0])
+        return tuple((score - mean) / deviation if deviation else 0.0 for score in scores)
 
     @property
     def majority_answer(self) -> str:
-        """The answer that most rollouts give, as first given; the earliest of several.
-
-        A rollout that failed gives none.
-        """
+        """The answer that most rollouts give, as first given; the earliest of several."""
         answered = [rollout for rollout in self.rollouts if rollout.failure is None]
         n_by_answer = Counter(rollout.answer for rollout in answered)
         if not answered:
@@ -214,32 +175,9 @@ class Group:
 
 
 def rollout_id_for(seed: int, epoch: int, example: int, index: int, purpose: str) -> int:
-    """What sets one sample apart in caches: below 2**63, the same for the same arguments.
-
-    Other seeds and epochs give fresh samples; runs of one seed share them.
-    """
+    """What sets one sample apart in caches: below 2**63, the same for the same arguments."""
     name = f"{seed}/{epoch}/{example}/{index}/{purpose}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) >> 1
-
-
-def relative_advantages(scores: Sequence[float]) -> tuple[float, ...]:
-    """How far each score stands from its group's mean, in population standard deviations.
-
-    `(0.0, 1.0) -> (-1.0, 1.0)`; all 0.0 where no score differs. Source: GRPO, arXiv 2402.03300.
-
-    Args:
-        scores: one finite float for each rollout of one group.
-
-    Raises:
-        ValueError: there are no scores, or one is nan or infinite.
-    """
-    if not scores or not all(math.isfinite(score) for score in scores):
-        raise ValueError(f"scores={list(scores)}: give at least one, all finite.")
-    deviation = statistics.pstdev(scores)
-    if deviation == 0:
-        return (0.0,) * len(scores)
-    mean = statistics.mean(scores)
-    return tuple((score - mean) / deviation for score in scores)
 
 
 def fields_text(fields: Mapping[str, str]) -> str:
@@ -247,53 +185,22 @@ def fields_text(fields: Mapping[str, str]) -> str:
     return "\n".join(f"{name}: {value}" for name, value in fields.items())
 
 
-def condensed(steps: Sequence[Step], least: int = LONG_INPUT) -> tuple[Step, ...]:
-    """The steps, with only the rest of inputs that begin with all of an earlier one's lines.
-
-    The earlier one, of the same name and of a step of the same name, has `least` characters or
-    more. Steps that are condensed already stay as they are.
-    """
-    if any(step.continued for step in steps):
-        return tuple(steps)
-    before: dict[tuple[str, str], str] = {}
-    shorter = []
-    for step in steps:
-        rests = {}
-        for name, value in step.inputs.items():
-            known = before.get((step.name, name), "")
-            if len(known) >= least and f"{value}\n".startswith(f"{known}\n"):
-                rests[name] = value[len(known) :]
-            before[step.name, name] = value
-        inputs = {**step.inputs, **rests}
-        shorter.append(replace(step, inputs=inputs, continued=tuple(rests)))
-    return tuple(shorter)
-
-
-def whole(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The steps with all of their inputs: what `condensed` was given."""
-    before: dict[tuple[str, str], str] = {}
-    longer = []
-    for step in steps:
-        rests = {name: before[step.name, name] + step.inputs[name] for name in step.continued}
-        inputs = {**step.inputs, **rests}
-        before.update({(step.name, name): value for name, value in inputs.items()})
-        longer.append(replace(step, inputs=inputs, continued=()))
-    return tuple(longer)
-
-
 def trajectory_text(rollout: Rollout) -> str:
     """The whole trajectory as text: every step with inputs, outputs and error, in order.
 
-    What a step is given again, word for word, is not repeated: of an input that begins with the
-    lines of the same input of an earlier step of this name (an agent's growing history), only the
-    rest is shown.
+    Of an input that begins with the lines of the same input of an earlier step of this name (an
+    agent's growing history), only the rest is shown.
     """
     parts = []
-    for number, step in enumerate(condensed(whole(rollout.steps), least=1), start=1):
+    before: dict[tuple[str, str], str] = {}
+    for number, step in enumerate(rollout.steps, start=1):
         parts.append(f"Step {number}, {step.kind} {step.name}")
         for name, value in step.inputs.items():
-            if name in step.continued:
-                value = f"(as before, and) {value.strip()}" if value else "(as before)"
+            known = before.get((step.name, name))
+            before[step.name, name] = value
+            if known and f"{value}\n".startswith(f"{known}\n"):
+                rest = value[len(known) :].strip()
+                value = f"(as before, and) {rest}" if rest else "(as before)"
             parts.append(f"  in {name}: {value}")
         parts.extend(f"  out {name}: {value}" for name, value in step.outputs.items())
         if step.error:

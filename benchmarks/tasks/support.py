@@ -23,7 +23,7 @@ N_TRAIN, N_VALIDATION = 36, 40
 MAX_TOKENS, MAX_TOKENS_OF_REFLECTION = 90, 256
 DEMO_THRESHOLD = 0.4
 """Two rules of the five: so few replies keep three that there would often be no demo at all."""
-PLAIN_ADAPTER = PlainAdapter(one_message=True)
+PLAIN_ADAPTER = PlainAdapter()
 
 
 def metric(

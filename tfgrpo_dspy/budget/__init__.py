@@ -1,22 +1,19 @@
 """What a run may spend, what it has spent, and when its calls may be made.
 
 Every LM runs as a copy whose class, made at run time, takes each call from the run's one `Ledger`
-first, makes the retries, and reports to a `Meter`: callbacks cannot veto a call, an engine wrapper
-does not fit every LM, and a program may swallow an Exception (so the veto is none). That class
-never reaches a program that is given back. What the calls are for is their callers' business.
+first, makes the retries, and reports to a `Meter`. A program may swallow an Exception, so a refusal
+is a BaseException. That class never reaches a program that is given back.
 """
 
 from tfgrpo_dspy.budget.account import Account, Amount
 from tfgrpo_dspy.budget.faults import is_too_long
-from tfgrpo_dspy.budget.ledger import Budget, Ledger, Reservation
+from tfgrpo_dspy.budget.ledger import ABANDONED, Budget, Ledger, Reservation
 from tfgrpo_dspy.budget.meter import Meter
-from tfgrpo_dspy.budget.metered import CallWatcher, metered, watching
+from tfgrpo_dspy.budget.metered import CallWatcher, metered
 from tfgrpo_dspy.budget.prices import price_of
-from tfgrpo_dspy.budget.shares import Shares
-from tfgrpo_dspy.budget.tasks import CURRENT_TASK, Task
 
 __all__ = [
-    "CURRENT_TASK",
+    "ABANDONED",
     "Account",
     "Amount",
     "Budget",
@@ -24,10 +21,7 @@ __all__ = [
     "Ledger",
     "Meter",
     "Reservation",
-    "Shares",
-    "Task",
     "is_too_long",
     "metered",
     "price_of",
-    "watching",
 ]

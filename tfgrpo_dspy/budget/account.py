@@ -7,10 +7,11 @@ repeated, with another number of threads or a warm cache, plans the same batches
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 
 from tfgrpo_dspy.budget.ledger import Budget
-from tfgrpo_dspy.rollout import Usage
+from tfgrpo_dspy.rollout import Rollout, Usage
 
 LIMITS = ("max_lm_calls", "max_metric_calls", "max_cost")
 N_RECENT = 2
@@ -21,7 +22,7 @@ COST_MARGIN = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """LM calls (answers from a cache included), metric calls and US dollars."""
+    """LM calls (answers from a cache included), metric calls, US dollars."""
 
     n_lm_calls: float = 0.0
     n_metric_calls: float = 0.0
@@ -41,14 +42,10 @@ class Amount:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a run has taken up to a decided update.
+    """What a run has taken up to a decided update, of it `rollouts` by its rollouts.
 
-    Args:
-        budget: the limits of the run.
-        used: all that was taken.
-        rollouts: what its rollouts have taken, `n_rollouts` of them.
-        recent: what the latest updates have taken for each of their examples.
-        assumed: what a rollout is expected to take before the first is made.
+    `recent`: what each of the latest updates has taken for an example; `assumed`: what a rollout is
+    expected to take before the first is made.
     """
 
     budget: Budget
@@ -58,26 +55,27 @@ class Account:
     recent: tuple[Amount, ...] = ()
     assumed: Amount = Amount(1.0, 1.0)
 
-    def after_rollouts(self, taken: Amount, n_rollouts: int) -> "Account":
-        """The account when so many rollouts have taken so much."""
+    def after_rollouts(self, made: Sequence[Rollout]) -> "Account":
+        """The account when these rollouts are made."""
+        amounts = [Amount.of(r.usage + r.metric_usage, int(r.was_scored)) for r in made]
+        taken = sum(amounts, Amount())
         return replace(
             self,
             used=self.used + taken,
             rollouts=self.rollouts + taken,
-            n_rollouts=self.n_rollouts + n_rollouts,
+            n_rollouts=self.n_rollouts + len(made),
         )
 
-    def after_reflections(self, taken: Amount) -> "Account":
-        """The account when reflections have taken so much."""
-        return replace(self, used=self.used + taken)
-
-    def after_update(self, before: "Account", n_examples: int) -> "Account":
-        """The account when an update of so many examples is decided.
-
-        `before` was the account before the rollouts and reflections of the update.
-        """
-        each = (self.used + before.used * -1.0) * (1 / n_examples)
-        return replace(self, recent=(*self.recent, each)[-N_RECENT:])
+    def after_update(
+        self, made: Sequence[Rollout], reflections: Usage, n_examples: int
+    ) -> "Account":
+        """The account when an update of so many examples is decided."""
+        account = self.after_rollouts(made)
+        account = replace(account, used=account.used + Amount.of(reflections, 0))
+        if not n_examples:
+            return account
+        each = (account.used + self.used * -1.0) * (1 / n_examples)
+        return replace(account, recent=(*self.recent, each)[-N_RECENT:])
 
     @property
     def per_rollout(self) -> Amount:
@@ -85,10 +83,7 @@ class Account:
         return self.rollouts * (1 / self.n_rollouts) if self.n_rollouts else self.assumed
 
     def per_example(self, group_size: int) -> Amount:
-        """What an example of an update takes at most: its rollouts, and a lesson.
-
-        Whatever else the latest updates took, such as retries, is expected again.
-        """
+        """What an example of an update takes: its rollouts, a lesson, and retries as before."""
         usual = self.per_rollout * group_size + Amount(1.0)
         return Amount(*map(max, zip(*map(astuple, (usual, *self.recent)), strict=True)))
 
@@ -98,10 +93,7 @@ class Account:
         return each * n_rollouts
 
     def n_fitting(self, each: Amount, kept: Amount) -> tuple[float, str]:
-        """How many times `each` fits into what is left beside `kept`; and the limit that says so.
-
-        Without limits, infinitely often.
-        """
+        """How often `each` fits into what is left beside `kept`; and the limit that says so."""
         limits = (self.budget.max_lm_calls, self.budget.max_metric_calls, self.budget.max_cost)
         rows = zip(LIMITS, limits, astuple(self.used + kept), astuple(each), strict=True)
         fitting = {

@@ -9,9 +9,10 @@ import re
 from typing import Any
 
 from dspy.utils import exceptions
-from dspy.utils.exceptions import LMError, LMUnexpectedError
+from dspy.utils.exceptions import LMError
 
 PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
+PASSING_NAMES = frozenset({"APIConnectionError", "Timeout", "APITimeoutError"})
 FATAL_STATUS = frozenset({401, 402, 403, 404})
 FATAL = (
     exceptions.LMAuthError,
@@ -19,10 +20,8 @@ FATAL = (
     exceptions.LMUnsupportedModelError,
     exceptions.LMConfigurationError,
 )
-"""A key that is refused, no credit, no such model, an LM that cannot be used: no call will do."""
 TOO_LONG = re.compile(r"\bcontext (?:size|length|window)\b", re.IGNORECASE)
 """How llama.cpp and vLLM word it; DSPy goes by OpenAI's error code, which these do not send."""
-PASSING_NAMES = frozenset({"APIConnectionError", "Timeout", "APITimeoutError"})
 
 
 def is_passing(error: BaseException) -> bool:
@@ -35,11 +34,10 @@ def is_passing(error: BaseException) -> bool:
     return _status(error) in PASSING_STATUS or type(cause).__name__ in PASSING_NAMES
 
 
-def is_fatal(error: BaseException) -> bool:
-    """Whether every further call would fail in the same way."""
-    if not isinstance(error, LMError) or is_too_long(error):
-        return False
-    return isinstance(error, FATAL) or _status(error) in FATAL_STATUS
+def is_fatal(error: LMError) -> bool:
+    """Whether every further call would fail: a refused key, no credit, no such model."""
+    is_kind = isinstance(error, FATAL) or _status(error) in FATAL_STATUS
+    return is_kind and not is_too_long(error)
 
 
 def is_too_long(error: BaseException) -> bool:
@@ -69,7 +67,7 @@ def retry_after(error: BaseException | None) -> float | None:
 
 
 def _foreign_cause(error: BaseException | None) -> BaseException | None:
-    return error.__cause__ if isinstance(error, LMUnexpectedError) else None
+    return error.__cause__ if isinstance(error, exceptions.LMUnexpectedError) else None
 
 
 def _status(error: BaseException) -> Any:

@@ -2,119 +2,73 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import dspy
 from dspy.utils.exceptions import LMError
 
 from tfgrpo_dspy.budget.faults import is_fatal, is_too_long, is_unanswered
-from tfgrpo_dspy.budget.ledger import NOT_WANTED, Ledger, Reservation
-from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Price, price_of, prompt_bytes
-from tfgrpo_dspy.budget.tasks import CURRENT_TASK
+from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED, Ledger, Reservation
+from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Prices, price_of
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.rollout import Failure, Usage
 
 POLL_S = 0.1
-"""How often a call looks whether others gave some of their dollars back."""
-ASYNC_WAIT_S = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One answered LM call: the module that made it, the last message sent, the text received."""
-
-    caller: Any
-    prompt: str
-    answer: str
-
-
+"""How often a call looks whether others gave some of their dollars back, or the run has ended."""
 ATTEMPT: ContextVar[list[Usage] | None] = ContextVar("tfgrpo_attempt", default=None)
 """What the attempt that this thread makes has used, by DSPy's history."""
 
 
 class Meter:
-    """What the LM copies that carry it have done; each rollout or reflection has its own.
+    """What the LM copies that carry it have done; each rollout or reflection has its own."""
 
-    Calls may come from several threads of one program: while it runs, all that happens here is
-    an append.
-
-    Args:
-        ledger: what calls are taken from; by default one without limits.
-        prices: see `price_of`; looked at where the ledger has a `max_cost`.
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger | None = None,
-        prices: Mapping[str, tuple[float, float]] | None = None,
-    ) -> None:
+    def __init__(self, ledger: Ledger | None = None, prices: Prices | None = None) -> None:
         self.ledger = ledger or Ledger()
         self.provider_failure: Failure | None = None
-        self.is_too_long = False
         self.keeps_history = not dspy.settings.disable_history
         self._prices = prices or {}
         self._was_refused = False
-        self._task = CURRENT_TASK.get()
-        self._answered: list[tuple[list[Any], Mapping[str, Any]]] = []
-        self._n_failed: list[int] = []
-        self._n_unseen: list[int] = []
+        self._abandoned = ABANDONED.get()
+        self._used: list[Usage] = []
+        self._last: tuple[Any, Mapping[str, Any]] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Meter":
-        """A program that copies its own parts still reports to it."""
         return self
 
-    def take(
-        self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Reservation | float:
-        """What was taken for a call; or the seconds after which to try again. Raises RunStopped."""
-        with self._noting_refusal():
-            seconds_held = self.ledger.seconds_held(lm.model)
-            if seconds_held > 0:
-                return seconds_held
-            most = self.most(lm, args, kwargs)
-            taken = self.ledger.take(*most, self._is_abandoned)
-            return POLL_S if taken is None else taken
-
-    def most(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, float]:
-        """The calls and dollars that a call can take at most."""
+    def take(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reservation | None:
+        """Take the calls and dollars that a call may need. None: not now. Raises RunStopped."""
         n = int(kwargs.get("n") or lm.kwargs.get("n") or 1)
         if self.ledger.budget.max_cost is None:
-            return n, 0.0
+            return self.ledger.take(n, 0.0, self._abandoned)
         price = price_of(lm, self._prices)
         if isinstance(price, str):
             self.ledger.stop(f"max_cost: {price}", is_failure=True)
-            price = Price(0.0, 0.0, 1)
-        own = kwargs.get("max_tokens") or kwargs.get("max_completion_tokens")
-        return n, price.most(prompt_bytes(args, kwargs), n, own)
+            raise RunStopped(self.ledger.stopped_because)
+        return self.ledger.take(n, price.most(args, kwargs, n), self._abandoned)
 
     @contextmanager
     def attempting(self, lm: Any, taken: Reservation) -> Iterator[None]:
-        """While one attempt is under way; what it took is settled however it ends.
-
-        Raises:
-            RunStopped: its error is the end of the run.
-        """
+        """During an attempt, which is settled in the end. Raises RunStopped: no call will pass."""
         used: list[Usage] = []
         token = ATTEMPT.set(used)
         n_calls, cost = taken.n_calls, taken.cost
         try:
             yield
             if used:
-                is_unknown = used[-1].n_lm_calls and not used[-1].cost_usd
-                n_calls, cost = used[-1].n_lm_calls, cost if is_unknown else used[-1].cost_usd
+                n_calls = used[-1].n_lm_calls
+                cost = used[-1].cost_usd or (cost if n_calls else 0.0)
             else:  # `forward`, or an LM of the user's own that keeps no history
-                self._n_unseen.append(n_calls)
+                self._used.append(Usage(n_calls))
         except LMError as error:
-            self._n_failed.append(n_calls)
+            self._used.append(Usage(n_calls, n_failed_calls=n_calls))
             cost = cost if is_unanswered(error) else 0.0
             if is_fatal(error):
                 message = self._message(error, lm)
                 self.ledger.stop(message, is_failure=True)
-                self._was_refused = True
                 raise RunStopped(message) from error
             raise
         finally:
@@ -123,122 +77,84 @@ class Meter:
 
     def answered(self, entry: Mapping[str, Any]) -> None:
         """Count a call by its entry in DSPy's history."""
+        usage = self._usage_of(entry)
         used = ATTEMPT.get()
         if used is not None:
-            used.append(self._usage_of(entry))
-        self._answered.append((dspy.settings.caller_modules or [None], entry))
+            used.append(usage)
+        self._used.append(usage)
+        self._last = (dspy.settings.caller_modules or [None])[-1], entry
 
     @contextmanager
-    def noting_failure(self, lm: Any) -> Iterator[None]:
-        """Remember that a call ended in an error, after its retries.
-
-        A prompt that is too long is the program's doing, not the provider's.
-        """
+    def noting(self, lm: Any) -> Iterator[None]:
+        """Remember that a call was refused, or ended in an error after its retries."""
         try:
             yield
+        except RunStopped:
+            self._was_refused = True
+            raise
         except LMError as error:
-            if is_too_long(error):
-                self.is_too_long = True
-            else:
+            if not is_too_long(error):  # which is not the provider's doing
                 self.provider_failure = Failure("provider", self._message(error, lm))
             raise
 
     def _message(self, error: LMError, lm: Any) -> str:
         return redacted(described(error), known_secrets([lm]))
 
-    def take_unseen(self, n_calls: int, cost: float) -> None:
-        """Take calls of an LM that is not metered: no more is known of them. Raises RunStopped."""
-        with self._noting_refusal():
-            while (taken := self.ledger.take(n_calls, cost, self._is_abandoned)) is None:
+    def take_unseen(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Take a call of an LM that is not metered. Raises RunStopped."""
+        with self.noting(lm):
+            while (taken := self.take(lm, args, kwargs)) is None:
                 self.ledger.wait(POLL_S)
-        self.ledger.settle(taken, n_calls, cost)
-        self._n_unseen.append(n_calls)
-
-    @contextmanager
-    def _noting_refusal(self) -> Iterator[None]:
-        try:
-            yield
-        except RunStopped:
-            self._was_refused = True
-            raise
+        self.ledger.settle(taken, taken.n_calls, taken.cost)
+        self._used.append(Usage(taken.n_calls))
 
     def check(self) -> None:
-        """Raises RunStopped: nobody waits for these calls any more, or one of them was refused.
-
-        It was refused even where the program swallowed that.
-        """
-        if self._is_abandoned():
+        """Raises RunStopped: nobody waits for these calls, or one was refused, swallowed or not."""
+        if self._abandoned is not None and self._abandoned.is_set():
             raise RunStopped(NOT_WANTED)
         if self._was_refused:
             raise RunStopped(self.ledger.stopped_because)
 
-    def _is_abandoned(self) -> bool:
-        return self._task is not None and self._task.is_abandoned
-
-    def wait(self, seconds: float) -> None:
-        """Wait; the task's clock stands still. Raises RunStopped: the run has ended meanwhile."""
-        with self._noting_refusal(), self._pausing():
-            self.ledger.wait(seconds)
-
     async def async_wait(self, seconds: float) -> None:
-        """The same in an event loop, whose thread goes on with its other work."""
-        with self._noting_refusal(), self._pausing():
-            while seconds > 0:
-                await asyncio.sleep(min(seconds, ASYNC_WAIT_S))
-                self.ledger.check()
-                seconds -= ASYNC_WAIT_S
-
-    def _pausing(self) -> AbstractContextManager[None]:
-        return self._task.pausing() if self._task else nullcontext()
+        """`Ledger.wait` in an event loop, whose thread goes on with its other work."""
+        while seconds > 0:
+            await asyncio.sleep(min(seconds, POLL_S))
+            self.ledger.check()
+            seconds -= POLL_S
 
     @property
     def usage(self) -> Usage:
-        """What all calls together have cost.
-
-        DSPy makes one list of callers for each call of a module: it tells an adapter's second
-        attempt apart from a predictor's second call. (A module that is no predictor may call its
-        LM as often as it likes.)
-        """
-        predictions = [id(c) for c, _ in self._answered if isinstance(c[-1], dspy.Predict)]
-        extra = Usage(
-            n_lm_calls=sum(self._n_failed) + sum(self._n_unseen),
-            n_failed_calls=sum(self._n_failed),
-            n_second_calls=len(predictions) - len(set(predictions)),
-        )
-        return sum((self._usage_of(entry) for _, entry in self._answered), start=extra)
+        """What all calls together have cost."""
+        return sum(self._used, start=Usage())
 
     def _usage_of(self, entry: Mapping[str, Any]) -> Usage:
-        used = _usage_of(entry)
-        if entry["model"] not in self._prices or not used.n_lm_calls:
+        usage, response = entry["usage"], entry["response"]
+        responses = response if isinstance(response, tuple) else (response,)
+        if not usage and any(map(_reports_tokens, responses)):
+            # DSPy empties the usage of an answer from its cache
+            return Usage(n_cached_calls=len(responses))
+        used = Usage(
+            n_lm_calls=len(responses),  # an engine is called once for each completion
+            prompt_tokens=usage.get("prompt_tokens") or 0,
+            completion_tokens=usage.get("completion_tokens") or 0,
+            cost_usd=entry.get("cost") or 0.0,
+        )
+        if entry["model"] not in self._prices:
             return used
         prompt, completion = self._prices[entry["model"]]
         dollars = used.prompt_tokens * prompt + used.completion_tokens * completion
         return replace(used, cost_usd=dollars / TOKENS_IN_A_PRICE)
 
     @property
-    def last_call(self) -> Call | None:
-        """The last call that was answered."""
-        if not self._answered:
+    def last_call(self) -> tuple[Any, str, str] | None:
+        """Of the last answered call: the module that made it, the last message sent, the answer."""
+        if self._last is None:
             return None
-        callers, entry = self._answered[-1]
+        caller, entry = self._last
         prompt = entry["messages"][-1]["content"] if entry["messages"] else entry["prompt"]
         answer = entry["outputs"][0] if entry["outputs"] else ""
         answer = answer.get("text") if isinstance(answer, Mapping) else answer
-        return Call(callers[-1], str(prompt), str(answer or ""))
-
-
-def _usage_of(entry: Mapping[str, Any]) -> Usage:
-    usage, response = entry["usage"], entry["response"]
-    responses = response if isinstance(response, tuple) else (response,)
-    if not usage and any(_reports_tokens(response) for response in responses):
-        # DSPy empties the usage of an answer from its cache
-        return Usage(n_cached_calls=len(responses))
-    return Usage(
-        n_lm_calls=len(responses),  # an engine is called once for each completion
-        prompt_tokens=usage.get("prompt_tokens") or 0,
-        completion_tokens=usage.get("completion_tokens") or 0,
-        cost_usd=entry.get("cost") or 0.0,
-    )
+        return caller, str(prompt), str(answer or "")
 
 
 def _reports_tokens(response: Any) -> bool:

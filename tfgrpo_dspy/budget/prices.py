@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+Prices = Mapping[str, tuple[float, float]]
+"""US dollars for a million prompt tokens and a million completion tokens, by `lm.model`."""
 TOKENS_IN_A_PRICE = 1_000_000
 
 
@@ -16,19 +18,15 @@ class Price:
     completion: float
     max_tokens: int
 
-    def most(self, prompt_bytes: int, n: int, max_tokens: int | None) -> float:
+    def most(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], n: int) -> float:
         """The most that a call for n completions can cost; a token has at least one byte."""
-        completion = (max_tokens or self.max_tokens) * self.completion
-        return n * (prompt_bytes * self.prompt + completion)
+        n_bytes = len(json.dumps([args, dict(kwargs)], default=_as_sent).encode())
+        longest = _max_tokens(kwargs) or self.max_tokens
+        return n * (n_bytes * self.prompt + longest * self.completion)
 
 
-def price_of(lm: Any, prices: Mapping[str, tuple[float, float]]) -> Price | str:
-    """The price of an LM, or what is missing to know it, in words.
-
-    Args:
-        lm: a dspy.LM.
-        prices: US dollars for a million prompt and completion tokens, by `lm.model`.
-    """
+def price_of(lm: Any, prices: Prices) -> Price | str:
+    """The price of a dspy.LM, or what is missing to know it, in words."""
     listed = _listed(lm)
     if lm.model in prices:
         prompt, completion = (float(p) / TOKENS_IN_A_PRICE for p in prices[lm.model])
@@ -39,17 +37,14 @@ def price_of(lm: Any, prices: Mapping[str, tuple[float, float]]) -> Price | str:
         )
     else:
         prompt, completion = listed["input_cost_per_token"], listed["output_cost_per_token"]
-    kwargs = getattr(lm, "kwargs", {})
-    limit = kwargs.get("max_tokens") or kwargs.get("max_completion_tokens")
-    limit = limit or listed.get("max_output_tokens")
+    limit = _max_tokens(getattr(lm, "kwargs", {})) or listed.get("max_output_tokens")
     if not limit:
         return f"nothing limits how long an answer of {lm.model} gets; set max_tokens on it."
     return Price(prompt, completion, int(limit))
 
 
-def prompt_bytes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """How long the request is, as JSON: more than its tokens."""
-    return len(json.dumps([args, dict(kwargs)], default=_as_sent).encode())
+def _max_tokens(kwargs: Mapping[str, Any]) -> Any:
+    return kwargs.get("max_tokens") or kwargs.get("max_completion_tokens")
 
 
 def _as_sent(value: Any) -> Any:

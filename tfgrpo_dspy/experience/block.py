@@ -1,12 +1,10 @@
 """The baked block: how a library stands in a predictor's instructions, and how it is read back.
 
-Text only, no programs. Reading back is exact for any text of an experience: what could end the
-line, the block or the adapter's own sections is written as `\\uXXXX`.
+What could end the line, the block or the adapter's own sections is written as `\\uXXXX`.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience.values import ALL, Experience
@@ -17,7 +15,7 @@ HEADER = "Advice learned from earlier attempts:"
 
 _BLOCK = re.compile(rf"^{BEGIN}\n{HEADER}\n.*?\n{END}$", re.MULTILINE | re.DOTALL)
 _LINE = re.compile(r"\[(E[1-9][0-9]*)(\*?)\] (.+)")
-_LAST_LINE = re.compile(r"\((?:order: (E[0-9]+(?: E[0-9]+)*); )?next id: E([1-9][0-9]*)\)")
+_LAST_LINE = re.compile(r"\(next id: E([1-9][0-9]*)\)")
 _ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
 _TO_ESCAPE = re.compile(
     r"\\(?=u[0-9a-f]{4})"  # a backslash that would read as one of our escapes
@@ -26,18 +24,6 @@ _TO_ESCAPE = re.compile(
     r"|\[(?=\[\s*##)",  # the section markers of DSPy's chat adapter
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """What one block says: its experiences, the order of the whole library, the next free id.
-
-    `order` holds ids, and is empty where the library is in the order of its numbers.
-    """
-
-    experiences: tuple[Experience, ...]
-    order: tuple[str, ...]
-    next_number: int
 
 
 def render_lines(experiences: Iterable[Experience]) -> str:
@@ -49,21 +35,13 @@ def render_lines(experiences: Iterable[Experience]) -> str:
     )
 
 
-def write_block(visible: Sequence[Experience], library: Iterable[Experience], next_n: int) -> str:
-    """The block for one predictor, from the experiences that it is given (at least one).
-
-    The ids of the whole library are written only where they do not ascend.
-    """
-    numbers = [experience.number for experience in library]
-    order = " ".join(f"E{number}" for number in numbers)
-    ids = "" if numbers == sorted(numbers) else f"order: {order}; "
-    return "\n".join([BEGIN, HEADER, render_lines(visible), f"({ids}next id: E{next_n})", END])
+def write_block(visible: Iterable[Experience], next_number: int) -> str:
+    """The block for one predictor, from the experiences that it is given (at least one)."""
+    return f"{BEGIN}\n{HEADER}\n{render_lines(visible)}\n(next id: E{next_number})\n{END}"
 
 
 def split_instructions(instructions: str) -> tuple[str, str, str]:
     """What stands before the block, the block ("" if there is none), and what follows it.
-
-    Other optimizers append text behind the block (SIMBA its rules), or put text around it (ReAct).
 
     Raises:
         LibraryFormatError: there are two blocks, or one that does not end.
@@ -73,8 +51,7 @@ def split_instructions(instructions: str) -> tuple[str, str, str]:
     if n_begun != len(found) or n_begun > 1:
         raise LibraryFormatError(
             f"The instructions {instructions[:120]!r}... hold {n_begun} blocks of experiences, "
-            f"{len(found)} of which end with the line {END}; keep one block from the line {BEGIN} "
-            f"to the line {END}, or none."
+            f"{len(found)} of which end with the line {END}; keep one, or none."
         )
     if not found:
         return instructions, "", ""
@@ -83,10 +60,7 @@ def split_instructions(instructions: str) -> tuple[str, str, str]:
 
 
 def replace_block(instructions: str, new: str = "") -> str:
-    """The instructions with the new block in place of the old one; at the end if there was none.
-
-    Without a new block, the instructions as they were before any was written.
-    """
+    """The instructions with the new block in place of the old one, or at the end; or with none."""
     before, old, after = split_instructions(instructions)
     if old and new:
         return before + new + after
@@ -96,8 +70,8 @@ def replace_block(instructions: str, new: str = "") -> str:
     return f"{before}\n\n{new}" if before and new else before + new
 
 
-def parse_block(text: str, predictor: str) -> Block:
-    """What a block says, for the predictor in whose instructions it stands.
+def parse_block(text: str, predictor: str) -> tuple[list[Experience], int]:
+    """The experiences of a predictor's block, and the number of the next free id.
 
     Raises:
         LibraryFormatError: a line is not of the form that `write_block` gives; names it.
@@ -106,19 +80,10 @@ def parse_block(text: str, predictor: str) -> Block:
     found = _LAST_LINE.fullmatch(last)
     if found is None:
         raise LibraryFormatError(
-            f"The experiences baked into predictor {predictor!r} do not end with their next free "
-            f"id but with {last!r}; restore the line '(next id: E<number>)', or remove the "
-            f"whole block from {BEGIN} to {END}."
+            f"The experiences baked into predictor {predictor!r} end with {last!r}; restore the "
+            f"line '(next id: E<number>)', or remove all from {BEGIN} to {END}."
         )
-    experiences = tuple(_parse_line(line, predictor) for line in lines)
-    next_number = int(found[2])
-    taken = [experience.id for experience in experiences if experience.number >= next_number]
-    if taken:
-        raise LibraryFormatError(
-            f"The experiences baked into predictor {predictor!r} give E{next_number} as their next "
-            f"free id, but hold {taken}; raise the number in their last line."
-        )
-    return Block(experiences, tuple((found[1] or "").split()), next_number)
+    return [_parse_line(line, predictor) for line in lines], int(found[1])
 
 
 def _parse_line(line: str, predictor: str) -> Experience:
@@ -138,14 +103,12 @@ def _parse_line(line: str, predictor: str) -> Experience:
 def plain_instructions(instructions: str) -> str:
     """The instructions with each baked experience as a line of its own, without ids and markers.
 
-    Small models follow a plain line better than one in a block; large ones do not mind the block.
-
     Raises:
         LibraryFormatError: the block is damaged.
     """
     before, block, after = split_instructions(instructions)
     if not block:
         return instructions
-    advice = [experience.text for experience in parse_block(block, "self").experiences]
+    advice = [experience.text for experience in parse_block(block, "self")[0]]
     before = before.removesuffix("\n\n")
     return "\n".join([before, *advice] if before else advice) + after

@@ -1,41 +1,20 @@
-"""The library: an immutable, ordered set of experiences; apply, compare, merge, bake, save.
-
-Programs are known by their shape only (`named_predictors`, `signature`), so that reading a library
-needs no DSPy. The text of a baked block is written and read in `block`.
-"""
+"""The library: an immutable, ordered set of experiences; apply, compare, merge, bake, save."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import BaseModel, StrictInt
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
-from tfgrpo_dspy.experience.block import (
-    parse_block,
-    render_lines,
-    replace_block,
-    split_instructions,
-    write_block,
-)
-from tfgrpo_dspy.experience.operations import (
-    DEFAULT_LIMITS,
-    Limits,
-    changed,
-    check_operations,
-    normalized,
-    with_evidence,
-)
+from tfgrpo_dspy.experience import block
+from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits, carry_out, normalized
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with_instructions
 from tfgrpo_dspy.experience.values import (
     ALL,
-    Add,
-    Delete,
     Experience,
-    LibraryDiff,
     Operation,
     Refusal,
     operation_from,
@@ -43,16 +22,22 @@ from tfgrpo_dspy.experience.values import (
 )
 
 ProgramT = TypeVar("ProgramT")
+Written = Operation | Mapping[str, Any]  # an operation, or a mapping as an LM writes it
 FORMAT = {"format": "tfgrpo_dspy.library", "version": 1}
-_EXPERIENCES = TypeAdapter(list[Experience], config=ConfigDict(extra="forbid"))
+
+
+class _File(BaseModel, extra="forbid"):
+    experiences: list[Experience]
+    next_number: StrictInt | None = None
+    format: Literal["tfgrpo_dspy.library"] = "tfgrpo_dspy.library"
+    version: Literal[1] = 1
 
 
 @dataclass(frozen=True, init=False)
 class ExperienceLibrary:
-    """An immutable, ordered set of experiences with stable ids that are never used twice.
+    """An immutable set of experiences, in the order of their ids, which are never used twice.
 
-    Two libraries are equal when ids, texts, scopes, their order and the next free id are;
-    evidence takes no part.
+    Two libraries are equal when ids, texts, scopes and the next free id are.
 
         >>> library = ExperienceLibrary([Experience(id="E1", text="Ask for the order number.")])
         >>> library = library.apply([{"op": "ADD", "text": "Say sorry first."}])
@@ -61,7 +46,7 @@ class ExperienceLibrary:
         [E2*] Say sorry first.
 
     Args:
-        experiences: in the order in which they are to stand.
+        experiences: in any order.
         next_number: the number of the next free id; by default the highest in use plus one.
 
     Raises:
@@ -74,18 +59,14 @@ class ExperienceLibrary:
     def __init__(
         self, experiences: Iterable[Experience] = (), *, next_number: int | None = None
     ) -> None:
-        experiences = tuple(experiences)
-        twice = [id_ for id_, n in Counter(each.id for each in experiences).items() if n > 1]
-        if twice:
-            raise LibraryError(f"ids {twice} occur twice; an id names one experience.")
-        free = 1 + max((experience.number for experience in experiences), default=0)
-        if next_number is None:
-            next_number = free
+        experiences = tuple(sorted(experiences, key=lambda experience: experience.number))
+        ids = [experience.id for experience in experiences]
+        if len(set(ids)) < len(ids):
+            raise LibraryError(f"ids {ids}: one occurs twice; an id names one experience.")
+        free = experiences[-1].number + 1 if experiences else 1
+        next_number = free if next_number is None else next_number
         if not isinstance(next_number, int) or next_number < free:
-            raise LibraryError(
-                f"next_number={next_number!r}: must be a whole number of at least {free}, above "
-                f"every id in use."
-            )
+            raise LibraryError(f"next_number={next_number!r}: give a number of at least {free}.")
         object.__setattr__(self, "experiences", experiences)
         object.__setattr__(self, "next_number", next_number)
 
@@ -106,8 +87,7 @@ class ExperienceLibrary:
 
     def __contains__(self, id_: object) -> bool:
         """Whether it holds an experience of this id: `"E1" in library`."""
-        wanted = id_.id if isinstance(id_, Experience) else id_
-        return any(experience.id == wanted for experience in self)
+        return id_ in self._by_id()
 
     def __getitem__(self, id_: str) -> Experience:
         """The experience of that id. Raises KeyError."""
@@ -122,32 +102,14 @@ class ExperienceLibrary:
 
     def render(self) -> str:
         """The experiences as text, a line each; those for one predictor say for which."""
-        return "\n".join(render_lines([each]) + scope_note(each.scope) for each in self)
+        return "\n".join(block.render_lines([each]) + scope_note(each.scope) for each in self)
 
-    def _visible_to(self, predictor: str) -> list[Experience]:
-        return [experience for experience in self if experience.scope in (ALL, predictor)]
-
-    def bare(self) -> "ExperienceLibrary":
-        """An equal library without annotations."""
-        plain = [Experience(*experience.content) for experience in self]
-        return ExperienceLibrary(plain, next_number=self.next_number)
-
-    def annotated(self, annotations: Mapping[str, Mapping[str, Any]]) -> "ExperienceLibrary":
-        """The library with other annotations, by id; equal to this one.
-
-        `library.annotated({"E2": {"effect": Effect(0.1, 0.04, 80), "is_on_trial": False}})`
-        """
-        return ExperienceLibrary(
-            (replace(experience, **annotations.get(experience.id, {})) for experience in self),
-            next_number=self.next_number,
-        )
-
-    # ------------------------------------------------------------------ operations
+    def holding(self, experiences: Iterable[Experience]) -> "ExperienceLibrary":
+        """A library of these experiences, with the next free id of this one."""
+        return ExperienceLibrary(experiences, next_number=self.next_number)
 
     def apply(
-        self,
-        operations: Iterable[Operation | Mapping[str, Any]],
-        limits: Limits = DEFAULT_LIMITS,
+        self, operations: Iterable[Written], limits: Limits = DEFAULT_LIMITS
     ) -> "ExperienceLibrary":
         """The library after the operations; those that `refusals` names are left out.
 
@@ -157,27 +119,15 @@ class ExperienceLibrary:
         Raises:
             LibraryError: an operation is malformed, such as one with a misspelt `op`.
         """
-        given = [operations] if isinstance(operations, Mapping) else operations
-        accepted, _ = check_operations(self, [operation_from(each) for each in given], limits)
-        by_id = self._by_id()
-        next_number = self.next_number
-        for operation in accepted:
-            if isinstance(operation, Add):
-                added = Experience(f"E{next_number}", operation.text, operation.scope)
-                by_id[added.id] = with_evidence(added, operation.evidence)
-                next_number += 1
-            elif isinstance(operation, Delete):
-                del by_id[operation.id]
-            else:
-                by_id[operation.id] = changed(by_id[operation.id], operation)
-        return ExperienceLibrary(by_id.values(), next_number=next_number)
+        parsed = [operation_from(each) for each in operations]
+        after, _, _ = carry_out(parsed, self, self.next_number, limits)
+        n_added = sum(experience.number >= self.next_number for experience in after)
+        return ExperienceLibrary(after, next_number=self.next_number + n_added)
 
     def refusals(
-        self,
-        operations: Iterable[Operation | Mapping[str, Any]],
-        limits: Limits = DEFAULT_LIMITS,
+        self, operations: Iterable[Written], limits: Limits = DEFAULT_LIMITS
     ) -> tuple[Refusal, ...]:
-        """The operations that the library does not accept, and why.
+        """The operations that the library does not accept, and why: first the malformed ones.
 
         An operation is refused that is malformed; names an id that is not in the library, or one
         that an earlier operation of the list names (the first one counts); has an empty text or
@@ -185,34 +135,36 @@ class ExperienceLibrary:
         punctuation and spacing, where the scopes meet); changes nothing; or adds to a full
         library (the deletions of the list make room first).
         """
-        return tuple(check_operations(self, operations, limits)[1])
+        parsed: list[Operation] = []
+        malformed: list[Refusal] = []
+        for written in operations:
+            try:
+                parsed.append(operation_from(written))
+            except LibraryError as error:
+                malformed.append(Refusal(written, str(error)))
+        return (*malformed, *carry_out(parsed, self, self.next_number, limits)[2])
 
-    # ------------------------------------------------------------------ two libraries
-
-    def diff(self, other: "ExperienceLibrary") -> LibraryDiff:
-        """What turns this library into the other, by id; order and next free id are not shown."""
-        old, new = self._by_id(), other._by_id()  # noqa: SLF001 - of the same class
-        return LibraryDiff(
-            added=tuple(new[id_] for id_ in new if id_ not in old),
-            removed=tuple(old[id_] for id_ in old if id_ not in new),
-            modified=tuple((old[i], new[i]) for i in old if i in new and old[i] != new[i]),
-        )
+    def diff(self, other: "ExperienceLibrary") -> str:
+        """A line for each experience that the two do not share, by id; "" where there is none."""
+        lines = [f"+ {new}" for new in other if new.id not in self]
+        lines += [f"- {old}" for old in self if old.id not in other]
+        both = [(old, other[old.id]) for old in self if old.id in other]
+        lines += [f"~ {old} -> {new}" for old, new in both if old != new]
+        return "\n".join(lines)
 
     def merge(self, other: "ExperienceLibrary") -> "ExperienceLibrary":
-        """This library, then what the other has besides.
+        """This library and what the other has besides.
 
-        Own ids stay; an id of the other's that is taken (or was, before a DELETE) gives way to
-        the next free one. What says the same in the same scope is kept once, with the evidence
-        of both.
+        Own ids stay; a taken or retired id of the other's gives way to the next free one. What
+        says the same in the same scope is kept once, with the evidence of both.
         """
         merged = self._by_id()
         id_by_content = {(normalized(each.text), each.scope): each.id for each in self}
         next_number = max(self.next_number, other.next_number)
         for experience in other:
             content = (normalized(experience.text), experience.scope)
-            if content in id_by_content:
-                same = id_by_content[content]
-                merged[same] = with_evidence(merged[same], experience.evidence)
+            if same := id_by_content.get(content):
+                merged[same] = merged[same].with_evidence(experience.evidence)
                 continue
             if experience.number < self.next_number:
                 experience = replace(experience, id=f"E{next_number}")
@@ -221,14 +173,11 @@ class ExperienceLibrary:
             id_by_content[content] = experience.id
         return ExperienceLibrary(merged.values(), next_number=next_number)
 
-    # ------------------------------------------------------------------ programs
-
     def bake(self, program: ProgramT) -> ProgramT:
         """A copy of the program with this library in its instructions, in place of any other.
 
-        The copy shares the program's LMs. An empty library takes the block away and leaves the
-        instructions byte for byte as they were before the first bake (and with the block goes
-        the memory of retired ids).
+        The copy shares the program's LMs. An empty library leaves the instructions byte for byte as
+        they were before the first bake; with the block goes the memory of retired ids.
 
         Raises:
             LibraryError: a scope is not the name of one of the program's predictors.
@@ -241,9 +190,9 @@ class ExperienceLibrary:
                 f"scopes {unknown} name no predictor of the program; it has {sorted(predictors)}."
             )
         for name, predictor in predictors.items():
-            visible = self._visible_to(name)
-            block = write_block(visible, self, self.next_number) if visible else ""
-            instructions = replace_block(predictor.signature.instructions, block)
+            visible = [experience for experience in self if experience.scope in (ALL, name)]
+            written = block.write_block(visible, self.next_number) if visible else ""
+            instructions = block.replace_block(predictor.signature.instructions, written)
             if instructions != predictor.signature.instructions:
                 predictor.signature = with_instructions(predictor.signature, instructions)
         return baked
@@ -258,24 +207,27 @@ class ExperienceLibrary:
         Raises:
             LibraryFormatError: a block was damaged, or two predictors disagree on an id.
         """
-        blocks = [
-            parse_block(block, name)
-            for name, predictor in named_predictors(program)
-            if (block := split_instructions(predictor.signature.instructions)[1])
-        ]
-        by_id = _one_of_each([each for block in blocks for each in block.experiences])
-        order = next((block.order for block in blocks if block.order), ())
-        place = {id_: index for index, id_ in enumerate(order)}
-        ordered = sorted(
-            by_id.values(), key=lambda each: (place.get(each.id, len(place)), each.number)
-        )
-        return cls(ordered, next_number=max((block.next_number for block in blocks), default=None))
-
-    # ------------------------------------------------------------------ files
+        by_id: dict[str, Experience] = {}
+        next_number = 1
+        for name, predictor in named_predictors(program):
+            _, written, _ = block.split_instructions(predictor.signature.instructions)
+            experiences, free = block.parse_block(written, name) if written else ([], 1)
+            next_number = max(next_number, free, *(each.number + 1 for each in experiences))
+            for experience in experiences:
+                known = by_id.setdefault(experience.id, experience)
+                if known != experience:
+                    raise LibraryFormatError(
+                        f"Two predictors disagree on an id: {known} and {experience}; give both "
+                        f"lines the same text."
+                    )
+        return cls(by_id.values(), next_number=next_number)
 
     def to_dict(self) -> dict[str, Any]:
         """What `save` writes: the library with its evidence, as values that JSON has."""
-        experiences = [experience.to_dict() for experience in self]
+        experiences = [
+            {name: value for name, value in asdict(each).items() if value not in (None, False)}
+            for each in self
+        ]
         return {**FORMAT, "next_number": self.next_number, "experiences": experiences}
 
     def save(self, path: str | Path) -> None:
@@ -307,29 +259,12 @@ class ExperienceLibrary:
         Raises:
             LibraryFormatError: the record is not a library, or one of a newer version.
         """
-        is_library = isinstance(record, dict) and isinstance(record.get("experiences"), list)
-        if not is_library or {name: record.get(name, FORMAT[name]) for name in FORMAT} != FORMAT:
+        try:
+            known = _File.model_validate(record)
+            return cls(known.experiences, next_number=known.next_number)
+        except ValueError as error:
             raise LibraryFormatError(
-                f"{source} is not a library of version {FORMAT['version']}; pass a file that "
+                f"{source} is not a library of version 1: {error}; pass a file that "
                 f"ExperienceLibrary.save wrote, or one that holds "
                 f'{{"experiences": [{{"id": "E1", "text": "..."}}]}}.'
-            )
-        try:
-            experiences = _EXPERIENCES.validate_python(record["experiences"])
-            return cls(experiences, next_number=record.get("next_number"))
-        except ValueError as error:
-            raise LibraryFormatError(f"{source} is a damaged library: {error}.") from error
-
-
-def _one_of_each(experiences: Iterable[Experience]) -> dict[str, Experience]:
-    """The experiences of several predictors by id; those that two have must be equal."""
-    by_id: dict[str, Experience] = {}
-    for experience in experiences:
-        known = by_id.setdefault(experience.id, experience)
-        if known != experience:
-            raise LibraryFormatError(
-                f"Two predictors disagree on {experience.id}: {known.text!r} for "
-                f"{known.scope!r}, {experience.text!r} for {experience.scope!r}; give "
-                f"both lines the same text."
-            )
-    return by_id
+            ) from error

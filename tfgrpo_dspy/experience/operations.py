@@ -3,23 +3,10 @@
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from tfgrpo_dspy.errors import LibraryError
-from tfgrpo_dspy.experience.values import (
-    ALL,
-    Add,
-    Delete,
-    Evidence,
-    Experience,
-    Keep,
-    Modify,
-    Operation,
-    Refusal,
-    operation_from,
-)
+from tfgrpo_dspy.experience.values import ALL, Add, Delete, Experience, Modify, Operation, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +21,13 @@ DEFAULT_LIMITS = Limits()
 _WORD = re.compile(
     r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\s\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+"
 )
+# What a normalized text keeps: letters, marks (in many scripts the vowels), digits, `<`, `$`, `_`.
 _MEANING = ("L", "M", "N", "Sm", "Sc", "Pc")
-"""Unicode categories of the characters that a normalized text keeps."""
 
 
 @functools.lru_cache(maxsize=4096)
 def normalized(text: str) -> str:
-    """The text without case, punctuation and spacing: two texts with the same result say the same.
-
-    What stays are letters, digits, marks (in many scripts the vowels) and the signs of
-    mathematics and money: `x > 0` is not `x < 0`.
-    """
+    """The text without case, punctuation and spacing; the signs of mathematics and money stay."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     kept = (c if unicodedata.category(c).startswith(_MEANING) else " " for c in folded)
     return " ".join("".join(kept).split()) or text.strip()
@@ -55,108 +38,71 @@ def n_words(text: str) -> int:
     return len(_WORD.findall(text))
 
 
-def with_evidence(experience: Experience, evidence: Iterable[Evidence]) -> Experience:
-    """The experience with more evidence; what it has already is not repeated."""
-    return replace(experience, evidence=tuple(dict.fromkeys((*experience.evidence, *evidence))))
-
-
-def changed(experience: Experience, operation: Modify | Keep) -> Experience:
-    """The experience after a MODIFY or a KEEP.
-
-    What was measured of one text says nothing of another: a MODIFY voids effect, price and being
-    on trial, and keeps evidence.
-    """
-    supported = with_evidence(experience, operation.evidence)
-    if isinstance(operation, Keep):
-        return supported
-    scope = operation.scope or experience.scope
-    return Experience(experience.id, operation.text, scope, supported.evidence)
-
-
-def check_operations(
+def carry_out(
+    operations: Sequence[Operation],
     library: Iterable[Experience],
-    operations: Iterable[Operation | Mapping[str, Any]],
+    next_number: int,
     limits: Limits,
-) -> tuple[list[Operation], list[Refusal]]:
-    """The operations that the library accepts, in their order, and those that it refuses."""
-    parsed: list[tuple[Any, Operation | Refusal]] = []
-    for given in [operations] if isinstance(operations, Mapping) else operations:
-        try:
-            parsed.append((given, operation_from(given)))
-        except LibraryError as error:
-            parsed.append((given, Refusal(given, str(error))))
-    valid = [operation for _, operation in parsed if not isinstance(operation, Refusal)]
-    checker = _Checker(library, valid, limits)
+) -> tuple[list[Experience], list[Operation], list[Refusal]]:
+    """The experiences after the operations; the operations that are accepted; those refused."""
+    before = {experience.id: experience for experience in library}
+    first = {each.id: each for each in reversed(operations) if not isinstance(each, Add)}
+    now = {id_: before[id_] for id_ in before if not isinstance(first.get(id_), Delete)}
     accepted: list[Operation] = []
     refused: list[Refusal] = []
-    for given, operation in parsed:
-        if isinstance(operation, Refusal):
-            refused.append(operation)
-        elif reason := checker.reason(operation):
-            refused.append(Refusal(given, reason))
+    for operation in operations:
+        if reason := _reason(operation, before, now, first, limits):
+            refused.append(Refusal(operation, reason))
+            continue
+        accepted.append(operation)
+        if isinstance(operation, Delete):
+            continue
+        if isinstance(operation, Add):
+            new = Experience(f"E{next_number}", operation.text, operation.scope)
+            next_number += 1
         else:
-            checker.accept(operation)
-            accepted.append(operation)
-    return accepted, refused
+            new = now[operation.id]
+        if isinstance(operation, Modify):  # what was measured of the old text is not kept
+            new = Experience(new.id, operation.text, operation.scope or new.scope, new.evidence)
+        now[new.id] = new.with_evidence(operation.evidence)
+    return [*now.values()], accepted, refused
 
 
-class _Checker:
-    """Why an operation is refused, given those before it in the list."""
-
-    def __init__(
-        self, library: Iterable[Experience], operations: Iterable[Operation], limits: Limits
-    ) -> None:
-        self.by_id = {experience.id: experience for experience in library}
-        self.limits = limits
-        self.named: set[str] = set()
-        self.added: list[Add] = []
-        first: dict[str, Operation] = {}
-        for operation in operations:
-            if not isinstance(operation, Add):
-                first.setdefault(operation.id, operation)
-        deleted = {id_ for id_, operation in first.items() if isinstance(operation, Delete)}
-        self.staying = self.by_id.keys() - deleted
-
-    def reason(self, operation: Operation) -> str:
-        """The reason, or "" for an operation that is accepted."""
-        if isinstance(operation, Add):
-            n_experiences = len(self.staying) + len(self.added)
-            is_full = n_experiences >= self.limits.max_experiences
-            full = f"the library is full: {n_experiences} experiences" if is_full else ""
-            return full or self._about_text(operation, operation.scope)
-        if operation.id not in self.by_id:
-            return f"there is no {operation.id}"
-        if operation.id in self.named:
-            return f"an earlier operation of this list names {operation.id}; the first one counts"
-        self.named.add(operation.id)
-        if isinstance(operation, Modify):
-            old = self.by_id[operation.id]
-            if (operation.text.strip(), operation.scope or old.scope) == (old.text, old.scope):
-                return f"{operation.id} says just this already"
-            return self._about_text(operation, operation.scope or old.scope)
+def _reason(
+    operation: Operation,
+    before: Mapping[str, Experience],
+    now: Mapping[str, Experience],
+    first: Mapping[str, Operation],
+    limits: Limits,
+) -> str:
+    """Why the operation is refused; "" if it is accepted."""
+    if isinstance(operation, Add):
+        if len(now) >= limits.max_experiences:
+            return f"the library is full: {len(now)} experiences"
+        return _text_reason(operation.text, operation.scope, now.values(), limits)
+    if operation.id not in before:
+        return f"there is no {operation.id}"
+    if first[operation.id] is not operation:
+        return f"an earlier operation of this list names {operation.id}; the first one counts"
+    if not isinstance(operation, Modify):
         return ""
+    old = before[operation.id]
+    scope = operation.scope or old.scope
+    if (operation.text.strip(), scope) == (old.text, old.scope):
+        return f"{old.id} says just this already"
+    others = [experience for experience in now.values() if experience.id != old.id]
+    return _text_reason(operation.text, scope, others, limits)
 
-    def accept(self, operation: Operation) -> None:
-        """Count the operation in what is said of the later ones."""
-        if isinstance(operation, Add):
-            self.added.append(operation)
-        elif isinstance(operation, Modify):
-            self.by_id[operation.id] = changed(self.by_id[operation.id], operation)
 
-    def _about_text(self, operation: Add | Modify, scope: str) -> str:
-        words = n_words(operation.text)
-        if not words:
-            return "the text is empty"
-        if words > self.limits.max_experience_words:
-            return f"{words} words; at most {self.limits.max_experience_words} are allowed"
-        own_id = operation.id if isinstance(operation, Modify) else ""
-        others: list[tuple[str, Experience | Add]] = [
-            (id_, known) for id_, known in self.by_id.items() if id_ in self.staying - {own_id}
-        ]
-        others += [("an earlier ADD of this list", add) for add in self.added]
-        text = normalized(operation.text)
-        for id_, other in others:
-            meets = ALL in (scope, other.scope) or scope == other.scope
-            if meets and normalized(other.text) == text:
-                return f"{id_} says this already"
-        return ""
+def _text_reason(text: str, scope: str, others: Iterable[Experience], limits: Limits) -> str:
+    words = n_words(text)
+    if not words:
+        return "the text is empty"
+    if words > limits.max_experience_words:
+        return f"{words} words; at most {limits.max_experience_words} are allowed"
+    for other in others:
+        if normalized(other.text) == normalized(text) and (
+            ALL in (scope, other.scope) or scope == other.scope
+        ):
+            return f"{other.id} says this already"
+    return ""

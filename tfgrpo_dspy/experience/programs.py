@@ -1,7 +1,4 @@
-"""Programs as far as a library needs them: their predictors, their LMs, a copy that shares LMs.
-
-Programs are known by their shape only, so that no DSPy has to be imported.
-"""
+"""Programs by their shape (no DSPy is imported): their predictors, their LMs, a copy."""
 
 import copy
 from collections.abc import Mapping
@@ -32,15 +29,10 @@ def with_instructions(signature: Any, instructions: str) -> Any:
 
 
 def copy_program(program: ProgramT, lms: Mapping[int, Any] | None = None) -> ProgramT:
-    """A deep copy that shares the program's LMs, which DSPy's own copy would double.
+    """A deep copy with these LMs in place of the program's, by `id`; by default with the same LMs.
 
-    What else refuses to be copied (a lock, a connection) is shared too, but never a module:
-    DSPy's own copy would share the predictors of a list that holds such a thing.
-
-    Args:
-        program: a DSPy module.
-        lms: what stands in the copy for each LM of the program, by `id` of the LM; by default
-            each LM stands for itself.
+    What else refuses to be copied (a lock, a connection) is shared, but never a module: DSPy's own
+    copy would share the predictors of a list that holds such a thing.
     """
     if lms is None:
         lms = {id(lm): lm for lm in language_models(program)}

@@ -1,12 +1,11 @@
 """Experiences, the operations on them, and refusals: plain values.
 
-What is not legal cannot be built: every constructor checks its arguments. What an operation does
-to a library is decided in `library`, when it is refused in `operations`.
+What is not legal cannot be built: every constructor checks its arguments.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from tfgrpo_dspy.errors import LibraryError
@@ -14,7 +13,14 @@ from tfgrpo_dspy.errors import LibraryError
 ALL = "*"
 """The scope of an experience that every predictor of the program is given."""
 
-_ID = re.compile(r"E([1-9][0-9]*)")
+_TEXT = (r"[^\ud800-\udfff]*", "give a string of whole characters")
+# The form of the fields of experiences and operations, and what to do about another.
+_FORMS = {
+    "id": (r"E[1-9][0-9]*", "an id is 'E' and a number from 1, such as 'E1'"),
+    "text": _TEXT,
+    "scope": (r"[^\ud800-\udfff]+", "give a predictor's name, or '*' for all"),
+    "reason": _TEXT,
+}
 _WRITTEN_ID = re.compile(r"[\[(]?\s*[eE]?([1-9][0-9]*)\*?\s*[\])]?")
 
 
@@ -36,17 +42,12 @@ class Evidence:
     rollout_ids: tuple[int, ...]
     scores: tuple[float | None, ...]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rollout_ids", tuple(self.rollout_ids))
-        object.__setattr__(self, "scores", tuple(self.scores))
-
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What an experience's presence does to the score: an estimate with its standard error.
+    """What an experience adds to the score, as a mean over examples like the training examples.
 
-    The estimate is the mean over examples like the training examples; `n_rollouts` rollouts were
-    given the experience.
+    `n_rollouts` rollouts were given the experience.
     """
 
     estimate: float
@@ -80,115 +81,70 @@ class Experience:
     is_on_trial: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check(self, "id", "text", "scope")
+        _check(self)
         if not self.text.strip():
             raise LibraryError(f"text={self.text!r}: an experience is a line, not empty.")
         object.__setattr__(self, "text", self.text.strip())
-        object.__setattr__(self, "evidence", tuple(self.evidence))
 
     @property
     def number(self) -> int:
         """The number in the id: 7 for "E7"."""
         return int(self.id[1:])
 
-    @property
-    def content(self) -> tuple[str, str, str]:
-        """What takes part in equality: id, text and scope."""
-        return (self.id, self.text, self.scope)
-
-    @property
-    def line(self) -> str:
-        """Id, text and scope: `[E2] Say sorry first. (for solve)`."""
-        return f"[{self.id}] {self.text}{scope_note(self.scope)}"
+    def with_evidence(self, evidence: Iterable[Evidence]) -> "Experience":
+        """The experience with more evidence; what it has already is not repeated."""
+        return replace(self, evidence=tuple(dict.fromkeys((*self.evidence, *evidence))))
 
     def __str__(self) -> str:
         known = [str(self.effect)] if self.effect is not None else []
         known += [f"{self.price} tokens"] if self.price is not None else []
         known += ["on trial"] if self.is_on_trial else []
-        return self.line + (f"  ({', '.join(known)})" if known else "")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Its fields by name, the evidence too; what was not measured is left out."""
-        return {
-            name: value
-            for name, value in asdict(self).items()
-            if value is not None and value is not False
-        }
+        line = f"[{self.id}] {self.text}{scope_note(self.scope)}"
+        return line + (f"  ({', '.join(known)})" if known else "")
 
 
-@dataclass(frozen=True, slots=True)
-class LibraryDiff:
-    """What must happen to one library to get the other; `str` of it is made for people."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Operation:
+    reason: str = ""
+    evidence: tuple[Evidence, ...] = ()
 
-    added: tuple[Experience, ...]
-    removed: tuple[Experience, ...]
-    modified: tuple[tuple[Experience, Experience], ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.added or self.removed or self.modified)
-
-    def __str__(self) -> str:
-        lines = [f"+ {new.line}" for new in self.added]
-        lines += [f"- {old.line}" for old in self.removed]
-        lines += [
-            f"~ {old.line} -> {new.text}{scope_note(new.scope)}" for old, new in self.modified
-        ]
-        return "\n".join(lines) or "no difference"
+    def __post_init__(self) -> None:
+        _check(self)
 
 
 @dataclass(frozen=True, slots=True)
-class Add:
+class Add(_Operation):
     """Put a new experience at the end of the library; the library gives it its id."""
 
     op: ClassVar[str] = "ADD"
     text: str
     scope: str = ALL
-    reason: str = ""
-    evidence: tuple[Evidence, ...] = ()
-
-    def __post_init__(self) -> None:
-        _check(self, "text", "scope", "reason")
 
 
 @dataclass(frozen=True, slots=True)
-class Modify:
+class Modify(_Operation):
     """Give an experience another text (and another scope, unless `scope` is None)."""
 
     op: ClassVar[str] = "MODIFY"
     id: str
     text: str
     scope: str | None = None
-    reason: str = ""
-    evidence: tuple[Evidence, ...] = ()
-
-    def __post_init__(self) -> None:
-        _check(self, "id", "text", "reason")
-        if self.scope is not None:
-            _check(self, "scope")
 
 
 @dataclass(frozen=True, slots=True)
-class _OnExperience:
-    """An operation that names an experience and gives it no text."""
-
-    id: str
-    reason: str = ""
-    evidence: tuple[Evidence, ...] = ()
-
-    def __post_init__(self) -> None:
-        _check(self, "id", "reason")
-
-
-class Delete(_OnExperience):
+class Delete(_Operation):
     """Take an experience out of the library; its id is never used again."""
 
     op: ClassVar[str] = "DELETE"
+    id: str
 
 
-class Keep(_OnExperience):
+@dataclass(frozen=True, slots=True)
+class Keep(_Operation):
     """Change no text; record that this evidence supports the experience."""
 
     op: ClassVar[str] = "KEEP"
+    id: str
 
 
 Operation = Add | Modify | Delete | Keep
@@ -198,7 +154,7 @@ _SYNONYMS = {"UPDATE": "MODIFY", "REMOVE": "DELETE", "NONE": "KEEP"}
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An operation that was left out, as it was given, and the reason in words."""
+    """An operation that was left out (a malformed one as it was given), and why, in words."""
 
     operation: Any
     reason: str
@@ -207,11 +163,8 @@ class Refusal:
 def operation_from(given: Any) -> Operation:
     """The operation that a mapping stands for, as an LM writes it.
 
-    `{"op": "modify", "id": "[e2]", "text": "Ask first."} -> Modify("E2", "Ask first.")`.
-    The case of `op`, brackets around an id and a number instead of an id are forgiven; UPDATE and
-    REMOVE are read as MODIFY and DELETE. Fields that the operation does not have are not looked
-    at (an ADD gets its id from the library). Fields that are absent or None, and an empty scope,
-    take their defaults.
+    `{"op": "update", "id": "[e2]", "text": "Ask first."} -> Modify("E2", "Ask first.")`.
+    Other fields are ignored; absent ones, None and an empty scope are the defaults.
 
     Raises:
         LibraryError: no such operation, or a field that it needs is absent or of the wrong type.
@@ -224,29 +177,25 @@ def operation_from(given: Any) -> Operation:
     kind = _OPERATIONS.get(_SYNONYMS.get(name, name))
     if kind is None:
         raise LibraryError(f"op={given.get('op')!r}: the operations are ADD, MODIFY, DELETE, KEEP.")
-    names = {"id", "text", "scope", "reason"} & set(kind.__match_args__)
-    fields = {name: given[name] for name in names if given.get(name) is not None}
-    if fields.get("scope") == "":
-        del fields["scope"]
-    if "id" in names:
+    fields = {
+        name: given[name]
+        for name in _FORMS.keys() & kind.__dataclass_fields__.keys()
+        if given.get(name) is not None and (name, given[name]) != ("scope", "")
+    }
+    if kind is not Add:
         found = _WRITTEN_ID.fullmatch(str(given.get("id")).strip())
         fields["id"] = f"E{found[1]}" if found else str(given.get("id"))
-    if "text" in names and "text" not in fields:
+    if kind in (Add, Modify) and "text" not in fields:
         raise LibraryError(f"op={kind.op!r} needs a text, and has none.")
     return kind(**fields)
 
 
-def _check(checked: object, *names: str) -> None:
-    """Raise LibraryError where one of these fields is not a string of its form."""
-    for name in names:
+def _check(checked: Any) -> None:
+    """Raise LibraryError where a field is not of its form."""
+    for name, (form, advice) in _FORMS.items():
+        if not hasattr(checked, name):
+            continue
         value = getattr(checked, name)
-        if name == "id" and not (isinstance(value, str) and _ID.fullmatch(value)):
-            raise LibraryError(f"id={value!r}: an id is 'E' and a number from 1, such as 'E1'.")
-        if name == "scope" and not (isinstance(value, str) and value):
-            raise LibraryError(f"scope={value!r}: give a predictor's name, or '*' for all.")
-        if not isinstance(value, str):
-            raise LibraryError(f"{name}={value!r}: give a string.")
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise LibraryError(f"{name}={value!r} holds half a character.") from error
+        is_default = value is None and name == "scope" and isinstance(checked, Modify)
+        if not (is_default or (isinstance(value, str) and re.fullmatch(form, value))):
+            raise LibraryError(f"{name}={value!r}: {advice}.")

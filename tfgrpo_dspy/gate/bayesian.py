@@ -75,16 +75,16 @@ class BayesianGate(Gate):
             dropped[experience.id] = f"no room: {belief.in_words()}"
         deployable = [e for e in kept.values() if beliefs[advice_of(e)].chance > LIKELY]
         on_trial = [beliefs[advice_of(e)] for e in kept.values() if e.is_on_trial]
-        n = len(on_trial)
+        n, price = len(on_trial), PRICE * sd
+        gain = sum(above_zero(-abs(belief.mean - price), belief.sd) for belief in on_trial)
         return Decision(
-            _library(kept.values(), library),
+            library.holding(kept.values()),
             f"{len(kept) - n} settled, {n} on trial, {len(dropped)} dropped",
-            deployable=_library(deployable, library),
+            deployable=library.holding(deployable),
             dropped=dropped,
             beliefs=beliefs,
             rivals={id_: rival for id_, rival in rivals.items() if id_ in kept},
-            score_sd=sd,
-            is_open=_gain_of_knowing(on_trial, PRICE * sd) > PRICE * sd,
+            is_open=gain > price,  # what is expected of knowing every effect on trial
         )
 
     def assign(self, plan: GroupPlan) -> Sequence[ExperienceLibrary]:
@@ -99,7 +99,7 @@ class BayesianGate(Gate):
             for k, share in enumerate(_shares(plan, experience)):
                 if share < chance:
                     held[k].append(texts[k])
-        return tuple(_library(of_one, decision.library) for of_one in held)
+        return tuple(decision.library.holding(of_one) for of_one in held)
 
     def finalists(self, decision: Decision) -> Sequence[ExperienceLibrary]:
         """All experiences that a program would be given, halves of them, and the best few alone.
@@ -116,7 +116,7 @@ class BayesianGate(Gate):
         nested = [set(likely[:size]) for size in reversed(sizes)]
         alone = [{id_} for id_ in best[:N_ALONE]]
         mixed = [ids for pair in itertools.zip_longest(alone, nested) for ids in pair if ids]
-        return (result, *(_library([e for e in every if e.id in ids], result) for ids in mixed))
+        return (result, *(result.holding(e for e in every if e.id in ids) for ids in mixed))
 
 
 def _better_text(
@@ -161,8 +161,7 @@ def _known(evidence: RunEvidence, experiences: Iterable[Experience]) -> dict[Adv
 
 def _beliefs(data: Data, known: Iterable[Advice]) -> dict[Advice, Belief]:
     """What is believed of each advice, in the order of the data's columns."""
-    found = posterior(data)
-    columns = (found.mean, found.sd, found.chance, data.present.sum(axis=0))
+    columns = (*posterior(data), data.present.sum(axis=0))
     each = zip(*(column.tolist() for column in columns), strict=True)
     return {advice: Belief(*figures) for advice, figures in zip(known, each, strict=True)}
 
@@ -170,11 +169,6 @@ def _beliefs(data: Data, known: Iterable[Advice]) -> dict[Advice, Belief]:
 def _chance_of_more(one: Belief, other: Belief) -> float:
     """The probability that one value is larger than another, as if they were independent."""
     return float(ndtr((one.mean - other.mean) / max(math.hypot(one.sd, other.sd), 1e-9)))
-
-
-def _gain_of_knowing(on_trial: Iterable[Belief], price: float) -> float:
-    """By how much the score is expected to rise if every effect on trial became known."""
-    return sum(above_zero(-abs(belief.mean - price), belief.sd) for belief in on_trial)
 
 
 def _data(evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> Data:
@@ -190,7 +184,7 @@ def _data(evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> Data:
     rows = [
         (place[rollout.example], {advice_of(e) for e in rollout.library}, rollout.score)
         for rollout in evidence.rollouts
-        if rollout.example in place and rollout.score is not None
+        if rollout.score is not None
     ]
     present = [[advice in held for advice in known] for _, held, _ in rows]
     return Data(
@@ -218,8 +212,3 @@ def _texts(plan: GroupPlan, experience: Experience) -> list[Experience]:
     belief, of_rival = (plan.decision.beliefs[advice_of(text)] for text in (experience, rival))
     chance = _chance_of_more(of_rival, belief)
     return [rival if share < chance else experience for share in _shares(plan, rival)]
-
-
-def _library(experiences: Iterable[Experience], like: ExperienceLibrary) -> ExperienceLibrary:
-    """A library of these experiences, with the next free id of another."""
-    return ExperienceLibrary(experiences, next_number=like.next_number)

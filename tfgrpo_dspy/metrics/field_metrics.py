@@ -25,9 +25,8 @@ class ScoredPrediction(dspy.Prediction):
 class ExactMatch:
     """A metric: 1.0 if field and label are the same text, apart from white space around it.
 
-    `metric(example, pred)` accepts the further arguments of DSPy's and GEPA's metrics. Other values
-    than texts are compared by their `str`. If the label is a list, tuple or set, one match is
-    enough.
+    Other values than texts are compared by their `str`. If the label is a list, tuple or set, one
+    match is enough.
 
     Attributes:
         field: the output field of the prediction.
@@ -67,10 +66,9 @@ class ExactMatch:
         label = sorted(label, key=str) if isinstance(label, set | frozenset) else label
         labels = label if isinstance(label, list | tuple) else [label]
         if not labels or None in labels:
-            message = (
-                f"the example has no label '{name}' (it has: {', '.join(example.keys())}); pass "
-            )
-            raise MetricError(f"{message}label_field= with the field of the expected answer.")
+            there = ", ".join(example.keys())
+            message = f"the example has no label '{name}' (it has: {there}); pass label_field="
+            raise MetricError(f"{message} with the field of the expected answer.")
         return [str(one) for one in labels]
 
 

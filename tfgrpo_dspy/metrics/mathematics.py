@@ -1,8 +1,7 @@
-r"""Mathematical equivalence of two answers, in bounded time; nothing in a text is executed.
+"""Mathematical equivalence of two answers, in bounded time; nothing in a text is executed.
 
-Texts, words, units and plain numbers are compared here; formulas by math-verify in another process
-(`worker`), which the kernel kills if it takes too long. One such process, started with the first
-formula, serves all threads, one comparison at a time. Formulas need Linux or macOS.
+Formulas are compared by math-verify in another process (`worker`), which the kernel kills if it
+takes too long. One process serves all threads, one comparison at a time.
 """
 
 import atexit
@@ -42,8 +41,7 @@ def is_equivalent(answer: str, expected: str, *, timeout_s: float = TIMEOUT_S) -
     True; docs/metrics.md lists the forms. The two answers may be exchanged.
 
     Args:
-        answer: a text that is, or contains at its end, an answer.
-        expected: the same.
+        answer, expected: texts that are, or contain at their end, an answer.
         timeout_s: seconds for the comparison, without the start of the worker.
 
     Raises:
@@ -86,10 +84,7 @@ def difference(given: str, expected: str, timeout_s: float) -> str:
 
 
 def _in_form_of(other: str, formula: str) -> str:
-    """The formula in the form of the other: `5` for `x = 5` and `7`, `(1,2)` for `1,2` and `(3,4)`.
-
-    "" if the two cannot be equal: `2x = 10` and `10`, a set and a tuple.
-    """
+    """The formula in the form of the other: `5` for `x = 5` and `7`; "" if they cannot be equal."""
     kind, other_kind = (next(KIND.finditer(text))[0][-1:] for text in (formula, other))
     if kind == "=" != other_kind:
         return VALUE.sub(r"\1", formula) if VALUE.match(formula) else ""
@@ -106,7 +101,7 @@ class Worker:
         self._process: Any = None  # a Popen
 
     def difference(self, formulas: list[str], timeout_s: float) -> str:
-        """As the function `difference`; formulas that end the process count as different."""
+        """As the function; formulas that end the process count as different."""
         with self._lock:
             reply = b""
             try:
@@ -154,6 +149,6 @@ class Worker:
 
 
 _worker = Worker()
-if hasattr(os, "register_at_fork"):  # not on Windows
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_worker.forget)
 atexit.register(_worker.close)

@@ -1,8 +1,7 @@
 """The process that compares two formulas with math-verify (on sympy); this file is its script.
 
 A request is a line of JSON, `[given, expected, timeout_s]`; the reply is `1` or `0`. Texts are read
-by math-verify's LaTeX grammar, because its other reader calls `eval`. The kernel ends slow
-comparisons.
+by math-verify's LaTeX grammar, because its other reader calls `eval`.
 """
 
 import contextlib

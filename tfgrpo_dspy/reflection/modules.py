@@ -2,55 +2,41 @@
 
 Each asks one predictor and reads its answer in whatever form it comes. Where nothing can be read,
 it asks once more and says which form is wanted; when that fails too, the answer is empty and
-`parse_failures` says so. What is done with the answers, and when a module is asked, is
-`run`'s business.
+`parse_failures` says so.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from tfgrpo_dspy.reflection.proposals import read_operations
+from tfgrpo_dspy.reflection import signatures
+from tfgrpo_dspy.reflection.operations import read_operations
 from tfgrpo_dspy.reflection.reading import read_lessons, repaired
-from tfgrpo_dspy.reflection.signatures import (
-    CompareAttempts,
-    CritiqueAttempts,
-    ProposeOperations,
-    ReadExamples,
-    SummarizeAttempt,
-)
 
 WANTED = {
     "lessons": "one lesson a line, or the word None",
     "operations": 'a JSON list such as [{"op": "ADD", "text": "...", "lessons": [1]}], or []',
 }
+READERS: dict[str, Callable[[Any], Any]] = {"lessons": read_lessons, "operations": read_operations}
+"""By the name of an output: what reads its value, and raises ValueError where it cannot."""
 
 
 class _ReflectionModule(dspy.Module):
-    """Asks one predictor, which is given those of the inputs that its signature has.
-
-    Args:
-        signature: what to ask; inputs of other names than the default's are not filled.
-        adapter: with which DSPy adapter; by default `dspy.settings.adapter`, or the ChatAdapter.
-    """
+    """Asks one predictor, which is given those of the inputs that its signature has."""
 
     default_signature: Any
-    readers: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
-    """By the name of an output: what reads its value, and raises ValueError where it cannot."""
+    ask_unscored: Any
 
     def __init__(self, signature: Any = None, adapter: dspy.Adapter | None = None) -> None:
         super().__init__()
         self.ask = dspy.Predict(signature or self.default_signature)
         self.adapter = adapter
 
-    def _predictor_for(self, inputs: dict[str, Any]) -> Any:  # noqa: ARG002 - for sub-classes
-        return self.ask
-
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """The predictor's answer, with `parse_failures` (0 to 2; 2: all outputs are absent)."""
-        ask = self._predictor_for(inputs)
+        ask = self.ask if inputs.get("is_scored", True) else self.ask_unscored
         signature = ask.signature
         known = {name: value for name, value in inputs.items() if name in signature.input_fields}
         field = dspy.InputField(desc="why your previous answer could not be used")
@@ -58,40 +44,36 @@ class _ReflectionModule(dspy.Module):
         again = {**known, "correction": _correction(signature)}
         with dspy.context(adapter=self.adapter or dspy.settings.adapter):
             for n_failures, question in enumerate([(signature, known), (corrected, again)]):
-                answer = self._read(ask, *question)
-                if answer is not None:
+                if answer := self._read(ask, *question):
                     return dspy.Prediction(**answer, parse_failures=n_failures)
         return dspy.Prediction(parse_failures=2)
 
-    def _read(self, ask: Any, signature: Any, inputs: dict[str, Any]) -> dict[str, Any] | None:
-        """The outputs of one call; None: they cannot be read."""
+    def _read(self, ask: Any, signature: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The outputs of one call; none where they cannot be read."""
         try:
             answer: dict[str, Any] = dict(ask(signature=signature, **inputs))
         except AdapterParseError as error:
             answer = repaired(signature, str(error.lm_response))
         try:
-            for name in self.readers.keys() & answer.keys():
-                answer[name] = self.readers[name](answer[name])
+            return answer | {name: READERS[name](answer[name]) for name in READERS.keys() & answer}
         except ValueError:
-            return None
-        return answer or None
+            return {}
 
 
 def _correction(signature: Any) -> str:
     """What is wanted, in the words of the prompt; the unread answer itself would only be noise."""
     names = list(signature.output_fields)
-    parts = [f"{name}: {WANTED[name]}" for name in names if name in WANTED]
-    form = f" ({'; '.join(parts)})" if parts else ""
+    form = "; ".join(f"{name}: {WANTED[name]}" for name in names if name in WANTED)
     return (
         f"Your previous answer could not be read. Answer again with the output fields "
-        f"{', '.join(names)}{form}, each under its own marker, and nothing else."
+        f"{', '.join(names)}{form and f' ({form})'}, each under its own marker, and nothing else."
     )
 
 
 class SummarizeTrajectory(_ReflectionModule):
     """(program, example, expected, attempt) -> summary: a trajectory too long to be shown whole."""
 
-    default_signature = SummarizeAttempt
+    default_signature = signatures.SummarizeAttempt
 
 
 class ExtractAdvantage(_ReflectionModule):
@@ -106,8 +88,7 @@ class ExtractAdvantage(_ReflectionModule):
             the trajectories of longer ones are summarised.
     """
 
-    default_signature = CompareAttempts
-    readers: ClassVar = {"lessons": read_lessons}
+    default_signature = signatures.CompareAttempts
 
     def __init__(
         self,
@@ -116,11 +97,8 @@ class ExtractAdvantage(_ReflectionModule):
         attempts_tokens: int = 12_000,
     ) -> None:
         super().__init__(signature, adapter)
-        self.ask_unscored = dspy.Predict(signature or CritiqueAttempts)
+        self.ask_unscored = dspy.Predict(signature or signatures.CritiqueAttempts)
         self.attempts_tokens = attempts_tokens
-
-    def _predictor_for(self, inputs: dict[str, Any]) -> Any:
-        return self.ask if inputs.get("is_scored", True) else self.ask_unscored
 
 
 class DraftLessons(_ReflectionModule):
@@ -136,8 +114,7 @@ class DraftLessons(_ReflectionModule):
         ValueError: `n_examples` is below 1.
     """
 
-    default_signature = ReadExamples
-    readers: ClassVar = {"lessons": read_lessons}
+    default_signature = signatures.ReadExamples
 
     def __init__(
         self,
@@ -160,11 +137,10 @@ class UpdateLibrary(_ReflectionModule):
         signature: another prompt; it needs an output `operations`, `str` or a list of dicts.
         adapter: see `dspy.Adapter`.
         lessons_tokens: how many tokens (estimated) the lessons of one prompt may have; more of
-            them are consolidated in a tree.
+            them are divided among several prompts.
     """
 
-    default_signature = ProposeOperations
-    readers: ClassVar = {"operations": read_operations}
+    default_signature = signatures.ProposeOperations
 
     def __init__(
         self,

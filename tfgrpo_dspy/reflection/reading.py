@@ -1,10 +1,10 @@
-"""How the answers of a reflection LM are read: which lines, or which texts of JSON, are lessons.
+"""Which lines, or which texts of JSON, in the answers of a reflection LM are lessons.
 
 Small LMs seldom keep to a form. What can be understood is read, whatever its form; what cannot is
-a ValueError, and the module asks again. Where an answer as a whole does not parse, `repaired` finds
-its fields under other headings, or in JSON.
+a ValueError, and the module asks again.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,10 +16,8 @@ from dspy.utils.exceptions import AdapterParseError
 
 from tfgrpo_dspy.experience.values import ALL
 
-LONGEST_ANSWER = 20_000
-"""Characters of an answer that are read."""
-LONGEST_REPAIR = 5_000
-"""Characters of broken JSON that are repaired, which takes the square of their number."""
+LONGEST_ANSWER, LONGEST_REPAIR = 20_000, 5_000
+"""Characters of an answer that are read; of broken JSON, whose repair takes their square."""
 _FOR_ALL = frozenset({"*", "all", "any", "both", "every", "everything", "program", "the program"})
 _NOTHING = re.compile(
     r"none|null|nil|n/?a|nothing|empty|none (?:needed|required|found)"
@@ -38,7 +36,6 @@ _BULLET = re.compile(
     r"(?:#?\d{1,3}\s*[:.)\uff1a\u2013-]|[:\uff1a]))\s*",
     re.IGNORECASE,
 )
-_SECOND_ITEM = re.compile(r"\s+(?=\(?\d{1,2}[.)]\s)")
 _TAG = re.compile(r"</?(?:lessons?|li|ul|ol|item|br)\s*/?>", re.IGNORECASE)
 _IN_JSON = re.compile(r"\[\s*(?:[\"'{\u201c]|\])|\{\s*[\"'\u201c]")
 _LESSONS_IN_JSON = re.compile(
@@ -62,6 +59,11 @@ def is_nothing(text: str) -> bool:
     return _NOTHING.fullmatch(text.strip(" \t\n.!-*_()[]\"'`\u3002").casefold()) is not None
 
 
+def encodable(text: str) -> str:
+    """The text with "?" for half a character (an LM may write one), which no provider takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def read_lessons(given: Any) -> list[str]:
     """The lessons of an answer, in their order: from lines, bullets, JSON or a Python list.
 
@@ -70,19 +72,15 @@ def read_lessons(given: Any) -> list[str]:
     Raises:
         ValueError: it is JSON, and holds no lesson.
     """
-    if given is None:
-        return []
     if not isinstance(given, str):
         return [line for text in _strings_in(given) if (line := bare_line(text))]
     text = without_fences(given)
-    if not text or is_nothing(text):
-        return []
     start = _LESSONS_IN_JSON.search(text)
     found = json_in(text[start.end() :]) if start else None
     if found is None:
         return _lines_of(text)
     lessons = [line for item in _strings_in(found) if (line := bare_line(item))]
-    if not lessons and any(True for _ in _leaves(found)):
+    if not lessons and found not in ([], {"lessons": []}):
         raise ValueError(f"{text[:80]!r} holds no lesson.")
     return lessons
 
@@ -95,55 +93,40 @@ def resolve_scope(name: str, predictors: Sequence[str]) -> str | None:
     wanted = name.strip(" \"'`*:").removeprefix("predictor ").casefold()
     if wanted in _FOR_ALL or not wanted:
         return ALL
-    by_name = {predictor.casefold(): predictor for predictor in predictors}
-    if wanted in by_name:
-        return by_name[wanted]
-    near = [
-        predictor
-        for folded, predictor in by_name.items()
-        if folded.startswith(f"{wanted}.") or folded.endswith(f".{wanted}")
+    part = f".{wanted}."
+    by_name = {f".{predictor}.".casefold(): predictor for predictor in predictors}
+    near = [own for name, own in by_name.items() if name == part] or [
+        own for name, own in by_name.items() if name.startswith(part) or name.endswith(part)
     ]
     return near[0] if len(near) == 1 else None
 
 
 def repaired(signature: Any, answer: str) -> dict[str, Any]:
-    """The output fields of an answer that its adapter could not parse; none where there are none.
-
-    It may be one JSON object, or have other headings: "**Lessons:**", "## lessons", `<lessons>`.
-    """
-    for adapter, text in (
-        (dspy.JSONAdapter(), answer[:LONGEST_REPAIR]),
-        (dspy.ChatAdapter(), _with_markers(signature, answer)),
-    ):
-        try:
+    """The output fields of an answer in JSON, or below other headings, such as "**Lessons:**"."""
+    of_json, of_text = dspy.JSONAdapter(), dspy.ChatAdapter()
+    marked = _with_markers(signature, answer)
+    for adapter, text in ((of_json, answer[:LONGEST_REPAIR]), (of_text, marked)):
+        with contextlib.suppress(AdapterParseError, RecursionError, ValueError):
             return dict(adapter.parse(signature, text))
-        except (AdapterParseError, RecursionError, ValueError):  # too deep for a parser
-            continue
     return {}
 
 
 def _with_markers(signature: Any, answer: str) -> str:
     names = {name.replace("_", " "): name for name in signature.output_fields}
     either = "|".join(re.escape(name).replace(r"\ ", "[ _]") for name in names)
-    heading = rf"^[^\w\n]*({either})(?: learned)?"
-    patterns = (rf"{heading}[^\w\n]*$()", rf"{heading}[\s*_#\]]*[:\uff1a][\s*]*(.+)$")
+    inline = r"[\s*_#\]]*[:\uff1a][\s*]*(.+)"
+    heading = rf"^[^\w\n]*({either})(?: learned)?(?:[^\w\n]*|{inline})$"
 
     def marked(found: re.Match[str]) -> str:
-        return f"[[ ## {names[found[1].casefold().replace('_', ' ')]} ## ]]\n{found[2]}"
+        return f"[[ ## {names[found[1].casefold().replace('_', ' ')]} ## ]]\n{found[2] or ''}"
 
-    for pattern in patterns:
-        answer = re.sub(pattern, marked, answer, flags=re.MULTILINE | re.IGNORECASE)
-    return answer
-
-
-# ---------------------------------------------------------------------- lessons in lines
+    return re.sub(heading, marked, answer, flags=re.MULTILINE | re.IGNORECASE)
 
 
 def _lines_of(text: str) -> list[str]:
     """The lessons of plain lines; where some have bullets, only those are lessons.
 
-    A line that goes on with the one above belongs to it. Bullets below a heading are lessons;
-    those below a lesson explain it, and are left out. Where there are headings only, they are.
+    Bullets below a heading are lessons; those below a lesson explain it, and are left out.
     """
     lines: list[str] = []
     for line in _TAG.sub("\n", text).splitlines():
@@ -164,9 +147,9 @@ def _lines_of(text: str) -> list[str]:
 def _goes_on(above: str, line: str) -> bool:
     """Whether the line goes on with the sentence above: in lower case, or below a bullet."""
     bare = bare_line(line)
-    is_open = not _CLOSED.search(bare_line(above)) and not _is_heading(above)
-    may_go_on = bare[:1].islower() or (bool(bare) and _has_bullet(above))
-    return is_open and may_go_on and not _has_bullet(line)
+    if not bare or _has_bullet(line) or _CLOSED.search(bare_line(above)) or _is_heading(above):
+        return False
+    return bare[0].islower() or _has_bullet(above)
 
 
 def _indent(line: str) -> int:
@@ -175,9 +158,8 @@ def _indent(line: str) -> int:
 
 def _split_numbered(line: str) -> list[str]:
     """The items of "1. Say please. 2. Be brief."; or the line."""
-    parts = _SECOND_ITEM.split(line)
-    numbers = [re.match(r"\(?(\d{1,2})[.)]", part.strip()) for part in parts]
-    in_turn = all(m and int(m[1]) == place for place, m in enumerate(numbers, start=1))
+    parts = re.split(r"\s+(?=\(?\d{1,2}[.)]\s)", line.strip())
+    in_turn = all(re.match(rf"\(?{n}[.)]", part) for n, part in enumerate(parts, start=1))
     return parts if in_turn else [line]
 
 
@@ -197,7 +179,7 @@ def _ends_open(bare: str) -> bool:
 
 def bare_line(text: str) -> str:
     """The text of one lesson: without bullet, bold, quotes and white space; "" for "None"."""
-    text = " ".join(text.split())
+    text = " ".join(encodable(text).split())
     text = text.lstrip("> ") if text.startswith(">") else text
     text = re.sub(r"\*\*|__(?=\S)|(?<=\S)__", "", text)
     for _ in range(2):  # "- Lesson 1: ..."
@@ -206,9 +188,6 @@ def bare_line(text: str) -> str:
     if len(text) > 2 and text[0] + text[-1] in _QUOTES and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
     return "" if is_nothing(text) or not any(map(str.isalpha, text)) else text
-
-
-# ---------------------------------------------------------------------- JSON
 
 
 def without_fences(text: str) -> str:
@@ -231,11 +210,9 @@ def json_in(text: str) -> Any:
         rest = f"[{joined}]"
     end = max(rest.rfind("]"), rest.rfind("}"))
     for read, part in ((json.loads, rest[: end + 1]), (json_repair.loads, rest[:LONGEST_REPAIR])):
-        try:
+        with contextlib.suppress(RecursionError, ValueError):  # no JSON, or an endless number
             found = read(part)
-        except (RecursionError, ValueError):  # ValueError: no JSON, or an endless number
-            continue
-        return found if isinstance(found, list | dict) else None
+            return found if isinstance(found, list | dict) else None
     return None
 
 
@@ -248,20 +225,10 @@ def _strings_in(found: Any) -> Iterator[str]:
         known = (name for name in ("lessons", "lesson", "text", "advice") if name in named)
         lesson = named.get(next(known, ""))
         scope = named.get("predictor") or named.get("scope")
-        if isinstance(lesson, str) and isinstance(scope, str) and scope.casefold() not in _FOR_ALL:
-            lesson = f"[{scope}] {lesson}"
         if isinstance(lesson, str):
-            lesson = lesson.splitlines()
+            is_scoped = isinstance(scope, str) and scope.casefold() not in _FOR_ALL
+            lesson = f"{f'[{scope}] ' if is_scoped else ''}{lesson}".splitlines()
         yield from _strings_in(list(named.values()) if lesson is None else lesson)
     elif isinstance(found, Iterable):
         for item in found:
             yield from _strings_in(item)
-
-
-def _leaves(found: Any) -> Iterator[Any]:
-    found = list(found.values()) if isinstance(found, Mapping) else found
-    if isinstance(found, list | tuple):
-        for item in found:
-            yield from _leaves(item)
-    else:
-        yield found

@@ -1,16 +1,13 @@
 """What the reflection LM is asked: one signature for each prompt, the instruction its docstring.
 
-Fields stand in the order of how seldom they change (what a run is about, the library, the group),
-so that two prompts begin alike as far as they can: providers charge less for such a beginning.
-Outputs are plain text: small LMs write that more reliably than typed JSON, and `reading` and
-`proposals` read it. The explanation comes before the lessons, the plan before the operations, so
-that the LM thinks before it commits itself; both may be absent.
+Fields that seldom change come first: providers charge less for prompts that begin alike. Outputs
+are plain text, which small LMs write more reliably than typed JSON. The LM explains or plans before
+it commits itself; both may be absent.
 """
 
 import dspy
 
 _PROGRAM = "what the program does: its predictors with their instructions, inputs and outputs"
-_MAX_WORDS = "the most words that one lesson may have"
 _KNOWN = "advice that is in the program's prompt already: [id] text; a star: for every predictor"
 _LESSONS = "one lesson a line, nothing else; the word None if there is no lesson"
 
@@ -34,7 +31,14 @@ class SummarizeAttempt(dspy.Signature):
     summary: str = dspy.OutputField(desc="at most 200 words")
 
 
-class CompareAttempts(dspy.Signature):
+class _ForLessons(dspy.Signature):
+    program: str = dspy.InputField(desc=_PROGRAM)
+    objective: str = dspy.InputField(desc="what the lessons should improve")
+    max_words: int = dspy.InputField(desc="the most words that one lesson may have")
+    experiences: str = dspy.InputField(desc=_KNOWN)
+
+
+class CompareAttempts(_ForLessons):
     """Compare several attempts of a program at the same example, and write lessons for the program.
 
     The program was run several times on the same inputs. A metric gave each attempt a score; a
@@ -56,7 +60,6 @@ class CompareAttempts(dspy.Signature):
       not a lesson.
     - Supported by the attempts, and not yet among the experiences.
     - If it is for one predictor only, begin the line with the predictor's name in square brackets.
-    - If several examples are shown, end the line with those that it comes from: (examples 1, 3).
 
     Write one to three lessons for each example, the most useful first. If the attempts show nothing
     new, write None instead of guessing.
@@ -69,10 +72,6 @@ class CompareAttempts(dspy.Signature):
     [write] Give the result with its unit.
     """
 
-    program: str = dspy.InputField(desc=_PROGRAM)
-    objective: str = dspy.InputField(desc="what the lessons should improve")
-    max_words: int = dspy.InputField(desc=_MAX_WORDS)
-    experiences: str = dspy.InputField(desc=_KNOWN)
     example: str = dspy.InputField(desc="the inputs that the program was given")
     expected: str = dspy.InputField(desc="the right answer (labels), where it is known")
     attempts: str = dspy.InputField(desc="the best first, with score, feedback, steps and outputs")
@@ -82,7 +81,7 @@ class CompareAttempts(dspy.Signature):
     lessons: str = dspy.OutputField(desc=_LESSONS)
 
 
-class CritiqueAttempts(dspy.Signature):
+class CritiqueAttempts(_ForLessons):
     """Criticise several attempts of a program at the same example, and write lessons for it.
 
     The program was run several times on the same inputs. Nobody knows the right answer, and there
@@ -101,7 +100,6 @@ class CritiqueAttempts(dspy.Signature):
       answer to this one example is not a lesson.
     - It mends a fault that you can point to, and is not yet among the experiences.
     - If it is for one predictor only, begin the line with the predictor's name in square brackets.
-    - If several examples are shown, end the line with those that it comes from: (examples 1, 3).
 
     Write one to three lessons for each example, the most useful first. If the attempts show nothing
     new, write None instead of guessing.
@@ -114,10 +112,6 @@ class CritiqueAttempts(dspy.Signature):
     [write] Give the result with its unit.
     """
 
-    program: str = dspy.InputField(desc=_PROGRAM)
-    objective: str = dspy.InputField(desc="what the lessons should improve")
-    max_words: int = dspy.InputField(desc=_MAX_WORDS)
-    experiences: str = dspy.InputField(desc=_KNOWN)
     example: str = dspy.InputField(desc="the inputs that the program was given")
     attempts: str = dspy.InputField(desc="steps and outputs, and the answer that most of them give")
     critique: str = dspy.OutputField(
@@ -126,7 +120,7 @@ class CritiqueAttempts(dspy.Signature):
     lessons: str = dspy.OutputField(desc=_LESSONS)
 
 
-class ReadExamples(dspy.Signature):
+class ReadExamples(_ForLessons):
     """Read labelled examples of a task, and write lessons for a program that is to do it.
 
     The program has not been run yet. Compare the inputs with the labels, and the examples with one
@@ -149,10 +143,6 @@ class ReadExamples(dspy.Signature):
     [write] Give the result with its unit.
     """
 
-    program: str = dspy.InputField(desc=_PROGRAM)
-    objective: str = dspy.InputField(desc="what the lessons should improve")
-    max_words: int = dspy.InputField(desc=_MAX_WORDS)
-    experiences: str = dspy.InputField(desc=_KNOWN)
     examples: str = dspy.InputField(desc="inputs and labels, example by example")
     lessons: str = dspy.OutputField(desc=_LESSONS)
 

@@ -2,40 +2,26 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dspy.adapters.utils import get_annotation_name
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
-from tfgrpo_dspy.experience.values import Evidence, Experience, scope_note
-from tfgrpo_dspy.reflection.lessons import DroppedExperience, Lesson
+from tfgrpo_dspy.experience.values import Evidence, scope_note
+from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
 
-BYTES_PER_TOKEN = 3.5
-"""UTF-8 bytes in a token, on the low side for English text: a stated estimate, not a tokenizer."""
-
-UNKNOWN = "(not known)"
-HIDDEN = "(hidden)"
-NO_EXPERIENCES = "(none yet)"
-LONGEST_ABOUT = 300
-"""Tokens (estimated) of a program's docstring that are shown."""
-MOST_SOURCES = 3
-"""So many of the groups that a lesson comes from are shown with their scores."""
-MOST_DROPPED = 20
-"""So many of the texts that were tried and dropped are shown."""
+BYTES_PER_TOKEN = 3.5  # of UTF-8: an estimate, on the low side for English text
+NO_EXPERIENCES, UNKNOWN, HIDDEN = "(none yet)", "(not known)", "(hidden)"
+MOST_SOURCES, MOST_DROPPED = 3, 20  # scores of a lesson, dropped texts that are shown
 
 
 def estimate_tokens(text: str) -> int:
     """About how many tokens the text has, from its UTF-8 length; rather too many than too few."""
     return math.ceil(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)
-
-
-def encodable(text: str) -> str:
-    """The text with "?" for half a character (an LM may write one), which no provider takes."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def as_input(text: str) -> str:
@@ -53,37 +39,35 @@ def clip(text: str, max_tokens: int) -> str:
     return f"{head}\n[... {len(text) - len(head) - len(tail)} characters left out ...]\n{tail}"
 
 
+def shortened(text: str, max_tokens: int) -> str:
+    """The beginning of the text, on one line."""
+    line = " ".join(text.split())
+    if estimate_tokens(line) <= max_tokens:
+        return line
+    head = line.encode("utf-8", "replace")[: int(max_tokens * BYTES_PER_TOKEN)]
+    return f"{head.decode('utf-8', 'ignore').rstrip()} ..."
+
+
 def describe_program(program: Any) -> str:
     """What the program does: its own docstring, then its predictors, each field with its type."""
     kind = type(program)
-    is_of_dspy = kind.__module__.partition(".")[0] == "dspy"
-    about = "" if is_of_dspy else inspect.cleandoc(kind.__doc__ or "")
-    parts = [f"Program {kind.__name__}: {clip(about, LONGEST_ABOUT)}"] if about else []
+    about = "" if kind.__module__.startswith("dspy.") else inspect.cleandoc(kind.__doc__ or "")
+    parts = [f"Program {kind.__name__}: {clip(about, max_tokens=300)}"] if about else []
     for name, predictor in named_predictors(program):
         signature = predictor.signature
         lines = [f"Predictor {name}: {bare_instructions(predictor)}"]
-        lines += [f"- input {_described(*field)}" for field in signature.input_fields.items()]
-        lines += [f"- output {_described(*field)}" for field in signature.output_fields.items()]
+        for kind_of_field in ("input", "output"):
+            for field, info in getattr(signature, f"{kind_of_field}_fields").items():
+                desc = (info.json_schema_extra or {}).get("desc", "")
+                meaning = f": {desc}" if desc not in ("", f"${{{field}}}") else ""
+                annotation = get_annotation_name(info.annotation)
+                lines.append(f"- {kind_of_field} {field} ({annotation}){meaning}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def _described(name: str, info: Any) -> str:
-    desc = (info.json_schema_extra or {}).get("desc", "")
-    meaning = f": {desc}" if desc and desc != f"${{{name}}}" else ""
-    return f"{name} ({get_annotation_name(info.annotation)}){meaning}"
-
-
 def attempt_text(rollout: Rollout, steps: str | None = None) -> str:
-    """Feedback, steps and outputs of a rollout.
-
-    An agent's log of its steps, which the steps tell already, is left out of the outputs.
-
-    Args:
-        rollout: the rollout.
-        steps: what stands for its trajectory, such as a summary; by default the whole of it. The
-            only step of a rollout that went well is left out: its outputs say the same.
-    """
+    """Feedback, steps (or their summary, where it is given) and outputs; nothing is said twice."""
     parts = [f"Feedback: {rollout.feedback}"] if rollout.feedback else []
     if steps is None and (len(rollout.steps) > 1 or rollout.failure is not None):
         steps = trajectory_text(rollout)
@@ -98,57 +82,41 @@ def attempt_text(rollout: Rollout, steps: str | None = None) -> str:
 def feedback_text(group: Group) -> str:
     """What the metric, or an error of the program, says of the worst attempt; "" if nothing."""
     worst = min(group.rollouts, key=lambda rollout: rollout.score or 0.0)
-    return worst.feedback or (worst.failure.message if worst.failure else "")
+    return worst.feedback or getattr(worst.failure, "message", "")
 
 
 def attempts_text(
-    group: Group, texts: Sequence[str], given: Mapping[int, str] = MappingProxyType({})
+    group: Group,
+    texts: Sequence[str],
+    libraries: Sequence[ExperienceLibrary],
+    shown: ExperienceLibrary,
 ) -> str:
-    """The attempts of a group, the best first, each with its score and its advantage.
+    """The attempts of a group, the best first, each with its score, its advantage and its text.
 
-    Args:
-        group: the group.
-        texts: one text for each of its rollouts, from `attempt_text`.
-        given: by rollout id, which of the experiences that only some had it was given, in words.
+    Of the shown experiences that some attempts did not have, it says "with E2" or "without E2"; one
+    in other words is told with them. `libraries` holds the library of each of `all_rollouts`.
     """
+    had = {
+        rollout.rollout_id: {experience.id: experience.text for experience in library}
+        for rollout, library in zip(group.all_rollouts, libraries, strict=True)
+    }
+    varied = [e for e in shown if any(given.get(e.id) != e.text for given in had.values())]
     scores, advantages = group.scores, group.advantages
     order = sorted(range(len(texts)), key=lambda index: -scores[index] if scores else index)
     parts = []
     for place, index in enumerate(order, start=1):
-        about = [given.get(group.rollouts[index].rollout_id, "")]
+        about = []
         if scores:
-            about = [f"score {scores[index]:.3g}", f"advantage {advantages[index]:+.2f}", *about]
-        title = ", ".join(filter(None, about))
-        parts.append(f"Attempt {place}{f' ({title})' if title else ''}\n{texts[index]}")
+            about = [f"score {scores[index]:.3g}", f"advantage {advantages[index]:+.2f}"]
+        for experience in varied:
+            text = had[group.rollouts[index].rollout_id].get(experience.id)
+            other = f' as "{text}"' if text not in (None, experience.text) else ""
+            about.append(f"with{'out' if text is None else ''} {experience.id}{other}")
+        title = f" ({', '.join(about)})" if about else ""
+        parts.append(f"Attempt {place}{title}\n{texts[index]}")
     if not scores:
         parts.append(f"The answer that most attempts give:\n{group.majority_answer}")
     return "\n\n".join(parts)
-
-
-def given_texts(
-    group: Group, libraries: Sequence[ExperienceLibrary], shown: ExperienceLibrary
-) -> dict[int, str]:
-    """By rollout id, which of the shown experiences it had: those that some did not have.
-
-    `{11: "with E2", 12: "without E2"}`; an experience in other words is told with them.
-
-    Args:
-        group: the group.
-        libraries: that of each of its rollouts, in the order of `all_rollouts`.
-        shown: the library that the reflection LM is shown.
-    """
-    given = [{experience.id: experience.text for experience in library} for library in libraries]
-    varied = [e for e in shown if any(texts.get(e.id) != e.text for texts in given)]
-    return {
-        rollout.rollout_id: ", ".join(_given_text(each, texts.get(each.id)) for each in varied)
-        for rollout, texts in zip(group.all_rollouts, given, strict=True)
-    }
-
-
-def _given_text(experience: Experience, text: str | None) -> str:
-    if text is None:
-        return f"without {experience.id}"
-    return f"with {experience.id}" + (f' as "{text}"' if text != experience.text else "")
 
 
 def library_text(library: ExperienceLibrary) -> str:
@@ -166,35 +134,44 @@ def library_text(library: ExperienceLibrary) -> str:
     return "\n".join(lines) or NO_EXPERIENCES
 
 
-def lessons_text(lessons: Sequence[Lesson]) -> str:
+def lessons_text(lessons: Iterable[Lesson]) -> str:
     """The lessons, numbered; below each the examples that it comes from, and the reason."""
     lines = []
     for number, lesson in enumerate(lessons, start=1):
         lines.append(f"{number}. {lesson.text}{scope_note(lesson.scope)}")
         if lesson.evidence:
-            lines.append(f"    from {_n_examples(lesson.evidence)}: {_scores_text(lesson)}")
+            sources = _scores_texts(lesson.evidence)
+            sources[0] += f' at "{lesson.example}"' if lesson.example else ""
+            lines.append(f"    from {_n_examples(lesson.evidence)}: {'; '.join(sources)}")
         if lesson.reason:
             lines.append(f"    why: {lesson.reason}")
     return "\n".join(lines)
 
 
-def dropped_text(dropped: Sequence[DroppedExperience]) -> str:
+def packed_lessons(lessons: Iterable[Lesson], max_tokens: int) -> list[list[Lesson]]:
+    """The lessons in their order, in as few prompts as the size of one allows."""
+    parts: list[list[Lesson]] = []
+    room = 0
+    for lesson in lessons:
+        size = estimate_tokens(lessons_text([lesson])) + 2  # its number may have more digits
+        if size > room:
+            parts.append([])
+            room = max_tokens
+        parts[-1].append(lesson)
+        room -= size
+    return parts
+
+
+def dropped_text(dropped: Sequence[Lesson]) -> str:
     """What was tried and dropped, the latest last; the earliest of many are left out."""
-    lines = [
-        f"- {each.text}{scope_note(each.scope)}{f': {each.reason}' if each.reason else ''}"
-        for each in dropped[-MOST_DROPPED:]
-    ]
-    return "\n".join(lines) or "(none)"
+    shown = [(f"{d.text}{scope_note(d.scope)}", d.reason) for d in dropped[-MOST_DROPPED:]]
+    return "\n".join(f"- {text}{reason and f': {reason}'}" for text, reason in shown) or "(none)"
 
 
-def _scores_text(lesson: Lesson) -> str:
-    """`scores 1, 0 at "question: ..."; scores 0.5, 0; ...`."""
-    parts = []
-    for evidence in lesson.evidence[:MOST_SOURCES]:
-        known = [f"{score:.3g}" for score in evidence.scores if score is not None]
-        parts.append(f"scores {', '.join(known)}" if known else "no scores")
-    parts[0] += f' at "{lesson.example}"' if lesson.example else ""
-    return "; ".join([*parts, *["..."] * (len(lesson.evidence) > MOST_SOURCES)])
+def _scores_texts(evidence: Sequence[Evidence]) -> list[str]:
+    scores = ([f"{s:.3g}" for s in e.scores if s is not None] for e in evidence[:MOST_SOURCES])
+    parts = [f"scores {', '.join(known)}" if known else "no scores" for known in scores]
+    return [*parts, *["..."] * (len(evidence) > MOST_SOURCES)]
 
 
 def _n_examples(evidence: Sequence[Evidence]) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.gate import Decision, Measured
+from tfgrpo_dspy.gate.protocol import Decision, Measured
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Group, Rollout
 
@@ -47,17 +47,15 @@ class SampledGroup:
         A rollout that timed out, or whose metric failed, counts as the lowest of the group: the
         advice may be to blame. Where the provider failed, there is no score.
         """
-        scores = {rollout.rollout_id: rollout.score for rollout in self.group.rollouts}
         floor = min([0.0, *self.group.scores])
-
-        def score_of(rollout: Rollout) -> float | None:
+        scores = {rollout.rollout_id: rollout.score for rollout in self.group.rollouts}
+        for rollout in self.group.all_rollouts:
             if rollout.failure is not None and rollout.failure.kind in ("timeout", "metric"):
-                return floor
-            return scores.get(rollout.rollout_id)
-
+                scores[rollout.rollout_id] = floor
         pairs = zip(self.libraries, self.group.all_rollouts, strict=True)
         return [
-            Measured(library, self.group.example, score_of(rollout)) for library, rollout in pairs
+            Measured(library, self.group.example, scores.get(rollout.rollout_id))
+            for library, rollout in pairs
         ]
 
 
@@ -65,16 +63,13 @@ class SampledGroup:
 class Extracted:
     """What a batch teaches: its lessons; the texts of refused ones, each with the reason.
 
-    `uses` says what each of its groups was used as; the reflection LM was asked `n_asked` times
-    about groups, and `n_unread` of the answers could not be read.
+    `uses` says what each of its groups was used as.
     """
 
     lessons: tuple[Lesson, ...]
     refused: tuple[str, ...]
     groups: tuple[SampledGroup, ...] = ()
     uses: tuple[str, ...] = ()
-    n_asked: int = 0
-    n_unread: int = 0
 
     @property
     def rollouts(self) -> list[Rollout]:

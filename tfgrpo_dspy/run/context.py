@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -14,40 +13,25 @@ from tfgrpo_dspy.run.loop import Loop
 from tfgrpo_dspy.run.manifest import RunManifest
 from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.run.run_report import RunReport
-from tfgrpo_dspy.settings import RunSettings
+from tfgrpo_dspy.settings.schedule import RunSettings
 
 
-@dataclass(frozen=True)
 class RunContext:
-    """One run over a student (a copy of the user's) and a training set."""
+    """One run over a student (a copy of the user's) and a training set.
 
-    settings: RunSettings
-    student: Any
-    trainset: Sequence[Any]
-    ledger: Ledger
-    records: RunRecords
-    manifest: RunManifest
-    loop: Loop
-    remote: RemoteRollouts | None
-    report: RunReport
+    Raises:
+        StoreError: `log_dir` cannot be used.
+    """
 
-    @classmethod
-    def of(cls, settings: RunSettings, student: Any, trainset: Sequence[Any]) -> "RunContext":
-        """The context of a new run. Raises StoreError: `log_dir` cannot be used."""
-        ledger = Ledger(settings.budget)
-        records = RunRecords(settings, student)
-        loop, remote = _loop_of(settings, ledger)
-        return cls(
-            settings=settings,
-            student=copy_program(student),
-            trainset=trainset,
-            ledger=ledger,
-            records=records,
-            manifest=RunManifest(settings, records, ledger),
-            loop=loop,
-            remote=remote,
-            report=RunReport(settings.execution.max_errors),
-        )
+    def __init__(self, settings: RunSettings, student: Any, trainset: Sequence[Any]) -> None:
+        self.settings = settings
+        self.student = copy_program(student)
+        self.trainset = trainset
+        self.ledger = Ledger(settings.budget)
+        self.records = RunRecords(settings, student)
+        self.manifest = RunManifest(settings, self.records, self.ledger)
+        self.loop, self.remote = _loop_of(settings, self.ledger)
+        self.report = RunReport(settings, self.ledger)
 
     @cached_property
     def predictors(self) -> list[str]:
@@ -71,11 +55,10 @@ class RunContext:
 def _loop_of(settings: RunSettings, ledger: Ledger) -> tuple[Loop, RemoteRollouts | None]:
     """The loop with its threads (new ones, or those of the user's pool); the other processes."""
     executor, timeout_s = settings.execution.executor, settings.execution.rollout_timeout_s
-    n_at_once = settings.threads
-    if executor is not None:
-        n_at_once = settings.num_threads or workers_of(executor) or settings.threads
+    if executor is None:
+        return Loop(ledger, settings.threads, timeout_s), None
+    n_at_once = settings.num_threads or workers_of(executor) or settings.threads
     if isinstance(executor, ThreadPoolExecutor):
         return Loop(ledger, n_at_once, timeout_s, executor), None
-    loop = Loop(ledger, settings.threads, timeout_s)
-    remote = None if executor is None else RemoteRollouts(loop, executor, n_at_once, timeout_s)
-    return loop, remote
+    loop = Loop(ledger, settings.threads, timeout_s, n_remote=n_at_once)
+    return loop, RemoteRollouts(ledger, executor, n_at_once)

@@ -6,21 +6,24 @@ The executor is the user's: it is never shut down. What its workers do is in `wo
 import asyncio
 import functools
 import itertools
+import math
 import uuid
-from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
-from typing import Any
 
-from tfgrpo_dspy.budget import Ledger, Reservation, Shares
-from tfgrpo_dspy.errors import RunStopped, SettingsError, described
+from tfgrpo_dspy.budget import Budget, Ledger, Reservation
+from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.rollout import Failure, Rollout
-from tfgrpo_dspy.run.loop import Loop, Priority, Result, Slots, TimedOutError
-from tfgrpo_dspy.run.worker import Bundle, Reply, Request, run_request
+from tfgrpo_dspy.run.worker import Reply, run_request
 
 MAX_LOST_WORKERS = 3
 """A request that lost this many workers is not sent again."""
 POLL_S = 0.02
 """How often a request that waits for budget checks whether reserved calls were given back."""
+LEAST = {"max_lm_calls": 1.0, "max_cost": 1e-9}
+FIRST = {"max_lm_calls": 16.0, "max_cost": 0.0}
+"""At most so much is reserved before it is known what a rollout takes; 0: a part of what is left"""
+HEADROOM = 2.0
+"""How much more than any rollout took so far is reserved, where there is enough."""
 
 
 def workers_of(executor: Executor) -> int | None:
@@ -35,150 +38,122 @@ def workers_of(executor: Executor) -> int | None:
         return None
 
 
-class RequestCancelledError(Exception):
-    """The executor cancelled a request that the run still needs."""
-
-
 class RemoteRollouts:
     """Runs rollouts in the user's executor.
 
+    Workers cannot ask the ledger for each call. So calls and dollars are reserved for a request,
+    and what it did not need comes back. A rollout whose reservation was too small is made again,
+    with a larger one.
+
     Args:
-        loop: the event loop of the run.
+        ledger: what calls are reserved from.
         executor: any `concurrent.futures.Executor`; its workers need this package.
         n_at_once: how many requests are under way at once.
-        timeout_s: how long a rollout may take; None: any time.
     """
 
-    def __init__(
-        self, loop: Loop, executor: Executor, n_at_once: int, timeout_s: float | None
-    ) -> None:
-        self._loop = loop
-        self._ledger: Ledger = loop.ledger
-        self._shares = Shares(loop.ledger, n_at_once)
+    def __init__(self, ledger: Ledger, executor: Executor, n_at_once: int) -> None:
+        self._ledger = ledger
         self._executor = executor
         self._n_at_once = n_at_once
-        self._timeout_s = timeout_s
-        self._slots: tuple[asyncio.AbstractEventLoop, Slots] | None = None
-        self._name = uuid.uuid4().hex
-        self._count = itertools.count()
+        self._largest = {"max_lm_calls": 0.0, "max_cost": 0.0}
+        self._names = (f"{uuid.uuid4().hex}/{i}" for i in itertools.count())
 
-    def submit(
-        self,
-        bundle: Bundle,
-        request: Request,
-        priority: Priority,
-        record: Callable[[Any], Result],
-    ) -> "asyncio.Task[Result]":
-        """As `Loop.submit`: the rollout of the request, or a `TimedOutError`, is recorded."""
-        loop = asyncio.get_running_loop()
-        if self._slots is None or self._slots[0] is not loop:
-            self._slots = (loop, Slots(self._n_at_once))
-        held = self._loop.holding(
-            self._slots[1], priority, lambda: self._rollout(bundle, request), record
-        )
-        return self._loop.spawn(held)
-
-    async def _rollout(self, bundle: Bundle, request: Request) -> Rollout | TimedOutError:
-        """The rollout that the request asks for; a request whose worker is lost is made again."""
-        n_losses = 0
+    async def rollout(self, bundle: bytes, request: bytes) -> Rollout | Failure:
+        """The rollout that the request asks for, or its failure where too many workers are lost."""
+        n_losses, why = 0, ""
         while n_losses < MAX_LOST_WORKERS:
-            while (share := self._shares.take()) is None:
+            while (share := self._reserve()) is None:
                 await asyncio.sleep(POLL_S)
             try:
-                reply = await self._send_with_bundle(bundle, request, share)
-            except TimeoutError:
-                return TimedOutError(f"took over {self._timeout_s:g} s")
+                reply = await self._reply(share, bundle, request)
             except Exception as error:  # noqa: BLE001 - whatever an executor raises
-                self._ledger.forfeit(share)
                 self._check_usable(error)
                 why = f"the executor raised {described(error)}"
-                n_losses += 1
-                continue
-            if reply.was_started_before:
-                self._ledger.forfeit(share)
+            else:
+                if not reply.was_started_before:
+                    self._settle(share, reply)
+                    if reply.rollout is not None:
+                        return Rollout.from_dict(reply.rollout)
+                    self._grow(share, reply)
+                    continue
                 why = "its worker died"
-                n_losses += 1
-            elif (rollout := self._rollout_or_retry(share, reply)) is not None:
-                return rollout
-        failure = Failure(
-            "worker", f"the executor lost this rollout {n_losses} times; last reason: {why}"
+            share.abandoned.set()  # it counts as spent
+            n_losses += 1
+        message = f"the executor lost this rollout {n_losses} times; last reason: {why}"
+        return Failure("worker", message)
+
+    # ------------------------------------------------------------------ reservations
+
+    def _reserve(self) -> Reservation | None:
+        """What a rollout may spend; None: not now. Raises RunStopped: the budget is used up."""
+        n_calls, cost = map(self._wanted, ("max_lm_calls", "max_cost"))
+        return self._ledger.take(math.ceil(n_calls), cost, is_share=True)
+
+    def _wanted(self, limit: str) -> float:
+        """An equal part of what is left, at least as much as any rollout took so far."""
+        left, largest = self._ledger.left(limit), self._largest[limit]
+        if math.isinf(left):
+            return 0.0
+        most = max(FIRST[limit], HEADROOM * largest) or math.inf
+        wanted = max(largest, min(left / self._n_at_once, most))
+        return max(LEAST[limit], min(wanted, self._ledger.reach(limit)))
+
+    def _settle(self, share: Reservation, reply: Reply) -> None:
+        self._ledger.settle(share, reply.n_calls, reply.cost)
+        self._ledger.note_metric_calls(reply.n_metric_calls)
+        for limit, used in (("max_lm_calls", reply.n_calls), ("max_cost", reply.cost)):
+            self._largest[limit] = max(self._largest[limit], used)
+
+    def _grow(self, share: Reservation, reply: Reply) -> None:
+        """Reserve twice as much from now on. Raises RunStopped: there is no more, or a failure."""
+        if reply.is_failure:
+            self._ledger.stop(reply.stopped_because, is_failure=True)
+        self._ledger.check()
+        limit = reply.stopped_because.partition("=")[0]
+        if limit in self._largest:
+            reserved = share.n_calls if limit == "max_lm_calls" else share.cost
+            if self._ledger.reach(limit) <= reserved:
+                self._ledger.use_up(limit)
+            self._largest[limit] = max(self._largest[limit], 2.0 * reserved)
+
+    # ------------------------------------------------------------------ the executor
+
+    async def _reply(self, share: Reservation, bundle: bytes, request: bytes) -> Reply:
+        """The reply to the request; one that comes too late is settled all the same."""
+        limits, seconds_left = self._ledger.budget, self._ledger.seconds_left()
+        budget = Budget(
+            max_lm_calls=None if limits.max_lm_calls is None else share.n_calls,
+            max_cost=None if limits.max_cost is None else share.cost,
+            max_minutes=None if math.isinf(seconds_left) else max(0.0, seconds_left) / 60,
         )
-        return Rollout(request.index, request.rollout_id, failure=failure)
-
-    async def _send_with_bundle(
-        self, bundle: Bundle, request: Request, share: Reservation
-    ) -> Reply:
-        """The reply to the request; the bundle is sent only to a worker that lacks it.
-
-        Raises:
-            TimeoutError: it took too long; what it used is settled when it comes after all.
-        """
-        async with asyncio.timeout(self._timeout_s):
-            packed = request.packed()
-            reply = await self._send(share, bundle.key, None, packed)
-            if reply.lacks_bundle:
-                reply = await self._send(share, bundle.key, bundle.blob, packed)
-            return reply
-
-    async def _send(self, share: Reservation, key: str, blob: bytes | None, packed: bytes) -> Reply:
-        name = f"{self._name}/{next(self._count)}"  # dask runs tasks of equal arguments only once
-        budget = self._shares.as_budget(share)
+        name = next(self._names)  # dask runs tasks of equal arguments only once
         try:
-            future = self._executor.submit(run_request, key, blob, packed, budget, name)
+            future = self._executor.submit(run_request, bundle, request, budget, name)
         except Exception as error:  # closed, shut down, or whatever it raises then
             raise BrokenExecutor(described(error)) from error
+        reply = asyncio.wrap_future(future)
         try:
-            reply: Reply = await asyncio.wrap_future(future)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and not task.cancelling():  # the run goes on without this reply
-                raise RequestCancelledError(f"the executor cancelled request {name}") from error
-            self._ledger.forfeit(share)
+            await asyncio.wait({reply})
+        except asyncio.CancelledError:  # it took too long, or the run has ended
+            reply.cancel()
+            share.abandoned.set()
             future.add_done_callback(functools.partial(self._settle_when_done, share))
             raise
-        return reply
+        try:
+            return reply.result()
+        except asyncio.CancelledError as error:
+            raise RuntimeError(f"the executor cancelled request {name}") from error
 
     def _settle_when_done(self, share: Reservation, future: "Future[Reply]") -> None:
         if not future.cancelled() and future.exception() is None:
-            self._settle(share, future.result())
-
-    def _settle(self, share: Reservation, reply: Reply) -> None:
-        if not reply.was_started_before:
-            self._shares.settle(share, reply.n_calls, reply.cost, reply.n_metric_calls)
-
-    def _rollout_or_retry(self, share: Reservation, reply: Reply) -> Rollout | None:
-        """The rollout; None: its share was too small, and a larger one can be had.
-
-        Raises:
-            RunStopped: the budget does not reach, or the run has failed.
-        """
-        n_calls, cost = share.n_calls, share.cost
-        self._settle(share, reply)
-        self._shares.learn(reply.most_calls, reply.most_cost)
-        if reply.rollout is not None:
-            return Rollout.from_dict(reply.rollout)
-        limit = reply.stopped_because.partition("=")[0]
-        if reply.is_failure:
-            self._ledger.stop(reply.stopped_because, is_failure=True)
-        elif self._shares.grow(limit, n_calls, cost):
-            return None
-        else:
-            self._ledger.stop(f"{limit}={getattr(self._ledger.budget, limit, None)} is used up")
-        raise RunStopped(reply.stopped_because)
+            reply = future.result()
+            if not reply.was_started_before:
+                self._settle(share, reply)
 
     def _check_usable(self, error: Exception) -> None:
-        """End the run if the executor is broken.
-
-        Raises:
-            RunStopped: the executor is broken, or its workers lack a package.
-            SettingsError: the request cannot be packed.
-        """
-        if isinstance(error, SettingsError):
-            raise error
+        """Raises RunStopped: the executor is broken, or its workers lack a package."""
         if isinstance(error, BrokenExecutor | ImportError):
-            needs = "; install this package and dspy on its workers" * isinstance(
-                error, ImportError
-            )
-            message = f"the executor is broken: {described(error)}{needs}"
-            self._ledger.stop(message, is_failure=True)
+            needs = "; install this package and dspy on its workers"
+            message = f"the executor is broken: {described(error)}"
+            self._ledger.stop(message + needs * isinstance(error, ImportError), is_failure=True)
             self._ledger.check()

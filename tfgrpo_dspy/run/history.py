@@ -5,29 +5,29 @@ behind it. So it is the same for any number of threads.
 """
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
-from tfgrpo_dspy.budget import Account, Amount
+from tfgrpo_dspy.budget import Account, Amount, Budget
+from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import Operation
-from tfgrpo_dspy.gate import Decision, Measured, RunEvidence, advice_of
-from tfgrpo_dspy.reflection.lessons import DroppedExperience
-from tfgrpo_dspy.results import TriedAdvice, UpdateRecord
+from tfgrpo_dspy.experience.values import Keep, Operation, Refusal
+from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence, advice_of
+from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.extracting import Earlier
-from tfgrpo_dspy.run.gate_answers import decision_of
-from tfgrpo_dspy.run.measuring import amount_of
+from tfgrpo_dspy.sampling.demos import BestRollouts
 from tfgrpo_dspy.sampling.fields import as_fields
 
-HOPELESS = 5
-"""Where so many answers about groups could not be read, and none could, the reflection LM is asked
-no more: all of them would be paid for, and say nothing."""
+WITHOUT_DRAFTS = 8
+"""How many examples are sampled at most before the drafts are decided: more would mostly teach what
+the drafts say."""
 
 
 class History:
@@ -35,193 +35,223 @@ class History:
 
     `decisions` and `accounts` hold one entry more than there are decided updates: the first is
     what the run starts with.
-
-    Args:
-        run: the run.
-        start: the library of the student.
-        training: the positions of the examples to train on.
-        n_test: the size of the test set.
     """
 
     def __init__(
-        self, run: RunContext, start: ExperienceLibrary, training: Sequence[int], n_test: int
+        self,
+        run: RunContext,
+        start: ExperienceLibrary,
+        training: Sequence[int],
+        n_test: int,
+        is_recorded: bool,
     ) -> None:
-        calls = run.settings.schedule.inputs.calls_per_rollout
+        settings = run.settings
+        self.start = start
         self.batches: list[Batch] = []
         self.decisions = [Decision(start, "the library of the student")]
-        self.accounts = [Account(run.settings.budget, assumed=Amount(calls, 1.0))]
+        assumed = Amount(settings.data.calls_per_rollout, 1.0)
+        self.accounts = [Account(settings.budget, assumed=assumed)]
         self._run = run
         self._training = tuple(training)
+        self._group_size = 0 if is_recorded else settings.group_size  # rollouts to pay for
+        self._size = settings.batch_size
+        self._n_batches = math.ceil(len(training) / self._size)
+        self._n_drafts = int(settings.drafts > 0)
+        epochs = 1 if is_recorded else settings.epochs
+        self.n_updates = self._n_drafts + epochs * self._n_batches
         self._n_reserved = 0  # rollouts that are kept for the end
-        if run.settings.metric is not None:
-            self._n_reserved = run.settings.schedule.reserve + 2 * n_test
+        if settings.metric is not None:
+            self._n_reserved = settings.reserve + 2 * n_test
+        self.best_rollouts = BestRollouts()
         self._started_s = time.monotonic()
         self._measured: list[Measured] = []
-        self._asked: list[tuple[int, int]] = []
         self._best_scores: list[float] = []
-
-    @property
-    def start(self) -> ExperienceLibrary:
-        """The library of the student."""
-        return self.decisions[0].library
+        self._set_reserve()
 
     @property
     def last(self) -> Decision:
         """The latest decision."""
         return self.decisions[-1]
 
-    @property
-    def _updates(self) -> list[UpdateRecord]:
-        return self._run.report.updates
+    # ------------------------------------------------------------------ what is next
+
+    def n_awaited(self, update: int) -> int:
+        """How many updates are decided before the batch of this one is made."""
+        n_known = self._n_known(update)
+        is_after_drafts = self._n_drafts and update * self._size > WITHOUT_DRAFTS
+        return max(n_known, 1) if is_after_drafts else n_known
+
+    def _n_known(self, update: int) -> int:
+        return max(0, update - self._run.settings.max_staleness)
+
+    def batch(self, update: int) -> Batch | None:
+        """The batch of this update, which may be a draft; None where the run ends."""
+        settings, report = self._run.settings, self._run.report
+        decision = self.decisions[self.n_awaited(update)]
+        if update < self._n_drafts:
+            return Batch(update, 0, (), decision, is_draft=True)
+        if self._teaches_no_more(update):
+            report.ended_because = "no group of a whole epoch had anything to teach"
+            return None
+        epoch, index = divmod(update - self._n_drafts, self._n_batches)
+        order = list(self._training)
+        random.Random(f"{settings.seed}/{epoch}").shuffle(order)
+        examples = order[index * self._size : (index + 1) * self._size]
+        n, limit = self._n_affordable(update)
+        if n < len(examples):
+            used_up = f"{limit}={getattr(settings, limit)} is used up"
+            report.ended_because = f"{used_up}: it does not reach for another update"
+        if n < 1:
+            return None
+        return Batch(update, epoch, tuple(examples[: int(min(n, self._size))]), decision)
+
+    def _teaches_no_more(self, update: int) -> bool:
+        """Whether the latest epoch taught nothing, and no experience is worth more rollouts."""
+        n_known, updates = self._n_known(update), self._run.report.updates
+        last = range(n_known)[-self._n_batches :]
+        if len(last) < self._n_batches or self.decisions[n_known].is_open:
+            return False
+        return not any(
+            self.batches[k].is_draft or any(g.used_as in TEACHING for g in updates[k].groups)
+            for k in last
+        )
+
+    def _n_affordable(self, update: int) -> tuple[float, str]:
+        """How many examples the next batch may have; and the limit that says so ("": none)."""
+        n_known = self._n_known(update)
+        account = self.accounts[n_known]
+        under_way = self.batches[n_known:update]  # they take what is expected of them
+        each = account.per_example(self._group_size)
+        operations = Amount(1.0) * (len(under_way) + 1)  # an answer for each update
+        n, limit = account.n_fitting(each, account.reserve(self._n_reserved) + operations)
+        if update == 0:  # what a rollout takes is only assumed
+            return max(1.0, n), limit
+        return n - sum(len(batch.examples) for batch in under_way), limit
+
+    def assigned(self, batch: Batch, example: int) -> Sequence[ExperienceLibrary]:
+        """The library of each rollout of a group. Raises GateError: the gate gave no such."""
+        n = self._group_size
+        if not any(experience.is_on_trial for experience in batch.library):
+            return (batch.library,) * n
+        gate, plan = self._run.settings.gate, GroupPlan(batch.decision, example, batch.update, n)
+        told = f"return {n} libraries, one for each rollout of the group"
+        return _libraries(gate, "assigned", gate.assign(plan), told, n)
+
+    def best_score(self, batch: Batch) -> float:
+        """The highest score of the updates that are decided for sure when the batch is made."""
+        return max(self._best_scores[: self._n_known(batch.update)], default=-math.inf)
 
     # ------------------------------------------------------------------ what is decided
 
     def decide(
-        self,
-        batch: Batch,
-        extracted: Extracted,
-        operations: Sequence[Operation],
-        is_paid: bool,
-    ) -> Decision:
-        """Have the gate decide; `is_paid`: the run has made the rollouts of the batch itself.
-
-        Raises:
-            GateError: the gate answered with something else than a decision.
-        """
-        settings = self._run.settings
-        self._measured += [rollout for group in extracted.groups for rollout in group.measured()]
+        self, batch: Batch, extracted: Extracted, proposed: Sequence[Operation | Refusal]
+    ) -> ExperienceLibrary:
+        """The library after the gate has decided. Raises GateError: it gave no decision."""
+        before, run = self.last, self._run
+        for sampled in extracted.groups:
+            self._measured += sampled.measured()
+            self.best_rollouts.add(sampled.group)
         evidence = RunEvidence(
-            previous=self.last,
-            operations=tuple(operations),
+            previous=before,
+            operations=tuple(op for op in proposed if not isinstance(op, Refusal)),
             rollouts=tuple(self._measured),
             texts=self._texts,
             training=self._training,
-            limits=settings.limits,
+            limits=run.settings.limits,
         )
-        self.decisions.append(decision_of(settings.gate, evidence))
-        self.accounts.append(self._account(batch, extracted, is_paid))
-        self._asked.append((extracted.n_asked, extracted.n_unread))
+        self.decisions.append(self._decision(evidence))
+        run.report.add_update(batch, extracted, proposed, before.library, self.last)
         scores = [score for each in extracted.groups for score in each.group.scores]
         self._best_scores.append(max(scores, default=-math.inf))
-        self.set_reserve()
-        return self.last
+        made = extracted.rollouts if self._group_size else []
+        reflections = run.report.reflection_usage[batch.update]
+        account = self.accounts[-1].after_update(made, reflections, len(extracted.groups))
+        self.accounts.append(account)
+        self._set_reserve()
+        run.manifest.note(self.result(), "")
+        return self.last.library
+
+    def _decision(self, evidence: RunEvidence) -> Decision:
+        """The gate's decision, with the evidence of all KEEPs."""
+        gate = self._run.settings.gate
+        decision = gate.decide(evidence)
+        is_one = isinstance(decision, Decision)
+        found = (decision.library, decision.result) if is_one else decision
+        _libraries(gate, "decided", found, "return a Decision on a library")
+        keeps = [op for op in evidence.operations if isinstance(op, Keep)]
+
+        def kept(library: ExperienceLibrary) -> ExperienceLibrary:
+            return library.apply([op for op in keeps if op.id in library], evidence.limits)
+
+        deployable = decision.deployable and kept(decision.deployable)
+        return replace(decision, library=kept(decision.library), deployable=deployable)
 
     @cached_property
     def _texts(self) -> tuple[str, ...]:
         """The inputs of each example, and its labels where the reflection LM may see them."""
         settings = self._run.settings
-        has_labels = settings.reflection.use_labels and settings.metric is not None
-        texts = []
-        for example in self._run.trainset:
-            labels = as_fields(example.labels()) if has_labels else {}
-            texts.append(fields_text({**as_fields(example.inputs()), **labels}))
-        return tuple(texts)
+        is_labelled = settings.reflection.use_labels and settings.metric is not None
+        seen = [(e.inputs(), e.labels() if is_labelled else {}) for e in self._run.trainset]
+        return tuple(
+            fields_text({**as_fields(inputs), **as_fields(labels)}) for inputs, labels in seen
+        )
 
-    def _account(self, batch: Batch, extracted: Extracted, is_paid: bool) -> Account:
-        before = self.accounts[-1]
-        rollouts = extracted.rollouts if is_paid else []
-        reflections = Amount.of(self._run.report.reflection_usage[batch.update], 0)
-        account = before.after_rollouts(amount_of(rollouts), len(rollouts))
-        account = account.after_reflections(reflections)
-        n_groups = len(extracted.groups)
-        return account.after_update(before, n_groups) if n_groups else account
-
-    def set_reserve(self) -> None:
+    def _set_reserve(self) -> None:
         """Let nothing else take what the end of the run needs, by what rollouts took so far."""
         account, n = self.accounts[-1], self._n_reserved
         reserved = account.reserve(n)
         seconds = (time.monotonic() - self._started_s) / max(1, account.n_rollouts)
-        self._run.ledger.set_reserve(
-            math.ceil(reserved.n_metric_calls),
-            math.ceil(reserved.n_lm_calls),
-            reserved.cost,
-            n * seconds / self._run.settings.threads if account.n_rollouts else 0.0,
+        reserve = Budget(
+            max_lm_calls=math.ceil(reserved.n_lm_calls),
+            max_metric_calls=math.ceil(reserved.n_metric_calls),
+            max_cost=reserved.cost,
+            max_minutes=n * seconds / 60 / self._run.settings.threads if account.n_rollouts else 0,
         )
-
-    # ------------------------------------------------------------------ what follows
-
-    def _n_known(self, update: int) -> int:
-        """How many updates are decided for sure when the batch of this one is made."""
-        return max(0, update - self._run.settings.schedule.max_staleness)
-
-    def earlier(self, batch: Batch) -> Earlier:
-        """What the extraction of lessons from a batch may know of the updates before."""
-        n_known = self._n_known(batch.update)
-        n_asked = sum(n for n, _ in self._asked[:n_known])
-        n_unread = sum(n for _, n in self._asked[:n_known])
-        has_given_up = HOPELESS <= n_asked == n_unread
-        if has_given_up:
-            self._run.report.forfeit(n_asked)
-        return Earlier(max(self._best_scores[:n_known], default=-math.inf), has_given_up)
-
-    def why_to_end(self, update: int, n_batches: int) -> str:
-        """Why no batch is made for this update; "" if one is.
-
-        A whole epoch of batches, of those that are decided for sure, had nothing to teach, and no
-        experience is worth more rollouts.
-        """
-        last = range(self._n_known(update))[-n_batches:]
-        teaches = any(
-            self.batches[k].is_draft or any(g.used_as in TEACHING for g in self._updates[k].groups)
-            for k in last
-        )
-        is_open = self.decisions[self._n_known(update)].is_open
-        if len(last) == n_batches and not teaches and not is_open:
-            return "no group of a whole epoch had anything to teach"
-        return ""
-
-    def n_affordable(self, update: int, group_size: int) -> tuple[float, str]:
-        """How many examples the next batch may have; and the limit that says so ("": none).
-
-        It depends on the updates that are decided for sure when the batch is made, and on what the
-        batches between these and this one are expected to take.
-        """
-        n_known = self._n_known(update)
-        account = self.accounts[n_known]
-        under_way = self.batches[n_known:update]
-        each = account.per_example(group_size)
-        operations = Amount(1.0) * (len(under_way) + 1)  # an answer for each update
-        n, name = account.n_fitting(each, account.reserve(self._n_reserved) + operations)
-        if update == 0:  # what a rollout takes is only assumed
-            return max(1.0, n), name
-        return n - sum(len(batch.examples) for batch in under_way), name
+        self._run.ledger.set_reserve(reserve)
 
     # ------------------------------------------------------------------ what it is worth
 
     def result(self) -> ExperienceLibrary:
         """What a program would be given if the run ended here."""
-        return self.like_start(self.last.result)
+        return self._like_start(self.last.result)
 
-    def like_start(self, library: ExperienceLibrary) -> ExperienceLibrary:
-        """The library, with the next free id of the student's where it has the same experiences.
+    def finalists(self) -> list[ExperienceLibrary]:
+        """The libraries that are compared with the student at the end. Raises GateError."""
+        gate = self._run.settings.gate
+        proposed = _libraries(
+            gate, "gave as finalists", gate.finalists(self.last), "return a sequence of libraries"
+        )
+        if not self.accounts[-1].n_rollouts:  # of rollouts made elsewhere none has tried it
+            proposed = (*proposed, self.last.library)
+        return [self._like_start(library) for library in proposed]
 
-        The ids that the run has retired since were never in a program.
-        """
-        if list(library) != list(self.start):
-            return library
-        return ExperienceLibrary(library, next_number=self.start.next_number)  # with new evidence
+    def _like_start(self, library: ExperienceLibrary) -> ExperienceLibrary:
+        """The library, with the next free id of the student's where it has the same experiences."""
+        is_like = list(library) == list(self.start)  # ids retired since were never in a program
+        return self.start.holding(library) if is_like else library
 
-    def scaled_decision(self) -> Decision:
-        """The latest decision, with the spread of the training scores where it has none."""
+    @property
+    def score_sd(self) -> float:
+        """The standard deviation of the training scores; 1.0 where they do not differ."""
         scores = [rollout.score for rollout in self._measured if rollout.score is not None]
-        spread = statistics.pstdev(scores) if scores else 0.0
-        return replace(self.last, score_sd=self.last.score_sd or spread)
+        return statistics.pstdev(scores or [0.0]) or 1.0
 
-    def dropped(self) -> list[DroppedExperience]:
+    def dropped(self) -> list[Lesson]:
         """The advice that was tried and is in the library no more, the most tried first."""
-        held = {advice_of(experience) for experience in self.last.library}
-        tried = [item for item in self.last.beliefs.items() if item[1].n_rollouts]
-        tried.sort(key=lambda item: -item[1].n_rollouts)
+        held = set(map(advice_of, self.last.library))
+        beliefs = sorted(self.last.beliefs.items(), key=lambda item: -item[1].n_rollouts)
         return [
-            DroppedExperience(text, scope, belief.in_words())
-            for (text, scope), belief in tried
-            if (text, scope) not in held
+            Lesson(*advice, reason=belief.in_words())
+            for advice, belief in beliefs
+            if belief.n_rollouts and advice not in held
         ]
 
-    def tried(self) -> tuple[TriedAdvice, ...]:
-        """All advice that rollouts were given, with what is believed of it."""
-        return tuple(
-            TriedAdvice(text, scope, belief.effect, belief.chance)
-            for (text, scope), belief in self.last.beliefs.items()
-            if belief.effect is not None
-        )
+
+def _libraries(
+    gate: Any, verb: str, given: Any, told: str, n: int | None = None
+) -> tuple[ExperienceLibrary, ...]:
+    """What a gate gave, if these are (so many) libraries. Raises GateError: they are not."""
+    is_sequence = isinstance(given, Sequence) and len(given) == (len(given) if n is None else n)
+    if is_sequence and all(isinstance(each, ExperienceLibrary) for each in given):
+        return tuple(given)
+    raise GateError(f"{gate!r} {verb} {given!r}; {told}.")

@@ -1,50 +1,24 @@
-"""The records of one run: what the result of each stage depends on, and where it lies.
+"""The records of one run: what the result of each stage depends on, and where it is kept.
 
 Without a `log_dir` nothing is found and nothing is kept. What is known of whole runs is in
 `manifest`.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Any
 
 import dspy
 
 from tfgrpo_dspy.errors import MissingRecordError
-from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.metric import wants_program_trace
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
-from tfgrpo_dspy.rollout import Rollout, Usage
-from tfgrpo_dspy.sampling.fields import encode_fields, field_annotations
-from tfgrpo_dspy.settings import RunSettings
+from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.checks import all_lms
-from tfgrpo_dspy.store import (
-    Store,
-    Unseen,
-    callable_identity,
-    digest,
-    object_identity,
-    program_identity,
-    reading,
-)
+from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.store import Store, Unseen, digest, object_identity, reading, without_addresses
 
-NO_RESULT = ("provider", "timeout", "worker")
+NO_RESULT = ("provider", "timeout", "worker", "metric")
 """Failures that are not the program's: noted, never kept as results."""
-
-
-@dataclass(frozen=True, slots=True)
-class CachedRollout:
-    """A recorded rollout; None: it is not recorded.
-
-    `needs_work`: it has to be made, or to be scored by this metric where `can_be_scored`.
-    """
-
-    key: str
-    rollout: Rollout | None = None
-    needs_work: bool = True
-    can_be_scored: bool = False
 
 
 class RunRecords:
@@ -61,11 +35,10 @@ class RunRecords:
     def __init__(self, settings: RunSettings, student: Any) -> None:
         self._settings = settings
         self.unseen = Unseen()
-        self._annotations = field_annotations(student)
-        self._digests: dict[tuple[str, int], str] = {}
-        self.lm = self._identity(dspy.settings.lm)
-        self.adapter = self._identity(dspy.settings.adapter)
-        self.reflection_lm = self._identity(settings.reflection_lm or dspy.settings.lm)
+        self._digests: dict[int, str] = {}
+        self.lm = self.identity(dspy.settings.lm)
+        self.adapter = self.identity(dspy.settings.adapter)
+        self.reflection_lm = self.identity(settings.reflection_lm or dspy.settings.lm)
         self.store: Store | None = None
         self._secrets = known_secrets([*all_lms(settings, student), dspy.settings.lm])
         if settings.log_dir is not None and settings.offline:
@@ -83,14 +56,6 @@ class RunRecords:
         if self.store is not None:
             self.store.close()
 
-    def together(self) -> AbstractContextManager[None]:
-        """What is kept within it is on disk when it ends, in one transaction."""
-        return nullcontext() if self._writable is None else self._writable.together()
-
-    @property
-    def _writable(self) -> Store | None:
-        return None if self._settings.offline else self.store
-
     def without_secrets(self, values: dict[str, Any]) -> dict[str, Any]:
         """JSON-like values without the secrets of the run's LMs and of the environment.
 
@@ -102,174 +67,25 @@ class RunRecords:
     def _redacted(self, text: str) -> str:
         return redacted(text, self._secrets)
 
-    def cleaned_rollout(self, rollout: Rollout) -> Rollout:
-        """The rollout without those secrets."""
-        if not self._secrets:
-            return rollout
-        return Rollout.from_dict(self.without_secrets(rollout.to_dict()))
+    def identity(self, value: Any) -> str:
+        """The digest of an object that the run holds until its end; looked up once."""
+        if id(value) not in self._digests:
+            parts = _parts_of(value) if isinstance(value, dspy.Example) else value
+            self._digests[id(value)] = digest(object_identity(parts, self.unseen))
+        return self._digests[id(value)]
 
-    # ------------------------------------------------------------------ identities
-
-    def _identity(self, value: Any) -> str:
-        return digest(object_identity(value, self.unseen))
-
-    def _once(self, kind: str, value: Any, make: Callable[[], str]) -> str:
-        """A digest of something that the run holds until its end, looked up once."""
-        if (kind, id(value)) not in self._digests:
-            self._digests[kind, id(value)] = make()
-        return self._digests[kind, id(value)]
-
-    def metric(self, metric: Any) -> str:
-        """The digest of a metric."""
-        version = self._settings.version
-        return self._once("metric", metric, lambda: digest(self.metric_identity(metric), version))
-
-    def metric_identity(self, metric: Any) -> Any:
-        """What a metric is known by."""
-        return None if metric is None else callable_identity(metric, self.unseen)
-
-    def module(self, module: Any) -> str:
-        """The digest of a reflection module."""
-        return self._once("module", module, lambda: digest(program_identity(module, self.unseen)))
-
-    def example(self, example: Any) -> str:
-        """The digest of an example, with its labels."""
-        return self._once("example", example, lambda: self._kept_example(example))
-
-    def _kept_example(self, example: Any) -> str:
-        encoded = encode_fields(example, self._annotations)
-        inputs = sorted(example.inputs().keys())
-        key = digest(encoded, inputs, self._unread(example, encoded))
-        if self._writable is not None:
-            self._writable.put((f"example:{key}", {"fields": encoded, "inputs": inputs}))
-        return key
-
-    def _inputs(self, example: Any) -> str:
-        inputs = example.inputs()
-        encoded = encode_fields(inputs, self._annotations)
-        return digest(encoded, self._unread(inputs, encoded))
-
-    def _unread(self, values: Any, encoded: Mapping[str, Any]) -> Any:
-        """What the text of a value does not tell, such as the content of media."""
-        kept_as_text = {name: values[name] for name, value in encoded.items() if "text" in value}
-        return object_identity(kept_as_text, self.unseen)
-
-    def program(self, program: Any, library: ExperienceLibrary) -> str:
-        """The digest of a program with this library; the library is recorded."""
-        if self.store is None:
-            return ""
-        if self._writable is not None:
-            self._writable.put((f"library:{_library_digest(library)}", library.to_dict()))
-        return digest(program_identity(program, self.unseen), self._settings.version)
-
-    # ------------------------------------------------------------------ rollouts
+    def program(self, program: Any) -> str:
+        """The digest of a program with its library."""
+        return "" if self.store is None else digest(object_identity(program, self.unseen))
 
     def rollout_key(
-        self, program: str, example: Any, rollout_id: int, temperature: float | None
+        self, program: str, example: Any, metric: Any, rollout_id: int, temperature: float | None
     ) -> str:
-        """The key of a rollout: the program's digest, LM and adapter, the inputs, the sample."""
+        """The key of a rollout: all that its outputs and its score depend on."""
         if self.store is None:
             return ""
-        inputs = self._once("inputs", example, lambda: self._inputs(example))
-        parts = (program, self.lm, self.adapter, inputs, rollout_id, temperature)
-        return "rollout:" + digest(*parts)
-
-    def find_rollout(self, key: str, metric: Any, example: Any) -> CachedRollout:
-        """The recorded rollout, with the score that this metric gave it, if it did."""
-        record = None if self.store is None else self.store.get(key)
-        if self.store is None or record is None:
-            return self._find_lost(key) or CachedRollout(key)
-        with reading(key):
-            rollout = Rollout.from_dict(record["rollout"])
-        if rollout.failure is not None or metric is None:
-            return CachedRollout(key, rollout, needs_work=False)
-        can_be_scored = not rollout.is_text_only and not wants_program_trace(metric)
-        if not can_be_scored and (rerun := self.store.get(self._rerun_key(key, metric))):
-            with reading(key):
-                rollout = Rollout.from_dict(rerun["rollout"])
-        score_key = self._score_key(key, metric, example, rollout)
-        score = self.store.get(score_key)
-        if score is None:
-            lost = self._find_lost(score_key)
-            return lost or CachedRollout(key, rollout, can_be_scored=can_be_scored)
-        with reading(score_key):
-            scored = replace(
-                rollout,
-                score=float(score["score"]),
-                feedback=str(score["feedback"]),
-                metric_usage=Usage.from_dict(score["metric_usage"]),
-            )
-        return CachedRollout(key, scored, needs_work=False)
-
-    def _find_lost(self, key: str) -> CachedRollout | None:
-        """What was lost to a provider, the clock or the metric: tried again, but for offline."""
-        if self.store is None or not self._settings.offline:
-            return None
-        record = self.store.get(f"lost:{key}")
-        if record is None:
-            return None
-        with reading(key):
-            return CachedRollout(key, Rollout.from_dict(record), needs_work=False)
-
-    def keep_rollout(
-        self,
-        key: str,
-        rollout: Rollout,
-        metric: Any,
-        example: Any,
-        library: ExperienceLibrary,
-        is_rerun: bool = False,
-    ) -> Rollout:
-        """Record a rollout and its score; gives the one that stands.
-
-        What is no result of the program is only noted. Where another process was first, its
-        rollout stands, if it has this metric's score, so that the two runs have one history.
-        """
-        failure = rollout.failure
-        if self.store is None:
-            return rollout
-        if failure is not None and failure.kind in NO_RESULT:
-            self.store.replace(f"lost:{key}", rollout.to_dict())
-            return rollout
-        unscored = rollout
-        if failure is None or failure.kind == "metric":
-            unscored = replace(rollout, score=None, feedback="", failure=None, metric_usage=Usage())
-        record = {
-            "rollout": unscored.to_dict(),
-            "example": self.example(example),
-            "library": _library_digest(library),
-            "is_rerun": is_rerun,
-        }
-        score_key = self._score_key(key, metric, example, rollout)
-        rows: list[tuple[str, Mapping[str, Any]]] = [
-            (self._rerun_key(key, metric) if is_rerun else key, record)
-        ]
-        if failure is not None and failure.kind == "metric":
-            rows.append((f"lost:{score_key}", rollout.to_dict()))
-        elif rollout.score is not None:
-            score = {
-                "score": rollout.score,
-                "feedback": rollout.feedback,
-                "metric_usage": rollout.metric_usage.to_dict(),
-                "rollout": key,
-            }
-            rows.append((score_key, score))
-        earlier = self.store.put(*rows)[0]
-        if earlier is None or is_rerun or earlier["rollout"] == record["rollout"]:
-            return rollout
-        found = self.find_rollout(key, metric, example)
-        return rollout if found.rollout is None or found.needs_work else found.rollout
-
-    def _score_key(self, key: str, metric: Any, example: Any, rollout: Rollout) -> str:
-        """Scores belong to outputs: of two processes' rollouts only one stands under a key."""
-        outputs = digest(rollout.encoded)
-        return "score:" + digest(key, outputs, self.metric(metric), self.example(example), self.lm)
-
-    def _rerun_key(self, key: str, metric: Any) -> str:
-        """Where outputs that had to be made again for this metric lie."""
-        return "rollout:" + digest(key, self.metric(metric))
-
-    # ------------------------------------------------------------------ reflections
+        parts = (program, self.lm, self.adapter, self.identity(example), self.identity(metric))
+        return f"rollout:{digest(*parts, rollout_id, temperature, self._settings.version)}"
 
     def reflection_key(
         self, stage: str, module: Any, rollout_id: int, inputs: Mapping[str, Any]
@@ -277,11 +93,11 @@ class RunRecords:
         """The key of an answer: the module, its LM and adapter, all that it is shown."""
         if self.store is None:
             return ""
-        parts = (self.module(module), self.reflection_lm, self.adapter, rollout_id, dict(inputs))
-        return f"{stage}:{digest(*parts, self._settings.version)}"
+        parts = (self.identity(module), self.reflection_lm, self.adapter, dict(inputs))
+        return f"{stage}:{digest(*parts, rollout_id, self._settings.version)}"
 
-    def find_answer(self, key: str) -> Mapping[str, Any] | None:
-        """The recorded answer of a reflection module."""
+    def find(self, key: str) -> Mapping[str, Any] | None:
+        """The record under a key; offline also what was only noted, because it was lost."""
         if self.store is None:
             return None
         record = self.store.get(key)
@@ -289,22 +105,33 @@ class RunRecords:
             record = self.store.get(f"lost:{key}")
         return record
 
-    def keep_answer(
-        self, key: str, record: Mapping[str, Any], is_lost: bool
-    ) -> Mapping[str, Any] | None:
-        """Record an answer; one that the provider lost is only noted.
+    def keep(self, key: str, record: Mapping[str, Any], is_lost: bool) -> Mapping[str, Any]:
+        """Record a result; what is lost (a provider failed, say) is noted, to be tried again.
 
-        Gives the one that stands, where another process was first.
+        Gives the record that stands: where another process was first, that is its record.
         """
         if self.store is None:
-            return None
+            return record
         if is_lost:
             self.store.replace(f"lost:{key}", record)
-            return None
-        return self.store.put((key, record))[0]
+            return record
+        return self.store.put(key, record) or record
+
+    def find_rollout(self, key: str) -> Rollout | None:
+        """The recorded rollout."""
+        record = self.find(key)
+        with reading(key):
+            return None if record is None else Rollout.from_dict(record)
+
+    def keep_rollout(self, key: str, rollout: Rollout) -> Rollout:
+        """Record a rollout, without secrets; gives the one that stands."""
+        is_lost = rollout.failure is not None and rollout.failure.kind in NO_RESULT
+        record = self.keep(key, self.without_secrets(rollout.to_dict()), is_lost)
+        with reading(key):
+            return Rollout.from_dict(record)
 
 
-@lru_cache(maxsize=256)
-def _library_digest(library: ExperienceLibrary) -> str:
-    contents = [experience.content for experience in library]
-    return digest(contents, library.next_number)
+def _parts_of(example: dspy.Example) -> list[Any]:
+    """Inputs, labels, and all as text: of some the identity holds the type only, or nothing."""
+    texts = [f"{name}: {without_addresses(text)}" for name, text in as_fields(example).items()]
+    return [dict(example.inputs()), dict(example.labels()), texts]

@@ -1,5 +1,6 @@
 """Rollouts: replayed where they are recorded, run where not, recorded as soon as they are done."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,11 +9,10 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.loop import Priority, TimedOutError
-from tfgrpo_dspy.run.records import CachedRollout
-from tfgrpo_dspy.run.worker import Bundle, Request, packed_library
+from tfgrpo_dspy.run.loop import Priority
+from tfgrpo_dspy.run.worker import packed_bundle, packed_request
 from tfgrpo_dspy.sampling.demos import Demo, with_demos
-from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout, score_again
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
 KEPT_PROGRAMS = 64
 CALLED = {
@@ -34,14 +34,6 @@ class Sample:
     example: int
     rollout_id: int
     has_demos: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Program:
-    """The student with a library, and its digest."""
-
-    baked: Any
-    digest: str
 
 
 class Rollouts:
@@ -72,12 +64,12 @@ class Rollouts:
         self._students = {False: run.student}
         if demos:
             self._students[True] = with_demos(run.student, demos)
-        self._programs: dict[tuple[bool, ExperienceLibrary], _Program] = {}
-        self._bundles: dict[bool, Bundle] = {}
+        self._programs: dict[tuple[bool, ExperienceLibrary], tuple[Any, str]] = {}
+        self._prices = run.settings.execution.prices or {}
+        self._bundles: dict[bool, bytes] = {}
         if run.remote is not None and not run.settings.offline:
-            prices = run.settings.execution.prices or {}
             self._bundles = {
-                has_demos: Bundle.of(student, self._metric, temperature, prices)
+                has_demos: packed_bundle(student, self._metric, temperature, self._prices)
                 for has_demos, student in self._students.items()
             }
 
@@ -91,14 +83,11 @@ class Rollouts:
             self._run.ledger.take_metric_calls(n)
 
     def settle(self, rollouts: Iterable[Rollout]) -> None:
-        """Give the metric calls back that were not made, because the program failed.
-
-        What took too long, or was lost with a worker, may have been in the metric.
-        """
-        failed = [rollout.failure.kind for rollout in rollouts if rollout.failure is not None]
+        """Give the metric calls back that were surely not made, because the program failed."""
+        kinds = [rollout.failure.kind for rollout in rollouts if rollout.failure is not None]
+        n_not_made = sum(kind in ("program", "parse", "provider") for kind in kinds)
         if self._metric is not None:
-            not_scored = sum(kind in ("program", "parse", "provider") for kind in failed)
-            self._run.ledger.give_back_metric_calls(not_scored)
+            self._run.ledger.note_metric_calls(0, n_given_back=n_not_made)
 
     async def make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
         """A rollout for each sample, in their order; they were admitted before.
@@ -107,89 +96,77 @@ class Rollouts:
             RunStopped: the run has ended; what was done is recorded.
             MissingRecordError: offline, and one of them is not recorded.
         """
-        run = self._run
-        found = [self._found(sample) for sample in samples]
-        missing = [k for k, cached in enumerate(found) if cached.needs_work]
-        if missing and run.settings.offline:
+        keys = [self._key(sample) for sample in samples]
+        found = [self._found(key) for key in keys]
+        missing = [k for k, rollout in enumerate(found) if rollout is None]
+        if missing and self._run.settings.offline:
             stage, kind = CALLED[self._role]
-            what = f"score of the {stage}" if found[missing[0]].rollout else stage
-            run.stop_for_missing_record(what, f"{kind} example {samples[missing[0]].example}")
-        tasks = {k: self._submit(samples[k], found[k], priority) for k in missing}
-        return [
-            await tasks[k] if k in tasks else cached.rollout  # type: ignore[misc]
-            for k, cached in enumerate(found)
-        ]
+            where = f"{kind} example {samples[missing[0]].example}"
+            self._run.stop_for_missing_record(stage, where)
+        tasks = {k: self._submit(samples[k], keys[k], priority) for k in missing}
+        return [rollout or await tasks[k] for k, rollout in enumerate(found)]
 
-    def _found(self, sample: Sample) -> CachedRollout:
-        """What is recorded of the rollout; it costs what it cost when it was made."""
-        run, example = self._run, self._examples[sample.example]
-        key = run.records.rollout_key(
-            self._program_of(sample).digest, example, sample.rollout_id, self._temperature
+    def _key(self, sample: Sample) -> str:
+        _, digest = self._program(sample)
+        return self._run.records.rollout_key(
+            digest,
+            self._examples[sample.example],
+            self._metric,
+            sample.rollout_id,
+            self._temperature,
         )
-        found = run.records.find_rollout(key, self._metric, example)
-        rollout = found.rollout
-        if rollout is not None and (found.can_be_scored or not found.needs_work):
+
+    def _found(self, key: str) -> Rollout | None:
+        """The recorded rollout; it costs what it cost when it was made."""
+        run = self._run
+        rollout = run.records.find_rollout(key)
+        if rollout is not None:
             for usage in (rollout.usage, rollout.metric_usage):
                 run.ledger.spend(usage.n_lm_calls, usage.cost_usd)
-        if rollout is not None and not found.needs_work:
             run.report.replayed[self._role] += 1
             run.report.count_rollout(self._role, rollout)
             if rollout.was_scored and self._metric is not None:
-                run.ledger.note_metric_call()
-        return found
+                run.ledger.note_metric_calls()
+        return rollout
 
-    def _submit(self, sample: Sample, found: CachedRollout, priority: Priority) -> Any:
-        """Have the rollout made, or only scored; a task that gives the recorded rollout."""
-        run, task = self._run, self._task(sample)
-        recorded = found.rollout if found.can_be_scored else None
+    def _submit(self, sample: Sample, key: str, priority: Priority) -> Any:
+        """Have the rollout made; a future that gives the recorded rollout."""
+        run, example = self._run, self._examples[sample.example]
 
-        def work() -> Rollout:
-            return run_rollout(task) if recorded is None else score_again(task, recorded)
-
-        def keep(made: Rollout | TimedOutError) -> Rollout:
-            if isinstance(made, TimedOutError):
-                failure = Failure("timeout", f"the rollout {made}, which is rollout_timeout_s")
-                made = Rollout(sample.example, sample.rollout_id, failure=failure)
-            is_rerun = found.rollout is not None and recorded is None
-            rollout = run.records.keep_rollout(
-                found.key,
-                run.records.cleaned_rollout(made),
-                self._metric,
-                task.example,
-                sample.library,
-                is_rerun,
-            )
-            run.report.rescored += found.can_be_scored
+        def keep(made: Rollout | Failure | TimeoutError) -> Rollout:
+            if isinstance(made, TimeoutError):
+                made = Failure("timeout", f"the rollout {made}, which is rollout_timeout_s")
+            if isinstance(made, Failure):
+                made = Rollout(sample.example, sample.rollout_id, failure=made)
+            rollout = run.records.keep_rollout(key, made)
             run.report.count_rollout(self._role, rollout)
-            run.report.check_errors(run.ledger, rollout.failure)
+            run.report.check_errors(rollout.failure)
             return rollout
 
-        if run.remote is None:
-            return run.loop.submit(work, priority, keep)
-        library = packed_library(sample.library)
-        request = Request(library, task.example, sample.example, sample.rollout_id, recorded)
-        return run.remote.submit(self._bundles[sample.has_demos], request, priority, keep)
-
-    def _task(self, sample: Sample) -> RolloutTask:
-        program = self._program_of(sample)
-        return RolloutTask(
-            program=program.baked,
-            example=self._examples[sample.example],
+        if run.remote is not None:
+            bundle = self._bundles[sample.has_demos]
+            request = packed_request(sample.library, example, sample.example, sample.rollout_id)
+            begin = functools.partial(run.remote.rollout, bundle, request)
+            return run.loop.submit(begin, priority, keep, "remote")
+        task = RolloutTask(
+            program=self._program(sample)[0],
+            example=example,
             index=sample.example,
             rollout_id=sample.rollout_id,
             temperature=self._temperature,
             score=self._score,
-            ledger=self._run.ledger,
-            prices=self._run.settings.execution.prices or {},
+            ledger=run.ledger,
+            prices=self._prices,
         )
+        work = functools.partial(run_rollout, task)
+        return run.loop.submit(lambda: run.loop.in_thread(work), priority, keep)
 
-    def _program_of(self, sample: Sample) -> "_Program":
-        """The program of the sample; a few are kept."""
+    def _program(self, sample: Sample) -> tuple[Any, str]:
+        """The program of the sample, and its digest; a few are kept."""
         key = (sample.has_demos, sample.library)
         if key not in self._programs:
             if len(self._programs) >= KEPT_PROGRAMS:
                 self._programs.clear()
             program = self.bake(sample.library, sample.has_demos)
-            identity = self._run.records.program(program, sample.library)
-            self._programs[key] = _Program(program, identity)
+            self._programs[key] = program, self._run.records.program(program)
         return self._programs[key]

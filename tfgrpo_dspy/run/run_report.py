@@ -1,28 +1,29 @@
-"""What the run has cost, what failed, what each update did; and the one line that says why nothing
-was learned."""
+"""What the run has cost, what failed, what each update did, and why nothing was learned."""
 
 import logging
+import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partialmethod
+from typing import Any
+
+from tqdm.auto import tqdm
 
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation, Refusal
+from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.results import (
     REFLECTIONS,
-    ExampleScores,
-    Gain,
-    HeldOut,
+    GroupRecord,
     OperationRecord,
     RunResults,
-    ScoreSummary,
-    TriedAdvice,
     UpdateRecord,
 )
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
-from tfgrpo_dspy.run.candidates import Candidate, Choice
-from tfgrpo_dspy.settings import RunSettings
+from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
+from tfgrpo_dspy.settings.schedule import RunSettings
 
 logger = logging.getLogger(__name__)
 
@@ -36,33 +37,27 @@ LOGGED_CHARACTERS = 500
 
 
 class RunReport:
-    """Counts while the run goes on; `results` at its end.
+    """Counts while the run goes on, in a log and a progress bar; `results` at its end."""
 
-    Args:
-        max_errors: how many rollouts and reflections may fail by other than an unparsed answer;
-            None: half of them, and in any case `ERRORS_ALLOWED`.
-    """
-
-    def __init__(self, max_errors: int | None = None) -> None:
+    def __init__(self, settings: RunSettings, ledger: Ledger) -> None:
         self.updates: list[UpdateRecord] = []
         self.failures: Counter[str] = Counter()
         self.usage = {role: Usage() for role in ROLES}
         self.reflection_usage: defaultdict[int, Usage] = defaultdict(Usage)  # by update
         self.replayed: Counter[str] = Counter()
-        self.rescored = 0
-        self.text_only = 0
         self.ended_because = "all epochs are done"
-        self._max_errors = max_errors
+        bar = {"desc": "Training-Free GRPO", "unit": "update", "disable": not settings.progress}
+        self.progress: Any = tqdm(**bar)
+        self._settings = settings
+        self._ledger = ledger
         self._n_done = 0
         self._errors: Counter[str] = Counter()
-        self._first_of_kind: dict[str, str] = {}
         self._started = time.monotonic()
 
     def count_rollout(self, role: str, rollout: Rollout) -> None:
         """Count what a rollout has cost and how it failed."""
         self.usage[role] += rollout.usage
         self.usage["metric"] += rollout.metric_usage
-        self.text_only += rollout.is_text_only
         if rollout.failure is not None:
             self.count_failure(rollout.failure.kind, rollout.failure.message)
 
@@ -76,25 +71,20 @@ class RunReport:
         message = "an answer of the reflection LM did not parse"
         self.count_failure("reflection parse", message, n_unparsed)
 
-    def unknown_scope(self, message: str) -> None:
-        """Count a scope that names no predictor."""
-        self.count_failure("unknown scope", message)
-
-    def check_errors(self, ledger: Ledger, failure: Failure | None) -> None:
+    def check_errors(self, failure: Failure | None) -> None:
         """Count what was done just now; end the run where too much of it failed."""
         self._n_done += 1
         if failure is None or failure.kind == "parse":
             return
         message = failure.message.partition(" on the example ")[0]  # equal but for the example
-        self._errors[" ".join(message.split())[:LOGGED_CHARACTERS]] += 1
-        allowed = self._max_errors
-        if allowed is None:
-            allowed = max(ERRORS_ALLOWED, self._n_done // 2)
+        self._errors[_shortened(message)] += 1
+        max_errors = self._settings.execution.max_errors
+        allowed = max(ERRORS_ALLOWED, self._n_done // 2) if max_errors is None else max_errors
         n_errors = self._errors.total()
         if n_errors > allowed:
             ((message, times),) = self._errors.most_common(1)
-            given = "max_errors" if self._max_errors is not None else "without max_errors the run"
-            ledger.stop(
+            given = "without max_errors the run" if max_errors is None else "max_errors"
+            self._ledger.stop(
                 f"{n_errors} of {self._n_done} rollouts and reflections failed, and {given} allows "
                 f"{allowed}; fix the cause, or pass a higher max_errors. The most frequent "
                 f"error ({times} of {n_errors}): {message}",
@@ -103,119 +93,114 @@ class RunReport:
 
     def count_failure(self, kind: str, message: str, times: int = 1) -> None:
         """Count a failure; the first of its kind is logged."""
-        if times and kind not in self._first_of_kind:
-            self._first_of_kind[kind] = message
-            shown = " ".join(message.split())[:LOGGED_CHARACTERS]
-            logger.warning("first failure of kind %r: %s", kind, shown)
+        if times and not self.failures[kind]:
+            logger.warning("first failure of kind %r: %s", kind, _shortened(message))
         self.failures[kind] += times
 
-    def forfeit(self, n_asked: int) -> None:
-        """Say, once, that the reflection LM is not asked any more."""
-        if not self.failures["reflection given up"]:
-            message = (
-                f"none of {n_asked} answers of the reflection LM could be read; it is asked no "
-                f"more, and lessons are what the metric's feedback says of several examples. Use a "
-                f"stronger reflection LM, or simpler reflection modules"
-            )
-            self.count_failure("reflection given up", message)
+    unknown_scope = partialmethod(count_failure, "unknown scope")
 
-    def add_update(self, record: UpdateRecord, n_lm_calls: int) -> None:
-        """Keep the record of an update that is decided, and log it."""
+    def add_update(
+        self,
+        batch: Batch,
+        extracted: Extracted,
+        proposed: Sequence[Operation | Refusal],
+        before: ExperienceLibrary,
+        decision: Decision,
+    ) -> None:
+        """Keep the record of an update that is decided, log it and show it.
+
+        `before` was the library when it was decided.
+        """
+        record = UpdateRecord(
+            update=batch.update,
+            epoch=batch.epoch,
+            groups=tuple(map(_group_record, extracted.groups, extracted.uses)),
+            lessons=tuple(lesson.text for lesson in extracted.lessons),
+            refused_lessons=extracted.refused,
+            operations=tuple(map(_operation_record, proposed)),
+            accepted=list(decision.library) != list(before),
+            reason=decision.reason,
+            dropped=dict(decision.dropped),
+            library_size=len(decision.library),
+        )
         self.updates.append(record)
+        size, n_lm_calls = record.library_size, self._ledger.n_lm_calls
+        counts = (batch.update, len(record.lessons), len(record.operations))
+        accepted = "accepted" if record.accepted else "not accepted"
         logger.info(
             "update %d: %d lessons, %d operations, %s (%s), %d experiences, %d LM calls so far",
-            record.update,
-            len(record.lessons),
-            len(record.operations),
-            "accepted" if record.accepted else "not accepted",
-            record.reason,
-            record.library_size,
-            n_lm_calls,
+            *(*counts, accepted, record.reason, size, n_lm_calls),
         )
+        scores = [s for group in record.groups for s in group.scores if s is not None]
+        training = {"training": f"{statistics.fmean(scores):.3f}"} if scores else {}
+        self.progress.update()
+        self.progress.set_postfix(**training, experiences=size, calls=n_lm_calls)
 
-    def results(
-        self,
-        start: ExperienceLibrary,
-        best: Candidate,
-        choice: Choice,
-        test: Sequence[ExampleScores],
-        tried: tuple[TriedAdvice, ...],
-        settings: RunSettings,
-        ledger: Ledger,
-    ) -> RunResults:
-        """The report of the run; `test`: the scores of student and result on the test set."""
-        nothing_learned = ""
-        if best.library == start and not best.has_demos:
-            nothing_learned = self._why_nothing_was_learned()
+    def results(self, is_student: bool, **found: Any) -> RunResults:
+        """The report of the run; `found`: the fields of it that the final choice knows."""
+        nothing_learned = self._why_nothing_was_learned() if is_student else ""
+        if is_student:
             logger.warning("nothing was learned: %s", nothing_learned)
-        of_test = None
-        student, result = map(ScoreSummary.of, test)
-        if student is not None and result is not None:
-            of_test = HeldOut(student, result, Gain.between(*test))
+        ledger, known = self._ledger, sum(self.usage.values(), start=Usage())
+        n_lost = max(0, ledger.n_lm_calls - known.n_lm_calls)  # of calls that came to nothing
+        lost = Usage(n_lost, cost_usd=max(0.0, ledger.cost - known.cost_usd) if n_lost else 0.0)
         return RunResults(
-            student=ScoreSummary.of(choice.before),
-            best=ScoreSummary.of(choice.after),
-            gain=Gain.between(choice.before, choice.after),
-            finalists=choice.finalists,
-            tried=tried,
-            test=of_test,
-            demos=choice.demo_trial,
             updates=tuple(self.updates),
-            usage=self._all_usage(ledger),
+            usage={**self.usage, "unfinished": lost},
             metric_calls=ledger.n_metric_calls_made,
             replayed=dict(sorted((+self.replayed).items())),
-            rescored=self.rescored,
-            text_only=self.text_only,
             failures=dict(sorted((+self.failures).items())),
             ended_because=self.ended_because,
             nothing_learned=nothing_learned,
             wall_time_s=time.monotonic() - self._started,
-            library=best.library.to_dict(),
-            settings=settings.result_scalars(),
-            schedule=settings.schedule.to_dict(),
+            settings=self._settings.result_scalars(),
+            schedule=self._settings.schedule,
+            **found,
         )
 
-    def _all_usage(self, ledger: Ledger) -> dict[str, Usage]:
-        """By role; what calls have cost that came to nothing, under "unfinished"."""
-        known = sum(self.usage.values(), start=Usage())
-        n_lost = max(0, ledger.n_lm_calls - known.n_lm_calls)
-        cost = max(0.0, ledger.cost - known.cost_usd) if n_lost else 0.0
-        unfinished = Usage(n_lm_calls=n_lost, cost_usd=cost)
-        return dict(self.usage) | {"unfinished": unfinished}
-
     def _why_nothing_was_learned(self) -> str:
-        groups = [group for update in self.updates for group in update.groups]
-        used = Counter(group.used_as for group in groups)
-        n_cached = self.usage["rollout"].n_cached_calls
-        changing = [
-            update
+        used = Counter(group.used_as for update in self.updates for group in update.groups)
+        stood = [
+            update.accepted
             for update in self.updates
             if any(op.op != "KEEP" and not op.refused for op in update.operations)
         ]
-        n_stood = sum(update.accepted for update in changing)
-        n_rejected = len(changing) - n_stood
-        reasons = {
-            f"the run ended early: {self.ended_because}": self.ended_because.startswith("max_"),
-            f"{used['no contrast']} of {len(groups)} groups had no contrast": used["no contrast"],
-            f"{used['too few rollouts']} groups had fewer than two rollouts that count": used[
-                "too few rollouts"
-            ],
-            f"{n_cached} answers were replayed from a cache": n_cached,
-            **{f"{n} failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
-            f"{n_rejected} updates were rejected by the gate": n_rejected,
-            f"{n_stood} updates stood, but did not beat the student in the end": n_stood,
-            f"{len(self.updates)} updates brought no change that the library takes": not changing,
+        counts = {
+            f"of {used.total()} groups had no contrast": used["no contrast"],
+            "groups had fewer than two rollouts that count": used["too few rollouts"],
+            "answers were replayed from a cache": self.usage["rollout"].n_cached_calls,
+            **{f"failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
+            "updates were rejected by the gate": len(stood) - sum(stood),
+            "updates stood, but did not beat the student in the end": sum(stood),
+            "updates brought no change that the library takes": 0 if stood else len(self.updates),
         }
-        return "; ".join(reason for reason, holds in reasons.items() if holds)
+        is_early = self.ended_because.startswith("max_")
+        reasons = [f"the run ended early: {self.ended_because}"] if is_early else []
+        return "; ".join([*reasons, *(f"{n} {what}" for what, n in counts.items() if n)])
 
 
-def operation_record(operation: Operation | Refusal) -> OperationRecord:
+def _shortened(message: str) -> str:
+    return " ".join(message.split())[:LOGGED_CHARACTERS]
+
+
+def _group_record(sampled: SampledGroup, use: str) -> GroupRecord:
+    group = sampled.group
+    return GroupRecord(
+        group.example,
+        tuple(rollout.score for rollout in group.rollouts),
+        tuple(r.failure.kind for r in group.all_rollouts if r.failure is not None),
+        use,
+    )
+
+
+def _operation_record(operation: Operation | Refusal) -> OperationRecord:
     """The record of an operation, or of its refusal."""
+    given: Any = operation.operation if isinstance(operation, Refusal) else operation
     refused = operation.reason if isinstance(operation, Refusal) else ""
-    given = operation.operation if isinstance(operation, Refusal) else operation
-    names = ("op", "id", "text", "scope", "reason")
-    if isinstance(given, Mapping):
-        values = {name: str(given.get(name) or "") for name in names}
-    else:
-        values = {name: str(getattr(given, name, None) or "") for name in names}
+
+    def text_of(name: str) -> str:
+        is_mapping = isinstance(given, Mapping)
+        return str((given.get(name) if is_mapping else getattr(given, name, None)) or "")
+
+    values = {name: text_of(name) for name in ("op", "id", "text", "scope", "reason")}
     return OperationRecord(**values, refused=refused)

@@ -14,7 +14,7 @@ from dspy.adapters.types.base_type import Type
 from dspy.adapters.utils import parse_value
 
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
-from tfgrpo_dspy.rollout import Group, Rollout, whole
+from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling.fields import as_text
 
 
@@ -29,12 +29,11 @@ class Demo:
 def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
     """A demo for each predictor of the program that the rollout asked; of several the last.
 
-    A step is left out where a field is missing, or its value cannot be had back from its text, as
-    with images.
+    A field that is missing, or whose value cannot be had back from its text, makes a step no demo.
     """
     fields = {name: predictor.signature.fields for name, predictor in named_predictors(program)}
     found: dict[str, Demo] = {}
-    for step in whole(rollout.steps):
+    for step in rollout.steps:
         if step.kind != "predictor" or step.name not in fields:
             continue
         texts = {**step.inputs, **step.outputs}
@@ -61,12 +60,9 @@ class BestRollouts:
                 self._by_example[rollout.example] = rollout
 
     def demos(self, program: Any, most: int, may_show: Callable[[int], bool]) -> tuple[Demo, ...]:
-        """The demos of those that score above the mean of all, the best first.
+        """The demos of at most so many that score above the mean of all, the best first.
 
-        Args:
-            program: its predictors show the demos.
-            most: how many rollouts may be shown.
-            may_show: whether the example (its position) may be shown.
+        `may_show` says whether an example (its position) may be shown.
         """
         mean = statistics.fmean(self._scores or [0.0])
         latest_first = reversed(self._by_example.values())
@@ -80,8 +76,7 @@ class BestRollouts:
 def with_demos(program: Any, demos: Iterable[Demo]) -> Any:
     """A copy of the program that shows these demos, behind those that it has.
 
-    Raises:
-        KeyError, ValueError: they are not of this program.
+    Raises KeyError or ValueError where they are not of this program.
     """
     shown = copy_program(program)
     predictors = dict(named_predictors(shown))
@@ -95,8 +90,7 @@ def with_demos(program: Any, demos: Iterable[Demo]) -> Any:
 
 
 def _comes_back(text: str, annotation: Any) -> bool:
-    """Whether the value can be had back from its text. DSPy's own types, such as images, cannot."""
-    if Type.extract_custom_type_from_annotation(annotation):
+    if Type.extract_custom_type_from_annotation(annotation):  # such as an image
         return False
     try:
         return as_text(parse_value(text, annotation)) == text

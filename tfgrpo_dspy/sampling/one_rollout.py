@@ -1,7 +1,8 @@
-"""Running the program on one example, scoring what comes out, and recording all of it."""
+"""One rollout: running the program on an example, and scoring what comes out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 import dspy
@@ -9,18 +10,11 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError, LMError
 
 from tfgrpo_dspy.budget import CallWatcher, Ledger, Meter, is_too_long, metered
-from tfgrpo_dspy.errors import MetricError, RunStopped, StoreError, described
+from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction
-from tfgrpo_dspy.rollout import Failure, Rollout, Step, Usage, condensed
-from tfgrpo_dspy.sampling.fields import (
-    as_fields,
-    as_text,
-    copied_example,
-    decode_fields,
-    encode_fields,
-    field_annotations,
-)
+from tfgrpo_dspy.rollout import Failure, Rollout, Step
+from tfgrpo_dspy.sampling.fields import as_fields, as_text, copied_example
 from tfgrpo_dspy.sampling.models import sampling_copy
 
 
@@ -46,9 +40,9 @@ class RolloutTask:
 def run_rollout(task: RolloutTask) -> Rollout:
     """Run the program on the example, score what comes out, and record all of it.
 
-    The policy LM is `dspy.settings.lm`, or a predictor's own. Each LM is called through a copy
-    that carries the rollout id (so that no other sample's cached answer is replayed), the
-    temperature, and a seed where the LM's engine is an object.
+    Each LM is called through a copy that carries the rollout id (so that no other sample's cached
+    answer is replayed) and the temperature. Nothing that another thread uses is touched, and no
+    exception of program or metric leaves this room: each becomes a `Failure`.
 
     Raises:
         RunStopped: the ledger refused a call, whatever the program made of that.
@@ -62,33 +56,11 @@ def run_rollout(task: RolloutTask) -> Rollout:
         example=task.index,
         rollout_id=task.rollout_id,
         outputs=as_fields(prediction),
-        encoded=_encoded(prediction, field_annotations(task.program)),
         steps=run.steps(trace, failure),
         failure=failure,
         usage=run.meter.usage,
     )
     return rollout if failure or task.score is None else _scored(rollout, task, prediction, trace)
-
-
-def score_again(task: RolloutTask, rollout: Rollout) -> Rollout:
-    """The rollout, scored by the task's metric from its stored outputs; the program is not run.
-
-    Raises:
-        StoreError: its outputs cannot be had back from the record.
-    """
-    try:
-        values = decode_fields(rollout.encoded, field_annotations(task.program))
-    except ValueError as error:
-        message = f"The outputs recorded of rollout {rollout.rollout_id} cannot be read"
-        raise StoreError(f"{message}: {described(error)}.") from error
-    bare = replace(rollout, score=None, feedback="", failure=None, metric_usage=Usage())
-    return _scored(bare, task, dspy.Prediction(**values), None)
-
-
-def _encoded(prediction: Any, annotations: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    if isinstance(prediction, dspy.Prediction):
-        return encode_fields(prediction, annotations)
-    return {name: {"text": text} for name, text in as_fields(prediction).items()}
 
 
 class _Run:
@@ -123,8 +95,7 @@ class _Run:
 
     def context(self) -> Any:
         recorders: list[BaseCallback] = [self.tools] if self.has_tools else []
-        if self.has_tools or self.task.ledger.limits_lm_calls:
-            # not always: callbacks cost time at every LM call
+        if self.has_tools or self.task.ledger.limits_lm_calls:  # callbacks slow every LM call
             recorders.append(CallWatcher(self.meter))
         return dspy.context(
             lm=self._lm_for_sample(dspy.settings.lm),
@@ -141,31 +112,32 @@ class _Run:
             prediction = self.program(**copied_example(self.task.example).inputs())
         except (RunStopped, KeyboardInterrupt):
             raise
-        except AdapterParseError as error:
-            failure = Failure("parse", str(error).strip())
-        except LMError as error:
-            if is_too_long(error):
-                failure = Failure("program", f"The prompt was too long for the LM: {error}")
-            else:
-                failure = Failure("provider", described(error))
         except BaseException as error:  # noqa: BLE001 - it may raise anything; recorded
-            failure = Failure("program", described(error))
+            failure = _failure_of(error)
         return prediction, self.meter.provider_failure or failure
 
     def steps(self, trace: list[Any], failure: Failure | None) -> tuple[Step, ...]:
         """Predictor and tool calls in their order; an answer that did not parse stands last."""
-        steps: list[Step] = []
+        found = [((at, 0), step) for at, step in self.tools.calls.values()]
         for position, (predictor, inputs, outputs) in enumerate(trace):
-            steps.extend(self.tools.steps_at(position))
             name = self.names.get(id(predictor), type(predictor).__name__)
-            steps.append(Step("predictor", name, as_fields(inputs), as_fields(outputs)))
-        steps.extend(self.tools.steps_at(len(trace)))
+            step = Step("predictor", name, as_fields(inputs), as_fields(outputs))
+            found.append(((position, 1), step))
+        steps = [step for _, step in sorted(found, key=itemgetter(0))]
         last = self.meter.last_call
         if failure is not None and failure.kind == "parse" and last is not None:
-            name = self.names.get(id(last.caller), "predictor")
-            answer = {"unparsed answer": last.answer}
-            steps.append(Step("predictor", name, {"prompt": last.prompt}, answer, failure.message))
-        return condensed(steps)
+            caller, prompt, answer = last
+            name, outputs = self.names.get(id(caller), "predictor"), {"unparsed answer": answer}
+            steps.append(Step("predictor", name, {"prompt": prompt}, outputs, failure.message))
+        return tuple(steps)
+
+
+def _failure_of(error: BaseException) -> Failure:
+    if isinstance(error, AdapterParseError):
+        return Failure("parse", str(error).strip())
+    if isinstance(error, LMError) and is_too_long(error):
+        return Failure("program", f"The prompt was too long for the LM: {error}")
+    return Failure("provider" if isinstance(error, LMError) else "program", described(error))
 
 
 def _scored(
@@ -178,7 +150,7 @@ def _scored(
     judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
     score, failure = None, None
     meter.check()
-    task.ledger.note_metric_call()
+    task.ledger.note_metric_calls()
     try:
         with dspy.context(lm=judge, disable_history=False, callbacks=callbacks):
             score = task.score(copied_example(task.example), prediction, trace)  # type: ignore[misc]
@@ -193,28 +165,22 @@ def _scored(
 
 
 class _ToolRecorder(BaseCallback):
-    """The tool calls of one rollout, each with its place among the predictor calls."""
+    """The tool calls of one rollout, each with how many predictor calls were answered before it."""
 
     def __init__(self) -> None:
         self.trace: list[Any] = []
-        self._calls: dict[str, tuple[int, Step]] = {}
+        self.calls: dict[str, tuple[int, Step]] = {}
 
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Remember the call; DSPy gives its arguments under `kwargs`."""
         arguments = as_fields(inputs.get("kwargs", inputs))
-        self._calls[call_id] = (len(self.trace), Step("tool", str(instance.name), arguments, {}))
+        self.calls[call_id] = (len(self.trace), Step("tool", str(instance.name), arguments, {}))
 
     def on_tool_end(
         self, call_id: str, outputs: Any | None, exception: BaseException | None = None
     ) -> None:
-        """Add what came of it."""
-        position, step = self._calls[call_id]
+        position, step = self.calls[call_id]
         if exception is None:
             step = replace(step, outputs={"result": as_text(outputs)})
         else:
             step = replace(step, error=f"{type(exception).__name__}: {exception}")
-        self._calls[call_id] = (position, step)
-
-    def steps_at(self, position: int) -> list[Step]:
-        """The tool calls that were made when so many predictor calls had been answered."""
-        return [step for at, step in self._calls.values() if at == position]
+        self.calls[call_id] = (position, step)

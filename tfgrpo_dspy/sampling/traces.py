@@ -1,7 +1,6 @@
 """Rollouts that were made elsewhere, from JSON lines: groups form by equal inputs."""
 
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
@@ -11,6 +10,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.errors import SettingsError
+from tfgrpo_dspy.metric import MOST
 from tfgrpo_dspy.rollout import Failure, Rollout, Step
 from tfgrpo_dspy.sampling.fields import as_fields
 
@@ -78,21 +78,15 @@ def _fault(trace: Any) -> str:
         return f"{trace!r}: give a mapping with 'inputs' and 'outputs'."
     for name in ("inputs", "outputs", "labels"):
         value = trace.get(name)
-        needed = name == "inputs" or (name == "outputs" and not trace.get("error"))
-        if (needed or value is not None) and (
-            not isinstance(value, Mapping) or needed > len(value)
-        ):
+        is_needed = name == "inputs" or (name == "outputs" and not trace.get("error"))
+        if not isinstance(value or {}, Mapping) or (is_needed and not value):
             return f"{name}={value!r}: give a mapping of fields."
-    score = trace.get("score")
-    is_number = isinstance(score, int | float) and abs(score) <= sys.float_info.max
-    if score is not None and not is_number:
-        return f"score={score!r}: give a finite number, or leave it out."
-    steps = trace.get("steps") or ()
-    if not isinstance(steps, list | tuple):
-        return f"steps={steps!r}: give a list of mappings."
-    for step in steps:
-        if not isinstance(step, Mapping) or "name" not in step:
-            return f"step {step!r}: give a mapping with 'name', 'inputs' and 'outputs'."
+    score, steps = trace.get("score"), trace.get("steps") or ()
+    if score is not None and not (isinstance(score, int | float) and abs(score) < MOST):
+        return f"score={score!r}: give a finite number (below {MOST:g}), or leave it out."
+    is_list = isinstance(steps, list | tuple)
+    if not is_list or not all(isinstance(step, Mapping) and "name" in step for step in steps):
+        return f"steps={steps!r}: give a list of mappings with 'name', 'inputs' and 'outputs'."
     return ""
 
 

@@ -1,142 +1,272 @@
-"""All arguments of the optimizer, checked and frozen; the checks on student and data; the plan.
+"""All arguments of the optimizer, checked and frozen: `Settings`, `Reflection`, `Execution`.
 
-One message names every fault, before the first LM call. Nothing here runs a program or calls an LM.
+One message names every fault, before the first LM call.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import KW_ONLY, dataclass, field, fields
+from numbers import Real
 from os import PathLike
-from typing import Any
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import dspy
 
 from tfgrpo_dspy.budget import Budget
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.operations import Limits
-from tfgrpo_dspy.gate import BayesianGate, Gate, NoGate
+from tfgrpo_dspy.gate.bayesian import BayesianGate
+from tfgrpo_dspy.gate.protocol import Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.settings.arguments import number_faults, refuse, type_faults
-from tfgrpo_dspy.settings.groups import Execution, PaperReflection, Reflection
-from tfgrpo_dspy.settings.schedule import Schedule, ScheduleInputs
+from tfgrpo_dspy.reflection.modules import (
+    DraftLessons,
+    ExtractAdvantage,
+    SummarizeTrajectory,
+    UpdateLibrary,
+)
 
-__all__ = [
-    "AUTO",
-    "DEFAULT_TEMPERATURE",
-    "WHOLE_TRAINSET",
-    "Execution",
-    "PaperReflection",
-    "Reflection",
-    "RunSettings",
-    "Settings",
-]
-
-DEFAULT_TEMPERATURE = 0.7
 DEFAULT_THREADS = 8
-WHOLE_TRAINSET = 2**31
-"""A batch size that no training set reaches: one batch an epoch."""
 AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
 """Per training example so many LM calls for each LM call of a rollout; at least so many in all."""
-_MIN_WHOLE = {
-    "group_size": 2,
-    "max_lm_calls": 1,
-    "max_metric_calls": 1,
-    "batch_size": 1,
-    "epochs": 1,
-    "max_experiences": 1,
-    "max_demos": 0,
-    "num_threads": 1,
-    "seed": -math.inf,
-}
-"""The arguments that are whole numbers, and the smallest value of each."""
-_MAX_POSITIVE = {"max_cost": math.inf, "max_minutes": math.inf, "temperature": 2.0}
-"""The arguments that are numbers above 0, and the largest value of each."""
-_KINDS = {
-    "reflection_lm": (dspy.BaseLM, "a dspy.LM('provider/model')"),
-    "gate": (Gate, "a Gate, such as BayesianGate() or NoGate()"),
-    "reflection": (Reflection, "Reflection(...)"),
-    "execution": (Execution, "Execution(...)"),
-    "log_dir": (str | PathLike, "the path of a folder"),
-    "version": (str, "a string"),
-}
+P = ParamSpec("P")
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What to pass, in words; `read` gives the value to use, None for one that cannot be used."""
+
+    hint: str
+    read: Callable[[Any], Any] = field(repr=False)
+
+
+def whole(at_least: float = -math.inf) -> Check:
+    """A whole number, which may be `np.int64(3)` or `1e3`."""
+
+    def read(value: Any) -> int | None:
+        is_whole = _is_number(value) and float(value).is_integer() and value >= at_least
+        return int(value) if is_whole else None
+
+    bound = f" of at least {at_least}" if math.isfinite(at_least) else ""
+    return Check(f"a whole number{bound}", read)
+
+
+def positive(at_most: float = math.inf) -> Check:
+    """A finite number above 0, which may be `np.float32(0.7)`."""
+
+    def read(value: Any) -> float | None:
+        is_right = _is_number(value) and 0 < value <= at_most and math.isfinite(value)
+        return (value if isinstance(value, int) else float(value)) if is_right else None
+
+    bound = f" and at most {at_most}" if math.isfinite(at_most) else ""
+    return Check(f"a number above 0{bound}, or None", read)
+
+
+def of_type(kind: Any, hint: str) -> Check:
+    """An object of this type; an empty string is none."""
+    return Check(hint, lambda value: value if isinstance(value, kind) and value != "" else None)
+
+
+def one_of(*names: str) -> Check:
+    """One of these names."""
+    hint = f"one of {', '.join(map(repr, names))}, or None"
+    return Check(hint, lambda value: value if value in names else None)
+
+
+def _prices(value: Any) -> Any:
+    try:
+        is_right = all(min(prompt, completion) >= 0 for prompt, completion in value.values())
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return value if is_right else None
+
+
+PRICES = Check("dollars for a million prompt and completion tokens, {'model': (0.1, 0.4)}", _prices)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def read_arguments(settings: Any) -> Iterator[str]:
+    """Replace each argument by what its check reads; a sentence for each that cannot be used.
+
+    A check stands in the type of its field. None may be passed where it is the default.
+    """
+    for argument in fields(settings):
+        name, value = argument.name, getattr(settings, argument.name)
+        for check in getattr(argument.type, "__metadata__", ()):
+            if value is None and argument.default is None:
+                continue
+            if (usable := check.read(value)) is None:
+                yield f"{name}={value!r}: pass {check.hint}."
+            else:
+                object.__setattr__(settings, name, usable)
+
+
+def refuse(faults: Iterable[str]) -> None:
+    """Raise a SettingsError that names all the faults, if there are any."""
+    if message := " ".join(faults):
+        raise SettingsError(message)
+
+
+def taking(
+    settings_class: Callable[P, S],
+) -> Callable[[Callable[[Any, S], None]], Callable[Concatenate[Any, P], None]]:
+    """Make `__init__(self, settings)` take the arguments of `settings_class`.
+
+    Editors, type checkers and `inspect.signature` see these arguments with types and defaults.
+    """
+
+    def decorate(init: Callable[[Any, S], None]) -> Callable[Concatenate[Any, P], None]:
+        def constructor(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            init(self, settings_class(*args, **kwargs))
+
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = [own, *inspect.signature(settings_class).parameters.values()]
+        vars(constructor)["__signature__"] = inspect.Signature(parameters)
+        return constructor
+
+    return decorate
+
+
+ReflectionModule = Annotated[Any, of_type(dspy.Module, "a dspy.Module with the same fields")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reflection:
+    """How the reflection LM is called.
+
+    Args:
+        extract: draws lessons from a group; default: `ExtractAdvantage()`. This module and the
+            next three can be replaced by any `dspy.Module` with the same fields.
+        update: turns lessons into operations on the library; default: `UpdateLibrary()`.
+        summarize: shortens trajectories that are too long; default: `SummarizeTrajectory()`.
+        draft: draws lessons from labelled examples alone; default: `DraftLessons()`.
+        use_labels: False hides `example.labels()` from the reflection LM; scores are still used.
+        max_experience_words: how many words one experience may have.
+        drafts: how many calls of `draft`, each with ten training examples, are made before the
+            first rollout; lessons that most of them give are the first update. Default: derived;
+            0: none.
+
+    Raises:
+        SettingsError: names every field that cannot be used.
+    """
+
+    extract: ReflectionModule = field(default_factory=ExtractAdvantage)
+    update: ReflectionModule = field(default_factory=UpdateLibrary)
+    summarize: ReflectionModule = field(default_factory=SummarizeTrajectory)
+    draft: ReflectionModule = field(default_factory=DraftLessons)
+    use_labels: bool = True
+    max_experience_words: Annotated[int, whole(1)] = 40
+    drafts: Annotated[int | None, whole(0)] = None
+
+    # `PaperReflection` makes these two arguments.
+    summarize_always = False
+    failure_analysis = True
+
+    def __post_init__(self) -> None:
+        refuse(read_arguments(self))
+
+    @property
+    def modules(self) -> list[Any]:
+        """The four modules that call the reflection LM."""
+        return [self.extract, self.update, self.summarize, self.draft]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperReflection(Reflection):
+    """The reflection of the paper, and of ablations. Not public."""
+
+    drafts: int | None = 0
+    summarize_always: bool = True  # every trajectory, not only those that are too long
+    failure_analysis: bool = False  # lessons also from groups that fail and have no contrast
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where and how rollouts are run.
+
+    Args:
+        executor: runs the rollouts: any `concurrent.futures.Executor`, such as a
+            `ProcessPoolExecutor` or dask's `Client.get_executor()`; default: threads. Program,
+            metric, LMs (with their keys) and the settings of `dspy.context` are sent to its workers
+            by cloudpickle, and are never written to a disk.
+        max_staleness: by how many updates the library of a batch's rollouts may be out of date.
+            With 1, rollouts run while the update before them is still being made; with 0 they
+            wait for it, as in the paper. Default: derived.
+        rollout_timeout_s: seconds that a rollout or a reflection may take; if it takes longer it
+            has failed, and is not repeated.
+        max_errors: how many rollouts and reflections may fail before the run is ended; answers
+            that do not parse are not counted. Default: half of them, and in any case 20.
+        prices: US dollars for a million prompt tokens and a million completion tokens, by model,
+            such as `{"openai/my-model": (0.15, 0.60)}`; default: DSPy's price list.
+
+    Raises:
+        SettingsError: names every field that cannot be used.
+    """
+
+    executor: Annotated[Executor | None, of_type(Executor, "a concurrent.futures.Executor")] = None
+    max_staleness: Annotated[int | None, whole(0)] = None
+    rollout_timeout_s: Annotated[float | None, positive()] = None
+    max_errors: Annotated[int | None, whole(0)] = None
+    prices: Annotated[Mapping[str, tuple[float, float]] | None, PRICES] = None
+
+    def __post_init__(self) -> None:
+        refuse(read_arguments(self))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of `TrainingFreeGRPO`, which documents them.
-
-    A number that is None is derived from the budget and the data, when there is a student.
-
-    Raises:
-        SettingsError: names every argument that cannot be used.
-    """
+    """The arguments of `TrainingFreeGRPO`, which documents them. None: derived, or the default."""
 
     metric: Callable[..., Any] | None
     _: KW_ONLY
-    reflection_lm: dspy.BaseLM | None = None
+    reflection_lm: Annotated[dspy.BaseLM | None, of_type(dspy.BaseLM, "a dspy.LM(...)")] = None
     objective: str | None = None
-    auto: str | None = None
-    max_lm_calls: int | None = None
-    max_metric_calls: int | None = None
-    max_cost: float | None = None
-    max_minutes: float | None = None
-    group_size: int | None = None
-    batch_size: int | None = None
-    epochs: int | None = None
-    temperature: float | None = None
-    max_experiences: int = 30
-    max_demos: int | None = None
-    gate: Gate | None = None
-    reflection: Reflection | None = None
-    execution: Execution | None = None
-    log_dir: str | PathLike[str] | None = None
+    auto: Annotated[str | None, one_of(*AUTO)] = None
+    max_lm_calls: Annotated[int | None, whole(1)] = None
+    max_metric_calls: Annotated[int | None, whole(1)] = None
+    max_cost: Annotated[float | None, positive()] = None
+    max_minutes: Annotated[float | None, positive()] = None
+    group_size: Annotated[int | None, whole(2)] = None
+    batch_size: Annotated[int | None, whole(1)] = None
+    epochs: Annotated[int | None, whole(1)] = None
+    temperature: Annotated[float | None, positive(2)] = None
+    max_experiences: Annotated[int, whole(1)] = 30
+    max_demos: Annotated[int | None, whole(0)] = None
+    gate: Annotated[Gate | None, of_type(Gate, "a Gate, such as NoGate()")] = None
+    reflection: Annotated[Reflection | None, of_type(Reflection, "Reflection(...)")] = None
+    execution: Annotated[Execution | None, of_type(Execution, "Execution(...)")] = None
+    log_dir: Annotated[str | PathLike[str] | None, of_type(str | PathLike, "a folder")] = None
     offline: bool = False
-    version: str | None = None
-    num_threads: int | None = None
-    seed: int = 0
+    version: Annotated[str | None, of_type(str, "a string")] = None
+    num_threads: Annotated[int | None, whole(1)] = None
+    seed: Annotated[int, whole()] = 0
     progress: bool = True
 
     def __post_init__(self) -> None:
-        defaults: dict[str, Callable[[], Any]] = {
-            "gate": NoGate if self.metric is None else BayesianGate,
-            "reflection": Reflection,
-            "execution": Execution,
-        }
+        gate = NoGate if self.metric is None else BayesianGate
+        defaults = {"gate": gate, "reflection": Reflection, "execution": Execution}
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default())
-        refuse(
-            [
-                *number_faults(self, _MIN_WHOLE, _MAX_POSITIVE),
-                *type_faults(self, _KINDS),
-                *self._faults(),
-                *self._gate_faults(),
-            ]
-        )
+        refuse([*read_arguments(self), *self._faults()])
 
     def _faults(self) -> Iterator[str]:
-        if self.auto not in (None, *AUTO):
-            yield f"auto={self.auto!r}: pass one of {', '.join(map(repr, AUTO))}, or None."
         if self.offline and self.log_dir is None:
             yield "offline=True and log_dir=None: there is nothing to replay; pass a log_dir."
-        if self.log_dir == "":
-            yield "log_dir='': pass the path of a folder, or None."
         if self.metric is not None:
             try:
                 adapt_metric(self.metric)
             except SettingsError as error:
                 yield str(error)
-
-    def _gate_faults(self) -> Iterator[str]:
-        if isinstance(self.gate, Gate) and self.gate.measures and self.metric is None:
+        elif getattr(self.gate, "measures", False):
             yield (
                 f"gate={type(self.gate).__name__}() and metric=None: nothing scores the rollouts; "
                 f"pass a metric, or leave the gate out."
-            )
-        if isinstance(self.max_demos, int) and self.max_demos > 0 and not self.measures:
-            yield (
-                f"max_demos={self.max_demos}: nothing measures whether demos help; pass a metric, "
-                f"a gate that is not NoGate, and to learn() a valset; or max_demos=0."
             )
 
     @property
@@ -152,63 +282,19 @@ class Settings:
     @property
     def measures(self) -> bool:
         """Whether student and result are compared on a validation set."""
-        return self.metric is not None and isinstance(self.gate, Gate) and self.gate.measures
+        return self.metric is not None and self.arguments["gate"].measures
 
     @property
     def limits(self) -> Limits:
         """How many experiences the library may hold, and how many words each."""
-        words = (self.reflection or Reflection()).max_experience_words
-        return Limits(self.max_experiences, words)
+        return Limits(self.max_experiences, self.arguments["max_experience_words"])
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments by name, those of `reflection` and `execution` too."""
+        return vars(self.reflection) | vars(self.execution) | vars(self)
 
     def scalars(self) -> dict[str, Any]:
-        """The numbers, strings and flags by name, those of `reflection` and `execution` too."""
-        values = vars(self.reflection) | vars(self.execution) | vars(self)
-        return {
-            name: value
-            for name, value in values.items()
-            if value is None or isinstance(value, bool | int | float | str)
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings(Settings):
-    """The settings of one run, with all derived values filled in; `prepare` makes them."""
-
-    group_size: int
-    batch_size: int
-    epochs: int
-    temperature: float
-    max_demos: int
-    gate: Gate
-    reflection: Reflection
-    execution: Execution
-    schedule: Schedule
-
-    @classmethod
-    def of(cls, settings: Settings, inputs: ScheduleInputs) -> "RunSettings":
-        """These settings, with the schedule derived from these inputs.
-
-        Raises:
-            SettingsError: the budget is too small to learn anything.
-        """
-        given = dict(vars(settings))
-        reflection, execution = given["reflection"], given["execution"]
-        names = ("group_size", "batch_size", "epochs", "max_demos")
-        schedule = Schedule.derive(
-            inputs,
-            **{name: given[name] for name in names},
-            max_staleness=execution.max_staleness,
-            drafts=reflection.drafts,
-            groups_per_call=reflection.groups_per_call,
-        )
-        given |= {name: getattr(schedule, name) for name in names}
-        given["temperature"] = settings.temperature or DEFAULT_TEMPERATURE
-        given["execution"] = replace(execution, max_staleness=schedule.max_staleness)
-        given["reflection"] = replace(
-            reflection, drafts=schedule.drafts, groups_per_call=schedule.groups_per_call
-        )
-        return cls(**given, schedule=schedule)
-
-    def result_scalars(self) -> dict[str, Any]:
-        """The scalars that a result may depend on: those of the run store are left out."""
-        return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")}
+        """The arguments that are numbers, strings, flags or None."""
+        kinds = bool | int | float | str | None
+        return {k: v for k, v in self.arguments.items() if isinstance(v, kinds)}

@@ -1,9 +1,11 @@
 """The checks on student, data and LMs, and the split of the data."""
 
+import collections
+import itertools
 import logging
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,126 +13,70 @@ import dspy
 
 from tfgrpo_dspy.budget import price_of
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.operations import n_words
 from tfgrpo_dspy.experience.programs import language_models, named_predictors
-from tfgrpo_dspy.gate import NoGate
+from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.models import allows_temperature
-from tfgrpo_dspy.settings import DEFAULT_TEMPERATURE, Execution, Reflection, RunSettings, Settings
-from tfgrpo_dspy.settings.arguments import refuse
-from tfgrpo_dspy.settings.plan import derive_settings, plan_of
+from tfgrpo_dspy.settings import AUTO, Settings, refuse
+from tfgrpo_dspy.settings.schedule import RunData, RunSettings, assumed_calls, derive, plan_of
 from tfgrpo_dspy.store import Unseen, digest, object_identity
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_SHARE = 1 / 3
-MAX_HELD_OUT = 100
-MIN_EXAMPLES_TO_SPLIT = 6
+MAX_HELD_OUT, MIN_EXAMPLES_TO_SPLIT = 100, 6
 
 
 def prepare(
     settings: Settings,
     student: Any,
     trainset: Any,
-    valset: Any,
+    valset: Any = None,
     teacher: Any = None,
     testset: Any = None,
+    recorded: Sequence[Sequence[Rollout]] | None = None,
 ) -> tuple[RunSettings, list[int], list[Any]]:
     """The run's settings, the positions of the examples to train on, and the validation set.
 
-    Logs the plan of the run.
-
-    Raises:
-        SettingsError: names every fault of student, data, LMs and budget.
-        LibraryFormatError: the library baked into the student is damaged.
+    Refuses, with every fault, what no run can use, and logs the plan. `recorded` are rollouts of
+    the examples that were made elsewhere; if none has a score, there is no ground truth.
     """
-    check_run(settings, student, trainset, valset, teacher, testset)
-    if settings.metric is None:
+    if recorded is not None:
+        valset = valset if settings.metric is not None else None
+        settings = _for_recorded(settings, recorded, valset)
+    faults = [*_student_faults(settings, student), *_data_faults("trainset", trainset)]
+    faults += [] if valset is None else _data_faults("valset", valset)
+    faults += [] if testset is None else _data_faults("testset", testset)
+    if testset is not None and settings.metric is None:
+        faults.append("testset and metric=None: nothing scores the test set; pass a metric.")
+    if teacher is not None:
+        faults.append(f"teacher={type(teacher).__name__}: this optimizer uses no teacher.")
+    refuse(faults)
+    if settings.metric is None and recorded is None:
         warnings.warn(
             "metric=None: lessons are drawn from agreement and self-critique, without ground "
             "truth; nothing checks that the result is not worse than the student.",
-            stacklevel=2,
+            stacklevel=3,
         )
+    _warn_of_overlap({"training": trainset, "validation": valset or (), "test": testset or ()})
     training, validation = split(settings, trainset, valset)
-    if testset is not None:
-        _warn_of_overlap(trainset, testset, "test", "training")
-        _warn_of_overlap(valset or (), testset, "test", "validation")
     examples = [trainset[index] for index in training]
-    data = {"n_test": len(testset or ()), "is_split": valset is None}
-    return _planned(settings, student, examples, len(validation), **data), training, validation
-
-
-def prepare_learning(
-    settings: Settings,
-    student: Any,
-    examples: Sequence[Any],
-    recorded: Sequence[Sequence[Rollout]],
-    valset: Any,
-) -> tuple[RunSettings, list[Any]]:
-    """The settings for learning from traces, and the validation set.
-
-    Without a validation set, or without a metric, nothing is measured. If no trace has a score,
-    lessons are drawn as without a metric.
-
-    Raises:
-        SettingsError, LibraryFormatError: as `prepare`.
-    """
-    is_scored = any(rollout.score is not None for group in recorded for rollout in group)
-    gate: Any = settings.gate if valset and settings.measures else NoGate()
-    metric = (settings.metric or _scores_of_traces) if is_scored else None
-    settings = replace(settings, metric=metric, gate=gate)
-    check_run(settings, student, examples, valset)
-    validation = list(valset or []) if settings.metric is not _scores_of_traces else []
-    return _planned(settings, student, examples, len(validation), runs_rollouts=False), validation
-
-
-def _planned(
-    settings: Settings, student: Any, examples: Sequence[Any], n_validation: int, **data: Any
-) -> RunSettings:
-    """The settings with budget and schedule. Logs the plan."""
-    refuse([*_price_faults(settings, student)])
-    data["can_draft"] = not _draft_faults(settings, examples)
-    run_settings = derive_settings(settings, student, examples, n_validation, **data)
+    data = RunData(
+        n_training=len(examples),
+        n_validation=len(validation) if settings.metric is not None else 0,
+        n_test=len(testset or ()),
+        has_labels=any(len(example.labels()) for example in examples),
+        is_recorded=recorded is not None,
+        calls_per_rollout=sum(n for _, n in assumed_calls(student)),
+    )
+    if settings.auto is not None and settings.max_lm_calls is None:
+        per_example, at_least = AUTO[settings.auto]
+        n_calls = max(at_least, per_example * len(examples) * data.calls_per_rollout)
+        settings = replace(settings, max_lm_calls=n_calls)
+    own = derive(settings, data)
     if not settings.offline:
-        logger.info("the plan:\n%s", plan_of(run_settings, student, examples))
-    return run_settings
-
-
-def _scores_of_traces(example: Any, prediction: Any, trace: Any = None) -> float:
-    """Stands for the unknown metric that scored the traces. Never called: nothing is run."""
-    raise NotImplementedError((example, prediction, trace))
-
-
-def check_run(
-    settings: Settings,
-    student: Any,
-    trainset: Any,
-    valset: Any,
-    teacher: Any = None,
-    testset: Any = None,
-) -> None:
-    """Refuse a student, data or LMs with which a run would fail later.
-
-    Raises:
-        SettingsError: names every fault of student, data and LMs.
-        LibraryFormatError: the library baked into the student is damaged.
-    """
-    faults = [*_program_faults(student), *_data_faults("trainset", trainset)]
-    if valset is not None:
-        faults += _data_faults("valset", valset)
-    if testset is not None:
-        faults += _data_faults("testset", testset)
-        if settings.metric is None:
-            faults.append("testset and metric=None: nothing scores the test set; pass a metric.")
-    if not faults and settings.reflection is not None and settings.reflection.drafts:
-        faults += _draft_faults(settings, trainset)
-    if teacher is not None:
-        faults.append(f"teacher={type(teacher).__name__}: this optimizer uses no teacher.")
-    if not faults:
-        library = ExperienceLibrary.from_program(student)
-        faults += [*_library_faults(settings, library), *_lm_faults(settings, student)]
-    refuse(faults)
+        logger.info("the plan:\n%s", plan_of(own, student, examples))
+    return own, training, validation
 
 
 def split(
@@ -138,31 +84,27 @@ def split(
 ) -> tuple[list[int], list[Any]]:
     """The positions of the examples to train on, and the validation set.
 
-    Without a `valset`, a third of the trainset (at most 100, drawn by the seed) is held out. Below
-    6 examples the trainset is the validation set too, with a warning. A gate that measures nothing
-    needs no validation set. Warns of a `valset` that overlaps the trainset.
+    Without a `valset`, a third of the trainset (at most 100, drawn by the seed) is held out; of
+    fewer than 6 examples nothing is, and nothing for a gate that measures nothing.
     """
     order = list(range(len(trainset)))
-    if valset is not None:
-        _warn_of_overlap(trainset, valset, "validation", "training")
-        return order, list(valset)
-    if not settings.measures:
-        return order, []
+    if valset is not None or not settings.measures:
+        return order, list(valset or ())
     if len(trainset) < MIN_EXAMPLES_TO_SPLIT:
         warnings.warn(
             f"{len(trainset)} examples are too few to hold some out: student and result are "
             f"compared on the training examples themselves; pass a valset.",
-            stacklevel=3,
+            stacklevel=4,
         )
         return order, list(trainset)
-    n_held_out = min(MAX_HELD_OUT, round(len(trainset) * VALIDATION_SHARE))
+    n_held_out = min(MAX_HELD_OUT, round(len(trainset) / 3))
     random.Random(f"{settings.seed}/split").shuffle(order)
     return sorted(order[n_held_out:]), [trainset[i] for i in sorted(order[:n_held_out])]
 
 
 def all_lms(settings: Settings, student: Any) -> list[Any]:
     """Every LM that the run may call, if it can be found in student, modules or metric."""
-    modules = (settings.reflection or Reflection()).modules
+    modules = settings.arguments["reflection"].modules
     of_modules = [lm for module in modules for lm in language_models(module)]
     reflection_lm = settings.reflection_lm or dspy.settings.lm
     return [*policy_lms(student), reflection_lm, *of_modules, *held_lms(settings.metric)]
@@ -175,51 +117,48 @@ def policy_lms(student: Any) -> list[Any]:
     return [*lms, dspy.settings.lm] if needs_default or not lms else lms
 
 
-def _price_faults(settings: Settings, student: Any) -> Iterator[str]:
-    """A sentence for each LM without a known price, if `max_cost` is set."""
-    if settings.max_cost is None:
-        return
-    for lm in {id(lm): lm for lm in all_lms(settings, student)}.values():
-        price = price_of(lm, (settings.execution or Execution()).prices or {})
-        if isinstance(price, str):
-            yield f"max_cost={settings.max_cost}: {price}"
+def _for_recorded(
+    settings: Settings, recorded: Sequence[Sequence[Rollout]], valset: Any
+) -> Settings:
+    if not any(rollout.score is not None for group in recorded for rollout in group):
+        return replace(settings, metric=None, gate=NoGate())
+    gate = settings.gate if valset and settings.measures else NoGate()
+    return replace(settings, metric=settings.metric or _scores_of_traces, gate=gate)
 
 
-def _program_faults(student: Any) -> Iterator[str]:
+def _scores_of_traces(example: Any, prediction: Any, trace: Any = None) -> float:
+    """Stands for the unknown metric that scored the traces. Never called: nothing is run."""
+    raise NotImplementedError((example, prediction, trace))
+
+
+def _student_faults(settings: Settings, student: Any) -> Iterator[str]:
     if not isinstance(student, dspy.Module):
         yield f"student={student!r}: pass a dspy.Module, such as dspy.Predict('q -> a')."
-    elif not named_predictors(student):
+        return
+    if not named_predictors(student):
         yield (
             f"student={type(student).__name__} has no predictors into whose instructions "
             f"experiences could be baked (sub-modules with _compiled=True are frozen)."
         )
-
-
-def _library_faults(settings: Settings, library: ExperienceLibrary) -> Iterator[str]:
-    limits = settings.limits
-    if len(library) > limits.max_experiences:
+    n = len(ExperienceLibrary.from_program(student))
+    if n > settings.max_experiences:
         yield (
-            f"max_experiences={limits.max_experiences}: the student starts with {len(library)} "
+            f"max_experiences={settings.max_experiences}: the student starts with {n} "
             f"experiences; allow as many, or bake a smaller library into it first."
         )
-    longest = max((n_words(experience.text) for experience in library), default=0)
-    if longest > limits.max_experience_words:
-        yield (
-            f"max_experience_words={limits.max_experience_words}: the student starts with an "
-            f"experience of {longest} words; allow as many, or shorten it first."
-        )
+    yield from _lm_faults(settings, student)
 
 
-def _data_faults(name: str, examples: Any) -> list[str]:
+def _data_faults(name: str, examples: Any) -> Iterator[str]:
     if not isinstance(examples, Sequence) or not examples:
-        return [f"{name}={examples!r}: pass a list of at least one dspy.Example."]
+        yield f"{name}={examples!r}: pass a list of at least one dspy.Example."
+        return
     without = [index for index, example in enumerate(examples) if not _has_inputs(example)]
     if without:
-        return [
+        yield (
             f"{name}: {len(without)} of {len(examples)} examples have no inputs (the first at "
             f"position {without[0]}); call example.with_inputs('question') on each."
-        ]
-    return []
+        )
 
 
 def _has_inputs(example: Any) -> bool:
@@ -237,43 +176,30 @@ def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
                 f"one on every predictor and pass reflection_lm."
             )
             return
-    temperature = settings.temperature or DEFAULT_TEMPERATURE
     for lm in policy_lms(student):
-        if allows_temperature(lm, temperature):
-            continue
-        if temperature == DEFAULT_TEMPERATURE:
-            logger.info("%s allows no temperature but its own; its rollouts use that one", lm.model)
-        else:
+        if settings.temperature and not allows_temperature(lm, settings.temperature):
             yield (
-                f"temperature={temperature}: {lm.model} is a reasoning model and allows "
+                f"temperature={settings.temperature}: {lm.model} is a reasoning model and allows "
                 f"no temperature but its own; leave temperature out."
             )
+    if settings.max_cost is not None:
+        for lm in {id(lm): lm for lm in all_lms(settings, student)}.values():
+            price = price_of(lm, settings.arguments["prices"] or {})
+            if isinstance(price, str):
+                yield f"max_cost={settings.max_cost}: {price}"
 
 
-def _draft_faults(settings: Settings, trainset: Sequence[Any]) -> list[str]:
-    """Why no lessons can be drafted from labels."""
-    reflection = settings.reflection or Reflection()
-    if not reflection.use_labels:
-        reason = "use_labels=False"
-    elif settings.metric is None:
-        reason = "metric=None"
-    elif not any(len(example.labels()) for example in trainset):
-        reason = "a trainset without labels"
-    else:
-        return []
-    return [f"drafts={reflection.drafts} and {reason}: drafts need labels; pass drafts=0."]
-
-
-def _warn_of_overlap(used: Sequence[Any], held_out: Sequence[Any], name: str, use: str) -> None:
-    """Warn of examples of the held-out set `name` that are also used for `use`."""
-    inputs = {_inputs_of(example) for example in used}
-    n_shared = sum(_inputs_of(example) in inputs for example in held_out)
-    if n_shared:
-        warnings.warn(
-            f"{n_shared} of {len(held_out)} {name} examples are {use} examples too; scores on them "
-            f"are too optimistic.",
-            stacklevel=4,
-        )
+def _warn_of_overlap(sets: Mapping[str, Sequence[Any]]) -> None:
+    """Warn of examples whose inputs are in two sets."""
+    inputs = {name: collections.Counter(map(_inputs_of, sets[name])) for name in sets}
+    for used, held_out in itertools.combinations(sets, 2):
+        n_shared = sum(n for one, n in inputs[held_out].items() if one in inputs[used])
+        if n_shared:
+            warnings.warn(
+                f"{n_shared} of {len(sets[held_out])} {held_out} examples are {used} examples "
+                f"too; scores on them are too optimistic.",
+                stacklevel=4,
+            )
 
 
 def _inputs_of(example: Any) -> str:

@@ -1,321 +1,323 @@
-"""Derives group size, batch size, epochs ... from the budget and the sizes of the data.
+"""The schedule of a run, derived from budget and data, and its plan: calls and dollars by purpose.
 
-Arithmetic only: nothing here knows a program, an LM or a store. How many LM calls a rollout takes
-is assumed (`ScheduleInputs.calls_per_rollout`), so LM calls are estimates here; `budget` counts the
-real ones.
+How many LM calls and tokens a rollout takes is assumed, so these are estimates; `budget` counts the
+real ones. Not in the plan: second calls for answers that do not parse, retries after a provider's
+faults, summaries of long trajectories, and prompts that must be split.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
-from tfgrpo_dspy.errors import SettingsError
+import dspy
 
+from tfgrpo_dspy.budget import price_of
+from tfgrpo_dspy.errors import SettingsError
+from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
+from tfgrpo_dspy.gate.protocol import Gate
+from tfgrpo_dspy.reflection.texts import estimate_tokens
+from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.settings import Execution, Reflection, Settings
+
+TEMPERATURE = 0.7
 CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 = 15
-"""From so many LM calls per training example on, groups have 3 rollouts instead of 2. On simulated
-tasks groups of 2 to 5 did not differ much, and small groups see more examples."""
+"""With fewer LM calls per training example, groups have 2 rollouts: they see more examples."""
 USUAL_BATCHES_PER_EPOCH, MIN_USUAL_BATCH_SIZE, MAX_USUAL_BATCH_SIZE = 8, 5, 8
-"""A batch is an eighth of the training set, between 5 and 8 examples: on simulated tasks small
-batches learned more from the same calls."""
+"""On simulated tasks small batches learned more from the same calls."""
 USUAL_THREADS, MIN_BATCHES_PER_EPOCH = 8, 4
-"""With more than 8 threads, batches grow in proportion, up to a quarter of the training set. That
-uses the threads better than more staleness does; neither scored clearly more
-(`benchmarks/utilisation.py`)."""
+"""With more threads batches grow in proportion (`benchmarks/utilisation.py` compares)."""
 EPOCHS, MAX_EPOCHS_WITHIN_BUDGET = 5, 50
-"""5 epochs without a budget. With one, the budget or the lack of lessons ends the run before 50."""
 MIN_STALENESS, MAX_STALENESS = 1, 4
 ROLLOUTS_PER_THREAD = 1.5
-"""The batches that run at once have so many rollouts per thread, so that a thread that ends a short
-rollout finds another while long ones still run."""
+"""Of the batches that run at once: a thread that ends early finds another rollout."""
 MAX_DRAFTS, CALLS_PER_DRAFT = 12, 16
-"""One draft per 16 LM calls: drafts take at most a sixteenth of the budget."""
 MAX_DEMOS = 4
 RESERVE_SHARE = 1 / 5
-"""The share of the budget that is reserved for measuring the student and choosing the result."""
+"""The share of the budget for measuring the student and choosing the result."""
 MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4
 """On how many programs the reserve runs the validation set: at least student and best library."""
 USUAL_MIN_VALIDATION = 10
 """The reserve pays for so many validation examples even where its share would not."""
 MIN_GROUP_SIZE, MIN_BATCH_SIZE, MIN_VALIDATION = 2, 2, 2
 """What a small budget is reduced to at most."""
-REDUCED = "reduced, because the budget is small"
+COMPLETION_TOKENS = 150
+FORMAT_TOKENS = 200
+"""What DSPy's adapters add to a prompt."""
+MAX_REFLECTION_TOKENS, UPDATE_TOKENS, EXAMPLES_OF_DRAFT = 12_000, 2_000, 10
+AGENT_TURNS = 4
+"""How many calls an agent makes in a rollout, unless `max_iters` allows fewer."""
 
 
 @dataclass(frozen=True, slots=True)
-class ScheduleInputs:
-    """What a schedule is derived from. A limit of None is no limit."""
+class RunData:
+    """What a schedule is derived from, beside the arguments."""
 
     n_training: int
-    n_validation: int  # examples that are available for validation; 0: nothing is measured
+    n_validation: int = 0  # examples that are available for validation; 0: nothing is measured
     n_test: int = 0  # examples on which student and result are measured at the end
-    is_split: bool = False  # whether the validation examples are split from the trainset
-    can_draft: bool = False  # whether there are labels from which lessons can be drafted
-    can_try_demos: bool = False  # whether a validation set can tell if demos help
-    runs_rollouts: bool = True  # False for `learn`: rollouts are recorded
-    calls_per_rollout: float = 1.0  # LM calls, as assumed
-    n_threads: int = 8  # rollouts and reflections that run at once
-    lm_calls: int | None = None
-    calls_for_max_cost: float | None = None  # LM calls that `max_cost` pays for, as assumed
-    metric_calls: int | None = None  # rollouts
-    has_budget: bool = False  # whether dollars or minutes limit the run
-
-    def limits(self, calls_per_rollout: float) -> list[tuple[float, float, float]]:
-        """Each limit that is set, and what a rollout and a reflection take of it."""
-        on_calls = (self.lm_calls, self.calls_for_max_cost)
-        found = [(limit, calls_per_rollout, 1.0) for limit in on_calls if limit is not None]
-        return found if self.metric_calls is None else [*found, (self.metric_calls, 1.0, 0.0)]
-
-    @property
-    def calls(self) -> float | None:
-        """The budget in LM calls without those of the test set; None: no limit on calls.
-
-        A limit on rollouts is converted with half a reflection per rollout.
-        """
-        calls_per_metric_call = self.calls_per_rollout + 0.5
-        found = [
-            (limit - 2 * self.n_test * rollout) * (1 if reflection else calls_per_metric_call)
-            for limit, rollout, reflection in self.limits(self.calls_per_rollout)
-        ]
-        return max(0.0, min(found)) if found else None
+    has_labels: bool = False
+    is_recorded: bool = False  # whether all training rollouts were made elsewhere
+    calls_per_rollout: int = 1  # LM calls, as assumed
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """How a run goes through its data; `str` is a table of the settings and their reasons.
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """The settings of one run, with everything derived.
 
     `reserve` rollouts are kept for measuring the student and choosing the result; they pay for
     `n_validation` validation examples. What training leaves of the budget measures more.
     """
 
+    temperature: float
+    gate: Gate
+    reflection: Reflection
+    execution: Execution
     group_size: int
     batch_size: int
     epochs: int
     max_staleness: int
     drafts: int
-    groups_per_call: int
     reserve: int
     n_validation: int
     max_demos: int
-    inputs: ScheduleInputs = field(repr=False)
-    reasons: Mapping[str, str] = field(compare=False, repr=False)
-
-    @classmethod
-    def derive(cls, inputs: ScheduleInputs, **given: int | None) -> "Schedule":
-        """The schedule for these inputs; a setting that is given (not None) is kept.
-
-        A budget that does not pay for a whole update makes the schedule smaller.
-
-        Raises:
-            SettingsError: the budget does not pay for the smallest run that could learn; names
-                the smallest budget that does.
-        """
-        set_by_user = {name: value for name, value in given.items() if value is not None}
-        values: dict[str, int] = {}
-        reasons: dict[str, str] = {}
-        for name, derive in _DERIVATIONS.items():
-            value, reason = derive(inputs, values)
-            values[name] = set_by_user.get(name, value)
-            reasons[name] = "set by you" if name in set_by_user else reason
-        for schedule in _smaller(cls(**values, inputs=inputs, reasons=reasons), set_by_user):
-            if schedule.is_paid:
-                return schedule
-        schedule.check()
-        return schedule
-
-    def values(self) -> dict[str, int]:
-        """The settings by name."""
-        return {name: getattr(self, name) for name in self.reasons}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Each setting with the reason for it."""
-        return {
-            name: {"value": value, "reason": self.reasons[name]}
-            for name, value in self.values().items()
-        }
+    data: RunData
 
     @property
-    def actual_batch_size(self) -> int:
-        """How many examples a batch has: all of them where `batch_size` is larger."""
-        return min(self.batch_size, self.inputs.n_training)
+    def schedule(self) -> dict[str, int]:
+        """The derived figures by name."""
+        names = ("group_size", "batch_size", "epochs", "max_staleness", "drafts", "reserve")
+        return {name: getattr(self, name) for name in (*names, "n_validation", "max_demos")}
 
     @property
     def rollouts_of_update(self) -> int:
         """How many rollouts are run for one update."""
-        return self.actual_batch_size * self.group_size * self.inputs.runs_rollouts
+        return 0 if self.data.is_recorded else self.batch_size * self.group_size
 
-    @property
-    def reflections_of_update(self) -> int:
-        """How many calls of the reflection LM one update takes: lessons, then operations."""
-        return math.ceil(self.actual_batch_size / self.groups_per_call) + 1
+    def result_scalars(self) -> dict[str, Any]:
+        """The scalars that a result may depend on: those of the run store are left out."""
+        return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")}
 
-    @property
-    def smallest_run(self) -> tuple[int, int]:
-        """Rollouts and reflections of a run with one whole update."""
-        n_reflections = self.reflections_of_update + self._reflections_of_drafts
-        return self.rollouts_of_update + self._rollouts_not_for_training, n_reflections
 
-    @property
-    def _reflections_of_drafts(self) -> int:
-        return self.drafts + (self.drafts > 0)  # one turns the drafts into an update
+def derive(settings: Settings, data: RunData) -> RunSettings:
+    """The settings with the schedule for these data; what the user has set is kept.
 
-    @property
-    def _rollouts_not_for_training(self) -> int:
-        return self.reserve + 2 * self.inputs.n_test
+    A budget that does not pay for a whole update makes the schedule smaller, or is refused.
+    """
+    names = ("group_size", "batch_size", "epochs", "max_demos", "drafts", "max_staleness")
+    arguments = settings.arguments
+    given = {name: arguments[name] for name in names if arguments[name] is not None}
+    if settings.metric is None or not arguments["use_labels"] or not data.has_labels:
+        given["drafts"] = 0
+    if not settings.measures or not data.n_validation:
+        given["max_demos"] = 0
+    own = RunSettings(**vars(settings) | _usual(settings, data, given), data=data)
+    for smaller in _reductions(own):
+        changes: dict[str, Any] = {
+            name: value
+            for name, value in smaller.items()
+            if name not in given and value < getattr(own, name)
+        }
+        own = replace(own, **changes)
+        if not _unpaid(own, data.calls_per_rollout):
+            return own
+    if unpaid := _unpaid(own, 1):  # more calls per rollout are an assumption: they refuse nothing
+        raise SettingsError(unpaid)
+    return own
 
-    def n_updates(self, calls_per_rollout: float) -> int:
-        """How many updates are made from batches: those of all epochs, or what is paid for."""
-        n_batches = math.ceil(self.inputs.n_training / self.batch_size)
-        paid = [float(self.epochs * n_batches)]
-        for limit, rollout, reflection in self.inputs.limits(calls_per_rollout):
-            fixed = self._rollouts_not_for_training * rollout
-            fixed += self._reflections_of_drafts * reflection
-            each = self.rollouts_of_update * rollout + self.reflections_of_update * reflection
-            paid += [(limit - fixed) / each] if each else []
-        return max(0, math.floor(min(paid)))
 
-    @property
-    def is_paid(self) -> bool:
-        """Whether the budget pays for the smallest run."""
-        n_rollouts, n_reflections = self.smallest_run
-        return all(
-            n_rollouts * rollout + n_reflections * reflection <= limit
-            for limit, rollout, reflection in self.inputs.limits(self.inputs.calls_per_rollout)
-        )
+def _usual(settings: Settings, data: RunData, given: dict[str, int]) -> dict[str, Any]:
+    """The figures for a budget that is large enough."""
+    n, calls = data.n_training, _calls(settings, data)
+    has_budget = calls < math.inf or settings.max_cost or settings.max_minutes
+    epochs = MAX_EPOCHS_WITHIN_BUDGET if has_budget else EPOCHS
+    reserve = MIN_PROGRAMS_MEASURED * data.n_validation
+    if settings.measures:
+        smallest = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
+        share = max(smallest, RESERVE_SHARE * calls / data.calls_per_rollout)
+        reserve = int(min(MAX_PROGRAMS_MEASURED * data.n_validation, share))
+    n_validation = min(data.n_validation, reserve // MIN_PROGRAMS_MEASURED)
+    sizes = {
+        "group_size": 3 if calls >= CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 * n else 2,
+        "batch_size": _batch_size(n, settings.threads),
+    } | given
+    rollouts_of_batch = sizes["batch_size"] * sizes["group_size"]
+    staleness = math.ceil(ROLLOUTS_PER_THREAD * settings.threads / rollouts_of_batch) - 1
+    return {
+        "temperature": settings.temperature or TEMPERATURE,
+        "epochs": 1 if data.is_recorded else epochs,
+        "max_staleness": min(MAX_STALENESS, max(MIN_STALENESS, staleness)),
+        "drafts": int(min(MAX_DRAFTS, calls / CALLS_PER_DRAFT)),
+        "reserve": reserve,
+        "n_validation": n_validation,
+        "max_demos": MAX_DEMOS,
+        **sizes,
+        "batch_size": min(n, sizes["batch_size"]),
+    }
 
-    def check(self) -> None:
-        """Refuse a budget that would not pay for the smallest run if a rollout took one LM call.
 
-        More LM calls per rollout, and the price of a call, are assumptions: they refuse nothing.
+def _calls(settings: Settings, data: RunData) -> float:
+    """The budget in LM calls without those of the test set; infinite without a limit on calls.
 
-        Raises:
-            SettingsError: names the budget and what would be enough.
-        """
-        inputs, (n_rollouts, n_reflections) = self.inputs, self.smallest_run
-        n_calls = math.ceil(n_rollouts * inputs.calls_per_rollout) + n_reflections
-        for name, limit, needed, enough in (
-            ("max_metric_calls", inputs.metric_calls, n_rollouts, n_rollouts),
-            ("max_lm_calls", inputs.lm_calls, n_rollouts + n_reflections, n_calls),
-        ):
-            if limit is not None and limit < needed:
-                raise SettingsError(
-                    f"{name}={limit} is too small. The smallest run needs {n_rollouts} rollouts "
-                    f"and {n_reflections} reflection calls. Pass {name}={enough} or more."
-                )
+    A limit on rollouts is converted with half a reflection per rollout.
+    """
+    calls = math.inf
+    if settings.max_lm_calls is not None:
+        calls = settings.max_lm_calls - 2 * data.n_test * data.calls_per_rollout
+    if settings.max_metric_calls is not None:
+        n_rollouts = settings.max_metric_calls - 2 * data.n_test
+        calls = min(calls, n_rollouts * (data.calls_per_rollout + 0.5))
+    return max(0, calls)
+
+
+def _batch_size(n_training: int, n_threads: int) -> int:
+    share = math.ceil(n_training / USUAL_BATCHES_PER_EPOCH)
+    size = min(MAX_USUAL_BATCH_SIZE, max(MIN_USUAL_BATCH_SIZE, share))
+    in_proportion = math.ceil(size * n_threads / USUAL_THREADS)
+    return max(size, min(in_proportion, math.ceil(n_training / MIN_BATCHES_PER_EPOCH)))
+
+
+def _reductions(own: RunSettings) -> Iterator[dict[str, int]]:
+    """What is made smaller, step by step, until the budget pays for the schedule."""
+    yield {}
+    yield {"drafts": 0}
+    yield {"group_size": MIN_GROUP_SIZE}
+    for size in range(own.batch_size, MIN_BATCH_SIZE - 1, -1):
+        yield {"batch_size": size}
+    for n in range(own.n_validation, min(MIN_VALIDATION, own.n_validation) - 1, -1):
+        yield {"n_validation": n, "reserve": MIN_PROGRAMS_MEASURED * n, "max_demos": 0}
+
+
+def _unpaid(own: RunSettings, calls_per_rollout: int) -> str:
+    """Which limit does not pay for one whole update and the final choice; "": all pay."""
+    n_rollouts = own.rollouts_of_update + own.reserve + 2 * own.data.n_test
+    n_reflections = own.batch_size + 1 + own.drafts + (own.drafts > 0)
+    needed_calls = n_rollouts * calls_per_rollout + n_reflections
+    enough_calls = n_rollouts * own.data.calls_per_rollout + n_reflections
+    for name, needed, enough in (
+        ("max_metric_calls", n_rollouts, n_rollouts),
+        ("max_lm_calls", needed_calls, enough_calls),
+    ):
+        limit = getattr(own, name)
+        if limit is not None and limit < needed:
+            return (
+                f"{name}={limit} is too small. The smallest run needs {n_rollouts} rollouts "
+                f"and {n_reflections} reflection calls. Pass {name}={enough} or more."
+            )
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """Rollouts, LM calls and dollars for one purpose; `cost` is nan without a known price."""
+
+    purpose: str
+    n_rollouts: int
+    n_lm_calls: int
+    cost: float
 
     def __str__(self) -> str:
-        shown = self.values() | {"batch_size": self.actual_batch_size}
-        lines = [f"{name:<16}{n:>6}  {self.reasons[name]}" for name, n in shown.items()]
+        dollars = "?" if math.isnan(self.cost) else f"{self.cost:.2f}"
+        return f"{self.purpose:<30}{self.n_rollouts:>10,}{self.n_lm_calls:>10,}{dollars:>10}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a compile would do; `str` is a table, with the schedule below it.
+
+    A run may end earlier, when nothing is left to learn, and never exceeds its budget.
+    """
+
+    rows: tuple[PlanRow, ...]
+    n_updates: int
+    schedule: Mapping[str, int]
+
+    @property
+    def total(self) -> PlanRow:
+        """All rollouts, each scored once, all LM calls and all dollars."""
+        figures = zip(*(astuple(row)[1:] for row in self.rows), strict=True)
+        return PlanRow("in all", *map(sum, figures))
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'purpose':<30}{'rollouts':>10}{'LM calls':>10}{'dollars':>10}",
+            *map(str, (*self.rows, self.total)),
+            f"an estimate, with {self.n_updates} updates; what a call takes is assumed",
+            "",
+            *(f"{name:<16}{value:>6}" for name, value in self.schedule.items()),
+        ]
         return "\n".join(lines)
 
 
-def _smaller(schedule: Schedule, set_by_user: Mapping[str, int]) -> Iterator[Schedule]:
-    """Yields the schedule, then smaller ones, down to one that can still learn."""
+def plan_of(settings: RunSettings, student: Any, examples: Sequence[Any]) -> Plan:
+    """The plan of a run that trains on these examples: all epochs, or what the budget pays for."""
+    tokens, dollars = _one_rollout(settings, student, examples)
+    calls = settings.data.calls_per_rollout
+    lm = settings.reflection_lm or dspy.settings.lm
 
-    def reduced(**values: int) -> Schedule:
-        smaller: dict[str, Any] = {
-            name: value
-            for name, value in values.items()
-            if name not in set_by_user and value < getattr(schedule, name)
-        }
-        reasons = {**schedule.reasons, **dict.fromkeys(smaller, REDUCED)}
-        return replace(schedule, **smaller, reasons=reasons)
+    def rollouts(purpose: str, n: int) -> PlanRow:
+        return PlanRow(purpose, n, n * calls, n * dollars)
 
-    yield schedule
-    yield (schedule := reduced(drafts=0))
-    yield (schedule := reduced(group_size=MIN_GROUP_SIZE))
-    for size in range(schedule.actual_batch_size, MIN_BATCH_SIZE - 1, -1):
-        yield (schedule := reduced(batch_size=size))
-    for n in range(schedule.n_validation, min(MIN_VALIDATION, schedule.n_validation) - 1, -1):
-        reserve = MIN_PROGRAMS_MEASURED * n
-        yield (schedule := reduced(n_validation=n, reserve=reserve, max_demos=0))
+    def reflections(purpose: str, n: int, prompt: int) -> PlanRow:
+        prompt = min(MAX_REFLECTION_TOKENS, prompt) + FORMAT_TOKENS
+        return PlanRow(purpose, 0, n, _cost(lm, settings, n, prompt))
 
+    def plan(n_updates: int) -> Plan:
+        n_training = n_updates * settings.rollouts_of_update
+        n_lessons = n_updates * settings.batch_size
+        n_summaries = n_training if settings.reflection.summarize_always else 0
+        n_updates += settings.drafts > 0
+        rows = (
+            rollouts("student and final choice", settings.reserve),
+            rollouts("test set", 2 * settings.data.n_test),
+            rollouts("training rollouts", n_training),
+            reflections("drafts from labels", settings.drafts, EXAMPLES_OF_DRAFT * tokens),
+            reflections("summaries", n_summaries, tokens),
+            reflections("lessons", n_lessons, settings.group_size * tokens),
+            reflections("updates of the library", n_updates, UPDATE_TOKENS),
+        )
+        return Plan(rows, n_updates, settings.schedule)
 
-# ---------------------------------------------- one function per setting: its value and the reason
-
-
-def _group_size(inputs: ScheduleInputs, _: Mapping[str, int]) -> tuple[int, str]:
-    if inputs.calls is None:
-        return 3, "no limit on calls"
-    calls = inputs.calls / inputs.n_training
-    is_rich = calls >= CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3
-    side = f"{'at least' if is_rich else 'below'} {CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3}"
-    return 3 if is_rich else 2, f"{calls:.1f} LM calls per training example, {side}"
-
-
-def _batch_size(inputs: ScheduleInputs, _: Mapping[str, int]) -> tuple[int, str]:
-    n, threads = inputs.n_training, inputs.n_threads
-    smallest, largest = MIN_USUAL_BATCH_SIZE, MAX_USUAL_BATCH_SIZE
-    size = min(largest, max(smallest, math.ceil(n / USUAL_BATCHES_PER_EPOCH)))
-    reason = f"an eighth of {n} training examples, from {smallest} to {largest}"
-    larger = min(math.ceil(size * threads / USUAL_THREADS), math.ceil(n / MIN_BATCHES_PER_EPOCH))
-    if larger > size:
-        return larger, f"{reason}; more for {threads} threads, at most a quarter"
-    return size, reason
+    n_updates = settings.epochs * math.ceil(len(examples) / settings.batch_size)
+    fixed, with_one = (astuple(plan(n).total)[1:] for n in (0, 1))
+    limits = (settings.max_metric_calls, settings.max_lm_calls, settings.max_cost)
+    for limit, at_first, more in zip(limits, fixed, with_one, strict=True):
+        if limit is not None and more > at_first:
+            n_updates = min(n_updates, max(0, math.floor((limit - at_first) / (more - at_first))))
+    return plan(n_updates)
 
 
-def _epochs(inputs: ScheduleInputs, _: Mapping[str, int]) -> tuple[int, str]:
-    if not inputs.runs_rollouts:
-        return 1, "recorded rollouts are read once"
-    if inputs.has_budget or inputs.calls is not None:
-        reason = "at most: ends when the budget is spent or nothing is left to learn"
-        return MAX_EPOCHS_WITHIN_BUDGET, reason
-    return EPOCHS, "no budget"
+def assumed_calls(student: Any) -> Iterator[tuple[Any, int]]:
+    """Each predictor, and its assumed LM calls in a rollout; an agent calls its first in turns."""
+    turns = 1 + sum(
+        min(getattr(module, "max_iters", 0), AGENT_TURNS - 1)
+        for _, module in student.named_sub_modules()
+    )
+    for _, predictor in named_predictors(student):
+        lm = predictor.lm or dspy.settings.lm
+        n = predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1
+        yield predictor, n * turns
+        turns = 1
 
 
-def _max_staleness(inputs: ScheduleInputs, values: Mapping[str, int]) -> tuple[int, str]:
-    n_rollouts = values["batch_size"] * values["group_size"]
-    wanted = math.ceil(ROLLOUTS_PER_THREAD * inputs.n_threads / n_rollouts) - 1
-    staleness = min(MAX_STALENESS, max(MIN_STALENESS, wanted))
-    enough = "is enough" if staleness >= wanted else "is the most"
-    return staleness, f"{enough}: {n_rollouts} rollouts in a batch for {inputs.n_threads} threads"
+def _one_rollout(settings: RunSettings, student: Any, examples: Sequence[Any]) -> tuple[int, float]:
+    """Tokens and dollars of one rollout."""
+    inputs = statistics.fmean(
+        estimate_tokens(" ".join(as_fields(example.inputs()).values()))
+        for example in examples[:100]
+    )
+    tokens, dollars = 0, 0.0
+    for predictor, n in assumed_calls(student):
+        prompt = int(estimate_tokens(bare_instructions(predictor)) + FORMAT_TOKENS + inputs)
+        tokens += n * (prompt + COMPLETION_TOKENS)
+        dollars += _cost(predictor.lm or dspy.settings.lm, settings, n, prompt)
+    return tokens, dollars
 
 
-def _drafts(inputs: ScheduleInputs, _: Mapping[str, int]) -> tuple[int, str]:
-    if not inputs.can_draft:
-        return 0, "no labels that the reflection LM may see"
-    if inputs.calls is None:
-        return MAX_DRAFTS, "there are labels, and no limit on calls"
-    n = min(MAX_DRAFTS, int(inputs.calls // CALLS_PER_DRAFT))
-    reason = f"there are labels: one draft per {CALLS_PER_DRAFT} LM calls, at most {MAX_DRAFTS}"
-    return n, reason
-
-
-def _reserve(inputs: ScheduleInputs, _: Mapping[str, int]) -> tuple[int, str]:
-    n = inputs.n_validation
-    if not inputs.can_try_demos:
-        return 2 * n, f"rollouts: student and result on {n} validation examples"
-    largest = MAX_PROGRAMS_MEASURED * n
-    if inputs.calls is None or not n:
-        return largest, f"rollouts: {MAX_PROGRAMS_MEASURED} programs on {n} validation examples"
-    share = int(RESERVE_SHARE * inputs.calls / inputs.calls_per_rollout)
-    smallest = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, n)
-    reason = "rollouts to measure student and candidates: about a fifth of the budget"
-    return min(largest, max(smallest, share)), reason
-
-
-def _n_validation(inputs: ScheduleInputs, values: Mapping[str, int]) -> tuple[int, str]:
-    n, programs = inputs.n_validation, MIN_PROGRAMS_MEASURED
-    source = "split from the trainset" if inputs.is_split else "given"
-    reason = f"of {n} {source}; the reserve pays for at least {programs} programs on them"
-    return min(n, values["reserve"] // programs), reason
-
-
-def _max_demos(inputs: ScheduleInputs, values: Mapping[str, int]) -> tuple[int, str]:
-    if not inputs.can_try_demos or not values["n_validation"]:
-        return 0, "nothing measures whether demos help"
-    return MAX_DEMOS, "tried at the end, with rollouts of the reserve"
-
-
-_DERIVATIONS: dict[str, Callable[[ScheduleInputs, Mapping[str, int]], tuple[int, str]]] = {
-    "group_size": _group_size,
-    "batch_size": _batch_size,
-    "epochs": _epochs,
-    "max_staleness": _max_staleness,
-    "drafts": _drafts,
-    "groups_per_call": lambda *_: (1, "one group per call of the reflection LM"),
-    "reserve": _reserve,
-    "n_validation": _n_validation,
-    "max_demos": _max_demos,
-}
-"""In the order of their dependence: each sees the values of those before it."""
+def _cost(lm: Any, settings: RunSettings, n_calls: int, prompt: int) -> float:
+    """Dollars of calls with so many prompt tokens each."""
+    price = price_of(lm, settings.execution.prices or {})
+    if isinstance(price, str):
+        return math.nan
+    return n_calls * (prompt * price.prompt + COMPLETION_TOKENS * price.completion)

@@ -14,23 +14,21 @@ import json
 import re
 import textwrap
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import pydantic
 
 from tfgrpo_dspy.redaction import without_secret_names
 
-NOT_IN_IDENTITY = frozenset({"history", "callbacks", "detailed_results", "lm"})
-"""What modules hold that does not change what they answer; an LM has an entry of its own."""
+NOT_IN_IDENTITY = frozenset({"history", "callbacks", "detailed_results"})
+"""What modules and LMs hold that does not change what they answer."""
 NOT_OF_PREDICTORS = frozenset({"stage", "traces", "train", "fields"})
 """What DSPy's predictors hold besides: a random name, logs of other optimizers."""
 LM_PLUMBING = frozenset({"timeout", "num_retries", "cache", "rollout_id", "seed", "n_workers"})
-"""Arguments of an LM that do not change what it answers, or that each sample sets anew."""
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+"""What LMs hold that does not change what they answer, or that each sample sets anew."""
 _SURELY_SECRET = re.compile(
     r"^_*(\w+_)?(api_?key|password|headers|authorization|bearer"
     r"|(access|auth|refresh|hf|session)_token)$",
@@ -38,11 +36,7 @@ _SURELY_SECRET = re.compile(
 )
 """Names of secrets in what a program or a metric holds. `key`, `header`, `secret_answer` are none
 there: results depend on them."""
-LM_ATTRIBUTES = NOT_IN_IDENTITY | {"model", "model_type", "cache", "num_retries", "kwargs"}
-LM_ATTRIBUTES |= {"provider", "launch_kwargs", "train_kwargs", "finetuning_model"}
-LM_ATTRIBUTES |= {"use_developer_role"}
-"""What every LM holds; an LM class of the user's own may hold more, on which answers depend."""
-MAX_DEPTH = 12
+MAX_DEPTH = 30
 
 
 @dataclass
@@ -65,144 +59,112 @@ def digest(*parts: Any) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def object_identity(value: Any, unseen: Unseen, depth: int = 0) -> Any:
-    """The identity of anything that a program, a metric or an LM may hold."""
+def without_addresses(text: str) -> str:
+    """The text of a value, without its address in memory."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+def object_identity(value: Any, unseen: Unseen) -> Any:
+    """The identity of a program, a metric, an LM, an example, or of anything that these hold."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if depth > MAX_DEPTH:
+    if len(unseen.path) > MAX_DEPTH:
         return unseen.add(f"something nested deep in a {type(value).__name__}")
     if id(value) in unseen.path:
         return ["itself", len(unseen.path) - unseen.path.index(id(value))]
     unseen.path.append(id(value))
     try:
-        return _held_identity(value, unseen, depth)
+        return _code(value, unseen) if callable(value) else _data(value, unseen)
     finally:
         unseen.path.pop()
 
 
-def _held_identity(value: Any, unseen: Unseen, depth: int) -> Any:  # noqa: C901, PLR0912
-    """The identity of what is no plain value; the first case that fits counts."""
-
-    def held(items: Iterable[Any]) -> list[Any]:
-        return [object_identity(item, unseen, depth + 1) for item in items]
-
-    if isinstance(value, Mapping):
-        names = [name for name in value if not _SURELY_SECRET.search(str(name))]
-        return dict(zip(map(str, names), held(value[name] for name in names), strict=True))
-    if isinstance(value, list | tuple):
-        return held(value)
-    if isinstance(value, set | frozenset):
-        return sorted(map(json.dumps, held(value)))
-    if _is_lm(value):
-        return lm_identity(value, unseen)
-    if hasattr(type(value), "with_inputs"):  # an example, such as a demo
-        return ["example", *held([dict(value.items())])]
-    if isinstance(value, type):
-        return class_identity(value, unseen)
-    if hasattr(value, "named_predictors"):
-        return program_identity(value, unseen)
-    name = _name_of(type(value))
-    if hasattr(type(value), "model_fields"):
-        return [name, *held([{n: getattr(value, n, None) for n in type(value).model_fields}])]
-    if callable(value):
-        return callable_identity(value, unseen, depth + 1)
-    if isinstance(value, enum.Enum):
-        return [name, value.name]
-    if type(value).__module__ in ("builtins", "datetime", "decimal", "re"):
-        return _ADDRESS.sub("", repr(value))
-    return name if _is_library(type(value)) else unseen.add(name)
-
-
-def callable_identity(function: Any, unseen: Unseen, depth: int = 0) -> Any:
-    """A function or callable object: its name, source, defaults, and what it closes over."""
-    if depth > MAX_DEPTH:
-        return unseen.add(_name_of(function))
-    if isinstance(function, functools.partial):
-        inner = callable_identity(function.func, unseen, depth + 1)
-        given = object_identity([function.args, function.keywords], unseen, depth + 1)
-        return {"partial": inner, "given": given}
-    if isinstance(function, types.MethodType):
-        owner = object_identity(function.__self__, unseen, depth + 1)
-        return {"method": function.__name__, "of": owner}
-    if isinstance(function, types.FunctionType):
-        return _function_identity(function, unseen, depth)
-    if hasattr(function, "__wrapped__"):  # by something that is no function, such as a cache
-        return callable_identity(function.__wrapped__, unseen, depth + 1)
-    if isinstance(function, types.BuiltinFunctionType | type):
-        return _name_of(function)
-    return {
-        "class": class_identity(type(function), unseen, depth + 1),
-        "state": object_identity(_state(function), unseen, depth + 1),
-    }
-
-
-def _function_identity(function: types.FunctionType, unseen: Unseen, depth: int) -> Any:
-    code = function.__code__
-    is_lambda = code.co_name == "<lambda>"  # of several in one line the source is the same
-    plain = [value for value in code.co_consts if not isinstance(value, types.CodeType)]
-    constants = object_identity(plain, unseen, depth + 1)
-    return {
-        "function": _name_of(function),
-        "source": _source(function, unseen, code),
-        "code": [code.co_code.hex(), code.co_names, constants] if is_lambda else None,
-        "defaults": object_identity(
-            [function.__defaults__, function.__kwdefaults__], unseen, depth + 1
-        ),
-        "closure": object_identity(_closure(function), unseen, depth + 1),
-    }
-
-
-def _state(value: Any) -> dict[str, Any]:
-    """What an object holds, in its dict and in its slots."""
+def instance_identity(value: Any, unseen: Unseen) -> Any:
+    """An object by its class and by what it holds, in its dict and in its slots."""
     slots = [vars(kind).get("__slots__") or () for kind in type(value).__mro__]
     names = {name for own in slots for name in ([own] if isinstance(own, str) else own)}
-    names = names | vars(value).keys() if hasattr(value, "__dict__") else names
-    names -= NOT_IN_IDENTITY | {"__dict__", "__weakref__"}
-    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+    names |= vars(value).keys() if hasattr(value, "__dict__") else set()
+    names -= NOT_IN_IDENTITY
+    if hasattr(value, "demos"):
+        names -= NOT_OF_PREDICTORS
+    state = {n: getattr(value, n) for n in names if hasattr(value, n) and n[:2] != "__"}
+    return [object_identity(type(value), unseen), object_identity(state, unseen)]
 
 
-def class_identity(kind: type, unseen: Unseen, depth: int = 0) -> Any:
-    """A class: its name, the source of it and of its bases, what its methods close over.
-
-    Of libraries' own classes only the name.
-    """
-    own = [k for k in kind.__mro__ if not _is_library(k)]
-    return [
-        [_name_of(k), _source(k, unseen), object_identity(_method_closures(k), unseen, depth + 1)]
-        for k in own
-    ] or _name_of(kind)
-
-
-def program_identity(program: Any, unseen: Unseen) -> dict[str, Any]:
-    """Everything of a program that its answers depend on: code, predictors, tools, state.
-
-    One entry for each sub-module, so that one can say where two programs differ.
-    """
-    modules = {}
-    for name, module in program.named_sub_modules():
-        own_lm = getattr(module, "lm", None)
-        held = {k: v for k, v in vars(module).items() if k not in NOT_IN_IDENTITY}
-        signature = held.pop("signature", None)
-        if hasattr(module, "demos"):
-            held = {k: v for k, v in held.items() if k not in NOT_OF_PREDICTORS}
-        held = {k: _without_modules(v) for k, v in held.items()}
-        modules[name] = {
-            "class": class_identity(type(module), unseen),
-            "signature": None if signature is None else signature_identity(signature),
-            "state": object_identity(held, unseen),
-            "lm": lm_identity(own_lm, unseen) if _is_lm(own_lm) else None,
+def _data(value: Any, unseen: Unseen) -> Any:
+    kind = type(value)
+    if isinstance(value, Mapping) or hasattr(kind, "with_inputs"):  # of an example its fields
+        return {
+            str(name): object_identity(item, unseen)
+            for name, item in value.items()
+            if not _SURELY_SECRET.search(str(name))
         }
-    return modules
+    if isinstance(value, list | tuple):
+        return [object_identity(item, unseen) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(json.dumps(object_identity(item, unseen)) for item in value)
+    if isinstance(value, enum.Enum):
+        return [_name_of(kind), value.name]
+    names = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", None)
+    if names is not None:  # of a pydantic model or a dataclass
+        fields = {name: getattr(value, name, None) for name in names}
+        return [object_identity(kind, unseen), object_identity(fields, unseen)]
+    if getattr(value, "fingerprint", None) is not None:  # such as an LM's engine
+        told = value.fingerprint
+        return [_name_of(kind), str(told() if callable(told) else told)]
+    if kind.__module__ in ("builtins", "datetime", "decimal", "re"):
+        return without_addresses(repr(value))
+    return _name_of(kind) if _is_library(kind) else unseen.add(_name_of(kind))
 
 
-def signature_identity(signature: Any) -> Any:
-    """A signature: its instructions and, in order, the fields that a prompt is made of."""
+def _code(value: Any, unseen: Unseen) -> Any:
+    if _is_lm(value):
+        return _lm_identity(value, unseen)
+    if isinstance(value, type):
+        is_signature = hasattr(value, "instructions") and hasattr(value, "output_fields")
+        return _signature_identity(value) if is_signature else _class_identity(value, unseen)
+    if isinstance(value, functools.partial):
+        return object_identity(["partial", value.func, value.args, value.keywords], unseen)
+    if isinstance(value, types.MethodType):
+        identity = object_identity if callable(value.__self__) else instance_identity
+        return ["method", value.__name__, identity(value.__self__, unseen)]
+    if isinstance(value, types.FunctionType):
+        return _function_identity(value, unseen)
+    if hasattr(value, "__wrapped__"):  # by something that is no function, such as a cache
+        return object_identity(value.__wrapped__, unseen)
+    if isinstance(value, types.BuiltinFunctionType):
+        return _name_of(value)
+    return instance_identity(value, unseen)
+
+
+def _function_identity(function: types.FunctionType, unseen: Unseen) -> Any:
+    """A function: its name, source, defaults, and what it closes over."""
+    code = function.__code__
+    own: list[Any] = []
+    if code.co_name == "<lambda>":  # of several in one line the source is the same
+        plain = [value for value in code.co_consts if not isinstance(value, types.CodeType)]
+        own = [code.co_code.hex(), code.co_names, plain]
+    held = [own, function.__defaults__, function.__kwdefaults__, _closure(function)]
+    return [_name_of(function), _source(function, unseen), object_identity(held, unseen)]
+
+
+def _class_identity(kind: type, unseen: Unseen) -> Any:
+    """A class by its source, its bases, what its methods close over; one of a library by name."""
+    parts = []
+    for own in (each for each in kind.__mro__ if not _is_library(each)):
+        methods = [each for each in vars(own).values() if isinstance(each, types.FunctionType)]
+        closures = object_identity([_closure(method) for method in methods], unseen)
+        parts.append([_name_of(own), _source(own, unseen), closures])
+    return parts or _name_of(kind)
+
+
+def _signature_identity(signature: Any) -> Any:
     fields = [
         [
             name,
-            _ADDRESS.sub("", str(info.annotation)),
+            without_addresses(str(info.annotation)),
             _schema(info.annotation),
-            {k: _ADDRESS.sub("", str(v)) for k, v in (info.json_schema_extra or {}).items()},
+            {k: without_addresses(str(v)) for k, v in (info.json_schema_extra or {}).items()},
         ]
         for name, info in signature.fields.items()
     ]
@@ -211,66 +173,32 @@ def signature_identity(signature: Any) -> Any:
 
 @functools.lru_cache(maxsize=1000)
 def _schema(annotation: Any) -> Any:
-    """What prompts say of a type: the fields of a model, the members of an enumeration."""
     try:
         return pydantic.TypeAdapter(annotation).json_schema()
     except Exception:  # noqa: BLE001 - there is none of this type; it counts by its name
         return None
 
 
-def lm_identity(lm: Any, unseen: Unseen) -> Any:
+def _lm_identity(lm: Any, unseen: Unseen) -> Any:
     """An LM: class, model, endpoint, sampling parameters, engine; no key, no header."""
-    if not _is_lm(lm):
-        return None if lm is None else unseen.add(_name_of(type(lm)))
-    kwargs = without_secret_names(getattr(lm, "kwargs", None) or {})
-    endpoint = kwargs.pop("api_base", None) or kwargs.pop("base_url", None)
-    parameters = {k: v for k, v in kwargs.items() if k not in LM_PLUMBING and v is not None}
-    held = {k: v for k, v in vars(lm).items() if k not in LM_ATTRIBUTES and k[0] != "_"}
-    return {
-        "class": class_identity(type(lm), unseen),
-        "held": {}
-        if _is_library(type(lm))
-        else object_identity(without_secret_names(held), unseen),
-        "model": lm.model,
-        "type": getattr(lm, "model_type", None),
-        "endpoint": _endpoint(endpoint),
-        "parameters": object_identity(parameters, unseen),
-        "engine": engine_fingerprint(getattr(lm, "engine", None), unseen),
+    unimportant = NOT_IN_IDENTITY | LM_PLUMBING
+    held = {k: v for k, v in vars(lm).items() if k not in unimportant and k[0] != "_"}
+    parameters = {
+        name: _without_url_secrets(value) if isinstance(value, str) else value
+        for name, value in getattr(lm, "kwargs", {}).items()
+        if name not in unimportant and value is not None
     }
+    held |= {"kwargs": parameters, "engine": getattr(lm, "engine", None)}
+    return object_identity([type(lm), without_secret_names(held)], unseen)
 
 
-def engine_fingerprint(engine: Any, unseen: Unseen) -> Any:
-    """An engine by its name, or its class with its own `fingerprint`, if it has one."""
-    if engine is None or isinstance(engine, str):
-        return engine
-    fingerprint = getattr(engine, "fingerprint", None)
-    fingerprint = fingerprint() if callable(fingerprint) else fingerprint
-    if fingerprint is None:
-        unseen.add(_name_of(type(engine)))
-    return [_name_of(type(engine)), None if fingerprint is None else str(fingerprint)]
-
-
-def _endpoint(url: Any) -> str | None:
-    """Scheme, host, port and path; the rest may hold a key."""
-    if not isinstance(url, str):
-        return None
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+def _without_url_secrets(text: str) -> str:
+    """Of a URL scheme, host, port and path; the rest may hold a key."""
+    return re.sub(r"^(\w+://)([^/]*@)?([^?#]*).*", r"\1\3", text)
 
 
 def _is_lm(value: Any) -> bool:
     return hasattr(value, "num_retries") and callable(getattr(value, "copy", None))
-
-
-def _without_modules(value: Any) -> Any:
-    """The value with a word in place of each sub-module: those have entries of their own."""
-    if hasattr(value, "named_predictors") and not isinstance(value, type):
-        return "(module)"
-    if type(value) is dict:
-        return {name: _without_modules(item) for name, item in value.items()}
-    if type(value) in (list, tuple):
-        return [_without_modules(item) for item in value]
-    return value
 
 
 def _is_library(kind: type) -> bool:
@@ -278,8 +206,8 @@ def _is_library(kind: type) -> bool:
     return top in ("builtins", "dspy", "pydantic", "abc", "typing", "tfgrpo_dspy")
 
 
-def _source(named: Any, unseen: Unseen, code: Any = None) -> str | None:
-    text = _source_text(code or named)
+def _source(named: Any, unseen: Unseen) -> str | None:
+    text = _source_text(getattr(named, "__code__", named))
     if text is None:
         unseen.add(_name_of(named))
     return text
@@ -287,7 +215,6 @@ def _source(named: Any, unseen: Unseen, code: Any = None) -> str | None:
 
 @functools.lru_cache(maxsize=10_000)
 def _source_text(code: Any) -> str | None:
-    """The source of a code object or a class; None where there is none."""
     try:
         return textwrap.dedent(inspect.getsource(code)).strip()
     except (OSError, TypeError, SyntaxError):
@@ -295,25 +222,13 @@ def _source_text(code: Any) -> str | None:
 
 
 def _name_of(thing: Any) -> str:
-    name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
-    name = name or type(thing).__qualname__
-    return f"{getattr(thing, '__module__', '')}.{name}"
+    return f"{thing.__module__}.{thing.__qualname__}"
 
 
 def _closure(function: types.FunctionType) -> dict[str, Any]:
-    """What the function closes over, by name, but for itself."""
+    """What the function closes over, by name."""
     values = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # not set yet
             values[name] = cell.cell_contents
-    return {name: value for name, value in values.items() if value is not function}
-
-
-def _method_closures(kind: type) -> dict[str, Any]:
-    """What the methods of a class close over, besides the class itself."""
-    return {
-        name: values
-        for name, method in vars(kind).items()
-        if isinstance(method, types.FunctionType)
-        and (values := {k: v for k, v in _closure(method).items() if v is not kind})
-    }
+    return values

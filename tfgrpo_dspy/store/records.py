@@ -1,11 +1,10 @@
 """Reads and writes records; turns every fault of disk and database into a clear error."""
 
 import json
-import math
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from tfgrpo_dspy.errors import StoreError, described
 from tfgrpo_dspy.redaction import cleaned
 
 DATABASE = "tfgrpo_store.db"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 BUSY_TIMEOUT_S = 60.0
 """How long a process waits for another one that writes to the same store."""
 
@@ -33,8 +32,6 @@ def reading(key: str) -> Iterator[None]:
     """Within it, a record that has not the form of its stage is damaged. Raises StoreError."""
     try:
         yield
-    except StoreError:
-        raise
     except Exception as error:  # a record that was changed may hold anything
         raise StoreError(f"The record {key!r} is damaged: {described(error)}.") from error
 
@@ -42,13 +39,9 @@ def reading(key: str) -> Iterator[None]:
 class Store:
     """The records in one folder; several processes may have it open at once.
 
-    Keys are `stage:hash`. A record that was put is on disk when `put` returns, as far as a killed
-    process goes (the power failing may cost the last ones).
-
-    Args:
-        folder: made where it does not exist.
-        clean: what every text goes through before it is written, such as taking secrets out.
-        is_read_only: nothing is written, so the folder may be one that cannot be written to.
+    Keys are `stage:hash`. What was put outlives the process, even if it is killed at once (a power
+    failure may cost the last records). `clean` is what every text goes through before it is
+    written. With `is_read_only` the folder may be one that cannot be written to.
 
     Raises:
         StoreError: the folder cannot be made, written or read, or is of another format. What is in
@@ -63,7 +56,7 @@ class Store:
     ) -> None:
         self.folder = Path(folder).expanduser().absolute()
         self._clean = clean
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         with self._faults("open"):
             self._connection = self._read_only() if is_read_only else self._connected()
             ((version,),) = self._connection.execute("PRAGMA user_version")
@@ -86,7 +79,7 @@ class Store:
         connection = sqlite3.connect(
             file, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
-        retrying = tenacity.Retrying(  # of several processes at once, SQLite lets one set the mode
+        retrying = tenacity.Retrying(  # of several processes at once only one can set the mode
             retry=tenacity.retry_if_exception_message(match="database is locked"),
             stop=tenacity.stop_after_delay(BUSY_TIMEOUT_S),
             wait=tenacity.wait_random(0.0, 0.02),
@@ -105,11 +98,7 @@ class Store:
         return connection
 
     def _read_only(self) -> sqlite3.Connection:
-        """A connection that creates and changes no file.
-
-        A run that was killed may have left rows in the write-ahead log beside the database. Only
-        then the database is opened with its locks, which need a folder that can be written to.
-        """
+        """A connection that changes no file, unless a killed run left rows in the log beside it."""
         file = self.folder / DATABASE
         log = file.with_name(f"{DATABASE}-wal")
         how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
@@ -126,51 +115,25 @@ class Store:
                 f"{DAMAGED if is_damaged else INTACT}"
             ) from error
 
-    def _execute(self, doing: str, sql: str, *values: str) -> list[Any]:
+    def _execute(self, doing: str, sql: str, *values: str) -> sqlite3.Cursor:
         with self._lock, self._faults(doing):
-            return self._connection.execute(sql, values).fetchall()
+            return self._connection.execute(sql, values)
 
     def get(self, key: str) -> Record | None:
-        """The record under that key, or None.
+        """The record under that key, or None. Raises StoreError where it is damaged."""
+        with self._lock, self._faults("read"):
+            sql = "SELECT text FROM records WHERE key = ?"
+            row = self._connection.execute(sql, (key,)).fetchone()
+        if row is None:
+            return None
+        with reading(key):
+            return dict(json.loads(row[0]).items())
 
-        Raises:
-            StoreError: the record was changed by something else, or the disk fails.
-        """
-        rows = self._execute("read", "SELECT text FROM records WHERE key = ?", key)
-        return _parsed(key, rows[0][0]) if rows else None
-
-    def put(self, *records: tuple[str, Mapping[str, Any]]) -> list[Record | None]:
-        """Write records, all or none; for each, the record that stood there already, or None."""
-        with self.together():
-            earlier = [self.get(key) for key, _ in records]
-            for key, record in records:
-                sql = "INSERT OR IGNORE INTO records VALUES (?, ?)"
-                self._execute("write", sql, key, self._text(record))
-        return earlier
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """What is put within it is on disk when it ends, in one transaction.
-
-        An error that is raised within it does not undo what was put before.
-        """
-        with self._lock:
-            is_outermost = not self._connection.in_transaction
-            if is_outermost:
-                self._execute("write", "BEGIN IMMEDIATE")
-            try:
-                yield
-            finally:
-                if is_outermost and self._connection.in_transaction:
-                    self._commit()
-
-    def _commit(self) -> None:
-        try:
-            self._execute("write", "COMMIT")
-        except StoreError:
-            with suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
-            raise
+    def put(self, key: str, record: Mapping[str, Any]) -> Record | None:
+        """Write a record; gives the one that stood there already, and then stays."""
+        sql = "INSERT OR IGNORE INTO records VALUES (?, ?)"
+        n_written = self._execute("write", sql, key, self._text(record)).rowcount
+        return None if n_written else self.get(key)
 
     def replace(self, key: str, record: Mapping[str, Any]) -> None:
         """Write a record in place of the one that stands there: notes on runs, never results."""
@@ -179,35 +142,12 @@ class Store:
                 f"log_dir={str(self.folder)!r} was removed while the run went on: what it recorded "
                 f"there is lost."
             )
-        upsert = (
-            "INSERT INTO records VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET text = excluded.text"
-        )
-        with self.together():
-            self._execute("write", upsert, key, self._text(record))
+        self._execute("write", "REPLACE INTO records VALUES (?, ?)", key, self._text(record))
 
     def _text(self, record: Mapping[str, Any]) -> str:
         return json.dumps(record if self._clean is str else cleaned(record, self._clean))
-
-    def records(self, stage: str) -> Iterator[tuple[str, Record]]:
-        """The keys and records of a stage, the oldest first."""
-        sql = "SELECT key, text FROM records WHERE key GLOB ? ORDER BY rowid"
-        for key, text in self._execute("read", sql, f"{stage}:*"):
-            yield key, _parsed(key, text)
 
     def close(self) -> None:
         """Close the database; records stay."""
         with self._lock, self._faults("close"):
             self._connection.close()
-
-
-def _parsed(key: str, text: str) -> Record:
-    with reading(key):
-        return dict(json.loads(text, parse_float=_finite, parse_constant=_finite).items())
-
-
-def _finite(text: str) -> float:
-    """A number of a record. Raises ValueError: it is one that no record holds."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"it holds the number {text}")
-    return number

@@ -1,0 +1,326 @@
+"""Keys hold what results depend on: programs, metrics and LMs count by their code and state.
+
+What changes is the source of a user's module that the tests write.
+"""
+
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from scripted import scripted_lm
+
+from tfgrpo_dspy.store import Unseen, digest, object_identity
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False)
+JSON = st.recursive(
+    PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8
+)
+
+
+@given(one=st.lists(JSON, max_size=3), other=st.lists(JSON, max_size=3))
+@example(one=["a", "b"], other=["ab"])
+@example(one=[["a"], "b"], other=["a", ["b"]])
+@example(one=["1"], other=[1])
+@example(one=[True], other=[1])
+@example(one=[None], other=[])
+def test_any_change_of_a_part_gives_another_digest(one: list[Any], other: list[Any]) -> None:
+    one_text, other_text = (json.dumps(parts, sort_keys=True) for parts in (one, other))
+    assert (digest(*one) == digest(*other)) == (one_text == other_text)
+    assert digest(*one) == digest(*json.loads(one_text))
+
+
+def digest_of(thing: Any) -> str:
+    return digest(object_identity(thing, Unseen()))
+
+
+CODE = '''
+import dataclasses, enum, functools
+import dspy, pydantic
+
+def plain(example, pred, trace=None, strict=False):
+    return float(example.a == pred.a)
+
+def keywords(example, pred, *, weight=1.0):
+    return weight * (example.a == pred.a)
+
+def closing_over(key):
+    def metric(example, pred, trace=None):
+        return float(example[key] == pred[key])
+    return metric
+
+class Judge:
+    def __init__(self, level):
+        self.level = level
+    def __call__(self, example, pred, trace=None):
+        return float(pred.a > self.level)
+
+class Grader:
+    def __init__(self, level):
+        self.level = level
+    def grade(self, example, pred, trace=None):
+        return float(pred.a > self.level)
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slotted:
+    level: float
+    def __call__(self, example, pred, trace=None):
+        return float(pred.a >= self.level)
+
+def scaled(factor):
+    def wrap(function):
+        @functools.wraps(function)
+        def wrapper(example, pred, trace=None):
+            return factor * function(example, pred)
+        return wrapper
+    return wrap
+
+@scaled(2)
+def decorated(example, pred):
+    return float(example.a == pred.a)
+
+@functools.lru_cache
+def cached(example, pred):
+    return float(example.b == pred.b)
+
+over, under = (lambda e, p: e.a > p.a), (lambda e, p: e.a < p.a)
+
+class Colour(enum.Enum):
+    RED = "red"
+
+class Found(pydantic.BaseModel):
+    place: str
+
+@dataclasses.dataclass
+class Limits:
+    depth: int
+
+class Helper:
+    def __init__(self):
+        self.lock = object()
+
+def lookup(name: str, limit: int = 3) -> str:
+    """Look a name up."""
+    return name[:limit]
+
+class Program(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = dspy.Predict(
+            dspy.Signature("question: str, hue: Colour -> found: Found", "Find it.",
+                           custom_types={"Colour": Colour, "Found": Found})
+            .with_updated_fields("question", desc="what is asked")
+        )
+        self.first.demos = [dspy.Example(question="q", found="f"), {"question": "p"}]
+        self.agent = dspy.ReAct("question -> answer", tools=[lookup])
+        self.settings = {"key": "a", "limits": Limits(3), "names": {"x", "y", "z"}}
+        self.raw = b"bytes"
+        self.helper = Helper()
+    def forward(self, question):
+        return self.agent(question=question)
+
+def made_by(length):
+    class Made(dspy.Module):
+        def forward(self, q):
+            return self.answer(q=q[:length])
+    return Made()
+
+THINGS = {
+    "plain": plain, "keywords": keywords, "closure": closing_over("answer"),
+    "partial": functools.partial(plain, strict=1), "object": Judge(0.5),
+    "method": Grader(0.5).grade, "slotted": Slotted(0.5), "decorated": decorated,
+    "cached": cached, "lambda": over, "other lambda": under,
+    "program": Program(), "made": made_by(3),
+}
+'''
+CHANGES = [
+    ("plain", "float(example.a == pred.a)\n\ndef keywords", "1.0\n\ndef keywords"),
+    ("plain", "strict=False", "strict=True"),
+    ("keywords", "weight=1.0", "weight=2.0"),
+    ("closure", 'closing_over("answer")', 'closing_over("reply")'),
+    ("closure", "float(example[key] == pred[key])", "0.5"),
+    ("partial", "strict=1", "strict=2"),
+    ("object", "Judge(0.5)", "Judge(0.6)"),
+    ("object", "float(pred.a > self.level)\n\nclass Grader", "1.0\n\nclass Grader"),
+    ("method", "Grader(0.5)", "Grader(0.6)"),
+    ("method", "def grade(self, example, pred, trace=None)", "def grade(self, example, pred)"),
+    ("slotted", "Slotted(0.5)", "Slotted(0.6)"),
+    ("decorated", "@scaled(2)", "@scaled(3)"),
+    ("cached", "float(example.b == pred.b)", "1.0"),
+    ("lambda", "e.a > p.a", "e.a >= p.a"),
+    ("made", "made_by(3)", "made_by(4)"),
+    *(
+        ("program", before, after)
+        for before, after in (
+            ("return self.agent(question=question)", "return self.agent(question=question + '!')"),
+            ("return name[:limit]", "return name"),
+            ("limit: int = 3", "limit: int = 4"),
+            ('"""Look a name up."""', '"""Look up a name."""'),
+            ('"Find it."', '"Find it fast."'),
+            ('desc="what is asked"', 'desc="what they ask"'),
+            ('RED = "red"', 'BLUE = "blue"'),
+            ("place: str", "place: str\n    reason: str"),
+            ('question="q", found="f"', 'question="q", found="g"'),
+            ('"key": "a"', '"key": "b"'),
+            ("Limits(3)", "Limits(4)"),
+            ('"names": {"x", "y", "z"}', '"names": {"x", "y"}'),
+            ('"question -> answer"', '"question -> reply"'),
+            ("tools=[lookup]", "tools=[lookup], max_iters=3"),
+        )
+    ),
+]
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+    """Loads a user's module of this source, always under the same name; gives its THINGS."""
+
+    def load(source: str) -> dict[str, Any]:
+        path = tmp_path / f"v{len(list(tmp_path.iterdir()))}" / "user_code.py"
+        path.parent.mkdir()
+        path.write_text(source)
+        spec = importlib.util.spec_from_file_location("user_code", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "user_code", module)
+        spec.loader.exec_module(module)
+        return dict(module.THINGS)
+
+    return load
+
+
+@pytest.mark.parametrize(("name", "before", "after"), CHANGES)
+def test_code_counts_by_its_source_its_defaults_what_it_closes_over_and_what_it_holds(
+    name: str, before: str, after: str, loaded: Callable[[str], dict[str, Any]]
+) -> None:
+    assert CODE.count(before) == 1
+    first = digest_of(loaded(CODE)[name])
+    assert digest_of(loaded("# moved down\n\n" + CODE)[name]) == first
+    assert digest_of(loaded(CODE.replace(before, after))[name]) != first
+
+
+class Opaque:
+    pass
+
+
+def test_what_has_no_source_is_known_by_name_and_said_to_be() -> None:
+    unseen = Unseen()
+    namespace: dict[str, Any] = {"__name__": "notebook"}
+    exec("def without_source(example, pred): return 1.0", namespace)
+    object_identity([namespace["without_source"], {"x": Opaque()}, scripted_lm([])], unseen)
+    named = ["notebook.without_source", "scripted.ScriptedEngine", "test_identity.Opaque"]
+    assert sorted(unseen.names) == named
+
+
+def test_what_holds_itself_has_an_identity_too() -> None:
+    def looped(example: Any, pred: Any) -> Any:
+        return other(example, pred)
+
+    def other(example: Any, pred: Any) -> Any:
+        return looped(example, pred) and cycle
+
+    cycle: list[Any] = [looped, other]
+    cycle.append(cycle)
+    assert digest_of(looped) == digest_of(looped) != digest_of(other)
+
+
+def test_what_a_program_remembers_of_earlier_calls_does_not_count() -> None:
+    program = dspy.ChainOfThought("question -> answer")
+    before = digest_of(program)
+    program.history.append({"prompt": "x"})
+    program.callbacks.append(object())
+    program.detailed_results = {"wall_time_s": 3}
+    for predictor in program.predictors():
+        predictor.traces.append("x")
+        predictor.train.append("x")
+        predictor.callbacks.append(object())
+    assert digest_of(program) == digest_of(program.deepcopy()) == before
+    assert digest_of(dspy.ChainOfThought("question -> answer")) == before
+
+
+# ---------------------------------------------------------------------- LMs and secrets
+
+
+def api_lm(**kwargs: Any) -> Any:
+    given = {"api_key": "sk-one-two-three", "temperature": 0.5, **kwargs}
+    return dspy.LM("openai/gpt-4o-mini", **given)
+
+
+@pytest.mark.parametrize(
+    "other", [{"api_base": "https://elsewhere.org/v1"}, {"model_type": "responses"}], ids=str
+)
+def test_an_lm_counts_by_its_endpoint_and_kind(other: dict[str, Any]) -> None:
+    assert digest_of(api_lm(**other)) == digest_of(api_lm(**other)) != digest_of(api_lm())
+
+
+class KeyedLM(dspy.LM):
+    """An LM class of the user's own, which holds a key."""
+
+    def __init__(self, api_token: str) -> None:
+        super().__init__("openai/gpt-4o-mini", api_key=api_token)
+        self.api_token = api_token
+
+
+def with_client(secret: str) -> dspy.Module:
+    program = dspy.Predict("question -> answer")
+    program.api_key = secret
+    program.client = {"access_token": secret, "headers": {"X": secret}, "path": Path(__file__)}
+    program.hook = functools.partial(digest_of, Opaque())
+    return program
+
+
+SECRETS: dict[str, Callable[[str], Any]] = {
+    "key": lambda secret: api_lm(api_key=secret),
+    "header": lambda secret: api_lm(extra_headers={"Authorization": f"Bearer {secret}"}),
+    "trace header": lambda secret: api_lm(headers={"X-Trace": secret}),
+    "attribute": KeyedLM,
+    "endpoint": lambda secret: api_lm(api_base=f"https://me:{secret}@host.org:80/v1?key={secret}"),
+    "program": with_client,
+}
+
+
+@pytest.mark.parametrize("holding", SECRETS.values(), ids=SECRETS)
+def test_keys_headers_paths_and_addresses_do_not_count_and_are_in_no_identity(
+    holding: Callable[[str], Any],
+) -> None:
+    assert digest_of(holding("sk-secret-1")) == digest_of(holding("sk-secret-2"))
+    text = json.dumps(object_identity(holding("sk-secret-1"), Unseen()))
+    for unwanted in ("secret-", str(Path(__file__).parent), " at 0x"):
+        assert unwanted not in text
+
+
+DIGESTS = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import user_code
+from test_identity import api_lm, digest_of
+print(*map(digest_of, [api_lm(), *user_code.THINGS.values()]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_two_processes_give_the_same_digests_from_other_folders_and_with_other_hash_seeds(
+    tmp_path: Path,
+) -> None:
+    found = []
+    for seed in ("1", "2"):
+        place = tmp_path / seed
+        place.mkdir()
+        (place / "user_code.py").write_text(CODE)
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "DSPY_CACHEDIR": str(tmp_path)}
+        environment["OPENAI_API_KEY"] = f"sk-of-seed-{seed}"
+        command = [sys.executable, "-c", DIGESTS, str(place), str(Path(__file__).parent)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        found.append(done.stdout.split())
+    assert found[0] == found[1]
+    assert len(set(found[0])) == len(found[0]) == 14, "things that differ have other digests"

@@ -1,0 +1,196 @@
+"""What an answer of UpdateLibrary becomes: operations, in whatever form an LM writes them.
+
+JSON, Python's form, or plain lines. One operation that cannot be understood costs itself only.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tfgrpo_dspy.errors import LibraryError
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import ALL, Add, Keep, Operation, Refusal, operation_from
+from tfgrpo_dspy.reflection import reading
+from tfgrpo_dspy.reflection.lessons import (
+    CopyGuard,
+    Lesson,
+    is_same_lesson,
+    sources_of,
+    supported,
+    unsafe_reason,
+)
+
+_ALIASES = {
+    "op": ("operation", "action", "type", "kind"),
+    "id": ("experience_id", "experience", "target"),
+    "text": ("new_text", "content", "advice", "lesson"),
+    "lessons": ("lesson_numbers", "lesson_ids", "sources", "from"),
+    "scope": ("predictor",),
+    "reason": ("why", "rationale"),
+}
+_OPERATION_LINE = re.compile(
+    r"(ADD|MODIFY|UPDATE|DELETE|REMOVE|KEEP)\b[\s:\u2013-]*(?:[\[(]?(E[1-9]\d*)\*?[\])]?)?"
+    r"[\s:\u2013-]*(.*)"
+)
+_NUMBER = re.compile(r"(?<![\d.])(?<!\W-)\d{1,6}(?!\d)")
+
+
+def known_lessons(
+    lessons: Iterable[Lesson], library: ExperienceLibrary
+) -> tuple[list[Keep], list[Lesson]]:
+    """A KEEP for each lesson that the library has already, in nearly the same words; the others."""
+    keeps, new = [], []
+    for lesson in lessons:
+        same = (e.id for e in library if is_same_lesson(Lesson(e.text, e.scope), lesson))
+        if known := next(same, ""):
+            keeps.append(Keep(known, reason="seen again", evidence=lesson.evidence))
+        else:
+            new.append(lesson)
+    return keeps, new
+
+
+def operations_in(
+    output: Any,
+    lessons: Sequence[Lesson],
+    library: ExperienceLibrary,
+    predictors: Sequence[str],
+    guard: CopyGuard,
+    unknown_scope: Callable[[str], None],
+) -> list[Operation | Refusal]:
+    """The operations that an answer of UpdateLibrary holds; what is refused stands in its place.
+
+    Where nothing can be read, they are the lessons as ADDs. The evidence of an operation is that of
+    the lessons that it names or, if it names none, resembles.
+    """
+    try:
+        items = None if output is None else read_operations(output)
+    except ValueError:  # a module of the user's own may answer anything
+        items = None
+    if items is None:
+        return [Add(each.text, each.scope, evidence=each.evidence) for each in lessons]
+    texts = {experience.id: experience.text for experience in library}
+    found: list[Operation | Refusal] = []
+    for given in items:
+        item = _scoped(given, predictors, unknown_scope) if isinstance(given, Mapping) else given
+        try:
+            operation = operation_from(item)
+            text = getattr(operation, "text", "")
+            if reason := guard.reason(text) or unsafe_reason(text):
+                raise LibraryError(reason)
+        except LibraryError as error:
+            found.append(Refusal(item, str(error)))
+            continue
+        text = text or texts.get(getattr(operation, "id", ""), "")
+        named = [lessons[n - 1] for n in sorted(set(item["lessons"])) if 0 < n <= len(lessons)]
+        sources = named or sources_of(text, lessons)
+        evidence = dict.fromkeys(e for lesson in sources for e in lesson.evidence)
+        found.append(replace(operation, evidence=tuple(evidence)))
+    return found
+
+
+def _scoped(
+    item: Mapping[str, Any], predictors: Sequence[str], unknown_scope: Callable[[str], None]
+) -> dict[str, Any]:
+    """The item with its text on one line, and a predictor, "*" or None (as it is) for its scope."""
+    text, named = " ".join(item["text"].split()), item["scope"]
+    scope = named and (reading.resolve_scope(named, predictors) if len(predictors) > 1 else ALL)
+    if named and not scope:
+        unknown_scope(f"scope {named!r} of {text!r} names none of {[*predictors]}")
+    return {**item, "text": text, "scope": scope}
+
+
+def merge_keeps(operations: Sequence[Operation]) -> list[Operation]:
+    """The KEEPs of an experience as one, or as evidence of the operation that changes it."""
+    keeps: dict[str, Keep] = {}
+    for keep in operations:
+        if isinstance(keep, Keep):
+            keeps[keep.id] = supported(keeps.get(keep.id, keep), keep)
+    others = [operation for operation in operations if not isinstance(operation, Keep)]
+    ids = [getattr(operation, "id", "") for operation in others]
+    merged = [supported(op, keeps.get(id_, op)) for op, id_ in zip(others, ids, strict=True)]
+    return [*(keep for id_, keep in keeps.items() if id_ not in ids), *merged]
+
+
+def read_operations(given: Any) -> list[Any]:
+    """The operations of an answer as mappings: op, id, text, scope (maybe None), reason, lessons.
+
+    An item that is no operation stays as it is, to be refused by itself.
+
+    Raises:
+        ValueError: nothing in it can be read as an operation.
+    """
+    items = _items_in(given) if isinstance(given, str) else _items(given)
+    return [_operation(item) for item in items if item is not None]
+
+
+def _items_in(answer: str) -> list[Any]:
+    text = reading.without_fences(answer)
+    if reading.is_nothing(text) and text.casefold() != "null":
+        return []
+    found = reading.json_in(text)
+    items = [None] if found is None else _items(found)
+    if items and not any(isinstance(item, Mapping) for item in items):
+        items = [*_operations_in_lines(text)]
+        if not items:
+            raise ValueError(f"{text[:80]!r} holds no operation.")
+    return items
+
+
+def _items(given: Any) -> list[Any]:
+    """The operations as a list: one object is a list of one, `{"ADD": ...}` names its op."""
+    if isinstance(given, Mapping):
+        named = {str(name).strip().upper(): value for name, value in given.items()}
+        if isinstance(named.get("OPERATIONS"), list | Mapping):
+            return _items(named["OPERATIONS"])
+        if not named or not named.keys() <= {"ADD", "MODIFY", "DELETE", "KEEP"}:
+            return [given]
+        return [
+            {"op": op, **(item if isinstance(item, Mapping) else {"text": item})}
+            for op, items in named.items()
+            for item in (items if isinstance(items, list) else [items])
+        ]
+    if not isinstance(given, list):
+        raise ValueError(f"{given!r} holds no operation.")
+    is_nested = (list, Mapping)
+    return [p for item in given for p in (_items(item) if isinstance(item, is_nested) else [item])]
+
+
+def _operations_in_lines(text: str) -> list[dict[str, Any]]:
+    """The operations of lines such as "- ADD: Say please." or "KEEP [E1]"."""
+    found = []
+    for line in text.splitlines():
+        operation = _OPERATION_LINE.fullmatch(reading.bare_line(line))
+        if operation and any(operation.groups()[1:]):
+            op, id_, rest = operation.groups()
+            found.append(
+                {"op": op, "id": id_, "text": reading.bare_line(rest) if op != "KEEP" else None}
+            )
+    return found
+
+
+def _operation(item: Any) -> Any:
+    if isinstance(item, str):
+        item = next(iter(_operations_in_lines(item)), item)
+    if not isinstance(item, Mapping):
+        return item
+    named = {str(name).strip().lower(): value for name, value in item.items()}
+    found = {}
+    for name, others in _ALIASES.items():
+        values = (named.get(each) for each in (name, *others))
+        found[name] = next((value for value in values if value is not None), None)
+    if isinstance(found["text"], int):  # no advice; the others may be written as numbers
+        found["text"] = None
+    texts = {name: _as_text(found[name]) for name in found if name != "lessons"}
+    read = {"op": texts["op"].upper(), "scope": texts["scope"] or None}
+    return {**texts, **read, "lessons": [*map(int, _NUMBER.findall(str(found["lessons"])))]}
+
+
+def _as_text(value: Any) -> str:
+    """A text as it is, a whole number as its digits; the first of several; "" for all else."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return ""
+    text = str(value).strip()
+    return "" if text.casefold() in ("null", "none") else text

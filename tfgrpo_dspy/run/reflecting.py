@@ -1,0 +1,220 @@
+"""Groups and labelled examples become lessons, and lessons operations: who is asked what, when."""
+
+import itertools
+import random
+from collections.abc import Awaitable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import ALL, Evidence, Operation, Refusal
+from tfgrpo_dspy.reflection import texts
+from tfgrpo_dspy.reflection.lessons import CopyGuard, Lesson, lessons_in, merge_lessons
+from tfgrpo_dspy.reflection.operations import known_lessons, merge_keeps, operations_in
+from tfgrpo_dspy.rollout import FAILURE_SCORE, MIN_CONTRAST, Group, fields_text
+from tfgrpo_dspy.run.asking import Answer, Inputs, ReflectionClient
+from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted, SampledGroup
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.sampling.fields import as_fields
+
+REASON_TOKENS, EXAMPLE_TOKENS = 60, 25  # how long they may be in the prompt of an update
+Found = tuple[list[Lesson], list[str]]
+"""The lessons that are taken; the texts of those that are refused, each with the reason."""
+
+
+async def extract_lessons(
+    client: ReflectionClient,
+    batch: Batch,
+    groups: Sequence[Awaitable[SampledGroup]],
+    best_score: float,
+) -> Extracted:
+    """What the groups teach; each is reflected on as soon as it is there."""
+    all_groups = client.run.loop.spawn(_all_of(groups))
+
+    async def reflected(awaited: Awaitable[SampledGroup]) -> tuple[str, Found]:
+        sampled = await awaited
+        use = await _use_of(client.run, sampled.group, best_score, all_groups)
+        return use, await _lessons_of(client, batch, sampled) if use in TEACHING else ([], [])
+
+    uses, found = zip(*await client.at_once(map(reflected, groups)), strict=True)
+    lessons = merge_lessons(lesson for taken, _ in found for lesson in taken)
+    refused = tuple(text for _, refused in found for text in refused)
+    return Extracted(tuple(lessons), refused, tuple(await all_groups), uses)
+
+
+async def _all_of(groups: Sequence[Awaitable[SampledGroup]]) -> list[SampledGroup]:
+    return [await group for group in groups]
+
+
+async def _use_of(
+    run: RunContext, group: Group, best_score: float, all_groups: Awaitable[list[SampledGroup]]
+) -> str:
+    """What a group is used as: one of `TEACHING`, or why it teaches nothing."""
+    if len(group.rollouts) < 2:
+        return "too few rollouts"
+    if run.settings.metric is None:
+        return "no ground truth"
+    if group.has_contrast:
+        return "contrast"
+    if run.settings.reflection.failure_analysis and group.has_feedback:
+        highest = max(group.scores)
+        if FAILURE_SCORE < highest >= best_score - MIN_CONTRAST:
+            best_score = max(s for each in await all_groups for s in each.group.scores)
+        if highest <= FAILURE_SCORE or highest < best_score - MIN_CONTRAST:
+            return "failure analysis"
+    return "no contrast"
+
+
+async def _lessons_of(client: ReflectionClient, batch: Batch, sampled: SampledGroup) -> Found:
+    """What ExtractAdvantage draws from a group."""
+    run, group = client.run, sampled.group
+    max_tokens = getattr(run.settings.reflection.extract, "attempts_tokens", 12_000)
+    about = _about(run, group)
+    attempts = await _attempts(client, batch, group, about, max_tokens)
+
+    def inputs(halving: int) -> Inputs:
+        share = (max_tokens >> halving) // len(attempts)
+        shown = [texts.clip(text, share) if halving else text for text in attempts]
+        return {
+            **about,
+            "experiences": batch.library.render() or texts.NO_EXPERIENCES,
+            "attempts": texts.attempts_text(group, shown, sampled.libraries, batch.library),
+            "feedback": texts.feedback_text(group),
+            "is_scored": bool(group.scores),
+        }
+
+    answer = await client.ask_shorter("lesson", batch, group.example, inputs)
+    ids = tuple(rollout.rollout_id for rollout in group.rollouts)
+    scores = tuple(rollout.score for rollout in group.rollouts)
+    evidence = Evidence(batch.update, group.example, ids, scores)
+    return _read(run, answer, [run.trainset[group.example]], evidence)
+
+
+def _about(run: RunContext, group: Group) -> dict[str, str]:
+    """The example of a group as the reflection LM is shown it."""
+    inputs, labels = map(fields_text, _fields(run.trainset[group.example]))
+    if run.settings.metric is None:
+        labels = texts.UNKNOWN
+    elif not run.settings.reflection.use_labels:
+        labels = texts.HIDDEN
+    return {"example": inputs, "expected": labels or texts.UNKNOWN}
+
+
+async def _attempts(
+    client: ReflectionClient, batch: Batch, group: Group, about: Inputs, max_tokens: int
+) -> list[str]:
+    """A text for each rollout: whole where all fit, a summary where they are too long."""
+    attempts = [texts.attempt_text(rollout) for rollout in group.rollouts]
+    sizes = [texts.estimate_tokens(text) for text in attempts]
+    share = max_tokens // len(attempts)
+    longest = share if sum(sizes) > max_tokens else max_tokens
+    if client.run.settings.reflection.summarize_always:
+        longest = 0
+
+    async def shorter(index: int) -> str:
+        rollout, text = group.rollouts[index], attempts[index]
+        if sizes[index] <= longest:
+            return text
+        score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
+        inputs = {**about, "attempt": f"{score}{texts.clip(text, max_tokens)}"}
+        answer = await client.ask("summary", batch, group.example, inputs, index)
+        if answer.output:
+            text = texts.attempt_text(rollout, str(answer.output))
+        return texts.clip(text, share)
+
+    return await client.at_once(map(shorter, range(len(attempts))))
+
+
+def _fields(example: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """Inputs and labels, as texts by name."""
+    return as_fields(example.inputs()), as_fields(example.labels())
+
+
+def _read(run: RunContext, answer: Answer, examples: Sequence[Any], evidence: Evidence) -> Found:
+    """The lessons of an answer about these examples."""
+    example = texts.shortened(fields_text(_fields(examples[0])[0]), EXAMPLE_TOKENS)
+    reason = texts.shortened(answer.explanation, REASON_TOKENS)
+    blank = Lesson("", ALL, (evidence,), reason, example)
+    guard, max_words = CopyGuard(map(_fields, examples)), run.settings.limits.max_experience_words
+    tell = run.report.unknown_scope
+    return lessons_in(answer.output, blank, run.predictors, guard, len(examples), max_words, tell)
+
+
+async def draft_lessons(
+    client: ReflectionClient, batch: Batch, training: Sequence[int]
+) -> Extracted:
+    """What several drafts say of the labels, what most of them say first; without evidence.
+
+    Each draft is shown other examples, so that a mistake is seldom made twice. Only where no
+    lesson is repeated, all count.
+    """
+    run = client.run
+    max_tokens = getattr(run.settings.reflection.draft, "examples_tokens", 12_000)
+
+    async def draft(number: int, examples: Sequence[Any]) -> Found:
+        labelled = ["\nLabels:\n".join(map(fields_text, _fields(each))) for each in examples]
+
+        def inputs(halving: int) -> Inputs:
+            share = (max_tokens >> halving) // len(labelled)
+            shown = enumerate((texts.clip(text, share) for text in labelled), start=1)
+            parts = "\n\n".join(f"Example {place}\n{text}" for place, text in shown)
+            known = batch.library.render() or texts.NO_EXPERIENCES
+            return {"experiences": known, "examples": parts}
+
+        answer = await client.ask_shorter("draft", batch, number, inputs)
+        source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
+        return _read(run, answer, examples, source)
+
+    parts = itertools.islice(_draft_parts(run, training), run.settings.drafts)
+    found = await client.at_once(itertools.starmap(draft, enumerate(parts)))
+    merged = merge_lessons(lesson for taken, _ in found for lesson in taken)
+    repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
+    lessons = tuple(replace(lesson, evidence=()) for lesson in repeated or merged)
+    return Extracted(lessons, tuple(text for _, refused in found for text in refused))
+
+
+def _draft_parts(run: RunContext, training: Sequence[int]) -> Iterator[list[Any]]:
+    """The examples that each draft is shown: all of them once, then once more, ..."""
+    labelled = [run.trainset[i] for i in training if len(run.trainset[i].labels())]
+    n_shown = getattr(run.settings.reflection.draft, "n_examples", 10)
+    for number in itertools.count() if labelled else ():
+        order = list(labelled)
+        random.Random(f"{run.settings.seed}/drafts/{number}").shuffle(order)
+        for start in range(0, len(order), n_shown):
+            yield order[start : start + n_shown]
+
+
+async def propose(
+    client: ReflectionClient,
+    batch: Batch,
+    library: ExperienceLibrary,
+    lessons: Sequence[Lesson],
+    dropped: Sequence[Lesson],
+) -> tuple[list[Operation], list[Refusal]]:
+    """What the lessons call for, and what is refused: malformed, a copy, or held back.
+
+    A lesson that the library has already, in nearly the same words, is a KEEP with its evidence.
+    UpdateLibrary is asked about the others, and told what was tried and dropped; where they are too
+    many for one prompt, it is asked several times.
+    """
+    run = client.run
+    keeps, new = known_lessons(lessons, library)
+    sources = sorted({evidence.example for lesson in new for evidence in lesson.evidence})
+    guard = CopyGuard(_fields(run.trainset[index]) for index in sources)
+    shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}
+
+    async def operations_of(part: Sequence[Lesson]) -> list[Operation | Refusal]:
+        inputs = {**shown, "lessons": texts.lessons_text(part)}
+        answer = await client.ask("update", batch, batch.update, inputs)
+        if answer.is_too_long and len(part) > 1:
+            middle = len(part) // 2
+            return [*await operations_of(part[:middle]), *await operations_of(part[middle:])]
+        return operations_in(
+            answer.output, part, library, run.predictors, guard, run.report.unknown_scope
+        )
+
+    max_tokens = getattr(run.settings.reflection.update, "lessons_tokens", 4_000)
+    found = await client.at_once(map(operations_of, texts.packed_lessons(new, max_tokens)))
+    proposed = list(itertools.chain(*found))
+    operations = [each for each in proposed if not isinstance(each, Refusal)]
+    return merge_keeps([*keeps, *operations]), [x for x in proposed if isinstance(x, Refusal)]
