@@ -4,6 +4,7 @@ The polite task: say "please". An answer does so in nine of ten samples where th
 for it, and in three of ten where it does not.
 """
 
+import itertools
 import json
 import re
 import sqlite3
@@ -84,6 +85,18 @@ def records(log_dir: Path, *stages: str) -> dict[str, Any]:
     with closing(sqlite3.connect(log_dir / "tfgrpo_store.db")) as database:
         rows = database.execute("SELECT key, text FROM records").fetchall()
     return {key: json.loads(text) for key, text in rows if key.partition(":")[0] in stages}
+
+
+class AtCall:
+    """Does something at the n-th call of an LM."""
+
+    def __init__(self, n: int, act: Callable[[], None]) -> None:
+        self.n, self.act = n, act
+        self._calls = itertools.count(1)
+
+    def __call__(self, _prompt: Prompt) -> None:
+        if next(self._calls) == self.n:
+            self.act()
 
 
 def untimed(results: Any) -> dict[str, Any]:

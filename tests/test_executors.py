@@ -19,7 +19,6 @@ import pytest
 from chat_server import ChatServer, server
 from distributed import Client, LocalCluster
 from runs import (
-    is_polite,
     n_calls,
     optimizer_of,
     polite_answer,
@@ -30,7 +29,6 @@ from runs import (
     untimed,
 )
 from scripted import Prompt, ScriptedEngine, chat, scripted_lm
-from small import grpo
 from test_promise_deterministic import facts
 
 from tfgrpo_dspy import (
@@ -413,8 +411,3 @@ def test_keys_travel_and_reach_no_file_no_record_and_no_report(
     assert b"(secret)" in (tmp_path / "runs" / "tfgrpo_store.db").read_bytes()
     for path in [*tmp_path.rglob("*"), *folder.rglob("*")]:
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
-
-
-def test_an_executor_must_be_one() -> None:
-    with pytest.raises(SettingsError, match=r"executor=4: pass a concurrent.futures.Executor"):
-        grpo(is_polite, executor=4)  # type: ignore[arg-type]

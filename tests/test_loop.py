@@ -1,7 +1,6 @@
 """The event loop of a run by itself: what is begun when, what is raised where, what hangs."""
 
 import asyncio
-import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,63 +13,19 @@ from hypothesis import strategies as st
 
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.run.loop import Loop, TimedOutError
+from tfgrpo_dspy.run.loop import Loop
 
 WAIT_S = 10.0
 """How long a test waits for what should come; it does not come where something waits in vain."""
 NEVER = threading.Event()
 
 
+def submitted(loop: Loop, work: Any, priority: tuple[int, ...], record: Any) -> Any:
+    return loop.submit(lambda: loop.in_thread(work), priority, record)
+
+
 def as_it_is(result: Any) -> Any:
     return result
-
-
-def slept(i: int, j: int, delay: int) -> tuple[int, int, int]:
-    NEVER.wait(delay / 1000)
-    return (i, j, delay)
-
-
-@st.composite
-def graphs(draw: st.DrawFn) -> list[tuple[list[int], list[int]]]:
-    """For each node, earlier nodes that it waits for, and its tasks: how long each takes, in ms."""
-    n = draw(st.integers(1, 12))
-    earlier = [draw(st.lists(st.integers(0, i - 1), max_size=4)) if i else [] for i in range(n)]
-    return [(nodes, draw(st.lists(st.integers(0, 3), max_size=3))) for nodes in earlier]
-
-
-@given(graph=graphs(), num_threads=st.integers(1, 6), seed=st.integers(0, 99))
-@settings(max_examples=60)
-def test_whatever_waits_for_whatever_each_gets_its_own_result(
-    graph: list[tuple[list[int], list[int]]], num_threads: int, seed: int
-) -> None:
-    loop, order = Loop(Ledger(), num_threads), random.Random(seed)
-    nodes: dict[int, asyncio.Task[Any]] = {}
-
-    def node(i: int) -> "asyncio.Task[Any]":
-        if i not in nodes:
-            nodes[i] = loop.spawn(computed(i))
-        return nodes[i]
-
-    async def computed(i: int) -> Any:
-        earlier, delays = graph[i]
-        tasks = [
-            loop.submit(partial(slept, i, j, delay), (order.randrange(3),), as_it_is)
-            for j, delay in enumerate(delays)
-        ]
-        return (i, [await node(other) for other in earlier], [await task for task in tasks])
-
-    async def everything() -> list[Any]:
-        shuffled = list(range(len(graph)))
-        order.shuffle(shuffled)
-        for i in shuffled:
-            node(i)
-        return [await node(i) for i in range(len(graph))]
-
-    def expected(i: int) -> Any:
-        earlier, delays = graph[i]
-        return (i, [expected(j) for j in earlier], [(i, j, d) for j, d in enumerate(delays)])
-
-    assert loop.run(everything()) == [expected(i) for i in range(len(graph))]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20))
@@ -82,10 +37,10 @@ def test_of_tasks_that_wait_the_lowest_priority_is_begun_first_and_of_equals_the
     begun: list[Any] = []
 
     async def main() -> None:
-        first = loop.submit(lambda: may_begin.wait(WAIT_S), (0,), as_it_is)
+        first = submitted(loop, lambda: may_begin.wait(WAIT_S), (0,), as_it_is)
         await asyncio.sleep(0)
         rest = [
-            loop.submit(lambda entry=(priority, i): begun.append(entry), priority, as_it_is)
+            submitted(loop, lambda entry=(priority, i): begun.append(entry), priority, as_it_is)
             for i, priority in enumerate(priorities)
         ]
         await asyncio.sleep(0)
@@ -118,19 +73,19 @@ def test_what_is_raised_anywhere_ends_the_run_and_leaves_nothing_running(
     async def failing() -> None:
         work = fail if where == "a task" else lambda: None
         record = fail if where == "what records the result" else as_it_is
-        await loop.submit(work, (0,), record)
+        await submitted(loop, work, (0,), record)
         fail()
 
     async def main() -> None:
         try:
             loop.spawn(failing())
-            tasks = [loop.submit(partial(hang, i), (1,), as_it_is) for i in range(5)]
+            tasks = [submitted(loop, partial(hang, i), (1,), as_it_is) for i in range(5)]
             await asyncio.gather(*tasks)  # nobody awaits what fails
         finally:
             closed.append(True)
 
     async def again() -> Any:
-        return [await loop.submit(lambda i=i: i, (0,), as_it_is) for i in range(4)]
+        return [await submitted(loop, lambda i=i: i, (0,), as_it_is) for i in range(4)]
 
     with pytest.raises(error):
         loop.run(main())
@@ -154,7 +109,7 @@ def test_a_stopped_run_records_what_comes_soon_and_begins_nothing_more() -> None
     recorded: list[int] = []
 
     async def main() -> None:
-        tasks = [loop.submit(lambda i=i: work(i), (0,), recorded.append) for i in range(6)]
+        tasks = [submitted(loop, lambda i=i: work(i), (0,), recorded.append) for i in range(6)]
         await asyncio.sleep(0.05)
         ledger.stop("told to")
         threading.Timer(0.3, may_end.set).start()
@@ -171,11 +126,11 @@ def test_a_task_that_takes_too_long_is_an_error_and_its_slot_is_free(n_hung: int
     together = threading.Barrier(3)
 
     async def all_of(works: list[Callable[[], Any]]) -> list[Any]:
-        return [await task for task in [loop.submit(w, (0,), as_it_is) for w in works]]
+        return [await task for task in [submitted(loop, w, (0,), as_it_is) for w in works]]
 
     hung = loop.run(all_of([lambda: released.wait(60)] * n_hung))
     assert {str(result) for result in hung} == {"took over 0.1 s"}
-    assert [type(result) for result in hung] == [TimedOutError] * n_hung
+    assert [type(result) for result in hung] == [TimeoutError] * n_hung
     wide = loop.run(all_of([lambda: together.wait(0.09)] * 3))  # while the others still hang
     assert sorted(wide) == [0, 1, 2]
     released.set()
@@ -186,6 +141,6 @@ def test_tasks_are_done_by_the_users_threads_where_there_are_any() -> None:
         loop = Loop(Ledger(), 2, pool=pool)
 
         async def name() -> str:
-            return await loop.submit(lambda: threading.current_thread().name, (0,), as_it_is)
+            return await submitted(loop, lambda: threading.current_thread().name, (0,), as_it_is)
 
         assert loop.run(name()).startswith("mine")

@@ -427,16 +427,7 @@ def test_nobody_waits_for_ever_for_dollars_that_another_call_holds(
     assert engine.dollars <= dollars
 
 
-# ---------------------------------------------------------------------- other limits and LMs
-
-
-def test_the_clock_ends_a_run_that_would_go_on_for_hours() -> None:
-    tossed = ("question", lambda prompt: chat(answer=prompt.random().choice(["please", "no"])))
-    engine = Tally([*unlike_rules()[:2], tossed])
-    started = time.monotonic()
-    optimized = learned(lm=lm_on(engine), max_minutes=0.5 / 60, epochs=10_000)
-    assert time.monotonic() - started < 4
-    assert optimized.detailed_results.ended_because == f"max_minutes={0.5 / 60} are over"
+# ---------------------------------------------------------------------- other LMs, other starts
 
 
 def test_an_lm_of_a_reflection_modules_own_is_counted_and_bounded() -> None:
@@ -543,11 +534,14 @@ def test_bounded_calls_give_the_same_with_any_threads_and_latencies(limit: str) 
             run_of(threads, before, max_staleness=max_staleness, **{limit: budget})[0]
             for threads, before in ((1, None), (4, Latency(1)), (16, Latency(2)))
         ]
-        libraries = [ExperienceLibrary.from_program(program) for program in found]
-        assert libraries[0] == libraries[1] == libraries[2]
-        updates = [program.detailed_results.to_dict()["updates"] for program in found]
-        assert updates[0] == updates[1] == updates[2]
-        assert len({program.detailed_results.ended_because for program in found}) == 1
+        ends = [
+            [
+                program.detailed_results.to_dict()[name]
+                for name in ("library", "updates", "ended_because")
+            ]
+            for program in found
+        ]
+        assert ends[0] == ends[1] == ends[2]
         # rollouts of a batch in flight at the end may or may not have been made
         assert all(program.detailed_results.metric_calls <= budget for program in found)
 

@@ -1,10 +1,8 @@
 """Promise 3 with pipelining: what runs at the same time changes when a run ends, never how.
 
-With `max_staleness=s` the rollouts of batch b are made with the library of update b-1-s. Calls wait
-for a time that depends on nothing but the prompt and a salt, or on an Event that another call sets.
+With `max_staleness=s` the rollouts of batch b are made with the library of update b-1-s.
 """
 
-import random
 import re
 import threading
 from collections.abc import Callable
@@ -27,45 +25,14 @@ from scripted import (
     scripted_lm,
 )
 from small import grpo
-from test_promise_deterministic import chaotic_rules
-from test_promise_resume import InterruptedAfter, facts, replayed
+from test_promise_deterministic import Latency, run
+from test_promise_resume import facts, interrupted_after, replayed
 
 from tfgrpo_dspy import AddLessons, ExperienceLibrary, Gate, NoGate
 from tfgrpo_dspy.rollout import rollout_id_for
 
 WAIT_S = 10.0
 """How long a test waits for what should come; it does not come where something waits in vain."""
-
-
-class Salted:
-    """Each call waits for up to 4 ms: a pure function of its prompt, its seed and the salt."""
-
-    def __init__(self, salt: int) -> None:
-        self.salt = str(salt)
-        self.never = threading.Event()
-
-    def __call__(self, prompt: Prompt) -> None:
-        self.never.wait(prompt.random(self.salt).random() * 0.004)
-
-
-def graded_answer(prompt: Prompt) -> str:
-    """Half of the groups have no contrast, and some of these lie below the best score."""
-    of_group = random.Random(prompt.text)
-    draw = prompt.random() if of_group.random() < 0.5 else of_group
-    return chat(answer=draw.choice(["0.1", "0.2", "0.2", "0.4", "0.6", "0.9"]))
-
-
-def graded(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
-    return dspy.Prediction(score=float(pred.answer), feedback=f"{pred.answer} of 1.")
-
-
-def chaotic(num_threads: int = 1, before: Any = None, **changes: Any) -> Any:
-    """A compile whose every answer depends on every word of its prompt: six updates."""
-    chosen = {"group_size": 2, "epochs": 2, "batch_size": 2, "progress": False}
-    optimizer = grpo(graded, **(chosen | {"num_threads": num_threads} | changes))
-    rules = [*chaotic_rules()[:-1], ("question", graded_answer)]
-    with dspy.context(lm=scripted_lm(rules, before=before)):
-        return optimizer.compile(predictor(), trainset=questions(6), valset=questions(4, start=100))
 
 
 GATES = {"no gate": NoGate(), "gate": Gate()}
@@ -82,9 +49,9 @@ def test_any_threads_and_latencies_give_the_same_bit_for_bit(
     staleness: int, gate: Any, seed: int, salt: int
 ) -> None:
     chosen: dict[str, Any] = {"max_staleness": staleness, "gate": gate, "seed": seed}
-    alone = facts(chaotic(**chosen))
+    alone = facts(run(1, **chosen))
     for num_threads in (4, 16, 64):
-        assert facts(chaotic(num_threads, Salted(salt + num_threads), **chosen)) == alone
+        assert facts(run(num_threads, Latency(salt + num_threads), **chosen)) == alone
     assert '"op": "ADD"' in alone
 
 
@@ -97,11 +64,11 @@ def test_so_does_a_run_that_goes_on_where_another_was_interrupted(
     log_dir: Path = tmp_path_factory.mktemp("log_dir")
     chosen: dict[str, Any] = {"max_staleness": staleness, "gate": GATES["gate"]}
     with pytest.raises(KeyboardInterrupt):
-        chaotic(4, InterruptedAfter(n), log_dir=log_dir, **chosen)
-    resumed = chaotic(16, Salted(salt), log_dir=log_dir, **chosen)
-    assert facts(resumed) == facts(chaotic(**chosen))
+        run(4, interrupted_after(n), log_dir=log_dir, **chosen)
+    resumed = run(16, Latency(salt), log_dir=log_dir, **chosen)
+    assert facts(resumed) == facts(run(1, **chosen))
     assert n - 4 <= sum(replayed(resumed).values())
-    offline = chaotic(log_dir=log_dir, offline=True, **chosen)
+    offline = run(1, log_dir=log_dir, offline=True, **chosen)
     assert facts(offline) == facts(resumed)
 
 
@@ -202,15 +169,15 @@ def batches() -> list[list[int]]:
 def test_the_rollouts_of_a_batch_see_the_library_of_so_many_updates_before(
     staleness: int, num_threads: int
 ) -> None:
-    run = Fruitful(Salted(staleness), num_threads=num_threads, max_staleness=staleness)
+    made = Fruitful(Latency(staleness), num_threads=num_threads, max_staleness=staleness)
     seen: dict[int, set[tuple[str, ...]]] = {}
-    for prompt in run.lm.engine.prompts:
+    for prompt in made.lm.engine.prompts:
         example = trained_on(prompt)
         if example is not None:
             known = tuple(re.findall(r"\[E\d+\*\] (.*)", prompt.system))
-            batch = next(i for i, examples in enumerate(run.batches) if example in examples)
+            batch = next(i for i, examples in enumerate(made.batches) if example in examples)
             seen.setdefault(batch, set()).add(known)
-    in_order = [ADVICE[example] for examples in run.batches for example in examples]
+    in_order = [ADVICE[example] for examples in made.batches for example in examples]
     assert seen == {b: {tuple(in_order[: 2 * max(0, b - staleness)])} for b in range(4)}
 
 
@@ -231,12 +198,12 @@ def test_lessons_come_in_the_order_of_the_groups_though_the_last_group_is_done_f
         if example in waits_for and not waits_for[example].wait(WAIT_S):
             in_vain.append(example)
 
-    run = Fruitful(before, answers, max_staleness=staleness, update=AddLessons())
+    made = Fruitful(before, answers, max_staleness=staleness, update=AddLessons())
     assert in_vain == []
     in_order = [ADVICE[example] for examples in batches for example in examples]
-    assert [text for update in run.updates for text in update.lessons] == in_order
-    assert run.texts == in_order
-    evidence = run.optimized.detailed_results.library["experiences"]
+    assert [text for update in made.updates for text in update.lessons] == in_order
+    assert made.texts == in_order
+    evidence = made.optimized.detailed_results.library["experiences"]
     found = [(e["evidence"][0]["update"], e["evidence"][0]["example"]) for e in evidence]
     assert found == [(b, example) for b, examples in enumerate(batches) for example in examples]
 
@@ -247,8 +214,8 @@ def test_lessons_come_in_the_order_of_the_groups_though_the_last_group_is_done_f
 @pytest.mark.parametrize("staleness", [0, 1, 2])
 def test_what_is_waited_for_goes_before_what_is_not(staleness: int) -> None:
     """One thread: a lesson as soon as its group is done, an update as soon as its lessons are."""
-    run = Fruitful(num_threads=1, max_staleness=staleness, gate=Gate())
-    assert re.fullmatch(r"(RRERREU){4}F{8}", run.kinds)
-    asked = [(trained_on(p), kind_of(p)) for p in run.lm.engine.prompts]
+    made = Fruitful(num_threads=1, max_staleness=staleness, gate=Gate())
+    assert re.fullmatch(r"(RRERREU){4}F{8}", made.kinds)
+    asked = [(trained_on(p), kind_of(p)) for p in made.lm.engine.prompts]
     trained = [example for example, kind in asked if kind == "R"]
-    assert trained == [e for examples in run.batches for e in examples for _ in range(2)]
+    assert trained == [e for examples in made.batches for e in examples for _ in range(2)]

@@ -13,7 +13,7 @@ from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.executors import RemoteRollouts
-from tfgrpo_dspy.run.loop import Loop, TimedOutError
+from tfgrpo_dspy.run.loop import Loop
 from tfgrpo_dspy.run.worker import Reply
 
 FIRST = 16
@@ -47,11 +47,12 @@ class Coordinator:
 
     def __init__(self, n_at_once: int, timeout_s: float | None = None, **limits: Any) -> None:
         self.held, self.ledger = Held(), Ledger(Budget(**limits))
-        self.loop = Loop(self.ledger, 1, n_remote=n_at_once)
-        self.remote = RemoteRollouts(self.loop, self.held, n_at_once, timeout_s)
+        self.loop = Loop(self.ledger, 1, timeout_s, n_remote=n_at_once)
+        self.remote = RemoteRollouts(self.ledger, self.held, n_at_once)
 
     def start(self, n: int = 1) -> "list[asyncio.Future[Any]]":
-        return [self.remote.submit(b"", b"", (0,), lambda rollout: rollout) for _ in range(n)]
+        made = (lambda: self.remote.rollout(b"", b""), (0,), lambda rollout: rollout, "remote")
+        return [self.loop.submit(*made) for _ in range(n)]
 
     async def comes(self, *replies: Reply | BaseException) -> None:
         """What the requests came to, in the order in which they were handed over."""
@@ -118,7 +119,7 @@ def test_a_lost_workers_reservation_counts_as_spent_and_the_request_is_made_thre
 
 def test_a_late_reply_is_no_result_but_corrects_its_reservation() -> None:
     run = Coordinator(1, timeout_s=0.05, max_lm_calls=100)
-    assert isinstance(run.result_after(), TimedOutError)
+    assert isinstance(run.result_after(), TimeoutError)
     assert run.ledger.n_lm_calls == FIRST
     run.held.answer(made(3, n_metric_calls=1))
     assert run.ledger.n_lm_calls == 3

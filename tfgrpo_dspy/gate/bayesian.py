@@ -84,7 +84,6 @@ class BayesianGate(Gate):
             dropped=dropped,
             beliefs=beliefs,
             rivals={id_: rival for id_, rival in rivals.items() if id_ in kept},
-            score_sd=sd,
             is_open=gain > price,  # what is expected of knowing every effect on trial
         )
 

@@ -234,7 +234,7 @@ class History:
     def score_sd(self) -> float:
         """The standard deviation of the training scores; 1.0 where they do not differ."""
         scores = [rollout.score for rollout in self._measured if rollout.score is not None]
-        return self.last.score_sd or statistics.pstdev(scores or [0.0]) or 1.0
+        return statistics.pstdev(scores or [0.0]) or 1.0
 
     def dropped(self) -> list[Lesson]:
         """The advice that was tried and is in the library no more, the most tried first."""

@@ -84,9 +84,8 @@ def split(
 ) -> tuple[list[int], list[Any]]:
     """The positions of the examples to train on, and the validation set.
 
-    Without a `valset`, a third of the trainset (at most 100, drawn by the seed) is held out. Below
-    6 examples the trainset is the validation set too, with a warning. A gate that measures nothing
-    needs no validation set.
+    Without a `valset`, a third of the trainset (at most 100, drawn by the seed) is held out; of
+    fewer than 6 examples nothing is, and nothing for a gate that measures nothing.
     """
     order = list(range(len(trainset)))
     if valset is not None or not settings.measures:

@@ -27,17 +27,15 @@ CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 = 15
 USUAL_BATCHES_PER_EPOCH, MIN_USUAL_BATCH_SIZE, MAX_USUAL_BATCH_SIZE = 8, 5, 8
 """On simulated tasks small batches learned more from the same calls."""
 USUAL_THREADS, MIN_BATCHES_PER_EPOCH = 8, 4
-"""With more threads, batches grow in proportion: that uses the threads better than more staleness
-does (`benchmarks/utilisation.py`)."""
+"""With more threads batches grow in proportion (`benchmarks/utilisation.py` compares)."""
 EPOCHS, MAX_EPOCHS_WITHIN_BUDGET = 5, 50
 MIN_STALENESS, MAX_STALENESS = 1, 4
 ROLLOUTS_PER_THREAD = 1.5
-"""The batches that run at once have so many rollouts per thread, so that a thread that ends a short
-rollout finds another while long ones still run."""
+"""Of the batches that run at once: a thread that ends early finds another rollout."""
 MAX_DRAFTS, CALLS_PER_DRAFT = 12, 16
 MAX_DEMOS = 4
 RESERVE_SHARE = 1 / 5
-"""The share of the budget that is reserved for measuring the student and choosing the result."""
+"""The share of the budget for measuring the student and choosing the result."""
 MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4
 """On how many programs the reserve runs the validation set: at least student and best library."""
 USUAL_MIN_VALIDATION = 10
