@@ -11,7 +11,6 @@ import socket
 import struct
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,9 +41,8 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request: its number and its attempt (from 0), what it asks, and when it came."""
+    """One request: its attempt (from 0), what it asks, and when it came."""
 
-    number: int
     attempt: int
     content: str
     prompt: str
@@ -81,7 +79,6 @@ class ChatServer(ThreadingHTTPServer):
         self.keys: set[str] = set()
         self.arrivals: list[Arrival] = []
         self.closing = threading.Event()
-        self._attempts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def __enter__(self) -> "ChatServer":
@@ -104,11 +101,9 @@ class ChatServer(ThreadingHTTPServer):
         prompt = "\n\n".join(message["content"] for message in body["messages"])
         content = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         with self._lock:
-            number = len(self.arrivals)
-            fault = self.plan(number, prompt)
-            attempt = self._attempts[content]
-            arrival = Arrival(number, attempt, content, prompt, time.monotonic(), fault)
-            self._attempts[content] += 1
+            fault = self.plan(len(self.arrivals), prompt)
+            attempt = sum(arrival.content == content for arrival in self.arrivals)
+            arrival = Arrival(attempt, content, prompt, time.monotonic(), fault)
             self.arrivals.append(arrival)
         return arrival
 

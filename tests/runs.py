@@ -4,6 +4,7 @@ The polite task: say "please". An answer does so in nine of ten samples where th
 for it, and in three of ten where it does not.
 """
 
+import itertools
 import json
 import re
 import sqlite3
@@ -30,12 +31,8 @@ def polite_answer(prompt: Prompt) -> str:
 
 
 def polite_rules(advice: str = ADVICE, **operation: Any) -> list[Rule]:
-    add = {"op": "ADD", "text": advice, "lessons": [1], **operation}
-    return [
-        (EXTRACT, lessons(advice)),
-        (UPDATE, operations(add)),
-        ("question", polite_answer),
-    ]
+    update = operations({"op": "ADD", "text": advice, "lessons": [1], **operation})
+    return [(EXTRACT, lessons(advice)), (UPDATE, update), ("question", polite_answer)]
 
 
 def polite_lm(advice: str = ADVICE, **kwargs: Any) -> dspy.LM:
@@ -72,6 +69,11 @@ def library_texts(program: Any) -> list[str]:
     return [experience.text for experience in ExperienceLibrary.from_program(program)]
 
 
+def n_calls(program: Any, kind: str = "n_lm_calls") -> int:
+    """How many calls the results report, over all roles."""
+    return sum(getattr(usage, kind) for usage in program.detailed_results.usage.values())
+
+
 def records(log_dir: Path, *stages: str) -> dict[str, Any]:
     """The records of these stages in a run store, by their keys; none where there is no store."""
     if not (log_dir / "tfgrpo_store.db").exists():
@@ -79,6 +81,18 @@ def records(log_dir: Path, *stages: str) -> dict[str, Any]:
     with closing(sqlite3.connect(log_dir / "tfgrpo_store.db")) as database:
         rows = database.execute("SELECT key, text FROM records").fetchall()
     return {key: json.loads(text) for key, text in rows if key.partition(":")[0] in stages}
+
+
+class AtCall:
+    """Does something at the n-th call of an LM."""
+
+    def __init__(self, n: int, act: Callable[[], None]) -> None:
+        self.n, self.act = n, act
+        self._calls = itertools.count(1)
+
+    def __call__(self, _prompt: Prompt) -> None:
+        if next(self._calls) == self.n:
+            self.act()
 
 
 def untimed(results: Any) -> dict[str, Any]:
@@ -108,13 +122,8 @@ def look_up(page: str) -> str:
     return f"page {page}"
 
 
-def order_number(name: str) -> str:
-    """Finds the order number of a customer."""
-    return f"4711 of {name}"
-
-
 def agent() -> dspy.ReAct:
-    return dspy.ReAct("question -> answer", tools=[look_up, order_number], max_iters=3)
+    return dspy.ReAct("question -> answer", tools=[look_up], max_iters=3)
 
 
 def agent_turn(prompt: Prompt) -> str:

@@ -41,12 +41,7 @@ Rule = tuple[str, Answer]
 
 
 class ScriptedEngine:
-    """Answers by rules; counts its calls; can be made slow or be held, without changing answers.
-
-    Args:
-        rules: pairs of a regular expression and an answer.
-        before: called with the prompt before each answer, such as a wait on an Event.
-    """
+    """Answers by rules, and keeps the prompts; `before` is called with each before its answer."""
 
     supported_params = frozenset({"temperature", "max_tokens", "seed"})
 
@@ -84,11 +79,9 @@ class ScriptedEngine:
         raise AssertionError(f"no rule matches this prompt:\n{prompt.text}")
 
     def n_calls(self, pattern: str = "") -> int:
-        """How many prompts matched the pattern."""
         return sum(bool(re.search(pattern, prompt.text)) for prompt in self.prompts)
 
     def __getstate__(self) -> dict[str, Any]:
-        """In another process it counts its own calls; `before` may count those of all in a file."""
         return {"rules": self.rules, "before": self.before}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -113,12 +106,8 @@ def chat(**fields: Any) -> str:
     return "\n\n".join([*parts, "[[ ## completed ## ]]"])
 
 
-EXTRACT = r"`(?:semantic_advantage|critique)`"
-"""Found in the prompts of ExtractAdvantage only."""
-UPDATE = r"`operations`"
-"""Found in the prompts of UpdateLibrary only."""
-SUMMARIZE = r"`summary`"
-"""Found in the prompts of SummarizeTrajectory only."""
+EXTRACT, UPDATE, SUMMARIZE = r"`(?:semantic_advantage|critique)`", "`operations`", "`summary`"
+"""Found in the prompts of ExtractAdvantage, UpdateLibrary and SummarizeTrajectory only."""
 
 
 def lessons(*texts: str, why: str = "The better attempts follow the advice.") -> str:

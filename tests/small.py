@@ -5,9 +5,8 @@ from dataclasses import fields
 from typing import Any
 
 from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO
-from tfgrpo_dspy.settings import Data, RunSettings
-from tfgrpo_dspy.settings.arguments import PaperReflection
-from tfgrpo_dspy.settings.schedule import derive
+from tfgrpo_dspy.settings import PaperReflection
+from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 
 SMALL = {"group_size": 5, "epochs": 3, "max_demos": 0, "drafts": 0, "max_staleness": 1}
 OF_REFLECTION = {field.name for field in fields(PaperReflection)}
@@ -40,4 +39,4 @@ def paper_grpo(metric: Callable[..., Any] | None, **given: Any) -> TrainingFreeG
 
 def run_settings(metric: Callable[..., Any] | None, **given: Any) -> RunSettings:
     """The same settings as a run has them, for 20 examples."""
-    return derive(grpo(metric, **given).settings, Data(n_training=20))
+    return derive(grpo(metric, **given).settings, RunData(n_training=20))

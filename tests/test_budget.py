@@ -60,41 +60,30 @@ def test_an_answer_from_dspys_cache_is_free_and_counted_apart(n: int) -> None:
     assert used(lm) == Usage(n_cached_calls=n)
 
 
-class Calling(dspy.Module):
-    """Calls what `reach` finds in it, twice."""
+class Twice(dspy.Module):
+    """Calls its predictor, or its LM, twice."""
 
-    def __init__(self, reach: Any) -> None:
+    def __init__(self, calls_lm: bool) -> None:
         super().__init__()
-        self.ask, self.reach = dspy.Predict("question -> answer"), reach
+        self.ask, self.calls_lm = dspy.Predict("question -> answer"), calls_lm
 
     def forward(self, question: str) -> Any:
-        return self.reach(self)(question), self.reach(self)(question)
+        ask = dspy.settings.lm if self.calls_lm else lambda text: self.ask(question=text)
+        return ask(question), ask(question)
 
 
 BEST_OF_3 = dspy.BestOfN(
     dspy.Predict("question -> answer"), N=3, reward_fn=lambda _args, _pred: 0.0, threshold=1.0
 )
 COUNTED: dict[str, tuple[Any, Any, Usage]] = {
-    "a call": (lambda: fixed_lm(YES), None, Usage(1, 0, 0, 7, 3)),
-    "three completions": (lambda: fixed_lm(YES, n=3), None, Usage(3, 0, 0, 21, 9)),
-    "no tokens reported": (lambda: fixed_lm(YES, tokens=lm15.Usage()), None, Usage(1)),
-    "an adapter's second attempt": (
-        lambda: fixed_lm("no form", '{"answer": "yes"}'),
-        None,
-        Usage(2, 0, 0, 14, 6),
-    ),
-    "a predictor's second call": (
-        lambda: fixed_lm(YES),
-        Calling(lambda program: lambda question: program.ask(question=question)),
-        Usage(2, 0, 0, 14, 6),
-    ),
-    "a module that calls its LM": (
-        lambda: fixed_lm(YES),
-        Calling(lambda _: dspy.settings.lm),
-        Usage(2, 0, 0, 14, 6),
-    ),
-    "best of three": (lambda: fixed_lm(YES), BEST_OF_3, Usage(3, 0, 0, 21, 9)),
-    "DSPy's dummy LM": (lambda: DummyLM([{"answer": "yes"}]), None, Usage(1)),
+    "a call": (fixed_lm(YES), None, Usage(1, 0, 0, 7, 3)),
+    "three completions": (fixed_lm(YES, n=3), None, Usage(3, 0, 0, 21, 9)),
+    "no tokens reported": (fixed_lm(YES, tokens=lm15.Usage()), None, Usage(1)),
+    "a second attempt": (fixed_lm("no form", '{"answer": "yes"}'), None, Usage(2, 0, 0, 14, 6)),
+    "a predictor, twice": (fixed_lm(YES), Twice(calls_lm=False), Usage(2, 0, 0, 14, 6)),
+    "an LM, twice": (fixed_lm(YES), Twice(calls_lm=True), Usage(2, 0, 0, 14, 6)),
+    "best of three": (fixed_lm(YES), BEST_OF_3, Usage(3, 0, 0, 21, 9)),
+    "DSPy's dummy LM": (DummyLM([{"answer": "yes"}]), None, Usage(1)),
 }
 
 
@@ -102,17 +91,7 @@ COUNTED: dict[str, tuple[Any, Any, Usage]] = {
 def test_each_completion_and_each_second_attempt_of_an_adapter_is_a_call(
     lm: Any, program: Any, usage: Usage
 ) -> None:
-    assert used(lm(), program) == usage
-
-
-def test_metering_changes_neither_the_lm_nor_what_dspy_makes_of_it() -> None:
-    lm = fixed_lm(YES)
-    counted = metered(lm.copy(), Meter())
-    assert type(lm) is dspy.LM
-    assert isinstance(counted, dspy.LM)
-    assert counted.supported_params == lm.supported_params
-    assert counted.supports_response_schema == lm.supports_response_schema
-    assert not hasattr(lm, "tfgrpo_meter")
+    assert used(lm, program) == usage
 
 
 class Loud(dspy.LM):
@@ -122,12 +101,15 @@ class Loud(dspy.LM):
         return [answer.upper() for answer in super().__call__(*args, **kwargs)]
 
 
-def test_an_lm_of_another_class_is_counted_and_stays_what_it_is() -> None:
-    meter = Meter()
-    lm = metered(Loud("fixed", engine=FixedEngine("yes"), cache=False), meter)
-    assert lm("why?") == ["YES"]
-    assert isinstance(lm, Loud)
+def test_an_lm_is_counted_and_stays_what_it_is() -> None:
+    meter, lm = Meter(), Loud("fixed", engine=FixedEngine("yes"), cache=False)
+    counted = metered(lm.copy(), meter)
+    assert counted("why?") == ["YES"]
     assert meter.usage.n_lm_calls == 1
+    assert isinstance(counted, Loud)
+    assert counted.supported_params == lm.supported_params
+    assert counted.supports_response_schema == lm.supports_response_schema
+    assert type(lm) is Loud and not hasattr(lm, "tfgrpo_meter")
 
 
 @pytest.mark.parametrize(("disabled", "n_entries"), [(False, 1), (True, 0)])
@@ -142,19 +124,13 @@ def test_the_history_of_a_module_is_kept_as_the_user_set_it(disabled: bool, n_en
 # ---------------------------------------------------------------------- a real provider's way
 
 
-def test_the_price_is_what_dspy_knows_of_it(server: ChatServer) -> None:
-    lm = server.lm(api_key="sk-1234567890")
-    usage = used(lm)
-    lm.close()
-    assert usage.cost_usd == pytest.approx(1000 * 0.15e-6 + 100 * 0.60e-6)
-    assert (usage.prompt_tokens, usage.completion_tokens) == (1000, 100)
-
-
-def test_an_answer_from_the_cache_costs_nothing_though_dspy_recalls_its_price(
+def test_a_call_costs_what_dspy_knows_of_its_price_and_an_answer_from_the_cache_nothing(
     server: ChatServer,
 ) -> None:
     lm = server.lm(api_key="sk-1234567890", cache=True)
-    assert used(lm).cost_usd > 0
+    usage = used(lm)
+    assert usage.cost_usd == pytest.approx(1000 * 0.15e-6 + 100 * 0.60e-6)
+    assert (usage.prompt_tokens, usage.completion_tokens) == (1000, 100)
     assert used(lm) == Usage(n_cached_calls=1)
     lm.close()
 
@@ -162,27 +138,20 @@ def test_an_answer_from_the_cache_costs_nothing_though_dspy_recalls_its_price(
 # ---------------------------------------------------------------------- the ledger
 
 
-def test_the_last_call_of_a_limit_is_given_and_the_next_one_ends_the_run() -> None:
-    for limit, take in (
-        ("max_lm_calls", lambda ledger, n: ledger.take(n)),
-        ("max_metric_calls", lambda ledger, n: ledger.take_metric_calls(n)),
-    ):
-        ledger = Ledger(Budget(**{limit: 5}))
-        take(ledger, 4)
+TAKE: dict[str, Any] = {"max_lm_calls": Ledger.take, "max_metric_calls": Ledger.take_metric_calls}
+
+
+@pytest.mark.parametrize(("limit", "take"), TAKE.items(), ids=TAKE)
+def test_the_last_call_of_a_limit_is_given_and_the_reserve_only_when_it_is_opened(
+    limit: str, take: Any
+) -> None:
+    ledger = Ledger(Budget(**{limit: 5}))
+    ledger.set_reserve(Budget(2, 2, 0.0, 0.0))
+    take(ledger, 2)
+    take(ledger, 1)
+    with pytest.raises(RunStopped, match=f"{limit}=5"):
         take(ledger, 1)
-        with pytest.raises(RunStopped, match=f"{limit}=5"):
-            take(ledger, 1)
-
-
-def test_the_reserve_is_kept_until_it_is_opened() -> None:
-    for limit, take in (
-        ("max_lm_calls", lambda ledger, n: ledger.take(n)),
-        ("max_metric_calls", lambda ledger, n: ledger.take_metric_calls(n)),
-    ):
-        ledger = Ledger(Budget(**{limit: 5}))
-        ledger.set_reserve(Budget(2, 2, 0.0, 0.0))
-        take(ledger, 3)
-        with pytest.raises(RunStopped, match=f"{limit}=5"):
-            take(ledger, 1)
-        ledger.open_reserve()
-        take(ledger, 2)
+    ledger.open_reserve()
+    take(ledger, 2)
+    with pytest.raises(RunStopped, match=f"{limit}=5"):
+        take(ledger, 1)

@@ -29,7 +29,6 @@ from test_final_choice import (
 
 from tfgrpo_dspy import (
     AddLessons,
-    BayesianGate,
     Decision,
     ExperienceLibrary,
     Gate,
@@ -188,17 +187,6 @@ def test_what_a_keep_says_is_evidence_in_the_result_whatever_the_gate_makes_of_i
     experiences = results.library["experiences"]
     assert len(experiences) == n
     assert experiences[0]["evidence"]
-
-
-def test_without_a_metric_the_default_is_no_gate_and_with_one_the_bayesian() -> None:
-    with pytest.warns(UserWarning, match="metric=None"):
-        program = compiled(world(), metric=None, **SMALL)
-    assert texts(program)
-    results = program.detailed_results
-    assert (results.student, results.best, results.gain, results.test) == (None,) * 4
-    assert results.finalists == ()
-    usual, named = (compiled(world(), gate=gate, **SMALL) for gate in (None, BayesianGate()))
-    assert usual.detailed_results.updates == named.detailed_results.updates
 
 
 # ---------------------------------------------------------------------- nonsense

@@ -69,22 +69,16 @@ class CompileEvents(BaseCallback):
         self.ended.append((outputs, exception))
 
 
-def test_a_compile_fires_one_pair_of_events_with_its_arguments_and_its_program() -> None:
+def test_a_compile_fires_one_pair_of_events_with_its_arguments_and_its_program_or_error() -> None:
     events, optimizer, student = CompileEvents(), optimizer_of(), predictor()
-    trainset = questions(9)
+    data: dict[str, Any] = {"trainset": questions(9), "num_threads": None, "seed": None}
+    data |= dict.fromkeys(["teacher", "valset", "testset"])
     with dspy.context(lm=polite_lm(), callbacks=[events]):
-        optimized = optimizer.compile(student, trainset=trainset)
-    data = {"trainset": trainset, "teacher": None, "valset": None, "testset": None}
-    data |= {"num_threads": None, "seed": None}
-    assert events.started == [(optimizer, {"student": student, **data})]
-    assert events.ended == [(optimized, None)]
-
-
-def test_a_compile_that_raises_fires_its_end_with_the_exception() -> None:
-    events = CompileEvents()
-    with dspy.context(lm=polite_lm(), callbacks=[events]), pytest.raises(SettingsError) as raised:
-        optimizer_of().compile(predictor(), trainset=[])
-    assert events.ended == [(None, raised.value)]
+        optimized = optimizer.compile(student, trainset=data["trainset"])
+        with pytest.raises(SettingsError) as raised:
+            optimizer.compile(student, trainset=[])
+    assert events.started[0] == (optimizer, {"student": student, **data})
+    assert events.ended == [(optimized, None), (None, raised.value)]
 
 
 # ---------------------------------------------------------------------- BetterTogether

@@ -4,12 +4,12 @@ Everything is real: pools of processes, and one local dask cluster for the modul
 other processes is seen in files, which the LM, the program or the metric append to.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,17 @@ import dspy
 import pytest
 from chat_server import ChatServer, server
 from distributed import Client, LocalCluster
-from dspy import lm15
-from runs import is_polite, optimizer_of, polite_answer, polite_rules, questions, records
+from runs import (
+    n_calls,
+    optimizer_of,
+    polite_answer,
+    polite_rules,
+    predictor,
+    questions,
+    records,
+    untimed,
+)
 from scripted import Prompt, ScriptedEngine, chat, scripted_lm
-from small import grpo
 from test_promise_deterministic import facts
 
 from tfgrpo_dspy import (
@@ -59,14 +66,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[Client]:
+    workers = {"n_workers": 2, "threads_per_worker": 1, "processes": True}
     with (
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=":0",
-            local_directory=str(folder),
-        ) as cluster,
+        LocalCluster(dashboard_address=":0", local_directory=str(folder), **workers) as cluster,
         Client(cluster) as client,
     ):
         yield client
@@ -99,16 +101,6 @@ class Log:
         return self.path.read_text().splitlines() if self.path.exists() else []
 
 
-class Paid:
-    """Logs the temperature of each call: None is a trial of the gate or a reflection."""
-
-    def __init__(self, log: Log) -> None:
-        self.log = log
-
-    def __call__(self, prompt: Prompt) -> None:
-        self.log(prompt.temperature)
-
-
 class Two(dspy.Module):
     """Two predictors, the second on an LM of its own."""
 
@@ -127,7 +119,7 @@ class Deadly(dspy.Module):
 
     def __init__(self, log: Log, question: str, allowed: int) -> None:
         super().__init__()
-        self.ask = dspy.Predict("question -> answer")
+        self.ask = predictor()
         self.log, self.question, self.allowed = log, question, allowed
 
     def forward(self, question: str) -> Any:
@@ -143,7 +135,7 @@ def hint(prompt: Prompt) -> str:
 
 
 def logged_lm(log: Log, **kwargs: Any) -> Any:
-    return scripted_lm(polite_rules(), before=Paid(log), **kwargs)
+    return scripted_lm(polite_rules(), before=log, **kwargs)
 
 
 def compiled(executor: Executor | None = None, student: Any = None, **changes: Any) -> Any:
@@ -152,7 +144,7 @@ def compiled(executor: Executor | None = None, student: Any = None, **changes: A
     lm = chosen.pop("lm", None) or scripted_lm(polite_rules())
     with dspy.context(lm=lm, **chosen.pop("context", {})):
         return optimizer_of(executor=executor, **chosen).compile(
-            student or dspy.Predict("question -> answer"),
+            student or predictor(),
             trainset=questions(4),
             valset=questions(4, start=100),
         )
@@ -162,29 +154,26 @@ def is_usable(executor: Executor) -> bool:
     return executor.submit(abs, -1).result(WAIT_S) == 1
 
 
-def n_calls(results: Any) -> int:
-    return sum(usage.n_lm_calls for usage in results.usage.values())
-
-
 # ---------------------------------------------------------------------- the same run
 
 
-def metric_for(word: str) -> Callable[..., dspy.Prediction]:
-    def says(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
-        return dspy.Prediction(score=float(pred.answer == word), feedback=f"Say {word}.")
-
-    return says
-
-
-def test_any_executor_gives_what_our_threads_give_with_lms_and_classes_of_the_users(
-    executor: Executor,
+def test_any_executor_gives_what_our_threads_give_down_to_the_records(
+    executor: Executor, tmp_path: Path
 ) -> None:
+    """With LMs and classes of the user's own."""
     own_lm = scripted_lm([("", polite_answer)])
     rules = [*polite_rules()[:-1], ("`hint`", hint)]
-    chosen: dict[str, Any] = {"metric": metric_for("please"), "gate": Gate()}
-    here = compiled(student=Two(own_lm), lm=scripted_lm(rules), **chosen)
-    there = compiled(executor, Two(own_lm), lm=scripted_lm(rules), **chosen)
+
+    def says_please(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
+        return dspy.Prediction(score=float(pred.answer == "please"), feedback="Say please.")
+
+    lms = {"student": Two(own_lm), "lm": scripted_lm(rules)}
+    chosen: dict[str, Any] = {"metric": says_please, "gate": Gate(), **lms}
+    here = compiled(log_dir=tmp_path / "a", **chosen)
+    there = compiled(executor, log_dir=tmp_path / "b", **chosen)
     assert facts(there) == facts(here)
+    made = [records(tmp_path / name, "rollout", "lesson", "update") for name in "ab"]
+    assert made[0] == made[1] != {}
     assert '"op": "ADD"' in facts(there)
     assert there.second.lm is own_lm
     assert is_usable(executor)
@@ -214,15 +203,14 @@ class LockedEngine(ScriptedEngine):
         return dict(vars(self))
 
 
-@pytest.mark.parametrize(
-    ("named", "changes"),
-    [
-        ("the metric cannot be sent", {"metric": Locked()}),
-        ("the program cannot be sent", {"student": LockedProgram()}),
-        ("settings of dspy.context", {"lm": dspy.LM("x", engine=LockedEngine(polite_rules()))}),
-    ],
-    ids=["metric", "program", "LM"],
-)
+CANNOT_BE_SENT = {
+    "the metric cannot be sent": {"metric": Locked()},
+    "the program cannot be sent": {"student": LockedProgram()},
+    "settings of dspy.context": {"lm": dspy.LM("x", engine=LockedEngine(polite_rules()))},
+}
+
+
+@pytest.mark.parametrize(("named", "changes"), CANNOT_BE_SENT.items(), ids=CANNOT_BE_SENT)
 def test_what_cannot_be_sent_is_named_before_the_first_call_with_what_to_do(
     named: str, changes: dict[str, Any], pool: Executor, tmp_path: Path
 ) -> None:
@@ -237,29 +225,24 @@ def test_what_cannot_be_sent_is_named_before_the_first_call_with_what_to_do(
 # ---------------------------------------------------------------------- lost workers
 
 
-def rows(log_dir: Path) -> Counter[str]:
-    """How many records there are of each kind."""
-    return Counter({kind: len(records(log_dir, kind)) for kind in ("rollout", "lost")})
-
-
 @pytest.mark.parametrize("limits", [{}, {"max_lm_calls": 300}], ids=["no limit", "limit"])
 def test_what_a_killed_worker_had_begun_is_done_again_elsewhere_and_recorded_once(
     limits: dict[str, int], client: Client, tmp_path: Path
 ) -> None:
     killed, calls = Log(tmp_path / "killed"), Log(tmp_path / "calls")
     student = Deadly(killed, "question 2", allowed=1)
-    chosen: dict[str, Any] = {"version": "1", **limits}
-    lm = logged_lm(calls)
-    run = compiled(client.get_executor(), student, lm=lm, log_dir=tmp_path / "a", **chosen)
+    chosen: dict[str, Any] = {"version": "1", "lm": logged_lm(calls), **limits}
+    run = compiled(client.get_executor(), student, log_dir=tmp_path / "a", **chosen)
     assert len(killed.lines) == 1
     n_made = len(calls.lines)
-    spared = compiled(None, student, lm=lm, log_dir=tmp_path / "b", **chosen)
-    assert rows(tmp_path / "a") == rows(tmp_path / "b")
-    assert facts_of_end(run.detailed_results) == facts_of_end(spared.detailed_results)
-    assert not run.detailed_results.failures
+    spared = compiled(None, student, log_dir=tmp_path / "b", **chosen)
+    assert len(records(tmp_path / "a", "rollout")) == len(records(tmp_path / "b", "rollout"))
+    ends = [untimed(each.detailed_results) for each in (run, spared)]
+    for name in ("library", "updates", "ended_because", "failures"):
+        assert ends[0][name] == ends[1][name]
     assert 1 <= n_made - (len(calls.lines) - n_made) <= 3  # what was lost was paid
     if limits:  # which counts: the whole reservation, as nobody knows what it took
-        assert n_made <= n_calls(run.detailed_results) <= 300
+        assert n_made <= n_calls(run) <= 300
         assert run.detailed_results.usage["unfinished"].n_lm_calls >= 1
 
 
@@ -291,7 +274,7 @@ def test_a_broken_pool_ends_the_run_which_goes_on_in_another(
     run = compiled(pool, student, **chosen)
     alone = compiled(None, student, lm=scripted_lm(polite_rules()))
     assert run.detailed_results.library == alone.detailed_results.library
-    n_needed = n_calls(alone.detailed_results)
+    n_needed = n_calls(alone)
     assert len(calls.lines) <= n_needed + 4  # what was in flight: two for each worker
 
 
@@ -316,52 +299,28 @@ def test_max_lm_calls_holds_over_all_processes_also_where_a_first_reservation_is
     most: int, pool: Executor, tmp_path: Path
 ) -> None:
     calls = Log(tmp_path / "calls")
-    run = compiled(
-        pool, Several(), lm=logged_lm(calls), max_lm_calls=most, epochs=3, seed=1
-    ).detailed_results
+    run = compiled(pool, Several(), lm=logged_lm(calls), max_lm_calls=most, epochs=3, seed=1)
     assert most / 4 < len(calls.lines) <= n_calls(run) <= most
-    assert run.ended_because.startswith(f"max_lm_calls={most} is used up")
+    assert run.detailed_results.ended_because.startswith(f"max_lm_calls={most} is used up")
 
 
-class Dollars(ScriptedEngine):
-    """Logs what each answer costs at a dollar a token."""
+class Dollars(Log):
+    """Logs what each call costs at a dollar a prompt token."""
 
-    def __init__(self, log: Log) -> None:
-        super().__init__(polite_rules())
-        self.log = log
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"log": self.log}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
-    def complete(self, request: lm15.Request) -> lm15.Response:
-        response = super().complete(request)
-        self.log(response.usage.input_tokens + response.usage.output_tokens)
-        return response
+    def __call__(self, prompt: Any) -> None:
+        super().__call__(len(prompt.text.split()))
 
 
 @pytest.mark.parametrize("most", [2_000, 6_000])
 def test_max_cost_holds_over_all_processes(most: float, pool: Executor, tmp_path: Path) -> None:
-    log = Log(tmp_path / "dollars")
-    lm = dspy.LM("scripted", engine=Dollars(log), cache=False, max_tokens=100)
-    run = compiled(
-        pool,
-        lm=lm,
-        max_cost=most,
-        prices={"scripted": (1e6, 1e6)},
-        gate=NoGate(),
-        epochs=20,
-    ).detailed_results
+    log, prices = Dollars(tmp_path / "dollars"), {"scripted": (1e6, 0.0)}
+    lm = logged_lm(log, max_tokens=100)
+    run = compiled(pool, lm=lm, max_cost=most, prices=prices, gate=NoGate(), epochs=20)
     spent = sum(map(int, log.lines))
     assert 0 < spent <= most
-    assert sum(usage.cost_usd for usage in run.usage.values()) == pytest.approx(spent)
-    assert run.ended_because.startswith(f"max_cost={most}")
-
-
-def facts_of_end(run: Any) -> list[Any]:
-    return [run.to_dict()[name] for name in ("library", "updates", "ended_because")]
+    results = run.detailed_results
+    assert sum(usage.cost_usd for usage in results.usage.values()) == pytest.approx(spent)
+    assert results.ended_because.startswith(f"max_cost={most}")
 
 
 class Hanging(dspy.Module):
@@ -369,29 +328,15 @@ class Hanging(dspy.Module):
 
     def __init__(self, pipe: Path, question: str) -> None:
         super().__init__()
-        self.ask = dspy.Predict("question -> answer")
-        self.pipe, self.question, self.hung = pipe, question, pipe.with_name("hung")
+        self.ask = predictor()
+        self.pipe, self.question = pipe, question
 
     def forward(self, question: str) -> Any:
-        if question == self.question and self.is_first():
-            self.pipe.read_text()
+        with contextlib.suppress(FileExistsError):
+            if question == self.question:
+                self.pipe.with_name("hung").touch(exist_ok=False)
+                self.pipe.read_text()
         return self.ask(question=question)
-
-    def is_first(self) -> bool:
-        """Also where two calls, of whatever process, get the question at the same time."""
-        try:
-            self.hung.touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        return True
-
-
-@pytest.fixture
-def pipe(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    yield path
-    release(path)
 
 
 def release(path: Path) -> None:
@@ -401,23 +346,15 @@ def release(path: Path) -> None:
     os.close(reader)
 
 
-def warm(executor: Executor) -> Executor:
-    """Its workers have imported what they need."""
-    assert compiled(executor).detailed_results.updates
-    return executor
-
-
 def test_a_rollout_that_takes_too_long_is_left_and_those_behind_it_are_not_on_its_clock(
-    pipe: Path,
+    tmp_path: Path,
 ) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    limits = {"num_threads": 16, "rollout_timeout_s": 4.0, "max_lm_calls": 60}
     with processes(2) as executor:
-        run = compiled(
-            warm(executor),
-            Hanging(pipe, "question 100"),
-            num_threads=16,
-            rollout_timeout_s=4.0,
-            max_lm_calls=60,
-        ).detailed_results
+        assert compiled(executor).detailed_results.updates  # its workers have what they need
+        run = compiled(executor, Hanging(pipe, "question 100"), **limits).detailed_results
         release(pipe)
     assert run.failures == {"timeout": 1}
     assert sum(finalist.score.n_failed for finalist in run.finalists) == 1
@@ -451,12 +388,12 @@ def leaky(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
 class LeakyProgram(dspy.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.ask = dspy.Predict("question -> answer")
+        self.ask = predictor()
 
     def forward(self, question: str) -> Any:
         prediction = self.ask(question=question)
+        key = dspy.settings.lm.kwargs["api_key"]
         if question == "question 1":
-            key = dspy.settings.lm.kwargs["api_key"]
             raise ValueError(key)
         return prediction
 
@@ -466,22 +403,11 @@ def test_keys_travel_and_reach_no_file_no_record_and_no_report(
 ) -> None:
     server.rules = [*polite_rules()[:2], ("", chat(answer="please"))]
     lm = server.lm(api_key=KEY, temperature=1.0)
-    run = compiled(
-        client.get_executor(),
-        LeakyProgram(),
-        lm=lm,
-        metric=leaky,
-        gate=NoGate(),
-        log_dir=tmp_path / "runs",
-    )
+    chosen = {"lm": lm, "metric": leaky, "gate": NoGate(), "log_dir": tmp_path / "runs"}
+    run = compiled(client.get_executor(), LeakyProgram(), **chosen)
     lm.close()
     assert server.keys == {KEY}
     assert KEY not in facts(run)
     assert b"(secret)" in (tmp_path / "runs" / "tfgrpo_store.db").read_bytes()
     for path in [*tmp_path.rglob("*"), *folder.rglob("*")]:
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
-
-
-def test_an_executor_must_be_one() -> None:
-    with pytest.raises(SettingsError, match=r"executor=4: pass a concurrent.futures.Executor"):
-        grpo(is_polite, executor=4)  # type: ignore[arg-type]

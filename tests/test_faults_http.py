@@ -5,16 +5,17 @@ changes, every request is counted, and nothing recorded is asked again.
 """
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import dspy
 import pytest
-from chat_server import ChatServer, Fault, Plan, in_turn
-from runs import learned, library_texts, polite_rules, untimed
+from chat_server import ChatServer, Fault, Plan, in_turn, server
+from runs import learned, library_texts, n_calls, polite_rules, untimed
 from scripted import EXTRACT, UPDATE
 
 from tfgrpo_dspy import NoGate
+
+__all__ = ["server"]  # a fixture
 
 KEY = "sk-secret-of-the-fault-test-0123456789"
 NUM_THREADS = 4
@@ -32,11 +33,10 @@ TOO_LONG = Fault(400, "This model's maximum context length is 1024.", "context_l
 TOO_LONG_FOR_LLAMA = Fault(400, "the request exceeds the available context size", "invalid")
 
 
-def run(server: ChatServer, **settings: Any) -> Any:
-    """A program after one epoch, all of its calls over HTTP; `num_retries` is the LM's."""
-    kwargs = {"api_key": KEY, "seed": 1, "temperature": 1.0, "num_retries": 3}
-    kwargs["num_retries"] = settings.pop("num_retries", 3)
-    lm = server.lm(**kwargs)
+def run(server: ChatServer, plan: Plan | None = None, **settings: Any) -> Any:
+    """A program after one epoch, all of its calls over HTTP."""
+    server.rules, server.plan = polite_rules(), plan or server.plan
+    lm = server.lm(api_key=KEY, seed=1, temperature=1.0, num_retries=3)
     try:
         given = {"gate": NoGate(), "epochs": 1, "num_threads": NUM_THREADS, **settings}
         return learned(lm=lm, **given)
@@ -48,38 +48,20 @@ def what_was_learned(program: Any) -> Any:
     return untimed(program.detailed_results)["updates"], library_texts(program)
 
 
-def n_calls(program: Any, name: str = "n_lm_calls") -> int:
-    return sum(getattr(usage, name) for usage in program.detailed_results.usage.values())
-
-
 @pytest.fixture(scope="module")
 def undisturbed() -> Any:
     """What is learned where nothing goes wrong."""
     dspy.configure_cache(enable_disk_cache=False)
-    with dspy.context(lm=None, adapter=None, callbacks=[]), ChatServer(polite_rules()) as server:
+    with dspy.context(lm=None, adapter=None, callbacks=[]), ChatServer() as server:
         found = what_was_learned(run(server))
     assert found[1]
     return found
 
 
-@pytest.fixture
-def spoilt() -> Iterator[Any]:
-    """Makes servers that go with the test."""
-    servers: list[ChatServer] = []
-
-    def make(plan: Plan) -> ChatServer:
-        servers.append(ChatServer(polite_rules(), plan))
-        return servers[-1].__enter__()
-
-    yield make
-    for server in servers:
-        server.__exit__()
-
-
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_a_fault_that_passes_changes_nothing_and_every_request_is_counted(
-    fault: Fault, place: str, spoilt: Any, undisturbed: Any
+    fault: Fault, place: str, server: ChatServer, undisturbed: Any
 ) -> None:
     first: list[str] = []
 
@@ -87,8 +69,7 @@ def test_a_fault_that_passes_changes_nothing_and_every_request_is_counted(
         is_first = re.search(place, prompt) and len(first) < 2 and not first.append(prompt)
         return fault if is_first else None
 
-    server = spoilt(plan)
-    program = run(server)
+    program = run(server, plan)
     assert len(first) == 2 or place == UPDATE
     assert what_was_learned(program) == undisturbed
     assert program.detailed_results.failures == {}
@@ -98,11 +79,11 @@ def test_a_fault_that_passes_changes_nothing_and_every_request_is_counted(
 
 
 def test_a_call_that_is_told_to_wait_is_not_made_again_before(
-    spoilt: Any, undisturbed: Any
+    server: ChatServer, undisturbed: Any
 ) -> None:
     pause_s = 0.5
-    server = spoilt(in_turn(None, None, Fault(429, "Slow down.", "rate_limit_exceeded", "0.5")))
-    assert what_was_learned(run(server)) == undisturbed
+    plan = in_turn(None, None, Fault(429, "Slow down.", "rate_limit_exceeded", str(pause_s)))
+    assert what_was_learned(run(server, plan)) == undisturbed
     (refused,) = (arrival for arrival in server.arrivals if arrival.fault)
     (again,) = (arrival for arrival in server.arrivals if arrival.attempt == 1)
     assert again.content == refused.content
@@ -115,24 +96,9 @@ def is_rollout_of(question: str, prompt: str) -> bool:
 
 @pytest.mark.parametrize("fault", [TOO_LONG, TOO_LONG_FOR_LLAMA], ids=["OpenAI's", "llama.cpp's"])
 def test_a_prompt_that_is_too_long_is_a_failed_rollout_and_is_not_tried_again(
-    fault: Fault, spoilt: Any
+    fault: Fault, server: ChatServer
 ) -> None:
-    server = spoilt(lambda _n, prompt: fault if is_rollout_of("question 2", prompt) else None)
-    results = run(server).detailed_results
+    program = run(server, lambda _n, prompt: fault if is_rollout_of("question 2", prompt) else None)
     failed = [arrival for arrival in server.arrivals if arrival.fault]
     assert [arrival.attempt for arrival in failed] == [0] * len(failed)
-    assert results.failures == {"program": len(failed)}
-
-
-def test_a_server_that_never_answers_one_request_costs_one_rollout(spoilt: Any) -> None:
-    late: list[str] = []
-
-    def plan(_number: int, prompt: str) -> Fault | None:
-        is_first = is_rollout_of("question 2", prompt) and not late
-        late.extend([prompt] * is_first)
-        return Fault("late", delay_s=60) if is_first else None
-
-    server = spoilt(plan)
-    results = run(server, rollout_timeout_s=2.0).detailed_results
-    assert results.failures == {"timeout": 1}
-    assert max(arrival.attempt for arrival in server.arrivals) == 0
+    assert program.detailed_results.failures == {"program": len(failed)}

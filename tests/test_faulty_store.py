@@ -3,10 +3,10 @@
 import resource
 import shutil
 from pathlib import Path
-from typing import Any
 
 import dspy
 import pytest
+from runs import AtCall
 from test_promise_resume import compiled, facts, lm_of, offline
 from test_store import contents
 
@@ -34,18 +34,6 @@ def test_the_rows_that_a_killed_run_left_in_the_write_ahead_log_are_read(tmp_pat
     assert left is not None
     assert left.get("lesson:1") == {"text": "Be kind."}
     left.close()
-
-
-class AtCall:
-    """Does something at the n-th call of the LM."""
-
-    def __init__(self, n: int, act: Any) -> None:
-        self.n, self.act, self.n_calls = n, act, 0
-
-    def __call__(self, _prompt: Any) -> None:
-        self.n_calls += 1
-        if self.n_calls == self.n:
-            self.act()
 
 
 def test_a_log_dir_that_is_removed_in_the_middle_is_said_and_the_best_program_is_on_the_error(

@@ -15,11 +15,11 @@ from typing import Any
 
 import dspy
 import pytest
-from runs import library_texts, predictor
+from runs import knowing, library_texts, predictor
 from scripted import EXTRACT, Prompt, chat, lessons, scripted_lm
 from small import grpo
 
-from tfgrpo_dspy import AddLessons, Decision, ExperienceLibrary, Gate
+from tfgrpo_dspy import AddLessons, Decision, ExperienceLibrary, Gate, RunEvidence
 from tfgrpo_dspy.results import Gain
 
 CODES = {"slate": "T08", "amber": "B20", "cedar": "M55", "linen": "V93"}
@@ -137,6 +137,21 @@ def test_what_is_not_better_than_the_student_is_not_returned(lines: list[str]) -
     assert results.best == results.student
     assert results.gain == Gain(0.0, None, None, 12)
     assert "did not beat the student" in results.nothing_learned
+
+
+class Forgets(Gate):
+    """Keeps E1 only: the ids of what is proposed are retired."""
+
+    def decide(self, evidence: RunEvidence) -> Decision:
+        proposed = evidence.proposed
+        return Decision(proposed.holding(e for e in proposed if e.id == "E1"), "forgets")
+
+
+def test_a_result_with_the_experiences_of_the_student_is_the_student() -> None:
+    student = knowing("Be kind.")
+    program = compiled(world(), student=student, gate=Forgets(), **SMALL)
+    assert program.dump_state() == student.dump_state()
+    assert program.detailed_results.finalists == (), "there is nothing to measure"
 
 
 def test_of_nested_libraries_the_one_that_is_better_without_the_rest_is_returned() -> None:

@@ -117,15 +117,9 @@ def instructed(text: str) -> dspy.Predict:
     return dspy.Predict(dspy.Signature("question -> answer", text))
 
 
-def with_demo() -> dspy.Predict:
+def holding(**attributes: Any) -> dspy.Predict:
     program = dspy.Predict("question -> answer")
-    program.demos = [dspy.Example(question="q", answer="a")]
-    return program
-
-
-def with_own_lm() -> dspy.Predict:
-    program = dspy.Predict("question -> answer")
-    program.lm = lm_of(top_p=0.5)
+    vars(program).update(attributes)
     return program
 
 
@@ -141,9 +135,9 @@ REPLAYED: dict[str, dict[str, Any]] = {
 }
 CHANGED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "instructions": ({"student": instructed("Answer.")}, ALL),
-    "demos": ({"student": with_demo()}, SAMPLES),
+    "demos": ({"student": holding(demos=[dspy.Example(question="q", answer="a")])}, SAMPLES),
     "code of the program": ({"student": OtherPredict("question -> answer")}, SAMPLES),
-    "the program's own LM": ({"student": with_own_lm()}, SAMPLES),
+    "the program's own LM": ({"student": holding(lm=lm_of(top_p=0.5))}, SAMPLES),
     "model": ({"lm": lm_of(model="other")}, SAMPLES),
     "a parameter of the LM": ({"lm": lm_of(top_p=0.5)}, SAMPLES),
     "the most tokens of the LM": ({"lm": lm_of(max_tokens=51)}, SAMPLES),
@@ -178,6 +172,30 @@ def test_each_part_of_a_key_changed_alone_makes_its_stages_anew(
     shutil.copytree(recorded, tmp_path / "log")
     assert run(tmp_path / "log", **changes) == anew
     assert run(tmp_path / "log") == set()  # the records of the first run stand beside the others
+
+
+class Page:
+    """A value whose class tells nothing of its text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@pytest.mark.parametrize(("field", "kind"), [("answer", Page), ("password", str)])
+def test_every_field_of_an_example_counts_by_its_text(
+    field: str, kind: Any, tmp_path: Path
+) -> None:
+    def of(*texts: str) -> list[dspy.Example]:
+        return [
+            dspy.Example(question="?", **{field: kind(t)}).with_inputs("question") for t in texts
+        ]
+
+    assert run(tmp_path, trainset=of("one", "two")) == ALL
+    assert run(tmp_path, trainset=of("one", "two")) == set()
+    assert run(tmp_path, trainset=of("one", "another")) >= SAMPLES
 
 
 def test_two_answers_to_one_prompt_are_two_records(tmp_path: Path) -> None:

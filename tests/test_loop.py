@@ -1,10 +1,10 @@
 """The event loop of a run by itself: what is begun when, what is raised where, what hangs."""
 
 import asyncio
-import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,66 +13,19 @@ from hypothesis import strategies as st
 
 from tfgrpo_dspy.budget import Ledger
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.run.loop import Loop, TimedOutError
+from tfgrpo_dspy.run.loop import Loop
 
 WAIT_S = 10.0
 """How long a test waits for what should come; it does not come where something waits in vain."""
 NEVER = threading.Event()
 
 
+def submitted(loop: Loop, work: Any, priority: tuple[int, ...], record: Any) -> Any:
+    return loop.submit(lambda: loop.in_thread(work), priority, record)
+
+
 def as_it_is(result: Any) -> Any:
     return result
-
-
-def slept(i: int, j: int, delay: int) -> Callable[[], Any]:
-    def work() -> tuple[int, int, int]:
-        NEVER.wait(delay / 1000)
-        return (i, j, delay)
-
-    return work
-
-
-@st.composite
-def graphs(draw: st.DrawFn) -> list[tuple[list[int], list[int]]]:
-    """For each node, earlier nodes that it waits for, and its tasks: how long each takes, in ms."""
-    n = draw(st.integers(1, 12))
-    earlier = [draw(st.lists(st.integers(0, i - 1), max_size=4)) if i else [] for i in range(n)]
-    return [(nodes, draw(st.lists(st.integers(0, 3), max_size=3))) for nodes in earlier]
-
-
-@given(graph=graphs(), num_threads=st.integers(1, 6), seed=st.integers(0, 99))
-@settings(max_examples=60)
-def test_whatever_waits_for_whatever_each_gets_its_own_result(
-    graph: list[tuple[list[int], list[int]]], num_threads: int, seed: int
-) -> None:
-    loop, order = Loop(Ledger(), num_threads), random.Random(seed)
-    nodes: dict[int, asyncio.Task[Any]] = {}
-
-    def node(i: int) -> "asyncio.Task[Any]":
-        if i not in nodes:
-            nodes[i] = loop.spawn(computed(i))
-        return nodes[i]
-
-    async def computed(i: int) -> Any:
-        earlier, delays = graph[i]
-        tasks = [
-            loop.submit(slept(i, j, delay), (order.randrange(3),), as_it_is)
-            for j, delay in enumerate(delays)
-        ]
-        return (i, [await node(other) for other in earlier], [await task for task in tasks])
-
-    async def everything() -> list[Any]:
-        shuffled = list(range(len(graph)))
-        order.shuffle(shuffled)
-        for i in shuffled:
-            node(i)
-        return [await node(i) for i in range(len(graph))]
-
-    def expected(i: int) -> Any:
-        earlier, delays = graph[i]
-        return (i, [expected(j) for j in earlier], [(i, j, d) for j, d in enumerate(delays)])
-
-    assert loop.run(everything()) == [expected(i) for i in range(len(graph))]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20))
@@ -84,10 +37,10 @@ def test_of_tasks_that_wait_the_lowest_priority_is_begun_first_and_of_equals_the
     begun: list[Any] = []
 
     async def main() -> None:
-        first = loop.submit(lambda: may_begin.wait(WAIT_S), (0,), as_it_is)
+        first = submitted(loop, lambda: may_begin.wait(WAIT_S), (0,), as_it_is)
         await asyncio.sleep(0)
         rest = [
-            loop.submit(lambda entry=(priority, i): begun.append(entry), priority, as_it_is)
+            submitted(loop, lambda entry=(priority, i): begun.append(entry), priority, as_it_is)
             for i, priority in enumerate(priorities)
         ]
         await asyncio.sleep(0)
@@ -98,68 +51,50 @@ def test_of_tasks_that_wait_the_lowest_priority_is_begun_first_and_of_equals_the
     assert begun == sorted((priority, i) for i, priority in enumerate(priorities))
 
 
-class Ending:
-    """Two slots: one task hangs, others wait for its slot; then an error is raised at a place."""
-
-    def __init__(self, loop: Loop, where: str, error: type[BaseException]) -> None:
-        self.loop = loop
-        self.where = where
-        self.error = error
-        self.hangs, self.released = threading.Event(), threading.Event()
-        self.begun: list[int] = []
-        self.closed: list[str] = []
-
-    def hang(self, i: int) -> None:
-        self.begun.append(i)
-        self.hangs.set()
-        self.released.wait(WAIT_S)
-
-    def fail(self, _: Any = None) -> Any:
-        assert self.hangs.wait(WAIT_S)
-        raise self.error
-
-    async def waiting(self) -> None:
-        try:
-            tasks = [self.loop.submit(lambda i=i: self.hang(i), (1,), as_it_is) for i in range(5)]
-            await asyncio.gather(*tasks)
-        finally:
-            self.closed.append("waiting")
-
-    async def failing(self) -> None:
-        work = self.fail if self.where == "a task" else lambda: None
-        record = self.fail if self.where == "what records the result" else as_it_is
-        await self.loop.submit(work, (0,), record)
-        self.fail()
-
-    async def main(self) -> None:
-        try:
-            self.loop.spawn(self.failing())
-            self.loop.spawn(self.waiting())
-            await asyncio.get_running_loop().create_future()  # nobody awaits the two
-        finally:
-            self.closed.append("main")
-
-
 @pytest.mark.parametrize("where", ["a coroutine", "a task", "what records the result"])
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_what_is_raised_anywhere_ends_the_run_and_leaves_nothing_running(
     where: str, error: type[BaseException]
 ) -> None:
-    loop = Loop(Ledger(), 2)
-    ending = Ending(loop, where, error)
-    with pytest.raises(error):
-        loop.run(ending.main())
-    assert sorted(ending.closed) == ["main", "waiting"]
-    n_begun = len(ending.begun)
-    assert 1 <= n_begun <= 2
+    """Two slots: one task hangs, others wait for its slot; then the error is raised."""
+    loop, hangs, released = Loop(Ledger(), 2), threading.Event(), threading.Event()
+    begun: list[int] = []
+    closed: list[bool] = []
+
+    def hang(i: int) -> None:
+        begun.append(i)
+        hangs.set()
+        released.wait(WAIT_S)
+
+    def fail(_: Any = None) -> Any:
+        assert hangs.wait(WAIT_S)
+        raise error
+
+    async def failing() -> None:
+        work = fail if where == "a task" else lambda: None
+        record = fail if where == "what records the result" else as_it_is
+        await submitted(loop, work, (0,), record)
+        fail()
+
+    async def main() -> None:
+        try:
+            loop.spawn(failing())
+            tasks = [submitted(loop, partial(hang, i), (1,), as_it_is) for i in range(5)]
+            await asyncio.gather(*tasks)  # nobody awaits what fails
+        finally:
+            closed.append(True)
 
     async def again() -> Any:
-        return [await loop.submit(lambda i=i: i, (0,), as_it_is) for i in range(4)]
+        return [await submitted(loop, lambda i=i: i, (0,), as_it_is) for i in range(4)]
 
+    with pytest.raises(error):
+        loop.run(main())
+    n_begun = len(begun)
+    assert closed and 1 <= n_begun <= 2
     assert loop.run(again()) == [0, 1, 2, 3]
-    ending.released.set()  # what hung finds nobody, and nothing that waited for its slot
+    released.set()  # what hung finds nobody, and nothing that waited for its slot
     assert loop.run(again()) == [0, 1, 2, 3]
-    assert len(ending.begun) == n_begun
+    assert len(begun) == n_begun
 
 
 def test_a_stopped_run_records_what_comes_soon_and_begins_nothing_more() -> None:
@@ -174,7 +109,7 @@ def test_a_stopped_run_records_what_comes_soon_and_begins_nothing_more() -> None
     recorded: list[int] = []
 
     async def main() -> None:
-        tasks = [loop.submit(lambda i=i: work(i), (0,), recorded.append) for i in range(6)]
+        tasks = [submitted(loop, lambda i=i: work(i), (0,), recorded.append) for i in range(6)]
         await asyncio.sleep(0.05)
         ledger.stop("told to")
         threading.Timer(0.3, may_end.set).start()
@@ -191,11 +126,11 @@ def test_a_task_that_takes_too_long_is_an_error_and_its_slot_is_free(n_hung: int
     together = threading.Barrier(3)
 
     async def all_of(works: list[Callable[[], Any]]) -> list[Any]:
-        return [await task for task in [loop.submit(w, (0,), as_it_is) for w in works]]
+        return [await task for task in [submitted(loop, w, (0,), as_it_is) for w in works]]
 
     hung = loop.run(all_of([lambda: released.wait(60)] * n_hung))
     assert {str(result) for result in hung} == {"took over 0.1 s"}
-    assert [type(result) for result in hung] == [TimedOutError] * n_hung
+    assert [type(result) for result in hung] == [TimeoutError] * n_hung
     wide = loop.run(all_of([lambda: together.wait(0.09)] * 3))  # while the others still hang
     assert sorted(wide) == [0, 1, 2]
     released.set()
@@ -206,6 +141,6 @@ def test_tasks_are_done_by_the_users_threads_where_there_are_any() -> None:
         loop = Loop(Ledger(), 2, pool=pool)
 
         async def name() -> str:
-            return await loop.submit(lambda: threading.current_thread().name, (0,), as_it_is)
+            return await submitted(loop, lambda: threading.current_thread().name, (0,), as_it_is)
 
         assert loop.run(name()).startswith("mine")

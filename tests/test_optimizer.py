@@ -6,12 +6,23 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import UNPARSED, Run, predictor, questions
-from scripted import EXTRACT, SUMMARIZE, UPDATE, Prompt, Rule, chat, lessons, operations
-from small import paper_grpo
+from runs import UNPARSED, Run, is_score, library_texts, predictor, questions
+from scripted import (
+    EXTRACT,
+    SUMMARIZE,
+    UPDATE,
+    Prompt,
+    Rule,
+    chat,
+    lessons,
+    operations,
+    scripted_lm,
+)
+from small import grpo, paper_grpo
 
 from tfgrpo_dspy import AddLessons, Experience, ExperienceLibrary, Gate, NoGate
 
@@ -126,7 +137,24 @@ def test_without_a_metric_it_warns_learns_and_measures_nothing() -> None:
         done = run(*teaching("worth -2"), metric=None, gate=None, batch_size=6)
     assert done.library.render() == "[E1*] worth -2"
     assert (done.results.student, done.results.best) == (None, None)
+    assert done.results.schedule["reserve"] == 0
     assert done.results.updates[0].groups[0].scores == (None, None)
+
+
+@pytest.mark.parametrize(("metric", "n_scored"), [(None, 2), (is_score, 0), (is_score, 2)])
+def test_traces_are_learned_from_and_measured_if_they_have_scores_and_there_is_a_metric(
+    metric: Any, n_scored: int
+) -> None:
+    traces = [{"inputs": {"question": "q"}, "outputs": {"answer": str(n)}} for n in range(2)]
+    scored = [trace | {"score": n} for n, trace in enumerate(traces) if n < n_scored]
+    lm = scripted_lm([*teaching("worth +1"), (r"question 1\d\d", deployed)])
+    with dspy.context(lm=lm):
+        learned = grpo(metric, progress=False).learn(
+            predictor(), traces=scored or traces, valset=questions(8, start=100)
+        )
+    is_measured = n_scored and metric is not None
+    assert lm.engine.n_calls(r"question 1\d\d") == (16 if is_measured else 0)
+    assert library_texts(learned) == ["worth +1"]
 
 
 # ---------------------------------------------------------------------- why nothing was learned

@@ -6,10 +6,12 @@ Calls, dollars and metric calls are counted where they are made: by the engine a
 import asyncio
 import contextlib
 import itertools
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -22,23 +24,28 @@ from runs import (
     Pair,
     is_polite,
     learned,
+    n_calls,
     optimizer_of,
+    polite_answer,
     polite_rules,
+    predictor,
     questions,
 )
-from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations
-from small import grpo
+from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations, scripted_lm
 from test_promise_deterministic import Latency
 
-from tfgrpo_dspy import Decision, ExperienceLibrary, Gate, NoGate, RunEvidence, SettingsError
+from tfgrpo_dspy import (
+    Decision,
+    ExperienceLibrary,
+    ExtractAdvantage,
+    Gate,
+    NoGate,
+    RunEvidence,
+    SettingsError,
+)
 from tfgrpo_dspy.experience.programs import language_models
 
-DOLLAR_A_TOKEN = {"scripted": (1e6, 1e6)}
 MAX_TOKENS = 100
-
-
-def overloaded() -> lm15.ServerError:
-    return lm15.ServerError("overloaded", status=503)
 
 
 class Tally(ScriptedEngine):
@@ -52,22 +59,21 @@ class Tally(ScriptedEngine):
     ) -> None:
         super().__init__(rules or polite_rules(), before)
         self.refused_share = refused_share
-        self.dollars = 0
-        self.at_once = self.most_at_once = 0
+        self.dollars = self.at_once = self.most_at_once = 0
 
     def complete(self, request: lm15.Request) -> lm15.Response:
         with self._lock:
             self.at_once += 1
             self.most_at_once = max(self.at_once, self.most_at_once)
-        try:
-            response = super().complete(request)
-        finally:
-            with self._lock:
-                self.at_once -= 1
-        if self.prompts[-1].random(str(len(self.prompts))).random() < self.refused_share:
-            raise overloaded()
+        response = super().complete(request)
+        is_refused = self.prompts[-1].random(str(len(self.prompts))).random() < self.refused_share
         with self._lock:
-            self.dollars += response.usage.input_tokens + response.usage.output_tokens
+            self.at_once -= 1
+            if not is_refused:
+                self.dollars += response.usage.input_tokens + response.usage.output_tokens
+        overloaded = lm15.ServerError("overloaded", status=503)
+        if is_refused:
+            raise overloaded
         return response
 
 
@@ -85,12 +91,20 @@ def lm_on(engine: Tally, **kwargs: Any) -> dspy.LM:
     return dspy.LM("scripted", engine=engine, async_engine=AsyncEngine(engine), **given_)
 
 
+def priced(dollars: float = 1e-6) -> dict[str, Any]:
+    """Prices of so many dollars a token."""
+    return {"prices": {"scripted": (1e6 * dollars, 1e6 * dollars)}}
+
+
 HELD: dict[str, Any] = {}
 """An LM that programs and metrics know as a global."""
 
 
+SWALLOWED: dict[str, Any] = {"nothing": (), "exceptions": Exception, "everything": BaseException}
+
+
 class Zoo(dspy.Module):
-    """Calls its LM in each of the ways named, and goes on whatever happens."""
+    """Calls its LM in each of the ways named, twice, and swallows what it is told to."""
 
     def __init__(self, kinds: list[str], swallows: str, own_lm: Any) -> None:
         super().__init__()
@@ -99,59 +113,30 @@ class Zoo(dspy.Module):
         self.several = dspy.Predict("question -> answer", n=3, temperature=0.9)
         self.own = dspy.Predict("question -> answer")
         self.own.lm = own_lm
-        self.nested = Pair()
         self.modules = [Pair(), {"one": dspy.ChainOfThought("question -> answer")}]
         self.lms = [own_lm]
         held = own_lm.copy(num_retries=0)
         self.in_closure = lambda: held
 
     def forward(self, question: str) -> dspy.Prediction:
-        for kind in self.kinds:
-            for _ in range(2):
-                self.safely(getattr(self, f"by_{kind}"), question)
+        for kind in [kind for kind in self.kinds for _ in range(2)]:
+            with contextlib.suppress(SWALLOWED[self.swallows]):
+                KINDS[kind](self, question)
         return dspy.Prediction(answer="please" if len(question) % 2 else "no")
 
-    def safely(self, call: Callable[[str], Any], question: str) -> None:
-        if self.swallows == "everything":
-            try:
-                call(question)
-            except:  # noqa: E722 - as users write it
-                return
-        elif self.swallows == "exceptions":
-            with contextlib.suppress(Exception):
-                call(question)
-        else:
-            call(question)
-
-    def by_predict(self, question: str) -> None:
-        self.ask(question=question)
-
-    def by_several_completions(self, question: str) -> None:
-        self.several(question=question)
-
-    def by_own_lm(self, question: str) -> None:
-        self.own(question=question)
-
     def by_nested(self, question: str) -> None:
-        self.nested(question=question)
         self.modules[0](question=question)
         self.modules[1]["one"](question=question)
 
-    def by_lm_in_a_list(self, question: str) -> None:
-        with dspy.context(lm=self.lms[0]):
-            self.ask(question=question)
+    def by_lm(self, question: str) -> None:
         self.lms[0](f"question {question}")
-
-    def by_closure(self, question: str) -> None:
-        with dspy.context(lm=self.in_closure()):
-            self.ask(question=question)
-
-    def by_global(self, question: str) -> None:
         HELD["lm"](f"question {question}", n=2)
-
-    def by_forward(self, question: str) -> None:
         dspy.settings.lm.forward(f"question {question}")
         asyncio.run(dspy.settings.lm.aforward(f"question {question}"))
+
+    def on(self, lm: Any, question: str) -> None:
+        with dspy.context(lm=lm):
+            self.ask(question=question)
 
     def by_async(self, question: str) -> None:
         async def both() -> None:
@@ -164,19 +149,24 @@ class Zoo(dspy.Module):
         pairs = [(self.ask, example), (self.own, example), (self.ask, example)]
         dspy.Parallel(num_threads=2, disable_progress_bar=True, provide_traceback=False)(pairs)
 
-    def by_copied_lm(self, question: str) -> None:
-        with dspy.context(lm=dspy.settings.lm.copy(num_retries=4, n=2)):
-            self.ask(question=question)
-
     def by_changed_lm(self, question: str) -> None:
         dspy.settings.lm.num_retries = 4
         self.ask(question=question)
 
-    def by_copied_program(self, question: str) -> None:
-        self.own.deepcopy()(question=question)
 
-
-KINDS = sorted(name.removeprefix("by_") for name in vars(Zoo) if name.startswith("by_"))
+KINDS: dict[str, Callable[[Any, str], Any]] = {
+    "predictor": lambda zoo, question: zoo.ask(question=question),
+    "several completions": lambda zoo, question: zoo.several(question=question),
+    "own LM": lambda zoo, question: zoo.own(question=question),
+    "nested": Zoo.by_nested,
+    "LM itself": Zoo.by_lm,
+    "LM in a closure": lambda zoo, question: zoo.on(zoo.in_closure(), question),
+    "copied LM": lambda zoo, question: zoo.on(dspy.settings.lm.copy(num_retries=4, n=2), question),
+    "changed LM": Zoo.by_changed_lm,
+    "copied program": lambda zoo, question: zoo.own.deepcopy()(question=question),
+    "async": Zoo.by_async,
+    "dspy.Parallel": Zoo.by_parallel,
+}
 
 
 class Metric:
@@ -197,35 +187,16 @@ class Metric:
             with dspy.context(lm=HELD["lm"]):
                 ask(question=example.question)
         elif self.judge == "swallows":
-            try:
+            with contextlib.suppress(BaseException):
                 ask(question=example.question)
-            except:  # noqa: E722 - as users write it
-                return 0.0
         return is_polite(example, pred)
-
-
-def compiled(engine: Tally, student: Any, metric: Any, **settings_: Any) -> Any:
-    lm = lm_on(engine)
-    given_ = {"group_size": 2, "epochs": 2, "num_threads": 4, "progress": False, **settings_}
-    with dspy.context(lm=lm):
-        return grpo(metric, **given_).compile(
-            student, trainset=questions(3), valset=questions(2, start=100)
-        )
-
-
-def all_calls(optimized: Any) -> int:
-    return sum(usage.n_lm_calls for usage in optimized.detailed_results.usage.values())
-
-
-def some(*names: str) -> Any:
-    return st.sampled_from(names)
 
 
 @pytest.mark.timeout(90)
 @given(
-    kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
-    swallows=some("nothing", "exceptions", "everything"),
-    judge=some("none", "settings.lm", "its own LM", "swallows"),
+    kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=4),
+    swallows=st.sampled_from(sorted(SWALLOWED)),
+    judge=st.sampled_from(["none", "settings.lm", "its own LM", "swallows"]),
     refused_share=st.sampled_from([0.0, 0.0, 0.03]),
     num_threads=st.sampled_from([1, 4, 16]),
     max_lm_calls=st.none() | st.integers(11, 120),
@@ -250,27 +221,31 @@ def test_no_budget_is_ever_exceeded_whatever_the_program_does(
     HELD["lm"] = lm_on(engine, num_retries=0)
     if max_cost is None:
         max_lm_calls = max_lm_calls or 60  # what is not metered is only watched under a limit
-    optimized = compiled(
-        engine,
-        Zoo(kinds, swallows, own_lm),
-        metric,
+    optimizer = optimizer_of(
+        metric=metric,
+        group_size=2,
+        epochs=2,
         num_threads=num_threads,
         gate=gate(),
         max_lm_calls=max_lm_calls,
         max_metric_calls=max_metric_calls,
         max_cost=max_cost,
-        prices=DOLLAR_A_TOKEN,
         max_errors=10_000,
+        **priced(1),
     )
+    with dspy.context(lm=lm_on(engine)):
+        optimized = optimizer.compile(
+            Zoo(kinds, swallows, own_lm), trainset=questions(3), valset=questions(2, start=100)
+        )
     results = optimized.detailed_results
     event(results.ended_because.partition("=")[0])
     assert engine.n_calls() <= (max_lm_calls or 10**9)
     assert metric.n_calls <= (max_metric_calls or 10**9)
     assert engine.dollars <= (max_cost or 10**9)
     assert metric.n_calls <= results.metric_calls
-    assert all_calls(optimized) >= engine.n_calls()
+    assert n_calls(optimized) >= engine.n_calls()
     if not refused_share:
-        assert all_calls(optimized) == engine.n_calls()
+        assert n_calls(optimized) == engine.n_calls()
     # the program that comes back has the user's own LMs, as they were
     assert language_models(optimized) == [own_lm]
     assert type(own_lm) is dspy.LM
@@ -283,14 +258,9 @@ def test_no_budget_is_ever_exceeded_whatever_the_program_does(
 
 def test_every_call_and_every_attempt_of_a_retry_is_counted_in_its_role() -> None:
     engine = Tally(refused_share=0.1)
-    with dspy.context(lm=lm_on(engine)):
-        optimized = optimizer_of(metric=Metric("settings.lm")).compile(
-            dspy.Predict("question -> answer"),
-            trainset=questions(6),
-            valset=questions(12, start=100),
-        )
+    optimized = learned(lm=lm_on(engine), metric=Metric("settings.lm"))
     usage = optimized.detailed_results.usage
-    assert all_calls(optimized) == engine.n_calls()
+    assert n_calls(optimized) == engine.n_calls()
     assert usage["unfinished"].n_lm_calls == 0
     assert usage["lesson"].n_lm_calls >= engine.n_calls(EXTRACT) > 0
     assert usage["update"].n_lm_calls >= engine.n_calls(UPDATE) > 0
@@ -307,18 +277,10 @@ def test_a_budget_ends_no_update_halfway_when_lessons_begin_late(max_lm_calls: i
 
     rules = [(EXTRACT, lessons("Be polite.")), (UPDATE, operations()), ("", chat(answer="yes"))]
     engine = Tally(rules)
+    settings_ = {"gate": NoGate(), "group_size": 2, "batch_size": 4, "epochs": 9, "num_threads": 1}
+    optimizer = optimizer_of(metric=metric, max_lm_calls=max_lm_calls, **settings_)
     with dspy.context(lm=lm_on(engine)):
-        optimized = grpo(
-            metric,
-            gate=NoGate(),
-            group_size=2,
-            batch_size=4,
-            epochs=9,
-            max_lm_calls=max_lm_calls,
-            num_threads=1,
-            progress=False,
-        ).compile(dspy.Predict("question -> answer"), trainset=questions(12))
-    results = optimized.detailed_results
+        results = optimizer.compile(predictor(), trainset=questions(12)).detailed_results
     assert "does not reach for another update" in results.ended_because
     assert results.usage["unfinished"].n_lm_calls == 0
     assert engine.n_calls(UPDATE) > 0
@@ -329,15 +291,8 @@ def test_a_budget_ends_no_update_halfway_when_lessons_begin_late(max_lm_calls: i
 def test_the_last_metric_call_of_a_budget_is_made_and_none_after_it(limit: int) -> None:
     """A round of one example takes two; so every second limit is used up to the last call."""
     metric = Metric("none")
-    optimized = learned(
-        lm=lm_on(Tally()),
-        metric=metric,
-        gate=NoGate(),
-        group_size=2,
-        batch_size=1,
-        epochs=9,
-        max_metric_calls=limit,
-    )
+    settings_ = {"gate": NoGate(), "group_size": 2, "batch_size": 1, "epochs": 9}
+    optimized = learned(lm=lm_on(Tally()), metric=metric, max_metric_calls=limit, **settings_)
     assert limit - 1 <= metric.n_calls <= limit
     assert optimized.detailed_results.metric_calls == metric.n_calls
 
@@ -346,7 +301,7 @@ def test_answers_from_dspys_cache_are_free() -> None:
     first, second = Tally(), Tally()
     paid = learned(lm=lm_on(first, cache=True), max_lm_calls=150, gate=Gate())
     free = learned(lm=lm_on(second, cache=True), max_lm_calls=150, gate=Gate())
-    assert second.n_calls() == all_calls(free) == 0
+    assert second.n_calls() == n_calls(free) == 0
     usage = free.detailed_results.usage
     assert sum(role.n_cached_calls for role in usage.values()) == first.n_calls()
     assert ExperienceLibrary.from_program(free) == ExperienceLibrary.from_program(paid)
@@ -356,9 +311,12 @@ def test_answers_from_dspys_cache_are_free() -> None:
 # ---------------------------------------------------------------------- dollars
 
 
-def priced(dollars: float = 1e-6) -> dict[str, Any]:
-    """Prices of so many dollars a token."""
-    return {"prices": {"scripted": (1e6 * dollars, 1e6 * dollars)}}
+JUDGE = scripted_lm([("", chat(verdict="yes"))], max_tokens=5)
+JUDGE.model = "the-judge"
+
+
+def judged(example: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> float:
+    return float("yes" in JUDGE(f"Is {pred.answer} {example.answer}?")[0])
 
 
 UNPRICED: dict[str, tuple[dict[str, Any], str]] = {
@@ -367,6 +325,7 @@ UNPRICED: dict[str, tuple[dict[str, Any], str]] = {
         {"reflection_lm": dspy.LM("openai/a-model-of-mine", api_key="none", max_tokens=5)},
         "a-model-of-mine",
     ),
+    "an LM that the metric holds": ({"metric": judged, **priced()}, "the-judge"),
     "answers of any length": ({"max_tokens": None, **priced()}, "set max_tokens on it"),
 }
 
@@ -379,7 +338,7 @@ def test_an_lm_whose_calls_have_no_upper_price_is_named_before_the_first_call(
     lm = lm_on(engine, max_tokens=given_.pop("max_tokens", MAX_TOKENS))
     with pytest.raises(SettingsError, match=message):
         learned(lm=lm, max_cost=1, **given_)
-    assert engine.n_calls() == 0
+    assert engine.n_calls() == JUDGE.engine.n_calls() == 0
 
 
 def test_a_model_on_dspys_price_list_is_paid_at_its_list_price() -> None:
@@ -403,18 +362,11 @@ def test_a_model_on_dspys_price_list_is_paid_at_its_list_price() -> None:
     assert 0.0008 - kept_back < reported <= 0.0015  # a reflection's worst case is about 0.0006
 
 
-class Rendezvous:
-    """Holds a call until nothing more comes for a moment: all that may be under way then is."""
-
-    def __init__(self) -> None:
-        self.never = threading.Event()
-
-    def __call__(self, _prompt: Prompt) -> None:
-        self.never.wait(0.02)
+NEVER = threading.Event()
 
 
 def test_dollars_that_calls_under_way_may_give_back_are_waited_for() -> None:
-    engine = Tally(before=Rendezvous())
+    engine = Tally(before=lambda _prompt: NEVER.wait(0.02))  # all that may be under way then is
     worst = 1000  # of a call: some 900 bytes of prompt, 100 tokens of answer
     optimized = learned(
         lm=lm_on(engine), max_cost=3 * worst, num_threads=8, gate=NoGate(), **priced(1)
@@ -426,29 +378,23 @@ def test_dollars_that_calls_under_way_may_give_back_are_waited_for() -> None:
     assert engine.most_at_once <= 3
 
 
-class TwoAtOnce(dspy.Module):
+class TwoAtOnce(Pair):
     """Asks twice at once in one event loop."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ask = dspy.Predict("question -> answer")
 
     def forward(self, question: str) -> Any:
         async def both() -> list[Any]:
-            asked = (self.ask.acall(question=question, config={"seed": i}) for i in range(2))
+            asked = (self.first.acall(question=question, config={"seed": i}) for i in range(2))
             return await asyncio.gather(*asked)
 
         return asyncio.run(both())[0]
 
 
-def hanging() -> Callable[[Prompt], None]:
-    """One call that hangs until the test is over."""
-    hung: list[Prompt] = []
+def hanging_once() -> Callable[[Prompt], None]:
+    calls = itertools.count()
 
     def before(prompt: Prompt) -> None:
-        if not hung and "question 10" in prompt.user:
-            hung.append(prompt)
-            threading.Event().wait(8)
+        if "question 10" in prompt.user and next(calls) == 0:
+            NEVER.wait(8)
 
     return before
 
@@ -457,8 +403,8 @@ HELD_DOLLARS: dict[str, tuple[Any, dict[str, Any], int]] = {
     "two calls of one event loop": (TwoAtOnce, {}, 1600),
     "an LM that the metric holds": (Pair, {"metric": Metric("its own LM")}, 20_000),
     "a call that hangs and is given up": (
-        lambda: dspy.Predict("question -> answer"),
-        {"before": hanging(), "rollout_timeout_s": 0.3},
+        predictor,
+        {"before": hanging_once(), "rollout_timeout_s": 0.3},
         1800,
     ),
 }
@@ -481,16 +427,46 @@ def test_nobody_waits_for_ever_for_dollars_that_another_call_holds(
     assert engine.dollars <= dollars
 
 
-# ---------------------------------------------------------------------- time
+# ---------------------------------------------------------------------- other LMs, other starts
 
 
-def test_the_clock_ends_a_run_that_would_go_on_for_hours() -> None:
-    tossed = ("question", lambda prompt: chat(answer=prompt.random().choice(["please", "no"])))
-    engine = Tally([*unlike_rules()[:2], tossed])
-    started = time.monotonic()
-    optimized = learned(lm=lm_on(engine), max_minutes=0.5 / 60, epochs=10_000)
-    assert time.monotonic() - started < 4
-    assert optimized.detailed_results.ended_because == f"max_minutes={0.5 / 60} are over"
+def test_an_lm_of_a_reflection_modules_own_is_counted_and_bounded() -> None:
+    for limit in (None, 14):
+        engine, own = Tally(), Tally()
+        extract = ExtractAdvantage()
+        extract.set_lm(lm_on(own))
+        results = learned(
+            lm=lm_on(engine), extract=extract, group_size=2, epochs=1, max_lm_calls=limit
+        ).detailed_results
+        assert results.usage["lesson"].n_lm_calls == own.n_calls() > 0
+        assert engine.n_calls() + own.n_calls() <= (limit or 10**9)
+
+
+def test_what_was_lost_to_faults_counts_when_the_run_is_started_again(tmp_path: Path) -> None:
+    def fails(prompt: Prompt) -> Any:
+        is_down = prompt.random("fault").random() < 0.5
+        return lm15.ServerError("down") if is_down else polite_answer(prompt)
+
+    engine = Tally([*polite_rules()[:2], ("", fails)])
+
+    def n_after(max_lm_calls: int) -> int:
+        lm = lm_on(engine, num_retries=0)
+        learned(lm=lm, log_dir=tmp_path, max_lm_calls=max_lm_calls, max_errors=1000)
+        return engine.n_calls()
+
+    n_first = [n_after(60) for _ in range(4)][-1]
+    assert n_first <= 60
+    assert n_first < n_after(90) <= 90
+
+
+def test_a_budget_that_ends_before_the_student_is_measured_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = Tally()
+    results = learned(lm=lm_on(engine), max_cost=1e-9, **priced()).detailed_results
+    assert results.student is None and engine.n_calls() == 0
+    assert "nothing was learned: the run ended early: max_cost" in caplog.text
+    assert "the run ended early: max_cost" in results.nothing_learned
 
 
 # ---------------------------------------------------------------------- the ends of a run
@@ -553,16 +529,19 @@ def run_of(num_threads: int = 4, before: Any = None, **settings_: Any) -> tuple[
 @pytest.mark.parametrize("limit", ["max_metric_calls", "max_lm_calls"])
 def test_bounded_calls_give_the_same_with_any_threads_and_latencies(limit: str) -> None:
     """Some groups have no contrast, so that updates take more or fewer reflections."""
-    for budget in (34, 55, 78, 101, 137, 170):
+    for max_staleness, budget in zip((0, 1, 2) * 2, (34, 55, 78, 101, 137, 170), strict=True):
         found = [
-            run_of(threads, before, **{limit: budget})[0]
+            run_of(threads, before, max_staleness=max_staleness, **{limit: budget})[0]
             for threads, before in ((1, None), (4, Latency(1)), (16, Latency(2)))
         ]
-        libraries = [ExperienceLibrary.from_program(program) for program in found]
-        assert libraries[0] == libraries[1] == libraries[2]
-        updates = [program.detailed_results.to_dict()["updates"] for program in found]
-        assert updates[0] == updates[1] == updates[2]
-        assert len({program.detailed_results.ended_because for program in found}) == 1
+        ends = [
+            [
+                program.detailed_results.to_dict()[name]
+                for name in ("library", "updates", "ended_because")
+            ]
+            for program in found
+        ]
+        assert ends[0] == ends[1] == ends[2]
         # rollouts of a batch in flight at the end may or may not have been made
         assert all(program.detailed_results.metric_calls <= budget for program in found)
 
@@ -602,21 +581,20 @@ def planned(**settings_: Any) -> Any:
     data = {"trainset": questions(6), "valset": questions(12, start=100)}
     data["testset"] = settings_.pop("testset", None)
     with dspy.context(lm=lm_on(engine)):
-        plan = optimizer_of(**settings_).estimate(dspy.Predict("question -> answer"), **data)
+        plan = optimizer_of(**settings_).estimate(predictor(), **data)
     assert engine.n_calls() == 0
     return plan
 
 
-@pytest.mark.parametrize(
-    "settings_",
-    [
-        {},
-        {"gate": NoGate()},
-        {"epochs": 3, "batch_size": 1},
-        {"summarize_always": True, "epochs": 2},
-    ],
-    ids=str,
-)
+SCHEDULES: list[dict[str, Any]] = [
+    {},
+    {"gate": NoGate()},
+    {"epochs": 3, "batch_size": 1},
+    {"summarize_always": True, "epochs": 2},
+]
+
+
+@pytest.mark.parametrize("settings_", SCHEDULES, ids=str)
 def test_the_estimate_makes_no_call_and_bounds_what_the_run_really_takes(settings_: Any) -> None:
     plan = planned(**settings_)
     engine, metric = Tally([("`summary`", chat(summary="s")), *unlike_rules()]), Metric("none")
@@ -634,3 +612,14 @@ def test_the_estimate_has_dollars_where_prices_are_known_and_counts_the_test_set
     assert str(plan.total) in str(plan)
     with_test = planned(testset=questions(7, start=200))
     assert with_test.total.n_rollouts - planned().total.n_rollouts == 2 * 7
+
+
+def test_learning_from_traces_logs_its_plan_and_has_a_preset(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    inputs = {"question": "one"}
+    traces = [{"inputs": inputs, "outputs": {"answer": str(n)}, "score": n} for n in range(3)]
+    with caplog.at_level(logging.INFO, logger="tfgrpo_dspy"), dspy.context(lm=lm_on(Tally())):
+        found = optimizer_of(auto="light").learn(predictor(), traces=traces)
+    assert any("the plan" in record.getMessage() for record in caplog.records)
+    assert found.detailed_results.settings["max_lm_calls"] is not None

@@ -1,15 +1,11 @@
 """Promise 3 with pipelining: what runs at the same time changes when a run ends, never how.
 
-With `max_staleness=s` the rollouts of batch b are made with the library of update b-1-s. Calls wait
-for a time that depends on nothing but the prompt and a salt, or on an Event that another call sets.
+With `max_staleness=s` the rollouts of batch b are made with the library of update b-1-s.
 """
 
-import multiprocessing
-import random
 import re
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,7 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import is_polite, questions, records
+from runs import is_polite, predictor, questions
 from scripted import (
     EXTRACT,
     UPDATE,
@@ -29,52 +25,14 @@ from scripted import (
     scripted_lm,
 )
 from small import grpo
-from test_promise_deterministic import chaotic_rules
-from test_promise_resume import InterruptedAfter, facts, replayed
+from test_promise_deterministic import Latency, run
+from test_promise_resume import facts, interrupted_after, replayed
 
 from tfgrpo_dspy import AddLessons, ExperienceLibrary, Gate, NoGate
 from tfgrpo_dspy.rollout import rollout_id_for
 
 WAIT_S = 10.0
 """How long a test waits for what should come; it does not come where something waits in vain."""
-
-
-class Salted:
-    """Each call waits for up to 4 ms: a pure function of its prompt, its seed and the salt."""
-
-    def __init__(self, salt: int) -> None:
-        self.salt = str(salt)
-        self.never = threading.Event()
-
-    def __reduce__(self) -> tuple[type["Salted"], tuple[int]]:
-        return Salted, (int(self.salt),)
-
-    def __call__(self, prompt: Prompt) -> None:
-        self.never.wait(prompt.random(self.salt).random() * 0.004)
-
-
-def graded_answer(prompt: Prompt) -> str:
-    """Half of the groups have no contrast, and some of these lie below the best score."""
-    of_group = random.Random(prompt.text)
-    draw = prompt.random() if of_group.random() < 0.5 else of_group
-    return chat(answer=draw.choice(["0.1", "0.2", "0.2", "0.4", "0.6", "0.9"]))
-
-
-def graded(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
-    return dspy.Prediction(score=float(pred.answer), feedback=f"{pred.answer} of 1.")
-
-
-def chaotic(num_threads: int = 1, before: Any = None, **changes: Any) -> Any:
-    """A compile whose every answer depends on every word of its prompt: six updates."""
-    chosen = {"group_size": 2, "epochs": 2, "batch_size": 2, "progress": False}
-    optimizer = grpo(graded, **(chosen | {"num_threads": num_threads} | changes))
-    rules = [*chaotic_rules()[:-1], ("question", graded_answer)]
-    with dspy.context(lm=scripted_lm(rules, before=before)):
-        return optimizer.compile(
-            dspy.Predict("question -> answer"),
-            trainset=questions(6),
-            valset=questions(4, start=100),
-        )
 
 
 GATES = {"no gate": NoGate(), "gate": Gate()}
@@ -91,40 +49,9 @@ def test_any_threads_and_latencies_give_the_same_bit_for_bit(
     staleness: int, gate: Any, seed: int, salt: int
 ) -> None:
     chosen: dict[str, Any] = {"max_staleness": staleness, "gate": gate, "seed": seed}
-    alone = facts(chaotic(**chosen))
+    alone = facts(run(1, **chosen))
     for num_threads in (4, 16, 64):
-        assert facts(chaotic(num_threads, Salted(salt + num_threads), **chosen)) == alone
-    assert '"op": "ADD"' in alone
-
-
-@pytest.fixture(scope="module")
-def executors() -> Iterator[list[Executor]]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tfgrpo_dspy.run.worker", "distributed", "hypothesis"])
-    with ThreadPoolExecutor(3) as threads, ProcessPoolExecutor(2, mp_context=context) as processes:
-        yield [threads, processes]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("staleness", [0, 1, 2])
-@given(seed=st.integers(0, 10**6), salt=st.integers(0, 10**6))
-@settings(max_examples=2, derandomize=True)
-def test_any_executor_gives_the_same_bit_for_bit_down_to_the_records(
-    staleness: int,
-    executors: list[Executor],
-    tmp_path_factory: pytest.TempPathFactory,
-    seed: int,
-    salt: int,
-) -> None:
-    chosen: dict[str, Any] = {"max_staleness": staleness, "gate": GATES["gate"], "seed": seed}
-    folders = [tmp_path_factory.mktemp("log_dir") for _ in range(3)]
-    alone = facts(chaotic(log_dir=folders[0], **chosen))
-    for executor, folder in zip(executors, folders[1:], strict=True):
-        changes = chosen | {"log_dir": folder, "executor": executor, "num_threads": None}
-        assert facts(chaotic(before=Salted(salt), **changes)) == alone
-        kinds = ("rollout", "summary", "lesson", "update")
-        assert records(folder, *kinds) == records(folders[0], *kinds)
+        assert facts(run(num_threads, Latency(salt + num_threads), **chosen)) == alone
     assert '"op": "ADD"' in alone
 
 
@@ -137,34 +64,12 @@ def test_so_does_a_run_that_goes_on_where_another_was_interrupted(
     log_dir: Path = tmp_path_factory.mktemp("log_dir")
     chosen: dict[str, Any] = {"max_staleness": staleness, "gate": GATES["gate"]}
     with pytest.raises(KeyboardInterrupt):
-        chaotic(4, InterruptedAfter(n), log_dir=log_dir, **chosen)
-    resumed = chaotic(16, Salted(salt), log_dir=log_dir, **chosen)
-    assert facts(resumed) == facts(chaotic(**chosen))
+        run(4, interrupted_after(n), log_dir=log_dir, **chosen)
+    resumed = run(16, Latency(salt), log_dir=log_dir, **chosen)
+    assert facts(resumed) == facts(run(1, **chosen))
     assert n - 4 <= sum(replayed(resumed).values())
-    offline = chaotic(log_dir=log_dir, offline=True, **chosen)
+    offline = run(1, log_dir=log_dir, offline=True, **chosen)
     assert facts(offline) == facts(resumed)
-
-
-@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
-@given(
-    staleness=st.integers(0, 2),
-    most=st.integers(14, 70),
-    seed=st.integers(0, 10**6),
-    salt=st.integers(0, 10**6),
-)
-@settings(max_examples=8, derandomize=True)
-def test_where_metric_calls_alone_bound_it_a_run_ends_at_the_same_update(
-    gate: Any, staleness: int, most: int, seed: int, salt: int
-) -> None:
-    """Rollouts of the batch under way at the end may or may not have been made."""
-    chosen: dict[str, Any] = {"max_staleness": staleness, "gate": gate, "seed": seed}
-    ends = []
-    for num_threads, before in ((1, None), (16, Salted(salt))):
-        run = chaotic(num_threads, before, max_metric_calls=most, **chosen).detailed_results
-        assert run.metric_calls <= most
-        told = run.to_dict()
-        ends.append([told[name] for name in ("library", "updates", "ended_because")])
-    assert ends[0] == ends[1]
 
 
 # ---------------------------------------------------------------------- whose library, what order
@@ -189,7 +94,7 @@ def example_of(prompt: Prompt) -> int:
 def contrasting(prompt: Prompt) -> str:
     """In training, the first rollout of each group is polite; as deployed, one with advice is."""
     is_training = prompt.temperature is not None
-    is_good = not SEEDS[prompt.seed or 0][1] if is_training else prompt.system.count("*]") > 0
+    is_good = not SEEDS[prompt.seed or 0][1] if is_training else "*]" in prompt.system
     return chat(answer="please" if is_good else "no")
 
 
@@ -198,16 +103,15 @@ def failing(prompt: Prompt) -> str:
     return contrasting(prompt) if prompt.temperature is None else chat(answer="no")
 
 
-def one_lesson(prompt: Prompt) -> str:
-    return lessons(ADVICE[example_of(prompt)])
-
-
 def add_all(prompt: Prompt) -> str:
     texts = re.findall(r"^\d+\. (.*)$", prompt.user, re.MULTILINE)
     return operations(*({"op": "ADD", "text": text, "lessons": [1]} for text in texts))
 
 
-RULES: list[Rule] = [(EXTRACT, one_lesson), (UPDATE, add_all)]
+RULES: list[Rule] = [
+    (EXTRACT, lambda prompt: lessons(ADVICE[example_of(prompt)])),
+    (UPDATE, add_all),
+]
 
 
 class Fruitful:
@@ -225,9 +129,7 @@ class Fruitful:
         optimizer = grpo(is_polite, **(chosen | changes))
         with dspy.context(lm=self.lm):
             self.optimized = optimizer.compile(
-                dspy.Predict("question -> answer"),
-                trainset=questions(len(ADVICE)),
-                valset=questions(4, start=100),
+                predictor(), trainset=questions(len(ADVICE)), valset=questions(4, start=100)
             )
         self.updates = self.optimized.detailed_results.updates
         self.texts = [e.text for e in ExperienceLibrary.from_program(self.optimized)]
@@ -267,15 +169,15 @@ def batches() -> list[list[int]]:
 def test_the_rollouts_of_a_batch_see_the_library_of_so_many_updates_before(
     staleness: int, num_threads: int
 ) -> None:
-    run = Fruitful(Salted(staleness), num_threads=num_threads, max_staleness=staleness)
+    made = Fruitful(Latency(staleness), num_threads=num_threads, max_staleness=staleness)
     seen: dict[int, set[tuple[str, ...]]] = {}
-    for prompt in run.lm.engine.prompts:
+    for prompt in made.lm.engine.prompts:
         example = trained_on(prompt)
         if example is not None:
             known = tuple(re.findall(r"\[E\d+\*\] (.*)", prompt.system))
-            batch = next(i for i, examples in enumerate(run.batches) if example in examples)
+            batch = next(i for i, examples in enumerate(made.batches) if example in examples)
             seen.setdefault(batch, set()).add(known)
-    in_order = [ADVICE[example] for examples in run.batches for example in examples]
+    in_order = [ADVICE[example] for examples in made.batches for example in examples]
     assert seen == {b: {tuple(in_order[: 2 * max(0, b - staleness)])} for b in range(4)}
 
 
@@ -296,12 +198,12 @@ def test_lessons_come_in_the_order_of_the_groups_though_the_last_group_is_done_f
         if example in waits_for and not waits_for[example].wait(WAIT_S):
             in_vain.append(example)
 
-    run = Fruitful(before, answers, max_staleness=staleness, update=AddLessons())
+    made = Fruitful(before, answers, max_staleness=staleness, update=AddLessons())
     assert in_vain == []
     in_order = [ADVICE[example] for examples in batches for example in examples]
-    assert [text for update in run.updates for text in update.lessons] == in_order
-    assert run.texts == in_order
-    evidence = run.optimized.detailed_results.library["experiences"]
+    assert [text for update in made.updates for text in update.lessons] == in_order
+    assert made.texts == in_order
+    evidence = made.optimized.detailed_results.library["experiences"]
     found = [(e["evidence"][0]["update"], e["evidence"][0]["example"]) for e in evidence]
     assert found == [(b, example) for b, examples in enumerate(batches) for example in examples]
 
@@ -312,8 +214,8 @@ def test_lessons_come_in_the_order_of_the_groups_though_the_last_group_is_done_f
 @pytest.mark.parametrize("staleness", [0, 1, 2])
 def test_what_is_waited_for_goes_before_what_is_not(staleness: int) -> None:
     """One thread: a lesson as soon as its group is done, an update as soon as its lessons are."""
-    run = Fruitful(num_threads=1, max_staleness=staleness, gate=Gate())
-    assert re.fullmatch(r"(RRERREU){4}F{8}", run.kinds)
-    asked = [(trained_on(p), kind_of(p)) for p in run.lm.engine.prompts]
+    made = Fruitful(num_threads=1, max_staleness=staleness, gate=Gate())
+    assert re.fullmatch(r"(RRERREU){4}F{8}", made.kinds)
+    asked = [(trained_on(p), kind_of(p)) for p in made.lm.engine.prompts]
     trained = [example for example, kind in asked if kind == "R"]
-    assert trained == [e for examples in run.batches for e in examples for _ in range(2)]
+    assert trained == [e for examples in made.batches for e in examples for _ in range(2)]

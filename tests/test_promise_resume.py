@@ -5,8 +5,6 @@ function or class here; what must be the same and yet fail when touched looks at
 """
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy.utils.exceptions import LMServerError
-from runs import agent, questions, records
+from runs import AtCall, agent, questions, records
 from scripted import (
     EXTRACT,
     UPDATE,
@@ -157,48 +155,13 @@ def test_the_same_compile_again_makes_no_call_and_gives_the_same(
         assert lm.engine.n_calls() == 0
 
 
-class InterruptedAfter:
-    """Ends the run at each n-th call, as Ctrl-C in the middle of it would."""
+def interrupted_after(n: int) -> AtCall:
+    """Ends the run at the n-th call, as Ctrl-C in the middle of it would."""
 
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self._n_calls = 0
-        self._lock = threading.Lock()
+    def interrupt() -> None:
+        raise KeyboardInterrupt
 
-    def __call__(self, _prompt: Prompt) -> None:
-        with self._lock:
-            self._n_calls += 1
-            is_last = self._n_calls == self.n
-        if is_last:
-            raise KeyboardInterrupt
-
-
-def until_done(log_dir: Path, n: int, **changes: Any) -> tuple[Any, int, int]:
-    """Interrupted at every n-th call and started again; the result, all calls, all interrupts."""
-    n_calls = n_interrupts = 0
-    while True:
-        lm = lm_of(before=InterruptedAfter(n))
-        try:
-            optimized = compiled(log_dir, lm, **changes)
-        except KeyboardInterrupt:
-            n_calls += lm.engine.n_calls()
-            n_interrupts += 1
-            continue
-        return optimized, n_calls + lm.engine.n_calls(), n_interrupts
-
-
-@pytest.mark.timeout(90)
-@pytest.mark.parametrize("n", [2, 5, 20])
-def test_interrupted_at_every_nth_call_it_ends_like_the_uninterrupted_and_repeats_nothing(
-    n: int, log_dir: Path
-) -> None:
-    lm = lm_of()
-    alone = facts(compiled(lm=lm))
-    optimized, n_calls, n_interrupts = until_done(log_dir, n, num_threads=1)
-    assert facts(optimized) == alone
-    assert n_interrupts >= 2
-    assert n_calls == lm.engine.n_calls() + n_interrupts  # the interrupted call itself
-    assert facts(offline(log_dir)) == alone
+    return AtCall(n, interrupt)
 
 
 @pytest.mark.parametrize(
@@ -357,89 +320,27 @@ def test_a_reflection_that_the_provider_lost_is_asked_again_online_and_lost_agai
 
 
 def test_best_so_far_gives_the_program_of_a_run_that_was_interrupted(log_dir: Path) -> None:
-    student = dspy.ChainOfThought("question -> answer")
     add = {"op": "ADD", "text": "Be kind.", "lessons": [1]}
-    rules = [
-        (EXTRACT, lessons("Be kind.")),
-        (UPDATE, operations(add)),
-        ("question", lambda p: chat(reasoning="hm", answer=p.random().choice(["please", "no"]))),
-    ]
-    n_before_update_2 = N_VALIDATION + 3 * GROUP_SIZE + 20
+    reflections = [(EXTRACT, lessons("Be kind.")), (UPDATE, operations(add))]
+    before_update_2 = interrupted_after(N_VALIDATION + 3 * GROUP_SIZE + 20)
+    lm = lm_of([*reflections, *chaotic_rules()], before=before_update_2)
     with pytest.raises(KeyboardInterrupt):
-        compiled(
-            log_dir,
-            lm_of(rules, before=InterruptedAfter(n_before_update_2)),
-            student=student,
-            gate=NoGate(),
-        )
-    best = best_so_far(log_dir, student)
+        compiled(log_dir, lm, gate=NoGate())
+    best = best_so_far(log_dir, Asking())
     assert [e.text for e in ExperienceLibrary.from_program(best)] == ["Be kind."]
-    assert type(best) is dspy.ChainOfThought
-    with dspy.context(lm=lm_of(rules)):
+    with dspy.context(lm=lm_of()):
         assert best(question="question 1").answer in ("please", "no")
 
 
-def damaged(log_dir: Path, stage: str) -> None:
-    """A store of a run in which all records of this stage have another form."""
+@pytest.mark.parametrize("stage", ["rollout", "lesson", "update", "run"])
+def test_a_record_of_another_form_is_a_store_error(stage: str, log_dir: Path) -> None:
     compiled(log_dir, epochs=1)
     store = Store(log_dir)
     for key in records(log_dir, stage):
         store.replace(key, {"x": 1})
     store.close()
-
-
-@pytest.mark.parametrize("stage", ["rollout", "lesson", "update", "run"])
-def test_a_record_of_another_form_is_a_store_error(stage: str, log_dir: Path) -> None:
-    damaged(log_dir, stage)
     with pytest.raises(StoreError, match="is damaged"):
         compiled(log_dir, epochs=1)
-
-
-# ---------------------------------------------------------------------- at once
-
-PROCESS = """
-import json, sys
-from pathlib import Path
-from test_promise_resume import compiled, facts, lm_of
-input()
-found = {}
-for seed in map(int, sys.argv[2:]):
-    lm = lm_of()
-    found[seed] = [facts(compiled(Path(sys.argv[1]), lm, seed=seed)), lm.engine.n_calls()]
-print(json.dumps(found))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(60)
-def test_two_processes_at_once_share_one_log_dir(log_dir: Path) -> None:
-    seeds = [("1", "2"), ("2", "1")]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(log_dir), *order],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parent,
-        )
-        for order in seeds
-    ]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    found = [
-        json.loads(process.communicate(timeout=50)[0].splitlines()[-1]) for process in processes
-    ]
-    alone, n_alone = {}, 0
-    for seed in ("1", "2"):
-        lm = lm_of()
-        alone[seed] = facts(compiled(lm=lm, seed=int(seed)))
-        n_alone += lm.engine.n_calls()
-    assert [{seed: text for seed, (text, _) in of.items()} for of in found] == [alone, alone]
-    n_calls = sum(n for of in found for _, n in of.values())
-    assert n_calls < 2 * n_alone
-    assert facts(offline(log_dir, seed=1)) == alone["1"]
 
 
 # ---------------------------------------------------------------------- learning from traces

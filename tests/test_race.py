@@ -52,7 +52,7 @@ def test_a_small_gain_that_training_shows_too_is_believed() -> None:
     ("race", "score", "budget"),
     [
         (race_of("a", "b"), lambda _c, i: float(i % 2), None),
-        (race_of("a", mean=0.5, sd=0.01), lambda _c, i: float(i % 2), None),
+        (race_of("a", mean=0.5, sd=0.01, n_examples=10), lambda _c, i: float(i % 2), None),
         (race_of("a", sd=0.01), lambda c, i: float(i % 2 or (c == 1 and i == 3)), None),
         (race_of("a", mean=0.4, sd=0.01), with_chances(0.8, 0.7), 20),
         (race_of("a"), lambda c, i: 0.5 if c == 0 else None if i % 3 else 0.8, None),

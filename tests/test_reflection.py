@@ -164,6 +164,7 @@ CHINESE = "我的包裹星期一就应该到了但是盒子是开的"
         (["17 + 4 + 9 ="], "30 apples", "For 17 + 4 + 9, write 30 apples.", "17 4 9 ... 30 apples"),
         (["17 + 4 + 9 ="], "30 apples", "For sums such as 17 + 4 + 9, carry the ten.", None),
         (["17 + 4 + 9 ="], "", "For 17 + 4 + 9, write 30 apples.", None),
+        (["17 + 4 + 9 =", "in words"], "", "For 17 + 4 + 9 in words, write thirty.", None),
         (["17 + 4 + 9 =", "in words"], "30 apples", "For 17 + 4 + 9, write 30 apples.", None),
         (["late delivery"], "refund", "For a late delivery, offer a refund.", None),
         (["K3"], "Q3", "For K3, answer Q3.", None),
@@ -270,18 +271,11 @@ def test_what_an_operation_rests_on_is_found_in_any_language() -> None:
 
 GOOD = Rollout(0, 11, {"answer": "blue"}, score=1.0, feedback="Right.")
 POOR = Rollout(0, 12, {"answer": "red"}, score=0.5)
-BAD = Rollout(
-    0,
-    13,
-    steps=(
-        Step("predictor", "self", {"prompt": "Which?"}, {"unparsed answer": "?!"}, "no fields"),
-    ),
-    failure=Failure("parse", "no fields"),
-)
+BAD = Rollout(0, 13, failure=Failure("parse", "no fields"))
 
 
-def group(*rollouts: Rollout, has_metric: bool = True) -> Group:
-    return Group.of(0, rollouts, has_metric=has_metric)
+def group(*rollouts: Rollout) -> Group:
+    return Group.of(0, rollouts, has_metric=True)
 
 
 @pytest.mark.parametrize(
@@ -376,11 +370,9 @@ def test_a_clipped_text_keeps_to_its_budget_of_three_and_a_half_bytes_a_token(
     text = begin + end
     head, note, tail = clip(text, max_tokens).partition(" characters left out ...]\n")
     head, _, n_left_out = head.rpartition("\n[... ")
-    if not note:
-        assert len(text.encode("utf-8", "replace")) <= 3.5 * max_tokens
-    else:
-        assert len((head + tail).encode("utf-8", "replace")) <= 3.5 * max_tokens
-        assert text == head + text[len(head) :][: int(n_left_out)] + tail
+    shown = head + tail if note else text
+    assert len(shown.encode("utf-8", "replace")) <= 3.5 * max_tokens
+    assert not note or text == head + text[len(head) :][: int(n_left_out)] + tail
 
 
 # ---------------------------------------------------------------------- the modules

@@ -4,23 +4,17 @@ The executor is one that keeps what it is given, until the test says what came o
 """
 
 import asyncio
-from collections.abc import Coroutine
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
-from dataclasses import replace
 from typing import Any
 
-import dspy
 import pytest
-from runs import is_polite, polite_rules, questions
-from scripted import scripted_lm
 
-from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.budget import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.rollout import Failure, Rollout
+from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.executors import RemoteRollouts
-from tfgrpo_dspy.run.loop import Loop, TimedOutError
-from tfgrpo_dspy.run.worker import Reply, packed_bundle, packed_request
+from tfgrpo_dspy.run.loop import Loop
+from tfgrpo_dspy.run.worker import Reply
 
 FIRST = 16
 """So many calls are reserved before it is known what a request takes."""
@@ -31,6 +25,7 @@ class Held(Executor):
 
     def __init__(self) -> None:
         self.given: list[tuple[Future[Any], Budget, str]] = []
+        self.n_answered = 0
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ARG002
         future: Future[Any] = Future()
@@ -38,33 +33,32 @@ class Held(Executor):
         self.given.append((future, args[2], args[3]))
         return future
 
+    def answer(self, reply: Reply | BaseException) -> None:
+        future = self.given[self.n_answered][0]
+        self.n_answered += 1
+        if isinstance(reply, BaseException):
+            future.set_exception(reply)
+        else:
+            future.set_result(reply)
+
 
 class Coordinator:
     """RemoteRollouts over a Held executor, with requests for one example."""
 
     def __init__(self, n_at_once: int, timeout_s: float | None = None, **limits: Any) -> None:
         self.held, self.ledger = Held(), Ledger(Budget(**limits))
-        self.loop = Loop(self.ledger, 1, n_remote=n_at_once)
-        self.remote = RemoteRollouts(self.loop, self.held, n_at_once, timeout_s)
-        with dspy.context(lm=scripted_lm(polite_rules())):
-            self.bundle = packed_bundle(dspy.Predict("question -> answer"), is_polite, 0.7, {})
-        self.request = packed_request(ExperienceLibrary(), questions(1)[0], 0, 7)
+        self.loop = Loop(self.ledger, 1, timeout_s, n_remote=n_at_once)
+        self.remote = RemoteRollouts(self.ledger, self.held, n_at_once)
 
-    def run(self, test: Coroutine[Any, Any, Any]) -> Any:
-        return self.loop.run(test)
+    def start(self, n: int = 1) -> "list[asyncio.Future[Any]]":
+        made = (lambda: self.remote.rollout(b"", b""), (0,), lambda rollout: rollout, "remote")
+        return [self.loop.submit(*made) for _ in range(n)]
 
-    def start(self, n: int) -> "list[asyncio.Future[Any]]":
-        submitted = (self.bundle, self.request, (0,), lambda rollout: rollout)
-        return [self.remote.submit(*submitted) for _ in range(n)]
-
-    async def comes(self, index: int, reply: Reply | Exception) -> None:
-        """What the request that was handed over as so many-th came to."""
-        await self.handed_over(index + 1)
-        future = self.held.given[index][0]
-        if isinstance(reply, Exception):
-            future.set_exception(reply)
-        else:
-            future.set_result(reply)
+    async def comes(self, *replies: Reply | BaseException) -> None:
+        """What the requests came to, in the order in which they were handed over."""
+        for reply in replies:
+            await self.handed_over(self.held.n_answered + 1)
+            self.held.answer(reply)
 
     async def handed_over(self, n: int) -> list[int | None]:
         """The calls that are reserved for each request, when so many are handed over."""
@@ -72,29 +66,27 @@ class Coordinator:
             await asyncio.sleep(0.001)
         return [budget.max_lm_calls for _, budget, _ in self.held.given]
 
+    def result_after(self, *replies: Reply | BaseException) -> Any:
+        """What becomes of one request, when these replies have come."""
 
-def made(n_calls: int = 1, **changes: Any) -> Reply:
-    record = Rollout(0, 7, score=1.0).to_dict()
-    return replace(Reply(record, n_calls=n_calls), **changes)
+        async def test() -> Any:
+            (task,) = self.start()
+            await self.comes(*replies)
+            return await task
+
+        return self.loop.run(test())
 
 
-def refused(n_calls: int = 0) -> Reply:
-    return Reply(n_calls=n_calls, stopped_because="max_lm_calls=1 is used up")
+def made(n_calls: int = 1, n_metric_calls: int = 0) -> Reply:
+    return Reply(Rollout(0, 7, score=1.0).to_dict(), n_calls, n_metric_calls=n_metric_calls)
 
 
 def test_a_reservation_that_was_too_small_is_followed_by_a_larger_one_also_where_nothing_was_used() -> (  # noqa: E501
     None
 ):
     run = Coordinator(32, max_lm_calls=64)
-
-    async def test() -> None:
-        (task,) = run.start(1)
-        for index in range(6):
-            await run.comes(index, refused())
-        await task
-
     with pytest.raises(RunStopped):
-        run.run(test())
+        run.result_after(*[Reply(stopped_because="max_lm_calls=1 is used up")] * 6)
     assert [budget.max_lm_calls for _, budget, _ in run.held.given] == [2, 4, 8, 16, 32, 64]
     assert run.ledger.stopped_because == "max_lm_calls=64 is used up"
     assert run.ledger.n_lm_calls == 0
@@ -106,68 +98,44 @@ def test_about_twice_what_requests_take_is_reserved_and_never_more_than_is_left(
     async def test() -> list[int | None]:
         run.start(6)
         assert await run.handed_over(4) == [FIRST] * 4
-        await run.comes(0, made(30))
+        await run.comes(made(30))
         assert (await run.handed_over(5))[4] == 60
-        await run.comes(1, made(2))
+        await run.comes(made(2))
         return await run.handed_over(6)
 
-    assert run.run(test())[5] == 60
+    assert run.loop.run(test())[5] == 60
     assert run.ledger.n_lm_calls == 30 + 2 + 2 * FIRST + 2 * 60
 
 
 def test_a_lost_workers_reservation_counts_as_spent_and_the_request_is_made_three_times() -> None:
     run = Coordinator(1, max_lm_calls=1000)
-
-    async def test() -> Failure:
-        (task,) = run.start(1)
-        await run.comes(0, Reply(was_started_before=True))
-        await run.comes(1, Reply(was_started_before=True))
-        await run.comes(2, RuntimeError("killed worker"))
-        return await task
-
-    failure = run.run(test())
+    lost = Reply(was_started_before=True)
+    failure = run.result_after(lost, lost, RuntimeError("killed worker"))
     assert failure.kind == "worker"
+    assert "3 times" in failure.message and "killed worker" in failure.message
     assert run.ledger.n_lm_calls == 3 * FIRST
     assert len({name for _, _, name in run.held.given}) == 3
 
 
 def test_a_late_reply_is_no_result_but_corrects_its_reservation() -> None:
     run = Coordinator(1, timeout_s=0.05, max_lm_calls=100)
-
-    async def test() -> Any:
-        (task,) = run.start(1)
-        return await task
-
-    assert isinstance(run.run(test()), TimedOutError)
+    assert isinstance(run.result_after(), TimeoutError)
     assert run.ledger.n_lm_calls == FIRST
-    run.held.given[0][0].set_result(made(3, n_metric_calls=1))
+    run.held.answer(made(3, n_metric_calls=1))
     assert run.ledger.n_lm_calls == 3
     assert run.ledger.n_metric_calls_made == 1
 
 
 def test_a_request_that_the_executor_cancels_is_made_again() -> None:
     run = Coordinator(1, max_lm_calls=1000)
-
-    async def test() -> Rollout:
-        (task,) = run.start(1)
-        await run.comes(0, CancelledError())
-        await run.comes(1, made(2))
-        return await task
-
-    assert run.run(test()).score == 1.0
+    assert run.result_after(CancelledError(), made(2)).score == 1.0
     assert run.ledger.n_lm_calls == FIRST + 2
 
 
 @pytest.mark.parametrize("error", [BrokenExecutor("gone"), ModuleNotFoundError("No module 'x'")])
 def test_an_executor_that_cannot_do_anything_ends_the_run(error: Exception) -> None:
     run = Coordinator(1)
-
-    async def test() -> None:
-        (task,) = run.start(1)
-        await run.comes(0, error)
-        await task
-
     with pytest.raises(RunStopped):
-        run.run(test())
+        run.result_after(error)
     assert run.ledger.is_failure
     assert str(error) in run.ledger.stopped_because

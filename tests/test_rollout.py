@@ -1,8 +1,8 @@
 """Rollouts, groups, relative advantages, rollout ids, and a trajectory's text form."""
 
 import dataclasses
+import itertools
 import json
-import math
 import statistics
 
 import pytest
@@ -15,57 +15,9 @@ from tfgrpo_dspy.rollout import (
     Rollout,
     Step,
     Usage,
-    relative_advantages,
     rollout_id_for,
     trajectory_text,
 )
-
-# ---------------------------------------------------------------------- relative advantages
-
-
-@pytest.mark.parametrize(
-    ("scores", "advantages"),
-    [
-        ((0.0, 1.0), (-1.0, 1.0)),
-        ((1.0, 1.0, 0.0, 0.0, 0.0), (1.224745, 1.224745, -0.816497, -0.816497, -0.816497)),
-        ((0.2, 0.4, 0.9), (-1.019049, -0.339683, 1.358732)),
-        ((-1.0, 0.0, -1.0, 0.0), (-1.0, 1.0, -1.0, 1.0)),
-        ((1e150, -1e150), (1.0, -1.0)),
-        ((0.1, 0.1, 0.1), (0.0, 0.0, 0.0)),
-        ((-3.0,), (0.0,)),
-        ((7, 7), (0.0, 0.0)),
-    ],
-)
-def test_an_advantage_is_the_distance_from_the_mean_in_standard_deviations(
-    scores: tuple[float, ...], advantages: tuple[float, ...]
-) -> None:
-    assert relative_advantages(scores) == pytest.approx(advantages, abs=1e-6)
-
-
-@pytest.mark.parametrize("scores", [(), (0.0, math.nan), (math.inf, 1.0), (1.0, -math.inf)])
-def test_an_advantage_over_what_is_not_a_finite_score_is_refused(scores: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="all finite"):
-        relative_advantages(scores)
-
-
-@given(
-    st.lists(st.integers(-100, 100), min_size=2, max_size=8),
-    st.floats(-1e3, 1e3),
-    st.floats(1e-3, 1e100),
-)
-def test_advantages_are_standardised_and_do_not_depend_on_the_scale_of_the_scores(
-    scores: list[int], shift: float, scale: float
-) -> None:
-    assume(len(set(scores)) > 1)
-    advantages = relative_advantages(scores)
-    assert statistics.fmean(advantages) == pytest.approx(0.0, abs=1e-6)
-    assert statistics.pstdev(advantages) == pytest.approx(1.0, abs=1e-6)
-    expected = pytest.approx(advantages, abs=1e-6)
-    assert relative_advantages([score + shift for score in scores]) == expected
-    assert relative_advantages([score * scale for score in scores]) == expected
-
-
-# ---------------------------------------------------------------------- groups
 
 
 def scored(*scores: float | None) -> list[Rollout]:
@@ -78,6 +30,40 @@ def failed(kind: str, rollout_id: int = 99) -> Rollout:
 
 def group_of(*rollouts: Rollout, has_metric: bool = True) -> Group:
     return Group.of(3, rollouts, has_metric)
+
+
+@pytest.mark.parametrize(
+    ("scores", "advantages"),
+    [
+        ((0.0, 1.0), (-1.0, 1.0)),
+        ((1.0, 1.0, 0.0, 0.0, 0.0), (1.224745, 1.224745, -0.816497, -0.816497, -0.816497)),
+        ((0.2, 0.4, 0.9), (-1.019049, -0.339683, 1.358732)),
+        ((-1.0, 0.0, -1.0, 0.0), (-1.0, 1.0, -1.0, 1.0)),
+        ((1e150, -1e150), (1.0, -1.0)),
+        ((0.1, 0.1, 0.1), (0.0, 0.0, 0.0)),
+        ((-3.0,), (0.0,)),
+    ],
+)
+def test_an_advantage_is_the_distance_from_the_mean_in_standard_deviations(
+    scores: tuple[float, ...], advantages: tuple[float, ...]
+) -> None:
+    assert group_of(*scored(*scores)).advantages == pytest.approx(advantages, abs=1e-6)
+
+
+@given(
+    st.lists(st.integers(-100, 100), min_size=2, max_size=8),
+    st.floats(-1e3, 1e3),
+    st.floats(1e-3, 1e100),
+)
+def test_advantages_are_standardised_and_do_not_depend_on_the_scale_of_the_scores(
+    scores: list[int], shift: float, scale: float
+) -> None:
+    assume(len(set(scores)) > 1)
+    advantages = group_of(*scored(*scores)).advantages
+    assert statistics.fmean(advantages) == pytest.approx(0.0, abs=1e-6)
+    assert statistics.pstdev(advantages) == pytest.approx(1.0, abs=1e-6)
+    for others in ([score + shift for score in scores], [score * scale for score in scores]):
+        assert group_of(*scored(*others)).advantages == pytest.approx(advantages, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -156,15 +142,9 @@ def test_a_rollout_id_is_the_same_in_every_process() -> None:
 
 
 def test_every_seed_epoch_example_index_and_purpose_has_a_rollout_id_of_its_own() -> None:
-    ids = {
-        rollout_id_for(seed, epoch, example, index, purpose)
-        for seed in (0, 1, 11)
-        for epoch in range(5)
-        for example in range(40)
-        for index in range(5)
-        for purpose in ("training", "trial")
-    }
-    assert len(ids) == 3 * 5 * 40 * 5 * 2
+    places = list(itertools.product((0, 1, 11), range(5), range(40), range(5), ("training", "x")))
+    ids = {rollout_id_for(*place) for place in places}
+    assert len(ids) == len(places)
     assert all(0 <= rollout_id < 2**63 for rollout_id in ids)
 
 

@@ -1,13 +1,16 @@
 """What reflection LMs are shown in a run, and what of their answers is held back."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dspy
+import pydantic
 import pytest
 from runs import Run, is_score, predictor
 from scripted import EXTRACT, UPDATE, lessons, operations
 from small import grpo
-from test_run import consolidated, drawn_lessons
+from test_run import consolidated, drawn_lessons, is_score_with_feedback
 
 from tfgrpo_dspy import NoGate
 from tfgrpo_dspy.experience.values import Add
@@ -29,6 +32,26 @@ def test_attempts_that_were_made_without_what_is_known_say_so() -> None:
     assert "Attempt 1 (score 1, advantage +1.00, without E1)" in second
 
 
+@pytest.mark.parametrize(("batch_size", "epochs"), [(1, 2), (2, 1)])
+def test_a_group_of_equal_scores_below_the_best_so_far_is_analysed(
+    batch_size: int, epochs: int
+) -> None:
+    given: dict[str, Any] = {"batch_size": batch_size, "epochs": epochs, "max_staleness": 0}
+    run = Run([["0.5", "0.5"], ["1", "0"]], metric=is_score_with_feedback, **given)
+    last = {g.example: g.used_as for u in run.results.updates for g in u.groups}
+    assert last == {0: "failure analysis", 1: "contrast"}
+
+
+def test_what_is_replayed_counts_as_when_it_was_made(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for _ in range(2):
+        Run([["1", "0"]], log_dir=tmp_path)
+    first, again = [line for line in caplog.messages if "LM calls so far" in line]
+    assert first == again and "4 LM calls so far" in first
+
+
 class Fixed(dspy.Module):
     """An UpdateLibrary that always proposes the same."""
 
@@ -48,11 +71,28 @@ def test_update_library_is_told_what_was_tried_and_dropped() -> None:
     assert module.dropped == "- Shout.: effect -0.2"
 
 
+class Proposal(pydantic.BaseModel):
+    op: str
+    text: str
+
+
+def test_a_module_of_ones_own_may_answer_in_types_of_its_own() -> None:
+    (add,), _ = consolidated(Fixed(Proposal(op="ADD", text="Own words.")), drawn_lessons(1))
+    assert isinstance(add, Add) and add.text == "Own words."
+
+
 def test_an_operation_that_names_no_lesson_gets_the_evidence_of_those_that_it_is_like() -> None:
     module = Fixed({"op": "ADD", "text": "advice2: word!"}, {"op": "ADD", "text": "Sing."})
     found, _ = consolidated(module, drawn_lessons(5))
     assert all(isinstance(operation, Add) for operation in found)
     assert [[e.example for e in operation.evidence] for operation in found] == [[2], []]
+
+
+def test_what_supports_an_experience_supports_the_text_that_takes_its_place() -> None:
+    seen_again, new = drawn_lessons(2)
+    module = Fixed({"op": "MODIFY", "id": "E1", "text": "Be exact!", "lessons": [1]})
+    (modify,), _ = consolidated(module, [replace(seen_again, text="Be exact."), new])
+    assert [e.example for e in modify.evidence] == [1, 0]
 
 
 # ---------------------------------------------------------------------- what is held back

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -12,10 +13,10 @@ from runs import Pair, predictor, questions
 from scripted import chat, scripted_lm
 from small import grouped
 
-from tfgrpo_dspy import Execution, NoGate, SettingsError, TrainingFreeGRPO
-from tfgrpo_dspy.settings import Data, RunSettings, Settings
+from tfgrpo_dspy import Execution, NoGate, Reflection, SettingsError, TrainingFreeGRPO
+from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.checks import prepare
-from tfgrpo_dspy.settings.schedule import derive
+from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 
 
 def metric(example: dspy.Example, pred: dspy.Prediction) -> float:
@@ -26,7 +27,7 @@ def settings_of(**given_: Any) -> Settings:
     return Settings(metric, **grouped(given_))
 
 
-def data_of(n_examples: int = 40, **others: Any) -> Data:
+def data_of(n_examples: int = 40, **others: Any) -> RunData:
     """Those of a labelled trainset that is split."""
     n_validation = min(100, round(n_examples / 3))
     usual: dict[str, Any] = {
@@ -34,16 +35,16 @@ def data_of(n_examples: int = 40, **others: Any) -> Data:
         "n_validation": n_validation,
         "has_labels": True,
     }
-    return Data(**usual | others)
+    return RunData(**usual | others)
 
 
-def chosen(*names: str, data: Data, **given_: Any) -> tuple[int, ...]:
+def chosen(*names: str, data: RunData, **given_: Any) -> tuple[int, ...]:
     schedule = derive(settings_of(**given_), data).schedule
     return tuple(schedule[name] for name in names)
 
 
 any_data = st.builds(
-    Data,
+    RunData,
     n_training=st.integers(2, 300),
     n_validation=st.integers(0, 100),
     n_test=st.integers(0, 20),
@@ -70,7 +71,7 @@ any_figures = st.fixed_dictionaries(
 )
 
 
-def derived(data: Data, **given_: Any) -> RunSettings | None:
+def derived(data: RunData, **given_: Any) -> RunSettings | None:
     """None: the budget is refused as too small."""
     try:
         return derive(settings_of(**given_), data)
@@ -87,8 +88,8 @@ def derived(data: Data, **given_: Any) -> RunSettings | None:
         (20, None, (3, 5, 5, 12, 7, 28)),
         (20, 100, (2, 5, 50, 6, 7, 20)),
         (40, 200, (2, 5, 50, 12, 13, 40)),
-        (40, 400, (2, 5, 50, 12, 13, 52)),
-        (40, 800, (3, 5, 50, 12, 13, 52)),
+        (40, 404, (2, 5, 50, 12, 13, 52)),
+        (40, 405, (3, 5, 50, 12, 13, 52)),
         (150, 400, (2, 8, 50, 12, 40, 80)),
     ],
 )
@@ -102,9 +103,12 @@ def test_a_budget_and_the_data_give_the_schedule(
 @pytest.mark.parametrize(
     ("data", "arguments", "values"),
     [
-        # dollars and minutes buy a number of calls that is not known
-        *(({}, limit, {"epochs": 50, "group_size": 3, "batch_size": 5, "drafts": 12, "reserve": 52})
-          for limit in ({"max_cost": 0.01}, {"max_cost": 9}, {"max_minutes": 2})),
+        # minutes buy a number of calls that is not known; dollars what a call is assumed to cost
+        ({}, {"max_minutes": 2},
+         {"epochs": 50, "group_size": 3, "batch_size": 5, "drafts": 12, "reserve": 52}),
+        ({"dollars_per_rollout": 0.01}, {"max_cost": 1.0},
+         {"epochs": 50, "group_size": 2, "batch_size": 5, "drafts": 6, "reserve": 20}),
+        ({"dollars_per_rollout": 0.01}, {"max_cost": 0.01}, {"batch_size": 2, "n_validation": 2}),
         ({"is_recorded": True}, {}, {"epochs": 1}),
         ({"has_labels": False}, {"drafts": 3}, {"drafts": 0}),
         ({}, {"use_labels": False}, {"drafts": 0}),
@@ -114,6 +118,7 @@ def test_a_budget_and_the_data_give_the_schedule(
         ({}, {"max_metric_calls": 200}, {"reserve": 52, "epochs": 50, "max_demos": 4}),
         ({"calls_per_rollout": 2}, {"max_lm_calls": 400}, {"reserve": 40}),
         ({}, {"batch_size": 99}, {"batch_size": 27}),
+        ({"n_test": 50}, {"max_lm_calls": 500}, {"group_size": 2}),
         # small budgets are fitted to a whole update, and not refused for what is assumed only
         ({"calls_per_rollout": 9}, {"max_lm_calls": 12}, {"batch_size": 2, "n_validation": 2}),
         *(({"n_examples": 18}, {"max_lm_calls": n},
@@ -147,7 +152,7 @@ def test_many_threads_have_larger_batches_and_where_these_do_not_suffice_more_th
 
 @given(any_data, any_limits, any_figures)
 def test_one_update_and_the_final_choice_are_within_the_budget_and_what_is_set_is_kept(
-    data: Data, limits: dict[str, Any], figures: dict[str, int]
+    data: RunData, limits: dict[str, Any], figures: dict[str, int]
 ) -> None:
     own = derived(data, **limits, **figures)
     if own is None:
@@ -165,7 +170,7 @@ def test_one_update_and_the_final_choice_are_within_the_budget_and_what_is_set_i
 
 
 @given(any_data, any_limits)
-def test_every_figure_is_one_that_a_run_can_use(data: Data, limits: dict[str, Any]) -> None:
+def test_every_figure_is_one_that_a_run_can_use(data: RunData, limits: dict[str, Any]) -> None:
     own = derived(data, **limits)
     if own is not None:
         assert min(own.group_size, own.batch_size) >= 2
@@ -177,7 +182,7 @@ def test_every_figure_is_one_that_a_run_can_use(data: Data, limits: dict[str, An
 
 
 @given(any_data, st.integers(1, 3000), st.integers(1, 500))
-def test_a_larger_budget_never_keeps_or_drafts_less(data: Data, calls: int, more: int) -> None:
+def test_a_larger_budget_never_keeps_or_drafts_less(data: RunData, calls: int, more: int) -> None:
     small, large = (derived(data, max_lm_calls=n) for n in (calls, calls + more))
     if small is None:
         return
@@ -188,7 +193,7 @@ def test_a_larger_budget_never_keeps_or_drafts_less(data: Data, calls: int, more
 
 @given(any_data, any_limits)
 def test_a_refusal_names_the_smallest_budget_that_can_learn(
-    data: Data, limits: dict[str, Any]
+    data: RunData, limits: dict[str, Any]
 ) -> None:
     try:
         derive(settings_of(**limits), data)
@@ -221,7 +226,10 @@ def prepared(
             "max_lm_calls=10 is too small. The smallest run needs 8 rollouts and 3 reflection "
             "calls. Pass max_lm_calls=11 or more.",
         ),
-        ({"max_lm_calls": 20, "group_size": 10}, "needs 24 rollouts and 3 reflection calls"),
+        (
+            {"max_lm_calls": 20, "group_size": 10, "reflection": Reflection(drafts=2)},
+            "needs 24 rollouts and 6 reflection calls",
+        ),
         ({"max_lm_calls": 20, "paper": True}, "needs 60 rollouts and 13 reflection calls"),
     ],
     ids=["few calls", "large groups", "the paper's schedule"],
@@ -273,6 +281,14 @@ def test_estimate_uses_the_budget_and_stays_within_it(limit: dict[str, Any]) -> 
     assert 0.6 * most <= getattr(plan.total, used[name]) <= most
     assert "\nbatch_size           5\n" in str(plan)
     assert lm.engine.n_calls() == 0
+
+
+def test_the_plan_of_the_page_about_budgets_is_what_estimate_gives() -> None:
+    data = {"trainset": questions(60), "valset": questions(40, start=60)}
+    with dspy.context(lm=scripted_lm([])):
+        plan = TrainingFreeGRPO(metric, max_lm_calls=500).estimate(predictor(), **data)
+    page = (Path(__file__).parents[1] / "docs" / "budgets-and-schedule.md").read_text("utf-8")
+    assert f"```text\n{plan}\n```" in page
 
 
 def test_the_plan_is_logged_and_the_schedule_stands_in_the_result(

@@ -21,10 +21,9 @@ from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripte
 from small import grpo
 
 from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary, NoGate
-from tfgrpo_dspy.rollout import relative_advantages, rollout_id_for
+from tfgrpo_dspy.rollout import rollout_id_for
 
 SCORES = (0.8, 0.6, 0.4, 0.2, 0.5)
-ADVANTAGES = (1.5, 0.5, -0.5, -1.5, 0.0)
 ADVICE = "When a number is asked for, give the number alone."
 BAKED = """\
 Answer the question.
@@ -56,10 +55,6 @@ def worked() -> tuple[Any, str]:
         optimized = optimizer.compile(student, trainset=trainset)
     (asked,) = [prompt.user for prompt in lm.engine.prompts if re.search(EXTRACT, prompt.text)]
     return optimized, asked
-
-
-def test_the_advantages_of_the_five_scores_are_those_worked_out_by_hand() -> None:
-    assert relative_advantages(SCORES) == pytest.approx(ADVANTAGES)
 
 
 def test_the_five_attempts_are_shown_to_extract_advantage_the_best_first(

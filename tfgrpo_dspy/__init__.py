@@ -5,10 +5,7 @@ One group, worked by hand. The program answers one example five times, and the m
     scores      0.8    0.6    0.4    0.2    0.5     mean 0.5, population deviation 0.2
     advantages +1.5   +0.5   -0.5   -1.5    0.0     (score - mean) / deviation
 
-The reflection LM compares the attempts, and draws one lesson. It becomes an operation ("ADD ..."),
-and the library, which gives it the id E1, stands in the program's instructions as
-
-    Answer the question.
+The reflection LM compares the attempts, and draws one lesson. The program's instructions end with
 
     <experiences>
     Advice learned from earlier attempts:
@@ -50,7 +47,7 @@ from tfgrpo_dspy.reflection.modules import (
     UpdateLibrary,
 )
 from tfgrpo_dspy.run.manifest import best_so_far
-from tfgrpo_dspy.settings.arguments import Execution, Reflection
+from tfgrpo_dspy.settings import Execution, Reflection
 
 __all__ = [
     "AddLessons",

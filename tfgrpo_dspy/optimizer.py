@@ -1,7 +1,4 @@
-"""Training-Free GRPO, the loop: what the paper's algorithm says, in its order, and nothing else.
-
-Source: arXiv 2510.08191. How each verb is done is `run`'s business.
-"""
+"""Training-Free GRPO (arXiv 2510.08191): the loop. How each verb is done is `run`'s business."""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -16,8 +13,7 @@ from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.sampling.traces import read_traces
-from tfgrpo_dspy.settings import Settings
-from tfgrpo_dspy.settings.arguments import Execution, PaperReflection, taking
+from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
 from tfgrpo_dspy.settings.checks import prepare
 from tfgrpo_dspy.settings.schedule import Plan, plan_of
 
@@ -34,8 +30,8 @@ class TrainingFreeGRPO(Teleprompter):
             without ground truth (paper, section 3.3): lessons from agreement and self-critique.
         reflection_lm: writes the lessons; default: `dspy.settings.lm`.
         objective: in words, what the experiences should be about.
-        auto: "light", "medium" or "heavy": a `max_lm_calls` of about 5, 12 or 30 for each training
-            example and LM call of a rollout, at least 100, 200 or 400, where none is given.
+        auto: "light", "medium" or "heavy", where there is no `max_lm_calls`: 5, 12 or 30 for each
+            training example and LM call of a rollout, and at least 100, 200 or 400.
         max_lm_calls: how many LM calls the whole run may make. This and the next three are hard
             limits; when one is reached, the best program so far is returned. Replays from
             `log_dir` count at what they cost when they were made.
@@ -57,8 +53,7 @@ class TrainingFreeGRPO(Teleprompter):
         log_dir: the folder of the run store: what is recorded there is not computed again, so the
             same compile goes on where another was stopped.
         offline: replay from `log_dir` only; no LM, program or metric is called.
-        version: names what fingerprints cannot see (helper functions, weights); another version,
-            other records.
+        version: names what fingerprints cannot see (helper functions, weights).
         num_threads: how many rollouts and reflections run at once; default:
             `dspy.settings.num_threads`; with an executor of processes as many as it has workers.
         seed: of shuffling, splitting and rollout ids; same seed, same answers, same library.
@@ -99,9 +94,10 @@ class TrainingFreeGRPO(Teleprompter):
         num_threads: int | None = None,
         seed: int | None = None,
     ) -> Any:
-        """The student, in a copy, with the best library found baked into its instructions.
+        """A copy of the student with the best library baked in, and with `detailed_results`.
 
-        A student that has a library baked in goes on from it.
+        `detailed_results` is a `tfgrpo_dspy.results.RunResults`. A student that has a library
+        baked in goes on from it.
 
         Args:
             student: a DSPy program; it is not changed.
@@ -113,9 +109,6 @@ class TrainingFreeGRPO(Teleprompter):
             testset: examples that choose nothing: student and result are measured on them at the
                 end, for `detailed_results.test`.
             num_threads, seed: for this compile, in place of the optimizer's own.
-
-        Returns:
-            The program, with `detailed_results` (`tfgrpo_dspy.results.RunResults`) on it.
 
         Raises:
             SettingsError: student, data or LMs that cannot be used; before the first LM call.
@@ -191,9 +184,8 @@ class TrainingFreeGRPO(Teleprompter):
         Raises:
             SettingsError, LibraryFormatError: as `compile`.
         """
-        settings, training, _ = prepare(self.settings, student, trainset, valset, None, testset)
-        return plan_of(settings, student, [trainset[index] for index in training])
+        return plan_of(prepare(self.settings, student, trainset, valset, None, testset)[0])
 
     def get_params(self) -> dict[str, Any]:
-        """The settings that are numbers, strings or flags, as a new dict."""
+        """The settings that are numbers, strings, flags or None, as a new dict."""
         return self.settings.scalars()

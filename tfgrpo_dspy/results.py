@@ -169,17 +169,15 @@ class RunResults:
     """The whole run.
 
     `student` and `best` are the validation scores of the student and of what was returned, `gain`
-    their difference. They are too optimistic, because they chose the result. `test` is what counts:
-    scores on a `testset`, whose examples chose nothing.
-    `tried` is all advice that rollouts were given, with its effect, in the order of the first use;
-    `finalists` are the candidates between which the validation scores chose.
+    their difference: too optimistic, as they chose the result. `test` is what counts: scores on a
+    `testset`, whose examples chose nothing. `finalists` are the candidates of the choice; `tried`
+    is all advice that rollouts were given, with its effect, in the order of the first use.
     `usage` has the roles "rollout" (training), "validation", "test", those of `REFLECTIONS`,
-    "metric" (LM judges), and "unfinished" for calls that came to nothing; `metric_calls` counts
-    those of the metric; both hold what was replayed too, at what it cost when it was made.
-    `replayed` counts, by role, what was read from the run store. `failures` counts by kind;
-    `nothing_learned` says in one line why the library is what it was at the start ("": it is not);
-    `library` is as in library.json; `n_demos` is how many demos the result has more than the
-    student; `schedule` holds the derived figures.
+    "metric" (LM judges), and "unfinished" for calls that came to nothing; it and `metric_calls`
+    hold what was replayed too, at what it cost when it was made. `replayed` counts, by role, what
+    was read from the run store, `failures` by kind. `nothing_learned` says in one line why the
+    library is what it was ("": it is not). `library` is as in library.json; `n_demos` is how many
+    demos the result has more than the student; `schedule` holds the derived figures.
     """
 
     student: ScoreSummary | None

@@ -1,7 +1,6 @@
 """Rollouts and groups as values of text and numbers; their advantages; a trajectory as text."""
 
 import hashlib
-import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,11 +31,6 @@ class Failure:
 
     kind: FailureKind
     message: str
-
-    @property
-    def is_of_program(self) -> bool:
-        """Whether the program itself failed: its rollout is a bad one, not a missing one."""
-        return self.kind in ("program", "parse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +99,7 @@ class Rollout:
     @property
     def counts(self) -> bool:
         """Whether it may stand in a group: it ran, or its failure was the program's own."""
-        return self.failure is None or self.failure.is_of_program
+        return self.failure is None or self.failure.kind in ("program", "parse")
 
     @property
     def answer(self) -> str:
@@ -151,8 +145,14 @@ class Group:
 
     @property
     def advantages(self) -> tuple[float, ...]:
-        """The relative advantage of each rollout; empty where there is no metric."""
-        return relative_advantages(self.scores) if self.scores else ()
+        """How far each score stands from the mean, in population standard deviations.
+
+        `(0.0, 1.0) -> (-1.0, 1.0)`; all 0.0 where no score differs; empty where there is no metric.
+        Source: GRPO, arXiv 2402.03300.
+        """
+        scores = self.scores
+        mean, deviation = statistics.mean(scores or [0]), statistics.pstdev(scores or [0])
+        return tuple((score - mean) / deviation if deviation else 0.0 for score in scores)
 
     @property
     def majority_answer(self) -> str:
@@ -178,20 +178,6 @@ def rollout_id_for(seed: int, epoch: int, example: int, index: int, purpose: str
     """What sets one sample apart in caches: below 2**63, the same for the same arguments."""
     name = f"{seed}/{epoch}/{example}/{index}/{purpose}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) >> 1
-
-
-def relative_advantages(scores: Sequence[float]) -> tuple[float, ...]:
-    """How far each score stands from its group's mean, in population standard deviations.
-
-    `(0.0, 1.0) -> (-1.0, 1.0)`; all 0.0 where no score differs. Source: GRPO, arXiv 2402.03300.
-    """
-    if not scores or not all(math.isfinite(score) for score in scores):
-        raise ValueError(f"scores={list(scores)}: give at least one, all finite.")
-    deviation = statistics.pstdev(scores)
-    if deviation == 0:
-        return (0.0,) * len(scores)
-    mean = statistics.mean(scores)
-    return tuple((score - mean) / deviation for score in scores)
 
 
 def fields_text(fields: Mapping[str, str]) -> str:

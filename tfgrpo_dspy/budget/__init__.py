@@ -1,9 +1,8 @@
 """What a run may spend, what it has spent, and when its calls may be made.
 
 Every LM runs as a copy whose class, made at run time, takes each call from the run's one `Ledger`
-first, makes the retries, and reports to a `Meter`: callbacks cannot veto a call, an engine wrapper
-does not fit every LM, and a program may swallow an Exception (so the veto is none). That class
-never reaches a program that is given back. What the calls are for is their callers' business.
+first, makes the retries, and reports to a `Meter`. A program may swallow an Exception, so a refusal
+is a BaseException. That class never reaches a program that is given back.
 """
 
 from tfgrpo_dspy.budget.account import Account, Amount

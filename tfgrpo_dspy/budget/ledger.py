@@ -26,10 +26,9 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reservation:
-    """Calls and dollars taken for one LM call, until it is known what it took.
+    """Calls and dollars taken for one LM call, or (`is_share`) for a request to an executor.
 
-    `is_share`: taken for a request to an executor, which mostly gives calls back. When `abandoned`
-    is set, nobody waits for that any more.
+    It is settled when it is known what that took. If `abandoned` is set, nobody waits for it.
     """
 
     n_calls: int
@@ -121,7 +120,7 @@ class Ledger:
         self.check()
 
     def settle(self, taken: Reservation, n_calls: int, cost: float) -> None:
-        """Correct what was taken by what it was: calls that a cache answered are given back."""
+        """Correct what was taken by what was used."""
         with self._lock:
             self._add(n_calls - taken.n_calls, cost - taken.cost)
             self._open.discard(taken)
@@ -158,15 +157,11 @@ class Ledger:
             self.check()
             self.n_metric_calls += n_calls
 
-    def note_metric_calls(self, n_calls: int = 1) -> None:
-        """Metric calls that were taken before are made now."""
+    def note_metric_calls(self, n_made: int = 1, n_given_back: int = 0) -> None:
+        """What became of metric calls that were taken before."""
         with self._lock:
-            self.n_metric_calls_made += n_calls
-
-    def give_back_metric_calls(self, n_calls: int) -> None:
-        """Give back those that were not made."""
-        with self._lock:
-            self.n_metric_calls -= n_calls
+            self.n_metric_calls_made += n_made
+            self.n_metric_calls -= n_given_back
 
     def set_reserve(self, reserve: Budget) -> None:
         """Keep so much for the end; nothing else can take it until `open_reserve`."""

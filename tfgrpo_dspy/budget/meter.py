@@ -24,15 +24,11 @@ ATTEMPT: ContextVar[list[Usage] | None] = ContextVar("tfgrpo_attempt", default=N
 
 
 class Meter:
-    """What the LM copies that carry it have done; each rollout or reflection has its own.
-
-    Calls may come from several threads of one program, and are taken from the ledger.
-    """
+    """What the LM copies that carry it have done; each rollout or reflection has its own."""
 
     def __init__(self, ledger: Ledger | None = None, prices: Prices | None = None) -> None:
         self.ledger = ledger or Ledger()
         self.provider_failure: Failure | None = None
-        self.is_too_long = False
         self.keeps_history = not dspy.settings.disable_history
         self._prices = prices or {}
         self._was_refused = False
@@ -41,7 +37,6 @@ class Meter:
         self._last: tuple[Any, Mapping[str, Any]] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Meter":
-        """A program that copies its own parts still reports to it."""
         return self
 
     def take(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reservation | None:
@@ -98,8 +93,7 @@ class Meter:
             self._was_refused = True
             raise
         except LMError as error:
-            self.is_too_long |= is_too_long(error)  # which is not the provider's doing
-            if not is_too_long(error):
+            if not is_too_long(error):  # which is not the provider's doing
                 self.provider_failure = Failure("provider", self._message(error, lm))
             raise
 
@@ -115,10 +109,7 @@ class Meter:
         self._used.append(Usage(taken.n_calls))
 
     def check(self) -> None:
-        """Raises RunStopped: nobody waits for these calls, or one of them was refused.
-
-        That holds though the program swallowed the refusal.
-        """
+        """Raises RunStopped: nobody waits for these calls, or one was refused, swallowed or not."""
         if self._abandoned is not None and self._abandoned.is_set():
             raise RunStopped(NOT_WANTED)
         if self._was_refused:

@@ -12,8 +12,7 @@ from tfgrpo_dspy.budget.meter import ATTEMPT, POLL_S, Meter
 from tfgrpo_dspy.rollout import SEED_RANGE, rollout_id_for
 
 MIN_RETRIES = 8
-"""An LM that may retry at all (`num_retries` above 0) retries at least so often: the first waits
-are short, so that a refusal costs little, and all together last some seconds."""
+"""An LM that may retry at all (`num_retries` above 0) retries at least so often."""
 FIRST_WAIT_S = 0.02
 LONGEST_WAIT_S = 60.0
 LONGEST_PAUSE_S = 300.0
@@ -34,10 +33,7 @@ def _metered_class(kind: Any) -> Any:
 
 
 class _Forward:
-    """`forward` or `aforward` of a metered LM: metered on an LM, its own function on the class.
-
-    DSPy compares the function on the class with its own, to tell its own LMs from users'.
-    """
+    """`forward` or `aforward`: metered on an LM; on the class, which DSPy looks at, as it was."""
 
     def __set_name__(self, owner: Any, name: str) -> None:
         self._name = name
@@ -47,8 +43,7 @@ class _Forward:
         if lm is None or ATTEMPT.get() is not None:  # by `__call__`, which is metered itself
             return forward
         is_async = self._name == "aforward"
-        retried = lm.tfgrpo_async_retried if is_async else lm.tfgrpo_retried
-        return functools.partial(retried, forward)
+        return functools.partial(lm.tfgrpo_aretried if is_async else lm.tfgrpo_retried, forward)
 
 
 class _Metered:
@@ -72,7 +67,7 @@ class _Metered:
         return self.tfgrpo_retried(super().__call__, *args, **kwargs)  # type: ignore[misc]
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        return await self.tfgrpo_async_retried(super().acall, *args, **kwargs)  # type: ignore[misc]
+        return await self.tfgrpo_aretried(super().acall, *args, **kwargs)  # type: ignore[misc]
 
     def tfgrpo_retried(self, call: Any, *args: Any, **kwargs: Any) -> Any:
         """What the call gives, each of its attempts taken from the budget."""
@@ -87,7 +82,7 @@ class _Metered:
         with meter.noting(self):
             return tenacity.Retrying(sleep=meter.ledger.wait, **self._policy())(attempt)
 
-    async def tfgrpo_async_retried(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+    async def tfgrpo_aretried(self, call: Any, *args: Any, **kwargs: Any) -> Any:
         """The same in an event loop."""
         meter = self.tfgrpo_meter
 
@@ -101,11 +96,10 @@ class _Metered:
             return await tenacity.AsyncRetrying(sleep=meter.async_wait, **self._policy())(attempt)
 
     def _policy(self) -> dict[str, Any]:
-        n_retries = vars(self)["num_retries"]
-        n_attempts = 1 + max(n_retries, MIN_RETRIES) if n_retries else 1
+        n_retries = vars(self)["num_retries"] and max(vars(self)["num_retries"], MIN_RETRIES)
         return {
             "retry": tenacity.retry_if_exception(is_passing),
-            "stop": tenacity.stop_after_attempt(n_attempts),
+            "stop": tenacity.stop_after_attempt(1 + n_retries),
             "wait": _seconds_until_the_next,
             "reraise": True,
         }
@@ -135,8 +129,7 @@ def _seconds_until_the_next(state: tenacity.RetryCallState) -> float:
 class CallWatcher(BaseCallback):
     """Takes the calls of LMs that are not metered: those that a metric or a tool holds itself.
 
-    DSPy tells of each `lm(...)` once, and of answers from its cache too; retries inside are not
-    seen. A BaseException passes through it, which is the veto.
+    DSPy tells of answers from its cache too, and of no retries. A BaseException is the veto.
     """
 
     def __init__(self, meter: Meter) -> None:

@@ -75,7 +75,8 @@ class BayesianGate(Gate):
             dropped[experience.id] = f"no room: {belief.in_words()}"
         deployable = [e for e in kept.values() if beliefs[advice_of(e)].chance > LIKELY]
         on_trial = [beliefs[advice_of(e)] for e in kept.values() if e.is_on_trial]
-        n = len(on_trial)
+        n, price = len(on_trial), PRICE * sd
+        gain = sum(above_zero(-abs(belief.mean - price), belief.sd) for belief in on_trial)
         return Decision(
             library.holding(kept.values()),
             f"{len(kept) - n} settled, {n} on trial, {len(dropped)} dropped",
@@ -83,8 +84,7 @@ class BayesianGate(Gate):
             dropped=dropped,
             beliefs=beliefs,
             rivals={id_: rival for id_, rival in rivals.items() if id_ in kept},
-            score_sd=sd,
-            is_open=_gain_of_knowing(on_trial, PRICE * sd) > PRICE * sd,
+            is_open=gain > price,  # what is expected of knowing every effect on trial
         )
 
     def assign(self, plan: GroupPlan) -> Sequence[ExperienceLibrary]:
@@ -171,11 +171,6 @@ def _chance_of_more(one: Belief, other: Belief) -> float:
     return float(ndtr((one.mean - other.mean) / max(math.hypot(one.sd, other.sd), 1e-9)))
 
 
-def _gain_of_knowing(on_trial: Iterable[Belief], price: float) -> float:
-    """By how much the score is expected to rise if every effect on trial became known."""
-    return sum(above_zero(-abs(belief.mean - price), belief.sd) for belief in on_trial)
-
-
 def _data(evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> Data:
     """The scored rollouts of all groups, and what each advice is about; a column for each."""
     training = evidence.training
@@ -189,7 +184,7 @@ def _data(evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> Data:
     rows = [
         (place[rollout.example], {advice_of(e) for e in rollout.library}, rollout.score)
         for rollout in evidence.rollouts
-        if rollout.example in place and rollout.score is not None
+        if rollout.score is not None
     ]
     present = [[advice in held for advice in known] for _, held, _ in rows]
     return Data(

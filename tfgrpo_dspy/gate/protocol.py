@@ -83,7 +83,6 @@ class Decision:
         beliefs: what is believed of each advice that the run has tried.
         rivals: by id, the other text of an experience that an operation has modified, while it is
             open which of the two is better.
-        score_sd: the standard deviation of the training scores so far.
         is_open: whether further rollouts could still change what a program would be given.
     """
 
@@ -93,7 +92,6 @@ class Decision:
     dropped: Mapping[str, str] = field(default_factory=dict)
     beliefs: Mapping[Advice, Belief] = field(default_factory=dict)
     rivals: Mapping[str, Experience] = field(default_factory=dict)
-    score_sd: float = 0.0
     is_open: bool = False
 
     @property

@@ -53,7 +53,7 @@ class Race:
 
         `n_left` is how many rollouts the budget pays for; None: any number.
         """
-        n_done = self.n_measured(scores)
+        n_done = sum(candidate == 0 for candidate, _ in scores)
         running = self.running(scores)
         if n_done == self.n_examples or len(running) < 2:
             return []
@@ -64,10 +64,6 @@ class Race:
                 running = sorted(running[: max(2, min(3, n_fitting), n_fitting // 2)])
             size = min(size, n_left // len(running))
         return [(c, i) for i in range(n_done, n_done + size) for c in running]
-
-    def n_measured(self, scores: Scores) -> int:
-        """On how many examples the student was measured."""
-        return sum(candidate == 0 for candidate, _ in scores)
 
     def running(self, scores: Scores) -> list[int]:
         """The student, then the candidates that may still be the best, the most promising first.

@@ -1,5 +1,6 @@
 """Lessons as values: how an answer is read, which lessons are held back, which say the same."""
 
+import functools
 import math
 import re
 from collections import Counter
@@ -219,10 +220,11 @@ def _letter_groups(text: str) -> set[str]:
     return {folded[i : i + n] for n in (2, 3) for i in range(len(folded) - n + 1)}
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
+@functools.lru_cache(maxsize=4096)  # each lesson is compared with each other
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(text.casefold()))
 
 
-def _runs(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def _runs(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     places = range(len(words) - COPIED_WORDS + 1)
-    return (tuple(words[start : start + COPIED_WORDS]) for start in places)
+    return (words[start : start + COPIED_WORDS] for start in places)

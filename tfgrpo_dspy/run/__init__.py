@@ -20,7 +20,7 @@ from tfgrpo_dspy.run.final_choice import finish
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
-from tfgrpo_dspy.settings import RunSettings
+from tfgrpo_dspy.settings.schedule import RunSettings
 
 logger = logging.getLogger(__name__)
 

@@ -12,14 +12,13 @@ from typing import Any
 import dspy
 from pydantic import TypeAdapter
 
-from tfgrpo_dspy.budget import CallWatcher, Meter, metered
+from tfgrpo_dspy.budget import CallWatcher, Meter, is_too_long, metered
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.reflection.texts import as_input, describe_program
 from tfgrpo_dspy.rollout import Failure, Usage, rollout_id_for
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.loop import TimedOutError
 from tfgrpo_dspy.sampling.models import sampling_copy
 from tfgrpo_dspy.store import reading
 
@@ -127,8 +126,8 @@ class ReflectionClient:
             noun = stage if stage in ("update", "draft") else "example"
             run.stop_for_missing_record(stage, f"{noun} {number}")
 
-        def keep(answer: Answer | TimedOutError) -> Answer:
-            if isinstance(answer, TimedOutError):
+        def keep(answer: Answer | TimeoutError) -> Answer:
+            if isinstance(answer, TimeoutError):
                 answer = Answer(None, error=f"the reflection {answer}", is_lost=True)
             record = run.records.without_secrets(asdict(answer))
             answer = counted(run.records.keep(key, record, answer.is_lost))
@@ -136,7 +135,7 @@ class ReflectionClient:
             return answer
 
         work = functools.partial(self._answer, module, output, rollout_id, inputs)
-        return await run.loop.submit(work, (rank, batch.update), keep)
+        return await run.loop.submit(lambda: run.loop.in_thread(work), (rank, batch.update), keep)
 
     def _answer(self, module: Any, output: str, rollout_id: int, inputs: Inputs) -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""
@@ -164,7 +163,7 @@ class ReflectionClient:
         except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything
             lost = meter.provider_failure
             message = lost.message if lost else described(error)
-            answer = Answer(None, meter.usage, 0, message, meter.is_too_long, lost is not None)
+            answer = Answer(None, meter.usage, 0, message, is_too_long(error), lost is not None)
         meter.check()
         return answer
 

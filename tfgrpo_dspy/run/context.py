@@ -13,7 +13,7 @@ from tfgrpo_dspy.run.loop import Loop
 from tfgrpo_dspy.run.manifest import RunManifest
 from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.run.run_report import RunReport
-from tfgrpo_dspy.settings import RunSettings
+from tfgrpo_dspy.settings.schedule import RunSettings
 
 
 class RunContext:
@@ -61,4 +61,4 @@ def _loop_of(settings: RunSettings, ledger: Ledger) -> tuple[Loop, RemoteRollout
     if isinstance(executor, ThreadPoolExecutor):
         return Loop(ledger, n_at_once, timeout_s, executor), None
     loop = Loop(ledger, settings.threads, timeout_s, n_remote=n_at_once)
-    return loop, RemoteRollouts(loop, executor, n_at_once, timeout_s)
+    return loop, RemoteRollouts(ledger, executor, n_at_once)

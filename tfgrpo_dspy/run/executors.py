@@ -8,14 +8,11 @@ import functools
 import itertools
 import math
 import uuid
-from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
-from typing import Any
 
-from tfgrpo_dspy.budget import Budget, Reservation
+from tfgrpo_dspy.budget import Budget, Ledger, Reservation
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.rollout import Failure, Rollout
-from tfgrpo_dspy.run.loop import Loop, Priority, Result, TimedOutError
 from tfgrpo_dspy.run.worker import Reply, run_request
 
 MAX_LOST_WORKERS = 3
@@ -49,43 +46,26 @@ class RemoteRollouts:
     with a larger one.
 
     Args:
-        loop: the event loop of the run.
+        ledger: what calls are reserved from.
         executor: any `concurrent.futures.Executor`; its workers need this package.
         n_at_once: how many requests are under way at once.
-        timeout_s: how long a rollout may take; None: any time.
     """
 
-    def __init__(
-        self, loop: Loop, executor: Executor, n_at_once: int, timeout_s: float | None
-    ) -> None:
-        self._loop = loop
-        self._ledger = loop.ledger
+    def __init__(self, ledger: Ledger, executor: Executor, n_at_once: int) -> None:
+        self._ledger = ledger
         self._executor = executor
         self._n_at_once = n_at_once
-        self._timeout_s = timeout_s
         self._largest = {"max_lm_calls": 0.0, "max_cost": 0.0}
         self._names = (f"{uuid.uuid4().hex}/{i}" for i in itertools.count())
 
-    def submit(
-        self, bundle: bytes, request: bytes, priority: Priority, record: Callable[[Any], Result]
-    ) -> "asyncio.Future[Result]":
-        """As `Loop.submit`; `record` is given a `Failure` where the rollout was lost."""
-        return self._loop.submit_to(
-            "remote", lambda: self._rollout(bundle, request), priority, record
-        )
-
-    async def _rollout(self, bundle: bytes, request: bytes) -> Rollout | Failure | TimedOutError:
-        """The rollout that the request asks for; a request whose worker is lost is made again."""
+    async def rollout(self, bundle: bytes, request: bytes) -> Rollout | Failure:
+        """The rollout that the request asks for, or its failure where too many workers are lost."""
         n_losses, why = 0, ""
         while n_losses < MAX_LOST_WORKERS:
             while (share := self._reserve()) is None:
                 await asyncio.sleep(POLL_S)
             try:
-                async with asyncio.timeout(self._timeout_s):
-                    reply = await self._reply(share, bundle, request)
-            except TimeoutError:
-                share.abandoned.set()
-                return TimedOutError(f"took over {self._timeout_s:g} s")
+                reply = await self._reply(share, bundle, request)
             except Exception as error:  # noqa: BLE001 - whatever an executor raises
                 self._check_usable(error)
                 why = f"the executor raised {described(error)}"

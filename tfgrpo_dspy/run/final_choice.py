@@ -3,7 +3,7 @@
 import logging
 import math
 import random
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +12,7 @@ from tfgrpo_dspy.budget import Account, Amount
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import advice_of
-from tfgrpo_dspy.gate.race import Race
+from tfgrpo_dspy.gate.race import Race, Scores
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results import ExampleScores, Finalist, Gain, HeldOut, ScoreSummary, TriedAdvice
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
@@ -32,10 +32,6 @@ DEMOS = "demos"
 """The name of the demos among the parts of a candidate."""
 
 
-Pair = tuple[int, int]
-"""The place of a candidate, and that of an example in the order in which the set is measured."""
-
-
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A program that may be returned: the student with a library, and with demos or without."""
@@ -45,11 +41,10 @@ class Candidate:
 
 
 class Measurements:
-    """Rollouts of candidates on a set, at the LM's own temperature.
+    """Rollouts of candidates on a set; those of an example have the same rollout id.
 
-    The rollout id of an example is the same for every candidate, so that two are compared pair by
-    pair. The examples are measured in an order that the seed mixes, as a budget may reach for the
-    first ones only.
+    The examples are measured in an order that the seed mixes: a budget may reach for the first ones
+    only. A pair is the place of a candidate, and that of an example in this order.
     """
 
     def __init__(
@@ -65,23 +60,19 @@ class Measurements:
         self._run = run
         mixed = random.Random(f"{role}/{run.settings.seed}")
         self._order = mixed.sample(range(len(examples)), len(examples))
-        self._maker = Rollouts(run, role, examples, None, demos)
-        self._rollouts: dict[Pair, Rollout] = {}
+        self.maker = Rollouts(run, role, examples, None, demos)
+        self._rollouts: dict[tuple[int, int], Rollout] = {}
 
-    def make(self, pairs: Sequence[Pair]) -> Sequence[Rollout]:
-        """Make these rollouts.
-
-        Raises:
-            RunStopped: a budget does not reach, or the run has ended.
-        """
+    def make(self, pairs: Sequence[tuple[int, int]]) -> Sequence[Rollout]:
+        """Make these rollouts. Raises RunStopped: a budget does not reach, or the run has ended."""
         samples = []
         for candidate, place in pairs:
             what, example = self.candidates[candidate], self._order[place]
             rollout_id = rollout_id_for(self._run.settings.seed, 0, example, 0, "validation")
             samples.append(Sample(what.library, example, rollout_id, what.has_demos))
-        self._maker.admit(len(samples))
-        rollouts = self._run.loop.run(self._maker.make(samples, PRIORITY))
-        self._maker.settle(rollouts)
+        self.maker.admit(len(samples))
+        rollouts = self._run.loop.run(self.maker.make(samples, PRIORITY))
+        self.maker.settle(rollouts)
         self._rollouts |= zip(pairs, rollouts, strict=True)
         return rollouts
 
@@ -91,7 +82,7 @@ class Measurements:
             for candidate in range(len(self.candidates)):
                 self.make([(candidate, place) for place in range(self.n_examples)])
 
-    def scores(self) -> Mapping[Pair, float | None]:
+    def scores(self) -> Scores:
         """The score of each rollout.
 
         The program's own failure counts as the lowest score of all, or 0.0 if that is lower. Where
@@ -99,7 +90,7 @@ class Measurements:
         """
         floor = min([0.0, *(r.score for r in self._rollouts.values() if r.score is not None)])
         return {
-            pair: floor if rollout.failure and rollout.failure.is_of_program else rollout.score
+            pair: floor if rollout.failure and rollout.counts else rollout.score
             for pair, rollout in self._rollouts.items()
         }
 
@@ -107,17 +98,8 @@ class Measurements:
         """The candidate's scores, in the order of the measurement."""
         return [score for (c, _), score in self.scores().items() if c == candidate]
 
-    def bake(self, candidate: Candidate) -> Any:
-        """The program of a candidate."""
-        return self._maker.bake(candidate.library, candidate.has_demos)
 
-
-def finish(
-    run: RunContext,
-    history: History,
-    valset: Sequence[Any],
-    testset: Sequence[Any],
-) -> Any:
+def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Sequence[Any]) -> Any:
     """The student with the library that wins on validation, and `detailed_results` on it.
 
     With `NoGate`, the last library is returned, whether it is better or not.
@@ -138,11 +120,13 @@ def finish(
         measured = Measurements(run, "validation", valset, candidates, demos)
         place = len(candidates) - 1
         measured.make_all()
-    best = replace(candidates[place], library=_with_prices(candidates[place].library))
+    library = candidates[place].library  # with the tokens that each experience adds to a call
+    priced = [replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in library]
+    best = replace(candidates[place], library=library.holding(priced))
     shown = demos if best.has_demos else ()
     run.manifest.note(best.library, run.report.ended_because, shown)
     test = _held_out(run, testset, _with_student(history, best), demos)
-    optimized = measured.bake(best)
+    optimized = measured.maker.bake(best.library, best.has_demos)
     before, after = measured.scores_of(0), measured.scores_of(place)
     optimized.detailed_results = run.report.results(
         is_student=best.library == history.start and not shown,
@@ -174,13 +158,6 @@ def _candidates(history: History, has_demos: bool) -> list[Candidate]:
     if has_demos:
         candidates += [replace(each, has_demos=True) for each in candidates[1::-1]]
     return list(dict.fromkeys(candidates))
-
-
-def _with_prices(library: ExperienceLibrary) -> ExperienceLibrary:
-    """The library with the tokens that each experience adds to a call, estimated from its line."""
-    return library.holding(
-        replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in library
-    )
 
 
 def _held_out(

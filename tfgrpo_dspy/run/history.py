@@ -53,7 +53,6 @@ class History:
         self.accounts = [Account(settings.budget, assumed=assumed)]
         self._run = run
         self._training = tuple(training)
-        self._is_recorded = is_recorded
         self._group_size = 0 if is_recorded else settings.group_size  # rollouts to pay for
         self._size = settings.batch_size
         self._n_batches = math.ceil(len(training) / self._size)
@@ -86,10 +85,7 @@ class History:
         return max(0, update - self._run.settings.max_staleness)
 
     def batch(self, update: int) -> Batch | None:
-        """The batch of this update, which may be a draft; None where the run ends.
-
-        Then a budget does not reach for it, or an epoch's worth of batches could teach nothing.
-        """
+        """The batch of this update, which may be a draft; None where the run ends."""
         settings, report = self._run.settings, self._run.report
         decision = self.decisions[self.n_awaited(update)]
         if update < self._n_drafts:
@@ -110,10 +106,7 @@ class History:
         return Batch(update, epoch, tuple(examples[: int(min(n, self._size))]), decision)
 
     def _teaches_no_more(self, update: int) -> bool:
-        """Whether an epoch's worth of batches, of those that are decided for sure, taught nothing.
-
-        And no experience is worth more rollouts.
-        """
+        """Whether the latest epoch taught nothing, and no experience is worth more rollouts."""
         n_known, updates = self._n_known(update), self._run.report.updates
         last = range(n_known)[-self._n_batches :]
         if len(last) < self._n_batches or self.decisions[n_known].is_open:
@@ -124,14 +117,10 @@ class History:
         )
 
     def _n_affordable(self, update: int) -> tuple[float, str]:
-        """How many examples the next batch may have; and the limit that says so ("": none).
-
-        It depends on the updates that are decided for sure when the batch is made, and on what the
-        batches between these and this one are expected to take.
-        """
+        """How many examples the next batch may have; and the limit that says so ("": none)."""
         n_known = self._n_known(update)
         account = self.accounts[n_known]
-        under_way = self.batches[n_known:update]
+        under_way = self.batches[n_known:update]  # they take what is expected of them
         each = account.per_example(self._group_size)
         operations = Amount(1.0) * (len(under_way) + 1)  # an answer for each update
         n, limit = account.n_fitting(each, account.reserve(self._n_reserved) + operations)
@@ -140,11 +129,7 @@ class History:
         return n - sum(len(batch.examples) for batch in under_way), limit
 
     def assigned(self, batch: Batch, example: int) -> Sequence[ExperienceLibrary]:
-        """The library of each rollout of a group.
-
-        Raises:
-            GateError: these are not as many libraries as the group has rollouts.
-        """
+        """The library of each rollout of a group. Raises GateError: the gate gave no such."""
         n = self._group_size
         if not any(experience.is_on_trial for experience in batch.library):
             return (batch.library,) * n
@@ -161,11 +146,7 @@ class History:
     def decide(
         self, batch: Batch, extracted: Extracted, proposed: Sequence[Operation | Refusal]
     ) -> ExperienceLibrary:
-        """The library after the gate has decided on the operations that are not refused.
-
-        Raises:
-            GateError: the gate answered with something else than a decision.
-        """
+        """The library after the gate has decided. Raises GateError: it gave no decision."""
         before, run = self.last, self._run
         for sampled in extracted.groups:
             self._measured += sampled.measured()
@@ -182,7 +163,7 @@ class History:
         run.report.add_update(batch, extracted, proposed, before.library, self.last)
         scores = [score for each in extracted.groups for score in each.group.scores]
         self._best_scores.append(max(scores, default=-math.inf))
-        made = [] if self._is_recorded else extracted.rollouts
+        made = extracted.rollouts if self._group_size else []
         reflections = run.report.reflection_usage[batch.update]
         account = self.accounts[-1].after_update(made, reflections, len(extracted.groups))
         self.accounts.append(account)
@@ -235,11 +216,7 @@ class History:
         return self._like_start(self.last.result)
 
     def finalists(self) -> list[ExperienceLibrary]:
-        """The libraries that are compared with the student at the end, the most promising first.
-
-        Raises:
-            GateError: what the gate proposes are no libraries.
-        """
+        """The libraries that are compared with the student at the end. Raises GateError."""
         gate = self._run.settings.gate
         proposed = _libraries(
             gate, "gave as finalists", gate.finalists(self.last), "return a sequence of libraries"
@@ -249,19 +226,15 @@ class History:
         return [self._like_start(library) for library in proposed]
 
     def _like_start(self, library: ExperienceLibrary) -> ExperienceLibrary:
-        """The library, with the next free id of the student's where it has the same experiences.
-
-        The ids that the run has retired since were never in a program.
-        """
-        if list(library) != list(self.start):
-            return library
-        return self.start.holding(library)  # with new evidence
+        """The library, with the next free id of the student's where it has the same experiences."""
+        is_like = list(library) == list(self.start)  # ids retired since were never in a program
+        return self.start.holding(library) if is_like else library
 
     @property
     def score_sd(self) -> float:
         """The standard deviation of the training scores; 1.0 where they do not differ."""
         scores = [rollout.score for rollout in self._measured if rollout.score is not None]
-        return self.last.score_sd or statistics.pstdev(scores or [0.0]) or 1.0
+        return statistics.pstdev(scores or [0.0]) or 1.0
 
     def dropped(self) -> list[Lesson]:
         """The advice that was tried and is in the library no more, the most tried first."""

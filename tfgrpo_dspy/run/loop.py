@@ -29,17 +29,13 @@ TURNS = 5
 """So many turns of the loop after a result its slot is free: what follows from it waits by then."""
 
 
-class TimedOutError(Exception):
-    """The task took longer than it may; it was abandoned."""
-
-
 class Loop:
     """Runs the coroutines of a run, and does their tasks.
 
     Args:
         ledger: says when the run has ended.
         n_threads: how many tasks are done at once in threads.
-        timeout_s: how long such a task may take; None: any time.
+        timeout_s: how long a task may take; None: any time.
         pool: threads of the user's; None: a new daemon thread for each task.
         n_remote: how many tasks are done at once elsewhere.
     """
@@ -79,8 +75,7 @@ class Loop:
                     loop.run_until_complete(main)
             loop.close()
 
-        context = contextvars.copy_context()
-        ended = _begun(context.run, work)
+        ended = _begun(contextvars.copy_context().run, work)
         try:
             while not ended.done():  # a wait without end may miss a Ctrl-C
                 futures.wait([ended], WATCH_S)
@@ -107,25 +102,16 @@ class Loop:
             self._failed.set_exception(error)
 
     def submit(
-        self, work: Callable[[], Any], priority: Priority, record: Callable[[Any], Result]
-    ) -> "asyncio.Future[Result]":
-        """Have `work()` done in a thread; what `record` makes of its result, in the loop's thread.
-
-        Where the work took too long, `record` is given a `TimedOutError`.
-        """
-        return self.submit_to("threads", lambda: self._worked(work), priority, record)
-
-    def submit_to(
         self,
-        place: str,
         begin: Callable[[], Awaitable[Any]],
         priority: Priority,
         record: Callable[[Any], Result],
+        place: str = "threads",
     ) -> "asyncio.Future[Result]":
-        """The recorded result of what is begun when there is a slot in that place.
+        """What `record` makes of what is begun when there is a slot in that place.
 
         A task holds its slot until its result is recorded: so no more results than there are slots
-        are ever in flight or unrecorded.
+        are ever in flight or unrecorded. One that took too long is recorded as a `TimeoutError`.
         """
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         result.add_done_callback(self._ended)
@@ -139,7 +125,7 @@ class Loop:
             self.ledger.check()
             self._in_flight.add(result)
             try:
-                result.set_result(record(await begin()))
+                result.set_result(record(await self._in_time(begin())))
             except asyncio.CancelledError:
                 result.cancel()
                 raise
@@ -151,25 +137,27 @@ class Loop:
             for _ in range(TURNS):
                 await asyncio.sleep(0)
 
-    async def _worked(self, work: Callable[[], Any]) -> Any:
-        """What the work gave, or a `TimedOutError`."""
-        abandoned = threading.Event()
-        context = contextvars.copy_context()
-        context.run(ABANDONED.set, abandoned)
+    async def _in_time(self, begun: Awaitable[Any]) -> Any:
         try:
-            begin = _begun if self._pool is None else self._pool.submit
-            done = asyncio.wrap_future(begin(context.run, work))
+            async with asyncio.timeout(self._timeout_s):
+                return await begun
+        except TimeoutError:
+            return TimeoutError(f"took over {self._timeout_s:g} s")
+
+    async def in_thread(self, work: Callable[[], Any]) -> Any:
+        """What the work gives; if nobody waits for that any more, its calls are refused."""
+        abandoned, context = threading.Event(), contextvars.copy_context()
+        context.run(ABANDONED.set, abandoned)
+        begin = _begun if self._pool is None else self._pool.submit
+        try:
+            done = begin(context.run, work)
         except RuntimeError as error:
             self.ledger.stop(f"the executor is broken: {error}", is_failure=True)
             raise RunStopped(self.ledger.stopped_because) from error
         try:
-            await asyncio.wait({done}, timeout=self._timeout_s)
-            if done.done():
-                return done.result()
-            return TimedOutError(f"took over {self._timeout_s:g} s")
+            return await asyncio.wrap_future(done)
         finally:
             abandoned.set()
-            done.cancel()
 
     # ------------------------------------------------------------------ the end
 
@@ -190,17 +178,16 @@ class Loop:
             if self._in_flight:
                 await asyncio.wait(self._in_flight.copy(), timeout=GRACE_S)
             raise
-        finally:
-            await self._drop()
+        finally:  # end every coroutine, which abandons what is in flight
+            while self._spawned:
+                await asyncio.gather(*map(_cancelled, self._spawned), return_exceptions=True)
+            if self._failed.done():
+                self._failed.exception()  # read, so that asyncio does not warn of it
 
-    async def _drop(self) -> None:
-        """End every coroutine, and abandon what is in flight."""
-        while spawned := list(self._spawned):
-            for task in spawned:
-                task.cancel()
-            await asyncio.gather(*spawned, return_exceptions=True)
-        if self._failed.done():
-            self._failed.exception()  # read, so that asyncio does not warn of it
+
+def _cancelled(task: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
+    task.cancel()
+    return task
 
 
 def _begun(call: Callable[..., Any], *args: Any) -> "futures.Future[Any]":

@@ -13,7 +13,7 @@ from tfgrpo_dspy.errors import MissingRecordError, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.sampling.demos import Demo, with_demos
-from tfgrpo_dspy.settings import RunSettings
+from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.store import Record, Store, digest, instance_identity, reading
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class RunManifest:
             [records.identity(module) for module in settings.reflection.modules],
             [records.lm, records.adapter, records.reflection_lm],
             instance_identity(settings.gate, records.unseen),
-            [[records.example(example) for example in split] for split in (trainset, valset)],
+            [[records.identity(example) for example in split] for split in (trainset, valset)],
             {k: v for k, v in scalars.items() if k not in LIMITS and v is not None},
             dspy.__version__,
         )

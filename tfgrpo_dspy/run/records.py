@@ -13,8 +13,8 @@ from tfgrpo_dspy.errors import MissingRecordError
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import as_fields
-from tfgrpo_dspy.settings import RunSettings
 from tfgrpo_dspy.settings.checks import all_lms
+from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.store import Store, Unseen, digest, object_identity, reading, without_addresses
 
 NO_RESULT = ("provider", "timeout", "worker", "metric")
@@ -70,16 +70,9 @@ class RunRecords:
     def identity(self, value: Any) -> str:
         """The digest of an object that the run holds until its end; looked up once."""
         if id(value) not in self._digests:
-            self._digests[id(value)] = digest(object_identity(value, self.unseen))
+            parts = _parts_of(value) if isinstance(value, dspy.Example) else value
+            self._digests[id(value)] = digest(object_identity(parts, self.unseen))
         return self._digests[id(value)]
-
-    def example(self, example: Any) -> str:
-        """The digest of an example: inputs, labels, and as text what counts by its name only."""
-        if id(example) not in self._digests:
-            parts = [dict(example.inputs()), dict(example.labels())]
-            texts = {name: without_addresses(text) for name, text in as_fields(example).items()}
-            self._digests[id(example)] = digest(object_identity(parts, self.unseen), texts)
-        return self._digests[id(example)]
 
     def program(self, program: Any) -> str:
         """The digest of a program with its library."""
@@ -91,8 +84,8 @@ class RunRecords:
         """The key of a rollout: all that its outputs and its score depend on."""
         if self.store is None:
             return ""
-        made_of = (program, self.lm, self.adapter, self.example(example), rollout_id, temperature)
-        return f"rollout:{digest(*made_of, self.identity(metric), self._settings.version)}"
+        parts = (program, self.lm, self.adapter, self.identity(example), self.identity(metric))
+        return f"rollout:{digest(*parts, rollout_id, temperature, self._settings.version)}"
 
     def reflection_key(
         self, stage: str, module: Any, rollout_id: int, inputs: Mapping[str, Any]
@@ -100,8 +93,8 @@ class RunRecords:
         """The key of an answer: the module, its LM and adapter, all that it is shown."""
         if self.store is None:
             return ""
-        parts = (self.identity(module), self.reflection_lm, self.adapter, rollout_id, dict(inputs))
-        return f"{stage}:{digest(*parts, self._settings.version)}"
+        parts = (self.identity(module), self.reflection_lm, self.adapter, dict(inputs))
+        return f"{stage}:{digest(*parts, rollout_id, self._settings.version)}"
 
     def find(self, key: str) -> Mapping[str, Any] | None:
         """The record under a key; offline also what was only noted, because it was lost."""
@@ -132,7 +125,15 @@ class RunRecords:
 
     def keep_rollout(self, key: str, rollout: Rollout) -> Rollout:
         """Record a rollout, without secrets; gives the one that stands."""
+        if self.store is None and not self._secrets:
+            return rollout
         is_lost = rollout.failure is not None and rollout.failure.kind in NO_RESULT
         record = self.keep(key, self.without_secrets(rollout.to_dict()), is_lost)
         with reading(key):
             return Rollout.from_dict(record)
+
+
+def _parts_of(example: dspy.Example) -> list[Any]:
+    """Inputs, labels, and all as text: of some the identity holds the type only, or nothing."""
+    texts = [f"{name}: {without_addresses(text)}" for name, text in as_fields(example).items()]
+    return [dict(example.inputs()), dict(example.labels()), texts]

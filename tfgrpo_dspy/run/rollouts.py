@@ -1,5 +1,6 @@
 """Rollouts: replayed where they are recorded, run where not, recorded as soon as they are done."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.loop import Priority, TimedOutError
+from tfgrpo_dspy.run.loop import Priority
 from tfgrpo_dspy.run.worker import packed_bundle, packed_request
 from tfgrpo_dspy.sampling.demos import Demo, with_demos
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
@@ -82,14 +83,11 @@ class Rollouts:
             self._run.ledger.take_metric_calls(n)
 
     def settle(self, rollouts: Iterable[Rollout]) -> None:
-        """Give the metric calls back that were not made, because the program failed.
-
-        What took too long, or was lost with a worker, may have been in the metric.
-        """
-        failed = [rollout.failure.kind for rollout in rollouts if rollout.failure is not None]
+        """Give the metric calls back that were surely not made, because the program failed."""
+        kinds = [rollout.failure.kind for rollout in rollouts if rollout.failure is not None]
+        n_not_made = sum(kind in ("program", "parse", "provider") for kind in kinds)
         if self._metric is not None:
-            not_scored = sum(kind in ("program", "parse", "provider") for kind in failed)
-            self._run.ledger.give_back_metric_calls(not_scored)
+            self._run.ledger.note_metric_calls(0, n_given_back=n_not_made)
 
     async def make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
         """A rollout for each sample, in their order; they were admitted before.
@@ -135,8 +133,8 @@ class Rollouts:
         """Have the rollout made; a future that gives the recorded rollout."""
         run, example = self._run, self._examples[sample.example]
 
-        def keep(made: Rollout | Failure | TimedOutError) -> Rollout:
-            if isinstance(made, TimedOutError):
+        def keep(made: Rollout | Failure | TimeoutError) -> Rollout:
+            if isinstance(made, TimeoutError):
                 made = Failure("timeout", f"the rollout {made}, which is rollout_timeout_s")
             if isinstance(made, Failure):
                 made = Rollout(sample.example, sample.rollout_id, failure=made)
@@ -148,7 +146,8 @@ class Rollouts:
         if run.remote is not None:
             bundle = self._bundles[sample.has_demos]
             request = packed_request(sample.library, example, sample.example, sample.rollout_id)
-            return run.remote.submit(bundle, request, priority, keep)
+            begin = functools.partial(run.remote.rollout, bundle, request)
+            return run.loop.submit(begin, priority, keep, "remote")
         task = RolloutTask(
             program=self._program(sample)[0],
             example=example,
@@ -159,7 +158,8 @@ class Rollouts:
             ledger=run.ledger,
             prices=self._prices,
         )
-        return run.loop.submit(lambda: run_rollout(task), priority, keep)
+        work = functools.partial(run_rollout, task)
+        return run.loop.submit(lambda: run.loop.in_thread(work), priority, keep)
 
     def _program(self, sample: Sample) -> tuple[Any, str]:
         """The program of the sample, and its digest; a few are kept."""

@@ -1,11 +1,11 @@
-"""What the run has cost, what failed, what each update did; and the one line that says why nothing
-was learned."""
+"""What the run has cost, what failed, what each update did, and why nothing was learned."""
 
 import logging
 import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partialmethod
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -23,7 +23,7 @@ from tfgrpo_dspy.results import (
 )
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
-from tfgrpo_dspy.settings import RunSettings
+from tfgrpo_dspy.settings.schedule import RunSettings
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +71,6 @@ class RunReport:
         message = "an answer of the reflection LM did not parse"
         self.count_failure("reflection parse", message, n_unparsed)
 
-    def unknown_scope(self, message: str) -> None:
-        """Count a scope that names no predictor."""
-        self.count_failure("unknown scope", message)
-
     def check_errors(self, failure: Failure | None) -> None:
         """Count what was done just now; end the run where too much of it failed."""
         self._n_done += 1
@@ -101,6 +97,8 @@ class RunReport:
             logger.warning("first failure of kind %r: %s", kind, _shortened(message))
         self.failures[kind] += times
 
+    unknown_scope = partialmethod(count_failure, "unknown scope")
+
     def add_update(
         self,
         batch: Batch,
@@ -126,21 +124,17 @@ class RunReport:
             library_size=len(decision.library),
         )
         self.updates.append(record)
-        n_lm_calls = self._ledger.n_lm_calls
+        size, n_lm_calls = record.library_size, self._ledger.n_lm_calls
+        counts = (batch.update, len(record.lessons), len(record.operations))
+        accepted = "accepted" if record.accepted else "not accepted"
         logger.info(
             "update %d: %d lessons, %d operations, %s (%s), %d experiences, %d LM calls so far",
-            record.update,
-            len(record.lessons),
-            len(record.operations),
-            "accepted" if record.accepted else "not accepted",
-            record.reason,
-            record.library_size,
-            n_lm_calls,
+            *(*counts, accepted, record.reason, size, n_lm_calls),
         )
         scores = [s for group in record.groups for s in group.scores if s is not None]
         training = {"training": f"{statistics.fmean(scores):.3f}"} if scores else {}
         self.progress.update()
-        self.progress.set_postfix(**training, experiences=record.library_size, calls=n_lm_calls)
+        self.progress.set_postfix(**training, experiences=size, calls=n_lm_calls)
 
     def results(self, is_student: bool, **found: Any) -> RunResults:
         """The report of the run; `found`: the fields of it that the final choice knows."""

@@ -1,12 +1,16 @@
-"""All arguments of the optimizer, checked and frozen; those of one run, with what is derived.
+"""All arguments of the optimizer, checked and frozen: `Settings`, `Reflection`, `Execution`.
 
 One message names every fault, before the first LM call.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import KW_ONLY, dataclass
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import KW_ONLY, dataclass, field, fields
+from numbers import Real
 from os import PathLike
-from typing import Annotated, Any
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import dspy
 
@@ -16,31 +20,207 @@ from tfgrpo_dspy.experience.operations import Limits
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.settings.arguments import (
-    Execution,
-    Reflection,
-    of_type,
-    one_of,
-    positive,
-    read_arguments,
-    refuse,
-    whole,
+from tfgrpo_dspy.reflection.modules import (
+    DraftLessons,
+    ExtractAdvantage,
+    SummarizeTrajectory,
+    UpdateLibrary,
 )
 
 DEFAULT_THREADS = 8
 AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
 """Per training example so many LM calls for each LM call of a rollout; at least so many in all."""
+P = ParamSpec("P")
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What to pass, in words; `read` gives the value to use, None for one that cannot be used."""
+
+    hint: str
+    read: Callable[[Any], Any] = field(repr=False)
+
+
+def whole(at_least: float = -math.inf) -> Check:
+    """A whole number, which may be `np.int64(3)` or `1e3`."""
+
+    def read(value: Any) -> int | None:
+        is_whole = _is_number(value) and float(value).is_integer() and value >= at_least
+        return int(value) if is_whole else None
+
+    bound = f" of at least {at_least}" if math.isfinite(at_least) else ""
+    return Check(f"a whole number{bound}", read)
+
+
+def positive(at_most: float = math.inf) -> Check:
+    """A finite number above 0, which may be `np.float32(0.7)`."""
+
+    def read(value: Any) -> float | None:
+        is_right = _is_number(value) and 0 < value <= at_most and math.isfinite(value)
+        return (value if isinstance(value, int) else float(value)) if is_right else None
+
+    bound = f" and at most {at_most}" if math.isfinite(at_most) else ""
+    return Check(f"a number above 0{bound}, or None", read)
+
+
+def of_type(kind: Any, hint: str) -> Check:
+    """An object of this type; an empty string is none."""
+    return Check(hint, lambda value: value if isinstance(value, kind) and value != "" else None)
+
+
+def one_of(*names: str) -> Check:
+    """One of these names."""
+    hint = f"one of {', '.join(map(repr, names))}, or None"
+    return Check(hint, lambda value: value if value in names else None)
+
+
+def _prices(value: Any) -> Any:
+    try:
+        is_right = all(min(prompt, completion) >= 0 for prompt, completion in value.values())
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return value if is_right else None
+
+
+PRICES = Check("dollars for a million prompt and completion tokens, {'model': (0.1, 0.4)}", _prices)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def read_arguments(settings: Any) -> Iterator[str]:
+    """Replace each argument by what its check reads; a sentence for each that cannot be used.
+
+    A check stands in the type of its field. None may be passed where it is the default.
+    """
+    for argument in fields(settings):
+        name, value = argument.name, getattr(settings, argument.name)
+        for check in getattr(argument.type, "__metadata__", ()):
+            if value is None and argument.default is None:
+                continue
+            if (usable := check.read(value)) is None:
+                yield f"{name}={value!r}: pass {check.hint}."
+            else:
+                object.__setattr__(settings, name, usable)
+
+
+def refuse(faults: Iterable[str]) -> None:
+    """Raise a SettingsError that names all the faults, if there are any."""
+    if message := " ".join(faults):
+        raise SettingsError(message)
+
+
+def taking(
+    settings_class: Callable[P, S],
+) -> Callable[[Callable[[Any, S], None]], Callable[Concatenate[Any, P], None]]:
+    """Make `__init__(self, settings)` take the arguments of `settings_class`.
+
+    Editors, type checkers and `inspect.signature` see these arguments with types and defaults.
+    """
+
+    def decorate(init: Callable[[Any, S], None]) -> Callable[Concatenate[Any, P], None]:
+        def constructor(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            init(self, settings_class(*args, **kwargs))
+
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = [own, *inspect.signature(settings_class).parameters.values()]
+        vars(constructor)["__signature__"] = inspect.Signature(parameters)
+        return constructor
+
+    return decorate
+
+
+ReflectionModule = Annotated[Any, of_type(dspy.Module, "a dspy.Module with the same fields")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reflection:
+    """How the reflection LM is called.
+
+    Args:
+        extract: draws lessons from a group; default: `ExtractAdvantage()`. This module and the
+            next three can be replaced by any `dspy.Module` with the same fields.
+        update: turns lessons into operations on the library; default: `UpdateLibrary()`.
+        summarize: shortens trajectories that are too long; default: `SummarizeTrajectory()`.
+        draft: draws lessons from labelled examples alone; default: `DraftLessons()`.
+        use_labels: False hides `example.labels()` from the reflection LM; scores are still used.
+        max_experience_words: how many words one experience may have.
+        drafts: how many calls of `draft`, each with ten training examples, are made before the
+            first rollout; lessons that most of them give are the first update. Default: derived;
+            0: none.
+
+    Raises:
+        SettingsError: names every field that cannot be used.
+    """
+
+    extract: ReflectionModule = field(default_factory=ExtractAdvantage)
+    update: ReflectionModule = field(default_factory=UpdateLibrary)
+    summarize: ReflectionModule = field(default_factory=SummarizeTrajectory)
+    draft: ReflectionModule = field(default_factory=DraftLessons)
+    use_labels: bool = True
+    max_experience_words: Annotated[int, whole(1)] = 40
+    drafts: Annotated[int | None, whole(0)] = None
+
+    # `PaperReflection` makes these two arguments.
+    summarize_always = False
+    failure_analysis = True
+
+    def __post_init__(self) -> None:
+        refuse(read_arguments(self))
+
+    @property
+    def modules(self) -> list[Any]:
+        """The four modules that call the reflection LM."""
+        return [self.extract, self.update, self.summarize, self.draft]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperReflection(Reflection):
+    """The reflection of the paper, and of ablations. Not public."""
+
+    drafts: int | None = 0
+    summarize_always: bool = True  # every trajectory, not only those that are too long
+    failure_analysis: bool = False  # lessons also from groups that fail and have no contrast
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where and how rollouts are run.
+
+    Args:
+        executor: runs the rollouts: any `concurrent.futures.Executor`, such as a
+            `ProcessPoolExecutor` or dask's `Client.get_executor()`; default: threads. Program,
+            metric, LMs (with their keys) and the settings of `dspy.context` are sent to its workers
+            by cloudpickle, and are never written to a disk.
+        max_staleness: by how many updates the library of a batch's rollouts may be out of date.
+            With 1, rollouts run while the update before them is still being made; with 0 they
+            wait for it, as in the paper. Default: derived.
+        rollout_timeout_s: seconds that a rollout or a reflection may take; if it takes longer it
+            has failed, and is not repeated.
+        max_errors: how many rollouts and reflections may fail before the run is ended; answers
+            that do not parse are not counted. Default: half of them, and in any case 20.
+        prices: US dollars for a million prompt tokens and a million completion tokens, by model,
+            such as `{"openai/my-model": (0.15, 0.60)}`; default: DSPy's price list.
+
+    Raises:
+        SettingsError: names every field that cannot be used.
+    """
+
+    executor: Annotated[Executor | None, of_type(Executor, "a concurrent.futures.Executor")] = None
+    max_staleness: Annotated[int | None, whole(0)] = None
+    rollout_timeout_s: Annotated[float | None, positive()] = None
+    max_errors: Annotated[int | None, whole(0)] = None
+    prices: Annotated[Mapping[str, tuple[float, float]] | None, PRICES] = None
+
+    def __post_init__(self) -> None:
+        refuse(read_arguments(self))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of `TrainingFreeGRPO`, which documents them.
-
-    A number that is None is derived from the budget and the data, when there is a student.
-
-    Raises:
-        SettingsError: names every argument that cannot be used.
-    """
+    """The arguments of `TrainingFreeGRPO`, which documents them. None: derived, or the default."""
 
     metric: Callable[..., Any] | None
     _: KW_ONLY
@@ -68,11 +248,8 @@ class Settings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        defaults = {
-            "gate": NoGate if self.metric is None else BayesianGate,
-            "reflection": Reflection,
-            "execution": Execution,
-        }
+        gate = NoGate if self.metric is None else BayesianGate
+        defaults = {"gate": gate, "reflection": Reflection, "execution": Execution}
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default())
@@ -121,53 +298,3 @@ class Settings:
         """The arguments that are numbers, strings, flags or None."""
         kinds = bool | int | float | str | None
         return {k: v for k, v in self.arguments.items() if isinstance(v, kinds)}
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """What a schedule is derived from, beside the arguments."""
-
-    n_training: int
-    n_validation: int = 0  # examples that are available for validation; 0: nothing is measured
-    n_test: int = 0  # examples on which student and result are measured at the end
-    has_labels: bool = False
-    is_recorded: bool = False  # whether all training rollouts were made elsewhere
-    calls_per_rollout: int = 1  # LM calls, as assumed
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings(Settings):
-    """The settings of one run, with everything derived.
-
-    `reserve` rollouts are kept for measuring the student and choosing the result; they pay for
-    `n_validation` validation examples. What training leaves of the budget measures more.
-    """
-
-    temperature: float
-    gate: Gate
-    reflection: Reflection
-    execution: Execution
-    group_size: int
-    batch_size: int
-    epochs: int
-    max_staleness: int
-    drafts: int
-    reserve: int
-    n_validation: int
-    max_demos: int
-    data: Data
-
-    @property
-    def schedule(self) -> dict[str, int]:
-        """The derived figures by name."""
-        names = ("group_size", "batch_size", "epochs", "max_staleness", "drafts", "reserve")
-        return {name: getattr(self, name) for name in (*names, "n_validation", "max_demos")}
-
-    @property
-    def rollouts_of_update(self) -> int:
-        """How many rollouts are run for one update."""
-        return 0 if self.data.is_recorded else self.batch_size * self.group_size
-
-    def result_scalars(self) -> dict[str, Any]:
-        """The scalars that a result may depend on: those of the run store are left out."""
-        return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")}

@@ -18,16 +18,13 @@ from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.models import allows_temperature
-from tfgrpo_dspy.settings import AUTO, Data, RunSettings, Settings
-from tfgrpo_dspy.settings.arguments import refuse
-from tfgrpo_dspy.settings.schedule import assumed_calls, derive, plan_of
+from tfgrpo_dspy.settings import AUTO, Settings, refuse
+from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive, one_rollout, plan_of
 from tfgrpo_dspy.store import Unseen, digest, object_identity
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_SHARE = 1 / 3
-MAX_HELD_OUT = 100
-MIN_EXAMPLES_TO_SPLIT = 6
+MAX_HELD_OUT, MIN_EXAMPLES_TO_SPLIT = 100, 6
 
 
 def prepare(
@@ -41,12 +38,8 @@ def prepare(
 ) -> tuple[RunSettings, list[int], list[Any]]:
     """The run's settings, the positions of the examples to train on, and the validation set.
 
-    Logs the plan of the run. `recorded` are rollouts of the examples that were made elsewhere; if
-    none has a score, lessons are drawn as without a metric.
-
-    Raises:
-        SettingsError: names every fault of student, data, LMs and budget.
-        LibraryFormatError: the library baked into the student is damaged.
+    Refuses, with every fault, what no run can use, and logs the plan. `recorded` are rollouts of
+    the examples that were made elsewhere; if none has a score, there is no ground truth.
     """
     if recorded is not None:
         valset = valset if settings.metric is not None else None
@@ -68,21 +61,24 @@ def prepare(
     _warn_of_overlap({"training": trainset, "validation": valset or (), "test": testset or ()})
     training, validation = split(settings, trainset, valset)
     examples = [trainset[index] for index in training]
-    data = Data(
+    calls, tokens, dollars = one_rollout(settings, student, examples)
+    data = RunData(
         n_training=len(examples),
         n_validation=len(validation) if settings.metric is not None else 0,
         n_test=len(testset or ()),
         has_labels=any(len(example.labels()) for example in examples),
         is_recorded=recorded is not None,
-        calls_per_rollout=sum(n for _, n in assumed_calls(student)),
+        calls_per_rollout=calls,
+        tokens_per_rollout=tokens,
+        dollars_per_rollout=dollars,
     )
     if settings.auto is not None and settings.max_lm_calls is None:
         per_example, at_least = AUTO[settings.auto]
-        n_calls = max(at_least, per_example * len(examples) * data.calls_per_rollout)
+        n_calls = max(at_least, per_example * len(examples) * calls)
         settings = replace(settings, max_lm_calls=n_calls)
     own = derive(settings, data)
     if not settings.offline:
-        logger.info("the plan:\n%s", plan_of(own, student, examples))
+        logger.info("the plan:\n%s", plan_of(own))
     return own, training, validation
 
 
@@ -91,9 +87,8 @@ def split(
 ) -> tuple[list[int], list[Any]]:
     """The positions of the examples to train on, and the validation set.
 
-    Without a `valset`, a third of the trainset (at most 100, drawn by the seed) is held out. Below
-    6 examples the trainset is the validation set too, with a warning. A gate that measures nothing
-    needs no validation set.
+    Without a `valset`, a third of the trainset (at most 100, drawn by the seed) is held out; of
+    fewer than 6 examples nothing is, and nothing for a gate that measures nothing.
     """
     order = list(range(len(trainset)))
     if valset is not None or not settings.measures:
@@ -105,7 +100,7 @@ def split(
             stacklevel=4,
         )
         return order, list(trainset)
-    n_held_out = min(MAX_HELD_OUT, round(len(trainset) * VALIDATION_SHARE))
+    n_held_out = min(MAX_HELD_OUT, round(len(trainset) / 3))
     random.Random(f"{settings.seed}/split").shuffle(order)
     return sorted(order[n_held_out:]), [trainset[i] for i in sorted(order[:n_held_out])]
 

@@ -16,9 +16,10 @@ import dspy
 from tfgrpo_dspy.budget import price_of
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
+from tfgrpo_dspy.gate.protocol import Gate
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.sampling.fields import as_fields
-from tfgrpo_dspy.settings import Data, RunSettings, Settings
+from tfgrpo_dspy.settings import Execution, Reflection, Settings
 
 TEMPERATURE = 0.7
 CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 = 15
@@ -26,17 +27,15 @@ CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 = 15
 USUAL_BATCHES_PER_EPOCH, MIN_USUAL_BATCH_SIZE, MAX_USUAL_BATCH_SIZE = 8, 5, 8
 """On simulated tasks small batches learned more from the same calls."""
 USUAL_THREADS, MIN_BATCHES_PER_EPOCH = 8, 4
-"""With more threads, batches grow in proportion: that uses the threads better than more staleness
-does (`benchmarks/utilisation.py`)."""
+"""With more threads batches grow in proportion (`benchmarks/utilisation.py` compares)."""
 EPOCHS, MAX_EPOCHS_WITHIN_BUDGET = 5, 50
 MIN_STALENESS, MAX_STALENESS = 1, 4
 ROLLOUTS_PER_THREAD = 1.5
-"""The batches that run at once have so many rollouts per thread, so that a thread that ends a short
-rollout finds another while long ones still run."""
+"""Of the batches that run at once: a thread that ends early finds another rollout."""
 MAX_DRAFTS, CALLS_PER_DRAFT = 12, 16
 MAX_DEMOS = 4
 RESERVE_SHARE = 1 / 5
-"""The share of the budget that is reserved for measuring the student and choosing the result."""
+"""The share of the budget for measuring the student and choosing the result."""
 MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4
 """On how many programs the reserve runs the validation set: at least student and best library."""
 USUAL_MIN_VALIDATION = 10
@@ -49,18 +48,64 @@ FORMAT_TOKENS = 200
 MAX_REFLECTION_TOKENS, UPDATE_TOKENS, EXAMPLES_OF_DRAFT = 12_000, 2_000, 10
 AGENT_TURNS = 4
 """How many calls an agent makes in a rollout, unless `max_iters` allows fewer."""
-EXAMPLES_READ = 100
-"""So many examples give the mean length of the inputs."""
 
 
-def derive(settings: Settings, data: Data) -> RunSettings:
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """What a schedule is derived from, beside the arguments."""
+
+    n_training: int
+    n_validation: int = 0  # examples that are available for validation; 0: nothing is measured
+    n_test: int = 0  # examples on which student and result are measured at the end
+    has_labels: bool = False
+    is_recorded: bool = False  # whether all training rollouts were made elsewhere
+    calls_per_rollout: int = 1  # this and the next two: as assumed, see `one_rollout`
+    tokens_per_rollout: int = 0
+    dollars_per_rollout: float = math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """The settings of one run, with everything derived.
+
+    `reserve` rollouts are kept for measuring the student and choosing the result; they pay for
+    `n_validation` validation examples. What training leaves of the budget measures more.
+    """
+
+    temperature: float
+    gate: Gate
+    reflection: Reflection
+    execution: Execution
+    group_size: int
+    batch_size: int
+    epochs: int
+    max_staleness: int
+    drafts: int
+    reserve: int
+    n_validation: int
+    max_demos: int
+    data: RunData
+
+    @property
+    def schedule(self) -> dict[str, int]:
+        """The derived figures by name."""
+        names = ("group_size", "batch_size", "epochs", "max_staleness", "drafts", "reserve")
+        return {name: getattr(self, name) for name in (*names, "n_validation", "max_demos")}
+
+    @property
+    def rollouts_of_update(self) -> int:
+        """How many rollouts are run for one update."""
+        return 0 if self.data.is_recorded else self.batch_size * self.group_size
+
+    def result_scalars(self) -> dict[str, Any]:
+        """The scalars that a result may depend on: those of the run store are left out."""
+        return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")}
+
+
+def derive(settings: Settings, data: RunData) -> RunSettings:
     """The settings with the schedule for these data; what the user has set is kept.
 
-    A budget that does not pay for a whole update makes the schedule smaller.
-
-    Raises:
-        SettingsError: the budget does not pay for the smallest run that could learn; names the
-            smallest budget that does.
+    A budget that does not pay for a whole update makes the schedule smaller, or is refused.
     """
     names = ("group_size", "batch_size", "epochs", "max_demos", "drafts", "max_staleness")
     arguments = settings.arguments
@@ -79,12 +124,13 @@ def derive(settings: Settings, data: Data) -> RunSettings:
         own = replace(own, **changes)
         if not _unpaid(own, data.calls_per_rollout):
             return own
-    if unpaid := _unpaid(own, 1):  # more calls per rollout are an assumption: they refuse nothing
+    # more than one call per rollout, and what a call costs, are assumptions: they refuse nothing
+    if unpaid := _unpaid(replace(own, max_cost=None), 1):
         raise SettingsError(unpaid)
     return own
 
 
-def _usual(settings: Settings, data: Data, given: dict[str, int]) -> dict[str, Any]:
+def _usual(settings: Settings, data: RunData, given: dict[str, int]) -> dict[str, Any]:
     """The figures for a budget that is large enough."""
     n, calls = data.n_training, _calls(settings, data)
     has_budget = calls < math.inf or settings.max_cost or settings.max_minutes
@@ -114,14 +160,18 @@ def _usual(settings: Settings, data: Data, given: dict[str, int]) -> dict[str, A
     }
 
 
-def _calls(settings: Settings, data: Data) -> float:
+def _calls(settings: Settings, data: RunData) -> float:
     """The budget in LM calls without those of the test set; infinite without a limit on calls.
 
-    A limit on rollouts is converted with half a reflection per rollout.
+    Dollars are converted with the assumed cost of a call, a limit on rollouts with half a
+    reflection per rollout.
     """
-    calls = math.inf
+    calls, n_test = math.inf, 2 * data.n_test * data.calls_per_rollout
     if settings.max_lm_calls is not None:
-        calls = settings.max_lm_calls - 2 * data.n_test * data.calls_per_rollout
+        calls = settings.max_lm_calls - n_test
+    if settings.max_cost is not None and data.dollars_per_rollout > 0:
+        n_rollouts = settings.max_cost / data.dollars_per_rollout
+        calls = min(calls, n_rollouts * data.calls_per_rollout - n_test)
     if settings.max_metric_calls is not None:
         n_rollouts = settings.max_metric_calls - 2 * data.n_test
         calls = min(calls, n_rollouts * (data.calls_per_rollout + 0.5))
@@ -152,9 +202,11 @@ def _unpaid(own: RunSettings, calls_per_rollout: int) -> str:
     n_reflections = own.batch_size + 1 + own.drafts + (own.drafts > 0)
     needed_calls = n_rollouts * calls_per_rollout + n_reflections
     enough_calls = n_rollouts * own.data.calls_per_rollout + n_reflections
+    dollars = enough_calls * own.data.dollars_per_rollout / own.data.calls_per_rollout
     for name, needed, enough in (
         ("max_metric_calls", n_rollouts, n_rollouts),
         ("max_lm_calls", needed_calls, enough_calls),
+        ("max_cost", dollars, dollars),
     ):
         limit = getattr(own, name)
         if limit is not None and limit < needed:
@@ -207,14 +259,13 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_of(settings: RunSettings, student: Any, examples: Sequence[Any]) -> Plan:
-    """The plan of a run that trains on these examples: all epochs, or what the budget pays for."""
-    tokens, dollars = _one_rollout(settings, student, examples)
-    calls = settings.data.calls_per_rollout
+def plan_of(settings: RunSettings) -> Plan:
+    """The plan of a run: all epochs, or what the budget pays for."""
+    data, tokens = settings.data, settings.data.tokens_per_rollout
     lm = settings.reflection_lm or dspy.settings.lm
 
     def rollouts(purpose: str, n: int) -> PlanRow:
-        return PlanRow(purpose, n, n * calls, n * dollars)
+        return PlanRow(purpose, n, n * data.calls_per_rollout, n * data.dollars_per_rollout)
 
     def reflections(purpose: str, n: int, prompt: int) -> PlanRow:
         prompt = min(MAX_REFLECTION_TOKENS, prompt) + FORMAT_TOKENS
@@ -227,7 +278,7 @@ def plan_of(settings: RunSettings, student: Any, examples: Sequence[Any]) -> Pla
         n_updates += settings.drafts > 0
         rows = (
             rollouts("student and final choice", settings.reserve),
-            rollouts("test set", 2 * settings.data.n_test),
+            rollouts("test set", 2 * data.n_test),
             rollouts("training rollouts", n_training),
             reflections("drafts from labels", settings.drafts, EXAMPLES_OF_DRAFT * tokens),
             reflections("summaries", n_summaries, tokens),
@@ -236,7 +287,7 @@ def plan_of(settings: RunSettings, student: Any, examples: Sequence[Any]) -> Pla
         )
         return Plan(rows, n_updates, settings.schedule)
 
-    n_updates = settings.epochs * math.ceil(len(examples) / settings.batch_size)
+    n_updates = settings.epochs * math.ceil(data.n_training / settings.batch_size)
     fixed, with_one = (astuple(plan(n).total)[1:] for n in (0, 1))
     limits = (settings.max_metric_calls, settings.max_lm_calls, settings.max_cost)
     for limit, at_first, more in zip(limits, fixed, with_one, strict=True):
@@ -245,39 +296,36 @@ def plan_of(settings: RunSettings, student: Any, examples: Sequence[Any]) -> Pla
     return plan(n_updates)
 
 
-def assumed_calls(student: Any) -> Iterator[tuple[Any, int]]:
-    """Each predictor, and how many LM calls it is assumed to make in a rollout.
+def one_rollout(
+    settings: Settings, student: Any, examples: Sequence[Any]
+) -> tuple[int, int, float]:
+    """The LM calls, tokens and dollars (nan: price not known) that a rollout is assumed to take.
 
-    The first predictor of an agent is called up to `AGENT_TURNS` times.
+    Each predictor makes one call; the first one of an agent up to `AGENT_TURNS`.
     """
     turns = 1 + sum(
         min(getattr(module, "max_iters", 0), AGENT_TURNS - 1)
         for _, module in student.named_sub_modules()
     )
-    for _, predictor in named_predictors(student):
-        lm = predictor.lm or dspy.settings.lm
-        n = predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1
-        yield predictor, n * turns
-        turns = 1
-
-
-def _one_rollout(settings: RunSettings, student: Any, examples: Sequence[Any]) -> tuple[int, float]:
-    """Tokens and dollars of one rollout."""
     inputs = statistics.fmean(
         estimate_tokens(" ".join(as_fields(example.inputs()).values()))
-        for example in examples[:EXAMPLES_READ]
+        for example in examples[:100]
     )
-    tokens, dollars = 0, 0.0
-    for predictor, n in assumed_calls(student):
+    calls, tokens, dollars = 0, 0, 0.0
+    for _, predictor in named_predictors(student):
+        lm = predictor.lm or dspy.settings.lm
+        n = turns * (predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1)
+        turns = 1
         prompt = int(estimate_tokens(bare_instructions(predictor)) + FORMAT_TOKENS + inputs)
+        calls += n
         tokens += n * (prompt + COMPLETION_TOKENS)
-        dollars += _cost(predictor.lm or dspy.settings.lm, settings, n, prompt)
-    return tokens, dollars
+        dollars += _cost(lm, settings, n, prompt)
+    return calls, tokens, dollars
 
 
-def _cost(lm: Any, settings: RunSettings, n_calls: int, prompt: int) -> float:
+def _cost(lm: Any, settings: Settings, n_calls: int, prompt: int) -> float:
     """Dollars of calls with so many prompt tokens each."""
-    price = price_of(lm, settings.execution.prices or {})
+    price = price_of(lm, settings.arguments["prices"] or {})
     if isinstance(price, str):
         return math.nan
     return n_calls * (prompt * price.prompt + COMPLETION_TOKENS * price.completion)

@@ -1,9 +1,7 @@
-"""The run store: content-addressed text records in a folder, that outlive any crash.
+"""The run store: text records in a folder, that outlive any crash.
 
-A record is a JSON object under a key that holds everything that it depends on (`store.identity`);
-it is written once and never changed: of two writers the first wins, and the second is told. So
-resuming and replaying a run is starting it again. Which records a run reads and writes is
-`run`'s business.
+A record is a JSON object under a key made of everything that it depends on (`store.identity`). It
+is written once and never changed, so resuming and replaying a run is starting it again.
 """
 
 from tfgrpo_dspy.store.identity import (
