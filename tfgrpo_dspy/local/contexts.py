@@ -56,19 +56,16 @@ class Model:
 
     def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         prompt = "\n".join(message["content"] for message in body["messages"])
-        context = self._take(prompt)
+        with self._lock:
+            shared = [len(os.path.commonprefix([last, prompt])) for _, last in self._free]  # noqa: RUF071
+            context = self._free.pop(shared.index(max(shared)))[0] if shared else None
+        if context is None:
+            context = _context(*self._context_settings)
         try:
             answer: dict[str, Any] = context.handle_chat_completions(body)
             return answer
         finally:
             self._free.append((context, prompt))
-
-    def _take(self, prompt: str) -> Any:
-        with self._lock:
-            if self._free:
-                shared = [os.path.commonprefix([last, prompt]) for _, last in self._free]  # noqa: RUF071
-                return self._free.pop(shared.index(max(shared, key=len)))[0]
-        return _context(*self._context_settings)
 
 
 def _context(path: Path, n_ctx: int, n_threads: int) -> Any:
