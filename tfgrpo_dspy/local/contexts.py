@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +47,21 @@ class Model:
             raise SettingsError(f"{', '.join(faults)}: pass a whole number, at least 1")
         self._context_settings = (model_path(gguf), n_ctx, n_threads)
         self._lock = threading.Lock()
-        self._slots = threading.Semaphore(n_parallel)
+        self._pool = ThreadPoolExecutor(n_parallel, thread_name_prefix="llama")
         self._free = [(_context(*self._context_settings), "")]  # each with its last prompt
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """llama.cpp's answer to a chat request, from the context that holds most of its prompt."""
+        return self._pool.submit(self._answer, body).result()  # which Ctrl-C may interrupt
+
+    def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         prompt = "\n".join(message["content"] for message in body["messages"])
-        with self._slots:
-            context = self._take(prompt)
-            try:
-                answer: dict[str, Any] = context.handle_chat_completions(body)
-                return answer
-            finally:
-                self._free.append((context, prompt))
+        context = self._take(prompt)
+        try:
+            answer: dict[str, Any] = context.handle_chat_completions(body)
+            return answer
+        finally:
+            self._free.append((context, prompt))
 
     def _take(self, prompt: str) -> Any:
         with self._lock:
