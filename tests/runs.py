@@ -182,7 +182,6 @@ class Run:
         valset: list[dspy.Example] | None = None,
         lm: dspy.LM | None = None,
         lm_arguments: dict[str, Any] | None = None,
-        adapter: Any = None,
         schedule: Callable[..., TrainingFreeGRPO] = grpo,
         **arguments: Any,
     ) -> None:
@@ -194,7 +193,7 @@ class Run:
         self.lm = lm or scripted_lm([*rules, *usual], num_retries=0, **lm_arguments or {})
         defaults = {"gate": NoGate(), "epochs": 1, "group_size": len(rows[0]), "num_threads": 2}
         optimizer = schedule(metric, **defaults | {"progress": False} | arguments)
-        with dspy.context(lm=self.lm, adapter=adapter):
+        with dspy.context(lm=self.lm):
             self.optimized = optimizer.compile(
                 student or predictor(), trainset=trainset or questions(len(rows)), valset=valset
             )
