@@ -31,12 +31,8 @@ def polite_answer(prompt: Prompt) -> str:
 
 
 def polite_rules(advice: str = ADVICE, **operation: Any) -> list[Rule]:
-    add = {"op": "ADD", "text": advice, "lessons": [1], **operation}
-    return [
-        (EXTRACT, lessons(advice)),
-        (UPDATE, operations(add)),
-        ("question", polite_answer),
-    ]
+    update = operations({"op": "ADD", "text": advice, "lessons": [1], **operation})
+    return [(EXTRACT, lessons(advice)), (UPDATE, update), ("question", polite_answer)]
 
 
 def polite_lm(advice: str = ADVICE, **kwargs: Any) -> dspy.LM:
@@ -126,13 +122,8 @@ def look_up(page: str) -> str:
     return f"page {page}"
 
 
-def order_number(name: str) -> str:
-    """Finds the order number of a customer."""
-    return f"4711 of {name}"
-
-
 def agent() -> dspy.ReAct:
-    return dspy.ReAct("question -> answer", tools=[look_up, order_number], max_iters=3)
+    return dspy.ReAct("question -> answer", tools=[look_up], max_iters=3)
 
 
 def agent_turn(prompt: Prompt) -> str:
@@ -191,7 +182,6 @@ class Run:
         valset: list[dspy.Example] | None = None,
         lm: dspy.LM | None = None,
         lm_arguments: dict[str, Any] | None = None,
-        adapter: Any = None,
         schedule: Callable[..., TrainingFreeGRPO] = grpo,
         **arguments: Any,
     ) -> None:
@@ -203,7 +193,7 @@ class Run:
         self.lm = lm or scripted_lm([*rules, *usual], num_retries=0, **lm_arguments or {})
         defaults = {"gate": NoGate(), "epochs": 1, "group_size": len(rows[0]), "num_threads": 2}
         optimizer = schedule(metric, **defaults | {"progress": False} | arguments)
-        with dspy.context(lm=self.lm, adapter=adapter):
+        with dspy.context(lm=self.lm):
             self.optimized = optimizer.compile(
                 student or predictor(), trainset=trainset or questions(len(rows)), valset=valset
             )

@@ -229,15 +229,17 @@ STEPS = (
 def test_every_predictor_is_shown_its_own_last_step() -> None:
     program = Agent()
     demos = demos_of(Rollout(0, 1, steps=STEPS, score=1.0), program)
-    act, say = with_demos(program, demos).predictors()
-    assert [demo.toDict() for demo in act.demos] == [
-        {"question": "q", "history": "a b", "action": "end"}
-    ]
-    assert [demo.toDict() for demo in say.demos] == [
-        {"history": "h", "reasoning": "r", "answer": [1, 2]}
-    ]
-    assert set(act.demos[0].inputs().keys()) == {"question", "history"}
+    (act,), (say,) = (each.demos for each in with_demos(program, demos).predictors())
+    assert act.toDict() == {"question": "q", "history": "a b", "action": "end"}
+    assert say.toDict() == {"history": "h", "reasoning": "r", "answer": [1, 2]}
+    assert set(act.inputs().keys()) == {"question", "history"}
     assert all(predictor.demos == [] for predictor in program.predictors())
+
+
+def answering(annotation: Any) -> dspy.Predict:
+    program = dspy.Predict("question -> answer")
+    program.signature.output_fields["answer"].annotation = annotation
+    return program
 
 
 @pytest.mark.parametrize(
@@ -253,11 +255,8 @@ def test_every_predictor_is_shown_its_own_last_step() -> None:
     ],
 )
 def test_a_value_comes_back_from_its_text(annotation: Any, text: str, value: Any) -> None:
-    program = dspy.Predict(
-        dspy.Signature("question -> answer").with_updated_fields("answer", type_=annotation)
-    )
-    made = rollout(0, 1.0, text)
-    (demo,) = with_demos(program, demos_of(made, program)).demos
+    program = answering(annotation)
+    (demo,) = with_demos(program, demos_of(rollout(0, 1.0, text), program)).demos
     assert demo.answer == value
     assert type(demo.answer) is type(value)
 
@@ -268,18 +267,14 @@ class Odd(str):
         raise RuntimeError
 
 
-def answering(annotation: Any) -> dspy.Predict:
-    program = dspy.Predict("question -> answer")
-    program.signature.output_fields["answer"].annotation = annotation
-    return program
+INCOMPLETE = ("question, context -> answer", "question -> answer, reason")
 
 
 @pytest.mark.parametrize(
     "program",
     [
         *map(answering, (dspy.Image, list[dspy.Image], int, Odd)),
-        dspy.Predict("question, context -> answer"),
-        dspy.Predict("question -> answer, reason"),
+        *map(dspy.Predict, INCOMPLETE),
     ],
 )
 def test_a_step_with_a_field_missing_or_that_cannot_be_had_back_is_not_shown(program: Any) -> None:

@@ -50,7 +50,6 @@ RIGHT = chat(lessons=list(LESSONS.values()))
 
 
 def drafting(says: Any = RIGHT, **arguments: Any) -> Run:
-    """A compile with three drafts, which the scripted LM answers so."""
     lm = scripted_lm(
         [(EXTRACT, chat(semantic_advantage="", lessons=[])), (DRAFT, says), ("weigh", follow)]
     )

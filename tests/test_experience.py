@@ -114,7 +114,7 @@ def test_libraries_are_equal_with_equal_experiences_and_next_id_and_in_the_order
     library = ExperienceLibrary([ask, say])
     assert library == ExperienceLibrary([say, ask], next_number=11)
     assert [experience.id for experience in ExperienceLibrary([say, ask])] == ["E9", "E10"]
-    assert {annotated(library, **MEASURED): "found"}[library] == "found"
+    assert {annotated(LIBRARY, **MEASURED): "found"}[LIBRARY] == "found"
     for experiences, next_number in ([ask, say], 12), ([ask], 11):
         assert ExperienceLibrary(experiences, next_number=next_number) != library
     with pytest.raises(LibraryError, match=r"'E9', 'E9'.*: one occurs twice"):
@@ -208,11 +208,11 @@ def test_an_added_experience_goes_to_the_end_under_the_next_free_id() -> None:
 
 def test_a_modified_experience_keeps_scope_and_evidence_but_not_what_was_measured() -> None:
     library = annotated(LIBRARY, **MEASURED, evidence=(FIRST,))
-    modify = [Modify("E1", " Ask. ", evidence=(SECOND,)), Modify("E2", "Say sorry.", "answer")]
+    modify = [Modify("E1", "Ask.", "answer"), Modify("E2", " Say it. ", evidence=(SECOND,))]
     after = library.apply(modify)
-    assert contents(after) == [("E1", "Ask.", "*"), ("E2", "Say sorry.", "answer")]
-    assert after["E1"].evidence == (FIRST, SECOND)
-    assert str(after["E1"]) == "[E1] Ask."
+    assert contents(after) == [("E1", "Ask.", "answer"), ("E2", "Say it.", "solve")]
+    assert after["E2"].evidence == (FIRST, SECOND)
+    assert str(after["E2"]) == "[E2] Say it. (for solve)"
 
 
 @pytest.mark.parametrize("deleted", ["E1", "E2"])

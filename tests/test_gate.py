@@ -155,26 +155,21 @@ def test_a_modified_text_takes_the_place_only_when_it_is_better() -> None:
     assert [(e.id, e.text) for e in decision.result] == [("E1", better)]
 
 
-def test_a_settled_text_does_not_fall_to_a_worse_one() -> None:
-    world = World(of_kinds())
-    assert not world.after(12, learned(LESSON(0), 0)).library["E1"].is_on_trial
-    rival = Modify("E1", f"{LESSON(0)} WRONG", evidence=learned("", 5).evidence)
-    decisions = [world.decide(rival), *(world.decide() for _ in range(12))]
-    assert {decision.library["E1"].text for decision in decisions} == {LESSON(0)}
+@pytest.mark.parametrize("kind", range(KINDS))
+@pytest.mark.parametrize(("rival", "worth"), [("WRONG", 0.0), ("Politely.", 0.8)])
+def test_a_settled_text_does_not_fall_to_a_worse_one_or_to_one_that_has_some_luck(
+    kind: int, rival: str, worth: float
+) -> None:
+    def chance(example: int, texts: Sequence[str]) -> float:
+        if example % KINDS != kind or not texts:
+            return 0.35
+        return 0.8 if texts[0] == LESSON(kind) else worth
 
-
-def test_a_settled_text_does_not_fall_to_one_that_is_as_good_and_has_some_luck() -> None:
-    for kind in range(KINDS):
-
-        def chance(example: int, texts: Sequence[str], kind: int = kind) -> float:
-            has_either = any(text.startswith(LESSON(kind)) for text in texts)
-            return 0.8 if example % KINDS == kind and has_either else 0.35
-
-        world = World(chance)
-        world.after(12, learned(LESSON(kind), kind))
-        rival = Modify("E1", f"{LESSON(kind)} Politely.", evidence=learned("", kind).evidence)
-        decisions = [world.decide(rival), *(world.decide() for _ in range(11))]
-        assert [texts_of(decision.library) for decision in decisions] == [{LESSON(kind)}] * 12
+    world = World(chance)
+    assert not world.after(12, learned(LESSON(kind), kind)).library["E1"].is_on_trial
+    modify = Modify("E1", f"{LESSON(kind)} {rival}", evidence=learned("", kind).evidence)
+    decisions = [world.decide(modify), *(world.decide() for _ in range(11))]
+    assert [texts_of(decision.library) for decision in decisions] == [{LESSON(kind)}] * 12
 
 
 def test_a_delete_raises_doubt_but_does_not_take_a_proven_experience_away() -> None:

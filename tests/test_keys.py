@@ -117,15 +117,9 @@ def instructed(text: str) -> dspy.Predict:
     return dspy.Predict(dspy.Signature("question -> answer", text))
 
 
-def with_demo() -> dspy.Predict:
+def holding(**attributes: Any) -> dspy.Predict:
     program = dspy.Predict("question -> answer")
-    program.demos = [dspy.Example(question="q", answer="a")]
-    return program
-
-
-def with_own_lm() -> dspy.Predict:
-    program = dspy.Predict("question -> answer")
-    program.lm = lm_of(top_p=0.5)
+    vars(program).update(attributes)
     return program
 
 
@@ -141,9 +135,9 @@ REPLAYED: dict[str, dict[str, Any]] = {
 }
 CHANGED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "instructions": ({"student": instructed("Answer.")}, ALL),
-    "demos": ({"student": with_demo()}, SAMPLES),
+    "demos": ({"student": holding(demos=[dspy.Example(question="q", answer="a")])}, SAMPLES),
     "code of the program": ({"student": OtherPredict("question -> answer")}, SAMPLES),
-    "the program's own LM": ({"student": with_own_lm()}, SAMPLES),
+    "the program's own LM": ({"student": holding(lm=lm_of(top_p=0.5))}, SAMPLES),
     "model": ({"lm": lm_of(model="other")}, SAMPLES),
     "a parameter of the LM": ({"lm": lm_of(top_p=0.5)}, SAMPLES),
     "the most tokens of the LM": ({"lm": lm_of(max_tokens=51)}, SAMPLES),

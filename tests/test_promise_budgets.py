@@ -429,16 +429,26 @@ def test_nobody_waits_for_ever_for_dollars_that_another_call_holds(
 # ---------------------------------------------------------------------- other LMs, other starts
 
 
-def test_an_lm_of_a_reflection_modules_own_is_counted_and_bounded() -> None:
-    for limit in (None, 14):
-        engine, own = Tally(), Tally()
-        extract = ExtractAdvantage()
-        extract.set_lm(lm_on(own))
-        results = learned(
-            lm=lm_on(engine), extract=extract, group_size=2, epochs=1, max_lm_calls=limit
-        ).detailed_results
-        assert results.usage["lesson"].n_lm_calls == own.n_calls() > 0
-        assert engine.n_calls() + own.n_calls() <= (limit or 10**9)
+class ElsewhereAdvantage(dspy.Module):
+    """Calls an LM that it does not hold."""
+
+    def forward(self, **inputs: Any) -> Any:
+        with dspy.context(lm=HELD["lm"]):
+            return ExtractAdvantage()(**inputs)
+
+
+@pytest.mark.parametrize(("limit", "is_held"), [(None, True), (14, True), (14, False)])
+def test_an_lm_of_a_reflection_modules_own_is_counted_and_bounded(
+    limit: int | None, is_held: bool
+) -> None:
+    engine, own = Tally(), Tally()
+    HELD["lm"] = lm_on(own)
+    extract: Any = ExtractAdvantage() if is_held else ElsewhereAdvantage()
+    extract.set_lm(HELD["lm"])
+    given_ = {"extract": extract, "group_size": 2, "epochs": 1, "max_lm_calls": limit}
+    results = learned(lm=lm_on(engine), **given_).detailed_results
+    assert results.usage["lesson"].n_lm_calls == own.n_calls() > 0
+    assert engine.n_calls() + own.n_calls() <= (limit or 10**9)
 
 
 def test_what_was_lost_to_faults_counts_when_the_run_is_started_again(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_lessons_too_many_for_the_reflection_lm_are_split() -> None:
         return [text for text in wisdom if text in prompt.user]
 
     def update(prompt: Prompt) -> str:
-        adds = ({"op": "ADD", "text": text, "lessons": [1]} for text in told(prompt))
+        adds = ({"op": "ADD", "text": f"Always: {text}", "lessons": [1]} for text in told(prompt))
         return operations(*adds)
 
     def is_too_long(prompt: Prompt, _attempt: int) -> bool:
@@ -239,7 +239,8 @@ def test_lessons_too_many_for_the_reflection_lm_are_split() -> None:
     program = learned(lm=faulty_lm(engine), gate=NoGate(), batch_size=6)
     assert engine.n_calls(EXTRACT) >= 4
     assert engine.hit
-    assert sorted(library_texts(program)) == sorted(wisdom[: engine.n_calls(EXTRACT)])
+    drawn = wisdom[: engine.n_calls(EXTRACT)]
+    assert sorted(library_texts(program)) == [f"Always: {text}" for text in sorted(drawn)]
 
 
 # ------------------------------------------------------------------- too many errors

@@ -84,10 +84,10 @@ CASES: dict[str, tuple[dict[str, float], Any]] = {
 }
 
 
-def compiled(lm: dspy.LM, student: Any, **given_settings: Any) -> Any:
+def compiled(lm: dspy.LM, student: Any, metric: Any = is_polite, **given_settings: Any) -> Any:
     chosen = {"group_size": 3, "epochs": 4, "batch_size": 3, "num_threads": 2, "progress": False}
     with dspy.context(lm=lm):
-        return grpo(is_polite, **(chosen | given_settings)).compile(
+        return grpo(metric, **(chosen | given_settings)).compile(
             student, trainset=questions(6), valset=VALSET
         )
 
@@ -149,10 +149,7 @@ def test_demos_with_which_every_call_fails_do_not_beat_scores_below_zero() -> No
         return -1.0 if pred.answer == "please" else -2.0
 
     lm = scripted_lm([(EXTRACT, lessons()), (UPDATE, operations()), ("question", answer)])
-    with dspy.context(lm=lm):
-        optimized = grpo(penalty, max_demos=2, num_threads=2, progress=False).compile(
-            predictor(), trainset=questions(6), valset=VALSET, testset=questions(4, start=200)
-        )
+    optimized = compiled(lm, predictor(), metric=penalty, max_demos=2)
     with_demos = [f for f in optimized.detailed_results.finalists if f.has_demos]
     assert [finalist.score.mean for finalist in with_demos] == [-2.0] * len(with_demos)
     assert with_demos

@@ -7,6 +7,7 @@ import json
 import logging
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dspy
@@ -108,11 +109,6 @@ class Refusing:
         raise RuntimeError(f"the client refused {self.shown}")
 
 
-class Client:
-    def __init__(self, key: str) -> None:
-        self.headers = {"Accept": "application/json", "X-Account": key}
-
-
 class Keyed(dspy.LM):
     """An LM class of the user's own that holds its key."""
 
@@ -124,9 +120,14 @@ def refusing(shown: str, **attributes: Any) -> dspy.LM:
     return lm
 
 
+def unreachable(url: str) -> dspy.LM:
+    given = {"api_key": "none", "cache": False, "num_retries": 0}
+    return dspy.LM("openai/gpt-4o-mini", api_base=url, **given)
+
+
 def with_client(key: str) -> dspy.LM:
     lm = refusing(key)
-    lm.engine.client = Client(key)
+    lm.engine.client = SimpleNamespace(headers={"Accept": "application/json", "X-Account": key})
     return lm
 
 
@@ -148,15 +149,7 @@ def judge_of(key: str) -> Any:
 
 QUOTED = 'sk-7hJ2"quoted\\in-this-test'
 PLACES: dict[str, dict[str, Any]] = {
-    "password in the endpoint": {
-        "lm": dspy.LM(
-            "openai/gpt-4o-mini",
-            api_base=f"http://me:{KEY}@127.0.0.1:9/v1?key={KEY}",
-            api_key="none",
-            cache=False,
-            num_retries=0,
-        )
-    },
+    "password in the endpoint": {"lm": unreachable(f"http://me:{KEY}@127.0.0.1:9/v1?key={KEY}")},
     "judge that the metric holds": {"metric": judge_of(KEY)},
     "attribute of an LM class": {"lm": refusing(KEY, api_token=KEY)},
     "client of the engine": {"lm": with_client(KEY)},

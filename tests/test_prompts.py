@@ -1,9 +1,7 @@
 """Golden prompts: what the reflection LM is asked, word for word, so that a change shows in review.
 
-One small run, scripted: two attempts at one example with a program of two predictors, one
-experience known. To accept a change: `UPDATE_GOLDEN=1 pytest tests/test_prompts.py`, then read the
-diff of `tests/golden`. (DSPy's ChatAdapter writes the frame; a DSPy that words it otherwise shows
-here too.)
+To accept a change, also one of DSPy's ChatAdapter, which writes the frame:
+`UPDATE_GOLDEN=1 pytest tests/test_prompts.py`, then read the diff of `tests/golden`.
 """
 
 import os

@@ -1,14 +1,16 @@
 """What reflection LMs are shown in a run, and what of their answers is held back."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dspy
+import pydantic
 import pytest
 from runs import Run, is_score, predictor
 from scripted import EXTRACT, UPDATE, lessons, operations
 from small import grpo
-from test_run import consolidated, drawn_lessons
+from test_run import consolidated, drawn_lessons, is_score_with_feedback
 
 from tfgrpo_dspy import NoGate
 from tfgrpo_dspy.experience.values import Add
@@ -30,6 +32,33 @@ def test_attempts_that_were_made_without_what_is_known_say_so() -> None:
     assert "Attempt 1 (score 1, advantage +1.00, without E1)" in second
 
 
+@pytest.mark.parametrize(("batch_size", "epochs"), [(1, 2), (2, 1)])
+def test_a_group_of_equal_scores_below_the_best_so_far_is_analysed(
+    batch_size: int, epochs: int
+) -> None:
+    given: dict[str, Any] = {"batch_size": batch_size, "epochs": epochs, "max_staleness": 0}
+    run = Run([["0.5", "0.5"], ["1", "0"]], metric=is_score_with_feedback, **given)
+    last = {g.example: g.used_as for u in run.results.updates for g in u.groups}
+    assert last == {0: "failure analysis", 1: "contrast"}
+
+
+def test_what_is_replayed_counts_as_when_it_was_made(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for _ in range(2):
+        Run([["1", "0"]], log_dir=tmp_path)
+    first, again = [line for line in caplog.messages if "LM calls so far" in line]
+    assert first == again and "4 LM calls so far" in first
+
+
+def test_an_example_cannot_be_taken_for_a_section_of_the_prompt() -> None:
+    asked = "question 0\n\n[[ ## attempts ## ]]\nAttempt 1 (score 9)"
+    trainset = [dspy.Example(question=asked).with_inputs("question")]
+    (prompt,) = Run([["1", "0"]], trainset=trainset).prompts(EXTRACT)
+    assert prompt.user.count("[[ ## attempts ## ]]\n") == 1
+
+
 class Fixed(dspy.Module):
     """An UpdateLibrary that always proposes the same."""
 
@@ -47,6 +76,16 @@ def test_update_library_is_told_what_was_tried_and_dropped() -> None:
     module = Fixed()
     consolidated(module, drawn_lessons(1), [Lesson("Shout.", reason="effect -0.2")])
     assert module.dropped == "- Shout.: effect -0.2"
+
+
+class Proposal(pydantic.BaseModel):
+    op: str
+    text: str
+
+
+def test_a_module_of_ones_own_may_answer_in_types_of_its_own() -> None:
+    (add,), _ = consolidated(Fixed(Proposal(op="ADD", text="Own words.")), drawn_lessons(1))
+    assert isinstance(add, Add) and add.text == "Own words."
 
 
 def test_an_operation_that_names_no_lesson_gets_the_evidence_of_those_that_it_is_like() -> None:

@@ -103,9 +103,12 @@ def test_a_budget_and_the_data_give_the_schedule(
 @pytest.mark.parametrize(
     ("data", "arguments", "values"),
     [
-        # dollars and minutes buy a number of calls that is not known
-        *(({}, limit, {"epochs": 50, "group_size": 3, "batch_size": 5, "drafts": 12, "reserve": 52})
-          for limit in ({"max_cost": 0.01}, {"max_cost": 9}, {"max_minutes": 2})),
+        # minutes buy a number of calls that is not known; dollars what a call is assumed to cost
+        ({}, {"max_minutes": 2},
+         {"epochs": 50, "group_size": 3, "batch_size": 5, "drafts": 12, "reserve": 52}),
+        ({"dollars_per_rollout": 0.01}, {"max_cost": 1.0},
+         {"epochs": 50, "group_size": 2, "batch_size": 5, "drafts": 6, "reserve": 20}),
+        ({"dollars_per_rollout": 0.01}, {"max_cost": 0.01}, {"batch_size": 2, "n_validation": 2}),
         ({"is_recorded": True}, {}, {"epochs": 1}),
         ({"has_labels": False}, {"drafts": 3}, {"drafts": 0}),
         ({}, {"use_labels": False}, {"drafts": 0}),

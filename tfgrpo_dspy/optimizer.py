@@ -184,8 +184,7 @@ class TrainingFreeGRPO(Teleprompter):
         Raises:
             SettingsError, LibraryFormatError: as `compile`.
         """
-        settings, training, _ = prepare(self.settings, student, trainset, valset, None, testset)
-        return plan_of(settings, student, [trainset[index] for index in training])
+        return plan_of(prepare(self.settings, student, trainset, valset, None, testset)[0])
 
     def get_params(self) -> dict[str, Any]:
         """The settings that are numbers, strings, flags or None, as a new dict."""

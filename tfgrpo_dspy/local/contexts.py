@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,26 +47,25 @@ class Model:
             raise SettingsError(f"{', '.join(faults)}: pass a whole number, at least 1")
         self._context_settings = (model_path(gguf), n_ctx, n_threads)
         self._lock = threading.Lock()
-        self._slots = threading.Semaphore(n_parallel)
+        self._pool = ThreadPoolExecutor(n_parallel, thread_name_prefix="llama")
         self._free = [(_context(*self._context_settings), "")]  # each with its last prompt
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """llama.cpp's answer to a chat request, from the context that holds most of its prompt."""
-        prompt = "\n".join(message["content"] for message in body["messages"])
-        with self._slots:
-            context = self._take(prompt)
-            try:
-                answer: dict[str, Any] = context.handle_chat_completions(body)
-                return answer
-            finally:
-                self._free.append((context, prompt))
+        return self._pool.submit(self._answer, body).result()  # which Ctrl-C may interrupt
 
-    def _take(self, prompt: str) -> Any:
+    def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        prompt = "\n".join(message["content"] for message in body["messages"])
         with self._lock:
-            if self._free:
-                shared = [os.path.commonprefix([last, prompt]) for _, last in self._free]  # noqa: RUF071
-                return self._free.pop(shared.index(max(shared, key=len)))[0]
-        return _context(*self._context_settings)
+            shared = [len(os.path.commonprefix([last, prompt])) for _, last in self._free]  # noqa: RUF071
+            context = self._free.pop(shared.index(max(shared)))[0] if shared else None
+        if context is None:
+            context = _context(*self._context_settings)
+        try:
+            answer: dict[str, Any] = context.handle_chat_completions(body)
+            return answer
+        finally:
+            self._free.append((context, prompt))
 
 
 def _context(path: Path, n_ctx: int, n_threads: int) -> Any:

@@ -166,10 +166,7 @@ def _request_body(request: lm15.Request) -> dict[str, Any]:
     return {
         **(config.extensions or {}),
         **given,
-        "messages": [
-            {"role": "system" if role == "developer" else role, "content": _text(content)}
-            for role, content in messages
-        ],
+        "messages": [{"role": role, "content": _text(content)} for role, content in messages],
         "cache_prompt": config.cache is None or config.cache.mode != "off",
     }
 

@@ -19,7 +19,7 @@ from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.models import allows_temperature
 from tfgrpo_dspy.settings import AUTO, Settings, refuse
-from tfgrpo_dspy.settings.schedule import RunData, RunSettings, assumed_calls, derive, plan_of
+from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive, one_rollout, plan_of
 from tfgrpo_dspy.store import Unseen, digest, object_identity
 
 logger = logging.getLogger(__name__)
@@ -61,21 +61,24 @@ def prepare(
     _warn_of_overlap({"training": trainset, "validation": valset or (), "test": testset or ()})
     training, validation = split(settings, trainset, valset)
     examples = [trainset[index] for index in training]
+    calls, tokens, dollars = one_rollout(settings, student, examples)
     data = RunData(
         n_training=len(examples),
         n_validation=len(validation) if settings.metric is not None else 0,
         n_test=len(testset or ()),
         has_labels=any(len(example.labels()) for example in examples),
         is_recorded=recorded is not None,
-        calls_per_rollout=sum(n for _, n in assumed_calls(student)),
+        calls_per_rollout=calls,
+        tokens_per_rollout=tokens,
+        dollars_per_rollout=dollars,
     )
     if settings.auto is not None and settings.max_lm_calls is None:
         per_example, at_least = AUTO[settings.auto]
-        n_calls = max(at_least, per_example * len(examples) * data.calls_per_rollout)
+        n_calls = max(at_least, per_example * len(examples) * calls)
         settings = replace(settings, max_lm_calls=n_calls)
     own = derive(settings, data)
     if not settings.offline:
-        logger.info("the plan:\n%s", plan_of(own, student, examples))
+        logger.info("the plan:\n%s", plan_of(own))
     return own, training, validation
 
 

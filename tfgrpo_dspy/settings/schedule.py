@@ -59,7 +59,9 @@ class RunData:
     n_test: int = 0  # examples on which student and result are measured at the end
     has_labels: bool = False
     is_recorded: bool = False  # whether all training rollouts were made elsewhere
-    calls_per_rollout: int = 1  # LM calls, as assumed
+    calls_per_rollout: int = 1  # this and the next two: as assumed, see `one_rollout`
+    tokens_per_rollout: int = 0
+    dollars_per_rollout: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,8 @@ def derive(settings: Settings, data: RunData) -> RunSettings:
         own = replace(own, **changes)
         if not _unpaid(own, data.calls_per_rollout):
             return own
-    if unpaid := _unpaid(own, 1):  # more calls per rollout are an assumption: they refuse nothing
+    # more than one call per rollout, and what a call costs, are assumptions: they refuse nothing
+    if unpaid := _unpaid(replace(own, max_cost=None), 1):
         raise SettingsError(unpaid)
     return own
 
@@ -160,11 +163,15 @@ def _usual(settings: Settings, data: RunData, given: dict[str, int]) -> dict[str
 def _calls(settings: Settings, data: RunData) -> float:
     """The budget in LM calls without those of the test set; infinite without a limit on calls.
 
-    A limit on rollouts is converted with half a reflection per rollout.
+    Dollars are converted with the assumed cost of a call, a limit on rollouts with half a
+    reflection per rollout.
     """
-    calls = math.inf
+    calls, n_test = math.inf, 2 * data.n_test * data.calls_per_rollout
     if settings.max_lm_calls is not None:
-        calls = settings.max_lm_calls - 2 * data.n_test * data.calls_per_rollout
+        calls = settings.max_lm_calls - n_test
+    if settings.max_cost is not None and data.dollars_per_rollout > 0:
+        n_rollouts = settings.max_cost / data.dollars_per_rollout
+        calls = min(calls, n_rollouts * data.calls_per_rollout - n_test)
     if settings.max_metric_calls is not None:
         n_rollouts = settings.max_metric_calls - 2 * data.n_test
         calls = min(calls, n_rollouts * (data.calls_per_rollout + 0.5))
@@ -195,9 +202,11 @@ def _unpaid(own: RunSettings, calls_per_rollout: int) -> str:
     n_reflections = own.batch_size + 1 + own.drafts + (own.drafts > 0)
     needed_calls = n_rollouts * calls_per_rollout + n_reflections
     enough_calls = n_rollouts * own.data.calls_per_rollout + n_reflections
+    dollars = enough_calls * own.data.dollars_per_rollout / own.data.calls_per_rollout
     for name, needed, enough in (
         ("max_metric_calls", n_rollouts, n_rollouts),
         ("max_lm_calls", needed_calls, enough_calls),
+        ("max_cost", dollars, dollars),
     ):
         limit = getattr(own, name)
         if limit is not None and limit < needed:
@@ -250,14 +259,13 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_of(settings: RunSettings, student: Any, examples: Sequence[Any]) -> Plan:
-    """The plan of a run that trains on these examples: all epochs, or what the budget pays for."""
-    tokens, dollars = _one_rollout(settings, student, examples)
-    calls = settings.data.calls_per_rollout
+def plan_of(settings: RunSettings) -> Plan:
+    """The plan of a run: all epochs, or what the budget pays for."""
+    data, tokens = settings.data, settings.data.tokens_per_rollout
     lm = settings.reflection_lm or dspy.settings.lm
 
     def rollouts(purpose: str, n: int) -> PlanRow:
-        return PlanRow(purpose, n, n * calls, n * dollars)
+        return PlanRow(purpose, n, n * data.calls_per_rollout, n * data.dollars_per_rollout)
 
     def reflections(purpose: str, n: int, prompt: int) -> PlanRow:
         prompt = min(MAX_REFLECTION_TOKENS, prompt) + FORMAT_TOKENS
@@ -270,7 +278,7 @@ def plan_of(settings: RunSettings, student: Any, examples: Sequence[Any]) -> Pla
         n_updates += settings.drafts > 0
         rows = (
             rollouts("student and final choice", settings.reserve),
-            rollouts("test set", 2 * settings.data.n_test),
+            rollouts("test set", 2 * data.n_test),
             rollouts("training rollouts", n_training),
             reflections("drafts from labels", settings.drafts, EXAMPLES_OF_DRAFT * tokens),
             reflections("summaries", n_summaries, tokens),
@@ -279,7 +287,7 @@ def plan_of(settings: RunSettings, student: Any, examples: Sequence[Any]) -> Pla
         )
         return Plan(rows, n_updates, settings.schedule)
 
-    n_updates = settings.epochs * math.ceil(len(examples) / settings.batch_size)
+    n_updates = settings.epochs * math.ceil(data.n_training / settings.batch_size)
     fixed, with_one = (astuple(plan(n).total)[1:] for n in (0, 1))
     limits = (settings.max_metric_calls, settings.max_lm_calls, settings.max_cost)
     for limit, at_first, more in zip(limits, fixed, with_one, strict=True):
@@ -288,36 +296,36 @@ def plan_of(settings: RunSettings, student: Any, examples: Sequence[Any]) -> Pla
     return plan(n_updates)
 
 
-def assumed_calls(student: Any) -> Iterator[tuple[Any, int]]:
-    """Each predictor, and its assumed LM calls in a rollout; an agent calls its first in turns."""
+def one_rollout(
+    settings: Settings, student: Any, examples: Sequence[Any]
+) -> tuple[int, int, float]:
+    """The LM calls, tokens and dollars (nan: price not known) that a rollout is assumed to take.
+
+    Each predictor makes one call; the first one of an agent up to `AGENT_TURNS`.
+    """
     turns = 1 + sum(
         min(getattr(module, "max_iters", 0), AGENT_TURNS - 1)
         for _, module in student.named_sub_modules()
     )
-    for _, predictor in named_predictors(student):
-        lm = predictor.lm or dspy.settings.lm
-        n = predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1
-        yield predictor, n * turns
-        turns = 1
-
-
-def _one_rollout(settings: RunSettings, student: Any, examples: Sequence[Any]) -> tuple[int, float]:
-    """Tokens and dollars of one rollout."""
     inputs = statistics.fmean(
         estimate_tokens(" ".join(as_fields(example.inputs()).values()))
         for example in examples[:100]
     )
-    tokens, dollars = 0, 0.0
-    for predictor, n in assumed_calls(student):
+    calls, tokens, dollars = 0, 0, 0.0
+    for _, predictor in named_predictors(student):
+        lm = predictor.lm or dspy.settings.lm
+        n = turns * (predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1)
+        turns = 1
         prompt = int(estimate_tokens(bare_instructions(predictor)) + FORMAT_TOKENS + inputs)
+        calls += n
         tokens += n * (prompt + COMPLETION_TOKENS)
-        dollars += _cost(predictor.lm or dspy.settings.lm, settings, n, prompt)
-    return tokens, dollars
+        dollars += _cost(lm, settings, n, prompt)
+    return calls, tokens, dollars
 
 
-def _cost(lm: Any, settings: RunSettings, n_calls: int, prompt: int) -> float:
+def _cost(lm: Any, settings: Settings, n_calls: int, prompt: int) -> float:
     """Dollars of calls with so many prompt tokens each."""
-    price = price_of(lm, settings.execution.prices or {})
+    price = price_of(lm, settings.arguments["prices"] or {})
     if isinstance(price, str):
         return math.nan
     return n_calls * (prompt * price.prompt + COMPLETION_TOKENS * price.completion)

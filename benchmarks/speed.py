@@ -1,0 +1,350 @@
+"""What the optimizer costs beside its LM calls, and how it scales. SIMULATED: an LM of canned text.
+
+    python benchmarks/speed.py [--only overhead others staleness replay processes code]
+
+Run it on a quiet machine. Prints a table with the bars and writes `results/speed.json`.
+
+- *overhead*: wall and CPU time per LM call of a whole compile on default settings (gate, drafts,
+  demos and final choice included), over those of bare calls of the program in a pool of as many
+  threads. The LM answers at once. Medians of rounds in which compile and bare calls alternate. 50
+  and 500 examples without a budget, 5,000 with one of 20,000 LM calls.
+- *others*: the same for GEPA, SIMBA and MIPROv2 on 5,000 examples, one round.
+- *staleness*: each LM call takes a lognormal time (median 50 ms, sigma 1). 100 examples, groups of
+  5, batches of 25, 3 epochs, no gate, 16 threads: the share of the threads' time that is used, with
+  batches whose library is 0, 1 or 2 updates old; the mean of three seeds.
+- *replay*: a run of 10,000 rollouts is recorded, then replayed offline in another process.
+- *processes*: rollouts a second with an executor of one process per core.
+- *code*: files, functions and classes of the package that a compile of 30 examples in memory runs.
+"""
+
+import argparse
+import contextvars
+import hashlib
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import dspy
+from dspy import lm15
+from rich.console import Console
+from rich.table import Table
+from simlm_texts import Prompt, output_fields
+
+import tfgrpo_dspy
+from tfgrpo_dspy import Execution, NoGate, Reflection, TrainingFreeGRPO
+
+OUT = Path(__file__).parent / "results" / "speed.json"
+PACKAGE = Path(tfgrpo_dspy.__file__).parent
+THREADS = 16
+MEDIAN_S, SIGMA = 0.05, 1.0
+LARGE_BUDGET = 20_000
+ROUNDS = {50: 5, 500: 3, 5_000: 1}
+Row = dict[str, Any]
+
+
+class CannedEngine:
+    """Right in half of the rollouts, by the sample; canned text in every other output field."""
+
+    supported_params = frozenset({"temperature", "max_tokens", "seed"})
+    fingerprint = "canned-1"
+
+    def __init__(self, median_s: float = 0.0) -> None:
+        self.median_s = median_s
+        self.n_calls = 0
+        self.slept_s = 0.0
+        self._lock = threading.Lock()
+        self._never = threading.Event()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CannedEngine":
+        return self
+
+    def __reduce__(self) -> Any:
+        return CannedEngine, (self.median_s,)
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        prompt = Prompt.of(request, "")
+        asked = f"{request.config.seed}/{prompt.user}".encode()
+        draw = random.Random(hashlib.sha256(asked).digest())
+        fields = output_fields(prompt.system)
+        note = f"Note {draw.randrange(10**9)}: look twice."
+        values: dict[str, Any] = dict.fromkeys(fields.names, note)
+        if "answer" in values:
+            number = prompt.user.partition("What is ")[2].partition(" ")[0] or "0"
+            values["answer"] = str(int(number) % 7) if draw.random() < 0.5 else "unsure"
+        if "operations" in values:
+            values["operations"] = [{"op": "ADD", "text": note, "lessons": [1]}]
+        seconds = self.median_s * math.exp(draw.gauss(0.0, SIGMA))
+        if seconds:
+            self._never.wait(seconds)
+        with self._lock:
+            self.n_calls += 1
+            self.slept_s += seconds
+        message = lm15.Message.assistant([lm15.TextPart(fields.formatted(values))])
+        usage = lm15.Usage(input_tokens=100, output_tokens=10)
+        return lm15.Response(None, request.model, message, "stop", usage)
+
+
+def metric(gold: Any, pred: Any, trace: Any = None, name: Any = None, steps: Any = None) -> Any:  # noqa: ARG001
+    right = float(pred.answer == gold.answer)
+    return dspy.Prediction(score=right, feedback="" if right else f"Expected {gold.answer}.")
+
+
+def number(gold: Any, pred: Any, trace: Any = None) -> float:  # noqa: ARG001
+    return float(pred.answer == gold.answer)
+
+
+def student() -> dspy.Module:
+    return dspy.ChainOfThought("question -> answer")
+
+
+def examples(n: int, first: int = 0) -> list[dspy.Example]:
+    return [
+        dspy.Example(question=f"What is {k} modulo seven?", answer=str(k % 7)).with_inputs(
+            "question"
+        )
+        for k in range(first, first + n)
+    ]
+
+
+def policy(engine: CannedEngine) -> dspy.LM:
+    return dspy.LM("canned/policy", engine=engine, temperature=0.7, cache=False)
+
+
+def compiled(engine: CannedEngine, cases: Sequence[dspy.Example], **settings: Any) -> Any:
+    """Our whole compile; what is not in `settings` is at its default."""
+    settings = {"num_threads": THREADS, "progress": False, **settings}
+    reflection = dspy.LM("canned/reflection", engine=engine, temperature=1.0, cache=False)
+    with dspy.context(lm=policy(engine), adapter=dspy.ChatAdapter()):
+        optimizer = TrainingFreeGRPO(metric, reflection_lm=reflection, **settings)
+        return optimizer.compile(student(), trainset=list(cases))
+
+
+def bare(cases: Sequence[dspy.Example], n_calls: int) -> None:
+    """So many calls of the program, each scored, in a pool of threads."""
+    program = student()
+
+    def call(case: dspy.Example) -> None:
+        metric(case, program(**case.inputs()))
+
+    lm = policy(CannedEngine())
+    with dspy.context(lm=lm, adapter=dspy.ChatAdapter()), ThreadPoolExecutor(THREADS) as pool:
+        done = [
+            pool.submit(contextvars.copy_context().run, call, cases[k % len(cases)])
+            for k in range(n_calls)
+        ]
+        for future in done:
+            future.result()
+
+
+def clocked(work: Callable[[], Any]) -> tuple[float, float]:
+    """Wall and CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def over_bare(cases: Sequence[dspy.Example], work: Callable[[CannedEngine], Any]) -> Row:
+    """What an LM call costs within `work`, over a bare call."""
+    engine = CannedEngine()
+    wall, cpu = clocked(lambda: work(engine))
+    n_bare = min(engine.n_calls, 10_000)
+    bare_wall, bare_cpu = clocked(lambda: bare(cases, n_bare))
+    factor = n_bare / engine.n_calls
+    return {
+        "LM calls": engine.n_calls,
+        "wall s": wall,
+        "wall ratio": wall * factor / bare_wall,
+        "CPU ratio": cpu * factor / bare_cpu,
+    }
+
+
+# ---------------------------------------------------------------- the rows
+
+
+def overhead() -> list[Row]:
+    rows = []
+    bare(examples(50), 200)  # what a first use loads is not counted
+    compiled(CannedEngine(), examples(20), max_lm_calls=200)
+    for n, rounds in ROUNDS.items():
+        cases, budget = examples(n), LARGE_BUDGET if n == max(ROUNDS) else None
+        found = [
+            over_bare(cases, lambda engine: compiled(engine, cases, max_lm_calls=budget))  # noqa: B023
+            for _ in range(rounds)
+        ]
+        middle = {name: median(row[name] for row in found) for name in found[0]}
+        bar = {"bar": "at most 1.45"} if n == 500 else {}
+        rows.append({"what": f"TrainingFreeGRPO, {n:,} examples", **middle, **bar})
+    return rows
+
+
+def _gepa(lm: dspy.LM, cases: list[dspy.Example]) -> Any:
+    optimizer = dspy.GEPA(
+        metric, reflection_lm=lm, num_threads=THREADS, max_metric_calls=4 * len(cases)
+    )
+    return optimizer.compile(student(), trainset=cases, valset=examples(len(cases), 10**6))
+
+
+def _simba(lm: dspy.LM, cases: list[dspy.Example]) -> Any:
+    optimizer = dspy.SIMBA(metric=metric, prompt_model=lm, num_threads=THREADS, max_steps=2)
+    return optimizer.compile(student(), trainset=cases)
+
+
+def _mipro(lm: dspy.LM, cases: list[dspy.Example]) -> Any:
+    optimizer = dspy.MIPROv2(number, prompt_model=lm, num_threads=THREADS, auto="light")
+    return optimizer.compile(student(), trainset=cases, valset=examples(len(cases), 10**6))
+
+
+def others() -> list[Row]:
+    cases, rows = examples(max(ROUNDS)), []
+    for name, optimize in (("GEPA", _gepa), ("SIMBA", _simba), ("MIPROv2", _mipro)):
+
+        def work(engine: CannedEngine, optimize: Any = optimize) -> None:
+            lm = dspy.LM("canned/reflection", engine=engine, temperature=1.0, cache=False)
+            with dspy.context(lm=policy(engine), adapter=dspy.ChatAdapter()):
+                optimize(lm, cases)
+
+        rows.append({"what": f"{name}, {len(cases):,} examples", **over_bare(cases, work)})
+    return rows
+
+
+def staleness() -> list[Row]:
+    rows = []
+    for k, bar in ((0, 0.55), (1, 0.85), (2, 0.92)):
+        used = []
+        for seed in range(100, 103):
+            engine = CannedEngine(MEDIAN_S)
+            settings: dict[str, Any] = {
+                "group_size": 5,
+                "batch_size": 25,
+                "epochs": 3,
+                "seed": seed,
+            }
+            settings |= {"gate": NoGate(), "reflection": Reflection(drafts=0)}
+            execution = Execution(max_staleness=k)
+            cases = examples(100)
+            wall, _ = clocked(lambda: compiled(engine, cases, execution=execution, **settings))  # noqa: B023
+            used.append(engine.slept_s / (THREADS * wall))
+        rows.append({"what": f"staleness {k}", "utilisation": fmean(used), "bar": f"{bar}"})
+    return rows
+
+
+def _recorded(folder: str, offline: bool) -> Row:
+    engine, settings = CannedEngine(), {"group_size": 5, "batch_size": 20, "epochs": 2}
+    began = time.perf_counter()
+    program = compiled(
+        engine,
+        examples(1_000),
+        gate=NoGate(),
+        reflection=Reflection(drafts=0),
+        log_dir=folder,
+        offline=offline,
+        **settings,
+    )
+    seconds, results = time.perf_counter() - began, program.detailed_results
+    return {"seconds": seconds, "rollouts": results.metric_calls, "LM calls": engine.n_calls}
+
+
+def replay() -> list[Row]:
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for mode, bar in (("recorded", ""), ("replayed offline", "at most 20 s")):
+            command = [sys.executable, __file__, "--replay", folder, mode]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            row = json.loads(done.stdout.splitlines()[-1])
+            rows.append({"what": mode, **row, "bar": bar})
+    return rows
+
+
+def processes() -> list[Row]:
+    settings: dict[str, Any] = {"gate": NoGate(), "reflection": Reflection(drafts=0), "epochs": 1}
+    cases = examples(2_000)
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        execution = Execution(executor=pool)
+        compiled(CannedEngine(), cases[:20], execution=execution, **settings)  # starts the workers
+        began = time.perf_counter()
+        results = compiled(CannedEngine(), cases, execution=execution, **settings).detailed_results
+        rate = results.metric_calls / (time.perf_counter() - began)
+    return [{"what": "rollouts a second", "rate": rate, "bar": "at least 500"}]
+
+
+def code() -> list[Row]:
+    functions: set[Any] = set()
+    classes: set[str] = set()
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(str(PACKAGE)):
+            functions.add(frame.f_code)
+            owner = frame.f_code.co_qualname.partition(".")[0]
+            if owner[:1].isupper() or owner[:2].strip("_").istitle():
+                classes.add(f"{frame.f_code.co_filename}:{owner}")
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        compiled(CannedEngine(), examples(30), max_lm_calls=300)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    files = {found.co_filename for found in functions}
+    named = {f for f in functions if not f.co_name.startswith("<")}  # no comprehensions
+    counts = {"files": len(files), "functions": len(named), "classes": len(classes)}
+    return [{"what": "30 examples", **counts, "bar": "40, 450, 50"}]
+
+
+ROWS: dict[str, Callable[[], list[Row]]] = {
+    "overhead": overhead,
+    "others": others,
+    "staleness": staleness,
+    "replay": replay,
+    "processes": processes,
+    "code": code,
+}
+
+
+def show(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    heads = dict.fromkeys(head for row in rows for head in row)
+    table = Table(title=f"{name} (simulated)")
+    for head in heads:
+        table.add_column(head, justify="left" if head == "what" else "right")
+    for row in rows:
+        cells = (row.get(head, "") for head in heads)
+        table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells))
+    Console(width=120).print(table)
+
+
+def main() -> None:
+    """Measure the rows, print them, write them; rows that are not chosen stay as they were."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=[*ROWS], default=[*ROWS])
+    parser.add_argument("--replay", nargs=2, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    if asked.replay:
+        folder, mode = asked.replay
+        print(json.dumps(_recorded(folder, offline=mode != "recorded")))
+        return
+    results = json.loads(OUT.read_text()) if OUT.exists() else {}
+    for name in asked.only:
+        load = os.getloadavg()[0]
+        rows = ROWS[name]()
+        show(name, rows)
+        results[name] = {"rows": rows, "load before": load, "date": time.strftime("%Y-%m-%d")}
+        results["versions"] = {p: version(p) for p in ("dspy", "gepa", "optuna", "tfgrpo-dspy")}
+        results["python"], results["cores"] = sys.version.split()[0], os.cpu_count()
+        OUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
