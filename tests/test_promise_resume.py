@@ -38,7 +38,7 @@ from tfgrpo_dspy import (
     StoreError,
     best_so_far,
 )
-from tfgrpo_dspy.store import Store
+from tfgrpo_dspy.store.records import Store
 
 REFLECTION = f"{EXTRACT}|{UPDATE}"
 N_TRAINING, N_VALIDATION, GROUP_SIZE = 6, 8, 3

@@ -21,7 +21,7 @@ from runs import learned, records
 from tfgrpo_dspy import NoGate, TrainingFreeGRPOError
 from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.redaction import redacted
-from tfgrpo_dspy.store import Store
+from tfgrpo_dspy.store.records import Store
 
 KEY = "rollout:1"
 DATABASE = "tfgrpo_store.db"
@@ -186,7 +186,7 @@ def test_a_folder_that_is_no_store_of_this_format_is_refused_and_left_alone(
 
 WRITER = """
 import json, sys
-from tfgrpo_dspy.store import Store
+from tfgrpo_dspy.store.records import Store
 name = sys.argv[2]
 input()
 store = Store(sys.argv[1])

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, NoReturn
 
-from tfgrpo_dspy.budget import Ledger
+from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.run.executors import RemoteRollouts, workers_of

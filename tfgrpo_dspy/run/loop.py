@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent import futures
 from typing import Any, TypeVar
 
-from tfgrpo_dspy.budget import ABANDONED, Ledger
+from tfgrpo_dspy.budget.ledger import ABANDONED, Ledger
 from tfgrpo_dspy.errors import RunStopped
 
 Result = TypeVar("Result")
@@ -23,8 +23,7 @@ Priority = tuple[int, ...]
 
 GRACE_S = 2.0
 """How long calls in flight are waited for when a budget is reached, so that they are not lost."""
-WATCH_S = 0.1
-"""How often the loop looks whether the run has ended."""
+WATCH_S = 0.1  # how often the loop looks whether the run has ended
 TURNS = 5
 """So many turns of the loop after a result its slot is free: what follows from it waits by then."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget import price_of
+from tfgrpo_dspy.budget.prices import price_of
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
@@ -20,7 +20,7 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.models import allows_temperature
 from tfgrpo_dspy.settings import AUTO, Settings, refuse
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive, one_rollout, plan_of
-from tfgrpo_dspy.store import Unseen, digest, object_identity
+from tfgrpo_dspy.store.identity import Unseen, digest, object_identity
 
 logger = logging.getLogger(__name__)
 
