@@ -41,9 +41,7 @@ class RunContext:
     def stop_for_missing_record(self, stage: str, where: str) -> NoReturn:
         """End an offline run that needs a record which is not there.
 
-        Raises:
-            RunStopped: a budget ended the recorded run, whose records end here.
-            MissingRecordError: the recorded run was not ended by a budget.
+        Raises RunStopped if a budget ended the recorded run, MissingRecordError if none did.
         """
         ended = self.manifest.was_cut_short()
         if not ended:

@@ -25,12 +25,8 @@ NO_RESULT = ("provider", "timeout", "worker", "metric")
 class RunRecords:
     """Finds and keeps the records of one run.
 
-    `lm`, `adapter` and `reflection_lm` are digests of those that the run was started with; `unseen`
-    collects what is known by name only.
-
-    Raises:
-        StoreError: the folder cannot be used.
-        MissingRecordError: offline, and there is no store.
+    `lm`, `adapter` and `reflection_lm` are digests; `unseen` collects what is known by name only.
+    Raises StoreError (the folder cannot be used), MissingRecordError (offline, there is no store).
     """
 
     def __init__(self, settings: RunSettings, student: Any) -> None:

@@ -206,6 +206,5 @@ def _warn_of_overlap(sets: Mapping[str, Sequence[Any]]) -> None:
 
 
 def _inputs_of(example: Any) -> str:
-    """The inputs as text, with a digest because the text does not show the content of media."""
     inputs = dict(example.inputs().items())
-    return f"{sorted(inputs.items())!r} {digest(object_identity(inputs, Unseen()))}"
+    return f"{sorted(inputs.items())!r} {digest(object_identity(inputs, Unseen()))}"  # of media
