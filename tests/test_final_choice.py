@@ -295,6 +295,7 @@ def test_of_a_budget_enough_is_kept_back_for_the_test_set(budget: dict[str, int]
     results = program.detailed_results
     assert results.ended_because.startswith("max_")
     assert (results.test.student.n, results.test.best.n) == (12, 12)
+    assert results.student.n >= 10  # nor does the validation set pay for it
     assert results.metric_calls <= budget.get("max_metric_calls", 10**9)
     assert lm.engine.n_calls() <= budget.get("max_lm_calls", 10**9)
 

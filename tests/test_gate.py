@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.operations import Limits
 from tfgrpo_dspy.experience.values import Add, Delete, Evidence, Experience, Modify, Operation
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, NoGate, RunEvidence
@@ -170,12 +171,27 @@ def test_a_settled_text_does_not_fall_to_a_worse_one_or_to_one_that_has_some_luc
     modify = Modify("E1", f"{LESSON(kind)} {rival}", evidence=learned("", kind).evidence)
     decisions = [world.decide(modify), *(world.decide() for _ in range(11))]
     assert [texts_of(decision.library) for decision in decisions] == [{LESSON(kind)}] * 12
+    first = decisions[0]
+    assert (first.rivals.keys(), first.library["E1"].is_on_trial) == ({"E1"}, True)
 
 
 def test_a_delete_raises_doubt_but_does_not_take_a_proven_experience_away() -> None:
     world = World(of_kinds())
     world.after(8, learned(LESSON(0), 0), Add("Hurry up."))
     assert texts_of(world.decide(Delete("E1"), Delete("E2")).library) == {LESSON(0)}
+
+
+def test_without_room_the_experience_that_is_least_likely_to_help_leaves() -> None:
+    library = ExperienceLibrary.from_texts(["Count.", "Guess.", "Look.", "Ask."])
+    rollouts = [
+        Measured(each, i, 0.1 + 0.5 * len(each) + 0.1 * (i % 3) - 0.3 * ("E2" in each))
+        for i in range(N_EXAMPLES)
+        for each in (library.holding([]), *(library.holding([own]) for own in library))
+    ]
+    limits = Limits(max_experiences=4)  # of which the gate keeps one free
+    decision = BayesianGate().decide(replace(evidence_on(library, rollouts), limits=limits))
+    assert texts_in(decision.library) == ["Count.", "Look.", "Ask."]
+    assert decision.dropped["E2"].startswith("no room: effect +")
 
 
 def test_rollouts_without_a_score_are_no_evidence() -> None:

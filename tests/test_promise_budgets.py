@@ -375,6 +375,14 @@ def test_dollars_that_calls_under_way_may_give_back_are_waited_for() -> None:
     assert engine.most_at_once <= 3
 
 
+def test_the_dollars_of_all_completions_of_a_call_are_taken_before_it() -> None:
+    engine = Tally([("", chat(answer="word " * 1900))])
+    lm = lm_on(engine, n=3, max_tokens=2000)  # at most 8,700 dollars a call, 6,400 in fact
+    results = learned(lm=lm, gate=NoGate(), max_cost=12_000, **priced(1)).detailed_results
+    assert results.ended_because.startswith("max_cost")
+    assert 0 < engine.dollars <= 12_000
+
+
 class TwoAtOnce(Pair):
     """Asks twice at once in one event loop."""
 

@@ -176,6 +176,15 @@ def test_a_key_at_any_place_of_an_lm_is_in_no_byte_of_store_log_and_results(
     assert "(secret)" in texts[0]
 
 
+def test_without_a_store_too_a_key_in_an_error_of_the_metric_is_in_no_log_and_no_result(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"):
+        results = learned(metric=judge_of(KEY), max_errors=1000).detailed_results
+    assert "the judge refused (secret)" in caplog.text
+    assert KEY[:12] not in f"{caplog.text} {results.to_dict()} {results}"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "is_secret"),
     [
