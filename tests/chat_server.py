@@ -25,10 +25,9 @@ YES = chat(answer="yes")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is done to one request: a status and its headers, or one of the three in words.
+    """What is done to one request: a status and its headers, or one of three in words.
 
-    "reset": the connection is reset before an answer; "cut": the answer ends in its middle;
-    "late": the answer comes after `delay_s`, or when the server closes.
+    It is "reset"; "cut" in the middle of its answer; or "late", by `delay_s` at most.
     """
 
     status: int | str
@@ -149,9 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = self.server.completion(body, arrival.prompt)
             self._send(200, answer, is_cut=fault.status == "cut")
 
-    def _send(
-        self, status: int, answer: dict[str, Any], is_cut: bool = False, **headers: str
-    ) -> None:
+    def _send(self, status: int, answer: Any, is_cut: bool = False, **headers: str) -> None:
         content = json.dumps(answer).encode()
         self.send_response(status)
         lengths = {"Content-Type": "application/json", "Content-Length": str(len(content))}

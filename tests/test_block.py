@@ -26,13 +26,15 @@ class TwoStage(dspy.Module):
 
 
 class Nested(dspy.Module):
-    """Predictors inside a module, a list and a dict; an LM held by the module; what has no copy."""
+    """Predictors at every place, one of them shared; LMs; what has no copy."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner = TwoStage()
         self.steps = [dspy.ChainOfThought("question -> answer"), threading.Lock()]
-        self.by_kind = {"k": predictor()}
+        self.by_kind = {"k": predictor(), "same signature": predictor()}
+        self.shared = self.by_kind["k"]
+        self.unseen = [[predictor()]]
         self.lock = threading.Lock()
         self.lms = {"large": (dspy.LM("openai/large"),)}
 
@@ -266,7 +268,10 @@ def test_an_experience_may_be_for_any_predictor_that_dspy_sees(scope: str) -> No
     assert instructions_of(student) == before
     told = [name for name, text in instructions_of(baked).items() if "Ask." in text]
     assert told == (list(before) if scope == "*" else [scope])
-    assert list(before) == ["inner.solve", "inner.answer", "steps[0].predict", "by_kind['k']"]
+    assert baked.shared is baked.by_kind["k"]
+    assert "Ask." not in baked.unseen[0][0].signature.instructions
+    kinds = ["by_kind['k']", "by_kind['same signature']"]
+    assert list(before) == ["inner.solve", "inner.answer", "steps[0].predict", *kinds]
     assert ExperienceLibrary.from_program(baked) == library
 
 

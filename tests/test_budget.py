@@ -1,5 +1,6 @@
 """What LM calls cost, counted."""
 
+import contextlib
 from typing import Any
 
 import dspy
@@ -155,3 +156,14 @@ def test_the_last_call_of_a_limit_is_given_and_the_reserve_only_when_it_is_opene
     take(ledger, 2)
     with pytest.raises(RunStopped, match=f"{limit}=5"):
         take(ledger, 1)
+
+
+def test_a_refused_call_ends_its_rollout_though_the_program_swallows_that() -> None:
+    meter = Meter(Ledger(Budget(max_lm_calls=1)))
+    lm = metered(fixed_lm(YES), meter)
+    lm("why?")
+    meter.check()
+    with contextlib.suppress(BaseException):
+        lm("why?")
+    with pytest.raises(RunStopped, match="max_lm_calls=1"):
+        meter.check()

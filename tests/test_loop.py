@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfgrpo_dspy.budget import Ledger
+from tfgrpo_dspy.budget import Ledger, Meter
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.run.loop import Loop
 
@@ -144,3 +144,22 @@ def test_tasks_are_done_by_the_users_threads_where_there_are_any() -> None:
             return await submitted(loop, lambda: threading.current_thread().name, (0,), as_it_is)
 
         assert loop.run(name()).startswith("mine")
+
+
+def test_a_task_that_took_too_long_can_make_no_more_calls() -> None:
+    loop, late, refused = Loop(Ledger(), 1, timeout_s=0.05), threading.Event(), threading.Event()
+
+    def work() -> None:
+        meter = Meter(loop.ledger)
+        late.wait(WAIT_S)
+        try:
+            meter.check()
+        except RunStopped:
+            refused.set()
+
+    async def main() -> Any:
+        return await submitted(loop, work, (0,), as_it_is)
+
+    assert isinstance(loop.run(main()), TimeoutError)
+    late.set()
+    assert refused.wait(WAIT_S)

@@ -194,18 +194,6 @@ def test_a_key_refused_later_leaves_the_best_program_so_far_on_the_error(tmp_pat
 
 
 @pytest.mark.parametrize("fault", TOO_LONG.values(), ids=TOO_LONG)
-def test_a_prompt_too_long_in_training_is_a_failed_rollout_that_is_not_tried_again(
-    fault: Make,
-) -> None:
-    engine = Faulty(lambda prompt, _n: "question 2" in prompt.user.splitlines(), fault)
-    program = learned(lm=faulty_lm(engine))
-    assert program.detailed_results.failures == {"program": len(engine.hit)}
-    assert len(engine.hit) == 4 * 4  # each of four passes has a group of four
-    assert max(engine.attempts.values()) == 1
-    assert library_texts(program) == [ADVICE]
-
-
-@pytest.mark.parametrize("fault", TOO_LONG.values(), ids=TOO_LONG)
 def test_attempts_too_long_for_the_reflection_lm_are_shortened_until_they_fit(fault: Make) -> None:
     limit = 9_000
 

@@ -1,6 +1,5 @@
 """Reflection: how lessons are read, guarded and compared, and what its modules make of an LM."""
 
-import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from tfgrpo_dspy.reflection.texts import (
     clip,
     dropped_text,
     feedback_text,
-    lessons_text,
     library_text,
 )
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
@@ -44,10 +42,8 @@ GROUP_1 = Evidence(update=0, example=1, rollout_ids=(3, 4), scores=(0.5, 0.0))
     ("line", "scope", "text"),
     [
         ("  Say\n please.\t", "*", "Say please."),
-        ("[writer] Be brief.", "writer", "Be brief."),
         ("[Writer]: Be brief.", "writer", "Be brief."),
         ("[predictor writer]Be brief.", "writer", "Be brief."),
-        ("[URL] fields need a scheme.", "*", "[URL] fields need a scheme."),
     ],
 )
 def test_a_predictors_name_in_brackets_is_the_scope_of_a_lesson(
@@ -68,7 +64,6 @@ def test_a_predictors_name_in_brackets_is_the_scope_of_a_lesson(
         ("predict", None),
         ("flow", "flow.check"),
         ("rout", None),
-        ("editor", None),
     ],
 )
 def test_a_predictor_may_be_named_by_a_part_of_its_name_that_no_other_has(
@@ -166,7 +161,6 @@ CHINESE = "我的包裹星期一就应该到了但是盒子是开的"
         (["17 + 4 + 9 ="], "", "For 17 + 4 + 9, write 30 apples.", None),
         (["17 + 4 + 9 =", "in words"], "", "For 17 + 4 + 9 in words, write thirty.", None),
         (["17 + 4 + 9 =", "in words"], "30 apples", "For 17 + 4 + 9, write 30 apples.", None),
-        (["late delivery"], "refund", "For a late delivery, offer a refund.", None),
         (["K3"], "Q3", "For K3, answer Q3.", None),
         ([CHINESE], "全额退款", "客户说星期一就应该到了但是,先道歉。", "星 期 一 就 应 该 到 了"),
         ([CHINESE], "全额退款", "承诺全额退款。", "全 额 退 款"),
@@ -216,27 +210,11 @@ def test_a_lesson_with_a_few_words_more_is_the_same_unless_they_turn_its_meaning
     assert not is_same_lesson(Lesson(one, "reader"), Lesson(other, "*"))
 
 
-TEXTS = st.lists(
-    st.sampled_from(["ask", "say", "sorry", "never", "not", "7", "the", "order", "first", "再"]),
-    max_size=8,
-).map(" ".join)
-
-
 def test_near_duplicates_become_the_first_of_them_with_the_evidence_of_all() -> None:
-    please = Lesson("Say please.", "*", (GROUP_0,))
-    drawn = [please, Lesson(LESSON, "*", (GROUP_0,)), Lesson(LONGER, "*", (GROUP_1, GROUP_0))]
-    assert merge_lessons(drawn) == [Lesson(LESSON, "*", (GROUP_0, GROUP_1)), please]
-
-
-@given(st.lists(st.builds(Lesson, TEXTS, st.just("*"), st.sampled_from([(GROUP_0,), (GROUP_1,)]))))
-def test_merging_loses_no_evidence_and_leaves_no_two_that_are_the_same(drawn: list[Lesson]) -> None:
-    merged = merge_lessons(drawn)
-    assert {e for lesson in merged for e in lesson.evidence} == {
-        e for lesson in drawn for e in lesson.evidence
-    }
-    pairs = itertools.combinations(merged, 2)
-    assert not any(is_same_lesson(one, other) for one, other in pairs)
-    assert merge_lessons(merged) == merged
+    please, ask = Lesson("Say please.", "*", (GROUP_0,)), Lesson("Ask first.", "*", (GROUP_1,))
+    said, longer = Lesson(LESSON, "*", (GROUP_0,)), Lesson(LONGER, "*", (GROUP_1, GROUP_0))
+    merged = [Lesson(LESSON, "*", (GROUP_0, GROUP_1)), please, ask]
+    assert merge_lessons([please, said, ask, longer]) == merged
 
 
 KINDS = [
@@ -339,19 +317,6 @@ def test_update_library_sees_what_supports_an_experience_and_its_measured_effect
         "[E3*] Be kind."
     )
     assert library_text(ExperienceLibrary()) == "(none yet)"
-
-
-def test_update_library_sees_where_a_lesson_comes_from_and_why() -> None:
-    drawn = [
-        Lesson("Say please.", "writer", (GROUP_0, GROUP_1), "They were polite.", "question: 1"),
-        Lesson("Be brief."),
-    ]
-    assert lessons_text(drawn) == (
-        "1. Say please. (for writer)\n"
-        '    from 2 examples: scores 1, 0 at "question: 1"; scores 0.5, 0\n'
-        "    why: They were polite.\n"
-        "2. Be brief."
-    )
 
 
 def test_update_library_sees_the_latest_twenty_texts_that_were_dropped() -> None:

@@ -9,7 +9,7 @@ import dspy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import Pair, predictor, questions
+from runs import Pair, is_polite, predictor, questions
 from scripted import chat, scripted_lm
 from small import grouped
 
@@ -19,12 +19,8 @@ from tfgrpo_dspy.settings.checks import prepare
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 
 
-def metric(example: dspy.Example, pred: dspy.Prediction) -> float:
-    return float(example.answer == pred.answer)
-
-
 def settings_of(**given_: Any) -> Settings:
-    return Settings(metric, **grouped(given_))
+    return Settings(is_polite, **grouped(given_))
 
 
 def data_of(n_examples: int = 40, **others: Any) -> RunData:
@@ -213,7 +209,7 @@ def test_a_refusal_names_the_smallest_budget_that_can_learn(
 def prepared(
     program: Any = None, n: int = 30, make: Any = TrainingFreeGRPO, **arguments: Any
 ) -> Any:
-    settings = make(metric, **arguments).settings
+    settings = make(is_polite, **arguments).settings
     with dspy.context(lm=scripted_lm([])):
         return prepare(settings, program or predictor(), questions(n))[0]
 
@@ -240,7 +236,7 @@ def test_a_budget_that_cannot_learn_is_refused_before_the_first_call(
     lm = scripted_lm([("", chat(answer="yes"))])
     kind = TrainingFreeGRPO.paper if given.pop("paper", False) else TrainingFreeGRPO
     with dspy.context(lm=lm), pytest.raises(SettingsError) as refusal:
-        kind(metric, **given).compile(predictor(), trainset=questions(12))
+        kind(is_polite, **given).compile(predictor(), trainset=questions(12))
     assert message in str(refusal.value)
     assert lm.engine.n_calls() == 0
 
@@ -272,7 +268,7 @@ def test_auto_is_a_number_of_lm_calls_that_fits_the_data_where_none_is_given(
 def test_estimate_uses_the_budget_and_stays_within_it(limit: dict[str, Any]) -> None:
     lm = scripted_lm([], max_tokens=100)
     optimizer = TrainingFreeGRPO(
-        metric, **limit, execution=Execution(prices={"scripted": (1.0, 2.0)})
+        is_polite, **limit, execution=Execution(prices={"scripted": (1.0, 2.0)})
     )
     with dspy.context(lm=lm):
         plan = optimizer.estimate(predictor(), trainset=questions(40))
@@ -286,7 +282,7 @@ def test_estimate_uses_the_budget_and_stays_within_it(limit: dict[str, Any]) -> 
 def test_the_plan_of_the_page_about_budgets_is_what_estimate_gives() -> None:
     data = {"trainset": questions(60), "valset": questions(40, start=60)}
     with dspy.context(lm=scripted_lm([])):
-        plan = TrainingFreeGRPO(metric, max_lm_calls=500).estimate(predictor(), **data)
+        plan = TrainingFreeGRPO(is_polite, max_lm_calls=500).estimate(predictor(), **data)
     page = (Path(__file__).parents[1] / "docs" / "budgets-and-schedule.md").read_text("utf-8")
     assert f"```text\n{plan}\n```" in page
 
@@ -294,7 +290,9 @@ def test_the_plan_of_the_page_about_budgets_is_what_estimate_gives() -> None:
 def test_the_plan_is_logged_and_the_schedule_stands_in_the_result(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    optimizer = TrainingFreeGRPO(metric, gate=NoGate(), epochs=1, max_lm_calls=80, progress=False)
+    optimizer = TrainingFreeGRPO(
+        is_polite, gate=NoGate(), epochs=1, max_lm_calls=80, progress=False
+    )
     rules = [("question", chat(answer="yes")), ("", chat(lessons=[], operations=[]))]
     with dspy.context(lm=scripted_lm(rules)), caplog.at_level(logging.INFO, "tfgrpo_dspy"):
         results = optimizer.compile(predictor(), trainset=questions(9)).detailed_results

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import predictor, questions
+from runs import is_polite, knowing, predictor, questions
 from scripted import chat, scripted_lm
 
 from tfgrpo_dspy import (
     BayesianGate,
     Execution,
-    ExperienceLibrary,
     LibraryFormatError,
     NoGate,
     Reflection,
@@ -28,10 +27,6 @@ from tfgrpo_dspy.settings.checks import split
 UNMARKED = dspy.Example(question="question 1", answer="yes")
 ERRORS = (SettingsError, LibraryFormatError)
 EMPTY = dspy.Example(answer="yes").with_inputs("question")
-
-
-def metric(example: dspy.Example, pred: dspy.Prediction) -> float:
-    return float(example.answer == pred.answer)
 
 
 class Holding(dspy.Module):
@@ -54,12 +49,8 @@ def frozen() -> dspy.Module:
     return inner
 
 
-def baked(*texts: str) -> Any:
-    return ExperienceLibrary.from_texts(texts).bake(predictor())
-
-
 def damaged() -> Any:
-    block = baked("Ask first.").signature.instructions.replace("[E1*]", "E1")
+    block = knowing("Ask first.").signature.instructions.replace("[E1*]", "E1")
     return dspy.Predict(dspy.Signature("question -> answer", block))
 
 
@@ -85,7 +76,7 @@ def damaged() -> Any:
         ({"teacher": predictor()}, ["teacher=Predict: this optimizer uses no teacher."]),
         ({"student": 3, "trainset": [], "valset": [UNMARKED], "teacher": [predictor()]},
          ["student=3", "trainset=[]", "valset: 1 of 1", "teacher=list"]),
-        ({"student": baked("Be brief.", "Be kind."), "max_experiences": 1},
+        ({"student": knowing("Be brief.", "Be kind."), "max_experiences": 1},
          ["max_experiences=1: the student starts with 2 experiences; allow as many, or bake a"]),
         ({"student": damaged()}, ["'E1 Ask first.'"]),
         ({"lm": None}, ["lm=None: no LM is configured; call dspy.configure(lm=dspy.LM(...))"]),
@@ -108,7 +99,7 @@ def test_what_cannot_be_compiled_is_refused_with_every_fault_before_the_first_ca
     names = ("student", "trainset", "valset", "testset", "teacher")
     data |= {name: given.pop(name) for name in names if name in given}
     with dspy.context(lm=given.pop("lm", lm)), pytest.raises(ERRORS) as refusal:
-        TrainingFreeGRPO(metric, progress=False, **given).compile(data.pop("student"), **data)
+        TrainingFreeGRPO(is_polite, progress=False, **given).compile(data.pop("student"), **data)
     assert [fault for fault in faults if fault not in str(refusal.value)] == []
     assert lm.engine.n_calls() == 0
 
@@ -116,7 +107,7 @@ def test_what_cannot_be_compiled_is_refused_with_every_fault_before_the_first_ca
 @pytest.mark.parametrize("temperature", [None, 1.0])
 def test_a_reasoning_model_is_accepted_at_its_own_temperature(temperature: float | None) -> None:
     with dspy.context(lm=dspy.LM("openai/o3", api_key="none")):
-        TrainingFreeGRPO(metric, temperature=temperature).estimate(
+        TrainingFreeGRPO(is_polite, temperature=temperature).estimate(
             predictor(), trainset=questions(9)
         )
 
@@ -128,7 +119,7 @@ def test_a_metric_that_closes_over_a_name_that_is_not_assigned_yet_can_be_priced
     optimizer = TrainingFreeGRPO(metric_with_judge, max_cost=1)
     with dspy.context(lm=scripted_lm([])), pytest.raises(SettingsError, match="knows no price"):
         optimizer.estimate(predictor(), trainset=questions(9))
-    judge = metric
+    judge = is_polite
 
 
 # ---------------------------------------------------------------------- arguments
@@ -160,7 +151,7 @@ def test_an_argument_that_cannot_be_used_is_refused_on_construction(
     name: str, value: Any, message: str
 ) -> None:
     with pytest.raises(SettingsError) as refusal:
-        TrainingFreeGRPO(metric, **{name: value})
+        TrainingFreeGRPO(is_polite, **{name: value})
     assert str(refusal.value).startswith(f"{name}={value!r}: {message}")
     assert isinstance(refusal.value, ValueError)
 
@@ -171,31 +162,19 @@ def test_whatever_is_wrong_at_once_every_fault_is_named_with_its_value(
     faults: list[tuple[str, Any, str]],
 ) -> None:
     with pytest.raises(SettingsError) as refusal:
-        TrainingFreeGRPO(metric, **{name: value for name, value, _ in faults})
+        TrainingFreeGRPO(is_polite, **{name: value for name, value, _ in faults})
     assert all(f"{name}={value!r}: " in str(refusal.value) for name, value, _ in faults)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("kind", "arguments", "message"),
     [
-        ({"metric": "accuracy"}, "metric='accuracy' is not callable; pass a function metric("),
-        ({"metric": lambda: 0.0}, "write it as metric(example, pred, trace=None)"),
-        ({"metric": lambda _: 0.0}, "write it as metric(example, pred, trace=None)"),
-        ({"metric": None, "gate": BayesianGate()}, "BayesianGate() and metric=None: nothing scor"),
-        ({"offline": True}, "offline=True and log_dir=None: there is nothing to replay"),
-    ],
-)
-def test_arguments_that_do_not_go_together_are_refused(
-    arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(SettingsError) as refusal:
-        TrainingFreeGRPO(**{"metric": metric, **arguments})
-    assert message in str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    ("group", "arguments", "message"),
-    [
+        (TrainingFreeGRPO, {"metric": "accuracy"}, "metric='accuracy' is not callable; pass a fun"),
+        (TrainingFreeGRPO, {"metric": lambda: 0.0}, "write it as metric(example, pred, trace=Non"),
+        (TrainingFreeGRPO, {"metric": None, "gate": BayesianGate()},
+         "BayesianGate() and metric=None: nothing scor"),
+        (TrainingFreeGRPO, {"metric": is_polite, "offline": True},
+         "offline=True and log_dir=None: there is nothing to replay"),
         *((Reflection, {name: "?"}, f"{name}='?': pass a dspy.Module with the same fields")
           for name in ("extract", "update", "summarize", "draft")),
         (Reflection, {"drafts": -1}, "drafts=-1: pass a whole number of at least 0."),
@@ -208,19 +187,19 @@ def test_arguments_that_do_not_go_together_are_refused(
           for bad in (3, {"m": 1}, {"m": (1, "two")}, {"m": (1, -1)}, {"m": (1, 2, 3)})),
     ],
 )  # fmt: skip
-def test_a_field_of_a_group_that_cannot_be_used_is_refused_where_it_is_written(
-    group: Any, arguments: dict[str, Any], message: str
+def test_other_arguments_and_fields_of_groups_are_refused_where_they_are_written(
+    kind: Any, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SettingsError) as refusal:
-        group(**arguments)
-    assert str(refusal.value).startswith(message)
+        kind(**arguments)
+    assert message in str(refusal.value)
 
 
 def test_numbers_of_numpy_and_whole_floats_are_accepted() -> None:
     given = {"group_size": np.int64(4), "epochs": 2.0, "max_lm_calls": 1e3, "seed": np.int32(7)}
     given |= {"temperature": np.float32(0.5), "max_cost": np.float64(1.5)}
     optimizer = TrainingFreeGRPO(
-        metric,
+        is_polite,
         **given,
         reflection=Reflection(drafts=np.int8(3)),
         execution=Execution(rollout_timeout_s=np.float32(2.5)),
@@ -234,7 +213,7 @@ def test_numbers_of_numpy_and_whole_floats_are_accepted() -> None:
 
 def test_threads_and_seed_may_be_given_to_compile_as_to_other_optimizers() -> None:
     arguments: dict[str, Any] = {"epochs": 1, "max_demos": 0, "reflection": Reflection(drafts=0)}
-    optimizer = TrainingFreeGRPO(metric, **arguments, seed=5, progress=False)
+    optimizer = TrainingFreeGRPO(is_polite, **arguments, seed=5, progress=False)
     with dspy.context(lm=scripted_lm([("", chat(answer="yes"))]), num_threads=7):
         compiled = optimizer.compile(predictor(), trainset=questions(9), num_threads=3, seed=0)
         assert optimizer.settings.threads == 7
@@ -254,18 +233,18 @@ def test_without_a_valset_a_third_is_held_out_but_at_most_a_hundred_and_none_wit
     n: int, gate: Any, sizes: tuple[int, int]
 ) -> None:
     with warnings.catch_warnings(action="error"):
-        training, validation = split(Settings(metric, gate=gate), questions(n), None)
+        training, validation = split(Settings(is_polite, gate=gate), questions(n), None)
     assert (len(training), len(validation)) == sizes
 
 
 @given(st.integers(6, 500), st.integers(0, 5))
 @settings(max_examples=50)
 def test_a_split_depends_on_the_seed_alone_and_loses_no_example(n: int, seed: int) -> None:
-    training, validation = split(Settings(metric, seed=seed), range(n), None)
-    assert (training, validation) == split(Settings(metric, seed=seed), range(n), None)
+    training, validation = split(Settings(is_polite, seed=seed), range(n), None)
+    assert (training, validation) == split(Settings(is_polite, seed=seed), range(n), None)
     assert sorted([*training, *validation]) == list(range(n))
     assert (training, validation) == (sorted(training), sorted(validation))
-    assert n < 20 or training != split(Settings(metric, seed=seed + 1), range(n), None)[0]
+    assert n < 20 or training != split(Settings(is_polite, seed=seed + 1), range(n), None)[0]
 
 
 def relabelled(n: int) -> list[dspy.Example]:
@@ -287,7 +266,7 @@ def test_inputs_that_are_in_two_sets_are_warned_of(
     with dspy.context(lm=scripted_lm([])), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data = {"trainset": questions(6), "valset": valset, "testset": testset}
-        TrainingFreeGRPO(metric).estimate(predictor(), **data)
+        TrainingFreeGRPO(is_polite).estimate(predictor(), **data)
     warned = [str(w.message) for w in caught if "examples too" in str(w.message)]
     assert len(warned) == (warning is not None)
     assert all(warning in text for text in warned)  # type: ignore[operator]

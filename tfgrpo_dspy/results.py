@@ -176,7 +176,7 @@ class RunResults:
     "metric" (LM judges), and "unfinished" for calls that came to nothing; it and `metric_calls`
     hold what was replayed too, at what it cost when it was made. `replayed` counts, by role, what
     was read from the run store, `failures` by kind. `nothing_learned` says in one line why the
-    library is what it was ("": it is not). `library` is as in library.json; `n_demos` is how many
+    result is the student ("": it is not). `library` is as in library.json; `n_demos` is how many
     demos the result has more than the student; `schedule` holds the derived figures.
     """
 

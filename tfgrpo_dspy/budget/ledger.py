@@ -41,7 +41,7 @@ class Ledger:
     """Hard limits, for any number of threads: what is not there cannot be taken.
 
     `n_lm_calls` and `cost` are what the run so far has cost, replayed parts included; `n_paid` and
-    `paid` what all starts of it have really paid, which is more where something was lost.
+    `paid` what all its starts have paid, which is more where something was lost.
     """
 
     def __init__(self, budget: Budget | None = None) -> None:
@@ -130,11 +130,6 @@ class Ledger:
         self.cost += cost
         self.n_paid += n_calls
         self.paid += cost
-
-    def resume(self, n_paid: int, paid: float) -> None:
-        """What earlier starts of this run have paid, for results and for nothing."""
-        with self._lock:
-            self.n_paid, self.paid = n_paid, paid
 
     def spend(self, n_calls: int, cost: float) -> None:
         """Take what a replayed part of the run has cost. Raises RunStopped: more than is left."""

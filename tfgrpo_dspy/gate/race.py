@@ -59,16 +59,17 @@ class Race:
             return []
         size = min(ROUND if n_done else FIRST_ROUND, self.n_examples - n_done)
         if n_left is not None:
-            if not n_done:  # fewer candidates rather than fewer examples
+            if not n_done:  # two, three if they fit, more only for half of what is left
                 n_fitting = n_left // size
                 running = sorted(running[: max(2, min(3, n_fitting), n_fitting // 2)])
             size = min(size, n_left // len(running))
         return [(c, i) for i in range(n_done, n_done + size) for c in running]
 
     def running(self, scores: Scores) -> list[int]:
-        """The student, then the candidates that may still be the best, the most promising first.
+        """The student, then the candidates that may still be the best.
 
-        Of two that are expected to gain as much on the student, the less certain one is first.
+        They stand in the order of their expected improvement on the student: of two with the same
+        mean, the less certain one is first.
         """
         counts = Counter(candidate for candidate, _ in scores)
         complete = [c for c in range(1, len(self.candidates)) if counts[c] == counts[0]]
@@ -81,8 +82,8 @@ class Race:
     def winner(self, scores: Scores) -> int:
         """The candidate to return: the best of those that beat the student, or the student.
 
-        It must have the higher mean on the examples that both were measured on, and be better with
-        a probability of at least `RETURN_ABOVE`.
+        The winner has the higher mean on the examples that both were measured on, and is better
+        with a probability of at least `RETURN_ABOVE`.
         """
         ahead = [
             c
@@ -96,18 +97,18 @@ class Race:
         return best
 
     def chance(self, one: int, other: int, scores: Scores) -> float:
-        """The probability that one candidate is better than the other; 0.5 of two equal ones."""
+        """The probability that one candidate is better than the other; 0.5 if both are equal."""
         if self.candidates[one] == self.candidates[other]:
             return 0.5
         mean, sd = self._posterior(one, other, scores)
         return float(ndtr(mean / sd))
 
     def differences(self, one: int, other: int, scores: Scores) -> np.ndarray:
-        """Score of one candidate less that of the other, on each example that both are measured on.
+        """Score of one candidate minus that of the other, on each example that both were given.
 
-        Where only the student has no score, the example does not count. Where a rival has none, it
-        counts as the lowest score of all, or 0.0 if that is lower, whoever's failure it was: an
-        answer that cannot be scored may be the doing of what the rival has more.
+        An example on which the student has no score does not count. A rival without a score gets
+        the lowest score of all, or 0.0 if that is lower, for any kind of failure: what the rival
+        has more may be the cause.
         """
         floor = min([0.0, *(score for score in scores.values() if score is not None)])
         filled = {pair: floor if score is None else score for pair, score in scores.items()}

@@ -65,14 +65,14 @@ class InputIndex:
         self._known: dict[tuple[str, tuple[int, ...]], tuple[Vector, bool]] = {}
 
     def relevance(self, text: str, sources: tuple[int, ...]) -> tuple[Vector, bool]:
-        """How relevant the experience is to each input, from 0 to 1; whether its text tells so.
+        """The relevance of an experience to each input, from 0 to 1; whether its text tells so.
 
         Args:
-            text: of the experience.
+            text: the text of the experience.
             sources: the positions of the examples that the experience was learned from.
         """
         if (text, sources) not in self._known:
-            self._known[text, sources] = self._relevance(text, [s for s in sources if s >= 0])
+            self._known[text, sources] = self._relevance(text, list(sources))
         return self._known[text, sources]
 
     def _relevance(self, text: str, sources: list[int]) -> tuple[Vector, bool]:

@@ -59,14 +59,14 @@ class PlainAdapter(dspy.Adapter):
         suffix: str = "",
         main_request: bool = False,
     ) -> str:
-        """A paragraph `Name: value` for each input; the output's name if an answer is due."""
+        """A paragraph `Name: value` for each input; in the last message also the output's name."""
         paragraphs = [
             f"{_label(name)} {format_field_value(field, inputs[name])}"
             for name, field in signature.input_fields.items()
             if name in inputs
         ]
-        asked = map(_label, signature.output_fields if main_request else ())
-        return "\n\n".join(part for part in (prefix, *paragraphs, *asked, suffix) if part)
+        output_labels = map(_label, signature.output_fields if main_request else ())
+        return "\n\n".join(part for part in (prefix, *paragraphs, *output_labels, suffix) if part)
 
     def format_assistant_message_content(
         self, signature: Any, outputs: Any, missing_field_message: str | None = None

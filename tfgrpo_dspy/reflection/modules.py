@@ -108,7 +108,8 @@ class DraftLessons(_ReflectionModule):
         signature: another prompt; it needs an output `lessons`, `str` or `list[str]`.
         adapter: see `dspy.Adapter`.
         n_examples: how many examples one prompt shows.
-        examples_tokens: how many tokens (estimated) they may have together; longer ones are cut.
+        examples_tokens: how many tokens (estimated) the examples of one prompt may have; longer
+            ones are cut.
 
     Raises:
         ValueError: `n_examples` is below 1.
@@ -124,20 +125,20 @@ class DraftLessons(_ReflectionModule):
         examples_tokens: int = 12_000,
     ) -> None:
         if n_examples < 1:
-            raise ValueError(f"n_examples={n_examples}: a draft is shown at least one example.")
+            raise ValueError(f"n_examples={n_examples}: pass 1 or more.")
         super().__init__(signature, adapter)
         self.n_examples = n_examples
         self.examples_tokens = examples_tokens
 
 
 class UpdateLibrary(_ReflectionModule):
-    """(library, what was dropped, lessons) -> operations.
+    """(library, dropped texts, lessons) -> operations.
 
     Args:
         signature: another prompt; it needs an output `operations`, `str` or a list of dicts.
         adapter: see `dspy.Adapter`.
-        lessons_tokens: how many tokens (estimated) the lessons of one prompt may have; more of
-            them are divided among several prompts.
+        lessons_tokens: how many tokens (estimated) the lessons of one prompt may have;
+            further lessons go into further prompts.
     """
 
     default_signature = signatures.ProposeOperations

@@ -82,8 +82,6 @@ class RemoteRollouts:
         message = f"the executor lost this rollout {n_losses} times; last reason: {why}"
         return Failure("worker", message)
 
-    # ------------------------------------------------------------------ reservations
-
     def _reserve(self) -> Reservation | None:
         """What a rollout may spend; None: not now. Raises RunStopped: the budget is used up."""
         n_calls, cost = map(self._wanted, ("max_lm_calls", "max_cost"))
@@ -115,8 +113,6 @@ class RemoteRollouts:
             if self._ledger.reach(limit) <= reserved:
                 self._ledger.use_up(limit)
             self._largest[limit] = max(self._largest[limit], 2.0 * reserved)
-
-    # ------------------------------------------------------------------ the executor
 
     async def _reply(self, share: Reservation, bundle: bytes, request: bytes) -> Reply:
         """The reply to the request; one that comes too late is settled all the same."""

@@ -25,7 +25,7 @@ from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.demos import BestRollouts
 from tfgrpo_dspy.sampling.fields import as_fields
 
-WITHOUT_DRAFTS = 8
+MAX_EXAMPLES_BEFORE_DRAFTS = 8
 """How many examples are sampled at most before the drafts are decided: more would mostly teach what
 the drafts say."""
 
@@ -33,8 +33,8 @@ the drafts say."""
 class History:
     """The batches and decisions of one run.
 
-    `decisions` and `accounts` hold one entry more than there are decided updates: the first is
-    what the run starts with.
+    `decisions` and `accounts` have one entry more than there are decided updates: the first is the
+    state before the first update.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class History:
         self._n_drafts = int(settings.drafts > 0)
         epochs = 1 if is_recorded else settings.epochs
         self.n_updates = self._n_drafts + epochs * self._n_batches
-        self._n_reserved = 0  # rollouts that are kept for the end
+        self._n_reserved = 0  # rollouts of the final choice and of the test set
         if settings.metric is not None:
             self._n_reserved = settings.reserve + 2 * n_test
         self.best_rollouts = BestRollouts()
@@ -78,7 +78,7 @@ class History:
     def n_awaited(self, update: int) -> int:
         """How many updates are decided before the batch of this one is made."""
         n_known = self._n_known(update)
-        is_after_drafts = self._n_drafts and update * self._size > WITHOUT_DRAFTS
+        is_after_drafts = self._n_drafts and update * self._size > MAX_EXAMPLES_BEFORE_DRAFTS
         return max(n_known, 1) if is_after_drafts else n_known
 
     def _n_known(self, update: int) -> int:

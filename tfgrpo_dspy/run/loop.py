@@ -58,8 +58,6 @@ class Loop:
         self._in_flight: set[asyncio.Future[Any]] = set()
         self._failed: asyncio.Future[Any]
 
-    # ------------------------------------------------------------------ the caller's thread
-
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """What the coroutine returns; it has the caller's `dspy.context`.
 
@@ -85,8 +83,6 @@ class Loop:
             futures.wait([ended], GRACE_S)
             raise
         return main.result()
-
-    # ------------------------------------------------------------------ for coroutines
 
     def spawn(self, coroutine: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
         """Begin a coroutine. What it raises ends `run`, whether somebody awaits it or not."""
@@ -158,8 +154,6 @@ class Loop:
             return await asyncio.wrap_future(done)
         finally:
             abandoned.set()
-
-    # ------------------------------------------------------------------ the end
 
     async def _supervised(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         self._failed = asyncio.get_running_loop().create_future()

@@ -55,7 +55,7 @@ class RunManifest:
             self.note(ExperienceLibrary.from_program(student), "")
         elif not self._settings.offline:
             with reading(self._run):
-                self._ledger.resume(*record["paid"])
+                self._ledger.n_paid, self._ledger.paid = record["paid"]
 
     def _identity(self, student: Any, trainset: Sequence[Any], valset: Sequence[Any]) -> str:
         """The digest of all that the run's result depends on, but for its limits."""

@@ -143,10 +143,9 @@ def _read(run: RunContext, answer: Answer, examples: Sequence[Any], evidence: Ev
 async def draft_lessons(
     client: ReflectionClient, batch: Batch, training: Sequence[int]
 ) -> Extracted:
-    """What several drafts say of the labels, what most of them say first; without evidence.
+    """The lessons that several drafts give, or all if none is repeated; without evidence.
 
-    Each draft is shown other examples, so that a mistake is seldom made twice. Only where no
-    lesson is repeated, all count.
+    Each draft is shown other examples, so that a mistake is seldom made twice.
     """
     run = client.run
     max_tokens = getattr(run.settings.reflection.draft, "examples_tokens", 12_000)

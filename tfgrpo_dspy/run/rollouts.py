@@ -107,14 +107,9 @@ class Rollouts:
         return [rollout or await tasks[k] for k, rollout in enumerate(found)]
 
     def _key(self, sample: Sample) -> str:
-        _, digest = self._program(sample)
-        return self._run.records.rollout_key(
-            digest,
-            self._examples[sample.example],
-            self._metric,
-            sample.rollout_id,
-            self._temperature,
-        )
+        example, metric = self._examples[sample.example], self._metric
+        made_of = (self._program(sample)[1], example, metric, sample.rollout_id, self._temperature)
+        return self._run.records.rollout_key(*made_of)
 
     def _found(self, key: str) -> Rollout | None:
         """The recorded rollout; it costs what it cost when it was made."""

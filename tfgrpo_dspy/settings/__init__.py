@@ -148,8 +148,8 @@ class Reflection:
         use_labels: False hides `example.labels()` from the reflection LM; scores are still used.
         max_experience_words: how many words one experience may have.
         drafts: how many calls of `draft`, each with ten training examples, are made before the
-            first rollout; lessons that most of them give are the first update. Default: derived;
-            0: none.
+            first rollout; the lessons that several of them give (or all, if none is repeated) are
+            the first update. Default: derived; 0: none.
 
     Raises:
         SettingsError: names every field that cannot be used.

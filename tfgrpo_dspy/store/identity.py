@@ -130,7 +130,7 @@ def _code(value: Any, unseen: Unseen) -> Any:
         return ["method", value.__name__, identity(value.__self__, unseen)]
     if isinstance(value, types.FunctionType):
         return _function_identity(value, unseen)
-    if hasattr(value, "__wrapped__"):  # by something that is no function, such as a cache
+    if hasattr(value, "__wrapped__"):  # wrapped by an object, such as `functools.lru_cache`
         return object_identity(value.__wrapped__, unseen)
     if isinstance(value, types.BuiltinFunctionType):
         return _name_of(value)
@@ -141,7 +141,7 @@ def _function_identity(function: types.FunctionType, unseen: Unseen) -> Any:
     """A function: its name, source, defaults, and what it closes over."""
     code = function.__code__
     own: list[Any] = []
-    if code.co_name == "<lambda>":  # of several in one line the source is the same
+    if code.co_name == "<lambda>":  # several on one line have the same source
         plain = [value for value in code.co_consts if not isinstance(value, types.CodeType)]
         own = [code.co_code.hex(), code.co_names, plain]
     held = [own, function.__defaults__, function.__kwdefaults__, _closure(function)]
@@ -149,7 +149,7 @@ def _function_identity(function: types.FunctionType, unseen: Unseen) -> Any:
 
 
 def _class_identity(kind: type, unseen: Unseen) -> Any:
-    """A class by its source, its bases, what its methods close over; one of a library by name."""
+    """A class by its source, that of its bases, its closures; one of a library by its name."""
     parts = []
     for own in (each for each in kind.__mro__ if not _is_library(each)):
         methods = [each for each in vars(own).values() if isinstance(each, types.FunctionType)]
