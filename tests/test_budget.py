@@ -10,7 +10,9 @@ from dspy import lm15
 from dspy.utils import DummyLM
 from scripted import chat
 
-from tfgrpo_dspy.budget import Budget, Ledger, Meter, metered
+from tfgrpo_dspy.budget.ledger import Budget, Ledger
+from tfgrpo_dspy.budget.meter import Meter
+from tfgrpo_dspy.budget.metered import metered
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Usage
 

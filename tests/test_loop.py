@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfgrpo_dspy.budget import Ledger, Meter
+from tfgrpo_dspy.budget.ledger import Ledger
+from tfgrpo_dspy.budget.meter import Meter
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.run.loop import Loop
 

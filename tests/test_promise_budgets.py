@@ -131,8 +131,6 @@ class Zoo(dspy.Module):
     def by_lm(self, question: str) -> None:
         self.lms[0](f"question {question}")
         HELD["lm"](f"question {question}", n=2)
-        dspy.settings.lm.forward(f"question {question}")
-        asyncio.run(dspy.settings.lm.aforward(f"question {question}"))
 
     def on(self, lm: Any, question: str) -> None:
         with dspy.context(lm=lm):

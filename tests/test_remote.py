@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tfgrpo_dspy.budget import Budget, Ledger
+from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.executors import RemoteRollouts

@@ -21,7 +21,7 @@ from runs import learned, records
 from tfgrpo_dspy import NoGate, TrainingFreeGRPOError
 from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.redaction import redacted
-from tfgrpo_dspy.store import Store
+from tfgrpo_dspy.store.records import Store
 
 KEY = "rollout:1"
 DATABASE = "tfgrpo_store.db"

@@ -1,18 +1,4 @@
-"""Training-Free GRPO (arXiv 2510.08191) as a DSPy optimizer.
-
-One group, worked by hand. The program answers one example five times, and the metric gives
-
-    scores      0.8    0.6    0.4    0.2    0.5     mean 0.5, population deviation 0.2
-    advantages +1.5   +0.5   -0.5   -1.5    0.0     (score - mean) / deviation
-
-The reflection LM compares the attempts, and draws one lesson. The program's instructions end with
-
-    <experiences>
-    Advice learned from earlier attempts:
-    [E1*] When a number is asked for, give the number alone.
-    (next id: E2)
-    </experiences>
-"""
+"""Training-Free GRPO (arXiv 2510.08191) as a DSPy optimizer. README.md shows how to use it."""
 
 from tfgrpo_dspy.errors import (
     GateError,
@@ -50,35 +36,10 @@ from tfgrpo_dspy.run.manifest import best_so_far
 from tfgrpo_dspy.settings import Execution, Reflection
 
 __all__ = [
-    "AddLessons",
-    "BayesianGate",
-    "Belief",
-    "Decision",
-    "DraftLessons",
-    "Effect",
-    "Evidence",
-    "Execution",
-    "Experience",
-    "ExperienceLibrary",
-    "ExtractAdvantage",
-    "Gate",
-    "GateError",
-    "GroupPlan",
-    "LibraryError",
-    "LibraryFormatError",
-    "LocalLMUnavailableError",
-    "Measured",
-    "MetricError",
-    "MissingRecordError",
-    "NoGate",
-    "Reflection",
-    "RunEvidence",
-    "RunFailedError",
-    "SettingsError",
-    "StoreError",
-    "SummarizeTrajectory",
-    "TrainingFreeGRPO",
-    "TrainingFreeGRPOError",
-    "UpdateLibrary",
-    "best_so_far",
-]
+    "AddLessons", "BayesianGate", "Belief", "Decision", "DraftLessons", "Effect", "Evidence",
+    "Execution", "Experience", "ExperienceLibrary", "ExtractAdvantage", "Gate", "GateError",
+    "GroupPlan", "LibraryError", "LibraryFormatError", "LocalLMUnavailableError", "Measured",
+    "MetricError", "MissingRecordError", "NoGate", "Reflection", "RunEvidence", "RunFailedError",
+    "SettingsError", "StoreError", "SummarizeTrajectory", "TrainingFreeGRPO",
+    "TrainingFreeGRPOError", "UpdateLibrary", "best_so_far",
+]  # fmt: skip

@@ -18,10 +18,8 @@ import dspy
 
 from tfgrpo_dspy.errors import MetricError, RunStopped, SettingsError, described
 
-SHOWN_CHARACTERS = 120
-"""How much of an example or a value an error message quotes."""
-MOST = 1e150
-"""Scores are below: of larger ones no variance can be computed."""
+SHOWN_CHARACTERS = 120  # how much of an example or a value an error message quotes
+MOST = 1e150  # scores are below: of larger ones no variance can be computed
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,7 @@ NAME = re.compile(r"[a-z]+([_. -][a-z]+)*")
 PLAIN_HEADERS = ("accept", "accept-encoding", "connection", "content-type", "host", "user-agent")
 SHORTEST_SECRET = 8
 """Shorter values are placeholders, such as "none"."""
-MAX_DEPTH = 4
-"""How deep in an LM secrets are looked for: `lm.engine.client.headers` is three deep."""
+MAX_DEPTH = 4  # how deep in an LM secrets are looked for: `lm.engine.client.headers` is three deep
 
 
 def without_secret_names(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,7 @@ from scipy.special import stdtrit
 from tfgrpo_dspy.experience.values import Effect
 from tfgrpo_dspy.rollout import Usage
 
-REFLECTIONS = ("draft", "summary", "lesson", "update")
-"""What the reflection LM is asked for."""
+REFLECTIONS = ("draft", "summary", "lesson", "update")  # what the reflection LM is asked for
 CONFIDENCE = 0.95
 ROUNDING = 1e-9
 """Differences that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""

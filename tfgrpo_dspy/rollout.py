@@ -14,12 +14,10 @@ FailureKind = Literal["program", "parse", "provider", "metric", "timeout", "work
 after its retries; the metric raised or gave no score; the rollout took longer than it may; its
 worker was lost. The first two are the program's own."""
 
-FAILURE_SCORE = 0.0
-"""The score of a rollout in which the program failed."""
+FAILURE_SCORE = 0.0  # the score of a rollout in which the program failed
 MIN_CONTRAST = 1e-9
 """Scores that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
-SEED_RANGE = 2**31
-"""Seeds are below this, which every sampler takes."""
+SEED_RANGE = 2**31  # seeds are below this, which every sampler takes
 Count = Annotated[int, Field(ge=0, le=10**15)]
 WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory"})
 """Outputs that DSPy's ChainOfThought and ReAct add to those of the signature."""

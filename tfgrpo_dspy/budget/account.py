@@ -14,8 +14,7 @@ from tfgrpo_dspy.budget.ledger import Budget
 from tfgrpo_dspy.rollout import Rollout, Usage
 
 LIMITS = ("max_lm_calls", "max_metric_calls", "max_cost")
-N_RECENT = 2
-"""The next update is expected to cost as much as the dearer of so many before it."""
+N_RECENT = 2  # the next update is expected to cost as much as the dearer of so many before it
 COST_MARGIN = 1.5
 """Rollouts with a library cost so many times as much as those before it, in dollars, at most."""
 

@@ -26,9 +26,9 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reservation:
-    """Calls and dollars taken for one LM call, or (`is_share`) for a request to an executor.
+    """Calls and dollars taken for an LM call, or (`is_share`) for a request to an executor.
 
-    It is settled when it is known what that took. If `abandoned` is set, nobody waits for it.
+    They are settled when it is known what that took; `abandoned`: nobody waits for that.
     """
 
     n_calls: int

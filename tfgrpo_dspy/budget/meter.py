@@ -52,7 +52,7 @@ class Meter:
 
     @contextmanager
     def attempting(self, lm: Any, taken: Reservation) -> Iterator[None]:
-        """During an attempt, which is settled in the end. Raises RunStopped: no call will pass."""
+        """One attempt of a call; it is settled in the end. Raises RunStopped: none will succeed."""
         used: list[Usage] = []
         token = ATTEMPT.set(used)
         n_calls, cost = taken.n_calls, taken.cost
@@ -61,7 +61,7 @@ class Meter:
             if used:
                 n_calls = used[-1].n_lm_calls
                 cost = used[-1].cost_usd or (cost if n_calls else 0.0)
-            else:  # `forward`, or an LM of the user's own that keeps no history
+            else:  # an LM of the user's own that keeps no history
                 self._used.append(Usage(n_calls))
         except LMError as error:
             self._used.append(Usage(n_calls, n_failed_calls=n_calls))
@@ -93,7 +93,7 @@ class Meter:
             self._was_refused = True
             raise
         except LMError as error:
-            if not is_too_long(error):  # which is not the provider's doing
+            if not is_too_long(error):  # that is the program's failure
                 self.provider_failure = Failure("provider", self._message(error, lm))
             raise
 
@@ -101,7 +101,7 @@ class Meter:
         return redacted(described(error), known_secrets([lm]))
 
     def take_unseen(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Take a call of an LM that is not metered. Raises RunStopped."""
+        """Take and settle a call of an LM that is not metered. Raises RunStopped."""
         with self.noting(lm):
             while (taken := self.take(lm, args, kwargs)) is None:
                 self.ledger.wait(POLL_S)

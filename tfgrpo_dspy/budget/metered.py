@@ -8,11 +8,10 @@ import tenacity
 from dspy.utils.callback import BaseCallback
 
 from tfgrpo_dspy.budget.faults import is_passing, retry_after
-from tfgrpo_dspy.budget.meter import ATTEMPT, POLL_S, Meter
+from tfgrpo_dspy.budget.meter import POLL_S, Meter
 from tfgrpo_dspy.rollout import SEED_RANGE, rollout_id_for
 
-MIN_RETRIES = 8
-"""An LM that may retry at all (`num_retries` above 0) retries at least so often."""
+MIN_RETRIES = 8  # an LM that may retry at all (`num_retries` above 0) retries at least so often
 FIRST_WAIT_S = 0.02
 LONGEST_WAIT_S = 60.0
 LONGEST_PAUSE_S = 300.0
@@ -32,27 +31,11 @@ def _metered_class(kind: Any) -> Any:
     return kind if issubclass(kind, _Metered) else type(kind.__name__, (_Metered, kind), {})
 
 
-class _Forward:
-    """`forward` or `aforward`: metered on an LM; on the class, which DSPy looks at, as it was."""
-
-    def __set_name__(self, owner: Any, name: str) -> None:
-        self._name = name
-
-    def __get__(self, lm: Any, owner: Any) -> Any:
-        forward = getattr(super(_Metered, owner if lm is None else lm), self._name)
-        if lm is None or ATTEMPT.get() is not None:  # by `__call__`, which is metered itself
-            return forward
-        is_async = self._name == "aforward"
-        return functools.partial(lm.tfgrpo_aretried if is_async else lm.tfgrpo_retried, forward)
-
-
 class _Metered:
     """What a metered LM does besides what its own class does, which comes next in the order."""
 
     tfgrpo_meter: Meter
     kwargs: dict[str, Any]
-    forward = _Forward()
-    aforward = _Forward()
 
     @property
     def num_retries(self) -> int:

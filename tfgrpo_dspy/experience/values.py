@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 
 from tfgrpo_dspy.errors import LibraryError
 
-ALL = "*"
-"""The scope of an experience that every predictor of the program is given."""
+ALL = "*"  # the scope of an experience that every predictor of the program is given
 
 _TEXT = (r"[^\ud800-\udfff]*", "give a string of whole characters")
 # The form of the fields of experiences and operations, and what to do about another.

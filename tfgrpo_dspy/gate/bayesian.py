@@ -23,8 +23,7 @@ from tfgrpo_dspy.gate.protocol import (
 )
 from tfgrpo_dspy.gate.relevance import index_of
 
-FULL = 0.9
-"""The library is kept no fuller than this share, so that new experiences find room."""
+FULL = 0.9  # the library is kept no fuller than this share, so that new experiences find room
 DROP_BELOW, SETTLE_ABOVE = 0.03, 0.97
 """An experience leaves when the probability that it is worth its price is below; from the second
 one on every rollout is given it."""
@@ -36,8 +35,7 @@ REPLACE_ABOVE = 0.9
 MOST_TRIED = 0.75
 """So many of the rollouts are given an experience on trial at most: without rollouts that lack it,
 its effect would not become known."""
-N_ALONE = 3
-"""So many of the best experiences are compared with the student one by one."""
+N_ALONE = 3  # so many of the best experiences are compared with the student one by one
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,18 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-LONGEST_GRAM = 4
-"""Bytes; a character of most scripts outside Latin has two or three."""
-MOST_BYTES = 2_000_000
-"""Of all inputs together; of each of many inputs only the beginning is read."""
+LONGEST_GRAM = 4  # bytes; a character of most scripts outside Latin has two or three
+MOST_BYTES = 2_000_000  # of all inputs together; of each of many inputs only the beginning is read
 HIGHEST_WEIGHT = 6.0
 """Of an n-gram, in squared inverse document frequency: one that 9 % of the inputs have."""
 LEAST_SHARED = 12.0
 """The weight that a text must share with an input to be about it; twice as much without sources."""
 SHARED_BY_SOURCE = 0.6
 """And the part of the most that any input shares with the text that a source must share."""
-SHARPNESS = 2
-"""Power of the share: inputs that share a little by accident count little."""
+SHARPNESS = 2  # power of the share: inputs that share a little by accident count little
 
 Vector = NDArray[np.float64]
 

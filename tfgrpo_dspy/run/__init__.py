@@ -24,8 +24,7 @@ from tfgrpo_dspy.settings.schedule import RunSettings
 
 logger = logging.getLogger(__name__)
 
-TRAINING_PRIORITY = (3,)
-"""Training rollouts are begun last, those of the earlier update first."""
+TRAINING_PRIORITY = (3,)  # training rollouts are begun last, those of the earlier update first
 
 
 class Run:

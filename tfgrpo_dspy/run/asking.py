@@ -12,7 +12,9 @@ from typing import Any
 import dspy
 from pydantic import TypeAdapter
 
-from tfgrpo_dspy.budget import CallWatcher, Meter, is_too_long, metered
+from tfgrpo_dspy.budget.faults import is_too_long
+from tfgrpo_dspy.budget.meter import Meter
+from tfgrpo_dspy.budget.metered import CallWatcher, metered
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.reflection.texts import as_input, describe_program
@@ -20,7 +22,7 @@ from tfgrpo_dspy.rollout import Failure, Usage, rollout_id_for
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.models import sampling_copy
-from tfgrpo_dspy.store import reading
+from tfgrpo_dspy.store.records import reading
 
 Inputs = Mapping[str, Any]
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, NoReturn
 
-from tfgrpo_dspy.budget import Ledger
+from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.run.executors import RemoteRollouts, workers_of
@@ -41,9 +41,7 @@ class RunContext:
     def stop_for_missing_record(self, stage: str, where: str) -> NoReturn:
         """End an offline run that needs a record which is not there.
 
-        Raises:
-            RunStopped: a budget ended the recorded run, whose records end here.
-            MissingRecordError: the recorded run was not ended by a budget.
+        Raises RunStopped if a budget ended the recorded run, MissingRecordError if none did.
         """
         ended = self.manifest.was_cut_short()
         if not ended:

@@ -10,20 +10,18 @@ import math
 import uuid
 from concurrent.futures import BrokenExecutor, Executor, Future
 
-from tfgrpo_dspy.budget import Budget, Ledger, Reservation
+from tfgrpo_dspy.budget.ledger import Budget, Ledger, Reservation
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.run.worker import Reply, run_request
 
-MAX_LOST_WORKERS = 3
-"""A request that lost this many workers is not sent again."""
+MAX_LOST_WORKERS = 3  # A request that lost this many workers is not sent again
 POLL_S = 0.02
 """How often a request that waits for budget checks whether reserved calls were given back."""
 LEAST = {"max_lm_calls": 1.0, "max_cost": 1e-9}
 FIRST = {"max_lm_calls": 16.0, "max_cost": 0.0}
 """At most so much is reserved before it is known what a rollout takes; 0: a part of what is left"""
-HEADROOM = 2.0
-"""How much more than any rollout took so far is reserved, where there is enough."""
+HEADROOM = 2.0  # how much more than any rollout took so far is reserved, where there is enough
 
 
 def workers_of(executor: Executor) -> int | None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tfgrpo_dspy.budget import Account, Amount
+from tfgrpo_dspy.budget.account import Account, Amount
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import advice_of
@@ -23,13 +23,11 @@ from tfgrpo_dspy.sampling.demos import Demo
 
 logger = logging.getLogger(__name__)
 
-PRIORITY = (1,)
-"""These rollouts are begun before reflections and training rollouts."""
+PRIORITY = (1,)  # these rollouts are begun before reflections and training rollouts
 DEMOS_MEAN, DEMOS_SD = -0.02, 0.3
 """What demos are believed to add before they are measured, in standard deviations of the score:
 every later call pays for them, and they may help a lot."""
-DEMOS = "demos"
-"""The name of the demos among the parts of a candidate."""
+DEMOS = "demos"  # the name of the demos among the parts of a candidate
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from tfgrpo_dspy.budget import Account, Amount, Budget
+from tfgrpo_dspy.budget.account import Account, Amount
+from tfgrpo_dspy.budget.ledger import Budget
 from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation, Refusal

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent import futures
 from typing import Any, TypeVar
 
-from tfgrpo_dspy.budget import ABANDONED, Ledger
+from tfgrpo_dspy.budget.ledger import ABANDONED, Ledger
 from tfgrpo_dspy.errors import RunStopped
 
 Result = TypeVar("Result")
@@ -23,21 +23,16 @@ Priority = tuple[int, ...]
 
 GRACE_S = 2.0
 """How long calls in flight are waited for when a budget is reached, so that they are not lost."""
-WATCH_S = 0.1
-"""How often the loop looks whether the run has ended."""
+WATCH_S = 0.1  # how often the loop looks whether the run has ended
 TURNS = 5
-"""So many turns of the loop after a result its slot is free: what follows from it waits by then."""
+"""So many turns of the loop after a result, its slot is free: what follows then waits."""
 
 
 class Loop:
-    """Runs the coroutines of a run, and does their tasks.
+    """Runs the coroutines of a run, and does their tasks: so many in threads, so many elsewhere.
 
-    Args:
-        ledger: says when the run has ended.
-        n_threads: how many tasks are done at once in threads.
-        timeout_s: how long a task may take; None: any time.
-        pool: threads of the user's; None: a new daemon thread for each task.
-        n_remote: how many tasks are done at once elsewhere.
+    `timeout_s` is how long a task may take; `pool` holds threads of the user's, in place of a new
+    daemon thread for each task.
     """
 
     def __init__(

@@ -8,13 +8,14 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget import Ledger
+from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.errors import MissingRecordError, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.sampling.demos import Demo, with_demos
 from tfgrpo_dspy.settings.schedule import RunSettings
-from tfgrpo_dspy.store import Record, Store, digest, instance_identity, reading
+from tfgrpo_dspy.store.identity import digest, instance_identity
+from tfgrpo_dspy.store.records import Record, Store, reading
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.checks import all_lms
 from tfgrpo_dspy.settings.schedule import RunSettings
-from tfgrpo_dspy.store import Store, Unseen, digest, object_identity, reading, without_addresses
+from tfgrpo_dspy.store.identity import Unseen, digest, object_identity, without_addresses
+from tfgrpo_dspy.store.records import Store, reading
 
 NO_RESULT = ("provider", "timeout", "worker", "metric")
 """Failures that are not the program's: noted, never kept as results."""
@@ -24,12 +25,8 @@ NO_RESULT = ("provider", "timeout", "worker", "metric")
 class RunRecords:
     """Finds and keeps the records of one run.
 
-    `lm`, `adapter` and `reflection_lm` are digests of those that the run was started with; `unseen`
-    collects what is known by name only.
-
-    Raises:
-        StoreError: the folder cannot be used.
-        MissingRecordError: offline, and there is no store.
+    `lm`, `adapter` and `reflection_lm` are digests; `unseen` collects what is known by name only.
+    Raises StoreError (the folder cannot be used), MissingRecordError (offline, there is no store).
     """
 
     def __init__(self, settings: RunSettings, student: Any) -> None:

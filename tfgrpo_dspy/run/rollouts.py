@@ -15,12 +15,6 @@ from tfgrpo_dspy.sampling.demos import Demo, with_demos
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
 KEPT_PROGRAMS = 64
-CALLED = {
-    "rollout": ("training rollout", "training"),
-    "validation": ("final choice", "validation"),
-    "test": ("final score", "test"),
-}
-"""How errors name the rollouts of a role, and their examples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +31,9 @@ class Sample:
 
 
 class Rollouts:
-    """Makes rollouts on one set of examples, for one role of the report.
+    """Makes rollouts on a set of examples, for one role of the report ("rollout": training).
 
-    Args:
-        run: what the parts of the run share.
-        role: of the report: "rollout" (training), "validation" or "test".
-        examples: the set.
-        temperature: see `RolloutTask`.
-        demos: what the program shows in samples that have demos.
+    In samples that have demos, the program shows `demos`.
     """
 
     def __init__(
@@ -100,9 +89,9 @@ class Rollouts:
         found = [self._found(key) for key in keys]
         missing = [k for k, rollout in enumerate(found) if rollout is None]
         if missing and self._run.settings.offline:
-            stage, kind = CALLED[self._role]
+            kind = "training" if self._role == "rollout" else self._role
             where = f"{kind} example {samples[missing[0]].example}"
-            self._run.stop_for_missing_record(stage, where)
+            self._run.stop_for_missing_record(f"{kind} rollout", where)
         tasks = {k: self._submit(samples[k], keys[k], priority) for k in missing}
         return [rollout or await tasks[k] for k, rollout in enumerate(found)]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from tfgrpo_dspy.budget import Ledger
+from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision
@@ -30,8 +30,7 @@ logger = logging.getLogger(__name__)
 ROLES = ("rollout", "validation", "test", *REFLECTIONS, "metric")
 """What LM calls are for: training rollouts, the final choice, the test set, reflections,
 judges inside metrics."""
-ERRORS_ALLOWED = 20
-"""So many errors never end a run by themselves, unless `max_errors` says so."""
+ERRORS_ALLOWED = 20  # so many errors never end a run by themselves, unless `max_errors` says so
 LOGGED_CHARACTERS = 500
 """How much of a failure is logged: a message may quote a whole answer of an LM."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import cloudpickle
 import dspy
 
-from tfgrpo_dspy.budget import Budget, Ledger
+from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, language_models

@@ -9,7 +9,10 @@ import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError, LMError
 
-from tfgrpo_dspy.budget import CallWatcher, Ledger, Meter, is_too_long, metered
+from tfgrpo_dspy.budget.faults import is_too_long
+from tfgrpo_dspy.budget.ledger import Ledger
+from tfgrpo_dspy.budget.meter import Meter
+from tfgrpo_dspy.budget.metered import CallWatcher, metered
 from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction

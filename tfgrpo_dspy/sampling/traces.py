@@ -44,15 +44,12 @@ def read_traces(
     if not examples:
         raise SettingsError(f"traces={traces!r}: there is none in it; pass mappings with 'inputs'.")
     if any(rollout.score is not None for group in rollouts for rollout in group):
-        rollouts = [[_with_score(rollout) for rollout in group] for group in rollouts]
+        left_out = Failure("metric", "the trace has no score, others have")
+        rollouts = [
+            [r if r.score is not None or r.failure else replace(r, failure=left_out) for r in group]
+            for group in rollouts
+        ]
     return examples, rollouts
-
-
-def _with_score(rollout: Rollout) -> Rollout:
-    """Among traces that have scores, one without stands in no group."""
-    if rollout.score is not None or rollout.failure is not None:
-        return rollout
-    return replace(rollout, failure=Failure("metric", "the trace has no score, others have"))
 
 
 def _traces(given: Any) -> Iterator[Any]:

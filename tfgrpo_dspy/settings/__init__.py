@@ -14,7 +14,7 @@ from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import dspy
 
-from tfgrpo_dspy.budget import Budget
+from tfgrpo_dspy.budget.ledger import Budget
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.operations import Limits
 from tfgrpo_dspy.gate.bayesian import BayesianGate

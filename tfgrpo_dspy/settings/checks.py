@@ -11,7 +11,7 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget import price_of
+from tfgrpo_dspy.budget.prices import price_of
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
@@ -20,7 +20,7 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.models import allows_temperature
 from tfgrpo_dspy.settings import AUTO, Settings, refuse
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive, one_rollout, plan_of
-from tfgrpo_dspy.store import Unseen, digest, object_identity
+from tfgrpo_dspy.store.identity import Unseen, digest, object_identity
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +206,5 @@ def _warn_of_overlap(sets: Mapping[str, Sequence[Any]]) -> None:
 
 
 def _inputs_of(example: Any) -> str:
-    """The inputs as text, with a digest because the text does not show the content of media."""
     inputs = dict(example.inputs().items())
-    return f"{sorted(inputs.items())!r} {digest(object_identity(inputs, Unseen()))}"
+    return f"{sorted(inputs.items())!r} {digest(object_identity(inputs, Unseen()))}"  # of media

@@ -13,7 +13,7 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget import price_of
+from tfgrpo_dspy.budget.prices import price_of
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.gate.protocol import Gate
@@ -34,8 +34,7 @@ ROLLOUTS_PER_THREAD = 1.5
 """Of the batches that run at once: a thread that ends early finds another rollout."""
 MAX_DRAFTS, CALLS_PER_DRAFT = 12, 16
 MAX_DEMOS = 4
-RESERVE_SHARE = 1 / 5
-"""The share of the budget for measuring the student and choosing the result."""
+RESERVE_SHARE = 1 / 5  # the share of the budget for measuring the student and choosing the result
 MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4
 """On how many programs the reserve runs the validation set: at least student and best library."""
 USUAL_MIN_VALIDATION = 10
@@ -43,11 +42,9 @@ USUAL_MIN_VALIDATION = 10
 MIN_GROUP_SIZE, MIN_BATCH_SIZE, MIN_VALIDATION = 2, 2, 2
 """What a small budget is reduced to at most."""
 COMPLETION_TOKENS = 150
-FORMAT_TOKENS = 200
-"""What DSPy's adapters add to a prompt."""
+FORMAT_TOKENS = 200  # what DSPy's adapters add to a prompt
 MAX_REFLECTION_TOKENS, UPDATE_TOKENS, EXAMPLES_OF_DRAFT = 12_000, 2_000, 10
-AGENT_TURNS = 4
-"""How many calls an agent makes in a rollout, unless `max_iters` allows fewer."""
+AGENT_TURNS = 4  # how many calls an agent makes in a rollout, unless `max_iters` allows fewer
 
 
 @dataclass(frozen=True, slots=True)

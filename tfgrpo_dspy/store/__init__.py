@@ -3,23 +3,3 @@
 A record is a JSON object under a key made of everything that it depends on (`store.identity`). It
 is written once and never changed, so resuming and replaying a run is starting it again.
 """
-
-from tfgrpo_dspy.store.identity import (
-    Unseen,
-    digest,
-    instance_identity,
-    object_identity,
-    without_addresses,
-)
-from tfgrpo_dspy.store.records import Record, Store, reading
-
-__all__ = [
-    "Record",
-    "Store",
-    "Unseen",
-    "digest",
-    "instance_identity",
-    "object_identity",
-    "reading",
-    "without_addresses",
-]

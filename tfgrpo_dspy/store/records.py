@@ -16,8 +16,7 @@ from tfgrpo_dspy.redaction import cleaned
 
 DATABASE = "tfgrpo_store.db"
 FORMAT_VERSION = 3
-BUSY_TIMEOUT_S = 60.0
-"""How long a process waits for another one that writes to the same store."""
+BUSY_TIMEOUT_S = 60.0  # how long a process waits for another one that writes to the same store
 
 INTACT = (
     "What was recorded before is intact; when that is mended, the same compile goes on from there."
