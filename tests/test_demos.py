@@ -1,6 +1,5 @@
 """Demos: the best training rollouts, shown by the result if validation says that they help."""
 
-import random
 import re
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -8,25 +7,15 @@ from typing import Any, Literal
 
 import dspy
 import pytest
+import test_final_choice
 from runs import predictor
-from scripted import EXTRACT, Prompt, chat, lessons, scripted_lm
+from scripted import Prompt, chat, lessons, scripted_lm
 from small import grpo
-from test_final_choice import FIRST_TEST, FIRST_VALIDATION
+from test_final_choice import CODES, FIRST_TEST, FIRST_VALIDATION, case_in, cases, is_right, luck_of
 
-from tfgrpo_dspy import AddLessons, Gate, StoreError, best_so_far
+from tfgrpo_dspy import Gate, StoreError, best_so_far
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
 from tfgrpo_dspy.sampling.demos import BestRollouts, demos_of, with_demos
-
-
-def cases(n: int, start: int = 0) -> list[dspy.Example]:
-    return [
-        dspy.Example(question=f"Case {i}", answer=str(i)).with_inputs("question")
-        for i in range(start, start + n)
-    ]
-
-
-def is_right(case: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> float:
-    return float(pred.answer == case.answer)
 
 
 def numbers_in(prompt: Prompt) -> list[int]:
@@ -42,25 +31,20 @@ class Imitator:
         self.chance, self.with_demos = chance, with_demos
 
     def __call__(self, prompt: Prompt) -> str:
-        *shown, number = numbers_in(prompt)
-        luck = random.Random(f"{number}/{prompt.seed}").random()
-        is_good = luck < (self.with_demos if shown else self.chance)
-        return chat(answer=str(number) if is_good else "unsure")
+        chance = self.with_demos if len(numbers_in(prompt)) > 1 else self.chance
+        is_good = luck_of(prompt) < chance
+        return chat(answer=CODES[case_in(prompt.user)[1]] if is_good else "unsure")
 
 
 def world(chance: float = 0.4, with_demos: float = 0.95, answers: Any = None) -> dspy.LM:
     answers = answers or Imitator(chance, with_demos)
-    return scripted_lm([(EXTRACT, lessons("Think of it.")), ("Case", answers)], num_retries=0)
+    return test_final_choice.world(answers, lessons("Think of it."), num_retries=0)
 
 
-def compiled(lm: dspy.LM, student: Any = None, testset: Any = None, **settings: Any) -> Any:
-    chosen: dict[str, Any] = {"group_size": 4, "epochs": 1, "batch_size": 6, "max_demos": 4}
-    chosen |= {"num_threads": 4, "progress": False, "gate": Gate(), "update": AddLessons()}
-    valset = cases(20, FIRST_VALIDATION)
-    with dspy.context(lm=lm):
-        optimizer = grpo(is_right, **(chosen | settings))
-        student = student or predictor()
-        return optimizer.compile(student, trainset=cases(12), valset=valset, testset=testset)
+def compiled(lm: dspy.LM, student: Any = None, **settings: Any) -> Any:
+    given: dict[str, Any] = {"n": 12, "n_validation": 20, "batch_size": 6, "epochs": 1}
+    given |= {"max_demos": 4, "gate": Gate(), "student": student}
+    return test_final_choice.compiled(lm, **given | settings)
 
 
 def shown(program: Any) -> list[tuple[str, str]]:
@@ -75,7 +59,7 @@ def test_good_rollouts_are_shown_by_the_result_where_they_help() -> None:
     optimized = compiled(world(), student)
     results = optimized.detailed_results
     assert len(shown(optimized)) == 4
-    assert {pair for pair in shown(optimized)} <= {(f"Case {i}", str(i)) for i in range(12)}
+    assert set(shown(optimized)) <= {(case.question, case.answer) for case in cases(12)}
     assert student.demos == []
     assert results.n_demos == 4
     (best,) = [finalist for finalist in results.finalists if finalist.is_best]
@@ -103,9 +87,8 @@ def test_where_they_do_not_help_the_result_is_as_without(lm: dspy.LM) -> None:
 
 
 def test_without_a_good_rollout_there_are_none_to_try() -> None:
-    lm = world(chance=0.0)
-    assert not any(each.has_demos for each in compiled(lm).detailed_results.finalists)
-    assert max(len(numbers_in(p)) for p in lm.engine.prompts if "Case" in p.user) <= 4
+    results = compiled(world(chance=0.0)).detailed_results
+    assert not any(finalist.has_demos for finalist in results.finalists)
 
 
 @pytest.mark.parametrize(("with_demos", "n"), [(0.3, 1), (0.95, 5)])
@@ -113,7 +96,7 @@ def test_the_students_own_demos_stay_and_stand_first(with_demos: float, n: int) 
     student = predictor()
     student.demos = cases(1, 900)
     optimized = compiled(world(0.3, with_demos), student)
-    assert shown(optimized)[0] == ("Case 900", "900")
+    assert shown(optimized)[0] == (student.demos[0].question, student.demos[0].answer)
     assert len(shown(optimized)) == n
     assert len(student.demos) == 1
 
@@ -164,11 +147,12 @@ def test_a_run_with_demos_resumes_replays_and_is_found_in_its_store(tmp_path: Pa
 
 
 def test_traces_with_steps_are_shown_where_they_help() -> None:
-    def trace(i: int, answer: str) -> dict[str, Any]:
-        fields = {"inputs": {"question": f"Case {i}"}, "outputs": {"answer": answer}}
-        return {**fields, "score": float(answer == str(i)), "steps": [{"name": "self", **fields}]}
+    def trace(case: dspy.Example, answer: str) -> dict[str, Any]:
+        fields = {"inputs": {"question": case.question}, "outputs": {"answer": answer}}
+        score = float(answer == case.answer)
+        return {**fields, "score": score, "steps": [{"name": "self", **fields}]}
 
-    traces = [trace(i, answer) for i in range(12) for answer in (str(i), "unsure")]
+    traces = [trace(case, answer) for case in cases(12) for answer in (case.answer, "unsure")]
     with dspy.context(lm=world()):
         optimizer = grpo(is_right, max_demos=3, gate=Gate(), progress=False)
         learned = optimizer.learn(predictor(), traces=traces, valset=cases(20, FIRST_VALIDATION))

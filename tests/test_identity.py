@@ -243,11 +243,9 @@ def api_lm(**kwargs: Any) -> Any:
     return dspy.LM("openai/gpt-4o-mini", **given)
 
 
-@pytest.mark.parametrize(
-    "other", [{"api_base": "https://elsewhere.org/v1"}, {"model_type": "responses"}], ids=str
-)
-def test_an_lm_counts_by_its_endpoint_and_kind(other: dict[str, Any]) -> None:
-    assert digest_of(api_lm(**other)) == digest_of(api_lm(**other)) != digest_of(api_lm())
+def test_an_lm_counts_by_its_endpoint_and_kind() -> None:
+    others = [{}, {"api_base": "https://elsewhere.org/v1"}, {"model_type": "responses"}]
+    assert len({digest_of(api_lm(**other)) for other in [*others, *others]}) == 3
 
 
 class KeyedLM(dspy.LM):

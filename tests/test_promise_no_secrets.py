@@ -15,7 +15,6 @@ import pytest
 from chat_server import ChatServer, Fault, server
 from runs import (
     ADVICE,
-    is_polite,
     learned,
     library_texts,
     optimizer_of,
@@ -49,9 +48,10 @@ def lm(request: pytest.FixtureRequest, server: ChatServer, monkeypatch: pytest.M
     lm.close()
 
 
-def compiled(lm: Any, student: Any = None) -> Any:
+def compiled(lm: Any, student: Any = None, **settings: Any) -> Any:
+    given = {"metric": half_right, "gate": NoGate(), "group_size": 2, **settings}
     with dspy.context(lm=lm):
-        return optimizer_of(metric=half_right, gate=NoGate(), group_size=2).compile(
+        return optimizer_of(**given).compile(
             student or predictor(), trainset=questions(5), valset=questions(3, start=100)
         )
 
@@ -97,26 +97,10 @@ def test_a_key_that_the_provider_sends_back_is_in_no_log_no_report_and_no_error(
     assert [text for text in reported if KEY in text] == []
 
 
-class Refusing:
-    """An engine with a client of its own, whose errors show the key."""
-
-    supported_params = frozenset({"temperature", "seed"})
-
-    def __init__(self, shown: str) -> None:
-        self.shown = shown
-
-    def complete(self, _request: Any) -> Any:
-        raise RuntimeError(f"the client refused {self.shown}")
-
-
-class Keyed(dspy.LM):
-    """An LM class of the user's own that holds its key."""
-
-
 def refusing(shown: str, **attributes: Any) -> dspy.LM:
-    lm = Keyed("refusing", engine=Refusing(shown), cache=False, num_retries=0)
-    for name, value in attributes.items():
-        setattr(lm, name, value)
+    """An LM whose errors show the key, which is in one of its attributes."""
+    lm = scripted_lm([("", RuntimeError(f"the client refused {shown}"))], num_retries=0)
+    vars(lm).update(attributes)
     return lm
 
 
@@ -147,10 +131,22 @@ def judge_of(key: str) -> Any:
     return judged
 
 
+def judged_by_the_lm(_example: Any, pred: Any) -> float:
+    return float(dspy.Predict("claim -> grade: float")(claim=str(pred.answer)).grade)
+
+
+def refusing_to_judge(key: str) -> dspy.LM:
+    lm = refusing(key, api_token=key)
+    lm.engine.rules = [("claim", lm.engine.rules[0][1]), *polite_rules()]
+    return lm
+
+
 QUOTED = 'sk-7hJ2"quoted\\in-this-test'
 PLACES: dict[str, dict[str, Any]] = {
     "password in the endpoint": {"lm": unreachable(f"http://me:{KEY}@127.0.0.1:9/v1?key={KEY}")},
     "judge that the metric holds": {"metric": judge_of(KEY)},
+    "LM as the judge": {"lm": refusing_to_judge(KEY), "metric": judged_by_the_lm},
+    "reflection LM": {"reflection_lm": refusing(KEY, api_token=KEY)},
     "attribute of an LM class": {"lm": refusing(KEY, api_token=KEY)},
     "client of the engine": {"lm": with_client(KEY)},
     "answers": {"lm": answering(KEY)},
@@ -163,17 +159,13 @@ PLACES: dict[str, dict[str, Any]] = {
 def test_a_key_at_any_place_of_an_lm_is_in_no_byte_of_store_log_and_results(
     place: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = {"metric": half_right, "max_errors": 1000, "gate": NoGate(), **place}
-    lm = settings.pop("lm", None) or polite_lm()
-    with caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"), dspy.context(lm=lm):
-        optimized = optimizer_of(log_dir=tmp_path, **settings).compile(
-            predictor(), trainset=questions(5), valset=questions(3, start=100)
-        )
-    results = optimized.detailed_results
+    settings = {"lm": polite_lm(), "max_errors": 1000, "log_dir": tmp_path, **place}
+    with caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"):
+        results = compiled(**settings).detailed_results
     stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     texts = [stored.decode(errors="replace"), caplog.text, str(results.to_dict()), str(results)]
     assert [text for text in texts if KEY[:12] in text] == []
-    assert "(secret)" in texts[0]
+    assert "(secret)" in "".join(texts)
 
 
 def test_without_a_store_too_a_key_in_an_error_of_the_metric_is_in_no_log_and_no_result(
@@ -208,24 +200,6 @@ def test_a_variable_of_the_environment_holds_a_secret_by_its_name_but_plain_word
     shown = advice.replace(value, "(secret)") if is_secret else advice
     assert shown in str([(update.operations, update.lessons) for update in results.updates])
     assert (value.encode() in (tmp_path / "tfgrpo_store.db").read_bytes()) != is_secret
-
-
-def test_a_key_in_the_error_of_an_lm_judge_or_of_the_reflection_lm_is_not_logged(
-    lm: Any, server: ChatServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    def judged(_example: Any, pred: Any) -> float:
-        return float(dspy.Predict("claim -> grade: float")(claim=str(pred.answer)).grade)
-
-    student = predictor()
-    student.lm = polite_lm()
-    server.plan = lambda _n, _p: Fault(500, REFUSED, echoes_key=True)
-    with caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"), dspy.context(lm=lm):
-        for metric in (judged, is_polite):
-            optimizer_of(metric=metric, gate=NoGate()).compile(student, trainset=questions(5))
-    assert "first failure of kind 'metric'" in caplog.text
-    assert "first failure of kind 'reflection error'" in caplog.text
-    assert server.keys == {KEY}
-    assert KEY[:12] not in caplog.text
 
 
 def test_settings_that_are_refused_do_not_print_a_key() -> None:

@@ -3,11 +3,8 @@
 import dataclasses
 import itertools
 import json
-import statistics
 
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
 from tfgrpo_dspy.rollout import (
     Failure,
@@ -40,6 +37,8 @@ def group_of(*rollouts: Rollout, has_metric: bool = True) -> Group:
         ((0.2, 0.4, 0.9), (-1.019049, -0.339683, 1.358732)),
         ((-1.0, 0.0, -1.0, 0.0), (-1.0, 1.0, -1.0, 1.0)),
         ((1e150, -1e150), (1.0, -1.0)),
+        ((3.0, 3.001), (-1.0, 1.0)),
+        ((1000.0, 1002.0, 1004.0), (-1.224745, 0.0, 1.224745)),
         ((0.1, 0.1, 0.1), (0.0, 0.0, 0.0)),
         ((-3.0,), (0.0,)),
     ],
@@ -47,23 +46,9 @@ def group_of(*rollouts: Rollout, has_metric: bool = True) -> Group:
 def test_an_advantage_is_the_distance_from_the_mean_in_standard_deviations(
     scores: tuple[float, ...], advantages: tuple[float, ...]
 ) -> None:
-    assert group_of(*scored(*scores)).advantages == pytest.approx(advantages, abs=1e-6)
-
-
-@given(
-    st.lists(st.integers(-100, 100), min_size=2, max_size=8),
-    st.floats(-1e3, 1e3),
-    st.floats(1e-3, 1e100),
-)
-def test_advantages_are_standardised_and_do_not_depend_on_the_scale_of_the_scores(
-    scores: list[int], shift: float, scale: float
-) -> None:
-    assume(len(set(scores)) > 1)
-    advantages = group_of(*scored(*scores)).advantages
-    assert statistics.fmean(advantages) == pytest.approx(0.0, abs=1e-6)
-    assert statistics.pstdev(advantages) == pytest.approx(1.0, abs=1e-6)
-    for others in ([score + shift for score in scores], [score * scale for score in scores]):
-        assert group_of(*scored(*others)).advantages == pytest.approx(advantages, abs=1e-6)
+    group = group_of(*scored(*scores))
+    assert group.advantages == pytest.approx(advantages, abs=1e-6)
+    assert group.has_contrast == any(advantages)
 
 
 @pytest.mark.parametrize(
@@ -92,20 +77,8 @@ def test_without_a_metric_a_group_has_no_scores_but_its_rollouts() -> None:
     assert (group.scores, group.advantages, group.has_contrast) == ((), (), False)
 
 
-@pytest.mark.parametrize(
-    ("scores", "has_contrast"),
-    [
-        ((0.0, 1.0), True),
-        ((3.0, 3.001), True),
-        ((0.5, 0.5), False),
-        ((0.6 - 0.5, 0.4 - 0.3), False),
-        ((0.4,), False),
-    ],
-)
-def test_a_group_has_contrast_when_its_scores_differ_by_more_than_rounding(
-    scores: tuple[float, ...], has_contrast: bool
-) -> None:
-    assert group_of(*scored(*scores)).has_contrast is has_contrast
+def test_scores_that_differ_by_rounding_only_are_no_contrast() -> None:
+    assert not group_of(*scored(0.6 - 0.5, 0.4 - 0.3)).has_contrast
 
 
 def test_a_group_has_feedback_of_the_metric_or_of_the_programs_failure() -> None:
