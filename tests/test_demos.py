@@ -86,6 +86,13 @@ def test_where_they_do_not_help_the_result_is_as_without(lm: dspy.LM) -> None:
     assert optimized.detailed_results.best == without.detailed_results.best
 
 
+def test_an_example_of_the_validation_set_is_not_shown_with_its_answer() -> None:
+    with pytest.warns(UserWarning, match="6 of 20 validation examples are training examples"):
+        optimized = compiled(world(), first_validation=6, max_demos=12)
+    asked = {question for question, _ in shown(optimized)}
+    assert asked and asked <= {case.question for case in cases(6)}
+
+
 def test_without_a_good_rollout_there_are_none_to_try() -> None:
     results = compiled(world(chance=0.0)).detailed_results
     assert not any(finalist.has_demos for finalist in results.finalists)

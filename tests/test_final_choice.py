@@ -72,7 +72,7 @@ def world(answers: Any = solved, told: Any = drawn, **lm_arguments: Any) -> dspy
 
 def compiled(
     lm: dspy.LM, *, n: int = 40, n_validation: int = 24, testset: Any = None, student: Any = None,
-    **settings: Any,
+    first_validation: int = FIRST_VALIDATION, **settings: Any,
 ) -> Any:  # fmt: skip
     chosen = {"group_size": 4, "epochs": 3, "batch_size": 10, "num_threads": 4, "progress": False}
     given = {"metric": is_right, "update": AddLessons(), **chosen, **settings}
@@ -80,7 +80,7 @@ def compiled(
         return grpo(**given).compile(
             student or predictor(),
             trainset=cases(n),
-            valset=cases(n_validation, FIRST_VALIDATION),
+            valset=cases(n_validation, first_validation),
             testset=testset,
         )
 

@@ -194,6 +194,13 @@ def test_without_room_the_experience_that_is_least_likely_to_help_leaves() -> No
     assert decision.dropped["E2"].startswith("no room: effect +")
 
 
+def test_an_effect_is_a_mean_over_all_examples_also_those_that_the_text_is_not_about() -> None:
+    """The lesson adds 0.6 to the cases of one kind in five."""
+    effect = World(of_kinds()).after(20, learned(LESSON(0), 0)).library["E1"].effect
+    assert effect is not None
+    assert effect.estimate == pytest.approx(0.6 / KINDS, abs=0.05)
+
+
 def test_rollouts_without_a_score_are_no_evidence() -> None:
     library = ExperienceLibrary.from_texts(["Ask."])
     group = (Measured(library, 0, None), Measured(ExperienceLibrary(), 0, 0.5))

@@ -383,6 +383,14 @@ def test_the_dollars_of_all_completions_of_a_call_are_taken_before_it() -> None:
     assert 0 < engine.dollars <= 12_000
 
 
+def test_a_call_that_nobody_answers_counts_at_the_most_that_it_may_have_cost() -> None:
+    engine = Tally([("", lambda _prompt: lm15.TransportError("reset by peer"))])
+    lm, given_ = lm_on(engine, num_retries=0), {"max_errors": 1000, "gate": NoGate()}
+    results = learned(lm=lm, max_cost=5000, **given_, **priced(1)).detailed_results
+    assert results.ended_because.startswith("max_cost=5000")
+    assert 3 <= engine.n_calls() <= 6  # at some 1,000 dollars each
+
+
 class TwoAtOnce(Pair):
     """Asks twice at once in one event loop."""
 
@@ -503,6 +511,15 @@ def test_without_a_gate_enough_is_kept_back_to_measure_what_is_returned(
     assert results.best.mean > results.student.mean
     assert engine.n_calls() <= budget.get("max_lm_calls", 10**9)
     assert results.metric_calls <= budget.get("max_metric_calls", 10**9)
+
+
+def test_of_max_minutes_enough_is_kept_back_to_measure_what_is_returned() -> None:
+    engine = Tally(before=lambda _prompt: NEVER.wait(0.02))
+    given_ = {"gate": NoGate(), "epochs": 50, "num_threads": 1, "max_minutes": 1.5 / 60}
+    results = learned(lm=lm_on(engine), **given_).detailed_results
+    assert results.ended_because.startswith("max_minutes")
+    assert results.updates
+    assert (results.student.n, results.best.n) == (12, 12)
 
 
 class Recording(Gate):

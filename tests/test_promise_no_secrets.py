@@ -202,6 +202,16 @@ def test_a_variable_of_the_environment_holds_a_secret_by_its_name_but_plain_word
     assert (value.encode() in (tmp_path / "tfgrpo_store.db").read_bytes()) != is_secret
 
 
+def test_nothing_is_left_of_a_secret_that_begins_with_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("API_KEY", KEY[:12])
+    monkeypatch.setenv("API_KEY_2", KEY)
+    lm = polite_lm(f"When a customer asks, join on {KEY}.")
+    results = learned(lm=lm, metric=half_right, gate=NoGate(), epochs=1).detailed_results
+    assert "join on (secret)." in str([update.lessons for update in results.updates])
+
+
 def test_settings_that_are_refused_do_not_print_a_key() -> None:
     lm = dspy.LM("openai/gpt-4o-mini", api_key=KEY)
     with pytest.raises(SettingsError) as raised:

@@ -299,6 +299,22 @@ def test_a_reflection_that_the_provider_lost_is_asked_again_online_and_lost_agai
 # ---------------------------------------------------------------------- the store itself
 
 
+def test_where_another_process_was_first_its_result_counts(log_dir: Path) -> None:
+    """The other run goes on from the start to its end during the first call of this one."""
+
+    def compiled_by(is_polite: bool, before: Any = None) -> Any:
+        def answer(prompt: Prompt) -> str:
+            return chat(answer="please" if (prompt.seed or 0) % 2 == is_polite else "no")
+
+        lm = scripted_lm([*polite_rules()[:2], ("question", answer)], before=before)
+        return compiled(log_dir, lm=lm, num_threads=1)
+
+    others: list[Any] = []
+    own = compiled_by(True, AtCall(1, lambda: others.append(compiled_by(False))))
+    (other,) = others
+    assert facts(own) == facts(other)
+
+
 def test_best_so_far_gives_the_program_of_a_run_that_was_interrupted(log_dir: Path) -> None:
     before_update_2 = interrupted_after(N_VALIDATION + 3 * GROUP_SIZE + 20)
     with pytest.raises(KeyboardInterrupt):

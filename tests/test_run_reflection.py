@@ -1,5 +1,6 @@
 """What reflection LMs are shown in a run, and what of their answers is held back."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import dspy
 import pydantic
 import pytest
 from runs import Run, is_score, predictor
-from scripted import EXTRACT, UPDATE, lessons, operations
+from scripted import EXTRACT, UPDATE, Prompt, lessons, operations
 from small import grpo
 from test_run import consolidated, drawn_lessons, is_score_with_feedback
 
@@ -40,6 +41,23 @@ def test_a_group_of_equal_scores_below_the_best_so_far_is_analysed(
     run = Run([["0.5", "0.5"], ["1", "0"]], metric=is_score_with_feedback, **given)
     last = {g.example: g.used_as for u in run.results.updates for g in u.groups}
     assert last == {0: "failure analysis", 1: "contrast"}
+
+
+def test_a_group_is_compared_with_what_was_known_for_sure_when_its_batch_was_made() -> None:
+    """The second of three updates has the best score; it may be decided before the third begins."""
+
+    def update(_prompt: Prompt) -> str:
+        threading.Event().wait(0.2)  # the second group is done by then
+        return operations()
+
+    given: dict[str, Any] = {"batch_size": 1, "max_staleness": 1, "num_threads": 4}
+    rows = [["0.5", "0"], ["0.5", "0.5"], ["1", "1"]]
+    run = Run(rows, (UPDATE, update), metric=is_score_with_feedback, **given)
+    assert [(group.scores, group.used_as) for u in run.results.updates for group in u.groups] == [
+        ((0.5, 0.0), "contrast"),
+        ((1.0, 1.0), "no contrast"),
+        ((0.5, 0.5), "no contrast"),
+    ]
 
 
 def test_what_is_replayed_counts_as_when_it_was_made(
