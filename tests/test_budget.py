@@ -155,18 +155,12 @@ def test_the_last_call_of_a_limit_is_given_and_the_reserve_only_when_it_is_opene
     with pytest.raises(RunStopped, match=f"{limit}=5"):
         take(ledger, 1)
     ledger.open_reserve()
+    with pytest.raises(RunStopped, match=f"{limit}=5"):
+        take(ledger, 3)
+    ledger.open_reserve()
     take(ledger, 2)
     with pytest.raises(RunStopped, match=f"{limit}=5"):
         take(ledger, 1)
-
-
-@pytest.mark.parametrize(("limit", "take"), TAKE.items(), ids=TAKE)
-def test_of_what_is_more_than_is_left_nothing_is_given(limit: str, take: Any) -> None:
-    ledger = Ledger(Budget(**{limit: 5}))
-    take(ledger, 3)
-    with pytest.raises(RunStopped, match=f"{limit}=5"):
-        take(ledger, 3)
-    assert ledger.left(limit) == 2
 
 
 def test_a_refused_call_ends_its_rollout_though_the_program_swallows_that() -> None:

@@ -145,6 +145,7 @@ QUOTED = 'sk-7hJ2"quoted\\in-this-test'
 PLACES: dict[str, dict[str, Any]] = {
     "password in the endpoint": {"lm": unreachable(f"http://me:{KEY}@127.0.0.1:9/v1?key={KEY}")},
     "judge that the metric holds": {"metric": judge_of(KEY)},
+    "judge, without a store": {"metric": judge_of(KEY), "log_dir": None},
     "LM as the judge": {"lm": refusing_to_judge(KEY), "metric": judged_by_the_lm},
     "reflection LM": {"reflection_lm": refusing(KEY, api_token=KEY)},
     "attribute of an LM class": {"lm": refusing(KEY, api_token=KEY)},
@@ -168,15 +169,6 @@ def test_a_key_at_any_place_of_an_lm_is_in_no_byte_of_store_log_and_results(
     assert "(secret)" in "".join(texts)
 
 
-def test_without_a_store_too_a_key_in_an_error_of_the_metric_is_in_no_log_and_no_result(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    with caplog.at_level(logging.DEBUG, logger="tfgrpo_dspy"):
-        results = learned(metric=judge_of(KEY), max_errors=1000).detailed_results
-    assert "the judge refused (secret)" in caplog.text
-    assert KEY[:12] not in f"{caplog.text} {results.to_dict()} {results}"
-
-
 @pytest.mark.parametrize(
     ("name", "value", "is_secret"),
     [
@@ -194,22 +186,13 @@ def test_a_variable_of_the_environment_holds_a_secret_by_its_name_but_plain_word
     name: str, value: str, is_secret: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SHORTER_KEY", value[:9] if is_secret else "")  # each counts as a whole
     advice = f"When a customer asks, join on {value}."
     settings = {"metric": half_right, "gate": NoGate(), "epochs": 1, "log_dir": tmp_path}
     results = learned(lm=polite_lm(advice), **settings).detailed_results
     shown = advice.replace(value, "(secret)") if is_secret else advice
     assert shown in str([(update.operations, update.lessons) for update in results.updates])
     assert (value.encode() in (tmp_path / "tfgrpo_store.db").read_bytes()) != is_secret
-
-
-def test_nothing_is_left_of_a_secret_that_begins_with_another(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("API_KEY", KEY[:12])
-    monkeypatch.setenv("API_KEY_2", KEY)
-    lm = polite_lm(f"When a customer asks, join on {KEY}.")
-    results = learned(lm=lm, metric=half_right, gate=NoGate(), epochs=1).detailed_results
-    assert "join on (secret)." in str([update.lessons for update in results.updates])
 
 
 def test_settings_that_are_refused_do_not_print_a_key() -> None:

@@ -87,22 +87,6 @@ def test_a_second_run_takes_up_the_ids_where_the_first_left_them(
     check(gate.steps)
 
 
-def test_a_deleted_id_is_not_given_again_though_its_text_comes_back() -> None:
-    tea, milk, _ = TEXTS
-    batches = [
-        [{"op": "ADD", "text": tea}, {"op": "ADD", "text": milk}],
-        [{"op": "DELETE", "id": "E2"}],
-        [{"op": "ADD", "text": milk}],
-        [{"op": "MODIFY", "id": "E1", "text": f"{tea} Twice."}],
-    ]
-    assert [library.render().split("\n") for library in run(batches, predictor()).stood] == [
-        [f"[E1*] {tea}", f"[E2*] {milk}"],
-        [f"[E1*] {tea}"],
-        [f"[E1*] {tea}", f"[E3*] {milk}"],
-        [f"[E1*] {tea} Twice.", f"[E3*] {milk}"],
-    ]
-
-
 def test_the_last_id_of_a_run_stays_retired_in_the_baked_program_and_the_next_run() -> None:
     tea, milk, rice = TEXTS
     library = ExperienceLibrary.from_texts([tea, milk]).apply([{"op": "DELETE", "id": "E2"}])

@@ -320,31 +320,6 @@ def test_a_lesson_that_copies_its_example_is_refused_recorded_and_not_passed_on(
 # ---------------------------------------------------------------------- operations
 
 
-def test_malformed_operations_are_refused_one_by_one_and_the_others_count() -> None:
-    proposed: list[dict[str, Any]] = [
-        {"op": "add", "text": "Round to two digits.", "lessons": [1, 99, 0, -1]},
-        {"op": "MODIFY", "id": "first", "text": "No id."},
-        {"op": "ADD", "text": "word " * 41},
-        {"op": "MODIFY", "id": "[e1]", "text": "Be exact and brief.", "lessons": [2]},
-        {"op": "DELETE", "id": "E1"},
-    ]
-    run = Run(
-        ONE,
-        (EXTRACT, lessons("Round.", "Count.")),
-        (UPDATE, operations(*proposed)),
-        student=knowing("Be exact."),
-    )
-    assert run.library.render() == "[E1*] Be exact and brief.\n[E2*] Round to two digits."
-    recorded = run.results.updates[0].operations
-    assert sorted((op.op, op.id, op.refused) for op in recorded) == [
-        ("ADD", "", ""),
-        ("ADD", "", "41 words; at most 40 are allowed"),
-        ("DELETE", "E1", "an earlier operation of this list names E1; the first one counts"),
-        ("MODIFY", "E1", ""),
-        ("MODIFY", "first", "id='first': an id is 'E' and a number from 1, such as 'E1'."),
-    ]
-
-
 class TwoStages(dspy.Module):
     def __init__(self) -> None:
         super().__init__()
