@@ -206,7 +206,7 @@ class History:
             max_lm_calls=math.ceil(reserved.n_lm_calls),
             max_metric_calls=math.ceil(reserved.n_metric_calls),
             max_cost=reserved.cost,
-            max_minutes=n * seconds / 60 / self._run.settings.threads if account.n_rollouts else 0,
+            max_minutes=n * seconds / 60 if account.n_rollouts else 0,
         )
         self._run.ledger.set_reserve(reserve)
 
