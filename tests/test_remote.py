@@ -4,6 +4,7 @@ The executor is one that keeps what it is given, until the test says what came o
 """
 
 import asyncio
+import functools
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from typing import Any
 
@@ -14,7 +15,7 @@ from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.executors import RemoteRollouts
 from tfgrpo_dspy.run.loop import Loop
-from tfgrpo_dspy.run.worker import Reply
+from tfgrpo_dspy.run.worker import Reply, Request
 
 FIRST = 16
 """So many calls are reserved before it is known what a request takes."""
@@ -30,7 +31,7 @@ class Held(Executor):
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ARG002
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
-        self.given.append((future, args[2], args[3]))
+        self.given.append((future, args[1], args[2]))
         return future
 
     def answer(self, reply: Reply | BaseException) -> None:
@@ -51,8 +52,8 @@ class Coordinator:
         self.remote = RemoteRollouts(self.ledger, self.held, n_at_once)
 
     def start(self, n: int = 1) -> "list[asyncio.Future[Any]]":
-        made = (lambda: self.remote.rollout(b"", b""), (0,), lambda rollout: rollout, "remote")
-        return [self.loop.submit(*made) for _ in range(n)]
+        begin = functools.partial(self.remote.rollout, Request(b"", b"", b""))
+        return [self.loop.submit(begin, (0,), lambda made: made, "remote") for _ in range(n)]
 
     async def comes(self, *replies: Reply | BaseException) -> None:
         """What the requests came to, in the order in which they were handed over."""

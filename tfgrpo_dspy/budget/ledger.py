@@ -101,9 +101,11 @@ class Ledger:
 
     def _has(self, name: str, wanted: float) -> bool:
         """Whether so much of a limit is left now. Raises RunStopped: it will never be."""
+        if wanted <= self.left(name):
+            return True
         if wanted > self.reach(name):
             self.use_up(name, REFUSALS[name])
-        return wanted <= self.left(name)
+        return False
 
     def reach(self, name: str) -> float:
         """What is left, and what calls under way may give back: a share calls, any its dollars."""

@@ -179,16 +179,15 @@ def _data(evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> Data:
         relevance, does_tell = index.relevance(text, tuple(sorted(sources)))
         near.append(relevance[list(training)])
         tells.append(does_tell)
-    rows = [
-        (place[rollout.example], {advice_of(e) for e in rollout.library}, rollout.score)
-        for rollout in evidence.rollouts
-        if rollout.score is not None
-    ]
-    present = [[advice in held for advice in known] for _, held, _ in rows]
+    scored = [rollout for rollout in evidence.rollouts if rollout.score is not None]
+    column = {advice: j for j, advice in enumerate(known)}
+    present = np.zeros((len(scored), len(known)), dtype=bool)
+    for row, rollout in enumerate(scored):
+        present[row, [column[advice_of(experience)] for experience in rollout.library]] = True
     return Data(
-        examples=np.array([example for example, _, _ in rows], dtype=np.int64),
-        scores=np.array([score for _, _, score in rows], dtype=float),
-        present=np.array(present, dtype=bool).reshape(len(rows), len(known)),
+        examples=np.array([place[rollout.example] for rollout in scored], dtype=np.int64),
+        scores=np.array([rollout.score for rollout in scored], dtype=float),
+        present=present,
         relevance=np.array(near),
         tells=np.array(tells, dtype=bool),
     )

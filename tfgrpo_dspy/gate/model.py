@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.sparse import csr_array
 from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
 
@@ -91,41 +92,40 @@ def posterior(data: Data) -> Posterior:
     examples that an experience is about; where the others leave nothing, little is expected of it.
     """
     with threadpool_limits(1, user_api="blas"):  # small matrices: threads only wait
-        first, weights = _regression(data, np.ones(len(data.tells)))
+        sums = _Sums.of(data)
+        first, weights = _regression(data, sums, np.ones(len(data.tells)))
         if not len(data.scores):
             return first
-        left = _left_to_gain(data, weights, first[2] > 0.5)
-        return _regression(data, left)[0]
+        left = _left_to_gain(data, sums, weights, first[2] > 0.5)
+        return _regression(data, sums, left)[0]
 
 
-def _left_to_gain(data: Data, weights: Matrix, is_given: Flags) -> Matrix:
+def _left_to_gain(data: Data, sums: "_Sums", weights: Matrix, is_given: Flags) -> Matrix:
     """The share, from 0 to 1, of what could be gained on its examples that others leave; (J,).
 
     The others are those that a program would be given (`is_given`).
     """
     n, top = len(data.tells), float(data.scores.max())
-    fitted = _design(data, np.ones(n)) @ weights
-    counts = np.bincount(data.examples, minlength=data.relevance.shape[1])
-    sums = np.bincount(data.examples, weights=data.scores - fitted, minlength=len(counts))
-    bare = weights[-1] + sums / (counts + (NOISE / EASE) ** 2)
-    added = (weights[:n, None] + weights[n : 2 * n, None] * data.relevance) * is_given[:, None]
+    missed = sums.scores - sums.rows @ weights
+    bare = weights[-1] + missed / (sums.counts + (NOISE / EASE) ** 2)
+    added = (weights[:n, None] + weights[n:-1, None] * data.relevance) * is_given[:, None]
     missing = top - (bare + added.sum(axis=0)) + added
     share = np.clip(missing / np.maximum(top - bare, 1e-9), 0.0, 1.0)
     about = np.maximum(data.relevance.sum(axis=1), 1e-9)
     return np.asarray(np.maximum((share * data.relevance).sum(axis=1) / about, LEAST_LEFT))
 
 
-def _regression(data: Data, left: Matrix) -> tuple[Posterior, Matrix]:
-    """The posterior of the values, and the mean of the regression's weights.
+def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Matrix]:
+    """The posterior of the values, and what the rows of `_Sums` are multiplied by to fit scores.
 
     `left` is the share of the usual mean effect that is expected of each experience; shape (J,).
     """
     n = len(data.tells)
     scale = score_sd(data.scores)
-    noise = _noise(data, scale)
-    gram, projection = _normal_equations(data, left, (EASE * scale) ** 2 / noise)
-    gram, projection = gram / noise, projection / noise
-    values = _value_rows(data, left)
+    parts = _parts(data, left)
+    gram, projection = parts.T @ sums.gram @ parts, parts.T @ sums.projection
+    alone = np.eye(n)
+    values = np.hstack([alone, alone * data.relevance.mean(axis=1), np.zeros((n, 1))]) @ parts
     centre = np.zeros(2 * n + 4)
     centre[-4:-1] = np.array([BROAD_MEAN[0], LOCAL_MEAN[0], ALIKE_MEAN[0]]) * scale
     centre[-1] = float(data.scores.mean()) if len(data.scores) else 0.0
@@ -144,12 +144,9 @@ def _regression(data: Data, left: Matrix) -> tuple[Posterior, Matrix]:
         roots.append(solve_triangular(root, values.T, lower=True, check_finite=False))
     share = np.exp(np.array(logs) - max(logs))
     share /= share.sum()
-    total = share @ np.array(weights)
-    total[:n] += total[-4] * ~data.tells  # each experience's weights, with the means in common
-    total[n : 2 * n] += np.where(data.tells, total[-3], total[-2]) * left
-    total[-4:-1] = 0.0
     price = np.where(data.tells, TOLD_PRICE, PRICE) * scale
-    return _mixture(share, np.array(means), roots, price), total
+    posterior = _mixture(share, np.array(means), roots, price)
+    return posterior, parts @ (share @ np.array(weights))
 
 
 def _mixture(share: Matrix, means: Matrix, roots: list[Matrix], price: Matrix) -> Posterior:
@@ -161,43 +158,56 @@ def _mixture(share: Matrix, means: Matrix, roots: list[Matrix], price: Matrix) -
     return mean, sd, np.asarray(chance)
 
 
-def _design(data: Data, left: Matrix) -> Matrix:
-    """A row for each rollout."""
-    present = data.present.astype(float)
-    return _rows(data, left, present, present * data.relevance.T[data.examples], level=1.0)
+def _parts(data: Data, left: Matrix) -> Matrix:
+    """Which of the weights an effect consists of: its own deviation, and a mean in common.
 
-
-def _value_rows(data: Data, left: Matrix) -> Matrix:
-    """The value of each experience as a linear function of the regression's weights."""
-    alone = np.eye(len(data.tells))
-    return _rows(data, left, alone, alone * data.relevance.mean(axis=1), level=0.0)
-
-
-def _rows(data: Data, left: Matrix, broad: Matrix, local: Matrix, level: float) -> Matrix:
-    """The columns of the regression: broad and local effects, the three common means, the level."""
-    expected = local * left
-    common = [broad @ ~data.tells, expected @ data.tells, expected @ ~data.tells]
-    return np.column_stack([broad, local, *common, np.full(len(broad), level)])
-
-
-def _normal_equations(data: Data, left: Matrix, ratio: float) -> tuple[Matrix, Matrix]:
-    """X'WX and X'Wy, where W integrates out the ease of each example.
-
-    `ratio` is the variance of the ease, as a multiple of that of the noise.
+    The rows are the columns of `_Sums`: the broad effects, the local effects, and the level. The
+    columns are the weights: a deviation for each effect, the three common means, and the level.
     """
-    x, y = _design(data, left), data.scores
-    n_examples = data.relevance.shape[1]
-    counts = np.bincount(data.examples, minlength=n_examples)
-    totals = np.zeros((n_examples, x.shape[1]))
-    np.add.at(totals, data.examples, x)
-    sums = np.bincount(data.examples, weights=y, minlength=n_examples)
-    share = ratio / (counts * ratio + 1)
-    return x.T @ x - totals.T @ (share[:, None] * totals), x.T @ y - totals.T @ (share * sums)
+    n = len(data.tells)
+    common = np.zeros((2 * n + 1, 4))
+    common[:n, 0] = ~data.tells
+    common[n:-1, 1], common[n:-1, 2] = left * data.tells, left * ~data.tells
+    common[-1, 3] = 1.0
+    return np.hstack([np.eye(2 * n + 1, 2 * n), common])
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """The rollouts, summed up. A row x is what a rollout was given, that by its relevance, and 1.
+
+    Args:
+        gram, projection: X'WX and X'Wy, where W integrates out noise and the ease of each example;
+            shapes (2 J + 1, 2 J + 1) and (2 J + 1,).
+        rows, scores, counts: the sums of x and y, and the number of rollouts, of each example.
+    """
+
+    gram: Matrix
+    projection: Matrix
+    rows: Matrix
+    scores: Matrix
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, data: Data) -> "_Sums":
+        n_rollouts, n_examples = len(data.scores), data.relevance.shape[1]
+        local = data.present * data.relevance.T[data.examples]
+        x = np.hstack([data.present, local, np.ones((n_rollouts, 1))])
+        places = data.examples, np.arange(n_rollouts)
+        by_example = csr_array((np.ones(n_rollouts), places), (n_examples, n_rollouts))
+        rows, scores = by_example @ x, by_example @ data.scores
+        counts = np.bincount(data.examples, minlength=n_examples)
+        scale = score_sd(data.scores)
+        noise = _noise(data, scale)
+        ratio = (EASE * scale) ** 2 / noise
+        shared = rows.T * (ratio / (counts * ratio + 1))
+        gram, projection = x.T @ x - shared @ rows, x.T @ data.scores - shared @ scores
+        return cls(gram / noise, projection / noise, rows, scores, counts)
 
 
 def _noise(data: Data, scale: float) -> float:
     """The variance of the scores of one example with the same experiences."""
-    cells = np.column_stack([data.examples, data.present])
+    cells = np.column_stack([data.examples, np.packbits(data.present, axis=1)])
     _, cell = np.unique(cells, axis=0, return_inverse=True)
     counts = np.bincount(cell)
     sums = np.bincount(cell, weights=data.scores)

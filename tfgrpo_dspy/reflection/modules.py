@@ -39,14 +39,13 @@ class _ReflectionModule(dspy.Module):
         ask = self.ask if inputs.get("is_scored", True) else self.ask_unscored
         signature = ask.signature
         known = {name: value for name, value in inputs.items() if name in signature.input_fields}
-        field = dspy.InputField(desc="why your previous answer could not be used")
-        corrected = signature.append("correction", field, type_=str)
-        again = {**known, "correction": _correction(signature)}
         with dspy.context(adapter=self.adapter or dspy.settings.adapter):
-            for n_failures, question in enumerate([(signature, known), (corrected, again)]):
-                if answer := self._read(ask, *question):
-                    return dspy.Prediction(**answer, parse_failures=n_failures)
-        return dspy.Prediction(parse_failures=2)
+            if answer := self._read(ask, signature, known):
+                return dspy.Prediction(**answer, parse_failures=0)
+            field = dspy.InputField(desc="why your previous answer could not be used")
+            corrected = signature.append("correction", field, type_=str)
+            answer = self._read(ask, corrected, {**known, "correction": _correction(signature)})
+        return dspy.Prediction(**answer, parse_failures=1 if answer else 2)
 
     def _read(self, ask: Any, signature: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """The outputs of one call; none where they cannot be read."""

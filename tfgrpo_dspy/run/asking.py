@@ -154,7 +154,8 @@ class ReflectionClient:
         settings = {"lm": own_copy(self._lm), "adapter": self._adapter, "callbacks": callbacks}
         shown = {k: as_input(v) if isinstance(v, str) else v for k, v in inputs.items()}
         try:
-            with dspy.context(**settings, trace=[], disable_history=False):
+            # the module, which all calls share, keeps no history: it would grow with the run
+            with dspy.context(**settings, trace=[], disable_history=False, max_history_size=0):
                 found = module(**shown)
             why = getattr(found, "semantic_advantage", "") or getattr(found, "critique", "") or ""
             n_unparsed = int(getattr(found, "parse_failures", 0))

@@ -13,7 +13,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 from tfgrpo_dspy.budget.ledger import Budget, Ledger, Reservation
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.rollout import Failure, Rollout
-from tfgrpo_dspy.run.worker import Reply, run_request
+from tfgrpo_dspy.run.worker import Reply, Request, run_request
 
 MAX_LOST_WORKERS = 3  # A request that lost this many workers is not sent again
 POLL_S = 0.02
@@ -56,14 +56,14 @@ class RemoteRollouts:
         self._largest = {"max_lm_calls": 0.0, "max_cost": 0.0}
         self._names = (f"{uuid.uuid4().hex}/{i}" for i in itertools.count())
 
-    async def rollout(self, bundle: bytes, request: bytes) -> Rollout | Failure:
+    async def rollout(self, request: Request) -> Rollout | Failure:
         """The rollout that the request asks for, or its failure where too many workers are lost."""
         n_losses, why = 0, ""
         while n_losses < MAX_LOST_WORKERS:
             while (share := self._reserve()) is None:
                 await asyncio.sleep(POLL_S)
             try:
-                reply = await self._reply(share, bundle, request)
+                reply = await self._reply(share, request)
             except Exception as error:  # noqa: BLE001 - whatever an executor raises
                 self._check_usable(error)
                 why = f"the executor raised {described(error)}"
@@ -112,7 +112,7 @@ class RemoteRollouts:
                 self._ledger.use_up(limit)
             self._largest[limit] = max(self._largest[limit], 2.0 * reserved)
 
-    async def _reply(self, share: Reservation, bundle: bytes, request: bytes) -> Reply:
+    async def _reply(self, share: Reservation, request: Request) -> Reply:
         """The reply to the request; one that comes too late is settled all the same."""
         limits, seconds_left = self._ledger.budget, self._ledger.seconds_left()
         budget = Budget(
@@ -122,7 +122,7 @@ class RemoteRollouts:
         )
         name = next(self._names)  # dask runs tasks of equal arguments only once
         try:
-            future = self._executor.submit(run_request, bundle, request, budget, name)
+            future = self._executor.submit(run_request, request, budget, name)
         except Exception as error:  # closed, shut down, or whatever it raises then
             raise BrokenExecutor(described(error)) from error
         reply = asyncio.wrap_future(future)

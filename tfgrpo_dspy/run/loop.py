@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import contextvars
 import itertools
+import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent import futures
@@ -31,8 +32,8 @@ TURNS = 5
 class Loop:
     """Runs the coroutines of a run, and does their tasks: so many in threads, so many elsewhere.
 
-    `timeout_s` is how long a task may take; `pool` holds threads of the user's, in place of a new
-    daemon thread for each task.
+    `timeout_s` is how long a task may take; `pool` holds threads of the user's, in place of daemon
+    threads.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Loop:
         self._spawned: set[asyncio.Future[Any]] = set()
         self._in_flight: set[asyncio.Future[Any]] = set()
         self._failed: asyncio.Future[Any]
+        self._threads: DaemonThreads
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """What the coroutine returns; it has the caller's `dspy.context`.
@@ -60,6 +62,7 @@ class Loop:
             RunStopped: the run has ended; what was done within `GRACE_S` is recorded.
         """
         loop = asyncio.new_event_loop()
+        threads = self._threads = DaemonThreads()
         main = loop.create_task(self._supervised(coroutine))
 
         def work() -> None:
@@ -68,7 +71,7 @@ class Loop:
                     loop.run_until_complete(main)
             loop.close()
 
-        ended = _begun(contextvars.copy_context().run, work)
+        ended = threads.submit(contextvars.copy_context().run, work)
         try:
             while not ended.done():  # a wait without end may miss a Ctrl-C
                 futures.wait([ended], WATCH_S)
@@ -77,6 +80,8 @@ class Loop:
                 loop.call_soon_threadsafe(main.cancel)
             futures.wait([ended], GRACE_S)
             raise
+        finally:
+            threads.close()
         return main.result()
 
     def spawn(self, coroutine: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
@@ -139,9 +144,8 @@ class Loop:
         """What the work gives; if nobody waits for that any more, its calls are refused."""
         abandoned, context = threading.Event(), contextvars.copy_context()
         context.run(ABANDONED.set, abandoned)
-        begin = _begun if self._pool is None else self._pool.submit
         try:
-            done = begin(context.run, work)
+            done = (self._pool or self._threads).submit(context.run, work)
         except RuntimeError as error:
             self.ledger.stop(f"the executor is broken: {error}", is_failure=True)
             raise RunStopped(self.ledger.stopped_because) from error
@@ -179,16 +183,40 @@ def _cancelled(task: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
     return task
 
 
-def _begun(call: Callable[..., Any], *args: Any) -> "futures.Future[Any]":
-    """What the call gives, in a daemon thread."""
-    done: futures.Future[Any] = futures.Future()
-    done.set_running_or_notify_cancel()
+class DaemonThreads:
+    """Threads that do one call after the other; where all are busy, a new one is started.
 
-    def work() -> None:
-        try:
-            done.set_result(call(*args))
-        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
-            done.set_exception(error)
+    No call waits for another: a call that hangs keeps its thread. The threads of an executor of the
+    standard library would have to end before the interpreter can.
+    """
 
-    threading.Thread(target=work, daemon=True, name="tfgrpo").start()
-    return done
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._n_threads, self._idle = 0, threading.Semaphore(0)
+
+    def submit(self, call: Callable[..., Any], *args: Any) -> "futures.Future[Any]":
+        """What the call gives."""
+        done: futures.Future[Any] = futures.Future()
+        done.set_running_or_notify_cancel()
+
+        def work() -> None:
+            try:
+                done.set_result(call(*args))
+            except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+                done.set_exception(error)
+
+        self._calls.put(work)
+        if not self._idle.acquire(blocking=False):
+            self._n_threads += 1
+            threading.Thread(target=self._serve, daemon=True, name="tfgrpo").start()
+        return done
+
+    def _serve(self) -> None:
+        while (work := self._calls.get()) is not None:
+            work()
+            self._idle.release()
+
+    def close(self) -> None:
+        """End the threads, each after its call."""
+        for _ in range(self._n_threads):
+            self._calls.put(None)

@@ -10,7 +10,7 @@ from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.loop import Priority
-from tfgrpo_dspy.run.worker import packed_bundle, packed_request
+from tfgrpo_dspy.run.worker import Request, packed, packed_bundle
 from tfgrpo_dspy.sampling.demos import Demo, with_demos
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
@@ -53,7 +53,7 @@ class Rollouts:
         self._students = {False: run.student}
         if demos:
             self._students[True] = with_demos(run.student, demos)
-        self._programs: dict[tuple[bool, ExperienceLibrary], tuple[Any, str]] = {}
+        self._programs: dict[tuple[bool, ExperienceLibrary], tuple[Any, str, bytes]] = {}
         self._prices = run.settings.execution.prices or {}
         self._bundles: dict[bool, bytes] = {}
         if run.remote is not None and not run.settings.offline:
@@ -128,9 +128,9 @@ class Rollouts:
             return rollout
 
         if run.remote is not None:
-            bundle = self._bundles[sample.has_demos]
-            request = packed_request(sample.library, example, sample.example, sample.rollout_id)
-            begin = functools.partial(run.remote.rollout, bundle, request)
+            own = packed((example, sample.example, sample.rollout_id), f"example {sample.example}")
+            bundle, library = self._bundles[sample.has_demos], self._program(sample)[2]
+            begin = functools.partial(run.remote.rollout, Request(bundle, library, own))
             return run.loop.submit(begin, priority, keep, "remote")
         task = RolloutTask(
             program=self._program(sample)[0],
@@ -145,12 +145,13 @@ class Rollouts:
         work = functools.partial(run_rollout, task)
         return run.loop.submit(lambda: run.loop.in_thread(work), priority, keep)
 
-    def _program(self, sample: Sample) -> tuple[Any, str]:
-        """The program of the sample, and its digest; a few are kept."""
+    def _program(self, sample: Sample) -> tuple[Any, str, bytes]:
+        """The program of the sample, its digest, and its library as bytes; a few are kept."""
         key = (sample.has_demos, sample.library)
         if key not in self._programs:
             if len(self._programs) >= KEPT_PROGRAMS:
                 self._programs.clear()
             program = self.bake(sample.library, sample.has_demos)
-            self._programs[key] = program, self._run.records.program(program)
+            library = packed(sample.library, "the library") if self._bundles else b""
+            self._programs[key] = program, self._run.records.program(program), library
         return self._programs[key]

@@ -1,8 +1,8 @@
 """A rollout in another process: what travels there, and what the worker does with it.
 
 A request holds a bundle (program, metric, LMs, settings, API keys included), which all rollouts of
-one set of examples share, and what is its own. Both travel as bytes and are never written to a
-disk; cloudpickle packs them, as plain pickle cannot hold DSPy programs.
+one set of examples share, a library, and what is its own. All travel as bytes and are never written
+to a disk; cloudpickle packs them, as plain pickle cannot hold DSPy programs.
 """
 
 import functools
@@ -16,7 +16,6 @@ import dspy
 
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
-from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
@@ -26,7 +25,7 @@ OF_ONE_CALL = frozenset(
     "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905
 )
 """DSPy settings that belong to the call they were made for, not to the user's context."""
-KEPT_BUNDLES = 8
+KEPT_BUNDLES, KEPT_PROGRAMS = 8, 64
 
 
 def packed_bundle(
@@ -50,16 +49,12 @@ def packed_bundle(
         "the settings of dspy.context (LM, adapter, callbacks)": context,
     }
     for name, part in parts.items():
-        _packed(part, name)
-    return _packed((*parts.values(), temperature, dict(prices)), "this run")
+        packed(part, name)
+    return packed((*parts.values(), temperature, dict(prices)), "this run")
 
 
-def packed_request(library: ExperienceLibrary, example: Any, index: int, rollout_id: int) -> bytes:
-    """What one rollout of a bundle is made of. Raises SettingsError: it cannot be sent."""
-    return _packed((library, example, index, rollout_id), f"example {index}")
-
-
-def _packed(part: Any, name: str) -> bytes:
+def packed(part: Any, name: str) -> bytes:
+    """The part as bytes. Raises SettingsError: it cannot be sent to another process."""
     try:
         return bytes(cloudpickle.dumps(part))
     except Exception as error:  # whatever a user's object raises
@@ -67,6 +62,18 @@ def _packed(part: Any, name: str) -> bytes:
             f"executor: {name} cannot be sent to other processes ({described(error)}); leave the "
             f"lock, connection or client out that it holds, or pass num_threads, not executor."
         ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A rollout that is wanted, packed: what `packed_bundle` gave; a library; and the sample.
+
+    The sample is an example, its position in its set, and a rollout id.
+    """
+
+    bundle: bytes
+    library: bytes
+    sample: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +94,20 @@ class Reply:
     was_started_before: bool = False
 
 
-def run_request(bundle: bytes, request: bytes, budget: Budget, name: str) -> Reply:
+def run_request(request: Request, budget: Budget, name: str) -> Reply:
     """Make a rollout in this process; nothing but memory is written.
 
     Args:
-        bundle, request: what `packed_bundle` and `packed_request` gave.
+        request: what is wanted.
         budget: the reservation, as a budget.
         name: of the request, which must be used once only.
     """
     if _was_started_before(name):
         return Reply(was_started_before=True)
     try:
-        student, score, context, temperature, prices, secrets = _unpacked(bundle)
-        library, example, index, rollout_id = cloudpickle.loads(request)
+        _, score, context, temperature, prices, secrets = _unpacked(request.bundle)
+        program = _program(request.bundle, request.library)
+        example, index, rollout_id = cloudpickle.loads(request.sample)
     except Exception as error:  # noqa: BLE001 - the reply says it
         message = (
             f"a worker of the executor cannot read the program: {described(error)}. "
@@ -107,7 +115,6 @@ def run_request(bundle: bytes, request: bytes, budget: Budget, name: str) -> Rep
         )
         return Reply(stopped_because=message, is_failure=True)
     ledger, record, why = Ledger(budget), None, ""
-    program = library.bake(student)
     task = RolloutTask(program, example, index, rollout_id, temperature, score, ledger, prices)
     try:
         with dspy.context(**context):
@@ -126,6 +133,11 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
     score = None if metric is None else adapt_metric(metric)
     secrets = known_secrets([*language_models(student), *held_lms(metric), context["lm"]])
     return student, score, context, temperature, prices, secrets
+
+
+@functools.lru_cache(KEPT_PROGRAMS)
+def _program(bundle: bytes, library: bytes) -> Any:
+    return cloudpickle.loads(library).bake(_unpacked(bundle)[0])
 
 
 def _was_started_before(name: str) -> bool:
