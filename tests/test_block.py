@@ -12,8 +12,7 @@ from runs import look_up, predictor
 from scripted import scripted_lm
 
 from tfgrpo_dspy import Experience, ExperienceLibrary, LibraryError, LibraryFormatError
-from tfgrpo_dspy.experience.block import plain_instructions
-from tfgrpo_dspy.experience.programs import bare_instructions
+from tfgrpo_dspy.experience.programs import bare_instructions, plain_instructions
 
 
 class TwoStage(dspy.Module):

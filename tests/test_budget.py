@@ -11,8 +11,7 @@ from dspy.utils import DummyLM
 from scripted import chat
 
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
-from tfgrpo_dspy.budget.meter import Meter
-from tfgrpo_dspy.budget.metered import metered
+from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Usage
 

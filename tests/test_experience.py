@@ -21,8 +21,7 @@ from tfgrpo_dspy import (
     LibraryError,
     LibraryFormatError,
 )
-from tfgrpo_dspy.experience.operations import Limits
-from tfgrpo_dspy.experience.values import Add, Delete, Keep, Modify, operation_from
+from tfgrpo_dspy.experience.values import Add, Delete, Keep, Limits, Modify, operation_from
 
 FIRST = Evidence(update=0, example=4, rollout_ids=(11, 12), scores=(0.0, 1.0))
 SECOND = Evidence(update=1, example=2, rollout_ids=(21, 22), scores=(None, None))

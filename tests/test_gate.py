@@ -13,8 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.operations import Limits
-from tfgrpo_dspy.experience.values import Add, Delete, Evidence, Experience, Modify, Operation
+from tfgrpo_dspy.experience.values import (
+    Add,
+    Delete,
+    Evidence,
+    Experience,
+    Limits,
+    Modify,
+    Operation,
+)
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, NoGate, RunEvidence
 

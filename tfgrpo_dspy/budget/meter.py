@@ -1,26 +1,96 @@
-"""What the calls of one rollout or reflection have cost, and what came of them."""
+"""LMs that take their calls from the ledger; what the calls have cost, and can cost at most.
+
+Every LM runs as a `metered` copy: its class, made at run time, takes each call from the ledger,
+makes the retries, and reports to a `Meter`. A program may swallow an Exception, so a refusal is a
+BaseException. That class never reaches a program that is given back.
+"""
 
 import asyncio
+import functools
+import json
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
+import tenacity
+from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import LMError
 
-from tfgrpo_dspy.budget.faults import is_fatal, is_too_long, is_unanswered
+from tfgrpo_dspy.budget.faults import is_fatal, is_passing, is_too_long, is_unanswered, retry_after
 from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED, Ledger, Reservation
-from tfgrpo_dspy.budget.prices import TOKENS_IN_A_PRICE, Prices, price_of
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.redaction import known_secrets, redacted
-from tfgrpo_dspy.rollout import Failure, Usage
+from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Usage, rollout_id_for
 
+Prices = Mapping[str, tuple[float, float]]
+"""US dollars for a million prompt tokens and a million completion tokens, by `lm.model`."""
+TOKENS_IN_A_PRICE = 1_000_000
 POLL_S = 0.1
 """How often a call looks whether others gave some of their dollars back, or the run has ended."""
 ATTEMPT: ContextVar[list[Usage] | None] = ContextVar("tfgrpo_attempt", default=None)
 """What the attempt that this thread makes has used, by DSPy's history."""
+MIN_RETRIES = 8  # an LM that may retry at all (`num_retries` above 0) retries at least so often
+FIRST_WAIT_S = 0.02
+LONGEST_WAIT_S = 60.0
+LONGEST_PAUSE_S = 300.0  # a provider that asks for a longer pause is asked again after this one
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars for each prompt and completion token, and the most completion tokens of a call."""
+
+    prompt: float
+    completion: float
+    max_tokens: int
+
+    def most(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], n: int) -> float:
+        """The most that a call for n completions can cost; a token has at least one byte."""
+        n_bytes = len(json.dumps([args, dict(kwargs)], default=_as_sent).encode())
+        longest = _max_tokens(kwargs) or self.max_tokens
+        return n * (n_bytes * self.prompt + longest * self.completion)
+
+
+def price_of(lm: Any, prices: Prices) -> Price | str:
+    """The price of a dspy.LM, or what is missing to know it, in words."""
+    listed = _listed(lm)
+    if lm.model in prices:
+        prompt, completion = (float(p) / TOKENS_IN_A_PRICE for p in prices[lm.model])
+    elif listed.get("input_cost_per_token") is None or listed.get("output_cost_per_token") is None:
+        return (
+            f"DSPy knows no price of {lm.model}; pass prices={{{lm.model!r}: (dollars for a "
+            f"million prompt tokens, dollars for a million completion tokens)}}."
+        )
+    else:
+        prompt, completion = listed["input_cost_per_token"], listed["output_cost_per_token"]
+    limit = _max_tokens(getattr(lm, "kwargs", {})) or listed.get("max_output_tokens")
+    if not limit:
+        return f"nothing limits how long an answer of {lm.model} gets; set max_tokens on it."
+    return Price(prompt, completion, int(limit))
+
+
+def _max_tokens(kwargs: Mapping[str, Any]) -> Any:
+    return kwargs.get("max_tokens") or kwargs.get("max_completion_tokens")
+
+
+def _as_sent(value: Any) -> Any:
+    schema = getattr(value, "model_json_schema", None)  # of a response format
+    return str(value) if schema is None else schema()
+
+
+def _listed(lm: Any) -> Mapping[str, Any]:
+    """DSPy's entry for the model in its price list; empty where it has none."""
+    from dspy.clients.capabilities import resolve  # noqa: PLC0415 - internal to DSPy, may move
+    from dspy.clients.model_metadata import model_info  # noqa: PLC0415
+
+    try:
+        route = resolve(lm)
+        return dict(model_info(route.provider, route.model))
+    except Exception:  # noqa: BLE001 - an LM that DSPy has no route for is one without a price
+        return {}
 
 
 class Meter:
@@ -163,3 +233,110 @@ def _reports_tokens(response: Any) -> bool:
     if isinstance(usage, Mapping):
         return any(usage.get(name) is not None for name in names)
     return any(getattr(usage, name, None) is not None for name in names)
+
+
+def metered(lm: Any, meter: Meter) -> Any:
+    """The LM, a copy of the user's, made to report to the meter (as will copies of it)."""
+    kind: Any = type(lm)
+    lm.__class__ = _metered_class(kind)
+    lm.tfgrpo_meter = meter
+    return lm
+
+
+@functools.cache
+def _metered_class(kind: Any) -> Any:
+    return kind if issubclass(kind, _Metered) else type(kind.__name__, (_Metered, kind), {})
+
+
+class _Metered:
+    """What a metered LM does besides what its own class does, which comes next in the order."""
+
+    tfgrpo_meter: Meter
+    kwargs: dict[str, Any]
+
+    @property
+    def num_retries(self) -> int:
+        """None for DSPy, whatever the user or the program sets: the retries are made here."""
+        return 0
+
+    @num_retries.setter
+    def num_retries(self, value: int) -> None:
+        vars(self)["num_retries"] = value
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tfgrpo_retried(super().__call__, *args, **kwargs)  # type: ignore[misc]
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        return await self.tfgrpo_aretried(super().acall, *args, **kwargs)  # type: ignore[misc]
+
+    def tfgrpo_retried(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+        """What the call gives, each of its attempts taken from the budget."""
+        meter = self.tfgrpo_meter
+
+        def attempt() -> Any:
+            while (taken := meter.take(self, args, kwargs)) is None:
+                meter.ledger.wait(POLL_S)
+            with meter.attempting(self, taken):
+                return call(*args, **kwargs)
+
+        with meter.noting(self):
+            return tenacity.Retrying(sleep=meter.ledger.wait, **self._policy())(attempt)
+
+    async def tfgrpo_aretried(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+        """The same in an event loop."""
+        meter = self.tfgrpo_meter
+
+        async def attempt() -> Any:
+            while (taken := meter.take(self, args, kwargs)) is None:
+                await meter.async_wait(POLL_S)
+            with meter.attempting(self, taken):
+                return await call(*args, **kwargs)
+
+        with meter.noting(self):
+            return await tenacity.AsyncRetrying(sleep=meter.async_wait, **self._policy())(attempt)
+
+    def _policy(self) -> dict[str, Any]:
+        n_retries = vars(self)["num_retries"] and max(vars(self)["num_retries"], MIN_RETRIES)
+        return {
+            "retry": tenacity.retry_if_exception(is_passing),
+            "stop": tenacity.stop_after_attempt(1 + n_retries),
+            "wait": _seconds_until_the_next,
+            "reraise": True,
+        }
+
+    def update_history(self, entry: dict[str, Any]) -> None:
+        self.tfgrpo_meter.answered(entry)
+        if self.tfgrpo_meter.keeps_history:
+            super().update_history(entry)  # type: ignore[misc]
+
+    def copy(self, **changes: Any) -> Any:
+        """A program that asks for another sample (another rollout id) gets another seed too."""
+        seed, rollout_id = self.kwargs.get("seed"), changes.get("rollout_id")
+        if seed is not None and rollout_id is not None and "seed" not in changes:
+            changes["seed"] = rollout_id_for(seed, 0, 0, rollout_id, "copy") % SEED_RANGE
+        return super().copy(**changes)  # type: ignore[misc]
+
+
+def _seconds_until_the_next(state: tenacity.RetryCallState) -> float:
+    """As long as the provider asks for, or twice as long as before, at random around that."""
+    asked = retry_after(state.outcome.exception() if state.outcome else None)
+    if asked is not None:
+        return min(asked, LONGEST_PAUSE_S)
+    longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (state.attempt_number - 1))
+    return float(longest * random.uniform(0.5, 1.0))
+
+
+class CallWatcher(BaseCallback):
+    """Takes the calls of LMs that are not metered: those that a metric or a tool holds itself.
+
+    DSPy tells of answers from its cache too, and of no retries. A BaseException is the veto.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002
+        """Take the call, unless the LM does so itself."""
+        if not isinstance(instance, _Metered):
+            args = (inputs.get("prompt"), inputs.get("messages"))
+            self._meter.take_unseen(instance, args, inputs.get("kwargs") or inputs)

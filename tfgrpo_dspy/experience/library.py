@@ -9,14 +9,25 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, StrictInt
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
-from tfgrpo_dspy.experience import block
-from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits, carry_out, normalized
-from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with_instructions
+from tfgrpo_dspy.experience.programs import (
+    copy_program,
+    named_predictors,
+    parse_block,
+    render_lines,
+    replace_block,
+    split_instructions,
+    with_instructions,
+    write_block,
+)
 from tfgrpo_dspy.experience.values import (
     ALL,
+    DEFAULT_LIMITS,
     Experience,
+    Limits,
     Operation,
     Refusal,
+    carry_out,
+    normalized,
     operation_from,
     scope_note,
 )
@@ -102,7 +113,7 @@ class ExperienceLibrary:
 
     def render(self) -> str:
         """The experiences as text, a line each; those for one predictor say for which."""
-        return "\n".join(block.render_lines([each]) + scope_note(each.scope) for each in self)
+        return "\n".join(render_lines([each]) + scope_note(each.scope) for each in self)
 
     def holding(self, experiences: Iterable[Experience]) -> "ExperienceLibrary":
         """A library of these experiences, with the next free id of this one."""
@@ -191,8 +202,8 @@ class ExperienceLibrary:
             )
         for name, predictor in predictors.items():
             visible = [experience for experience in self if experience.scope in (ALL, name)]
-            written = block.write_block(visible, self.next_number) if visible else ""
-            instructions = block.replace_block(predictor.signature.instructions, written)
+            written = write_block(visible, self.next_number) if visible else ""
+            instructions = replace_block(predictor.signature.instructions, written)
             if instructions != predictor.signature.instructions:
                 predictor.signature = with_instructions(predictor.signature, instructions)
         return baked
@@ -210,8 +221,8 @@ class ExperienceLibrary:
         by_id: dict[str, Experience] = {}
         next_number = 1
         for name, predictor in named_predictors(program):
-            _, written, _ = block.split_instructions(predictor.signature.instructions)
-            experiences, free = block.parse_block(written, name) if written else ([], 1)
+            _, written, _ = split_instructions(predictor.signature.instructions)
+            experiences, free = parse_block(written, name) if written else ([], 1)
             next_number = max(next_number, free, *(each.number + 1 for each in experiences))
             for experience in experiences:
                 known = by_id.setdefault(experience.id, experience)

@@ -1,12 +1,121 @@
-"""Programs by their shape (no DSPy is imported): their predictors, their LMs, a copy."""
+"""Programs by their shape: predictors, LMs, copies, and the block in their instructions.
+
+No DSPy is imported here. What could end a line of the block, the block itself or a section of the
+adapter is written as `\\uXXXX`.
+"""
 
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from tfgrpo_dspy.experience.block import replace_block
+from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
+from tfgrpo_dspy.experience.values import ALL, Experience
 
 ProgramT = TypeVar("ProgramT")
+BEGIN = "<experiences>"
+END = "</experiences>"
+HEADER = "Advice learned from earlier attempts:"
+
+_BLOCK = re.compile(rf"^{BEGIN}\n{HEADER}\n.*?\n{END}$", re.MULTILINE | re.DOTALL)
+_LINE = re.compile(r"\[(E[1-9][0-9]*)(\*?)\] (.+)")
+_LAST_LINE = re.compile(r"\(next id: E([1-9][0-9]*)\)")
+_ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
+_TO_ESCAPE = re.compile(
+    r"\\(?=u[0-9a-f]{4})"  # a backslash that would read as one of our escapes
+    r"|[\x00-\x1f\x7f-\x9f\u2028\u2029]"  # what ends a line somewhere, and other controls
+    r"|<(?=\s*/?\s*experiences)"  # our own delimiters
+    r"|\[(?=\[\s*##)",  # the section markers of DSPy's chat adapter
+    re.IGNORECASE,
+)
+
+
+def render_lines(experiences: Iterable[Experience]) -> str:
+    """One line for each experience: `[E1*] text`; the star marks scope 'all'."""
+    return "\n".join(
+        f"[{experience.id}{'*' if experience.scope == ALL else ''}] "
+        + _TO_ESCAPE.sub(lambda found: f"\\u{ord(found[0]):04x}", experience.text)
+        for experience in experiences
+    )
+
+
+def write_block(visible: Iterable[Experience], next_number: int) -> str:
+    """The block for one predictor, from the experiences that it is given (at least one)."""
+    return f"{BEGIN}\n{HEADER}\n{render_lines(visible)}\n(next id: E{next_number})\n{END}"
+
+
+def split_instructions(instructions: str) -> tuple[str, str, str]:
+    """What stands before the block, the block ("" if there is none), and what follows it.
+
+    Raises:
+        LibraryFormatError: there are two blocks, or one that does not end.
+    """
+    found = list(_BLOCK.finditer(instructions))
+    n_begun = instructions.count(f"{BEGIN}\n{HEADER}\n")
+    if n_begun != len(found) or n_begun > 1:
+        raise LibraryFormatError(
+            f"The instructions {instructions[:120]!r}... hold {n_begun} blocks of experiences, "
+            f"{len(found)} of which end with the line {END}; keep one, or none."
+        )
+    if not found:
+        return instructions, "", ""
+    start, end = found[0].span()
+    return instructions[:start], instructions[start:end], instructions[end:]
+
+
+def replace_block(instructions: str, new: str = "") -> str:
+    """The instructions with the new block in place of the old one, or at the end; or with none."""
+    before, old, after = split_instructions(instructions)
+    if old and new:
+        return before + new + after
+    if old:
+        before = before.removesuffix("\n\n")
+        return before + after if before else after.removeprefix("\n\n")
+    return f"{before}\n\n{new}" if before and new else before + new
+
+
+def parse_block(text: str, predictor: str) -> tuple[list[Experience], int]:
+    """The experiences of a predictor's block, and the number of the next free id.
+
+    Raises:
+        LibraryFormatError: a line is not of the form that `write_block` gives; names it.
+    """
+    *lines, last = text.split("\n")[2:-1] or [""]
+    found = _LAST_LINE.fullmatch(last)
+    if found is None:
+        raise LibraryFormatError(
+            f"The experiences baked into predictor {predictor!r} end with {last!r}; restore the "
+            f"line '(next id: E<number>)', or remove all from {BEGIN} to {END}."
+        )
+    return [_parse_line(line, predictor) for line in lines], int(found[1])
+
+
+def _parse_line(line: str, predictor: str) -> Experience:
+    wrong = f"The experiences baked into predictor {predictor!r} hold the line {line!r}"
+    found = _LINE.fullmatch(line)
+    if found is None:
+        raise LibraryFormatError(
+            f"{wrong}; a line is '[E<number>] text' (with a star behind the number for scope 'all')"
+        )
+    text = _ESCAPE.sub(lambda code: chr(int(code[1], 16)), found[3])
+    try:
+        return Experience(found[1], text, ALL if found[2] else predictor)
+    except LibraryError as error:
+        raise LibraryFormatError(f"{wrong}: {error}") from error
+
+
+def plain_instructions(instructions: str) -> str:
+    """The instructions with each baked experience as a line of its own, without ids and markers.
+
+    Raises:
+        LibraryFormatError: the block is damaged.
+    """
+    before, block, after = split_instructions(instructions)
+    if not block:
+        return instructions
+    advice = [experience.text for experience in parse_block(block, "self")[0]]
+    before = before.removesuffix("\n\n")
+    return "\n".join([before, *advice] if before else advice) + after
 
 
 def named_predictors(program: Any) -> list[tuple[str, Any]]:

@@ -1,7 +1,6 @@
 """The questions that a gate answers, and the values in which it is asked and answers.
 
-Each answer is a pure function of its argument, so a run that is replayed decides the same. A gate
-makes no calls.
+A gate makes no calls. Its answers are pure functions: a run that is replayed decides the same.
 """
 
 import math
@@ -9,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.operations import DEFAULT_LIMITS, Limits
-from tfgrpo_dspy.experience.values import Effect, Experience, Operation
+from tfgrpo_dspy.experience.values import DEFAULT_LIMITS, Effect, Experience, Limits, Operation
 
 MODEL_ERROR = 0.3
 """How far a measured effect may be off, as a share of it, however many rollouts there are. With
@@ -29,9 +27,8 @@ def advice_of(experience: Experience) -> Advice:
 class Belief:
     """What a gate believes of one experience.
 
-    `mean` and `sd` are those of the score that its presence adds on examples like the training
-    examples; `chance` is the probability that it adds more than its price; `n_rollouts` rollouts
-    were given it.
+    `mean` and `sd` are those of what it adds to the score on examples like the training examples;
+    `chance` is the probability that it adds more than its price, by `n_rollouts` rollouts.
     """
 
     mean: float

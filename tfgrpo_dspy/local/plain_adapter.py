@@ -7,7 +7,7 @@ import dspy
 from dspy.adapters.utils import format_field_value
 from dspy.utils.exceptions import AdapterParseError
 
-from tfgrpo_dspy.experience.block import plain_instructions
+from tfgrpo_dspy.experience.programs import plain_instructions
 
 BULLET = re.compile(r"^\s*(?:[-*+•]|\(?\d{1,2}[.)])\s+")
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tfgrpo_dspy.experience.operations import n_words
-from tfgrpo_dspy.experience.values import ALL, Evidence
+from tfgrpo_dspy.experience.values import ALL, Evidence, n_words
 from tfgrpo_dspy.reflection.reading import read_lessons, resolve_scope
 from tfgrpo_dspy.reflection.signatures import SAMPLES
 

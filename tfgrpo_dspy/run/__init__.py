@@ -1,7 +1,6 @@
 """Which task runs when: the only place that knows threads.
 
-A `Run` is one run. Its methods are the verbs of `optimizer`'s loop; each gives back what comes of
-it.
+A `Run` is one run. Its methods are the verbs of `optimizer`'s loop; each returns its result.
 """
 
 import logging
@@ -10,8 +9,7 @@ from typing import Any
 
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.operations import carry_out
-from tfgrpo_dspy.experience.values import Operation, Refusal
+from tfgrpo_dspy.experience.values import Operation, Refusal, carry_out
 from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup

@@ -13,8 +13,7 @@ import dspy
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget.faults import is_too_long
-from tfgrpo_dspy.budget.meter import Meter
-from tfgrpo_dspy.budget.metered import CallWatcher, metered
+from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.reflection.texts import as_input, describe_program

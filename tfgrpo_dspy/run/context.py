@@ -10,8 +10,7 @@ from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.run.executors import RemoteRollouts, workers_of
 from tfgrpo_dspy.run.loop import Loop
-from tfgrpo_dspy.run.manifest import RunManifest
-from tfgrpo_dspy.run.records import RunRecords
+from tfgrpo_dspy.run.records import RunManifest, RunRecords
 from tfgrpo_dspy.run.run_report import RunReport
 from tfgrpo_dspy.settings.schedule import RunSettings
 

@@ -40,8 +40,7 @@ class RemoteRollouts:
     """Runs rollouts in the user's executor.
 
     Workers cannot ask the ledger for each call. So calls and dollars are reserved for a request,
-    and what it did not need comes back. A rollout whose reservation was too small is made again,
-    with a larger one.
+    and what it did not need comes back. A rollout whose reservation was too small is made again.
 
     Args:
         ledger: what calls are reserved from.

@@ -26,9 +26,7 @@ from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.demos import BestRollouts
 from tfgrpo_dspy.sampling.fields import as_fields
 
-MAX_EXAMPLES_BEFORE_DRAFTS = 8
-"""How many examples are sampled at most before the drafts are decided: more would mostly teach what
-the drafts say."""
+MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly teach what they say
 
 
 class History:

@@ -1,8 +1,7 @@
 """The event loop of a run, in a thread of its own, and the threads that do its tasks.
 
 A notebook has an event loop running already, so the run's loop cannot be in the caller's thread.
-Tasks are done in daemon threads: a call that hangs for minutes holds up neither Ctrl-C nor the end
-of a script.
+Tasks are done in daemon threads: a call that hangs holds up neither Ctrl-C nor the script's end.
 """
 
 import asyncio
@@ -25,15 +24,13 @@ Priority = tuple[int, ...]
 GRACE_S = 2.0
 """How long calls in flight are waited for when a budget is reached, so that they are not lost."""
 WATCH_S = 0.1  # how often the loop looks whether the run has ended
-TURNS = 5
-"""So many turns of the loop after a result, its slot is free: what follows then waits."""
+TURNS = 5  # of the loop after a result; then its slot is free, and what follows waits for one
 
 
 class Loop:
     """Runs the coroutines of a run, and does their tasks: so many in threads, so many elsewhere.
 
-    `timeout_s` is how long a task may take; `pool` holds threads of the user's, in place of daemon
-    threads.
+    `timeout_s` is how long a task may take; `pool` holds the user's threads, which replace ours.
     """
 
     def __init__(
@@ -184,10 +181,9 @@ def _cancelled(task: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
 
 
 class DaemonThreads:
-    """Threads that do one call after the other; where all are busy, a new one is started.
+    """Threads that do one call after the other; a call that finds all of them busy gets a new one.
 
-    No call waits for another: a call that hangs keeps its thread. The threads of an executor of the
-    standard library would have to end before the interpreter can.
+    The interpreter waits for the threads of the standard library's executors, not for these.
     """
 
     def __init__(self) -> None:

@@ -53,14 +53,13 @@ class Rollouts:
         self._students = {False: run.student}
         if demos:
             self._students[True] = with_demos(run.student, demos)
-        self._programs: dict[tuple[bool, ExperienceLibrary], tuple[Any, str, bytes]] = {}
+        self._program = functools.lru_cache(KEPT_PROGRAMS)(self._made)
         self._prices = run.settings.execution.prices or {}
-        self._bundles: dict[bool, bytes] = {}
-        if run.remote is not None and not run.settings.offline:
-            self._bundles = {
-                has_demos: packed_bundle(student, self._metric, temperature, self._prices)
-                for has_demos, student in self._students.items()
-            }
+        self._bundles = {
+            has_demos: packed_bundle(student, self._metric, temperature, self._prices)
+            for has_demos, student in self._students.items()
+            if run.remote is not None and not run.settings.offline
+        }
 
     def bake(self, library: ExperienceLibrary, has_demos: bool = False) -> Any:
         """The student with this library, in a copy."""
@@ -96,9 +95,9 @@ class Rollouts:
         return [rollout or await tasks[k] for k, rollout in enumerate(found)]
 
     def _key(self, sample: Sample) -> str:
-        example, metric = self._examples[sample.example], self._metric
-        made_of = (self._program(sample)[1], example, metric, sample.rollout_id, self._temperature)
-        return self._run.records.rollout_key(*made_of)
+        _, digest, _ = self._program(sample.library, sample.has_demos)
+        made_of = (digest, self._examples[sample.example], self._metric)
+        return self._run.records.rollout_key(*made_of, sample.rollout_id, self._temperature)
 
     def _found(self, key: str) -> Rollout | None:
         """The recorded rollout; it costs what it cost when it was made."""
@@ -127,13 +126,14 @@ class Rollouts:
             run.report.check_errors(rollout.failure)
             return rollout
 
+        program, _, library = self._program(sample.library, sample.has_demos)
         if run.remote is not None:
             own = packed((example, sample.example, sample.rollout_id), f"example {sample.example}")
-            bundle, library = self._bundles[sample.has_demos], self._program(sample)[2]
-            begin = functools.partial(run.remote.rollout, Request(bundle, library, own))
+            request = Request(self._bundles[sample.has_demos], library, own)
+            begin = functools.partial(run.remote.rollout, request)
             return run.loop.submit(begin, priority, keep, "remote")
         task = RolloutTask(
-            program=self._program(sample)[0],
+            program=program,
             example=example,
             index=sample.example,
             rollout_id=sample.rollout_id,
@@ -145,13 +145,8 @@ class Rollouts:
         work = functools.partial(run_rollout, task)
         return run.loop.submit(lambda: run.loop.in_thread(work), priority, keep)
 
-    def _program(self, sample: Sample) -> tuple[Any, str, bytes]:
-        """The program of the sample, its digest, and its library as bytes; a few are kept."""
-        key = (sample.has_demos, sample.library)
-        if key not in self._programs:
-            if len(self._programs) >= KEPT_PROGRAMS:
-                self._programs.clear()
-            program = self.bake(sample.library, sample.has_demos)
-            library = packed(sample.library, "the library") if self._bundles else b""
-            self._programs[key] = program, self._run.records.program(program), library
-        return self._programs[key]
+    def _made(self, library: ExperienceLibrary, has_demos: bool) -> tuple[Any, str, bytes]:
+        """The program with this library; its digest; the library, packed for other processes."""
+        program = self.bake(library, has_demos)
+        sent = packed(library, "the library") if self._bundles else b""
+        return program, self._run.records.program(program), sent

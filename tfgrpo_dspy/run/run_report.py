@@ -31,8 +31,7 @@ ROLES = ("rollout", "validation", "test", *REFLECTIONS, "metric")
 """What LM calls are for: training rollouts, the final choice, the test set, reflections,
 judges inside metrics."""
 ERRORS_ALLOWED = 20  # so many errors never end a run by themselves, unless `max_errors` says so
-LOGGED_CHARACTERS = 500
-"""How much of a failure is logged: a message may quote a whole answer of an LM."""
+LOGGED_CHARACTERS = 500  # of a failure, whose message may quote a whole answer of an LM
 
 
 class RunReport:

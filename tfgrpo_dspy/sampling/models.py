@@ -29,8 +29,7 @@ def sampling_copy(lm: Any, rollout_id: int, temperature: float | None) -> Any:
     """A copy of the LM for one sample; `temperature` None leaves it at its own.
 
     `rollout_id` is part of DSPy's cache key only; an engine object is given a seed besides,
-    and so is an LM to which its user gave one. At temperature 0 there is only one sample, and the
-    cache may answer.
+    and so is an LM to which its user gave one. At temperature 0 there is only one sample.
     """
     changes: dict[str, Any] = {}
     if temperature is not None and allows_temperature(lm, temperature):

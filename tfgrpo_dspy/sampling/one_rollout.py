@@ -11,8 +11,7 @@ from dspy.utils.exceptions import AdapterParseError, LMError
 
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.budget.meter import Meter
-from tfgrpo_dspy.budget.metered import CallWatcher, metered
+from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
 from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction
@@ -27,7 +26,7 @@ class RolloutTask:
 
     `program` has its library baked in and is not changed; `index` is the example's position in
     its set; `temperature` None leaves every LM and predictor at its own; `score` None runs
-    without a metric. Calls are taken from `ledger`; `prices` are those of `budget.price_of`.
+    without a metric. Calls are taken from `ledger`; `prices` are those of `budget.meter`.
     """
 
     program: Any

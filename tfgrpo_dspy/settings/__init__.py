@@ -16,7 +16,7 @@ import dspy
 
 from tfgrpo_dspy.budget.ledger import Budget
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.experience.operations import Limits
+from tfgrpo_dspy.experience.values import Limits
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric

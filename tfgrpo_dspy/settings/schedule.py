@@ -13,7 +13,7 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget.prices import price_of
+from tfgrpo_dspy.budget.meter import price_of
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.gate.protocol import Gate

@@ -43,8 +43,7 @@ class Store:
     written. With `is_read_only` the folder may be one that cannot be written to.
 
     Raises:
-        StoreError: the folder cannot be made, written or read, or is of another format. What is in
-            it stays as it is.
+        StoreError: the folder cannot be made, written or read, or is of another format.
     """
 
     def __init__(
