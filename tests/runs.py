@@ -137,8 +137,6 @@ def agent_lm() -> dspy.LM:
     return scripted_lm([extract, update, ("`next_tool_name`", agent_turn), answer])
 
 
-# ---------------------------------------------------------------------- scripted scores
-
 UNPARSED = "I had rather not say."
 
 

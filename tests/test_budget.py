@@ -123,9 +123,6 @@ def test_the_history_of_a_module_is_kept_as_the_user_set_it(disabled: bool, n_en
     assert usage.n_lm_calls == 1
 
 
-# ---------------------------------------------------------------------- a real provider's way
-
-
 def test_a_call_costs_what_dspy_knows_of_its_price_and_an_answer_from_the_cache_nothing(
     server: ChatServer,
 ) -> None:
@@ -135,9 +132,6 @@ def test_a_call_costs_what_dspy_knows_of_its_price_and_an_answer_from_the_cache_
     assert (usage.prompt_tokens, usage.completion_tokens) == (1000, 100)
     assert used(lm) == Usage(n_cached_calls=1)
     lm.close()
-
-
-# ---------------------------------------------------------------------- the ledger
 
 
 TAKE: dict[str, Any] = {"max_lm_calls": Ledger.take, "max_metric_calls": Ledger.take_metric_calls}

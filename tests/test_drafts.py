@@ -62,9 +62,6 @@ def numbers(prompt: str) -> set[int]:
     return set(map(int, re.findall(r"Case (\d+):", prompt)))
 
 
-# ---------------------------------------------------------------------- what is asked
-
-
 def test_each_draft_shows_ten_examples_with_labels_all_once_before_one_comes_again() -> None:
     prompts = drafting(drafts=6).texts(DRAFT)
     assert sorted(len(numbers(prompt)) for prompt in prompts) == [4, 4, 10, 10, 10, 10]
@@ -100,9 +97,6 @@ def test_at_most_eight_examples_are_sampled_before_the_drafts_are_decided(
     training = [text for text in rollouts if min(numbers(text)) < 24]
     told = [text for text in training if any(lesson in text for lesson in LESSONS.values())]
     assert (len(training), len(training) - len(told)) == (48, 2 * without)
-
-
-# ---------------------------------------------------------------------- what becomes of it
 
 
 def test_what_one_draft_says_alone_is_left_out() -> None:

@@ -31,12 +31,7 @@ from runs import (
 from scripted import Prompt, ScriptedEngine, chat, scripted_lm
 from test_promise_deterministic import facts
 
-from tfgrpo_dspy import (
-    Gate,
-    NoGate,
-    RunFailedError,
-    SettingsError,
-)
+from tfgrpo_dspy import Gate, NoGate, RunFailedError, SettingsError
 
 __all__ = ["server"]  # a fixture
 

@@ -4,25 +4,22 @@ The rollouts are made here, without an LM: an example of kind K has its score ra
 experiences about K add. So every effect is known exactly.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import multivariate_normal, norm
 
-from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import (
-    Add,
-    Delete,
-    Evidence,
-    Experience,
-    Limits,
-    Modify,
-    Operation,
-)
+from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary
+from tfgrpo_dspy.experience.values import Add, Delete, Limits, Modify, Operation
 from tfgrpo_dspy.gate.bayesian import BayesianGate
+from tfgrpo_dspy.gate.model import Data, posterior
 from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, NoGate, RunEvidence
 
 KINDS = 5
@@ -121,9 +118,6 @@ def texts_in(library: ExperienceLibrary) -> list[str]:
 
 def texts_of(library: ExperienceLibrary) -> set[str]:
     return set(texts_in(library))
-
-
-# ---------------------------------------------------------------------- what stays, what leaves
 
 
 @pytest.mark.parametrize("wording", WORDINGS)
@@ -261,7 +255,39 @@ def test_any_scores_give_a_decision_that_does_not_depend_on_how_it_was_asked(
     assert set(ids) | decision.dropped.keys() == {"E1", "E2", "E3"}
 
 
-# ---------------------------------------------------------------------- who is given what
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.floats(0, 1)), min_size=1),
+    tells=st.booleans(),
+)
+@settings(deadline=None)
+def test_an_effect_is_what_the_model_says_by_its_definition(rows: Any, tells: bool) -> None:
+    near = np.array([0.0, 0.3, 0.7, 1.0])
+    example, given_it, y = map(np.array, zip(*rows, (0, False, 3.0), strict=True))
+    scale = float(y.std())
+    cells = [y[(example == e) & (given_it == g)] for e in range(4) for g in (False, True)]
+    within = sum(((cell - cell.mean()) ** 2).sum() for cell in cells if len(cell))
+    n_cells = sum(len(cell) > 0 for cell in cells)
+    noise = (within + 5 * (0.8 * scale) ** 2) / (len(y) - n_cells + 5)
+    x = np.column_stack([given_it, given_it * near[example], np.ones(len(y))])
+    ease = 0.25 * scale**2 * (example[:, None] == example) + noise * np.eye(len(y))
+    centre = np.array([0.0 if tells else -0.1, 0.4 if tells else 0.2, y.mean() / scale]) * scale
+    asked = np.array([1.0, near.mean(), 0.0])
+    logs, means, sds = [], [], []
+    for local, broad in itertools.product((0.2, 0.5, 1.0), (0.01, 0.05, 0.15, 0.3)):
+        elsewhere = min(0.02, broad) ** 2 if tells else broad**2 + 0.1**2
+        prior = np.diag([elsewhere, local**2 + 0.4**2, 1.0]) * scale**2
+        spread = x @ prior @ x.T + ease
+        gain = np.linalg.solve(spread, x @ prior).T
+        logs.append(multivariate_normal(x @ centre, spread).logpdf(y))
+        means.append(asked @ (centre + gain @ (y - x @ centre)))
+        sds.append(np.sqrt(asked @ (prior - gain @ x @ prior) @ asked))
+    share = np.exp(np.array(logs) - max(logs)) / np.exp(np.array(logs) - max(logs)).sum()
+    mean = share @ means
+    price = (0.03 if tells else 0.01) * scale
+    expected = mean, np.sqrt(share @ (np.square(sds) + (means - mean) ** 2))
+    chance = share @ norm.cdf((np.array(means) - price) / sds)
+    found = posterior(Data(example, y, given_it[:, None], near[None], np.array([tells])))
+    assert [float(each[0]) for each in found] == pytest.approx([*expected, chance], abs=1e-6)
 
 
 def test_uncertain_advice_is_in_some_rollouts_of_a_group_and_settled_advice_in_all() -> None:

@@ -235,9 +235,6 @@ def test_what_a_program_remembers_of_earlier_calls_does_not_count() -> None:
     assert digest_of(dspy.ChainOfThought("question -> answer")) == before
 
 
-# ---------------------------------------------------------------------- LMs and secrets
-
-
 def api_lm(**kwargs: Any) -> Any:
     given = {"api_key": "sk-one-two-three", "temperature": 0.5, **kwargs}
     return dspy.LM("openai/gpt-4o-mini", **given)

@@ -131,9 +131,6 @@ def test_a_refused_key_ends_the_run_and_a_rate_limit_does_not(place: str) -> Non
     assert run(slow_down).results.failures == failures
 
 
-# ---------------------------------------------------------------------- programs
-
-
 class Arrays(dspy.Module):
     """Answers with an array."""
 

@@ -15,14 +15,7 @@ from typing import Any
 
 import pytest
 from dspy import lm15
-from runs import (
-    ADVICE,
-    learned,
-    library_texts,
-    polite_lm,
-    polite_rules,
-    predictor,
-)
+from runs import ADVICE, learned, library_texts, polite_lm, polite_rules, predictor
 from scripted import EXTRACT, UPDATE, Prompt, scripted_lm
 
 from tfgrpo_dspy import RunFailedError, best_so_far

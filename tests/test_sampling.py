@@ -16,8 +16,7 @@ from scripted import Prompt, chat, scripted_lm
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout, Step
-from tfgrpo_dspy.sampling.models import sampling_copy
-from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout, sampling_copy
 
 EXAMPLE = dspy.Example(question="why?", answer="yes").with_inputs("question")
 BECAUSE = [("question", chat(answer="yes"))]

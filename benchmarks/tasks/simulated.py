@@ -34,16 +34,7 @@ from typing import Any
 
 import dspy
 from simlm import Parameters, SimulatedEngine, policy_lm, reflection_lm
-from simlm_world import (
-    CLAIM,
-    INSTRUCTION,
-    UNPLACEABLE,
-    WORDINGS,
-    World,
-    cases_in,
-    draw,
-    pick,
-)
+from simlm_world import CLAIM, INSTRUCTION, UNPLACEABLE, WORDINGS, World, cases_in, draw, pick
 
 from tasks import Task
 

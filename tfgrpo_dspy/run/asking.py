@@ -20,7 +20,7 @@ from tfgrpo_dspy.reflection.texts import as_input, describe_program
 from tfgrpo_dspy.rollout import Failure, Usage, rollout_id_for
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.sampling.models import sampling_copy
+from tfgrpo_dspy.sampling.one_rollout import sampling_copy
 from tfgrpo_dspy.store.records import reading
 
 Inputs = Mapping[str, Any]

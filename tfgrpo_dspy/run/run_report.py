@@ -14,13 +14,7 @@ from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision
-from tfgrpo_dspy.results import (
-    REFLECTIONS,
-    GroupRecord,
-    OperationRecord,
-    RunResults,
-    UpdateRecord,
-)
+from tfgrpo_dspy.results import REFLECTIONS, GroupRecord, OperationRecord, RunResults, UpdateRecord
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
 from tfgrpo_dspy.settings.schedule import RunSettings

@@ -1,5 +1,6 @@
 """One rollout: running the program on an example, and scoring what comes out."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -7,7 +8,7 @@ from typing import Any
 
 import dspy
 from dspy.utils.callback import BaseCallback
-from dspy.utils.exceptions import AdapterParseError, LMError
+from dspy.utils.exceptions import AdapterParseError, LMConfigurationError, LMError
 
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.ledger import Ledger
@@ -15,9 +16,8 @@ from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
 from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
 from tfgrpo_dspy.metric import ScoringFunction
-from tfgrpo_dspy.rollout import Failure, Rollout, Step
+from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Rollout, Step
 from tfgrpo_dspy.sampling.fields import as_fields, as_text, copied_example
-from tfgrpo_dspy.sampling.models import sampling_copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,39 @@ class _Run:
             name, outputs = self.names.get(id(caller), "predictor"), {"unparsed answer": answer}
             steps.append(Step("predictor", name, {"prompt": prompt}, outputs, failure.message))
         return tuple(steps)
+
+
+def allows_temperature(lm: Any, temperature: float) -> bool:
+    """Whether DSPy would build this LM with that temperature; reasoning models allow none."""
+    if not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
+        return True
+    return _can_be_built(lm.model, lm.model_type, temperature)
+
+
+@functools.cache
+def _can_be_built(model: str, model_type: Any, temperature: float) -> bool:
+    try:
+        dspy.LM(model, model_type=model_type, temperature=temperature)
+    except LMConfigurationError:
+        return False
+    return True
+
+
+def sampling_copy(lm: Any, rollout_id: int, temperature: float | None) -> Any:
+    """A copy of the LM for one sample; `temperature` None leaves it at its own.
+
+    `rollout_id` is part of DSPy's cache key only; an engine object is given a seed besides,
+    and so is an LM to which its user gave one. At temperature 0 there is only one sample.
+    """
+    changes: dict[str, Any] = {}
+    if temperature is not None and allows_temperature(lm, temperature):
+        changes["temperature"] = temperature
+    if {**getattr(lm, "kwargs", {}), **changes}.get("temperature") != 0:
+        changes["rollout_id"] = rollout_id
+        has_engine_object = not isinstance(getattr(lm, "engine", "none"), str)
+        if has_engine_object or lm.kwargs.get("seed") is not None:
+            changes["seed"] = rollout_id % SEED_RANGE
+    return lm.copy(**changes)
 
 
 def _failure_of(error: BaseException) -> Failure:

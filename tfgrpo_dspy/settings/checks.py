@@ -17,7 +17,7 @@ from tfgrpo_dspy.experience.programs import language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling.models import allows_temperature
+from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, Settings, refuse
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive, one_rollout, plan_of
 from tfgrpo_dspy.store.identity import Unseen, digest, object_identity
