@@ -11,8 +11,8 @@ Run it on a quiet machine. Prints a table with the bars and writes `results/spee
 - *others*: the same for GEPA, SIMBA and MIPROv2 on 5,000 examples, one round, beside one epoch of
   this optimizer.
 - *staleness*: each LM call takes a lognormal time (median 50 ms, sigma 1). 100 examples, groups of
-  5, batches of 25, 3 epochs, no gate, 16 threads: the share of the threads' time that is used, with
-  batches whose library is 0, 1 or 2 updates old; the mean of three seeds.
+  5, batches of 25, 3 epochs, no gate, one validation example, 16 threads: the share of the threads'
+  time that is used, with batches whose library is 0, 1 or 2 updates old; the mean of three seeds.
 - *replay*: a run of 10,000 rollouts is recorded, then replayed offline in another process.
 - *processes*: rollouts a second with an executor of one process per core.
 - *code*: files, functions and classes of the package that a compile of 30 examples in memory runs.
@@ -123,13 +123,15 @@ def policy(engine: CannedEngine) -> dspy.LM:
     return dspy.LM("canned/policy", engine=engine, temperature=0.7, cache=False)
 
 
-def compiled(engine: CannedEngine, cases: Sequence[dspy.Example], **settings: Any) -> Any:
+def compiled(
+    engine: CannedEngine, cases: Sequence[dspy.Example], valset: Any = None, **settings: Any
+) -> Any:
     """Our whole compile; what is not in `settings` is at its default."""
     settings = {"num_threads": THREADS, "progress": False, **settings}
     reflection = dspy.LM("canned/reflection", engine=engine, temperature=1.0, cache=False)
     with dspy.context(lm=policy(engine), adapter=dspy.ChatAdapter()):
         optimizer = TrainingFreeGRPO(metric, reflection_lm=reflection, **settings)
-        return optimizer.compile(student(), trainset=list(cases))
+        return optimizer.compile(student(), trainset=list(cases), valset=valset)
 
 
 def bare(cases: Sequence[dspy.Example], n_calls: int) -> None:
@@ -235,9 +237,9 @@ def staleness() -> list[Row]:
                 "seed": seed,
             }
             settings |= {"gate": NoGate(), "reflection": Reflection(drafts=0)}
-            execution = Execution(max_staleness=k)
-            cases = examples(100)
-            wall, _ = clocked(lambda: compiled(engine, cases, execution=execution, **settings))  # noqa: B023
+            settings |= {"execution": Execution(max_staleness=k)}
+            sets = examples(100), examples(1, 10**6)
+            wall, _ = clocked(lambda: compiled(engine, *sets, **settings))  # noqa: B023
             used.append(engine.slept_s / (THREADS * wall))
         rows.append({"what": f"staleness {k}", "utilisation": fmean(used), "bar": f"{bar}"})
     return rows
