@@ -181,7 +181,7 @@ def test_a_rollout_that_hangs_costs_itself_only_and_is_not_started_again(hanging
 
     before = hanging(some_of_question_1)
     lm = polite_lm(before=before)
-    optimized = learned(lm=lm, rollout_timeout_s=0.5)
+    optimized = learned(lm=lm, rollout_timeout_s=1.0)
     results = optimized.detailed_results
     assert results.failures == {"timeout": len(before.hung)}
     assert len(before.hung) >= 1
