@@ -145,8 +145,8 @@ def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Mat
     share = np.exp(np.array(logs) - max(logs))
     share /= share.sum()
     price = np.where(data.tells, TOLD_PRICE, PRICE) * scale
-    posterior = _mixture(share, np.array(means), roots, price)
-    return posterior, parts @ (share @ np.array(weights))
+    total = parts @ (share @ np.array(weights))
+    return _mixture(share, np.array(means), roots, price), total
 
 
 def _mixture(share: Matrix, means: Matrix, roots: list[Matrix], price: Matrix) -> Posterior:
