@@ -53,7 +53,7 @@ class Rollouts:
         self._students = {False: run.student}
         if demos:
             self._students[True] = with_demos(run.student, demos)
-        self._program = functools.lru_cache(KEPT_PROGRAMS)(self._made)
+        self._program = functools.lru_cache(KEPT_PROGRAMS)(self._prepared)
         self._prices = run.settings.execution.prices or {}
         self._bundles = {
             has_demos: packed_bundle(student, self._metric, temperature, self._prices)
@@ -145,7 +145,7 @@ class Rollouts:
         work = functools.partial(run_rollout, task)
         return run.loop.submit(lambda: run.loop.in_thread(work), priority, keep)
 
-    def _made(self, library: ExperienceLibrary, has_demos: bool) -> tuple[Any, str, bytes]:
+    def _prepared(self, library: ExperienceLibrary, has_demos: bool) -> tuple[Any, str, bytes]:
         """The program with this library; its digest; the library, packed for other processes."""
         program = self.bake(library, has_demos)
         sent = packed(library, "the library") if self._bundles else b""

@@ -25,7 +25,7 @@ OF_ONE_CALL = frozenset(
     "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905
 )
 """DSPy settings that belong to the call they were made for, not to the user's context."""
-KEPT_BUNDLES, KEPT_PROGRAMS = 8, 64
+KEPT = 8  # bundles, and programs of each; both may be large
 
 
 def packed_bundle(
@@ -105,8 +105,8 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
     if _was_started_before(name):
         return Reply(was_started_before=True)
     try:
-        _, score, context, temperature, prices, secrets = _unpacked(request.bundle)
-        program = _program(request.bundle, request.library)
+        program_with, score, context, temperature, prices, secrets = _unpacked(request.bundle)
+        program = program_with(request.library)
         example, index, rollout_id = cloudpickle.loads(request.sample)
     except Exception as error:  # noqa: BLE001 - the reply says it
         message = (
@@ -126,18 +126,18 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
     )
 
 
-@functools.lru_cache(KEPT_BUNDLES)
+@functools.lru_cache(KEPT)
 def _unpacked(bundle: bytes) -> tuple[Any, ...]:
-    """What a bundle holds, and the secrets of this machine, which the run does not know."""
+    """What a bundle holds (the program by library), and the secrets of this machine."""
     student, metric, context, temperature, prices = cloudpickle.loads(bundle)
     score = None if metric is None else adapt_metric(metric)
     secrets = known_secrets([*language_models(student), *held_lms(metric), context["lm"]])
-    return student, score, context, temperature, prices, secrets
 
+    @functools.lru_cache(KEPT)
+    def program_with(library: bytes) -> Any:
+        return cloudpickle.loads(library).bake(student)
 
-@functools.lru_cache(KEPT_PROGRAMS)
-def _program(bundle: bytes, library: bytes) -> Any:
-    return cloudpickle.loads(library).bake(_unpacked(bundle)[0])
+    return program_with, score, context, temperature, prices, secrets
 
 
 def _was_started_before(name: str) -> bool:
