@@ -121,18 +121,18 @@ def test_a_stopped_run_records_what_comes_soon_and_begins_nothing_more() -> None
     assert sorted(begun) == sorted(recorded) == [0, 1]
 
 
-@pytest.mark.parametrize("n_hung", [1, 30])
+@pytest.mark.parametrize("n_hung", [1, 12])
 def test_a_task_that_takes_too_long_is_an_error_and_its_slot_is_free(n_hung: int) -> None:
-    loop, released = Loop(Ledger(), 3, timeout_s=0.1), threading.Event()
+    loop, released = Loop(Ledger(), 3, timeout_s=0.4), threading.Event()
     together = threading.Barrier(3)
 
     async def all_of(works: list[Callable[[], Any]]) -> list[Any]:
         return [await task for task in [submitted(loop, w, (0,), as_it_is) for w in works]]
 
     hung = loop.run(all_of([lambda: released.wait(60)] * n_hung))
-    assert {str(result) for result in hung} == {"took over 0.1 s"}
+    assert {str(result) for result in hung} == {"took over 0.4 s"}
     assert [type(result) for result in hung] == [TimeoutError] * n_hung
-    wide = loop.run(all_of([lambda: together.wait(0.09)] * 3))  # while the others still hang
+    wide = loop.run(all_of([lambda: together.wait(0.35)] * 3))  # while the others still hang
     assert sorted(wide) == [0, 1, 2]
     released.set()
 
