@@ -68,7 +68,7 @@ def optimizer_for(given: argparse.Namespace) -> TrainingFreeGRPO:
         max_lm_calls=MAX_LM_CALLS,
         max_experiences=5,
         reflection=Reflection(
-            extract=ExtractAdvantage(LessonsFromFeedback, SMALL_MODEL),
+            extract=ExtractAdvantage(LessonsFromFeedback, SMALL_MODEL, groups_per_call=1),
             update=AddLessons(),
             max_experience_words=12,
         ),

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO
+from tfgrpo_dspy import Execution, ExtractAdvantage, Reflection, TrainingFreeGRPO
 from tfgrpo_dspy.settings import PaperReflection
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 
+ONE_GROUP = ExtractAdvantage(groups_per_call=1)
 SMALL = {"group_size": 5, "epochs": 3, "max_demos": 0, "drafts": 0, "max_staleness": 1}
+SMALL |= {"extract": ONE_GROUP}
 OF_REFLECTION = {field.name for field in fields(PaperReflection)}
 OF_EXECUTION = {field.name for field in fields(Execution)}
 
@@ -25,7 +27,7 @@ def grouped(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def grpo(metric: Callable[..., Any] | None, **given: Any) -> TrainingFreeGRPO:
-    """Groups of 5, 3 epochs, no drafts, no demos, staleness 1; what is given wins.
+    """Groups of 5, each in a call; 3 epochs, no drafts, no demos, staleness 1; what is given wins.
 
     The fields of `Reflection` and `Execution` are given by their own names.
     """

@@ -71,9 +71,9 @@ def test_a_gate_is_told_of_every_group_of_the_run_in_the_order_of_the_updates(
     num_threads: int,
 ) -> None:
     gate = Own()
-    program = compiled(world(), gate=gate, num_threads=num_threads, **{**SMALL, "epochs": 3})
+    program = compiled(world(), gate=gate, num_threads=num_threads, **{**SMALL, "epochs": 2})
     updates = program.detailed_results.updates
-    assert len(gate.told) == len(updates) == 6
+    assert len(gate.told) == len(updates) == 4
     recorded = [(g.example, score) for u in updates for g in u.groups for score in g.scores]
     for number, evidence in enumerate(gate.told, start=1):
         seen = [(rollout.example, rollout.score) for rollout in evidence.rollouts]

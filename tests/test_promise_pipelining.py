@@ -177,15 +177,14 @@ def test_the_rollouts_of_a_batch_see_the_library_of_so_many_updates_before(
 def test_lessons_come_in_the_order_of_the_groups_though_the_last_group_is_done_first(
     staleness: int, answers: Callable[[Prompt], str], batches: list[list[int]]
 ) -> None:
-    """And a lesson is drawn while other rollouts of its batch still run."""
-    was_extracted = {last: threading.Event() for _, last in batches}
-    waits_for = {first: was_extracted[last] for first, last in batches}
+    was_begun = {last: threading.Event() for _, last in batches}
+    waits_for = {first: was_begun[last] for first, last in batches}
     in_vain: list[int] = []
 
     def before(prompt: Prompt) -> None:
-        if kind_of(prompt) == "E" and example_of(prompt) in was_extracted:
-            was_extracted[example_of(prompt)].set()
         example = trained_on(prompt)
+        if example in was_begun:
+            was_begun[example].set()
         if example in waits_for and not waits_for[example].wait(WAIT_S):
             in_vain.append(example)
 

@@ -78,6 +78,21 @@ def test_groups_that_can_teach_are_sent_to_extract_advantage(
     assert sent == [f"question: question {i}" for i, use in enumerate(uses) if "no" not in use]
 
 
+def test_two_groups_that_teach_share_a_call_in_the_order_of_the_batch() -> None:
+    rows = [["1", "0"], ["1", "0"], ["1", "1"], ["1", "0"]]
+    trainset = [labelled(f"question {i}", f"label {i}")[0] for i in range(4)]
+    run = Run(rows, extract=ExtractAdvantage(), trainset=trainset, batch_size=4)
+    a, b, c = (g.example for g in run.results.updates[0].groups if g.used_as == "contrast")
+    two = f"Example 1\nquestion: question {a}\n\nExample 2\nquestion: question {b}"
+    shown = {section(prompt, "example"): prompt for prompt in run.texts(EXTRACT)}
+    assert shown.keys() == {two, f"question: question {c}"}
+    assert section(shown[two], "expected").splitlines()[-2:] == ["Example 2", f"answer: label {b}"]
+    parts = re.findall(r"(?m)^(?:Example|Attempt) \d", section(shown[two], "attempts"))
+    assert parts == ["Example 1", *(attempts := ["Attempt 1", "Attempt 2"]), "Example 2", *attempts]
+    (experience,) = run.results.library["experiences"]
+    assert [evidence["example"] for evidence in experience["evidence"]] == [a, b, c]
+
+
 @pytest.mark.parametrize(
     ("failure", "scores", "use", "kind"),
     [
@@ -99,6 +114,13 @@ def test_a_run_ends_after_an_epoch_that_had_nothing_to_teach() -> None:
     run = Run([["1", "1"]] * 4, epochs=9, batch_size=2, max_staleness=0)
     assert len(run.results.updates) == 2
     assert run.results.ended_because == "no group of a whole epoch had anything to teach"
+
+
+@pytest.mark.parametrize("gate", [Gate(), NoGate()])
+def test_a_measured_run_ends_when_its_result_has_not_changed_for_two_epochs(gate: Gate) -> None:
+    schedule: dict[str, Any] = {"epochs": 3, "batch_size": 2, "max_staleness": 0}
+    run = Run([["1", "0"]] * 4, gate=gate, valset=labelled("question 9", "1"), **schedule)
+    assert len(run.results.updates) == (5 if gate.measures else 6), "the first adds the lesson"
 
 
 # ---------------------------------------------------------------------- what ExtractAdvantage sees

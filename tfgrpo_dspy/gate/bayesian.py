@@ -11,7 +11,7 @@ from scipy.special import ndtr
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add, Delete, Experience, Modify
-from tfgrpo_dspy.gate.model import PRICE, Data, above_zero, posterior, score_sd
+from tfgrpo_dspy.gate.model import PRICE, TOLD_PRICE, Data, above_zero, posterior, score_sd
 from tfgrpo_dspy.gate.protocol import (
     Advice,
     Belief,
@@ -82,7 +82,7 @@ class BayesianGate(Gate):
             dropped=dropped,
             beliefs=beliefs,
             rivals={id_: rival for id_, rival in rivals.items() if id_ in kept},
-            is_open=gain > price,  # what is expected of knowing every effect on trial
+            is_open=gain > TOLD_PRICE * sd,  # what is expected of knowing every effect on trial
         )
 
     def assign(self, plan: GroupPlan) -> Sequence[ExperienceLibrary]:

@@ -10,7 +10,6 @@ from typing import Any
 import dspy
 from dspy import lm15
 
-from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.local.contexts import model_path, opened_model
 
 # Settings that llama.cpp has under the same name.
@@ -31,8 +30,8 @@ def local_lm(
 ) -> dspy.LM:
     """A `dspy.LM` that runs a GGUF model in this process, and opens the model.
 
-    With a seed (`lm.copy(seed=5)`), the same request gives the same text, whatever else runs; n > 1
-    is refused. This was measured with the default model; for another,
+    With a seed (`lm.copy(seed=5)`), the same request gives the same text, whatever else runs; so
+    all texts of `n=2` are equal. This was measured with the default model; for another,
     `prompt_cache=lm15.CacheConfig(mode="off")` makes sure, but each prompt is then read from its
     beginning. Without a seed, every call is a new sample, unless DSPy's cache holds the answer.
 
@@ -54,7 +53,7 @@ def local_lm(
     """
     engine = LlamaEngine(None if gguf is None else str(gguf), n_parallel, n_ctx, n_threads)
     opened_model(astuple(engine))
-    return _LocalLM(
+    return dspy.LM(
         f"local/{model_path(engine.gguf).stem}@{engine.fingerprint[:8]}",
         engine=engine,
         async_engine=AsyncLlamaEngine(**engine.dump_state()),
@@ -63,22 +62,6 @@ def local_lm(
         cache=cache,
         **{"num_retries": 0, **lm_kwargs},
     )
-
-
-class _LocalLM(dspy.LM):
-    """A `dspy.LM` that refuses n > 1 with a seed: DSPy sends an engine n equal requests for it."""
-
-    def __call__(self, prompt: Any = None, **kwargs: Any) -> Any:
-        return super().__call__(prompt, **self._checked(kwargs))
-
-    async def acall(self, prompt: Any = None, **kwargs: Any) -> Any:
-        return await super().acall(prompt, **self._checked(kwargs))
-
-    def _checked(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        n, seed = ({**self.kwargs, **kwargs}.get(name) for name in ("n", "seed"))
-        if seed is not None and (n or 1) > 1:
-            raise SettingsError(f"n={n}, seed={seed}: all texts would be equal; omit one of them")
-        return kwargs
 
 
 @dataclass(frozen=True)

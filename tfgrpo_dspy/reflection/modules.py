@@ -85,6 +85,10 @@ class ExtractAdvantage(_ReflectionModule):
         adapter: see `dspy.Adapter`; small models are helped by `tfgrpo_dspy.local.PlainAdapter`.
         attempts_tokens: how many tokens (estimated) the attempts of one call may have together;
             the trajectories of longer ones are summarised.
+        groups_per_call: how many groups one call is shown.
+
+    Raises:
+        ValueError: `groups_per_call` is below 1.
     """
 
     default_signature = signatures.CompareAttempts
@@ -94,10 +98,14 @@ class ExtractAdvantage(_ReflectionModule):
         signature: Any = None,
         adapter: dspy.Adapter | None = None,
         attempts_tokens: int = 12_000,
+        groups_per_call: int = 2,
     ) -> None:
+        if groups_per_call < 1:
+            raise ValueError(f"groups_per_call={groups_per_call}: pass 1 or more.")
         super().__init__(signature, adapter)
         self.ask_unscored = dspy.Predict(signature or signatures.CritiqueAttempts)
         self.attempts_tokens = attempts_tokens
+        self.groups_per_call = groups_per_call
 
 
 class DraftLessons(_ReflectionModule):

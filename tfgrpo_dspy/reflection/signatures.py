@@ -39,11 +39,11 @@ class _ForLessons(dspy.Signature):
 
 
 class CompareAttempts(_ForLessons):
-    """Compare several attempts of a program at the same example, and write lessons for the program.
+    """Compare the attempts of a program at the same example, and write lessons for the program.
 
-    The program was run several times on the same inputs. A metric gave each attempt a score; a
-    higher score is better. The advantage of an attempt says how far its score is above (+) or below
-    (-) the mean of the attempts at this example, in standard deviations.
+    The program was run several times on each example. A metric gave each attempt a score; a higher
+    score is better. The advantage of an attempt says how far its score is above (+) or below (-)
+    the mean of the attempts at the same example, in standard deviations.
 
     The experiences below were in the program's prompt. Where attempts say, for instance, "with E2"
     and "without E2", only some of them were given experience E2. If those with it score better, or
@@ -51,13 +51,14 @@ class CompareAttempts(_ForLessons):
 
     First write semantic_advantage: what did the better attempts do that the worse ones did not?
     Name the step that made the difference. If no attempt is good, say what all of them missed.
+    Where there are several examples, do so for each.
 
     Then write lessons, each on a line of its own:
     - "When <condition>, <advice>.", or only the advice if it always applies.
     - Concrete: somebody who has not seen these attempts knows what to do.
     - A rule or a fact that helps on similar examples. Facts that hold in general are welcome (what
-      a policy says, what a word means, which format is wanted). The answer to this one example is
-      not a lesson.
+      a policy says, what a word means, which format is wanted). The answer to one example is not
+      a lesson.
     - Supported by the attempts, and not yet among the experiences.
     - If it is for one predictor only, begin the line with the predictor's name in square brackets.
 
@@ -82,10 +83,10 @@ class CompareAttempts(_ForLessons):
 
 
 class CritiqueAttempts(_ForLessons):
-    """Criticise several attempts of a program at the same example, and write lessons for it.
+    """Criticise the attempts of a program at the same example, and write lessons for it.
 
-    The program was run several times on the same inputs. Nobody knows the right answer, and there
-    is no score. The answer that most attempts give is likely, but not certain, to be right.
+    The program was run several times on each example. Nobody knows the right answer, and there is
+    no score. The answer that most attempts give is likely, but not certain, to be right.
 
     The experiences below were in the program's prompt. Where attempts say, for instance, "with E2"
     and "without E2", only some of them were given experience E2.
@@ -97,7 +98,7 @@ class CritiqueAttempts(_ForLessons):
     - "When <condition>, <advice>.", or only the advice if it always applies.
     - Concrete: somebody who has not seen these attempts knows what to do.
     - A rule or a fact that helps on similar examples. Facts that hold in general are welcome. The
-      answer to this one example is not a lesson.
+      answer to one example is not a lesson.
     - It mends a fault that you can point to, and is not yet among the experiences.
     - If it is for one predictor only, begin the line with the predictor's name in square brackets.
 

@@ -79,6 +79,12 @@ def attempt_text(rollout: Rollout, steps: str | None = None) -> str:
     return "\n".join(parts) or "(no outputs)"
 
 
+def by_example(parts: Sequence[str]) -> str:
+    """The parts, each below the number of its example; one alone has no number."""
+    numbered = (f"Example {n}\n{part}" for n, part in enumerate(parts, start=1))
+    return "\n\n".join(numbered if len(parts) > 1 else parts)
+
+
 def feedback_text(group: Group) -> str:
     """What the metric, or an error of the program, says of the worst attempt; "" if nothing."""
     worst = min(group.rollouts, key=lambda rollout: rollout.score or 0.0)

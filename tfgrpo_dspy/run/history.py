@@ -27,6 +27,7 @@ from tfgrpo_dspy.sampling.demos import BestRollouts
 from tfgrpo_dspy.sampling.fields import as_fields
 
 MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly teach what they say
+UNCHANGED_EPOCHS = 2  # after so many without a change of the result no more is expected
 
 
 class History:
@@ -89,8 +90,8 @@ class History:
         decision = self.decisions[self.n_awaited(update)]
         if update < self._n_drafts:
             return Batch(update, 0, (), decision, is_draft=True)
-        if self._teaches_no_more(update):
-            report.ended_because = "no group of a whole epoch had anything to teach"
+        if finished := self._why_finished(update):
+            report.ended_because = finished
             return None
         epoch, index = divmod(update - self._n_drafts, self._n_batches)
         order = list(self._training)
@@ -104,16 +105,20 @@ class History:
             return None
         return Batch(update, epoch, tuple(examples[: int(min(n, self._size))]), decision)
 
-    def _teaches_no_more(self, update: int) -> bool:
-        """Whether the latest epoch taught nothing, and no experience is worth more rollouts."""
-        n_known, updates = self._n_known(update), self._run.report.updates
-        last = range(n_known)[-self._n_batches :]
-        if len(last) < self._n_batches or self.decisions[n_known].is_open:
-            return False
-        return not any(
-            self.batches[k].is_draft or any(g.used_as in TEACHING for g in updates[k].groups)
-            for k in last
-        )
+    def _why_finished(self, update: int) -> str:
+        """Why no more is to be expected of further updates; "" if more is."""
+        n_known, run = self._n_known(update), self._run
+        latest, n_epochs = self.decisions[n_known], (n_known - self._n_drafts) / self._n_batches
+        if latest.is_open or n_epochs < 1:
+            return ""
+        epoch = run.report.updates[n_known - self._n_batches : n_known]
+        if not any(group.used_as in TEACHING for record in epoch for group in record.groups):
+            return "no group of a whole epoch had anything to teach"
+        before = self.decisions[n_known - UNCHANGED_EPOCHS * self._n_batches : n_known]
+        is_unchanged = all(list(one.result) == list(latest.result) for one in before)
+        if run.settings.measures and n_epochs >= UNCHANGED_EPOCHS and is_unchanged:
+            return f"{UNCHANGED_EPOCHS} epochs brought nothing that a program should be given"
+        return ""
 
     def _n_affordable(self, update: int) -> tuple[float, str]:
         """How many examples the next batch may have; and the limit that says so ("": none)."""

@@ -28,18 +28,23 @@ async def extract_lessons(
     groups: Sequence[Awaitable[SampledGroup]],
     best_score: float,
 ) -> Extracted:
-    """What the groups teach; each is reflected on as soon as it is there."""
-    all_groups = client.run.loop.spawn(_all_of(groups))
-
-    async def reflected(awaited: Awaitable[SampledGroup]) -> tuple[str, Found]:
+    """What the groups teach. In the order of the batch, those that teach share calls."""
+    spawn, n_shown = client.run.loop.spawn, client.run.settings.groups_per_call
+    all_groups = spawn(_all_of(groups))
+    uses: list[str] = []
+    calls: list[Awaitable[Found]] = []
+    shown: list[SampledGroup] = []
+    for awaited in groups:
         sampled = await awaited
-        use = await _use_of(client.run, sampled.group, best_score, all_groups)
-        return use, await _lessons_of(client, batch, sampled) if use in TEACHING else ([], [])
-
-    uses, found = zip(*await client.at_once(map(reflected, groups)), strict=True)
+        uses.append(await _use_of(client.run, sampled.group, best_score, all_groups))
+        shown += [sampled] * (uses[-1] in TEACHING)
+        if shown and (len(shown) == n_shown or len(uses) == len(groups)):
+            calls.append(spawn(_lessons_of(client, batch, shown)))
+            shown = []
+    found = [await call for call in calls]
     lessons = merge_lessons(lesson for taken, _ in found for lesson in taken)
     refused = tuple(text for _, refused in found for text in refused)
-    return Extracted(tuple(lessons), refused, tuple(await all_groups), uses)
+    return Extracted(tuple(lessons), refused, tuple(await all_groups), tuple(uses))
 
 
 async def _all_of(groups: Sequence[Awaitable[SampledGroup]]) -> list[SampledGroup]:
@@ -65,29 +70,42 @@ async def _use_of(
     return "no contrast"
 
 
-async def _lessons_of(client: ReflectionClient, batch: Batch, sampled: SampledGroup) -> Found:
-    """What ExtractAdvantage draws from a group."""
-    run, group = client.run, sampled.group
+async def _lessons_of(
+    client: ReflectionClient, batch: Batch, sampled: Sequence[SampledGroup]
+) -> Found:
+    """What ExtractAdvantage draws from groups in one call; a lesson may come from any of them."""
+    run, groups = client.run, [each.group for each in sampled]
     max_tokens = getattr(run.settings.reflection.extract, "attempts_tokens", 12_000)
-    about = _about(run, group)
-    attempts = await _attempts(client, batch, group, about, max_tokens)
+    about = [_about(run, group) for group in groups]
+    share = max_tokens // len(groups)
+    pairs = zip(groups, about, strict=True)
+    attempts = [await _attempts(client, batch, *pair, share) for pair in pairs]
 
     def inputs(halving: int) -> Inputs:
-        share = (max_tokens >> halving) // len(attempts)
-        shown = [texts.clip(text, share) if halving else text for text in attempts]
+        share = (max_tokens >> halving) // sum(map(len, attempts))
+        parts = []
+        for each, of_group in zip(sampled, attempts, strict=True):
+            shown = [texts.clip(text, share) if halving else text for text in of_group]
+            parts.append(texts.attempts_text(each.group, shown, each.libraries, batch.library))
         return {
-            **about,
+            **{name: texts.by_example([one[name] for one in about]) for name in about[0]},
             "experiences": batch.library.render() or texts.NO_EXPERIENCES,
-            "attempts": texts.attempts_text(group, shown, sampled.libraries, batch.library),
-            "feedback": texts.feedback_text(group),
-            "is_scored": bool(group.scores),
+            "attempts": texts.by_example(parts),
+            "feedback": "\n".join(filter(None, map(texts.feedback_text, groups))),
+            "is_scored": bool(groups[0].scores),
         }
 
-    answer = await client.ask_shorter("lesson", batch, group.example, inputs)
-    ids = tuple(rollout.rollout_id for rollout in group.rollouts)
-    scores = tuple(rollout.score for rollout in group.rollouts)
-    evidence = Evidence(batch.update, group.example, ids, scores)
-    return _read(run, answer, [run.trainset[group.example]], evidence)
+    answer = await client.ask_shorter("lesson", batch, groups[0].example, inputs)
+    evidence = [
+        Evidence(
+            batch.update,
+            group.example,
+            tuple(rollout.rollout_id for rollout in group.rollouts),
+            tuple(rollout.score for rollout in group.rollouts),
+        )
+        for group in groups
+    ]
+    return _read(run, answer, [run.trainset[group.example] for group in groups], *evidence)
 
 
 def _about(run: RunContext, group: Group) -> dict[str, str]:
@@ -130,11 +148,11 @@ def _fields(example: Any) -> tuple[dict[str, str], dict[str, str]]:
     return as_fields(example.inputs()), as_fields(example.labels())
 
 
-def _read(run: RunContext, answer: Answer, examples: Sequence[Any], evidence: Evidence) -> Found:
+def _read(run: RunContext, answer: Answer, examples: Sequence[Any], *evidence: Evidence) -> Found:
     """The lessons of an answer about these examples."""
     example = texts.shortened(fields_text(_fields(examples[0])[0]), EXAMPLE_TOKENS)
     reason = texts.shortened(answer.explanation, REASON_TOKENS)
-    blank = Lesson("", ALL, (evidence,), reason, example)
+    blank = Lesson("", ALL, evidence, reason, example)
     guard, max_words = CopyGuard(map(_fields, examples)), run.settings.limits.max_experience_words
     tell = run.report.unknown_scope
     return lessons_in(answer.output, blank, run.predictors, guard, len(examples), max_words, tell)
@@ -155,10 +173,9 @@ async def draft_lessons(
 
         def inputs(halving: int) -> Inputs:
             share = (max_tokens >> halving) // len(labelled)
-            shown = enumerate((texts.clip(text, share) for text in labelled), start=1)
-            parts = "\n\n".join(f"Example {place}\n{text}" for place, text in shown)
+            shown = [texts.clip(text, share) for text in labelled]
             known = batch.library.render() or texts.NO_EXPERIENCES
-            return {"experiences": known, "examples": parts}
+            return {"experiences": known, "examples": texts.by_example(shown)}
 
         answer = await client.ask_shorter("draft", batch, number, inputs)
         source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging

@@ -3,6 +3,7 @@
 One message names every fault, before the first LM call.
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -140,7 +141,7 @@ class Reflection:
     """How the reflection LM is called.
 
     Args:
-        extract: draws lessons from a group; default: `ExtractAdvantage()`. This module and the
+        extract: draws lessons from groups; default: `ExtractAdvantage()`. This module and the
             next three can be replaced by any `dspy.Module` with the same fields.
         update: turns lessons into operations on the library; default: `UpdateLibrary()`.
         summarize: shortens trajectories that are too long; default: `SummarizeTrajectory()`.
@@ -180,6 +181,7 @@ class Reflection:
 class PaperReflection(Reflection):
     """The reflection of the paper, and of ablations. Not public."""
 
+    extract: Any = field(default_factory=functools.partial(ExtractAdvantage, groups_per_call=1))
     drafts: int | None = 0
     summarize_always: bool = True  # every trajectory, not only those that are too long
     failure_analysis: bool = False  # lessons also from groups that fail and have no contrast

@@ -86,8 +86,14 @@ class RunSettings(Settings):
     @property
     def schedule(self) -> dict[str, int]:
         """The derived figures by name."""
-        names = ("group_size", "batch_size", "epochs", "max_staleness", "drafts", "reserve")
-        return {name: getattr(self, name) for name in (*names, "n_validation", "max_demos")}
+        names = ("group_size", "batch_size", "epochs", "max_staleness", "drafts")
+        more = ("groups_per_call", "reserve", "n_validation", "max_demos")
+        return {name: getattr(self, name) for name in (*names, *more)}
+
+    @property
+    def groups_per_call(self) -> int:
+        """How many groups one call of `extract` is shown; a module of the user's own: 1."""
+        return getattr(self.reflection.extract, "groups_per_call", 1)
 
     @property
     def rollouts_of_update(self) -> int:
@@ -270,7 +276,8 @@ def plan_of(settings: RunSettings) -> Plan:
 
     def plan(n_updates: int) -> Plan:
         n_training = n_updates * settings.rollouts_of_update
-        n_lessons = n_updates * settings.batch_size
+        n_lessons = n_updates * math.ceil(settings.batch_size / settings.groups_per_call)
+        tokens_of_lesson = settings.groups_per_call * settings.group_size * tokens
         n_summaries = n_training if settings.reflection.summarize_always else 0
         n_updates += settings.drafts > 0
         rows = (
@@ -279,7 +286,7 @@ def plan_of(settings: RunSettings) -> Plan:
             rollouts("training rollouts", n_training),
             reflections("drafts from labels", settings.drafts, EXAMPLES_OF_DRAFT * tokens),
             reflections("summaries", n_summaries, tokens),
-            reflections("lessons", n_lessons, settings.group_size * tokens),
+            reflections("lessons", n_lessons, tokens_of_lesson),
             reflections("updates of the library", n_updates, UPDATE_TOKENS),
         )
         return Plan(rows, n_updates, settings.schedule)
