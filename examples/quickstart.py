@@ -68,8 +68,9 @@ def optimizer_for(given: argparse.Namespace) -> TrainingFreeGRPO:
         max_lm_calls=MAX_LM_CALLS,
         max_experiences=5,
         reflection=Reflection(
-            extract=ExtractAdvantage(LessonsFromFeedback, SMALL_MODEL, groups_per_call=1),
+            extract=ExtractAdvantage(LessonsFromFeedback, SMALL_MODEL),
             update=AddLessons(),
+            groups_per_call=1,
             max_experience_words=12,
         ),
         seed=given.seed,

@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from tfgrpo_dspy import Execution, ExtractAdvantage, Reflection, TrainingFreeGRPO
+from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO
 from tfgrpo_dspy.settings import PaperReflection
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 
-ONE_GROUP = ExtractAdvantage(groups_per_call=1)
 SMALL = {"group_size": 5, "epochs": 3, "max_demos": 0, "drafts": 0, "max_staleness": 1}
-SMALL |= {"extract": ONE_GROUP}
+SMALL |= {"groups_per_call": 1}
 OF_REFLECTION = {field.name for field in fields(PaperReflection)}
 OF_EXECUTION = {field.name for field in fields(Execution)}
 

@@ -34,15 +34,8 @@ from runs import (
 from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations, scripted_lm
 from test_promise_deterministic import Latency
 
-from tfgrpo_dspy import (
-    Decision,
-    ExperienceLibrary,
-    ExtractAdvantage,
-    Gate,
-    NoGate,
-    RunEvidence,
-    SettingsError,
-)
+from tfgrpo_dspy import Decision, ExperienceLibrary, ExtractAdvantage, Gate, NoGate, RunEvidence
+from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.programs import language_models
 
 MAX_TOKENS = 100
@@ -98,7 +91,6 @@ def priced(dollars: float = 1e-6) -> dict[str, Any]:
 
 HELD: dict[str, Any] = {}
 """An LM that programs and metrics know as a global."""
-
 
 SWALLOWED: dict[str, Any] = {"nothing": (), "exceptions": Exception, "everything": BaseException}
 

@@ -21,7 +21,7 @@ from runs import Pair, agent, agent_turn, is_polite, polite_answer, predictor, q
 from scripted import EXTRACT, UPDATE, Prompt, lessons, operations, scripted_lm
 from small import grpo
 
-from tfgrpo_dspy import ExtractAdvantage, NoGate
+from tfgrpo_dspy import NoGate
 
 WORDS = ("greet", "thank", "explain", "apologise", "offer help", "confirm", "repeat", "wait")
 
@@ -87,7 +87,7 @@ class LastFirst:
 
 def run(num_threads: int, before: Any = None, student: Any = None, **changes: Any) -> Any:
     chosen = {"group_size": 3, "epochs": 2, "batch_size": 3, "progress": False, "gate": NoGate()}
-    chosen |= {"extract": ExtractAdvantage()}  # two groups share a call
+    chosen |= {"groups_per_call": 2}
     optimizer = grpo(is_polite, num_threads=num_threads, **(chosen | changes))
     with dspy.context(lm=scripted_lm(chaotic_rules(), before=before)):
         return optimizer.compile(

@@ -317,7 +317,6 @@ UPDATES = {
     "unknown scope": operations({"op": "ADD", "text": "Be kind.", "scope": "nobody"}),
 }
 
-
 GATES = {"the default gate": None, "a gate that lets everything stay": Gate()}
 ODD_ANSWERS = [
     *(pytest.param({EXTRACT: text}, id=f"lesson: {name}") for name, text in NONSENSE.items()),

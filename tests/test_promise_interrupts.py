@@ -143,7 +143,6 @@ except KeyboardInterrupt:
     raise
 """
 
-
 ENDS = {"Ctrl-C": (signal.SIGINT, "interrupted\n"), "SIGTERM": (signal.SIGTERM, "")}
 
 

@@ -25,7 +25,6 @@ from tfgrpo_dspy.rollout import rollout_id_for
 WAIT_S = 10.0
 """How long a test waits for what should come; it does not come where something waits in vain."""
 
-
 GATES = {"no gate": NoGate(), "gate": Gate()}
 
 

@@ -82,10 +82,8 @@ def prompts(pattern: str, metric: Any = offers, **overrides: Any) -> list[Prompt
     )
     with dspy.context(lm=lm, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
         optimizer.compile(KNOWN.bake(SupportDesk()), trainset=[COMPLAINT])
-    return sorted(
-        (prompt for prompt in lm.engine.prompts if pattern in prompt.text),
-        key=lambda prompt: prompt.text,
-    )
+    found = [prompt for prompt in lm.engine.prompts if pattern in prompt.text]
+    return sorted(found, key=lambda prompt: prompt.text)
 
 
 def check(name: str, prompt: Prompt) -> None:

@@ -26,7 +26,12 @@ ARGUMENTS = [
 PINNED = dict.fromkeys(ARGUMENTS) | {"metric": inspect.Parameter.empty}
 PINNED |= {"max_experiences": 30, "offline": False, "seed": 0, "progress": True}
 GROUPS: dict[type, dict[str, Any]] = {
-    Reflection: {"use_labels": True, "max_experience_words": 40, "drafts": None},
+    Reflection: {
+        "use_labels": True,
+        "max_experience_words": 40,
+        "drafts": None,
+        "groups_per_call": None,
+    },
     Execution: dict.fromkeys(
         ["executor", "max_staleness", "rollout_timeout_s", "max_errors", "prices"]
     ),

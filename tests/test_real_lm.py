@@ -29,7 +29,7 @@ def test_a_run_on_a_real_lm_draws_lessons_is_never_worse_and_shows_them_as_plain
     optimizer = grpo(
         house_style,
         reflection_lm=local_lm(temperature=0.7, max_tokens=50, cache=False),
-        extract=ExtractAdvantage(LessonsFromFeedback, PlainAdapter(), groups_per_call=1),
+        extract=ExtractAdvantage(LessonsFromFeedback, PlainAdapter()),
         update=AddLessons(),
         gate=Gate(),
         group_size=3,

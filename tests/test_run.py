@@ -12,17 +12,8 @@ from runs import UNPARSED, Run, add, is_score, knowing, predictor, questions, se
 from scripted import EXTRACT, SUMMARIZE, UPDATE, Prompt, Rule, chat, lessons, operations
 from small import paper_grpo, run_settings
 
-from tfgrpo_dspy import (
-    AddLessons,
-    Decision,
-    Evidence,
-    Experience,
-    ExperienceLibrary,
-    ExtractAdvantage,
-    Gate,
-    NoGate,
-)
-from tfgrpo_dspy.experience.values import Add, Operation, Refusal
+from tfgrpo_dspy import AddLessons, Decision, ExperienceLibrary, ExtractAdvantage, Gate, NoGate
+from tfgrpo_dspy.experience.values import Add, Evidence, Experience, Operation, Refusal
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.run.asking import ReflectionClient
@@ -81,7 +72,7 @@ def test_groups_that_can_teach_are_sent_to_extract_advantage(
 def test_two_groups_that_teach_share_a_call_in_the_order_of_the_batch() -> None:
     rows = [["1", "0"], ["1", "0"], ["1", "1"], ["1", "0"]]
     trainset = [labelled(f"question {i}", f"label {i}")[0] for i in range(4)]
-    run = Run(rows, extract=ExtractAdvantage(), trainset=trainset, batch_size=4)
+    run = Run(rows, groups_per_call=2, trainset=trainset, batch_size=4)
     a, b, c = (g.example for g in run.results.updates[0].groups if g.used_as == "contrast")
     two = f"Example 1\nquestion: question {a}\n\nExample 2\nquestion: question {b}"
     shown = {section(prompt, "example"): prompt for prompt in run.texts(EXTRACT)}

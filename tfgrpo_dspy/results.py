@@ -173,10 +173,9 @@ class RunResults:
     is all advice that rollouts were given, with its effect, in the order of the first use.
     `usage` has the roles "rollout" (training), "validation", "test", those of `REFLECTIONS`,
     "metric" (LM judges), and "unfinished" for calls that came to nothing; it and `metric_calls`
-    hold what was replayed too, at what it cost when it was made. `replayed` counts, by role, what
-    was read from the run store, `failures` by kind. `nothing_learned` says in one line why the
-    result is the student ("": it is not). `library` is as in library.json; `n_demos` is how many
-    demos the result has more than the student; `schedule` holds the derived figures.
+    hold what was replayed too, at its original cost. `replayed` counts, by role, what was read
+    from the run store. `nothing_learned` says why the result is the student ("": it is not).
+    `n_demos` is how many demos the result has more than the student.
     """
 
     student: ScoreSummary | None

@@ -83,12 +83,8 @@ class ExtractAdvantage(_ReflectionModule):
     Args:
         signature: another prompt, for both; it needs an output `lessons`, `str` or `list[str]`.
         adapter: see `dspy.Adapter`; small models are helped by `tfgrpo_dspy.local.PlainAdapter`.
-        attempts_tokens: how many tokens (estimated) the attempts of one call may have together;
+        attempts_tokens: how many tokens (estimated) the attempts of a group may have together;
             the trajectories of longer ones are summarised.
-        groups_per_call: how many groups one call is shown.
-
-    Raises:
-        ValueError: `groups_per_call` is below 1.
     """
 
     default_signature = signatures.CompareAttempts
@@ -98,14 +94,10 @@ class ExtractAdvantage(_ReflectionModule):
         signature: Any = None,
         adapter: dspy.Adapter | None = None,
         attempts_tokens: int = 12_000,
-        groups_per_call: int = 2,
     ) -> None:
-        if groups_per_call < 1:
-            raise ValueError(f"groups_per_call={groups_per_call}: pass 1 or more.")
         super().__init__(signature, adapter)
         self.ask_unscored = dspy.Predict(signature or signatures.CritiqueAttempts)
         self.attempts_tokens = attempts_tokens
-        self.groups_per_call = groups_per_call
 
 
 class DraftLessons(_ReflectionModule):

@@ -25,7 +25,7 @@ _NOTHING = re.compile(
     r"|useful|general) )*lessons?(?: (?:are|is|were|can|could|to|from|here|needed|found)\b.*)?"
     r"|no (?:operations?|changes?)(?: (?:are |is )?(?:needed|necessary|required))?"
     r"|keine|nichts|aucune?|rien|ninguna?|nada|nessuna?|nenhuma?|нет|ничего|无|無|没有|沒有|なし"
-    r"|特になし|없음"
+    r"|特になし|없음|##[^#\n]*##"  # the marker of a field
 )
 _BULLET = re.compile(
     r"(?:[-*+\u2013\u2014]\s+|[\u2022\u25cf\u25aa\u2023\u30fb\u2190-\u21ff\u2500-\u27bf]\ufe0f?\s*"
@@ -55,7 +55,7 @@ _CLOSED = re.compile(r"[.!?\u3002\uff01\uff1f:\uff1a;]$")
 
 
 def is_nothing(text: str) -> bool:
-    """Whether a text only says that there is nothing: "None.", "No new lessons", "N/A", "无"."""
+    """Whether a text only says that there is nothing ("None.", "N/A", "无"), or is a marker."""
     return _NOTHING.fullmatch(text.strip(" \t\n.!-*_()[]\"'`\u3002").casefold()) is not None
 
 

@@ -70,23 +70,19 @@ async def _use_of(
     return "no contrast"
 
 
-async def _lessons_of(
-    client: ReflectionClient, batch: Batch, sampled: Sequence[SampledGroup]
-) -> Found:
+async def _lessons_of(client: ReflectionClient, batch: Batch, shown: list[SampledGroup]) -> Found:
     """What ExtractAdvantage draws from groups in one call; a lesson may come from any of them."""
-    run, groups = client.run, [each.group for each in sampled]
+    run, groups = client.run, [sampled.group for sampled in shown]
     max_tokens = getattr(run.settings.reflection.extract, "attempts_tokens", 12_000)
     about = [_about(run, group) for group in groups]
-    share = max_tokens // len(groups)
-    pairs = zip(groups, about, strict=True)
-    attempts = [await _attempts(client, batch, *pair, share) for pair in pairs]
+    attempts = [await _attempts(client, batch, group, max_tokens) for group in groups]
 
     def inputs(halving: int) -> Inputs:
-        share = (max_tokens >> halving) // sum(map(len, attempts))
         parts = []
-        for each, of_group in zip(sampled, attempts, strict=True):
-            shown = [texts.clip(text, share) if halving else text for text in of_group]
-            parts.append(texts.attempts_text(each.group, shown, each.libraries, batch.library))
+        for sampled, whole in zip(shown, attempts, strict=True):
+            share = (max_tokens >> halving) // len(whole)
+            cut = [texts.clip(text, share) if halving else text for text in whole]
+            parts.append(texts.attempts_text(sampled.group, cut, sampled.libraries, batch.library))
         return {
             **{name: texts.by_example([one[name] for one in about]) for name in about[0]},
             "experiences": batch.library.render() or texts.NO_EXPERIENCES,
@@ -95,17 +91,13 @@ async def _lessons_of(
             "is_scored": bool(groups[0].scores),
         }
 
+    def evidence(group: Group) -> Evidence:
+        scored = ((rollout.rollout_id, rollout.score) for rollout in group.rollouts)
+        return Evidence(batch.update, group.example, *zip(*scored, strict=True))
+
     answer = await client.ask_shorter("lesson", batch, groups[0].example, inputs)
-    evidence = [
-        Evidence(
-            batch.update,
-            group.example,
-            tuple(rollout.rollout_id for rollout in group.rollouts),
-            tuple(rollout.score for rollout in group.rollouts),
-        )
-        for group in groups
-    ]
-    return _read(run, answer, [run.trainset[group.example] for group in groups], *evidence)
+    examples = [run.trainset[group.example] for group in groups]
+    return _read(run, answer, examples, *map(evidence, groups))
 
 
 def _about(run: RunContext, group: Group) -> dict[str, str]:
@@ -119,7 +111,7 @@ def _about(run: RunContext, group: Group) -> dict[str, str]:
 
 
 async def _attempts(
-    client: ReflectionClient, batch: Batch, group: Group, about: Inputs, max_tokens: int
+    client: ReflectionClient, batch: Batch, group: Group, max_tokens: int
 ) -> list[str]:
     """A text for each rollout: whole where all fit, a summary where they are too long."""
     attempts = [texts.attempt_text(rollout) for rollout in group.rollouts]
@@ -134,6 +126,7 @@ async def _attempts(
         if sizes[index] <= longest:
             return text
         score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
+        about = _about(client.run, group)
         inputs = {**about, "attempt": f"{score}{texts.clip(text, max_tokens)}"}
         answer = await client.ask("summary", batch, group.example, inputs, index)
         if answer.output:

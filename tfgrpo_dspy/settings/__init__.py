@@ -3,7 +3,6 @@
 One message names every fault, before the first LM call.
 """
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -151,6 +150,7 @@ class Reflection:
         drafts: how many calls of `draft`, each with ten training examples, are made before the
             first rollout; the lessons that several of them give (or all, if none is repeated) are
             the first update. Default: derived; 0: none.
+        groups_per_call: how many groups one call of `extract` is shown. Default: derived.
 
     Raises:
         SettingsError: names every field that cannot be used.
@@ -163,6 +163,7 @@ class Reflection:
     use_labels: bool = True
     max_experience_words: Annotated[int, whole(1)] = 40
     drafts: Annotated[int | None, whole(0)] = None
+    groups_per_call: Annotated[int | None, whole(1)] = None
 
     # `PaperReflection` makes these two arguments.
     summarize_always = False
@@ -181,8 +182,8 @@ class Reflection:
 class PaperReflection(Reflection):
     """The reflection of the paper, and of ablations. Not public."""
 
-    extract: Any = field(default_factory=functools.partial(ExtractAdvantage, groups_per_call=1))
     drafts: int | None = 0
+    groups_per_call: int | None = 1
     summarize_always: bool = True  # every trajectory, not only those that are too long
     failure_analysis: bool = False  # lessons also from groups that fail and have no contrast
 

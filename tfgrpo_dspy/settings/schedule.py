@@ -33,6 +33,7 @@ MIN_STALENESS, MAX_STALENESS = 1, 4
 ROLLOUTS_PER_THREAD = 1.5
 """Of the batches that run at once: a thread that ends early finds another rollout."""
 MAX_DRAFTS, CALLS_PER_DRAFT = 12, 16
+GROUPS_PER_CALL = 2  # on simulated tasks they taught as much as one in a call; three taught less
 MAX_DEMOS = 4
 RESERVE_SHARE = 1 / 5  # the share of the budget for measuring the student and choosing the result
 MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4
@@ -45,6 +46,13 @@ COMPLETION_TOKENS = 150
 FORMAT_TOKENS = 200  # what DSPy's adapters add to a prompt
 MAX_REFLECTION_TOKENS, UPDATE_TOKENS, EXAMPLES_OF_DRAFT = 12_000, 2_000, 10
 AGENT_TURNS = 4  # how many calls an agent makes in a rollout, unless `max_iters` allows fewer
+
+
+DERIVED = (
+    *("group_size", "batch_size", "epochs", "max_staleness", "drafts", "groups_per_call"),
+    "max_demos",
+)
+"""The settings that are derived where they are not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,7 @@ class RunSettings(Settings):
     epochs: int
     max_staleness: int
     drafts: int
+    groups_per_call: int
     reserve: int
     n_validation: int
     max_demos: int
@@ -86,14 +95,7 @@ class RunSettings(Settings):
     @property
     def schedule(self) -> dict[str, int]:
         """The derived figures by name."""
-        names = ("group_size", "batch_size", "epochs", "max_staleness", "drafts")
-        more = ("groups_per_call", "reserve", "n_validation", "max_demos")
-        return {name: getattr(self, name) for name in (*names, *more)}
-
-    @property
-    def groups_per_call(self) -> int:
-        """How many groups one call of `extract` is shown; a module of the user's own: 1."""
-        return getattr(self.reflection.extract, "groups_per_call", 1)
+        return {name: getattr(self, name) for name in (*DERIVED, "reserve", "n_validation")}
 
     @property
     def rollouts_of_update(self) -> int:
@@ -110,9 +112,8 @@ def derive(settings: Settings, data: RunData) -> RunSettings:
 
     A budget that does not pay for a whole update makes the schedule smaller, or is refused.
     """
-    names = ("group_size", "batch_size", "epochs", "max_demos", "drafts", "max_staleness")
     arguments = settings.arguments
-    given = {name: arguments[name] for name in names if arguments[name] is not None}
+    given = {name: arguments[name] for name in DERIVED if arguments[name] is not None}
     if settings.metric is None or not arguments["use_labels"] or not data.has_labels:
         given["drafts"] = 0
     if not settings.measures or not data.n_validation:
@@ -155,6 +156,7 @@ def _usual(settings: Settings, data: RunData, given: dict[str, int]) -> dict[str
         "epochs": 1 if data.is_recorded else epochs,
         "max_staleness": min(MAX_STALENESS, max(MIN_STALENESS, staleness)),
         "drafts": int(min(MAX_DRAFTS, calls / CALLS_PER_DRAFT)),
+        "groups_per_call": GROUPS_PER_CALL,
         "reserve": reserve,
         "n_validation": n_validation,
         "max_demos": MAX_DEMOS,
@@ -270,14 +272,14 @@ def plan_of(settings: RunSettings) -> Plan:
     def rollouts(purpose: str, n: int) -> PlanRow:
         return PlanRow(purpose, n, n * data.calls_per_rollout, n * data.dollars_per_rollout)
 
-    def reflections(purpose: str, n: int, prompt: int) -> PlanRow:
-        prompt = min(MAX_REFLECTION_TOKENS, prompt) + FORMAT_TOKENS
+    def reflections(purpose: str, n: int, prompt: int, times: int = 1) -> PlanRow:
+        prompt = times * min(MAX_REFLECTION_TOKENS, prompt) + FORMAT_TOKENS
         return PlanRow(purpose, 0, n, _cost(lm, settings, n, prompt))
 
     def plan(n_updates: int) -> Plan:
         n_training = n_updates * settings.rollouts_of_update
-        n_lessons = n_updates * math.ceil(settings.batch_size / settings.groups_per_call)
-        tokens_of_lesson = settings.groups_per_call * settings.group_size * tokens
+        n_shown = settings.groups_per_call
+        n_lessons = n_updates * math.ceil(settings.batch_size / n_shown)
         n_summaries = n_training if settings.reflection.summarize_always else 0
         n_updates += settings.drafts > 0
         rows = (
@@ -286,7 +288,7 @@ def plan_of(settings: RunSettings) -> Plan:
             rollouts("training rollouts", n_training),
             reflections("drafts from labels", settings.drafts, EXAMPLES_OF_DRAFT * tokens),
             reflections("summaries", n_summaries, tokens),
-            reflections("lessons", n_lessons, tokens_of_lesson),
+            reflections("lessons", n_lessons, settings.group_size * tokens, n_shown),
             reflections("updates of the library", n_updates, UPDATE_TOKENS),
         )
         return Plan(rows, n_updates, settings.schedule)
