@@ -109,9 +109,9 @@ def test_a_run_ends_after_an_epoch_that_had_nothing_to_teach() -> None:
 
 @pytest.mark.parametrize("gate", [Gate(), NoGate()])
 def test_a_measured_run_ends_when_its_result_has_not_changed_for_two_epochs(gate: Gate) -> None:
-    schedule: dict[str, Any] = {"epochs": 3, "batch_size": 2, "max_staleness": 0}
-    run = Run([["1", "0"]] * 4, gate=gate, valset=labelled("question 9", "1"), **schedule)
-    assert len(run.results.updates) == (5 if gate.measures else 6), "the first adds the lesson"
+    schedule: dict[str, Any] = {"epochs": 3, "batch_size": 1, "max_staleness": 0}
+    run = Run([["1", "0"]] * 8, gate=gate, valset=labelled("question 9", "1"), **schedule)
+    assert len(run.results.updates) == (17 if gate.measures else 24), "the first adds the lesson"
 
 
 # ---------------------------------------------------------------------- what ExtractAdvantage sees

@@ -27,7 +27,8 @@ from tfgrpo_dspy.sampling.demos import BestRollouts
 from tfgrpo_dspy.sampling.fields import as_fields
 
 MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly teach what they say
-UNCHANGED_EPOCHS = 2  # after so many without a change of the result no more is expected
+UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
+"""After so many epochs, and updates, without a change of the result no more is expected."""
 
 
 class History:
@@ -108,16 +109,16 @@ class History:
     def _why_finished(self, update: int) -> str:
         """Why no more is to be expected of further updates; "" if more is."""
         n_known, run = self._n_known(update), self._run
-        latest, n_epochs = self.decisions[n_known], (n_known - self._n_drafts) / self._n_batches
-        if latest.is_open or n_epochs < 1:
+        latest, before = self.decisions[n_known], self.decisions[self._n_drafts : n_known]
+        if latest.is_open or len(before) < self._n_batches:
             return ""
         epoch = run.report.updates[n_known - self._n_batches : n_known]
         if not any(group.used_as in TEACHING for record in epoch for group in record.groups):
             return "no group of a whole epoch had anything to teach"
-        before = self.decisions[n_known - UNCHANGED_EPOCHS * self._n_batches : n_known]
-        is_unchanged = all(list(one.result) == list(latest.result) for one in before)
-        if run.settings.measures and n_epochs >= UNCHANGED_EPOCHS and is_unchanged:
-            return f"{UNCHANGED_EPOCHS} epochs brought nothing that a program should be given"
+        n = max(UNCHANGED_EPOCHS * self._n_batches, UNCHANGED_UPDATES)
+        is_unchanged = all(list(one.result) == list(latest.result) for one in before[-n:])
+        if run.settings.measures and len(before) >= n and is_unchanged:
+            return f"the last {n} updates did not change what a program would be given"
         return ""
 
     def _n_affordable(self, update: int) -> tuple[float, str]:
