@@ -133,7 +133,7 @@ class TrainingFreeGRPO(Teleprompter):
         if batch.is_draft:
             extracted = await run.draft(batch)
         else:
-            groups = run.sample(batch)  # each is reflected on as soon as it is there
+            groups = run.sample(batch)  # reflected on while later ones are made
             extracted = await run.extract(batch, groups)
         operations = await run.propose(batch, extracted)
         return await run.decide(batch, extracted, operations)

@@ -149,7 +149,7 @@ class Run:
         return await draft_lessons(self._client, batch, self._training)
 
     async def extract(self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]) -> Extracted:
-        """The lessons of the groups that can teach, each drawn as soon as its group is there."""
+        """The lessons of the groups that can teach, which share calls of the reflection LM."""
         return await extract_lessons(self._client, batch, groups, self._history.best_score(batch))
 
     async def propose(self, batch: Batch, extracted: Extracted) -> list[Operation | Refusal]:
