@@ -48,10 +48,8 @@ MAX_REFLECTION_TOKENS, UPDATE_TOKENS, EXAMPLES_OF_DRAFT = 12_000, 2_000, 10
 AGENT_TURNS = 4  # how many calls an agent makes in a rollout, unless `max_iters` allows fewer
 
 
-DERIVED = (
-    *("group_size", "batch_size", "epochs", "max_staleness", "drafts", "groups_per_call"),
-    "max_demos",
-)
+DERIVED = ("group_size", "batch_size", "epochs", "max_staleness", "drafts", "groups_per_call",
+           "max_demos")  # fmt: skip
 """The settings that are derived where they are not given."""
 
 
