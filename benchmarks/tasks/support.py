@@ -4,6 +4,7 @@ Policy and reflection LM are SmolLM2-135M inside the process. Such a model needs
 field markers, so the student brings its adapter along: it is then the same for every optimizer.
 """
 
+import os
 import random
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ N_TRAIN, N_VALIDATION = 36, 40
 MAX_TOKENS, MAX_TOKENS_OF_REFLECTION = 90, 256
 DEMO_THRESHOLD = 0.4
 """Two rules of the five: so few replies keep three that there would often be no demo at all."""
+GGUF = os.environ.get("BENCHMARK_GGUF")  # None: the file of the wheel
 PLAIN_ADAPTER = PlainAdapter()
 
 
@@ -50,11 +52,11 @@ class ReplyInPlainText(dspy.Module):
 
 
 def make_lm(seed: int) -> dspy.LM:
-    return seeded(local_lm(temperature=0.0, max_tokens=MAX_TOKENS, seed=seed))
+    return seeded(local_lm(GGUF, temperature=0.0, max_tokens=MAX_TOKENS, seed=seed))
 
 
 def make_reflection_lm(seed: int) -> dspy.LM:
-    return seeded(local_lm(temperature=0.7, max_tokens=MAX_TOKENS_OF_REFLECTION, seed=seed))
+    return seeded(local_lm(GGUF, temperature=0.7, max_tokens=MAX_TOKENS_OF_REFLECTION, seed=seed))
 
 
 def load(seed: int, data: Path | None = None) -> Task:  # noqa: ARG001 - it reads no file
