@@ -114,6 +114,8 @@ def test_a_budget_and_the_data_give_the_schedule(
         ({}, {"max_metric_calls": 200}, {"reserve": 52, "epochs": 50, "max_demos": 4}),
         ({"calls_per_rollout": 2}, {"max_lm_calls": 400}, {"reserve": 40}),
         ({}, {"batch_size": 99}, {"batch_size": 27}),
+        *(({"n_examples": 5100}, limit, {"batch_size": batch})
+          for limit, batch in (({}, 79), ({"max_lm_calls": 4000}, 16), ({"max_minutes": 2}, 8))),
         ({"n_test": 50}, {"max_lm_calls": 500}, {"group_size": 2}),
         # small budgets are fitted to a whole update, and not refused for what is assumed only
         ({"calls_per_rollout": 9}, {"max_lm_calls": 12}, {"batch_size": 2, "n_validation": 2}),

@@ -28,13 +28,14 @@ USUAL_BATCHES_PER_EPOCH, MIN_USUAL_BATCH_SIZE, MAX_USUAL_BATCH_SIZE = 8, 5, 8
 """On simulated tasks small batches learned more from the same calls."""
 USUAL_THREADS, MIN_BATCHES_PER_EPOCH = 8, 4
 """With more threads batches grow in proportion (`benchmarks/utilisation.py` compares)."""
+MAX_BATCHES_PER_EPOCH, CALLS_PER_GROUP = 64, 4
+"""With thousands of examples within reach batches grow: each decision reads all rollouts so far."""
 EPOCHS, MAX_EPOCHS_WITHIN_BUDGET = 5, 50
 MIN_STALENESS, MAX_STALENESS = 1, 4
 ROLLOUTS_PER_THREAD = 1.5
 """Of the batches that run at once: a thread that ends early finds another rollout."""
-MAX_DRAFTS, CALLS_PER_DRAFT = 12, 16
+MAX_DRAFTS, CALLS_PER_DRAFT, MAX_DEMOS = 12, 16, 4
 GROUPS_PER_CALL = 2  # on simulated tasks they taught as much as one in a call; three taught less
-MAX_DEMOS = 4
 RESERVE_SHARE = 1 / 5  # the share of the budget for measuring the student and choosing the result
 MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4
 """On how many programs the reserve runs the validation set: at least student and best library."""
@@ -42,8 +43,7 @@ USUAL_MIN_VALIDATION = 10
 """The reserve pays for so many validation examples even where its share would not."""
 MIN_GROUP_SIZE, MIN_BATCH_SIZE, MIN_VALIDATION = 2, 2, 2
 """What a small budget is reduced to at most."""
-COMPLETION_TOKENS = 150
-FORMAT_TOKENS = 200  # what DSPy's adapters add to a prompt
+COMPLETION_TOKENS, FORMAT_TOKENS = 150, 200  # DSPy's adapters add the second to a prompt
 MAX_REFLECTION_TOKENS, UPDATE_TOKENS, EXAMPLES_OF_DRAFT = 12_000, 2_000, 10
 AGENT_TURNS = 4  # how many calls an agent makes in a rollout, unless `max_iters` allows fewer
 
@@ -136,6 +136,7 @@ def _usual(settings: Settings, data: RunData, given: dict[str, int]) -> dict[str
     """The figures for a budget that is large enough."""
     n, calls = data.n_training, _calls(settings, data)
     has_budget = calls < math.inf or settings.max_cost or settings.max_minutes
+    n_within_reach = 0 if has_budget and calls == math.inf else min(n, calls / CALLS_PER_GROUP)
     epochs = MAX_EPOCHS_WITHIN_BUDGET if has_budget else EPOCHS
     reserve = MIN_PROGRAMS_MEASURED * data.n_validation
     if settings.measures:
@@ -145,7 +146,7 @@ def _usual(settings: Settings, data: RunData, given: dict[str, int]) -> dict[str
     n_validation = min(data.n_validation, reserve // MIN_PROGRAMS_MEASURED)
     sizes = {
         "group_size": 3 if calls >= CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 * n else 2,
-        "batch_size": _batch_size(n, settings.threads),
+        "batch_size": _batch_size(n, n_within_reach, settings.threads),
     } | given
     rollouts_of_batch = sizes["batch_size"] * sizes["group_size"]
     staleness = math.ceil(ROLLOUTS_PER_THREAD * settings.threads / rollouts_of_batch) - 1
@@ -181,11 +182,12 @@ def _calls(settings: Settings, data: RunData) -> float:
     return max(0, calls)
 
 
-def _batch_size(n_training: int, n_threads: int) -> int:
+def _batch_size(n_training: int, n_within_reach: float, n_threads: int) -> int:
     share = math.ceil(n_training / USUAL_BATCHES_PER_EPOCH)
     size = min(MAX_USUAL_BATCH_SIZE, max(MIN_USUAL_BATCH_SIZE, share))
     in_proportion = math.ceil(size * n_threads / USUAL_THREADS)
-    return max(size, min(in_proportion, math.ceil(n_training / MIN_BATCHES_PER_EPOCH)))
+    for_threads = min(in_proportion, math.ceil(n_training / MIN_BATCHES_PER_EPOCH))
+    return max(size, for_threads, math.ceil(n_within_reach / MAX_BATCHES_PER_EPOCH))
 
 
 def _reductions(own: RunSettings) -> Iterator[dict[str, int]]:
