@@ -283,7 +283,7 @@ def test_an_effect_is_what_the_model_says_by_its_definition(rows: Any, tells: bo
         sds.append(np.sqrt(asked @ (prior - gain @ x @ prior) @ asked))
     share = np.exp(np.array(logs) - max(logs)) / np.exp(np.array(logs) - max(logs)).sum()
     mean = share @ means
-    price = (0.03 if tells else 0.01) * scale
+    price = (0.02 if tells else 0.01) * scale
     expected = mean, np.sqrt(share @ (np.square(sds) + (means - mean) ** 2))
     chance = share @ norm.cdf((np.array(means) - price) / sds)
     found = posterior(Data(example, y, given_it[:, None], near[None], np.array([tells])))

@@ -41,7 +41,7 @@ BROAD_SPREADS = (0.01, 0.05, 0.15, 0.3)
 TOLD_BROAD_SPREAD = 0.02
 """Spread of the effect elsewhere of an experience whose text names its examples."""
 LEAST_LEFT = 0.05  # the least share of the usual effect that is expected of an experience
-PRICE, TOLD_PRICE = 0.01, 0.03
+PRICE, TOLD_PRICE = 0.01, 0.02
 """What an experience must add to be worth its tokens. More where its text names its examples: on
 each of the many others it may cost less than can be measured."""
 EASE = 0.5  # spread of the ease of examples
