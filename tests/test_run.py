@@ -69,19 +69,19 @@ def test_groups_that_can_teach_are_sent_to_extract_advantage(
     assert sent == [f"question: question {i}" for i, use in enumerate(uses) if "no" not in use]
 
 
-def test_two_groups_that_teach_share_a_call_in_the_order_of_the_batch() -> None:
-    rows = [["1", "0"], ["1", "0"], ["1", "1"], ["1", "0"]]
-    trainset = [labelled(f"question {i}", f"label {i}")[0] for i in range(4)]
-    run = Run(rows, groups_per_call=2, trainset=trainset, batch_size=4)
-    a, b, c = (g.example for g in run.results.updates[0].groups if g.used_as == "contrast")
+def test_two_groups_that_teach_share_a_call_in_the_order_of_the_batch_but_no_ninth_waits() -> None:
+    rows = [*([["1", "1"]] * 5), *([["1", "0"]] * 4)]
+    trainset = [labelled(f"question {i}", f"label {i}")[0] for i in range(9)]
+    run = Run(rows, groups_per_call=2, trainset=trainset, batch_size=9)
+    a, b, c, d = (g.example for g in run.results.updates[0].groups if g.used_as == "contrast")
     two = f"Example 1\nquestion: question {a}\n\nExample 2\nquestion: question {b}"
     shown = {section(prompt, "example"): prompt for prompt in run.texts(EXTRACT)}
-    assert shown.keys() == {two, f"question: question {c}"}
+    assert shown.keys() == {two, f"question: question {c}", f"question: question {d}"}
     assert section(shown[two], "expected").splitlines()[-2:] == ["Example 2", f"answer: label {b}"]
     parts = re.findall(r"(?m)^(?:Example|Attempt) \d", section(shown[two], "attempts"))
     assert parts == ["Example 1", *(attempts := ["Attempt 1", "Attempt 2"]), "Example 2", *attempts]
     (experience,) = run.results.library["experiences"]
-    assert [evidence["example"] for evidence in experience["evidence"]] == [a, b, c]
+    assert [evidence["example"] for evidence in experience["evidence"]] == [a, b, c, d]
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,6 @@ def test_a_budget_and_the_data_give_the_schedule(
         ({"dollars_per_rollout": 0.01}, {"max_cost": 1.0},
          {"epochs": 50, "group_size": 2, "batch_size": 5, "drafts": 6, "reserve": 20}),
         ({"dollars_per_rollout": 0.01}, {"max_cost": 0.01}, {"batch_size": 2, "n_validation": 2}),
-        ({"is_recorded": True}, {}, {"epochs": 1}),
         ({"has_labels": False}, {"drafts": 3}, {"drafts": 0}),
         ({}, {"use_labels": False}, {"drafts": 0}),
         ({"n_validation": 0}, {"max_lm_calls": 500},
@@ -113,7 +112,7 @@ def test_a_budget_and_the_data_give_the_schedule(
         ({}, {"gate": NoGate(), "max_demos": 2}, {"reserve": 26, "max_demos": 0}),
         ({}, {"max_metric_calls": 200}, {"reserve": 52, "epochs": 50, "max_demos": 4}),
         ({"calls_per_rollout": 2}, {"max_lm_calls": 400}, {"reserve": 40}),
-        ({}, {"batch_size": 99}, {"batch_size": 27}),
+        ({}, {"batch_size": 99}, {"batch_size": 27}), ({"is_recorded": True}, {}, {"epochs": 1}),
         *(({"n_examples": 5100}, limit, {"batch_size": batch})
           for limit, batch in (({}, 79), ({"max_lm_calls": 4000}, 16), ({"max_minutes": 2}, 8))),
         ({"n_test": 50}, {"max_lm_calls": 500}, {"group_size": 2}),

@@ -232,10 +232,7 @@ def n_words(text: str) -> int:
 
 
 def carry_out(
-    operations: Sequence[Operation],
-    library: Iterable[Experience],
-    next_number: int,
-    limits: Limits,
+    operations: Sequence[Operation], library: Iterable[Experience], next_number: int, limits: Limits
 ) -> tuple[list[Experience], list[Operation], list[Refusal]]:
     """The experiences after the operations; the operations that are accepted; those refused."""
     before = {experience.id: experience for experience in library}

@@ -145,8 +145,7 @@ def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Mat
     share = np.exp(np.array(logs) - max(logs))
     share /= share.sum()
     price = np.where(data.tells, TOLD_PRICE, PRICE) * scale
-    total = parts @ (share @ np.array(weights))
-    return _mixture(share, np.array(means), roots, price), total
+    return _mixture(share, np.array(means), roots, price), parts @ (share @ np.array(weights))
 
 
 def _mixture(share: Matrix, means: Matrix, roots: list[Matrix], price: Matrix) -> Posterior:

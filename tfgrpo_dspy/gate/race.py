@@ -76,8 +76,7 @@ class Race:
         gains = {c: self._posterior(c, 0, scores) for c in complete}
         rivals = sorted(gains, key=lambda c: -above_zero(*gains[c]))
         leader = max(rivals, key=lambda c: gains[c][0], default=0)
-        may_win = [c for c in rivals if self.chance(c, leader, scores) >= LEAVE_BELOW]
-        return [0, *may_win]
+        return [0, *(c for c in rivals if self.chance(c, leader, scores) >= LEAVE_BELOW)]
 
     def winner(self, scores: Scores) -> int:
         """The candidate to return: the best of those that beat the student, or the student.

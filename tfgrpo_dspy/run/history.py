@@ -58,8 +58,7 @@ class History:
         self._size = settings.batch_size
         self._n_batches = math.ceil(len(training) / self._size)
         self._n_drafts = int(settings.drafts > 0)
-        epochs = 1 if is_recorded else settings.epochs
-        self.n_updates = self._n_drafts + epochs * self._n_batches
+        self.n_updates = self._n_drafts + (1 if is_recorded else settings.epochs) * self._n_batches
         self._n_reserved = 0  # rollouts of the final choice and of the test set
         if settings.metric is not None:
             self._n_reserved = settings.reserve + 2 * n_test

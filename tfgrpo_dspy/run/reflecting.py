@@ -18,6 +18,7 @@ from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.fields import as_fields
 
 REASON_TOKENS, EXAMPLE_TOKENS = 60, 25  # how long they may be in the prompt of an update
+NEIGHBOURS = 8  # groups that wait for each other, to share calls
 Found = tuple[list[Lesson], list[str]]
 """The lessons that are taken; the texts of those that are refused, each with the reason."""
 
@@ -28,23 +29,31 @@ async def extract_lessons(
     groups: Sequence[Awaitable[SampledGroup]],
     best_score: float,
 ) -> Extracted:
-    """What the groups teach. In the order of the batch, those that teach share calls."""
+    """What the groups teach. Of eight neighbours in the batch, those that teach share calls."""
     spawn, n_shown = client.run.loop.spawn, client.run.settings.groups_per_call
     all_groups = spawn(_all_of(groups))
-    uses: list[str] = []
-    calls: list[Awaitable[Found]] = []
-    shown: list[SampledGroup] = []
-    for awaited in groups:
-        sampled = await awaited
-        uses.append(await _use_of(client.run, sampled.group, best_score, all_groups))
-        shown += [sampled] * (uses[-1] in TEACHING)
-        if shown and (len(shown) == n_shown or len(uses) == len(groups)):
-            calls.append(spawn(_lessons_of(client, batch, shown)))
-            shown = []
-    found = [await call for call in calls]
+
+    async def asked(part: Sequence[Awaitable[SampledGroup]]) -> tuple[list[str], list[Found]]:
+        uses: list[str] = []
+        calls: list[Awaitable[Found]] = []
+        shown: list[SampledGroup] = []
+        for awaited in part:
+            sampled = await awaited
+            uses.append(await _use_of(client.run, sampled.group, best_score, all_groups))
+            shown += [sampled] * (uses[-1] in TEACHING)
+            if shown and (len(shown) == n_shown or len(uses) == len(part)):
+                calls.append(spawn(_lessons_of(client, batch, shown)))
+                shown = []
+        return uses, [await call for call in calls]
+
+    size = max(NEIGHBOURS, n_shown)
+    starts = range(0, len(groups), size)
+    parts = await client.at_once(asked(groups[start : start + size]) for start in starts)
+    uses = tuple(use for of_part, _ in parts for use in of_part)
+    found = [one for _, of_part in parts for one in of_part]
     lessons = merge_lessons(lesson for taken, _ in found for lesson in taken)
     refused = tuple(text for _, refused in found for text in refused)
-    return Extracted(tuple(lessons), refused, tuple(await all_groups), tuple(uses))
+    return Extracted(tuple(lessons), refused, tuple(await all_groups), uses)
 
 
 async def _all_of(groups: Sequence[Awaitable[SampledGroup]]) -> list[SampledGroup]:

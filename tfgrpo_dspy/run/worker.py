@@ -29,10 +29,7 @@ KEPT = 8  # bundles, and programs of each; both may be large
 
 
 def packed_bundle(
-    student: Any,
-    metric: Any,
-    temperature: float | None,
-    prices: Mapping[str, tuple[float, float]],
+    student: Any, metric: Any, temperature: float | None, prices: Mapping[str, tuple[float, float]]
 ) -> bytes:
     """Program, metric and the settings of this thread's `dspy.context`.
 
