@@ -196,7 +196,7 @@ def test_the_best_rollout_of_each_example_is_shown_where_it_is_above_the_mean(
         done = rollout(example, score, *(answer or [str(example)]), **failure)
         best.add(Group.of(example, [done], has_metric=True))
     demos = best.demos(predictor(), most, lambda example: example != 9)
-    assert "".join(demo.fields["answer"] for demo in demos) == shown
+    assert "".join(dict(demo.fields)["answer"] for demo in demos) == shown
 
 
 # ---------------------------------------------------------------------- rollouts as demos

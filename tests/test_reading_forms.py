@@ -52,7 +52,7 @@ SAID_TWICE: dict[str, str] = {
     "numbered headings above bullets": f"1. **Orders:**\n   - {ASK}\n2. **Damage:**\n   - {REFUND}",
     "explanations below lessons":
         f"1. {ASK}\n   - Attempt 2 did not, and failed.\n2. {REFUND}\n   Why: it is policy.",
-    "markers of other fields": f"[## goal ##]\n{ASK}\n{REFUND}\n[## expected ##]",
+    "markers of other fields": f"[## goal ##]\n[feedback]\n{ASK}\n{REFUND}\n[## expected ##]",
     "markdown headings": f"### Lessons\n\n- {ASK}\n- {REFUND}\n\n---",
     "talk before and after":
         f"Here are the lessons I found:\n\n1. {ASK}\n2. {REFUND}\n\nI hope they help!",

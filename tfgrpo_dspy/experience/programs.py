@@ -154,11 +154,12 @@ def copy_program(program: ProgramT, lms: Mapping[int, Any] | None = None) -> Pro
 
 def language_models(program: Any) -> list[Any]:
     """Every LM that a module of the program holds, as an attribute or in a list or dict of one."""
-    return [
-        held
-        for held in _held_by(program)
-        if hasattr(held, "num_retries") and callable(getattr(held, "copy", None))
-    ]
+    return [held for held in _held_by(program) if is_lm(held)]
+
+
+def is_lm(value: Any) -> bool:
+    """Whether it is an LM, of DSPy or like one."""
+    return hasattr(value, "num_retries") and callable(getattr(value, "copy", None))
 
 
 def _held_by(program: Any) -> list[Any]:

@@ -44,7 +44,7 @@ _LESSONS_IN_JSON = re.compile(
 )
 """Brackets in the middle of a line belong to a lesson."""
 _NO_LESSON = re.compile(
-    r"\s*(?:\[\[ ?#.*|[-=*_#`~]{3,}|#+ .*)$"
+    r"\s*(?:\[\[ ?#.*|\[[a-z_]+\]|[-=*_#`~]{3,}|#+ .*)$"
     r"|\W*(?:here (?:are|is)|sure\b|certainly\b|of course\b|i hope|hope (?:this|these)"
     r"|let me know)",
     re.IGNORECASE,

@@ -18,6 +18,7 @@ from tfgrpo_dspy.run.final_choice import finish
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
+from tfgrpo_dspy.sampling.demos import Additions
 from tfgrpo_dspy.settings.schedule import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ class Run:
             libraries, seed = self._history.assigned(batch, example), self.settings.seed
             samples = [
                 Sample(each, example, rollout_id_for(seed, batch.epoch, example, k, "training"))
-                for k, each in enumerate(libraries)
+                for k, each in enumerate(map(Additions, libraries))
             ]
             rollouts = await self._sampler.make(samples, (*TRAINING_PRIORITY, batch.update))
         group = Group.of(example, rollouts, self.settings.metric is not None)
@@ -153,10 +154,7 @@ class Run:
         return await extract_lessons(self._client, batch, groups, self._history.best_score(batch))
 
     async def propose(self, batch: Batch, extracted: Extracted) -> list[Operation | Refusal]:
-        """The operations that the lessons call for, once the update before is decided.
-
-        Those that the library does not take come as refusals.
-        """
+        """What the lessons call for, and refusals, once the update before is decided."""
         if batch.update:
             await self._updates[batch.update - 1]
         library, dropped = self._history.last.library, self._history.dropped()

@@ -5,12 +5,11 @@ import math
 import random
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.budget.account import Account, Amount
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import advice_of
 from tfgrpo_dspy.gate.race import Race, Scores
 from tfgrpo_dspy.reflection.texts import estimate_tokens
@@ -19,7 +18,7 @@ from tfgrpo_dspy.rollout import Rollout, rollout_id_for
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
-from tfgrpo_dspy.sampling.demos import Demo
+from tfgrpo_dspy.sampling.demos import Additions, Demo
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +29,6 @@ every later call pays for them, and they may help a lot."""
 DEMOS = "demos"  # the name of the demos among the parts of a candidate
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A program that may be returned: the student with a library, and with demos or without."""
-
-    library: ExperienceLibrary
-    has_demos: bool = False
-
-
 class Measurements:
     """Rollouts of candidates on a set; those of an example have the same rollout id.
 
@@ -46,31 +37,26 @@ class Measurements:
     """
 
     def __init__(
-        self,
-        run: RunContext,
-        role: str,
-        examples: Sequence[Any],
-        candidates: Sequence[Candidate],
-        demos: Sequence[Demo],
+        self, run: RunContext, role: str, examples: Sequence[Any], candidates: Sequence[Additions]
     ) -> None:
         self.candidates = candidates
         self.n_examples = len(examples)
         self._run = run
         mixed = random.Random(f"{role}/{run.settings.seed}")
         self._order = mixed.sample(range(len(examples)), len(examples))
-        self.maker = Rollouts(run, role, examples, None, demos)
+        self._maker = Rollouts(run, role, examples, None)
         self._rollouts: dict[tuple[int, int], Rollout] = {}
 
     def make(self, pairs: Sequence[tuple[int, int]]) -> Sequence[Rollout]:
         """Make these rollouts. Raises RunStopped: a budget does not reach, or the run has ended."""
         samples = []
         for candidate, place in pairs:
-            what, example = self.candidates[candidate], self._order[place]
+            example = self._order[place]
             rollout_id = rollout_id_for(self._run.settings.seed, 0, example, 0, "validation")
-            samples.append(Sample(what.library, example, rollout_id, what.has_demos))
-        self.maker.admit(len(samples))
-        rollouts = self._run.loop.run(self.maker.make(samples, PRIORITY))
-        self.maker.settle(rollouts)
+            samples.append(Sample(self.candidates[candidate], example, rollout_id))
+        self._maker.admit(len(samples))
+        rollouts = self._run.loop.run(self._maker.make(samples, PRIORITY))
+        self._maker.settle(rollouts)
         self._rollouts |= zip(pairs, rollouts, strict=True)
         return rollouts
 
@@ -110,24 +96,23 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
         valset = testset = ()
     finalists: tuple[Finalist, ...] = ()
     if run.settings.measures and valset:
-        candidates = _candidates(history, has_demos=bool(demos))
-        measured = Measurements(run, "validation", valset, candidates, demos)
+        candidates = _candidates(history, demos)
+        measured = Measurements(run, "validation", valset, candidates)
         place, finalists = _race(run, history, measured, n_reserved=2 * len(testset))
     else:
-        candidates = _with_student(history, Candidate(history.result()))
-        measured = Measurements(run, "validation", valset, candidates, demos)
+        candidates = _with_student(history, Additions(history.result()))
+        measured = Measurements(run, "validation", valset, candidates)
         place = len(candidates) - 1
         measured.make_all()
     library = candidates[place].library  # with the tokens that each experience adds to a call
     priced = [replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in library]
     best = replace(candidates[place], library=library.holding(priced))
-    shown = demos if best.has_demos else ()
-    run.manifest.note(best.library, run.report.ended_because, shown)
-    test = _held_out(run, testset, _with_student(history, best), demos)
-    optimized = measured.maker.bake(best.library, best.has_demos)
+    run.manifest.note(best, run.report.ended_because)
+    test = _held_out(run, testset, _with_student(history, best))
+    optimized = best.bake(run.student)
     before, after = measured.scores_of(0), measured.scores_of(place)
     optimized.detailed_results = run.report.results(
-        is_student=best.library == history.start and not shown,
+        is_student=best == Additions(history.start),
         student=ScoreSummary.of(before),
         best=ScoreSummary.of(after),
         gain=Gain.between(before, after),
@@ -138,31 +123,30 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
             if belief.effect
         ),
         test=test,
-        n_demos=len(shown),
+        n_demos=len(best.demos),
         library=best.library.to_dict(),
     )
     return optimized
 
 
-def _with_student(history: History, result: Candidate) -> list[Candidate]:
+def _with_student(history: History, result: Additions) -> list[Additions]:
     """The student and the result; the result alone where it is the student."""
-    student = Candidate(history.start)
+    student = Additions(history.start)
     return [result] if result == student else [student, result]
 
 
-def _candidates(history: History, has_demos: bool) -> list[Candidate]:
+def _candidates(history: History, demos: tuple[Demo, ...]) -> list[Additions]:
     """The student and its rivals; demos are tried with the first of these and the student alone."""
-    candidates = [Candidate(library) for library in (history.start, *history.finalists())]
-    if has_demos:
-        candidates += [replace(each, has_demos=True) for each in candidates[1::-1]]
+    candidates = [Additions(library) for library in (history.start, *history.finalists())]
+    candidates += [replace(each, demos=demos) for each in candidates[1::-1]]
     return list(dict.fromkeys(candidates))
 
 
 def _held_out(
-    run: RunContext, testset: Sequence[Any], candidates: Sequence[Candidate], demos: Sequence[Demo]
+    run: RunContext, testset: Sequence[Any], candidates: Sequence[Additions]
 ) -> HeldOut | None:
     """The student, which is first, and the result, which is last, on the test set."""
-    measured = Measurements(run, "test", testset, candidates, demos)
+    measured = Measurements(run, "test", testset, candidates)
     measured.make_all()
     before, after = measured.scores_of(0), measured.scores_of(len(candidates) - 1)
     student, result = ScoreSummary.of(before), ScoreSummary.of(after)
@@ -194,7 +178,7 @@ def _race(
     finalists = [
         Finalist(
             ids=tuple(experience.id for experience in candidate.library),
-            has_demos=candidate.has_demos,
+            has_demos=bool(candidate.demos),
             score=ScoreSummary.of(measured.scores_of(c)),
             chance=race.chance(c, 0, scores),
             is_best=c == best,
@@ -211,10 +195,10 @@ def _race(
     return best, tuple(finalists)
 
 
-def _parts(candidate: Candidate) -> frozenset[Hashable]:
+def _parts(candidate: Additions) -> frozenset[Hashable]:
     """What it has more than the bare program: its advice, and the demos."""
     advice: set[Hashable] = {advice_of(experience) for experience in candidate.library}
-    return frozenset(advice | {DEMOS} if candidate.has_demos else advice)
+    return frozenset(advice | {DEMOS} if candidate.demos else advice)
 
 
 def _n_left(run: RunContext, account: Account, n_reserved: int) -> int | None:

@@ -23,7 +23,7 @@ from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.sampling.demos import BestRollouts
+from tfgrpo_dspy.sampling.demos import Additions, BestRollouts
 from tfgrpo_dspy.sampling.fields import as_fields
 
 MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly teach what they say
@@ -172,7 +172,7 @@ class History:
         account = self.accounts[-1].after_update(made, reflections, len(extracted.groups))
         self.accounts.append(account)
         self._set_reserve()
-        run.manifest.note(self.result(), "")
+        run.manifest.note(Additions(self.result()), "")
         return self.last.library
 
     def _decision(self, evidence: RunEvidence) -> Decision:

@@ -3,6 +3,7 @@
 Without a `log_dir` nothing is found and nothing is kept.
 """
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from tfgrpo_dspy.errors import MissingRecordError, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.sampling.demos import Demo, with_demos
+from tfgrpo_dspy.sampling.demos import Additions, Demo
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.checks import all_lms
 from tfgrpo_dspy.settings.schedule import RunSettings
@@ -181,7 +182,7 @@ class RunManifest:
         record = self._records.store.get(self._run)
         self._write(LATEST_RUN, {"run": self._run})
         if record is None:
-            self.note(ExperienceLibrary.from_program(student), "")
+            self.note(Additions(ExperienceLibrary.from_program(student)), "")
         elif not self._settings.offline:
             with reading(self._run):
                 self._ledger.n_paid, self._ledger.paid = record["paid"]
@@ -204,14 +205,12 @@ class RunManifest:
         if self._records.store is not None and not self._settings.offline:
             self._records.store.replace(key, record)
 
-    def note(
-        self, library: ExperienceLibrary, ended_because: str, demos: Sequence[Demo] = ()
-    ) -> None:
+    def note(self, best: Additions, ended_because: str) -> None:
         """Note how far the run has come: what is best so far, and why it ended (if it did)."""
-        bare = library.holding(replace(each, evidence=()) for each in library)  # evidence grows
+        bare = best.library.holding(replace(e, evidence=()) for e in best.library)  # which grows
         record = {
             "library": bare.to_dict(),
-            "demos": [asdict(demo) for demo in demos],
+            "demos": [asdict(demo) for demo in best.demos],
             "paid": [self._ledger.n_paid, self._ledger.paid],
             "ended_because": ended_because,
         }
@@ -274,9 +273,10 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
         raise StoreError(f"log_dir={str(log_dir)!r} holds no run yet.")
     with reading("run"):
         library = ExperienceLibrary.from_dict(record["library"])
-        demos = [Demo(each["predictor"], dict(each["fields"])) for each in record["demos"]]
+        shown = ((one["predictor"], tuple(dict(one["fields"]).items())) for one in record["demos"])
+        best = Additions(library, tuple(itertools.starmap(Demo, shown)))
     try:
-        return library.bake(with_demos(student, demos))
+        return best.bake(student)
     except (KeyError, ValueError) as error:
         raise StoreError(
             f"the demos recorded in log_dir={str(log_dir)!r} are not of this program ({error}); "

@@ -5,13 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.loop import Priority
 from tfgrpo_dspy.run.worker import Request, packed, packed_bundle
-from tfgrpo_dspy.sampling.demos import Demo, with_demos
+from tfgrpo_dspy.sampling.demos import Additions
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
 KEPT_PROGRAMS = 64
@@ -19,30 +18,18 @@ KEPT_PROGRAMS = 64
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one rollout is made of: the library, the example's position in its set, the id.
+    """What one rollout is made of; `example` is the example's position in its set."""
 
-    `has_demos`: the program shows the demos of these rollouts.
-    """
-
-    library: ExperienceLibrary
+    given: Additions
     example: int
     rollout_id: int
-    has_demos: bool = False
 
 
 class Rollouts:
-    """Makes rollouts on a set of examples, for one role of the report ("rollout": training).
-
-    In samples that have demos, the program shows `demos`.
-    """
+    """Makes rollouts on a set of examples, for one role of the report ("rollout": training)."""
 
     def __init__(
-        self,
-        run: RunContext,
-        role: str,
-        examples: Sequence[Any],
-        temperature: float | None,
-        demos: Sequence[Demo] = (),
+        self, run: RunContext, role: str, examples: Sequence[Any], temperature: float | None
     ) -> None:
         self._run = run
         self._role = role
@@ -50,20 +37,11 @@ class Rollouts:
         self._metric = run.settings.metric
         self._score = None if self._metric is None else adapt_metric(self._metric)
         self._temperature = temperature
-        self._students = {False: run.student}
-        if demos:
-            self._students[True] = with_demos(run.student, demos)
         self._program = functools.lru_cache(KEPT_PROGRAMS)(self._prepared)
         self._prices = run.settings.execution.prices or {}
-        self._bundles = {
-            has_demos: packed_bundle(student, self._metric, temperature, self._prices)
-            for has_demos, student in self._students.items()
-            if run.remote is not None and not run.settings.offline
-        }
-
-    def bake(self, library: ExperienceLibrary, has_demos: bool = False) -> Any:
-        """The student with this library, in a copy."""
-        return library.bake(self._students[has_demos])
+        self._bundle = b""
+        if run.remote is not None and not run.settings.offline:
+            self._bundle = packed_bundle(run.student, self._metric, temperature, self._prices)
 
     def admit(self, n: int) -> None:
         """Take the metric calls of so many rollouts. Raises RunStopped: a budget does not reach."""
@@ -95,7 +73,7 @@ class Rollouts:
         return [rollout or await tasks[k] for k, rollout in enumerate(found)]
 
     def _key(self, sample: Sample) -> str:
-        _, digest, _ = self._program(sample.library, sample.has_demos)
+        _, digest, _ = self._program(sample.given)
         made_of = (digest, self._examples[sample.example], self._metric)
         return self._run.records.rollout_key(*made_of, sample.rollout_id, self._temperature)
 
@@ -126,10 +104,10 @@ class Rollouts:
             run.report.check_errors(rollout.failure)
             return rollout
 
-        program, _, library = self._program(sample.library, sample.has_demos)
+        program, _, given = self._program(sample.given)
         if run.remote is not None:
             own = packed((example, sample.example, sample.rollout_id), f"example {sample.example}")
-            request = Request(self._bundles[sample.has_demos], library, own)
+            request = Request(self._bundle, given, own)
             begin = functools.partial(run.remote.rollout, request)
             return run.loop.submit(begin, priority, keep, "remote")
         task = RolloutTask(
@@ -145,8 +123,8 @@ class Rollouts:
         work = functools.partial(run_rollout, task)
         return run.loop.submit(lambda: run.loop.in_thread(work), priority, keep)
 
-    def _prepared(self, library: ExperienceLibrary, has_demos: bool) -> tuple[Any, str, bytes]:
-        """The program with this library; its digest; the library, packed for other processes."""
-        program = self.bake(library, has_demos)
-        sent = packed(library, "the library") if self._bundles else b""
+    def _prepared(self, given: Additions) -> tuple[Any, str, bytes]:
+        """The program with these; its digest; the additions, packed for other processes."""
+        program = given.bake(self._run.student)
+        sent = packed(given, "the library") if self._bundle else b""
         return program, self._run.records.program(program), sent

@@ -63,13 +63,10 @@ def packed(part: Any, name: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A rollout that is wanted, packed: what `packed_bundle` gave; a library; and the sample.
-
-    The sample is an example, its position in its set, and a rollout id.
-    """
+    """A rollout, packed: the bundle, the additions, the sample (example, position, rollout id)."""
 
     bundle: bytes
-    library: bytes
+    given: bytes
     sample: bytes
 
 
@@ -103,7 +100,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
         return Reply(was_started_before=True)
     try:
         program_with, score, context, temperature, prices, secrets = _unpacked(request.bundle)
-        program = program_with(request.library)
+        program = program_with(request.given)
         example, index, rollout_id = cloudpickle.loads(request.sample)
     except Exception as error:  # noqa: BLE001 - the reply says it
         message = (
@@ -125,23 +122,20 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
 
 @functools.lru_cache(KEPT)
 def _unpacked(bundle: bytes) -> tuple[Any, ...]:
-    """What a bundle holds (the program by library), and the secrets of this machine."""
+    """What a bundle holds (the program by its additions), and the secrets of this machine."""
     student, metric, context, temperature, prices = cloudpickle.loads(bundle)
     score = None if metric is None else adapt_metric(metric)
     secrets = known_secrets([*language_models(student), *held_lms(metric), context["lm"]])
 
     @functools.lru_cache(KEPT)
-    def program_with(library: bytes) -> Any:
-        return cloudpickle.loads(library).bake(student)
+    def program_with(given: bytes) -> Any:
+        return cloudpickle.loads(given).bake(student)
 
     return program_with, score, context, temperature, prices, secrets
 
 
 def _was_started_before(name: str) -> bool:
-    """Whether this request was begun before: dask makes those of a lost worker again by itself.
-
-    Other executors never run a task twice.
-    """
+    """Whether this request was begun before: dask alone makes those of a lost worker again."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return False

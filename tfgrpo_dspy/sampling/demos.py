@@ -5,7 +5,7 @@ They are DSPy's own demos, in a predictor's `demos`; here they are made from a r
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import dspy
 from dspy.adapters.types.base_type import Type
 from dspy.adapters.utils import parse_value
 
+from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling.fields import as_text
@@ -23,7 +24,19 @@ class Demo:
     """One answer of a predictor: all of its fields, inputs and outputs, as text."""
 
     predictor: str
-    fields: Mapping[str, str]
+    fields: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Additions:
+    """What a program has more than the student: a library, and demos behind the student's own."""
+
+    library: ExperienceLibrary
+    demos: tuple[Demo, ...] = ()
+
+    def bake(self, student: Any) -> Any:
+        """The student with these, in a copy."""
+        return self.library.bake(with_demos(student, self.demos))
 
 
 def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
@@ -39,7 +52,7 @@ def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
         texts = {**step.inputs, **step.outputs}
         wanted = fields[step.name].items()
         if all(name in texts and _comes_back(texts[name], i.annotation) for name, i in wanted):
-            found[step.name] = Demo(step.name, {name: texts[name] for name, _ in wanted})
+            found[step.name] = Demo(step.name, tuple((name, texts[name]) for name, _ in wanted))
     return tuple(found.values())
 
 
@@ -73,17 +86,19 @@ class BestRollouts:
         return tuple(itertools.chain(*shown))
 
 
-def with_demos(program: Any, demos: Iterable[Demo]) -> Any:
-    """A copy of the program that shows these demos, behind those that it has.
+def with_demos(program: Any, demos: Sequence[Demo]) -> Any:
+    """A copy of the program that shows these demos, behind those that it has; itself without any.
 
     Raises KeyError or ValueError where they are not of this program.
     """
+    if not demos:
+        return program
     shown = copy_program(program)
     predictors = dict(named_predictors(shown))
     for demo in demos:
         predictor = predictors[demo.predictor]
         types = {name: info.annotation for name, info in predictor.signature.fields.items()}
-        values = {name: parse_value(text, types[name]) for name, text in demo.fields.items()}
+        values = {name: parse_value(text, types[name]) for name, text in demo.fields}
         example = dspy.Example(**values).with_inputs(*predictor.signature.input_fields)
         predictor.demos = [*predictor.demos, example]
     return shown

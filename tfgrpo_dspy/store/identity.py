@@ -21,6 +21,7 @@ from typing import Any
 
 import pydantic
 
+from tfgrpo_dspy.experience.programs import is_lm
 from tfgrpo_dspy.redaction import without_secret_names
 
 NOT_IN_IDENTITY = frozenset({"history", "callbacks", "detailed_results"})
@@ -118,7 +119,7 @@ def _data(value: Any, unseen: Unseen) -> Any:
 
 
 def _code(value: Any, unseen: Unseen) -> Any:
-    if _is_lm(value):
+    if is_lm(value):
         return _lm_identity(value, unseen)
     if isinstance(value, type):
         is_signature = hasattr(value, "instructions") and hasattr(value, "output_fields")
@@ -195,10 +196,6 @@ def _lm_identity(lm: Any, unseen: Unseen) -> Any:
 def _without_url_secrets(text: str) -> str:
     """Of a URL scheme, host, port and path; the rest may hold a key."""
     return re.sub(r"^(\w+://)([^/]*@)?([^?#]*).*", r"\1\3", text)
-
-
-def _is_lm(value: Any) -> bool:
-    return hasattr(value, "num_retries") and callable(getattr(value, "copy", None))
 
 
 def _is_library(kind: type) -> bool:
