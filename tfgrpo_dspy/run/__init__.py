@@ -154,7 +154,10 @@ class Run:
         return await extract_lessons(self._client, batch, groups, self._history.best_score(batch))
 
     async def propose(self, batch: Batch, extracted: Extracted) -> list[Operation | Refusal]:
-        """What the lessons call for, and refusals, once the update before is decided."""
+        """The operations that the lessons call for, once the update before is decided.
+
+        Those that the library does not take come as refusals.
+        """
         if batch.update:
             await self._updates[batch.update - 1]
         library, dropped = self._history.last.library, self._history.dropped()

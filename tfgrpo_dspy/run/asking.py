@@ -82,7 +82,10 @@ class ReflectionClient:
     async def ask_shorter(
         self, stage: str, batch: Batch, number: int, inputs: Callable[[int], Inputs]
     ) -> Answer:
-        """The answer to `inputs(0)` or, where that is too long, to `inputs(n)`: halved n times."""
+        """The answer to `inputs(0)` or, where that is too long for the LM, to shorter inputs.
+
+        `inputs(n)` shows as much as fits into a prompt that was halved n times.
+        """
         answer = await self.ask(stage, batch, number, inputs(0))
         for halving in range(1, MAX_HALVINGS + 1):
             if answer.is_too_long:

@@ -207,7 +207,8 @@ class RunManifest:
 
     def note(self, best: Additions, ended_because: str) -> None:
         """Note how far the run has come: what is best so far, and why it ended (if it did)."""
-        bare = best.library.holding(replace(e, evidence=()) for e in best.library)  # which grows
+        library = best.library
+        bare = library.holding(replace(each, evidence=()) for each in library)  # evidence grows
         record = {
             "library": bare.to_dict(),
             "demos": [asdict(demo) for demo in best.demos],

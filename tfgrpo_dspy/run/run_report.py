@@ -99,7 +99,10 @@ class RunReport:
         before: ExperienceLibrary,
         decision: Decision,
     ) -> None:
-        """Record a decided update, log and show it; `before` was the library until then."""
+        """Keep the record of an update that is decided, log it and show it.
+
+        `before` was the library when it was decided.
+        """
         record = UpdateRecord(
             update=batch.update,
             epoch=batch.epoch,

@@ -63,7 +63,10 @@ def packed(part: Any, name: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A rollout, packed: the bundle, the additions, the sample (example, position, rollout id)."""
+    """A rollout that is wanted, packed: what `packed_bundle` gave; additions; and the sample.
+
+    The sample is an example, its position in its set, and a rollout id.
+    """
 
     bundle: bytes
     given: bytes
@@ -135,7 +138,10 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
 
 
 def _was_started_before(name: str) -> bool:
-    """Whether this request was begun before: dask alone makes those of a lost worker again."""
+    """Whether this request was begun before: dask makes those of a lost worker again by itself.
+
+    Other executors never run a task twice.
+    """
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return False

@@ -21,7 +21,7 @@ from tfgrpo_dspy.sampling.fields import as_text
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """One answer of a predictor: all of its fields, inputs and outputs, as text."""
+    """One answer of a predictor: the name and the text of each of its fields, in and out."""
 
     predictor: str
     fields: tuple[tuple[str, str], ...]

@@ -47,7 +47,10 @@ def as_fields(value: Any) -> dict[str, str]:
 
 
 def copied_example(example: dspy.Example) -> dspy.Example:
-    """The example with copies of its values; what refuses to be copied (a lock) is shared."""
+    """The example with copies of its values: a program or a metric may write into them.
+
+    What refuses to be copied (a lock, a connection) is shared.
+    """
     return example.copy(**{name: _copied(value) for name, value in example.items()})
 
 
