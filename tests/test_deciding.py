@@ -209,6 +209,7 @@ class OnTrial(Gate):
         ("assign", [None] * 4, "return 4 libraries"),
         ("assign", None, "return 4 libraries"),
         ("assign", "four", "return 4 libraries"),
+        ("shows_demos", None, "showed demos None; return 4 booleans"),
         ("finalists", None, "gave as finalists None; return a sequence of libraries"),
         ("finalists", [ExperienceLibrary(), "E1"], "return a sequence of libraries"),
     ],
@@ -218,4 +219,4 @@ def test_a_gate_that_answers_nonsense_is_told_what_was_wrong(
 ) -> None:
     gate = type("Answers", (OnTrial,), {method: lambda *_: answer})()
     with pytest.raises(GateError, match=re.escape(message)):
-        compiled(world(), gate=gate, **{**SMALL, "epochs": 3})
+        compiled(world(), gate=gate, **{**SMALL, "epochs": 3, "max_demos": 1})

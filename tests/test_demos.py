@@ -15,7 +15,7 @@ from test_final_choice import CODES, FIRST_TEST, FIRST_VALIDATION, case_in, case
 
 from tfgrpo_dspy import Gate, StoreError, best_so_far
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
-from tfgrpo_dspy.sampling.demos import BestRollouts, demos_of, with_demos
+from tfgrpo_dspy.sampling.demos import BestRollouts, demos_of, first_demos, with_demos
 
 
 def numbers_in(prompt: Prompt) -> list[int]:
@@ -49,9 +49,6 @@ def compiled(lm: dspy.LM, student: Any = None, **settings: Any) -> Any:
 
 def shown(program: Any) -> list[tuple[str, str]]:
     return [(demo["question"], demo["answer"]) for demo in program.predictors()[0].demos]
-
-
-# ---------------------------------------------------------------------- what is returned
 
 
 def test_good_rollouts_are_shown_by_the_result_where_they_help() -> None:
@@ -117,7 +114,33 @@ def test_the_result_is_measured_on_the_test_set_as_it_is_returned() -> None:
     assert sorted(map(len, tested)) == [1] * 15 + [5] * 15
 
 
-# ---------------------------------------------------------------------- promises
+@pytest.mark.parametrize(("chances", "is_helpful"), [((0.4, 0.95), True), ((0.6, 0.0), False)])
+def test_training_rollouts_show_demos_of_others_on_trial_and_later_only_where_they_help(
+    chances: tuple[float, float], is_helpful: bool
+) -> None:
+    lm = world(*chances)
+    optimized = compiled(lm, gate=None, epochs=12, group_size=2, num_threads=1)
+    asked = (numbers_in(prompt) for prompt in lm.engine.prompts if "Attempt" not in prompt.text)
+    training = [numbers for numbers in asked if numbers and numbers[-1] < 12]
+    showing = [len(numbers) > 1 for numbers in training]
+    assert not any(showing[:24]), "in the first epoch there is little to show"
+    assert 0 < sum(showing[24:72]) < 48, "they are on trial"
+    assert set(showing[-24:]) == {is_helpful}
+    assert all(numbers.count(numbers[-1]) == 1 for numbers in training), "no case shows itself"
+    assert len(shown(optimized)) == 4 * is_helpful
+
+
+def test_demos_that_rollouts_with_demos_gave_are_better_than_those_of_the_student() -> None:
+    def better(prompt: Prompt) -> str:
+        known = max(map(int, re.findall(r"level (\d)", prompt.user)), default=0)
+        return chat(answer=f"level {min(9, known + (luck_of(prompt) < 0.3))}")
+
+    def level(_case: Any, prediction: Any, *_: Any) -> float:
+        return int(prediction.answer.split()[1]) / 9
+
+    lm = world(answers=better)
+    optimized = compiled(lm, gate=None, epochs=12, group_size=2, metric=level)
+    assert min(answer for _, answer in shown(optimized)) >= "level 5", "the student reaches 1"
 
 
 def test_the_same_run_returns_the_same_with_any_threads_and_in_processes() -> None:
@@ -166,9 +189,6 @@ def test_traces_with_steps_are_shown_where_they_help() -> None:
     assert len(shown(learned)) == 3
 
 
-# ---------------------------------------------------------------------- which rollouts
-
-
 def rollout(example: int, score: float | None, answer: str = "a", **changes: Any) -> Rollout:
     steps = (Step("predictor", "self", {"question": f"Case {example}"}, {"answer": answer}),)
     return Rollout(example, 1, {"answer": answer}, steps, score, **changes)
@@ -195,11 +215,9 @@ def test_the_best_rollout_of_each_example_is_shown_where_it_is_above_the_mean(
         failure = {} if score is not None else {"failure": Failure("program", "it raised")}
         done = rollout(example, score, *(answer or [str(example)]), **failure)
         best.add(Group.of(example, [done], has_metric=True))
-    demos = best.demos(predictor(), most, lambda example: example != 9)
+    may_show = (rollout for rollout in best.above_mean() if rollout.example != 9)
+    demos = first_demos(may_show, predictor(), most)
     assert "".join(dict(demo.fields)["answer"] for demo in demos) == shown
-
-
-# ---------------------------------------------------------------------- rollouts as demos
 
 
 class Agent(dspy.Module):
@@ -263,10 +281,7 @@ INCOMPLETE = ("question, context -> answer", "question -> answer, reason")
 
 @pytest.mark.parametrize(
     "program",
-    [
-        *map(answering, (dspy.Image, list[dspy.Image], int, Odd)),
-        *map(dspy.Predict, INCOMPLETE),
-    ],
+    [*map(answering, (dspy.Image, list[dspy.Image], int, Odd)), *map(dspy.Predict, INCOMPLETE)],
 )
 def test_a_step_with_a_field_missing_or_that_cannot_be_had_back_is_not_shown(program: Any) -> None:
     assert demos_of(rollout(0, 1.0, "<image>"), program) == ()

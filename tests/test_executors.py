@@ -139,9 +139,7 @@ def compiled(executor: Executor | None = None, student: Any = None, **changes: A
     lm = chosen.pop("lm", None) or scripted_lm(polite_rules())
     with dspy.context(lm=lm, **chosen.pop("context", {})):
         return optimizer_of(executor=executor, **chosen).compile(
-            student or predictor(),
-            trainset=questions(4),
-            valset=questions(4, start=100),
+            student or predictor(), trainset=questions(4), valset=questions(4, start=100)
         )
 
 
@@ -260,10 +258,7 @@ def test_a_broken_pool_ends_the_run_which_goes_on_in_another(
     killed, calls = Log(tmp_path / "killed"), Log(tmp_path / "calls")
     student = Deadly(killed, "question 2", allowed=1)
     chosen: dict[str, Any] = {"log_dir": tmp_path / "runs", "lm": logged_lm(calls)}
-    with (
-        processes() as broken,
-        pytest.raises(RunFailedError, match="BrokenProcessPool") as told,
-    ):
+    with processes() as broken, pytest.raises(RunFailedError, match="BrokenProcessPool") as told:
         compiled(broken, student, **chosen)
     assert isinstance(told.value.program, Deadly)
     run = compiled(pool, student, **chosen)

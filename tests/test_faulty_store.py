@@ -14,9 +14,7 @@ from tfgrpo_dspy import SettingsError, StoreError, best_so_far
 from tfgrpo_dspy.store.records import Store
 
 
-def test_offline_and_best_so_far_write_nothing_so_a_store_may_be_read_only(
-    tmp_path: Path,
-) -> None:
+def test_offline_and_best_so_far_write_nothing_so_a_store_may_be_read_only(tmp_path: Path) -> None:
     log_dir, student = tmp_path / "log", dspy.Predict("question -> answer")
     first = compiled(log_dir, student=student, epochs=1)
     before = contents(log_dir)

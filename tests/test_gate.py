@@ -286,7 +286,8 @@ def test_an_effect_is_what_the_model_says_by_its_definition(rows: Any, tells: bo
     price = (0.02 if tells else 0.01) * scale
     expected = mean, np.sqrt(share @ (np.square(sds) + (means - mean) ** 2))
     chance = share @ norm.cdf((np.array(means) - price) / sds)
-    found = posterior(Data(example, y, given_it[:, None], near[None], np.array([tells])))
+    bare = np.zeros(len(y), dtype=bool)  # without demos
+    found = posterior(Data(example, y, given_it[:, None], near[None], np.array([tells]), bare))
     assert [float(each[0]) for each in found] == pytest.approx([*expected, chance], abs=1e-6)
 
 

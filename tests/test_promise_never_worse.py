@@ -101,11 +101,7 @@ def compiled(lm: dspy.LM, student: Any, metric: Any = is_polite, **given_setting
 @example(effects=[0.2, 0.2, -0.4, -0.4, -0.4], seed=0)
 @settings(max_examples=2, derandomize=True)
 def test_the_program_scores_more_than_the_student_on_what_both_were_measured_or_it_is_the_student(
-    gate: Gate | None,
-    faults: dict[str, float],
-    student_of: Any,
-    effects: list[float],
-    seed: int,
+    gate: Gate | None, faults: dict[str, float], student_of: Any, effects: list[float], seed: int
 ) -> None:
     lm, student = world(effects, **faults), student_of()
     optimized = compiled(lm, student, seed=seed, gate=gate)

@@ -228,9 +228,6 @@ def test_no_prompt_outgrows_its_budget_also_where_the_summary_fails() -> None:
     assert all(estimate_tokens(text) < 400 + 800 for text in run.texts(SUMMARIZE))
 
 
-# ---------------------------------------------------------------------- answers that do not parse
-
-
 def test_an_answer_that_does_not_parse_is_asked_for_exactly_once_more() -> None:
     run = Run(ONE, (CORRECTION, lessons("Be exact.")), (EXTRACT, UNPARSED))
     (again,) = run.texts(CORRECTION)
@@ -488,9 +485,6 @@ def test_add_lessons_takes_every_lesson_without_a_call() -> None:
     assert run.library.render() == "[E1*] Be exact.\n[E2*] Be brief."
     assert run.refusals == ["", "", "41 words; at most 40 are allowed"]
     assert run.results.failures == {}
-
-
-# ---------------------------------------------------------------------- threads
 
 
 def test_every_rollout_has_the_dspy_context_of_the_caller() -> None:

@@ -44,8 +44,8 @@ class TrainingFreeGRPO(Teleprompter):
         temperature: of training rollouts; default: 0.7, or a reasoning model's own. The validation
             set is always measured at the LM's own.
         max_experiences: how many experiences the library may hold.
-        max_demos: how many of the best training rollouts may become demos of the result; they do
-            if the program with them wins on the validation set. Default: derived; 0: none.
+        max_demos: how many of the best training rollouts may become demos: of training rollouts
+            where they help, of the result if it wins with them. Default: derived; 0: none.
         gate: decides which experiences stay, and which rollouts are given them; default:
             `BayesianGate()`, without a metric `NoGate()`.
         reflection: how the reflection LM is asked, as a `Reflection(...)`.

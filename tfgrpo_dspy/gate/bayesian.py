@@ -27,6 +27,7 @@ FULL = 0.9  # the library is kept no fuller than this share, so that new experie
 DROP_BELOW, SETTLE_ABOVE = 0.03, 0.97
 """An experience leaves when the probability that it is worth its price is below; from the second
 one on every rollout is given it."""
+DEMOS_BELOW = 0.1  # demos are not tried any more below this probability
 LIKELY = 0.5
 """A program is given an experience above this probability; one that the reflection LM wants deleted
 leaves below."""
@@ -50,10 +51,11 @@ class BayesianGate(Gate):
         """The library after an update, by the scores of all training rollouts so far."""
         library, rivals = _proposed(evidence)
         known = _known(evidence, [*library, *rivals.values()])
-        if not known:
-            return Decision(library, "no experiences yet")
         data = _data(evidence, known)
-        sd, beliefs = score_sd(data.scores), _beliefs(data, known)
+        counts = np.append(data.present.sum(axis=0), data.has_demos.sum())
+        figures = zip(*(column.tolist() for column in (*posterior(data), counts)), strict=True)
+        sd, (*of_advice, of_demos) = score_sd(data.scores), itertools.starmap(Belief, figures)
+        beliefs = dict(zip(known, of_advice, strict=True))
         doubted = {op.id for op in evidence.operations if isinstance(op, Delete)}
         kept: dict[str, Experience] = {}
         dropped: dict[str, str] = {}
@@ -83,6 +85,7 @@ class BayesianGate(Gate):
             beliefs=beliefs,
             rivals={id_: rival for id_, rival in rivals.items() if id_ in kept},
             is_open=gain > TOLD_PRICE * sd,  # what is expected of knowing every effect on trial
+            demos=of_demos,
         )
 
     def assign(self, plan: GroupPlan) -> Sequence[ExperienceLibrary]:
@@ -94,10 +97,17 @@ class BayesianGate(Gate):
             if experience.is_on_trial:
                 chance = min(decision.beliefs[advice_of(experience)].chance, MOST_TRIED)
             texts = _texts(plan, experience)
-            for k, share in enumerate(_shares(plan, experience)):
+            for k, share in enumerate(_shares(plan, advice_of(experience))):
                 if share < chance:
                     held[k].append(texts[k])
         return tuple(decision.library.holding(of_one) for of_one in held)
+
+    def shows_demos(self, plan: GroupPlan) -> Sequence[bool]:
+        """Demos are tried like an experience."""
+        belief = plan.decision.demos
+        chance = belief.chance if belief and belief.chance >= DEMOS_BELOW else 0.0
+        chance = 1.0 if chance >= SETTLE_ABOVE else min(chance, MOST_TRIED)
+        return tuple(share < chance for share in _shares(plan, "demos"))
 
     def finalists(self, decision: Decision) -> Sequence[ExperienceLibrary]:
         """All experiences that a program would be given, halves of them, and the best few alone.
@@ -157,13 +167,6 @@ def _known(evidence: RunEvidence, experiences: Iterable[Experience]) -> dict[Adv
     return found
 
 
-def _beliefs(data: Data, known: Iterable[Advice]) -> dict[Advice, Belief]:
-    """What is believed of each advice, in the order of the data's columns."""
-    columns = (*posterior(data), data.present.sum(axis=0))
-    each = zip(*(column.tolist() for column in columns), strict=True)
-    return {advice: Belief(*figures) for advice, figures in zip(known, each, strict=True)}
-
-
 def _chance_of_more(one: Belief, other: Belief) -> float:
     """The probability that one value is larger than another, as if they were independent."""
     return float(ndtr((one.mean - other.mean) / max(math.hypot(one.sd, other.sd), 1e-9)))
@@ -188,15 +191,16 @@ def _data(evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> Data:
         examples=np.array([place[rollout.example] for rollout in scored], dtype=np.int64),
         scores=np.array([rollout.score for rollout in scored], dtype=float),
         present=present,
-        relevance=np.array(near),
+        relevance=np.array(near).reshape(len(known), len(training)),
         tells=np.array(tells, dtype=bool),
+        has_demos=np.array([rollout.has_demos for rollout in scored], dtype=bool),
     )
 
 
-def _shares(plan: GroupPlan, experience: Experience) -> list[float]:
+def _shares(plan: GroupPlan, tried: Advice | str) -> list[float]:
     """A number from 0 to 1 for each rollout of the group, one in each n-th part of that range."""
     n = plan.n_rollouts
-    rng = random.Random(f"{plan.update}/{plan.example}/{advice_of(experience)}")
+    rng = random.Random(f"{plan.update}/{plan.example}/{tried}")
     order, start = rng.sample(range(n), n), rng.random()
     return [(k + start) / n for k in order]
 
@@ -208,4 +212,4 @@ def _texts(plan: GroupPlan, experience: Experience) -> list[Experience]:
         return [experience] * plan.n_rollouts
     belief, of_rival = (plan.decision.beliefs[advice_of(text)] for text in (experience, rival))
     chance = _chance_of_more(of_rival, belief)
-    return [rival if share < chance else experience for share in _shares(plan, rival)]
+    return [rival if share < chance else experience for share in _shares(plan, advice_of(rival))]

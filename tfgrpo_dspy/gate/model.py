@@ -1,7 +1,7 @@
 """A Bayesian linear model of what each experience adds to the score.
 
     score of a rollout on example i
-        = level + ease of i + sum over its experiences j of (m_j + a_j r_ij) + noise
+        = level + ease of i + demos + sum over its experiences j of (m_j + a_j r_ij) + noise
 
 `m_j` is what experience j adds on every example, `a_j` what it adds besides on those that it is
 about, and `r_ij` (0 to 1, see `relevance`) says how much example i is one of these.
@@ -44,6 +44,8 @@ LEAST_LEFT = 0.05  # the least share of the usual effect that is expected of an 
 PRICE, TOLD_PRICE = 0.01, 0.02
 """What an experience must add to be worth its tokens. More where its text names its examples: on
 each of the many others it may cost less than can be measured."""
+DEMOS, DEMOS_PRICE = (0.0, 0.5), 0.4
+"""What demos add, its uncertainty, and what they must add to be shown: they take many tokens."""
 EASE = 0.5  # spread of the ease of examples
 NOISE, NOISE_COUNT = 0.8, 5.0  # prior of the noise within an example, worth so many rollouts
 ROOT_2_PI = math.sqrt(2 * math.pi)
@@ -59,6 +61,7 @@ class Data:
         present: which of the experiences each rollout was given; shape (n, J).
         relevance: of each example for each experience; shape (J, number of examples).
         tells: whether an experience's text says what it is about; shape (J,).
+        has_demos: whether each rollout showed demos; shape (n,).
     """
 
     examples: NDArray[np.int64]
@@ -66,11 +69,12 @@ class Data:
     present: Flags
     relevance: Matrix
     tells: Flags
+    has_demos: Flags
 
 
 Posterior = tuple[Matrix, Matrix, Matrix]
-"""Of each experience's value, in points of the score: its mean, its standard deviation, and the
-probability that it exceeds its price; each of shape (J,)."""
+"""Of each experience's value, and that of demos, in points of the score: its mean, its standard
+deviation, and the probability that it exceeds its price; each of shape (J + 1,)."""
 
 
 def score_sd(scores: Matrix) -> float:
@@ -85,7 +89,7 @@ def above_zero(mean: float, sd: float) -> float:
 
 
 def posterior(data: Data) -> Posterior:
-    """What the rollouts say of each experience's value; there must be at least one.
+    """What the rollouts say of each experience's value, and of that of demos.
 
     The value is the mean of `m_j + a_j r_ij` over the examples: what the experience adds on others
     like them. The regression is made twice. The first one tells how much is left to gain on the
@@ -96,7 +100,7 @@ def posterior(data: Data) -> Posterior:
         first, weights = _regression(data, sums, np.ones(len(data.tells)))
         if not len(data.scores):
             return first
-        left = _left_to_gain(data, sums, weights, first[2] > 0.5)
+        left = _left_to_gain(data, sums, weights, first[2][:-1] > 0.5)
         return _regression(data, sums, left)[0]
 
 
@@ -108,7 +112,7 @@ def _left_to_gain(data: Data, sums: "_Sums", weights: Matrix, is_given: Flags) -
     n, top = len(data.tells), float(data.scores.max())
     missed = sums.scores - sums.rows @ weights
     bare = weights[-1] + missed / (sums.counts + (NOISE / EASE) ** 2)
-    added = (weights[:n, None] + weights[n:-1, None] * data.relevance) * is_given[:, None]
+    added = (weights[:n, None] + weights[n : 2 * n, None] * data.relevance) * is_given[:, None]
     missing = top - (bare + added.sum(axis=0)) + added
     share = np.clip(missing / np.maximum(top - bare, 1e-9), 0.0, 1.0)
     about = np.maximum(data.relevance.sum(axis=1), 1e-9)
@@ -125,11 +129,13 @@ def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Mat
     parts = _parts(data, left)
     gram, projection = parts.T @ sums.gram @ parts, parts.T @ sums.projection
     alone = np.eye(n)
-    values = np.hstack([alone, alone * data.relevance.mean(axis=1), np.zeros((n, 1))]) @ parts
-    centre = np.zeros(2 * n + 4)
-    centre[-4:-1] = np.array([BROAD_MEAN[0], LOCAL_MEAN[0], ALIKE_MEAN[0]]) * scale
+    values = np.zeros((n + 1, 2 * n + 2))
+    values[:n, : 2 * n] = np.hstack([alone, alone * data.relevance.mean(axis=1)])
+    values[n, -2] = 1.0
+    values = values @ parts
+    expected, common = np.array([BROAD_MEAN, LOCAL_MEAN, ALIKE_MEAN, DEMOS, (0.0, 1.0)]).T
+    centre = np.concatenate([np.zeros(2 * n), expected * scale])
     centre[-1] = float(data.scores.mean()) if len(data.scores) else 0.0
-    common = [BROAD_MEAN[1], LOCAL_MEAN[1], ALIKE_MEAN[1], 1.0]
     logs, means, weights, roots = [], [], [], []
     for local, broad in itertools.product(LOCAL_SPREADS, BROAD_SPREADS):
         elsewhere = np.where(data.tells, min(TOLD_BROAD_SPREAD, broad), broad)
@@ -144,7 +150,7 @@ def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Mat
         roots.append(solve_triangular(root, values.T, lower=True, check_finite=False))
     share = np.exp(np.array(logs) - max(logs))
     share /= share.sum()
-    price = np.where(data.tells, TOLD_PRICE, PRICE) * scale
+    price = np.append(np.where(data.tells, TOLD_PRICE, PRICE), DEMOS_PRICE) * scale
     return _mixture(share, np.array(means), roots, price), parts @ (share @ np.array(weights))
 
 
@@ -160,24 +166,24 @@ def _mixture(share: Matrix, means: Matrix, roots: list[Matrix], price: Matrix) -
 def _parts(data: Data, left: Matrix) -> Matrix:
     """Which of the weights an effect consists of: its own deviation, and a mean in common.
 
-    The rows are the columns of `_Sums`: the broad effects, the local effects, and the level. The
-    columns are the weights: a deviation for each effect, the three common means, and the level.
+    The rows are the columns of `_Sums`: the broad effects, the local effects, demos, and the level.
+    The columns are the weights: a deviation for each effect, the three common means, demos, level.
     """
     n = len(data.tells)
-    common = np.zeros((2 * n + 1, 4))
+    common = np.zeros((2 * n + 2, 5))
     common[:n, 0] = ~data.tells
-    common[n:-1, 1], common[n:-1, 2] = left * data.tells, left * ~data.tells
-    common[-1, 3] = 1.0
-    return np.hstack([np.eye(2 * n + 1, 2 * n), common])
+    common[n:-2, 1], common[n:-2, 2] = left * data.tells, left * ~data.tells
+    common[-2, 3] = common[-1, 4] = 1.0
+    return np.hstack([np.eye(2 * n + 2, 2 * n), common])
 
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
-    """The rollouts, summed up. A row x is what a rollout was given, that by its relevance, and 1.
+    """The rollouts, summed up. A row x: what it was given, that by its relevance, demos, 1.
 
     Args:
         gram, projection: X'WX and X'Wy, where W integrates out noise and the ease of each example;
-            shapes (2 J + 1, 2 J + 1) and (2 J + 1,).
+            shapes (2 J + 2, 2 J + 2) and (2 J + 2,).
         rows, scores, counts: the sums of x and y, and the number of rollouts, of each example.
     """
 
@@ -191,7 +197,8 @@ class _Sums:
     def of(cls, data: Data) -> "_Sums":
         n_rollouts, n_examples = len(data.scores), data.relevance.shape[1]
         local = data.present * data.relevance.T[data.examples]
-        x = np.hstack([data.present, local, np.ones((n_rollouts, 1))])
+        level = np.ones(n_rollouts)
+        x = np.column_stack([data.present, local, data.has_demos, level])
         places = data.examples, np.arange(n_rollouts)
         by_example = csr_array((np.ones(n_rollouts), places), (n_examples, n_rollouts))
         rows, scores = by_example @ x, by_example @ data.scores
@@ -206,7 +213,8 @@ class _Sums:
 
 def _noise(data: Data, scale: float) -> float:
     """The variance of the scores of one example with the same experiences."""
-    cells = np.column_stack([data.examples, np.packbits(data.present, axis=1)])
+    given = np.column_stack([data.present, data.has_demos])
+    cells = np.column_stack([data.examples, np.packbits(given, axis=1)])
     _, cell = np.unique(cells, axis=0, return_inverse=True)
     counts = np.bincount(cell)
     sums = np.bincount(cell, weights=data.scores)

@@ -59,12 +59,14 @@ class Measured:
     """A measured score: that of one rollout with a library on an example.
 
     `example` is the example's position in its set. The score is None where the rollout has none,
-    for instance because the provider failed.
+    for instance because the provider failed. `has_demos`: the program showed the best rollouts of
+    other examples as demos.
     """
 
     library: ExperienceLibrary
     example: int
     score: float | None
+    has_demos: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Decision:
         rivals: by id, the other text of an experience that an operation has modified, while it is
             open which of the two is better.
         is_open: whether further rollouts could still change what a program would be given.
+        demos: what is believed of showing the best rollouts as demos; None: nothing.
     """
 
     library: ExperienceLibrary
@@ -90,6 +93,7 @@ class Decision:
     beliefs: Mapping[Advice, Belief] = field(default_factory=dict)
     rivals: Mapping[str, Experience] = field(default_factory=dict)
     is_open: bool = False
+    demos: Belief | None = None
 
     @property
     def result(self) -> ExperienceLibrary:
@@ -152,6 +156,10 @@ class Gate:
     def assign(self, plan: GroupPlan) -> Sequence[ExperienceLibrary]:
         """The library of each rollout of a group; by default the whole library."""
         return (plan.decision.library,) * plan.n_rollouts
+
+    def shows_demos(self, plan: GroupPlan) -> Sequence[bool]:
+        """Whether each rollout of a group shows the best rollouts as demos; by default none."""
+        return (False,) * plan.n_rollouts
 
     def finalists(self, decision: Decision) -> Sequence[ExperienceLibrary]:
         """The libraries that are compared with the student at the end, the most promising first."""

@@ -134,16 +134,16 @@ class Run:
         """A group of rollouts; those made elsewhere knew nothing of what this run has learned."""
         if self._recorded is not None:
             rollouts = self._recorded[example]
-            libraries: Sequence[ExperienceLibrary] = [self._history.start] * len(rollouts)
+            given = [Additions(self._history.start)] * len(rollouts)
         else:
-            libraries, seed = self._history.assigned(batch, example), self.settings.seed
+            given, seed = self._history.assigned(batch, example), self.settings.seed
             samples = [
                 Sample(each, example, rollout_id_for(seed, batch.epoch, example, k, "training"))
-                for k, each in enumerate(map(Additions, libraries))
+                for k, each in enumerate(given)
             ]
             rollouts = await self._sampler.make(samples, (*TRAINING_PRIORITY, batch.update))
         group = Group.of(example, rollouts, self.settings.metric is not None)
-        return SampledGroup(group, tuple(libraries))
+        return SampledGroup(group, tuple(given))
 
     async def draft(self, batch: Batch) -> Extracted:
         """The lessons of the labels alone."""

@@ -6,6 +6,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import Decision, Measured
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.sampling.demos import Additions
 
 TEACHING = ("contrast", "failure analysis", "no ground truth")
 """What a group that is sent to ExtractAdvantage is used as."""
@@ -16,7 +17,8 @@ class Batch:
     """The examples (positions in the training set) of one update.
 
     Its rollouts are made with the library of `decision`, which is `max_staleness` updates older
-    than the last one. A draft has no examples: its lessons come from labels.
+    than the last one; `best` are the best rollouts by then, of which demos are made. A draft has no
+    examples: its lessons come from labels.
     """
 
     update: int
@@ -24,6 +26,7 @@ class Batch:
     examples: tuple[int, ...]
     decision: Decision
     is_draft: bool = False
+    best: tuple[Rollout, ...] = ()
 
     @property
     def library(self) -> ExperienceLibrary:
@@ -33,13 +36,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class SampledGroup:
-    """A group, and the library of each of `group.all_rollouts`.
-
-    The libraries differ where the gate gives experiences on trial to some rollouts only.
-    """
+    """A group, and what each of `group.all_rollouts` was given: not all get what is on trial."""
 
     group: Group
-    libraries: tuple[ExperienceLibrary, ...]
+    given: tuple[Additions, ...]
 
     def measured(self) -> list[Measured]:
         """The scores of its rollouts as gates see them.
@@ -52,10 +52,10 @@ class SampledGroup:
         for rollout in self.group.all_rollouts:
             if rollout.failure is not None and rollout.failure.kind in ("timeout", "metric"):
                 scores[rollout.rollout_id] = floor
-        pairs = zip(self.libraries, self.group.all_rollouts, strict=True)
+        found = [scores.get(rollout.rollout_id) for rollout in self.group.all_rollouts]
         return [
-            Measured(library, self.group.example, scores.get(rollout.rollout_id))
-            for library, rollout in pairs
+            Measured(given.library, self.group.example, score, bool(given.demos))
+            for given, score in zip(self.given, found, strict=True)
         ]
 
 

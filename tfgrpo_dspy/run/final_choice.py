@@ -18,7 +18,7 @@ from tfgrpo_dspy.rollout import Rollout, rollout_id_for
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
-from tfgrpo_dspy.sampling.demos import Additions, Demo
+from tfgrpo_dspy.sampling.demos import Additions, Demo, first_demos
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +88,8 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
 
     With `NoGate`, the last library is returned, whether it is better or not.
     """
-    demos = history.best_rollouts.demos(
-        run.student, run.settings.max_demos, lambda i: run.trainset[i] not in valset
-    )
+    best_rollouts = (one for one in history.best[-1] if run.trainset[one.example] not in valset)
+    demos = first_demos(best_rollouts, run.student, run.settings.max_demos)
     run.ledger.open_reserve()
     if run.settings.metric is None:
         valset = testset = ()

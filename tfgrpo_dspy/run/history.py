@@ -20,10 +20,10 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence, advice_of
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.rollout import fields_text
+from tfgrpo_dspy.rollout import Rollout, fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.sampling.demos import Additions, BestRollouts
+from tfgrpo_dspy.sampling.demos import Additions, BestRollouts, first_demos
 from tfgrpo_dspy.sampling.fields import as_fields
 
 MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly teach what they say
@@ -34,8 +34,8 @@ UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
 class History:
     """The batches and decisions of one run.
 
-    `decisions` and `accounts` have one entry more than there are decided updates: the first is the
-    state before the first update.
+    `decisions`, `accounts` and `best` (rollouts) have one entry more than there are decided
+    updates: the first is the state before the first update.
     """
 
     def __init__(
@@ -62,7 +62,8 @@ class History:
         self._n_reserved = 0  # rollouts of the final choice and of the test set
         if settings.metric is not None:
             self._n_reserved = settings.reserve + 2 * n_test
-        self.best_rollouts = BestRollouts()
+        self.best: list[tuple[Rollout, ...]] = [()]
+        self._best_rollouts = BestRollouts()
         self._started_s = time.monotonic()
         self._measured: list[Measured] = []
         self._best_scores: list[float] = []
@@ -87,7 +88,8 @@ class History:
     def batch(self, update: int) -> Batch | None:
         """The batch of this update, which may be a draft; None where the run ends."""
         settings, report = self._run.settings, self._run.report
-        decision = self.decisions[self.n_awaited(update)]
+        n_awaited = self.n_awaited(update)
+        decision, best = self.decisions[n_awaited], self.best[n_awaited]
         if update < self._n_drafts:
             return Batch(update, 0, (), decision, is_draft=True)
         if finished := self._why_finished(update):
@@ -103,7 +105,7 @@ class History:
             report.ended_because = f"{used_up}: it does not reach for another update"
         if n < 1:
             return None
-        return Batch(update, epoch, tuple(examples[: int(min(n, self._size))]), decision)
+        return Batch(update, epoch, tuple(examples[: int(min(n, self._size))]), decision, best=best)
 
     def _why_finished(self, update: int) -> str:
         """Why no more is to be expected of further updates; "" if more is."""
@@ -116,6 +118,8 @@ class History:
             return "no group of a whole epoch had anything to teach"
         n = max(UNCHANGED_EPOCHS * self._n_batches, UNCHANGED_UPDATES)
         is_unchanged = all(list(one.result) == list(latest.result) for one in before[-n:])
+        demos = [[one.score for one in best[: run.settings.max_demos]] for best in self.best]
+        is_unchanged &= demos[n_known] == demos[max(0, n_known - n)]
         if run.settings.measures and len(before) >= n and is_unchanged:
             return f"the last {n} updates did not change what a program would be given"
         return ""
@@ -132,14 +136,26 @@ class History:
             return max(1.0, n), limit
         return n - sum(len(batch.examples) for batch in under_way), limit
 
-    def assigned(self, batch: Batch, example: int) -> Sequence[ExperienceLibrary]:
-        """The library of each rollout of a group. Raises GateError: the gate gave no such."""
-        n = self._group_size
-        if not any(experience.is_on_trial for experience in batch.library):
-            return (batch.library,) * n
-        gate, plan = self._run.settings.gate, GroupPlan(batch.decision, example, batch.update, n)
-        told = f"return {n} libraries, one for each rollout of the group"
-        return _libraries(gate, "assigned", gate.assign(plan), told, n)
+    def assigned(self, batch: Batch, example: int) -> list[Additions]:
+        """What each rollout of a group is given. Raises GateError: the gate gave no such.
+
+        Demos are given from the second epoch on: before, there are few rollouts to choose from.
+        """
+        n, gate = self._group_size, self._run.settings.gate
+        plan = GroupPlan(batch.decision, example, batch.update, n)
+        libraries: Sequence[ExperienceLibrary] = (batch.library,) * n
+        if any(experience.is_on_trial for experience in batch.library):
+            told = f"return {n} libraries, one for each rollout of the group"
+            libraries = _answers(gate, "assigned", gate.assign(plan), told, n)
+        most = self._run.settings.max_demos
+        others = [rollout for rollout in batch.best if rollout.example != example]
+        shown: Sequence[bool] = (False,) * n
+        if batch.epoch and len(others) >= most > 0:
+            told = f"return {n} booleans, one for each rollout of the group"
+            shown = _answers(gate, "showed demos", gate.shows_demos(plan), told, n, bool)
+        demos = first_demos(others, self._run.student, most) if any(shown) else ()
+        each = zip(libraries, shown, strict=True)
+        return [Additions(library, demos if is_shown else ()) for library, is_shown in each]
 
     def best_score(self, batch: Batch) -> float:
         """The highest score of the updates that are decided for sure when the batch is made."""
@@ -154,7 +170,8 @@ class History:
         before, run = self.last, self._run
         for sampled in extracted.groups:
             self._measured += sampled.measured()
-            self.best_rollouts.add(sampled.group)
+            self._best_rollouts.add(sampled.group)
+        self.best.append(self._best_rollouts.above_mean())
         evidence = RunEvidence(
             previous=before,
             operations=tuple(op for op in proposed if not isinstance(op, Refusal)),
@@ -181,7 +198,7 @@ class History:
         decision = gate.decide(evidence)
         is_one = isinstance(decision, Decision)
         found = (decision.library, decision.result) if is_one else decision
-        _libraries(gate, "decided", found, "return a Decision on a library")
+        _answers(gate, "decided", found, "return a Decision on a library")
         keeps = [op for op in evidence.operations if isinstance(op, Keep)]
 
         def kept(library: ExperienceLibrary) -> ExperienceLibrary:
@@ -222,7 +239,7 @@ class History:
     def finalists(self) -> list[ExperienceLibrary]:
         """The libraries that are compared with the student at the end. Raises GateError."""
         gate = self._run.settings.gate
-        proposed = _libraries(
+        proposed = _answers(
             gate, "gave as finalists", gate.finalists(self.last), "return a sequence of libraries"
         )
         if not self.accounts[-1].n_rollouts:  # of rollouts made elsewhere none has tried it
@@ -251,11 +268,11 @@ class History:
         ]
 
 
-def _libraries(
-    gate: Any, verb: str, given: Any, told: str, n: int | None = None
-) -> tuple[ExperienceLibrary, ...]:
-    """What a gate gave, if these are (so many) libraries. Raises GateError: they are not."""
+def _answers(
+    gate: Any, verb: str, given: Any, told: str, n: int | None = None, of: type = ExperienceLibrary
+) -> tuple[Any, ...]:
+    """What a gate gave, if these are (so many) of that kind. Raises GateError: they are not."""
     is_sequence = isinstance(given, Sequence) and len(given) == (len(given) if n is None else n)
-    if is_sequence and all(isinstance(each, ExperienceLibrary) for each in given):
+    if is_sequence and all(isinstance(each, of) for each in given):
         return tuple(given)
     raise GateError(f"{gate!r} {verb} {given!r}; {told}.")

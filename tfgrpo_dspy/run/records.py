@@ -274,7 +274,7 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
         raise StoreError(f"log_dir={str(log_dir)!r} holds no run yet.")
     with reading("run"):
         library = ExperienceLibrary.from_dict(record["library"])
-        shown = ((one["predictor"], tuple(dict(one["fields"]).items())) for one in record["demos"])
+        shown = ((one["predictor"], tuple(map(tuple, one["fields"]))) for one in record["demos"])
         best = Additions(library, tuple(itertools.starmap(Demo, shown)))
     try:
         return best.bake(student)

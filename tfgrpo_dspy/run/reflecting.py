@@ -91,7 +91,8 @@ async def _lessons_of(client: ReflectionClient, batch: Batch, shown: list[Sample
         for sampled, whole in zip(shown, attempts, strict=True):
             share = (max_tokens >> halving) // len(whole)
             cut = [texts.clip(text, share) if halving else text for text in whole]
-            parts.append(texts.attempts_text(sampled.group, cut, sampled.libraries, batch.library))
+            libraries = [given.library for given in sampled.given]
+            parts.append(texts.attempts_text(sampled.group, cut, libraries, batch.library))
         return {
             **{name: texts.by_example([one[name] for one in about]) for name in about[0]},
             "experiences": batch.library.render() or texts.NO_EXPERIENCES,

@@ -5,7 +5,7 @@ They are DSPy's own demos, in a predictor's `demos`; here they are made from a r
 
 import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,18 +72,17 @@ class BestRollouts:
                 self._by_example.pop(rollout.example, None)  # the latest stands last
                 self._by_example[rollout.example] = rollout
 
-    def demos(self, program: Any, most: int, may_show: Callable[[int], bool]) -> tuple[Demo, ...]:
-        """The demos of at most so many that score above the mean of all, the best first.
-
-        `may_show` says whether an example (its position) may be shown.
-        """
+    def above_mean(self) -> tuple[Rollout, ...]:
+        """Those that score above the mean of all, the best first."""
         mean = statistics.fmean(self._scores or [0.0])
-        latest_first = reversed(self._by_example.values())
-        good = [rollout for rollout in latest_first if (rollout.score or 0.0) > mean]
-        good.sort(key=lambda rollout: rollout.score or 0.0, reverse=True)
-        found = (demos_of(rollout, program) for rollout in good if may_show(rollout.example))
-        shown = itertools.islice(filter(None, found), most)
-        return tuple(itertools.chain(*shown))
+        good = [one for one in reversed(self._by_example.values()) if (one.score or 0.0) > mean]
+        return tuple(sorted(good, key=lambda rollout: rollout.score or 0.0, reverse=True))
+
+
+def first_demos(rollouts: Iterable[Rollout], program: Any, most: int) -> tuple[Demo, ...]:
+    """The demos of the first of these rollouts, of so many at most."""
+    found = (demos_of(rollout, program) for rollout in rollouts)
+    return tuple(itertools.chain(*itertools.islice(filter(None, found), most)))
 
 
 def with_demos(program: Any, demos: Sequence[Demo]) -> Any:
