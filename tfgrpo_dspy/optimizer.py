@@ -43,7 +43,7 @@ class TrainingFreeGRPO(Teleprompter):
         epochs: passes over the training set, at most; default: 5, or what the budget pays for.
         temperature: of training rollouts; default: 0.7, or a reasoning model's own. The validation
             set is always measured at the LM's own.
-        max_experiences: how many experiences the library may hold.
+        max_experiences: how many experiences the library may hold (`BayesianGate` keeps 90 %).
         max_demos: how many of the best training rollouts may become demos: of training rollouts
             where they help, of the result if it wins with them. Default: derived; 0: none.
         gate: decides which experiences stay, and which rollouts are given them; default:

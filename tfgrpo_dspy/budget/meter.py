@@ -256,7 +256,7 @@ class _Metered:
 
     @property
     def num_retries(self) -> int:
-        """None for DSPy, whatever the user or the program sets: the retries are made here."""
+        """0 for DSPy, whatever the user or the program sets: the retries are made here."""
         return 0
 
     @num_retries.setter

@@ -11,8 +11,8 @@ the spreads around them are averaged over a small grid, weighted by marginal lik
 Bayes), so that the model expects little of new lessons in a run whose lessons are often wrong. The
 posterior has a closed form. Method: Gelman et al., Bayesian Data Analysis, chapters 5 and 14.
 
-A lesson is drawn from groups that failed. Nothing needs to be corrected for that, because the
-scores of those groups are part of the data.
+Lessons are drawn from groups with low or differing scores. Nothing needs to be corrected for that,
+because the scores of those groups are part of the data.
 """
 
 import itertools
@@ -89,7 +89,7 @@ def above_zero(mean: float, sd: float) -> float:
 
 
 def posterior(data: Data) -> Posterior:
-    """What the rollouts say of each experience's value, and of that of demos.
+    """What the rollouts say of the value of each experience, and of demos.
 
     The value is the mean of `m_j + a_j r_ij` over the examples: what the experience adds on others
     like them. The regression is made twice. The first one tells how much is left to gain on the

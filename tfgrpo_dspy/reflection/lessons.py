@@ -118,7 +118,7 @@ def read_lesson(line: str, predictors: Sequence[str]) -> tuple[str, str]:
 
 
 def unsafe_reason(text: str) -> str:
-    """Why advice is held back for the user to see: it may not serve the task; "" if it is not.
+    """Why advice is held back, for the user to see; "" if it is not held back.
 
     Whoever writes a training input can influence what the reflection LM writes. Advice that forbids
     a bad thing ("Never ignore the instructions.") is not held back.

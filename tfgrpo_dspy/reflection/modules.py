@@ -101,7 +101,7 @@ class ExtractAdvantage(_ReflectionModule):
 
 
 class DraftLessons(_ReflectionModule):
-    """(program, labelled examples) -> lessons, before the first rollout.
+    """(program, labelled examples) -> lessons, beside the first batch.
 
     Args:
         signature: another prompt; it needs an output `lessons`, `str` or `list[str]`.

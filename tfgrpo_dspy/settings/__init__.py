@@ -147,8 +147,8 @@ class Reflection:
         draft: draws lessons from labelled examples alone; default: `DraftLessons()`.
         use_labels: False hides `example.labels()` from the reflection LM; scores are still used.
         max_experience_words: how many words one experience may have.
-        drafts: how many calls of `draft`, each with ten training examples, are made before the
-            first rollout; the lessons that several of them give (or all, if none is repeated) are
+        drafts: how many calls of `draft`, each with ten training examples, are made beside the
+            first batch; the lessons that several of them give (or all, if none is repeated) are
             the first update. Default: derived; 0: none.
         groups_per_call: how many groups one call of `extract` is shown. Default: derived.
 
@@ -203,7 +203,7 @@ class Execution:
         rollout_timeout_s: seconds that a rollout or a reflection may take; if it takes longer it
             has failed, and is not repeated.
         max_errors: how many rollouts and reflections may fail before the run is ended; answers
-            that do not parse are not counted. Default: half of them, and in any case 20.
+            that do not parse are not counted. Default: 20, or half of those done if that is more.
         prices: US dollars for a million prompt tokens and a million completion tokens, by model,
             such as `{"openai/my-model": (0.15, 0.60)}`; default: DSPy's price list.
 
