@@ -123,10 +123,13 @@ def test_the_history_of_a_module_is_kept_as_the_user_set_it(disabled: bool, n_en
     assert usage.n_lm_calls == 1
 
 
+@pytest.mark.parametrize(
+    "route", [{}, {"engine": "litellm", "max_tokens": 77}], ids=["DSPy's own", "LiteLLM"]
+)
 def test_a_call_costs_what_dspy_knows_of_its_price_and_an_answer_from_the_cache_nothing(
-    server: ChatServer,
+    route: dict[str, Any], server: ChatServer
 ) -> None:
-    lm = server.lm(api_key="sk-1234567890", cache=True)
+    lm = server.lm(api_key="sk-1234567890", cache=True, **route)
     usage = used(lm)
     assert usage.cost_usd == pytest.approx(1000 * 0.15e-6 + 100 * 0.60e-6)
     assert (usage.prompt_tokens, usage.completion_tokens) == (1000, 100)

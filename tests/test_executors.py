@@ -147,9 +147,6 @@ def is_usable(executor: Executor) -> bool:
     return executor.submit(abs, -1).result(WAIT_S) == 1
 
 
-# ---------------------------------------------------------------------- the same run
-
-
 def test_any_executor_gives_what_our_threads_give_down_to_the_records(
     executor: Executor, tmp_path: Path
 ) -> None:
@@ -170,9 +167,6 @@ def test_any_executor_gives_what_our_threads_give_down_to_the_records(
     assert '"op": "ADD"' in facts(there)
     assert there.second.lm is own_lm
     assert is_usable(executor)
-
-
-# ---------------------------------------------------------------------- what cannot be sent
 
 
 class Locked:
@@ -213,9 +207,6 @@ def test_what_cannot_be_sent_is_named_before_the_first_call_with_what_to_do(
     assert "num_threads" in str(told.value)
     assert not changes["lm"].engine.prompts
     compiled(None, log_dir=tmp_path / "runs", **changes)
-
-
-# ---------------------------------------------------------------------- lost workers
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_lm_calls": 300}], ids=["no limit", "limit"])
@@ -266,9 +257,6 @@ def test_a_broken_pool_ends_the_run_which_goes_on_in_another(
     assert run.detailed_results.library == alone.detailed_results.library
     n_needed = n_calls(alone)
     assert len(calls.lines) <= n_needed + 4  # what was in flight: two for each worker
-
-
-# ---------------------------------------------------------------------- budgets
 
 
 class Several(dspy.Module):
@@ -350,9 +338,6 @@ def test_a_rollout_that_takes_too_long_is_left_and_those_behind_it_are_not_on_it
     assert sum(finalist.score.n_failed for finalist in run.finalists) == 1
 
 
-# ---------------------------------------------------------------------- the user's executor
-
-
 def test_an_executor_that_is_shut_down_is_an_error_that_says_so(executor: Executor) -> None:
     if isinstance(executor, ThreadPoolExecutor):
         executor.shutdown()
@@ -364,9 +349,6 @@ def test_an_executor_that_is_shut_down_is_an_error_that_says_so(executor: Execut
         executor.shutdown()
     with pytest.raises(RunFailedError, match="cannot schedule new futures after shutdown"):
         compiled(executor)
-
-
-# ---------------------------------------------------------------------- what travels, what stays
 
 
 def leaky(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
+import numpy as np
 import pytest
 from runs import knowing, library_texts, predictor
 from scripted import EXTRACT, Prompt, chat, lessons, scripted_lm
 from small import grpo
 
-from tfgrpo_dspy import AddLessons, Decision, ExperienceLibrary, Gate, RunEvidence
+from tfgrpo_dspy import AddLessons, Decision, ExperienceLibrary, Gate, NoGate, RunEvidence
 from tfgrpo_dspy.results import Gain
 
 CODES = {"slate": "T08", "amber": "B20", "cedar": "M55", "linen": "V93"}
@@ -124,9 +125,6 @@ def test_the_report_names_the_candidates_with_the_student_first_and_what_was_lea
         assert f"{own.price} tokens" in str(library)
 
 
-# ---------------------------------------------------------------------- who wins
-
-
 @pytest.mark.parametrize(
     "lines", [list(WRONG.values()), ["Be kind."]], ids=["it does harm", "a draw"]
 )
@@ -204,7 +202,23 @@ def test_an_answer_without_a_score_counts_against_the_advice_that_caused_it(
     assert program.detailed_results.failures[failure] > 0
 
 
-# ---------------------------------------------------------------------- budgets
+def test_what_the_result_gives_no_score_for_counts_in_what_is_reported() -> None:
+    def answered(prompt: Prompt) -> str:
+        return chat(answer="one" if TERSE in prompt.system else str(int(luck_of(prompt) < 0.6)))
+
+    lm, given = world(answered, lessons(TERSE)), {"max_errors": 1000, **SMALL}
+    results = compiled(lm, metric=number_given, gate=NoGate(), **given).detailed_results
+    assert results.student.mean > 0
+    assert (results.best.mean, results.gain.mean) == (0.0, -results.student.mean)
+
+
+@pytest.mark.parametrize("size", [1e-220, 1e100])
+def test_inputs_may_be_arrays_and_scores_next_to_nothing(size: float) -> None:
+    data = [dspy.Example(at=np.arange(3), **c).with_inputs("at", "question") for c in cases(24)]
+    optimizer = grpo(metric=lambda *given: size * is_right(*given).score, max_lm_calls=200)
+    with dspy.context(lm=world()):
+        optimized = optimizer.compile(dspy.Predict("at, question -> answer"), trainset=data)
+    assert optimized.detailed_results.updates
 
 
 @pytest.mark.parametrize(
@@ -270,9 +284,6 @@ def test_where_the_result_could_not_be_measured_the_student_comes_back_and_it_is
     assert "the result could not be measured, so the student is returned" in caplog.text
 
 
-# ---------------------------------------------------------------------- the test set
-
-
 def test_the_test_set_is_measured_when_all_else_is_done_and_changes_nothing() -> None:
     gate = proposing(list(RIGHT.values()))
     lm, alone = world(), world()
@@ -298,9 +309,6 @@ def test_of_a_budget_enough_is_kept_back_for_the_test_set(budget: dict[str, int]
     assert results.student.n >= 10  # nor does the validation set pay for it
     assert results.metric_calls <= budget.get("max_metric_calls", 10**9)
     assert lm.engine.n_calls() <= budget.get("max_lm_calls", 10**9)
-
-
-# ---------------------------------------------------------------------- intervals, by hand
 
 
 def test_the_interval_of_three_pairs_is_students() -> None:

@@ -194,6 +194,16 @@ def test_without_room_the_experience_that_is_least_likely_to_help_leaves() -> No
     assert decision.dropped["E2"].startswith("no room: effect +")
 
 
+def test_new_experiences_take_the_place_of_those_that_are_deleted() -> None:
+    library = ExperienceLibrary.from_texts(["Guess.", "Count."])
+    rollouts = [Measured(each, i, 0.5) for i in range(9) for each in (library, library.holding([]))]
+    operations = (Delete("E1"), Delete("E2"), Add("Look."), Add("Ask."))
+    evidence = replace(evidence_on(library, rollouts), limits=Limits(2), operations=operations)
+    decision = BayesianGate().decide(evidence)
+    assert set(texts_in(decision.library)) <= {"Look.", "Ask."}
+    assert len(decision.library) > 0
+
+
 def test_an_effect_is_a_mean_over_all_examples_also_those_that_the_text_is_not_about() -> None:
     """The lesson adds 0.6 to the cases of one kind in five."""
     effect = World(of_kinds()).after(20, learned(LESSON(0), 0)).library["E1"].effect

@@ -30,9 +30,6 @@ def returning(value: Any) -> Callable[..., Any]:
     return my_metric
 
 
-# ---------------------------------------------------------------------- arguments
-
-
 def seen(*values: Any) -> dspy.Prediction:
     return dspy.Prediction(score=1, feedback=repr(values))
 
@@ -118,9 +115,6 @@ def test_a_metric_of_the_wrong_number_of_arguments_is_refused_with_its_signature
     assert "metric(example, pred, trace=None)" in str(caught.value)
 
 
-# ---------------------------------------------------------------------- values
-
-
 TWICE = dspy.Prediction(score=0.5, feedback="Too long.")
 SCORES: list[tuple[Any, float, str]] = [
     (True, 1.0, ""),
@@ -148,9 +142,6 @@ def test_every_kind_of_number_is_a_score_and_feedback_comes_with_it(
     result = score(returning(value))
     assert result == Score(number, feedback)
     assert type(result.value) is float
-
-
-# ---------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from scripted import (
 )
 from small import grpo, paper_grpo
 
-from tfgrpo_dspy import Experience, ExperienceLibrary, Gate, NoGate
+from tfgrpo_dspy import Experience, ExperienceLibrary, Gate, NoGate, SettingsError
 
 
 def deployed(prompt: Prompt) -> str:
@@ -84,7 +84,7 @@ def test_without_a_valset_what_is_held_out_is_never_trained_on() -> None:
 
 
 def test_with_fewer_than_six_examples_the_gate_measures_on_the_trainset_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match="5 examples are too few to hold some out"):
+    with pytest.warns(UserWarning, match="5 different examples are too few to hold some out"):
         done = run(*teaching("worth +1"), n=5, valset=None)
     assert done.results.best.n == 5
     assert sorted(itertools.chain(*trained_on(done))) == list(range(5))
@@ -127,12 +127,15 @@ def test_traces_are_learned_from_and_measured_if_they_have_scores_and_there_is_a
     traces = [{"inputs": {"question": "q"}, "outputs": {"answer": str(n)}} for n in range(2)]
     scored = [trace | {"score": n} for n, trace in enumerate(traces) if n < n_scored]
     lm = scripted_lm([*teaching("worth +1"), (r"question 1\d\d", deployed)])
+    optimizer = grpo(metric, progress=False)
+    data: dict[str, Any] = {"traces": scored or traces, "valset": questions(8, start=100)}
     with dspy.context(lm=lm):
-        learned = grpo(metric, progress=False).learn(
-            predictor(), traces=scored or traces, valset=questions(8, start=100)
-        )
-    is_measured = n_scored and metric is not None
-    assert lm.engine.n_calls(r"question 1\d\d") == (16 if is_measured else 0)
+        if not n_scored or metric is None:
+            with pytest.raises(SettingsError, match="valset: the final choice needs"):
+                optimizer.learn(predictor(), **data)
+            data["valset"] = None
+        learned = optimizer.learn(predictor(), **data)
+    assert lm.engine.n_calls(r"question 1\d\d") == (16 if data["valset"] else 0)
     assert library_texts(learned) == ["worth +1"]
 
 

@@ -243,9 +243,6 @@ def test_no_budget_is_ever_exceeded_whatever_the_program_does(
     assert vars(own_lm).keys().isdisjoint({"tfgrpo_meter"})
 
 
-# ---------------------------------------------------------------------- calls
-
-
 def test_every_call_and_every_attempt_of_a_retry_is_counted_in_its_role() -> None:
     engine = Tally(refused_share=0.1)
     optimized = learned(lm=lm_on(engine), metric=Metric("settings.lm"))
@@ -295,9 +292,6 @@ def test_answers_from_dspys_cache_are_free() -> None:
     assert sum(role.n_cached_calls for role in usage.values()) == first.n_calls()
     assert ExperienceLibrary.from_program(free) == ExperienceLibrary.from_program(paid)
     assert len(ExperienceLibrary.from_program(free)) == 1
-
-
-# ---------------------------------------------------------------------- dollars
 
 
 JUDGE = scripted_lm([("", chat(verdict="yes"))], max_tokens=5)
@@ -431,9 +425,6 @@ def test_nobody_waits_for_ever_for_dollars_that_another_call_holds(
     assert engine.dollars <= dollars
 
 
-# ---------------------------------------------------------------------- other LMs, other starts
-
-
 class ElsewhereAdvantage(dspy.Module):
     """Calls an LM that it does not hold."""
 
@@ -481,9 +472,6 @@ def test_a_budget_that_ends_before_the_student_is_measured_says_so(
     assert results.student is None and engine.n_calls() == 0
     assert "nothing was learned: the run ended early: max_cost" in caplog.text
     assert "the run ended early: max_cost" in results.nothing_learned
-
-
-# ---------------------------------------------------------------------- the ends of a run
 
 
 @pytest.mark.parametrize("budget", [{"max_metric_calls": 40}, {"max_lm_calls": 45}], ids=str)
@@ -589,9 +577,6 @@ def test_a_budget_returns_a_library_that_the_unlimited_run_goes_through(
     assert gate.stood == unlimited[1 : len(gate.stood) + 1]
     assert ExperienceLibrary.from_program(optimized) in unlimited
     event(str(len(gate.stood)))
-
-
-# ---------------------------------------------------------------------- the plan
 
 
 def planned(**settings_: Any) -> Any:

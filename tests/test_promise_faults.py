@@ -132,9 +132,6 @@ def undisturbed() -> Any:
         return updates_of(learned())
 
 
-# ------------------------------------------------------------------- what passes
-
-
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
 def test_what_passes_is_tried_again_changes_nothing_and_is_counted(
     fault: Make, undisturbed: Any
@@ -165,9 +162,6 @@ def test_what_does_not_pass_for_long_is_given_up_and_costs_its_rollout_only() ->
     assert library_texts(program) == [ADVICE]
 
 
-# ------------------------------------------------------------------- what does not
-
-
 @pytest.mark.parametrize("fault", FATAL.values(), ids=FATAL)
 def test_what_no_call_will_pass_fails_the_run_after_the_first(fault: Make) -> None:
     engine = Faulty(lambda _prompt, _attempt: True, fault)
@@ -187,6 +181,9 @@ def test_a_key_refused_later_leaves_the_best_program_so_far_on_the_error(tmp_pat
         learned(lm=faulty_lm(engine), log_dir=tmp_path, epochs=3, gate=NoGate())
     assert library_texts(caught.value.program) == [ADVICE]
     assert caught.value.program.detailed_results.ended_because.startswith("LM")
+    in_the_end = Faulty(lambda p, _n: "question 10" in p.user, fault)
+    with pytest.raises(RunFailedError, match="what litellm says"):
+        learned(lm=faulty_lm(in_the_end), epochs=3)
     works = Faulty(never, RuntimeError)
     program = learned(lm=faulty_lm(works), log_dir=tmp_path, epochs=3, gate=NoGate())
     assert sum(program.detailed_results.replayed.values()) > N_VALIDATION
@@ -241,9 +238,6 @@ def test_lessons_too_many_for_the_reflection_lm_are_split() -> None:
     assert engine.hit
     drawn = wisdom[: engine.n_calls(EXTRACT)]
     assert sorted(library_texts(program)) == [f"Always: {text}" for text in sorted(drawn)]
-
-
-# ------------------------------------------------------------------- too many errors
 
 
 def late_training(prompt: Prompt, _attempt: int) -> bool:

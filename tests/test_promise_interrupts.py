@@ -70,9 +70,6 @@ def at_once() -> Iterator[None]:
     assert time.monotonic() - started < AT_ONCE_S
 
 
-# ---------------------------------------------------------------------- budgets
-
-
 @pytest.mark.usefixtures("at_once")
 def test_the_clock_ends_the_run_though_a_call_hangs_for_minutes(hanging: Any) -> None:
     before = hanging(lambda _prompt, n: n == 2)
@@ -88,9 +85,6 @@ def test_a_refused_key_ends_the_run_though_a_call_hangs_for_minutes(hanging: Any
     lm = scripted_lm([("question 3", lm15.AuthError("no")), *polite_rules()], before=before)
     with pytest.raises(RunFailedError, match="LMAuthError"):
         learned(lm=lm)
-
-
-# ---------------------------------------------------------------------- Ctrl-C
 
 
 def interrupt_when_hung(before: Hanging) -> None:
@@ -168,9 +162,6 @@ def test_a_process_whose_calls_hang_ends_at_once(number: int, says: str, tmp_pat
     program = learned(lm=polite_lm(), log_dir=tmp_path)  # the store is whole
     assert program.detailed_results.replayed["rollout"] > 0
     assert library_texts(program) == [ADVICE]
-
-
-# ---------------------------------------------------------------------- what hangs
 
 
 @pytest.mark.usefixtures("at_once")

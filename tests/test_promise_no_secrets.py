@@ -135,6 +135,12 @@ def judged_by_the_lm(_example: Any, pred: Any) -> float:
     return float(dspy.Predict("claim -> grade: float")(claim=str(pred.answer)).grade)
 
 
+def judged_by_a_module(key: str) -> Any:
+    judge = dspy.Predict("claim -> grade: float")
+    judge.lm = refusing(key, api_token=key)
+    return lambda _example, pred, _trace=None: float(judge(claim=str(pred.answer)).grade)
+
+
 def refusing_to_judge(key: str) -> dspy.LM:
     lm = refusing(key, api_token=key)
     lm.engine.rules = [("claim", lm.engine.rules[0][1]), *polite_rules()]
@@ -145,6 +151,7 @@ QUOTED = 'sk-7hJ2"quoted\\in-this-test'
 PLACES: dict[str, dict[str, Any]] = {
     "password in the endpoint": {"lm": unreachable(f"http://me:{KEY}@127.0.0.1:9/v1?key={KEY}")},
     "judge that the metric holds": {"metric": judge_of(KEY)},
+    "judge in a module": {"metric": judged_by_a_module(KEY)},
     "judge, without a store": {"metric": judge_of(KEY), "log_dir": None},
     "LM as the judge": {"lm": refusing_to_judge(KEY), "metric": judged_by_the_lm},
     "reflection LM": {"reflection_lm": refusing(KEY, api_token=KEY)},

@@ -161,9 +161,6 @@ def test_a_bad_operation_costs_itself_only_and_its_reason_is_told(
     assert set(later) <= {"", theirs}
 
 
-# ---------------------------------------------------------------------- what is written into
-
-
 def test_what_a_program_or_a_metric_writes_into_an_example_is_seen_by_nobody() -> None:
     class Noting(dspy.Module):
         def __init__(self) -> None:

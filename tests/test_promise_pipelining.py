@@ -28,9 +28,6 @@ WAIT_S = 10.0
 GATES = {"no gate": NoGate(), "gate": Gate()}
 
 
-# ---------------------------------------------------------------------- bit for bit
-
-
 @pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 @pytest.mark.parametrize("staleness", [0, 1, 2])
 @given(seed=st.integers(0, 10**6), salt=st.integers(0, 10**6))
@@ -195,9 +192,6 @@ def test_lessons_come_in_the_order_of_the_groups_though_the_last_group_is_done_f
     evidence = made.optimized.detailed_results.library["experiences"]
     found = [(e["evidence"][0]["update"], e["evidence"][0]["example"]) for e in evidence]
     assert found == [(b, example) for b, examples in enumerate(batches) for example in examples]
-
-
-# ---------------------------------------------------------------------- what runs meanwhile
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 2])

@@ -272,6 +272,26 @@ def test_lost_rollouts_are_no_records_replay_offline_and_are_made_again(
     assert facts(offline(log_dir, **changes)) == facts(second)
 
 
+@pytest.mark.parametrize("limit", ["max_lm_calls", "max_metric_calls"])
+def test_where_the_budget_is_used_up_a_loss_stands_and_the_same_program_comes_back(
+    limit: str, log_dir: Path
+) -> None:
+    lost = iter([LMServerError("down")])
+
+    def once(_prompt: Prompt) -> Any:
+        return next(lost, chat(answer="please"))
+
+    changes: dict[str, Any] = {limit: 60, "epochs": 9, "max_demos": 0}
+    rules = [*polite_rules()[:2], ("question 2", once), *polite_rules()[2:]]
+    first = compiled(log_dir, lm_of(rules, num_retries=0), **changes)
+    assert first.detailed_results.ended_because.startswith(f"{limit}=60")
+    assert next(lost, None) is None
+    lm = lm_of()
+    assert facts(compiled(log_dir, lm, **changes)) == facts(first)
+    assert lm.engine.prompts == []
+    assert library_texts(best_so_far(log_dir, Asking())) == library_texts(first) != []
+
+
 def test_the_programs_own_failures_are_results_and_are_not_tried_again(log_dir: Path) -> None:
     rules = now_and_then("no fields at all", LOST)
     first = compiled(log_dir, lm_of(rules), epochs=1)

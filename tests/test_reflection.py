@@ -35,9 +35,6 @@ GROUP_0 = Evidence(update=0, example=0, rollout_ids=(1, 2), scores=(1.0, 0.0))
 GROUP_1 = Evidence(update=0, example=1, rollout_ids=(3, 4), scores=(0.5, 0.0))
 
 
-# ---------------------------------------------------------------------- reading a line
-
-
 @pytest.mark.parametrize(
     ("line", "scope", "text"),
     [
@@ -85,9 +82,6 @@ def test_a_predictor_may_be_named_by_a_part_of_its_name_that_no_other_has(
 )
 def test_the_examples_that_a_lesson_names_as_its_sources_are_left_out(line: str, text: str) -> None:
     assert read_lesson(line, ["self"]) == (text, "*")
-
-
-# ---------------------------------------------------------------------- what is held back
 
 
 @pytest.mark.parametrize(
@@ -197,6 +191,8 @@ LONGER = LESSON.replace("angry", "very angry")
         (LESSON, "When the customer is angry, ask before you say sorry.", False),
         (LESSON, "Say sorry.", False),
         ("Use at most 60 words in each reply.", "Use at most 6 words in each reply.", False),
+        *((f"When the balance is {sign} 0 $, refuse to send.", "When the balance is < 0 $, refuse "
+           "to send.", sign == "<") for sign in "<>="),
         ("当客户抱怨时要先道歉", "当客户抱怨时不要先道歉", False),
         ("Gib dem Kunden gleich das Geld.", "Gib dem Kunden nicht gleich das Geld.", False),
         ("Si le client demande, rembourse.", "Si le client ne demande pas, rembourse.", False),

@@ -106,9 +106,6 @@ def test_the_majority_answer_is_what_most_rollouts_give_however_they_came_to_it(
     assert group_of(*rollouts, has_metric=False).majority_answer == majority
 
 
-# ---------------------------------------------------------------------- rollout ids
-
-
 def test_a_rollout_id_is_the_same_in_every_process() -> None:
     assert rollout_id_for(0, 0, 0, 0, "training") == 3087253666723840099
     assert rollout_id_for(7, 2, 41, 4, "trial") == 4055579253092108169
@@ -119,9 +116,6 @@ def test_every_seed_epoch_example_index_and_purpose_has_a_rollout_id_of_its_own(
     ids = {rollout_id_for(*place) for place in places}
     assert len(ids) == len(places)
     assert all(0 <= rollout_id < 2**63 for rollout_id in ids)
-
-
-# ---------------------------------------------------------------------- trajectories
 
 
 def react(trajectory: str, tool: str) -> Step:
@@ -175,9 +169,6 @@ def test_an_input_that_begins_like_an_earlier_one_by_chance_is_shown_whole() -> 
     steps = tuple(Step("tool", "add", {"n": n}, {}) for n in ("1", "12", "1 2", "12"))
     shown = trajectory_text(Rollout(0, 1, steps=steps)).splitlines()[1::2]
     assert shown == ["  in n: 1", "  in n: 12", "  in n: 1 2", "  in n: 12"]
-
-
-# ---------------------------------------------------------------------- values
 
 
 def test_usage_adds_up_field_by_field_and_a_rollout_comes_back_from_its_record_in_json() -> None:

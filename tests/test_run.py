@@ -34,9 +34,6 @@ def labelled(question: str, label: str) -> list[dspy.Example]:
     return [dspy.Example(question=question, answer=label).with_inputs("question")]
 
 
-# ---------------------------------------------------------------------- which groups are sent
-
-
 @pytest.mark.parametrize(
     ("rows", "arguments", "uses"),
     [
@@ -114,9 +111,6 @@ def test_a_measured_run_ends_when_its_result_has_not_changed_for_two_epochs(gate
     assert len(run.results.updates) == (17 if gate.measures else 24), "the first adds the lesson"
 
 
-# ---------------------------------------------------------------------- what ExtractAdvantage sees
-
-
 def test_extract_advantage_sees_all_that_it_needs_and_the_program_without_its_baked_block() -> None:
     known = ExperienceLibrary([Experience(id="E7", text="Count twice.")])
     student = dspy.Predict(dspy.Signature("question -> answer", "Count the words."))
@@ -174,9 +168,6 @@ def test_the_library_that_extract_advantage_sees_is_that_of_the_rollouts(
     run = Run([["1", "0"], ["1", "0"]], batch_size=1, max_staleness=staleness)
     seen = sorted(section(prompt, "experiences") for prompt in run.texts(EXTRACT))
     assert seen == ["(none yet)", known]
-
-
-# ---------------------------------------------------------------------- long trajectories
 
 
 class Rambling(dspy.Module):
@@ -246,9 +237,6 @@ def test_an_update_that_does_not_parse_twice_keeps_its_lessons_as_adds() -> None
     assert run.library.render() == "[E1*] Be exact.\n[E2*] Show the unit."
     first, second = run.results.library["experiences"]
     assert first["evidence"] == second["evidence"] != ()
-
-
-# ---------------------------------------------------------------------- lessons
 
 
 def by_example(*texts: str) -> Rule:
@@ -327,9 +315,6 @@ def test_a_lesson_that_copies_its_example_is_refused_recorded_and_not_passed_on(
     assert numbered(run.texts(UPDATE)[0]) == ["1. Subtract."]
 
 
-# ---------------------------------------------------------------------- operations
-
-
 class TwoStages(dspy.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -398,9 +383,6 @@ def test_the_limits_hold_at_every_moment_and_in_every_prompt(gate: Any) -> None:
     assert max(update.library_size for update in run.results.updates) <= 4
 
 
-# ---------------------------------------------------------------------- many lessons
-
-
 class Adding(dspy.Module):
     """A user's UpdateLibrary: an ADD for every lesson, and a KEEP of E1 by the first."""
 
@@ -447,9 +429,6 @@ def test_lessons_too_many_for_one_prompt_are_asked_about_in_several_and_keep_the
     assert [e.example for each in adds for e in each.evidence] == list(range(n))
     (keep,) = [operation for operation in found if operation.op == "KEEP"]
     assert len(keep.evidence) == len(module.shown)
-
-
-# ---------------------------------------------------------------------- modules of the user's own
 
 
 class Own(dspy.Module):

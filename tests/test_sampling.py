@@ -61,9 +61,6 @@ class Program(dspy.Module):
         return self.run(self, question)
 
 
-# ---------------------------------------------------------------------- distinct samples
-
-
 @pytest.mark.parametrize(
     ("lm", "rollout_id", "temperature", "seed"),
     [
@@ -142,9 +139,6 @@ def test_a_program_with_a_lock_and_a_shared_predictor_runs_on_a_copy_that_shares
     lock, shared = threading.Lock(), ask()
     done = rollout(Program(run, lock=lock, one=shared, other=shared), scripted_lm(BECAUSE))
     assert (named_steps(done), done.failure) == ([("predictor", "one")], None)
-
-
-# ---------------------------------------------------------------------- the trajectory
 
 
 def named_steps(done: Rollout) -> list[tuple[str, str]]:
@@ -326,9 +320,6 @@ def test_a_program_may_return_something_that_is_no_prediction() -> None:
     assert (done.outputs, done.score) == ({"output": "plain"}, 1.0)
 
 
-# ---------------------------------------------------------------------- failures told apart
-
-
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -379,9 +370,6 @@ def test_a_providers_failure_that_the_program_hides_still_gives_no_score(end: An
     assert failure_of(done) == ("provider", None)
 
 
-# ---------------------------------------------------------------------- an LM judge
-
-
 def judged(_example: Any, pred: dspy.Prediction) -> float:
     return float(dspy.Predict("claim -> grade: float")(claim=pred.answer).grade)
 
@@ -413,9 +401,6 @@ def test_a_providers_failure_in_the_judge_is_a_metric_failure_also_if_it_is_hidd
     assert failure_of(done) == ("metric", None)
     assert "too many requests" in done.failure.message
     assert (done.usage.n_failed_calls, done.metric_usage.n_failed_calls) == (0, 1)
-
-
-# ---------------------------------------------------------------------- the caller's settings
 
 
 class Calls(BaseCallback):

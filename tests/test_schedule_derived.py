@@ -75,9 +75,6 @@ def derived(data: RunData, **given_: Any) -> RunSettings | None:
         return None
 
 
-# ---------------------------------------------------------------------- what is chosen
-
-
 @pytest.mark.parametrize(
     ("n_examples", "max_lm_calls", "values"),
     [
@@ -134,17 +131,14 @@ def test_what_is_known_decides_the_figures(
     [
         *((1, 40, (5, 1)), (8, 40, (5, 1)), (16, 40, (7, 1)), (20, 40, (7, 2)), (64, 40, (7, 4))),
         *((8, 80, (7, 1)), (12, 80, (11, 1)), (16, 80, (14, 1)), (16, 200, (16, 1))),
-        (32, 15, (5, 3)),
+        *((32, 15, (5, 3)), (64, 300, (17, 2))),
     ],
 )
 def test_many_threads_have_larger_batches_and_where_these_do_not_suffice_more_that_overlap(
     num_threads: int, n_examples: int, values: tuple[int, int]
 ) -> None:
-    arguments = {"data": data_of(n_examples), "max_lm_calls": 200, "num_threads": num_threads}
+    arguments = {"data": data_of(n_examples), "max_lm_calls": 400, "num_threads": num_threads}
     assert chosen("batch_size", "max_staleness", **arguments) == values
-
-
-# ---------------------------------------------------------------------- promises
 
 
 @given(any_data, any_limits, any_figures)
@@ -202,9 +196,6 @@ def test_a_refusal_names_the_smallest_budget_that_can_learn(
     assert derived(data, **unlimited | {name: int(enough)}) is not None
     if data.calls_per_rollout == 1:
         assert derived(data, **unlimited | {name: int(enough) - 1}) is None
-
-
-# ---------------------------------------------------------------------- in the optimizer
 
 
 def prepared(

@@ -54,9 +54,6 @@ def damaged() -> Any:
     return dspy.Predict(dspy.Signature("question -> answer", block))
 
 
-# ---------------------------------------------------------------------- student, data, LMs
-
-
 @pytest.mark.parametrize(
     ("given", "faults"),
     [
@@ -177,6 +174,10 @@ def test_whatever_is_wrong_at_once_every_fault_is_named_with_its_value(
          "offline=True and log_dir=None: there is nothing to replay"),
         *((Reflection, {name: "?"}, f"{name}='?': pass a dspy.Module with the same fields")
           for name in ("extract", "update", "summarize", "draft")),
+        (TrainingFreeGRPO, {"metric": dict}, "metric=<class 'dict'> is a class; pass an instance"),
+        (TrainingFreeGRPO, {"metric": is_polite, "offline": "no"}, "offline='no': pass True"),
+        (TrainingFreeGRPO, {"metric": is_polite, "seed": 10**400}, "000: pass a whole number."),
+        (TrainingFreeGRPO.paper, {"metric": is_polite, "reflection": 5}, "reflection=5: pass Refl"),
         (Reflection, {"drafts": -1}, "drafts=-1: pass a whole number of at least 0."),
         (Reflection, {"max_experience_words": None}, "max_experience_words=None: pass a whole"),
         (Execution, {"max_staleness": -1}, "max_staleness=-1: pass a whole number of at least 0."),
@@ -184,7 +185,7 @@ def test_whatever_is_wrong_at_once_every_fault_is_named_with_its_value(
         (Execution, {"rollout_timeout_s": 0}, "rollout_timeout_s=0: pass a number above 0, or No"),
         (Execution, {"executor": 4}, "executor=4: pass a concurrent.futures.Executor"),
         *((Execution, {"prices": bad}, f"prices={bad!r}: pass dollars for a million prompt and")
-          for bad in (3, {"m": 1}, {"m": (1, "two")}, {"m": (1, -1)}, {"m": (1, 2, 3)})),
+          for bad in (3, {"m": 1}, {"m": (1, "two")}, {"m": (1, -1)}, {"m": (1, math.nan)})),
     ],
 )  # fmt: skip
 def test_other_arguments_and_fields_of_groups_are_refused_where_they_are_written(
@@ -222,9 +223,6 @@ def test_threads_and_seed_may_be_given_to_compile_as_to_other_optimizers() -> No
     assert (optimizer.settings.num_threads, optimizer.settings.seed) == (None, 5)
 
 
-# ---------------------------------------------------------------------- warnings and splitting
-
-
 @pytest.mark.parametrize(
     ("n", "gate", "sizes"),
     [(6, None, (4, 2)), (30, None, (20, 10)), (400, None, (300, 100)), (30, NoGate(), (30, 0))],
@@ -240,11 +238,19 @@ def test_without_a_valset_a_third_is_held_out_but_at_most_a_hundred_and_none_wit
 @given(st.integers(6, 500), st.integers(0, 5))
 @settings(max_examples=50)
 def test_a_split_depends_on_the_seed_alone_and_loses_no_example(n: int, seed: int) -> None:
-    training, validation = split(Settings(is_polite, seed=seed), range(n), None)
-    assert (training, validation) == split(Settings(is_polite, seed=seed), range(n), None)
-    assert sorted([*training, *validation]) == list(range(n))
-    assert (training, validation) == (sorted(training), sorted(validation))
-    assert n < 20 or training != split(Settings(is_polite, seed=seed + 1), range(n), None)[0]
+    examples = questions(n)
+    training, validation = split(Settings(is_polite, seed=seed), examples, None)
+    assert (training, validation) == split(Settings(is_polite, seed=seed), examples, None)
+    assert sorted([*training, *map(examples.index, validation)]) == list(range(n))
+    assert training == sorted(training)
+    assert n < 20 or training != split(Settings(is_polite, seed=seed + 1), examples, None)[0]
+
+
+def test_examples_with_the_same_inputs_are_held_out_together() -> None:
+    examples = questions(10) * 3
+    training, validation = split(Settings(is_polite), examples, None)
+    assert 0 < len(validation) == 30 - len(training)
+    assert {examples[i].question for i in training}.isdisjoint(e.question for e in validation)
 
 
 def relabelled(n: int) -> list[dspy.Example]:

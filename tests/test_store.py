@@ -50,9 +50,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# ---------------------------------------------------------------------- records
-
-
 def test_a_record_stays_as_the_first_writer_put_it_and_the_second_is_told(folder: Path) -> None:
     store = Store(folder)
     assert store.put(KEY, {"x": "other"}) == {"x": 1}
@@ -147,9 +144,6 @@ def test_a_record_with_odd_types_never_raises_anything_but_our_own_errors(
         change(folder, "UPDATE records SET text = ? WHERE key = ?", text, key)
         with contextlib.suppress(TrainingFreeGRPOError):
             learned(log_dir=folder, gate=NoGate(), epochs=1, batch_size=6)
-
-
-# ---------------------------------------------------------------------- folders
 
 
 def test_a_folder_that_is_no_store_of_this_format_is_refused_and_left_alone(

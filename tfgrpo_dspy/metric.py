@@ -8,6 +8,7 @@ async; returning a finite number or something with `score` and `feedback`.
 import asyncio
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import Any, SupportsFloat
 import dspy
 
 from tfgrpo_dspy.errors import MetricError, RunStopped, SettingsError, described
+from tfgrpo_dspy.experience.programs import language_models
 
 SHOWN_CHARACTERS = 120  # how much of an example or a value an error message quotes
 MOST = 1e150  # scores are below: of larger ones no variance can be computed
@@ -42,10 +44,10 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
     Raises:
         SettingsError: the metric is not callable, or cannot be called in any of those forms.
     """
-    if not callable(metric):
-        raise SettingsError(
-            f"metric={metric!r} is not callable; pass a function metric(example, pred, trace=None)."
-        )
+    if not callable(metric) or inspect.isclass(metric):
+        fault = "is a class; pass an instance, or" if callable(metric) else "is not callable; pass"
+        form = "a function metric(example, pred, trace=None)"
+        raise SettingsError(f"metric={metric!r} {fault} {form}.")
     wants_program_trace, extra = _form(metric)
     name = metric_name(metric)
 
@@ -71,7 +73,7 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
 
 
 def held_lms(metric: Any) -> list[dspy.BaseLM]:
-    """The LMs that a metric closes over, names as globals, or holds as attributes."""
+    """The LMs, and those of modules, that a metric closes over, names as globals, or holds."""
     metric = _without_partials(metric)
     function = getattr(metric, "__func__", metric)
     held = [*vars(metric).values()] if hasattr(metric, "__dict__") else []
@@ -80,7 +82,9 @@ def held_lms(metric: Any) -> list[dspy.BaseLM]:
         for cell in function.__closure__ or ():
             with suppress(ValueError):  # a name that is not assigned yet
                 held.append(cell.cell_contents)
-    return [value for value in held if isinstance(value, dspy.BaseLM)]
+    of_modules = (language_models(value) for value in held if isinstance(value, dspy.Module))
+    lms = [value for value in held if isinstance(value, dspy.BaseLM)]
+    return [*lms, *itertools.chain(*of_modules)]
 
 
 def _without_partials(metric: Any) -> Any:

@@ -78,8 +78,10 @@ class TrainingFreeGRPO(Teleprompter):
         on_policy = Execution(max_staleness=0)
         groups: dict[str, Any] = {"reflection": PaperReflection(), "execution": on_policy}
         for name, group in groups.items():
-            given = vars(overrides.pop(name, None) or group)
-            groups[name] = replace(group, **{k: v for k, v in given.items() if v is not None})
+            given = overrides.pop(name, None) or group
+            if isinstance(group, type(given)):  # the constructor refuses anything else
+                given = replace(group, **{k: v for k, v in vars(given).items() if v is not None})
+            groups[name] = given
         schedule = {"group_size": 5, "epochs": 3, "batch_size": sys.maxsize, "max_demos": 0}
         return cls(metric, **({"gate": NoGate()} | schedule | groups | overrides))
 

@@ -150,7 +150,7 @@ class Group:
         """
         scores = self.scores
         mean, deviation = statistics.mean(scores or [0]), statistics.pstdev(scores or [0])
-        return tuple((score - mean) / deviation if deviation else 0.0 for score in scores)
+        return tuple((score - mean) / deviation if self.has_contrast else 0.0 for score in scores)
 
     @property
     def majority_answer(self) -> str:

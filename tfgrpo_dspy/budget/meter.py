@@ -200,7 +200,8 @@ class Meter:
     def _usage_of(self, entry: Mapping[str, Any]) -> Usage:
         usage, response = entry["usage"], entry["response"]
         responses = response if isinstance(response, tuple) else (response,)
-        if not usage and any(map(_reports_tokens, responses)):
+        was_cached = any(getattr(each, "cache_hit", False) for each in responses)
+        if was_cached or (not usage and any(map(_reports_tokens, responses))):
             # DSPy empties the usage of an answer from its cache
             return Usage(n_cached_calls=len(responses))
         used = Usage(

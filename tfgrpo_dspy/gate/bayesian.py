@@ -149,12 +149,16 @@ def _proposed(evidence: RunEvidence) -> tuple[ExperienceLibrary, dict[str, Exper
 
     A MODIFY keeps the old text and makes the new one its rival. A DELETE only raises doubt.
     """
-    before = evidence.previous.library
-    adding = [op for op in evidence.operations if isinstance(op, Add)]
-    modifying = [op for op in evidence.operations if isinstance(op, Modify)]
+    before, operations = evidence.previous.library, evidence.operations
+    modifying = [op for op in operations if isinstance(op, Modify)]
     changed = before.apply(modifying, evidence.limits)
     new = {e.id: e for e in changed if advice_of(e) != advice_of(before[e.id])}
-    return before.apply(adding, evidence.limits), {**evidence.previous.rivals, **new}
+    rivals = {**evidence.previous.rivals, **new}
+    known = set(map(advice_of, rivals.values()))
+    adding = [op for op in operations if isinstance(op, Add) and (op.text, op.scope) not in known]
+    # Until it is decided what leaves, those that are to be deleted and the new ones are both here.
+    n = evidence.limits.max_experiences + sum(isinstance(op, Delete) for op in operations)
+    return before.apply(adding, replace(evidence.limits, max_experiences=n)), rivals
 
 
 def _known(evidence: RunEvidence, experiences: Iterable[Experience]) -> dict[Advice, set[int]]:

@@ -17,6 +17,7 @@ because the scores of those groups are part of the data.
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,9 +78,9 @@ Posterior = tuple[Matrix, Matrix, Matrix]
 deviation, and the probability that it exceeds its price; each of shape (J + 1,)."""
 
 
-def score_sd(scores: Matrix) -> float:
-    """The standard deviation of the scores; 1.0 where they do not differ."""
-    spread = float(scores.std()) if len(scores) else 0.0
+def score_sd(scores: Sequence[float] | Matrix) -> float:
+    """The standard deviation of the scores; 1.0 where they differ by no more than rounding."""
+    spread = float(np.std(scores)) if len(scores) else 0.0
     return spread if spread > 1e-9 else 1.0
 
 

@@ -32,6 +32,18 @@ Scores = Mapping[tuple[int, int], float | None]
 """By candidate and example; None where the rollout has no score."""
 
 
+def scored(scores: Scores) -> Scores:
+    """The scores, with one for each rival that has none where the student has one.
+
+    That is the lowest of all, or 0.0 if that is lower: what the rival has more may be the cause.
+    """
+    floor = min([0.0, *(score for score in scores.values() if score is not None)])
+    return {
+        (c, i): floor if score is None and scores.get((0, i)) is not None else score
+        for (c, i), score in scores.items()
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Race:
     """A race of candidates, the first of which is the student.
@@ -105,19 +117,11 @@ class Race:
     def differences(self, one: int, other: int, scores: Scores) -> np.ndarray:
         """Score of one candidate minus that of the other, on each example that both were given.
 
-        An example on which the student has no score does not count. A rival without a score gets
-        the lowest score of all, or 0.0 if that is lower, for any kind of failure: what the rival
-        has more may be the cause.
+        An example on which one of them has no score, even by `scored`, does not count.
         """
-        floor = min([0.0, *(score for score in scores.values() if score is not None)])
-        filled = {pair: floor if score is None else score for pair, score in scores.items()}
-        return np.array(
-            [
-                filled[one, i] - filled[other, i]
-                for i in range(self.n_examples)
-                if (one, i) in scores and (other, i) in scores and scores[0, i] is not None
-            ]
-        )
+        known = scored(scores)
+        pairs = ((known.get((one, i)), known.get((other, i))) for i in range(self.n_examples))
+        return np.array([a - b for a, b in pairs if a is not None and b is not None])
 
     def _posterior(self, one: int, other: int, scores: Scores) -> tuple[float, float]:
         """Mean and standard deviation of what one candidate gains on the other."""

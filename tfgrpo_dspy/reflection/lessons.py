@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -181,10 +182,12 @@ def supported(one: Any, other: Any) -> Any:
 def is_same_lesson(one: Lesson, other: Lesson) -> bool:
     """Whether two lessons of one scope say the same: one is the other with a few words more.
 
-    Those may not be numbers, nor turn the meaning ("not", "never").
+    Those may not be numbers or signs ("<"), nor turn the meaning ("not", "never").
     """
     shorter, longer = sorted((_words(one.text), _words(other.text)), key=len)
     if one.scope != other.scope or len(shorter) < NEAR_DUPLICATE * len(longer):
+        return False
+    if _signs(one.text) != _signs(other.text):
         return False
     rest = iter(longer)
     if not all(word in rest for word in shorter):
@@ -222,6 +225,11 @@ def _letter_groups(text: str) -> set[str]:
 @functools.lru_cache(maxsize=4096)  # each lesson is compared with each other
 def _words(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text.casefold()))
+
+
+def _signs(text: str) -> list[str]:
+    """The signs of mathematics and of currencies, and #."""
+    return [char for char in text if unicodedata.category(char) in ("Sm", "Sc") or char == "#"]
 
 
 def _runs(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

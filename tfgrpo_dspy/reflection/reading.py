@@ -5,6 +5,7 @@ a ValueError, and the module asks again.
 """
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,9 +21,11 @@ LONGEST_ANSWER, LONGEST_REPAIR = 20_000, 5_000
 """Characters of an answer that are read; of broken JSON, whose repair takes their square."""
 _FOR_ALL = frozenset({"*", "all", "any", "both", "every", "everything", "program", "the program"})
 _NOTHING = re.compile(
-    r"none|null|nil|n/?a|nothing|empty|none (?:needed|required|found)"
+    r"(?:none|n/a|nothing(?: new)?)(?:\s*[.,;:(\u2013\u2014-].*)?"
+    r"|na|null|nil|empty|none (?:needed|required|found)"
     r"|(?:there (?:are|is|were) |i (?:have|see|found) )?no (?:(?:new|more|further|other|additional"
-    r"|useful|general) )*lessons?(?: (?:are|is|were|can|could|to|from|here|needed|found)\b.*)?"
+    r"|useful|general) )*lessons?"
+    r"(?:[.,;:(].*| (?:are|is|were|can|could|to|from|here|needed|found)\b.*)?"
     r"|no (?:operations?|changes?)(?: (?:are |is )?(?:needed|necessary|required))?"
     r"|keine|nichts|aucune?|rien|ninguna?|nada|nessuna?|nenhuma?|нет|ничего|无|無|没有|沒有|なし"
     r"|特になし|없음|##[^#\n]*##"  # the marker of a field
@@ -50,12 +53,16 @@ _NO_LESSON = re.compile(
     re.IGNORECASE,
 )
 """Markers, rules, headings of Markdown, and talk."""
+_CONDITION = re.compile(
+    r"(?:when|whenever|if|wenn|falls|si|quand|cuando|se|quando|если|когда)\b|[当當若]|如果",
+    re.IGNORECASE,
+)
 _QUOTES = ('""', "''", "``", "\u201c\u201d", "\u300c\u300d", "\u00ab\u00bb")
 _CLOSED = re.compile(r"[.!?\u3002\uff01\uff1f:\uff1a;]$")
 
 
 def is_nothing(text: str) -> bool:
-    """Whether a text only says that there is nothing ("None.", "N/A", "无"), or is a marker."""
+    """Whether a text only says that there is nothing ("None: all is right."), or is a marker."""
     return _NOTHING.fullmatch(text.strip(" \t\n.!-*_()[]\"'`\u3002").casefold()) is not None
 
 
@@ -136,8 +143,13 @@ def _lines_of(text: str) -> list[str]:
             lines.append(line)
     if len(lines) == 1:
         lines = _split_numbered(lines[0])
-    found = [line for line in lines if not _is_heading(line)]
+    lines = [*_with_conditions(lines)]
+    pairs = itertools.pairwise([*lines, ""])
+    found = [line for line, below in pairs if not _is_heading(line, below)]
     bullets = [line for line in found if _has_bullet(line)]
+    first = next(filter(str.strip, found), "")
+    if not bullets and is_nothing(first) and "##" not in first:  # what follows says why
+        return []
     least = min((_indent(line) for line in bullets), default=0)
     bullets = [line for line in bullets if _indent(line) <= least + 1]
     lessons = [bare for line in bullets or found if (bare := bare_line(line))]
@@ -164,13 +176,28 @@ def _split_numbered(line: str) -> list[str]:
 
 
 def _has_bullet(line: str) -> bool:
-    return _BULLET.match(line.lstrip(" \t*_>")) is not None
+    starts = line.lstrip(), line.lstrip(" \t*_>")  # "* Say please.", "**1.** Say please."
+    return any(map(_BULLET.match, starts))
 
 
-def _is_heading(line: str) -> bool:
+def _with_conditions(lines: Iterable[str]) -> Iterator[str]:
+    """The lines; a condition above bullets ("When it is late:") stands before each of them."""
+    condition, level = "", 0
+    for line in lines:
+        bare = bare_line(line)
+        is_below = bool(condition) and _has_bullet(line) and _indent(line) >= level
+        yield f"{' ' * level}- {condition} {bare}" if is_below else line
+        if _CONDITION.match(bare) and _ends_open(bare):
+            condition, level = bare, _indent(line) + _has_bullet(line)
+        elif bare and not is_below:
+            condition = ""
+
+
+def _is_heading(line: str, below: str = "") -> bool:
     bare = bare_line(line)
     is_bold = re.fullmatch(r"\W{0,9}\d*\W{0,9}\*\*[^*]+\*\*\W{0,9}", line)
-    return _ends_open(bare) or (is_bold is not None and not _CLOSED.search(bare))
+    is_item = _has_bullet(line) and _indent(below) <= _indent(line)
+    return _ends_open(bare) or (is_bold is not None and not is_item and not _CLOSED.search(bare))
 
 
 def _ends_open(bare: str) -> bool:
@@ -184,6 +211,7 @@ def bare_line(text: str) -> str:
     text = re.sub(r"\*\*|__(?=\S)|(?<=\S)__", "", text)
     for _ in range(2):  # "- Lesson 1: ..."
         text = text[bullet.end() :] if (bullet := _BULLET.match(text)) else text
+    text = re.sub(r"^\[E\d+\*?\]\s*", "", text)  # the id of an experience
     text = text.removesuffix(",").strip() if text.endswith(('",', "',")) else text.strip()
     if len(text) > 2 and text[0] + text[-1] in _QUOTES and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
@@ -227,6 +255,8 @@ def _strings_in(found: Any) -> Iterator[str]:
         scope = named.get("predictor") or named.get("scope")
         if isinstance(lesson, str):
             is_scoped = isinstance(scope, str) and scope.casefold() not in _FOR_ALL
+            if isinstance(condition := named.get("condition") or named.get("when"), str):
+                lesson = f"{condition.rstrip(':')}: {lesson}"
             lesson = f"{f'[{scope}] ' if is_scoped else ''}{lesson}".splitlines()
         yield from _strings_in(list(named.values()) if lesson is None else lesson)
     elif isinstance(found, Iterable):

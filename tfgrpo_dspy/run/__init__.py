@@ -84,17 +84,16 @@ class Run:
             except RunStopped:
                 run.report.ended_because = run.ledger.stopped_because
                 logger.info("the run ends: %s", run.ledger.stopped_because)
-            is_failure = run.ledger.is_failure
             program = finish(run, self._history, self._valset, self._testset)
         except StoreError as error:
             if run.report.updates and not self.settings.offline:
                 run.records.store = None  # the rest is not recorded
                 error.program = finish(run, self._history, self._valset, self._testset)
             raise
-        if is_failure:
+        if run.ledger.is_failure:  # before or during the final choice
             failed = RunFailedError(
-                f"The run was ended by failures: {run.report.ended_because}. What was finished is "
-                f"kept in log_dir, if there is one; `.program` of this error is the best so far."
+                f"The run was ended by failures: {run.ledger.stopped_because}. What was finished "
+                f"is kept in log_dir, if there is one; `.program` of this error is the best so far."
             )
             failed.program = program
             raise failed

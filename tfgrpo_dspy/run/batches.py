@@ -41,22 +41,18 @@ class SampledGroup:
     group: Group
     given: tuple[Additions, ...]
 
-    def measured(self) -> list[Measured]:
+    def measured(self, floor: float) -> list[Measured]:
         """The scores of its rollouts as gates see them.
 
-        A rollout that timed out, or whose metric failed, counts as the lowest of the group: the
-        advice may be to blame. Where the provider failed, there is no score.
+        A failed rollout counts as the `floor`: the advice may be to blame. Where the provider or
+        the worker failed, there is no score.
         """
-        floor = min([0.0, *self.group.scores])
-        scores = {rollout.rollout_id: rollout.score for rollout in self.group.rollouts}
-        for rollout in self.group.all_rollouts:
-            if rollout.failure is not None and rollout.failure.kind in ("timeout", "metric"):
-                scores[rollout.rollout_id] = floor
-        found = [scores.get(rollout.rollout_id) for rollout in self.group.all_rollouts]
-        return [
-            Measured(given.library, self.group.example, score, bool(given.demos))
-            for given, score in zip(self.given, found, strict=True)
-        ]
+        found = []
+        for given, rollout in zip(self.given, self.group.all_rollouts, strict=True):
+            failed = rollout.failure and rollout.failure.kind not in ("provider", "worker")
+            score = floor if failed else rollout.score
+            found.append(Measured(given.library, self.group.example, score, bool(given.demos)))
+        return found
 
 
 @dataclass(frozen=True, slots=True)

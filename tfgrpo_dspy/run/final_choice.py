@@ -11,7 +11,7 @@ from typing import Any
 from tfgrpo_dspy.budget.account import Account, Amount
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.gate.protocol import advice_of
-from tfgrpo_dspy.gate.race import Race, Scores
+from tfgrpo_dspy.gate.race import Race, Scores, scored
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results import ExampleScores, Finalist, Gain, HeldOut, ScoreSummary, TriedAdvice
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
@@ -19,6 +19,7 @@ from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.sampling.demos import Additions, Demo, first_demos
+from tfgrpo_dspy.settings.checks import inputs_text
 
 logger = logging.getLogger(__name__)
 
@@ -70,17 +71,25 @@ class Measurements:
         """The score of each rollout.
 
         The program's own failure counts as the lowest score of all, or 0.0 if that is lower. Where
-        the provider, the clock or the metric failed there is no score.
+        the provider, the clock or the metric failed there is no score, except by `scored`.
         """
         floor = min([0.0, *(r.score for r in self._rollouts.values() if r.score is not None)])
-        return {
-            pair: floor if rollout.failure and rollout.counts else rollout.score
-            for pair, rollout in self._rollouts.items()
-        }
+        return scored(
+            {
+                pair: floor if rollout.failure and rollout.counts else rollout.score
+                for pair, rollout in self._rollouts.items()
+            }
+        )
 
     def scores_of(self, candidate: int) -> ExampleScores:
         """The candidate's scores, in the order of the measurement."""
         return [score for (c, _), score in self.scores().items() if c == candidate]
+
+    def outcome(self, place: int) -> dict[str, Any]:
+        """The mean scores of the student and of this candidate, and the gain."""
+        before, after = self.scores_of(0), self.scores_of(place)
+        student, best = ScoreSummary.of(before), ScoreSummary.of(after)
+        return {"student": student, "best": best, "gain": Gain.between(before, after)}
 
 
 def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Sequence[Any]) -> Any:
@@ -88,7 +97,10 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
 
     With `NoGate`, the last library is returned, whether it is better or not.
     """
-    best_rollouts = (one for one in history.best[-1] if run.trainset[one.example] not in valset)
+    held_out = set(map(inputs_text, valset))
+    best_rollouts = (
+        one for one in history.best[-1] if inputs_text(run.trainset[one.example]) not in held_out
+    )
     demos = first_demos(best_rollouts, run.student, run.settings.max_demos)
     run.ledger.open_reserve()
     if run.settings.metric is None:
@@ -106,15 +118,12 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     library = candidates[place].library  # with the tokens that each experience adds to a call
     priced = [replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in library]
     best = replace(candidates[place], library=library.holding(priced))
-    run.manifest.note(best, run.report.ended_because)
+    run.manifest.note(best, "" if run.ledger.is_failure else run.report.ended_because)
     test = _held_out(run, testset, _with_student(history, best))
     optimized = best.bake(run.student)
-    before, after = measured.scores_of(0), measured.scores_of(place)
     optimized.detailed_results = run.report.results(
         is_student=best == Additions(history.start),
-        student=ScoreSummary.of(before),
-        best=ScoreSummary.of(after),
-        gain=Gain.between(before, after),
+        **measured.outcome(place),
         finalists=finalists,
         tried=tuple(
             TriedAdvice(*advice, belief.effect, belief.chance)
@@ -147,10 +156,9 @@ def _held_out(
     """The student, which is first, and the result, which is last, on the test set."""
     measured = Measurements(run, "test", testset, candidates)
     measured.make_all()
-    before, after = measured.scores_of(0), measured.scores_of(len(candidates) - 1)
-    student, result = ScoreSummary.of(before), ScoreSummary.of(after)
-    if student and result:
-        return HeldOut(student, result, Gain.between(before, after))
+    outcome = measured.outcome(len(candidates) - 1)
+    if outcome["student"] and outcome["best"]:
+        return HeldOut(**outcome)
     if testset:
         logger.warning("the test set was not measured: %s", run.ledger.stopped_because)
     return None

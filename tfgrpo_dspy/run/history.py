@@ -6,7 +6,6 @@ behind it. So it is the same for any number of threads.
 
 import math
 import random
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,9 +17,10 @@ from tfgrpo_dspy.budget.ledger import Budget
 from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation, Refusal
+from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence, advice_of
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.rollout import Rollout, fields_text
+from tfgrpo_dspy.rollout import FAILURE_SCORE, Rollout, fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.demos import Additions, BestRollouts, first_demos
@@ -66,6 +66,7 @@ class History:
         self._best_rollouts = BestRollouts()
         self._started_s = time.monotonic()
         self._measured: list[Measured] = []
+        self._floor = FAILURE_SCORE  # or the lowest score of all so far, if that is lower
         self._best_scores: list[float] = []
         self._set_reserve()
 
@@ -169,8 +170,10 @@ class History:
         """The library after the gate has decided. Raises GateError: it gave no decision."""
         before, run = self.last, self._run
         for sampled in extracted.groups:
-            self._measured += sampled.measured()
+            known = (r.score for r in sampled.group.all_rollouts if r.score is not None)
+            self._floor = min([self._floor, *known])
             self._best_rollouts.add(sampled.group)
+        self._measured += (m for each in extracted.groups for m in each.measured(self._floor))
         self.best.append(self._best_rollouts.above_mean())
         evidence = RunEvidence(
             previous=before,
@@ -253,9 +256,8 @@ class History:
 
     @property
     def score_sd(self) -> float:
-        """The standard deviation of the training scores; 1.0 where they do not differ."""
-        scores = [rollout.score for rollout in self._measured if rollout.score is not None]
-        return statistics.pstdev(scores or [0.0]) or 1.0
+        """The standard deviation of the training scores."""
+        return score_sd([one.score for one in self._measured if one.score is not None])
 
     def dropped(self) -> list[Lesson]:
         """The advice that was tried and is in the library no more, the most tried first."""

@@ -33,6 +33,7 @@ from tfgrpo_dspy.store.records import Record, Store, reading
 logger = logging.getLogger(__name__)
 
 LATEST_RUN = "latest:run"
+PAID = ("max_lm_calls", "max_metric_calls", "max_cost")  # what all starts of a run share
 LIMITS = frozenset(
     "epochs auto max_metric_calls max_lm_calls max_cost max_minutes max_errors "  # noqa: SIM905
     "num_threads rollout_timeout_s progress".split()
@@ -57,6 +58,7 @@ class RunRecords:
         self.adapter = self.identity(dspy.settings.adapter)
         self.reflection_lm = self.identity(settings.reflection_lm or dspy.settings.lm)
         self.store: Store | None = None
+        self.is_used_up = False  # whether the same run has used up its budget before
         self._secrets = known_secrets([*all_lms(settings, student), dspy.settings.lm])
         if settings.log_dir is not None and settings.offline:
             self.store = Store.existing(settings.log_dir)
@@ -114,11 +116,11 @@ class RunRecords:
         return f"{stage}:{digest(*parts, rollout_id, self._settings.version)}"
 
     def find(self, key: str) -> Mapping[str, Any] | None:
-        """The record under a key; offline also what was only noted, because it was lost."""
+        """The record under a key; where nothing can be paid, also the note of what was lost."""
         if self.store is None:
             return None
         record = self.store.get(key)
-        if record is None and self._settings.offline:
+        if record is None and (self.is_used_up or self._settings.offline):
             record = self.store.get(f"lost:{key}")
         return record
 
@@ -164,6 +166,7 @@ class RunManifest:
         self._ledger = ledger
         self._records = records
         self._run = ""
+        self._is_finished = False
 
     def begin(
         self, student: Any, trainset: Sequence[Any], training: Sequence[int], valset: Sequence[Any]
@@ -186,6 +189,9 @@ class RunManifest:
         elif not self._settings.offline:
             with reading(self._run):
                 self._ledger.n_paid, self._ledger.paid = record["paid"]
+                self._is_finished = bool(record["ended_because"])
+                limits = (f"{name}={getattr(self._settings, name)}" for name in PAID)
+                self._records.is_used_up = record["ended_because"].startswith(tuple(limits))
 
     def _identity(self, student: Any, trainset: Sequence[Any], valset: Sequence[Any]) -> str:
         """The digest of all that the run's result depends on, but for its limits."""
@@ -207,6 +213,8 @@ class RunManifest:
 
     def note(self, best: Additions, ended_because: str) -> None:
         """Note how far the run has come: what is best so far, and why it ended (if it did)."""
+        if self._is_finished and not ended_because:
+            return  # the recorded best is that of a race
         library = best.library
         bare = library.holding(replace(each, evidence=()) for each in library)  # evidence grows
         record = {

@@ -142,7 +142,7 @@ class RunReport:
             metric_calls=ledger.n_metric_calls_made,
             replayed=dict(sorted((+self.replayed).items())),
             failures=dict(sorted((+self.failures).items())),
-            ended_because=self.ended_because,
+            ended_because=ledger.stopped_because if ledger.is_failure else self.ended_because,
             nothing_learned=nothing_learned,
             wall_time_s=time.monotonic() - self._started,
             settings=self._settings.result_scalars(),

@@ -128,7 +128,8 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
     """What a bundle holds (the program by its additions), and the secrets of this machine."""
     student, metric, context, temperature, prices = cloudpickle.loads(bundle)
     score = None if metric is None else adapt_metric(metric)
-    secrets = known_secrets([*language_models(student), *held_lms(metric), context["lm"]])
+    held = (*held_lms(metric), *held_lms(context.get("adapter")))
+    secrets = known_secrets([*language_models(student), *held, context["lm"]])
 
     @functools.lru_cache(KEPT)
     def program_with(given: bytes) -> Any:

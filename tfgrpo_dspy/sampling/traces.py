@@ -36,8 +36,9 @@ def read_traces(
         key = json.dumps(inputs, sort_keys=True, default=str)
         place = places.setdefault(key, len(examples))
         if place == len(examples):
-            examples.append(dspy.Example(**{**labels, **inputs}).with_inputs(*inputs))
+            examples.append(dspy.Example(**inputs))
             rollouts.append([])
+        examples[place] = dspy.Example(**{**labels, **examples[place]}).with_inputs(*inputs)
         rollouts[place].append(_rollout(trace, place, number))
     if faults:
         raise SettingsError(" ".join(faults))

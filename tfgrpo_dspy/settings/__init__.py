@@ -77,17 +77,23 @@ def one_of(*names: str) -> Check:
 
 def _prices(value: Any) -> Any:
     try:
-        is_right = all(min(prompt, completion) >= 0 for prompt, completion in value.values())
+        pairs = [(prompt, completion) for prompt, completion in value.values()]
+        is_right = all(
+            _is_number(price) and 0 <= price < math.inf for pair in pairs for price in pair
+        )
     except (AttributeError, TypeError, ValueError):
         return None
     return value if is_right else None
 
 
+FLAG = of_type(bool, "True or False")
+MAX_BITS = 1000  # of whole numbers: a larger one could not be made a float
 PRICES = Check("dollars for a million prompt and completion tokens, {'model': (0.1, 0.4)}", _prices)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    is_huge = isinstance(value, int) and value.bit_length() > MAX_BITS
+    return isinstance(value, Real) and not isinstance(value, bool) and not is_huge
 
 
 def read_arguments(settings: Any) -> Iterator[str]:
@@ -160,7 +166,7 @@ class Reflection:
     update: ReflectionModule = field(default_factory=UpdateLibrary)
     summarize: ReflectionModule = field(default_factory=SummarizeTrajectory)
     draft: ReflectionModule = field(default_factory=DraftLessons)
-    use_labels: bool = True
+    use_labels: Annotated[bool, FLAG] = True
     max_experience_words: Annotated[int, whole(1)] = 40
     drafts: Annotated[int | None, whole(0)] = None
     groups_per_call: Annotated[int | None, whole(1)] = None
@@ -244,11 +250,11 @@ class Settings:
     reflection: Annotated[Reflection | None, of_type(Reflection, "Reflection(...)")] = None
     execution: Annotated[Execution | None, of_type(Execution, "Execution(...)")] = None
     log_dir: Annotated[str | PathLike[str] | None, of_type(str | PathLike, "a folder")] = None
-    offline: bool = False
+    offline: Annotated[bool, FLAG] = False
     version: Annotated[str | None, of_type(str, "a string")] = None
     num_threads: Annotated[int | None, whole(1)] = None
     seed: Annotated[int, whole()] = 0
-    progress: bool = True
+    progress: Annotated[bool, FLAG] = True
 
     def __post_init__(self) -> None:
         gate = NoGate if self.metric is None else BayesianGate

@@ -42,7 +42,6 @@ def prepare(
     the examples that were made elsewhere; if none has a score, there is no ground truth.
     """
     if recorded is not None:
-        valset = valset if settings.metric is not None else None
         settings = _for_recorded(settings, recorded, valset)
     faults = [*_student_faults(settings, student), *_data_faults("trainset", trainset)]
     faults += [] if valset is None else _data_faults("valset", valset)
@@ -87,22 +86,29 @@ def split(
 ) -> tuple[list[int], list[Any]]:
     """The positions of the examples to train on, and the validation set.
 
-    Without a `valset`, a third of the trainset (at most 100, drawn by the seed) is held out; of
-    fewer than 6 examples nothing is, and nothing for a gate that measures nothing.
+    Without a `valset`, a third of the trainset (at most 100, drawn by the seed) is held out, with
+    all examples of the same inputs; of fewer than 6 examples nothing is, and nothing for a gate
+    that measures nothing.
     """
     order = list(range(len(trainset)))
     if valset is not None or not settings.measures:
         return order, list(valset or ())
-    if len(trainset) < MIN_EXAMPLES_TO_SPLIT:
+    random.Random(f"{settings.seed}/split").shuffle(order)
+    same: dict[str, list[int]] = {}
+    for i in order:
+        same.setdefault(inputs_text(trainset[i]), []).append(i)
+    if len(same) < MIN_EXAMPLES_TO_SPLIT:
         warnings.warn(
-            f"{len(trainset)} examples are too few to hold some out: student and result are "
+            f"{len(same)} different examples are too few to hold some out: student and result are "
             f"compared on the training examples themselves; pass a valset.",
             stacklevel=4,
         )
-        return order, list(trainset)
+        return sorted(order), list(trainset)
     n_held_out = min(MAX_HELD_OUT, round(len(trainset) / 3))
-    random.Random(f"{settings.seed}/split").shuffle(order)
-    return sorted(order[n_held_out:]), [trainset[i] for i in sorted(order[:n_held_out])]
+    held_out: set[int] = set()
+    for repeated in [*same.values()][:-1]:  # at least one input is for training
+        held_out |= set(repeated) if len(held_out) < n_held_out else set()
+    return sorted({*order} - held_out), [trainset[i] for i in sorted(held_out)]
 
 
 def all_lms(settings: Settings, student: Any) -> list[Any]:
@@ -110,7 +116,11 @@ def all_lms(settings: Settings, student: Any) -> list[Any]:
     modules = settings.arguments["reflection"].modules
     of_modules = [lm for module in modules for lm in language_models(module)]
     reflection_lm = settings.reflection_lm or dspy.settings.lm
-    return [*policy_lms(student), reflection_lm, *of_modules, *held_lms(settings.metric)]
+    of_adapter = held_lms(dspy.settings.adapter)
+    return [
+        *(*policy_lms(student), reflection_lm),
+        *(*of_modules, *of_adapter, *held_lms(settings.metric)),
+    ]
 
 
 def policy_lms(student: Any) -> list[Any]:
@@ -123,7 +133,11 @@ def policy_lms(student: Any) -> list[Any]:
 def _for_recorded(
     settings: Settings, recorded: Sequence[Sequence[Rollout]], valset: Any
 ) -> Settings:
-    if not any(rollout.score is not None for group in recorded for rollout in group):
+    is_scored = any(rollout.score is not None for group in recorded for rollout in group)
+    if valset is not None and (settings.metric is None or not is_scored):
+        needed = "a metric" if is_scored else "traces with scores"
+        refuse([f"valset: the final choice needs {needed}; pass them, or no valset."])
+    if not is_scored:
         return replace(settings, metric=None, gate=NoGate())
     gate = settings.gate if valset and settings.measures else NoGate()
     return replace(settings, metric=settings.metric or _scores_of_traces, gate=gate)
@@ -194,7 +208,7 @@ def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
 
 def _warn_of_overlap(sets: Mapping[str, Sequence[Any]]) -> None:
     """Warn of examples whose inputs are in two sets."""
-    inputs = {name: collections.Counter(map(_inputs_of, sets[name])) for name in sets}
+    inputs = {name: collections.Counter(map(inputs_text, sets[name])) for name in sets}
     for used, held_out in itertools.combinations(sets, 2):
         n_shared = sum(n for one, n in inputs[held_out].items() if one in inputs[used])
         if n_shared:
@@ -205,6 +219,7 @@ def _warn_of_overlap(sets: Mapping[str, Sequence[Any]]) -> None:
             )
 
 
-def _inputs_of(example: Any) -> str:
+def inputs_text(example: Any) -> str:
+    """The inputs of an example as a text that tells them from others, also those of media."""
     inputs = dict(example.inputs().items())
-    return f"{sorted(inputs.items())!r} {digest(object_identity(inputs, Unseen()))}"  # of media
+    return f"{sorted(inputs.items())!r} {digest(object_identity(inputs, Unseen()))}"

@@ -26,8 +26,9 @@ CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 = 15
 """With fewer LM calls per training example, groups have 2 rollouts: they see more examples."""
 USUAL_BATCHES_PER_EPOCH, MIN_USUAL_BATCH_SIZE, MAX_USUAL_BATCH_SIZE = 8, 5, 8
 """On simulated tasks small batches learned more from the same calls."""
-USUAL_THREADS, MIN_BATCHES_PER_EPOCH = 8, 4
-"""With more threads batches grow in proportion (`benchmarks/utilisation.py` compares)."""
+USUAL_THREADS, MIN_BATCHES_PER_EPOCH, MIN_BATCHES = 8, 4, 6
+"""With more threads batches grow in proportion (`benchmarks/utilisation.py` compares), but so that
+an epoch, and all LM calls, make at least so many batches."""
 MAX_BATCHES_PER_EPOCH, CALLS_PER_GROUP = 64, 4
 """With thousands of examples within reach batches grow: each decision reads all rollouts so far."""
 EPOCHS, MAX_EPOCHS_WITHIN_BUDGET = 5, 50
@@ -146,7 +147,7 @@ def _usual(settings: Settings, data: RunData, given: dict[str, int]) -> dict[str
     n_validation = min(data.n_validation, reserve // MIN_PROGRAMS_MEASURED)
     sizes = {
         "group_size": 3 if calls >= CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 * n else 2,
-        "batch_size": _batch_size(n, n_within_reach, settings.threads),
+        "batch_size": _batch_size(n, n_within_reach, calls / CALLS_PER_GROUP, settings.threads),
     } | given
     rollouts_of_batch = sizes["batch_size"] * sizes["group_size"]
     staleness = math.ceil(ROLLOUTS_PER_THREAD * settings.threads / rollouts_of_batch) - 1
@@ -182,12 +183,12 @@ def _calls(settings: Settings, data: RunData) -> float:
     return max(0, calls)
 
 
-def _batch_size(n_training: int, n_within_reach: float, n_threads: int) -> int:
-    share = math.ceil(n_training / USUAL_BATCHES_PER_EPOCH)
+def _batch_size(n: int, n_within_reach: float, n_groups: float, n_threads: int) -> int:
+    share = math.ceil(n / USUAL_BATCHES_PER_EPOCH)
     size = min(MAX_USUAL_BATCH_SIZE, max(MIN_USUAL_BATCH_SIZE, share))
     in_proportion = math.ceil(size * n_threads / USUAL_THREADS)
-    for_threads = min(in_proportion, math.ceil(n_training / MIN_BATCHES_PER_EPOCH))
-    return max(size, for_threads, math.ceil(n_within_reach / MAX_BATCHES_PER_EPOCH))
+    for_threads = min(in_proportion, n / MIN_BATCHES_PER_EPOCH, n_groups / MIN_BATCHES)
+    return max(size, *map(math.ceil, (for_threads, n_within_reach / MAX_BATCHES_PER_EPOCH)))
 
 
 def _reductions(own: RunSettings) -> Iterator[dict[str, int]]:
