@@ -6,6 +6,7 @@ too little with every input is about the inputs that look like those that it was
 """
 
 import functools
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 LONGEST_GRAM = 4  # bytes; a character of most scripts outside Latin has two or three
-MOST_BYTES = 2_000_000  # of all inputs together; of each of many inputs only the beginning is read
+MOST_BYTES, LEAST_BYTES = 2_000_000, 40
+"""Of all inputs together; of each: of many inputs only the beginning is read."""
 HIGHEST_WEIGHT = 6.0
 """Of an n-gram, in squared inverse document frequency: one that 9 % of the inputs have."""
 LEAST_SHARED = 12.0
@@ -41,25 +43,26 @@ class InputIndex:
     """
 
     def __init__(self, inputs: Sequence[str]) -> None:
-        self._n_bytes = max(100, MOST_BYTES // max(len(inputs), 1))
-        bags = [_grams(text, self._n_bytes) for text in inputs]
-        counts = Counter(gram for bag in bags for gram in bag)
-        n = len(bags)
+        self._n_bytes = max(LEAST_BYTES, MOST_BYTES // max(len(inputs), 1))
+        n = len(inputs)
+        counts = Counter(gram for text in inputs for gram in _grams(text, self._n_bytes))
         kept = sorted(gram for gram, k in counts.items() if 2 <= k <= n / 2)
         self._place = {gram: place for place, gram in enumerate(kept)}
         self._weight = np.array(
             [min(math.log(n / counts[gram]) ** 2, HIGHEST_WEIGHT) for gram in kept]
         )
-        pairs = [
-            (i, self._place[gram])
-            for i, bag in enumerate(bags)
-            for gram in bag & self._place.keys()
-        ]
-        rows, columns = np.array(pairs, dtype=int).reshape(-1, 2).T
-        self._has = csr_array((np.ones(len(rows)), (rows, columns)), shape=(n, len(kept)))
+        del counts  # of a large set, all n-grams take far more memory than the table
+        columns = [self._places(text) for text in inputs]
+        ends = np.cumsum([0, *map(len, columns)])
+        places = np.fromiter(itertools.chain(*columns), np.int32, ends[-1])
+        self._has = csr_array((np.ones(ends[-1]), places, ends), shape=(n, len(kept)))
         self._norm = np.sqrt(self._has @ self._weight)
         self._norm[self._norm == 0] = 1.0
         self._known: dict[tuple[str, tuple[int, ...]], tuple[Vector, bool]] = {}
+
+    def _places(self, text: str) -> list[int]:
+        held = _grams(text, self._n_bytes) & self._place.keys()
+        return sorted(self._place[gram] for gram in held)
 
     def relevance(self, text: str, sources: tuple[int, ...]) -> tuple[Vector, bool]:
         """The relevance of an experience to each input, from 0 to 1; whether its text tells so.
@@ -74,8 +77,7 @@ class InputIndex:
 
     def _relevance(self, text: str, sources: list[int]) -> tuple[Vector, bool]:
         shared = np.zeros(len(self._weight))
-        held = _grams(text, self._n_bytes) & self._place.keys()
-        shared[[self._place[gram] for gram in held]] = 1.0
+        shared[self._places(text)] = 1.0
         shared *= self._weight
         everywhere = self._has @ shared
         highest = float(everywhere.max(initial=0.0))
