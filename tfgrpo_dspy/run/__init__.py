@@ -66,8 +66,6 @@ class Run:
         self._run.records.close()
         self._run.report.progress.close()
 
-    # ------------------------------------------------------------------ beginning and end
-
     def run(self, loop: Coroutine[Any, Any, None]) -> Any:
         """Run the loop, which a budget or the clock may end at any point; then choose the result.
 
@@ -98,8 +96,6 @@ class Run:
             failed.program = program
             raise failed
         return program
-
-    # ------------------------------------------------------------------ the verbs of the loop
 
     async def batches(self) -> AsyncIterator[Batch]:
         """Epochs times shuffled batches, each when its library is there; a draft may be first.

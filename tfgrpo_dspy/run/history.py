@@ -75,8 +75,6 @@ class History:
         """The latest decision."""
         return self.decisions[-1]
 
-    # ------------------------------------------------------------------ what is next
-
     def n_awaited(self, update: int) -> int:
         """How many updates are decided before the batch of this one is made."""
         n_known = self._n_known(update)
@@ -162,8 +160,6 @@ class History:
         """The highest score of the updates that are decided for sure when the batch is made."""
         return max(self._best_scores[: self._n_known(batch.update)], default=-math.inf)
 
-    # ------------------------------------------------------------------ what is decided
-
     def decide(
         self, batch: Batch, extracted: Extracted, proposed: Sequence[Operation | Refusal]
     ) -> ExperienceLibrary:
@@ -232,8 +228,6 @@ class History:
             max_minutes=n * seconds / 60 if account.n_rollouts else 0,
         )
         self._run.ledger.set_reserve(reserve)
-
-    # ------------------------------------------------------------------ what it is worth
 
     def result(self) -> ExperienceLibrary:
         """What a program would be given if the run ended here."""
