@@ -474,6 +474,17 @@ def test_a_budget_that_ends_before_the_student_is_measured_says_so(
     assert "the run ended early: max_cost" in results.nothing_learned
 
 
+def test_without_a_gate_a_large_validation_set_leaves_most_of_the_budget_to_training() -> None:
+    optimizer = optimizer_of(gate=NoGate(), max_lm_calls=150)
+    with dspy.context(lm=scripted_lm(polite_rules())):
+        optimized = optimizer.compile(
+            predictor(), trainset=questions(20), valset=questions(200, start=100)
+        )
+    results = optimized.detailed_results
+    assert results.student.n == results.best.n < 30
+    assert results.usage["rollout"].n_lm_calls > 50
+
+
 @pytest.mark.parametrize("budget", [{"max_metric_calls": 40}, {"max_lm_calls": 45}], ids=str)
 @pytest.mark.parametrize("num_threads", [1, 16])
 def test_without_a_gate_enough_is_kept_back_to_measure_what_is_returned(
@@ -486,7 +497,7 @@ def test_without_a_gate_enough_is_kept_back_to_measure_what_is_returned(
     results = optimized.detailed_results
     assert results.ended_because.startswith("max_")
     assert len(ExperienceLibrary.from_program(optimized)) == 1
-    assert (results.student.n, results.best.n) == (12, 12)
+    assert results.student.n == results.best.n >= 10
     assert results.best.mean > results.student.mean
     assert engine.n_calls() <= budget.get("max_lm_calls", 10**9)
     assert results.metric_calls <= budget.get("max_metric_calls", 10**9)
@@ -497,7 +508,7 @@ def test_of_max_minutes_enough_is_kept_back_to_measure_what_is_returned() -> Non
     given_ = {"gate": Gate(), "epochs": 50, "num_threads": 1, "max_minutes": 2.5 / 60}
     results = learned(lm=lm_on(engine), **given_).detailed_results
     assert results.updates and results.ended_because.startswith("max_minutes")
-    assert (results.student.n, results.best.n) == (12, 12)
+    assert results.student.n == results.best.n >= 10
 
 
 class Recording(Gate):

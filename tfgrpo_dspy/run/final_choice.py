@@ -61,11 +61,11 @@ class Measurements:
         self._rollouts |= zip(pairs, rollouts, strict=True)
         return rollouts
 
-    def make_all(self) -> None:
-        """Make the rollouts of every candidate on the whole set, as far as the budget reaches."""
+    def make_all(self, n_examples: int) -> None:
+        """Make the rollouts of every candidate on so many, as far as the budget reaches."""
         with suppress(RunStopped):
             for candidate in range(len(self.candidates)):
-                self.make([(candidate, place) for place in range(self.n_examples)])
+                self.make([(candidate, place) for place in range(n_examples)])
 
     def scores(self) -> Scores:
         """The score of each rollout.
@@ -114,7 +114,7 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
         candidates = _with_student(history, Additions(history.result()))
         measured = Measurements(run, "validation", valset, candidates)
         place = len(candidates) - 1
-        measured.make_all()
+        measured.make_all(run.settings.n_validation)
     library = candidates[place].library  # with the tokens that each experience adds to a call
     priced = [replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in library]
     best = replace(candidates[place], library=library.holding(priced))
@@ -155,7 +155,7 @@ def _held_out(
 ) -> HeldOut | None:
     """The student, which is first, and the result, which is last, on the test set."""
     measured = Measurements(run, "test", testset, candidates)
-    measured.make_all()
+    measured.make_all(len(testset))
     outcome = measured.outcome(len(candidates) - 1)
     if outcome["student"] and outcome["best"]:
         return HeldOut(**outcome)

@@ -139,11 +139,10 @@ def _usual(settings: Settings, data: RunData, given: dict[str, int]) -> dict[str
     has_budget = calls < math.inf or settings.max_cost or settings.max_minutes
     n_within_reach = 0 if has_budget and calls == math.inf else min(n, calls / CALLS_PER_GROUP)
     epochs = MAX_EPOCHS_WITHIN_BUDGET if has_budget else EPOCHS
-    reserve = MIN_PROGRAMS_MEASURED * data.n_validation
-    if settings.measures:
-        smallest = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
-        share = max(smallest, RESERVE_SHARE * calls / data.calls_per_rollout)
-        reserve = int(min(MAX_PROGRAMS_MEASURED * data.n_validation, share))
+    n_programs = MAX_PROGRAMS_MEASURED if settings.measures else MIN_PROGRAMS_MEASURED
+    smallest = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
+    share = max(smallest, RESERVE_SHARE * calls / data.calls_per_rollout)
+    reserve = int(min(n_programs * data.n_validation, share))
     n_validation = min(data.n_validation, reserve // MIN_PROGRAMS_MEASURED)
     sizes = {
         "group_size": 3 if calls >= CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 * n else 2,
