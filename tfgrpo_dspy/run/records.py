@@ -58,7 +58,7 @@ class RunRecords:
         self.adapter = self.identity(dspy.settings.adapter)
         self.reflection_lm = self.identity(settings.reflection_lm or dspy.settings.lm)
         self.store: Store | None = None
-        self.is_used_up = False  # whether the same run has used up its budget before
+        self.losses_stand = False  # in a finished run, whose budget may not pay for what follows
         self._secrets = known_secrets([*all_lms(settings, student), dspy.settings.lm])
         if settings.log_dir is not None and settings.offline:
             self.store = Store.existing(settings.log_dir)
@@ -116,11 +116,11 @@ class RunRecords:
         return f"{stage}:{digest(*parts, rollout_id, self._settings.version)}"
 
     def find(self, key: str) -> Mapping[str, Any] | None:
-        """The record under a key; where nothing can be paid, also the note of what was lost."""
+        """The record under a key; offline, and where losses stand, also the note of a loss."""
         if self.store is None:
             return None
         record = self.store.get(key)
-        if record is None and (self.is_used_up or self._settings.offline):
+        if record is None and (self.losses_stand or self._settings.offline):
             record = self.store.get(f"lost:{key}")
         return record
 
@@ -190,8 +190,8 @@ class RunManifest:
             with reading(self._run):
                 self._ledger.n_paid, self._ledger.paid = record["paid"]
                 self._is_finished = bool(record["ended_because"])
-                limits = (f"{name}={getattr(self._settings, name)}" for name in PAID)
-                self._records.is_used_up = record["ended_because"].startswith(tuple(limits))
+                has_budget = any(getattr(self._settings, name) is not None for name in PAID)
+                self._records.losses_stand = self._is_finished and has_budget
 
     def _identity(self, student: Any, trainset: Sequence[Any], valset: Sequence[Any]) -> str:
         """The digest of all that the run's result depends on, but for its limits."""
