@@ -99,7 +99,8 @@ SAID: dict[str, tuple[str, Lessons | None]] = {
     "none, as a bullet": ("- None.", []),
     **{f"nothing: {text[:20]}": (text, []) for text in (
         "None (all attempts are right)", "None, since all is right.", "N/A: all is right", "[E1*]",
-        "No new lessons; all is right.", "Nothing new.", "None.\n\nAll the attempts are right.")},
+        "[E1", "No new lessons; all is right.", "Nothing new.",
+        "None.\n\nAll the attempts are right.")},
     "an echoed id": (f"- [E1*] {ASK}", [("*", ASK)]),
     "a condition above bullets": (f"1. When angry:\n   - {ASK}\n   - {SAY}\n2. {REFUND}",
         [("*", f"When angry: {ASK}"), ("*", f"When angry: {SAY}"), ("*", REFUND)]),

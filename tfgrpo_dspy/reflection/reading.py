@@ -211,7 +211,7 @@ def bare_line(text: str) -> str:
     text = re.sub(r"\*\*|__(?=\S)|(?<=\S)__", "", text)
     for _ in range(2):  # "- Lesson 1: ..."
         text = text[bullet.end() :] if (bullet := _BULLET.match(text)) else text
-    text = re.sub(r"^\[E\d+\*?\]\s*", "", text)  # the id of an experience
+    text = re.sub(r"^\[E\d+\*?(?:\]\s*|$)", "", text)  # the id of an experience
     text = text.removesuffix(",").strip() if text.endswith(('",', "',")) else text.strip()
     if len(text) > 2 and text[0] + text[-1] in _QUOTES and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
