@@ -209,7 +209,7 @@ def with_instructions(program: Any, name: str, instructions: str) -> Any:
         ("[E3] Draft", "Draft", r"predictor 'solve' hold the line 'Draft in one line\.'"),
         ("[E3] Draft", "[G3] Draft", r"hold the line '\[G3\] Draft in one line\.'"),
         ("[E3] Draft in one line.", "[E3]  ", r"hold the line '\[E3\]  '.*not empty"),
-        ("Draft in", r"\ud83d in", "whole characters"),
+        ("Draft in", r"\ud83d in", "lone surrogates"),
         ("\n</experiences>", "", r"hold 1 blocks of experiences, 0 of which end"),
         ("</experiences>", "</experiences> Be brief.", r"0 of which end"),
         ("</experiences>", f"</experiences>{BLOCK}\n</experiences>", "2 blocks .*, 2 of which end"),

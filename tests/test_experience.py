@@ -174,7 +174,7 @@ def test_what_an_lm_writes_is_read_forgivingly(written: dict[str, Any], meant: o
         ({"op": "DELETE"}, "id='None'"),
         ({"op": "KEEP", "id": "E0"}, "id='E0'"),
         ({"op": "KEEP", "id": "E1", "reason": ["a"]}, r"reason=['a']"),
-        ({"op": "ADD", "text": "\ud83d"}, r"text='\ud83d': give a string of whole characters"),
+        ({"op": "ADD", "text": "\ud83d"}, r"text='\ud83d': give a string without lone surrogates"),
         (None, "None is no operation"),
         ("ADD Ask.", "'ADD Ask.' is no operation"),
     ],

@@ -173,7 +173,7 @@ def test_the_results_tell_the_whole_run() -> None:
         {"op": "ADD", "id": "", "text": "worth +1", "scope": "*", "reason": "", "refused": ""}
     ]
     found = (update["accepted"], update["reason"], update["library_size"])
-    assert found == (True, "every operation stays", 1)
+    assert found == (True, "every operation is applied", 1)
     assert told["student"] == {"mean": 0.5, "n": 8, "n_failed": 0}
     assert told["best"] == {"mean": 0.6, "n": 8, "n_failed": 0}
     assert told["failures"] == {"parse": 6}

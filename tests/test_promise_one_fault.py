@@ -141,7 +141,7 @@ BAD: dict[str, dict[str, str]] = {
     "the text is empty": {"op": "ADD", "text": "   "},
     "words; at most 40 are allowed": {"op": "ADD", "text": "When asked, be polite. " * 4_500},
     "says this already": {"op": "ADD", "text": ADVICE.upper()},
-    "whole characters": {"op": "ADD", "text": "Be \\ud800 brief."},
+    "lone surrogates": {"op": "ADD", "text": "Be \\ud800 brief."},
 }
 
 

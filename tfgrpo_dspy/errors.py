@@ -29,7 +29,7 @@ class LibraryFormatError(LibraryError):
 
 
 class GateError(TrainingFreeGRPOError, RuntimeError):
-    """A gate answered with something else than a decision, or than a library for each rollout."""
+    """A method of a gate returned something else than docs/gate-and-effects.md asks for."""
 
 
 class MetricError(TrainingFreeGRPOError, ValueError):
@@ -50,7 +50,7 @@ class MissingRecordError(StoreError):
 
 
 class RunFailedError(TrainingFreeGRPOError, RuntimeError):
-    """Failures ended the run: a refused key, an unknown model, or more than `max_errors`.
+    """Failures ended the run: a refused key, a broken executor, more than `max_errors`, ...
 
     `program` is the best program so far, as `compile` would have returned it, or None.
     """

@@ -40,7 +40,7 @@ class TrainingFreeGRPO(Teleprompter):
         max_minutes: how long the run may take, from the start of this compile.
         group_size: rollouts for each example, at least 2; default: derived.
         batch_size: examples for each update; default: derived.
-        epochs: passes over the training set, at most; default: 5, or what the budget pays for.
+        epochs: passes over the training set, at most; default: 5; with a budget what it pays for.
         temperature: of training rollouts; default: 0.7, or a reasoning model's own. The validation
             set is always measured at the LM's own.
         max_experiences: how many experiences the library may hold (`BayesianGate` keeps 90 %).
@@ -55,7 +55,7 @@ class TrainingFreeGRPO(Teleprompter):
         offline: replay from `log_dir` only; no LM, program or metric is called.
         version: names what fingerprints cannot see (helper functions, weights).
         num_threads: how many rollouts and reflections run at once; default:
-            `dspy.settings.num_threads`; with an executor of processes as many as it has workers.
+            `dspy.settings.num_threads`, or as many as the executor has threads or processes.
         seed: of shuffling, splitting and rollout ids; same seed, same answers, same library.
         progress: whether to show a progress bar.
 
@@ -116,8 +116,9 @@ class TrainingFreeGRPO(Teleprompter):
             SettingsError: student, data or LMs that cannot be used; before the first LM call.
             LibraryFormatError: the library baked into the student is damaged.
             StoreError: `log_dir` cannot be used; offline, that a record is missing.
-            RunFailedError: a refused key, an unknown model, or more than `max_errors` failures;
-                `.program` of it is the best so far.
+            GateError: the gate gave something else than it was asked for.
+            RunFailedError: a refused key, an unknown model, a broken executor, or more than
+                `max_errors` failures; its `.program` is the best so far.
         """
         given: dict[str, Any] = {"num_threads": num_threads, "seed": seed}
         own = replace(self.settings, **{k: v for k, v in given.items() if v is not None})

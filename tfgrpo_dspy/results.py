@@ -1,7 +1,7 @@
 """What a run reports: plain values that reduce to builtins when they are pickled.
 
 So a saved program that carries them loads where this package is not installed (they are then
-dicts and lists). What is in them is collected by `run`.
+dicts and lists). `run` collects their content.
 """
 
 import json
@@ -19,7 +19,7 @@ from tfgrpo_dspy.rollout import Usage
 REFLECTIONS = ("draft", "summary", "lesson", "update")  # what the reflection LM is asked for
 CONFIDENCE = 0.95
 ROUNDING = 1e-9
-"""Differences that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
+"""Differences this close count as equal: in floating point, 0.6 - 0.5 is not 0.4 - 0.3."""
 
 ExampleScores = Sequence[float | None]
 """The scores of the examples of a set, in their order; None where there is none."""
@@ -27,7 +27,7 @@ ExampleScores = Sequence[float | None]
 
 @dataclass(frozen=True, slots=True)
 class ScoreSummary:
-    """A mean score on `n` examples; `n_failed` of them have none and are left out."""
+    """The mean score of `n` examples; `n_failed` others have no score."""
 
     mean: float | None
     n: int
@@ -45,7 +45,7 @@ class ScoreSummary:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """What the result gains on the student: the mean over `n` examples that both have a score on.
+    """The mean of result minus student, over the `n` examples on which both have a score.
 
     `low` and `high` bound it with 95 % confidence (Student's t, paired); None where the data say
     nothing of their spread: fewer than two pairs, or the same difference everywhere.
@@ -81,7 +81,7 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Student and result on the test set, which chose nothing."""
+    """Scores of student and result on the test set, which had no part in the choice."""
 
     student: ScoreSummary
     best: ScoreSummary
@@ -92,7 +92,7 @@ class HeldOut:
 class TriedAdvice:
     """The text and scope of an experience that rollouts were given, whether it was kept or not.
 
-    `effect` is what its presence adds to the score on examples like the training examples;
+    `effect` is what the text adds to the score on examples like the training examples;
     `chance` is the probability that it is worth its tokens.
     """
 
@@ -120,7 +120,7 @@ class Finalist:
 
 @dataclass(frozen=True, slots=True)
 class GroupRecord:
-    """One group: its example (position in the training set), its rollouts' scores, what it was for.
+    """One group: its example (position in the training set), its rollouts' scores, its use.
 
     `used_as` is "contrast", "failure analysis", "no ground truth", or why it taught nothing:
     "no contrast", "too few rollouts".
@@ -168,14 +168,14 @@ class RunResults:
     """The whole run.
 
     `student` and `best` are the validation scores of the student and of what was returned, `gain`
-    their difference: too optimistic, as they chose the result. `test` is what counts: scores on a
-    `testset`, whose examples chose nothing. `finalists` are the candidates of the choice; `tried`
-    is all advice that rollouts were given, with its effect, in the order of the first use.
+    their difference: too optimistic, as these scores chose the result. `test` is what counts:
+    scores on a `testset`, whose examples chose nothing. `finalists` are the candidates of the
+    choice; `tried` is, if the gate states effects, all advice in the order of its first use.
     `usage` has the roles "rollout" (training), "validation", "test", those of `REFLECTIONS`,
-    "metric" (LM judges), and "unfinished" for calls that came to nothing; it and `metric_calls`
+    "metric" (LM judges), and "unfinished" for calls without a result; `usage` and `metric_calls`
     hold what was replayed too, at its original cost. `replayed` counts, by role, what was read
     from the run store. `nothing_learned` says why the result is the student ("": it is not).
-    `n_demos` is how many demos the result has more than the student.
+    `n_demos` is how many more demos the result has than the student.
     """
 
     student: ScoreSummary | None

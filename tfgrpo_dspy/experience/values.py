@@ -1,6 +1,6 @@
 """Experiences, the operations on them, and which operations a library accepts.
 
-What is not legal cannot be built: every constructor checks its arguments.
+Every constructor checks its arguments, so that invalid values cannot exist.
 """
 
 import functools
@@ -14,8 +14,8 @@ from tfgrpo_dspy.errors import LibraryError
 
 ALL = "*"  # the scope of an experience that every predictor of the program is given
 
-_TEXT = (r"[^\ud800-\udfff]*", "give a string of whole characters")
-# The form of the fields of experiences and operations, and what to do about another.
+_TEXT = (r"[^\ud800-\udfff]*", "give a string without lone surrogates")
+# By field: the pattern that its value must match, and the hint in the error if it does not.
 _FORMS = {
     "id": (r"E[1-9][0-9]*", "an id is 'E' and a number from 1, such as 'E1'"),
     "text": _TEXT,
@@ -165,7 +165,7 @@ def operation_from(given: Any) -> Operation:
     """The operation that a mapping stands for, as an LM writes it.
 
     `{"op": "update", "id": "[e2]", "text": "Ask first."} -> Modify("E2", "Ask first.")`.
-    Other fields are ignored; absent ones, None and an empty scope are the defaults.
+    Other fields are ignored; absent ones, None and an empty scope mean the defaults.
 
     Raises:
         LibraryError: no such operation, or a field that it needs is absent or of the wrong type.
@@ -192,7 +192,7 @@ def operation_from(given: Any) -> Operation:
 
 
 def _check(checked: Any) -> None:
-    """Raise LibraryError where a field is not of its form."""
+    """Raise LibraryError if a field has a wrong form."""
     for name, (form, advice) in _FORMS.items():
         if not hasattr(checked, name):
             continue

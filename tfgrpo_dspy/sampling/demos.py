@@ -1,4 +1,4 @@
-"""Demonstrations: what the predictors of a rollout were given and gave, to be shown to them again.
+"""Demos: inputs and outputs of a rollout's predictors, which are shown to them as examples later.
 
 They are DSPy's own demos, in a predictor's `demos`; here they are made from a rollout's record.
 """
@@ -29,20 +29,20 @@ class Demo:
 
 @dataclass(frozen=True, slots=True)
 class Additions:
-    """What a program has more than the student: a library, and demos behind the student's own."""
+    """What a program has beyond the student: a library, and demos after the student's own."""
 
     library: ExperienceLibrary
     demos: tuple[Demo, ...] = ()
 
     def bake(self, student: Any) -> Any:
-        """The student with these, in a copy."""
+        """A copy of the student with these."""
         return self.library.bake(with_demos(student, self.demos))
 
 
 def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
-    """A demo for each predictor of the program that the rollout asked; of several the last.
+    """A demo for each predictor that was called in the rollout: its last call.
 
-    A field that is missing, or whose value cannot be had back from its text, makes a step no demo.
+    A step gives no demo if a field is missing, or if its text cannot be parsed to the same value.
     """
     fields = {name: predictor.signature.fields for name, predictor in named_predictors(program)}
     found: dict[str, Demo] = {}
@@ -57,7 +57,7 @@ def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
 
 
 class BestRollouts:
-    """The best rollout of each training example; of several the latest, which knew most."""
+    """The best rollout of each training example; of equally good ones the latest."""
 
     def __init__(self) -> None:
         self._scores: list[float] = []
@@ -80,13 +80,13 @@ class BestRollouts:
 
 
 def first_demos(rollouts: Iterable[Rollout], program: Any, most: int) -> tuple[Demo, ...]:
-    """The demos of the first of these rollouts, of so many at most."""
+    """The demos of the first `most` rollouts that give any."""
     found = (demos_of(rollout, program) for rollout in rollouts)
     return tuple(itertools.chain(*itertools.islice(filter(None, found), most)))
 
 
 def with_demos(program: Any, demos: Sequence[Demo]) -> Any:
-    """A copy of the program that shows these demos, behind those that it has; itself without any.
+    """A copy of the program with these demos after its own; without demos, the program itself.
 
     Raises KeyError or ValueError where they are not of this program.
     """

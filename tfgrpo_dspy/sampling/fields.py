@@ -1,4 +1,4 @@
-"""What goes into a program and comes out of it, as text."""
+"""What goes into a program and comes out of it, as text; copies of examples."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ import pydantic
 
 
 def as_text(value: Any) -> str:
-    """A value as the reflection LM is shown it; media by their name, never their content."""
+    """A value as the reflection LM is shown it; images and audio only as `<image>`, `<audio>`."""
     try:
         return _text_of(value)
     except Exception:  # noqa: BLE001 - what a program returns may raise anything when it is shown
@@ -25,7 +25,7 @@ def _text_of(value: Any) -> str:
         return f"<{type(value).__name__.lower()}>"
     if isinstance(value, Mapping):
         value = dict(value)
-    elif isinstance(value, set | frozenset):  # their order is another in each process
+    elif isinstance(value, set | frozenset):  # their order differs between processes
         value = sorted(value, key=as_text)
     elif isinstance(value, pydantic.BaseModel):
         value = value.model_dump()
@@ -38,7 +38,7 @@ def _text_of(value: Any) -> str:
 
 
 def as_fields(value: Any) -> dict[str, str]:
-    """The fields of an example, a prediction or a mapping, each as text; of None: none."""
+    """The fields of an example, a prediction or a mapping, each as text; {} for None."""
     if value is None:
         return {}
     if isinstance(value, Mapping | dspy.Example):  # a Prediction is an Example
@@ -49,7 +49,7 @@ def as_fields(value: Any) -> dict[str, str]:
 def copied_example(example: dspy.Example) -> dspy.Example:
     """The example with copies of its values: a program or a metric may write into them.
 
-    What refuses to be copied (a lock, a connection) is shared.
+    What cannot be copied (a lock, a connection) is shared.
     """
     return example.copy(**{name: _copied(value) for name, value in example.items()})
 
