@@ -8,7 +8,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
-    "tfgrpo", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    "tfgrpo",
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("tfgrpo")
 

@@ -302,7 +302,7 @@ def test_max_cost_holds_over_all_processes(most: float, pool: Executor, tmp_path
 
 
 class Hanging(dspy.Module):
-    """The first time that it gets that question, it waits for somebody to write into a pipe."""
+    """Bare, it waits for a pipe's writer the first time that it gets that question."""
 
     def __init__(self, pipe: Path, question: str) -> None:
         super().__init__()
@@ -310,8 +310,9 @@ class Hanging(dspy.Module):
         self.pipe, self.question = pipe, question
 
     def forward(self, question: str) -> Any:
+        is_bare = self.ask.signature.instructions == predictor().signature.instructions
         with contextlib.suppress(FileExistsError):
-            if question == self.question:
+            if question == self.question and is_bare and not self.ask.demos:
                 self.pipe.with_name("hung").touch(exist_ok=False)
                 self.pipe.read_text()
         return self.ask(question=question)
