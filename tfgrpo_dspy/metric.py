@@ -8,11 +8,11 @@ async; returning a finite number or something with `score` and `feedback`.
 import asyncio
 import functools
 import inspect
-import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from types import CodeType, FunctionType, MethodType
 from typing import Any, SupportsFloat
 
 import dspy
@@ -73,18 +73,47 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
 
 
 def held_lms(metric: Any) -> list[dspy.BaseLM]:
-    """The LMs, and those of modules, that a metric closes over, names as globals, or holds."""
-    metric = _without_partials(metric)
-    function = getattr(metric, "__func__", metric)
-    held = [*vars(metric).values()] if hasattr(metric, "__dict__") else []
-    if inspect.isfunction(function):
-        held += [function.__globals__.get(name) for name in function.__code__.co_names]
+    """The LMs, and those of modules, that a metric, or a function that it names, refers to."""
+    found: list[dspy.BaseLM] = []
+    waiting, seen = [metric], {id(metric)}
+    while waiting:
+        for held in _held_by(waiting.pop()):
+            if id(held) in seen:
+                continue
+            seen.add(id(held))
+            if isinstance(held, dspy.BaseLM):
+                found.append(held)
+            elif isinstance(held, dspy.Module):
+                found += language_models(held)
+            elif isinstance(held, FunctionType | MethodType | functools.partial):
+                waiting.append(held)
+    return found
+
+
+def _held_by(value: Any) -> Iterator[Any]:
+    """What a function closes over, names as globals or has as defaults; what an object holds."""
+    if isinstance(value, functools.partial):
+        yield from (*value.args, *value.keywords.values(), *_held_by(value.func))
+        return
+    owner = getattr(value, "__self__", value)
+    yield from (owner, *getattr(owner, "__dict__", {}).values())
+    function = getattr(value, "__func__", value)
+    if not isinstance(function, FunctionType):
+        function = inspect.getattr_static(type(value), "__call__", None)
+    if isinstance(function, FunctionType):
+        yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        yield from (function.__globals__.get(name) for name in _names(function.__code__))
         for cell in function.__closure__ or ():
             with suppress(ValueError):  # a name that is not assigned yet
-                held.append(cell.cell_contents)
-    of_modules = (language_models(value) for value in held if isinstance(value, dspy.Module))
-    lms = [value for value in held if isinstance(value, dspy.BaseLM)]
-    return [*lms, *itertools.chain(*of_modules)]
+                yield cell.cell_contents
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The globals that a function names, in its comprehensions and inner functions too."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
 
 
 def _without_partials(metric: Any) -> Any:
