@@ -73,6 +73,10 @@ SAID_TWICE: dict[str, str] = {
     "objects": f'[{{"lesson": "{ASK}"}}, {{"lesson": "{REFUND}"}}]',
     "an object around lines": f'{{"lessons": "{ASK}\\n{REFUND}"}}',
     "an object with numbers": f'{{"1": "{ASK}", "2": "{REFUND}"}}',
+    "numbered objects": f'1. {{"lesson": "{ASK}"}}\n2. {{"lesson": "{REFUND}"}}',
+    "objects with reasons": f'[{{"rule": "{ASK}", "why": "Tidy."}}, {{"rule": "{REFUND}"}}]',
+    "numbers in square brackets": f"[1] {ASK}\n[2] {REFUND}",
+    "the end of thoughts": f"Hm, ask.\n</think>\n{ASK}\n{REFUND}",
     "all predictors": f"[all] {ASK}\n[*] {REFUND}",
 }  # fmt: skip
 """Forms of the two lessons."""
@@ -86,6 +90,15 @@ SAID: dict[str, tuple[str, Lessons | None]] = {
         "1. When goods are\n   damaged, offer a refund.\n2. Ask for the order\nnumber.",
         [("*", REFUND), ("*", ASK)]),
     "a line that goes on": ("When goods are damaged,\noffer a refund.", [("*", REFUND)]),
+    "lines in lower case": ("ask first\noffer a refund",
+        [("*", "ask first"), ("*", "offer a refund")]),
+    **{f"signs in a lesson: {text[:15]}": (text, [("*", text)]) for text in (
+        "Write x**2, and not 2**x.", "Define __init__.", "Put <li> and </li> around each.")},
+    "a condition above a line": (f"When angry:\n{ASK}\n{REFUND}",
+        [("*", f"When angry: {ASK}"), ("*", REFUND)]),
+    "JSON that a lesson shows": (f'Use this form:\n{{"name": "Ann"}}\n{ASK}',
+        [("*", 'Use this form: {"name": "Ann"}'), ("*", ASK)]),
+    "a heading, and no lesson": ("## What was learned", None),
     "a Python list": (f'[\'{ASK}\', "Don\'t shout."]', [("*", ASK), ("*", "Don't shout.")]),
     "objects with a predictor": (f'[{{"predictor": "understand", "lesson": "{ASK}"}}]',
         [("understand", ASK)]),
@@ -100,7 +113,7 @@ SAID: dict[str, tuple[str, Lessons | None]] = {
     **{f"nothing: {text[:20]}": (text, []) for text in (
         "None (all attempts are right)", "None, since all is right.", "N/A: all is right", "[E1*]",
         "[E1", "No new lessons; all is right.", "Nothing new.",
-        "None.\n\nAll the attempts are right.")},
+        "There is nothing new to learn from these.", "None.\n\nAll the attempts are right.")},
     "an echoed id": (f"- [E1*] {ASK}", [("*", ASK)]),
     "a condition above bullets": (f"1. When angry:\n   - {ASK}\n   - {SAY}\n2. {REFUND}",
         [("*", f"When angry: {ASK}"), ("*", f"When angry: {SAY}"), ("*", REFUND)]),
@@ -188,6 +201,12 @@ PROPOSED: dict[str, tuple[str, Proposed | None]] = {
     "objects on lines": (f"{AN_ADD}\n{A_KEEP}", [ADD, KEEP]),
     "objects of the same fields on lines": (f"{AN_ADD}\n{AN_ADD}", [ADD, ADD]),
     "numbered objects": (f"1. {AN_ADD}\n2. {A_KEEP}", [ADD, KEEP]),
+    "bullets before objects of the same fields": (f"- {AN_ADD}\n- {AN_ADD}", [ADD, ADD]),
+    "numbers before them": (f"1. {AN_ADD}\n2. {AN_ADD}\n3. {AN_ADD}", [ADD, ADD, ADD]),
+    "ids by the operation": ('{"DELETE": ["E2"], "KEEP": "E1"}',
+        [("DELETE", "E2", "", None, []), KEEP]),
+    "a list of texts": (f'["ADD: {SAY}", "KEEP E1", "MODIFY E2 to: Ask first."]',
+        [("ADD", "", SAY, None, []), KEEP, ("MODIFY", "E2", "Ask first.", None, [])]),
     "an object around the list": (f'{{"operations": [{AN_ADD}]}}', [ADD]),
     "nulls for what is absent": (
         f'[{{"op": "ADD", "id": null, "text": "{SAY}", "scope": null, "lessons": [1]}}, '

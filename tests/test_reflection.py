@@ -315,11 +315,11 @@ def test_update_library_sees_what_supports_an_experience_and_its_measured_effect
     assert library_text(ExperienceLibrary()) == "(none yet)"
 
 
-def test_update_library_sees_the_latest_twenty_texts_that_were_dropped() -> None:
+def test_update_library_sees_the_first_twenty_texts_that_were_dropped() -> None:
     dropped = [Lesson(f"Try {n}.", reason="effect -0.1 \u00b1 0.1") for n in range(25)]
-    lines = dropped_text([*dropped, Lesson("Shout.", "writer")]).splitlines()
+    lines = dropped_text([Lesson("Shout.", "writer"), *dropped]).splitlines()
     assert len(lines) == 20
-    assert lines[-2:] == ["- Try 24.: effect -0.1 \u00b1 0.1", "- Shout. (for writer)"]
+    assert lines[:2] == ["- Shout. (for writer)", "- Try 0.: effect -0.1 \u00b1 0.1"]
     assert dropped_text(()) == "(none)"
 
 

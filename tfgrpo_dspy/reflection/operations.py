@@ -29,9 +29,11 @@ _ALIASES = {
     "scope": ("predictor",),
     "reason": ("why", "rationale"),
 }
+_ONLY_FIELD = {"ADD": "text", "MODIFY": "text", "DELETE": "id", "KEEP": "id"}
+"""What a value stands for that is given in place of an operation's fields."""
 _OPERATION_LINE = re.compile(
-    r"(ADD|MODIFY|UPDATE|DELETE|REMOVE|KEEP)\b[\s:\u2013-]*(?:[\[(]?(E[1-9]\d*)\*?[\])]?)?"
-    r"[\s:\u2013-]*(.*)"
+    r"(ADD|MODIFY|UPDATE|DELETE|REMOVE|KEEP)\b[\s:\u2013-]*"
+    r"(?:[\[(]?(E[1-9]\d*)\*?[\])]?(?: to\b)?)?[\s:\u2013-]*(.*)"
 )
 _NUMBER = re.compile(r"(?<![\d.])(?<!\W-)\d{1,6}(?!\d)")
 
@@ -131,7 +133,7 @@ def _items_in(answer: str) -> list[Any]:
     found = reading.json_in(text)
     items = [None] if found is None else _items(found)
     if items and not any(isinstance(item, Mapping) for item in items):
-        items = [*_operations_in_lines(text)]
+        items = _operations_in_lines("\n".join(map(str, items))) or _operations_in_lines(text)
         if not items:
             raise ValueError(f"{text[:80]!r} holds no operation.")
     return items
@@ -143,10 +145,10 @@ def _items(given: Any) -> list[Any]:
         named = {str(name).strip().upper(): value for name, value in given.items()}
         if isinstance(named.get("OPERATIONS"), list | Mapping):
             return _items(named["OPERATIONS"])
-        if not named or not named.keys() <= {"ADD", "MODIFY", "DELETE", "KEEP"}:
+        if not named or not named.keys() <= _ONLY_FIELD.keys():
             return [given]
         return [
-            {"op": op, **(item if isinstance(item, Mapping) else {"text": item})}
+            {"op": op, **(item if isinstance(item, Mapping) else {_ONLY_FIELD[op]: item})}
             for op, items in named.items()
             for item in (items if isinstance(items, list) else [items])
         ]

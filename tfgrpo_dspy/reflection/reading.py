@@ -15,13 +15,16 @@ import dspy
 import json_repair
 from dspy.utils.exceptions import AdapterParseError
 
-from tfgrpo_dspy.experience.values import ALL
+from tfgrpo_dspy.experience.values import ALL, n_words
 
 LONGEST_ANSWER, LONGEST_REPAIR = 20_000, 5_000
 """Characters of an answer that are read; of broken JSON, whose repair takes their square."""
+NAMES_OF_A_LESSON = ("lessons", "lesson", "text", "advice", "rule", "content", "description")
+SHORTEST_WRAPPED = 40  # characters of a line that goes on in the next one
 _FOR_ALL = frozenset({"*", "all", "any", "both", "every", "everything", "program", "the program"})
 _NOTHING = re.compile(
-    r"(?:none|n/a|nothing(?: new)?)(?:\s*[.,;:(\u2013\u2014-].*)?"
+    r"(?:none|n/a|(?:there (?:is|was) )?nothing(?: new| more)?(?: to (?:learn|add)\b[^.]*)?)"
+    r"(?:\s*[.,;:(\u2013\u2014-].*)?"
     r"|na|null|nil|empty|none (?:needed|required|found)"
     r"|(?:there (?:are|is|were) |i (?:have|see|found) )?no (?:(?:new|more|further|other|additional"
     r"|useful|general) )*lessons?"
@@ -32,20 +35,24 @@ _NOTHING = re.compile(
 )
 _BULLET = re.compile(
     r"(?:[-*+\u2013\u2014]\s+|[\u2022\u25cf\u25aa\u2023\u30fb\u2190-\u21ff\u2500-\u27bf]\ufe0f?\s*"
-    r"|[\U0001f300-\U0001faff]\s*|[a-h]\)\s"
+    r"|[\U0001f300-\U0001faff]\s*|\(?[a-h]\)\s"
     r"|\(?#?\d{1,3}(?:[.):](?=\s|$|\*)|[\u3001\uff0e\uff1a\uff09]|\.(?=[A-Z\u3400-\u9fff]))"
-    r"|[(\uff08]\d{1,3}[)\uff09]|[\u2460-\u2473]"
+    r"|[(\[\uff08]\d{1,3}[)\]\uff09]|[\u2460-\u2473]"
     r"|(?:lesson|advice|lektion|leçon|lección|教训|经验|建议)\s*"
     r"(?:#?\d{1,3}\s*[:.)\uff1a\u2013-]|[:\uff1a]))\s*",
     re.IGNORECASE,
 )
 _TAG = re.compile(r"</?(?:lessons?|li|ul|ol|item|br)\s*/?>", re.IGNORECASE)
+_TAGGED = re.compile(rf"^\s*{_TAG.pattern}.*|.*{_TAG.pattern}\s*$", re.IGNORECASE | re.MULTILINE)
+"""Tags in the middle of a line belong to a lesson."""
 _IN_JSON = re.compile(r"\[\s*(?:[\"'{\u201c]|\])|\{\s*[\"'\u201c]")
 _LESSONS_IN_JSON = re.compile(
-    rf"^(?:[^\n:]{{0,80}}\blessons?\b[^\n:]{{0,80}}:)?[^\S\n]*(?={_IN_JSON.pattern})",
+    rf"^(?:[^\n:]{{0,80}}\blessons?\b[^\n:]{{0,80}}:)?[^\S\n]*(?:(?:[-*]|\d{{1,2}}[.)])\s+(?=\{{))?"
+    rf"(?={_IN_JSON.pattern})",
     re.IGNORECASE | re.MULTILINE,
 )
 """Brackets in the middle of a line belong to a lesson."""
+_BETWEEN_OBJECTS = re.compile(r"\}\s*(?:,?\s*(?:[-*\u2022]|(?:\w+\s+)?#?\d{1,2}[.):])\s*)?(?=\{)")
 _NO_LESSON = re.compile(
     r"\s*(?:\[\[ ?#.*|\[[a-z_]+\]|[-=*_#`~]{3,}|#+ .*)$"
     r"|\W*(?:here (?:are|is)|sure\b|certainly\b|of course\b|i hope|hope (?:this|these)"
@@ -57,6 +64,7 @@ _CONDITION = re.compile(
     r"(?:when|whenever|if|wenn|falls|si|quand|cuando|se|quando|если|когда)\b|[当當若]|如果",
     re.IGNORECASE,
 )
+_BOLD = re.compile(r"(?<![A-Za-z0-9])\*\*(?=\S)(.+?)(?<=\S)\*\*|^\*\*(?=\w)|(?<=\S)\*\*$")
 _QUOTES = ('""', "''", "``", "\u201c\u201d", "\u300c\u300d", "\u00ab\u00bb")
 _CLOSED = re.compile(r"[.!?\u3002\uff01\uff1f:\uff1a;]$")
 
@@ -77,19 +85,25 @@ def read_lessons(given: Any) -> list[str]:
     `"1. Say please.\\n2. **Be brief.**" -> ["Say please.", "Be brief."]`; "None" gives [].
 
     Raises:
-        ValueError: it is JSON, and holds no lesson.
+        ValueError: it holds no lesson, and does not say that there is none.
     """
     if not isinstance(given, str):
         return [line for text in _strings_in(given) if (line := bare_line(text))]
     text = without_fences(given)
     start = _LESSONS_IN_JSON.search(text)
     found = json_in(text[start.end() :]) if start else None
-    if found is None:
+    if found is None or (found and start and _is_example(found, text, start.start())):
         return _lines_of(text)
     lessons = [line for item in _strings_in(found) if (line := bare_line(item))]
     if not lessons and found not in ([], {"lessons": []}):
         raise ValueError(f"{text[:80]!r} holds no lesson.")
     return lessons
+
+
+def _is_example(found: Any, text: str, start: int) -> bool:
+    """Whether JSON between other lines holds single words: no lessons, but what one speaks of."""
+    is_alone = not text[:start].strip() and text.endswith(("]", "}"))
+    return not is_alone and max(map(n_words, _strings_in(found)), default=0) < 2
 
 
 def resolve_scope(name: str, predictors: Sequence[str]) -> str | None:
@@ -136,7 +150,7 @@ def _lines_of(text: str) -> list[str]:
     Bullets below a heading are lessons; those below a lesson explain it, and are left out.
     """
     lines: list[str] = []
-    for line in _TAG.sub("\n", text).splitlines():
+    for line in _TAGGED.sub(lambda found: _TAG.sub("\n", found[0]), text).splitlines():
         if lines and _goes_on(lines[-1], line):
             lines[-1] = f"{lines[-1]} {line.strip()}"
         elif not _NO_LESSON.match(line):
@@ -153,15 +167,21 @@ def _lines_of(text: str) -> list[str]:
     least = min((_indent(line) for line in bullets), default=0)
     bullets = [line for line in bullets if _indent(line) <= least + 1]
     lessons = [bare for line in bullets or found if (bare := bare_line(line))]
-    return lessons or [b for line in lines if (b := bare_line(line)) and not _ends_open(b)]
+    lessons = lessons or [b for line in lines if (b := bare_line(line)) and not _ends_open(b)]
+    if not lessons and any(map(bare_line, text.splitlines())):
+        raise ValueError(f"{text[:80]!r} holds no lesson.")
+    return lessons
 
 
 def _goes_on(above: str, line: str) -> bool:
     """Whether the line goes on with the sentence above: in lower case, or below a bullet."""
     bare = bare_line(line)
+    if _IN_JSON.match(bare):  # an example of what the sentence above says
+        return True
     if not bare or _has_bullet(line) or _CLOSED.search(bare_line(above)) or _is_heading(above):
         return False
-    return bare[0].islower() or _has_bullet(above)
+    is_wrapped = len(above) >= SHORTEST_WRAPPED or above.rstrip().endswith(",")
+    return _has_bullet(above) or (bare[0].islower() and is_wrapped)
 
 
 def _indent(line: str) -> int:
@@ -181,15 +201,16 @@ def _has_bullet(line: str) -> bool:
 
 
 def _with_conditions(lines: Iterable[str]) -> Iterator[str]:
-    """The lines; a condition above bullets ("When it is late:") stands before each of them."""
-    condition, level = "", 0
+    """The lines; a condition ("When it is late:") stands before each bullet, or the line, below."""
+    condition, level, mark = "", 0, ""
     for line in lines:
-        bare = bare_line(line)
-        is_below = bool(condition) and _has_bullet(line) and _indent(line) >= level
-        yield f"{' ' * level}- {condition} {bare}" if is_below else line
+        bare, is_bullet = bare_line(line), _has_bullet(line)
+        is_below = bool(condition and bare) and (not is_bullet or _indent(line) >= level)
+        begin = f"{' ' * level}{'- ' if is_bullet else mark}{condition} "
+        yield begin + bare if is_below else line
         if _CONDITION.match(bare) and _ends_open(bare):
-            condition, level = bare, _indent(line) + _has_bullet(line)
-        elif bare and not is_below:
+            condition, level, mark = bare, _indent(line) + is_bullet, "- " * is_bullet
+        elif bare and not (is_below and is_bullet):
             condition = ""
 
 
@@ -208,7 +229,7 @@ def bare_line(text: str) -> str:
     """The text of one lesson: without bullet, bold, quotes and white space; "" for "None"."""
     text = " ".join(encodable(text).split())
     text = text.lstrip("> ") if text.startswith(">") else text
-    text = re.sub(r"\*\*|__(?=\S)|(?<=\S)__", "", text)
+    text = _BOLD.sub(r"\1", text)
     for _ in range(2):  # "- Lesson 1: ..."
         text = text[bullet.end() :] if (bullet := _BULLET.match(text)) else text
     text = re.sub(r"^\[E\d+\*?(?:\]\s*|$)", "", text)  # the id of an experience
@@ -220,7 +241,7 @@ def bare_line(text: str) -> str:
 
 def without_fences(text: str) -> str:
     """The beginning of the text, without code fences, thoughts in tags and end markers."""
-    text = re.sub(r"(?s)<think>.*?</think>", "", text)
+    text = re.sub(r"(?s)^.*</think>", "", text)
     text = re.sub(r"^\s*\[\[ ?## ?completed.*", "", text, flags=re.MULTILINE)
     return re.sub(r"^\s*```[\w-]*|```\s*$", "", text, flags=re.MULTILINE).strip()[:LONGEST_ANSWER]
 
@@ -234,7 +255,7 @@ def json_in(text: str) -> Any:
     if start is None:
         return None
     rest = text[start.start() :]
-    if rest.startswith("{") and (joined := re.sub(r"\}\s*(?=\{)", "},", rest)) != rest:
+    if rest.startswith("{") and (joined := _BETWEEN_OBJECTS.sub("},", rest)) != rest:
         rest = f"[{joined}]"
     end = max(rest.rfind("]"), rest.rfind("}"))
     for read, part in ((json.loads, rest[: end + 1]), (json_repair.loads, rest[:LONGEST_REPAIR])):
@@ -250,7 +271,7 @@ def _strings_in(found: Any) -> Iterator[str]:
         yield found
     elif isinstance(found, Mapping):
         named = {str(name).strip().lower(): value for name, value in found.items()}
-        known = (name for name in ("lessons", "lesson", "text", "advice") if name in named)
+        known = (name for name in NAMES_OF_A_LESSON if name in named)
         lesson = named.get(next(known, ""))
         scope = named.get("predictor") or named.get("scope")
         if isinstance(lesson, str):
