@@ -1,5 +1,6 @@
 """What every test starts from: DSPy as freshly imported, with an empty cache in memory."""
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("tfgrpo")
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else its import waits for the network
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what it put behind
     signal.signal(signal.SIGINT, signal.default_int_handler)

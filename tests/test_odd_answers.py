@@ -3,26 +3,15 @@
 import dspy
 import numpy as np
 import pytest
-from runs import UNPARSED, Run, in_training
+from runs import Run, in_training
 from scripted import EXTRACT, UPDATE, Rule, chat, lessons, operations, scripted_lm
 
-from tfgrpo_dspy import ExperienceLibrary, RunFailedError
+from tfgrpo_dspy import ExperienceLibrary
 
 
 def known(*texts: str) -> dspy.Module:
     """A student with a library baked in, of ids E1, E2, ..."""
     return ExperienceLibrary.from_texts(texts).bake(dspy.Predict("question -> answer"))
-
-
-@pytest.mark.parametrize("answer", ['{"lesson": "Be kind."}', "null", "7", UNPARSED])
-def test_malformed_lessons_of_one_group_cost_that_group_only(answer: str) -> None:
-    malformed = chat(semantic_advantage="They differ.", lessons=answer)
-    run = Run([["1", "0"], ["1", "0"]], (rf"(?s){EXTRACT}.*question: question 0\b", malformed))
-    assert [experience.text for experience in run.library] == ["Be exact."]
-    assert "Be exact." in run.results.updates[0].lessons
-
-
-MERGE = "op='MERGE': the operations are ADD, MODIFY, DELETE, KEEP."
 
 
 @pytest.mark.parametrize(
@@ -40,15 +29,6 @@ MERGE = "op='MERGE': the operations are ADD, MODIFY, DELETE, KEEP."
                 [""],
             )
             for id_ in ("1", "E1", "e1", "[E1]", "[E1*]", "(1)")
-        ),
-        (
-            operations(
-                {"op": "ADD", "id": "G7", "text": "Be exact.", "lessons": [1]},
-                {"op": "MODIFY", "id": "E12", "text": "Be brief."},
-                {"op": "MERGE", "id": "E1", "text": "Both."},
-            ),
-            "[E1*] Count.\n[E2*] Read.\n[E3*] Be exact.",
-            ["", "there is no E12", MERGE],
         ),
         (
             operations(*({"op": "ADD", "text": f"Advice of kind {i}"} for i in "abc")),
@@ -111,24 +91,9 @@ def test_with_a_cache_every_epoch_still_samples_afresh() -> None:
 
 
 def test_seed_0_is_a_seed_of_its_own() -> None:
-    orders = [
-        [group.example for group in Run([["1", "0"]] * 9, seed=seed).results.updates[0].groups]
-        for seed in (0, 9, 10)
-    ]
+    runs = [Run([["1", "0"]] * 9, seed=seed) for seed in (0, 9, 10)]
+    orders = [[group.example for group in run.results.updates[0].groups] for run in runs]
     assert orders[0] not in orders[1:]
-
-
-@pytest.mark.parametrize("place", ["policy", "reflection"])
-def test_a_refused_key_ends_the_run_and_a_rate_limit_does_not(place: str) -> None:
-    def run(error: Exception) -> Run:
-        is_policy = place == "policy"
-        return Run([[error, error] if is_policy else ["1", "0"]], *[(EXTRACT, error)])
-
-    with pytest.raises(RunFailedError, match="ended by failures: LMAuthError: wrong key"):
-        run(dspy.utils.exceptions.LMAuthError("wrong key"))
-    slow_down = dspy.utils.exceptions.LMRateLimitError("slow down")
-    failures = {"provider": 2} if place == "policy" else {"reflection error": 1}
-    assert run(slow_down).results.failures == failures
 
 
 class Arrays(dspy.Module):

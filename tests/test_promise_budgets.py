@@ -27,6 +27,7 @@ from runs import (
     n_calls,
     optimizer_of,
     polite_answer,
+    polite_lm,
     polite_rules,
     predictor,
     questions,
@@ -303,7 +304,7 @@ def judged(example: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> 
 
 
 UNPRICED: dict[str, tuple[dict[str, Any], str]] = {
-    "an engine object": ({}, "DSPy knows no price of scripted; pass pr"),
+    "an engine object": ({}, "DSPy knows no price of scripted; pass Exec"),
     "a model of one's own": (
         {"reflection_lm": dspy.LM("openai/a-model-of-mine", api_key="none", max_tokens=5)},
         "a-model-of-mine",
@@ -468,10 +469,41 @@ def test_a_budget_that_ends_before_the_student_is_measured_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     engine = Tally()
-    results = learned(lm=lm_on(engine), max_cost=1e-9, **priced()).detailed_results
+    with pytest.raises(SettingsError, match="one call may cost"):
+        learned(lm=lm_on(engine), max_cost=1e-9, **priced())
+    results = learned(lm=lm_on(engine), max_cost=4e-4, **priced()).detailed_results
     assert results.student is None and engine.n_calls() == 0
     assert "nothing was learned: the run ended early: max_cost" in caplog.text
     assert "the run ended early: max_cost" in results.nothing_learned
+
+
+class ForEachPart(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = predictor()
+
+    def forward(self, question: str) -> Any:
+        found = [self.ask(question=question, config={"seed": i}) for i in range(5)]
+        return found[0]
+
+
+@pytest.mark.parametrize(
+    ("student", "budget", "n_measured"),
+    [
+        (ForEachPart, {"max_lm_calls": 400}, 10),
+        (predictor, {"max_cost": 36_000, **priced(1)}, 20),
+    ],
+    ids=["a rollout takes more calls than assumed", "a call may cost far more than it does"],
+)
+def test_a_budget_is_divided_by_what_rollouts_really_take(
+    student: Any, budget: dict[str, Any], n_measured: int
+) -> None:
+    optimizer = optimizer_of(epochs=None, num_threads=1, **budget)
+    data = {"trainset": questions(20), "valset": questions(20, start=100)}
+    with dspy.context(lm=polite_lm(max_tokens=4000)):
+        results = optimizer.compile(student(), **data).detailed_results
+    assert results.usage["rollout"].n_lm_calls > results.usage["validation"].n_lm_calls
+    assert results.student.n >= n_measured
 
 
 def test_without_a_gate_a_large_validation_set_leaves_most_of_the_budget_to_training() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from dspy import lm15
-from runs import ADVICE, learned, library_texts, polite_lm, polite_rules, predictor
+from runs import ADVICE, learned, library_texts, n_calls, polite_lm, polite_rules, predictor
 from scripted import EXTRACT, UPDATE, Prompt, scripted_lm
 
 from tfgrpo_dspy import RunFailedError, best_so_far
@@ -119,6 +119,24 @@ def test_ctrl_c_drops_what_is_in_flight_keeps_what_is_done_and_the_next_compile_
     assert again.total() <= 2  # one for each worker
     assert program.detailed_results.replayed["rollout"] > 0
     assert library_texts(best_so_far(tmp_path, predictor())) == [ADVICE]
+
+
+def test_calls_lost_to_ctrl_c_are_counted_and_not_taken_from_the_final_choice(
+    hanging: Any, tmp_path: Path
+) -> None:
+    before = hanging(lambda _prompt, n: n > 30)
+    interrupted, resumed = polite_lm(before=before), polite_lm()
+    interrupt_when_hung(before)
+    given = {"log_dir": tmp_path, "max_lm_calls": 110, "num_threads": 16, "batch_size": 6}
+    with pytest.raises(KeyboardInterrupt):
+        learned(lm=interrupted, **given)
+    program = learned(lm=resumed, **given)
+    assert interrupted.engine.n_calls() + resumed.engine.n_calls() == n_calls(program) <= 110
+    assert program.detailed_results.usage["unfinished"].n_lm_calls >= len(before.hung) > 4
+    assert program.detailed_results.student is not None
+    replaying = polite_lm()
+    assert library_texts(learned(lm=replaying, **given)) == library_texts(program) == [ADVICE]
+    assert replaying.engine.n_calls() == 0
 
 
 CHILD = """

@@ -146,17 +146,13 @@ def graded(judge: Any, _example: Any, pred: Any, _trace: Any = None) -> float:
     return float(judge(f"claim: {pred.answer}")[0])
 
 
-def graded_by_a_helper(key: str) -> Any:
-    judge = refusing(key, api_token=key)
-    return lambda *given, helper=lambda *of_helper: graded(judge, *of_helper): helper(*given[:2])
-
-
 def refusing_to_judge(key: str) -> dspy.LM:
     lm = refusing(key, api_token=key)
     lm.engine.rules = [("claim", lm.engine.rules[0][1]), *polite_rules()]
     return lm
 
 
+JUDGE = refusing(KEY, api_token=KEY)
 QUOTED = 'sk-7hJ2"quoted\\in-this-test'
 PLACES: dict[str, dict[str, Any]] = {
     "password in the endpoint": {"lm": unreachable(f"http://me:{KEY}@127.0.0.1:9/v1?key={KEY}")},
@@ -164,7 +160,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "judge in a module": {"metric": judged_by_a_module(KEY)},
     "judge in a partial": {"metric": functools.partial(graded, refusing(KEY, api_token=KEY))},
     "judge of a bound method": {"metric": MethodType(graded, refusing(KEY, api_token=KEY))},
-    "judge of a default argument": {"metric": graded_by_a_helper(KEY)},
+    "judge of a default argument": {"metric": lambda e, p, _t=None, lm=JUDGE: graded(lm, e, p)},
     "judge, without a store": {"metric": judge_of(KEY), "log_dir": None},
     "LM as the judge": {"lm": refusing_to_judge(KEY), "metric": judged_by_the_lm},
     "reflection LM": {"reflection_lm": refusing(KEY, api_token=KEY)},

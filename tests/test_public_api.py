@@ -36,7 +36,7 @@ GROUPS: dict[type, dict[str, Any]] = {
         ["executor", "max_staleness", "rollout_timeout_s", "max_errors", "prices"]
     ),
 }
-NOT_TAKEN = ["callbacks", "quorum", "summarize_always", "drafts", "executor"]
+NOT_TAKEN = ["callbacks'.", "summarize_always'.", "Reflection(drafts", "Execution(prices"]
 """Of other optimizers, of earlier versions, or of `Reflection` and `Execution`."""
 
 
@@ -60,11 +60,12 @@ def test_the_pinned_arguments_are_taken_in_their_order_with_their_defaults(takin
     assert len(defaults) <= 26
 
 
-@pytest.mark.parametrize("name", NOT_TAKEN)
-def test_no_argument_is_accepted_and_ignored(name: str) -> None:
-    with pytest.raises(TypeError, match=name):
+@pytest.mark.parametrize("told", NOT_TAKEN)
+def test_no_argument_is_accepted_and_ignored(told: str) -> None:
+    name = told.partition("(")[2] or told[:-2]
+    with pytest.raises(TypeError, match=re.escape(told)):
         TrainingFreeGRPO(a_metric, **{name: None})
-    with pytest.raises(TypeError, match=name):
+    with pytest.raises(TypeError, match=re.escape(told)):
         TrainingFreeGRPO.paper(a_metric, **{name: None})
 
 

@@ -393,12 +393,12 @@ def hiding(example: Any, pred: dspy.Prediction) -> float:
 
 
 @pytest.mark.parametrize("metric", [judged, hiding])
-def test_a_providers_failure_in_the_judge_is_a_metric_failure_also_if_it_is_hidden(
+def test_a_providers_failure_in_the_judge_is_a_providers_failure_also_if_it_is_hidden(
     metric: Any,
 ) -> None:
     lm = scripted_lm([("claim", SLOW_DOWN), *BECAUSE], num_retries=0)
     done = rollout(ask(), lm, metric=metric)
-    assert failure_of(done) == ("metric", None)
+    assert failure_of(done) == ("provider", None)
     assert "too many requests" in done.failure.message
     assert (done.usage.n_failed_calls, done.metric_usage.n_failed_calls) == (0, 1)
 

@@ -218,7 +218,7 @@ def prepared(
             {"max_lm_calls": 20, "group_size": 10, "reflection": Reflection(drafts=2)},
             "needs 24 rollouts and 6 reflection calls",
         ),
-        ({"max_lm_calls": 20, "paper": True}, "needs 60 rollouts and 13 reflection calls"),
+        ({"max_lm_calls": 20, "paper": True}, "needs 60 rollouts and 73 reflection calls"),
     ],
     ids=["few calls", "large groups", "the paper's schedule"],
 )

@@ -85,7 +85,7 @@ def damaged() -> Any:
          ["temperature=0.5: openai/o3 is a reasoning model and allows no temperature but its own"]),
         ({"student": Holding(with_lm("openai/o3"), with_lm("openai/o1")), "temperature": 0.2,
           "max_cost": 1, "testset": []},
-         ["/o3", "/o1", "max_cost=1: DSPy knows no price of scripted; pass prices=", "testset=[]"]),
+         ["/o3", "/o1", "knows no price of scripted; pass Execution(prices=", "testset=[]"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compiled_is_refused_with_every_fault_before_the_first_call(

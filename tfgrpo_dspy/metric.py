@@ -167,7 +167,7 @@ def _finite(value: Any, name: str, example: Any) -> float:
         number = math.nan
     if not abs(number) < MOST:
         raise MetricError(
-            f"metric {name} returned {_shown(value)} ({type(value).__name__}) for the example "
+            f"metric {name} returned {_shown(value)} ({type(value).__name__}) on the example "
             f"{_shown(example)}; return a finite number (below {MOST:g}), or "
             f"dspy.Prediction(score=..., feedback=...)."
         )

@@ -14,12 +14,10 @@ from typing import Any
 from scipy.special import stdtrit
 
 from tfgrpo_dspy.experience.values import Effect
-from tfgrpo_dspy.rollout import Usage
+from tfgrpo_dspy.rollout import MIN_CONTRAST, Usage
 
 REFLECTIONS = ("draft", "summary", "lesson", "update")  # what the reflection LM is asked for
 CONFIDENCE = 0.95
-ROUNDING = 1e-9
-"""Differences this close count as equal: in floating point, 0.6 - 0.5 is not 0.4 - 0.3."""
 
 ExampleScores = Sequence[float | None]
 """The scores of the examples of a set, in their order; None where there is none."""
@@ -67,7 +65,7 @@ class Gain:
         if not gains:
             return None
         mean, n = statistics.fmean(gains), len(gains)
-        if n < 2 or max(gains) - min(gains) <= ROUNDING:
+        if n < 2 or max(gains) - min(gains) <= MIN_CONTRAST:
             return cls(mean, None, None, n)
         error = statistics.stdev(gains) / math.sqrt(n)
         half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error

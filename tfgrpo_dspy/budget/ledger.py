@@ -41,13 +41,13 @@ class Ledger:
     """Hard limits, for any number of threads: what is not there cannot be taken.
 
     `n_lm_calls` and `cost` are what the run so far has cost, replayed parts included; `n_paid` and
-    `paid` what all its starts have paid, which is more where something was lost.
+    `paid` what all its starts have paid; `n_lost` and `lost` what came to nothing in earlier ones.
     """
 
     def __init__(self, budget: Budget | None = None) -> None:
         self.budget = budget or Budget()
-        self.n_lm_calls = self.n_paid = 0
-        self.cost = self.paid = 0.0
+        self.n_lm_calls = self.n_paid = self.n_lost = 0
+        self.cost = self.paid = self.lost = 0.0
         self.n_metric_calls = self.n_metric_calls_made = 0
         self.stopped_because = ""
         self.is_failure = False

@@ -61,8 +61,8 @@ def price_of(lm: Any, prices: Prices) -> Price | str:
         prompt, completion = (float(p) / TOKENS_IN_A_PRICE for p in prices[lm.model])
     elif listed.get("input_cost_per_token") is None or listed.get("output_cost_per_token") is None:
         return (
-            f"DSPy knows no price of {lm.model}; pass prices={{{lm.model!r}: (dollars for a "
-            f"million prompt tokens, dollars for a million completion tokens)}}."
+            f"DSPy knows no price of {lm.model}; pass Execution(prices={{{lm.model!r}: (dollars "
+            f"for a million prompt tokens, dollars for a million completion tokens)}})."
         )
     else:
         prompt, completion = listed["input_cost_per_token"], listed["output_cost_per_token"]

@@ -30,6 +30,7 @@ from tfgrpo_dspy.experience.values import (
     normalized,
     operation_from,
     scope_note,
+    supported,
 )
 
 ProgramT = TypeVar("ProgramT")
@@ -175,7 +176,7 @@ class ExperienceLibrary:
         for experience in other:
             content = (normalized(experience.text), experience.scope)
             if same := id_by_content.get(content):
-                merged[same] = merged[same].with_evidence(experience.evidence)
+                merged[same] = supported(merged[same], experience)
                 continue
             if experience.number < self.next_number:
                 experience = replace(experience, id=f"E{next_number}")

@@ -92,10 +92,6 @@ class Experience:
         """The number in the id: 7 for "E7"."""
         return int(self.id[1:])
 
-    def with_evidence(self, evidence: Iterable[Evidence]) -> "Experience":
-        """The experience with more evidence; what it has already is not repeated."""
-        return replace(self, evidence=tuple(dict.fromkeys((*self.evidence, *evidence))))
-
     def __str__(self) -> str:
         known = [str(self.effect)] if self.effect is not None else []
         known += [f"{self.price} tokens"] if self.price is not None else []
@@ -191,6 +187,11 @@ def operation_from(given: Any) -> Operation:
     return kind(**fields)
 
 
+def supported(one: Any, other: Any) -> Any:
+    """The experience, operation or lesson with the evidence of the other, too."""
+    return replace(one, evidence=tuple(dict.fromkeys((*one.evidence, *other.evidence))))
+
+
 def _check(checked: Any) -> None:
     """Raise LibraryError if a field has a wrong form."""
     for name, (form, advice) in _FORMS.items():
@@ -211,8 +212,8 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
-_WORD = re.compile(
-    r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\s\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+"
+WORD = re.compile(
+    r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\s\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]{1,40}"
 )
 # What a normalized text keeps: letters, marks (in many scripts the vowels), digits, `<`, `$`, `_`.
 _MEANING = ("L", "M", "N", "Sm", "Sc", "Pc")
@@ -227,8 +228,8 @@ def normalized(text: str) -> str:
 
 
 def n_words(text: str) -> int:
-    """How many words the text has; a character of a script without spaces counts as one."""
-    return len(_WORD.findall(text))
+    """How many words of at most 40 characters; a character of a script without spaces is one."""
+    return len(WORD.findall(text))
 
 
 def carry_out(
@@ -254,7 +255,7 @@ def carry_out(
             new = now[operation.id]
         if isinstance(operation, Modify):  # what was measured of the old text is not kept
             new = Experience(new.id, operation.text, operation.scope or new.scope, new.evidence)
-        now[new.id] = new.with_evidence(operation.evidence)
+        now[new.id] = supported(new, operation)
     return [*now.values()], accepted, refused
 
 

@@ -1,6 +1,7 @@
 """Lessons as values: how an answer is read, which lessons are held back, which say the same."""
 
 import functools
+import itertools
 import math
 import re
 import unicodedata
@@ -9,19 +10,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tfgrpo_dspy.experience.values import ALL, Evidence, n_words
+from tfgrpo_dspy.experience.values import ALL, WORD, Evidence, n_words, normalized, supported
 from tfgrpo_dspy.reflection.reading import read_lessons, resolve_scope
 from tfgrpo_dspy.reflection.signatures import SAMPLES
 
 LESSONS_PER_EXAMPLE = 10  # are read of an answer, for each example that it was shown
 LONGEST_LESSON = 3  # times as long as an experience: UpdateLibrary may shorten it
 COPIED_WORDS, COPIED_LABEL, COPIED_INPUT, COPIED_EXAMPLE = 8, 4, 5, 5
-"""So many words make a copy: in a row; a whole label; a whole input; a whole example."""
+"""So many words make a copy: in a row; a whole label; a whole input; a whole example. Of a script
+without spaces, where each character is counted as a word, twice as many."""
 NEAR_DUPLICATE = 0.8  # of the words of a lesson stand in one that counts as the same
 LIKE_SHARE, LEAST_SHARE = 0.5, 0.2
 """Share of a lesson's letter groups that a text which rests on it has: for sure; at least."""
 
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 _SCOPED = re.compile(r"[\[\u3010]([^\]\u3011]+)[\]\u3011]\s*[:\uff1a]?\s*(.+)")
 _SOURCES = re.compile(
     r"\s*[\[(\uff08](?:from |see |for )?(?:examples?|groups?|cases?|ex\.?|beispiele?|exemples?"
@@ -31,11 +32,12 @@ _SOURCES = re.compile(
 )
 _ADDRESS = "holds an address"
 _HELD_BACK = {
-    _ADDRESS: r"[a-z][a-z0-9+.-]*://(?=\w)|\bwww\.(?=\w)|[\w.+-]+@[\w-]+\.\w"
-    r"|\b\d{1,3}(?:\.\d{1,3}){3}\b|\b[\w-]+\.(?-i:com|net|org|io|ru|cn|xyz|dev|app|info|biz)\b",
+    _ADDRESS: r"[a-z][a-z0-9+.-]{0,30}://(?=\w)|\bwww\.(?=\w)|[\w.+-]{1,64}@[\w-]{1,63}\.\w"
+    r"|\b\d{1,3}(?:\.\d{1,3}){3}\b"
+    r"|\b[\w-]{1,63}\.(?-i:com|net|org|io|ru|cn|xyz|dev|app|info|biz)\b(?!\()",
     "asks to give a secret away": r"\b(?:reveal|disclose|leak|exfiltrate|print|repeat|output|show"
-    r"|send|forward|share|include)\b.{0,40}\b(?:system prompt|api[ _-]?keys?|passwords?|credentials"
-    r"|access tokens?)\b",
+    r"|send|forward|share|include)\b(?:(?!\breset).){0,40}\b(?:system prompt|api[ _-]?keys?"
+    r"|passwords?|credentials|access tokens?)\b(?! (?:reset|recovery|change|rules?|fields?)\b)",
     "asks to ignore instructions": r"\b(?:ignore|disregard|forget|override|bypass)\b.{0,40}"
     r"\b(?:instructions?|prompts?|rules)\b"
     r"|\b(?:ignorier\w*|vergiss)\b.{0,40}\b(?:anweisung\w*|regeln)\b"
@@ -95,9 +97,9 @@ def lessons_in(
         text, scope = read_lesson(line, predictors)
         if len(predictors) > 1 and _SCOPED.fullmatch(text):
             unknown_scope(f"{text!r} names none of {list(predictors)}; it is taken for all")
-        reason = guard.reason(text) or unsafe_reason(text)
-        if n_words(text) > LONGEST_LESSON * max_words:
-            reason = f"more than {LONGEST_LESSON} times as long as an experience"
+        reason = f"more than {LONGEST_LESSON} times as long as an experience"
+        if n_words(text) <= LONGEST_LESSON * max_words:
+            reason = guard.reason(text) or unsafe_reason(text)
         if reason:
             refused.append(f"{text} ({reason})")
         elif text:
@@ -143,20 +145,20 @@ class CopyGuard:
         self._runs: set[tuple[str, ...]] = set()
         self._wholes: list[list[str]] = []  # a copy holds all texts of one of these
         for fields in examples:
-            inputs, labels = ([_words(text) for text in each.values()] for each in fields)
+            inputs, labels = ([_words_of(text) for text in each.values()] for each in fields)
             for words in (*inputs, *labels):
-                self._runs.update(_runs(words))
-            wholes = [[words] for words in inputs if len(words) >= COPIED_INPUT]
-            wholes += [[words] for words in labels if len(words) >= COPIED_LABEL]
-            example = [*inputs, *labels]
-            if labels and all(example) and sum(map(len, example)) >= COPIED_EXAMPLE:
+                self._runs.update(_runs(words, _scale(words)))
+            wholes = [[words] for words in inputs if len(words) >= COPIED_INPUT * _scale(words)]
+            wholes += [[words] for words in labels if len(words) >= COPIED_LABEL * _scale(words)]
+            example, said = [*inputs, *labels], [*itertools.chain(*inputs, *labels)]
+            if labels and all(example) and len(said) >= COPIED_EXAMPLE * _scale(said):
                 wholes.append(example)
             self._wholes += [[*map(" ".join, whole)] for whole in wholes]
 
     def reason(self, text: str) -> str:
         """Why the text is refused, with the words that it copies; "" if it is not."""
         words = _words(text)
-        copied = [[" ".join(run)] for run in _runs(words) if run in self._runs]
+        copied = [[" ".join(run)] for n in (1, 2) for run in _runs(words, n) if run in self._runs]
         said = f" {' '.join(words)} "
         copied += [whole for whole in self._wholes if all(f" {part} " in said for part in whole)]
         return f"copies the training data: '{' ... '.join(copied[0])}'" if copied else ""
@@ -172,11 +174,6 @@ def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
         else:
             merged[same] = supported(merged[same], lesson)
     return sorted(merged, key=lambda lesson: -len(lesson.evidence))
-
-
-def supported(one: Any, other: Any) -> Any:
-    """The lesson or operation with the evidence of the other, too."""
-    return replace(one, evidence=tuple(dict.fromkeys((*one.evidence, *other.evidence))))
 
 
 def is_same_lesson(one: Lesson, other: Lesson) -> bool:
@@ -222,9 +219,12 @@ def _letter_groups(text: str) -> set[str]:
     return {folded[i : i + n] for n in (2, 3) for i in range(len(folded) - n + 1)}
 
 
-@functools.lru_cache(maxsize=4096)  # each lesson is compared with each other
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(_WORD.findall(text.casefold()))
+def _words_of(text: str) -> tuple[str, ...]:
+    found = WORD.findall(normalized.__wrapped__(text))
+    return tuple(word for word in found if any(map(str.isalnum, word)))
+
+
+_words = functools.lru_cache(maxsize=4096)(_words_of)  # each lesson is compared with each other
 
 
 def _signs(text: str) -> list[str]:
@@ -232,6 +232,12 @@ def _signs(text: str) -> list[str]:
     return [char for char in text if unicodedata.category(char) in ("Sm", "Sc") or char == "#"]
 
 
-def _runs(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    places = range(len(words) - COPIED_WORDS + 1)
-    return (words[start : start + COPIED_WORDS] for start in places)
+def _scale(words: Sequence[str]) -> int:
+    """2 where most words are single characters of a script without spaces, else 1."""
+    n_single = sum(len(word) == 1 and word >= "\u0e00" for word in words)
+    return 2 if n_single > len(words) / 2 else 1
+
+
+def _runs(words: tuple[str, ...], scale: int) -> Iterator[tuple[str, ...]]:
+    n = COPIED_WORDS * scale
+    return (words[start : start + n] for start in range(len(words) - n + 1))

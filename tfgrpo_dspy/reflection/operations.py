@@ -10,14 +10,21 @@ from typing import Any
 
 from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import ALL, Add, Keep, Operation, Refusal, operation_from
+from tfgrpo_dspy.experience.values import (
+    ALL,
+    Add,
+    Keep,
+    Operation,
+    Refusal,
+    operation_from,
+    supported,
+)
 from tfgrpo_dspy.reflection import reading
 from tfgrpo_dspy.reflection.lessons import (
     CopyGuard,
     Lesson,
     is_same_lesson,
     sources_of,
-    supported,
     unsafe_reason,
 )
 

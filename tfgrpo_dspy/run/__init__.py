@@ -60,7 +60,7 @@ class Run:
         """What is in flight is dropped, not waited for; every later call of it is refused."""
         self._run.ledger.stop("the run is over")
         try:
-            self._run.manifest.close()
+            self._run.manifest.close(self._run.report.unfinished)
         except StoreError as error:  # what is recorded is intact, and the result is not lost to it
             logger.warning("what this run has paid could not be noted: %s", error)
         self._run.records.close()

@@ -71,19 +71,17 @@ class Measurements:
         """The score of each rollout.
 
         The program's own failure counts as the lowest score of all, or 0.0 if that is lower. Where
-        the provider, the clock or the metric failed there is no score, except by `scored`.
+        the provider, the clock or the metric failed there is no score.
         """
         floor = min([0.0, *(r.score for r in self._rollouts.values() if r.score is not None)])
-        return scored(
-            {
-                pair: floor if rollout.failure and rollout.counts else rollout.score
-                for pair, rollout in self._rollouts.items()
-            }
-        )
+        return {
+            pair: floor if rollout.failure and rollout.counts else rollout.score
+            for pair, rollout in self._rollouts.items()
+        }
 
     def scores_of(self, candidate: int) -> ExampleScores:
-        """The candidate's scores, in the order of the measurement."""
-        return [score for (c, _), score in self.scores().items() if c == candidate]
+        """The candidate's scores by `scored`, in the order of the measurement."""
+        return [score for (c, _), score in scored(self.scores()).items() if c == candidate]
 
     def outcome(self, place: int) -> dict[str, Any]:
         """The mean scores of the student and of this candidate, and the gain."""
@@ -193,7 +191,7 @@ def _race(
         for c, candidate in enumerate(measured.candidates)
         if (c, 0) in scores
     ]
-    if len(finalists) < 2 <= len(candidates):
+    if len(finalists) < 2 <= len(candidates) and not run.ledger.is_failure:
         logger.warning(
             "the result could not be measured, so the student is returned: %s; allow more, or "
             "pass a smaller valset",
@@ -211,9 +209,10 @@ def _parts(candidate: Additions) -> frozenset[Hashable]:
 def _n_left(run: RunContext, account: Account, n_reserved: int) -> int | None:
     """How many rollouts the budget pays for; None: it sets no limit."""
     each, used, ledger = account.reserve(1), account.used, run.ledger
-    lost = Amount(  # calls that came to nothing
-        max(0.0, ledger.n_lm_calls - used.n_lm_calls),
+    lost = Amount(  # calls that came to nothing, and the worst that the last call may cost
+        ledger.n_lost + max(0.0, ledger.n_lm_calls - used.n_lm_calls),
         max(0.0, ledger.n_metric_calls - used.n_metric_calls),
+        ledger.lost + run.settings.data.dollars_of_dearest_call,
     )
     n, _ = account.n_fitting(each, each * n_reserved + lost)
     return None if math.isinf(n) else int(n)

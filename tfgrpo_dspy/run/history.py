@@ -25,6 +25,7 @@ from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.demos import Additions, BestRollouts, first_demos
 from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.settings.schedule import reserve_of
 
 MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly teach what they say
 UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
@@ -59,9 +60,7 @@ class History:
         self._n_batches = math.ceil(len(training) / self._size)
         self._n_drafts = int(settings.drafts > 0)
         self.n_updates = self._n_drafts + (1 if is_recorded else settings.epochs) * self._n_batches
-        self._n_reserved = 0  # rollouts of the final choice and of the test set
-        if settings.metric is not None:
-            self._n_reserved = settings.reserve + 2 * n_test
+        self._n_test = n_test
         self.best: list[tuple[Rollout, ...]] = [()]
         self._best_rollouts = BestRollouts()
         self._started_s = time.monotonic()
@@ -100,8 +99,8 @@ class History:
         examples = order[index * self._size : (index + 1) * self._size]
         n, limit = self._n_affordable(update)
         if n < len(examples):
-            used_up = f"{limit}={getattr(settings, limit)} is used up"
-            report.ended_because = f"{used_up}: it does not reach for another update"
+            value = getattr(settings, limit)
+            report.ended_because = f"{limit}={value} does not reach for another update"
         if n < 1:
             return None
         return Batch(update, epoch, tuple(examples[: int(min(n, self._size))]), decision, best=best)
@@ -130,7 +129,8 @@ class History:
         under_way = self.batches[n_known:update]  # they take what is expected of them
         each = account.per_example(self._group_size)
         operations = Amount(1.0) * (len(under_way) + 1)  # an answer for each update
-        n, limit = account.n_fitting(each, account.reserve(self._n_reserved) + operations)
+        lost = Amount(self._run.ledger.n_lost, cost=self._run.ledger.lost)  # before this start
+        n, limit = account.n_fitting(each, self._reserved(account) + lost + operations)
         if update == 0:  # what a rollout takes is only assumed
             return max(1.0, n), limit
         return n - sum(len(batch.examples) for batch in under_way), limit
@@ -216,10 +216,22 @@ class History:
             fields_text({**as_fields(inputs), **as_fields(labels)}) for inputs, labels in seen
         )
 
+    def _n_reserved(self, account: Account) -> int:
+        """How many rollouts the final choice and the test set need."""
+        settings, each = self._run.settings, account.per_rollout
+        if settings.metric is None:
+            return 0
+        return reserve_of(settings, each.n_lm_calls, each.cost) + 2 * self._n_test
+
+    def _reserved(self, account: Account) -> Amount:
+        """What these take; the last call is made only if the worst that it may cost is left."""
+        dearest = Amount(cost=self._run.settings.data.dollars_of_dearest_call)
+        return account.reserve(self._n_reserved(account)) + dearest
+
     def _set_reserve(self) -> None:
         """Let nothing else take what the end of the run needs, by what rollouts took so far."""
-        account, n = self.accounts[-1], self._n_reserved
-        reserved = account.reserve(n)
+        account = self.accounts[-1]
+        n, reserved = self._n_reserved(account), self._reserved(account)
         seconds = (time.monotonic() - self._started_s) / max(1, account.n_rollouts)
         reserve = Budget(
             max_lm_calls=math.ceil(reserved.n_lm_calls),

@@ -16,7 +16,7 @@ from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.errors import MissingRecordError, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.rollout import Rollout, Usage
 from tfgrpo_dspy.sampling.demos import Additions, Demo
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.checks import all_lms
@@ -189,6 +189,7 @@ class RunManifest:
         elif not self._settings.offline:
             with reading(self._run):
                 self._ledger.n_paid, self._ledger.paid = record["paid"]
+                self._ledger.n_lost, self._ledger.lost = record["lost"]
                 self._is_finished = bool(record["ended_because"])
                 has_budget = any(getattr(self._settings, name) is not None for name in PAID)
                 self._records.losses_stand = self._is_finished and has_budget
@@ -221,15 +222,22 @@ class RunManifest:
             "library": bare.to_dict(),
             "demos": [asdict(demo) for demo in best.demos],
             "paid": [self._ledger.n_paid, self._ledger.paid],
+            "lost": [self._ledger.n_lost, self._ledger.lost],
             "ended_because": ended_because,
         }
         self._write(self._run, record)
 
-    def close(self) -> None:
-        """Note what has been paid, however the run ended: the next start goes on from that."""
+    def close(self, unfinished: Usage) -> None:
+        """Note what was paid, and what of it was lost: the next start goes on from that.
+
+        A run that is finished is planned again as it was.
+        """
         record = self._recorded()
         if record is not None:
-            self._write(self._run, {**record, "paid": [self._ledger.n_paid, self._ledger.paid]})
+            changes = {"paid": [self._ledger.n_paid, self._ledger.paid]}
+            if not record["ended_because"]:
+                changes["lost"] = [unfinished.n_lm_calls, unfinished.cost_usd]
+            self._write(self._run, {**record, **changes})
 
     def _recorded(self) -> Record | None:
         return None if self._records.store is None else self._records.store.get(self._run)

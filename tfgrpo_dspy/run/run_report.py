@@ -78,8 +78,8 @@ class RunReport:
             given = "without max_errors the run" if max_errors is None else "max_errors"
             self._ledger.stop(
                 f"{n_errors} of {self._n_done} rollouts and reflections failed, and {given} allows "
-                f"{allowed}; fix the cause, or pass a higher max_errors. The most frequent "
-                f"error ({times} of {n_errors}): {message}",
+                f"{allowed}; fix the cause, or pass a higher Execution(max_errors=). The most "
+                f"frequent error ({times} of {n_errors}): {message}",
                 is_failure=True,
             )
 
@@ -128,17 +128,23 @@ class RunReport:
         self.progress.update()
         self.progress.set_postfix(**training, experiences=size, calls=n_lm_calls)
 
+    @property
+    def unfinished(self) -> Usage:
+        """The LM calls that came to nothing, in this start and those before it."""
+        ledger, known = self._ledger, sum(self.usage.values(), start=Usage())
+        n = max(0, ledger.n_lm_calls - known.n_lm_calls)
+        cost = max(0.0, ledger.cost - known.cost_usd) if n else 0.0
+        return Usage(ledger.n_lost + n, cost_usd=ledger.lost + cost)
+
     def results(self, is_student: bool, **found: Any) -> RunResults:
         """The report of the run; `found`: the fields of it that the final choice knows."""
         nothing_learned = self._why_nothing_was_learned() if is_student else ""
-        if is_student:
+        if is_student and not self._ledger.is_failure:
             logger.warning("nothing was learned: %s", nothing_learned)
-        ledger, known = self._ledger, sum(self.usage.values(), start=Usage())
-        n_lost = max(0, ledger.n_lm_calls - known.n_lm_calls)  # of calls that came to nothing
-        lost = Usage(n_lost, cost_usd=max(0.0, ledger.cost - known.cost_usd) if n_lost else 0.0)
+        ledger = self._ledger
         return RunResults(
             updates=tuple(self.updates),
-            usage={**self.usage, "unfinished": lost},
+            usage={**self.usage, "unfinished": self.unfinished},
             metric_calls=ledger.n_metric_calls_made,
             replayed=dict(sorted((+self.replayed).items())),
             failures=dict(sorted((+self.failures).items())),

@@ -190,10 +190,11 @@ def _scored(
         with dspy.context(lm=judge, disable_history=False, callbacks=callbacks):
             score = task.score(copied_example(task.example), prediction, trace)  # type: ignore[misc]
     except MetricError as error:
-        failure = Failure("metric", str(error))
+        kind = _failure_of(error.__cause__ or error).kind
+        failure = Failure(kind if kind == "provider" else "metric", str(error))
     meter.check()
     if meter.provider_failure is not None:  # where the metric hid it, what it returned is no score
-        failure = Failure("metric", f"the metric's LM failed: {meter.provider_failure.message}")
+        failure = Failure("provider", f"the metric's LM failed: {meter.provider_failure.message}")
     if score is None or failure is not None:
         return replace(rollout, failure=failure, metric_usage=meter.usage)
     return replace(rollout, score=score.value, feedback=score.feedback, metric_usage=meter.usage)

@@ -1,8 +1,8 @@
 """Rollouts that were made elsewhere, from JSON lines: groups form by equal inputs."""
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.metric import MOST
 from tfgrpo_dspy.rollout import Failure, Rollout, Step
 from tfgrpo_dspy.sampling.fields import as_fields
+
+logger = logging.getLogger(__name__)
 
 
 def read_traces(
@@ -36,20 +38,19 @@ def read_traces(
         key = json.dumps(inputs, sort_keys=True, default=str)
         place = places.setdefault(key, len(examples))
         if place == len(examples):
-            examples.append(dspy.Example(**inputs))
+            examples.append(dspy.Example(inputs))
             rollouts.append([])
-        examples[place] = dspy.Example(**{**labels, **examples[place]}).with_inputs(*inputs)
+        examples[place] = dspy.Example({**labels, **examples[place]}).with_inputs(*inputs)
         rollouts[place].append(_rollout(trace, place, number))
     if faults:
         raise SettingsError(" ".join(faults))
     if not examples:
         raise SettingsError(f"traces={traces!r}: there is none in it; pass mappings with 'inputs'.")
     if any(rollout.score is not None for group in rollouts for rollout in group):
-        left_out = Failure("metric", "the trace has no score, others have")
-        rollouts = [
-            [r if r.score is not None or r.failure else replace(r, failure=left_out) for r in group]
-            for group in rollouts
-        ]
+        known = [[r for r in group if r.score is not None or r.failure] for group in rollouts]
+        if n := sum(map(len, rollouts)) - sum(map(len, known)):
+            logger.warning("%d traces have no score, as others have, and are left out", n)
+        rollouts = known
     return examples, rollouts
 
 

@@ -128,6 +128,11 @@ def taking(
 
     def decorate(init: Callable[[Any, S], None]) -> Callable[Concatenate[Any, P], None]:
         def constructor(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            for name in kwargs.keys() - inspect.signature(settings_class).parameters.keys():
+                kinds = (kind for kind in (Reflection, Execution) if name in kind.__annotations__)
+                kind = next((kind.__name__ for kind in kinds), "")
+                where = f"; pass {kind.lower()}={kind}({name}=...)" if kind else ""
+                raise TypeError(f"{type(self).__name__} has no argument {name!r}{where}.")
             init(self, settings_class(*args, **kwargs))
 
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -60,7 +60,7 @@ def prepare(
     _warn_of_overlap({"training": trainset, "validation": valset or (), "test": testset or ()})
     training, validation = split(settings, trainset, valset)
     examples = [trainset[index] for index in training]
-    calls, tokens, dollars = one_rollout(settings, student, examples)
+    calls, tokens, dollars, dearest = one_rollout(settings, student, examples)
     data = RunData(
         n_training=len(examples),
         n_validation=len(validation) if settings.metric is not None else 0,
@@ -70,6 +70,7 @@ def prepare(
         calls_per_rollout=calls,
         tokens_per_rollout=tokens,
         dollars_per_rollout=dollars,
+        dollars_of_dearest_call=dearest,
     )
     if settings.auto is not None and settings.max_lm_calls is None:
         per_example, at_least = AUTO[settings.auto]

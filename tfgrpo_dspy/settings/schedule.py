@@ -66,6 +66,7 @@ class RunData:
     calls_per_rollout: int = 1  # this and the next two: as assumed, see `one_rollout`
     tokens_per_rollout: int = 0
     dollars_per_rollout: float = math.nan
+    dollars_of_dearest_call: float = 0.0  # of the program, if its answer is as long as it may get
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,11 @@ def derive(settings: Settings, data: RunData) -> RunSettings:
         own = replace(own, **changes)
         if not _unpaid(own, data.calls_per_rollout):
             return own
+    if settings.max_cost is not None and settings.max_cost < data.dollars_of_dearest_call:
+        raise SettingsError(
+            f"max_cost={settings.max_cost} is too small: one call may cost "
+            f"${data.dollars_of_dearest_call:.2g}. Pass more, or a lower max_tokens to the LM."
+        )
     # more than one call per rollout, and what a call costs, are assumptions: they refuse nothing
     if unpaid := _unpaid(replace(own, max_cost=None), 1):
         raise SettingsError(unpaid)
@@ -205,9 +211,11 @@ def _unpaid(own: RunSettings, calls_per_rollout: int) -> str:
     """Which limit does not pay for one whole update and the final choice; "": all pay."""
     n_rollouts = own.rollouts_of_update + own.reserve + 2 * own.data.n_test
     n_reflections = own.batch_size + 1 + own.drafts + (own.drafts > 0)
+    n_reflections += own.rollouts_of_update * own.reflection.summarize_always
     needed_calls = n_rollouts * calls_per_rollout + n_reflections
     enough_calls = n_rollouts * own.data.calls_per_rollout + n_reflections
     dollars = enough_calls * own.data.dollars_per_rollout / own.data.calls_per_rollout
+    dollars += own.data.dollars_of_dearest_call
     for name, needed, enough in (
         ("max_metric_calls", n_rollouts, n_rollouts),
         ("max_lm_calls", needed_calls, enough_calls),
@@ -220,6 +228,17 @@ def _unpaid(own: RunSettings, calls_per_rollout: int) -> str:
                 f"and {n_reflections} reflection calls. Pass {name}={enough} or more."
             )
     return ""
+
+
+def reserve_of(own: RunSettings, calls: float, dollars: float) -> int:
+    """The reserve, smaller where a rollout takes more calls or dollars than was assumed."""
+    data, times = own.data, [1.0]
+    if own.max_lm_calls is not None:
+        times.append(calls / data.calls_per_rollout)
+    if own.max_cost is not None and data.dollars_per_rollout > 0:
+        times.append(dollars / data.dollars_per_rollout)
+    smallest = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
+    return max(min(own.reserve, smallest), int(own.reserve / max(times)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,10 +323,11 @@ def plan_of(settings: RunSettings) -> Plan:
 
 def one_rollout(
     settings: Settings, student: Any, examples: Sequence[Any]
-) -> tuple[int, int, float]:
+) -> tuple[int, int, float, float]:
     """The LM calls, tokens and dollars (nan: price not known) that a rollout is assumed to take.
 
-    Each predictor makes one call; the first one of an agent up to `AGENT_TURNS`.
+    The last is what its dearest call may cost (0.0: price not known). Each predictor makes one
+    call; the first one of an agent up to `AGENT_TURNS`.
     """
     turns = 1 + sum(
         min(getattr(module, "max_iters", 0), AGENT_TURNS - 1)
@@ -317,7 +337,7 @@ def one_rollout(
         estimate_tokens(" ".join(as_fields(example.inputs()).values()))
         for example in examples[:100]
     )
-    calls, tokens, dollars = 0, 0, 0.0
+    calls, tokens, dollars, dearest = 0, 0, 0.0, 0.0
     for _, predictor in named_predictors(student):
         lm = predictor.lm or dspy.settings.lm
         n = turns * (predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1)
@@ -326,7 +346,10 @@ def one_rollout(
         calls += n
         tokens += n * (prompt + COMPLETION_TOKENS)
         dollars += _cost(lm, settings, n, prompt)
-    return calls, tokens, dollars
+        price = price_of(lm, settings.arguments["prices"] or {})
+        if not isinstance(price, str):
+            dearest = max(dearest, prompt * price.prompt + price.max_tokens * price.completion)
+    return calls, tokens, dollars, dearest
 
 
 def _cost(lm: Any, settings: Settings, n_calls: int, prompt: int) -> float:
