@@ -25,7 +25,7 @@ from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.demos import Additions, BestRollouts, first_demos
 from tfgrpo_dspy.sampling.fields import as_fields
-from tfgrpo_dspy.settings.schedule import reserve_of
+from tfgrpo_dspy.settings.schedule import MIN_PROGRAMS_MEASURED, USUAL_MIN_VALIDATION
 
 MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly teach what they say
 UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
@@ -217,11 +217,21 @@ class History:
         )
 
     def _n_reserved(self, account: Account) -> int:
-        """How many rollouts the final choice and the test set need."""
+        """How many rollouts the final choice and the test set need.
+
+        The final choice gets fewer where a rollout takes more calls or dollars than was assumed.
+        """
         settings, each = self._run.settings, account.per_rollout
         if settings.metric is None:
             return 0
-        return reserve_of(settings, each.n_lm_calls, each.cost) + 2 * self._n_test
+        data, times = settings.data, [1.0]
+        if settings.max_lm_calls is not None:
+            times.append(each.n_lm_calls / data.calls_per_rollout)
+        if settings.max_cost is not None and data.dollars_per_rollout > 0:
+            times.append(each.cost / data.dollars_per_rollout)
+        smallest = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
+        n = max(min(settings.reserve, smallest), int(settings.reserve / max(times)))
+        return n + 2 * self._n_test
 
     def _reserved(self, account: Account) -> Amount:
         """What these take; the last call is made only if the worst that it may cost is left."""

@@ -230,17 +230,6 @@ def _unpaid(own: RunSettings, calls_per_rollout: int) -> str:
     return ""
 
 
-def reserve_of(own: RunSettings, calls: float, dollars: float) -> int:
-    """The reserve, smaller where a rollout takes more calls or dollars than was assumed."""
-    data, times = own.data, [1.0]
-    if own.max_lm_calls is not None:
-        times.append(calls / data.calls_per_rollout)
-    if own.max_cost is not None and data.dollars_per_rollout > 0:
-        times.append(dollars / data.dollars_per_rollout)
-    smallest = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
-    return max(min(own.reserve, smallest), int(own.reserve / max(times)))
-
-
 @dataclass(frozen=True, slots=True)
 class PlanRow:
     """Rollouts, LM calls and dollars for one purpose; `cost` is nan without a known price."""
