@@ -235,7 +235,7 @@ class RunManifest:
         record = self._recorded()
         if record is not None:
             changes = {"paid": [self._ledger.n_paid, self._ledger.paid]}
-            if not record["ended_because"]:
+            if not record.get("ended_because"):
                 changes["lost"] = [unfinished.n_lm_calls, unfinished.cost_usd]
             self._write(self._run, {**record, **changes})
 
