@@ -28,7 +28,7 @@ class Hanging:
     """Lets calls hang that `which` holds for (given the prompt and the number of the call)."""
 
     def __init__(self, which: Callable[[Prompt, int], bool]) -> None:
-        self.which = which
+        self.which, self.n_awaited = which, 1
         self.released, self.has_hung = threading.Event(), threading.Event()
         self.hung: list[Prompt] = []
         self._count = itertools.count(1)
@@ -37,7 +37,8 @@ class Hanging:
     def __call__(self, prompt: Prompt) -> None:
         if self.which(prompt, next(self._count)):
             self.hung.append(prompt)
-            self.has_hung.set()
+            if len(self.hung) >= self.n_awaited:
+                self.has_hung.set()
             self.released.wait(120)
 
     def wait_for_the_hung(self) -> None:
@@ -125,6 +126,7 @@ def test_calls_lost_to_ctrl_c_are_counted_and_not_taken_from_the_final_choice(
     hanging: Any, tmp_path: Path
 ) -> None:
     before = hanging(lambda _prompt, n: n > 30)
+    before.n_awaited = 5
     interrupted, resumed = polite_lm(before=before), polite_lm()
     interrupt_when_hung(before)
     given = {"log_dir": tmp_path, "max_lm_calls": 110, "num_threads": 16, "batch_size": 6}
@@ -133,7 +135,6 @@ def test_calls_lost_to_ctrl_c_are_counted_and_not_taken_from_the_final_choice(
     program = learned(lm=resumed, **given)
     assert interrupted.engine.n_calls() + resumed.engine.n_calls() == n_calls(program) <= 110
     assert program.detailed_results.usage["unfinished"].n_lm_calls >= len(before.hung) > 4
-    assert program.detailed_results.student is not None
     replaying = polite_lm()
     assert library_texts(learned(lm=replaying, **given)) == library_texts(program) == [ADVICE]
     assert replaying.engine.n_calls() == 0
