@@ -34,10 +34,10 @@ _ADDRESS = "holds an address"
 _HELD_BACK = {
     _ADDRESS: r"[a-z][a-z0-9+.-]{0,30}://(?=\w)|\bwww\.(?=\w)|[\w.+-]{1,64}@[\w-]{1,63}\.\w"
     r"|\b\d{1,3}(?:\.\d{1,3}){3}\b"
-    r"|\b[\w-]{1,63}\.(?-i:com|net|org|io|ru|cn|xyz|dev|app|info|biz)\b(?!\()",
+    r"|\b[\w-]{1,63}\.(?-i:com|net|org|io|ru|cn|xyz|dev|app|biz|info(?!\())\b",
     "asks to give a secret away": r"\b(?:reveal|disclose|leak|exfiltrate|print|repeat|output|show"
-    r"|send|forward|share|include)\b(?:(?!\breset).){0,40}\b(?:system prompt|api[ _-]?keys?"
-    r"|passwords?|credentials|access tokens?)\b(?! (?:reset|recovery|change|rules?|fields?)\b)",
+    r"|send|forward|share|include)\b.{0,40}\b(?:system prompt|api[ _-]?keys?|credentials"
+    r"|access tokens?|(?<!reset )(?<!reset the )(?<!reset a )passwords?(?! reset\b))\b",
     "asks to ignore instructions": r"\b(?:ignore|disregard|forget|override|bypass)\b.{0,40}"
     r"\b(?:instructions?|prompts?|rules)\b"
     r"|\b(?:ignorier\w*|vergiss)\b.{0,40}\b(?:anweisung\w*|regeln)\b"

@@ -43,7 +43,9 @@ _BULLET = re.compile(
     re.IGNORECASE,
 )
 _TAG = re.compile(r"</?(?:lessons?|li|ul|ol|item|br)\s*/?>", re.IGNORECASE)
-_TAGGED = re.compile(rf"^\s*{_TAG.pattern}.*|.*{_TAG.pattern}\s*$", re.IGNORECASE | re.MULTILINE)
+_TAGGED = re.compile(
+    rf"^(?:[ \t]*{_TAG.pattern}.*|.*{_TAG.pattern}[ \t]*)$", re.IGNORECASE | re.MULTILINE
+)
 """Tags in the middle of a line belong to a lesson."""
 _IN_JSON = re.compile(r"\[\s*(?:[\"'{\u201c]|\])|\{\s*[\"'\u201c]")
 _LESSONS_IN_JSON = re.compile(
@@ -64,7 +66,7 @@ _CONDITION = re.compile(
     r"(?:when|whenever|if|wenn|falls|si|quand|cuando|se|quando|если|когда)\b|[当當若]|如果",
     re.IGNORECASE,
 )
-_BOLD = re.compile(r"(?<![A-Za-z0-9])\*\*(?=\S)(.+?)(?<=\S)\*\*|^\*\*(?=\w)|(?<=\S)\*\*$")
+_BOLD = re.compile(r"(?<![A-Za-z0-9])\*\*(?=\S)(.{1,300}?)(?<=\S)\*\*|^\*\*(?=\w)|(?<=\S)\*\*$")
 _QUOTES = ('""', "''", "``", "\u201c\u201d", "\u300c\u300d", "\u00ab\u00bb")
 _CLOSED = re.compile(r"[.!?\u3002\uff01\uff1f:\uff1a;]$")
 
@@ -242,8 +244,10 @@ def bare_line(text: str) -> str:
 def without_fences(text: str) -> str:
     """The beginning of the text, without code fences, thoughts in tags and end markers."""
     text = re.sub(r"(?s)^.*</think>", "", text)
-    text = re.sub(r"^\s*\[\[ ?## ?completed.*", "", text, flags=re.MULTILINE)
-    return re.sub(r"^\s*```[\w-]*|```\s*$", "", text, flags=re.MULTILINE).strip()[:LONGEST_ANSWER]
+    text = re.sub(r"^[^\S\n]*\[\[ ?## ?completed.*", "", text, flags=re.MULTILINE)
+    return re.sub(r"^[^\S\n]*```[\w-]*|```[^\S\n]*$", "", text, flags=re.MULTILINE).strip()[
+        :LONGEST_ANSWER
+    ]
 
 
 def json_in(text: str) -> Any:
