@@ -128,7 +128,7 @@ def test_traces_are_learned_from_and_measured_if_they_have_scores_and_there_is_a
     scored = [trace | {"score": n} for n, trace in enumerate(traces) if n < n_scored]
     lm = scripted_lm([*teaching("worth +1"), (r"question 1\d\d", deployed)])
     optimizer = grpo(metric, progress=False)
-    data: dict[str, Any] = {"traces": scored or traces, "valset": questions(8, start=100)}
+    data: dict[str, Any] = {"traces": [*scored, *traces], "valset": questions(8, start=100)}
     with dspy.context(lm=lm):
         if not n_scored or metric is None:
             with pytest.raises(SettingsError, match="valset: the final choice needs"):
@@ -136,6 +136,7 @@ def test_traces_are_learned_from_and_measured_if_they_have_scores_and_there_is_a
             data["valset"] = None
         learned = optimizer.learn(predictor(), **data)
     assert lm.engine.n_calls(r"question 1\d\d") == (16 if data["valset"] else 0)
+    assert learned.detailed_results.failures == {}  # a trace without a score is none
     assert library_texts(learned) == ["worth +1"]
 
 

@@ -127,7 +127,7 @@ def test_calls_lost_to_ctrl_c_are_counted_and_not_taken_from_the_final_choice(
 ) -> None:
     before = hanging(lambda _prompt, n: n > 30)
     before.n_awaited = 5
-    interrupted, resumed = polite_lm(before=before), polite_lm()
+    interrupted, resumed, replaying = polite_lm(before=before), polite_lm(), polite_lm()
     interrupt_when_hung(before)
     given = {"log_dir": tmp_path, "max_lm_calls": 110, "num_threads": 16, "batch_size": 6}
     with pytest.raises(KeyboardInterrupt):
@@ -135,7 +135,6 @@ def test_calls_lost_to_ctrl_c_are_counted_and_not_taken_from_the_final_choice(
     program = learned(lm=resumed, **given)
     assert interrupted.engine.n_calls() + resumed.engine.n_calls() == n_calls(program) <= 110
     assert program.detailed_results.usage["unfinished"].n_lm_calls >= len(before.hung) > 4
-    replaying = polite_lm()
     assert library_texts(learned(lm=replaying, **given)) == library_texts(program) == [ADVICE]
     assert replaying.engine.n_calls() == 0
 

@@ -245,9 +245,8 @@ def without_fences(text: str) -> str:
     """The beginning of the text, without code fences, thoughts in tags and end markers."""
     text = re.sub(r"(?s)^.*</think>", "", text)
     text = re.sub(r"^[^\S\n]*\[\[ ?## ?completed.*", "", text, flags=re.MULTILINE)
-    return re.sub(r"^[^\S\n]*```[\w-]*|```[^\S\n]*$", "", text, flags=re.MULTILINE).strip()[
-        :LONGEST_ANSWER
-    ]
+    text = re.sub(r"^[^\S\n]*```[\w-]*|```[^\S\n]*$", "", text, flags=re.MULTILINE)
+    return text.strip()[:LONGEST_ANSWER]
 
 
 def json_in(text: str) -> Any:
