@@ -12,7 +12,7 @@ from scripted import lessons, scripted_lm
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, ExtractAdvantage
 from tfgrpo_dspy.reflection.lessons import (
-    CopyGuard,
+    Guard,
     Lesson,
     is_same_lesson,
     merge_lessons,
@@ -168,10 +168,10 @@ def test_a_lesson_that_copies_an_example_is_refused_with_the_words_that_it_copie
     inputs: list[str], label: str, lesson: str, copied: str | None
 ) -> None:
     fields = {str(place): text for place, text in enumerate(inputs)}
-    guard = CopyGuard([(fields, {"answer": label} if label else {})])
+    guard = Guard([(fields, {"answer": label} if label else {})])
     reason = guard.reason(lesson)
     assert reason == (f"copies the training data: '{copied}'" if copied else "")
-    assert CopyGuard([]).reason(lesson) == ""
+    assert Guard([]).reason(lesson) == ""
 
 
 # ---------------------------------------------------------------------- the same lesson twice

@@ -9,29 +9,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, StrictInt
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
-from tfgrpo_dspy.experience.programs import (
-    copy_program,
-    named_predictors,
-    parse_block,
-    render_lines,
-    replace_block,
-    split_instructions,
-    with_instructions,
-    write_block,
-)
-from tfgrpo_dspy.experience.values import (
-    ALL,
-    DEFAULT_LIMITS,
-    Experience,
-    Limits,
-    Operation,
-    Refusal,
-    carry_out,
-    normalized,
-    operation_from,
-    scope_note,
-    supported,
-)
+from tfgrpo_dspy.experience import programs, values
+from tfgrpo_dspy.experience.values import ALL, DEFAULT_LIMITS, Experience, Limits, Operation
 
 ProgramT = TypeVar("ProgramT")
 Written = Operation | Mapping[str, Any]  # an operation, or a mapping as an LM writes it
@@ -114,7 +93,8 @@ class ExperienceLibrary:
 
     def render(self) -> str:
         """The experiences as text, a line each; those for one predictor say for which."""
-        return "\n".join(render_lines([each]) + scope_note(each.scope) for each in self)
+        lines = (programs.render_lines([e]) + values.scope_note(e.scope) for e in self)
+        return "\n".join(lines)
 
     def holding(self, experiences: Iterable[Experience]) -> "ExperienceLibrary":
         """A library of these experiences, with the next free id of this one."""
@@ -131,14 +111,14 @@ class ExperienceLibrary:
         Raises:
             LibraryError: an operation is malformed, such as one with a misspelt `op`.
         """
-        parsed = [operation_from(each) for each in operations]
-        after, _, _ = carry_out(parsed, self, self.next_number, limits)
+        parsed = [values.operation_from(each) for each in operations]
+        after, _, _ = values.carry_out(parsed, self, self.next_number, limits)
         n_added = sum(experience.number >= self.next_number for experience in after)
         return ExperienceLibrary(after, next_number=self.next_number + n_added)
 
     def refusals(
         self, operations: Iterable[Written], limits: Limits = DEFAULT_LIMITS
-    ) -> tuple[Refusal, ...]:
+    ) -> tuple[values.Refusal, ...]:
         """The operations that the library does not accept, and why: first the malformed ones.
 
         An operation is refused that is malformed; names an id that is not in the library, or one
@@ -148,13 +128,13 @@ class ExperienceLibrary:
         library (the deletions of the list make room first).
         """
         parsed: list[Operation] = []
-        malformed: list[Refusal] = []
+        malformed: list[values.Refusal] = []
         for written in operations:
             try:
-                parsed.append(operation_from(written))
+                parsed.append(values.operation_from(written))
             except LibraryError as error:
-                malformed.append(Refusal(written, str(error)))
-        return (*malformed, *carry_out(parsed, self, self.next_number, limits)[2])
+                malformed.append(values.Refusal(written, str(error)))
+        return (*malformed, *values.carry_out(parsed, self, self.next_number, limits)[2])
 
     def diff(self, other: "ExperienceLibrary") -> str:
         """A line for each experience that the two do not share, by id; "" where there is none."""
@@ -171,12 +151,12 @@ class ExperienceLibrary:
         says the same in the same scope is kept once, with the evidence of both.
         """
         merged = self._by_id()
-        id_by_content = {(normalized(each.text), each.scope): each.id for each in self}
+        id_by_content = {(values.normalized(each.text), each.scope): each.id for each in self}
         next_number = max(self.next_number, other.next_number)
         for experience in other:
-            content = (normalized(experience.text), experience.scope)
+            content = (values.normalized(experience.text), experience.scope)
             if same := id_by_content.get(content):
-                merged[same] = supported(merged[same], experience)
+                merged[same] = values.supported(merged[same], experience)
                 continue
             if experience.number < self.next_number:
                 experience = replace(experience, id=f"E{next_number}")
@@ -194,8 +174,8 @@ class ExperienceLibrary:
         Raises:
             LibraryError: a scope is not the name of one of the program's predictors.
         """
-        baked = copy_program(program)
-        predictors = dict(named_predictors(baked))
+        baked = programs.copy_program(program)
+        predictors = dict(programs.named_predictors(baked))
         unknown = sorted({experience.scope for experience in self} - {ALL, *predictors})
         if unknown:
             raise LibraryError(
@@ -203,10 +183,10 @@ class ExperienceLibrary:
             )
         for name, predictor in predictors.items():
             visible = [experience for experience in self if experience.scope in (ALL, name)]
-            written = write_block(visible, self.next_number) if visible else ""
-            instructions = replace_block(predictor.signature.instructions, written)
+            written = programs.write_block(visible, self.next_number) if visible else ""
+            instructions = programs.replace_block(predictor.signature.instructions, written)
             if instructions != predictor.signature.instructions:
-                predictor.signature = with_instructions(predictor.signature, instructions)
+                predictor.signature = programs.with_instructions(predictor.signature, instructions)
         return baked
 
     @classmethod
@@ -221,9 +201,9 @@ class ExperienceLibrary:
         """
         by_id: dict[str, Experience] = {}
         next_number = 1
-        for name, predictor in named_predictors(program):
-            _, written, _ = split_instructions(predictor.signature.instructions)
-            experiences, free = parse_block(written, name) if written else ([], 1)
+        for name, predictor in programs.named_predictors(program):
+            _, written, _ = programs.split_instructions(predictor.signature.instructions)
+            experiences, free = programs.parse_block(written, name) if written else ([], 1)
             next_number = max(next_number, free, *(each.number + 1 for each in experiences))
             for experience in experiences:
                 known = by_id.setdefault(experience.id, experience)

@@ -74,7 +74,7 @@ def lessons_in(
     output: Any,
     blank: Lesson,
     predictors: Sequence[str],
-    guard: "CopyGuard",
+    guard: "Guard",
     n_examples: int,
     max_words: int,
     unknown_scope: Callable[[str], None],
@@ -99,7 +99,7 @@ def lessons_in(
             unknown_scope(f"{text!r} names none of {list(predictors)}; it is taken for all")
         reason = f"more than {LONGEST_LESSON} times as long as an experience"
         if n_words(text) <= LONGEST_LESSON * max_words:
-            reason = guard.reason(text) or unsafe_reason(text)
+            reason = guard.reason(text)
         if reason:
             refused.append(f"{text} ({reason})")
         elif text:
@@ -135,8 +135,8 @@ def unsafe_reason(text: str) -> str:
     return ""
 
 
-class CopyGuard:
-    """Refuses what copies an example, or long runs of words from one.
+class Guard:
+    """Refuses what copies an example, or long runs of words from one, and unsafe advice.
 
     `examples` holds the input fields and the labels of each, as texts by name.
     """
@@ -156,12 +156,14 @@ class CopyGuard:
             self._wholes += [[*map(" ".join, whole)] for whole in wholes]
 
     def reason(self, text: str) -> str:
-        """Why the text is refused, with the words that it copies; "" if it is not."""
+        """Why the text is refused, with the words that are the reason; "" if it is not."""
         words = _words(text)
         copied = [[" ".join(run)] for n in (1, 2) for run in _runs(words, n) if run in self._runs]
         said = f" {' '.join(words)} "
         copied += [whole for whole in self._wholes if all(f" {part} " in said for part in whole)]
-        return f"copies the training data: '{' ... '.join(copied[0])}'" if copied else ""
+        if copied:
+            return f"copies the training data: '{' ... '.join(copied[0])}'"
+        return unsafe_reason(text)
 
 
 def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:

@@ -9,24 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.errors import LibraryError
+from tfgrpo_dspy.experience import values
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import (
-    ALL,
-    Add,
-    Keep,
-    Operation,
-    Refusal,
-    operation_from,
-    supported,
-)
+from tfgrpo_dspy.experience.values import ALL, Add, Keep, Operation, Refusal
 from tfgrpo_dspy.reflection import reading
-from tfgrpo_dspy.reflection.lessons import (
-    CopyGuard,
-    Lesson,
-    is_same_lesson,
-    sources_of,
-    unsafe_reason,
-)
+from tfgrpo_dspy.reflection.lessons import Guard, Lesson, is_same_lesson, sources_of
 
 _ALIASES = {
     "op": ("operation", "action", "type", "kind"),
@@ -64,7 +51,7 @@ def operations_in(
     lessons: Sequence[Lesson],
     library: ExperienceLibrary,
     predictors: Sequence[str],
-    guard: CopyGuard,
+    guard: Guard,
     unknown_scope: Callable[[str], None],
 ) -> list[Operation | Refusal]:
     """The operations that an answer of UpdateLibrary holds; what is refused stands in its place.
@@ -83,9 +70,9 @@ def operations_in(
     for given in items:
         item = _scoped(given, predictors, unknown_scope) if isinstance(given, Mapping) else given
         try:
-            operation = operation_from(item)
+            operation = values.operation_from(item)
             text = getattr(operation, "text", "")
-            if reason := guard.reason(text) or unsafe_reason(text):
+            if reason := guard.reason(text):
                 raise LibraryError(reason)
         except LibraryError as error:
             found.append(Refusal(item, str(error)))
@@ -114,10 +101,10 @@ def merge_keeps(operations: Sequence[Operation]) -> list[Operation]:
     keeps: dict[str, Keep] = {}
     for keep in operations:
         if isinstance(keep, Keep):
-            keeps[keep.id] = supported(keeps.get(keep.id, keep), keep)
+            keeps[keep.id] = values.supported(keeps.get(keep.id, keep), keep)
     others = [operation for operation in operations if not isinstance(operation, Keep)]
     ids = [getattr(operation, "id", "") for operation in others]
-    merged = [supported(op, keeps.get(id_, op)) for op, id_ in zip(others, ids, strict=True)]
+    merged = [values.supported(op, keeps.get(id_, op)) for op, id_ in zip(others, ids, strict=True)]
     return [*(keep for id_, keep in keeps.items() if id_ not in ids), *merged]
 
 
@@ -186,8 +173,8 @@ def _operation(item: Any) -> Any:
     named = {str(name).strip().lower(): value for name, value in item.items()}
     found = {}
     for name, others in _ALIASES.items():
-        values = (named.get(each) for each in (name, *others))
-        found[name] = next((value for value in values if value is not None), None)
+        given = (named.get(each) for each in (name, *others))
+        found[name] = next((value for value in given if value is not None), None)
     if isinstance(found["text"], int):  # no advice; the others may be written as numbers
         found["text"] = None
     texts = {name: _as_text(found[name]) for name in found if name != "lessons"}

@@ -9,7 +9,7 @@ from typing import Any
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL, Evidence, Operation, Refusal
 from tfgrpo_dspy.reflection import texts
-from tfgrpo_dspy.reflection.lessons import CopyGuard, Lesson, lessons_in, merge_lessons
+from tfgrpo_dspy.reflection.lessons import Guard, Lesson, lessons_in, merge_lessons
 from tfgrpo_dspy.reflection.operations import known_lessons, merge_keeps, operations_in
 from tfgrpo_dspy.rollout import FAILURE_SCORE, MIN_CONTRAST, Group, fields_text
 from tfgrpo_dspy.run.asking import Answer, Inputs, ReflectionClient
@@ -156,7 +156,7 @@ def _read(run: RunContext, answer: Answer, examples: Sequence[Any], *evidence: E
     example = texts.shortened(fields_text(_fields(examples[0])[0]), EXAMPLE_TOKENS)
     reason = texts.shortened(answer.explanation, REASON_TOKENS)
     blank = Lesson("", ALL, evidence, reason, example)
-    guard, max_words = CopyGuard(map(_fields, examples)), run.settings.limits.max_experience_words
+    guard, max_words = Guard(map(_fields, examples)), run.settings.limits.max_experience_words
     tell = run.report.unknown_scope
     return lessons_in(answer.output, blank, run.predictors, guard, len(examples), max_words, tell)
 
@@ -219,7 +219,7 @@ async def propose(
     run = client.run
     keeps, new = known_lessons(lessons, library)
     sources = sorted({evidence.example for lesson in new for evidence in lesson.evidence})
-    guard = CopyGuard(_fields(run.trainset[index]) for index in sources)
+    guard = Guard(_fields(run.trainset[index]) for index in sources)
     shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}
 
     async def operations_of(part: Sequence[Lesson]) -> list[Operation | Refusal]:
