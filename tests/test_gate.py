@@ -293,12 +293,25 @@ def test_an_effect_is_what_the_model_says_by_its_definition(rows: Any, tells: bo
         sds.append(np.sqrt(asked @ (prior - gain @ x @ prior) @ asked))
     share = np.exp(np.array(logs) - max(logs)) / np.exp(np.array(logs) - max(logs)).sum()
     mean = share @ means
-    price = (0.02 if tells else 0.01) * scale
     expected = mean, np.sqrt(share @ (np.square(sds) + (means - mean) ** 2))
-    chance = share @ norm.cdf((np.array(means) - price) / sds)
+    chance = share @ norm.cdf((np.array(means) - 0.01 * scale) / sds)
     bare = np.zeros(len(y), dtype=bool)  # without demos
     found = posterior(Data(example, y, given_it[:, None], near[None], np.array([tells]), bare))
     assert [float(each[0]) for each in found] == pytest.approx([*expected, chance], abs=1e-6)
+
+
+def test_more_is_asked_of_an_experience_where_a_better_one_leaves_nothing_to_gain() -> None:
+    cells = itertools.product(range(4), (False, True), (False, True), (False, True))
+    example, *given = np.array([cell for cell in cells for _ in range(8)]).T
+    present = np.column_stack(given).astype(bool)
+    near = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1]], dtype=float)
+    scores = 0.9 * (present[:, 0] & (example < 2)) + 0.02 * (present[:, 1:].sum(axis=1))
+    bare = np.zeros(len(scores), dtype=bool)  # without demos
+    data = Data(example, scores, present, near, np.array([True, True, True]), bare)
+    (_, second, alone, _), _, (first, covered, needed, _) = posterior(data)
+    assert second == pytest.approx(alone, abs=0.002), "both add as little"
+    assert first > 0.99
+    assert covered < 0.5 < needed
 
 
 def test_uncertain_advice_is_in_some_rollouts_of_a_group_and_settled_advice_in_all() -> None:

@@ -39,10 +39,8 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
     """The metric as a function of example, prediction and program trace.
 
     Arguments behind the first two keep their defaults; those without one are passed as None (in
-    DSPy's metrics a trace that is not None asks for a strict yes or no instead of a score).
-
-    Raises:
-        SettingsError: the metric is not callable, or cannot be called in any of those forms.
+    DSPy's metrics a trace that is not None asks for a strict yes or no instead of a score). Raises
+    SettingsError: the metric is not callable, or cannot be called in any of those forms.
     """
     if not callable(metric) or inspect.isclass(metric):
         fault = "is a class; pass an instance, or" if callable(metric) else "is not callable; pass"

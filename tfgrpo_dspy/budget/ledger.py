@@ -85,8 +85,7 @@ class Ledger:
     ) -> Reservation | None:
         """Take LM calls, and the dollars that they cost at most. None: not there now.
 
-        Raises:
-            RunStopped: so many will not be there, the run has ended, or nobody waits for the calls.
+        Raises RunStopped: so many will not be there, the run has ended, or nobody waits for them.
         """
         taken = Reservation(n_calls, cost, abandoned or threading.Event(), is_share)
         with self._lock:

@@ -47,8 +47,7 @@ def write_block(visible: Iterable[Experience], next_number: int) -> str:
 def split_instructions(instructions: str) -> tuple[str, str, str]:
     """What stands before the block, the block ("" if there is none), and what follows it.
 
-    Raises:
-        LibraryFormatError: there are two blocks, or one that does not end.
+    Raises LibraryFormatError: there are two blocks, or one that does not end.
     """
     found = list(_BLOCK.finditer(instructions))
     n_begun = instructions.count(f"{BEGIN}\n{HEADER}\n")
@@ -77,8 +76,7 @@ def replace_block(instructions: str, new: str = "") -> str:
 def parse_block(text: str, predictor: str) -> tuple[list[Experience], int]:
     """The experiences of a predictor's block, and the number of the next free id.
 
-    Raises:
-        LibraryFormatError: a line is not of the form that `write_block` gives; names it.
+    Raises LibraryFormatError: a line is not of the form that `write_block` gives; names it.
     """
     *lines, last = text.split("\n")[2:-1] or [""]
     found = _LAST_LINE.fullmatch(last)
@@ -107,8 +105,7 @@ def _parse_line(line: str, predictor: str) -> Experience:
 def plain_instructions(instructions: str) -> str:
     """The instructions with each baked experience as a line of its own, without ids and markers.
 
-    Raises:
-        LibraryFormatError: the block is damaged.
+    Raises LibraryFormatError: the block is damaged.
     """
     before, block, after = split_instructions(instructions)
     if not block:

@@ -11,7 +11,7 @@ from scipy.special import ndtr
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add, Delete, Experience, Modify
-from tfgrpo_dspy.gate.model import PRICE, TOLD_PRICE, Data, above_zero, posterior, score_sd
+from tfgrpo_dspy.gate.model import PRICE, Data, above_zero, posterior, score_sd
 from tfgrpo_dspy.gate.protocol import (
     Advice,
     Belief,
@@ -36,6 +36,7 @@ REPLACE_ABOVE = 0.9
 MOST_TRIED = 0.75
 """So many of the rollouts are given an experience on trial at most: without rollouts that lack it,
 its effect would not become known."""
+OPEN_ABOVE = 0.02  # standard deviations; the run may end when less is expected
 N_ALONE = 3  # so many of the best experiences are compared with the student one by one
 
 
@@ -84,7 +85,7 @@ class BayesianGate(Gate):
             dropped=dropped,
             beliefs=beliefs,
             rivals={id_: rival for id_, rival in rivals.items() if id_ in kept},
-            is_open=gain > TOLD_PRICE * sd,  # what is expected of knowing every effect on trial
+            is_open=gain > OPEN_ABOVE * sd,  # what is expected of knowing every effect on trial
             demos=of_demos,
         )
 

@@ -42,9 +42,9 @@ BROAD_SPREADS = (0.01, 0.05, 0.15, 0.3)
 TOLD_BROAD_SPREAD = 0.02
 """Spread of the effect elsewhere of an experience whose text names its examples."""
 LEAST_LEFT = 0.05  # the least share of the usual effect that is expected of an experience
-PRICE, TOLD_PRICE = 0.01, 0.02
-"""What an experience must add to be worth its tokens. More where its text names its examples: on
-each of the many others it may cost less than can be measured."""
+PRICE, COVERED_PRICE = 0.01, 0.07
+"""What an experience must add to be worth its tokens. More, up to the second, the less better ones
+leave to gain where it helps: what it seems to add there is mostly luck."""
 DEMOS, DEMOS_PRICE = (0.0, 0.5), 0.4
 """What demos add, its uncertainty, and what they must add to be shown: they take many tokens."""
 EASE = 0.5  # spread of the ease of examples
@@ -93,37 +93,41 @@ def posterior(data: Data) -> Posterior:
     """What the rollouts say of the value of each experience, and of demos.
 
     The value is the mean of `m_j + a_j r_ij` over the examples: what the experience adds on others
-    like them. The regression is made twice. The first one tells how much is left to gain on the
-    examples that an experience is about; where the others leave nothing, little is expected of it.
+    like them. The regression is made twice. The first one tells how much better experiences leave
+    to gain; where they leave nothing, little is expected of an experience, and more asked of it.
     """
     with threadpool_limits(1, user_api="blas"):  # small matrices: threads only wait
         sums = _Sums.of(data)
         first, weights = _regression(data, sums, np.ones(len(data.tells)))
         if not len(data.scores):
             return first
-        left = _left_to_gain(data, sums, weights, first[2][:-1] > 0.5)
-        return _regression(data, sums, left)[0]
+        return _regression(data, sums, _left_to_gain(data, sums, weights, first))[0]
 
 
-def _left_to_gain(data: Data, sums: "_Sums", weights: Matrix, is_given: Flags) -> Matrix:
-    """The share, from 0 to 1, of what could be gained on its examples that others leave; (J,).
+def _left_to_gain(data: Data, sums: "_Sums", weights: Matrix, first: Posterior) -> Matrix:
+    """The share, from 0 to 1, of what could be gained that better experiences leave; (J,).
 
-    The others are those that a program would be given (`is_given`).
+    It is a mean over the examples that an experience is about, or over all where its text does not
+    tell. Better are those of a higher value that a program would be given.
     """
     n, top = len(data.tells), float(data.scores.max())
+    values, _, chances = (figures[:-1] for figures in first)
     missed = sums.scores - sums.rows @ weights
     bare = weights[-1] + missed / (sums.counts + (NOISE / EASE) ** 2)
-    added = (weights[:n, None] + weights[n : 2 * n, None] * data.relevance) * is_given[:, None]
-    missing = top - (bare + added.sum(axis=0)) + added
-    share = np.clip(missing / np.maximum(top - bare, 1e-9), 0.0, 1.0)
-    about = np.maximum(data.relevance.sum(axis=1), 1e-9)
-    return np.asarray(np.maximum((share * data.relevance).sum(axis=1) / about, LEAST_LEFT))
+    is_given = (chances > 0.5)[:, None]
+    added = (weights[:n, None] + weights[n : 2 * n, None] * data.relevance) * is_given
+    best_first = np.argsort(-values, kind="stable")
+    by_better = np.empty_like(added)
+    by_better[best_first] = np.cumsum(added[best_first], axis=0) - added[best_first]
+    share = np.clip((top - bare - by_better) / np.maximum(top - bare, 1e-9), 0.0, 1.0)
+    about = np.where(data.tells[:, None], data.relevance, 1.0)
+    return np.asarray(np.maximum((share * about).sum(axis=1) / about.sum(axis=1), LEAST_LEFT))
 
 
 def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Matrix]:
     """The posterior of the values, and what the rows of `_Sums` are multiplied by to fit scores.
 
-    `left` is the share of the usual mean effect that is expected of each experience; shape (J,).
+    `left` is what `_left_to_gain` says of each experience; shape (J,).
     """
     n = len(data.tells)
     scale = score_sd(data.scores)
@@ -151,7 +155,7 @@ def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Mat
         roots.append(solve_triangular(root, values.T, lower=True, check_finite=False))
     share = np.exp(np.array(logs) - max(logs))
     share /= share.sum()
-    price = np.append(np.where(data.tells, TOLD_PRICE, PRICE), DEMOS_PRICE) * scale
+    price = np.append(PRICE + (COVERED_PRICE - PRICE) * (1 - left) ** 2, DEMOS_PRICE) * scale
     return _mixture(share, np.array(means), roots, price), parts @ (share @ np.array(weights))
 
 

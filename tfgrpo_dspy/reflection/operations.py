@@ -111,10 +111,8 @@ def merge_keeps(operations: Sequence[Operation]) -> list[Operation]:
 def read_operations(given: Any) -> list[Any]:
     """The operations of an answer as mappings: op, id, text, scope (maybe None), reason, lessons.
 
-    An item that is no operation stays as it is, to be refused by itself.
-
-    Raises:
-        ValueError: nothing in it can be read as an operation.
+    An item that is no operation stays as it is, to be refused by itself. Raises ValueError:
+    nothing in it can be read as an operation.
     """
     items = _items_in(given) if isinstance(given, str) else _items(given)
     return [_operation(item) for item in items if item is not None]

@@ -85,9 +85,7 @@ def read_lessons(given: Any) -> list[str]:
     """The lessons of an answer, in their order: from lines, bullets, JSON or a Python list.
 
     `"1. Say please.\\n2. **Be brief.**" -> ["Say please.", "Be brief."]`; "None" gives [].
-
-    Raises:
-        ValueError: it holds no lesson, and does not say that there is none.
+    Raises ValueError: it holds no lesson, and does not say that there is none.
     """
     if not isinstance(given, str):
         return [line for text in _strings_in(given) if (line := bare_line(text))]

@@ -69,9 +69,7 @@ class Run:
     def run(self, loop: Coroutine[Any, Any, None]) -> Any:
         """Run the loop, which a budget or the clock may end at any point; then choose the result.
 
-        Raises:
-            RunFailedError, StoreError: failures, or the run store, ended it; the best program so
-                far is on the error.
+        Raises RunFailedError, StoreError: they ended it, and hold the best program so far.
         """
         run = self._run
         try:

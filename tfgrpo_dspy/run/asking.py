@@ -97,11 +97,8 @@ class ReflectionClient:
     ) -> Answer:
         """The answer about an example, a draft or an update, by its number; maybe a recorded one.
 
-        `index` tells the rollouts of an example apart.
-
-        Raises:
-            RunStopped: the run has ended.
-            MissingRecordError: offline, and the answer is not recorded.
+        `index` tells the rollouts of an example apart. Raises RunStopped: the run has ended;
+        MissingRecordError: offline, and the answer is not recorded.
         """
         run, inputs = self.run, {**self.common, **inputs}
         name, output, rank = STAGES[stage]

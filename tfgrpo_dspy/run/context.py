@@ -16,11 +16,7 @@ from tfgrpo_dspy.settings.schedule import RunSettings
 
 
 class RunContext:
-    """One run over a student (a copy of the user's) and a training set.
-
-    Raises:
-        StoreError: `log_dir` cannot be used.
-    """
+    """One run over a student (a copy of the user's) and a training set. Raises StoreError."""
 
     def __init__(self, settings: RunSettings, student: Any, trainset: Sequence[Any]) -> None:
         self.settings = settings

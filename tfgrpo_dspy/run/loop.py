@@ -55,8 +55,7 @@ class Loop:
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """What the coroutine returns; it has the caller's `dspy.context`.
 
-        Raises:
-            RunStopped: the run has ended; what was done within `GRACE_S` is recorded.
+        Raises RunStopped: the run has ended; what was done within `GRACE_S` is recorded.
         """
         loop = asyncio.new_event_loop()
         threads = self._threads = DaemonThreads()

@@ -58,9 +58,7 @@ class Rollouts:
     async def make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
         """A rollout for each sample, in their order; they were admitted before.
 
-        Raises:
-            RunStopped: the run has ended; what was done is recorded.
-            MissingRecordError: offline, and one of them is not recorded.
+        Raises RunStopped: the run has ended; MissingRecordError: offline, and one is not recorded.
         """
         keys = [self._key(sample) for sample in samples]
         found = [self._found(key) for key in keys]

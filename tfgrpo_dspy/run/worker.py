@@ -31,11 +31,7 @@ KEPT = 8  # bundles, and programs of each; both may be large
 def packed_bundle(
     student: Any, metric: Any, temperature: float | None, prices: Mapping[str, tuple[float, float]]
 ) -> bytes:
-    """Program, metric and the settings of this thread's `dspy.context`.
-
-    Raises:
-        SettingsError: a part of it cannot be sent to another process.
-    """
+    """Program, metric and the settings of this thread's `dspy.context`. Raises SettingsError."""
     context = {k: v for k, v in dspy.settings.copy().items() if k not in OF_ONE_CALL}
     if isinstance(context["lm"], dspy.BaseLM):
         context["lm"] = context["lm"].copy()  # without the history of its calls
@@ -94,10 +90,7 @@ class Reply:
 def run_request(request: Request, budget: Budget, name: str) -> Reply:
     """Make a rollout in this process; nothing but memory is written.
 
-    Args:
-        request: what is wanted.
-        budget: the reservation, as a budget.
-        name: of the request, which must be used once only.
+    `budget` is the reservation; no other request may have the `name`.
     """
     if _was_started_before(name):
         return Reply(was_started_before=True)

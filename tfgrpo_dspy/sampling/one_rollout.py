@@ -44,10 +44,8 @@ def run_rollout(task: RolloutTask) -> Rollout:
 
     Each LM is called through a copy that carries the rollout id (so that no other sample's cached
     answer is replayed) and the temperature. Nothing that another thread uses is touched, and no
-    exception of program or metric leaves this room: each becomes a `Failure`.
-
-    Raises:
-        RunStopped: the ledger refused a call, whatever the program made of that.
+    exception of program or metric leaves this room: each becomes a `Failure`. Raises RunStopped:
+    the ledger refused a call, whatever the program made of that.
     """
     run = _Run(task)
     with run.context():

@@ -22,8 +22,7 @@ def read_traces(
 ) -> tuple[list[dspy.Example], list[list[Rollout]]]:
     """An example for each distinct input, and the rollouts of each.
 
-    Raises:
-        SettingsError: names every trace that cannot be read, by its number from 1.
+    Raises SettingsError: it names every trace that cannot be read, by its number from 1.
     """
     examples: list[dspy.Example] = []
     rollouts: list[list[Rollout]] = []

@@ -40,10 +40,8 @@ class Store:
 
     Keys are `stage:hash`. What was put outlives the process, even if it is killed at once (a power
     failure may cost the last records). `clean` is what every text goes through before it is
-    written. With `is_read_only` the folder may be one that cannot be written to.
-
-    Raises:
-        StoreError: the folder cannot be made, written or read, or is of another format.
+    written. With `is_read_only` the folder may be one that cannot be written to. Raises StoreError:
+    the folder cannot be made, written or read, or is of another format.
     """
 
     def __init__(
