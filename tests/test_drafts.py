@@ -80,7 +80,8 @@ def test_examples_without_labels_are_left_out(n_labelled: int) -> None:
 
 
 def test_a_module_of_ones_own_says_how_many_examples_are_shown_and_how_long_they_may_be() -> None:
-    module = DraftLessons(n_examples=4, examples_tokens=60)
+    module = DraftLessons(shown_tokens=60)
+    module.n_examples = 4
     prompts = drafting(drafts=2, draft=module).texts(DRAFT)
     assert [prompt.count("answer:") for prompt in prompts] == [4, 4]
     assert all("characters left out" in prompt for prompt in prompts)
@@ -157,7 +158,7 @@ def test_a_prompt_that_is_too_long_for_the_lm_is_shortened() -> None:
         return RIGHT
 
     wordy = [e.copy(question=e.question + " so" * 200) for e in TRAINSET]
-    run = drafting(too_long, trainset=wordy, draft=DraftLessons(examples_tokens=2000))
+    run = drafting(too_long, trainset=wordy, draft=DraftLessons(shown_tokens=2000))
     assert sorted(library_texts(run.optimized)) == sorted(LESSONS.values())
     assert len(run.prompts(DRAFT)) > 3
 

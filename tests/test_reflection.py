@@ -368,7 +368,7 @@ def test_a_module_may_have_an_adapter_and_a_prompt_of_its_own() -> None:
 
 
 def test_a_module_can_be_compiled_saved_and_loaded_as_any_dspy_program(tmp_path: Path) -> None:
-    compiled = ExtractAdvantage(attempts_tokens=99)
+    compiled = ExtractAdvantage(shown_tokens=99)
     compiled.ask.demos = [dspy.Example(attempts="Attempt 0", lessons=["Never shout."])]
     compiled.ask.signature = compiled.ask.signature.with_instructions("Learn in Latin.")
     compiled.save(tmp_path / "extract.json")
@@ -380,4 +380,4 @@ def test_a_module_can_be_compiled_saved_and_loaded_as_any_dspy_program(tmp_path:
     (prompt,) = lm.engine.prompts
     assert "Learn in Latin." in prompt.system
     assert "Never shout." in prompt.user
-    assert compiled.deepcopy().attempts_tokens == 99
+    assert compiled.deepcopy().shown_tokens == 99

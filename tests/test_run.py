@@ -193,7 +193,7 @@ def rambling_run(n_words: int, *rules: Rule, **arguments: Any) -> Run:
 
 
 def test_a_trajectory_that_is_too_long_is_summarised_and_a_short_one_beside_it_is_not() -> None:
-    run = rambling_run(300, extract=ExtractAdvantage(attempts_tokens=300))
+    run = rambling_run(300, extract=ExtractAdvantage(shown_tokens=300))
     (long_one,) = run.texts(SUMMARIZE)
     assert long_one.count("ramble") > 30
     (prompt,) = run.texts(EXTRACT)
@@ -210,7 +210,7 @@ def test_in_the_papers_schedule_every_rollout_is_summarised() -> None:
 
 
 def test_no_prompt_outgrows_its_budget_also_where_the_summary_fails() -> None:
-    run = rambling_run(5000, (SUMMARIZE, UNPARSED), extract=ExtractAdvantage(attempts_tokens=400))
+    run = rambling_run(5000, (SUMMARIZE, UNPARSED), extract=ExtractAdvantage(shown_tokens=400))
     (prompt,) = run.texts(EXTRACT)
     attempts = prompt.rpartition("[[ ## attempts ## ]]\n")[2].partition("\n\n[[ ##")[0]
     assert estimate_tokens(attempts) < 450
@@ -386,9 +386,9 @@ def test_the_limits_hold_at_every_moment_and_in_every_prompt(gate: Any) -> None:
 class Adding(dspy.Module):
     """A user's UpdateLibrary: an ADD for every lesson, and a KEEP of E1 by the first."""
 
-    def __init__(self, lessons_tokens: int) -> None:
+    def __init__(self, shown_tokens: int) -> None:
         super().__init__()
-        self.lessons_tokens = lessons_tokens
+        self.shown_tokens = shown_tokens
         self.shown: list[str] = []
 
     def forward(self, lessons: str, **_: Any) -> dspy.Prediction:

@@ -213,8 +213,7 @@ class RunResults:
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (list(self.to_dict().items()),)
 
-    def __copy__(self) -> "RunResults":
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "RunResults":
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "RunResults":
-        return self
+    __copy__ = __deepcopy__

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 from tfgrpo_dspy.errors import LibraryError
 
 ALL = "*"  # the scope of an experience that every predictor of the program is given
+Advice = tuple[str, str]
+"""The text and the scope of an experience: what it says, whatever its id is."""
 
 _TEXT = (r"[^\ud800-\udfff]*", "give a string without lone surrogates")
 # By field: the pattern that its value must match, and the hint in the error if it does not.
@@ -86,6 +88,11 @@ class Experience:
         if not self.text.strip():
             raise LibraryError(f"text={self.text!r}: an experience is a line, not empty.")
         object.__setattr__(self, "text", self.text.strip())
+
+    @property
+    def advice(self) -> Advice:
+        """The text and the scope."""
+        return (self.text, self.scope)
 
     @property
     def number(self) -> int:

@@ -10,17 +10,9 @@ import numpy as np
 from scipy.special import ndtr
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import Add, Delete, Experience, Modify
+from tfgrpo_dspy.experience.values import Add, Advice, Delete, Experience, Modify
 from tfgrpo_dspy.gate.model import PRICE, Data, above_zero, posterior, score_sd
-from tfgrpo_dspy.gate.protocol import (
-    Advice,
-    Belief,
-    Decision,
-    Gate,
-    GroupPlan,
-    RunEvidence,
-    advice_of,
-)
+from tfgrpo_dspy.gate.protocol import Belief, Decision, Gate, GroupPlan, RunEvidence
 from tfgrpo_dspy.gate.relevance import index_of
 
 FULL = 0.9  # the library is kept no fuller than this share, so that new experiences find room
@@ -63,19 +55,19 @@ class BayesianGate(Gate):
         for given in library:
             experience = _better_text(given, rivals, beliefs)
             least = LIKELY if experience.id in doubted else DROP_BELOW
-            belief = beliefs[advice_of(experience)]
+            belief = beliefs[experience.advice]
             if belief.chance < least:
                 dropped[experience.id] = belief.in_words()
             else:
                 is_open = belief.chance < SETTLE_ABOVE or experience.id in rivals
                 kept[experience.id] = replace(experience, effect=belief.effect, is_on_trial=is_open)
         room = max(1, int(FULL * evidence.limits.max_experiences))
-        by_chance = sorted(kept.values(), key=lambda e: -beliefs[advice_of(e)].chance)
+        by_chance = sorted(kept.values(), key=lambda e: -beliefs[e.advice].chance)
         for experience in by_chance[room:]:
-            belief = beliefs[advice_of(kept.pop(experience.id))]
+            belief = beliefs[kept.pop(experience.id).advice]
             dropped[experience.id] = f"no room: {belief.in_words()}"
-        deployable = [e for e in kept.values() if beliefs[advice_of(e)].chance > LIKELY]
-        on_trial = [beliefs[advice_of(e)] for e in kept.values() if e.is_on_trial]
+        deployable = [e for e in kept.values() if beliefs[e.advice].chance > LIKELY]
+        on_trial = [beliefs[e.advice] for e in kept.values() if e.is_on_trial]
         n, price = len(on_trial), PRICE * sd
         gain = sum(above_zero(-abs(belief.mean - price), belief.sd) for belief in on_trial)
         return Decision(
@@ -96,9 +88,9 @@ class BayesianGate(Gate):
         for experience in decision.library:
             chance = 1.0
             if experience.is_on_trial:
-                chance = min(decision.beliefs[advice_of(experience)].chance, MOST_TRIED)
+                chance = min(decision.beliefs[experience.advice].chance, MOST_TRIED)
             texts = _texts(plan, experience)
-            for k, share in enumerate(_shares(plan, advice_of(experience))):
+            for k, share in enumerate(_shares(plan, experience.advice)):
                 if share < chance:
                     held[k].append(texts[k])
         return tuple(decision.library.holding(of_one) for of_one in held)
@@ -117,7 +109,7 @@ class BayesianGate(Gate):
         see; so the best ones are compared on the validation set alone and in nested libraries.
         """
         result, every = decision.result, decision.library
-        beliefs = [(e.id, decision.beliefs.get(advice_of(e))) for e in every]
+        beliefs = [(e.id, decision.beliefs.get(e.advice)) for e in every]
         tried = {id_: belief.mean for id_, belief in beliefs if belief and belief.n_rollouts}
         best = sorted(tried, key=lambda id_: -tried[id_])
         likely = [id_ for id_ in best if id_ in result]
@@ -135,7 +127,7 @@ def _better_text(
     rival = rivals.get(experience.id)
     if rival is None:
         return experience
-    belief, of_rival = beliefs[advice_of(experience)], beliefs[advice_of(rival)]
+    belief, of_rival = beliefs[experience.advice], beliefs[rival.advice]
     needed = REPLACE_ABOVE if belief.chance >= SETTLE_ABOVE else LIKELY
     if _chance_of_more(of_rival, belief) > needed:
         experience, rival, belief, of_rival = rival, experience, of_rival, belief
@@ -153,9 +145,9 @@ def _proposed(evidence: RunEvidence) -> tuple[ExperienceLibrary, dict[str, Exper
     before, operations = evidence.previous.library, evidence.operations
     modifying = [op for op in operations if isinstance(op, Modify)]
     changed = before.apply(modifying, evidence.limits)
-    new = {e.id: e for e in changed if advice_of(e) != advice_of(before[e.id])}
+    new = {e.id: e for e in changed if e.advice != before[e.id].advice}
     rivals = {**evidence.previous.rivals, **new}
-    known = set(map(advice_of, rivals.values()))
+    known = {rival.advice for rival in rivals.values()}
     adding = [op for op in operations if isinstance(op, Add) and (op.text, op.scope) not in known]
     # Until it is decided what leaves, those that are to be deleted and the new ones are both here.
     n = evidence.limits.max_experiences + sum(isinstance(op, Delete) for op in operations)
@@ -167,7 +159,7 @@ def _known(evidence: RunEvidence, experiences: Iterable[Experience]) -> dict[Adv
     found: dict[Advice, set[int]] = {}
     given = (experience for rollout in evidence.rollouts for experience in rollout.library)
     for experience in (*given, *experiences):
-        sources = found.setdefault(advice_of(experience), set())
+        sources = found.setdefault(experience.advice, set())
         sources.update(source.example for source in experience.evidence)
     return found
 
@@ -191,7 +183,7 @@ def _data(evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> Data:
     column = {advice: j for j, advice in enumerate(known)}
     present = np.zeros((len(scored), len(known)), dtype=bool)
     for row, rollout in enumerate(scored):
-        present[row, [column[advice_of(experience)] for experience in rollout.library]] = True
+        present[row, [column[experience.advice] for experience in rollout.library]] = True
     return Data(
         examples=np.array([place[rollout.example] for rollout in scored], dtype=np.int64),
         scores=np.array([rollout.score for rollout in scored], dtype=float),
@@ -215,6 +207,6 @@ def _texts(plan: GroupPlan, experience: Experience) -> list[Experience]:
     rival = plan.decision.rivals.get(experience.id)
     if rival is None:
         return [experience] * plan.n_rollouts
-    belief, of_rival = (plan.decision.beliefs[advice_of(text)] for text in (experience, rival))
+    belief, of_rival = (plan.decision.beliefs[text.advice] for text in (experience, rival))
     chance = _chance_of_more(of_rival, belief)
-    return [rival if share < chance else experience for share in _shares(plan, advice_of(rival))]
+    return [rival if share < chance else experience for share in _shares(plan, rival.advice)]

@@ -8,19 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import DEFAULT_LIMITS, Effect, Experience, Limits, Operation
+from tfgrpo_dspy.experience.values import Advice, Effect, Experience, Limits, Operation
 
 MODEL_ERROR = 0.3
 """The relative error of an effect that remains however many rollouts there are. With
 0.3, 90 % intervals held the true effect in 85 to 87 % of 1,600 cases (simulated, seeds 0 to 2)."""
-
-Advice = tuple[str, str]
-"""The text and the scope of an experience: what it says, whatever its id is."""
-
-
-def advice_of(experience: Experience) -> Advice:
-    """The experience's text and scope."""
-    return (experience.text, experience.scope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +112,7 @@ class RunEvidence:
     rollouts: tuple[Measured, ...] = ()
     texts: tuple[str, ...] = ()
     training: tuple[int, ...] = ()
-    limits: Limits = DEFAULT_LIMITS
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def proposed(self) -> ExperienceLibrary:

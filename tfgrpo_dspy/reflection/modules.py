@@ -24,15 +24,27 @@ READERS: dict[str, Callable[[Any], Any]] = {"lessons": read_lessons, "operations
 
 
 class _ReflectionModule(dspy.Module):
-    """Asks one predictor, which is given those of the inputs that its signature has."""
+    """Asks one predictor, which is given those of the inputs that its signature has.
+
+    Args:
+        signature: another prompt, with the same outputs, each a `str` or a list.
+        adapter: see `dspy.Adapter`; small models are helped by `tfgrpo_dspy.local.PlainAdapter`.
+        shown_tokens: how many tokens (estimated) of attempts, examples or lessons one prompt has.
+    """
 
     default_signature: Any
-    ask_unscored: Any
+    unscored_signature: Any = None
+    default_tokens = 12_000
 
-    def __init__(self, signature: Any = None, adapter: dspy.Adapter | None = None) -> None:
+    def __init__(
+        self, signature: Any = None, adapter: dspy.Adapter | None = None, shown_tokens: int = 0
+    ) -> None:
         super().__init__()
         self.ask = dspy.Predict(signature or self.default_signature)
+        if self.unscored_signature:
+            self.ask_unscored = dspy.Predict(signature or self.unscored_signature)
         self.adapter = adapter
+        self.shown_tokens = shown_tokens or self.default_tokens
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """The predictor's answer, with `parse_failures` (0 to 2; 2: all outputs are absent)."""
@@ -78,78 +90,32 @@ class SummarizeTrajectory(_ReflectionModule):
 class ExtractAdvantage(_ReflectionModule):
     """Groups -> why their good rollouts beat the bad ones, and lessons: the semantic advantage.
 
-    Groups without scores (`is_scored=False`) are criticised instead, by another prompt.
-
-    Args:
-        signature: another prompt, for both; it needs an output `lessons`, `str` or `list[str]`.
-        adapter: see `dspy.Adapter`; small models are helped by `tfgrpo_dspy.local.PlainAdapter`.
-        attempts_tokens: how many tokens (estimated) the attempts of a group may have together;
-            the trajectories of longer ones are summarised.
+    Groups without scores (`is_scored=False`) are criticised instead, by another prompt. Where the
+    attempts of a group have more than `shown_tokens`, the long trajectories are summarised.
     """
 
     default_signature = signatures.CompareAttempts
-
-    def __init__(
-        self,
-        signature: Any = None,
-        adapter: dspy.Adapter | None = None,
-        attempts_tokens: int = 12_000,
-    ) -> None:
-        super().__init__(signature, adapter)
-        self.ask_unscored = dspy.Predict(signature or signatures.CritiqueAttempts)
-        self.attempts_tokens = attempts_tokens
+    unscored_signature = signatures.CritiqueAttempts
 
 
 class DraftLessons(_ReflectionModule):
     """(program, labelled examples) -> lessons, beside the first batch.
 
-    Args:
-        signature: another prompt; it needs an output `lessons`, `str` or `list[str]`.
-        adapter: see `dspy.Adapter`.
-        n_examples: how many examples one prompt shows.
-        examples_tokens: how many tokens (estimated) the examples of one prompt may have; longer
-            ones are cut.
-
-    Raises:
-        ValueError: `n_examples` is below 1.
+    One prompt shows `n_examples`, which are cut where they have more than `shown_tokens`.
     """
 
     default_signature = signatures.ReadExamples
-
-    def __init__(
-        self,
-        signature: Any = None,
-        adapter: dspy.Adapter | None = None,
-        n_examples: int = 10,
-        examples_tokens: int = 12_000,
-    ) -> None:
-        if n_examples < 1:
-            raise ValueError(f"n_examples={n_examples}: pass 1 or more.")
-        super().__init__(signature, adapter)
-        self.n_examples = n_examples
-        self.examples_tokens = examples_tokens
+    n_examples = 10
 
 
 class UpdateLibrary(_ReflectionModule):
     """(library, dropped texts, lessons) -> operations.
 
-    Args:
-        signature: another prompt; it needs an output `operations`, `str` or a list of dicts.
-        adapter: see `dspy.Adapter`.
-        lessons_tokens: how many tokens (estimated) the lessons of one prompt may have;
-            further lessons go into further prompts.
+    Lessons that have more than `shown_tokens` (default: 4,000) go into several prompts.
     """
 
     default_signature = signatures.ProposeOperations
-
-    def __init__(
-        self,
-        signature: Any = None,
-        adapter: dspy.Adapter | None = None,
-        lessons_tokens: int = 4_000,
-    ) -> None:
-        super().__init__(signature, adapter)
-        self.lessons_tokens = lessons_tokens
+    default_tokens = 4_000
 
 
 class AddLessons(dspy.Module):
@@ -158,7 +124,7 @@ class AddLessons(dspy.Module):
     For reflection LMs too small to edit a library, with a gate that sorts the lessons out.
     """
 
-    lessons_tokens = 10**9
+    shown_tokens = 10**9
 
     def forward(self, **_: Any) -> dspy.Prediction:
         """No `operations`: the run then adds the lessons as they are."""

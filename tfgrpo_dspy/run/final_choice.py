@@ -10,7 +10,6 @@ from typing import Any
 
 from tfgrpo_dspy.budget.account import Account, Amount
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.gate.protocol import advice_of
 from tfgrpo_dspy.gate.race import Race, Scores, scored
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results import ExampleScores, Finalist, Gain, HeldOut, ScoreSummary, TriedAdvice
@@ -202,7 +201,7 @@ def _race(
 
 def _parts(candidate: Additions) -> frozenset[Hashable]:
     """What it has more than the bare program: its advice, and the demos."""
-    advice: set[Hashable] = {advice_of(experience) for experience in candidate.library}
+    advice: set[Hashable] = {experience.advice for experience in candidate.library}
     return frozenset(advice | {DEMOS} if candidate.demos else advice)
 
 

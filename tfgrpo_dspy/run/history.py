@@ -18,7 +18,7 @@ from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation, Refusal
 from tfgrpo_dspy.gate.model import score_sd
-from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence, advice_of
+from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import FAILURE_SCORE, Rollout, fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
@@ -277,7 +277,7 @@ class History:
 
     def dropped(self) -> list[Lesson]:
         """The advice that was tried and is in the library no more, the most tried first."""
-        held = set(map(advice_of, self.last.library))
+        held = {experience.advice for experience in self.last.library}
         beliefs = sorted(self.last.beliefs.items(), key=lambda item: -item[1].n_rollouts)
         return [
             Lesson(*advice, reason=belief.in_words())

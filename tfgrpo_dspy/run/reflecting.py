@@ -82,7 +82,7 @@ async def _use_of(
 async def _lessons_of(client: ReflectionClient, batch: Batch, shown: list[SampledGroup]) -> Found:
     """What ExtractAdvantage draws from groups in one call; a lesson may come from any of them."""
     run, groups = client.run, [sampled.group for sampled in shown]
-    max_tokens = getattr(run.settings.reflection.extract, "attempts_tokens", 12_000)
+    max_tokens = getattr(run.settings.reflection.extract, "shown_tokens", 12_000)
     about = [_about(run, group) for group in groups]
     attempts = [await _attempts(client, batch, group, max_tokens) for group in groups]
 
@@ -169,7 +169,7 @@ async def draft_lessons(
     Each draft is shown other examples, so that a mistake is seldom made twice.
     """
     run = client.run
-    max_tokens = getattr(run.settings.reflection.draft, "examples_tokens", 12_000)
+    max_tokens = getattr(run.settings.reflection.draft, "shown_tokens", 12_000)
 
     async def draft(number: int, examples: Sequence[Any]) -> Found:
         labelled = ["\nLabels:\n".join(map(fields_text, _fields(each))) for each in examples]
@@ -232,7 +232,7 @@ async def propose(
             answer.output, part, library, run.predictors, guard, run.report.unknown_scope
         )
 
-    max_tokens = getattr(run.settings.reflection.update, "lessons_tokens", 4_000)
+    max_tokens = getattr(run.settings.reflection.update, "shown_tokens", 4_000)
     found = await client.at_once(map(operations_of, texts.packed_lessons(new, max_tokens)))
     proposed = list(itertools.chain(*found))
     operations = [each for each in proposed if not isinstance(each, Refusal)]
