@@ -82,12 +82,12 @@ class Rollout:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, sequences, strings and numbers, ready for JSON."""
-        return dict(_ROLLOUT.dump_python(self, warnings=False))
+        return dict(ROLLOUTS.dump_python(self, warnings=False))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Rollout":
         """What `to_dict` gave, from JSON too. Raises ValueError: it is no rollout."""
-        return _ROLLOUT.validate_python(values)
+        return ROLLOUTS.validate_python(values)
 
     @property
     def was_scored(self) -> bool:
@@ -106,7 +106,7 @@ class Rollout:
         return " ".join("\n".join(values or self.outputs.values()).casefold().split())
 
 
-_ROLLOUT = TypeAdapter(Rollout)
+ROLLOUTS = TypeAdapter(Rollout)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Nothing that a module does can end the run: what it raises is counted and costs 
 import functools
 import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
@@ -21,7 +21,6 @@ from tfgrpo_dspy.rollout import Failure, Usage, rollout_id_for
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
-from tfgrpo_dspy.store.records import reading
 
 Inputs = Mapping[str, Any]
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
@@ -107,16 +106,13 @@ class ReflectionClient:
         rollout_id = rollout_id_for(run.settings.seed, batch.epoch, number, index, purpose)
         key = run.records.reflection_key(stage, module, rollout_id, inputs)
 
-        def counted(record: Mapping[str, Any]) -> Answer:
-            with reading("answer"):
-                answer: Answer = ANSWERS.validate_python(record)
+        def count(answer: Answer) -> None:
             run.report.count_reflection(
                 stage, batch.update, answer.usage, answer.error, answer.parse_failures
             )
-            return answer
 
-        if (record := run.records.find(key)) is not None:
-            answer = counted(record)
+        if (answer := run.records.find(key, ANSWERS)) is not None:
+            count(answer)
             run.ledger.spend(answer.usage.n_lm_calls, answer.usage.cost_usd)
             run.report.replayed[stage] += 1
             return answer
@@ -127,8 +123,8 @@ class ReflectionClient:
         def keep(answer: Answer | TimeoutError) -> Answer:
             if isinstance(answer, TimeoutError):
                 answer = Answer(None, error=f"the reflection {answer}", is_lost=True)
-            record = run.records.without_secrets(asdict(answer))
-            answer = counted(run.records.keep(key, record, answer.is_lost))
+            answer = run.records.keep(key, answer, ANSWERS, answer.is_lost)
+            count(answer)
             run.report.check_errors(Failure("provider", answer.error) if answer.is_lost else None)
             return answer
 

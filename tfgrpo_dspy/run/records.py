@@ -8,15 +8,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import dspy
+from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.errors import MissingRecordError, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
-from tfgrpo_dspy.rollout import Rollout, Usage
+from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling.demos import Additions, Demo
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.checks import all_lms
@@ -39,8 +40,7 @@ LIMITS = frozenset(
     "num_threads rollout_timeout_s progress".split()
 )
 """Settings that say how far and how fast a run goes, not which."""
-NO_RESULT = ("provider", "timeout", "worker", "metric")
-"""Failures that are not the program's: noted, never kept as results."""
+Kept = TypeVar("Kept")
 
 
 class RunRecords:
@@ -115,41 +115,30 @@ class RunRecords:
         parts = (self.identity(module), self.reflection_lm, self.adapter, dict(inputs))
         return f"{stage}:{digest(*parts, rollout_id, self._settings.version)}"
 
-    def find(self, key: str) -> Mapping[str, Any] | None:
-        """The record under a key; offline, and where losses stand, also the note of a loss."""
+    def find(self, key: str, kind: TypeAdapter[Kept]) -> Kept | None:
+        """The recorded result; offline, and where losses stand, also the note of a loss."""
         if self.store is None:
             return None
         record = self.store.get(key)
         if record is None and (self.losses_stand or self._settings.offline):
             record = self.store.get(f"lost:{key}")
-        return record
+        with reading(key):
+            return None if record is None else kind.validate_python(record)
 
-    def keep(self, key: str, record: Mapping[str, Any], is_lost: bool) -> Mapping[str, Any]:
-        """Record a result; what is lost (a provider failed, say) is noted, to be tried again.
+    def keep(self, key: str, result: Kept, kind: TypeAdapter[Kept], is_lost: bool) -> Kept:
+        """Record a result, without secrets; what is lost (a provider failed, say) is only noted.
 
-        Gives the record that stands: where another process was first, that is its record.
+        Gives the result that stands: where another process was first, that is its result.
         """
-        if self.store is None:
-            return record
-        if is_lost:
-            self.store.replace(f"lost:{key}", record)
-            return record
-        return self.store.put(key, record) or record
-
-    def find_rollout(self, key: str) -> Rollout | None:
-        """The recorded rollout."""
-        record = self.find(key)
-        with reading(key):
-            return None if record is None else Rollout.from_dict(record)
-
-    def keep_rollout(self, key: str, rollout: Rollout) -> Rollout:
-        """Record a rollout, without secrets; gives the one that stands."""
         if self.store is None and not self._secrets:
-            return rollout
-        is_lost = rollout.failure is not None and rollout.failure.kind in NO_RESULT
-        record = self.keep(key, self.without_secrets(rollout.to_dict()), is_lost)
+            return result
+        record = self.without_secrets(kind.dump_python(result, warnings=False))
+        if self.store is not None and is_lost:
+            self.store.replace(f"lost:{key}", record)
+        elif self.store is not None:
+            record = self.store.put(key, record) or record
         with reading(key):
-            return Rollout.from_dict(record)
+            return kind.validate_python(record)
 
 
 def _parts_of(example: dspy.Example) -> list[Any]:

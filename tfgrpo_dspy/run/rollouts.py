@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.rollout import Failure, Rollout
+from tfgrpo_dspy.rollout import ROLLOUTS, Failure, Rollout
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.loop import Priority
 from tfgrpo_dspy.run.worker import Request, packed, packed_bundle
@@ -14,6 +14,8 @@ from tfgrpo_dspy.sampling.demos import Additions
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
 KEPT_PROGRAMS = 64
+NO_RESULT = ("provider", "timeout", "worker", "metric")
+"""Failures that are not the program's: noted, never kept as results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Rollouts:
     def _found(self, key: str) -> Rollout | None:
         """The recorded rollout; it costs what it cost when it was made."""
         run = self._run
-        rollout = run.records.find_rollout(key)
+        rollout = run.records.find(key, ROLLOUTS)
         if rollout is not None:
             for usage in (rollout.usage, rollout.metric_usage):
                 run.ledger.spend(usage.n_lm_calls, usage.cost_usd)
@@ -97,7 +99,8 @@ class Rollouts:
                 made = Failure("timeout", f"the rollout {made}, which is rollout_timeout_s")
             if isinstance(made, Failure):
                 made = Rollout(sample.example, sample.rollout_id, failure=made)
-            rollout = run.records.keep_rollout(key, made)
+            is_lost = made.failure is not None and made.failure.kind in NO_RESULT
+            rollout = run.records.keep(key, made, ROLLOUTS, is_lost)
             run.report.count_rollout(self._role, rollout)
             run.report.check_errors(rollout.failure)
             return rollout
