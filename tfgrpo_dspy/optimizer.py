@@ -168,9 +168,8 @@ class TrainingFreeGRPO(Teleprompter):
             StoreError, RunFailedError: as `compile`.
         """
         examples, recorded = read_traces(traces)
-        settings, training, validation = prepare(
-            self.settings, student, examples, valset, recorded=recorded
-        )
+        own, sets = self.settings, (examples, valset)
+        settings, training, validation = prepare(own, student, *sets, recorded=recorded)
         with Run(settings, student, examples, training, validation, recorded=recorded) as run:
             return run.run(self._loop(run))
 

@@ -49,9 +49,8 @@ def known_secrets(lms: Iterable[Any]) -> list[str]:
 
     Each as it is, and as JSON and Python show it.
     """
-    environment = [
-        v for n, v in os.environ.items() if SECRET_VARIABLE.search(n) and not _is_plain(n, v)
-    ]
+    named = [(n, v) for n, v in os.environ.items() if SECRET_VARIABLE.search(n)]
+    environment = [value for name, value in named if not _is_plain(name, value)]
     found = {*_texts(environment), *(text for lm in lms for text in _held_secrets(lm))}
     shown = {form(text)[1:-1] for text in found for form in (json.dumps, repr)}
     return sorted(found | shown, key=lambda secret: (-len(secret), secret))

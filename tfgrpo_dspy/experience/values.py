@@ -297,8 +297,7 @@ def _text_reason(text: str, scope: str, others: Iterable[Experience], limits: Li
     if words > limits.max_experience_words:
         return f"{words} words; at most {limits.max_experience_words} are allowed"
     for other in others:
-        if normalized(other.text) == normalized(text) and (
-            ALL in (scope, other.scope) or scope == other.scope
-        ):
+        do_meet = ALL in (scope, other.scope) or scope == other.scope
+        if do_meet and normalized(other.text) == normalized(text):
             return f"{other.id} says this already"
     return ""

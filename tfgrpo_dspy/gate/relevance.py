@@ -48,9 +48,8 @@ class InputIndex:
         counts = Counter(gram for text in inputs for gram in _grams(text, self._n_bytes))
         kept = sorted(gram for gram, k in counts.items() if 2 <= k <= n / 2)
         self._place = {gram: place for place, gram in enumerate(kept)}
-        self._weight = np.array(
-            [min(math.log(n / counts[gram]) ** 2, HIGHEST_WEIGHT) for gram in kept]
-        )
+        weights = (min(math.log(n / counts[gram]) ** 2, HIGHEST_WEIGHT) for gram in kept)
+        self._weight = np.fromiter(weights, float, len(kept))
         del counts  # of a large set, all n-grams take far more memory than the table
         columns = [self._places(text) for text in inputs]
         ends = np.cumsum([0, *map(len, columns)])

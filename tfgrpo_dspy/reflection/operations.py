@@ -157,9 +157,8 @@ def _operations_in_lines(text: str) -> list[dict[str, Any]]:
         operation = _OPERATION_LINE.fullmatch(reading.bare_line(line))
         if operation and any(operation.groups()[1:]):
             op, id_, rest = operation.groups()
-            found.append(
-                {"op": op, "id": id_, "text": reading.bare_line(rest) if op != "KEEP" else None}
-            )
+            said = None if op == "KEEP" else reading.bare_line(rest)
+            found.append({"op": op, "id": id_, "text": said})
     return found
 
 

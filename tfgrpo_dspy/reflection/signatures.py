@@ -197,7 +197,5 @@ class ProposeOperations(dspy.Signature):
     operations: str = dspy.OutputField(desc="a JSON list; [] if the library stays as it is")
 
 
-SAMPLES = frozenset(
-    {"When a question mixes units, convert them first.", "Give the result with its unit."}
-)
+SAMPLES = ("When a question mixes units, convert them first.", "Give the result with its unit.")
 """The lessons of the sample answers: an LM that repeats one has not learned it."""

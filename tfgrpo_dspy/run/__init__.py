@@ -154,12 +154,9 @@ class Run:
         if batch.update:
             await self._updates[batch.update - 1]
         library, dropped = self._history.last.library, self._history.dropped()
-        operations, refused = await propose(
-            self._client, batch, library, extracted.lessons, dropped
-        )
-        _, taken, refusals = carry_out(
-            operations, library, library.next_number, self.settings.limits
-        )
+        lessons, limits = extracted.lessons, self.settings.limits
+        operations, refused = await propose(self._client, batch, library, lessons, dropped)
+        _, taken, refusals = carry_out(operations, library, library.next_number, limits)
         return [*taken, *refused, *refusals]
 
     async def decide(

@@ -106,10 +106,9 @@ class ReflectionClient:
         rollout_id = rollout_id_for(run.settings.seed, batch.epoch, number, index, purpose)
         key = run.records.reflection_key(stage, module, rollout_id, inputs)
 
-        def count(answer: Answer) -> None:
-            run.report.count_reflection(
-                stage, batch.update, answer.usage, answer.error, answer.parse_failures
-            )
+        def count(found: Answer) -> None:
+            errors = found.error, found.parse_failures
+            run.report.count_reflection(stage, batch.update, found.usage, *errors)
 
         if (answer := run.records.find(key, ANSWERS)) is not None:
             count(answer)

@@ -94,11 +94,9 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
 
     With `NoGate`, the last library is returned, whether it is better or not.
     """
-    held_out = set(map(inputs_text, valset))
-    best_rollouts = (
-        one for one in history.best[-1] if inputs_text(run.trainset[one.example]) not in held_out
-    )
-    demos = first_demos(best_rollouts, run.student, run.settings.max_demos)
+    held_out, trainset = set(map(inputs_text, valset)), run.trainset
+    usable = (r for r in history.best[-1] if inputs_text(trainset[r.example]) not in held_out)
+    demos = first_demos(usable, run.student, run.settings.max_demos)
     run.ledger.open_reserve()
     if run.settings.metric is None:
         valset = testset = ()

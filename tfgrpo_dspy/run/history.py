@@ -212,9 +212,7 @@ class History:
         settings = self._run.settings
         is_labelled = settings.reflection.use_labels and settings.metric is not None
         seen = [(e.inputs(), e.labels() if is_labelled else {}) for e in self._run.trainset]
-        return tuple(
-            fields_text({**as_fields(inputs), **as_fields(labels)}) for inputs, labels in seen
-        )
+        return tuple(fields_text({**as_fields(given), **as_fields(told)}) for given, told in seen)
 
     def _n_reserved(self, account: Account) -> int:
         """How many rollouts the final choice and the test set need.

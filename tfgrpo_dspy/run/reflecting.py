@@ -216,7 +216,7 @@ async def propose(
     UpdateLibrary is asked about the others, and told what was tried and dropped; where they are too
     many for one prompt, it is asked several times.
     """
-    run = client.run
+    run, tell = client.run, client.run.report.unknown_scope
     keeps, new = known_lessons(lessons, library)
     sources = sorted({evidence.example for lesson in new for evidence in lesson.evidence})
     guard = Guard(_fields(run.trainset[index]) for index in sources)
@@ -228,9 +228,7 @@ async def propose(
         if answer.is_too_long and len(part) > 1:
             middle = len(part) // 2
             return [*await operations_of(part[:middle]), *await operations_of(part[middle:])]
-        return operations_in(
-            answer.output, part, library, run.predictors, guard, run.report.unknown_scope
-        )
+        return operations_in(answer.output, part, library, run.predictors, guard, tell)
 
     max_tokens = getattr(run.settings.reflection.update, "shown_tokens", 4_000)
     found = await client.at_once(map(operations_of, texts.packed_lessons(new, max_tokens)))

@@ -77,10 +77,8 @@ def one_of(*names: str) -> Check:
 
 def _prices(value: Any) -> Any:
     try:
-        pairs = [(prompt, completion) for prompt, completion in value.values()]
-        is_right = all(
-            _is_number(price) and 0 <= price < math.inf for pair in pairs for price in pair
-        )
+        prices = [price for prompt, completion in value.values() for price in (prompt, completion)]
+        is_right = all(_is_number(price) and 0 <= price < math.inf for price in prices)
     except (AttributeError, TypeError, ValueError):
         return None
     return value if is_right else None
