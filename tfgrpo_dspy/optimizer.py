@@ -181,11 +181,7 @@ class TrainingFreeGRPO(Teleprompter):
         valset: list[Any] | None = None,
         testset: list[Any] | None = None,
     ) -> Plan:
-        """What `compile` would do with the same data; `str` of it is a table. Makes no call.
-
-        Raises:
-            SettingsError, LibraryFormatError: as `compile`.
-        """
+        """What `compile` would do, without a call; `str` of it is a table. Raises as `compile`."""
         return plan_of(prepare(self.settings, student, trainset, valset, None, testset)[0])
 
     def get_params(self) -> dict[str, Any]:

@@ -45,10 +45,7 @@ def without_secret_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def known_secrets(lms: Iterable[Any]) -> list[str]:
-    """The secrets of these LMs, of their engines and of the environment, the longest first.
-
-    Each as it is, and as JSON and Python show it.
-    """
+    """The secrets of LMs and environment, also as JSON and Python show them; longest first."""
     named = [(n, v) for n, v in os.environ.items() if SECRET_VARIABLE.search(n)]
     environment = [value for name, value in named if not _is_plain(name, value)]
     found = {*_texts(environment), *(text for lm in lms for text in _held_secrets(lm))}

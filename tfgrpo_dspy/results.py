@@ -56,10 +56,7 @@ class Gain:
 
     @classmethod
     def between(cls, before: ExampleScores, after: ExampleScores) -> "Gain | None":
-        """The mean of after minus before; None where no example has both scores.
-
-        Examples that lack one of the two scores are left out.
-        """
+        """The mean of after minus before over examples that have both scores; None: no such."""
         pairs = zip(before, after, strict=False)
         gains = [new - old for old, new in pairs if new is not None and old is not None]
         if not gains:
@@ -144,10 +141,7 @@ class OperationRecord:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRecord:
-    """One update: a batch of groups, the lessons drawn from it, what became of them.
-
-    `dropped` says, by id, why the gate left out an experience.
-    """
+    """One update: a batch of groups, its lessons, what became of them; `dropped`: why, by id."""
 
     update: int
     epoch: int

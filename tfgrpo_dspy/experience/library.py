@@ -63,11 +63,7 @@ class ExperienceLibrary:
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> "ExperienceLibrary":
-        """The library of these lines of advice, for all predictors, as E1, E2, ...
-
-        Raises:
-            LibraryError: a text is empty, or is not a string.
-        """
+        """The library of these lines, for all predictors: E1, E2, ... Raises LibraryError."""
         return cls(Experience(f"E{number}", text) for number, text in enumerate(texts, start=1))
 
     def __iter__(self) -> Iterator[Experience]:
@@ -246,11 +242,7 @@ class ExperienceLibrary:
 
     @classmethod
     def from_dict(cls, record: Any, source: str = "the record") -> "ExperienceLibrary":
-        """The library that `to_dict` gave; `source` is what errors call it.
-
-        Raises:
-            LibraryFormatError: the record is not a library, or one of a newer version.
-        """
+        """The library of `to_dict`. Raises LibraryFormatError, which calls the record `source`."""
         try:
             known = _File.model_validate(record)
             return cls(known.experiences, next_number=known.next_number)

@@ -103,10 +103,7 @@ def _parse_line(line: str, predictor: str) -> Experience:
 
 
 def plain_instructions(instructions: str) -> str:
-    """The instructions with each baked experience as a line of its own, without ids and markers.
-
-    Raises LibraryFormatError: the block is damaged.
-    """
+    """The instructions with the experiences as plain lines. Raises LibraryFormatError."""
     before, block, after = split_instructions(instructions)
     if not block:
         return instructions

@@ -61,10 +61,7 @@ class Race:
     n_examples: int
 
     def next(self, scores: Scores, n_left: int | None) -> list[tuple[int, int]]:
-        """The (candidate, example) pairs to measure next; empty: the race is over.
-
-        `n_left` is how many rollouts the budget pays for; None: any number.
-        """
+        """The (candidate, example) pairs to measure next, at most `n_left`; none: it is over."""
         n_done = sum(candidate == 0 for candidate, _ in scores)
         running = self.running(scores)
         if n_done == self.n_examples or len(running) < 2:

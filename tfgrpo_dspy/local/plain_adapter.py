@@ -26,11 +26,7 @@ class PlainAdapter(dspy.Adapter):
         return super() if _is_plain(signature) else dspy.JSONAdapter(callbacks=self.callbacks)
 
     def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        """The output fields of each completion.
-
-        Raises:
-            dspy.utils.exceptions.AdapterParseError: A completion is empty.
-        """
+        """The output fields of each completion. Raises AdapterParseError: one is empty."""
         return self._for(signature).__call__(lm, lm_kwargs, signature, demos, inputs)
 
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:

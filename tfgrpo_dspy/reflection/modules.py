@@ -109,20 +109,14 @@ class DraftLessons(_ReflectionModule):
 
 
 class UpdateLibrary(_ReflectionModule):
-    """(library, dropped texts, lessons) -> operations.
-
-    Lessons that have more than `shown_tokens` (default: 4,000) go into several prompts.
-    """
+    """(library, dropped texts, lessons) -> operations; several prompts above `shown_tokens`."""
 
     default_signature = signatures.ProposeOperations
     default_tokens = 4_000
 
 
 class AddLessons(dspy.Module):
-    """Takes every lesson as an ADD, without an LM call.
-
-    For reflection LMs too small to edit a library, with a gate that sorts the lessons out.
-    """
+    """Takes every lesson as an ADD, without an LM call: for LMs too small to edit a library."""
 
     shown_tokens = 10**9
 

@@ -248,10 +248,7 @@ def without_fences(text: str) -> str:
 
 
 def json_in(text: str) -> Any:
-    """The list or object that the text holds, in JSON or as Python writes it; None if none.
-
-    Several objects, one behind the other, are a list.
-    """
+    """The list or object in a text, in JSON or Python's form; of several objects a list."""
     start = _IN_JSON.search(text)
     if start is None:
         return None

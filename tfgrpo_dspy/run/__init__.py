@@ -147,10 +147,7 @@ class Run:
         return await extract_lessons(self._client, batch, groups, self._history.best_score(batch))
 
     async def propose(self, batch: Batch, extracted: Extracted) -> list[Operation | Refusal]:
-        """The operations that the lessons call for, once the update before is decided.
-
-        Those that the library does not take come as refusals.
-        """
+        """The operations that lessons call for, after the update before; also those refused."""
         if batch.update:
             await self._updates[batch.update - 1]
         library, dropped = self._history.last.library, self._history.dropped()

@@ -57,10 +57,7 @@ class SampledGroup:
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """What a batch teaches: its lessons; the texts of refused ones, each with the reason.
-
-    `uses` has the `GroupRecord.used_as` of each group.
-    """
+    """What a batch teaches: lessons; refused texts with reasons; the `used_as` of each group."""
 
     lessons: tuple[Lesson, ...]
     refused: tuple[str, ...]

@@ -34,10 +34,7 @@ class RunContext:
         return [name for name, _ in named_predictors(self.student)]
 
     def stop_for_missing_record(self, stage: str, where: str) -> NoReturn:
-        """End an offline run that needs a record which is not there.
-
-        Raises RunStopped if a budget ended the recorded run, MissingRecordError if none did.
-        """
+        """End an offline run for want of a record. Raises RunStopped or MissingRecordError."""
         ended = self.manifest.was_cut_short()
         if not ended:
             raise self.manifest.missing(stage, where)

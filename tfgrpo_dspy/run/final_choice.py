@@ -162,10 +162,7 @@ def _held_out(
 def _race(
     run: RunContext, history: History, measured: Measurements, n_reserved: int
 ) -> tuple[int, tuple[Finalist, ...]]:
-    """The place of the candidate that wins, 0 (the student) if none does; all that took part.
-
-    `n_reserved` rollouts are kept for the test set.
-    """
+    """The winner's place (0: student), and all that took part; `n_reserved` are for the testset."""
     account, sd = history.accounts[-1], history.score_sd
     candidates = [_parts(candidate) for candidate in measured.candidates]
     parts = {part: (0.0, sd) for candidate in candidates for part in candidate}

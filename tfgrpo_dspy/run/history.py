@@ -215,10 +215,7 @@ class History:
         return tuple(fields_text({**as_fields(given), **as_fields(told)}) for given, told in seen)
 
     def _n_reserved(self, account: Account) -> int:
-        """How many rollouts the final choice and the test set need.
-
-        The final choice gets fewer where a rollout takes more calls or dollars than was assumed.
-        """
+        """How many rollouts the end needs; fewer where one takes more than was assumed."""
         settings, each = self._run.settings, account.per_rollout
         if settings.metric is None:
             return 0

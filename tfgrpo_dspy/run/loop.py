@@ -53,10 +53,7 @@ class Loop:
         self._threads: DaemonThreads
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """What the coroutine returns; it has the caller's `dspy.context`.
-
-        Raises RunStopped: the run has ended; what was done within `GRACE_S` is recorded.
-        """
+        """The coroutine's result, with the caller's `dspy.context`. Raises RunStopped: it ended."""
         loop = asyncio.new_event_loop()
         threads = self._threads = DaemonThreads()
         main = loop.create_task(self._supervised(coroutine))
@@ -169,14 +166,11 @@ class Loop:
             raise
         finally:  # end every coroutine, which abandons what is in flight
             while self._spawned:
-                await asyncio.gather(*map(_cancelled, self._spawned), return_exceptions=True)
+                for task in self._spawned:
+                    task.cancel()
+                await asyncio.gather(*self._spawned, return_exceptions=True)
             if self._failed.done():
                 self._failed.exception()  # read, so that asyncio does not warn of it
-
-
-def _cancelled(task: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
-    task.cancel()
-    return task
 
 
 class DaemonThreads:

@@ -217,10 +217,7 @@ class RunManifest:
         self._write(self._run, record)
 
     def close(self, unfinished: Usage) -> None:
-        """Note what was paid, and what of it was lost: the next start goes on from that.
-
-        A run that is finished is planned again as it was.
-        """
+        """Note what was paid and, unless the run is finished, what of it was lost."""
         record = self._recorded()
         if record is not None:
             changes = {"paid": [self._ledger.n_paid, self._ledger.paid]}

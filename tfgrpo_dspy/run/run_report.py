@@ -99,10 +99,7 @@ class RunReport:
         before: ExperienceLibrary,
         decision: Decision,
     ) -> None:
-        """Keep the record of an update that is decided, log it and show it.
-
-        `before` was the library when it was decided.
-        """
+        """Keep, log and show the record of a decided update; `before`: the library until then."""
         record = UpdateRecord(
             update=batch.update,
             epoch=batch.epoch,

@@ -88,10 +88,7 @@ class Reply:
 
 
 def run_request(request: Request, budget: Budget, name: str) -> Reply:
-    """Make a rollout in this process; nothing but memory is written.
-
-    `budget` is the reservation; no other request may have the `name`.
-    """
+    """Make a rollout here within the budget; no other request may have the `name`."""
     if _was_started_before(name):
         return Reply(was_started_before=True)
     try:
@@ -132,10 +129,7 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
 
 
 def _was_started_before(name: str) -> bool:
-    """Whether this request was begun before: dask makes those of a lost worker again by itself.
-
-    Other executors never run a task twice.
-    """
+    """Whether the request was begun before: dask begins those of a lost worker again."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return False

@@ -47,10 +47,7 @@ def as_fields(value: Any) -> dict[str, str]:
 
 
 def copied_example(example: dspy.Example) -> dspy.Example:
-    """The example with copies of its values: a program or a metric may write into them.
-
-    What cannot be copied (a lock, a connection) is shared.
-    """
+    """The example with copies of its values; what cannot be copied (a lock) is shared."""
     return example.copy(**{name: _copied(value) for name, value in example.items()})
 
 

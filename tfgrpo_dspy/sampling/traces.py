@@ -20,10 +20,7 @@ logger = logging.getLogger(__name__)
 def read_traces(
     traces: str | PathLike[str] | Iterable[Mapping[str, Any]],
 ) -> tuple[list[dspy.Example], list[list[Rollout]]]:
-    """An example for each distinct input, and the rollouts of each.
-
-    Raises SettingsError: it names every trace that cannot be read, by its number from 1.
-    """
+    """An example for each distinct input, and its rollouts. Raises SettingsError: all faults."""
     examples: list[dspy.Example] = []
     rollouts: list[list[Rollout]] = []
     places: dict[str, int] = {}

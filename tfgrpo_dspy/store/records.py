@@ -18,9 +18,7 @@ DATABASE = "tfgrpo_store.db"
 FORMAT_VERSION = 3
 BUSY_TIMEOUT_S = 60.0  # how long a process waits for another one that writes to the same store
 
-INTACT = (
-    "What was recorded before is intact; the same compile goes on from there when it is mended."
-)
+INTACT = "What was recorded before is intact: mend that, and the same compile goes on from there."
 DAMAGED = "The database is damaged: restore its folder from a copy, or take another log_dir."
 
 Record = dict[str, Any]
