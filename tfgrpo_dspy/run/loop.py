@@ -166,11 +166,14 @@ class Loop:
             raise
         finally:  # end every coroutine, which abandons what is in flight
             while self._spawned:
-                for task in self._spawned:
-                    task.cancel()
-                await asyncio.gather(*self._spawned, return_exceptions=True)
+                await asyncio.gather(*map(_cancelled, self._spawned), return_exceptions=True)
             if self._failed.done():
                 self._failed.exception()  # read, so that asyncio does not warn of it
+
+
+def _cancelled(task: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
+    task.cancel()
+    return task
 
 
 class DaemonThreads:
