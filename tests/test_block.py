@@ -240,14 +240,12 @@ def test_an_agent_made_of_a_baked_signature_keeps_its_text_around_the_block() ->
 
 def test_experiences_may_be_edited_by_hand() -> None:
     baked = LIBRARY.bake(TwoStage())
-    edited = baked.solve.signature.instructions.replace(
-        "one line.", "two lines.\n[E6] Number them."
-    )
+    edited = baked.solve.signature.instructions.replace("one line.", "two lines.\n[E6] Number.")
     library = ExperienceLibrary.from_program(with_instructions(baked, "solve", edited))
     assert library.render().split("\n")[1:] == [
         "[E3] Draft in two lines. (for solve)",
         "[E4] Say sorry first. (for answer)",
-        "[E6] Number them. (for solve)",
+        "[E6] Number. (for solve)",
     ]
     assert library.next_number == 7
 

@@ -32,12 +32,8 @@ SMALL: dict[str, Any] = {"n": 8, "n_validation": 12, "batch_size": 4, "epochs": 
 
 def cases(n: int, start: int = 0) -> list[dspy.Example]:
     kinds = [(i, list(CODES)[i % len(CODES)]) for i in range(start, start + n)]
-    return [
-        dspy.Example(question=f"Case {i}, of kind {kind}", answer=CODES[kind]).with_inputs(
-            "question"
-        )
-        for i, kind in kinds
-    ]
+    asked = [dspy.Example(question=f"Case {i}, of kind {k}", answer=CODES[k]) for i, k in kinds]
+    return [example.with_inputs("question") for example in asked]
 
 
 def is_right(case: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> dspy.Prediction:
@@ -125,9 +121,7 @@ def test_the_report_names_the_candidates_with_the_student_first_and_what_was_lea
         assert f"{own.price} tokens" in str(library)
 
 
-@pytest.mark.parametrize(
-    "lines", [list(WRONG.values()), ["Be kind."]], ids=["it does harm", "a draw"]
-)
+@pytest.mark.parametrize("lines", [list(WRONG.values()), ["Be kind."]], ids=["it harms", "a draw"])
 def test_what_is_not_better_than_the_student_is_not_returned(lines: list[str]) -> None:
     program = compiled(world(), gate=proposing(lines), **SMALL)
     results = program.detailed_results

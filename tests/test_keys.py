@@ -189,9 +189,8 @@ def test_every_field_of_an_example_counts_by_its_text(
     field: str, kind: Any, tmp_path: Path
 ) -> None:
     def of(*texts: str) -> list[dspy.Example]:
-        return [
-            dspy.Example(question="?", **{field: kind(t)}).with_inputs("question") for t in texts
-        ]
+        examples = (dspy.Example(question="?", **{field: kind(text)}) for text in texts)
+        return [example.with_inputs("question") for example in examples]
 
     assert run(tmp_path, trainset=of("one", "two")) == ALL
     assert run(tmp_path, trainset=of("one", "two")) == set()

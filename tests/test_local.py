@@ -92,9 +92,7 @@ def test_texts_end_where_they_should_and_usage_counts_their_tokens(lm: dspy.LM) 
     stopped = lm(request(lm, story, seed=1, stop=(word,)))
     assert (stopped.finish_reason, stopped.text) == ("stop", text[: text.index(word)])
     one = lm15.Config(max_tokens=1)
-    orders = [
-        lm15.Request(lm.model, (story,), f"Be brief{more}.", (), one) for more in ("", " now")
-    ]
+    orders = [lm15.Request(lm.model, (story,), f"Be brief{more}.", (), one) for more in ("", " n")]
     n_input = [lm(asked).usage.input_tokens for asked in orders]
     assert n_input[1] == n_input[0] + 1
 

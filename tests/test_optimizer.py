@@ -74,9 +74,7 @@ def test_each_epoch_goes_through_the_trainset_in_another_order() -> None:
 
 def test_without_a_valset_what_is_held_out_is_never_trained_on() -> None:
     done = run(*teaching("worth +1"), n=9, valset=None)
-    policy = [
-        prompt for prompt in done.prompts("## question ##") if "`attempts`" not in prompt.text
-    ]
+    policy = [p for p in done.prompts("## question ##") if "`attempts`" not in p.text]
     trained = {prompt.user for prompt in policy if prompt.temperature == 0.7}
     measured = {prompt.user for prompt in policy if prompt.temperature is None}
     assert (len(trained), len(measured), done.results.best.n) == (6, 3, 3)

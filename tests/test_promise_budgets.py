@@ -352,10 +352,8 @@ NEVER = threading.Event()
 def test_dollars_that_calls_under_way_may_give_back_are_waited_for() -> None:
     engine = Tally(before=lambda _prompt: NEVER.wait(0.02))  # all that may be under way then is
     worst = 1000  # of a call: some 900 bytes of prompt, 100 tokens of answer
-    optimized = learned(
-        lm=lm_on(engine), max_cost=3 * worst, num_threads=8, gate=NoGate(), **priced(1)
-    )
-    results = optimized.detailed_results
+    settings = {"max_cost": 3 * worst, "num_threads": 8, "gate": NoGate(), **priced(1)}
+    results = learned(lm=lm_on(engine), **settings).detailed_results
     assert results.ended_because.startswith("max_cost=3000")
     assert engine.dollars <= 3000
     assert engine.n_calls() > 2 * 3  # more than the worst cases that would fit

@@ -31,9 +31,8 @@ def chaotic_rules() -> list[Any]:
 
     def extract(prompt: Prompt) -> str:
         draw = prompt.random("lesson")
-        return lessons(
-            *(f"When you {draw.choice(WORDS)}, {word}." for word in draw.sample(WORDS, 2))
-        )
+        words = draw.sample(WORDS, 2)
+        return lessons(*(f"When you {draw.choice(WORDS)}, {word}." for word in words))
 
     def update(prompt: Prompt) -> str:
         draw = prompt.random("update")

@@ -255,7 +255,7 @@ def test_auto_is_a_number_of_lm_calls_that_fits_the_data_where_none_is_given(
 
 
 @pytest.mark.parametrize(
-    "limit", [{"max_lm_calls": 300}, {"max_metric_calls": 200}, {"max_cost": 0.5}]
+    "limit", [{"max_lm_calls": 300}, {"max_metric_calls": 200}, {"max_cost": 1}]
 )
 def test_estimate_uses_the_budget_and_stays_within_it(limit: dict[str, Any]) -> None:
     lm = scripted_lm([], max_tokens=100)
@@ -282,9 +282,8 @@ def test_the_plan_of_the_page_about_budgets_is_what_estimate_gives() -> None:
 def test_the_plan_is_logged_and_the_schedule_stands_in_the_result(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    optimizer = TrainingFreeGRPO(
-        is_polite, gate=NoGate(), epochs=1, max_lm_calls=80, progress=False
-    )
+    settings: dict[str, Any] = {"epochs": 1, "max_lm_calls": 80, "progress": False}
+    optimizer = TrainingFreeGRPO(is_polite, gate=NoGate(), **settings)
     rules = [("question", chat(answer="yes")), ("", chat(lessons=[], operations=[]))]
     with dspy.context(lm=scripted_lm(rules)), caplog.at_level(logging.INFO, "tfgrpo_dspy"):
         results = optimizer.compile(predictor(), trainset=questions(9)).detailed_results
