@@ -157,8 +157,9 @@ def _proposed(evidence: RunEvidence) -> tuple[ExperienceLibrary, dict[str, Exper
 def _known(evidence: RunEvidence, experiences: Iterable[Experience]) -> dict[Advice, set[int]]:
     """Every advice that the run has tried or is about to try, with its source examples."""
     found: dict[Advice, set[int]] = {}
-    given = (experience for rollout in evidence.rollouts for experience in rollout.library)
-    for experience in (*given, *experiences):
+    # Many rollouts are given the same experience: each is looked at once.
+    given = {id(each): each for rollout in evidence.rollouts for each in rollout.library}
+    for experience in (*given.values(), *experiences):
         sources = found.setdefault(experience.advice, set())
         sources.update(source.example for source in experience.evidence)
     return found
@@ -171,19 +172,19 @@ def _chance_of_more(one: Belief, other: Belief) -> float:
 
 def _data(evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> Data:
     """The scored rollouts of all groups, and what each advice is about; a column for each."""
-    training = evidence.training
-    place = {example: k for k, example in enumerate(training)}
+    training = np.array(evidence.training, dtype=np.int64)
+    place = {example: k for k, example in enumerate(evidence.training)}
     index = index_of(evidence.texts)
     near, tells = [], []
     for (text, _), sources in known.items():
         relevance, does_tell = index.relevance(text, tuple(sorted(sources)))
-        near.append(relevance[list(training)])
+        near.append(relevance[training])
         tells.append(does_tell)
     scored = [rollout for rollout in evidence.rollouts if rollout.score is not None]
     column = {advice: j for j, advice in enumerate(known)}
     present = np.zeros((len(scored), len(known)), dtype=bool)
-    for row, rollout in enumerate(scored):
-        present[row, [column[experience.advice] for experience in rollout.library]] = True
+    rows = [row for row, rollout in enumerate(scored) for _ in rollout.library]
+    present[rows, [column[e.advice] for rollout in scored for e in rollout.library]] = True
     return Data(
         examples=np.array([place[rollout.example] for rollout in scored], dtype=np.int64),
         scores=np.array([rollout.score for rollout in scored], dtype=float),
