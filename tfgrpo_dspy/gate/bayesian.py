@@ -159,9 +159,8 @@ def _known(evidence: RunEvidence, experiences: Iterable[Experience]) -> dict[Adv
     found: dict[Advice, set[int]] = {}
     # Many rollouts are given the same experience: each is looked at once.
     given = {id(each): each for rollout in evidence.rollouts for each in rollout.library}
-    for experience in (*given.values(), *experiences):
-        sources = found.setdefault(experience.advice, set())
-        sources.update(source.example for source in experience.evidence)
+    for each in (*given.values(), *experiences):
+        found.setdefault(each.advice, set()).update(source.example for source in each.evidence)
     return found
 
 
