@@ -43,8 +43,8 @@ TOLD_BROAD_SPREAD = 0.02
 """Spread of the effect elsewhere of an experience whose text names its examples."""
 LEAST_LEFT = 0.05  # the least share of the usual effect that is expected of an experience
 PRICE, COVERED_PRICE = 0.01, 0.07
-"""What an experience must add to be worth its tokens. More, up to the second, the less better ones
-leave to gain where it helps: what it seems to add there is mostly luck."""
+"""What an experience must add to be worth its tokens. Where its text names its examples, that is
+more, up to the second, the less better ones leave to gain there: what it adds is mostly luck."""
 DEMOS, DEMOS_PRICE = (0.0, 0.5), 0.4
 """What demos add, its uncertainty, and what they must add to be shown: they take many tokens."""
 EASE = 0.5  # spread of the ease of examples
@@ -94,7 +94,7 @@ def posterior(data: Data) -> Posterior:
 
     The value is the mean of `m_j + a_j r_ij` over the examples: what the experience adds on others
     like them. The regression is made twice. The first one tells how much better experiences leave
-    to gain; where they leave nothing, little is expected of an experience, and more asked of it.
+    to gain; where they leave nothing, little is expected of an experience, and more may be asked.
     """
     with threadpool_limits(1, user_api="blas"):  # small matrices: threads only wait
         sums = _Sums.of(data)
@@ -133,9 +133,8 @@ def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Mat
     scale = score_sd(data.scores)
     parts = _parts(data, left)
     gram, projection = parts.T @ sums.gram @ parts, parts.T @ sums.projection
-    alone = np.eye(n)
     values = np.zeros((n + 1, 2 * n + 2))
-    values[:n, : 2 * n] = np.hstack([alone, alone * data.relevance.mean(axis=1)])
+    values[:n, : 2 * n] = np.hstack([np.eye(n), np.diag(data.relevance.mean(axis=1))])
     values[n, -2] = 1.0
     values = values @ parts
     expected, common = np.array([BROAD_MEAN, LOCAL_MEAN, ALIKE_MEAN, DEMOS, (0.0, 1.0)]).T
@@ -155,7 +154,8 @@ def _regression(data: Data, sums: "_Sums", left: Matrix) -> tuple[Posterior, Mat
         roots.append(solve_triangular(root, values.T, lower=True, check_finite=False))
     share = np.exp(np.array(logs) - max(logs))
     share /= share.sum()
-    price = np.append(PRICE + (COVERED_PRICE - PRICE) * (1 - left) ** 2, DEMOS_PRICE) * scale
+    covered = (COVERED_PRICE - PRICE) * data.tells * (1 - left) ** 2
+    price = np.append(PRICE + covered, DEMOS_PRICE) * scale
     return _mixture(share, np.array(means), roots, price), parts @ (share @ np.array(weights))
 
 
