@@ -174,11 +174,8 @@ def _data(evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> Data:
     training = np.array(evidence.training, dtype=np.int64)
     place = {example: k for k, example in enumerate(evidence.training)}
     index = index_of(evidence.texts)
-    near, tells = [], []
-    for (text, _), sources in known.items():
-        relevance, does_tell = index.relevance(text, tuple(sorted(sources)))
-        near.append(relevance[training])
-        tells.append(does_tell)
+    told = [index.relevance(text, tuple(sorted(about))) for (text, _), about in known.items()]
+    near = [relevance[training] for relevance, _ in told]
     scored = [rollout for rollout in evidence.rollouts if rollout.score is not None]
     column = {advice: j for j, advice in enumerate(known)}
     present = np.zeros((len(scored), len(known)), dtype=bool)
@@ -189,7 +186,7 @@ def _data(evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> Data:
         scores=np.array([rollout.score for rollout in scored], dtype=float),
         present=present,
         relevance=np.array(near).reshape(len(known), len(training)),
-        tells=np.array(tells, dtype=bool),
+        tells=np.array([tells for _, tells in told], dtype=bool),
         has_demos=np.array([rollout.has_demos for rollout in scored], dtype=bool),
     )
 

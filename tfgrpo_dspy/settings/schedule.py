@@ -32,9 +32,9 @@ an epoch, and all LM calls, make at least so many batches."""
 MAX_BATCHES_PER_EPOCH, CALLS_PER_GROUP = 64, 4
 """With thousands of examples within reach batches grow: each decision reads all rollouts so far."""
 EPOCHS, MAX_EPOCHS_WITHIN_BUDGET = 5, 50
-MIN_STALENESS, MAX_STALENESS = 1, 4
-ROLLOUTS_PER_THREAD = 1.5
-"""Of the batches that run at once: a thread that ends early finds another rollout."""
+MIN_STALENESS, MAX_STALENESS, MANY_BATCHES = 1, 4, 12
+"""With so many batches, one more is made at once for more than the usual number of threads."""
+ROLLOUTS_PER_THREAD = 1.5  # of the batches made at once: a thread that ends early finds another
 MAX_DRAFTS, CALLS_PER_DRAFT, MAX_DEMOS = 12, 16, 4
 GROUPS_PER_CALL = 2  # on simulated tasks they taught as much as one in a call; three taught less
 RESERVE_SHARE = 1 / 5  # the share of the budget for measuring the student and choosing the result
@@ -42,8 +42,7 @@ MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4
 """On how many programs the reserve runs the validation set: at least student and best library."""
 USUAL_MIN_VALIDATION = 10
 """The reserve pays for so many validation examples even where its share would not."""
-MIN_GROUP_SIZE, MIN_BATCH_SIZE, MIN_VALIDATION = 2, 2, 2
-"""What a small budget is reduced to at most."""
+MIN_GROUP_SIZE, MIN_BATCH_SIZE, MIN_VALIDATION = 2, 2, 2  # a small budget reduces them to these
 COMPLETION_TOKENS, FORMAT_TOKENS = 150, 200  # DSPy's adapters add the second to a prompt
 MAX_REFLECTION_TOKENS, UPDATE_TOKENS, EXAMPLES_OF_DRAFT = 12_000, 2_000, 10
 AGENT_TURNS = 4  # how many calls an agent makes in a rollout, unless `max_iters` allows fewer
@@ -155,11 +154,13 @@ def _usual(settings: Settings, data: RunData, given: dict[str, int]) -> dict[str
         "batch_size": _batch_size(n, n_within_reach, calls / CALLS_PER_GROUP, settings.threads),
     } | given
     rollouts_of_batch = sizes["batch_size"] * sizes["group_size"]
+    has_many = calls / CALLS_PER_GROUP / sizes["batch_size"] >= MANY_BATCHES
+    least = MIN_STALENESS + (settings.threads > USUAL_THREADS and has_many)
     staleness = math.ceil(ROLLOUTS_PER_THREAD * settings.threads / rollouts_of_batch) - 1
     return {
         "temperature": settings.temperature or TEMPERATURE,
         "epochs": 1 if data.is_recorded else epochs,
-        "max_staleness": min(MAX_STALENESS, max(MIN_STALENESS, staleness)),
+        "max_staleness": min(MAX_STALENESS, max(least, staleness)),
         "drafts": int(min(MAX_DRAFTS, calls / CALLS_PER_DRAFT)),
         "groups_per_call": GROUPS_PER_CALL,
         "reserve": reserve,
