@@ -314,6 +314,13 @@ def test_more_is_asked_of_an_experience_where_a_better_one_leaves_nothing_to_gai
     assert covered < 0.5 < needed
 
 
+def test_advice_about_none_of_the_training_examples_leaves_other_beliefs_sound() -> None:
+    example, helped = np.arange(40) % 4, np.arange(40) % 3 > 0
+    present, near = np.column_stack([helped, ~helped]), np.array([[1.0] * 4, [0.0] * 4])
+    told, bare = np.array([True, True]), np.zeros(40, dtype=bool)  # without demos
+    assert posterior(Data(example, 1.0 * helped, present, near, told, bare))[2][0] > 0.9
+
+
 def test_uncertain_advice_is_in_some_rollouts_of_a_group_and_settled_advice_in_all() -> None:
     world = World(of_kinds())
     world.after(12, learned(LESSON(0), 0))

@@ -415,9 +415,8 @@ def test_nobody_waits_for_ever_for_dollars_that_another_call_holds(
     engine = Tally(before=given_.pop("before", None))
     HELD["lm"] = lm_on(engine, num_retries=0)
     started = time.monotonic()
-    optimized = learned(
-        student(), lm_on(engine), max_cost=dollars, num_threads=1, **priced(1), **given_
-    )
+    limits = {"max_cost": dollars, "num_threads": 1, **priced(1)}
+    optimized = learned(student(), lm_on(engine), **limits, **given_)
     assert time.monotonic() - started < 8
     assert optimized.detailed_results.ended_because.startswith(f"max_cost={dollars}")
     assert engine.n_calls() > 2
@@ -521,9 +520,8 @@ def test_without_a_gate_enough_is_kept_back_to_measure_what_is_returned(
     budget: dict[str, int], num_threads: int
 ) -> None:
     engine = Tally()
-    optimized = learned(
-        lm=lm_on(engine), gate=NoGate(), batch_size=1, num_threads=num_threads, **budget
-    )
+    figures = {"gate": NoGate(), "batch_size": 1, "num_threads": num_threads, **budget}
+    optimized = learned(lm=lm_on(engine), **figures)
     results = optimized.detailed_results
     assert results.ended_because.startswith("max_")
     assert len(ExperienceLibrary.from_program(optimized)) == 1

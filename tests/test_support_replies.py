@@ -24,9 +24,7 @@ def test_the_splits_share_no_complaint_and_no_product():
     assert len({example.complaint for split in splits for example in split}) == 200
     openings = [[example.complaint.split(". ")[0] for example in split] for split in splits]
     products = [name for name, *_ in task.PRODUCTS]
-    named = [
-        {p for p in products for text in texts if re.search(rf"{p}\b", text)} for texts in openings
-    ]
+    named = [{p for p in products for t in texts if re.search(rf"{p}\b", t)} for texts in openings]
     assert [len(names) for names in named] == [12, 12, 16]
     assert len(set.union(*named)) == 40
 

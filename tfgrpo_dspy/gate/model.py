@@ -107,8 +107,8 @@ def posterior(data: Data) -> Posterior:
 def _left_to_gain(data: Data, sums: "_Sums", weights: Matrix, first: Posterior) -> Matrix:
     """The share, from 0 to 1, of what could be gained that better experiences leave; (J,).
 
-    It is a mean over the examples that an experience is about, or over all where its text does not
-    tell. Better are those of a higher value that a program would be given.
+    It is a mean over the examples that an experience is about, or over all where that is not known.
+    Better are those of a higher value that a program would be given.
     """
     n, top = len(data.tells), float(data.scores.max())
     values, _, chances = (figures[:-1] for figures in first)
@@ -120,7 +120,8 @@ def _left_to_gain(data: Data, sums: "_Sums", weights: Matrix, first: Posterior) 
     by_better = np.empty_like(added)
     by_better[best_first] = np.cumsum(added[best_first], axis=0) - added[best_first]
     share = np.clip((top - bare - by_better) / np.maximum(top - bare, 1e-9), 0.0, 1.0)
-    about = np.where(data.tells[:, None], data.relevance, 1.0)
+    is_about = data.tells & data.relevance.any(axis=1)  # maybe of validation examples alone
+    about = np.where(is_about[:, None], data.relevance, 1.0)
     return np.asarray(np.maximum((share * about).sum(axis=1) / about.sum(axis=1), LEAST_LEFT))
 
 
