@@ -7,12 +7,15 @@ Run it on a quiet machine. Prints a table with the bars and writes `results/spee
 - *overhead*: wall and CPU time per LM call of a whole compile on default settings (gate, drafts,
   demos and final choice included), over those of bare calls of the program in a pool of as many
   threads. The LM answers at once. Medians of rounds in which compile and bare calls alternate; 50
-  and 500 examples, without a budget.
+  and 500 examples, without a budget. Beside them: bare calls for each of which DSPy makes a
+  signature, as for rollouts that are given different experiences.
 - *others*: the same for GEPA, SIMBA and MIPROv2 on 5,000 examples, one round, beside one epoch of
   this optimizer.
 - *staleness*: each LM call takes a lognormal time (median 50 ms, sigma 1). 100 examples, groups of
-  5, batches of 25, 3 epochs, no gate, one validation example, 16 threads: the share of the threads'
-  time that is used, with batches whose library is 0, 1 or 2 updates old; the mean of three seeds.
+  5, of which 60 % have contrast, batches of 25, 3 epochs, no gate, one validation example, 16
+  threads: the share of the threads' time that is used, with batches whose library is 0, 1 or 2
+  updates old; in training, until the last update is decided, and in the whole compile, with the
+  final choice, which asks one call after the other; the mean of five seeds.
 - *replay*: a run of 10,000 rollouts is recorded, then replayed offline in another process.
 - *processes*: rollouts a second with an executor of one process per core.
 - *code*: files, functions and classes of the package that a compile of 30 examples in memory runs.
@@ -21,6 +24,7 @@ Run it on a quiet machine. Prints a table with the bars and writes `results/spee
 import argparse
 import contextvars
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -42,6 +46,7 @@ from dspy import lm15
 from rich.console import Console
 from rich.table import Table
 from simlm_texts import Prompt, output_fields
+from utilisation import Timed, used
 
 import tfgrpo_dspy
 from tfgrpo_dspy import Execution, NoGate, Reflection, TrainingFreeGRPO
@@ -56,15 +61,16 @@ Row = dict[str, Any]
 
 
 class CannedEngine:
-    """Right in half of the rollouts, by the sample; canned text in every other output field."""
+    """Right in a share of the rollouts, by the sample; canned text in every other output field."""
 
     supported_params = frozenset({"temperature", "max_tokens", "seed"})
     fingerprint = "canned-1"
 
-    def __init__(self, median_s: float = 0.0) -> None:
+    def __init__(self, median_s: float = 0.0, share_right: float = 0.5) -> None:
         self.median_s = median_s
+        self.share_right = share_right
         self.n_calls = 0
-        self.slept_s = 0.0
+        self.slept: list[tuple[float, float]] = []
         self._lock = threading.Lock()
         self._never = threading.Event()
 
@@ -72,7 +78,7 @@ class CannedEngine:
         return self
 
     def __reduce__(self) -> Any:
-        return CannedEngine, (self.median_s,)
+        return CannedEngine, (self.median_s, self.share_right)
 
     def complete(self, request: lm15.Request) -> lm15.Response:
         prompt = Prompt.of(request, "")
@@ -83,15 +89,17 @@ class CannedEngine:
         values: dict[str, Any] = dict.fromkeys(fields.names, note)
         if "answer" in values:
             number = prompt.user.partition("What is ")[2].partition(" ")[0] or "0"
-            values["answer"] = str(int(number) % 7) if draw.random() < 0.5 else "unsure"
+            is_right = draw.random() < self.share_right
+            values["answer"] = str(int(number) % 7) if is_right else "unsure"
         if "operations" in values:
             values["operations"] = [{"op": "ADD", "text": note, "lessons": [1]}]
         seconds = self.median_s * math.exp(draw.gauss(0.0, SIGMA))
         if seconds:
+            began = time.perf_counter()
             self._never.wait(seconds)
+            self.slept.append((began, began + seconds))  # a late awakening is not the LM's time
         with self._lock:
             self.n_calls += 1
-            self.slept_s += seconds
         message = lm15.Message.assistant([lm15.TextPart(fields.formatted(values))])
         usage = lm15.Usage(input_tokens=100, output_tokens=10)
         return lm15.Response(None, request.model, message, "stop", usage)
@@ -123,22 +131,40 @@ def policy(engine: CannedEngine) -> dspy.LM:
     return dspy.LM("canned/policy", engine=engine, temperature=0.7, cache=False)
 
 
-def compiled(
-    engine: CannedEngine, cases: Sequence[dspy.Example], valset: Any = None, **settings: Any
+def optimizer_for(
+    engine: CannedEngine, kind: type[TrainingFreeGRPO] = TrainingFreeGRPO, **settings: Any
 ) -> Any:
-    """Our whole compile; what is not in `settings` is at its default."""
-    settings = {"num_threads": THREADS, "progress": False, **settings}
+    """What is not in `settings` is at its default."""
     reflection = dspy.LM("canned/reflection", engine=engine, temperature=1.0, cache=False)
+    usual = {"num_threads": THREADS, "progress": False}
+    return kind(metric, reflection_lm=reflection, **(usual | settings))
+
+
+def compiled(
+    engine: CannedEngine,
+    cases: Sequence[dspy.Example],
+    valset: Any = None,
+    optimizer: Any = None,
+    **settings: Any,
+) -> Any:
+    """Our whole compile, by an optimizer with these settings where none is given."""
+    optimizer = optimizer or optimizer_for(engine, **settings)
     with dspy.context(lm=policy(engine), adapter=dspy.ChatAdapter()):
-        optimizer = TrainingFreeGRPO(metric, reflection_lm=reflection, **settings)
         return optimizer.compile(student(), trainset=list(cases), valset=valset)
 
 
-def bare(cases: Sequence[dspy.Example], n_calls: int) -> None:
-    """So many calls of the program, each scored, in a pool of threads."""
+def bare(cases: Sequence[dspy.Example], n_calls: int, has_own_instructions: bool = False) -> None:
+    """So many calls of the program, each scored, in a pool of threads.
+
+    With `has_own_instructions`, DSPy makes a signature with instructions of its own for each call.
+    """
     program = student()
+    signature = program.predict.signature
+    count = itertools.count()
 
     def call(case: dspy.Example) -> None:
+        if has_own_instructions:
+            signature.with_instructions(f"Answer question {next(count)}.")
         metric(case, program(**case.inputs()))
 
     lm = policy(CannedEngine())
@@ -189,7 +215,19 @@ def overhead() -> list[Row]:
         middle = {name: median(row[name] for row in found) for name in found[0]}
         bar = {"bar": "at most 1.45"} if n == 500 else {}
         rows.append({"what": f"TrainingFreeGRPO, {n:,} examples", **middle, **bar})
-    return rows
+    return [*rows, _bound(examples(500))]
+
+
+def _bound(cases: Sequence[dspy.Example]) -> Row:
+    """Bare calls that each have instructions of their own, over those that share them."""
+    n, rounds = 5_000, []
+    for _ in range(3):
+        own = clocked(lambda: bare(cases, n, has_own_instructions=True))
+        shared = clocked(lambda: bare(cases, n))
+        rounds.append([a / b for a, b in zip(own, shared, strict=True)])
+    wall, cpu = map(median, zip(*rounds, strict=True))
+    what = "bare calls, a new signature for each"
+    return {"what": what, "LM calls": n, "wall ratio": wall, "CPU ratio": cpu}
 
 
 def _gepa(lm: dspy.LM, cases: list[dspy.Example]) -> Any:
@@ -227,22 +265,35 @@ def others() -> list[Row]:
 def staleness() -> list[Row]:
     rows = []
     for k, bar in ((0, 0.55), (1, 0.85), (2, 0.92)):
-        used = []
-        for seed in range(100, 103):
-            engine = CannedEngine(MEDIAN_S)
-            settings: dict[str, Any] = {
-                "group_size": 5,
-                "batch_size": 25,
-                "epochs": 3,
-                "seed": seed,
-            }
-            settings |= {"gate": NoGate(), "reflection": Reflection(drafts=0)}
-            settings |= {"execution": Execution(max_staleness=k)}
-            sets = examples(100), examples(1, 10**6)
-            wall, _ = clocked(lambda: compiled(engine, *sets, **settings))  # noqa: B023
-            used.append(engine.slept_s / (THREADS * wall))
-        rows.append({"what": f"staleness {k}", "utilisation": fmean(used), "bar": f"{bar}"})
+        found = [_busy(k, seed) for seed in range(100, 105)]
+        means = {name: fmean(row[name] for row in found) for name in found[0]}
+        rows.append({"what": f"staleness {k}", **means, "bar": f"{bar} in training"})
     return rows
+
+
+def _busy(max_staleness: int, seed: int) -> Row:
+    """The shares of the threads' time that LM calls took, and of the groups with contrast."""
+    engine = CannedEngine(MEDIAN_S, share_right=0.83)
+    optimizer = optimizer_for(
+        engine,
+        Timed,
+        group_size=5,
+        batch_size=25,
+        epochs=3,
+        seed=seed,
+        gate=NoGate(),
+        reflection=Reflection(drafts=0),
+        execution=Execution(max_staleness=max_staleness),
+    )
+    began = time.perf_counter()
+    program = compiled(engine, examples(100), examples(1, first=10**6), optimizer)
+    ended = time.perf_counter()
+    groups = [group for update in program.detailed_results.updates for group in update.groups]
+    return {
+        "training": used(engine.slept, began, optimizer.trained_s, THREADS),
+        "whole": used(engine.slept, began, ended, THREADS),
+        "with contrast": fmean(group.used_as == "contrast" for group in groups),
+    }
 
 
 def _recorded(folder: str, offline: bool) -> Row:

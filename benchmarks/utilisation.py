@@ -1,13 +1,14 @@
 """How busy many threads are, and what that costs in learning. SIMULATED: worlds of `worlds.py`.
 
-    python benchmarks/utilisation.py                    # the published tables, about ten minutes
+    python benchmarks/utilisation.py                    # the published tables, about 25 minutes
     python benchmarks/utilisation.py --quick            # two timed seeds and four others, from 0
     python benchmarks/utilisation.py --show benchmarks/results/utilisation.json
 
 `TrainingFreeGRPO(metric, reflection_lm=..., max_lm_calls=N, num_threads=T)`, nothing else set, on
-80 cases of ten kinds. Every LM call sleeps for a time with a heavy tail: lognormal, sigma 1, median
-.25 s (mean .41 s; one call in a hundred takes 2.6 s or more), drawn from seed, prompt and rollout
-id, so it is the same in every run. What engine and optimizer compute comes on top, as it would.
+80 cases of ten kinds; N also None, the default: no budget. Every LM call sleeps for a time with a
+heavy tail: lognormal, sigma 1, median .25 s (mean .41 s; one call in a hundred takes 2.6 s or
+more), drawn from seed, prompt and rollout id, so it is the same in every run. What engine and
+optimizer compute comes on top, as it would.
 
 **Utilisation** is the time that calls slept, over threads x wall time: of the *training*, which
 ends when the last update is decided (*least*: the lowest of all runs), and of the *whole* run, with
@@ -51,15 +52,15 @@ from tfgrpo_dspy import Execution, TrainingFreeGRPO
 
 OUT = Path(__file__).parent / "results" / "utilisation.json"
 CELLS = ("kinds/words/named/.25", "kinds/codes/unnamed/.25", "kinds/words/unnamed/.5", "broad/5/1")
-BUDGETS, THREADS, TIMED = (400, 800), (4, 8, 16), CELLS[:2]
+BUDGETS, THREADS, TIMED = (400, 800, None), (4, 8, 16), CELLS[:2]
 USUAL_THREADS = 8
 """Up to so many threads, the schedule is that of one."""
 MEDIAN_S, SIGMA = 0.25, 1.0
 JOBS = 6
 BAR, LOSS, BAR_THREADS = 0.6, 0.01, 16
 """What is asked of 16 threads: utilisation at least, and loss of score at most."""
-Case = tuple[str, int, int, int, int | None, float]
-"""Cell, budget, seed, threads, staleness (None: derived), median sleep in seconds."""
+Case = tuple[str, int | None, int, int, int | None, float]
+"""Cell, budget (None: none), seed, threads, staleness (None: derived), median sleep in seconds."""
 
 
 class SleepingEngine(WorldEngine):
@@ -125,12 +126,12 @@ def run(case: Case) -> dict[str, Any]:
         "updates": len(results.updates),
         "wall_s": ended - began,
         "work_s": sum(end - start for start, end in engine.slept),
-        "training": _used(engine.slept, began, optimizer.trained_s, threads),
-        "whole": _used(engine.slept, began, ended, threads),
+        "training": used(engine.slept, began, optimizer.trained_s, threads),
+        "whole": used(engine.slept, began, ended, threads),
     }
 
 
-def _used(slept: Sequence[tuple[float, float]], began: float, ended: float, threads: int) -> float:
+def used(slept: Sequence[tuple[float, float]], began: float, ended: float, threads: int) -> float:
     """The share of the threads' time that was slept."""
     busy = sum(max(0.0, min(end, ended) - start) for start, end in slept)
     return busy / (threads * (ended - began))
@@ -141,7 +142,7 @@ def rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each budget and number of threads."""
     awake = {_key(r, r["threads"], r["asked"]): r for r in runs if not r["median_s"]}
     found = []
-    for budget in sorted({r["budget"] for r in runs}):
+    for budget in sorted({r["budget"] for r in runs}, key=lambda n: n or math.inf):
         for threads in (1, *THREADS):
             planned = 1 if threads <= USUAL_THREADS else threads
             timed = [r for r in runs if r["median_s"] and r["budget"] == budget]
@@ -173,7 +174,7 @@ def show(results: Mapping[str, Any]) -> None:
     """Prints a result file, and whether the bar is reached."""
     console = Console(width=140)
     table = Table(box=box.SIMPLE_HEAD)
-    heads = ("LM calls", "threads", "batch", "staleness", "training", "least", "whole")
+    heads = ("budget", "threads", "batch", "staleness", "training", "least", "whole")
     for name in (*heads, "wall s", "work s", "same", "score", "- no overlap", "- one thread"):
         table.add_column(name, justify="right")
     shown = rows(results["runs"])
@@ -181,8 +182,9 @@ def show(results: Mapping[str, Any]) -> None:
         timed = [f"{row[n]:.2f}" if n in row else "" for n in ("training", "least", "whole")]
         timed += [f"{row[n]:.0f}" if n in row else "" for n in ("wall_s", "work_s")]
         beside = [f"{row[n][0]:+.3f} ± {row[n][1]:.3f}" for n in ("no overlap", "one thread")]
-        first = [str(row[n]) for n in ("budget", "threads", "batch", "staleness")]
-        table.add_row(*first, *timed, row.get("same", ""), f"{row['score']:.3f}", *beside)
+        first = [_named(row["budget"]), *(str(row[n]) for n in ("threads", "batch", "staleness"))]
+        last = [row.get("same", ""), f"{row['score']:.3f}", *beside]
+        table.add_row(*first, *timed, *last)
     seeds = f"seeds {results['timed_seeds']} timed, {results['seeds']} for scores"
     console.print(f"{seeds}; simulated; ± one standard error")
     console.print(table)
@@ -191,9 +193,13 @@ def show(results: Mapping[str, Any]) -> None:
             lost = min(row["no overlap"][0], row["one thread"][0])
             told = "reached" if row["training"] >= BAR and lost >= -LOSS else "NOT reached"
             console.print(
-                f"{row['budget']} LM calls, {BAR_THREADS} threads: utilisation at least {BAR}, "
+                f"{_named(row['budget'])}, {BAR_THREADS} threads: utilisation at least {BAR}, "
                 f"at a loss of score of at most {LOSS}: {told}"
             )
+
+
+def _named(budget: int | None) -> str:
+    return "no budget" if budget is None else f"{budget} LM calls"
 
 
 # ---------------------------------------------------------------- the command
@@ -202,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=12, help="how many, without sleep")
-    parser.add_argument("--timed", type=int, default=3, help="how many of them also with sleep")
+    parser.add_argument("--timed", type=int, default=5, help="how many of them also with sleep")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--jobs", type=int, default=JOBS, help="timed runs at once")
     parser.add_argument("--out", type=Path, default=OUT)

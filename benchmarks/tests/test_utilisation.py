@@ -4,13 +4,13 @@ import pytest
 
 pytest.importorskip("rich")
 
-from utilisation import _used, rows, run
+from utilisation import rows, run, used
 
 CASE = ("kinds/words/named/.25", 60, 0)
 
 
 def test_the_time_after_the_end_is_not_used() -> None:
-    assert _used([(0.0, 1.0), (0.5, 3.0), (2.5, 4.0)], 0.0, 2.0, 2) == (1.0 + 1.5) / 4
+    assert used([(0.0, 1.0), (0.5, 3.0), (2.5, 4.0)], 0.0, 2.0, 2) == (1.0 + 1.5) / 4
 
 
 def test_a_timed_run_stands_beside_one_thread_and_beside_no_overlap() -> None:
