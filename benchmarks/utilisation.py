@@ -1,6 +1,6 @@
 """How busy many threads are, and what that costs in learning. SIMULATED: worlds of `worlds.py`.
 
-    python benchmarks/utilisation.py                    # the published tables, about 25 minutes
+    python benchmarks/utilisation.py                    # the published tables, about half an hour
     python benchmarks/utilisation.py --quick            # two timed seeds and four others, from 0
     python benchmarks/utilisation.py --show benchmarks/results/utilisation.json
 
