@@ -95,6 +95,11 @@ class AtCall:
             self.act()
 
 
+def learned_in(results: Any) -> list[dict[str, Any]]:
+    """The updates of a run, but for their calls, which include those that were tried again."""
+    return [update | {"n_lm_calls": 0} for update in results.to_dict()["updates"]]
+
+
 def untimed(results: Any) -> dict[str, Any]:
     """The results of a run, but for what may differ from run to run."""
     return {name: value for name, value in results.to_dict().items() if name != "wall_time_s"}

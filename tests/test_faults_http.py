@@ -10,7 +10,7 @@ from typing import Any
 import dspy
 import pytest
 from chat_server import ChatServer, Fault, Plan, in_turn, server
-from runs import learned, library_texts, n_calls, polite_rules, untimed
+from runs import learned, learned_in, library_texts, n_calls, polite_rules
 from scripted import EXTRACT, UPDATE
 
 from tfgrpo_dspy import NoGate
@@ -45,7 +45,7 @@ def run(server: ChatServer, plan: Plan | None = None, **settings: Any) -> Any:
 
 
 def what_was_learned(program: Any) -> Any:
-    return untimed(program.detailed_results)["updates"], library_texts(program)
+    return learned_in(program.detailed_results), library_texts(program)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from runs import (
     ADVICE,
     learned,
+    learned_in,
     library_texts,
     n_calls,
     optimizer_of,
@@ -121,7 +122,7 @@ def faulty_lm(engine: Faulty, **kwargs: Any) -> dspy.LM:
 
 
 def updates_of(program: Any) -> Any:
-    return untimed(program.detailed_results)["updates"]
+    return learned_in(program.detailed_results)
 
 
 @pytest.fixture(scope="module")

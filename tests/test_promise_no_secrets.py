@@ -74,7 +74,7 @@ def test_an_api_key_is_in_no_file_no_report_and_no_log_line(
     reported = [json.dumps(results.to_dict()), repr(results), caplog.text]
     reported.append(repr(optimizer_of(reflection_lm=lm).get_params()))
     assert [text for text in [*written, *reported] if KEY in text] == []
-    assert "update 0" in caplog.text
+    assert "update 1 (epoch 1)" in caplog.text
     ours = [entry.getMessage() for entry in caplog.records if entry.name.startswith("tfgrpo_dspy")]
     for prompted in ("question 1", ADVICE, "Say please."):
         assert prompted not in "".join(ours)

@@ -32,7 +32,7 @@ from tfgrpo_dspy.reflection.modules import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
-from tfgrpo_dspy.run.records import best_so_far
+from tfgrpo_dspy.run.saved import best_so_far
 from tfgrpo_dspy.settings import Execution, Reflection
 
 __all__ = [

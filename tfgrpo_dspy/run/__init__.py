@@ -103,7 +103,6 @@ class Run:
         """
         history, run = self._history, self._run
         run.manifest.begin(run.student, run.trainset, self._training, self._valset)
-        run.report.progress.reset(total=history.n_updates)
         for update in range(history.n_updates):
             if n_awaited := history.n_awaited(update):
                 await self._updates[n_awaited - 1]

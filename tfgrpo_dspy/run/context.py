@@ -27,6 +27,7 @@ class RunContext:
         self.manifest = RunManifest(settings, self.records, self.ledger)
         self.loop, self.remote = _loop_of(settings, self.ledger)
         self.report = RunReport(settings, self.ledger)
+        self.loop.on_wait = self.report.progress.tick
 
     @cached_property
     def predictors(self) -> list[str]:

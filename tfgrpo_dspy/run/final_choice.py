@@ -10,9 +10,17 @@ from typing import Any
 
 from tfgrpo_dspy.budget.account import Account, Amount
 from tfgrpo_dspy.errors import RunStopped
+from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.gate.race import Race, Scores, scored
 from tfgrpo_dspy.reflection.texts import estimate_tokens
-from tfgrpo_dspy.results import ExampleScores, Finalist, Gain, HeldOut, ScoreSummary, TriedAdvice
+from tfgrpo_dspy.results.records import (
+    ExampleScores,
+    Finalist,
+    Gain,
+    HeldOut,
+    ScoreSummary,
+    TriedAdvice,
+)
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
@@ -116,7 +124,7 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     run.manifest.note(best, "" if run.ledger.is_failure else run.report.ended_because)
     test = _held_out(run, testset, _with_student(history, best))
     optimized = best.bake(run.student)
-    optimized.detailed_results = run.report.results(
+    results = run.report.results(
         is_student=best == Additions(history.start),
         **measured.outcome(place),
         finalists=finalists,
@@ -128,8 +136,20 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
         test=test,
         n_demos=len(best.demos),
         library=best.library.to_dict(),
+        instructions=_instructions(run.student, optimized),
     )
+    run.manifest.note_results(results)
+    optimized.detailed_results = results
     return optimized
+
+
+def _instructions(student: Any, optimized: Any) -> dict[str, tuple[str, str]]:
+    """The instructions of each predictor, before and after."""
+    after = dict(named_predictors(optimized))
+    return {
+        name: (predictor.signature.instructions, after[name].signature.instructions)
+        for name, predictor in named_predictors(student)
+    }
 
 
 def _with_student(history: History, result: Additions) -> list[Additions]:

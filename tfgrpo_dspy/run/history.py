@@ -22,6 +22,7 @@ from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import FAILURE_SCORE, Rollout, fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
+from tfgrpo_dspy.run.changes import Changes
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.demos import Additions, BestRollouts, first_demos
 from tfgrpo_dspy.sampling.fields import as_fields
@@ -65,6 +66,7 @@ class History:
         self._best_rollouts = BestRollouts()
         self._started_s = time.monotonic()
         self._measured: list[Measured] = []
+        self._changes = Changes(self._texts)
         self._floor = FAILURE_SCORE  # or the lowest score of all so far, if that is lower
         self._best_scores: list[float] = []
         self._set_reserve()
@@ -180,7 +182,6 @@ class History:
             limits=run.settings.limits,
         )
         self.decisions.append(self._decision(evidence))
-        run.report.add_update(batch, extracted, proposed, before.library, self.last)
         scores = [score for each in extracted.groups for score in each.group.scores]
         self._best_scores.append(max(scores, default=-math.inf))
         made = extracted.rollouts if self._group_size else []
@@ -188,6 +189,10 @@ class History:
         account = self.accounts[-1].after_update(made, reflections, len(extracted.groups))
         self.accounts.append(account)
         self._set_reserve()
+        args = (before.library, evidence.operations, extracted, self.last)
+        changes = self._changes.of_update(*args)
+        record = run.report.add_update(batch, extracted, proposed, self.last, changes, account.used)
+        run.manifest.note_update(record)
         run.manifest.note(Additions(self.result()), "")
         return self.last.library
 

@@ -31,6 +31,7 @@ class Loop:
     """Runs the coroutines of a run, and does their tasks: so many in threads, so many elsewhere.
 
     `timeout_s` is how long a task may take; `pool` holds the user's threads, which replace ours.
+    `on_wait` is called ten times a second while the loop runs.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Loop:
         self._n_slots = {"threads": n_threads, "remote": n_remote}
         self._timeout_s = timeout_s
         self._pool = pool
+        self.on_wait: Callable[[], None] = lambda: None
         self._count = itertools.count()
         self._waiting: dict[str, asyncio.PriorityQueue[Any]]
         self._spawned: set[asyncio.Future[Any]] = set()
@@ -157,6 +159,7 @@ class Loop:
         try:
             while not (main.done() or self._failed.done()):
                 self.ledger.check()  # though every call may hang
+                self.on_wait()
                 ends = (main, self._failed)
                 await asyncio.wait(ends, timeout=WATCH_S, return_when=asyncio.FIRST_COMPLETED)
             return self._failed.result() if self._failed.done() else main.result()

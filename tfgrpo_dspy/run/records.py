@@ -3,22 +3,23 @@
 Without a `log_dir` nothing is found and nothing is kept.
 """
 
-import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from os import PathLike
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import dspy
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.errors import MissingRecordError, StoreError
+from tfgrpo_dspy.errors import MissingRecordError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
+from tfgrpo_dspy.results import RunResults
+from tfgrpo_dspy.results.records import UpdateRecord
 from tfgrpo_dspy.rollout import Usage
-from tfgrpo_dspy.sampling.demos import Additions, Demo
+from tfgrpo_dspy.sampling.demos import Additions
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.checks import all_lms
 from tfgrpo_dspy.settings.schedule import RunSettings
@@ -34,6 +35,7 @@ from tfgrpo_dspy.store.records import Record, Store, reading
 logger = logging.getLogger(__name__)
 
 LATEST_RUN = "latest:run"
+RUN, DECIDED, RESULTS = "run:", "decided:", "results:"  # how keys begin
 PAID = ("max_lm_calls", "max_metric_calls", "max_cost")  # what all starts of a run share
 LIMITS = frozenset(
     "epochs auto max_metric_calls max_lm_calls max_cost max_minutes max_errors "  # noqa: SIM905
@@ -156,6 +158,7 @@ class RunManifest:
         self._records = records
         self._run = ""
         self._is_finished = False
+        self._begun = datetime.now(UTC).isoformat(timespec="seconds")
 
     def begin(
         self, student: Any, trainset: Sequence[Any], training: Sequence[int], valset: Sequence[Any]
@@ -163,7 +166,7 @@ class RunManifest:
         """Note that the run has begun, or go on with what the same run has paid."""
         if self._records.store is None:
             return
-        self._run = f"run:{self._identity(student, [trainset[i] for i in training], valset)}"
+        self._run = f"{RUN}{self._identity(student, [trainset[i] for i in training], valset)}"
         names = self._records.unseen.names
         if names and self._settings.version is None:
             logger.info(
@@ -177,6 +180,7 @@ class RunManifest:
             self.note(Additions(ExperienceLibrary.from_program(student)), "")
         elif not self._settings.offline:
             with reading(self._run):
+                self._begun = record["begun"]
                 self._ledger.n_paid, self._ledger.paid = record["paid"]
                 self._ledger.n_lost, self._ledger.lost = record["lost"]
                 self._is_finished = bool(record["ended_because"])
@@ -213,8 +217,17 @@ class RunManifest:
             "paid": [self._ledger.n_paid, self._ledger.paid],
             "lost": [self._ledger.n_lost, self._ledger.lost],
             "ended_because": ended_because,
+            "begun": self._begun,
         }
         self._write(self._run, record)
+
+    def note_update(self, update: UpdateRecord) -> None:
+        """Record a decided update, for reports."""
+        self._write(f"{DECIDED}{self._run}:{update.update}", asdict(update))
+
+    def note_results(self, results: RunResults) -> None:
+        """Record what the run reports, but for its updates."""
+        self._write(f"{RESULTS}{self._run}", replace(results, updates=()).to_dict())
 
     def close(self, unfinished: Usage) -> None:
         """Note what was paid and, unless the run is finished, what of it was lost."""
@@ -251,37 +264,3 @@ class RunManifest:
             f"offline=True, and log_dir={str(self._settings.log_dir)!r} has no record of the "
             f"{stage} of {where}: {reason}. Run the same compile with offline=False first."
         )
-
-
-def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
-    """The best program of the run that was begun last in this store, finished or not.
-
-    Args:
-        log_dir: the folder of the run store.
-        student: the program that was compiled; a store holds text, no code.
-
-    Raises:
-        StoreError: the store cannot be read, or holds no run of this program.
-    """
-    store = Store.existing(log_dir)
-    if store is None:
-        raise StoreError(f"log_dir={str(log_dir)!r} is no run store; pass the one of a compile.")
-    try:
-        latest = store.get(LATEST_RUN)
-        with reading(LATEST_RUN):
-            record = store.get(latest["run"]) if latest else None
-    finally:
-        store.close()
-    if record is None:
-        raise StoreError(f"log_dir={str(log_dir)!r} holds no run yet.")
-    with reading("run"):
-        library = ExperienceLibrary.from_dict(record["library"])
-        shown = ((one["predictor"], tuple(map(tuple, one["fields"]))) for one in record["demos"])
-        best = Additions(library, tuple(itertools.starmap(Demo, shown)))
-    try:
-        return best.bake(student)
-    except (KeyError, ValueError) as error:
-        raise StoreError(
-            f"the demos recorded in log_dir={str(log_dir)!r} are not of this program ({error}); "
-            f"pass the student that was compiled."
-        ) from error

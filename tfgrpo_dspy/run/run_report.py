@@ -1,22 +1,21 @@
 """What the run has cost, what failed, what each update did, and why nothing was learned."""
 
 import logging
-import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partialmethod
 from typing import Any
 
-from tqdm.auto import tqdm
-
+from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision
-from tfgrpo_dspy.results import REFLECTIONS, GroupRecord, OperationRecord, RunResults, UpdateRecord
+from tfgrpo_dspy.results import REFLECTIONS, RunResults
+from tfgrpo_dspy.results.records import Change, GroupRecord, OperationRecord, UpdateRecord
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
+from tfgrpo_dspy.run.progress import Progress
 from tfgrpo_dspy.settings.schedule import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -24,6 +23,8 @@ logger = logging.getLogger(__name__)
 ROLES = ("rollout", "validation", "test", *REFLECTIONS, "metric")
 """What LM calls are for: training rollouts, the final choice, the test set, reflections,
 judges inside metrics."""
+IN_WORDS = {"born": "added", "changed": "changed", "settled": "proved useful",
+            "dropped": "dropped"}  # fmt: skip
 ERRORS_ALLOWED = 20  # so many errors never end a run by themselves, unless `max_errors` says so
 LOGGED_CHARACTERS = 500  # of a failure, whose message may quote a whole answer of an LM
 
@@ -38,8 +39,7 @@ class RunReport:
         self.reflection_usage: defaultdict[int, Usage] = defaultdict(Usage)  # by update
         self.replayed: Counter[str] = Counter()
         self.ended_because = "all epochs are done"
-        bar = {"desc": "Training-Free GRPO", "unit": "update", "disable": not settings.progress}
-        self.progress: Any = tqdm(**bar)
+        self.progress = Progress(settings, ledger)
         self._settings = settings
         self._ledger = ledger
         self._n_done = 0
@@ -50,6 +50,7 @@ class RunReport:
         """Count what a rollout has cost and how it failed."""
         self.usage[role] += rollout.usage
         self.usage["metric"] += rollout.metric_usage
+        self.progress.show_rollout(role)
         if rollout.failure is not None:
             self.count_failure(rollout.failure.kind, rollout.failure.message)
 
@@ -96,10 +97,11 @@ class RunReport:
         batch: Batch,
         extracted: Extracted,
         proposed: Sequence[Operation | Refusal],
-        before: ExperienceLibrary,
         decision: Decision,
-    ) -> None:
-        """Keep, log and show the record of a decided update; `before`: the library until then."""
+        changes: tuple[Change, ...],
+        used: Amount,
+    ) -> UpdateRecord:
+        """Keep, log and show the record of a decided update; `used`: by all updates so far."""
         record = UpdateRecord(
             update=batch.update,
             epoch=batch.epoch,
@@ -107,23 +109,16 @@ class RunReport:
             lessons=tuple(lesson.text for lesson in extracted.lessons),
             refused_lessons=extracted.refused,
             operations=tuple(map(_operation_record, proposed)),
-            accepted=list(decision.library) != list(before),
             reason=decision.reason,
-            dropped=dict(decision.dropped),
             library_size=len(decision.library),
+            changes=changes,
+            n_lm_calls=int(used.n_lm_calls),
+            cost_usd=used.cost,
         )
         self.updates.append(record)
-        size, n_lm_calls = record.library_size, self._ledger.n_lm_calls
-        counts = (batch.update, len(record.lessons), len(record.operations))
-        accepted = "accepted" if record.accepted else "not accepted"
-        logger.info(
-            "update %d: %d lessons, %d operations, %s (%s), %d experiences, %d LM calls so far",
-            *(*counts, accepted, record.reason, size, n_lm_calls),
-        )
-        scores = [s for group in record.groups for s in group.scores if s is not None]
-        training = {"training": f"{statistics.fmean(scores):.3f}"} if scores else {}
-        self.progress.update()
-        self.progress.set_postfix(**training, experiences=size, calls=n_lm_calls)
+        logger.info("%s", _in_words(record))
+        self.progress.show_update(record)
+        return record
 
     @property
     def unfinished(self) -> Usage:
@@ -176,6 +171,20 @@ class RunReport:
 
 def _shortened(message: str) -> str:
     return " ".join(message.split())[:LOGGED_CHARACTERS]
+
+
+def _in_words(record: UpdateRecord) -> str:
+    """The update in a line that needs no glossary."""
+    kinds = Counter(IN_WORDS[change.kind] for change in record.changes)
+    changes = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+    scores = record.scores
+    mean = f", mean score {sum(scores) / len(scores):.3f}" if scores else ""
+    source = f"{len(record.groups)} examples{mean}" if record.groups else "labelled examples"
+    return (
+        f"update {record.update + 1} (epoch {record.epoch + 1}): {source}; "
+        f"{len(record.lessons)} lessons; experiences: {changes or 'no change'}, "
+        f"{record.library_size} in the library; {record.n_lm_calls} LM calls so far"
+    )
 
 
 def _group_record(sampled: SampledGroup, use: str) -> GroupRecord:

@@ -15,7 +15,7 @@ from tfgrpo_dspy.errors import StoreError, described
 from tfgrpo_dspy.redaction import cleaned
 
 DATABASE = "tfgrpo_store.db"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 BUSY_TIMEOUT_S = 60.0  # how long a process waits for another one that writes to the same store
 
 INTACT = "What was recorded before is intact: mend that, and the same compile goes on from there."
@@ -122,6 +122,13 @@ class Store:
             return None
         with reading(key):
             return dict(json.loads(row[0]).items())
+
+    def keys(self, beginning: str) -> list[str]:
+        """The keys that begin so, in the order in which they were first written."""
+        with self._lock, self._faults("read"):
+            sql = "SELECT key FROM records WHERE substr(key, 1, ?) = ? ORDER BY rowid"
+            rows = self._connection.execute(sql, (len(beginning), beginning)).fetchall()
+        return [key for (key,) in rows]
 
     def put(self, key: str, record: Mapping[str, Any]) -> Record | None:
         """Write a record; gives the one that stood there already, and then stays."""

@@ -1,35 +1,52 @@
-"""What a run reports: plain values that reduce to builtins when they are pickled.
+"""The parts of a run's results, as frozen values of text and numbers. `run` makes them."""
 
-So a saved program that carries them loads where this package is not installed (they are then
-dicts and lists). `run` collects their content.
-"""
-
-import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from scipy.special import stdtrit
 
 from tfgrpo_dspy.experience.values import Effect
-from tfgrpo_dspy.rollout import MIN_CONTRAST, Usage
+from tfgrpo_dspy.rollout import MIN_CONTRAST
 
-REFLECTIONS = ("draft", "summary", "lesson", "update")  # what the reflection LM is asked for
 CONFIDENCE = 0.95
 
 ExampleScores = Sequence[float | None]
 """The scores of the examples of a set, in their order; None where there is none."""
 
 
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The bounds of the mean with 95 % confidence (Student's t).
+
+    None where the values say nothing of their spread: fewer than two, or all the same.
+    """
+    n = len(values)
+    if n < 2 or max(values) - min(values) <= MIN_CONTRAST:
+        return None
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error
+    return mean - half, mean + half
+
+
+def bounds_text(low: float | None, high: float | None, form: str = ".3f") -> str:
+    """` [low, high]` in this format, or "" where there is no interval."""
+    return "" if low is None or high is None else f" [{low:{form}}, {high:{form}}]"
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreSummary:
-    """The mean score of `n` examples; `n_failed` others have no score."""
+    """The mean score of `n` examples, and its 95 % interval (`interval` says when there is one).
+
+    `n_failed` others have no score.
+    """
 
     mean: float | None
     n: int
     n_failed: int = 0
+    low: float | None = None
+    high: float | None = None
 
     @classmethod
     def of(cls, scores: ExampleScores) -> "ScoreSummary | None":
@@ -38,7 +55,12 @@ class ScoreSummary:
             return None
         known = [score for score in scores if score is not None]
         mean = statistics.fmean(known) if known else None
-        return cls(mean, len(known), len(scores) - len(known))
+        return cls(mean, len(known), len(scores) - len(known), *(interval(known) or (None, None)))
+
+    def __str__(self) -> str:
+        mean = "no score" if self.mean is None else f"{self.mean:.3f}"
+        failed = f", {self.n_failed} more without a score" if self.n_failed else ""
+        return f"{mean}{bounds_text(self.low, self.high)} on {self.n} examples{failed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +83,13 @@ class Gain:
         gains = [new - old for old, new in pairs if new is not None and old is not None]
         if not gains:
             return None
-        mean, n = statistics.fmean(gains), len(gains)
-        if n < 2 or max(gains) - min(gains) <= MIN_CONTRAST:
-            return cls(mean, None, None, n)
-        error = statistics.stdev(gains) / math.sqrt(n)
-        half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error
-        return cls(mean, mean - half, mean + half, n)
+        low, high = interval(gains) or (None, None)
+        return cls(statistics.fmean(gains), low, high, len(gains))
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
             return f"{self.mean:+.3f} on {self.n} examples, which differ too little for an interval"
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] on {self.n} examples"
+        return f"{self.mean:+.3f}{bounds_text(self.low, self.high, '+.3f')} on {self.n} examples"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +158,56 @@ class OperationRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """A rollout as people are shown it: its outputs, shortened, its score, what the metric said."""
+
+    outputs: str
+    score: float | None
+    feedback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A group that an experience was learned from: its best and its worst rollout, and why.
+
+    `example` is the example's position in the training set, `inputs` how its inputs begin;
+    `advantage` is the semantic advantage: why, says the reflection LM, one is better.
+    """
+
+    example: int
+    inputs: str
+    good: Attempt
+    bad: Attempt
+    advantage: str
+
+
+ChangeKind = Literal["born", "changed", "settled", "dropped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an update did to one experience.
+
+    "born": it is new; "changed": it has another text; "settled": its effect is established;
+    "dropped": it left, and `reason` says why. `comparisons` are the first groups that the text was
+    learned from; none where it was drafted from labels.
+    """
+
+    kind: ChangeKind
+    id: str
+    text: str
+    scope: str
+    reason: str = ""
+    effect: Effect | None = None
+    comparisons: tuple[Comparison, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateRecord:
-    """One update: a batch of groups, its lessons, what became of them; `dropped`: why, by id."""
+    """One update: a batch of groups, its lessons, and what became of them.
+
+    `n_lm_calls` and `cost_usd` are what training has cost up to this update.
+    """
 
     update: int
     epoch: int
@@ -149,65 +215,18 @@ class UpdateRecord:
     lessons: tuple[str, ...]
     refused_lessons: tuple[str, ...]
     operations: tuple[OperationRecord, ...]
-    accepted: bool
     reason: str
     library_size: int
-    dropped: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RunResults:
-    """The whole run.
-
-    `student` and `best` are the validation scores of the student and of what was returned, `gain`
-    their difference: too optimistic, as these scores chose the result. `test` is what counts:
-    scores on a `testset`, whose examples chose nothing. `finalists` are the candidates of the
-    choice; `tried` is, if the gate states effects, all advice in the order of its first use.
-    `usage` has the roles "rollout" (training), "validation", "test", those of `REFLECTIONS`,
-    "metric" (LM judges), and "unfinished" for calls without a result; `usage` and `metric_calls`
-    hold what was replayed too, at its original cost. `replayed` counts, by role, what was read
-    from the run store. `nothing_learned` says why the result is the student ("": it is not).
-    `n_demos` is how many more demos the result has than the student.
-    """
-
-    student: ScoreSummary | None
-    best: ScoreSummary | None
-    updates: tuple[UpdateRecord, ...]
-    usage: Mapping[str, Usage]
-    failures: Mapping[str, int]
-    ended_because: str
-    nothing_learned: str
-    wall_time_s: float
-    library: Mapping[str, Any]
-    metric_calls: int = 0
-    gain: Gain | None = None
-    test: HeldOut | None = None
-    replayed: Mapping[str, int] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    n_demos: int = 0
-    finalists: tuple[Finalist, ...] = ()
-    tried: tuple[TriedAdvice, ...] = ()
-    schedule: Mapping[str, Any] = field(default_factory=dict)
+    changes: tuple[Change, ...] = ()
+    n_lm_calls: int = 0
+    cost_usd: float = 0.0
 
     @property
-    def policy_usage(self) -> Usage:
-        """What the program's rollouts have cost, in training and on validation."""
-        return self.usage["rollout"] + self.usage["validation"]
+    def accepted(self) -> bool:
+        """Whether the library has other texts after it."""
+        return any(change.kind != "settled" for change in self.changes)
 
     @property
-    def reflection_usage(self) -> Usage:
-        """What the reflection LM has cost."""
-        return sum((self.usage[role] for role in REFLECTIONS), Usage())
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as dicts, lists, strings and numbers, ready for JSON."""
-        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return found
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (list(self.to_dict().items()),)
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "RunResults":
-        return self
-
-    __copy__ = __deepcopy__
+    def scores(self) -> list[float]:
+        """The scores of its rollouts, those of failed rollouts included."""
+        return [score for group in self.groups for score in group.scores if score is not None]

@@ -1,0 +1,131 @@
+"""What a run reports: plain values that reduce to builtins when they are pickled.
+
+So a saved program that carries them loads where this package is not installed (they are then
+dicts and lists). `run` collects their content.
+"""
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.results import page
+from tfgrpo_dspy.results.curve import curve
+from tfgrpo_dspy.results.records import (
+    Finalist,
+    Gain,
+    HeldOut,
+    ScoreSummary,
+    TriedAdvice,
+    UpdateRecord,
+)
+from tfgrpo_dspy.rollout import Usage
+
+REFLECTIONS = ("draft", "summary", "lesson", "update")  # what the reflection LM is asked for
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """The whole run.
+
+    `student` and `best` are the validation scores of the student and of what was returned, `gain`
+    their difference: too optimistic, as these scores chose the result. `test` is what counts:
+    scores on a `testset`, whose examples chose nothing. `finalists` are the candidates of the
+    choice; `tried` is, if the gate states effects, all advice in the order of its first use.
+    `usage` has the roles "rollout" (training), "validation", "test", those of `REFLECTIONS`,
+    "metric" (LM judges), and "unfinished" for calls without a result; `usage` and `metric_calls`
+    hold what was replayed too, at its original cost. `replayed` counts, by role, what was read
+    from the run store. `nothing_learned` says why the result is the student ("": it is not).
+    `n_demos` is how many more demos the result has than the student. `instructions` are those of
+    each predictor, by name: of the student, then of the result; `lms` are the names of the policy
+    and the reflection LM.
+
+    `print(results)` gives a page of at most 40 lines; a notebook shows the same as tables.
+    """
+
+    student: ScoreSummary | None
+    best: ScoreSummary | None
+    updates: tuple[UpdateRecord, ...]
+    usage: Mapping[str, Usage]
+    failures: Mapping[str, int]
+    ended_because: str
+    nothing_learned: str
+    wall_time_s: float
+    library: Mapping[str, Any]
+    metric_calls: int = 0
+    gain: Gain | None = None
+    test: HeldOut | None = None
+    replayed: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    n_demos: int = 0
+    finalists: tuple[Finalist, ...] = ()
+    tried: tuple[TriedAdvice, ...] = ()
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+    instructions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    lms: tuple[str, str] = ("", "")
+
+    @property
+    def policy_usage(self) -> Usage:
+        """What the program's rollouts have cost, in training and on validation."""
+        return self.usage["rollout"] + self.usage["validation"]
+
+    @property
+    def reflection_usage(self) -> Usage:
+        """What the reflection LM has cost."""
+        return sum((self.usage[role] for role in REFLECTIONS), Usage())
+
+    @property
+    def experiences(self) -> ExperienceLibrary:
+        """The library of the result, with effects and lengths."""
+        return ExperienceLibrary.from_dict(dict(self.library))
+
+    def _sections(self) -> list[page.Section]:
+        return [
+            page.scores(self.student, self.best, self.gain, self.test),
+            page.experiences(self.experiences, self.n_demos, self.nothing_learned),
+            page.dropped(self.updates, self.experiences),
+            page.costs(self.usage, REFLECTIONS, self.metric_calls),
+            page.failures(self.failures),
+        ]
+
+    def __str__(self) -> str:
+        ended = f"Ended after {self.wall_time_s:.0f} s: {self.ended_because}"
+        return page.as_text([*self._sections(), page.Section(ended)])
+
+    def __repr__(self) -> str:
+        best = "not measured" if self.best is None else f"{self.best}"
+        return f"<RunResults: {len(self.experiences)} experiences, validation score {best}>"
+
+    def _repr_html_(self) -> str:
+        picture = curve(self.updates, self.student, self.best)
+        return page.as_html(self._sections(), picture, self.ended_because)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as dicts, lists, strings and numbers, ready for JSON."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return found
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunResults":
+        """What `to_dict` gave, such as the `detailed_results` of a program read from a file.
+
+        Raises ValueError: the values are not those of a run.
+        """
+        return _adapter().validate_python(values)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (list(self.to_dict().items()),)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "RunResults":
+        return self
+
+    __copy__ = __deepcopy__
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[RunResults]:
+    return TypeAdapter(RunResults)

@@ -1,0 +1,83 @@
+"""What an update changed in the library, and the rollouts that each text was learned from."""
+
+from collections.abc import Iterator, Sequence
+
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import Add, Advice, Evidence, Experience, Modify, Operation
+from tfgrpo_dspy.gate.protocol import Decision
+from tfgrpo_dspy.reflection.texts import clip, shortened
+from tfgrpo_dspy.results.records import Attempt, Change, ChangeKind, Comparison
+from tfgrpo_dspy.rollout import Group, Rollout, fields_text
+from tfgrpo_dspy.run.batches import Extracted
+
+MOST_COMPARISONS = 2  # of a text
+INPUT_TOKENS, OUTPUT_TOKENS, FEEDBACK_TOKENS = 60, 150, 60  # how long they are shown
+
+
+class Changes:
+    """Finds the changes of each update; `texts` are the training examples as text."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+        self._comparisons: dict[Advice, tuple[Comparison, ...]] = {}
+        """By text and scope: a modified text may become that of an experience updates later."""
+
+    def of_update(
+        self,
+        before: ExperienceLibrary,
+        operations: Sequence[Operation],
+        extracted: Extracted,
+        decision: Decision,
+    ) -> tuple[Change, ...]:
+        """What the decision changed, by id; `operations` are those that the library took."""
+        for operation in operations:
+            if isinstance(operation, Add | Modify):
+                scope = operation.scope or before[operation.id].scope  # type: ignore[union-attr]
+                found = tuple(self._compared(operation.evidence, extracted))
+                self._comparisons[operation.text.strip(), scope] = found
+        after = decision.library
+        added = [operation for operation in operations if isinstance(operation, Add)]
+        known = {f"E{n}": (op.text, op.scope) for n, op in enumerate(added, before.next_number)}
+        known |= {experience.id: experience.advice for experience in before}
+        changes = list(self._stayed(before, after))
+        for id_, (text, scope) in known.items():
+            if id_ not in after:
+                reason = decision.dropped.get(id_, "the reflection LM deleted it")
+                changes.append(Change("dropped", id_, text, scope, reason))
+        return tuple(changes)
+
+    def _stayed(self, before: ExperienceLibrary, after: ExperienceLibrary) -> Iterator[Change]:
+        known = {experience.id: experience for experience in before}
+        for new in after:
+            old = known.get(new.id)
+            if old is None or old.advice != new.advice:
+                kind: ChangeKind = "born" if old is None else "changed"
+                comparisons = self._comparisons.get(new.advice, ())
+                yield Change(kind, new.id, *new.advice, effect=new.effect, comparisons=comparisons)
+            if not new.is_on_trial and _was_on_trial(old) and new.effect:
+                yield Change("settled", new.id, *new.advice, effect=new.effect)
+
+    def _compared(self, evidence: Sequence[Evidence], extracted: Extracted) -> Iterator[Comparison]:
+        """The groups of this update that the evidence names."""
+        groups = {sampled.group.example: sampled.group for sampled in extracted.groups}
+        sources = [one for one in evidence if one.example in groups]
+        for source in sources[:MOST_COMPARISONS]:
+            about = (lesson for lesson in extracted.lessons if source in lesson.evidence)
+            advantage = next((lesson.reason for lesson in about), "")
+            yield self._comparison(groups[source.example], advantage)
+
+    def _comparison(self, group: Group, advantage: str) -> Comparison:
+        ranked = sorted(group.rollouts, key=lambda rollout: -(rollout.score or 0.0))
+        inputs = shortened(self._texts[group.example], INPUT_TOKENS)
+        good, bad = _attempt(ranked[0]), _attempt(ranked[-1])
+        return Comparison(group.example, inputs, good, bad, advantage)
+
+
+def _was_on_trial(experience: Experience | None) -> bool:
+    return experience is None or experience.is_on_trial
+
+
+def _attempt(rollout: Rollout) -> Attempt:
+    outputs = fields_text(rollout.outputs) or getattr(rollout.failure, "message", "")
+    feedback = shortened(rollout.feedback, FEEDBACK_TOKENS)
+    return Attempt(clip(outputs, OUTPUT_TOKENS), rollout.score, feedback)

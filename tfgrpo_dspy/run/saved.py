@@ -1,0 +1,115 @@
+"""The runs that a run store holds, finished or not, as the results that they report."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from tfgrpo_dspy.errors import StoreError
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.results import RunResults
+from tfgrpo_dspy.results.records import UpdateRecord
+from tfgrpo_dspy.run.records import DECIDED, LATEST_RUN, RESULTS, RUN
+from tfgrpo_dspy.sampling.demos import Additions, Demo
+from tfgrpo_dspy.store.records import Store, reading
+
+UPDATES = TypeAdapter(UpdateRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRun:
+    """A run in a run store: its id, when it was begun (UTC), and what it reports.
+
+    A run that was not finished has no scores of student and result.
+    """
+
+    id: str
+    begun: str
+    is_finished: bool
+    results: RunResults
+
+
+def saved_runs(log_dir: str | PathLike[str]) -> list[SavedRun]:
+    """The runs in the run store of this folder; the one that was begun last stands last.
+
+    Raises StoreError: the store cannot be read, or the folder has none.
+    """
+    with _store_in(log_dir) as store:
+        latest = (store.get(LATEST_RUN) or {}).get("run")
+        return [_saved(store, key) for key in sorted(store.keys(RUN), key=lambda k: k == latest)]
+
+
+def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
+    """The best program of the run that was begun last in this store, finished or not.
+
+    It has `detailed_results`, like the result of a compile.
+
+    Args:
+        log_dir: the folder of the run store.
+        student: the program that was compiled; a store holds text, no code.
+
+    Raises:
+        StoreError: the store cannot be read, or holds no run of this program.
+    """
+    with _store_in(log_dir) as store:
+        latest = store.get(LATEST_RUN)
+        if latest is None:
+            raise StoreError(f"log_dir={str(log_dir)!r} holds no run yet.")
+        with reading(LATEST_RUN):
+            note: dict[str, Any] = dict(store.get(latest["run"]) or {})
+            library = ExperienceLibrary.from_dict(note["library"])
+            shown = ((one["predictor"], tuple(map(tuple, one["fields"]))) for one in note["demos"])
+            best = Additions(library, tuple(itertools.starmap(Demo, shown)))
+            results = _saved(store, latest["run"]).results
+    try:
+        program = best.bake(student)
+    except (KeyError, ValueError) as error:
+        raise StoreError(
+            f"the demos recorded in log_dir={str(log_dir)!r} are not of this program ({error}); "
+            f"pass the student that was compiled."
+        ) from error
+    program.detailed_results = results
+    return program
+
+
+@contextlib.contextmanager
+def _store_in(log_dir: str | PathLike[str]) -> Iterator[Store]:
+    store = Store.existing(log_dir)
+    if store is None:
+        raise StoreError(f"log_dir={str(log_dir)!r} is no run store; pass the one of a compile.")
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _saved(store: Store, key: str) -> SavedRun:
+    with reading(key):
+        note: dict[str, Any] = dict(store.get(key) or {})
+        numbers = sorted(int(each.rpartition(":")[2]) for each in store.keys(f"{DECIDED}{key}:"))
+        found = (store.get(f"{DECIDED}{key}:{number}") for number in numbers)
+        updates = tuple(map(UPDATES.validate_python, found))
+        values = store.get(f"{RESULTS}{key}") or _unfinished(note)
+        results = replace(RunResults.from_dict(values), updates=updates)
+        is_finished = bool(note["ended_because"])
+        return SavedRun(key.removeprefix(RUN), str(note["begun"]), is_finished, results)
+
+
+def _unfinished(note: dict[str, Any]) -> dict[str, Any]:
+    """The results of a run that was not finished, by its latest note."""
+    n_calls, cost = note["paid"]
+    return {
+        "student": None,
+        "best": None,
+        "updates": (),
+        "usage": {"rollout": {"n_lm_calls": n_calls, "cost_usd": cost}},
+        "failures": {},
+        "ended_because": "not finished",
+        "nothing_learned": "",
+        "wall_time_s": 0.0,
+        "library": note["library"],
+    }
