@@ -18,6 +18,7 @@ LAYERS = [
     {"errors", "redaction"},
     {"experience", "rollout"},
     {"store", "budget", "metric", "results"},
+    {"events"},
     {"sampling", "reflection", "gate", "strategies"},
     {"settings"},
     {"run"},
@@ -27,7 +28,8 @@ LAYERS = [
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 RANK["__init__"] = len(LAYERS) - 1  # the package itself: neither `local` nor `metrics`
 ONLY_IN = {
-    "dspy": RANK.keys() - {"errors", "redaction", "experience", "rollout", "results", "gate"},
+    "dspy": RANK.keys()
+    - {"errors", "redaction", "experience", "rollout", "results", "events", "gate"},
     "concurrent": {"run", "local", "settings", "optimizer"},
     "contextvars": {"run", "budget", "local"},
     "threading": {"run", "budget", "store", "local", "metrics"},

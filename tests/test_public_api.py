@@ -20,8 +20,8 @@ PUBLIC = [
 ARGUMENTS = [
     "metric", "reflection_lm", "objective", "auto", "max_lm_calls", "max_metric_calls",
     "max_cost", "max_minutes", "group_size", "batch_size", "epochs", "temperature",
-    "max_experiences", "max_demos", "gate", "reflection", "execution", "log_dir", "offline",
-    "version", "num_threads", "seed", "progress",
+    "max_experiences", "max_demos", "gate", "reflection", "execution", "on_event", "approve",
+    "log_dir", "offline", "version", "num_threads", "seed", "progress",
 ]  # fmt: skip
 PINNED = dict.fromkeys(ARGUMENTS) | {"metric": inspect.Parameter.empty}
 PINNED |= {"max_experiences": 30, "offline": False, "seed": 0, "progress": True}

@@ -50,6 +50,11 @@ class TrainingFreeGRPO(Teleprompter):
             `BayesianGate()`, without a metric `NoGate()`.
         reflection: how the reflection LM is asked, as a `Reflection(...)`.
         execution: where and how rollouts are run, as an `Execution(...)`.
+        on_event: a function that is called with each event of the run (`tfgrpo_dspy.events`):
+            an update was decided, an experience changed, the budget, the end.
+        approve: a function that is called with the `Proposal` of each update that would change
+            the library: True makes the operations, False makes none, a list makes these instead.
+            The answers are recorded, and are not asked for again on resume.
         log_dir: the folder of the run store: what is recorded there is not computed again, so the
             same compile goes on where another was stopped.
         offline: replay from `log_dir` only; no LM, program or metric is called.

@@ -96,9 +96,18 @@ class RunResults:
         ended = f"Ended after {self.wall_time_s:.0f} s: {self.ended_because}"
         return page.as_text([*self._sections(), page.Section(ended)])
 
+    @property
+    def in_a_line(self) -> str:
+        """The validation scores of student and result, the experiences and the LM calls."""
+        before, after = self.student or "not measured", self.best or "not measured"
+        n_calls = sum(usage.n_lm_calls for usage in self.usage.values())
+        return (
+            f"validation score {before} before, {after} after; {len(self.experiences)} experiences "
+            f"and {self.n_demos} demos; {n_calls} LM calls"
+        )
+
     def __repr__(self) -> str:
-        best = "not measured" if self.best is None else f"{self.best}"
-        return f"<RunResults: {len(self.experiences)} experiences, validation score {best}>"
+        return f"<RunResults: {self.in_a_line}>"
 
     def _repr_html_(self) -> str:
         picture = curve(self.updates, self.student, self.best)

@@ -3,18 +3,22 @@
 A `Run` is one run. Its methods are the verbs of `optimizer`'s loop; each returns its result.
 """
 
+import asyncio
+import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from typing import Any
 
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
+from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation, Refusal, carry_out
 from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
+from tfgrpo_dspy.run.approval import approved
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.final_choice import finish
+from tfgrpo_dspy.run.final_choice import finish, unmeasured
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
@@ -23,6 +27,7 @@ from tfgrpo_dspy.settings.schedule import RunSettings
 
 logger = logging.getLogger(__name__)
 
+N_FIRST = 3  # rollouts that show whether the metric works at all
 TRAINING_PRIORITY = (3,)  # training rollouts are begun last, those of the earlier update first
 
 
@@ -52,6 +57,7 @@ class Run:
         start = ExperienceLibrary.from_program(student)
         self._history = History(self._run, start, training, len(testset), recorded is not None)
         self._updates: list[Awaitable[ExperienceLibrary]] = []
+        self._opened: asyncio.Future[None]
 
     def __enter__(self) -> "Run":
         return self
@@ -69,7 +75,8 @@ class Run:
     def run(self, loop: Coroutine[Any, Any, None]) -> Any:
         """Run the loop, which a budget or the clock may end at any point; then choose the result.
 
-        Raises RunFailedError, StoreError: they ended it, and hold the best program so far.
+        Raises RunFailedError, StoreError, KeyboardInterrupt: they ended it, and hold the best
+        program so far.
         """
         run = self._run
         try:
@@ -81,6 +88,9 @@ class Run:
                 run.report.ended_because = run.ledger.stopped_because
                 logger.info("the run ends: %s", run.ledger.stopped_because)
             program = finish(run, self._history, self._valset, self._testset)
+        except KeyboardInterrupt as interrupt:
+            vars(interrupt)["program"] = unmeasured(run, self._history)
+            raise
         except StoreError as error:
             if run.report.updates and not self.settings.offline:
                 run.records.store = None  # the rest is not recorded
@@ -103,13 +113,21 @@ class Run:
         """
         history, run = self._history, self._run
         run.manifest.begin(run.student, run.trainset, self._training, self._valset)
+        self._opened = asyncio.get_running_loop().create_future()
         for update in range(history.n_updates):
             if n_awaited := history.n_awaited(update):
+                self._open()
                 await self._updates[n_awaited - 1]
             batch = history.batch(update)
             if batch is None:
-                return
+                break
             yield batch
+        self._open()
+
+    def _open(self) -> None:
+        """Let everything begin that waits for the first rollouts."""
+        if not self._opened.done():
+            self._opened.set_result(None)
 
     def begin(self, batch: Batch, update: Coroutine[Any, Any, ExperienceLibrary]) -> None:
         """Begin what gives the library after this batch."""
@@ -118,27 +136,54 @@ class Run:
 
     def sample(self, batch: Batch) -> list[Awaitable[SampledGroup]]:
         """The groups of the batch: `group_size` rollouts of each example with its library."""
-        if self._recorded is None:
-            self._sampler.admit(len(batch.examples) * self.settings.group_size)
-        return [self._run.loop.spawn(self._group(batch, index)) for index in batch.examples]
-
-    async def _group(self, batch: Batch, example: int) -> SampledGroup:
-        """A group of rollouts; those made elsewhere knew nothing of what this run has learned."""
+        spawn = self._run.loop.spawn
         if self._recorded is not None:
-            rollouts = self._recorded[example]
-            given = [Additions(self._history.start)] * len(rollouts)
-        else:
-            given, seed = self._history.assigned(batch, example), self.settings.seed
-            samples = [
-                Sample(each, example, rollout_id_for(seed, batch.epoch, example, k, "training"))
-                for k, each in enumerate(given)
-            ]
-            rollouts = await self._sampler.make(samples, (*TRAINING_PRIORITY, batch.update))
+            return [spawn(self._recorded_group(example)) for example in batch.examples]
+        self._sampler.admit(len(batch.examples) * self.settings.group_size)
+        groups = [self._samples(batch, example) for example in batch.examples]
+        if not self._opened.done():
+            by_turns = itertools.chain(*zip(*groups, strict=True))
+            spawn(self._first_rollouts(list(itertools.islice(by_turns, N_FIRST)), batch))
+        return [spawn(self._group(batch, samples)) for samples in groups]
+
+    async def _recorded_group(self, example: int) -> SampledGroup:
+        """Rollouts that were made elsewhere, and knew nothing of what this run has learned."""
+        rollouts = (self._recorded or ())[example]
         group = Group.of(example, rollouts, self.settings.metric is not None)
-        return SampledGroup(group, tuple(given))
+        return SampledGroup(group, (Additions(self._history.start),) * len(rollouts))
+
+    def _samples(self, batch: Batch, example: int) -> list[Sample]:
+        seed = self.settings.seed
+        return [
+            Sample(given, example, rollout_id_for(seed, batch.epoch, example, k, "training"))
+            for k, given in enumerate(self._history.assigned(batch, example))
+        ]
+
+    async def _first_rollouts(self, samples: Sequence[Sample], batch: Batch) -> None:
+        """Make the first rollouts of the run before anything else is paid for.
+
+        If the metric scores none of them, the run ends: the metric cannot work.
+        """
+        rollouts = await self._sampler.make_early(samples, (*TRAINING_PRIORITY, batch.update))
+        failures = [rollout.failure for rollout in rollouts]
+        if all(failure is not None and failure.kind == "metric" for failure in failures):
+            message = failures[0].message if failures[0] else ""
+            self._run.ledger.stop(
+                f"the metric gave no score to any of the first {len(failures)} rollouts: {message}",
+                is_failure=True,
+            )
+            self._run.ledger.check()
+        self._open()
+
+    async def _group(self, batch: Batch, samples: Sequence[Sample]) -> SampledGroup:
+        await self._opened
+        rollouts = await self._sampler.make(samples, (*TRAINING_PRIORITY, batch.update))
+        group = Group.of(samples[0].example, rollouts, self.settings.metric is not None)
+        return SampledGroup(group, tuple(sample.given for sample in samples))
 
     async def draft(self, batch: Batch) -> Extracted:
-        """The lessons of the labels alone."""
+        """The lessons of the labels alone, unless the first rollouts wait for them."""
+        await self._opened
         return await draft_lessons(self._client, batch, self._training)
 
     async def extract(self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]) -> Extracted:
@@ -153,7 +198,10 @@ class Run:
         lessons, limits = extracted.lessons, self.settings.limits
         operations, refused = await propose(self._client, batch, library, lessons, dropped)
         _, taken, refusals = carry_out(operations, library, library.next_number, limits)
-        return [*taken, *refused, *refusals]
+        compared = self._history.changes.compared(taken, extracted)
+        proposal = Proposal(batch.update, library, tuple(taken), compared)
+        taken, rejected = await approved(self._run, proposal)
+        return [*taken, *refused, *refusals, *rejected]
 
     async def decide(
         self, batch: Batch, extracted: Extracted, proposed: Sequence[Operation | Refusal]

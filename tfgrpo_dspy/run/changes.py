@@ -30,11 +30,11 @@ class Changes:
         decision: Decision,
     ) -> tuple[Change, ...]:
         """What the decision changed, by id; `operations` are those that the library took."""
-        for operation in operations:
+        compared = self.compared(operations, extracted)
+        for operation, comparisons in zip(operations, compared, strict=True):
             if isinstance(operation, Add | Modify):
                 scope = operation.scope or before[operation.id].scope  # type: ignore[union-attr]
-                found = tuple(self._compared(operation.evidence, extracted))
-                self._comparisons[operation.text.strip(), scope] = found
+                self._comparisons[operation.text.strip(), scope] = comparisons
         after = decision.library
         added = [operation for operation in operations if isinstance(operation, Add)]
         known = {f"E{n}": (op.text, op.scope) for n, op in enumerate(added, before.next_number)}
@@ -45,6 +45,12 @@ class Changes:
                 reason = decision.dropped.get(id_, "the reflection LM deleted it")
                 changes.append(Change("dropped", id_, text, scope, reason))
         return tuple(changes)
+
+    def compared(
+        self, operations: Sequence[Operation], extracted: Extracted
+    ) -> tuple[tuple[Comparison, ...], ...]:
+        """For each operation, the first groups of this update that it rests on."""
+        return tuple(tuple(self._compared(each.evidence, extracted)) for each in operations)
 
     def _stayed(self, before: ExperienceLibrary, after: ExperienceLibrary) -> Iterator[Change]:
         known = {experience.id: experience for experience in before}

@@ -10,6 +10,7 @@ from typing import Any
 
 from tfgrpo_dspy.budget.account import Account, Amount
 from tfgrpo_dspy.errors import RunStopped
+from tfgrpo_dspy.events import RunEnded
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.gate.race import Race, Scores, scored
 from tfgrpo_dspy.reflection.texts import estimate_tokens
@@ -123,22 +124,34 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     best = replace(candidates[place], library=library.holding(priced))
     run.manifest.note(best, "" if run.ledger.is_failure else run.report.ended_because)
     test = _held_out(run, testset, _with_student(history, best))
-    optimized = best.bake(run.student)
+    return _reported(run, history, best, **measured.outcome(place), finalists=finalists, test=test)
+
+
+def unmeasured(run: RunContext, history: History) -> Any:
+    """The student with what it would be given if the run ended now, which no validation checked."""
+    run.report.ended_because = "interrupted"
+    best = Additions(history.result())
+    return _reported(run, history, best, student=None, best=None)
+
+
+def _reported(run: RunContext, history: History, given: Additions, **found: Any) -> Any:
+    """The student with these additions, and `detailed_results`, which are recorded, too."""
+    optimized = given.bake(run.student)
     results = run.report.results(
-        is_student=best == Additions(history.start),
-        **measured.outcome(place),
-        finalists=finalists,
+        is_student=given == Additions(history.start),
         tried=tuple(
             TriedAdvice(*advice, belief.effect, belief.chance)
             for advice, belief in history.last.beliefs.items()
             if belief.effect
         ),
-        test=test,
-        n_demos=len(best.demos),
-        library=best.library.to_dict(),
+        n_demos=len(given.demos),
+        library=given.library.to_dict(),
         instructions=_instructions(run.student, optimized),
+        **found,
     )
     run.manifest.note_results(results)
+    run.report.tell(RunEnded(results))
+    logger.info("the run ended (%s): %s", results.ended_because, results.in_a_line)
     optimized.detailed_results = results
     return optimized
 

@@ -66,7 +66,7 @@ class History:
         self._best_rollouts = BestRollouts()
         self._started_s = time.monotonic()
         self._measured: list[Measured] = []
-        self._changes = Changes(self._texts)
+        self.changes = Changes(self._texts)
         self._floor = FAILURE_SCORE  # or the lowest score of all so far, if that is lower
         self._best_scores: list[float] = []
         self._set_reserve()
@@ -190,7 +190,7 @@ class History:
         self.accounts.append(account)
         self._set_reserve()
         args = (before.library, evidence.operations, extracted, self.last)
-        changes = self._changes.of_update(*args)
+        changes = self.changes.of_update(*args)
         record = run.report.add_update(batch, extracted, proposed, self.last, changes, account.used)
         run.manifest.note_update(record)
         run.manifest.note(Additions(self.result()), "")

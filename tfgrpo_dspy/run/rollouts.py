@@ -41,6 +41,7 @@ class Rollouts:
         self._temperature = temperature
         self._program = functools.lru_cache(KEPT_PROGRAMS)(self._prepared)
         self._prices = run.settings.execution.prices or {}
+        self._early: dict[Sample, Rollout] = {}
         self._bundle = b""
         if run.remote is not None and not run.settings.offline:
             self._bundle = packed_bundle(run.student, self._metric, temperature, self._prices)
@@ -57,13 +58,20 @@ class Rollouts:
         if self._metric is not None:
             self._run.ledger.note_metric_calls(0, n_given_back=n_not_made)
 
+    async def make_early(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
+        """Make these rollouts, and keep them until `make` is asked for them. Raises as `make`."""
+        rollouts = await self.make(samples, priority)
+        self._early = dict(zip(samples, rollouts, strict=True))
+        return rollouts
+
     async def make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
         """A rollout for each sample, in their order; they were admitted before.
 
         Raises RunStopped: the run has ended; MissingRecordError: offline, and one is not recorded.
         """
         keys = [self._key(sample) for sample in samples]
-        found = [self._found(key) for key in keys]
+        early = [self._early.pop(sample, None) for sample in samples]
+        found = [known or self._found(key) for known, key in zip(early, keys, strict=True)]
         missing = [k for k, rollout in enumerate(found) if rollout is None]
         if missing and self._run.settings.offline:
             kind = "training" if self._role == "rollout" else self._role

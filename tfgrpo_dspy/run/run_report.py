@@ -4,11 +4,14 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partialmethod
 from typing import Any
 
 from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.budget.ledger import Ledger
+from tfgrpo_dspy.errors import described
+from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.results import REFLECTIONS, RunResults
@@ -118,7 +121,28 @@ class RunReport:
         self.updates.append(record)
         logger.info("%s", _in_words(record))
         self.progress.show_update(record)
+        for change in changes:
+            self.tell(ExperienceChanged(batch.update, change))
+        self.tell(UpdateDecided(record, decision.library))
+        ledger, limits = self._ledger, asdict(self._settings.budget)
+        self.tell(
+            BudgetUsed(
+                n_lm_calls=ledger.n_lm_calls,
+                n_metric_calls=ledger.n_metric_calls_made,
+                cost_usd=ledger.cost,
+                minutes=(time.monotonic() - self._started) / 60,
+                limits={name: value for name, value in limits.items() if value is not None},
+            )
+        )
         return record
+
+    def tell(self, event: Event) -> None:
+        """Tell the listener of the event; what the listener raises is counted."""
+        if self._settings.on_event is not None:
+            try:
+                self._settings.on_event(event)
+            except Exception as error:  # noqa: BLE001 - whatever the user's function raises
+                self.count_failure("listener", described(error))
 
     @property
     def unfinished(self) -> Usage:

@@ -16,6 +16,7 @@ import dspy
 
 from tfgrpo_dspy.budget.ledger import Budget
 from tfgrpo_dspy.errors import SettingsError
+from tfgrpo_dspy.events import Approve, Listener
 from tfgrpo_dspy.experience.values import Limits
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Gate, NoGate
@@ -252,6 +253,8 @@ class Settings:
     gate: Annotated[Gate | None, of_type(Gate, "a Gate, such as NoGate()")] = None
     reflection: Annotated[Reflection | None, of_type(Reflection, "Reflection(...)")] = None
     execution: Annotated[Execution | None, of_type(Execution, "Execution(...)")] = None
+    on_event: Annotated[Listener | None, of_type(Callable, "a function of an event")] = None
+    approve: Annotated[Approve | None, of_type(Callable, "a function of a Proposal")] = None
     log_dir: Annotated[str | PathLike[str] | None, of_type(str | PathLike, "a folder")] = None
     offline: Annotated[bool, FLAG] = False
     version: Annotated[str | None, of_type(str, "a string")] = None

@@ -1,0 +1,77 @@
+"""What a run tells a listener, and what it asks before an update: `on_event=` and `approve=`.
+
+A listener is called with one event after the other, in the order of the updates, in a thread of
+the run: it should return soon. What it raises is counted as a failure of kind "listener", and the
+run goes on. A run that is resumed or replayed tells all of its events again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import Operation
+from tfgrpo_dspy.results import RunResults
+from tfgrpo_dspy.results.records import Change, Comparison, UpdateRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ExperienceChanged:
+    """An experience was born, changed, settled or dropped: `change.kind` says which."""
+
+    update: int
+    change: Change
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateDecided:
+    """An update was decided, and left this library; its changes were told before."""
+
+    record: UpdateRecord
+    library: ExperienceLibrary
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetUsed:
+    """What the run has used after an update, of the limits that are set (`max_lm_calls`, ...)."""
+
+    n_lm_calls: int
+    n_metric_calls: int
+    cost_usd: float
+    minutes: float
+    limits: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """The run has ended; `results` are the `detailed_results` of the program."""
+
+    results: RunResults
+
+
+Event = ExperienceChanged | UpdateDecided | BudgetUsed | RunEnded
+Listener = Callable[[Event], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """The operations that an update is about to make, for `approve`.
+
+    `library` is the library before, with effects; each operation has its `reason` and `evidence`.
+    `comparisons` holds, for each operation, the best and the worst rollouts that it rests on.
+    """
+
+    update: int
+    library: ExperienceLibrary
+    operations: tuple[Operation, ...]
+    comparisons: tuple[tuple[Comparison, ...], ...]
+
+    @property
+    def diff(self) -> str:
+        """What the operations would change, a line for each experience."""
+        return self.library.diff(self.library.apply(self.operations))
+
+
+Approval = bool | Sequence[Operation | Mapping[str, Any]]
+"""True: make the operations; False: make none; a list: make these instead."""
+Approve = Callable[[Proposal], Approval]

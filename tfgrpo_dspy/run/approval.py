@@ -1,0 +1,100 @@
+"""Asks the user's `approve` whether an update may be made; the answers are recorded."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from tfgrpo_dspy.errors import LibraryError, RunStopped, described
+from tfgrpo_dspy.events import Approval, Proposal
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import (
+    Evidence,
+    Keep,
+    Operation,
+    Refusal,
+    carry_out,
+    operation_from,
+)
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.store.identity import digest
+
+EVIDENCE = TypeAdapter(tuple[Evidence, ...])
+REJECTED = "rejected by approve"
+
+
+@dataclass(frozen=True, slots=True)
+class _Approved:
+    operations: tuple[Mapping[str, Any], ...]
+
+
+ANSWERS = TypeAdapter(_Approved)
+
+
+async def approved(run: RunContext, proposal: Proposal) -> tuple[list[Operation], list[Refusal]]:
+    """The operations that the user lets through or makes instead, and those that are refused.
+
+    Where `approve` raises, or answers something else, nothing is made and nothing is recorded.
+    Raises MissingRecordError: offline, and the answer is not recorded.
+    """
+    ask, proposed = run.settings.approve, list(proposal.operations)
+    if ask is None or all(isinstance(operation, Keep) for operation in proposed):
+        return proposed, []
+    key = _key(run, proposal)
+    found = run.records.find(key, ANSWERS)
+    if found is None and run.settings.offline:
+        run.stop_for_missing_record("approval", f"update {proposal.update}")
+    if found is None:
+        try:
+            answer = await run.loop.in_thread(lambda: ask(proposal))
+            found = _Approved(tuple(map(_written, _operations(answer, proposed))))
+        except (RunStopped, KeyboardInterrupt):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the user's function raises
+            run.report.count_failure("approval", described(error))
+            return [], [Refusal(operation, f"approve failed: {error}") for operation in proposed]
+        found = run.records.keep(key, found, ANSWERS, is_lost=False)
+    allowed = [_read(values) for values in found.operations]
+    refused = [Refusal(each, REJECTED) for each in proposed if each not in allowed]
+    library, limits = proposal.library, run.settings.limits
+    _, taken, refusals = carry_out(allowed, library, library.next_number, limits)
+    return taken, [*refused, *refusals]
+
+
+def _key(run: RunContext, proposal: Proposal) -> str:
+    if run.records.store is None:
+        return ""
+    shown = [_written(replace(operation, evidence=())) for operation in proposal.operations]
+    library = ExperienceLibrary(
+        [replace(e, evidence=(), effect=None, is_on_trial=False) for e in proposal.library],
+        next_number=proposal.library.next_number,
+    )
+    return f"approval:{digest(library.to_dict(), shown, run.settings.version)}"
+
+
+def _operations(answer: Approval, proposed: Sequence[Operation]) -> list[Operation]:
+    """The operations that an answer stands for. Raises LibraryError: it stands for none."""
+    if isinstance(answer, bool):
+        return list(proposed) if answer else []
+    if not isinstance(answer, Sequence) or isinstance(answer, str):
+        raise LibraryError(f"approve gave {answer!r}; give True, False or a list of operations.")
+    return [_supported(*pair) for pair in itertools.zip_longest(answer, proposed[: len(answer)])]
+
+
+def _supported(given: Any, proposed: Operation | None) -> Operation:
+    """The operation; an edited one keeps the evidence of the one in whose place it stands."""
+    operation = operation_from(given)
+    if operation.evidence or type(operation) is not type(proposed):
+        return operation
+    return replace(operation, evidence=proposed.evidence)
+
+
+def _written(operation: Operation) -> dict[str, Any]:
+    return {"op": operation.op, **asdict(operation)}
+
+
+def _read(values: Mapping[str, Any]) -> Operation:
+    evidence = EVIDENCE.validate_python(values.get("evidence", ()))
+    return replace(operation_from(values), evidence=evidence)
