@@ -65,8 +65,8 @@ class CompileEvents(BaseCallback):
 
 def test_a_compile_fires_one_pair_of_events_with_its_arguments_and_its_program_or_error() -> None:
     events, optimizer, student = CompileEvents(), optimizer_of(), predictor()
-    data: dict[str, Any] = {"trainset": questions(9), "num_threads": None, "seed": None}
-    data |= dict.fromkeys(["teacher", "valset", "testset"])
+    data: dict[str, Any] = {"trainset": questions(9), "max_errors": None}
+    data |= dict.fromkeys(["teacher", "valset", "testset", "num_threads", "seed"])
     with dspy.context(lm=polite_lm(), callbacks=[events]):
         optimized = optimizer.compile(student, trainset=data["trainset"])
         with pytest.raises(SettingsError) as raised:

@@ -33,7 +33,7 @@ ONLY_IN = {
     "concurrent": {"run", "local", "settings", "optimizer"},
     "contextvars": {"run", "budget", "local"},
     "threading": {"run", "budget", "store", "local", "metrics"},
-    "asyncio": {"run", "budget", "metric", "local"},
+    "asyncio": {"run", "budget", "metric", "local", "sampling"},
     "signal": {"metrics"},
     "resource": {"metrics"},
     "multiprocessing": set[str](),

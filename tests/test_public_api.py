@@ -80,7 +80,7 @@ def test_every_argument_is_explained_in_the_docstring_in_the_order_of_the_signat
 
 def test_compile_has_the_parameters_of_dspys_optimizers() -> None:
     parameters = dict(inspect.signature(TrainingFreeGRPO.compile).parameters)
-    names = ["trainset", "teacher", "valset", "testset", "num_threads", "seed"]
+    names = ["trainset", "teacher", "valset", "testset", "num_threads", "seed", "max_errors"]
     assert list(parameters) == ["self", "student", *names]
     assert parameters["trainset"].default is inspect.Parameter.empty
     assert {parameters[name].default for name in names[1:]} == {None}

@@ -284,6 +284,11 @@ class Page(pydantic.BaseModel):
     title: str
 
 
+class Shown(Page):
+    images: list[dspy.Image]
+
+
+AN_IMAGE = dspy.Image(url="data:image/png;base64,AAAA")
 A_CIRCLE: list[Any] = []
 A_CIRCLE.append(A_CIRCLE)
 
@@ -298,12 +303,13 @@ class Unprintable:
     [
         ("as it is", "as it is"),
         (["a", 1, None], '["a", 1, null]'),
-        (MappingProxyType({"a": Page(title="T")}), r'{"a": "{\"title\": \"T\"}"}'),
+        (MappingProxyType({"a": Page(title="T")}), '{"a": {"title": "T"}}'),
         (Page(title="später"), '{"title": "später"}'),
         ({"b", "a"}, '["a", "b"]'),
         ({(1, 2): 3}, "{(1, 2): 3}"),
-        (A_CIRCLE, "[[...]]"),
-        (dspy.Image(url="data:image/png;base64,AAAA"), "<image>"),
+        (A_CIRCLE, "<list>"),
+        (AN_IMAGE, "<image>"),
+        (Shown(title="T", images=[AN_IMAGE]), '{"title": "T", "images": ["<image>"]}'),
         (True, "true"),
         (Unprintable(), "<Unprintable>"),
     ],

@@ -100,6 +100,7 @@ class TrainingFreeGRPO(Teleprompter):
         testset: list[Any] | None = None,
         num_threads: int | None = None,
         seed: int | None = None,
+        max_errors: int | None = None,
     ) -> Any:
         """A copy of the student with the best library baked in, and with `detailed_results`.
 
@@ -109,13 +110,13 @@ class TrainingFreeGRPO(Teleprompter):
         Args:
             student: a DSPy program; it is not changed.
             trainset: examples with inputs; their labels are for metric and reflection LM.
-            teacher: must be None.
+            teacher: not used; a warning says so.
             valset: what student and candidates are compared on at the end; default: a third of the
                 trainset, at most 100. Of a larger set than the budget pays for, some examples are
                 used, drawn by `seed`.
             testset: examples that choose nothing: student and result are measured on them at the
                 end, for `detailed_results.test`.
-            num_threads, seed: for this compile, in place of the optimizer's own.
+            num_threads, seed, max_errors: for this compile, in place of the optimizer's own.
 
         Raises:
             SettingsError: student, data or LMs that cannot be used; before the first LM call.
@@ -126,6 +127,10 @@ class TrainingFreeGRPO(Teleprompter):
                 `max_errors` failures; its `.program` is the best so far.
         """
         given: dict[str, Any] = {"num_threads": num_threads, "seed": seed}
+        if max_errors is not None:
+            given["execution"] = replace(
+                self.settings.arguments["execution"], max_errors=max_errors
+            )
         own = replace(self.settings, **{k: v for k, v in given.items() if v is not None})
         settings, training, validation = prepare(own, student, trainset, valset, teacher, testset)
         data = (trainset, training, validation, testset or ())

@@ -25,8 +25,8 @@ def estimate_tokens(text: str) -> int:
 
 
 def as_input(text: str) -> str:
-    """The text as it may stand in a prompt: it cannot be taken for a section of DSPy's adapters."""
-    return encodable(text).replace("[[ ##", "[ [ ##")
+    """The text as it may stand in a prompt: DSPy's adapters take it for no section, no image."""
+    return encodable(text).replace("[[ ##", "[ [ ##").replace("<<CUSTOM-TYPE", "< <CUSTOM-TYPE")
 
 
 def clip(text: str, max_tokens: int) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 import dspy
 import pydantic
 
+MEDIA = (dspy.Image, dspy.Audio, dspy.File)
+
 
 def as_text(value: Any) -> str:
-    """A value as the reflection LM is shown it; images and audio only as `<image>`, `<audio>`."""
+    """A value as the reflection LM is shown it; images and other media only as `<image>`, ..."""
     try:
         return _text_of(value)
     except Exception:  # noqa: BLE001 - what a program returns may raise anything when it is shown
@@ -19,22 +21,39 @@ def as_text(value: Any) -> str:
 
 
 def _text_of(value: Any) -> str:
+    value = _plain(value)
     if isinstance(value, str):
         return value
-    if isinstance(value, dspy.Image | dspy.Audio):
-        return f"<{type(value).__name__.lower()}>"
-    if isinstance(value, Mapping):
-        value = dict(value)
-    elif isinstance(value, set | frozenset):  # their order differs between processes
+    if isinstance(value, set | frozenset):  # their order differs between processes
         value = sorted(value, key=as_text)
-    elif isinstance(value, pydantic.BaseModel):
-        value = value.model_dump()
-    elif not isinstance(value, list | tuple | bool | int | float | types.NoneType):
+    elif not isinstance(value, dict | list | tuple | bool | int | float | types.NoneType):
         return str(value)
     try:
         return json.dumps(value, ensure_ascii=False, default=as_text)
     except (TypeError, ValueError):  # keys that JSON does not have, a list that holds itself
         return str(value)
+
+
+def _plain(value: Any) -> Any:
+    """The value without media, wherever it holds them: DSPy would write them out as text."""
+    if isinstance(value, MEDIA):
+        return f"<{type(value).__name__.lower()}>"
+    if isinstance(value, pydantic.BaseModel):
+        value = value.model_dump() if not media_in(value) else dict(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def media_in(value: Any) -> list[Any]:
+    """The images and other media that a value is or holds, in their order."""
+    if isinstance(value, MEDIA):
+        return [value]
+    if isinstance(value, pydantic.BaseModel):
+        value = dict(value)
+    items = value.values() if isinstance(value, Mapping) else value
+    is_sequence = isinstance(value, Mapping | list | tuple)
+    return [found for item in items for found in media_in(item)] if is_sequence else []
 
 
 def as_fields(value: Any) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """One rollout: running the program on an example, and scoring what comes out."""
 
+import asyncio
 import functools
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -73,11 +75,17 @@ class _Run:
         self.tools = _ToolRecorder()
         lms = {id(lm): self._lm_for_sample(lm) for lm in language_models(task.program)}
         self.program = copy_program(task.program, lms)
-        self.names: dict[int, str] = {}
+        self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
         for name, predictor in self.program.named_sub_modules(dspy.Predict):
             predictor.config = self._config_for_sample(predictor.config)
             self.names[id(predictor)] = name.removeprefix("self.")
-        self.names |= {id(each): name for name, each in named_predictors(self.program)}
+        for name, predictor in named_predictors(self.program):
+            self.names |= {id(predictor): name, id(predictor.signature): name}
+
+    def _name_of(self, predictor: Any, unknown: str) -> str:
+        """The predictor's name; `Refine` and `BestOfN` call copies, which share the signature."""
+        by_signature = self.names.get(id(getattr(predictor, "signature", None)), unknown)
+        return self.names.get(id(predictor), by_signature)
 
     def _lm_for_sample(self, lm: Any) -> Any:
         if not isinstance(lm, dspy.BaseLM):
@@ -102,6 +110,7 @@ class _Run:
             trace=self.tools.trace,
             max_trace_size=10_000,
             disable_history=False,  # the meter reads each call's entry
+            allow_tool_async_sync_conversion=True,
             callbacks=[*(dspy.settings.callbacks or []), *recorders],
         )
 
@@ -109,7 +118,7 @@ class _Run:
         """What the program returns, and its failure."""
         prediction, failure = None, None
         try:
-            prediction = self.program(**copied_example(self.task.example).inputs())
+            prediction = _called(self.program, copied_example(self.task.example).inputs())
         except (RunStopped, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 - it may raise anything; recorded
@@ -120,16 +129,23 @@ class _Run:
         """Predictor and tool calls in their order; an answer that did not parse stands last."""
         found = [((at, 0), step) for at, step in self.tools.calls.values()]
         for position, (predictor, inputs, outputs) in enumerate(trace):
-            name = self.names.get(id(predictor), type(predictor).__name__)
+            name = self._name_of(predictor, type(predictor).__name__)
             step = Step("predictor", name, as_fields(inputs), as_fields(outputs))
             found.append(((position, 1), step))
         steps = [step for _, step in sorted(found, key=itemgetter(0))]
         last = self.meter.last_call
         if failure is not None and failure.kind == "parse" and last is not None:
             caller, prompt, answer = last
-            name, outputs = self.names.get(id(caller), "predictor"), {"unparsed answer": answer}
+            name, outputs = self._name_of(caller, "predictor"), {"unparsed answer": answer}
             steps.append(Step("predictor", name, {"prompt": prompt}, outputs, failure.message))
         return tuple(steps)
+
+
+def _called(program: Any, inputs: Mapping[str, Any]) -> Any:
+    """What the program returns; a program that has `aforward` only runs in an event loop."""
+    if inspect.getattr_static(program, "forward", None) is None:
+        return asyncio.run(program.acall(**inputs))
+    return program(**inputs)
 
 
 def allows_temperature(lm: Any, temperature: float) -> bool:

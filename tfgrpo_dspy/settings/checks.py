@@ -19,6 +19,7 @@ from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, Settings, refuse
+from tfgrpo_dspy.settings.inputs import input_faults
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive, one_rollout, plan_of
 from tfgrpo_dspy.store.identity import Unseen, digest, object_identity
 
@@ -43,14 +44,18 @@ def prepare(
     """
     if recorded is not None:
         settings = _for_recorded(settings, recorded, valset)
-    faults = [*_student_faults(settings, student), *_data_faults("trainset", trainset)]
-    faults += [] if valset is None else _data_faults("valset", valset)
-    faults += [] if testset is None else _data_faults("testset", testset)
+    valset = valset or None  # BetterTogether passes an empty list
+    settings = _with_reflection_lm(settings, student)
+    sets = {"trainset": trainset, "valset": valset, "testset": testset}
+    sets = {n: given for n, given in sets.items() if n == "trainset" or given is not None}
+    faults = [*_student_faults(settings, student)]
+    faults += [fault for name, examples in sets.items() for fault in _data_faults(name, examples)]
     if testset is not None and settings.metric is None:
         faults.append("testset and metric=None: nothing scores the test set; pass a metric.")
-    if teacher is not None:
-        faults.append(f"teacher={type(teacher).__name__}: this optimizer uses no teacher.")
     refuse(faults)
+    refuse(input_faults(student, {} if recorded is not None else sets))
+    if teacher is not None:
+        warnings.warn("teacher: this optimizer uses no teacher, and ignores it.", stacklevel=3)
     if settings.metric is None and recorded is None:
         warnings.warn(
             "metric=None: lessons are drawn from agreement and self-critique, without ground "
@@ -110,6 +115,14 @@ def split(
     for repeated in [*same.values()][:-1]:  # at least one input is for training
         held_out |= set(repeated) if len(held_out) < n_held_out else set()
     return sorted({*order} - held_out), [trainset[i] for i in sorted(held_out)]
+
+
+def _with_reflection_lm(settings: Settings, student: Any) -> Settings:
+    """The settings; where no LM is configured, with the one LM of the student for reflection."""
+    if settings.reflection_lm or dspy.settings.lm or not isinstance(student, dspy.Module):
+        return settings
+    lms = {id(predictor.lm): predictor.lm for _, predictor in named_predictors(student)}
+    return replace(settings, reflection_lm=lms.popitem()[1]) if len(lms) == 1 else settings
 
 
 def all_lms(settings: Settings, student: Any) -> list[Any]:

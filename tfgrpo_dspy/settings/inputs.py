@@ -1,0 +1,61 @@
+"""Which inputs a program takes, found out without a call, and the examples that do not fit."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import dspy
+
+BY_SIGNATURE = ("ReAct", "ProgramOfThought", "CodeAct", "RLM")
+"""DSPy's modules whose `forward(**kwargs)` takes the input fields of their signature."""
+BY_MODULE = {"ChainOfThought": "predict", "Refine": "module", "BestOfN": "module"}
+"""DSPy's modules that pass their inputs on, and the attribute that holds the module."""
+
+
+def input_faults(student: Any, sets: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """A sentence for each set with examples that lack inputs of the program, or have too many."""
+    if _entry(student) is None:
+        yield (
+            f"student={type(student).__name__} has no method `forward` (or `aforward`): define "
+            f"what the program does."
+        )
+        return
+    needed, taken = _inputs_of(student)
+    for name, examples in sets.items():
+        for position, example in enumerate(examples):
+            given = set(example.inputs().keys())
+            if not needed <= given or (taken is not None and not given <= taken):
+                yield (
+                    f"{name}: {type(student).__name__} takes the inputs {sorted(taken or needed)}, "
+                    f"and the example at position {position} has {sorted(given)}; rename its "
+                    f"fields, or choose them with example.with_inputs(...)."
+                )
+                break
+
+
+def _entry(module: Any) -> Any:
+    """The method that runs the module. DSPy logs a warning where `module.forward` is read."""
+    return inspect.getattr_static(module, "forward", None) or inspect.getattr_static(
+        module, "aforward", None
+    )
+
+
+def _inputs_of(module: Any) -> tuple[set[str], set[str] | None]:
+    """The inputs without which the module cannot run, and all that it takes; None: any, or unknown.
+
+    DSPy's predictors run with too few inputs, and only warn.
+    """
+    kind = type(module)
+    name = kind.__name__ if kind.__module__.startswith("dspy.") else ""
+    if isinstance(module, dspy.Predict) or name in BY_SIGNATURE:
+        return {f for f, info in module.signature.input_fields.items() if info.is_required()}, None
+    if name in BY_MODULE:
+        return _inputs_of(getattr(module, BY_MODULE[name]))
+    try:
+        parameters = [*inspect.signature(_entry(module)).parameters.values()][1:]
+    except (TypeError, ValueError):  # it does not tell
+        return set(), None
+    is_open = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = {each.name for each in named if each.default is each.empty}
+    return needed, None if is_open else {each.name for each in named}
