@@ -22,6 +22,8 @@ LAYERS = [
     {"sampling", "reflection", "gate", "strategies"},
     {"settings"},
     {"run"},
+    {"report"},
+    {"tracking"},
     {"optimizer"},
     {"cli", "local", "metrics"},
 ]

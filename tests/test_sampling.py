@@ -161,7 +161,7 @@ def test_a_rollout_holds_outputs_score_and_every_predictor_call_in_order() -> No
         Step("predictor", "draft", {"question": "why?"}, {"answer": "no"}),
         Step("predictor", "final", {"question": "why? not no"}, {"answer": "yes"}),
     )
-    assert done == Rollout(3, 77, {"answer": "yes"}, steps, 1.0, usage=done.usage)
+    assert done == Rollout(3, 77, {"answer": "yes"}, steps, 1.0, usage=done.usage, n_metric_calls=1)
 
 
 def calling(*names: str) -> Callable[..., Any]:

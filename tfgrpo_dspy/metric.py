@@ -32,11 +32,37 @@ class Score:
     feedback: str = ""
 
 
-ScoringFunction = Callable[[Any, Any, Any], Score]
+PredictorTrace = list[tuple[Any, Any, Any]]
+"""The calls of one predictor in a rollout: the predictor, its inputs, its outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringFunction:
+    """A metric as a function of example, prediction and program trace.
+
+    `asks_predictors`: it also says what one predictor did well or badly (`feedback_on`), as GEPA's
+    metrics do.
+    """
+
+    asks_predictors: bool
+    _ask: Callable[..., Any]
+    _name: str
+
+    def __call__(self, example: Any, prediction: Any, program_trace: Any) -> Score:
+        """The score. Raises MetricError: the metric raised, or gave no finite score."""
+        return _as_score(self._ask(example, prediction, program_trace), self._name, example)
+
+    def feedback_on(
+        self, predictor: str, calls: PredictorTrace, example: Any, prediction: Any, trace: Any
+    ) -> str:
+        """What the metric says of this predictor, in words. Raises MetricError: it raised."""
+        said = self._ask(example, prediction, trace, predictor, calls)
+        feedback = said.get("feedback") if isinstance(said, dspy.Prediction | Mapping) else ""
+        return str(feedback or "")
 
 
 def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
-    """The metric as a function of example, prediction and program trace.
+    """The metric in the one form that rollouts call.
 
     Arguments behind the first two keep their defaults; those without one are passed as None (in
     DSPy's metrics a trace that is not None asks for a strict yes or no instead of a score). Raises
@@ -52,10 +78,11 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
     async def awaited(result: Any) -> Any:
         return await result
 
-    def score(example: Any, prediction: Any, program_trace: Any) -> Score:
+    def ask(example: Any, prediction: Any, program_trace: Any, *predictor: Any) -> Any:
         kwargs = {"program_trace": program_trace} if wants_program_trace else {}
+        behind = (program_trace, *predictor) if predictor else (None,) * extra
         try:
-            result = metric(example, prediction, *(None,) * extra, **kwargs)
+            result = metric(example, prediction, *behind, **kwargs)
             if inspect.isawaitable(result):
                 result = asyncio.run(awaited(result))
         except (RunStopped, KeyboardInterrupt):
@@ -65,9 +92,9 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
                 f"metric {name} raised {_shortened(described(error))} on the example "
                 f"{_shown(example)}"
             ) from error
-        return _as_score(result, name, example)
+        return result
 
-    return score
+    return ScoringFunction(_asks_predictors(metric), ask, name)
 
 
 def held_lms(metric: Any) -> list[dspy.BaseLM]:
@@ -144,6 +171,15 @@ def _form(metric: Callable[..., Any]) -> tuple[bool, int]:
         f"metric {metric_name(metric)}{signature} cannot be called with an example and a "
         f"prediction; write it as metric(example, pred, trace=None)."
     )
+
+
+def _asks_predictors(metric: Callable[..., Any]) -> bool:
+    """Whether it takes GEPA's `pred_name` and `pred_trace` as its fourth and fifth argument."""
+    try:
+        names = [*inspect.signature(metric).parameters]
+    except (TypeError, ValueError):
+        return False
+    return names[3:5] == ["pred_name", "pred_trace"]
 
 
 def _as_score(result: Any, name: str, example: Any) -> Score:

@@ -16,6 +16,7 @@ from tfgrpo_dspy.sampling.traces import read_traces
 from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
 from tfgrpo_dspy.settings.checks import prepare
 from tfgrpo_dspy.settings.schedule import Plan, plan_of
+from tfgrpo_dspy.tracking import tracked
 
 
 class TrainingFreeGRPO(Teleprompter):
@@ -134,7 +135,7 @@ class TrainingFreeGRPO(Teleprompter):
         own = replace(self.settings, **{k: v for k, v in given.items() if v is not None})
         settings, training, validation = prepare(own, student, trainset, valset, teacher, testset)
         data = (trainset, training, validation, testset or ())
-        with Run(settings, student, *data) as run:
+        with tracked(settings) as settings, Run(settings, student, *data) as run:
             return run.run(self._loop(run))
 
     async def _loop(self, run: Run) -> None:
@@ -180,7 +181,11 @@ class TrainingFreeGRPO(Teleprompter):
         examples, recorded = read_traces(traces)
         own, sets = self.settings, (examples, valset)
         settings, training, validation = prepare(own, student, *sets, recorded=recorded)
-        with Run(settings, student, examples, training, validation, recorded=recorded) as run:
+        data = (examples, training, validation)
+        with (
+            tracked(settings) as settings,
+            Run(settings, student, *data, recorded=recorded) as run,
+        ):
             return run.run(self._loop(run))
 
     def estimate(

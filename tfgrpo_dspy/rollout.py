@@ -52,13 +52,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One predictor call or tool call of a rollout; values in their text form."""
+    """One predictor call or tool call of a rollout; values in their text form.
+
+    `feedback` is what the metric says of this predictor, after its last call.
+    """
 
     kind: Literal["predictor", "tool"]
     name: str
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     error: str = ""
+    feedback: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ class Rollout:
 
     `example` is the example's position in its set (from 0); `rollout_id` what set this sample
     apart in caches. `score` is None where the metric gave none (`failure` says why, or there is no
-    metric). `usage` is the program's own, `metric_usage` that of an LM judge in the metric.
+    metric). `usage` is the program's own, `metric_usage` that of an LM judge in the metric, which
+    was called `n_metric_calls` times.
     """
 
     example: int
@@ -79,6 +84,7 @@ class Rollout:
     failure: Failure | None = None
     usage: Usage = Usage()
     metric_usage: Usage = Usage()
+    n_metric_calls: Count = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, sequences, strings and numbers, ready for JSON."""
@@ -88,11 +94,6 @@ class Rollout:
     def from_dict(cls, values: Mapping[str, Any]) -> "Rollout":
         """What `to_dict` gave, from JSON too. Raises ValueError: it is no rollout."""
         return ROLLOUTS.validate_python(values)
-
-    @property
-    def was_scored(self) -> bool:
-        """Whether the metric was asked: the program gave something to score."""
-        return self.failure is None or self.failure.kind == "metric"
 
     @property
     def counts(self) -> bool:
@@ -203,6 +204,8 @@ def trajectory_text(rollout: Rollout) -> str:
         parts.extend(f"  out {name}: {value}" for name, value in step.outputs.items())
         if step.error:
             parts.append(f"  error: {step.error}")
+        if step.feedback:
+            parts.append(f"  feedback on {step.name}: {step.feedback}")
     if rollout.failure is not None:
         parts.append(f"The program failed: {rollout.failure.message}")
     return "\n".join(parts)

@@ -56,7 +56,7 @@ class Account:
 
     def after_rollouts(self, made: Sequence[Rollout]) -> "Account":
         """The account when these rollouts are made."""
-        amounts = [Amount.of(r.usage + r.metric_usage, int(r.was_scored)) for r in made]
+        amounts = [Amount.of(r.usage + r.metric_usage, r.n_metric_calls) for r in made]
         taken = sum(amounts, Amount())
         return replace(
             self,

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import dspy
+
 from tfgrpo_dspy.budget.account import Account, Amount
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded
@@ -24,6 +26,7 @@ from tfgrpo_dspy.results.records import (
 )
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
 from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.evaluations import Row, tell_evaluations
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.sampling.demos import Additions, Demo, first_demos
@@ -50,7 +53,7 @@ class Measurements:
     ) -> None:
         self.candidates = candidates
         self.n_examples = len(examples)
-        self._run = run
+        self._run, self._role, self._examples = run, role, examples
         mixed = random.Random(f"{role}/{run.settings.seed}")
         self._order = mixed.sample(range(len(examples)), len(examples))
         self._maker = Rollouts(run, role, examples, None)
@@ -91,6 +94,24 @@ class Measurements:
         """The candidate's scores by `scored`, in the order of the measurement."""
         return [score for (c, _), score in scored(self.scores()).items() if c == candidate]
 
+    def rows(self, candidate: int) -> list[Row]:
+        """The candidate's scored examples with predictions and scores, in the set's order."""
+        by_example = {
+            self._order[place]: (rollout, self.scores().get((c, place)))
+            for (c, place), rollout in self._rollouts.items()
+            if c == candidate
+        }
+        return [
+            (self._examples[i], dspy.Prediction(**rollout.outputs), score)
+            for i, (rollout, score) in sorted(by_example.items())
+            if score is not None
+        ]
+
+    def tell(self, *places: int) -> None:
+        """Tell DSPy's callbacks what these candidates score, each once."""
+        rows = ((self.candidates[place], self.rows(place)) for place in dict.fromkeys(places))
+        tell_evaluations(self._role, self._run.student, rows)
+
     def outcome(self, place: int) -> dict[str, Any]:
         """The mean scores of the student and of this candidate, and the gain."""
         before, after = self.scores_of(0), self.scores_of(place)
@@ -119,6 +140,7 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
         measured = Measurements(run, "validation", valset, candidates)
         place = len(candidates) - 1
         measured.make_all(run.settings.n_validation)
+    measured.tell(0, place)
     library = candidates[place].library  # with the tokens that each experience adds to a call
     priced = [replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in library]
     best = replace(candidates[place], library=library.holding(priced))
@@ -184,6 +206,7 @@ def _held_out(
     """The student, which is first, and the result, which is last, on the test set."""
     measured = Measurements(run, "test", testset, candidates)
     measured.make_all(len(testset))
+    measured.tell(0, len(candidates) - 1)
     outcome = measured.outcome(len(candidates) - 1)
     if outcome["student"] and outcome["best"]:
         return HeldOut(**outcome)

@@ -52,7 +52,7 @@ class History:
         self.start = start
         self.batches: list[Batch] = []
         self.decisions = [Decision(start, "the library of the student")]
-        assumed = Amount(settings.data.calls_per_rollout, 1.0)
+        assumed = Amount(settings.data.calls_per_rollout, settings.data.n_metric_calls)
         self.accounts = [Account(settings.budget, assumed=assumed)]
         self._run = run
         self._training = tuple(training)

@@ -16,6 +16,7 @@ from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 KEPT_PROGRAMS = 64
 NO_RESULT = ("provider", "timeout", "worker", "metric")
 """Failures that are not the program's: noted, never kept as results."""
+UNSURE = ("timeout", "worker")  # failures after which nobody knows whether the metric was called
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Rollouts:
         self._metric = run.settings.metric
         self._score = None if self._metric is None else adapt_metric(self._metric)
         self._temperature = temperature
+        is_training = temperature is not None
+        self._n_metric_calls = run.settings.data.n_metric_calls if is_training else 1
         self._program = functools.lru_cache(KEPT_PROGRAMS)(self._prepared)
         self._prices = run.settings.execution.prices or {}
         self._early: dict[Sample, Rollout] = {}
@@ -49,12 +52,12 @@ class Rollouts:
     def admit(self, n: int) -> None:
         """Take the metric calls of so many rollouts. Raises RunStopped: a budget does not reach."""
         if self._metric is not None:
-            self._run.ledger.take_metric_calls(n)
+            self._run.ledger.take_metric_calls(n * self._n_metric_calls)
 
     def settle(self, rollouts: Iterable[Rollout]) -> None:
-        """Give the metric calls back that were surely not made, because the program failed."""
-        kinds = [rollout.failure.kind for rollout in rollouts if rollout.failure is not None]
-        n_not_made = sum(kind in ("program", "parse", "provider") for kind in kinds)
+        """Give the metric calls back that were surely not made."""
+        sure = (r for r in rollouts if r.failure is None or r.failure.kind not in UNSURE)
+        n_not_made = sum(self._n_metric_calls - rollout.n_metric_calls for rollout in sure)
         if self._metric is not None:
             self._run.ledger.note_metric_calls(0, n_given_back=n_not_made)
 
@@ -94,8 +97,7 @@ class Rollouts:
                 run.ledger.spend(usage.n_lm_calls, usage.cost_usd)
             run.report.replayed[self._role] += 1
             run.report.count_rollout(self._role, rollout)
-            if rollout.was_scored and self._metric is not None:
-                run.ledger.note_metric_calls()
+            run.ledger.note_metric_calls(rollout.n_metric_calls)
         return rollout
 
     def _submit(self, sample: Sample, key: str, priority: Priority) -> Any:

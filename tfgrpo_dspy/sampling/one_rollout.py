@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
@@ -17,7 +17,7 @@ from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
 from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
-from tfgrpo_dspy.metric import ScoringFunction
+from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Rollout, Step
 from tfgrpo_dspy.sampling.fields import as_fields, as_text, copied_example
 
@@ -39,6 +39,11 @@ class RolloutTask:
     score: ScoringFunction | None
     ledger: Ledger = field(default_factory=Ledger)
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def asks_predictors(self) -> bool:
+        """Whether it is a training rollout, which has a temperature: lessons are drawn from it."""
+        return self.temperature is not None
 
 
 def run_rollout(task: RolloutTask) -> Rollout:
@@ -62,7 +67,9 @@ def run_rollout(task: RolloutTask) -> Rollout:
         failure=failure,
         usage=run.meter.usage,
     )
-    return rollout if failure or task.score is None else _scored(rollout, task, prediction, trace)
+    if failure or task.score is None:
+        return rollout
+    return _scored(rollout, task, prediction, trace, run.calls_to_ask_about(trace))
 
 
 class _Run:
@@ -124,6 +131,20 @@ class _Run:
         except BaseException as error:  # noqa: BLE001 - it may raise anything; recorded
             failure = _failure_of(error)
         return prediction, self.meter.provider_failure or failure
+
+    def calls_to_ask_about(self, trace: list[Any]) -> dict[str, PredictorTrace]:
+        """The calls of each predictor, by name, where the metric is asked about predictors.
+
+        That is in training rollouts of a program with several predictors.
+        """
+        score, names = self.task.score, [name for name, _ in named_predictors(self.program)]
+        calls: dict[str, PredictorTrace] = {}
+        if score and score.asks_predictors and self.task.asks_predictors and len(names) > 1:
+            for predictor, inputs, outputs in trace:
+                name = self._name_of(predictor, "")
+                if name in names:
+                    calls.setdefault(name, []).append((predictor, inputs, outputs))
+        return calls
 
     def steps(self, trace: list[Any], failure: Failure | None) -> tuple[Step, ...]:
         """Predictor and tool calls in their order; an answer that did not parse stands last."""
@@ -190,7 +211,11 @@ def _failure_of(error: BaseException) -> Failure:
 
 
 def _scored(
-    rollout: Rollout, task: RolloutTask, prediction: Any, trace: list[Any] | None
+    rollout: Rollout,
+    task: RolloutTask,
+    prediction: Any,
+    trace: list[Any],
+    predictor_calls: Mapping[str, PredictorTrace],
 ) -> Rollout:
     """The rollout with its score; an LM judge runs on the user's own LM, at its own settings."""
     meter = Meter(task.ledger, task.prices)
@@ -198,20 +223,42 @@ def _scored(
     callbacks = [*(dspy.settings.callbacks or []), CallWatcher(meter)]
     judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
     score, failure = None, None
+    feedback: dict[str, str] = {}
+    n_calls = 0
+
+    def asked(ask: Callable[..., Any], *about: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        task.ledger.note_metric_calls()
+        return ask(*about, copied_example(task.example), prediction, trace)
+
     meter.check()
-    task.ledger.note_metric_calls()
     try:
         with dspy.context(lm=judge, disable_history=False, callbacks=callbacks):
-            score = task.score(copied_example(task.example), prediction, trace)  # type: ignore[misc]
+            score = asked(task.score)  # type: ignore[arg-type]
+            for name, calls in predictor_calls.items():
+                feedback[name] = asked(task.score.feedback_on, name, calls)  # type: ignore[union-attr]
     except MetricError as error:
         kind = _failure_of(error.__cause__ or error).kind
         failure = Failure(kind if kind == "provider" else "metric", str(error))
     meter.check()
     if meter.provider_failure is not None:  # where the metric hid it, what it returned is no score
         failure = Failure("provider", f"the metric's LM failed: {meter.provider_failure.message}")
+    steps = _with_feedback(rollout.steps, feedback)
+    rollout = replace(rollout, n_metric_calls=n_calls, steps=steps)
     if score is None or failure is not None:
         return replace(rollout, failure=failure, metric_usage=meter.usage)
     return replace(rollout, score=score.value, feedback=score.feedback, metric_usage=meter.usage)
+
+
+def _with_feedback(steps: Sequence[Step], feedback: Mapping[str, str]) -> tuple[Step, ...]:
+    """The steps; the last call of each predictor with what the metric says of the predictor."""
+    left = dict(feedback)
+    changed = [
+        replace(s, feedback=left.pop(s.name, "")) if s.kind == "predictor" else s
+        for s in reversed(steps)
+    ]
+    return tuple(reversed(changed))
 
 
 class _ToolRecorder(BaseCallback):

@@ -15,7 +15,7 @@ from tfgrpo_dspy.budget.meter import price_of
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
-from tfgrpo_dspy.metric import held_lms
+from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, Settings, refuse
@@ -72,6 +72,7 @@ def prepare(
         n_test=len(testset or ()),
         has_labels=any(len(example.labels()) for example in examples),
         is_recorded=recorded is not None,
+        n_metric_calls=_n_metric_calls(settings, student),
         calls_per_rollout=calls,
         tokens_per_rollout=tokens,
         dollars_per_rollout=dollars,
@@ -123,6 +124,13 @@ def _with_reflection_lm(settings: Settings, student: Any) -> Settings:
         return settings
     lms = {id(predictor.lm): predictor.lm for _, predictor in named_predictors(student)}
     return replace(settings, reflection_lm=lms.popitem()[1]) if len(lms) == 1 else settings
+
+
+def _n_metric_calls(settings: Settings, student: Any) -> int:
+    """How often the metric is called for a training rollout: also about each of the predictors."""
+    n_predictors = len(named_predictors(student))
+    asks = settings.metric is not None and adapt_metric(settings.metric).asks_predictors
+    return 1 + n_predictors if asks and n_predictors > 1 else 1
 
 
 def all_lms(settings: Settings, student: Any) -> list[Any]:

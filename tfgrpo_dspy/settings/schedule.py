@@ -62,6 +62,7 @@ class RunData:
     n_test: int = 0  # examples on which student and result are measured at the end
     has_labels: bool = False
     is_recorded: bool = False  # whether all training rollouts were made elsewhere
+    n_metric_calls: int = 1  # for each training rollout; more if the metric is asked of predictors
     calls_per_rollout: int = 1  # this and the next two: as assumed, see `one_rollout`
     tokens_per_rollout: int = 0
     dollars_per_rollout: float = math.nan
@@ -184,7 +185,7 @@ def _calls(settings: Settings, data: RunData) -> float:
         n_rollouts = settings.max_cost / data.dollars_per_rollout
         calls = min(calls, n_rollouts * data.calls_per_rollout - n_test)
     if settings.max_metric_calls is not None:
-        n_rollouts = settings.max_metric_calls - 2 * data.n_test
+        n_rollouts = (settings.max_metric_calls - 2 * data.n_test) / data.n_metric_calls
         calls = min(calls, n_rollouts * (data.calls_per_rollout + 0.5))
     return max(0, calls)
 
@@ -217,8 +218,9 @@ def _unpaid(own: RunSettings, calls_per_rollout: int) -> str:
     enough_calls = n_rollouts * own.data.calls_per_rollout + n_reflections
     dollars = enough_calls * own.data.dollars_per_rollout / own.data.calls_per_rollout
     dollars += own.data.dollars_of_dearest_call
+    n_scores = n_rollouts + own.rollouts_of_update * (own.data.n_metric_calls - 1)
     for name, needed, enough in (
-        ("max_metric_calls", n_rollouts, n_rollouts),
+        ("max_metric_calls", n_scores, n_scores),
         ("max_lm_calls", needed_calls, enough_calls),
         ("max_cost", dollars, dollars),
     ):
