@@ -17,7 +17,7 @@ PACKAGE = ROOT / "tfgrpo_dspy"
 LAYERS = [
     {"errors", "redaction"},
     {"experience", "rollout"},
-    {"store", "budget", "metric", "results"},
+    {"store", "budget", "metric", "results", "interchange"},
     {"sampling", "reflection", "gate", "strategies"},
     {"settings"},
     {"run"},
@@ -27,7 +27,8 @@ LAYERS = [
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 RANK["__init__"] = len(LAYERS) - 1  # the package itself: neither `local` nor `metrics`
 ONLY_IN = {
-    "dspy": RANK.keys() - {"errors", "redaction", "experience", "rollout", "results", "gate"},
+    "dspy": RANK.keys()
+    - {"errors", "redaction", "experience", "rollout", "results", "gate", "interchange"},
     "concurrent": {"run", "local", "settings", "optimizer"},
     "contextvars": {"run", "budget", "local"},
     "threading": {"run", "budget", "store", "local", "metrics"},
@@ -49,6 +50,7 @@ ONLY_IN = {
     "math_verify": {"metrics"},
     "xllamacpp": {"local"},
     "argparse": {"cli"},
+    "yaml": {"interchange"},
 }
 """The libraries that only some modules may import, and these modules."""
 THIRD_PARTIES = {name for name in ONLY_IN if name not in sys.stdlib_module_names} | {"pydantic"}
@@ -114,7 +116,14 @@ def closure(module: str) -> set[str]:
     return {name.partition(".")[0] for name in names} - {"tfgrpo_dspy"}
 
 
-@pytest.mark.parametrize("module", ["experience", "rollout", "results", "gate"])
+@pytest.mark.parametrize("module", ["experience", "rollout", "results", "gate", "interchange"])
 def test_a_library_and_what_is_said_of_it_can_be_read_without_dspy(module: str) -> None:
     others = closure(module) - sys.stdlib_module_names
-    assert others <= {"pydantic", "numpy", "scipy", "threadpoolctl"}
+    assert others <= {"pydantic", "numpy", "scipy", "threadpoolctl", "yaml"}
+
+
+def test_interchange_needs_errors_and_experiences_only() -> None:
+    files = [path for path in FILES if module_of(path) == "interchange"]
+    names = {name for path in files for name in imports_of(path)}
+    ours = {name.split(".")[1] for name in names if name.startswith("tfgrpo_dspy.")}
+    assert ours == {"interchange", "errors", "experience"}

@@ -86,7 +86,8 @@ def shown(value: Any) -> str:
 
 def _fault(path: Sequence[str | int], error: Any) -> str:
     """One fault that pydantic found: where, what, and what to write."""
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in path)
+    where = "".join(parts)[1:]
     names = [part for part in path if isinstance(part, str)]
     if not path:
         write = f'{{"experiences": {_json(_SAMPLES["experiences"])}}}'
