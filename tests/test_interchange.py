@@ -18,9 +18,8 @@ LIBRARY = ExperienceLibrary(
         Experience("E1", "Ask: for the order number.", evidence=(SEEN,)),
         Experience("E3", "Say sorry first,\nthen help.", "solve", effect=Effect(0.12, 0.04, 80)),
     ],
-    next_number=6,
+    next_number=6,  # E2, E4 and E5 are retired
 )
-"""E2, E4 and E5 are retired."""
 HEADER = (
     "When solving problems, you MUST first carefully read and understand the helpful instructions "
     "and experiences:"
@@ -34,8 +33,6 @@ type: simple
 model:
   model_provider:
     model: deepseek-chat  # by the public API
-  model_settings: &settings
-    temperature: 0.3
 agent:
   name: sums_agent
   instructions: "You add numbers.\nThe last line is \"\\\\boxed{{'sum'}}\".\n\nWhen solving\
@@ -63,10 +60,10 @@ def bare(library: ExperienceLibrary, scope: str = "") -> ExperienceLibrary:
 
 
 HOSTILE = [
-    "- a", "-", "* b", "1. c", "2)", "# d", "#", "---", "***", "[E1] f", "[G3]. g", "[G1]", "**E1** h",
-    "E2: i", '(for "solve") j', "(next id: E9)", "\\- k", "\\\\[G1]. l", "\ufeffm", "=1+1", "'=1", "@n",
-    'say "p", q;r\ts', "${x}", "\\${y}", "a\\\\${z}", "key: v", "\\boxed{1} \\neq \\[x\\]", "&a *a !!b",
-    "null", "\x00\x07", "\u2028\x85\x0b", "世界", HEADER, f"{HEADER}\n[G0]. x", "%YAML 1.2", "...", "'", '"',
+    "- a", "-", "* b", "1. c", "2)", "# d", "#", "---", "***", "[E1] f", "[G3]. g", "[G1]", "null",
+    "**E1** h", "E2: i", '(for "solve") j', "(next id: E9)", "\\- k", "\\\\[G1]. l", "\ufeffm", "'",
+    "=1+1", "'=1", "@n", 'say "p", q;r\ts', "${x}", "\\${y}", "a\\\\${z}", "key: v", "&a *a !!b",
+    "\\boxed{1} \\neq \\[x\\]", "\x00\x07", "\u2028\x85\x0b", "世界", HEADER, f"{HEADER}\n[G0]. x",
 ]  # fmt: skip
 pieces = st.sampled_from(HOSTILE) | st.text(st.characters(codec="utf-8"), max_size=8)
 breaks = st.sampled_from(["\n", "\n\n", "\n \n", "\r\n", "\r", "\n  ", "\n\t", " "])
@@ -110,7 +107,7 @@ def test_a_library_is_written_into_an_agent_file_again_and_again_and_all_else_st
 ) -> None:
     base = re.sub(r"(?m)^\[G[0-9]+\]", "[H]", base)  # these would be experiences
     agent = {"type": "simple", "agent": {"name": "a", "instructions": base}, "toolkits": {}}
-    file = yaml.safe_dump(agent, allow_unicode=True, sort_keys=False)
+    file = yaml.safe_dump(agent, default_style='"', sort_keys=False)
     for library in first, second, first:
         file = render(library, "yaml", into=file)
         assert parse(file, "yaml") == bare(library, scope="*")
@@ -256,7 +253,6 @@ BOMB = "a: &a [x, x]\n" + "".join(ALIASES)
         ("json", '{"E1": "a", "G0": "b"}', "the id G0 is taken by 'a'"),
         ("json", '["a", ""]', r"\[1\]: text='': an experience is a line"),
         ("json", '["a", 5]', r"experiences\[0\] is 'a': write {\"id\": \"E1\""),
-        ("json", "5", "it holds 5; write"),
         ("json", '{"E0": "a"}', r"\[E0\]: id='E0': an id is"),
         ("json", '{"G%s": "a"}' % ("9" * 5000), "experiences is missing"),
         ("json", '{"agent": {}}', 'agent.instructions is missing.* write agent: {instructions: "'),
@@ -265,17 +261,13 @@ BOMB = "a: &a [x, x]\n" + "".join(ALIASES)
         ("yaml", DEEP, "nested too deeply"),
         ("yaml", BOMB, "is no field of a library"),
         ("yaml", BOMB + "experiences: *i", r"experiences\[0\] is \[\[.{1,99}: write .*"),
-        ("yaml", "agent: *agent", "not YAML: line 1, column 8: found undefined alias"),
-        ("yaml", "agent: [", "not YAML: line 1, column 9"),
         ("yaml", "agent: \x00", "not YAML: unacceptable character #x0000"),
         ("yaml", "agent: &a {instructions: *a}", "not YAML: line 1, column 8: found unconstruct"),
         ("md", "- Ask.\nnow\n", r"line 2: 'now' is no item of a list: write '- ' in front, or two"),
         ("md", "  - Ask.", "line 1: .* is indented, but there is no item above: remove"),
         ("md", "# A\n-\n", r"line 2: text='\\n': an experience is a line"),
-        ("md", '- (for "") Ask.', "line 1: scope=''"),
         ("md", "- **E1** Ask.\n- **E1** Say.", "line 2: the id E1 is taken by 'Ask.'; write anot"),
         ("txt", "E0: Ask.", "line 1: id='E0'"),
-        ("csv", "", "line 1: the columns .*: write a header with 'text'"),
         ("csv", "id,advice\nE1,Ask.", "line 1: the columns .*'advice'"),
         ("csv", "id,text\nE1,Ask, then say.", "line 2: 3 cells under 2 columns: put a text that"),
         ("csv", 'id,text\nE1,"Ask', "the text: .*end of data"),
@@ -296,14 +288,6 @@ def test_what_is_not_understood_is_refused_with_the_place_and_what_to_write(
     assert len(str(raised.value)) < 1000
 
 
-@pytest.mark.parametrize(
-    "into", ["[", "agent: {name: a}", "agent: {instructions: [a]}", "- a", "5"]
-)
-def test_experiences_are_written_into_the_file_of_an_agent_only(into: str) -> None:
-    with pytest.raises(LibraryFormatError, match=r"^into(:| is not YAML)"):
-        render(LIBRARY, "yaml", into=into)
-
-
 def test_nothing_of_a_yaml_file_is_run(tmp_path: Path) -> None:
     text = (
         f"!!python/object/apply:pathlib.Path.touch [!!python/object/apply:open [{tmp_path}/a, w]]"
@@ -313,13 +297,14 @@ def test_nothing_of_a_yaml_file_is_run(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_format_is_named_or_follows_from_the_ending_and_a_file_is_utf8(tmp_path: Path) -> None:
+def test_a_format_is_named_or_follows_from_the_ending_and_takes_what_fits_it(
+    tmp_path: Path,
+) -> None:
     for name in "a.json", "a.YML", "a.yaml", "a.md", "a.markdown", "a.csv", "a.txt":
         write_library(LIBRARY, tmp_path / name)
         assert len(read_library(str(tmp_path / name))) == 2
     write_library(LIBRARY, tmp_path / "lessons", "csv")
-    expected = render(LIBRARY, "csv").encode()
-    assert (tmp_path / "lessons").read_bytes() == (tmp_path / "a.csv").read_bytes() == expected
+    assert (tmp_path / "lessons").read_bytes() == render(LIBRARY, "csv").encode()
     assert read_library(tmp_path / "lessons", "csv") == bare(LIBRARY)
     assert read_library(tmp_path / "a.json") == ExperienceLibrary.load(tmp_path / "a.json")
     with pytest.raises(LibraryFormatError, match=r"lessons: no format has this ending; pass form"):
@@ -330,3 +315,6 @@ def test_a_format_is_named_or_follows_from_the_ending_and_a_file_is_utf8(tmp_pat
     for format, into in ("md", "a"), ("word", ""):
         with pytest.raises(LibraryFormatError, match=f"format='{format}'"):
             render(LIBRARY, format, into=into)
+    for into in "[", "agent: {name: a}", "agent: {instructions: [a]}", "- a", "5":
+        with pytest.raises(LibraryFormatError, match=r"^into(:| is not YAML)"):
+            render(LIBRARY, "yaml", into=into)
