@@ -334,6 +334,7 @@ def test_a_saved_pickled_or_copied_library_is_as_it_was_with_its_annotations(
 def test_a_saved_library_is_json_that_people_can_read(tmp_path: Path) -> None:
     ExperienceLibrary([Experience("E2", "Sag „bitte“.", "solve", (FIRST,))]).save(tmp_path / "a")
     text = (tmp_path / "a").read_text(encoding="utf-8")
+    assert len(text.splitlines()) == 13  # one line for all the evidence of an experience
     assert '\n      "text": "Sag „bitte“.",\n' in text
     seen = {"update": 0, "example": 4, "rollout_ids": [11, 12], "scores": [0.0, 1.0]}
     said = {"id": "E2", "text": "Sag „bitte“.", "scope": "solve", "evidence": [seen]}
@@ -344,8 +345,9 @@ def test_a_saved_library_is_json_that_people_can_read(tmp_path: Path) -> None:
 def test_a_library_that_somebody_wrote_by_hand_can_be_loaded(tmp_path: Path) -> None:
     path = tmp_path / "library.json"
     written = '{"experiences": [{"id": "E1", "text": "Ask."}, {"id": "E2", "text": "Say."}]}'
-    path.write_text(written, encoding="utf-8")
-    assert ExperienceLibrary.load(path) == ExperienceLibrary.from_texts(["Ask.", "Say."])
+    for encoding in "utf-8", "utf-8-sig":
+        path.write_text(written, encoding=encoding)
+        assert ExperienceLibrary.load(path) == ExperienceLibrary.from_texts(["Ask.", "Say."])
 
 
 def record(**changes: Any) -> str:
@@ -359,29 +361,46 @@ def of(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        *((text, "") for text in ("", "[E1] Ask.", "[]", "[" * 200_000, b"\x80\x04\x95\xff")),
-        ('{"signature": {"instructions": "Answer."}}', "signature"),
-        ('{"format": "tfgrpo_dspy.library", "version": 1}', "experiences"),
-        (record(format="other"), "format.*'other'"),
-        *((record(version=version), "version.*Input should be 1") for version in (2, None)),
-        *((record(experiences=given), "experiences") for given in (None, ["E1"])),
-        (record(experiences=[{"id": "E1"}]), "text"),
+        *((text, "is not JSON: line 1, column 1: Expecting value") for text in ("", "E1: Ask.")),
+        ("[]", r'it holds \[\]; write \{"experiences": \[\{"id": "E1", "text": "..."\}\]\}'),
+        (
+            '{"experiences": [\n  {"id": "E1"\n   "text": "Ask."}]}',
+            "line 3, column 4: Expecting ','",
+        ),
+        ("[" * 200_000, "nested too deeply"),
+        (b"\x80\x04\x95\xff", "save the file as UTF-8"),
+        ('{"signature": {"instructions": "Answer."}}', "signature is no field of a library"),
+        ('{"version": 1}', 'experiences is missing: write "experiences": .*"text"'),
+        (record(format="other"), "format is 'other': write"),
+        *((record(version=v), f"version is {v}: this release reads version 1") for v in (2, None)),
+        (record(experiences=None), "experiences is None: write"),
+        (record(experiences=["E1"]), r'experiences\[0\] is \'E1\': write \{"id": "E1", "text"'),
         (record(next_number=1), "next_number=1"),
-        *((record(next_number=number), "next_number.*integer") for number in ("2", 2.5)),
-        (of(id="G1"), "id='G1'"),
-        *((of(text=text), "text") for text in (" ", 5, "\ud83d")),
+        *((record(next_number=n), 'next_number is .*: write "next_number": 2') for n in ("2", 2.5)),
+        (record(experiences=[{"id": "E1"}]), r'experiences\[0\]\.text is missing: write "text": '),
+        (of(id="G1"), r"experiences\[0\]\.id='G1': an id is 'E' and a number from 1"),
+        (of(text=5), r'experiences\[0\]\.text is 5: write "text": "\.\.\."\.$'),
+        *((of(text=text), r"experiences\[0\]\.text=") for text in (" ", "\ud83d")),
         (of(scope=""), "scope=''"),
-        (of(other=1), "other"),
-        *((of(evidence=given), "evidence") for given in (None, [{"update": 1}])),
-        (of(effect={"estimate": 0.1}), "effect"),
+        (of(txet=1), r"experiences\[0\]\.txet is no field .* here are id, text, scope"),
+        (of(id="E1")[:-2] + ', {"id": "E1", "text": "Say."}]}', "ids .*: one occurs twice"),
+        ('{"experiences": [{"id": "E1", "id": "E2", "text": ""}]}', "'id' occurs twice"),
+        (of(evidence=None), "evidence is None: write"),
+        (of(evidence=[{"update": 1}]), r"evidence\[0\]\.example is missing: write .*scores"),
+        (of(effect={"estimate": 0.1}), "effect.standard_error is missing: write"),
+        (record(experiences=[{}] * 9), "; and 13 more"),
+        (of(text=["Ask."] * 9000), "^.{1,250}$"),
     ],
 )
-def test_a_file_that_is_not_a_library_is_refused_with_its_name_and_what_is_wrong(
+def test_a_file_that_is_not_a_library_is_refused_with_the_field_and_what_to_write(
     tmp_path: Path, text: str | bytes, what: str
 ) -> None:
     path = tmp_path / "library.json"
     with pytest.raises(FileNotFoundError):
         ExperienceLibrary.load(path)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(LibraryFormatError, match=rf"(?s)library\.json is not a library.*{what}"):
+    with pytest.raises(LibraryFormatError, match=what) as raised:
         ExperienceLibrary.load(path)
+    message = str(raised.value)
+    assert message.startswith(str(path))
+    assert "pydantic" not in message

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "tfgrpo_dspy"
 LAYERS = [
     {"errors", "redaction"},
     {"experience", "rollout"},
-    {"store", "budget", "metric", "results"},
+    {"store", "budget", "metric", "results", "interchange"},
     {"events"},
     {"sampling", "reflection", "gate", "strategies"},
     {"settings"},
@@ -31,7 +31,7 @@ RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 RANK["__init__"] = len(LAYERS) - 1  # the package itself: neither `local` nor `metrics`
 ONLY_IN = {
     "dspy": RANK.keys()
-    - {"errors", "redaction", "experience", "rollout", "results", "events", "gate"},
+    - {"errors", "redaction", "experience", "rollout", "results", "events", "gate", "interchange"},
     "concurrent": {"run", "local", "settings", "optimizer"},
     "contextvars": {"run", "budget", "local"},
     "threading": {"run", "budget", "store", "local", "metrics"},
@@ -54,6 +54,7 @@ ONLY_IN = {
     "math_verify": {"metrics"},
     "xllamacpp": {"local"},
     "argparse": {"cli"},
+    "yaml": {"interchange"},
 }
 """The libraries that only some modules may import, and these modules."""
 THIRD_PARTIES = {name for name in ONLY_IN if name not in sys.stdlib_module_names} | {"pydantic"}
@@ -119,7 +120,7 @@ def closure(module: str) -> set[str]:
     return {name.partition(".")[0] for name in names} - {"tfgrpo_dspy"}
 
 
-@pytest.mark.parametrize("module", ["experience", "rollout", "results", "gate"])
+@pytest.mark.parametrize("module", ["experience", "rollout", "results", "gate", "interchange"])
 def test_a_library_and_what_is_said_of_it_can_be_read_without_dspy(module: str) -> None:
     others = closure(module) - sys.stdlib_module_names
-    assert others <= {"pydantic", "numpy", "scipy", "threadpoolctl", "jinja2"}
+    assert others <= {"pydantic", "numpy", "scipy", "threadpoolctl", "jinja2", "yaml"}

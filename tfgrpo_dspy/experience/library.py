@@ -1,27 +1,16 @@
 """The library: an immutable, ordered set of experiences; apply, compare, merge, bake, save."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from pydantic import BaseModel, StrictInt
+from typing import Any, TypeVar
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
-from tfgrpo_dspy.experience import programs, values
+from tfgrpo_dspy.experience import files, programs, values
 from tfgrpo_dspy.experience.values import ALL, DEFAULT_LIMITS, Experience, Limits, Operation
 
 ProgramT = TypeVar("ProgramT")
 Written = Operation | Mapping[str, Any]  # an operation, or a mapping as an LM writes it
-FORMAT = {"format": "tfgrpo_dspy.library", "version": 1}
-
-
-class _File(BaseModel, extra="forbid"):
-    experiences: list[Experience]
-    next_number: StrictInt | None = None
-    format: Literal["tfgrpo_dspy.library"] = "tfgrpo_dspy.library"
-    version: Literal[1] = 1
 
 
 @dataclass(frozen=True, init=False)
@@ -216,12 +205,11 @@ class ExperienceLibrary:
             {name: value for name, value in asdict(each).items() if value not in (None, False)}
             for each in self
         ]
-        return {**FORMAT, "next_number": self.next_number, "experiences": experiences}
+        return {**files.FORMAT, "next_number": self.next_number, "experiences": experiences}
 
     def save(self, path: str | Path) -> None:
         """Write the library, with its evidence, as JSON text."""
-        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        Path(path).write_text(files.record_text(self.to_dict()), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "ExperienceLibrary":
@@ -231,24 +219,21 @@ class ExperienceLibrary:
         experience is for all predictors.
 
         Raises:
-            LibraryFormatError: the file is not a library, or one of a newer version.
+            LibraryFormatError: the file is not a library, or one of a newer version; names what is
+                wrong, and what to write.
             OSError: the file cannot be read.
         """
         try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise LibraryFormatError(f"{path} is not a library: {error}.") from error
-        return cls.from_dict(record, source=str(path))
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise LibraryFormatError(f"{path}: {error}; save the file as UTF-8.") from error
+        return cls.from_dict(files.json_value(text, str(path)), source=str(path))
 
     @classmethod
     def from_dict(cls, record: Any, source: str = "the record") -> "ExperienceLibrary":
         """The library of `to_dict`. Raises LibraryFormatError, which calls the record `source`."""
+        known = files.checked_record(record, source)
         try:
-            known = _File.model_validate(record)
             return cls(known.experiences, next_number=known.next_number)
         except ValueError as error:
-            raise LibraryFormatError(
-                f"{source} is not a library of version 1: {error}; pass a file that "
-                f"ExperienceLibrary.save wrote, or one that holds "
-                f'{{"experiences": [{{"id": "E1", "text": "..."}}]}}.'
-            ) from error
+            raise LibraryFormatError(f"{source}: {error}") from error

@@ -1,0 +1,119 @@
+"""A library's record as text that people can read and write, and what is wrong with theirs.
+
+Nothing here opens a file.
+"""
+
+import json
+import reprlib
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Literal
+
+from pydantic import BaseModel, StrictInt, ValidationError
+
+from tfgrpo_dspy.errors import LibraryFormatError
+from tfgrpo_dspy.experience.values import Effect, Evidence, Experience
+
+FORMAT = {"format": "tfgrpo_dspy.library", "version": 1}
+_MOST_FAULTS = 5  # in one message
+
+
+class Record(BaseModel, extra="forbid"):
+    """What `ExperienceLibrary.to_dict` gives, with experiences as values."""
+
+    experiences: list[Experience]
+    next_number: StrictInt | None = None
+    format: Literal["tfgrpo_dspy.library"] = "tfgrpo_dspy.library"
+    version: Literal[1] = 1
+
+
+# By the field that holds them ("": the file itself): the fields that are known there.
+_KNOWN = {"": list(Record.model_fields)} | {
+    name: [field.name for field in fields(kind)]
+    for name, kind in (("experiences", Experience), ("evidence", Evidence), ("effect", Effect))
+}
+_EFFECT = {"estimate": 0.1, "standard_error": 0.05, "n_rollouts": 20}
+_EVIDENCE = {"update": 0, "example": 0, "rollout_ids": [1, 2], "scores": [0.0, 1.0]}
+# By field: a value that is right, for the message that asks for one.
+_SAMPLES: dict[str, Any] = {
+    **{"experiences": [{"id": "E1", "text": "..."}], "next_number": 2, **FORMAT},
+    **{"id": "E1", "text": "...", "scope": "*", "price": 9, "is_on_trial": True},
+    **{"evidence": [_EVIDENCE], **_EVIDENCE, "effect": _EFFECT, **_EFFECT},
+}
+
+
+def record_text(record: dict[str, Any]) -> str:
+    """The record as JSON: each field of an experience has a line, and all its evidence just one."""
+    experiences = [
+        ",\n".join(f"      {_json(k)}: {_json(v)}" for k, v in each.items() if v not in ([], ()))
+        for each in record["experiences"]
+    ]
+    head = "".join(f"  {_json(k)}: {_json(v)},\n" for k, v in record.items() if k != "experiences")
+    body = ",\n".join(f"    {{\n{lines}\n    }}" for lines in experiences)
+    return f'{{\n{head}  "experiences": [' + (f"\n{body}\n  " if body else "") + "]\n}\n"
+
+
+def json_value(text: str, source: str) -> Any:
+    """The value that the JSON text holds. Raises LibraryFormatError, with line and column."""
+    try:
+        return json.loads(text, object_pairs_hook=_without_repeats)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise LibraryFormatError(f"{source} is not JSON: {where}: {error.msg}.") from error
+    except RecursionError as error:
+        raise LibraryFormatError(f"{source} is not a library: it is nested too deeply.") from error
+    except ValueError as error:
+        raise LibraryFormatError(f"{source} cannot be read: {error}.") from error
+
+
+def checked_record(record: Any, source: str) -> Record:
+    """The record, if it is of the right form. Raises LibraryFormatError: names every field."""
+    try:
+        return Record.model_validate(record)
+    except ValidationError as error:
+        faults = [_fault(each["loc"], each) for each in error.errors(include_url=False)]
+        n_more = len(faults) - _MOST_FAULTS
+        more = f"; and {n_more} more" if n_more > 0 else ""
+        raise LibraryFormatError(f"{source}: {'; '.join(faults[:_MOST_FAULTS])}{more}.") from error
+
+
+def shown(value: Any) -> str:
+    """The value for a message: short, whatever it holds."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxdict, short.maxstring = 2, 3, 3, 60
+    return short.repr(value)
+
+
+def _fault(path: Sequence[str | int], error: Any) -> str:
+    """One fault that pydantic found: where, what, and what to write."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in path)
+    where = "".join(parts)[1:]
+    names = [part for part in path if isinstance(part, str)]
+    if not path:
+        write = f'{{"experiences": {_json(_SAMPLES["experiences"])}}}'
+        return f"it holds {shown(error['input'])}; write {write}"
+    if error["type"] == "value_error":
+        return f"{where}.{error['ctx']['error']}".removesuffix(".")
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _KNOWN["".join(names[-2:-1])]
+        return f"{where} is no field of a library: the fields here are {', '.join(known)}"
+    what = "is missing" if error["type"] == "missing" else f"is {shown(error['input'])}"
+    if where == "version":
+        return f"{where} {what}: this release reads version 1; install the one that wrote the file"
+    sample = _SAMPLES[names[-1]]
+    write = _json(sample[0]) if isinstance(path[-1], int) else f'"{names[-1]}": {_json(sample)}'
+    return f"{where} {what}: write {write}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these fields. Raises LibraryFormatError: a name occurs twice."""
+    known: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in known:
+            raise LibraryFormatError(f"the name {shown(name)} occurs twice in one object")
+        known[name] = value
+    return known

@@ -1,0 +1,94 @@
+"""CSV: a row for each experience, under a header that names the columns.
+
+A spreadsheet runs a cell that begins with `=`, `+`, `-` or `@` as a formula; such a text is written
+with `'` in front, which reading takes away.
+"""
+
+import csv
+import io
+import math
+import re
+
+from tfgrpo_dspy.errors import LibraryFormatError
+from tfgrpo_dspy.experience.files import shown
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import ALL, Effect
+from tfgrpo_dspy.interchange.items import Item, library_of
+
+_COLUMNS = ["id", "text", "scope"]
+_EFFECT = ["effect", "standard_error", "n_rollouts"]
+_FORMULA = re.compile(r"'*[=+\-@]")
+
+
+def table(library: ExperienceLibrary) -> str:
+    """The library as CSV; with the columns of effects if at least one is known."""
+    columns = _COLUMNS + (_EFFECT if any(each.effect for each in library) else [])
+    written = io.StringIO(newline="")
+    writer = csv.writer(written, quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(columns)
+    for each in library:
+        row: list[str | float] = [each.id, _cell(each.text), _cell(each.scope)]
+        if effect := each.effect:
+            row += [effect.estimate, effect.standard_error, effect.n_rollouts]
+        writer.writerow([*row, *[""] * (len(columns) - len(row))])
+    return written.getvalue()
+
+
+def read_table(text: str) -> ExperienceLibrary:
+    """The library of a table with the column `text`; the columns `id`, `scope`, ... may be absent.
+
+    Cells are separated by what separates them in the header: a comma, a semicolon or a tab.
+
+    Raises:
+        LibraryFormatError: a column is unknown, a row has too many cells, an effect is no number.
+    """
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    file = io.StringIO(text, newline="")
+    rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
+    columns = [name.strip().lower() for name in next(rows, [])]
+    known = _COLUMNS + _EFFECT
+    if "text" not in columns or len(set(columns)) < len(columns) or not {*columns} <= {*known}:
+        raise LibraryFormatError(
+            f"line 1: the columns {shown(columns)}: write a header with 'text', and of "
+            f"{', '.join(known)} those that you need."
+        )
+    items = []
+    for row in rows:
+        where = f"line {rows.line_num}"
+        if len(row) > len(columns):
+            raise LibraryFormatError(
+                f"{where}: {len(row)} cells under {len(columns)} columns: put a text that holds "
+                f'{shown(delimiter)} in double quotes (and write " as "").'
+            )
+        if any(map(str.strip, row)):
+            cells = dict(zip(columns, row, strict=False))
+            scope = _text_of(cells.get("scope", "")) or ALL
+            text_, id_ = _text_of(cells.get("text", "")), cells.get("id", "").strip()
+            effect = _effect(where, [cells.get(name, "").strip() for name in _EFFECT])
+            items.append(Item(where, id_, text_, scope, effect))
+    return library_of(items)
+
+
+def _cell(text: str) -> str:
+    return "'" + text if _FORMULA.match(text) else text
+
+
+def _text_of(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _effect(where: str, cells: list[str]) -> Effect | None:
+    """The effect in these three cells; None if all are empty."""
+    if not any(cells):
+        return None
+    try:
+        effect = Effect(float(cells[0]), float(cells[1]), int(cells[2]))
+        if math.isfinite(effect.estimate) and math.isfinite(effect.standard_error):
+            return effect
+    except ValueError:
+        pass
+    raise LibraryFormatError(
+        f"{where}: {', '.join(_EFFECT)} are {shown(cells)}: write two numbers and a whole number, "
+        f"such as 0.1, 0.05 and 20, or leave all three empty."
+    )
