@@ -31,6 +31,7 @@ GROUPS: dict[type, dict[str, Any]] = {
         "max_experience_words": 40,
         "drafts": None,
         "groups_per_call": None,
+        "show_images": None,
     },
     Execution: dict.fromkeys(
         ["executor", "max_staleness", "rollout_timeout_s", "max_errors", "prices"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
+from dspy.clients.model_metadata import model_info
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget.faults import is_too_long
@@ -20,12 +21,18 @@ from tfgrpo_dspy.reflection.texts import as_input, describe_program
 from tfgrpo_dspy.rollout import Failure, Usage, rollout_id_for
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.sampling.fields import media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
 
 Inputs = Mapping[str, Any]
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."
 ASKED_ONCE = dspy.ChatAdapter(use_json_adapter_fallback=False)
 """DSPy's default adapter asks again in JSON; then all that an LM rambles is taken for a lesson."""
+IMAGES = "images"  # an input that is no field: its images are shown at the end of `example`
+NOT_SHOWN = (
+    "the reflection LM is told of an image, and not shown it: DSPy does not know that the LM takes "
+    "images. Pass Reflection(show_images=True) if it does."
+)
 MAX_HALVINGS = 4  # of what is shown, where the LM says that the prompt is too long
 STAGES = {
     "update": ("update", "operations", 0),
@@ -72,6 +79,24 @@ class ReflectionClient:
             "max_words": max_words,
             "limits": f"at most {n} experiences of at most {max_words} words each",
         }
+
+    def images_of(self, examples: Iterable[Any]) -> list[str]:
+        """The images in the inputs of the examples, as DSPy writes them into a text.
+
+        None if the reflection LM takes none; the log says so once.
+        """
+        found = [media_in(dict(example.inputs())) for example in examples]
+        images = [str(one) for media in found for one in media if isinstance(one, dspy.Image)]
+        if images and not self._shows_images:
+            self.run.report.count_failure("image not shown", NOT_SHOWN, len(images))
+            return []
+        return images
+
+    @functools.cached_property
+    def _shows_images(self) -> bool:
+        shows = self.run.settings.reflection.show_images
+        provider, _, model = self._lm.model.partition("/")
+        return bool(model_info(provider, model).get("supports_vision")) if shows is None else shows
 
     async def at_once(self, asking: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
         """The results of all, in order."""
@@ -144,6 +169,8 @@ class ReflectionClient:
             callbacks.append(CallWatcher(meter))
         settings = {"lm": own_copy(self._lm), "adapter": self._adapter, "callbacks": callbacks}
         shown = {k: as_input(v) if isinstance(v, str) else v for k, v in inputs.items()}
+        if images := shown.pop(IMAGES, None):  # behind what is escaped and shortened
+            shown["example"] += "\n".join(["\nThe images of the inputs, in their order:", *images])
         try:
             # the module, which all calls share, keeps no history: it would grow with the run
             with dspy.context(**settings, trace=[], disable_history=False, max_history_size=0):

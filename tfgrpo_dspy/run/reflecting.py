@@ -12,7 +12,7 @@ from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.lessons import Guard, Lesson, lessons_in, merge_lessons
 from tfgrpo_dspy.reflection.operations import known_lessons, merge_keeps, operations_in
 from tfgrpo_dspy.rollout import FAILURE_SCORE, MIN_CONTRAST, Group, fields_text
-from tfgrpo_dspy.run.asking import Answer, Inputs, ReflectionClient
+from tfgrpo_dspy.run.asking import IMAGES, Answer, Inputs, ReflectionClient
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted, SampledGroup
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.fields import as_fields
@@ -84,6 +84,7 @@ async def _lessons_of(client: ReflectionClient, batch: Batch, shown: list[Sample
     run, groups = client.run, [sampled.group for sampled in shown]
     max_tokens = getattr(run.settings.reflection.extract, "shown_tokens", 12_000)
     about = [_about(run, group) for group in groups]
+    images = client.images_of(run.trainset[group.example] for group in groups)
     attempts = [await _attempts(client, batch, group, max_tokens) for group in groups]
 
     def inputs(halving: int) -> Inputs:
@@ -99,6 +100,7 @@ async def _lessons_of(client: ReflectionClient, batch: Batch, shown: list[Sample
             "attempts": texts.by_example(parts),
             "feedback": "\n".join(filter(None, map(texts.feedback_text, groups))),
             "is_scored": bool(groups[0].scores),
+            **({IMAGES: images} if images else {}),
         }
 
     def evidence(group: Group) -> Evidence:

@@ -161,6 +161,8 @@ class Reflection:
             first batch; the lessons that several of them give (or all, if none is repeated) are
             the first update. Default: derived; 0: none.
         groups_per_call: how many groups one call of `extract` is shown. Default: derived.
+        show_images: whether the reflection LM is shown the images of the examples; otherwise it is
+            told that there is an image. Default: if DSPy knows that the LM takes images.
 
     Raises:
         SettingsError: names every field that cannot be used.
@@ -174,6 +176,7 @@ class Reflection:
     max_experience_words: Annotated[int, whole(1)] = 40
     drafts: Annotated[int | None, whole(0)] = None
     groups_per_call: Annotated[int | None, whole(1)] = None
+    show_images: Annotated[bool | None, FLAG] = None
 
     # `PaperReflection` makes these two arguments.
     summarize_always = False
