@@ -216,7 +216,8 @@ class ExperienceLibrary:
             {name: value for name, value in asdict(each).items() if value not in (None, False)}
             for each in self
         ]
-        return {**FORMAT, "next_number": self.next_number, "experiences": experiences}
+        values = {**FORMAT, "next_number": self.next_number, "experiences": experiences}
+        return dict(json.loads(json.dumps(values)))  # lists where the experiences have tuples
 
     def save(self, path: str | Path) -> None:
         """Write the library, with its evidence, as JSON text."""
