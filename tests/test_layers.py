@@ -21,7 +21,7 @@ LAYERS = [
     {"sampling", "reflection", "gate", "strategies"},
     {"settings"},
     {"run"},
-    {"optimizer"},
+    {"optimizer", "report"},
     {"cli", "local", "metrics"},
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

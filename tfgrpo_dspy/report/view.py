@@ -1,0 +1,153 @@
+"""What the report's template shows besides the results: lives of experiences, steps, diffs.
+
+Nothing here is HTML, and nothing is shortened.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any
+
+from tfgrpo_dspy.experience.values import Effect, Experience
+from tfgrpo_dspy.results import REFLECTIONS, RunResults, page
+from tfgrpo_dspy.results.curve import curve
+from tfgrpo_dspy.results.records import Change, Comparison, TriedAdvice, UpdateRecord
+
+MOST_LIVES = 100  # of experiences in the result; of others 30
+MOST_OTHERS = 30
+MOST_STEPS = 100
+CONTEXT = 3  # unchanged lines around a changed one of a prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One experience in the run, from its first change to the end.
+
+    `experience` is None where it is not in the result, and `why_gone` then says why. `span` is
+    the part of the run's updates in which it lived, in percent.
+    """
+
+    id: str
+    text: str
+    scope: str
+    changes: Sequence[tuple[UpdateRecord, Change]]
+    experience: Experience | None
+    effect: Effect | None
+    tried: TriedAdvice | None
+    why_gone: str
+    span: tuple[float, float]
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """The groups that it was learned from, those of its latest text first."""
+        return [one for _, change in reversed(self.changes) for one in change.comparisons]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An update in which something happened: its changes, each with the text before it.
+
+    `refused` are the lessons and operations that were not taken, each with the reason.
+    """
+
+    record: UpdateRecord
+    groups: Mapping[str, int]
+    changes: Sequence[tuple[Change, str]]
+    refused: Sequence[str]
+
+
+def view_of(run: RunResults) -> dict[str, Any]:
+    """Everything that the template shows besides the results themselves, by name."""
+    lives = list(_lives(run))
+    learned = [life for life in lives if life.experience]
+    others = [life for life in reversed(lives) if not life.experience]
+    most = {life.id for life in [*learned[:MOST_LIVES], *others[:MOST_OTHERS]]}
+    shown = [*learned[:MOST_LIVES], *others[:MOST_OTHERS]]
+    effects = [page.bounds(life.effect) for life in shown if life.effect]
+    spent = page.total(run.usage, run.usage)
+    steps = [step for step in _steps(run.updates) if step.changes or step.refused]
+    return {
+        "curve": curve(run.updates, run.student, run.best, run.test),
+        "scores": page.scores(run.student, run.best, run.gain, run.test),
+        "costs": page.costs(run.usage, REFLECTIONS, run.metric_calls),
+        "failures": page.failures(run.failures),
+        "budget": page.budget(run.settings, spent, run.metric_calls, run.wall_time_s),
+        "spent": spent,
+        "lives": shown,
+        "timeline": [life for life in lives if life.id in most],
+        "n_more_learned": max(0, len(learned) - MOST_LIVES),
+        "n_more_others": max(0, len(others) - MOST_OTHERS),
+        "scale": (min((0.0, *(low for low, _ in effects))), max((0.0, *(h for _, h in effects)))),
+        "steps": steps[-MOST_STEPS:],
+        "n_more_steps": max(0, len(steps) - MOST_STEPS),
+        "n_quiet": len(run.updates) - len(steps),
+        "kept": {life.experience.advice for life in learned if life.experience},
+        "diffs": {name: list(_diff(*texts)) for name, texts in run.instructions.items()},
+    }
+
+
+def _lives(run: RunResults) -> Iterator[Life]:
+    """All experiences of the run, in the order of their ids."""
+    in_result = {experience.id: experience for experience in run.experiences}
+    changes: dict[str, list[tuple[UpdateRecord, Change]]] = {id_: [] for id_ in in_result}
+    for record in run.updates:
+        for change in record.changes:
+            changes.setdefault(change.id, []).append((record, change))
+    tried = {(one.text, one.scope): one for one in run.tried}
+    places = {record.update: place for place, record in enumerate(run.updates)}
+    n = max(1, len(places))
+    for id_ in sorted(changes, key=lambda id_: (len(id_), id_)):
+        of = changes[id_]
+        experience = in_result.get(id_)
+        text, scope = experience.advice if experience else (of[-1][1].text, of[-1][1].scope)
+        belief = tried.get((text, scope))
+        known = [experience, belief, *(change for _, change in reversed(of))]
+        effect = next((one.effect for one in known if one and one.effect), None)
+        why = "" if experience else page.why_gone(of[-1][1], run.is_finished)
+        first = places[of[0][0].update] if of and _is_new(*of[0]) else 0
+        is_dropped = bool(why) and of[-1][1].kind == "dropped"
+        end = places[of[-1][0].update] + 1 if is_dropped else n
+        span = (100 * first / n, 100 * (end - first) / n)
+        yield Life(id_, text, scope, of, experience, effect, belief, why, span)
+
+
+def _is_new(record: UpdateRecord, first: Change) -> bool:
+    """Whether the first change of an experience made it; else the student had it already."""
+    added = {op.text.strip() for op in record.operations if op.op == "ADD"}
+    return first.kind == "born" or (first.kind == "dropped" and first.text in added)
+
+
+def _steps(updates: Sequence[UpdateRecord]) -> Iterator[Step]:
+    texts: dict[str, str] = {}
+    for record in updates:
+        changes = [(change, texts.get(change.id, "")) for change in record.changes]
+        texts |= {change.id: change.text for change in record.changes}
+        refused = [f"Lesson: {text}" for text in record.refused_lessons]
+        refused += [
+            f"{op.op or 'Operation'} {op.id} {op.text}: {op.refused}"
+            for op in record.operations
+            if op.refused
+        ]
+        yield Step(record, Counter(group.used_as for group in record.groups), changes, refused)
+
+
+def _diff(before: str, after: str) -> Iterator[tuple[str, Sequence[str]]]:
+    """Runs of lines: "same", "del" or "ins", and "skip" for unchanged lines that are left out."""
+    old, new = before.splitlines(), after.splitlines()
+    matcher = SequenceMatcher(None, old, new, autojunk=False)
+    end = 0
+    for group in matcher.get_grouped_opcodes(CONTEXT):
+        if group[0][1] > end:
+            yield "skip", old[end : group[0][1]]
+        for kind, i1, i2, j1, j2 in group:
+            if kind == "equal":
+                yield "same", old[i1:i2]
+                continue
+            if i2 > i1:
+                yield "del", old[i1:i2]
+            if j2 > j1:
+                yield "ins", new[j1:j2]
+        end = group[-1][2]
+    if end and end < len(old):
+        yield "skip", old[end:]
