@@ -131,7 +131,7 @@ def test_every_folded_part_is_reached_and_opened_by_the_keyboard_alone(
 
 def test_what_is_folded_is_printed(browser: Any, polite: RunResults, tmp_path: Path) -> None:
     page = Opened(browser, written(polite, tmp_path)).page
-    folded = page.locator("details .attempt").first
+    folded = page.locator("#settings details table")
     is_seen = "one => one.checkVisibility({contentVisibilityAuto: true})"
     assert not folded.evaluate(is_seen)
     page.emulate_media(media="print")

@@ -53,10 +53,7 @@ def html(results: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A text as it can be shown: `a\\u202eb` becomes `a[U+202E]b`; long ones are shortened.
-
-    The page has one length for all texts, so that one text of a run cannot fill it.
-    """
+    """A text as it can be shown: `a\\u202eb` becomes `a[U+202E]b`; long ones are shortened."""
     if not isinstance(value, str) or hasattr(value, "__html__"):  # this page's own HTML
         return value
     text = value.replace("\r\n", "\n")

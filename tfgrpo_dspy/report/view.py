@@ -3,8 +3,7 @@
 Nothing here is HTML, and nothing is shortened.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -14,9 +13,6 @@ from tfgrpo_dspy.results import REFLECTIONS, RunResults, page
 from tfgrpo_dspy.results.curve import curve
 from tfgrpo_dspy.results.records import Change, Comparison, TriedAdvice, UpdateRecord
 
-MOST_LIVES = 100  # of experiences in the result; of others 30
-MOST_OTHERS = 30
-MOST_STEPS = 100
 CONTEXT = 3  # unchanged lines around a changed one of a prompt
 
 
@@ -52,7 +48,6 @@ class Step:
     """
 
     record: UpdateRecord
-    groups: Mapping[str, int]
     changes: Sequence[tuple[Change, str]]
     refused: Sequence[str]
 
@@ -60,29 +55,21 @@ class Step:
 def view_of(run: RunResults) -> dict[str, Any]:
     """Everything that the template shows besides the results themselves, by name."""
     lives = list(_lives(run))
-    learned = [life for life in lives if life.experience]
-    others = [life for life in reversed(lives) if not life.experience]
-    most = {life.id for life in [*learned[:MOST_LIVES], *others[:MOST_OTHERS]]}
-    shown = [*learned[:MOST_LIVES], *others[:MOST_OTHERS]]
-    effects = [page.bounds(life.effect) for life in shown if life.effect]
     spent = page.total(run.usage, run.usage)
-    steps = [step for step in _steps(run.updates) if step.changes or step.refused]
+    intervals = [page.bounds(life.effect) for life in lives if life.effect]
     return {
         "curve": curve(run.updates, run.student, run.best, run.test),
         "scores": page.scores(run.student, run.best, run.gain, run.test),
         "costs": page.costs(run.usage, REFLECTIONS, run.metric_calls),
-        "failures": page.failures(run.failures),
         "budget": page.budget(run.settings, spent, run.metric_calls, run.wall_time_s),
+        "failures": page.failures(run.failures),
         "spent": spent,
-        "lives": shown,
-        "timeline": [life for life in lives if life.id in most],
-        "n_more_learned": max(0, len(learned) - MOST_LIVES),
-        "n_more_others": max(0, len(others) - MOST_OTHERS),
-        "scale": (min((0.0, *(low for low, _ in effects))), max((0.0, *(h for _, h in effects)))),
-        "steps": steps[-MOST_STEPS:],
-        "n_more_steps": max(0, len(steps) - MOST_STEPS),
-        "n_quiet": len(run.updates) - len(steps),
-        "kept": {life.experience.advice for life in learned if life.experience},
+        "lives": lives,
+        "scale": (
+            min([0.0, *(low for low, _ in intervals)]),
+            max([0.0, *(h for _, h in intervals)]),
+        ),
+        "steps": [step for step in _steps(run.updates) if step.changes or step.refused],
         "diffs": {name: list(_diff(*texts)) for name, texts in run.instructions.items()},
     }
 
@@ -124,12 +111,9 @@ def _steps(updates: Sequence[UpdateRecord]) -> Iterator[Step]:
         changes = [(change, texts.get(change.id, "")) for change in record.changes]
         texts |= {change.id: change.text for change in record.changes}
         refused = [f"Lesson: {text}" for text in record.refused_lessons]
-        refused += [
-            f"{op.op or 'Operation'} {op.id} {op.text}: {op.refused}"
-            for op in record.operations
-            if op.refused
-        ]
-        yield Step(record, Counter(group.used_as for group in record.groups), changes, refused)
+        operations = (op for op in record.operations if op.refused)
+        refused += [f"{op.op} {op.id} {op.text}: {op.refused}" for op in operations]
+        yield Step(record, changes, refused)
 
 
 def _diff(before: str, after: str) -> Iterator[tuple[str, Sequence[str]]]:

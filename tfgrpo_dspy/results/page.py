@@ -122,7 +122,7 @@ def scores(
 
 
 def experiences(library: ExperienceLibrary, n_demos: int, nothing_learned: str) -> Section:
-    """Each experience of the result, with effect, length and scope."""
+    """Each experience of the result, with effect, price and scope."""
     rows = [
         [
             experience.id,
@@ -139,7 +139,7 @@ def experiences(library: ExperienceLibrary, n_demos: int, nothing_learned: str) 
     if nothing_learned:
         title = f"Nothing was learned: {one_line(nothing_learned)}"
         title += f". What the student has: {counted(len(library), 'experience')}" if rows else ""
-    header = ["", "effect on the score", "length", "read by", "text"] if rows else []
+    header = ["", "effect on the score", "price", "read by", "text"] if rows else []
     return Section(title, rows, header)
 
 
