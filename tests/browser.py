@@ -30,7 +30,7 @@ def opened_browser() -> Iterator[Any]:
     """Chromium without a window; where it is missing, the test is skipped, or fails in CI."""
     if MISSING:
         reason = (
-            f"no browser: {', '.join(MISSING)} missing; apt-get install chromium and the extra dev"
+            f"no browser: {', '.join(MISSING)} missing; install Debian chromium and the extra dev"
         )
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     with sync_playwright() as playwright:

@@ -94,7 +94,7 @@ class Gain:
     def __str__(self) -> str:
         examples = counted(self.n, "example")
         if self.low is None or self.high is None:
-            return f"{self.mean:+.3f} on {examples}, which say too little for an interval"
+            return f"{self.mean:+.3f} on {examples}; the gains differ too little for an interval"
         return f"{self.mean:+.3f}{bounds_text(self.low, self.high, '+.3f')} on {examples}"
 
 
