@@ -28,6 +28,7 @@ from tfgrpo_dspy import (
 from tfgrpo_dspy.local import PlainAdapter, local_lm
 from tfgrpo_dspy.report import html, write_html
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
+from tfgrpo_dspy.run.saved import saved_runs
 
 if "axe_playwright_python" not in MISSING:
     from axe_playwright_python.sync_playwright import Axe
@@ -110,8 +111,11 @@ def test_a_real_runs_report_is_accessible_and_fits_phone_and_desktop_in_light_an
     assert len(opened.requests) == 1  # the page itself
     text = opened.text()
     assert "begun 20" in text
-    assert "Training example " in text
-    assert "The metric says: " in text
+    (run,) = saved_runs(real_run)
+    compared = [one for step in run.results.updates for c in step.changes for one in c.comparisons]
+    for one in compared:  # none if the small LM wrote no usable lesson
+        assert f"Training example {one.example + 1}\n" in text
+        assert one.good.feedback in text
 
 
 @pytest.mark.slow
