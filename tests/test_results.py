@@ -1,4 +1,4 @@
-"""What a run reports: values that are JSON, and that need nothing of ours when pickled."""
+"""What a run reports: values that are JSON, need nothing of ours when pickled, and a page."""
 
 import io
 import json
@@ -8,7 +8,12 @@ from typing import Any
 import cloudpickle
 import dspy
 import pytest
+from runs import learned
 from test_final_choice import cases, compiled, world
+
+from tfgrpo_dspy import ExperienceLibrary
+from tfgrpo_dspy.results import NOT_FINISHED, RunResults
+from tfgrpo_dspy.results.curve import ticks
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +47,69 @@ def test_pickled_results_are_read_without_this_package_as_a_dict(
     read = BuiltinsOnly(io.BytesIO(pickler.dumps(results))).load()
     assert type(read) is dict
     assert read == results.to_dict()
+
+
+def a_full_run(results: Any) -> RunResults:
+    """A run of 100 experiences, 100 dropped ones and 20 kinds of failures, all with long texts."""
+    values = results.to_dict()
+    texts = [f"Advice {number}: {'x' * 1000}" for number in range(100)]
+    changes = [
+        {"kind": "dropped", "id": f"E{number}", "text": "y" * 1000, "scope": "*", "reason": "z\nz"}
+        for number in range(101, 201)
+    ]
+    values["library"] = ExperienceLibrary.from_texts(texts).to_dict()
+    values["updates"][-1]["changes"] = changes
+    values["failures"] = {f"kind {number}": number for number in range(1, 21)}
+    values["usage"]["metric"]["n_lm_calls"] = values["usage"]["unfinished"]["n_lm_calls"] = 3
+    return RunResults.from_dict(values)
+
+
+def test_the_page_has_at_most_40_lines_however_much_there_is_to_say(results: Any) -> None:
+    lines = str(a_full_run(results)).splitlines()
+    assert len(lines) == 40
+    assert max(map(len, lines)) < 1000
+    assert "The result has 100 experiences" in lines
+    assert ["...", "90", "more", "see", ".experiences"] in [line.split() for line in lines]
+
+
+def test_the_page_leaves_out_what_did_not_happen_and_counts_one_as_one() -> None:
+    with dspy.context(lm=None, adapter=None, callbacks=[]):
+        text = str(learned().detailed_results)
+    assert "The result has 1 experience\n" in text
+    assert "Not in the result" not in text
+    assert "No failures\nEnded after " in text
+    assert "which was chosen by these very scores" in text
+
+
+def test_a_run_without_scores_or_an_end_says_so(results: Any) -> None:
+    values = results.to_dict() | dict.fromkeys(("student", "best", "gain", "test"))
+    values |= {"ended_because": NOT_FINISHED, "usage": {"rollout": {"n_lm_calls": 7}}}
+    unfinished = RunResults.from_dict(values)
+    text = str(unfinished)
+    assert text.startswith("Mean score: not measured\n")
+    assert text.endswith("\nThe run is not finished.")
+    assert "  so far, in all  7" in text
+    assert (unfinished.policy_usage.n_lm_calls, unfinished.reflection_usage.n_lm_calls) == (7, 0)
+
+
+def test_the_repr_is_one_line_and_the_page_of_a_notebook_escapes_every_text(results: Any) -> None:
+    values = results.to_dict()
+    values["library"]["experiences"][0]["text"] = "<script>alert(1)</script>"
+    values["failures"] = {"<b>": 1}
+    hostile = RunResults.from_dict(values)
+    shown = hostile._repr_html_()
+    assert repr(hostile) == f"<RunResults: 4 experiences, validation score {results.best}>"
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
+    assert "<script" not in shown
+    assert "<b>" not in shown
+    assert '<svg xmlns="http://www.w3.org/2000/svg"' in shown
+
+
+def test_results_read_from_json_equal_those_that_were_written(results: Any) -> None:
+    assert RunResults.from_dict(json.loads(json.dumps(results.to_dict()))) == results
+
+
+def test_the_axes_of_the_chart_have_round_numbers() -> None:
+    assert ticks(0.13, 0.48) == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert ticks(0, 137) == [0, 50, 100, 150]
+    assert ticks(0, 1) == [0, 0.5, 1.0]

@@ -1,5 +1,6 @@
 """The library: an immutable, ordered set of experiences; apply, compare, merge, bake, save."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -205,7 +206,8 @@ class ExperienceLibrary:
             {name: value for name, value in asdict(each).items() if value not in (None, False)}
             for each in self
         ]
-        return {**files.FORMAT, "next_number": self.next_number, "experiences": experiences}
+        values = {**files.FORMAT, "next_number": self.next_number, "experiences": experiences}
+        return dict(json.loads(json.dumps(values)))  # lists where the experiences have tuples
 
     def save(self, path: str | Path) -> None:
         """Write the library, with its evidence, as JSON text."""

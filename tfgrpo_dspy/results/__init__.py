@@ -22,10 +22,12 @@ from tfgrpo_dspy.results.records import (
     ScoreSummary,
     TriedAdvice,
     UpdateRecord,
+    counted,
 )
 from tfgrpo_dspy.rollout import Usage
 
 REFLECTIONS = ("draft", "summary", "lesson", "update")  # what the reflection LM is asked for
+NOT_FINISHED = "not finished"  # the `ended_because` of a run that was killed, or still goes on
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,19 @@ class RunResults:
     lms: tuple[str, str] = ("", "")
 
     @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end; `saved_runs` reads others too."""
+        return self.ended_because != NOT_FINISHED
+
+    @property
     def policy_usage(self) -> Usage:
         """What the program's rollouts have cost, in training and on validation."""
-        return self.usage["rollout"] + self.usage["validation"]
+        return page.total(self.usage, ("rollout", "validation"))
 
     @property
     def reflection_usage(self) -> Usage:
         """What the reflection LM has cost."""
-        return sum((self.usage[role] for role in REFLECTIONS), Usage())
+        return page.total(self.usage, REFLECTIONS)
 
     @property
     def experiences(self) -> ExperienceLibrary:
@@ -87,14 +94,21 @@ class RunResults:
         return [
             page.scores(self.student, self.best, self.gain, self.test),
             page.experiences(self.experiences, self.n_demos, self.nothing_learned),
-            page.dropped(self.updates, self.experiences),
+            page.dropped(self.updates, self.experiences, self.is_finished),
             page.costs(self.usage, REFLECTIONS, self.metric_calls),
             page.failures(self.failures),
+            page.Section(self.ended),
         ]
 
+    @property
+    def ended(self) -> str:
+        """When and why the run ended, as a sentence."""
+        if not self.is_finished:
+            return "The run is not finished."
+        return f"Ended after {self.wall_time_s:,.0f} s: {self.ended_because}"
+
     def __str__(self) -> str:
-        ended = f"Ended after {self.wall_time_s:.0f} s: {self.ended_because}"
-        return page.as_text([*self._sections(), page.Section(ended)])
+        return page.as_text(self._sections())
 
     @property
     def in_a_line(self) -> str:
@@ -102,16 +116,17 @@ class RunResults:
         before, after = self.student or "not measured", self.best or "not measured"
         n_calls = sum(usage.n_lm_calls for usage in self.usage.values())
         return (
-            f"validation score {before} before, {after} after; {len(self.experiences)} experiences "
-            f"and {self.n_demos} demos; {n_calls} LM calls"
+            f"validation score {before} before, {after} after; "
+            f"{counted(len(self.experiences), 'experience')} and {counted(self.n_demos, 'demo')}; "
+            f"{counted(n_calls, 'LM call')}"
         )
 
     def __repr__(self) -> str:
         return f"<RunResults: {self.in_a_line}>"
 
     def _repr_html_(self) -> str:
-        picture = curve(self.updates, self.student, self.best)
-        return page.as_html(self._sections(), picture, self.ended_because)
+        picture = curve(self.updates, self.student, self.best, self.test)
+        return page.as_html(self._sections(), picture)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers, ready for JSON."""

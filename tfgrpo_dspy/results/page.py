@@ -2,49 +2,76 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import Environment
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL, Effect
-from tfgrpo_dspy.results.records import Change, Gain, HeldOut, ScoreSummary, UpdateRecord
+from tfgrpo_dspy.results.records import (
+    Change,
+    Gain,
+    HeldOut,
+    ScoreSummary,
+    UpdateRecord,
+    counted,
+)
 from tfgrpo_dspy.rollout import Usage
 
-MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES = 11, 5, 4  # so that a page has 40 lines at most
+MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES = 10, 5, 4  # so that a page has 40 lines at most
 LONGEST_CELL = 300  # characters of a cell
 Z_95 = 1.96  # standard errors from an effect to the bounds of its 95 % interval
+OF_PROGRAM = ("rollout", "validation", "test")  # the roles of LM calls that the program made
+FAILURES_IN_WORDS = {
+    "program": "the program raised an error",
+    "parse": "an answer of the policy LM did not have the form that the program asks for",
+    "provider": "the provider of the LM failed",
+    "metric": "the metric raised an error, or gave no score",
+    "timeout": "a rollout took longer than it may",
+    "worker": "the worker of a rollout was lost",
+    "reflection error": "a call of the reflection LM failed",
+    "reflection parse": "an answer of the reflection LM could not be read",
+    "unknown scope": "a lesson was for a predictor that the program does not have",
+}
 _HTML = Environment(autoescape=True).from_string("""\
 <div style="max-width: 60em">{{ curve | safe }}
-{% for section in sections %}<h4>{{ section.title }}</h4>
-<table>{% for row in section.rows %}
+{% for section in sections if section.title %}<h4>{{ section.title }}</h4>
+<table>{% if section.header %}
+<tr>{% for cell in section.header %}<th scope="col" style="text-align: left">{{ cell }}</th>
+{%- endfor %}</tr>{% endif %}{% for row in section.rows %}
 <tr>{% for cell in row %}<td style="text-align: left">{{ cell }}</td>{% endfor %}</tr>
 {%- endfor %}</table>
-{% endfor %}<p>Ended: {{ ended }}</p></div>""")
+{% endfor %}</div>""")
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the page: a title, and below it rows of cells."""
+    """A part of the page: a title, and below it rows of cells, perhaps with a header.
+
+    One without a title has nothing to say and is left out.
+    """
 
     title: str
     rows: Sequence[Sequence[str]] = ()
+    header: Sequence[str] = ()
 
 
 def as_text(sections: Iterable[Section]) -> str:
-    """The sections with rows or a title that says all; the first cells of rows are aligned."""
+    """The titles of the sections, and below them their rows, with aligned cells."""
     lines = []
     for section in sections:
-        widths = [max(map(len, column)) for column in zip(*section.rows, strict=True)]
-        lines.append(section.title)
-        for row in section.rows:
+        rows = [section.header, *section.rows] if section.header else section.rows
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines += [section.title] if section.title else []
+        for row in rows:
             cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
             lines.append(f"  {'  '.join(cells).rstrip()}")
     return "\n".join(lines)
 
 
-def as_html(sections: Iterable[Section], curve: str, ended: str) -> str:
+def as_html(sections: Iterable[Section], curve: str) -> str:
     """The sections as tables below the curve, which is SVG; all else is escaped."""
-    return _HTML.render(sections=list(sections), curve=curve, ended=ended)
+    return _HTML.render(sections=list(sections), curve=curve)
 
 
 def one_line(text: str) -> str:
@@ -53,12 +80,17 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST_CELL else f"{line[: LONGEST_CELL - 4]} ..."
 
 
+def bounds(effect: Effect) -> tuple[float, float]:
+    """The 95 % interval of an effect."""
+    half = Z_95 * effect.standard_error
+    return effect.estimate - half, effect.estimate + half
+
+
 def effect_text(effect: Effect | None) -> str:
     """`+0.49 [+0.14, +0.84]`: the effect on the score with its 95 % interval."""
     if effect is None:
         return "not measured"
-    half = Z_95 * effect.standard_error
-    low, high = effect.estimate - half, effect.estimate + half
+    low, high = bounds(effect)
     return f"{effect.estimate:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
@@ -73,19 +105,24 @@ def scores(
     gain: Gain | None,
     test: HeldOut | None,
 ) -> Section:
-    """The mean scores of student and result on validation and test examples."""
-    sets = [("validation", student, best, gain)]
-    sets += [("test", test.student, test.best, test.gain)] if test else []
+    """The mean scores of student and result, first on the test examples, which count most."""
+    sets: dict[str, tuple[object, object, object]] = {}
+    if test:
+        sets["held-out test"] = (test.student, test.best, test.gain)
+    if student or best:
+        sets["validation"] = (student, best, gain)
     rows = []
-    for name, before, after, difference in sets:
-        shown = {"student": before, "result": after, "gain": difference}
+    for name, values in sets.items():
+        shown = dict(zip(("student", "result", "gain"), values, strict=True))
         rows += [[name, what, str(value or "not measured")] for what, value in shown.items()]
-    notes = "" if test else "; the validation examples chose the result, so its gain is optimistic"
-    return Section(f"Mean scores and 95 % intervals{notes}", rows)
+    if not rows:
+        return Section("Mean score: not measured")
+    too_high = "" if test else "; too high for the result, which was chosen by these very scores"
+    return Section(f"Mean score [95 % interval]{too_high}", rows)
 
 
 def experiences(library: ExperienceLibrary, n_demos: int, nothing_learned: str) -> Section:
-    """Each experience of the result, with effect, length and scope."""
+    """Each experience of the result, with effect, price and scope."""
     rows = [
         [
             experience.id,
@@ -98,50 +135,100 @@ def experiences(library: ExperienceLibrary, n_demos: int, nothing_learned: str) 
     ]
     n_more = len(library) - len(rows)
     rows += [["...", f"{n_more} more", "", "", "see .experiences"]] if n_more else []
-    title = f"{len(library)} experiences: effect on the score (95 % interval), length, scope, text"
-    title += f"; and {n_demos} demos" if n_demos else ""
+    title = learned_text(library, n_demos)
     if nothing_learned:
         title = f"Nothing was learned: {one_line(nothing_learned)}"
-        title += f" (the student's {len(library)} experiences:)" if rows else ""
-    return Section(title, rows)
+        title += f". What the student has: {counted(len(library), 'experience')}" if rows else ""
+    header = ["", "effect on the score", "price", "read by", "text"] if rows else []
+    return Section(title, rows, header)
 
 
-def dropped(updates: Sequence[UpdateRecord], library: ExperienceLibrary) -> Section:
-    """What was tried and is not in the result, the latest first, and why."""
+def learned_text(library: ExperienceLibrary, n_demos: int) -> str:
+    """`The result has 2 experiences and 1 demo`."""
+    demos = f" and {counted(n_demos, 'demo')}" if n_demos else ""
+    return f"The result has {counted(len(library), 'experience')}{demos}"
+
+
+def gone(updates: Sequence[UpdateRecord], library: ExperienceLibrary) -> list[Change]:
+    """The last change of each experience that is not in the library, the latest first."""
     last: dict[str, Change] = {}
     for update in updates:
         for change in update.changes:
             last.pop(change.id, None)
             last[change.id] = change
-    gone = [change for change in reversed(last.values()) if change.id not in library]
-    rows = []
-    for change in gone[:MOST_DROPPED]:
-        why = change.reason if change.kind == "dropped" else "it did not win the final choice"
-        rows.append([change.id, f"{one_line(change.text)} ({one_line(why)})"])
-    n_more = len(gone) - len(rows)
-    rows += [["...", f"{n_more} more; see .updates"]] if n_more else []
-    return Section(f"{len(gone)} experiences were tried and are not in the result", rows)
+    return [change for change in reversed(last.values()) if change.id not in library]
+
+
+def why_gone(change: Change, is_finished: bool) -> str:
+    """Why an experience is not in the result, by its last change."""
+    if change.kind == "dropped":
+        return change.reason
+    return "it did not win the final choice" if is_finished else "no final choice was made yet"
+
+
+def dropped(
+    updates: Sequence[UpdateRecord], library: ExperienceLibrary, is_finished: bool
+) -> Section:
+    """What was tried and is not in the result, the latest first, and why."""
+    missing = gone(updates, library)
+    if not missing:
+        return Section("")
+    rows = [
+        [change.id, f"{one_line(change.text)} ({one_line(why_gone(change, is_finished))})"]
+        for change in missing[:MOST_DROPPED]
+    ]
+    n_more = len(missing) - len(rows)
+    rows += [["...", f"{n_more:,} more; see .updates"]] if n_more else []
+    return Section(f"Not in the result: {counted(len(missing), 'experience')}, and why", rows)
 
 
 def costs(usage: Mapping[str, Usage], reflections: Sequence[str], n_metric_calls: int) -> Section:
     """LM calls, tokens and dollars of the program, of the reflection LM, and of LM judges."""
-    of_program = ("rollout", "validation", "test")
-    roles = {"program": of_program, "reflection LM": reflections, "LMs in the metric": ("metric",)}
-    roles |= {"without a result": ("unfinished",)}
-    rows = [["", "LM calls", "tokens", "dollars"]]
+    roles = {"program": OF_PROGRAM, "reflection LM": reflections, "LMs in the metric": ("metric",)}
+    roles |= {"calls without a result": ("unfinished",)}
+    if set(usage) == {"rollout"}:  # of a run that is not finished only the sum is known
+        roles = {"so far, in all": ("rollout",)}
+    rows = []
     for name, of in roles.items():
-        spent = sum((usage[role] for role in of if role in usage), Usage())
+        spent = total(usage, of)
         if spent.n_lm_calls or name in ("program", "reflection LM"):
             n_tokens = spent.prompt_tokens + spent.completion_tokens
             dollars = f"{spent.cost_usd:.4f}" if spent.cost_usd else "0 or unknown"
             rows.append([name, f"{spent.n_lm_calls:,}", f"{n_tokens:,}", dollars])
-    return Section(f"Costs ({n_metric_calls:,} calls of the metric)", rows)
+    title = f"Costs, and {counted(n_metric_calls, 'call')} of the metric"
+    return Section(title, rows, ["", "LM calls", "tokens", "dollars"])
+
+
+def total(usage: Mapping[str, Usage], roles: Iterable[str]) -> Usage:
+    """What the calls of these roles have cost together."""
+    return sum((usage[role] for role in roles if role in usage), Usage())
+
+
+def budget(
+    settings: Mapping[str, Any], spent: Usage, n_metric_calls: int, wall_time_s: float
+) -> Section:
+    """How much was used of each limit that was set."""
+    used: dict[str, tuple[str, float, str]] = {
+        "max_lm_calls": ("LM calls", spent.n_lm_calls, ",.0f"),
+        "max_metric_calls": ("calls of the metric", n_metric_calls, ",.0f"),
+        "max_cost": ("dollars", spent.cost_usd, ",.4f"),
+        "max_minutes": ("minutes", wall_time_s / 60, ",.1f"),
+    }
+    rows = []
+    for name, (what, amount, form) in used.items():
+        if limit := settings.get(name):
+            share = f"{amount / limit:.0%}"
+            rows.append([what, f"{amount:{form}}", f"{limit:,}", share, name])
+    if not rows:
+        return Section("No limit was set")
+    return Section("Used of the limits", rows, ["", "used", "limit", "share", "set by"])
 
 
 def failures(counts: Mapping[str, int]) -> Section:
     """How many failures there were of each kind, the most frequent first."""
     kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    rows = [[kind, f"{n:,}"] for kind, n in kinds[:MOST_FAILURES]]
+    shown = kinds[:MOST_FAILURES]
+    rows = [[f"{n:,}", kind, FAILURES_IN_WORDS.get(kind, "")] for kind, n in shown]
     n_more = sum(n for _, n in kinds[MOST_FAILURES:])
-    rows += [["others", f"{n_more:,}"]] if n_more else []
-    return Section("Failures" if rows else "No failures", rows)
+    rows += [[f"{n_more:,}", "others", "see .failures"]] if n_more else []
+    return Section("Failures, by kind" if rows else "No failures", rows)

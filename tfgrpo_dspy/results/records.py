@@ -30,6 +30,11 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
+def counted(n: int, singular: str) -> str:
+    """`1 experience`, `1,200 experiences`."""
+    return f"{n:,} {singular}" if n == 1 else f"{n:,} {singular}s"
+
+
 def bounds_text(low: float | None, high: float | None, form: str = ".3f") -> str:
     """` [low, high]` in this format, or "" where there is no interval."""
     return "" if low is None or high is None else f" [{low:{form}}, {high:{form}}]"
@@ -60,7 +65,7 @@ class ScoreSummary:
     def __str__(self) -> str:
         mean = "no score" if self.mean is None else f"{self.mean:.3f}"
         failed = f", {self.n_failed} more without a score" if self.n_failed else ""
-        return f"{mean}{bounds_text(self.low, self.high)} on {self.n} examples{failed}"
+        return f"{mean}{bounds_text(self.low, self.high)} on {counted(self.n, 'example')}{failed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +92,10 @@ class Gain:
         return cls(statistics.fmean(gains), low, high, len(gains))
 
     def __str__(self) -> str:
+        examples = counted(self.n, "example")
         if self.low is None or self.high is None:
-            return f"{self.mean:+.3f} on {self.n} examples, which differ too little for an interval"
-        return f"{self.mean:+.3f}{bounds_text(self.low, self.high, '+.3f')} on {self.n} examples"
+            return f"{self.mean:+.3f} on {examples}; the gains differ too little for an interval"
+        return f"{self.mean:+.3f}{bounds_text(self.low, self.high, '+.3f')} on {examples}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +188,9 @@ class Comparison:
 
 
 ChangeKind = Literal["born", "changed", "settled", "dropped"]
+CHANGES_IN_WORDS: dict[ChangeKind, str] = {
+    "born": "added", "changed": "changed", "settled": "proved useful", "dropped": "dropped"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,13 @@ from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecid
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.results import REFLECTIONS, RunResults
-from tfgrpo_dspy.results.records import Change, GroupRecord, OperationRecord, UpdateRecord
+from tfgrpo_dspy.results.records import (
+    CHANGES_IN_WORDS,
+    Change,
+    GroupRecord,
+    OperationRecord,
+    UpdateRecord,
+)
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
 from tfgrpo_dspy.run.progress import Progress
@@ -26,8 +32,6 @@ logger = logging.getLogger(__name__)
 ROLES = ("rollout", "validation", "test", *REFLECTIONS, "metric")
 """What LM calls are for: training rollouts, the final choice, the test set, reflections,
 judges inside metrics."""
-IN_WORDS = {"born": "added", "changed": "changed", "settled": "proved useful",
-            "dropped": "dropped"}  # fmt: skip
 ERRORS_ALLOWED = 20  # so many errors never end a run by themselves, unless `max_errors` says so
 LOGGED_CHARACTERS = 500  # of a failure, whose message may quote a whole answer of an LM
 
@@ -199,7 +203,7 @@ def _shortened(message: str) -> str:
 
 def _in_words(record: UpdateRecord) -> str:
     """The update in a line that needs no glossary."""
-    kinds = Counter(IN_WORDS[change.kind] for change in record.changes)
+    kinds = Counter(CHANGES_IN_WORDS[change.kind] for change in record.changes)
     changes = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
     scores = record.scores
     mean = f", mean score {sum(scores) / len(scores):.3f}" if scores else ""

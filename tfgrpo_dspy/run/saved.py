@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.results import RunResults
+from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
 from tfgrpo_dspy.run.records import DECIDED, LATEST_RUN, RESULTS, RUN
 from tfgrpo_dspy.sampling.demos import Additions, Demo
@@ -108,7 +108,7 @@ def _unfinished(note: dict[str, Any]) -> dict[str, Any]:
         "updates": (),
         "usage": {"rollout": {"n_lm_calls": n_calls, "cost_usd": cost}},
         "failures": {},
-        "ended_because": "not finished",
+        "ended_because": NOT_FINISHED,
         "nothing_learned": "",
         "wall_time_s": 0.0,
         "library": note["library"],

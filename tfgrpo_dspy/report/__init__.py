@@ -1,0 +1,78 @@
+"""A run as one HTML page that needs no network, no other file and no script.
+
+Every text of a user or an LM is escaped; characters that would hide or turn text are shown by
+their code points.
+"""
+
+import functools
+import re
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, Template
+
+from tfgrpo_dspy.report.source import run_of
+from tfgrpo_dspy.report.view import view_of
+from tfgrpo_dspy.results import page
+from tfgrpo_dspy.results.records import CHANGES_IN_WORDS, bounds_text, counted, interval
+
+LONGEST_TEXT = 3000  # characters of one text on the page
+_HIDDEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def write_html(results: Any, path: str | PathLike[str]) -> Path:
+    """Write the report of a run to this file, and return its path.
+
+    Args:
+        results: a `RunResults`; a program with `detailed_results`, also one that was saved and
+            loaded; the dict that `RunResults.to_dict` gives; or a run directory (`log_dir`), whose
+            last run is shown, finished or not.
+        path: the HTML file; one that exists is replaced.
+
+    Raises:
+        SettingsError: `results` is none of these.
+        StoreError: the run directory cannot be read, or holds no run.
+    """
+    text = html(results)
+    path = Path(path)
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+def html(results: Any) -> str:
+    """The report as text; arguments and errors are those of `write_html`.
+
+    The same results always give the same page.
+    """
+    run, origin = run_of(results)
+    return _template().render(run=run, origin=origin, view=view_of(run))
+
+
+def plain(value: Any) -> Any:
+    """A text as it can be shown: `a\\u202eb` becomes `a[U+202E]b`; long ones are shortened."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):  # this page's own HTML
+        return value
+    text = value.replace("\r\n", "\n")
+    if len(text) > LONGEST_TEXT:
+        n_more = len(text) - LONGEST_TEXT
+        text = f"{text[:LONGEST_TEXT]} ... ({n_more:,} more characters)"
+    return _HIDDEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", text)
+
+
+@functools.cache
+def _template() -> Template:
+    source = resources.files("tfgrpo_dspy.report").joinpath("report.html.jinja")
+    environment = Environment(
+        autoescape=True,
+        finalize=plain,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"page": page, "counted": counted, "interval": interval}
+    environment.globals |= {"in_words": CHANGES_IN_WORDS, "bounds_text": bounds_text}
+    return environment.from_string(source.read_text(encoding="utf-8"))

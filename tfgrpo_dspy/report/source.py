@@ -1,0 +1,45 @@
+"""The results that a report is made of, from each form in which a user has them."""
+
+from collections.abc import Mapping
+from os import PathLike, fspath
+from typing import Any
+
+from tfgrpo_dspy.errors import SettingsError, StoreError
+from tfgrpo_dspy.results import RunResults
+from tfgrpo_dspy.results.records import counted
+from tfgrpo_dspy.run.saved import saved_runs
+
+FORMS = "pass a RunResults, a program with detailed_results, or the log_dir of a run"
+
+
+def run_of(given: Any) -> tuple[RunResults, str]:
+    """The results, and where they were read from ("" if they were not read).
+
+    Raises:
+        SettingsError: they are none of `FORMS`.
+        StoreError: the run directory cannot be read, or holds no run.
+    """
+    if isinstance(given, RunResults):
+        return given, ""
+    if isinstance(given, str | PathLike):
+        return _last_run(fspath(given))
+    if isinstance(given, Mapping):
+        try:
+            return RunResults.from_dict(given), ""
+        except ValueError as error:
+            fault = " ".join(str(error).splitlines()[:3])
+            raise SettingsError(f"results={{...}} is not of a run ({fault}); {FORMS}.") from error
+    found = getattr(given, "detailed_results", None)
+    if not isinstance(found, RunResults | Mapping):
+        name = type(given).__name__
+        raise SettingsError(f"results={name}(...) has no detailed_results of a run; {FORMS}.")
+    return run_of(found)
+
+
+def _last_run(folder: str) -> tuple[RunResults, str]:
+    runs = saved_runs(folder)
+    if not runs:
+        raise StoreError(f"log_dir={folder!r} holds no run yet; compile with this log_dir first.")
+    last = runs[-1]
+    which = f"the last of {counted(len(runs), 'run')} in its run directory, " if runs[1:] else ""
+    return last.results, f"{which}begun {last.begun.replace('T', ' ').replace('+00:00', ' UTC')}"
