@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 from typing import Any
 
 import cloudpickle
@@ -98,7 +99,7 @@ def test_the_repr_is_one_line_and_the_page_of_a_notebook_escapes_every_text(resu
     values["failures"] = {"<b>": 1}
     hostile = RunResults.from_dict(values)
     shown = hostile._repr_html_()
-    assert repr(hostile) == f"<RunResults: 4 experiences, validation score {results.best}>"
+    assert re.fullmatch(r"<RunResults: validation score .+; 4 experiences .+>", repr(hostile))
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
     assert "<script" not in shown
     assert "<b>" not in shown

@@ -30,7 +30,7 @@ from tfgrpo_dspy.run.evaluations import Row, tell_evaluations
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.sampling.demos import Additions, Demo, first_demos
-from tfgrpo_dspy.settings.checks import inputs_text
+from tfgrpo_dspy.settings.checks import inputs_text, policy_lms
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +169,7 @@ def _reported(run: RunContext, history: History, given: Additions, **found: Any)
         n_demos=len(given.demos),
         library=given.library.to_dict(),
         instructions=_instructions(run.student, optimized),
+        lms=(_names(policy_lms(run.student)), _names([run.settings.reflection_lm])),
         **found,
     )
     run.manifest.note_results(results)
@@ -185,6 +186,10 @@ def _instructions(student: Any, optimized: Any) -> dict[str, tuple[str, str]]:
         name: (predictor.signature.instructions, after[name].signature.instructions)
         for name, predictor in named_predictors(student)
     }
+
+
+def _names(lms: Sequence[Any]) -> str:
+    return ", ".join(dict.fromkeys(str((lm or dspy.settings.lm).model) for lm in lms))
 
 
 def _with_student(history: History, result: Additions) -> list[Additions]:
