@@ -642,17 +642,17 @@ def test_the_estimate_makes_no_call_and_bounds_what_the_run_really_takes(setting
     engine, metric = Tally([("`summary`", chat(summary="s")), *unlike_rules()]), Metric("none")
     optimized = learned(lm=lm_on(engine), metric=metric, **{"gate": Gate(), **settings_})
     assert optimized.detailed_results.ended_because == "all epochs are done"
-    assert metric.n_calls <= plan.total.n_rollouts
-    assert engine.n_calls() <= plan.total.n_lm_calls
+    assert metric.n_calls <= plan.total.at_most.n_rollouts
+    assert engine.n_calls() <= plan.total.at_most.n_lm_calls
     assert len(optimized.detailed_results.updates) == plan.n_updates
 
 
 def test_the_estimate_has_dollars_where_prices_are_known_and_counts_the_test_set() -> None:
     without, plan = planned(), planned(testset=questions(7, start=200), **priced())
-    assert math.isnan(without.total.cost)
-    assert plan.total.cost > 0
+    assert math.isnan(without.total.likely.cost)
+    assert 0 < plan.total.likely.cost < plan.total.at_most.cost
     assert str(plan.total) in str(plan)
-    assert plan.total.n_rollouts - without.total.n_rollouts == 2 * 7
+    assert plan.total.likely.n_rollouts - without.total.likely.n_rollouts == 2 * 7
 
 
 def test_learning_from_traces_logs_its_plan_and_has_a_preset(

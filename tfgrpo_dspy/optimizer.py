@@ -15,7 +15,7 @@ from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.sampling.traces import read_traces
 from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
 from tfgrpo_dspy.settings.checks import prepare
-from tfgrpo_dspy.settings.schedule import Plan, plan_of
+from tfgrpo_dspy.settings.plan import Plan, plan_of
 from tfgrpo_dspy.tracking import tracked
 
 
@@ -196,7 +196,7 @@ class TrainingFreeGRPO(Teleprompter):
         valset: list[Any] | None = None,
         testset: list[Any] | None = None,
     ) -> Plan:
-        """What `compile` would do, without a call; `str` of it is a table. Raises as `compile`."""
+        """What `compile` is likely to take, and takes at most, without a call; `str` is a table."""
         return plan_of(prepare(self.settings, student, trainset, valset, None, testset)[0])
 
     def get_params(self) -> dict[str, Any]:

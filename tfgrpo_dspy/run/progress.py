@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import statistics
 import threading
 import time
@@ -12,7 +13,8 @@ from tqdm.auto import tqdm
 
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.results.records import UpdateRecord
-from tfgrpo_dspy.settings.schedule import RunSettings, plan_of
+from tfgrpo_dspy.settings.plan import plan_of
+from tfgrpo_dspy.settings.schedule import RunSettings
 
 PHASES = {"rollout": "training", "validation": "final choice", "test": "test set"}
 REFRESH_S = 1.0
@@ -34,7 +36,7 @@ class Progress:
         self._cleanup = contextlib.ExitStack()
         if settings.progress:
             self._cleanup.enter_context(_lines_above_bars())
-        total = plan_of(settings).total.n_rollouts
+        total = math.ceil(plan_of(settings).total.likely.n_rollouts)
         disabled = not settings.progress
         self._bar = tqdm(total=total, unit="rollout", desc=self._phase, disable=disabled)
         self._cleanup.callback(self._bar.close)

@@ -20,7 +20,8 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, Settings, refuse
 from tfgrpo_dspy.settings.inputs import input_faults
-from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive, one_rollout, plan_of
+from tfgrpo_dspy.settings.plan import one_rollout, plan_of
+from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 from tfgrpo_dspy.store.identity import Unseen, digest, object_identity
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def prepare(
     _warn_of_overlap({"training": trainset, "validation": valset or (), "test": testset or ()})
     training, validation = split(settings, trainset, valset)
     examples = [trainset[index] for index in training]
-    calls, tokens, dollars, dearest = one_rollout(settings, student, examples)
+    assumed = one_rollout(settings, student, examples)
     data = RunData(
         n_training=len(examples),
         n_validation=len(validation) if settings.metric is not None else 0,
@@ -73,14 +74,11 @@ def prepare(
         has_labels=any(len(example.labels()) for example in examples),
         is_recorded=recorded is not None,
         n_metric_calls=_n_metric_calls(settings, student),
-        calls_per_rollout=calls,
-        tokens_per_rollout=tokens,
-        dollars_per_rollout=dollars,
-        dollars_of_dearest_call=dearest,
+        **assumed,
     )
     if settings.auto is not None and settings.max_lm_calls is None:
         per_example, at_least = AUTO[settings.auto]
-        n_calls = max(at_least, per_example * len(examples) * calls)
+        n_calls = max(at_least, per_example * len(examples) * data.calls_per_rollout)
         settings = replace(settings, max_lm_calls=n_calls)
     own = derive(settings, data)
     if not settings.offline:

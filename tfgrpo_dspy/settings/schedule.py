@@ -1,24 +1,12 @@
-"""The schedule of a run, derived from budget and data, and its plan: calls and dollars by purpose.
-
-How many LM calls and tokens a rollout takes is assumed, so these are estimates; `budget` counts the
-real ones. Not in the plan: second calls for answers that do not parse, retries after a provider's
-faults, summaries of long trajectories, and prompts that must be split.
-"""
+"""The schedule of a run, derived from its budget and its data."""
 
 import math
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-import dspy
-
-from tfgrpo_dspy.budget.meter import price_of
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.gate.protocol import Gate
-from tfgrpo_dspy.reflection.texts import estimate_tokens
-from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings import Execution, Reflection, Settings
 
 TEMPERATURE = 0.7
@@ -43,9 +31,6 @@ MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4
 USUAL_MIN_VALIDATION = 10
 """The reserve pays for so many validation examples even where its share would not."""
 MIN_GROUP_SIZE, MIN_BATCH_SIZE, MIN_VALIDATION = 2, 2, 2  # a small budget reduces them to these
-COMPLETION_TOKENS, FORMAT_TOKENS = 150, 200  # DSPy's adapters add the second to a prompt
-MAX_REFLECTION_TOKENS, UPDATE_TOKENS, EXAMPLES_OF_DRAFT = 12_000, 2_000, 10
-AGENT_TURNS = 4  # how many calls an agent makes in a rollout, unless `max_iters` allows fewer
 
 
 DERIVED = ("group_size", "batch_size", "epochs", "max_staleness", "drafts", "groups_per_call",
@@ -63,9 +48,10 @@ class RunData:
     has_labels: bool = False
     is_recorded: bool = False  # whether all training rollouts were made elsewhere
     n_metric_calls: int = 1  # for each training rollout; more if the metric is asked of predictors
-    calls_per_rollout: int = 1  # this and the next two: as assumed, see `one_rollout`
+    calls_per_rollout: int = 1  # this and the next two: as assumed, see `plan.one_rollout`
     tokens_per_rollout: int = 0
     dollars_per_rollout: float = math.nan
+    most_calls_per_rollout: int = 1  # of a program whose agents take all of their turns
     dollars_of_dearest_call: float = 0.0  # of the program, if its answer is as long as it may get
 
 
@@ -231,122 +217,3 @@ def _unpaid(own: RunSettings, calls_per_rollout: int) -> str:
                 f"and {n_reflections} reflection calls. Pass {name}={enough} or more."
             )
     return ""
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRow:
-    """Rollouts, LM calls and dollars for one purpose; `cost` is nan without a known price."""
-
-    purpose: str
-    n_rollouts: int
-    n_lm_calls: int
-    cost: float
-
-    def __str__(self) -> str:
-        dollars = "?" if math.isnan(self.cost) else f"{self.cost:.2f}"
-        return f"{self.purpose:<30}{self.n_rollouts:>10,}{self.n_lm_calls:>10,}{dollars:>10}"
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a compile would do; `str` is a table, with the schedule below it.
-
-    A run may end earlier, when nothing is left to learn, and never exceeds its budget.
-    """
-
-    rows: tuple[PlanRow, ...]
-    n_updates: int
-    schedule: Mapping[str, int]
-
-    @property
-    def total(self) -> PlanRow:
-        """All rollouts, each scored once, all LM calls and all dollars."""
-        figures = zip(*(astuple(row)[1:] for row in self.rows), strict=True)
-        return PlanRow("in all", *map(sum, figures))
-
-    def __str__(self) -> str:
-        lines = [
-            f"{'purpose':<30}{'rollouts':>10}{'LM calls':>10}{'dollars':>10}",
-            *map(str, (*self.rows, self.total)),
-            f"an estimate, with {self.n_updates} updates; what a call takes is assumed",
-            "",
-            *(f"{name:<16}{value:>6}" for name, value in self.schedule.items()),
-        ]
-        return "\n".join(lines)
-
-
-def plan_of(settings: RunSettings) -> Plan:
-    """The plan of a run: all epochs, or what the budget pays for."""
-    data, tokens = settings.data, settings.data.tokens_per_rollout
-    lm = settings.reflection_lm or dspy.settings.lm
-
-    def rollouts(purpose: str, n: int) -> PlanRow:
-        return PlanRow(purpose, n, n * data.calls_per_rollout, n * data.dollars_per_rollout)
-
-    def reflections(purpose: str, n: int, prompt: int, times: int = 1) -> PlanRow:
-        prompt = times * min(MAX_REFLECTION_TOKENS, prompt) + FORMAT_TOKENS
-        return PlanRow(purpose, 0, n, _cost(lm, settings, n, prompt))
-
-    def plan(n_updates: int) -> Plan:
-        n_training = n_updates * settings.rollouts_of_update
-        n_shown = settings.groups_per_call
-        n_lessons = n_updates * math.ceil(settings.batch_size / n_shown)
-        n_summaries = n_training if settings.reflection.summarize_always else 0
-        n_updates += settings.drafts > 0
-        rows = (
-            rollouts("student and final choice", settings.reserve),
-            rollouts("test set", 2 * data.n_test),
-            rollouts("training rollouts", n_training),
-            reflections("drafts from labels", settings.drafts, EXAMPLES_OF_DRAFT * tokens),
-            reflections("summaries", n_summaries, tokens),
-            reflections("lessons", n_lessons, settings.group_size * tokens, n_shown),
-            reflections("updates of the library", n_updates, UPDATE_TOKENS),
-        )
-        return Plan(rows, n_updates, settings.schedule)
-
-    n_updates = settings.epochs * math.ceil(data.n_training / settings.batch_size)
-    fixed, with_one = (astuple(plan(n).total)[1:] for n in (0, 1))
-    limits = (settings.max_metric_calls, settings.max_lm_calls, settings.max_cost)
-    for limit, at_first, more in zip(limits, fixed, with_one, strict=True):
-        if limit is not None and more > at_first:
-            n_updates = min(n_updates, max(0, math.floor((limit - at_first) / (more - at_first))))
-    return plan(n_updates)
-
-
-def one_rollout(
-    settings: Settings, student: Any, examples: Sequence[Any]
-) -> tuple[int, int, float, float]:
-    """The LM calls, tokens and dollars (nan: price not known) that a rollout is assumed to take.
-
-    The last is what its dearest call may cost (0.0: price not known). Each predictor makes one
-    call; the first one of an agent up to `AGENT_TURNS`.
-    """
-    turns = 1 + sum(
-        min(getattr(module, "max_iters", 0), AGENT_TURNS - 1)
-        for _, module in student.named_sub_modules()
-    )
-    inputs = statistics.fmean(
-        estimate_tokens(" ".join(as_fields(example.inputs()).values()))
-        for example in examples[:100]
-    )
-    calls, tokens, dollars, dearest = 0, 0, 0.0, 0.0
-    for _, predictor in named_predictors(student):
-        lm = predictor.lm or dspy.settings.lm
-        n = turns * (predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1)
-        turns = 1
-        prompt = int(estimate_tokens(bare_instructions(predictor)) + FORMAT_TOKENS + inputs)
-        calls += n
-        tokens += n * (prompt + COMPLETION_TOKENS)
-        dollars += _cost(lm, settings, n, prompt)
-        price = price_of(lm, settings.arguments["prices"] or {})
-        if not isinstance(price, str):
-            dearest = max(dearest, prompt * price.prompt + price.max_tokens * price.completion)
-    return calls, tokens, dollars, dearest
-
-
-def _cost(lm: Any, settings: Settings, n_calls: int, prompt: int) -> float:
-    """Dollars of calls with so many prompt tokens each."""
-    price = price_of(lm, settings.arguments["prices"] or {})
-    if isinstance(price, str):
-        return math.nan
-    return n_calls * (prompt * price.prompt + COMPLETION_TOKENS * price.completion)
