@@ -115,14 +115,17 @@ class Run:
         run.manifest.begin(run.student, run.trainset, self._training, self._valset)
         self._opened = asyncio.get_running_loop().create_future()
         for update in range(history.n_updates):
+            is_first = update == history.n_drafts
             if n_awaited := history.n_awaited(update):
-                self._open()
+                if is_first:
+                    self._open()  # its rollouts need the drafts
                 await self._updates[n_awaited - 1]
             batch = history.batch(update)
             if batch is None:
-                break
+                if is_first:
+                    self._open()  # there will be no rollouts
+                return
             yield batch
-        self._open()
 
     def _open(self) -> None:
         """Let everything begin that waits for the first rollouts."""

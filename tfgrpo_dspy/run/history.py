@@ -59,8 +59,8 @@ class History:
         self._group_size = 0 if is_recorded else settings.group_size  # rollouts to pay for
         self._size = settings.batch_size
         self._n_batches = math.ceil(len(training) / self._size)
-        self._n_drafts = int(settings.drafts > 0)
-        self.n_updates = self._n_drafts + (1 if is_recorded else settings.epochs) * self._n_batches
+        self.n_drafts = int(settings.drafts > 0)
+        self.n_updates = self.n_drafts + (1 if is_recorded else settings.epochs) * self._n_batches
         self._n_test = n_test
         self.best: list[tuple[Rollout, ...]] = [()]
         self._best_rollouts = BestRollouts()
@@ -79,7 +79,7 @@ class History:
     def n_awaited(self, update: int) -> int:
         """How many updates are decided before the batch of this one is made."""
         n_known = self._n_known(update)
-        is_after_drafts = self._n_drafts and update * self._size > MAX_EXAMPLES_BEFORE_DRAFTS
+        is_after_drafts = self.n_drafts and update * self._size > MAX_EXAMPLES_BEFORE_DRAFTS
         return max(n_known, 1) if is_after_drafts else n_known
 
     def _n_known(self, update: int) -> int:
@@ -90,12 +90,12 @@ class History:
         settings, report = self._run.settings, self._run.report
         n_awaited = self.n_awaited(update)
         decision, best = self.decisions[n_awaited], self.best[n_awaited]
-        if update < self._n_drafts:
+        if update < self.n_drafts:
             return Batch(update, 0, (), decision, is_draft=True)
         if finished := self._why_finished(update):
             report.ended_because = finished
             return None
-        epoch, index = divmod(update - self._n_drafts, self._n_batches)
+        epoch, index = divmod(update - self.n_drafts, self._n_batches)
         order = list(self._training)
         random.Random(f"{settings.seed}/{epoch}").shuffle(order)
         examples = order[index * self._size : (index + 1) * self._size]
@@ -110,7 +110,7 @@ class History:
     def _why_finished(self, update: int) -> str:
         """Why no more is to be expected of further updates; "" if more is."""
         n_known, run = self._n_known(update), self._run
-        latest, before = self.decisions[n_known], self.decisions[self._n_drafts : n_known]
+        latest, before = self.decisions[n_known], self.decisions[self.n_drafts : n_known]
         if latest.is_open or len(before) < self._n_batches:
             return ""
         epoch = run.report.updates[n_known - self._n_batches : n_known]

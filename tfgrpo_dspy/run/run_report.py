@@ -21,6 +21,7 @@ from tfgrpo_dspy.results.records import (
     GroupRecord,
     OperationRecord,
     UpdateRecord,
+    counted,
 )
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
 from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
@@ -207,10 +208,11 @@ def _in_words(record: UpdateRecord) -> str:
     changes = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
     scores = record.scores
     mean = f", mean score {sum(scores) / len(scores):.3f}" if scores else ""
-    source = f"{len(record.groups)} examples{mean}" if record.groups else "labelled examples"
+    source = f"{counted(len(record.groups), 'example')}{mean}"
+    source = source if record.groups else "labelled examples"
     return (
         f"update {record.update + 1} (epoch {record.epoch + 1}): {source}; "
-        f"{len(record.lessons)} lessons; experiences: {changes or 'no change'}, "
+        f"{counted(len(record.lessons), 'lesson')}; experiences: {changes or 'no change'}, "
         f"{record.library_size} in the library; {record.n_lm_calls} LM calls so far"
     )
 
