@@ -144,7 +144,7 @@ class Run:
             return [spawn(self._recorded_group(example)) for example in batch.examples]
         self._sampler.admit(len(batch.examples) * self.settings.group_size)
         groups = [self._samples(batch, example) for example in batch.examples]
-        if not self._opened.done():
+        if batch.update == self._history.n_drafts:
             by_turns = itertools.chain(*zip(*groups, strict=True))
             spawn(self._first_rollouts(list(itertools.islice(by_turns, N_FIRST)), batch))
         return [spawn(self._group(batch, samples)) for samples in groups]

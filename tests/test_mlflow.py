@@ -1,0 +1,138 @@
+"""A compile under `mlflow.dspy.autolog`, as real MLflow on SQLite shows it."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import ADVICE
+
+mlflow = pytest.importorskip("mlflow", reason="MLflow is in the extra `dev`")
+CHILD = Path(__file__).with_name("mlflow_child.py")
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What MLflow holds after the script has ended."""
+
+    client: Any
+    runs: list[Any]
+    output: str
+
+    @property
+    def parent(self) -> Any:
+        (run,) = [run for run in self.runs if "mlflow.parentRunId" not in run.data.tags]
+        return run
+
+    @property
+    def children(self) -> dict[str, Any]:
+        return {r.info.run_name: r for r in self.runs if "mlflow.parentRunId" in r.data.tags}
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        history = self.client.get_metric_history(self.parent.info.run_id, name)
+        return sorted((metric.step, metric.value) for metric in history)
+
+    def artefacts(self, run: Any, folder: str = "") -> list[str]:
+        found = self.client.list_artifacts(run.info.run_id, folder or None)
+        return sorted(file.path for file in found)
+
+    def text(self, path: str) -> str:
+        local = mlflow.artifacts.download_artifacts(
+            run_id=self.parent.info.run_id,
+            artifact_path=path,
+            tracking_uri=self.client.tracking_uri,
+        )
+        return Path(local).read_text(encoding="utf-8")
+
+
+def shown(folder: Path, *arguments: str) -> Shown:
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    done = subprocess.run(
+        [sys.executable, str(CHILD), uri, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{CHILD.parent}:{CHILD.parents[1]}"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    client = mlflow.MlflowClient(uri)
+    ids = [each.experiment_id for each in client.search_experiments()]
+    return Shown(client, list(client.search_runs(ids)), done.stdout + done.stderr)
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    """The script that calls `autolog` after its imports."""
+    return shown(tmp_path_factory.mktemp("usual"))
+
+
+def test_a_compile_is_a_run_with_its_settings_and_the_derived_schedule(usual: Shown) -> None:
+    assert usual.parent.info.status == "FINISHED"
+    params = usual.parent.data.params
+    assert (params["tfgrpo.group_size"], params["tfgrpo.reserve"]) == ("4", "48")
+    assert "tfgrpo.max_cost" not in params
+
+
+def test_each_update_is_a_step_of_the_metrics(usual: Shown) -> None:
+    steps = list(range(8))
+    for name in ("training_score", "experiences", "lm_calls", "cost_usd"):
+        assert [step for step, _ in usual.series(name)] == steps, name
+    assert usual.series("lm_calls")[0][1] < usual.series("lm_calls")[-1][1]
+    before, after = usual.series("validation_score")
+    assert before == (0, pytest.approx(4 / 12))
+    assert after == (8, pytest.approx(11 / 12))
+
+
+def test_the_library_of_each_update_the_summary_and_the_report_are_artefacts(usual: Shown) -> None:
+    names = [f"library/update_{n:04}.json" for n in range(8)]
+    assert usual.artefacts(usual.parent, "library") == names
+    library = json.loads(usual.text(names[-1]))
+    assert library["experiences"][0]["text"] == ADVICE
+    assert "0.917" in usual.text("summary.txt")
+    page = usual.text("report.html")
+    assert page.startswith("<!DOCTYPE html>")
+    assert ADVICE in page
+
+
+def test_the_evaluations_of_student_and_result_are_child_runs_with_their_tables(
+    usual: Shown,
+) -> None:
+    assert sorted(usual.children) == ["validation_0", "validation_1"]
+    scores = {name: run.data.metrics["eval"] for name, run in usual.children.items()}
+    assert scores == {"validation_0": 33.33, "validation_1": 91.67}
+    for run in usual.children.values():
+        assert {"model.json", "result_table.json"} <= set(usual.artefacts(run))
+
+
+def test_autolog_before_the_import_of_this_package_shows_a_run_too(tmp_path: Path) -> None:
+    found = shown(tmp_path, "autolog-first")
+    assert found.parent.info.status == "FINISHED"
+    assert len(found.series("training_score")) == 8
+    assert "report.html" in found.artefacts(found.parent)
+
+
+def test_a_run_that_the_user_has_opened_is_used_and_another_seed_spoils_nothing(
+    tmp_path: Path,
+) -> None:
+    found = shown(tmp_path, "in-own-run")
+    assert (found.parent.info.run_name, found.parent.info.status) == ("mine", "FINISHED")
+    assert len(found.series("lm_calls")) == 8
+
+
+def test_a_compile_that_fails_is_a_failed_run(tmp_path: Path) -> None:
+    found = shown(tmp_path, "fails")
+    assert "gave no score to any of the first 3 rollouts" in found.output
+    assert found.parent.info.status == "FAILED"
+
+
+def test_without_autolog_nothing_is_logged(tmp_path: Path) -> None:
+    assert shown(tmp_path, "off").runs == []

@@ -1,0 +1,245 @@
+"""Programs of every kind: async ones, inputs with images, several stages and their credit."""
+
+import asyncio
+import re
+from collections import Counter
+from typing import Any
+
+import dspy
+import pytest
+from runs import (
+    ADVICE,
+    is_polite,
+    learned,
+    library_texts,
+    polite_answer,
+    polite_rules,
+    predictor,
+    questions,
+)
+from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations, scripted_lm
+from small import grpo
+
+from tfgrpo_dspy import ExperienceLibrary, Gate, NoGate
+
+# ------------------------------------------------------------------------------ async
+
+
+class AsyncEngine(ScriptedEngine):
+    """For `acall`: awaits before it answers."""
+
+    async def complete(self, request: Any) -> Any:  # type: ignore[override]
+        await asyncio.sleep(0)
+        return super().complete(request)
+
+
+class AsyncOnly(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = predictor()
+
+    async def aforward(self, question: str) -> Any:
+        both = await asyncio.gather(*(self.ask.acall(question=question) for _ in range(2)))
+        return both[0]
+
+
+def test_a_program_that_has_aforward_only_is_optimized() -> None:
+    lm = dspy.LM(
+        "scripted",
+        engine=ScriptedEngine(polite_rules()),
+        async_engine=AsyncEngine(polite_rules()),
+        cache=False,
+    )
+    program = learned(AsyncOnly(), lm=lm, gate=Gate(), epochs=1, group_size=2)
+    assert library_texts(program) == [ADVICE]
+    usage = program.detailed_results.usage["rollout"]
+    assert usage.n_lm_calls == 2 * 12
+
+
+def test_async_tools_of_an_agent_run() -> None:
+    async def look_up(page: str) -> str:
+        """Reads a page."""
+        return f"page {page} is blue"
+
+    def turn(prompt: Prompt) -> str:
+        n = prompt.user.count("[[ ## observation_")
+        name, arguments = [("look_up", {"page": "7"}), ("finish", {})][n]
+        return chat(next_thought="go on", next_tool_name=name, next_tool_args=arguments)
+
+    extract, update, answer = polite_rules()
+    lm = scripted_lm([extract, update, ("`next_tool_name`", turn), answer])
+    agent = dspy.ReAct("question -> answer", tools=[look_up], max_iters=3)
+    learned(agent, lm=lm, gate=Gate(), epochs=1, group_size=2)
+    shown = [prompt.text for prompt in lm.engine.prompts if re.search(EXTRACT, prompt.text)]
+    assert "out result: page 7 is blue" in shown[0]
+    assert not any("Execution error" in text for text in shown)
+
+
+# ----------------------------------------------------------------------------- images
+
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+
+
+class SeeingEngine(ScriptedEngine):
+    """Keeps the kinds of the parts of each request for lessons."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.parts: list[Counter[str]] = []
+
+    def complete(self, request: Any) -> Any:
+        response = super().complete(request)
+        if re.search(EXTRACT, self.prompts[-1].text):
+            parts = (part for message in request.messages for part in message.parts)
+            self.parts.append(Counter(type(part).__name__ for part in parts))
+        return response
+
+    def n_images(self) -> set[int]:
+        """How many images the requests for lessons have."""
+        return {kinds["ImagePart"] for kinds in self.parts}
+
+
+def seen(*, show_images: bool | None) -> tuple[Any, Any]:
+    """A compile on examples with an image, and the engine."""
+    engine = SeeingEngine([*polite_rules()[:2], ("", polite_answer)])
+    trainset = [
+        dspy.Example(photo=dspy.Image(url=PIXEL), question=f"question {n}", answer="please")
+        for n in range(6)
+    ]
+    trainset = [example.with_inputs("photo", "question") for example in trainset]
+    student = dspy.Predict("photo: dspy.Image, question -> answer")
+    with dspy.context(lm=dspy.LM("scripted", engine=engine, cache=False)):
+        program = grpo(
+            is_polite,
+            gate=NoGate(),
+            epochs=1,
+            num_threads=1,
+            progress=False,
+            show_images=show_images,
+        ).compile(student, trainset=trainset)
+    return program, engine
+
+
+def test_a_reflection_lm_that_takes_images_is_shown_those_of_the_example() -> None:
+    program, engine = seen(show_images=True)
+    assert engine.n_images() == {1}
+    assert "image not shown" not in program.detailed_results.failures
+
+
+def test_another_reflection_lm_is_told_that_there_is_an_image_and_the_log_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    program, engine = seen(show_images=None)
+    assert engine.n_images() == {0}
+    prompts = [prompt.text for prompt in engine.prompts if re.search(EXTRACT, prompt.text)]
+    assert all("photo: <image>" in text and "base64" not in text for text in prompts)
+    assert program.detailed_results.failures["image not shown"] == len(prompts)
+    assert caplog.text.count("Pass Reflection(show_images=True)") == 1
+
+
+def test_text_that_looks_like_an_image_is_text_for_the_reflection_lm() -> None:
+    marked = str(dspy.Image(url=PIXEL))
+    engine = SeeingEngine([*polite_rules()[:2], ("", polite_answer)])
+    trainset = [
+        dspy.Example(question=f"question {n} {marked}", answer="please").with_inputs("question")
+        for n in range(6)
+    ]
+    with dspy.context(lm=dspy.LM("scripted", engine=engine, cache=False)):
+        grpo(is_polite, gate=NoGate(), epochs=1, num_threads=1, progress=False).compile(
+            predictor(), trainset=trainset
+        )
+    assert engine.n_images() == {0}
+
+
+# ----------------------------------------------------------------------------- credit
+
+
+class Stages(dspy.Module):
+    """Three predictors one after the other; the middle one is at fault."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = dspy.Predict("question -> facts")
+        self.route = dspy.ChainOfThought("facts -> desk")
+        self.write = dspy.Predict("desk -> answer")
+
+    def forward(self, question: str) -> Any:
+        desk = self.route(facts=self.read(question=question).facts).desk
+        return self.write(desk=desk)
+
+
+def blames_the_middle(
+    gold: Any, pred: Any, trace: Any = None, pred_name: str | None = None, pred_trace: Any = None
+) -> Any:
+    del gold, trace
+    is_right = pred.answer == "refunds"
+    if pred_name is None:
+        return dspy.Prediction(score=float(is_right), feedback="" if is_right else "Wrong desk.")
+    (_, _, outputs), *_ = pred_trace
+    if pred_name == "route.predict":
+        wrong = outputs.desk != "refunds"
+        return dspy.Prediction(score=0.0, feedback="This is the wrong desk." if wrong else "Right.")
+    return dspy.Prediction(score=1.0, feedback="Fine.")
+
+
+def stage_rules(seed: int) -> list[Any]:
+    """SIMULATED: the reflection LM blames the predictor that the feedback names, else any."""
+
+    def middle(prompt: Prompt) -> str:
+        knows = "Send complaints to refunds." in prompt.system
+        is_right = prompt.random().random() < (0.95 if knows else 0.3)
+        return chat(reasoning="hm", desk="refunds" if is_right else "sales")
+
+    def blame(prompt: Prompt) -> str:
+        found = re.findall(r"feedback on ([\w.]+): This is the wrong desk", prompt.user)
+        any_ = prompt.random(str(seed)).choice(["read", "route", "write"])
+        name = found[0].partition(".")[0] if found else any_
+        return lessons(f"[{name}] Send complaints to refunds.")
+
+    def propose(prompt: Prompt) -> str:
+        scope = re.findall(r"Send complaints to refunds\. \(for ([\w.]+)\)", prompt.user)
+        op = {"op": "ADD", "text": "Send complaints to refunds.", "lessons": [1]}
+        return operations(op | {"scope": scope[-1]} if scope else op)
+
+    def same(prompt: Prompt) -> str:
+        return chat(answer=re.findall(r"\[\[ ## desk ## \]\]\n(\w+)", prompt.user)[-1])
+
+    return [
+        (EXTRACT, blame),
+        (UPDATE, propose),
+        (r"\[\[ ## facts ## \]\]\nf", middle),
+        (r"\[\[ ## desk ## \]\]\n(sales|refunds)", same),
+        ("", chat(facts="f")),
+    ]
+
+
+def test_a_lesson_lands_at_the_stage_that_a_five_argument_metric_blames() -> None:
+    """SIMULATED, ten seeds. The lesson names `route`; the predictor is `route.predict`."""
+    scopes = []
+    for seed in range(10):
+        with dspy.context(lm=scripted_lm(stage_rules(seed))):
+            program = grpo(
+                blames_the_middle, group_size=3, epochs=3, progress=False, seed=seed, gate=None
+            ).compile(Stages(), trainset=questions(8), valset=questions(12, start=50))
+        scopes.append({experience.scope for experience in ExperienceLibrary.from_program(program)})
+    assert scopes.count({"route.predict"}) >= 9
+
+
+def test_metric_calls_about_predictors_are_counted_and_limited() -> None:
+    asked: Counter[Any] = Counter()
+
+    def metric(
+        gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
+    ) -> Any:
+        asked[pred_name] += 1
+        return blames_the_middle(gold, pred, trace, pred_name, pred_trace)
+
+    with dspy.context(lm=scripted_lm(stage_rules(0))):
+        results = (
+            grpo(metric, group_size=2, progress=False, max_metric_calls=180)
+            .compile(Stages(), trainset=questions(8), valset=questions(6, start=50))
+            .detailed_results
+        )
+    assert asked["read"] == asked["route.predict"] == asked["write"] > 0
+    assert asked[None] > asked["read"]  # validation rollouts are scored only
+    assert results.metric_calls == asked.total() <= 180
