@@ -3,6 +3,7 @@
 import logging
 import math
 import random
+import statistics
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -93,6 +94,15 @@ class Measurements:
     def scores_of(self, candidate: int) -> ExampleScores:
         """The candidate's scores by `scored`, in the order of the measurement."""
         return [score for (c, _), score in scored(self.scores()).items() if c == candidate]
+
+    def means(self) -> dict[str, float]:
+        """The mean scores of the student and of the best candidate so far."""
+        by_candidate: dict[int, list[float]] = {}
+        for (candidate, _), score in scored(self.scores()).items():
+            if score is not None:
+                by_candidate.setdefault(candidate, []).append(score)
+        means = {candidate: statistics.fmean(each) for candidate, each in by_candidate.items()}
+        return {"student": means[0], "best": max(means.values())} if 0 in means else {}
 
     def rows(self, candidate: int) -> list[Row]:
         """The candidate's scored examples with predictions and scores, in the set's order."""
@@ -233,6 +243,7 @@ def _race(
     with suppress(RunStopped):  # what was measured by then decides
         while pairs := race.next(measured.scores(), _n_left(run, account, n_reserved)):
             account = account.after_rollouts(measured.make(pairs))
+            run.report.progress.show_scores(**measured.means())
     scores = measured.scores()
     best = race.winner(scores)
     finalists = [

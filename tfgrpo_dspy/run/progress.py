@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.results.records import UpdateRecord
+from tfgrpo_dspy.results.records import UpdateRecord, counted
 from tfgrpo_dspy.settings.plan import plan_of
 from tfgrpo_dspy.settings.schedule import RunSettings
 
@@ -55,12 +56,13 @@ class Progress:
             mean = statistics.fmean(record.scores)
             self._scores.setdefault("student", mean)
             self.show_scores(best=max(mean, self._scores.get("best", mean)))
-        self._about = f"update {record.update + 1}, {record.library_size} experiences, "
+        self._about = f"update {record.update + 1}, {counted(record.library_size, 'experience')}, "
         self._show()
 
     def show_scores(self, **scores: float) -> None:
         """Show these mean scores, by "student" and "best"."""
         self._scores |= scores
+        self._show()
 
     def tick(self) -> None:
         """Refresh the bar, if it was not refreshed for a second."""
@@ -90,7 +92,8 @@ class _AboveBars:
         self.stream = stream
 
     def write(self, text: str) -> None:
-        tqdm.write(text, file=self.stream, end="")
+        with tqdm.external_write_mode(file=sys.stderr):  # DSPy's stream writes there
+            self.stream.write(text)
 
     def flush(self) -> None:
         self.stream.flush()
