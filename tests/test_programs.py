@@ -225,6 +225,23 @@ def test_a_lesson_lands_at_the_stage_that_a_five_argument_metric_blames() -> Non
     assert scopes.count({"route.predict"}) >= 9
 
 
+def test_what_a_metric_says_of_every_predictor_alike_is_not_said_again() -> None:
+    def metric(
+        gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
+    ) -> Any:
+        del pred_name, pred_trace
+        return blames_the_middle(gold, pred, trace)
+
+    lm = scripted_lm(stage_rules(0))
+    with dspy.context(lm=lm):
+        grpo(metric, group_size=2, epochs=1, progress=False, gate=NoGate()).compile(
+            Stages(), trainset=questions(8)
+        )
+    shown = "".join(prompt.text for prompt in lm.engine.prompts)
+    assert "Feedback: Wrong desk." in shown
+    assert "feedback on " not in shown
+
+
 def test_metric_calls_about_predictors_are_counted_and_limited() -> None:
     asked: Counter[Any] = Counter()
 

@@ -244,7 +244,8 @@ def _scored(
     meter.check()
     if meter.provider_failure is not None:  # where the metric hid it, what it returned is no score
         failure = Failure("provider", f"the metric's LM failed: {meter.provider_failure.message}")
-    steps = _with_feedback(rollout.steps, feedback)
+    own = {name: said for name, said in feedback.items() if not score or said != score.feedback}
+    steps = _with_feedback(rollout.steps, own)  # what is said of the whole is not said again
     rollout = replace(rollout, n_metric_calls=n_calls, steps=steps)
     if score is None or failure is not None:
         return replace(rollout, failure=failure, metric_usage=meter.usage)
