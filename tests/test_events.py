@@ -186,17 +186,29 @@ def test_ctrl_c_hands_the_best_program_back_on_the_exception() -> None:
     assert program.detailed_results.best is None
 
 
-def test_a_metric_that_cannot_work_is_found_out_within_three_rollouts() -> None:
+@pytest.mark.parametrize(("staleness", "n_paid"), [(1, 3), (0, 3 + 3)])
+def test_a_metric_that_cannot_work_is_found_out_within_three_rollouts(
+    staleness: int, n_paid: int
+) -> None:
+    """With staleness 0, the first rollouts need the three drafts, which are made before."""
+
     def metric(_example: Any, pred: Any, _trace: Any = None) -> float:
         return float(pred.verdict)
 
-    lm = polite_lm()
+    lm = scripted_lm([("`examples`", chat(lessons="None")), *polite_rules()])
+    optimizer = optimizer_of(metric=metric, drafts=3, max_staleness=staleness)
     with dspy.context(lm=lm), pytest.raises(RuntimeError, match="AttributeError") as raised:
-        optimizer_of(metric=metric, max_demos=0, drafts=3).compile(
-            predictor(), trainset=questions(9)
-        )
+        optimizer.compile(predictor(), trainset=questions(9))
     assert "the metric gave no score to any of the first 3 rollouts" in str(raised.value)
-    assert lm.engine.n_calls() == 3
+    assert lm.engine.n_calls() == n_paid
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_the_first_rollouts_are_made_once(staleness: int) -> None:
+    lm = scripted_lm([("`examples`", chat(lessons="None")), *polite_rules()])
+    learned(lm=lm, drafts=2, max_staleness=staleness, gate=Gate(), epochs=2)
+    asked = [repr(prompt) for prompt in lm.engine.prompts if "question 1" in prompt.user]
+    assert len(asked) == len(set(asked)) > 0
 
 
 def test_a_metric_that_fails_on_some_of_the_first_rollouts_does_not_end_the_run() -> None:

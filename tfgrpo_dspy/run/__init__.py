@@ -117,9 +117,11 @@ class Run:
         for update in range(history.n_updates):
             is_first = update == history.n_drafts
             if n_awaited := history.n_awaited(update):
-                if is_first:
-                    self._open()  # its rollouts need the drafts
+                if is_first:  # its rollouts need the drafts, which cannot wait for them
+                    self._open()
                 await self._updates[n_awaited - 1]
+                if is_first:
+                    self._opened = asyncio.get_running_loop().create_future()
             batch = history.batch(update)
             if batch is None:
                 if is_first:
