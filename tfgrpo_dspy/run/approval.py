@@ -48,7 +48,8 @@ async def approved(run: RunContext, proposal: Proposal) -> tuple[list[Operation]
         run.stop_for_missing_record("approval", f"update {proposal.update}")
     if found is None:
         try:
-            answer = await run.loop.in_thread(lambda: ask(proposal))
+            with run.report.progress.hidden():
+                answer = await run.loop.in_thread(lambda: ask(proposal))
             found = _Approved(tuple(map(_written, _operations(answer, proposed))))
         except (RunStopped, KeyboardInterrupt):
             raise

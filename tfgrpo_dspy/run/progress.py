@@ -19,6 +19,15 @@ REFRESH_S = 1.0
 LOGGERS = ("", "dspy", "tfgrpo_dspy")  # whose lines on a terminal would tear the bar
 
 
+class _Bar(tqdm):
+    """A bar that is not drawn while it is hidden; it goes on counting."""
+
+    is_hidden = False
+
+    def display(self, *args: Any, **kwargs: Any) -> Any:
+        return None if self.is_hidden else super().display(*args, **kwargs)
+
+
 class Progress:
     """Shows phase, update, scores, experiences, and what was used of the budget.
 
@@ -36,7 +45,7 @@ class Progress:
             self._cleanup.enter_context(_lines_above_bars())
         total = plan_of(settings).total.n_rollouts
         disabled = not settings.progress
-        self._bar = tqdm(total=total, unit="rollout", desc=self._phase, disable=disabled)
+        self._bar = _Bar(total=total, unit="rollout", desc=self._phase, disable=disabled)
         self._cleanup.callback(self._bar.close)
 
     def show_rollout(self, role: str) -> None:
@@ -59,6 +68,17 @@ class Progress:
     def show_scores(self, **scores: float) -> None:
         """Show these mean scores, by "student" and "best"."""
         self._scores |= scores
+
+    @contextlib.contextmanager
+    def hidden(self) -> Iterator[None]:
+        """No bar within it: somebody is asked something on the same terminal."""
+        self._bar.clear()
+        self._bar.is_hidden = True
+        try:
+            yield
+        finally:
+            self._bar.is_hidden = False
+            self._show()
 
     def tick(self) -> None:
         """Refresh the bar, if it was not refreshed for a second."""
