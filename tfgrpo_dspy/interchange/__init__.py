@@ -31,6 +31,16 @@ _BY_ENDING = {f".{name}": name for name in FORMATS} | {".yml": "yaml", ".markdow
 _MOST_CHARACTERS = 10_000_000  # a library of thirty experiences has some 10,000
 
 
+def format_of(path: str | Path) -> str:
+    """The format that the ending of a file stands for. Raises LibraryFormatError: there is none."""
+    named = _BY_ENDING.get(Path(path).suffix.lower())
+    if named is None:
+        raise LibraryFormatError(
+            f"{path}: no format has this ending; pass format=, one of {', '.join(FORMATS)}."
+        )
+    return named
+
+
 def read_library(path: str | Path, format: str | None = None) -> ExperienceLibrary:
     """The library in a file of any format; which one, its ending says if `format` does not.
 
@@ -38,7 +48,7 @@ def read_library(path: str | Path, format: str | None = None) -> ExperienceLibra
         LibraryFormatError: no such format, or the file is not of it; names the line or the field.
         OSError: the file cannot be read.
     """
-    named = format or _format_of(path)
+    named = format or format_of(path)
     try:
         return parse(Path(path).read_bytes().decode("utf-8"), named, source=str(path))
     except UnicodeDecodeError as error:
@@ -54,7 +64,7 @@ def write_library(
         LibraryFormatError: no such format, or `into` does not fit it.
         OSError: the file cannot be written.
     """
-    Path(path).write_bytes(render(library, format or _format_of(path), into=into).encode())
+    Path(path).write_bytes(render(library, format or format_of(path), into=into).encode())
 
 
 def parse(text: str, format: str, source: str = "the text") -> ExperienceLibrary:
@@ -103,15 +113,6 @@ def render(library: ExperienceLibrary, format: str, *, into: str = "") -> str:
     if format not in writers:
         raise LibraryFormatError(f"format={format!r}: the formats are {', '.join(FORMATS)}.")
     return writers[format](library)
-
-
-def _format_of(path: str | Path) -> str:
-    named = _BY_ENDING.get(Path(path).suffix.lower())
-    if named is None:
-        raise LibraryFormatError(
-            f"{path}: no format has this ending; pass format=, one of {', '.join(FORMATS)}."
-        )
-    return named
 
 
 def _from_value(value: Any, source: str) -> ExperienceLibrary:

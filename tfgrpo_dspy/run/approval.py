@@ -36,8 +36,8 @@ ANSWERS = TypeAdapter(_Approved)
 async def approved(run: RunContext, proposal: Proposal) -> tuple[list[Operation], list[Refusal]]:
     """The operations that the user lets through or makes instead, and those that are refused.
 
-    Where `approve` raises, or answers something else, nothing is made and nothing is recorded.
-    Raises MissingRecordError: offline, and the answer is not recorded.
+    Where `approve` answers something else, nothing is made and nothing is recorded; where it
+    raises, the run ends. Raises MissingRecordError: offline, and the answer is not recorded.
     """
     ask, proposed = run.settings.approve, list(proposal.operations)
     if ask is None or all(isinstance(operation, Keep) for operation in proposed):
@@ -48,12 +48,15 @@ async def approved(run: RunContext, proposal: Proposal) -> tuple[list[Operation]
         run.stop_for_missing_record("approval", f"update {proposal.update}")
     if found is None:
         try:
-            answer = await run.loop.in_thread(lambda: ask(proposal))
+            with run.report.progress.hidden():
+                answer = await run.loop.in_thread(lambda: ask(proposal))
+        except Exception as error:
+            run.ledger.stop(f"approve raised {described(error)}", is_failure=True)
+            raise RunStopped(run.ledger.stopped_because) from error
+        try:
             found = _Approved(tuple(map(_written, _operations(answer, proposed))))
-        except (RunStopped, KeyboardInterrupt):
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever the user's function raises
-            run.report.count_failure("approval", described(error))
+        except LibraryError as error:
+            run.report.count_failure("approval", str(error))
             return [], [Refusal(operation, f"approve failed: {error}") for operation in proposed]
         found = run.records.keep(key, found, ANSWERS, is_lost=False)
     allowed = [_read(values) for values in found.operations]

@@ -22,6 +22,15 @@ REFRESH_S = 1.0
 LOGGERS = ("", "dspy", "tfgrpo_dspy")  # whose lines on a terminal would tear the bar
 
 
+class _Bar(tqdm):
+    """A bar that is not drawn while it is hidden; it goes on counting."""
+
+    is_hidden = False
+
+    def display(self, *args: Any, **kwargs: Any) -> Any:
+        return None if self.is_hidden else super().display(*args, **kwargs)
+
+
 class Progress:
     """Shows phase, update, scores, experiences, and what was used of the budget.
 
@@ -39,7 +48,7 @@ class Progress:
             self._cleanup.enter_context(_lines_above_bars())
         total = math.ceil(plan_of(settings).total.likely.n_rollouts)
         disabled = not settings.progress
-        self._bar = tqdm(total=total, unit="rollout", desc=self._phase, disable=disabled)
+        self._bar = _Bar(total=total, unit="rollout", desc=self._phase, disable=disabled)
         self._cleanup.callback(self._bar.close)
 
     def show_rollout(self, role: str) -> None:
@@ -63,6 +72,17 @@ class Progress:
         """Show these mean scores, by "student" and "best"."""
         self._scores |= scores
         self._show()
+
+    @contextlib.contextmanager
+    def hidden(self) -> Iterator[None]:
+        """No bar within it: somebody is asked something on the same terminal."""
+        self._bar.clear()
+        self._bar.is_hidden = True
+        try:
+            yield
+        finally:
+            self._bar.is_hidden = False
+            self._show()
 
     def tick(self) -> None:
         """Refresh the bar, if it was not refreshed for a second."""

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 LATEST_RUN = "latest:run"
 RUN, DECIDED, RESULTS = "run:", "decided:", "results:"  # how keys begin
+LOST = "lost:"  # before the key of what was lost
 PAID = ("max_lm_calls", "max_metric_calls", "max_cost")  # what all starts of a run share
 LIMITS = frozenset(
     "epochs auto max_metric_calls max_lm_calls max_cost max_minutes max_errors "  # noqa: SIM905
@@ -123,7 +124,7 @@ class RunRecords:
             return None
         record = self.store.get(key)
         if record is None and (self.losses_stand or self._settings.offline):
-            record = self.store.get(f"lost:{key}")
+            record = self.store.get(f"{LOST}{key}")
         with reading(key):
             return None if record is None else kind.validate_python(record)
 
@@ -136,7 +137,7 @@ class RunRecords:
             return result
         record = self.without_secrets(kind.dump_python(result, warnings=False))
         if self.store is not None and is_lost:
-            self.store.replace(f"lost:{key}", record)
+            self.store.replace(f"{LOST}{key}", record)
         elif self.store is not None:
             record = self.store.put(key, record) or record
         with reading(key):

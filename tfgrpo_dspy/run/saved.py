@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
@@ -13,7 +13,7 @@ from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
-from tfgrpo_dspy.run.records import DECIDED, LATEST_RUN, RESULTS, RUN
+from tfgrpo_dspy.run.records import DECIDED, LATEST_RUN, LOST, RESULTS, RUN
 from tfgrpo_dspy.sampling.demos import Additions, Demo
 from tfgrpo_dspy.store.records import Store, reading
 
@@ -76,9 +76,48 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
     return program
 
 
+def unused_records(log_dir: str | PathLike[str], keep_last: int | None = None) -> list[str]:
+    """The keys of records that no run in this store reads again.
+
+    These are the notes, updates and results of runs that are not kept, and the notes of losses
+    that were made good since. Rollouts, reflections and approvals are never among them: any run
+    may share them.
+
+    Args:
+        log_dir: the folder of the run store.
+        keep_last: how many runs are kept, those that were written to last; at least 1. None: all.
+
+    Raises:
+        StoreError: the store cannot be read, or the folder has none.
+    """
+    with _store_in(log_dir) as store:
+        keys = store.keys("")
+        latest = (store.get(LATEST_RUN) or {}).get("run")
+    runs = sorted((key for key in keys if key.startswith(RUN)), key=lambda key: key == latest)
+    kept, known = set(runs[-(keep_last or 0) :]), set(keys)
+    return [key for key in keys if _is_unused(key, kept, known)]
+
+
+def _is_unused(key: str, kept: set[str], known: set[str]) -> bool:
+    if key.startswith(DECIDED):
+        return key.removeprefix(DECIDED).rpartition(":")[0] not in kept
+    if key.startswith(LOST):
+        return key.removeprefix(LOST) in known
+    return key.startswith((RUN, RESULTS)) and key.removeprefix(RESULTS) not in kept
+
+
+def remove_records(log_dir: str | PathLike[str], keys: Iterable[str]) -> int:
+    """Remove these records from the store; by how many bytes it shrank.
+
+    Raises StoreError: another process has the store open, or the folder has none.
+    """
+    with _store_in(log_dir, is_read_only=False) as store:
+        return store.remove(keys)
+
+
 @contextlib.contextmanager
-def _store_in(log_dir: str | PathLike[str]) -> Iterator[Store]:
-    store = Store.existing(log_dir)
+def _store_in(log_dir: str | PathLike[str], is_read_only: bool = True) -> Iterator[Store]:
+    store = Store.existing(log_dir, is_read_only)
     if store is None:
         raise StoreError(f"log_dir={str(log_dir)!r} is no run store; pass the one of a compile.")
     try:

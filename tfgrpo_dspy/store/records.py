@@ -3,7 +3,7 @@
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -17,6 +17,7 @@ from tfgrpo_dspy.redaction import cleaned
 DATABASE = "tfgrpo_store.db"
 FORMAT_VERSION = 4
 BUSY_TIMEOUT_S = 60.0  # how long a process waits for another one that writes to the same store
+REMOVAL_TIMEOUT_S = 1.0  # how long a removal waits for other processes to close the store
 
 INTACT = "What was recorded before is intact: mend that, and the same compile goes on from there."
 DAMAGED = "The database is damaged: restore its folder from a copy, or take another log_dir."
@@ -62,10 +63,10 @@ class Store:
             )
 
     @classmethod
-    def existing(cls, folder: str | PathLike[str]) -> "Store | None":
-        """The store in a folder that has one, to read it; nothing is made where there is none."""
+    def existing(cls, folder: str | PathLike[str], is_read_only: bool = True) -> "Store | None":
+        """The store in a folder that has one; nothing is made where there is none."""
         path = Path(folder).expanduser().absolute()
-        return cls(path, is_read_only=True) if (path / DATABASE).exists() else None
+        return cls(path, is_read_only=is_read_only) if (path / DATABASE).exists() else None
 
     def _connected(self) -> sqlite3.Connection:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -144,6 +145,29 @@ class Store:
                 f"there is lost."
             )
         self._execute("write", "REPLACE INTO records VALUES (?, ?)", key, self._text(record))
+
+    def remove(self, keys: Iterable[str]) -> int:
+        """Remove these records and give their room back; by how many bytes the database shrank.
+
+        Raises StoreError: another process, such as a compile, has the store open.
+        """
+        file, run = self.folder / DATABASE, self._connection.execute
+        with self._lock, self._faults("clean"):
+            run(f"PRAGMA busy_timeout = {REMOVAL_TIMEOUT_S * 1000:.0f}")
+            try:
+                run("PRAGMA journal_mode = DELETE")  # fails if anybody else has the database open
+                run("BEGIN EXCLUSIVE")
+            except sqlite3.OperationalError as error:
+                raise StoreError(
+                    f"log_dir={str(self.folder)!r} is in use by another process ({error}): try "
+                    f"again when its compile has ended. Nothing was removed."
+                ) from error
+            n_bytes = file.stat().st_size
+            sql = "DELETE FROM records WHERE key = ?"
+            self._connection.executemany(sql, [(key,) for key in keys])
+            run("COMMIT")
+            run("VACUUM")
+            return n_bytes - file.stat().st_size
 
     def _text(self, record: Mapping[str, Any]) -> str:
         return json.dumps(record if self._clean is str else cleaned(record, self._clean))

@@ -1,0 +1,84 @@
+"""`approve_in_terminal` in real compiles, whose terminal is a pseudo-terminal."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import ADVICE
+from test_cli import ENVIRONMENT, editor
+
+CHILD = """
+import fcntl, struct, sys, termios
+fcntl.ioctl(2, termios.TIOCSCTTY, 0)  # stderr is the terminal; stdin is not
+fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+from runs import learned, library_texts
+from tfgrpo_dspy import NoGate
+from tfgrpo_dspy.cli import approve_in_terminal
+program = learned(approve=approve_in_terminal, gate=NoGate(), progress=True, max_staleness=0)
+print(library_texts(program), dict(program.detailed_results.failures))
+"""
+
+
+def answered(*answers: str, **environment: str) -> tuple[str, str]:
+    """What a compile prints, and its terminal, whose person gives these answers, then `n`."""
+    terminal, end = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD], env=ENVIRONMENT | environment, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=end, text=True,
+    )  # fmt: skip
+    os.close(end)
+    screen, given = "", list(answers)
+    with child:
+        while True:
+            try:
+                screen += os.read(terminal, 10_000).decode()
+            except OSError:  # the child has ended
+                break
+            if screen.endswith("[e]dit: "):
+                os.write(terminal, f"{given.pop(0) if given else 'n'}\n".encode())
+                screen += "\n"
+        os.close(terminal)
+        assert child.stdout is not None
+        return child.stdout.read().strip(), screen
+
+
+@pytest.mark.parametrize(
+    ("answers", "texts"),
+    [
+        (["y"], [ADVICE]),
+        (["n"], []),
+        (["what?", "y"], [ADVICE]),
+        (["e"], [ADVICE.replace("say please", "beg")]),
+    ],
+)
+def test_a_person_at_the_terminal_decides_what_an_update_may_do(
+    answers: list[str], texts: list[str], tmp_path: Path
+) -> None:
+    beg = editor(tmp_path, "text = text.replace('say please', 'beg')")
+    printed, screen = answered(*answers, **beg)
+    assert printed == f"{texts} {{}}"
+    page = screen[screen.index("Update 1") : screen.index("[y]es")]
+    assert f"1. ADD {ADVICE}" in page and f"+ [E1] {ADVICE}" in page
+    assert "evidence: 5 groups, 20 rollouts" in page and "0.00 | answer: no" in page
+    assert "The better attempts follow the advice." in page
+    before = screen[: screen.index("Update 1")].rstrip("\r\n")
+    assert "rollout/s" in before and before.rpartition("\r")[2].isspace()  # the bar was wiped out
+    assert "rollout/s" not in page
+
+
+def test_faults_in_edited_operations_are_said_and_asked_about_again(tmp_path: Path) -> None:
+    bad = editor(tmp_path, 'text = text.replace(\'ADD", "\', \'DELETE", "id": "E9", "\')')
+    printed, screen = answered("e", "e", **bad)
+    assert printed == "[] {}" and "there is no E9" in screen
+
+
+def test_without_a_terminal_the_error_says_what_to_do() -> None:
+    code = "from tfgrpo_dspy.cli import approve_in_terminal\napprove_in_terminal(None)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, start_new_session=True,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stderr.splitlines()[-1].startswith("tfgrpo_dspy.errors.NoTerminalError: approve=")

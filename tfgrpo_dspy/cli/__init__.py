@@ -1,0 +1,68 @@
+"""The command line `tfgrpo`, and `approve_in_terminal` for `TrainingFreeGRPO(approve=...)`."""
+
+import os
+import sys
+from io import TextIOWrapper
+from typing import Any
+
+import click
+
+from tfgrpo_dspy.cli.approval import approve_in_terminal
+from tfgrpo_dspy.cli.changing import bake, edit, export, gc, import_, merge
+from tfgrpo_dspy.cli.reading import completion, diff, report, runs, show
+from tfgrpo_dspy.errors import TrainingFreeGRPOError
+
+__all__ = ["approve_in_terminal", "main", "tfgrpo"]
+
+NAME = "tfgrpo"
+INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell reports SIGINT and SIGPIPE
+
+
+class _Refused(click.ClickException):
+    exit_code = 2
+
+
+class _Commands(click.Group):
+    """The commands; what they raise becomes one line on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if isinstance(sys.stdout, TextIOWrapper):  # a terminal may not have every character
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            return super().invoke(ctx)
+        except click.UsageError:
+            raise
+        except click.ClickException as error:
+            raise _Refused(error.message) from error
+        except (KeyboardInterrupt, click.Abort):
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:  # the reader, such as `head`, has ended
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(PIPE_CLOSED)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise _Refused(f"{where}{error.strerror or error}; check the path.") from error
+        except TrainingFreeGRPOError as error:
+            raise _Refused(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def tfgrpo() -> None:
+    """Look at runs of TrainingFreeGRPO, and work with what they learned.
+
+    A LIBRARY is a library file (json, yaml, md, csv, txt), a program saved by
+    `program.save("program.json")`, a run directory (the `log_dir` of a compile; its last run), a
+    run of it (RUN_DIR#ID; `tfgrpo runs` shows the ids), or - for standard input.
+
+    Exit codes: 0 done; 1 `diff` found a difference, or `runs` no run; 2 wrong usage, or a file
+    that cannot be used; 130 interrupted; 141 the reader of the output ended first.
+    """
+
+
+for _command in (runs, show, report, diff, merge, export, import_, bake, edit, gc, completion):
+    tfgrpo.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line with the arguments of the process, and exit."""
+    tfgrpo.main(prog_name=NAME)

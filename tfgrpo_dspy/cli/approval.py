@@ -1,0 +1,150 @@
+"""Asks a person at the terminal whether an update may be made."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from tfgrpo_dspy.cli.editing import edited
+from tfgrpo_dspy.cli.output import printable
+from tfgrpo_dspy.errors import LibraryError, NoTerminalError
+from tfgrpo_dspy.events import Approval, Proposal
+from tfgrpo_dspy.experience.files import json_value
+from tfgrpo_dspy.experience.values import Add, Limits, Operation, operation_from
+from tfgrpo_dspy.results.records import Attempt, Comparison
+
+TERMINAL = "/dev/tty"  # also where stdin is piped
+NO_LIMITS = Limits(sys.maxsize, sys.maxsize)  # those of the run are checked by the run
+MOST_COMPARISONS = 3  # shown of one operation
+QUESTION = "Make this update? [y]es / [n]o / [e]dit: "
+_HINT = """\
+# One operation on each line: "op" is ADD, MODIFY, DELETE or KEEP. Remove lines that you do not
+# want. "n" joins a line to the evidence of the proposed operation of that number.
+"""
+_one_at_a_time = threading.Lock()  # several compiles may ask at once
+
+
+def approve_in_terminal(proposal: Proposal) -> Approval:
+    """The answer of the person at the terminal: for `TrainingFreeGRPO(approve=...)`.
+
+    It shows the operations with reasons, evidence and effects, and what they would change; the
+    person makes all or none of them, or edits them in $VISUAL or $EDITOR.
+
+    Raises:
+        NoTerminalError: the process has no terminal.
+    """
+    with _one_at_a_time, _terminal() as terminal:
+        terminal.show(_page(proposal))
+        while True:
+            answer = terminal.ask(QUESTION).lower()[:1]
+            try:
+                if answer in ("y", "n"):
+                    return answer == "y"
+                if answer == "e" and (chosen := _edited(proposal)) is not None:
+                    return chosen
+            except (LibraryError, click.ClickException) as error:
+                terminal.show(f"Error: {error}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Terminal:
+    reader: TextIO
+    writer: TextIO
+
+    def show(self, text: str) -> None:
+        print(printable(text), file=self.writer, flush=True)
+
+    def ask(self, question: str) -> str:
+        self.writer.write(question)
+        self.writer.flush()
+        if not (line := self.reader.readline()):
+            raise NoTerminalError(
+                f"{QUESTION!r} was not answered: the terminal was closed. Start the same compile "
+                f"again; with a log_dir it goes on from there."
+            )
+        return line.strip()
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[_Terminal]:
+    reader: TextIO
+    writer: TextIO
+    with contextlib.ExitStack() as stack:
+        try:
+            reader = stack.enter_context(Path(TERMINAL).open(errors="replace"))
+            writer = stack.enter_context(Path(TERMINAL).open("w", errors="backslashreplace"))
+        except OSError as error:  # there is none, or this is Windows
+            reader, writer = sys.stdin, sys.stderr
+            if not (reader.isatty() and writer.isatty()):
+                raise NoTerminalError(
+                    f"approve=approve_in_terminal has no terminal to ask at ({error}): start the "
+                    f"compile in one, or pass a function of your own."
+                ) from error
+        yield _Terminal(reader, writer)
+
+
+def _page(proposal: Proposal) -> str:
+    library, n = proposal.library, len(proposal.operations)
+    lines = ["", f"Update {proposal.update + 1}: {n} operations on {len(library)} experiences"]
+    pairs = zip(proposal.operations, proposal.comparisons, strict=True)
+    for number, (operation, comparisons) in enumerate(pairs, start=1):
+        id_ = "" if isinstance(operation, Add) else operation.id
+        lines += ["", f"{number}. {operation.op} {id_ or getattr(operation, 'text', '')}".rstrip()]
+        lines += [f"   reason: {operation.reason}"] if operation.reason else []
+        lines += [f"   now: {library[id_]}"] if id_ in library else []
+        n_rollouts = sum(len(each.scores) for each in operation.evidence)
+        lines += [f"   evidence: {len(operation.evidence)} groups, {n_rollouts} rollouts"]
+        lines += [line for each in comparisons[:MOST_COMPARISONS] for line in _compared(each)]
+    changes = library.diff(library.apply(proposal.operations, NO_LIMITS))
+    return "\n".join([*lines, "", "The library would change so:", changes or "not at all"])
+
+
+def _compared(comparison: Comparison) -> list[str]:
+    return [
+        f"   example {comparison.example}: {comparison.inputs}",
+        f"     best  {_attempt(comparison.good)}",
+        f"     worst {_attempt(comparison.bad)}",
+        f"     why   {comparison.advantage or '-'}",
+    ]
+
+
+def _attempt(attempt: Attempt) -> str:
+    score = "no score" if attempt.score is None else f"{attempt.score:.2f}"
+    return " | ".join(filter(None, [score, attempt.outputs, attempt.feedback]))
+
+
+def _edited(proposal: Proposal) -> list[Operation] | None:
+    """The operations as the user edited them; None: not changed. Raises as `edited` does."""
+    numbered = enumerate(proposal.operations, start=1)
+    lines = [json.dumps(_values(*each), ensure_ascii=False) + "\n" for each in numbered]
+    return edited("".join([_HINT, *lines]), lambda text: _read(text, proposal), ".jsonl")
+
+
+def _values(number: int, operation: Operation) -> dict[str, Any]:
+    values = {"n": number, "op": operation.op, **dataclasses.asdict(operation)}
+    return {k: v for k, v in values.items() if k != "evidence" and v not in (None, "")}
+
+
+def _read(text: str, proposal: Proposal) -> list[Operation]:
+    """The operations in an edited text. Raises LibraryError: names the line and what is wrong."""
+    proposed = {str(n): operation for n, operation in enumerate(proposal.operations, start=1)}
+    found = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        values = json_value(line, f"line {number}")
+        operation = operation_from(values)
+        same = proposed.get(str(values.get("n")))
+        if same is not None and type(same) is type(operation):
+            operation = dataclasses.replace(operation, evidence=same.evidence)
+        found.append(operation)
+    refused = proposal.library.refusals(found, NO_LIMITS)
+    if refused:
+        raise LibraryError("; ".join(f"{each.operation}: {each.reason}" for each in refused))
+    return found

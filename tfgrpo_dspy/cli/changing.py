@@ -1,0 +1,134 @@
+"""The commands that write: merge, export, import, bake, edit, gc."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from tfgrpo_dspy.cli.editing import edited_library
+from tfgrpo_dspy.cli.output import printable, write
+from tfgrpo_dspy.cli.reading import FILE, FOLDER
+from tfgrpo_dspy.cli.sources import read_source, read_text
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.interchange import FORMATS, format_of, render
+from tfgrpo_dspy.run import records, saved
+
+READABLE = [name for name in FORMATS if name != "prompt"]
+STDOUT = "-"
+output = click.option(
+    "-o", "--output", "out", type=FILE, default=STDOUT, help="A file; by default stdout."
+)
+
+
+def _write_library(
+    library: ExperienceLibrary, out: str, format: str | None = None, into: str = ""
+) -> None:
+    named = format or ("json" if out == STDOUT else format_of(out))
+    write(out, render(library, named, into=into))
+
+
+@click.command()
+@click.argument("library", type=FILE)
+@click.argument("others", type=FILE, nargs=-1, required=True)
+@output
+def merge(library: str, others: tuple[str, ...], out: str) -> None:
+    """Merge libraries: LIBRARY keeps its ids, and gets what OTHERS have besides.
+
+    The same text in the same scope is kept once, with the evidence of both.
+    """
+    merged = read_source(library).library
+    for other in others:
+        merged = merged.merge(read_source(other).library)
+    _write_library(merged, out)
+
+
+@click.command()
+@click.argument("library", type=FILE)
+@output
+@click.option("--format", type=click.Choice(FORMATS), help="By default json, or that of OUTPUT.")
+@click.option("--into", type=FILE, help="An agent file (yaml), or instructions (prompt).")
+def export(library: str, out: str, format: str | None, into: str | None) -> None:
+    """Write LIBRARY in another format.
+
+    With --into, the experiences are put into that text, which stays as it is otherwise.
+    """
+    if into and not format and out == STDOUT:
+        format = "yaml"
+    _write_library(read_source(library).library, out, format, read_text(into) if into else "")
+
+
+@click.command("import")
+@click.argument("file", type=FILE)
+@output
+@click.option("--format", type=click.Choice(READABLE), help="Of FILE, if not by its ending.")
+def import_(file: str, out: str, format: str | None) -> None:
+    """Read FILE, in any format, and write it as a library."""
+    _write_library(read_source(file, format).library, out)
+
+
+@click.command()
+@click.argument("program", type=FILE)
+@click.argument("library", type=FILE)
+@output
+@click.option("--in-place", is_flag=True, help="Write to PROGRAM itself.")
+def bake(program: str, library: str, out: str, in_place: bool) -> None:
+    """Write the experiences of LIBRARY into the instructions of PROGRAM, a saved program.
+
+    They replace those that are there. All else in the file keeps its value.
+    """
+    source = read_source(program)
+    if source.program is None:
+        raise click.UsageError(f"{program} is no program; save one with program.save('x.json').")
+    if in_place and out != STDOUT:
+        raise click.UsageError(f"--in-place writes to {program}: leave out -o {out}.")
+    if STDOUT not in (out, program) and Path(out).resolve() == Path(program).resolve():
+        raise click.UsageError(f"{out} is the program itself; pass --in-place to replace it.")
+    write(program if in_place else out, source.rewritten(read_source(library).library))
+
+
+@click.command()
+@click.argument("target", type=FILE)
+def edit(target: str) -> None:
+    """Edit the library in TARGET, a library file or a saved program, in $VISUAL or $EDITOR.
+
+    It is shown as Markdown. A text that cannot be read is shown again, with the error. Unchanged
+    experiences keep effect and evidence, changed ones only the evidence.
+    """
+    source = read_source(target)
+    if source.run is not None or target == STDOUT:
+        raise click.UsageError(f"{target} is no file; `tfgrpo export` makes one of it.")
+    changed = edited_library(source)
+    if changed is None:
+        click.echo(f"{target}: nothing changed", err=True)
+        return
+    library, text = changed
+    write(target, text)
+    click.echo(printable(source.library.diff(library)))
+
+
+@click.command()
+@click.argument("run_dir", type=FOLDER)
+@click.option("--keep-last", type=click.IntRange(min=1), help="Keep this many runs; default: all.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def gc(run_dir: str, keep_last: int | None, dry_run: bool, yes: bool) -> None:
+    """Remove from the run store RUN_DIR what no run reads again.
+
+    Removed are: with --keep-last, the notes, updates and results of all but the runs that were
+    written to last; those that belong to no run; and notes of failures that were made good since.
+    Rollouts, reflections and answers of approve= stay: any run may share them. So every compile
+    can still be resumed or replayed. The room is given back to the disk.
+
+    It is refused while another process, such as a compile, has the store open.
+    """
+    keys = saved.unused_records(run_dir, keep_last)
+    n_runs = sum(key.startswith(records.RUN) for key in keys)
+    what = f"{len(keys)} records (runs: {n_runs})"
+    if dry_run:
+        click.echo(f"{run_dir}: would remove {what}")
+        return
+    if not (yes or sys.stdin.isatty()):
+        raise click.UsageError(f"{run_dir}: nobody can be asked here; pass --yes or --dry-run.")
+    if yes or click.confirm(f"{run_dir}: remove {what}?", err=True):
+        n_bytes = saved.remove_records(run_dir, keys)
+        click.echo(f"{run_dir}: removed {what}, {max(n_bytes, 0):,} bytes")

@@ -1,0 +1,47 @@
+"""What the commands write: text for people, JSON, and files."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def printable(text: str) -> str:
+    """The text with control and invisible characters as escapes: it cannot steer a terminal."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows, each on a line below the names of their values, in aligned columns."""
+    head = [name.removeprefix("n_").replace("_", " ") for name in rows[0]]
+    lines = [head, *([_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ([c.ljust(width) for c, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def _cell(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+    return printable(" ".join(value.split()))
+
+
+def echo_json(value: Any) -> None:
+    """Print the value as JSON, in ASCII."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def write(path: str, text: str) -> None:
+    """Write the text as UTF-8 to a file, or for `-` to stdout."""
+    data = text.encode()
+    if path == "-":
+        click.echo(printable(text) if sys.stdout.isatty() else data, nl=False)
+    else:
+        Path(path).write_bytes(data)
