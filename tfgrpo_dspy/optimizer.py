@@ -158,6 +158,7 @@ class TrainingFreeGRPO(Teleprompter):
         *,
         traces: str | PathLike[str] | Iterable[Mapping[str, Any]],
         valset: list[Any] | None = None,
+        testset: list[Any] | None = None,
     ) -> Any:
         """The student with what can be learned from rollouts made elsewhere, such as in production.
 
@@ -173,15 +174,16 @@ class TrainingFreeGRPO(Teleprompter):
                 inputs form a group, in the order of their first.
             valset: what student and candidates are compared on at the end, by the optimizer's
                 metric.
+            testset: as in `compile`.
 
         Raises:
             SettingsError: student, traces or LMs that cannot be used; names every fault.
             StoreError, RunFailedError: as `compile`.
         """
         examples, recorded = read_traces(traces)
-        own, sets = self.settings, (examples, valset)
-        settings, training, validation = prepare(own, student, *sets, recorded=recorded)
-        data = (examples, training, validation)
+        sets = {"valset": valset, "testset": testset, "recorded": recorded}
+        settings, training, validation = prepare(self.settings, student, examples, **sets)
+        data = (examples, training, validation, testset or ())
         with (
             tracked(settings) as settings,
             Run(settings, student, *data, recorded=recorded) as run,

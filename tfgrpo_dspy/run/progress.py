@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.results.records import UpdateRecord, counted

@@ -124,6 +124,8 @@ class RunReport:
             cost_usd=used.cost,
         )
         self.updates.append(record)
+        for text in extracted.refused:
+            self.count_failure("lesson refused", text)
         logger.info("%s", _in_words(record))
         self.progress.show_update(record)
         for change in changes:

@@ -1,0 +1,170 @@
+"""Every example runs as a user runs it, in a folder of its own, with no key and no network."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gsm8k
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from simulated_rules import Prompt, lessons
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+INDEX = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+MODULES = {"simulated.py", "simulated_rules.py", "support_replies.py"}
+SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.name not in MODULES)
+ON_SIMULATED_LM = [name for name in SCRIPTS if name != "quickstart"]  # that one takes minutes
+INTERVAL = r"([+-]\d\.\d+) \[([+-]\d\.\d+), "
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """No key of the user's, no cache but an empty one, and a proxy that nobody answers at."""
+    nobody = "http://127.0.0.1:9"
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "DSPY_CACHEDIR": str(folder / "cache"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(EXAMPLES)]),
+        "HTTP_PROXY": nobody,
+        "HTTPS_PROXY": nobody,
+    }
+
+
+def run(name: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+    )
+
+
+def printed(name: str, folder: Path) -> str:
+    """What the example prints; it says that its LM is simulated."""
+    done = run(name, folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Simulated LM: these figures say nothing about real LMs.")
+    return done.stdout
+
+
+def gain(text: str, row: str = "held-out test  gain ") -> tuple[float, float]:
+    """The mean and the lower bound of a gain."""
+    ((mean, low),) = re.findall(rf"^\s*{row}.*?{INTERVAL}", text, re.MULTILINE)
+    return float(mean), float(low)
+
+
+def test_a_program_of_ones_own_gains_and_is_saved_with_its_advice(tmp_path: Path) -> None:
+    text = printed("own_program", tmp_path)
+    assert gain(text)[1] > 0.1
+    saved = (tmp_path / "triage.json").read_text(encoding="utf-8")
+    assert "When the message is about outages, the priority is urgent." in saved
+
+
+def test_an_agent_learns_the_customs_of_its_database(tmp_path: Path) -> None:
+    text = printed("sqlite_agent", tmp_path)
+    assert gain(text)[0] > 0.2
+    assert re.search("divide them by 100|status 'paid'", text)
+    assert len(set(re.findall(r"^(?:before|after): (.*)", text, re.MULTILINE))) == 2
+
+
+def test_word_problems_are_read_from_a_file_of_gsm8k(tmp_path: Path) -> None:
+    text = printed("gsm8k", tmp_path)
+    assert gain(text)[1] > 0.1
+    assert "Give the number alone." in text
+    row = {"question": "How many?", "answer": "First 2*617=<<2*617=1234>>1234.\n#### 1,234"}
+    (tmp_path / "train.jsonl").write_text(f"{json.dumps(row)}\n", encoding="utf-8")
+    assert [example.answer for example in gsm8k.read(tmp_path / "train.jsonl")] == ["1,234"]
+
+
+def test_a_file_of_ones_own_needs_a_real_lm_and_the_example_says_so(tmp_path: Path) -> None:
+    done = run("gsm8k", tmp_path, "--data", "train.jsonl")
+    assert "the simulated LM cannot solve it; pass --lm" in done.stderr
+
+
+def test_feedback_on_one_of_three_predictors_gives_advice_to_that_one(tmp_path: Path) -> None:
+    text = printed("three_stages", tmp_path)
+    library = text.partition("who reads which advice\n")[2].splitlines()
+    about_claims = [line for line in library if "When the cause is" in line]
+    assert len(about_claims) >= 2
+    assert all(line.startswith("  [decide] ") for line in about_claims)
+    assert not re.search(r"\[(read|write)\]", text)
+    assert gain(text)[1] > 0.1
+
+
+def test_traces_teach_without_being_run_again(tmp_path: Path) -> None:
+    text = printed("from_traces", tmp_path)
+    traces = (tmp_path / "traces.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(traces) == 60  # two replies to each of 30 complaints
+    before, after = map(float, re.findall(r"other complaints, \w+: (\d\.\d+)", text))
+    assert after - before > 0.3
+    assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_library_that_was_learned_on_one_lm_gains_on_another(tmp_path: Path) -> None:
+    text = printed("carry_over", tmp_path)
+    assert all(gain(text, f"{lm} ")[1] > 0.1 for lm in "AB")
+    assert (tmp_path / "library.json").exists()
+
+
+def test_optimizers_are_compared_at_about_the_same_number_of_calls(tmp_path: Path) -> None:
+    text = printed("compare_optimizers", tmp_path)
+    rows = dict(re.findall(r"^(\S.*?) +(\d+) +\d\.\d+  [+-]", text, re.MULTILINE))
+    n_calls = {name: int(n) for name, n in rows.items() if name != "the student"}
+    assert {"TrainingFreeGRPO", "GEPA", "SIMBA", "bootstrapping"} == n_calls.keys()
+    assert n_calls["TrainingFreeGRPO"] <= 300
+    assert all(240 <= n <= 340 for n in n_calls.values()), n_calls
+    assert gain(text, "TrainingFreeGRPO")[1] > 0.1
+
+
+def test_the_notebook_runs_and_shows_the_results_as_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)  # none are stored
+    for name, value in environment(tmp_path).items():  # which the kernel gets, too
+        monkeypatch.setenv(name, value)
+    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in code for output in cell.outputs if "data" in output]
+    shown = [output.data.get("text/html", "") for output in outputs]
+    assert any("<table>" in html and "held-out test" in html for html in shown)
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_shows_what_an_example_does_and_its_options(name: str, tmp_path: Path) -> None:
+    done = run(name, tmp_path, "--help")
+    assert done.returncode == 0, done.stderr
+    assert {"--lm", "--reflection-lm"} <= set(re.findall(r"--[\w-]+", done.stdout))
+
+
+@pytest.mark.parametrize("name", ON_SIMULATED_LM)
+def test_an_example_says_how_to_run_it_on_which_lm_and_how_long_it_takes(name: str) -> None:
+    code = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+    about = ast.get_docstring(ast.parse(code)) or ""
+    assert f"python examples/{name}.py" in about
+    assert re.search(r"simulated LMs? in\s+\d+\s+seconds", about)
+
+
+def test_the_index_lists_every_file_and_no_other() -> None:
+    files = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
+    listed = re.findall(r"\]\((\w+\.\w+)\)", INDEX)
+    assert set(listed) == files
+
+
+def test_the_simulated_reflection_lm_knows_no_more_than_its_prompt_shows() -> None:
+    told = "Say sorry for the trouble."
+    said, unsaid = "Feedback: Mention Brightwell. Good: it is short.", "Outputs:\n- reply: Goodbye."
+    shown, nothing = (Prompt(told, f"[[ ## attempts ## ]]\n{t}", {}, 1) for t in (said, unsaid))
+    useless = ("", "Think before you answer.")
+    assert set(lessons(shown, attentive=1.0)) - {useless} == {("", "Mention Brightwell.")}
+    assert set(lessons(nothing, attentive=1.0)) <= {useless}
