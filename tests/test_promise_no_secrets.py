@@ -126,8 +126,10 @@ def judge_of(key: str) -> Any:
     """A metric that holds an LM, and shows its key."""
     judge = dspy.LM("openai/judge", api_key=key, num_retries=0)
 
-    def judged(_example: Any, _pred: Any, _trace: Any = None) -> float:
-        raise ValueError(f"the judge refused {judge.kwargs['api_key']}")
+    def judged(example: Any, _pred: Any, _trace: Any = None) -> float:
+        if example.question[-1] in "02468":  # not always: that would end the run at once
+            raise ValueError(f"the judge refused {judge.kwargs['api_key']}")
+        return 0.5
 
     return judged
 

@@ -114,6 +114,8 @@ class Run:
         history, run = self._history, self._run
         run.manifest.begin(run.student, run.trainset, self._training, self._valset)
         self._opened = asyncio.get_running_loop().create_future()
+        if self._recorded is not None:
+            self._open()
         for update in range(history.n_updates):
             is_first = update == history.n_drafts
             if n_awaited := history.n_awaited(update):
@@ -165,20 +167,25 @@ class Run:
         ]
 
     async def _first_rollouts(self, samples: Sequence[Sample], batch: Batch) -> None:
-        """Make the first rollouts of the run before anything else is paid for.
+        """Begin the first rollouts of the run before anything else is paid for.
 
-        If the metric scores none of them, the run ends: the metric cannot work.
+        The rest begins with the first of them that the metric does not fail on. If it fails on all
+        of them, the run ends: the metric cannot work.
         """
-        rollouts = await self._sampler.make_early(samples, (*TRAINING_PRIORITY, batch.update))
-        failures = [rollout.failure for rollout in rollouts]
-        if all(failure is not None and failure.kind == "metric" for failure in failures):
-            message = failures[0].message if failures[0] else ""
-            self._run.ledger.stop(
-                f"the metric gave no score to any of the first {len(failures)} rollouts: {message}",
-                is_failure=True,
-            )
-            self._run.ledger.check()
-        self._open()
+        begun = self._sampler.make_early(samples, (*TRAINING_PRIORITY, batch.update))
+        messages: list[str] = []
+        for done in asyncio.as_completed(begun):
+            failure = (await done)[0].failure
+            if failure is None or failure.kind != "metric":
+                self._open()
+                return
+            messages.append(failure.message)
+        self._run.ledger.stop(
+            f"the metric gave no score to any of the first {len(messages)} rollouts: "
+            f"{min(messages)}",
+            is_failure=True,
+        )
+        self._run.ledger.check()
 
     async def _group(self, batch: Batch, samples: Sequence[Sample]) -> SampledGroup:
         await self._opened

@@ -1,5 +1,6 @@
 """Rollouts: replayed where they are recorded, run where not, recorded as soon as they are done."""
 
+import asyncio
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Rollouts:
         self._n_metric_calls = run.settings.data.n_metric_calls if is_training else 1
         self._program = functools.lru_cache(KEPT_PROGRAMS)(self._prepared)
         self._prices = run.settings.execution.prices or {}
-        self._early: dict[Sample, Rollout] = {}
+        self._early: dict[Sample, asyncio.Task[list[Rollout]]] = {}
         self._bundle = b""
         if run.remote is not None and not run.settings.offline:
             self._bundle = packed_bundle(run.student, self._metric, temperature, self._prices)
@@ -61,20 +62,30 @@ class Rollouts:
         if self._metric is not None:
             self._run.ledger.note_metric_calls(0, n_given_back=n_not_made)
 
-    async def make_early(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
-        """Make these rollouts, and keep them until `make` is asked for them. Raises as `make`."""
-        rollouts = await self.make(samples, priority)
-        self._early = dict(zip(samples, rollouts, strict=True))
-        return rollouts
+    def make_early(
+        self, samples: Sequence[Sample], priority: Priority
+    ) -> "list[asyncio.Task[list[Rollout]]]":
+        """Begin these rollouts, which `make` gives when it is asked for them."""
+
+        spawn = self._run.loop.spawn
+        tasks = [spawn(self._make([sample], priority)) for sample in samples]
+        self._early = dict(zip(samples, tasks, strict=True))
+        return tasks
 
     async def make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
         """A rollout for each sample, in their order; they were admitted before.
 
         Raises RunStopped: the run has ended; MissingRecordError: offline, and one is not recorded.
         """
+        early = {sample: self._early.pop(sample) for sample in samples if sample in self._early}
+        others = [sample for sample in samples if sample not in early]
+        made = dict(zip(others, await self._make(others, priority), strict=True))
+        made |= {sample: (await task)[0] for sample, task in early.items()}
+        return [made[sample] for sample in samples]
+
+    async def _make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
         keys = [self._key(sample) for sample in samples]
-        early = [self._early.pop(sample, None) for sample in samples]
-        found = [known or self._found(key) for known, key in zip(early, keys, strict=True)]
+        found = [self._found(key) for key in keys]
         missing = [k for k, rollout in enumerate(found) if rollout is None]
         if missing and self._run.settings.offline:
             kind = "training" if self._role == "rollout" else self._role
