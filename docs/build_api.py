@@ -31,7 +31,8 @@ MODULES = (
 
 def without_check(annotation: Any) -> Any:
     """The type itself, of `Annotated[int, Check(...)]`: readers need `int`."""
-    return annotation.__origin__ if typing.get_origin(annotation) is typing.Annotated else annotation
+    is_checked = typing.get_origin(annotation) is typing.Annotated
+    return annotation.__origin__ if is_checked else annotation
 
 
 def simplify(scope: Any) -> None:
