@@ -130,11 +130,24 @@ def test_the_code_of_a_page_runs_as_it_stands(
                 assert without_figures(capsys.readouterr().out) == without_figures(block)
 
 
+def anchors(page: Path) -> set[str]:
+    """The names by which links lead to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
-def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
-    files = [link for link in links if "://" not in link]
-    assert [link for link in files if not (page.parent / link).exists()] == []
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    broken = []
+    for link in links:
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        if "://" not in link and not (
+            target.exists() and (not heading or heading in anchors(target))
+        ):
+            broken.append(link)
+    assert broken == []
 
 
 def test_ci_runs_the_tests_by_the_readmes_own_command_and_those_of_the_benchmarks() -> None:
