@@ -6,13 +6,24 @@ from typing import Any
 
 import dspy
 import pytest
-from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+from scripted import (
+    EXTRACT,
+    UPDATE,
+    Prompt,
+    Rule,
+    ScriptedEngine,
+    chat,
+    lessons,
+    operations,
+    scripted_lm,
+)
 
 import tfgrpo_dspy.local
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+WITH_CODE = [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
 ADVICE = "Give the number alone."
 
 
@@ -21,12 +32,31 @@ def answer(prompt: Prompt) -> str:
     return chat(reasoning="It is a sum.", answer="4" if is_right else "four")
 
 
-RULES = [
-    (EXTRACT, lessons(ADVICE)),
-    (UPDATE, operations({"op": "ADD", "text": ADVICE, "lessons": [1]})),
-    ("`lessons`", chat(lessons="None")),
-    ("question", answer),
-]
+def rules(*texts: str) -> list[Rule]:
+    """The reflection LM writes these lessons; the program's LM follows `ADVICE` alone."""
+    found = [{"op": "ADD", "text": text, "lessons": [n]} for n, text in enumerate(texts, start=1)]
+    return [
+        (EXTRACT, lessons(*texts)),
+        (UPDATE, operations(*found)),
+        ("`lessons`", chat(lessons="None")),
+        (r"output fields are:\n1\. `topic`", chat(topic="numbers")),
+        ("question", answer),
+    ]
+
+
+RULES = rules(ADVICE)
+BAD_ADVICE = "Answer in words."
+*REFLECTIONS, ASKED = rules(ADVICE, BAD_ADVICE)
+WITH_BAD_ADVICE = [*REFLECTIONS, (BAD_ADVICE, chat(reasoning="", answer="four")), ASKED]
+RULES_OF = {"results": WITH_BAD_ADVICE}
+OUTPUT_FOLLOWS = "It prints:"  # the output of the block before
+
+
+class AsyncEngine(ScriptedEngine):
+    """For programs that await their LM calls."""
+
+    async def complete(self, request: Any) -> Any:  # type: ignore[override]
+        return super().complete(request)
 
 
 def blocks(page: Path, kind: str) -> list[str]:
@@ -47,7 +77,8 @@ def examples(first: int, last: int) -> list[dspy.Example]:
 
 def without_figures(text: str) -> list[str]:
     """The lines, with # for each number: what a gate estimates may change a little."""
-    return [re.sub(r"\d+(\.\d+)?", "#", line) for line in text.strip().splitlines()]
+    lines = (re.sub(r"\d+([.,]\d+)*", "#", line) for line in text.strip().splitlines())
+    return [re.sub(" +", " ", line) for line in lines]
 
 
 def test_the_readmes_example_runs_as_it_stands_and_prints_what_stands_below_it(
@@ -67,12 +98,18 @@ def test_the_readmes_example_runs_as_it_stands_and_prints_what_stands_below_it(
     assert f"\n[E1*] {ADVICE}\n(next id: E2)\n</experiences>\n" in text  # the prompt after learning
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs_as_it_stands(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lm = scripted_lm(RULES)
+    """Also compares each text block behind "It prints:" with what the block before it printed."""
+    given = RULES_OF.get(page.stem, RULES)
+    lm = scripted_lm(given, async_engine=AsyncEngine(given))
     names = {
+        "lm": lm,
         "program": dspy.ChainOfThought("question -> answer"),
         "metric": metric,
         "trainset": examples(0, 30),
@@ -81,17 +118,36 @@ def test_the_code_of_a_page_runs_as_it_stands(
     }
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tfgrpo_dspy.local, "local_lm", lambda **_: lm)
-    assert blocks(page, "python")
+    text = page.read_text(encoding="utf-8")
     with dspy.context(lm=lm):
-        for number, block in enumerate(blocks(page, "python"), start=1):
-            exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+        for found in re.finditer(r"```(python|text)\n(.*?)```", text, re.DOTALL):
+            kind, block = found.groups()
+            if kind == "python":
+                capsys.readouterr()
+                line = text.count("\n", 0, found.start()) + 1
+                exec(compile(block, f"{page.name}, line {line}", "exec"), names)
+            elif text[: found.start()].rstrip().endswith(OUTPUT_FOLLOWS):
+                assert without_figures(capsys.readouterr().out) == without_figures(block)
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which links lead to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
-def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
-    files = [link for link in links if "://" not in link]
-    assert [link for link in files if not (page.parent / link).exists()] == []
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    broken = []
+    for link in links:
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        if "://" not in link and not (
+            target.exists() and (not heading or heading in anchors(target))
+        ):
+            broken.append(link)
+    assert broken == []
 
 
 def test_ci_runs_the_tests_by_the_readmes_own_command_and_those_of_the_benchmarks() -> None:
@@ -99,3 +155,7 @@ def test_ci_runs_the_tests_by_the_readmes_own_command_and_those_of_the_benchmark
     assert "<!-- test command -->" in README.read_text(encoding="utf-8")
     assert "/<!-- test command -->/" in ci
     assert "pytest -n 2 --dist loadfile benchmarks/tests" in ci
+
+
+def test_ci_builds_the_api_reference() -> None:
+    assert "docs/build_api.py" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

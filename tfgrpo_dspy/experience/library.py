@@ -53,7 +53,11 @@ class ExperienceLibrary:
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> "ExperienceLibrary":
-        """The library of these lines, for all predictors: E1, E2, ... Raises LibraryError."""
+        """The library of these lines, for all predictors: E1, E2, ...
+
+        Raises:
+            LibraryError: a text is empty.
+        """
         return cls(Experience(f"E{number}", text) for number, text in enumerate(texts, start=1))
 
     def __iter__(self) -> Iterator[Experience]:
@@ -233,7 +237,11 @@ class ExperienceLibrary:
 
     @classmethod
     def from_dict(cls, record: Any, source: str = "the record") -> "ExperienceLibrary":
-        """The library of `to_dict`. Raises LibraryFormatError, which calls the record `source`."""
+        """The library of `to_dict`.
+
+        Raises:
+            LibraryFormatError: the record is not a library; the message calls it `source`.
+        """
         known = files.checked_record(record, source)
         try:
             return cls(known.experiences, next_number=known.next_number)

@@ -168,8 +168,10 @@ def operation_from(given: Any) -> Operation:
     """The operation that a mapping stands for, as an LM writes it.
 
     `{"op": "update", "id": "[e2]", "text": "Ask first."} -> Modify("E2", "Ask first.")`.
-    Other fields are ignored; absent ones, None and an empty scope mean the defaults. Raises
-    LibraryError: no such operation, or a field that it needs is absent or of the wrong type.
+    Other fields are ignored; absent ones, None and an empty scope mean the defaults.
+
+    Raises:
+        LibraryError: no such operation, or a field that it needs is absent or of the wrong type.
     """
     if isinstance(given, Operation):
         return given

@@ -96,7 +96,12 @@ class MathEquivalent(ExactMatch):
         return difference(given, expected, self.timeout_s)
 
 
-exact_match, normalized_match, math_equivalent = ExactMatch, NormalizedMatch, MathEquivalent
+exact_match = ExactMatch
+"""`exact_match("answer")` makes an `ExactMatch`."""
+normalized_match = NormalizedMatch
+"""`normalized_match("answer")` makes a `NormalizedMatch`."""
+math_equivalent = MathEquivalent
+"""`math_equivalent("answer")` makes a `MathEquivalent`."""
 
 
 def _quoted(value: Any) -> str:

@@ -137,7 +137,8 @@ class RunResults:
     def from_dict(cls, values: Mapping[str, Any]) -> "RunResults":
         """What `to_dict` gave, such as the `detailed_results` of a program read from a file.
 
-        Raises ValueError: the values are not those of a run.
+        Raises:
+            ValueError: the values are not those of a run.
         """
         return _adapter().validate_python(values)
 

@@ -1,0 +1,78 @@
+"""Builds the API reference from the docstrings: `python docs/build_api.py [FOLDER]`.
+
+The tool is pdoc. Its warnings, such as one about a type that cannot be resolved, are errors here.
+The folder is `build/api` by default, and begins with `index.html`.
+"""
+
+import importlib
+import sys
+import typing
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pdoc.doc
+import pdoc.render
+
+MODULES = (
+    "tfgrpo_dspy",
+    "tfgrpo_dspy.events",
+    "tfgrpo_dspy.results",
+    "tfgrpo_dspy.results.records",
+    "tfgrpo_dspy.report",
+    "tfgrpo_dspy.interchange",
+    "tfgrpo_dspy.local",
+    "tfgrpo_dspy.metrics",
+    "tfgrpo_dspy.metrics.field_metrics",
+    "tfgrpo_dspy.experience.values",
+    "tfgrpo_dspy.settings.plan",
+)
+
+
+def without_check(annotation: Any) -> Any:
+    """The type itself, of `Annotated[int, Check(...)]`: readers need `int`."""
+    is_checked = typing.get_origin(annotation) is typing.Annotated
+    return annotation.__origin__ if is_checked else annotation
+
+
+def simplify(scope: Any) -> None:
+    """Show types without checks, and of a class no values that have neither type nor docstring."""
+    for name, member in list(scope.members.items()):
+        if isinstance(member, pdoc.doc.Class):
+            simplify(member)
+        elif isinstance(member, pdoc.doc.Function):
+            signature = member.signature
+            given = signature.parameters.values()
+            given = [each.replace(annotation=without_check(each.annotation)) for each in given]
+            member.signature = signature.replace(parameters=given)
+        elif isinstance(member, pdoc.doc.Variable):
+            member.annotation = without_check(member.annotation)
+            is_bare = member.annotation is pdoc.doc.empty and not member.docstring
+            if is_bare and isinstance(scope, pdoc.doc.Class):
+                del scope.members[name]
+
+
+def documented(name: str) -> pdoc.doc.Module:
+    """What pdoc reads in the module of this name."""
+    read = pdoc.doc.Module(importlib.import_module(name))
+    simplify(read)
+    return read
+
+
+def build(folder: Path) -> None:
+    """Write a page for each module, an index and the file of the search."""
+    pdoc.render.configure(docformat="google")
+    modules = {name: documented(name) for name in MODULES}
+    pages = {f"{name.replace('.', '/')}.html": module for name, module in modules.items()}
+    texts = {name: pdoc.render.html_module(page, modules) for name, page in pages.items()}
+    texts["index.html"] = pdoc.render.html_index(modules)
+    texts["search.js"] = pdoc.render.search_index(modules)
+    for name, text in texts.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode())
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    build(Path(*sys.argv[1:] or ["build/api"]))
