@@ -92,17 +92,11 @@ def _lives(run: RunResults) -> Iterator[Life]:
         known = [experience, belief, *(change for _, change in reversed(of))]
         effect = next((one.effect for one in known if one and one.effect), None)
         why = "" if experience else page.why_gone(of[-1][1], run.is_finished)
-        first = places[of[0][0].update] if of and _is_new(*of[0]) else 0
+        first = places[of[0][0].update] if of and of[0][1].kind == "born" else 0
         is_dropped = bool(why) and of[-1][1].kind == "dropped"
         end = places[of[-1][0].update] + 1 if is_dropped else n
         span = (100 * first / n, 100 * (end - first) / n)
         yield Life(id_, text, scope, of, experience, effect, belief, why, span)
-
-
-def _is_new(record: UpdateRecord, first: Change) -> bool:
-    """Whether the first change of an experience made it; else the student had it already."""
-    added = {op.text.strip() for op in record.operations if op.op == "ADD"}
-    return first.kind == "born" or (first.kind == "dropped" and first.text in added)
 
 
 def _steps(updates: Sequence[UpdateRecord]) -> Iterator[Step]:

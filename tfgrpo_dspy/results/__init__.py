@@ -77,8 +77,8 @@ class RunResults:
 
     @property
     def policy_usage(self) -> Usage:
-        """What the program's rollouts have cost, in training and on validation."""
-        return page.total(self.usage, ("rollout", "validation"))
+        """What the program's rollouts have cost, in training, on validation and on the test set."""
+        return page.total(self.usage, page.OF_PROGRAM)
 
     @property
     def reflection_usage(self) -> Usage:

@@ -40,10 +40,13 @@ class Changes:
         known = {f"E{n}": (op.text, op.scope) for n, op in enumerate(added, before.next_number)}
         known |= {experience.id: experience.advice for experience in before}
         changes = list(self._stayed(before, after))
-        for id_, (text, scope) in known.items():
+        for id_, advice in known.items():
             if id_ not in after:
+                if id_ not in before:  # the gate drops it at once
+                    comparisons = self._comparisons.get(advice, ())
+                    changes.append(Change("born", id_, *advice, comparisons=comparisons))
                 reason = decision.dropped.get(id_, "the reflection LM deleted it")
-                changes.append(Change("dropped", id_, text, scope, reason))
+                changes.append(Change("dropped", id_, *advice, reason))
         return tuple(changes)
 
     def compared(
