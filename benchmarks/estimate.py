@@ -25,27 +25,16 @@ BUDGETS = (None, 200, 500)
 PROGRAMS = {"Predict": dspy.Predict, "ChainOfThought": dspy.ChainOfThought}
 
 
-def _none(seed: int) -> None:
-    """These tasks bring their LMs."""
-    raise NotImplementedError(seed)
-
-
 def run(name: str, kind: str, budget: int | None, seed: int) -> dict[str, Any]:
     """The LM calls that were planned, and those that were made or came from a cache."""
     task = tasks.load(name, seed)
     (ask,) = task.student().predictors()
     student = PROGRAMS[kind](dspy.Signature("request -> answer", ask.signature.instructions))
-    make_lm, make_reflection_lm = task.make_lm or _none, task.make_reflection_lm or _none
     data = {"trainset": list(task.train), "valset": list(task.val)}
-    with dspy.context(lm=make_lm(seed)):
-        optimizer = TrainingFreeGRPO(
-            task.metric,
-            reflection_lm=make_reflection_lm(seed),
-            max_lm_calls=budget,
-            num_threads=8,
-            seed=seed,
-            progress=False,
-        )
+    settings = {"max_lm_calls": budget, "num_threads": 8, "seed": seed, "progress": False}
+    with dspy.context(lm=task.make_lm(seed)):
+        reflection_lm = task.make_reflection_lm(seed)
+        optimizer = TrainingFreeGRPO(task.metric, reflection_lm=reflection_lm, **settings)
         total = optimizer.estimate(student, **data).total
         results = optimizer.compile(student, **data).detailed_results
     took = sum(each.n_lm_calls + each.n_cached_calls for each in results.usage.values())

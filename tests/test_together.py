@@ -78,7 +78,7 @@ ARGUMENTS: dict[str, Any] = {
 def test_it_is_a_step_of_better_together_in_any_order(name: str, strategy: str) -> None:
     student = predictor()
     student.set_lm(shared_lm())
-    ours = optimizer_of(gate=Gate(), epochs=1, group_size=2)
+    ours = optimizer_of(gate=NoGate(), epochs=1, group_size=3)
     with dspy.context(lm=shared_lm()):
         together = BetterTogether(metric=plain, other=OTHERS[name](), ours=ours)
     arguments = {"ours": {"num_threads": 2, "seed": 3, "max_errors": 50}}
@@ -88,6 +88,7 @@ def test_it_is_a_step_of_better_together_in_any_order(name: str, strategy: str) 
             trainset=questions(12),
             valset=questions(8, start=50),
             strategy=strategy,
+            seed=0,
             optimizer_compile_args=arguments | {"other": ARGUMENTS.get(name, {})},
         )
     assert not result.flag_compilation_error_occurred
