@@ -6,6 +6,8 @@ from typing import Any
 
 import dspy
 import pytest
+from click.testing import CliRunner
+from runs import learned
 from scripted import (
     EXTRACT,
     UPDATE,
@@ -19,6 +21,8 @@ from scripted import (
 )
 
 import tfgrpo_dspy.local
+from tfgrpo_dspy.cli import tfgrpo
+from tfgrpo_dspy.run.saved import saved_runs
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -159,3 +163,21 @@ def test_ci_runs_the_tests_by_the_readmes_own_command_and_those_of_the_benchmark
 
 def test_ci_builds_the_api_reference() -> None:
     assert "docs/build_api.py" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_commands_of_the_page_on_the_command_line_run_as_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (0, 1):
+        program = learned(log_dir=tmp_path / "runs" / "support", seed=seed)
+    program.save(tmp_path / "program.json")
+    ids = [run.id[:8] for run in saved_runs(tmp_path / "runs" / "support")]
+    (block,) = blocks(ROOT / "docs" / "command-line.md", "bash")
+    block = block.replace("#3f2c", f"#{ids[0]}").replace("#91ab", f"#{ids[1]}")
+    monkeypatch.chdir(tmp_path)
+    for line in block.splitlines():
+        *variables, command = line.partition("  #")[0].strip().rpartition("tfgrpo ")
+        environment = {"EDITOR": "true"} if variables[0] else {}
+        done = CliRunner().invoke(tfgrpo, command.split(), env=environment)
+        assert done.exit_code == (1 if command.startswith("diff") and done.output else 0), line
+    assert (tmp_path / "new.json").exists()
