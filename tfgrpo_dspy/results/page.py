@@ -32,6 +32,10 @@ FAILURES_IN_WORDS = {
     "reflection error": "a call of the reflection LM failed",
     "reflection parse": "an answer of the reflection LM could not be read",
     "unknown scope": "a lesson was for a predictor that the program does not have",
+    "lesson refused": "a lesson was a copy of an example, too long, or asked for something unsafe",
+    "image not shown": "the reflection LM was told of an image, and not shown it",
+    "approval": "what approve= answered could not be used",
+    "listener": "what on_event= calls raised an error",
 }
 _HTML = Environment(autoescape=True).from_string("""\
 <div style="max-width: 60em">{{ curve | safe }}
