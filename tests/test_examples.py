@@ -116,7 +116,7 @@ def test_a_library_that_was_learned_on_one_lm_gains_on_another(tmp_path: Path) -
 
 
 def test_optimizers_are_compared_at_about_the_same_number_of_calls(tmp_path: Path) -> None:
-    text = printed("compare_optimizers", tmp_path)
+    text = printed("optimizers_on_your_task", tmp_path)
     rows = dict(re.findall(r"^(\S.*?) +(\d+) +\d\.\d+  [+-]", text, re.MULTILINE))
     n_calls = {name: int(n) for name, n in rows.items() if name != "the student"}
     assert {"TrainingFreeGRPO", "GEPA", "SIMBA", "bootstrapping"} == n_calls.keys()
