@@ -1,6 +1,6 @@
 """Compare optimizers on your own task, at about the same number of LM calls, on held-out examples.
 
-    python examples/optimizers_on_your_task.py [--lm openai/gpt-5-nano] [--reflection-lm openai/gpt-5]
+    python examples/optimizers_on_your_task.py [--lm openai/gpt-5-nano] [--reflection-lm MODEL]
 
 Runs on a simulated LM in 7 seconds: which optimizer is first in this table says nothing about real
 LMs. For your own task, replace the three names that come from `support_replies`. GEPA, SIMBA and
