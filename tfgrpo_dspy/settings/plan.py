@@ -25,7 +25,7 @@ REFLECTION_TOKENS, UPDATE_TOKENS, EXAMPLES_OF_DRAFT = 12_000, 2_000, 10
 AGENT_TURNS = 4  # how many calls an agent is likely to make, unless `max_iters` allows fewer
 FEWEST_UPDATES = 20
 """An easy task is learned in about so many updates; a hard one takes all that the budget pays for.
-What is likely is the geometric mean. This and the next two were chosen on two simulated tasks."""
+What is likely is the geometric mean. This and the next two were chosen with simulated tasks."""
 CONTRAST_SHARE, CHANGE_SHARE = 0.6, 0.5  # of groups that teach; of updates with new lessons
 LIKELY_FINALISTS, MOST_FINALISTS = 3, 12
 CALLS_FOR_AN_ANSWER = 2  # at most: DSPy asks again, in JSON, for an answer that does not parse
