@@ -166,6 +166,7 @@ def test_the_results_tell_the_whole_run() -> None:
         "scores": [1.0, 0.0, 0.0],
         "failures": ["parse"],
         "used_as": "contrast",
+        "aided_scores": [],
     }
     assert update["lessons"] == ["worth +1"]
     assert update["operations"] == [

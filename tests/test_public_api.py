@@ -20,11 +20,12 @@ PUBLIC = [
 ARGUMENTS = [
     "metric", "reflection_lm", "objective", "auto", "max_lm_calls", "max_metric_calls",
     "max_cost", "max_minutes", "group_size", "batch_size", "epochs", "temperature",
-    "max_experiences", "max_demos", "gate", "reflection", "execution", "on_event", "approve",
+    "max_experiences", "max_demos", "gate", "strategies", "reflection", "execution", "on_event",
+    "approve",
     "log_dir", "offline", "version", "num_threads", "seed", "progress",
 ]  # fmt: skip
 PINNED = dict.fromkeys(ARGUMENTS) | {"metric": inspect.Parameter.empty}
-PINNED |= {"max_experiences": 30, "offline": False, "seed": 0, "progress": True}
+PINNED |= {"max_experiences": 30, "strategies": (), "offline": False, "seed": 0, "progress": True}
 GROUPS: dict[type, dict[str, Any]] = {
     Reflection: {
         "use_labels": True,

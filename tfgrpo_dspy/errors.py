@@ -32,6 +32,10 @@ class GateError(TrainingFreeGRPOError, RuntimeError):
     """A method of a gate returned something else than docs/gate-and-effects.md asks for."""
 
 
+class StrategyError(TrainingFreeGRPOError, ValueError):
+    """A method of a strategy gave something that cannot be used; the run counts it and goes on."""
+
+
 class MetricError(TrainingFreeGRPOError, ValueError):
     """The metric raised, or returned something that is not a finite score."""
 

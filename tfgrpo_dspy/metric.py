@@ -2,16 +2,17 @@
 
 Forms: `metric(example, pred)`, `metric(example, pred, trace=None)`, GEPA's
 `metric(gold, pred, trace, pred_name, pred_trace)` and the same with `program_trace`; sync or
-async; returning a finite number or something with `score` and `feedback`.
+async; returning a finite number or something with `score`, `feedback` and `objectives`.
 """
 
 import asyncio
 import functools
 import inspect
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import CodeType, FunctionType, MethodType
 from typing import Any, SupportsFloat
 
@@ -26,10 +27,14 @@ MOST = 1e150  # scores are below: of larger ones no variance can be computed
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a metric says of one prediction: a finite number, more is better, and why in words."""
+    """What a metric says of one prediction: a finite number, more is better, and why in words.
+
+    `objectives` are the figures that the number is made of, by name; more is better in each.
+    """
 
     value: float
     feedback: str = ""
+    objectives: Mapping[str, float] = field(default_factory=dict)
 
 
 PredictorTrace = list[tuple[Any, Any, Any]]
@@ -183,13 +188,18 @@ def _asks_predictors(metric: Callable[..., Any]) -> bool:
 
 
 def _as_score(result: Any, name: str, example: Any) -> Score:
-    value, feedback = result, ""
-    if isinstance(result, dspy.Prediction | Mapping) and "score" in result:
-        value, feedback = result["score"], str(result.get("feedback") or "")
+    value, feedback, objectives = result, "", {}
+    if isinstance(result, dspy.Prediction | Mapping) and (
+        "score" in result or "objectives" in result
+    ):
+        given = dict(result.get("objectives") or {})
+        objectives = {str(each): _finite(own, name, example) for each, own in given.items()}
+        mean = statistics.fmean(objectives.values()) if objectives else None
+        value, feedback = result.get("score", mean), str(result.get("feedback") or "")
     if isinstance(value, dspy.Prediction) and "score" in value:  # a judge's verdict, passed on
         judged = _as_score(value, name, example)
-        return Score(judged.value, feedback or judged.feedback)
-    return Score(_finite(value, name, example), feedback)
+        return Score(judged.value, feedback or judged.feedback, objectives or judged.objectives)
+    return Score(_finite(value, name, example), feedback, objectives)
 
 
 def _finite(value: Any, name: str, example: Any) -> float:

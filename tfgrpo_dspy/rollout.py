@@ -54,7 +54,8 @@ class Usage:
 class Step:
     """One predictor call or tool call of a rollout; values in their text form.
 
-    `feedback` is what the metric says of this predictor, after its last call.
+    `feedback` is what the metric says of this predictor, after its last call. `value` is the score
+    that is expected after the step; None: nothing is known.
     """
 
     kind: Literal["predictor", "tool"]
@@ -63,6 +64,7 @@ class Step:
     outputs: Mapping[str, str]
     error: str = ""
     feedback: str = ""
+    value: FiniteFloat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,8 @@ class Rollout:
 
     `example` is the example's position in its set (from 0); `rollout_id` what set this sample
     apart in caches. `score` is None where the metric gave none (`failure` says why, or there is no
-    metric). `usage` is the program's own, `metric_usage` that of an LM judge in the metric, which
-    was called `n_metric_calls` times.
+    metric). `objectives` are further figures of the metric, by name. `usage` is the program's own,
+    `metric_usage` that of an LM judge in the metric, which was called `n_metric_calls` times.
     """
 
     example: int
@@ -81,6 +83,7 @@ class Rollout:
     steps: tuple[Step, ...] = ()
     score: FiniteFloat | None = None
     feedback: str = ""
+    objectives: Mapping[str, FiniteFloat] = field(default_factory=dict)
     failure: Failure | None = None
     usage: Usage = Usage()
     metric_usage: Usage = Usage()
@@ -206,6 +209,8 @@ def trajectory_text(rollout: Rollout) -> str:
             parts.append(f"  error: {step.error}")
         if step.feedback:
             parts.append(f"  feedback on {step.name}: {step.feedback}")
+        if step.value is not None:
+            parts.append(f"  expected score after this step: {step.value:.2f}")
     if rollout.failure is not None:
         parts.append(f"The program failed: {rollout.failure.message}")
     return "\n".join(parts)

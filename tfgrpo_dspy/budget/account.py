@@ -66,9 +66,9 @@ class Account:
         )
 
     def after_update(
-        self, made: Sequence[Rollout], reflections: Usage, n_examples: int
+        self, made: Sequence[Rollout], reflections: Usage, n_examples: float
     ) -> "Account":
-        """The account when an update of so many examples is decided."""
+        """The account when an update of so many examples (of usual groups) is decided."""
         account = self.after_rollouts(made)
         account = replace(account, used=account.used + Amount.of(reflections, 0))
         if not n_examples:

@@ -115,6 +115,15 @@ class UpdateLibrary(_ReflectionModule):
     default_tokens = 4_000
 
 
+class AnswerQuestion(_ReflectionModule):
+    """The question of a strategy -> `answer`: the output fields of its signature, by name."""
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """The answer, empty where it could not be read, with `parse_failures`."""
+        found = dict(super().forward(**inputs))
+        return dspy.Prediction(parse_failures=found.pop("parse_failures"), answer=found)
+
+
 class AddLessons(dspy.Module):
     """Takes every lesson as an ADD, without an LM call: for LMs too small to edit a library."""
 

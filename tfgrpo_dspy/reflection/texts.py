@@ -95,16 +95,20 @@ def attempts_text(
     group: Group,
     texts: Sequence[str],
     libraries: Sequence[ExperienceLibrary],
+    aids: Sequence[str],
     shown: ExperienceLibrary,
 ) -> str:
     """The attempts of a group, the best first, each with its score, its advantage and its text.
 
     Of the shown experiences that some attempts did not have, it says "with E2" or "without E2"; one
-    in other words is told with them. `libraries` holds the library of each of `all_rollouts`.
+    in other words is told with them. `libraries` holds the library of each of `all_rollouts`,
+    `aids` the hint or teacher that it had, in words ("": neither).
     """
+    ids = [rollout.rollout_id for rollout in group.all_rollouts]
+    aid_of = dict(zip(ids, aids, strict=True))
     had = {
-        rollout.rollout_id: {experience.id: experience.text for experience in library}
-        for rollout, library in zip(group.all_rollouts, libraries, strict=True)
+        id_: {experience.id: experience.text for experience in library}
+        for id_, library in zip(ids, libraries, strict=True)
     }
     varied = [e for e in shown if any(given.get(e.id) != e.text for given in had.values())]
     scores, advantages = group.scores, group.advantages
@@ -118,6 +122,7 @@ def attempts_text(
             text = had[group.rollouts[index].rollout_id].get(experience.id)
             other = f' as "{text}"' if text not in (None, experience.text) else ""
             about.append(f"with{'out' if text is None else ''} {experience.id}{other}")
+        about += filter(None, [aid_of[group.rollouts[index].rollout_id]])
         title = f" ({', '.join(about)})" if about else ""
         parts.append(f"Attempt {place}{title}\n{texts[index]}")
     if not scores:

@@ -26,7 +26,13 @@ from tfgrpo_dspy.results.records import (
 )
 from tfgrpo_dspy.rollout import Usage
 
-REFLECTIONS = ("draft", "summary", "lesson", "update")  # what the reflection LM is asked for
+REFLECTIONS = (
+    "draft",
+    "summary",
+    "lesson",
+    "update",
+    "strategy",
+)  # what the reflection LM is asked for
 NOT_FINISHED = "not finished"  # the `ended_because` of a run that was killed, or still goes on
 
 

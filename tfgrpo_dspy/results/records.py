@@ -142,13 +142,15 @@ class GroupRecord:
     """One group: its example (position in the training set), its rollouts' scores, its use.
 
     `used_as` is "contrast", "failure analysis", "no ground truth", or why it taught nothing:
-    "no contrast", "too few rollouts".
+    "no contrast", "too few rollouts". `aided_scores` are those of the rollouts that had a hint or a
+    teacher.
     """
 
     example: int
     scores: tuple[float | None, ...]
     failures: tuple[str, ...]
     used_as: str
+    aided_scores: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

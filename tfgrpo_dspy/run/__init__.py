@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
@@ -16,14 +17,16 @@ from tfgrpo_dspy.experience.values import Operation, Refusal, carry_out
 from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.approval import approved
 from tfgrpo_dspy.run.asking import ReflectionClient
-from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
+from tfgrpo_dspy.run.batches import Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.final_choice import finish, unmeasured
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
-from tfgrpo_dspy.sampling.demos import Additions
+from tfgrpo_dspy.run.strategies import Strategies
+from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.strategies.base import GroupContext
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +58,12 @@ class Run:
         self._client = ReflectionClient(self._run)
         self._sampler = Rollouts(self._run, "rollout", trainset, settings.temperature)
         start = ExperienceLibrary.from_program(student)
-        self._history = History(self._run, start, training, len(testset), recorded is not None)
+        self._strategies = Strategies(self._client)
+        args = (start, training, len(testset), recorded is not None)
+        self._history = History(self._run, self._strategies, *args)
         self._updates: list[Awaitable[ExperienceLibrary]] = []
         self._opened: asyncio.Future[None]
+        self._first: asyncio.Future[None]
 
     def __enter__(self) -> "Run":
         return self
@@ -114,6 +120,7 @@ class Run:
         history, run = self._history, self._run
         run.manifest.begin(run.student, run.trainset, self._training, self._valset)
         self._opened = asyncio.get_running_loop().create_future()
+        self._first = asyncio.get_running_loop().create_future()
         if self._recorded is not None:
             self._open()
         for update in range(history.n_updates):
@@ -141,29 +148,35 @@ class Run:
         self._history.batches.append(batch)
         self._updates.append(self._run.loop.spawn(update))
 
-    def sample(self, batch: Batch) -> list[Awaitable[SampledGroup]]:
+    def sample(self, batch: Batch) -> Sequence[Awaitable[SampledGroup]]:
         """The groups of the batch: `group_size` rollouts of each example with its library."""
         spawn = self._run.loop.spawn
         if self._recorded is not None:
-            return [spawn(self._recorded_group(example)) for example in batch.examples]
-        self._sampler.admit(len(batch.examples) * self.settings.group_size)
+            made = [spawn(self._recorded_group(batch, example)) for example in batch.examples]
+            return self._rewarded(batch, made)
+        self._sampler.admit(sum(batch.sizes))
         groups = [self._samples(batch, example) for example in batch.examples]
         if batch.update == self._history.n_drafts:
-            by_turns = itertools.chain(*zip(*groups, strict=True))
+            by_turns = filter(None, itertools.chain(*itertools.zip_longest(*groups)))
             spawn(self._first_rollouts(list(itertools.islice(by_turns, N_FIRST)), batch))
-        return [spawn(self._group(batch, samples)) for samples in groups]
+        return self._rewarded(batch, [spawn(self._group(batch, samples)) for samples in groups])
 
-    async def _recorded_group(self, example: int) -> SampledGroup:
+    async def _recorded_group(self, batch: Batch, example: int) -> SampledGroup:
         """Rollouts that were made elsewhere, and knew nothing of what this run has learned."""
         rollouts = (self._recorded or ())[example]
         group = Group.of(example, rollouts, self.settings.metric is not None)
-        return SampledGroup(group, (Additions(self._history.start),) * len(rollouts))
+        given = (Additions(self._history.start),) * len(rollouts)
+        return SampledGroup(group, given, batch.update)
 
-    def _samples(self, batch: Batch, example: int) -> list[Sample]:
-        seed = self.settings.seed
+    def _samples(
+        self, batch: Batch, example: int, given: Sequence[Additions] = (), start: int = 0
+    ) -> list[Sample]:
+        """The samples of an example; or its extra ones, which are given these."""
+        size, visit = batch.size_and_visit(example)
+        given = given or self._history.assigned(batch, example, size)
         return [
-            Sample(given, example, rollout_id_for(seed, batch.epoch, example, k, "training"))
-            for k, given in enumerate(self._history.assigned(batch, example))
+            Sample(each, example, rollout_id_for(self.settings.seed, visit, example, k, "training"))
+            for k, each in enumerate(given, start)
         ]
 
     async def _first_rollouts(self, samples: Sequence[Sample], batch: Batch) -> None:
@@ -187,11 +200,56 @@ class Run:
         )
         self._run.ledger.check()
 
-    async def _group(self, batch: Batch, samples: Sequence[Sample]) -> SampledGroup:
+    async def _group(self, batch: Batch, samples: list[Sample]) -> SampledGroup:
         await self._opened
-        rollouts = await self._sampler.make(samples, (*TRAINING_PRIORITY, batch.update))
-        group = Group.of(samples[0].example, rollouts, self.settings.metric is not None)
-        return SampledGroup(group, tuple(sample.given for sample in samples))
+        example, priority = samples[0].example, (*TRAINING_PRIORITY, batch.update)
+        given: tuple[Additions, ...] = ()
+        rollouts: list[Rollout] = []
+        while samples:
+            rollouts += await self._sampler.make(samples, priority)
+            given += tuple(sample.given for sample in samples)
+            group = Group.of(example, rollouts, self.settings.metric is not None)
+            sampled = SampledGroup(group, given, batch.update)
+            attempts = await self._strategies.attempts(self._context(batch, sampled), batch)
+            more = [Additions(batch.decision.result, (), a.hint, a.teacher) for a in attempts]
+            samples = self._samples(batch, example, more, len(given)) if more else []
+            self._sampler.admit(len(samples))
+        return sampled
+
+    def _context(self, batch: Batch, sampled: SampledGroup) -> GroupContext:
+        known = self._history.groups_before(self._history.n_awaited(batch.update))
+        example = self._run.trainset[sampled.group.example]
+        return GroupContext(sampled, example, known, batch.decision.result)
+
+    def _rewarded(
+        self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]
+    ) -> Sequence[Awaitable[SampledGroup]]:
+        """The groups with what their rollouts count with, which is known when all are made."""
+        if not self._strategies.overriding("reward") or self.settings.metric is None:
+            return groups
+        spawn = self._run.loop.spawn
+        together = spawn(self._rewarded_together(batch, groups))
+
+        async def one(place: int) -> SampledGroup:
+            return (await together)[place]
+
+        return [spawn(one(place)) for place in range(len(groups))]
+
+    async def _rewarded_together(
+        self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]
+    ) -> list[SampledGroup]:
+        made = [await group for group in groups]
+        rollouts = [rollout for each in made for rollout in each.group.all_rollouts]
+        if batch.update == self._history.n_drafts:
+            self._history.first = tuple(r for r in rollouts if r.score is not None)
+            self._first.set_result(None)
+        await self._first
+        rewarded = iter(self._strategies.rewarded(rollouts, self._history.first, True))
+        return [
+            replace(each, group=Group.of(each.group.example, of_group, has_metric=True))
+            for each in made
+            for of_group in [list(itertools.islice(rewarded, len(each.given)))]
+        ]
 
     async def draft(self, batch: Batch) -> Extracted:
         """The lessons of the labels alone, unless the first rollouts wait for them."""
@@ -200,15 +258,24 @@ class Run:
 
     async def extract(self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]) -> Extracted:
         """The lessons of the groups that can teach, which share calls of the reflection LM."""
-        return await extract_lessons(self._client, batch, groups, self._history.best_score(batch))
+
+        async def show(sampled: SampledGroup) -> SampledGroup:
+            group = await self._strategies.shown(self._context(batch, sampled), batch)
+            return replace(sampled, group=group)
+
+        best_score = self._history.best_score(batch)
+        return await extract_lessons(self._client, batch, groups, best_score, show)
 
     async def propose(self, batch: Batch, extracted: Extracted) -> list[Operation | Refusal]:
         """The operations that lessons call for, after the update before; also those refused."""
         if batch.update:
             await self._updates[batch.update - 1]
         library, dropped = self._history.last.library, self._history.dropped()
-        lessons, limits = extracted.lessons, self.settings.limits
-        operations, refused = await propose(self._client, batch, library, lessons, dropped)
+        context = self._history.context(batch, extracted)
+        proposed = await self._strategies.proposed(context, batch)
+        given = proposed.lessons, dropped, proposed.operations
+        operations, refused = await propose(self._client, batch, library, *given)
+        limits = self.settings.limits
         _, taken, refusals = carry_out(operations, library, library.next_number, limits)
         compared = self._history.changes.compared(taken, extracted)
         proposal = Proposal(batch.update, library, tuple(taken), compared)

@@ -17,6 +17,7 @@ from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
+from tfgrpo_dspy.reflection.modules import AnswerQuestion
 from tfgrpo_dspy.reflection.texts import as_input, describe_program
 from tfgrpo_dspy.rollout import Failure, Usage, rollout_id_for
 from tfgrpo_dspy.run.batches import Batch
@@ -44,6 +45,9 @@ STAGES = {
 the tasks that wait, those with the lowest rank are begun first."""
 
 
+STRATEGY_RANK = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a module answered (None: nothing that could be used), and what went wrong.
@@ -64,6 +68,17 @@ class Answer:
 ANSWERS = TypeAdapter(Answer)
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What a module is asked at a stage; `output` is the output that is wanted."""
+
+    stage: str
+    module: Any
+    output: str
+    rollout_id: int
+    inputs: Inputs
+
+
 class ReflectionClient:
     """Asks reflection modules for one run; `common` holds the inputs that all of them get."""
 
@@ -72,6 +87,7 @@ class ReflectionClient:
         self.run = run
         self._lm = settings.reflection_lm or dspy.settings.lm
         self._adapter = dspy.settings.adapter or ASKED_ONCE
+        self._modules: dict[Any, AnswerQuestion] = {}  # of strategies, by signature
         n, max_words = settings.max_experiences, settings.reflection.max_experience_words
         self.common = {
             "program": describe_program(run.student),
@@ -124,12 +140,26 @@ class ReflectionClient:
         `index` tells the rollouts of an example apart. Raises RunStopped: the run has ended;
         MissingRecordError: offline, and the answer is not recorded.
         """
-        run, inputs = self.run, {**self.common, **inputs}
         name, output, rank = STAGES[stage]
-        module = getattr(run.settings.reflection, name)
+        module = getattr(self.run.settings.reflection, name)
         purpose = "update/0/0" if stage == "update" else stage  # as in earlier runs
-        rollout_id = rollout_id_for(run.settings.seed, batch.epoch, number, index, purpose)
-        key = run.records.reflection_key(stage, module, rollout_id, inputs)
+        rollout_id = rollout_id_for(self.run.settings.seed, batch.epoch, number, index, purpose)
+        question = _Question(stage, module, output, rollout_id, {**self.common, **inputs})
+        noun = stage if stage in ("update", "draft") else "example"
+        return await self._answered(question, batch, rank, f"{noun} {number}")
+
+    async def ask_for_strategy(self, batch: Batch, signature: Any, inputs: Inputs) -> Answer:
+        """The answer to the question of a strategy: `output` holds the output fields by name."""
+        if signature not in self._modules:
+            self._modules[signature] = AnswerQuestion(signature)
+        rollout_id = rollout_id_for(self.run.settings.seed, 0, 0, 0, "strategy")
+        known = {**self.common, **inputs}
+        question = _Question("strategy", self._modules[signature], "answer", rollout_id, known)
+        return await self._answered(question, batch, STRATEGY_RANK, f"update {batch.update}")
+
+    async def _answered(self, question: "_Question", batch: Batch, rank: int, where: str) -> Answer:
+        run, stage, inputs = self.run, question.stage, question.inputs
+        key = run.records.reflection_key(stage, question.module, question.rollout_id, inputs)
 
         def count(found: Answer) -> None:
             errors = found.error, found.parse_failures
@@ -141,8 +171,7 @@ class ReflectionClient:
             run.report.replayed[stage] += 1
             return answer
         if run.settings.offline:
-            noun = stage if stage in ("update", "draft") else "example"
-            run.stop_for_missing_record(stage, f"{noun} {number}")
+            run.stop_for_missing_record(stage, where)
 
         def keep(answer: Answer | TimeoutError) -> Answer:
             if isinstance(answer, TimeoutError):
@@ -152,11 +181,12 @@ class ReflectionClient:
             run.report.check_errors(Failure("provider", answer.error) if answer.is_lost else None)
             return answer
 
-        work = functools.partial(self._answer, module, output, rollout_id, inputs)
+        work = functools.partial(self._answer, question)
         return await run.loop.submit(lambda: run.loop.in_thread(work), (rank, batch.update), keep)
 
-    def _answer(self, module: Any, output: str, rollout_id: int, inputs: Inputs) -> Answer:
+    def _answer(self, question: "_Question") -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""
+        module, rollout_id, inputs = question.module, question.rollout_id, question.inputs
         meter = Meter(self.run.ledger, self.run.settings.execution.prices)
 
         def own_copy(lm: Any) -> Any:
@@ -177,7 +207,7 @@ class ReflectionClient:
                 found = module(**shown)
             why = getattr(found, "semantic_advantage", "") or getattr(found, "critique", "") or ""
             n_unparsed = int(getattr(found, "parse_failures", 0))
-            given = json.dumps(getattr(found, output, None), default=_as_json)
+            given = json.dumps(getattr(found, question.output, None), default=_as_json)
             answer = Answer(json.loads(given), meter.usage, n_unparsed, explanation=str(why))
         except (RunStopped, KeyboardInterrupt):
             raise

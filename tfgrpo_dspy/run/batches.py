@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.gate.protocol import Decision, Measured
+from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.rollout import Group, Rollout
-from tfgrpo_dspy.sampling.demos import Additions
+from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.sampling.additions import SampledGroup
 
 TEACHING = ("contrast", "failure analysis", "no ground truth")
 """The uses of a group that is sent to ExtractAdvantage."""
@@ -17,8 +17,9 @@ class Batch:
     """The examples (positions in the training set) of one update.
 
     Its rollouts are made with the library of `decision`, which lacks at most the last
-    `max_staleness` updates; `best` are the best rollouts by then, for making demos. A draft has no
-    examples: its lessons come from labels.
+    `max_staleness` updates; `best` are the best rollouts by then, for making demos. `sizes` are the
+    numbers of rollouts of the examples, `visits` how many earlier batches had each of them. A draft
+    has no examples: its lessons come from labels.
     """
 
     update: int
@@ -27,32 +28,18 @@ class Batch:
     decision: Decision
     is_draft: bool = False
     best: tuple[Rollout, ...] = ()
+    sizes: tuple[int, ...] = ()
+    visits: tuple[int, ...] = ()
+
+    def size_and_visit(self, example: int) -> tuple[int, int]:
+        """How many rollouts the example gets here, and how many batches it was in before."""
+        place = self.examples.index(example)
+        return self.sizes[place], self.visits[place]
 
     @property
     def library(self) -> ExperienceLibrary:
         """The library that its rollouts are made with."""
         return self.decision.library
-
-
-@dataclass(frozen=True, slots=True)
-class SampledGroup:
-    """A group, and what each of `group.all_rollouts` was given: some lack what is on trial."""
-
-    group: Group
-    given: tuple[Additions, ...]
-
-    def measured(self, floor: float) -> list[Measured]:
-        """The scores of its rollouts as gates see them.
-
-        A failed rollout counts as the `floor`: the advice may be to blame. Where the provider or
-        the worker failed, there is no score.
-        """
-        found = []
-        for given, rollout in zip(self.given, self.group.all_rollouts, strict=True):
-            failed = rollout.failure and rollout.failure.kind not in ("provider", "worker")
-            score = floor if failed else rollout.score
-            found.append(Measured(given.library, self.group.example, score, bool(given.demos)))
-        return found
 
 
 @dataclass(frozen=True, slots=True)

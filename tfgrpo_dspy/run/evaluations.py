@@ -11,7 +11,7 @@ import dspy
 from dspy.evaluate.evaluate import EvaluationResult
 from dspy.utils.callback import with_callbacks
 
-from tfgrpo_dspy.sampling.demos import Additions
+from tfgrpo_dspy.sampling.additions import Additions
 
 Row = tuple[Any, Any, float]
 """An example, its prediction, and the score."""

@@ -4,7 +4,7 @@ import logging
 import math
 import random
 import statistics
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -30,7 +30,8 @@ from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.evaluations import Row, tell_evaluations
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
-from tfgrpo_dspy.sampling.demos import Additions, Demo, first_demos
+from tfgrpo_dspy.sampling.additions import Additions
+from tfgrpo_dspy.sampling.demos import Demo, first_demos
 from tfgrpo_dspy.settings.checks import inputs_text, policy_lms
 
 logger = logging.getLogger(__name__)
@@ -46,11 +47,17 @@ class Measurements:
     """Rollouts of candidates on a set; those of an example have the same rollout id.
 
     The examples are measured in an order that the seed mixes: a budget may reach for the first ones
-    only. A pair is the place of a candidate, and that of an example in this order.
+    only. A pair is the place of a candidate, and that of an example in this order. `reward` gives
+    the rollouts with what they count with.
     """
 
     def __init__(
-        self, run: RunContext, role: str, examples: Sequence[Any], candidates: Sequence[Additions]
+        self,
+        run: RunContext,
+        role: str,
+        examples: Sequence[Any],
+        candidates: Sequence[Additions],
+        reward: Callable[[Sequence[Rollout]], list[Rollout]],
     ) -> None:
         self.candidates = candidates
         self.n_examples = len(examples)
@@ -58,6 +65,7 @@ class Measurements:
         mixed = random.Random(f"{role}/{run.settings.seed}")
         self._order = mixed.sample(range(len(examples)), len(examples))
         self._maker = Rollouts(run, role, examples, None)
+        self._reward = reward
         self._rollouts: dict[tuple[int, int], Rollout] = {}
 
     def make(self, pairs: Sequence[tuple[int, int]]) -> Sequence[Rollout]:
@@ -68,7 +76,7 @@ class Measurements:
             rollout_id = rollout_id_for(self._run.settings.seed, 0, example, 0, "validation")
             samples.append(Sample(self.candidates[candidate], example, rollout_id))
         self._maker.admit(len(samples))
-        rollouts = self._run.loop.run(self._maker.make(samples, PRIORITY))
+        rollouts = self._reward(self._run.loop.run(self._maker.make(samples, PRIORITY)))
         self._maker.settle(rollouts)
         self._rollouts |= zip(pairs, rollouts, strict=True)
         return rollouts
@@ -143,11 +151,11 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     finalists: tuple[Finalist, ...] = ()
     if run.settings.measures and valset:
         candidates = _candidates(history, demos)
-        measured = Measurements(run, "validation", valset, candidates)
+        measured = Measurements(run, "validation", valset, candidates, history.reward)
         place, finalists = _race(run, history, measured, n_reserved=2 * len(testset))
     else:
         candidates = _with_student(history, Additions(history.result()))
-        measured = Measurements(run, "validation", valset, candidates)
+        measured = Measurements(run, "validation", valset, candidates, history.reward)
         place = len(candidates) - 1
         measured.make_all(run.settings.n_validation)
     measured.tell(0, place)
@@ -155,7 +163,7 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     priced = [replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in library]
     best = replace(candidates[place], library=library.holding(priced))
     run.manifest.note(best, "" if run.ledger.is_failure else run.report.ended_because)
-    test = _held_out(run, testset, _with_student(history, best))
+    test = _held_out(run, history, testset, best)
     return _reported(run, history, best, **measured.outcome(place), finalists=finalists, test=test)
 
 
@@ -216,10 +224,11 @@ def _candidates(history: History, demos: tuple[Demo, ...]) -> list[Additions]:
 
 
 def _held_out(
-    run: RunContext, testset: Sequence[Any], candidates: Sequence[Additions]
+    run: RunContext, history: History, testset: Sequence[Any], best: Additions
 ) -> HeldOut | None:
     """The student, which is first, and the result, which is last, on the test set."""
-    measured = Measurements(run, "test", testset, candidates)
+    candidates = _with_student(history, best)
+    measured = Measurements(run, "test", testset, candidates, history.reward)
     measured.make_all(len(testset))
     measured.tell(0, len(candidates) - 1)
     outcome = measured.outcome(len(candidates) - 1)

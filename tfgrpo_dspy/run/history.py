@@ -7,7 +7,8 @@ behind it. So it is the same for any number of threads.
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -24,9 +25,12 @@ from tfgrpo_dspy.rollout import FAILURE_SCORE, Rollout, fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.changes import Changes
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.sampling.demos import Additions, BestRollouts, first_demos
+from tfgrpo_dspy.run.strategies import Strategies
+from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.sampling.demos import BestRollouts, first_demos
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.schedule import MIN_PROGRAMS_MEASURED, USUAL_MIN_VALIDATION
+from tfgrpo_dspy.strategies.base import BatchPlan, UpdateContext
 
 MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly teach what they say
 UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
@@ -43,6 +47,7 @@ class History:
     def __init__(
         self,
         run: RunContext,
+        strategies: Strategies,
         start: ExperienceLibrary,
         training: Sequence[int],
         n_test: int,
@@ -54,18 +59,22 @@ class History:
         self.decisions = [Decision(start, "the library of the student")]
         assumed = Amount(settings.data.calls_per_rollout, settings.data.n_metric_calls)
         self.accounts = [Account(settings.budget, assumed=assumed)]
-        self._run = run
+        self._run, self._strategies = run, strategies
         self._training = tuple(training)
         self._group_size = 0 if is_recorded else settings.group_size  # rollouts to pay for
         self._size = settings.batch_size
         self._n_batches = math.ceil(len(training) / self._size)
-        self.n_drafts = int(settings.drafts > 0)
+        proposes = any(each.proposes_first for each in strategies.overriding("propose"))
+        self.n_drafts = int(settings.drafts > 0 or (proposes and not is_recorded))
         self.n_updates = self.n_drafts + (1 if is_recorded else settings.epochs) * self._n_batches
         self._n_test = n_test
         self.best: list[tuple[Rollout, ...]] = [()]
         self._best_rollouts = BestRollouts()
         self._started_s = time.monotonic()
         self._measured: list[Measured] = []
+        self._groups: list[SampledGroup] = []
+        self._visits: Counter[int] = Counter()
+        self.first: tuple[Rollout, ...] = ()  # of the first batch, where rewards depend on it
         self.changes = Changes(self._texts)
         self._floor = FAILURE_SCORE  # or the lowest score of all so far, if that is lower
         self._best_scores: list[float] = []
@@ -105,7 +114,46 @@ class History:
             report.ended_because = f"{limit}={value} does not reach for another update"
         if n < 1:
             return None
-        return Batch(update, epoch, tuple(examples[: int(min(n, self._size))]), decision, best=best)
+        chosen = dict.fromkeys(examples[: int(min(n, self._size))], self._group_size)
+        sizes = self._sizes(update, chosen)
+        visits = tuple(self._visits[example] for example in sizes)
+        self._visits.update(sizes.keys())
+        given = tuple(sizes), decision, False, best, tuple(sizes.values()), visits
+        return Batch(update, epoch, *given)
+
+    def _sizes(self, update: int, sizes: dict[int, int]) -> Mapping[int, int]:
+        """How many rollouts each example of the batch gets, by the strategies."""
+        if not self._group_size:
+            return sizes
+        known = self.groups_before(self.n_awaited(update))
+        run = self._run
+        plan = BatchPlan(
+            sizes, known, self._training, run.trainset, self._group_size, update, run.settings.seed
+        )
+        return self._strategies.sizes(plan)
+
+    def context(self, batch: Batch, extracted: Extracted) -> UpdateContext:
+        """What strategies know of the update that is decided next."""
+        run = self._run
+        return UpdateContext(
+            batch.update,
+            self.last.library,
+            tuple(decision.library for decision in self.decisions),
+            extracted.lessons,
+            extracted.groups,
+            tuple(self._groups),
+            self._training,
+            run.trainset,
+            tuple(run.predictors),
+        )
+
+    def reward(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Rollouts that compare student and result, with what they count with."""
+        return self._strategies.rewarded(rollouts, self.first, is_training=False)
+
+    def groups_before(self, update: int) -> tuple[SampledGroup, ...]:
+        """The groups of the updates before this one, which are decided."""
+        return tuple(sampled for sampled in self._groups if sampled.update < update)
 
     def _why_finished(self, update: int) -> str:
         """Why no more is to be expected of further updates; "" if more is."""
@@ -135,14 +183,18 @@ class History:
         n, limit = account.n_fitting(each, self._reserved(account) + lost + operations)
         if update == 0:  # what a rollout takes is only assumed
             return max(1.0, n), limit
-        return n - sum(len(batch.examples) for batch in under_way), limit
+        return n - sum(map(self._n_usual, under_way)), limit
 
-    def assigned(self, batch: Batch, example: int) -> list[Additions]:
+    def _n_usual(self, batch: Batch) -> float:
+        """How many groups of the usual size have as many rollouts as the batch."""
+        return sum(batch.sizes) / self._group_size if self._group_size else len(batch.examples)
+
+    def assigned(self, batch: Batch, example: int, n: int) -> list[Additions]:
         """What each rollout of a group is given. Raises GateError: the gate gave no such.
 
         Demos are given from the second epoch on: before, there are few rollouts to choose from.
         """
-        n, gate = self._group_size, self._run.settings.gate
+        gate = self._run.settings.gate
         plan = GroupPlan(batch.decision, example, batch.update, n)
         libraries: Sequence[ExperienceLibrary] = (batch.library,) * n
         if any(experience.is_on_trial for experience in batch.library):
@@ -171,7 +223,9 @@ class History:
             known = (r.score for r in sampled.group.all_rollouts if r.score is not None)
             self._floor = min([self._floor, *known])
             self._best_rollouts.add(sampled.group)
-        self._measured += (m for each in extracted.groups for m in each.measured(self._floor))
+        self._groups += extracted.groups
+        for each in extracted.groups:
+            self._measured += _measured(each, self._floor)
         self.best.append(self._best_rollouts.above_mean())
         evidence = RunEvidence(
             previous=before,
@@ -186,7 +240,8 @@ class History:
         self._best_scores.append(max(scores, default=-math.inf))
         made = extracted.rollouts if self._group_size else []
         reflections = run.report.reflection_usage[batch.update]
-        account = self.accounts[-1].after_update(made, reflections, len(extracted.groups))
+        n_examples = self._n_usual(batch)
+        account = self.accounts[-1].after_update(made, reflections, n_examples)
         self.accounts.append(account)
         self._set_reserve()
         args = (before.library, evidence.operations, extracted, self.last)
@@ -284,6 +339,19 @@ class History:
             for advice, belief in beliefs
             if belief.n_rollouts and advice not in held
         ]
+
+
+def _measured(sampled: SampledGroup, floor: float) -> Iterator[Measured]:
+    """The scores of the rollouts as gates see them, without those that had a hint or a teacher.
+
+    A failed rollout counts as the `floor`: the advice may be to blame. Where the provider or the
+    worker failed, there is no score.
+    """
+    for given, rollout in zip(sampled.given, sampled.group.all_rollouts, strict=True):
+        failed = rollout.failure and rollout.failure.kind not in ("provider", "worker")
+        score = floor if failed else rollout.score
+        if not given.aid:
+            yield Measured(given.library, sampled.group.example, score, bool(given.demos))
 
 
 def _answers(

@@ -19,7 +19,7 @@ from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
 from tfgrpo_dspy.rollout import Usage
-from tfgrpo_dspy.sampling.demos import Additions
+from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.checks import all_lms
 from tfgrpo_dspy.settings.schedule import RunSettings
@@ -197,6 +197,7 @@ class RunManifest:
             [records.identity(module) for module in settings.reflection.modules],
             [records.lm, records.adapter, records.reflection_lm],
             instance_identity(settings.gate, records.unseen),
+            [instance_identity(each, records.unseen) for each in settings.strategies],
             [[records.identity(example) for example in split] for split in (trainset, valset)],
             {k: v for k, v in scalars.items() if k not in LIMITS and v is not None},
             dspy.__version__,

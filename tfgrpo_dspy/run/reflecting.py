@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,9 @@ from tfgrpo_dspy.reflection.lessons import Guard, Lesson, lessons_in, merge_less
 from tfgrpo_dspy.reflection.operations import known_lessons, merge_keeps, operations_in
 from tfgrpo_dspy.rollout import FAILURE_SCORE, MIN_CONTRAST, Group, fields_text
 from tfgrpo_dspy.run.asking import IMAGES, Answer, Inputs, ReflectionClient
-from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted, SampledGroup
+from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import as_fields
 
 REASON_TOKENS, EXAMPLE_TOKENS = 60, 25  # how long they may be in the prompt of an update
@@ -28,8 +29,12 @@ async def extract_lessons(
     batch: Batch,
     groups: Sequence[Awaitable[SampledGroup]],
     best_score: float,
+    show: Callable[[SampledGroup], Awaitable[SampledGroup]],
 ) -> Extracted:
-    """What the groups teach. Of eight neighbours in the batch, those that teach share calls."""
+    """What the groups teach, of which `show` gives what is compared.
+
+    Of eight neighbours in the batch, those that teach share calls.
+    """
     spawn, n_shown = client.run.loop.spawn, client.run.settings.groups_per_call
     all_groups = spawn(_all_of(groups))
 
@@ -38,7 +43,7 @@ async def extract_lessons(
         calls: list[Awaitable[Found]] = []
         shown: list[SampledGroup] = []
         for awaited in part:
-            sampled = await awaited
+            sampled = await show(await awaited)
             uses.append(await _use_of(client.run, sampled.group, best_score, all_groups))
             shown += [sampled] * (uses[-1] in TEACHING)
             if shown and (len(shown) == n_shown or len(uses) == len(part)):
@@ -93,7 +98,9 @@ async def _lessons_of(client: ReflectionClient, batch: Batch, shown: list[Sample
             share = (max_tokens >> halving) // len(whole)
             cut = [texts.clip(text, share) if halving else text for text in whole]
             libraries = [given.library for given in sampled.given]
-            parts.append(texts.attempts_text(sampled.group, cut, libraries, batch.library))
+            aids = [given.aid for given in sampled.given]
+            group, known = sampled.group, batch.library
+            parts.append(texts.attempts_text(group, cut, libraries, aids, known))
         return {
             **{name: texts.by_example([one[name] for one in about]) for name in about[0]},
             "experiences": batch.library.render() or texts.NO_EXPERIENCES,
@@ -211,16 +218,18 @@ async def propose(
     library: ExperienceLibrary,
     lessons: Sequence[Lesson],
     dropped: Sequence[Lesson],
+    added: Sequence[Operation] = (),
 ) -> tuple[list[Operation], list[Refusal]]:
     """What the lessons call for, and what is refused: malformed, a copy, or held back.
 
     A lesson that the library has already, in nearly the same words, is a KEEP with its evidence.
     UpdateLibrary is asked about the others, and told what was tried and dropped; where they are too
-    many for one prompt, it is asked several times.
+    many for one prompt, it is asked several times. `added` are operations of strategies.
     """
     run, tell = client.run, client.run.report.unknown_scope
     keeps, new = known_lessons(lessons, library)
-    sources = sorted({evidence.example for lesson in new for evidence in lesson.evidence})
+    based = (*new, *added)
+    sources = sorted({evidence.example for each in based for evidence in each.evidence})
     guard = Guard(_fields(run.trainset[index]) for index in sources)
     shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}
 
@@ -234,6 +243,8 @@ async def propose(
 
     max_tokens = getattr(run.settings.reflection.update, "shown_tokens", 4_000)
     found = await client.at_once(map(operations_of, texts.packed_lessons(new, max_tokens)))
-    proposed = list(itertools.chain(*found))
-    operations = [each for each in proposed if not isinstance(each, Refusal)]
-    return merge_keeps([*keeps, *operations]), [x for x in proposed if isinstance(x, Refusal)]
+    reasons = [guard.reason(getattr(operation, "text", "")) for operation in added]
+    checked = zip(added, reasons, strict=True)
+    made = [*itertools.chain(*found), *(Refusal(op, why) if why else op for op, why in checked)]
+    operations = [each for each in made if not isinstance(each, Refusal)]
+    return merge_keeps([*keeps, *operations]), [x for x in made if isinstance(x, Refusal)]

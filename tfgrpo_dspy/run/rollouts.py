@@ -11,7 +11,7 @@ from tfgrpo_dspy.rollout import ROLLOUTS, Failure, Rollout
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.loop import Priority
 from tfgrpo_dspy.run.worker import Request, packed, packed_bundle
-from tfgrpo_dspy.sampling.demos import Additions
+from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
 KEPT_PROGRAMS = 64

@@ -24,8 +24,9 @@ from tfgrpo_dspy.results.records import (
     counted,
 )
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
-from tfgrpo_dspy.run.batches import Batch, Extracted, SampledGroup
+from tfgrpo_dspy.run.batches import Batch, Extracted
 from tfgrpo_dspy.run.progress import Progress
+from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.settings.schedule import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -220,12 +221,14 @@ def _in_words(record: UpdateRecord) -> str:
 
 
 def _group_record(sampled: SampledGroup, use: str) -> GroupRecord:
-    group = sampled.group
+    group, unaided = sampled.group, sampled.unaided
+    ids = {rollout.rollout_id for rollout in unaided.rollouts}
     return GroupRecord(
         group.example,
-        tuple(rollout.score for rollout in group.rollouts),
+        tuple(rollout.score for rollout in unaided.rollouts),
         tuple(r.failure.kind for r in group.all_rollouts if r.failure is not None),
         use,
+        tuple(rollout.score for rollout in group.rollouts if rollout.rollout_id not in ids),
     )
 
 

@@ -14,7 +14,8 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
 from tfgrpo_dspy.run.records import DECIDED, LATEST_RUN, LOST, RESULTS, RUN
-from tfgrpo_dspy.sampling.demos import Additions, Demo
+from tfgrpo_dspy.sampling.additions import Additions
+from tfgrpo_dspy.sampling.demos import Demo
 from tfgrpo_dspy.store.records import Store, reading
 
 UPDATES = TypeAdapter(UpdateRecord)

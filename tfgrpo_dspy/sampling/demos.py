@@ -13,7 +13,6 @@ import dspy
 from dspy.adapters.types.base_type import Type
 from dspy.adapters.utils import parse_value
 
-from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling.fields import as_text
@@ -25,18 +24,6 @@ class Demo:
 
     predictor: str
     fields: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Additions:
-    """What a program has beyond the student: a library, and demos after the student's own."""
-
-    library: ExperienceLibrary
-    demos: tuple[Demo, ...] = ()
-
-    def bake(self, student: Any) -> Any:
-        """A copy of the student with these."""
-        return self.library.bake(with_demos(student, self.demos))
 
 
 def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:

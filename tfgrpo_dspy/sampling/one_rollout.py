@@ -249,7 +249,8 @@ def _scored(
     rollout = replace(rollout, n_metric_calls=n_calls, steps=steps)
     if score is None or failure is not None:
         return replace(rollout, failure=failure, metric_usage=meter.usage)
-    return replace(rollout, score=score.value, feedback=score.feedback, metric_usage=meter.usage)
+    given = {"score": score.value, "feedback": score.feedback, "objectives": score.objectives}
+    return replace(rollout, **given, metric_usage=meter.usage)
 
 
 def _with_feedback(steps: Sequence[Step], feedback: Mapping[str, str]) -> tuple[Step, ...]:

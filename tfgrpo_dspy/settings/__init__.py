@@ -5,7 +5,7 @@ One message names every fault, before the first LM call.
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import KW_ONLY, dataclass, field, fields
 from numbers import Real
@@ -27,6 +27,7 @@ from tfgrpo_dspy.reflection.modules import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
+from tfgrpo_dspy.strategies.base import Strategy
 
 DEFAULT_THREADS = 8
 AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
@@ -85,8 +86,14 @@ def _prices(value: Any) -> Any:
     return value if is_right else None
 
 
+def _strategies(value: Any) -> Any:
+    is_right = isinstance(value, Sequence) and all(isinstance(each, Strategy) for each in value)
+    return tuple(value) if is_right else None
+
+
 FLAG = of_type(bool, "True or False")
 MAX_BITS = 1000  # of whole numbers: a larger one could not be made a float
+STRATEGIES = Check("a sequence of strategies, such as (LearningFrontier(),)", _strategies)
 PRICES = Check("dollars for a million prompt and completion tokens, {'model': (0.1, 0.4)}", _prices)
 
 
@@ -254,6 +261,7 @@ class Settings:
     max_experiences: Annotated[int, whole(1)] = 30
     max_demos: Annotated[int | None, whole(0)] = None
     gate: Annotated[Gate | None, of_type(Gate, "a Gate, such as NoGate()")] = None
+    strategies: Annotated[Sequence[Strategy], STRATEGIES] = ()
     reflection: Annotated[Reflection | None, of_type(Reflection, "Reflection(...)")] = None
     execution: Annotated[Execution | None, of_type(Execution, "Execution(...)")] = None
     on_event: Annotated[Listener | None, of_type(Callable, "a function of an event")] = None

@@ -136,7 +136,8 @@ def all_lms(settings: Settings, student: Any) -> list[Any]:
     modules = settings.arguments["reflection"].modules
     of_modules = [lm for module in modules for lm in language_models(module)]
     reflection_lm = settings.reflection_lm or dspy.settings.lm
-    held = [lm for each in (dspy.settings.adapter, settings.metric) for lm in held_lms(each)]
+    holders = (dspy.settings.adapter, settings.metric, *settings.strategies)
+    held = [lm for each in holders for lm in held_lms(each)]
     return [*policy_lms(student), reflection_lm, *of_modules, *held]
 
 

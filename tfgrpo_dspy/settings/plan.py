@@ -15,6 +15,7 @@ import dspy
 
 from tfgrpo_dspy.budget.meter import price_of
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
+from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings import Settings
@@ -190,6 +191,10 @@ def one_rollout(settings: Settings, student: Any, examples: Sequence[Any]) -> di
         tokens += n * (prompt + COMPLETION_TOKENS)
         dollars += n * _cost(lm, settings, prompt)
         price = price_of(lm, settings.arguments["prices"] or {})
+        if not isinstance(price, str):
+            dearest = max(dearest, prompt * price.prompt + price.max_tokens * price.completion)
+    for lm in (lm for strategy in settings.strategies for lm in held_lms(strategy)):
+        price = price_of(lm, settings.arguments["prices"] or {})  # such as a teacher's
         if not isinstance(price, str):
             dearest = max(dearest, prompt * price.prompt + price.max_tokens * price.completion)
     return {

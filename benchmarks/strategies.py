@@ -1,0 +1,192 @@
+"""Does each strategy pay where it is meant to? SIMULATED tasks; NOTHING IS REAL.
+
+    python benchmarks/strategies.py --jobs 2                        # everything, seeds 100 to 109
+    python benchmarks/strategies.py --only LearningFrontier --first-seed 0 --seeds 3
+    python benchmarks/strategies.py --show benchmarks/results/strategies.json
+
+Each setting is a task that one strategy is made for. Its arms are runs of `TrainingFreeGRPO` with
+and without the strategy, on the same seeds; they differ in nothing else but, where the bar asks for
+it, in the number of LM calls. The settings stand in the modules `strategies_*`, which say what is
+simulated. Scores are exact: the mean chances on held-out cases, without luck.
+
+**Seeds.** Settings of the strategies were chosen on seeds 0 to 99; those shown are 100 and up.
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import dspy
+from rich.console import Console
+from rich.table import Table
+
+from tfgrpo_dspy.results.records import Gain
+
+MODULES = ("strategies_choosing", "strategies_rescues", "strategies_objectives",
+           "strategies_rewards", "strategies_updates")  # fmt: skip
+OUT = Path(__file__).parent / "results" / "strategies.json"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """That a figure of the arm `one` exceeds that of the arm `other` by `least` or more.
+
+    `share`: the bar is instead that the mean of `one` is at least this share of that of `other`.
+    """
+
+    figure: str
+    one: str
+    other: str
+    least: float = 0.0
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A task for one strategy: `run(arm, seed)` gives figures by name, more is better in each."""
+
+    strategy: str
+    about: str
+    arms: tuple[str, ...]
+    run: Callable[[str, int], Mapping[str, float]]
+    bars: tuple[Bar, ...]
+
+
+def settings() -> dict[str, list[Setting]]:
+    """All settings by strategy."""
+    found: dict[str, list[Setting]] = {}
+    for module in MODULES:
+        for setting in importlib.import_module(module).SETTINGS:
+            found.setdefault(setting.strategy, []).append(setting)
+    return found
+
+
+def run(strategy: str, place: int, arm: str, seed: int) -> dict[str, Any]:
+    """One arm of one setting on one seed."""
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    setting = settings()[strategy][place]
+    began = time.monotonic()
+    with silence():
+        figures = dict(setting.run(arm, seed))
+    seconds = round(time.monotonic() - began, 1)
+    where = {"strategy": strategy, "about": setting.about, "arm": arm, "seed": seed}
+    return {**where, "figures": figures, "seconds": seconds}
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Optimizers write progress bars and much else."""
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def outcome(bar: Bar, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The means of both arms over the seeds, their paired difference, and the verdict."""
+    of_arm = {
+        arm: [each["figures"][bar.figure] for each in runs if each["arm"] == arm]
+        for arm in (bar.one, bar.other)
+    }
+    one, other = of_arm[bar.one], of_arm[bar.other]
+    gain = Gain.between(other, one)
+    if gain is None:
+        raise ValueError(f"bar={bar!r}: the runs hold no pair of its arms.")
+    mean = sum(one) / len(one)
+    is_met = gain.mean >= bar.least
+    if bar.share is not None:
+        is_met = mean >= bar.share * sum(other) / len(other)
+    return {**asdict(bar), "means": [mean, sum(other) / len(other)], "difference": gain.mean,
+            "interval": [gain.low, gain.high], "met": is_met}  # fmt: skip
+
+
+def outcomes(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The outcome of each bar that these runs can show."""
+    found = []
+    for name, of_strategy in settings().items():
+        for setting in of_strategy:
+            own = [r for r in runs if (r["strategy"], r["about"]) == (name, setting.about)]
+            where = {"strategy": name, "about": setting.about}
+            found += [{**where, **outcome(bar, own)} for bar in setting.bars if own]
+    return found
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """Print a row for each bar."""
+    table = Table("strategy", "setting", "figure", "with", "without", "difference", "bar", "met")
+    for row in results["outcomes"]:
+        low, high = row["interval"]
+        bounds = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
+        wanted = f"{row['least']:+.3g}" if row["share"] is None else f"{row['share']:.0%}"
+        means = [f"{mean:.3f} ({arm})" for mean, arm in zip(
+            row["means"], (row["one"], row["other"]), strict=True)]  # fmt: skip
+        difference = f"{row['difference']:+.3f}{bounds}"
+        met = "yes" if row["met"] else "NO"
+        table.add_row(row["strategy"], row["about"], row["figure"], *means, difference, wanted, met)
+    Console(width=200).print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs what was asked for, writes it, shows it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", help="names of strategies")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--show", type=Path, help="print the table of a result file")
+    asked = parser.parse_args(arguments)
+    if asked.show:
+        show(json.loads(asked.show.read_text()))
+        return
+    known = settings()
+    names = asked.only or list(known)
+    if unknown := sorted(set(names) - set(known)):
+        parser.error(f"--only {' '.join(unknown)}: no such strategy; there are {', '.join(known)}.")
+    seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
+    tasks = [
+        (name, place, arm, seed)
+        for name in names
+        for place, setting in enumerate(known[name])
+        for arm in setting.arms
+        for seed in seeds
+    ]
+    with contextlib.ExitStack() as stack:
+        mapped: Callable[..., Any] = map
+        if asked.jobs > 1:
+            spawn = multiprocessing.get_context("spawn")
+            mapped = stack.enter_context(ProcessPoolExecutor(asked.jobs, mp_context=spawn)).map
+        runs = list(mapped(run, *zip(*tasks, strict=True)))
+    results = {
+        "command": " ".join(["python", *(sys.argv if arguments is None else arguments)]),
+        "versions": {name: version(name) for name in ("tfgrpo-dspy", "dspy")},
+        "seeds": list(seeds),
+        "outcomes": outcomes(runs),
+        "runs": runs,
+    }
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    head = json.dumps({k: v for k, v in results.items() if k != "runs"}, indent=1)
+    rows = ",\n".join(json.dumps(each) for each in runs)
+    asked.out.write_text(f'{head[:-2]},\n "runs": [\n{rows}\n]}}\n')
+    show(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,369 @@
+"""What a strategy may decide, seen through a compile; the strategies here are a user's own."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from runs import (
+    ADVICE,
+    Run,
+    is_score,
+    learned,
+    learned_in,
+    library_texts,
+    predictor,
+    questions,
+    records,
+    section,
+)
+from scripted import EXTRACT, UPDATE, chat, scripted_lm
+
+from tfgrpo_dspy import ExperienceLibrary, MissingRecordError, SettingsError
+from tfgrpo_dspy.experience.values import Add
+from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.strategies.base import (
+    Ask,
+    Attempt,
+    BatchPlan,
+    GroupContext,
+    Proposed,
+    Scored,
+    Strategy,
+    UpdateContext,
+)
+
+ROWS = [["1", "0"], ["0", "0"], ["1", "1"], ["1", "0"]]
+
+
+@dataclass(frozen=True)
+class Only(Strategy):
+    """Trains on one example; all rollouts of a batch are its own."""
+
+    example: int
+
+    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
+        return {self.example: sum(plan.sizes.values())}
+
+
+def groups_of(run: Run) -> list[list[tuple[int, int]]]:
+    """The examples of each update, each with its number of scores."""
+    updates = run.results.updates
+    return [[(group.example, len(group.scores)) for group in u.groups] for u in updates]
+
+
+def test_a_strategy_chooses_the_examples_of_a_batch_and_how_often_each_is_run() -> None:
+    run = Run(ROWS, strategies=(Only(3),), batch_size=2, epochs=2)
+    assert groups_of(run) == [[(3, 4)]] * 4
+
+
+def test_an_example_that_comes_again_in_an_epoch_is_sampled_anew() -> None:
+    run = Run(ROWS, strategies=(Only(3),), batch_size=2, epochs=2)
+    in_training = [p.seed for p in run.prompts("question 3") if p.temperature == 0.7]
+    assert len(set(in_training)) == len(in_training) == 16
+
+
+@dataclass(frozen=True)
+class Notes(Strategy):
+    """Notes what it is told, and leaves everything as it is."""
+
+    plans: list[BatchPlan]
+
+    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
+        self.plans.append(plan)
+        return plan.sizes
+
+
+def test_strategies_are_asked_in_their_order_and_know_the_decided_groups() -> None:
+    plans: list[BatchPlan] = []
+    Run(ROWS, strategies=(Only(1), Notes(plans)), batch_size=2, epochs=2, max_staleness=1)
+    assert [dict(plan.sizes) for plan in plans] == [{1: 4}] * 4
+    known = [[group.update for group in plan.past] for plan in plans]
+    assert known == [[], [], [0], [0, 1]]
+
+
+@dataclass(frozen=True)
+class Broken(Strategy):
+    """Gives something that cannot be used."""
+
+    sizes: Any = None
+
+    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
+        if self.sizes is None:
+            raise RuntimeError(plan.update)
+        return dict(self.sizes)
+
+    def reward(self, scored: Scored) -> Sequence[float]:
+        return [0.0]
+
+    async def propose(self, context: UpdateContext, ask: Ask) -> Any:
+        return context.update
+
+
+@pytest.mark.parametrize("sizes", [None, {7: 2}, {}, {0: 1}, {0: 99}, {"first": 2}], ids=repr)
+def test_a_strategy_that_fails_costs_its_own_part_only_and_is_counted(
+    sizes: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, run = Run(ROWS, batch_size=2), Run(ROWS, strategies=(Broken(sizes),), batch_size=2)
+    assert learned_in(run.results) == learned_in(plain.results)
+    choices, proposals, rewards, rewards_of_the_end = 2, 2, 2, 4
+    n_failures = choices + proposals + rewards + rewards_of_the_end
+    assert run.results.failures["strategy"] == n_failures
+    (said,) = [r.getMessage() for r in caplog.records if "'strategy'" in r.getMessage()]
+    assert "Broken.choose" in said
+
+
+@dataclass(frozen=True)
+class Hint(Strategy):
+    """A group that fails gets an attempt with a hint that the reflection LM writes."""
+
+    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+        if context.group.has_contrast or len(context.group.all_rollouts) > 2:
+            return ()
+        answer = await ask("topic -> advice", topic="all")
+        return [Attempt(hint=answer["advice"])]
+
+
+def hinted_rules() -> list[Any]:
+    return [
+        ("`advice`", chat(advice="Count twice.")),
+        (r"A hint for this input: Count twice\.", chat(answer="1")),
+    ]
+
+
+def test_a_group_that_fails_gets_extra_attempts_which_the_reflection_lm_compares() -> None:
+    run = Run([["0", "0"], ["1", "0"]], *hinted_rules(), strategies=(Hint(),))
+    assert run.uses == ["contrast", "contrast"]
+    (shown,) = [p for p in run.prompts(EXTRACT) if "Count twice" in p.text]
+    attempts = section(shown.user, "attempts")
+    assert 'Attempt 1 (score 1, advantage +1.41, with the hint "Count twice.")' in attempts
+    assert not run.library or "Count twice" not in str(library_texts(run.optimized))
+
+
+def test_the_score_of_an_aided_rollout_is_no_evidence_for_experiences_and_stands_apart() -> None:
+    student = ExperienceLibrary.from_texts(["Be kind."]).bake(predictor())
+    told: list[Any] = []
+
+    @dataclass(frozen=True)
+    class Past(Strategy):
+        async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+            told.extend(context.groups)
+            return Proposed(context.lessons)
+
+    run = Run([["0", "0"]], *hinted_rules(), strategies=(Hint(), Past()), student=student)
+    (group,) = run.results.updates[0].groups
+    assert (group.scores, group.aided_scores) == ((0.0, 0.0), (1.0,))
+    (sampled,) = told
+    assert sampled.unaided.scores == (0.0, 0.0)
+    assert [given.hint for given in sampled.given] == ["", "", "Count twice."]
+
+
+def test_the_same_question_of_a_strategy_is_asked_once_and_its_calls_are_shown() -> None:
+    run = Run([["0", "0"]] * 3, *hinted_rules(), strategies=(Hint(),))
+    assert len(run.prompts("`advice`")) == 1
+    assert run.results.usage["strategy"].n_lm_calls == 1
+
+
+@dataclass(frozen=True)
+class Taught(Strategy):
+    """A group without contrast gets an attempt of the teacher."""
+
+    teacher: Any
+
+    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+        done = len(context.group.all_rollouts) > 2 or context.group.has_contrast
+        return () if done else [Attempt(teacher=self.teacher)]
+
+
+class Sure(dspy.Module):
+    """A program of another make, which knows the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guess = dspy.Predict("question -> guess")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return dspy.Prediction(answer=self.guess(question=question).guess)
+
+
+@pytest.mark.parametrize("kind", ["program", "LM"])
+def test_a_teacher_is_another_program_or_an_lm_on_which_the_student_runs(kind: str) -> None:
+    strong = scripted_lm([("question", chat(answer="1"))])
+    teacher = Sure() if kind == "program" else strong
+    run = Run([["0", "0"]], ("`guess`", chat(guess="1")), strategies=(Taught(teacher),))
+    (group,) = run.results.updates[0].groups
+    assert (group.scores, group.aided_scores) == ((0.0, 0.0), (1.0,))
+    assert "by a teacher" in section(run.prompts(EXTRACT)[0].user, "attempts")
+    assert strong.engine.n_calls() == (kind == "LM")
+    assert run.results.usage["rollout"].n_lm_calls == 3
+
+
+@dataclass(frozen=True)
+class Shorter(Strategy):
+    """What counts is what remains of the score above the best of the first batch."""
+
+    def reward(self, scored: Scored) -> Sequence[float]:
+        best = max(rollout.score or 0.0 for rollout in scored.first)
+        return [(rollout.score or 0.0) - best for rollout in scored.rollouts]
+
+
+def test_what_a_rollout_counts_with_is_known_to_the_gate_the_lessons_and_the_final_choice() -> None:
+    rows = [["3", "1"], ["2", "5"]]
+    run = Run(rows, strategies=(Shorter(),), valset=questions(2, start=50), batch_size=1)
+    scores = [group.scores for update in run.results.updates for group in update.groups]
+    first = max(scores[0])
+    assert first == 0.0
+    assert {len(each) for each in scores} == {2}
+    best = 5.0 if run.results.updates[0].groups[0].example else 3.0
+    assert run.results.best.mean == pytest.approx(0.5 - best)
+    assert f"score {-(5 - 2) if best == 5 else -2}" in str(run.texts(EXTRACT))
+
+
+@dataclass(frozen=True)
+class Extremes(Strategy):
+    """Shows the best and the worst rollout, with the value of each step."""
+
+    async def show(self, context: GroupContext, ask: Ask) -> Sequence[Rollout]:
+        ranked = sorted(context.group.rollouts, key=lambda rollout: rollout.score or 0.0)
+        return [ranked[0], ranked[-1]]
+
+    def credit(self, group: Group) -> Sequence[Sequence[float | None]]:
+        return [[0.25] * len(rollout.steps) for rollout in group.rollouts]
+
+
+def test_a_strategy_chooses_what_the_reflection_lm_compares_and_values_steps() -> None:
+    run = Run([["1", "0.5", "0"]], strategies=(Extremes(),))
+    attempts = section(run.prompts(EXTRACT)[0].user, "attempts")
+    assert re.findall(r"Attempt \d \(score [\d.]+", attempts) == [
+        "Attempt 1 (score 1", "Attempt 2 (score 0"
+    ]  # fmt: skip
+    (group,) = run.results.updates[0].groups
+    assert group.scores == (1.0, 0.5, 0.0)
+
+
+def test_values_of_steps_stand_in_the_trajectory_that_is_shown() -> None:
+    class Twice(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = dspy.Predict("question -> answer")
+            self.second = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> dspy.Prediction:
+            self.first(question=question)
+            return self.second(question=question)
+
+    run = Run([["1", "0"]], strategies=(Extremes(),), student=Twice())
+    assert run.texts(EXTRACT)[0].count("expected score after this step: 0.25") == 4
+
+
+@dataclass(frozen=True)
+class Prior(Strategy):
+    """Proposes an experience, which it asks the reflection LM for before the first batch."""
+
+    proposes_first = True
+
+    async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+        if context.groups:
+            return Proposed(())
+        answer = await ask("topic -> advice", topic="all")
+        return Proposed((), (Add(answer["advice"]), Add("www.example.com says so.")))
+
+
+def test_a_strategy_proposes_experiences_before_the_first_batch_and_drops_lessons() -> None:
+    run = Run(ROWS, *hinted_rules(), strategies=(Prior(),))
+    first, *_ = run.results.updates
+    assert (first.groups, first.library_size) == ((), 1)
+    assert library_texts(run.optimized) == ["Count twice."]
+    assert not run.prompts(UPDATE)
+    assert any("holds an address" in refused for refused in run.refusals)
+
+
+def test_lessons_and_the_proposals_of_a_strategy_stand_side_by_side() -> None:
+    @dataclass(frozen=True)
+    class Also(Strategy):
+        async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+            return Proposed(context.lessons, (Add("Read twice."),))
+
+    run = Run(ROWS[:1], strategies=(Also(),))
+    assert library_texts(run.optimized) == ["Be exact.", "Read twice."]
+
+
+ALL = (Only(0), Hint(), Shorter(), Extremes(), Prior())
+
+
+def everything(log_dir: Path, **arguments: Any) -> Run:
+    given = {"strategies": ALL, "log_dir": log_dir, "batch_size": 2, "epochs": 2, **arguments}
+    return Run([["0", "0"], *ROWS[1:]], *hinted_rules(), **given)
+
+
+def test_a_run_with_strategies_is_replayed_offline_without_a_call(tmp_path: Path) -> None:
+    first = everything(tmp_path)
+    assert records(tmp_path, "strategy")
+    again = everything(tmp_path, offline=True)
+    assert learned_in(again.results) == learned_in(first.results)
+    assert not again.prompts("")
+
+
+def test_offline_a_question_of_a_strategy_that_is_not_recorded_is_named(tmp_path: Path) -> None:
+    everything(tmp_path, strategies=())
+    with pytest.raises(MissingRecordError, match="strategy"):
+        everything(tmp_path, strategies=(Hint(),), offline=True)
+
+
+@pytest.mark.parametrize("num_threads", [1, 5])
+def test_strategies_decide_the_same_for_any_number_of_threads(
+    tmp_path: Path, num_threads: int
+) -> None:
+    run = everything(tmp_path, num_threads=num_threads)
+    assert learned_in(run.results) == learned_in(everything(tmp_path / "2", num_threads=3).results)
+
+
+def test_the_calls_of_extra_attempts_and_questions_stay_within_the_budget() -> None:
+    for budget in range(12, 40, 3):
+        run = everything(None, max_lm_calls=budget, epochs=9)  # type: ignore[arg-type]
+        assert len(run.prompts("")) <= budget
+
+
+def test_the_metric_calls_of_extra_attempts_stay_within_the_budget() -> None:
+    calls: list[int] = []
+
+    def counted(example: dspy.Example, pred: dspy.Prediction) -> float:
+        calls.append(1)
+        return is_score(example, pred)
+
+    everything(None, metric=counted, max_metric_calls=17, epochs=9)  # type: ignore[arg-type]
+    assert 12 <= len(calls) <= 17
+
+
+@pytest.mark.parametrize("given", ["LearningFrontier", [Strategy], [None], Only(1)])
+def test_what_is_no_sequence_of_strategies_is_refused_before_any_call(given: Any) -> None:
+    with pytest.raises(SettingsError, match="strategies"):
+        Run(ROWS, strategies=given)
+
+
+def test_with_strategies_that_decide_nothing_a_run_is_the_same() -> None:
+    plain, idle = learned(), learned(strategies=(Strategy(), Strategy()))
+    assert learned_in(idle.detailed_results) == learned_in(plain.detailed_results)
+    assert ADVICE in library_texts(plain)
+
+
+def test_objectives_of_the_metric_are_scored_by_their_mean_and_reach_strategies() -> None:
+    seen: list[Rollout] = []
+
+    @dataclass(frozen=True)
+    class Looks(Strategy):
+        def reward(self, scored: Scored) -> Sequence[float]:
+            seen.extend(scored.rollouts)
+            return [rollout.score or 0.0 for rollout in scored.rollouts]
+
+    def judged(_: dspy.Example, pred: dspy.Prediction) -> dspy.Prediction:
+        return dspy.Prediction(objectives={"right": float(pred.answer), "short": True})
+
+    Run([["1", "0"]], metric=judged, strategies=(Looks(),))
+    assert [(rollout.score, dict(rollout.objectives)) for rollout in seen] == [
+        (1.0, {"right": 1.0, "short": 1.0}),
+        (0.5, {"right": 0.0, "short": 1.0}),
+    ]

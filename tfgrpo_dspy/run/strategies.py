@@ -1,0 +1,161 @@
+"""Asks the strategies of a run, in their order; what one of them gives is checked.
+
+A mistake of a strategy is counted, and costs that one answer only: the run goes on with what the
+strategy was given. Without strategies nothing here does anything.
+"""
+
+import asyncio
+import contextlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tfgrpo_dspy.errors import StoreError, StrategyError, described
+from tfgrpo_dspy.experience.values import Add, Delete, Keep, Modify
+from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.run.asking import Answer, ReflectionClient
+from tfgrpo_dspy.run.batches import Batch
+from tfgrpo_dspy.strategies.base import (
+    Ask,
+    Attempt,
+    BatchPlan,
+    GroupContext,
+    Proposed,
+    Scored,
+    Strategy,
+    UpdateContext,
+)
+
+MOST_ATTEMPTS = 16  # extra rollouts of one group
+MIN_GROUP_SIZE = 2
+
+
+class Strategies:
+    """The strategies of one run."""
+
+    def __init__(self, client: ReflectionClient) -> None:
+        self._run, self._client = client.run, client
+        self._asked: dict[str, asyncio.Task[Answer]] = {}
+
+    def overriding(self, method: str) -> list[Strategy]:
+        """The strategies that decide on this."""
+        usual = getattr(Strategy, method)
+        return [s for s in self._run.settings.strategies if getattr(type(s), method) is not usual]
+
+    def sizes(self, plan: BatchPlan) -> Mapping[int, int]:
+        """How many rollouts each example of the batch gets."""
+        for strategy in self.overriding("choose"):
+            with self._counting(strategy, "choose"):
+                sizes = {int(example): int(n) for example, n in strategy.choose(plan).items()}
+                _check_sizes(sizes, plan)
+                plan = replace(plan, sizes=sizes)
+        return plan.sizes
+
+    async def attempts(self, context: GroupContext, batch: Batch) -> list[Attempt]:
+        """The extra attempts that the group gets next."""
+        found: list[Attempt] = []
+        for strategy in self.overriding("rescue"):
+            with self._counting(strategy, "rescue"):
+                attempts = list(await strategy.rescue(context, self._ask(batch)))
+                _check(all(isinstance(each, Attempt) for each in attempts), attempts, "Attempts")
+                found += attempts
+        n_usual, _ = batch.size_and_visit(context.group.example)
+        n_extra = len(context.sampled.given) - n_usual
+        return found[: max(0, MOST_ATTEMPTS - n_extra)]
+
+    def rewarded(
+        self, rollouts: Sequence[Rollout], first: Sequence[Rollout], is_training: bool
+    ) -> list[Rollout]:
+        """The rollouts with what they count with; those without a score have none."""
+        made = list(rollouts)
+        for strategy in self.overriding("reward"):
+            with self._counting(strategy, "reward"):
+                counted = [k for k, rollout in enumerate(made) if rollout.score is not None]
+                scored = Scored(tuple(made[k] for k in counted), tuple(first), is_training)
+                rewards = [float(reward) for reward in strategy.reward(scored)]
+                usable = len(rewards) == len(counted) and all(map(math.isfinite, rewards))
+                _check(usable, rewards, f"{len(counted)} finite numbers")
+                for k, reward in zip(counted, rewards, strict=True):
+                    made[k] = replace(made[k], score=reward)
+        return made
+
+    async def shown(self, context: GroupContext, batch: Batch) -> Group:
+        """The group that the reflection LM compares, its steps with their values."""
+        for strategy in self.overriding("show"):
+            with self._counting(strategy, "show"):
+                rollouts = tuple(await strategy.show(context, self._ask(batch)))
+                usable = all(rollout in context.group.rollouts for rollout in rollouts)
+                _check(usable, rollouts, "rollouts of context.group.rollouts")
+                group = replace(context.group, rollouts=rollouts)
+                context = replace(context, sampled=replace(context.sampled, group=group))
+        group = context.group
+        for strategy in self.overriding("credit"):
+            with self._counting(strategy, "credit"):
+                values = strategy.credit(group)
+                pairs = zip(group.rollouts, values, strict=True)
+                group = replace(group, rollouts=tuple(_valued(*pair) for pair in pairs))
+        return group
+
+    async def proposed(self, context: UpdateContext, batch: Batch) -> Proposed:
+        """The lessons that UpdateLibrary is shown, and the operations beside its own."""
+        found: list[Any] = []
+        for strategy in self.overriding("propose"):
+            if batch.is_draft and not strategy.proposes_first:
+                continue
+            with self._counting(strategy, "propose"):
+                proposed = await strategy.propose(context, self._ask(batch))
+                _check(isinstance(proposed, Proposed), proposed, "a Proposed")
+                are_lessons = all(isinstance(each, Lesson) for each in proposed.lessons)
+                _check(are_lessons, proposed.lessons, "lessons")
+                kinds = Add | Modify | Delete | Keep
+                usable = all(isinstance(each, kinds) for each in proposed.operations)
+                _check(usable, proposed.operations, "operations")
+                context = replace(context, lessons=tuple(proposed.lessons))
+                found += proposed.operations
+        return Proposed(context.lessons, tuple(found))
+
+    def _ask(self, batch: Batch) -> Ask:
+        """Asks the reflection LM; the same question is asked once in the run."""
+
+        async def ask(signature: Any, **inputs: Any) -> Mapping[str, Any]:
+            key = json.dumps([repr(signature), inputs], sort_keys=True, default=repr)
+            if key not in self._asked:
+                asking = self._client.ask_for_strategy(batch, signature, inputs)
+                self._asked[key] = self._run.loop.spawn(asking)
+            output = (await self._asked[key]).output
+            return output if isinstance(output, Mapping) else {}
+
+        return ask
+
+    @contextlib.contextmanager
+    def _counting(self, strategy: Strategy, method: str) -> Iterator[None]:
+        """Count what a strategy raises, and go on."""
+        try:
+            yield
+        except StoreError:  # not the strategy's: an answer could not be read or written
+            raise
+        except Exception as error:  # noqa: BLE001 - a user's own strategy may raise anything
+            message = f"{type(strategy).__name__}.{method}: {described(error)}"
+            self._run.report.count_failure("strategy", message)
+
+
+def _check(is_usable: bool, given: object, wanted: str) -> None:
+    if not is_usable:
+        raise StrategyError(f"it gave {given!r:.200}; return {wanted}.")
+
+
+def _check_sizes(sizes: Mapping[int, int], plan: BatchPlan) -> None:
+    known = set(plan.training)
+    _check(set(sizes) <= known and bool(sizes), dict(sizes), "examples of plan.training")
+    least = min(MIN_GROUP_SIZE, *plan.sizes.values())
+    _check(min(sizes.values()) >= least, dict(sizes), f"at least {least} rollouts for each example")
+    most = sum(plan.sizes.values())
+    _check(sum(sizes.values()) <= most, dict(sizes), f"at most {most} rollouts in all")
+
+
+def _valued(rollout: Rollout, values: Iterable[float | None]) -> Rollout:
+    pairs = zip(rollout.steps, values, strict=True)
+    return replace(rollout, steps=tuple(replace(step, value=value) for step, value in pairs))

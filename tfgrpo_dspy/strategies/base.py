@@ -1,0 +1,188 @@
+"""What a strategy may decide, and the values that its methods take and return.
+
+The run asks every strategy in the order of `strategies=(...)`, and knows none of them. A method is
+a function of its arguments alone: it reads no clock, no state and no random numbers but those that
+it draws with a seed of its arguments. So a run that is resumed or replayed decides the same.
+"""
+
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import Operation
+from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.sampling.additions import SampledGroup
+
+
+class Ask(Protocol):
+    """Asks the reflection LM: `answer = await ask(signature, field=...)`.
+
+    `signature` is a class or a string, as for `dspy.Predict`. The answer holds the output fields by
+    name; it is empty where the LM failed or its answer could not be read. The call is metered and
+    recorded, and the same question is asked once in a run.
+    """
+
+    def __call__(self, signature: Any, **inputs: Any) -> Awaitable[Mapping[str, Any]]:
+        """The output fields by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """The batch of an update that is about to be made.
+
+    Args:
+        sizes: how many rollouts each of its examples gets, by position in the training set; as the
+            usual schedule, or the strategy before, has it.
+        past: all groups of the updates that are decided for sure, in their order.
+        training: the positions of the examples that may be chosen.
+        trainset: all examples, by position.
+        group_size: the usual number of rollouts of an example.
+        update: the number of the update, from 0.
+        seed: the seed of the run.
+    """
+
+    sizes: Mapping[int, int]
+    past: tuple[SampledGroup, ...]
+    training: tuple[int, ...]
+    trainset: Sequence[Any]
+    group_size: int
+    update: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupContext:
+    """A group of a batch, and what is known beside it.
+
+    Args:
+        sampled: the group as it is now, with the extra attempts so far.
+        example: the example.
+        past: all groups of the updates that were decided for sure when the batch was made.
+        library: the library that a program would be given if the run ended there.
+    """
+
+    sampled: SampledGroup
+    example: Any
+    past: tuple[SampledGroup, ...]
+    library: ExperienceLibrary
+
+    @property
+    def group(self) -> Group:
+        """The rollouts, with those that had a hint or a teacher."""
+        return self.sampled.group
+
+    @property
+    def earlier(self) -> list[Group]:
+        """The earlier groups of this example, without rollouts that had a hint or a teacher."""
+        index = self.group.example
+        return [each.unaided for each in self.past if each.group.example == index]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An extra rollout of a group, with a hint, with a teacher, or with neither.
+
+    Args:
+        hint: stands at the end of the instructions, in this attempt only.
+        teacher: a program, which runs in place of the student, or an LM, on which the student runs.
+    """
+
+    hint: str = ""
+    teacher: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Rollouts that the metric, or the strategy before, gave scores.
+
+    Args:
+        rollouts: all of a batch, if `is_training`; otherwise some that compare student and result.
+            Each has a score.
+        first: the rollouts of the first batch, with the scores of the metric.
+        is_training: whether lessons are drawn from the rollouts.
+    """
+
+    rollouts: tuple[Rollout, ...]
+    first: tuple[Rollout, ...]
+    is_training: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateContext:
+    """An update, before UpdateLibrary is asked.
+
+    Args:
+        update: its number, from 0.
+        library: what the operations are applied to.
+        libraries: the library after each update before; the first is that of the student.
+        lessons: what was learned from the groups of this update, or drafted from labels.
+        groups: the groups of this update; none where the lessons were drafted.
+        past: the groups of all updates before.
+        training: the positions of the examples that are trained on.
+        trainset: all examples, by position.
+        predictors: the names of the program's predictors.
+    """
+
+    update: int
+    library: ExperienceLibrary
+    libraries: tuple[ExperienceLibrary, ...]
+    lessons: tuple[Lesson, ...]
+    groups: tuple[SampledGroup, ...]
+    past: tuple[SampledGroup, ...]
+    training: tuple[int, ...]
+    trainset: Sequence[Any]
+    predictors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """The lessons that UpdateLibrary is shown, and operations beside its own."""
+
+    lessons: tuple[Lesson, ...]
+    operations: tuple[Operation, ...] = ()
+
+
+class Strategy:
+    """A change of how the run learns; a subclass overrides the methods that decide differently.
+
+    What a method raises, or gives that cannot be used, is counted as a failure of kind "strategy",
+    and the run goes on as without that answer.
+
+    `proposes_first`: whether `propose` is also asked before the first batch, when nothing but the
+    examples is known.
+    """
+
+    proposes_first: bool = False
+
+    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
+        """How many rollouts (at least 2) each example of the batch gets, by position.
+
+        All together at most as many as in `plan.sizes`.
+        """
+        return plan.sizes
+
+    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+        """Extra attempts for a group; asked again with these in the group, until there are none."""
+        return ()
+
+    def reward(self, scored: Scored) -> Sequence[float]:
+        """The score that each of the rollouts counts with."""
+        return [rollout.score or 0.0 for rollout in scored.rollouts]
+
+    def credit(self, group: Group) -> Sequence[Sequence[float | None]]:
+        """For each of `group.rollouts` the value of each of its steps.
+
+        The value of a step is the score that is expected after it. The reflection LM is shown the
+        values; None: nothing is known.
+        """
+        return [[step.value for step in rollout.steps] for rollout in group.rollouts]
+
+    async def show(self, context: GroupContext, ask: Ask) -> Sequence[Rollout]:
+        """The rollouts of `context.group` that the reflection LM compares."""
+        return context.group.rollouts
+
+    async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
+        """The lessons that UpdateLibrary is shown, and operations beside its own."""
+        return Proposed(context.lessons)
