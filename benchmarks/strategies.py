@@ -37,8 +37,6 @@ from rich.table import Table
 
 from tfgrpo_dspy.results.records import Gain
 
-MODULES = ("strategies_choosing", "strategies_rescues", "strategies_objectives",
-           "strategies_rewards", "strategies_updates")  # fmt: skip
 OUT = Path(__file__).parent / "results" / "strategies.json"
 
 
@@ -70,8 +68,8 @@ class Setting:
 def settings() -> dict[str, list[Setting]]:
     """All settings by strategy."""
     found: dict[str, list[Setting]] = {}
-    for module in MODULES:
-        for setting in importlib.import_module(module).SETTINGS:
+    for path in sorted(Path(__file__).parent.glob("strategies_*.py")):
+        for setting in importlib.import_module(path.stem).SETTINGS:
             found.setdefault(setting.strategy, []).append(setting)
     return found
 
