@@ -1,4 +1,4 @@
-"""One run of the optimizer in a simulated world, for the modules `strategies_*`. NOTHING IS REAL."""
+"""A run of the optimizer in a simulated world, for the modules `strategies_*`. NOTHING IS REAL."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def compiled(
 ) -> Any:
     """The program that the optimizer returns; `arguments` are further ones of the optimizer.
 
-    `engine` plays both LMs. `trainset`, `metric` and `student` may be given in place of the world's.
+    `engine` plays both LMs. `trainset`, `metric` and `student` may replace those of the world.
     """
     policy = dspy.LM("simulated/policy", engine=engine, temperature=0.0, max_tokens=4000)
     reflection = dspy.LM("simulated/reflection", engine=engine, temperature=1.0, max_tokens=32000)
