@@ -21,7 +21,7 @@ from tfgrpo_dspy.experience.values import Keep, Operation, Refusal
 from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.rollout import FAILURE_SCORE, Rollout, fields_text
+from tfgrpo_dspy.rollout import FAILURE_SCORE, MIN_CONTRAST, Rollout, fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.changes import Changes
 from tfgrpo_dspy.run.context import RunContext
@@ -33,6 +33,9 @@ from tfgrpo_dspy.settings.schedule import MIN_PROGRAMS_MEASURED, USUAL_MIN_VALID
 from tfgrpo_dspy.strategies.base import BatchPlan, UpdateContext
 
 MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly teach what they say
+SATURATED_GROUPS = 20
+"""After so many groups in a row that had the best score throughout, no more is expected: probably
+fewer than one example in twenty has anything left to gain (`benchmarks/recipe.py`)."""
 UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
 """After so many epochs, and updates, without a change of the result no more is expected."""
 
@@ -159,11 +162,16 @@ class History:
         """Why no more is to be expected of further updates; "" if more is."""
         n_known, run = self._n_known(update), self._run
         latest, before = self.decisions[n_known], self.decisions[self.n_drafts : n_known]
-        if latest.is_open or len(before) < self._n_batches:
+        if latest.is_open:
             return ""
-        epoch = run.report.updates[n_known - self._n_batches : n_known]
-        if not any(group.used_as in TEACHING for record in epoch for group in record.groups):
+        epoch = run.report.updates[max(0, n_known - self._n_batches) : n_known]
+        is_taught = any(group.used_as in TEACHING for record in epoch for group in record.groups)
+        if len(before) >= self._n_batches and not is_taught:
             return "no group of a whole epoch had anything to teach"
+        if self._is_saturated(n_known):
+            return f"all rollouts of the last {SATURATED_GROUPS} groups had the best score"
+        if len(before) < self._n_batches:
+            return ""
         n = max(UNCHANGED_EPOCHS * self._n_batches, UNCHANGED_UPDATES)
         is_unchanged = all(list(one.result) == list(latest.result) for one in before[-n:])
         demos = [[one.score for one in best[: run.settings.max_demos]] for best in self.best]
@@ -171,6 +179,15 @@ class History:
         if run.settings.measures and len(before) >= n and is_unchanged:
             return f"the last {n} updates did not change what a program would be given"
         return ""
+
+    def _is_saturated(self, n_known: int) -> bool:
+        """Whether every rollout of the latest groups had the best score of the run so far."""
+        best = max(self._best_scores[:n_known], default=-math.inf)
+        n = SATURATED_GROUPS
+        recent = [each.unaided.scores for each in self.groups_before(n_known)[-n:]]
+        if best <= FAILURE_SCORE or len(recent) < n:
+            return False
+        return all(scores and min(scores) >= best - MIN_CONTRAST for scores in recent)
 
     def _n_affordable(self, update: int) -> tuple[float, str]:
         """How many examples the next batch may have; and the limit that says so ("": none)."""

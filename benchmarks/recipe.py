@@ -1,0 +1,185 @@
+"""Which batch size, group size and number of lessons; when to stop. SIMULATED; NOTHING IS REAL.
+
+    python benchmarks/recipe.py --jobs 2 [--first-seed 100] [--seeds 6]
+
+The worlds are those of `worlds.py`. A figure is the share of the attainable gain of a run, exact:
+(score - student) / (score with all right lessons - student); its mean over cells and seeds.
+
+**Sizes.** Group size and batch size are set; all else is derived. `derived` sets nothing.
+**Lessons.** UpdateLibrary is shown only so many lessons of each update, the best supported ones.
+**Stop.** After how many groups in a row, all of the best score, a run ends that has no budget: in a
+world whose student is perfect, and in one where .97 is the best chance.
+**Indicators.** What is known after a quarter of the LM calls, and its rank correlation (Spearman)
+with the share of the gain at the end; over all derived runs.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import dspy
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import spearmanr
+from strategies import silence
+from strategy_runs import compiled
+from worlds import cells
+from worlds_engine import WorldEngine
+from worlds_model import World
+
+from tfgrpo_dspy.results.records import ScoreSummary
+from tfgrpo_dspy.run import history
+from tfgrpo_dspy.strategies.base import Ask, Proposed, Strategy, UpdateContext
+
+CELLS = ("kinds/words/named/.25", "kinds/codes/unnamed/.5", "kinds/chinese/named/0", "broad/5/1",
+         "leaks")  # fmt: skip
+BUDGETS = (200, 800)
+GROUP_SIZES, BATCH_SIZES, LESSONS, STOPS = (2, 3, 5), (4, 8, 20), (1, 2, 4), (10, 20, 40, None)
+STOP_CELLS = ("perfect", "kinds/words/named/0")
+
+
+@dataclass(frozen=True)
+class BestLessons(Strategy):
+    """UpdateLibrary is shown the `n` lessons that most groups support."""
+
+    n: int
+
+    async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:  # noqa: ARG002
+        return Proposed(context.lessons[: self.n])
+
+
+Arm = tuple[str, Any]
+
+
+def run(cell: str, budget: int | None, arm: Arm, seed: int) -> dict[str, Any]:
+    """One run: its share of the gain, its calls, and what was known after a quarter of them."""
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    kind, value = arm
+    world = World(cells()[cell], seed)
+    engine = WorldEngine(world)
+    arguments: dict[str, Any] = {}
+    if kind == "sizes":
+        arguments = dict(zip(("group_size", "batch_size"), value, strict=True))
+    strategies = (BestLessons(value),) if kind == "lessons" else ()
+    with silence(), _stopping_after(value) if kind == "stop" else contextlib.nullcontext():
+        program = compiled(world, engine, strategies, budget, seed, **arguments)
+    score, student = world.score(world.held(program)), world.score(world.held(world.student()))
+    best = world.best()
+    share = (score - student) / (best - student) if best > student else score
+    return {
+        **{"cell": cell, "budget": budget, "arm": [kind, value], "seed": seed},
+        **{"share": share, "calls": engine.calls.total(), "score": score},
+        **{"early": _early(program.detailed_results)},
+    }
+
+
+@contextlib.contextmanager
+def _stopping_after(n_groups: int | None) -> Iterator[None]:
+    usual, history.SATURATED_GROUPS = history.SATURATED_GROUPS, n_groups or sys.maxsize
+    try:
+        yield
+    finally:
+        history.SATURATED_GROUPS = usual
+
+
+def _early(results: Any) -> dict[str, float]:
+    """What is known after a quarter of the LM calls of training."""
+    updates = [update for update in results.updates if update.groups]
+    most = updates[-1].n_lm_calls / 4 if updates else 0
+    early = [update for update in updates if update.n_lm_calls <= most] or updates[:1]
+    groups = [group for update in early for group in update.groups]
+    changes = [change for update in early for change in update.changes]
+    scores = [score for update in early for score in update.scores]
+    return {
+        "groups with contrast": fmean(g.used_as == "contrast" for g in groups) if groups else 0.0,
+        "lessons for each group": sum(len(u.lessons) for u in early) / max(1, len(groups)),
+        "experiences that proved useful": sum(change.kind == "settled" for change in changes),
+        "experiences dropped": sum(change.kind == "dropped" for change in changes),
+        "mean training score": fmean(scores) if scores else 0.0,
+    }
+
+
+def tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """A table of shares for sizes and lessons, one for the stop, one for the indicators."""
+    found = []
+    of_arm = defaultdict(list)
+    for each in runs:
+        of_arm[each["arm"][0], str(each["arm"][1]), each["budget"]].append(each)
+    shares = Table("setting", *map(str, BUDGETS), title="Share of the attainable gain (SIMULATED)")
+    for kind, value in dict.fromkeys(key[:2] for key in of_arm if key[0] != "stop"):
+        row = [_summary([e["share"] for e in of_arm[kind, value, b]]) for b in BUDGETS]
+        shares.add_row(f"{kind} {value}", *row)
+    found.append(shares)
+    stop = Table("groups in a row", "cell", "score", "LM calls", title="Stop (SIMULATED)")
+    for kind, value, budget in of_arm:
+        for cell in STOP_CELLS if kind == "stop" else ():
+            own = [each for each in of_arm[kind, value, budget] if each["cell"] == cell]
+            scores, calls = [e["score"] for e in own], [e["calls"] for e in own]
+            stop.add_row(value, cell, f"{fmean(scores):.3f}", f"{fmean(calls):.0f}")
+    found.append(stop)
+    early = Table("after a quarter", *map(str, BUDGETS), title="Indicators: rank correlation")
+    derived = {b: of_arm["derived", "None", b] for b in BUDGETS}
+    for name in derived[BUDGETS[0]][0]["early"]:
+        row = [spearmanr([e["early"][name] for e in d], [e["share"] for e in d]).statistic
+               for d in derived.values()]  # fmt: skip
+        early.add_row(name, *(f"{each:+.2f}" for each in row))
+    return [*found, early]
+
+
+def _summary(values: Sequence[float]) -> str:
+    summary = ScoreSummary.of(values)
+    return "" if summary is None else str(summary).partition(" on")[0]
+
+
+def main() -> None:
+    """Run all arms, print the tables, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--first-seed", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/recipe.json"))
+    parser.add_argument("--show", type=Path, help="print the tables of a result file")
+    given = parser.parse_args()
+    if given.show:
+        for table in tables(json.loads(given.show.read_text())["runs"]):
+            Console().print(table)
+        return
+    sizes = [("sizes", (group, batch)) for group in GROUP_SIZES for batch in BATCH_SIZES]
+    arms: list[Arm] = [("derived", None), *sizes, *(("lessons", n) for n in LESSONS)]
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
+    tasks = [(c, b, arm, s) for c in CELLS for b in BUDGETS for arm in arms for s in seeds]
+    tasks += [(c, None, ("stop", n), s) for c in STOP_CELLS for n in STOPS for s in seeds]
+    with contextlib.ExitStack() as stack:
+        mapped: Callable[..., Any] = map
+        if given.jobs > 1:
+            spawn = multiprocessing.get_context("spawn")
+            mapped = stack.enter_context(ProcessPoolExecutor(given.jobs, mp_context=spawn)).map
+        runs = list(mapped(run, *zip(*tasks, strict=True)))
+    head = json.dumps(
+        {
+            "command": " ".join(["python", *sys.argv]),
+            "versions": {name: version(name) for name in ("tfgrpo-dspy", "dspy")},
+            "seeds": list(seeds),
+        }
+    )
+    rows = ",\n".join(json.dumps(each) for each in runs)
+    given.out.write_text(f'{head[:-1]}, "runs": [\n{rows}\n]}}\n', encoding="utf-8")
+    for table in tables(json.loads(given.out.read_text())["runs"]):
+        Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
