@@ -15,6 +15,8 @@ from runs import (
     learned,
     learned_in,
     library_texts,
+    optimizer_of,
+    polite_lm,
     predictor,
     questions,
     records,
@@ -367,3 +369,13 @@ def test_objectives_of_the_metric_are_scored_by_their_mean_and_reach_strategies(
         (1.0, {"right": 1.0, "short": 1.0}),
         (0.5, {"right": 0.0, "short": 1.0}),
     ]
+
+
+def test_the_plan_says_that_it_does_not_know_what_strategies_take() -> None:
+    optimizer = optimizer_of(strategies=(Hint(),))
+    with dspy.context(lm=polite_lm()):
+        plans = [
+            str(each.estimate(predictor(), trainset=questions(6), valset=questions(6, start=50)))
+            for each in (optimizer, optimizer_of())
+        ]
+    assert ["strategies" in plan for plan in plans] == [True, False]

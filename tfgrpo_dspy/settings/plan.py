@@ -67,12 +67,14 @@ class PlanRow:
 class Plan:
     """What a compile would do; `str` is a table, with the schedule below it.
 
-    The last row of `rows` is their sum, `total`; no limit of the budget is exceeded there.
+    The last row of `rows` is their sum, `total`; no limit of the budget is exceeded there. What
+    strategies try and ask besides is in no row.
     """
 
     rows: tuple[PlanRow, ...]
     n_updates: int
     schedule: Mapping[str, int]
+    has_strategies: bool = False
 
     @property
     def total(self) -> PlanRow:
@@ -86,6 +88,7 @@ class Plan:
             f"{'purpose':<26}{head}  {head}",
             *map(str, self.rows),
             f"likely: {self.n_updates} updates; fewer where one lesson solves the task",
+            *["what the strategies try and ask besides is not known"] * self.has_strategies,
             "",
             *(f"{name:<16}{value:>6}" for name, value in self.schedule.items()),
         ]
@@ -107,7 +110,7 @@ def plan_of(settings: RunSettings) -> Plan:
     table = (rows | {"in all": _sum(rows)} for rows in (likely, most))
     columns = [[_within(settings, each) for each in rows.values()] for rows in table]
     rows = map(PlanRow, (*likely, "in all"), *columns)
-    return Plan(tuple(rows), n, settings.schedule)
+    return Plan(tuple(rows), n, settings.schedule, bool(settings.strategies))
 
 
 def _affordable(settings: RunSettings, fixed: Planned, each: Planned) -> float:
