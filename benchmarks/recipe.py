@@ -8,7 +8,7 @@ The worlds are those of `worlds.py`. A figure is the share of the attainable gai
 **Sizes.** Group size and batch size are set; all else is derived. `derived` sets nothing.
 **Lessons.** UpdateLibrary is shown only so many lessons of each update, the best supported ones.
 **Stop.** After how many groups in a row, all of the best score, a run ends that has no budget: in a
-world whose student is perfect, and in one where .97 is the best chance.
+world whose student is perfect, and in three where .97 is the best chance.
 **Indicators.** What is known after a quarter of the LM calls, and its rank correlation (Spearman)
 with the share of the gain at the end; over all derived runs.
 """
@@ -48,7 +48,7 @@ CELLS = ("kinds/words/named/.25", "kinds/codes/unnamed/.5", "kinds/chinese/named
          "leaks")  # fmt: skip
 BUDGETS = (200, 800)
 GROUP_SIZES, BATCH_SIZES, LESSONS, STOPS = (2, 3, 5), (4, 8, 20), (1, 2, 4), (10, 20, 40, None)
-STOP_CELLS = ("perfect", "kinds/words/named/0")
+STOP_CELLS = ("perfect", "kinds/words/named/0", "kinds/codes/named/.25", "leaks")
 
 
 @dataclass(frozen=True)

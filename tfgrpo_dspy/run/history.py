@@ -34,8 +34,8 @@ from tfgrpo_dspy.strategies.base import BatchPlan, UpdateContext
 
 MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly teach what they say
 SATURATED_GROUPS = 20
-"""After so many groups in a row that had the best score throughout, no more is expected: probably
-fewer than one example in twenty has anything left to gain (`benchmarks/recipe.py`)."""
+"""After so many groups in a row that had the best score throughout, no more is expected, whatever
+is on trial. With 10, some simulated runs ended too early (`benchmarks/recipe.py`)."""
 UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
 """After so many epochs, and updates, without a change of the result no more is expected."""
 
@@ -162,16 +162,13 @@ class History:
         """Why no more is to be expected of further updates; "" if more is."""
         n_known, run = self._n_known(update), self._run
         latest, before = self.decisions[n_known], self.decisions[self.n_drafts : n_known]
-        if latest.is_open:
-            return ""
-        epoch = run.report.updates[max(0, n_known - self._n_batches) : n_known]
-        is_taught = any(group.used_as in TEACHING for record in epoch for group in record.groups)
-        if len(before) >= self._n_batches and not is_taught:
-            return "no group of a whole epoch had anything to teach"
         if self._is_saturated(n_known):
             return f"all rollouts of the last {SATURATED_GROUPS} groups had the best score"
-        if len(before) < self._n_batches:
+        if latest.is_open or len(before) < self._n_batches:
             return ""
+        epoch = run.report.updates[n_known - self._n_batches : n_known]
+        if not any(group.used_as in TEACHING for record in epoch for group in record.groups):
+            return "no group of a whole epoch had anything to teach"
         n = max(UNCHANGED_EPOCHS * self._n_batches, UNCHANGED_UPDATES)
         is_unchanged = all(list(one.result) == list(latest.result) for one in before[-n:])
         demos = [[one.score for one in best[: run.settings.max_demos]] for best in self.best]
