@@ -128,10 +128,16 @@ class History:
         """How many rollouts each example of the batch gets, by the strategies."""
         if not self._group_size:
             return sizes
-        known = self.groups_before(self.n_awaited(update))
-        run = self._run
+        n_known, run = self.n_awaited(update), self._run
         plan = BatchPlan(
-            sizes, known, self._training, run.trainset, self._group_size, update, run.settings.seed
+            sizes,
+            self.groups_before(n_known),
+            tuple(i for batch in self.batches[n_known:update] for i in batch.examples),
+            self._training,
+            run.trainset,
+            self._group_size,
+            update,
+            run.settings.seed,
         )
         return self._strategies.sizes(plan)
 

@@ -13,14 +13,12 @@ from tfgrpo_dspy.strategies.base import (
     Strategy,
     UpdateContext,
 )
+from tfgrpo_dspy.strategies.bayesian_allocation import BayesianAllocation
+from tfgrpo_dspy.strategies.domain_bandit import DomainBandit
+from tfgrpo_dspy.strategies.hard_sample_weights import HardSampleWeights
+from tfgrpo_dspy.strategies.learning_frontier import LearningFrontier
 
 __all__ = [
-    "Ask",
-    "Attempt",
-    "BatchPlan",
-    "GroupContext",
-    "Proposed",
-    "Scored",
-    "Strategy",
-    "UpdateContext",
-]
+    "Ask", "Attempt", "BatchPlan", "BayesianAllocation", "DomainBandit", "GroupContext",
+    "HardSampleWeights", "LearningFrontier", "Proposed", "Scored", "Strategy", "UpdateContext",
+]  # fmt: skip

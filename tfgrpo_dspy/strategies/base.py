@@ -36,6 +36,7 @@ class BatchPlan:
         sizes: how many rollouts each of its examples gets, by position in the training set; as the
             usual schedule, or the strategy before, has it.
         past: all groups of the updates that are decided for sure, in their order.
+        under_way: the examples of the batches since, which are still being made.
         training: the positions of the examples that may be chosen.
         trainset: all examples, by position.
         group_size: the usual number of rollouts of an example.
@@ -45,6 +46,7 @@ class BatchPlan:
 
     sizes: Mapping[int, int]
     past: tuple[SampledGroup, ...]
+    under_way: tuple[int, ...]
     training: tuple[int, ...]
     trainset: Sequence[Any]
     group_size: int
