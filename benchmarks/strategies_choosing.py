@@ -1,9 +1,9 @@
 """Worlds in which most examples teach nothing, for the strategies that choose examples. SIMULATED.
 
-**spread.** 80 cases of ten kinds. Of each kind, two cases of five are easy (.99, whatever is known),
-two of five are hard (.01, whatever is known), and one of five has a chance of .35, or .97 with the
-right lesson of its kind. The metric says nothing in words, and lessons do not see labels: so a
-lesson can only come from a group with contrast. Scores count the cases that can be learned.
+**spread.** 80 cases of ten kinds. Of each kind, two cases of five are easy (.99, whatever is
+known), two of five are hard (.01, whatever is known), and one of five has a chance of .35, or .97
+with the right lesson of its kind. The metric says nothing in words, and lessons do not see labels:
+so a lesson can only come from a group with contrast. Scores count the cases that can be learned.
 
 **by kind.** The same, but all cases of four kinds are easy, of four kinds hard; two can be learned.
 

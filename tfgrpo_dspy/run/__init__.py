@@ -219,7 +219,8 @@ class Run:
     def _context(self, batch: Batch, sampled: SampledGroup) -> GroupContext:
         known = self._history.groups_before(self._history.n_awaited(batch.update))
         example = self._run.trainset[sampled.group.example]
-        return GroupContext(sampled, example, known, batch.decision.result)
+        library, shows_labels = batch.decision.result, self._history.shows_labels
+        return GroupContext(sampled, example, known, library, shows_labels)
 
     def _rewarded(
         self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]

@@ -154,7 +154,14 @@ class History:
             self._training,
             run.trainset,
             tuple(run.predictors),
+            self.shows_labels,
         )
+
+    @property
+    def shows_labels(self) -> bool:
+        """Whether the reflection LM may be shown labels."""
+        settings = self._run.settings
+        return settings.reflection.use_labels and settings.metric is not None
 
     def reward(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Rollouts that compare student and result, with what they count with."""
@@ -289,8 +296,7 @@ class History:
     @cached_property
     def _texts(self) -> tuple[str, ...]:
         """The inputs of each example, and its labels where the reflection LM may see them."""
-        settings = self._run.settings
-        is_labelled = settings.reflection.use_labels and settings.metric is not None
+        is_labelled = self.shows_labels
         seen = [(e.inputs(), e.labels() if is_labelled else {}) for e in self._run.trainset]
         return tuple(fields_text({**as_fields(given), **as_fields(told)}) for given, told in seen)
 

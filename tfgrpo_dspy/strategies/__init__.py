@@ -17,8 +17,11 @@ from tfgrpo_dspy.strategies.bayesian_allocation import BayesianAllocation
 from tfgrpo_dspy.strategies.domain_bandit import DomainBandit
 from tfgrpo_dspy.strategies.hard_sample_weights import HardSampleWeights
 from tfgrpo_dspy.strategies.learning_frontier import LearningFrontier
+from tfgrpo_dspy.strategies.teacher_rollouts import TeacherRollouts
+from tfgrpo_dspy.strategies.tiered_hints import TieredHints
 
 __all__ = [
     "Ask", "Attempt", "BatchPlan", "BayesianAllocation", "DomainBandit", "GroupContext",
-    "HardSampleWeights", "LearningFrontier", "Proposed", "Scored", "Strategy", "UpdateContext",
+    "HardSampleWeights", "LearningFrontier", "Proposed", "Scored", "Strategy", "TeacherRollouts",
+    "TieredHints", "UpdateContext",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.rollout import FAILURE_SCORE, Group, Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
 
 
@@ -63,12 +63,14 @@ class GroupContext:
         example: the example.
         past: all groups of the updates that were decided for sure when the batch was made.
         library: the library that a program would be given if the run ended there.
+        shows_labels: whether the reflection LM may be shown labels.
     """
 
     sampled: SampledGroup
     example: Any
     past: tuple[SampledGroup, ...]
     library: ExperienceLibrary
+    shows_labels: bool = True
 
     @property
     def group(self) -> Group:
@@ -80,6 +82,17 @@ class GroupContext:
         """The earlier groups of this example, without rollouts that had a hint or a teacher."""
         index = self.group.example
         return [each.unaided for each in self.past if each.group.example == index]
+
+    @property
+    def fails(self) -> bool:
+        """Whether the group, with all attempts so far, has no contrast and a score that is too low.
+
+        That is 0.0 or less, or less than what any earlier rollout scored.
+        """
+        scores = self.group.scores
+        best = max((score for each in self.past for score in each.group.scores), default=0.0)
+        is_low = bool(scores) and (max(scores) <= FAILURE_SCORE or max(scores) < best)
+        return is_low and not self.group.has_contrast
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +138,7 @@ class UpdateContext:
         training: the positions of the examples that are trained on.
         trainset: all examples, by position.
         predictors: the names of the program's predictors.
+        shows_labels: whether the reflection LM may be shown labels.
     """
 
     update: int
@@ -136,6 +150,7 @@ class UpdateContext:
     training: tuple[int, ...]
     trainset: Sequence[Any]
     predictors: tuple[str, ...]
+    shows_labels: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ class BayesianAllocation(Strategy):
         SettingsError: a setting is out of range.
     """
 
-    memory: float = 0.3
-    most: int = 5
+    memory: float = 0.7
+    most: int = 3
 
     def __post_init__(self) -> None:
         check_range("memory", self.memory, 0, 1)

@@ -64,8 +64,8 @@ def pass_rates(
 def _prior(groups: Sequence[Sequence[float]]) -> PassRate:
     """The Beta distribution of the examples' chances, by the moments of all groups.
 
-    Where most groups have no contrast, its mass lies at both ends. Its correlation within a group is
-    1/3, that of equal chances from 0 to 1, with the weight of `PRIOR_GROUPS` groups.
+    Where most groups have no contrast, its mass lies at both ends. Its correlation within a group
+    is 1/3, that of equal chances from 0 to 1, with the weight of `PRIOR_GROUPS` groups.
     """
     shares = [share for group in groups for share in group]
     mean = (sum(shares) + 1) / (len(shares) + 2)
