@@ -2,8 +2,8 @@
 
 **failing.** 80 cases of ten kinds. A case is answered right with a chance of .35 if it is of the
 first kind, of .005 otherwise, and of .97 with the right lesson of its kind. The metric says nothing
-in words, and no lesson is drafted from labels: a lesson about a kind can only come from a group with
-a right answer in it. A quarter of the lessons is wrong.
+in words, and no lesson is drafted from labels: a lesson about a kind can only come from a group
+with a right answer in it. A quarter of the lessons is wrong.
 
 **Hints.** The simulated reflection LM writes them for the case that it is shown, if it is shown the
 label, too. With a hint the chance is .15 (concept), .4 (plan) or .8 (step). One in ten hints gives
@@ -41,14 +41,14 @@ NO_DRAFTS = Reflection(drafts=0)
 
 
 class Failing(World):
-    """A world in which the student fails on nine kinds of ten; `taught` is the teacher's chance."""
+    """A world in which the student fails on nine kinds of ten."""
 
     def unaided(self, case: int) -> float:
         """The chance without any lesson."""
         return UNAIDED if self.kind(case) == 0 else FAILING
 
     def chance_for(self, case: int, lessons: Collection[Lesson], least: float) -> float:
-        """The chance with these lessons, and at least as much where there is a hint or a teacher."""
+        """The chance with these lessons; a hint or a teacher makes it at least `least`."""
         return max(self.chance(case, lessons), least)
 
     def metric(self, gold: Any, pred: Any, trace: Any = None) -> float:  # type: ignore[override]
