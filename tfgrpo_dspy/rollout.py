@@ -75,6 +75,8 @@ class Rollout:
     apart in caches. `score` is None where the metric gave none (`failure` says why, or there is no
     metric). `objectives` are further figures of the metric, by name. `usage` is the program's own,
     `metric_usage` that of an LM judge in the metric, which was called `n_metric_calls` times.
+    `entropy` is the mean negative log-probability, in nats, of the tokens that the program's LMs
+    wrote: how unsure they were. None: they do not say (`dspy.LM(..., logprobs=True)` asks for it).
     """
 
     example: int
@@ -88,6 +90,7 @@ class Rollout:
     usage: Usage = Usage()
     metric_usage: Usage = Usage()
     n_metric_calls: Count = 0
+    entropy: FiniteFloat | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, sequences, strings and numbers, ready for JSON."""

@@ -22,6 +22,7 @@ from dspy.utils.exceptions import LMError
 
 from tfgrpo_dspy.budget.faults import is_fatal, is_passing, is_too_long, is_unanswered, retry_after
 from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED, Ledger, Reservation
+from tfgrpo_dspy.budget.surprisal import surprisals
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Usage, rollout_id_for
@@ -104,6 +105,7 @@ class Meter:
         self._was_refused = False
         self._abandoned = ABANDONED.get()
         self._used: list[Usage] = []
+        self.surprisals: list[float] = []  # of the tokens of all answers
         self._last: tuple[Any, Mapping[str, Any]] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Meter":
@@ -152,6 +154,7 @@ class Meter:
         if used is not None:
             used.append(usage)
         self._used.append(usage)
+        self.surprisals += surprisals(entry)
         self._last = (dspy.settings.caller_modules or [None])[-1], entry
 
     @contextmanager

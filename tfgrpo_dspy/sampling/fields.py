@@ -9,6 +9,8 @@ from typing import Any
 import dspy
 import pydantic
 
+from tfgrpo_dspy.budget.surprisal import has_log_probabilities
+
 MEDIA = (dspy.Image, dspy.Audio, dspy.File)
 
 
@@ -57,11 +59,18 @@ def media_in(value: Any) -> list[Any]:
 
 
 def as_fields(value: Any) -> dict[str, str]:
-    """The fields of an example, a prediction or a mapping, each as text; {} for None."""
+    """The fields of an example, a prediction or a mapping, each as text; {} for None.
+
+    The log-probabilities that DSPy adds to a prediction are no field of the program's.
+    """
     if value is None:
         return {}
     if isinstance(value, Mapping | dspy.Example):  # a Prediction is an Example
-        return {str(name): as_text(item) for name, item in value.items()}
+        return {
+            str(name): as_text(item)
+            for name, item in value.items()
+            if name != "logprobs" or not has_log_probabilities(item)
+        }
     return {"output": as_text(value)}
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import inspect
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -66,6 +67,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
         steps=run.steps(trace, failure),
         failure=failure,
         usage=run.meter.usage,
+        entropy=statistics.fmean(run.meter.surprisals) if run.meter.surprisals else None,
     )
     if failure or task.score is None:
         return rollout
