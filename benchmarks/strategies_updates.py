@@ -1,0 +1,158 @@
+"""Worlds for ConflictAware, Extrapolate and AttributionPrior. NOTHING IS REAL.
+
+*Conflicts.* Five of ten lines for every example add .3 on some kinds of cases and cost .3 on the
+others (half and half, drawn for each line and kind); the other five do nothing. Reflection writes
+such a line, in a quarter of the cases narrowed to the kind of a case that it sees. Asked where a
+line helps, it names the kinds with more cases among those where it helped than among those where it
+harmed; in a quarter of its answers it names those where it harmed.
+"""
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from simlm_texts import Prompt, sections
+from simlm_world import draw
+from strategies import Bar, Setting
+from strategy_runs import compiled
+from worlds import cells
+from worlds_engine import WorldEngine
+from worlds_model import BROAD_LINES, MATERIALS, Cell, Lesson, World
+
+from tfgrpo_dspy.strategies.base import Strategy
+from tfgrpo_dspy.strategies.conflict_aware import ConflictAware
+
+ARMS = ("with", "without")
+BUDGET = 400
+WRONG_ANSWERS = 0.25
+
+# ---- conflicts
+N_CONFLICTING, GAIN, NARROWS = 5, 0.3, 0.25
+HELPED_SHARE = 0.5
+CONDITION = "When a case is about "
+
+
+@dataclass(frozen=True)
+class Narrowed(Lesson):
+    """A line for some kinds only."""
+
+    kinds: tuple[int, ...] = ()
+
+
+class _Lessons(dict[str, Lesson]):
+    """Lessons by their texts, which are read when they are first seen."""
+
+    def __init__(self, world: "ConflictWorld") -> None:
+        super().__init__()
+        self._world = world
+
+    def __missing__(self, text: str) -> Lesson:
+        self[text] = self._world.read(text)
+        return self[text]
+
+
+class ConflictWorld(World):
+    """Lines that help on some kinds of cases and harm on others."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(Cell("conflicts", "words", n_right=N_CONFLICTING), seed)
+        plain = dict(self.lessons)
+        self.lessons = _Lessons(self)
+        self.lessons.update(plain)
+        lines = (f"[{t[0]}{t[0].lower()}]{re.escape(t[1:])}" for t in sorted(plain, key=len))
+        self.planted = re.compile(rf"(?:{CONDITION}[a-z, ]+, )?(?:{'|'.join(lines)})")
+
+    def read(self, text: str) -> Lesson:
+        """The lesson that a text is."""
+        condition, _, line = text.removeprefix(CONDITION).rpartition(", ")
+        line = line[0].upper() + line[1:]
+        kinds = (MATERIALS.index(word) for word in re.findall("[a-z]+", condition) if word != "or")
+        place = BROAD_LINES.index(line)
+        return Narrowed(f"broad {self.broad[place]}", place=place, kinds=tuple(sorted(kinds)))
+
+    def text(self, lesson: Lesson) -> str:
+        line = super().text(lesson)
+        if not isinstance(lesson, Narrowed):
+            return line
+        names = " or ".join(MATERIALS[kind] for kind in lesson.kinds)
+        return f"{CONDITION}{names}, {line[0].lower()}{line[1:]}"
+
+    def gain(self, line: int, kind: int) -> float:
+        """What the line adds to the chance on cases of the kind."""
+        if self.broad[line] != "right":
+            return 0.0
+        return GAIN if draw(self.seed, "gain", line, kind) < HELPED_SHARE else -GAIN
+
+    def chance(self, case: int, lessons: Collection[Lesson]) -> float:
+        kind = self.kind(case)
+        held = {own.place for own in lessons if kind in getattr(own, "kinds", (kind,))}
+        lines = (place for place in held if place in self.broad)
+        told = {own.place for own in lessons if own.what != "useless"} & set(lines)
+        chance = self.unaided(case) + sum(self.gain(line, kind) for line in sorted(told))
+        return min(max(chance, 0.02), 0.98)
+
+
+class ConflictEngine(WorldEngine):
+    """Knows where a line helps from what it is shown."""
+
+    def _written(self, prompt: Prompt) -> list[Lesson]:
+        world, key = self.world, self._key(prompt)
+        evident, _ = world.evidence(prompt.user)
+        made = []
+        for own in super()._written(prompt):
+            if own.what != "useless" and draw("narrows", own, *key) < NARROWS:
+                kind = sorted(evident, key=lambda kind: draw("kind", kind, *key))[0]
+                own = Narrowed(own.what, place=own.place, kinds=(kind,))
+            made.append(own)
+        return made
+
+    def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
+        if name != "narrower":
+            return super()._value(name, type_, prompt)
+        world, shown = self.world, sections(prompt.user)
+        (advice,) = world.found(shown["advice"])
+        sides = ("helped", "harmed")
+        if draw("misread", *self._key(prompt)) < WRONG_ANSWERS:
+            sides = ("harmed", "helped")
+        for_, against = (Counter(map(world.kind, world.cases_in(shown[s]))) for s in sides)
+        kinds = tuple(sorted(kind for kind in for_ if for_[kind] > against[kind]))
+        return world.text(Narrowed(advice.what, place=advice.place, kinds=kinds)) if kinds else "None"
+
+
+def conflicts(arm: str, seed: int) -> dict[str, float]:
+    """One arm in the world of conflicts."""
+    world = ConflictWorld(seed)
+    strategies = (ConflictAware(),) if arm == "with" else ()
+    return scored(world, ConflictEngine(world), strategies, seed)
+
+
+# ---- all
+def scored(
+    world: World, engine: WorldEngine, strategies: tuple[Strategy, ...], seed: int, **arguments: Any
+) -> dict[str, float]:
+    """The exact held-out score of what a run returns."""
+    program = compiled(world, engine, strategies, arguments.pop("budget", BUDGET), seed, **arguments)
+    return {"score": world.score(world.held(program))}
+
+
+def ordinary(strategy: type[Strategy], arm: str, seed: int) -> dict[str, float]:
+    """A world of right and wrong lessons; questions of strategies get an answer without worth."""
+    world = World(cells()["kinds/words/named/.25"], seed)
+    return scored(world, WorldEngine(world), (strategy(),) if arm == "with" else (), seed)
+
+
+def settings(strategy: type[Strategy], about: str, run: Any) -> tuple[Setting, ...]:
+    """The strategy in its own world, and in an ordinary one, where it should do no harm."""
+    name, harm = strategy.__name__, functools.partial(ordinary, strategy)
+    return (
+        Setting(name, about, ARMS, run, (Bar("score", *ARMS),)),
+        Setting(name, "harm: ordinary world", ARMS, harm, (Bar("score", *ARMS, least=-0.02),)),
+    )
+
+
+SETTINGS: tuple[Setting, ...] = (
+    *settings(ConflictAware, "lines that help and harm", conflicts),
+)
