@@ -70,8 +70,8 @@ class ConflictWorld(World):
         condition, _, line = text.removeprefix(CONDITION).rpartition(", ")
         line = line[0].upper() + line[1:]
         kinds = (MATERIALS.index(word) for word in re.findall("[a-z]+", condition) if word != "or")
-        place = BROAD_LINES.index(line)
-        return Narrowed(f"broad {self.broad[place]}", place=place, kinds=tuple(sorted(kinds)))
+        known = {World.text(self, own): own for own in self._all_lessons()}[line]
+        return Narrowed(known.what, place=known.place, kinds=tuple(sorted(kinds)))
 
     def text(self, lesson: Lesson) -> str:
         line = super().text(lesson)
@@ -88,10 +88,9 @@ class ConflictWorld(World):
 
     def chance(self, case: int, lessons: Collection[Lesson]) -> float:
         kind = self.kind(case)
-        held = {own.place for own in lessons if kind in getattr(own, "kinds", (kind,))}
-        lines = (place for place in held if place in self.broad)
-        told = {own.place for own in lessons if own.what != "useless"} & set(lines)
-        chance = self.unaided(case) + sum(self.gain(line, kind) for line in sorted(told))
+        of_kind = (own for own in lessons if kind in getattr(own, "kinds", (kind,)))
+        lines = sorted({own.place for own in of_kind if own.what != "useless"})
+        chance = self.unaided(case) + sum(self.gain(line, kind) for line in lines)
         return min(max(chance, 0.02), 0.98)
 
 
@@ -135,6 +134,8 @@ def scored(
 ) -> dict[str, float]:
     """The exact held-out score of what a run returns."""
     program = compiled(world, engine, strategies, arguments.pop("budget", BUDGET), seed, **arguments)
+    if failed := program.detailed_results.failures:
+        raise RuntimeError(f"{failed}: in a simulation nothing fails.")
     return {"score": world.score(world.held(program))}
 
 
