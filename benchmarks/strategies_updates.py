@@ -5,25 +5,32 @@ others (half and half, drawn for each line and kind); the other five do nothing.
 such a line, in a quarter of the cases narrowed to the kind of a case that it sees. Asked where a
 line helps, it names the kinds with more cases among those where it helped than among those where it
 harmed; in a quarter of its answers it names those where it harmed.
+
+*Families.* Ten families (copper, linen, ...) of four kinds (copper rods, copper rings, ...); all
+kinds of a family have one code. Reflection writes lessons as in all worlds (a quarter of them are
+wrong), but nine in ten are about one kind only. Asked to extrapolate, it writes the lesson of a
+family where two lines that it is shown give kinds of it one code; in a quarter of its answers it
+gives each family the code of another one.
 """
 
 import functools
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from simlm_texts import Prompt, sections
-from simlm_world import draw
+from simlm_world import draw, pick
 from strategies import Bar, Setting
 from strategy_runs import compiled
 from worlds import cells
 from worlds_engine import WorldEngine
-from worlds_model import BROAD_LINES, MATERIALS, Cell, Lesson, World
+from worlds_model import MATERIALS, N_KINDS, N_WRONG, Cell, Lesson, World
 
 from tfgrpo_dspy.strategies.base import Strategy
 from tfgrpo_dspy.strategies.conflict_aware import ConflictAware
+from tfgrpo_dspy.strategies.extrapolate import Extrapolate
 
 ARMS = ("with", "without")
 BUDGET = 400
@@ -125,7 +132,85 @@ def conflicts(arm: str, seed: int) -> dict[str, float]:
     """One arm in the world of conflicts."""
     world = ConflictWorld(seed)
     strategies = (ConflictAware(),) if arm == "with" else ()
-    return scored(world, ConflictEngine(world), strategies, seed)
+    return scored(world, ConflictEngine(world), strategies, seed, budget=800)
+
+
+# ---- families
+KINDS = ("rods", "rings", "sheets", "blocks")
+ABOUT_KIND = 0.9
+
+
+@dataclass(frozen=True)
+class OfKind(Lesson):
+    """A lesson about one kind of a family; `kind` is the family."""
+
+    own: int = -1
+
+
+class FamilyWorld(World):
+    """Kinds that have their code from their family."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(Cell("families", "words", wrong=0.25), seed)
+
+    def _all_lessons(self) -> Iterable[Lesson]:
+        for lesson in super()._all_lessons():
+            yield lesson
+            if lesson.kind >= 0:
+                for own in range(len(KINDS)):
+                    yield OfKind(lesson.what, lesson.kind, lesson.place, own)
+
+    @staticmethod
+    def own(case: int) -> int:
+        """The kind of the case within its family."""
+        return case // N_KINDS % len(KINDS)
+
+    def text(self, lesson: Lesson) -> str:
+        line = super().text(lesson)
+        if not isinstance(lesson, OfKind):
+            return line
+        family = MATERIALS[lesson.kind]
+        return line.replace(family, f"{family} {KINDS[lesson.own]}")
+
+    def request(self, case: int) -> str:
+        family = MATERIALS[self.kind(case)]
+        return super().request(case).replace(family, f"{family} {KINDS[self.own(case)]}")
+
+    def chance(self, case: int, lessons: Collection[Lesson]) -> float:
+        own = self.own(case)
+        return super().chance(case, [one for one in lessons if getattr(one, "own", own) == own])
+
+
+class FamilyEngine(WorldEngine):
+    """Finds the rule behind lines about kinds."""
+
+    def _about(self, kind: int, cases: Sequence[int], key: tuple[Any, ...]) -> Lesson:
+        lesson = super()._about(kind, cases, key)
+        if draw("about kind", kind, *key) >= ABOUT_KIND:
+            return lesson
+        own = FamilyWorld.own(cases[pick(len(cases), "own", kind, *key)])
+        return OfKind(lesson.what, lesson.kind, lesson.place, own)
+
+    def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
+        if name != "candidates":
+            return super()._value(name, type_, prompt)
+        world = self.world
+        shown = Counter(
+            Lesson(own.what, own.kind, own.place)
+            for own in world.found(sections(prompt.user)["came"])
+            if isinstance(own, OfKind)
+        )
+        found = [own for own, n in shown.items() if n > 1]
+        if draw("misled", *self._key(prompt)) < WRONG_ANSWERS:
+            found = [Lesson("wrong", own.kind, (own.place + 1) % N_WRONG) for own in found]
+        return "\n".join(map(world.text, found)) or "None"
+
+
+def families(arm: str, seed: int) -> dict[str, float]:
+    """One arm in the world of families."""
+    world = FamilyWorld(seed)
+    strategies = (Extrapolate(),) if arm == "with" else ()
+    return scored(world, FamilyEngine(world), strategies, seed)
 
 
 # ---- all
@@ -156,4 +241,5 @@ def settings(strategy: type[Strategy], about: str, run: Any) -> tuple[Setting, .
 
 SETTINGS: tuple[Setting, ...] = (
     *settings(ConflictAware, "lines that help and harm", conflicts),
+    *settings(Extrapolate, "rules behind single lessons", families),
 )
