@@ -11,9 +11,17 @@ kinds of a family have one code. Reflection writes lessons as in all worlds (a q
 wrong), but nine in ten are about one kind only. Asked to extrapolate, it writes the lesson of a
 family where two lines that it is shown give kinds of it one code; in a quarter of its answers it
 gives each family the code of another one.
+
+*Fields.* Eight examples in all. The goods of a case decide its code; with so few examples the town
+seems to decide as well. Half of the lessons are about a town: they give it the code of the case
+that was seen, which is seldom that of the next case of the town. Where the prompt says that the
+goods decide, 15 % are about towns; where it says that towns do, 85 %. Such a line in the program's
+prompt adds or costs .05. Asked what matters, reflection says the goods, but in a fifth of the
+worlds the town.
 """
 
 import functools
+import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -26,8 +34,9 @@ from strategies import Bar, Setting
 from strategy_runs import compiled
 from worlds import cells
 from worlds_engine import WorldEngine
-from worlds_model import MATERIALS, N_KINDS, N_WRONG, Cell, Lesson, World
+from worlds_model import MATERIALS, N_KINDS, N_WRONG, TOWNS, Cell, Lesson, World
 
+from tfgrpo_dspy.strategies.attribution_prior import AttributionPrior
 from tfgrpo_dspy.strategies.base import Strategy
 from tfgrpo_dspy.strategies.conflict_aware import ConflictAware
 from tfgrpo_dspy.strategies.extrapolate import Extrapolate
@@ -213,6 +222,82 @@ def families(arm: str, seed: int) -> dict[str, float]:
     return scored(world, FamilyEngine(world), strategies, seed)
 
 
+# ---- fields
+FOCUS = ("Go by the goods, not by the town.", "Go by the town, not by the goods.")
+ABOUT_TOWN = {(): 0.5, (0,): 0.15, (1,): 0.85, (0, 1): 0.5}
+"""The share of lessons that are about a town, by the lines of `FOCUS` in the prompt."""
+FOCUS_GAIN, WRONG_FOCUS, N_FEW = 0.05, 0.2, 8
+
+
+@dataclass(frozen=True)
+class OfTown(Lesson):
+    """Gives the cases of a town the code of a kind."""
+
+    town: int = -1
+
+
+class FieldsWorld(World):
+    """Two properties of cases, of which one decides."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(Cell("fields", "words", wrong=0.1), seed)
+
+    def _all_lessons(self) -> Iterable[Lesson]:
+        yield from super()._all_lessons()
+        yield from (Lesson("focus", place=place) for place in range(len(FOCUS)))
+        for kind, town in itertools.product(range(N_KINDS), range(len(TOWNS))):
+            yield OfTown("town", kind, town=town)
+
+    def text(self, lesson: Lesson) -> str:
+        if isinstance(lesson, OfTown):
+            return f"When a case goes to {TOWNS[lesson.town]}, answer {self.right[lesson.kind]}."
+        return FOCUS[lesson.place] if lesson.what == "focus" else super().text(lesson)
+
+    def town(self, case: int) -> int:
+        """Where the case goes."""
+        return pick(len(TOWNS), self.seed, "town", case)
+
+    def chance(self, case: int, lessons: Collection[Lesson]) -> float:
+        kind, town, told = self.kind(case), self.town(case), list[Lesson]()
+        for own in lessons:
+            if not isinstance(own, OfTown):
+                told.append(own)
+            elif own.town == town:
+                told.append(Lesson("right" if own.kind == kind else "wrong", kind))
+        signs = [1 - 2 * own.place for own in lessons if own.what == "focus"]
+        return min(max(0.02, super().chance(case, told) + FOCUS_GAIN * sum(signs)), 0.98)
+
+
+class FieldsEngine(WorldEngine):
+    """Looks where it is told to look."""
+
+    world: FieldsWorld
+
+    def _written(self, prompt: Prompt) -> list[Lesson]:
+        world, key, made = self.world, self._key(prompt), list[Lesson]()
+        said = sorted({own.place for own in world.found(prompt.user) if own.what == "focus"})
+        evident, _ = world.evidence(prompt.user)
+        for own in super()._written(prompt):
+            if own.kind >= 0 and draw("town", own, *key) < ABOUT_TOWN[tuple(said)]:
+                case = evident[own.kind][0]
+                own = OfTown("town", own.kind, town=world.town(case))
+            made.append(own)
+        return made
+
+    def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
+        if name not in ("matters", "advice"):
+            return super()._value(name, type_, prompt)
+        return FOCUS[draw("focus", *self._key(prompt)) < WRONG_FOCUS]
+
+
+def fields(arm: str, seed: int) -> dict[str, float]:
+    """One arm in the world of fields, with eight examples."""
+    world = FieldsWorld(seed)
+    strategies = (AttributionPrior(),) if arm == "with" else ()
+    examples = world.examples()[:N_FEW]
+    return scored(world, FieldsEngine(world), strategies, seed, budget=200, trainset=examples)
+
+
 # ---- all
 def scored(
     world: World, engine: WorldEngine, strategies: tuple[Strategy, ...], seed: int, **arguments: Any
@@ -242,4 +327,5 @@ def settings(strategy: type[Strategy], about: str, run: Any) -> tuple[Setting, .
 SETTINGS: tuple[Setting, ...] = (
     *settings(ConflictAware, "lines that help and harm", conflicts),
     *settings(Extrapolate, "rules behind single lessons", families),
+    *settings(AttributionPrior, "eight examples", fields),
 )

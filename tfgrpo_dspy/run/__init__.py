@@ -254,7 +254,7 @@ class Run:
     async def draft(self, batch: Batch) -> Extracted:
         """The lessons of the labels alone, unless the first rollouts wait for them."""
         await self._opened
-        return await draft_lessons(self._client, batch, self._training)
+        return await draft_lessons(await self._noting(batch), batch, self._training)
 
     async def extract(self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]) -> Extracted:
         """The lessons of the groups that can teach, which share calls of the reflection LM."""
@@ -263,8 +263,16 @@ class Run:
             group = await self._strategies.shown(self._context(batch, sampled), batch)
             return replace(sampled, group=group)
 
-        best_score = self._history.best_score(batch)
-        return await extract_lessons(self._client, batch, groups, best_score, show)
+        best_score, client = self._history.best_score(batch), await self._noting(batch)
+        return await extract_lessons(client, batch, groups, best_score, show)
+
+    async def _noting(self, batch: Batch) -> ReflectionClient:
+        """The client that lessons are asked for, with what strategies want it to say."""
+        if not self._strategies.overriding("note"):
+            return self._client
+        await self._opened
+        note = await self._strategies.noted(self._history.known(batch), batch)
+        return self._client.noting(note) if note else self._client
 
     async def propose(self, batch: Batch, extracted: Extracted) -> list[Operation | Refusal]:
         """The operations that lessons call for, after the update before; also those refused."""

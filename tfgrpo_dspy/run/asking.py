@@ -3,6 +3,7 @@
 Nothing that a module does can end the run: what it raises is counted and costs its own answer.
 """
 
+import copy
 import functools
 import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -95,6 +96,12 @@ class ReflectionClient:
             "max_words": max_words,
             "limits": f"at most {n} experiences of at most {max_words} words each",
         }
+
+    def noting(self, note: str) -> "ReflectionClient":
+        """This client, which says the note after the objective."""
+        noting = copy.copy(self)
+        noting.common = self.common | {"objective": f"{self.common['objective']}\n\n{note}"}
+        return noting
 
     def images_of(self, examples: Iterable[Any]) -> list[str]:
         """The images in the inputs of the examples, as DSPy writes them into a text.

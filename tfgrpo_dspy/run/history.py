@@ -147,6 +147,16 @@ class History:
             tuple(run.predictors),
         )
 
+    def known(self, batch: Batch) -> UpdateContext:
+        """What strategies know of the update when its batch is made."""
+        n = self.n_awaited(batch.update)
+        return replace(
+            self.context(batch, Extracted((), ())),
+            library=batch.library,
+            libraries=tuple(decision.library for decision in self.decisions[: n + 1]),
+            past=self.groups_before(n),
+        )
+
     def reward(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Rollouts that compare student and result, with what they count with."""
         return self._strategies.rewarded(rollouts, self.first, is_training=False)

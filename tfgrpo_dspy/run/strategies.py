@@ -99,6 +99,16 @@ class Strategies:
                 group = replace(group, rollouts=tuple(_valued(*pair) for pair in pairs))
         return group
 
+    async def noted(self, context: UpdateContext, batch: Batch) -> str:
+        """What the reflection LM is told beside the objective; "" for nothing."""
+        notes: list[str] = []
+        for strategy in self.overriding("note"):
+            with self._counting(strategy, "note"):
+                note = await strategy.note(context, self._ask(batch))
+                _check(isinstance(note, str), note, "a string")
+                notes.append(note.strip())
+        return "\n\n".join(filter(None, notes))
+
     async def proposed(self, context: UpdateContext, batch: Batch) -> Proposed:
         """The lessons that UpdateLibrary is shown, and the operations beside its own."""
         found: list[Any] = []

@@ -183,6 +183,13 @@ class Strategy:
         """The rollouts of `context.group` that the reflection LM compares."""
         return context.group.rollouts
 
+    async def note(self, context: UpdateContext, ask: Ask) -> str:
+        """What the reflection LM is told beside the objective when it writes lessons.
+
+        `context` is what is known for sure when the batch is made: it has no lessons and no groups.
+        """
+        return ""
+
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """The lessons that UpdateLibrary is shown, and operations beside its own."""
         return Proposed(context.lessons)

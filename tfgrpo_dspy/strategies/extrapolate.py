@@ -15,6 +15,7 @@ from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES
 from tfgrpo_dspy.strategies.base import Ask, Proposed, Strategy, UpdateContext
 
 FEWEST_TEXTS = 2  # that came to stay: one alone has no direction
+_ID = re.compile(r"\[(E[1-9]\d*)\*?\]:?")
 _NAMED = re.compile(r"\W*(E[1-9]\d*)\W+(\w.*)")  # the id of an experience, and its new text
 
 
@@ -88,7 +89,7 @@ class Extrapolate(Strategy):
             came=_lines(came),
             went=_lines(tried.values()),
         )
-        lines = read_lessons(answer.get("candidates", "None"))[: self.most]
+        lines = read_lessons(_ID.sub(r"\1:", answer.get("candidates", "None")))[: self.most]
         return Proposed(context.lessons, tuple(_operations(lines, came, context)))
 
 
