@@ -34,7 +34,17 @@ from strategies import Bar, Setting
 from strategy_runs import compiled
 from worlds import cells
 from worlds_engine import WorldEngine
-from worlds_model import MATERIALS, N_KINDS, N_WRONG, TOWNS, Cell, Lesson, World
+from worlds_model import (
+    FIRST_TEST,
+    MATERIALS,
+    N_KINDS,
+    N_TEST,
+    N_WRONG,
+    TOWNS,
+    Cell,
+    Lesson,
+    World,
+)
 
 from tfgrpo_dspy.strategies.attribution_prior import AttributionPrior
 from tfgrpo_dspy.strategies.base import Strategy
@@ -224,9 +234,9 @@ def families(arm: str, seed: int) -> dict[str, float]:
 
 # ---- fields
 FOCUS = ("Go by the goods, not by the town.", "Go by the town, not by the goods.")
-ABOUT_TOWN = {(): 0.5, (0,): 0.15, (1,): 0.85, (0, 1): 0.5}
+ABOUT_TOWN = {(): 0.67, (0,): 0.15, (1,): 0.85, (0, 1): 0.67}
 """The share of lessons that are about a town, by the lines of `FOCUS` in the prompt."""
-FOCUS_GAIN, WRONG_FOCUS, N_FEW = 0.05, 0.2, 8
+FOCUS_GAIN, WRONG_FOCUS, N_FEW, N_GOODS = 0.05, 0.2, 8, 4
 
 
 @dataclass(frozen=True)
@@ -241,6 +251,8 @@ class FieldsWorld(World):
 
     def __init__(self, seed: int) -> None:
         super().__init__(Cell("fields", "words", wrong=0.1), seed)
+        tested = range(FIRST_TEST, FIRST_TEST + N_TEST)
+        self.tested = [case for case in tested if self.kind(case) < N_GOODS]
 
     def _all_lessons(self) -> Iterable[Lesson]:
         yield from super()._all_lessons()
@@ -294,8 +306,9 @@ def fields(arm: str, seed: int) -> dict[str, float]:
     """One arm in the world of fields, with eight examples."""
     world = FieldsWorld(seed)
     strategies = (AttributionPrior(),) if arm == "with" else ()
-    examples = world.examples()[:N_FEW]
-    return scored(world, FieldsEngine(world), strategies, seed, budget=200, trainset=examples)
+    examples = [one for one in world.examples() if one.answer in world.right[:N_GOODS]]
+    sets = {"trainset": examples[:N_FEW], "valset": examples[N_FEW : 2 * N_FEW]}
+    return scored(world, FieldsEngine(world), strategies, seed, budget=200, **sets)
 
 
 # ---- all
@@ -306,7 +319,7 @@ def scored(
     program = compiled(world, engine, strategies, arguments.pop("budget", BUDGET), seed, **arguments)
     if failed := program.detailed_results.failures:
         raise RuntimeError(f"{failed}: in a simulation nothing fails.")
-    return {"score": world.score(world.held(program))}
+    return {"score": world.score(world.held(program), getattr(world, "tested", ()))}
 
 
 def ordinary(strategy: type[Strategy], arm: str, seed: int) -> dict[str, float]:
