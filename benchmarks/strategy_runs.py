@@ -21,12 +21,14 @@ def compiled(
 ) -> Any:
     """The program that the optimizer returns; `arguments` are further ones of the optimizer.
 
-    `engine` plays both LMs. `trainset`, `metric` and `student` may replace those of the world.
+    `engine` plays both LMs. `trainset`, `metric` and `student` may replace those of the world,
+    `valset` may be given beside them.
     """
     policy = dspy.LM("simulated/policy", engine=engine, temperature=0.0, max_tokens=4000)
     reflection = dspy.LM("simulated/reflection", engine=engine, temperature=1.0, max_tokens=32000)
     student = arguments.pop("student", None) or world.student()
     trainset = arguments.pop("trainset", None) or world.examples()
+    valset = arguments.pop("valset", None)
     optimizer = TrainingFreeGRPO(
         arguments.pop("metric", world.metric),
         reflection_lm=reflection,
@@ -38,4 +40,4 @@ def compiled(
         **arguments,
     )
     with dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
-        return optimizer.compile(student, trainset=trainset)
+        return optimizer.compile(student, trainset=trainset, valset=valset)

@@ -34,6 +34,7 @@ from tfgrpo_dspy.strategies.base import (
     GroupContext,
     Proposed,
     Scored,
+    Shown,
     Strategy,
     UpdateContext,
 )
@@ -228,9 +229,9 @@ def test_what_a_rollout_counts_with_is_known_to_the_gate_the_lessons_and_the_fin
 class Extremes(Strategy):
     """Shows the best and the worst rollout, with the value of each step."""
 
-    async def show(self, context: GroupContext, ask: Ask) -> Sequence[Rollout]:
+    async def show(self, context: GroupContext, ask: Ask) -> Shown:
         ranked = sorted(context.group.rollouts, key=lambda rollout: rollout.score or 0.0)
-        return [ranked[0], ranked[-1]]
+        return Shown((ranked[0], ranked[-1]), "Look at the first word.")
 
     def credit(self, group: Group) -> Sequence[Sequence[float | None]]:
         return [[0.25] * len(rollout.steps) for rollout in group.rollouts]
@@ -242,6 +243,7 @@ def test_a_strategy_chooses_what_the_reflection_lm_compares_and_values_steps() -
     assert re.findall(r"Attempt \d \(score [\d.]+", attempts) == [
         "Attempt 1 (score 1", "Attempt 2 (score 0"
     ]  # fmt: skip
+    assert "Look at the first word." in section(run.prompts(EXTRACT)[0].user, "objective")
     (group,) = run.results.updates[0].groups
     assert group.scores == (1.0, 0.5, 0.0)
 

@@ -218,9 +218,8 @@ class Run:
 
     def _context(self, batch: Batch, sampled: SampledGroup) -> GroupContext:
         known = self._history.groups_before(self._history.n_awaited(batch.update))
-        example = self._run.trainset[sampled.group.example]
-        library, shows_labels = batch.decision.result, self._history.shows_labels
-        return GroupContext(sampled, example, known, library, shows_labels)
+        data = tuple(self._training), self._run.trainset, self._history.shows_labels
+        return GroupContext(sampled, known, batch.decision.result, *data)
 
     def _rewarded(
         self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]
@@ -260,9 +259,8 @@ class Run:
     async def extract(self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]) -> Extracted:
         """The lessons of the groups that can teach, which share calls of the reflection LM."""
 
-        async def show(sampled: SampledGroup) -> SampledGroup:
-            group = await self._strategies.shown(self._context(batch, sampled), batch)
-            return replace(sampled, group=group)
+        async def show(sampled: SampledGroup) -> tuple[SampledGroup, str]:
+            return await self._strategies.shown(self._context(batch, sampled), batch)
 
         best_score = self._history.best_score(batch)
         return await extract_lessons(self._client, batch, groups, best_score, show)

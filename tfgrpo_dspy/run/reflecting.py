@@ -29,9 +29,9 @@ async def extract_lessons(
     batch: Batch,
     groups: Sequence[Awaitable[SampledGroup]],
     best_score: float,
-    show: Callable[[SampledGroup], Awaitable[SampledGroup]],
+    show: Callable[[SampledGroup], Awaitable[tuple[SampledGroup, str]]],
 ) -> Extracted:
-    """What the groups teach, of which `show` gives what is compared.
+    """What the groups teach; `show` gives what of a group is compared, and a note on that.
 
     Of eight neighbours in the batch, those that teach share calls.
     """
@@ -41,11 +41,11 @@ async def extract_lessons(
     async def asked(part: Sequence[Awaitable[SampledGroup]]) -> tuple[list[str], list[Found]]:
         uses: list[str] = []
         calls: list[Awaitable[Found]] = []
-        shown: list[SampledGroup] = []
+        shown: list[tuple[SampledGroup, str]] = []
         for awaited in part:
-            sampled = await show(await awaited)
+            sampled, note = await show(await awaited)
             uses.append(await _use_of(client.run, sampled.group, best_score, all_groups))
-            shown += [sampled] * (uses[-1] in TEACHING)
+            shown += [(sampled, note)] * (uses[-1] in TEACHING)
             if shown and (len(shown) == n_shown or len(uses) == len(part)):
                 calls.append(spawn(_lessons_of(client, batch, shown)))
                 shown = []
@@ -84,9 +84,13 @@ async def _use_of(
     return "no contrast"
 
 
-async def _lessons_of(client: ReflectionClient, batch: Batch, shown: list[SampledGroup]) -> Found:
+async def _lessons_of(
+    client: ReflectionClient, batch: Batch, shown: list[tuple[SampledGroup, str]]
+) -> Found:
     """What ExtractAdvantage draws from groups in one call; a lesson may come from any of them."""
-    run, groups = client.run, [sampled.group for sampled in shown]
+    run, groups = client.run, [sampled.group for sampled, _ in shown]
+    notes = dict.fromkeys(note for _, note in shown if note)
+    objective = "\n\n".join([client.common["objective"], *notes])
     max_tokens = getattr(run.settings.reflection.extract, "shown_tokens", 12_000)
     about = [_about(run, group) for group in groups]
     images = client.images_of(run.trainset[group.example] for group in groups)
@@ -94,7 +98,7 @@ async def _lessons_of(client: ReflectionClient, batch: Batch, shown: list[Sample
 
     def inputs(halving: int) -> Inputs:
         parts = []
-        for sampled, whole in zip(shown, attempts, strict=True):
+        for (sampled, _), whole in zip(shown, attempts, strict=True):
             share = (max_tokens >> halving) // len(whole)
             cut = [texts.clip(text, share) if halving else text for text in whole]
             libraries = [given.library for given in sampled.given]
@@ -103,6 +107,7 @@ async def _lessons_of(client: ReflectionClient, batch: Batch, shown: list[Sample
             parts.append(texts.attempts_text(group, cut, libraries, aids, known))
         return {
             **{name: texts.by_example([one[name] for one in about]) for name in about[0]},
+            "objective": objective,
             "experiences": batch.library.render() or texts.NO_EXPERIENCES,
             "attempts": texts.by_example(parts),
             "feedback": "\n".join(filter(None, map(texts.feedback_text, groups))),

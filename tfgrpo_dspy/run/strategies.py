@@ -15,9 +15,10 @@ from typing import Any
 from tfgrpo_dspy.errors import StoreError, StrategyError, described
 from tfgrpo_dspy.experience.values import Add, Delete, Keep, Modify
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.asking import Answer, ReflectionClient
 from tfgrpo_dspy.run.batches import Batch
+from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,
@@ -25,6 +26,7 @@ from tfgrpo_dspy.strategies.base import (
     GroupContext,
     Proposed,
     Scored,
+    Shown,
     Strategy,
     UpdateContext,
 )
@@ -82,22 +84,25 @@ class Strategies:
                     made[k] = replace(made[k], score=reward)
         return made
 
-    async def shown(self, context: GroupContext, batch: Batch) -> Group:
-        """The group that the reflection LM compares, its steps with their values."""
+    async def shown(self, context: GroupContext, batch: Batch) -> tuple[SampledGroup, str]:
+        """The group that the reflection LM compares, its steps with their values; and all notes."""
+        notes: list[str] = []
         for strategy in self.overriding("show"):
             with self._counting(strategy, "show"):
-                rollouts = tuple(await strategy.show(context, self._ask(batch)))
-                usable = all(rollout in context.group.rollouts for rollout in rollouts)
-                _check(usable, rollouts, "rollouts of context.group.rollouts")
-                group = replace(context.group, rollouts=rollouts)
+                shown = await strategy.show(context, self._ask(batch))
+                _check(isinstance(shown, Shown), shown, "a Shown")
+                usable = all(rollout in context.group.rollouts for rollout in shown.rollouts)
+                _check(usable, shown.rollouts, "rollouts of context.group.rollouts")
+                group = replace(context.group, rollouts=tuple(shown.rollouts))
                 context = replace(context, sampled=replace(context.sampled, group=group))
+                notes.append(str(shown.note).strip())
         group = context.group
         for strategy in self.overriding("credit"):
             with self._counting(strategy, "credit"):
                 values = strategy.credit(group)
                 pairs = zip(group.rollouts, values, strict=True)
                 group = replace(group, rollouts=tuple(_valued(*pair) for pair in pairs))
-        return group
+        return replace(context.sampled, group=group), "\n".join(filter(None, notes))
 
     async def proposed(self, context: UpdateContext, batch: Batch) -> Proposed:
         """The lessons that UpdateLibrary is shown, and the operations beside its own."""

@@ -60,17 +60,24 @@ class GroupContext:
 
     Args:
         sampled: the group as it is now, with the extra attempts so far.
-        example: the example.
         past: all groups of the updates that were decided for sure when the batch was made.
         library: the library that a program would be given if the run ended there.
+        training: the positions of the examples that are trained on.
+        trainset: all examples, by position.
         shows_labels: whether the reflection LM may be shown labels.
     """
 
     sampled: SampledGroup
-    example: Any
     past: tuple[SampledGroup, ...]
     library: ExperienceLibrary
+    training: tuple[int, ...]
+    trainset: Sequence[Any]
     shows_labels: bool = True
+
+    @property
+    def example(self) -> Any:
+        """The example of the group."""
+        return self.trainset[self.group.example]
 
     @property
     def group(self) -> Group:
@@ -154,6 +161,14 @@ class UpdateContext:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """The rollouts of a group that the reflection LM compares, and a note that it reads first."""
+
+    rollouts: tuple[Rollout, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Proposed:
     """The lessons that UpdateLibrary is shown, and operations beside its own."""
 
@@ -196,9 +211,9 @@ class Strategy:
         """
         return [[step.value for step in rollout.steps] for rollout in group.rollouts]
 
-    async def show(self, context: GroupContext, ask: Ask) -> Sequence[Rollout]:
-        """The rollouts of `context.group` that the reflection LM compares."""
-        return context.group.rollouts
+    async def show(self, context: GroupContext, ask: Ask) -> Shown:
+        """The rollouts of `context.group` that the reflection LM compares, and a note."""
+        return Shown(context.group.rollouts)
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """The lessons that UpdateLibrary is shown, and operations beside its own."""

@@ -1,0 +1,348 @@
+"""Worlds for ConflictAware, Extrapolate and AttributionPrior. NOTHING IS REAL.
+
+*Conflicts.* Five of ten lines for every example add .3 on some kinds of cases and cost .3 on the
+others (half and half, drawn for each line and kind); the other five do nothing. Reflection writes
+such a line, in a quarter of the cases narrowed to the kind of a case that it sees. Asked where a
+line helps, it names the kinds with more cases among those where it helped than among those where it
+harmed; in a quarter of its answers it names those where it harmed.
+
+*Families.* Ten families (copper, linen, ...) of four kinds (copper rods, copper rings, ...); all
+kinds of a family have one code. Reflection writes lessons as in all worlds (a quarter of them are
+wrong), but nine in ten are about one kind only. Asked to extrapolate, it writes the lesson of a
+family where two lines that it is shown give kinds of it one code; in a quarter of its answers it
+gives each family the code of another one.
+
+*Fields.* Eight examples in all. The goods of a case decide its code; with so few examples the town
+seems to decide as well. Half of the lessons are about a town: they give it the code of the case
+that was seen, which is seldom that of the next case of the town. Where the prompt says that the
+goods decide, 15 % are about towns; where it says that towns do, 85 %. Such a line in the program's
+prompt adds or costs .05. Asked what matters, reflection says the goods, but in a fifth of the
+worlds the town.
+"""
+
+import functools
+import itertools
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from simlm_texts import Prompt, sections
+from simlm_world import draw, pick
+from strategies import Bar, Setting
+from strategy_runs import compiled
+from worlds import cells
+from worlds_engine import WorldEngine
+from worlds_model import (
+    FIRST_TEST,
+    MATERIALS,
+    N_KINDS,
+    N_TEST,
+    N_WRONG,
+    TOWNS,
+    Cell,
+    Lesson,
+    World,
+)
+
+from tfgrpo_dspy.strategies.attribution_prior import AttributionPrior
+from tfgrpo_dspy.strategies.base import Strategy
+from tfgrpo_dspy.strategies.conflict_aware import ConflictAware
+from tfgrpo_dspy.strategies.extrapolate import Extrapolate
+
+ARMS = ("with", "without")
+BUDGET = 400
+WRONG_ANSWERS = 0.25
+
+# ---- conflicts
+N_CONFLICTING, GAIN, NARROWS = 5, 0.3, 0.25
+HELPED_SHARE = 0.5
+CONDITION = "When a case is about "
+
+
+@dataclass(frozen=True)
+class Narrowed(Lesson):
+    """A line for some kinds only."""
+
+    kinds: tuple[int, ...] = ()
+
+
+class _Lessons(dict[str, Lesson]):
+    """Lessons by their texts, which are read when they are first seen."""
+
+    def __init__(self, world: "ConflictWorld") -> None:
+        super().__init__()
+        self._world = world
+
+    def __missing__(self, text: str) -> Lesson:
+        self[text] = self._world.read(text)
+        return self[text]
+
+
+class ConflictWorld(World):
+    """Lines that help on some kinds of cases and harm on others."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(Cell("conflicts", "words", n_right=N_CONFLICTING), seed)
+        plain = dict(self.lessons)
+        self.lessons = _Lessons(self)
+        self.lessons.update(plain)
+        lines = (f"[{t[0]}{t[0].lower()}]{re.escape(t[1:])}" for t in sorted(plain, key=len))
+        self.planted = re.compile(rf"(?:{CONDITION}[a-z, ]+, )?(?:{'|'.join(lines)})")
+
+    def read(self, text: str) -> Lesson:
+        """The lesson that a text is."""
+        condition, _, line = text.removeprefix(CONDITION).rpartition(", ")
+        line = line[0].upper() + line[1:]
+        kinds = (MATERIALS.index(word) for word in re.findall("[a-z]+", condition) if word != "or")
+        known = {World.text(self, own): own for own in self._all_lessons()}[line]
+        return Narrowed(known.what, place=known.place, kinds=tuple(sorted(kinds)))
+
+    def text(self, lesson: Lesson) -> str:
+        line = super().text(lesson)
+        if not isinstance(lesson, Narrowed):
+            return line
+        names = " or ".join(MATERIALS[kind] for kind in lesson.kinds)
+        return f"{CONDITION}{names}, {line[0].lower()}{line[1:]}"
+
+    def gain(self, line: int, kind: int) -> float:
+        """What the line adds to the chance on cases of the kind."""
+        if self.broad[line] != "right":
+            return 0.0
+        return GAIN if draw(self.seed, "gain", line, kind) < HELPED_SHARE else -GAIN
+
+    def chance(self, case: int, lessons: Collection[Lesson]) -> float:
+        kind = self.kind(case)
+        of_kind = (own for own in lessons if kind in getattr(own, "kinds", (kind,)))
+        lines = sorted({own.place for own in of_kind if own.what != "useless"})
+        chance = self.unaided(case) + sum(self.gain(line, kind) for line in lines)
+        return min(max(chance, 0.02), 0.98)
+
+
+class ConflictEngine(WorldEngine):
+    """Knows where a line helps from what it is shown."""
+
+    def _written(self, prompt: Prompt) -> list[Lesson]:
+        world, key = self.world, self._key(prompt)
+        evident, _ = world.evidence(prompt.user)
+        made = []
+        for own in super()._written(prompt):
+            if own.what != "useless" and draw("narrows", own, *key) < NARROWS:
+                kind = sorted(evident, key=lambda kind: draw("kind", kind, *key))[0]
+                own = Narrowed(own.what, place=own.place, kinds=(kind,))
+            made.append(own)
+        return made
+
+    def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
+        if name != "narrower":
+            return super()._value(name, type_, prompt)
+        world, shown = self.world, sections(prompt.user)
+        (advice,) = world.found(shown["advice"])
+        sides = ("helped", "harmed")
+        if draw("misread", *self._key(prompt)) < WRONG_ANSWERS:
+            sides = ("harmed", "helped")
+        for_, against = (Counter(map(world.kind, world.cases_in(shown[s]))) for s in sides)
+        kinds = tuple(sorted(kind for kind in for_ if for_[kind] > against[kind]))
+        return (
+            world.text(Narrowed(advice.what, place=advice.place, kinds=kinds)) if kinds else "None"
+        )
+
+
+def conflicts(arm: str, seed: int) -> dict[str, float]:
+    """One arm in the world of conflicts."""
+    world = ConflictWorld(seed)
+    strategies = (ConflictAware(),) if arm == "with" else ()
+    return scored(world, ConflictEngine(world), strategies, seed, budget=800)
+
+
+# ---- families
+KINDS = ("rods", "rings", "sheets", "blocks")
+ABOUT_KIND = 0.9
+
+
+@dataclass(frozen=True)
+class OfKind(Lesson):
+    """A lesson about one kind of a family; `kind` is the family."""
+
+    own: int = -1
+
+
+class FamilyWorld(World):
+    """Kinds that have their code from their family."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(Cell("families", "words", wrong=0.25), seed)
+
+    def _all_lessons(self) -> Iterable[Lesson]:
+        for lesson in super()._all_lessons():
+            yield lesson
+            if lesson.kind >= 0:
+                for own in range(len(KINDS)):
+                    yield OfKind(lesson.what, lesson.kind, lesson.place, own)
+
+    @staticmethod
+    def own(case: int) -> int:
+        """The kind of the case within its family."""
+        return case // N_KINDS % len(KINDS)
+
+    def text(self, lesson: Lesson) -> str:
+        line = super().text(lesson)
+        if not isinstance(lesson, OfKind):
+            return line
+        family = MATERIALS[lesson.kind]
+        return line.replace(family, f"{family} {KINDS[lesson.own]}")
+
+    def request(self, case: int) -> str:
+        family = MATERIALS[self.kind(case)]
+        return super().request(case).replace(family, f"{family} {KINDS[self.own(case)]}")
+
+    def chance(self, case: int, lessons: Collection[Lesson]) -> float:
+        own = self.own(case)
+        return super().chance(case, [one for one in lessons if getattr(one, "own", own) == own])
+
+
+class FamilyEngine(WorldEngine):
+    """Finds the rule behind lines about kinds."""
+
+    def _about(self, kind: int, cases: Sequence[int], key: tuple[Any, ...]) -> Lesson:
+        lesson = super()._about(kind, cases, key)
+        if draw("about kind", kind, *key) >= ABOUT_KIND:
+            return lesson
+        own = FamilyWorld.own(cases[pick(len(cases), "own", kind, *key)])
+        return OfKind(lesson.what, lesson.kind, lesson.place, own)
+
+    def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
+        if name != "candidates":
+            return super()._value(name, type_, prompt)
+        world = self.world
+        shown = Counter(
+            Lesson(own.what, own.kind, own.place)
+            for own in world.found(sections(prompt.user)["came"])
+            if isinstance(own, OfKind)
+        )
+        found = [own for own, n in shown.items() if n > 1]
+        if draw("misled", *self._key(prompt)) < WRONG_ANSWERS:
+            found = [Lesson("wrong", own.kind, (own.place + 1) % N_WRONG) for own in found]
+        return "\n".join(map(world.text, found)) or "None"
+
+
+def families(arm: str, seed: int) -> dict[str, float]:
+    """One arm in the world of families."""
+    world = FamilyWorld(seed)
+    strategies = (Extrapolate(),) if arm == "with" else ()
+    return scored(world, FamilyEngine(world), strategies, seed)
+
+
+# ---- fields
+FOCUS = ("Go by the goods, not by the town.", "Go by the town, not by the goods.")
+ABOUT_TOWN = {(): 0.67, (0,): 0.15, (1,): 0.85, (0, 1): 0.67}
+"""The share of lessons that are about a town, by the lines of `FOCUS` in the prompt."""
+FOCUS_GAIN, WRONG_FOCUS, N_FEW, N_GOODS = 0.05, 0.2, 8, 4
+
+
+@dataclass(frozen=True)
+class OfTown(Lesson):
+    """Gives the cases of a town the code of a kind."""
+
+    town: int = -1
+
+
+class FieldsWorld(World):
+    """Two properties of cases, of which one decides."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(Cell("fields", "words", wrong=0.1), seed)
+        tested = range(FIRST_TEST, FIRST_TEST + N_TEST)
+        self.tested = [case for case in tested if self.kind(case) < N_GOODS]
+
+    def _all_lessons(self) -> Iterable[Lesson]:
+        yield from super()._all_lessons()
+        yield from (Lesson("focus", place=place) for place in range(len(FOCUS)))
+        for kind, town in itertools.product(range(N_KINDS), range(len(TOWNS))):
+            yield OfTown("town", kind, town=town)
+
+    def text(self, lesson: Lesson) -> str:
+        if isinstance(lesson, OfTown):
+            return f"When a case goes to {TOWNS[lesson.town]}, answer {self.right[lesson.kind]}."
+        return FOCUS[lesson.place] if lesson.what == "focus" else super().text(lesson)
+
+    def town(self, case: int) -> int:
+        """Where the case goes."""
+        return pick(len(TOWNS), self.seed, "town", case)
+
+    def chance(self, case: int, lessons: Collection[Lesson]) -> float:
+        kind, town, told = self.kind(case), self.town(case), list[Lesson]()
+        for own in lessons:
+            if not isinstance(own, OfTown):
+                told.append(own)
+            elif own.town == town:
+                told.append(Lesson("right" if own.kind == kind else "wrong", kind))
+        signs = [1 - 2 * own.place for own in lessons if own.what == "focus"]
+        return min(max(0.02, super().chance(case, told) + FOCUS_GAIN * sum(signs)), 0.98)
+
+
+class FieldsEngine(WorldEngine):
+    """Looks where it is told to look."""
+
+    world: FieldsWorld
+
+    def _written(self, prompt: Prompt) -> list[Lesson]:
+        world, key, made = self.world, self._key(prompt), list[Lesson]()
+        said = sorted({own.place for own in world.found(prompt.user) if own.what == "focus"})
+        evident, _ = world.evidence(prompt.user)
+        for own in super()._written(prompt):
+            if own.kind >= 0 and draw("town", own, *key) < ABOUT_TOWN[tuple(said)]:
+                case = evident[own.kind][0]
+                own = OfTown("town", own.kind, town=world.town(case))
+            made.append(own)
+        return made
+
+    def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
+        if name not in ("matters", "advice"):
+            return super()._value(name, type_, prompt)
+        return FOCUS[draw("focus", *self._key(prompt)) < WRONG_FOCUS]
+
+
+def fields(arm: str, seed: int) -> dict[str, float]:
+    """One arm in the world of fields, with eight examples."""
+    world = FieldsWorld(seed)
+    strategies = (AttributionPrior(),) if arm == "with" else ()
+    examples = [one for one in world.examples() if one.answer in world.right[:N_GOODS]]
+    sets = {"trainset": examples[:N_FEW], "valset": examples[N_FEW : 2 * N_FEW]}
+    return scored(world, FieldsEngine(world), strategies, seed, budget=200, **sets)
+
+
+# ---- all
+def scored(
+    world: World, engine: WorldEngine, strategies: tuple[Strategy, ...], seed: int, **arguments: Any
+) -> dict[str, float]:
+    """The exact held-out score of what a run returns."""
+    program = compiled(
+        world, engine, strategies, arguments.pop("budget", BUDGET), seed, **arguments
+    )
+    if failed := program.detailed_results.failures:
+        raise RuntimeError(f"{failed}: in a simulation nothing fails.")
+    return {"score": world.score(world.held(program), getattr(world, "tested", ()))}
+
+
+def ordinary(strategy: type[Strategy], arm: str, seed: int) -> dict[str, float]:
+    """A world of right and wrong lessons; questions of strategies get an answer without worth."""
+    world = World(cells()["kinds/words/named/.25"], seed)
+    return scored(world, WorldEngine(world), (strategy(),) if arm == "with" else (), seed)
+
+
+def settings(strategy: type[Strategy], about: str, run: Any) -> tuple[Setting, ...]:
+    """The strategy in its own world, and in an ordinary one, where it should do no harm."""
+    name, harm = strategy.__name__, functools.partial(ordinary, strategy)
+    return (
+        Setting(name, about, ARMS, run, (Bar("score", *ARMS),)),
+        Setting(name, "harm: ordinary world", ARMS, harm, (Bar("score", *ARMS, least=-0.02),)),
+    )
+
+
+SETTINGS: tuple[Setting, ...] = (
+    *settings(ConflictAware, "lines that help and harm", conflicts),
+    *settings(Extrapolate, "rules behind single lessons", families),
+    *settings(AttributionPrior, "eight examples", fields),
+)
