@@ -89,8 +89,7 @@ class Commons(World):
     def examples(self) -> list[dspy.Example]:
         return [example.without("answer") for example in super().examples()]
 
-    def metric(self, gold: Any, pred: Any, trace: Any = None, *_: Any) -> dspy.Prediction:  # noqa:
-    ARG002
+    def metric(self, gold: Any, pred: Any, *_: Any) -> dspy.Prediction:
         shares = pred.answer == "share"
         all_shared = self.neighbours(self.cases_in(gold.request)[0]) + shares
         payoff = RETURN * all_shared / (N_NEIGHBOURS + 1) - shares

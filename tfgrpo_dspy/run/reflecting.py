@@ -90,7 +90,7 @@ async def _lessons_of(
     """What ExtractAdvantage draws from groups in one call; a lesson may come from any of them."""
     run, groups = client.run, [sampled.group for sampled, _ in shown]
     notes = dict.fromkeys(note for _, note in shown if note)
-    objective = "\n\n".join([client.common["objective"], *notes])
+    objective = "\n\n".join([str(client.common["objective"]), *notes])
     max_tokens = getattr(run.settings.reflection.extract, "shown_tokens", 12_000)
     about = [_about(run, group) for group in groups]
     images = client.images_of(run.trainset[group.example] for group in groups)

@@ -30,7 +30,7 @@ NOTE = (
 
 
 class SayWhatMatters(dspy.Signature):
-    """Say which input fields, and which properties of the inputs, decide what a program must answer.
+    """Say which input fields, and which properties of the inputs, decide what the right answer is.
 
     The program has not been run yet. Use what you know of the world and of tasks like this one;
     in few examples much agrees by accident with the labels, so do not rely on them alone.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import dspy
 
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.experience.values import Add, Modify, Operation
+from tfgrpo_dspy.experience.values import Add, Evidence, Modify, Operation
 from tfgrpo_dspy.reflection.reading import read_lessons
 from tfgrpo_dspy.reflection.texts import shortened
 from tfgrpo_dspy.rollout import MIN_CONTRAST, fields_text
@@ -105,7 +105,9 @@ class ConflictAware(Strategy):
         return Proposed(context.lessons, tuple(operations))
 
 
-def _question(found: Sequence[Difference], texts: Sequence[str]) -> tuple[dict[str, str], tuple]:
+def _question(
+    found: Sequence[Difference], texts: Sequence[str]
+) -> tuple[dict[str, str], tuple[Evidence, ...]]:
     """Where the text helped and harmed, the largest differences first; the groups it helped."""
     ranked = sorted(found, key=lambda one: -abs(one[0]))
     helped, harmed = ([o for o in ranked if (o[0] > 0) == is_gain] for is_gain in (True, False))
