@@ -44,7 +44,8 @@ OUT = Path(__file__).parent / "results" / "strategies.json"
 class Bar:
     """That a figure of the arm `one` exceeds that of the arm `other` by `least` or more.
 
-    `share`: the bar is instead that the mean of `one` is at least this share of that of `other`.
+    `share`: the bar is instead that the mean of `one` is at least this share of that of `other`;
+    `wins`: that `one` is above `other` in at least this share of the seeds.
     """
 
     figure: str
@@ -52,6 +53,7 @@ class Bar:
     other: str
     least: float = 0.0
     share: float | None = None
+    wins: float | None = None
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,12 @@ def outcome(bar: Bar, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     is_met = gain.mean >= bar.least
     if bar.share is not None:
         is_met = mean >= bar.share * sum(other) / len(other)
-    return {**asdict(bar), "means": [mean, sum(other) / len(other)], "difference": gain.mean,
-            "interval": [gain.low, gain.high], "met": is_met}  # fmt: skip
+    wins = sum(a > b for a, b in zip(one, other, strict=True)) / len(one)
+    if bar.wins is not None:
+        is_met = wins >= bar.wins
+    means = [mean, sum(other) / len(other)]
+    figures = {"won": wins, "means": means, "difference": gain.mean}
+    return {**asdict(bar), **figures, "interval": [gain.low, gain.high], "met": is_met}
 
 
 def outcomes(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -128,16 +134,21 @@ def outcomes(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def show(results: Mapping[str, Any]) -> None:
     """Print a row for each bar."""
-    table = Table("strategy", "setting", "figure", "with", "without", "difference", "bar", "met")
+    table = Table(
+        *("strategy", "setting", "figure", "with", "without", "difference", "won", "bar", "met")
+    )
     for row in results["outcomes"]:
         low, high = row["interval"]
         bounds = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
         wanted = f"{row['least']:+.3g}" if row["share"] is None else f"{row['share']:.0%}"
+        wanted = wanted if row["wins"] is None else f"{row['wins']:.0%} of seeds"
         means = [f"{mean:.3f} ({arm})" for mean, arm in zip(
             row["means"], (row["one"], row["other"]), strict=True)]  # fmt: skip
         difference = f"{row['difference']:+.3f}{bounds}"
         met = "yes" if row["met"] else "NO"
-        table.add_row(row["strategy"], row["about"], row["figure"], *means, difference, wanted, met)
+        won = f"{row['won']:.0%}"
+        cells = row["strategy"], row["about"], row["figure"], *means, difference, won, wanted, met
+        table.add_row(*cells)
     Console(width=200).print(table)
 
 

@@ -12,12 +12,12 @@ wrong), but nine in ten are about one kind only. Asked to extrapolate, it writes
 family where two lines that it is shown give kinds of it one code; in a quarter of its answers it
 gives each family the code of another one.
 
-*Fields.* Eight examples in all. The goods of a case decide its code; with so few examples the town
-seems to decide as well. Half of the lessons are about a town: they give it the code of the case
-that was seen, which is seldom that of the next case of the town. Where the prompt says that the
-goods decide, 15 % are about towns; where it says that towns do, 85 %. Such a line in the program's
-prompt adds or costs .05. Asked what matters, reflection says the goods, but in a fifth of the
-worlds the town.
+*Fields.* Eight training examples. The goods of a case decide its code; with so few examples the
+town seems to decide as well. Half of the lessons are about a town: they give it the code of the
+case that was seen, which is seldom that of the next case of the town. Where the prompt says that
+the goods decide, 15 % are about towns; where it says that towns do, 85 %. Such a line in the
+program's prompt adds or costs .05. Asked what matters, reflection says the goods, but in a fifth of
+the worlds the town.
 """
 
 import functools
@@ -309,7 +309,7 @@ def fields(arm: str, seed: int) -> dict[str, float]:
     world = FieldsWorld(seed)
     strategies = (AttributionPrior(),) if arm == "with" else ()
     examples = [one for one in world.examples() if one.answer in world.right[:N_GOODS]]
-    sets = {"trainset": examples[:N_FEW], "valset": examples[N_FEW : 2 * N_FEW]}
+    sets = {"trainset": examples[:N_FEW], "valset": examples[N_FEW:]}
     return scored(world, FieldsEngine(world), strategies, seed, budget=200, **sets)
 
 
@@ -335,8 +335,11 @@ def ordinary(strategy: type[Strategy], arm: str, seed: int) -> dict[str, float]:
 def settings(strategy: type[Strategy], about: str, run: Any) -> tuple[Setting, ...]:
     """The strategy in its own world, and in an ordinary one, where it should do no harm."""
     name, harm = strategy.__name__, functools.partial(ordinary, strategy)
+    bars = (Bar("score", *ARMS),)
+    if strategy is AttributionPrior:
+        bars = (Bar("score", *ARMS, wins=0.7),)
     return (
-        Setting(name, about, ARMS, run, (Bar("score", *ARMS),)),
+        Setting(name, about, ARMS, run, bars),
         Setting(name, "harm: ordinary world", ARMS, harm, (Bar("score", *ARMS, least=-0.02),)),
     )
 

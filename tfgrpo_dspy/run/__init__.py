@@ -254,7 +254,9 @@ class Run:
     async def draft(self, batch: Batch) -> Extracted:
         """The lessons of the labels alone, unless the first rollouts wait for them."""
         await self._opened
-        return await draft_lessons(self._client, batch, self._training)
+        context = self._history.context(batch, Extracted((), ()))
+        note = (await self._strategies.proposed(context, batch)).note
+        return await draft_lessons(self._client, batch, self._training, note)
 
     async def extract(self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]) -> Extracted:
         """The lessons of the groups that can teach, which share calls of the reflection LM."""

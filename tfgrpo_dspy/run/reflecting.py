@@ -89,8 +89,7 @@ async def _lessons_of(
 ) -> Found:
     """What ExtractAdvantage draws from groups in one call; a lesson may come from any of them."""
     run, groups = client.run, [sampled.group for sampled, _ in shown]
-    notes = dict.fromkeys(note for _, note in shown if note)
-    objective = "\n\n".join([str(client.common["objective"]), *notes])
+    objective = _objective(client, [note for _, note in shown])
     max_tokens = getattr(run.settings.reflection.extract, "shown_tokens", 12_000)
     about = [_about(run, group) for group in groups]
     images = client.images_of(run.trainset[group.example] for group in groups)
@@ -122,6 +121,12 @@ async def _lessons_of(
     answer = await client.ask_shorter("lesson", batch, groups[0].example, inputs)
     examples = [run.trainset[group.example] for group in groups]
     return _read(run, answer, examples, *map(evidence, groups))
+
+
+def _objective(client: ReflectionClient, notes: Sequence[str]) -> str:
+    """The objective, with each of the notes once."""
+    known = filter(None, dict.fromkeys(notes))
+    return "\n\n".join([str(client.common["objective"]), *known])
 
 
 def _about(run: RunContext, group: Group) -> dict[str, str]:
@@ -176,7 +181,7 @@ def _read(run: RunContext, answer: Answer, examples: Sequence[Any], *evidence: E
 
 
 async def draft_lessons(
-    client: ReflectionClient, batch: Batch, training: Sequence[int]
+    client: ReflectionClient, batch: Batch, training: Sequence[int], note: str = ""
 ) -> Extracted:
     """The lessons that several drafts give, or all if none is repeated; without evidence.
 
@@ -192,7 +197,9 @@ async def draft_lessons(
             share = (max_tokens >> halving) // len(labelled)
             shown = [texts.clip(text, share) for text in labelled]
             known = batch.library.render() or texts.NO_EXPERIENCES
-            return {"experiences": known, "examples": texts.by_example(shown)}
+            objective = _objective(client, [note])
+            shown_as = texts.by_example(shown)
+            return {"objective": objective, "experiences": known, "examples": shown_as}
 
         answer = await client.ask_shorter("draft", batch, number, inputs)
         source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging

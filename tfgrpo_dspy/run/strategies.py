@@ -107,6 +107,7 @@ class Strategies:
     async def proposed(self, context: UpdateContext, batch: Batch) -> Proposed:
         """The lessons that UpdateLibrary is shown, and the operations beside its own."""
         found: list[Any] = []
+        notes: list[str] = []
         for strategy in self.overriding("propose"):
             if batch.is_draft and not strategy.proposes_first:
                 continue
@@ -120,7 +121,8 @@ class Strategies:
                 _check(usable, proposed.operations, "operations")
                 context = replace(context, lessons=tuple(proposed.lessons))
                 found += proposed.operations
-        return Proposed(context.lessons, tuple(found))
+                notes.append(str(proposed.note).strip())
+        return Proposed(context.lessons, tuple(found), "\n".join(filter(None, notes)))
 
     def _ask(self, batch: Batch) -> Ask:
         """Asks the reflection LM; the same question is asked once in the run."""

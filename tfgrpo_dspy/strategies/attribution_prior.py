@@ -86,16 +86,16 @@ class AttributionPrior(Strategy):
 
     async def show(self, context: GroupContext, ask: Ask) -> Shown:
         """All rollouts, with a note on what matters."""
-        said = shortened((await self._said(context, ask)).get("matters", ""), FIELD_TOKENS)
-        return Shown(context.group.rollouts, f"{NOTE}{said}" if read_lessons(said) else "")
+        return Shown(context.group.rollouts, _note(await self._said(context, ask)))
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """The advice that follows, before the first rollout."""
         if context.update:
             return Proposed(context.lessons)
-        lines = read_lessons((await self._said(context, ask)).get("advice", "None"))[: self.most]
+        said = await self._said(context, ask)
+        lines = read_lessons(said.get("advice", "None"))[: self.most]
         added = (Add(*read_lesson(line, context.predictors)) for line in lines)
-        return Proposed(context.lessons, tuple(added))
+        return Proposed(context.lessons, tuple(added), _note(said))
 
     async def _said(self, context: UpdateContext | GroupContext, ask: Ask) -> Mapping[str, Any]:
         """The answer to the one question, which is always the same."""
@@ -108,3 +108,9 @@ class AttributionPrior(Strategy):
             parts.append("\n".join(shortened(text, FIELD_TOKENS) for text in told))
         examples = by_example(parts)
         return await ask(SayWhatMatters, max_candidates=self.most, examples=examples)
+
+
+def _note(said: Mapping[str, Any]) -> str:
+    """What matters, for whoever writes lessons."""
+    matters = shortened(said.get("matters", ""), FIELD_TOKENS)
+    return f"{NOTE}{matters}" if read_lessons(matters) else ""

@@ -170,10 +170,15 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
-    """The lessons that UpdateLibrary is shown, and operations beside its own."""
+    """The lessons that UpdateLibrary is shown, and operations beside its own.
+
+    `note` is what the reflection LM reads first when it drafts lessons from labels, which is before
+    the first batch; for groups, `show` gives a note.
+    """
 
     lessons: tuple[Lesson, ...]
     operations: tuple[Operation, ...] = ()
+    note: str = ""
 
 
 class Strategy:
