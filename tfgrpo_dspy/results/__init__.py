@@ -99,6 +99,7 @@ class RunResults:
     def _sections(self) -> list[page.Section]:
         return [
             page.scores(self.student, self.best, self.gain, self.test),
+            page.objectives(self.finalists),
             page.experiences(self.experiences, self.n_demos, self.nothing_learned),
             page.dropped(self.updates, self.experiences, self.is_finished),
             page.costs(self.usage, REFLECTIONS, self.metric_calls),

@@ -10,6 +10,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL, Effect
 from tfgrpo_dspy.results.records import (
     Change,
+    Finalist,
     Gain,
     HeldOut,
     ScoreSummary,
@@ -19,6 +20,7 @@ from tfgrpo_dspy.results.records import (
 from tfgrpo_dspy.rollout import Usage
 
 MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES = 10, 5, 4  # so that a page has 40 lines at most
+MOST_CANDIDATES = 4
 LONGEST_CELL = 300  # characters of a cell
 Z_95 = 1.96  # standard errors from an effect to the bounds of its 95 % interval
 OF_PROGRAM = ("rollout", "validation", "test")  # the roles of LM calls that the program made
@@ -36,6 +38,7 @@ FAILURES_IN_WORDS = {
     "image not shown": "the reflection LM was told of an image, and not shown it",
     "approval": "what approve= answered could not be used",
     "listener": "what on_event= calls raised an error",
+    "strategy": "a method of a strategy failed, or gave something that cannot be used",
 }
 _HTML = Environment(autoescape=True).from_string("""\
 <div style="max-width: 60em">{{ curve | safe }}
@@ -123,6 +126,28 @@ def scores(
         return Section("Mean score: not measured")
     too_high = "" if test else "; too high for the result, which was chosen by these very scores"
     return Section(f"Mean score [95 % interval]{too_high}", rows)
+
+
+def objectives(finalists: Sequence[Finalist]) -> Section:
+    """The mean objectives of student, result and further candidates, if the metric gives any.
+
+    A candidate is best in its own way (Pareto) if no other is as good in all objectives.
+    """
+    known = [each for each in finalists if each.objectives]
+    if not known:
+        return Section("")
+    names = list(known[0].objectives)
+    rows = []
+    order = sorted(known[1:], key=lambda each: not each.is_best)
+    for each in [known[0], *order][:MOST_CANDIDATES]:
+        demos = ["demos"] if each.has_demos else []
+        name = "result" if each.is_best else "student" if each is known[0] else "candidate"
+        means = [f"{each.objectives[own]:.3f}" for own in names]
+        is_dominated = any(other.dominates(each) for other in known)
+        parts = one_line(", ".join([*each.ids, *demos]))
+        rows.append((name, *means, "no" if is_dominated else "yes", parts))
+    header = ("", *names, "best in its own way", "consists of")
+    return Section("Mean objectives on validation examples", rows, header)
 
 
 def experiences(library: ExperienceLibrary, n_demos: int, nothing_learned: str) -> Section:

@@ -2,8 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from scipy.special import stdtrit
@@ -127,7 +127,8 @@ class Finalist:
 
     `ids` are the experiences that it has; `score` is its mean on the validation examples that it
     was measured on; `chance` is the probability that it is better than the student, by training
-    and validation rollouts together; `is_best` says whether it was returned.
+    and validation rollouts together; `is_best` says whether it was returned. `objectives` are the
+    means of the metric's objectives, by name.
     """
 
     ids: tuple[str, ...]
@@ -135,6 +136,12 @@ class Finalist:
     score: ScoreSummary | None
     chance: float
     is_best: bool
+    objectives: Mapping[str, float] = field(default_factory=dict)
+
+    def dominates(self, other: "Finalist") -> bool:
+        """Whether it is as good in all objectives, and better in one."""
+        pairs = [(self.objectives.get(n, -math.inf), v) for n, v in other.objectives.items()]
+        return all(own >= v for own, v in pairs) and any(own > v for own, v in pairs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,12 @@ class Measurements:
         """The candidate's scores by `scored`, in the order of the measurement."""
         return [score for (c, _), score in scored(self.scores()).items() if c == candidate]
 
+    def objectives_of(self, candidate: int) -> dict[str, float]:
+        """The means of the candidate's objectives, over the rollouts that have them."""
+        found = [r.objectives for (c, _), r in self._rollouts.items() if c == candidate]
+        names = dict.fromkeys(name for objectives in found for name in objectives)
+        return {n: statistics.fmean(each[n] for each in found if n in each) for n in names}
+
     def means(self) -> dict[str, float]:
         """The mean scores of the student and of the best candidate so far."""
         by_candidate: dict[int, list[float]] = {}
@@ -262,6 +268,7 @@ def _race(
             score=ScoreSummary.of(measured.scores_of(c)),
             chance=race.chance(c, 0, scores),
             is_best=c == best,
+            objectives=measured.objectives_of(c),
         )
         for c, candidate in enumerate(measured.candidates)
         if (c, 0) in scores

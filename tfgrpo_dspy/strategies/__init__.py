@@ -23,12 +23,15 @@ from tfgrpo_dspy.strategies.extrapolate import Extrapolate
 from tfgrpo_dspy.strategies.global_constraint import GlobalConstraint
 from tfgrpo_dspy.strategies.hard_sample_weights import HardSampleWeights
 from tfgrpo_dspy.strategies.learning_frontier import LearningFrontier
+from tfgrpo_dspy.strategies.objectives import Objectives
+from tfgrpo_dspy.strategies.step_order import StepOrder
 from tfgrpo_dspy.strategies.teacher_rollouts import TeacherRollouts
 from tfgrpo_dspy.strategies.tiered_hints import TieredHints
 
 __all__ = [
     "Ask", "Attempt", "AttributionPrior", "BatchPlan", "BayesianAllocation", "ClippedDiversity",
     "ConflictAware", "DomainBandit", "Extrapolate", "GlobalConstraint", "GroupContext",
-    "HardSampleWeights", "LearningFrontier", "Proposed", "Scored", "Shown", "Strategy",
+    "HardSampleWeights", "LearningFrontier", "Objectives", "Proposed", "Scored", "Shown",
+    "StepOrder", "Strategy",
     "TeacherRollouts", "TieredHints", "UpdateContext",
 ]  # fmt: skip

@@ -1,0 +1,91 @@
+"""Objectives: several figures of the metric, scaled alike and weighted, some with a bound."""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from tfgrpo_dspy.errors import SettingsError
+from tfgrpo_dspy.rollout import MIN_CONTRAST, Rollout
+from tfgrpo_dspy.strategies.base import Scored, Strategy
+
+PENALTY = 10.0
+"""What a rollout lacks to a bound, in standard deviations, counts so many times."""
+NOTHING: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Objectives(Strategy):
+    """Rewards the weighted mean of several objectives, each in its standard deviations.
+
+    The metric returns `dspy.Prediction(objectives={name: value}, feedback=...)`. Each objective is
+    divided by its standard deviation in the first batch (by 1 where it is the same throughout), so
+    that none drowns the others. Weights say what is learned; bounds say what may win: in the final
+    choice, what a rollout lacks to a bound counts ten times, so that no gain elsewhere makes up for
+    it. All scores of the results are these rewards; `finalists` have the means of the objectives,
+    and `print(detailed_results)` shows which candidates are not dominated.
+
+    **Source.** Multi-reward GRPO for de-biasing; bootstrapped mixed rewards.
+    **Carried over.** Several rewards with weights, each normalised by its own spread.
+    **Not carried over.** Normalisation within each group: the scale is the same for the whole run,
+    so that the rewards of different updates can be compared. Bounds in training: there, the
+    penalties of single rollouts would drown the other objectives.
+    **When to use.** The metric has several figures of different scales, or one that must not fall.
+
+    Args:
+        weights: by name; below 0 where less is better. "score" is the metric's score.
+        never_below: what some objectives should have at least in every rollout, by name.
+        computed: further objectives, as functions of a rollout (such as `StepOrder(...).order`).
+
+    Raises:
+        SettingsError: a weight or bound is not a finite number, or there is no weight but 0.
+    """
+
+    weights: Mapping[str, float]
+    never_below: Mapping[str, float] = field(default_factory=lambda: NOTHING)
+    computed: Mapping[str, Callable[[Rollout], float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        values = [*self.weights.values(), *self.never_below.values()]
+        if not any(self.weights.values()) or not all(map(math.isfinite, values)):
+            raise SettingsError(
+                f"weights={dict(self.weights)!r}, never_below={dict(self.never_below)!r}: pass "
+                f"finite numbers by name, and at least one weight that is not 0."
+            )
+
+    def reward(self, scored: Scored) -> Sequence[float]:
+        """The weighted mean of the scaled objectives, less what is lacking to the bounds."""
+        scale = {name: self._spread(name, scored.first) for name in self._names}
+        bounds = NOTHING if scored.is_training else self.never_below
+        return [self._reward(rollout, scale, bounds) for rollout in scored.rollouts]
+
+    @property
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys([*self.weights, *self.never_below]))
+
+    def _reward(
+        self, rollout: Rollout, scale: Mapping[str, float], bounds: Mapping[str, float]
+    ) -> float:
+        values = {name: self._value(name, rollout) for name in self._names}
+        total = sum(abs(weight) for weight in self.weights.values())
+        mean = sum(w * values[name] / scale[name] for name, w in self.weights.items()) / total
+        lacking = ((max(0.0, low - values[n]), scale[n]) for n, low in bounds.items())
+        return mean - PENALTY * sum(missing / spread for missing, spread in lacking)
+
+    def _spread(self, name: str, rollouts: Sequence[Rollout]) -> float:
+        values = [self._value(name, rollout) for rollout in rollouts] or [0.0]
+        spread = statistics.pstdev(values)
+        return spread if spread > MIN_CONTRAST else 1.0
+
+    def _value(self, name: str, rollout: Rollout) -> float:
+        if name in self.computed:
+            return float(self.computed[name](rollout))
+        if name == "score":
+            return rollout.score or 0.0
+        if name not in rollout.objectives:
+            raise SettingsError(
+                f"objective {name!r}: the metric gave {sorted(rollout.objectives)}; return "
+                f"dspy.Prediction(objectives={{{name!r}: ...}}), or leave the name out."
+            )
+        return rollout.objectives[name]

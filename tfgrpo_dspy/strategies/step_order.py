@@ -1,0 +1,62 @@
+"""StepOrder: rewards rollouts whose steps come in a reference order."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+from scipy.stats import kendalltau
+
+from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.strategies.base import Scored, Strategy
+from tfgrpo_dspy.strategies.objectives import Objectives
+from tfgrpo_dspy.strategies.pass_rates import check_range
+
+Steps = Callable[[Rollout], Sequence[Hashable]]
+
+
+def step_names(rollout: Rollout) -> list[str]:
+    """The names of the predictors and tools that were called, in order."""
+    return [step.name for step in rollout.steps]
+
+
+@dataclass(frozen=True)
+class StepOrder(Strategy):
+    """Adds the rank correlation of a rollout's steps with a reference order to its score.
+
+    `order(rollout)` is Kendall's tau (-1 to 1) of the steps that both have, by their first
+    occurrence; 0.0 where they share fewer than two. It is mixed in by `Objectives`: score and order
+    are each divided by their standard deviation in the first batch. For more objectives, pass
+    `computed={"order": StepOrder(reference).order}` to your own `Objectives`.
+
+    **Source.** Bootstrapped mixed rewards for post-training: canonical action order.
+    **Carried over.** The reward for the order of a solver, mixed with that for the result.
+    **Not carried over.** The bootstrap of the weight: the scale of the first batch sets it.
+    **When to use.** The result alone is rarely right, and a solver's order is known.
+
+    Args:
+        reference: the right order of steps, as a function of the rollout.
+        steps: the order that the rollout took; default: the names of its predictors and tools.
+        weight: of the order, beside 1 for the score; 0 to 10.
+
+    Raises:
+        SettingsError: `weight` is out of range.
+    """
+
+    reference: Steps
+    steps: Steps = step_names
+    weight: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_range("weight", self.weight, 0, 10)
+
+    def order(self, rollout: Rollout) -> float:
+        """Kendall's tau of the steps that both orders have."""
+        taken = {step: place for place, step in reversed([*enumerate(self.steps(rollout))])}
+        wanted = [step for step in dict.fromkeys(self.reference(rollout)) if step in taken]
+        if len(wanted) < 2:
+            return 0.0
+        return float(kendalltau(range(len(wanted)), [taken[step] for step in wanted]).statistic)
+
+    def reward(self, scored: Scored) -> Sequence[float]:
+        """The scaled score with its share of the scaled order."""
+        mixed = Objectives({"score": 1.0, "order": self.weight}, computed={"order": self.order})
+        return mixed.reward(scored)
