@@ -7,8 +7,8 @@ so a lesson can only come from a group with contrast. Scores count the cases tha
 
 **by kind.** The same, but all cases of four kinds are easy, of four kinds hard; two can be learned.
 
-**rare.** All can be learned, but two of the ten kinds have two training cases each, and the others
-nine or ten. `worst` is the score of the worst kind.
+**rare.** All can be learned, but three of the ten kinds have three training cases each, and the
+others eight. `worst` is the score of the worst kind.
 
 **ordinary.** The cell kinds/words/named/.25 of `worlds.py`: does the strategy harm?
 """
@@ -71,7 +71,7 @@ class Rare(World):
         found = []
         for example in super().examples():
             (case,) = self.cases_in(example.request)
-            if self.kind(case) > 1 or case < 2 * N_KINDS:
+            if self.kind(case) > 2 or case < 3 * N_KINDS:
                 named = example.copy(domain=f"kind {self.kind(case)}").with_inputs("request")
                 found.append(named)
         return found
