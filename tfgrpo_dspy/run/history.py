@@ -179,8 +179,10 @@ class History:
             return f"all rollouts of the last {SATURATED_GROUPS} groups had the best score"
         if latest.is_open or len(before) < self._n_batches:
             return ""
-        epoch = run.report.updates[n_known - self._n_batches : n_known]
-        if not any(group.used_as in TEACHING for record in epoch for group in record.groups):
+        n_idle = self._n_batches * (1 + bool(run.settings.strategies))  # they may learn from it
+        idle = run.report.updates[max(0, n_known - n_idle) : n_known]
+        is_taught = any(group.used_as in TEACHING for record in idle for group in record.groups)
+        if len(before) >= n_idle and not is_taught:
             return "no group of a whole epoch had anything to teach"
         n = max(UNCHANGED_EPOCHS * self._n_batches, UNCHANGED_UPDATES)
         is_unchanged = all(list(one.result) == list(latest.result) for one in before[-n:])
