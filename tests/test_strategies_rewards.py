@@ -1,16 +1,29 @@
 """Strategies that change what a rollout counts with; and how unsure an LM was of a rollout."""
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
 import pytest
 from dspy import lm15
-from runs import Pair, is_score, predictor
-from scripted import ScriptedEngine, chat
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import Pair, Run, is_score, library_texts, predictor, questions
+from scripted import EXTRACT, Prompt, ScriptedEngine, chat, lessons
 
+from tfgrpo_dspy import AddLessons, BayesianGate, SettingsError
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
+from tfgrpo_dspy.strategies import (
+    ClippedDiversity,
+    GlobalConstraint,
+    Objectives,
+    Scored,
+    StepOrder,
+)
 
 
 class UnsureEngine(ScriptedEngine):
@@ -69,3 +82,231 @@ def test_the_entropy_comes_back_from_the_record_of_a_rollout_and_old_records_hav
     assert Rollout.from_dict(record) == made
     del record["entropy"]
     assert Rollout.from_dict(record).entropy is None
+
+
+def rollout(example: int = 0, score: float = 0.0, **more: Any) -> Rollout:
+    return Rollout(example, more.pop("rollout_id", 0), score=score, **more)
+
+
+def scored(*rollouts: Rollout, first: Sequence[Rollout] = (), is_training: bool = True) -> Scored:
+    return Scored(tuple(rollouts), tuple(first or rollouts), is_training)
+
+
+def agents(n_helping: int, n: int) -> list[Rollout]:
+    return [
+        rollout(score=0.5, outputs={"does": "help" if k < n_helping else "keep"}) for k in range(n)
+    ]
+
+
+def helps(each: Rollout) -> float:
+    return float(each.outputs["does"] == "help")
+
+
+@pytest.mark.parametrize(
+    ("n_helping", "bonus"), [(0, 0.0), (1, 0.75), (2, 1.0), (3, 0.75), (4, 0.0)]
+)
+def test_the_global_term_is_strong_at_intermediate_levels_and_nothing_at_the_extremes(
+    n_helping: int, bonus: float
+) -> None:
+    rewards = GlobalConstraint(helps).reward(scored(*agents(n_helping, 4)))
+    assert rewards == pytest.approx([0.5 + bonus] * n_helping + [0.5] * (4 - n_helping))
+
+
+def test_the_global_term_is_in_standard_deviations_of_the_first_scores_and_constant_at_the_end() -> (
+    None
+):
+    first = [rollout(score=score, outputs={"does": "keep"}) for score in (0.0, 4.0)]
+    training = GlobalConstraint(helps, weight=0.5).reward(scored(*agents(2, 4), first=first))
+    assert training[0] == pytest.approx(0.5 + 0.5 * 2.0)
+    final = GlobalConstraint(helps, weight=0.5).reward(
+        scored(*agents(1, 1), first=first, is_training=False)
+    )
+    assert final == pytest.approx([0.5 + 0.5 * 2.0 * 2 / 3])
+
+
+def test_agents_that_share_a_library_learn_what_serves_the_whole() -> None:
+    lines = {"Help.": "help", "Keep.": "keep"}
+
+    def decide(prompt: Prompt) -> str:
+        told = [does for line, does in lines.items() if line in prompt.system]
+        return chat(answer=told[0] if told else prompt.random().choice(["help", "keep"]))
+
+    def better(prompt: Prompt) -> str:
+        best = prompt.user.partition("Attempt 1")[2].partition("Attempt 2")[0]
+        return lessons("Help." if "answer: help" in best else "Keep.")
+
+    def payoff(_: dspy.Example, pred: dspy.Prediction) -> float:
+        return 1.0 - 0.1 * (pred.answer == "help")
+
+    def quantity(each: Rollout) -> float:
+        return float(each.outputs["answer"] == "help")
+
+    rules = [(EXTRACT, better), ("`lessons`", chat(lessons="None")), ("question", decide)]
+    learned = [
+        library_texts(
+            Run(
+                [["1"] * 4] * 12,
+                *rules,
+                metric=payoff,
+                gate=BayesianGate(),
+                update=AddLessons(),
+                epochs=3,
+                valset=questions(20, start=50),
+                strategies=strategies,
+            ).optimized
+        )
+        for strategies in ((), (GlobalConstraint(quantity, weight=4.0),))
+    ]
+    assert learned == [["Keep."], ["Help."]]
+
+
+groups = st.lists(
+    st.tuples(
+        st.integers(0, 3), st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 9), st.text()
+    ),
+    min_size=2,
+    max_size=12,
+)
+
+
+@given(made=groups, clip=st.floats(0.01, 0.49), has_entropy=st.booleans())
+def test_diversity_never_turns_the_order_of_scores_in_a_group(
+    made: Any, clip: float, has_entropy: bool
+) -> None:
+    rollouts = [
+        rollout(
+            example, score, entropy=entropy if has_entropy else None, outputs={"reasoning": text}
+        )
+        for example, score, entropy, text in made
+    ]
+    rewards = ClippedDiversity(clip).reward(scored(*rollouts))
+    for one, own in zip(rollouts, rewards, strict=True):
+        same = [o.score for o in rollouts if o.example == one.example]
+        if len(set(same)) == 1:
+            assert own == one.score
+        for other, its in zip(rollouts, rewards, strict=True):
+            if one.example == other.example and (one.score or 0) < (other.score or 0):
+                assert own < its
+
+
+def test_of_rollouts_that_score_the_same_the_unusual_one_counts_for_more() -> None:
+    texts = ["I add both numbers.", "I add both numbers!", "Count on the fingers."]
+    by_text = [rollout(score=1.0, outputs={"reasoning": text}) for text in texts]
+    bad = rollout(score=0.0, outputs={"reasoning": "I add both numbers?"})
+    rewards = ClippedDiversity().reward(scored(*by_text, bad))
+    assert rewards[2] == max(rewards)
+    assert sum(rewards[:3]) == pytest.approx(3.0)
+    by_entropy = [rollout(score=1.0, entropy=e, outputs={"reasoning": "x"}) for e in (0.1, 0.9)]
+    rewards = ClippedDiversity().reward(scored(*by_entropy, replace(bad, entropy=0.5)))
+    assert rewards[1] > 1.0 > rewards[0]
+
+
+def test_diversity_leaves_the_final_choice_alone() -> None:
+    texts = [rollout(score=float(k > 0), outputs={"reasoning": str(k)}) for k in range(3)]
+    assert ClippedDiversity().reward(scored(*texts, is_training=False)) == [0.0, 1.0, 1.0]
+
+
+def valued(score: float = 0.0, **objectives: float) -> Rollout:
+    return rollout(score=score, objectives=objectives)
+
+
+FIRST = [valued(right=1.0, short=-100.0), valued(right=0.0, short=-500.0)]
+
+
+def test_objectives_are_divided_by_their_spread_in_the_first_batch_and_weighted() -> None:
+    mixed = Objectives({"right": 1.0, "short": 1.0})
+    rewards = mixed.reward(scored(valued(right=1.0, short=-300.0), first=FIRST))
+    assert rewards == pytest.approx([(1.0 / 0.5 - 300 / 200) / 2])
+    less = Objectives({"right": 3.0, "length": -1.0})
+    first = [valued(right=1.0, length=4.0), valued(right=1.0, length=4.0)]
+    rewards = less.reward(scored(valued(right=1.0, length=2.0), first=first))
+    assert rewards == pytest.approx([(3.0 - 2.0) / 4]), "what does not vary is divided by one"
+
+
+def test_a_bound_decides_in_the_final_choice_and_leaves_training_alone() -> None:
+    mixed = Objectives({"right": 1.0, "short": 1.0}, never_below={"right": 1.0})
+    good, brief = valued(right=1.0, short=-500.0), valued(right=0.0, short=1500.0)
+    first, second = mixed.reward(scored(good, brief, first=FIRST, is_training=False))
+    assert first > second
+    first, second = mixed.reward(scored(good, brief, first=FIRST))
+    assert first < second
+
+
+def test_an_objective_that_the_metric_does_not_give_is_named() -> None:
+    run = Run([["1", "0"]], strategies=(Objectives({"fair": 1.0}),))
+    assert run.results.failures["strategy"] > 0
+    with pytest.raises(SettingsError, match=r"objective 'fair': the metric gave \['right'\]"):
+        Objectives({"fair": 1.0}).reward(scored(valued(right=1.0)))
+
+
+def judged(_: dspy.Example, pred: dspy.Prediction) -> dspy.Prediction:
+    right = float(str(pred.answer).startswith("1"))
+    return dspy.Prediction(objectives={"right": right, "short": -float(len(pred.answer))})
+
+
+def test_results_show_the_means_of_objectives_and_who_is_best_in_its_own_way() -> None:
+    def answer(prompt: Prompt) -> str:
+        told = prompt.system
+        digits = "1" if "Be exact." in told or prompt.random().random() < 0.4 else "0"
+        return chat(answer=digits * (1 if "Be brief." in told else 9))
+
+    texts = ("Be exact.", "Be brief.")
+    run = Run(
+        [["1"] * 3] * 8,
+        (EXTRACT, lessons(*texts)),
+        ("question", answer),
+        metric=judged,
+        gate=BayesianGate(),
+        update=AddLessons(),
+        epochs=4,
+        valset=questions(20, start=50),
+        strategies=(Objectives({"right": 1.0, "short": 0.5}),),
+    )
+    student, *others = run.results.finalists
+    best = next(each for each in others if each.is_best)
+    assert best.objectives == pytest.approx({"right": 1.0, "short": -1.0})
+    assert best.dominates(student)
+    assert not student.dominates(best)
+    page = str(run.results)
+    assert re.search(r"\n +right +short +best in its own way", page)
+    assert re.search(r"\n +result +1\.000 +-1\.000 +yes", page)
+    assert re.search(r"\n +student +0\.\d+ +-9\.000 +no", page)
+
+
+@pytest.mark.parametrize(
+    ("moves", "order"),
+    [
+        *(("a b c d", 1.0), ("d c b a", -1.0), ("b a c d", 2 / 3)),
+        *(("a x", 0.0), ("", 0.0), ("a b a c d", 1.0)),
+    ],
+)
+def test_the_order_of_steps_is_their_rank_correlation_with_the_reference(
+    moves: str, order: float
+) -> None:
+    strategy = StepOrder(lambda _: "abcd", lambda each: each.outputs["moves"].split())
+    assert strategy.order(rollout(outputs={"moves": moves})) == pytest.approx(order)
+
+
+def test_by_default_the_steps_are_the_names_of_predictors_and_tools() -> None:
+    steps = tuple(Step("predictor", name, {}, {}) for name in ("plan", "write"))
+    strategy = StepOrder(lambda _: ["plan", "write"])
+    assert strategy.order(rollout(steps=steps)) == 1.0
+    assert strategy.order(rollout(steps=steps[::-1])) == -1.0
+    rewards = strategy.reward(scored(rollout(steps=steps), rollout(steps=steps[::-1])))
+    assert rewards[0] > rewards[1], "though both have the same score"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GlobalConstraint("help"), "quantity='help'"),  # type: ignore[arg-type]
+        (lambda: GlobalConstraint(helps, weight=0), "weight=0"),
+        (lambda: ClippedDiversity(0.5), "clip=0.5"),
+        (lambda: Objectives({}), "weights={}"),
+        (lambda: Objectives({"a": float("nan")}), "weights={'a': nan}"),
+        (lambda: StepOrder(lambda _: "", weight=-1), "weight=-1"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_refused_with_its_value(make: Any, message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        make()
