@@ -112,9 +112,7 @@ def test_the_global_term_is_strong_at_intermediate_levels_and_nothing_at_the_ext
     assert rewards == pytest.approx([0.5 + bonus] * n_helping + [0.5] * (4 - n_helping))
 
 
-def test_the_global_term_is_in_standard_deviations_of_the_first_scores_and_constant_at_the_end() -> (
-    None
-):
+def test_the_global_term_is_in_deviations_of_the_first_scores_and_constant_at_the_end() -> None:
     first = [rollout(score=score, outputs={"does": "keep"}) for score in (0.0, 4.0)]
     training = GlobalConstraint(helps, weight=0.5).reward(scored(*agents(2, 4), first=first))
     assert training[0] == pytest.approx(0.5 + 0.5 * 2.0)
