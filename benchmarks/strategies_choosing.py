@@ -5,7 +5,8 @@ known), two of five are hard (.01, whatever is known), and one of five has a cha
 with the right lesson of its kind. The metric says nothing in words, and lessons do not see labels:
 so a lesson can only come from a group with contrast. Scores count the cases that can be learned.
 
-**by kind.** The same, but all cases of four kinds are easy, of four kinds hard; two can be learned.
+**by kind.** The same, but all cases of four kinds are easy, of four kinds hard; two can be learned,
+and have a chance of .1 before.
 
 **rare.** All can be learned, but three of the ten kinds have three training cases each, and the
 others eight. `worst` is the score of the worst kind.
@@ -51,7 +52,7 @@ class Uneven(World):
 
     def unaided(self, case: int) -> float:
         """The chance without any lesson."""
-        return (EASY, EASY, HARD, HARD, 0.35)[self.level(case)]
+        return (EASY, EASY, HARD, HARD, 0.1 if self.by_kind else 0.35)[self.level(case)]
 
     def chance(self, case: int, lessons: Any) -> float:
         """The chance with these lessons; they change that of the learnable cases only."""
@@ -146,7 +147,7 @@ SETTINGS: tuple[Setting, ...] = (
         for n in ("LearningFrontier", "BayesianAllocation")
         for b in (600, 1000)
     ),
-    *(_uneven("DomainBandit", "by kind", budget) for budget in (300, 600)),
+    *(_uneven("DomainBandit", "by kind", budget) for budget in (600, 1200)),
     Setting(
         "HardSampleWeights",
         "rare",

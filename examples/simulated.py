@@ -26,12 +26,13 @@ class SimulatedEngine:
     """Answers requests by rules.
 
     `unaided`: the chance that it does without advice what advice would ask for; `obedient`: that it
-    follows advice; `attentive`: that it notices a lesson.
+    follows advice; `attentive`: that it notices a lesson. `program` answers for the program.
     """
 
     unaided: float = 0.3
     obedient: float = 0.9
     attentive: float = 0.6
+    program: type[ProgramSide] = ProgramSide
     supported_params = frozenset({"temperature", "max_tokens", "seed"})
 
     def complete(self, request: lm15.Request) -> lm15.Response:
@@ -40,7 +41,7 @@ class SimulatedEngine:
         if asked.keys() & REFLECTION:
             values = {name: reflection(prompt, name, self.attentive) for name in asked}
         else:
-            program = ProgramSide(self.unaided, self.obedient)
+            program = self.program(self.unaided, self.obedient)
             values = {name: program.answer(prompt, name) for name in asked}
         text = json.dumps(values) if "will be a JSON object" in prompt.told else _chat(values)
         usage = lm15.Usage(
@@ -71,11 +72,14 @@ class SimulatedLM(dspy.LM):
         return super().__call__(*args, **kwargs | seed)
 
 
-def arguments(about: str | None, **options: str) -> argparse.Namespace:
+def arguments(
+    about: str | None, engine: SimulatedEngine | None = None, **options: str
+) -> argparse.Namespace:
     """The command line, with `lm` and `reflection_lm` as LMs; sets the LM for DSPy, too.
 
     Args:
         about: the docstring of the example; `--help` shows its first line.
+        engine: that of the simulated LM.
         options: names of more options, each with its help.
     """
     parser = argparse.ArgumentParser(description=(about or "").split("\n")[0])
@@ -90,7 +94,8 @@ def arguments(about: str | None, **options: str) -> argparse.Namespace:
     if given.is_simulated:
         print(SIMULATED)
     names = given.lm, given.reflection_lm or given.lm
-    given.lm, given.reflection_lm = (dspy.LM(name) if name else SimulatedLM() for name in names)
+    simulated = SimulatedLM(engine)
+    given.lm, given.reflection_lm = (dspy.LM(name) if name else simulated for name in names)
     dspy.configure(lm=given.lm)
     logging.getLogger("dspy").setLevel(logging.WARNING)
     return given

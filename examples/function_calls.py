@@ -1,0 +1,106 @@
+"""Function calls that are scored on their syntax tree, and lessons from unusual right attempts.
+
+    python examples/function_calls.py [--lm openai/gpt-5-mini] [--reflection-lm openai/gpt-5]
+
+Runs on a simulated LM in 5 seconds. A call is right if Python's `ast` finds the same function and
+the same arguments by name; formatting does not matter. Prints the gain on a test set, with and
+without `ClippedDiversity`.
+"""
+
+import ast
+from typing import Any
+
+import dspy
+from simulated import SimulatedEngine, arguments
+from simulated_rules import ProgramSide, Prompt
+
+from tfgrpo_dspy import TrainingFreeGRPO
+from tfgrpo_dspy.strategies import ClippedDiversity
+
+CITIES = ("Leeds", "Porto", "Turin", "Bergen", "Lyon", "Graz", "Cork", "Malmo")
+TOOLS = "weather(city, unit='C' or 'F'); flight(origin, destination, seats)"
+
+
+class Caller(ProgramSide):
+    """The simulated caller: it forgets the unit, and numbers are strings to it."""
+
+    def answer(self, prompt: Prompt, name: str) -> Any:
+        """A reasoning, or a call."""
+        request = prompt.inputs["request"]
+        first, *rest = [city for city in CITIES if city in request]
+        if name == "reasoning":
+            return f"This needs a tool for {first}."
+        if rest:
+            origin, destination = sorted((first, *rest), key=request.index)
+            seats = request.split(" seats")[0].split()[-1]
+            seats = seats if self._does(prompt, "numbers without quotes") else repr(seats)
+            return f"flight(origin={origin!r}, destination={destination!r}, seats={seats})"
+        unit = "F" if "Fahrenheit" in request else "C"
+        told = f", unit={unit!r}" if self._does(prompt, "Always pass the unit") else ""
+        return f"weather(city={first!r}{told})"
+
+
+def tree(call: str) -> tuple[str, dict[str, Any]]:
+    """The name of the function, and its arguments by name. Raises SyntaxError, ValueError."""
+    parsed = ast.parse(call.strip(), mode="eval").body
+    if not isinstance(parsed, ast.Call) or not isinstance(parsed.func, ast.Name) or parsed.args:
+        raise ValueError(f"{call!r} is not a call with arguments by name.")
+    return parsed.func.id, {str(k.arg): ast.literal_eval(k.value) for k in parsed.keywords}
+
+
+def metric(example: dspy.Example, pred: dspy.Prediction, trace: Any = None) -> dspy.Prediction:  # noqa: ARG001
+    """The share of right arguments; 0 for another function, or for what is no call."""
+    try:
+        name, given = tree(pred.call)
+    except (SyntaxError, ValueError) as error:
+        return dspy.Prediction(score=0.0, feedback=f"That is no call: {error}")
+    wanted_name, wanted = tree(example.call)
+    right = sum(k in given and given[k] == wanted[k] for k in wanted)
+    said = ["Always pass the unit."] if "unit" in wanted and "unit" not in given else []
+    said += ["Write numbers without quotes."] if isinstance(given.get("seats"), str) else []
+    score = right / len(wanted | given) if name == wanted_name else 0.0
+    return dspy.Prediction(score=score, feedback=" ".join(said))
+
+
+def load() -> list[dspy.Example]:
+    """Requests with their calls."""
+    found = []
+    for number in range(60):
+        city, other = CITIES[number % 8], CITIES[(number + 1 + number // 8 % 7) % 8]
+        unit, seats = ("Celsius", "Fahrenheit")[number // 2 % 2], 1 + number % 5
+        if number % 2:
+            request = f"Book {seats} seats from {city} to {other}, order {number}."
+            call = f"flight(origin={city!r}, destination={other!r}, seats={seats})"
+        else:
+            request = f"How warm is it in {city}, in {unit}, at {number % 24} o'clock?"
+            call = f"weather(city={city!r}, unit={unit[0]!r})"
+        found.append(dspy.Example(request=request, tools=TOOLS, call=call))
+    return [example.with_inputs("request", "tools") for example in found]
+
+
+def main() -> dict[str, float]:
+    """Optimize with and without the strategy; the mean scores on the test set."""
+    given = arguments(__doc__, SimulatedEngine(program=Caller))
+    examples = load()
+    student = dspy.ChainOfThought("request, tools -> call")
+    rows = {}
+    for name, strategies in {"without": (), "with": (ClippedDiversity(),)}.items():
+        optimizer = TrainingFreeGRPO(
+            metric,
+            reflection_lm=given.reflection_lm,
+            max_lm_calls=300,
+            group_size=4,
+            strategies=strategies,
+            progress=False,
+        )
+        optimized = optimizer.compile(
+            student, trainset=examples[:24], valset=examples[24:40], testset=examples[40:]
+        )
+        results = optimized.detailed_results
+        rows |= {"student": results.test.student.mean, name: results.test.best.mean}
+        print(f"\n{name} ClippedDiversity:\n{results}")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
