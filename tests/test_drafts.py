@@ -97,7 +97,8 @@ def test_at_most_eight_examples_are_sampled_before_the_drafts_are_decided(
     rollouts = [text for text in run.texts("weigh") if not re.search(f"{DRAFT}|{EXTRACT}", text)]
     training = [text for text in rollouts if min(numbers(text)) < 24]
     told = [text for text in training if any(lesson in text for lesson in LESSONS.values())]
-    assert (len(training), len(training) - len(told)) == (48, 2 * without)
+    assert told
+    assert len(training) - len(told) == 2 * without
 
 
 def test_what_one_draft_says_alone_is_left_out() -> None:

@@ -279,7 +279,7 @@ def test_max_lm_calls_holds_over_all_processes_also_where_a_first_reservation_is
     calls = Log(tmp_path / "calls")
     run = compiled(pool, Several(), lm=logged_lm(calls), max_lm_calls=most, epochs=3, seed=1)
     assert most / 4 < len(calls.lines) <= n_calls(run) <= most
-    assert run.detailed_results.ended_because.startswith(f"max_lm_calls={most} is used up")
+    assert run.detailed_results.ended_because.startswith(f"max_lm_calls={most} ")
 
 
 class Dollars(Log):
