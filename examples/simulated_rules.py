@@ -11,9 +11,12 @@ from typing import Any
 
 from dspy import lm15
 
-CONCLUSIONS = (  # what the reflection LM makes of a wrong answer
+CONCLUSIONS = (  # what the reflection LM makes of a wrong answer or of an error
     (r"Expected '(\d+)', given '[^'\d]+\1\b[^']*'", "Give the number alone."),
     (r"Expected '(\d+)', given '\1(?:00)'", "Amounts are stored in cents: divide them by 100."),
+    (r"Unknown namespace prefix", "Declare each prefix with PREFIX before SELECT."),
+    (r"found 'COUNT'", "Write a count in brackets with a name: (COUNT(?x) AS ?n)."),
+    (r"found no rows", "Names have a language: compare STR(?label) with the name."),
 )
 FEEDBACK = re.compile(r'feedback(?: on (\w+))?(?:"?: "?|\n)([^"\n]+)', re.IGNORECASE)
 HABITS = {  # of a reply: words of the advice, and what it then says
@@ -113,7 +116,9 @@ def lessons(prompt: Prompt, attentive: float) -> list[tuple[str, str]]:
     found = []
     for scope, feedback in FEEDBACK.findall(prompt.user):
         sentences = re.split(r"(?<=\.)\s+", feedback)
-        found += [(scope, s) for s in sentences if re.match(r"(?!Good|Expected)[A-Z].*\.$", s)]
+        found += [
+            (scope, s) for s in sentences if re.match(r"(?!Good|Expected|Execution)[A-Z].*\.$", s)
+        ]
     found += [("", text) for wrong, text in CONCLUSIONS if re.search(wrong, prompt.user)]
     luck = prompt.luck("lessons")
     noticed = [each for each in dict.fromkeys(found) if luck.random() < attentive]
