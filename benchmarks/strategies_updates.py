@@ -18,6 +18,9 @@ case that was seen, which is seldom that of the next case of the town. Where the
 the goods decide, 15 % are about towns; where it says that towns do, 85 %. Such a line in the
 program's prompt adds or costs .05. Asked what matters, reflection says the goods, but in a fifth of
 the worlds the town.
+
+*Harm.* The cell kinds/words/named/.25 of `worlds.py` at 200 LM calls, where each question of the
+strategy gets wrong lessons for an answer.
 """
 
 import functools
@@ -326,21 +329,33 @@ def scored(
     return {"score": world.score(world.held(program), getattr(world, "tested", ()))}
 
 
+class MisledEngine(WorldEngine):
+    """Answers each question of a strategy with two wrong lessons."""
+
+    def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
+        if name not in ("advice", "candidates", "matters", "narrower"):
+            return super()._value(name, type_, prompt)
+        kinds = (pick(N_KINDS, "misled", place, *self._key(prompt)) for place in range(2))
+        lines = [self.world.text(Lesson("wrong", kind, 0)) for kind in kinds]
+        return lines[0] if name in ("matters", "narrower") else "\n".join(lines)
+
+
 def ordinary(strategy: type[Strategy], arm: str, seed: int) -> dict[str, float]:
-    """A world of right and wrong lessons; questions of strategies get an answer without worth."""
+    """A world of right and wrong lessons, a budget that binds, and misleading answers."""
     world = World(cells()["kinds/words/named/.25"], seed)
-    return scored(world, WorldEngine(world), (strategy(),) if arm == "with" else (), seed)
+    used = (strategy(),) if arm == "with" else ()
+    return scored(world, MisledEngine(world), used, seed, budget=200)
 
 
 def settings(strategy: type[Strategy], about: str, run: Any) -> tuple[Setting, ...]:
-    """The strategy in its own world, and in an ordinary one, where it should do no harm."""
+    """The strategy in its own world, and in an ordinary one with wrong answers."""
     name, harm = strategy.__name__, functools.partial(ordinary, strategy)
     bars = (Bar("score", *ARMS),)
     if strategy is AttributionPrior:
         bars = (Bar("score", *ARMS, wins=0.7),)
     return (
         Setting(name, about, ARMS, run, bars),
-        Setting(name, "harm: ordinary world", ARMS, harm, (Bar("score", *ARMS, least=-0.02),)),
+        Setting(name, "harm: misled, 200 calls", ARMS, harm, (Bar("score", *ARMS, least=-0.02),)),
     )
 
 

@@ -19,6 +19,7 @@ CONCLUSIONS = (  # what the reflection LM makes of a wrong answer or of an error
     (r"found no rows", "Names have a language: compare STR(?label) with the name."),
 )
 FEEDBACK = re.compile(r'feedback(?: on (\w+))?(?:"?: "?|\n)([^"\n]+)', re.IGNORECASE)
+ADVICE = re.compile(r"(?!Good|Expected|Execution)[A-Z].*\.|(?!回答|应选)\W*\w.*。")
 HABITS = {  # of a reply: words of the advice, and what it then says
     "[Ss]orry": "We are sorry for the trouble.",
     "order number": "Could you please send us your order number?",
@@ -115,10 +116,8 @@ def lessons(prompt: Prompt, attentive: float) -> list[tuple[str, str]]:
     """Predictor ("" for all) and text of each lesson that it notices, by chance `attentive`."""
     found = []
     for scope, feedback in FEEDBACK.findall(prompt.user):
-        sentences = re.split(r"(?<=\.)\s+", feedback)
-        found += [
-            (scope, s) for s in sentences if re.match(r"(?!Good|Expected|Execution)[A-Z].*\.$", s)
-        ]
+        sentences = re.split(r"(?<=\.)\s+|(?<=。)", feedback)
+        found += [(scope, sentence) for sentence in sentences if ADVICE.fullmatch(sentence)]
     found += [("", text) for wrong, text in CONCLUSIONS if re.search(wrong, prompt.user)]
     luck = prompt.luck("lessons")
     noticed = [each for each in dict.fromkeys(found) if luck.random() < attentive]

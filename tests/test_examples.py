@@ -8,10 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dspy
+import function_calls
 import gsm8k
+import multiple_choice_zh
 import nbformat
+import pandas as pd
 import pytest
+import sparql_agent
+from hypothesis import given
+from hypothesis import strategies as st
 from nbclient import NotebookClient
+from scripted import Prompt as ScriptedPrompt
+from scripted import chat, scripted_lm
 from simulated_rules import Prompt, lessons
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +132,128 @@ def test_optimizers_are_compared_at_about_the_same_number_of_calls(tmp_path: Pat
     assert n_calls["TrainingFreeGRPO"] <= 300
     assert all(240 <= n <= 340 for n in n_calls.values()), n_calls
     assert gain(text, "TrainingFreeGRPO")[1] > 0.1
+
+
+def test_an_agent_learns_from_the_errors_of_its_queries(tmp_path: Path) -> None:
+    text = printed("sparql_agent", tmp_path)
+    assert gain(text)[1] > 0
+    assert re.search(r"STR\(\?label\)|\(COUNT\(\?x\) AS \?n\)|Declare each prefix", text)
+    assert re.search(r"^before: [23] turns", text, re.MULTILINE)
+
+
+def test_a_query_that_fails_is_refined_by_the_error_that_rdflib_gives() -> None:
+    bad = "SELECT COUNT(?work) WHERE { ?work art:by ?named }"
+    good = f"{sparql_agent.PREFIX} SELECT (COUNT(?work) AS ?n) WHERE {{ ?work art:by ?named }}"
+    queries = iter([bad, good.replace(sparql_agent.PREFIX, ""), good])
+    seen = []
+
+    def write(prompt: ScriptedPrompt) -> str:
+        seen.append(prompt.text)
+        return chat(query=next(queries))
+
+    agent = sparql_agent.Agent()
+    with dspy.context(lm=scripted_lm([("", write)])):
+        pred = agent(question="How many paintings are there?")
+    assert (pred.answer, pred.turns, pred.error) == ("60", 3, "")
+    assert ["Execution error" in text for text in seen] == [False, True, True]
+    assert "found 'COUNT'" in seen[1] and "Unknown namespace prefix" in seen[2]
+
+
+def test_the_whole_path_of_multiple_choice_is_chinese_and_gains(tmp_path: Path) -> None:
+    text = printed("multiple_choice_zh", tmp_path)
+    assert "192 training, 24 validation, 24 test questions" in text
+    assert gain(text)[1] > 0.1
+    library = re.findall(r"^  E\d+ .*every predictor  (.*)", text, re.MULTILINE)
+    assert len([line for line in library if re.match("见.+者，辨为.+证。$", line)]) >= 4
+
+
+@pytest.mark.parametrize("suffix", multiple_choice_zh.READERS)
+def test_questions_are_read_from_excel_csv_json_and_json_lines(suffix: str, tmp_path: Path) -> None:
+    path, stem = tmp_path / f"questions{suffix}", "患者自汗，应辨为何证？"
+    rows = [
+        {"question": stem, "A": "气虚证", "B": "血虚证", "C": "阴虚证", "D": "阳虚证", "E": None},
+        {"question": stem, "A": "甲", "B": "乙", "C": "丙", "D": "丁", "E": "戊"},
+    ]
+    frame = pd.DataFrame([{**row, "answer": a} for row, a in zip(rows, "aE", strict=True)])
+    {
+        ".xlsx": lambda: frame.to_excel(path, index=False),
+        ".csv": lambda: frame.to_csv(path, index=False),
+        ".json": lambda: frame.to_json(path, orient="records"),
+        ".jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+    }[suffix]()
+    first, second = multiple_choice_zh.read(path)
+    assert (first.question, first.answer, second.answer) == (stem, "A", "E")
+    assert first.options == "A. 气虚证\nB. 血虚证\nC. 阴虚证\nD. 阳虚证"
+    assert second.options.endswith("E. 戊")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("q.txt", "question", "must end with one of .xlsx, .csv, .json, .jsonl"),
+        ("q.csv", None, "there is no such file"),
+        ("q.csv", "question,A,B,C\n问,1,2,3\n", "no column D, answer; there are question, A, B, C"),
+        ("q.csv", "question,A,B,C,D,answer\n问,1,2,3,4,E\n", "question 1: the answer is 'E'"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_with_the_reason(
+    name: str, rows: str | None, message: str, tmp_path: Path
+) -> None:
+    if rows is not None:
+        (tmp_path / name).write_text(rows, encoding="utf-8")
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        multiple_choice_zh.read(tmp_path / name)
+
+
+@given(n=st.integers(0, 300), seed=st.integers())
+def test_questions_are_split_80_10_10_by_the_seed(n: int, seed: int) -> None:
+    examples = [dspy.Example(question=str(number)) for number in range(n)]
+    parts = multiple_choice_zh.split(examples, seed)
+    assert [len(part) for part in parts] == [n - 2 * (n // 10), n // 10, n // 10]
+    assert sorted(int(e.question) for part in parts for e in part) == [*range(n)]
+    assert parts == multiple_choice_zh.split(examples, seed)
+
+
+def test_the_gap_between_customer_groups_closes_at_no_loss_of_correctness(tmp_path: Path) -> None:
+    text = printed("fair_replies", tmp_path)
+    row = r"{} +right (\S+) +gap between groups (\S+) +words (\S+)"
+    before, after = (
+        tuple(map(float, re.search(row.format(name), text).groups()))
+        for name in ("student", "Objectives")
+    )
+    assert after[0] >= before[0] and after[1] < before[1] / 3 and after[2] < before[2]
+
+
+def test_agents_contribute_with_the_global_term_and_hardly_without(tmp_path: Path) -> None:
+    text = printed("public_goods", tmp_path)
+    shares = dict(re.findall(r"^(.*?) +(\d\.\d\d) of the agents", text, re.MULTILINE))
+    assert float(shares["without the term"]) < 0.3 < 0.7 < float(shares["with the term"])
+
+
+def test_grids_are_solved_more_often_with_a_reference_order(tmp_path: Path) -> None:
+    text = printed("sudoku", tmp_path)
+    shares = dict(re.findall(r"^(\w+) +(\d\.\d\d) of the test grids", text, re.MULTILINE))
+    assert float(shares["student"]) < float(shares["without"]) < float(shares["with"])
+
+
+def test_function_calls_gain_with_diversity(tmp_path: Path) -> None:
+    text = printed("function_calls", tmp_path)
+    assert gain(text.partition("\nwith ClippedDiversity:")[2])[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("call", "score"),
+    [
+        ("weather(city='Leeds', unit='C')", 1.0),
+        ("weather( unit = 'C', city = 'Leeds' )", 1.0),
+        ("weather(city='Leeds')", 0.5),
+        ("flight(city='Leeds', unit='C')", 0.0),
+        ("weather(city=", 0.0),
+    ],
+)
+def test_a_call_is_right_by_its_syntax_tree(call: str, score: float) -> None:
+    example = dspy.Example(call="weather(city='Leeds', unit='C')", request="")
+    assert function_calls.metric(example, dspy.Prediction(call=call)).score == score
 
 
 def test_the_notebook_runs_and_shows_the_results_as_tables(
