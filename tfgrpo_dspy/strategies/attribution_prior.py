@@ -59,12 +59,16 @@ class AttributionPrior(Strategy):
     it again whenever it writes lessons, so that it looks for reasons there first; the advice that
     it writes is a set of candidates, which the gate judges like any other.
 
-    **Source**: Large Language Models as Attribution Regularizers for Efficient Model Training
+    **Source.** Large Language Models as Attribution Regularizers for Efficient Model Training
     (arXiv 2502.20268).
-    **Carried over**: what an LM holds to be important, asked for once, guides all learning.
-    **Not carried over**: scores for each feature, and the loss that pulls gradients towards them.
-    **When to use**: with few examples, where much agrees with the labels by accident.
-    **Measured**: not yet.
+    **Carried over.** What an LM holds to be important, asked for once, guides all learning.
+    **Not carried over.** Scores for each feature, and the loss that pulls gradients towards them.
+    **When to use.** With few examples, where much agrees with the labels by accident.
+    **Measured.** Simulated, eight examples with a misleading property: better than without in 6 of
+    10 seeds, mean .680 beside .693; the bar was 7 of 10. It did win 28 of the 40 seeds that it was
+    tuned on (+.049). Two rounds of changes (the note for drafts, too; the note in half of the
+    groups) did not help. With wrong answers of the reflection LM -.020.
+    (`python benchmarks/strategies.py`)
 
     Args:
         n_examples: how many training examples the question shows.

@@ -19,12 +19,16 @@ class BayesianAllocation(Strategy):
     changed since. Rollouts are given one after the other to where they raise the expected number of
     groups with contrast most: a new group takes two, and a group may grow to `most`.
 
-    **Source.** CurES (curriculum by efficient sampling).
+    **Source.** CurES (arXiv 2510.01037; curriculum by efficient sampling).
     **Carried over.** A Bayesian estimate of the chance of success, and both choices made by it:
     which examples, and how many rollouts of each.
     **Not carried over.** The analysis of gradients that leads there, and its learning rates.
     **When to use.** As `LearningFrontier`, if some examples need more than the usual number of
     rollouts to show contrast.
+    **Measured.** Simulated, 80 % of the examples too easy or too hard, mean of ten seeds: .595
+    beside .449 at 600 LM calls, .744 beside .443 at 1,000. With half of the calls: .595 beside .443
+    (of 1,000); as good as uniform sampling, not better, with 300 of 600. In an ordinary world it
+    changes the score by -.015 [-.056, +.025]. (`python benchmarks/strategies.py`)
 
     Args:
         memory: how much a group still counts when no experience of its library is left; 0 to 1.

@@ -29,14 +29,15 @@ class ClippedDiversity(Strategy):
     own is, in groups of three characters, which works in any language. Student and result are
     compared by the score alone.
 
-    **Source**: EGPO, for function calling (arXiv 2508.05118).
-    **Carried over**: an entropy bonus to the advantage, clipped so that it cannot turn its sign;
+    **Source.** EGPO, for function calling (arXiv 2508.05118).
+    **Carried over.** An entropy bonus to the advantage, clipped so that it cannot turn its sign;
     correctness comes first.
-    **Not carried over**: the gradient; the bonus is centred among equal scores, so that the gate's
+    **Not carried over.** The gradient; the bonus is centred among equal scores, so that the gate's
     measurements of experiences do not drift with it.
-    **When to use**: several ways lead to a right answer, and the usual one is not the one that
+    **When to use.** Several ways lead to a right answer, and the usual one is not the one that
     carries over to new inputs.
-    **Measured**: MEASURED
+    **Measured.** Simulated, two ways to a right answer, groups of five, ten seeds: .675 beside
+    .623. With the usual groups of two it seldom acts. (`python benchmarks/strategies.py`)
 
     Args:
         clip: the largest change, as a share of the distance to the nearest other score of the

@@ -44,15 +44,15 @@ class ConflictAware(Strategy):
 
     At 8, 16, 32, ... groups that show a difference between rollouts with and without a text, a
     permutation test finds out whether similar inputs agree while others contradict them. The first
-    time that it does, the reflection LM is asked where the text helps. Its answer is a MODIFY, or
-    an ADD where the gate has dropped the text; the gate measures it.
+    time that it does, the reflection LM is asked where the text helps; the gate judges its answer.
 
-    **Source**: GTPO (arXiv 2508.03772).
-    **Carried over**: what is good in some rollouts and bad in others is not punished where it is
+    **Source.** GTPO (arXiv 2508.03772).
+    **Carried over.** What is good in some rollouts and bad in others is not punished where it is
     good; rollouts of a high entropy are not compared.
-    **Not carried over**: tokens and gradients; the threshold that the paper proves.
-    **When to use**: where general advice may suit only some kinds of inputs.
-    **Measured**: not yet.
+    **Not carried over.** Tokens and gradients; the threshold that the paper proves.
+    **When to use.** Where general advice may suit only some kinds of inputs.
+    **Measured.** Simulated lines that help on some kinds and harm on others: .573 beside .488 (+.085
+    [-.010, +.180]). With wrong answers of the reflection LM -.014. (`benchmarks/strategies.py`)
 
     Args:
         level: of the test, between 0 and 1; a higher one asks more often.
@@ -98,10 +98,9 @@ class ConflictAware(Strategy):
             told, sources = _question(found[: looks[-1]], texts)
             answer = await ask(NarrowAdvice, advice=advice[0], **told)
             for text in read_lessons(answer.get("narrower", "None"))[:1]:
-                if id_ := ids.get(advice):
-                    operations.append(Modify(id_, text, evidence=sources))
-                else:
-                    operations.append(Add(text, advice[1], evidence=sources))
+                is_there, add = advice in ids, Add(text, advice[1], evidence=sources)
+                change = Modify(ids[advice], text, evidence=sources) if is_there else add
+                operations.append(change)
         return Proposed(context.lessons, tuple(operations))
 
 

@@ -18,12 +18,18 @@ class DomainBandit(Strategy):
     mean says how much a domain teaches. Each place of a batch goes to the domain of the highest
     bound; in the domain, to the example that was chosen least often.
 
-    **Source.** DUMP (distribution-level curriculum for reinforcement learning post-training).
+    **Source.** DUMP (arXiv 2504.09710; distribution-level curriculum for reinforcement learning
+    post-training).
     **Carried over.** The reward of a domain (its mean absolute advantage, of recent groups) and the
     upper confidence bound.
     **Not carried over.** The softmax over bounds: each place goes to the highest one, and what is
     already chosen counts as seen.
     **When to use.** Examples come from known domains, of which some are too easy or too hard.
+    **Measured.** Simulated, eight domains of ten too easy or too hard, mean of ten seeds: .796
+    beside .709 at 600 LM calls, .970 beside .752 at 1,200. With half of the calls: .796 beside .752
+    (of 1,200), but .576 beside .709 (of 600), a bar that it misses: with few calls, finding the
+    domains costs more than it saves. In an ordinary world it changes the score by +.011. (`python
+    benchmarks/strategies.py`)
 
     Args:
         domain: the name of the field, or the function of an example, that gives its domain.

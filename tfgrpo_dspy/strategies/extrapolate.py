@@ -51,11 +51,13 @@ class Extrapolate(Strategy):
     since, what went, and the measured effects. It proposes lines that go further: a rule behind
     several of them, a better text of one. The gate judges these like any other candidate.
 
-    **Source**: ExPO (arXiv 2404.16792).
-    **Carried over**: what training changed is amplified, without more training.
-    **Not carried over**: weights, and the factor by which the paper amplifies their change.
-    **When to use**: where lessons are about single cases, and a rule is behind many of them.
-    **Measured**: not yet.
+    **Source.** ExPO (arXiv 2404.16792).
+    **Carried over.** What training changed is amplified, without more training.
+    **Not carried over.** Weights, and the factor by which the paper amplifies their change.
+    **When to use.** Where lessons are about single cases, and a rule is behind many of them.
+    **Measured.** Simulated rules behind lessons about single kinds, ten seeds: .703 beside .593
+    (+.110 [-.017, +.238]), better in eight of ten. With wrong answers of the reflection LM -.029
+    [-.052, -.006]. (`python benchmarks/strategies.py`)
 
     Args:
         every: so many updates lie between two questions.

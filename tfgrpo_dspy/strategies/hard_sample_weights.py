@@ -25,6 +25,9 @@ class HardSampleWeights(Strategy):
     **Not carried over.** Reweighting gradients: here, weights are chances to be sampled.
     **When to use.** The worst domain counts, and has fewer examples than others. Without `domain`,
     examples that nobody can solve take calls from others.
+    **Measured.** Simulated, three of ten domains rare, mean of ten seeds: the worst domain .846
+    beside .339, the mean of all .939 beside .882. In an ordinary world it changes the score by
+    +.015. (`python benchmarks/strategies.py`)
 
     Args:
         domain: the name of the field, or the function of an example, that gives its domain; None:

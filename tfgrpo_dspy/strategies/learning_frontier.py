@@ -16,12 +16,17 @@ class LearningFrontier(Strategy):
     without a group stand between those that had contrast and those that had none. An example whose
     latest group is the first that had contrast stands first: it has become learnable.
 
-    **Source.** AceGRPO (adaptive curriculum for group relative policy optimization).
+    **Source.** AceGRPO (arXiv 2602.07906; adaptive curriculum for group relative policy
+    optimization).
     **Carried over.** Sampling by learnability, which is estimated anew all the time, and a buffer
     of examples that have become learnable.
     **Not carried over.** The learnability potential, which rests on gradients.
     **When to use.** Many examples always succeed, or always fail, and failures have no feedback in
     words that could teach something.
+    **Measured.** Simulated, 80 % of the examples too easy or too hard, exact held-out scores, mean
+    of ten seeds: .632 beside .449 at 600 LM calls, .775 beside .443 at 1,000. With half of the
+    calls: .573 beside .443 (of 1,000), but .429 beside .449 (of 600), a bar that it misses. In an
+    ordinary world it changes the score by +.003. (`python benchmarks/strategies.py`)
 
     Args:
         memory: how much a group counts, beside a group one epoch (of usual size) later; 0 to 1.

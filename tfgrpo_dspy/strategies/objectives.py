@@ -26,12 +26,16 @@ class Objectives(Strategy):
     it. All scores of the results are these rewards; `finalists` have the means of the objectives,
     and `print(detailed_results)` shows which candidates are not dominated.
 
-    **Source.** Multi-reward GRPO for de-biasing; bootstrapped mixed rewards.
+    **Source.** Multi-reward GRPO for de-biasing (arXiv 2511.06023); bootstrapped mixed rewards
+    (arXiv 2512.04277).
     **Carried over.** Several rewards with weights, each normalised by its own spread.
     **Not carried over.** Normalisation within each group: the scale is the same for the whole run,
     so that the rewards of different updates can be compared. Bounds in training: there, the
     penalties of single rollouts would drown the other objectives.
     **When to use.** The metric has several figures of different scales, or one that must not fall.
+    **Measured.** Simulated replies whose length drowns the rest, ten seeds, beside their plain
+    mean: right .775 beside .168, gap between two groups of customers .070 beside .420. (`python
+    benchmarks/strategies.py`)
 
     Args:
         weights: by name; below 0 where less is better. "score" is the metric's score.

@@ -27,10 +27,13 @@ class StepOrder(Strategy):
     are each divided by their standard deviation in the first batch. For more objectives, pass
     `computed={"order": StepOrder(reference).order}` to your own `Objectives`.
 
-    **Source.** Bootstrapped mixed rewards for post-training: canonical action order.
+    **Source.** Bootstrapped mixed rewards: canonical action order (arXiv 2512.04277).
     **Carried over.** The reward for the order of a solver, mixed with that for the result.
     **Not carried over.** The bootstrap of the weight: the scale of the first batch sets it.
     **When to use.** The result alone is rarely right, and a solver's order is known.
+    **Measured.** Simulated cells that are right only in the right order, ten seeds: .758 beside
+    .531 [-.059, +.513]; better in five seeds, worse in one. (`python
+    benchmarks/strategies.py`)
 
     Args:
         reference: the right order of steps, as a function of the rollout.

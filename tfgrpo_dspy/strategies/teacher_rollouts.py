@@ -20,13 +20,17 @@ class TeacherRollouts(Strategy):
     The reflection LM compares them with the student's, and writes lessons for the student. No score
     of the teacher counts for any experience, so that each is judged on the student alone.
 
-    **Source.** CoDistill-GRPO (a large and a small model learn from each other's rollouts).
+    **Source.** CoDistill-GRPO (arXiv 2605.08873; a large and a small model learn from each other's
+    rollouts).
     **Carried over.** The bounded share of the teacher's rollouts; with `shares_library` the teacher
     learns from the student's rollouts, too: through the library.
     **Not carried over.** The importance weights of rollouts from another policy: no gradient is
     made.
     **When to use.** The student fails on most examples, and a stronger program or LM is at hand
     that is too dear to deploy.
+    **Measured.** Simulated, as for `TieredHints`: .980 of the attainable gain, beside .341 without
+    a teacher; with `shares_library`, a teacher with a score of .800 rises to .967. In an ordinary
+    world it changes the score by +.009. (`python benchmarks/strategies.py`)
 
     Args:
         teacher: a program, which runs in place of the student, or an LM, on which the student runs,

@@ -49,10 +49,13 @@ class TieredHints(Strategy):
     with the example's label in it is not given, and a lesson from a hinted group with that label is
     dropped, unless other training examples have the same label: then it names a class.
 
-    **Source.** Scaf-GRPO (scaffolded group relative policy optimization).
+    **Source.** Scaf-GRPO (arXiv 2510.19807; scaffolded group relative policy optimization).
     **Carried over.** Hints only where learning stagnates, their three tiers, the least that works.
     **Not carried over.** The hinted rollout replaces none: it stands beside those that failed.
     **When to use.** Most groups fail throughout, and the metric says nothing in words.
+    **Measured.** Simulated, 90 % of the groups fail throughout and the metric is silent, ten seeds:
+    .995 of the attainable gain, beside .341 without hints. In an ordinary world it changes the
+    score by -.006. (`python benchmarks/strategies.py`)
 
     Args:
         after: how many earlier groups of the example must have failed, at least 0.
