@@ -51,7 +51,7 @@ class ConflictAware(Strategy):
     good; rollouts of a high entropy are not compared.
     **Not carried over.** Tokens and gradients; the threshold that the paper proves.
     **When to use.** Where general advice may suit only some kinds of inputs.
-    **Measured.** Simulated lines that help on some kinds and harm on others: .573 beside .488 (+.085
+    **Measured.** Simulated lines that help here and harm there: .573 beside .488 (+.085
     [-.010, +.180]). With wrong answers of the reflection LM -.014. (`benchmarks/strategies.py`)
 
     Args:
