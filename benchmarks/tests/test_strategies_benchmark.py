@@ -1,0 +1,76 @@
+"""The benchmark of strategies: each has a task, runs repeat, and bars are judged by the runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rich")
+
+import embedded_strategies
+import strategies
+from strategies import Bar
+
+import tfgrpo_dspy.strategies as shipped
+
+RESULTS = Path(strategies.__file__).parent / "results"
+SHIPPED = {
+    name
+    for name in shipped.__all__
+    if issubclass(vars(shipped)[name], shipped.Strategy) and name != "Strategy"
+}
+
+
+def runs_of(with_: list[float], without: list[float]) -> list[dict[str, object]]:
+    pairs = {"with": with_, "without": without}
+    return [
+        {"arm": arm, "seed": seed, "figures": {"score": score}}
+        for arm, scores in pairs.items()
+        for seed, score in enumerate(scores)
+    ]
+
+
+def test_every_strategy_has_a_task_of_its_own_and_runs_on_the_embedded_lm() -> None:
+    assert strategies.settings().keys() == SHIPPED
+    assert embedded_strategies.cases().keys() - {"none"} == SHIPPED
+
+
+@pytest.mark.parametrize(
+    ("bar", "is_met"),
+    [
+        (Bar("score", "with", "without", least=0.1), True),
+        (Bar("score", "with", "without", least=0.2), False),
+        (Bar("score", "with", "without", wins=0.6), True),
+        (Bar("score", "with", "without", wins=0.7), False),
+        (Bar("score", "without", "with", share=0.7), True),
+        (Bar("score", "without", "with", share=0.9), False),
+    ],
+)
+def test_a_bar_is_met_by_the_difference_the_share_or_the_seeds_won(bar: Bar, is_met: bool) -> None:
+    runs = runs_of([0.9, 0.7, 0.5], [0.5, 0.5, 0.6])
+    outcome = strategies.outcome(bar, runs)
+    assert outcome["met"] == is_met
+    assert outcome["difference"] == pytest.approx(0.5 / 3 if bar.one == "with" else -0.5 / 3)
+
+
+def test_a_run_repeats_and_does_what_the_published_one_did() -> None:
+    rows = json.loads((RESULTS / "strategies.json").read_text())["runs"]
+    published = [r for r in rows if (r["strategy"], r["seed"]) == ("ConflictAware", 100)]
+    about = strategies.settings()["ConflictAware"][1].about
+    (row,) = (r for r in published if (r["about"], r["arm"]) == (about, "with"))
+    again = strategies.run("ConflictAware", 1, "with", 100)
+    assert again["figures"] == row["figures"]
+
+
+def test_an_unknown_strategy_is_refused_with_the_known_names(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        strategies.main(["--only", "Frontier"])
+    assert "no such strategy; there are " in capsys.readouterr().err
+
+
+def test_the_published_table_can_be_shown_again(capsys: pytest.CaptureFixture[str]) -> None:
+    strategies.main(["--show", str(RESULTS / "strategies.json")])
+    shown = capsys.readouterr().out
+    assert [name for name in sorted(SHIPPED) if name not in shown] == []
