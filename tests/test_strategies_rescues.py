@@ -85,6 +85,22 @@ def test_a_hint_that_gives_the_answer_away_is_not_given() -> None:
     assert not [p for p in run.prompts("question") if "seven" in p.system.casefold()]
 
 
+@pytest.mark.parametrize(
+    ("label", "hint", "is_given"),
+    [
+        ("阳虚证", "此为阳虚证也。", False),
+        ("阳虚证", "先看脉象。", True),
+        ("seven", "Seventy.", True),
+    ],
+)
+def test_a_label_is_found_in_languages_without_spaces_but_not_in_a_longer_word(
+    label: str, hint: str, is_given: bool
+) -> None:
+    rules = hinting("Guess.", concept=hint)
+    run = Run(FAIL, *rules, strategies=AT_ONCE, trainset=labelled(label))
+    assert (hint in hints_given(run)) == is_given
+
+
 LEAK, RULE = "The answer to question 0 is seven.", "Add the parts."
 
 

@@ -86,9 +86,8 @@ class TieredHints(Strategy):
             or "(no answer)",
         )
         tried = {given.hint for given in context.sampled.given}
-        hints = [" ".join(str(answer.get(tier, "")).split()) for tier in TIERS]
-        usable = [hint for hint in hints if hint and not _told(labels, hint)]
-        left = [hint for hint in dict.fromkeys(usable) if hint not in tried]
+        hints = dict.fromkeys(" ".join(str(answer.get(tier, "")).split()) for tier in TIERS)
+        left = [each for each in hints if each and each not in tried and not _told(labels, each)]
         return [Attempt(hint=left[0])] if left else ()
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
@@ -114,7 +113,8 @@ def _gives_away(lesson: Lesson, own: Mapping[int, Mapping[str, str]]) -> bool:
 
 
 def _told(labels: Mapping[str, Any], text: str) -> bool:
-    """Whether one of the labels stands in the text as whole words, in any case and spacing."""
+    """Whether a label stands in the text, in any case and spacing; in ASCII, as whole words."""
     said = " ".join(text.casefold().split())
-    wanted = [" ".join(label.casefold().split()) for label in labels.values()]
-    return any(re.search(rf"(?<!\w){re.escape(each)}(?!\w)", said) for each in wanted if each)
+    wanted = [re.escape(" ".join(label.casefold().split())) for label in labels.values()]
+    whole = [rf"(?<!\w){each}(?!\w)" if each.isascii() else each for each in wanted if each]
+    return any(re.search(each, said) for each in whole)
