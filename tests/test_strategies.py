@@ -24,7 +24,7 @@ from runs import (
 )
 from scripted import EXTRACT, UPDATE, chat, scripted_lm
 
-from tfgrpo_dspy import ExperienceLibrary, MissingRecordError, SettingsError
+from tfgrpo_dspy import ExperienceLibrary, MissingRecordError, RunFailedError, SettingsError
 from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.strategies.base import (
@@ -97,26 +97,87 @@ class Broken(Strategy):
     def choose(self, plan: BatchPlan) -> Mapping[int, int]:
         if self.sizes is None:
             raise RuntimeError(plan.update)
-        return dict(self.sizes)
-
-    def reward(self, scored: Scored) -> Sequence[float]:
-        return [0.0]
+        return self.sizes
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Any:
         return context.update
 
 
-@pytest.mark.parametrize("sizes", [None, {7: 2}, {}, {0: 1}, {0: 99}, {"first": 2}], ids=repr)
+@pytest.mark.parametrize(
+    "sizes", [None, {7: 2}, {}, {0: 1}, {0: 99}, {"first": 2}, {0: 2.5}, [0]], ids=repr
+)
 def test_a_strategy_that_fails_costs_its_own_part_only_and_is_counted(
     sizes: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain, run = Run(ROWS, batch_size=2), Run(ROWS, strategies=(Broken(sizes),), batch_size=2)
     assert learned_in(run.results) == learned_in(plain.results)
-    choices, proposals, rewards, rewards_of_the_end = 2, 2, 2, 4
-    n_failures = choices + proposals + rewards + rewards_of_the_end
-    assert run.results.failures["strategy"] == n_failures
+    choices, proposals = 2, 2
+    assert run.results.failures["strategy"] == choices + proposals
     (said,) = [r.getMessage() for r in caplog.records if "'strategy'" in r.getMessage()]
     assert "Broken.choose" in said
+
+
+@dataclass(frozen=True)
+class Rewards(Strategy):
+    """Gives 5 more; raises where a rollout answered 7, and gives no score where it answered 8."""
+
+    def reward(self, scored: Scored) -> Sequence[float | None]:
+        answers = [rollout.outputs["answer"] for rollout in scored.rollouts]
+        if "7" in answers:
+            raise ValueError(answers)
+        pairs = zip(answers, scored.rollouts, strict=True)
+        return [None if answer == "8" else 5 + (each.score or 0) for answer, each in pairs]
+
+
+def test_rollouts_whose_rewards_fail_have_no_score_and_never_one_of_another_scale() -> None:
+    rows = [["1", "0"], ["7", "1"], ["8", "1"]]
+    run = Run(rows, strategies=(Rewards(),), batch_size=1, max_staleness=0)
+    groups = [group for update in run.results.updates for group in update.groups]
+    scores = {group.example: [*group.scores] for group in groups}
+    assert scores == {0: [6.0, 5.0], 1: [], 2: [6.0]}
+    assert run.results.failures["strategy"] >= 1
+
+
+@dataclass(frozen=True)
+class Dead(Strategy):
+    """Never works."""
+
+    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
+        raise KeyError(plan.update)
+
+
+def test_a_method_that_fails_each_of_the_first_three_times_ends_the_run() -> None:
+    with pytest.raises(RunFailedError, match=r"fix or leave out Dead\.choose: KeyError"):
+        Run(ROWS * 3, strategies=(Dead(),), batch_size=1, max_staleness=0)
+
+
+@dataclass(frozen=True)
+class Asks(Strategy):
+    """Asks what is no signature, adds what is no attempt, or changes its arguments."""
+
+    signature: Any = None
+    attempt: Any = None
+
+    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
+        plan.sizes.clear()  # type: ignore[attr-defined]
+        return plan.sizes
+
+    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+        return [self.attempt] if self.attempt else ()
+
+    async def show(self, context: GroupContext, ask: Ask) -> Shown:
+        await ask(self.signature, topic="all")
+        return Shown(())
+
+
+@pytest.mark.parametrize("signature", ["topic", None, 5, dspy.Predict])
+@pytest.mark.parametrize("attempt", ["text", Attempt(hint=5), Attempt(teacher="gpt")])  # type: ignore[arg-type]
+def test_wrong_questions_attempts_and_changes_are_counted_and_the_run_goes_on(
+    signature: Any, attempt: Any
+) -> None:
+    plain, run = Run(ROWS[:2]), Run(ROWS[:2], strategies=(Asks(signature, attempt),))
+    assert learned_in(run.results) == learned_in(plain.results)
+    assert run.results.failures["strategy"] >= 4
 
 
 @dataclass(frozen=True)
@@ -342,7 +403,14 @@ def test_the_metric_calls_of_extra_attempts_stay_within_the_budget() -> None:
     assert 12 <= len(calls) <= 17
 
 
-@pytest.mark.parametrize("given", ["LearningFrontier", [Strategy], [None], Only(1)])
+class Misspelt(Strategy):
+    """Overrides nothing."""
+
+    def chose(self, plan: BatchPlan) -> Mapping[int, int]:
+        return plan.sizes
+
+
+@pytest.mark.parametrize("given", ["LearningFrontier", [Strategy], [None], Only(1), [Misspelt()]])
 def test_what_is_no_sequence_of_strategies_is_refused_before_any_call(given: Any) -> None:
     with pytest.raises(SettingsError, match="strategies"):
         Run(ROWS, strategies=given)

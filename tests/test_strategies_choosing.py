@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import learned
 
-from tfgrpo_dspy import ExperienceLibrary, SettingsError
+from tfgrpo_dspy import ExperienceLibrary, RunFailedError, SettingsError
 from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.strategies import (
@@ -194,12 +194,20 @@ def test_a_domain_with_few_examples_has_the_weight_of_the_others() -> None:
         lambda: BayesianAllocation(most=1),
         lambda: DomainBandit("domain", exploration=-1),
         lambda: DomainBandit("domain", window=0),
+        lambda: DomainBandit("domain", window=1.5),
+        lambda: DomainBandit(None),
         lambda: HardSampleWeights(temperature=0),
+        lambda: HardSampleWeights(5),
     ],
 )
 def test_a_setting_out_of_its_range_is_refused_with_its_value(make: Any) -> None:
-    with pytest.raises(SettingsError, match=r"=.*: pass a number from"):
+    with pytest.raises(SettingsError, match=r"\w=.*: pass a (number|whole number|function)"):
         make()
+
+
+def test_a_domain_that_is_no_field_is_refused_with_the_fields_that_there_are() -> None:
+    with pytest.raises(RunFailedError, match=r"domain='topc': example \d+ has the fields question"):
+        learned(strategies=(DomainBandit("topc"),))
 
 
 def test_a_compile_with_all_of_them_learns_what_there_is_to_learn() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from runs import Pair, Run, is_score, library_texts, predictor, questions
 from scripted import EXTRACT, Prompt, ScriptedEngine, chat, lessons
 
-from tfgrpo_dspy import AddLessons, BayesianGate, SettingsError
+from tfgrpo_dspy import AddLessons, BayesianGate, RunFailedError, SettingsError
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
@@ -215,10 +215,16 @@ def test_objectives_are_divided_by_their_spread_in_the_first_batch_and_weighted(
     mixed = Objectives({"right": 1.0, "short": 1.0})
     rewards = mixed.reward(scored(valued(right=1.0, short=-300.0), first=FIRST))
     assert rewards == pytest.approx([(1.0 / 0.5 - 300 / 200) / 2])
-    less = Objectives({"right": 3.0, "length": -1.0})
-    first = [valued(right=1.0, length=4.0), valued(right=1.0, length=4.0)]
-    rewards = less.reward(scored(valued(right=1.0, length=2.0), first=first))
+    less = Objectives({"right": 3.0, "short": 1.0})
+    first = [valued(right=1.0, short=-4.0), valued(right=1.0, short=-4.0)]
+    rewards = less.reward(scored(valued(right=1.0, short=-2.0), first=first))
     assert rewards == pytest.approx([(3.0 - 2.0) / 4]), "what does not vary is divided by one"
+
+
+def test_a_rollout_that_lacks_an_objective_has_no_score() -> None:
+    mixed = Objectives({"right": 1.0, "short": 1.0})
+    rewards = mixed.reward(scored(valued(right=1.0), valued(right=1.0, short=-4.0), first=FIRST))
+    assert rewards[0] is None and rewards[1] is not None
 
 
 def test_a_bound_decides_in_the_final_choice_and_leaves_training_alone() -> None:
@@ -231,10 +237,10 @@ def test_a_bound_decides_in_the_final_choice_and_leaves_training_alone() -> None
 
 
 def test_an_objective_that_the_metric_does_not_give_is_named() -> None:
-    run = Run([["1", "0"]], strategies=(Objectives({"fair": 1.0}),))
-    assert run.results.failures["strategy"] > 0
+    with pytest.raises(RunFailedError, match=r"objective 'fair': the metric gave \[\]; return"):
+        Run([["1", "0"]], strategies=(Objectives({"fair": 1.0}),))
     with pytest.raises(SettingsError, match=r"objective 'fair': the metric gave \['right'\]"):
-        Objectives({"fair": 1.0}).reward(scored(valued(right=1.0)))
+        Objectives({"fair": 1.0}).reward(scored(valued(right=1.0), first=[valued(right=1.0)]))
 
 
 def judged(_: dspy.Example, pred: dspy.Prediction) -> dspy.Prediction:
@@ -300,9 +306,19 @@ def test_by_default_the_steps_are_the_names_of_predictors_and_tools() -> None:
         (lambda: GlobalConstraint("help"), "quantity='help'"),  # type: ignore[arg-type]
         (lambda: GlobalConstraint(helps, weight=0), "weight=0"),
         (lambda: ClippedDiversity(0.5), "clip=0.5"),
+        (lambda: GlobalConstraint(helps, weight="a"), "weight='a'"),  # type: ignore[arg-type]
+        (lambda: ClippedDiversity(None), "clip=None"),  # type: ignore[arg-type]
         (lambda: Objectives({}), "weights={}"),
+        (lambda: Objectives({"a": 0.0}), "weights={'a': 0.0}"),
+        (lambda: Objectives({"a": -1.0}), "weights={'a': -1.0}"),
         (lambda: Objectives({"a": float("nan")}), "weights={'a': nan}"),
+        (lambda: Objectives({"a": "b"}), "weights={'a': 'b'}"),  # type: ignore[dict-item]
+        (lambda: Objectives("score"), "weights='score'"),  # type: ignore[arg-type]
+        (lambda: Objectives({"a": 1}, never_below=0.5), "never_below=0.5"),  # type: ignore[arg-type]
+        (lambda: Objectives({"a": 1}, computed={"x": 3}), "computed['x']=3"),  # type: ignore[dict-item]
         (lambda: StepOrder(lambda _: "", weight=-1), "weight=-1"),
+        (lambda: StepOrder(["a", "b"]), "reference=['a', 'b']"),  # type: ignore[arg-type]
+        (lambda: StepOrder(lambda _: "", steps=["a"]), "steps=['a']"),  # type: ignore[arg-type]
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused_with_its_value(make: Any, message: str) -> None:

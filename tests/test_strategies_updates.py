@@ -239,6 +239,8 @@ def test_hidden_labels_stay_hidden_from_the_question() -> None:
         (lambda: Extrapolate(every=0), "every=0"),
         (lambda: AttributionPrior(n_examples=0), "n_examples=0"),
         (lambda: AttributionPrior(most=-1), "most=-1"),
+        (lambda: ConflictAware(level="a"), "level='a'"),  # type: ignore[arg-type]
+        (lambda: Extrapolate(most=2.5), "most=2.5"),  # type: ignore[arg-type]
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused_with_its_value(make: Any, message: str) -> None:

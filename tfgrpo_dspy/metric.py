@@ -192,8 +192,7 @@ def _as_score(result: Any, name: str, example: Any) -> Score:
     if isinstance(result, dspy.Prediction | Mapping) and (
         "score" in result or "objectives" in result
     ):
-        given = dict(result.get("objectives") or {})
-        objectives = {str(each): _finite(own, name, example) for each, own in given.items()}
+        objectives = _objectives(result.get("objectives"), name, example)
         mean = statistics.fmean(objectives.values()) if objectives else None
         value, feedback = result.get("score", mean), str(result.get("feedback") or "")
     if isinstance(value, dspy.Prediction) and "score" in value:  # a judge's verdict, passed on
@@ -202,7 +201,18 @@ def _as_score(result: Any, name: str, example: Any) -> Score:
     return Score(_finite(value, name, example), feedback, objectives)
 
 
-def _finite(value: Any, name: str, example: Any) -> float:
+def _objectives(given: Any, name: str, example: Any) -> dict[str, float]:
+    if given is not None and not isinstance(given, Mapping):
+        raise MetricError(
+            f"metric {name} returned objectives={_shown(given)} on the example {_shown(example)}; "
+            f"return a dict of finite numbers by name."
+        )
+    return {
+        str(each): _finite(own, name, example, str(each)) for each, own in (given or {}).items()
+    }
+
+
+def _finite(value: Any, name: str, example: Any, objective: str = "") -> float:
     is_single = not getattr(value, "shape", ())  # NumPy makes a number of an array of one
     is_number = is_single and isinstance(value, SupportsFloat) and not isinstance(value, str)
     try:
@@ -211,7 +221,8 @@ def _finite(value: Any, name: str, example: Any) -> float:
         number = math.nan
     if not abs(number) < MOST:
         raise MetricError(
-            f"metric {name} returned {_shown(value)} ({type(value).__name__}) on the example "
+            f"metric {name} returned {_shown(value)} ({type(value).__name__})"
+            f"{f' as objective {objective!r}' if objective else ''} on the example "
             f"{_shown(example)}; return a finite number (below {MOST:g}), or "
             f"dspy.Prediction(score=..., feedback=...)."
         )

@@ -131,23 +131,29 @@ def scores(
 def objectives(finalists: Sequence[Finalist]) -> Section:
     """The mean objectives of student, result and further candidates, if the metric gives any.
 
-    A candidate is best in its own way (Pareto) if no other is as good in all objectives.
+    Only candidates that were measured on as many examples as the student can be compared. One of
+    them is best in its own way (Pareto) if no other is as good in all objectives.
     """
-    known = [each for each in finalists if each.objectives]
+    most = max((_n_measured(each) for each in finalists), default=0)
+    known = [each for each in finalists if each.objectives and _n_measured(each) == most]
     if not known:
         return Section("")
-    names = list(known[0].objectives)
+    names = list(dict.fromkeys(name for each in known for name in each.objectives))
+    best = {id(each) for each in known if not any(other.dominates(each) for other in known)}
     rows = []
-    order = sorted(known[1:], key=lambda each: not each.is_best)
+    order = sorted(known[1:], key=lambda each: (not each.is_best, id(each) not in best))
     for each in [known[0], *order][:MOST_CANDIDATES]:
         demos = ["demos"] if each.has_demos else []
-        name = "result" if each.is_best else "student" if each is known[0] else "candidate"
-        means = [f"{each.objectives[own]:.3f}" for own in names]
-        is_dominated = any(other.dominates(each) for other in known)
+        name = "result" if each.is_best else "student" if each is finalists[0] else "candidate"
+        means = [f"{each.objectives[own]:.3f}" if own in each.objectives else "" for own in names]
         parts = one_line(", ".join([*each.ids, *demos]))
-        rows.append((name, *means, "no" if is_dominated else "yes", parts))
+        rows.append((name, *means, "yes" if id(each) in best else "no", parts))
     header = ("", *names, "best in its own way", "consists of")
-    return Section("Mean objectives on validation examples", rows, header)
+    return Section(f"Mean objectives on {counted(most, 'validation example')}", rows, header)
+
+
+def _n_measured(finalist: Finalist) -> int:
+    return finalist.score.n if finalist.score else 0
 
 
 def experiences(library: ExperienceLibrary, n_demos: int, nothing_learned: str) -> Section:

@@ -1,21 +1,26 @@
 """Asks the strategies of a run, in their order; what one of them gives is checked.
 
 A mistake of a strategy is counted, and costs that one answer only: the run goes on with what the
-strategy was given. Without strategies nothing here does anything.
+strategy was given; where rewards are missing, the rollouts have no score. A method that fails each
+of the first three times ends the run. Without strategies nothing here does anything.
 """
 
 import asyncio
 import contextlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
+
+import dspy
 
 from tfgrpo_dspy.errors import StoreError, StrategyError, described
 from tfgrpo_dspy.experience.values import Add, Delete, Keep, Modify
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.rollout import Failure, Rollout
 from tfgrpo_dspy.run.asking import Answer, ReflectionClient
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.sampling.additions import SampledGroup
@@ -33,6 +38,7 @@ from tfgrpo_dspy.strategies.base import (
 
 MOST_ATTEMPTS = 16  # extra rollouts of one group
 MIN_GROUP_SIZE = 2
+MOST_FAILURES = 3  # of a method that has never worked
 
 
 class Strategies:
@@ -41,6 +47,8 @@ class Strategies:
     def __init__(self, client: ReflectionClient) -> None:
         self._run, self._client = client.run, client
         self._asked: dict[str, asyncio.Task[Answer]] = {}
+        self._worked: set[tuple[int, str]] = set()
+        self._failed: Counter[tuple[int, str]] = Counter()
 
     def overriding(self, method: str) -> list[Strategy]:
         """The strategies that decide on this."""
@@ -50,11 +58,12 @@ class Strategies:
     def sizes(self, plan: BatchPlan) -> Mapping[int, int]:
         """How many rollouts each example of the batch gets."""
         for strategy in self.overriding("choose"):
+            plan = replace(plan, sizes=MappingProxyType(dict(plan.sizes)))
             with self._counting(strategy, "choose"):
-                sizes = {int(example): int(n) for example, n in strategy.choose(plan).items()}
+                sizes = strategy.choose(plan)
                 _check_sizes(sizes, plan)
                 plan = replace(plan, sizes=sizes)
-        return plan.sizes
+        return dict(plan.sizes)
 
     async def attempts(self, context: GroupContext, batch: Batch) -> list[Attempt]:
         """The extra attempts that the group gets next."""
@@ -62,7 +71,7 @@ class Strategies:
         for strategy in self.overriding("rescue"):
             with self._counting(strategy, "rescue"):
                 attempts = list(await strategy.rescue(context, self._ask(batch)))
-                _check(all(isinstance(each, Attempt) for each in attempts), attempts, "Attempts")
+                _check(all(map(_can_be_made, attempts)), attempts, USABLE_ATTEMPTS)
                 found += attempts
         n_usual, _ = batch.size_and_visit(context.group.example)
         n_extra = len(context.sampled.given) - n_usual
@@ -71,17 +80,25 @@ class Strategies:
     def rewarded(
         self, rollouts: Sequence[Rollout], first: Sequence[Rollout], is_training: bool
     ) -> list[Rollout]:
-        """The rollouts with what they count with; those without a score have none."""
+        """The rollouts with what they count with; those without a score have none.
+
+        Where a strategy fails, none has a score: it would be of another scale than the others'.
+        """
         made = list(rollouts)
         for strategy in self.overriding("reward"):
+            counted = [k for k, rollout in enumerate(made) if rollout.score is not None]
+            rewards: list[float | None] = [None] * len(counted)
             with self._counting(strategy, "reward"):
-                counted = [k for k, rollout in enumerate(made) if rollout.score is not None]
                 scored = Scored(tuple(made[k] for k in counted), tuple(first), is_training)
-                rewards = [float(reward) for reward in strategy.reward(scored)]
-                usable = len(rewards) == len(counted) and all(map(math.isfinite, rewards))
-                _check(usable, rewards, f"{len(counted)} finite numbers")
-                for k, reward in zip(counted, rewards, strict=True):
-                    made[k] = replace(made[k], score=reward)
+                given = [None if r is None else float(r) for r in strategy.reward(scored)]
+                finite = all(math.isfinite(reward) for reward in given if reward is not None)
+                wanted = f"{len(counted)} finite numbers, or None for no score"
+                _check(len(given) == len(counted) and finite, given, wanted)
+                rewards = given
+            without = Failure("metric", f"{type(strategy).__name__}.reward gave no score")
+            for k, reward in zip(counted, rewards, strict=True):
+                failure = without if reward is None else None
+                made[k] = replace(made[k], score=reward, failure=failure)
         return made
 
     async def shown(self, context: GroupContext, batch: Batch) -> tuple[SampledGroup, str]:
@@ -128,6 +145,9 @@ class Strategies:
         """Asks the reflection LM; the same question is asked once in the run."""
 
         async def ask(signature: Any, **inputs: Any) -> Mapping[str, Any]:
+            asked = dspy.ensure_signature(signature)
+            is_signature = isinstance(asked, type) and issubclass(asked, dspy.Signature)
+            _check(is_signature, signature, "a signature to ask")
             key = json.dumps([repr(signature), inputs], sort_keys=True, default=repr)
             if key not in self._asked:
                 asking = self._client.ask_for_strategy(batch, signature, inputs)
@@ -139,14 +159,30 @@ class Strategies:
 
     @contextlib.contextmanager
     def _counting(self, strategy: Strategy, method: str) -> Iterator[None]:
-        """Count what a strategy raises, and go on."""
+        """Count what a strategy raises, and go on, unless the method has never worked."""
+        key = id(strategy), method
         try:
             yield
+            self._worked.add(key)
         except StoreError:  # not the strategy's: an answer could not be read or written
             raise
         except Exception as error:  # noqa: BLE001 - a user's own strategy may raise anything
             message = f"{type(strategy).__name__}.{method}: {described(error)}"
             self._run.report.count_failure("strategy", message)
+            self._failed[key] += 1
+            if key not in self._worked and self._failed[key] == MOST_FAILURES:
+                text = f"a method of a strategy failed each of the first {MOST_FAILURES} times"
+                why = f"{text}; fix or leave out {message.rstrip('.')}"
+                self._run.ledger.stop(why, is_failure=True)
+
+
+USABLE_ATTEMPTS = "Attempts, whose hint is a text and whose teacher is a program or an LM"
+
+
+def _can_be_made(attempt: object) -> bool:
+    if not isinstance(attempt, Attempt) or not isinstance(attempt.hint, str):
+        return False
+    return attempt.teacher is None or isinstance(attempt.teacher, dspy.Module | dspy.BaseLM)
 
 
 def _check(is_usable: bool, given: object, wanted: str) -> None:
@@ -154,7 +190,9 @@ def _check(is_usable: bool, given: object, wanted: str) -> None:
         raise StrategyError(f"it gave {given!r:.200}; return {wanted}.")
 
 
-def _check_sizes(sizes: Mapping[int, int], plan: BatchPlan) -> None:
+def _check_sizes(sizes: Any, plan: BatchPlan) -> None:
+    are_numbers = isinstance(sizes, Mapping) and all(type(n) is int for n in sizes.values())
+    _check(are_numbers, sizes, "a mapping of examples to whole numbers")
     known = set(plan.training)
     _check(set(sizes) <= known and bool(sizes), dict(sizes), "examples of plan.training")
     least = min(MIN_GROUP_SIZE, *plan.sizes.values())

@@ -87,13 +87,24 @@ def _prices(value: Any) -> Any:
 
 
 def _strategies(value: Any) -> Any:
-    is_right = isinstance(value, Sequence) and all(isinstance(each, Strategy) for each in value)
+    is_right = isinstance(value, Sequence) and all(map(_is_strategy, value))
     return tuple(value) if is_right else None
+
+
+def _is_strategy(value: object) -> bool:
+    overridden = [getattr(type(value), name, None) for name in STRATEGY_METHODS]
+    usual = [getattr(Strategy, name) for name in STRATEGY_METHODS]
+    return isinstance(value, Strategy) and (type(value) is Strategy or overridden != usual)
 
 
 FLAG = of_type(bool, "True or False")
 MAX_BITS = 1000  # of whole numbers: a larger one could not be made a float
-STRATEGIES = Check("a sequence of strategies, such as (LearningFrontier(),)", _strategies)
+STRATEGY_METHODS = ("choose", "rescue", "reward", "credit", "show", "propose")
+STRATEGIES = Check(
+    "a sequence of instances of Strategy, such as (LearningFrontier(),), each of which overrides "
+    f"one of {', '.join(STRATEGY_METHODS)}",
+    _strategies,
+)
 PRICES = Check("dollars for a million prompt and completion tokens, {'model': (0.1, 0.4)}", _prices)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.reflection.lessons import read_lesson
 from tfgrpo_dspy.reflection.reading import read_lessons
@@ -22,6 +21,7 @@ from tfgrpo_dspy.strategies.base import (
     Strategy,
     UpdateContext,
 )
+from tfgrpo_dspy.strategies.checks import check_whole
 
 FIELD_TOKENS = 300  # of the inputs of each example that is shown, and of its labels
 NOTE = (
@@ -83,10 +83,8 @@ class AttributionPrior(Strategy):
     most: int = 2
 
     def __post_init__(self) -> None:
-        if self.n_examples < 1:
-            raise SettingsError(f"n_examples={self.n_examples!r}: pass a whole number from 1.")
-        if self.most < 0:
-            raise SettingsError(f"most={self.most!r}: pass a whole number from 0.")
+        check_whole("n_examples", self.n_examples, 1)
+        check_whole("most", self.most, 0)
 
     async def show(self, context: GroupContext, ask: Ask) -> Shown:
         """All rollouts, with a note on what matters."""

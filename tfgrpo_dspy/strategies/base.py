@@ -185,7 +185,8 @@ class Strategy:
     """A change of how the run learns; a subclass overrides the methods that decide differently.
 
     What a method raises, or gives that cannot be used, is counted as a failure of kind "strategy",
-    and the run goes on as without that answer.
+    and the run goes on as without that answer; after rewards that failed, without these scores. A
+    method that fails each of the first three times ends the run.
 
     `proposes_first`: whether `propose` is also asked before the first batch, when nothing but the
     examples is known.
@@ -204,8 +205,8 @@ class Strategy:
         """Extra attempts for a group; asked again with these in the group, until there are none."""
         return ()
 
-    def reward(self, scored: Scored) -> Sequence[float]:
-        """The score that each of the rollouts counts with."""
+    def reward(self, scored: Scored) -> Sequence[float | None]:
+        """The score that each of the rollouts counts with; None: it has no score."""
         return [rollout.score or 0.0 for rollout in scored.rollouts]
 
     def credit(self, group: Group) -> Sequence[Sequence[float | None]]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.strategies.base import BatchPlan, Strategy
-from tfgrpo_dspy.strategies.pass_rates import check_range, mixed, pass_rates
+from tfgrpo_dspy.strategies.checks import check_range, check_whole
+from tfgrpo_dspy.strategies.pass_rates import mixed, pass_rates
 
 SMALLEST_GROUP = 2
 
@@ -43,7 +44,7 @@ class BayesianAllocation(Strategy):
 
     def __post_init__(self) -> None:
         check_range("memory", self.memory, 0, 1)
-        check_range("most", self.most, SMALLEST_GROUP, 100)
+        check_whole("most", self.most, SMALLEST_GROUP)
 
     def choose(self, plan: BatchPlan) -> Mapping[int, int]:
         """The sizes of the groups with the highest expected number of contrasts."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.rollout import MIN_CONTRAST, WAYS_TO_AN_ANSWER, Rollout
 from tfgrpo_dspy.strategies.base import Scored, Strategy
+from tfgrpo_dspy.strategies.checks import check_range
 
 REASONING = WAYS_TO_AN_ANSWER | {"next_thought"}  # what an agent of DSPy thinks before each tool
 GRAM = 3  # characters
@@ -50,8 +50,7 @@ class ClippedDiversity(Strategy):
     clip: float = 0.25
 
     def __post_init__(self) -> None:
-        if not 0 < self.clip < 0.5:
-            raise SettingsError(f"clip={self.clip!r}: pass a number between 0 and 0.5, such as .25")
+        check_range("clip", self.clip, 0, 0.5, open_=True)
 
     def reward(self, scored: Scored) -> Sequence[float]:
         """The scores, changed by less than what sets them apart from others of the group."""

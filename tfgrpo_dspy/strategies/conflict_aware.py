@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import dspy
 
-from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.values import Add, Evidence, Modify, Operation
 from tfgrpo_dspy.reflection.reading import read_lessons
 from tfgrpo_dspy.reflection.texts import shortened
 from tfgrpo_dspy.rollout import MIN_CONTRAST, fields_text
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.strategies.base import Ask, GroupContext, Proposed, Shown, Strategy, UpdateContext
+from tfgrpo_dspy.strategies.checks import check_range
 from tfgrpo_dspy.strategies.contradictions import Difference, differences, p_value
 
 FIRST_LOOK, N_LOOKS = 8, 8
@@ -56,8 +56,8 @@ class ConflictAware(Strategy):
 
     Args:
         level: of the test, between 0 and 1; a higher one asks more often.
-        max_entropy: in standard deviations above the mean of the run. Rollouts above it are not
-            compared, as long as the others differ; those of unknown entropy always are.
+        max_entropy: in standard deviations above the mean of the run, .01 to 100. Rollouts above it
+            are not compared, as long as the others differ; those of unknown entropy always are.
 
     Raises:
         SettingsError: a setting is out of its range.
@@ -67,10 +67,8 @@ class ConflictAware(Strategy):
     max_entropy: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.level < 1:
-            raise SettingsError(f"level={self.level!r}: pass a number between 0 and 1.")
-        if not self.max_entropy > 0:
-            raise SettingsError(f"max_entropy={self.max_entropy!r}: pass a number above 0.")
+        check_range("level", self.level, 0, 1, open_=True)
+        check_range("max_entropy", self.max_entropy, 0.01, 100)
 
     async def show(self, context: GroupContext, ask: Ask) -> Shown:
         """The rollouts without those of a high entropy; all where the others would not differ."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from tfgrpo_dspy.strategies.base import BatchPlan, Strategy
-from tfgrpo_dspy.strategies.pass_rates import Domain, check_range, domains, mixed
+from tfgrpo_dspy.strategies.checks import check_range, check_whole
+from tfgrpo_dspy.strategies.pass_rates import Domain, check_domain, domains, mixed
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class DomainBandit(Strategy):
 
     def __post_init__(self) -> None:
         check_range("exploration", self.exploration, 0, 100)
-        check_range("window", self.window, 1, 10_000)
+        check_whole("window", self.window, 1)
+        check_domain(self.domain)
 
     def choose(self, plan: BatchPlan) -> Mapping[int, int]:
         """An example of the domain with the highest bound for each place of the batch."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import dspy
 
-from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.values import Add, Experience, Modify, Operation
 from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson, sources_of
 from tfgrpo_dspy.reflection.reading import read_lessons
 from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES
 from tfgrpo_dspy.strategies.base import Ask, Proposed, Strategy, UpdateContext
+from tfgrpo_dspy.strategies.checks import check_whole
 
 FEWEST_TEXTS = 2  # that came to stay: one alone has no direction
 _ID = re.compile(r"\[(E[1-9]\d*)\*?\]:?")
@@ -71,9 +71,8 @@ class Extrapolate(Strategy):
     most: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("every", "most"):
-            if (value := getattr(self, name)) < 1:
-                raise SettingsError(f"{name}={value!r}: pass a whole number from 1.")
+        check_whole("every", self.every, 1)
+        check_whole("most", self.most, 1)
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """What goes further, after so many updates each."""

@@ -1,13 +1,12 @@
 """GlobalConstraint: rewards what serves a quantity of the whole, while that can still be moved."""
 
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.rollout import MIN_CONTRAST, Rollout
 from tfgrpo_dspy.strategies.base import Scored, Strategy
+from tfgrpo_dspy.strategies.checks import check_function, check_range
 
 MEAN_STRENGTH = 2 / 3  # of 4 * level * (1 - level), over all levels from 0 to 1
 
@@ -41,21 +40,19 @@ class GlobalConstraint(Strategy):
     Args:
         quantity: what a rollout contributes, from 0 to 1; a function of a rollout alone, such as
             `lambda rollout: rollout.outputs["decision"] == "cooperate"`.
-        weight: how many standard deviations of the score a contribution is worth at most.
+        weight: how many standard deviations of the score a contribution is worth at most; .01 to
+            100.
 
     Raises:
-        SettingsError: `quantity` cannot be called, or `weight` is not a number above 0.
+        SettingsError: `quantity` cannot be called, or `weight` is out of range.
     """
 
     quantity: Callable[[Rollout], float]
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not callable(self.quantity):
-            message = f"quantity={self.quantity!r}: pass a function that gives 0 to 1 for a rollout"
-            raise SettingsError(message)
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            raise SettingsError(f"weight={self.weight!r}: pass a number above 0, such as 1.0")
+        check_function("quantity", self.quantity, "a rollout, which gives 0 to 1")
+        check_range("weight", self.weight, 0.01, 100)
 
     def reward(self, scored: Scored) -> Sequence[float]:
         """The scores, and what the contributions are worth."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from tfgrpo_dspy.strategies.base import BatchPlan, Strategy
-from tfgrpo_dspy.strategies.pass_rates import Domain, check_range, domains, success_shares
+from tfgrpo_dspy.strategies.checks import check_range, check_whole
+from tfgrpo_dspy.strategies.pass_rates import Domain, check_domain, domains, success_shares
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class HardSampleWeights(Strategy):
     Args:
         domain: the name of the field, or the function of an example, that gives its domain; None:
             every example is its own.
-        temperature: above 0; the higher, the more equal are the weights.
+        temperature: .01 to 1,000; the higher, the more equal are the weights.
         window: so many of the latest groups of a domain count.
 
     Raises:
@@ -44,8 +45,9 @@ class HardSampleWeights(Strategy):
     window: int = 6
 
     def __post_init__(self) -> None:
-        check_range("temperature", self.temperature, 1e-3, 1e3)
-        check_range("window", self.window, 1, 10_000)
+        check_range("temperature", self.temperature, 0.01, 1000)
+        check_whole("window", self.window, 1)
+        check_domain(self.domain or "")
 
     def choose(self, plan: BatchPlan) -> Mapping[int, int]:
         """Examples drawn by their weights, without any twice."""

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tfgrpo_dspy.strategies.base import BatchPlan, Strategy
-from tfgrpo_dspy.strategies.pass_rates import check_range, mixed, pass_rates
+from tfgrpo_dspy.strategies.checks import check_range
+from tfgrpo_dspy.strategies.pass_rates import mixed, pass_rates
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Objectives: several figures of the metric, scaled alike and weighted, some with a bound."""
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +8,11 @@ from types import MappingProxyType
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.rollout import MIN_CONTRAST, Rollout
 from tfgrpo_dspy.strategies.base import Scored, Strategy
+from tfgrpo_dspy.strategies.checks import check_function, check_numbers
 
 PENALTY = 10.0
 """What a rollout lacks to a bound, in standard deviations, counts so many times."""
+LARGEST = 1e150
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
@@ -24,7 +25,8 @@ class Objectives(Strategy):
     that none drowns the others. Weights say what is learned; bounds say what may win: in the final
     choice, what a rollout lacks to a bound counts ten times, so that no gain elsewhere makes up for
     it. All scores of the results are these rewards; `finalists` have the means of the objectives,
-    and `print(detailed_results)` shows which candidates are not dominated.
+    and `print(detailed_results)` shows which candidates are not dominated. A rollout that lacks an
+    objective has no score.
 
     **Source.** Multi-reward GRPO for de-biasing (arXiv 2511.06023); bootstrapped mixed rewards
     (arXiv 2512.04277).
@@ -38,12 +40,12 @@ class Objectives(Strategy):
     benchmarks/strategies.py`)
 
     Args:
-        weights: by name; below 0 where less is better. "score" is the metric's score.
+        weights: by name, 0 or more; of each objective, more is better. "score" is the metric's.
         never_below: what some objectives should have at least in every rollout, by name.
         computed: further objectives, as functions of a rollout (such as `StepOrder(...).order`).
 
     Raises:
-        SettingsError: a weight or bound is not a finite number, or there is no weight but 0.
+        SettingsError: a weight or bound cannot be used, or there is no weight but 0.
     """
 
     weights: Mapping[str, float]
@@ -51,14 +53,14 @@ class Objectives(Strategy):
     computed: Mapping[str, Callable[[Rollout], float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        values = [*self.weights.values(), *self.never_below.values()]
-        if not any(self.weights.values()) or not all(map(math.isfinite, values)):
-            raise SettingsError(
-                f"weights={dict(self.weights)!r}, never_below={dict(self.never_below)!r}: pass "
-                f"finite numbers by name, and at least one weight that is not 0."
-            )
+        check_numbers("weights", self.weights, 0.0)
+        check_numbers("never_below", self.never_below, -LARGEST)
+        if not any(self.weights.values()):
+            raise SettingsError(f"weights={self.weights!r}: pass a weight that is not 0.")
+        for name, function in self.computed.items():
+            check_function(f"computed[{name!r}]", function, "a rollout")
 
-    def reward(self, scored: Scored) -> Sequence[float]:
+    def reward(self, scored: Scored) -> Sequence[float | None]:
         """The weighted mean of the scaled objectives, less what is lacking to the bounds."""
         scale = {name: self._spread(name, scored.first) for name in self._names}
         bounds = NOTHING if scored.is_training else self.never_below
@@ -70,26 +72,28 @@ class Objectives(Strategy):
 
     def _reward(
         self, rollout: Rollout, scale: Mapping[str, float], bounds: Mapping[str, float]
-    ) -> float:
+    ) -> float | None:
         values = {name: self._value(name, rollout) for name in self._names}
-        total = sum(abs(weight) for weight in self.weights.values())
-        mean = sum(w * values[name] / scale[name] for name, w in self.weights.items()) / total
-        lacking = ((max(0.0, low - values[n]), scale[n]) for n, low in bounds.items())
-        return mean - PENALTY * sum(missing / spread for missing, spread in lacking)
+        known = {name: value for name, value in values.items() if value is not None}
+        if len(known) < len(values):
+            return None
+        mean = sum(w * known[name] / scale[name] for name, w in self.weights.items())
+        lacking = ((max(0.0, low - known[n]), scale[n]) for n, low in bounds.items())
+        penalty = PENALTY * sum(missing / spread for missing, spread in lacking)
+        return mean / sum(self.weights.values()) - penalty
 
     def _spread(self, name: str, rollouts: Sequence[Rollout]) -> float:
-        values = [self._value(name, rollout) for rollout in rollouts] or [0.0]
-        spread = statistics.pstdev(values)
-        return spread if spread > MIN_CONTRAST else 1.0
-
-    def _value(self, name: str, rollout: Rollout) -> float:
-        if name in self.computed:
-            return float(self.computed[name](rollout))
-        if name == "score":
-            return rollout.score or 0.0
-        if name not in rollout.objectives:
+        values = [self._value(name, rollout) for rollout in rollouts]
+        known = [value for value in values if value is not None]
+        if values and not known:
             raise SettingsError(
-                f"objective {name!r}: the metric gave {sorted(rollout.objectives)}; return "
+                f"objective {name!r}: the metric gave {sorted(rollouts[0].objectives)}; return "
                 f"dspy.Prediction(objectives={{{name!r}: ...}}), or leave the name out."
             )
-        return rollout.objectives[name]
+        spread = statistics.pstdev(known or [0.0])
+        return spread if spread > MIN_CONTRAST else 1.0
+
+    def _value(self, name: str, rollout: Rollout) -> float | None:
+        if name in self.computed:
+            return float(self.computed[name](rollout))
+        return (rollout.score or 0.0) if name == "score" else rollout.objectives.get(name)

@@ -9,6 +9,7 @@ from typing import Any
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.strategies.base import BatchPlan
+from tfgrpo_dspy.strategies.checks import check_function
 
 Domain = str | Callable[[Any], Any]
 """The domain of an example: the name of one of its fields, or a function of the example."""
@@ -90,11 +91,14 @@ def domains(plan: BatchPlan, domain: Domain) -> Mapping[int, Any]:
     """The domain of each example that may be chosen."""
     examples = {index: plan.trainset[index] for index in plan.training}
     if isinstance(domain, str):
+        if lacking := [index for index, example in examples.items() if domain not in example]:
+            fields = ", ".join(examples[lacking[0]].keys())
+            raise SettingsError(f"domain={domain!r}: example {lacking[0]} has the fields {fields}.")
         return {index: example[domain] for index, example in examples.items()}
     return {index: domain(example) for index, example in examples.items()}
 
 
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise SettingsError if a setting of a strategy is not a number in this range."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise SettingsError(f"{name}={value!r}: pass a number from {low:g} to {high:g}.")
+def check_domain(domain: Any) -> None:
+    """Raise SettingsError if this is neither the name of a field nor a function."""
+    if not isinstance(domain, str):
+        check_function("domain", domain, "an example, or the name of a field")

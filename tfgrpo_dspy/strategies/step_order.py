@@ -7,8 +7,8 @@ from scipy.stats import kendalltau
 
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.strategies.base import Scored, Strategy
+from tfgrpo_dspy.strategies.checks import check_function, check_range
 from tfgrpo_dspy.strategies.objectives import Objectives
-from tfgrpo_dspy.strategies.pass_rates import check_range
 
 Steps = Callable[[Rollout], Sequence[Hashable]]
 
@@ -41,7 +41,7 @@ class StepOrder(Strategy):
         weight: of the order, beside 1 for the score; 0 to 10.
 
     Raises:
-        SettingsError: `weight` is out of range.
+        SettingsError: `weight` is out of range, or the orders are no functions.
     """
 
     reference: Steps
@@ -50,6 +50,8 @@ class StepOrder(Strategy):
 
     def __post_init__(self) -> None:
         check_range("weight", self.weight, 0, 10)
+        check_function("reference", self.reference, "a rollout, which gives its right order")
+        check_function("steps", self.steps, "a rollout, which gives the order that it took")
 
     def order(self, rollout: Rollout) -> float:
         """Kendall's tau of the steps that both orders have."""
@@ -59,7 +61,7 @@ class StepOrder(Strategy):
             return 0.0
         return float(kendalltau(range(len(wanted)), [taken[step] for step in wanted]).statistic)
 
-    def reward(self, scored: Scored) -> Sequence[float]:
+    def reward(self, scored: Scored) -> Sequence[float | None]:
         """The scaled score with its share of the scaled order."""
         mixed = Objectives({"score": 1.0, "order": self.weight}, computed={"order": self.order})
         return mixed.reward(scored)

@@ -10,7 +10,7 @@ from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.experience.programs import is_lm
 from tfgrpo_dspy.experience.values import ALL
 from tfgrpo_dspy.strategies.base import Ask, Attempt, GroupContext, Strategy
-from tfgrpo_dspy.strategies.pass_rates import check_range
+from tfgrpo_dspy.strategies.checks import check_range
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class TeacherRollouts(Strategy):
     Args:
         teacher: a program, which runs in place of the student, or an LM, on which the student runs,
             with the library.
-        share: how many rollouts the teacher adds, as a share of the student's in the group, above 0
-            and at most 1; at least one.
+        share: how many rollouts the teacher adds, as a share of the student's in the group, .01
+            to 1; at least one.
         shares_library: whether a teacher that is a program runs with the library: its experiences
             that are for every predictor. Afterwards, `ExperienceLibrary.from_program(result)` can
             be baked into the teacher.
@@ -50,7 +50,7 @@ class TeacherRollouts(Strategy):
     shares_library: bool = False
 
     def __post_init__(self) -> None:
-        check_range("share", self.share, 0, 1)
+        check_range("share", self.share, 0.01, 1)
         if not isinstance(self.teacher, dspy.Module) and not is_lm(self.teacher):
             raise SettingsError(
                 f"teacher={self.teacher!r}: pass a dspy.Module, or an LM such as dspy.LM(...)."

@@ -18,7 +18,7 @@ from tfgrpo_dspy.strategies.base import (
     Strategy,
     UpdateContext,
 )
-from tfgrpo_dspy.strategies.pass_rates import check_range
+from tfgrpo_dspy.strategies.checks import check_whole
 
 TIERS = ("concept", "plan", "step")
 
@@ -67,7 +67,7 @@ class TieredHints(Strategy):
     after: int = 1
 
     def __post_init__(self) -> None:
-        check_range("after", self.after, 0, 1000)
+        check_whole("after", self.after, 0)
 
     async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
         """The next hint, if the group still fails."""
