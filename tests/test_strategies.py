@@ -146,8 +146,8 @@ class Dead(Strategy):
         raise KeyError(plan.update)
 
 
-def test_a_method_that_fails_each_of_the_first_three_times_ends_the_run() -> None:
-    with pytest.raises(RunFailedError, match=r"fix or leave out Dead\.choose: KeyError"):
+def test_a_choice_that_fails_in_the_first_three_batches_ends_the_run() -> None:
+    with pytest.raises(RunFailedError, match=r"in the first 3 batches; correct or leave out Dead\.choose"):
         Run(ROWS * 3, strategies=(Dead(),), batch_size=1, max_staleness=0)
 
 

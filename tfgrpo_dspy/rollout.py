@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
-FailureKind = Literal["program", "parse", "provider", "metric", "timeout", "worker"]
+FailureKind = Literal["program", "parse", "provider", "metric", "timeout", "worker", "strategy"]
 """Whose failure it was: the program raised; an answer did not parse; the LM's provider failed
 after its retries; the metric raised or gave no score; the rollout took longer than it may; its
 worker was lost. The first two are the program's own."""
@@ -48,6 +48,9 @@ class Usage:
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+    def __sub__(self, other: "Usage") -> "Usage":
+        return Usage(*(getattr(self, name) - getattr(other, name) for name in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +159,10 @@ class Group:
         Source: GRPO, arXiv 2402.03300.
         """
         scores = self.scores
-        mean, deviation = statistics.mean(scores or [0]), statistics.pstdev(scores or [0])
-        return tuple((score - mean) / deviation if self.has_contrast else 0.0 for score in scores)
+        if not self.has_contrast:
+            return (0.0,) * len(scores)
+        mean, deviation = statistics.mean(scores), statistics.pstdev(scores)
+        return tuple((score - mean) / deviation for score in scores)
 
     @property
     def majority_answer(self) -> str:

@@ -240,13 +240,16 @@ class Run:
     ) -> list[SampledGroup]:
         made = [await group for group in groups]
         rollouts = [rollout for each in made for rollout in each.group.all_rollouts]
-        if batch.update == self._history.n_drafts:
+        is_first = batch.update == self._history.n_drafts
+        if is_first:
             self._history.first = tuple(r for r in rollouts if r.score is not None)
             self._first.set_result(None)
         await self._first
-        rewarded = iter(self._strategies.rewarded(rollouts, self._history.first, True))
+        aided = [bool(given.aid) for each in made for given in each.given]
+        first = self._history.first
+        rewarded = iter(self._strategies.rewarded(rollouts, first, aided, is_first))
         return [
-            replace(each, group=Group.of(each.group.example, of_group, has_metric=True))
+            replace(each, group=Group.of(each.group.example, of_group, True), measured=each.group)
             for each in made
             for of_group in [list(itertools.islice(rewarded, len(each.given)))]
         ]

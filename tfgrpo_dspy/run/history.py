@@ -165,7 +165,7 @@ class History:
 
     def reward(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Rollouts that compare student and result, with what they count with."""
-        return self._strategies.rewarded(rollouts, self.first, is_training=False)
+        return self._strategies.rewarded(rollouts, self.first)
 
     def groups_before(self, update: int) -> tuple[SampledGroup, ...]:
         """The groups of the updates before this one, which are decided."""
@@ -183,7 +183,8 @@ class History:
         idle = run.report.updates[max(0, n_known - n_idle) : n_known]
         is_taught = any(group.used_as in TEACHING for record in idle for group in record.groups)
         if len(before) >= n_idle and not is_taught:
-            return "no group of a whole epoch had anything to teach"
+            epochs = "two epochs" if n_idle > self._n_batches else "a whole epoch"
+            return f"no group of {epochs} had anything to teach"
         n = max(UNCHANGED_EPOCHS * self._n_batches, UNCHANGED_UPDATES)
         is_unchanged = all(list(one.result) == list(latest.result) for one in before[-n:])
         demos = [[one.score for one in best[: run.settings.max_demos]] for best in self.best]
@@ -248,10 +249,11 @@ class History:
     ) -> ExperienceLibrary:
         """The library after the gate has decided. Raises GateError: it gave no decision."""
         before, run = self.last, self._run
-        for sampled in extracted.groups:
-            known = (r.score for r in sampled.group.all_rollouts if r.score is not None)
+        unaided = [sampled.unaided for sampled in extracted.groups]
+        for group in unaided:
+            known = (r.score for r in group.all_rollouts if r.score is not None)
             self._floor = min([self._floor, *known])
-            self._best_rollouts.add(sampled.group)
+            self._best_rollouts.add(group)
         self._groups += extracted.groups
         for each in extracted.groups:
             self._measured += _measured(each, self._floor)
@@ -265,7 +267,7 @@ class History:
             limits=run.settings.limits,
         )
         self.decisions.append(self._decision(evidence))
-        scores = [score for each in extracted.groups for score in each.group.scores]
+        scores = [score for group in unaided for score in group.scores]
         self._best_scores.append(max(scores, default=-math.inf))
         made = extracted.rollouts if self._group_size else []
         reflections = run.report.reflection_usage[batch.update]
@@ -372,11 +374,11 @@ class History:
 def _measured(sampled: SampledGroup, floor: float) -> Iterator[Measured]:
     """The scores of the rollouts as gates see them, without those that had a hint or a teacher.
 
-    A failed rollout counts as the `floor`: the advice may be to blame. Where the provider or the
-    worker failed, there is no score.
+    A failed rollout counts as the `floor`: the advice may be to blame. Where the provider, the
+    worker or a strategy failed, there is no score.
     """
     for given, rollout in zip(sampled.given, sampled.group.all_rollouts, strict=True):
-        failed = rollout.failure and rollout.failure.kind not in ("provider", "worker")
+        failed = rollout.failure and rollout.failure.kind not in ("provider", "worker", "strategy")
         score = floor if failed else rollout.score
         if not given.aid:
             yield Measured(given.library, sampled.group.example, score, bool(given.demos))

@@ -73,6 +73,11 @@ class RunReport:
         message = "an answer of the reflection LM did not parse"
         self.count_failure("reflection parse", message, n_unparsed)
 
+    def charge(self, usage: Usage, before: int, update: int) -> None:
+        """Charge what an answer has cost to another update than before."""
+        self.reflection_usage[before] -= usage
+        self.reflection_usage[update] += usage
+
     def check_errors(self, failure: Failure | None) -> None:
         """Count what was done just now; end the run where too much of it failed."""
         self._n_done += 1

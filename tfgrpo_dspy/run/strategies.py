@@ -1,8 +1,9 @@
 """Asks the strategies of a run, in their order; what one of them gives is checked.
 
 A mistake of a strategy is counted, and costs that one answer only: the run goes on with what the
-strategy was given; where rewards are missing, the rollouts have no score. A method that fails each
-of the first three times ends the run. Without strategies nothing here does anything.
+strategy was given; where rewards are missing, the rollouts have no score. Choices that fail in the
+first three batches, and rewards that fail in the first, end the run. Without strategies nothing
+here does anything.
 """
 
 import asyncio
@@ -20,7 +21,8 @@ import dspy
 from tfgrpo_dspy.errors import StoreError, StrategyError, described
 from tfgrpo_dspy.experience.values import Add, Delete, Keep, Modify
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.rollout import Failure, Rollout
+from tfgrpo_dspy.reflection.texts import as_input
+from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout
 from tfgrpo_dspy.run.asking import Answer, ReflectionClient
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.sampling.additions import SampledGroup
@@ -38,7 +40,7 @@ from tfgrpo_dspy.strategies.base import (
 
 MOST_ATTEMPTS = 16  # extra rollouts of one group
 MIN_GROUP_SIZE = 2
-MOST_FAILURES = 3  # of a method that has never worked
+MOST_FAILURES = 3  # of a choice that has never worked
 
 
 class Strategies:
@@ -47,6 +49,7 @@ class Strategies:
     def __init__(self, client: ReflectionClient) -> None:
         self._run, self._client = client.run, client
         self._asked: dict[str, asyncio.Task[Answer]] = {}
+        self._charged: dict[str, int] = {}  # the update that an answer is charged to
         self._worked: set[tuple[int, str]] = set()
         self._failed: Counter[tuple[int, str]] = Counter()
 
@@ -59,7 +62,7 @@ class Strategies:
         """How many rollouts each example of the batch gets."""
         for strategy in self.overriding("choose"):
             plan = replace(plan, sizes=MappingProxyType(dict(plan.sizes)))
-            with self._counting(strategy, "choose"):
+            with self._counting(strategy, "choose", MOST_FAILURES):
                 sizes = strategy.choose(plan)
                 _check_sizes(sizes, plan)
                 plan = replace(plan, sizes=sizes)
@@ -78,24 +81,33 @@ class Strategies:
         return found[: max(0, MOST_ATTEMPTS - n_extra)]
 
     def rewarded(
-        self, rollouts: Sequence[Rollout], first: Sequence[Rollout], is_training: bool
+        self,
+        rollouts: Sequence[Rollout],
+        first: Sequence[Rollout],
+        aided: Sequence[bool] | None = None,
+        is_first: bool = False,
     ) -> list[Rollout]:
         """The rollouts with what they count with; those without a score have none.
 
         Where a strategy fails, none has a score: it would be of another scale than the others'.
+        `aided`: for each, whether it had a hint or a teacher; None where student and result are
+        compared. `is_first`: whether they are those of the first batch.
         """
         made = list(rollouts)
         for strategy in self.overriding("reward"):
             counted = [k for k, rollout in enumerate(made) if rollout.score is not None]
             rewards: list[float | None] = [None] * len(counted)
-            with self._counting(strategy, "reward"):
-                scored = Scored(tuple(made[k] for k in counted), tuple(first), is_training)
+            kind: FailureKind = "strategy"
+            with self._counting(strategy, "reward", int(is_first)):
+                helped = tuple(bool(aided and aided[k]) for k in counted)
+                of_metric = tuple(made[k] for k in counted)
+                scored = Scored(of_metric, tuple(first), aided is not None, helped)
                 given = [None if r is None else float(r) for r in strategy.reward(scored)]
                 finite = all(math.isfinite(reward) for reward in given if reward is not None)
                 wanted = f"{len(counted)} finite numbers, or None for no score"
                 _check(len(given) == len(counted) and finite, given, wanted)
-                rewards = given
-            without = Failure("metric", f"{type(strategy).__name__}.reward gave no score")
+                rewards, kind = given, "metric"
+            without = Failure(kind, f"{type(strategy).__name__}.reward gave no score")
             for k, reward in zip(counted, rewards, strict=True):
                 failure = without if reward is None else None
                 made[k] = replace(made[k], score=reward, failure=failure)
@@ -152,35 +164,47 @@ class Strategies:
             if key not in self._asked:
                 asking = self._client.ask_for_strategy(batch, signature, inputs)
                 self._asked[key] = self._run.loop.spawn(asking)
-            output = (await self._asked[key]).output
-            return output if isinstance(output, Mapping) else {}
+                self._charged[key] = batch.update
+            answer = await self._asked[key]
+            if batch.update < self._charged[key]:  # the first update that needs the answer pays
+                self._run.report.charge(answer.usage, self._charged[key], batch.update)
+                self._charged[key] = batch.update
+            return answer.output if isinstance(answer.output, Mapping) else {}
 
         return ask
 
     @contextlib.contextmanager
-    def _counting(self, strategy: Strategy, method: str) -> Iterator[None]:
-        """Count what a strategy raises, and go on, unless the method has never worked."""
+    def _counting(self, strategy: Strategy, method: str, ends: int = 0) -> Iterator[None]:
+        """Count what a strategy raises, and go on.
+
+        The run ends after so many (`ends`) failures, if the method has not worked before. That is
+        only for methods that are asked in a fixed order.
+        """
         key = id(strategy), method
         try:
             yield
-            self._worked.add(key)
+            self._worked |= {key} if ends else set()
         except StoreError:  # not the strategy's: an answer could not be read or written
             raise
         except Exception as error:  # noqa: BLE001 - a user's own strategy may raise anything
             message = f"{type(strategy).__name__}.{method}: {described(error)}"
             self._run.report.count_failure("strategy", message)
-            self._failed[key] += 1
-            if key not in self._worked and self._failed[key] == MOST_FAILURES:
-                text = f"a method of a strategy failed each of the first {MOST_FAILURES} times"
-                why = f"{text}; fix or leave out {message.rstrip('.')}"
+            self._failed[key] += bool(ends)
+            if ends and key not in self._worked and self._failed[key] >= ends:
+                when = "in the first batch" if ends == 1 else f"in the first {ends} batches"
+                why = f"a strategy failed {when}; correct or leave out {message.rstrip('.')}"
                 self._run.ledger.stop(why, is_failure=True)
 
 
-USABLE_ATTEMPTS = "Attempts, whose hint is a text and whose teacher is a program or an LM"
+USABLE_ATTEMPTS = (
+    "Attempts, whose hint is a text without field markers, and whose teacher is a program or an LM"
+)
 
 
 def _can_be_made(attempt: object) -> bool:
     if not isinstance(attempt, Attempt) or not isinstance(attempt.hint, str):
+        return False
+    if as_input(attempt.hint) != attempt.hint:
         return False
     return attempt.teacher is None or isinstance(attempt.teacher, dspy.Module | dspy.BaseLM)
 

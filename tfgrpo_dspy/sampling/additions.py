@@ -50,22 +50,32 @@ class Additions:
 class SampledGroup:
     """A group of an update, and what each of `group.all_rollouts` was given.
 
-    Some rollouts lack experiences that are on trial.
+    Some rollouts lack experiences that are on trial. `measured` is the group with the scores of the
+    metric, where strategies have changed those of `group`.
     """
 
     group: Group
     given: tuple[Additions, ...]
     update: int = 0
+    measured: Group | None = None
 
     @property
     def unaided(self) -> Group:
         """The group without the rollouts that had a hint or a teacher."""
+        return self._unaided(self.group)
+
+    @property
+    def by_metric(self) -> Group:
+        """As `unaided`, with the scores of the metric."""
+        return self._unaided(self.measured or self.group)
+
+    def _unaided(self, group: Group) -> Group:
         if not any(given.aid for given in self.given):
-            return self.group
+            return group
         pairs = zip(self.group.all_rollouts, self.given, strict=True)
         ids = {rollout.rollout_id for rollout, given in pairs if not given.aid}
         kept = (
             tuple(r for r in rollouts if r.rollout_id in ids)
-            for rollouts in (self.group.rollouts, self.group.all_rollouts)
+            for rollouts in (group.rollouts, group.all_rollouts)
         )
-        return Group(self.group.example, *kept)
+        return Group(group.example, *kept)

@@ -86,20 +86,28 @@ class GroupContext:
 
     @property
     def earlier(self) -> list[Group]:
-        """The earlier groups of this example, without rollouts that had a hint or a teacher."""
+        """The earlier groups of this example that have scores, with the metric's scores.
+
+        Rollouts that had a hint or a teacher are left out.
+        """
         index = self.group.example
-        return [each.unaided for each in self.past if each.group.example == index]
+        groups = [each.by_metric for each in self.past if each.group.example == index]
+        return [group for group in groups if group.scores]
 
     @property
     def fails(self) -> bool:
-        """Whether the group, with all attempts so far, has no contrast and a score that is too low.
+        """Whether the group, with all attempts so far, `has_failed`."""
+        return self.has_failed(self.sampled.measured or self.group)
 
-        That is 0.0 or less, or less than what any earlier rollout scored.
+    def has_failed(self, group: Group) -> bool:
+        """Whether a group has no contrast, and scores of the metric that are too low.
+
+        That is 0.0 or less, or less than what any earlier rollout without aid scored.
         """
-        scores = self.group.scores
-        best = max((score for each in self.past for score in each.group.scores), default=0.0)
+        scores = group.scores
+        best = max((score for each in self.past for score in each.by_metric.scores), default=0.0)
         is_low = bool(scores) and (max(scores) <= FAILURE_SCORE or max(scores) < best)
-        return is_low and not self.group.has_contrast
+        return is_low and not group.has_contrast
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +132,13 @@ class Scored:
             Each has a score.
         first: the rollouts of the first batch, with the scores of the metric.
         is_training: whether lessons are drawn from the rollouts.
+        aided: for each rollout, whether it had a hint or a teacher.
     """
 
     rollouts: tuple[Rollout, ...]
     first: tuple[Rollout, ...]
     is_training: bool
+    aided: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +196,8 @@ class Strategy:
 
     What a method raises, or gives that cannot be used, is counted as a failure of kind "strategy",
     and the run goes on as without that answer; after rewards that failed, without these scores. A
-    method that fails each of the first three times ends the run.
+    `choose` that fails in the first three batches, and a `reward` that fails in the first, end the
+    run.
 
     `proposes_first`: whether `propose` is also asked before the first batch, when nothing but the
     examples is known.

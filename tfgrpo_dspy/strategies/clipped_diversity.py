@@ -57,7 +57,8 @@ class ClippedDiversity(Strategy):
         rewards = [rollout.score or 0.0 for rollout in scored.rollouts]
         places: dict[int, list[int]] = {}
         for place, rollout in enumerate(scored.rollouts if scored.is_training else ()):
-            places.setdefault(rollout.example, []).append(place)
+            if not any(scored.aided[place : place + 1]):
+                places.setdefault(rollout.example, []).append(place)
         for of_group in places.values():
             changes = self._changes([scored.rollouts[place] for place in of_group])
             for place, change in zip(of_group, changes, strict=True):

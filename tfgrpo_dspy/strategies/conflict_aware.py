@@ -84,12 +84,12 @@ class ConflictAware(Strategy):
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """A narrower text for each conflict that shows now for the first time."""
         before, operations = differences(context.past), list[Operation]()
-        texts = tuple(fields_text(as_fields(each.inputs())) for each in context.trainset)
         ids = {experience.advice: experience.id for experience in context.library}
         for advice, found in differences((*context.past, *context.groups)).items():
             looks = [n for k in range(N_LOOKS) if (n := FIRST_LOOK << k) <= len(found)]
             if not looks or looks[-1] <= len(before.get(advice, ())):
                 continue
+            texts = tuple(fields_text(as_fields(each.inputs())) for each in context.trainset)
             *earlier, now = (p_value(found[:n], texts) <= self.level for n in looks)
             if not now or any(earlier):
                 continue

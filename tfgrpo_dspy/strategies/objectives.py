@@ -23,10 +23,9 @@ class Objectives(Strategy):
     The metric returns `dspy.Prediction(objectives={name: value}, feedback=...)`. Each objective is
     divided by its standard deviation in the first batch (by 1 where it is the same throughout), so
     that none drowns the others. Weights say what is learned; bounds say what may win: in the final
-    choice, what a rollout lacks to a bound counts ten times, so that no gain elsewhere makes up for
-    it. All scores of the results are these rewards; `finalists` have the means of the objectives,
-    and `print(detailed_results)` shows which candidates are not dominated. A rollout that lacks an
-    objective has no score.
+    choice, what a rollout lacks to a bound counts ten times. A rollout that lacks an objective has
+    no score. All scores of the results are these rewards; `finalists` have the means of the
+    objectives, and `print(detailed_results)` shows which candidates are not dominated.
 
     **Source.** Multi-reward GRPO for de-biasing (arXiv 2511.06023); bootstrapped mixed rewards
     (arXiv 2512.04277).
@@ -49,7 +48,7 @@ class Objectives(Strategy):
     """
 
     weights: Mapping[str, float]
-    never_below: Mapping[str, float] = field(default_factory=lambda: NOTHING)
+    never_below: Mapping[str, float] = field(default_factory=dict)
     computed: Mapping[str, Callable[[Rollout], float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -1,13 +1,11 @@
 """TieredHints: an example that always fails is tried with hints; the least that works is kept."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.reflection.texts import as_input
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.strategies.base import (
@@ -19,6 +17,7 @@ from tfgrpo_dspy.strategies.base import (
     UpdateContext,
 )
 from tfgrpo_dspy.strategies.checks import check_whole
+from tfgrpo_dspy.strategies.giveaways import gives_away, without_giveaways
 
 TIERS = ("concept", "plan", "step")
 
@@ -43,9 +42,9 @@ class WriteHints(dspy.Signature):
 class TieredHints(Strategy):
     """Tries a failing example with a concept, then a plan, then a concrete step, until it succeeds.
 
-    Only an example that has failed in so many groups before gets hints. The reflection LM writes
-    them from the label and the feedback. The hinted success against the failures without a hint is
-    the contrast that lessons are drawn from. No score with a hint counts for any experience. A hint
+    Only an example whose latest groups have failed gets hints. The reflection LM writes them from
+    the label and the feedback. The hinted success against the failures without a hint is the
+    contrast that lessons are drawn from. No score with a hint counts for any experience. A hint
     with the example's label in it is not given, and a lesson from a hinted group with that label is
     dropped, unless other training examples have the same label: then it names a class.
 
@@ -58,7 +57,7 @@ class TieredHints(Strategy):
     score by -.006. (`python benchmarks/strategies.py`)
 
     Args:
-        after: how many earlier groups of the example must have failed, at least 0.
+        after: how many of the latest groups of the example must have failed, at least 0.
 
     Raises:
         SettingsError: `after` is out of range.
@@ -71,10 +70,9 @@ class TieredHints(Strategy):
 
     async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
         """The next hint, if the group still fails."""
-        earlier = context.earlier
-        n_failed = sum(not group.has_contrast for group in earlier)
-        failed = context.sampled.unaided.rollouts
-        is_stuck = len(earlier) >= self.after and n_failed == len(earlier)
+        earlier, failed = context.earlier, context.sampled.unaided.rollouts
+        latest = earlier[len(earlier) - self.after :]
+        is_stuck = len(earlier) >= self.after and all(map(context.has_failed, latest))
         if not (context.fails and is_stuck and failed):
             return ()
         labels = as_fields(context.example.labels())
@@ -86,35 +84,14 @@ class TieredHints(Strategy):
             or "(no answer)",
         )
         tried = {given.hint for given in context.sampled.given}
-        hints = dict.fromkeys(" ".join(str(answer.get(tier, "")).split()) for tier in TIERS)
-        left = [each for each in hints if each and each not in tried and not _told(labels, each)]
-        return [Attempt(hint=left[0])] if left else ()
+        written = [" ".join(str(answer.get(tier, "")).split()) for tier in TIERS]
+        hints = dict.fromkeys(map(as_input, written))
+        left = [hint for hint in hints if hint and hint not in tried]
+        usable = [hint for hint in left if not gives_away(hint, labels)]
+        return [Attempt(hint=usable[0])] if usable else ()
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """The lessons that do not give away the label of an example that had a hint."""
         hinted = {e.group.example for e in context.groups if any(g.hint for g in e.given)}
-        labels = {i: as_fields(context.trainset[i].labels()) for i in context.training}
-        own = {
-            i: {name: text for name, text in labels[i].items() if _is_own(i, name, labels)}
-            for i in hinted & labels.keys()
-        }
-        return Proposed(tuple(each for each in context.lessons if not _gives_away(each, own)))
-
-
-def _is_own(index: int, name: str, labels: Mapping[int, Mapping[str, str]]) -> bool:
-    """Whether no other example has the same label."""
-    text = labels[index][name]
-    return not any(other.get(name) == text for i, other in labels.items() if i != index)
-
-
-def _gives_away(lesson: Lesson, own: Mapping[int, Mapping[str, str]]) -> bool:
-    sources = {evidence.example for evidence in lesson.evidence}
-    return any(_told(own[i], lesson.text) for i in sources & own.keys())
-
-
-def _told(labels: Mapping[str, Any], text: str) -> bool:
-    """Whether a label stands in the text, in any case and spacing; in ASCII, as whole words."""
-    said = " ".join(text.casefold().split())
-    wanted = [re.escape(" ".join(label.casefold().split())) for label in labels.values()]
-    whole = [rf"(?<!\w){each}(?!\w)" if each.isascii() else each for each in wanted if each]
-    return any(re.search(each, said) for each in whole)
+        data = context.trainset, context.training
+        return Proposed(without_giveaways(context.lessons, hinted, *data))
