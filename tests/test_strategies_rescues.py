@@ -1,16 +1,29 @@
 """Hints and teachers for groups that fail throughout, seen through a compile."""
 
+import random
 import re
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
 import pytest
-from runs import ADVICE, Run, library_texts, section
-from scripted import EXTRACT, Prompt, Rule, chat, lessons, scripted_lm
+from runs import (
+    ADVICE,
+    Run,
+    is_score,
+    library_texts,
+    optimizer_of,
+    predictor,
+    questions,
+    section,
+)
+from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary, SettingsError
-from tfgrpo_dspy.strategies import TeacherRollouts, TieredHints
+from tfgrpo_dspy.strategies import ClippedDiversity, Objectives, TeacherRollouts, TieredHints
+from tfgrpo_dspy.strategies.giveaways import gives_away
 
 FAIL = [["0", "0"]]
 HINTS = {"concept": "Think of sums.", "plan": "Add both.", "step": "Begin with three."}
@@ -85,20 +98,80 @@ def test_a_hint_that_gives_the_answer_away_is_not_given() -> None:
     assert not [p for p in run.prompts("question") if "seven" in p.system.casefold()]
 
 
-@pytest.mark.parametrize(
-    ("label", "hint", "is_given"),
-    [
-        ("阳虚证", "此为阳虚证也。", False),
-        ("阳虚证", "先看脉象。", True),
-        ("seven", "Seventy.", True),
-    ],
-)
-def test_a_label_is_found_in_languages_without_spaces_but_not_in_a_longer_word(
-    label: str, hint: str, is_given: bool
-) -> None:
-    rules = hinting("Guess.", concept=hint)
-    run = Run(FAIL, *rules, strategies=AT_ONCE, trainset=labelled(label))
-    assert (hint in hints_given(run)) == is_given
+def test_a_hint_with_the_answer_in_chinese_is_not_given() -> None:
+    rules = hinting("先看脉象。", concept="此为阳虚证也。", plan="先看脉象。")
+    run = Run(FAIL, *rules, strategies=AT_ONCE, trainset=labelled("阳虚证"))
+    assert hints_given(run) == ["先看脉象。"]
+
+
+def test_an_example_that_succeeds_again_and_again_and_then_fails_once_gets_no_hint_yet() -> None:
+    rows = [["1", "1"], ["1", "0"]]
+    run = Run(rows, *hinting("Guess."), strategies=(TieredHints(after=1),), epochs=3)
+    assert all(scores == () for scores in aided(run))
+
+
+def test_rewards_of_another_scale_do_not_change_which_groups_fail() -> None:
+    both = (Objectives({"score": 1.0}), TeacherRollouts(strong()))
+    arguments: dict[str, Any] = {"epochs": 3, "max_staleness": 0, "batch_size": 3}
+    rows = [["1", "1"], ["0", "0"], ["1", "0"]]
+    plain, mixed = (Run(rows, strategies=each, **arguments) for each in (both[1:], both))
+    n_aided = [
+        [{g.example: len(g.aided_scores) for g in update.groups} for update in run.results.updates]
+        for run in (plain, mixed)
+    ]
+    assert n_aided[0] == n_aided[1]
+
+
+def test_hints_go_on_beside_a_reward_for_diversity() -> None:
+    both = (ClippedDiversity(), TieredHints(after=0))
+    arguments: dict[str, Any] = {"epochs": 3, "max_staleness": 0, "batch_size": 1}
+    runs = [Run(FAIL, *hinting("Add both."), strategies=s, **arguments) for s in (both[1:], both)]
+    assert aided(runs[0]) == aided(runs[1]) != [()] * 3
+
+
+def test_no_demo_shows_what_a_teacher_or_a_hinted_rollout_wrote() -> None:
+    told = [("A hint for this input", chat(reasoning="The hint says it.", answer="1"))]
+    rules = [hinting("")[0], *told, ("question", chat(reasoning="mine", answer="0"))]
+    wise = scripted_lm([("question", chat(reasoning="The teacher says it.", answer="1"))])
+    for strategy in (TieredHints(after=0), TeacherRollouts(wise)):
+        student = dspy.ChainOfThought("question -> answer")
+        run = Run(FAIL * 4, *rules, strategies=(strategy,), student=student, epochs=3, max_demos=2)
+        assert any(aided(run)), "some rollouts were aided"
+        assert not [p for p in run.prompts("`reasoning`") if "says it" in p.user]
+        assert not run.optimized.predictors()[0].demos
+
+
+@dataclass
+class Late:
+    """Answers some requests later."""
+
+    luck: random.Random
+
+    def __call__(self, _: Prompt) -> None:
+        threading.Event().wait(self.luck.choice([0.0, 0.01]))
+
+
+@pytest.mark.parametrize("budget", [30, 40])
+def test_a_budget_pays_for_the_same_updates_whatever_the_latency(budget: int) -> None:
+    found = set()
+    for latency in range(4):
+        rules = [("`concept`", chat(**HINTS)), ("question", chat(answer="0"))]
+        lm = scripted_lm(rules, before=Late(random.Random(latency)))
+        optimizer = optimizer_of(
+            metric=is_score,
+            epochs=4,
+            batch_size=1,
+            group_size=2,
+            max_staleness=2,
+            num_threads=4,
+            strategies=AT_ONCE,
+            max_lm_calls=budget,
+        )
+        sets = {"trainset": questions(2), "valset": questions(2, start=50)}
+        with dspy.context(lm=lm):
+            results = optimizer.compile(predictor(), **sets).detailed_results
+        found.add((results.ended_because, *(u.n_lm_calls for u in results.updates)))
+    assert len(found) == 1, found
 
 
 LEAK, RULE = "The answer to question 0 is seven.", "Add the parts."
@@ -120,6 +193,38 @@ def test_a_lesson_of_a_hinted_group_that_gives_its_answer_away_never_reaches_the
     assert run.uses == ["contrast", "contrast"]
     assert library_texts(run.optimized) == [RULE]
     assert not [p for p in run.prompts("`operations`") if "is seven" in p.user]
+
+
+def test_a_reason_that_gives_the_answer_away_is_not_shown_to_who_writes_the_library() -> None:
+    run = Run(
+        FAIL * 2,
+        *hinting("Add both."),
+        (EXTRACT, lessons(RULE, why=LEAK)),
+        (UPDATE, operations({"op": "ADD", "text": RULE, "lessons": [1]})),
+        strategies=AT_ONCE,
+        trainset=labelled("seven", "nine"),
+    )
+    assert library_texts(run.optimized) == [RULE]
+    assert not [p for p in run.prompts(UPDATE) if "is seven" in p.user]
+
+
+@pytest.mark.parametrize(
+    ("label", "text", "is_told"),
+    [
+        *(("seven", "It is SEVEN.", True), ("seven", "Seventy of them.", False)),
+        *(
+            ("B", "答案选B。", True),
+            ("阳虚证", "此为阳虚证也。", True),
+            ("42", "答案是４２。", True),
+        ),
+        *(("да", "Когда?", False), ("да", "Скажи да.", True), ("Café", "the Cafe\u0301", True)),
+        *(("two  words", "Two words.", True), ("", "Nothing.", False)),
+    ],
+)
+def test_a_label_is_found_in_any_language_as_a_whole_word(
+    label: str, text: str, is_told: bool
+) -> None:
+    assert gives_away(text, {"answer": label}) == is_told
 
 
 def test_a_label_that_several_examples_have_names_a_class_and_may_stand_in_a_lesson() -> None:

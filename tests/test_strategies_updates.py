@@ -223,6 +223,17 @@ def test_an_answer_that_says_nothing_is_no_focus() -> None:
     assert "opinion" not in section(run.prompts(EXTRACT)[0].user, "objective")
 
 
+def test_advice_that_copies_a_training_example_is_refused_as_from_any_other_lesson() -> None:
+    long = "the quick brown fox jumps over the lazy dog near river"
+    trainset = [
+        dspy.Example(question=f"{long} {i}", answer="x").with_inputs("question") for i in "ab"
+    ]
+    copied = ("`matters`", chat(matters="The animal.", advice=f"When asked {long} a, say x."))
+    run = Run(ONE * 2, copied, strategies=(AttributionPrior(),), trainset=trainset)
+    assert library_texts(run.optimized) == ["Be exact."]
+    assert any("copies" in refused for refused in run.refusals)
+
+
 def test_hidden_labels_stay_hidden_from_the_question() -> None:
     trainset = [dspy.Example(question="question 0", answer="seven").with_inputs("question")]
     arguments: dict[str, Any] = {"strategies": (AttributionPrior(),), "trainset": trainset}
