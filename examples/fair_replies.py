@@ -2,11 +2,11 @@
 
     python examples/fair_replies.py [--lm openai/gpt-5-mini] [--reflection-lm openai/gpt-5]
 
-Runs on a simulated LM in 5 seconds. Members are greeted by name; of guests only a few are. The
-metric returns three objectives, and the number of words is much larger than the other two:
-`Objectives` divides each by its spread. Prints what replies are like before, after plain
-optimization and after optimization with `Objectives`. Here the metric says in words what to do
-better, so that the plain mean closes the gap, too; docs/strategies.md has a task where it does not.
+Runs on a simulated LM in 4 seconds. Members are greeted by name; of guests only a few are. The
+metric returns three objectives. The number of words varies by luck, and is much larger than the
+other two: in the plain mean of all three, it drowns what advice adds to them. `Objectives` divides
+each by its spread. Prints what replies are like before, after plain optimization, and after
+optimization with `Objectives`.
 """
 
 from statistics import fmean
@@ -21,7 +21,7 @@ from tfgrpo_dspy.strategies import Objectives
 
 REMEDIES = {"torn": "replacement", "late": "refund", "broken": "repair", "wrong size": "exchange"}
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jo", "Kim", "Lea")
-PADDING = "We read every letter with care and value each one of them very much indeed. " * 3
+PADDING = "We read every letter with care. "
 
 
 class Clerk(ProgramSide):
@@ -35,7 +35,8 @@ class Clerk(ProgramSide):
         remedy = REMEDIES[fault] if knows else prompt.luck("guess").choice([*REMEDIES.values()])
         is_greeted = "member" in letter or self._does(prompt, "Greet a guest by name")
         customer = letter.rsplit(" ", 1)[-1].strip(".")
-        padding = "" if self._does(prompt, "20 words") else PADDING
+        n_said = prompt.luck("length").randint(0, 2 if self._does(prompt, "20 words") else 6)
+        padding = PADDING * n_said
         return f"Dear {customer if is_greeted else 'customer'}, {padding}we offer a {remedy}."
 
 
@@ -87,7 +88,7 @@ def main() -> dict[str, dict[str, float]]:
     examples = load()
     student = dspy.Predict("letter -> reply")
     rows = {"student": measured(student, examples[64:])}
-    weighted = Objectives({"right": 1.0, "greets": 1.0, "short": 0.5})
+    weighted = Objectives({"right": 1.0, "greets": 1.0, "short": 0.25})
     for name, strategies in {"plain mean": (), "Objectives": (weighted,)}.items():
         optimizer = TrainingFreeGRPO(
             metric,

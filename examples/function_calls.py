@@ -2,12 +2,13 @@
 
     python examples/function_calls.py [--lm openai/gpt-5-mini] [--reflection-lm openai/gpt-5]
 
-Runs on a simulated LM in 5 seconds. A call is right if Python's `ast` finds the same function and
+Runs on a simulated LM in 4 seconds. A call is right if Python's `ast` finds the same function and
 the same arguments by name; formatting does not matter. Prints the gain on a test set, with and
 without `ClippedDiversity`.
 """
 
 import ast
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -22,14 +23,21 @@ TOOLS = "weather(city, unit='C' or 'F'); flight(origin, destination, seats)"
 
 
 class Caller(ProgramSide):
-    """The simulated caller: it forgets the unit, and numbers are strings to it."""
+    """The simulated caller: it forgets the unit, and numbers are strings to it.
+
+    It thinks in one of two ways; the unusual one reads the signature, and then forgets less.
+    """
 
     def answer(self, prompt: Prompt, name: str) -> Any:
         """A reasoning, or a call."""
         request = prompt.inputs["request"]
         first, *rest = [city for city in CITIES if city in request]
+        reads = prompt.luck("way").random() < 0.25
         if name == "reasoning":
-            return f"This needs a tool for {first}."
+            way = "I read the signature of each tool." if reads else "I copy the words."
+            return f"{way} The request is about {first}."
+        if reads:
+            prompt = replace(prompt, told=f"{prompt.told} Always pass the unit.")
         if rest:
             origin, destination = sorted((first, *rest), key=request.index)
             seats = request.split(" seats")[0].split()[-1]
@@ -72,7 +80,7 @@ def load() -> list[dspy.Example]:
             request = f"Book {seats} seats from {city} to {other}, order {number}."
             call = f"flight(origin={city!r}, destination={other!r}, seats={seats})"
         else:
-            request = f"How warm is it in {city}, in {unit}, at {number % 24} o'clock?"
+            request = f"How warm is it in {city}, in {unit}, in {number + 1} hours?"
             call = f"weather(city={city!r}, unit={unit[0]!r})"
         found.append(dspy.Example(request=request, tools=TOOLS, call=call))
     return [example.with_inputs("request", "tools") for example in found]
@@ -99,6 +107,9 @@ def main() -> dict[str, float]:
         results = optimized.detailed_results
         rows |= {"student": results.test.student.mean, name: results.test.best.mean}
         print(f"\n{name} ClippedDiversity:\n{results}")
+    print()
+    for name, mean in rows.items():
+        print(f"{name:<8} {mean:.2f} of the arguments are right")
     return rows
 
 

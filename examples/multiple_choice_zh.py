@@ -10,8 +10,12 @@ simulated LM in 4 seconds. Instructions, inputs, feedback, lessons and library a
 simulated LM can do no other questions. Needs pandas; for Excel, openpyxl, too.
 """
 
+import io
+import json
 import random
 import tempfile
+import unicodedata
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from simulated_rules import ProgramSide, Prompt
 from tfgrpo_dspy import TrainingFreeGRPO
 
 OPTIONS = ("A", "B", "C", "D", "E")
+FEWEST = 10  # of which a tenth is one
 NEEDED = ("question", *OPTIONS[:4], "answer")
 SYNDROMES = {  # signs in the stem, and the syndrome that they show
     "畏寒肢冷": "阳虚证",
@@ -34,11 +39,12 @@ SYNDROMES = {  # signs in the stem, and the syndrome that they show
     "胸闷痰多": "痰湿证",
     "口苦尿黄": "湿热证",
 }
-READERS = {
-    ".xlsx": pd.read_excel,
-    ".csv": pd.read_csv,
-    ".json": pd.read_json,
-    ".jsonl": lambda path: pd.read_json(path, lines=True),
+AS_TEXT = {"dtype": str, "keep_default_na": False}
+READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".xlsx": lambda path: pd.read_excel(path, **AS_TEXT),
+    ".csv": lambda path: pd.read_csv(io.StringIO(decoded(path)), index_col=False, **AS_TEXT),
+    ".json": lambda path: pd.DataFrame(json.loads(decoded(path))),
+    ".jsonl": lambda path: pd.DataFrame(list(map(json.loads, decoded(path).splitlines()))),
 }
 
 
@@ -50,35 +56,57 @@ class Choose(dspy.Signature):
     answer: str = dspy.OutputField()
 
 
+def decoded(path: Path) -> str:
+    """The text of a file in UTF-8, or in GB 18030, which Chinese editions of Excel write."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        return path.read_text(encoding="gb18030")
+
+
+def clean(value: object) -> str:
+    """A cell as one line; empty where there is nothing."""
+    return "" if value is None or value != value else " ".join(str(value).split())
+
+
 def read(path: Path) -> list[dspy.Example]:
     """The questions of a file.
 
     Raises:
-        SystemExit: there is no such file, its format is unknown, a column is missing, or an answer
-            is not the letter of an option.
+        SystemExit: the file cannot be read, a column is missing, or a question cannot be used.
     """
-    if path.suffix not in READERS:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
         raise SystemExit(f"--data {path}: the name must end with one of {', '.join(READERS)}.")
-    if not path.exists():
-        raise SystemExit(f"--data {path}: there is no such file.")
-    rows = READERS[path.suffix](path)
+    try:
+        rows = reader(path)
+    except Exception as error:
+        raise SystemExit(f"--data {path}: {type(error).__name__}: {error}") from error
+    rows.columns = [clean(name) for name in rows.columns]
     if missing := [name for name in NEEDED if name not in rows]:
-        raise SystemExit(
-            f"--data {path}: no column {', '.join(missing)}; there are {', '.join(rows)}."
+        there = ", ".join(rows) or "none"
+        raise SystemExit(f"--data {path}: no column {', '.join(missing)}; there are: {there}.")
+    if len(rows) < FEWEST:
+        raise SystemExit(f"--data {path}: {len(rows)} questions; at least {FEWEST} are needed.")
+    try:
+        return [example_of(row, number) for number, row in enumerate(rows.to_dict("records"), 1)]
+    except ValueError as error:
+        raise SystemExit(f"--data {path}, {error}") from error
+
+
+def example_of(row: Mapping[Any, Any], number: int) -> dspy.Example:
+    """The question as an example. Raises ValueError: it cannot be used."""
+    question = clean(row["question"])
+    options = {name: option for name in OPTIONS if (option := clean(row.get(name)))}
+    answer = unicodedata.normalize("NFKC", clean(row["answer"])).upper().rstrip(".")
+    if not question or answer not in options:
+        raise ValueError(
+            f"question {number}: the question is {question!r}, the answer is {row['answer']!r}, "
+            f"the options are {', '.join(options) or 'empty'}."
         )
-    found = []
-    for number, row in enumerate(rows.to_dict("records"), 1):
-        options = {name: row[name] for name in OPTIONS if pd.notna(row.get(name))}
-        answer = str(row["answer"]).strip().upper()
-        if answer not in options:
-            raise SystemExit(
-                f"--data {path}, question {number}: the answer is {row['answer']!r}, "
-                f"the options are {', '.join(options)}."
-            )
-        text = "\n".join(f"{name}. {option}" for name, option in options.items())
-        example = dspy.Example(question=str(row["question"]), options=text, answer=answer)
-        found.append(example.with_inputs("question", "options"))
-    return found
+    text = "\n".join(f"{name}. {option}" for name, option in options.items())
+    example = dspy.Example(question=question, options=text, answer=answer)
+    return example.with_inputs("question", "options")
 
 
 def split(examples: list[dspy.Example], seed: int = 0) -> tuple[list[dspy.Example], ...]:

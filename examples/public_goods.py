@@ -2,7 +2,7 @@
 
     python examples/public_goods.py [--lm openai/gpt-5-mini] [--reflection-lm openai/gpt-5]
 
-Runs on a simulated LM in 10 seconds. A spatial public goods game: each agent contributes 1 or keeps
+Runs on a simulated LM in 4 seconds. A spatial public goods game: each agent contributes 1 or keeps
 it; what an agent and its four neighbours give is multiplied and shared by the five. Keeping pays
 more for an agent, contributing for all. Prints the share of agents that contribute after five
 rounds, with and without `GlobalConstraint`.

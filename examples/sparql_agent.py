@@ -2,7 +2,7 @@
 
     python examples/sparql_agent.py [--lm openai/gpt-5-mini] [--reflection-lm openai/gpt-5]
 
-Runs on a simulated LM in 10 seconds; graph, queries and errors are real (`pip install rdflib`).
+Runs on a simulated LM in 12 seconds; graph, queries and errors are real (`pip install rdflib`).
 The agent has three turns for each question. A turn is a step of the rollout: reflection sees the
 query and the error that came back, and the metric's feedback repeats the last error. What is
 learned saves turns. Prints the turns of a question before and after.

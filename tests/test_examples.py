@@ -174,26 +174,44 @@ def test_questions_are_read_from_excel_csv_json_and_json_lines(suffix: str, tmp_
         {"question": stem, "A": "气虚证", "B": "血虚证", "C": "阴虚证", "D": "阳虚证", "E": None},
         {"question": stem, "A": "甲", "B": "乙", "C": "丙", "D": "丁", "E": "戊"},
     ]
-    frame = pd.DataFrame([{**row, "answer": a} for row, a in zip(rows, "aE", strict=True)])
+    rows = [{**row, "answer": a} for row, a in zip(rows * 5, "aＥ" * 5, strict=True)]
+    rows[2] |= {"A": "007", "B": "None", "C": "两\n行"}
+    frame = pd.DataFrame(rows).rename(columns={"A": " A"})
     {
         ".xlsx": lambda: frame.to_excel(path, index=False),
-        ".csv": lambda: frame.to_csv(path, index=False),
+        ".csv": lambda: frame.to_csv(path, index=False, encoding="gb18030"),
         ".json": lambda: frame.to_json(path, orient="records"),
         ".jsonl": lambda: frame.to_json(path, orient="records", lines=True),
     }[suffix]()
-    first, second = multiple_choice_zh.read(path)
+    first, second, third, *_ = multiple_choice_zh.read(path)
     assert (first.question, first.answer, second.answer) == (stem, "A", "E")
     assert first.options == "A. 气虚证\nB. 血虚证\nC. 阴虚证\nD. 阳虚证"
     assert second.options.endswith("E. 戊")
+    assert third.options == "A. 007\nB. None\nC. 两 行\nD. 阳虚证"
+
+
+HEAD = "question,A,B,C,D,answer\n"
 
 
 @pytest.mark.parametrize(
     ("name", "rows", "message"),
     [
         ("q.txt", "question", "must end with one of .xlsx, .csv, .json, .jsonl"),
-        ("q.csv", None, "there is no such file"),
-        ("q.csv", "question,A,B,C\n问,1,2,3\n", "no column D, answer; there are question, A, B, C"),
-        ("q.csv", "question,A,B,C,D,answer\n问,1,2,3,4,E\n", "question 1: the answer is 'E'"),
+        ("q.csv", None, "FileNotFoundError"),
+        ("q.csv", "", "EmptyDataError"),
+        ("q.JSON", "[{", "JSONDecodeError"),
+        (
+            "q.csv",
+            "question,A,B,C\n问,1,2,3\n",
+            "no column D, answer; there are: question, A, B, C",
+        ),
+        ("q.csv", HEAD + "问,1,2,3,4,A\n" * 9, "9 questions; at least 10 are needed"),
+        (
+            "q.csv",
+            HEAD + "问,1,2,3,4,E\n" * 10,
+            "question 1: the question is '问', the answer is 'E'",
+        ),
+        ("q.csv", HEAD + ",1,2,3,4,A\n" * 10, "question 1: the question is ''"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_with_the_reason(
