@@ -418,6 +418,7 @@ def test_what_is_no_sequence_of_strategies_is_refused_before_any_call(given: Any
 
 def test_with_strategies_that_decide_nothing_a_run_is_the_same() -> None:
     plain, idle = learned(), learned(strategies=(Strategy(), Strategy()))
+    assert idle.detailed_results.settings["strategies"] == "Strategy, Strategy"
     assert learned_in(idle.detailed_results) == learned_in(plain.detailed_results)
     assert ADVICE in library_texts(plain)
 

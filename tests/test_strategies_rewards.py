@@ -15,6 +15,7 @@ from scripted import EXTRACT, Prompt, ScriptedEngine, chat, lessons
 
 from tfgrpo_dspy import AddLessons, BayesianGate, RunFailedError, SettingsError
 from tfgrpo_dspy.metric import adapt_metric
+from tfgrpo_dspy.results.records import Finalist, ScoreSummary
 from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 from tfgrpo_dspy.strategies import (
@@ -275,6 +276,37 @@ def test_results_show_the_means_of_objectives_and_who_is_best_in_its_own_way() -
     assert re.search(r"\n +right +short +best in its own way", page)
     assert re.search(r"\n +result +1\.000 +-1\.000 +yes", page)
     assert re.search(r"\n +student +0\.\d+ +-9\.000 +no", page)
+
+
+def finalist(*ids: str, n: int = 8, best: bool = False, **objectives: float) -> Finalist:
+    score = ScoreSummary.of([0.5] * n)
+    return Finalist(
+        ids, has_demos=False, score=score, chance=0.5, is_best=best, objectives=objectives
+    )
+
+
+def test_candidates_are_compared_on_as_many_examples_and_may_lack_an_objective() -> None:
+    finalists = (
+        finalist(right=0.5, short=-9.0),
+        finalist("E1", right=0.9, short=-8.0, best=True),
+        finalist("E2", right=0.7),
+        finalist("E3", right=1.0, short=-1.0, n=3),
+    )
+    page = str(replace(Run([["1", "0"]]).results, finalists=finalists))
+    table = page.partition("Mean objectives on 8 validation examples\n")[2].splitlines()[:5]
+    rows = [line.split() for line in table[1:4]]
+    assert rows == [
+        ["student", "0.500", "-9.000", "no"],
+        ["result", "0.900", "-8.000", "yes", "E1"],
+        ["candidate", "0.700", "no", "E2"],
+    ]
+    assert "E3" not in "\n".join(table)
+
+
+@pytest.mark.parametrize("objectives", [[1, 2], "abc", {"right": "yes"}, {"right": None}])
+def test_objectives_that_are_no_numbers_by_name_are_a_fault_of_the_metric(objectives: Any) -> None:
+    with pytest.raises(RunFailedError, match="objective"):
+        Run([["1", "0"]], metric=lambda *_: dspy.Prediction(objectives=objectives))
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,13 @@ class RunSettings(Settings):
         return 0 if self.data.is_recorded else self.batch_size * self.group_size
 
     def result_scalars(self) -> dict[str, Any]:
-        """The scalars that a result may depend on: those of the run store are left out."""
-        return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")}
+        """The scalars that a result may depend on, without those of the run store.
+
+        Strategies stand there by their names.
+        """
+        names = ", ".join(type(strategy).__name__ for strategy in self.strategies)
+        told = {"strategies": names} if names else {}
+        return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")} | told
 
 
 def derive(settings: Settings, data: RunData) -> RunSettings:
