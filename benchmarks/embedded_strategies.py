@@ -31,7 +31,7 @@ import dspy
 from rich.console import Console
 from rich.table import Table
 
-from tfgrpo_dspy import AddLessons, ExtractAdvantage, Reflection, TrainingFreeGRPO
+from tfgrpo_dspy import TrainingFreeGRPO
 from tfgrpo_dspy.local import local_lm
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.strategies import (
@@ -52,7 +52,7 @@ from tfgrpo_dspy.strategies import (
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from quickstart import SMALL_MODEL, LessonsFromFeedback
+from quickstart import SMALL_MODEL, simple_questions
 from support_replies import APOLOGY, RULES, house_style, load, program
 
 OUT = Path(__file__).parent / "results" / "embedded_strategies.json"
@@ -144,12 +144,7 @@ def run(name: str, n_calls: int) -> dict[str, Any]:
         reflection_lm=local_lm(temperature=0.7, max_tokens=case.max_tokens),
         max_lm_calls=n_calls * case.times_calls,
         max_experiences=5,
-        reflection=Reflection(
-            extract=ExtractAdvantage(LessonsFromFeedback, SMALL_MODEL),
-            update=AddLessons(),
-            groups_per_call=1,
-            max_experience_words=12,
-        ),
+        reflection=simple_questions(),
         strategies=(case.make(),) if case.make else (),
         progress=False,
     )

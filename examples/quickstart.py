@@ -53,12 +53,22 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def optimizer_for(given: argparse.Namespace) -> TrainingFreeGRPO:
-    """The default optimizer; for a reflection LM of 135M parameters, with simpler questions.
+def simple_questions() -> Reflection:
+    """For a reflection LM of 135M parameters, which cannot compare attempts or edit a library.
 
-    Such a model cannot compare attempts or edit a library. So it is asked for lessons from the
-    feedback alone, all of them are proposed, and the gate finds out which are worth anything.
+    It is asked for lessons from the feedback alone, all of them are proposed, and the gate finds
+    out which are worth anything.
     """
+    return Reflection(
+        extract=ExtractAdvantage(LessonsFromFeedback, SMALL_MODEL),
+        update=AddLessons(),
+        groups_per_call=1,
+        max_experience_words=12,
+    )
+
+
+def optimizer_for(given: argparse.Namespace) -> TrainingFreeGRPO:
+    """The default optimizer; for the embedded reflection LM, with simpler questions."""
     if given.reflection_lm or given.lm:
         reflection_lm = dspy.LM(given.reflection_lm or given.lm)
         return TrainingFreeGRPO(house_style, reflection_lm=reflection_lm, seed=given.seed)
@@ -67,12 +77,7 @@ def optimizer_for(given: argparse.Namespace) -> TrainingFreeGRPO:
         reflection_lm=local_lm(temperature=0.7, max_tokens=60),
         max_lm_calls=MAX_LM_CALLS,
         max_experiences=5,
-        reflection=Reflection(
-            extract=ExtractAdvantage(LessonsFromFeedback, SMALL_MODEL),
-            update=AddLessons(),
-            groups_per_call=1,
-            max_experience_words=12,
-        ),
+        reflection=simple_questions(),
         seed=given.seed,
     )
 

@@ -266,7 +266,8 @@ def test_optional_inputs_may_be_missing_and_predictors_may_be_given_more() -> No
     more = [dspy.Example(question="question", b="b").with_inputs("question", "b")] * 4
     for student, data in ((Given(), examples), (predictor(), more)):
         with dspy.context(lm=polite_lm()):
-            optimizer_of(gate=NoGate()).compile(student, trainset=data)
+            optimized = optimizer_of(gate=NoGate()).compile(student, trainset=data)
+        assert not optimized.detailed_results.failures
 
 
 def test_an_update_is_one_log_line_that_needs_no_glossary_and_the_end_is_another(

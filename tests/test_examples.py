@@ -136,15 +136,16 @@ def test_optimizers_are_compared_at_about_the_same_number_of_calls(tmp_path: Pat
 
 def test_an_agent_learns_from_the_errors_of_its_queries(tmp_path: Path) -> None:
     text = printed("sparql_agent", tmp_path)
-    assert gain(text)[1] > 0
+    before, after = map(float, re.findall(r"before (\S+) after (\S+) on the test set", text)[0])
+    assert after > before + 0.2
     assert re.search(r"STR\(\?label\)|\(COUNT\(\?x\) AS \?n\)|Declare each prefix", text)
-    assert re.search(r"^before: [23] turns", text, re.MULTILINE)
+    assert re.search(r"^before: turn 2", text, re.MULTILINE)
 
 
 def test_a_query_that_fails_is_refined_by_the_error_that_rdflib_gives() -> None:
     bad = "SELECT COUNT(?work) WHERE { ?work art:by ?named }"
     good = f"{sparql_agent.PREFIX} SELECT (COUNT(?work) AS ?n) WHERE {{ ?work art:by ?named }}"
-    queries = iter([bad, good.replace(sparql_agent.PREFIX, ""), good])
+    queries = iter([bad, good])
     seen = []
 
     def write(prompt: ScriptedPrompt) -> str:
@@ -154,9 +155,8 @@ def test_a_query_that_fails_is_refined_by_the_error_that_rdflib_gives() -> None:
     agent = sparql_agent.Agent()
     with dspy.context(lm=scripted_lm([("", write)])):
         pred = agent(question="How many paintings are there?")
-    assert (pred.answer, pred.turns, pred.error) == ("60", 3, "")
-    assert ["Execution error" in text for text in seen] == [False, True, True]
-    assert "found 'COUNT'" in seen[1] and "Unknown namespace prefix" in seen[2]
+    assert (pred.answer, pred.turns, pred.error) == ("60", 2, "")
+    assert ["found 'COUNT'" in text for text in seen] == [False, True]
 
 
 def test_the_whole_path_of_multiple_choice_is_chinese_and_gains(tmp_path: Path) -> None:

@@ -237,6 +237,27 @@ def test_a_predictor_that_a_tool_calls_is_a_step_behind_the_tools() -> None:
     assert done.steps[1].outputs == {"result": "maybe"}
 
 
+def test_a_step_shows_its_inputs_as_they_were_though_the_program_changes_them_later() -> None:
+    def refine(self: Any, question: str) -> Any:
+        tried: list[Any] = []
+        loop: list[Any] = []
+        loop.append(loop)
+        self.ask(question=question, tried=[], unused=loop)
+        for number in range(3):
+            pred = self.ask(question=question, tried=tried)
+            tried.append({"notes": [number]})
+            tried[0]["notes"].append("changed")
+        return pred
+
+    program = Program(refine, ask=dspy.Predict("question, tried: list -> answer"))
+    _, *steps = rollout(program, scripted_lm(BECAUSE)).steps
+    assert [step.inputs["tried"] for step in steps] == [
+        "[]",
+        '[{"notes": [0, "changed"]}]',
+        '[{"notes": [0, "changed", "changed"]}, {"notes": [1]}]',
+    ]
+
+
 def test_steps_before_an_error_of_the_program_are_kept() -> None:
     def run(self: Any, question: str) -> dspy.Prediction:
         self.ask(question=question)

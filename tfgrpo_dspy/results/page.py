@@ -131,8 +131,8 @@ def scores(
 def objectives(finalists: Sequence[Finalist]) -> Section:
     """The mean objectives of student, result and further candidates, if the metric gives any.
 
-    Only candidates that were measured on as many examples as the student can be compared. One of
-    them is best in its own way (Pareto) if no other is as good in all objectives.
+    Only those are compared that were measured on the most examples, as the student is. One of them
+    is best in its own way (Pareto) if no other is as good in all objectives.
     """
     most = max((_n_measured(each) for each in finalists), default=0)
     known = [each for each in finalists if each.objectives and _n_measured(each) == most]
@@ -153,7 +153,7 @@ def objectives(finalists: Sequence[Finalist]) -> Section:
 
 
 def _n_measured(finalist: Finalist) -> int:
-    return finalist.score.n if finalist.score else 0
+    return finalist.score.n + finalist.score.n_failed if finalist.score else 0
 
 
 def experiences(library: ExperienceLibrary, n_demos: int, nothing_learned: str) -> Section:

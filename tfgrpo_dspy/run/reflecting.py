@@ -242,7 +242,7 @@ async def propose(
     keeps, new = known_lessons(lessons, library)
     based = (*new, *added)
     sources = sorted({evidence.example for each in based for evidence in each.evidence})
-    if not all(each.evidence for each in added):  # it may rest on any example
+    if any(getattr(each, "text", "") and not each.evidence for each in added):  # it may copy any
         sources = list(range(len(run.trainset)))
     guard = Guard(_fields(run.trainset[index]) for index in sources)
     shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}

@@ -74,6 +74,15 @@ def as_fields(value: Any) -> dict[str, str]:
     return {"output": as_text(value)}
 
 
+def containers_copied(value: Any) -> Any:
+    """The value with copies of the dicts, lists, tuples and sets in it; the rest is shared."""
+    if type(value) is dict:
+        return {key: containers_copied(item) for key, item in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(containers_copied(item) for item in value)
+    return value
+
+
 def copied_example(example: dspy.Example) -> dspy.Example:
     """The example with copies of its values; what cannot be copied (a lock) is shared."""
     return example.copy(**{name: _copied(value) for name, value in example.items()})

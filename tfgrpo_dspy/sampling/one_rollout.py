@@ -5,6 +5,7 @@ import functools
 import inspect
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
@@ -20,7 +21,7 @@ from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Rollout, Step
-from tfgrpo_dspy.sampling.fields import as_fields, as_text, copied_example
+from tfgrpo_dspy.sampling.fields import as_fields, as_text, containers_copied, copied_example
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,11 +266,24 @@ def _with_feedback(steps: Sequence[Step], feedback: Mapping[str, str]) -> tuple[
     return tuple(reversed(changed))
 
 
+class _Trace(list[Any]):
+    """DSPy's trace, with the inputs of each call as they were then.
+
+    DSPy keeps the values themselves, and a program may go on to change a list that it passed.
+    """
+
+    def append(self, call: Any) -> None:
+        predictor, inputs, outputs = call
+        with suppress(RecursionError):  # a list that holds itself stays as it is
+            inputs = containers_copied(inputs)
+        super().append((predictor, inputs, outputs))
+
+
 class _ToolRecorder(BaseCallback):
     """The tool calls of one rollout, each with how many predictor calls were answered before it."""
 
     def __init__(self) -> None:
-        self.trace: list[Any] = []
+        self.trace: list[Any] = _Trace()
         self.calls: dict[str, tuple[int, Step]] = {}
 
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:

@@ -47,7 +47,8 @@ class HardSampleWeights(Strategy):
     def __post_init__(self) -> None:
         check_range("temperature", self.temperature, 0.01, 1000)
         check_whole("window", self.window, 1)
-        check_domain(self.domain or "")
+        if self.domain is not None:
+            check_domain(self.domain)
 
     def choose(self, plan: BatchPlan) -> Mapping[int, int]:
         """Examples drawn by their weights, without any twice."""
