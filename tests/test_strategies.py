@@ -26,12 +26,14 @@ from scripted import EXTRACT, UPDATE, chat, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary, MissingRecordError, RunFailedError, SettingsError
 from tfgrpo_dspy.experience.values import Add
-from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,
     BatchPlan,
+    Credit,
     GroupContext,
+    Play,
     Proposed,
     Scored,
     Shown,
@@ -294,8 +296,9 @@ class Extremes(Strategy):
         ranked = sorted(context.group.rollouts, key=lambda rollout: rollout.score or 0.0)
         return Shown((ranked[0], ranked[-1]), "Look at the first word.")
 
-    def credit(self, group: Group) -> Sequence[Sequence[float | None]]:
-        return [[0.25] * len(rollout.steps) for rollout in group.rollouts]
+    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+        rollouts = context.group.rollouts
+        return Credit({each.rollout_id: [None, *[0.25] * len(each.steps)] for each in rollouts})
 
 
 def test_a_strategy_chooses_what_the_reflection_lm_compares_and_values_steps() -> None:

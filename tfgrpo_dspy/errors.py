@@ -36,6 +36,10 @@ class StrategyError(TrainingFreeGRPOError, ValueError):
     """A method of a strategy gave something that cannot be used; the run counts it and goes on."""
 
 
+class NotReplayedError(TrainingFreeGRPOError, RuntimeError):
+    """The program does not repeat the steps of a rollout exactly, so they cannot be valued."""
+
+
 class MetricError(TrainingFreeGRPOError, ValueError):
     """The metric raised, or returned something that is not a finite score."""
 

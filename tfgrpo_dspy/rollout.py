@@ -3,20 +3,26 @@
 import hashlib
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
-FailureKind = Literal["program", "parse", "provider", "metric", "timeout", "worker", "strategy"]
+FailureKind = Literal[
+    "program", "parse", "provider", "metric", "timeout", "worker", "strategy", "replay", "stopped"
+]
 """Whose failure it was: the program raised; an answer did not parse; the LM's provider failed
 after its retries; the metric raised or gave no score; the rollout took longer than it may; its
-worker was lost. The first two are the program's own."""
+worker was lost; a strategy gave no reward; the program did not repeat its steps when they were
+replayed; a rollout that goes on from a step of another one was ended. The first two are the
+program's own, and the last is nobody's."""
 
 FAILURE_SCORE = 0.0  # the score of a rollout in which the program failed
 MIN_CONTRAST = 1e-9
 """Scores that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
+DECISIVE = 0.2
+"""A step decided a rollout if it changed the expected score by this share of the group's spread."""
 SEED_RANGE = 2**31  # seeds are below this, which every sampler takes
 Count = Annotated[int, Field(ge=0, le=10**15)]
 WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory"})
@@ -58,7 +64,9 @@ class Step:
     """One predictor call or tool call of a rollout; values in their text form.
 
     `feedback` is what the metric says of this predictor, after its last call. `value` is the score
-    that is expected after the step; None: nothing is known.
+    that is expected after the step; None: nothing is known. `entropy` is that of a predictor's
+    answer, as in `Rollout`. `form` says how the result of a tool comes back from its text: it is
+    the text, or JSON, or neither.
     """
 
     kind: Literal["predictor", "tool"]
@@ -68,6 +76,8 @@ class Step:
     error: str = ""
     feedback: str = ""
     value: FiniteFloat | None = None
+    entropy: FiniteFloat | None = None
+    form: Literal["text", "json", "other"] = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +90,8 @@ class Rollout:
     `metric_usage` that of an LM judge in the metric, which was called `n_metric_calls` times.
     `entropy` is the mean negative log-probability, in nats, of the tokens that the program's LMs
     wrote: how unsure they were. None: they do not say (`dspy.LM(..., logprobs=True)` asks for it).
+    `n_replayed` is how many of its steps are those of another rollout, from which it goes on; None:
+    it is a whole rollout. `start_value` is the score that is expected before its first step.
     """
 
     example: int
@@ -94,6 +106,8 @@ class Rollout:
     metric_usage: Usage = Usage()
     n_metric_calls: Count = 0
     entropy: FiniteFloat | None = None
+    n_replayed: Count | None = None
+    start_value: FiniteFloat | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, sequences, strings and numbers, ready for JSON."""
@@ -108,6 +122,38 @@ class Rollout:
     def counts(self) -> bool:
         """Whether it may stand in a group: it ran, or its failure was the program's own."""
         return self.failure is None or self.failure.kind in ("program", "parse")
+
+    @property
+    def values(self) -> list[float | None]:
+        """The score that is expected before its first step, and after each step."""
+        return [self.start_value, *(step.value for step in self.steps)]
+
+    def valued(self, values: Sequence[float | None]) -> "Rollout":
+        """The rollout with these `values`; where one is None, what was known stays."""
+        start, *rest = [new if new is not None else old
+                        for new, old in zip(values, self.values, strict=True)]  # fmt: skip
+        steps = (replace(s, value=value) for s, value in zip(self.steps, rest, strict=True))
+        return replace(self, start_value=start, steps=tuple(steps))
+
+    @property
+    def changes(self) -> dict[int, tuple[float, float]]:
+        """By step, from 0, the value before it and after it, where both are known.
+
+        The value before a step is the latest that is known.
+        """
+        found, before = {}, self.start_value
+        for index, step in enumerate(self.steps):
+            if step.value is not None:
+                if before is not None:
+                    found[index] = (before, step.value)
+                before = step.value
+        return found
+
+    def decisive_step(self, least: float) -> int | None:
+        """The step, from 0, with the largest change of the value; None: all are below `least`."""
+        sizes = {index: abs(after - before) for index, (before, after) in self.changes.items()}
+        step = max(sizes, key=lambda index: sizes[index], default=None)
+        return None if step is None or sizes[step] < least else step
 
     @property
     def answer(self) -> str:
@@ -165,6 +211,23 @@ class Group:
         return tuple((score - mean) / deviation for score in scores)
 
     @property
+    def decisive_predictor(self) -> str:
+        """The predictor whose step changed the expected score most in any rollout; "": no such."""
+        found: list[tuple[float, str]] = []
+        for rollout in self.rollouts:
+            index = rollout.decisive_step(self.least_decisive)
+            if index is not None:
+                before, after = rollout.changes[index]
+                names = [s.name for s in rollout.steps[: index + 1] if s.kind == "predictor"]
+                found.append((abs(after - before), names[-1] if names else ""))
+        return max(found, key=lambda one: one[0])[1] if found else ""
+
+    @property
+    def least_decisive(self) -> float:
+        """The least change of the expected score that decides a rollout."""
+        return DECISIVE * (max(self.scores) - min(self.scores) if self.scores else 1.0)
+
+    @property
     def majority_answer(self) -> str:
         """The answer that most rollouts give, as first given; the earliest of several."""
         answered = [rollout for rollout in self.rollouts if rollout.failure is None]
@@ -199,26 +262,38 @@ def trajectory_text(rollout: Rollout) -> str:
     """The whole trajectory as text: every step with inputs, outputs and error, in order.
 
     Of an input that begins with the lines of the same input of an earlier step of this name (an
-    agent's growing history), only the rest is shown.
+    agent's growing history), only the rest is shown. Steps that were replayed are left out.
     """
-    parts = []
-    before: dict[tuple[str, str], str] = {}
-    for number, step in enumerate(rollout.steps, start=1):
-        parts.append(f"Step {number}, {step.kind} {step.name}")
+    parts: list[str] = []
+    last_inputs: dict[tuple[str, str], str] = {}
+    changes = rollout.changes
+    for index, step in enumerate(rollout.steps):
+        told = [f"Step {index + 1}, {step.kind} {step.name}"]
         for name, value in step.inputs.items():
-            known = before.get((step.name, name))
-            before[step.name, name] = value
+            known = last_inputs.get((step.name, name))
+            last_inputs[step.name, name] = value
             if known and f"{value}\n".startswith(f"{known}\n"):
                 rest = value[len(known) :].strip()
                 value = f"(as before, and) {rest}" if rest else "(as before)"
-            parts.append(f"  in {name}: {value}")
-        parts.extend(f"  out {name}: {value}" for name, value in step.outputs.items())
-        if step.error:
-            parts.append(f"  error: {step.error}")
-        if step.feedback:
-            parts.append(f"  feedback on {step.name}: {step.feedback}")
-        if step.value is not None:
-            parts.append(f"  expected score after this step: {step.value:.2f}")
+            told.append(f"  in {name}: {value}")
+        told.extend(_outcome_lines(step, *changes.get(index, (step.value, step.value))))
+        parts += told if index >= (rollout.n_replayed or 0) else []
     if rollout.failure is not None:
         parts.append(f"The program failed: {rollout.failure.message}")
     return "\n".join(parts)
+
+
+def _outcome_lines(step: Step, before: float | None, after: float | None) -> Iterator[str]:
+    """Outputs, error, feedback and value of a step, each on a line."""
+    yield from (f"  out {name}: {value}" for name, value in step.outputs.items())
+    if step.error:
+        yield f"  error: {step.error}"
+    if step.feedback:
+        yield f"  feedback on {step.name}: {step.feedback}"
+    if before is None or after is None:
+        return
+    if f"{before:.2f}" == f"{after:.2f}":
+        yield f"  expected score after this step: {after:.2f}"
+    else:
+        verb = "fell" if after < before else "rose"
+        yield f"  after this step the expected score {verb} from {before:.2f} to {after:.2f}"

@@ -43,6 +43,7 @@ class Amount:
 class Account:
     """What a run has taken up to a decided update, of it `rollouts` by its rollouts.
 
+    Rollouts that go on from a step of another one say nothing of what a whole one takes.
     `recent`: what each of the latest updates has taken for an example; `assumed`: what a rollout is
     expected to take before the first is made.
     """
@@ -57,12 +58,13 @@ class Account:
     def after_rollouts(self, made: Sequence[Rollout]) -> "Account":
         """The account when these rollouts are made."""
         amounts = [Amount.of(r.usage + r.metric_usage, r.n_metric_calls) for r in made]
-        taken = sum(amounts, Amount())
+        pairs = zip(made, amounts, strict=True)
+        whole = [amount for rollout, amount in pairs if rollout.n_replayed is None]
         return replace(
             self,
-            used=self.used + taken,
-            rollouts=self.rollouts + taken,
-            n_rollouts=self.n_rollouts + len(made),
+            used=sum(amounts, self.used),
+            rollouts=sum(whole, self.rollouts),
+            n_rollouts=self.n_rollouts + len(whole),
         )
 
     def after_update(

@@ -81,7 +81,8 @@ def lessons_in(
 ) -> tuple[list[Lesson], list[str]]:
     """The lessons of an answer; the texts of those that are refused, each with the reason.
 
-    `blank` has the evidence, reason and example of all of them. `unknown_scope` is told of each
+    `blank` has the evidence, reason and example of all of them, and the scope of those that name
+    none. `unknown_scope` is told of each
     scope that names no predictor.
     """
     try:
@@ -94,7 +95,7 @@ def lessons_in(
         allowed = f"({LESSONS_PER_EXAMPLE} lessons of an answer are read for each example)"
         refused.append(f"{len(lines) - most} more lessons {allowed}")
     for line in lines[:most]:
-        text, scope = read_lesson(line, predictors)
+        text, scope = read_lesson(line, predictors, blank.scope)
         if len(predictors) > 1 and _SCOPED.fullmatch(text):
             unknown_scope(f"{text!r} names none of {list(predictors)}; it is taken for all")
         reason = f"more than {LONGEST_LESSON} times as long as an experience"
@@ -107,16 +108,16 @@ def lessons_in(
     return taken, refused
 
 
-def read_lesson(line: str, predictors: Sequence[str]) -> tuple[str, str]:
+def read_lesson(line: str, predictors: Sequence[str], usual: str = ALL) -> tuple[str, str]:
     """Text and scope of the lesson in a line without bullet: `[name]` gives the scope.
 
-    Brackets that name none of the program's predictors stay in the text, and the lesson is for
-    all. A note on its sources, such as "(examples 1, 3)", is left out.
+    Brackets that name none of the program's predictors stay in the text, and the lesson has the
+    `usual` scope. A note on its sources, such as "(examples 1, 3)", is left out.
     """
     text = _SOURCES.sub("", " ".join(line.split()))
     scoped = _SCOPED.fullmatch(text)
     if scoped is None or (scope := resolve_scope(scoped[1], predictors)) is None:
-        return text, ALL
+        return text, usual
     return scoped[2], scope if len(predictors) > 1 else ALL
 
 

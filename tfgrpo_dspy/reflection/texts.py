@@ -123,6 +123,8 @@ def attempts_text(
             other = f' as "{text}"' if text not in (None, experience.text) else ""
             about.append(f"with{'out' if text is None else ''} {experience.id}{other}")
         about += filter(None, [aid_of[group.rollouts[index].rollout_id]])
+        decisive = group.rollouts[index].decisive_step(group.least_decisive)
+        about += [] if decisive is None else [f"decided by step {decisive + 1}"]
         title = f" ({', '.join(about)})" if about else ""
         parts.append(f"Attempt {place}{title}\n{texts[index]}")
     if not scores:

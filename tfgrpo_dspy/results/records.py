@@ -150,7 +150,7 @@ class GroupRecord:
 
     `used_as` is "contrast", "failure analysis", "no ground truth", or why it taught nothing:
     "no contrast", "too few rollouts". `aided_scores` are those of the rollouts that had a hint or a
-    teacher.
+    teacher, or that go on from a step of another one.
     """
 
     example: int

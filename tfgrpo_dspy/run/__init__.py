@@ -21,6 +21,7 @@ from tfgrpo_dspy.run.batches import Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.final_choice import finish, unmeasured
 from tfgrpo_dspy.run.history import History
+from tfgrpo_dspy.run.play import Player
 from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.strategies import Strategies
@@ -245,7 +246,7 @@ class Run:
             self._history.first = tuple(r for r in rollouts if r.score is not None)
             self._first.set_result(None)
         await self._first
-        aided = [bool(given.aid) for each in made for given in each.given]
+        aided = [bool(aid) for each in made for aid in each.aids]
         first = self._history.first
         rewarded = iter(self._strategies.rewarded(rollouts, first, aided, is_first))
         return [
@@ -267,8 +268,18 @@ class Run:
         async def show(sampled: SampledGroup) -> tuple[SampledGroup, str]:
             return await self._strategies.shown(self._context(batch, sampled), batch)
 
+        if self._strategies.overriding("credit"):
+            groups = [self._run.loop.spawn(self._credited(batch, group)) for group in groups]
         best_score = self._history.best_score(batch)
         return await extract_lessons(self._client, batch, groups, best_score, show)
+
+    async def _credited(self, batch: Batch, group: Awaitable[SampledGroup]) -> SampledGroup:
+        """The group with the values of its steps."""
+        sampled = await group
+        sampler = self._sampler if self._recorded is None else None
+        priority = (*TRAINING_PRIORITY, batch.update)
+        player = Player(self._run, sampler, priority, batch, sampled, self._history.reward)
+        return await self._strategies.credited(self._context(batch, sampled), batch, player)
 
     async def propose(self, batch: Batch, extracted: Extracted) -> list[Operation | Refusal]:
         """The operations that lessons call for, after the update before; also those refused."""

@@ -53,5 +53,9 @@ class Extracted:
 
     @property
     def rollouts(self) -> list[Rollout]:
-        """All rollouts of its groups."""
-        return [rollout for sampled in self.groups for rollout in sampled.group.all_rollouts]
+        """All rollouts of its groups, and those that helped to value their steps."""
+        return [
+            rollout
+            for sampled in self.groups
+            for rollout in (*sampled.group.all_rollouts, *sampled.probes)
+        ]

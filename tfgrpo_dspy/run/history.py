@@ -372,15 +372,16 @@ class History:
 
 
 def _measured(sampled: SampledGroup, floor: float) -> Iterator[Measured]:
-    """The scores of the rollouts as gates see them, without those that had a hint or a teacher.
+    """The scores of the rollouts as gates see them, without those that had aid.
 
     A failed rollout counts as the `floor`: the advice may be to blame. Where the provider, the
     worker or a strategy failed, there is no score.
     """
-    for given, rollout in zip(sampled.given, sampled.group.all_rollouts, strict=True):
+    of_each = zip(sampled.given, sampled.group.all_rollouts, sampled.aids, strict=True)
+    for given, rollout, aid in of_each:
         failed = rollout.failure and rollout.failure.kind not in ("provider", "worker", "strategy")
         score = floor if failed else rollout.score
-        if not given.aid:
+        if not aid:
             yield Measured(given.library, sampled.group.example, score, bool(given.demos))
 
 

@@ -101,9 +101,8 @@ async def _lessons_of(
             share = (max_tokens >> halving) // len(whole)
             cut = [texts.clip(text, share) if halving else text for text in whole]
             libraries = [given.library for given in sampled.given]
-            aids = [given.aid for given in sampled.given]
             group, known = sampled.group, batch.library
-            parts.append(texts.attempts_text(group, cut, libraries, aids, known))
+            parts.append(texts.attempts_text(group, cut, libraries, sampled.aids, known))
         return {
             **{name: texts.by_example([one[name] for one in about]) for name in about[0]},
             "objective": objective,
@@ -120,7 +119,15 @@ async def _lessons_of(
 
     answer = await client.ask_shorter("lesson", batch, groups[0].example, inputs)
     examples = [run.trainset[group.example] for group in groups]
-    return _read(run, answer, examples, *map(evidence, groups))
+    scope = _decisive_predictor(groups, run.predictors)
+    return _read(run, answer, examples, *map(evidence, groups), scope=scope)
+
+
+def _decisive_predictor(groups: Sequence[Group], predictors: Sequence[str]) -> str:
+    """The predictor that took the decisive steps of all these groups; `ALL` where there is none."""
+    names = {group.decisive_predictor for group in groups}
+    known = names.pop() if len(names) == 1 else ""
+    return known if known in predictors and len(predictors) > 1 else ALL
 
 
 def _objective(client: ReflectionClient, notes: Sequence[str]) -> str:
@@ -170,11 +177,13 @@ def _fields(example: Any) -> tuple[dict[str, str], dict[str, str]]:
     return as_fields(example.inputs()), as_fields(example.labels())
 
 
-def _read(run: RunContext, answer: Answer, examples: Sequence[Any], *evidence: Evidence) -> Found:
+def _read(
+    run: RunContext, answer: Answer, examples: Sequence[Any], *evidence: Evidence, scope: str = ALL
+) -> Found:
     """The lessons of an answer about these examples."""
     example = texts.shortened(fields_text(_fields(examples[0])[0]), EXAMPLE_TOKENS)
     reason = texts.shortened(answer.explanation, REASON_TOKENS)
-    blank = Lesson("", ALL, evidence, reason, example)
+    blank = Lesson("", scope, evidence, reason, example)
     guard, max_words = Guard(map(_fields, examples)), run.settings.limits.max_experience_words
     tell = run.report.unknown_scope
     return lessons_in(answer.output, blank, run.predictors, guard, len(examples), max_words, tell)

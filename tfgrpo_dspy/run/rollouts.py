@@ -3,7 +3,7 @@
 import asyncio
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tfgrpo_dspy.metric import adapt_metric
@@ -13,6 +13,7 @@ from tfgrpo_dspy.run.loop import Priority
 from tfgrpo_dspy.run.worker import Request, packed, packed_bundle
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
+from tfgrpo_dspy.sampling.replay import Start
 
 KEPT_PROGRAMS = 64
 NO_RESULT = ("provider", "timeout", "worker", "metric")
@@ -22,11 +23,15 @@ UNSURE = ("timeout", "worker")  # failures after which nobody knows whether the 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one rollout is made of; `example` is the example's position in its set."""
+    """What one rollout is made of; `example` is the example's position in its set.
+
+    `start`: where it goes on from, if it is not a whole rollout; then `rollout_id` depends on that.
+    """
 
     given: Additions
     example: int
     rollout_id: int
+    start: Start | None = field(default=None, compare=False)
 
 
 class Rollouts:
@@ -128,7 +133,8 @@ class Rollouts:
 
         program, _, given = self._program(sample.given)
         if run.remote is not None:
-            own = packed((example, sample.example, sample.rollout_id), f"example {sample.example}")
+            parts = (example, sample.example, sample.rollout_id, sample.start)
+            own = packed(parts, f"example {sample.example}")
             request = Request(self._bundle, given, own)
             begin = functools.partial(run.remote.rollout, request)
             return run.loop.submit(begin, priority, keep, "remote")
@@ -141,6 +147,7 @@ class Rollouts:
             score=self._score,
             ledger=run.ledger,
             prices=self._prices,
+            start=sample.start,
         )
         work = functools.partial(run_rollout, task)
         return run.loop.submit(lambda: run.loop.in_thread(work), priority, keep)

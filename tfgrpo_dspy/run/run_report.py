@@ -60,7 +60,7 @@ class RunReport:
         self.usage[role] += rollout.usage
         self.usage["metric"] += rollout.metric_usage
         self.progress.show_rollout(role)
-        if rollout.failure is not None:
+        if rollout.failure is not None and rollout.failure.kind != "stopped":
             self.count_failure(rollout.failure.kind, rollout.failure.message)
 
     def count_reflection(
@@ -81,7 +81,7 @@ class RunReport:
     def check_errors(self, failure: Failure | None) -> None:
         """Count what was done just now; end the run where too much of it failed."""
         self._n_done += 1
-        if failure is None or failure.kind == "parse":
+        if failure is None or failure.kind in ("parse", "replay", "stopped"):
             return
         message = failure.message.partition(" on the example ")[0]  # equal but for the example
         self._errors[_shortened(message)] += 1

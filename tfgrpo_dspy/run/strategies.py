@@ -11,25 +11,27 @@ import contextlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.errors import StoreError, StrategyError, described
+from tfgrpo_dspy.errors import NotReplayedError, StoreError, StrategyError, described
 from tfgrpo_dspy.experience.values import Add, Delete, Keep, Modify
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import as_input
-from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout
+from tfgrpo_dspy.rollout import Failure, FailureKind, Group, Rollout
 from tfgrpo_dspy.run.asking import Answer, ReflectionClient
 from tfgrpo_dspy.run.batches import Batch
+from tfgrpo_dspy.run.play import Player, with_beside
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,
     BatchPlan,
+    Credit,
     GroupContext,
     Proposed,
     Scored,
@@ -114,8 +116,8 @@ class Strategies:
         return made
 
     async def shown(self, context: GroupContext, batch: Batch) -> tuple[SampledGroup, str]:
-        """The group that the reflection LM compares, its steps with their values; and all notes."""
-        notes: list[str] = []
+        """The group that the reflection LM compares, and all notes on it."""
+        notes = [context.sampled.note]
         for strategy in self.overriding("show"):
             with self._counting(strategy, "show"):
                 shown = await strategy.show(context, self._ask(batch))
@@ -125,13 +127,28 @@ class Strategies:
                 group = replace(context.group, rollouts=tuple(shown.rollouts))
                 context = replace(context, sampled=replace(context.sampled, group=group))
                 notes.append(str(shown.note).strip())
-        group = context.group
+        return context.sampled, "\n".join(filter(None, notes))
+
+    async def credited(self, context: GroupContext, batch: Batch, player: Player) -> SampledGroup:
+        """The group with the values of its steps, and with the rollouts that were made for them.
+
+        Where the program does not replay, a strategy gives no values: the group is judged by its
+        outcomes alone. That was counted with the rollout which did not repeat its steps.
+        """
         for strategy in self.overriding("credit"):
-            with self._counting(strategy, "credit"):
-                values = strategy.credit(group)
-                pairs = zip(group.rollouts, values, strict=True)
-                group = replace(group, rollouts=tuple(_valued(*pair) for pair in pairs))
-        return replace(context.sampled, group=group), "\n".join(filter(None, notes))
+            with self._counting(strategy, "credit"), contextlib.suppress(NotReplayedError):
+                credit = await strategy.credit(context, self._ask(batch), player)
+                _check(isinstance(credit, Credit), credit, "a Credit")
+                sampled = with_beside(context.sampled, credit.beside, player)
+                _check_values(credit.values, sampled.group)
+                rollouts = tuple(
+                    rollout.valued(credit.values.get(rollout.rollout_id, rollout.values))
+                    for rollout in sampled.group.rollouts
+                )
+                group = replace(sampled.group, rollouts=rollouts)
+                note = "\n".join(filter(None, (sampled.note, str(credit.note).strip())))
+                context = replace(context, sampled=replace(sampled, group=group, note=note))
+        return replace(context.sampled, probes=player.others(context.group))
 
     async def proposed(self, context: UpdateContext, batch: Batch) -> Proposed:
         """The lessons that UpdateLibrary is shown, and the operations beside its own."""
@@ -225,6 +242,10 @@ def _check_sizes(sizes: Any, plan: BatchPlan) -> None:
     _check(sum(sizes.values()) <= most, dict(sizes), f"at most {most} rollouts in all")
 
 
-def _valued(rollout: Rollout, values: Iterable[float | None]) -> Rollout:
-    pairs = zip(rollout.steps, values, strict=True)
-    return replace(rollout, steps=tuple(replace(step, value=value) for step, value in pairs))
+def _check_values(values: Any, group: Group) -> None:
+    wanted = "by rollout id a sequence of finite numbers or None, one more than there are steps"
+    lengths = {rollout.rollout_id: len(rollout.values) for rollout in group.rollouts}
+    _check(isinstance(values, Mapping) and values.keys() <= lengths.keys(), values, wanted)
+    for id_, of_rollout in values.items():
+        are_finite = all(value is None or math.isfinite(value) for value in of_rollout)
+        _check(are_finite and len(of_rollout) == lengths[id_], of_rollout, wanted)

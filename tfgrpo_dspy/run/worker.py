@@ -61,7 +61,8 @@ def packed(part: Any, name: str) -> bytes:
 class Request:
     """A rollout that is wanted, packed: what `packed_bundle` gave; additions; and the sample.
 
-    The sample is an example, its position in its set, and a rollout id.
+    The sample is an example, its position in its set, a rollout id, and where the rollout goes on
+    from (None: it is a whole one).
     """
 
     bundle: bytes
@@ -94,7 +95,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
     try:
         program_with, score, context, temperature, prices, secrets = _unpacked(request.bundle)
         program = program_with(request.given)
-        example, index, rollout_id = cloudpickle.loads(request.sample)
+        example, index, rollout_id, start = cloudpickle.loads(request.sample)
     except Exception as error:  # noqa: BLE001 - the reply says it
         message = (
             f"a worker of the executor cannot read the program: {described(error)}. "
@@ -102,7 +103,8 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
         )
         return Reply(stopped_because=message, is_failure=True)
     ledger, record, why = Ledger(budget), None, ""
-    task = RolloutTask(program, example, index, rollout_id, temperature, score, ledger, prices)
+    own = program, example, index, rollout_id, temperature, score
+    task = RolloutTask(*own, ledger, prices, start)
     try:
         with dspy.context(**context):
             record = cleaned(run_rollout(task).to_dict(), lambda text: redacted(text, secrets))

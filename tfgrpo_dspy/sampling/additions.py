@@ -7,7 +7,7 @@ import dspy
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors, with_instructions
-from tfgrpo_dspy.rollout import Group
+from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling.demos import Demo, with_demos
 
 HINT = "\n\nA hint for this input: "
@@ -51,17 +51,31 @@ class SampledGroup:
     """A group of an update, and what each of `group.all_rollouts` was given.
 
     Some rollouts lack experiences that are on trial. `measured` is the group with the scores of the
-    metric, where strategies have changed those of `group`.
+    metric, where strategies have changed those of `group`. `probes` are rollouts that only helped
+    to value the steps of others; `note` is what the reflection LM reads before the group.
     """
 
     group: Group
     given: tuple[Additions, ...]
     update: int = 0
     measured: Group | None = None
+    probes: tuple[Rollout, ...] = ()
+    note: str = ""
+
+    @property
+    def aids(self) -> tuple[str, ...]:
+        """For each of `group.all_rollouts`, why its score is not the student's; "": it is.
+
+        It had a hint or a teacher, or it goes on from a step of another rollout.
+        """
+        return tuple(
+            given.aid or ("" if rollout.n_replayed is None else _goes_on(rollout.n_replayed))
+            for given, rollout in zip(self.given, self.group.all_rollouts, strict=True)
+        )
 
     @property
     def unaided(self) -> Group:
-        """The group without the rollouts that had a hint or a teacher."""
+        """The group without the rollouts that had aid (`aids`)."""
         return self._unaided(self.group)
 
     @property
@@ -70,12 +84,17 @@ class SampledGroup:
         return self._unaided(self.measured or self.group)
 
     def _unaided(self, group: Group) -> Group:
-        if not any(given.aid for given in self.given):
+        aids = self.aids
+        if not any(aids):
             return group
-        pairs = zip(self.group.all_rollouts, self.given, strict=True)
-        ids = {rollout.rollout_id for rollout, given in pairs if not given.aid}
+        pairs = zip(self.group.all_rollouts, aids, strict=True)
+        ids = {rollout.rollout_id for rollout, aid in pairs if not aid}
         kept = (
             tuple(r for r in rollouts if r.rollout_id in ids)
             for rollouts in (group.rollouts, group.all_rollouts)
         )
         return Group(group.example, *kept)
+
+
+def _goes_on(n_steps: int) -> str:
+    return f"goes on after step {n_steps} of another attempt"

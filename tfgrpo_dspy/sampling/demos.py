@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
-from dspy.adapters.types.base_type import Type
 from dspy.adapters.utils import parse_value
 
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.rollout import Group, Rollout
-from tfgrpo_dspy.sampling.fields import as_text
+from tfgrpo_dspy.sampling.fields import parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +90,8 @@ def with_demos(program: Any, demos: Sequence[Demo]) -> Any:
 
 
 def _comes_back(text: str, annotation: Any) -> bool:
-    if Type.extract_custom_type_from_annotation(annotation):  # such as an image
-        return False
     try:
-        return as_text(parse_value(text, annotation)) == text
-    except Exception:  # noqa: BLE001 - a user's type may raise anything
+        parsed(text, annotation)
+    except ValueError:
         return False
+    return True

@@ -8,6 +8,8 @@ from typing import Any
 
 import dspy
 import pydantic
+from dspy.adapters.types.base_type import Type
+from dspy.adapters.utils import parse_value
 
 from tfgrpo_dspy.budget.surprisal import has_log_probabilities
 
@@ -72,6 +74,19 @@ def as_fields(value: Any) -> dict[str, str]:
             if name != "logprobs" or not has_log_probabilities(item)
         }
     return {"output": as_text(value)}
+
+
+def parsed(text: str, annotation: Any) -> Any:
+    """The value whose text this is. Raises ValueError: it does not come back, as an image."""
+    if Type.extract_custom_type_from_annotation(annotation):
+        raise ValueError(f"{annotation} is written as a text that does not hold all of it")
+    try:
+        value = parse_value(text, annotation)
+    except Exception as error:  # a user's type may raise anything
+        raise ValueError(f"{text[:80]!r} is no {annotation}") from error
+    if as_text(value) != text:
+        raise ValueError(f"{text[:80]!r} is read as {as_text(value)[:80]!r}")
+    return value
 
 
 def containers_copied(value: Any) -> Any:

@@ -22,6 +22,15 @@ from tfgrpo_dspy.experience.programs import copy_program, language_models, named
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Rollout, Step
 from tfgrpo_dspy.sampling.fields import as_fields, as_text, containers_copied, copied_example
+from tfgrpo_dspy.sampling.replay import (
+    Replay,
+    ReplayEndedError,
+    Start,
+    answer_now,
+    form_of,
+    replaying_adapter,
+    replaying_tool,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +39,8 @@ class RolloutTask:
 
     `program` has its library baked in and is not changed; `index` is the example's position in
     its set; `temperature` None leaves every LM and predictor at its own; `score` None runs
-    without a metric. Calls are taken from `ledger`; `prices` are those of `budget.meter`.
+    without a metric. Calls are taken from `ledger`; `prices` are those of `budget.meter`. With a
+    `start`, the rollout goes on from a step of another one.
     """
 
     program: Any
@@ -41,6 +51,7 @@ class RolloutTask:
     score: ScoringFunction | None
     ledger: Ledger = field(default_factory=Ledger)
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    start: Start | None = None
 
     @property
     def asks_predictors(self) -> bool:
@@ -68,9 +79,10 @@ def run_rollout(task: RolloutTask) -> Rollout:
         steps=run.steps(trace, failure),
         failure=failure,
         usage=run.meter.usage,
-        entropy=statistics.fmean(run.meter.surprisals) if run.meter.surprisals else None,
+        entropy=_mean(run.meter.surprisals),
+        n_replayed=task.start.n_steps if task.start else None,
     )
-    if failure or task.score is None:
+    if failure or task.score is None or (task.start and task.start.is_check):
         return rollout
     return _scored(rollout, task, prediction, trace, run.calls_to_ask_about(trace))
 
@@ -82,9 +94,13 @@ class _Run:
         self.task = task
         self.has_tools = any(True for _ in task.program.named_sub_modules(dspy.Tool))
         self.meter = Meter(task.ledger, task.prices)
-        self.tools = _ToolRecorder()
-        lms = {id(lm): self._lm_for_sample(lm) for lm in language_models(task.program)}
-        self.program = copy_program(task.program, lms)
+        self.replay = Replay(task.start, self._name_of) if task.start else None
+        self.tools = _ToolRecorder(self.meter, self.replay)
+        kept = {id(lm): self._lm_for_sample(lm) for lm in language_models(task.program)}
+        if self.replay is not None:
+            tools = task.program.named_sub_modules(dspy.Tool)
+            kept |= {id(tool): replaying_tool(tool, self.replay) for _, tool in tools}
+        self.program = copy_program(task.program, kept)
         self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
         for name, predictor in self.program.named_sub_modules(dspy.Predict):
             predictor.config = self._config_for_sample(predictor.config)
@@ -115,8 +131,12 @@ class _Run:
         recorders: list[BaseCallback] = [self.tools] if self.has_tools else []
         if self.has_tools or self.task.ledger.limits_lm_calls:  # callbacks slow every LM call
             recorders.append(CallWatcher(self.meter))
+        adapter = dspy.settings.adapter
+        if self.replay is not None and not self.replay.start.answers_now:
+            adapter = replaying_adapter(adapter or dspy.ChatAdapter(), self.replay)
         return dspy.context(
             lm=self._lm_for_sample(dspy.settings.lm),
+            adapter=adapter,
             trace=self.tools.trace,
             max_trace_size=10_000,
             disable_history=False,  # the meter reads each call's entry
@@ -126,13 +146,23 @@ class _Run:
 
     def execute(self) -> tuple[Any, Failure | None]:
         """What the program returns, and its failure."""
-        prediction, failure = None, None
+        prediction, failure, replay = None, None, self.replay
+        inputs = copied_example(self.task.example).inputs()
         try:
-            prediction = _called(self.program, copied_example(self.task.example).inputs())
+            if replay is not None and replay.start.answers_now:
+                prediction = answer_now(self.program, replay.start, inputs)
+            else:
+                prediction = _called(self.program, inputs)
         except (RunStopped, KeyboardInterrupt):
             raise
+        except ReplayEndedError as error:
+            failure = Failure("replay", str(error))
         except BaseException as error:  # noqa: BLE001 - it may raise anything; recorded
             failure = _failure_of(error)
+        if replay is not None and not replay.start.answers_now:
+            replay.finish(as_fields(prediction), failure)
+            failure = replay.failure or failure
+            prediction = None if replay.failure else prediction
         return prediction, self.meter.provider_failure or failure
 
     def calls_to_ask_about(self, trace: list[Any]) -> dict[str, PredictorTrace]:
@@ -154,9 +184,13 @@ class _Run:
         found = [((at, 0), step) for at, step in self.tools.calls.values()]
         for position, (predictor, inputs, outputs) in enumerate(trace):
             name = self._name_of(predictor, type(predictor).__name__)
-            step = Step("predictor", name, as_fields(inputs), as_fields(outputs))
+            texts = as_fields(inputs), as_fields(outputs)
+            step = Step("predictor", name, *texts, entropy=self.tools.trace.entropies[position])
             found.append(((position, 1), step))
         steps = [step for _, step in sorted(found, key=itemgetter(0))]
+        if (start := self.task.start) is not None:
+            n_again = 0 if start.answers_now else start.n_steps
+            steps = [*start.source.steps[: start.n_steps], *steps[n_again:]]
         last = self.meter.last_call
         if failure is not None and failure.kind == "parse" and last is not None:
             caller, prompt, answer = last
@@ -266,28 +300,51 @@ def _with_feedback(steps: Sequence[Step], feedback: Mapping[str, str]) -> tuple[
     return tuple(reversed(changed))
 
 
+def _mean(surprisals: Sequence[float]) -> float | None:
+    return statistics.fmean(surprisals) if surprisals else None
+
+
 class _Trace(list[Any]):
-    """DSPy's trace, with the inputs of each call as they were then.
+    """DSPy's trace, with the inputs of each call as they were then, and the entropy of its answer.
 
     DSPy keeps the values themselves, and a program may go on to change a list that it passed.
     """
 
+    def __init__(self, meter: Meter) -> None:
+        super().__init__()
+        self.entropies: list[float | None] = []
+        self._surprisals, self._n_seen = meter.surprisals, 0
+
     def append(self, call: Any) -> None:
         predictor, inputs, outputs = call
+        self.entropies.append(_mean(self._surprisals[self._n_seen :]))
+        self._n_seen = len(self._surprisals)
         with suppress(RecursionError):  # a list that holds itself stays as it is
             inputs = containers_copied(inputs)
         super().append((predictor, inputs, outputs))
+
+    def extend(self, calls: Any) -> None:  # what Refine has traced elsewhere
+        for call in calls:
+            self.append(call)
+            self.entropies[-1] = None
+
+    def pop(self, index: Any = -1) -> Any:
+        self.entropies.pop(index)
+        return super().pop(index)
 
 
 class _ToolRecorder(BaseCallback):
     """The tool calls of one rollout, each with how many predictor calls were answered before it."""
 
-    def __init__(self) -> None:
-        self.trace: list[Any] = _Trace()
+    def __init__(self, meter: Meter, replay: Replay | None) -> None:
+        self.trace = _Trace(meter)
         self.calls: dict[str, tuple[int, Step]] = {}
+        self._replay = replay
 
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         arguments = as_fields(inputs.get("kwargs", inputs))
+        if self._replay is not None:
+            self._replay.begin_tool(str(instance.name), arguments)
         self.calls[call_id] = (len(self.trace), Step("tool", str(instance.name), arguments, {}))
 
     def on_tool_end(
@@ -295,7 +352,9 @@ class _ToolRecorder(BaseCallback):
     ) -> None:
         position, step = self.calls[call_id]
         if exception is None:
-            step = replace(step, outputs={"result": as_text(outputs)})
+            step = replace(step, outputs={"result": as_text(outputs)}, form=form_of(outputs))
         else:
             step = replace(step, error=f"{type(exception).__name__}: {exception}")
         self.calls[call_id] = (position, step)
+        if self._replay is not None:
+            self._replay.end_tool(step)

@@ -28,6 +28,51 @@ class Ask(Protocol):
         """The output fields by name."""
 
 
+class Play(Protocol):
+    """Goes on from a step of a rollout: `made = await play(rollout, n_steps, n)`.
+
+    The first `n_steps` steps are fed back from the record of the rollout, and cost nothing; what
+    follows is sampled anew, with the same library, and scored. The calls are metered and recorded.
+    `n_steps` is at least 0 and less than `len(rollout.steps)`, `n` at least 1. Asked again for the
+    same steps, it gives the same rollouts first. Those without a score are left out.
+
+    With `answers_now`, the LM is asked for the outputs after these steps, in one call. With
+    `ends_if_same`, a rollout whose first fresh step decides as the record did ends there, and is
+    left out.
+
+    Raises NotReplayedError: the program does not repeat the recorded steps exactly. Let it pass:
+    the run then takes no values for the group, and goes on.
+    """
+
+    def __call__(
+        self,
+        rollout: Rollout,
+        n_steps: int,
+        n: int = 1,
+        *,
+        answers_now: bool = False,
+        ends_if_same: bool = False,
+    ) -> Awaitable[Sequence[Rollout]]:
+        """The rollouts, in the order of their samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """What the steps of the rollouts of a group are worth.
+
+    Args:
+        values: by rollout id, the score that is expected before the first step of the rollout and
+            after each of its steps, so one number more than there are steps; None: not known.
+        beside: further rollouts of the group, which `play` made; the reflection LM may be shown
+            them, and lessons are drawn from them, but they count for no experience.
+        note: what the reflection LM reads before the attempts.
+    """
+
+    values: Mapping[int, Sequence[float | None]]
+    beside: tuple[Rollout, ...] = ()
+    note: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
     """The batch of an update that is about to be made.
@@ -220,13 +265,13 @@ class Strategy:
         """The score that each of the rollouts counts with; None: it has no score."""
         return [rollout.score or 0.0 for rollout in scored.rollouts]
 
-    def credit(self, group: Group) -> Sequence[Sequence[float | None]]:
-        """For each of `group.rollouts` the value of each of its steps.
+    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+        """The values of the steps of the group's rollouts, and further rollouts for the group.
 
-        The value of a step is the score that is expected after it. The reflection LM is shown the
-        values; None: nothing is known.
+        The reflection LM is shown the values, and the lessons of the group are for the predictor
+        whose step changed the value most, unless it says otherwise.
         """
-        return [[step.value for step in rollout.steps] for rollout in group.rollouts]
+        return Credit({})
 
     async def show(self, context: GroupContext, ask: Ask) -> Shown:
         """The rollouts of `context.group` that the reflection LM compares, and a note."""

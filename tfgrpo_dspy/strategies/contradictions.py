@@ -28,8 +28,8 @@ def differences(groups: Iterable[SampledGroup]) -> dict[Advice, list[Difference]
     """
     found: dict[Advice, list[Difference]] = {}
     for sampled in groups:
-        pairs = zip(sampled.group.all_rollouts, sampled.given, strict=True)
-        unaided = {r.rollout_id: given.library for r, given in pairs if not given.aid}
+        of_each = zip(sampled.group.all_rollouts, sampled.given, sampled.aids, strict=True)
+        unaided = {r.rollout_id: given.library for r, given, aid in of_each if not aid}
         scored = [
             (rollout, {experience.advice for experience in unaided[rollout.rollout_id]})
             for rollout in sampled.group.rollouts

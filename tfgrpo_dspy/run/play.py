@@ -1,0 +1,130 @@
+"""Rollouts that go on from a step of another one, for the strategies that value steps."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+
+from tfgrpo_dspy.errors import NotReplayedError, StrategyError
+from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
+from tfgrpo_dspy.run.batches import Batch
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.loop import Priority
+from tfgrpo_dspy.run.rollouts import Rollouts, Sample
+from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.sampling.replay import Start
+from tfgrpo_dspy.store.identity import digest
+
+
+class Player:
+    """`strategies.base.Play` for one group; it verifies first that a rollout can be replayed.
+
+    `sampler` makes the rollouts (None: those of the group were made elsewhere, so none can be
+    made); `reward` gives them what they count with.
+    """
+
+    def __init__(
+        self,
+        run: RunContext,
+        sampler: Rollouts | None,
+        priority: Priority,
+        batch: Batch,
+        sampled: SampledGroup,
+        reward: Callable[[Sequence[Rollout]], list[Rollout]],
+    ) -> None:
+        self._run, self._sampler, self._priority = run, sampler, priority
+        self._group, self._reward = sampled.group, reward
+        self._visit = batch.size_and_visit(sampled.group.example)[1]
+        ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
+        self._given = dict(zip(ids, sampled.given, strict=True))
+        self._tasks: dict[tuple[object, ...], asyncio.Task[Rollout]] = {}
+        self._made: dict[int, Rollout] = {}
+
+    async def __call__(
+        self,
+        rollout: Rollout,
+        n_steps: int,
+        n: int = 1,
+        *,
+        answers_now: bool = False,
+        ends_if_same: bool = False,
+    ) -> list[Rollout]:
+        """The first `n` rollouts that go on from there. Raises NotReplayedError."""
+        most = len(rollout.steps) - (not answers_now)
+        if rollout.rollout_id not in self._given or not 0 <= n_steps <= most or n < 1:
+            raise StrategyError(
+                f"play(rollout {rollout.rollout_id}, n_steps={n_steps}, n={n}): pass a rollout of "
+                f"the group, or one that play gave; from 0 to {most} steps; n from 1."
+            )
+        if not answers_now:
+            await self._begun(Start(rollout, len(rollout.steps)), 0)
+        start = Start(rollout, n_steps, answers_now, ends_if_same)
+        begun = [self._begun(start, k) for k in range(n)]
+        made = [await each for each in begun]
+        self._made |= {each.rollout_id: each for each in made}
+        return self._counted(made)
+
+    def _begun(self, start: Start, index: int) -> "asyncio.Task[Rollout]":
+        """The rollout, which is made once."""
+        source = start.source.rollout_id
+        key = (source, start.n_steps, start.answers_now, start.ends_if_same, index)
+        if key not in self._tasks:
+            self._tasks[key] = self._run.loop.spawn(self._rollout(start, index))
+        return self._tasks[key]
+
+    async def _rollout(self, start: Start, index: int) -> Rollout:
+        if self._sampler is None:
+            where = f"example {self._group.example}"
+            raise NotReplayedError(f"{where}: its rollouts were made elsewhere")
+        example, source = self._group.example, start.source
+        steps = [asdict(replace(s, value=None)) for s in source.steps[: start.n_steps]]
+        kind = f"{start.answers_now:d}{start.ends_if_same:d}{start.is_check:d}"
+        purpose = f"from/{source.rollout_id}/{kind}/{digest(steps)}"
+        rollout_id = rollout_id_for(self._run.settings.seed, self._visit, example, index, purpose)
+        given = self._given[source.rollout_id]
+        self._given[rollout_id] = given
+        if not start.is_check:
+            self._sampler.admit(1)
+        sample = Sample(given, example, rollout_id, start)
+        (made,) = await self._sampler.make([sample], self._priority)
+        failure = made.failure
+        is_sure = failure is None or failure.kind in ("program", "parse")
+        if failure and (failure.kind == "replay" or (start.is_check and not is_sure)):
+            raise NotReplayedError(failure.message)
+        return made
+
+    def _counted(self, made: Sequence[Rollout]) -> list[Rollout]:
+        """Those with a score, or all that ran where there is no metric."""
+        ids = {rollout.rollout_id for rollout in made}
+        if self._run.settings.metric is None:
+            return [rollout for rollout in made if rollout.counts]
+        group = Group.of(self._group.example, self._reward(made), has_metric=True)
+        floor = min([0.0, *self._group.scores])
+        counted = (r for r in group.rollouts if r.rollout_id in ids)
+        return [replace(r, score=min(floor, r.score or 0.0)) if r.failure else r for r in counted]
+
+    def given(self, rollout: Rollout) -> Additions | None:
+        """What a rollout that was made here was given; None: it was not."""
+        return self._given[rollout.rollout_id] if rollout.rollout_id in self._made else None
+
+    def others(self, group: Group) -> tuple[Rollout, ...]:
+        """The rollouts that were made here, and are not in the group."""
+        ids = {rollout.rollout_id for rollout in group.all_rollouts}
+        return tuple(rollout for id_, rollout in sorted(self._made.items()) if id_ not in ids)
+
+
+def with_beside(sampled: SampledGroup, beside: Iterable[Rollout], player: Player) -> SampledGroup:
+    """The group with further rollouts. Raises StrategyError: `play` did not make one of them."""
+    for rollout in beside:
+        given, group = player.given(rollout), sampled.group
+        if given is None:
+            raise StrategyError(f"beside={rollout!r:.200}: pass only rollouts that `play` gave.")
+        if rollout.rollout_id not in {each.rollout_id for each in group.all_rollouts}:
+            rollouts = (*group.rollouts, rollout), (*group.all_rollouts, rollout)
+            more = Group(group.example, *rollouts)
+            measured = sampled.measured and Group(
+                group.example,
+                (*sampled.measured.rollouts, rollout),
+                (*sampled.measured.all_rollouts, rollout),
+            )
+            sampled = replace(sampled, group=more, given=(*sampled.given, given), measured=measured)
+    return sampled

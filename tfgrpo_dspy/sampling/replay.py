@@ -1,0 +1,285 @@
+"""Replays a recorded rollout up to a step, and goes on from there with fresh samples.
+
+The program runs again, but the recorded outputs of predictors and results of tools are fed back, so
+nothing before the step costs a call of an LM or a tool. Each call is verified: its name and its
+inputs must be those of the record. Calls of functions that are no `dspy.Tool` are not recorded; the
+program makes them again.
+"""
+
+import builtins
+import copy
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dspy
+
+from tfgrpo_dspy.experience.programs import named_predictors
+from tfgrpo_dspy.rollout import (
+    WAYS_TO_AN_ANSWER,
+    Failure,
+    FailureKind,
+    Rollout,
+    Step,
+    trajectory_text,
+)
+from tfgrpo_dspy.sampling.fields import as_fields, as_text, parsed
+
+MARK = "tfgrpo_replay_only"
+_FRAMES = re.compile(
+    r"^ {2}File \".*\", line \d+, in .*\n(?:^ {4}.*\n)*|^(?:\w+\.)+(?=\w+: )", re.MULTILINE
+)
+"""The frames of a traceback, and the module of the exception at its end."""
+
+
+def replay_only(tool: Any) -> Any:
+    """Mark a function or a `dspy.Tool` that has side effects; gives it back.
+
+    A rollout that goes on from a step of another one never calls such a tool. It is given the
+    result that the other one got for the same arguments; if there is none, it ends, with no score.
+    """
+    function = tool.func if isinstance(tool, dspy.Tool) else tool
+    setattr(getattr(function, "__func__", function), MARK, True)
+    return tool
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a rollout goes on from: after the first `n_steps` steps of the rollout `source`.
+
+    With `answers_now`, the LM is asked for the outputs at once, in place of the program. With
+    `ends_if_same`, the rollout ends if its first fresh step decides as the source did. After all
+    steps of the source nothing is fresh: the outputs must be those of the source, and the last call
+    of a tool is made, to find out whether its result depends on calls that were only fed back.
+    """
+
+    source: Rollout
+    n_steps: int
+    answers_now: bool = False
+    ends_if_same: bool = False
+
+    @property
+    def is_check(self) -> bool:
+        """Whether all steps are replayed, to verify the record."""
+        return self.n_steps == len(self.source.steps) and not self.answers_now
+
+
+class ReplayEndedError(BaseException):
+    """Ends a rollout, whatever the program catches."""
+
+
+class Replay:
+    """Feeds the record back to one run of the program; `failure` says why that ended, if it did."""
+
+    def __init__(self, start: Start, name_of: Callable[[Any, str], str]) -> None:
+        self.start = start
+        self.failure: Failure | None = None
+        self._name_of = name_of
+        self._n_fed = 0
+        self._tool: Step | None = None  # the record of the call of a tool that is being made
+        self._is_called = False  # whether that tool is called all the same
+        self._is_compared = False  # whether the first fresh step was
+        of_tools = [i for i, step in enumerate(start.source.steps) if step.name != "finish"
+                    and step.kind == "tool"]  # fmt: skip
+        self._tested = of_tools[-1] if of_tools and start.is_check else -1
+
+    @property
+    def _is_over(self) -> bool:
+        return self._n_fed == self.start.n_steps
+
+    def _end(self, why: str, kind: FailureKind = "replay") -> None:
+        self.failure = self.failure or Failure(kind, why)
+
+    def check(self) -> None:
+        """Raises ReplayEndedError: the rollout has ended."""
+        if self.failure is not None:
+            raise ReplayEndedError(self.failure.message)
+
+    def _next(self, kind: str, name: str, inputs: Mapping[str, str]) -> Step | None:
+        """The record of a call that is made now, once it is verified; None: it is fresh."""
+        if self._is_over:
+            if self.start.is_check:
+                self._end(f"the program goes on with {kind} {name!r}, where it had ended")
+            return None
+        step = self.start.source.steps[self._n_fed]
+        self._n_fed += 1
+        if (step.kind, step.name) != (kind, name):
+            self._end(f"step {self._n_fed} is {kind} {name!r}, and was {step.kind} {step.name!r}")
+        elif changed := [n for n in {**step.inputs, **inputs} if _differ(n, step.inputs, inputs)]:
+            self._end(
+                f"step {self._n_fed}, {kind} {name!r}, has another {changed[0]!r} than before"
+            )
+        elif step.error and kind == "predictor":
+            self._end(f"step {self._n_fed}, predictor {name!r}, failed")
+        return step
+
+    def outputs(self, signature: Any, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """The recorded outputs of the predictor that is called now; None: the call is fresh."""
+        self.check()
+        caller = (dspy.settings.caller_modules or [None])[-1]
+        step = self._next("predictor", self._name_of(caller, type(caller).__name__),
+                          as_fields(inputs))  # fmt: skip
+        self.check()
+        if step is None:
+            return None
+        fields = signature.output_fields.items()
+        try:
+            values = {name: parsed(step.outputs[name], info.annotation) for name, info in fields}
+        except (KeyError, ValueError) as error:
+            self._end(f"step {self._n_fed}: its outputs cannot be read back ({error})")
+            self.check()
+        return [values]
+
+    def look_at(self, values: list[dict[str, Any]]) -> None:
+        """End the rollout if it `ends_if_same`, and its first fresh step decides as before."""
+        if not self.start.ends_if_same or self._is_compared:
+            return
+        self._is_compared = True
+        before = self.start.source.steps[self.start.n_steps]
+        if decision(before.outputs) == decision(as_fields(values[0])):
+            self._end("its first fresh step is that of the other rollout", "stopped")
+            self.check()
+
+    def begin_tool(self, name: str, arguments: Mapping[str, str]) -> None:
+        """Note which tool is called; DSPy checks the arguments before it calls the function."""
+        self._is_called = self._n_fed == self._tested
+        self._tool = self._next("tool", name, arguments)
+
+    def called(self, tool: dspy.Tool, arguments: Mapping[str, Any]) -> Any:
+        """What the tool gives, or gave."""
+        self.check()
+        step, is_marked = self._tool, hasattr(tool.func, MARK)
+        if step is None and is_marked:
+            step = self._known(tool.name, as_fields(arguments))
+            self.check()
+        if step is None or (self._is_called and not is_marked):
+            return tool.func(**arguments)
+        if step.error:
+            raise _error(step.error)
+        if step.form == "other":
+            self._end(f"step {self._n_fed}: the result of {tool.name!r} is no JSON")
+            self.check()
+        text = step.outputs.get("result", "")
+        return json.loads(text) if step.form == "json" else text
+
+    def _known(self, name: str, arguments: Mapping[str, str]) -> Step | None:
+        for step in self.start.source.steps:
+            if (step.kind, step.name, dict(step.inputs)) == ("tool", name, dict(arguments)):
+                return step
+        self._end(f"{name!r} is replay_only, and has no result for these arguments", "stopped")
+        return None
+
+    def end_tool(self, step: Step) -> None:
+        """Compare what a tool gave with what it had given, where it was called to find out."""
+        if self._is_called and self._tool and not self.failure:
+            before = self._tool.outputs, self._tool.error
+            if before != (step.outputs, step.error):
+                self._end(
+                    f"tool {step.name!r} gives another result for the same arguments: what it "
+                    f"gives depends on earlier calls, or on time"
+                )
+        self._is_called, self._tool = False, None
+
+    def finish(self, outputs: Mapping[str, str], failure: Failure | None) -> None:
+        """Verify how the program ends, and that it made all calls of the record."""
+        source = self.start.source
+        if self._n_fed < self.start.n_steps:
+            self._end(f"the program ends after {self._n_fed} of {self.start.n_steps} steps")
+        if self.start.is_check:
+            failed = [each.kind if each and each.kind in ("program", "parse") else ""
+                      for each in (failure, source.failure)]  # fmt: skip
+            is_same = bool(failed[0]) or decision(outputs) == decision(source.outputs)
+            if failed[0] != failed[1] or not is_same:
+                self._end("the program returns something else after the same steps")
+
+
+def replaying_adapter(adapter: Any, replay: Replay) -> Any:
+    """A copy of the adapter that gives the recorded outputs of a call, where there are any."""
+    kind = type(adapter)
+
+    def call(self: Any, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
+        values = replay.outputs(signature, inputs)
+        if values is None:
+            values = kind.__call__(self, lm, lm_kwargs, signature, demos, inputs)
+            replay.look_at(values)
+        return values
+
+    async def acall(
+        self: Any, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any
+    ) -> Any:
+        values = replay.outputs(signature, inputs)
+        if values is None:
+            values = await kind.acall(self, lm, lm_kwargs, signature, demos, inputs)
+            replay.look_at(values)
+        return values
+
+    changed = copy.copy(adapter)
+    changed.__class__ = type(kind.__name__, (kind,), {"__call__": call, "acall": acall})
+    return changed
+
+
+def replaying_tool(tool: dspy.Tool, replay: Replay) -> dspy.Tool:
+    """A copy of the tool that gives the recorded results."""
+    return tool.model_copy(update={"func": lambda **arguments: replay.called(tool, arguments)})
+
+
+def answer_now(program: Any, start: Start, inputs: Mapping[str, Any]) -> Any:
+    """What the program's LM answers if it is asked for the outputs at once, without reasoning.
+
+    It is asked under the instructions of the predictor that gives the outputs, and shown the steps
+    so far. Raises ReplayEndedError: no predictor gives all outputs.
+    """
+    wanted = [name for name in start.source.outputs if name not in WAYS_TO_AN_ANSWER]
+    for _, predictor in reversed(named_predictors(program)):
+        fields = predictor.signature.output_fields
+        if wanted and set(wanted) <= set(fields):
+            break
+    else:
+        raise ReplayEndedError(f"no predictor of the program gives all outputs {wanted}")
+    known = predictor.signature.input_fields
+    types = {name: (known[name].annotation if name in known else type(value), dspy.InputField())
+             for name, value in inputs.items()}  # fmt: skip
+    types["steps_so_far"] = (str, dspy.InputField(desc="what was done and found out until now"))
+    types |= {name: (fields[name].annotation, dspy.OutputField()) for name in wanted}
+    signature = dspy.Signature(types, predictor.signature.instructions)
+    steps = Rollout(start.source.example, 0, steps=start.source.steps[: start.n_steps])
+    asked = dspy.Predict(signature)
+    asked.lm = predictor.lm
+    asked.config = predictor.config
+    return asked(**inputs, steps_so_far=trajectory_text(steps) or "(nothing yet)")
+
+
+def decision(outputs: Mapping[str, str]) -> dict[str, str]:
+    """The outputs of a step without the reasoning that led to them."""
+    aside = WAYS_TO_AN_ANSWER | {"next_thought"}
+    return {name: text for name, text in outputs.items() if name not in aside}
+
+
+def form_of(result: Any) -> Literal["text", "json", "other"]:
+    """How the result of a tool comes back from its text: as "text", as "json", or not ("other")."""
+    if isinstance(result, str):
+        return "text"
+    try:
+        text = as_text(result)
+        is_same = json.loads(text) == result and as_text(json.loads(text)) == text
+    except (TypeError, ValueError):
+        return "other"
+    return "json" if is_same else "other"
+
+
+def _differ(name: str, before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether an input differs by more than the lines of a traceback."""
+    texts = [_FRAMES.sub("", fields.get(name, "\0")) for fields in (before, now)]
+    return texts[0] != texts[1]
+
+
+def _error(text: str) -> Exception:
+    """The recorded error of a tool; one of Python's own is caught by the name of its class."""
+    name, _, message = text.partition(": ")
+    kind = getattr(builtins, name, Exception)
+    base = kind if isinstance(kind, type) and issubclass(kind, Exception) else Exception
+    own = {"__init__": lambda _: None, "__str__": lambda _: message, "__module__": "builtins"}
+    error: Exception = type(name, (base,), own)()
+    return error

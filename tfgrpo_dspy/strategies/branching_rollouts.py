@@ -1,0 +1,97 @@
+"""BranchingRollouts: rollouts that branch where the program is unsure, in place of new ones."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.strategies.base import Ask, BatchPlan, Credit, GroupContext, Play, Strategy
+from tfgrpo_dspy.strategies.checks import check_range, check_whole
+from tfgrpo_dspy.strategies.monte_carlo_credit import n_calls
+from tfgrpo_dspy.strategies.state_values import states, tree_values
+
+LEAST_WHOLE = 2  # rollouts of an example, which a batch must have at least
+
+
+@dataclass(frozen=True)
+class BranchingRollouts(Strategy):
+    """Makes a part of each group by branching rollouts after a step, in place of whole rollouts.
+
+    A rollout branches after results of tools, first where the entropy of the next answer rises most
+    above that of the first one (ask for it with `dspy.LM(..., logprobs=True)`). Where the LM gives
+    no log-probabilities, the states are tried from the middle outwards. A branch whose first step
+    decides as the rollout did says that the program is sure there: it ends after that one call.
+    Values are the mean scores of all leaves of the tree below a state: so they are shared along a
+    common beginning, and apart on the branches.
+
+    **Source.** ARPO (arXiv 2507.19849; agentic reinforced policy optimization).
+    **Carried over.** Branches after tool results where entropy rises; shared and apart advantages.
+    **Not carried over.** The chance of branching: the most uncertain states come first.
+    **When to use.** Long agents whose groups are dear. Branches count for no experience, so the
+    gate learns from fewer rollouts.
+    **Measured.** Simulated, see docs/strategies.md. (`python benchmarks/credit.py`)
+
+    Args:
+        leaves: rollouts of a group, branches included, at least 3.
+        whole: how many of these are whole rollouts, at least 2, below `leaves`.
+        tries: LM calls, as a share of those of the whole rollouts, that may be spent on branches
+            which end at once; 0 to 1.
+
+    Raises:
+        SettingsError: a setting is out of range.
+    """
+
+    leaves: int = 5
+    whole: int = 2
+    tries: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_whole("leaves", self.leaves, LEAST_WHOLE + 1)
+        check_whole("whole", self.whole, LEAST_WHOLE)
+        check_range("tries", self.tries, 0, 1)
+        check_range("whole", self.whole, LEAST_WHOLE, self.leaves - 1)
+
+    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
+        """Fewer whole rollouts of each example."""
+        return {example: min(self.whole, size) for example, size in plan.sizes.items()}
+
+    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+        """Branches beside the whole rollouts, and the values of the tree."""
+        whole = context.sampled.unaided.rollouts
+        scored = [rollout for rollout in whole if rollout.score is not None]
+        wanted = self.leaves - len(scored)
+        n_tries = self.tries * sum(map(n_calls, scored))
+        branches: list[Rollout] = []
+        for rollout, state in _places(scored):
+            if len(branches) >= wanted or n_tries < 0:
+                break
+            made = await play(rollout, state, ends_if_same=True)
+            branches += made
+            n_tries -= not made
+        for rollout, state in _places(scored):  # where no place is left that is unsure
+            if len(branches) >= wanted:
+                break
+            known = {branch.rollout_id for branch in branches}
+            branches += [r for r in await play(rollout, state) if r.rollout_id not in known]
+        return Credit(tree_values([*scored, *branches]), tuple(branches))
+
+
+def _places(rollouts: list[Rollout]) -> list[tuple[Rollout, int]]:
+    """Where to branch, the most uncertain first; the rollouts take turns."""
+    ranked = []
+    for rollout in rollouts:
+        inner = [n for n in states(rollout)[1:-1] if rollout.steps[n - 1].kind == "tool"]
+        first = rollout.steps[0].entropy if rollout.steps else None
+        order = sorted(
+            inner, key=lambda n: (-_rise(rollout, n, first), abs(n - len(rollout.steps) / 2))
+        )
+        ranked.append(order)
+    longest = max(map(len, ranked), default=0)
+    pairs = list(zip(rollouts, ranked, strict=True))
+    return [
+        (rollout, order[k]) for k in range(longest) for rollout, order in pairs if k < len(order)
+    ]
+
+
+def _rise(rollout: Rollout, state: int, first: float | None) -> float:
+    entropy = rollout.steps[state].entropy
+    return 0.0 if entropy is None or first is None else entropy - first

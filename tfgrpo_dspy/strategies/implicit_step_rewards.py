@@ -1,0 +1,180 @@
+"""ImplicitStepRewards: step rewards that explain which of two rollouts a judge prefers."""
+
+import itertools
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import dspy
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit
+
+from tfgrpo_dspy.reflection.texts import clip
+from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
+from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.sampling.replay import decision
+from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strategy
+from tfgrpo_dspy.strategies.checks import check_range, check_whole
+
+SHOWN_TOKENS = 1_500  # of a trajectory
+KINDS, EXACT = 1.0, 0.5
+"""How much a turn counts as one of its predictor and tool, and as one with its decision, too."""
+Pair = tuple[Rollout, Rollout]
+
+
+class PreferAttempt(dspy.Signature):
+    """Two attempts of a program at the same input. Which of them does what the program is for?
+
+    Judge each step: is it needed, right and well founded? Then write 1 or 2, the number of the
+    better attempt, or 0 if they are equally good.
+    """
+
+    program: str = dspy.InputField(desc="what the program does")
+    example: str = dspy.InputField(desc="the input")
+    attempt_1: str = dspy.InputField()
+    attempt_2: str = dspy.InputField()
+    reason: str = dspy.OutputField(desc="in one sentence")
+    better: str = dspy.OutputField(desc="1, 2 or 0")
+
+
+@dataclass(frozen=True)
+class ImplicitStepRewards(Strategy):
+    """Fits a reward for each kind of step to what a judge says of pairs of rollouts.
+
+    The reflection LM is shown pairs of rollouts of an example, and says which is better. By the
+    model of Bradley and Terry, the log-odds of that are the difference of the sums of the rewards
+    of their steps; the rewards are fitted by ridge regression of these log-odds, to this and to
+    earlier groups. Earlier groups count less, the more the library has changed since: so the
+    rewards follow what the program does now. A step is known by its predictor or tool and by what
+    it decides. The value of a state is the probability that a rollout with these steps so far is
+    preferred to the average one of its group.
+
+    **Source.** iStar (arXiv 2509.19199; implicit step rewards for agentic reinforcement learning).
+    **Carried over.** Step rewards from preferences between trajectories, without labels of steps;
+    they are fitted anew as the policy changes.
+    **Not carried over.** The implicit reward model, whose rewards are log-probability ratios of two
+    LMs; the mix with the reward of the outcome.
+    **When to use.** Tasks that no metric can verify (`metric=None`), or with a coarse metric.
+    **Measured.** Simulated, see docs/strategies.md. (`python benchmarks/credit.py`)
+
+    Args:
+        pairs: how many pairs of a group the judge is shown, at least 1.
+        groups: how many earlier groups count, at least 0.
+        ridge: how strongly rewards are drawn to 0, in the scale of log-odds; .01 to 100.
+
+    Raises:
+        SettingsError: a setting is out of range.
+    """
+
+    pairs: int = 3
+    groups: int = 20
+    ridge: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_whole("pairs", self.pairs, 1)
+        check_whole("groups", self.groups, 0)
+        check_range("ridge", self.ridge, 0.01, 100)
+
+    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+        """The value of each turn of each rollout that the judge has compared."""
+        now = _advice(context.sampled)
+        past = context.past[len(context.past) - self.groups :] if self.groups else ()
+        rows: list[tuple[Rollout, Rollout, float]] = []
+        for sampled in (*past, context.sampled):
+            weight = _likeness(_advice(sampled), now)
+            for pair in _pairs(sampled.unaided, self.pairs) if weight > 0 else ():
+                winner = await _preferred(context.trainset[sampled.group.example], pair, ask)
+                if winner is not None:
+                    loser = pair[0] if winner is pair[1] else pair[1]
+                    rows.append((winner, loser, weight))
+        group = context.sampled.unaided.rollouts
+        if not rows or len(group) < 2:
+            return Credit({})
+        rewards = fitted_rewards(rows, self.ridge)
+        sums = {r.rollout_id: np.cumsum([0.0, *_rewards(r, rewards)]) for r in group}
+        usual = float(np.mean([each[-1] for each in sums.values()]))
+        return Credit({id_: [float(expit(x - usual)) for x in each] for id_, each in sums.items()})
+
+
+def fitted_rewards(
+    rows: Sequence[tuple[Rollout, Rollout, float]], ridge: float
+) -> dict[object, float]:
+    """The reward of each feature of steps, from pairs of winner and loser with weights."""
+    names = list(
+        dict.fromkeys(f for one, other, _ in rows for r in (one, other) for f in _features(r))
+    )
+    place = {name: k for k, name in enumerate(names)}
+    design = np.zeros((len(rows), len(names)))
+    for row, (winner, loser, _) in enumerate(rows):
+        for rollout, sign in ((winner, 1.0), (loser, -1.0)):
+            for name in _features(rollout):
+                design[row, place[name]] += sign * _size(name)
+    weights = np.array([weight for *_, weight in rows])
+
+    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        margins = design @ x
+        slopes = -weights * expit(-margins)
+        value = -(weights * log_expit(margins)).sum() + ridge / 2 * (x @ x)
+        return float(value), design.T @ slopes + ridge * x
+
+    found = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B").x
+    return {name: float(x) * _size(name) for name, x in zip(names, found, strict=True)}
+
+
+def _size(name: object) -> float:
+    return EXACT if isinstance(name, tuple) and len(name) > 2 else KINDS
+
+
+def _step_features(rollout: Rollout, index: int) -> list[object]:
+    step = rollout.steps[index]
+    if step.kind == "tool":
+        return []  # its predictor's step chose it
+    kind = (step.kind, step.name)
+    decided = tuple(sorted(decision(step.outputs).items()))
+    return [kind, (*kind, decided)]
+
+
+def _features(rollout: Rollout) -> Iterable[object]:
+    return itertools.chain(*(_step_features(rollout, k) for k in range(len(rollout.steps))))
+
+
+def _rewards(rollout: Rollout, rewards: dict[object, float]) -> list[float]:
+    """The reward of each step."""
+    return [
+        sum(rewards.get(name, 0.0) for name in _step_features(rollout, k))
+        for k in range(len(rollout.steps))
+    ]
+
+
+def _pairs(group: Group, most: int) -> list[Pair]:
+    """Pairs of rollouts that answer differently or took other steps, in an order by chance."""
+    pairs = [
+        pair for pair in itertools.combinations(group.rollouts, 2)
+        if list(_features(pair[0])) != list(_features(pair[1]))
+    ]  # fmt: skip
+    chance = random.Random(f"pairs/{[rollout.rollout_id for rollout in group.rollouts]}")
+    chosen = chance.sample(pairs, min(most, len(pairs)))
+    return [pair if chance.random() < 0.5 else (pair[1], pair[0]) for pair in chosen]
+
+
+async def _preferred(example: dspy.Example, pair: Pair, ask: Ask) -> Rollout | None:
+    texts = [
+        clip(f"{trajectory_text(rollout)}\nOutputs:\n{fields_text(rollout.outputs)}", SHOWN_TOKENS)
+        for rollout in pair
+    ]
+    shown = fields_text(as_fields(example.inputs()))
+    answer = await ask(PreferAttempt, example=shown, attempt_1=texts[0], attempt_2=texts[1])
+    digits = [digit for digit in str(answer.get("better", "")) if digit in "012"]
+    return pair[int(digits[0]) - 1] if digits and digits[0] != "0" else None
+
+
+def _advice(sampled: SampledGroup) -> frozenset[str]:
+    return frozenset(each.text for given in sampled.given for each in given.library)
+
+
+def _likeness(then: frozenset[str], now: frozenset[str]) -> float:
+    """The share of the texts that both libraries have; 1.0 where neither has any."""
+    either = then | now
+    return len(then & now) / len(either) if either else 1.0

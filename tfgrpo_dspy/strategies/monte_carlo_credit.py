@@ -1,0 +1,110 @@
+"""MonteCarloCredit: which step decided a rollout, found by going on from its states."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+
+from tfgrpo_dspy.rollout import MIN_CONTRAST, Group, Rollout
+from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strategy
+from tfgrpo_dspy.strategies.checks import check_range
+from tfgrpo_dspy.strategies.state_values import StateValues
+
+SURE = 0.9  # the probability of a change with which a turn is known to be decisive
+THRIFT = 0.5  # how much the LM calls of a rollout weigh against what its score says
+LITTLE = 0.02  # nats: so little information is not worth a rollout
+
+
+@dataclass(frozen=True)
+class MonteCarloCredit(Strategy):
+    """Finds the step that decided a rollout, by sampling how it would have gone on.
+
+    In a group with contrast, the rollout whose score is furthest from the mean is looked at. Others
+    that share its first steps say what is expected there. Then it is gone on with from the state
+    where a further score says most for its LM calls: that halves the steps in question, as in a
+    bisection. A state's value is the expected score there; a step's advantage is the change of the
+    value. Of the sampled rollouts, the one from the state before the decisive step whose score is
+    most unlike that of the rollout stands beside the group: good and bad from the same state.
+
+    **Source.** VinePPO (arXiv 2410.01679).
+    **Carried over.** Values of intermediate states by rollouts from there, not by a value network.
+    **Not carried over.** The same number of rollouts from each state: they go where it is unknown
+    what happened, and a Bayesian model shares what they say among neighbouring states.
+    **When to use.** Agents of five or more steps, which end well or badly by one or two of them.
+    **Measured.** Simulated, see docs/strategies.md. (`python benchmarks/credit.py`)
+
+    Args:
+        calls: LM calls for a group, as a multiple of what its rollouts have taken; .1 to 10.
+
+    Raises:
+        SettingsError: `calls` is out of range.
+    """
+
+    calls: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("calls", self.calls, 0.1, 10)
+
+    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
+        """The values of the steps of one rollout, and one beside it from the decisive state."""
+        group = context.sampled.unaided
+        if not group.has_contrast:
+            return Credit({})
+        looked_at = _most_unlike(group)
+        others = [rollout for rollout in group.rollouts if rollout is not looked_at]
+        bounds = min(group.scores), max(group.scores)
+        left = self.calls * sum(map(n_calls, group.all_rollouts))
+        played: dict[int, Sequence[Rollout]] = {}
+        n_asked: Counter[int] = Counter()
+        while True:
+            more = [made for of_state in played.values() for made in of_state]
+            found = StateValues(looked_at, (*others, *more), *bounds)
+            state = _next_state(found, left)
+            if state is None:
+                break
+            n_asked[state] += 1
+            left -= _cost(looked_at, state)
+            played[state] = await play(looked_at, state, n_asked[state])
+        return Credit({looked_at.rollout_id: found.values}, _contrary(found, played))
+
+
+def n_calls(rollout: Rollout) -> int:
+    """LM calls of the program, answers from a cache included."""
+    return rollout.usage.n_lm_calls + rollout.usage.n_cached_calls
+
+
+def _most_unlike(group: Group) -> Rollout:
+    """The rollout whose score is furthest from the mean; of two, the lower one."""
+    mean = fmean(group.scores)
+    return min(group.rollouts, key=lambda r: (-round(abs((r.score or 0.0) - mean), 9), r.score))
+
+
+def _cost(rollout: Rollout, state: int) -> int:
+    """About how many LM calls a rollout takes that goes on from there."""
+    return sum(step.kind == "predictor" for step in rollout.steps[state:])
+
+
+def _next_state(found: StateValues, left: float) -> int | None:
+    """Where a further score says most for its calls; None: nowhere enough, or too few are left."""
+    rollout = found.rollout
+    changed = found.changed
+    if not changed or max(changed) >= SURE:
+        return None
+    worth = {
+        state: information / _cost(rollout, state) ** THRIFT
+        for state, information in zip(found.states, found.information(), strict=True)
+        if state < len(rollout.steps) and _cost(rollout, state) <= left and information >= LITTLE
+    }
+    return max(worth, key=lambda state: worth[state], default=None)
+
+
+def _contrary(found: StateValues, played: Mapping[int, Sequence[Rollout]]) -> tuple[Rollout, ...]:
+    """From the state before the decisive turn, the rollout whose score is most unlike."""
+    means, score = found.means, found.rollout.score or 0.0
+    falls = [abs(after - before) for before, after in pairwise(means)]
+    before = found.states[falls.index(max(falls))] if falls else 0
+    made = played.get(before, ())
+    best = max(made, key=lambda r: abs((r.score or 0.0) - score), default=None)
+    is_unlike = best is not None and abs((best.score or 0.0) - score) > MIN_CONTRAST
+    return (best,) if best is not None and is_unlike else ()
