@@ -1,19 +1,20 @@
 """An agent with known critical steps, for `credit.py`. SIMULATED; NOTHING IS REAL.
 
-**The agent** is a real `dspy.ReAct` with one tool, `act(option)`, and makes so many turns. A case is
-of one of five kinds. In each kind one or two turns are critical: they are right with one of three
-options, and a case comes out well with a chance of .9 if all its critical turns were right, else
-with .1. No result of a tool and no word of the metric says which turns these are; the agent shows
-that it knows by its answer only. Without advice it takes at each turn one option, which depends on
-kind and turn, with a chance of .5, the others with .25; at a critical turn the right one with .5.
-With advice on kind and turn it takes that option with .97. So the true value of each state is known.
+**The agent** is a real `dspy.ReAct` with one tool, `act(option)`, and makes so many turns. A case
+is of one of five kinds. In each kind one or two turns are critical: there one of three options is
+right, and a case ends well if all its critical turns were right. With luck of .1, one case in ten
+ends the other way. No result of a tool and no word of the metric says which turns are critical; the
+agent shows that it knows by its answer only. Without advice it takes one option of each turn, which
+depends on the kind, with a chance of .5, the others with .25; at a critical turn the right one with
+a chance of .8 or .5. With advice on kind and turn it takes that option with .97. So the true value
+of each state is known.
 
 **Reflection** reads the attempts. Where a value is written below a step, it looks at the turn with
 the largest change: if the score fell, the option was bad, and it advises that of another attempt;
 if it rose, it advises the option. Where no value is written it chooses by chance one of the turns
 where the best and the worst attempt differ, and advises the option of the best. In a quarter of the
-lessons the option is another one. It judges pairs of attempts (`ImplicitStepRewards`) by how many
-critical turns are right, and errs in a sixth of the pairs. It never sees the table of right options.
+lessons the option is another one. As a judge of pairs it compares how many critical turns are
+right, and errs in a sixth of the pairs. It never sees the table of right options.
 """
 
 import re
@@ -27,28 +28,31 @@ from simlm_world import draw, pick
 
 KINDS = ("amber", "cedar", "cobalt", "linen", "walnut")
 OPTIONS = ("north", "south", "west")
-USUAL, RIGHT, TOLD = 0.5, 0.5, 0.97
-WELL, BADLY = 0.9, 0.1
+USUAL, TOLD = 0.5, 0.97
 WRONG, ERRS = 0.25, 1 / 6
 N_TRAIN, N_VALIDATION = 30, 20
 LESSON = re.compile(r"In cases of (\w+), take (\w+) at turn (\d+)\.")
 TAKEN = re.compile(r'## tool_args_\d+ ## \]\]\n\{"option": "(\w+)"')  # in the agent's trajectory
 SHOWN = re.compile(r'out next_tool_args: .*"option": "(\w+)"')  # in steps that were recorded
-ATTEMPT = re.compile(r"^Attempt \d+ \(score (-?[\d.]+)([^\n]*)\n(.*?)(?=^Attempt |\Z)", re.M | re.S)
+ATTEMPT = re.compile(r"^Attempt \d+ \(score (-?[\d.]+)[^\n]*\n(.*?)(?=^Attempt |\Z)", re.M | re.S)
 STEP = re.compile(r"^Step (\d+), (.*?)(?=^Step \d|\Z)", re.M | re.S)
 CHANGE = re.compile(r"expected score (fell|rose) from (-?[\d.]+) to (-?[\d.]+)")
 
 
 def act(option: str) -> str:
     """Take an option: north, south or west."""
-    return "done"
+    return f"{option} is done"
 
 
 class World:
     """The kinds, their critical turns, and the true value of each state."""
 
-    def __init__(self, n_turns: int, n_critical: int, seed: int) -> None:
+    def __init__(
+        self, n_turns: int, n_critical: int, seed: int, usual: float = 0.8, luck: float = 0.0
+    ) -> None:
         self.n_turns, self.n_critical, self.seed = n_turns, n_critical, seed
+        self._usual = usual  # the chance of the right option at a critical turn, without advice
+        self._badly, self._well = luck, 1 - luck
         self.right = {}
         for kind in KINDS:
             turns = sorted(range(n_turns), key=lambda t: draw("critical", seed, kind, t))
@@ -66,8 +70,10 @@ class World:
     def chances(self, kind: str, turn: int, advice: dict[tuple[str, int], str]) -> list[float]:
         """The chance of each option."""
         told = advice.get((kind, turn))
-        usual = self.right.get((kind, turn)) or OPTIONS[pick(3, "usual", self.seed, kind, turn)]
-        chosen, share = (told, TOLD) if told else (usual, RIGHT)
+        right = self.right.get((kind, turn))
+        chosen, share = OPTIONS[pick(3, "usual", self.seed, kind, turn)], USUAL
+        if right or told:
+            chosen, share = (told, TOLD) if told else (right, self._usual)
         return [share if option == chosen else (1 - share) / 2 for option in OPTIONS]
 
     def value(self, kind: str, taken: Sequence[str], advice: dict[tuple[str, int], str]) -> float:
@@ -79,7 +85,7 @@ class World:
                 chance *= taken[turn] == right
             elif right:
                 chance *= self.chances(kind, turn, advice)[OPTIONS.index(right)]
-        return BADLY + (WELL - BADLY) * chance
+        return self._badly + (self._well - self._badly) * chance
 
     def mean_value(self, instructions: str) -> float:
         """The exact mean score of a program with these instructions."""
@@ -95,7 +101,7 @@ class World:
     def critical(self, kind: str, taken: Sequence[str]) -> set[int]:
         """The turns that truly changed the value by a fifth of its range or more."""
         values = [self.value(kind, taken[:n], {}) for n in range(len(taken) + 1)]
-        least = 0.2 * (WELL - BADLY)
+        least = 0.2 * (self._well - self._badly)
         return {t for t in range(len(taken)) if abs(values[t + 1] - values[t]) >= least}
 
 
@@ -107,14 +113,14 @@ def advice_in(text: str) -> dict[tuple[str, int], str]:
     return found
 
 
-def metric(example: Any, pred: Any, trace: Any = None) -> float:
+def metric(example: Any, pred: Any, *_: Any) -> float:
     return float(pred.answer == example.answer)
 
 
 class Attempt:
     """An attempt as the reflection LM reads it: its options by turn, its largest change."""
 
-    def __init__(self, score: str, about: str, text: str) -> None:
+    def __init__(self, score: str, text: str) -> None:
         self.score = float(score)
         self.taken: dict[int, str] = {}
         self.change, self.turn, self.fell = 0.0, -1, False
@@ -221,7 +227,7 @@ class Engine:
         kind = next(kind for kind in KINDS if f"about {kind}" in shown["example"])
         n_right = [
             sum(self.world.right.get((kind, turn)) == option
-                for turn, option in Attempt("0", "", shown[name]).taken.items())
+                for turn, option in Attempt("0", shown[name]).taken.items())
             for name in ("attempt_1", "attempt_2")
         ]  # fmt: skip
         if n_right[0] == n_right[1]:

@@ -174,11 +174,16 @@ class OperationRecord:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A rollout as people are shown it: its outputs, shortened, its score, what the metric said."""
+    """A rollout as people are shown it: its outputs, shortened, its score, what the metric said.
+
+    `values` are the expected scores before its first step and after later ones, each with what the
+    step is called; none where no strategy has valued the steps.
+    """
 
     outputs: str
     score: float | None
     feedback: str
+    values: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,9 +76,16 @@ class Changes:
             yield self._comparison(groups[source.example], advantage)
 
     def _comparison(self, group: Group, advantage: str) -> Comparison:
-        ranked = sorted(group.rollouts, key=lambda rollout: -(rollout.score or 0.0))
+        def has_values(rollout: Rollout) -> bool:  # of equal scores, such a rollout says more
+            return any(value is not None for value in rollout.values)
+
+        def score(rollout: Rollout) -> float:
+            return rollout.score or 0.0
+
+        best = max(group.rollouts, key=lambda rollout: (score(rollout), has_values(rollout)))
+        worst = min(group.rollouts, key=lambda rollout: (score(rollout), not has_values(rollout)))
         inputs = shortened(self._texts[group.example], INPUT_TOKENS)
-        good, bad = _attempt(ranked[0]), _attempt(ranked[-1])
+        good, bad = _attempt(best), _attempt(worst)
         return Comparison(group.example, inputs, good, bad, advantage)
 
 
@@ -89,4 +96,10 @@ def _was_on_trial(experience: Experience | None) -> bool:
 def _attempt(rollout: Rollout) -> Attempt:
     outputs = fields_text(rollout.outputs) or getattr(rollout.failure, "message", "")
     feedback = shortened(rollout.feedback, FEEDBACK_TOKENS)
-    return Attempt(clip(outputs, OUTPUT_TOKENS), rollout.score, feedback)
+    return Attempt(clip(outputs, OUTPUT_TOKENS), rollout.score, feedback, _values(rollout))
+
+
+def _values(rollout: Rollout) -> tuple[tuple[str, float], ...]:
+    names = ["start", *(f"{n}. {step.name}" for n, step in enumerate(rollout.steps, start=1))]
+    pairs = zip(names, rollout.values, strict=True)
+    return tuple((name, value) for name, value in pairs if value is not None)

@@ -9,6 +9,7 @@ from tfgrpo_dspy.strategies.checks import check_range, check_whole
 from tfgrpo_dspy.strategies.monte_carlo_credit import n_calls
 from tfgrpo_dspy.strategies.state_values import states, tree_values
 
+FIRST = 2 / 3  # of the steps: earlier branches cost more, later ones differ in less
 LEAST_WHOLE = 2  # rollouts of an example, which a batch must have at least
 
 
@@ -18,10 +19,10 @@ class BranchingRollouts(Strategy):
 
     A rollout branches after results of tools, first where the entropy of the next answer rises most
     above that of the first one (ask for it with `dspy.LM(..., logprobs=True)`). Where the LM gives
-    no log-probabilities, the states are tried from the middle outwards. A branch whose first step
-    decides as the rollout did says that the program is sure there: it ends after that one call.
-    Values are the mean scores of all leaves of the tree below a state: so they are shared along a
-    common beginning, and apart on the branches.
+    no log-probabilities, it branches first after two thirds of the steps, then around that. A
+    branch whose first step decides as the rollout did says that the program is sure there: it ends
+    after that one call. Values are the mean scores of all leaves of the tree below a state: so they
+    are shared along a common beginning, and apart on the branches.
 
     **Source.** ARPO (arXiv 2507.19849; agentic reinforced policy optimization).
     **Carried over.** Branches after tool results where entropy rises; shared and apart advantages.
@@ -82,7 +83,7 @@ def _places(rollouts: list[Rollout]) -> list[tuple[Rollout, int]]:
         inner = [n for n in states(rollout)[1:-1] if rollout.steps[n - 1].kind == "tool"]
         first = rollout.steps[0].entropy if rollout.steps else None
         order = sorted(
-            inner, key=lambda n: (-_rise(rollout, n, first), abs(n - len(rollout.steps) / 2))
+            inner, key=lambda n: (-_rise(rollout, n, first), abs(n - FIRST * len(rollout.steps)))
         )
         ranked.append(order)
     longest = max(map(len, ranked), default=0)

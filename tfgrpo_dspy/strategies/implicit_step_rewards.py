@@ -4,6 +4,7 @@ import itertools
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import dspy
 import numpy as np
@@ -19,8 +20,7 @@ from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strateg
 from tfgrpo_dspy.strategies.checks import check_range, check_whole
 
 SHOWN_TOKENS = 1_500  # of a trajectory
-KINDS, EXACT = 1.0, 0.5
-"""How much a turn counts as one of its predictor and tool, and as one with its decision, too."""
+Array = np.ndarray[Any, np.dtype[np.float64]]
 Pair = tuple[Rollout, Rollout]
 
 
@@ -45,11 +45,12 @@ class ImplicitStepRewards(Strategy):
 
     The reflection LM is shown pairs of rollouts of an example, and says which is better. By the
     model of Bradley and Terry, the log-odds of that are the difference of the sums of the rewards
-    of their steps; the rewards are fitted by ridge regression of these log-odds, to this and to
-    earlier groups. Earlier groups count less, the more the library has changed since: so the
-    rewards follow what the program does now. A step is known by its predictor or tool and by what
-    it decides. The value of a state is the probability that a rollout with these steps so far is
-    preferred to the average one of its group.
+    of their steps; the rewards are fitted to these preferences and to those in earlier groups, by
+    logistic regression with a ridge. Earlier groups count less, the less their inputs are like
+    those of this one, and the more the library has changed since: so the rewards follow what the
+    program does now. A step is known by its predictor, by what it decides, and by its place. The
+    value of a state is the probability that a rollout with these steps so far is preferred to the
+    average one of its group.
 
     **Source.** iStar (arXiv 2509.19199; implicit step rewards for agentic reinforcement learning).
     **Carried over.** Step rewards from preferences between trajectories, without labels of steps;
@@ -83,7 +84,8 @@ class ImplicitStepRewards(Strategy):
         past = context.past[len(context.past) - self.groups :] if self.groups else ()
         rows: list[tuple[Rollout, Rollout, float]] = []
         for sampled in (*past, context.sampled):
-            weight = _likeness(_advice(sampled), now)
+            alike = _likeness(_grams(context, sampled), _grams(context, context.sampled))
+            weight = _likeness(_advice(sampled), now) * alike
             for pair in _pairs(sampled.unaided, self.pairs) if weight > 0 else ():
                 winner = await _preferred(context.trainset[sampled.group.example], pair, ask)
                 if winner is not None:
@@ -110,30 +112,26 @@ def fitted_rewards(
     for row, (winner, loser, _) in enumerate(rows):
         for rollout, sign in ((winner, 1.0), (loser, -1.0)):
             for name in _features(rollout):
-                design[row, place[name]] += sign * _size(name)
+                design[row, place[name]] += sign
     weights = np.array([weight for *_, weight in rows])
 
-    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+    def loss(x: Array) -> tuple[float, Array]:
         margins = design @ x
         slopes = -weights * expit(-margins)
         value = -(weights * log_expit(margins)).sum() + ridge / 2 * (x @ x)
         return float(value), design.T @ slopes + ridge * x
 
     found = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B").x
-    return {name: float(x) * _size(name) for name, x in zip(names, found, strict=True)}
-
-
-def _size(name: object) -> float:
-    return EXACT if isinstance(name, tuple) and len(name) > 2 else KINDS
+    return {name: float(x) for name, x in zip(names, found, strict=True)}
 
 
 def _step_features(rollout: Rollout, index: int) -> list[object]:
+    """What a step is known by: its predictor, its decision, and both at its place."""
     step = rollout.steps[index]
     if step.kind == "tool":
         return []  # its predictor's step chose it
-    kind = (step.kind, step.name)
-    decided = tuple(sorted(decision(step.outputs).items()))
-    return [kind, (*kind, decided)]
+    decided = (step.name, tuple(sorted(decision(step.outputs).items())))
+    return [step.name, decided, (*decided, index)]
 
 
 def _features(rollout: Rollout) -> Iterable[object]:
@@ -174,7 +172,13 @@ def _advice(sampled: SampledGroup) -> frozenset[str]:
     return frozenset(each.text for given in sampled.given for each in given.library)
 
 
+def _grams(context: GroupContext, sampled: SampledGroup) -> frozenset[str]:
+    """Groups of four characters of the inputs."""
+    text = fields_text(as_fields(context.trainset[sampled.group.example].inputs())).casefold()
+    return frozenset(text[k : k + 4] for k in range(max(1, len(text) - 3)))
+
+
 def _likeness(then: frozenset[str], now: frozenset[str]) -> float:
-    """The share of the texts that both libraries have; 1.0 where neither has any."""
+    """The share that both have of what either has; 1.0 where neither has anything."""
     either = then | now
     return len(then & now) / len(either) if either else 1.0

@@ -11,9 +11,9 @@ from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strateg
 from tfgrpo_dspy.strategies.checks import check_range
 from tfgrpo_dspy.strategies.state_values import StateValues
 
-SURE = 0.9  # the probability of a change with which a turn is known to be decisive
-THRIFT = 0.5  # how much the LM calls of a rollout weigh against what its score says
-LITTLE = 0.02  # nats: so little information is not worth a rollout
+SURE = 0.9  # the probability with which the decisive turn is known
+THRIFT = 0.3  # how much the LM calls of a rollout weigh against what its score says
+LITTLE = 0.002  # nats: so little information is not worth a rollout
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ def _cost(rollout: Rollout, state: int) -> int:
 def _next_state(found: StateValues, left: float) -> int | None:
     """Where a further score says most for its calls; None: nowhere enough, or too few are left."""
     rollout = found.rollout
-    changed = found.changed
-    if not changed or max(changed) >= SURE:
+    if max(found.none_decisive, *found.decisive) >= SURE:
         return None
     worth = {
         state: information / _cost(rollout, state) ** THRIFT

@@ -11,15 +11,17 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from scipy.special import betaln
 
 from tfgrpo_dspy.rollout import MIN_CONTRAST, Rollout, Step
 from tfgrpo_dspy.sampling.replay import decision
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-LEVELS = np.linspace(0.05, 0.95, 10)  # of the value of a state, as shares of the range of scores
-N_CHANGES = 1.5  # of the value of a rollout, that are expected
-EXCULPATED = 0.3  # so much less is a turn suspected that a rollout of another score has taken, too
-OUTCOME = 3.0  # the score of a rollout counts as so many samples of its last state
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+PRIOR, TOWARDS = 0.5, 1.5
+"""Parameters of the Beta priors: of either outcome, and more of the one that is expected."""
+EXCULPATED = 0.2  # how likely a turn is decisive that a rollout with an unlike score took, too
+NONE = 0.1  # the prior probability that no turn was decisive
 
 
 def states(rollout: Rollout) -> list[int]:
@@ -63,15 +65,15 @@ def tree_values(rollouts: Sequence[Rollout]) -> dict[int, list[float | None]]:
 class StateValues:
     """What the values of the states of a rollout may be, by Bayes' rule.
 
-    The value of a state is one of ten levels, all of them as likely. From one state to the next it
-    stays or, seldom, changes to any level. The score of a rollout that was in a state, scaled to 0
-    to 1, is a draw of a chance with that value. Levels are summed out by the forward-backward
-    algorithm for hidden Markov chains (Rabiner 1989).
+    Either one of its turns was decisive, or none was. If a turn was decisive, rollouts that go on
+    from a state after that turn share one chance of success, and the others have another one. Both
+    chances have Beta priors: the first one near the score of the rollout, the second one far from
+    it. Scores are scaled to 0 to 1. All turns are as likely to be decisive, except that a turn is
+    suspected less if a rollout with an unlike score has taken the same decision.
 
     Args:
         rollout: its states are valued.
-        others: rollouts of the same example. A whole one counts in the last state that it shares;
-            one that goes on from a state of the rollout counts there.
+        others: rollouts of the same example: whole ones, and those that go on from its states.
         low, high: the range of the scores.
     """
 
@@ -85,75 +87,67 @@ class StateValues:
         """The number of steps that were made in each state."""
         return states(self.rollout)
 
-    @cached_property
-    def _likelihood(self) -> Array:
-        """By state and level."""
-        logs = np.zeros((len(self.states), len(LEVELS)))
-        logs[-1] += OUTCOME * self._log_chance(self.rollout)
-        for other in self.others:
-            shared = other.n_replayed  # the states after that were not chosen, but came by chance
-            if shared is None:
-                shared = n_common(self.rollout, other)
-            place = max(k for k, state in enumerate(self.states) if state <= shared)
-            logs[place] += self._log_chance(other)
-        likelihood: Array = np.exp(logs - logs.max(axis=1, keepdims=True))
-        return likelihood
-
-    def _log_chance(self, rollout: Rollout) -> Array:
+    def _share(self, rollout: Rollout) -> float:
         share = ((rollout.score or 0.0) - self.low) / max(MIN_CONTRAST, self.high - self.low)
-        share = min(1.0, max(0.0, share))
-        return share * np.log(LEVELS) + (1 - share) * np.log(1 - LEVELS)
+        return min(1.0, max(0.0, share))
 
     @cached_property
-    def _change(self) -> Array:
-        """The prior probability that a turn changes the value."""
-        starts, mine, half = self.states[:-1], self.rollout.score or 0.0, (self.high - self.low) / 2
-        unlike = [r for r in self.others if abs((r.score or 0.0) - mine) > half]
-        taken = [_decisions(r) for r in unlike if r.n_replayed is None]
-        turns = _decisions(self.rollout)
-        weights = np.array([
-            EXCULPATED if any(turn in of_other for of_other in taken) else 1.0 for turn in turns
-        ])  # fmt: skip
-        return np.minimum(0.5, N_CHANGES * weights / weights.sum()) if starts else weights
+    def _chances(self) -> tuple[Array, Array, Array]:
+        """By decisive turn, and at the end for none: its probability, and the expected chance of
+        success before the turn and after it."""
+        scores = np.array([self._share(other) for other in self.others])
+        starts = np.array([other.n_replayed or 0 for other in self.others])
+        is_after = starts[:, None] >= np.array(self.states[1:])[None, :]
+        own = self._share(self.rollout)
+        near = PRIOR + TOWARDS * np.array([own, 1 - own])
+        logs_after, after = _beta(scores, is_after, near)
+        logs_before, before = _beta(scores, ~is_after, near[::-1])
+        everyone = np.ones((len(scores), 1), dtype=bool)
+        logs_none, mean = _beta(scores, everyone, np.array([1.0, 1.0]))
+        suspected = np.log((1 - NONE) * self._suspicion())
+        logs = np.append(logs_after + logs_before + suspected, logs_none + np.log(NONE))
+        chances = np.exp(logs - logs.max())
+        return chances / chances.sum(), np.append(before, mean), np.append(after, mean)
+
+    def _suspicion(self) -> Array:
+        """The prior probability of each turn that it was decisive, if one was."""
+        turns, own = _decisions(self.rollout), self._share(self.rollout)
+        unlike = [_decisions(other) for other in self.others
+                  if other.n_replayed is None and abs(self._share(other) - own) > 0.5]  # fmt: skip
+        weights = np.array([EXCULPATED if any(_has(theirs, turn, k, turns) for theirs in unlike)
+                            else 1.0 for k, turn in enumerate(turns)])  # fmt: skip
+        suspicion: Array = weights / weights.sum()
+        return suspicion
 
     @cached_property
-    def _posterior(self) -> tuple[Array, Array]:
-        """By state and level the probability; by turn the probability that the value changed."""
-        likelihood, change, n = self._likelihood, self._change, len(LEVELS)
-        forward, backward = likelihood.copy(), np.ones_like(likelihood)
-        forward[0] /= forward[0].sum()
-        for k, rho in enumerate(change, start=1):
-            forward[k] *= (1 - rho) * forward[k - 1] + rho / n
-            forward[k] /= forward[k].sum()
-        for k in range(len(change) - 1, -1, -1):
-            after = likelihood[k + 1] * backward[k + 1]
-            backward[k] = (1 - change[k]) * after + change[k] * after.mean()
-            backward[k] /= backward[k].sum()
-        levels = forward * backward
-        levels /= levels.sum(axis=1, keepdims=True)
-        changed = np.empty(len(change))
-        for k, rho in enumerate(change):
-            after = likelihood[k + 1] * backward[k + 1]
-            same = float((forward[k] * after).sum())
-            all_ways = (1 - rho) * same + rho / n * float(forward[k].sum() * after.sum())
-            changed[k] = 1 - (1 - rho + rho / n) * same / all_ways
-        return levels, changed
+    def _by_state(self) -> Array:
+        """By state and decisive turn, the expected chance of success."""
+        _, before, after = self._chances
+        n = len(self.states)
+        is_past = np.arange(n)[:, None] > np.arange(len(before))[None, :]
+        is_past[:, -1] = False  # none was decisive
+        return np.where(is_past, after, before)
 
     @property
     def means(self) -> list[float]:
         """The expected value of each state, in units of the score."""
-        shares = self._posterior[0] @ LEVELS
+        shares = self._by_state @ self._chances[0]
         return [self.low + float(share) * (self.high - self.low) for share in shares]
 
     @property
-    def changed(self) -> list[float]:
-        """The probability of each turn that it changed the value."""
-        return [float(chance) for chance in self._posterior[1]]
+    def decisive(self) -> list[float]:
+        """The probability of each turn that it was decisive."""
+        return [float(chance) for chance in self._chances[0][:-1]]
+
+    @property
+    def none_decisive(self) -> float:
+        """The probability that no turn was."""
+        return float(self._chances[0][-1])
 
     def information(self) -> list[float]:
-        """In nats, what the score of one more rollout from each state is expected to say of it."""
-        levels = self._posterior[0]
-        return [float(x) for x in _entropy(levels @ LEVELS) - levels @ _entropy(LEVELS)]
+        """In nats, what the score of one more rollout from each state says of the decisive turn."""
+        chances, by_state = self._chances[0], self._by_state
+        return [float(x) for x in _entropy(by_state @ chances) - _entropy(by_state) @ chances]
 
     @property
     def values(self) -> list[float | None]:
@@ -162,12 +156,28 @@ class StateValues:
         return [found.get(n) for n in range(len(self.rollout.values))]
 
 
-def _decisions(rollout: Rollout) -> list[tuple[tuple[str, Mapping[str, str]], ...]]:
-    """What each turn decided, without the reasoning."""
-    ends = states(rollout)
-    made = [(step.name, decision(step.outputs)) for step in rollout.steps]
-    return [tuple(made[start:end]) for start, end in pairwise(ends)]
+Turn = tuple[tuple[str, Mapping[str, str]], ...]
+
+
+def _has(theirs: Sequence[Turn], turn: Turn, place: int, turns: Sequence[Turn]) -> bool:
+    """Whether a rollout took the decision: anywhere, if it is unusual, else at the same place."""
+    return turn in theirs if turns.count(turn) == 1 else theirs[place : place + 1] == [turn]
+
+
+def _beta(scores: Array, chosen: Mask, prior: Array) -> tuple[Array, Array]:
+    """By column of `chosen`: the log-probability of these scores, and the expected next one."""
+    won, lost = scores @ chosen + prior[0], (1 - scores) @ chosen + prior[1]
+    return betaln(won, lost) - betaln(*prior), won / (won + lost)
+
+
+def _decisions(rollout: Rollout) -> list[Turn]:
+    """What the predictor of each turn decided, without the reasoning."""
+    return [
+        tuple((s.name, decision(s.outputs)) for s in rollout.steps[start:end] if s.kind != "tool")
+        for start, end in pairwise(states(rollout))
+    ]
 
 
 def _entropy(chance: Array) -> Array:
-    return -chance * np.log(chance) - (1 - chance) * np.log(1 - chance)
+    found: Array = -chance * np.log(chance) - (1 - chance) * np.log(1 - chance)
+    return found
