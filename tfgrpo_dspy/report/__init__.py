@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from tfgrpo_dspy.report.source import run_of
 from tfgrpo_dspy.report.view import view_of
 from tfgrpo_dspy.results import page
+from tfgrpo_dspy.results.curve import value_curve
 from tfgrpo_dspy.results.records import CHANGES_IN_WORDS, bounds_text, counted, interval
 
 LONGEST_TEXT = 3000  # characters of one text on the page
@@ -74,5 +75,9 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.globals |= {"page": page, "counted": counted, "interval": interval}
-    environment.globals |= {"in_words": CHANGES_IN_WORDS, "bounds_text": bounds_text}
+    environment.globals |= {
+        "value_curve": value_curve,
+        "in_words": CHANGES_IN_WORDS,
+        "bounds_text": bounds_text,
+    }
     return environment.from_string(source.read_text(encoding="utf-8"))

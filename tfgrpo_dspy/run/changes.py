@@ -83,7 +83,8 @@ class Changes:
             return rollout.score or 0.0
 
         best = max(group.rollouts, key=lambda rollout: (score(rollout), has_values(rollout)))
-        worst = min(group.rollouts, key=lambda rollout: (score(rollout), not has_values(rollout)))
+        latest = reversed(group.rollouts)
+        worst = min(latest, key=lambda rollout: (score(rollout), not has_values(rollout)))
         inputs = shortened(self._texts[group.example], INPUT_TOKENS)
         good, bad = _attempt(best), _attempt(worst)
         return Comparison(group.example, inputs, good, bad, advantage)
