@@ -28,10 +28,13 @@ from tfgrpo_dspy.rollout import (
 from tfgrpo_dspy.sampling.fields import as_fields, as_text, parsed
 
 MARK = "tfgrpo_replay_only"
+_BLAMES = r"During handling of the above exception|The above exception was the direct cause"
 _FRAMES = re.compile(
-    r"^ {2}File \".*\", line \d+, in .*\n(?:^ {4}.*\n)*|^(?:\w+\.)+(?=\w+: )", re.MULTILINE
+    rf"Traceback \(most recent (?:(?!Traceback \(most).)*?\n\n(?:{_BLAMES})[^\n]*\n\n"
+    r"|^ {2}File \"[^\n]*\", line \d+, in [^\n]*\n(?:^ {4}[^\n]*\n)*|^(?:\w+\.)+(?=\w+: )",
+    re.MULTILINE | re.DOTALL,
 )
-"""The frames of a traceback, and the module of the exception at its end."""
+"""Of a traceback: what led to the last error, its frames, and the module of its class."""
 
 
 def replay_only(tool: Any) -> Any:
@@ -107,12 +110,12 @@ class Replay:
         self._n_fed += 1
         if (step.kind, step.name) != (kind, name):
             self._end(f"step {self._n_fed} is {kind} {name!r}, and was {step.kind} {step.name!r}")
+        elif step.error and kind == "predictor":  # its answer could not be read: that ended it
+            self.failure = self.start.source.failure
         elif changed := [n for n in {**step.inputs, **inputs} if _differ(n, step.inputs, inputs)]:
             self._end(
                 f"step {self._n_fed}, {kind} {name!r}, has another {changed[0]!r} than before"
             )
-        elif step.error and kind == "predictor":
-            self._end(f"step {self._n_fed}, predictor {name!r}, failed")
         return step
 
     def outputs(self, signature: Any, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:

@@ -1,0 +1,440 @@
+"""A rollout is replayed up to any step, call by call, and goes on from there with fresh samples."""
+
+import itertools
+import random
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dspy
+import pytest
+import rdflib
+from dspy import lm15
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted import Prompt, chat, scripted_lm
+
+from tfgrpo_dspy.local import local_lm
+from tfgrpo_dspy.metric import adapt_metric
+from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
+from tfgrpo_dspy.sampling.replay import Start
+from tfgrpo_dspy.strategies import replay_only
+
+EXAMPLE = dspy.Example(question="Who wrote it?", answer="0.5").with_inputs("question")
+
+
+@dataclass
+class Bench:
+    """A program on a scripted LM: whole rollouts, and those that go on from them."""
+
+    program: Any
+    lm: dspy.LM
+
+    def task(self, rollout_id: int) -> RolloutTask:
+        score = adapt_metric(lambda _example, pred, _trace=None: float(pred.answer))
+        return RolloutTask(self.program, EXAMPLE, 0, rollout_id, 1.0, score)
+
+    def whole(self) -> Rollout:
+        with dspy.context(lm=self.lm):
+            return run_rollout(self.task(1))
+
+    def on(self, source: Rollout, n_steps: int, rollout_id: int = 2, **how: Any) -> Rollout:
+        with dspy.context(lm=self.lm):
+            start = Start(source, n_steps, **how)
+            return run_rollout(replace(self.task(rollout_id), start=start))
+
+    def check(self, source: Rollout) -> str:
+        """Why the rollout cannot be replayed; "" if it can."""
+        failure = self.on(source, len(source.steps)).failure
+        return failure.message if failure and failure.kind == "replay" else ""
+
+
+def acting(tool: str, *arguments: dict[str, Any]) -> Callable[[Prompt], str]:
+    """An agent that calls the tool with these arguments, one after the other, then finishes."""
+
+    def turn(prompt: Prompt) -> str:
+        n = prompt.user.count("[[ ## observation_")
+        is_done = n == len(arguments)
+        name, given_ = ("finish", {}) if is_done else (tool, arguments[n])
+        thought = f"thought {prompt.random().random()}"
+        return chat(next_thought=thought, next_tool_name=name, next_tool_args=given_)
+
+    return turn
+
+
+def answer(prompt: Prompt) -> str:
+    text = str(round(prompt.random().random(), 6))
+    return chat(reasoning="so", answer=text) if "`reasoning`" in prompt.text else chat(answer=text)
+
+
+def agent(tool: Any, *arguments: dict[str, Any], max_iters: int = 300) -> Bench:
+    name = tool.name if isinstance(tool, dspy.Tool) else tool.__name__
+    rules = [("`next_tool_name`", acting(name, *arguments)), ("question", answer)]
+    program = dspy.ReAct("question -> answer", tools=[tool], max_iters=max_iters)
+    return Bench(program, scripted_lm(rules))
+
+
+def counting(function: Callable[..., Any]) -> tuple[Callable[..., Any], list[Any]]:
+    """A tool `look` that does the same, and the arguments of its calls."""
+    calls: list[Any] = []
+
+    def look(page: int) -> Any:
+        calls.append(page)
+        return function(page)
+
+    return look, calls
+
+
+PAGES = [{"page": page} for page in (3, 1, 2)]
+
+
+def test_from_every_step_of_an_agent_only_what_follows_is_called() -> None:
+    look, calls = counting(lambda page: f"page {page}")
+    bench = agent(look, *PAGES)
+    source = bench.whole()
+    assert [step.name for step in source.steps] == [
+        "react", "look", "react", "look", "react", "look", "react", "finish", "extract.predict"
+    ]  # fmt: skip
+    for n_steps in range(len(source.steps)):
+        n_asked, n_called = len(bench.lm.engine.prompts), len(calls)
+        made = bench.on(source, n_steps)
+        left = source.steps[n_steps:]
+        assert made.failure is None
+        assert made.steps[:n_steps] == source.steps[:n_steps]
+        assert len(bench.lm.engine.prompts) - n_asked == sum(s.kind == "predictor" for s in left)
+        assert len(calls) - n_called == sum(s.name == "look" for s in left)
+        assert made.usage.n_lm_calls == sum(s.kind == "predictor" for s in left)
+        assert made.n_replayed == n_steps
+
+
+def test_what_follows_is_a_fresh_sample_for_each_rollout_id() -> None:
+    bench = agent(counting(str)[0], *PAGES)
+    source = bench.whole()
+    scores = [bench.on(source, 8, rollout_id).score for rollout_id in range(2, 12)]
+    assert len(set(scores)) == 10
+    assert source.score not in scores
+    assert bench.on(source, 8, 5).score == bench.on(source, 8, 5).score
+
+
+@pytest.mark.parametrize(
+    "result",
+    ["7", 7, 2.5, None, True, "", {"rows": [1, "a"], "of": None}, [[1, 2], []], "line\n[[ ## x"],
+)
+def test_results_of_tools_of_any_plain_type_come_back_as_they_were(result: Any) -> None:
+    bench = agent(counting(lambda _: result)[0], *PAGES)
+    source = bench.whole()
+    assert bench.check(source) == ""
+    assert bench.on(source, 6).failure is None
+
+
+def test_a_result_that_is_no_text_and_no_json_is_recognised() -> None:
+    bench = agent(counting(lambda _: object)[0], *PAGES)
+    assert "is no JSON" in bench.check(bench.whole())
+
+
+def raising(error: Exception) -> Callable[[int], str]:
+    def look(page: int) -> str:
+        if page == 1:
+            raise error
+        return "fine"
+
+    return look
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no page"), KeyError("page"), OSError(2, "gone"),
+              sqlite3.OperationalError("no such column")], ids=repr,
+)  # fmt: skip
+def test_errors_of_tools_are_fed_back(error: Exception) -> None:
+    look, calls = counting(raising(error))
+    bench = agent(look, *PAGES)
+    source = bench.whole()
+    assert type(error).__name__ in source.steps[3].error
+    assert bench.check(source) == ""
+    n_called = len(calls)
+    made = bench.on(source, 6)
+    assert made.failure is None
+    assert made.score is not None
+    assert len(calls) == n_called
+
+
+def test_arguments_that_dspy_refuses_are_refused_again() -> None:
+    bench = agent(counting(str)[0], {"page": 1}, {"leaf": 2}, {"page": "three"})
+    source = bench.whole()
+    assert [bool(step.error) for step in source.steps if step.name == "look"] == [False, True, True]
+    assert bench.check(source) == ""
+    assert bench.on(source, 6).failure is None
+
+
+def test_a_tool_that_begins_to_raise_after_the_replay_costs_its_rollout_only() -> None:
+    is_broken = []
+
+    def look(page: int) -> str:
+        if is_broken:
+            raise RuntimeError(f"the server is down: {page}")
+        return f"page {page}"
+
+    bench = agent(look, *PAGES)
+    source = bench.whole()
+    is_broken.append(True)
+    made = bench.on(source, 4)
+    assert made.failure is None
+    assert [step.error for step in made.steps if step.name == "look"] == [
+        "", "", "RuntimeError: the server is down: 2"
+    ]  # fmt: skip
+
+
+def test_a_tool_with_side_effects_is_not_called_again() -> None:
+    sent = []
+
+    @replay_only
+    def send(to: str) -> str:
+        """Sends a mail."""
+        sent.append(to)
+        return f"sent to {to}"
+
+    bench = agent(send, {"to": "Ada"}, {"to": "Ben"})
+    source = bench.whole()
+    assert sent == ["Ada", "Ben"]
+    assert bench.check(source) == ""
+    made = bench.on(source, 0)  # the same calls again: the record knows their results
+    assert made.failure is None
+    assert sent == ["Ada", "Ben"]
+
+
+def test_a_new_call_of_a_tool_with_side_effects_ends_the_rollout_without_a_score() -> None:
+    sent = []
+
+    def send(to: int) -> str:
+        """Sends a mail."""
+        sent.append(to)
+        return "sent"
+
+    def turn(prompt: Prompt) -> str:
+        if "observation_0" in prompt.user:
+            return chat(next_thought="ok", next_tool_name="finish", next_tool_args={})
+        arguments = {"to": prompt.random().randrange(10**9)}
+        return chat(next_thought="go", next_tool_name="send", next_tool_args=arguments)
+
+    tool = replay_only(dspy.Tool(send))
+    program = dspy.ReAct("question -> answer", tools=[tool])
+    bench = Bench(program, scripted_lm([("`next_tool_name`", turn), ("question", answer)]))
+    source = bench.whole()
+    made = bench.on(source, 0)
+    assert made.failure is not None
+    assert (made.failure.kind, made.score) == ("stopped", None)
+    assert "'send' is replay_only" in made.failure.message
+    assert len(sent) == 1
+
+
+def test_a_tool_whose_results_depend_on_earlier_calls_is_recognised() -> None:
+    places = itertools.accumulate(itertools.repeat(1))
+    bench = agent(counting(lambda _: f"place {next(places)}")[0], *PAGES)
+    source = bench.whole()
+    assert "gives another result for the same arguments" in bench.check(source)
+
+
+class Moody(dspy.Module):
+    """A program with random branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.short = dspy.Predict("question -> answer")
+        self.long = dspy.ChainOfThought("question -> answer")
+        self.moods = random.Random(3)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Moody":
+        copied = Moody()
+        copied.moods = self.moods  # one row of moods for all rollouts
+        return copied
+
+    def forward(self, question: str) -> Any:
+        for _ in range(6):
+            chosen = self.short if self.moods.random() < 0.5 else self.long
+            found = chosen(question=question)
+        return found
+
+
+def test_a_program_with_random_branches_is_recognised() -> None:
+    bench = Bench(Moody(), scripted_lm([("question", answer)]))
+    assert "and was predictor" in bench.check(bench.whole())
+
+
+class Counts(dspy.Module):
+    """Gives what it cannot take from its predictor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> Any:
+        self.ask(question=question)
+        return dspy.Prediction(answer=str(random.random()))
+
+
+def test_a_program_that_returns_something_else_after_the_same_steps_is_recognised() -> None:
+    bench = Bench(Counts(), scripted_lm([("question", answer)]))
+    assert "returns something else" in bench.check(bench.whole())
+
+
+def test_a_trajectory_of_two_hundred_steps_is_replayed() -> None:
+    bench = agent(counting(str)[0], *[{"page": page} for page in range(100)])
+    source = bench.whole()
+    assert len(source.steps) == 203
+    assert bench.check(source) == ""
+    n_asked = len(bench.lm.engine.prompts)
+    assert bench.on(source, 200).failure is None
+    assert len(bench.lm.engine.prompts) - n_asked == 2
+
+
+class Chain(dspy.Module):
+    """Predictors one after the other, with typed outputs."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.parts = [dspy.Predict("question, so_far: list[int] -> number: int")] * length
+        self.last = dspy.ChainOfThought("question, so_far: list[int] -> answer")
+
+    def forward(self, question: str) -> Any:
+        so_far: list[int] = []
+        for part in self.parts:
+            so_far.append(part(question=question, so_far=so_far).number)
+        return self.last(question=question, so_far=so_far)
+
+
+@settings(deadline=None, max_examples=25)
+@given(length=st.integers(0, 6), data=st.data())
+def test_programs_of_predictors_go_on_from_any_step(length: int, data: st.DataObject) -> None:
+    numbers = ("`number`", lambda p: chat(number=str(p.random().randrange(1000))))
+    bench = Bench(Chain(length), scripted_lm([numbers, ("question", answer)]))
+    source = bench.whole()
+    n_steps = data.draw(st.integers(0, length))
+    made = bench.on(source, n_steps)
+    assert (made.failure, made.usage.n_lm_calls) == (None, length + 1 - n_steps)
+    assert made.steps[:n_steps] == source.steps[:n_steps]
+    assert bench.check(source) == ""
+
+
+def test_a_branch_that_decides_as_before_ends_after_one_call() -> None:
+    bench = agent(counting(str)[0], *PAGES)
+    source = bench.whole()
+    n_asked = len(bench.lm.engine.prompts)
+    made = bench.on(source, 2, ends_if_same=True)
+    assert made.failure is not None
+    assert (made.failure.kind, made.score) == ("stopped", None)
+    assert len(bench.lm.engine.prompts) - n_asked == 1
+    other = bench.on(source, 8, ends_if_same=True)
+    assert (other.failure, other.usage.n_lm_calls) == (None, 1)
+
+
+def test_an_answer_is_asked_for_after_any_step_without_the_program() -> None:
+    bench = agent(counting(lambda page: f"page {page}")[0], *PAGES)
+    source = bench.whole()
+    made = bench.on(source, 4, answers_now=True)
+    assert (made.failure, made.usage.n_lm_calls) == (None, 1)
+    asked = bench.lm.engine.prompts[-1].user
+    assert "page 1" in asked and "page 2" not in asked
+    assert made.score == float(made.outputs["answer"])
+
+
+def queried(connection: Callable[[], Any]) -> Callable[..., str]:
+    def query(text: str) -> str:
+        """Runs a query and shows the rows."""
+        return connection()(text)
+
+    return query
+
+
+def sql_tool() -> Callable[..., str]:
+    def run(text: str) -> str:
+        with closing(sqlite3.connect(":memory:")) as database:
+            database.execute("CREATE TABLE books (title TEXT, pages INT)")
+            database.executemany("INSERT INTO books VALUES (?, ?)", [("A", 100), ("B", 250)])
+            return str(database.execute(text).fetchall())
+
+    return queried(lambda: run)
+
+
+def graph_tool() -> Callable[..., str]:
+    graph = rdflib.Graph().parse(data="@prefix : <urn:> . :ada :wrote :a . :ben :wrote :b .")
+    return queried(lambda: lambda text: str(sorted(map(str, graph.query(text)))))
+
+
+SQL = ("SELECT title FROM books", "SELECT pages FROM nowhere", "SELECT sum(pages) FROM books")
+SPARQL = ("SELECT ?x { ?x <urn:wrote> <urn:a> }", "SELECT ?x {", "SELECT ?x { ?x ?y <urn:b> }")
+
+
+@pytest.mark.parametrize(("tool", "texts"), [(sql_tool, SQL), (graph_tool, SPARQL)])
+def test_agents_with_a_real_database_and_a_real_graph_are_replayed(
+    tool: Callable[[], Any], texts: Sequence[str]
+) -> None:
+    bench = agent(tool(), *[{"text": text} for text in texts])
+    source = bench.whole()
+    assert [bool(step.error) for step in source.steps if step.name == "query"] == [
+        False,
+        True,
+        False,
+    ]
+    assert bench.check(source) == ""
+    for n_steps in range(len(source.steps)):
+        assert bench.on(source, n_steps).failure is None
+
+
+@dataclass(frozen=True)
+class Held:
+    """The embedded LM, which can only write what a grammar of llama.cpp allows."""
+
+    engine: Any
+    grammar: str
+    supported_params = frozenset({"temperature", "max_tokens", "seed"})
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        config = replace(request.config, extensions={"grammar": self.grammar})
+        return self.engine.complete(replace(request, config=config))
+
+
+TEXT = "text ::= [a-z ]{8,40}"
+TURN = (
+    r'root ::= "[[ ## next_thought ## ]]\n" text "\n\n[[ ## next_tool_name ## ]]\nlook\n\n"'
+    r' "[[ ## next_tool_args ## ]]\n{\"page\": " [1-9] "}\n\n[[ ## completed ## ]]"'
+)
+END = (
+    r'root ::= "[[ ## reasoning ## ]]\n" text "\n\n[[ ## answer ## ]]\n0." [0-9]'
+    r' "\n\n[[ ## completed ## ]]"'
+)
+
+
+@pytest.mark.timeout(120)
+def test_an_agent_on_the_embedded_lm_is_replayed_call_by_call() -> None:
+    look, calls = counting(lambda page: {"page": page})
+    program = dspy.ReAct("question -> answer", tools=[look], max_iters=2)
+    for predictor, form in ((program.react, TURN), (program.extract.predict, END)):
+        lm = local_lm(n_parallel=1, max_tokens=120, cache=False)
+        predictor.lm = lm.copy(engine=Held(lm.engine, f"{form}\n{TEXT}"))
+    bench = Bench(program, program.react.lm)
+    source = bench.whole()
+    assert [step.name for step in source.steps] == [
+        "react", "look", "react", "look", "extract.predict"
+    ]  # fmt: skip
+    assert bench.check(source) == ""
+    for n_steps in range(1, 5):
+        n_called = len(calls)
+        made, left = bench.on(source, n_steps), source.steps[n_steps:]
+        assert (made.failure, made.steps[:n_steps]) == (None, source.steps[:n_steps])
+        assert made.usage.n_lm_calls == sum(step.kind == "predictor" for step in left)
+        assert len(calls) - n_called == sum(step.kind == "tool" for step in left)
+
+
+def test_a_rollout_that_ended_in_an_answer_that_cannot_be_read_is_replayed_to_it() -> None:
+    bench = agent(counting(str)[0], *PAGES)
+    bench.lm.engine.rules[1] = ("question", "I had rather not say.")
+    source = bench.whole()
+    assert source.failure is not None
+    assert source.failure.kind == "parse"
+    assert bench.check(source) == ""
+    bench.lm.engine.rules[1] = ("question", answer)
+    made = bench.on(source, 8)
+    assert (made.failure, made.usage.n_lm_calls) == (None, 1)
