@@ -57,7 +57,8 @@ def operations_in(
     """The operations that an answer of UpdateLibrary holds; what is refused stands in its place.
 
     Where nothing can be read, they are the lessons as ADDs. The evidence of an operation is that of
-    the lessons that it names or, if it names none, resembles.
+    the lessons that it names or, if it names none, resembles. An ADD that names no scope has the
+    scope that they share.
     """
     try:
         items = None if output is None else read_operations(output)
@@ -81,6 +82,9 @@ def operations_in(
         named = [lessons[n - 1] for n in sorted(set(item["lessons"])) if 0 < n <= len(lessons)]
         sources = named or sources_of(text, lessons)
         evidence = dict.fromkeys(e for lesson in sources for e in lesson.evidence)
+        scopes = {lesson.scope for lesson in sources}
+        if isinstance(operation, Add) and item["scope"] is None and len(scopes) == 1:
+            operation = replace(operation, scope=scopes.pop())
         found.append(replace(operation, evidence=tuple(evidence)))
     return found
 

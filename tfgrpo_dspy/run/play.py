@@ -55,12 +55,17 @@ class Player:
                 f"play(rollout {rollout.rollout_id}, n_steps={n_steps}, n={n}): pass a rollout of "
                 f"the group, or one that play gave; from 0 to {most} steps; n from 1."
             )
+        if self._sampler is None:
+            where = f"example {self._group.example}"
+            raise NotReplayedError(f"{where}: its rollouts were made elsewhere")
         if not answers_now:
-            await self._begun(Start(rollout, len(rollout.steps)), 0)
+            _check_replayed(await self._begun(Start(rollout, len(rollout.steps)), 0), is_check=True)
         start = Start(rollout, n_steps, answers_now, ends_if_same)
         begun = [self._begun(start, k) for k in range(n)]
         made = [await each for each in begun]
         self._made |= {each.rollout_id: each for each in made}
+        for each in made:
+            _check_replayed(each)
         return self._counted(made)
 
     def _begun(self, start: Start, index: int) -> "asyncio.Task[Rollout]":
@@ -72,9 +77,7 @@ class Player:
         return self._tasks[key]
 
     async def _rollout(self, start: Start, index: int) -> Rollout:
-        if self._sampler is None:
-            where = f"example {self._group.example}"
-            raise NotReplayedError(f"{where}: its rollouts were made elsewhere")
+        assert self._sampler is not None  # noqa: S101 - `__call__` has looked
         example, source = self._group.example, start.source
         steps = [asdict(replace(s, value=None)) for s in source.steps[: start.n_steps]]
         kind = f"{start.answers_now:d}{start.ends_if_same:d}{start.is_check:d}"
@@ -86,10 +89,6 @@ class Player:
             self._sampler.admit(1)
         sample = Sample(given, example, rollout_id, start)
         (made,) = await self._sampler.make([sample], self._priority)
-        failure = made.failure
-        is_sure = failure is None or failure.kind in ("program", "parse")
-        if failure and (failure.kind == "replay" or (start.is_check and not is_sure)):
-            raise NotReplayedError(failure.message)
         return made
 
     def _counted(self, made: Sequence[Rollout]) -> list[Rollout]:
@@ -110,6 +109,14 @@ class Player:
         """The rollouts that were made here, and are not in the group."""
         ids = {rollout.rollout_id for rollout in group.all_rollouts}
         return tuple(rollout for id_, rollout in sorted(self._made.items()) if id_ not in ids)
+
+
+def _check_replayed(made: Rollout, is_check: bool = False) -> None:
+    """Raises NotReplayedError: the program did not repeat its steps, or nobody knows."""
+    failure = made.failure
+    is_sure = failure is None or failure.kind in ("program", "parse")
+    if failure and (failure.kind == "replay" or (is_check and not is_sure)):
+        raise NotReplayedError(failure.message)
 
 
 def with_beside(sampled: SampledGroup, beside: Iterable[Rollout], player: Player) -> SampledGroup:

@@ -1,0 +1,469 @@
+"""Strategies that value steps, seen through a compile: what is found, shown, counted and kept."""
+
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs import learned_in, questions, records, section, untimed
+from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
+from small import grpo
+
+from tfgrpo_dspy import NoGate, SettingsError
+from tfgrpo_dspy.report import html
+from tfgrpo_dspy.rollout import Group, Rollout, Step, trajectory_text
+from tfgrpo_dspy.strategies import (
+    Ask,
+    BranchingRollouts,
+    Credit,
+    GroupContext,
+    ImplicitStepRewards,
+    InformationGain,
+    MonteCarloCredit,
+    Play,
+    Strategy,
+)
+from tfgrpo_dspy.strategies.implicit_step_rewards import fitted_rewards
+from tfgrpo_dspy.strategies.information_gain import expected_score
+from tfgrpo_dspy.strategies.state_values import StateValues, tree_values
+
+STAGES = ("first", "second", "third", "fourth")
+
+
+class Route(dspy.Module):
+    """Four predictors, each of which goes left or right; it ends well if the third goes left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in STAGES:
+            setattr(self, name, dspy.Predict("question, so_far: list[str] -> reasoning, way"))
+
+    def forward(self, question: str) -> Any:
+        so_far: list[str] = []
+        for name in STAGES:
+            so_far.append(getattr(self, name)(question=question, so_far=so_far).way)
+        return dspy.Prediction(answer=so_far[2])
+
+
+class Wandering(Route):
+    """Now and then it takes its stages in another order: it does not repeat itself."""
+
+    moods = iter(range(10**9))
+
+    def forward(self, question: str) -> Any:
+        if next(self.moods) % 2:
+            self.fourth(question=question, so_far=[])
+        return super().forward(question)
+
+
+def way(prompt: Prompt) -> str:
+    chosen = "left" if prompt.random().random() < 0.5 else "right"
+    return chat(reasoning=f"so {prompt.random('why').random()}", way=chosen)
+
+
+def ends_left(_example: Any, pred: Any, _trace: Any = None) -> float:
+    return float(pred.answer == "left")
+
+
+RULES: list[Rule] = [
+    (EXTRACT, lessons("Go left.")),
+    (UPDATE, operations({"op": "ADD", "text": "Go left.", "lessons": [1]})),
+    ("`better`", chat(reason="so", better="1")),
+    ("steps_so_far", chat(answer="left")),
+    ("question", way),
+]
+
+
+@dataclass
+class Learned:
+    """A compile of a route on six questions, in groups of four."""
+
+    program: Any
+    lm: dspy.LM
+
+    @property
+    def results(self) -> Any:
+        return self.program.detailed_results
+
+    @property
+    def attempts(self) -> list[str]:
+        """What the reflection LM is shown of the attempts, in the order of the examples."""
+        asked = [p.user for p in self.lm.engine.prompts if re.search(EXTRACT, p.text)]
+        return sorted(section(text, "attempts") for text in asked)
+
+    @property
+    def n_policy_calls(self) -> int:
+        return sum("[[ ## so_far ## ]]" in prompt.user and not re.search(EXTRACT, prompt.text)
+                   for prompt in self.lm.engine.prompts)  # fmt: skip
+
+
+def learned(
+    *chosen: Strategy, student: Any = None, rules: Sequence[Rule] = RULES, **arguments: Any
+) -> Learned:
+    lm = scripted_lm(rules)
+    usual = {"group_size": 4, "epochs": 1, "num_threads": 2, "gate": NoGate(), "progress": False}
+    optimizer = grpo(ends_left, strategies=chosen, **usual | arguments)
+    with dspy.context(lm=lm):
+        return Learned(optimizer.compile(student or Route(), trainset=questions(6)), lm)
+
+
+def changes_shown(attempts: str) -> list[tuple[str, float]]:
+    """The predictors whose values changed, each with the size of the change."""
+    found = re.findall(
+        r"Step \d+, predictor (\w+)\n(?:  [^a].*\n)*"
+        r"  after this step the expected score (?:fell|rose) from ([\d.]+) to ([\d.]+)",
+        attempts,
+    )
+    return [(name, abs(float(after) - float(before))) for name, before, after in found]
+
+
+def test_the_reflection_lm_reads_after_which_step_the_expected_score_changed() -> None:
+    run = learned(MonteCarloCredit(calls=4))
+    largest = [max(changes_shown(text), key=lambda one: one[1]) for text in run.attempts
+               if changes_shown(text)]  # fmt: skip
+    assert len(largest) >= 4
+    names = [name for name, _ in largest]
+    assert names.count("third") >= len(names) - 1
+    assert max(size for _, size in largest) > 0.6
+    assert sum("decided by step 3" in text for text in run.attempts) >= len(names) - 1
+
+
+def test_a_good_and_a_bad_attempt_from_the_same_state_are_compared() -> None:
+    run = learned(MonteCarloCredit(calls=4))
+    titles = re.findall(r"Attempt \d+ \((.*)\)", "\n".join(run.attempts))
+    assert any("goes on after step 2 of another attempt" in title for title in titles)
+    shown = next(text for text in run.attempts if "goes on after step 2" in text)
+    own = next(part for part in shown.split("\n\nAttempt") if "goes on after step 2" in part)
+    assert "Step 3, predictor third" in own
+    assert "Step 2, predictor second" not in own
+
+
+def test_a_lesson_is_for_the_predictor_whose_step_was_decisive() -> None:
+    def scopes(rules: Sequence[Rule], *chosen: Strategy) -> set[str]:
+        run = learned(*chosen, rules=rules)
+        return {one.scope for update in run.results.updates for one in update.changes}
+
+    assert scopes(RULES) == {"*"}
+    assert "third" in scopes(RULES, MonteCarloCredit(calls=4))
+    named = [(EXTRACT, lessons("[first] Go left.")), *RULES]
+    assert scopes(named, MonteCarloCredit(calls=4)) == {"first"}
+    everywhere = operations({"op": "ADD", "text": "Go left.", "lessons": [1], "scope": "*"})
+    assert scopes([(UPDATE, everywhere), *RULES], MonteCarloCredit(calls=4)) == {"*"}
+
+
+def test_continuations_cost_only_what_follows_and_stay_within_the_share_of_calls() -> None:
+    plain, credited = learned(), learned(MonteCarloCredit(calls=1))
+    before, after = (run.results.usage["rollout"].n_lm_calls for run in (plain, credited))
+    assert before == 6 * 4 * 4
+    assert before < after <= 2 * before
+
+
+def test_rollouts_that_go_on_count_for_no_experience_and_stand_apart_in_the_results() -> None:
+    run = learned(MonteCarloCredit(calls=4))
+    groups = [group for update in run.results.updates for group in update.groups]
+    assert all(len(group.scores) == 4 for group in groups)
+    assert any(group.aided_scores for group in groups)
+
+
+def test_a_group_without_contrast_takes_no_further_calls() -> None:
+    rules = [(pattern, chat(reasoning="so", way="left") if pattern == "question" else answer)
+             for pattern, answer in RULES]  # fmt: skip
+    run = learned(MonteCarloCredit(), rules=rules)
+    assert run.results.usage["rollout"].n_lm_calls == 6 * 4 * 4
+
+
+def test_a_program_that_does_not_repeat_itself_gets_outcome_credit_and_a_note() -> None:
+    run = learned(MonteCarloCredit(calls=4), student=Wandering())
+    assert run.results.failures["replay"] >= 1
+    assert "replay" in str(run.results)
+    assert not any("expected score" in text for text in run.attempts)
+    assert run.attempts
+
+
+def test_with_a_budget_credit_stops_with_it() -> None:
+    run = learned(MonteCarloCredit(calls=10), max_lm_calls=130)
+    assert sum(usage.n_lm_calls for usage in run.results.usage.values()) <= 130
+    assert len(run.lm.engine.prompts) <= 130
+
+
+@pytest.mark.parametrize("strategy", [MonteCarloCredit(calls=2), BranchingRollouts(leaves=4)])
+def test_the_number_of_threads_changes_nothing(strategy: Strategy) -> None:
+    one, many = (learned(strategy, num_threads=n) for n in (1, 8))
+    assert one.attempts == many.attempts
+    assert untimed(one.results) == untimed(many.results) | {
+        "settings": untimed(one.results)["settings"]
+    }
+
+
+def test_processes_go_on_from_steps_like_threads() -> None:
+    threads = learned(MonteCarloCredit(calls=2))
+    with ProcessPoolExecutor(2) as executor:
+        other = learned(MonteCarloCredit(calls=2), executor=executor)
+    assert other.attempts == threads.attempts
+
+
+def test_a_finished_run_is_replayed_offline_with_its_continuations(tmp_path: Path) -> None:
+    first = learned(MonteCarloCredit(calls=2), log_dir=tmp_path)
+    again = learned(MonteCarloCredit(calls=2), log_dir=tmp_path, offline=True)
+    assert again.lm.engine.prompts == []
+    assert again.results.updates == first.results.updates
+
+
+CHILD = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from test_credit import MonteCarloCredit, learned, RULES, way
+n_calls = 0
+def counted(prompt):
+    global n_calls
+    n_calls += 1
+    if n_calls == {killed_at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return way(prompt)
+learned(MonteCarloCredit(calls=4), rules=[*RULES[:-1], ("question", counted)],
+        log_dir={folder!r}, num_threads=1)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_run_that_is_killed_among_continuations_repeats_none_of_them(tmp_path: Path) -> None:
+    killed_at = 6 * 4 * 4 + 25
+    code = CHILD.format(
+        tests=str(Path(__file__).parent), killed_at=killed_at, folder=str(tmp_path / "run")
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    kept = records(tmp_path / "run", "rollout")
+    n_kept = sum(record["usage"]["n_lm_calls"] for record in kept.values())
+    assert sum(record["n_replayed"] is not None for record in kept.values()) >= 3
+    resumed = learned(MonteCarloCredit(calls=4), log_dir=tmp_path / "run", num_threads=1)
+    whole = learned(MonteCarloCredit(calls=4), num_threads=1)
+    assert learned_in(resumed.results) == learned_in(whole.results)
+    assert resumed.n_policy_calls == whole.n_policy_calls - n_kept
+
+
+def test_the_report_draws_the_expected_score_along_a_rollout() -> None:
+    run = learned(MonteCarloCredit(calls=4))
+    page = html(run.program)
+    assert "Expected score along the rollout: start " in page
+    assert re.search(r"Expected score:</span> start [\d.]+, 1\. first [\d.]+, 2\. second", page)
+    assert "Expected score" not in html(learned().program)
+
+
+def test_branches_give_the_leaves_of_a_group_for_fewer_calls() -> None:
+    run = learned(BranchingRollouts(leaves=4, tries=1.0), student=Acting())
+    groups = [group for update in run.results.updates for group in update.groups]
+    assert all(len(group.scores) == 2 for group in groups)
+    assert all(len(group.aided_scores) == 2 for group in groups)
+    whole = learned(student=Acting())
+    n, n_whole = (r.results.usage["rollout"].n_lm_calls for r in (run, whole))
+    assert n < 0.9 * n_whole
+
+
+def step(number: int) -> str:
+    """Takes a step."""
+    return f"step {number}"
+
+
+class Acting(Route):
+    """Calls a tool after each stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tool = dspy.Tool(step)
+
+    def forward(self, question: str) -> Any:
+        so_far: list[str] = []
+        for number, name in enumerate(STAGES):
+            so_far.append(getattr(self, name)(question=question, so_far=so_far).way)
+            self.tool(number=number)
+        return dspy.Prediction(answer=so_far[2])
+
+
+def taking(id_: int, ways: str, score: float, n_replayed: int | None = None) -> Rollout:
+    """A rollout of a turn for each letter, which is what the turn decides."""
+    steps = tuple(Step("predictor", "turn", {}, {"way": letter}) for letter in ways)
+    return Rollout(0, id_, steps=steps, score=score, n_replayed=n_replayed)
+
+
+def test_values_of_a_tree_are_shared_up_to_where_rollouts_part() -> None:
+    values = tree_values([taking(1, "abc", 1.0), taking(2, "abd", 0.0), taking(3, "xyz", 0.0)])
+    assert values[1] == pytest.approx([1 / 3, 0.5, 0.5, 1.0])
+    assert values[2] == pytest.approx([1 / 3, 0.5, 0.5, 0.0])
+    assert values[3] == pytest.approx([1 / 3, 0.0, 0.0, 0.0])
+
+
+def test_a_turn_is_decisive_if_scores_change_between_the_states_around_it() -> None:
+    good = [taking(10 + k, "abcdX", 1.0, n_replayed=2) for k in range(4)]
+    bad = [taking(20 + k, "abcdX", 0.0, n_replayed=3) for k in range(4)]
+    found = StateValues(taking(1, "abcde", 0.0), (*good, *bad), 0.0, 1.0)
+    assert max(range(5), key=lambda turn: found.decisive[turn]) == 2
+    assert found.decisive[2] > 0.8
+    before, after = found.means[2], found.means[3]
+    assert before > 0.7 > 0.3 > after
+
+
+def test_no_turn_is_decisive_where_all_states_score_alike() -> None:
+    others = [taking(10 + k, "abcdX", float(k % 2), n_replayed=k % 5) for k in range(40)]
+    found = StateValues(taking(1, "abcde", 0.0), tuple(others), 0.0, 1.0)
+    assert found.none_decisive > max(found.decisive)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    scores=st.lists(st.floats(-3, 5), min_size=1, max_size=8),
+    own=st.floats(-3, 5),
+    data=st.data(),
+)
+def test_values_stay_within_the_scores_and_probabilities_add_up(
+    scores: list[float], own: float, data: st.DataObject
+) -> None:
+    starts = [data.draw(st.none() | st.integers(0, 3)) for _ in scores]
+    pairs = zip(scores, starts, strict=True)
+    others = tuple(taking(k, "abcd", score, start) for k, (score, start) in enumerate(pairs, 2))
+    low, high = min([own, *scores]), max([own, *scores])
+    found = StateValues(taking(1, "abcd", own), others, low, high)
+    assert sum(found.decisive) + found.none_decisive == pytest.approx(1)
+    assert all(low - 1e-9 <= value <= high + 1e-9 for value in found.means)
+    assert all(information >= -1e-9 for information in found.information())
+
+
+def test_answers_after_each_turn_show_what_the_turn_added() -> None:
+    right = ("steps_so_far.*?way: left", chat(answer="left"))
+    rules = [(f"(?s){right[0]}", right[1]), ("steps_so_far", chat(answer="right")), *RULES[:-1],
+             ("`answer`", chat(answer="left")), RULES[-1]]  # fmt: skip
+
+    class Answering(Route):
+        def __init__(self) -> None:
+            super().__init__()
+            self.say = dspy.Predict("question, so_far: list[str] -> answer")
+
+        def forward(self, question: str) -> Any:
+            so_far: list[str] = []
+            for name in STAGES:
+                so_far.append(getattr(self, name)(question=question, so_far=so_far).way)
+            return self.say(question=question, so_far=so_far)
+
+    def metric(_example: Any, pred: Any, _trace: Any = None) -> float:
+        return float(pred.answer == "left")
+
+    lm = scripted_lm(rules)
+    optimizer = grpo(metric, strategies=(InformationGain(samples=1), Failing()), group_size=2,
+                     epochs=1, gate=NoGate(), progress=False)  # fmt: skip
+    with dspy.context(lm=lm):
+        optimizer.compile(Answering(), trainset=questions(4))
+    asked = [prompt for prompt in lm.engine.prompts if "steps_so_far" in prompt.user]
+    assert len(asked) == 4 * 5
+    assert Failing.seen
+    for ways, values in Failing.seen:
+        first = ways.index("left") + 1 if "left" in ways else len(ways) + 1
+        assert values[:-1] == [float(n >= first) for n in range(5)]
+
+
+class Failing(Strategy):
+    """Keeps the values of the rollouts that have any."""
+
+    seen: list[tuple[list[str], list[float | None]]] = []  # noqa: RUF012 - read by one test
+
+    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:  # noqa: ARG002
+        for rollout in context.group.rollouts:
+            if rollout.start_value is not None:
+                ways = [s.outputs["way"] for s in rollout.steps if "way" in s.outputs]
+                self.seen.append((ways, rollout.values))
+        return Credit({})
+
+
+def answered(text: str, score: float, chance: float | None) -> Rollout:
+    entropy = None if chance is None else -math.log(chance)
+    rollout = Rollout(0, 1, outputs={"answer": text}, score=score, entropy=entropy)
+    return replace(rollout, usage=replace(rollout.usage, completion_tokens=1))
+
+
+def test_log_probabilities_weigh_the_answers_that_were_sampled() -> None:
+    assert expected_score([answered("a", 1.0, None), answered("b", 0.0, None)]) == 0.5
+    known = [answered("a", 1.0, 0.9), answered("b", 0.0, 0.05)]
+    assert expected_score(known) == pytest.approx(0.9 + 0.05 * 0.5)
+    assert expected_score([answered("a", 1.0, 0.6)] * 3) == pytest.approx(1.0)
+
+
+def test_rewards_of_steps_agree_with_what_the_judge_prefers() -> None:
+    rows = [(taking(k, f"a{x}", 0.0), taking(100 + k, f"b{x}", 0.0), 1.0)
+            for k, x in enumerate("pqrs" * 3)]  # fmt: skip
+    rewards = fitted_rewards(rows, ridge=0.3)
+    of = {way: rewards["turn", (("way", way),)] for way in "abp"}
+    assert of["a"] > 0.3 > -0.3 > of["b"]
+    assert of["p"] == pytest.approx(0, abs=1e-4)
+
+
+def test_without_a_metric_the_judge_gives_the_steps_their_values() -> None:
+    lm = scripted_lm(RULES)
+    optimizer = grpo(None, strategies=(ImplicitStepRewards(), Failing()), group_size=3, epochs=1,
+                     progress=False)  # fmt: skip
+    Failing.seen.clear()
+    with dspy.context(lm=lm), pytest.warns(UserWarning, match="without ground truth"):
+        optimizer.compile(Route(), trainset=questions(3))
+    assert lm.engine.n_calls("`better`") >= 6
+    assert len(Failing.seen) == 9
+    assert all(value is not None and 0 <= value <= 1 for _, each in Failing.seen for value in each)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: MonteCarloCredit(calls=0), "calls=0"),
+        (lambda: BranchingRollouts(leaves=2), "leaves=2"),
+        (lambda: BranchingRollouts(leaves=4, whole=4), "whole=4"),
+        (lambda: BranchingRollouts(tries=2), "tries=2"),
+        (lambda: InformationGain(samples=0), "samples=0"),
+        (lambda: ImplicitStepRewards(ridge=0), "ridge=0"),
+        (lambda: ImplicitStepRewards(groups=-1), "groups=-1"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(make: Any, told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        make()
+
+
+@dataclass(frozen=True)
+class Odd(Strategy):
+    """Gives what cannot be used."""
+
+    how: str
+
+    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Any:  # noqa: ARG002
+        first = context.group.rollouts[0]
+        if self.how == "n_steps":
+            await play(first, 4)
+        return {
+            "type": [0.5],
+            "length": Credit({first.rollout_id: [0.5]}),
+            "number": Credit({first.rollout_id: [float("nan")] * 5}),
+            "id": Credit({7: [0.5] * 5}),
+            "beside": Credit({}, (first,)),
+        }[self.how]
+
+
+@pytest.mark.parametrize("how", ["type", "length", "number", "id", "beside", "n_steps"])
+def test_values_that_cannot_be_used_are_counted_and_cost_nothing_else(how: str) -> None:
+    run = learned(Odd(how))
+    assert run.results.failures == {"strategy": 6}
+    assert [one.text for one in run.results.experiences] == ["Go left."]
+
+
+def test_changes_of_the_value_are_told_in_words() -> None:
+    rollout = taking(1, "abc", 0.0).valued([0.8, 0.8, None, 0.2])
+    assert rollout.changes == {0: (0.8, 0.8), 2: (0.8, 0.2)}
+    text = trajectory_text(rollout)
+    assert "Step 1, predictor turn\n  out way: a\n  expected score after this step: 0.80" in text
+    assert "after this step the expected score fell from 0.80 to 0.20" in text
+    group = Group(0, (rollout, taking(2, "abd", 1.0)), ())
+    assert rollout.decisive_step(group.least_decisive) == 2
+    assert group.decisive_predictor == "turn"
