@@ -36,6 +36,13 @@ def answer(prompt: Prompt) -> str:
     return chat(reasoning="It is a sum.", answer="4" if is_right else "four")
 
 
+def turn(prompt: Prompt) -> str:
+    """An agent searches once."""
+    is_done = "observation_0" in prompt.user
+    tool, arguments = ("finish", {}) if is_done else ("search", {"query": "numbers"})
+    return chat(next_thought="go on", next_tool_name=tool, next_tool_args=arguments)
+
+
 def rules(*texts: str) -> list[Rule]:
     """The reflection LM writes these lessons; the program's LM follows `ADVICE` alone."""
     found = [{"op": "ADD", "text": text, "lessons": [n]} for n, text in enumerate(texts, start=1)]
@@ -44,6 +51,7 @@ def rules(*texts: str) -> list[Rule]:
         (UPDATE, operations(*found)),
         ("`lessons`", chat(lessons="None")),
         (r"output fields are:\n1\. `topic`", chat(topic="numbers")),
+        ("`next_tool_name`", turn),
         ("question", answer),
     ]
 

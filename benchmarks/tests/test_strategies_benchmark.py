@@ -7,18 +7,18 @@ import pytest
 
 pytest.importorskip("rich")
 
+import credit
 import embedded_strategies
 import strategies
+from credit_world import OPTIONS, World
 from strategies import Bar
 
 import tfgrpo_dspy.strategies as shipped
 
 RESULTS = Path(strategies.__file__).parent / "results"
-SHIPPED = {
-    name
-    for name in shipped.__all__
-    if issubclass(vars(shipped)[name], shipped.Strategy) and name != "Strategy"
-}
+KINDS = {name: kind for name, kind in vars(shipped).items() if isinstance(kind, type)}
+SHIPPED = {name for name, kind in KINDS.items() if issubclass(kind, shipped.Strategy)}
+SHIPPED -= {"Strategy", *credit.STRATEGIES}
 
 
 def runs_of(with_: list[float], without: list[float]) -> list[dict[str, object]]:
@@ -28,6 +28,29 @@ def runs_of(with_: list[float], without: list[float]) -> list[dict[str, object]]
         for arm, scores in pairs.items()
         for seed, score in enumerate(scores)
     ]
+
+
+def test_each_strategy_that_values_steps_is_measured_on_an_agent_with_known_critical_steps() -> None:
+    rows = list(credit.found("MonteCarloCredit", (5, 1, 0.0), 0))
+    assert rows == list(credit.found("MonteCarloCredit", (5, 1, 0.0), 0))
+    assert all(row["calls"] <= 2 for row in rows)
+    assert sum(row["found"] for row in rows) > 2 * sum(row["guess"] for row in rows)
+    published = json.loads((RESULTS / "credit.json").read_text())
+    measured = {cell["name"] for cell in published["cells"] if cell["part"] == "found"}
+    assert measured == set(credit.STRATEGIES)
+
+
+def test_the_world_of_steps_knows_its_critical_turns() -> None:
+    world = World(4, 1, 0, usual=0.5)
+    ((turn, right),) = [(t, o) for (kind, t), o in world.right.items() if kind == "amber"]
+    wrong = next(option for option in OPTIONS if option != right)
+    for option, end in ((right, 1.0), (wrong, 0.0)):
+        taken = ["north"] * 4
+        taken[turn] = option
+        assert world.value("amber", taken, {}) == end
+        assert world.critical("amber", taken) == {turn}
+    assert world.value("amber", (), {}) == 0.5
+    assert world.attainable == pytest.approx(0.97)
 
 
 def test_every_strategy_has_a_task_of_its_own_and_runs_on_the_embedded_lm() -> None:
