@@ -238,8 +238,8 @@ class Group:
 
     @property
     def has_feedback(self) -> bool:
-        """Whether the metric, or an error of the program, says in words what was wrong."""
-        return any(rollout.feedback or rollout.failure for rollout in self.rollouts)
+        """Whether the metric, an error of the program, or the values of steps say what was wrong."""
+        return any(r.feedback or r.failure or r.changes for r in self.rollouts)
 
     @property
     def has_contrast(self) -> bool:

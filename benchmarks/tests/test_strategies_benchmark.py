@@ -30,7 +30,7 @@ def runs_of(with_: list[float], without: list[float]) -> list[dict[str, object]]
     ]
 
 
-def test_each_strategy_that_values_steps_is_measured_on_an_agent_with_known_critical_steps() -> None:
+def test_strategies_that_value_steps_are_measured_where_critical_steps_are_known() -> None:
     rows = list(credit.found("MonteCarloCredit", (5, 1, 0.0), 0))
     assert rows == list(credit.found("MonteCarloCredit", (5, 1, 0.0), 0))
     assert all(row["calls"] <= 2 for row in rows)

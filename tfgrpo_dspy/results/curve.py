@@ -83,26 +83,20 @@ def _point(score: ScoreSummary | None) -> Point | None:
 
 def value_curve(values: Sequence[tuple[str, float]]) -> str:
     """The expected scores along a rollout, as SVG; `values` are those of a `records.Attempt`."""
-    low, high = min(value for _, value in values), max(value for _, value in values)
-    width, height, edge = 240, 60, 6
-    places = [
-        (
-            edge + (width - 2 * edge) * k / max(1, len(values) - 1),
-            edge + (height - 2 * edge) * (high - value) / max(LEAST_RANGE, high - low),
-        )
-        for k, (_, value) in enumerate(values)
-    ]
+    scores = [value for _, value in values]
+    high, scale = max(scores), 48 / max(LEAST_RANGE, max(scores) - min(scores))
+    step = 228 / max(1, len(scores) - 1)
+    places = [f"{6 + step * k:.1f} {6 + scale * (high - y):.1f}" for k, y in enumerate(scores)]
     told = ", ".join(f"{name} {value:.2f}" for name, value in values)
-    frame = {"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {width} {height}",
-             "role": "img", "aria-label": f"Expected score along the rollout: {told}.",
-             "style": "max-width: 24rem; width: 100%"}  # fmt: skip
-    svg = ElementTree.Element("svg", frame)
-    line = {"d": "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places), "stroke": "currentColor"}
-    ElementTree.SubElement(svg, "path", line | {"fill": "none", "stroke-width": "2"})
-    for x, y in places:
-        ElementTree.SubElement(
-            svg, "circle", {"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": "3", "fill": "currentColor"}
-        )
+    svg = ElementTree.Element(
+        "svg",
+        {"xmlns": "http://www.w3.org/2000/svg", "viewBox": "0 0 240 60", "role": "img",
+         "aria-label": f"Expected score along the rollout: {told}.",
+         "style": "max-width: 24rem; width: 100%"},
+    )  # fmt: skip
+    style = {"fill": "none", "stroke": "currentColor", "stroke-linecap": "round"}
+    for d, width in (("M" + "L".join(places), "2"), ("M" + "h0M".join(places) + "h0", "7")):
+        ElementTree.SubElement(svg, "path", {"d": d, "stroke-width": width} | style)
     return ElementTree.tostring(svg, encoding="unicode")
 
 

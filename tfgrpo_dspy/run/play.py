@@ -56,8 +56,7 @@ class Player:
                 f"the group, or one that play gave; from 0 to {most} steps; n from 1."
             )
         if self._sampler is None:
-            where = f"example {self._group.example}"
-            raise NotReplayedError(f"{where}: its rollouts were made elsewhere")
+            raise NotReplayedError(f"example {self._group.example}: rollouts were made elsewhere")
         if not answers_now:
             _check_replayed(await self._begun(Start(rollout, len(rollout.steps)), 0), is_check=True)
         start = Start(rollout, n_steps, answers_now, ends_if_same)
@@ -126,12 +125,12 @@ def with_beside(sampled: SampledGroup, beside: Iterable[Rollout], player: Player
         if given is None:
             raise StrategyError(f"beside={rollout!r:.200}: pass only rollouts that `play` gave.")
         if rollout.rollout_id not in {each.rollout_id for each in group.all_rollouts}:
-            rollouts = (*group.rollouts, rollout), (*group.all_rollouts, rollout)
-            more = Group(group.example, *rollouts)
-            measured = sampled.measured and Group(
-                group.example,
-                (*sampled.measured.rollouts, rollout),
-                (*sampled.measured.all_rollouts, rollout),
-            )
-            sampled = replace(sampled, group=more, given=(*sampled.given, given), measured=measured)
+            measured = sampled.measured and _with(sampled.measured, rollout)
+            more, all_given = _with(group, rollout), (*sampled.given, given)
+            sampled = replace(sampled, group=more, given=all_given, measured=measured)
     return sampled
+
+
+def _with(group: Group, rollout: Rollout) -> Group:
+    rollouts = (*group.rollouts, rollout), (*group.all_rollouts, rollout)
+    return Group(group.example, *rollouts)

@@ -51,7 +51,7 @@ class MonteCarloCredit(Strategy):
         group = context.sampled.unaided
         if not group.has_contrast:
             return Credit({})
-        looked_at = _most_unlike(group)
+        looked_at = most_unlike(group)
         others = [rollout for rollout in group.rollouts if rollout is not looked_at]
         bounds = min(group.scores), max(group.scores)
         left = self.calls * sum(map(n_calls, group.all_rollouts))
@@ -74,7 +74,7 @@ def n_calls(rollout: Rollout) -> int:
     return rollout.usage.n_lm_calls + rollout.usage.n_cached_calls
 
 
-def _most_unlike(group: Group) -> Rollout:
+def most_unlike(group: Group) -> Rollout:
     """The rollout whose score is furthest from the mean; of two, the lower one."""
     mean = fmean(group.scores)
     return min(group.rollouts, key=lambda r: (-round(abs((r.score or 0.0) - mean), 9), r.score))
@@ -82,7 +82,7 @@ def _most_unlike(group: Group) -> Rollout:
 
 def _cost(rollout: Rollout, state: int) -> int:
     """About how many LM calls a rollout takes that goes on from there."""
-    return sum(step.kind == "predictor" for step in rollout.steps[state:])
+    return max(1, sum(step.kind == "predictor" for step in rollout.steps[state:]))
 
 
 def _next_state(found: StateValues, left: float) -> int | None:
