@@ -27,6 +27,7 @@ SEED_RANGE = 2**31  # seeds are below this, which every sampler takes
 Count = Annotated[int, Field(ge=0, le=10**15)]
 WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory"})
 """Outputs that DSPy's ChainOfThought and ReAct add to those of the signature."""
+REASONING = WAYS_TO_AN_ANSWER | {"next_thought"}  # what an agent of DSPy thinks before each tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +239,7 @@ class Group:
 
     @property
     def has_feedback(self) -> bool:
-        """Whether the metric, an error of the program, or the values of steps say what was wrong."""
+        """Whether the metric, an error of the program, or values of steps say what was wrong."""
         return any(r.feedback or r.failure or r.changes for r in self.rollouts)
 
     @property

@@ -18,6 +18,7 @@ import dspy
 
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.rollout import (
+    REASONING,
     WAYS_TO_AN_ANSWER,
     Failure,
     FailureKind,
@@ -256,8 +257,7 @@ def answer_now(program: Any, start: Start, inputs: Mapping[str, Any]) -> Any:
 
 def decision(outputs: Mapping[str, str]) -> dict[str, str]:
     """The outputs of a step without the reasoning that led to them."""
-    aside = WAYS_TO_AN_ANSWER | {"next_thought"}
-    return {name: text for name, text in outputs.items() if name not in aside}
+    return {name: text for name, text in outputs.items() if name not in REASONING}
 
 
 def form_of(result: Any) -> Literal["text", "json", "other"]:

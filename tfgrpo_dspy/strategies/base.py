@@ -63,8 +63,7 @@ class Credit:
     Args:
         values: by rollout id, the score that is expected before the first step of the rollout and
             after each of its steps, so one number more than there are steps; None: not known.
-        beside: further rollouts of the group, which `play` made; the reflection LM may be shown
-            them, and lessons are drawn from them, but they count for no experience.
+        beside: rollouts that `play` made, for the group; they count for no experience.
         note: what the reflection LM reads before the attempts.
     """
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tfgrpo_dspy.rollout import MIN_CONTRAST, WAYS_TO_AN_ANSWER, Rollout
+from tfgrpo_dspy.rollout import MIN_CONTRAST, REASONING, Rollout
 from tfgrpo_dspy.strategies.base import Scored, Strategy
 from tfgrpo_dspy.strategies.checks import check_range
 
-REASONING = WAYS_TO_AN_ANSWER | {"next_thought"}  # what an agent of DSPy thinks before each tool
 GRAM = 3  # characters
 
 

@@ -139,7 +139,6 @@ def _features(rollout: Rollout) -> Iterable[object]:
 
 
 def _rewards(rollout: Rollout, rewards: dict[object, float]) -> list[float]:
-    """The reward of each step."""
     return [
         sum(rewards.get(name, 0.0) for name in _step_features(rollout, k))
         for k in range(len(rollout.steps))
