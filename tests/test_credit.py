@@ -1,6 +1,7 @@
 """Strategies that value steps, seen through a compile: what is found, shown, counted and kept."""
 
 import math
+import random
 import re
 import subprocess
 import sys
@@ -55,13 +56,11 @@ class Route(dspy.Module):
 
 
 class Wandering(Route):
-    """Now and then it takes its stages in another order: it does not repeat itself."""
-
-    moods = iter(range(10**9))
+    """Begins with some stages, by chance: it does not repeat itself."""
 
     def forward(self, question: str) -> Any:
-        if next(self.moods) % 2:
-            self.fourth(question=question, so_far=[])
+        for name in random.choices(STAGES, k=3):
+            getattr(self, name)(question=question, so_far=[])
         return super().forward(question)
 
 
@@ -183,10 +182,25 @@ def test_a_group_without_contrast_takes_no_further_calls() -> None:
 
 def test_a_program_that_does_not_repeat_itself_gets_outcome_credit_and_a_note() -> None:
     run = learned(MonteCarloCredit(calls=4), student=Wandering())
-    assert run.results.failures["replay"] >= 1
+    assert 1 <= run.results.failures["replay"] <= 6
     assert "replay" in str(run.results)
     assert not any("expected score" in text for text in run.attempts)
     assert run.attempts
+
+
+def test_recorded_traces_cannot_be_gone_on_with_which_is_counted() -> None:
+    ways = [("left", 1.0), ("right", 0.0)]
+    traces = [
+        {"inputs": {"question": f"question {k}"}, "outputs": {"answer": way}, "score": score,
+         "steps": [{"name": name, "inputs": {}, "outputs": {"way": way}} for name in STAGES]}
+        for k in range(3) for way, score in ways
+    ]  # fmt: skip
+    lm = scripted_lm(RULES)
+    optimizer = grpo(ends_left, strategies=(Odd("play"),), progress=False, gate=NoGate())
+    with dspy.context(lm=lm):
+        program = optimizer.learn(Route(), traces=traces)
+    assert program.detailed_results.failures == {"replay": 3}
+    assert len(program.detailed_results.experiences) == 1
 
 
 def test_with_a_budget_credit_stops_with_it() -> None:
@@ -337,9 +351,12 @@ def test_values_stay_within_the_scores_and_probabilities_add_up(
 
 
 def test_answers_after_each_turn_show_what_the_turn_added() -> None:
+    def ends(prompt: Prompt) -> str:
+        return chat(answer="left" if prompt.random().random() < 0.5 else "right")
+
     right = ("steps_so_far.*?way: left", chat(answer="left"))
     rules = [(f"(?s){right[0]}", right[1]), ("steps_so_far", chat(answer="right")), *RULES[:-1],
-             ("`answer`", chat(answer="left")), RULES[-1]]  # fmt: skip
+             ("`answer`", ends), RULES[-1]]  # fmt: skip
 
     class Answering(Route):
         def __init__(self) -> None:
@@ -361,7 +378,7 @@ def test_answers_after_each_turn_show_what_the_turn_added() -> None:
     with dspy.context(lm=lm):
         optimizer.compile(Answering(), trainset=questions(4))
     asked = [prompt for prompt in lm.engine.prompts if "steps_so_far" in prompt.user]
-    assert len(asked) == 4 * 5
+    assert len(asked) in (5, 10, 15, 20)
     assert Failing.seen
     for ways, values in Failing.seen:
         first = ways.index("left") + 1 if "left" in ways else len(ways) + 1
@@ -440,8 +457,8 @@ class Odd(Strategy):
 
     async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Any:  # noqa: ARG002
         first = context.group.rollouts[0]
-        if self.how == "n_steps":
-            await play(first, 4)
+        if self.how in ("n_steps", "play"):
+            await play(first, 4 if self.how == "n_steps" else 1)
         return {
             "type": [0.5],
             "length": Credit({first.rollout_id: [0.5]}),

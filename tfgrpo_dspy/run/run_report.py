@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 ROLES = ("rollout", "validation", "test", *REFLECTIONS, "metric")
 """What LM calls are for: training rollouts, the final choice, the test set, reflections,
 judges inside metrics."""
+NO_FAILURES = ("replay", "stopped")  # the first is counted where a group is not valued for it
 ERRORS_ALLOWED = 20  # so many errors never end a run by themselves, unless `max_errors` says so
 LOGGED_CHARACTERS = 500  # of a failure, whose message may quote a whole answer of an LM
 
@@ -60,7 +61,7 @@ class RunReport:
         self.usage[role] += rollout.usage
         self.usage["metric"] += rollout.metric_usage
         self.progress.show_rollout(role)
-        if rollout.failure is not None and rollout.failure.kind != "stopped":
+        if rollout.failure is not None and rollout.failure.kind not in NO_FAILURES:
             self.count_failure(rollout.failure.kind, rollout.failure.message)
 
     def count_reflection(
@@ -81,7 +82,7 @@ class RunReport:
     def check_errors(self, failure: Failure | None) -> None:
         """Count what was done just now; end the run where too much of it failed."""
         self._n_done += 1
-        if failure is None or failure.kind in ("parse", "replay", "stopped"):
+        if failure is None or failure.kind in ("parse", *NO_FAILURES):
             return
         message = failure.message.partition(" on the example ")[0]  # equal but for the example
         self._errors[_shortened(message)] += 1

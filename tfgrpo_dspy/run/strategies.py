@@ -132,12 +132,16 @@ class Strategies:
     async def credited(self, context: GroupContext, batch: Batch, player: Player) -> SampledGroup:
         """The group with the values of its steps, and with the rollouts that were made for them.
 
-        Where the program does not replay, a strategy gives no values: the group is judged by its
-        outcomes alone. That was counted with the rollout which did not repeat its steps.
+        Where the program does not repeat its steps, a strategy gives no values, which is counted:
+        the group is judged by its outcomes alone.
         """
         for strategy in self.overriding("credit"):
-            with self._counting(strategy, "credit"), contextlib.suppress(NotReplayedError):
-                credit = await strategy.credit(context, self._ask(batch), player)
+            with self._counting(strategy, "credit"):
+                try:
+                    credit = await strategy.credit(context, self._ask(batch), player)
+                except NotReplayedError as error:
+                    self._run.report.count_failure("replay", str(error))
+                    continue
                 _check(isinstance(credit, Credit), credit, "a Credit")
                 sampled = with_beside(context.sampled, credit.beside, player)
                 _check_values(credit.values, sampled.group)
