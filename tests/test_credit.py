@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from runs import learned_in, questions, records, section, untimed
 from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, scripted_lm
 from small import grpo
+from test_replay import sql_tool
 
 from tfgrpo_dspy import NoGate, SettingsError
 from tfgrpo_dspy.report import html
@@ -134,6 +135,30 @@ def test_the_reflection_lm_reads_after_which_step_the_expected_score_changed() -
     assert names.count("third") >= len(names) - 1
     assert max(size for _, size in largest) > 0.6
     assert sum("decided by step 3" in text for text in run.attempts) >= len(names) - 1
+
+
+def querying(prompt: Prompt) -> str:
+    """An agent that looks at the titles, then adds up or counts, by chance, then finishes."""
+    n = prompt.user.count("[[ ## observation_")
+    chosen = "sum(pages)" if prompt.random().random() < 0.5 else "count(*)"
+    texts = ["SELECT title FROM books", f"SELECT {chosen} FROM books"]
+    name, arguments = ("query", {"text": texts[n]}) if n < 2 else ("finish", {})
+    return chat(next_thought="go on", next_tool_name=name, next_tool_args=arguments)
+
+
+def test_the_decisive_query_of_a_real_agent_on_a_real_database_is_found() -> None:
+    def extract(prompt: Prompt) -> str:
+        return chat(reasoning="so", answer="left" if "[(350,)]" in prompt.user else "right")
+
+    rules = [("`next_tool_name`", querying), (EXTRACT, lessons("Add up.")), RULES[1],
+             ("question", extract)]  # fmt: skip
+    agent = dspy.ReAct("question -> answer", tools=[sql_tool()], max_iters=4)
+    run = learned(MonteCarloCredit(calls=4), student=agent, rules=rules)
+    decided = [int(n) for n in re.findall(r"decided by step (\d+)", "\n".join(run.attempts))]
+    assert len(decided) >= 4
+    assert decided.count(4) >= len(decided) - 1  # the second query; react and query take turns
+    assert {one.scope for u in run.results.updates for one in u.changes} >= {"react"}
+    assert run.results.failures == {}
 
 
 def test_a_good_and_a_bad_attempt_from_the_same_state_are_compared() -> None:
