@@ -29,7 +29,8 @@ class BranchingRollouts(Strategy):
     **Not carried over.** The chance of branching: the most uncertain states come first.
     **When to use.** Long agents whose groups are dear. Branches count for no experience, so the
     gate learns from fewer rollouts.
-    **Measured.** Simulated, see docs/strategies.md. (`python benchmarks/credit.py`)
+    **Measured.** Simulated, ten turns: five leaves for .66 of the LM calls of five whole rollouts; .46 of the
+    critical turns found, by outcomes alone .16. (`python benchmarks/credit.py`)
 
     Args:
         leaves: rollouts of a group, branches included, at least 3.

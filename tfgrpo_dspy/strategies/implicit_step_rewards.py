@@ -18,6 +18,7 @@ from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.sampling.replay import decision
 from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strategy
 from tfgrpo_dspy.strategies.checks import check_range, check_whole
+from tfgrpo_dspy.strategies.state_values import states
 
 SHOWN_TOKENS = 1_500  # of a trajectory
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -58,7 +59,8 @@ class ImplicitStepRewards(Strategy):
     **Not carried over.** The implicit reward model, whose rewards are log-probability ratios of two
     LMs; the mix with the reward of the outcome.
     **When to use.** Tasks that no metric can verify (`metric=None`), or with a coarse metric.
-    **Measured.** Simulated, see docs/strategies.md. (`python benchmarks/credit.py`)
+    **Measured.** Simulated, ten turns: .25 of the critical turns found, by outcomes alone .16; at 30
+    turns no more than by outcomes. (`python benchmarks/credit.py`)
 
     Args:
         pairs: how many pairs of a group the judge is shown, at least 1.
@@ -97,7 +99,11 @@ class ImplicitStepRewards(Strategy):
         rewards = fitted_rewards(rows, self.ridge)
         sums = {r.rollout_id: np.cumsum([0.0, *_rewards(r, rewards)]) for r in group}
         usual = float(np.mean([each[-1] for each in sums.values()]))
-        return Credit({id_: [float(expit(x - usual)) for x in each] for id_, each in sums.items()})
+        ends = {rollout.rollout_id: set(states(rollout)) for rollout in group}
+        return Credit({
+            id_: [float(expit(x - usual)) if n in ends[id_] else None for n, x in enumerate(each)]
+            for id_, each in sums.items()
+        })  # fmt: skip
 
 
 def fitted_rewards(

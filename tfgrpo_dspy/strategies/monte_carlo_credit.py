@@ -32,7 +32,8 @@ class MonteCarloCredit(Strategy):
     **Not carried over.** The same number of rollouts from each state: they go where it is unknown
     what happened, and a Bayesian model shares what they say among neighbouring states.
     **When to use.** Agents of five or more steps, which end well or badly by one or two of them.
-    **Measured.** Simulated, see docs/strategies.md. (`python benchmarks/credit.py`)
+    **Measured.** Simulated, ten turns, one critical: .96 of the critical turns found with 1.6 times the LM calls
+    of the group; by outcomes alone .16. (`python benchmarks/credit.py`)
 
     Args:
         calls: LM calls for a group, as a multiple of what its rollouts have taken; .1 to 10.
