@@ -298,7 +298,7 @@ def test_the_report_draws_the_expected_score_along_a_rollout() -> None:
 
 
 def test_branches_give_the_leaves_of_a_group_for_fewer_calls() -> None:
-    run = learned(BranchingRollouts(leaves=4, tries=1.0), student=Acting())
+    run = learned(BranchingRollouts(leaves=4), student=Acting())
     groups = [group for update in run.results.updates for group in update.groups]
     assert all(len(group.scores) == 2 for group in groups)
     assert all(len(group.aided_scores) == 2 for group in groups)
@@ -463,9 +463,8 @@ def test_without_a_metric_the_judge_gives_the_steps_their_values() -> None:
         (lambda: MonteCarloCredit(calls=0), "calls=0"),
         (lambda: BranchingRollouts(leaves=2), "leaves=2"),
         (lambda: BranchingRollouts(leaves=4, whole=4), "whole=4"),
-        (lambda: BranchingRollouts(tries=2), "tries=2"),
         (lambda: InformationGain(samples=0), "samples=0"),
-        (lambda: ImplicitStepRewards(ridge=0), "ridge=0"),
+        (lambda: ImplicitStepRewards(pairs=0), "pairs=0"),
         (lambda: ImplicitStepRewards(groups=-1), "groups=-1"),
     ],
 )

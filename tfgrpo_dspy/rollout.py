@@ -138,10 +138,7 @@ class Rollout:
 
     @property
     def changes(self) -> dict[int, tuple[float, float]]:
-        """By step, from 0, the value before it and after it, where both are known.
-
-        The value before a step is the latest that is known.
-        """
+        """By step, from 0, the latest known value before it and that after it, if both are known."""
         found, before = {}, self.start_value
         for index, step in enumerate(self.steps):
             if step.value is not None:

@@ -114,17 +114,15 @@ class Replay:
         elif step.error and kind == "predictor":  # its answer could not be read: that ended it
             self.failure = self.start.source.failure
         elif changed := [n for n in {**step.inputs, **inputs} if _differ(n, step.inputs, inputs)]:
-            self._end(
-                f"step {self._n_fed}, {kind} {name!r}, has another {changed[0]!r} than before"
-            )
+            self._end(f"step {self._n_fed}, {kind} {name!r}: its {changed[0]!r} is another now")
         return step
 
     def outputs(self, signature: Any, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """The recorded outputs of the predictor that is called now; None: the call is fresh."""
         self.check()
         caller = (dspy.settings.caller_modules or [None])[-1]
-        step = self._next("predictor", self._name_of(caller, type(caller).__name__),
-                          as_fields(inputs))  # fmt: skip
+        name = self._name_of(caller, type(caller).__name__)
+        step = self._next("predictor", name, as_fields(inputs))
         self.check()
         if step is None:
             return None
@@ -180,10 +178,8 @@ class Replay:
         if self._is_called and self._tool and not self.failure:
             before = self._tool.outputs, self._tool.error
             if before != (step.outputs, step.error):
-                self._end(
-                    f"tool {step.name!r} gives another result for the same arguments: what it "
-                    f"gives depends on earlier calls, or on time"
-                )
+                why = "its results depend on earlier calls, or on time"
+                self._end(f"tool {step.name!r} gives another result for the same arguments: {why}")
         self._is_called, self._tool = False, None
 
     def finish(self, outputs: Mapping[str, str], failure: Failure | None) -> None:

@@ -10,6 +10,7 @@ from tfgrpo_dspy.strategies.monte_carlo_credit import n_calls
 from tfgrpo_dspy.strategies.state_values import states, tree_values
 
 FIRST = 2 / 3  # of the steps: earlier branches cost more, later ones differ in less
+TRIES = 0.2  # LM calls for branches that end at once, as a share of those of the whole rollouts
 LEAST_WHOLE = 2  # rollouts of an example, which a batch must have at least
 
 
@@ -29,14 +30,12 @@ class BranchingRollouts(Strategy):
     **Not carried over.** The chance of branching: the most uncertain states come first.
     **When to use.** Long agents whose groups are dear. Branches count for no experience, so the
     gate learns from fewer rollouts.
-    **Measured.** Simulated, ten turns: five leaves for .66 of the LM calls of five whole rollouts; .46 of the
-    critical turns found, by outcomes alone .16. (`python benchmarks/credit.py`)
+    **Measured.** Simulated, ten turns: five leaves for .66 of the LM calls of five whole rollouts;
+    .46 of the critical turns found, by outcomes alone .16. (`python benchmarks/credit.py`)
 
     Args:
         leaves: rollouts of a group, branches included, at least 3.
         whole: how many of these are whole rollouts, at least 2, below `leaves`.
-        tries: LM calls, as a share of those of the whole rollouts, that may be spent on branches
-            which end at once; 0 to 1.
 
     Raises:
         SettingsError: a setting is out of range.
@@ -44,12 +43,10 @@ class BranchingRollouts(Strategy):
 
     leaves: int = 5
     whole: int = 2
-    tries: float = 0.2
 
     def __post_init__(self) -> None:
         check_whole("leaves", self.leaves, LEAST_WHOLE + 1)
         check_whole("whole", self.whole, LEAST_WHOLE)
-        check_range("tries", self.tries, 0, 1)
         check_range("whole", self.whole, LEAST_WHOLE, self.leaves - 1)
 
     def choose(self, plan: BatchPlan) -> Mapping[int, int]:
@@ -61,7 +58,7 @@ class BranchingRollouts(Strategy):
         whole = context.sampled.unaided.rollouts
         scored = [rollout for rollout in whole if rollout.score is not None]
         wanted = self.leaves - len(scored)
-        n_tries = self.tries * sum(map(n_calls, scored))
+        n_tries = TRIES * sum(map(n_calls, scored))
         branches: list[Rollout] = []
         for rollout, state in _places(scored):
             if len(branches) >= wanted or n_tries < 0:

@@ -17,9 +17,10 @@ from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.sampling.replay import decision
 from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strategy
-from tfgrpo_dspy.strategies.checks import check_range, check_whole
+from tfgrpo_dspy.strategies.checks import check_whole
 from tfgrpo_dspy.strategies.state_values import states
 
+RIDGE = 0.3  # how strongly rewards are drawn to 0, in the scale of log-odds
 SHOWN_TOKENS = 1_500  # of a trajectory
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Pair = tuple[Rollout, Rollout]
@@ -59,13 +60,12 @@ class ImplicitStepRewards(Strategy):
     **Not carried over.** The implicit reward model, whose rewards are log-probability ratios of two
     LMs; the mix with the reward of the outcome.
     **When to use.** Tasks that no metric can verify (`metric=None`), or with a coarse metric.
-    **Measured.** Simulated, ten turns: .25 of the critical turns found, by outcomes alone .16; at 30
-    turns no more than by outcomes. (`python benchmarks/credit.py`)
+    **Measured.** Simulated, ten turns: .25 of the critical turns found, by outcomes alone .16; at
+    30 turns no more than by outcomes. (`python benchmarks/credit.py`)
 
     Args:
         pairs: how many pairs of a group the judge is shown, at least 1.
         groups: how many earlier groups count, at least 0.
-        ridge: how strongly rewards are drawn to 0, in the scale of log-odds; .01 to 100.
 
     Raises:
         SettingsError: a setting is out of range.
@@ -73,12 +73,10 @@ class ImplicitStepRewards(Strategy):
 
     pairs: int = 3
     groups: int = 20
-    ridge: float = 0.3
 
     def __post_init__(self) -> None:
         check_whole("pairs", self.pairs, 1)
         check_whole("groups", self.groups, 0)
-        check_range("ridge", self.ridge, 0.01, 100)
 
     async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The value of each turn of each rollout that the judge has compared."""
@@ -96,7 +94,7 @@ class ImplicitStepRewards(Strategy):
         group = context.sampled.unaided.rollouts
         if not rows or len(group) < 2:
             return Credit({})
-        rewards = fitted_rewards(rows, self.ridge)
+        rewards = fitted_rewards(rows, RIDGE)
         sums = {r.rollout_id: np.cumsum([0.0, *_rewards(r, rewards)]) for r in group}
         usual = float(np.mean([each[-1] for each in sums.values()]))
         ends = {rollout.rollout_id: set(states(rollout)) for rollout in group}

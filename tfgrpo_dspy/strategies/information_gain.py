@@ -29,8 +29,8 @@ class InformationGain(Strategy):
     not offer: the answers that were sampled have one.
     **When to use.** Agents that collect information, where an answer can be scored at any time.
     Where the answer is only the end of a row of actions, it says little.
-    **Measured.** Simulated, ten turns: .67 of the critical turns found with 1.4 times the LM calls of the group;
-    with luck in the outcome .41. (`python benchmarks/credit.py`)
+    **Measured.** Simulated, ten turns: .67 of the critical turns found with 1.4 times the LM calls
+    of the group; with luck in the outcome .41. (`python benchmarks/credit.py`)
 
     Args:
         samples: answers in each state, at least 1; one is enough with log-probabilities.

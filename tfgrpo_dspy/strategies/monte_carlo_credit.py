@@ -32,8 +32,8 @@ class MonteCarloCredit(Strategy):
     **Not carried over.** The same number of rollouts from each state: they go where it is unknown
     what happened, and a Bayesian model shares what they say among neighbouring states.
     **When to use.** Agents of five or more steps, which end well or badly by one or two of them.
-    **Measured.** Simulated, ten turns, one critical: .96 of the critical turns found with 1.6 times the LM calls
-    of the group; by outcomes alone .16. (`python benchmarks/credit.py`)
+    **Measured.** Simulated, ten turns, one critical: .96 of the critical turns found with 1.6 times
+    the LM calls of the group; by outcomes alone .16. (`python benchmarks/credit.py`)
 
     Args:
         calls: LM calls for a group, as a multiple of what its rollouts have taken; .1 to 10.
@@ -104,7 +104,5 @@ def _contrary(found: StateValues, played: Mapping[int, Sequence[Rollout]]) -> tu
     means, score = found.means, found.rollout.score or 0.0
     falls = [abs(after - before) for before, after in pairwise(means)]
     before = found.states[falls.index(max(falls))] if falls else 0
-    made = played.get(before, ())
-    best = max(made, key=lambda r: abs((r.score or 0.0) - score), default=None)
-    is_unlike = best is not None and abs((best.score or 0.0) - score) > MIN_CONTRAST
-    return (best,) if best is not None and is_unlike else ()
+    made = sorted(played.get(before, ()), key=lambda r: -abs((r.score or 0.0) - score))
+    return tuple(r for r in made[:1] if abs((r.score or 0.0) - score) > MIN_CONTRAST)
