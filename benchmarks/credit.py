@@ -88,8 +88,9 @@ class Witness(Strategy):
 def optimized(world: World, seed: int, *strategies: Strategy, **arguments: Any) -> Any:
     """The agent of a world after a compile."""
     engine = Engine(world)
-    policy = dspy.LM("simulated/policy", engine=engine, temperature=0.0, max_tokens=4000)
-    reflection = dspy.LM("simulated/reflection", engine=engine, temperature=1.0, max_tokens=4000)
+    given = {"engine": engine, "max_tokens": 4000, "cache": False}
+    policy = dspy.LM("simulated/policy", temperature=0.0, **given)
+    reflection = dspy.LM("simulated/reflection", temperature=1.0, **given)
     optimizer = TrainingFreeGRPO(
         metric, reflection_lm=reflection, strategies=strategies, group_size=GROUP, max_demos=0,
         num_threads=1, seed=seed, progress=False, **arguments,
@@ -156,7 +157,6 @@ def learned(arm: str, budget: int, seed: int) -> dict[str, float]:
 def run(part: str, name: str, where: Any, seed: int) -> list[dict[str, Any]]:
     """One task."""
     logging.disable(logging.CRITICAL)
-    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
     rows = list(found(name, where, seed)) if part == "found" else [learned(name, where, seed)]
     return [{"part": part, "name": name, "where": where, "seed": seed, **row} for row in rows]
 

@@ -138,7 +138,7 @@ class Rollout:
 
     @property
     def changes(self) -> dict[int, tuple[float, float]]:
-        """By step, from 0, the latest known value before it and that after it, if both are known."""
+        """By step, from 0, the latest known value before it and that after it, where both are."""
         found, before = {}, self.start_value
         for index, step in enumerate(self.steps):
             if step.value is not None:

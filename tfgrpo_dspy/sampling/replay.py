@@ -89,10 +89,6 @@ class Replay:
                     and step.kind == "tool"]  # fmt: skip
         self._tested = of_tools[-1] if of_tools and start.is_check else -1
 
-    @property
-    def _is_over(self) -> bool:
-        return self._n_fed == self.start.n_steps
-
     def _end(self, why: str, kind: FailureKind = "replay") -> None:
         self.failure = self.failure or Failure(kind, why)
 
@@ -103,7 +99,7 @@ class Replay:
 
     def _next(self, kind: str, name: str, inputs: Mapping[str, str]) -> Step | None:
         """The record of a call that is made now, once it is verified; None: it is fresh."""
-        if self._is_over:
+        if self._n_fed == self.start.n_steps:
             if self.start.is_check:
                 self._end(f"the program goes on with {kind} {name!r}, where it had ended")
             return None
