@@ -1,5 +1,6 @@
 """Strategies that value steps, seen through a compile: what is found, shown, counted and kept."""
 
+import asyncio
 import math
 import random
 import re
@@ -20,9 +21,10 @@ from scripted import EXTRACT, UPDATE, Prompt, Rule, chat, lessons, operations, s
 from small import grpo
 from test_replay import sql_tool
 
-from tfgrpo_dspy import NoGate, SettingsError
+from tfgrpo_dspy import ExperienceLibrary, NoGate, SettingsError
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.rollout import Group, Rollout, Step, trajectory_text
+from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.strategies import (
     Ask,
     BranchingRollouts,
@@ -305,6 +307,32 @@ def test_branches_give_the_leaves_of_a_group_for_fewer_calls() -> None:
     whole = learned(student=Acting())
     n, n_whole = (r.results.usage["rollout"].n_lm_calls for r in (run, whole))
     assert n < 0.9 * n_whole
+
+
+def test_rollouts_branch_first_where_the_entropy_of_the_next_answer_rises_most() -> None:
+    def unsure(id_: int, entropies: Sequence[float]) -> Rollout:
+        steps = [
+            one for e in entropies
+            for one in (Step("predictor", "act", {}, {"way": "left"}, entropy=e),
+                        Step("tool", "step", {}, {"result": "done"}))
+        ]  # fmt: skip
+        return Rollout(0, id_, steps=tuple(steps), score=float(id_))
+
+    rollouts = (unsure(0, [0.1, 0.2, 0.9, 0.3]), unsure(1, [0.1, 0.7, 0.2, 0.2]))
+    sampled = SampledGroup(
+        Group(0, rollouts, rollouts), (Additions(ExperienceLibrary()),) * len(rollouts)
+    )
+    asked: list[tuple[int, int]] = []
+
+    async def play(rollout: Rollout, n_steps: int, **_: Any) -> list[Rollout]:
+        asked.append((rollout.rollout_id, n_steps))
+        branch = len(asked) + 10
+        return [replace(rollout, rollout_id=branch, n_replayed=n_steps)]
+
+    context = GroupContext(sampled, (), ExperienceLibrary(), (0,), questions(1))
+    credit = asyncio.run(BranchingRollouts(leaves=4).credit(context, None, play))  # type: ignore[arg-type]
+    assert asked == [(0, 4), (1, 2)]
+    assert [branch.rollout_id for branch in credit.beside] == [11, 12]
 
 
 def step(number: int) -> str:

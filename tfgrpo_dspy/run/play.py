@@ -92,12 +92,10 @@ class Player:
 
     def _counted(self, made: Sequence[Rollout]) -> list[Rollout]:
         """Those with a score, or all that ran where there is no metric."""
-        ids = {rollout.rollout_id for rollout in made}
         if self._run.settings.metric is None:
             return [rollout for rollout in made if rollout.counts]
-        group = Group.of(self._group.example, self._reward(made), has_metric=True)
+        counted = Group.of(self._group.example, self._reward(made), has_metric=True).rollouts
         floor = min([0.0, *self._group.scores])
-        counted = (r for r in group.rollouts if r.rollout_id in ids)
         return [replace(r, score=min(floor, r.score or 0.0)) if r.failure else r for r in counted]
 
     def given(self, rollout: Rollout) -> Additions | None:
