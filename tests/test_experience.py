@@ -289,6 +289,22 @@ def test_every_operation_takes_effect_or_is_refused_within_the_limits_and_in_ord
     assert longest <= limits.max_experience_words
 
 
+def test_libraries_that_learned_the_same_in_another_order_do_not_differ() -> None:
+    ours = ExperienceLibrary.from_texts(["Ask first.", "Be brief.", "Say sorry."])
+    other = ExperienceLibrary.from_texts(["Say sorry.", "Ask first.", "Be brief."])
+    assert ours.diff(other) == ""
+    assert ours.diff(ExperienceLibrary.from_texts(["Be brief.", "ASK FIRST"])).split("\n") == [
+        "- [E3] Say sorry.",
+        "~ [E1] Ask first. -> [E2] ASK FIRST",
+    ]
+
+
+def test_the_same_text_for_another_predictor_is_a_difference() -> None:
+    one = ExperienceLibrary([Experience("E1", "Ask first.", "solve")])
+    other = ExperienceLibrary([Experience("E2", "Ask first.")])
+    assert one.diff(other).split("\n") == ["+ [E2] Ask first.", "- [E1] Ask first. (for solve)"]
+
+
 def test_a_diff_says_what_was_added_removed_and_modified() -> None:
     after = LIBRARY.apply([Delete("E1"), Modify("E2", "Say sorry.", "*"), Add("Be brief.")])
     assert LIBRARY.diff(after).split("\n") == [

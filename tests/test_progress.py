@@ -1,17 +1,17 @@
 """What people see while a compile runs: the bar, and log lines that do not tear it."""
 
 import logging
+import os
 import re
 import subprocess
 import sys
+import termios
 import threading
 from pathlib import Path
 from typing import Any
 
-import dspy
 import pytest
-from runs import learned, polite_lm, predictor, questions
-from small import grpo
+from runs import learned
 
 TESTS = Path(__file__).parent
 SCRIPT = """
@@ -28,16 +28,35 @@ learned(progress=True, on_event=tell, max_lm_calls=150)
 """
 
 
-def script(code: str) -> str:
+def script(code: str, columns: int = 200) -> str:
     """What a script writes to a terminal's error stream, carriage returns included."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        timeout=60,
-        check=True,
-    )
-    return done.stderr.decode()
+    ours, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (40, columns))
+    try:
+        done = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "PATH": "/usr/bin:/bin"},
+            stderr=terminal,
+        )
+    finally:
+        os.close(terminal)
+    with os.fdopen(ours, "rb", buffering=0) as shown:
+        written = b"".join(iter(lambda: _read(shown), b""))
+    assert done.wait(60) == 0, written.decode()
+    return written.decode().replace("\r\n", "\n")
+
+
+def _read(stream: Any) -> bytes:
+    """The next bytes of a terminal; none at its end, which Linux reports as an error."""
+    try:
+        return bytes(stream.read(65536))
+    except OSError:
+        return b""
+
+
+def states(shown: str) -> list[str]:
+    """The states of the bar, in their order."""
+    return [state for state in re.split(r"[\r\n]+", shown) if "calls" in state and "%" in state]
 
 
 @pytest.mark.timeout(60)
@@ -51,49 +70,77 @@ def test_log_lines_stand_above_the_bar_and_never_in_it() -> None:
     assert len([line for line in lines if "LOG update 1 " in line]) == 1  # not printed twice
 
 
-def bars(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """The states of the bar, in their order."""
-    return [line for line in re.split(r"[\r\n]+", capsys.readouterr().err) if "rollout" in line]
+COMPILE = """
+from runs import learned
+results = learned(progress=True, max_lm_calls={budget}).detailed_results
+print(len(results.updates), results.student.mean, results.best.mean, file=open({out!r}, "w"))
+"""
 
 
-def test_the_bar_shows_phase_update_scores_experiences_calls_of_the_budget_and_dollars(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.timeout(60)
+def test_the_bar_shows_phase_calls_scores_update_experiences_and_is_full_at_the_end(
+    tmp_path: Path,
 ) -> None:
-    program = learned(progress=True, max_lm_calls=150)
-    states = bars(capsys)
-    assert states[0].startswith("training: ")
-    assert states[-1].startswith("final choice: ")
-    found = re.search(
-        r"update (\d+), 1 experience, student ([\d.]+), best ([\d.]+), \d+/150 LM calls, \$0\.0",
-        states[-1],
+    out = tmp_path / "out"
+    shown = states(script(COMPILE.format(budget=150, out=str(out))))
+    n_updates, student, best = out.read_text().split()
+    assert shown[0].startswith("training 0/150 calls, 0% |")
+    found = re.match(
+        r"final choice \d+/150 calls, student ([\d.]+), best ([\d.]+), 100% \|\S{10}\| "
+        r"[\d:]+<[\d:]+, update (\d+), 1 experience",
+        shown[-1],
     )
-    assert found is not None
-    assert int(found[1]) == len(program.detailed_results.updates)
-    results = program.detailed_results
-    shown = [f"{mean:.3f}" for mean in (results.student.mean, results.best.mean)]
-    assert [found[2], found[3]] == shown  # on validation, at the end
-    n_rollouts = sum(
-        program.detailed_results.usage[r].n_lm_calls for r in ("rollout", "validation")
+    assert found is not None, shown[-1]
+    assert found.groups() == (f"{float(student):.3f}", f"{float(best):.3f}", n_updates)
+
+
+@pytest.mark.timeout(60)
+def test_in_training_the_bar_compares_no_scores_of_different_examples(tmp_path: Path) -> None:
+    shown = states(script(COMPILE.format(budget=150, out=str(tmp_path / "out"))))
+    training = [state for state in shown if state.startswith("training")]
+    assert training
+    assert not any("student" in state or "best" in state for state in training)
+
+
+@pytest.mark.timeout(60)
+def test_eighty_columns_show_calls_and_scores(tmp_path: Path) -> None:
+    code = COMPILE.format(budget=150, out=str(tmp_path / "out"))
+    last = states(script(code, columns=80))[-1]
+    assert len(last) <= 80
+    assert re.match(r"final choice \d+/150 calls, student [\d.]+, best [\d.]+, ", last)
+
+
+SLOW = """
+import threading
+import dspy
+from runs import polite_lm, predictor, questions
+from small import grpo
+
+waiting = threading.Event()
+with dspy.context(lm=polite_lm(before=lambda prompt: waiting.wait(3.2))):
+    grpo(lambda *_: 0.0, epochs=1, group_size=2, num_threads=1, max_minutes=3.0 / 60).compile(
+        predictor(), trainset=questions(2), valset=questions(2, start=9)
     )
-    assert f" {n_rollouts}/" in states[-1]
+"""
 
 
-def test_the_bar_is_refreshed_every_second_though_no_rollout_ends(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    hanging, waiting = threading.Event(), threading.Event()
-
-    def before(_prompt: Any) -> None:
-        hanging.set()
-        waiting.wait(3.2)
-
-    with dspy.context(lm=polite_lm(before=before)):
-        grpo(lambda *_: 0.0, epochs=1, group_size=2, num_threads=1, max_minutes=3.0 / 60).compile(
-            predictor(), trainset=questions(2), valset=questions(2, start=9)
-        )
-    waiting.set()
-    seconds = {found[1] for state in bars(capsys) if (found := re.search(r"\[00:0(\d)<", state))}
+@pytest.mark.timeout(60)
+def test_the_bar_is_refreshed_every_second_though_no_rollout_ends() -> None:
+    seconds = {
+        found[1] for state in states(script(SLOW)) if (found := re.search(r" 00:0(\d)<", state))
+    }
     assert {"1", "2"} <= seconds
+
+
+def test_a_file_gets_whole_lines_and_not_one_a_refresh(capsys: pytest.CaptureFixture[str]) -> None:
+    learned(progress=True, max_lm_calls=150)  # takes less than a minute
+    shown = capsys.readouterr().err
+    lines = shown.removesuffix("\n").split("\n")
+    assert "\r" not in shown
+    assert len(lines) <= 4
+    assert lines[0].startswith("training 0/150 calls, 0% |")
+    assert lines[-1].startswith("final choice ")
+    assert "100% |" in lines[-1]
 
 
 def test_without_a_bar_the_error_stream_stays_empty(capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,19 +118,20 @@ def report(run_dir: str, output: str) -> None:
 @as_json
 @click.pass_context
 def diff(ctx: click.Context, a: str, b: str, as_json: bool) -> None:
-    """Compare two libraries by id: + only in B, - only in A, ~ changed. Exit code 1: they differ.
+    """Compare two libraries: + only in B, - only in A, ~ changed. Exit code 1: they differ.
 
-    Ids, texts and scopes are compared; effects and evidence are not.
+    Texts and scopes are compared; ids, effects and evidence are not. Where no text is the same, two
+    experiences of one id count as changed.
     """
     old, new = read_source(a).library, read_source(b).library
     text = old.diff(new)
     if as_json:
-        both = [(old[each.id], each) for each in new if each.id in old]
+        added, removed, changed = old.differences(new)
         echo_json(
             {
-                "added": [_values(each) for each in new if each.id not in old],
-                "removed": [_values(each) for each in old if each.id not in new],
-                "changed": [[_values(one), _values(other)] for one, other in both if one != other],
+                "added": [_values(each) for each in added],
+                "removed": [_values(each) for each in removed],
+                "changed": [[_values(one), _values(other)] for one, other in changed],
             }
         )
     elif text:

@@ -127,12 +127,30 @@ class ExperienceLibrary:
         return (*malformed, *values.carry_out(parsed, self, self.next_number, limits)[2])
 
     def diff(self, other: "ExperienceLibrary") -> str:
-        """A line for each experience that the two do not share, by id; "" where there is none."""
-        lines = [f"+ {new}" for new in other if new.id not in self]
-        lines += [f"- {old}" for old in self if old.id not in other]
-        both = [(old, other[old.id]) for old in self if old.id in other]
-        lines += [f"~ {old} -> {new}" for old, new in both if old != new]
-        return "\n".join(lines)
+        """A line for each experience that the two do not share; "" where there is none."""
+        added, removed, changed = self.differences(other)
+        lines = [f"+ {new}" for new in added] + [f"- {old}" for old in removed]
+        return "\n".join(lines + [f"~ {old} -> {new}" for old, new in changed])
+
+    def differences(
+        self, other: "ExperienceLibrary"
+    ) -> tuple[list[Experience], list[Experience], list[tuple[Experience, Experience]]]:
+        """What the other has besides, what it lacks, and the pairs (ours, the other's) that differ.
+
+        Two experiences of the same text and scope are the same, whatever their ids: runs number
+        what they learn in their own order. Of the rest, two of the same id are a pair, then two
+        whose texts differ in case, punctuation or spacing only.
+        """
+        added, removed = list(other), list(self)
+        changed: list[tuple[Experience, Experience]] = []
+        for key in (_content, lambda each: each.id, _meaning):
+            unmatched = {key(new): new for new in reversed(added)}
+            for old in list(removed):
+                if (new := unmatched.pop(key(old), None)) is not None:
+                    removed.remove(old)
+                    added.remove(new)
+                    changed += [(old, new)] if _content(old) != _content(new) else []
+        return added, removed, changed
 
     def merge(self, other: "ExperienceLibrary") -> "ExperienceLibrary":
         """This library and what the other has besides.
@@ -141,18 +159,17 @@ class ExperienceLibrary:
         says the same in the same scope is kept once, with the evidence of both.
         """
         merged = self._by_id()
-        id_by_content = {(values.normalized(each.text), each.scope): each.id for each in self}
+        id_by_meaning = {_meaning(each): each.id for each in self}
         next_number = max(self.next_number, other.next_number)
         for experience in other:
-            content = (values.normalized(experience.text), experience.scope)
-            if same := id_by_content.get(content):
+            if same := id_by_meaning.get(_meaning(experience)):
                 merged[same] = values.supported(merged[same], experience)
                 continue
             if experience.number < self.next_number:
                 experience = replace(experience, id=f"E{next_number}")
                 next_number += 1
             merged[experience.id] = experience
-            id_by_content[content] = experience.id
+            id_by_meaning[_meaning(experience)] = experience.id
         return ExperienceLibrary(merged.values(), next_number=next_number)
 
     def bake(self, program: ProgramT) -> ProgramT:
@@ -247,3 +264,11 @@ class ExperienceLibrary:
             return cls(known.experiences, next_number=known.next_number)
         except ValueError as error:
             raise LibraryFormatError(f"{source}: {error}") from error
+
+
+def _content(experience: Experience) -> tuple[str, str]:
+    return experience.text, experience.scope
+
+
+def _meaning(experience: Experience) -> tuple[str, str]:
+    return values.normalized(experience.text), experience.scope

@@ -1,4 +1,4 @@
-"""The progress bar of a run: it moves with every rollout, and at least every second."""
+"""The progress bar of a run: a line that is rewritten every second, elsewhere a line a minute."""
 
 import contextlib
 import logging
@@ -18,37 +18,58 @@ from tfgrpo_dspy.settings.plan import plan_of
 from tfgrpo_dspy.settings.schedule import RunSettings
 
 PHASES = {"rollout": "training", "validation": "final choice", "test": "test set"}
-REFRESH_S = 1.0
+REFRESH_S, REFRESH_IN_FILES_S = 1.0, 60.0
+BAR = "{desc}, {percentage:.0f}% |{bar:10}| {elapsed}<{remaining}{postfix}"
+"""What matters most stands first: a narrow terminal shows the beginning."""
 LOGGERS = ("", "dspy", "tfgrpo_dspy")  # whose lines on a terminal would tear the bar
 
 
 class _Bar(tqdm):
-    """A bar that is not drawn while it is hidden; it goes on counting."""
+    """A bar that is not drawn while it is hidden; it goes on counting.
+
+    Where no line can be rewritten, as in a file, each state is a line of its own.
+    """
 
     is_hidden = False
 
-    def display(self, *args: Any, **kwargs: Any) -> Any:
-        return None if self.is_hidden else super().display(*args, **kwargs)
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+        if self.is_hidden:
+            return None
+        if _can_rewrite():
+            return super().display(msg, pos)
+        if msg is None:  # else it clears the line
+            self.fp.write(f"{self}\n")
+        return None
 
 
 class Progress:
-    """Shows phase, update, scores, experiences, and what was used of the budget.
+    """Shows phase, LM calls of the budget, scores, update, experiences, and dollars.
 
-    Until the final choice the scores are means of training updates, `student` that of the first.
+    In training there is one score: the mean of the latest update, with the advice that its rollouts
+    were given. Student and best candidate are compared in the final choice only: before, no two
+    means are of the same examples.
     """
 
     def __init__(self, settings: RunSettings, ledger: Ledger) -> None:
         self._ledger = ledger
         self._max_lm_calls = settings.max_lm_calls
         self._scores: dict[str, float] = {}
-        self._phase, self._about = PHASES["rollout"], ""
-        self._shown_s = 0.0
+        self._phase, self._about = PHASES["rollout"], "update 1"
+        self._refresh_s = REFRESH_S if _can_rewrite() else REFRESH_IN_FILES_S
+        self._shown_s = time.monotonic()
         self._cleanup = contextlib.ExitStack()
         if settings.progress:
             self._cleanup.enter_context(_lines_above_bars())
         total = math.ceil(plan_of(settings).total.likely.n_rollouts)
         disabled = not settings.progress
-        self._bar = _Bar(total=total, unit="rollout", desc=self._phase, disable=disabled)
+        self._bar = _Bar(
+            total=total,
+            bar_format=BAR,
+            desc=self._state,
+            disable=disabled,
+            dynamic_ncols=True,
+            mininterval=self._refresh_s,
+        )
         self._cleanup.callback(self._bar.close)
 
     def show_rollout(self, role: str) -> None:
@@ -61,17 +82,15 @@ class Progress:
 
     def show_update(self, record: UpdateRecord) -> None:
         """Show the scores and the size of the library after an update."""
+        self._about = f"update {record.update + 1}, {counted(record.library_size, 'experience')}"
         if record.scores:
-            mean = statistics.fmean(record.scores)
-            self._scores.setdefault("student", mean)
-            self.show_scores(best=max(mean, self._scores.get("best", mean)))
-        self._about = f"update {record.update + 1}, {counted(record.library_size, 'experience')}, "
-        self._show()
+            self._scores = {"score": statistics.fmean(record.scores)}
+        self._show_change()
 
     def show_scores(self, **scores: float) -> None:
-        """Show these mean scores, by "student" and "best"."""
-        self._scores |= scores
-        self._show()
+        """Show these mean scores, by what they are of, in place of those before."""
+        self._scores = scores
+        self._show_change()
 
     @contextlib.contextmanager
     def hidden(self) -> Iterator[None]:
@@ -85,24 +104,43 @@ class Progress:
             self._show()
 
     def tick(self) -> None:
-        """Refresh the bar, if it was not refreshed for a second."""
-        if time.monotonic() - self._shown_s >= REFRESH_S:
+        """Refresh the bar, if it was not refreshed for a while."""
+        if time.monotonic() - self._shown_s >= self._refresh_s:
             self._show()
+
+    def _show_change(self) -> None:
+        """Show at once what has changed; in a file, with the next line."""
+        if _can_rewrite():
+            self._show()
+        else:
+            self.tick()
+
+    @property
+    def _state(self) -> str:
+        """The phase, the calls and the scores."""
+        limit = "" if self._max_lm_calls is None else f"/{self._max_lm_calls}"
+        scores = "".join(f", {name} {score:.3f}" for name, score in self._scores.items())
+        return f"{self._phase} {self._ledger.n_lm_calls}{limit} calls{scores}"
 
     def _show(self) -> None:
         if self._bar.disable:
             return
         self._shown_s = time.monotonic()
-        limit = "" if self._max_lm_calls is None else f"/{self._max_lm_calls}"
-        scores = "".join(f"{name} {score:.3f}, " for name, score in self._scores.items())
-        calls = f"{self._ledger.n_lm_calls}{limit} LM calls, ${self._ledger.cost:.4f}"
-        self._bar.set_description_str(self._phase, refresh=False)
-        self._bar.set_postfix_str(f"{self._about}{scores}{calls}")
+        dollars = f", ${self._ledger.cost:.4f}" if self._ledger.cost else ""
+        self._bar.set_description_str(self._state, refresh=False)
+        self._bar.set_postfix_str(f"{self._about}{dollars}")
 
     def close(self) -> None:
-        """End the bar."""
+        """End the bar, which is full then, though a run may need fewer rollouts than planned."""
+        self._bar.total = self._bar.n
         self._show()
+        self._bar.leave = _can_rewrite()  # else its last state is a line already
         self._cleanup.close()
+
+
+def _can_rewrite() -> bool:
+    """Whether the error stream is one that shows a line anew: a terminal, or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 class _AboveBars:
