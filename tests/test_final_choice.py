@@ -21,7 +21,9 @@ from scripted import EXTRACT, Prompt, chat, lessons, scripted_lm
 from small import grpo
 
 from tfgrpo_dspy import AddLessons, Decision, ExperienceLibrary, Gate, NoGate, RunEvidence
+from tfgrpo_dspy.experience.values import Effect
 from tfgrpo_dspy.results import Gain
+from tfgrpo_dspy.results.records import ScoreSummary
 
 CODES = {"slate": "T08", "amber": "B20", "cedar": "M55", "linen": "V93"}
 RIGHT = {kind: f"When a case is of kind {kind}, answer {code}." for kind, code in CODES.items()}
@@ -326,6 +328,35 @@ def test_where_differences_do_not_differ_there_is_no_interval(
     assert gain is not None
     assert (gain.low, gain.high) == (None, None)
     assert "differ too little for an interval" in str(gain)
+
+
+def test_an_interval_stays_within_the_scores_that_the_run_has_seen() -> None:
+    """19 of 20 right: t(19) = 2.093 times sqrt(.05 / 20) = .05 reaches beyond 1."""
+    almost = ScoreSummary.of([1.0] * 19 + [0.0], (0.0, 1.0))
+    assert str(almost) == "0.950 [0.845, 1.000] on 20 examples"
+    gain = Gain.between([0.0] * 20, [1.0] * 19 + [0.0], (0.0, 1.0))
+    assert str(gain) == "+0.950 [+0.845, +1.000] on 20 examples"
+
+
+@pytest.mark.parametrize(
+    ("score", "scale", "shown"),
+    [
+        (1.0, (0.0, 1.0), "1.000 [0.832, 1.000] on 20 examples"),  # Clopper and Pearson's table
+        (0.0, (0.0, 1.0), "0.000 [0.000, 0.168] on 20 examples"),
+        (-3000.0, (-20000.0, -3000.0), "-3000.000 [-5863.369, -3000.000] on 20 examples"),
+        (0.5, (0.0, 1.0), "0.500 on 20 examples"),
+        (1.0, (1.0, 1.0), "1.000 on 20 examples"),
+    ],
+)
+def test_equal_scores_at_an_end_of_the_scale_have_an_interval(
+    score: float, scale: tuple[float, float], shown: str
+) -> None:
+    assert str(ScoreSummary.of([score] * 20, scale)) == shown
+
+
+def test_no_figure_is_a_negative_zero() -> None:
+    assert str(ScoreSummary.of([-0.0001, 0.0])) == "0.000 [-0.001, 0.001] on 2 examples"
+    assert str(Effect(-0.001, 0.01, 5)).startswith("effect +0.00 ")
 
 
 def test_without_a_pair_there_is_no_gain() -> None:

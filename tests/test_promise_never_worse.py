@@ -113,8 +113,14 @@ def test_the_program_scores_more_than_the_student_on_what_both_were_measured_or_
         assert len(places) >= 10
         pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if None not in (a, b)]
         assert sum(a for a, _ in pairs) > sum(b for _, b in pairs)
-    assert optimized.detailed_results.best == ScoreSummary.of(ours)
-    assert optimized.detailed_results.student == ScoreSummary.of(theirs)
+    results = optimized.detailed_results
+    assert figures(results.best) == figures(ScoreSummary.of(ours))
+    assert figures(results.student) == figures(ScoreSummary.of(theirs))
+
+
+def figures(summary: ScoreSummary | None) -> tuple[float | None, int, int] | None:
+    """All but the interval, which also depends on what other candidates scored."""
+    return summary and (summary.mean, summary.n, summary.n_failed)
 
 
 def texts_and_scopes(program: Any) -> list[tuple[str, str]]:

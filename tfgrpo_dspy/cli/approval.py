@@ -115,7 +115,7 @@ def _compared(comparison: Comparison) -> list[str]:
 
 
 def _attempt(attempt: Attempt) -> str:
-    score = "no score" if attempt.score is None else f"{attempt.score:.2f}"
+    score = "no score" if attempt.score is None else f"{attempt.score:z.2f}"
     return " | ".join(filter(None, [score, attempt.outputs, attempt.feedback]))
 
 

@@ -29,7 +29,7 @@ def _cell(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "-", True: "yes", False: "no"}[value]
     if isinstance(value, int | float):
-        return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+        return f"{value:,}" if isinstance(value, int) else f"{value:z.3f}"
     return printable(" ".join(value.split()))
 
 

@@ -58,7 +58,7 @@ class Effect:
     n_rollouts: int
 
     def __str__(self) -> str:
-        measured = f"{self.estimate:+.2f} \N{PLUS-MINUS SIGN} {self.standard_error:.2f}"
+        measured = f"{self.estimate:+z.2f} \N{PLUS-MINUS SIGN} {self.standard_error:.2f}"
         return f"effect {measured} by {self.n_rollouts} rollouts"
 
 

@@ -41,7 +41,7 @@ class Belief:
     def in_words(self) -> str:
         """The effect, and how likely it is worth its tokens."""
         return (
-            f"effect {self.mean:+.3f} (standard error {self.sd:.3f}, {self.n_rollouts} "
+            f"effect {self.mean:+z.3f} (standard error {self.sd:.3f}, {self.n_rollouts} "
             f"rollouts): worth its tokens with probability {self.chance:.2f}"
         )
 

@@ -117,7 +117,7 @@ def attempts_text(
     for place, index in enumerate(order, start=1):
         about = []
         if scores:
-            about = [f"score {scores[index]:.3g}", f"advantage {advantages[index]:+.2f}"]
+            about = [f"score {scores[index]:.3g}", f"advantage {advantages[index]:+z.2f}"]
         for experience in varied:
             text = had[group.rollouts[index].rollout_id].get(experience.id)
             other = f' as "{text}"' if text not in (None, experience.text) else ""
@@ -140,7 +140,7 @@ def library_text(library: ExperienceLibrary) -> str:
         if experience.evidence:
             about = [f"learned from {_n_examples(experience.evidence)}"]
         if (effect := experience.effect) is not None:
-            measured = f"{effect.estimate:+.2f} \N{PLUS-MINUS SIGN} {effect.standard_error:.2f}"
+            measured = f"{effect.estimate:+z.2f} \N{PLUS-MINUS SIGN} {effect.standard_error:.2f}"
             about.append(f"measured effect on the score {measured}")
         about += ["on trial"] if experience.is_on_trial else []
         lines += [line, f"    {'; '.join(about)}"] if about else [line]

@@ -98,7 +98,7 @@ def effect_text(effect: Effect | None) -> str:
     if effect is None:
         return "not measured"
     low, high = bounds(effect)
-    return f"{effect.estimate:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"{effect.estimate:+z.2f} [{low:+z.2f}, {high:+z.2f}]"
 
 
 def scope_text(scope: str) -> str:
@@ -145,7 +145,7 @@ def objectives(finalists: Sequence[Finalist]) -> Section:
     for each in [known[0], *order][:MOST_CANDIDATES]:
         demos = ["demos"] if each.has_demos else []
         name = "result" if each.is_best else "student" if each is finalists[0] else "candidate"
-        means = [f"{each.objectives[own]:.3f}" if own in each.objectives else "" for own in names]
+        means = [f"{each.objectives[own]:z.3f}" if own in each.objectives else "" for own in names]
         parts = one_line(", ".join([*each.ids, *demos]))
         rows.append((name, *means, "yes" if id(each) in best else "no", parts))
     header = ("", *names, "best in its own way", "consists of")

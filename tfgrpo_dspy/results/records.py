@@ -15,19 +15,30 @@ CONFIDENCE = 0.95
 
 ExampleScores = Sequence[float | None]
 """The scores of the examples of a set, in their order; None where there is none."""
+Scale = tuple[float, float]
+"""The lowest and the highest score, as far as a run has seen them."""
+UNBOUNDED: Scale = (-math.inf, math.inf)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The bounds of the mean with 95 % confidence (Student's t).
+def interval(values: Sequence[float], scale: Scale = UNBOUNDED) -> tuple[float, float] | None:
+    """The bounds of the mean with 95 % confidence (Student's t), within the scale.
 
-    None where the values say nothing of their spread: fewer than two, or all the same.
+    Where all of two or more values stand at one end of the scale, a further value is below that end
+    with a probability of at most 1 - .025 ** (1 / n) (Clopper and Pearson, 1934), which bounds the
+    mean. None where the values say nothing of their spread: fewer than two, or all the same
+    elsewhere.
     """
-    n = len(values)
-    if n < 2 or max(values) - min(values) <= MIN_CONTRAST:
+    n, (lowest, highest) = len(values), scale
+    if n < 2:
         return None
-    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(n)
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error
-    return mean - half, mean + half
+    mean = statistics.fmean(values)
+    if max(values) - min(values) > MIN_CONTRAST:
+        half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(values) / math.sqrt(n)
+        return max(lowest, mean - half), min(highest, mean + half)
+    most = (highest - lowest) * (1 - ((1 - CONFIDENCE) / 2) ** (1 / n))
+    if highest - lowest <= MIN_CONTRAST or lowest + MIN_CONTRAST < mean < highest - MIN_CONTRAST:
+        return None
+    return (mean, lowest + most) if mean <= lowest + MIN_CONTRAST else (highest - most, mean)
 
 
 def counted(n: int, singular: str) -> str:
@@ -35,7 +46,7 @@ def counted(n: int, singular: str) -> str:
     return f"{n:,} {singular}" if n == 1 else f"{n:,} {singular}s"
 
 
-def bounds_text(low: float | None, high: float | None, form: str = ".3f") -> str:
+def bounds_text(low: float | None, high: float | None, form: str = "z.3f") -> str:
     """` [low, high]` in this format, or "" where there is no interval."""
     return "" if low is None or high is None else f" [{low:{form}}, {high:{form}}]"
 
@@ -54,16 +65,17 @@ class ScoreSummary:
     high: float | None = None
 
     @classmethod
-    def of(cls, scores: ExampleScores) -> "ScoreSummary | None":
+    def of(cls, scores: ExampleScores, scale: Scale = UNBOUNDED) -> "ScoreSummary | None":
         """The mean of the scores; None where no example was measured."""
         if not scores:
             return None
         known = [score for score in scores if score is not None]
         mean = statistics.fmean(known) if known else None
-        return cls(mean, len(known), len(scores) - len(known), *(interval(known) or (None, None)))
+        low, high = interval(known, scale) or (None, None)
+        return cls(mean, len(known), len(scores) - len(known), low, high)
 
     def __str__(self) -> str:
-        mean = "no score" if self.mean is None else f"{self.mean:.3f}"
+        mean = "no score" if self.mean is None else f"{self.mean:z.3f}"
         failed = f", {self.n_failed} more without a score" if self.n_failed else ""
         return f"{mean}{bounds_text(self.low, self.high)} on {counted(self.n, 'example')}{failed}"
 
@@ -82,20 +94,24 @@ class Gain:
     n: int
 
     @classmethod
-    def between(cls, before: ExampleScores, after: ExampleScores) -> "Gain | None":
+    def between(
+        cls, before: ExampleScores, after: ExampleScores, scale: Scale = UNBOUNDED
+    ) -> "Gain | None":
         """The mean of after minus before over examples that have both scores; None: no such."""
         pairs = zip(before, after, strict=False)
         gains = [new - old for old, new in pairs if new is not None and old is not None]
         if not gains:
             return None
-        low, high = interval(gains) or (None, None)
+        widest = scale[1] - scale[0]
+        is_spread = max(gains) - min(gains) > MIN_CONTRAST
+        low, high = (is_spread and interval(gains, (-widest, widest))) or (None, None)
         return cls(statistics.fmean(gains), low, high, len(gains))
 
     def __str__(self) -> str:
         examples = counted(self.n, "example")
         if self.low is None or self.high is None:
-            return f"{self.mean:+.3f} on {examples}; the gains differ too little for an interval"
-        return f"{self.mean:+.3f}{bounds_text(self.low, self.high, '+.3f')} on {examples}"
+            return f"{self.mean:+z.3f} on {examples}; the gains differ too little for an interval"
+        return f"{self.mean:+z.3f}{bounds_text(self.low, self.high, '+z.3f')} on {examples}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,12 @@ from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.gate.race import Race, Scores, scored
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results.records import (
+    UNBOUNDED,
     ExampleScores,
     Finalist,
     Gain,
     HeldOut,
+    Scale,
     ScoreSummary,
     TriedAdvice,
 )
@@ -103,6 +105,12 @@ class Measurements:
         """The candidate's scores by `scored`, in the order of the measurement."""
         return [score for (c, _), score in scored(self.scores()).items() if c == candidate]
 
+    @property
+    def scale(self) -> Scale:
+        """The lowest and the highest score that was measured."""
+        scores = [score for score in self.scores().values() if score is not None]
+        return (min(scores), max(scores)) if scores else UNBOUNDED
+
     def objectives_of(self, candidate: int) -> dict[str, float]:
         """The means of the candidate's objectives, over the rollouts that have them."""
         found = [r.objectives for (c, _), r in self._rollouts.items() if c == candidate]
@@ -139,8 +147,9 @@ class Measurements:
     def outcome(self, place: int) -> dict[str, Any]:
         """The mean scores of the student and of this candidate, and the gain."""
         before, after = self.scores_of(0), self.scores_of(place)
-        student, best = ScoreSummary.of(before), ScoreSummary.of(after)
-        return {"student": student, "best": best, "gain": Gain.between(before, after)}
+        scale = self.scale
+        student, best = ScoreSummary.of(before, scale), ScoreSummary.of(after, scale)
+        return {"student": student, "best": best, "gain": Gain.between(before, after, scale)}
 
 
 def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Sequence[Any]) -> Any:
@@ -265,7 +274,7 @@ def _race(
         Finalist(
             ids=tuple(experience.id for experience in candidate.library),
             has_demos=bool(candidate.demos),
-            score=ScoreSummary.of(measured.scores_of(c)),
+            score=ScoreSummary.of(measured.scores_of(c), measured.scale),
             chance=race.chance(c, 0, scores),
             is_best=c == best,
             objectives=measured.objectives_of(c),

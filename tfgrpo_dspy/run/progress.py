@@ -119,7 +119,7 @@ class Progress:
     def _state(self) -> str:
         """The phase, the calls and the scores."""
         limit = "" if self._max_lm_calls is None else f"/{self._max_lm_calls}"
-        scores = "".join(f", {name} {score:.3f}" for name, score in self._scores.items())
+        scores = "".join(f", {name} {score:z.3f}" for name, score in self._scores.items())
         return f"{self._phase} {self._ledger.n_lm_calls}{limit} calls{scores}"
 
     def _show(self) -> None:

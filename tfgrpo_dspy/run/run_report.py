@@ -216,7 +216,7 @@ def _in_words(record: UpdateRecord) -> str:
     kinds = Counter(CHANGES_IN_WORDS[change.kind] for change in record.changes)
     changes = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
     scores = record.scores
-    mean = f", mean score {sum(scores) / len(scores):.3f}" if scores else ""
+    mean = f", mean score {sum(scores) / len(scores):z.3f}" if scores else ""
     source = f"{counted(len(record.groups), 'example')}{mean}"
     source = source if record.groups else "labelled examples"
     return (
