@@ -269,7 +269,7 @@ def test_a_budget_ends_no_update_halfway_when_lessons_begin_late(max_lm_calls: i
     optimizer = optimizer_of(metric=metric, max_lm_calls=max_lm_calls, **settings_)
     with dspy.context(lm=lm_on(engine)):
         results = optimizer.compile(predictor(), trainset=questions(12)).detailed_results
-    assert "does not reach for another update" in results.ended_because
+    assert "is spent as planned" in results.ended_because
     assert results.usage["unfinished"].n_lm_calls == 0
     assert engine.n_calls(UPDATE) > 0
     assert engine.n_calls() <= max_lm_calls

@@ -1,13 +1,24 @@
 """What users import, and the arguments of the optimizer."""
 
 import inspect
+import pydoc
 import re
 from typing import Any
 
+import dspy
 import pytest
+from runs import polite_lm, predictor, questions
 
 import tfgrpo_dspy
-from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO, TrainingFreeGRPOError
+from tfgrpo_dspy import (
+    Execution,
+    ExperienceLibrary,
+    LibraryError,
+    Reflection,
+    SettingsError,
+    TrainingFreeGRPO,
+    TrainingFreeGRPOError,
+)
 
 PUBLIC = [
     "AddLessons", "BayesianGate", "Belief", "Decision", "DraftLessons", "Effect", "Evidence",
@@ -123,3 +134,56 @@ def test_every_error_is_of_the_package_and_of_the_kind_that_a_caller_expects(
 ) -> None:
     for parent in (TrainingFreeGRPOError, *parents):
         assert issubclass(getattr(tfgrpo_dspy, error), parent)
+
+
+@pytest.mark.parametrize("documented", [TrainingFreeGRPO, Reflection, Execution])
+def test_help_shows_plain_types(documented: type) -> None:
+    shown = pydoc.render_doc(documented, renderer=pydoc.plaintext)
+    assert "Annotated" not in shown
+    assert "Check(" not in shown
+
+
+@pytest.mark.parametrize(
+    ("argument", "instead"),
+    [
+        ("num_candidates", "group_size="),
+        ("max_full_evals", "max_lm_calls= or max_metric_calls="),
+        ("prompt_model", "reflection_lm="),
+        ("max_bootstrapped_demos", "max_demos="),
+    ],
+)
+def test_arguments_of_other_optimizers_name_ours(argument: str, instead: str) -> None:
+    with pytest.raises(TypeError, match=f"has no argument '{argument}'; pass {instead}"):
+        TrainingFreeGRPO(a_metric, **{argument: 3})
+
+
+def test_a_missing_metric_is_named_without_names_of_internals() -> None:
+    with pytest.raises(TypeError) as refused:
+        TrainingFreeGRPO()  # type: ignore[call-arg]
+    assert "TrainingFreeGRPO: missing a required argument: 'metric'; pass" in str(refused.value)
+    assert "Settings" not in str(refused.value)
+
+
+def test_a_trainset_of_dicts_is_refused_with_what_to_write() -> None:
+    optimizer = TrainingFreeGRPO(a_metric, progress=False)
+    with pytest.raises(SettingsError) as refused, dspy.context(lm=polite_lm()):
+        optimizer.estimate(predictor(), trainset=[{"question": "q", "answer": "a"}])
+    assert "trainset: position 0 holds a dict, not a dspy.Example; pass dspy.Example(" in str(
+        refused.value
+    )
+
+
+def test_a_library_is_baked_into_a_program_and_nothing_else() -> None:
+    with pytest.raises(LibraryError, match=r"program='x\.json': pass a dspy\.Module"):
+        ExperienceLibrary.from_texts(["Ask first."]).bake("x.json")
+
+
+def test_plans_and_libraries_are_short_in_a_console_and_a_text_in_a_notebook() -> None:
+    library = ExperienceLibrary.from_texts(["Ask for <id> first.", "Be brief."])
+    assert repr(library) == "<ExperienceLibrary of 2: E1, E2>"
+    assert "Ask for &lt;id&gt; first." in library._repr_html_()
+    with dspy.context(lm=polite_lm()):
+        optimizer = TrainingFreeGRPO(a_metric, max_lm_calls=100)
+        plan = optimizer.estimate(predictor(), trainset=questions(9))
+    assert re.fullmatch(r"<Plan: likely \d+, at most 100 LM calls>", repr(plan))
+    assert str(plan).splitlines()[1] in plan._repr_html_()

@@ -64,7 +64,7 @@ def damaged() -> Any:
         ({"trainset": [*questions(1), UNMARKED, *questions(1), UNMARKED]},
          ["trainset: 2 of 4 examples have no inputs (the first at position 1); call "]),
         ({"trainset": [EMPTY]}, ["trainset: 1 of 1 examples have no inputs"]),
-        ({"trainset": [{"question": "?"}, "?"]}, ["trainset: 2 of 2 examples have no inputs"]),
+        ({"trainset": [{"question": "?"}, "?"]}, ["trainset: position 0 holds a dict"]),
         ({"valset": [UNMARKED]}, ["valset: 1 of 1 examples have no inputs"]),
         ({"student": Holding()}, ["student=Holding has no predictors"]),
         ({"student": Holding(frozen())}, ["(sub-modules with _compiled=True are frozen)"]),

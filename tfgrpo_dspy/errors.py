@@ -12,6 +12,11 @@ def described(error: BaseException) -> str:
         return name
 
 
+def sentence(text: object) -> str:
+    """The text with one full stop at its end, such as a message of a library in one of ours."""
+    return f"{str(text).rstrip(' .')}."
+
+
 class TrainingFreeGRPOError(Exception):
     """What every exception of this package derives from."""
 

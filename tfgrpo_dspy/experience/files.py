@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, StrictInt, ValidationError
 
-from tfgrpo_dspy.errors import LibraryFormatError
+from tfgrpo_dspy.errors import LibraryFormatError, sentence
 from tfgrpo_dspy.experience.values import Effect, Evidence, Experience
 
 FORMAT = {"format": "tfgrpo_dspy.library", "version": 1}
@@ -59,11 +59,11 @@ def json_value(text: str, source: str) -> Any:
         return json.loads(text, object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise LibraryFormatError(f"{source} is not JSON: {where}: {error.msg}.") from error
+        raise LibraryFormatError(f"{source} is not JSON: {where}: {sentence(error.msg)}") from error
     except RecursionError as error:
         raise LibraryFormatError(f"{source} is not a library: it is nested too deeply.") from error
     except ValueError as error:
-        raise LibraryFormatError(f"{source} cannot be read: {error}.") from error
+        raise LibraryFormatError(f"{source} cannot be read: {sentence(error)}") from error
 
 
 def checked_record(record: Any, source: str) -> Record:

@@ -1,5 +1,6 @@
 """The library: an immutable, ordered set of experiences; apply, compare, merge, bake, save."""
 
+import html
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -77,6 +78,12 @@ class ExperienceLibrary:
     def __str__(self) -> str:
         """A line for each experience, with what is known of its worth: made for people."""
         return "\n".join(map(str, self)) or "no experiences"
+
+    def __repr__(self) -> str:
+        return f"<ExperienceLibrary of {len(self)}: {', '.join(self._by_id()) or 'empty'}>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def _by_id(self) -> dict[str, Experience]:
         return {experience.id: experience for experience in self}
@@ -179,8 +186,10 @@ class ExperienceLibrary:
         they were before the first bake; with the block goes the memory of retired ids.
 
         Raises:
-            LibraryError: a scope is not the name of one of the program's predictors.
+            LibraryError: not a DSPy program, or a scope is not the name of one of its predictors.
         """
+        if not hasattr(program, "named_predictors"):
+            raise LibraryError(f"program={program!r:.100}: pass a dspy.Module, not its file.")
         baked = programs.copy_program(program)
         predictors = dict(programs.named_predictors(baked))
         unknown = sorted({experience.scope for experience in self} - {ALL, *predictors})

@@ -78,7 +78,7 @@ class Experience:
     id: str
     text: str
     scope: str = ALL
-    evidence: tuple[Evidence, ...] = field(default=(), compare=False)
+    evidence: tuple[Evidence, ...] = field(default=(), compare=False, repr=False)
     effect: Effect | None = field(default=None, compare=False)
     price: int | None = field(default=None, compare=False)
     is_on_trial: bool = field(default=False, compare=False)

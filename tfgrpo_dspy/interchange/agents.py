@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tfgrpo_dspy.errors import LibraryFormatError
+from tfgrpo_dspy.errors import LibraryFormatError, sentence
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.interchange.items import Item, library_of
 
@@ -117,6 +117,6 @@ def _from_yaml(read: Any, text: str, source: str) -> Any:
             f"{source} is not YAML: {where}{error.problem or error.context}."
         ) from error
     except (yaml.YAMLError, ValueError) as error:
-        raise LibraryFormatError(f"{source} is not YAML: {error}.") from error
+        raise LibraryFormatError(f"{source} is not YAML: {sentence(error)}") from error
     except RecursionError as error:
         raise LibraryFormatError(f"{source} is not a library: it is nested too deeply.") from error

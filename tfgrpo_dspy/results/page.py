@@ -149,7 +149,10 @@ def objectives(finalists: Sequence[Finalist]) -> Section:
         parts = one_line(", ".join([*each.ids, *demos]))
         rows.append((name, *means, "yes" if id(each) in best else "no", parts))
     header = ("", *names, "best in its own way", "consists of")
-    return Section(f"Mean objectives on {counted(most, 'validation example')}", rows, header)
+    title = f"Mean objectives on {counted(most, 'validation example')}"
+    if any(each.is_best and id(each) not in best for each in known):
+        title += "; the result has the best score, which counts the objectives as the metric does"
+    return Section(title, rows, header)
 
 
 def _n_measured(finalist: Finalist) -> int:

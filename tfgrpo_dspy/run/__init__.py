@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError
+from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, sentence
 from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation, Refusal, carry_out
@@ -105,8 +105,9 @@ class Run:
             raise
         if run.ledger.is_failure:  # before or during the final choice
             failed = RunFailedError(
-                f"The run was ended by failures: {run.ledger.stopped_because}. What was finished "
-                f"is kept in log_dir, if there is one; `.program` of this error is the best so far."
+                f"The run was ended by failures: {sentence(run.ledger.stopped_because)} What was "
+                f"finished is kept in log_dir, if there is one; `.program` of this error is the "
+                f"best so far."
             )
             failed.program = program
             raise failed

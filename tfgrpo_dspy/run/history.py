@@ -114,7 +114,7 @@ class History:
         n, limit = self._n_affordable(update)
         if n < len(examples):
             value = getattr(settings, limit)
-            report.ended_because = f"{limit}={value} does not reach for another update"
+            report.ended_because = f"{limit}={value} is spent as planned"
         if n < 1:
             return None
         chosen = dict.fromkeys(examples[: int(min(n, self._size))], self._group_size)

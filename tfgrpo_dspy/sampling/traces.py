@@ -9,7 +9,7 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.errors import SettingsError
+from tfgrpo_dspy.errors import SettingsError, sentence
 from tfgrpo_dspy.metric import MOST
 from tfgrpo_dspy.rollout import Failure, Rollout, Step
 from tfgrpo_dspy.sampling.fields import as_fields
@@ -59,7 +59,7 @@ def _traces(given: Any) -> Iterator[Any]:
     try:
         lines = Path(given).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"traces={str(given)!r} cannot be read: {error}.") from error
+        raise SettingsError(f"traces={str(given)!r} cannot be read: {sentence(error)}") from error
     for line in lines:
         if line.strip():
             try:

@@ -32,8 +32,28 @@ from tfgrpo_dspy.strategies.base import Strategy
 DEFAULT_THREADS = 8
 AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
 """Per training example so many LM calls for each LM call of a rollout; at least so many in all."""
+OTHERS = {
+    "bsize": "batch_size=",
+    "candidate_selection_strategy": "gate=, or nothing: the race chooses among several candidates",
+    "init_temperature": "temperature=",
+    "max_bootstrapped_demos": "max_demos=",
+    "max_full_evals": "max_lm_calls= or max_metric_calls=",
+    "max_labeled_demos": "max_demos=",
+    "max_steps": "epochs=",
+    "num_candidates": "group_size=",
+    "num_trials": "max_lm_calls= or auto=",
+    "prompt_model": "reflection_lm=",
+    "reflection_minibatch_size": "batch_size=",
+    "task_model": "nothing: the program keeps its LMs; set them by program.set_lm(...)",
+    "track_stats": "nothing: the result always has detailed_results",
+    "use_mlflow": "nothing: a run within an MLflow run is tracked; see docs/dspy.md",
+    "use_wandb": "on_event=, a function that logs each event",
+    "verbose": "progress=",
+}
+"""Arguments of GEPA, MIPROv2 and SIMBA, and what to pass here in their place."""
 P = ParamSpec("P")
 S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -143,26 +163,50 @@ def taking(
     Editors, type checkers and `inspect.signature` see these arguments with types and defaults.
     """
 
+    signature = inspect.signature(settings_class)
+
     def decorate(init: Callable[[Any, S], None]) -> Callable[Concatenate[Any, P], None]:
         def constructor(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
-            for name in kwargs.keys() - inspect.signature(settings_class).parameters.keys():
-                kinds = (kind for kind in (Reflection, Execution) if name in kind.__annotations__)
-                kind = next((kind.__name__ for kind in kinds), "")
-                where = f"; pass {kind.lower()}={kind}({name}=...)" if kind else ""
-                raise TypeError(f"{type(self).__name__} has no argument {name!r}{where}.")
+            name = type(self).__name__
+            for unknown in kwargs.keys() - signature.parameters.keys():
+                raise TypeError(f"{name} has no argument {unknown!r}{_instead_of(unknown)}.")
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(
+                    f"{name}: {error}; pass, for example, {name}(metric, max_lm_calls=300)."
+                ) from None
             init(self, settings_class(*args, **kwargs))
 
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        parameters = [own, *inspect.signature(settings_class).parameters.values()]
+        parameters = [own, *signature.parameters.values()]
         vars(constructor)["__signature__"] = inspect.Signature(parameters)
         return constructor
 
     return decorate
 
 
+def _instead_of(name: str) -> str:
+    """What to pass instead of an argument that the optimizer does not have; "" if unknown."""
+    kinds = (kind for kind in (Reflection, Execution) if name in kind.__annotations__)
+    if kind := next((kind.__name__ for kind in kinds), ""):
+        return f"; pass {kind.lower()}={kind}({name}=...)"
+    return f"; pass {OTHERS[name]}" if name in OTHERS else ""
+
+
+def plainly_typed(settings_class: type[T]) -> type[T]:
+    """Remove the checks from the types that `help` and editors show; the fields keep them."""
+    for annotations in (settings_class.__annotations__, settings_class.__init__.__annotations__):
+        for name, kind in annotations.items():
+            if hasattr(kind, "__metadata__"):  # it is Annotated
+                annotations[name] = kind.__origin__
+    return settings_class
+
+
 ReflectionModule = Annotated[Any, of_type(dspy.Module, "a dspy.Module with the same fields")]
 
 
+@plainly_typed
 @dataclass(frozen=True, kw_only=True)
 class Reflection:
     """How the reflection LM is called.
@@ -219,6 +263,7 @@ class PaperReflection(Reflection):
     failure_analysis: bool = False  # lessons also from groups that fail and have no contrast
 
 
+@plainly_typed
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """Where and how rollouts are run.
@@ -252,6 +297,7 @@ class Execution:
         refuse(read_arguments(self))
 
 
+@plainly_typed
 @dataclass(frozen=True)
 class Settings:
     """The arguments of `TrainingFreeGRPO`, which documents them. None: derived, or the default."""

@@ -188,6 +188,13 @@ def _data_faults(name: str, examples: Any) -> Iterator[str]:
     if not isinstance(examples, Sequence) or not examples:
         yield f"{name}={examples!r}: pass a list of at least one dspy.Example."
         return
+    for index, example in enumerate(examples):
+        if not isinstance(example, dspy.Example):
+            yield (
+                f"{name}: position {index} holds a {type(example).__name__}, not a dspy.Example; "
+                f"pass dspy.Example(question=..., answer=...).with_inputs('question')."
+            )
+            return
     without = [index for index, example in enumerate(examples) if not _has_inputs(example)]
     if without:
         yield (

@@ -4,6 +4,7 @@ How many LM calls and tokens a rollout takes is assumed. Retries after the fault
 in no column, prompts that must be split neither.
 """
 
+import html
 import math
 import operator
 import statistics
@@ -80,6 +81,13 @@ class Plan:
     def total(self) -> PlanRow:
         """All rollouts, all LM calls and all dollars."""
         return self.rows[-1]
+
+    def __repr__(self) -> str:
+        calls = f"likely {self.total.likely.n_lm_calls:,.0f}"
+        return f"<Plan: {calls}, at most {self.total.at_most.n_lm_calls:,.0f} LM calls>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         head = f"{'rollouts':>9}{'calls':>9}{'dollars':>9}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import tenacity
 
-from tfgrpo_dspy.errors import StoreError, described
+from tfgrpo_dspy.errors import StoreError, described, sentence
 from tfgrpo_dspy.redaction import cleaned
 
 DATABASE = "tfgrpo_store.db"
@@ -31,7 +31,7 @@ def reading(key: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a record that was changed may hold anything
-        raise StoreError(f"The record {key!r} is damaged: {described(error)}.") from error
+        raise StoreError(f"The record {key!r} is damaged: {sentence(described(error))}") from error
 
 
 class Store:
