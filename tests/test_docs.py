@@ -22,6 +22,7 @@ from scripted import (
 
 import tfgrpo_dspy.local
 from tfgrpo_dspy.cli import tfgrpo
+from tfgrpo_dspy.results.page import FAILURES_IN_WORDS
 from tfgrpo_dspy.run.saved import saved_runs
 
 ROOT = Path(__file__).parents[1]
@@ -189,3 +190,21 @@ def test_the_commands_of_the_page_on_the_command_line_run_as_they_stand(
         done = CliRunner().invoke(tfgrpo, command.split(), env=environment)
         assert done.exit_code == (1 if command.startswith("diff") and done.output else 0), line
     assert (tmp_path / "new.json").exists()
+
+
+def test_the_reasons_on_the_page_of_learning_nothing_are_those_that_a_run_gives() -> None:
+    page = (ROOT / "docs" / "nothing-learned.md").read_text(encoding="utf-8")
+    source = (ROOT / "tfgrpo_dspy" / "run" / "run_report.py").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    reasons = [found for row in rows for found in re.findall(r"`([^`]+)`", row)]
+    assert len(reasons) >= 8
+    for reason in reasons:
+        words = reason.replace("n of n groups", "groups").replace("max_...", "").strip(": '")
+        words = words.removeprefix("failures of kind '")
+        assert words in source or words in FAILURES_IN_WORDS, reason
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_page_stands_in_the_list_of_pages(page: Path) -> None:
+    listed = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert page.name == "README.md" or f"({page.name}" in listed
