@@ -9,7 +9,7 @@ import io
 import logging
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,12 @@ class Options:
     made_by: str = ""
 
 
-def run_cell(cell: Cell, options: Options) -> dict[str, Any]:
-    """The record of a cell."""
+def run_cell(cell: Cell, options: Options, task: Task | None = None) -> dict[str, Any]:
+    """The record of a cell; `task`: in place of the one that the cell names."""
     began = time.monotonic()
-    with _silence():
+    with silence():
         dspy.configure_cache(enable_disk_cache=False)  # nobody profits from what another paid
-        task = tasks.load(cell.task, cell.seed, options.data)
+        task = task or tasks.load(cell.task, cell.seed, options.data)
         policy, reflection = _lms(task, cell.seed, options)
         account = Account(cell.budget)
         student = task.student()
@@ -64,10 +64,10 @@ def run_cell(cell: Cell, options: Options) -> dict[str, Any]:
             reflection=counted(reflection, REFLECTION, account),
             observer=observer,
             n_threads=options.n_threads,
-            calls=_calls_per_run(task, policy),
+            calls=calls_per_run(task, policy),
         )
         started = time.monotonic()
-        program, ended = _optimized(cell.optimizer, setup)
+        program, ended = optimized(OPTIMIZERS[cell.optimizer], setup)
         wall_s = time.monotonic() - started
         scores, prompt_tokens, n_failed = held_out(program, task, policy, options.n_threads)
     return {
@@ -87,11 +87,11 @@ def run_cell(cell: Cell, options: Options) -> dict[str, Any]:
     }
 
 
-def _optimized(name: str, setup: Setup) -> tuple[Any, str]:
+def optimized(optimizer: Callable[[Setup], Any], setup: Setup) -> tuple[Any, str]:
     """The program, and how the optimizer ended: "finished", "budget", or what it raised."""
     try:
         with dspy.context(lm=setup.policy, callbacks=[setup.observer]):
-            return OPTIMIZERS[name](setup), "finished"
+            return optimizer(setup), "finished"
     except BudgetSpentError:
         ended = "budget"
         kept = None
@@ -121,7 +121,8 @@ def held_out(
     return [float(value) for *_, value in results], tokens, n_failed
 
 
-def _calls_per_run(task: Task, policy: Any) -> float:
+def calls_per_run(task: Task, policy: Any) -> float:
+    """How many LM calls a run of the student takes, by two of them."""
     account = Account()
     with dspy.context(lm=counted(policy.copy(cache=False), POLICY, account)):
         for example in task.train[:N_PROBES]:
@@ -142,7 +143,7 @@ def _lms(task: Task, seed: int, options: Options) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Optimizers write progress bars and much else; what a cell has to say is in its record."""
     logging.disable(logging.CRITICAL)
     try:

@@ -2,7 +2,9 @@
 
 Each is given all data of the task and the budget. How they are fair:
 
-- `tfgrpo` is TrainingFreeGRPO with the metric, the reflection LM and `max_lm_calls`: nothing else.
+- `tfgrpo` is TrainingFreeGRPO with the metric, the reflection LM and `max_lm_calls`: nothing else;
+  `tfgrpo-no-demos` has `max_demos=0`, `tfgrpo-no-gate` has `NoGate()`.
+- `labelled` is LabeledFewShot with 16 demos, which takes no call.
 - Every other optimizer has the settings that its documentation recommends for so small a budget,
   and those of its arguments that decide how long it goes on are set so high that it uses its
   budget: the account ends it, and its best program so far is what it would have returned.
@@ -46,10 +48,10 @@ from dspy.teleprompt import InferRules
 from tasks import Task
 from tasks.simulated import lessons_of
 
-from tfgrpo_dspy import Experience, ExperienceLibrary, TrainingFreeGRPO
+from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate, TrainingFreeGRPO
 
 N_GEPA_VALIDATION, N_OF_LARGE_BUDGET, LARGE_BUDGET = 10, 20, 1000
-N_DEMOS = 4
+N_DEMOS, N_LABELLED = 4, 16
 ATTEMPTS_AT_DEMOS = 12
 """Runs of the program that bootstrapping a set of at most 4 demos takes, about."""
 COPRO_USES, SIMBA_USES = 0.8, 0.8
@@ -87,10 +89,13 @@ class Setup:
         return val
 
 
-def _ours(setup: Setup) -> Any:
-    optimizer = TrainingFreeGRPO(setup.task.metric, **our_arguments(setup))
-    train, val = list(setup.task.train), list(setup.task.val)
-    return optimizer.compile(setup.task.student(), trainset=train, valset=val)
+def _ours(**settings: Any) -> Callable[[Setup], Any]:
+    def run(setup: Setup) -> Any:
+        optimizer = TrainingFreeGRPO(setup.task.metric, **our_arguments(setup), **settings)
+        train, val = list(setup.task.train), list(setup.task.val)
+        return optimizer.compile(setup.task.student(), trainset=train, valset=val)
+
+    return run
 
 
 def our_arguments(setup: Setup) -> dict[str, Any]:
@@ -306,9 +311,17 @@ def _oracle(setup: Setup) -> Any:
     return library.bake(setup.task.student())
 
 
+def _labelled(setup: Setup) -> Any:
+    optimizer = dspy.LabeledFewShot(k=N_LABELLED)
+    return optimizer.compile(setup.task.student(), trainset=setup.examples)
+
+
 OPTIMIZERS: dict[str, Callable[[Setup], Any]] = {
     "none": lambda setup: setup.task.student(),
-    "tfgrpo": _ours,
+    "labelled": _labelled,
+    "tfgrpo": _ours(),
+    "tfgrpo-no-demos": _ours(max_demos=0),
+    "tfgrpo-no-gate": _ours(gate=NoGate()),
     "tfgrpo-paper": _paper,
     "gepa": _gepa(3),
     "gepa-mb8": _gepa(8),
@@ -322,7 +335,7 @@ OPTIMIZERS: dict[str, Callable[[Setup], Any]] = {
     "copro": _copro,
     "oracle": _oracle,
 }
-WITHOUT_BUDGET = ("none", "oracle")
+WITHOUT_BUDGET = ("none", "labelled", "oracle")
 """These spend nothing, so one run of them stands beside every budget."""
 OWN = "tfgrpo"
 OTHERS = tuple(n for n in OPTIMIZERS if n not in WITHOUT_BUDGET and not n.startswith(OWN))

@@ -13,7 +13,7 @@ from typing import Any
 from dspy import lm15
 from simlm_texts import OutputFields, Prompt, output_fields, sections
 from simlm_world import draw, pick
-from worlds_model import N_TRAIN, N_WRONG, STAGES, USELESS_LINES, Lesson, World
+from worlds_model import N_TRAIN, N_WRONG, USELESS_LINES, Lesson, World
 
 REDRAWN = 0.3
 """The share of cases whose luck is drawn again with other lessons in the prompt."""
@@ -42,6 +42,7 @@ class WorldEngine:
         self.world, self.limit = world, limit
         self.calls: Counter[str] = Counter()
         self.fingerprint = f"worlds {world.cell} {world.seed}"
+        self._stage = re.compile("|".join(map(re.escape, world.stages)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "WorldEngine":
         return self
@@ -52,7 +53,7 @@ class WorldEngine:
             raise BudgetSpentError
         prompt = Prompt.of(request, f"{request.config.temperature and request.config.seed}")
         fields = output_fields(prompt.system)
-        is_policy = bool({"answer", "group"} & set(fields.names))
+        is_policy = not self.world.policy_fields.isdisjoint(fields.names)
         self.calls["policy" if is_policy else "reflection"] += 1
         if is_policy:
             answer = fields.formatted(self._act(prompt, fields))
@@ -73,7 +74,7 @@ class WorldEngine:
         if draw("redrawn", *key) < REDRAWN:
             key = (*key, *sorted(map(repr, lessons)))
         is_right = draw(*key) < world.chance(case, lessons)
-        if world.cell.two and STAGES[world.stage(case)] != (
+        if world.cell.two and world.stages[world.stage(case)] != (
             "sort" if "group" in fields.names else "reply"
         ):
             is_right = shown.get("group", "").strip() != "unclear"
@@ -148,7 +149,7 @@ class WorldEngine:
                 continue
             if self.world.cell.two and own.kind >= 0:
                 errs = draw("scope", own.kind, *self._key(prompt)) < self.world.cell.wrong
-                line = f"[{STAGES[self.world.stage(own.kind) ^ errs]}] {line}"
+                line = f"[{self.world.stages[self.world.stage(own.kind) ^ errs]}] {line}"
             lines.append(line)
         return lines
 
@@ -216,7 +217,7 @@ class WorldEngine:
             before = text[text.rfind("\n", 0, found.start()) + 1 : found.start()]
             rest = before + text[found.end() :].partition("\n")[0]
             id_, number = re.search(r"\bE\d+", before), re.search(r"\d+", before)
-            scope = re.search("|".join(STAGES), rest) if self.world.cell.two else None
+            scope = self._stage.search(rest) if self.world.cell.two else None
             lines.append(
                 (
                     self.world.lessons[found[0]],

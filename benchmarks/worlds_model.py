@@ -133,6 +133,9 @@ class World:
         seed: of all that is drawn.
     """
 
+    policy_fields = frozenset({"answer", "group"})
+    stages = STAGES
+
     def __init__(self, cell: Cell, seed: int) -> None:
         self.cell, self.seed, self.wording = cell, seed, WORDINGS[cell.wording]
         letters, n = "QRSTVWXZ", N_KINDS * (N_WRONG + 1)

@@ -216,7 +216,7 @@ def test_every_variation_changes_what_its_name_says_and_not_the_test(variation: 
     assert [e.request for e in varied.test] == [varied.metric.world.request(n) for n in numbers]  # type: ignore[attr-defined]
 
 
-NO_REFLECTION = ("none", "oracle", "bootstrap", "bootstrap-rounds8", "best-of-n demos")
+NO_REFLECTION = ("none", "labelled", "oracle", "bootstrap", "bootstrap-rounds8", "best-of-n demos")
 KNOWS_NO_DATA = (*NO_REFLECTION, "copro")
 """COPRO's prompts show no example."""
 

@@ -1,0 +1,98 @@
+"""The tasks of the evidence by name, each as a `Task` of `benchmarks/tasks` with a real LM.
+
+40 examples for training, 30 for validation, 60 held out, drawn by the seed. A task is taken only
+where hand-written advice or labelled demos lift the bare LM by .15 (README says by how much, and
+which tasks were dropped).
+"""
+
+import functools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import dspy
+from houses import Extraction, Routing
+from models import MODELS, default_cache, fetched
+from public import FunctionCalls, Reasoning
+from sql import Sql
+from tasks import Task, plain
+from tasks.seeded import seeded
+
+from tfgrpo_dspy.local import local_lm
+
+N_TRAIN, N_VALIDATION, N_TEST = 40, 30, 60
+N_CTX, POLICY_TOKENS, REFLECTION_TOKENS = 8192, 160, 700
+TASKS: dict[str, Callable[[], Any]] = {
+    "sql": Sql,
+    "routing": Routing,
+    "extraction": Extraction,
+    "calls": FunctionCalls,
+    "intervals": functools.partial(
+        Reasoning,
+        "time_intervals",
+        "Subtract the start from the end. Give the difference in the form that is asked for.",
+        task_types=["time", "time_seconds"],
+    ),
+    "gcd": functools.partial(Reasoning, "gcd", "Use Euclid's algorithm. Give the number alone."),
+    "sums": functools.partial(
+        Reasoning, "chain_sum", "Add from left to right. Give the number alone."
+    ),
+    "dates": functools.partial(
+        Reasoning, "calendar_arithmetic", "Give the answer in one word or number."
+    ),
+}
+
+
+@functools.cache
+def _source(name: str) -> Any:
+    return TASKS[name]()
+
+
+def load(name: str, model: str, seed: int) -> Task:
+    """The task with the LM of that name, as policy and as reflection LM."""
+    source = _source(name)
+    inputs, outputs = ([f.strip() for f in part.split(",")] for part in source.fields.split("->"))
+    examples = source.examples(random.Random(f"{name}/{seed}"))
+    n = N_TRAIN + N_VALIDATION + N_TEST
+    drawn = [next(examples).with_inputs(*inputs) for _ in range(n)]
+    signature = dspy.Signature(source.fields, source.instruction)
+
+    def metric(
+        gold: Any,
+        pred: Any,
+        trace: Any = None,  # noqa: ARG001 - GEPA's form
+        pred_name: Any = None,  # noqa: ARG001
+        pred_trace: Any = None,  # noqa: ARG001
+    ) -> dspy.Prediction:
+        score, feedback = source.verdict(gold, pred)
+        return dspy.Prediction(score=score, feedback=feedback)
+
+    return Task(
+        name=f"{name}@{model}",
+        student=lambda: dspy.Predict(signature),
+        train=drawn[:N_TRAIN],
+        val=drawn[N_TRAIN : N_TRAIN + N_VALIDATION],
+        test=drawn[-N_TEST:],
+        metric=metric,
+        plain_metric=plain(metric),
+        demo_threshold=0.99,
+        make_lm=lambda seed: lm_of(model, POLICY_TOKENS, seed),
+        make_reflection_lm=lambda seed: lm_of(model, REFLECTION_TOKENS, seed),
+        notes=f"{', '.join(outputs)}\n{source.advice}",
+    )
+
+
+def lm_of(model: str, max_tokens: int, seed: int) -> Any:
+    """The LM inside the process, on one thread; samples of one prompt differ by rollout id."""
+    path = fetched(MODELS[model], default_cache())
+    settings = {"n_parallel": 1, "n_ctx": N_CTX, "max_tokens": max_tokens, "seed": seed}
+    return seeded(local_lm(path, temperature=0.0, **settings))
+
+
+def advised(task: Task) -> dspy.Module:
+    """The student with the hand-written advice in its instructions."""
+    program = task.student()
+    advice = task.notes.partition("\n")[2]
+    signature = program.signature
+    program.signature = signature.with_instructions(f"{signature.instructions}\n\n{advice}")
+    return program

@@ -1,0 +1,169 @@
+"""Prompt optimizers on real language models that can follow advice: runs what is missing, for days.
+
+    nice -n 19 python benchmarks/real/run.py                    # the whole queue
+    python benchmarks/real/run.py --tasks sql --rows none labelled advice    # headroom
+    python benchmarks/real/run.py --label v3 --rows tfgrpo    # after a change of ours
+    python benchmarks/real/run.py --show
+
+One thread. Each run is a process of its own (so no run profits from another's cache) and, when it
+is done, a JSON line in `results/real.jsonl`; what has its line is not run again. The queue goes
+through all tasks and rows with one seed before it takes the next seed, and through the small model
+before the large one. Rows of this optimizer are run again for another `--label`; others are not.
+
+Rows: `none` is the student; `labelled` 16 labelled demos; `advice` the hand-written advice of the
+task in the student's instructions (the last two say whether there is anything to gain);
+`tfgrpo-no-demos` is ours with `max_demos=0`; the others are those of `compare_optimizers.py`. All
+have the same number of LM calls, counted and ended by one account, and the same LM as policy and
+as reflection LM. Scores are those of 60 held-out examples, at temperature 0.
+"""
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from compare_cells import Cell, Options, run_cell  # noqa: E402 - the folders come first
+from compare_optimizers import OPTIMIZERS  # noqa: E402
+from models import MODELS  # noqa: E402
+from real_tasks import TASKS, advised, load  # noqa: E402
+
+RESULTS = HERE.parent / "results" / "real.jsonl"
+FREE = ("none", "labelled", "advice")
+ROWS = (*FREE, "tfgrpo", "gepa", "bootstrap", "mipro", "tfgrpo-no-demos", "gepa-mb8")
+TAKEN = ("sql", "routing", "extraction", "calls")
+LARGE = ("sql", "calls")  # the tasks on which the large model is run, too
+WORSE = 0.005  # a score so much lower than the student's is below it
+NAMED = ("task", "optimizer", "budget", "seed", "made_by")
+Key = tuple[str, str, str, int, int, str]
+"""Task, model, row, budget, seed; and the label of rows of ours."""
+
+
+def queue(asked: argparse.Namespace) -> Iterator[Key]:
+    """What is to be run, in this order."""
+    for model in asked.models:
+        names = [n for n in asked.tasks if model == asked.models[0] or n in LARGE]
+        for seed in range(asked.seeds):
+            for row in asked.rows:
+                for task in names:
+                    for budget in [0] if row in FREE else asked.budgets:
+                        yield task, model, row, budget, seed, label_of(row, asked.label)
+
+
+def label_of(row: str, label: str) -> str:
+    """The label of a row of ours; "" for others, which no change of ours changes."""
+    return label if row.startswith("tfgrpo") else ""
+
+
+def run(key: Key) -> dict[str, Any]:
+    """One run, in this process."""
+    task, model, row, budget, seed, label = key
+    OPTIMIZERS["advice"] = lambda setup: advised(setup.task)
+    began = time.monotonic()
+    cell = Cell(f"{task}@{model}", row, budget, seed)
+    record = run_cell(cell, Options(n_threads=1), load(task, model, seed))
+    return {
+        "task": task,
+        "model": model,
+        "sha256": MODELS[model].sha256,
+        "row": row,
+        "budget": budget,
+        "seed": seed,
+        "label": label,
+        "minutes": round((time.monotonic() - began) / 60, 2),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": _commit(),
+        "versions": {name: version(name) for name in ("dspy", "gepa", "xllamacpp")},
+        **{name: value for name, value in record.items() if name not in NAMED},
+    }
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _in_child(key: Key, path: Path) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(run(key)) + "\n")
+
+
+def run_all(keys: Sequence[Key], path: Path) -> None:
+    """Run one after the other, each in a process of its own; one that fails is left out."""
+    spawn = multiprocessing.get_context("spawn")
+    for n, key in enumerate(keys, 1):
+        print(f"{datetime.datetime.now():%H:%M} run {n} of {len(keys)}: {key}", flush=True)
+        child = spawn.Process(target=_in_child, args=(key, path))
+        child.start()
+        child.join()
+        if child.exitcode:
+            print(f"failed with exit code {child.exitcode}: {key}", flush=True)
+
+
+def stored(path: Path) -> list[dict[str, Any]]:
+    """The records of a file; a line that a kill cut short is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def key_of(record: dict[str, Any]) -> Key:
+    """What names a record."""
+    names = ("task", "model", "row", "budget", "seed", "label")
+    return tuple(record[name] for name in names)  # type: ignore[return-value]
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Held-out scores, their standard errors over seeds, and runs below the student."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        groups[tuple(record[n] for n in ("model", "task", "budget", "row", "label"))].append(record)
+    student = {(r["task"], r["model"], r["seed"]): r["mean"] for r in records if r["row"] == "none"}
+    lines = [f"{'model':<6}{'task':<12}{'budget':>7}  {'row':<20}" + "".join(
+        f"{name:>9}" for name in ("score", "error", "seeds", "below", "calls", "tokens", "minutes")
+    )]  # fmt: skip
+    for (model, task, budget, row, label), runs in sorted(groups.items()):
+        means = [run["mean"] for run in runs]
+        error = statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else float("nan")
+        bare = [student.get((task, model, run["seed"]), -1.0) for run in runs]
+        below = statistics.fmean(m < b - WORSE for m, b in zip(means, bare, strict=True))
+        spent = [spent for run in runs for spent in run["spent"].values()]
+        calls = sum(each["calls"] for each in spent) / len(runs)
+        tokens = sum(each["prompt_tokens"] + each["completion_tokens"] for each in spent)
+        minutes = statistics.fmean(run["minutes"] for run in runs)
+        figures = f"{statistics.fmean(means):9.3f}{error:9.3f}{len(runs):9}{below:9.2f}"
+        figures += f"{calls:9.0f}{tokens / len(runs):9.0f}{minutes:9.1f}"
+        lines.append(f"{model:<6}{task:<12}{budget:>7}  {f'{row} {label}'.strip():<20}{figures}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the queue, or show its results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TAKEN))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--budgets", nargs="+", type=int, default=[200])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--label", default="v2", help="of the rows of this optimizer")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--show", action="store_true")
+    asked = parser.parse_args(arguments)
+    if not asked.show:
+        done = {key_of(record) for record in stored(asked.out)}
+        run_all([key for key in queue(asked) if key not in done], asked.out)
+    print(table(stored(asked.out)))
+
+
+if __name__ == "__main__":
+    main()

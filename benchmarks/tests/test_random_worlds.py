@@ -1,0 +1,100 @@
+"""The random worlds: exact, alike for every optimizer, and as varied as they say."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+pytest.importorskip("gepa")
+
+import random_worlds
+from random_world_engine import examples_of, lms_of, metric_of, student_of
+from random_world_model import FIRST_TEST, SHAPES, Line, World, traits_of
+
+
+def world_of(seed: int, shape: Any = None, **changed: Any) -> World:
+    return World(replace(traits_of(seed, shape), **changed), seed)
+
+
+def test_worlds_differ_in_every_trait() -> None:
+    worlds = [traits_of(seed) for seed in range(200)]
+    for name in (
+        "combine",
+        "demos",
+        "wording",
+        "n_predictors",
+        "has_feedback",
+        "nothing",
+        "graded",
+    ):
+        assert len({getattr(traits, name) for traits in worlds}) > 1, name
+    assert min(traits.student for traits in worlds) < 0.15
+    assert max(traits.student for traits in worlds) > 0.8
+    assert 0.03 < sum(traits.nothing for traits in worlds) / 200 < 0.2
+
+
+@pytest.mark.parametrize("shape", [None, *SHAPES])
+def test_the_share_of_right_answers_is_the_exact_chance(shape: Any) -> None:
+    world = world_of(3, shape, graded=False, noise=0.0, nothing=False)
+    policy, _ = lms_of(world)
+    student, metric = student_of(world), metric_of(world)
+    scores = []
+    with dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
+        for example in examples_of(world, range(FIRST_TEST, FIRST_TEST + 120)):
+            scores.append(metric(example, student(**example.inputs())).score)
+    exact = world.score(world.told(student), range(FIRST_TEST, FIRST_TEST + 120))
+    assert sum(scores) / len(scores) == pytest.approx(exact, abs=0.1)
+
+
+@pytest.mark.parametrize("shape", [None, *SHAPES])
+def test_right_lines_help_wrong_ones_harm_and_nothing_changes_where_nothing_can_be_learned(
+    shape: Any,
+) -> None:
+    world = world_of(5, shape, nothing=False, combine="add", student=0.4)
+    none: list[Any] = [((), ())] * len(world.stages)
+    right = [([Line("right", kind) for kind in range(world.traits.n_kinds)], ())]
+    wrong = [([Line("wrong", kind, 0) for kind in range(world.traits.n_kinds)], ())]
+    n = len(world.stages)
+    assert world.score(wrong * n) < world.score(none) < world.score(right * n)
+    assert world.attainable >= world.score(right * n) - 0.01
+    idle = world_of(5, shape, nothing=True)
+    assert idle.score(right * n) == idle.score(none)
+
+
+def test_lines_beyond_a_few_weaken_each_other_where_they_dilute() -> None:
+    world = world_of(7, nothing=False, combine="dilute", crowd=3, n_kinds=12)
+    useless = [Line("useless", place=n) for n in range(7)]
+    n = len(world.stages)
+    assert world.score([(useless, ())] * n) < world.score([(useless[:3], ())] * n)
+
+
+def test_a_run_is_measured_and_not_run_again(tmp_path: Path) -> None:
+    command = [
+        "--worlds",
+        "1",
+        "--first",
+        "2",
+        "--rows",
+        "none",
+        "labelled",
+        "--out",
+        str(tmp_path),
+    ]
+    random_worlds.main(command)
+    path = tmp_path / "random_worlds.jsonl"
+    first = path.read_text()
+    random_worlds.main(command)
+    assert path.read_text() == first
+    records = [json.loads(line) for line in first.splitlines()]
+    assert [record["row"] for record in records] == ["none", "labelled"]
+    assert records[0]["score"] == records[0]["student"]
+    assert records[1]["n_demos"] > 0
+
+
+def test_the_share_is_of_the_best_score_known() -> None:
+    record = {"student": 0.4, "score": 0.6}
+    assert random_worlds.share(record, 0.8) == pytest.approx(0.5)
+    assert random_worlds.share({"student": 0.9, "score": 0.95}, 0.95) == pytest.approx(0.5)
