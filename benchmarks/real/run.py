@@ -34,7 +34,8 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from compare_cells import Cell, Options, run_cell  # noqa: E402 - the folders come first
+import dspy  # noqa: E402 - the folders come first
+from compare_cells import Cell, Options, run_cell  # noqa: E402
 from compare_optimizers import OPTIMIZERS  # noqa: E402
 from models import MODELS  # noqa: E402
 from real_tasks import TASKS, advised, load  # noqa: E402
@@ -45,6 +46,8 @@ ROWS = (*FREE, "tfgrpo", "gepa", "bootstrap", "mipro", "tfgrpo-no-demos", "gepa-
 TAKEN = ("sql", "routing", "extraction", "calls")
 LARGE = ("sql", "calls")  # the tasks on which the large model is run, too
 WORSE = 0.005  # a score so much lower than the student's is below it
+ADAPTERS = {"0.5B": dspy.JSONAdapter, "1.5B": dspy.ChatAdapter}
+"""The small model hardly ever answers in the form of ChatAdapter, which would double its calls."""
 NAMED = ("task", "optimizer", "budget", "seed", "made_by")
 Key = tuple[str, str, str, int, int, str]
 """Task, model, row, budget, seed; and the label of rows of ours."""
@@ -70,6 +73,7 @@ def run(key: Key) -> dict[str, Any]:
     """One run, in this process."""
     task, model, row, budget, seed, label = key
     OPTIMIZERS["advice"] = lambda setup: advised(setup.task)
+    dspy.configure(adapter=ADAPTERS[model]())
     began = time.monotonic()
     cell = Cell(f"{task}@{model}", row, budget, seed)
     record = run_cell(cell, Options(n_threads=1), load(task, model, seed))
