@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tfgrpo_dspy"
 LAYERS = [
-    {"errors", "redaction"},
+    {"errors", "redaction", "scores"},
     {"experience", "rollout"},
     {"store", "budget", "metric", "results", "interchange"},
     {"events"},
@@ -32,7 +32,17 @@ RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 RANK["__init__"] = RANK["cli"]  # the package itself: neither `local` nor `metrics`
 ONLY_IN = {
     "dspy": RANK.keys()
-    - {"errors", "redaction", "experience", "rollout", "results", "events", "gate", "interchange"},
+    - {
+        "errors",
+        "redaction",
+        "scores",
+        "experience",
+        "rollout",
+        "results",
+        "events",
+        "gate",
+        "interchange",
+    },
     "concurrent": {"run", "local", "settings", "optimizer"},
     "contextvars": {"run", "budget", "local"},
     "threading": {"run", "budget", "store", "local", "metrics", "cli"},

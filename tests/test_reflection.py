@@ -30,6 +30,7 @@ from tfgrpo_dspy.reflection.texts import (
     library_text,
 )
 from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
+from tfgrpo_dspy.scores import ScoreRange
 
 GROUP_0 = Evidence(update=0, example=0, rollout_ids=(1, 2), scores=(1.0, 0.0))
 GROUP_1 = Evidence(update=0, example=1, rollout_ids=(3, 4), scores=(0.5, 0.0))
@@ -285,7 +286,7 @@ def test_the_feedback_of_a_group_is_that_of_its_worst_attempt() -> None:
 
 def test_attempts_say_which_experiences_only_some_of_them_were_given() -> None:
     always, tested = Experience("E1", "Be exact."), Experience("E2", "Be brief.", is_on_trial=True)
-    shown = group(POOR, BAD, GOOD)
+    shown = Group.of(0, (POOR, BAD, GOOD), has_metric=True, known=ScoreRange(0.0, 1.0))
     libraries = [
         ExperienceLibrary([always, tested]),
         ExperienceLibrary([always]),

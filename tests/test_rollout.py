@@ -54,15 +54,17 @@ def test_an_advantage_is_the_distance_from_the_mean_in_standard_deviations(
 @pytest.mark.parametrize(
     ("rollouts", "scores"),
     [
-        ([*scored(0.5, 1.0), failed("program")], (0.5, 1.0, 0.0)),
+        ([*scored(0.5, 1.0), failed("program")], (0.5, 1.0, 0.5)),
         ([failed("parse"), *scored(0.5)], (0.0, 0.5)),
+        ([failed("parse"), *scored(0.0)], (-1.0, 0.0)),
+        ([failed("parse"), *scored(-3.0, -3.0)], (-6.0, -3.0, -3.0)),
         ([*scored(-2.0, -1.0), failed("program")], (-2.0, -1.0, -2.0)),
         ([failed("program"), failed("parse")], (0.0, 0.0)),
         *(([*scored(1.0, 0.5), failed(kind)], (1.0, 0.5))
           for kind in ("provider", "metric", "timeout", "worker")),
     ],
 )  # fmt: skip
-def test_a_programs_own_failure_scores_0_or_the_least_and_another_failure_is_left_out(
+def test_a_programs_own_failure_scores_the_least_or_less_and_another_failure_is_left_out(
     rollouts: list[Rollout], scores: tuple[float, ...]
 ) -> None:
     group = group_of(*rollouts)

@@ -105,14 +105,16 @@ def test_a_run_ends_after_an_epoch_that_had_nothing_to_teach() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "n_groups"),
-    [(["1", "1"], 20), (["0", "0"], 40), (["-1", "-1"], 40)],
-    ids=["all have the best score", "all fail", "no score is good"],
+    ("answers", "label", "n_groups"),
+    [(["1", "1"], "1", 20), (["0", "0"], "0", 20), (["1", "1"], "2", 40), (["-1", "-1"], "1", 40)],
+    ids=["all are right", "all are right, and 0 is", "one score only", "a lower score only"],
 )
-def test_a_run_ends_within_an_epoch_when_twenty_groups_had_nothing_but_the_best_score(
-    answers: list[str], n_groups: int
+def test_a_run_ends_when_twenty_groups_were_right_or_forty_had_one_score(
+    answers: list[str], label: str, n_groups: int
 ) -> None:
-    run = Run([answers] * 40, epochs=9, batch_size=2, max_staleness=0)
+    trainset = [labelled(f"question {i}", label)[0] for i in range(50)]
+    schedule: dict[str, Any] = {"epochs": 9, "batch_size": 2, "max_staleness": 0}
+    run = Run([answers] * 50, trainset=trainset, metric=is_score_with_feedback, **schedule)
     assert sum(len(update.groups) for update in run.results.updates) == n_groups
 
 

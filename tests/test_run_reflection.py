@@ -53,7 +53,7 @@ def test_a_group_is_compared_with_what_was_known_for_sure_when_its_batch_was_mad
     given: dict[str, Any] = {"metric": is_score_with_feedback, "max_staleness": 1, "batch_size": 1}
     run = Run([["0.5", "0"], ["0.5", "0.5"], ["1", "1"]], (UPDATE, update), **given)
     uses = [group.used_as for update in run.results.updates for group in update.groups]
-    assert uses == ["contrast", "no contrast", "no contrast"]
+    assert uses == ["contrast", "failure analysis", "no contrast"], "the second knows no other"
 
 
 def test_what_is_replayed_counts_as_when_it_was_made(

@@ -256,7 +256,8 @@ def strong(answer: str = "1") -> dspy.LM:
 
 def test_a_teacher_joins_only_the_groups_that_fail_with_a_bounded_share() -> None:
     rows = [["0"] * 4, ["1"] * 4, ["1", "0", "0", "0"]]
-    run = Run(rows, strategies=(TeacherRollouts(strong(), share=0.5),))
+    teacher = TeacherRollouts(strong(), share=0.5)
+    run = Run(rows, strategies=(teacher,), trainset=labelled("1", "1", "1"))
     by_example = {g.example: g for g in run.results.updates[0].groups}
     assert [len(by_example[i].aided_scores) for i in range(3)] == [2, 0, 0]
     assert [len(by_example[i].scores) for i in range(3)] == [4, 4, 4]

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
+from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
+
 FailureKind = Literal[
     "program", "parse", "provider", "metric", "timeout", "worker", "strategy", "replay", "stopped"
 ]
@@ -18,9 +20,6 @@ worker was lost; a strategy gave no reward; the program did not repeat its steps
 replayed; a rollout that goes on from a step of another one was ended. The first two are the
 program's own, and the last is nobody's."""
 
-FAILURE_SCORE = 0.0  # the score of a rollout in which the program failed
-MIN_CONTRAST = 1e-9
-"""Scores that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
 DECISIVE = 0.2
 """A step decided a rollout if it changed the expected score by this share of the group's spread."""
 SEED_RANGE = 2**31  # seeds are below this, which every sampler takes
@@ -153,6 +152,12 @@ class Rollout:
         step = max(sizes, key=lambda index: sizes[index], default=None)
         return None if step is None or sizes[step] < least else step
 
+    def agrees_with(self, labels: Mapping[str, str]) -> bool:
+        """Whether it gives the labels, in those of its outputs that have one."""
+        pairs = [(labels[name], value) for name, value in self.outputs.items() if name in labels]
+        same = (label.casefold().split() == value.casefold().split() for label, value in pairs)
+        return bool(pairs) and all(same)
+
     @property
     def answer(self) -> str:
         """The outputs as one text, without the reasoning, to find out which rollouts agree."""
@@ -168,27 +173,34 @@ class Group:
     """The rollouts of one example.
 
     `rollouts` are those that may be compared: their scores are finite, or all None where there is
-    no metric. `all_rollouts` are all that were made.
+    no metric. `all_rollouts` are all that were made. `known` is the range of the scores that the
+    run had seen before.
     """
 
     example: int
     rollouts: tuple[Rollout, ...]
     all_rollouts: tuple[Rollout, ...]
+    known: ScoreRange = NO_SCORES
 
     @classmethod
-    def of(cls, example: int, rollouts: Sequence[Rollout], has_metric: bool) -> "Group":
+    def of(
+        cls,
+        example: int,
+        rollouts: Sequence[Rollout],
+        has_metric: bool,
+        known: ScoreRange = NO_SCORES,
+    ) -> "Group":
         """The group that the rollouts of an example form.
 
-        The program's own failures stand at `FAILURE_SCORE`, or at the lowest score of the group
-        where that is lower; so a failure is never the better rollout. A provider's and the
-        metric's failures are left out of the comparison.
+        The program's own failures have the `failure_score` of all scores that are known, so that
+        a failure is never the better rollout. A provider's and the metric's failures are left out
+        of the comparison.
         """
         counted = [rollout for rollout in rollouts if rollout.counts]
         if has_metric:
-            scores = [rollout.score for rollout in counted if rollout.score is not None]
-            floor = min([FAILURE_SCORE, *scores])
+            floor = known.including(rollout.score for rollout in counted).failure_score
             counted = [r if r.score is not None else replace(r, score=floor) for r in counted]
-        return cls(example, tuple(counted), tuple(rollouts))
+        return cls(example, tuple(counted), tuple(rollouts), known)
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -199,10 +211,11 @@ class Group:
     def advantages(self) -> tuple[float, ...]:
         """How far each score stands from the mean, in population standard deviations.
 
-        `(0.0, 1.0) -> (-1.0, 1.0)`; all 0.0 where no score differs; empty where there is no metric.
+        `(0.0, 1.0) -> (-1.0, 1.0)`; all 0.0 without contrast; empty where there is no metric.
+        Scores that look alike in `score_texts` have the same advantage.
         Source: GRPO, arXiv 2402.03300.
         """
-        scores = self.scores
+        scores = [float(text) for text in self.score_texts]
         if not self.has_contrast:
             return (0.0,) * len(scores)
         mean, deviation = statistics.mean(scores), statistics.pstdev(scores)
@@ -241,8 +254,31 @@ class Group:
 
     @property
     def has_contrast(self) -> bool:
-        """Whether its scores differ, by more than rounding does."""
-        return bool(self.scores) and max(self.scores) - min(self.scores) > MIN_CONTRAST
+        """Whether its scores differ, by more than a hundredth of all scores that are known."""
+        return bool(self.scores) and max(self.scores) - min(self.scores) > self.least_contrast
+
+    @property
+    def least_contrast(self) -> float:
+        """Two of its scores that differ by no more than this count as equal."""
+        return self.known.including(self.scores).least_contrast
+
+    @property
+    def score_texts(self) -> tuple[str, ...]:
+        """The scores with at least three digits; those that do not count as equal look unlike."""
+        return self.known.including(self.scores).texts(self.scores)
+
+    def is_at_best(self, labels: Mapping[str, str]) -> bool:
+        """Whether all its rollouts have the best score that is known.
+
+        Where only one score is known, it says nothing. Then they are the best if each of them gives
+        the answer of the labels.
+        """
+        known = self.known.including(self.scores)
+        if not self.scores:
+            return False
+        if known.is_flat:
+            return all(rollout.agrees_with(labels) for rollout in self.rollouts)
+        return min(self.scores) >= known.highest - known.least_contrast
 
 
 def rollout_id_for(seed: int, epoch: int, example: int, index: int, purpose: str) -> int:

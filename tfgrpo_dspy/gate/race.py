@@ -16,6 +16,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from tfgrpo_dspy.gate.model import above_zero
+from tfgrpo_dspy.scores import NO_SCORES
 
 FIRST_ROUND, ROUND = 10, 5
 """So many examples are measured in the first round, and in each further one."""
@@ -35,9 +36,11 @@ Scores = Mapping[tuple[int, int], float | None]
 def scored(scores: Scores) -> Scores:
     """The scores, with one for each rival that has none where the student has one.
 
-    That is the lowest of all, or 0.0 if that is lower: what the rival has more may be the cause.
+    That is the lowest of all, and that of a failure of the student: what the rival has more may be
+    the cause.
     """
-    floor = min([0.0, *(score for score in scores.values() if score is not None)])
+    of_student = NO_SCORES.including(score for (c, _), score in scores.items() if c == 0)
+    floor = min(of_student.failure_score, NO_SCORES.including(scores.values()).lowest)
     return {
         (c, i): floor if score is None and scores.get((0, i)) is not None else score
         for (c, i), score in scores.items()

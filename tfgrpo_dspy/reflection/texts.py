@@ -87,7 +87,7 @@ def by_example(parts: Sequence[str]) -> str:
 
 def feedback_text(group: Group) -> str:
     """What the metric, or an error of the program, says of the worst attempt; "" if nothing."""
-    worst = min(group.rollouts, key=lambda rollout: rollout.score or 0.0)
+    worst = min(group.rollouts, key=lambda one: (one.score or 0.0, one.failure is None))
     return worst.feedback or getattr(worst.failure, "message", "")
 
 
@@ -111,13 +111,13 @@ def attempts_text(
         for id_, library in zip(ids, libraries, strict=True)
     }
     varied = [e for e in shown if any(given.get(e.id) != e.text for given in had.values())]
-    scores, advantages = group.scores, group.advantages
+    scores, shown_scores, advantages = group.scores, group.score_texts, group.advantages
     order = sorted(range(len(texts)), key=lambda index: -scores[index] if scores else index)
     parts = []
     for place, index in enumerate(order, start=1):
         about = []
         if scores:
-            about = [f"score {scores[index]:.3g}", f"advantage {advantages[index]:+z.2f}"]
+            about = [f"score {shown_scores[index]}", f"advantage {advantages[index]:+z.2f}"]
         for experience in varied:
             text = had[group.rollouts[index].rollout_id].get(experience.id)
             other = f' as "{text}"' if text not in (None, experience.text) else ""

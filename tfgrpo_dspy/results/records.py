@@ -9,7 +9,7 @@ from typing import Literal
 from scipy.special import stdtrit
 
 from tfgrpo_dspy.experience.values import Effect
-from tfgrpo_dspy.rollout import MIN_CONTRAST
+from tfgrpo_dspy.scores import MIN_CONTRAST
 
 CONFIDENCE = 0.95
 

@@ -26,6 +26,7 @@ from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, propose
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.strategies import Strategies
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.strategies.base import GroupContext
 
@@ -166,7 +167,9 @@ class Run:
     async def _recorded_group(self, batch: Batch, example: int) -> SampledGroup:
         """Rollouts that were made elsewhere, and knew nothing of what this run has learned."""
         rollouts = (self._recorded or ())[example]
-        group = Group.of(example, rollouts, self.settings.metric is not None)
+        every = (r.score for of_example in self._recorded or () for r in of_example)
+        known = NO_SCORES.including(every)
+        group = Group.of(example, rollouts, self.settings.metric is not None, known)
         given = (Additions(self._history.start),) * len(rollouts)
         return SampledGroup(group, given, batch.update)
 
@@ -210,7 +213,8 @@ class Run:
         while samples:
             rollouts += await self._sampler.make(samples, priority)
             given += tuple(sample.given for sample in samples)
-            group = Group.of(example, rollouts, self.settings.metric is not None)
+            has_metric = self.settings.metric is not None
+            group = Group.of(example, rollouts, has_metric, batch.measured)
             sampled = SampledGroup(group, given, batch.update)
             attempts = await self._strategies.attempts(self._context(batch, sampled), batch)
             more = [Additions(batch.decision.result, (), a.hint, a.teacher) for a in attempts]
@@ -251,9 +255,10 @@ class Run:
         first = self._history.first
         rewarded = iter(self._strategies.rewarded(rollouts, first, aided, is_first))
         return [
-            replace(each, group=Group.of(each.group.example, of_group, True), measured=each.group)
+            replace(each, group=group, measured=each.group)
             for each in made
             for of_group in [list(itertools.islice(rewarded, len(each.given)))]
+            for group in [Group.of(each.group.example, of_group, True, batch.known)]
         ]
 
     async def draft(self, batch: Batch) -> Extracted:
@@ -271,8 +276,7 @@ class Run:
 
         if self._strategies.overriding("credit"):
             groups = [self._run.loop.spawn(self._credited(batch, group)) for group in groups]
-        best_score = self._history.best_score(batch)
-        return await extract_lessons(self._client, batch, groups, best_score, show)
+        return await extract_lessons(self._client, batch, groups, show)
 
     async def _credited(self, batch: Batch, group: Awaitable[SampledGroup]) -> SampledGroup:
         """The group with the values of its steps."""

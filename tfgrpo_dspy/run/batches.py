@@ -7,6 +7,7 @@ from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
 
 TEACHING = ("contrast", "failure analysis", "no ground truth")
 """The uses of a group that is sent to ExtractAdvantage."""
@@ -17,7 +18,9 @@ class Batch:
     """The examples (positions in the training set) of one update.
 
     Its rollouts are made with the library of `decision`, which lacks at most the last
-    `max_staleness` updates; `best` are the best rollouts by then, for making demos. `sizes` are the
+    `max_staleness` updates; `best` are the best rollouts by then, for making demos, and `known` is
+    the range of the scores by then (`measured`: of the metric's, where strategies change those).
+    `sizes` are the
     numbers of rollouts of the examples, `visits` how many earlier batches had each of them. A draft
     has no examples: its lessons come from labels.
     """
@@ -30,6 +33,8 @@ class Batch:
     best: tuple[Rollout, ...] = ()
     sizes: tuple[int, ...] = ()
     visits: tuple[int, ...] = ()
+    known: ScoreRange = NO_SCORES
+    measured: ScoreRange = NO_SCORES
 
     def size_and_visit(self, example: int) -> tuple[int, int]:
         """How many rollouts the example gets here, and how many batches it was in before."""

@@ -4,7 +4,7 @@ import logging
 import math
 import random
 import statistics
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -49,8 +49,8 @@ class Measurements:
     """Rollouts of candidates on a set; those of an example have the same rollout id.
 
     The examples are measured in an order that the seed mixes: a budget may reach for the first ones
-    only. A pair is the place of a candidate, and that of an example in this order. `reward` gives
-    the rollouts with what they count with.
+    only. A pair is the place of a candidate, and that of an example in this order. `history`
+    gives the rollouts with what they count with.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Measurements:
         role: str,
         examples: Sequence[Any],
         candidates: Sequence[Additions],
-        reward: Callable[[Sequence[Rollout]], list[Rollout]],
+        history: History,
     ) -> None:
         self.candidates = candidates
         self.n_examples = len(examples)
@@ -67,7 +67,7 @@ class Measurements:
         mixed = random.Random(f"{role}/{run.settings.seed}")
         self._order = mixed.sample(range(len(examples)), len(examples))
         self._maker = Rollouts(run, role, examples, None)
-        self._reward = reward
+        self._reward, self._known = history.reward, history.known[-1]
         self._rollouts: dict[tuple[int, int], Rollout] = {}
 
     def make(self, pairs: Sequence[tuple[int, int]]) -> Sequence[Rollout]:
@@ -92,10 +92,11 @@ class Measurements:
     def scores(self) -> Scores:
         """The score of each rollout.
 
-        The program's own failure counts as the lowest score of all, or 0.0 if that is lower. Where
+        The program's own failure has the `failure_score` of these and the training scores. Where
         the provider, the clock or the metric failed there is no score.
         """
-        floor = min([0.0, *(r.score for r in self._rollouts.values() if r.score is not None)])
+        known = self._known.including(rollout.score for rollout in self._rollouts.values())
+        floor = known.failure_score
         return {
             pair: floor if rollout.failure and rollout.counts else rollout.score
             for pair, rollout in self._rollouts.items()
@@ -166,11 +167,11 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     finalists: tuple[Finalist, ...] = ()
     if run.settings.measures and valset:
         candidates = _candidates(history, demos)
-        measured = Measurements(run, "validation", valset, candidates, history.reward)
+        measured = Measurements(run, "validation", valset, candidates, history)
         place, finalists = _race(run, history, measured, n_reserved=2 * len(testset))
     else:
         candidates = _with_student(history, Additions(history.result()))
-        measured = Measurements(run, "validation", valset, candidates, history.reward)
+        measured = Measurements(run, "validation", valset, candidates, history)
         place = len(candidates) - 1
         measured.make_all(run.settings.n_validation)
     measured.tell(0, place)
@@ -243,7 +244,7 @@ def _held_out(
 ) -> HeldOut | None:
     """The student, which is first, and the result, which is last, on the test set."""
     candidates = _with_student(history, best)
-    measured = Measurements(run, "test", testset, candidates, history.reward)
+    measured = Measurements(run, "test", testset, candidates, history)
     measured.make_all(len(testset))
     measured.tell(0, len(candidates) - 1)
     outcome = measured.outcome(len(candidates) - 1)

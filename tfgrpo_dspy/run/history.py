@@ -8,7 +8,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from tfgrpo_dspy.experience.values import Keep, Operation, Refusal
 from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.rollout import FAILURE_SCORE, MIN_CONTRAST, Rollout, fields_text
+from tfgrpo_dspy.rollout import Group, Rollout, fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.changes import Changes
 from tfgrpo_dspy.run.context import RunContext
@@ -29,6 +29,7 @@ from tfgrpo_dspy.run.strategies import Strategies
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.demos import BestRollouts, first_demos
 from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
 from tfgrpo_dspy.settings.schedule import MIN_PROGRAMS_MEASURED, USUAL_MIN_VALIDATION
 from tfgrpo_dspy.strategies.base import BatchPlan, UpdateContext
 
@@ -36,6 +37,9 @@ MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly t
 SATURATED_GROUPS = 20
 """After so many groups in a row that had the best score throughout, no more is expected, whatever
 is on trial. With 10, some simulated runs ended too early (`benchmarks/recipe.py`)."""
+FLAT_GROUPS = 40
+"""The same after so many groups if the run has seen one score only: it may as well be the lowest,
+and then the lessons of failures need time to be tried."""
 UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
 """After so many epochs, and updates, without a change of the result no more is expected."""
 
@@ -43,8 +47,8 @@ UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
 class History:
     """The batches and decisions of one run.
 
-    `decisions`, `accounts` and `best` (rollouts) have one entry more than there are decided
-    updates: the first is the state before the first update.
+    `decisions`, `accounts`, `best` (rollouts), `known` and `measured` (see `Batch`) have one entry
+    more than there are decided updates: the first is the state before the first update.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class History:
         self.n_updates = self.n_drafts + (1 if is_recorded else settings.epochs) * self._n_batches
         self._n_test = n_test
         self.best: list[tuple[Rollout, ...]] = [()]
+        self.known, self.measured = [NO_SCORES], [NO_SCORES]
         self._best_rollouts = BestRollouts()
         self._started_s = time.monotonic()
         self._measured: list[Measured] = []
@@ -79,8 +84,6 @@ class History:
         self._visits: Counter[int] = Counter()
         self.first: tuple[Rollout, ...] = ()  # of the first batch, where rewards depend on it
         self.changes = Changes(self._texts)
-        self._floor = FAILURE_SCORE  # or the lowest score of all so far, if that is lower
-        self._best_scores: list[float] = []
         self._set_reserve()
 
     @property
@@ -122,7 +125,8 @@ class History:
         visits = tuple(self._visits[example] for example in sizes)
         self._visits.update(sizes.keys())
         given = tuple(sizes), decision, False, best, tuple(sizes.values()), visits
-        return Batch(update, epoch, *given)
+        ranges = self.known[n_awaited], self.measured[n_awaited]
+        return Batch(update, epoch, *given, *ranges)
 
     def _sizes(self, update: int, sizes: dict[int, int]) -> Mapping[int, int]:
         """How many rollouts each example of the batch gets, by the strategies."""
@@ -175,8 +179,8 @@ class History:
         """Why no more is to be expected of further updates; "" if more is."""
         n_known, run = self._n_known(update), self._run
         latest, before = self.decisions[n_known], self.decisions[self.n_drafts : n_known]
-        if self._is_saturated(n_known):
-            return f"all rollouts of the last {SATURATED_GROUPS} groups had the best score"
+        if finished := self._why_saturated(n_known):
+            return finished
         if latest.is_open or len(before) < self._n_batches:
             return ""
         n_idle = self._n_batches * (1 + bool(run.settings.strategies))  # they may learn from it
@@ -193,14 +197,23 @@ class History:
             return f"the last {n} updates did not change what a program would be given"
         return ""
 
-    def _is_saturated(self, n_known: int) -> bool:
-        """Whether every rollout of the latest groups had the best score of the run so far."""
-        best = max(self._best_scores[:n_known], default=-math.inf)
-        n = SATURATED_GROUPS
-        recent = [each.unaided.scores for each in self.groups_before(n_known)[-n:]]
-        if best <= FAILURE_SCORE or len(recent) < n:
-            return False
-        return all(scores and min(scores) >= best - MIN_CONTRAST for scores in recent)
+    def _why_saturated(self, n_known: int) -> str:
+        """Why the latest groups leave nothing to gain; "" if they leave something.
+
+        All of their rollouts have the best score of the run so far; or the run has seen one score
+        only, which nobody knows to be the best, for long enough that advice was tried.
+        """
+        known, n = self.known[n_known], SATURATED_GROUPS
+        groups = [replace(each.unaided, known=known) for each in self.groups_before(n_known)]
+        if len(groups) >= n and all(map(self._is_at_best, groups[-n:])):
+            return f"all rollouts of the last {n} groups had the best score"
+        n = FLAT_GROUPS
+        if known.is_flat and len(groups) >= n and not any(g.has_contrast for g in groups[-n:]):
+            return f"all rollouts of the last {n} groups had the same score"
+        return ""
+
+    def _is_at_best(self, group: Group) -> bool:
+        return group.is_at_best(as_fields(self._run.trainset[group.example].labels()))
 
     def _n_affordable(self, update: int) -> tuple[float, str]:
         """How many examples the next batch may have; and the limit that says so ("": none)."""
@@ -240,10 +253,6 @@ class History:
         each = zip(libraries, shown, strict=True)
         return [Additions(library, demos if is_shown else ()) for library, is_shown in each]
 
-    def best_score(self, batch: Batch) -> float:
-        """The highest score of the updates that are decided for sure when the batch is made."""
-        return max(self._best_scores[: self._n_known(batch.update)], default=-math.inf)
-
     def decide(
         self, batch: Batch, extracted: Extracted, proposed: Sequence[Operation | Refusal]
     ) -> ExperienceLibrary:
@@ -251,12 +260,17 @@ class History:
         before, run = self.last, self._run
         unaided = [sampled.unaided for sampled in extracted.groups]
         for group in unaided:
-            known = (r.score for r in group.all_rollouts if r.score is not None)
-            self._floor = min([self._floor, *known])
             self._best_rollouts.add(group)
         self._groups += extracted.groups
-        for each in extracted.groups:
-            self._measured += _measured(each, self._floor)
+        floor = self.known[-1].failure_score
+        self.known.append(_with_scores(self.known[-1], unaided))
+        by_metric = [sampled.by_metric for sampled in extracted.groups]
+        self.measured.append(_with_scores(self.measured[-1], by_metric))
+        new: Sequence[SampledGroup] = extracted.groups
+        if self.known[-1].failure_score != floor:  # failures of earlier groups count this, too
+            self._measured, new = [], self._groups
+        for each in new:
+            self._measured += _measured(each, self.known[-1].failure_score)
         self.best.append(self._best_rollouts.above_mean())
         evidence = RunEvidence(
             previous=before,
@@ -267,8 +281,6 @@ class History:
             limits=run.settings.limits,
         )
         self.decisions.append(self._decision(evidence))
-        scores = [score for group in unaided for score in group.scores]
-        self._best_scores.append(max(scores, default=-math.inf))
         made = extracted.rollouts if self._group_size else []
         reflections = run.report.reflection_usage[batch.update]
         n_examples = self._n_usual(batch)
@@ -369,6 +381,10 @@ class History:
             for advice, belief in beliefs
             if belief.n_rollouts and advice not in held
         ]
+
+
+def _with_scores(known: ScoreRange, groups: Iterable[Group]) -> ScoreRange:
+    return known.including(r.score for group in groups for r in group.all_rollouts)
 
 
 def _measured(sampled: SampledGroup, floor: float) -> Iterator[Measured]:

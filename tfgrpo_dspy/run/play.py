@@ -94,9 +94,9 @@ class Player:
         """Those with a score, or all that ran where there is no metric."""
         if self._run.settings.metric is None:
             return [rollout for rollout in made if rollout.counts]
-        counted = Group.of(self._group.example, self._reward(made), has_metric=True).rollouts
-        floor = min([0.0, *self._group.scores])
-        return [replace(r, score=min(floor, r.score or 0.0)) if r.failure else r for r in counted]
+        known = self._group.known.including(self._group.scores)
+        rewarded = self._reward(made)
+        return list(Group.of(self._group.example, rewarded, True, known).rollouts)
 
     def given(self, rollout: Rollout) -> Additions | None:
         """What a rollout that was made here was given; None: it was not."""
@@ -131,4 +131,4 @@ def with_beside(sampled: SampledGroup, beside: Iterable[Rollout], player: Player
 
 def _with(group: Group, rollout: Rollout) -> Group:
     rollouts = (*group.rollouts, rollout), (*group.all_rollouts, rollout)
-    return Group(group.example, *rollouts)
+    return Group(group.example, *rollouts, group.known)

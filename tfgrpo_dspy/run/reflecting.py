@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from tfgrpo_dspy.experience.values import ALL, Evidence, Operation, Refusal
 from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.lessons import Guard, Lesson, lessons_in, merge_lessons
 from tfgrpo_dspy.reflection.operations import known_lessons, merge_keeps, operations_in
-from tfgrpo_dspy.rollout import FAILURE_SCORE, MIN_CONTRAST, Group, fields_text
+from tfgrpo_dspy.rollout import Group, fields_text
 from tfgrpo_dspy.run.asking import IMAGES, Answer, Inputs, ReflectionClient
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
@@ -19,6 +19,9 @@ from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import as_fields
 
 REASON_TOKENS, EXAMPLE_TOKENS = 60, 25  # how long they may be in the prompt of an update
+CLEAR_SHARE = 0.01
+"""In the first batch, before a range of scores is known, so large a share of the score itself is a
+contrast for sure: its lessons need not wait for the rest of the batch."""
 NEIGHBOURS = 8  # groups that wait for each other, to share calls
 Found = tuple[list[Lesson], list[str]]
 """The lessons that are taken; the texts of those that are refused, each with the reason."""
@@ -28,7 +31,6 @@ async def extract_lessons(
     client: ReflectionClient,
     batch: Batch,
     groups: Sequence[Awaitable[SampledGroup]],
-    best_score: float,
     show: Callable[[SampledGroup], Awaitable[tuple[SampledGroup, str]]],
 ) -> Extracted:
     """What the groups teach; `show` gives what of a group is compared, and a note on that.
@@ -44,7 +46,9 @@ async def extract_lessons(
         shown: list[tuple[SampledGroup, str]] = []
         for awaited in part:
             sampled, note = await show(await awaited)
-            uses.append(await _use_of(client.run, sampled.group, best_score, all_groups))
+            use, group = await _use_of(client.run, sampled.group, all_groups)
+            sampled = replace(sampled, group=group)
+            uses.append(use)
             shown += [(sampled, note)] * (uses[-1] in TEACHING)
             if shown and (len(shown) == n_shown or len(uses) == len(part)):
                 calls.append(spawn(_lessons_of(client, batch, shown)))
@@ -66,22 +70,35 @@ async def _all_of(groups: Sequence[Awaitable[SampledGroup]]) -> list[SampledGrou
 
 
 async def _use_of(
-    run: RunContext, group: Group, best_score: float, all_groups: Awaitable[list[SampledGroup]]
-) -> str:
-    """What a group is used as: one of `TEACHING`, or why it teaches nothing."""
+    run: RunContext, group: Group, all_groups: Awaitable[list[SampledGroup]]
+) -> tuple[str, Group]:
+    """What a group is used as: one of `TEACHING`, or why it teaches nothing.
+
+    Also the group with the range of scores by which this was decided: where the scores of earlier
+    updates do not suffice, it is that of the batch, which must be whole then.
+    """
     if len(group.rollouts) < 2:
-        return "too few rollouts"
+        return "too few rollouts", group
     if run.settings.metric is None:
-        return "no ground truth"
+        return "no ground truth", group
+    labels = as_fields(run.trainset[group.example].labels())
+    is_analysed = run.settings.reflection.failure_analysis and group.has_feedback
+    if (group.has_contrast or is_analysed) and not _is_clear(group, labels):
+        every = (r.score for each in await all_groups for r in each.group.all_rollouts)
+        group = replace(group, known=group.known.including(every))
     if group.has_contrast:
-        return "contrast"
-    if run.settings.reflection.failure_analysis and group.has_feedback:
-        highest = max(group.scores)
-        if FAILURE_SCORE < highest >= best_score - MIN_CONTRAST:
-            best_score = max(s for each in await all_groups for s in each.group.scores)
-        if highest <= FAILURE_SCORE or highest < best_score - MIN_CONTRAST:
-            return "failure analysis"
-    return "no contrast"
+        return "contrast", group
+    if is_analysed and not group.is_at_best(labels):
+        return "failure analysis", group
+    return "no contrast", group
+
+
+def _is_clear(group: Group, labels: Mapping[str, str]) -> bool:
+    """Whether other groups of the batch cannot change what the group is used as."""
+    if not group.has_contrast:
+        return not group.known.is_flat and not group.is_at_best(labels)
+    low, high = min(group.scores), max(group.scores)
+    return not group.known.is_flat or high - low > CLEAR_SHARE * max(abs(low), abs(high))
 
 
 async def _lessons_of(

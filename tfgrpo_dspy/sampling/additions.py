@@ -1,6 +1,7 @@
 """What the program of a rollout has beyond the student, and the group that rollouts form."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
@@ -89,11 +90,12 @@ class SampledGroup:
             return group
         pairs = zip(self.group.all_rollouts, aids, strict=True)
         ids = {rollout.rollout_id for rollout, aid in pairs if not aid}
-        kept = (
-            tuple(r for r in rollouts if r.rollout_id in ids)
-            for rollouts in (group.rollouts, group.all_rollouts)
-        )
-        return Group(group.example, *kept)
+
+        def kept(rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
+            return tuple(rollout for rollout in rollouts if rollout.rollout_id in ids)
+
+        every = kept(group.all_rollouts)
+        return replace(group, rollouts=kept(group.rollouts), all_rollouts=every)
 
 
 def _goes_on(n_steps: int) -> str:

@@ -6,14 +6,16 @@ it draws with a seed of its arguments. So a run that is resumed or replayed deci
 """
 
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.rollout import FAILURE_SCORE, Group, Rollout
+from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.scores import NO_SCORES
 
 
 class Ask(Protocol):
@@ -146,12 +148,13 @@ class GroupContext:
     def has_failed(self, group: Group) -> bool:
         """Whether a group has no contrast, and scores of the metric that are too low.
 
-        That is 0.0 or less, or less than what any earlier rollout without aid scored.
+        That is less than what any earlier rollout without aid scored. Where there was one score
+        only, it is too low unless the answers are those of the labels.
         """
-        scores = group.scores
-        best = max((score for each in self.past for score in each.by_metric.scores), default=0.0)
-        is_low = bool(scores) and (max(scores) <= FAILURE_SCORE or max(scores) < best)
-        return is_low and not group.has_contrast
+        known = NO_SCORES.including(s for each in self.past for s in each.by_metric.scores)
+        group = replace(group, known=known)
+        labels = as_fields(self.example.labels())
+        return bool(group.scores) and not group.has_contrast and not group.is_at_best(labels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tfgrpo_dspy.rollout import MIN_CONTRAST, REASONING, Rollout
+from tfgrpo_dspy.rollout import REASONING, Rollout
+from tfgrpo_dspy.scores import MIN_CONTRAST
 from tfgrpo_dspy.strategies.base import Scored, Strategy
 from tfgrpo_dspy.strategies.checks import check_range
 

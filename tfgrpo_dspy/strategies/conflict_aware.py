@@ -9,8 +9,9 @@ import dspy
 from tfgrpo_dspy.experience.values import Add, Evidence, Modify, Operation
 from tfgrpo_dspy.reflection.reading import read_lessons
 from tfgrpo_dspy.reflection.texts import shortened
-from tfgrpo_dspy.rollout import MIN_CONTRAST, fields_text
+from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.scores import MIN_CONTRAST
 from tfgrpo_dspy.strategies.base import Ask, GroupContext, Proposed, Shown, Strategy, UpdateContext
 from tfgrpo_dspy.strategies.checks import check_range
 from tfgrpo_dspy.strategies.contradictions import Difference, differences, p_value

@@ -13,8 +13,8 @@ from scipy.stats import permutation_test
 
 from tfgrpo_dspy.experience.values import Advice, Evidence
 from tfgrpo_dspy.gate.relevance import index_of
-from tfgrpo_dspy.rollout import MIN_CONTRAST
 from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.scores import MIN_CONTRAST
 
 N_RESAMPLES = 999
 Difference = tuple[float, Evidence]

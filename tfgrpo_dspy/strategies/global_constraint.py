@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tfgrpo_dspy.rollout import MIN_CONTRAST, Rollout
+from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.scores import MIN_CONTRAST
 from tfgrpo_dspy.strategies.base import Scored, Strategy
 from tfgrpo_dspy.strategies.checks import check_function, check_range
 

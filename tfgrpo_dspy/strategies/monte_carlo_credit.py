@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
-from tfgrpo_dspy.rollout import MIN_CONTRAST, Group, Rollout
+from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.scores import MIN_CONTRAST
 from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strategy
 from tfgrpo_dspy.strategies.checks import check_range
 from tfgrpo_dspy.strategies.state_values import StateValues

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.rollout import MIN_CONTRAST, Rollout
+from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.scores import MIN_CONTRAST
 from tfgrpo_dspy.strategies.base import Scored, Strategy
 from tfgrpo_dspy.strategies.checks import check_function, check_numbers
 

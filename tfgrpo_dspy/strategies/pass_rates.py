@@ -8,6 +8,7 @@ from typing import Any
 
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.strategies.base import BatchPlan
 from tfgrpo_dspy.strategies.checks import check_function
 
@@ -40,10 +41,11 @@ class PassRate:
 
 
 def success_shares(past: Sequence[SampledGroup]) -> list[list[float]]:
-    """The scores of each group, as shares (0 to 1) of the range of all scores."""
-    scores = [score for each in past for score in each.unaided.scores]
-    low, high = min([0.0, *scores]), max([0.0, *scores])
-    return [[(score - low) / ((high - low) or 1.0) for score in e.unaided.scores] for e in past]
+    """The scores of each group, as shares (0 to 1) of the range of all scores; 0 of no range."""
+    groups = [each.unaided.scores for each in past]
+    known = NO_SCORES.including(score for scores in groups for score in scores)
+    spread = 1.0 if known.is_flat else known.highest - known.lowest
+    return [[(score - known.lowest) / spread for score in scores] for scores in groups]
 
 
 def pass_rates(

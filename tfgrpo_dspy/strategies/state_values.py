@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from scipy.special import betaln
 
-from tfgrpo_dspy.rollout import MIN_CONTRAST, Rollout, Step
+from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.replay import decision
+from tfgrpo_dspy.scores import MIN_CONTRAST
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
