@@ -1,7 +1,10 @@
 """Demos: the best training rollouts, shown by the result if validation says that they help."""
 
+import datetime
 import re
 from concurrent.futures import ProcessPoolExecutor
+from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -245,6 +248,14 @@ def test_every_predictor_is_shown_its_own_last_step() -> None:
     assert all(predictor.demos == [] for predictor in program.predictors())
 
 
+class Grade(Enum):
+    GOOD, BAD = "very good", "bad"
+
+
+class Size(Enum):
+    SMALL, LARGE = 1, 2
+
+
 def answering(annotation: Any) -> dspy.Predict:
     program = dspy.Predict("question -> answer")
     program.signature.output_fields["answer"].annotation = annotation
@@ -257,7 +268,15 @@ def answering(annotation: Any) -> dspy.Predict:
         (str, "[1]", "[1]"),
         (int, "3", 3),
         (float, "0.5", 0.5),
-        (bool, "true", True),
+        (bool, "True", True),
+        (Grade, "very good", Grade.GOOD),
+        (Size, "2", Size.LARGE),
+        (Grade | None, "bad", Grade.BAD),
+        (list[Grade], '["bad"]', [Grade.BAD]),
+        (set[int], "[1, 3]", {1, 3}),
+        (datetime.date, "2025-01-02", datetime.date(2025, 1, 2)),
+        (Decimal, "1.50", Decimal("1.50")),
+        (dspy.Reasoning, "it follows", dspy.Reasoning(content="it follows")),
         (list[str], '["a", "b"]', ["a", "b"]),
         (Literal["yes", "no"], "no", "no"),
         (dict[str, Any], '{"a": [1]}', {"a": [1]}),

@@ -4,6 +4,7 @@ To accept a change, also one of DSPy's ChatAdapter, which writes the frame:
 `UPDATE_GOLDEN=1 pytest tests/test_prompts.py`, then read the diff of `tests/golden`.
 """
 
+import enum
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from scripted import EXTRACT, SUMMARIZE, UPDATE, Prompt, chat, lessons, operatio
 from small import grpo
 
 from tfgrpo_dspy import Experience, ExperienceLibrary, NoGate
+from tfgrpo_dspy.reflection.texts import describe_program
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -119,3 +121,14 @@ def test_the_reflection_lm_is_asked_word_for_word_what_the_golden_file_says(name
 
 def test_every_golden_file_belongs_to_a_prompt() -> None:
     assert sorted(path.stem for path in GOLDEN.glob("*")) == sorted(CASES)
+
+
+class Bay(enum.Enum):
+    NORTH, SOUTH = "A1", "B2"
+
+
+@pytest.mark.parametrize("annotation", [Bay, Bay | None, list[Bay]], ids=str)
+def test_the_values_that_an_enum_allows_are_told(annotation: Any) -> None:
+    output = {"bay": (annotation, dspy.OutputField())}
+    program = dspy.Predict(dspy.make_signature({"note": (str, dspy.InputField()), **output}))
+    assert "; Bay is one of A1, B2)" in describe_program(program)

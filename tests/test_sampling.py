@@ -1,7 +1,10 @@
 """One rollout: distinct samples, the full trajectory, failures told apart, nothing touched."""
 
+import datetime
 import threading
 from collections.abc import Callable
+from decimal import Decimal
+from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
@@ -314,6 +317,18 @@ A_CIRCLE: list[Any] = []
 A_CIRCLE.append(A_CIRCLE)
 
 
+class Grade(Enum):
+    GOOD, BAD = "very good", "bad"
+
+
+class Size(Enum):
+    SMALL, LARGE = 1, 2
+
+
+class Shade(str, Enum):  # noqa: UP042 - as many programs have it
+    DARK = "dark"
+
+
 class Unprintable:
     def __str__(self) -> str:
         raise RuntimeError
@@ -327,11 +342,19 @@ class Unprintable:
         (MappingProxyType({"a": Page(title="T")}), '{"a": {"title": "T"}}'),
         (Page(title="später"), '{"title": "später"}'),
         ({"b", "a"}, '["a", "b"]'),
-        ({(1, 2): 3}, "{(1, 2): 3}"),
+        ({(1, 2): 3}, '{"1,2": 3}'),
+        (Grade.GOOD, "very good"),
+        ([Grade.GOOD, Size.SMALL], '["very good", 1]'),
+        (Shade.DARK, "dark"),
+        (datetime.date(2025, 1, 2), "2025-01-02"),
+        (Decimal("1.50"), "1.50"),
+        (None, "None"),
+        ({"a": None}, '{"a": null}'),
+        (dspy.Reasoning(content="so"), "so"),
         (A_CIRCLE, "<list>"),
         (AN_IMAGE, "<image>"),
         (Shown(title="T", images=[AN_IMAGE]), '{"title": "T", "images": ["<image>"]}'),
-        (True, "true"),
+        (True, "True"),
         (Unprintable(), "<Unprintable>"),
     ],
     ids=lambda value: type(value).__name__,
@@ -449,3 +472,30 @@ def test_best_of_n_inside_a_program_gets_different_samples() -> None:
     lm = scripted_lm([("", lambda prompt: chat(answer=str(prompt.seed)))])
     rollout(dspy.BestOfN(ask(), N=3, reward_fn=lambda *_: 0.0, threshold=1.0), lm)
     assert len({prompt.seed for prompt in lm.engine.prompts}) == 3
+
+
+def graded_wrongly(said: str) -> Rollout:
+    """A rollout whose metric says this of a wrong answer."""
+    signature = dspy.make_signature(
+        {"question": (str, dspy.InputField()), "grade": (Grade, dspy.OutputField())}
+    )
+    example = dspy.Example(question="q", grade=Grade.GOOD).with_inputs("question")
+    score = adapt_metric(lambda *_: dspy.Prediction(score=0.0, feedback=said))
+    with dspy.context(lm=scripted_lm([("question", chat(grade="bad"))])):
+        return run_rollout(RolloutTask(dspy.Predict(signature), example, 0, 1, 0.7, score))
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        (f"{Grade.GOOD} was expected, not {Grade.BAD}.", "very good was expected, not bad."),
+        (f"Wrong: {Grade.BAD!r}", "Wrong: bad"),
+        ("See Grade.GOODNESS and grade.md.", "See Grade.GOODNESS and grade.md."),
+    ],
+)
+def test_feedback_names_members_of_enums_by_the_values_that_the_lm_writes(
+    said: str, read: str
+) -> None:
+    rollout = graded_wrongly(said)
+    assert rollout.outputs == {"grade": "bad"}
+    assert rollout.feedback == read

@@ -1,9 +1,10 @@
 """How a program, a group, a library and lessons look to the reflection LM; how long a text is."""
 
+import enum
 import inspect
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from dspy.adapters.utils import get_annotation_name
 
@@ -60,10 +61,18 @@ def describe_program(program: Any) -> str:
             for field, info in getattr(signature, f"{kind_of_field}_fields").items():
                 desc = (info.json_schema_extra or {}).get("desc", "")
                 meaning = f": {desc}" if desc not in ("", f"${{{field}}}") else ""
-                annotation = get_annotation_name(info.annotation)
+                annotation = get_annotation_name(info.annotation) + values_text(info.annotation)
                 lines.append(f"- {kind_of_field} {field} ({annotation}){meaning}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def values_text(annotation: Any) -> str:
+    """The values of each Enum in an annotation, in words; "" where there is none."""
+    if isinstance(annotation, enum.EnumMeta):
+        members: list[enum.Enum] = list(annotation)
+        return f"; {annotation.__name__} is one of {', '.join(str(m.value) for m in members)}"
+    return "".join(dict.fromkeys(map(values_text, get_args(annotation))))
 
 
 def attempt_text(rollout: Rollout, steps: str | None = None) -> str:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
-from dspy.adapters.utils import parse_value
 
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.rollout import Group, Rollout
@@ -83,7 +82,7 @@ def with_demos(program: Any, demos: Sequence[Demo]) -> Any:
     for demo in demos:
         predictor = predictors[demo.predictor]
         types = {name: info.annotation for name, info in predictor.signature.fields.items()}
-        values = {name: parse_value(text, types[name]) for name, text in demo.fields}
+        values = {name: parsed(text, types[name]) for name, text in demo.fields}
         example = dspy.Example(**values).with_inputs(*predictor.signature.input_fields)
         predictor.demos = [*predictor.demos, example]
     return shown

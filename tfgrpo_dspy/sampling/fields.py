@@ -1,9 +1,11 @@
 """What goes into a program and comes out of it, as text; copies of examples."""
 
 import copy
+import enum
 import json
-import types
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import dspy
@@ -14,10 +16,16 @@ from dspy.adapters.utils import parse_value
 from tfgrpo_dspy.budget.surprisal import has_log_probabilities
 
 MEDIA = (dspy.Image, dspy.Audio, dspy.File)
+JSONABLE = pydantic.TypeAdapter(Any)
+TEXT_TYPES = {dspy.Reasoning, dspy.Code}
+"""DSPy's own types whose text holds all of a value."""
 
 
 def as_text(value: Any) -> str:
-    """A value as the reflection LM is shown it; images and other media only as `<image>`, ..."""
+    """A value in the form in which DSPy's adapters write it: an Enum by its value, a date in ISO.
+
+    Images and other media are only `<image>`, ...
+    """
     try:
         return _text_of(value)
     except Exception:  # noqa: BLE001 - what a program returns may raise anything when it is shown
@@ -25,27 +33,33 @@ def as_text(value: Any) -> str:
 
 
 def _text_of(value: Any) -> str:
-    value = _plain(value)
-    if isinstance(value, str):
+    if type(value) is str:
         return value
-    if isinstance(value, set | frozenset):  # their order differs between processes
-        value = sorted(value, key=as_text)
-    elif not isinstance(value, dict | list | tuple | bool | int | float | types.NoneType):
-        return str(value)
     try:
-        return json.dumps(value, ensure_ascii=False, default=as_text)
+        value = JSONABLE.dump_python(_plain(value), mode="json", by_alias=False, fallback=_shown)
+        is_container = isinstance(value, dict | list)
+        return json.dumps(value, ensure_ascii=False) if is_container else str(value)
     except (TypeError, ValueError):  # keys that JSON does not have, a list that holds itself
         return str(value)
 
 
+def _shown(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - whatever the __str__ of a user's type raises
+        return f"<{type(value).__name__}>"
+
+
 def _plain(value: Any) -> Any:
-    """The value without media, wherever it holds them: DSPy would write them out as text."""
+    """The value without media, wherever it holds them; sets as lists in a fixed order."""
     if isinstance(value, MEDIA):
         return f"<{type(value).__name__.lower()}>"
     if isinstance(value, pydantic.BaseModel):
-        value = value.model_dump() if not media_in(value) else dict(value)
+        return {k: _plain(v) for k, v in dict(value).items()} if media_in(value) else value
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):  # their order differs between processes
+        return sorted(map(_plain, value), key=as_text)
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -78,15 +92,51 @@ def as_fields(value: Any) -> dict[str, str]:
 
 def parsed(text: str, annotation: Any) -> Any:
     """The value whose text this is. Raises ValueError: it does not come back, as an image."""
-    if Type.extract_custom_type_from_annotation(annotation):
+    if set(Type.extract_custom_type_from_annotation(annotation)) - TEXT_TYPES:
         raise ValueError(f"{annotation} is written as a text that does not hold all of it")
-    try:
-        value = parse_value(text, annotation)
-    except Exception as error:  # a user's type may raise anything
-        raise ValueError(f"{text[:80]!r} is no {annotation}") from error
-    if as_text(value) != text:
-        raise ValueError(f"{text[:80]!r} is read as {as_text(value)[:80]!r}")
-    return value
+    for read in (_member, parse_value, _validated):
+        with suppress(Exception):  # a user's type may raise anything
+            value = read(text, annotation)
+            if as_text(value) == text:
+                return value
+    raise ValueError(f"{text[:80]!r} is not the text of a {annotation}")
+
+
+def _member(text: str, annotation: Any) -> Any:
+    """The member of an Enum whose value is written so; DSPy knows texts as values only."""
+    return next(member for member in annotation if as_text(member) == text)
+
+
+def _validated(text: str, annotation: Any) -> Any:
+    """The value without DSPy's repairs, which take the text of a Decimal for a float."""
+    return pydantic.TypeAdapter(annotation).validate_python(text)
+
+
+def enums_in(value: Any) -> Iterator[type[enum.Enum]]:
+    """The classes of the members of Enums that a value is or holds."""
+    if isinstance(value, enum.Enum):
+        yield type(value)
+    elif isinstance(value, Mapping | dspy.Example | pydantic.BaseModel):
+        for item in dict(value).values():
+            yield from enums_in(item)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from enums_in(item)
+
+
+def with_values(text: str, *holders: Any) -> str:
+    """The text with members of the holders' Enums as DSPy writes them, not as `Bay.NORTH`."""
+    if "." not in text:
+        return text
+    kinds = {kind for holder in holders for kind in enums_in(holder)}
+    names: dict[str, str] = {}
+    for kind in kinds:
+        for name, member in kind.__members__.items():
+            names |= {repr(member): as_text(member), f"{kind.__name__}.{name}": as_text(member)}
+    if not names:
+        return text
+    forms = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
+    return re.sub(rf"(?:{forms})(?!\w)", lambda found: names[found[0]], text)
 
 
 def containers_copied(value: Any) -> Any:

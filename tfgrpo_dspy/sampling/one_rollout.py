@@ -21,7 +21,13 @@ from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Rollout, Step
-from tfgrpo_dspy.sampling.fields import as_fields, as_text, containers_copied, copied_example
+from tfgrpo_dspy.sampling.fields import (
+    as_fields,
+    as_text,
+    containers_copied,
+    copied_example,
+    with_values,
+)
 from tfgrpo_dspy.sampling.replay import (
     Replay,
     ReplayEndedError,
@@ -281,12 +287,17 @@ def _scored(
     meter.check()
     if meter.provider_failure is not None:  # where the metric hid it, what it returned is no score
         failure = Failure("provider", f"the metric's LM failed: {meter.provider_failure.message}")
-    own = {name: said for name, said in feedback.items() if not score or said != score.feedback}
+    own = {
+        name: with_values(said, task.example, prediction)
+        for name, said in feedback.items()
+        if not score or said != score.feedback
+    }
     steps = _with_feedback(rollout.steps, own)  # what is said of the whole is not said again
     rollout = replace(rollout, n_metric_calls=n_calls, steps=steps)
     if score is None or failure is not None:
         return replace(rollout, failure=failure, metric_usage=meter.usage)
-    given = {"score": score.value, "feedback": score.feedback, "objectives": score.objectives}
+    words = with_values(score.feedback, task.example, prediction)
+    given = {"score": score.value, "feedback": words, "objectives": score.objectives}
     return replace(rollout, **given, metric_usage=meter.usage)
 
 

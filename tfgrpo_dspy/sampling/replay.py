@@ -160,7 +160,7 @@ class Replay:
             self._end(f"step {self._n_fed}: the result of {tool.name!r} is no JSON")
             self.check()
         text = step.outputs.get("result", "")
-        return json.loads(text) if step.form == "json" else text
+        return _value(text) if step.form == "json" else text
 
     def _known(self, name: str, arguments: Mapping[str, str]) -> Step | None:
         for step in self.start.source.steps:
@@ -258,10 +258,16 @@ def form_of(result: Any) -> Literal["text", "json", "other"]:
         return "text"
     try:
         text = as_text(result)
-        is_same = json.loads(text) == result and as_text(json.loads(text)) == text
+        is_same = _value(text) == result and as_text(_value(text)) == text
     except (TypeError, ValueError):
         return "other"
     return "json" if is_same else "other"
+
+
+def _value(text: str) -> Any:
+    """The value whose text this is: JSON, but for what Python and DSPy write in their own way."""
+    singletons = {"None": None, "True": True, "False": False}
+    return singletons[text] if text in singletons else json.loads(text)
 
 
 def _differ(name: str, before: Mapping[str, str], now: Mapping[str, str]) -> bool:
