@@ -129,7 +129,7 @@ FAULTY: list[tuple[str, Any, str]] = [
     *((name, bad, "pass a number above 0, or None.") for name in ("max_cost", "max_minutes")
       for bad in (0, -1, math.inf, True, "x")),
     *(("seed", bad, "pass a whole number.") for bad in (None, 0.5, "0")),
-    *(("temperature", bad, "pass a number above 0 and at most 2, or None.")
+    *(("temperature", bad, 'pass a number above 0 and at most 2, "own"')
       for bad in (0, -1, 2.5, math.nan, "hot", True)),
     *(("auto", bad, "pass one of 'light', 'medium', 'heavy', or None.") for bad in ("max", [])),
     ("reflection_lm", "gpt", "pass a dspy.LM("),

@@ -42,8 +42,10 @@ class TrainingFreeGRPO(Teleprompter):
         group_size: rollouts for each example, at least 2; default: derived.
         batch_size: examples for each update; default: derived.
         epochs: passes over the training set, at most; default: 5; with a budget what it pays for.
-        temperature: of training rollouts; default: 0.7, or a reasoning model's own. The validation
-            set is always measured at the LM's own.
+        temperature: of training rollouts; "own": that of each LM and predictor, and nothing is
+            sent that they do not send; default: 0.7, or a reasoning model's own. The validation
+            set is always measured at the LM's own. What a provider refuses (this, or another
+            sampling parameter) is left out after its first refusal.
         max_experiences: how many experiences the library may hold (`BayesianGate` keeps 90 %).
         max_demos: how many of the best training rollouts may become demos: of training rollouts
             where they help, of the result if it wins with them. Default: derived; 0: none.

@@ -6,6 +6,7 @@ import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from tfgrpo_dspy.budget.left_out import LeftOut
 from tfgrpo_dspy.errors import RunStopped
 
 NOT_WANTED = "nobody waits for this any more"
@@ -44,8 +45,9 @@ class Ledger:
     `paid` what all its starts have paid; `n_lost` and `lost` what came to nothing in earlier ones.
     """
 
-    def __init__(self, budget: Budget | None = None) -> None:
+    def __init__(self, budget: Budget | None = None, left_out: LeftOut | None = None) -> None:
         self.budget = budget or Budget()
+        self.left_out = left_out or LeftOut()
         self.n_lm_calls = self.n_paid = self.n_lost = 0
         self.cost = self.paid = self.lost = 0.0
         self.n_metric_calls = self.n_metric_calls_made = 0

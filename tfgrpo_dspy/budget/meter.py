@@ -10,7 +10,7 @@ import functools
 import json
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +22,7 @@ from dspy.utils.exceptions import LMError
 
 from tfgrpo_dspy.budget.faults import is_fatal, is_passing, is_too_long, is_unanswered, retry_after
 from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED, Ledger, Reservation
+from tfgrpo_dspy.budget.left_out import ParameterRefusedError, SampledCall
 from tfgrpo_dspy.budget.surprisal import surprisals
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.redaction import known_secrets, redacted
@@ -123,8 +124,12 @@ class Meter:
         return self.ledger.take(n, price.most(args, kwargs, n), self._abandoned)
 
     @contextmanager
-    def attempting(self, lm: Any, taken: Reservation) -> Iterator[None]:
-        """One attempt of a call; it is settled in the end. Raises RunStopped: none will succeed."""
+    def attempting(self, call: SampledCall, taken: Reservation) -> Iterator[None]:
+        """One attempt of a call; it is settled in the end. Raises RunStopped: none will succeed.
+
+        Raises ParameterRefusedError: the call is to be made again. A refusal takes a call from the
+        ledger, and is no usage of a rollout: how many there are depends on the clock.
+        """
         used: list[Usage] = []
         token = ATTEMPT.set(used)
         n_calls, cost = taken.n_calls, taken.cost
@@ -135,11 +140,15 @@ class Meter:
                 cost = used[-1].cost_usd or (cost if n_calls else 0.0)
             else:  # an LM of the user's own that keeps no history
                 self._used.append(Usage(n_calls))
+            call.answered()
         except LMError as error:
+            if call.leaves_out(error):
+                cost = 0.0
+                raise ParameterRefusedError from error
             self._used.append(Usage(n_calls, n_failed_calls=n_calls))
             cost = cost if is_unanswered(error) else 0.0
             if is_fatal(error):
-                message = self._message(error, lm)
+                message = self._message(error, call.lm)
                 self.ledger.stop(message, is_failure=True)
                 raise RunStopped(message) from error
             raise
@@ -268,33 +277,37 @@ class _Metered:
         vars(self)["num_retries"] = value
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.tfgrpo_retried(super().__call__, *args, **kwargs)  # type: ignore[misc]
+        return self.tfgrpo_retried("__call__", *args, **kwargs)
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        return await self.tfgrpo_aretried(super().acall, *args, **kwargs)  # type: ignore[misc]
+        return await self.tfgrpo_aretried("acall", *args, **kwargs)
 
-    def tfgrpo_retried(self, call: Any, *args: Any, **kwargs: Any) -> Any:
-        """What the call gives, each of its attempts taken from the budget."""
+    def tfgrpo_retried(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """What the method of the user's class gives, each attempt taken from the budget."""
         meter = self.tfgrpo_meter
+        call = SampledCall(meter.ledger.left_out, self, kwargs)
 
         def attempt() -> Any:
-            while (taken := meter.take(self, args, kwargs)) is None:
-                meter.ledger.wait(POLL_S)
-            with meter.attempting(self, taken):
-                return call(*args, **kwargs)
+            while True:  # until no parameter is refused
+                while (taken := meter.take(self, args, kwargs)) is None:
+                    meter.ledger.wait(POLL_S)
+                with suppress(ParameterRefusedError), meter.attempting(call, taken):
+                    return getattr(super(_Metered, call.lm), method)(*args, **call.kwargs)
 
         with meter.noting(self):
             return tenacity.Retrying(sleep=meter.ledger.wait, **self._policy())(attempt)
 
-    async def tfgrpo_aretried(self, call: Any, *args: Any, **kwargs: Any) -> Any:
+    async def tfgrpo_aretried(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The same in an event loop."""
         meter = self.tfgrpo_meter
+        call = SampledCall(meter.ledger.left_out, self, kwargs)
 
         async def attempt() -> Any:
-            while (taken := meter.take(self, args, kwargs)) is None:
-                await meter.async_wait(POLL_S)
-            with meter.attempting(self, taken):
-                return await call(*args, **kwargs)
+            while True:
+                while (taken := meter.take(self, args, kwargs)) is None:
+                    await meter.async_wait(POLL_S)
+                with suppress(ParameterRefusedError), meter.attempting(call, taken):
+                    return await getattr(super(_Metered, call.lm), method)(*args, **call.kwargs)
 
         with meter.noting(self):
             return await tenacity.AsyncRetrying(sleep=meter.async_wait, **self._policy())(attempt)

@@ -101,7 +101,12 @@ class RunRecords:
         return "" if self.store is None else digest(object_identity(program, self.unseen))
 
     def rollout_key(
-        self, program: str, example: Any, metric: Any, rollout_id: int, temperature: float | None
+        self,
+        program: str,
+        example: Any,
+        metric: Any,
+        rollout_id: int,
+        temperature: float | str | None,
     ) -> str:
         """The key of a rollout: all that its outputs and its score depend on."""
         if self.store is None:

@@ -38,7 +38,7 @@ class Rollouts:
     """Makes rollouts on a set of examples, for one role of the report ("rollout": training)."""
 
     def __init__(
-        self, run: RunContext, role: str, examples: Sequence[Any], temperature: float | None
+        self, run: RunContext, role: str, examples: Sequence[Any], temperature: float | str | None
     ) -> None:
         self._run = run
         self._role = role

@@ -10,6 +10,7 @@ from typing import Any
 
 from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.budget.ledger import Ledger
+from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
 from tfgrpo_dspy.experience.values import Operation, Refusal
@@ -94,8 +95,8 @@ class RunReport:
             given = "without max_errors the run" if max_errors is None else "max_errors"
             self._ledger.stop(
                 f"{n_errors} of {self._n_done} rollouts and reflections failed, and {given} allows "
-                f"{allowed}; fix the cause, or pass a higher Execution(max_errors=). The most "
-                f"frequent error ({times} of {n_errors}): {message}",
+                f"{allowed}. The most frequent error ({times} of {n_errors}): {message}\n"
+                f"Fix its cause ({_way_out(failure)}), or pass a higher Execution(max_errors=).",
                 is_failure=True,
             )
 
@@ -166,6 +167,11 @@ class RunReport:
         cost = max(0.0, ledger.cost - known.cost_usd) if n else 0.0
         return Usage(ledger.n_lost + n, cost_usd=ledger.lost + cost)
 
+    @property
+    def _left_out(self) -> Counter[str]:
+        """How many sampling parameters were left out, as a provider refused them."""
+        return +Counter({"parameter left out": len(self._ledger.left_out.messages)})
+
     def results(self, is_student: bool, **found: Any) -> RunResults:
         """The report of the run; `found`: the fields of it that the final choice knows."""
         nothing_learned = self._why_nothing_was_learned() if is_student else ""
@@ -177,7 +183,7 @@ class RunReport:
             usage={**self.usage, "unfinished": self.unfinished},
             metric_calls=ledger.n_metric_calls_made,
             replayed=dict(sorted((+self.replayed).items())),
-            failures=dict(sorted((+self.failures).items())),
+            failures=dict(sorted((+self.failures | self._left_out).items())),
             ended_because=ledger.stopped_because if ledger.is_failure else self.ended_because,
             nothing_learned=nothing_learned,
             wall_time_s=time.monotonic() - self._started,
@@ -205,6 +211,17 @@ class RunReport:
         is_early = self.ended_because.startswith("max_")
         reasons = [f"the run ended early: {self.ended_because}"] if is_early else []
         return "; ".join([*reasons, *(f"{n} {what}" for what, n in counts.items() if n)])
+
+
+def _way_out(failure: Failure) -> str:
+    """The argument that most often helps against such failures."""
+    ways = {
+        "provider": "arguments of dspy.LM such as num_retries, a lower num_threads where a rate "
+        f'limit is reached, temperature="{OWN}" where a sampling parameter is refused',
+        "timeout": "a higher Execution(rollout_timeout_s=), or a lower num_threads",
+        "worker": "the memory and the packages of the executor's workers",
+    }
+    return ways.get(failure.kind, f"the {failure.kind}'s own")
 
 
 def _shortened(message: str) -> str:

@@ -8,13 +8,14 @@ to a disk; cloudpickle packs them, as plain pickle cannot hold DSPy programs.
 import functools
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cloudpickle
 import dspy
 
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
+from tfgrpo_dspy.budget.left_out import LeftOut
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.metric import adapt_metric, held_lms
@@ -29,7 +30,10 @@ KEPT = 8  # bundles, and programs of each; both may be large
 
 
 def packed_bundle(
-    student: Any, metric: Any, temperature: float | None, prices: Mapping[str, tuple[float, float]]
+    student: Any,
+    metric: Any,
+    temperature: float | str | None,
+    prices: Mapping[str, tuple[float, float]],
 ) -> bytes:
     """Program, metric and the settings of this thread's `dspy.context`. Raises SettingsError."""
     context = {k: v for k, v in dspy.settings.copy().items() if k not in OF_ONE_CALL}
@@ -76,7 +80,7 @@ class Reply:
 
     `rollout` is the record of the rollout, where one was made; else `stopped_because` says why not.
     `n_calls` and `cost` are what was used of the reservation. `was_started_before`: a worker died
-    while it ran this request.
+    while it ran this request. `left_out`: parameters that were refused there, in words.
     """
 
     rollout: dict[str, Any] | None = None
@@ -86,6 +90,7 @@ class Reply:
     stopped_because: str = ""
     is_failure: bool = False
     was_started_before: bool = False
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_request(request: Request, budget: Budget, name: str) -> Reply:
@@ -93,7 +98,9 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
     if _was_started_before(name):
         return Reply(was_started_before=True)
     try:
-        program_with, score, context, temperature, prices, secrets = _unpacked(request.bundle)
+        program_with, score, context, temperature, prices, left_out, secrets = _unpacked(
+            request.bundle
+        )
         program = program_with(request.given)
         example, index, rollout_id, start = cloudpickle.loads(request.sample)
     except Exception as error:  # noqa: BLE001 - the reply says it
@@ -102,7 +109,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
             f"It needs this package, dspy, and every module that program and metric come from."
         )
         return Reply(stopped_because=message, is_failure=True)
-    ledger, record, why = Ledger(budget), None, ""
+    ledger, record, why = Ledger(budget, left_out), None, ""
     own = program, example, index, rollout_id, temperature, score
     task = RolloutTask(*own, ledger, prices, start)
     try:
@@ -111,7 +118,13 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
     except RunStopped:
         why = ledger.stopped_because
     return Reply(
-        record, ledger.n_lm_calls, ledger.cost, ledger.n_metric_calls_made, why, ledger.is_failure
+        record,
+        ledger.n_lm_calls,
+        ledger.cost,
+        ledger.n_metric_calls_made,
+        why,
+        ledger.is_failure,
+        left_out={about: redacted(text, secrets) for about, text in left_out.messages.items()},
     )
 
 
@@ -127,7 +140,7 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
     def program_with(given: bytes) -> Any:
         return cloudpickle.loads(given).bake(student)
 
-    return program_with, score, context, temperature, prices, secrets
+    return program_with, score, context, temperature, prices, LeftOut(), secrets
 
 
 def _was_started_before(name: str) -> bool:

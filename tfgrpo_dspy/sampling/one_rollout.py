@@ -16,6 +16,7 @@ from dspy.utils.exceptions import AdapterParseError, LMConfigurationError, LMErr
 
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.ledger import Ledger
+from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
 from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
@@ -44,16 +45,16 @@ class RolloutTask:
     """Everything that one rollout depends on.
 
     `program` has its library baked in and is not changed; `index` is the example's position in
-    its set; `temperature` None leaves every LM and predictor at its own; `score` None runs
-    without a metric. Calls are taken from `ledger`; `prices` are those of `budget.meter`. With a
-    `start`, the rollout goes on from a step of another one.
+    its set; `temperature` None leaves every LM and predictor at its own, and so does `OWN`, in a
+    training rollout; `score` None runs without a metric. Calls are taken from `ledger`; `prices`
+    are those of `budget.meter`. With a `start`, the rollout goes on from a step of another one.
     """
 
     program: Any
     example: dspy.Example
     index: int
     rollout_id: int
-    temperature: float | None
+    temperature: float | str | None
     score: ScoringFunction | None
     ledger: Ledger = field(default_factory=Ledger)
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -127,7 +128,7 @@ class _Run:
     def _config_for_sample(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A predictor's own config would win over its LM's copy; so the sample is set here too."""
         changed = {key: value for key, value in config.items() if key != "rollout_id"}
-        if self.task.temperature is not None:
+        if self.task.temperature not in (None, OWN):
             changed.pop("temperature", None)
         elif changed.get("temperature") == 0:
             changed["rollout_id"] = None  # there is only one sample; DSPy warns of an id
@@ -212,9 +213,9 @@ def _called(program: Any, inputs: Mapping[str, Any]) -> Any:
     return program(**inputs)
 
 
-def allows_temperature(lm: Any, temperature: float) -> bool:
+def allows_temperature(lm: Any, temperature: Any) -> bool:
     """Whether DSPy would build this LM with that temperature; reasoning models allow none."""
-    if not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
+    if temperature in (None, OWN) or not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
         return True
     return _can_be_built(lm.model, lm.model_type, temperature)
 
@@ -228,14 +229,14 @@ def _can_be_built(model: str, model_type: Any, temperature: float) -> bool:
     return True
 
 
-def sampling_copy(lm: Any, rollout_id: int, temperature: float | None) -> Any:
-    """A copy of the LM for one sample; `temperature` None leaves it at its own.
+def sampling_copy(lm: Any, rollout_id: int, temperature: float | str | None) -> Any:
+    """A copy of the LM for one sample; `temperature` None or `OWN` leaves it at its own.
 
     `rollout_id` is part of DSPy's cache key only; an engine object is given a seed besides,
     and so is an LM to which its user gave one. At temperature 0 there is only one sample.
     """
     changes: dict[str, Any] = {}
-    if temperature is not None and allows_temperature(lm, temperature):
+    if temperature not in (None, OWN) and allows_temperature(lm, temperature):
         changes["temperature"] = temperature
     if {**getattr(lm, "kwargs", {}), **changes}.get("temperature") != 0:
         changes["rollout_id"] = rollout_id

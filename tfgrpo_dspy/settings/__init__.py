@@ -15,6 +15,7 @@ from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 import dspy
 
 from tfgrpo_dspy.budget.ledger import Budget
+from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.events import Approve, Listener
 from tfgrpo_dspy.experience.values import Limits
@@ -118,6 +119,10 @@ def _is_strategy(value: object) -> bool:
 
 
 FLAG = of_type(bool, "True or False")
+TEMPERATURES = Check(
+    f'a number above 0 and at most 2, "{OWN}" (that of each LM and predictor), or None',
+    lambda value: OWN if value == OWN else positive(2).read(value),
+)
 MAX_BITS = 1000  # of whole numbers: a larger one could not be made a float
 STRATEGY_METHODS = ("choose", "rescue", "reward", "credit", "show", "propose")
 STRATEGIES = Check(
@@ -314,7 +319,7 @@ class Settings:
     group_size: Annotated[int | None, whole(2)] = None
     batch_size: Annotated[int | None, whole(1)] = None
     epochs: Annotated[int | None, whole(1)] = None
-    temperature: Annotated[float | None, positive(2)] = None
+    temperature: Annotated[float | str | None, TEMPERATURES] = None
     max_experiences: Annotated[int, whole(1)] = 30
     max_demos: Annotated[int | None, whole(0)] = None
     gate: Annotated[Gate | None, of_type(Gate, "a Gate, such as NoGate()")] = None

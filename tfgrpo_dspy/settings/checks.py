@@ -219,7 +219,7 @@ def _lm_faults(settings: Settings, student: Any) -> Iterator[str]:
             )
             return
     for lm in policy_lms(student):
-        if settings.temperature and not allows_temperature(lm, settings.temperature):
+        if not allows_temperature(lm, settings.temperature):
             yield (
                 f"temperature={settings.temperature}: {lm.model} is a reasoning model and allows "
                 f"no temperature but its own; leave temperature out."

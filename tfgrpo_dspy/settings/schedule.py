@@ -63,7 +63,7 @@ class RunSettings(Settings):
     `n_validation` validation examples. What training leaves of the budget measures more.
     """
 
-    temperature: float
+    temperature: float | str
     gate: Gate
     reflection: Reflection
     execution: Execution

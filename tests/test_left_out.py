@@ -1,0 +1,244 @@
+"""Sampling parameters that a provider refuses are left out, said once, and cost no rollout."""
+
+import json
+import logging
+import re
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy import lm15
+from dspy.utils.exceptions import LMInvalidRequestError
+from runs import learned, library_texts, n_calls, polite_answer, polite_rules
+from scripted import EXTRACT, UPDATE, Prompt, scripted_lm
+
+from tfgrpo_dspy import SettingsError, TrainingFreeGRPO
+
+Refusal = Callable[[Prompt], str]
+
+
+def refusing_lm(refusal: Refusal, error: Any = lm15.InvalidRequestError, **kwargs: Any) -> dspy.LM:
+    """An LM whose engine raises the error with what `refusal` says of a prompt, if it does."""
+
+    def answer(prompt: Prompt) -> Any:
+        why = refusal(prompt)
+        return error(why) if why else polite_answer(prompt)
+
+    extract, update, _ = polite_rules()
+    return scripted_lm([extract, update, ("question", answer)], num_retries=0, **kwargs)
+
+
+def no_temperature(prompt: Prompt) -> str:
+    return "本模型不支持temperature参数" if prompt.temperature is not None else ""
+
+
+def no_seed(prompt: Prompt) -> str:
+    return "Unknown field 'seed'; known: temperature, top_p." if prompt.seed is not None else ""
+
+
+def not_together(prompt: Prompt) -> str:
+    both = prompt.seed is not None and prompt.temperature is not None
+    return "seed and temperature exclude each other" if both else ""
+
+
+def neither(prompt: Prompt) -> str:
+    names = {"temperature": prompt.temperature, "seed": prompt.seed}
+    return "".join(f"{n} is not taken. " for n, value in names.items() if value is not None)
+
+
+def no_sampling(prompt: Prompt) -> str:
+    return "Sampling parameters are fixed here." if prompt.temperature or prompt.seed else ""
+
+
+@pytest.mark.parametrize(
+    ("refusal", "n_left_out"),
+    [(no_temperature, 1), (no_seed, 1), (not_together, 1), (neither, 2)],
+)
+@pytest.mark.parametrize("error", [lm15.InvalidRequestError, lm15.ServerError, ValueError])
+def test_what_the_provider_refuses_is_left_out_and_no_rollout_fails(
+    refusal: Refusal, n_left_out: int, error: Any
+) -> None:
+    lm = refusing_lm(refusal, error)
+    results = learned(lm=lm).detailed_results
+    assert results.failures == {"parameter left out": n_left_out}
+    assert results.updates
+
+
+def test_a_refusal_that_names_no_parameter_but_sampling_leaves_all_out() -> None:
+    results = learned(lm=refusing_lm(no_sampling)).detailed_results
+    assert set(results.failures) == {"parameter left out"}
+
+
+def test_the_log_says_once_what_is_left_out_and_the_argument_that_does_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING, "tfgrpo_dspy"):
+        learned(lm=refusing_lm(no_temperature))
+    said = [m for m in caplog.messages if "temperature" in m]
+    assert len(said) == 1
+    assert 'pass temperature="own"' in said[0]
+
+
+def test_refused_calls_are_few_and_counted_within_the_budget() -> None:
+    lm = refusing_lm(no_temperature)
+    program = learned(lm=lm, max_lm_calls=60, num_threads=2)
+    assert len(lm.engine.prompts) == n_calls(program) <= 60
+    assert sum(p.temperature is not None for p in lm.engine.prompts) <= 3
+
+
+def test_a_temperature_of_their_own_is_never_sent() -> None:
+    lm = refusing_lm(lambda _prompt: "")
+    learned(lm=lm, temperature="own")
+    assert {prompt.temperature for prompt in lm.engine.prompts} == {None}
+
+
+def test_at_their_own_temperature_training_rollouts_are_still_different_samples() -> None:
+    lm = refusing_lm(lambda _prompt: "")
+    learned(lm=lm, temperature="own")
+    asked = [p.seed for p in lm.engine.prompts if not re.search(f"{EXTRACT}|{UPDATE}", p.text)]
+    assert len(set(asked)) > 4
+
+
+def test_a_value_that_is_refused_leaves_other_values_alone() -> None:
+    def at_most_one(prompt: Prompt) -> str:
+        return "temperature: 0 to 0.5" if (prompt.temperature or 0) > 0.5 else ""
+
+    lm = refusing_lm(at_most_one, temperature=0.3)
+    learned(lm=lm)
+    assert {prompt.temperature for prompt in lm.engine.prompts} == {0.7, 0.3, None}
+
+
+def test_an_error_that_stays_without_the_parameter_is_the_error_of_the_rollout() -> None:
+    def always(prompt: Prompt) -> str:
+        return f"blocked: {{'temperature': {prompt.temperature}}}"
+
+    lm = refusing_lm(always)
+    with pytest.raises(RuntimeError, match="blocked"):
+        learned(lm=lm)
+
+
+def test_a_run_started_again_replays_what_was_made_without_the_parameter(tmp_path: Path) -> None:
+    first = learned(lm=refusing_lm(no_temperature), log_dir=tmp_path)
+    lm = refusing_lm(no_temperature)
+    again = learned(lm=lm, log_dir=tmp_path)
+    assert lm.engine.prompts == []
+    assert library_texts(again) == library_texts(first)
+
+
+def only_one_of_them(body: dict[str, Any]) -> str:
+    both = "temperature" in body and "top_p" in body
+    return "`topP` and `temperature`: only one of them." if both else ""
+
+
+class AnyServer(ThreadingHTTPServer):
+    """Answers the polite task, but for bodies that `refusal` says something of."""
+
+    daemon_threads = True
+
+    def __init__(self, refusal: Callable[[dict[str, Any]], str]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.refusal = refusal
+        self.bodies: list[dict[str, Any]] = []
+
+    def __enter__(self) -> "AnyServer":
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def answer(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        self.bodies.append(body)
+        if why := self.refusal(body):
+            return 400, {"error": {"message": why, "type": "invalid_request_error"}}
+        system, user = (str(message["content"]) for message in body["messages"][:2])
+        prompt = Prompt(system, user, len(self.bodies), None)
+        matching = (a for pattern, a in polite_rules() if re.search(pattern, prompt.text))
+        answer = next(matching)
+        text = answer(prompt) if callable(answer) else str(answer)
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}}
+        return 200, {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "any",
+            "choices": [choice | {"finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18},
+        }
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: AnyServer
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        status, reply = self.server.answer(body)
+        content = json.dumps(reply).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_the_users_top_p_stays_where_temperature_is_refused_beside_it() -> None:
+    with AnyServer(only_one_of_them) as server:
+        lm = dspy.LM("openai/any", api_base=server.base, api_key="none", cache=False, top_p=0.9)
+        program = learned(lm=lm)
+    answered = [body for body in server.bodies if not only_one_of_them(body)]
+    assert {(body.get("temperature"), body.get("top_p")) for body in answered} == {(None, 0.9)}
+    assert program.detailed_results.failures == {"parameter left out": 1}
+
+
+class OwnLM(dspy.BaseLM):
+    """An LM of the user's own class, without an engine, that takes no temperature."""
+
+    def __init__(self) -> None:
+        super().__init__("own", cache=False, num_retries=0)
+        self.sent: list[dict[str, Any]] = []
+
+    def forward(self, _prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        sent = {**self.kwargs, **kwargs}
+        self.sent.append(sent)
+        if "temperature" in sent and sent["temperature"] is not None:
+            why = f"temperature={sent['temperature']}: extra inputs are not permitted"
+            raise LMInvalidRequestError(why, status=422)
+        text = "".join(message["content"] for message in messages)
+        rules = polite_rules()[:2]
+        found = next((answer for pattern, answer in rules if re.search(pattern, text)), "")
+        content = found or polite_answer(Prompt(text, text, len(self.sent), None))
+        choice = {"message": {"content": content}, "finish_reason": "stop"}
+        return ModelAnswer(choices=[choice], usage={"prompt_tokens": 1}, model="own")
+
+
+class ModelAnswer(dict[str, Any]):
+    """An OpenAI-shaped answer."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_lm_of_the_users_own_class_is_called_without_what_it_refuses() -> None:
+    lm = OwnLM()
+    assert learned(lm=lm).detailed_results.failures == {"parameter left out": 1}
+    assert sum("temperature" in sent and bool(sent["temperature"]) for sent in lm.sent) <= 4
+
+
+@pytest.mark.parametrize("value", ["warm", 0, 3.0, True])
+def test_a_temperature_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(SettingsError, match='"own"'):
+        TrainingFreeGRPO(None, temperature=value)
