@@ -20,7 +20,14 @@ from runs import (
 from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations, scripted_lm
 from small import grpo
 
-from tfgrpo_dspy import ExperienceLibrary, Gate, NoGate
+from tfgrpo_dspy import (
+    Execution,
+    ExperienceLibrary,
+    Gate,
+    NoGate,
+    Reflection,
+    TrainingFreeGRPO,
+)
 
 # ------------------------------------------------------------------------------ async
 
@@ -240,6 +247,118 @@ def test_what_a_metric_says_of_every_predictor_alike_is_not_said_again() -> None
     shown = "".join(prompt.text for prompt in lm.engine.prompts)
     assert "Feedback: Wrong desk." in shown
     assert "feedback on " not in shown
+
+
+FORGOTTEN = "The right word is please."
+
+
+def words_in_a_prediction(score: float) -> Any:
+    return dspy.Prediction(score=score, feedback="" if score else FORGOTTEN)
+
+
+def words_in_a_mapping(score: float) -> Any:
+    return {"score": score, "feedback": FORGOTTEN}
+
+
+def words_alone(score: float) -> Any:
+    return "" if score else FORGOTTEN
+
+
+def nothing(score: float) -> Any:
+    return score
+
+
+class Asked:
+    """A metric of GEPA's form: `of_predictor` is what it answers where it is asked about one."""
+
+    def __init__(self, of_predictor: Any, of_whole: str = "") -> None:
+        self.of_predictor, self.of_whole = of_predictor, of_whole
+        self.names: Counter[Any] = Counter()
+
+    def __call__(
+        self, gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
+    ) -> Any:
+        del trace, pred_trace
+        self.names[pred_name] += 1
+        score = float(pred.answer == gold.answer)
+        if pred_name is not None:
+            return self.of_predictor(score)
+        return dspy.Prediction(score=score, feedback=self.of_whole) if self.of_whole else score
+
+
+def one_for_all(metric: Asked, answer: str = "no", **given: Any) -> Any:
+    """What is learned where every attempt fails alike until the advice is followed."""
+
+    def reflect(prompt: Prompt) -> str:
+        return lessons(ADVICE) if FORGOTTEN in prompt.user else lessons("None")
+
+    def reply(prompt: Prompt) -> str:
+        return chat(answer="please" if ADVICE in prompt.system else answer)
+
+    update = operations({"op": "ADD", "text": ADVICE, "lessons": [1]})
+    lm = scripted_lm([(EXTRACT, reflect), (UPDATE, update), ("question", reply)])
+    reflection = Reflection(drafts=0, use_labels=False)
+    settings = {"max_lm_calls": 300, "progress": False, "max_demos": 0} | given
+    with dspy.context(lm=lm):
+        optimizer = TrainingFreeGRPO(metric, reflection=reflection, **settings)
+        return optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(30))
+
+
+@pytest.mark.parametrize("of_whole", ["", "Wrong."])
+@pytest.mark.parametrize("of_predictor", [words_in_a_prediction, words_in_a_mapping, words_alone])
+def test_words_that_a_metric_has_for_the_only_predictor_teach(
+    of_predictor: Any, of_whole: str
+) -> None:
+    metric = Asked(of_predictor, of_whole)
+    done = one_for_all(metric)
+    assert library_texts(done) == [ADVICE]
+    assert done.detailed_results.best.mean == 1.0
+    assert done.detailed_results.metric_calls == metric.names.total()
+
+
+@pytest.mark.parametrize("answer", ["no", "please"])
+def test_a_metric_with_nothing_to_say_of_the_only_predictor_is_not_asked_for_ever(
+    answer: str,
+) -> None:
+    metric = Asked(nothing, of_whole="Hm.")
+    done = one_for_all(metric, answer, max_lm_calls=600)
+    updates = done.detailed_results.updates
+    n_first = [sum(len(group.scores) for group in update.groups) for update in updates[:2]]
+    assert len(updates) > 3
+    assert metric.names["self"] == sum(n_first), "as long as no update was decided"
+
+
+def test_where_metric_calls_are_few_the_only_predictor_is_not_asked_about() -> None:
+    metric = Asked(words_alone)
+    one_for_all(metric, max_lm_calls=None, max_metric_calls=60)
+    assert metric.names["self"] == 0 < metric.names.total() <= 60
+
+
+@pytest.mark.parametrize("n_threads", [1, 8])
+def test_the_number_of_threads_changes_nothing_about_what_a_metric_is_asked(n_threads: int) -> None:
+    metric = Asked(words_in_a_prediction)
+    one_for_all(metric, num_threads=n_threads, execution=Execution(max_staleness=1))
+    again = Asked(words_in_a_prediction)
+    one_for_all(again, num_threads=3, execution=Execution(max_staleness=1))
+    assert metric.names == again.names
+
+
+def test_what_is_said_of_a_predictor_alone_is_read_in_a_program_of_several() -> None:
+    def metric(
+        gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
+    ) -> Any:
+        del gold, pred, trace, pred_trace
+        said = "This is the wrong desk." if pred_name == "route.predict" else ""
+        return dspy.Prediction(score=0.0, feedback=said) if said else 0.0
+
+    lm = scripted_lm(stage_rules(0))
+    with dspy.context(lm=lm):
+        given: dict[str, Any] = {"group_size": 2, "epochs": 1, "progress": False}
+        done = grpo(metric, **given, gate=NoGate()).compile(Stages(), trainset=questions(8))
+    uses = {group.used_as for u in done.detailed_results.updates for group in u.groups}
+    assert uses == {"failure analysis"}
+    shown, *_ = [p.user for p in lm.engine.prompts if re.search(EXTRACT, p.text)]
+    assert "route.predict: This is the wrong desk." in shown
 
 
 def test_metric_calls_about_predictors_are_counted_and_limited() -> None:

@@ -62,8 +62,9 @@ class ScoringFunction:
     ) -> str:
         """What the metric says of this predictor, in words. Raises MetricError: it raised."""
         said = self._ask(example, prediction, trace, predictor, calls)
-        feedback = said.get("feedback") if isinstance(said, dspy.Prediction | Mapping) else ""
-        return str(feedback or "")
+        if isinstance(said, dspy.Prediction | Mapping):
+            said = str(said.get("feedback") or "")
+        return said if isinstance(said, str) else ""
 
 
 def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:

@@ -152,6 +152,17 @@ class Rollout:
         step = max(sizes, key=lambda index: sizes[index], default=None)
         return None if step is None or sizes[step] < least else step
 
+    @property
+    def words(self) -> str:
+        """What the metric says of the whole, and of its predictors; of several with their names."""
+        names = {step.name for step in self.steps if step.kind == "predictor"}
+        of_steps = (
+            f"{step.name}: {step.feedback}" if len(names) > 1 else step.feedback
+            for step in self.steps
+            if step.feedback
+        )
+        return "\n".join(filter(None, dict.fromkeys([self.feedback, *of_steps])))
+
     def agrees_with(self, labels: Mapping[str, str]) -> bool:
         """Whether it gives the labels, in those of its outputs that have one."""
         pairs = [(labels[name], value) for name, value in self.outputs.items() if name in labels]
@@ -250,7 +261,7 @@ class Group:
     @property
     def has_feedback(self) -> bool:
         """Whether the metric, an error of the program, or values of steps say what was wrong."""
-        return any(r.feedback or r.failure or r.changes for r in self.rollouts)
+        return any(r.words or r.failure or r.changes for r in self.rollouts)
 
     @property
     def has_contrast(self) -> bool:

@@ -89,8 +89,10 @@ class Account:
         return Amount(*map(max, zip(*map(astuple, (usual, *self.recent)), strict=True)))
 
     def reserve(self, n_rollouts: int) -> Amount:
-        """What so many later rollouts will take."""
-        each = replace(self.per_rollout, cost=COST_MARGIN * self.per_rollout.cost)
+        """What so many later rollouts will take; their metric is not asked about predictors."""
+        usual = self.per_rollout
+        scored = min(1.0, usual.n_metric_calls)
+        each = replace(usual, n_metric_calls=scored, cost=COST_MARGIN * usual.cost)
         return each * n_rollouts
 
     def n_fitting(self, each: Amount, kept: Amount) -> tuple[float, str]:

@@ -77,9 +77,10 @@ def values_text(annotation: Any) -> str:
 
 def attempt_text(rollout: Rollout, steps: str | None = None) -> str:
     """Feedback, steps (or their summary, where it is given) and outputs; nothing is said twice."""
-    parts = [f"Feedback: {rollout.feedback}"] if rollout.feedback else []
-    if steps is None and (len(rollout.steps) > 1 or rollout.failure is not None):
-        steps = trajectory_text(rollout)
+    shows_steps = steps is None and (len(rollout.steps) > 1 or rollout.failure is not None)
+    feedback = rollout.feedback if shows_steps else rollout.words
+    parts = [f"Feedback: {feedback}"] if feedback else []
+    steps = trajectory_text(rollout) if shows_steps else steps
     parts += [steps] if steps else []
     outputs = dict(rollout.outputs)
     if any(step.kind == "tool" for step in rollout.steps):
@@ -97,7 +98,7 @@ def by_example(parts: Sequence[str]) -> str:
 def feedback_text(group: Group) -> str:
     """What the metric, or an error of the program, says of the worst attempt; "" if nothing."""
     worst = min(group.rollouts, key=lambda one: (one.score or 0.0, one.failure is None))
-    return worst.feedback or getattr(worst.failure, "message", "")
+    return worst.words or getattr(worst.failure, "message", "")
 
 
 def attempts_text(

@@ -157,7 +157,7 @@ class Run:
         if self._recorded is not None:
             made = [spawn(self._recorded_group(batch, example)) for example in batch.examples]
             return self._rewarded(batch, made)
-        self._sampler.admit(sum(batch.sizes))
+        self._sampler.admit(sum(batch.sizes), batch.asks_predictors)
         groups = [self._samples(batch, example) for example in batch.examples]
         if batch.update == self._history.n_drafts:
             by_turns = filter(None, itertools.chain(*itertools.zip_longest(*groups)))
@@ -180,8 +180,9 @@ class Run:
         size, visit = batch.size_and_visit(example)
         given = given or self._history.assigned(batch, example, size)
         return [
-            Sample(each, example, rollout_id_for(self.settings.seed, visit, example, k, "training"))
+            Sample(each, example, id_, asks_predictors=batch.asks_predictors)
             for k, each in enumerate(given, start)
+            for id_ in [rollout_id_for(self.settings.seed, visit, example, k, "training")]
         ]
 
     async def _first_rollouts(self, samples: Sequence[Sample], batch: Batch) -> None:
@@ -219,7 +220,7 @@ class Run:
             attempts = await self._strategies.attempts(self._context(batch, sampled), batch)
             more = [Additions(batch.decision.result, (), a.hint, a.teacher) for a in attempts]
             samples = self._samples(batch, example, more, len(given)) if more else []
-            self._sampler.admit(len(samples))
+            self._sampler.admit(len(samples), batch.asks_predictors)
         return sampled
 
     def _context(self, batch: Batch, sampled: SampledGroup) -> GroupContext:
@@ -307,7 +308,7 @@ class Run:
     ) -> ExperienceLibrary:
         """The library after the gate has decided on the operations."""
         if self._recorded is None:
-            self._sampler.settle(extracted.rollouts)
+            self._sampler.settle(extracted.rollouts, batch.asks_predictors)
         return self._history.decide(batch, extracted, proposed)
 
     async def all_updates(self) -> None:

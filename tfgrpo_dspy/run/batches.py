@@ -33,6 +33,7 @@ class Batch:
     best: tuple[Rollout, ...] = ()
     sizes: tuple[int, ...] = ()
     visits: tuple[int, ...] = ()
+    asks_predictors: bool = False
     known: ScoreRange = NO_SCORES
     measured: ScoreRange = NO_SCORES
 

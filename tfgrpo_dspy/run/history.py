@@ -20,6 +20,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation, Refusal
 from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
+from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
@@ -37,6 +38,9 @@ MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly t
 SATURATED_GROUPS = 20
 """After so many groups in a row that had the best score throughout, no more is expected, whatever
 is on trial. With 10, some simulated runs ended too early (`benchmarks/recipe.py`)."""
+ASKED_IN_VAIN, ASKING_SHARE = 3, 0.2
+"""A metric that said nothing of the predictors of so many rollouts is asked of the whole only. In a
+program of one predictor, the first batches ask if that takes at most so much of the budget."""
 FLAT_GROUPS = 40
 """The same after so many groups if the run has seen one score only: it may as well be the lowest,
 and then the lessons of failures need time to be tried."""
@@ -126,7 +130,28 @@ class History:
         self._visits.update(sizes.keys())
         given = tuple(sizes), decision, False, best, tuple(sizes.values()), visits
         ranges = self.known[n_awaited], self.measured[n_awaited]
-        return Batch(update, epoch, *given, *ranges)
+        return Batch(update, epoch, *given, self._asks_predictors(n_awaited), *ranges)
+
+    def _asks_predictors(self, n_known: int) -> bool:
+        """Whether the metric is also asked about each predictor in the rollouts of the next batch.
+
+        It is until it was asked about a few rollouts that could have been better, and said nothing
+        but what it says of the whole.
+        """
+        settings, known = self._run.settings, self.known[n_known]
+        if settings.metric is None or not adapt_metric(settings.metric).asks_predictors:
+            return False
+        past = self.groups_before(n_known)
+        asked = [r for each in past for r in each.group.all_rollouts if r.n_metric_calls > 1]
+        if any(step.feedback for rollout in asked for step in rollout.steps):
+            return True
+        n_first = settings.rollouts_of_update * (1 + settings.max_staleness)
+        n_more = n_first * (1 + len(self._run.predictors) - settings.data.n_metric_calls)
+        if n_more > ASKING_SHARE * (settings.max_metric_calls or math.inf):
+            return False
+        best = math.inf if known.is_flat else known.highest - known.least_contrast
+        scores = [rollout.score for rollout in asked if rollout.score is not None]
+        return sum(score < best for score in scores) < ASKED_IN_VAIN
 
     def _sizes(self, update: int, sizes: dict[int, int]) -> Mapping[int, int]:
         """How many rollouts each example of the batch gets, by the strategies."""

@@ -33,6 +33,7 @@ class Player:
     ) -> None:
         self._run, self._sampler, self._priority = run, sampler, priority
         self._group, self._reward = sampled.group, reward
+        self._asks_predictors = batch.asks_predictors
         self._visit = batch.size_and_visit(sampled.group.example)[1]
         ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
         self._given = dict(zip(ids, sampled.given, strict=True))
@@ -85,8 +86,8 @@ class Player:
         given = self._given[source.rollout_id]
         self._given[rollout_id] = given
         if not start.is_check:
-            self._sampler.admit(1)
-        sample = Sample(given, example, rollout_id, start)
+            self._sampler.admit(1, self._asks_predictors)
+        sample = Sample(given, example, rollout_id, start, self._asks_predictors)
         (made,) = await self._sampler.make([sample], self._priority)
         return made
 

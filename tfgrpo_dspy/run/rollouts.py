@@ -26,12 +26,14 @@ class Sample:
     """What one rollout is made of; `example` is the example's position in its set.
 
     `start`: where it goes on from, if it is not a whole rollout; then `rollout_id` depends on that.
+    `asks_predictors`: whether the metric is also asked about each predictor.
     """
 
     given: Additions
     example: int
     rollout_id: int
     start: Start | None = field(default=None, compare=False)
+    asks_predictors: bool = field(default=False, compare=False)
 
 
 class Rollouts:
@@ -46,8 +48,6 @@ class Rollouts:
         self._metric = run.settings.metric
         self._score = None if self._metric is None else adapt_metric(self._metric)
         self._temperature = temperature
-        is_training = temperature is not None
-        self._n_metric_calls = run.settings.data.n_metric_calls if is_training else 1
         self._program = functools.lru_cache(KEPT_PROGRAMS)(self._prepared)
         self._prices = run.settings.execution.prices or {}
         self._early: dict[Sample, asyncio.Task[list[Rollout]]] = {}
@@ -55,15 +55,19 @@ class Rollouts:
         if run.remote is not None and not run.settings.offline:
             self._bundle = packed_bundle(run.student, self._metric, temperature, self._prices)
 
-    def admit(self, n: int) -> None:
+    def _n_metric_calls(self, asks_predictors: bool) -> int:
+        return 1 + len(self._run.predictors) * asks_predictors
+
+    def admit(self, n: int, asks_predictors: bool = False) -> None:
         """Take the metric calls of so many rollouts. Raises RunStopped: a budget does not reach."""
         if self._metric is not None:
-            self._run.ledger.take_metric_calls(n * self._n_metric_calls)
+            self._run.ledger.take_metric_calls(n * self._n_metric_calls(asks_predictors))
 
-    def settle(self, rollouts: Iterable[Rollout]) -> None:
+    def settle(self, rollouts: Iterable[Rollout], asks_predictors: bool = False) -> None:
         """Give the metric calls back that were surely not made."""
         sure = (r for r in rollouts if r.failure is None or r.failure.kind not in UNSURE)
-        n_not_made = sum(self._n_metric_calls - rollout.n_metric_calls for rollout in sure)
+        taken = self._n_metric_calls(asks_predictors)
+        n_not_made = sum(taken - rollout.n_metric_calls for rollout in sure)
         if self._metric is not None:
             self._run.ledger.note_metric_calls(0, n_given_back=n_not_made)
 
@@ -133,7 +137,8 @@ class Rollouts:
 
         program, _, given = self._program(sample.given)
         if run.remote is not None:
-            parts = (example, sample.example, sample.rollout_id, sample.start)
+            made_of = sample.rollout_id, sample.start, sample.asks_predictors
+            parts = (example, sample.example, *made_of)
             own = packed(parts, f"example {sample.example}")
             request = Request(self._bundle, given, own)
             begin = functools.partial(run.remote.rollout, request)
@@ -148,6 +153,7 @@ class Rollouts:
             ledger=run.ledger,
             prices=self._prices,
             start=sample.start,
+            asks_predictors=sample.asks_predictors,
         )
         work = functools.partial(run_rollout, task)
         return run.loop.submit(lambda: run.loop.in_thread(work), priority, keep)

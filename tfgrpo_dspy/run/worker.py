@@ -65,8 +65,8 @@ def packed(part: Any, name: str) -> bytes:
 class Request:
     """A rollout that is wanted, packed: what `packed_bundle` gave; additions; and the sample.
 
-    The sample is an example, its position in its set, a rollout id, and where the rollout goes on
-    from (None: it is a whole one).
+    The sample is an example, its position in its set, a rollout id, where the rollout goes on from
+    (None: it is a whole one), and whether the metric is also asked about predictors.
     """
 
     bundle: bytes
@@ -102,7 +102,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
             request.bundle
         )
         program = program_with(request.given)
-        example, index, rollout_id, start = cloudpickle.loads(request.sample)
+        example, index, rollout_id, start, asks_predictors = cloudpickle.loads(request.sample)
     except Exception as error:  # noqa: BLE001 - the reply says it
         message = (
             f"a worker of the executor cannot read the program: {described(error)}. "
@@ -111,7 +111,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
         return Reply(stopped_because=message, is_failure=True)
     ledger, record, why = Ledger(budget, left_out), None, ""
     own = program, example, index, rollout_id, temperature, score
-    task = RolloutTask(*own, ledger, prices, start)
+    task = RolloutTask(*own, ledger, prices, start, asks_predictors)
     try:
         with dspy.context(**context):
             record = cleaned(run_rollout(task).to_dict(), lambda text: redacted(text, secrets))

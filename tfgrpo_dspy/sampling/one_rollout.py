@@ -59,11 +59,7 @@ class RolloutTask:
     ledger: Ledger = field(default_factory=Ledger)
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     start: Start | None = None
-
-    @property
-    def asks_predictors(self) -> bool:
-        """Whether it is a training rollout, which has a temperature: lessons are drawn from it."""
-        return self.temperature is not None
+    asks_predictors: bool = False
 
 
 def run_rollout(task: RolloutTask) -> Rollout:
@@ -173,13 +169,10 @@ class _Run:
         return prediction, self.meter.provider_failure or failure
 
     def calls_to_ask_about(self, trace: list[Any]) -> dict[str, PredictorTrace]:
-        """The calls of each predictor, by name, where the metric is asked about predictors.
-
-        That is in training rollouts of a program with several predictors.
-        """
+        """The calls of each predictor, by name, where the metric is asked about predictors."""
         score, names = self.task.score, [name for name, _ in named_predictors(self.program)]
         calls: dict[str, PredictorTrace] = {}
-        if score and score.asks_predictors and self.task.asks_predictors and len(names) > 1:
+        if score and score.asks_predictors and self.task.asks_predictors:
             for predictor, inputs, outputs in trace:
                 name = self._name_of(predictor, "")
                 if name in names:

@@ -80,8 +80,7 @@ class TieredHints(Strategy):
             WriteHints,
             example=fields_text(as_fields(context.example.inputs())),
             expected=fields_text(labels) if context.shows_labels and labels else "(not known)",
-            attempt=f"{fields_text(failed[0].outputs)}\n{failed[0].feedback}".strip()
-            or "(no answer)",
+            attempt=f"{fields_text(failed[0].outputs)}\n{failed[0].words}".strip() or "(no answer)",
         )
         tried = {given.hint for given in context.sampled.given}
         written = [" ".join(str(answer.get(tier, "")).split()) for tier in TIERS]
