@@ -30,7 +30,7 @@ PASSING = {
 }
 PLACES = {"a rollout": "question 1", "a lesson": EXTRACT, "an update": UPDATE}
 TOO_LONG = Fault(400, "This model's maximum context length is 1024.", "context_length_exceeded")
-TOO_LONG_FOR_LLAMA = Fault(400, "the request exceeds the available context size", "invalid")
+TOO_LARGE = Fault(413, "Corps de requête trop grand.", "limite")
 
 
 def run(server: ChatServer, plan: Plan | None = None, **settings: Any) -> Any:
@@ -94,7 +94,7 @@ def is_rollout_of(question: str, prompt: str) -> bool:
     return bool(re.search(rf"{question}$", prompt, re.MULTILINE)) and not re.search(EXTRACT, prompt)
 
 
-@pytest.mark.parametrize("fault", [TOO_LONG, TOO_LONG_FOR_LLAMA], ids=["OpenAI's", "llama.cpp's"])
+@pytest.mark.parametrize("fault", [TOO_LONG, TOO_LARGE], ids=["by its code", "by its status"])
 def test_a_prompt_that_is_too_long_is_a_failed_rollout_and_is_not_tried_again(
     fault: Fault, server: ChatServer
 ) -> None:

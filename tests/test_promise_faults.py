@@ -32,9 +32,20 @@ from runs import (
     questions,
     untimed,
 )
-from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, operations, scripted_lm
+from scripted import (
+    EXTRACT,
+    SUMMARIZE,
+    UPDATE,
+    Prompt,
+    ScriptedEngine,
+    chat,
+    lessons,
+    operations,
+    scripted_lm,
+)
+from small import grpo
 
-from tfgrpo_dspy import ExperienceLibrary, Gate, NoGate, RunFailedError
+from tfgrpo_dspy import ExperienceLibrary, Gate, NoGate, Reflection, RunFailedError
 
 N_VALIDATION = 12
 NUM_THREADS = 4
@@ -119,6 +130,11 @@ def never(_prompt: Prompt, _attempt: int) -> bool:
 
 def faulty_lm(engine: Faulty, **kwargs: Any) -> dspy.LM:
     return dspy.LM("scripted", engine=engine, **{"cache": False, **kwargs})
+
+
+def other_lm(engine: Faulty) -> dspy.LM:
+    """An LM of another name, whose context may be shorter."""
+    return dspy.LM("reflection", engine=engine, cache=False)
 
 
 def updates_of(program: Any) -> Any:
@@ -216,6 +232,84 @@ def test_attempts_too_long_for_the_reflection_lm_are_shortened_until_they_fit(fa
     assert max(answered) > limit / 4  # no shorter than need be
     assert max(engine.attempts.values()) == 1
     assert program.detailed_results.failures.keys() <= {"reflection error"}
+
+
+def refused(status: int) -> Make:
+    """A request refused with a message that tells an LM's users nothing."""
+    return lambda: lm15.InvalidRequestError("そのリクエストは処理できません。", status=status)
+
+
+LONG = " ".join(f"word{n}" for n in range(3000))
+
+
+class Desk(dspy.Module):
+    __doc__ = f"Answers questions. {LONG}"
+
+    def __init__(self, instructions: str) -> None:
+        super().__init__()
+        self.answer = dspy.Predict(dspy.Signature("question -> answer", instructions))
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return self.answer(question=question)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("part", ["inputs", "feedback", "program", "labels"])
+def test_whatever_part_of_a_reflection_prompt_is_too_long_is_shortened(
+    part: str, status: int
+) -> None:
+    limit = 16_000
+    told = LONG if part == "feedback" else ""
+    inputs, labels = (LONG if part == name else "" for name in ("inputs", "labels"))
+    examples = [
+        dspy.Example(question=f"{inputs} question {n}", answer="please", why=labels)
+        for n in range(6)
+    ]
+    examples = [example.with_inputs("question") for example in examples]
+
+    def metric(_example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
+        return dspy.Prediction(score=float(pred.answer == "please"), feedback=f"Say it. {told}")
+
+    def is_too_long(prompt: Prompt, _attempt: int) -> bool:
+        is_reflection = re.search(f"{EXTRACT}|{SUMMARIZE}|{UPDATE}", prompt.text)
+        return bool(is_reflection) and len(prompt.text) > limit
+
+    summary = ("`summary`", chat(summary="It went on."))
+    engine = Faulty(is_too_long, refused(status), [summary, *polite_rules()])
+    student = Desk(LONG if part == "program" else "Answer.")
+    with dspy.context(lm=faulty_lm(engine)):
+        program = grpo(
+            metric, gate=NoGate(), epochs=1, group_size=4, num_threads=2, progress=False,
+            reflection=Reflection(drafts=0), reflection_lm=other_lm(engine),
+        ).compile(student, trainset=examples, valset=questions(4, start=50))  # fmt: skip
+    assert ADVICE in library_texts(program)
+    assert engine.hit
+    assert max(engine.attempts[prompt] for prompt in engine.hit) == 1  # nothing is sent again
+
+
+def test_a_short_prompt_that_is_refused_is_no_prompt_that_is_too_long() -> None:
+    engine = Faulty(lambda prompt, _: "question 2" in prompt.user, refused(400))
+    program = learned(lm=faulty_lm(engine), gate=NoGate(), max_errors=50)
+    assert program.detailed_results.failures["provider"] == len(engine.hit)
+
+
+def test_advice_that_makes_the_programs_prompts_too_long_counts_against_the_advice() -> None:
+    advice = f"Say please. {' '.join(LONG.split()[:400])}"
+
+    def is_too_long(prompt: Prompt, _attempt: int) -> bool:
+        return not re.search(f"{EXTRACT}|{UPDATE}|`lessons`", prompt.text) and advice in prompt.text
+
+    rules = polite_rules(advice)
+    engine = Faulty(is_too_long, refused(400), rules)
+    program = learned(
+        lm=faulty_lm(engine),
+        reflection_lm=other_lm(engine),
+        max_errors=500,
+        reflection=Reflection(max_experience_words=500),
+    )
+    assert engine.hit
+    assert program.detailed_results.failures["program"] == len(engine.hit)
+    assert advice not in library_texts(program)
 
 
 def test_lessons_too_many_for_the_reflection_lm_are_split() -> None:

@@ -5,7 +5,6 @@ LMUnexpectedError with the error as its cause; those of litellm and the openai c
 status, by which they are classified here.
 """
 
-import re
 from typing import Any
 
 from dspy.utils import exceptions
@@ -20,8 +19,9 @@ FATAL = (
     exceptions.LMUnsupportedModelError,
     exceptions.LMConfigurationError,
 )
-TOO_LONG = re.compile(r"\bcontext (?:size|length|window)\b", re.IGNORECASE)
-"""How llama.cpp and vLLM word it; DSPy goes by OpenAI's error code, which these do not send."""
+TOO_LARGE, MAYBE_TOO_LARGE = 413, (400, 422)
+"""HTTP statuses of a request that is too large: that alone, and those of any request refused."""
+LEAST_CHARACTERS = 2000  # a shorter prompt is refused for another reason
 
 
 def is_passing(error: BaseException) -> bool:
@@ -40,13 +40,20 @@ def is_fatal(error: LMError) -> bool:
     return is_kind and not is_too_long(error)
 
 
-def is_too_long(error: BaseException) -> bool:
-    """Whether the prompt was longer than the model's context."""
+def is_too_long(error: BaseException, n_characters: int = 0, n_answered: int = 0) -> bool:
+    """Whether the prompt was longer than the model's context.
+
+    DSPy tells by OpenAI's error code, which few providers send, and each words it in its own way;
+    so a refused request also tells by its size. Of `n_characters`, it is taken for too long if the
+    model has answered no prompt of so many (`n_answered` is the longest).
+    """
     if isinstance(error, exceptions.ContextWindowExceededError):
         return True
-    if isinstance(error, exceptions.LMInvalidRequestError) and error.status in (400, 413):
-        return TOO_LONG.search(str(error)) is not None
-    return type(_foreign_cause(error)).__name__ == "ContextWindowExceededError"
+    if type(_foreign_cause(error)).__name__ == "ContextWindowExceededError":
+        return True
+    status = _status(error)
+    is_longest = n_characters > max(LEAST_CHARACTERS, n_answered)
+    return status == TOO_LARGE or (status in MAYBE_TOO_LARGE and is_longest)
 
 
 def is_unanswered(error: BaseException) -> bool:

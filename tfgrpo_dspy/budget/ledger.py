@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections import Counter
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -51,6 +52,7 @@ class Ledger:
         self.n_lm_calls = self.n_paid = self.n_lost = 0
         self.cost = self.paid = self.lost = 0.0
         self.n_metric_calls = self.n_metric_calls_made = 0
+        self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
         self.stopped_because = ""
         self.is_failure = False
         minutes = self.budget.max_minutes

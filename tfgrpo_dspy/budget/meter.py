@@ -18,7 +18,7 @@ from typing import Any
 import dspy
 import tenacity
 from dspy.utils.callback import BaseCallback
-from dspy.utils.exceptions import LMError
+from dspy.utils.exceptions import ContextWindowExceededError, LMError
 
 from tfgrpo_dspy.budget.faults import is_fatal, is_passing, is_too_long, is_unanswered, retry_after
 from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED, Ledger, Reservation
@@ -85,10 +85,10 @@ def _as_sent(value: Any) -> Any:
 
 def _listed(lm: Any) -> Mapping[str, Any]:
     """DSPy's entry for the model in its price list; empty where it has none."""
-    from dspy.clients.capabilities import resolve  # noqa: PLC0415 - internal to DSPy, may move
-    from dspy.clients.model_metadata import model_info  # noqa: PLC0415
-
     try:
+        from dspy.clients.capabilities import resolve  # noqa: PLC0415 - internal to DSPy, may move
+        from dspy.clients.model_metadata import model_info  # noqa: PLC0415
+
         route = resolve(lm)
         return dict(model_info(route.provider, route.model))
     except Exception:  # noqa: BLE001 - an LM that DSPy has no route for is one without a price
@@ -167,17 +167,28 @@ class Meter:
         self._last = (dspy.settings.caller_modules or [None])[-1], entry
 
     @contextmanager
-    def noting(self, lm: Any) -> Iterator[None]:
-        """Remember that a call was refused, or ended in an error after its retries."""
+    def noting(self, lm: Any, *sent: Any) -> Iterator[None]:
+        """Remember that a call was refused, or ended in an error after its retries.
+
+        Raises ContextWindowExceededError: what was sent was too long, however the provider says so;
+        DSPy's modules catch this error, and it is the program's failure.
+        """
+        model, n_characters = str(lm.model), len(str(sent))
         try:
             yield
         except RunStopped:
             self._was_refused = True
             raise
         except LMError as error:
-            if not is_too_long(error):  # that is the program's failure
-                self.provider_failure = Failure("provider", self._message(error, lm))
+            if is_too_long(error, n_characters, self.ledger.longest_answered[model]):
+                if isinstance(error, ContextWindowExceededError):
+                    raise
+                raise ContextWindowExceededError(model=model, message=str(error)) from error
+            self.provider_failure = Failure("provider", self._message(error, lm))
             raise
+        if sent:
+            longest = self.ledger.longest_answered
+            longest[model] = max(longest[model], n_characters)
 
     def _message(self, error: LMError, lm: Any) -> str:
         return redacted(described(error), known_secrets([lm]))
@@ -294,7 +305,7 @@ class _Metered:
                 with suppress(ParameterRefusedError), meter.attempting(call, taken):
                     return getattr(super(_Metered, call.lm), method)(*args, **call.kwargs)
 
-        with meter.noting(self):
+        with meter.noting(self, args, kwargs):
             return tenacity.Retrying(sleep=meter.ledger.wait, **self._policy())(attempt)
 
     async def tfgrpo_aretried(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -309,7 +320,7 @@ class _Metered:
                 with suppress(ParameterRefusedError), meter.attempting(call, taken):
                     return await getattr(super(_Metered, call.lm), method)(*args, **call.kwargs)
 
-        with meter.noting(self):
+        with meter.noting(self, args, kwargs):
             return await tenacity.AsyncRetrying(sleep=meter.async_wait, **self._policy())(attempt)
 
     def _policy(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import enum
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from dspy.adapters.utils import get_annotation_name
@@ -38,6 +38,23 @@ def clip(text: str, max_tokens: int) -> str:
     head = encoded[:half].decode("utf-8", "ignore")
     tail = encoded[len(encoded) - half :].decode("utf-8", "ignore")
     return f"{head}\n[... {len(text) - len(head) - len(tail)} characters left out ...]\n{tail}"
+
+
+def tokens_of(inputs: Mapping[str, Any]) -> int:
+    """About how many tokens the texts among these inputs have together."""
+    return sum(estimate_tokens(text) for text in inputs.values() if isinstance(text, str))
+
+
+def shorter(inputs: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
+    """The inputs with their longest texts clipped, all to one length, so that they fit."""
+    sizes = sorted(estimate_tokens(text) for text in inputs.values() if isinstance(text, str))
+    room, longest = max_tokens, max(sizes, default=0)
+    for place, size in enumerate(sizes):
+        if size * (len(sizes) - place) > room:
+            longest = room // (len(sizes) - place)
+            break
+        room -= size
+    return {k: clip(v, longest) if isinstance(v, str) else v for k, v in inputs.items()}
 
 
 def shortened(text: str, max_tokens: int) -> str:

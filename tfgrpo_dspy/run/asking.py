@@ -5,7 +5,7 @@ Nothing that a module does can end the run: what it raises is counted and costs 
 
 import functools
 import json
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.reflection.modules import AnswerQuestion
-from tfgrpo_dspy.reflection.texts import as_input, describe_program
+from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
 from tfgrpo_dspy.rollout import Failure, Usage, rollout_id_for
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
@@ -120,16 +120,34 @@ class ReflectionClient:
         return [await task for task in tasks]
 
     async def ask_shorter(
-        self, stage: str, batch: Batch, number: int, inputs: Callable[[int], Inputs]
+        self,
+        stage: str,
+        batch: Batch,
+        number: int,
+        inputs: Callable[[int], Inputs],
+        index: int = 0,
     ) -> Answer:
         """The answer to `inputs(0)` or, where that is too long for the LM, to shorter inputs.
 
-        `inputs(n)` shows as much as fits into a prompt that was halved n times.
+        `inputs(n)` shows as much as fits into a prompt that was halved n times, as far as it can;
+        then the longest texts are cut, whatever they are.
         """
-        answer = await self.ask(stage, batch, number, inputs(0))
+
+        def asked(shown: Inputs) -> Awaitable[Answer]:
+            return self.ask(stage, batch, number, shown, index)
+
+        return await self._until_it_fits(asked, inputs)
+
+    async def _until_it_fits(
+        self, asked: Callable[[Inputs], Awaitable[Answer]], inputs: Callable[[int], Inputs]
+    ) -> Answer:
+        whole = {**self.common, **inputs(0)}
+        answer = await asked(whole)
         for halving in range(1, MAX_HALVINGS + 1):
-            if answer.is_too_long:
-                answer = await self.ask(stage, batch, number, inputs(halving))
+            cut = shorter({**self.common, **inputs(halving)}, tokens_of(whole) >> halving)
+            if not answer.is_too_long or tokens_of(cut) >= tokens_of(whole):
+                break
+            answer = await asked(cut)
         return answer
 
     async def ask(
@@ -153,9 +171,13 @@ class ReflectionClient:
         if signature not in self._modules:
             self._modules[signature] = AnswerQuestion(signature)
         rollout_id = rollout_id_for(self.run.settings.seed, 0, 0, 0, "strategy")
-        known = {**self.common, **inputs}
-        question = _Question("strategy", self._modules[signature], "answer", rollout_id, known)
-        return await self._answered(question, batch, STRATEGY_RANK, f"update {batch.update}")
+        module = self._modules[signature]
+
+        def asked(shown: Inputs) -> Awaitable[Answer]:
+            question = _Question("strategy", module, "answer", rollout_id, shown)
+            return self._answered(question, batch, STRATEGY_RANK, f"update {batch.update}")
+
+        return await self._until_it_fits(asked, lambda _: inputs)
 
     async def _answered(self, question: "_Question", batch: Batch, rank: int, where: str) -> Answer:
         run, stage, inputs = self.run, question.stage, question.inputs

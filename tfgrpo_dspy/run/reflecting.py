@@ -134,7 +134,14 @@ async def _lessons_of(
         scored = ((rollout.rollout_id, rollout.score) for rollout in group.rollouts)
         return Evidence(batch.update, group.example, *zip(*scored, strict=True))
 
-    answer = await client.ask_shorter("lesson", batch, groups[0].example, inputs)
+    if len(shown) > 1:
+        answer = await client.ask("lesson", batch, groups[0].example, inputs(0))
+        if answer.is_too_long:
+            parts = await client.at_once(_lessons_of(client, batch, [one]) for one in shown)
+            taken, refused = zip(*parts, strict=True)
+            return list(itertools.chain(*taken)), list(itertools.chain(*refused))
+    else:
+        answer = await client.ask_shorter("lesson", batch, groups[0].example, inputs)
     examples = [run.trainset[group.example] for group in groups]
     scope = _decisive_predictor(groups, run.predictors)
     return _read(run, answer, examples, *map(evidence, groups), scope=scope)
@@ -181,7 +188,7 @@ async def _attempts(
         score = "" if rollout.score is None else f"Score: {rollout.score:.3g}\n"
         about = _about(client.run, group)
         inputs = {**about, "attempt": f"{score}{texts.clip(text, max_tokens)}"}
-        answer = await client.ask("summary", batch, group.example, inputs, index)
+        answer = await client.ask_shorter("summary", batch, group.example, lambda _: inputs, index)
         if answer.output:
             text = texts.attempt_text(rollout, str(answer.output))
         return texts.clip(text, share)
@@ -275,7 +282,10 @@ async def propose(
 
     async def operations_of(part: Sequence[Lesson]) -> list[Operation | Refusal]:
         inputs = {**shown, "lessons": texts.lessons_text(part)}
-        answer = await client.ask("update", batch, batch.update, inputs)
+        if len(part) > 1:
+            answer = await client.ask("update", batch, batch.update, inputs)
+        else:
+            answer = await client.ask_shorter("update", batch, batch.update, lambda _: inputs)
         if answer.is_too_long and len(part) > 1:
             middle = len(part) // 2
             return [*await operations_of(part[:middle]), *await operations_of(part[middle:])]
