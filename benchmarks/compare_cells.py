@@ -21,6 +21,8 @@ from compare_observe import Observer, prompt_words
 from compare_optimizers import OPTIMIZERS, WITHOUT_BUDGET, Setup
 from tasks import Task
 
+from tfgrpo_dspy.results import RunResults
+
 SIMULATED = "sim:"
 N_PROBES = 2
 
@@ -83,8 +85,21 @@ def run_cell(cell: Cell, options: Options, task: Task | None = None) -> dict[str
         "failed": {"lm_calls": account.n_failed, "held_out_runs": n_failed},
         "instructions": {n: p.signature.instructions for n, p in program.named_predictors()},
         "n_demos": {name: len(p.demos) for name, p in program.named_predictors()},
+        **learned(program),
         "made_by": options.made_by,
     }
+
+
+def learned(program: Any) -> dict[str, Any]:
+    """What this optimizer says of its advice: the effects of all that was tried, what was kept."""
+    results = getattr(program, "detailed_results", None)
+    if not isinstance(results, RunResults):
+        return {}
+    tried = [
+        {"text": advice.text, "chance": round(advice.chance, 3), **asdict(advice.effect)}
+        for advice in results.tried
+    ]
+    return {"tried": tried, "kept": [experience.text for experience in results.experiences]}
 
 
 def optimized(optimizer: Callable[[Setup], Any], setup: Setup) -> tuple[Any, str]:

@@ -98,10 +98,7 @@ def _fault(text: str, name: str, allowed: Mapping[str, list[Any]]) -> str:
 def _same(given: Any, allowed: Any) -> bool:
     """Equal, texts without case, blanks and punctuation as BFCL compares them."""
     if isinstance(given, str) and isinstance(allowed, str):
-        forms = (
-            "".join(c for c in text.lower() if c not in " ,./-_*^\"'") for text in (given, allowed)
-        )
-        return len(set(forms)) == 1
+        return _bare(given) == _bare(allowed)
     return bool(given == allowed and isinstance(given, bool) == isinstance(allowed, bool))
 
 

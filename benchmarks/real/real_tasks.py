@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import dspy
+from coin import Coin
 from houses import Extraction, Routing
 from models import MODELS, default_cache, fetched
 from public import FunctionCalls, Reasoning
@@ -26,6 +27,7 @@ TASKS: dict[str, Callable[[], Any]] = {
     "sql": Sql,
     "routing": Routing,
     "extraction": Extraction,
+    "coin": lambda: Coin(Routing()),
     "calls": FunctionCalls,
     "intervals": functools.partial(
         Reasoning,

@@ -3,6 +3,7 @@
     nice -n 19 python benchmarks/real/run.py                    # the whole queue
     python benchmarks/real/run.py --tasks sql --rows none labelled advice    # headroom
     python benchmarks/real/run.py --label v3 --rows tfgrpo    # after a change of ours
+    python benchmarks/real/run.py --tasks coin    # false commits: no advice can help there
     python benchmarks/real/run.py --show
 
 One thread. Each run is a process of its own (so no run profits from another's cache) and, when it
@@ -21,12 +22,10 @@ import argparse
 import datetime
 import json
 import multiprocessing
-import statistics
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,13 +38,13 @@ from compare_cells import Cell, Options, run_cell  # noqa: E402
 from compare_optimizers import OPTIMIZERS  # noqa: E402
 from models import MODELS  # noqa: E402
 from real_tasks import TASKS, advised, load  # noqa: E402
+from tables import table  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "real.jsonl"
 FREE = ("none", "labelled", "advice")
 ROWS = (*FREE, "tfgrpo", "gepa", "bootstrap", "mipro", "tfgrpo-no-demos", "gepa-mb8")
 TAKEN = ("sql", "routing", "extraction", "calls")
 LARGE = ("sql", "calls")  # the tasks on which the large model is run, too
-WORSE = 0.005  # a score so much lower than the student's is below it
 ADAPTERS = {"0.5B": dspy.JSONAdapter, "1.5B": dspy.ChatAdapter}
 """The small model hardly ever answers in the form of ChatAdapter, which would double its calls."""
 NAMED = ("task", "optimizer", "budget", "seed", "made_by")
@@ -99,8 +98,15 @@ def _commit() -> str:
 
 
 def _in_child(key: Key, path: Path) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(run(key)) + "\n")
+    append(path, run(key))
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a line to the file; one that a kill cut short is ended first."""
+    with path.open("a+b") as file:
+        file.seek(max(0, file.tell() - 1))
+        is_cut = file.read() not in (b"", b"\n")
+        file.write(b"\n" * is_cut + json.dumps(record).encode() + b"\n")
 
 
 def run_all(keys: Sequence[Key], path: Path) -> None:
@@ -125,30 +131,6 @@ def key_of(record: dict[str, Any]) -> Key:
     """What names a record."""
     names = ("task", "model", "row", "budget", "seed", "label")
     return tuple(record[name] for name in names)  # type: ignore[return-value]
-
-
-def table(records: Sequence[dict[str, Any]]) -> str:
-    """Held-out scores, their standard errors over seeds, and runs below the student."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for record in records:
-        groups[tuple(record[n] for n in ("model", "task", "budget", "row", "label"))].append(record)
-    student = {(r["task"], r["model"], r["seed"]): r["mean"] for r in records if r["row"] == "none"}
-    lines = [f"{'model':<6}{'task':<12}{'budget':>7}  {'row':<20}" + "".join(
-        f"{name:>9}" for name in ("score", "error", "seeds", "below", "calls", "tokens", "minutes")
-    )]  # fmt: skip
-    for (model, task, budget, row, label), runs in sorted(groups.items()):
-        means = [run["mean"] for run in runs]
-        error = statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else float("nan")
-        bare = [student.get((task, model, run["seed"]), -1.0) for run in runs]
-        below = statistics.fmean(m < b - WORSE for m, b in zip(means, bare, strict=True))
-        spent = [spent for run in runs for spent in run["spent"].values()]
-        calls = sum(each["calls"] for each in spent) / len(runs)
-        tokens = sum(each["prompt_tokens"] + each["completion_tokens"] for each in spent)
-        minutes = statistics.fmean(run["minutes"] for run in runs)
-        figures = f"{statistics.fmean(means):9.3f}{error:9.3f}{len(runs):9}{below:9.2f}"
-        figures += f"{calls:9.0f}{tokens / len(runs):9.0f}{minutes:9.1f}"
-        lines.append(f"{model:<6}{task:<12}{budget:>7}  {f'{row} {label}'.strip():<20}{figures}")
-    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

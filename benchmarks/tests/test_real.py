@@ -15,11 +15,18 @@ import pytest
 pytest.importorskip("gepa")
 sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
 
+import effects
+import real_tasks
 import run
+import tables
+from coin import Coin
+from compare_cells import Cell, Options, run_cell
 from houses import Extraction, Routing
 from models import MODELS, difference, join
 from public import _fault
+from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 from sql import Sql
+from tasks.seeded import seeded
 
 CALL = {"limit": [3, ""], "name": ["Ann Lee"]}
 
@@ -86,7 +93,10 @@ def test_a_call_is_compared_on_its_syntax_tree(text: str, fault: str) -> None:
 def record(task: str, row: str, mean: float, seed: int = 0, label: str = "") -> dict[str, object]:
     spent = {"policy": {"calls": 10, "prompt_tokens": 5, "completion_tokens": 1}}
     named = {"task": task, "model": "0.5B", "row": row, "budget": 0 if row in run.FREE else 200}
-    return {**named, "seed": seed, "label": label, "mean": mean, "minutes": 1.0, "spent": spent}
+    returned = {"instructions": {"self": row}, "n_demos": {"self": 0}}
+    scores = [float(i < 10 * mean) for i in range(10)]
+    figures = {"mean": mean, "scores": scores, "minutes": 1.0, "spent": spent}
+    return {**named, "seed": seed, "label": label, **figures, **returned}
 
 
 def test_what_has_its_line_is_not_run_again_and_a_line_cut_short_does_not_count(
@@ -95,10 +105,11 @@ def test_what_has_its_line_is_not_run_again_and_a_line_cut_short_does_not_count(
     path = tmp_path / "real.jsonl"
     lines = [json.dumps(record("sql", "none", 0.2)), json.dumps(record("sql", "gepa", 0.5))]
     path.write_text("\n".join(lines) + "\n" + lines[0][:20])
-    assert [run.key_of(r) for r in run.stored(path)] == [
-        ("sql", "0.5B", "none", 0, 0, ""),
-        ("sql", "0.5B", "gepa", 200, 0, ""),
-    ]
+    keys = [("sql", "0.5B", "none", 0, 0, ""), ("sql", "0.5B", "gepa", 200, 0, "")]
+    assert [run.key_of(r) for r in run.stored(path)] == keys
+    run.append(path, record("sql", "tfgrpo", 0.5, label="v2"))
+    run.append(path, record("sql", "tfgrpo", 0.5, label="v3"))
+    assert [run.key_of(r)[-1] for r in run.stored(path)] == ["", "", "v2", "v3"]
 
 
 def test_only_rows_of_ours_are_run_again_for_another_label() -> None:
@@ -109,6 +120,146 @@ def test_only_rows_of_ours_are_run_again_for_another_label() -> None:
 def test_the_table_says_how_many_runs_ended_below_their_own_student() -> None:
     records = [record("sql", "none", 0.4, seed) for seed in (0, 1)]
     records += [record("sql", "gepa", 0.5, 0), record("sql", "gepa", 0.3, 1)]
-    rows = {line.split()[3]: line.split() for line in run.table(records).splitlines()[1:]}
-    assert rows["gepa"][4:8] == ["0.400", "0.100", "2", "0.50"]
-    assert rows["none"][4:8] == ["0.400", "0.000", "2", "0.00"]
+    rows = {line.split()[3]: line.split() for line in shown(records)[1:3]}
+    assert (rows["gepa"][4], *rows["gepa"][7:10]) == ("0.400", "2", "0.50", "1.00")
+    assert (rows["none"][4], *rows["none"][7:10]) == ("0.400", "2", "0.00", "0.00")
+
+
+def test_the_table_counts_what_returned_the_student_and_needs_no_student() -> None:
+    same = {**record("coin", "gepa", 0.5, 1), "instructions": {"self": "none"}}
+    records = [*(record("coin", "none", 0.5, s) for s in (0, 1)), record("coin", "gepa", 0.5), same]
+    assert shown(records)[2].split()[9] == "0.50"
+    assert shown([record("sql", "gepa", 0.5)])[1].split()[8:10] == ["?", "?"]
+
+
+def test_the_interval_of_the_table_holds_the_luck_of_seeds_and_of_examples() -> None:
+    few = tables.interval([[0.0, 1.0] * 5])
+    assert few[0] < 0.5 < few[1]
+    many = tables.interval([[0.0, 1.0] * 50])
+    assert few[0] < many[0] < 0.5 < many[1] < few[1]
+    assert tables.interval([[0.2] * 10]) == pytest.approx((0.2, 0.2))
+    assert tables.interval([[0.0] * 9, [1.0] * 9]) == (0.0, 1.0)
+
+
+def test_means_are_over_the_tasks_that_every_row_has_and_leave_the_coin_out() -> None:
+    records = [record(task, "none", 0.2) for task in ("sql", "routing", "coin")]
+    records += [record("sql", "gepa", 0.5), record("sql", "tfgrpo", 0.6, label="v2")]
+    records += [record("routing", "gepa", 0.9), record("coin", "gepa", 0.9)]
+    below = shown(records)[-4:]
+    assert below[0] == "0.5B, 200 calls, mean over sql:"
+    assert [line.split() for line in below[1:]] == [
+        ["tfgrpo", "v2", "0.600"],
+        ["gepa", "0.500"],
+        ["none", "0.200"],
+    ]
+
+
+def shown(records: list[dict[str, object]]) -> list[str]:
+    return tables.table(records).splitlines()
+
+
+def test_a_coin_has_one_score_for_an_answer_and_half_of_the_points_for_any_program() -> None:
+    coin = Coin(Routing())
+    golds = list(islice(coin.examples(random.Random(0)), 400))
+    answers = [dspy.Prediction(code=code) for code in ("FIN/P1", "LOG/P0")]
+    for answer in answers:
+        scores = [coin.verdict(gold, answer)[0] for gold in golds]
+        assert scores == [coin.verdict(gold, answer)[0] for gold in golds]
+        assert sum(scores) / len(golds) == pytest.approx(0.5, abs=0.08)
+    right = [coin.verdict(gold, dspy.Prediction(code=gold.code))[0] for gold in golds]
+    assert sum(right) / len(golds) == pytest.approx(0.5, abs=0.08)
+
+
+RULE = "Answer with a code such as FIN/P1."
+
+
+def clerk(prompt: Prompt) -> str:
+    """An LM that answers in the form of the house more often where the rule asks for it."""
+    chance = 0.9 if RULE in prompt.text else 0.3
+    return chat(code="FIN/P1" if prompt.random().random() < chance else "money")
+
+
+RULES = [
+    (EXTRACT, lessons(RULE)),
+    (UPDATE, operations({"op": "ADD", "text": RULE, "lessons": [1]})),
+    ("Route the ticket", clerk),
+]
+
+
+@pytest.fixture
+def small_lm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripted LM in place of the real ones."""
+    lm = seeded(scripted_lm(RULES))
+    monkeypatch.setattr(real_tasks, "lm_of", lambda *_: lm)
+    monkeypatch.setitem(effects.ADAPTERS, "0.5B", dspy.ChatAdapter)
+
+
+@pytest.mark.usefixtures("small_lm")
+def test_a_run_of_ours_says_what_it_tried_and_what_it_kept() -> None:
+    task = real_tasks.load("routing", "0.5B", 0)
+    found = run_cell(Cell("routing", "tfgrpo", 100, 0), Options(n_threads=1), task)
+    assert found["ended"] == "finished"
+    assert [own["text"] for own in found["tried"]] == [RULE]
+    assert found["tried"][0]["n_rollouts"] > 0
+    assert found["kept"] in ([], [RULE])
+    assert "tried" not in run_cell(Cell("routing", "none", 0, 0), Options(n_threads=1), task)
+
+
+def run_of_ours(**changed: object) -> dict[str, object]:
+    tried = [
+        {"text": text, "estimate": estimate, "standard_error": 0.1, "n_rollouts": n}
+        for text, estimate, n in ((RULE, 0.2, 9), ("Hurry.", 0.0, 5), ("Be kind.", -0.1, 2))
+    ]
+    ours = record("routing", "tfgrpo", 0.5, label="v2")
+    return {**ours, "tried": tried, "kept": [RULE], **changed}
+
+
+@pytest.mark.usefixtures("small_lm")
+def test_effects_are_measured_once_for_each_library_and_compared_with_the_stated_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, out = tmp_path / "real.jsonl", tmp_path / "effects.jsonl"
+    run.append(runs, run_of_ours())
+    run.append(runs, run_of_ours(label="v1"))
+    asked = ["--task", "routing", "--runs", str(runs), "--out", str(out)]
+    effects.main(asked)
+    found = effects.measured(out)
+    assert (
+        sorted(texts for *_, texts in found)
+        == sorted(
+            {(), (RULE,), ("Hurry.",), ("Be kind.",), (RULE, "Hurry."), (RULE, "Be kind.")},
+        )
+        or len(found) == 6
+    )
+    assert all(len(scores) == real_tasks.N_TEST for scores in found.values())
+    first = capsys.readouterr().out
+    effects.main(asked)
+    assert effects.measured(out) == found
+    assert len(out.read_text().splitlines()) == 6
+    last = capsys.readouterr().out.splitlines()
+    assert last[-1].startswith("left out: 3 experiences, 90 % intervals cover")
+    assert last == first.splitlines()[-len(last) :]
+
+
+def test_coverage_counts_the_errors_of_both_and_ranks_follow_the_truth() -> None:
+    runs = [run_of_ours(kept=[])]
+    place = ("routing", "0.5B", 0)
+    true = {RULE: 0.25, "Hurry.": 0.0, "Be kind.": -0.9}
+    scores = {(*place, (text,)): [effect] * 60 for text, effect in true.items()}
+    scores[*place, ()] = [0.0] * 60
+    alone = effects.report(runs, scores, 8).splitlines()[-2]
+    assert "cover 0.67" in alone
+    assert "correlation 1.00" in alone
+    assert "3 experiences" in alone
+    few = effects.report(runs, {}, 8).splitlines()[-2]
+    assert few == "alone: 0 experiences measured, too few to compare"
+
+
+def test_effects_need_runs_that_say_what_they_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "real.jsonl"
+    run.append(runs, record("routing", "tfgrpo", 0.5, label="v2"))
+    with pytest.raises(SystemExit):
+        effects.main(["--task", "routing", "--runs", str(runs)])
+    assert "run run.py --rows tfgrpo first" in capsys.readouterr().err

@@ -1,0 +1,161 @@
+"""Stated effects of experiences against the truth, on a real LM.
+
+    nice -n 19 python benchmarks/real/effects.py --task routing --label v2    # what is missing
+    python benchmarks/real/effects.py --task routing --label v2 --show
+
+Reads the records of this optimizer in `results/real.jsonl`: each says which advice its rollouts
+were given, with effects and standard errors, and which of it was kept. The truth of a text is
+measured on the 60 held-out examples of the run's seed, at temperature 0, paired by example:
+
+- alone: the student with this text, less the student;
+- left out: the library of the result with this text, less the same library without it.
+
+A library has one line in `results/real_effects.jsonl`, and is measured once. Writes nothing else.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import dspy  # noqa: E402 - the folders come first
+import numpy as np  # noqa: E402
+from compare_cells import held_out, silence  # noqa: E402
+from real_tasks import TASKS, load  # noqa: E402
+from run import ADAPTERS, RESULTS, append, stored  # noqa: E402
+from scipy.stats import spearmanr  # noqa: E402
+
+from tfgrpo_dspy import ExperienceLibrary  # noqa: E402
+
+MEASURED = RESULTS.with_name("real_effects.jsonl")
+Z_90 = 1.6449
+KINDS = ("alone", "left out")
+Library = tuple[str, str, int, tuple[str, ...]]
+"""Task, model, seed and texts: what a held-out score belongs to."""
+Scores = Mapping[Library, Sequence[float]]
+
+
+def of_runs(
+    records: Sequence[Mapping[str, Any]], task: str, model: str, label: str
+) -> list[Mapping[str, Any]]:
+    """The runs of this optimizer that are asked for, and say what they tried."""
+    named = {"task": task, "model": model, "row": "tfgrpo", "label": label}
+    found = [r for r in records if r.get("tried") and all(r[k] == v for k, v in named.items())]
+    return sorted(found, key=lambda record: (record["budget"], record["seed"]))
+
+
+def pairs(run: Mapping[str, Any], text: str) -> dict[str, tuple[Library, Library]]:
+    """By kind of truth, the libraries with and without the text."""
+    place = (run["task"], run["model"], run["seed"])
+    rest = tuple(sorted(kept for kept in run["kept"] if kept != text))
+    return {
+        "alone": ((*place, (text,)), (*place, ())),
+        "left out": ((*place, tuple(sorted((*rest, text)))), (*place, rest)),
+    }
+
+
+def wanted(runs: Sequence[Mapping[str, Any]], most: int) -> Iterator[Library]:
+    """The libraries to be measured, for so many experiences of each run; the most tried first."""
+    for run in runs:
+        for own in most_tried(run, most):
+            for with_it, without in pairs(run, own["text"]).values():
+                yield from (without, with_it)
+
+
+def most_tried(run: Mapping[str, Any], most: int) -> list[Mapping[str, Any]]:
+    """So many of the experiences that the run states effects of, those with most rollouts."""
+    return sorted(run["tried"], key=lambda own: (-own["n_rollouts"], own["text"]))[:most]
+
+
+def measure(libraries: Sequence[Library], path: Path) -> None:
+    """Append the held-out scores of each library."""
+    dspy.configure_cache(enable_disk_cache=False)
+    for n, (name, model, seed, texts) in enumerate(libraries, 1):
+        print(
+            f"library {n} of {len(libraries)}: {name}, seed {seed}, {len(texts)} texts", flush=True
+        )
+        task = load(name, model, seed)
+        student = task.student()
+        program = ExperienceLibrary.from_texts(texts).bake(student) if texts else student
+        with silence(), dspy.context(adapter=ADAPTERS[model]()):
+            scores, _, _ = held_out(program, task, task.make_lm(seed), 1)
+        line = {"task": name, "model": model, "seed": seed, "texts": texts, "scores": scores}
+        append(path, line)
+
+
+def measured(path: Path) -> dict[Library, list[float]]:
+    """What has been measured."""
+    return {
+        (line["task"], line["model"], line["seed"], tuple(line["texts"])): line["scores"]
+        for line in stored(path)
+    }
+
+
+def report(runs: Sequence[Mapping[str, Any]], scores: Scores, most: int) -> str:
+    """Each experience with its stated effect and both truths; then coverage and rank correlation.
+
+    An interval covers where stated effect and truth differ by less than 1.64 times the root of
+    the sum of both squared errors.
+    """
+    lines = [
+        f"{'seed':>4}{'stated':>9}{'error':>7}{'alone':>8}{'error':>7}{'left out':>10}{'error':>7}"
+    ]
+    found: dict[str, list[tuple[float, float, float, float]]] = {kind: [] for kind in KINDS}
+    for run in runs:
+        for own in most_tried(run, most):
+            truths = []
+            for kind, (with_it, without) in pairs(run, own["text"]).items():
+                if with_it in scores and without in scores:
+                    gained = np.subtract(scores[with_it], scores[without])
+                    error = float(gained.std(ddof=1) / len(gained) ** 0.5)
+                    truths.append(f"{gained.mean():+8.3f}{error:7.3f}")
+                    stated = (own["estimate"], own["standard_error"])
+                    found[kind].append((*stated, float(gained.mean()), error))
+            effect = f"{own['estimate']:+9.3f}{own['standard_error']:7.3f}"
+            lines.append(f"{run['seed']:>4}{effect}{'  '.join(truths)}  {own['text'][:60]}")
+    return "\n".join([*lines, *(_agreement(kind, found[kind]) for kind in KINDS)])
+
+
+def _agreement(kind: str, found: Sequence[tuple[float, float, float, float]]) -> str:
+    if len(found) < 3:
+        return f"{kind}: {len(found)} experiences measured, too few to compare"
+    estimate, stated_error, true, true_error = np.transpose(found)
+    covers = np.abs(estimate - true) <= Z_90 * np.hypot(stated_error, true_error)
+    rank = spearmanr(estimate, true).statistic
+    return (
+        f"{kind}: {len(found)} experiences, 90 % intervals cover {covers.mean():.2f}, rank "
+        f"correlation {rank:.2f}, mean stated {estimate.mean():+.3f}, true {true.mean():+.3f}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, and show the comparison."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--model", choices=ADAPTERS, default="0.5B")
+    parser.add_argument("--label", default="v2", help="of the rows of this optimizer")
+    parser.add_argument("--most", type=int, default=8, help="experiences of each run")
+    parser.add_argument("--runs", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=MEASURED)
+    parser.add_argument("--show", action="store_true")
+    asked = parser.parse_args(arguments)
+    runs = of_runs(stored(asked.runs), asked.task, asked.model, asked.label)
+    if not runs:
+        parser.error(
+            f"{asked.runs} has no run of tfgrpo on {asked.task} with {asked.model}, label "
+            f"{asked.label}, that says what it tried; run run.py --rows tfgrpo first"
+        )
+    if not asked.show:
+        done = measured(asked.out)
+        measure(
+            [lib for lib in dict.fromkeys(wanted(runs, asked.most)) if lib not in done], asked.out
+        )
+    print(report(runs, measured(asked.out), asked.most))
+
+
+if __name__ == "__main__":
+    main()
