@@ -102,15 +102,22 @@ def _is_clear(group: Group, labels: Mapping[str, str]) -> bool:
 
 
 async def _lessons_of(
-    client: ReflectionClient, batch: Batch, shown: list[tuple[SampledGroup, str]]
+    client: ReflectionClient,
+    batch: Batch,
+    shown: list[tuple[SampledGroup, str]],
+    attempts: Sequence[list[str]] = (),
 ) -> Found:
-    """What ExtractAdvantage draws from groups in one call; a lesson may come from any of them."""
+    """What ExtractAdvantage draws from groups in one call; a lesson may come from any of them.
+
+    Where they are too long for one prompt, each has its own. `attempts` are the texts of their
+    rollouts, where these are known.
+    """
     run, groups = client.run, [sampled.group for sampled, _ in shown]
     objective = _objective(client, [note for _, note in shown])
     max_tokens = getattr(run.settings.reflection.extract, "shown_tokens", 12_000)
     about = [_about(run, group) for group in groups]
     images = client.images_of(run.trainset[group.example] for group in groups)
-    attempts = [await _attempts(client, batch, group, max_tokens) for group in groups]
+    attempts = attempts or [await _attempts(client, batch, g, max_tokens) for g in groups]
 
     def inputs(halving: int) -> Inputs:
         parts = []
@@ -137,7 +144,8 @@ async def _lessons_of(
     if len(shown) > 1:
         answer = await client.ask("lesson", batch, groups[0].example, inputs(0))
         if answer.is_too_long:
-            parts = await client.at_once(_lessons_of(client, batch, [one]) for one in shown)
+            pairs = zip(shown, attempts, strict=True)
+            parts = await client.at_once(_lessons_of(client, batch, [s], [a]) for s, a in pairs)
             taken, refused = zip(*parts, strict=True)
             return list(itertools.chain(*taken)), list(itertools.chain(*refused))
     else:
