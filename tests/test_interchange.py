@@ -309,7 +309,7 @@ def test_a_format_is_named_or_follows_from_the_ending_and_takes_what_fits_it(
     assert read_library(tmp_path / "a.json") == ExperienceLibrary.load(tmp_path / "a.json")
     with pytest.raises(LibraryFormatError, match=r"lessons: no format has this ending; pass form"):
         read_library(tmp_path / "lessons")
-    (tmp_path / "a.txt").write_text("Say „bitte“.", encoding="utf-16")
+    (tmp_path / "a.txt").write_bytes("Say „bitte“.".encode("cp1252"))
     with pytest.raises(LibraryFormatError, match=r"a\.txt: .*save the file as UTF-8"):
         read_library(tmp_path / "a.txt")
     for format, into in ("md", "a"), ("word", ""):

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tfgrpo_dspy"
 LAYERS = [
     {"errors", "redaction", "scores"},
+    {"files"},
     {"experience", "rollout"},
     {"store", "budget", "metric", "results", "interchange"},
     {"events"},
@@ -36,6 +37,7 @@ ONLY_IN = {
         "errors",
         "redaction",
         "scores",
+        "files",
         "experience",
         "rollout",
         "results",

@@ -39,11 +39,12 @@ class _Commands(click.Group):
         except BrokenPipeError:  # the reader, such as `head`, has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(PIPE_CLOSED)
+        except TrainingFreeGRPOError as error:
+            click.echo(getattr(error, "text", ""), nl=False)  # what could be kept nowhere else
+            raise _Refused(str(error)) from error
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise _Refused(f"{where}{error.strerror or error}; check the path.") from error
-        except TrainingFreeGRPOError as error:
-            raise _Refused(str(error)) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

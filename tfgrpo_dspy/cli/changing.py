@@ -8,8 +8,9 @@ import click
 from tfgrpo_dspy.cli.editing import edited_library
 from tfgrpo_dspy.cli.output import printable, write
 from tfgrpo_dspy.cli.reading import FILE, FOLDER
-from tfgrpo_dspy.cli.sources import read_source, read_text
+from tfgrpo_dspy.cli.sources import read_source
 from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.files import decoded, read_bytes
 from tfgrpo_dspy.interchange import FORMATS, format_of, render
 from tfgrpo_dspy.run import records, saved
 
@@ -21,10 +22,11 @@ output = click.option(
 
 
 def _write_library(
-    library: ExperienceLibrary, out: str, format: str | None = None, into: str = ""
+    library: ExperienceLibrary, out: str, format: str | None = None, into: str | None = None
 ) -> None:
     named = format or ("json" if out == STDOUT else format_of(out))
-    write(out, render(library, named, into=into))
+    old = b"" if into is None else sys.stdin.buffer.read() if into == STDOUT else read_bytes(into)
+    write(out, render(library, named, into=decoded(old, str(into))), old)
 
 
 @click.command()
@@ -54,7 +56,7 @@ def export(library: str, out: str, format: str | None, into: str | None) -> None
     """
     if into and not format and out == STDOUT:
         format = "yaml"
-    _write_library(read_source(library).library, out, format, read_text(into) if into else "")
+    _write_library(read_source(library).library, out, format, into)
 
 
 @click.command("import")
@@ -83,7 +85,8 @@ def bake(program: str, library: str, out: str, in_place: bool) -> None:
         raise click.UsageError(f"--in-place writes to {program}: leave out -o {out}.")
     if STDOUT not in (out, program) and Path(out).resolve() == Path(program).resolve():
         raise click.UsageError(f"{out} is the program itself; pass --in-place to replace it.")
-    write(program if in_place else out, source.rewritten(read_source(library).library))
+    text = source.rewritten(read_source(library).library)
+    write(program if in_place else out, text, source.data)
 
 
 @click.command()
@@ -97,12 +100,13 @@ def edit(target: str) -> None:
     source = read_source(target)
     if source.run is not None or target == STDOUT:
         raise click.UsageError(f"{target} is no file; `tfgrpo export` makes one of it.")
+    source.rewritten(source.library)  # what cannot be written back is refused before it is edited
     changed = edited_library(source)
     if changed is None:
         click.echo(f"{target}: nothing changed", err=True)
         return
     library, text = changed
-    write(target, text)
+    write(target, text, source.data)
     click.echo(printable(source.library.diff(library)))
 
 

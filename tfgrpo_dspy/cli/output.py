@@ -3,10 +3,11 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
+
+from tfgrpo_dspy.files import write_text
 
 
 def printable(text: str) -> str:
@@ -38,10 +39,9 @@ def echo_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def write(path: str, text: str) -> None:
-    """Write the text as UTF-8 to a file, or for `-` to stdout."""
-    data = text.encode()
+def write(path: str, text: str, like: bytes = b"") -> None:
+    """Write the text to a file, encoded as `like` is; or for `-` as UTF-8 to stdout."""
     if path == "-":
-        click.echo(printable(text) if sys.stdout.isatty() else data, nl=False)
+        click.echo(printable(text) if sys.stdout.isatty() else text.encode(), nl=False)
     else:
-        Path(path).write_bytes(data)
+        write_text(path, text, like)

@@ -9,7 +9,8 @@ from typing import Any
 from tfgrpo_dspy.errors import LibraryFormatError, StoreError
 from tfgrpo_dspy.experience.files import json_value
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.interchange import format_of, parse, render
+from tfgrpo_dspy.files import decoded, read_bytes
+from tfgrpo_dspy.interchange import format_of, parse, rewritten
 from tfgrpo_dspy.run.saved import SavedRun, saved_runs
 
 
@@ -72,17 +73,18 @@ class Source:
     program: SavedProgram | None = None
     run: SavedRun | None = None
     format: str = ""
-    text: str = field(default="", repr=False)
+    data: bytes = field(default=b"", repr=False)
 
     def rewritten(self, library: ExperienceLibrary) -> str:
         """The file with this library in it, all else as it was.
 
-        Raises LibraryError: the library has scopes that are not of the program.
+        Raises LibraryError: the library has scopes that are not of the program, or something of the
+        file would be lost.
         """
         if self.program is not None:
             return str(library.bake(self.program))
-        is_agent = self.format == "yaml" and "\nagent:" in f"\n{self.text}"
-        return render(library, self.format, into=self.text if is_agent else "")
+        text = decoded(self.data, self.name, self.format == "csv")
+        return rewritten(text, library, self.format, self.name)
 
 
 def read_source(name: str, format: str | None = None) -> Source:
@@ -98,20 +100,21 @@ def read_source(name: str, format: str | None = None) -> Source:
     if folder:
         run = read_run(folder, run_id)
         return Source(name, run.results.experiences, run=run)
-    text = read_text(name)
-    if name == "-" and not format:
-        format = "json" if text.lstrip()[:1] in ("{", "[") else "md"
     if name.endswith((".pkl", ".db")) and not format:
         raise LibraryFormatError(
             f"{name}: no library is read from this; save a program with program.save('x.json'), "
             f"or name the folder of a run store."
         )
+    data = sys.stdin.buffer.read() if name == "-" else read_bytes(name)
+    if name == "-" and not format:
+        format = "json" if decoded(data, name).lstrip()[:1] in ("{", "[") else "md"
     named = format or format_of(name)
-    value = json_value(text.removeprefix("\ufeff"), name) if named == "json" else None
+    text = decoded(data, name, named == "csv")
+    value = json_value(text, name) if named == "json" and "signature" in text else None
     if isinstance(value, dict) and SavedProgram(value).named_predictors():
         program = SavedProgram(value)
-        return Source(name, ExperienceLibrary.from_program(program), program=program)
-    return Source(name, parse(text, named, source=name), format=named, text=text)
+        return Source(name, ExperienceLibrary.from_program(program), program=program, data=data)
+    return Source(name, parse(text, named, source=name), format=named, data=data)
 
 
 def read_run(folder: str, run_id: str = "") -> SavedRun:
@@ -125,12 +128,3 @@ def read_run(folder: str, run_id: str = "") -> SavedRun:
         what = "several runs" if found else "no run"
         raise StoreError(f"{folder}#{run_id}: {what} of that id; the store holds {ids}.")
     return found[-1]
-
-
-def read_text(name: str) -> str:
-    """The text of a file, or for `-` of stdin. Raises LibraryFormatError: it is not UTF-8."""
-    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LibraryFormatError(f"{name}: {error}; save the file as UTF-8.") from error

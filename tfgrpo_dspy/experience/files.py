@@ -3,9 +3,11 @@
 Nothing here opens a file.
 """
 
+import itertools
 import json
+import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -16,6 +18,8 @@ from tfgrpo_dspy.experience.values import Effect, Evidence, Experience
 
 FORMAT = {"format": "tfgrpo_dspy.library", "version": 1}
 _MOST_FAULTS = 5  # in one message
+_NEXT_VALUE = re.compile(r"\n(?=[\[{])")
+_NO_BLANK = re.compile(r"[^ \t\r\n]")
 
 
 class Record(BaseModel, extra="forbid"):
@@ -53,17 +57,43 @@ def record_text(record: dict[str, Any]) -> str:
     return f'{{\n{head}  "experiences": [' + (f"\n{body}\n  " if body else "") + "]\n}\n"
 
 
-def json_value(text: str, source: str) -> Any:
-    """The value that the JSON text holds. Raises LibraryFormatError, with line and column."""
-    try:
-        return json.loads(text, object_pairs_hook=_without_repeats)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise LibraryFormatError(f"{source} is not JSON: {where}: {sentence(error.msg)}") from error
-    except RecursionError as error:
-        raise LibraryFormatError(f"{source} is not a library: it is nested too deeply.") from error
-    except ValueError as error:
-        raise LibraryFormatError(f"{source} cannot be read: {sentence(error)}") from error
+def json_value(text: str, source: str, is_lines: bool = False) -> Any:
+    """The value that the JSON text holds; `is_lines`: of several values, as in JSON lines, a list.
+
+    Raises LibraryFormatError, with line and column.
+    """
+    found = list(itertools.islice(json_values(text, source), None if is_lines else 2))
+    if faults := [each for each in found if isinstance(each, LibraryFormatError)]:
+        raise faults[0]
+    if not found or (len(found) > 1 and not is_lines):
+        fault = "there is more than one value" if found else "line 1, column 1: Expecting value"
+        raise LibraryFormatError(f"{source} is not JSON: {fault}.")
+    return found[0] if len(found) == 1 else found
+
+
+def json_values(text: str, source: str) -> Iterator[Any]:
+    """Each value of a JSON text, such as those of JSON lines.
+
+    A LibraryFormatError, with line and column, stands in the place of what cannot be read; what
+    follows is read from the next line on that begins with a bracket.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=_without_repeats)
+    place = 0
+    while (begun := _NO_BLANK.search(text, place)) is not None:
+        place = begun.start()
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            where = f"line {error.lineno}, column {error.colno}"
+            value = LibraryFormatError(f"{source} is not JSON: {where}: {sentence(error.msg)}")
+        except RecursionError:
+            value = LibraryFormatError(f"{source} is not a library: it is nested too deeply.")
+        except ValueError as error:
+            value = LibraryFormatError(f"{source} cannot be read: {sentence(error)}")
+        yield value
+        if isinstance(value, LibraryFormatError):
+            following = _NEXT_VALUE.search(text, place)
+            place = len(text) if following is None else following.end()
 
 
 def checked_record(record: Any, source: str) -> Record:

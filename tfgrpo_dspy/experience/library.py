@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience import files, programs, values
 from tfgrpo_dspy.experience.values import ALL, DEFAULT_LIMITS, Experience, Limits, Operation
+from tfgrpo_dspy.files import read_text, write_text
 
 ProgramT = TypeVar("ProgramT")
 Written = Operation | Mapping[str, Any]  # an operation, or a mapping as an LM writes it
@@ -240,8 +241,13 @@ class ExperienceLibrary:
         return dict(json.loads(json.dumps(values)))  # lists where the experiences have tuples
 
     def save(self, path: str | Path) -> None:
-        """Write the library, with its evidence, as JSON text."""
-        Path(path).write_text(files.record_text(self.to_dict()), encoding="utf-8")
+        """Write the library, with its evidence, as JSON text.
+
+        Raises:
+            UnsavedError: the file cannot be replaced, or has changed since it was read; it is as
+                it was.
+        """
+        write_text(path, files.record_text(self.to_dict()))
 
     @classmethod
     def load(cls, path: str | Path) -> "ExperienceLibrary":
@@ -255,11 +261,7 @@ class ExperienceLibrary:
                 wrong, and what to write.
             OSError: the file cannot be read.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise LibraryFormatError(f"{path}: {error}; save the file as UTF-8.") from error
-        return cls.from_dict(files.json_value(text, str(path)), source=str(path))
+        return cls.from_dict(files.json_value(read_text(path), str(path)), source=str(path))
 
     @classmethod
     def from_dict(cls, record: Any, source: str = "the record") -> "ExperienceLibrary":

@@ -23,11 +23,14 @@ from tfgrpo_dspy.experience import programs
 from tfgrpo_dspy.experience.files import json_value, record_text, shown
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import scope_note
+from tfgrpo_dspy.files import read_text, write_text
 from tfgrpo_dspy.interchange import agents, lists, tables
 from tfgrpo_dspy.interchange.items import Item, is_id, library_of
 
 FORMATS = ("json", "yaml", "md", "csv", "txt", "prompt")
-_BY_ENDING = {f".{name}": name for name in FORMATS} | {".yml": "yaml", ".markdown": "md"}
+_BY_ENDING = {f".{name}": name for name in FORMATS} | {
+    ".yml": "yaml", ".markdown": "md", ".jsonl": "json", ".tsv": "csv"
+}  # fmt: skip
 _MOST_CHARACTERS = 10_000_000  # a library of thirty experiences has some 10,000
 
 
@@ -49,10 +52,7 @@ def read_library(path: str | Path, format: str | None = None) -> ExperienceLibra
         OSError: the file cannot be read.
     """
     named = format or format_of(path)
-    try:
-        return parse(Path(path).read_bytes().decode("utf-8"), named, source=str(path))
-    except UnicodeDecodeError as error:
-        raise LibraryFormatError(f"{path}: {error}; save the file as UTF-8.") from error
+    return parse(read_text(path, is_table=named == "csv"), named, source=str(path))
 
 
 def write_library(
@@ -62,9 +62,9 @@ def write_library(
 
     Raises:
         LibraryFormatError: no such format, or `into` does not fit it.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; an UnsavedError says where the text is kept.
     """
-    Path(path).write_bytes(render(library, format or format_of(path), into=into).encode())
+    write_text(path, render(library, format or format_of(path), into=into))
 
 
 def parse(text: str, format: str, source: str = "the text") -> ExperienceLibrary:
@@ -79,8 +79,7 @@ def parse(text: str, format: str, source: str = "the text") -> ExperienceLibrary
     if len(text) > _MOST_CHARACTERS:
         raise LibraryFormatError(f"{source}: {len(text)} characters; at most {_MOST_CHARACTERS}.")
     if format in ("json", "yaml"):
-        read = json_value if format == "json" else agents.yaml_value
-        return _from_value(read(text, source), source)
+        return _from_value(_value(text, format, source), source)
     try:
         if format == "csv":
             return tables.read_table(text)
@@ -113,6 +112,44 @@ def render(library: ExperienceLibrary, format: str, *, into: str = "") -> str:
     if format not in writers:
         raise LibraryFormatError(f"format={format!r}: the formats are {', '.join(FORMATS)}.")
     return writers[format](library)
+
+
+def rewritten(text: str, library: ExperienceLibrary, format: str, source: str) -> str:
+    """The text of a library file with this library in place of its own, and all else as it was.
+
+    Raises:
+        LibraryFormatError: something would be lost; says what, and in which line it is.
+    """
+    if format in ("json", "yaml"):
+        value = _value(text, format, source)
+        place = "experiences" if format == "json" else "agent"
+        if not (isinstance(value, dict) and place in value):
+            raise LibraryFormatError(
+                f"{source}: experiences can be written back where {place!r} is, and there is none; "
+                f"make a library file of it: tfgrpo import {source} -o library.json"
+            )
+    elif line := lists.first_heading(text) if format in ("md", "txt") else "":
+        raise LibraryFormatError(f"{source}: {line} is no experience, and would be lost.")
+    if format == "csv":
+        new = tables.table_like(library, text)
+    else:
+        new = render(library, format, into=text if format == "yaml" else "")
+    back = parse(new, format, source)
+    names = ("text", "scope") if format == "txt" else ("id", "text", "scope")
+    wanted, found = ([[getattr(e, name) for name in names] for e in of] for of in (library, back))
+    if wanted != found:
+        lost = next((each for each in wanted if each not in found), wanted)
+        raise LibraryFormatError(
+            f"{source}: a file of this form cannot hold {', '.join(names)} {shown(lost)}."
+        )
+    return new
+
+
+def _value(text: str, format: str, source: str) -> Any:
+    """What JSON, JSON lines or YAML holds."""
+    if format == "yaml":
+        return agents.yaml_value(text, source)
+    return json_value(text, source, is_lines=True)
 
 
 def _from_value(value: Any, source: str) -> ExperienceLibrary:

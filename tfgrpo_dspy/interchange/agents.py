@@ -7,7 +7,11 @@ nothing but the instructions changes. Two kinds of text are written with a backs
 further line that looks like the next experience, and `${`, which OmegaConf would replace.
 """
 
+import contextlib
+import itertools
 import re
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -28,6 +32,7 @@ agent:
   name: agent
   instructions: You are a helpful assistant.
 """
+_PLACE = ("agent", "instructions")
 _MISSING = "agent.instructions is missing, or is no string"
 _MARK = r"\[G[0-9]+\][.:]?(?:[ \t]|$)"
 _MARKED = re.compile(rf"^{_MARK}", re.MULTILINE)
@@ -36,8 +41,11 @@ _ITEM = re.compile(rf"^(?=\[(G[0-9]+)){_MARK}(.*?)(?=\n{_MARK}|\Z)", re.MULTILIN
 
 
 def yaml_value(text: str, source: str) -> Any:
-    """The value of a YAML text, with strings for all scalars. Raises LibraryFormatError."""
-    return _from_yaml(yaml.load, text, source)
+    """The value of a YAML text, with strings for all scalars.
+
+    Raises LibraryFormatError: it is not YAML, or a key occurs twice in one mapping.
+    """
+    return _loaded(text, source, yaml.BaseLoader.construct_document)
 
 
 def read_instructions(instructions: Any, source: str) -> ExperienceLibrary:
@@ -62,21 +70,57 @@ def agent_file(library: ExperienceLibrary, into: str, source: str) -> str:
         LibraryFormatError: `into` is not the file of an agent.
     """
     into = into.removeprefix("\ufeff") or _NEW_FILE
-    agent = _from_yaml(yaml.compose, into, source)
-    for name in "agent", "instructions":
-        pairs = agent.value if isinstance(agent, yaml.MappingNode) else []
-        agent = next((value for key, value in pairs if key.value == name), None)
-    if not isinstance(agent, yaml.ScalarNode):
+    path = _path(_loaded(into, source, lambda _, node: node))
+    key, value = path[-1] if len(path) == len(_PLACE) else (None, None)
+    if not isinstance(value, yaml.ScalarNode):
         raise LibraryFormatError(f"{source}: {_MISSING}; pass the file of an agent as into=.")
-    start, end = agent.start_mark.index, agent.end_mark.index
+    start, end = value.start_mark.index, value.end_mark.index
     old = into[start:end]
     line = into[:start].rpartition("\n")[2]
     indent = "\n" + " " * (len(line) - len(line.lstrip()) + 2)
-    written = yaml.safe_dump(
-        _with_experiences(agent.value, library), default_style='"', allow_unicode=True, width=90
-    )
+    instructions = _with_experiences(value.value, library)
+    written = yaml.safe_dump(instructions, default_style='"', allow_unicode=True, width=90)
     new = re.sub(r"\n *", lambda _: indent, written.strip())
-    return into[:start] + new + old[len(old.rstrip()) :] + into[end:]
+    new = new.replace("\n", "\r\n") if "\r\n" in into else new
+    text = into[:start] + new + old[len(old.rstrip()) :] + into[end:]
+    expected = [(value.value, instructions)] * (value.value != instructions)
+    aliases = [name for name, node in path if node.start_mark.index < name.end_mark.index]
+    has_comment = value.style in ("|", ">") and "#" in old.partition("\n")[0]
+    if aliases or has_comment or _changes(into, text) != expected:
+        number = (aliases or [key])[0].start_mark.line + 1
+        raise LibraryFormatError(
+            f"{source}: line {number}: these instructions cannot be written back with all else as "
+            f"it is: write them there as plain text, without an anchor (&), an alias (*), a tag "
+            f"(!) or a comment (#)."
+        )
+    return text
+
+
+def _path(node: Any) -> list[tuple[Any, Any]]:
+    """The keys and values on the way from the root to the instructions, as far as there are any."""
+    path = []
+    for name in _PLACE:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        named = [(key, value) for key, value in pairs if key.value == name]
+        path += named
+        node = named[0][1] if named else None
+    return path
+
+
+def _changes(old: str, new: str) -> list[tuple[Any, Any]]:
+    """Where two YAML texts differ, what each has there; a pair of None where one is no YAML."""
+    with contextlib.suppress(yaml.YAMLError):
+        events = [map(_content, yaml.parse(text, Loader=yaml.BaseLoader)) for text in (old, new)]
+        return [pair for pair in itertools.zip_longest(*events) if pair[0] != pair[1]]
+    return [(None, None)]
+
+
+def _content(event: Any) -> Any:
+    """What a part of a YAML text says: of a plain scalar its value, else also anchor and tag."""
+    named = [getattr(event, name, None) for name in ("anchor", "tag")]
+    if type(event) is yaml.ScalarEvent and named == [None, None]:
+        return event.value
+    return [type(event), *named, getattr(event, "value", None)]
 
 
 def _with_experiences(instructions: str, library: ExperienceLibrary) -> str:
@@ -107,16 +151,44 @@ def _unescaped(text: str) -> str:
     return re.sub(r"(?<!\\)((?:\\\\)*)\\(?=\$\{)", lambda found: found[1][::2], text)
 
 
-def _from_yaml(read: Any, text: str, source: str) -> Any:
+def _loaded(text: str, source: str, read: Callable[[Any, Any], Any]) -> Any:
+    """What `read` makes of the loader and the root of a YAML text without repeated keys."""
     try:
-        return read(text.removeprefix("\ufeff"), Loader=yaml.BaseLoader)
+        loader = yaml.BaseLoader(text.removeprefix("\ufeff"))
+        node = loader.get_single_node()
+        _refuse_repeats(node, source)
+        return None if node is None else read(loader, node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise LibraryFormatError(
             f"{source} is not YAML: {where}{error.problem or error.context}."
         ) from error
+    except LibraryFormatError:
+        raise
     except (yaml.YAMLError, ValueError) as error:
         raise LibraryFormatError(f"{source} is not YAML: {sentence(error)}") from error
     except RecursionError as error:
         raise LibraryFormatError(f"{source} is not a library: it is nested too deeply.") from error
+
+
+def _refuse_repeats(root: Any, source: str) -> None:
+    """Raise LibraryFormatError where a key occurs twice in one mapping; only the last counts."""
+    waiting, seen = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        pairs = (
+            node.value if isinstance(node, yaml.MappingNode) else [(each,) for each in node.value]
+        )
+        waiting += [part for pair in pairs for part in pair]
+        keys = [pair[0] for pair in pairs] if isinstance(node, yaml.MappingNode) else []
+        names = Counter(key.value for key in keys if isinstance(key, yaml.ScalarNode))
+        for key in keys:
+            if isinstance(key, yaml.ScalarNode) and names[key.value] > 1:
+                raise LibraryFormatError(
+                    f"{source}: line {key.start_mark.line + 1}: the key {key.value!r:.60} occurs "
+                    f"twice in one mapping; write it once."
+                )

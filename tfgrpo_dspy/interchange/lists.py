@@ -14,6 +14,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL
 from tfgrpo_dspy.interchange.items import Item, library_of
 
+TITLE = "# Experiences"
 _BULLET = r"(?:[-*+\u2022]|[0-9]{1,9}[.)])(?:\s+|$)"
 _ID = r"(?:\*\*[EG][0-9]+\*\*|\[[EG][0-9]+\*?\]|E[0-9]+(?=:))[.:]?(?:\s+|$)"
 _SCOPE = r"\(for (\"(?:[^\"\\]|\\.)*\")\)(?:\s+|$)"
@@ -51,6 +52,17 @@ def read_list(text: str, bullets_needed: bool) -> ExperienceLibrary:
     return library_of(read, next_number)
 
 
+def first_heading(text: str) -> str:
+    """The first heading or rule that `markdown` would not write, with its line; "" for none."""
+    lines = enumerate(text.replace("\r\n", "\n").split("\n"), start=1)
+    others = (
+        f"line {n}: {shown(each)}"
+        for n, each in lines
+        if re.match(_HEADING, each) and each != TITLE
+    )
+    return next(others, "")
+
+
 def _read_item(where: str, line: str, bullet_needed: bool) -> tuple[str, str, str, str]:
     """The bullet, the id, the scope and the text of an item's first line."""
     found = _LINE.match(line.removeprefix(" "))
@@ -70,7 +82,7 @@ def _read_item(where: str, line: str, bullet_needed: bool) -> tuple[str, str, st
 
 def markdown(library: ExperienceLibrary) -> str:
     """The library as a Markdown list with ids and scopes, and the next id if it is not obvious."""
-    lines = ["# Experiences", ""]
+    lines = [TITLE, ""]
     for each in library:
         scope = "" if each.scope == ALL else f"(for {json.dumps(each.scope, ensure_ascii=False)}) "
         lines.append(f"- **{each.id}** {scope}{_item_text(each.text)}")

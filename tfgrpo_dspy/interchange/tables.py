@@ -8,6 +8,7 @@ import csv
 import io
 import math
 import re
+from collections.abc import Iterator
 
 from tfgrpo_dspy.errors import LibraryFormatError
 from tfgrpo_dspy.experience.files import shown
@@ -20,11 +21,11 @@ _EFFECT = ["effect", "standard_error", "n_rollouts"]
 _FORMULA = re.compile(r"'*[=+\-@]")
 
 
-def table(library: ExperienceLibrary) -> str:
+def table(library: ExperienceLibrary, delimiter: str = ",") -> str:
     """The library as CSV; with the columns of effects if at least one is known."""
     columns = _COLUMNS + (_EFFECT if any(each.effect for each in library) else [])
     written = io.StringIO(newline="")
-    writer = csv.writer(written, quoting=csv.QUOTE_NONNUMERIC)
+    writer = csv.writer(written, delimiter=delimiter, quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(columns)
     for each in library:
         row: list[str | float] = [each.id, _cell(each.text), _cell(each.scope)]
@@ -34,39 +35,65 @@ def table(library: ExperienceLibrary) -> str:
     return written.getvalue()
 
 
+def table_like(library: ExperienceLibrary, text: str) -> str:
+    """The library as CSV with the delimiter of this text, and with its `sep=` line, if any."""
+    hint, delimiter, _ = _form_of(text)
+    return hint + table(library, delimiter)
+
+
+def cells_of(text: str) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
+    """The columns of a table, and of each row that is not empty its place and its cells.
+
+    Cells are separated by what separates them in the header: a comma, a semicolon or a tab. Raises
+    LibraryFormatError: a row has too many cells; csv.Error.
+    """
+    hint, delimiter, rest = _form_of(text)
+    file = io.StringIO(rest, newline="")
+    rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
+    columns = [name.strip() for name in next(rows, [])]
+
+    def checked() -> Iterator[tuple[str, list[str]]]:
+        for row in rows:
+            where = f"line {rows.line_num + bool(hint)}"
+            if len(row) > len(columns):
+                raise LibraryFormatError(
+                    f"{where}: {len(row)} cells under {len(columns)} columns: put a text that "
+                    f'holds {shown(delimiter)} in double quotes (and write " as "").'
+                )
+            if any(map(str.strip, row)):
+                yield where, row
+
+    return columns, checked()
+
+
+def _form_of(text: str) -> tuple[str, str, str]:
+    """Excel's line `sep=;` ("" if there is none), what separates cells, and the table itself."""
+    first, end, rest = text.partition("\n")
+    if found := re.fullmatch(r"sep=(.)\r?", first):
+        return first + end, found[1], rest
+    return "", max(",;\t", key=first.count), text
+
+
 def read_table(text: str) -> ExperienceLibrary:
     """The library of a table with the column `text`; the columns `id`, `scope`, ... may be absent.
-
-    Cells are separated by what separates them in the header: a comma, a semicolon or a tab.
 
     Raises:
         LibraryFormatError: a column is unknown, a row has too many cells, an effect is no number.
     """
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    file = io.StringIO(text, newline="")
-    rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
-    columns = [name.strip().lower() for name in next(rows, [])]
-    known = _COLUMNS + _EFFECT
+    columns, rows = cells_of(text)
+    columns, known = [name.lower() for name in columns], _COLUMNS + _EFFECT
     if "text" not in columns or len(set(columns)) < len(columns) or not {*columns} <= {*known}:
         raise LibraryFormatError(
             f"line 1: the columns {shown(columns)}: write a header with 'text', and of "
             f"{', '.join(known)} those that you need."
         )
     items = []
-    for row in rows:
-        where = f"line {rows.line_num}"
-        if len(row) > len(columns):
-            raise LibraryFormatError(
-                f"{where}: {len(row)} cells under {len(columns)} columns: put a text that holds "
-                f'{shown(delimiter)} in double quotes (and write " as "").'
-            )
-        if any(map(str.strip, row)):
-            cells = dict(zip(columns, row, strict=False))
-            scope = _text_of(cells.get("scope", "")) or ALL
-            text_, id_ = _text_of(cells.get("text", "")), cells.get("id", "").strip()
-            effect = _effect(where, [cells.get(name, "").strip() for name in _EFFECT])
-            items.append(Item(where, id_, text_, scope, effect))
+    for where, row in rows:
+        cells = dict(zip(columns, row, strict=False))
+        scope = _text_of(cells.get("scope", "")) or ALL
+        text_, id_ = _text_of(cells.get("text", "")), cells.get("id", "").strip()
+        effect = _effect(where, [cells.get(name, "").strip() for name in _EFFECT])
+        items.append(Item(where, id_, text_, scope, effect))
     return library_of(items)
 
 
@@ -83,7 +110,8 @@ def _effect(where: str, cells: list[str]) -> Effect | None:
     if not any(cells):
         return None
     try:
-        effect = Effect(float(cells[0]), float(cells[1]), int(cells[2]))
+        estimate, error = (float(cell.replace(",", ".")) for cell in cells[:2])
+        effect = Effect(estimate, error, int(cells[2]))
         if math.isfinite(effect.estimate) and math.isfinite(effect.standard_error):
             return effect
     except ValueError:

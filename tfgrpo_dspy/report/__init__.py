@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 
+from tfgrpo_dspy.files import write_text
 from tfgrpo_dspy.report.source import run_of
 from tfgrpo_dspy.report.view import view_of
 from tfgrpo_dspy.results import page
@@ -37,11 +38,10 @@ def write_html(results: Any, path: str | PathLike[str]) -> Path:
     Raises:
         SettingsError: `results` is none of these.
         StoreError: the run directory cannot be read, or holds no run.
+        UnsavedError: the file cannot be replaced; it is as it was.
     """
-    text = html(results)
-    path = Path(path)
-    path.write_text(text, encoding="utf-8", newline="\n")
-    return path
+    write_text(path, html(results))
+    return Path(path)
 
 
 def html(results: Any) -> str:

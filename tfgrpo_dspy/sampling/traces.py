@@ -1,5 +1,6 @@
-"""Rollouts that were made elsewhere, from JSON lines: groups form by equal inputs."""
+"""Rollouts that were made elsewhere, from JSON or CSV: groups form by equal inputs."""
 
+import csv
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,27 +10,27 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.errors import SettingsError, sentence
+from tfgrpo_dspy.errors import LibraryFormatError, SettingsError, sentence
+from tfgrpo_dspy.experience.files import json_value, json_values, shown
+from tfgrpo_dspy.files import read_text
+from tfgrpo_dspy.interchange.tables import cells_of
 from tfgrpo_dspy.metric import MOST
 from tfgrpo_dspy.rollout import Failure, Rollout, Step
 from tfgrpo_dspy.sampling.fields import as_fields
 
 logger = logging.getLogger(__name__)
 
+MOST_FAULTS = 10  # in one message
+
 
 def read_traces(
     traces: str | PathLike[str] | Iterable[Mapping[str, Any]],
 ) -> tuple[list[dspy.Example], list[list[Rollout]]]:
-    """An example for each distinct input, and its rollouts. Raises SettingsError: all faults."""
+    """An example for each distinct input, and its rollouts. Raises SettingsError: the faults."""
     examples: list[dspy.Example] = []
     rollouts: list[list[Rollout]] = []
     places: dict[str, int] = {}
-    faults = []
-    for number, trace in enumerate(_traces(traces), start=1):
-        fault = _fault(trace)
-        if fault:
-            faults.append(f"trace {number}: {fault}")
-            continue
+    for number, trace in _accepted(traces):
         inputs, labels = dict(trace["inputs"]), dict(trace.get("labels") or {})
         key = json.dumps(inputs, sort_keys=True, default=str)
         place = places.setdefault(key, len(examples))
@@ -38,10 +39,10 @@ def read_traces(
             rollouts.append([])
         examples[place] = dspy.Example({**labels, **examples[place]}).with_inputs(*inputs)
         rollouts[place].append(_rollout(trace, place, number))
-    if faults:
-        raise SettingsError(" ".join(faults))
     if not examples:
-        raise SettingsError(f"traces={traces!r}: there is none in it; pass mappings with 'inputs'.")
+        raise SettingsError(
+            f"traces={shown(traces)}: there is none in it; pass mappings with 'inputs'."
+        )
     if any(rollout.score is not None for group in rollouts for rollout in group):
         known = [[r for r in group if r.score is not None or r.failure] for group in rollouts]
         if n := sum(map(len, rollouts)) - sum(map(len, known)):
@@ -50,38 +51,82 @@ def read_traces(
     return examples, rollouts
 
 
+def _accepted(traces: Any) -> Iterator[tuple[int, Any]]:
+    """The traces with their numbers. Raises SettingsError in the end: some have faults."""
+    faults: list[str] = []
+    for number, trace in enumerate(_traces(traces), start=1):
+        if not (fault := _fault(trace)):
+            yield number, trace
+        elif len(faults) == MOST_FAULTS:
+            faults.append("There are more.")
+            break
+        else:
+            faults.append(f"trace {number}: {fault}")
+    if faults:
+        is_file = isinstance(traces, str | PathLike)
+        forms = [f"{traces}: write JSON lines, a JSON array, or CSV."] if is_file else []
+        raise SettingsError(" ".join([*faults, *forms]))
+
+
 def _traces(given: Any) -> Iterator[Any]:
+    """Each trace; of a file, a LibraryFormatError in place of what cannot be read."""
     if not isinstance(given, str | PathLike):
         if not isinstance(given, Iterable):
-            raise SettingsError(f"traces={given!r}: pass a file of JSON lines, or mappings.")
+            raise SettingsError(f"traces={given!r:.100}: pass a file, or mappings.")
         yield from given
         return
+    is_table = Path(given).suffix.lower() in (".csv", ".tsv")
     try:
-        lines = Path(given).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(given, is_table)
+        if is_table:
+            yield from _table(text)
+            return
+    except (OSError, LibraryFormatError, csv.Error) as error:
         raise SettingsError(f"traces={str(given)!r} cannot be read: {sentence(error)}") from error
-    for line in lines:
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                yield f"{line[:80]!r} is not JSON ({error})"
+    for value in json_values(text, "it"):
+        yield from value if isinstance(value, list) else [value]
+
+
+def _table(text: str) -> Iterator[dict[str, Any]]:
+    """The rows of CSV as traces: `inputs.question` is a field, `inputs` a JSON object of fields."""
+    columns, rows = cells_of(text)
+    for where, row in rows:
+        trace: dict[str, Any] = {}
+        for column, cell in zip(columns, row, strict=False):
+            name, _, of = column.partition(".")
+            if of and isinstance(trace.get(name, {}), dict):
+                trace.setdefault(name, {}).update({of: cell} if cell or name != "labels" else {})
+            elif cell.strip() and column in ("inputs", "outputs", "labels", "steps"):
+                trace[column] = json_value(cell, f"{where}: {column}")
+            elif cell.strip():
+                trace[column] = _number(cell) if column == "score" else cell
+        yield trace
+
+
+def _number(cell: str) -> float | str:
+    """The number in a cell, which some spreadsheets write with a comma; else the cell."""
+    try:
+        return float(cell.replace(",", "."))
+    except ValueError:
+        return cell
 
 
 def _fault(trace: Any) -> str:
+    if isinstance(trace, LibraryFormatError):
+        return str(trace)
     if not isinstance(trace, Mapping):
-        return f"{trace!r}: give a mapping with 'inputs' and 'outputs'."
+        return f"{shown(trace)}: give a mapping with 'inputs' and 'outputs'."
     for name in ("inputs", "outputs", "labels"):
         value = trace.get(name)
         is_needed = name == "inputs" or (name == "outputs" and not trace.get("error"))
         if not isinstance(value or {}, Mapping) or (is_needed and not value):
-            return f"{name}={value!r}: give a mapping of fields."
+            return f"{name}={shown(value)}: give a mapping of fields."
     score, steps = trace.get("score"), trace.get("steps") or ()
     if score is not None and not (isinstance(score, int | float) and abs(score) < MOST):
-        return f"score={score!r}: give a finite number (below {MOST:g}), or leave it out."
+        return f"score={shown(score)}: give a finite number (below {MOST:g}), or leave it out."
     is_list = isinstance(steps, list | tuple)
     if not is_list or not all(isinstance(step, Mapping) and "name" in step for step in steps):
-        return f"steps={steps!r}: give a list of mappings with 'name', 'inputs' and 'outputs'."
+        return f"steps={shown(steps)}: give a list of mappings with 'name', 'inputs' and 'outputs'."
     return ""
 
 
