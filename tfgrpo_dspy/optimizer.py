@@ -177,66 +177,6 @@ class TrainingFreeGRPO(Teleprompter):
                 (a list of mappings with "name", "inputs", "outputs" and, where they apply, "kind"
                 and "error") and "error" (the program failed). Traces with equal inputs form a
                 group, in the order of their first.
-            valset: what student and candidates are compared on at the end; default: a third of the
-                trainset, at most 100. Of a larger set than the budget pays for, some examples are
-                used, drawn by `seed`.
-            testset: examples that choose nothing: student and result are measured on them at the
-                end, for `detailed_results.test`.
-            num_threads, seed, max_errors: for this compile, in place of the optimizer's own.
-
-        Raises:
-            SettingsError: student, data or LMs that cannot be used; before the first LM call.
-            LibraryFormatError: the library baked into the student is damaged.
-            StoreError: `log_dir` cannot be used; offline, that a record is missing.
-            GateError: the gate gave something else than it was asked for.
-            RunFailedError: a refused key, an unknown model, a broken executor, or more than
-                `max_errors` failures; its `.program` is the best so far.
-        """
-        given: dict[str, Any] = {"num_threads": num_threads, "seed": seed}
-        if max_errors is not None:
-            given["execution"] = replace(
-                self.settings.arguments["execution"], max_errors=max_errors
-            )
-        own = replace(self.settings, **{k: v for k, v in given.items() if v is not None})
-        settings, training, validation = prepare(own, student, trainset, valset, teacher, testset)
-        data = (trainset, training, validation, testset or ())
-        with tracked(settings) as settings, Run(settings, student, *data) as run:
-            return run.run(self._loop(run))
-
-    async def _loop(self, run: Run) -> None:
-        async for batch in run.batches():
-            run.begin(batch, self._update(run, batch))  # which overlaps with the next batches
-        await run.all_updates()
-
-    async def _update(self, run: Run, batch: Batch) -> ExperienceLibrary:
-        if batch.is_draft:
-            extracted = await run.draft(batch)
-        else:
-            groups = run.sample(batch)  # reflected on while later ones are made
-            extracted = await run.extract(batch, groups)
-        operations = await run.propose(batch, extracted)
-        return await run.decide(batch, extracted, operations)
-
-    def learn(
-        self,
-        student: Any,
-        *,
-        traces: str | PathLike[str] | Iterable[Mapping[str, Any]],
-        valset: list[Any] | None = None,
-        testset: list[Any] | None = None,
-    ) -> Any:
-        """The student with what can be learned from rollouts made elsewhere, such as in production.
-
-        One pass over the traces, in batches. The program is run on the `valset` only; without one
-        every update stays, as nothing measures it.
-
-        Args:
-            student: a DSPy program; it is not changed.
-            traces: mappings, or a file of them (JSON lines, a JSON array; or CSV, with columns such
-                as `inputs.question`), with "inputs" and "outputs" (mappings of fields) and, where there are any, "score" (a number), "feedback", "labels" (a
-                mapping), "steps" (a list of mappings with "name", "inputs", "outputs" and, where
-                they apply, "kind" and "error") and "error" (the program failed). Traces with equal
-                inputs form a group, in the order of their first.
             valset: what student and candidates are compared on at the end, by the optimizer's
                 metric.
             testset: as in `compile`.
