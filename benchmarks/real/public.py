@@ -21,8 +21,14 @@ Give only arguments that the request states; leave out optional ones at their de
 Copy values as they stand in the request, in the form that the description asks for."""
 
 
+MOST_CHARACTERS = 400  # of function and request: prompts with 16 demos are read at each call
+
+
 class FunctionCalls:
-    """BFCL v4, live, simple: one call of one function, compared on its syntax tree (bfcl-eval)."""
+    """BFCL v4, simple, Python: one call of one function, compared on its syntax tree (bfcl-eval).
+
+    The function is shown as lines of text, which are much shorter than its JSON schema.
+    """
 
     fields = "function, request -> call"
     instruction = "Call the function as the request asks."
@@ -30,7 +36,7 @@ class FunctionCalls:
 
     def __init__(self) -> None:
         files = importlib.metadata.files("bfcl-eval") or ()
-        paths = [Path(str(p.locate())) for p in files if p.name == "BFCL_v4_live_simple.json"]
+        paths = [Path(str(p.locate())) for p in files if p.name == "BFCL_v4_simple_python.json"]
         paths.sort(key=lambda path: path.parent.name == "possible_answer")
         rows, answers = (
             [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -43,24 +49,36 @@ class FunctionCalls:
         self._rows = list(zip(rows, answers, strict=True))
 
     def examples(self, rng: random.Random) -> Iterator[dspy.Example]:
-        """The requests whose function is short, in random order; 258 rows in all."""
+        """The requests whose text is short, in random order: about half of 400 rows."""
         for row, answer in rng.sample(self._rows, len(self._rows)):
-            function = json.dumps(row["function"][0])
+            function = described(row["function"][0])
             request = row["question"][0][-1]["content"]
-            if len(function) + len(request) < 900:
-                ((name, arguments),) = answer["ground_truth"][0].items()
+            ((name, arguments),) = answer["ground_truth"][0].items()
+            has_dicts = any(isinstance(v, dict) for allowed in arguments.values() for v in allowed)
+            if len(function) + len(request) < MOST_CHARACTERS and not has_dicts:
                 yield dspy.Example(
                     function=function,
                     request=request,
                     call=_written(name, arguments),
                     allowed=json.dumps(answer["ground_truth"][0]),
-                ).with_inputs("function", "request")
+                )
 
     def verdict(self, gold: dspy.Example, pred: dspy.Prediction) -> tuple[float, str]:
         """1.0 where name and every argument are among the allowed ones."""
         ((name, allowed),) = json.loads(gold.allowed).items()
         fault = _fault(str(pred.call or ""), name, allowed)
         return float(not fault), f"{fault} Right: {gold.call}" if fault else "Right."
+
+
+def described(function: Mapping[str, Any]) -> str:
+    """What the function does, then a line for each argument."""
+    lines = [f"{function['name']}: {function['description']}"]
+    required = function["parameters"].get("required", ())
+    for name, argument in function["parameters"]["properties"].items():
+        kind = argument["type"] if name in required else f"{argument['type']}, optional"
+        choice = f" One of {', '.join(map(str, argument['enum']))}." if "enum" in argument else ""
+        lines.append(f"{name} ({kind}): {argument.get('description', '')}{choice}")
+    return "\n".join(lines)
 
 
 def _written(name: str, allowed: Mapping[str, list[Any]]) -> str:

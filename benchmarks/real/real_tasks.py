@@ -28,7 +28,7 @@ TASKS: dict[str, Callable[[], Any]] = {
     "routing": Routing,
     "extraction": Extraction,
     "coin": lambda: Coin(Routing()),
-    "calls": FunctionCalls,
+    "functions": FunctionCalls,
     "intervals": functools.partial(
         Reasoning,
         "time_intervals",

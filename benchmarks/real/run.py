@@ -43,8 +43,8 @@ from tables import table  # noqa: E402
 RESULTS = HERE.parent / "results" / "real.jsonl"
 FREE = ("none", "labelled", "advice")
 ROWS = (*FREE, "tfgrpo", "gepa", "bootstrap", "mipro", "tfgrpo-no-demos", "gepa-mb8")
-TAKEN = ("sql", "routing", "extraction", "calls")
-LARGE = ("sql", "calls")  # the tasks on which the large model is run, too
+TAKEN = ("sql", "routing", "extraction", "functions")
+LARGE = ("sql", "functions")  # the tasks on which the large model is run, too
 ADAPTERS = {"0.5B": dspy.JSONAdapter, "1.5B": dspy.ChatAdapter}
 """The small model hardly ever answers in the form of ChatAdapter, which would double its calls."""
 NAMED = ("task", "optimizer", "budget", "seed", "made_by")

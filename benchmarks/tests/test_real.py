@@ -23,7 +23,7 @@ from coin import Coin
 from compare_cells import Cell, Options, run_cell
 from houses import Extraction, Routing
 from models import MODELS, difference, join
-from public import _fault
+from public import _fault, described
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 from sql import Sql
 from tasks.seeded import seeded
@@ -88,6 +88,20 @@ def test_a_query_that_forgets_a_house_rule_gives_another_figure() -> None:
 )
 def test_a_call_is_compared_on_its_syntax_tree(text: str, fault: str) -> None:
     assert _fault(text, "get", CALL) == fault
+
+
+def test_a_function_is_described_with_what_is_optional_and_which_values_there_are() -> None:
+    properties = {
+        "name": {"type": "string", "description": "Who it is."},
+        "order": {"type": "string", "description": "How.", "enum": ["up", "down"]},
+    }
+    function = {"name": "get", "description": "Finds a person."}
+    parameters = {"properties": properties, "required": ["name"]}
+    assert described({**function, "parameters": parameters}).splitlines() == [
+        "get: Finds a person.",
+        "name (string): Who it is.",
+        "order (string, optional): How. One of up, down.",
+    ]
 
 
 def record(task: str, row: str, mean: float, seed: int = 0, label: str = "") -> dict[str, object]:
