@@ -26,6 +26,7 @@ class Prompt:
     user: str
     seed: int | None
     temperature: float | None
+    max_tokens: int | None = None
 
     @property
     def text(self) -> str:
@@ -34,6 +35,10 @@ class Prompt:
     def random(self, salt: str = "") -> random.Random:
         """A generator that depends on this prompt and its seed only."""
         return random.Random(f"{salt}/{self.seed}/{self.text}")
+
+
+class Cut(str):
+    """A text that ends where the LM had no more room."""
 
 
 Answer = str | BaseException | Callable[[Prompt], Any]
@@ -66,7 +71,7 @@ class ScriptedEngine:
             id=None,
             model=request.model,
             message=lm15.Message.assistant([lm15.TextPart(str(answer))]),
-            finish_reason="stop",
+            finish_reason="length" if isinstance(answer, Cut) else "stop",
             usage=lm15.Usage(
                 input_tokens=len(prompt.text.split()), output_tokens=len(str(answer).split())
             ),
@@ -125,4 +130,5 @@ def _prompt_of(request: lm15.Request) -> Prompt:
     if not isinstance(system, str):
         system = "".join(part.text for part in system)
     user = "\n\n".join(message.text or "" for message in request.messages)
-    return Prompt(system, user, request.config.seed, request.config.temperature)
+    config = request.config
+    return Prompt(system, user, config.seed, config.temperature, config.max_tokens)

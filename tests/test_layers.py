@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tfgrpo_dspy"
 LAYERS = [
-    {"errors", "redaction", "scores"},
+    {"errors", "redaction", "scores", "wording"},
     {"files"},
     {"experience", "rollout"},
     {"store", "budget", "metric", "results", "interchange"},
@@ -38,6 +38,7 @@ ONLY_IN = {
         "redaction",
         "scores",
         "files",
+        "wording",
         "experience",
         "rollout",
         "results",

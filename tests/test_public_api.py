@@ -44,6 +44,7 @@ GROUPS: dict[type, dict[str, Any]] = {
         "drafts": None,
         "groups_per_call": None,
         "show_images": None,
+        "guard": "refuse",
     },
     Execution: dict.fromkeys(
         ["executor", "max_staleness", "rollout_timeout_s", "max_errors", "prices"]

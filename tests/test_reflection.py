@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from scripted import lessons, scripted_lm
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, ExtractAdvantage
+from tfgrpo_dspy.reflection.guard import Guard, unsafe_reason
 from tfgrpo_dspy.reflection.lessons import (
-    Guard,
     Lesson,
     is_same_lesson,
     merge_lessons,
     read_lesson,
     sources_of,
-    unsafe_reason,
 )
 from tfgrpo_dspy.reflection.reading import resolve_scope
 from tfgrpo_dspy.reflection.texts import (

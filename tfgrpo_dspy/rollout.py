@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, TypeAdapter
 
 from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
+from tfgrpo_dspy.wording import rest_after
 
 FailureKind = Literal[
     "program", "parse", "provider", "metric", "timeout", "worker", "strategy", "replay", "stopped"
@@ -317,8 +318,8 @@ def trajectory_text(rollout: Rollout) -> str:
         for name, value in step.inputs.items():
             known = last_inputs.get((step.name, name))
             last_inputs[step.name, name] = value
-            if known and f"{value}\n".startswith(f"{known}\n"):
-                rest = value[len(known) :].strip()
+            rest = rest_after(known, value) if known else None
+            if rest is not None:
                 value = f"(as before, and) {rest}" if rest else "(as before)"
             told.append(f"  in {name}: {value}")
         told.extend(_outcome_lines(step, *changes.get(index, (step.value, step.value))))

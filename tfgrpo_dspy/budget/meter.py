@@ -20,6 +20,7 @@ import tenacity
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import ContextWindowExceededError, LMError
 
+from tfgrpo_dspy.budget.answers import note_answer, text_of
 from tfgrpo_dspy.budget.faults import is_fatal, is_passing, is_too_long, is_unanswered, retry_after
 from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED, Ledger, Reservation
 from tfgrpo_dspy.budget.left_out import ParameterRefusedError, SampledCall
@@ -163,6 +164,7 @@ class Meter:
         if used is not None:
             used.append(usage)
         self._used.append(usage)
+        note_answer(entry)
         self.surprisals += surprisals(entry)
         self._last = (dspy.settings.caller_modules or [None])[-1], entry
 
@@ -246,9 +248,7 @@ class Meter:
             return None
         caller, entry = self._last
         prompt = entry["messages"][-1]["content"] if entry["messages"] else entry["prompt"]
-        answer = entry["outputs"][0] if entry["outputs"] else ""
-        answer = answer.get("text") if isinstance(answer, Mapping) else answer
-        return caller, str(prompt), str(answer or "")
+        return caller, str(prompt), text_of(entry)
 
 
 def _reports_tokens(response: Any) -> bool:

@@ -11,6 +11,7 @@ from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience import files, programs, values
 from tfgrpo_dspy.experience.values import ALL, DEFAULT_LIMITS, Experience, Limits, Operation
 from tfgrpo_dspy.files import read_text, write_text
+from tfgrpo_dspy.wording import meaning
 
 ProgramT = TypeVar("ProgramT")
 Written = Operation | Mapping[str, Any]  # an operation, or a mapping as an LM writes it
@@ -122,8 +123,8 @@ class ExperienceLibrary:
         An operation is refused that is malformed; names an id that is not in the library, or one
         that an earlier operation of the list names (the first one counts); has an empty text or
         one of too many words; repeats an experience that stays (compared without case,
-        punctuation and spacing, where the scopes meet); changes nothing; or adds to a full
-        library (the deletions of the list make room first).
+        punctuation, spacing and fillers such as "please", where the scopes meet); changes nothing;
+        or adds to a full library (the deletions of the list make room first).
         """
         parsed: list[Operation] = []
         malformed: list[values.Refusal] = []
@@ -282,4 +283,4 @@ def _content(experience: Experience) -> tuple[str, str]:
 
 
 def _meaning(experience: Experience) -> tuple[str, str]:
-    return values.normalized(experience.text), experience.scope
+    return meaning(experience.text), experience.scope

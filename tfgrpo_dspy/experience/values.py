@@ -3,14 +3,13 @@
 Every constructor checks its arguments, so that invalid values cannot exist.
 """
 
-import functools
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from tfgrpo_dspy.errors import LibraryError
+from tfgrpo_dspy.wording import meaning, n_words
 
 ALL = "*"  # the scope of an experience that every predictor of the program is given
 Advice = tuple[str, str]
@@ -219,24 +218,6 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
-WORD = re.compile(
-    r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\s\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]{1,40}"
-)
-# What a normalized text keeps: letters, marks (in many scripts the vowels), digits, `<`, `$`, `_`.
-_MEANING = ("L", "M", "N", "Sm", "Sc", "Pc")
-
-
-@functools.lru_cache(maxsize=4096)
-def normalized(text: str) -> str:
-    """The text without case, punctuation and spacing; the signs of mathematics and money stay."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = (c if unicodedata.category(c).startswith(_MEANING) else " " for c in folded)
-    return " ".join("".join(kept).split()) or text.strip()
-
-
-def n_words(text: str) -> int:
-    """How many words of at most 40 characters; a character of a script without spaces is one."""
-    return len(WORD.findall(text))
 
 
 def carry_out(
@@ -300,6 +281,6 @@ def _text_reason(text: str, scope: str, others: Iterable[Experience], limits: Li
         return f"{words} words; at most {limits.max_experience_words} are allowed"
     for other in others:
         do_meet = ALL in (scope, other.scope) or scope == other.scope
-        if do_meet and normalized(other.text) == normalized(text):
+        if do_meet and meaning(other.text) == meaning(text):
             return f"{other.id} says this already"
     return ""

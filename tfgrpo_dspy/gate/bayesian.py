@@ -19,6 +19,7 @@ FULL = 0.9  # the library is kept no fuller than this share, so that new experie
 DROP_BELOW, SETTLE_ABOVE = 0.03, 0.97
 """An experience leaves when the probability that it is worth its price is below; from the second
 one on every rollout is given it."""
+RETRY_ABOVE = 0.1  # advice that was tried and has left comes back above this probability
 DEMOS_BELOW = 0.1  # demos are not tried any more below this probability
 LIKELY = 0.5
 """A program is given an experience above this probability; one that the reflection LM wants deleted
@@ -54,8 +55,10 @@ class BayesianGate(Gate):
         dropped: dict[str, str] = {}
         for given in library:
             experience = _better_text(given, rivals, beliefs)
-            least = LIKELY if experience.id in doubted else DROP_BELOW
             belief = beliefs[experience.advice]
+            least = LIKELY if experience.id in doubted else DROP_BELOW
+            if belief.n_rollouts and given.id not in evidence.previous.library:
+                least = max(least, RETRY_ABOVE)
             if belief.chance < least:
                 dropped[experience.id] = belief.in_words()
             else:

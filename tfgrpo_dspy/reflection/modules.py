@@ -6,19 +6,23 @@ it asks once more and says which form is wanted; when that fails too, the answer
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from tfgrpo_dspy.budget.answers import RawAnswer, more_room, raw_answers
 from tfgrpo_dspy.reflection import signatures
 from tfgrpo_dspy.reflection.operations import read_operations
 from tfgrpo_dspy.reflection.reading import read_lessons, repaired
+from tfgrpo_dspy.reflection.unfinished import finished, without_thoughts
 
 WANTED = {
     "lessons": "one lesson a line, or the word None",
     "operations": 'a JSON list such as [{"op": "ADD", "text": "...", "lessons": [1]}], or []',
 }
+SHOWN_UNREAD = 300  # characters of an answer that could not be read
 READERS: dict[str, Callable[[Any], Any]] = {"lessons": read_lessons, "operations": read_operations}
 """By the name of an output: what reads its value, and raises ValueError where it cannot."""
 
@@ -47,36 +51,62 @@ class _ReflectionModule(dspy.Module):
         self.shown_tokens = shown_tokens or self.default_tokens
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
-        """The predictor's answer, with `parse_failures` (0 to 2; 2: all outputs are absent)."""
+        """The predictor's answer, with `parse_failures` (0 to 2; 2: all outputs are absent).
+
+        `unread` is how the first answer begins that could not be read. After one that was cut, or
+        only thought, the LM has more room.
+        """
         ask = self.ask if inputs.get("is_scored", True) else self.ask_unscored
         signature = ask.signature
         known = {name: value for name, value in inputs.items() if name in signature.input_fields}
         with dspy.context(adapter=self.adapter or dspy.settings.adapter):
-            if answer := self._read(ask, signature, known):
+            answer, first = _read(ask, signature, known)
+            if answer:
                 return dspy.Prediction(**answer, parse_failures=0)
             field = dspy.InputField(desc="why your previous answer could not be used")
             corrected = signature.append("correction", field, type_=str)
-            answer = self._read(ask, corrected, {**known, "correction": _correction(signature)})
-        return dspy.Prediction(**answer, parse_failures=1 if answer else 2)
+            known["correction"] = _correction(signature, first.is_cut)
+            if first.is_cut and (room := more_room(ask.lm or dspy.settings.lm)):
+                known["config"] = room
+            answer, _ = _read(ask, corrected, known)
+        n_failures = 1 if answer else 2
+        return dspy.Prediction(
+            **answer, parse_failures=n_failures, unread=first.text[:SHOWN_UNREAD]
+        )
 
-    def _read(self, ask: Any, signature: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The outputs of one call; none where they cannot be read."""
+
+def _read(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, Any], RawAnswer]:
+    """The outputs of one call, none where they cannot be read; and the answer as it came.
+
+    That counts as cut also if it is a thought without an end.
+    """
+    text = ""
+    with raw_answers() as seen:
         try:
             answer: dict[str, Any] = dict(ask(signature=signature, **inputs))
         except AdapterParseError as error:
-            answer = repaired(signature, str(error.lm_response))
-        try:
-            return answer | {name: READERS[name](answer[name]) for name in READERS.keys() & answer}
-        except ValueError:
-            return {}
+            answer, text = {}, str(error.lm_response or "")
+    raw = seen[-1] if seen else RawAnswer(text, is_cut=False)
+    said, only_thinks = without_thoughts(raw.text)
+    raw = replace(raw, is_cut=raw.is_cut or only_thinks)
+    said = finished(said) if raw.is_cut else said
+    if said != raw.text or not answer:
+        answer = repaired(signature, said) or ({} if raw.is_cut else answer)
+    try:
+        read = {name: READERS[name](answer[name]) for name in READERS.keys() & answer}
+    except ValueError:
+        return {}, raw
+    is_empty = raw.is_cut and said != raw.text and not all(read.values())
+    return ({} if is_empty else answer | read), raw
 
 
-def _correction(signature: Any) -> str:
+def _correction(signature: Any, is_cut: bool) -> str:
     """What is wanted, in the words of the prompt; the unread answer itself would only be noise."""
     names = list(signature.output_fields)
     form = "; ".join(f"{name}: {WANTED[name]}" for name in names if name in WANTED)
+    fault = "was cut off before its end; be brief" if is_cut else "could not be read"
     return (
-        f"Your previous answer could not be read. Answer again with the output fields "
+        f"Your previous answer {fault}. Answer again with the output fields "
         f"{', '.join(names)}{form and f' ({form})'}, each under its own marker, and nothing else."
     )
 
@@ -121,7 +151,8 @@ class AnswerQuestion(_ReflectionModule):
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """The answer, empty where it could not be read, with `parse_failures`."""
         found = dict(super().forward(**inputs))
-        return dspy.Prediction(parse_failures=found.pop("parse_failures"), answer=found)
+        notes = {name: found.pop(name) for name in ("parse_failures", "unread") if name in found}
+        return dspy.Prediction(**notes, answer=found)
 
 
 class AddLessons(dspy.Module):

@@ -11,9 +11,10 @@ from typing import Any
 from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.experience import values
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import ALL, Add, Keep, Operation, Refusal
+from tfgrpo_dspy.experience.values import ALL, Add, Keep, Modify, Operation, Refusal
 from tfgrpo_dspy.reflection import reading
-from tfgrpo_dspy.reflection.lessons import Guard, Lesson, is_same_lesson, sources_of
+from tfgrpo_dspy.reflection.guard import Guard
+from tfgrpo_dspy.reflection.lessons import Lesson, is_same_lesson, sources_of
 
 _ALIASES = {
     "op": ("operation", "action", "type", "kind"),
@@ -46,6 +47,43 @@ def known_lessons(
     return keeps, new
 
 
+def admitted(
+    operations: Iterable[Operation], predictors: Sequence[str], guard: Guard
+) -> tuple[list[Operation], list[Refusal]]:
+    """The operations whose scope is a predictor and whose text the guard lets in; the others.
+
+    Everybody's operations come through here: those of the reflection LM, of a person, of a
+    strategy. A scope may be written as an LM writes it.
+    """
+    taken: list[Operation] = []
+    refused: list[Refusal] = []
+    for operation in operations:
+        if isinstance(operation, Add | Modify) and operation.scope is not None:
+            scope = reading.resolve_scope(operation.scope, predictors)
+            if scope is None:
+                unknown = f"scope {operation.scope!r} names none of {[*predictors]}"
+                refused.append(Refusal(operation, unknown))
+                continue
+            operation = replace(operation, scope=scope)
+        if reason := guard.reason(getattr(operation, "text", "")):
+            refused.append(Refusal(operation, reason))
+        else:
+            taken.append(operation)
+    return taken, refused
+
+
+def retold(operation: Operation, dropped: Iterable[Lesson]) -> Operation:
+    """The operation; one that only rewords dropped advice has the words that were tried.
+
+    So it starts from what the first one showed.
+    """
+    if not isinstance(operation, Add):
+        return operation
+    scope, text = operation.scope, operation.text
+    same = (old for old in dropped if is_same_lesson(old, Lesson(text, scope)))
+    return replace(operation, text=next(same, Lesson(text)).text)
+
+
 def operations_in(
     output: Any,
     lessons: Sequence[Lesson],
@@ -72,11 +110,12 @@ def operations_in(
         item = _scoped(given, predictors, unknown_scope) if isinstance(given, Mapping) else given
         try:
             operation = values.operation_from(item)
-            text = getattr(operation, "text", "")
-            if reason := guard.reason(text):
-                raise LibraryError(reason)
         except LibraryError as error:
             found.append(Refusal(item, str(error)))
+            continue
+        text = getattr(operation, "text", "")
+        if refused := admitted([operation], predictors, guard)[1]:
+            found.append(Refusal(item, refused[0].reason))
             continue
         text = text or texts.get(getattr(operation, "id", ""), "")
         named = [lessons[n - 1] for n in sorted(set(item["lessons"])) if 0 < n <= len(lessons)]

@@ -15,7 +15,9 @@ import dspy
 import json_repair
 from dspy.utils.exceptions import AdapterParseError
 
-from tfgrpo_dspy.experience.values import ALL, n_words
+from tfgrpo_dspy.experience.values import ALL
+from tfgrpo_dspy.reflection.unfinished import without_thoughts
+from tfgrpo_dspy.wording import n_words
 
 LONGEST_ANSWER, LONGEST_REPAIR = 20_000, 5_000
 """Characters of an answer that are read; of broken JSON, whose repair takes their square."""
@@ -240,8 +242,8 @@ def bare_line(text: str) -> str:
 
 
 def without_fences(text: str) -> str:
-    """The beginning of the text, without code fences, thoughts in tags and end markers."""
-    text = re.sub(r"(?s)^.*</think>", "", text)
+    """The beginning of the text, without code fences, thoughts and end markers."""
+    text, _ = without_thoughts(text)
     text = re.sub(r"^[^\S\n]*\[\[ ?## ?completed.*", "", text, flags=re.MULTILINE)
     text = re.sub(r"^[^\S\n]*```[\w-]*|```[^\S\n]*$", "", text, flags=re.MULTILINE)
     return text.strip()[:LONGEST_ANSWER]

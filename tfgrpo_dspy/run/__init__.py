@@ -22,7 +22,12 @@ from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.final_choice import finish, unmeasured
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.play import Player
-from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, propose
+from tfgrpo_dspy.run.reflecting import (
+    draft_lessons,
+    extract_lessons,
+    guard_of_update,
+    propose,
+)
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.strategies import Strategies
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
@@ -294,13 +299,16 @@ class Run:
         library, dropped = self._history.last.library, self._history.dropped()
         context = self._history.context(batch, extracted)
         proposed = await self._strategies.proposed(context, batch)
-        given = proposed.lessons, dropped, proposed.operations
-        operations, refused = await propose(self._client, batch, library, *given)
+        lessons, added = proposed.lessons, proposed.operations
+        shown = replace(extracted, lessons=tuple(lessons))
+        guard = guard_of_update(self._run, batch, shown, added)
+        given = batch, library, lessons, dropped, added, guard
+        operations, refused = await propose(self._client, *given)
         limits = self.settings.limits
         _, taken, refusals = carry_out(operations, library, library.next_number, limits)
         compared = self._history.changes.compared(taken, extracted)
         proposal = Proposal(batch.update, library, tuple(taken), compared)
-        taken, rejected = await approved(self._run, proposal)
+        taken, rejected = await approved(self._run, proposal, guard)
         return [*taken, *refused, *refusals, *rejected]
 
     async def decide(

@@ -18,6 +18,8 @@ from tfgrpo_dspy.experience.values import (
     carry_out,
     operation_from,
 )
+from tfgrpo_dspy.reflection.guard import Guard
+from tfgrpo_dspy.reflection.operations import admitted
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.store.identity import digest
 
@@ -33,11 +35,15 @@ class _Approved:
 ANSWERS = TypeAdapter(_Approved)
 
 
-async def approved(run: RunContext, proposal: Proposal) -> tuple[list[Operation], list[Refusal]]:
+async def approved(
+    run: RunContext, proposal: Proposal, guard: Guard
+) -> tuple[list[Operation], list[Refusal]]:
     """The operations that the user lets through or makes instead, and those that are refused.
 
-    Where `approve` answers something else, nothing is made and nothing is recorded; where it
-    raises, the run ends. Raises MissingRecordError: offline, and the answer is not recorded.
+    Where `approve` answers something else, nothing is made; what it makes instead comes in as the
+    operations of the reflection LM do. An answer of which something is refused is not recorded.
+    Where `approve` raises, the run ends. Raises MissingRecordError: offline, and the answer is not
+    recorded.
     """
     ask, proposed = run.settings.approve, list(proposal.operations)
     if ask is None or all(isinstance(operation, Keep) for operation in proposed):
@@ -58,12 +64,33 @@ async def approved(run: RunContext, proposal: Proposal) -> tuple[list[Operation]
         except LibraryError as error:
             run.report.count_failure("approval", str(error))
             return [], [Refusal(operation, f"approve failed: {error}") for operation in proposed]
-        found = run.records.keep(key, found, ANSWERS, is_lost=False)
+        refusals = _let_in(run, proposal, found, guard)[1]
+        if not refusals:
+            found = run.records.keep(key, found, ANSWERS, is_lost=False)
+        for refusal in refusals:
+            run.report.count_failure("approval", f"{refusal.operation}: {refusal.reason}")
+    taken, refusals = _let_in(run, proposal, found, guard)
     allowed = [_read(values) for values in found.operations]
     refused = [Refusal(each, REJECTED) for each in proposed if each not in allowed]
-    library, limits = proposal.library, run.settings.limits
-    _, taken, refusals = carry_out(allowed, library, library.next_number, limits)
     return taken, [*refused, *refusals]
+
+
+def _let_in(
+    run: RunContext, proposal: Proposal, answer: _Approved, guard: Guard
+) -> tuple[list[Operation], list[Refusal]]:
+    """The operations of an answer that the library takes, and those that are refused."""
+    passed: list[Operation] = []
+    refused: list[Refusal] = []
+    for operation in map(_read, answer.operations):
+        taken: list[Operation] = [operation]
+        refusals: list[Refusal] = []
+        if operation not in proposal.operations:
+            taken, refusals = admitted([operation], run.predictors, guard)
+        passed += taken
+        refused += refusals
+    library, limits = proposal.library, run.settings.limits
+    _, accepted, refusals = carry_out(passed, library, library.next_number, limits)
+    return accepted, [*refused, *refusals]
 
 
 def _key(run: RunContext, proposal: Proposal) -> str:

@@ -18,6 +18,7 @@ from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.reflection.modules import AnswerQuestion
+from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
 from tfgrpo_dspy.rollout import Failure, Usage, rollout_id_for
 from tfgrpo_dspy.run.batches import Batch
@@ -52,7 +53,8 @@ STRATEGY_RANK = 2
 class Answer:
     """What a module answered (None: nothing that could be used), and what went wrong.
 
-    `explanation` is what an extraction gives beside its lessons. `is_too_long`: the prompt was, for
+    `explanation` is what an extraction gives beside its lessons, `unread` how an answer begins that
+    could not be read. `is_too_long`: the prompt was, for
     the model; `is_lost`: the provider or the clock failed.
     """
 
@@ -63,6 +65,7 @@ class Answer:
     is_too_long: bool = False
     is_lost: bool = False
     explanation: str = ""
+    unread: str = ""
 
 
 ANSWERS = TypeAdapter(Answer)
@@ -184,7 +187,7 @@ class ReflectionClient:
         key = run.records.reflection_key(stage, question.module, question.rollout_id, inputs)
 
         def count(found: Answer) -> None:
-            errors = found.error, found.parse_failures
+            errors = found.error, found.parse_failures, found.unread
             run.report.count_reflection(stage, batch.update, found.usage, *errors)
 
         if (answer := run.records.find(key, ANSWERS)) is not None:
@@ -230,7 +233,13 @@ class ReflectionClient:
             why = getattr(found, "semantic_advantage", "") or getattr(found, "critique", "") or ""
             n_unparsed = int(getattr(found, "parse_failures", 0))
             given = json.dumps(getattr(found, question.output, None), default=_as_json)
-            answer = Answer(json.loads(given), meter.usage, n_unparsed, explanation=str(why))
+            answer = Answer(
+                json.loads(given),
+                meter.usage,
+                n_unparsed,
+                explanation=str(why),
+                unread=encodable(str(getattr(found, "unread", "") or "")),
+            )
         except (RunStopped, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 - a user's own module may raise anything

@@ -6,12 +6,14 @@ from functools import cached_property
 from typing import Any, NoReturn
 
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.errors import RunStopped
+from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
+from tfgrpo_dspy.reflection.guard import Task, task_text
 from tfgrpo_dspy.run.executors import RemoteRollouts, workers_of
 from tfgrpo_dspy.run.loop import Loop
 from tfgrpo_dspy.run.records import RunManifest, RunRecords
 from tfgrpo_dspy.run.run_report import RunReport
+from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.schedule import RunSettings
 
 
@@ -33,6 +35,29 @@ class RunContext:
     def predictors(self) -> list[str]:
         """The names of the student's predictors."""
         return [name for name, _ in named_predictors(self.student)]
+
+    @cached_property
+    def task(self) -> Task:
+        """The program and the training data, in which guards look for what is the user's own."""
+        text = task_text(self.student, self.settings.objective or "")
+        examples = self.trainset
+        return Task(
+            text, lambda: [(as_fields(e.inputs()), as_fields(e.labels())) for e in examples]
+        )
+
+    def refuses(self, text: str, reason: str) -> bool:
+        """Whether advice that a guard has a reason against is refused, by `Reflection(guard=)`."""
+        guard = self.settings.reflection.guard
+        refuses = guard == "refuse"
+        if callable(guard):
+            try:
+                refuses = bool(guard(text, reason))
+            except Exception as error:  # noqa: BLE001 - whatever the user's function raises
+                self.report.count_failure("guard", f"guard raised {described(error)}")
+                refuses = True
+        if not refuses and guard != "off":
+            self.report.count_failure("advice let in", f"{text} ({reason})")
+        return refuses
 
     def stop_for_missing_record(self, stage: str, where: str) -> NoReturn:
         """End an offline run for want of a record. Raises RunStopped or MissingRecordError."""

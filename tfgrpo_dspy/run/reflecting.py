@@ -2,15 +2,22 @@
 
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL, Evidence, Operation, Refusal
 from tfgrpo_dspy.reflection import texts
-from tfgrpo_dspy.reflection.lessons import Guard, Lesson, lessons_in, merge_lessons
-from tfgrpo_dspy.reflection.operations import known_lessons, merge_keeps, operations_in
+from tfgrpo_dspy.reflection.guard import Guard
+from tfgrpo_dspy.reflection.lessons import Lesson, lessons_in, merge_lessons
+from tfgrpo_dspy.reflection.operations import (
+    admitted,
+    known_lessons,
+    merge_keeps,
+    operations_in,
+    retold,
+)
 from tfgrpo_dspy.rollout import Group, fields_text
 from tfgrpo_dspy.run.asking import IMAGES, Answer, Inputs, ReflectionClient
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
@@ -216,9 +223,14 @@ def _read(
     example = texts.shortened(fields_text(_fields(examples[0])[0]), EXAMPLE_TOKENS)
     reason = texts.shortened(answer.explanation, REASON_TOKENS)
     blank = Lesson("", scope, evidence, reason, example)
-    guard, max_words = Guard(map(_fields, examples)), run.settings.limits.max_experience_words
+    guard, max_words = guard_of(run, examples), run.settings.limits.max_experience_words
     tell = run.report.unknown_scope
     return lessons_in(answer.output, blank, run.predictors, guard, len(examples), max_words, tell)
+
+
+def guard_of(run: RunContext, examples: Iterable[Any]) -> Guard:
+    """The guard against copies of these examples, and against attacks."""
+    return Guard(map(_fields, examples), run.task, run.refuses)
 
 
 async def draft_lessons(
@@ -265,6 +277,18 @@ def _draft_parts(run: RunContext, training: Sequence[int]) -> Iterator[list[Any]
             yield order[start : start + n_shown]
 
 
+def guard_of_update(
+    run: RunContext, batch: Batch, extracted: Extracted, added: Sequence[Operation] = ()
+) -> Guard:
+    """The guard of an update: against copies of all that the reflection LM was shown for it."""
+    based = (*extracted.lessons, *added)
+    sources = {evidence.example for each in based for evidence in each.evidence}
+    if batch.is_draft or any(getattr(each, "text", "") and not each.evidence for each in added):
+        sources.update(range(len(run.trainset)))  # it may copy any
+    examples = sorted(sources.union(batch.examples))
+    return guard_of(run, [run.trainset[index] for index in examples])
+
+
 async def propose(
     client: ReflectionClient,
     batch: Batch,
@@ -272,6 +296,7 @@ async def propose(
     lessons: Sequence[Lesson],
     dropped: Sequence[Lesson],
     added: Sequence[Operation] = (),
+    guard: Guard | None = None,
 ) -> tuple[list[Operation], list[Refusal]]:
     """What the lessons call for, and what is refused: malformed, a copy, or held back.
 
@@ -280,12 +305,8 @@ async def propose(
     many for one prompt, it is asked several times. `added` are operations of strategies.
     """
     run, tell = client.run, client.run.report.unknown_scope
+    guard = guard or guard_of_update(run, batch, Extracted(tuple(lessons), ()), added)
     keeps, new = known_lessons(lessons, library)
-    based = (*new, *added)
-    sources = sorted({evidence.example for each in based for evidence in each.evidence})
-    if any(getattr(each, "text", "") and not each.evidence for each in added):  # it may copy any
-        sources = list(range(len(run.trainset)))
-    guard = Guard(_fields(run.trainset[index]) for index in sources)
     shown = {"experiences": texts.library_text(library), "dropped": texts.dropped_text(dropped)}
 
     async def operations_of(part: Sequence[Lesson]) -> list[Operation | Refusal]:
@@ -301,8 +322,7 @@ async def propose(
 
     max_tokens = getattr(run.settings.reflection.update, "shown_tokens", 4_000)
     found = await client.at_once(map(operations_of, texts.packed_lessons(new, max_tokens)))
-    reasons = [guard.reason(getattr(operation, "text", "")) for operation in added]
-    checked = zip(added, reasons, strict=True)
-    made = [*itertools.chain(*found), *(Refusal(op, why) if why else op for op, why in checked)]
-    operations = [each for each in made if not isinstance(each, Refusal)]
+    allowed, refused = admitted(added, run.predictors, guard)
+    made = [*itertools.chain(*found), *allowed, *refused]
+    operations = [retold(each, dropped) for each in made if not isinstance(each, Refusal)]
     return merge_keeps([*keeps, *operations]), [x for x in made if isinstance(x, Refusal)]

@@ -15,6 +15,7 @@ from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision
+from tfgrpo_dspy.reflection.lessons import TOO_MANY
 from tfgrpo_dspy.results import REFLECTIONS, RunResults
 from tfgrpo_dspy.results.records import (
     CHANGES_IN_WORDS,
@@ -66,13 +67,13 @@ class RunReport:
             self.count_failure(rollout.failure.kind, rollout.failure.message)
 
     def count_reflection(
-        self, stage: str, update: int, usage: Usage, error: str, n_unparsed: int
+        self, stage: str, update: int, usage: Usage, error: str, n_unparsed: int, unread: str = ""
     ) -> None:
         """Count what an answer has cost, and what went wrong with it."""
         self.usage[stage] += usage
         self.reflection_usage[update] += usage
         self.count_failure("reflection error", error, bool(error))
-        message = "an answer of the reflection LM did not parse"
+        message = f"an answer of the reflection LM could not be read: {unread!r}"
         self.count_failure("reflection parse", message, n_unparsed)
 
     def charge(self, usage: Usage, before: int, update: int) -> None:
@@ -133,7 +134,8 @@ class RunReport:
         )
         self.updates.append(record)
         for text in extracted.refused:
-            self.count_failure("lesson refused", text)
+            kind = "lesson too many" if text.endswith(TOO_MANY) else "lesson refused"
+            self.count_failure(kind, text)
         logger.info("%s", _in_words(record))
         self.progress.show_update(record)
         for change in changes:

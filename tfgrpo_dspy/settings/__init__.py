@@ -208,6 +208,10 @@ def plainly_typed(settings_class: type[T]) -> type[T]:
     return settings_class
 
 
+GUARD = Check(
+    "'refuse', 'warn', 'off', or a function of a text and the reason against it",
+    lambda value: value if callable(value) or value in ("refuse", "warn", "off") else None,
+)
 ReflectionModule = Annotated[Any, of_type(dspy.Module, "a dspy.Module with the same fields")]
 
 
@@ -230,6 +234,9 @@ class Reflection:
         groups_per_call: how many groups one call of `extract` is shown. Default: derived.
         show_images: whether the reflection LM is shown the images of the examples; otherwise it is
             told that there is an image. Default: if DSPy knows that the LM takes images.
+        guard: what becomes of advice that seems to copy an example, or to be an attack: "refuse",
+            "warn" (it is taken, and logged), "off", or a function of the text and the reason that
+            says whether to refuse it. The gate judges what is taken like all other advice.
 
     Raises:
         SettingsError: names every field that cannot be used.
@@ -244,6 +251,7 @@ class Reflection:
     drafts: Annotated[int | None, whole(0)] = None
     groups_per_call: Annotated[int | None, whole(1)] = None
     show_images: Annotated[bool | None, FLAG] = None
+    guard: Annotated[str | Callable[[str, str], bool], GUARD] = "refuse"
 
     # `PaperReflection` makes these two arguments.
     summarize_always = False

@@ -1,0 +1,155 @@
+"""Answers that were cut, and thoughts that never end."""
+
+from typing import Any
+
+import pytest
+from runs import Run
+from scripted import EXTRACT, UPDATE, Cut, Prompt, lessons
+
+from tfgrpo_dspy.budget.answers import is_cut
+from tfgrpo_dspy.experience.values import Add
+from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.reflection.operations import retold
+from tfgrpo_dspy.reflection.unfinished import finished, without_thoughts
+from tfgrpo_dspy.rollout import Rollout, Step, trajectory_text
+from tfgrpo_dspy.wording import meaning, says_same
+
+OPEN = "[[ ## semantic_advantage ## ]]\nSo.\n\n[[ ## lessons ## ]]\n"
+DRAFT = "- Wait, is it the first desk?\n- Maybe the second one, I should look."
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        ("<think>", "</think>"),
+        ("<thinking>\n", "</thinking>"),
+        ("<reasoning>", "</reasoning>"),
+        ('<seed:think lang="en">', "</seed:think>"),
+        ("[THINK]", "[/THINK]"),
+        ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ],
+)
+def test_a_thought_in_any_tag_or_channel_is_left_out_and_seen_if_it_never_ends(
+    begin: str, end: str
+) -> None:
+    assert without_thoughts(f"{begin}Hm.\n{DRAFT}") == ("", True)
+    text, is_open = without_thoughts(f"{begin}Hm.\n{DRAFT}\n{end}\nBe kind.")
+    assert (text.strip(), is_open) == ("Be kind.", False)
+
+
+@pytest.mark.parametrize(
+    "text", ["Put the steps into <reasoning> tags.", "Write <think>, then </think2>.", "a < b"]
+)
+def test_a_tag_that_advice_speaks_of_is_no_thought(text: str) -> None:
+    assert without_thoughts(text) == (text, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Be kind.\nBe brief unless the", "Be kind."),
+        ("- Be kind\n- Be brief unless\n  the seal was", "- Be kind"),
+        ("Be kind.\nBe brief!", "Be kind.\nBe brief!"),
+        ('["Be kind.", "Be bri', '["Be kind."'),
+        ('[{"op": "ADD", "text": "A."}, {"op": "ADD", "te', '[{"op": "ADD", "text": "A."}'),
+        ("Be brief unless", ""),
+    ],
+)
+def test_a_cut_text_loses_the_part_that_has_no_end(text: str, kept: str) -> None:
+    assert finished(text) == kept
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ({"choices": [{"finish_reason": "length"}]}, True),
+        ({"choices": [{"finish_reason": "stop"}]}, False),
+        ({"stop_reason": "max_tokens"}, True),
+        ({"finish_reason": "FinishReason.MAX_TOKENS"}, True),
+        (None, False),
+    ],
+)
+def test_a_cut_is_told_in_the_forms_of_several_providers(response: Any, expected: bool) -> None:
+    assert is_cut(response) is expected
+
+
+@pytest.mark.parametrize(
+    "first",
+    [f"<think>\n{DRAFT}", f"{OPEN}Be brief unless the", f"[THINK]\n{OPEN}{DRAFT}"],
+    ids=["a thought", "one fragment", "a thought with fields in it"],
+)
+def test_after_an_answer_without_an_end_the_lm_is_asked_once_more_with_more_room(
+    first: str,
+) -> None:
+    rooms = []
+
+    def answer(prompt: Prompt) -> Any:
+        rooms.append(prompt.max_tokens)
+        return lessons("Be kind.") if "cut off" in prompt.user else Cut(first)
+
+    run = Run([["1", "0"]], (EXTRACT, answer), lm_arguments={"max_tokens": 100})
+    assert [lesson for update in run.results.updates for lesson in update.lessons] == ["Be kind."]
+    assert rooms == [100, 400]
+
+
+def test_of_a_cut_answer_the_finished_lessons_are_taken_and_nothing_is_asked_again() -> None:
+    said = Cut(f"{OPEN}Be kind.\nBe brief unless the")
+    run = Run([["1", "0"]], (EXTRACT, said))
+    assert run.results.updates[0].lessons == ("Be kind.",)
+    assert len(run.texts(EXTRACT)) == 1
+
+
+def test_of_a_cut_update_the_finished_operations_are_made() -> None:
+    said = '[[ ## operations ## ]]\n[{"op": "ADD", "text": "Be kind."}, {"op": "ADD", "text": "Be'
+    run = Run([["1", "0"]], (UPDATE, Cut(said)))
+    assert [experience.text for experience in run.library] == ["Be kind."]
+
+
+def test_the_log_shows_how_an_unreadable_answer_begins(caplog: pytest.LogCaptureFixture) -> None:
+    Run([["1", "0"]], (EXTRACT, "<think>Let me look at the desks"))
+    (line,) = [
+        line for line in caplog.messages if "first failure of kind 'reflection parse'" in line
+    ]
+    assert "Let me look at the desks" in line
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n", "\r\n", " \t\n\n"])
+def test_blanks_behind_a_tool_result_do_not_repeat_an_agents_history(blank: str) -> None:
+    def step(history: str) -> Step:
+        return Step("predictor", "react", {"trajectory": history}, {"thought": "t"})
+
+    first = f"[[ ## observation_0 ## ]]\nfound it{blank}"
+    steps = (step(first.strip()), step(f"{first}\n\n[[ ## observation_1 ## ]]\nmore{blank}"))
+    text = trajectory_text(Rollout(0, 1, steps=steps, outputs={"answer": "1"}))
+    assert text.count("found it") == 1 and "(as before, and)" in text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "name the bay in words",
+        "Name the bay  in words.\r\n",
+        "Please name the bay in words!",
+        "As a rule, always name the bay in words.",
+    ],
+)
+def test_layout_case_and_fillers_make_no_new_text(other: str) -> None:
+    assert says_same("Name the bay in words.", other)
+    assert meaning("Name the bay in words.") == meaning(other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["Do not name the bay in words.", "Name the bay in digits.", "Name the 2 bays in words."],
+)
+def test_other_words_make_another_text(other: str) -> None:
+    assert not says_same("Name the bay in words.", other)
+
+
+def test_reworded_advice_that_was_dropped_comes_back_in_the_words_that_were_tried() -> None:
+    dropped = [Lesson("Shout at them."), Lesson("Name the bay in words.")]
+    (add,) = (retold(each, dropped) for each in [Add("Please, always name the bay in words!")])
+    assert add == Add("Name the bay in words.")
+    assert retold(Add("Name the bay in digits."), dropped) == Add("Name the bay in digits.")

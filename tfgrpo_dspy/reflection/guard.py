@@ -1,0 +1,211 @@
+"""Which advice is held back: copies of examples, and what looks like an attack.
+
+The task itself is neither: what stands in the user's own program, or names a class of examples.
+"""
+
+import functools
+import inspect
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pydantic
+
+from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
+from tfgrpo_dspy.reflection.signatures import SAMPLES
+from tfgrpo_dspy.wording import n_single_letters, says_same, words, words_of
+
+COPIED_WORDS, COPIED_LABEL, COPIED_INPUT, COPIED_EXAMPLE = 8, 4, 5, 5
+"""So many words make a copy: in a row; a whole label; a whole input; a whole example. Of a script
+without spaces, where each character is counted as a word, twice as many."""
+SHARED_LABELS = 2  # examples with unlike inputs: what their labels share is no copy
+SHARED_INPUTS, SHARED_PART = 3, 0.1
+"""So many examples, and this part of all: words that their inputs share are a form, not a copy."""
+
+Fields = tuple[Mapping[str, str], Mapping[str, str]]
+"""The input fields and the labels of an example, as texts by name."""
+_ADDRESS = "holds an address"
+_HELD_BACK = {
+    _ADDRESS: r"[a-z][a-z0-9+.-]{0,30}://(?=\w)|\bwww\.(?=\w)|[\w.+-]{1,64}@[\w-]{1,63}\.\w"
+    r"|\b\d{1,3}(?:\.\d{1,3}){3}\b"
+    r"|\b[\w-]{1,63}\.(?-i:com|net|org|io|ru|cn|xyz|dev|app|biz|info(?!\())\b",
+    "asks to give a secret away": r"\b(?:reveal|disclose|leak|exfiltrate|print|repeat|output|show"
+    r"|send|forward|share|include)\b.{0,40}\b(?:system prompt|api[ _-]?keys?|credentials"
+    r"|access tokens?|(?<!reset )(?<!reset the )(?<!reset a )passwords?(?! reset\b))\b",
+    "asks to ignore instructions": r"\b(?:ignore|disregard|forget|override|bypass)\b.{0,40}"
+    r"\b(?:instructions?|prompts?|rules)\b"
+    r"|\b(?:ignorier\w*|vergiss)\b.{0,40}\b(?:anweisung\w*|regeln)\b"
+    r"|\b(?:ignore[rz]?|oublie[rz]?|ignora[r]?|olvida[r]?)\b.{0,40}\binstruc\w+"
+    r"|(?:忽略|无视|無視).{0,20}(?:指令|指示|说明|規則|规则|提示)",
+}
+_FORBIDS = re.compile(
+    r"(?:\b(?:never|not|don't|cannot|without|nie|nicht|jamais|nunca)\s+(?:\w+\s+)?|[不勿别]要?)$",
+    re.IGNORECASE,
+)
+
+
+class Task:
+    """The user's program and data, as far as guards look for something in them.
+
+    `program` is a text of the program; `examples` are read when they are needed first.
+    """
+
+    def __init__(self, program: str = "", examples: Callable[[], Iterable[Fields]] = list) -> None:
+        self._program, self._read = program, examples
+        self._known: dict[str, bool] = {}
+
+    @functools.cached_property
+    def _data(self) -> list[tuple[str, str]]:
+        """Inputs and labels of each example, those with the same inputs once."""
+        lines = (["\n".join(part.values()) for part in fields] for fields in self._read())
+        return list({_folded(inputs): (inputs, labels) for inputs, labels in lines}.values())
+
+    @functools.cached_property
+    def _words(self) -> tuple[str, list[tuple[str, str]]]:
+        """The words of the program; those of the inputs and of the labels of each example."""
+        each = [(_folded(inputs), _folded(labels)) for inputs, labels in self._data]
+        return _folded(self._program), each
+
+    def shares(self, phrase: str) -> bool:
+        """Whether these words belong to the task: to its program, to a class, to a form."""
+        if phrase not in self._known:
+            program, data = self._words
+            sought = f" {phrase} "
+            n_inputs = sum(sought in inputs for inputs, _ in data)
+            n_labels = sum(sought in labels for _, labels in data)
+            is_form = n_inputs >= max(SHARED_INPUTS, SHARED_PART * len(data))
+            self._known[phrase] = sought in program or n_labels >= SHARED_LABELS or is_form
+        return self._known[phrase]
+
+    def holds(self, address: str) -> bool:
+        """Whether the address stands in the program or in any example."""
+        sought = re.compile(rf"(?<![\w-]){re.escape(address)}(?![\w-])", re.IGNORECASE)
+        texts = itertools.chain([self._program], *self._data)
+        return any(map(sought.search, texts))
+
+    def speaks_of(self, phrase: str, pattern: str) -> bool:
+        """Whether the user's program or labels have the phrase, or two inputs its kind.
+
+        One input alone may be the attack.
+        """
+        sought = _folded(phrase)
+        program, data = self._words
+        if sought in program or any(sought in labels for _, labels in data):
+            return True
+        inputs = (inputs for inputs, _ in self._data if re.search(pattern, inputs, re.IGNORECASE))
+        return len([*itertools.islice(inputs, 2)]) == 2
+
+
+def _folded(text: str) -> str:
+    lines = (f" {' '.join(words_of(line))} " for line in text.splitlines())
+    return "\n".join(lines)
+
+
+def task_text(program: Any, objective: str = "") -> str:
+    """What the user has written into the program: docstrings, instructions, fields, their values.
+
+    The values are those that a `Literal` or an Enum allows, wherever a type holds them.
+    """
+    parts = [objective, inspect.getdoc(type(program)) or ""]
+    for name, predictor in named_predictors(program):
+        parts += [name, bare_instructions(predictor)]
+        for field, info in predictor.signature.fields.items():
+            parts += [field, str((info.json_schema_extra or {}).get("desc", ""))]
+            parts += _texts_in(_schema(info.annotation))
+    return "\n".join(parts)
+
+
+def _schema(annotation: Any) -> Any:
+    try:
+        return pydantic.TypeAdapter(annotation).json_schema()
+    except Exception:  # noqa: BLE001 - a user's own type may have no schema, and raise anything
+        return str(annotation)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from itertools.chain.from_iterable(map(_texts_in, [*value, *value.values()]))
+    elif isinstance(value, list):
+        yield from itertools.chain.from_iterable(map(_texts_in, value))
+
+
+def unsafe_reason(text: str, task: Task | None = None) -> str:
+    """Why advice is held back, for the user to see; "" if it is not held back.
+
+    Whoever writes a training input can influence what the reflection LM writes. Advice that forbids
+    a bad thing ("Never ignore the instructions.") is not held back, nor what the task is about.
+    """
+    task = task or Task()
+    if any(says_same(text, sample) for sample in SAMPLES):
+        return "repeats the sample answer of the prompt"
+    for what, pattern in _HELD_BACK.items():
+        for found in re.finditer(pattern, text, re.IGNORECASE):
+            if what == _ADDRESS:
+                whole = re.search(r"\S*$", text[: found.start()])[0] + text[found.start() :]  # type: ignore[index]
+                is_usual = task.holds(whole.split()[0].strip("\"'`()[]<>{},;:.!?"))
+            else:
+                is_forbidden = _FORBIDS.search(text[: found.start()])
+                is_usual = bool(is_forbidden) or task.speaks_of(found[0], pattern)
+            if not is_usual:
+                return f"held back: it {what} ({found[0]!r})"
+    return ""
+
+
+def always(text: str, reason: str) -> bool:  # noqa: ARG001 - as a function of the user's own has
+    """Refuses whatever there is a reason against."""
+    return True
+
+
+class Guard:
+    """Refuses what copies an example, or long runs of words from one, and unsafe advice.
+
+    `refuses` is asked about a text and the reason against it.
+    """
+
+    def __init__(
+        self,
+        examples: Iterable[Fields],
+        task: Task | None = None,
+        refuses: Callable[[str, str], bool] = always,
+    ) -> None:
+        self._task, self._refuses = task or Task(), refuses
+        self._runs: set[tuple[str, ...]] = set()
+        self._wholes: list[list[str]] = []  # a copy holds all texts of one of these
+        for fields in examples:
+            inputs, labels = ([words_of(text) for text in each.values()] for each in fields)
+            for parts in (*inputs, *labels):
+                self._runs.update(_runs(parts, _scale(parts)))
+            wholes = [[parts] for parts in inputs if len(parts) >= COPIED_INPUT * _scale(parts)]
+            wholes += [[parts] for parts in labels if len(parts) >= COPIED_LABEL * _scale(parts)]
+            example, said = [*inputs, *labels], [*itertools.chain(*inputs, *labels)]
+            if labels and all(example) and len(said) >= COPIED_EXAMPLE * _scale(said):
+                wholes.append(example)
+            self._wholes += [[*map(" ".join, whole)] for whole in wholes]
+
+    def reason(self, text: str) -> str:
+        """Why the text is refused, with the words that are the reason; "" if it is not."""
+        reason = self._copied(text) or unsafe_reason(text, self._task)
+        return reason if reason and self._refuses(text, reason) else ""
+
+    def _copied(self, text: str) -> str:
+        parts = words(text)
+        copied = [[" ".join(run)] for n in (1, 2) for run in _runs(parts, n) if run in self._runs]
+        said = f" {' '.join(parts)} "
+        copied += [whole for whole in self._wholes if all(f" {part} " in said for part in whole)]
+        for whole in copied:
+            if len(whole) > 1 or not self._task.shares(whole[0]):
+                return f"copies the training data: '{' ... '.join(whole)}'"
+        return ""
+
+
+def _scale(parts: Sequence[str]) -> int:
+    """2 where most words are single characters of a script without spaces, else 1."""
+    return 2 if n_single_letters(parts) > len(parts) / 2 else 1
+
+
+def _runs(parts: tuple[str, ...], scale: int) -> Iterator[tuple[str, ...]]:
+    n = COPIED_WORDS * scale
+    return (parts[start : start + n] for start in range(len(parts) - n + 1))

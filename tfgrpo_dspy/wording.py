@@ -1,0 +1,111 @@
+"""Texts compared by what they say: words without case, punctuation, spacing and filler words."""
+
+import functools
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+WORD = re.compile(
+    r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\s\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]{1,40}"
+)
+# What a normalized text keeps: letters, marks (in many scripts the vowels), digits, `<`, `$`, `_`.
+_MEANING = ("L", "M", "N", "Sm", "Sc", "Pc")
+NEAR_DUPLICATE = 0.8  # of the words of a text stand in one that counts as the same
+_FILLERS = re.compile(
+    r"\b(?:in (?:every|each|any|all|general|most) ?(?:cases?)?|as a (?:general )?rule|at once"
+    r"|for sure|of course|at all times|by all means|without (?:exception|fail)|if possible"
+    r"|where possible|right away|(?:make|be) sure (?:to|that you)|remember to|take care to"
+    r"|note that|it is important (?:to|that)|you (?:should|must)|please|kindly|always|simply|just"
+    r"|then|normally|generally|usually|typically|really|very|certainly|clearly|definitely|surely"
+    r"|indeed|also|too|now|first of all|basically|actually|carefully|strictly|ensure you|note"
+    r"|important|tip|bitte|immer|einfach|stets|toujours|siempre|simplemente|por favor"
+    r"|s il vous plaît|sempre|per favore|пожалуйста|всегда)\b|请|請|总是|總是"
+)
+"""Words that make no new text."""
+_TURNING = re.compile(
+    r"not?|never|t|avoid|without|instead|unless|except|cannot|nor|nicht|keine?|nie|ohne|ne|pas"
+    r"|jamais|sans|nunca|sin|non|senza|não|sem|[不没沒别別勿未莫無无非]|.*\d.*"
+)
+"""Words that turn the meaning, and numbers; the t is that of "don't"."""
+
+
+@functools.lru_cache(maxsize=4096)
+def normalized(text: str) -> str:
+    """The text without case, punctuation and spacing; the signs of mathematics and money stay."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    kept = (c if unicodedata.category(c).startswith(_MEANING) else " " for c in folded)
+    return " ".join("".join(kept).split()) or text.strip()
+
+
+def n_words(text: str) -> int:
+    """How many words of at most 40 characters; a character of a script without spaces is one."""
+    return len(WORD.findall(text))
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of the text; a character of a script without spaces is one."""
+    found = WORD.findall(normalized.__wrapped__(text))
+    return tuple(word for word in found if any(map(str.isalnum, word)))
+
+
+words = functools.lru_cache(maxsize=4096)(words_of)  # each text is compared with each other
+
+
+@functools.lru_cache(maxsize=4096)
+def _core(text: str) -> tuple[str, ...]:
+    """The words without fillers; all of them where nothing else stands there."""
+    return tuple(_FILLERS.sub(" ", " ".join(words(text))).split()) or words(text)
+
+
+def meaning(text: str) -> str:
+    """What the text says: equal for texts that differ in layout, case and fillers only."""
+    return " ".join(_FILLERS.sub(" ", normalized(text)).split()) or normalized(text)
+
+
+def rest_after(known: str, text: str) -> str | None:
+    """What stands in the text below the lines of a known one; None: it begins otherwise.
+
+    Blank lines, and blanks at the end of a line, make no difference.
+    """
+    sought = [line.rstrip() for line in known.splitlines() if line.strip()]
+    lines, n_found = text.splitlines(), 0
+    for index, line in enumerate(lines):
+        if n_found == len(sought):
+            return "\n".join(lines[index:]).strip()
+        if line.strip():
+            if line.rstrip() != sought[n_found]:
+                return None
+            n_found += 1
+    return "" if n_found == len(sought) else None
+
+
+def says_same(one: str, other: str) -> bool:
+    """Whether two texts say the same: but for fillers, one is the other with a few words more.
+
+    Those may not be numbers or signs ("<"), nor turn the meaning ("not", "never").
+    """
+    shorter, longer = sorted((_core(one), _core(other)), key=len)
+    if len(shorter) < NEAR_DUPLICATE * len(longer) or _signs(one) != _signs(other):
+        return False
+    rest = iter(longer)
+    if not all(word in rest for word in shorter):
+        return False
+    more = Counter(longer) - Counter(shorter)
+    return not any(map(_TURNING.fullmatch, more))
+
+
+def letter_groups(text: str, sizes: Sequence[int] = (2, 3)) -> frozenset[str]:
+    """The groups of so many letters in the words of the text, which work in any language."""
+    folded = f" {' '.join(words(text))} "
+    return frozenset(folded[i : i + n] for n in sizes for i in range(max(1, len(folded) - n + 1)))
+
+
+def n_single_letters(parts: Sequence[str]) -> int:
+    """How many of the words are single characters of a script without spaces."""
+    return sum(len(word) == 1 and word >= "\u0e00" for word in parts)
+
+
+def _signs(text: str) -> list[str]:
+    """The signs of mathematics and of currencies, and #."""
+    return [char for char in text if unicodedata.category(char) in ("Sm", "Sc") or char == "#"]
