@@ -1,6 +1,6 @@
 """A user's script under `mlflow.dspy.autolog`: compiles once, with what its arguments say.
 
-python mlflow_child.py TRACKING_URI [autolog-first] [in-own-run] [fails]
+python mlflow_child.py TRACKING_URI [autolog-first] [in-own-run] [twice] [gone] [fails]
 """
 
 import sys
@@ -13,14 +13,14 @@ if "autolog-first" in sys.argv:
     mlflow.dspy.autolog(log_compiles=True, log_evals=True, log_traces=False)
 
 import dspy  # noqa: E402
-from runs import learned, questions  # noqa: E402
+from runs import learned, library_texts, questions  # noqa: E402
 from small import grpo  # noqa: E402
 
 if "off" not in sys.argv and "autolog-first" not in sys.argv:
     mlflow.dspy.autolog(log_compiles=True, log_evals=True, log_traces=False)
 
 
-def failing(*_: object) -> float:
+def failing(*_: object, **_named: object) -> float:
     raise NotImplementedError
 
 
@@ -32,5 +32,12 @@ if "fails" in sys.argv:
 elif "in-own-run" in sys.argv:
     with mlflow.start_run(run_name="mine"):
         learned(seed=7)
+elif "twice" in sys.argv:
+    with mlflow.start_run(run_name="mine"):
+        learned(seed=7)
+        learned(seed=8)
+elif "gone" in sys.argv:  # the server, from the first update on
+    mlflow.MlflowClient.log_batch = failing
+    sys.stdout.write(f"learned {library_texts(learned())}\n")
 else:
     learned()

@@ -136,3 +136,22 @@ def test_a_compile_that_fails_is_a_failed_run(tmp_path: Path) -> None:
 
 def test_without_autolog_nothing_is_logged(tmp_path: Path) -> None:
     assert shown(tmp_path, "off").runs == []
+
+
+def test_two_compiles_in_one_run_are_told_apart(tmp_path: Path) -> None:
+    found = shown(tmp_path, "twice")
+    assert found.parent.info.status == "FINISHED", found.output
+    params = found.parent.data.params
+    assert (params["tfgrpo.seed"], params["compile_2.tfgrpo.seed"]) == ("7", "8")
+    for name in ("lm_calls", "compile_2.lm_calls"):
+        assert [step for step, _ in found.series(name)] == list(range(8))
+    assert "compile_2/report.html" in found.artefacts(found.parent, "compile_2")
+
+
+def test_a_server_that_refuses_is_one_line_in_the_log_and_the_result_is_the_same(
+    tmp_path: Path,
+) -> None:
+    found = shown(tmp_path, "gone")
+    assert f"learned ['{ADVICE}']" in found.output
+    assert found.output.count("MLflow raised NotImplementedError") == 1
+    assert "it is told nothing more of this run" in found.output

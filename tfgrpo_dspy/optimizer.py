@@ -56,7 +56,8 @@ class TrainingFreeGRPO(Teleprompter):
         reflection: how the reflection LM is asked, as a `Reflection(...)`.
         execution: where and how rollouts are run, as an `Execution(...)`.
         on_event: a function that is called with each event of the run (`tfgrpo_dspy.events`):
-            an update was decided, an experience changed, the budget, the end.
+            an update was decided, an experience changed, the budget, the end. It is called in a
+            thread of its own, and changes nothing of the run.
         approve: a function that is called with the `Proposal` of each update that would change
             the library: True makes the operations, False makes none, a list makes these instead.
             The answers are recorded, and are not asked for again on resume.

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import Event, RunEnded, UpdateDecided
 from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results import RunResults
@@ -20,6 +21,7 @@ from tfgrpo_dspy.settings.schedule import RunSettings
 
 logger = logging.getLogger(__name__)
 
+N_COMPILES = "tfgrpo.n_compiles"  # a tag of a run of MLflow
 LONGEST_PARAMETER = 500  # characters, which every store of MLflow takes
 
 
@@ -30,19 +32,32 @@ def tracked(settings: RunSettings) -> Iterator[RunSettings]:
     Where MLflow made none (`autolog` was called before this package was imported), a run is made.
     """
     mlflow = _autologging()
-    if mlflow is None:
-        yield settings
-        return
     with contextlib.ExitStack() as opened:
-        run = mlflow.active_run()
-        if run is None:
-            logger.info(
-                "mlflow.dspy.autolog() was called before tfgrpo_dspy was imported, so MLflow shows "
-                "no child runs; call it after the imports."
-            )
-            run = opened.enter_context(mlflow.start_run())
-        listener = _MlflowListener(mlflow, run.info.run_id, settings)
-        yield replace(settings, on_event=listener)
+        try:
+            run = mlflow and (mlflow.active_run() or opened.enter_context(_run_of_its_own(mlflow)))
+        except Exception as error:  # noqa: BLE001 - whatever the tracking server brings about
+            logger.warning("this compile is not shown in MLflow: %s", described(error))
+            run = None
+        trackers = (_MlflowListener(mlflow, run.info.run_id, settings),) if run else ()
+        yield replace(settings, trackers=trackers)
+
+
+@contextlib.contextmanager
+def _run_of_its_own(mlflow: Any) -> Iterator[Any]:
+    """A run of MLflow, which is ended as the compile was; that it cannot be ended ends nothing."""
+    logger.info(
+        "mlflow.dspy.autolog() was called before tfgrpo_dspy was imported, so MLflow shows no "
+        "child runs; call it after the imports."
+    )
+    status, run = "FAILED", mlflow.start_run()
+    try:
+        yield run
+        status = "FINISHED"
+    finally:
+        try:
+            mlflow.end_run(status)
+        except Exception as error:  # noqa: BLE001 - as above
+            logger.warning("the run of MLflow could not be ended: %s", described(error))
 
 
 def _autologging() -> Any:
@@ -55,31 +70,38 @@ def _autologging() -> Any:
 
 
 class _MlflowListener:
-    """Logs what a run tells to one MLflow run, then tells the user's own listener.
+    """Logs what a run tells to one MLflow run, in the listener's own thread.
 
-    MLflow's functions know the active run in the thread of the compile only, so a client logs.
+    MLflow's functions know the active run in the thread of the compile only, so a client logs. The
+    second compile in a run logs under names that begin with "compile_2.", and so on.
     """
 
     def __init__(self, mlflow: Any, run_id: str, settings: RunSettings) -> None:
-        self._client, self._entities = mlflow.MlflowClient(), mlflow.entities
-        self._run_id = run_id
-        self._next = settings.on_event
-        self._log_parameters({**settings.result_scalars(), **settings.schedule})
+        self._mlflow, self._run_id, self._settings = mlflow, run_id, settings
+        self._client: Any = None
+        self._prefix = ""
 
     def __call__(self, event: Event) -> None:
-        try:
-            if isinstance(event, UpdateDecided):
-                self._log_update(event)
-            elif isinstance(event, RunEnded):
-                self._log_end(event.results)
-        finally:
-            if self._next is not None:
-                self._next(event)
+        if self._client is None:
+            self._begin()
+        if isinstance(event, UpdateDecided):
+            self._log_update(event)
+        elif isinstance(event, RunEnded):
+            self._log_end(event.results)
+
+    def _begin(self) -> None:
+        self._client = self._mlflow.MlflowClient()
+        n_before = int(self._client.get_run(self._run_id).data.tags.get(N_COMPILES, 0))
+        self._client.set_tag(self._run_id, N_COMPILES, n_before + 1)
+        self._prefix = f"compile_{n_before + 1}." if n_before else ""
+        settings = self._settings
+        self._log_parameters({**settings.result_scalars(), **settings.schedule})
 
     def _log_parameters(self, values: Mapping[str, Any]) -> None:
         """The names have a prefix: `mlflow.dspy` logs the arguments of `compile` as they are."""
+        begin = f"{self._prefix}tfgrpo."
         parameters = [
-            self._entities.Param(f"tfgrpo.{name}", str(value)[:LONGEST_PARAMETER])
+            self._mlflow.entities.Param(f"{begin}{name}", str(value)[:LONGEST_PARAMETER])
             for name, value in values.items()
             if value is not None
         ]
@@ -88,7 +110,7 @@ class _MlflowListener:
     def _log_metrics(self, step: int, values: Mapping[str, float | None]) -> None:
         now = int(time.time() * 1000)
         metrics = [
-            self._entities.Metric(name, value, now, step)
+            self._mlflow.entities.Metric(f"{self._prefix}{name}", value, now, step)
             for name, value in values.items()
             if value is not None
         ]
@@ -105,7 +127,7 @@ class _MlflowListener:
         }
         self._log_metrics(record.update, values)
         text = json.dumps(event.library.to_dict(), ensure_ascii=False, indent=2)
-        self._client.log_text(self._run_id, text, f"library/update_{record.update:04}.json")
+        self._log_text(text, f"library/update_{record.update:04}.json")
 
     def _log_end(self, results: RunResults) -> None:
         last = len(results.updates)
@@ -116,5 +138,8 @@ class _MlflowListener:
         for name, (student, best) in measured.items():
             self._log_metrics(0, {name: student.mean if student else None})
             self._log_metrics(last, {name: best.mean if best else None})
-        self._client.log_text(self._run_id, str(results), "summary.txt")
-        self._client.log_text(self._run_id, html(results), "report.html")
+        self._log_text(str(results), "summary.txt")
+        self._log_text(html(results), "report.html")
+
+    def _log_text(self, text: str, path: str) -> None:
+        self._client.log_text(self._run_id, text, f"{self._prefix.replace('.', '/')}{path}")

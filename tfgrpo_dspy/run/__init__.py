@@ -83,7 +83,7 @@ class Run:
         except StoreError as error:  # what is recorded is intact, and the result is not lost to it
             logger.warning("what this run has paid could not be noted: %s", error)
         self._run.records.close()
-        self._run.report.progress.close()
+        self._run.report.close()
 
     def run(self, loop: Coroutine[Any, Any, None]) -> Any:
         """Run the loop, which a budget or the clock may end at any point; then choose the result.

@@ -11,7 +11,6 @@ from typing import Any
 from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.left_out import OWN
-from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision
@@ -27,6 +26,7 @@ from tfgrpo_dspy.results.records import (
 )
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
 from tfgrpo_dspy.run.batches import Batch, Extracted
+from tfgrpo_dspy.run.listening import FOR_FAILURES_S, Listening
 from tfgrpo_dspy.run.progress import Progress
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.settings.schedule import RunSettings
@@ -57,6 +57,8 @@ class RunReport:
         self._n_done = 0
         self._errors: Counter[str] = Counter()
         self._started = time.monotonic()
+        own = [] if settings.on_event is None else [Listening(settings.on_event, "on_event")]
+        self._listening = [*own, *(Listening(each, "MLflow", 1) for each in settings.trackers)]
 
     def count_rollout(self, role: str, rollout: Rollout) -> None:
         """Count what a rollout has cost and how it failed."""
@@ -154,12 +156,15 @@ class RunReport:
         return record
 
     def tell(self, event: Event) -> None:
-        """Tell the listener of the event; what the listener raises is counted."""
-        if self._settings.on_event is not None:
-            try:
-                self._settings.on_event(event)
-            except Exception as error:  # noqa: BLE001 - whatever the user's function raises
-                self.count_failure("listener", described(error))
+        """Have all listeners told of the event; what they raise is counted."""
+        for listening in self._listening:
+            listening.tell(event)
+
+    def close(self) -> None:
+        """Let the listeners come to their end, as long as that may take, and end the bar."""
+        for listening in self._listening:
+            listening.close()
+        self.progress.close()
 
     @property
     def unfinished(self) -> Usage:
@@ -170,9 +175,13 @@ class RunReport:
         return Usage(ledger.n_lost + n, cost_usd=ledger.lost + cost)
 
     @property
-    def _left_out(self) -> Counter[str]:
-        """How many sampling parameters were left out, as a provider refused them."""
-        return +Counter({"parameter left out": len(self._ledger.left_out.messages)})
+    def _noted_elsewhere(self) -> Counter[str]:
+        """What listeners have raised; sampling parameters that were left out."""
+        for listening in self._listening:
+            listening.drain(FOR_FAILURES_S, FOR_FAILURES_S)
+        n_raised = sum(listening.n_failures for listening in self._listening)
+        n_left_out = len(self._ledger.left_out.messages)
+        return +Counter({"parameter left out": n_left_out, "listener": n_raised})
 
     def results(self, is_student: bool, **found: Any) -> RunResults:
         """The report of the run; `found`: the fields of it that the final choice knows."""
@@ -185,7 +194,7 @@ class RunReport:
             usage={**self.usage, "unfinished": self.unfinished},
             metric_calls=ledger.n_metric_calls_made,
             replayed=dict(sorted((+self.replayed).items())),
-            failures=dict(sorted((+self.failures | self._left_out).items())),
+            failures=dict(sorted((+self.failures | self._noted_elsewhere).items())),
             ended_because=ledger.stopped_because if ledger.is_failure else self.ended_because,
             nothing_learned=nothing_learned,
             wall_time_s=time.monotonic() - self._started,

@@ -1,11 +1,12 @@
 """The schedule of a run, derived from its budget and its data."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tfgrpo_dspy.errors import SettingsError
+from tfgrpo_dspy.events import Listener
 from tfgrpo_dspy.gate.protocol import Gate
 from tfgrpo_dspy.settings import Execution, Reflection, Settings
 
@@ -77,6 +78,7 @@ class RunSettings(Settings):
     n_validation: int
     max_demos: int
     data: RunData
+    trackers: Sequence[Listener] = ()  # what is told of the run beside `on_event`
 
     @property
     def schedule(self) -> dict[str, int]:

@@ -1,0 +1,72 @@
+"""Whatever a listener does, the run, its result and its time are those of a run without it."""
+
+import asyncio
+import logging
+import threading
+import time
+from typing import Any
+
+import pytest
+from runs import learned, library_texts
+
+from tfgrpo_dspy.events import RunEnded
+from tfgrpo_dspy.run import listening
+
+NEVER = threading.Event()
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit, asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, StopIteration]
+)
+def test_a_listener_may_raise_anything_and_the_run_counts_it(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def listener(_event: Any) -> None:
+        raise error
+
+    with caplog.at_level(logging.WARNING, "tfgrpo_dspy"):
+        disturbed = learned(on_event=listener)
+    assert disturbed.detailed_results.failures["listener"] >= 3
+    assert library_texts(disturbed) == library_texts(learned())
+    assert len([m for m in caplog.messages if "on_event raised" in m]) == 1
+
+
+def test_a_listener_that_hangs_holds_up_only_the_end_for_a_bounded_time(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "PATIENCE_S", 0.1)
+    with caplog.at_level(logging.WARNING, "tfgrpo_dspy"):
+        held = learned(on_event=lambda _event: NEVER.wait(60))
+    assert held.detailed_results.wall_time_s < 30
+    assert library_texts(held) == library_texts(learned())
+    (line,) = [m for m in caplog.messages if "on_event has not taken the last" in m]
+    assert "the run does not wait for it" in line
+
+
+def test_the_run_goes_on_while_a_listener_is_slow_and_waits_for_it_at_the_end() -> None:
+    may_go_on, events = threading.Event(), []
+
+    def listener(event: Any) -> None:
+        may_go_on.wait(20)
+        events.append(event)
+
+    def metric(_example: Any, pred: Any, _trace: Any = None) -> float:
+        n_scored.append(1)
+        if len(n_scored) > 40:  # the run has gone on though the first event is not taken
+            may_go_on.set()
+        return float(pred.answer == "please")
+
+    n_scored: list[int] = []
+    learned(on_event=listener, metric=metric)
+    assert isinstance(events[-1], RunEnded)
+
+
+def test_a_listener_is_told_in_a_thread_that_is_not_the_compiles() -> None:
+    threads: set[Any] = set()
+    learned(on_event=lambda _event: threads.add(threading.current_thread()))
+    (thread,) = threads
+    assert thread is not threading.main_thread()
+    assert thread.daemon
+    end = time.monotonic() + 10
+    thread.join(end - time.monotonic())
+    assert not thread.is_alive()
