@@ -129,6 +129,8 @@ def _prompt_of(request: lm15.Request) -> Prompt:
     system = request.system or ""
     if not isinstance(system, str):
         system = "".join(part.text for part in system)
-    user = "\n\n".join(message.text or "" for message in request.messages)
+    user = "\n\n".join(
+        message.text or "\n".join(map(str, message.parts)) for message in request.messages
+    )
     config = request.config
     return Prompt(system, user, config.seed, config.temperature, config.max_tokens)

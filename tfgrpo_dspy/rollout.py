@@ -25,7 +25,7 @@ DECISIVE = 0.2
 """A step decided a rollout if it changed the expected score by this share of the group's spread."""
 SEED_RANGE = 2**31  # seeds are below this, which every sampler takes
 Count = Annotated[int, Field(ge=0, le=10**15)]
-WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory"})
+WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory", "history", "termination_reason"})
 """Outputs that DSPy's ChainOfThought and ReAct add to those of the signature."""
 REASONING = WAYS_TO_AN_ANSWER | {"next_thought"}  # what an agent of DSPy thinks before each tool
 

@@ -17,8 +17,6 @@ from tfgrpo_dspy.budget.surprisal import has_log_probabilities
 
 MEDIA = (dspy.Image, dspy.Audio, dspy.File)
 JSONABLE = pydantic.TypeAdapter(Any)
-TEXT_TYPES = {dspy.Reasoning, dspy.Code}
-"""DSPy's own types whose text holds all of a value."""
 
 
 def as_text(value: Any) -> str:
@@ -55,7 +53,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, MEDIA):
         return f"<{type(value).__name__.lower()}>"
     if isinstance(value, pydantic.BaseModel):
-        return {k: _plain(v) for k, v in dict(value).items()} if media_in(value) else value
+        return _plain(_fields_of(value)) if media_in(value) else value
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):  # their order differs between processes
@@ -63,12 +61,17 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _fields_of(model: pydantic.BaseModel) -> dict[str, Any]:
+    """Its fields by name; what iterates over it, such as `dict`, may see something else."""
+    return {name: getattr(model, name) for name in type(model).model_fields}
+
+
 def media_in(value: Any) -> list[Any]:
     """The images and other media that a value is or holds, in their order."""
     if isinstance(value, MEDIA):
         return [value]
     if isinstance(value, pydantic.BaseModel):
-        value = dict(value)
+        value = _fields_of(value)
     items = value.values() if isinstance(value, Mapping) else value
     is_sequence = isinstance(value, Mapping | list | tuple)
     return [found for item in items for found in media_in(item)] if is_sequence else []
@@ -92,7 +95,7 @@ def as_fields(value: Any) -> dict[str, str]:
 
 def parsed(text: str, annotation: Any) -> Any:
     """The value whose text this is. Raises ValueError: it does not come back, as an image."""
-    if set(Type.extract_custom_type_from_annotation(annotation)) - TEXT_TYPES:
+    if any(issubclass(k, MEDIA) for k in Type.extract_custom_type_from_annotation(annotation)):
         raise ValueError(f"{annotation} is written as a text that does not hold all of it")
     for read in (_member, parse_value, _validated):
         with suppress(Exception):  # a user's type may raise anything
@@ -116,8 +119,10 @@ def enums_in(value: Any) -> Iterator[type[enum.Enum]]:
     """The classes of the members of Enums that a value is or holds."""
     if isinstance(value, enum.Enum):
         yield type(value)
-    elif isinstance(value, Mapping | dspy.Example | pydantic.BaseModel):
-        for item in dict(value).values():
+    elif isinstance(value, pydantic.BaseModel):
+        yield from enums_in(_fields_of(value))
+    elif isinstance(value, Mapping | dspy.Example):
+        for item in dict(value.items()).values():
             yield from enums_in(item)
     elif isinstance(value, list | tuple | set | frozenset):
         for item in value:

@@ -55,6 +55,12 @@ def prepare(
         faults.append("testset and metric=None: nothing scores the test set; pass a metric.")
     refuse(faults)
     refuse(input_faults(student, {} if recorded is not None else sets))
+    if flexible := [name for name, each in student.named_sub_modules() if _is_flex(each)]:
+        warnings.warn(
+            f"{', '.join(flexible)}: dspy.Flex writes its own predictors while it runs; it is left "
+            f"as it is, and only the other predictors are given experiences.",
+            stacklevel=3,
+        )
     if teacher is not None:
         warnings.warn("teacher: this optimizer uses no teacher, and ignores it.", stacklevel=3)
     if settings.metric is None and recorded is None:
@@ -182,6 +188,10 @@ def _student_faults(settings: Settings, student: Any) -> Iterator[str]:
             f"experiences; allow as many, or bake a smaller library into it first."
         )
     yield from _lm_faults(settings, student)
+
+
+def _is_flex(module: Any) -> bool:
+    return type(module).__name__ == "Flex" and type(module).__module__.startswith("dspy.")
 
 
 def _data_faults(name: str, examples: Any) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import dspy
 
-BY_SIGNATURE = ("ReAct", "ProgramOfThought", "CodeAct", "RLM")
+BY_SIGNATURE = ("ReAct", "ReActV2", "ProgramOfThought", "CodeAct", "RLM")
 """DSPy's modules whose `forward(**kwargs)` takes the input fields of their signature."""
 BY_MODULE = {"ChainOfThought": "predict", "Refine": "module", "BestOfN": "module"}
 """DSPy's modules that pass their inputs on, and the attribute that holds the module."""
@@ -47,9 +47,9 @@ def _inputs_of(module: Any) -> tuple[set[str], set[str] | None]:
     """
     kind = type(module)
     name = kind.__name__ if kind.__module__.startswith("dspy.") else ""
-    if isinstance(module, dspy.Predict) or name in BY_SIGNATURE:
+    if isinstance(module, dspy.Predict) or (name in BY_SIGNATURE and hasattr(module, "signature")):
         return {f for f, info in module.signature.input_fields.items() if info.is_required()}, None
-    if name in BY_MODULE:
+    if name in BY_MODULE and hasattr(module, BY_MODULE[name]):
         return _inputs_of(getattr(module, BY_MODULE[name]))
     try:
         parameters = [*inspect.signature(_entry(module)).parameters.values()][1:]
