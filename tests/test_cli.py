@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -20,7 +21,7 @@ from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, NoGate
 from tfgrpo_dspy.cli import tfgrpo
 from tfgrpo_dspy.interchange import write_library
 from tfgrpo_dspy.run.saved import saved_runs
-from tfgrpo_dspy.store.records import Store
+from tfgrpo_dspy.store.records import DATABASE, Store
 
 TESTS = Path(__file__).parent
 MODULE = [sys.executable, "-m", "tfgrpo_dspy"]
@@ -371,3 +372,25 @@ def test_the_completion_script_is_printed_and_completes_commands_and_formats(she
     asked = {"COMP_CWORD": "3", "COMP_WORDS": "tfgrpo export --format "}
     done = process(MODULE, _TFGRPO_COMPLETE="bash_complete", **asked)
     assert b"plain,yaml" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("which", ["run:", "results:", "decided:", "latest:"])
+def test_a_damaged_record_hides_no_other_run_of_the_store(
+    which: str, stores: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "a"
+    shutil.copytree(stores / "a", store)
+    first, last = (run.id for run in saved_runs(store))
+    with closing(Store(store)) as opened:
+        damaged = next(key for key in opened.keys(which) if first in key or which == "latest:")
+        opened.replace(damaged, {"odd": 1})
+    if which == "latest:":
+        with closing(sqlite3.connect(store / DATABASE)) as database, database:
+            database.execute("UPDATE records SET text = 'x' WHERE key = ?", (damaged,))
+    listed = run("runs", store, "--json")
+    left = {last} if which != "latest:" else {first, last}
+    assert {each["run"] for each in json.loads(listed.stdout)} == left
+    assert listed.exit_code == 2 and "is damaged" in listed.stderr
+    assert run("show", f"{store}#{last[:8]}").exit_code == 0
+    assert run("report", f"{store}#{last[:8]}", "-o", tmp_path / "r.html").exit_code == 0
+    assert "is damaged" in caplog.text

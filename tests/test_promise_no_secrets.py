@@ -27,6 +27,7 @@ from runs import (
 from scripted import chat, scripted_lm
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, SettingsError
+from tfgrpo_dspy.redaction import known_secrets
 
 __all__ = ["server"]  # a fixture
 
@@ -218,3 +219,81 @@ def test_settings_that_are_refused_do_not_print_a_key() -> None:
     with pytest.raises(SettingsError) as raised:
         optimizer_of(gate=lm, extract=lm, epochs=0)
     assert KEY not in str(raised.value)
+
+
+# -------------------------------------------------------------------------- the user's own data
+
+
+DAYS = {
+    "TOKEN_VALID_UNTIL": "2026-11-30",  # in the data, so it is no secret
+    "AWS_KEY_ZONE_KEY": "eu-central-1b",
+    "SESSION_TOKENS_USED": "12345678",
+}
+
+
+@pytest.mark.parametrize("where", ["label", "instructions", "input", "demo"])
+def test_what_stands_in_the_users_own_data_is_never_taken_out(
+    where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    for name, value in DAYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PARTNER_API_KEY", KEY)
+    texts = " ".join(DAYS.values())
+    student, rows = predictor(), questions(6)
+    if where == "instructions":
+        student.signature = student.signature.with_instructions(f"Answer {texts}.")
+    elif where == "demo":
+        student.demos = [dspy.Example(question="q", answer=texts)]
+    else:
+        more = {"answer": texts} if where == "label" else {"question": f"{texts} 1"}
+        rows[0] = rows[0].copy(**more).with_inputs("question")
+    lm = scripted_lm([*polite_rules(f"Say {texts}.")[:2], ("", chat(answer=f"{texts} {KEY}"))])
+    with dspy.context(lm=lm), caplog.at_level(logging.INFO, logger="tfgrpo_dspy"):
+        optimized = optimizer_of(
+            metric=half_right, gate=NoGate(), group_size=2, log_dir=tmp_path
+        ).compile(student, trainset=rows, valset=questions(3, start=100))
+    assert library_texts(optimized) == [f"Say {texts}."]
+    reported = json.dumps(optimized.detailed_results.to_dict())
+    assert texts in reported and KEY not in reported
+    said = [entry.getMessage() for entry in caplog.records if "kept out" in entry.getMessage()]
+    kept_out = next(line for line in said if line.startswith("kept out"))
+    assert "PARTNER_API_KEY" in kept_out and KEY not in "".join(said)
+    shown = next(line for line in said if line.startswith("not kept out"))
+    assert all(name in shown and name not in kept_out for name in DAYS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TOKEN_EXPIRES", "2026-11-30"),
+        ("MAX_TOKENS_TOTAL", "1000000000"),
+        ("AWS_REGION_KEY", "eu-central-1"),
+    ],
+)
+def test_a_variable_that_says_something_about_a_secret_is_none(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert known_secrets([]).count(value) == 0
+
+
+@pytest.mark.parametrize("place", ["feedback", "outputs", "error", "steps"])
+def test_a_key_in_recorded_traces_is_in_no_prompt_and_in_no_report(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARTNER_API_KEY", KEY)
+    step = {"kind": "tool", "name": "get", "inputs": {"auth": KEY}, "outputs": {"result": KEY}}
+    more = {"feedback": f"refused {KEY}", "outputs": {"answer": KEY}, "error": f"no {KEY}",
+            "steps": [step, step]}  # fmt: skip
+    traces = [
+        {"inputs": {"question": "q"}, "outputs": {"answer": str(n)}, "score": float(n)}
+        | ({place: more[place]} if n == 0 else {})
+        for n in range(2)
+    ]
+    lm = scripted_lm([*polite_rules()[:2]])
+    with dspy.context(lm=lm):
+        optimized = optimizer_of(metric=None).learn(predictor(), traces=traces)
+    prompts = [prompt.text for prompt in lm.engine.prompts]
+    assert any("(secret)" in text for text in prompts)
+    assert not any(KEY in text for text in prompts)
+    assert KEY not in json.dumps(optimized.detailed_results.to_dict())

@@ -25,6 +25,10 @@ SECRET_VARIABLE = re.compile(
 )
 """Names of environment variables that may hold secrets: rather too many than too few."""
 OF_PASSWORDS = re.compile(r"secret|passw|pwd|credential", re.IGNORECASE)
+OF_NO_SECRET = re.compile(
+    r"(^|_)(expir\w*|max|min|limit|count|total|ttl|region|timeout)(_|$)", re.IGNORECASE
+)
+"""Such a variable says something about a secret: `TOKEN_EXPIRES`, `MAX_TOKENS_TOTAL`."""
 WORD = re.compile(r"[a-z]+|[/~].*|\./.*", re.DOTALL)
 """Values such as `password` and paths are no secrets: texts are full of them."""
 NAME = re.compile(r"[a-z]+([_. -][a-z]+)*")
@@ -44,16 +48,27 @@ def without_secret_names(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def known_secrets(lms: Iterable[Any]) -> list[str]:
-    """The secrets of LMs and environment, also as JSON and Python show them; longest first."""
-    named = [(n, v) for n, v in os.environ.items() if SECRET_VARIABLE.search(n)]
-    environment = [value for name, value in named if not _is_plain(name, value)]
-    found = {*_texts(environment), *(text for lm in lms for text in _held_secrets(lm))}
+def known_secrets(lms: Iterable[Any], own: str = "") -> list[str]:
+    """The secrets of LMs and environment, also as JSON and Python show them; longest first.
+
+    What stands in `own`, the text of the user's data and instructions, is none.
+    """
+    environment = secret_variables().values()
+    found = {*_texts([*environment]), *(text for lm in lms for text in _held_secrets(lm))}
+    found = {text for text in found if text not in own}
     shown = {form(text)[1:-1] for text in found for form in (json.dumps, repr)}
     return sorted(found | shown, key=lambda secret: (-len(secret), secret))
 
 
+def secret_variables() -> dict[str, str]:
+    """The environment variables whose values count as secrets, by name."""
+    named = ((n, v) for n, v in os.environ.items() if SECRET_VARIABLE.search(n))
+    return {n: v for n, v in named if len(v) >= SHORTEST_SECRET and not _is_plain(n, v)}
+
+
 def _is_plain(variable: str, value: str) -> bool:
+    if OF_NO_SECRET.search(variable) and not OF_PASSWORDS.search(variable):
+        return True
     is_name = NAME.fullmatch(value) and not OF_PASSWORDS.search(variable)
     return bool(is_name or WORD.fullmatch(value))
 

@@ -12,7 +12,7 @@ from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.report import write_html
 from tfgrpo_dspy.results.page import bounds
-from tfgrpo_dspy.run.saved import SavedRun, saved_runs
+from tfgrpo_dspy.run.saved import SavedRun, runs_and_faults
 from tfgrpo_dspy.store.records import DATABASE
 
 FILE = click.Path(allow_dash=True)  # also a folder: shells complete both
@@ -33,7 +33,9 @@ def runs(ctx: click.Context, folder: str, as_json: bool) -> None:
     faults: list[StoreError] = []
     for store in sorted(path.parent for path in Path(folder).rglob(DATABASE)):
         try:
-            found += [_run_values(str(store), run) for run in saved_runs(store)]
+            known, damaged = runs_and_faults(store)
+            found += [_run_values(str(store), run) for run in known]
+            faults += damaged
         except StoreError as error:  # the other stores can be listed
             faults.append(error)
     found.sort(key=lambda run: run["begun"])

@@ -58,10 +58,10 @@ class Run:
         recorded: Sequence[Sequence[Rollout]] | None = None,
     ) -> None:
         self.settings = settings
-        self._run = RunContext(settings, student, trainset)
+        self._run = RunContext(settings, student, trainset, [*valset, *testset])
         self._training = training
         self._valset, self._testset = valset, testset
-        self._recorded = recorded
+        self._recorded = recorded and [[*map(self._cleaned, group)] for group in recorded]
         self._client = ReflectionClient(self._run)
         self._sampler = Rollouts(self._run, "rollout", trainset, settings.temperature)
         start = ExperienceLibrary.from_program(student)
@@ -71,6 +71,10 @@ class Run:
         self._updates: list[Awaitable[ExperienceLibrary]] = []
         self._opened: asyncio.Future[None]
         self._first: asyncio.Future[None]
+
+    def _cleaned(self, rollout: Rollout) -> Rollout:
+        """A rollout that was made elsewhere, without secrets."""
+        return Rollout.from_dict(self._run.records.without_secrets(rollout.to_dict()))
 
     def __enter__(self) -> "Run":
         return self

@@ -18,14 +18,23 @@ from tfgrpo_dspy.settings.schedule import RunSettings
 
 
 class RunContext:
-    """One run over a student (a copy of the user's) and a training set. Raises StoreError."""
+    """One run over a student (a copy of the user's) and a training set; `others` are measured on.
 
-    def __init__(self, settings: RunSettings, student: Any, trainset: Sequence[Any]) -> None:
+    Raises StoreError.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        student: Any,
+        trainset: Sequence[Any],
+        others: Sequence[Any] = (),
+    ) -> None:
         self.settings = settings
         self.student = copy_program(student)
         self.trainset = trainset
         self.ledger = Ledger(settings.budget)
-        self.records = RunRecords(settings, student)
+        self.records = RunRecords(settings, student, [*trainset, *others])
         self.manifest = RunManifest(settings, self.records, self.ledger)
         self.loop, self.remote = _loop_of(settings, self.ledger)
         self.report = RunReport(settings, self.ledger)

@@ -4,7 +4,7 @@ Without a `log_dir` nothing is found and nothing is kept.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -15,7 +15,8 @@ from pydantic import TypeAdapter
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.errors import MissingRecordError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
+from tfgrpo_dspy.experience.programs import named_predictors
+from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted, secret_variables
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
 from tfgrpo_dspy.rollout import Usage
@@ -53,7 +54,7 @@ class RunRecords:
     Raises StoreError (the folder cannot be used), MissingRecordError (offline, there is no store).
     """
 
-    def __init__(self, settings: RunSettings, student: Any) -> None:
+    def __init__(self, settings: RunSettings, student: Any, examples: Iterable[Any] = ()) -> None:
         self._settings = settings
         self.unseen = Unseen()
         self._digests: dict[int, str] = {}
@@ -62,7 +63,11 @@ class RunRecords:
         self.reflection_lm = self.identity(settings.reflection_lm or dspy.settings.lm)
         self.store: Store | None = None
         self.losses_stand = False  # in a finished run, whose budget may not pay for what follows
-        self._secrets = known_secrets([*all_lms(settings, student), dspy.settings.lm])
+        own = "\n".join(_own_texts(student, examples))
+        lms = [*all_lms(settings, student), dspy.settings.lm]
+        self._secrets = known_secrets(lms, own)
+        self.plain = [secret for secret in known_secrets(lms) if secret in own]
+        _log_variables(own, bool(self.plain))
         if settings.log_dir is not None and settings.offline:
             self.store = Store.existing(settings.log_dir)
             if self.store is None:
@@ -147,6 +152,28 @@ class RunRecords:
             record = self.store.put(key, record) or record
         with reading(key):
             return kind.validate_python(record)
+
+
+def _own_texts(student: Any, examples: Iterable[Any]) -> Iterator[str]:
+    """The user's own texts: instructions and demos of the student, inputs and labels."""
+    for _, predictor in named_predictors(student):
+        yield predictor.signature.instructions
+        for demo in predictor.demos:
+            yield from as_fields(demo).values()
+    for example in examples:
+        yield from as_fields(example).values()
+
+
+def _log_variables(own: str, is_any_plain: bool) -> None:
+    variables = secret_variables()
+    if names := sorted(name for name, value in variables.items() if value not in own):
+        logger.info("kept out of records, logs and reports: the values of %s", ", ".join(names))
+    if is_any_plain:
+        names = sorted(name for name, value in variables.items() if value in own)
+        logger.warning(
+            "not kept out, as it stands in the examples or instructions: the value of %s",
+            ", ".join(names or ["an argument of an LM, such as its api_key"]),
+        )
 
 
 def _parts_of(example: dspy.Example) -> list[Any]:

@@ -53,7 +53,9 @@ class Rollouts:
         self._early: dict[Sample, asyncio.Task[list[Rollout]]] = {}
         self._bundle = b""
         if run.remote is not None and not run.settings.offline:
-            self._bundle = packed_bundle(run.student, self._metric, temperature, self._prices)
+            self._bundle = packed_bundle(
+                run.student, self._metric, temperature, self._prices, run.records.plain
+            )
 
     def _n_metric_calls(self, asks_predictors: bool) -> int:
         return 1 + len(self._run.predictors) * asks_predictors

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -17,6 +18,8 @@ from tfgrpo_dspy.run.records import DECIDED, LATEST_RUN, LOST, RESULTS, RUN
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.demos import Demo
 from tfgrpo_dspy.store.records import Store, reading
+
+logger = logging.getLogger(__name__)
 
 UPDATES = TypeAdapter(UpdateRecord)
 
@@ -37,11 +40,36 @@ class SavedRun:
 def saved_runs(log_dir: str | PathLike[str]) -> list[SavedRun]:
     """The runs in the run store of this folder; the one that was begun last stands last.
 
-    Raises StoreError: the store cannot be read, or the folder has none.
+    A run of which a record is damaged is left out, which the log says. Raises StoreError: the store
+    cannot be read, the folder has none, or no run in it can be read.
     """
+    runs, faults = runs_and_faults(log_dir)
+    if faults and not runs:
+        raise faults[0]
+    for fault in faults:
+        logger.warning("a run in log_dir=%r is left out: %s", str(log_dir), fault)
+    return runs
+
+
+def runs_and_faults(log_dir: str | PathLike[str]) -> tuple[list[SavedRun], list[StoreError]]:
+    """The runs of a store that can be read, as `saved_runs` gives them; why others cannot be.
+
+    Raises StoreError: the store itself cannot be read, or the folder has none.
+    """
+    runs: list[SavedRun] = []
+    faults: list[StoreError] = []
     with _store_in(log_dir) as store:
-        latest = (store.get(LATEST_RUN) or {}).get("run")
-        return [_saved(store, key) for key in sorted(store.keys(RUN), key=lambda k: k == latest)]
+        latest = None
+        try:
+            latest = (store.get(LATEST_RUN) or {}).get("run")
+        except StoreError as error:
+            faults.append(error)
+        for key in sorted(store.keys(RUN), key=lambda key: key == latest):
+            try:
+                runs.append(_saved(store, key))
+            except StoreError as error:  # the others can be shown
+                faults.append(error)
+    return runs, faults
 
 
 def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:

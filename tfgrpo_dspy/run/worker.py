@@ -7,7 +7,7 @@ to a disk; cloudpickle packs them, as plain pickle cannot hold DSPy programs.
 
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,8 +34,12 @@ def packed_bundle(
     metric: Any,
     temperature: float | str | None,
     prices: Mapping[str, tuple[float, float]],
+    plain: Sequence[str],
 ) -> bytes:
-    """Program, metric and the settings of this thread's `dspy.context`. Raises SettingsError."""
+    """Program, metric and the settings of this thread's `dspy.context`. Raises SettingsError.
+
+    `plain` would be secrets, but for the user's own data, in which they stand.
+    """
     context = {k: v for k, v in dspy.settings.copy().items() if k not in OF_ONE_CALL}
     if isinstance(context["lm"], dspy.BaseLM):
         context["lm"] = context["lm"].copy()  # without the history of its calls
@@ -47,7 +51,7 @@ def packed_bundle(
     }
     for name, part in parts.items():
         packed(part, name)
-    return packed((*parts.values(), temperature, dict(prices)), "this run")
+    return packed((*parts.values(), temperature, dict(prices), [*plain]), "this run")
 
 
 def packed(part: Any, name: str) -> bytes:
@@ -131,10 +135,10 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
 @functools.lru_cache(KEPT)
 def _unpacked(bundle: bytes) -> tuple[Any, ...]:
     """What a bundle holds (the program by its additions), and the secrets of this machine."""
-    student, metric, context, temperature, prices = cloudpickle.loads(bundle)
+    student, metric, context, temperature, prices, plain = cloudpickle.loads(bundle)
     score = None if metric is None else adapt_metric(metric)
     held = (*held_lms(metric), *held_lms(context.get("adapter")))
-    secrets = known_secrets([*language_models(student), *held, context["lm"]])
+    secrets = known_secrets([*language_models(student), *held, context["lm"]], "\n".join(plain))
 
     @functools.lru_cache(KEPT)
     def program_with(given: bytes) -> Any:
