@@ -11,7 +11,9 @@ from scripted import EXTRACT, UPDATE, lessons, operations
 from test_events import Asked
 
 from tfgrpo_dspy import NoGate
+from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.reflection.guard import Guard, Task, task_text, unsafe_reason
+from tfgrpo_dspy.strategies.base import Proposed, Strategy, UpdateContext
 
 
 class Queue(enum.Enum):
@@ -139,3 +141,41 @@ def test_what_a_person_writes_and_cannot_be_made_is_refused_and_asked_for_again(
     again = Asked([good], False)
     assert library_texts(learned(approve=again, **settings)) == library_texts(first)
     assert again.proposals
+
+
+class Misspelling(Strategy):
+    """Proposes advice for a predictor that there is not, and some that copies an example."""
+
+    async def propose(self, context: UpdateContext, _ask: Any) -> Proposed:
+        odd = Add("Be kind.", "slove"), Add("Now: question number zero of them all."), Add("Be it.")
+        return Proposed(context.lessons, odd)
+
+
+def test_operations_of_a_strategy_are_refused_one_by_one_with_the_reason() -> None:
+    asked = "question number zero of them all"
+    trainset = [dspy.Example(question=asked, answer="1").with_inputs("question")]
+    given: dict[str, Any] = {"trainset": trainset, "strategies": (Misspelling(),)}
+    run = Run([["1", "0"]], (UPDATE, operations()), **given)
+    assert [experience.text for experience in run.library] == ["Be it."]
+    refused = [each.refused for each in run.results.updates[0].operations if each.refused]
+    assert [reason[:27] for reason in refused] == [
+        "scope 'slove' names none of",
+        "copies the training data: '",
+    ]
+
+
+def test_a_wording_that_is_refused_as_a_lesson_is_refused_as_an_operation() -> None:
+    """The operation names another lesson, which comes from another example."""
+    asked = ["question number zero of them all", "question the first"]
+    trainset = [dspy.Example(question=q, answer="1").with_inputs("question") for q in asked]
+    copy = f"When asked {asked[0]}, say 1."
+
+    def extract(prompt: Any) -> str:
+        return lessons(copy if asked[0] in prompt.user else "Be kind.")
+
+    add = operations({"op": "ADD", "text": copy, "lessons": [1]})
+    run = Run([["1", "0"], ["1", "0"]], (EXTRACT, extract), (UPDATE, add), trainset=trainset)
+    (update, *_) = run.results.updates
+    assert update.refused_lessons and update.lessons == ("Be kind.",)
+    assert list(run.library) == []
+    assert all(each.refused.startswith("copies the training") for each in update.operations)

@@ -97,7 +97,7 @@ def says_same(one: str, other: str) -> bool:
 
 def letter_groups(text: str, sizes: Sequence[int] = (2, 3)) -> frozenset[str]:
     """The groups of so many letters in the words of the text, which work in any language."""
-    folded = f" {' '.join(words(text))} "
+    folded = f" {' '.join(words_of(text))} "
     return frozenset(folded[i : i + n] for n in sizes for i in range(max(1, len(folded) - n + 1)))
 
 

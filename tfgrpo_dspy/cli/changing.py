@@ -1,6 +1,7 @@
 """The commands that write: merge, export, import, bake, edit, gc."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -10,8 +11,10 @@ from tfgrpo_dspy.cli.output import printable, write
 from tfgrpo_dspy.cli.reading import FILE, FOLDER
 from tfgrpo_dspy.cli.sources import read_source
 from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.files import decoded, read_bytes
 from tfgrpo_dspy.interchange import FORMATS, format_of, render
+from tfgrpo_dspy.reflection.guard import unsafe_reason
 from tfgrpo_dspy.run import records, saved
 
 READABLE = [name for name in FORMATS if name != "prompt"]
@@ -27,6 +30,14 @@ def _write_library(
     named = format or ("json" if out == STDOUT else format_of(out))
     old = b"" if into is None else sys.stdin.buffer.read() if into == STDOUT else read_bytes(into)
     write(out, render(library, named, into=decoded(old, str(into))), old)
+
+
+def _note_suspicious(experiences: Iterable[Experience]) -> None:
+    """Say which texts a run would not take from its reflection LM; a person may write them."""
+    for each in experiences:
+        if reason := unsafe_reason(each.text):
+            noted = f"[{each.id}] is written, though a run would refuse it: {reason}"
+            click.echo(printable(noted), err=True)
 
 
 @click.command()
@@ -64,8 +75,13 @@ def export(library: str, out: str, format: str | None, into: str | None) -> None
 @output
 @click.option("--format", type=click.Choice(READABLE), help="Of FILE, if not by its ending.")
 def import_(file: str, out: str, format: str | None) -> None:
-    """Read FILE, in any format, and write it as a library."""
-    _write_library(read_source(file, format).library, out)
+    """Read FILE, in any format, and write it as a library.
+
+    What the guards of a run would refuse (an address, an attack) is written, and named on stderr.
+    """
+    library = read_source(file, format).library
+    _write_library(library, out)
+    _note_suspicious(library)
 
 
 @click.command()
@@ -108,6 +124,7 @@ def edit(target: str) -> None:
     library, text = changed
     write(target, text, source.data)
     click.echo(printable(source.library.diff(library)))
+    _note_suspicious(each for each in library if each not in source.library.experiences)
 
 
 @click.command()

@@ -10,6 +10,7 @@ from tfgrpo_dspy.rollout import REASONING, Rollout
 from tfgrpo_dspy.scores import MIN_CONTRAST
 from tfgrpo_dspy.strategies.base import Scored, Strategy
 from tfgrpo_dspy.strategies.checks import check_range
+from tfgrpo_dspy.wording import letter_groups
 
 GRAM = 3  # characters
 
@@ -107,8 +108,7 @@ def _grams(rollout: Rollout) -> frozenset[str]:
     outputs = [*(step.outputs for step in rollout.steps), rollout.outputs]
     told = [(name in REASONING, text) for each in outputs for name, text in each.items()]
     chosen = [text for is_reasoning, text in told if is_reasoning] or [text for _, text in told]
-    text = f" {' '.join(' '.join(chosen).casefold().split())} "
-    return frozenset(text[i : i + GRAM] for i in range(max(1, len(text) - GRAM + 1)))
+    return letter_groups(" ".join(chosen), (GRAM,))
 
 
 def _distance(one: frozenset[str], other: frozenset[str]) -> float:

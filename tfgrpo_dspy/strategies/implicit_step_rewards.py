@@ -19,6 +19,7 @@ from tfgrpo_dspy.sampling.replay import decision
 from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strategy
 from tfgrpo_dspy.strategies.checks import check_whole
 from tfgrpo_dspy.strategies.state_values import states
+from tfgrpo_dspy.wording import letter_groups
 
 RIDGE = 0.3  # how strongly rewards are drawn to 0, in the scale of log-odds
 SHOWN_TOKENS = 1_500  # of a trajectory
@@ -177,8 +178,8 @@ def _advice(sampled: SampledGroup) -> frozenset[str]:
 
 def _grams(context: GroupContext, sampled: SampledGroup) -> frozenset[str]:
     """Groups of four characters of the inputs."""
-    text = fields_text(as_fields(context.trainset[sampled.group.example].inputs())).casefold()
-    return frozenset(text[k : k + 4] for k in range(max(1, len(text) - 3)))
+    inputs = context.trainset[sampled.group.example].inputs()
+    return letter_groups(fields_text(as_fields(inputs)), (4,))
 
 
 def _likeness(then: frozenset[str], now: frozenset[str]) -> float:
