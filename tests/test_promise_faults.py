@@ -415,7 +415,11 @@ ODD_ANSWERS = [
 
 def misled(gate: Gate | None, answers: dict[str, str]) -> Any:
     lm = scripted_lm([*answers.items(), *polite_rules()])
-    return learned(lm=lm, epochs=2, gate=gate)
+    try:
+        return learned(lm=lm, epochs=2, gate=gate)
+    except RunFailedError as ended:  # nothing could be read, several times in a row
+        assert "answers in a row that are of no use" in str(ended)
+        return ended.program
 
 
 def assert_sound(program: Any) -> None:

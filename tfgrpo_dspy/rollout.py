@@ -154,6 +154,13 @@ class Rollout:
         return None if step is None or sizes[step] < least else step
 
     @property
+    def is_unreadable(self) -> bool:
+        """Whether the program gave no answer: it did not parse, or all that it holds is empty."""
+        if self.failure is not None:
+            return self.failure.kind == "parse"
+        return bool(self.outputs) and not any(map(str.strip, self.outputs.values()))
+
+    @property
     def words(self) -> str:
         """What the metric says of the whole, and of its predictors; of several with their names."""
         names = {step.name for step in self.steps if step.kind == "predictor"}

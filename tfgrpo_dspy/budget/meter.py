@@ -250,6 +250,15 @@ class Meter:
         prompt = entry["messages"][-1]["content"] if entry["messages"] else entry["prompt"]
         return caller, str(prompt), text_of(entry)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the last answer ended where it had as many tokens as it may have."""
+        response = self._last[1]["response"] if self._last else None
+        first = response[0] if isinstance(response, tuple) and response else response
+        choices = getattr(first, "choices", None)
+        reason = getattr(choices[0] if choices else first, "finish_reason", "")
+        return reason in ("length", "max_tokens")
+
 
 def _reports_tokens(response: Any) -> bool:
     usage: Any = getattr(response, "usage", None) or {}

@@ -19,6 +19,7 @@ from tfgrpo_dspy.run.approval import approved
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.dead_ends import FIRST_ROLLOUTS, why_unreadable, why_useless
 from tfgrpo_dspy.run.final_choice import finish, unmeasured
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.play import Player
@@ -32,6 +33,7 @@ from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.strategies import Strategies
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES
+from tfgrpo_dspy.settings.checks import policy_lms
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.strategies.base import GroupContext
 
@@ -68,6 +70,7 @@ class Run:
         self._strategies = Strategies(self._client)
         args = (start, training, len(testset), recorded is not None)
         self._history = History(self._run, self._strategies, *args)
+        self._is_readable = False
         self._updates: list[Awaitable[ExperienceLibrary]] = []
         self._opened: asyncio.Future[None]
         self._first: asyncio.Future[None]
@@ -170,7 +173,7 @@ class Run:
         groups = [self._samples(batch, example) for example in batch.examples]
         if batch.update == self._history.n_drafts:
             by_turns = filter(None, itertools.chain(*itertools.zip_longest(*groups)))
-            spawn(self._first_rollouts(list(itertools.islice(by_turns, N_FIRST)), batch))
+            spawn(self._first_rollouts(list(itertools.islice(by_turns, FIRST_ROLLOUTS)), batch))
         return self._rewarded(batch, [spawn(self._group(batch, samples)) for samples in groups])
 
     async def _recorded_group(self, batch: Batch, example: int) -> SampledGroup:
@@ -197,23 +200,34 @@ class Run:
     async def _first_rollouts(self, samples: Sequence[Sample], batch: Batch) -> None:
         """Begin the first rollouts of the run before anything else is paid for.
 
-        The rest begins with the first of them that the metric does not fail on. If it fails on all
-        of them, the run ends: the metric cannot work.
+        The rest begins with the first of them that can be read and that the metric does not fail
+        on. If the metric fails on all of the first three, or none of the first ten can be read, the
+        run ends: it cannot work.
         """
-        begun = self._sampler.make_early(samples, (*TRAINING_PRIORITY, batch.update))
-        messages: list[str] = []
-        for done in asyncio.as_completed(begun):
-            failure = (await done)[0].failure
-            if failure is None or failure.kind != "metric":
-                self._open()
-                return
-            messages.append(failure.message)
-        self._run.ledger.stop(
-            f"the metric gave no score to any of the first {len(messages)} rollouts: "
-            f"{min(messages)}",
-            is_failure=True,
-        )
-        self._run.ledger.check()
+        priority, made = (*TRAINING_PRIORITY, batch.update), []
+        for wave in filter(None, (samples[:N_FIRST], samples[N_FIRST:])):
+            begun = self._sampler.make_early(wave, priority)
+            for done in asyncio.as_completed(begun):
+                (rollout,) = await done
+                kind = rollout.failure.kind if rollout.failure else ""
+                if kind != "metric" and not rollout.is_unreadable:
+                    self._open()
+                    return
+            made += [rollout for task in begun for rollout in await task]
+            failures = [rollout.failure for rollout in made if rollout.failure]
+            messages = [failure.message for failure in failures if failure.kind == "metric"]
+            if len(messages) == len(made):
+                what = f"the metric gave no score to any of the first {len(made)} rollouts"
+                self._run.fail(f"{what}: {min(messages)}")
+        self._check_readable(made)
+        self._open()
+
+    def _check_readable(self, made: Sequence[Rollout]) -> None:
+        """End the run where none of its first rollouts could be read. Raises RunStopped."""
+        if len(made) >= FIRST_ROLLOUTS:
+            if why := why_unreadable(made, policy_lms(self._run.student)):
+                self._run.fail(why)
+            self._is_readable = True
 
     async def _group(self, batch: Batch, samples: list[Sample]) -> SampledGroup:
         await self._opened
@@ -321,7 +335,18 @@ class Run:
         """The library after the gate has decided on the operations."""
         if self._recorded is None:
             self._sampler.settle(extracted.rollouts, batch.asks_predictors)
-        return self._history.decide(batch, extracted, proposed)
+        library = self._history.decide(batch, extracted, proposed)
+        if self._recorded is None and not self._is_readable:
+            self._check_readable(self._history.rollouts)
+        self._check_answers(batch)
+        return library
+
+    def _check_answers(self, batch: Batch) -> None:
+        """End the run where the reflection LM is of no use; drafts alone say too little of that."""
+        answers = self._client.answers
+        is_new = not batch.is_draft and batch.update in answers
+        if is_new and (why := why_useless(answers, self.settings.reflection_lm)):
+            self._run.fail(why)
 
     async def all_updates(self) -> None:
         """Wait until every update is decided."""

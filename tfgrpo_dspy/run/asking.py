@@ -5,6 +5,7 @@ Nothing that a module does can end the run: what it raises is counted and costs 
 
 import functools
 import json
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +68,11 @@ class Answer:
     explanation: str = ""
     unread: str = ""
 
+    @property
+    def is_useless(self) -> bool:
+        """Whether the call failed, or nothing in the answer could be read."""
+        return self.output is None and bool(self.error or self.parse_failures)
+
 
 ANSWERS = TypeAdapter(Answer)
 
@@ -91,6 +97,7 @@ class ReflectionClient:
         self._lm = settings.reflection_lm or dspy.settings.lm
         self._adapter = dspy.settings.adapter or ASKED_ONCE
         self._modules: dict[Any, AnswerQuestion] = {}  # of strategies, by signature
+        self.answers: defaultdict[int, list[Answer]] = defaultdict(list)  # by update
         n, max_words = settings.max_experiences, settings.reflection.max_experience_words
         self.common = {
             "program": describe_program(run.student),
@@ -189,6 +196,8 @@ class ReflectionClient:
         def count(found: Answer) -> None:
             errors = found.error, found.parse_failures, found.unread
             run.report.count_reflection(stage, batch.update, found.usage, *errors)
+            if stage != "strategy":  # of several updates, the first to come asks for that
+                self.answers[batch.update].append(found)
 
         if (answer := run.records.find(key, ANSWERS)) is not None:
             count(answer)

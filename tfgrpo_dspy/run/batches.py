@@ -20,7 +20,7 @@ class Batch:
     Its rollouts are made with the library of `decision`, which lacks at most the last
     `max_staleness` updates; `best` are the best rollouts by then, for making demos, and `known` is
     the range of the scores by then (`measured`: of the metric's, where strategies change those).
-    `sizes` are the
+    `n_decided` updates were decided by then. `sizes` are the
     numbers of rollouts of the examples, `visits` how many earlier batches had each of them. A draft
     has no examples: its lessons come from labels.
     """
@@ -33,6 +33,7 @@ class Batch:
     best: tuple[Rollout, ...] = ()
     sizes: tuple[int, ...] = ()
     visits: tuple[int, ...] = ()
+    n_decided: int = 0
     asks_predictors: bool = False
     known: ScoreRange = NO_SCORES
     measured: ScoreRange = NO_SCORES

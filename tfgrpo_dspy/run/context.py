@@ -68,6 +68,11 @@ class RunContext:
             self.report.count_failure("advice let in", f"{text} ({reason})")
         return refuses
 
+    def fail(self, why: str) -> NoReturn:
+        """End the run, which cannot work. Raises RunStopped."""
+        self.ledger.stop(why, is_failure=True)
+        raise RunStopped(self.ledger.stopped_because)
+
     def stop_for_missing_record(self, stage: str, where: str) -> NoReturn:
         """End an offline run for want of a record. Raises RunStopped or MissingRecordError."""
         ended = self.manifest.was_cut_short()

@@ -130,7 +130,8 @@ class History:
         self._visits.update(sizes.keys())
         given = tuple(sizes), decision, False, best, tuple(sizes.values()), visits
         ranges = self.known[n_awaited], self.measured[n_awaited]
-        return Batch(update, epoch, *given, self._asks_predictors(n_awaited), *ranges)
+        asks_predictors = self._asks_predictors(n_awaited)
+        return Batch(update, epoch, *given, n_awaited, asks_predictors, *ranges)
 
     def _asks_predictors(self, n_known: int) -> bool:
         """Whether the metric is also asked about each predictor in the rollouts of the next batch.
@@ -195,6 +196,11 @@ class History:
     def reward(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Rollouts that compare student and result, with what they count with."""
         return self._strategies.rewarded(rollouts, self.first)
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """The rollouts of all updates that are decided."""
+        return [r for sampled in self._groups for r in sampled.group.all_rollouts]
 
     def groups_before(self, update: int) -> tuple[SampledGroup, ...]:
         """The groups of the updates before this one, which are decided."""

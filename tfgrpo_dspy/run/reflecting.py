@@ -22,6 +22,7 @@ from tfgrpo_dspy.rollout import Group, fields_text
 from tfgrpo_dspy.run.asking import IMAGES, Answer, Inputs, ReflectionClient
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.dead_ends import ANSWERS_IN_A_ROW, why_useless
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import as_fields
 
@@ -258,8 +259,11 @@ async def draft_lessons(
         source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
         return _read(run, answer, examples, source)
 
-    parts = itertools.islice(_draft_parts(run, training), run.settings.drafts)
-    found = await client.at_once(itertools.starmap(draft, enumerate(parts)))
+    parts = [*enumerate(itertools.islice(_draft_parts(run, training), run.settings.drafts))]
+    first, rest = parts[:ANSWERS_IN_A_ROW], parts[ANSWERS_IN_A_ROW:]
+    found = await client.at_once(itertools.starmap(draft, first))
+    if not why_useless(client.answers, run.settings.reflection_lm):
+        found += await client.at_once(itertools.starmap(draft, rest))
     merged = merge_lessons(lesson for taken, _ in found for lesson in taken)
     repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
     lessons = tuple(replace(lesson, evidence=()) for lesson in repeated or merged)

@@ -80,7 +80,7 @@ class Rollouts:
 
         spawn = self._run.loop.spawn
         tasks = [spawn(self._make([sample], priority)) for sample in samples]
-        self._early = dict(zip(samples, tasks, strict=True))
+        self._early |= dict(zip(samples, tasks, strict=True))
         return tasks
 
     async def make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:

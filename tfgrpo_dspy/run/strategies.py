@@ -2,15 +2,15 @@
 
 A mistake of a strategy is counted, and costs that one answer only: the run goes on with what the
 strategy was given; where rewards are missing, the rollouts have no score. Choices that fail in the
-first three batches, and rewards that fail in the first, end the run. Without strategies nothing
-here does anything.
+first three batches, and rewards that fail in the first, end the run; another method that has
+always failed is asked no more. Without strategies nothing here does anything.
 """
 
 import asyncio
 import contextlib
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -54,17 +54,41 @@ class Strategies:
         self._charged: dict[str, int] = {}  # the update that an answer is charged to
         self._worked: set[tuple[int, str]] = set()
         self._failed: Counter[tuple[int, str]] = Counter()
+        self._switched_off: set[tuple[int, str]] = set()
+        self._outcomes: defaultdict[tuple[int, str], list[tuple[int, bool]]] = defaultdict(list)
+        """By strategy and method: the update of each time that it was asked; whether it worked."""
 
     def overriding(self, method: str) -> list[Strategy]:
         """The strategies that decide on this."""
         usual = getattr(Strategy, method)
         return [s for s in self._run.settings.strategies if getattr(type(s), method) is not usual]
 
+    def _asked_still(self, method: str, batch: Batch) -> list[Strategy]:
+        """Those that decide on this, without what has always failed in the updates before.
+
+        These are the updates that were decided when the batch was made: it does not depend on what
+        is done at the same time.
+        """
+        return [s for s in self.overriding(method) if not self._is_off(s, method, batch.n_decided)]
+
+    def _is_off(self, strategy: Strategy, method: str, n_decided: int) -> bool:
+        outcomes = self._outcomes[id(strategy), method]
+        worked = [did for update, did in outcomes if update < n_decided]
+        is_off = len(worked) >= MOST_FAILURES and not any(worked)
+        if is_off and (id(strategy), method) not in self._switched_off:
+            self._switched_off.add((id(strategy), method))
+            message = (
+                f"{type(strategy).__name__}.{method} failed all of the {len(worked)} times that it "
+                f"was asked, and is asked no more"
+            )
+            self._run.report.count_failure("strategy switched off", message)
+        return is_off
+
     def sizes(self, plan: BatchPlan) -> Mapping[int, int]:
         """How many rollouts each example of the batch gets."""
         for strategy in self.overriding("choose"):
             plan = replace(plan, sizes=MappingProxyType(dict(plan.sizes)))
-            with self._counting(strategy, "choose", MOST_FAILURES):
+            with self._counting(strategy, "choose", ends=MOST_FAILURES):
                 sizes = strategy.choose(plan)
                 _check_sizes(sizes, plan)
                 plan = replace(plan, sizes=sizes)
@@ -73,8 +97,8 @@ class Strategies:
     async def attempts(self, context: GroupContext, batch: Batch) -> list[Attempt]:
         """The extra attempts that the group gets next."""
         found: list[Attempt] = []
-        for strategy in self.overriding("rescue"):
-            with self._counting(strategy, "rescue"):
+        for strategy in self._asked_still("rescue", batch):
+            with self._counting(strategy, "rescue", batch):
                 attempts = list(await strategy.rescue(context, self._ask(batch)))
                 _check(all(map(_can_be_made, attempts)), attempts, USABLE_ATTEMPTS)
                 found += attempts
@@ -100,7 +124,7 @@ class Strategies:
             counted = [k for k, rollout in enumerate(made) if rollout.score is not None]
             rewards: list[float | None] = [None] * len(counted)
             kind: FailureKind = "strategy"
-            with self._counting(strategy, "reward", int(is_first)):
+            with self._counting(strategy, "reward", ends=int(is_first)):
                 helped = tuple(bool(aided and aided[k]) for k in counted)
                 of_metric = tuple(made[k] for k in counted)
                 scored = Scored(of_metric, tuple(first), aided is not None, helped)
@@ -118,8 +142,8 @@ class Strategies:
     async def shown(self, context: GroupContext, batch: Batch) -> tuple[SampledGroup, str]:
         """The group that the reflection LM compares, and all notes on it."""
         notes = [context.sampled.note]
-        for strategy in self.overriding("show"):
-            with self._counting(strategy, "show"):
+        for strategy in self._asked_still("show", batch):
+            with self._counting(strategy, "show", batch):
                 shown = await strategy.show(context, self._ask(batch))
                 _check(isinstance(shown, Shown), shown, "a Shown")
                 usable = all(rollout in context.group.rollouts for rollout in shown.rollouts)
@@ -135,13 +159,9 @@ class Strategies:
         Where the program does not repeat its steps, a strategy gives no values, which is counted:
         the group is judged by its outcomes alone.
         """
-        for strategy in self.overriding("credit"):
-            with self._counting(strategy, "credit"):
-                try:
-                    credit = await strategy.credit(context, self._ask(batch), player)
-                except NotReplayedError as error:
-                    self._run.report.count_failure("replay", str(error))
-                    continue
+        for strategy in self._asked_still("credit", batch):
+            with self._counting(strategy, "credit", batch):
+                credit = await strategy.credit(context, self._ask(batch), player)
                 _check(isinstance(credit, Credit), credit, "a Credit")
                 sampled = with_beside(context.sampled, credit.beside, player)
                 _check_values(credit.values, sampled.group)
@@ -158,10 +178,10 @@ class Strategies:
         """The lessons that UpdateLibrary is shown, and the operations beside its own."""
         found: list[Any] = []
         notes: list[str] = []
-        for strategy in self.overriding("propose"):
+        for strategy in self._asked_still("propose", batch):
             if batch.is_draft and not strategy.proposes_first:
                 continue
-            with self._counting(strategy, "propose"):
+            with self._counting(strategy, "propose", batch):
                 proposed = await strategy.propose(context, self._ask(batch))
                 _check(isinstance(proposed, Proposed), proposed, "a Proposed")
                 are_lessons = all(isinstance(each, Lesson) for each in proposed.lessons)
@@ -195,8 +215,10 @@ class Strategies:
         return ask
 
     @contextlib.contextmanager
-    def _counting(self, strategy: Strategy, method: str, ends: int = 0) -> Iterator[None]:
-        """Count what a strategy raises, and go on.
+    def _counting(
+        self, strategy: Strategy, method: str, batch: Batch | None = None, ends: int = 0
+    ) -> Iterator[None]:
+        """Count what a strategy raises, and go on; `batch` is what it is asked about.
 
         The run ends after so many (`ends`) failures, if the method has not worked before. That is
         only for methods that are asked in a fixed order.
@@ -205,16 +227,25 @@ class Strategies:
         try:
             yield
             self._worked |= {key} if ends else set()
+            self._note(key, batch, True)
+        except NotReplayedError as error:
+            self._run.report.count_failure("replay", str(error))
+            self._note(key, batch, False)
         except StoreError:  # not the strategy's: an answer could not be read or written
             raise
         except Exception as error:  # noqa: BLE001 - a user's own strategy may raise anything
             message = f"{type(strategy).__name__}.{method}: {described(error)}"
             self._run.report.count_failure("strategy", message)
+            self._note(key, batch, False)
             self._failed[key] += bool(ends)
             if ends and key not in self._worked and self._failed[key] >= ends:
                 when = "in the first batch" if ends == 1 else f"in the first {ends} batches"
                 why = f"a strategy failed {when}; correct or leave out {message.rstrip('.')}"
                 self._run.ledger.stop(why, is_failure=True)
+
+    def _note(self, key: tuple[int, str], batch: Batch | None, worked: bool) -> None:
+        if batch is not None:
+            self._outcomes[key].append((batch.update, worked))
 
 
 USABLE_ATTEMPTS = (

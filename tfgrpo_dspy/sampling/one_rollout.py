@@ -166,6 +166,9 @@ class _Run:
             replay.finish(as_fields(prediction), failure)
             failure = replay.failure or failure
             prediction = None if replay.failure else prediction
+        if failure is not None and failure.kind == "parse" and self.meter.is_cut:
+            message = f"The answer was cut off at max_tokens. {failure.message}"
+            failure = replace(failure, message=message)
         return prediction, self.meter.provider_failure or failure
 
     def calls_to_ask_about(self, trace: list[Any]) -> dict[str, PredictorTrace]:

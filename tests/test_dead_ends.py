@@ -1,0 +1,142 @@
+"""What can never work ends after a handful of tries, with the cause and what to change."""
+
+from typing import Any
+
+import dspy
+import pytest
+from runs import Run, n_calls, polite_answer, polite_rules, questions
+from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+
+from tfgrpo_dspy import Reflection, RunFailedError, TrainingFreeGRPO
+from tfgrpo_dspy.strategies import Strategy
+
+RAMBLING = "We need to find out what the customer"
+
+
+def is_right(example: dspy.Example, pred: dspy.Prediction) -> float:
+    return float(pred.answer == example.answer)
+
+
+def failing(rules: list[Any], **given: Any) -> RunFailedError:
+    """What ends a compile with 300 calls on an LM of these rules."""
+    settings: dict[str, Any] = {"max_lm_calls": 300, "progress": False, "num_threads": 3} | given
+    lm = scripted_lm([*rules, *polite_rules()], max_tokens=77, num_retries=0)
+    with dspy.context(lm=lm), pytest.raises(RunFailedError) as caught:
+        optimizer = TrainingFreeGRPO(is_right, **settings)
+        optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(45))
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "answer", [RAMBLING, "", chat(answer="")], ids=["no form", "nothing", "empty"]
+)
+@pytest.mark.parametrize("group_size", [None, 2])
+def test_a_program_none_of_whose_answers_can_be_read_is_given_up(
+    answer: str, group_size: int | None
+) -> None:
+    reflection = Reflection(drafts=0)
+    given = {"group_size": group_size, "batch_size": group_size, "reflection": reflection}
+    ended = failing([("question", answer)], **given)
+    assert n_calls(ended.program) <= 60
+    assert "none of the first 1" in str(ended) and "max_tokens (now 77)" in str(ended)
+    assert (answer if answer == RAMBLING else "empty") in str(ended)
+
+
+def test_a_program_of_which_some_of_the_first_answers_can_be_read_goes_on() -> None:
+    def answer(prompt: Prompt) -> str:
+        return RAMBLING if prompt.random("form").random() < 0.5 else polite_answer(prompt)
+
+    lm = scripted_lm([*polite_rules()[:2], ("question", answer)])
+    with dspy.context(lm=lm):
+        given: dict[str, Any] = {"max_lm_calls": 200, "progress": False}
+        optimizer = TrainingFreeGRPO(is_right, reflection=Reflection(drafts=0), **given)
+        done = optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(36))
+    assert done.detailed_results.failures["parse"] > 3
+    assert n_calls(done) > 100
+
+
+@pytest.mark.parametrize("drafts", [0, None])
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        ("", "could not be read"),
+        (chat(semantic_advantage="hm"), "could not be read"),
+        (dspy.LMError("no capacity"), "no capacity"),
+    ],
+)
+def test_a_reflection_lm_that_never_gives_anything_of_use_is_given_up(
+    fault: Any, cause: str, drafts: int | None
+) -> None:
+    found = r"`(?:lessons|semantic_advantage)`"
+    ended = failing([(found, fault)], reflection=Reflection(drafts=drafts))
+    assert ended.program.detailed_results.reflection_usage.n_lm_calls <= 40
+    assert "answers in a row that are of no use" in str(ended) and cause in str(ended)
+
+
+def test_the_log_has_the_first_answer_of_the_reflection_lm_that_could_not_be_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    again = (r"could not be read", lessons("Be exact."))
+    run = Run([["1", "0"]], again, (EXTRACT, f"[[ ## {RAMBLING}"))
+    assert run.results.failures == {"reflection parse": 1}
+    (line,) = [one for one in caplog.messages if "reflection parse" in one]
+    assert RAMBLING in line
+
+
+class Broken(Strategy):
+    """Fails whatever it is asked."""
+
+    def __init__(self) -> None:
+        self.n_asked = 0
+
+    async def show(self, context: Any, ask: Any) -> Any:
+        del ask
+        self.n_asked += 1
+        raise LookupError(f"no {context.group.example}")
+
+
+class BrokenAtFirst(Broken):
+    """Fails in the first update."""
+
+    async def show(self, context: Any, ask: Any) -> Any:
+        if context.past:
+            return await Strategy.show(self, context, ask)
+        return await Broken.show(self, context, ask)
+
+
+def test_a_method_of_a_strategy_that_always_fails_is_asked_no_more() -> None:
+    always, at_first = Broken(), BrokenAtFirst()
+    rows = [["1", "0"]] * 6
+    given: dict[str, Any] = {"batch_size": 3, "max_staleness": 0, "epochs": 2}
+    run = Run(rows, strategies=(always, at_first), **given)
+    assert always.n_asked == 3, "in the first of four updates"
+    assert at_first.n_asked == 3
+    assert run.results.failures["strategy switched off"] == 2
+
+
+def test_a_method_that_worked_once_is_asked_on() -> None:
+    class Half(Broken):
+        async def show(self, context: Any, ask: Any) -> Any:
+            if context.group.example == 0:
+                return await Strategy.show(self, context, ask)
+            return await Broken.show(self, context, ask)
+
+    half = Half()
+    given: dict[str, Any] = {"batch_size": 6, "max_staleness": 0, "epochs": 2}
+    run = Run([["1", "0"]] * 6, strategies=(half,), **given)
+    assert half.n_asked == 10
+    assert run.results.failures == {"strategy": 10}
+
+
+def test_answers_of_use_end_a_row_of_others() -> None:
+    def reflect(prompt: Prompt) -> str:
+        return lessons("Be kind.") if prompt.random().random() < 0.4 else ""
+
+    update = operations({"op": "ADD", "text": "Be kind.", "lessons": [1]})
+    rules = [(EXTRACT, reflect), (UPDATE, update), ("question", polite_answer)]
+    with dspy.context(lm=scripted_lm(rules)):
+        optimizer = TrainingFreeGRPO(
+            is_right, max_lm_calls=250, progress=False, reflection=Reflection(drafts=0)
+        )
+        done = optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(36))
+    assert done.detailed_results.failures["reflection parse"] > 8
