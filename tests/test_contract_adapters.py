@@ -6,6 +6,7 @@ DSPy 3.5 makes XMLAdapter with native function calling its default, `reasoning` 
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -15,7 +16,9 @@ from runs import ADVICE, library_texts, look_up, questions
 from scripted import Prompt, chat, scripted_lm
 from small import grpo
 
+from tfgrpo_dspy.reflection.texts import attempt_text
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
+from tfgrpo_dspy.sampling.replay import Start
 from tfgrpo_dspy.strategies import MonteCarloCredit
 
 ADAPTERS: dict[str, Callable[[], Any]] = {
@@ -127,16 +130,14 @@ def test_the_best_rollouts_become_demos(name: str, adapter: Any) -> None:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
 @pytest.mark.parametrize("name", ["ReAct", "ReActV2"])
-def test_rollouts_of_agents_are_replayed_or_it_is_said(name: str, adapter: Any) -> None:
+def test_rollouts_of_agents_are_replayed(name: str, adapter: Any) -> None:
     optimized = compiled(
         PROGRAMS[name](), adapter(), strategies=(MonteCarloCredit(calls=8),), epochs=1
     )
     results = optimized.detailed_results
     values = [step for update in results.updates for step in update.groups]
     assert values
-    assert results.failures.keys() <= {"replay"}
-    if name == "ReAct":
-        assert results.failures == {}
+    assert results.failures == {}
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
@@ -147,6 +148,29 @@ def test_the_answer_of_an_agent_is_what_its_signature_promises(name: str, adapte
         rollout = run_rollout(RolloutTask(PROGRAMS[name](), questions(1)[0], 0, 1, 0.7, None))
     assert rollout.failure is None
     assert rollout.answer in ("please", "no")
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+@pytest.mark.parametrize("name", ["ReAct", "ReActV2"])
+def test_a_rollout_of_an_agent_goes_on_from_each_of_its_steps(name: str, adapter: Any) -> None:
+    program, _ = lms()
+    task = RolloutTask(PROGRAMS[name](), questions(1)[0], 0, 1, 0.7, None)
+    with dspy.context(lm=program, adapter=adapter()):
+        source = run_rollout(task)
+        n_steps = range(1, len(source.steps) + 1)
+        fresh = [run_rollout(replace(task, rollout_id=2, start=Start(source, n))) for n in n_steps]
+    assert [one.failure for one in fresh] == [None] * len(source.steps)
+    assert fresh[-1].answer == source.answer
+
+
+def test_a_step_of_an_agent_shows_its_history_as_it_was_then_and_nothing_of_it_twice() -> None:
+    program, _ = lms()
+    with dspy.context(lm=program):
+        rollout = run_rollout(RolloutTask(PROGRAMS["ReActV2"](), questions(1)[0], 0, 1, 0.7, None))
+    calls = [step.inputs["history"] for step in rollout.steps if step.kind == "predictor"]
+    assert ["page 7" in history for history in calls] == [False, True]
+    assert not any("submit" in history for history in calls)
+    assert attempt_text(rollout).count("call_0_0") == 1
 
 
 Kind = Choice[("please", "It is polite"), ("no", "It is not")]

@@ -1,6 +1,7 @@
 """Texts compared by what they say: words without case, punctuation, spacing and filler words."""
 
 import functools
+import os.path
 import re
 import unicodedata
 from collections import Counter
@@ -66,8 +67,14 @@ def meaning(text: str) -> str:
 def rest_after(known: str, text: str) -> str | None:
     """What stands in the text below the lines of a known one; None: it begins otherwise.
 
-    Blank lines, and blanks at the end of a line, make no difference.
+    Blank lines, and blanks at the end of a line, make no difference. A list in JSON, to which an
+    item was added, begins with what it was, too.
     """
+    same = os.path.commonprefix([known, text])
+    if known != text and known[:1] in ("[", "{") and not known[len(same) :].strip("]}"):
+        added = text[len(same) :].strip()
+        if same[-1] in "[{" or added.startswith(","):
+            return added.lstrip(", ")
     sought = [line.rstrip() for line in known.splitlines() if line.strip()]
     lines, n_found = text.splitlines(), 0
     for index, line in enumerate(lines):

@@ -102,6 +102,7 @@ def attempt_text(rollout: Rollout, steps: str | None = None) -> str:
     outputs = dict(rollout.outputs)
     if any(step.kind == "tool" for step in rollout.steps):
         outputs.pop("trajectory", None)
+        outputs.pop("history", None)
     parts += [f"Outputs:\n{fields_text(outputs)}"] if outputs else []
     return "\n".join(parts) or "(no outputs)"
 

@@ -145,7 +145,14 @@ def with_values(text: str, *holders: Any) -> str:
 
 
 def containers_copied(value: Any) -> Any:
-    """The value with copies of the dicts, lists, tuples and sets in it; the rest is shared."""
+    """The value with copies of the dicts, lists, tuples and sets in it; the rest is shared.
+
+    A pydantic model that holds some, such as a `dspy.History` that grows, is copied with them.
+    """
+    if isinstance(value, pydantic.BaseModel) and not isinstance(value, dspy.Tool):
+        copies = {name: containers_copied(item) for name, item in vars(value).items()}
+        changed = {name: item for name, item in copies.items() if item is not vars(value)[name]}
+        return value.model_copy(update=changed) if changed else value
     if type(value) is dict:
         return {key: containers_copied(item) for key, item in value.items()}
     if type(value) in (list, tuple, set):

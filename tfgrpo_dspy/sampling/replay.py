@@ -29,13 +29,17 @@ from tfgrpo_dspy.rollout import (
 from tfgrpo_dspy.sampling.fields import as_fields, as_text, parsed
 
 MARK = "tfgrpo_replay_only"
+LAST_TOOLS = ("finish", "submit")
+"""The tools with which DSPy's agents end."""
 _BLAMES = r"During handling of the above exception|The above exception was the direct cause"
-_FRAMES = re.compile(
+_PASSING = re.compile(
     rf"Traceback \(most recent (?:(?!Traceback \(most).)*?\n\n(?:{_BLAMES})[^\n]*\n\n"
+    r'|"call_id": "[^"]*"'
     r"|^ {2}File \"[^\n]*\", line \d+, in [^\n]*\n(?:^ {4}[^\n]*\n)*|^(?:\w+\.)+(?=\w+: )",
     re.MULTILINE | re.DOTALL,
 )
-"""Of a traceback: what led to the last error, its frames, and the module of its class."""
+"""What differs between runs: of a traceback what led to the last error, its frames, and the module
+of its class; the ids that providers give to calls of tools."""
 
 
 def replay_only(tool: Any) -> Any:
@@ -85,8 +89,8 @@ class Replay:
         self._tool: Step | None = None  # the record of the call of a tool that is being made
         self._is_called = False  # whether that tool is called all the same
         self._is_compared = False  # whether the first fresh step was
-        of_tools = [i for i, step in enumerate(start.source.steps) if step.name != "finish"
-                    and step.kind == "tool"]  # fmt: skip
+        of_tools = [i for i, step in enumerate(start.source.steps) if step.kind == "tool"
+                    and step.name not in LAST_TOOLS]  # fmt: skip
         self._tested = of_tools[-1] if of_tools and start.is_check else -1
 
     def _end(self, why: str, kind: FailureKind = "replay") -> None:
@@ -249,7 +253,8 @@ def answer_now(program: Any, start: Start, inputs: Mapping[str, Any]) -> Any:
 
 def decision(outputs: Mapping[str, str]) -> dict[str, str]:
     """The outputs of a step without the reasoning that led to them."""
-    return {name: text for name, text in outputs.items() if name not in REASONING}
+    decided = {name: text for name, text in outputs.items() if name not in REASONING}
+    return decided or dict(outputs)
 
 
 def form_of(result: Any) -> Literal["text", "json", "other"]:
@@ -271,8 +276,8 @@ def _value(text: str) -> Any:
 
 
 def _differ(name: str, before: Mapping[str, str], now: Mapping[str, str]) -> bool:
-    """Whether an input differs by more than the lines of a traceback."""
-    texts = [_FRAMES.sub("", fields.get(name, "\0")) for fields in (before, now)]
+    """Whether an input differs by more than what differs between runs anyway."""
+    texts = [_PASSING.sub("", fields.get(name, "\0")) for fields in (before, now)]
     return texts[0] != texts[1]
 
 

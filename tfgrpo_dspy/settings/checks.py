@@ -179,7 +179,8 @@ def _student_faults(settings: Settings, student: Any) -> Iterator[str]:
     if not named_predictors(student):
         yield (
             f"student={type(student).__name__} has no predictors into whose instructions "
-            f"experiences could be baked (sub-modules with _compiled=True are frozen)."
+            f"experiences could be baked (sub-modules with _compiled=True are frozen; dspy.Flex "
+            f"writes its own predictors while it runs)."
         )
     n = len(ExperienceLibrary.from_program(student))
     if n > settings.max_experiences:
