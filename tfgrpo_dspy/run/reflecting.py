@@ -85,12 +85,15 @@ async def _use_of(
     Also the group with the range of scores by which this was decided: where the scores of earlier
     updates do not suffice, it is that of the batch, which must be whole then.
     """
-    if len(group.rollouts) < 2:
+    is_single = len(group.rollouts) == 1 and run.settings.data.is_recorded
+    if len(group.rollouts) < 2 and not is_single:
         return "too few rollouts", group
     if run.settings.metric is None:
-        return "no ground truth", group
+        is_taught = group.has_feedback or not is_single
+        return "no ground truth" if is_taught else "too few rollouts", group
     labels = as_fields(run.trainset[group.example].labels())
-    is_analysed = run.settings.reflection.failure_analysis and group.has_feedback
+    says_why = group.has_feedback or (is_single and not group.known.is_flat)
+    is_analysed = run.settings.reflection.failure_analysis and says_why
     if (group.has_contrast or is_analysed) and not _is_clear(group, labels):
         every = (r.score for each in await all_groups for r in each.group.all_rollouts)
         group = replace(group, known=group.known.including(every))

@@ -210,9 +210,12 @@ class RunReport:
             for update in self.updates
             if any(op.op != "KEEP" and not op.refused for op in update.operations)
         ]
+        few = "groups had fewer than two rollouts that count"
+        if self._settings.data.is_recorded:
+            few = "inputs have one trace, which has no feedback, and no score to learn from"
         counts = {
             f"of {used.total()} groups had no contrast": used["no contrast"],
-            "groups had fewer than two rollouts that count": used["too few rollouts"],
+            few: used["too few rollouts"],
             "answers were replayed from a cache": self.usage["rollout"].n_cached_calls,
             **{f"failures of kind '{kind}'": n for kind, n in sorted(self.failures.items())},
             "updates were rejected by the gate": len(stood) - sum(stood),

@@ -19,7 +19,7 @@ from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, Settings, refuse
-from tfgrpo_dspy.settings.inputs import input_faults
+from tfgrpo_dspy.settings.inputs import input_faults, output_faults
 from tfgrpo_dspy.settings.plan import one_rollout, plan_of
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 from tfgrpo_dspy.store.identity import Unseen, digest, object_identity
@@ -54,7 +54,9 @@ def prepare(
     if testset is not None and settings.metric is None:
         faults.append("testset and metric=None: nothing scores the test set; pass a metric.")
     refuse(faults)
-    refuse(input_faults(student, {} if recorded is not None else sets))
+    names = {} if recorded is None else {"trainset": "traces"}
+    named = {names.get(name, name): given for name, given in sets.items()}
+    refuse([*input_faults(student, named), *output_faults(student, recorded or ())])
     if flexible := [name for name, each in student.named_sub_modules() if _is_flex(each)]:
         warnings.warn(
             f"{', '.join(flexible)}: dspy.Flex writes its own predictors while it runs; it is left "

@@ -6,6 +6,9 @@ from typing import Any
 
 import dspy
 
+from tfgrpo_dspy.experience.programs import named_predictors
+from tfgrpo_dspy.rollout import Rollout
+
 BY_SIGNATURE = ("ReAct", "ReActV2", "ProgramOfThought", "CodeAct", "RLM")
 """DSPy's modules whose `forward(**kwargs)` takes the input fields of their signature."""
 BY_MODULE = {"ChainOfThought": "predict", "Refine": "module", "BestOfN": "module"}
@@ -31,6 +34,24 @@ def input_faults(student: Any, sets: Mapping[str, Sequence[Any]]) -> Iterator[st
                     f"fields, or choose them with example.with_inputs(...)."
                 )
                 break
+
+
+def output_faults(student: Any, recorded: Sequence[Sequence[Rollout]]) -> Iterator[str]:
+    """A sentence on the first trace whose outputs are none that the program gives.
+
+    Only of DSPy's own modules it is known which these are.
+    """
+    if not type(student).__module__.startswith("dspy."):
+        return
+    fields = [predictor.signature.output_fields for _, predictor in named_predictors(student)]
+    known = {name for of_one in fields for name in of_one}
+    for rollout in (rollout for group in recorded for rollout in group):
+        if rollout.outputs and not known & rollout.outputs.keys():
+            yield (
+                f"traces: {type(student).__name__} gives the outputs {sorted(known)}, and trace "
+                f"{rollout.rollout_id} has {sorted(rollout.outputs)}; rename its fields."
+            )
+            return
 
 
 def _entry(module: Any) -> Any:

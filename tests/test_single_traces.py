@@ -1,0 +1,69 @@
+"""`learn` from logs as production has them: one attempt for each input."""
+
+from typing import Any
+
+import dspy
+import pytest
+from runs import ADVICE, library_texts, predictor
+from scripted import EXTRACT, UPDATE, Prompt, lessons, operations, scripted_lm
+from small import grpo
+
+from tfgrpo_dspy import SettingsError
+
+WORDS = "The customer missed the word please."
+
+
+def traces(n: int = 6, **given: Any) -> list[dict[str, Any]]:
+    return [
+        {"inputs": {"question": f"question {i}"}, "outputs": {"answer": "no"}} | given
+        for i in range(n)
+    ]
+
+
+def learned_of(rows: list[dict[str, Any]], student: Any = None) -> tuple[Any, list[Prompt]]:
+    update = operations({"op": "ADD", "text": ADVICE, "lessons": [1]})
+    lm = scripted_lm([(EXTRACT, lessons(ADVICE)), (UPDATE, update)])
+    with dspy.context(lm=lm):
+        done = grpo(None, progress=False).learn(student or predictor(), traces=rows)
+    return done, [prompt for prompt in lm.engine.prompts if "critique" in prompt.system
+                  or "semantic_advantage" in prompt.system]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        traces(feedback=WORDS),
+        traces(feedback=WORDS, score=0.0),
+        traces(feedback=WORDS, score=-3.0),
+        [*traces(3, score=0.2), *traces(9, score=0.9)[3:]],
+        [*traces(3, score=0.9), *traces(9, error="ValueError: no word")[3:]],
+    ],
+    ids=["words", "words and one score", "another unit", "lower scores", "errors"],
+)
+def test_single_attempts_with_feedback_or_a_lower_score_teach(rows: list[dict[str, Any]]) -> None:
+    done, prompts = learned_of(rows)
+    assert library_texts(done) == [ADVICE]
+    assert len(prompts) == sum(
+        "feedback" in r or r.get("score") == 0.2 or "error" in r for r in rows
+    )
+
+
+def test_single_attempts_that_say_nothing_teach_nothing_and_the_results_say_so() -> None:
+    done, prompts = learned_of(traces())
+    assert not prompts
+    assert "6 inputs have one trace, which has no feedback" in str(done.detailed_results)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"inputs": {"q": "1"}, "outputs": {"answer": "no"}}, "takes the inputs ['question']"),
+        ({"inputs": {"question": "1"}, "outputs": {"reply": "no"}}, "gives the outputs ['answer']"),
+    ],
+)
+def test_traces_with_other_fields_than_the_program_has_are_refused(
+    row: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SettingsError, match="traces") as refused:
+        learned_of([row, *traces()])
+    assert words in str(refused.value)
