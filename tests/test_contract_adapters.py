@@ -4,6 +4,7 @@ DSPy 3.5 makes XMLAdapter with native function calling its default, `reasoning` 
 `dspy.Reasoning`, and ReActV2 its agent; DSPy 3.4 has all three already.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,11 +12,13 @@ from typing import Any
 
 import dspy
 import pytest
+from dspy import lm15
 from dspy.adapters.types.decision import Choice, Noul, Score
 from runs import ADVICE, library_texts, look_up, questions
 from scripted import Prompt, chat, scripted_lm
 from small import grpo
 
+from tfgrpo_dspy import SettingsError
 from tfgrpo_dspy.reflection.texts import attempt_text
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 from tfgrpo_dspy.sampling.replay import Start
@@ -171,6 +174,50 @@ def test_a_step_of_an_agent_shows_its_history_as_it_was_then_and_nothing_of_it_t
     assert ["page 7" in history for history in calls] == [False, True]
     assert not any("submit" in history for history in calls)
     assert attempt_text(rollout).count("call_0_0") == 1
+
+
+class CallingEngine:
+    """Calls tools as providers do, each call with an id of its own."""
+
+    supported_params = frozenset({"temperature", "seed", "tools", "tool_choice"})
+
+    def __init__(self) -> None:
+        self.ids = itertools.count()
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        call: tuple[str, dict[str, Any]] = ("look_up", {"page": "7"})
+        if "page 7" in str(request.messages):
+            call = ("submit", {"answer": "please"})
+        parts = [
+            lm15.TextPart("<next_thought>go on</next_thought>"),
+            lm15.ToolCallPart(id=f"call {next(self.ids)}", name=call[0], input=call[1]),
+        ]
+        return lm15.Response(
+            id=None,
+            model=request.model,
+            message=lm15.Message.assistant(parts if request.tools else parts[:1]),
+            finish_reason="tool_call",
+            usage=lm15.Usage(input_tokens=1, output_tokens=1),
+        )
+
+
+class CallingLM(dspy.LM):
+    supports_function_calling = True
+
+
+def test_an_agent_whose_provider_gives_new_ids_to_calls_of_tools_is_replayed() -> None:
+    task = RolloutTask(PROGRAMS["ReActV2"](), questions(1)[0], 0, 1, 0.7, None)
+    lm = CallingLM("calling", engine=CallingEngine(), cache=False)
+    with dspy.context(lm=lm, adapter=ADAPTERS["xml"]()):
+        source = run_rollout(task)
+        fresh = [run_rollout(replace(task, rollout_id=2, start=Start(source, n))) for n in (2, 4)]
+    assert len(source.steps) == 4
+    assert [(one.failure, one.answer) for one in [source, *fresh]] == [(None, "please")] * 3
+
+
+def test_flex_alone_is_refused_with_the_reason() -> None:
+    with pytest.raises(SettingsError, match=r"dspy\.Flex writes its own predictors"):
+        compiled(dspy.Flex("question -> answer"), None)
 
 
 Kind = Choice[("please", "It is polite"), ("no", "It is not")]

@@ -272,6 +272,7 @@ def answering(annotation: Any) -> dspy.Predict:
         (Grade, "very good", Grade.GOOD),
         (Size, "2", Size.LARGE),
         (Grade | None, "bad", Grade.BAD),
+        (str | None, "None", None),
         (list[Grade], '["bad"]', [Grade.BAD]),
         (set[int], "[1, 3]", {1, 3}),
         (datetime.date, "2025-01-02", datetime.date(2025, 1, 2)),

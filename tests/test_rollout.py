@@ -15,6 +15,7 @@ from tfgrpo_dspy.rollout import (
     rollout_id_for,
     trajectory_text,
 )
+from tfgrpo_dspy.wording import rest_after
 
 
 def scored(*scores: float | None) -> list[Rollout]:
@@ -183,3 +184,19 @@ def test_usage_adds_up_field_by_field_and_a_rollout_comes_back_from_its_record_i
     failed = Rollout(3, 4, failure=Failure("parse", "?"), usage=usage)
     for rollout in (Rollout(3, 4, {"a": "b"}, steps, 0.5, "f"), failed):
         assert Rollout.from_dict(json.loads(json.dumps(rollout.to_dict()))) == rollout
+
+
+@pytest.mark.parametrize(
+    ("known", "text", "rest"),
+    [
+        ('{"messages": []}', '{"messages": [{"a": 1}]}', '{"a": 1}]}'),
+        ('[{"a": {"b": 1}}]', '[{"a": {"b": 1}}, 2]', "2]"),
+        ("[1, 2]", "[1, 23]", None),
+        ('{"a": [1], "b": 2}', '{"a": [1, 5], "b": 2}', None),
+        ("[1]", "[1]", ""),
+    ],
+)
+def test_only_the_items_that_were_added_to_a_list_in_json_are_new(
+    known: str, text: str, rest: str | None
+) -> None:
+    assert rest_after(known, text) == rest

@@ -1,7 +1,6 @@
 """Texts compared by what they say: words without case, punctuation, spacing and filler words."""
 
 import functools
-import os.path
 import re
 import unicodedata
 from collections import Counter
@@ -70,10 +69,11 @@ def rest_after(known: str, text: str) -> str | None:
     Blank lines, and blanks at the end of a line, make no difference. A list in JSON, to which an
     item was added, begins with what it was, too.
     """
-    same = os.path.commonprefix([known, text])
-    if known != text and known[:1] in ("[", "{") and not known[len(same) :].strip("]}"):
-        added = text[len(same) :].strip()
-        if same[-1] in "[{" or added.startswith(","):
+    pairs = zip(known, text, strict=False)
+    end = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(known), len(text)))
+    if known != text and known[:1] in ("[", "{") and not known[end:].strip("]}"):
+        added = text[end:].strip()
+        if known[end - 1] in "[{" or added.startswith(","):
             return added.lstrip(", ")
     sought = [line.rstrip() for line in known.splitlines() if line.strip()]
     lines, n_found = text.splitlines(), 0

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 import dspy
 import pydantic
@@ -97,12 +97,18 @@ def parsed(text: str, annotation: Any) -> Any:
     """The value whose text this is. Raises ValueError: it does not come back, as an image."""
     if any(issubclass(k, MEDIA) for k in Type.extract_custom_type_from_annotation(annotation)):
         raise ValueError(f"{annotation} is written as a text that does not hold all of it")
-    for read in (_member, parse_value, _validated):
+    for read in (_nothing, _member, parse_value, _validated):
         with suppress(Exception):  # a user's type may raise anything
             value = read(text, annotation)
             if as_text(value) == text:
                 return value
     raise ValueError(f"{text[:80]!r} is not the text of a {annotation}")
+
+
+def _nothing(text: str, annotation: Any) -> None:
+    """None, where the type has it: as a text, DSPy would take `None` for a word."""
+    if text != "None" or type(None) not in get_args(annotation):
+        raise ValueError(text)
 
 
 def _member(text: str, annotation: Any) -> Any:
