@@ -18,7 +18,7 @@ from scipy.stats import multivariate_normal, norm
 
 from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add, Delete, Limits, Modify, Operation
-from tfgrpo_dspy.gate.bayesian import BayesianGate
+from tfgrpo_dspy.gate.bayesian import DROP_BELOW, RETRY_ABOVE, BayesianGate
 from tfgrpo_dspy.gate.model import Data, posterior
 from tfgrpo_dspy.gate.protocol import Belief, Decision, GroupPlan, Measured, NoGate, RunEvidence
 
@@ -341,3 +341,21 @@ def test_an_experience_on_trial_is_in_three_of_four_rollouts_at_most() -> None:
     for example in range(10):
         given = BayesianGate().assign(GroupPlan(decision, example, update=1, n_rollouts=8))
         assert [len(held) for held in given].count(1) == 6
+
+
+def test_advice_that_was_tried_and_left_comes_back_only_with_some_chance() -> None:
+    """Its chance is above what drops an experience on trial, and below what lets it in again."""
+    tried = ExperienceLibrary.from_texts(["Guess."])
+    for n in range(4, 60, 2):
+        rollouts = [
+            Measured(each, i % N_EXAMPLES, 0.5 + 0.2 * (i % 3) - 0.2 * (each is tried))
+            for i in range(n)
+            for each in (tried, tried.holding([]))
+        ]
+        held = BayesianGate().decide(evidence_on(tried, rollouts))
+        if DROP_BELOW < held.beliefs["Guess.", "*"].chance < RETRY_ABOVE:
+            break
+    assert texts_in(held.library) == ["Guess."]
+    again = replace(evidence_on(tried.holding([]), rollouts), operations=(Add("Guess."),))
+    decision = BayesianGate().decide(again)
+    assert texts_in(decision.library) == [] and len(decision.dropped) == 1
