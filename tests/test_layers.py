@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tfgrpo_dspy"
 LAYERS = [
+    {"outside"},
     {"errors", "redaction", "scores", "wording"},
     {"files"},
     {"experience", "rollout"},
@@ -38,6 +39,7 @@ ONLY_IN = {
         "redaction",
         "scores",
         "files",
+        "outside",
         "wording",
         "experience",
         "rollout",

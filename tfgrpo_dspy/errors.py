@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from tfgrpo_dspy.outside import printable
+
 
 def described(error: BaseException) -> str:
     """The type and the message of an error; the type alone where its message cannot be shown."""
     name = type(error).__name__
     try:
-        return f"{name}: {error}"
+        return printable(f"{name}: {error}")
     except Exception:  # noqa: BLE001 - whatever the __str__ of a user's exception raises
         return name
 

@@ -12,11 +12,11 @@ from typing import Any, TextIO
 import click
 
 from tfgrpo_dspy.cli.editing import edited
-from tfgrpo_dspy.cli.output import printable
 from tfgrpo_dspy.errors import LibraryError, NoTerminalError
 from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience.files import json_value
 from tfgrpo_dspy.experience.values import Add, Limits, Operation, operation_from
+from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results.records import Attempt, Comparison
 
 TERMINAL = "/dev/tty"  # also where stdin is piped

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from tfgrpo_dspy.cli.editing import edited_library
-from tfgrpo_dspy.cli.output import printable, write
+from tfgrpo_dspy.cli.output import write
 from tfgrpo_dspy.cli.reading import FILE, FOLDER
 from tfgrpo_dspy.cli.sources import read_source
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.files import decoded, read_bytes
 from tfgrpo_dspy.interchange import FORMATS, format_of, render
+from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.guard import unsafe_reason
 from tfgrpo_dspy.run import records, saved
 

@@ -8,13 +8,7 @@ from typing import Any
 import click
 
 from tfgrpo_dspy.files import write_text
-
-
-def printable(text: str) -> str:
-    """The text with control and invisible characters as escapes: it cannot steer a terminal."""
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
-    )
+from tfgrpo_dspy.outside import printable
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

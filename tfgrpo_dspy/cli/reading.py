@@ -6,10 +6,11 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from tfgrpo_dspy.cli.output import echo_json, printable, table
+from tfgrpo_dspy.cli.output import echo_json, table
 from tfgrpo_dspy.cli.sources import Source, read_source
 from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.experience.values import Experience
+from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.report import write_html
 from tfgrpo_dspy.results.page import bounds
 from tfgrpo_dspy.run.saved import SavedRun, runs_and_faults

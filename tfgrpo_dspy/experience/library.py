@@ -11,6 +11,7 @@ from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience import files, programs, values
 from tfgrpo_dspy.experience.values import ALL, DEFAULT_LIMITS, Experience, Limits, Operation
 from tfgrpo_dspy.files import read_text, write_text
+from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.wording import meaning
 
 ProgramT = TypeVar("ProgramT")
@@ -79,7 +80,7 @@ class ExperienceLibrary:
 
     def __str__(self) -> str:
         """A line for each experience, with what is known of its worth: made for people."""
-        return "\n".join(map(str, self)) or "no experiences"
+        return printable("\n".join(map(str, self))) or "no experiences"
 
     def __repr__(self) -> str:
         return f"<ExperienceLibrary of {len(self)}: {', '.join(self._by_id()) or 'empty'}>"

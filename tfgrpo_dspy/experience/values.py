@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from tfgrpo_dspy.errors import LibraryError
+from tfgrpo_dspy.outside import cleaned_text, printable
 from tfgrpo_dspy.wording import meaning, n_words
 
 ALL = "*"  # the scope of an experience that every predictor of the program is given
@@ -65,10 +66,10 @@ class Effect:
 class Experience:
     """One line of advice with a stable id, a scope and its evidence.
 
-    `id` is "E" and a number from 1; `text` is stripped of outer white space and must not be
-    empty; `scope` is a predictor's name, or "*" for all. Evidence, the measured effect, its price
-    (the tokens that it adds to each call; None where they were not counted) and whether it is on
-    trial are annotations: they take no part in equality.
+    `id` is "E" and a number from 1; `text` is without outer white space and what nobody sees, and
+    must not be empty; `scope` is a predictor's name, or "*" for all. Evidence, the measured effect,
+    its price (the tokens that it adds to each call; None where they were not counted) and whether
+    it is on trial are annotations: they take no part in equality.
 
     Raises:
         LibraryError: the id, the text or the scope is not of that form.
@@ -86,7 +87,8 @@ class Experience:
         _check(self)
         if not self.text.strip():
             raise LibraryError(f"text={self.text!r}: an experience is a line, not empty.")
-        object.__setattr__(self, "text", self.text.strip())
+        text = cleaned_text(self.text).strip() or printable(self.text.strip())
+        object.__setattr__(self, "text", text)
 
     @property
     def advice(self) -> Advice:

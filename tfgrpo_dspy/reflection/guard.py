@@ -13,6 +13,7 @@ from typing import Any
 import pydantic
 
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
+from tfgrpo_dspy.outside import ADDRESS
 from tfgrpo_dspy.reflection.signatures import SAMPLES
 from tfgrpo_dspy.wording import n_single_letters, says_same, words, words_of
 
@@ -27,9 +28,7 @@ Fields = tuple[Mapping[str, str], Mapping[str, str]]
 """The input fields and the labels of an example, as texts by name."""
 _ADDRESS = "holds an address"
 _HELD_BACK = {
-    _ADDRESS: r"[a-z][a-z0-9+.-]{0,30}://(?=\w)|\bwww\.(?=\w)|[\w.+-]{1,64}@[\w-]{1,63}\.\w"
-    r"|\b\d{1,3}(?:\.\d{1,3}){3}\b"
-    r"|\b[\w-]{1,63}\.(?-i:com|net|org|io|ru|cn|xyz|dev|app|biz|info(?!\())\b",
+    _ADDRESS: ADDRESS,
     "asks to give a secret away": r"\b(?:reveal|disclose|leak|exfiltrate|print|repeat|output|show"
     r"|send|forward|share|include)\b.{0,40}\b(?:system prompt|api[ _-]?keys?|credentials"
     r"|access tokens?|(?<!reset )(?<!reset the )(?<!reset a )passwords?(?! reset\b))\b",

@@ -16,6 +16,7 @@ import json_repair
 from dspy.utils.exceptions import AdapterParseError
 
 from tfgrpo_dspy.experience.values import ALL
+from tfgrpo_dspy.outside import cleaned_text
 from tfgrpo_dspy.reflection.unfinished import without_thoughts
 from tfgrpo_dspy.wording import n_words
 
@@ -79,8 +80,11 @@ def is_nothing(text: str) -> bool:
 
 
 def encodable(text: str) -> str:
-    """The text with "?" for half a character (an LM may write one), which no provider takes."""
-    return text.encode("utf-8", "replace").decode()
+    """The text without letters that are not seen, and with "?" for half a character.
+
+    An LM may write such a half, and no provider takes one.
+    """
+    return cleaned_text(text).encode("utf-8", "replace").decode()
 
 
 def read_lessons(given: Any) -> list[str]:

@@ -11,6 +11,7 @@ from dspy.adapters.utils import get_annotation_name
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.experience.values import Evidence, scope_note
+from tfgrpo_dspy.outside import without_markers
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
@@ -25,9 +26,12 @@ def estimate_tokens(text: str) -> int:
     return math.ceil(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)
 
 
-def as_input(text: str) -> str:
-    """The text as it may stand in a prompt: DSPy's adapters take it for no section, no image."""
-    return encodable(text).replace("[[ ##", "[ [ ##").replace("<<CUSTOM-TYPE", "< <CUSTOM-TYPE")
+def as_input(text: str, tags: Iterable[str] = ()) -> str:
+    """The text as it may stand in a prompt: DSPy's adapters take it for no section, no image.
+
+    `tags` are the fields of an adapter that writes XML.
+    """
+    return without_markers(encodable(text), tags)
 
 
 def clip(text: str, max_tokens: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 
 from tfgrpo_dspy.files import write_text
+from tfgrpo_dspy.outside import UNSEEN
 from tfgrpo_dspy.report.source import run_of
 from tfgrpo_dspy.report.view import view_of
 from tfgrpo_dspy.results import page
@@ -21,9 +22,7 @@ from tfgrpo_dspy.results.curve import value_curve
 from tfgrpo_dspy.results.records import CHANGES_IN_WORDS, bounds_text, counted, interval
 
 LONGEST_TEXT = 3000  # characters of one text on the page
-_HIDDEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
+_HIDDEN = re.compile(rf"(?!\r\n){UNSEEN.pattern}|[\ud800-\udfff\ufffe\uffff]")
 
 
 def write_html(results: Any, path: str | PathLike[str]) -> Path:

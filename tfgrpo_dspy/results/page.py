@@ -8,6 +8,7 @@ from jinja2 import Environment
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL, Effect
+from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results.records import (
     Change,
     Finalist,
@@ -77,7 +78,7 @@ def as_text(sections: Iterable[Section]) -> str:
         for row in rows:
             cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
             lines.append(f"  {'  '.join(cells).rstrip()}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def as_html(sections: Iterable[Section], curve: str) -> str:

@@ -232,7 +232,8 @@ class ReflectionClient:
         if self.run.ledger.limits_lm_calls:  # for LMs that a module calls but does not hold
             callbacks.append(CallWatcher(meter))
         settings = {"lm": own_copy(self._lm), "adapter": self._adapter, "callbacks": callbacks}
-        shown = {k: as_input(v) if isinstance(v, str) else v for k, v in inputs.items()}
+        tags = [*inputs, question.output] if isinstance(self._adapter, dspy.XMLAdapter) else []
+        shown = {k: as_input(v, tags) if isinstance(v, str) else v for k, v in inputs.items()}
         if images := shown.pop(IMAGES, None):  # behind what is escaped and shortened
             shown["example"] += "\n".join(["\nThe images of the inputs, in their order:", *images])
         try:

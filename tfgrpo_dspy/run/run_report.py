@@ -14,6 +14,7 @@ from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision
+from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.lessons import TOO_MANY
 from tfgrpo_dspy.results import REFLECTIONS, RunResults
 from tfgrpo_dspy.results.records import (
@@ -239,7 +240,7 @@ def _way_out(failure: Failure) -> str:
 
 
 def _shortened(message: str) -> str:
-    return " ".join(message.split())[:LOGGED_CHARACTERS]
+    return printable(" ".join(message.split()))[:LOGGED_CHARACTERS]
 
 
 def _in_words(record: UpdateRecord) -> str:
