@@ -128,6 +128,7 @@ def test_a_program_learns_and_is_never_worse(student_of: Any, adapter: Any) -> N
 def test_the_best_rollouts_become_demos(name: str, adapter: Any) -> None:
     results = compiled(PROGRAMS[name](), adapter(), max_demos=2).detailed_results
     assert any(finalist.has_demos for finalist in results.finalists)
+    assert results.failures == {}
 
 
 @pytest.mark.timeout(60)
@@ -236,9 +237,10 @@ DECISIONS: dict[str, tuple[Any, Callable[[float], Any]]] = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
 @pytest.mark.parametrize(("annotation", "evidence"), DECISIONS.values(), ids=DECISIONS)
 def test_a_program_that_decides_learns_and_its_decisions_become_demos(
-    annotation: Any, evidence: Callable[[float], Any]
+    annotation: Any, evidence: Callable[[float], Any], adapter: Any
 ) -> None:
     fields = {
         "question": (str, dspy.InputField()),
@@ -254,7 +256,7 @@ def test_a_program_that_decides_learns_and_its_decisions_become_demos(
 
     _, asked = lms()
     program = dspy.LM("program", engine=scripted_lm([("question", decides)]).engine, cache=False)
-    with dspy.context(lm=program):
+    with dspy.context(lm=program, adapter=adapter()):
         optimized = grpo(
             metric, reflection_lm=asked, group_size=4, epochs=3, num_threads=2, max_demos=2,
             progress=False,
