@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from runs import learned, library_texts
 
+from tfgrpo_dspy import RunFailedError
 from tfgrpo_dspy.events import RunEnded
 from tfgrpo_dspy.run import listening
+from tfgrpo_dspy.strategies.base import Strategy
 
 NEVER = threading.Event()
 
@@ -70,3 +72,31 @@ def test_a_listener_is_told_in_a_thread_that_is_not_the_compiles() -> None:
     end = time.monotonic() + 10
     thread.join(end - time.monotonic())
     assert not thread.is_alive()
+
+
+ENDS = [SystemExit, asyncio.CancelledError, GeneratorExit, StopIteration]
+
+
+@pytest.mark.parametrize("error", ENDS)
+def test_an_approve_that_raises_anything_ends_the_run_with_its_best_program(
+    error: type[BaseException],
+) -> None:
+    def approve(_proposal: Any) -> bool:
+        raise error
+
+    with pytest.raises(RunFailedError, match=error.__name__) as raised:
+        learned(approve=approve)
+    assert raised.value.program is not None
+
+
+@pytest.mark.parametrize("error", ENDS[:3])
+def test_a_strategy_that_raises_anything_is_counted_and_the_run_goes_on(
+    error: type[BaseException],
+) -> None:
+    class Raising(Strategy):
+        async def show(self, _context: Any, _ask: Any) -> Any:
+            raise error
+
+    results = learned(strategies=(Raising(),)).detailed_results
+    assert results.failures["strategy"] >= 1
+    assert results.ended_because == "all epochs are done"

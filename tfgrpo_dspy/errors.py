@@ -84,6 +84,10 @@ class RunFailedError(TrainingFreeGRPOError, RuntimeError):
     program: Any = None
 
 
+class UserCodeError(TrainingFreeGRPOError, RuntimeError):
+    """A function of the user's raised what would end a task, a generator or the process."""
+
+
 class RunStopped(BaseException):
     """No more calls in this run; it never leaves `compile`, and no `except Exception` stops it."""
 

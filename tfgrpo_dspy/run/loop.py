@@ -15,7 +15,7 @@ from concurrent import futures
 from typing import Any, TypeVar
 
 from tfgrpo_dspy.budget.ledger import ABANDONED, Ledger
-from tfgrpo_dspy.errors import RunStopped
+from tfgrpo_dspy.errors import RunStopped, UserCodeError, described
 
 Result = TypeVar("Result")
 Priority = tuple[int, ...]
@@ -24,6 +24,7 @@ Priority = tuple[int, ...]
 GRACE_S = 2.0
 """How long calls in flight are waited for when a budget is reached, so that they are not lost."""
 WATCH_S = 0.1  # how often the loop looks whether the run has ended
+ENDS_TASKS = (asyncio.CancelledError, SystemExit, GeneratorExit, StopIteration)
 TURNS = 5  # of the loop after a result; then its slot is free, and what follows waits for one
 
 
@@ -139,8 +140,15 @@ class Loop:
         """What the work gives; if nobody waits for that any more, its calls are refused."""
         abandoned, context = threading.Event(), contextvars.copy_context()
         context.run(ABANDONED.set, abandoned)
+
+        def guarded() -> Any:
+            try:
+                return work()
+            except ENDS_TASKS as error:  # the run's own tasks would end by it
+                raise UserCodeError(described(error)) from error
+
         try:
-            done = (self._pool or self._threads).submit(context.run, work)
+            done = (self._pool or self._threads).submit(context.run, guarded)
         except RuntimeError as error:
             self.ledger.stop(f"the executor is broken: {error}", is_failure=True)
             raise RunStopped(self.ledger.stopped_because) from error

@@ -18,7 +18,7 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.errors import NotReplayedError, StoreError, StrategyError, described
+from tfgrpo_dspy.errors import NotReplayedError, RunStopped, StoreError, StrategyError, described
 from tfgrpo_dspy.experience.values import Add, Delete, Keep, Modify
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import as_input
@@ -233,7 +233,11 @@ class Strategies:
             self._note(key, batch, False)
         except StoreError:  # not the strategy's: an answer could not be read or written
             raise
-        except Exception as error:  # noqa: BLE001 - a user's own strategy may raise anything
+        except (RunStopped, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise  # the run has ended
             message = f"{type(strategy).__name__}.{method}: {described(error)}"
             self._run.report.count_failure("strategy", message)
             self._note(key, batch, False)
@@ -246,6 +250,15 @@ class Strategies:
     def _note(self, key: tuple[int, str], batch: Batch | None, worked: bool) -> None:
         if batch is not None:
             self._outcomes[key].append((batch.update, worked))
+
+
+def _is_cancelled() -> bool:
+    """Whether it is the run that has cancelled this task, and not a strategy's own code."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # there is no event loop: the final choice
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 USABLE_ATTEMPTS = (
