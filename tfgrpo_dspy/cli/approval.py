@@ -106,11 +106,13 @@ def _page(proposal: Proposal) -> str:
 
 
 def _compared(comparison: Comparison) -> list[str]:
+    good, bad = comparison.good, comparison.bad
+    is_equal = good.score == bad.score
+    first, second, why = ("one", "other", "says") if is_equal else ("best", "worst", "why")
+    shown = [(first, _attempt(good))] + [(second, _attempt(bad))] * (good != bad)
     return [
         f"   example {comparison.example}: {comparison.inputs}",
-        f"     best  {_attempt(comparison.good)}",
-        f"     worst {_attempt(comparison.bad)}",
-        f"     why   {comparison.advantage or '-'}",
+        *(f"     {name:<5} {text}" for name, text in [*shown, (why, comparison.advantage or "-")]),
     ]
 
 

@@ -9,8 +9,10 @@ from tfgrpo_dspy.reflection.texts import clip, shortened
 from tfgrpo_dspy.results.records import Attempt, Change, ChangeKind, Comparison
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text
 from tfgrpo_dspy.run.batches import Extracted
+from tfgrpo_dspy.wording import WORD
 
 MOST_COMPARISONS = 2  # of a text
+PUNCTUATION = ".,;:!?()\"'"
 INPUT_TOKENS, OUTPUT_TOKENS, FEEDBACK_TOKENS = 60, 150, 60  # how long they are shown
 
 
@@ -18,7 +20,7 @@ class Changes:
     """Finds the changes of each update; `texts` are the training examples as text."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._texts = texts
+        self._texts = tuple(texts)
         self._comparisons: dict[Advice, tuple[Comparison, ...]] = {}
         """By text and scope: a modified text may become that of an experience updates later."""
 
@@ -53,7 +55,7 @@ class Changes:
         self, operations: Sequence[Operation], extracted: Extracted
     ) -> tuple[tuple[Comparison, ...], ...]:
         """For each operation, the first groups of this update that it rests on."""
-        return tuple(tuple(self._compared(each.evidence, extracted)) for each in operations)
+        return tuple(tuple(self._compared(each, extracted)) for each in operations)
 
     def _stayed(self, before: ExperienceLibrary, after: ExperienceLibrary) -> Iterator[Change]:
         known = {experience.id: experience for experience in before}
@@ -66,14 +68,28 @@ class Changes:
             if not new.is_on_trial and _was_on_trial(old) and new.effect:
                 yield Change("settled", new.id, *new.advice, effect=new.effect)
 
-    def _compared(self, evidence: Sequence[Evidence], extracted: Extracted) -> Iterator[Comparison]:
-        """The groups of this update that the evidence names."""
+    def _compared(self, operation: Operation, extracted: Extracted) -> Iterator[Comparison]:
+        """The groups of this update that the evidence names.
+
+        Several groups share a call of the reflection LM, and so the evidence. Where the text tells
+        which examples it is about, the other groups are left out.
+        """
         groups = {sampled.group.example: sampled.group for sampled in extracted.groups}
-        sources = [one for one in evidence if one.example in groups]
+        sources = [one for one in operation.evidence if one.example in groups]
+        sources = self._about(getattr(operation, "text", ""), sources)
         for source in sources[:MOST_COMPARISONS]:
             about = (lesson for lesson in extracted.lessons if source in lesson.evidence)
             advantage = next((lesson.reason for lesson in about), "")
             yield self._comparison(groups[source.example], advantage)
+
+    def _about(self, text: str, sources: list[Evidence]) -> list[Evidence]:
+        """Those whose examples share the most words with the text that not all of them have."""
+        words = [_words(self._texts[one.example]) for one in sources]
+        if len(words) < 2:
+            return sources
+        own = _words(text) - set.intersection(*words)
+        counts = [len(own & of_one) for of_one in words]
+        return [one for one, n in zip(sources, counts, strict=True) if 2 * n >= max(counts)]
 
     def _comparison(self, group: Group, advantage: str) -> Comparison:
         def has_values(rollout: Rollout) -> bool:  # of equal scores, such a rollout says more
@@ -88,6 +104,10 @@ class Changes:
         inputs = shortened(self._texts[group.example], INPUT_TOKENS)
         good, bad = _attempt(best), _attempt(worst)
         return Comparison(group.example, inputs, good, bad, advantage)
+
+
+def _words(text: str) -> set[str]:
+    return {found[0].strip(PUNCTUATION) for found in WORD.finditer(text.casefold())}
 
 
 def _was_on_trial(experience: Experience | None) -> bool:
