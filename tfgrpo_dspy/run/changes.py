@@ -87,7 +87,7 @@ class Changes:
         words = [_words(self._texts[one.example]) for one in sources]
         if len(words) < 2:
             return sources
-        own = _words(text) - set.intersection(*words)
+        own = _words(text) - words[0].intersection(*words)
         counts = [len(own & of_one) for of_one in words]
         return [one for one, n in zip(sources, counts, strict=True) if 2 * n >= max(counts)]
 
