@@ -159,6 +159,7 @@ def test_means_are_over_the_tasks_that_every_row_has_and_leave_the_coin_out() ->
     records = [record(task, "none", 0.2) for task in ("sql", "routing", "coin")]
     records += [record("sql", "gepa", 0.5), record("sql", "tfgrpo", 0.6, label="v2")]
     records += [record("routing", "gepa", 0.9), record("coin", "gepa", 0.9)]
+    records += [record("coin", "tfgrpo", 0.5, label="v2")]
     below = shown(records)[-4:]
     assert below[0] == "0.5B, 200 calls, mean over sql:"
     assert [line.split() for line in below[1:]] == [
