@@ -130,22 +130,21 @@ class Reasoning:
     fields = "question -> answer"
     instruction = "Answer the question."
 
-    def __init__(self, dataset: str, advice: str, **settings: Any) -> None:
-        self.advice, self._dataset, self._settings = advice, dataset, settings
+    def __init__(self, dataset: str, advice: str) -> None:
+        self.advice, self._dataset = advice, dataset
 
     def examples(self, rng: random.Random) -> Iterator[dspy.Example]:
         """Questions, without end."""
         import reasoning_gym  # noqa: PLC0415 - not needed for the other tasks
 
         for n in itertools.count():
-            settings = {"seed": rng.randrange(10**6) + n, "size": 1, **self._settings}
-            row = reasoning_gym.create_dataset(self._dataset, **settings)[0]
+            seed = rng.randrange(10**6) + n
+            row = reasoning_gym.create_dataset(self._dataset, seed=seed, size=1)[0]
             yield dspy.Example(question=row["question"], answer=str(row["answer"]))
 
     def verdict(self, gold: dspy.Example, pred: dspy.Prediction) -> tuple[float, str]:
         """1.0 for the right text."""
         given = str(pred.answer or "").strip()
         is_right = given.casefold() == gold.answer.casefold()
-        return float(
-            is_right
-        ), "Right." if is_right else f"{given!r} given, {gold.answer!r} is right."
+        said = "Right." if is_right else f"{given!r} given, {gold.answer!r} is right."
+        return float(is_right), said

@@ -29,19 +29,7 @@ TASKS: dict[str, Callable[[], Any]] = {
     "extraction": Extraction,
     "coin": lambda: Coin(Routing()),
     "functions": FunctionCalls,
-    "intervals": functools.partial(
-        Reasoning,
-        "time_intervals",
-        "Subtract the start from the end. Give the difference in the form that is asked for.",
-        task_types=["time", "time_seconds"],
-    ),
     "gcd": functools.partial(Reasoning, "gcd", "Use Euclid's algorithm. Give the number alone."),
-    "sums": functools.partial(
-        Reasoning, "chain_sum", "Add from left to right. Give the number alone."
-    ),
-    "dates": functools.partial(
-        Reasoning, "calendar_arithmetic", "Give the answer in one word or number."
-    ),
 }
 
 

@@ -43,7 +43,7 @@ from tables import table  # noqa: E402
 RESULTS = HERE.parent / "results" / "real.jsonl"
 FREE = ("none", "labelled", "advice")
 ROWS = (*FREE, "gepa", "bootstrap", "mipro", "gepa-mb8", "tfgrpo", "tfgrpo-no-demos")
-TAKEN = ("sql", "routing", "extraction", "functions")
+TAKEN = ("sql", "routing", "extraction", "functions", "gcd")
 LARGE = ("sql", "functions")  # the tasks on which the large model is run, too
 ADAPTERS = {"0.5B": dspy.JSONAdapter, "1.5B": dspy.ChatAdapter}
 """The small model hardly ever answers in the form of ChatAdapter, which would double its calls."""
