@@ -68,9 +68,18 @@ def test_a_reflection_lm_that_never_gives_anything_of_use_is_given_up(
     fault: Any, cause: str, drafts: int | None
 ) -> None:
     found = r"`(?:lessons|semantic_advantage)`"
-    ended = failing([(found, fault)], reflection=Reflection(drafts=drafts))
-    assert ended.program.detailed_results.reflection_usage.n_lm_calls <= 40
-    assert "answers in a row that are of no use" in str(ended) and cause in str(ended)
+    lm = scripted_lm([(found, fault), *polite_rules()], max_tokens=77, num_retries=0)
+    with dspy.context(lm=lm):
+        settings: dict[str, Any] = {"max_lm_calls": 300, "progress": False, "num_threads": 3}
+        optimizer = TrainingFreeGRPO(is_right, reflection=Reflection(drafts=drafts), **settings)
+        results = optimizer.compile(
+            dspy.Predict("question -> answer"), trainset=questions(45)
+        ).detailed_results
+    assert results.reflection_usage.n_lm_calls <= 40
+    for said in (results.ended_because, results.nothing_learned):
+        assert "answers in a row that are of no use" in said and cause in said
+        assert "max_tokens (now 77)" in said
+    assert results.student is not None
 
 
 def test_the_log_has_the_first_answer_of_the_reflection_lm_that_could_not_be_read(

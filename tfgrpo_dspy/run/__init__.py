@@ -342,11 +342,16 @@ class Run:
         return library
 
     def _check_answers(self, batch: Batch) -> None:
-        """End the run where the reflection LM is of no use; drafts alone say too little of that."""
+        """End the training where the reflection LM is of no use, and go on to the final choice.
+
+        Drafts alone say too little of that. Raises RunStopped.
+        """
         answers = self._client.answers
         is_new = not batch.is_draft and batch.update in answers
         if is_new and (why := why_useless(answers, self.settings.reflection_lm)):
-            self._run.fail(why)
+            logger.warning("no more is learned: %s", why)
+            self._run.ledger.stop(why)
+            self._run.ledger.check()
 
     async def all_updates(self) -> None:
         """Wait until every update is decided."""

@@ -223,7 +223,7 @@ class RunReport:
             "updates stood, but did not beat the student in the end": sum(stood),
             "updates brought no change that the library takes": 0 if stood else len(self.updates),
         }
-        is_early = self.ended_because.startswith("max_")
+        is_early = bool(self._ledger.stopped_because) or self.ended_because.startswith("max_")
         reasons = [f"the run ended early: {self.ended_because}"] if is_early else []
         return "; ".join([*reasons, *(f"{n} {what}" for what, n in counts.items() if n)])
 
