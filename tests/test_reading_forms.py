@@ -110,6 +110,7 @@ SAID: dict[str, tuple[str, Lessons | None]] = {
         [("*", "[URL] fields need a scheme.")]),
     "None": ("None", []),
     "none, as a bullet": ("- None.", []),
+    "none, in a list of JSON": ('["None"]', []),
     **{f"nothing: {text[:20]}": (text, []) for text in (
         "None (all attempts are right)", "None, since all is right.", "N/A: all is right", "[E1*]",
         "[E1", "No new lessons; all is right.", "Nothing new.",

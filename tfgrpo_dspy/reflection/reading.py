@@ -100,8 +100,10 @@ def read_lessons(given: Any) -> list[str]:
     found = json_in(text[start.end() :]) if start else None
     if found is None or (found and start and _is_example(found, text, start.start())):
         return _lines_of(text)
-    lessons = [line for item in _strings_in(found) if (line := bare_line(item))]
-    if not lessons and found not in ([], {"lessons": []}):
+    items = [*_strings_in(found)]
+    lessons = [line for item in items if (line := bare_line(item))]
+    says_none = found in ([], {"lessons": []}) or (items and all(map(is_nothing, items)))
+    if not lessons and not says_none:
         raise ValueError(f"{text[:80]!r} holds no lesson.")
     return lessons
 
