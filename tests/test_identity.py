@@ -240,9 +240,36 @@ def api_lm(**kwargs: Any) -> Any:
     return dspy.LM("openai/gpt-4o-mini", **given)
 
 
-def test_an_lm_counts_by_its_endpoint_and_kind() -> None:
-    others = [{}, {"api_base": "https://elsewhere.org/v1"}, {"model_type": "responses"}]
-    assert len({digest_of(api_lm(**other)) for other in [*others, *others]}) == 3
+def test_an_lm_counts_by_its_kind_and_its_sampling() -> None:
+    others = [{}, {"top_p": 0.5}, {"model_type": "responses"}, {"max_tokens": 7}]
+    assert len({digest_of(api_lm(**other)) for other in [*others, *others]}) == 4
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"api_base": "http://localhost:8001/v1"},
+        {"base_url": "https://elsewhere.org/v1"},
+        {"api_version": "2026-01-01", "azure_endpoint": "https://mine.example.org"},
+        {"aws_region_name": "eu-west-1"},
+        {"organization": "org-2"},
+    ],
+)
+def test_a_model_is_the_same_wherever_it_is_reached(elsewhere: dict[str, str]) -> None:
+    assert digest_of(api_lm(**elsewhere)) == digest_of(api_lm())
+
+
+class ServedLM(dspy.LM):
+    """An LM class of the user's own, which knows where its server is."""
+
+    def __init__(self, port: int, quantization: str = "q4") -> None:
+        super().__init__("openai/local", api_key="none")
+        self.port, self.quantization = port, quantization
+
+
+def test_so_is_an_lm_of_the_users_own_class_but_for_what_else_it_holds() -> None:
+    assert digest_of(ServedLM(8000)) == digest_of(ServedLM(8001))
+    assert digest_of(ServedLM(8000)) != digest_of(ServedLM(8000, "q8"))
 
 
 class KeyedLM(dspy.LM):

@@ -19,6 +19,7 @@ from scripted import EXTRACT, UPDATE, Prompt, ScriptedEngine, chat, lessons, ope
 from small import grpo
 
 from tfgrpo_dspy import ExtractAdvantage, NoGate, UpdateLibrary
+from tfgrpo_dspy.run import records as run_records
 
 ALL = {"rollout", "score", "lesson", "update"}
 SAMPLES, REFLECTIONS = {"rollout", "score"}, {"lesson", "update"}
@@ -63,6 +64,12 @@ def metric_of(level: float = 0.0) -> Callable[..., Any]:
 def lm_of(engine: Any = None, model: str = "scripted", **kwargs: Any) -> dspy.LM:
     given = {"cache": False, "max_tokens": 50, **kwargs}
     return dspy.LM(model, engine=engine or Engine(), **given)
+
+
+def served_lm(port: int) -> dspy.LM:
+    lm = lm_of()
+    lm.port = port
+    return lm
 
 
 def examples(*questions: str, label: str = "please") -> list[dspy.Example]:
@@ -132,6 +139,8 @@ REPLAYED: dict[str, dict[str, Any]] = {
     "a seed of the LM, which each sample sets anew": {"lm": lm_of(seed=5)},
     "the errors allowed": {"max_errors": 50},
     "a budget that is not reached": {"max_lm_calls": 1000},
+    "the port of the LM": {"lm": served_lm(port=8001)},
+    "the adapter that DSPy uses anyhow": {"adapter": None},
 }
 CHANGED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "instructions": ({"student": instructed("Answer.")}, ALL),
@@ -143,6 +152,10 @@ CHANGED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "the most tokens of the LM": ({"lm": lm_of(max_tokens=51)}, SAMPLES),
     "the weights of the LM": ({"lm": lm_of(Engine("weights 2"))}, SAMPLES),
     "adapter": ({"adapter": OtherAdapter()}, ALL),
+    "an argument of the adapter": (
+        {"adapter": dspy.ChatAdapter(use_native_function_calling=True)},
+        ALL,
+    ),
     "temperature": ({"temperature": 0.9}, SAMPLES),
     "seed": ({"seed": 1}, ALL),
     "an input": ({"trainset": examples("one", "another")}, SAMPLES | {"lesson"}),
@@ -163,6 +176,14 @@ def test_what_results_do_not_depend_on_is_in_no_key(
 ) -> None:
     shutil.copytree(recorded, tmp_path / "log")
     assert run(tmp_path / "log", **changes) == set()
+
+
+def test_another_minor_version_of_dspy_may_write_other_prompts(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(recorded, tmp_path / "log")
+    monkeypatch.setattr(run_records, "DSPY", "3.99")
+    assert run(tmp_path / "log") == ALL
 
 
 @pytest.mark.parametrize(("changes", "anew"), CHANGED.values(), ids=CHANGED)

@@ -133,7 +133,8 @@ class Run:
         batches could teach nothing.
         """
         history, run = self._history, self._run
-        run.manifest.begin(run.student, run.trainset, self._training, self._valset)
+        training = [run.trainset[i] for i in self._training]
+        run.manifest.begin(run.student, training, self._valset, self._recorded)
         self._opened = asyncio.get_running_loop().create_future()
         self._first = asyncio.get_running_loop().create_future()
         if self._recorded is not None:

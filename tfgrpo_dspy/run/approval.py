@@ -21,7 +21,6 @@ from tfgrpo_dspy.experience.values import (
 from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.operations import admitted
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.store.identity import digest
 
 EVIDENCE = TypeAdapter(tuple[Evidence, ...])
 REJECTED = "rejected by approve"
@@ -94,14 +93,12 @@ def _let_in(
 
 
 def _key(run: RunContext, proposal: Proposal) -> str:
-    if run.records.store is None:
-        return ""
     shown = [_written(replace(operation, evidence=())) for operation in proposal.operations]
     library = ExperienceLibrary(
         [replace(e, evidence=(), effect=None, is_on_trial=False) for e in proposal.library],
         next_number=proposal.library.next_number,
     )
-    return f"approval:{digest(library.to_dict(), shown, run.settings.version)}"
+    return run.records.approval_key([library.to_dict(), shown])
 
 
 def _operations(answer: Approval, proposed: Sequence[Operation]) -> list[Operation]:

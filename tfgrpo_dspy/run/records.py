@@ -5,6 +5,7 @@ Without a `log_dir` nothing is found and nothing is kept.
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -12,14 +13,15 @@ from typing import Any, TypeVar
 import dspy
 from pydantic import TypeAdapter
 
+from tfgrpo_dspy.budget.account import LIMITS as PAID
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.errors import MissingRecordError
+from tfgrpo_dspy.errors import MissingRecordError, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.programs import named_predictors
+from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted, secret_variables
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
-from tfgrpo_dspy.rollout import Usage
+from tfgrpo_dspy.rollout import Rollout, Usage
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.checks import all_lms
@@ -38,19 +40,18 @@ logger = logging.getLogger(__name__)
 LATEST_RUN = "latest:run"
 RUN, DECIDED, RESULTS = "run:", "decided:", "results:"  # how keys begin
 LOST = "lost:"  # before the key of what was lost
-PAID = ("max_lm_calls", "max_metric_calls", "max_cost")  # what all starts of a run share
-LIMITS = frozenset(
-    "epochs auto max_metric_calls max_lm_calls max_cost max_minutes max_errors "  # noqa: SIM905
-    "num_threads rollout_timeout_s progress".split()
-)
+LIMITS = frozenset((*PAID, "epochs", "auto", "max_minutes", "max_errors",
+                    "num_threads", "rollout_timeout_s", "progress"))  # fmt: skip
 """Settings that say how far and how fast a run goes, not which."""
+TASK = ("program", "metric", "traces")  # and the examples: what an approval is about
+DSPY = ".".join(dspy.__version__.split(".")[:2])  # a minor version may write other prompts
 Kept = TypeVar("Kept")
 
 
 class RunRecords:
     """Finds and keeps the records of one run.
 
-    `lm`, `adapter` and `reflection_lm` are digests; `unseen` collects what is known by name only.
+    `unseen` collects what identities know by name only.
     Raises StoreError (the folder cannot be used), MissingRecordError (offline, there is no store).
     """
 
@@ -58,9 +59,11 @@ class RunRecords:
         self._settings = settings
         self.unseen = Unseen()
         self._digests: dict[int, str] = {}
-        self.lm = self.identity(dspy.settings.lm)
-        self.adapter = self.identity(dspy.settings.adapter)
-        self.reflection_lm = self.identity(settings.reflection_lm or dspy.settings.lm)
+        self._lm = self.identity(dspy.settings.lm)
+        self._adapter = self.identity(dspy.settings.adapter or dspy.ChatAdapter())
+        self._reflection_lm = self.identity(settings.reflection_lm or dspy.settings.lm)
+        self._versions = DSPY, settings.version
+        self._task = ""  # what answers of a person are about; known when the run begins
         self.store: Store | None = None
         self.losses_stand = False  # in a finished run, whose budget may not pay for what follows
         own = "\n".join(_own_texts(student, examples))
@@ -116,8 +119,8 @@ class RunRecords:
         """The key of a rollout: all that its outputs and its score depend on."""
         if self.store is None:
             return ""
-        parts = (program, self.lm, self.adapter, self.identity(example), self.identity(metric))
-        return f"rollout:{digest(*parts, rollout_id, temperature, self._settings.version)}"
+        parts = (program, self._lm, self._adapter, self.identity(example), self.identity(metric))
+        return f"rollout:{digest(*parts, rollout_id, temperature, self._versions)}"
 
     def reflection_key(
         self, stage: str, module: Any, rollout_id: int, inputs: Mapping[str, Any]
@@ -125,8 +128,37 @@ class RunRecords:
         """The key of an answer: the module, its LM and adapter, all that it is shown."""
         if self.store is None:
             return ""
-        parts = (self.identity(module), self.reflection_lm, self.adapter, dict(inputs))
-        return f"{stage}:{digest(*parts, rollout_id, self._settings.version)}"
+        parts = (self.identity(module), self._reflection_lm, self._adapter, dict(inputs))
+        return f"{stage}:{digest(*parts, rollout_id, self._versions)}"
+
+    def approval_key(self, shown: Any) -> str:
+        """The key of a person's answer: program, metric, data, and what was shown."""
+        return "" if self.store is None else f"approval:{digest(self._task, shown)}"
+
+    def parts_of_run(
+        self, student: Any, sets: Mapping[str, Sequence[Any]], recorded: Any
+    ) -> dict[str, str]:
+        """By name, the digest of each part that the result of a run depends on; no limits."""
+        settings, identity = self._settings, self.identity
+        lms = [identity(lm) for lm in language_models(student)]
+        scalars = {k: v for k, v in settings.result_scalars().items() if k not in LIMITS}
+        parts: dict[str, Any] = {
+            "program": program_digest(student, self.unseen),
+            "metric": identity(settings.metric),
+            **{f"{name} examples": [*map(identity, each)] for name, each in sets.items()},
+            "traces": recorded and [[each.to_dict() for each in group] for group in recorded],
+            "LM": [self._lm, lms],
+            "adapter": self._adapter,
+            "DSPy": DSPY,
+            "reflection LM": self._reflection_lm,
+            "reflection modules": [identity(module) for module in settings.reflection.modules],
+            "gate": instance_identity(settings.gate, self.unseen),
+            "strategies": [instance_identity(each, self.unseen) for each in settings.strategies],
+            **{name: value for name, value in sorted(scalars.items()) if value is not None},
+        }
+        of_task = [parts[name] for name in parts if name in TASK or name.endswith(" examples")]
+        self._task = digest(of_task, settings.version)
+        return {name: digest(part) for name, part in parts.items()}
 
     def find(self, key: str, kind: TypeAdapter[Kept]) -> Kept | None:
         """The recorded result; offline, and where losses stand, also the note of a loss."""
@@ -176,10 +208,26 @@ def _log_variables(own: str, is_any_plain: bool) -> None:
         )
 
 
+def program_digest(program: Any, unseen: Unseen) -> str:
+    """The digest of a program with its library, whatever its LMs are."""
+    bare = copy_program(program, {id(lm): None for lm in language_models(program)})
+    return digest(object_identity(bare, unseen))
+
+
 def _parts_of(example: dspy.Example) -> list[Any]:
     """Inputs, labels, and all as text: of some the identity holds the type only, or nothing."""
     texts = [f"{name}: {without_addresses(text)}" for name, text in as_fields(example).items()]
     return [dict(example.inputs()), dict(example.labels()), texts]
+
+
+def notes_of(store: Store) -> Iterator[tuple[str, Record]]:
+    """Keys and notes of the runs in the store; first the one that was begun last.
+
+    Raises StoreError: the next note is damaged.
+    """
+    latest = (store.get(LATEST_RUN) or {}).get("run")
+    for key in sorted(reversed(store.keys(RUN)), key=lambda key: key != latest):
+        yield key, store.get(key) or {}
 
 
 class RunManifest:
@@ -189,17 +237,23 @@ class RunManifest:
         self._settings = settings
         self._ledger = ledger
         self._records = records
-        self._run = ""
+        self._run, self._parts = "", dict[str, str]()
         self._is_finished = False
         self._begun = datetime.now(UTC).isoformat(timespec="seconds")
 
     def begin(
-        self, student: Any, trainset: Sequence[Any], training: Sequence[int], valset: Sequence[Any]
+        self,
+        student: Any,
+        training: Sequence[Any],
+        valset: Sequence[Any],
+        recorded: Sequence[Sequence[Rollout]] | None,
     ) -> None:
         """Note that the run has begun, or go on with what the same run has paid."""
         if self._records.store is None:
             return
-        self._run = f"{RUN}{self._identity(student, [trainset[i] for i in training], valset)}"
+        sets = {"training": training, "validation": valset}
+        self._parts = self._records.parts_of_run(student, sets, recorded)
+        self._run = f"{RUN}{digest(self._parts)}"
         names = self._records.unseen.names
         if names and self._settings.version is None:
             logger.info(
@@ -208,6 +262,12 @@ class RunManifest:
                 ", ".join(sorted(names)),
             )
         record = self._records.store.get(self._run)
+        if record is None and (others := self._differences()):
+            logger.warning(
+                "log_dir=%r holds no run of this compile; from the nearest one it differs in %s",
+                str(self._settings.log_dir),
+                others,
+            )
         self._write(LATEST_RUN, {"run": self._run})
         if record is None:
             self.note(Additions(ExperienceLibrary.from_program(student)), "")
@@ -220,20 +280,20 @@ class RunManifest:
                 has_budget = any(getattr(self._settings, name) is not None for name in PAID)
                 self._records.losses_stand = self._is_finished and has_budget
 
-    def _identity(self, student: Any, trainset: Sequence[Any], valset: Sequence[Any]) -> str:
-        """The digest of all that the run's result depends on, but for its limits."""
-        records, settings = self._records, self._settings
-        scalars = settings.result_scalars()
-        return digest(
-            [records.identity(each) for each in (student, settings.metric)],
-            [records.identity(module) for module in settings.reflection.modules],
-            [records.lm, records.adapter, records.reflection_lm],
-            instance_identity(settings.gate, records.unseen),
-            [instance_identity(each, records.unseen) for each in settings.strategies],
-            [[records.identity(example) for example in split] for split in (trainset, valset)],
-            {k: v for k, v in scalars.items() if k not in LIMITS and v is not None},
-            dspy.__version__,
-        )
+    def _differences(self) -> str:
+        """The names of the parts in which the nearest recorded run is another; "": none is there.
+
+        Of runs that are as near, the one that was begun last counts.
+        """
+        assert self._records.store is not None  # noqa: S101 - whoever asks has looked
+        differing: list[list[str]] = []
+        with suppress(StoreError):  # of a damaged note; whoever reads that run says so
+            for _, note in notes_of(self._records.store):
+                parts = note.get("parts") or {}
+                names = {**self._parts, **parts} if parts else {}
+                differing.append([n for n in names if self._parts.get(n) != parts.get(n)])
+        nearest = sorted((names for names in differing if names), key=len)
+        return ", ".join(nearest[0] if nearest else ())
 
     def _write(self, key: str, record: Record) -> None:
         if self._records.store is not None and not self._settings.offline:
@@ -252,6 +312,7 @@ class RunManifest:
             "lost": [self._ledger.n_lost, self._ledger.lost],
             "ended_because": ended_because,
             "begun": self._begun,
+            "parts": self._parts,
         }
         self._write(self._run, record)
 
@@ -286,10 +347,9 @@ class RunManifest:
         """The error that says, offline, which record is not there, and what may be the reason."""
         record = self._recorded()
         if record is None:
-            reason = (
-                "this run was not recorded there, or something that its records depend on has "
-                "changed since (program, LMs, adapter, metric, examples, settings, version)"
-            )
+            others = self._differences()
+            reason = "this run was not recorded there"
+            reason += f"; from the nearest one that was, it differs in: {others}" if others else ""
         elif not record["ended_because"]:
             reason = "the recorded run was not finished"
         else:

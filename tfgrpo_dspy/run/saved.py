@@ -14,10 +14,19 @@ from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
-from tfgrpo_dspy.run.records import DECIDED, LATEST_RUN, LOST, RESULTS, RUN
+from tfgrpo_dspy.run.records import (
+    DECIDED,
+    LATEST_RUN,
+    LOST,
+    RESULTS,
+    RUN,
+    notes_of,
+    program_digest,
+)
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.demos import Demo
-from tfgrpo_dspy.store.records import Store, reading
+from tfgrpo_dspy.store.identity import Unseen, digest
+from tfgrpo_dspy.store.records import Record, Store, reading
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +82,7 @@ def runs_and_faults(log_dir: str | PathLike[str]) -> tuple[list[SavedRun], list[
 
 
 def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
-    """The best program of the run that was begun last in this store, finished or not.
+    """The best program of the last run of this student in this store, finished or not.
 
     It has `detailed_results`, like the result of a compile.
 
@@ -85,15 +94,12 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
         StoreError: the store cannot be read, or holds no run of this program.
     """
     with _store_in(log_dir) as store:
-        latest = store.get(LATEST_RUN)
-        if latest is None:
-            raise StoreError(f"log_dir={str(log_dir)!r} holds no run yet.")
-        with reading(LATEST_RUN):
-            note: dict[str, Any] = dict(store.get(latest["run"]) or {})
+        key, note = _last_run_of(store, student, str(log_dir))
+        with reading(key):
             library = ExperienceLibrary.from_dict(note["library"])
             shown = ((one["predictor"], tuple(map(tuple, one["fields"]))) for one in note["demos"])
             best = Additions(library, tuple(itertools.starmap(Demo, shown)))
-            results = _saved(store, latest["run"]).results
+            results = _saved(store, key).results
     try:
         program = best.bake(student)
     except (KeyError, ValueError) as error:
@@ -103,6 +109,22 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
         ) from error
     program.detailed_results = results
     return program
+
+
+def _last_run_of(store: Store, student: Any, log_dir: str) -> tuple[str, Record]:
+    """The key and the note of it. Raises StoreError: there is none."""
+    wanted = digest(program_digest(student, Unseen()))
+    n_runs = 0
+    for key, note in notes_of(store):
+        n_runs += 1
+        if note.get("parts", {}).get("program", wanted) == wanted:
+            return key, note
+    if not n_runs:
+        raise StoreError(f"log_dir={log_dir!r} holds no run yet.")
+    raise StoreError(
+        f"log_dir={log_dir!r} holds no run of this program, of {n_runs} in all; pass the student "
+        f"that was compiled, with its code as it was then. `tfgrpo runs {log_dir}` lists them all."
+    )
 
 
 def unused_records(log_dir: str | PathLike[str], keep_last: int | None = None) -> list[str]:

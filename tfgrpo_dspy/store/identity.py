@@ -30,6 +30,11 @@ NOT_OF_PREDICTORS = frozenset({"stage", "traces", "train", "fields"})
 """What DSPy's predictors hold besides: a random name, logs of other optimizers."""
 LM_PLUMBING = frozenset({"timeout", "num_retries", "cache", "rollout_id", "seed", "n_workers"})
 """What LMs hold that does not change what they answer, or that each sample sets anew."""
+ENDPOINT = re.compile(
+    r"^(api_base|base_url|api_version|organization|project|host|port|server"
+    r"|(\w+_)?(endpoint|region|region_name|location)|vertex_project)$"
+)
+"""Names of where an LM is reached. A model is the same on another port, account or server."""
 _SURELY_SECRET = re.compile(
     r"^_*(\w+_)?(api_?key|password|headers|authorization|bearer"
     r"|(access|auth|refresh|hf|session)_token)$",
@@ -181,13 +186,16 @@ def _schema(annotation: Any) -> Any:
 
 
 def _lm_identity(lm: Any, unseen: Unseen) -> Any:
-    """An LM: class, model, endpoint, sampling parameters, engine; no key, no header."""
-    unimportant = NOT_IN_IDENTITY | LM_PLUMBING
-    held = {k: v for k, v in vars(lm).items() if k not in unimportant and k[0] != "_"}
+    """An LM: class, model, sampling parameters, engine; not where it is reached, no key."""
+
+    def counts(name: str) -> bool:
+        return name not in NOT_IN_IDENTITY | LM_PLUMBING and not ENDPOINT.match(name)
+
+    held = {k: v for k, v in vars(lm).items() if counts(k) and k[0] != "_"}
     parameters = {
         name: _without_url_secrets(value) if isinstance(value, str) else value
         for name, value in getattr(lm, "kwargs", {}).items()
-        if name not in unimportant and value is not None
+        if counts(name) and value is not None
     }
     held |= {"kwargs": parameters, "engine": getattr(lm, "engine", None)}
     return object_identity([type(lm), without_secret_names(held)], unseen)
