@@ -204,11 +204,14 @@ def test_another_reflection_lm_keeps_the_rollouts_before_the_first_other_update(
 
 # ---------------------------------------------------------------------- offline
 
-CHANGED = "this run was not recorded there, or something that its records depend on has changed"
+CHANGED = "this run was not recorded there; from the nearest one that was, it differs in: "
 ROLLOUT = r"training rollout of training example \d+: "
 MISSING = {
-    "metric": ({"metric": scored_as_well}, ROLLOUT + CHANGED),
-    "reflection": ({"reflection_lm": advising("x")}, rf"lesson of example \d: {CHANGED}"),
+    "metric": ({"metric": scored_as_well}, ROLLOUT + CHANGED + r"metric\."),
+    "reflection": (
+        {"reflection_lm": advising("x")},
+        rf"lesson of example \d: {CHANGED}reflection LM\.",
+    ),
     "epochs": ({"epochs": 4}, f"{ROLLOUT}the recorded run did not come so far"),
 }
 
