@@ -16,7 +16,7 @@ from typing import Any
 import dspy
 import numpy as np
 import pytest
-from runs import knowing, library_texts, predictor
+from runs import knowing, learned, library_texts, n_calls, predictor
 from scripted import EXTRACT, Prompt, chat, lessons, scripted_lm
 from small import grpo
 
@@ -361,3 +361,28 @@ def test_no_figure_is_a_negative_zero() -> None:
 
 def test_without_a_pair_there_is_no_gain() -> None:
     assert Gain.between([1.0, None], [None, 1.0]) is Gain.between([], []) is None
+
+
+class DearerLater(dspy.Module):
+    """One call for a training question, five for a validation question."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask, self.more = predictor(), predictor()
+
+    def forward(self, question: str) -> Any:
+        for seed in range(4 * (int(question.split()[1]) >= 100)):
+            self.more(question=question, config={"seed": seed})
+        return self.ask(question=question)
+
+
+@pytest.mark.parametrize("num_threads", [1, 4])
+@pytest.mark.parametrize(("max_lm_calls", "n_measured"), [(120, 8), (140, 10)])
+def test_examples_that_all_candidates_finished_count_where_a_budget_cuts_a_round(
+    max_lm_calls: int, n_measured: int, num_threads: int
+) -> None:
+    budget: dict[str, Any] = {"max_lm_calls": max_lm_calls, "num_threads": num_threads}
+    optimized = learned(DearerLater(), gate=Gate(), **budget)
+    results = optimized.detailed_results
+    assert results.student.n == results.best.n == n_measured
+    assert n_calls(optimized) <= max_lm_calls

@@ -71,16 +71,33 @@ class Measurements:
         self._rollouts: dict[tuple[int, int], Rollout] = {}
 
     def make(self, pairs: Sequence[tuple[int, int]]) -> Sequence[Rollout]:
-        """Make these rollouts. Raises RunStopped: a budget does not reach, or the run has ended."""
+        """Make these rollouts. Raises RunStopped: a budget does not reach, or the run has ended.
+
+        Then the first examples that every candidate of these pairs has finished still count.
+        """
         samples = []
         for candidate, place in pairs:
             example = self._order[place]
             rollout_id = rollout_id_for(self._run.settings.seed, 0, example, 0, "validation")
             samples.append(Sample(self.candidates[candidate], example, rollout_id))
         self._maker.admit(len(samples))
-        rollouts = self._reward(self._run.loop.run(self._maker.make(samples, PRIORITY)))
-        self._maker.settle(rollouts)
-        self._rollouts |= zip(pairs, rollouts, strict=True)
+        made: dict[int, Rollout] = {}
+
+        async def one(k: int) -> None:
+            (made[k],) = await self._maker.make([samples[k]], PRIORITY)
+
+        async def every() -> None:
+            for task in [self._run.loop.spawn(one(k)) for k in range(len(samples))]:
+                await task
+
+        try:
+            self._run.loop.run(every())
+        finally:
+            cut = {place for k, (_, place) in enumerate(pairs) if k not in made}
+            kept = [k for k, (_, place) in enumerate(pairs) if place < min(cut, default=math.inf)]
+            rollouts = self._reward([made[k] for k in kept])
+            self._maker.settle(rollouts)
+            self._rollouts |= zip([pairs[k] for k in kept], rollouts, strict=True)
         return rollouts
 
     def make_all(self, n_examples: int) -> None:
