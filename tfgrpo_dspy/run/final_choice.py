@@ -87,8 +87,9 @@ class Measurements:
             (made[k],) = await self._maker.make([samples[k]], PRIORITY)
 
         async def every() -> None:
-            for task in [self._run.loop.spawn(one(k)) for k in range(len(samples))]:
-                await task
+            for at_once in self._at_once(pairs):
+                for task in [self._run.loop.spawn(one(k)) for k in at_once]:
+                    await task
 
         try:
             self._run.loop.run(every())
@@ -99,6 +100,18 @@ class Measurements:
             self._maker.settle(rollouts)
             self._rollouts |= zip([pairs[k] for k in kept], rollouts, strict=True)
         return rollouts
+
+    def _at_once(self, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """The positions of the pairs that are made at once.
+
+        Where calls or dollars are limited, those are the pairs of one example: which examples are
+        finished then does not depend on the number of threads.
+        """
+        may_cut = self._run.ledger.limits_lm_calls
+        groups: dict[int, list[int]] = {}
+        for k, (_, place) in enumerate(pairs):
+            groups.setdefault(place if may_cut else 0, []).append(k)
+        return list(groups.values())
 
     def make_all(self, n_examples: int) -> None:
         """Make the rollouts of every candidate on so many, as far as the budget reaches."""
