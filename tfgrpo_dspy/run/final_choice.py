@@ -4,7 +4,7 @@ import logging
 import math
 import random
 import statistics
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -87,9 +87,13 @@ class Measurements:
             (made[k],) = await self._maker.make([samples[k]], PRIORITY)
 
         async def every() -> None:
-            for at_once in self._at_once(pairs):
-                for task in [self._run.loop.spawn(one(k)) for k in at_once]:
+            places = [place for _, place in pairs]
+            done = 0
+            while done < len(pairs):
+                n = self._n_at_once(places[done:], made.values())
+                for task in [self._run.loop.spawn(one(k)) for k in range(done, done + n)]:
                     await task
+                done += n
 
         try:
             self._run.loop.run(every())
@@ -101,17 +105,26 @@ class Measurements:
             self._rollouts |= zip([pairs[k] for k in kept], rollouts, strict=True)
         return rollouts
 
-    def _at_once(self, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-        """The positions of the pairs that are made at once.
+    def _n_at_once(self, places: Sequence[int], made: Iterable[Rollout]) -> int:
+        """How many of the pairs at these places are made next: those of whole examples.
 
-        Where calls or dollars are limited, those are the pairs of one example: which examples are
-        finished then does not depend on the number of threads.
+        A budget can cut the pairs of one example only: the first is made alone, and then as many
+        as there is budget for if each takes what the dearest has taken. So which examples are
+        finished does not depend on the number of threads.
         """
-        may_cut = self._run.ledger.limits_lm_calls
-        groups: dict[int, list[int]] = {}
-        for k, (_, place) in enumerate(pairs):
-            groups.setdefault(place if may_cut else 0, []).append(k)
-        return list(groups.values())
+        ledger = self._run.ledger
+        n_of_one = sum(place == places[0] for place in places)
+        if not ledger.limits_lm_calls:
+            return len(places)
+        usages = [r.usage + r.metric_usage for r in (*self._rollouts.values(), *made)]
+        if not usages:
+            return n_of_one
+        calls = max(usage.n_lm_calls + usage.n_cached_calls for usage in usages)
+        cost = max(usage.cost_usd for usage in usages)
+        fitting = [math.inf if not each else ledger.left(name) / each
+                   for name, each in (("max_lm_calls", calls), ("max_cost", cost))]  # fmt: skip
+        n_examples = max(1, min(len(places), *fitting) // n_of_one)
+        return int(n_examples * n_of_one)
 
     def make_all(self, n_examples: int) -> None:
         """Make the rollouts of every candidate on so many, as far as the budget reaches."""
