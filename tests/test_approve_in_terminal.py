@@ -65,8 +65,8 @@ def test_a_person_at_the_terminal_decides_what_an_update_may_do(
     assert "evidence: 5 groups, 20 rollouts" in page and "0.00 | answer: no" in page
     assert "The better attempts follow the advice." in page
     before = screen[: screen.index("Update 1")].rstrip("\r\n")
-    assert "rollout/s" in before and before.rpartition("\r")[2].isspace()  # the bar was wiped out
-    assert "rollout/s" not in page
+    assert " calls, " in before and before.rpartition("\r")[2].isspace()  # the bar was wiped out
+    assert "% |" not in page
 
 
 def test_faults_in_edited_operations_are_said_and_asked_about_again(tmp_path: Path) -> None:
