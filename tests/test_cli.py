@@ -150,7 +150,7 @@ def test_an_earlier_run_is_named_by_the_beginning_of_its_id(stores: Path) -> Non
 
 def test_a_text_cannot_steer_the_terminal(tmp_path: Path) -> None:
     ExperienceLibrary.from_texts(["Red \x1b[31m and \u202e reversed."]).save(tmp_path / "x.json")
-    assert r"Red \x1b[31m and \u202e reversed." in run("show", tmp_path / "x.json").stdout
+    assert "Red and reversed." in run("show", tmp_path / "x.json").stdout
 
 
 def test_report_writes_the_page_of_a_run(stores: Path, tmp_path: Path) -> None:

@@ -201,7 +201,8 @@ CANNOT_BE_SENT = {
 def test_what_cannot_be_sent_is_named_before_the_first_call_with_what_to_do(
     named: str, changes: dict[str, Any], pool: Executor, tmp_path: Path
 ) -> None:
-    changes = {"lm": scripted_lm(polite_rules()), **changes}
+    rules = [*polite_rules()[:-1], (r"1\. `hint`", hint), polite_rules()[-1]]
+    changes = {"lm": scripted_lm(rules), **changes}
     with pytest.raises(SettingsError, match=named) as told:
         compiled(pool, log_dir=tmp_path / "runs", **changes)
     assert "num_threads" in str(told.value)

@@ -67,7 +67,7 @@ def damaged() -> Any:
         ({"trainset": [{"question": "?"}, "?"]}, ["trainset: position 0 holds a dict"]),
         ({"valset": [UNMARKED]}, ["valset: 1 of 1 examples have no inputs"]),
         ({"student": Holding()}, ["student=Holding has no predictors"]),
-        ({"student": Holding(frozen())}, ["(sub-modules with _compiled=True are frozen)"]),
+        ({"student": Holding(frozen())}, ["(sub-modules with _compiled=True are frozen;"]),
         ({"student": "q -> a"}, ["student='q -> a': pass a dspy.Module"]),
         ({"student": 3, "trainset": [], "valset": [UNMARKED]},
          ["student=3", "trainset=[]", "valset: 1 of 1"]),

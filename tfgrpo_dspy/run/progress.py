@@ -140,7 +140,8 @@ class Progress:
 
 def _can_rewrite() -> bool:
     """Whether the error stream is one that shows a line anew: a terminal, or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return sys.stderr.isatty() or shell is not None
 
 
 class _AboveBars:
