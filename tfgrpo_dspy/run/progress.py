@@ -68,7 +68,7 @@ class Progress:
             desc=self._state,
             disable=disabled,
             dynamic_ncols=True,
-            mininterval=self._refresh_s,
+            mininterval=REFRESH_S if _can_rewrite() else math.inf,
         )
         self._cleanup.callback(self._bar.close)
 
