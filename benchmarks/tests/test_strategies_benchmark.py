@@ -30,6 +30,7 @@ def runs_of(with_: list[float], without: list[float]) -> list[dict[str, object]]
     ]
 
 
+@pytest.mark.timeout(90)
 def test_strategies_that_value_steps_are_measured_where_critical_steps_are_known() -> None:
     rows = list(credit.found("MonteCarloCredit", (5, 1, 0.0), 0))
     assert rows == list(credit.found("MonteCarloCredit", (5, 1, 0.0), 0))
