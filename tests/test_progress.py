@@ -14,6 +14,7 @@ import pytest
 from runs import learned
 
 TESTS = Path(__file__).parent
+ENVIRONMENT = {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "PATH": "/usr/bin:/bin"}
 SCRIPT = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, format="LOG %(message)s")
@@ -35,7 +36,7 @@ def script(code: str, columns: int = 200) -> str:
     try:
         done = subprocess.Popen(
             [sys.executable, "-c", code],
-            env={"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "PATH": "/usr/bin:/bin"},
+            env=ENVIRONMENT,
             stderr=terminal,
         )
     finally:
@@ -132,9 +133,17 @@ def test_the_bar_is_refreshed_every_second_though_no_rollout_ends() -> None:
     assert {"1", "2"} <= seconds
 
 
-def test_a_file_gets_whole_lines_and_not_one_a_refresh(capsys: pytest.CaptureFixture[str]) -> None:
-    learned(progress=True, max_lm_calls=150)  # takes less than a minute
-    shown = capsys.readouterr().err
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("shell", ["", "InteractiveShell.instance()"])
+def test_a_file_gets_whole_lines_and_not_one_a_refresh(tmp_path: Path, shell: str) -> None:
+    code = COMPILE.format(budget=150, out=str(tmp_path / "out"))  # takes less than a minute
+    if shell:  # a console, whose error stream is a file
+        pytest.importorskip("IPython")
+        code = f"from IPython.core.interactiveshell import InteractiveShell\n{shell}\n{code}"
+    with (tmp_path / "log").open("w+", newline="") as log:
+        subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, stderr=log, check=True)
+        log.seek(0)
+        shown = log.read()
     lines = shown.removesuffix("\n").split("\n")
     assert "\r" not in shown
     assert len(lines) <= 4

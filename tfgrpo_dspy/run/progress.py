@@ -141,7 +141,7 @@ class Progress:
 def _can_rewrite() -> bool:
     """Whether the error stream is one that shows a line anew: a terminal, or a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return sys.stderr.isatty() or shell is not None
+    return sys.stderr.isatty() or getattr(shell, "kernel", None) is not None
 
 
 class _AboveBars:
