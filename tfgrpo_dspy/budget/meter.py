@@ -17,7 +17,6 @@ from typing import Any
 
 import dspy
 import tenacity
-from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import ContextWindowExceededError, LMError
 
 from tfgrpo_dspy.budget.answers import note_answer, text_of
@@ -195,13 +194,25 @@ class Meter:
     def _message(self, error: LMError, lm: Any) -> str:
         return redacted(described(error), known_secrets([lm]))
 
-    def take_unseen(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Take and settle a call of an LM that is not metered. Raises RunStopped."""
+    def take_unseen(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reservation:
+        """Take a call of an LM that is not metered. Raises RunStopped."""
         with self.noting(lm):
             while (taken := self.take(lm, args, kwargs)) is None:
                 self.ledger.wait(POLL_S)
-        self.ledger.settle(taken, taken.n_calls, taken.cost)
-        self._used.append(Usage(taken.n_calls))
+        return taken
+
+    def settle_unseen(
+        self, taken: Reservation, entry: Mapping[str, Any] | None, error: BaseException | None
+    ) -> None:
+        """Settle such a call by its entry in DSPy's history; None: it has none."""
+        cost = 0.0 if isinstance(error, LMError) and not is_unanswered(error) else taken.cost
+        n_failed = taken.n_calls if error else 0
+        used = Usage(taken.n_calls, n_failed_calls=n_failed, cost_usd=cost)
+        if entry is not None:
+            used = self._usage_of(entry)
+            cost = used.cost_usd or (taken.cost if used.n_lm_calls else 0.0)
+        self._used.append(used)
+        self.ledger.settle(taken, used.n_lm_calls, cost)
 
     def check(self) -> None:
         """Raises RunStopped: nobody waits for these calls, or one was refused, swallowed or not."""
@@ -274,6 +285,11 @@ def metered(lm: Any, meter: Meter) -> Any:
     lm.__class__ = _metered_class(kind)
     lm.tfgrpo_meter = meter
     return lm
+
+
+def is_metered(lm: Any) -> bool:
+    """Whether the LM takes its calls itself."""
+    return isinstance(lm, _Metered)
 
 
 @functools.cache
@@ -361,19 +377,3 @@ def _seconds_until_the_next(state: tenacity.RetryCallState) -> float:
         return min(asked, LONGEST_PAUSE_S)
     longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (state.attempt_number - 1))
     return float(longest * random.uniform(0.5, 1.0))
-
-
-class CallWatcher(BaseCallback):
-    """Takes the calls of LMs that are not metered: those that a metric or a tool holds itself.
-
-    DSPy tells of answers from its cache too, and of no retries. A BaseException is the veto.
-    """
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002
-        """Take the call, unless the LM does so itself."""
-        if not isinstance(instance, _Metered):
-            args = (inputs.get("prompt"), inputs.get("messages"))
-            self._meter.take_unseen(instance, args, inputs.get("kwargs") or inputs)

@@ -15,7 +15,8 @@ from dspy.clients.model_metadata import model_info
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget.faults import is_too_long
-from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
+from tfgrpo_dspy.budget.meter import Meter, metered
+from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.reflection.modules import AnswerQuestion
@@ -228,10 +229,9 @@ class ReflectionClient:
 
         if held := language_models(module):
             module = copy_program(module, {id(lm): own_copy(lm) for lm in held})
-        callbacks = list(dspy.settings.callbacks or [])
+        settings = {"lm": own_copy(self._lm), "adapter": self._adapter}
         if self.run.ledger.limits_lm_calls:  # for LMs that a module calls but does not hold
-            callbacks.append(CallWatcher(meter))
-        settings = {"lm": own_copy(self._lm), "adapter": self._adapter, "callbacks": callbacks}
+            settings |= CallWatcher(meter).context()
         tags = [*inputs, question.output] if isinstance(self._adapter, dspy.XMLAdapter) else []
         shown = {k: as_input(v, tags) if isinstance(v, str) else v for k, v in inputs.items()}
         if images := shown.pop(IMAGES, None):  # behind what is escaped and shortened

@@ -17,7 +17,8 @@ from dspy.utils.exceptions import AdapterParseError, LMConfigurationError, LMErr
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.left_out import OWN
-from tfgrpo_dspy.budget.meter import CallWatcher, Meter, metered
+from tfgrpo_dspy.budget.meter import Meter, metered
+from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
@@ -132,8 +133,9 @@ class _Run:
 
     def context(self) -> Any:
         recorders: list[BaseCallback] = [self.tools] if self.has_tools else []
+        watched: dict[str, Any] = {}
         if self.has_tools or self.task.ledger.limits_lm_calls:  # callbacks slow every LM call
-            recorders.append(CallWatcher(self.meter))
+            watched = CallWatcher(self.meter).context(*recorders)
         adapter = dspy.settings.adapter
         if self.replay is not None and not self.replay.start.answers_now:
             adapter = replaying_adapter(adapter or dspy.ChatAdapter(), self.replay)
@@ -144,7 +146,7 @@ class _Run:
             max_trace_size=10_000,
             disable_history=False,  # the meter reads each call's entry
             allow_tool_async_sync_conversion=True,
-            callbacks=[*(dspy.settings.callbacks or []), *recorders],
+            **watched,
         )
 
     def execute(self) -> tuple[Any, Failure | None]:
@@ -260,7 +262,6 @@ def _scored(
     """The rollout with its score; an LM judge runs on the user's own LM, at its own settings."""
     meter = Meter(task.ledger, task.prices)
     judge = dspy.settings.lm
-    callbacks = [*(dspy.settings.callbacks or []), CallWatcher(meter)]
     judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
     score, failure = None, None
     feedback: dict[str, str] = {}
@@ -274,7 +275,7 @@ def _scored(
 
     meter.check()
     try:
-        with dspy.context(lm=judge, disable_history=False, callbacks=callbacks):
+        with dspy.context(lm=judge, disable_history=False, **CallWatcher(meter).context()):
             score = asked(task.score)  # type: ignore[arg-type]
             for name, calls in predictor_calls.items():
                 feedback[name] = asked(task.score.feedback_on, name, calls)  # type: ignore[union-attr]

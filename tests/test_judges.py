@@ -1,0 +1,66 @@
+"""Judges: metrics that ask LMs of their own are counted, priced and kept for."""
+
+from typing import Any
+
+import dspy
+import pytest
+from runs import optimizer_of, polite_rules, predictor, questions
+from scripted import chat
+from test_promise_budgets import Tally, lm_on, priced
+
+from tfgrpo_dspy.results import RunResults
+
+VERDICT = chat(verdict="1.0")
+
+
+class Judge:
+    """Asks its own LM about each answer, in the way named."""
+
+    def __init__(self, way: str = "module", **kwargs: Any) -> None:
+        self.way = way
+        self.engine = Tally([("", VERDICT)])
+        self.lm = lm_on(self.engine, **kwargs)
+        self.ask = dspy.Predict("answer -> verdict")
+        self.ask.lm = self.lm
+
+    def __call__(self, _example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
+        if self.way == "module":
+            self.ask(answer=pred.answer)
+        elif self.way == "context":
+            with dspy.context(lm=self.lm):
+                dspy.Predict("answer -> verdict")(answer=pred.answer)
+        else:
+            self.lm(f"Is this polite? {pred.answer}")
+        return dspy.Prediction(score=float(pred.answer == "please"), feedback="Say please.")
+
+
+def judged(judge: Judge, engine: Tally, **settings: Any) -> RunResults:
+    with dspy.context(lm=lm_on(engine)):
+        optimizer = optimizer_of(metric=judge, **settings)
+        data = {"trainset": questions(6), "valset": questions(12, start=100)}
+        results: RunResults = optimizer.compile(predictor(), **data).detailed_results
+    return results
+
+
+@pytest.mark.parametrize("way", ["module", "context", "the LM itself"])
+@pytest.mark.parametrize("limits", [{}, {"max_lm_calls": 150}, {"max_cost": 0.05}])
+def test_calls_tokens_and_dollars_of_a_judges_own_lm_are_stated_truly(
+    way: str, limits: dict[str, Any]
+) -> None:
+    judge, engine = Judge(way), Tally(polite_rules())
+    results = judged(judge, engine, **priced(), **limits)
+    stated = results.usage["metric"]
+    assert judge.engine.n_calls() > 10
+    assert stated.n_lm_calls == judge.engine.n_calls()
+    assert stated.prompt_tokens + stated.completion_tokens == judge.engine.dollars
+    assert stated.cost_usd == pytest.approx(1e-6 * judge.engine.dollars)
+    in_all = sum(usage.cost_usd for usage in results.usage.values())
+    assert in_all == pytest.approx(1e-6 * (engine.dollars + judge.engine.dollars))
+    assert results.usage["unfinished"].n_lm_calls == 0
+
+
+def test_what_a_judge_is_answered_from_a_cache_costs_nothing() -> None:
+    judge, engine = Judge(cache=True), Tally(polite_rules())
+    stated = judged(judge, engine, max_lm_calls=150).usage["metric"]
+    assert stated.n_lm_calls == judge.engine.n_calls()
+    assert stated.n_lm_calls < 5 < stated.n_cached_calls
