@@ -307,6 +307,51 @@ def test_of_a_budget_enough_is_kept_back_for_the_test_set(budget: dict[str, int]
     assert lm.engine.n_calls() <= budget.get("max_lm_calls", 10**9)
 
 
+@pytest.mark.parametrize("seed", [1, 3, 4])
+def test_with_auto_the_test_set_comes_on_top_of_what_is_learned_with(seed: int) -> None:
+    def learned_by(testset: Any) -> tuple[Any, int]:
+        lm = world()
+        usual: dict[str, Any] = {"auto": "light", "seed": seed, "group_size": 2, "epochs": 50}
+        return compiled(lm, testset=testset, batch_size=5, **usual), lm.engine.n_calls()
+
+    (alone, n_alone), (measured, n_measured) = learned_by(None), learned_by(cases(40, FIRST_TEST))
+    assert len(texts(alone)) >= 3
+    assert library_texts(alone) == library_texts(measured)
+    assert alone.detailed_results.best == measured.detailed_results.best
+    assert measured.detailed_results.test.best.n == 40
+    assert n_measured - n_alone == 2 * 40
+    assert n_alone <= 200
+
+
+def weakly_solved(prompt: Prompt) -> str:
+    """The right lessons help a little; that is seen on many examples only."""
+    chance = 0.4 + 0.2 * (RIGHT[case_in(prompt.user)[1]] in prompt.system)
+    return chat(answer=CODES[case_in(prompt.user)[1]] if luck_of(prompt) < chance else "unsure")
+
+
+def test_what_the_test_set_does_not_need_goes_to_the_race() -> None:
+    """The student leads when all but the test set is spent; 20 more rollouts show that it loses."""
+    lm = world(weakly_solved)
+    given: dict[str, Any] = {"first_validation": 800, **SMALL, "n_validation": 100}
+    gate = proposing(list(RIGHT.values()))
+    program = compiled(lm, gate=gate, testset=cases(40, 3000), max_lm_calls=180, **given)
+    results = program.detailed_results
+    assert texts(program) == set(RIGHT.values())
+    assert results.student.n == 40
+    assert (results.test.student.n, results.test.best.n, results.test.gain.n) == (30, 30, 30)
+    assert lm.engine.n_calls() == 180
+
+
+@pytest.mark.parametrize("limit", [{"max_lm_calls": 180}, {"max_metric_calls": 170}], ids=str)
+def test_a_race_that_is_decided_leaves_the_test_set_what_was_kept_for_it(
+    limit: dict[str, int],
+) -> None:
+    given: dict[str, Any] = {"gate": proposing(list(RIGHT.values())), **SMALL, **limit}
+    program = compiled(world(weakly_solved), testset=cases(40, 3000), **given)
+    test = program.detailed_results.test
+    assert (test.student.n, test.best.n) == (40, 40)
+
+
 def test_the_interval_of_three_pairs_is_students() -> None:
     """Gains 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, error 0.1 / sqrt 3, times t(2) = 4.303."""
     gain = Gain.between([0.5, 0.4, 0.3, 0.3, None], [0.6, 0.6, 0.6, None, 0.4])

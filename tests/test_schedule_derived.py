@@ -16,6 +16,7 @@ from small import grouped
 from tfgrpo_dspy import Execution, NoGate, Reflection, SettingsError, TrainingFreeGRPO
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.checks import prepare
+from tfgrpo_dspy.settings.plan import plan_of
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 
 
@@ -199,11 +200,13 @@ def test_a_refusal_names_the_smallest_budget_that_can_learn(
 
 
 def prepared(
-    program: Any = None, n: int = 30, make: Any = TrainingFreeGRPO, **arguments: Any
-) -> Any:
+    program: Any = None, n: int = 30, make: Any = TrainingFreeGRPO, testset: Any = None,
+    **arguments: Any,
+) -> Any:  # fmt: skip
     settings = make(is_polite, **arguments).settings
     with dspy.context(lm=scripted_lm([])):
-        return prepare(settings, program or predictor(), questions(n))[0]
+        sets = {"testset": testset}
+        return prepare(settings, program or predictor(), questions(n), **sets)[0]
 
 
 @pytest.mark.parametrize(
@@ -252,6 +255,20 @@ def test_auto_is_a_number_of_lm_calls_that_fits_the_data_where_none_is_given(
     given: dict[str, Any], max_lm_calls: int
 ) -> None:
     assert prepared(**given).max_lm_calls == max_lm_calls
+
+
+@pytest.mark.parametrize(("program", "n_calls"), [(predictor(), 1), (Pair(), 2)], ids=str)
+@pytest.mark.parametrize("auto", ["light", "heavy"])
+def test_auto_pays_for_the_test_set_besides(auto: str, program: Any, n_calls: int) -> None:
+    alone, given = prepared(auto=auto, n=60, program=program), {"testset": questions(25, start=500)}
+    own = prepared(auto=auto, n=60, program=program, **given)
+    assert own.max_lm_calls == alone.max_lm_calls + 2 * 25 * n_calls
+    assert own.schedule == alone.schedule
+    rows = {row.purpose: row.at_most for row in plan_of(own).rows}
+    assert rows["test set, on top of auto"].n_rollouts == 2 * 25
+    given = {"max_lm_calls": 400, **given}
+    rows = {row.purpose: row for row in plan_of(prepared(auto=auto, program=program, **given)).rows}
+    assert "test set" in rows
 
 
 @pytest.mark.parametrize(

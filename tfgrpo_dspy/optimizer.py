@@ -32,7 +32,8 @@ class TrainingFreeGRPO(Teleprompter):
         reflection_lm: writes the lessons; default: `dspy.settings.lm`.
         objective: in words, what the experiences should be about.
         auto: "light", "medium" or "heavy", where there is no `max_lm_calls`: 5, 12 or 30 for each
-            training example and LM call of a rollout, and at least 100, 200 or 400.
+            training example and LM call of a rollout, and at least 100, 200 or 400. What a
+            testset takes comes on top.
         max_lm_calls: how many LM calls the whole run may make. This and the next three are hard
             limits; when one is reached, the best program so far is returned. Replays from
             `log_dir` count at what they cost when they were made.

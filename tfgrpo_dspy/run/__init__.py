@@ -68,7 +68,7 @@ class Run:
         self._sampler = Rollouts(self._run, "rollout", trainset, settings.temperature)
         start = ExperienceLibrary.from_program(student)
         self._strategies = Strategies(self._client)
-        args = (start, training, len(testset), recorded is not None)
+        args = (start, training, recorded is not None)
         self._history = History(self._run, self._strategies, *args)
         self._is_readable = False
         self._updates: list[Awaitable[ExperienceLibrary]] = []

@@ -127,10 +127,12 @@ class Measurements:
         return int(n_examples * n_of_one)
 
     def make_all(self, n_examples: int) -> None:
-        """Make the rollouts of every candidate on so many, as far as the budget reaches."""
+        """Make the rollouts of all candidates on so many examples, as far as the budget reaches."""
+        n_candidates = len(self.candidates)
+        n_left = self._run.ledger.left("max_metric_calls") / n_candidates
+        n = int(min(n_examples, max(1, n_left)))
         with suppress(RunStopped):
-            for candidate in range(len(self.candidates)):
-                self.make([(candidate, place) for place in range(n_examples)])
+            self.make([(c, place) for place in range(n) for c in range(n_candidates)])
 
     def scores(self) -> Scores:
         """The score of each rollout.
@@ -211,7 +213,7 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     if run.settings.measures and valset:
         candidates = _candidates(history, demos)
         measured = Measurements(run, "validation", valset, candidates, history)
-        place, finalists = _race(run, history, measured, n_reserved=2 * len(testset))
+        place, finalists = _race(run, history, measured)
     else:
         candidates = _with_student(history, Additions(history.result()))
         measured = Measurements(run, "validation", valset, candidates, history)
@@ -299,9 +301,9 @@ def _held_out(
 
 
 def _race(
-    run: RunContext, history: History, measured: Measurements, n_reserved: int
+    run: RunContext, history: History, measured: Measurements
 ) -> tuple[int, tuple[Finalist, ...]]:
-    """The winner's place (0: student), and all that took part; `n_reserved` are for the testset."""
+    """The winner's place (0: student), and all that took part."""
     account, sd = history.accounts[-1], history.score_sd
     candidates = [_parts(candidate) for candidate in measured.candidates]
     parts = {part: (0.0, sd) for candidate in candidates for part in candidate}
@@ -309,7 +311,7 @@ def _race(
     parts[DEMOS] = (DEMOS_MEAN * sd, DEMOS_SD * sd)
     race = Race(tuple(candidates), parts, sd, measured.n_examples)
     with suppress(RunStopped):  # what was measured by then decides
-        while pairs := race.next(measured.scores(), _n_left(run, account, n_reserved)):
+        while pairs := _next_round(run, race, account, measured.scores()):
             account = account.after_rollouts(measured.make(pairs))
             run.report.progress.show_scores(**measured.means())
     scores = measured.scores()
@@ -333,6 +335,21 @@ def _race(
             run.report.ended_because,
         )
     return best, tuple(finalists)
+
+
+def _next_round(
+    run: RunContext, race: Race, account: Account, scores: Scores
+) -> list[tuple[int, int]]:
+    """What the race measures next; what the test set needs is kept.
+
+    While the student leads, the test set needs half of that: the race goes on with the other half.
+    A candidate that wins by it is measured on fewer test examples, and the student on the same.
+    """
+    data = run.settings.data
+    pairs = race.next(scores, _n_left(run, account, data.n_of_test_set))
+    if scores and not pairs and race.winner(scores) == 0:
+        pairs = race.next(scores, _n_left(run, account, data.n_test))
+    return pairs
 
 
 def _parts(candidate: Additions) -> frozenset[Hashable]:

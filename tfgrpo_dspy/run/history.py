@@ -61,7 +61,6 @@ class History:
         strategies: Strategies,
         start: ExperienceLibrary,
         training: Sequence[int],
-        n_test: int,
         is_recorded: bool,
     ) -> None:
         settings = run.settings
@@ -78,7 +77,6 @@ class History:
         proposes = any(each.proposes_first for each in strategies.overriding("propose"))
         self.n_drafts = int(settings.drafts > 0 or (proposes and not is_recorded))
         self.n_updates = self.n_drafts + (1 if is_recorded else settings.epochs) * self._n_batches
-        self._n_test = n_test
         self.best: list[tuple[Rollout, ...]] = [()]
         self.known, self.measured = [NO_SCORES], [NO_SCORES]
         self._best_rollouts = BestRollouts()
@@ -359,7 +357,7 @@ class History:
             times.append(each.cost / data.dollars_per_rollout)
         smallest = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
         n = max(min(settings.reserve, smallest), int(settings.reserve / max(times)))
-        return n + 2 * self._n_test
+        return n + data.n_of_test_set
 
     def _reserved(self, account: Account) -> Amount:
         """What these take; the last call is made only if the worst that it may cost is left."""

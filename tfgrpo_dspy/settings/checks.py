@@ -87,6 +87,8 @@ def prepare(
     if settings.auto is not None and settings.max_lm_calls is None:
         per_example, at_least = AUTO[settings.auto]
         n_calls = max(at_least, per_example * len(examples) * data.calls_per_rollout)
+        n_calls += data.n_of_test_set * data.calls_per_rollout
+        data = replace(data, is_test_on_top=True)
         settings = replace(settings, max_lm_calls=n_calls)
     own = derive(settings, data)
     if not settings.offline:

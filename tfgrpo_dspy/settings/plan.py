@@ -30,6 +30,7 @@ FEWEST_UPDATES = 20
 What is likely is the geometric mean. This and the next two were chosen with simulated tasks."""
 CONTRAST_SHARE, CHANGE_SHARE = 0.6, 0.5  # of groups that teach; of updates with new lessons
 LIKELY_FINALISTS, MOST_FINALISTS = 3, 12
+TEST_ON_TOP = "test set, on top of auto"
 CALLS_FOR_AN_ANSWER = 2  # at most: DSPy asks again, in JSON, for an answer that does not parse
 
 
@@ -170,7 +171,8 @@ def _rows(settings: RunSettings, n_updates: int, *, is_likely: bool) -> dict[str
     n_summaries = n_training if settings.reflection.summarize_always else 0
     return {
         "student and final choice": rollout * n_final,
-        "test set": rollout * (2 * data.n_test),
+        TEST_ON_TOP if data.n_test and data.is_test_on_top else "test set": rollout
+        * data.n_of_test_set,
         "training rollouts": rollout * n_training,
         "drafts from labels": reflections(settings.drafts, EXAMPLES_OF_DRAFT * tokens),
         "summaries": reflections(n_summaries, tokens),

@@ -46,6 +46,7 @@ class RunData:
     n_training: int
     n_validation: int = 0  # examples that are available for validation; 0: nothing is measured
     n_test: int = 0  # examples on which student and result are measured at the end
+    is_test_on_top: bool = False  # whether the budget, by `auto`, was made larger for these
     has_labels: bool = False
     is_recorded: bool = False  # whether all training rollouts were made elsewhere
     n_metric_calls: int = 1  # for each training rollout; more if the metric is asked of predictors
@@ -54,6 +55,11 @@ class RunData:
     dollars_per_rollout: float = math.nan
     most_calls_per_rollout: int = 1  # of a program whose agents take all of their turns
     dollars_of_dearest_call: float = 0.0  # of the program, if its answer is as long as it may get
+
+    @property
+    def n_of_test_set(self) -> int:
+        """How many rollouts the test set takes at most: those of the student and of the result."""
+        return 2 * self.n_test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,14 +177,14 @@ def _calls(settings: Settings, data: RunData) -> float:
     Dollars are converted with the assumed cost of a call, a limit on rollouts with half a
     reflection per rollout.
     """
-    calls, n_test = math.inf, 2 * data.n_test * data.calls_per_rollout
+    calls, n_test = math.inf, data.n_of_test_set * data.calls_per_rollout
     if settings.max_lm_calls is not None:
         calls = settings.max_lm_calls - n_test
     if settings.max_cost is not None and data.dollars_per_rollout > 0:
         n_rollouts = settings.max_cost / data.dollars_per_rollout
         calls = min(calls, n_rollouts * data.calls_per_rollout - n_test)
     if settings.max_metric_calls is not None:
-        n_rollouts = (settings.max_metric_calls - 2 * data.n_test) / data.n_metric_calls
+        n_rollouts = (settings.max_metric_calls - data.n_of_test_set) / data.n_metric_calls
         calls = min(calls, n_rollouts * (data.calls_per_rollout + 0.5))
     return max(0, calls)
 
@@ -204,7 +210,7 @@ def _reductions(own: RunSettings) -> Iterator[dict[str, int]]:
 
 def _unpaid(own: RunSettings, calls_per_rollout: int) -> str:
     """Which limit does not pay for one whole update and the final choice; "": all pay."""
-    n_rollouts = own.rollouts_of_update + own.reserve + 2 * own.data.n_test
+    n_rollouts = own.rollouts_of_update + own.reserve + own.data.n_of_test_set
     n_reflections = own.batch_size + 1 + own.drafts + (own.drafts > 0)
     n_reflections += own.rollouts_of_update * own.reflection.summarize_always
     needed_calls = n_rollouts * calls_per_rollout + n_reflections
