@@ -22,7 +22,7 @@ from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.dead_ends import FIRST_ROLLOUTS, why_unreadable, why_useless
 from tfgrpo_dspy.run.final_choice import finish, unmeasured
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.play import Player
+from tfgrpo_dspy.run.play import Player, Turn, Turns
 from tfgrpo_dspy.run.reflecting import (
     draft_lessons,
     extract_lessons,
@@ -70,7 +70,7 @@ class Run:
         self._strategies = Strategies(self._client)
         args = (start, training, recorded is not None)
         self._history = History(self._run, self._strategies, *args)
-        self._is_readable = False
+        self._is_readable, self._turns = False, Turns()
         self._updates: list[Awaitable[ExperienceLibrary]] = []
         self._opened: asyncio.Future[None]
         self._first: asyncio.Future[None]
@@ -300,16 +300,22 @@ class Run:
             return await self._strategies.shown(self._context(batch, sampled), batch)
 
         if self._strategies.overriding("credit"):
-            groups = [self._run.loop.spawn(self._credited(batch, group)) for group in groups]
+            own = [self._credited(batch, group, self._turns.next()) for group in groups]
+            groups = [self._run.loop.spawn(each) for each in own]
         return await extract_lessons(self._client, batch, groups, show)
 
-    async def _credited(self, batch: Batch, group: Awaitable[SampledGroup]) -> SampledGroup:
+    async def _credited(
+        self, batch: Batch, group: Awaitable[SampledGroup], turn: Turn
+    ) -> SampledGroup:
         """The group with the values of its steps."""
         sampled = await group
         sampler = self._sampler if self._recorded is None else None
         priority = (*TRAINING_PRIORITY, batch.update)
-        player = Player(self._run, sampler, priority, batch, sampled, self._history.reward)
-        return await self._strategies.credited(self._context(batch, sampled), batch, player)
+        player = Player(self._run, sampler, priority, batch, sampled, self._history.reward, turn)
+        try:
+            return await self._strategies.credited(self._context(batch, sampled), batch, player)
+        finally:
+            turn.pass_on()
 
     async def propose(self, batch: Batch, extracted: Extracted) -> list[Operation | Refusal]:
         """The operations that lessons call for, after the update before; also those refused."""

@@ -11,8 +11,49 @@ from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.loop import Priority
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
-from tfgrpo_dspy.sampling.replay import Start
+from tfgrpo_dspy.sampling.replay import OF_A_TOOL, Start, checks
 from tfgrpo_dspy.store.identity import digest
+
+
+class Turn:
+    """What a group says to those after it of the program: whether it can be replayed at all.
+
+    "": it can; a reason why it cannot; None: that is not known. The groups ask in the order of
+    their batches, whatever is done first; so the first check of the run decides, and costs once.
+    """
+
+    def __init__(self, before: "asyncio.Future[str | None]") -> None:
+        self._before = before
+        self.said: asyncio.Future[str | None] = asyncio.Future()
+
+    async def known(self) -> str | None:
+        """What the groups before this one say."""
+        return await asyncio.shield(self._before)
+
+    def say(self, verdict: str | None) -> None:
+        """Say it, once."""
+        if not self.said.done():
+            self.said.set_result(verdict)
+
+    def pass_on(self) -> None:
+        """Say what the groups before this one say, as soon as they do."""
+        self._before.add_done_callback(lambda before: self.say(before.result()))
+
+
+class Turns:
+    """The turns of the groups of a run."""
+
+    def __init__(self) -> None:
+        self._last: asyncio.Future[str | None] | None = None
+
+    def next(self) -> Turn:
+        """The turn of the next group."""
+        if self._last is None:
+            self._last = asyncio.Future()
+            self._last.set_result(None)
+        turn = Turn(self._last)
+        self._last = turn.said
+        return turn
 
 
 class Player:
@@ -30,9 +71,10 @@ class Player:
         batch: Batch,
         sampled: SampledGroup,
         reward: Callable[[Sequence[Rollout]], list[Rollout]],
+        turn: Turn,
     ) -> None:
         self._run, self._sampler, self._priority = run, sampler, priority
-        self._group, self._reward = sampled.group, reward
+        self._group, self._reward, self._turn = sampled.group, reward, turn
         self._asks_predictors = batch.asks_predictors
         self._visit = batch.size_and_visit(sampled.group.example)[1]
         ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
@@ -59,7 +101,7 @@ class Player:
         if self._sampler is None:
             raise NotReplayedError(f"example {self._group.example}: rollouts were made elsewhere")
         if not answers_now:
-            _check_replayed(await self._begun(Start(rollout, len(rollout.steps)), 0), is_check=True)
+            await self._verify(rollout)
         start = Start(rollout, n_steps, answers_now, ends_if_same)
         begun = [self._begun(start, k) for k in range(n)]
         made = [await each for each in begun]
@@ -67,6 +109,18 @@ class Player:
         for each in made:
             _check_replayed(each)
         return self._counted(made)
+
+    async def _verify(self, rollout: Rollout) -> None:
+        """Raises NotReplayedError: the program does not repeat its steps, or some tool does not."""
+        if known := await self._turn.known():
+            raise NotReplayedError(known)
+        try:
+            for start in checks(rollout):
+                _check_replayed(await self._begun(start, 1 + (start.called or 0)), is_check=True)
+        except NotReplayedError as error:
+            self._turn.say(None if str(error).startswith(OF_A_TOOL) else str(error))
+            raise
+        self._turn.say("")
 
     def _begun(self, start: Start, index: int) -> "asyncio.Task[Rollout]":
         """The rollout, which is made once."""

@@ -5,7 +5,7 @@ import functools
 import inspect
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
@@ -25,19 +25,18 @@ from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Rollout, Step
 from tfgrpo_dspy.sampling.fields import (
     as_fields,
-    as_text,
     containers_copied,
     copied_example,
     with_values,
 )
 from tfgrpo_dspy.sampling.replay import (
+    SETTING,
     Replay,
     ReplayEndedError,
     Start,
     answer_now,
-    form_of,
     replaying_adapter,
-    replaying_tool,
+    with_result,
 )
 
 
@@ -72,7 +71,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
     the ledger refused a call, whatever the program made of that.
     """
     run = _Run(task)
-    with run.context():
+    with closing(run), run.context():
         prediction, failure = run.execute()
         trace = list(dspy.settings.trace)
     run.meter.check()
@@ -96,14 +95,10 @@ class _Run:
 
     def __init__(self, task: RolloutTask) -> None:
         self.task = task
-        self.has_tools = any(True for _ in task.program.named_sub_modules(dspy.Tool))
         self.meter = Meter(task.ledger, task.prices)
         self.replay = Replay(task.start, self._name_of) if task.start else None
-        self.tools = _ToolRecorder(self.meter, self.replay)
+        self.tools = _ToolRecorder(self.meter)
         kept = {id(lm): self._lm_for_sample(lm) for lm in language_models(task.program)}
-        if self.replay is not None:
-            tools = task.program.named_sub_modules(dspy.Tool)
-            kept |= {id(tool): replaying_tool(tool, self.replay) for _, tool in tools}
         self.program = copy_program(task.program, kept)
         self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
         for name, predictor in self.program.named_sub_modules(dspy.Predict):
@@ -132,22 +127,26 @@ class _Run:
         return changed
 
     def context(self) -> Any:
-        recorders: list[BaseCallback] = [self.tools] if self.has_tools else []
-        watched: dict[str, Any] = {}
-        if self.has_tools or self.task.ledger.limits_lm_calls:  # callbacks slow every LM call
-            watched = CallWatcher(self.meter).context(*recorders)
+        recorders: list[BaseCallback] = [self.tools]
         adapter = dspy.settings.adapter
         if self.replay is not None and not self.replay.start.answers_now:
             adapter = replaying_adapter(adapter or dspy.ChatAdapter(), self.replay)
+            recorders.insert(0, self.replay)
         return dspy.context(
+            **{SETTING: self.replay},
             lm=self._lm_for_sample(dspy.settings.lm),
             adapter=adapter,
             trace=self.tools.trace,
             max_trace_size=10_000,
             disable_history=False,  # the meter reads each call's entry
             allow_tool_async_sync_conversion=True,
-            **watched,
+            **CallWatcher(self.meter).context(*recorders),
         )
+
+    def close(self) -> None:
+        """Give back what was changed of tools that are not the program's own."""
+        if self.replay is not None:
+            self.replay.close()
 
     def execute(self) -> tuple[Any, Failure | None]:
         """What the program returns, and its failure."""
@@ -345,25 +344,16 @@ class _Trace(list[Any]):
 class _ToolRecorder(BaseCallback):
     """The tool calls of one rollout, each with how many predictor calls were answered before it."""
 
-    def __init__(self, meter: Meter, replay: Replay | None) -> None:
+    def __init__(self, meter: Meter) -> None:
         self.trace = _Trace(meter)
         self.calls: dict[str, tuple[int, Step]] = {}
-        self._replay = replay
 
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         arguments = as_fields(inputs.get("kwargs", inputs))
-        if self._replay is not None:
-            self._replay.begin_tool(str(instance.name), arguments)
         self.calls[call_id] = (len(self.trace), Step("tool", str(instance.name), arguments, {}))
 
     def on_tool_end(
         self, call_id: str, outputs: Any | None, exception: BaseException | None = None
     ) -> None:
         position, step = self.calls[call_id]
-        if exception is None:
-            step = replace(step, outputs={"result": as_text(outputs)}, form=form_of(outputs))
-        else:
-            step = replace(step, error=f"{type(exception).__name__}: {exception}")
-        self.calls[call_id] = (position, step)
-        if self._replay is not None:
-            self._replay.end_tool(step)
+        self.calls[call_id] = (position, with_result(step, outputs, exception))

@@ -2,20 +2,25 @@
 
 The program runs again, but the recorded outputs of predictors and results of tools are fed back, so
 nothing before the step costs a call of an LM or a tool. Each call is verified: its name and its
-inputs must be those of the record. Calls of functions that are no `dspy.Tool` are not recorded; the
-program makes them again.
+inputs must be those of the record. Tools are recognised when they are called, wherever they were
+built. Calls of functions that are no `dspy.Tool` are not recorded; the program makes them again,
+unless they are `replay_only`.
 """
 
 import builtins
 import copy
+import functools
 import json
 import re
+import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NoReturn
 
 import dspy
+from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 
+from tfgrpo_dspy.errors import NotReplayedError
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.rollout import (
     REASONING,
@@ -29,8 +34,12 @@ from tfgrpo_dspy.rollout import (
 from tfgrpo_dspy.sampling.fields import as_fields, as_text, parsed
 
 MARK = "tfgrpo_replay_only"
+SETTING = "tfgrpo_replay"
+"""Under this name DSPy's settings hold the `Replay` of the rollout that is being made."""
 LAST_TOOLS = ("finish", "submit")
 """The tools with which DSPy's agents end."""
+OF_A_TOOL = "tool "
+"""So the reasons begin that lie in the tools of one rollout, and not in the program."""
 _BLAMES = r"During handling of the above exception|The above exception was the direct cause"
 _PASSING = re.compile(
     rf"Traceback \(most recent (?:(?!Traceback \(most).)*?\n\n(?:{_BLAMES})[^\n]*\n\n"
@@ -43,14 +52,35 @@ of its class; the ids that providers give to calls of tools."""
 
 
 def replay_only(tool: Any) -> Any:
-    """Mark a function or a `dspy.Tool` that has side effects; gives it back.
+    """Mark a function, a method or a `dspy.Tool` that has side effects; use what this gives back.
 
-    A rollout that goes on from a step of another one never calls such a tool. It is given the
-    result that the other one got for the same arguments; if there is none, it ends, with no score.
+    A rollout that goes on from a step of another one never calls it, wherever it is called from. A
+    tool is given the result that the other rollout got for the same arguments; if there is none, or
+    if the function is called without a tool, the rollout ends, with no score.
     """
-    function = tool.func if isinstance(tool, dspy.Tool) else tool
-    setattr(getattr(function, "__func__", function), MARK, True)
-    return tool
+    if isinstance(tool, dspy.Tool):
+        tool.func = replay_only(tool.func)
+        return tool
+    function = getattr(tool, "__func__", tool)
+    setattr(function, MARK, True)
+    if not isinstance(function, types.FunctionType):
+        return tool
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        replay: Replay | None = dspy.settings.get(SETTING)
+        if replay is not None:
+            why = "is replay_only, and is called by another way than its tool"
+            replay.refuse(f"{OF_A_TOOL}{function.__name__!r} {why}")
+        return function(*args, **kwargs)
+
+    return guarded if function is tool else types.MethodType(guarded, tool.__self__)
+
+
+def _is_marked(function: Any) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return hasattr(function, MARK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +89,16 @@ class Start:
 
     With `answers_now`, the LM is asked for the outputs at once, in place of the program. With
     `ends_if_same`, the rollout ends if its first fresh step decides as the source did. After all
-    steps of the source nothing is fresh: the outputs must be those of the source, and the last call
-    of a tool is made, to find out whether its result depends on calls that were only fed back.
+    steps of the source nothing is fresh: the outputs must be those of the source. One call of a
+    tool is made all the same, to find out whether its result depends on calls that were only fed
+    back: that of the step `called` (-1: none), by default the last one.
     """
 
     source: Rollout
     n_steps: int
     answers_now: bool = False
     ends_if_same: bool = False
+    called: int | None = None
 
     @property
     def is_check(self) -> bool:
@@ -78,7 +110,47 @@ class ReplayEndedError(BaseException):
     """Ends a rollout, whatever the program catches."""
 
 
-class Replay:
+def checks(rollout: Rollout) -> list[Start]:
+    """What verifies that a rollout can be replayed: no call is made, or the last one of one tool.
+
+    Raises NotReplayedError: two calls with the same arguments gave different results.
+    """
+    last = {step.name: k for k, step in enumerate(rollout.steps) if step.kind == "tool"}
+    results: dict[tuple[object, ...], Any] = {}
+    for step in rollout.steps:
+        asked, result = (step.name, *sorted(step.inputs.items())), (dict(step.outputs), step.error)
+        if step.kind == "tool" and results.setdefault(asked, result) != result:
+            raise NotReplayedError(_unlike(step.name))
+    return [Start(rollout, len(rollout.steps), called=k) for k in (-1, *last.values())]
+
+
+def _unlike(name: str) -> str:
+    why = "its results depend on earlier calls, or on time"
+    return f"{OF_A_TOOL}{name!r} gives another result for the same arguments: {why}"
+
+
+def with_result(step: Step, outputs: Any, exception: BaseException | None) -> Step:
+    """The call of a tool with what it gave, or raised."""
+    if exception is not None:
+        return replace(step, error=f"{type(exception).__name__}: {exception}")
+    return replace(step, outputs={"result": as_text(outputs)}, form=form_of(outputs))
+
+
+class _Dispatcher:
+    """Stands in a tool for its function while a rollout that calls the tool is replayed."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.n_users = 0
+
+    def __call__(self, *args: Any, **arguments: Any) -> Any:
+        replay: Replay | None = dspy.settings.get(SETTING)
+        if replay is None:
+            return self.function(*args, **arguments)
+        return replay.called(self.function, arguments)
+
+
+class Replay(BaseCallback):
     """Feeds the record back to one run of the program; `failure` says why that ended, if it did."""
 
     def __init__(self, start: Start, name_of: Callable[[Any, str], str]) -> None:
@@ -86,15 +158,22 @@ class Replay:
         self.failure: Failure | None = None
         self._name_of = name_of
         self._n_fed = 0
-        self._tool: Step | None = None  # the record of the call of a tool that is being made
-        self._is_called = False  # whether that tool is called all the same
+        self._tools: dict[str, tuple[str, Step | None, bool]] = {}
+        """By the id of a call, the tool, its record, and whether it is called all the same."""
+        self._changed: list[dspy.Tool] = []  # tools that hold a dispatcher
         self._is_compared = False  # whether the first fresh step was
-        of_tools = [i for i, step in enumerate(start.source.steps) if step.kind == "tool"
+        of_tools = [k for k, step in enumerate(start.source.steps) if step.kind == "tool"
                     and step.name not in LAST_TOOLS]  # fmt: skip
-        self._tested = of_tools[-1] if of_tools and start.is_check else -1
+        last = of_tools[-1] if of_tools and start.is_check else -1
+        self._called = last if start.called is None else start.called
 
     def _end(self, why: str, kind: FailureKind = "replay") -> None:
         self.failure = self.failure or Failure(kind, why)
+
+    def refuse(self, why: str, kind: FailureKind = "stopped") -> NoReturn:
+        """Raises ReplayEndedError: the rollout ends."""
+        self._end(why, kind)
+        raise ReplayEndedError(why)
 
     def check(self) -> None:
         """Raises ReplayEndedError: the rollout has ended."""
@@ -130,8 +209,7 @@ class Replay:
         try:
             values = {name: parsed(step.outputs[name], info.annotation) for name, info in fields}
         except (KeyError, ValueError) as error:
-            self._end(f"step {self._n_fed}: its outputs cannot be read back ({error})")
-            self.check()
+            self.refuse(f"step {self._n_fed}: its outputs cannot be read back ({error})", "replay")
         return [values]
 
     def look_at(self, values: list[dict[str, Any]]) -> None:
@@ -141,46 +219,68 @@ class Replay:
         self._is_compared = True
         before = self.start.source.steps[self.start.n_steps]
         if decision(before.outputs) == decision(as_fields(values[0])):
-            self._end("its first fresh step is that of the other rollout", "stopped")
-            self.check()
+            self.refuse("its first fresh step is that of the other rollout")
 
-    def begin_tool(self, name: str, arguments: Mapping[str, str]) -> None:
-        """Note which tool is called; DSPy checks the arguments before it calls the function."""
-        self._is_called = self._n_fed == self._tested
-        self._tool = self._next("tool", name, arguments)
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:  # noqa: ARG002
+        """End the rollout before it pays for a call that it was to be spared."""
+        if self.start.is_check or self._n_fed < self.start.n_steps:
+            why = "that is no call of a predictor through the adapter of the run"
+            self.refuse(f"the program calls an LM in step {self._n_fed + 1} again: {why}", "replay")
 
-    def called(self, tool: dspy.Tool, arguments: Mapping[str, Any]) -> Any:
-        """What the tool gives, or gave."""
+    def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Note which tool is called, and see to it that its function comes here."""
+        name, is_called = str(instance.name), self._n_fed == self._called
+        step = self._next("tool", name, as_fields(inputs.get("kwargs", inputs)))
+        self._tools[call_id] = name, step, is_called
+        with dspy.settings.lock:
+            if not isinstance(instance.func, _Dispatcher):
+                vars(instance)["func"] = _Dispatcher(instance.func)
+            instance.func.n_users += 1
+            self._changed.append(instance)
+
+    def close(self) -> None:
+        """Give the tools their functions back, unless another rollout is being replayed on them."""
+        with dspy.settings.lock:
+            for tool in self._changed:
+                tool.func.n_users -= 1
+                if not tool.func.n_users:
+                    vars(tool)["func"] = tool.func.function
+
+    def called(self, function: Any, arguments: Mapping[str, Any]) -> Any:
+        """What the function of the tool that is called now gives, or gave."""
         self.check()
-        step, is_marked = self._tool, hasattr(tool.func, MARK)
+        name, step, is_called = self._tools.get(ACTIVE_CALL_ID.get() or "", ("", None, True))
+        is_marked = _is_marked(function)
         if step is None and is_marked:
-            step = self._known(tool.name, as_fields(arguments))
-            self.check()
-        if step is None or (self._is_called and not is_marked):
-            return tool.func(**arguments)
+            step = self._known(name, as_fields(arguments))
+        if step is None or (is_called and not is_marked):
+            return function(**arguments)
         if step.error:
             raise _error(step.error)
         if step.form == "other":
-            self._end(f"step {self._n_fed}: the result of {tool.name!r} is no JSON")
-            self.check()
+            self.refuse(f"{OF_A_TOOL}{name!r}: its result is no JSON", "replay")
         text = step.outputs.get("result", "")
         return _value(text) if step.form == "json" else text
 
-    def _known(self, name: str, arguments: Mapping[str, str]) -> Step | None:
+    def _known(self, name: str, arguments: Mapping[str, str]) -> Step:
         for step in self.start.source.steps:
             if (step.kind, step.name, dict(step.inputs)) == ("tool", name, dict(arguments)):
-                return step
-        self._end(f"{name!r} is replay_only, and has no result for these arguments", "stopped")
-        return None
+                break
+        else:
+            self.refuse(
+                f"{OF_A_TOOL}{name!r} is replay_only, and has no result for these arguments"
+            )
+        return step
 
-    def end_tool(self, step: Step) -> None:
+    def on_tool_end(
+        self, call_id: str, outputs: Any | None, exception: BaseException | None = None
+    ) -> None:
         """Compare what a tool gave with what it had given, where it was called to find out."""
-        if self._is_called and self._tool and not self.failure:
-            before = self._tool.outputs, self._tool.error
-            if before != (step.outputs, step.error):
-                why = "its results depend on earlier calls, or on time"
-                self._end(f"tool {step.name!r} gives another result for the same arguments: {why}")
-        self._is_called, self._tool = False, None
+        _, before, is_called = self._tools[call_id]
+        if is_called and before and not self.failure:
+            now = with_result(before, outputs, exception)
+            if (now.outputs, now.error) != (before.outputs, before.error):
+                self._end(_unlike(before.name))
 
     def finish(self, outputs: Mapping[str, str], failure: Failure | None) -> None:
         """Verify how the program ends, and that it made all calls of the record."""
@@ -218,11 +318,6 @@ def replaying_adapter(adapter: Any, replay: Replay) -> Any:
     changed = copy.copy(adapter)
     changed.__class__ = type(kind.__name__, (kind,), {"__call__": call, "acall": acall})
     return changed
-
-
-def replaying_tool(tool: dspy.Tool, replay: Replay) -> dspy.Tool:
-    """A copy of the tool that gives the recorded results."""
-    return tool.model_copy(update={"func": lambda **arguments: replay.called(tool, arguments)})
 
 
 def answer_now(program: Any, start: Start, inputs: Mapping[str, Any]) -> Any:

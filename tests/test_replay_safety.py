@@ -1,0 +1,279 @@
+"""What goes on from a step calls nothing that was marked, trusts no hidden state, costs little."""
+
+import functools
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import dspy
+import pytest
+from scripted import Prompt, chat, scripted_lm
+from test_credit import Route, Wandering, learned
+from test_replay import EXAMPLE, Bench, answer
+
+from tfgrpo_dspy.errors import NotReplayedError
+from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.sampling.one_rollout import run_rollout
+from tfgrpo_dspy.sampling.replay import checks
+from tfgrpo_dspy.strategies import MonteCarloCredit, replay_only
+
+
+class Sending(dspy.Module):
+    """Decides to whom to write, sends a mail by a tool that is built then, and answers."""
+
+    def __init__(self, tool: Callable[[], Any]) -> None:
+        super().__init__()
+        self.plan = dspy.Predict("question -> to")
+        self.last = dspy.Predict("question, sent -> answer")
+        self.tool = tool
+
+
+class Mailing(Sending):
+    def forward(self, question: str) -> Any:
+        to = self.plan(question=question).to
+        return self.last(question=question, sent=self.tool()(to=to))
+
+
+class Awaiting(Sending):
+    async def aforward(self, question: str) -> Any:
+        to = self.plan(question=question).to
+        return self.last(question=question, sent=await self.tool().acall(to=to))
+
+
+class Mailbox:
+    def __init__(self, sent: list[str]) -> None:
+        self.sent = sent
+
+    @replay_only
+    def own(self, to: str) -> str:
+        self.sent.append(to)
+        return f"sent to {to}"
+
+    def plain(self, to: str) -> str:
+        self.sent.append(to)
+        return f"sent to {to}"
+
+    def with_subject(self, subject: str, to: str) -> str:
+        return f"{subject} {self.plain(to)}"
+
+    async def later(self, to: str) -> str:
+        return self.plain(to)
+
+
+SHARED: dict[int, dspy.Tool] = {}
+
+
+def shared(box: Mailbox) -> dspy.Tool:
+    return SHARED.setdefault(id(box), replay_only(dspy.Tool(box.plain, name="send")))
+
+
+def in_a_lambda(box: Mailbox) -> dspy.Tool:
+    send = replay_only(box.plain)
+    return dspy.Tool(lambda to: send(to), name="send")
+
+
+WAYS: dict[str, Callable[[Mailbox], dspy.Tool]] = {
+    "marked tool": lambda box: replay_only(dspy.Tool(box.plain)),
+    "marked method": lambda box: dspy.Tool(replay_only(box.plain)),
+    "marked in the class": lambda box: dspy.Tool(box.own),
+    "partial of a marked function": lambda box: dspy.Tool(
+        functools.partial(replay_only(box.with_subject), "hello"), name="send"),
+    "one tool of all rollouts": shared,
+    "coroutine": lambda box: dspy.Tool(replay_only(box.later)),
+    "in a lambda": in_a_lambda,
+    "no tool at all": lambda box: replay_only(box.plain),
+}  # fmt: skip
+
+
+def to_someone(prompt: Prompt) -> str:
+    return chat(to=f"person {prompt.random().randrange(10**6)}")
+
+
+def mailing(build: Callable[[Mailbox], Any], kind: type[Sending] = Mailing) -> tuple[Bench, Any]:
+    box = Mailbox([])
+    rules = [("`to`", to_someone), ("question", answer)]
+    return Bench(kind(lambda: build(box)), scripted_lm(rules)), box.sent
+
+
+def refusal(bench: Bench, source: Rollout) -> str:
+    """Why the rollout is not gone on with; "" if it is."""
+    try:
+        starts = checks(source)
+    except NotReplayedError as error:
+        return str(error)
+    for start in starts:
+        with dspy.context(lm=bench.lm):
+            task = bench.task(3)
+            made = run_rollout(type(task)(task.program, EXAMPLE, 0, 3, 1.0, None, start=start))
+        if made.failure is not None:
+            return made.failure.message
+    return ""
+
+
+@pytest.mark.parametrize("kind", [Mailing, Awaiting])
+@pytest.mark.parametrize("way", [name for name in WAYS if name != "no tool at all"])
+def test_a_marked_tool_that_forward_builds_is_not_called_again(
+    way: str, kind: type[Sending]
+) -> None:
+    bench, sent = mailing(WAYS[way], kind)
+    source = bench.whole()
+    assert [step.name for step in source.steps][::2] == ["plan", "last"]
+    assert len(sent) == 1
+    refused = refusal(bench, source)
+    assert refused == "" or way == "in a lambda"
+    for n_steps in (0, 1, 2):
+        made = bench.on(source, n_steps)
+        if n_steps == 2:
+            assert (made.failure, made.usage.n_lm_calls) == (None, 1)
+        if n_steps == 0:  # to someone else: nobody knows what that gives
+            assert made.failure is not None and made.failure.kind == "stopped"
+            assert made.score is None
+    assert len(sent) == 1
+
+
+def test_a_marked_function_that_is_called_without_a_tool_is_not_called_again() -> None:
+    bench, sent = mailing(WAYS["no tool at all"])
+    source = bench.whole()
+    assert "'plain' is replay_only" in refusal(bench, source)
+    for n_steps in (0, 1):
+        made = bench.on(source, n_steps)
+        assert made.failure is not None and made.score is None
+    assert len(sent) == 1
+
+
+def test_a_marked_function_works_outside_a_replay_as_before() -> None:
+    box = Mailbox([])
+    marked = replay_only(box.plain)
+    tool = dspy.Tool(marked)
+    assert (tool.name, list(tool.args)) == ("plain", ["to"])
+    assert [marked("Ada"), box.own("Ben"), tool(to="Cleo")] == [
+        "sent to Ada", "sent to Ben", "sent to Cleo"
+    ]  # fmt: skip
+
+
+def test_a_tool_of_the_user_has_its_own_function_when_the_replay_is_over() -> None:
+    def look(to: str) -> str:
+        return f"{to} is in"
+
+    tool = dspy.Tool(look)
+    bench, _ = mailing(lambda _: tool)
+    source = bench.whole()
+    assert bench.on(source, 2).failure is None
+    assert tool.func is look
+
+
+class Shopping(dspy.Module):
+    """Calls tools that share a basket, as they are named; the last one looks at a page."""
+
+    def __init__(self, *calls: tuple[str, dict[str, Any]], counts: bool = False) -> None:
+        super().__init__()
+        self.first = dspy.Predict("question -> answer")
+        self.calls, self.counts = calls, counts
+
+    def forward(self, question: str) -> Any:
+        basket: list[int] = []
+
+        def add(price: int) -> str:
+            basket.append(price)
+            return "ok"
+
+        def clear() -> str:
+            basket.clear()
+            return "ok"
+
+        def total() -> int:
+            return sum(basket)
+
+        def look(page: int) -> str:
+            return f"page {page}"
+
+        made = self.first(question=question)
+        tools = {function.__name__: dspy.Tool(function) for function in (add, clear, total, look)}
+        for name, arguments in self.calls:
+            tools[name](**arguments)
+        return dspy.Prediction(answer=len(basket) if self.counts else made.answer)
+
+
+LOOK = ("look", {"page": 1})
+ADD, TOTAL, CLEAR = ("add", {"price": 30}), ("total", {}), ("clear", {})
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        (Shopping(ADD, TOTAL, LOOK), "'total' gives another result"),
+        (Shopping(ADD, TOTAL, CLEAR, TOTAL, LOOK), "'total' gives another result"),
+        (Shopping(ADD, LOOK, counts=True), "returns something else"),
+        (Shopping(ADD, counts=True), "returns something else"),
+        (Shopping(LOOK, ("look", {"page": 2})), ""),
+        (Shopping(ADD, LOOK), ""),
+    ],
+    ids=["total", "total before and after", "counted", "one tool", "no basket", "never read"],
+)
+def test_what_tools_share_is_noticed_wherever_it_shows(program: Shopping, why: str) -> None:
+    bench = Bench(program, scripted_lm([("question", chat(answer="0.5"))]))
+    found = refusal(bench, bench.whole())
+    assert why in found and bool(why) == bool(found)
+
+
+class Elsewhere(Route):
+    """Asks its predictors through an adapter of its own."""
+
+    n_runs = itertools.count()
+
+    def forward(self, question: str) -> Any:
+        next(Elsewhere.n_runs)
+        with dspy.context(adapter=dspy.ChatAdapter()):
+            return super().forward(question)
+
+
+class Asking(Route):
+    """Asks an LM without a predictor, too."""
+
+    n_runs = itertools.count()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lm = None
+
+    def forward(self, question: str) -> Any:
+        next(Asking.n_runs)
+        dspy.settings.lm(f"question: {question} `way`")
+        return super().forward(question)
+
+
+class Unsteady(Wandering):
+    n_runs = itertools.count()
+
+    def forward(self, question: str) -> Any:
+        next(Unsteady.n_runs)
+        return super().forward(question)
+
+
+@pytest.mark.parametrize("kind", [Elsewhere, Asking, Unsteady])
+def test_a_program_that_cannot_be_replayed_costs_one_check_and_no_call_of_an_lm(kind: Any) -> None:
+    begun = next(kind.n_runs)
+    plain = learned(student=kind())
+    n_whole = next(kind.n_runs) - begun - 1
+    begun += n_whole + 1
+    run = learned(MonteCarloCredit(calls=4), student=kind())
+    assert next(kind.n_runs) - begun - 1 == n_whole + 1
+    assert run.results.usage["rollout"] == plain.results.usage["rollout"] or kind is Unsteady
+    assert run.results.failures["replay"] >= 1
+    assert run.attempts == plain.attempts or kind is Unsteady
+
+
+class Timed(Route):
+    """Looks at a clock for one question."""
+
+    def forward(self, question: str) -> Any:
+        if question.endswith(" 0"):
+            dspy.Tool(lambda: random.random(), name="clock")()
+        return super().forward(question)
+
+
+def test_a_tool_that_cannot_be_replayed_costs_only_the_examples_that_call_it() -> None:
+    run = learned(MonteCarloCredit(calls=4), student=Timed())
+    assert run.results.failures == {"replay": 1}
+    assert sum("expected score" in text for text in run.attempts) >= 3
