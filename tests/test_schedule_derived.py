@@ -16,7 +16,6 @@ from small import grouped
 from tfgrpo_dspy import Execution, NoGate, Reflection, SettingsError, TrainingFreeGRPO
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.checks import prepare
-from tfgrpo_dspy.settings.plan import plan_of
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 
 
@@ -257,18 +256,29 @@ def test_auto_is_a_number_of_lm_calls_that_fits_the_data_where_none_is_given(
     assert prepared(**given).max_lm_calls == max_lm_calls
 
 
-@pytest.mark.parametrize(("program", "n_calls"), [(predictor(), 1), (Pair(), 2)], ids=str)
+@pytest.mark.parametrize(
+    ("program", "n_calls"), [(predictor(), 1), (Pair(), 2)], ids=["one", "two"]
+)
 @pytest.mark.parametrize("auto", ["light", "heavy"])
 def test_auto_pays_for_the_test_set_besides(auto: str, program: Any, n_calls: int) -> None:
-    alone, given = prepared(auto=auto, n=60, program=program), {"testset": questions(25, start=500)}
-    own = prepared(auto=auto, n=60, program=program, **given)
+    given: dict[str, Any] = {"auto": auto, "n": 60, "program": program}
+    alone, own = prepared(**given), prepared(**given, testset=questions(25, start=500))
     assert own.max_lm_calls == alone.max_lm_calls + 2 * 25 * n_calls
     assert own.schedule == alone.schedule
-    rows = {row.purpose: row.at_most for row in plan_of(own).rows}
-    assert rows["test set, on top of auto"].n_rollouts == 2 * 25
-    given = {"max_lm_calls": 400, **given}
-    rows = {row.purpose: row for row in plan_of(prepared(auto=auto, program=program, **given)).rows}
-    assert "test set" in rows
+
+
+@pytest.mark.parametrize(
+    ("budget", "purpose"),
+    [({"auto": "light"}, "test set, on top of auto"), ({"max_lm_calls": 300}, "test set"),
+     ({"auto": "light", "max_lm_calls": 300}, "test set")],
+)  # fmt: skip
+def test_estimate_says_whether_the_test_set_is_on_top(budget: dict[str, Any], purpose: str) -> None:
+    with dspy.context(lm=scripted_lm([])):
+        optimizer = TrainingFreeGRPO(is_polite, **budget)
+        plan = optimizer.estimate(
+            predictor(), trainset=questions(60), testset=questions(25, start=500)
+        )
+    assert {row.purpose: row.at_most.n_rollouts for row in plan.rows}[purpose] == 2 * 25
 
 
 @pytest.mark.parametrize(
