@@ -92,8 +92,9 @@ def test_every_argument_is_explained_in_the_docstring_in_the_order_of_the_signat
     assert explained == list(inspect.signature(documented).parameters)
 
 
-def test_compile_has_the_parameters_of_dspys_optimizers() -> None:
-    parameters = dict(inspect.signature(TrainingFreeGRPO.compile).parameters)
+@pytest.mark.parametrize("method", ["compile", "acompile"])
+def test_compile_has_the_parameters_of_dspys_optimizers(method: str) -> None:
+    parameters = dict(inspect.signature(getattr(TrainingFreeGRPO, method)).parameters)
     names = ["trainset", "teacher", "valset", "testset", "num_threads", "seed", "max_errors"]
     assert list(parameters) == ["self", "student", *names]
     assert parameters["trainset"].default is inspect.Parameter.empty

@@ -5,21 +5,21 @@ Forms: `metric(example, pred)`, `metric(example, pred, trace=None)`, GEPA's
 async; returning a finite number or something with `score`, `feedback` and `objectives`.
 """
 
-import asyncio
 import functools
 import inspect
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import CodeType, FunctionType, MethodType
+from types import FunctionType, MethodType
 from typing import Any, SupportsFloat
 
 import dspy
 
 from tfgrpo_dspy.errors import MetricError, RunStopped, SettingsError, described
 from tfgrpo_dspy.experience.programs import language_models
+from tfgrpo_dspy.home import run
+from tfgrpo_dspy.references import held_by
 
 SHOWN_CHARACTERS = 120  # how much of an example or a value an error message quotes
 MOST = 1e150  # scores are below: of larger ones no variance can be computed
@@ -81,16 +81,13 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
     wants_program_trace, extra = _form(metric)
     name = metric_name(metric)
 
-    async def awaited(result: Any) -> Any:
-        return await result
-
     def ask(example: Any, prediction: Any, program_trace: Any, *predictor: Any) -> Any:
         kwargs = {"program_trace": program_trace} if wants_program_trace else {}
         behind = (program_trace, *predictor) if predictor else (None,) * extra
         try:
             result = metric(example, prediction, *behind, **kwargs)
             if inspect.isawaitable(result):
-                result = asyncio.run(awaited(result))
+                result = run(result, metric)
         except (RunStopped, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -108,7 +105,7 @@ def held_lms(metric: Any) -> list[dspy.BaseLM]:
     found: list[dspy.BaseLM] = []
     waiting, seen = [metric], {id(metric)}
     while waiting:
-        for held in _held_by(waiting.pop()):
+        for held in held_by(waiting.pop()):
             if id(held) in seen:
                 continue
             seen.add(id(held))
@@ -119,32 +116,6 @@ def held_lms(metric: Any) -> list[dspy.BaseLM]:
             elif isinstance(held, FunctionType | MethodType | functools.partial):
                 waiting.append(held)
     return found
-
-
-def _held_by(value: Any) -> Iterator[Any]:
-    """What a function closes over, names as globals or has as defaults; what an object holds."""
-    if isinstance(value, functools.partial):
-        yield from (*value.args, *value.keywords.values(), *_held_by(value.func))
-        return
-    owner = getattr(value, "__self__", value)
-    yield from (owner, *getattr(owner, "__dict__", {}).values())
-    function = getattr(value, "__func__", value)
-    if not isinstance(function, FunctionType):
-        function = inspect.getattr_static(type(value), "__call__", None)
-    if isinstance(function, FunctionType):
-        yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-        yield from (function.__globals__.get(name) for name in _names(function.__code__))
-        for cell in function.__closure__ or ():
-            with suppress(ValueError):  # a name that is not assigned yet
-                yield cell.cell_contents
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """The globals that a function names, in its comprehensions and inner functions too."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
 
 
 def _without_partials(metric: Any) -> Any:

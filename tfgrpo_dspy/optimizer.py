@@ -1,8 +1,9 @@
 """Training-Free GRPO (arXiv 2510.08191): the loop. How each verb is done is `run`'s business."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -10,12 +11,16 @@ from dspy.teleprompt import Teleprompter
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import NoGate
+from tfgrpo_dspy.home import at_homes
+from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.batches import Batch
+from tfgrpo_dspy.run.caller import in_thread
 from tfgrpo_dspy.sampling.traces import read_traces
 from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
 from tfgrpo_dspy.settings.checks import prepare
 from tfgrpo_dspy.settings.plan import Plan, plan_of
+from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.tracking import tracked
 
 
@@ -140,8 +145,45 @@ class TrainingFreeGRPO(Teleprompter):
             )
         own = replace(self.settings, **{k: v for k, v in given.items() if v is not None})
         settings, training, validation = prepare(own, student, trainset, valset, teacher, testset)
-        data = (trainset, training, validation, testset or ())
-        with tracked(settings) as settings, Run(settings, student, *data) as run:
+        return self._result(settings, student, (trainset, training, validation, testset or ()))
+
+    async def acompile(
+        self,
+        student: Any,
+        *,
+        trainset: list[Any],
+        teacher: Any = None,
+        valset: list[Any] | None = None,
+        testset: list[Any] | None = None,
+        num_threads: int | None = None,
+        seed: int | None = None,
+        max_errors: int | None = None,
+    ) -> Any:
+        """What `compile` gives for these arguments; the event loop goes on with its other tasks.
+
+        The run is in threads. Async tools, such as those of an MCP session, async metrics, and
+        programs that have `aforward` only, run in this event loop.
+
+        Raises:
+            CancelledError: the task that awaits this was cancelled. The run has ended as by Ctrl-C:
+                what was finished is kept in `log_dir`, and `.program` is the best so far, if any.
+            SettingsError, StoreError, RunFailedError, ...: as `compile`.
+        """
+        given = {k: v for k, v in locals().items() if k not in ("self", "student")}
+        return await in_thread(partial(self.compile, student, **given))
+
+    def _result(
+        self,
+        settings: RunSettings,
+        student: Any,
+        data: tuple[Sequence[Any], Sequence[int], Sequence[Any], Sequence[Any]],
+        recorded: Sequence[Sequence[Rollout]] | None = None,
+    ) -> Any:
+        with (
+            at_homes(student, settings.metric, settings.offline),
+            tracked(settings) as settings,
+            Run(settings, student, *data, recorded=recorded) as run,
+        ):
             return run.run(self._loop(run))
 
     async def _loop(self, run: Run) -> None:
@@ -191,11 +233,7 @@ class TrainingFreeGRPO(Teleprompter):
         sets = {"valset": valset, "testset": testset, "recorded": recorded}
         settings, training, validation = prepare(self.settings, student, examples, **sets)
         data = (examples, training, validation, testset or ())
-        with (
-            tracked(settings) as settings,
-            Run(settings, student, *data, recorded=recorded) as run,
-        ):
-            return run.run(self._loop(run))
+        return self._result(settings, student, data, recorded)
 
     def estimate(
         self,

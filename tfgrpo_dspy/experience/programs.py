@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience.values import ALL, Experience
+from tfgrpo_dspy.references import is_lm, loops_of
 
 ProgramT = TypeVar("ProgramT")
 BEGIN = "<experiences>"
@@ -134,26 +135,25 @@ def with_instructions(signature: Any, instructions: str) -> Any:
 def copy_program(program: ProgramT, lms: Mapping[int, Any] | None = None) -> ProgramT:
     """A deep copy with these LMs in place of the program's, by `id`; by default with the same LMs.
 
-    What else refuses to be copied (a lock, a connection) is shared, but never a module: DSPy's own
-    copy would share the predictors of a list that holds such a thing.
+    What holds an event loop, and what else refuses to be copied (a lock, a connection), is shared,
+    but never a module (DSPy's own copy would share the predictors of a list that holds such a
+    thing), nor a tool, whose function is shared.
     """
+    held_things = _held_by(program)
     if lms is None:
-        lms = {id(lm): lm for lm in language_models(program)}
+        lms = {id(lm): lm for lm in held_things if is_lm(lm)}
+    shared = {id(held): _shared(held) for held in held_things if loops_of(held)}
     try:
-        return copy.deepcopy(program, dict(lms))
+        return copy.deepcopy(program, {**shared, **lms})
     except Exception:  # noqa: BLE001 - anything that a program holds may refuse to be copied
-        shared = {id(held): held for held in _held_by(program) if not _can_be_copied(held, lms)}
+        stuck = [held for held in held_things if not _can_be_copied(held, {**shared, **lms})]
+        shared |= {id(held): _shared(held) for held in stuck}
         return copy.deepcopy(program, {**shared, **lms})
 
 
 def language_models(program: Any) -> list[Any]:
     """Every LM that a module of the program holds, as an attribute or in a list or dict of one."""
     return [held for held in _held_by(program) if is_lm(held)]
-
-
-def is_lm(value: Any) -> bool:
-    """Whether it is an LM, of DSPy or like one."""
-    return hasattr(value, "num_retries") and callable(getattr(value, "copy", None))
 
 
 def _held_by(program: Any) -> list[Any]:
@@ -169,6 +169,12 @@ def _held_by(program: Any) -> list[Any]:
                 seen.add(id(item))
                 (waiting if isinstance(item, dict | list | tuple) else found).append(item)
     return found
+
+
+def _shared(held: Any) -> Any:
+    """The same object; of a tool, a copy with the same function."""
+    is_tool = hasattr(held, "func") and hasattr(held, "model_copy")
+    return held.model_copy() if is_tool else held
 
 
 def _can_be_copied(value: Any, lms: Mapping[int, Any]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from tfgrpo_dspy.budget.ledger import ABANDONED, Ledger
 from tfgrpo_dspy.errors import RunStopped, UserCodeError, described
+from tfgrpo_dspy.run.caller import check_cancelled
 
 Result = TypeVar("Result")
 Priority = tuple[int, ...]
@@ -71,6 +72,7 @@ class Loop:
         try:
             while not ended.done():  # a wait without end may miss a Ctrl-C
                 futures.wait([ended], WATCH_S)
+                check_cancelled()
         except BaseException:  # the caller's thread was interrupted
             with contextlib.suppress(RuntimeError):  # the loop has closed in this moment
                 loop.call_soon_threadsafe(main.cancel)

@@ -1,6 +1,5 @@
 """One rollout: running the program on an example, and scoring what comes out."""
 
-import asyncio
 import functools
 import inspect
 import statistics
@@ -21,6 +20,7 @@ from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
+from tfgrpo_dspy.home import HOMES, REPLAY, DispatchedTools, run
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Rollout, Step
 from tfgrpo_dspy.sampling.fields import (
@@ -30,7 +30,6 @@ from tfgrpo_dspy.sampling.fields import (
     with_values,
 )
 from tfgrpo_dspy.sampling.replay import (
-    SETTING,
     Replay,
     ReplayEndedError,
     Start,
@@ -97,6 +96,9 @@ class _Run:
         self.task = task
         self.meter = Meter(task.ledger, task.prices)
         self.replay = Replay(task.start, self._name_of) if task.start else None
+        at_home = DispatchedTools() if HOMES.get() else None
+        answers_now = task.start is not None and task.start.answers_now  # and calls no tool
+        self.dispatched = None if answers_now else self.replay or at_home
         self.tools = _ToolRecorder(self.meter)
         kept = {id(lm): self._lm_for_sample(lm) for lm in language_models(task.program)}
         self.program = copy_program(task.program, kept)
@@ -128,12 +130,13 @@ class _Run:
 
     def context(self) -> Any:
         recorders: list[BaseCallback] = [self.tools]
+        if self.dispatched is not None:
+            recorders.insert(0, self.dispatched)
         adapter = dspy.settings.adapter
         if self.replay is not None and not self.replay.start.answers_now:
             adapter = replaying_adapter(adapter or dspy.ChatAdapter(), self.replay)
-            recorders.insert(0, self.replay)
         return dspy.context(
-            **{SETTING: self.replay},
+            **{REPLAY: self.replay},
             lm=self._lm_for_sample(dspy.settings.lm),
             adapter=adapter,
             trace=self.tools.trace,
@@ -145,8 +148,8 @@ class _Run:
 
     def close(self) -> None:
         """Give back what was changed of tools that are not the program's own."""
-        if self.replay is not None:
-            self.replay.close()
+        if self.dispatched is not None:
+            self.dispatched.close()
 
     def execute(self) -> tuple[Any, Failure | None]:
         """What the program returns, and its failure."""
@@ -206,7 +209,7 @@ class _Run:
 def _called(program: Any, inputs: Mapping[str, Any]) -> Any:
     """What the program returns; a program that has `aforward` only runs in an event loop."""
     if inspect.getattr_static(program, "forward", None) is None:
-        return asyncio.run(program.acall(**inputs))
+        return run(program.acall(**inputs), program.aforward)
     return program(**inputs)
 
 

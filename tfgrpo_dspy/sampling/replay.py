@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
 
 import dspy
-from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
+from dspy.utils.callback import ACTIVE_CALL_ID
 
 from tfgrpo_dspy.errors import NotReplayedError
 from tfgrpo_dspy.experience.programs import named_predictors
+from tfgrpo_dspy.home import REPLAY, DispatchedTools
 from tfgrpo_dspy.rollout import (
     REASONING,
     WAYS_TO_AN_ANSWER,
@@ -34,8 +35,6 @@ from tfgrpo_dspy.rollout import (
 from tfgrpo_dspy.sampling.fields import as_fields, as_text, parsed
 
 MARK = "tfgrpo_replay_only"
-SETTING = "tfgrpo_replay"
-"""Under this name DSPy's settings hold the `Replay` of the rollout that is being made."""
 LAST_TOOLS = ("finish", "submit")
 """The tools with which DSPy's agents end."""
 OF_A_TOOL = "tool "
@@ -68,7 +67,7 @@ def replay_only(tool: Any) -> Any:
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        replay: Replay | None = dspy.settings.get(SETTING)
+        replay: Replay | None = dspy.settings.get(REPLAY)
         if replay is not None:
             why = "is replay_only, and is called by another way than its tool"
             replay.refuse(f"{OF_A_TOOL}{function.__name__!r} {why}")
@@ -136,31 +135,17 @@ def with_result(step: Step, outputs: Any, exception: BaseException | None) -> St
     return replace(step, outputs={"result": as_text(outputs)}, form=form_of(outputs))
 
 
-class _Dispatcher:
-    """Stands in a tool for its function while a rollout that calls the tool is replayed."""
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-        self.n_users = 0
-
-    def __call__(self, *args: Any, **arguments: Any) -> Any:
-        replay: Replay | None = dspy.settings.get(SETTING)
-        if replay is None:
-            return self.function(*args, **arguments)
-        return replay.called(self.function, arguments)
-
-
-class Replay(BaseCallback):
+class Replay(DispatchedTools):
     """Feeds the record back to one run of the program; `failure` says why that ended, if it did."""
 
     def __init__(self, start: Start, name_of: Callable[[Any, str], str]) -> None:
+        super().__init__()
         self.start = start
         self.failure: Failure | None = None
         self._name_of = name_of
         self._n_fed = 0
         self._tools: dict[str, tuple[str, Step | None, bool]] = {}
         """By the id of a call, the tool, its record, and whether it is called all the same."""
-        self._changed: list[dspy.Tool] = []  # tools that hold a dispatcher
         self._is_compared = False  # whether the first fresh step was
         of_tools = [k for k, step in enumerate(start.source.steps) if step.kind == "tool"
                     and step.name not in LAST_TOOLS]  # fmt: skip
@@ -232,19 +217,7 @@ class Replay(BaseCallback):
         name, is_called = str(instance.name), self._n_fed == self._called
         step = self._next("tool", name, as_fields(inputs.get("kwargs", inputs)))
         self._tools[call_id] = name, step, is_called
-        with dspy.settings.lock:
-            if not isinstance(instance.func, _Dispatcher):
-                vars(instance)["func"] = _Dispatcher(instance.func)
-            instance.func.n_users += 1
-            self._changed.append(instance)
-
-    def close(self) -> None:
-        """Give the tools their functions back, unless another rollout is being replayed on them."""
-        with dspy.settings.lock:
-            for tool in self._changed:
-                tool.func.n_users -= 1
-                if not tool.func.n_users:
-                    vars(tool)["func"] = tool.func.function
+        super().on_tool_start(call_id, instance, inputs)
 
     def called(self, function: Any, arguments: Mapping[str, Any]) -> Any:
         """What the function of the tool that is called now gives, or gave."""

@@ -1,0 +1,453 @@
+"""Async code of the user that needs the event loop in which its session, task or queue lives."""
+
+import asyncio
+import functools
+import threading
+import types
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from runs import (
+    ADVICE,
+    is_polite,
+    library_texts,
+    optimizer_of,
+    polite_lm,
+    polite_rules,
+    predictor,
+    questions,
+)
+from scripted import ScriptedEngine
+from test_programs import AsyncEngine
+
+from tfgrpo_dspy import NoGate, SettingsError, best_so_far
+from tfgrpo_dspy.references import loops_of
+
+SETTINGS: dict[str, Any] = {"gate": NoGate(), "group_size": 2, "epochs": 1, "num_threads": 2}
+PAGE = "page 7 is blue"
+
+
+class Archive:
+    """Hands its pages out in a task of the loop that opened it, as the client of a server does."""
+
+    async def __aenter__(self) -> "Archive":
+        self.queue: asyncio.Queue[Any] = asyncio.Queue()
+        self.loop, self.n_read, self.n_open = asyncio.get_running_loop(), 0, 0
+        self._task = asyncio.create_task(self._serve())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+
+    async def _serve(self) -> None:
+        while True:
+            page, found = await self.queue.get()
+            self.n_read += 1
+            found.set_result(f"page {page} is blue")
+
+    async def read(self, page: str) -> str:
+        """Reads a page."""
+        assert asyncio.get_running_loop() is self.loop
+        found: asyncio.Future[str] = self.loop.create_future()
+        self.n_open += 1
+        await self.queue.put((page, found))
+        try:
+            return await found
+        finally:
+            self.n_open -= 1
+
+    async def __call__(self, page: str) -> str:
+        return await self.read(page)
+
+
+class Reading(dspy.Module):
+    """Reads a page with its tool before it answers."""
+
+    def __init__(self, tool: Any) -> None:
+        super().__init__()
+        self.tools = {"read": dspy.Tool(tool, name="read")}
+        self.ask = dspy.Predict("question, page -> answer")
+
+    def forward(self, question: str) -> Any:
+        return self.ask(question=question, page=self.tools["read"](page="7"))
+
+
+class Outer(dspy.Module):
+    def __init__(self, inner: dspy.Module) -> None:
+        super().__init__()
+        self.inner = [inner]
+
+    def forward(self, question: str) -> Any:
+        return self.inner[0](question=question)
+
+
+class MadeInForward(Reading):
+    """Makes its tool in `forward`."""
+
+    def __init__(self, archive: Archive) -> None:
+        super().__init__(len)
+        self.tools.clear()
+        self.archive = archive
+
+    def forward(self, question: str) -> Any:
+        async def read(page: str) -> str:
+            return await self.archive.read(page)
+
+        return self.ask(question=question, page=dspy.Tool(read)(page="7"))
+
+
+class AsyncReading(dspy.Module):
+    def __init__(self, archive: Archive) -> None:
+        super().__init__()
+        self.archive, self.ask = archive, dspy.Predict("question, page -> answer")
+
+    async def aforward(self, question: str) -> Any:
+        return await self.ask.acall(question=question, page=await self.archive.read("7"))
+
+
+class AsyncCalling(Reading):
+    """Awaits its tool, in a loop of its own."""
+
+    def forward(self, question: str) -> Any:
+        page = asyncio.run(self.tools["read"].acall(page="7"))
+        return self.ask(question=question, page=page)
+
+
+def closure(archive: Archive) -> Callable[..., Awaitable[str]]:
+    async def read(page: str) -> str:
+        return await archive.read(page)
+
+    return read
+
+
+def by_default(archive: Archive) -> Callable[..., Awaitable[str]]:
+    async def read(page: str, session: Any = archive) -> str:
+        return str(await session.read(page))
+
+    return read
+
+
+def without_async(archive: Archive) -> Callable[..., Awaitable[str]]:
+    def read(page: str) -> Awaitable[str]:
+        return archive.read(page)
+
+    return read
+
+
+STUDENTS: dict[str, Callable[[Archive], dspy.Module]] = {
+    "a closure": lambda archive: Reading(closure(archive)),
+    "a method": lambda archive: Reading(archive.read),
+    "an object": lambda archive: Reading(archive),
+    "a default": lambda archive: Reading(by_default(archive)),
+    "a function that gives a coroutine": lambda archive: Reading(without_async(archive)),
+    "in a part of the program": lambda archive: Outer(Reading(closure(archive))),
+    "made in forward": MadeInForward,
+    "awaited by the program": lambda archive: AsyncCalling(closure(archive)),
+    "a program with aforward": AsyncReading,
+}
+
+
+def lm() -> Any:
+    rules = polite_rules()
+    engines = {"engine": ScriptedEngine(rules), "async_engine": AsyncEngine(rules)}
+    return dspy.LM("scripted", cache=False, **engines)
+
+
+async def in_a_thread(optimizer: Any, student: Any, **data: Any) -> Any:
+    return await asyncio.to_thread(optimizer.compile, student, **data)
+
+
+async def awaited(optimizer: Any, student: Any, **data: Any) -> Any:
+    return await optimizer.acompile(student, **data)
+
+
+WAYS = {"compile in a thread": in_a_thread, "acompile": awaited}
+DATA = {"trainset": questions(6), "valset": questions(4, start=100)}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("student", STUDENTS.values(), ids=STUDENTS)
+def test_async_code_that_needs_the_callers_loop_runs_in_it(student: Any, way: Any) -> None:
+    async def main() -> Any:
+        async with Archive() as archive:
+            with dspy.context(lm=lm()):
+                program = await way(optimizer_of(**SETTINGS), student(archive), **DATA)
+            return program, archive.n_read
+
+    program, n_read = asyncio.run(main())
+    results = program.detailed_results
+    assert results.failures == {}
+    assert n_read >= 12  # each training rollout has read a page
+    assert library_texts(program) == [ADVICE]
+
+
+@pytest.mark.parametrize("student", STUDENTS.values(), ids=STUDENTS)
+def test_compile_in_the_loop_that_async_code_needs_is_refused_with_a_way_out(student: Any) -> None:
+    async def main() -> str:
+        async with Archive() as archive:
+            with dspy.context(lm=polite_lm()), pytest.raises(SettingsError) as raised:
+                optimizer_of(**SETTINGS).compile(student(archive), **DATA)
+            return str(raised.value)
+
+    message = asyncio.run(main())
+    named = {MadeInForward: "program MadeInForward", AsyncReading: "program AsyncReading"}
+    assert named.get(student, "tool 'read'") in message
+    assert "await optimizer.acompile(...)" in message
+
+
+def test_compile_in_a_running_loop_goes_on_where_no_code_needs_it() -> None:
+    async def main() -> Any:
+        async with Archive():  # which nobody asks
+            backend = types.SimpleNamespace(session=asyncio.current_task(), pages={"7": PAGE})
+
+            async def read(page: str) -> str:
+                await asyncio.sleep(0)
+                return f"page {page} is blue"
+
+            def looked_up(page: str) -> str:
+                return str(backend.pages[page])
+
+            with dspy.context(lm=polite_lm()):
+                optimizer = optimizer_of(**SETTINGS)
+                return [optimizer.compile(Reading(tool), **DATA) for tool in (read, looked_up)]
+
+    for program in asyncio.run(main()):
+        assert program.detailed_results.failures == {}
+        assert library_texts(program) == [ADVICE]
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_an_async_metric_runs_in_the_loop_that_it_needs(way: Any) -> None:
+    async def main() -> Any:
+        async with Archive() as archive:
+
+            async def metric(example: Any, pred: Any, trace: Any = None) -> Any:
+                await archive.read("7")
+                return is_polite(example, pred, trace)
+
+            with dspy.context(lm=polite_lm()):
+                optimizer = optimizer_of(metric=metric, **SETTINGS)
+                with pytest.raises(SettingsError, match=r"^metric: needs the event loop"):
+                    optimizer.compile(predictor(), **DATA)
+                return await way(optimizer, predictor(), **DATA)
+
+    assert asyncio.run(main()).detailed_results.failures == {}
+
+
+def test_the_students_tools_are_as_they_were_and_so_are_those_of_the_result() -> None:
+    async def main() -> None:
+        async with Archive() as archive:
+            student = Reading(archive.read)
+            before = vars(student.tools["read"]).copy()
+            with dspy.context(lm=polite_lm()):
+                program = await optimizer_of(**SETTINGS).acompile(student, **DATA)
+            assert vars(student.tools["read"]) == before
+            assert program.tools["read"].func == archive.read
+            assert await program.tools["read"].acall(page="7") == PAGE
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_ends_during_the_run_is_an_error_of_the_tool_and_no_wait() -> None:
+    opened, ended = threading.Event(), threading.Event()
+    archive = Archive()
+
+    async def open_for_a_while() -> None:
+        async with archive:
+            opened.set()
+            while not archive.n_read:
+                await asyncio.sleep(0.01)
+
+    def serve() -> None:
+        asyncio.run(open_for_a_while())
+        ended.set()
+
+    threading.Thread(target=serve).start()
+    opened.wait(10)
+    with dspy.context(lm=polite_lm()):
+        program = optimizer_of(**SETTINGS).compile(Reading(closure(archive)), **DATA)
+    assert ended.wait(10)
+    assert program.detailed_results.failures["program"] > 0
+
+
+# ------------------------------------------------------------------------------ acompile
+
+
+def test_other_tasks_of_the_loop_go_on_while_acompile_is_awaited() -> None:
+    async def main() -> tuple[Any, int]:
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(count())
+        with dspy.context(lm=polite_lm()):
+            program = await optimizer_of(**SETTINGS).acompile(predictor(), seed=3, **DATA)
+        task.cancel()
+        return program, turns
+
+    program, turns = asyncio.run(main())
+    with dspy.context(lm=polite_lm()):
+        same = optimizer_of(**SETTINGS).compile(predictor(), seed=3, **DATA)
+    assert library_texts(program) == library_texts(same) == [ADVICE]
+    assert program.detailed_results.updates == same.detailed_results.updates
+    assert turns > 10
+
+
+def test_acompile_raises_what_compile_raises() -> None:
+    with pytest.raises(SettingsError, match="trainset=\\[\\]"):
+        asyncio.run(optimizer_of(**SETTINGS).acompile(predictor(), trainset=[]))
+
+
+def test_a_cancelled_acompile_ends_the_run_keeps_what_is_done_and_leaves_no_work(
+    tmp_path: Path,
+) -> None:
+    older, released = set(threading.enumerate()), threading.Event()
+    archives: list[Archive] = []
+
+    async def main() -> BaseException:
+        has_hung, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def before(prompt: Any) -> None:
+            if "question 103" in prompt.user:  # in the final choice
+                loop.call_soon_threadsafe(has_hung.set)
+                released.wait(60)
+
+        with dspy.context(lm=polite_lm(before=before)):
+            async with Archive() as archive:
+                archives.append(archive)
+                student = Reading(archive.read)
+                run = optimizer_of(**SETTINGS, log_dir=tmp_path).acompile(student, **DATA)
+                task = asyncio.create_task(run)
+                await has_hung.wait()
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError) as raised:
+                    await task
+        return raised.value
+
+    cancelled = asyncio.run(main())
+    released.set()
+    for thread in set(threading.enumerate()) - older:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert archives[0].n_open == 0
+    assert cancelled.program is not None  # type: ignore[attr-defined]
+
+    async def again() -> Any:
+        async with Archive() as archive:
+            student = Reading(archive.read)
+            assert best_so_far(tmp_path, student) is not None
+            with dspy.context(lm=polite_lm()):
+                return await optimizer_of(**SETTINGS, log_dir=tmp_path).acompile(student, **DATA)
+
+    assert asyncio.run(again()).detailed_results.replayed["rollout"] >= 12
+
+
+def test_a_tool_that_nobody_waits_for_any_more_is_cancelled_in_its_loop() -> None:
+    async def main() -> int:
+        async with Archive() as archive:
+            cancelled = 0
+
+            async def read(page: str) -> str:
+                nonlocal cancelled
+                try:
+                    await archive.loop.create_future()  # which nothing sets
+                except asyncio.CancelledError:
+                    cancelled += 1
+                    raise
+                return page
+
+            optimizer = optimizer_of(**SETTINGS, rollout_timeout_s=0.3, max_errors=3)
+            with dspy.context(lm=polite_lm()), suppress(Exception):
+                await optimizer.acompile(Reading(read), **DATA)
+            while cancelled < 4:
+                await asyncio.sleep(0.01)
+            return cancelled
+
+    assert asyncio.run(main()) >= 4
+
+
+# ------------------------------------------------------------------------------ which loop
+
+
+async def of_no_loop(page: str) -> str:
+    await asyncio.sleep(0)
+    return page + str(asyncio.get_event_loop())
+
+
+def test_a_loop_is_found_through_whatever_holds_it_and_is_not_invented() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with Archive() as archive:
+            lock, event, task = asyncio.Lock(), asyncio.Event(), asyncio.current_task()
+            await lock.acquire()
+            waiting = asyncio.create_task(lock.acquire())
+            signalled = asyncio.create_task(event.wait())
+            await asyncio.sleep(0)
+            module = types.ModuleType("sessions")
+            module.session = archive  # type: ignore[attr-defined]
+            scope = {"sessions": module}
+            exec("async def read(page): return await sessions.session.read(page)", scope)
+
+            class Slotted:
+                __slots__ = ("held",)
+
+            slotted = Slotted()
+            slotted.held = ({"a": [archive]},)
+
+            def holding(held: Any) -> Any:
+                async def read() -> Any:
+                    return held
+
+                return read
+
+            holders = [lock, event, task, archive, slotted, asyncio.timeout(9), loop]
+            functions = [holding(held) for held in (lock, event, task, archive, slotted, loop)]
+            functions += [scope["read"], functools.partial(archive.read, page="7")]
+            assert len(holders) == 7
+            assert [loops_of(function) for function in functions] == [[loop]] * len(functions)
+            assert loops_of(of_no_loop) == []
+            for each in (waiting, signalled):
+                each.cancel()
+
+    asyncio.run(main())
+
+
+# ------------------------------------------------------------------------------ MCP
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+def test_tools_of_an_mcp_session_run_in_its_loop(mode: str) -> None:
+    mcp = pytest.importorskip("mcp")
+    server = pytest.importorskip("mcp.server.mcpserver").MCPServer("archive")
+    n_read = 0
+
+    @server.tool()  # type: ignore[untyped-decorator]
+    def read(page: str) -> str:
+        """Reads a page."""
+        nonlocal n_read
+        n_read += 1
+        return f"page {page} is blue"
+
+    async def main() -> list[Any]:
+        async with mcp.Client(server, mode=mode) as client:
+            (tool,) = (await client.list_tools()).tools
+            student = Reading(len)
+            student.tools["read"] = dspy.Tool.from_mcp_tool(client, tool)
+            with dspy.context(lm=polite_lm()):
+                optimizer = optimizer_of(**SETTINGS)
+                with pytest.raises(SettingsError, match=r"tool 'read'.*acompile"):
+                    optimizer.compile(student, **DATA)
+                return [await way(optimizer, student, **DATA) for way in WAYS.values()]
+
+    programs = asyncio.run(main())
+    assert [library_texts(program) for program in programs] == [[ADVICE], [ADVICE]]
+    assert [program.detailed_results.failures for program in programs] == [{}, {}]
+    assert n_read >= 24
