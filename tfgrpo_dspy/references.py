@@ -85,9 +85,9 @@ def loops_of(code: Any) -> list[asyncio.AbstractEventLoop]:
 
 
 def _is_followed(held: Any) -> bool:
-    """Whether it may lead to an event loop."""
+    """Whether it may lead to an event loop, unlike numbers, texts, LMs and other data."""
     kind = type(held)
-    if issubclass(kind, (type, ModuleType)) or is_lm(held):
+    if not is_tracked(held) or issubclass(kind, (type, ModuleType)) or is_lm(held):
         return False
     if issubclass(kind, (list, dict, tuple, set, frozenset)):
         return len(held) <= MOST_ITEMS

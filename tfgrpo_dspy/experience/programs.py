@@ -142,7 +142,7 @@ def copy_program(program: ProgramT, lms: Mapping[int, Any] | None = None) -> Pro
     held_things = _held_by(program)
     if lms is None:
         lms = {id(lm): lm for lm in held_things if is_lm(lm)}
-    shared = {id(held): _shared(held) for held in held_things if loops_of(held)}
+    shared = {id(held): _shared(held) for held in held_things if _holds_a_loop(held)}
     try:
         return copy.deepcopy(program, {**shared, **lms})
     except Exception:  # noqa: BLE001 - anything that a program holds may refuse to be copied
@@ -171,10 +171,19 @@ def _held_by(program: Any) -> list[Any]:
     return found
 
 
+def _is_tool(held: Any) -> bool:
+    return hasattr(held, "func") and hasattr(held, "model_copy")
+
+
+def _holds_a_loop(held: Any) -> bool:
+    """Whether a tool, or an object of the user's, holds an event loop."""
+    is_dspys = type(held).__module__.startswith("dspy.")
+    return (not is_dspys or _is_tool(held)) and bool(loops_of(held))
+
+
 def _shared(held: Any) -> Any:
     """The same object; of a tool, a copy with the same function."""
-    is_tool = hasattr(held, "func") and hasattr(held, "model_copy")
-    return held.model_copy() if is_tool else held
+    return held.model_copy() if _is_tool(held) else held
 
 
 def _can_be_copied(value: Any, lms: Mapping[int, Any]) -> bool:
