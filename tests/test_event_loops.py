@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import re
 import threading
 import types
 from collections.abc import Awaitable, Callable
@@ -24,8 +25,11 @@ from runs import (
 from scripted import ScriptedEngine
 from test_programs import AsyncEngine
 
-from tfgrpo_dspy import NoGate, SettingsError, best_so_far
+from tfgrpo_dspy import NoGate, RunFailedError, SettingsError, best_so_far
+from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.references import loops_of
+from tfgrpo_dspy.run.loop import Loop
+from tfgrpo_dspy.run.whereabouts import Whereabouts
 
 SETTINGS: dict[str, Any] = {"gate": NoGate(), "group_size": 2, "epochs": 1, "num_threads": 2}
 PAGE = "page 7 is blue"
@@ -451,3 +455,100 @@ def test_tools_of_an_mcp_session_run_in_its_loop(mode: str) -> None:
     assert [library_texts(program) for program in programs] == [[ADVICE], [ADVICE]]
     assert [program.detailed_results.failures for program in programs] == [{}, {}]
     assert n_read >= 24
+
+
+# ------------------------------------------------------------------------------ what hangs
+
+
+def hanging_in(place: str, released: threading.Event) -> tuple[Any, Any]:
+    """A student and a metric that wait in that place for what comes at the end of the test."""
+
+    async def never() -> None:
+        while not released.is_set():
+            await asyncio.sleep(0.01)
+
+    def wait_here(page: str) -> str:
+        released.wait(60)
+        return page
+
+    async def wait_in_a_loop(page: str) -> str:
+        await never()
+        return page
+
+    def metric(example: Any, pred: Any, trace: Any = None) -> Any:
+        wait_here("")
+        return is_polite(example, pred, trace)
+
+    class Waiting(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = predictor()
+
+        def forward(self, question: str) -> Any:
+            asyncio.run(never())
+            return self.ask(question=question)
+
+    tools = {"tool": wait_here, "async tool": wait_in_a_loop}
+    student = Reading(tools[place]) if place in tools else predictor()
+    student = Waiting() if place == "program" else student
+    return student, metric if place == "metric" else is_polite
+
+
+PLACES = {
+    "tool": r"in tool 'read', line \d+ of test_event_loops.py \(.*wait_here\)",
+    "async tool": r"in tool 'read', line \d+ of test_event_loops.py \(Reading.forward\)",
+    "program": r"in the program, line \d+ of test_event_loops.py \(.*Waiting.forward\)",
+    "metric": r"in the metric, line \d+ of test_event_loops.py \(.*wait_here\)",
+    "LM": r"in a call of scripted, line .*",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_rollout_that_waits_in_vain_is_named_with_its_example_and_what_it_is_in(
+    place: str, caplog: Any
+) -> None:
+    released = threading.Event()
+    student, metric = hanging_in(place, released)
+
+    def before(_prompt: Any) -> None:
+        if place == "LM":
+            released.wait(60)
+
+    optimizer = optimizer_of(metric=metric, **SETTINGS, rollout_timeout_s=0.4, max_errors=1)
+    with dspy.context(lm=polite_lm(before=before)), pytest.raises(RunFailedError) as raised:
+        optimizer.compile(student, **DATA)
+    released.set()
+    pattern = rf"the rollout took over 0.4 s, .*; it was {PLACES[place]}"
+    lines = [line for line in caplog.messages if "took over" in line and "first failure" in line]
+    assert len(lines) == 1
+    assert re.search(rf"{pattern} on the example \d \(training\)", lines[0])
+    assert re.search(pattern, str(raised.value))
+
+
+def test_without_a_timeout_the_log_names_once_what_has_no_result_after_a_while(
+    caplog: Any,
+) -> None:
+    loop, released = Loop(Ledger(), 2, patience_s=0.1), threading.Event()
+    wheres = [Whereabouts(f"the rollout of training example {k}", "the program") for k in (3, 4)]
+    named: list[str] = []
+
+    def on_wait() -> None:
+        named.extend(line for line in caplog.messages if "has no result" in line)
+        if named:
+            released.set()
+
+    loop.on_wait = on_wait
+
+    async def main() -> None:
+        work = [functools.partial(where.noted, lambda: released.wait(60)) for where in wheres]
+        begin = [functools.partial(loop.in_thread, each) for each in work]
+        submitted = [
+            loop.submit(begin[k], (k,), lambda made: made, where=wheres[k]) for k in (0, 1)
+        ]
+        await asyncio.gather(*submitted)
+
+    loop.run(main())
+    (line,) = (line for line in caplog.messages if "has no result" in line)
+    assert line.startswith("the rollout of training example 3 has no result after 0.1 s: it is in")
+    assert "the program, line" in line
+    assert "rollout_timeout_s" in line

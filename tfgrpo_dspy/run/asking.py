@@ -25,6 +25,7 @@ from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, to
 from tfgrpo_dspy.rollout import Failure, Usage, rollout_id_for
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.whereabouts import Whereabouts
 from tfgrpo_dspy.sampling.fields import media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
 
@@ -216,8 +217,10 @@ class ReflectionClient:
             run.report.check_errors(Failure("provider", answer.error) if answer.is_lost else None)
             return answer
 
-        work = functools.partial(self._answer, question)
-        return await run.loop.submit(lambda: run.loop.in_thread(work), (rank, batch.update), keep)
+        asked = Whereabouts(f"the {stage} of {where}", "a call of the reflection LM")
+        work = functools.partial(asked.noted, functools.partial(self._answer, question))
+        begin = functools.partial(run.loop.in_thread, work)
+        return await run.loop.submit(begin, (rank, batch.update), keep, where=asked)
 
     def _answer(self, question: "_Question") -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""

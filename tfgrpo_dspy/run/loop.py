@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import contextvars
 import itertools
+import logging
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -17,6 +18,9 @@ from typing import Any, TypeVar
 from tfgrpo_dspy.budget.ledger import ABANDONED, Ledger
 from tfgrpo_dspy.errors import RunStopped, UserCodeError, described
 from tfgrpo_dspy.run.caller import check_cancelled
+from tfgrpo_dspy.run.whereabouts import Whereabouts
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Priority = tuple[int, ...]
@@ -24,6 +28,8 @@ Priority = tuple[int, ...]
 
 GRACE_S = 2.0
 """How long calls in flight are waited for when a budget is reached, so that they are not lost."""
+PATIENCE_S = 60.0
+"""After so long without a result, the log says once where a task is."""
 WATCH_S = 0.1  # how often the loop looks whether the run has ended
 ENDS_TASKS = (asyncio.CancelledError, SystemExit, GeneratorExit, StopIteration)
 TURNS = 5  # of the loop after a result; then its slot is free, and what follows waits for one
@@ -43,11 +49,14 @@ class Loop:
         timeout_s: float | None = None,
         pool: futures.ThreadPoolExecutor | None = None,
         n_remote: int = 0,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.ledger = ledger
         self._n_slots = {"threads": n_threads, "remote": n_remote}
         self._timeout_s = timeout_s
         self._pool = pool
+        self._patience_s = patience_s
+        self._has_named = False
         self.on_wait: Callable[[], None] = lambda: None
         self._count = itertools.count()
         self._waiting: dict[str, asyncio.PriorityQueue[Any]]
@@ -101,25 +110,27 @@ class Loop:
         priority: Priority,
         record: Callable[[Any], Result],
         place: str = "threads",
+        where: Whereabouts | None = None,
     ) -> "asyncio.Future[Result]":
         """What `record` makes of what is begun when there is a slot in that place.
 
         A task holds its slot until its result is recorded: so no more results than there are slots
-        are ever in flight or unrecorded. One that took too long is recorded as a `TimeoutError`.
+        are ever in flight or unrecorded. One that took too long is recorded as a `TimeoutError`,
+        and the log says `where` it is.
         """
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         result.add_done_callback(self._ended)
-        self._waiting[place].put_nowait((priority, next(self._count), begin, record, result))
+        self._waiting[place].put_nowait((priority, next(self._count), begin, record, where, result))
         return result
 
     async def _slot(self, waiting: "asyncio.PriorityQueue[Any]") -> None:
         """Does one task after the other."""
         while True:
-            *_, begin, record, result = await waiting.get()
+            *_, begin, record, where, result = await waiting.get()
             self.ledger.check()
             self._in_flight.add(result)
             try:
-                result.set_result(record(await self._in_time(begin())))
+                result.set_result(record(await self._in_time(begin(), where)))
             except asyncio.CancelledError:
                 result.cancel()
                 raise
@@ -131,12 +142,28 @@ class Loop:
             for _ in range(TURNS):
                 await asyncio.sleep(0)
 
-    async def _in_time(self, begun: Awaitable[Any]) -> Any:
+    async def _in_time(self, begun: Awaitable[Any], where: Whereabouts | None) -> Any:
+        loop = asyncio.get_running_loop()
+        naming = loop.call_later(self._patience_s, self._name_waiting, where)
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await begun
         except TimeoutError:
             return TimeoutError(f"took over {self._timeout_s:g} s")
+        finally:
+            naming.cancel()
+
+    def _name_waiting(self, where: Whereabouts | None) -> None:
+        """Say in the log, once in a run, where a task is that has no result yet."""
+        if where is not None and not self._has_named:
+            self._has_named = True
+            logger.warning(
+                "%s has no result after %g s: it is in %s; if that waits for something that "
+                "cannot come, pass Execution(rollout_timeout_s=...)",
+                where.about,
+                self._patience_s,
+                str(where),
+            )
 
     async def in_thread(self, work: Callable[[], Any]) -> Any:
         """What the work gives; if nobody waits for that any more, its calls are refused."""

@@ -10,6 +10,7 @@ from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import ROLLOUTS, Failure, Rollout
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.loop import Priority
+from tfgrpo_dspy.run.whereabouts import Whereabouts
 from tfgrpo_dspy.run.worker import Request, packed, packed_bundle
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
@@ -125,10 +126,14 @@ class Rollouts:
     def _submit(self, sample: Sample, key: str, priority: Priority) -> Any:
         """Have the rollout made; a future that gives the recorded rollout."""
         run, example = self._run, self._examples[sample.example]
+        kind = "training" if self._role == "rollout" else self._role
+        usual = "the program" if run.remote is None else "another process"
+        where = Whereabouts(f"the rollout of {kind} example {sample.example}", usual)
 
         def keep(made: Rollout | Failure | TimeoutError) -> Rollout:
             if isinstance(made, TimeoutError):
-                made = Failure("timeout", f"the rollout {made}, which is rollout_timeout_s")
+                why = f"the rollout {made}, which is rollout_timeout_s; it was in {where}"
+                made = Failure("timeout", f"{why} on the example {sample.example} ({kind})")
             if isinstance(made, Failure):
                 made = Rollout(sample.example, sample.rollout_id, failure=made)
             is_lost = made.failure is not None and made.failure.kind in NO_RESULT
@@ -144,7 +149,7 @@ class Rollouts:
             own = packed(parts, f"example {sample.example}")
             request = Request(self._bundle, given, own)
             begin = functools.partial(run.remote.rollout, request)
-            return run.loop.submit(begin, priority, keep, "remote")
+            return run.loop.submit(begin, priority, keep, "remote", where)
         task = RolloutTask(
             program=program,
             example=example,
@@ -156,9 +161,11 @@ class Rollouts:
             prices=self._prices,
             start=sample.start,
             asks_predictors=sample.asks_predictors,
+            calls=where.calls,
         )
-        work = functools.partial(run_rollout, task)
-        return run.loop.submit(lambda: run.loop.in_thread(work), priority, keep)
+        work = functools.partial(where.noted, functools.partial(run_rollout, task))
+        begin = functools.partial(run.loop.in_thread, work)
+        return run.loop.submit(begin, priority, keep, where=where)
 
     def _prepared(self, given: Additions) -> tuple[Any, str, bytes]:
         """The program with these; its digest; the additions, packed for other processes."""

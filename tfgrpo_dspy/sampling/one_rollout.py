@@ -2,9 +2,8 @@
 
 import functools
 import inspect
-import statistics
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
@@ -25,17 +24,16 @@ from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Rollout, Step
 from tfgrpo_dspy.sampling.fields import (
     as_fields,
-    containers_copied,
     copied_example,
     with_values,
 )
+from tfgrpo_dspy.sampling.recorder import CallRecorder, mean_of
 from tfgrpo_dspy.sampling.replay import (
     Replay,
     ReplayEndedError,
     Start,
     answer_now,
     replaying_adapter,
-    with_result,
 )
 
 
@@ -47,6 +45,7 @@ class RolloutTask:
     its set; `temperature` None leaves every LM and predictor at its own, and so does `OWN`, in a
     training rollout; `score` None runs without a metric. Calls are taken from `ledger`; `prices`
     are those of `budget.meter`. With a `start`, the rollout goes on from a step of another one.
+    `calls` are those that it is in, by their ids.
     """
 
     program: Any
@@ -59,6 +58,7 @@ class RolloutTask:
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     start: Start | None = None
     asks_predictors: bool = False
+    calls: dict[str, str] = field(default_factory=dict)
 
 
 def run_rollout(task: RolloutTask) -> Rollout:
@@ -81,7 +81,7 @@ def run_rollout(task: RolloutTask) -> Rollout:
         steps=run.steps(trace, failure),
         failure=failure,
         usage=run.meter.usage,
-        entropy=_mean(run.meter.surprisals),
+        entropy=mean_of(run.meter.surprisals),
         n_replayed=task.start.n_steps if task.start else None,
     )
     if failure or task.score is None or (task.start and task.start.is_check):
@@ -99,7 +99,7 @@ class _Run:
         at_home = DispatchedTools() if HOMES.get() else None
         answers_now = task.start is not None and task.start.answers_now  # and calls no tool
         self.dispatched = None if answers_now else self.replay or at_home
-        self.tools = _ToolRecorder(self.meter)
+        self.tools = CallRecorder(self.meter, task.calls)
         kept = {id(lm): self._lm_for_sample(lm) for lm in language_models(task.program)}
         self.program = copy_program(task.program, kept)
         self.names: dict[int, str] = {}  # by the id of a predictor, or of its signature
@@ -273,7 +273,11 @@ def _scored(
         nonlocal n_calls
         n_calls += 1
         task.ledger.note_metric_calls()
-        return ask(*about, copied_example(task.example), prediction, trace)
+        task.calls["metric"] = "the metric"
+        try:
+            return ask(*about, copied_example(task.example), prediction, trace)
+        finally:
+            del task.calls["metric"]
 
     meter.check()
     try:
@@ -309,54 +313,3 @@ def _with_feedback(steps: Sequence[Step], feedback: Mapping[str, str]) -> tuple[
         for s in reversed(steps)
     ]
     return tuple(reversed(changed))
-
-
-def _mean(surprisals: Sequence[float]) -> float | None:
-    return statistics.fmean(surprisals) if surprisals else None
-
-
-class _Trace(list[Any]):
-    """DSPy's trace, with the inputs of each call as they were then, and the entropy of its answer.
-
-    DSPy keeps the values themselves, and a program may go on to change a list that it passed.
-    """
-
-    def __init__(self, meter: Meter) -> None:
-        super().__init__()
-        self.entropies: list[float | None] = []
-        self._surprisals, self._n_seen = meter.surprisals, 0
-
-    def append(self, call: Any) -> None:
-        predictor, inputs, outputs = call
-        self.entropies.append(_mean(self._surprisals[self._n_seen :]))
-        self._n_seen = len(self._surprisals)
-        with suppress(RecursionError):  # a list that holds itself stays as it is
-            inputs = containers_copied(inputs)
-        super().append((predictor, inputs, outputs))
-
-    def extend(self, calls: Any) -> None:  # what Refine has traced elsewhere
-        for call in calls:
-            self.append(call)
-            self.entropies[-1] = None
-
-    def pop(self, index: Any = -1) -> Any:
-        self.entropies.pop(index)
-        return super().pop(index)
-
-
-class _ToolRecorder(BaseCallback):
-    """The tool calls of one rollout, each with how many predictor calls were answered before it."""
-
-    def __init__(self, meter: Meter) -> None:
-        self.trace = _Trace(meter)
-        self.calls: dict[str, tuple[int, Step]] = {}
-
-    def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        arguments = as_fields(inputs.get("kwargs", inputs))
-        self.calls[call_id] = (len(self.trace), Step("tool", str(instance.name), arguments, {}))
-
-    def on_tool_end(
-        self, call_id: str, outputs: Any | None, exception: BaseException | None = None
-    ) -> None:
-        position, step = self.calls[call_id]
-        self.calls[call_id] = (position, with_result(step, outputs, exception))
