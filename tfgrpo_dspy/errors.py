@@ -1,5 +1,6 @@
 """Every exception of this package: each is also of the builtin kind that a caller would expect."""
 
+from collections.abc import Callable
 from typing import Any
 
 from tfgrpo_dspy.outside import printable
@@ -8,10 +9,17 @@ from tfgrpo_dspy.outside import printable
 def described(error: BaseException) -> str:
     """The type and the message of an error; the type alone where its message cannot be shown."""
     name = type(error).__name__
+    return written(error, lambda own: printable(f"{name}: {own}"), name)
+
+
+def written(value: Any, write: Callable[[Any], str] = str, otherwise: str = "") -> str:
+    """The value as it is written; its type, where the value is of a kind whose writing raises."""
     try:
-        return printable(f"{name}: {error}")
-    except Exception:  # noqa: BLE001 - whatever the __str__ of a user's exception raises
-        return name
+        return write(value)
+    except (RunStopped, KeyboardInterrupt):
+        raise
+    except BaseException:  # noqa: BLE001 - the code of a user's type may raise anything
+        return otherwise or f"<{type(value).__name__}>"
 
 
 def sentence(text: object) -> str:

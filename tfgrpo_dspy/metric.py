@@ -7,22 +7,22 @@ async; returning a finite number or something with `score`, `feedback` and `obje
 
 import functools
 import inspect
-import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FunctionType, MethodType
-from typing import Any, SupportsFloat
+from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.errors import MetricError, RunStopped, SettingsError, described
+from tfgrpo_dspy.errors import MetricError, RunStopped, SettingsError, described, written
 from tfgrpo_dspy.experience.programs import language_models
 from tfgrpo_dspy.home import run
 from tfgrpo_dspy.references import held_by
+from tfgrpo_dspy.scores import MOST, number_of
 
 SHOWN_CHARACTERS = 120  # how much of an example or a value an error message quotes
-MOST = 1e150  # scores are below: of larger ones no variance can be computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +55,31 @@ class ScoringFunction:
 
     def __call__(self, example: Any, prediction: Any, program_trace: Any) -> Score:
         """The score. Raises MetricError: the metric raised, or gave no finite score."""
-        return _as_score(self._ask(example, prediction, program_trace), self._name, example)
+        said = self._ask(example, prediction, program_trace)
+        with _refusing(self._name, "returned something that cannot be read:", example):
+            return _as_score(said, self._name, example)
 
     def feedback_on(
         self, predictor: str, calls: PredictorTrace, example: Any, prediction: Any, trace: Any
     ) -> str:
         """What the metric says of this predictor, in words. Raises MetricError: it raised."""
         said = self._ask(example, prediction, trace, predictor, calls)
-        if isinstance(said, dspy.Prediction | Mapping):
-            said = str(said.get("feedback") or "")
-        return said if isinstance(said, str) else ""
+        with _refusing(self._name, "returned feedback that cannot be read:", example):
+            if isinstance(said, dspy.Prediction | Mapping):
+                said = str(said.get("feedback") or "")
+            return said if isinstance(said, str) else ""
+
+
+@contextmanager
+def _refusing(name: str, what: str, example: Any) -> Iterator[None]:
+    """Raises MetricError for whatever is raised, which code of the user's is."""
+    try:
+        yield
+    except (RunStopped, KeyboardInterrupt, MetricError):
+        raise
+    except BaseException as error:
+        what = f"{what} {_shortened(described(error))}"
+        raise MetricError(f"metric {name} {what} on the example {_shown(example)}") from error
 
 
 def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
@@ -84,18 +99,9 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
     def ask(example: Any, prediction: Any, program_trace: Any, *predictor: Any) -> Any:
         kwargs = {"program_trace": program_trace} if wants_program_trace else {}
         behind = (program_trace, *predictor) if predictor else (None,) * extra
-        try:
+        with _refusing(name, "raised", example):
             result = metric(example, prediction, *behind, **kwargs)
-            if inspect.isawaitable(result):
-                result = run(result, metric)
-        except (RunStopped, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            raise MetricError(
-                f"metric {name} raised {_shortened(described(error))} on the example "
-                f"{_shown(example)}"
-            ) from error
-        return result
+            return run(result, metric) if inspect.isawaitable(result) else result
 
     return ScoringFunction(_asks_predictors(metric), ask, name)
 
@@ -185,13 +191,8 @@ def _objectives(given: Any, name: str, example: Any) -> dict[str, float]:
 
 
 def _finite(value: Any, name: str, example: Any, objective: str = "") -> float:
-    is_single = not getattr(value, "shape", ())  # NumPy makes a number of an array of one
-    is_number = is_single and isinstance(value, SupportsFloat) and not isinstance(value, str)
-    try:
-        number = float(value) if is_number else math.nan
-    except Exception:  # noqa: BLE001 - a huge integer, a torch tensor, a type of the user's
-        number = math.nan
-    if not abs(number) < MOST:
+    number = number_of(value)
+    if number is None:
         raise MetricError(
             f"metric {name} returned {_shown(value)} ({type(value).__name__})"
             f"{f' as objective {objective!r}' if objective else ''} on the example "
@@ -202,10 +203,8 @@ def _finite(value: Any, name: str, example: Any, objective: str = "") -> float:
 
 
 def _shown(value: object) -> str:
-    try:
-        return _shortened(repr(value))
-    except Exception:  # noqa: BLE001 - a type of the user's
-        return f"a {type(value).__name__} that cannot be shown"
+    unseen = f"a {type(value).__name__} that cannot be shown"
+    return _shortened(written(value, repr, unseen))
 
 
 def _shortened(text: str) -> str:

@@ -131,7 +131,7 @@ class Rollout:
 
     def valued(self, values: Sequence[float | None]) -> "Rollout":
         """The rollout with these `values`; where one is None, what was known stays."""
-        start, *rest = [new if new is not None else old
+        start, *rest = [old if new is None else float(new)
                         for new, old in zip(values, self.values, strict=True)]  # fmt: skip
         steps = (replace(s, value=value) for s, value in zip(self.steps, rest, strict=True))
         return replace(self, start_value=start, steps=tuple(steps))

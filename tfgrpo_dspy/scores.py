@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, SupportsFloat
 
 MIN_CONTRAST = 1e-9
 """Scores that differ by no more than this are the same: 0.6 - 0.5 is not quite 0.4 - 0.3."""
 CONTRAST_SHARE = 0.01
 """Nor do scores count as unlike that differ by less than this share of all scores of the run. The
 noise of an embedding or of a judge's logits is smaller; one of 100 points, or of 40, is larger."""
+MOST = 1e150  # scores are below: of larger ones no variance can be computed
 MOST_DIGITS = 17  # of a score; with so many no two floats look alike
 MOST_WHOLE = 1e9  # scores below are shown without an exponent
 
@@ -61,6 +63,18 @@ class ScoreRange:
             if all(max(s) - min(s) <= self.least_contrast for s in by_text.values()):
                 break
         return texts
+
+
+def number_of(value: Any) -> float | None:
+    """The number that a value is, of Python's kinds or NumPy's; None: it is none below `MOST`."""
+    is_single = not getattr(value, "shape", ())  # NumPy makes a number of an array of one
+    if not is_single or isinstance(value, str) or not isinstance(value, SupportsFloat):
+        return None
+    try:
+        number = float(value)
+    except Exception:  # noqa: BLE001 - a huge integer, a torch tensor, a type of the user's
+        return None
+    return number if abs(number) < MOST else None
 
 
 NO_SCORES = ScoreRange()

@@ -60,6 +60,7 @@ class Ledger:
         self._reserve = Budget(0, 0, 0.0, 0.0)
         self._open: set[Reservation] = set()
         self._lock = threading.RLock()
+        self.waits_until = 0.0  # by the clock, as the log has said of a refused call
         self._stopping = threading.Event()
 
     @property

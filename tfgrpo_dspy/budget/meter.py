@@ -8,7 +8,9 @@ BaseException. That class never reaches a program that is given back.
 import asyncio
 import functools
 import json
+import logging
 import random
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -28,6 +30,8 @@ from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Usage, rollout_id_for
 
+logger = logging.getLogger(__name__)
+
 Prices = Mapping[str, tuple[float, float]]
 """US dollars for a million prompt tokens and a million completion tokens, by `lm.model`."""
 TOKENS_IN_A_PRICE = 1_000_000
@@ -38,6 +42,7 @@ ATTEMPT: ContextVar[list[Usage] | None] = ContextVar("tfgrpo_attempt", default=N
 MIN_RETRIES = 8  # an LM that may retry at all (`num_retries` above 0) retries at least so often
 FIRST_WAIT_S = 0.02
 LONGEST_WAIT_S = 60.0
+SAID_FROM_S = 1.0  # shorter waits are not logged
 LONGEST_PAUSE_S = 300.0  # a provider that asks for a longer pause is asked again after this one
 
 
@@ -221,6 +226,15 @@ class Meter:
         if self._was_refused:
             raise RunStopped(self.ledger.stopped_because)
 
+    def say_wait(self, state: tenacity.RetryCallState) -> None:
+        """Log that a call waits for its next attempt: the first of those that wait as long."""
+        seconds = state.next_action.sleep if state.next_action else 0.0
+        until = time.monotonic() + seconds
+        if seconds >= SAID_FROM_S and until > self.ledger.waits_until + SAID_FROM_S:
+            self.ledger.waits_until = until
+            fault = type(state.outcome.exception() if state.outcome else None).__name__
+            logger.warning("%s: the next attempt of this LM call is in %.0f s", fault, seconds)
+
     async def async_wait(self, seconds: float) -> None:
         """`Ledger.wait` in an event loop, whose thread goes on with its other work."""
         while seconds > 0:
@@ -355,6 +369,7 @@ class _Metered:
             "stop": tenacity.stop_after_attempt(1 + n_retries),
             "wait": _seconds_until_the_next,
             "reraise": True,
+            "before_sleep": self.tfgrpo_meter.say_wait,
         }
 
     def update_history(self, entry: dict[str, Any]) -> None:

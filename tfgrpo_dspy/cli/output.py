@@ -29,8 +29,9 @@ def _cell(value: Any) -> str:
 
 
 def echo_json(value: Any) -> None:
-    """Print the value as JSON, in ASCII."""
-    click.echo(json.dumps(value, indent=2))
+    """Print the value as JSON, in ASCII; null stands for numbers that JSON does not have."""
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    click.echo(json.dumps(finite, indent=2))
 
 
 def write(path: str, text: str, like: bytes = b"") -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
-from tfgrpo_dspy.experience.values import ALL, Experience
+from tfgrpo_dspy.experience.values import ALL, NUMBER, Experience
 from tfgrpo_dspy.references import is_lm, loops_of
 
 ProgramT = TypeVar("ProgramT")
@@ -19,8 +19,8 @@ END = "</experiences>"
 HEADER = "Advice learned from earlier attempts:"
 
 _BLOCK = re.compile(rf"^{BEGIN}\n{HEADER}\n.*?\n{END}$", re.MULTILINE | re.DOTALL)
-_LINE = re.compile(r"\[(E[1-9][0-9]*)(\*?)\] (.+)")
-_LAST_LINE = re.compile(r"\(next id: E([1-9][0-9]*)\)")
+_LINE = re.compile(rf"\[(E{NUMBER})(\*?)\] (.+)")
+_LAST_LINE = re.compile(rf"\(next id: E({NUMBER})\)")
 _ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
 _TO_ESCAPE = re.compile(
     r"\\(?=u[0-9a-f]{4})"  # a backslash that would read as one of our escapes
@@ -83,14 +83,14 @@ def parse_block(text: str, predictor: str) -> tuple[list[Experience], int]:
     found = _LAST_LINE.fullmatch(last)
     if found is None:
         raise LibraryFormatError(
-            f"The experiences baked into predictor {predictor!r} end with {last!r}; restore the "
-            f"line '(next id: E<number>)', or remove all from {BEGIN} to {END}."
+            f"The experiences baked into predictor {predictor!r} end with {last!r:.200}; restore "
+            f"the line '(next id: E<number>)', or remove all from {BEGIN} to {END}."
         )
     return [_parse_line(line, predictor) for line in lines], int(found[1])
 
 
 def _parse_line(line: str, predictor: str) -> Experience:
-    wrong = f"The experiences baked into predictor {predictor!r} hold the line {line!r}"
+    wrong = f"The experiences baked into predictor {predictor!r} hold the line {line!r:.200}"
     found = _LINE.fullmatch(line)
     if found is None:
         raise LibraryFormatError(

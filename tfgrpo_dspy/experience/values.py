@@ -17,14 +17,15 @@ Advice = tuple[str, str]
 """The text and the scope of an experience: what it says, whatever its id is."""
 
 _TEXT = (r"[^\ud800-\udfff]*", "give a string without lone surrogates")
+NUMBER = r"[1-9][0-9]{0,17}"  # of an id
 # By field: the pattern that its value must match, and the hint in the error if it does not.
 _FORMS = {
-    "id": (r"E[1-9][0-9]*", "an id is 'E' and a number from 1, such as 'E1'"),
+    "id": (f"E{NUMBER}", "an id is 'E' and a number from 1, such as 'E1'"),
     "text": _TEXT,
     "scope": (r"[^\ud800-\udfff]+", "give a predictor's name, or '*' for all"),
     "reason": _TEXT,
 }
-_WRITTEN_ID = re.compile(r"[\[(]?\s*[eE]?([1-9][0-9]*)\*?\s*[\])]?")
+_WRITTEN_ID = re.compile(rf"[\[(]?\s*[eE]?({NUMBER})\*?\s*[\])]?")
 
 
 def scope_note(scope: str) -> str:

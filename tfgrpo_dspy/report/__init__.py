@@ -13,9 +13,10 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 
+from tfgrpo_dspy.errors import SettingsError, described
 from tfgrpo_dspy.files import write_text
 from tfgrpo_dspy.outside import UNSEEN
-from tfgrpo_dspy.report.source import run_of
+from tfgrpo_dspy.report.source import FORMS, run_of
 from tfgrpo_dspy.report.view import view_of
 from tfgrpo_dspy.results import page
 from tfgrpo_dspy.results.curve import value_curve
@@ -49,7 +50,11 @@ def html(results: Any) -> str:
     The same results always give the same page.
     """
     run, origin = run_of(results)
-    return _template().render(run=run, origin=origin, view=view_of(run))
+    try:
+        return _template().render(run=run, origin=origin, view=view_of(run))
+    except Exception as error:  # values of the right types that no run gives
+        fault = f"results: the values do not fit together ({described(error)})"
+        raise SettingsError(f"{fault}; {FORMS}.") from error
 
 
 def plain(value: Any) -> Any:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from os import PathLike, fspath
 from typing import Any
 
+from pydantic import ValidationError
+
 from tfgrpo_dspy.errors import SettingsError, StoreError
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import counted
@@ -26,8 +28,9 @@ def run_of(given: Any) -> tuple[RunResults, str]:
     if isinstance(given, Mapping):
         try:
             return RunResults.from_dict(given), ""
-        except ValueError as error:
-            fault = " ".join(str(error).splitlines()[:3])
+        except ValidationError as error:
+            first = error.errors()[0]
+            fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise SettingsError(f"results={{...}} is not of a run ({fault}); {FORMS}.") from error
     found = getattr(given, "detailed_results", None)
     if not isinstance(found, RunResults | Mapping):

@@ -108,13 +108,13 @@ class Run:
                 run.report.ended_because = run.ledger.stopped_because
                 logger.info("the run ends: %s", run.ledger.stopped_because)
             program = finish(run, self._history, self._valset, self._testset)
-        except KeyboardInterrupt as interrupt:
-            vars(interrupt)["program"] = unmeasured(run, self._history)
-            raise
         except StoreError as error:
             if run.report.updates and not self.settings.offline:
                 run.records.store = None  # the rest is not recorded
                 error.program = finish(run, self._history, self._valset, self._testset)
+            raise
+        except BaseException as error:  # an interrupt, or what nobody has thought of
+            vars(error)["program"] = unmeasured(run, self._history)
             raise
         if run.ledger.is_failure:  # before or during the final choice
             failed = RunFailedError(

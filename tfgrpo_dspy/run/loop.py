@@ -31,7 +31,6 @@ GRACE_S = 2.0
 PATIENCE_S = 60.0
 """After so long without a result, the log says once where a task is."""
 WATCH_S = 0.1  # how often the loop looks whether the run has ended
-ENDS_TASKS = (asyncio.CancelledError, SystemExit, GeneratorExit, StopIteration)
 TURNS = 5  # of the loop after a result; then its slot is free, and what follows waits for one
 
 
@@ -173,8 +172,11 @@ class Loop:
         def guarded() -> Any:
             try:
                 return work()
-            except ENDS_TASKS as error:  # the run's own tasks would end by it
-                raise UserCodeError(described(error)) from error
+            except BaseException as error:
+                is_usual = isinstance(error, Exception) and not isinstance(error, StopIteration)
+                if is_usual or isinstance(error, RunStopped | KeyboardInterrupt):
+                    raise
+                raise UserCodeError(described(error)) from error  # it would end the run's own tasks
 
         try:
             done = (self._pool or self._threads).submit(context.run, guarded)

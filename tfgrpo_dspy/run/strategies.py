@@ -9,7 +9,6 @@ always failed is asked no more. Without strategies nothing here does anything.
 import asyncio
 import contextlib
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from tfgrpo_dspy.run.asking import Answer, ReflectionClient
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.play import Player, with_beside
 from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.scores import MOST, number_of
 from tfgrpo_dspy.strategies.base import (
     Ask,
     Attempt,
@@ -128,11 +128,11 @@ class Strategies:
                 helped = tuple(bool(aided and aided[k]) for k in counted)
                 of_metric = tuple(made[k] for k in counted)
                 scored = Scored(of_metric, tuple(first), aided is not None, helped)
-                given = [None if r is None else float(r) for r in strategy.reward(scored)]
-                finite = all(math.isfinite(reward) for reward in given if reward is not None)
-                wanted = f"{len(counted)} finite numbers, or None for no score"
-                _check(len(given) == len(counted) and finite, given, wanted)
-                rewards, kind = given, "metric"
+                given = list(strategy.reward(scored))
+                are_numbers = all(r is None or number_of(r) is not None for r in given)
+                wanted = f"{len(counted)} numbers below {MOST:g}, or None for no score"
+                _check(len(given) == len(counted) and are_numbers, given, wanted)
+                rewards, kind = [number_of(r) for r in given], "metric"
             without = Failure(kind, f"{type(strategy).__name__}.reward gave no score")
             for k, reward in zip(counted, rewards, strict=True):
                 failure = without if reward is None else None
@@ -291,9 +291,9 @@ def _check_sizes(sizes: Any, plan: BatchPlan) -> None:
 
 
 def _check_values(values: Any, group: Group) -> None:
-    wanted = "by rollout id a sequence of finite numbers or None, one more than there are steps"
+    wanted = "by rollout id a sequence of numbers or None, one more than there are steps"
     lengths = {rollout.rollout_id: len(rollout.values) for rollout in group.rollouts}
     _check(isinstance(values, Mapping) and values.keys() <= lengths.keys(), values, wanted)
     for id_, of_rollout in values.items():
-        are_finite = all(value is None or math.isfinite(value) for value in of_rollout)
-        _check(are_finite and len(of_rollout) == lengths[id_], of_rollout, wanted)
+        are_numbers = all(value is None or number_of(value) is not None for value in of_rollout)
+        _check(are_numbers and len(of_rollout) == lengths[id_], of_rollout, wanted)

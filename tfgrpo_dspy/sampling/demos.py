@@ -90,6 +90,7 @@ def with_demos(program: Any, demos: Sequence[Demo]) -> Any:
 
 def _comes_back(text: str, annotation: Any) -> bool:
     try:
+        text.encode()  # half of a pair of surrogates cannot be sent to an LM
         parsed(text, annotation)
     except ValueError:
         return False

@@ -14,6 +14,7 @@ from dspy.adapters.types.base_type import Type
 from dspy.adapters.utils import parse_value
 
 from tfgrpo_dspy.budget.surprisal import has_log_probabilities
+from tfgrpo_dspy.errors import written
 
 MEDIA = (dspy.Image, dspy.Audio, dspy.File)
 JSONABLE = pydantic.TypeAdapter(Any)
@@ -24,28 +25,18 @@ def as_text(value: Any) -> str:
 
     Images and other media are only `<image>`, ...
     """
-    try:
-        return _text_of(value)
-    except Exception:  # noqa: BLE001 - what a program returns may raise anything when it is shown
-        return f"<{type(value).__name__}>"
+    return written(value, _text_of)
 
 
 def _text_of(value: Any) -> str:
     if type(value) is str:
         return value
     try:
-        value = JSONABLE.dump_python(_plain(value), mode="json", by_alias=False, fallback=_shown)
+        value = JSONABLE.dump_python(_plain(value), mode="json", by_alias=False, fallback=written)
         is_container = isinstance(value, dict | list)
         return json.dumps(value, ensure_ascii=False) if is_container else str(value)
     except (TypeError, ValueError):  # keys that JSON does not have, a list that holds itself
         return str(value)
-
-
-def _shown(value: Any) -> str:
-    try:
-        return str(value)
-    except Exception:  # noqa: BLE001 - whatever the __str__ of a user's type raises
-        return f"<{type(value).__name__}>"
 
 
 def _plain(value: Any) -> Any:
@@ -66,15 +57,36 @@ def _fields_of(model: pydantic.BaseModel) -> dict[str, Any]:
     return {name: getattr(model, name) for name in type(model).model_fields}
 
 
+def _all_in(value: Any) -> Iterator[Any]:
+    """The value and all that it holds, in their order; what holds itself, or much, once."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        each = waiting.pop()
+        yield each
+        if id(each) not in seen and not isinstance(each, MEDIA):
+            seen.add(id(each))
+            waiting += reversed(_items(each))
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, pydantic.BaseModel):
+        return list(_fields_of(value).values())
+    if isinstance(value, Mapping | dspy.Example):
+        return [item for _, item in named_items(value)]
+    return list(value) if isinstance(value, list | tuple | set | frozenset) else []
+
+
+def named_items(value: Mapping[Any, Any] | dspy.Example) -> list[tuple[str, Any]]:
+    """The fields by name; DSPy's own way to them takes no names that are no texts."""
+    if isinstance(value, dspy.Example):  # a Prediction is one
+        own = {written(name): item for name, item in vars(value)["_store"].items()}
+        return [(name, item) for name, item in own.items() if not name.startswith("dspy_")]
+    return [(written(name), item) for name, item in value.items()]
+
+
 def media_in(value: Any) -> list[Any]:
     """The images and other media that a value is or holds, in their order."""
-    if isinstance(value, MEDIA):
-        return [value]
-    if isinstance(value, pydantic.BaseModel):
-        value = _fields_of(value)
-    items = value.values() if isinstance(value, Mapping) else value
-    is_sequence = isinstance(value, Mapping | list | tuple)
-    return [found for item in items for found in media_in(item)] if is_sequence else []
+    return [each for each in _all_in(value) if isinstance(each, MEDIA)]
 
 
 def as_fields(value: Any) -> dict[str, str]:
@@ -84,10 +96,10 @@ def as_fields(value: Any) -> dict[str, str]:
     """
     if value is None:
         return {}
-    if isinstance(value, Mapping | dspy.Example):  # a Prediction is an Example
+    if isinstance(value, Mapping | dspy.Example):
         return {
-            str(name): as_text(item)
-            for name, item in value.items()
+            name: as_text(item)
+            for name, item in named_items(value)
             if name != "logprobs" or not has_log_probabilities(item)
         }
     return {"output": as_text(value)}
@@ -123,16 +135,7 @@ def _validated(text: str, annotation: Any) -> Any:
 
 def enums_in(value: Any) -> Iterator[type[enum.Enum]]:
     """The classes of the members of Enums that a value is or holds."""
-    if isinstance(value, enum.Enum):
-        yield type(value)
-    elif isinstance(value, pydantic.BaseModel):
-        yield from enums_in(_fields_of(value))
-    elif isinstance(value, Mapping | dspy.Example):
-        for item in dict(value.items()).values():
-            yield from enums_in(item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from enums_in(item)
+    return (type(each) for each in _all_in(value) if isinstance(each, enum.Enum))
 
 
 def with_values(text: str, *holders: Any) -> str:

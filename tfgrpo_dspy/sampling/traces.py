@@ -14,9 +14,9 @@ from tfgrpo_dspy.errors import LibraryFormatError, SettingsError, sentence
 from tfgrpo_dspy.experience.files import json_value, json_values, shown
 from tfgrpo_dspy.files import read_text
 from tfgrpo_dspy.interchange.tables import cells_of
-from tfgrpo_dspy.metric import MOST
 from tfgrpo_dspy.rollout import Failure, Rollout, Step
 from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.scores import MOST
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.meter import price_of
+from tfgrpo_dspy.errors import written
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
@@ -210,6 +211,12 @@ def _data_faults(name: str, examples: Any) -> Iterator[str]:
                 f"pass dspy.Example(question=..., answer=...).with_inputs('question')."
             )
             return
+        if odd := [field for field in vars(example)["_store"] if not isinstance(field, str)]:
+            yield (
+                f"{name}: the example at position {index} has a field named {odd[0]!r:.80} "
+                f"({type(odd[0]).__name__}); the name of a field is a text."
+            )
+            return
     without = [index for index, example in enumerate(examples) if not _has_inputs(example)]
     if without:
         yield (
@@ -262,4 +269,4 @@ def _warn_of_overlap(sets: Mapping[str, Sequence[Any]]) -> None:
 def inputs_text(example: Any) -> str:
     """The inputs of an example as a text that tells them from others, also those of media."""
     inputs = dict(example.inputs().items())
-    return f"{sorted(inputs.items())!r} {digest(object_identity(inputs, Unseen()))}"
+    return f"{written(sorted(inputs.items()), repr)} {digest(object_identity(inputs, Unseen()))}"

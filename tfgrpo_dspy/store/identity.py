@@ -21,6 +21,7 @@ from typing import Any
 
 import pydantic
 
+from tfgrpo_dspy.errors import written
 from tfgrpo_dspy.redaction import without_secret_names
 from tfgrpo_dspy.references import is_lm
 
@@ -43,6 +44,7 @@ _SURELY_SECRET = re.compile(
 """Names of secrets in what a program or a metric holds. `key`, `header`, `secret_answer` are none
 there: results depend on them."""
 MAX_DEPTH = 30
+LONGEST_INT = 2_000  # bits; Python writes no decimals of numbers that are much longer
 
 
 @dataclass
@@ -72,6 +74,8 @@ def without_addresses(text: str) -> str:
 
 def object_identity(value: Any, unseen: Unseen) -> Any:
     """The identity of a program, a metric, an LM, an example, or of anything that these hold."""
+    if type(value) is int and value.bit_length() > LONGEST_INT:
+        return hex(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if len(unseen.path) > MAX_DEPTH:
@@ -101,9 +105,9 @@ def _data(value: Any, unseen: Unseen) -> Any:
     kind = type(value)
     if isinstance(value, Mapping) or hasattr(kind, "with_inputs"):  # of an example its fields
         return {
-            str(name): object_identity(item, unseen)
+            written(name): object_identity(item, unseen)
             for name, item in value.items()
-            if not _SURELY_SECRET.search(str(name))
+            if not _SURELY_SECRET.search(written(name))
         }
     if isinstance(value, list | tuple):
         return [object_identity(item, unseen) for item in value]

@@ -1,0 +1,333 @@
+"""Values that nobody expects, wherever they come in: taken, refused or counted, in words."""
+
+import asyncio
+import decimal
+import functools
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dspy
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from dspy import lm15
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs import is_polite, learned, polite_lm, polite_rules, questions
+from scripted import scripted_lm
+from small import grpo
+
+from tfgrpo_dspy import Execution, ExperienceLibrary, Gate, RunFailedError, SettingsError
+from tfgrpo_dspy.cli import tfgrpo
+from tfgrpo_dspy.errors import LibraryFormatError
+from tfgrpo_dspy.report import html
+from tfgrpo_dspy.sampling.fields import as_fields, as_text
+from tfgrpo_dspy.strategies import Strategy
+
+
+class Shy:
+    """Raises where it is shown."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __str__(self) -> str:
+        raise self.error
+
+    __repr__ = __str__
+
+
+def itself() -> list[Any]:
+    held: list[Any] = []
+    held.append(held)
+    return held
+
+
+def deep(n: int = 5000) -> list[Any]:
+    return functools.reduce(lambda held, _: [held], range(n), [])
+
+
+ODD: dict[str, Callable[[], Any]] = {
+    "raises": lambda: Shy(ValueError("shy")),
+    "exits": lambda: Shy(SystemExit("shy")),
+    "in a list": lambda: [Shy(ValueError("shy"))],
+    "as a key": lambda: {Shy(ValueError("shy")): 1},
+    "holds itself": itself,
+    "holds much": deep,
+    "bytes": lambda: b"\xff\x00",
+    "Decimal": lambda: decimal.Decimal("sNaN"),
+    "NumPy": lambda: np.array([np.nan, np.inf]),
+    "a long number": lambda: 10**6000,
+    "half a letter": lambda: "please \ud83d",
+    "keys": lambda: {1: 2, (3, 4): None, None: 5},
+}
+odd = pytest.mark.parametrize("value", ODD.values(), ids=ODD)
+
+
+def own_score() -> dspy.Prediction:
+    verdict = dspy.Prediction()
+    verdict.score = verdict
+    return verdict
+
+
+VERDICTS: dict[str, Callable[[], Any]] = {
+    "feedback that raises": lambda: dspy.Prediction(score=0.0, feedback=Shy(ValueError("shy"))),
+    "feedback that exits": lambda: dspy.Prediction(score=0.0, feedback=Shy(SystemExit("shy"))),
+    "feedback in a list": lambda: {"score": 0.0, "feedback": [Shy(KeyError("shy"))]},
+    "its own score": own_score,
+    "a score that raises": lambda: Shy(ValueError("shy")),
+    "a list of itself": itself,
+    "bytes": lambda: b"1",
+    "Decimal": lambda: decimal.Decimal("sNaN"),
+    "NumPy": lambda: np.array([1.0, 2.0]),
+    "too large": lambda: 1e308,
+}
+
+
+@pytest.mark.parametrize("verdict", VERDICTS.values(), ids=VERDICTS)
+def test_a_verdict_that_cannot_be_read_is_a_failure_of_the_metric(
+    verdict: Callable[[], Any],
+) -> None:
+    def metric(_: Any, pred: Any) -> Any:
+        return 1.0 if pred.answer == "please" else verdict()
+
+    program = learned(metric=metric, execution=Execution(max_errors=1000))
+    assert program.detailed_results.failures["metric"] >= 1
+
+    def never(_: Any, __: Any) -> Any:
+        return verdict()
+
+    with pytest.raises(RunFailedError, match=r"never returned .* on the example") as ended:
+        learned(metric=never)
+    assert ended.value.program is not None
+
+
+@odd
+def test_a_feedback_on_one_predictor_is_read_like_any_other(value: Callable[[], Any]) -> None:
+    def metric(gold: Any, pred: Any, trace: Any, pred_name: Any, pred_trace: Any) -> Any:  # noqa: ARG001
+        is_usual = pred_name is None or pred.answer == "please"
+        return is_polite(gold, pred) if is_usual else {"feedback": value()}
+
+    program = learned(metric=metric, execution=Execution(max_errors=1000))
+    assert set(program.detailed_results.failures) <= {"metric"}
+
+
+class Giving(dspy.Module):
+    """Gives something odd beside its answer."""
+
+    def __init__(self, value: Callable[[], Any], field: Any = "odd") -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+        self.value, self.field = value, field
+
+    def forward(self, question: str, **_: Any) -> Any:
+        answered = self.ask(question=question)
+        answered[self.field] = self.value()
+        return answered
+
+
+@odd
+def test_an_odd_output_ends_nothing(value: Callable[[], Any], tmp_path: Path) -> None:
+    student = Giving(value)
+    program = learned(student, log_dir=tmp_path)
+    assert program.detailed_results.failures == {}
+    again = learned(student, log_dir=tmp_path, offline=True)
+    assert again.detailed_results.experiences == program.detailed_results.experiences
+
+
+def test_an_output_whose_name_is_no_text_is_shown_by_the_text_of_its_name() -> None:
+    prediction = dspy.Prediction(answer="yes")
+    prediction[3] = "three"
+    assert as_fields(prediction) == {"answer": "yes", "3": "three"}
+    assert learned(Giving(lambda: "three", 3)).detailed_results.failures == {}
+
+
+def with_field(value: Callable[[], Any], inputs: tuple[str, ...]) -> list[dspy.Example]:
+    held = [dspy.Example(question=f"question {k}", odd=value()) for k in range(6)]
+    return [example.with_inputs("question", *inputs) for example in held]
+
+
+@pytest.mark.parametrize("inputs", [(), ("odd",)], ids=["label", "input"])
+@odd
+def test_an_odd_field_of_an_example_ends_nothing(
+    value: Callable[[], Any], inputs: tuple[str, ...]
+) -> None:
+    optimizer = grpo(is_polite, group_size=2, epochs=1, progress=False)
+    with dspy.context(lm=polite_lm()):
+        program = optimizer.compile(
+            Giving(lambda: 1), trainset=with_field(value, inputs), valset=questions(3, 50)
+        )
+    assert program.detailed_results.failures == {}
+
+
+def test_an_example_that_holds_itself_is_learned_from() -> None:
+    examples = questions(6)
+    for example in examples:
+        example["me"] = example
+    with dspy.context(lm=polite_lm()):
+        optimizer = grpo(is_polite, group_size=4, epochs=1, progress=False)
+        program = optimizer.compile(
+            Giving(lambda: 1),
+            trainset=[each.with_inputs("question", "me") for each in examples],
+            valset=questions(3, 50),
+        )
+    assert program.detailed_results.failures == {}
+
+
+@pytest.mark.parametrize("name", [3, None, ("a", "b"), b"odd"])
+def test_an_input_whose_name_is_no_text_is_refused_before_any_call(name: Any) -> None:
+    examples = questions(6)
+    examples[4][name] = "odd"
+    lm = polite_lm()
+    with dspy.context(lm=lm), pytest.raises(SettingsError, match="position 4 has a field named"):
+        grpo(is_polite).compile(dspy.Predict("question -> answer"), trainset=examples)
+    assert lm.engine.prompts == []
+
+
+held = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.binary() | st.decimals()
+    | st.text(st.characters(exclude_categories=[])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.integers() | st.binary(), inner),
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(value=held)
+def test_every_value_has_a_text(value: Any) -> None:
+    assert isinstance(as_text(value), str)
+    assert isinstance(as_text([value, itself(), Shy(ValueError())]), str)
+
+
+REWARDS = [
+    1e308,
+    -1e200,
+    float("nan"),
+    np.float64("inf"),
+    decimal.Decimal("NaN"),
+    b"1",
+    "1",
+    10**400,
+]
+
+
+@pytest.mark.parametrize("reward", REWARDS, ids=lambda each: repr(each)[:12])
+def test_rewards_that_are_no_numbers_to_count_with_are_the_strategy_s_failure(reward: Any) -> None:
+    class Odd(Strategy):
+        def reward(self, scored: Any) -> list[Any]:
+            return [reward for _ in scored.rollouts]
+
+    with pytest.raises(RunFailedError, match=r"Odd\.reward: .*numbers below 1e\+150") as ended:
+        learned(strategies=(Odd(),))
+    assert ended.value.program is not None
+
+
+class Stop(BaseException):
+    """Nobody's."""
+
+
+@pytest.mark.parametrize("error", [Stop("x"), asyncio.CancelledError("x"), SystemExit("x")])
+def test_an_approval_that_raises_anything_ends_the_run_with_its_program(
+    error: BaseException,
+) -> None:
+    def approve(_: Any) -> bool:
+        raise error
+
+    with pytest.raises(RunFailedError, match="approve raised") as ended:
+        learned(approve=approve)
+    assert ended.value.program is not None
+
+
+class Broken(Gate):
+    """Raises what nobody has thought of."""
+
+    def update(self, *_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError(self)
+
+    decide = update
+
+
+def test_what_nobody_has_thought_of_loses_no_result() -> None:
+    with pytest.raises(ZeroDivisionError) as ended:
+        learned(gate=Broken())
+    assert isinstance(vars(ended.value)["program"], dspy.Module)
+
+
+def test_half_a_letter_makes_no_demo() -> None:
+    def halved(_: Any, pred: Any) -> float:
+        return float(pred.answer.startswith("please"))
+
+    class Halving(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            answered = self.ask(question=question)
+            answered.answer += " \ud83d"
+            return answered
+
+    with dspy.context(lm=polite_lm()):
+        optimizer = grpo(halved, max_lm_calls=600, max_demos=4, progress=False)
+        program = optimizer.compile(
+            Halving(), trainset=questions(12), valset=questions(24, start=100)
+        )
+    assert program.detailed_results.failures == {}
+
+
+@pytest.mark.parametrize("line", ["[E{}] Ask.\n(next id: E2)", "[E1] Ask.\n(next id: E{})"])
+def test_a_block_with_a_number_of_five_thousand_digits_is_damaged_in_short_words(line: str) -> None:
+    block = f"<experiences>\nAdvice learned from earlier attempts:\n{line}\n</experiences>"
+    student = dspy.Predict(dspy.Signature("question -> answer", block.format("7" * 5000)))
+    with pytest.raises(LibraryFormatError) as refused:
+        ExperienceLibrary.from_program(student)
+    assert len(str(refused.value)) < 600
+
+
+def test_json_of_the_command_line_is_json_where_an_effect_is_no_number(tmp_path: Path) -> None:
+    effect = {"estimate": float("nan"), "standard_error": float("inf"), "n_rollouts": 2}
+    path = tmp_path / "library.json"
+    path.write_text(json.dumps({"experiences": [{"id": "E1", "text": "Ask.", "effect": effect}]}))
+    result = CliRunner().invoke(tfgrpo, ["show", str(path), "--json"])
+    assert result.exit_code == 0
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    ((row),) = json.loads(result.stdout, parse_constant=refuse)
+    assert (row["effect"], row["high"], row["text"]) == (None, None, "Ask.")
+
+
+def wrong_results() -> Iterator[Any]:
+    values = learned().detailed_results.to_dict()
+    yield from ({}, {"updates": 3}, {1: 2}, {**values, "student": None}, {**values, "best": None})
+    yield {**values, "library": {"experiences": 3}}
+    yield {**values, "usage": float("nan")}
+
+
+def test_a_dict_that_is_not_of_a_run_is_refused_in_one_line() -> None:
+    for wrong in wrong_results():
+        with pytest.raises(SettingsError, match="pass a RunResults, a program") as refused:
+            html(wrong)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_long_wait_for_a_provider_is_logged_once_with_its_length(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failed: list[int] = []
+
+    def limited(prompt: Any) -> None:
+        if "question" in prompt.user and not failed:
+            failed.append(1)
+            raise lm15.RateLimitError(str(prompt.seed), status=429, retry_after=1.2)
+
+    lm = scripted_lm(polite_rules(), before=limited)
+    with caplog.at_level(logging.WARNING, logger="tfgrpo_dspy"):
+        learned(lm=lm, max_lm_calls=200)
+    said = [r.message for r in caplog.records if "the next attempt of this LM call" in r.message]
+    assert len(said) == 1
+    assert re.search(r"LMRateLimitError: .* is in 1 s", said[0])
