@@ -1,5 +1,9 @@
 """Whose run is it? Runs, answers of a person, traces and results belong to one program and task."""
 
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +12,22 @@ import pytest
 from runs import ADVICE, is_polite, learned, library_texts, polite_lm, predictor, questions
 from small import grpo
 
-from tfgrpo_dspy import MissingRecordError, NoGate, StoreError, best_so_far
+from tfgrpo_dspy import (
+    DraftLessons,
+    Execution,
+    ExtractAdvantage,
+    MissingRecordError,
+    NoGate,
+    Reflection,
+    StoreError,
+    SummarizeTrajectory,
+    UpdateLibrary,
+    best_so_far,
+)
 from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.run.saved import saved_runs
+from tfgrpo_dspy.settings import Settings
+from tfgrpo_dspy.strategies import DomainBandit, LearningFrontier
 
 
 def is_short(_example: Any, pred: Any, _trace: Any = None) -> float:
@@ -45,6 +62,117 @@ def test_offline_names_the_part_in_which_the_recorded_run_differs(
 ) -> None:
     with pytest.raises(MissingRecordError, match=rf"differs in: (\w+, )*{part}\b"):
         learned(**{"log_dir": finished, "offline": True, "epochs": 1, **changes})
+
+
+class OtherUpdate(UpdateLibrary): ...
+
+
+class OtherExtract(ExtractAdvantage): ...
+
+
+class OtherSummary(SummarizeTrajectory): ...
+
+
+class OtherDraft(DraftLessons): ...
+
+
+FREE = {"prices": {"scripted": (0.0, 0.0)}}
+ANOTHER_RUN: dict[str, Any] = {
+    "metric": is_short,
+    "reflection_lm": polite_lm(top_p=0.5),
+    "objective": "Manners.",
+    "group_size": 3,
+    "batch_size": 2,
+    "temperature": 0.9,
+    "max_experiences": 7,
+    "max_demos": 1,
+    "gate": NoGate(),
+    "strategies": [DomainBandit("a")],
+    "version": "2",
+    "seed": 1,
+    "extract": OtherExtract(),
+    "update": OtherUpdate(),
+    "summarize": OtherSummary(),
+    "draft": OtherDraft(),
+    "use_labels": False,
+    "max_experience_words": 9,
+    "drafts": 1,
+    "groups_per_call": 3,
+    "show_images": True,
+    "guard": "warn",
+    "max_staleness": 0,
+}
+"""By argument, a value that makes another run; and below, one that makes none."""
+THE_SAME: dict[str, Any] = {
+    "auto": "light",
+    "max_lm_calls": 1000,
+    "max_metric_calls": 1000,
+    "max_cost": 9.0,
+    "max_minutes": 9,
+    "epochs": 2,
+    "executor": ThreadPoolExecutor(2),
+    "rollout_timeout_s": 99.0,
+    "max_errors": 99,
+    "prices": FREE["prices"],
+    "on_event": lambda _event: None,
+    "approve": lambda _proposal: True,
+    "log_dir": "",
+    "offline": True,
+    "num_threads": 2,
+    "progress": True,
+}
+
+
+@pytest.fixture(scope="module")
+def priced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("priced") / "log"
+    learned(log_dir=folder, epochs=1, lm=polite_lm(max_tokens=50), **FREE)
+    return folder
+
+
+@pytest.mark.parametrize("name", [*ANOTHER_RUN, *THE_SAME])
+def test_every_argument_is_part_of_a_runs_identity_or_says_how_far_it_goes(
+    name: str, priced: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(priced, tmp_path / "log")
+    changes = {name: {**ANOTHER_RUN, **THE_SAME}[name], "log_dir": tmp_path / "log"}
+    learned(**{"epochs": 1, "lm": polite_lm(max_tokens=50), **FREE, **changes})
+    assert len(saved_runs(tmp_path / "log")) == 1 + (name in ANOTHER_RUN)
+
+
+def test_no_argument_is_left_out_of_the_two_lists() -> None:
+    own = [field.name for kind in (Settings, Reflection, Execution) for field in fields(kind)]
+    assert {*ANOTHER_RUN} | {*THE_SAME} == {*own} - {"reflection", "execution"}
+    assert not {*ANOTHER_RUN} & {*THE_SAME}
+
+
+def test_the_page_about_resume_names_the_arguments_that_make_no_other_run() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "resume-offline-executors.md").read_text("utf-8")
+    (sentence,) = re.findall(r"These arguments make no other run:(.*?)\. All others do", text, re.S)
+    assert re.findall(r"`(\w+)`", sentence) == sorted(THE_SAME)
+
+
+class Named(NoGate):
+    """Holds what its class does not tell."""
+
+    def __init__(self, name: str) -> None:
+        vars(self)["name"] = name
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"strategies": [DomainBandit("a")]}, {"strategies": [DomainBandit("b")]}),
+        ({"strategies": [LearningFrontier()]}, {"strategies": [LearningFrontier(memory=0.9)]}),
+        ({"guard": lambda _text, _reason: True}, {"guard": lambda text, _reason: "!" in text}),
+        ({"gate": Named("a")}, {"gate": Named("b")}),
+    ],
+    ids=["a field of strategies", "a number of them", "the code of a guard", "a gate"],
+)
+def test_what_an_argument_holds_counts(one: Any, other: Any, tmp_path: Path) -> None:
+    for changes, n in ((one, 1), (one, 1), (other, 2)):
+        learned(log_dir=tmp_path, epochs=1, **changes)
+        assert len(saved_runs(tmp_path)) == n
 
 
 def test_the_same_compile_is_the_same_run_and_says_nothing(

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from tfgrpo_dspy.budget.left_out import LeftOut
 from tfgrpo_dspy.errors import RunStopped
@@ -175,6 +175,14 @@ class Ledger:
             self._reserve = Budget(0, 0, 0.0, 0.0)
             if not self.is_failure:
                 self._stopping.clear()
+
+    def raise_limits(self, n_lm_calls: float, n_metric_calls: float, cost: float) -> None:
+        """Let the end of a finished run have so much more, though a budget has ended the run."""
+        with self._lock:
+            more = math.ceil(n_lm_calls), math.ceil(n_metric_calls), cost, 0.0
+            limits = zip(astuple(self.budget), more, strict=True)
+            self.budget = Budget(*(None if limit is None else limit + n for limit, n in limits))
+            self.open_reserve()
 
     def stop(self, reason: str, *, is_failure: bool = False) -> None:
         """End the run; the first reason stands, but for a failure, which always does."""

@@ -16,7 +16,7 @@ from tfgrpo_dspy.files import decoded, read_bytes
 from tfgrpo_dspy.interchange import FORMATS, format_of, render
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.guard import unsafe_reason
-from tfgrpo_dspy.run import records, saved
+from tfgrpo_dspy.run import manifest, saved
 
 READABLE = [name for name in FORMATS if name != "prompt"]
 STDOUT = "-"
@@ -144,7 +144,7 @@ def gc(run_dir: str, keep_last: int | None, dry_run: bool, yes: bool) -> None:
     It is refused while another process, such as a compile, has the store open.
     """
     keys = saved.unused_records(run_dir, keep_last)
-    n_runs = sum(key.startswith(records.RUN) for key in keys)
+    n_runs = sum(key.startswith(manifest.RUN) for key in keys)
     what = f"{len(keys)} records (runs: {n_runs})"
     if dry_run:
         click.echo(f"{run_dir}: would remove {what}")

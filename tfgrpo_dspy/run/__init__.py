@@ -19,10 +19,12 @@ from tfgrpo_dspy.run.approval import approved
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.continuing import continued
 from tfgrpo_dspy.run.dead_ends import FIRST_ROLLOUTS, why_unreadable, why_useless
 from tfgrpo_dspy.run.final_choice import finish, unmeasured
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.play import Player, Turn, Turns
+from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.run.reflecting import (
     draft_lessons,
     extract_lessons,
@@ -59,11 +61,13 @@ class Run:
         testset: Sequence[Any] = (),
         recorded: Sequence[Sequence[Rollout]] | None = None,
     ) -> None:
-        self.settings = settings
-        self._run = RunContext(settings, student, trainset, [*valset, *testset])
+        records = RunRecords(settings, student, [*trainset, *valset, *testset])
+        self._recorded = recorded and [[*map(records.cleaned, group)] for group in recorded]
+        sets = {"training": [trainset[i] for i in training], "validation": valset}
+        self.settings = settings = continued(records, settings, student, sets, self._recorded)
+        self._run = RunContext(settings, student, trainset, records)
         self._training = training
         self._valset, self._testset = valset, testset
-        self._recorded = recorded and [[*map(self._cleaned, group)] for group in recorded]
         self._client = ReflectionClient(self._run)
         self._sampler = Rollouts(self._run, "rollout", trainset, settings.temperature)
         start = ExperienceLibrary.from_program(student)
@@ -74,10 +78,6 @@ class Run:
         self._updates: list[Awaitable[ExperienceLibrary]] = []
         self._opened: asyncio.Future[None]
         self._first: asyncio.Future[None]
-
-    def _cleaned(self, rollout: Rollout) -> Rollout:
-        """A rollout that was made elsewhere, without secrets."""
-        return Rollout.from_dict(self._run.records.without_secrets(rollout.to_dict()))
 
     def __enter__(self) -> "Run":
         return self
@@ -133,8 +133,7 @@ class Run:
         batches could teach nothing.
         """
         history, run = self._history, self._run
-        training = [run.trainset[i] for i in self._training]
-        run.manifest.begin(run.student, training, self._valset, self._recorded)
+        run.manifest.begin(run.student)
         self._opened = asyncio.get_running_loop().create_future()
         self._first = asyncio.get_running_loop().create_future()
         if self._recorded is not None:

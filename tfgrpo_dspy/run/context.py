@@ -11,14 +11,15 @@ from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.reflection.guard import Task, task_text
 from tfgrpo_dspy.run.executors import RemoteRollouts, workers_of
 from tfgrpo_dspy.run.loop import Loop
-from tfgrpo_dspy.run.records import RunManifest, RunRecords
+from tfgrpo_dspy.run.manifest import RunManifest
+from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.run.run_report import RunReport
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.schedule import RunSettings
 
 
 class RunContext:
-    """One run over a student (a copy of the user's) and a training set; `others` are measured on.
+    """One run over a student (a copy of the user's) and a training set; `records` are its own.
 
     Raises StoreError.
     """
@@ -28,13 +29,13 @@ class RunContext:
         settings: RunSettings,
         student: Any,
         trainset: Sequence[Any],
-        others: Sequence[Any] = (),
+        records: RunRecords | None = None,
     ) -> None:
         self.settings = settings
         self.student = copy_program(student)
         self.trainset = trainset
         self.ledger = Ledger(settings.budget)
-        self.records = RunRecords(settings, student, [*trainset, *others])
+        self.records = records or RunRecords(settings, student, trainset)
         self.manifest = RunManifest(settings, self.records, self.ledger)
         self.loop, self.remote = _loop_of(settings, self.ledger)
         self.report = RunReport(settings, self.ledger)

@@ -34,6 +34,7 @@ from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
 from tfgrpo_dspy.settings.schedule import MIN_PROGRAMS_MEASURED, USUAL_MIN_VALIDATION
 from tfgrpo_dspy.strategies.base import BatchPlan, UpdateContext
 
+N_CUT = 2  # so many of the last updates may have fewer examples than planned, for want of budget
 MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly teach what they say
 SATURATED_GROUPS = 20
 """After so many groups in a row that had the best score throughout, no more is expected, whatever
@@ -358,6 +359,16 @@ class History:
         smallest = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
         n = max(min(settings.reserve, smallest), int(settings.reserve / max(times)))
         return n + data.n_of_test_set
+
+    @property
+    def kept(self) -> Amount:
+        """What counts in a later start with a larger budget, too, before the final choice.
+
+        That budget makes the last batches larger: their rollouts count, the answers to them do not.
+        """
+        last, before = self.accounts[-1], self.accounts[: -1 - N_CUT][-1:]
+        start = before[0] if before else self.accounts[0]
+        return start.used + last.rollouts + start.rollouts * -1.0
 
     def _reserved(self, account: Account) -> Amount:
         """What these take; the last call is made only if the worst that it may cost is left."""

@@ -1,28 +1,20 @@
-"""What a run finds and keeps in its store: records of its stages, and how far the run came.
+"""What a run finds and keeps in its store: the records of its stages, and what they depend on.
 
 Without a `log_dir` nothing is found and nothing is kept.
 """
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import dspy
 from pydantic import TypeAdapter
 
-from tfgrpo_dspy.budget.account import LIMITS as PAID
-from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.errors import MissingRecordError, StoreError
-from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.errors import MissingRecordError
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
+from tfgrpo_dspy.gate.protocol import Gate
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted, secret_variables
-from tfgrpo_dspy.results import RunResults
-from tfgrpo_dspy.results.records import UpdateRecord
-from tfgrpo_dspy.rollout import Rollout, Usage
-from tfgrpo_dspy.sampling.additions import Additions
+from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.checks import all_lms
 from tfgrpo_dspy.settings.schedule import RunSettings
@@ -33,16 +25,12 @@ from tfgrpo_dspy.store.identity import (
     object_identity,
     without_addresses,
 )
-from tfgrpo_dspy.store.records import Record, Store, reading
+from tfgrpo_dspy.store.records import Store, reading
+from tfgrpo_dspy.strategies.base import Strategy
 
 logger = logging.getLogger(__name__)
 
-LATEST_RUN = "latest:run"
-RUN, DECIDED, RESULTS = "run:", "decided:", "results:"  # how keys begin
 LOST = "lost:"  # before the key of what was lost
-LIMITS = frozenset((*PAID, "epochs", "auto", "max_minutes", "max_errors",
-                    "num_threads", "rollout_timeout_s", "progress"))  # fmt: skip
-"""Settings that say how far and how fast a run goes, not which."""
 TASK = ("program", "metric", "traces")  # and the examples: what an approval is about
 DSPY = ".".join(dspy.__version__.split(".")[:2])  # a minor version may write other prompts
 Kept = TypeVar("Kept")
@@ -63,7 +51,8 @@ class RunRecords:
         self._adapter = self.identity(dspy.settings.adapter or dspy.ChatAdapter())
         self._reflection_lm = self.identity(settings.reflection_lm or dspy.settings.lm)
         self._versions = DSPY, settings.version
-        self._task = ""  # what answers of a person are about; known when the run begins
+        self._task = ""  # what answers of a person are about; known by `parts_of_run`
+        self.parts = dict[str, str]()
         self.store: Store | None = None
         self.losses_stand = False  # in a finished run, whose budget may not pay for what follows
         own = "\n".join(_own_texts(student, examples))
@@ -93,6 +82,10 @@ class RunRecords:
         logs, reports and lessons are made of the same texts.
         """
         return dict(cleaned(values, self._redacted)) if self._secrets else values
+
+    def cleaned(self, rollout: Rollout) -> Rollout:
+        """A rollout that was made elsewhere, without secrets."""
+        return Rollout.from_dict(self.without_secrets(rollout.to_dict()))
 
     def _redacted(self, text: str) -> str:
         return redacted(text, self._secrets)
@@ -136,15 +129,15 @@ class RunRecords:
         return "" if self.store is None else f"approval:{digest(self._task, shown)}"
 
     def parts_of_run(
-        self, student: Any, sets: Mapping[str, Sequence[Any]], recorded: Any
+        self, settings: RunSettings, student: Any, sets: Mapping[str, Sequence[Any]], recorded: Any
     ) -> dict[str, str]:
         """By name, the digest of each part that the result of a run depends on; no limits."""
-        settings, identity = self._settings, self.identity
+        identity = self.identity
+        arguments = settings.identifying
         lms = [identity(lm) for lm in language_models(student)]
-        scalars = {k: v for k, v in settings.result_scalars().items() if k not in LIMITS}
         parts: dict[str, Any] = {
             "program": program_digest(student, self.unseen),
-            "metric": identity(settings.metric),
+            "metric": identity(arguments.pop("metric")),
             **{f"{name} examples": [*map(identity, each)] for name, each in sets.items()},
             "traces": recorded and [[each.to_dict() for each in group] for group in recorded],
             "LM": [self._lm, lms],
@@ -152,13 +145,15 @@ class RunRecords:
             "DSPy": DSPY,
             "reflection LM": self._reflection_lm,
             "reflection modules": [identity(module) for module in settings.reflection.modules],
-            "gate": instance_identity(settings.gate, self.unseen),
-            "strategies": [instance_identity(each, self.unseen) for each in settings.strategies],
-            **{name: value for name, value in sorted(scalars.items()) if value is not None},
         }
+        modules = {id(module) for module in settings.reflection.modules}
+        for name, value in sorted(arguments.items()):
+            if value is not None and name != "reflection_lm" and id(value) not in modules:
+                parts[name] = _argument_identity(value, self.unseen)
         of_task = [parts[name] for name in parts if name in TASK or name.endswith(" examples")]
         self._task = digest(of_task, settings.version)
-        return {name: digest(part) for name, part in parts.items()}
+        self.parts = {name: digest(part) for name, part in parts.items()}
+        return self.parts
 
     def find(self, key: str, kind: TypeAdapter[Kept]) -> Kept | None:
         """The recorded result; offline, and where losses stand, also the note of a loss."""
@@ -184,6 +179,14 @@ class RunRecords:
             record = self.store.put(key, record) or record
         with reading(key):
             return kind.validate_python(record)
+
+
+def _argument_identity(value: Any, unseen: Unseen) -> Any:
+    """The identity of an argument; of a gate and of strategies all that they hold."""
+    if isinstance(value, tuple):
+        return [_argument_identity(each, unseen) for each in value]
+    is_whole = isinstance(value, Gate | Strategy)
+    return (instance_identity if is_whole else object_identity)(value, unseen)
 
 
 def _own_texts(student: Any, examples: Iterable[Any]) -> Iterator[str]:
@@ -218,143 +221,3 @@ def _parts_of(example: dspy.Example) -> list[Any]:
     """Inputs, labels, and all as text: of some the identity holds the type only, or nothing."""
     texts = [f"{name}: {without_addresses(text)}" for name, text in as_fields(example).items()]
     return [dict(example.inputs()), dict(example.labels()), texts]
-
-
-def notes_of(store: Store) -> Iterator[tuple[str, Record]]:
-    """Keys and notes of the runs in the store; first the one that was begun last.
-
-    Raises StoreError: the next note is damaged.
-    """
-    latest = (store.get(LATEST_RUN) or {}).get("run")
-    for key in sorted(reversed(store.keys(RUN)), key=lambda key: key != latest):
-        yield key, store.get(key) or {}
-
-
-class RunManifest:
-    """Reads and writes what is known of this run; nothing without a store."""
-
-    def __init__(self, settings: RunSettings, records: RunRecords, ledger: Ledger) -> None:
-        self._settings = settings
-        self._ledger = ledger
-        self._records = records
-        self._run, self._parts = "", dict[str, str]()
-        self._is_finished = False
-        self._begun = datetime.now(UTC).isoformat(timespec="seconds")
-
-    def begin(
-        self,
-        student: Any,
-        training: Sequence[Any],
-        valset: Sequence[Any],
-        recorded: Sequence[Sequence[Rollout]] | None,
-    ) -> None:
-        """Note that the run has begun, or go on with what the same run has paid."""
-        if self._records.store is None:
-            return
-        sets = {"training": training, "validation": valset}
-        self._parts = self._records.parts_of_run(student, sets, recorded)
-        self._run = f"{RUN}{digest(self._parts)}"
-        names = self._records.unseen.names
-        if names and self._settings.version is None:
-            logger.info(
-                "known by name only, so that a change in them is not noticed (pass version=... "
-                "when they change): %s",
-                ", ".join(sorted(names)),
-            )
-        record = self._records.store.get(self._run)
-        if record is None and (others := self._differences()):
-            logger.warning(
-                "log_dir=%r holds no run of this compile; from the nearest one it differs in %s",
-                str(self._settings.log_dir),
-                others,
-            )
-        self._write(LATEST_RUN, {"run": self._run})
-        if record is None:
-            self.note(Additions(ExperienceLibrary.from_program(student)), "")
-        elif not self._settings.offline:
-            with reading(self._run):
-                self._begun = record["begun"]
-                self._ledger.n_paid, self._ledger.paid = record["paid"]
-                self._ledger.n_lost, self._ledger.lost = record["lost"]
-                self._is_finished = bool(record["ended_because"])
-                has_budget = any(getattr(self._settings, name) is not None for name in PAID)
-                self._records.losses_stand = self._is_finished and has_budget
-
-    def _differences(self) -> str:
-        """The names of the parts in which the nearest recorded run is another; "": none is there.
-
-        Of runs that are as near, the one that was begun last counts.
-        """
-        assert self._records.store is not None  # noqa: S101 - whoever asks has looked
-        differing: list[list[str]] = []
-        with suppress(StoreError):  # of a damaged note; whoever reads that run says so
-            for _, note in notes_of(self._records.store):
-                parts = note.get("parts") or {}
-                names = {**self._parts, **parts} if parts else {}
-                differing.append([n for n in names if self._parts.get(n) != parts.get(n)])
-        nearest = sorted((names for names in differing if names), key=len)
-        return ", ".join(nearest[0] if nearest else ())
-
-    def _write(self, key: str, record: Record) -> None:
-        if self._records.store is not None and not self._settings.offline:
-            self._records.store.replace(key, record)
-
-    def note(self, best: Additions, ended_because: str) -> None:
-        """Note how far the run has come: what is best so far, and why it ended (if it did)."""
-        if self._is_finished and not ended_because:
-            return  # the recorded best is that of a race
-        library = best.library
-        bare = library.holding(replace(each, evidence=()) for each in library)  # evidence grows
-        record = {
-            "library": bare.to_dict(),
-            "demos": [asdict(demo) for demo in best.demos],
-            "paid": [self._ledger.n_paid, self._ledger.paid],
-            "lost": [self._ledger.n_lost, self._ledger.lost],
-            "ended_because": ended_because,
-            "begun": self._begun,
-            "parts": self._parts,
-        }
-        self._write(self._run, record)
-
-    def note_update(self, update: UpdateRecord) -> None:
-        """Record a decided update, for reports."""
-        self._write(f"{DECIDED}{self._run}:{update.update}", asdict(update))
-
-    def note_results(self, results: RunResults) -> None:
-        """Record what the run reports, but for its updates."""
-        self._write(f"{RESULTS}{self._run}", replace(results, updates=()).to_dict())
-
-    def close(self, unfinished: Usage) -> None:
-        """Note what was paid and, unless the run is finished, what of it was lost."""
-        record = self._recorded()
-        if record is not None:
-            changes = {"paid": [self._ledger.n_paid, self._ledger.paid]}
-            if not record.get("ended_because"):
-                changes["lost"] = [unfinished.n_lm_calls, unfinished.cost_usd]
-            self._write(self._run, {**record, **changes})
-
-    def _recorded(self) -> Record | None:
-        return None if self._records.store is None else self._records.store.get(self._run)
-
-    def was_cut_short(self) -> str:
-        """The budget that ended this run when it was recorded; "" if none did."""
-        record = self._recorded()
-        with reading(self._run):
-            ended = str(record["ended_because"]) if record else ""
-        return ended if ended.startswith("max_") else ""
-
-    def missing(self, stage: str, where: str) -> MissingRecordError:
-        """The error that says, offline, which record is not there, and what may be the reason."""
-        record = self._recorded()
-        if record is None:
-            others = self._differences()
-            reason = "this run was not recorded there"
-            reason += f"; from the nearest one that was, it differs in: {others}" if others else ""
-        elif not record["ended_because"]:
-            reason = "the recorded run was not finished"
-        else:
-            reason = f"the recorded run did not come so far ({record['ended_because']})"
-        return MissingRecordError(
-            f"offline=True, and log_dir={str(self._settings.log_dir)!r} has no record of the "
-            f"{stage} of {where}: {reason}. Run the same compile with offline=False first."
-        )

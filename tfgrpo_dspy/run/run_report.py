@@ -199,7 +199,7 @@ class RunReport:
             ended_because=ledger.stopped_because if ledger.is_failure else self.ended_because,
             nothing_learned=nothing_learned,
             wall_time_s=time.monotonic() - self._started,
-            settings=self._settings.result_scalars(),
+            settings={**self._settings.result_scalars(), **asdict(ledger.budget)},
             schedule=self._settings.schedule,
             **found,
         )

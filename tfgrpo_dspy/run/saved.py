@@ -14,15 +14,8 @@ from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
-from tfgrpo_dspy.run.records import (
-    DECIDED,
-    LATEST_RUN,
-    LOST,
-    RESULTS,
-    RUN,
-    notes_of,
-    program_digest,
-)
+from tfgrpo_dspy.run.manifest import DECIDED, LATEST_RUN, RESULTS, RUN, notes_of
+from tfgrpo_dspy.run.records import LOST, program_digest
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.demos import Demo
 from tfgrpo_dspy.store.identity import Unseen, digest

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, Field, dataclass, field, fields
 from numbers import Real
 from os import PathLike
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
@@ -52,6 +52,9 @@ OTHERS = {
     "verbose": "progress=",
 }
 """Arguments of GEPA, MIPROv2 and SIMBA, and what to pass here in their place."""
+NOT_WHICH = "says how far, how fast or where a run goes, and not which run it is"
+"""Marks, in the type of their fields, the arguments on which the identity of a run does not depend.
+All others are part of it."""
 P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
@@ -138,6 +141,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and not is_huge
 
 
+def _metadata(argument: Field[Any]) -> tuple[Any, ...]:
+    return getattr(argument.type, "__metadata__", ())
+
+
 def read_arguments(settings: Any) -> Iterator[str]:
     """Replace each argument by what its check reads; a sentence for each that cannot be used.
 
@@ -145,8 +152,8 @@ def read_arguments(settings: Any) -> Iterator[str]:
     """
     for argument in fields(settings):
         name, value = argument.name, getattr(settings, argument.name)
-        for check in getattr(argument.type, "__metadata__", ()):
-            if value is None and argument.default is None:
+        for check in _metadata(argument):
+            if check is NOT_WHICH or (value is None and argument.default is None):
                 continue
             if (usable := check.read(value)) is None:
                 yield f"{name}={value!r}: pass {check.hint}."
@@ -300,11 +307,13 @@ class Execution:
         SettingsError: names every field that cannot be used.
     """
 
-    executor: Annotated[Executor | None, of_type(Executor, "a concurrent.futures.Executor")] = None
+    executor: Annotated[
+        Executor | None, of_type(Executor, "a concurrent.futures.Executor"), NOT_WHICH
+    ] = None
     max_staleness: Annotated[int | None, whole(0)] = None
-    rollout_timeout_s: Annotated[float | None, positive()] = None
-    max_errors: Annotated[int | None, whole(0)] = None
-    prices: Annotated[Mapping[str, tuple[float, float]] | None, PRICES] = None
+    rollout_timeout_s: Annotated[float | None, positive(), NOT_WHICH] = None
+    max_errors: Annotated[int | None, whole(0), NOT_WHICH] = None
+    prices: Annotated[Mapping[str, tuple[float, float]] | None, PRICES, NOT_WHICH] = None
 
     def __post_init__(self) -> None:
         refuse(read_arguments(self))
@@ -319,14 +328,14 @@ class Settings:
     _: KW_ONLY
     reflection_lm: Annotated[dspy.BaseLM | None, of_type(dspy.BaseLM, "a dspy.LM(...)")] = None
     objective: str | None = None
-    auto: Annotated[str | None, one_of(*AUTO)] = None
-    max_lm_calls: Annotated[int | None, whole(1)] = None
-    max_metric_calls: Annotated[int | None, whole(1)] = None
-    max_cost: Annotated[float | None, positive()] = None
-    max_minutes: Annotated[float | None, positive()] = None
+    auto: Annotated[str | None, one_of(*AUTO), NOT_WHICH] = None
+    max_lm_calls: Annotated[int | None, whole(1), NOT_WHICH] = None
+    max_metric_calls: Annotated[int | None, whole(1), NOT_WHICH] = None
+    max_cost: Annotated[float | None, positive(), NOT_WHICH] = None
+    max_minutes: Annotated[float | None, positive(), NOT_WHICH] = None
     group_size: Annotated[int | None, whole(2)] = None
     batch_size: Annotated[int | None, whole(1)] = None
-    epochs: Annotated[int | None, whole(1)] = None
+    epochs: Annotated[int | None, whole(1), NOT_WHICH] = None
     temperature: Annotated[float | str | None, TEMPERATURES] = None
     max_experiences: Annotated[int, whole(1)] = 30
     max_demos: Annotated[int | None, whole(0)] = None
@@ -334,14 +343,20 @@ class Settings:
     strategies: Annotated[Sequence[Strategy], STRATEGIES] = ()
     reflection: Annotated[Reflection | None, of_type(Reflection, "Reflection(...)")] = None
     execution: Annotated[Execution | None, of_type(Execution, "Execution(...)")] = None
-    on_event: Annotated[Listener | None, of_type(Callable, "a function of an event")] = None
-    approve: Annotated[Approve | None, of_type(Callable, "a function of a Proposal")] = None
-    log_dir: Annotated[str | PathLike[str] | None, of_type(str | PathLike, "a folder")] = None
-    offline: Annotated[bool, FLAG] = False
+    on_event: Annotated[Listener | None, of_type(Callable, "a function of an event"), NOT_WHICH] = (
+        None
+    )
+    approve: Annotated[Approve | None, of_type(Callable, "a function of a Proposal"), NOT_WHICH] = (
+        None
+    )
+    log_dir: Annotated[
+        str | PathLike[str] | None, of_type(str | PathLike, "a folder"), NOT_WHICH
+    ] = None
+    offline: Annotated[bool, FLAG, NOT_WHICH] = False
     version: Annotated[str | None, of_type(str, "a string")] = None
-    num_threads: Annotated[int | None, whole(1)] = None
+    num_threads: Annotated[int | None, whole(1), NOT_WHICH] = None
     seed: Annotated[int, whole()] = 0
-    progress: Annotated[bool, FLAG] = True
+    progress: Annotated[bool, FLAG, NOT_WHICH] = True
 
     def __post_init__(self) -> None:
         gate = NoGate if self.metric is None else BayesianGate
@@ -389,6 +404,14 @@ class Settings:
     def arguments(self) -> dict[str, Any]:
         """All arguments by name, those of `reflection` and `execution` too."""
         return vars(self.reflection) | vars(self.execution) | vars(self)
+
+    @property
+    def identifying(self) -> dict[str, Any]:
+        """The arguments that say which run it is, by name: all but those marked `NOT_WHICH`."""
+        marked = {"reflection", "execution"}  # whose own fields count
+        for own in (Settings, self, Reflection, Execution):
+            marked |= {f.name for f in fields(own) if NOT_WHICH in _metadata(f)}
+        return {name: value for name, value in self.arguments.items() if name not in marked}
 
     def scalars(self) -> dict[str, Any]:
         """The arguments that are numbers, strings, flags or None."""

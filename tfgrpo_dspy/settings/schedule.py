@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
 
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.events import Listener
 from tfgrpo_dspy.gate.protocol import Gate
-from tfgrpo_dspy.settings import Execution, Reflection, Settings
+from tfgrpo_dspy.settings import NOT_WHICH, Execution, Reflection, Settings
 
 TEMPERATURE = 0.7
 CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 = 15
@@ -80,16 +80,25 @@ class RunSettings(Settings):
     max_staleness: int
     drafts: int
     groups_per_call: int
-    reserve: int
-    n_validation: int
+    reserve: Annotated[int, NOT_WHICH]
+    n_validation: Annotated[int, NOT_WHICH]
     max_demos: int
-    data: RunData
-    trackers: Sequence[Listener] = ()  # what is told of the run beside `on_event`
+    data: Annotated[RunData, NOT_WHICH]
+    derived: Annotated[frozenset[str], NOT_WHICH] = frozenset()  # those of `DERIVED` not set
+    trackers: Annotated[Sequence[Listener], NOT_WHICH] = ()  # told of the run beside `on_event`
 
     @property
     def schedule(self) -> dict[str, int]:
         """The derived figures by name."""
         return {name: getattr(self, name) for name in (*DERIVED, "reserve", "n_validation")}
+
+    @property
+    def learning_limits(self) -> dict[str, float | None]:
+        """The limits, without the LM calls that `auto` adds for the test set."""
+        n_calls, data = self.max_lm_calls, self.data
+        if n_calls is not None and data.is_test_on_top:
+            n_calls -= data.n_of_test_set * data.calls_per_rollout
+        return {**asdict(self.budget), "max_lm_calls": n_calls}
 
     @property
     def rollouts_of_update(self) -> int:
@@ -117,7 +126,8 @@ def derive(settings: Settings, data: RunData) -> RunSettings:
         given["drafts"] = 0
     if not settings.measures or not data.n_validation:
         given["max_demos"] = 0
-    own = RunSettings(**vars(settings) | _usual(settings, data, given), data=data)
+    derived = frozenset({*DERIVED} - given.keys())
+    own = RunSettings(**vars(settings) | _usual(settings, data, given), data=data, derived=derived)
     for smaller in _reductions(own):
         changes: dict[str, Any] = {
             name: value

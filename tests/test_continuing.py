@@ -1,0 +1,171 @@
+"""A finished run is gone on with: with a larger budget from its end, with a test set beside it."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from runs import AtCall, learned_in, library_texts, predictor
+from scripted import chat
+from test_final_choice import CODES, FIRST_TEST, RIGHT, case_in, cases, is_right, luck_of, world
+
+from tfgrpo_dspy import AddLessons, Execution, Reflection, TrainingFreeGRPO, best_so_far
+from tfgrpo_dspy.run.saved import saved_runs
+
+N_TEST = 20
+UPDATES = Reflection(update=AddLessons())
+
+
+def slowly_solved(prompt: Any) -> str:
+    """The right lessons help a little, so that a run goes on as long as its budget."""
+    chance = 0.2 + 0.3 * (RIGHT[case_in(prompt.user)[1]] in prompt.system)
+    return chat(answer=CODES[case_in(prompt.user)[1]] if luck_of(prompt) < chance else "unsure")
+
+
+def compiled(
+    folder: Path | None, testset: Any = None, before: Any = None, n: int = 30, **given: Any
+) -> tuple[Any, int]:
+    """The program, and how many calls were made for it now."""
+    lm = world(slowly_solved, before=before, max_tokens=50)
+    usual: dict[str, Any] = {"num_threads": 4, "progress": False, "reflection": UPDATES}
+    with dspy.context(lm=lm):
+        optimizer = TrainingFreeGRPO(is_right, log_dir=folder, **{**usual, **given})
+        return optimizer.compile(predictor(), trainset=cases(n), testset=testset), (
+            lm.engine.n_calls()
+        )
+
+
+def n_replayed(program: Any) -> int:
+    return sum(program.detailed_results.replayed.values())
+
+
+def schedule_of(program: Any) -> dict[str, int]:
+    schedule = program.detailed_results.schedule
+    return {k: v for k, v in schedule.items() if k not in ("epochs", "reserve", "n_validation")}
+
+
+SMALLER_AND_LARGER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "LM calls": ({"max_lm_calls": 150}, {"max_lm_calls": 330}),
+    "auto": ({"auto": "light"}, {"auto": "medium"}),
+    "metric calls": ({"max_metric_calls": 80}, {"max_metric_calls": 250}),
+    "no limit any more": ({"max_lm_calls": 120}, {"group_size": None}),
+    "more threads, too": (
+        {"max_lm_calls": 200, "num_threads": 2},
+        {"max_lm_calls": 400, "num_threads": 24},
+    ),
+}
+
+
+@pytest.mark.parametrize(("smaller", "larger"), SMALLER_AND_LARGER.values(), ids=SMALLER_AND_LARGER)
+def test_a_larger_budget_goes_on_from_the_end_of_a_finished_run(
+    smaller: dict[str, Any], larger: dict[str, Any], tmp_path: Path
+) -> None:
+    first, n_first = compiled(tmp_path, **smaller)
+    second, n_second = compiled(tmp_path, **larger)
+    fresh, _ = compiled(None, **larger)
+    assert n_replayed(second) >= 0.8 * n_first
+    assert schedule_of(second) == schedule_of(first)
+    assert schedule_of(fresh) != schedule_of(first), "else this shows nothing"
+    whole = learned_in(first.detailed_results)[:-3]  # the budget has cut what follows
+    assert whole
+    assert learned_in(second.detailed_results)[: len(whole)] == whole
+    assert len(second.detailed_results.updates) > len(first.detailed_results.updates)
+    assert n_first + n_second <= (larger.get("max_lm_calls") or 10_000)
+    assert len(saved_runs(tmp_path)) == 1
+    third, n_third = compiled(tmp_path, **larger)
+    assert n_third == 0
+    assert third.dump_state() == second.dump_state()
+
+
+def test_what_goes_on_does_not_depend_on_threads_and_is_replayed_offline(tmp_path: Path) -> None:
+    compiled(tmp_path / "one", max_lm_calls=150)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    one, _ = compiled(tmp_path / "one", max_lm_calls=330, num_threads=1)
+    two, _ = compiled(tmp_path / "two", max_lm_calls=330, num_threads=8)
+    assert learned_in(one.detailed_results) == learned_in(two.detailed_results)
+    offline, n_made = compiled(tmp_path / "two", max_lm_calls=330, offline=True)
+    assert n_made == 0
+    assert offline.dump_state() == two.dump_state()
+
+
+def test_a_run_that_is_stopped_while_it_goes_on_keeps_the_result_that_it_had(
+    tmp_path: Path,
+) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    first, n_first = compiled(tmp_path, max_lm_calls=150)
+    with pytest.raises(KeyboardInterrupt):
+        compiled(tmp_path, max_lm_calls=330, before=AtCall(20, stop))
+    assert library_texts(best_so_far(tmp_path, predictor())) == library_texts(first)
+    last, _ = compiled(tmp_path, max_lm_calls=330)
+    assert n_replayed(last) >= 0.8 * n_first + 10
+    assert schedule_of(last) == schedule_of(first)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"max_lm_calls": 100}, {"seed": 1}, {"batch_size": 4}, {"max_cost": 9.0, "max_lm_calls": 250}],
+    ids=["a smaller budget", "another seed", "another schedule that is set", "one limit more"],
+)
+def test_what_is_not_the_same_run_with_more_is_derived_anew(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"max_lm_calls": 400, **changes}
+    given["execution"] = Execution(prices={"scripted": (0.0, 0.0)})
+    compiled(tmp_path, max_lm_calls=150)
+    (again, _), (fresh, _) = compiled(tmp_path, **given), compiled(None, **given)
+    assert schedule_of(again) == schedule_of(fresh)
+
+
+BUDGETS: list[dict[str, Any]] = [
+    {"max_lm_calls": 150},
+    {"max_metric_calls": 80},
+    {"auto": "light"},
+    {"epochs": 2},
+]
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+def test_a_test_set_is_measured_beside_a_finished_run(
+    budget: dict[str, Any], tmp_path: Path
+) -> None:
+    first, _ = compiled(tmp_path, **budget)
+    testset = cases(N_TEST, FIRST_TEST)
+    second, n_made = compiled(tmp_path, testset, **budget)
+    n_programs = 1 + bool(library_texts(second))
+    assert n_made == n_programs * N_TEST
+    assert second.dump_state() == first.dump_state()
+    assert learned_in(second.detailed_results) == learned_in(first.detailed_results)
+    assert second.detailed_results.best == first.detailed_results.best
+    test = second.detailed_results.test
+    assert (test.student.n, test.best.n) == (N_TEST, N_TEST)
+    assert len(saved_runs(tmp_path)) == 1
+    for again in (testset, None):
+        assert compiled(tmp_path, again, **budget)[1] == 0
+
+
+def test_a_limit_that_the_test_set_raised_is_shown(tmp_path: Path) -> None:
+    compiled(tmp_path, max_lm_calls=150)
+    program, _ = compiled(tmp_path, cases(N_TEST, FIRST_TEST), max_lm_calls=150)
+    assert program.detailed_results.settings["max_lm_calls"] == 150 + 2 * N_TEST
+
+
+def test_an_unfinished_run_takes_the_test_set_from_its_budget(tmp_path: Path) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compiled(tmp_path, max_lm_calls=150, before=AtCall(60, stop))
+    program, n_made = compiled(tmp_path, cases(N_TEST, FIRST_TEST), max_lm_calls=150)
+    assert n_made + 60 <= 150
+    assert program.detailed_results.test.best.n == N_TEST
+
+
+def test_more_budget_and_a_test_set_at_once(tmp_path: Path) -> None:
+    _, n_first = compiled(tmp_path, max_lm_calls=150)
+    program, n_made = compiled(tmp_path, cases(N_TEST, FIRST_TEST), max_lm_calls=330)
+    assert n_replayed(program) >= 0.8 * n_first
+    assert n_first + n_made <= 330
+    assert program.detailed_results.test.best.n == N_TEST

@@ -1,0 +1,79 @@
+"""How a recorded run is gone on with: its schedule stands, also where another would be derived."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from tfgrpo_dspy.errors import StoreError
+from tfgrpo_dspy.run.manifest import RunNote, key_of, note_of, notes_of
+from tfgrpo_dspy.run.records import RunRecords
+from tfgrpo_dspy.settings.schedule import RunSettings
+
+logger = logging.getLogger(__name__)
+
+
+def continued(
+    records: RunRecords,
+    settings: RunSettings,
+    student: Any,
+    sets: Mapping[str, Sequence[Any]],
+    recorded: Any,
+) -> RunSettings:
+    """The settings, with the schedule of a recorded run if this one goes on with it.
+
+    So it does if that run is the same but for what is derived, and had no larger limits. A finished
+    run whose limits are the same plans nothing else: what a test set takes comes on top.
+    """
+    made_of = student, sets, recorded
+    if records.store is None:
+        return settings
+    parts = records.parts_of_run(settings, *made_of)
+    note = _note_of_same(records, settings, parts)
+    if note is None:
+        return settings
+    schedule, names = note.schedule, settings.derived - {"epochs"}
+    is_as_far = note.limits == settings.learning_limits and schedule["epochs"] == settings.epochs
+    if note.ended_because and is_as_far:
+        names |= {"reserve", "n_validation"}
+        n_more, data = settings.data.n_test - note.n_test, settings.data
+        if data.is_test_on_top and settings.max_lm_calls:
+            n_calls = settings.max_lm_calls - 2 * n_more * data.calls_per_rollout
+            settings = replace(settings, max_lm_calls=n_calls)
+        settings = replace(settings, data=replace(data, n_test=note.n_test))
+    if changed := [name for name in sorted(names) if getattr(settings, name) != schedule[name]]:
+        logger.info("this run goes on with a recorded one, by its %s", ", ".join(changed))
+    figures: dict[str, Any] = {name: schedule[name] for name in names}
+    settings = replace(settings, **figures)
+    records.parts_of_run(settings, *made_of)
+    return settings
+
+
+def _note_of_same(
+    records: RunRecords, settings: RunSettings, parts: Mapping[str, str]
+) -> RunNote | None:
+    """The note of the run that is gone on with; of several, that of the exact same, or the last."""
+    assert records.store is not None  # noqa: S101 - whoever asks has looked
+    own = key_of(parts)
+    with suppress(StoreError):  # of a damaged note; whoever reads that run says so
+        notes = dict(notes_of(records.store))
+        for key in sorted(notes, key=lambda key: key != own):
+            note = note_of(key, notes[key])
+            is_same = _fixed(note.parts, settings) == _fixed(parts, settings)
+            is_known = note.schedule.keys() == settings.schedule.keys()  # the note is not older
+            if is_same and is_known and _reach(note.limits, settings.learning_limits):
+                return note
+    return None
+
+
+def _fixed(parts: Mapping[str, str], settings: RunSettings) -> dict[str, str]:
+    """The parts that do not follow from budget and data."""
+    return {name: part for name, part in parts.items() if name not in settings.derived}
+
+
+def _reach(before: Mapping[str, float | None], now: Mapping[str, float | None]) -> bool:
+    """Whether no limit is lower than it was; None: there is none."""
+    limits = ((before.get(name), now[name]) for name in now)
+    return all((math.inf if b is None else b) >= (a or math.inf) for a, b in limits)
