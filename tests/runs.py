@@ -137,9 +137,9 @@ def agent_turn(prompt: Prompt) -> str:
     return chat(next_thought="go on", next_tool_name=tool, next_tool_args=arguments)
 
 
-def agent_lm() -> dspy.LM:
+def agent_lm(**kwargs: Any) -> dspy.LM:
     extract, update, answer = polite_rules()
-    return scripted_lm([extract, update, ("`next_tool_name`", agent_turn), answer])
+    return scripted_lm([extract, update, ("`next_tool_name`", agent_turn), answer], **kwargs)
 
 
 UNPARSED = "I had rather not say."
