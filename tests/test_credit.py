@@ -34,6 +34,7 @@ from tfgrpo_dspy.strategies import (
     InformationGain,
     MonteCarloCredit,
     Play,
+    Shown,
     Strategy,
 )
 from tfgrpo_dspy.strategies.implicit_step_rewards import fitted_rewards
@@ -213,6 +214,54 @@ def test_a_program_that_does_not_repeat_itself_gets_outcome_credit_and_a_note() 
     assert "replay" in str(run.results)
     assert not any("expected score" in text for text in run.attempts)
     assert run.attempts
+
+
+def test_two_strategies_that_value_steps_are_refused_by_name_before_any_call() -> None:
+    chosen = (MonteCarloCredit(), InformationGain(), ImplicitStepRewards())
+    with pytest.raises(SettingsError, match="MonteCarloCredit and InformationGain and Implicit"):
+        grpo(ends_left, strategies=chosen)
+    assert grpo(ends_left, strategies=chosen[:1])
+
+
+@pytest.mark.filterwarnings("ignore:metric=None")
+@pytest.mark.parametrize("metric", [ends_left, None])
+def test_branches_of_a_program_that_cannot_branch_are_missed_in_words(
+    metric: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = dspy.Predict("question -> answer, reasoning, way")
+    rules = [*RULES[:3], ("question", lambda p: f"{chat(answer='left')}\n{way(p)}")]
+    lm = scripted_lm(rules)
+    given_ = {"group_size": 4, "epochs": 2, "batch_size": 2, "max_staleness": 0, "gate": NoGate()}
+    optimizer = grpo(metric, strategies=(BranchingRollouts(leaves=4),), progress=False, **given_)
+    with dspy.context(lm=lm):
+        results = optimizer.compile(student, trainset=questions(6)).detailed_results
+    assert results.failures["strategy"] >= 1
+    assert sum("none can branch" in record.message for record in caplog.records) == 1
+    sizes = [len(g.scores) for u in results.updates for g in u.groups]
+    assert (sizes[0], sizes[-1]) == (2, 4)
+
+
+def test_a_program_without_tools_branches_after_its_turns() -> None:
+    run = learned(BranchingRollouts(leaves=4))
+    assert run.results.failures == {}
+    assert {len(g.scores) for u in run.results.updates for g in u.groups} == {2}
+    assert sum(len(g.aided_scores) for u in run.results.updates for g in u.groups) >= 6
+
+
+def test_what_a_judge_prefers_is_not_called_a_score() -> None:
+    def in_points(example: Any, pred: Any, _trace: Any = None) -> float:
+        return -150 + 100 * ends_left(example, pred)
+
+    lm = scripted_lm(RULES)
+    optimizer = grpo(in_points, strategies=(ImplicitStepRewards(),), group_size=4, epochs=1,
+                     gate=NoGate(), progress=False)  # fmt: skip
+    with dspy.context(lm=lm):
+        program = optimizer.compile(Route(), trainset=questions(6))
+    shown = "\n".join(Learned(program, lm).attempts)
+    assert "chance of being preferred" in shown
+    assert "expected score" not in shown
+    page = html(program)
+    assert "Chance of being preferred" in page and "xpected score" not in page
 
 
 def test_recorded_traces_cannot_be_gone_on_with_which_is_counted() -> None:
@@ -443,12 +492,12 @@ class Failing(Strategy):
 
     seen: list[tuple[list[str], list[float | None]]] = []  # noqa: RUF012 - read by one test
 
-    async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:  # noqa: ARG002
+    async def show(self, context: GroupContext, ask: Ask) -> Shown:  # noqa: ARG002
         for rollout in context.group.rollouts:
             if rollout.start_value is not None:
                 ways = [s.outputs["way"] for s in rollout.steps if "way" in s.outputs]
                 self.seen.append((ways, rollout.values))
-        return Credit({})
+        return Shown(context.group.rollouts)
 
 
 def answered(text: str, score: float, chance: float | None) -> Rollout:

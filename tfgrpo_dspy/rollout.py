@@ -23,6 +23,7 @@ program's own, and the last is nobody's."""
 
 DECISIVE = 0.2
 """A step decided a rollout if it changed the expected score by this share of the group's spread."""
+EXPECTED = "expected score"
 SEED_RANGE = 2**31  # seeds are below this, which every sampler takes
 Count = Annotated[int, Field(ge=0, le=10**15)]
 WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory", "history", "termination_reason"})
@@ -93,6 +94,7 @@ class Rollout:
     wrote: how unsure they were. None: they do not say (`dspy.LM(..., logprobs=True)` asks for it).
     `n_replayed` is how many of its steps are those of another rollout, from which it goes on; None:
     it is a whole rollout. `start_value` is the score that is expected before its first step.
+    `measure` says in words what its values are instead, from 0 to 1; "": they are expected scores.
     """
 
     example: int
@@ -109,6 +111,7 @@ class Rollout:
     entropy: FiniteFloat | None = None
     n_replayed: Count | None = None
     start_value: FiniteFloat | None = None
+    measure: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as dicts, sequences, strings and numbers, ready for JSON."""
@@ -129,12 +132,12 @@ class Rollout:
         """The score that is expected before its first step, and after each step."""
         return [self.start_value, *(step.value for step in self.steps)]
 
-    def valued(self, values: Sequence[float | None]) -> "Rollout":
+    def valued(self, values: Sequence[float | None], measure: str = "") -> "Rollout":
         """The rollout with these `values`; where one is None, what was known stays."""
         start, *rest = [old if new is None else float(new)
                         for new, old in zip(values, self.values, strict=True)]  # fmt: skip
         steps = (replace(s, value=value) for s, value in zip(self.steps, rest, strict=True))
-        return replace(self, start_value=start, steps=tuple(steps))
+        return replace(self, start_value=start, steps=tuple(steps), measure=measure)
 
     @property
     def changes(self) -> dict[int, tuple[float, float]]:
@@ -254,8 +257,9 @@ class Group:
 
     @property
     def least_decisive(self) -> float:
-        """The least change of the expected score that decides a rollout."""
-        return DECISIVE * (max(self.scores) - min(self.scores) if self.scores else 1.0)
+        """The least change of the values that decides a rollout."""
+        are_scores = self.scores and not any(rollout.measure for rollout in self.rollouts)
+        return DECISIVE * (max(self.scores) - min(self.scores) if are_scores else 1.0)
 
     @property
     def majority_answer(self) -> str:
@@ -329,14 +333,17 @@ def trajectory_text(rollout: Rollout) -> str:
             if rest is not None:
                 value = f"(as before, and) {rest}" if rest else "(as before)"
             told.append(f"  in {name}: {value}")
-        told.extend(_outcome_lines(step, *changes.get(index, (step.value, step.value))))
+        values = changes.get(index, (step.value, step.value))
+        told.extend(_outcome_lines(step, rollout.measure or EXPECTED, *values))
         parts += told if index >= (rollout.n_replayed or 0) else []
     if rollout.failure is not None:
         parts.append(f"The program failed: {rollout.failure.message}")
     return "\n".join(parts)
 
 
-def _outcome_lines(step: Step, before: float | None, after: float | None) -> Iterator[str]:
+def _outcome_lines(
+    step: Step, measure: str, before: float | None, after: float | None
+) -> Iterator[str]:
     """Outputs, error, feedback and value of a step, each on a line."""
     yield from (f"  out {name}: {value}" for name, value in step.outputs.items())
     if step.error:
@@ -346,7 +353,7 @@ def _outcome_lines(step: Step, before: float | None, after: float | None) -> Ite
     if before is None or after is None:
         return
     if f"{before:.2f}" == f"{after:.2f}":
-        yield f"  expected score after this step: {after:.2f}"
+        yield f"  {measure} after this step: {after:.2f}"
     else:
         verb = "fell" if after < before else "rose"
-        yield f"  after this step the expected score {verb} from {before:.2f} to {after:.2f}"
+        yield f"  after this step the {measure} {verb} from {before:.2f} to {after:.2f}"

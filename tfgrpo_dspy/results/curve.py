@@ -81,8 +81,8 @@ def _point(score: ScoreSummary | None) -> Point | None:
     return Point(0, score.mean, score.low, score.high)
 
 
-def value_curve(values: Sequence[tuple[str, float]]) -> str:
-    """The expected scores along a rollout, as SVG; `values` are those of a `records.Attempt`."""
+def value_curve(values: Sequence[tuple[str, float]], measure: str) -> str:
+    """The values of a `records.Attempt` along its rollout, as SVG; `measure`: what they are."""
     scores = [value for _, value in values]
     high, scale = max(scores), 48 / max(LEAST_RANGE, max(scores) - min(scores))
     step = 228 / max(1, len(scores) - 1)
@@ -91,7 +91,7 @@ def value_curve(values: Sequence[tuple[str, float]]) -> str:
     svg = ElementTree.Element(
         "svg",
         {"xmlns": "http://www.w3.org/2000/svg", "viewBox": "0 0 240 60", "role": "img",
-         "aria-label": f"Expected score along the rollout: {told}.",
+         "aria-label": f"{measure} along the rollout: {told}.",
          "style": "max-width: 24rem; width: 100%"},
     )  # fmt: skip
     style = {"fill": "none", "stroke": "currentColor", "stroke-linecap": "round"}

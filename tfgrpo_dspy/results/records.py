@@ -193,13 +193,14 @@ class Attempt:
     """A rollout as people are shown it: its outputs, shortened, its score, what the metric said.
 
     `values` are the expected scores before its first step and after later ones, each with what the
-    step is called; none where no strategy has valued the steps.
+    step is called; none where no strategy has valued the steps. `measure` as in `Rollout`.
     """
 
     outputs: str
     score: float | None
     feedback: str
     values: tuple[tuple[str, float], ...] = ()
+    measure: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,8 @@ def _was_on_trial(experience: Experience | None) -> bool:
 def _attempt(rollout: Rollout) -> Attempt:
     outputs = fields_text(rollout.outputs) or getattr(rollout.failure, "message", "")
     feedback = shortened(rollout.words, FEEDBACK_TOKENS)
-    return Attempt(clip(outputs, OUTPUT_TOKENS), rollout.score, feedback, _values(rollout))
+    values = _values(rollout), rollout.measure
+    return Attempt(clip(outputs, OUTPUT_TOKENS), rollout.score, feedback, *values)
 
 
 def _values(rollout: Rollout) -> tuple[tuple[str, float], ...]:

@@ -19,6 +19,7 @@ import dspy
 
 from tfgrpo_dspy.errors import NotReplayedError, RunStopped, StoreError, StrategyError, described
 from tfgrpo_dspy.experience.values import Add, Delete, Keep, Modify
+from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import as_input
 from tfgrpo_dspy.rollout import Failure, FailureKind, Group, Rollout
@@ -165,8 +166,9 @@ class Strategies:
                 _check(isinstance(credit, Credit), credit, "a Credit")
                 sampled = with_beside(context.sampled, credit.beside, player)
                 _check_values(credit.values, sampled.group)
+                measure = printable(credit.measure)
                 rollouts = tuple(
-                    rollout.valued(credit.values.get(rollout.rollout_id, rollout.values))
+                    rollout.valued(credit.values.get(rollout.rollout_id, rollout.values), measure)
                     for rollout in sampled.group.rollouts
                 )
                 group = replace(sampled.group, rollouts=rollouts)

@@ -379,6 +379,11 @@ class Settings:
                 f"gate={type(self.gate).__name__}() and metric=None: nothing scores the rollouts; "
                 f"pass a metric, or leave the gate out."
             )
+        strategies: Any = self.strategies if isinstance(self.strategies, tuple) else ()
+        usual = Strategy.credit
+        names = [type(s).__name__ for s in strategies if getattr(type(s), "credit", usual) != usual]
+        if len(names) > 1:
+            yield f"strategies: {' and '.join(names)} each value the steps of a group; pass one."
 
     @property
     def threads(self) -> int:

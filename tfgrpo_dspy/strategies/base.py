@@ -67,11 +67,13 @@ class Credit:
             after each of its steps, so one number more than there are steps; None: not known.
         beside: rollouts that `play` made, for the group; they count for no experience.
         note: what the reflection LM reads before the attempts.
+        measure: what the values are called where they are no scores, but go from 0 to 1.
     """
 
     values: Mapping[int, Sequence[float | None]]
     beside: tuple[Rollout, ...] = ()
     note: str = ""
+    measure: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tfgrpo_dspy.errors import StrategyError
 from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.strategies.base import Ask, BatchPlan, Credit, GroupContext, Play, Strategy
 from tfgrpo_dspy.strategies.checks import check_range, check_whole
 from tfgrpo_dspy.strategies.monte_carlo_credit import n_calls
@@ -18,12 +20,14 @@ LEAST_WHOLE = 2  # rollouts of an example, which a batch must have at least
 class BranchingRollouts(Strategy):
     """Makes a part of each group by branching rollouts after a step, in place of whole rollouts.
 
-    A rollout branches after results of tools, first where the entropy of the next answer rises most
-    above that of the first one (ask for it with `dspy.LM(..., logprobs=True)`). Where the LM gives
-    no log-probabilities, it branches first after two thirds of the steps, then around that. A
-    branch whose first step decides as the rollout did says that the program is sure there: it ends
-    after that one call. Values are the mean scores of all leaves of the tree below a state: so they
-    are shared along a common beginning, and apart on the branches.
+    A rollout branches after results of tools (after any turn, if it calls none), first where the
+    entropy of the next answer rises most above that of the first one (ask for it with
+    `dspy.LM(..., logprobs=True)`). Where the LM gives no log-probabilities, it branches first after
+    two thirds of the steps, then around that. A branch whose first step decides as the rollout did
+    says that the program is sure there: it ends after that one call. A program of one turn cannot
+    branch: the results count failures of the strategy, and groups become as large as usual. Values
+    are the mean scores of all leaves of the tree below a state: so they are shared along a common
+    beginning, and apart on the branches.
 
     **Source.** ARPO (arXiv 2507.19849; agentic reinforced policy optimization).
     **Carried over.** Branches after tool results where entropy rises; shared and apart advantages.
@@ -50,13 +54,19 @@ class BranchingRollouts(Strategy):
         check_range("whole", self.whole, LEAST_WHOLE, self.leaves - 1)
 
     def choose(self, plan: BatchPlan) -> Mapping[int, int]:
-        """Fewer whole rollouts of each example."""
+        """Fewer whole rollouts of each example, unless none so far could branch."""
+        if plan.past and not _places(_scored(*plan.past)):
+            return plan.sizes
         return {example: min(self.whole, size) for example, size in plan.sizes.items()}
 
     async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """Branches beside the whole rollouts, and the values of the tree."""
-        whole = context.sampled.unaided.rollouts
-        scored = [rollout for rollout in whole if rollout.score is not None]
+        scored = _scored(context.sampled)
+        if not _places([*scored, *_scored(*context.past)]):
+            raise StrategyError(
+                f"no rollout of example {context.sampled.group.example} with a score has more than "
+                f"one turn, so none can branch, and the group stays small; leave the strategy out."
+            )
         wanted = self.leaves - len(scored)
         n_tries = TRIES * sum(map(n_calls, scored))
         branches: list[Rollout] = []
@@ -74,11 +84,16 @@ class BranchingRollouts(Strategy):
         return Credit(tree_values([*scored, *branches]), tuple(branches))
 
 
+def _scored(*groups: SampledGroup) -> list[Rollout]:
+    return [r for sampled in groups for r in sampled.unaided.rollouts if r.score is not None]
+
+
 def _places(rollouts: list[Rollout]) -> list[tuple[Rollout, int]]:
     """Where to branch, the most uncertain first; the rollouts take turns."""
     ranked = []
     for rollout in rollouts:
-        inner = [n for n in states(rollout)[1:-1] if rollout.steps[n - 1].kind == "tool"]
+        turns = states(rollout)[1:-1]
+        inner = [n for n in turns if rollout.steps[n - 1].kind == "tool"] or turns
         first = rollout.steps[0].entropy if rollout.steps else None
         order = sorted(
             inner, key=lambda n: (-_rise(rollout, n, first), abs(n - FIRST * len(rollout.steps)))

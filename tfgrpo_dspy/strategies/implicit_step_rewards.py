@@ -99,10 +99,11 @@ class ImplicitStepRewards(Strategy):
         sums = {r.rollout_id: np.cumsum([0.0, *_rewards(r, rewards)]) for r in group}
         usual = float(np.mean([each[-1] for each in sums.values()]))
         ends = {rollout.rollout_id: set(states(rollout)) for rollout in group}
-        return Credit({
+        values = {
             id_: [float(expit(x - usual)) if n in ends[id_] else None for n, x in enumerate(each)]
             for id_, each in sums.items()
-        })  # fmt: skip
+        }
+        return Credit(values, measure="chance of being preferred")
 
 
 def fitted_rewards(
