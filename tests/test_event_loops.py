@@ -1,6 +1,7 @@
 """Async code of the user that needs the event loop in which its session, task or queue lives."""
 
 import asyncio
+import contextvars
 import functools
 import re
 import threading
@@ -23,13 +24,17 @@ from runs import (
     questions,
 )
 from scripted import ScriptedEngine
-from test_programs import AsyncEngine
+from test_programs import AsyncEngine, AsyncOnly
 
-from tfgrpo_dspy import NoGate, RunFailedError, SettingsError, best_so_far
-from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.references import loops_of
+from tfgrpo_dspy import ExperienceLibrary, NoGate, RunFailedError, SettingsError, best_so_far
+from tfgrpo_dspy.budget.ledger import Budget, Ledger
+from tfgrpo_dspy.home import HOMES, Homes
+from tfgrpo_dspy.references import async_needs
 from tfgrpo_dspy.run.loop import Loop
 from tfgrpo_dspy.run.whereabouts import Whereabouts
+from tfgrpo_dspy.run.worker import Request, packed, packed_bundle, run_request
+from tfgrpo_dspy.sampling.additions import Additions
+from tfgrpo_dspy.strategies import TeacherRollouts
 
 SETTINGS: dict[str, Any] = {"gate": NoGate(), "group_size": 2, "epochs": 1, "num_threads": 2}
 PAGE = "page 7 is blue"
@@ -113,6 +118,12 @@ class AsyncReading(dspy.Module):
         return await self.ask.acall(question=question, page=await self.archive.read("7"))
 
 
+class Syncified(AsyncReading):
+    def __init__(self, archive: Archive) -> None:
+        super().__init__(archive)
+        dspy.syncify(self)
+
+
 class AsyncCalling(Reading):
     """Awaits its tool, in a loop of its own."""
 
@@ -152,6 +163,8 @@ STUDENTS: dict[str, Callable[[Archive], dspy.Module]] = {
     "made in forward": MadeInForward,
     "awaited by the program": lambda archive: AsyncCalling(closure(archive)),
     "a program with aforward": AsyncReading,
+    "a program made synchronous": Syncified,
+    "a wrapped program": lambda archive: dspy.syncify(AsyncReading(archive), in_place=False),
 }
 
 
@@ -198,9 +211,113 @@ def test_compile_in_the_loop_that_async_code_needs_is_refused_with_a_way_out(stu
             return str(raised.value)
 
     message = asyncio.run(main())
-    named = {MadeInForward: "program MadeInForward", AsyncReading: "program AsyncReading"}
-    assert named.get(student, "tool 'read'") in message
+    assert re.search(r"^(tool 'read'|program (MadeInForward|AsyncReading|Syncified))", message)
     assert "await optimizer.acompile(...)" in message
+
+
+@pytest.mark.parametrize("way", ["a bridge", "a queue that nobody has waited for yet"])
+def test_a_tool_that_the_blocked_loop_would_have_to_serve_is_refused(way: str) -> None:
+    async def main() -> None:
+        queue: asyncio.Queue[Any] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def by_bridge(page: str) -> Any:
+            return asyncio.run_coroutine_threadsafe(queue.get(), loop).result(len(page))
+
+        async def by_queue(page: str) -> Any:
+            await queue.put(page)
+            return await queue.get()
+
+        tool = by_bridge if way == "a bridge" else by_queue
+        optimizer = optimizer_of(**SETTINGS)
+        with dspy.context(lm=polite_lm()), pytest.raises(SettingsError, match="tool 'read'"):
+            optimizer.compile(Reading(tool), **DATA)
+
+    asyncio.run(main())
+
+
+def test_the_tools_of_a_teacher_run_in_the_loop_that_they_need_too() -> None:
+    async def main() -> Any:
+        async with Archive() as archive:
+            teacher = TeacherRollouts(Reading(archive.read))
+            optimizer = optimizer_of(**SETTINGS, strategies=(teacher,))
+            with dspy.context(lm=polite_lm()):
+                with pytest.raises(SettingsError, match="tool 'read'"):
+                    optimizer.compile(predictor(), **DATA)
+                program = await in_a_thread(optimizer, predictor(), **DATA)
+            return program, archive.n_read
+
+    program, n_read = asyncio.run(main())
+    assert n_read > 0
+    assert program.detailed_results.failures == {}
+
+
+class Client:
+    """Belongs to the loop in which it is used first, as clients with a pool of connections do."""
+
+    def __init__(self) -> None:
+        self.loop: Any = None
+        self.n_at_once = self.most_at_once = 0
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def get(self, page: str) -> str:
+        self.loop = self.loop or asyncio.get_running_loop()
+        assert self.loop is asyncio.get_running_loop()
+        self.n_at_once += 1
+        self.most_at_once = max(self.most_at_once, self.n_at_once)
+        for _ in range(5):
+            await asyncio.sleep(0.001)
+        self.n_at_once -= 1
+        return f"page {page} is blue"
+
+
+@pytest.mark.parametrize("n_compiles", [1, 2])
+@pytest.mark.parametrize("at", ["a script", "a thread", "a running loop"])
+def test_calls_that_share_a_client_or_a_lock_share_a_loop(at: str, n_compiles: int) -> None:
+    client, at_most_two = Client(), asyncio.Semaphore(2)
+
+    async def read(page: str) -> str:
+        async with at_most_two:
+            return await client.get(page)
+
+    def compiled() -> Any:
+        with dspy.context(lm=polite_lm()):
+            settings = {**SETTINGS, "num_threads": 6}
+            return optimizer_of(**settings).compile(Reading(read), **DATA)
+
+    async def main() -> Any:
+        return await asyncio.to_thread(compiled) if at == "a thread" else compiled()
+
+    for _ in range(n_compiles):
+        program = compiled() if at == "a script" else asyncio.run(main())
+        assert program.detailed_results.failures == {}
+        assert client.most_at_once == 2
+
+
+def test_a_blocking_async_tool_that_shares_nothing_holds_up_no_other_call() -> None:
+    both = threading.Barrier(2, timeout=10)
+    archive = Archive()
+
+    async def read(page: str) -> str:
+        both.wait()  # for the call of another rollout
+        return page
+
+    class Both(Reading):
+        def __init__(self) -> None:
+            super().__init__(read)
+            self.tools["other"] = dspy.Tool(archive.read, name="other")
+
+    async def main() -> Any:
+        async with archive:
+            return await in_a_thread(optimizer_of(**SETTINGS), Both(), **DATA)
+
+    with dspy.context(lm=polite_lm()):
+        assert asyncio.run(main()).detailed_results.failures == {}
 
 
 def test_compile_in_a_running_loop_goes_on_where_no_code_needs_it() -> None:
@@ -378,6 +495,23 @@ def test_a_tool_that_nobody_waits_for_any_more_is_cancelled_in_its_loop() -> Non
     assert asyncio.run(main()) >= 4
 
 
+def test_a_forked_worker_looks_for_no_loop_of_the_process_that_it_comes_from() -> None:
+    student, left_behind = AsyncOnly(), asyncio.new_event_loop()
+    with dspy.context(lm=lm()):
+        bundle = packed_bundle(student, is_polite, 0.7, {}, ())
+    given = packed(Additions(ExperienceLibrary()), "the library")
+    sample = packed((questions(1)[0], 0, 1, None, False), "the sample")
+
+    def work() -> Any:
+        HOMES.set(Homes((left_behind,), left_behind))
+        return run_request(Request(bundle, given, sample), Budget(), "a name")
+
+    reply = contextvars.copy_context().run(work)
+    left_behind.close()
+    assert reply.rollout is not None
+    assert reply.rollout.get("failure") is None
+
+
 # ------------------------------------------------------------------------------ which loop
 
 
@@ -412,12 +546,10 @@ def test_a_loop_is_found_through_whatever_holds_it_and_is_not_invented() -> None
 
                 return read
 
-            holders = [lock, event, task, archive, slotted, asyncio.timeout(9), loop]
             functions = [holding(held) for held in (lock, event, task, archive, slotted, loop)]
             functions += [scope["read"], functools.partial(archive.read, page="7")]
-            assert len(holders) == 7
-            assert [loops_of(function) for function in functions] == [[loop]] * len(functions)
-            assert loops_of(of_no_loop) == []
+            assert {async_needs(function).loops for function in functions} == {(loop,)}
+            assert async_needs(of_no_loop).loops == ()
             for each in (waiting, signalled):
                 each.cancel()
 

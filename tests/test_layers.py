@@ -53,7 +53,7 @@ ONLY_IN = {
     },
     "concurrent": {"run", "local", "settings", "optimizer"},
     "contextvars": {"run", "budget", "home", "local"},
-    "threading": {"run", "budget", "store", "local", "metrics", "cli"},
+    "threading": {"run", "budget", "home", "store", "local", "metrics", "cli"},
     "asyncio": {"run", "budget", "home", "local", "references"},
     "signal": {"metrics"},
     "resource": {"metrics"},

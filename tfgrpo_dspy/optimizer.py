@@ -7,11 +7,13 @@ from functools import partial
 from os import PathLike
 from typing import Any
 
+import dspy
 from dspy.teleprompt import Teleprompter
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.home import at_homes
+from tfgrpo_dspy.references import held_by
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.batches import Batch
@@ -179,8 +181,10 @@ class TrainingFreeGRPO(Teleprompter):
         data: tuple[Sequence[Any], Sequence[int], Sequence[Any], Sequence[Any]],
         recorded: Sequence[Sequence[Rollout]] | None = None,
     ) -> Any:
+        held = [each for strategy in settings.strategies for each in held_by(strategy)]
+        programs = [student, *(each for each in held if isinstance(each, dspy.Module))]
         with (
-            at_homes(student, settings.metric, settings.offline),
+            at_homes(programs, settings.metric, settings.offline),
             tracked(settings) as settings,
             Run(settings, student, *data, recorded=recorded) as run,
         ):

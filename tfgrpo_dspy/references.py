@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from gc import get_referents, is_tracked
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ NOT_FOLLOWED = {"IPython", "ipykernel", "ipywidgets", "traitlets", "tornado", "z
     sys.stdlib_module_names - FOLLOWED
 )
 FUNCTIONS = (FunctionType, MethodType, functools.partial)
+SIGNALS = (asyncio.Queue, asyncio.Event, asyncio.Condition)
 TO_LOOPS = {"run_coroutine_threadsafe", "call_soon_threadsafe", "from_mcp_tool"}
 
 
@@ -61,43 +63,64 @@ def _names(code: CodeType) -> Iterator[str]:
     return (name for each in _codes(code) for name in each.co_names)
 
 
-def loops_of(code: Any) -> list[asyncio.AbstractEventLoop]:
-    """The event loops that the code holds, directly or in what it holds, the nearest first.
+@dataclass(frozen=True, slots=True)
+class AsyncNeeds:
+    """What ties code to one event loop.
 
-    LMs, classes, data, and what belongs to the standard library or a notebook lead to none.
+    It holds loops (the nearest first); objects with which tasks signal to each other; others that
+    all its calls share, such as clients and locks.
     """
-    found: dict[asyncio.AbstractEventLoop, None] = {}
+
+    loops: tuple[asyncio.AbstractEventLoop, ...]
+    has_signals: bool
+    shares: bool
+
+
+def async_needs(code: Any) -> AsyncNeeds:
+    """What ties the code to one event loop.
+
+    LMs, classes, data, and what belongs to the standard library or a notebook tie it to none.
+    """
+    found = [*_reached(code)]
+    loops = tuple(each for each in found if issubclass(type(each), asyncio.AbstractEventLoop))
+    has_signals = any(issubclass(type(each), SIGNALS) for each in found)
+    shares = any(hasattr(type(each), "__aenter__") for each in found)
+    return AsyncNeeds(loops, has_signals, has_signals or shares)
+
+
+def _reached(code: Any) -> Iterator[Any]:
+    """What the code leads to, the nearest first."""
     waiting: deque[Iterable[Any]] = deque([held_by(code)] if _is_followed(code) else [])
-    seen = {id(code)}
-    keep = []  # what is made on the way, so that no other object gets its id
+    seen = {id(code): code}  # the objects too, so that no other one gets the id of one
     while waiting and len(seen) < MOST_OBJECTS:
         for held in waiting.popleft():
-            if id(held) in seen or not is_tracked(held):  # numbers and texts are not
-                continue
-            seen.add(id(held))
-            keep.append(held)
-            if issubclass(type(held), asyncio.AbstractEventLoop):
-                found[held] = None
-            elif _is_followed(held):
+            if id(held) not in seen and _is_followed(held):
+                seen[id(held)] = held
+                yield held
                 is_function = issubclass(type(held), FUNCTIONS)
                 waiting.append(held_by(held) if is_function else get_referents(held))
-    return [*found]
 
 
 def _is_followed(held: Any) -> bool:
-    """Whether it may lead to an event loop, unlike numbers, texts, LMs and other data."""
+    """Whether it is an event loop, or may lead to one, unlike numbers, texts, LMs, other data."""
     kind = type(held)
-    if not is_tracked(held) or issubclass(kind, (type, ModuleType)) or is_lm(held):
+    if not is_tracked(held) or not _is_followed_kind(kind):  # type: ignore[arg-type]
         return False
     if issubclass(kind, (list, dict, tuple, set, frozenset)):
         return len(held) <= MOST_ITEMS
-    module = held.__module__ if issubclass(kind, FunctionType) else kind.__module__
-    return str(module).partition(".")[0] not in NOT_FOLLOWED
+    return not issubclass(kind, FunctionType) or _is_followed_module(held.__module__)
 
 
-def is_lm(value: Any) -> bool:
-    """Whether it is an LM, of DSPy or like one."""
-    return hasattr(value, "num_retries") and callable(getattr(value, "copy", None))
+@functools.lru_cache
+def _is_followed_kind(kind: type) -> bool:
+    is_lm = any(each.__name__ == "BaseLM" for each in kind.__mro__)  # of DSPy
+    if is_lm or issubclass(kind, (type, ModuleType)):
+        return False
+    return issubclass(kind, asyncio.AbstractEventLoop) or _is_followed_module(kind.__module__)
+
+
+def _is_followed_module(name: Any) -> bool:
+    return str(name).partition(".")[0] not in NOT_FOLLOWED
 
 
 def is_async(code: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
 from tfgrpo_dspy.experience.values import ALL, NUMBER, Experience
-from tfgrpo_dspy.references import is_lm, loops_of
+from tfgrpo_dspy.references import async_needs
 
 ProgramT = TypeVar("ProgramT")
 BEGIN = "<experiences>"
@@ -156,6 +156,11 @@ def language_models(program: Any) -> list[Any]:
     return [held for held in _held_by(program) if is_lm(held)]
 
 
+def is_lm(value: Any) -> bool:
+    """Whether it is an LM, of DSPy or like one."""
+    return hasattr(value, "num_retries") and callable(getattr(value, "copy", None))
+
+
 def _held_by(program: Any) -> list[Any]:
     """What the program's modules hold besides modules, once each; looked for where DSPy looks."""
     modules = [module for _, module in program.named_sub_modules()]
@@ -178,7 +183,7 @@ def _is_tool(held: Any) -> bool:
 def _holds_a_loop(held: Any) -> bool:
     """Whether a tool, or an object of the user's, holds an event loop."""
     is_dspys = type(held).__module__.startswith("dspy.")
-    return (not is_dspys or _is_tool(held)) and bool(loops_of(held))
+    return (not is_dspys or _is_tool(held)) and bool(async_needs(held).loops)
 
 
 def _shared(held: Any) -> Any:

@@ -7,7 +7,7 @@ from concurrent import futures
 from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar
 
-from tfgrpo_dspy.home import HOMES
+from tfgrpo_dspy.home import HOMES, Homes
 
 Result = TypeVar("Result")
 CANCELLED: ContextVar[threading.Event | None] = ContextVar("tfgrpo_cancelled", default=None)
@@ -22,7 +22,8 @@ async def in_thread(work: Callable[[], Result]) -> Result:
     """
     is_cancelled, context = threading.Event(), copy_context()
     context.run(CANCELLED.set, is_cancelled)
-    context.run(HOMES.set, (asyncio.get_running_loop(),))
+    loop = asyncio.get_running_loop()
+    context.run(HOMES.set, Homes((loop,), loop))
     done: futures.Future[Result] = futures.Future()
 
     def run() -> None:

@@ -18,6 +18,7 @@ from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.budget.left_out import LeftOut
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
+from tfgrpo_dspy.home import HOMES, NOWHERE
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
@@ -114,6 +115,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
         )
         return Reply(stopped_because=message, is_failure=True)
     ledger, record, why = Ledger(budget, left_out), None, ""
+    HOMES.set(NOWHERE)  # loops of the process that this one was forked from do not run here
     own = program, example, index, rollout_id, temperature, score
     task = RolloutTask(*own, ledger, prices, start, asks_predictors)
     try:

@@ -19,9 +19,10 @@ from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
-from tfgrpo_dspy.home import HOMES, REPLAY, DispatchedTools, run
+from tfgrpo_dspy.home import HOMES, run
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Rollout, Step
+from tfgrpo_dspy.sampling.dispatch import REPLAY, DispatchedTools
 from tfgrpo_dspy.sampling.fields import (
     as_fields,
     copied_example,
@@ -96,7 +97,7 @@ class _Run:
         self.task = task
         self.meter = Meter(task.ledger, task.prices)
         self.replay = Replay(task.start, self._name_of) if task.start else None
-        at_home = DispatchedTools() if HOMES.get() else None
+        at_home = DispatchedTools() if HOMES.get().loops else None
         answers_now = task.start is not None and task.start.answers_now  # and calls no tool
         self.dispatched = None if answers_now else self.replay or at_home
         self.tools = CallRecorder(self.meter, task.calls)
@@ -208,7 +209,10 @@ class _Run:
 
 def _called(program: Any, inputs: Mapping[str, Any]) -> Any:
     """What the program returns; a program that has `aforward` only runs in an event loop."""
-    if inspect.getattr_static(program, "forward", None) is None:
+    forward = inspect.getattr_static(program, "forward", None)
+    if getattr(forward, "__module__", "") == dspy.syncify.__module__:  # it would run a loop itself
+        program, forward = getattr(program, "program", program), None
+    if forward is None:
         return run(program.acall(**inputs), program.aforward)
     return program(**inputs)
 

@@ -22,7 +22,6 @@ from dspy.utils.callback import ACTIVE_CALL_ID
 
 from tfgrpo_dspy.errors import NotReplayedError
 from tfgrpo_dspy.experience.programs import named_predictors
-from tfgrpo_dspy.home import REPLAY, DispatchedTools
 from tfgrpo_dspy.rollout import (
     REASONING,
     WAYS_TO_AN_ANSWER,
@@ -32,6 +31,7 @@ from tfgrpo_dspy.rollout import (
     Step,
     trajectory_text,
 )
+from tfgrpo_dspy.sampling.dispatch import REPLAY, DispatchedTools
 from tfgrpo_dspy.sampling.fields import as_fields, as_text, parsed
 
 MARK = "tfgrpo_replay_only"

@@ -22,8 +22,8 @@ from typing import Any
 import pydantic
 
 from tfgrpo_dspy.errors import written
+from tfgrpo_dspy.experience.programs import is_lm
 from tfgrpo_dspy.redaction import without_secret_names
-from tfgrpo_dspy.references import is_lm
 
 NOT_IN_IDENTITY = frozenset({"history", "callbacks", "detailed_results"})
 """What modules and LMs hold that does not change what they answer."""

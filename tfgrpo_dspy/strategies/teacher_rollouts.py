@@ -7,8 +7,8 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.errors import SettingsError
+from tfgrpo_dspy.experience.programs import is_lm
 from tfgrpo_dspy.experience.values import ALL
-from tfgrpo_dspy.references import is_lm
 from tfgrpo_dspy.strategies.base import Ask, Attempt, GroupContext, Strategy
 from tfgrpo_dspy.strategies.checks import check_range
 
