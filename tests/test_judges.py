@@ -43,7 +43,7 @@ def judged(judge: Judge, engine: Tally, **settings: Any) -> RunResults:
 
 
 @pytest.mark.parametrize("way", ["module", "context", "the LM itself"])
-@pytest.mark.parametrize("limits", [{}, {"max_lm_calls": 150}, {"max_cost": 0.05}])
+@pytest.mark.parametrize("limits", [{}, {"max_lm_calls": 150}, {"max_cost": 0.5}])
 def test_calls_tokens_and_dollars_of_a_judges_own_lm_are_stated_truly(
     way: str, limits: dict[str, Any]
 ) -> None:

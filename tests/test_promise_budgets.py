@@ -352,12 +352,12 @@ NEVER = threading.Event()
 def test_dollars_that_calls_under_way_may_give_back_are_waited_for() -> None:
     engine = Tally(before=lambda _prompt: NEVER.wait(0.02))  # all that may be under way then is
     worst = 1000  # of a call: some 900 bytes of prompt, 100 tokens of answer
-    settings = {"max_cost": 3 * worst, "num_threads": 8, "gate": NoGate(), **priced(1)}
+    settings = {"max_cost": 6 * worst, "num_threads": 8, "gate": NoGate(), **priced(1)}
     results = learned(lm=lm_on(engine), **settings).detailed_results
-    assert results.ended_because.startswith("max_cost=3000")
-    assert engine.dollars <= 3000
-    assert engine.n_calls() > 2 * 3  # more than the worst cases that would fit
-    assert engine.most_at_once <= 3
+    assert results.ended_because.startswith("max_cost=6000")
+    assert engine.dollars <= 6000
+    assert engine.n_calls() > 2 * 6  # more than the worst cases that would fit
+    assert engine.most_at_once <= 6
 
 
 def test_the_dollars_of_all_completions_of_a_call_are_taken_before_it() -> None:
@@ -397,12 +397,12 @@ def hanging_once() -> Callable[[Prompt], None]:
 
 
 HELD_DOLLARS: dict[str, tuple[Any, dict[str, Any], int]] = {
-    "two calls of one event loop": (TwoAtOnce, {}, 1600),
+    "two calls of one event loop": (TwoAtOnce, {}, 3200),
     "an LM that the metric holds": (Pair, {"metric": Metric("its own LM")}, 20_000),
     "a call that hangs and is given up": (
         predictor,
         {"before": hanging_once(), "rollout_timeout_s": 0.3},
-        1800,
+        3600,
     ),
 }
 
@@ -613,8 +613,10 @@ def test_a_budget_returns_a_library_that_the_unlimited_run_goes_through(
     unlimited: list[ExperienceLibrary], budget: dict[str, int], num_threads: int, latency: int
 ) -> None:
     optimized, gate = run_of(num_threads, Latency(latency), **budget, **priced(1))
-    assert gate.stood == unlimited[1 : len(gate.stood) + 1]
-    assert ExperienceLibrary.from_program(optimized) in unlimited
+    n_cut = 2  # the updates under way at the end may know a part of their groups
+    whole = gate.stood[:-n_cut]
+    assert whole == unlimited[1 : len(whole) + 1]
+    assert ExperienceLibrary.from_program(optimized) in [*unlimited, *gate.stood]
     event(str(len(gate.stood)))
 
 

@@ -66,6 +66,10 @@ class NotReplayedError(TrainingFreeGRPOError, RuntimeError):
     """The program does not repeat the steps of a rollout exactly, so they cannot be valued."""
 
 
+class UnpaidError(TrainingFreeGRPOError, RuntimeError):
+    """The budget does not reach for the further rollouts that a strategy asks for."""
+
+
 class MetricError(TrainingFreeGRPOError, ValueError):
     """The metric raised, or returned something that is not a finite score."""
 
@@ -98,6 +102,13 @@ class UserCodeError(TrainingFreeGRPOError, RuntimeError):
 
 class RunStopped(BaseException):
     """No more calls in this run; it never leaves `compile`, and no `except Exception` stops it."""
+
+
+class TrainingCut(RunStopped):
+    """A limit refuses more training: what is finished counts, and the end has what is kept for it.
+
+    It costs the rollout or the answer that it refuses, and no other.
+    """
 
 
 class LocalLMUnavailableError(TrainingFreeGRPOError, ImportError):

@@ -13,13 +13,22 @@ from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
 from tfgrpo_dspy.wording import rest_after
 
 FailureKind = Literal[
-    "program", "parse", "provider", "metric", "timeout", "worker", "strategy", "replay", "stopped"
+    "program",
+    "parse",
+    "provider",
+    "metric",
+    "timeout",
+    "worker",
+    "strategy",
+    "replay",
+    "stopped",
+    "budget",
 ]
 """Whose failure it was: the program raised; an answer did not parse; the LM's provider failed
 after its retries; the metric raised or gave no score; the rollout took longer than it may; its
 worker was lost; a strategy gave no reward; the program did not repeat its steps when they were
-replayed; a rollout that goes on from a step of another one was ended. The first two are the
-program's own, and the last is nobody's."""
+replayed; a rollout that goes on from a step of another one was ended; a limit ended the training
+in the middle of it. The first two are the program's own, and the last two are nobody's."""
 
 DECISIVE = 0.2
 """A step decided a rollout if it changed the expected score by this share of the group's spread."""

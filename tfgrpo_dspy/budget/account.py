@@ -5,6 +5,7 @@ counts whole updates, in their order, and counts answers from a cache like calls
 repeated, with another number of threads or a warm cache, plans the same batches.
 """
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ LIMITS = ("max_lm_calls", "max_metric_calls", "max_cost")
 N_RECENT = 2  # the next update is expected to cost as much as the dearer of so many before it
 COST_MARGIN = 1.5
 """Rollouts with a library cost so many times as much as those before it, in dollars, at most."""
+SPREADS = 2.0  # how many standard deviations above the mean is reckoned with
+NO_MEASURE = frozenset({"provider", "timeout", "worker", "budget"})
+"""Failures of rollouts that say nothing of what a whole one takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +42,29 @@ class Amount:
     def __mul__(self, factor: float) -> "Amount":
         return Amount(*(factor * number for number in astuple(self)))
 
+    def is_within(self, other: "Amount") -> bool:
+        """Whether no number is larger than that of the other."""
+        return all(map(operator.le, astuple(self), astuple(other)))
+
+    def __or__(self, other: "Amount") -> "Amount":
+        return Amount(*map(max, astuple(self), astuple(other)))
+
 
 @dataclass(frozen=True, slots=True)
 class Account:
     """What a run has taken up to a decided update, of it `rollouts` by its rollouts.
 
-    Rollouts that go on from a step of another one say nothing of what a whole one takes.
-    `recent`: what each of the latest updates has taken for an example; `assumed`: what a rollout is
-    expected to take before the first is made.
+    Rollouts that go on from a step of another one, or did not come to their end, say nothing of
+    what a whole one takes. `squares` are the sums of the squares, `dearest` is the most that one
+    took. `recent`: what each of the latest updates has taken for an example; `assumed`: what a
+    rollout is expected to take before the first is made.
     """
 
     budget: Budget
     used: Amount = Amount()
     rollouts: Amount = Amount()
+    squares: Amount = Amount()
+    dearest: Amount = Amount()
     n_rollouts: int = 0
     recent: tuple[Amount, ...] = ()
     assumed: Amount = Amount(1.0, 1.0)
@@ -59,11 +73,14 @@ class Account:
         """The account when these rollouts are made."""
         amounts = [Amount.of(r.usage + r.metric_usage, r.n_metric_calls) for r in made]
         pairs = zip(made, amounts, strict=True)
-        whole = [amount for rollout, amount in pairs if rollout.n_replayed is None]
+        whole = [amount for rollout, amount in pairs if _is_whole(rollout)]
+        squares = [Amount(*(number**2 for number in astuple(amount))) for amount in whole]
         return replace(
             self,
             used=sum(amounts, self.used),
             rollouts=sum(whole, self.rollouts),
+            squares=sum(squares, self.squares),
+            dearest=functools.reduce(operator.or_, whole, self.dearest),
             n_rollouts=self.n_rollouts + len(whole),
         )
 
@@ -86,14 +103,28 @@ class Account:
     def per_example(self, group_size: int) -> Amount:
         """What an example of an update takes: its rollouts, a lesson, and retries as before."""
         usual = self.per_rollout * group_size + Amount(1.0)
-        return Amount(*map(max, zip(*map(astuple, (usual, *self.recent)), strict=True)))
+        return functools.reduce(operator.or_, self.recent, usual)
+
+    def expected(self, n_rollouts: int) -> Amount:
+        """What so many rollouts hardly exceed: the mean, and two standard deviations of the sum."""
+        mean, n = self.per_rollout, max(1, self.n_rollouts)
+        pairs = zip(astuple(self.squares), astuple(mean), strict=True)
+        sds = Amount(*(math.sqrt(max(0.0, square / n - each**2)) for square, each in pairs))
+        spread = sds * (SPREADS * math.sqrt(n_rollouts)) if self.n_rollouts else Amount()
+        return mean * n_rollouts + spread
+
+    @property
+    def later(self) -> Amount:
+        """What a later rollout takes on average; its metric is not asked about predictors."""
+        usual, n_metric_calls = self.per_rollout, min(1.0, self.assumed.n_metric_calls)
+        return replace(usual, n_metric_calls=n_metric_calls, cost=COST_MARGIN * usual.cost)
 
     def reserve(self, n_rollouts: int) -> Amount:
-        """What so many later rollouts will take; their metric is not asked about predictors."""
-        usual = self.per_rollout
-        scored = min(1.0, usual.n_metric_calls)
-        each = replace(usual, n_metric_calls=scored, cost=COST_MARGIN * usual.cost)
-        return each * n_rollouts
+        """What so many later rollouts will take; the two dearest can be paid in any case."""
+        calls = max(
+            self.expected(n_rollouts).n_lm_calls, min(2, n_rollouts) * self.dearest.n_lm_calls
+        )
+        return replace(self.later * n_rollouts, n_lm_calls=calls)
 
     def n_fitting(self, each: Amount, kept: Amount) -> tuple[float, str]:
         """How often `each` fits into what is left beside `kept`; and the limit that says so."""
@@ -106,3 +137,8 @@ class Account:
         }
         name = min(fitting, key=lambda name: fitting[name], default="")
         return fitting.get(name, math.inf), name
+
+
+def _is_whole(rollout: Rollout) -> bool:
+    is_cut = rollout.failure is not None and rollout.failure.kind in NO_MEASURE
+    return rollout.n_replayed is None and not is_cut

@@ -6,12 +6,13 @@ import time
 from collections import Counter
 from contextvars import ContextVar
 from dataclasses import astuple, dataclass, field
+from typing import NoReturn
 
 from tfgrpo_dspy.budget.left_out import LeftOut
-from tfgrpo_dspy.errors import RunStopped
+from tfgrpo_dspy.errors import RunStopped, TrainingCut
 
 NOT_WANTED = "nobody waits for this any more"
-REFUSALS = {"max_lm_calls": "is used up", "max_cost": "could be exceeded by the next call"}
+REFUSALS = {"max_cost": "could be exceeded by the next call"}  # of others: "is used up"
 ABANDONED: ContextVar[threading.Event | None] = ContextVar("tfgrpo_abandoned", default=None)
 """Set when nobody waits for the task of this thread any more; then its calls are refused."""
 
@@ -26,6 +27,9 @@ class Budget:
     max_minutes: float | None = None
 
 
+NOTHING = Budget(0, 0, 0.0, 0.0)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Reservation:
     """Calls and dollars taken for an LM call, or (`is_share`) for a request to an executor.
@@ -37,11 +41,14 @@ class Reservation:
     cost: float
     abandoned: threading.Event = field(default_factory=threading.Event)
     is_share: bool = False
+    n_metric_calls: int = 0  # of a share
 
 
 class Ledger:
     """Hard limits, for any number of threads: what is not there cannot be taken.
 
+    While something is kept for the end (`set_reserve`), a limit ends the training only: it refuses
+    single rollouts and answers (`TrainingCut`), and `cut_because` says why. Later it ends the run.
     `n_lm_calls` and `cost` are what the run so far has cost, replayed parts included; `n_paid` and
     `paid` what all its starts have paid; `n_lost` and `lost` what came to nothing in earlier ones.
     """
@@ -53,11 +60,13 @@ class Ledger:
         self.cost = self.paid = self.lost = 0.0
         self.n_metric_calls = self.n_metric_calls_made = 0
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
-        self.stopped_because = ""
+        self.dearest = 0.0  # the most dollars that were taken for one LM call
+        self.stopped_because = self.cut_because = ""
         self.is_failure = False
         minutes = self.budget.max_minutes
         self._deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-        self._reserve = Budget(0, 0, 0.0, 0.0)
+        self._reserve = self._lessons = NOTHING
+        self._is_training = False
         self._open: set[Reservation] = set()
         self._lock = threading.RLock()
         self.waits_until = 0.0  # by the clock, as the log has said of a refused call
@@ -72,14 +81,15 @@ class Ledger:
         limit: float | None = getattr(self.budget, name)
         return math.inf if limit is None else limit - getattr(self._reserve, name)
 
-    def left(self, name: str) -> float:
+    def left(self, name: str, leaves_lessons: bool = False) -> float:
         """How much of a limit is left, the reserve not counted; infinite without a limit."""
         used = {
             "max_lm_calls": max(self.n_lm_calls, self.n_paid),
             "max_metric_calls": self.n_metric_calls,
             "max_cost": max(self.cost, self.paid),
         }
-        return self._limit(name) - used[name]
+        kept = getattr(self._lessons, name) if leaves_lessons else 0
+        return self._limit(name) - used[name] - (kept or 0)
 
     def take(
         self,
@@ -87,48 +97,79 @@ class Ledger:
         cost: float = 0.0,
         abandoned: threading.Event | None = None,
         is_share: bool = False,
+        n_metric_calls: int = 0,
+        leaves_lessons: bool = False,
     ) -> Reservation | None:
         """Take LM calls, and the dollars that they cost at most. None: not there now.
 
+        Training rollouts leave what is kept for the lessons of those that are made.
+
         Raises RunStopped: so many will not be there, the run has ended, or nobody waits for them.
         """
-        taken = Reservation(n_calls, cost, abandoned or threading.Event(), is_share)
+        event = abandoned or threading.Event()
+        taken = Reservation(n_calls, cost, event, is_share, n_metric_calls)
+        wanted = {"max_lm_calls": n_calls, "max_cost": cost, "max_metric_calls": n_metric_calls}
         with self._lock:
             self.check()
             if taken.abandoned.is_set():
                 raise RunStopped(NOT_WANTED)
-            if not (self._has("max_lm_calls", n_calls) and self._has("max_cost", cost)):
+            if not all(self._has(n, amount, leaves_lessons) for n, amount in wanted.items()):
                 return None
             self._add(n_calls, cost)
+            self.n_metric_calls += n_metric_calls
             self._open.add(taken)
+            if not is_share:
+                self.dearest = max(self.dearest, cost)
             return taken
 
-    def _has(self, name: str, wanted: float) -> bool:
+    def _has(self, name: str, wanted: float, leaves_lessons: bool) -> bool:
         """Whether so much of a limit is left now. Raises RunStopped: it will never be."""
-        if wanted <= self.left(name):
+        if wanted <= self.left(name, leaves_lessons):
             return True
-        if wanted > self.reach(name):
-            self.use_up(name, REFUSALS[name])
+        if wanted > self.reach(name, leaves_lessons):
+            self.use_up(name)
         return False
 
-    def reach(self, name: str) -> float:
+    def reach(self, name: str, leaves_lessons: bool = False) -> float:
         """What is left, and what calls under way may give back: a share calls, any its dollars."""
-        is_cost = name == "max_cost"
         with self._lock:
             awaited = [taken for taken in self._open if not taken.abandoned.is_set()]
-            return self.left(name) + sum(
-                taken.cost if is_cost else taken.n_calls * taken.is_share for taken in awaited
-            )
+            shares = [taken for taken in awaited if taken.is_share]
+            back = {
+                "max_lm_calls": sum(taken.n_calls for taken in shares),
+                "max_metric_calls": sum(taken.n_metric_calls for taken in shares),
+                "max_cost": sum(taken.cost for taken in awaited),
+            }
+            return self.left(name, leaves_lessons) + back[name]
 
-    def use_up(self, name: str, how: str = "is used up") -> None:
-        """End the run, as a limit is reached. Raises RunStopped."""
-        self.stop(f"{name}={getattr(self.budget, name)} {how}")
-        self.check()
+    def refusal(self, name: str) -> str:
+        """Why a limit refuses, in words."""
+        return f"{name}={getattr(self.budget, name)} {REFUSALS.get(name, 'is used up')}"
 
-    def settle(self, taken: Reservation, n_calls: int, cost: float) -> None:
+    def use_up(self, name: str) -> NoReturn:
+        """End the training, or the run, as a limit is reached. Raises RunStopped."""
+        self.end(self.refusal(name))
+
+    def end(self, reason: str) -> NoReturn:
+        """End the training, or the run, but for what is under way. Raises RunStopped."""
+        with self._lock:
+            if self._is_training:
+                self.cut(reason)
+                raise TrainingCut(self.cut_because)
+            self.stop(reason)
+            raise RunStopped(self.stopped_because)
+
+    def cut(self, reason: str) -> None:
+        """Note why the training ends; the first reason stands."""
+        self.cut_because = self.cut_because or reason
+
+    def settle(
+        self, taken: Reservation, n_calls: int, cost: float, n_metric_calls: int = 0
+    ) -> None:
         """Correct what was taken by what was used."""
         with self._lock:
             self._add(n_calls - taken.n_calls, cost - taken.cost)
+            self.settle_metric_calls(taken.n_metric_calls, n_metric_calls)
             self._open.discard(taken)
 
     def _add(self, n_calls: int, cost: float) -> None:
@@ -137,42 +178,54 @@ class Ledger:
         self.n_paid += n_calls
         self.paid += cost
 
-    def spend(self, n_calls: int, cost: float) -> None:
-        """Take what a replayed part of the run has cost. Raises RunStopped: more than is left."""
+    def spend(self, n_calls: int, cost: float, n_metric_calls: int = 0) -> None:
+        """Take what a replayed part of the run has cost. Raises RunStopped: more than is left.
+
+        What an earlier start of this run has paid is taken from what is kept, too.
+        """
         with self._lock:
             self.check()
-            used = {"max_lm_calls": self.n_lm_calls + n_calls, "max_cost": self.cost + cost}
-            for name, amount in used.items():
-                if amount > self._limit(name):
+            parts = (
+                ("max_lm_calls", n_calls, self.n_lm_calls, self.n_paid),
+                ("max_cost", cost, self.cost, self.paid),
+                ("max_metric_calls", n_metric_calls, self.n_metric_calls, 0),
+            )
+            for name, more, used, paid in parts:
+                is_there = more + used <= self._limit(name)
+                if more and not is_there and more + used > min(paid, getattr(self.budget, name)):
                     self.use_up(name)
             self.n_lm_calls += n_calls
             self.cost += cost
+            self.n_metric_calls += n_metric_calls
+            self.n_metric_calls_made += n_metric_calls
 
-    def take_metric_calls(self, n_calls: int) -> None:
-        """Take the metric calls of a whole stage. Raises RunStopped: so many are not left."""
+    def take_metric_calls(self, n_calls: int = 1) -> None:
+        """Take metric calls before they are made. Raises RunStopped: so many are not left."""
         with self._lock:
-            n_left = self.left("max_metric_calls")
-            if n_calls > n_left:
-                needed = f"{n_calls} more are needed, {n_left} are left"
-                self.stop(f"max_metric_calls={self.budget.max_metric_calls}: {needed}")
             self.check()
+            if n_calls > self.left("max_metric_calls"):
+                self.use_up("max_metric_calls")
             self.n_metric_calls += n_calls
 
-    def note_metric_calls(self, n_made: int = 1, n_given_back: int = 0) -> None:
-        """What became of metric calls that were taken before."""
+    def settle_metric_calls(self, n_taken: int = 1, n_made: int = 1) -> None:
+        """Correct what was taken by what was made."""
         with self._lock:
             self.n_metric_calls_made += n_made
-            self.n_metric_calls -= n_given_back
+            self.n_metric_calls += n_made - n_taken
 
-    def set_reserve(self, reserve: Budget) -> None:
-        """Keep so much for the end; nothing else can take it until `open_reserve`."""
+    def set_reserve(self, reserve: Budget, lessons: Budget | None = None) -> None:
+        """Keep so much for the end; nothing else can take it until `open_reserve`.
+
+        What is kept for lessons is refused to rollouts only.
+        """
         with self._lock:
-            self._reserve = reserve
+            self._reserve, self._lessons = reserve, lessons or NOTHING
+            self._is_training = True
 
     def open_reserve(self) -> None:
         """Let the end of the run have what was kept, though a budget has ended the run."""
         with self._lock:
-            self._reserve = Budget(0, 0, 0.0, 0.0)
+            self._reserve, self._lessons, self._is_training = NOTHING, NOTHING, False
             if not self.is_failure:
                 self._stopping.clear()
 

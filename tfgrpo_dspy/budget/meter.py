@@ -103,12 +103,18 @@ def _listed(lm: Any) -> Mapping[str, Any]:
 class Meter:
     """What the LM copies that carry it have done; each rollout or reflection has its own."""
 
-    def __init__(self, ledger: Ledger | None = None, prices: Prices | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger | None = None,
+        prices: Prices | None = None,
+        leaves_lessons: bool = False,
+    ) -> None:
         self.ledger = ledger or Ledger()
+        self._leaves_lessons = leaves_lessons
         self.provider_failure: Failure | None = None
         self.keeps_history = not dspy.settings.disable_history
         self._prices = prices or {}
-        self._was_refused = False
+        self._refusal: RunStopped | None = None
         self._abandoned = ABANDONED.get()
         self._used: list[Usage] = []
         self.surprisals: list[float] = []  # of the tokens of all answers
@@ -120,13 +126,14 @@ class Meter:
     def take(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reservation | None:
         """Take the calls and dollars that a call may need. None: not now. Raises RunStopped."""
         n = int(kwargs.get("n") or lm.kwargs.get("n") or 1)
-        if self.ledger.budget.max_cost is None:
-            return self.ledger.take(n, 0.0, self._abandoned)
-        price = price_of(lm, self._prices)
-        if isinstance(price, str):
-            self.ledger.stop(f"max_cost: {price}", is_failure=True)
-            raise RunStopped(self.ledger.stopped_because)
-        return self.ledger.take(n, price.most(args, kwargs, n), self._abandoned)
+        cost = 0.0
+        if self.ledger.budget.max_cost is not None:
+            price = price_of(lm, self._prices)
+            if isinstance(price, str):
+                self.ledger.stop(f"max_cost: {price}", is_failure=True)
+                raise RunStopped(self.ledger.stopped_because)
+            cost = price.most(args, kwargs, n)
+        return self.ledger.take(n, cost, self._abandoned, leaves_lessons=self._leaves_lessons)
 
     @contextmanager
     def attempting(self, call: SampledCall, taken: Reservation) -> Iterator[None]:
@@ -182,8 +189,8 @@ class Meter:
         model, n_characters = str(lm.model), len(str(sent))
         try:
             yield
-        except RunStopped:
-            self._was_refused = True
+        except RunStopped as refusal:
+            self._refusal = refusal
             raise
         except LMError as error:
             if is_too_long(error, n_characters, self.ledger.longest_answered[model]):
@@ -223,8 +230,8 @@ class Meter:
         """Raises RunStopped: nobody waits for these calls, or one was refused, swallowed or not."""
         if self._abandoned is not None and self._abandoned.is_set():
             raise RunStopped(NOT_WANTED)
-        if self._was_refused:
-            raise RunStopped(self.ledger.stopped_because)
+        if self._refusal is not None:
+            raise type(self._refusal)(*self._refusal.args)
 
     def say_wait(self, state: tenacity.RetryCallState) -> None:
         """Log that a call waits for its next attempt: the first of those that wait as long."""

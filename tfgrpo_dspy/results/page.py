@@ -42,6 +42,7 @@ FAILURES_IN_WORDS = {
     "image not shown": "the reflection LM was told of an image, and not shown it",
     "approval": "what approve= answered could not be used",
     "listener": "what on_event= calls raised an error",
+    "budget": "a strategy wanted further rollouts, for which the budget did not reach",
     "strategy switched off": "a method of a strategy always failed, and was asked no more",
     "strategy": "a method of a strategy failed, or gave something that cannot be used",
 }

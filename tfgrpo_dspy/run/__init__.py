@@ -104,6 +104,8 @@ class Run:
                 run.loop.run(loop)
                 if run.ledger.is_failure:  # the loop may end with the results that end the run
                     run.ledger.check()
+                if run.ledger.cut_because:
+                    run.report.ended_because = run.ledger.cut_because
             except RunStopped:
                 run.report.ended_because = run.ledger.stopped_because
                 logger.info("the run ends: %s", run.ledger.stopped_because)
@@ -169,7 +171,6 @@ class Run:
         if self._recorded is not None:
             made = [spawn(self._recorded_group(batch, example)) for example in batch.examples]
             return self._rewarded(batch, made)
-        self._sampler.admit(sum(batch.sizes), batch.asks_predictors)
         groups = [self._samples(batch, example) for example in batch.examples]
         if batch.update == self._history.n_drafts:
             by_turns = filter(None, itertools.chain(*itertools.zip_longest(*groups)))
@@ -207,6 +208,8 @@ class Run:
         priority, made = (*TRAINING_PRIORITY, batch.update), []
         for wave in filter(None, (samples[:N_FIRST], samples[N_FIRST:])):
             begun = self._sampler.make_early(wave, priority)
+            if self._run.reserve.is_tight:  # what they take says what may begin besides
+                await asyncio.wait(begun)
             for done in asyncio.as_completed(begun):
                 (rollout,) = await done
                 kind = rollout.failure.kind if rollout.failure else ""
@@ -230,20 +233,25 @@ class Run:
             self._is_readable = True
 
     async def _group(self, batch: Batch, samples: list[Sample]) -> SampledGroup:
+        """The group, with extra attempts; without rollouts where a limit has ended the training."""
         await self._opened
         example, priority = samples[0].example, (*TRAINING_PRIORITY, batch.update)
-        given: tuple[Additions, ...] = ()
+        sampled = SampledGroup(Group(example, (), ()), (), batch.update)
         rollouts: list[Rollout] = []
         while samples:
-            rollouts += await self._sampler.make(samples, priority)
-            given += tuple(sample.given for sample in samples)
+            n = self._sampler.n_missing(samples)
+            planned = None if rollouts else batch.planned
+            async with self._run.reserve.paying(n, planned) as is_paid:
+                if not is_paid:
+                    break
+                rollouts += await self._sampler.make(samples, priority)
+            given = (*sampled.given, *(sample.given for sample in samples))
             has_metric = self.settings.metric is not None
             group = Group.of(example, rollouts, has_metric, batch.measured)
             sampled = SampledGroup(group, given, batch.update)
             attempts = await self._strategies.attempts(self._context(batch, sampled), batch)
             more = [Additions(batch.decision.result, (), a.hint, a.teacher) for a in attempts]
             samples = self._samples(batch, example, more, len(given)) if more else []
-            self._sampler.admit(len(samples), batch.asks_predictors)
         return sampled
 
     def _context(self, batch: Batch, sampled: SampledGroup) -> GroupContext:
@@ -312,6 +320,8 @@ class Run:
         priority = (*TRAINING_PRIORITY, batch.update)
         player = Player(self._run, sampler, priority, batch, sampled, self._history.reward, turn)
         try:
+            if not sampled.given:  # a limit has ended the training
+                return sampled
             return await self._strategies.credited(self._context(batch, sampled), batch, player)
         finally:
             turn.pass_on()
@@ -320,6 +330,8 @@ class Run:
         """The operations that lessons call for, after the update before; also those refused."""
         if batch.update:
             await self._updates[batch.update - 1]
+        if self._is_cut(batch, extracted):
+            return []
         library, dropped = self._history.last.library, self._history.dropped()
         context = self._history.context(batch, extracted)
         proposed = await self._strategies.proposed(context, batch)
@@ -339,13 +351,17 @@ class Run:
         self, batch: Batch, extracted: Extracted, proposed: Sequence[Operation | Refusal]
     ) -> ExperienceLibrary:
         """The library after the gate has decided on the operations."""
-        if self._recorded is None:
-            self._sampler.settle(extracted.rollouts, batch.asks_predictors)
+        if self._is_cut(batch, extracted):
+            return self._history.last.library
         library = self._history.decide(batch, extracted, proposed)
         if self._recorded is None and not self._is_readable:
             self._check_readable(self._history.rollouts)
         self._check_answers(batch)
         return library
+
+    def _is_cut(self, batch: Batch, extracted: Extracted) -> bool:
+        """Whether a limit ended the training before any rollout of the batch was made."""
+        return not (batch.is_draft or extracted.groups) and bool(self._run.ledger.cut_because)
 
     def _check_answers(self, batch: Batch) -> None:
         """End the training where the reflection LM is of no use, and go on to the final choice.

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
-from tfgrpo_dspy.errors import RunStopped, described
+from tfgrpo_dspy.errors import RunStopped, TrainingCut, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.reflection.modules import AnswerQuestion
 from tfgrpo_dspy.reflection.reading import encodable
@@ -77,6 +77,7 @@ class Answer:
 
 
 ANSWERS = TypeAdapter(Answer)
+NOT_ASKED = Answer(None)  # a limit has ended the training; it is neither recorded nor counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,38 +195,66 @@ class ReflectionClient:
     async def _answered(self, question: "_Question", batch: Batch, rank: int, where: str) -> Answer:
         run, stage, inputs = self.run, question.stage, question.inputs
         key = run.records.reflection_key(stage, question.module, question.rollout_id, inputs)
-
-        def count(found: Answer) -> None:
-            errors = found.error, found.parse_failures, found.unread
-            run.report.count_reflection(stage, batch.update, found.usage, *errors)
-            if stage != "strategy":  # of several updates, the first to come asks for that
-                self.answers[batch.update].append(found)
-
-        if (answer := run.records.find(key, ANSWERS)) is not None:
-            count(answer)
-            run.ledger.spend(answer.usage.n_lm_calls, answer.usage.cost_usd)
-            run.report.replayed[stage] += 1
-            return answer
-        if run.settings.offline:
-            run.stop_for_missing_record(stage, where)
+        try:
+            answer = self._found(key, stage, where)
+        except TrainingCut:
+            return NOT_ASKED
+        if answer is not None:
+            self._note_asked(batch)
+            return self._counted(answer, stage, batch)
 
         def keep(answer: Answer | TimeoutError) -> Answer:
+            if answer is NOT_ASKED:
+                return NOT_ASKED
             if isinstance(answer, TimeoutError):
                 answer = Answer(None, error=f"the reflection {answer}", is_lost=True)
             answer = run.records.keep(key, answer, ANSWERS, answer.is_lost)
-            count(answer)
             run.report.check_errors(Failure("provider", answer.error) if answer.is_lost else None)
-            return answer
+            return self._counted(answer, stage, batch)
 
+        work = functools.partial(self._answer_if_paid, question)
         asked = Whereabouts(f"the {stage} of {where}", "a call of the reflection LM")
-        work = functools.partial(asked.noted, functools.partial(self._answer, question))
-        begin = functools.partial(run.loop.in_thread, work)
+
+        async def begin() -> Any:
+            self._note_asked(batch)
+            return await run.loop.in_thread(functools.partial(asked.noted, work))
+
         return await run.loop.submit(begin, (rank, batch.update), keep, where=asked)
+
+    def _note_asked(self, batch: Batch) -> None:
+        self.run.report.n_asked[batch.update] += 1
+        self.run.reserve.renew()
+
+    def _counted(self, answer: Answer, stage: str, batch: Batch) -> Answer:
+        """The answer, which is counted."""
+        errors = answer.error, answer.parse_failures, answer.unread
+        self.run.report.count_reflection(stage, batch.update, answer.usage, *errors)
+        if stage != "strategy":  # of several updates, the first to come asks for that
+            self.answers[batch.update].append(answer)
+        return answer
+
+    def _found(self, key: str, stage: str, where: str) -> Answer | None:
+        """The recorded answer, which costs what it cost when it was given. Raises RunStopped."""
+        run = self.run
+        answer = run.records.find(key, ANSWERS)
+        if answer is not None:
+            run.ledger.spend(answer.usage.n_lm_calls, answer.usage.cost_usd)
+            run.report.replayed[stage] += 1
+        elif run.settings.offline:
+            run.stop_for_missing_record(stage, where)
+        return answer
+
+    def _answer_if_paid(self, question: "_Question") -> Answer:
+        try:
+            return self._answer(question)
+        except TrainingCut:
+            return NOT_ASKED
 
     def _answer(self, question: "_Question") -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""
         module, rollout_id, inputs = question.module, question.rollout_id, question.inputs
-        meter = Meter(self.run.ledger, self.run.settings.execution.prices)
+        prices, is_extra = self.run.settings.execution.prices, question.stage == "strategy"
+        meter = Meter(self.run.ledger, prices, leaves_lessons=is_extra)
 
         def own_copy(lm: Any) -> Any:
             return metered(sampling_copy(lm, rollout_id, None), meter)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import Lesson
@@ -20,9 +21,9 @@ class Batch:
     Its rollouts are made with the library of `decision`, which lacks at most the last
     `max_staleness` updates; `best` are the best rollouts by then, for making demos, and `known` is
     the range of the scores by then (`measured`: of the metric's, where strategies change those).
-    `n_decided` updates were decided by then. `sizes` are the
-    numbers of rollouts of the examples, `visits` how many earlier batches had each of them. A draft
-    has no examples: its lessons come from labels.
+    `n_decided` updates were decided by then. `sizes` are the numbers of rollouts of the examples,
+    `visits` how many earlier batches had each of them, `planned` is what each rollout was expected
+    to take. A draft has no examples: its lessons come from labels.
     """
 
     update: int
@@ -37,6 +38,7 @@ class Batch:
     asks_predictors: bool = False
     known: ScoreRange = NO_SCORES
     measured: ScoreRange = NO_SCORES
+    planned: Amount | None = None
 
     def size_and_visit(self, example: int) -> tuple[int, int]:
         """How many rollouts the example gets here, and how many batches it was in before."""

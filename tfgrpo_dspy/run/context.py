@@ -13,6 +13,7 @@ from tfgrpo_dspy.run.executors import RemoteRollouts, workers_of
 from tfgrpo_dspy.run.loop import Loop
 from tfgrpo_dspy.run.manifest import RunManifest
 from tfgrpo_dspy.run.records import RunRecords
+from tfgrpo_dspy.run.reserve import Reserve
 from tfgrpo_dspy.run.run_report import RunReport
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.schedule import RunSettings
@@ -35,6 +36,7 @@ class RunContext:
         self.student = copy_program(student)
         self.trainset = trainset
         self.ledger = Ledger(settings.budget)
+        self.reserve = Reserve(settings, self.ledger)
         self.records = records or RunRecords(settings, student, trainset)
         self.manifest = RunManifest(settings, self.records, self.ledger)
         self.loop, self.remote = _loop_of(settings, self.ledger)
@@ -76,11 +78,9 @@ class RunContext:
 
     def stop_for_missing_record(self, stage: str, where: str) -> NoReturn:
         """End an offline run for want of a record. Raises RunStopped or MissingRecordError."""
-        ended = self.manifest.was_cut_short()
-        if not ended:
-            raise self.manifest.missing(stage, where)
-        self.ledger.stop(ended)
-        raise RunStopped(ended)
+        if ended := self.manifest.was_cut_short():
+            self.ledger.end(ended)
+        raise self.manifest.missing(stage, where)
 
 
 def _loop_of(settings: RunSettings, ledger: Ledger) -> tuple[Loop, RemoteRollouts | None]:

@@ -55,11 +55,14 @@ class RemoteRollouts:
         self._largest = {"max_lm_calls": 0.0, "max_cost": 0.0}
         self._names = (f"{uuid.uuid4().hex}/{i}" for i in itertools.count())
 
-    async def rollout(self, request: Request) -> Rollout | Failure:
-        """The rollout that the request asks for, or its failure where too many workers are lost."""
+    async def rollout(self, request: Request, n_metric_calls: int = 0) -> Rollout | Failure:
+        """The rollout that the request asks for, or its failure where too many workers are lost.
+
+        It calls the metric at most so often. Raises RunStopped.
+        """
         n_losses, why = 0, ""
         while n_losses < MAX_LOST_WORKERS:
-            while (share := self._reserve()) is None:
+            while (share := self._reserve(n_metric_calls)) is None:
                 await asyncio.sleep(POLL_S)
             try:
                 reply = await self._reply(share, request)
@@ -79,23 +82,23 @@ class RemoteRollouts:
         message = f"the executor lost this rollout {n_losses} times; last reason: {why}"
         return Failure("worker", message)
 
-    def _reserve(self) -> Reservation | None:
+    def _reserve(self, n_metric_calls: int) -> Reservation | None:
         """What a rollout may spend; None: not now. Raises RunStopped: the budget is used up."""
         n_calls, cost = map(self._wanted, ("max_lm_calls", "max_cost"))
-        return self._ledger.take(math.ceil(n_calls), cost, is_share=True)
+        n, cost = math.ceil(n_calls), cost
+        return self._ledger.take(n, cost, None, True, n_metric_calls, leaves_lessons=True)
 
     def _wanted(self, limit: str) -> float:
         """An equal part of what is left, at least as much as any rollout took so far."""
-        left, largest = self._ledger.left(limit), self._largest[limit]
+        left, largest = self._ledger.left(limit, True), self._largest[limit]
         if math.isinf(left):
             return 0.0
         most = max(FIRST[limit], HEADROOM * largest) or math.inf
         wanted = max(largest, min(left / self._n_at_once, most))
-        return max(LEAST[limit], min(wanted, self._ledger.reach(limit)))
+        return max(LEAST[limit], min(wanted, self._ledger.reach(limit, True)))
 
     def _settle(self, share: Reservation, reply: Reply) -> None:
-        self._ledger.settle(share, reply.n_calls, reply.cost)
-        self._ledger.note_metric_calls(reply.n_metric_calls)
+        self._ledger.settle(share, reply.n_calls, reply.cost, reply.n_metric_calls)
         self._ledger.left_out.add(reply.left_out)
         for limit, used in (("max_lm_calls", reply.n_calls), ("max_cost", reply.cost)):
             self._largest[limit] = max(self._largest[limit], used)
@@ -108,7 +111,7 @@ class RemoteRollouts:
         limit = reply.stopped_because.partition("=")[0]
         if limit in self._largest:
             reserved = share.n_calls if limit == "max_lm_calls" else share.cost
-            if self._ledger.reach(limit) <= reserved:
+            if self._ledger.reach(limit, True) <= reserved:
                 self._ledger.use_up(limit)
             self._largest[limit] = max(self._largest[limit], 2.0 * reserved)
 

@@ -80,7 +80,6 @@ class Measurements:
             example = self._order[place]
             rollout_id = rollout_id_for(self._run.settings.seed, 0, example, 0, "validation")
             samples.append(Sample(self.candidates[candidate], example, rollout_id))
-        self._maker.admit(len(samples))
         made: dict[int, Rollout] = {}
 
         async def one(k: int) -> None:
@@ -101,7 +100,6 @@ class Measurements:
             cut = {place for k, (_, place) in enumerate(pairs) if k not in made}
             kept = [k for k, (_, place) in enumerate(pairs) if place < min(cut, default=math.inf)]
             rollouts = self._reward([made[k] for k in kept])
-            self._maker.settle(rollouts)
             self._rollouts |= zip([pairs[k] for k in kept], rollouts, strict=True)
         return rollouts
 
@@ -370,11 +368,11 @@ def _parts(candidate: Additions) -> frozenset[Hashable]:
 
 def _n_left(run: RunContext, account: Account, n_reserved: int) -> int | None:
     """How many rollouts the budget pays for; None: it sets no limit."""
-    each, used, ledger = account.reserve(1), account.used, run.ledger
+    each, used, ledger = account.later, account.used, run.ledger
     lost = Amount(  # calls that came to nothing, and the worst that the last call may cost
         ledger.n_lost + max(0.0, ledger.n_lm_calls - used.n_lm_calls),
         max(0.0, ledger.n_metric_calls - used.n_metric_calls),
-        ledger.lost + run.settings.data.dollars_of_dearest_call,
+        ledger.lost + max(run.settings.data.dollars_of_dearest_call, ledger.dearest),
     )
     n, _ = account.n_fitting(each, each * n_reserved + lost)
     return None if math.isinf(n) else int(n)

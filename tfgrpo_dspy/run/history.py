@@ -6,15 +6,13 @@ behind it. So it is the same for any number of threads.
 
 import math
 import random
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from tfgrpo_dspy.budget.account import Account, Amount
-from tfgrpo_dspy.budget.ledger import Budget
+from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation, Refusal
@@ -22,7 +20,8 @@ from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.rollout import Group, Rollout, fields_text
+from tfgrpo_dspy.results import REFLECTIONS
+from tfgrpo_dspy.rollout import Group, Rollout, Usage, fields_text
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.changes import Changes
 from tfgrpo_dspy.run.context import RunContext
@@ -31,10 +30,11 @@ from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.demos import BestRollouts, first_demos
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
-from tfgrpo_dspy.settings.schedule import MIN_PROGRAMS_MEASURED, USUAL_MIN_VALIDATION
 from tfgrpo_dspy.strategies.base import BatchPlan, UpdateContext
 
 N_CUT = 2  # so many of the last updates may have fewer examples than planned, for want of budget
+NO_EVIDENCE = frozenset({"provider", "worker", "strategy", "budget"})
+"""Failures that say nothing of advice."""
 MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly teach what they say
 SATURATED_GROUPS = 20
 """After so many groups in a row that had the best score throughout, no more is expected, whatever
@@ -68,8 +68,8 @@ class History:
         self.start = start
         self.batches: list[Batch] = []
         self.decisions = [Decision(start, "the library of the student")]
-        assumed = Amount(settings.data.calls_per_rollout, settings.data.n_metric_calls)
-        self.accounts = [Account(settings.budget, assumed=assumed)]
+        self.accounts = [run.reserve.account]
+        run.reserve.lessons = self._lessons_to_come
         self._run, self._strategies = run, strategies
         self._training = tuple(training)
         self._group_size = 0 if is_recorded else settings.group_size  # rollouts to pay for
@@ -81,13 +81,24 @@ class History:
         self.best: list[tuple[Rollout, ...]] = [()]
         self.known, self.measured = [NO_SCORES], [NO_SCORES]
         self._best_rollouts = BestRollouts()
-        self._started_s = time.monotonic()
         self._measured: list[Measured] = []
         self._groups: list[SampledGroup] = []
         self._visits: Counter[int] = Counter()
         self.first: tuple[Rollout, ...] = ()  # of the first batch, where rewards depend on it
         self.changes = Changes(self._texts)
-        self._set_reserve()
+
+    def _lessons_to_come(self) -> Amount:
+        """What the lessons of the batches under way still need, and an answer for each update."""
+        settings, report = self._run.settings, self._run.report
+        n = 0
+        for batch in self.batches[len(self.decisions) - 1 :]:
+            n_lessons = math.ceil(len(batch.examples) / settings.groups_per_call)
+            n_lessons += sum(batch.sizes) * settings.reflection.summarize_always
+            planned = 1 + (settings.drafts if batch.is_draft else n_lessons)
+            n += max(0, planned - report.n_asked[batch.update])
+        used = sum((report.usage[stage] for stage in REFLECTIONS), start=Usage())
+        cost = n * used.cost_usd / max(1, used.n_lm_calls)
+        return Amount(n, cost=cost)
 
     @property
     def last(self) -> Decision:
@@ -107,6 +118,8 @@ class History:
         """The batch of this update, which may be a draft; None where the run ends."""
         settings, report = self._run.settings, self._run.report
         n_awaited = self.n_awaited(update)
+        if self._run.ledger.cut_because:
+            return None
         decision, best = self.decisions[n_awaited], self.best[n_awaited]
         if update < self.n_drafts:
             return Batch(update, 0, (), decision, is_draft=True)
@@ -130,7 +143,8 @@ class History:
         given = tuple(sizes), decision, False, best, tuple(sizes.values()), visits
         ranges = self.known[n_awaited], self.measured[n_awaited]
         asks_predictors = self._asks_predictors(n_awaited)
-        return Batch(update, epoch, *given, n_awaited, asks_predictors, *ranges)
+        planned = self.accounts[self._n_known(update)].per_rollout
+        return Batch(update, epoch, *given, n_awaited, asks_predictors, *ranges, planned)
 
     def _asks_predictors(self, n_known: int) -> bool:
         """Whether the metric is also asked about each predictor in the rollouts of the next batch.
@@ -253,14 +267,16 @@ class History:
         each = account.per_example(self._group_size)
         operations = Amount(1.0) * (len(under_way) + 1)  # an answer for each update
         lost = Amount(self._run.ledger.n_lost, cost=self._run.ledger.lost)  # before this start
-        n, limit = account.n_fitting(each, self._reserved(account) + lost + operations)
+        n, limit = account.n_fitting(each, self._run.reserve.amount(account) + lost + operations)
         if update == 0:  # what a rollout takes is only assumed
             return max(1.0, n), limit
         return n - sum(map(self._n_usual, under_way)), limit
 
-    def _n_usual(self, batch: Batch) -> float:
-        """How many groups of the usual size have as many rollouts as the batch."""
-        return sum(batch.sizes) / self._group_size if self._group_size else len(batch.examples)
+    def _n_usual(self, batch: Batch, examples: Sequence[int] | None = None) -> float:
+        """How many groups of the usual size have as many rollouts as these of the batch."""
+        made = batch.examples if examples is None else examples
+        sizes = [batch.size_and_visit(example)[0] for example in made]
+        return sum(sizes) / self._group_size if self._group_size else len(made)
 
     def assigned(self, batch: Batch, example: int, n: int) -> list[Additions]:
         """What each rollout of a group is given. Raises GateError: the gate gave no such.
@@ -313,10 +329,10 @@ class History:
         self.decisions.append(self._decision(evidence))
         made = extracted.rollouts if self._group_size else []
         reflections = run.report.reflection_usage[batch.update]
-        n_examples = self._n_usual(batch)
+        n_examples = self._n_usual(batch, [each.group.example for each in extracted.groups])
         account = self.accounts[-1].after_update(made, reflections, n_examples)
         self.accounts.append(account)
-        self._set_reserve()
+        run.reserve.renew()
         args = (before.library, evidence.operations, extracted, self.last)
         changes = self.changes.of_update(*args)
         record = run.report.add_update(batch, extracted, proposed, self.last, changes, account.used)
@@ -346,20 +362,6 @@ class History:
         seen = [(e.inputs(), e.labels() if is_labelled else {}) for e in self._run.trainset]
         return tuple(fields_text({**as_fields(given), **as_fields(told)}) for given, told in seen)
 
-    def _n_reserved(self, account: Account) -> int:
-        """How many rollouts the end needs; fewer where one takes more than was assumed."""
-        settings, each = self._run.settings, account.per_rollout
-        if settings.metric is None:
-            return 0
-        data, times = settings.data, [1.0]
-        if settings.max_lm_calls is not None:
-            times.append(each.n_lm_calls / data.calls_per_rollout)
-        if settings.max_cost is not None and data.dollars_per_rollout > 0:
-            times.append(each.cost / data.dollars_per_rollout)
-        smallest = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
-        n = max(min(settings.reserve, smallest), int(settings.reserve / max(times)))
-        return n + data.n_of_test_set
-
     @property
     def kept(self) -> Amount:
         """What counts in a later start with a larger budget, too, before the final choice.
@@ -369,24 +371,6 @@ class History:
         last, before = self.accounts[-1], self.accounts[: -1 - N_CUT][-1:]
         start = before[0] if before else self.accounts[0]
         return start.used + last.rollouts + start.rollouts * -1.0
-
-    def _reserved(self, account: Account) -> Amount:
-        """What these take; the last call is made only if the worst that it may cost is left."""
-        dearest = Amount(cost=self._run.settings.data.dollars_of_dearest_call)
-        return account.reserve(self._n_reserved(account)) + dearest
-
-    def _set_reserve(self) -> None:
-        """Let nothing else take what the end of the run needs, by what rollouts took so far."""
-        account = self.accounts[-1]
-        n, reserved = self._n_reserved(account), self._reserved(account)
-        seconds = (time.monotonic() - self._started_s) / max(1, account.n_rollouts)
-        reserve = Budget(
-            max_lm_calls=math.ceil(reserved.n_lm_calls),
-            max_metric_calls=math.ceil(reserved.n_metric_calls),
-            max_cost=reserved.cost,
-            max_minutes=n * seconds / 60 if account.n_rollouts else 0,
-        )
-        self._run.ledger.set_reserve(reserve)
 
     def result(self) -> ExperienceLibrary:
         """What a program would be given if the run ended here."""
@@ -435,7 +419,7 @@ def _measured(sampled: SampledGroup, floor: float) -> Iterator[Measured]:
     """
     of_each = zip(sampled.given, sampled.group.all_rollouts, sampled.aids, strict=True)
     for given, rollout, aid in of_each:
-        failed = rollout.failure and rollout.failure.kind not in ("provider", "worker", "strategy")
+        failed = rollout.failure and rollout.failure.kind not in NO_EVIDENCE
         score = floor if failed else rollout.score
         if not aid:
             yield Measured(given.library, sampled.group.example, score, bool(given.demos))

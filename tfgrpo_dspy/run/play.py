@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
-from tfgrpo_dspy.errors import NotReplayedError, StrategyError
+from tfgrpo_dspy.errors import NotReplayedError, StrategyError, UnpaidError
 from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
@@ -13,6 +13,8 @@ from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.replay import OF_A_TOOL, Start, checks
 from tfgrpo_dspy.store.identity import digest
+
+NO_MORE = "beside the final choice, the budget does not reach for rollouts that go on from a step"
 
 
 class Turn:
@@ -91,7 +93,7 @@ class Player:
         answers_now: bool = False,
         ends_if_same: bool = False,
     ) -> list[Rollout]:
-        """The first `n` rollouts that go on from there. Raises NotReplayedError."""
+        """The first `n` rollouts that go on from there. Raises NotReplayedError, UnpaidError."""
         most = len(rollout.steps) - (not answers_now)
         if rollout.rollout_id not in self._given or not 0 <= n_steps <= most or n < 1:
             raise StrategyError(
@@ -103,8 +105,12 @@ class Player:
         if not answers_now:
             await self._verify(rollout)
         start = Start(rollout, n_steps, answers_now, ends_if_same)
-        begun = [self._begun(start, k) for k in range(n)]
-        made = [await each for each in begun]
+        n_missing = self._sampler.n_missing([self._sample(start, k) for k in range(n)])
+        async with self._run.reserve.paying(n_missing) as is_paid:
+            if not is_paid:
+                raise UnpaidError(f"example {self._group.example}: {NO_MORE}")
+            begun = [self._begun(start, k) for k in range(n)]
+            made = [await each for each in begun]
         self._made |= {each.rollout_id: each for each in made}
         for each in made:
             _check_replayed(each)
@@ -132,18 +138,19 @@ class Player:
 
     async def _rollout(self, start: Start, index: int) -> Rollout:
         assert self._sampler is not None  # noqa: S101 - `__call__` has looked
+        sample = self._sample(start, index)
+        self._given[sample.rollout_id] = sample.given
+        (made,) = await self._sampler.make([sample], self._priority)
+        return made
+
+    def _sample(self, start: Start, index: int) -> Sample:
         example, source = self._group.example, start.source
         steps = [asdict(replace(s, value=None)) for s in source.steps[: start.n_steps]]
         kind = f"{start.answers_now:d}{start.ends_if_same:d}{start.is_check:d}"
         purpose = f"from/{source.rollout_id}/{kind}/{digest(steps)}"
         rollout_id = rollout_id_for(self._run.settings.seed, self._visit, example, index, purpose)
         given = self._given[source.rollout_id]
-        self._given[rollout_id] = given
-        if not start.is_check:
-            self._sampler.admit(1, self._asks_predictors)
-        sample = Sample(given, example, rollout_id, start, self._asks_predictors)
-        (made,) = await self._sampler.make([sample], self._priority)
-        return made
+        return Sample(given, example, rollout_id, start, self._asks_predictors)
 
     def _counted(self, made: Sequence[Rollout]) -> list[Rollout]:
         """Those with a score, or all that ran where there is no metric."""

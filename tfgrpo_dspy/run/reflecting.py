@@ -53,7 +53,9 @@ async def extract_lessons(
         calls: list[Awaitable[Found]] = []
         shown: list[tuple[SampledGroup, str]] = []
         for awaited in part:
-            sampled, note = await show(await awaited)
+            sampled, note = await awaited, ""
+            if sampled.given:
+                sampled, note = await show(sampled)
             use, group = await _use_of(client.run, sampled.group, all_groups)
             sampled = replace(sampled, group=group)
             uses.append(use)
@@ -66,11 +68,13 @@ async def extract_lessons(
     size = max(NEIGHBOURS, n_shown)
     starts = range(0, len(groups), size)
     parts = await client.at_once(asked(groups[start : start + size]) for start in starts)
-    uses = tuple(use for of_part, _ in parts for use in of_part)
+    uses = [use for of_part, _ in parts for use in of_part]
+    made = [pair for pair in zip(await all_groups, uses, strict=True) if pair[0].given]
     found = [one for _, of_part in parts for one in of_part]
     lessons = merge_lessons(lesson for taken, _ in found for lesson in taken)
     refused = tuple(text for _, refused in found for text in refused)
-    return Extracted(tuple(lessons), refused, tuple(await all_groups), uses)
+    of_groups = zip(*made, strict=True) if made else ((), ())
+    return Extracted(tuple(lessons), refused, *of_groups)
 
 
 async def _all_of(groups: Sequence[Awaitable[SampledGroup]]) -> list[SampledGroup]:

@@ -2,10 +2,12 @@
 
 import asyncio
 import functools
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tfgrpo_dspy.errors import TrainingCut
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import ROLLOUTS, Failure, Rollout
 from tfgrpo_dspy.run.context import RunContext
@@ -17,9 +19,8 @@ from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 from tfgrpo_dspy.sampling.replay import Start
 
 KEPT_PROGRAMS = 64
-NO_RESULT = ("provider", "timeout", "worker", "metric")
+NO_RESULT = ("provider", "timeout", "worker", "metric", "budget")
 """Failures that are not the program's: noted, never kept as results."""
-UNSURE = ("timeout", "worker")  # failures after which nobody knows whether the metric was called
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +59,13 @@ class Rollouts:
                 run.student, self._metric, temperature, self._prices, run.records.plain
             )
 
-    def _n_metric_calls(self, asks_predictors: bool) -> int:
-        return 1 + len(self._run.predictors) * asks_predictors
-
-    def admit(self, n: int, asks_predictors: bool = False) -> None:
-        """Take the metric calls of so many rollouts. Raises RunStopped: a budget does not reach."""
-        if self._metric is not None:
-            self._run.ledger.take_metric_calls(n * self._n_metric_calls(asks_predictors))
-
-    def settle(self, rollouts: Iterable[Rollout], asks_predictors: bool = False) -> None:
-        """Give the metric calls back that were surely not made."""
-        sure = (r for r in rollouts if r.failure is None or r.failure.kind not in UNSURE)
-        taken = self._n_metric_calls(asks_predictors)
-        n_not_made = sum(taken - rollout.n_metric_calls for rollout in sure)
-        if self._metric is not None:
-            self._run.ledger.note_metric_calls(0, n_given_back=n_not_made)
+    def n_missing(self, samples: Sequence[Sample]) -> int:
+        """How many of these rollouts are neither begun nor recorded, and so have to be paid."""
+        return sum(
+            sample not in self._early
+            and self._run.records.find(self._key(sample), ROLLOUTS) is None
+            for sample in samples
+        )
 
     def make_early(
         self, samples: Sequence[Sample], priority: Priority
@@ -85,9 +78,10 @@ class Rollouts:
         return tasks
 
     async def make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
-        """A rollout for each sample, in their order; they were admitted before.
+        """A rollout for each sample, in their order.
 
-        Raises RunStopped: the run has ended; MissingRecordError: offline, and one is not recorded.
+        One that a limit cuts in training has a failure of kind "budget". Raises RunStopped: the run
+        has ended; MissingRecordError: offline, and one is not recorded.
         """
         early = {sample: self._early.pop(sample) for sample in samples if sample in self._early}
         others = [sample for sample in samples if sample not in early]
@@ -96,14 +90,11 @@ class Rollouts:
         return [made[sample] for sample in samples]
 
     async def _make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
-        keys = [self._key(sample) for sample in samples]
-        found = [self._found(key) for key in keys]
-        missing = [k for k, rollout in enumerate(found) if rollout is None]
-        if missing and self._run.settings.offline:
-            kind = "training" if self._role == "rollout" else self._role
-            where = f"{kind} example {samples[missing[0]].example}"
-            self._run.stop_for_missing_record(f"{kind} rollout", where)
-        tasks = {k: self._submit(samples[k], keys[k], priority) for k in missing}
+        keyed = [(sample, self._key(sample)) for sample in samples]
+        found = [self._found(*each) for each in keyed]
+        tasks = {
+            k: self._submit(*keyed[k], priority) for k, each in enumerate(found) if each is None
+        }
         return [rollout or await tasks[k] for k, rollout in enumerate(found)]
 
     def _key(self, sample: Sample) -> str:
@@ -111,45 +102,76 @@ class Rollouts:
         made_of = (digest, self._examples[sample.example], self._metric)
         return self._run.records.rollout_key(*made_of, sample.rollout_id, self._temperature)
 
-    def _found(self, key: str) -> Rollout | None:
+    @property
+    def _kind(self) -> str:
+        return "training" if self._role == "rollout" else self._role
+
+    def _found(self, sample: Sample, key: str) -> Rollout | None:
         """The recorded rollout; it costs what it cost when it was made."""
         run = self._run
         rollout = run.records.find(key, ROLLOUTS)
+        try:
+            if rollout is not None:
+                usage = rollout.usage + rollout.metric_usage
+                run.ledger.spend(usage.n_lm_calls, usage.cost_usd, rollout.n_metric_calls)
+            elif run.settings.offline:
+                where = f"{self._kind} example {sample.example}"
+                run.stop_for_missing_record(f"{self._kind} rollout", where)
+        except TrainingCut as cut:
+            return Rollout(sample.example, sample.rollout_id, failure=_cut_by(cut))
         if rollout is not None:
-            for usage in (rollout.usage, rollout.metric_usage):
-                run.ledger.spend(usage.n_lm_calls, usage.cost_usd)
             run.report.replayed[self._role] += 1
-            run.report.count_rollout(self._role, rollout)
-            run.ledger.note_metric_calls(rollout.n_metric_calls)
+            self._count(rollout)
         return rollout
+
+    def _count(self, rollout: Rollout, seconds: float = 0.0) -> None:
+        self._run.report.count_rollout(self._role, rollout)
+        if self._role == "rollout":
+            self._run.reserve.note(rollout, seconds)
 
     def _submit(self, sample: Sample, key: str, priority: Priority) -> Any:
         """Have the rollout made; a future that gives the recorded rollout."""
-        run, example = self._run, self._examples[sample.example]
-        kind = "training" if self._role == "rollout" else self._role
-        usual = "the program" if run.remote is None else "another process"
-        where = Whereabouts(f"the rollout of {kind} example {sample.example}", usual)
+        run, begun_s = self._run, time.monotonic()
+        usual, place = "the program", "threads"
+        if run.remote is not None:
+            usual, place = "another process", "remote"
+        where = Whereabouts(f"the rollout of {self._kind} example {sample.example}", usual)
+        work = self._work(sample, where)
+
+        async def begin() -> Any:
+            nonlocal begun_s
+            begun_s = time.monotonic()
+            try:
+                return await work()
+            except TrainingCut as cut:
+                return _cut_by(cut)
 
         def keep(made: Rollout | Failure | TimeoutError) -> Rollout:
             if isinstance(made, TimeoutError):
                 why = f"the rollout {made}, which is rollout_timeout_s; it was in {where}"
-                made = Failure("timeout", f"{why} on the example {sample.example} ({kind})")
+                made = Failure("timeout", f"{why} on the example {sample.example} ({self._kind})")
             if isinstance(made, Failure):
                 made = Rollout(sample.example, sample.rollout_id, failure=made)
             is_lost = made.failure is not None and made.failure.kind in NO_RESULT
             rollout = run.records.keep(key, made, ROLLOUTS, is_lost)
-            run.report.count_rollout(self._role, rollout)
+            self._count(rollout, time.monotonic() - begun_s)
             run.report.check_errors(rollout.failure)
             return rollout
 
+        return run.loop.submit(begin, priority, keep, place, where)
+
+    def _work(self, sample: Sample, where: Whereabouts) -> Callable[[], Awaitable[Any]]:
+        """What makes the rollout, in a thread or in another process."""
+        run, example = self._run, self._examples[sample.example]
         program, _, given = self._program(sample.given)
         if run.remote is not None:
             made_of = sample.rollout_id, sample.start, sample.asks_predictors
             parts = (example, sample.example, *made_of)
             own = packed(parts, f"example {sample.example}")
             request = Request(self._bundle, given, own)
-            begin = functools.partial(run.remote.rollout, request)
-            return run.loop.submit(begin, priority, keep, "remote", where)
+            n_metric_calls = 1 + len(run.predictors) * sample.asks_predictors
+            n_metric_calls *= self._metric is not None
+            return functools.partial(run.remote.rollout, request, n_metric_calls)
         task = RolloutTask(
             program=program,
             example=example,
@@ -161,14 +183,18 @@ class Rollouts:
             prices=self._prices,
             start=sample.start,
             asks_predictors=sample.asks_predictors,
+            is_training=self._role == "rollout",
             calls=where.calls,
         )
         work = functools.partial(where.noted, functools.partial(run_rollout, task))
-        begin = functools.partial(run.loop.in_thread, work)
-        return run.loop.submit(begin, priority, keep, where=where)
+        return functools.partial(run.loop.in_thread, work)
 
     def _prepared(self, given: Additions) -> tuple[Any, str, bytes]:
         """The program with these; its digest; the additions, packed for other processes."""
         program = given.bake(self._run.student)
         sent = packed(given, "the library") if self._bundle else b""
         return program, self._run.records.program(program), sent
+
+
+def _cut_by(cut: TrainingCut) -> Failure:
+    return Failure("budget", str(cut))

@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 ROLES = ("rollout", "validation", "test", *REFLECTIONS, "metric")
 """What LM calls are for: training rollouts, the final choice, the test set, reflections,
 judges inside metrics."""
-NO_FAILURES = ("replay", "stopped")  # the first is counted where a group is not valued for it
+NO_FAILURES = ("replay", "stopped", "budget")
+"""The first is counted where a group is not valued for it, the last in `ended_because`."""
 ERRORS_ALLOWED = 20  # so many errors never end a run by themselves, unless `max_errors` says so
 LOGGED_CHARACTERS = 500  # of a failure, whose message may quote a whole answer of an LM
 
@@ -50,6 +51,7 @@ class RunReport:
         self.failures: Counter[str] = Counter()
         self.usage = {role: Usage() for role in ROLES}
         self.reflection_usage: defaultdict[int, Usage] = defaultdict(Usage)  # by update
+        self.n_asked: Counter[int] = Counter()  # questions to the reflection LM, by update
         self.replayed: Counter[str] = Counter()
         self.ended_because = "all epochs are done"
         self.progress = Progress(settings, ledger)

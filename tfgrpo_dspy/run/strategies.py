@@ -17,7 +17,14 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.errors import NotReplayedError, RunStopped, StoreError, StrategyError, described
+from tfgrpo_dspy.errors import (
+    NotReplayedError,
+    RunStopped,
+    StoreError,
+    StrategyError,
+    UnpaidError,
+    described,
+)
 from tfgrpo_dspy.experience.values import Add, Delete, Keep, Modify
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.lessons import Lesson
@@ -233,6 +240,8 @@ class Strategies:
         except NotReplayedError as error:
             self._run.report.count_failure("replay", str(error))
             self._note(key, batch, False)
+        except UnpaidError as error:  # not the strategy's fault
+            self._run.report.count_failure("budget", str(error))
         except StoreError:  # not the strategy's: an answer could not be read or written
             raise
         except (RunStopped, KeyboardInterrupt):

@@ -59,6 +59,7 @@ class RolloutTask:
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     start: Start | None = None
     asks_predictors: bool = False
+    is_training: bool = False
     calls: dict[str, str] = field(default_factory=dict)
 
 
@@ -95,7 +96,7 @@ class _Run:
 
     def __init__(self, task: RolloutTask) -> None:
         self.task = task
-        self.meter = Meter(task.ledger, task.prices)
+        self.meter = Meter(task.ledger, task.prices, task.is_training)
         self.replay = Replay(task.start, self._name_of) if task.start else None
         at_home = DispatchedTools() if HOMES.get().loops else None
         answers_now = task.start is not None and task.start.answers_now  # and calls no tool
@@ -266,7 +267,7 @@ def _scored(
     predictor_calls: Mapping[str, PredictorTrace],
 ) -> Rollout:
     """The rollout with its score; an LM judge runs on the user's own LM, at its own settings."""
-    meter = Meter(task.ledger, task.prices)
+    meter = Meter(task.ledger, task.prices, task.is_training)
     judge = dspy.settings.lm
     judge = metered(judge.copy(), meter) if isinstance(judge, dspy.BaseLM) else judge
     score, failure = None, None
@@ -275,8 +276,9 @@ def _scored(
 
     def asked(ask: Callable[..., Any], *about: Any) -> Any:
         nonlocal n_calls
+        task.ledger.take_metric_calls()
+        task.ledger.settle_metric_calls()
         n_calls += 1
-        task.ledger.note_metric_calls()
         task.calls["metric"] = "the metric"
         try:
             return ask(*about, copied_example(task.example), prediction, trace)

@@ -42,7 +42,8 @@ class Play(Protocol):
     `ends_if_same`, a rollout whose first fresh step decides as the record did ends there, and is
     left out.
 
-    Raises NotReplayedError: the program does not repeat the recorded steps exactly. Let it pass:
+    Raises NotReplayedError: the program does not repeat the recorded steps exactly; UnpaidError:
+    the budget does not reach for these rollouts beside what the final choice needs. Let them pass:
     the run then takes no values for the group, and goes on.
     """
 

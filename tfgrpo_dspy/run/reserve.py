@@ -1,0 +1,148 @@
+"""What is kept for the end of a run, and which training rollouts may begin beside it.
+
+The reserve pays for measuring student and result. It follows what rollouts take: the account of the
+decided updates says how the next batch is planned, that of all rollouts so far (which depends on
+the clock) what the ledger refuses.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import astuple
+
+from tfgrpo_dspy.budget.account import LIMITS, NO_MEASURE, Account, Amount
+from tfgrpo_dspy.budget.ledger import Budget, Ledger
+from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.settings.schedule import (
+    MIN_PROGRAMS_MEASURED,
+    USUAL_MIN_VALIDATION,
+    RunSettings,
+)
+
+CALLS_FOR_AN_ANSWER = 2  # at most: DSPy asks again, in JSON, for an answer that does not parse
+MOST_SHARE = 1 / 2  # of a limit that pays for fewer rollouts than was assumed, and of the time
+PLAN_MARGIN = 1.1  # a rollout that takes up to so many times what was planned is as planned
+
+
+class Reserve:
+    """Keeps in the ledger what the end of a run needs; `account` holds all rollouts so far."""
+
+    def __init__(self, settings: RunSettings, ledger: Ledger) -> None:
+        data = settings.data
+        assumed = Amount(data.calls_per_rollout, data.n_metric_calls)
+        self.account = Account(settings.budget, assumed=assumed)
+        self._settings, self._ledger = settings, ledger
+        self._seconds: list[float] = []
+        self.lessons: Callable[[], Amount] = Amount  # what the batches under way still need
+        self._under_way = 0
+        self._turn, self._ended = asyncio.Lock(), asyncio.Event()
+        self.renew()
+
+    def n_rollouts(self, account: Account) -> int:
+        """How many rollouts the end needs; fewer where one takes more than was assumed."""
+        settings, each = self._settings, account.per_rollout
+        if settings.metric is None:
+            return 0
+        data, times = settings.data, [1.0]
+        if settings.max_lm_calls is not None:
+            times.append(each.n_lm_calls / data.calls_per_rollout)
+        if settings.max_cost is not None and data.dollars_per_rollout > 0:
+            times.append(each.cost / data.dollars_per_rollout)
+        smallest = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
+        return max(min(settings.reserve, smallest), int(settings.reserve / max(times)))
+
+    def amount(self, account: Account, dearest: float = 0.0) -> Amount:
+        """What these and the test set take, of a limit at most `MOST_SHARE` and the test set.
+
+        The last call is made only if the worst that it may cost is left. Where rollouts take as
+        many calls as was assumed, the schedule has looked whether they are there.
+        """
+        settings, data = self._settings, self._settings.data
+        of_test = account.later * (data.n_of_test_set if settings.metric else 0)
+        kept = account.reserve(self.n_rollouts(account))
+        kept += Amount(cost=max(data.dollars_of_dearest_call, dearest))
+        limits = (settings.max_lm_calls, None, settings.max_cost)
+        if account.per_rollout.n_lm_calls <= data.calls_per_rollout:
+            limits = (None, None, settings.max_cost)
+        rows = zip(limits, astuple(kept), astuple(of_test), strict=True)
+        return Amount(*(_at_most(limit, more, test) + test for limit, more, test in rows))
+
+    def note(self, rollout: Rollout, seconds: float) -> None:
+        """A training rollout is made."""
+        self.account = self.account.after_rollouts([rollout])
+        if rollout.failure is None or rollout.failure.kind not in NO_MEASURE:
+            self._seconds.append(seconds)
+        self.renew()
+
+    def renew(self) -> None:
+        """Let nothing else take what the end of the run needs, by what rollouts took so far."""
+        account, data = self.account, self._settings.data
+        amount = self.amount(account, self._ledger.dearest)
+        if not account.n_rollouts and self.n_rollouts(account):  # nobody knows what one takes
+            dearest = MIN_PROGRAMS_MEASURED * CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
+            half = MOST_SHARE * (self._settings.max_lm_calls or math.inf)
+            amount |= Amount(min(dearest, half))
+        self._ledger.set_reserve(
+            Budget(
+                max_lm_calls=math.ceil(amount.n_lm_calls),
+                max_metric_calls=math.ceil(amount.n_metric_calls),
+                max_cost=amount.cost,
+                max_minutes=self._minutes(self.n_rollouts(account) + data.n_of_test_set),
+            ),
+            Budget(max_lm_calls=math.ceil(self.lessons().n_lm_calls), max_cost=self.lessons().cost),
+        )
+
+    def _minutes(self, n_rollouts: int) -> float:
+        if not self._seconds or not n_rollouts:
+            return 0.0
+        mean = sum(self._seconds) / len(self._seconds)
+        minutes = (n_rollouts * mean / self._settings.threads + max(self._seconds)) / 60
+        return min(minutes, MOST_SHARE * (self._settings.max_minutes or math.inf))
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether the first batches may not fit if a rollout takes twice what is assumed."""
+        n = self.n_rollouts(self.account) + 2 * self._settings.rollouts_of_update
+        return bool(self._not_left(self.account.expected(2 * n)))
+
+    @asynccontextmanager
+    async def paying(self, n_rollouts: int, planned: Amount | None = None) -> AsyncIterator[bool]:
+        """Whether so many rollouts may begin: the limits pay for them beside what is kept.
+
+        They do if rollouts take no more than was `planned` with (None: they were not planned).
+        Rollouts are let in one after the other, in the order in which they ask; if those under way
+        may leave enough, they are waited for. If they do not, the training ends, unless these were
+        not planned.
+        """
+        async with self._turn:
+            while (limit := self._refusing(n_rollouts, planned)) and self._under_way:
+                self._ended.clear()
+                await self._ended.wait()
+            if limit and planned is not None:
+                self._ledger.cut(self._ledger.refusal(limit))
+            n_begun = 0 if limit else n_rollouts
+            self._under_way += n_begun
+        try:
+            yield not limit
+        finally:
+            self._under_way -= n_begun
+            self._ended.set()
+
+    def _refusing(self, n_rollouts: int, planned: Amount | None) -> str:
+        """The limit that does not pay for so many more rollouts; "": all do."""
+        account, is_cut = self.account, bool(self._ledger.cut_because)
+        if not n_rollouts or not account.n_rollouts:
+            return ""
+        if planned and not is_cut and account.per_rollout.is_within(planned * PLAN_MARGIN):
+            return ""
+        return self._not_left(account.expected(self._under_way + n_rollouts) + self.lessons())
+
+    def _not_left(self, needed: Amount) -> str:
+        left = map(self._ledger.left, LIMITS)
+        rows = zip(LIMITS, astuple(needed), left, strict=True)
+        return next((name for name, amount, is_left in rows if amount > is_left), "")
+
+
+def _at_most(limit: float | None, kept: float, of_test: float) -> float:
+    return kept if limit is None else max(0.0, min(kept, MOST_SHARE * (limit - of_test)))
