@@ -64,3 +64,12 @@ def test_what_a_judge_is_answered_from_a_cache_costs_nothing() -> None:
     stated = judged(judge, engine, max_lm_calls=150).usage["metric"]
     assert stated.n_lm_calls == judge.engine.n_calls()
     assert stated.n_lm_calls < 5 < stated.n_cached_calls
+
+
+def test_the_estimate_knows_a_judge_that_the_metric_holds() -> None:
+    judge, data = Judge(), {"trainset": questions(20), "valset": questions(12, start=100)}
+    with dspy.context(lm=lm_on(Tally(polite_rules()))):
+        with_judge = optimizer_of(metric=judge, **priced()).estimate(predictor(), **data).total
+        without = optimizer_of(**priced()).estimate(predictor(), **data).total
+    assert with_judge.likely.n_lm_calls >= without.likely.n_lm_calls + without.likely.n_rollouts
+    assert with_judge.likely.cost > without.likely.cost

@@ -206,7 +206,11 @@ def one_rollout(settings: Settings, student: Any, examples: Sequence[Any]) -> di
         price = price_of(lm, settings.arguments["prices"] or {})
         if not isinstance(price, str):
             dearest = max(dearest, prompt * price.prompt + price.max_tokens * price.completion)
-    for lm in (lm for strategy in settings.strategies for lm in held_lms(strategy)):
+    for lm in {id(lm): lm for lm in held_lms(settings.metric)}.values():  # a judge's, a call each
+        calls, most = calls + 1, most + 1
+        tokens, dollars = tokens + prompt, dollars + _cost(lm, settings, prompt)
+    of_strategies = [lm for strategy in settings.strategies for lm in held_lms(strategy)]
+    for lm in (*of_strategies, *held_lms(settings.metric)):
         price = price_of(lm, settings.arguments["prices"] or {})  # such as a teacher's
         if not isinstance(price, str):
             dearest = max(dearest, prompt * price.prompt + price.max_tokens * price.completion)
