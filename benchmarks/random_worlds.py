@@ -29,6 +29,7 @@ without 16 labelled demos, or of any row's result. *Regret*: best row of the wor
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -248,6 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=int, help="first seed; default: 0, or 1000")
     parser.add_argument("--show-half", action="store_true", help="seeds from 1000 on")
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, help="default: none; empty: all")
+    parser.add_argument("--nothing", action="store_true", help="only where nothing can be learned")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
     parser.add_argument("--dollars", action="store_true")
@@ -277,8 +279,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _tasks(asked: argparse.Namespace) -> Iterator[tuple[int, str, str, int, bool]]:
     first = asked.first if asked.first is not None else FIRST_SHOWN if asked.show_half else 0
     shapes = [""] if asked.shapes is None else asked.shapes or list(SHAPES)
-    for seed in range(first, first + asked.worlds):
-        for shape in shapes:
+    for shape in shapes:
+        every = itertools.count(first)
+        if asked.nothing:
+            every = (seed for seed in every if traits_of(seed, shape or None).nothing)
+        for seed in itertools.islice(every, asked.worlds):
             for row in asked.rows:
                 for budget in [0] if row in FREE else asked.budgets:
                     yield seed, shape, row, budget, asked.dollars and row not in FREE

@@ -6,6 +6,7 @@ DSPy 3.5 makes XMLAdapter with native function calling its default, `reasoning` 
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -125,10 +126,27 @@ def test_a_program_learns_and_is_never_worse(student_of: Any, adapter: Any) -> N
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
 @pytest.mark.parametrize("name", ["predict", "chain of thought", "a Reasoning field"])
-def test_the_best_rollouts_become_demos(name: str, adapter: Any) -> None:
-    results = compiled(PROGRAMS[name](), adapter(), max_demos=2).detailed_results
-    assert any(finalist.has_demos for finalist in results.finalists)
+@pytest.mark.parametrize("use_labels", [True, False], ids=["labels", "best rollouts"])
+def test_labels_and_the_best_rollouts_become_demos(
+    name: str, adapter: Any, use_labels: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown: list[int] = []
+
+    def watched(prompt: Prompt) -> str:
+        shown.append(len(set(re.findall(r"question \d+", prompt.text))))
+        return policy(prompt)
+
+    _, asked = lms()
+    program = dspy.LM("program", engine=scripted_lm([("question", watched)]).engine, cache=False)
+    with dspy.context(lm=program, adapter=adapter()):
+        results = (
+            grpo(is_polite, reflection_lm=asked, max_demos=2, use_labels=use_labels, progress=False)
+            .compile(PROGRAMS[name](), trainset=questions(6), valset=questions(12, start=100))
+            .detailed_results
+        )
+    assert max(shown) == 3, "two demos before the question"
     assert results.failures == {}
+    assert not [line for line in caplog.messages if "demo" in line.lower()]
 
 
 @pytest.mark.timeout(60)

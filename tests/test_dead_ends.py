@@ -71,6 +71,7 @@ def test_a_reflection_lm_that_never_gives_anything_of_use_is_given_up(
     lm = scripted_lm([(found, fault), *polite_rules()], max_tokens=77, num_retries=0)
     with dspy.context(lm=lm):
         settings: dict[str, Any] = {"max_lm_calls": 300, "progress": False, "num_threads": 3}
+        settings["max_demos"] = 0  # nothing else is learned
         optimizer = TrainingFreeGRPO(is_right, reflection=Reflection(drafts=drafts), **settings)
         results = optimizer.compile(
             dspy.Predict("question -> answer"), trainset=questions(45)
@@ -79,7 +80,6 @@ def test_a_reflection_lm_that_never_gives_anything_of_use_is_given_up(
     for said in (results.ended_because, results.nothing_learned):
         assert "answers in a row that are of no use" in said and cause in said
         assert "max_tokens (now 77)" in said
-    assert results.student is not None
 
 
 def test_the_log_has_the_first_answer_of_the_reflection_lm_that_could_not_be_read(

@@ -50,6 +50,9 @@ def compiled(lm: dspy.LM, student: Any = None, **settings: Any) -> Any:
     return test_final_choice.compiled(lm, **given | settings)
 
 
+UNLABELLED: dict[str, Any] = {"use_labels": False}
+
+
 def shown(program: Any) -> list[tuple[str, str]]:
     return [(demo["question"], demo["answer"]) for demo in program.predictors()[0].demos]
 
@@ -93,8 +96,16 @@ def test_an_example_of_the_validation_set_is_not_shown_with_its_answer() -> None
     assert asked and asked <= {case.question for case in cases(6)}
 
 
-def test_without_a_good_rollout_there_are_none_to_try() -> None:
-    results = compiled(world(chance=0.0)).detailed_results
+def test_a_student_that_never_succeeds_is_shown_what_the_labels_say() -> None:
+    optimized = compiled(world(chance=0.0, with_demos=0.9), max_demos=8)
+    labelled = [(case.question, case.answer) for case in cases(12)]
+    assert len(shown(optimized)) == 8
+    assert set(shown(optimized)) <= set(labelled)
+    assert shown(optimized) != labelled[:8], "in an order mixed by the seed"
+
+
+def test_without_a_label_and_a_good_rollout_there_are_none_to_try() -> None:
+    results = compiled(world(chance=0.0), **UNLABELLED).detailed_results
     assert not any(finalist.has_demos for finalist in results.finalists)
 
 
@@ -117,17 +128,18 @@ def test_the_result_is_measured_on_the_test_set_as_it_is_returned() -> None:
     assert sorted(map(len, tested)) == [1] * 15 + [5] * 15
 
 
+@pytest.mark.parametrize("first", [0, 24], ids=["labels", "best rollouts"])
 @pytest.mark.parametrize(("chances", "is_helpful"), [((0.4, 0.95), True), ((0.6, 0.0), False)])
 def test_training_rollouts_show_demos_of_others_on_trial_and_later_only_where_they_help(
-    chances: tuple[float, float], is_helpful: bool
+    chances: tuple[float, float], is_helpful: bool, first: int
 ) -> None:
-    lm = world(*chances)
-    optimized = compiled(lm, gate=None, epochs=12, group_size=2, num_threads=1)
+    lm, shares = world(*chances), UNLABELLED if first else {}
+    optimized = compiled(lm, gate=None, epochs=12, group_size=2, num_threads=1, **shares)
     asked = (numbers_in(prompt) for prompt in lm.engine.prompts if "Attempt" not in prompt.text)
     training = [numbers for numbers in asked if numbers and numbers[-1] < 12]
     showing = [len(numbers) > 1 for numbers in training]
-    assert not any(showing[:24]), "in the first epoch there is little to show"
-    assert 0 < sum(showing[24:72]) < 48, "they are on trial"
+    assert not any(showing[:first]), "in the first epoch no rollout is good enough"
+    assert 0 < sum(showing[first : first + 24]) < 24, "they are on trial"
     assert set(showing[-24:]) == {is_helpful}
     assert all(numbers.count(numbers[-1]) == 1 for numbers in training), "no case shows itself"
     assert len(shown(optimized)) == 4 * is_helpful
@@ -142,7 +154,8 @@ def test_demos_that_rollouts_with_demos_gave_are_better_than_those_of_the_studen
         return int(prediction.answer.split()[1]) / 9
 
     lm = world(answers=better)
-    optimized = compiled(lm, gate=None, epochs=12, group_size=2, metric=level)
+    settings = {"gate": None, "epochs": 12, "group_size": 2, "metric": level}
+    optimized = compiled(lm, **settings, **UNLABELLED)
     assert min(answer for _, answer in shown(optimized)) >= "level 5", "the student reaches 1"
 
 

@@ -59,7 +59,7 @@ def test_an_operation_is_understood_or_refused_with_a_reason(
 def test_scores_of_any_range_count_and_what_is_not_finite_is_a_failure(
     row: list[str], scores: tuple[float, ...], use: str
 ) -> None:
-    run = Run([row])
+    run = Run([row], use_labels=False)
     (group,) = run.results.updates[0].groups
     assert (group.scores, group.used_as) == (scores, use)
     assert run.results.failures.get("metric", 0) == len(row) - len(scores)

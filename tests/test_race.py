@@ -11,9 +11,10 @@ from tfgrpo_dspy.gate.race import Race
 
 
 def race_of(*parts: str, n_examples: int = 40, mean: float = 0.05, sd: float = 0.05) -> Race:
-    """The student, then a candidate for each string: a part for each of its letters."""
+    """The student, then a candidate for each string: a part for each of its letters; D costs."""
     believed = {letter: (mean, sd) for letter in "".join(parts)}
-    return Race((frozenset(), *map(frozenset, parts)), believed, 0.5, n_examples)
+    candidates = (frozenset(), *map(frozenset, parts))
+    return Race(candidates, believed, {"D": 0.025}, 0.5, n_examples)
 
 
 def run(
@@ -33,6 +34,25 @@ def luck(candidate: int, example: int, seed: int = 0) -> float:
 
 def with_chances(*chances: float, seed: int = 0) -> Callable[[int, int], float]:
     return lambda c, i: float(luck(c, i, seed) < chances[c])
+
+
+@pytest.mark.parametrize("names", [("a", "aD"), ("aD", "a")])
+def test_of_two_that_score_alike_the_one_without_the_dear_part_wins(names: tuple[str, ...]) -> None:
+    winner, _ = run(race_of(*names), lambda c, i: float(luck(0, i) < (0.9 if c else 0.3)))
+    assert names[winner - 1] == "a"
+    better, _ = run(race_of(*names), lambda c, i: 0.2 + 0.2 * (c and names[c - 1] == "aD") + i / 99)
+    assert names[better - 1] == "aD"
+
+
+@pytest.mark.parametrize(("mean", "winner"), [(0.18, 1), (0.05, 0)], ids=["much", "little"])
+def test_a_result_that_is_probably_better_is_returned_where_training_promised_much(
+    mean: float, winner: int
+) -> None:
+    race = race_of("a", n_examples=10, mean=mean, sd=0.2)
+    gains = {0: 1.0, 1: 1.0, 2: -1.0}
+    scores = {(c, i): 0.5 * (c == 1) * gains.get(i, 0.0) for c in (0, 1) for i in range(10)}
+    assert 0.7 < race.chance(1, 0, scores) < 0.93
+    assert race.winner(scores) == winner
 
 
 def test_the_better_library_wins_and_bad_ones_end_early() -> None:

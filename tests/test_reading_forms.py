@@ -4,6 +4,7 @@ Each answer goes through the real module, DSPy's ChatAdapter and an LM on a scri
 a run; the engine gives the same answer when it is asked again.
 """
 
+import json
 from typing import Any
 
 import dspy
@@ -40,6 +41,10 @@ SAID_TWICE: dict[str, str] = {
     "a line each": f"{ASK}\n{REFUND}",
     "empty lines between": f"{ASK}\n\n\n{REFUND}",
     "hyphens": f"- {ASK}\n- {REFUND}",
+    "a list with a heading and talk": json.dumps(
+        ["Here's a summary of the attempts", "The next attempt:", ASK, REFUND]
+    ),
+    "talk above bullets": f"Here\u2019s what to learn\n- {ASK}\n- {REFUND}",
     "asterisks": f"* {ASK}\n* {REFUND}",
     "round bullets": f"\u2022 {ASK}\n\u2022{REFUND}",
     "numbers": f"1. {ASK}\n2. {REFUND}",

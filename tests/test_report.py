@@ -244,7 +244,7 @@ def test_runs_without_an_end_a_metric_or_a_lesson_have_a_report(
     with pytest.warns(UserWarning, match="without ground truth"):
         unscored = html(Run([["a", "b", "b"]], metric=None).results)
     assert "Another rollout: no score" in unscored
-    nothing = Run([["0.5", "0.5"]]).results
+    nothing = Run([["0.5", "0.5"]], use_labels=False).results
     page = html(nothing)
     assert '<span class="big">Nothing</span>' in page
     assert "The result has no experiences." in page

@@ -58,7 +58,7 @@ def a_full_run(results: Any) -> RunResults:
         {"kind": "dropped", "id": f"E{number}", "text": "y" * 1000, "scope": "*", "reason": "z\nz"}
         for number in range(101, 201)
     ]
-    values["library"] = ExperienceLibrary.from_texts(texts).to_dict()
+    values |= {"n_demos": 0, "library": ExperienceLibrary.from_texts(texts).to_dict()}
     values["updates"][-1]["changes"] = changes
     values["failures"] = {f"kind {number}": number for number in range(1, 21)}
     values["usage"]["metric"]["n_lm_calls"] = values["usage"]["unfinished"]["n_lm_calls"] = 3

@@ -43,7 +43,12 @@ def labelled(question: str, label: str) -> list[dspy.Example]:
             {"metric": is_score_with_feedback},
             ["failure analysis", "no contrast"],
         ),
-        ([["0", "0"], ["1", "1"]], {"metric": is_score}, ["no contrast"] * 2),
+        ([["0", "0"], ["1", "1"]], {"metric": is_score}, ["failure analysis", "no contrast"]),
+        (
+            [["0", "0"], ["1", "1"]],
+            {"metric": is_score, "use_labels": False},
+            ["no contrast"] * 2,
+        ),
         (
             [["0", "0"], ["1", "1"]],
             {"metric": is_score_with_feedback, "failure_analysis": False},
@@ -55,7 +60,14 @@ def labelled(question: str, label: str) -> list[dspy.Example]:
             ["no contrast"] * 2,
         ),
     ],
-    ids=["contrast", "fails with feedback", "no feedback", "switched off", "the paper's schedule"],
+    ids=[
+        "contrast",
+        "fails with feedback",
+        "fails with a label",
+        "neither",
+        "switched off",
+        "the paper's schedule",
+    ],
 )
 def test_groups_that_can_teach_are_sent_to_extract_advantage(
     rows: list[list[str]], arguments: dict[str, Any], uses: list[str]
@@ -92,14 +104,14 @@ def test_two_groups_that_teach_share_a_call_in_the_order_of_the_batch_but_no_nin
 def test_a_failure_in_a_group_counts_if_it_is_the_programs_own(
     failure: Any, scores: tuple[float, ...], use: str, kind: str
 ) -> None:
-    run = Run([["0.5", failure, "0.5"]])
+    run = Run([["0.5", failure, "0.5"]], use_labels=False)
     (group,) = run.results.updates[0].groups
     assert (group.used_as, group.scores, group.failures) == (use, scores, (kind,))
     assert run.results.failures == {kind: 1}
 
 
 def test_a_run_ends_after_an_epoch_that_had_nothing_to_teach() -> None:
-    run = Run([["1", "1"]] * 4, epochs=9, batch_size=2, max_staleness=0)
+    run = Run([["1", "1"]] * 4, epochs=9, batch_size=2, max_staleness=0, use_labels=False)
     assert len(run.results.updates) == 2
     assert run.results.ended_because == "no group of a whole epoch had anything to teach"
 

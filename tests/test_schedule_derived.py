@@ -107,7 +107,7 @@ def test_a_budget_and_the_data_give_the_schedule(
         ({"n_validation": 0}, {"max_lm_calls": 500},
          {"reserve": 0, "n_validation": 0, "max_demos": 0}),
         ({}, {"gate": NoGate(), "max_demos": 2}, {"reserve": 26, "max_demos": 0}),
-        ({}, {"max_metric_calls": 200}, {"reserve": 52, "epochs": 50, "max_demos": 4}),
+        ({}, {"max_metric_calls": 200}, {"reserve": 52, "epochs": 50, "max_demos": 16}),
         ({"calls_per_rollout": 2}, {"max_lm_calls": 400}, {"reserve": 40}),
         ({}, {"batch_size": 99}, {"batch_size": 27}), ({"is_recorded": True}, {}, {"epochs": 1}),
         *(({"n_examples": 5100}, limit, {"batch_size": batch})

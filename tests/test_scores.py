@@ -134,7 +134,7 @@ def test_contrast_is_a_hundredth_of_the_scores_of_the_run(
 
 def test_noise_between_equally_good_answers_teaches_nothing_in_the_first_batch_either() -> None:
     rows = [[f"{ease + noise}" for noise in (0.0, 1e-4)] for ease in (0.81, 0.84, 0.88, 0.89)]
-    run = Run(rows, batch_size=4)
+    run = Run(rows, batch_size=4, use_labels=False)
     assert run.uses == ["no contrast"] * 4
     assert not run.prompts(EXTRACT)
 

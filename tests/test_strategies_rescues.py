@@ -64,10 +64,10 @@ def test_hints_go_from_concept_to_step_until_one_works_and_no_further() -> None:
     assert 'with the hint "Add both."' in section(run.prompts(EXTRACT)[0].user, "attempts")
 
 
-def test_where_no_hint_works_all_are_tried_once_and_nothing_is_learned() -> None:
+def test_where_no_hint_works_all_are_tried_once_and_the_label_is_what_teaches() -> None:
     run = Run(FAIL, *hinting("Guess."), strategies=AT_ONCE)
     assert hints_given(run) == [*HINTS.values()]
-    assert run.uses == ["no contrast"]
+    assert run.uses == ["failure analysis"]
 
 
 def test_an_example_gets_hints_only_after_it_has_stagnated() -> None:

@@ -149,6 +149,7 @@ def test_agents_that_share_a_library_learn_what_serves_the_whole() -> None:
                 metric=payoff,
                 gate=BayesianGate(),
                 update=AddLessons(),
+                use_labels=False,
                 epochs=3,
                 valset=questions(20, start=50),
                 strategies=strategies,

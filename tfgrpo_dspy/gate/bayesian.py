@@ -11,7 +11,7 @@ from scipy.special import ndtr
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add, Advice, Delete, Experience, Modify
-from tfgrpo_dspy.gate.model import PRICE, Data, above_zero, posterior, score_sd
+from tfgrpo_dspy.gate.model import DEMOS, DEMOS_PRICE, PRICE, Data, above_zero, posterior, score_sd
 from tfgrpo_dspy.gate.protocol import Belief, Decision, Gate, GroupPlan, RunEvidence
 from tfgrpo_dspy.gate.relevance import index_of
 
@@ -101,7 +101,8 @@ class BayesianGate(Gate):
     def shows_demos(self, plan: GroupPlan) -> Sequence[bool]:
         """Demos are tried like an experience."""
         belief = plan.decision.demos
-        chance = belief.chance if belief and belief.chance >= DEMOS_BELOW else 0.0
+        chance = belief.chance if belief else float(ndtr((DEMOS[0] - DEMOS_PRICE) / DEMOS[1]))
+        chance = chance if chance >= DEMOS_BELOW else 0.0
         chance = 1.0 if chance >= SETTLE_ABOVE else min(chance, MOST_TRIED)
         return tuple(share < chance for share in _shares(plan, "demos"))
 

@@ -39,14 +39,14 @@ BROAD_MEAN = (-0.1, 0.1)
 """Mean effect on every example of advice whose text names none: most such advice is useless."""
 LOCAL_SPREADS = (0.2, 0.5, 1.0)
 BROAD_SPREADS = (0.01, 0.05, 0.15, 0.3)
-TOLD_BROAD_SPREAD = 0.02
+TOLD_BROAD_SPREAD = 0.05
 """Spread of the effect elsewhere of an experience whose text names its examples."""
 LEAST_LEFT = 0.05  # the least share of the usual effect that is expected of an experience
 PRICE, COVERED_PRICE = 0.01, 0.07
 """What an experience must add to be worth its tokens. Where its text names its examples, that is
 more, up to the second, the less better ones leave to gain there: what it adds is mostly luck."""
-DEMOS, DEMOS_PRICE = (0.0, 0.5), 0.4
-"""What demos add, its uncertainty, and what they must add to be shown: they take many tokens."""
+DEMOS, DEMOS_PRICE = (0.1, 0.5), 0.05
+"""What demos add, its uncertainty, and what they must add to be shown."""
 EASE = 0.5  # spread of the ease of examples
 NOISE, NOISE_COUNT = 0.8, 5.0  # prior of the noise within an example, worth so many rollouts
 ROOT_2_PI = math.sqrt(2 * math.pi)

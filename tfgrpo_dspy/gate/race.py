@@ -22,8 +22,9 @@ FIRST_ROUND, ROUND = 10, 5
 """So many examples are measured in the first round, and in each further one."""
 LEAVE_BELOW = 0.05
 """A candidate leaves when it is better than the leader with less than this probability."""
-RETURN_ABOVE = 0.93
-"""A candidate is returned if it is better than the student with at least this probability."""
+RETURN_ABOVE, RETURN_UNPROMISING_ABOVE, PROMISE = 0.7, 0.93, 0.35
+"""A candidate is returned if it is better than the student with at least this probability: the
+second, where training promises a gain of less than the third, in standard deviations."""
 MODEL_SD = 0.15
 """How far the sum of the parts' values may be off, in standard deviations of the score."""
 DIFFERENCE_SD, DIFFERENCE_COUNT = 0.5, 4.0
@@ -54,12 +55,14 @@ class Race:
     Args:
         candidates: each candidate's parts beyond the student.
         parts: what each is believed to add to the score: mean and standard deviation.
+        prices: what a part must add to be worth its tokens; a part that is not named costs nothing.
         score_sd: the standard deviation of the scores, as far as it is known.
         n_examples: the size of the validation set; examples are measured in the order 0, 1, ...
     """
 
     candidates: tuple[frozenset[Hashable], ...]
     parts: Mapping[Any, tuple[float, float]]
+    prices: Mapping[Any, float]
     score_sd: float
     n_examples: int
 
@@ -100,12 +103,18 @@ class Race:
             c
             for c in self.running(scores)[1:]
             if self.differences(c, 0, scores).sum() > 1e-9
-            and self.chance(c, 0, scores) >= RETURN_ABOVE
+            and self.chance(c, 0, scores) >= self._needed(c)
         ]
         best = ahead[0] if ahead else 0
         for candidate in ahead:
             best = candidate if self.chance(candidate, best, scores) > 0.5 else best
         return best
+
+    def _needed(self, candidate: int) -> float:
+        """The probability of being better than the student that the candidate needs."""
+        promised, _ = self._prior(self.candidates[candidate], self.candidates[0])
+        is_promising = promised >= PROMISE * self.score_sd
+        return RETURN_ABOVE if is_promising else RETURN_UNPROMISING_ABOVE
 
     def chance(self, one: int, other: int, scores: Scores) -> float:
         """The probability that one candidate is better than the other; 0.5 if both are equal."""
@@ -124,16 +133,22 @@ class Race:
         return np.array([a - b for a, b in pairs if a is not None and b is not None])
 
     def _posterior(self, one: int, other: int, scores: Scores) -> tuple[float, float]:
-        """Mean and standard deviation of what one candidate gains on the other."""
-        mean, variance = self._prior(self.candidates[one], self.candidates[other])
+        """Mean and standard deviation of what one candidate gains on the other, less its price."""
+        more, less = self.candidates[one], self.candidates[other]
+        mean, variance = self._prior(more, less)
+        price = self._price(more) - self._price(less)
         found = self.differences(one, other, scores)
         n = len(found)
         if not n:
-            return mean, math.sqrt(variance)
+            return mean - price, math.sqrt(variance)
         expected = DIFFERENCE_COUNT * (DIFFERENCE_SD * self.score_sd) ** 2
         spread = (float(((found - found.mean()) ** 2).sum()) + expected) / (n + DIFFERENCE_COUNT)
         precision = 1 / variance + n / spread
-        return (mean / variance + float(found.sum()) / spread) / precision, precision**-0.5
+        mean = (mean / variance + float(found.sum()) / spread) / precision
+        return mean - price, precision**-0.5
+
+    def _price(self, parts: frozenset[Hashable]) -> float:
+        return math.fsum(self.prices.get(part, 0.0) for part in parts)
 
     def _prior(self, one: frozenset[Hashable], other: frozenset[Hashable]) -> tuple[float, float]:
         more, less = one - other, other - one

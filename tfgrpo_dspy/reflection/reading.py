@@ -60,7 +60,7 @@ _LESSONS_IN_JSON = re.compile(
 _BETWEEN_OBJECTS = re.compile(r"\}\s*(?:,?\s*(?:[-*\u2022]|(?:\w+\s+)?#?\d{1,2}[.):])\s*)?(?=\{)")
 _NO_LESSON = re.compile(
     r"\s*(?:\[\[ ?#.*|\[[a-z_]+\]|[-=*_#`~]{3,}|#+ .*)$"
-    r"|\W*(?:here (?:are|is)|sure\b|certainly\b|of course\b|i hope|hope (?:this|these)"
+    r"|\W*(?:here(?:['\u2019]s| are| is)|sure\b|certainly\b|of course\b|i hope|hope (?:this|these)"
     r"|let me know)",
     re.IGNORECASE,
 )
@@ -94,18 +94,25 @@ def read_lessons(given: Any) -> list[str]:
     Raises ValueError: it holds no lesson, and does not say that there is none.
     """
     if not isinstance(given, str):
-        return [line for text in _strings_in(given) if (line := bare_line(text))]
+        return [*_items_of(_strings_in(given))]
     text = without_fences(given)
     start = _LESSONS_IN_JSON.search(text)
     found = json_in(text[start.end() :]) if start else None
     if found is None or (found and start and _is_example(found, text, start.start())):
         return _lines_of(text)
     items = [*_strings_in(found)]
-    lessons = [line for item in items if (line := bare_line(item))]
+    lessons = [*_items_of(items)]
     says_none = found in ([], {"lessons": []}) or (items and all(map(is_nothing, items)))
     if not lessons and not says_none:
         raise ValueError(f"{text[:80]!r} holds no lesson.")
     return lessons
+
+
+def _items_of(texts: Iterable[str]) -> Iterator[str]:
+    """The lessons of a list: not its talk, nor the heading of what is no longer there."""
+    for text in texts:
+        if (line := bare_line(text)) and not _ends_open(line) and not _NO_LESSON.match(line):
+            yield line
 
 
 def _is_example(found: Any, text: str, start: int) -> bool:

@@ -15,6 +15,7 @@ from tfgrpo_dspy.budget.account import Account, Amount
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded
 from tfgrpo_dspy.experience.programs import named_predictors
+from tfgrpo_dspy.gate.model import DEMOS_PRICE
 from tfgrpo_dspy.gate.race import Race, Scores, scored
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results.records import (
@@ -33,15 +34,16 @@ from tfgrpo_dspy.run.evaluations import Row, tell_evaluations
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.sampling.additions import Additions
-from tfgrpo_dspy.sampling.demos import Demo, first_demos
+from tfgrpo_dspy.sampling.demos import Demo
 from tfgrpo_dspy.settings.checks import inputs_text, policy_lms
 
 logger = logging.getLogger(__name__)
 
 PRIORITY = (1,)  # these rollouts are begun before reflections and training rollouts
-DEMOS_MEAN, DEMOS_SD = -0.02, 0.3
-"""What demos are believed to add before they are measured, in standard deviations of the score:
-every later call pays for them, and they may help a lot."""
+DEMOS_SD = 0.3
+"""How much demos that no training rollout showed may add, in standard deviations of the score."""
+DEMOS_ERROR = 0.25
+"""How far the effect of demos on validation may be from that in training, in the same unit."""
 DEMOS = "demos"  # the name of the demos among the parts of a candidate
 
 
@@ -207,9 +209,7 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
 
     With `NoGate`, the last library is returned, whether it is better or not.
     """
-    held_out, trainset = set(map(inputs_text, valset)), run.trainset
-    usable = (r for r in history.best[-1] if inputs_text(trainset[r.example]) not in held_out)
-    demos = first_demos(usable, run.student, run.settings.max_demos)
+    demos = history.demos(history.best[-1], set(map(inputs_text, valset)))
     run.ledger.open_reserve()
     if run.settings.metric is None:
         valset = testset = ()
@@ -286,9 +286,9 @@ def _with_student(history: History, result: Additions) -> list[Additions]:
 
 
 def _candidates(history: History, demos: tuple[Demo, ...]) -> list[Additions]:
-    """The student and its rivals; demos are tried with the first of these and the student alone."""
+    """The student and its rivals, each without and with demos."""
     candidates = [Additions(library) for library in (history.start, *history.finalists())]
-    candidates += [replace(each, demos=demos) for each in candidates[1::-1]]
+    candidates += [replace(each, demos=demos) for each in candidates]
     return list(dict.fromkeys(candidates))
 
 
@@ -316,8 +316,12 @@ def _race(
     candidates = [_parts(candidate) for candidate in measured.candidates]
     parts = {part: (0.0, sd) for candidate in candidates for part in candidate}
     parts |= {advice: (b.mean, b.sd) for advice, b in history.last.beliefs.items()}
-    parts[DEMOS] = (DEMOS_MEAN * sd, DEMOS_SD * sd)
-    race = Race(tuple(candidates), parts, sd, measured.n_examples)
+    belief = history.last.demos
+    parts[DEMOS] = (0.0, DEMOS_SD * sd)
+    if belief and belief.n_rollouts:
+        parts[DEMOS] = (belief.mean, math.hypot(belief.sd, DEMOS_ERROR * sd))
+    prices = {DEMOS: DEMOS_PRICE * sd}
+    race = Race(tuple(candidates), parts, prices, sd, measured.n_examples)
     with suppress(RunStopped):  # what was measured by then decides
         while pairs := _next_round(run, race, account, measured.scores()):
             account = account.after_rollouts(measured.make(pairs))

@@ -4,10 +4,11 @@ A batch depends only on the updates that are decided for sure when it is made, `
 behind it. So it is the same for any number of threads.
 """
 
+import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -27,9 +28,10 @@ from tfgrpo_dspy.run.changes import Changes
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.strategies import Strategies
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
-from tfgrpo_dspy.sampling.demos import BestRollouts, first_demos
+from tfgrpo_dspy.sampling.demos import BestRollouts, Demo, first_demos, labelled_demos
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
+from tfgrpo_dspy.settings.checks import inputs_text
 from tfgrpo_dspy.strategies.base import BatchPlan, UpdateContext
 
 N_CUT = 2  # so many of the last updates may have fewer examples than planned, for want of budget
@@ -47,6 +49,8 @@ FLAT_GROUPS = 40
 and then the lessons of failures need time to be tried."""
 UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
 """After so many epochs, and updates, without a change of the result no more is expected."""
+LEAST_BEST = 4
+"""Demos are made of rollouts once so many examples have a good one."""
 
 
 class History:
@@ -289,15 +293,41 @@ class History:
         if any(experience.is_on_trial for experience in batch.library):
             told = f"return {n} libraries, one for each rollout of the group"
             libraries = _answers(gate, "assigned", gate.assign(plan), told, n)
-        most = self._run.settings.max_demos
-        others = [rollout for rollout in batch.best if rollout.example != example]
+        demos = self.demos(batch.best if batch.epoch else (), {self._inputs[example]})
         shown: Sequence[bool] = (False,) * n
-        if batch.epoch and len(others) >= most > 0:
+        if demos:
             told = f"return {n} booleans, one for each rollout of the group"
             shown = _answers(gate, "showed demos", gate.shows_demos(plan), told, n, bool)
-        demos = first_demos(others, self._run.student, most) if any(shown) else ()
         each = zip(libraries, shown, strict=True)
         return [Additions(library, demos if is_shown else ()) for library, is_shown in each]
+
+    def demos(self, best: Sequence[Rollout], without: Set[str]) -> tuple[Demo, ...]:
+        """Demos of the labels; where these fill no predictor, of the best rollouts.
+
+        None are of an example with these inputs. Of rollouts there must be enough to choose from.
+        """
+        most, student = self._run.settings.max_demos, self._run.student
+        if self._labelled:
+            shown = [demos for i, demos in self._labelled if self._inputs[i] not in without]
+            return tuple(itertools.chain(*shown[:most]))
+        if len(best) < min(LEAST_BEST, most):
+            return ()
+        usable = (rollout for rollout in best if self._inputs[rollout.example] not in without)
+        return first_demos(usable, student, most)
+
+    @cached_property
+    def _labelled(self) -> list[tuple[int, tuple[Demo, ...]]]:
+        """The training examples whose labels give demos, mixed by the seed."""
+        settings, order = self._run.settings, list(self._training)
+        if not (settings.max_demos and self.shows_labels):
+            return []
+        random.Random(f"{settings.seed}/demos").shuffle(order)
+        given = [(i, labelled_demos(self._run.trainset[i], self._run.student)) for i in order]
+        return [(i, demos) for i, demos in given if demos]
+
+    @cached_property
+    def _inputs(self) -> list[str]:
+        return list(map(inputs_text, self._run.trainset))
 
     def decide(
         self, batch: Batch, extracted: Extracted, proposed: Sequence[Operation | Refusal]

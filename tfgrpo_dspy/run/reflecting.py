@@ -30,6 +30,9 @@ REASON_TOKENS, EXAMPLE_TOKENS = 60, 25  # how long they may be in the prompt of 
 CLEAR_SHARE = 0.01
 """In the first batch, before a range of scores is known, so large a share of the score itself is a
 contrast for sure: its lessons need not wait for the rest of the batch."""
+MOST_ON_TRIAL = 16
+"""With so many experiences on trial in the library of a batch no more lessons are drawn: they could
+not be tested."""
 NEIGHBOURS = 8  # groups that wait for each other, to share calls
 Found = tuple[list[Lesson], list[str]]
 """The lessons that are taken; the texts of those that are refused, each with the reason."""
@@ -47,6 +50,7 @@ async def extract_lessons(
     """
     spawn, n_shown = client.run.loop.spawn, client.run.settings.groups_per_call
     all_groups = spawn(_all_of(groups))
+    is_full = sum(experience.is_on_trial for experience in batch.library) >= MOST_ON_TRIAL
 
     async def asked(part: Sequence[Awaitable[SampledGroup]]) -> tuple[list[str], list[Found]]:
         uses: list[str] = []
@@ -58,7 +62,7 @@ async def extract_lessons(
                 sampled, note = await show(sampled)
             use, group = await _use_of(client.run, sampled.group, all_groups)
             sampled = replace(sampled, group=group)
-            uses.append(use)
+            uses.append("enough on trial" if is_full and use in TEACHING else use)
             shown += [(sampled, note)] * (uses[-1] in TEACHING)
             if shown and (len(shown) == n_shown or len(uses) == len(part)):
                 calls.append(spawn(_lessons_of(client, batch, shown)))
@@ -96,7 +100,8 @@ async def _use_of(
         is_taught = group.has_feedback or not is_single
         return "no ground truth" if is_taught else "too few rollouts", group
     labels = as_fields(run.trainset[group.example].labels())
-    says_why = group.has_feedback or (is_single and not group.known.is_flat)
+    is_told = group.has_feedback or bool(labels and run.settings.reflection.use_labels)
+    says_why = is_told or (is_single and not group.known.is_flat)
     is_analysed = run.settings.reflection.failure_analysis and says_why
     if (group.has_contrast or is_analysed) and not _is_clear(group, labels):
         every = (r.score for each in await all_groups for r in each.group.all_rollouts)

@@ -4,6 +4,7 @@ They are DSPy's own demos, in a predictor's `demos`; here they are made from a r
 """
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import dspy
 
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.rollout import Group, Rollout
-from tfgrpo_dspy.sampling.fields import parsed
+from tfgrpo_dspy.sampling.fields import as_fields, parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,27 @@ def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
     return tuple(found.values())
 
 
+def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
+    """A demo for each predictor whose inputs the example has, and one of whose outputs it labels.
+
+    What is missing, such as the reasoning, DSPy's adapters show as missing.
+    """
+    texts = as_fields(dict(example.items()))
+    found = []
+    for name, predictor in named_predictors(program):
+        signature = predictor.signature
+        shown = {
+            field: texts[field]
+            for field, info in signature.fields.items()
+            if field in texts and _comes_back(texts[field], info.annotation)
+        }
+        if signature.input_fields.keys() <= shown.keys() & set(example.inputs().keys()) and (
+            shown.keys() & signature.output_fields.keys()
+        ):
+            found.append(Demo(name, tuple(shown.items())))
+    return tuple(found)
+
+
 class BestRollouts:
     """The best rollout of each training example; of equally good ones the latest."""
 
@@ -53,15 +75,19 @@ class BestRollouts:
         self._scores += group.scores
         for rollout in group.rollouts:
             best = self._by_example.get(rollout.example, rollout)
-            if rollout.failure is None and (rollout.score or 0.0) >= (best.score or 0.0):
+            if rollout.failure is None and _score_of(rollout) >= _score_of(best):
                 self._by_example.pop(rollout.example, None)  # the latest stands last
                 self._by_example[rollout.example] = rollout
 
     def above_mean(self) -> tuple[Rollout, ...]:
         """Those that score above the mean of all, the best first."""
         mean = statistics.fmean(self._scores or [0.0])
-        good = [one for one in reversed(self._by_example.values()) if (one.score or 0.0) > mean]
-        return tuple(sorted(good, key=lambda rollout: rollout.score or 0.0, reverse=True))
+        good = [one for one in reversed(self._by_example.values()) if _score_of(one) > mean]
+        return tuple(sorted(good, key=_score_of, reverse=True))
+
+
+def _score_of(rollout: Rollout) -> float:
+    return -math.inf if rollout.score is None else rollout.score
 
 
 def first_demos(rollouts: Iterable[Rollout], program: Any, most: int) -> tuple[Demo, ...]:

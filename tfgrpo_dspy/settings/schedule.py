@@ -24,7 +24,7 @@ EPOCHS, MAX_EPOCHS_WITHIN_BUDGET = 5, 50
 MIN_STALENESS, MAX_STALENESS, MANY_BATCHES = 1, 4, 12
 """With so many batches, one more is made at once for more than the usual number of threads."""
 ROLLOUTS_PER_THREAD = 1.5  # of the batches made at once: a thread that ends early finds another
-MAX_DRAFTS, CALLS_PER_DRAFT, MAX_DEMOS = 12, 16, 4
+MAX_DRAFTS, CALLS_PER_DRAFT, MAX_DEMOS = 12, 16, 16
 GROUPS_PER_CALL = 2  # on simulated tasks they taught as much as one in a call; three taught less
 RESERVE_SHARE = 1 / 5  # the share of the budget for measuring the student and choosing the result
 MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4
