@@ -209,7 +209,7 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
 
     With `NoGate`, the last library is returned, whether it is better or not.
     """
-    demos = history.demos(history.best[-1], set(map(inputs_text, valset)))
+    demos = history.demos.choose(history.best[-1], set(map(inputs_text, valset)))
     run.ledger.open_reserve()
     if run.settings.metric is None:
         valset = testset = ()

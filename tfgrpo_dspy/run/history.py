@@ -4,11 +4,10 @@ A batch depends only on the updates that are decided for sure when it is made, `
 behind it. So it is the same for any number of threads.
 """
 
-import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -28,7 +27,7 @@ from tfgrpo_dspy.run.changes import Changes
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.strategies import Strategies
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
-from tfgrpo_dspy.sampling.demos import BestRollouts, Demo, first_demos, labelled_demos
+from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
 from tfgrpo_dspy.settings.checks import inputs_text
@@ -49,8 +48,6 @@ FLAT_GROUPS = 40
 and then the lessons of failures need time to be tried."""
 UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
 """After so many epochs, and updates, without a change of the result no more is expected."""
-LEAST_BEST = 4
-"""Demos are made of rollouts once so many examples have a good one."""
 
 
 class History:
@@ -293,7 +290,7 @@ class History:
         if any(experience.is_on_trial for experience in batch.library):
             told = f"return {n} libraries, one for each rollout of the group"
             libraries = _answers(gate, "assigned", gate.assign(plan), told, n)
-        demos = self.demos(batch.best if batch.epoch else (), {self._inputs[example]})
+        demos = self.demos.choose(batch.best if batch.epoch else (), {self._inputs[example]})
         shown: Sequence[bool] = (False,) * n
         if demos:
             told = f"return {n} booleans, one for each rollout of the group"
@@ -301,29 +298,17 @@ class History:
         each = zip(libraries, shown, strict=True)
         return [Additions(library, demos if is_shown else ()) for library, is_shown in each]
 
-    def demos(self, best: Sequence[Rollout], without: Set[str]) -> tuple[Demo, ...]:
-        """Demos of the labels; where these fill no predictor, of the best rollouts.
-
-        None are of an example with these inputs. Of rollouts there must be enough to choose from.
-        """
-        most, student = self._run.settings.max_demos, self._run.student
-        if self._labelled:
-            shown = [demos for i, demos in self._labelled if self._inputs[i] not in without]
-            return tuple(itertools.chain(*shown[:most]))
-        if len(best) < min(LEAST_BEST, most):
-            return ()
-        usable = (rollout for rollout in best if self._inputs[rollout.example] not in without)
-        return first_demos(usable, student, most)
-
     @cached_property
-    def _labelled(self) -> list[tuple[int, tuple[Demo, ...]]]:
-        """The training examples whose labels give demos, mixed by the seed."""
-        settings, order = self._run.settings, list(self._training)
-        if not (settings.max_demos and self.shows_labels):
-            return []
-        random.Random(f"{settings.seed}/demos").shuffle(order)
-        given = [(i, labelled_demos(self._run.trainset[i], self._run.student)) for i in order]
-        return [(i, demos) for i, demos in given if demos]
+    def demos(self) -> DemoPool:
+        """What demos the run may show."""
+        return DemoPool(
+            self._run.student,
+            self._run.trainset,
+            self._inputs,
+            self._training if self.shows_labels else (),
+            self._run.settings.max_demos,
+            self._run.settings.seed,
+        )
 
     @cached_property
     def _inputs(self) -> list[str]:

@@ -5,8 +5,9 @@ They are DSPy's own demos, in a predictor's `demos`; here they are made from a r
 
 import itertools
 import math
+import random
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ import dspy
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
 from tfgrpo_dspy.rollout import Group, Rollout
 from tfgrpo_dspy.sampling.fields import as_fields, parsed
+
+LEAST_BEST = 4
+"""Demos are made of rollouts once so many examples have a good one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,44 @@ def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
         ):
             found.append(Demo(name, tuple(shown.items())))
     return tuple(found)
+
+
+class DemoPool:
+    """The demos that a run may show: of labelled examples, else of the best rollouts.
+
+    Args:
+        program: the student.
+        trainset: the examples that rollouts refer to by their position.
+        inputs: the inputs of each of them as a text.
+        labelled: positions of the examples whose labels may be shown; empty: none.
+        most: how many examples, or rollouts, become demos.
+        seed: mixes the labelled examples.
+    """
+
+    def __init__(
+        self,
+        program: Any,
+        trainset: Sequence[Any],
+        inputs: Sequence[str],
+        labelled: Sequence[int],
+        most: int,
+        seed: int,
+    ) -> None:
+        self._program, self._inputs, self._most = program, inputs, most
+        order = list(labelled if most else ())
+        random.Random(f"{seed}/demos").shuffle(order)
+        demos = ((i, labelled_demos(trainset[i], program)) for i in order)
+        self._labelled = [(inputs[i], shown) for i, shown in demos if shown]
+
+    def choose(self, best: Sequence[Rollout], hidden: Set[str]) -> tuple[Demo, ...]:
+        """Demos with other inputs than the `hidden` ones; `best`: the best rollouts, best first."""
+        if self._labelled:
+            shown = [demos for inputs, demos in self._labelled if inputs not in hidden]
+            return tuple(itertools.chain(*shown[: self._most]))
+        if len(best) < min(LEAST_BEST, self._most):
+            return ()
+        usable = (rollout for rollout in best if self._inputs[rollout.example] not in hidden)
+        return first_demos(usable, self._program, self._most)
 
 
 class BestRollouts:
