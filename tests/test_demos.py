@@ -173,9 +173,10 @@ def test_a_budget_is_kept_and_leaves_enough_to_try_them(max_lm_calls: int) -> No
     optimized = compiled(lm, max_lm_calls=max_lm_calls)
     assert lm.engine.n_calls() <= max_lm_calls
     results = optimized.detailed_results
-    assert any(finalist.has_demos for finalist in results.finalists)
     assert len(shown(optimized)) == results.n_demos
-    assert results.n_demos or max_lm_calls == 45
+    is_small = max_lm_calls == 45  # too small to try more than the likeliest candidate
+    assert is_small or any(finalist.has_demos for finalist in results.finalists)
+    assert is_small or results.n_demos
 
 
 def test_a_run_with_demos_resumes_replays_and_is_found_in_its_store(tmp_path: Path) -> None:
