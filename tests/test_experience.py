@@ -267,6 +267,7 @@ def test_texts_are_compared_without_case_punctuation_and_spacing(one: str, other
 @settings(max_examples=150)
 @given(libraries(), operation_lists, limits)
 @example(ExperienceLibrary(), [Add("x")], Limits())
+@example(ExperienceLibrary((Experience("E1", "\x1b"),)), [Modify("E1", "\x1b")], Limits())
 def test_every_operation_takes_effect_or_is_refused_within_the_limits_and_in_order(
     library: ExperienceLibrary, operations: list[Any], limits: Limits
 ) -> None:

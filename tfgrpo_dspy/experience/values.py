@@ -88,8 +88,7 @@ class Experience:
         _check(self)
         if not self.text.strip():
             raise LibraryError(f"text={self.text!r}: an experience is a line, not empty.")
-        text = cleaned_text(self.text).strip() or printable(self.text.strip())
-        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "text", _line_of(self.text))
 
     @property
     def advice(self) -> Advice:
@@ -270,10 +269,15 @@ def _reason(
         return ""
     old = before[operation.id]
     scope = operation.scope or old.scope
-    if (operation.text.strip(), scope) == (old.text, old.scope):
+    if (_line_of(operation.text), scope) == (old.text, old.scope):
         return f"{old.id} says just this already"
     others = [experience for experience in now.values() if experience.id != old.id]
     return _text_reason(operation.text, scope, others, limits)
+
+
+def _line_of(text: str) -> str:
+    """The text as an experience holds it: letters that are not seen are left out, or named."""
+    return cleaned_text(text).strip() or printable(text.strip())
 
 
 def _text_reason(text: str, scope: str, others: Iterable[Experience], limits: Limits) -> str:
