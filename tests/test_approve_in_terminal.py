@@ -2,6 +2,7 @@
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,37 @@ def test_without_a_terminal_the_error_says_what_to_do() -> None:
         stdin=subprocess.DEVNULL, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stderr.splitlines()[-1].startswith("tfgrpo_dspy.errors.NoTerminalError: approve=")
+
+
+LEFT_ALONE = """
+import fcntl, termios
+fcntl.ioctl(2, termios.TIOCSCTTY, 0)
+from runs import learned
+from tfgrpo_dspy import NoGate
+from tfgrpo_dspy.cli import approve_in_terminal
+try:
+    learned(approve=approve_in_terminal, gate=NoGate(), progress=False)
+except KeyboardInterrupt as interrupt:
+    with open("/dev/tty", "r+b", buffering=0) as terminal:
+        terminal.write(b"next? ")
+        print(terminal.readline().decode().strip(), interrupt.program is not None)
+"""
+
+
+def test_a_run_that_ends_while_it_asks_leaves_the_next_answer_to_the_script() -> None:
+    terminal, end = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", LEFT_ALONE], env=ENVIRONMENT, start_new_session=True, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=end,
+    )  # fmt: skip
+    os.close(end)
+    screen = ""
+    with child:
+        while not screen.endswith("next? "):
+            screen += os.read(terminal, 10_000).decode()
+            if screen.endswith("[e]dit: "):
+                child.send_signal(signal.SIGINT)
+        os.write(terminal, b"mine\n")
+        assert child.stdout is not None
+        assert child.stdout.read().strip() == "mine True"
+    os.close(terminal)

@@ -4,6 +4,8 @@ import math
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import astuple, dataclass, field
 from typing import NoReturn
@@ -63,8 +65,8 @@ class Ledger:
         self.dearest = 0.0  # the most dollars that were taken for one LM call
         self.stopped_because = self.cut_because = ""
         self.is_failure = False
-        minutes = self.budget.max_minutes
-        self._deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        self._begun = self._stands_since = time.monotonic()
+        self._stood_s, self._n_standing = 0.0, 0
         self._reserve = self._lessons = NOTHING
         self._is_training = False
         self._open: set[Reservation] = set()
@@ -255,7 +257,29 @@ class Ledger:
 
     def seconds_left(self) -> float:
         """Until `max_minutes` are over, but for what is kept for the end; infinite without them."""
-        return self._deadline - 60 * (self._reserve.max_minutes or 0.0) - time.monotonic()
+        limit, reserve = self.budget.max_minutes, self._reserve.max_minutes or 0.0
+        return math.inf if limit is None else 60 * (limit - reserve) - self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, but for the time in which its clock stood still."""
+        with self._lock:
+            now = self._stands_since if self._n_standing else time.monotonic()
+            return now - self._begun - self._stood_s
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """The clock of the run stands still within it, as while a person is asked."""
+        with self._lock:
+            self._stands_since = self._stands_since if self._n_standing else time.monotonic()
+            self._n_standing += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_standing -= 1
+                if not self._n_standing:
+                    self._stood_s += time.monotonic() - self._stands_since
 
     def wait(self, seconds: float) -> None:
         """Wait so long, or until the run ends. Raises RunStopped."""

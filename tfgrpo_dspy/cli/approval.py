@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import select
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from typing import Any, TextIO
 
 import click
 
+from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED
 from tfgrpo_dspy.cli.editing import edited
-from tfgrpo_dspy.errors import LibraryError, NoTerminalError
+from tfgrpo_dspy.errors import LibraryError, NoTerminalError, RunStopped
 from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience.files import json_value
 from tfgrpo_dspy.experience.values import Add, Limits, Operation, operation_from
@@ -20,6 +22,7 @@ from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results.records import Attempt, Comparison
 
 TERMINAL = "/dev/tty"  # also where stdin is piped
+POLL_S = 0.05  # how often it is looked whether the run has ended
 NO_LIMITS = Limits(sys.maxsize, sys.maxsize)  # those of the run are checked by the run
 MOST_COMPARISONS = 3  # shown of one operation
 QUESTION = "Make this update? [y]es / [n]o / [e]dit: "
@@ -40,6 +43,7 @@ def approve_in_terminal(proposal: Proposal) -> Approval:
         NoTerminalError: the process has no terminal.
     """
     with _one_at_a_time, _terminal() as terminal:
+        _check_wanted()
         terminal.show(_page(proposal))
         while True:
             answer = terminal.ask(QUESTION).lower()[:1]
@@ -63,12 +67,28 @@ class _Terminal:
     def ask(self, question: str) -> str:
         self.writer.write(question)
         self.writer.flush()
+        while not self._is_answered():
+            _check_wanted()
+        _check_wanted()  # what is typed after the end of the run is for somebody else
         if not (line := self.reader.readline()):
             raise NoTerminalError(
                 f"{QUESTION!r} was not answered: the terminal was closed. Start the same compile "
                 f"again; with a log_dir it goes on from there."
             )
         return line.strip()
+
+    def _is_answered(self) -> bool:
+        try:
+            return bool(select.select([self.reader], [], [], POLL_S)[0])
+        except (OSError, ValueError):  # Windows: reading waits until there is a line
+            return True
+
+
+def _check_wanted() -> None:
+    """Raises RunStopped: the run that asks has ended."""
+    abandoned = ABANDONED.get()
+    if abandoned is not None and abandoned.is_set():
+        raise RunStopped(NOT_WANTED)
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ async def approved(
         run.stop_for_missing_record("approval", f"update {proposal.update}")
     if found is None:
         try:
-            with run.report.progress.hidden():
+            with run.report.progress.hidden(), run.ledger.standing():
                 answer = await run.loop.in_thread(lambda: ask(proposal))
         except Exception as error:
             run.ledger.stop(f"approve raised {described(error)}", is_failure=True)

@@ -1,7 +1,6 @@
 """What the run has cost, what failed, what each update did, and why nothing was learned."""
 
 import logging
-import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -59,7 +58,6 @@ class RunReport:
         self._ledger = ledger
         self._n_done = 0
         self._errors: Counter[str] = Counter()
-        self._started = time.monotonic()
         own = [] if settings.on_event is None else [Listening(settings.on_event, "on_event")]
         self._listening = [*own, *(Listening(each, "MLflow", 1) for each in settings.trackers)]
 
@@ -152,7 +150,7 @@ class RunReport:
                 n_lm_calls=ledger.n_lm_calls,
                 n_metric_calls=ledger.n_metric_calls_made,
                 cost_usd=ledger.cost,
-                minutes=(time.monotonic() - self._started) / 60,
+                minutes=ledger.seconds / 60,
                 limits={name: value for name, value in limits.items() if value is not None},
             )
         )
@@ -200,7 +198,7 @@ class RunReport:
             failures=dict(sorted((+self.failures | self._noted_elsewhere).items())),
             ended_because=ledger.stopped_because if ledger.is_failure else self.ended_because,
             nothing_learned=nothing_learned,
-            wall_time_s=time.monotonic() - self._started,
+            wall_time_s=ledger.seconds,
             settings={**self._settings.result_scalars(), **asdict(ledger.budget)},
             schedule=self._settings.schedule,
             **found,
