@@ -22,7 +22,9 @@ from small import grpo
 
 from tfgrpo_dspy import AddLessons, Decision, ExperienceLibrary, Gate, NoGate, RunEvidence
 from tfgrpo_dspy.experience.values import Effect
+from tfgrpo_dspy.report import html
 from tfgrpo_dspy.results import Gain
+from tfgrpo_dspy.results.curve import points
 from tfgrpo_dspy.results.records import ScoreSummary
 
 CODES = {"slate": "T08", "amber": "B20", "cedar": "M55", "linen": "V93"}
@@ -305,6 +307,41 @@ def test_of_a_budget_enough_is_kept_back_for_the_test_set(budget: dict[str, int]
     assert results.student.n >= 10  # nor does the validation set pay for it
     assert results.metric_calls <= budget.get("max_metric_calls", 10**9)
     assert lm.engine.n_calls() <= budget.get("max_lm_calls", 10**9)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, -2.0), (0.0, 100.0)], ids=str)
+def test_no_stated_effect_is_larger_than_the_scale_of_the_scores(low: float, high: float) -> None:
+    def metric(case: dspy.Example, pred: dspy.Prediction, _trace: Any = None) -> Any:
+        scored = is_right(case, pred)
+        scored.score = low + (high - low) * scored.score
+        return scored
+
+    def answer(prompt: Prompt) -> str:
+        chance = 0.9 if "Read the list." in prompt.system else 0.03
+        return chat(answer=CODES[case_in(prompt.user)[1]] if luck_of(prompt) < chance else "no")
+
+    lm = world(answer, lessons("Read the list."))
+    program = compiled(lm, metric=metric, n=8, batch_size=2, epochs=2)
+    results = program.detailed_results
+    effects = [one.effect for one in (*results.experiences, *results.tried) if one.effect]
+    assert effects
+    assert any(1.96 * e.standard_error + abs(e.estimate) > high - low for e in effects), (
+        "else nothing reaches beyond"
+    )
+    for effect in effects:
+        (least, most), widest = effect.bounds, high - low
+        assert -widest <= least <= effect.estimate <= most <= widest
+    pages = f"{results} {results._repr_html_()} {html(results)}"
+    number = r"[+-]?\d+\.\d+"
+    bounds = re.findall(rf"\[({number}), ({number})\]", pages)
+    of_effects = {float(bound) for pair in bounds for bound in pair if pair[0][-3] == "."}
+    others = [pair for pair in bounds if pair[0][-4] == "." and pair[1][0] != "+"]
+    of_scores = {float(bound) for pair in others for bound in pair}  # gains have signs
+    assert max(map(abs, of_effects)) <= high - low
+    assert low <= min(of_scores) <= max(of_scores) <= high
+    assert all(low <= point.low <= point.high <= high for point in points(results.updates))
+    again = ExperienceLibrary.from_dict(ExperienceLibrary.from_dict(results.library).to_dict())
+    assert [e.effect.bounds for e in again] == [e.effect.bounds for e in results.experiences]
 
 
 @pytest.mark.parametrize("seed", [1, 3, 4])

@@ -12,7 +12,6 @@ from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.report import write_html
-from tfgrpo_dspy.results.page import bounds
 from tfgrpo_dspy.run.saved import SavedRun, runs_and_faults
 from tfgrpo_dspy.store.records import DATABASE
 
@@ -92,7 +91,7 @@ def _run_of(source: Source) -> SavedRun:
 
 def _values(each: Experience) -> dict[str, Any]:
     effect = each.effect
-    low, high = bounds(effect) if effect else (None, None)
+    low, high = effect.bounds if effect else (None, None)
     return {
         "id": each.id,
         "effect": effect and effect.estimate,

@@ -3,6 +3,7 @@
 Every constructor checks its arguments, so that invalid values cannot exist.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.outside import cleaned_text, printable
 from tfgrpo_dspy.wording import meaning, n_words
 
+Z_95 = 1.96  # standard errors from an effect to the bounds of its 95 % interval
 ALL = "*"  # the scope of an experience that every predictor of the program is given
 Advice = tuple[str, str]
 """The text and the scope of an experience: what it says, whatever its id is."""
@@ -51,12 +53,20 @@ class Evidence:
 class Effect:
     """What an experience adds to the score, as a mean over examples like the training examples.
 
-    `n_rollouts` rollouts were given the experience.
+    `n_rollouts` rollouts were given the experience. No effect is larger than `widest`, the
+    difference of the highest and the lowest score of the run; None: that is not known.
     """
 
     estimate: float
     standard_error: float
     n_rollouts: int
+    widest: float | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The 95 % interval, which is within what the scale of the scores allows."""
+        half, most = Z_95 * self.standard_error, math.inf if self.widest is None else self.widest
+        return max(-most, self.estimate - half), min(most, self.estimate + half)
 
     def __str__(self) -> str:
         measured = f"{self.estimate:+z.2f} \N{PLUS-MINUS SIGN} {self.standard_error:.2f}"

@@ -14,6 +14,7 @@ from tfgrpo_dspy.experience.values import Add, Advice, Delete, Experience, Modif
 from tfgrpo_dspy.gate.model import DEMOS, DEMOS_PRICE, PRICE, Data, above_zero, posterior, score_sd
 from tfgrpo_dspy.gate.protocol import Belief, Decision, Gate, GroupPlan, RunEvidence
 from tfgrpo_dspy.gate.relevance import index_of
+from tfgrpo_dspy.scores import NO_SCORES
 
 FULL = 0.9  # the library is kept no fuller than this share, so that new experiences find room
 DROP_BELOW, SETTLE_ABOVE = 0.03, 0.97
@@ -47,7 +48,10 @@ class BayesianGate(Gate):
         known = _known(evidence, [*library, *rivals.values()])
         data = _data(evidence, known)
         counts = np.append(data.present.sum(axis=0), data.has_demos.sum())
-        figures = zip(*(column.tolist() for column in (*posterior(data), counts)), strict=True)
+        scale = NO_SCORES.including(data.scores.tolist())
+        widest = math.inf if scale.is_flat else scale.highest - scale.lowest
+        columns = (*posterior(data), counts, np.full(len(counts), widest))
+        figures = zip(*(column.tolist() for column in columns), strict=True)
         sd, (*of_advice, of_demos) = score_sd(data.scores), itertools.starmap(Belief, figures)
         beliefs = dict(zip(known, of_advice, strict=True))
         doubted = {op.id for op in evidence.operations if isinstance(op, Delete)}

@@ -20,13 +20,15 @@ class Belief:
     """What a gate believes of one experience.
 
     `mean` and `sd` are those of what it adds to the score on examples like the training examples;
-    `chance` is the probability that this is worth its tokens, by `n_rollouts` rollouts.
+    `chance` is the probability that this is worth its tokens, by `n_rollouts` rollouts. What is
+    stated of it is within `widest`, the difference of the highest and the lowest score.
     """
 
     mean: float
     sd: float
     chance: float
     n_rollouts: int
+    widest: float = math.inf
 
     @property
     def effect(self) -> Effect | None:
@@ -35,13 +37,20 @@ class Belief:
         Its standard error includes the error of the model: which examples an experience is about
         is estimated from texts only.
         """
+        if not self.n_rollouts:
+            return None
         error = math.hypot(self.sd, MODEL_ERROR * self.mean)
-        return Effect(self.mean, error, self.n_rollouts) if self.n_rollouts else None
+        widest = self.widest if math.isfinite(self.widest) else None
+        return Effect(self._stated, error, self.n_rollouts, widest)
+
+    @property
+    def _stated(self) -> float:
+        return max(-self.widest, min(self.widest, self.mean))
 
     def in_words(self) -> str:
         """The effect, and how likely it is worth its tokens."""
         return (
-            f"effect {self.mean:+z.3f} (standard error {self.sd:.3f}, {self.n_rollouts} "
+            f"effect {self._stated:+z.3f} (standard error {self.sd:.3f}, {self.n_rollouts} "
             f"rollouts): worth its tokens with probability {self.chance:.2f}"
         )
 

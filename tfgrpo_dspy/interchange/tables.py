@@ -9,6 +9,7 @@ import io
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import astuple
 
 from tfgrpo_dspy.errors import LibraryFormatError
 from tfgrpo_dspy.experience.files import shown
@@ -18,19 +19,22 @@ from tfgrpo_dspy.interchange.items import Item, library_of
 
 _COLUMNS = ["id", "text", "scope"]
 _EFFECT = ["effect", "standard_error", "n_rollouts"]
+_WIDEST = "widest"  # the largest effect that is possible; "": not known
 _FORMULA = re.compile(r"'*[=+\-@]")
 
 
 def table(library: ExperienceLibrary, delimiter: str = ",") -> str:
     """The library as CSV; with the columns of effects if at least one is known."""
-    columns = _COLUMNS + (_EFFECT if any(each.effect for each in library) else [])
+    effects = [each.effect for each in library if each.effect]
+    has_widest = any(effect.widest is not None for effect in effects)
+    columns = _COLUMNS + _EFFECT * bool(effects) + [_WIDEST] * has_widest
     written = io.StringIO(newline="")
     writer = csv.writer(written, delimiter=delimiter, quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(columns)
     for each in library:
         row: list[str | float] = [each.id, _cell(each.text), _cell(each.scope)]
         if effect := each.effect:
-            row += [effect.estimate, effect.standard_error, effect.n_rollouts]
+            row += ["" if each is None else each for each in astuple(effect)[: len(columns) - 3]]
         writer.writerow([*row, *[""] * (len(columns) - len(row))])
     return written.getvalue()
 
@@ -81,7 +85,7 @@ def read_table(text: str) -> ExperienceLibrary:
         LibraryFormatError: a column is unknown, a row has too many cells, an effect is no number.
     """
     columns, rows = cells_of(text)
-    columns, known = [name.lower() for name in columns], _COLUMNS + _EFFECT
+    columns, known = [name.lower() for name in columns], [*_COLUMNS, *_EFFECT, _WIDEST]
     if "text" not in columns or len(set(columns)) < len(columns) or not {*columns} <= {*known}:
         raise LibraryFormatError(
             f"line 1: the columns {shown(columns)}: write a header with 'text', and of "
@@ -92,7 +96,7 @@ def read_table(text: str) -> ExperienceLibrary:
         cells = dict(zip(columns, row, strict=False))
         scope = _text_of(cells.get("scope", "")) or ALL
         text_, id_ = _text_of(cells.get("text", "")), cells.get("id", "").strip()
-        effect = _effect(where, [cells.get(name, "").strip() for name in _EFFECT])
+        effect = _effect(where, [cells.get(name, "").strip() for name in (*_EFFECT, _WIDEST)])
         items.append(Item(where, id_, text_, scope, effect))
     return library_of(items)
 
@@ -106,14 +110,14 @@ def _text_of(cell: str) -> str:
 
 
 def _effect(where: str, cells: list[str]) -> Effect | None:
-    """The effect in these three cells; None if all are empty."""
+    """The effect in these four cells, of which the last may be empty; None if all are."""
     if not any(cells):
         return None
     try:
-        estimate, error = (float(cell.replace(",", ".")) for cell in cells[:2])
-        effect = Effect(estimate, error, int(cells[2]))
-        if math.isfinite(effect.estimate) and math.isfinite(effect.standard_error):
-            return effect
+        numbers = [float(cell.replace(",", ".")) for cell in (*cells[:2], cells[3] or "0")]
+        if all(map(math.isfinite, numbers)):
+            estimate, error, widest = numbers
+            return Effect(estimate, error, int(cells[2]), widest if cells[3] else None)
     except ValueError:
         pass
     raise LibraryFormatError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from tfgrpo_dspy.experience.values import Effect, Experience
 from tfgrpo_dspy.results import REFLECTIONS, RunResults, page
-from tfgrpo_dspy.results.curve import curve
+from tfgrpo_dspy.results.curve import curve, scale_of
 from tfgrpo_dspy.results.records import Change, Comparison, TriedAdvice, UpdateRecord
 
 CONTEXT = 3  # unchanged lines around a changed one of a prompt
@@ -56,8 +56,9 @@ def view_of(run: RunResults) -> dict[str, Any]:
     """Everything that the template shows besides the results themselves, by name."""
     lives = list(_lives(run))
     spent = page.total(run.usage, run.usage)
-    intervals = [page.bounds(life.effect) for life in lives if life.effect]
+    intervals = [life.effect.bounds for life in lives if life.effect]
     return {
+        "score_scale": scale_of(run.updates),
         "curve": curve(run.updates, run.student, run.best, run.test),
         "scores": page.scores(run.student, run.best, run.gain, run.test),
         "costs": page.costs(run.usage, REFLECTIONS, run.metric_calls),

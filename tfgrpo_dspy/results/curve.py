@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from tfgrpo_dspy.results.records import HeldOut, ScoreSummary, UpdateRecord, counted, interval
+from tfgrpo_dspy.results.records import (
+    UNBOUNDED,
+    HeldOut,
+    Scale,
+    ScoreSummary,
+    UpdateRecord,
+    counted,
+    interval,
+)
 
 WIDTH, HEIGHT = 480, 300  # in units of the picture, like all that follows
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 58, 48  # margins of the plot
@@ -25,17 +33,23 @@ class Point:
     high: float
 
 
+def scale_of(updates: Sequence[UpdateRecord]) -> Scale:
+    """The lowest and the highest training score of the run."""
+    scores = [score for update in updates for score in update.scores]
+    return (min(scores), max(scores)) if scores else UNBOUNDED
+
+
 Pair = tuple[str, Sequence[Point | None]]
 """A set of examples, and what student and result score on it."""
 
 
 def points(updates: Sequence[UpdateRecord]) -> list[Point]:
     """The mean training score of each update that has scores."""
-    found = []
+    found, scale = [], scale_of(updates)
     for update in updates:
         if scores := update.scores:
             mean = sum(scores) / len(scores)
-            low, high = interval(scores) or (mean, mean)
+            low, high = interval(scores, scale) or (mean, mean)
             found.append(Point(update.n_lm_calls, mean, low, high))
     return found
 

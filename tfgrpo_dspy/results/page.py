@@ -23,7 +23,6 @@ from tfgrpo_dspy.rollout import Usage
 MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES = 10, 5, 4  # so that a page has 40 lines at most
 MOST_CANDIDATES = 4
 LONGEST_CELL = 300  # characters of a cell
-Z_95 = 1.96  # standard errors from an effect to the bounds of its 95 % interval
 OF_PROGRAM = ("rollout", "validation", "test")  # the roles of LM calls that the program made
 FAILURES_IN_WORDS = {
     "program": "the program raised an error",
@@ -93,17 +92,11 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST_CELL else f"{line[: LONGEST_CELL - 4]} ..."
 
 
-def bounds(effect: Effect) -> tuple[float, float]:
-    """The 95 % interval of an effect."""
-    half = Z_95 * effect.standard_error
-    return effect.estimate - half, effect.estimate + half
-
-
 def effect_text(effect: Effect | None) -> str:
     """`+0.49 [+0.14, +0.84]`: the effect on the score with its 95 % interval."""
     if effect is None:
         return "not measured"
-    low, high = bounds(effect)
+    low, high = effect.bounds
     return f"{effect.estimate:+z.2f} [{low:+z.2f}, {high:+z.2f}]"
 
 
