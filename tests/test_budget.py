@@ -9,12 +9,15 @@ import pytest
 from chat_server import ChatServer, server
 from dspy import lm15
 from dspy.utils import DummyLM
+from hypothesis import given
+from hypothesis import strategies as st
 from scripted import chat
 
+from tfgrpo_dspy.budget.account import Account
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.rollout import Usage
+from tfgrpo_dspy.rollout import Rollout, Usage
 
 __all__ = ["server"]  # a fixture
 
@@ -191,3 +194,13 @@ def test_the_clock_of_a_run_stands_still_while_a_person_is_asked() -> None:
     threading.Event().wait(0.6)
     with pytest.raises(RunStopped, match="max_minutes"):
         ledger.check()
+
+
+@given(n_made=st.integers(1, 500), n_later=st.integers(1, 200), n_calls=st.integers(1, 7))
+def test_rollouts_that_take_the_same_are_reckoned_with_exactly(
+    n_made: int, n_later: int, n_calls: int
+) -> None:
+    rollouts = [Rollout(0, k, outputs={}, usage=Usage(n_calls)) for k in range(n_made)]
+    account = Account(Budget(max_lm_calls=10**6)).after_rollouts(rollouts)
+    assert account.expected(n_later).n_lm_calls == n_later * n_calls
+    assert account.reserve(n_later).n_lm_calls == n_later * n_calls

@@ -78,15 +78,16 @@ def test_a_larger_budget_goes_on_from_the_end_of_a_finished_run(
     assert third.dump_state() == second.dump_state()
 
 
-def test_what_goes_on_does_not_depend_on_threads_until_the_budget_cuts_it(tmp_path: Path) -> None:
-    compiled(tmp_path / "one", max_lm_calls=150)
+@pytest.mark.parametrize(("smaller", "larger"), [(150, 330), (120, 250), (170, 301)])
+def test_what_goes_on_does_not_depend_on_threads(smaller: int, larger: int, tmp_path: Path) -> None:
+    compiled(tmp_path / "one", max_lm_calls=smaller)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    one, _ = compiled(tmp_path / "one", max_lm_calls=330, num_threads=1)
-    two, _ = compiled(tmp_path / "two", max_lm_calls=330, num_threads=8)
-    of_one, of_two = learned_in(one.detailed_results), learned_in(two.detailed_results)
-    n = min(len(of_one), len(of_two)) - 2
-    assert n > 2
-    assert of_one[:n] == of_two[:n]
+    one, _ = compiled(tmp_path / "one", max_lm_calls=larger, num_threads=1)
+    two, _ = compiled(tmp_path / "two", max_lm_calls=larger, num_threads=8)
+    assert learned_in(one.detailed_results) == learned_in(two.detailed_results)
+    assert one.dump_state() == two.dump_state()
+    for program in (one, two):
+        assert "spent as planned" in program.detailed_results.ended_because
 
 
 def test_a_run_that_is_stopped_while_it_goes_on_keeps_the_result_that_it_had(

@@ -42,6 +42,10 @@ class Amount:
     def __mul__(self, factor: float) -> "Amount":
         return Amount(*(factor * number for number in astuple(self)))
 
+    def __truediv__(self, divisor: float) -> "Amount":
+        """Exact for equal whole numbers, as a product with `1 / divisor` is not."""
+        return Amount(*(number / divisor for number in astuple(self)))
+
     def is_within(self, other: "Amount") -> bool:
         """Whether no number is larger than that of the other."""
         return all(map(operator.le, astuple(self), astuple(other)))
@@ -92,13 +96,13 @@ class Account:
         account = replace(account, used=account.used + Amount.of(reflections, 0))
         if not n_examples:
             return account
-        each = (account.used + self.used * -1.0) * (1 / n_examples)
+        each = (account.used + self.used * -1.0) / n_examples
         return replace(account, recent=(*self.recent, each)[-N_RECENT:])
 
     @property
     def per_rollout(self) -> Amount:
         """What a rollout takes on average."""
-        return self.rollouts * (1 / self.n_rollouts) if self.n_rollouts else self.assumed
+        return self.rollouts / self.n_rollouts if self.n_rollouts else self.assumed
 
     def per_example(self, group_size: int) -> Amount:
         """What an example of an update takes: its rollouts, a lesson, and retries as before."""

@@ -152,12 +152,6 @@ class Measurements:
         return [score for (c, _), score in scored(self.scores()).items() if c == candidate]
 
     @property
-    def used_by_student(self) -> Amount:
-        """What the rollouts of the student have taken."""
-        own = (r for (candidate, _), r in self._rollouts.items() if candidate == 0)
-        return sum((Amount.of(r.usage + r.metric_usage, r.n_metric_calls) for r in own), Amount())
-
-    @property
     def scale(self) -> Scale:
         """The lowest and the highest score that was measured."""
         scores = [score for score in self.scores().values() if score is not None]
@@ -228,7 +222,7 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     priced = [replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in library]
     best = replace(candidates[place], library=library.holding(priced))
     ended_because = "" if run.ledger.is_failure else run.report.ended_because
-    run.manifest.note(best, ended_because, history.kept + measured.used_by_student)
+    run.manifest.note(best, ended_because, history.kept)
     n_more = 2 * (len(testset) - run.settings.data.n_test)  # of a run that was finished before
     if n_more > 0:
         run.ledger.raise_limits(*astuple(history.accounts[-1].reserve(n_more)))

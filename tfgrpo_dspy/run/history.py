@@ -33,7 +33,6 @@ from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
 from tfgrpo_dspy.settings.checks import inputs_text
 from tfgrpo_dspy.strategies.base import BatchPlan, UpdateContext
 
-N_CUT = 2  # so many of the last updates may have fewer examples than planned, for want of budget
 NO_EVIDENCE = frozenset({"provider", "worker", "strategy", "budget"})
 """Failures that say nothing of advice."""
 MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly teach what they say
@@ -378,14 +377,24 @@ class History:
         return tuple(fields_text({**as_fields(given), **as_fields(told)}) for given, told in seen)
 
     @property
+    def _n_whole(self) -> int:
+        """How many updates come before the first one that the budget has made smaller."""
+        whole = (s for s in self._groups if not any(map(_is_cut, s.group.all_rollouts)))
+        made = Counter(sampled.update for sampled in whole)
+        for batch in self.batches[self.n_drafts :]:
+            index = (batch.update - self.n_drafts) % self._n_batches
+            planned = min(self._size, len(self._training) - index * self._size)
+            if min(len(batch.examples), made[batch.update]) < planned:
+                return batch.update
+        return len(self.batches)
+
+    @property
     def kept(self) -> Amount:
         """What counts in a later start with a larger budget, too, before the final choice.
 
-        That budget makes the last batches larger: their rollouts count, the answers to them do not.
+        That budget makes the first smaller update larger, and what follows it may be another.
         """
-        last, before = self.accounts[-1], self.accounts[: -1 - N_CUT][-1:]
-        start = before[0] if before else self.accounts[0]
-        return start.used + last.rollouts + start.rollouts * -1.0
+        return self.accounts[min(self._n_whole, len(self.accounts) - 1)].used
 
     def result(self) -> ExperienceLibrary:
         """What a program would be given if the run ended here."""
@@ -438,6 +447,10 @@ def _measured(sampled: SampledGroup, floor: float) -> Iterator[Measured]:
         score = floor if failed else rollout.score
         if not aid:
             yield Measured(given.library, sampled.group.example, score, bool(given.demos))
+
+
+def _is_cut(rollout: Rollout) -> bool:
+    return rollout.failure is not None and rollout.failure.kind == "budget"
 
 
 def _answers(

@@ -111,7 +111,7 @@ class RunManifest:
             self._go_on(note_of(self._run, record))
 
     def _go_on(self, note: RunNote) -> None:
-        is_longer = note.ended_because and note.limits != self._settings.learning_limits
+        is_longer = bool(note.ended_because) and note.limits != self._settings.learning_limits
         self._is_continued = bool(is_longer and note.unused)
         self._ledger.n_lost, self._ledger.lost = (is_longer and note.unused) or note.lost
         if self._settings.offline:
@@ -120,7 +120,7 @@ class RunManifest:
         self._ledger.n_paid, self._ledger.paid = note.paid
         self._is_finished = bool(note.ended_because)
         has_budget = any(getattr(self._settings, name) is not None for name in PAID)
-        self._records.losses_stand = self._is_finished and has_budget
+        self._records.losses_stand = self._is_finished and has_budget and not is_longer
 
     def _differences(self) -> str:
         """The names of the parts in which the nearest recorded run is another; "": none is there.
