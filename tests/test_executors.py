@@ -44,7 +44,7 @@ WAIT_S = 60.0
 def processes(n: int = 2) -> ProcessPoolExecutor:
     """Forked from a process that has DSPy imported, so that each begins at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tfgrpo_dspy.run.worker", "distributed", "hypothesis"])
+    context.set_forkserver_preload(["tfgrpo_dspy.tasks.worker", "distributed", "hypothesis"])
     return ProcessPoolExecutor(n, mp_context=context)
 
 

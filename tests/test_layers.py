@@ -1,6 +1,6 @@
 """Modules of the package import only from the layers above their own in the list below.
 
-A folder counts as one module: `run/loop.py` is part of `run`.
+A folder counts as one module: `tasks/loop.py` is part of `run`.
 """
 
 import ast
@@ -26,6 +26,7 @@ LAYERS = [
     {"sampling", "reflection", "gate"},
     {"strategies"},
     {"settings"},
+    {"tasks", "listeners"},
     {"run"},
     {"report"},
     {"tracking"},
@@ -51,23 +52,23 @@ ONLY_IN = {
         "gate",
         "interchange",
     },
-    "concurrent": {"run", "local", "settings", "optimizer"},
-    "contextvars": {"run", "budget", "home", "local"},
-    "threading": {"run", "budget", "home", "store", "local", "metrics", "cli"},
-    "asyncio": {"run", "budget", "home", "local", "references"},
+    "concurrent": {"tasks", "run", "local", "settings", "optimizer"},
+    "contextvars": {"tasks", "listeners", "budget", "home", "local"},
+    "threading": {"tasks", "listeners", "budget", "home", "store", "local", "metrics", "cli"},
+    "asyncio": {"tasks", "run", "budget", "home", "local", "references"},
     "signal": {"metrics"},
     "resource": {"metrics"},
     "multiprocessing": set[str](),
     "subprocess": {"metrics"},
     "pickle": set[str](),
-    "cloudpickle": {"run"},
+    "cloudpickle": {"tasks"},
     "tenacity": {"budget", "store"},
     "sqlite3": {"store"},
     "json_repair": {"reflection"},
     "numpy": {"gate", "strategies"},
     "threadpoolctl": {"gate"},
     "scipy": {"gate", "results", "strategies"},
-    "tqdm": {"run"},
+    "tqdm": {"listeners"},
     "jinja2": {"results", "report"},
     "sympy": {"metrics"},
     "math_verify": {"metrics"},
@@ -82,7 +83,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def module_of(path: Path) -> str:
-    """The module that a file is part of: `run` for run.py and for run/loop.py."""
+    """The module that a file is part of: `run` for run.py and for tasks/loop.py."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

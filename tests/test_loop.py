@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.meter import Meter
 from tfgrpo_dspy.errors import RunStopped
-from tfgrpo_dspy.run.loop import Loop
+from tfgrpo_dspy.tasks.loop import Loop
 
 WAIT_S = 10.0
 """How long a test waits for what should come; it does not come where something waits in vain."""

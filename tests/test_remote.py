@@ -13,9 +13,9 @@ import pytest
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.run.executors import RemoteRollouts
-from tfgrpo_dspy.run.loop import Loop
-from tfgrpo_dspy.run.worker import Reply, Request
+from tfgrpo_dspy.tasks.executors import RemoteRollouts
+from tfgrpo_dspy.tasks.loop import Loop
+from tfgrpo_dspy.tasks.worker import Reply, Request
 
 FIRST = 16
 """So many calls are reserved before it is known what a request takes."""

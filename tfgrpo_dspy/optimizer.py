@@ -17,12 +17,12 @@ from tfgrpo_dspy.references import held_by
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.batches import Batch
-from tfgrpo_dspy.run.caller import in_thread
 from tfgrpo_dspy.sampling.traces import read_traces
 from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
 from tfgrpo_dspy.settings.checks import prepare
 from tfgrpo_dspy.settings.plan import Plan, plan_of
 from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.tasks.caller import in_thread
 from tfgrpo_dspy.tracking import tracked
 
 

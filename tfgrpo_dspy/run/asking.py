@@ -25,9 +25,9 @@ from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, to
 from tfgrpo_dspy.rollout import Failure, Usage, rollout_id_for
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.whereabouts import Whereabouts
 from tfgrpo_dspy.sampling.fields import media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
+from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 
 Inputs = Mapping[str, Any]
 DEFAULT_OBJECTIVE = "Whatever raises the score on examples that are not seen here."

@@ -17,6 +17,7 @@ from tfgrpo_dspy.events import RunEnded
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.gate.model import DEMOS_PRICE
 from tfgrpo_dspy.gate.race import Race, Scores, scored
+from tfgrpo_dspy.listeners.evaluations import Row, tell_evaluations
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results.records import (
     UNBOUNDED,
@@ -30,7 +31,6 @@ from tfgrpo_dspy.results.records import (
 )
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.evaluations import Row, tell_evaluations
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.sampling.additions import Additions

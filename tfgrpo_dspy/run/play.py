@@ -8,11 +8,11 @@ from tfgrpo_dspy.errors import NotReplayedError, StrategyError, UnpaidError
 from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.loop import Priority
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.replay import OF_A_TOOL, Start, checks
 from tfgrpo_dspy.store.identity import digest
+from tfgrpo_dspy.tasks.loop import Priority
 
 NO_MORE = "beside the final choice, the budget does not reach for rollouts that go on from a step"
 

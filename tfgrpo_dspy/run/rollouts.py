@@ -11,12 +11,12 @@ from tfgrpo_dspy.errors import TrainingCut
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import ROLLOUTS, Failure, Rollout
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.loop import Priority
-from tfgrpo_dspy.run.whereabouts import Whereabouts
-from tfgrpo_dspy.run.worker import Request, packed, packed_bundle
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 from tfgrpo_dspy.sampling.replay import Start
+from tfgrpo_dspy.tasks.loop import Priority
+from tfgrpo_dspy.tasks.whereabouts import Whereabouts
+from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle
 
 KEPT_PROGRAMS = 64
 NO_RESULT = ("provider", "timeout", "worker", "metric", "budget")

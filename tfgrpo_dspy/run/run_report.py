@@ -13,6 +13,8 @@ from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision
+from tfgrpo_dspy.listeners.listening import FOR_FAILURES_S, Listening
+from tfgrpo_dspy.listeners.progress import Progress
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.lessons import TOO_MANY
 from tfgrpo_dspy.results import REFLECTIONS, RunResults
@@ -26,8 +28,6 @@ from tfgrpo_dspy.results.records import (
 )
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
 from tfgrpo_dspy.run.batches import Batch, Extracted
-from tfgrpo_dspy.run.listening import FOR_FAILURES_S, Listening
-from tfgrpo_dspy.run.progress import Progress
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.settings.schedule import RunSettings
 

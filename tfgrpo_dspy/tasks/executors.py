@@ -13,7 +13,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 from tfgrpo_dspy.budget.ledger import Budget, Ledger, Reservation
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.rollout import Failure, Rollout
-from tfgrpo_dspy.run.worker import Reply, Request, run_request
+from tfgrpo_dspy.tasks.worker import Reply, Request, run_request
 
 MAX_LOST_WORKERS = 3  # A request that lost this many workers is not sent again
 POLL_S = 0.02

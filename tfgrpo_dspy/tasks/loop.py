@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from tfgrpo_dspy.budget.ledger import ABANDONED, Ledger
 from tfgrpo_dspy.errors import RunStopped, UserCodeError, described
-from tfgrpo_dspy.run.caller import check_cancelled
-from tfgrpo_dspy.run.whereabouts import Whereabouts
+from tfgrpo_dspy.tasks.caller import check_cancelled
+from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 
 logger = logging.getLogger(__name__)
 

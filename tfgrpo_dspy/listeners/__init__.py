@@ -1,0 +1,1 @@
+"""What is shown and told while a run goes on: bar, events, evaluations."""
