@@ -62,6 +62,7 @@ class Ledger:
         self.cost = self.paid = self.lost = 0.0
         self.n_metric_calls = self.n_metric_calls_made = 0
         self.longest_answered: Counter[str] = Counter()  # characters of a prompt, by model
+        self.n_unseen = 0  # calls that were made before anybody could refuse them
         self.dearest = 0.0  # the most dollars that were taken for one LM call
         self.stopped_because = self.cut_because = ""
         self.is_failure = False
@@ -179,6 +180,16 @@ class Ledger:
         self.cost += cost
         self.n_paid += n_calls
         self.paid += cost
+
+    def charge(self, n_calls: int, cost: float) -> None:
+        """Count calls that were made unasked. Raises RunStopped: more than there was."""
+        with self._lock:
+            self.n_unseen += n_calls
+            self._add(n_calls, cost)
+            for name in ("max_lm_calls", "max_cost"):
+                if self.left(name) < 0:
+                    self.use_up(name)
+            self.check()
 
     def spend(self, n_calls: int, cost: float, n_metric_calls: int = 0) -> None:
         """Take what a replayed part of the run has cost. Raises RunStopped: more than is left.

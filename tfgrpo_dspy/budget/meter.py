@@ -113,7 +113,7 @@ class Meter:
         self._leaves_lessons = leaves_lessons
         self.provider_failure: Failure | None = None
         self.keeps_history = not dspy.settings.disable_history
-        self._prices = prices or {}
+        self.prices = prices or {}
         self._refusal: RunStopped | None = None
         self._abandoned = ABANDONED.get()
         self._used: list[Usage] = []
@@ -125,10 +125,10 @@ class Meter:
 
     def take(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reservation | None:
         """Take the calls and dollars that a call may need. None: not now. Raises RunStopped."""
-        n = int(kwargs.get("n") or lm.kwargs.get("n") or 1)
+        n = int(kwargs.get("n") or getattr(lm, "kwargs", {}).get("n") or 1)
         cost = 0.0
         if self.ledger.budget.max_cost is not None:
-            price = price_of(lm, self._prices)
+            price = price_of(lm, self.prices)
             if isinstance(price, str):
                 self.ledger.stop(f"max_cost: {price}", is_failure=True)
                 raise RunStopped(self.ledger.stopped_because)
@@ -151,13 +151,13 @@ class Meter:
                 n_calls = used[-1].n_lm_calls
                 cost = used[-1].cost_usd or (cost if n_calls else 0.0)
             else:  # an LM of the user's own that keeps no history
-                self._used.append(Usage(n_calls))
+                self.count(Usage(n_calls))
             call.answered()
         except LMError as error:
             if call.leaves_out(error):
                 cost = 0.0
                 raise ParameterRefusedError from error
-            self._used.append(Usage(n_calls, n_failed_calls=n_calls))
+            self.count(Usage(n_calls, n_failed_calls=n_calls))
             cost = cost if is_unanswered(error) else 0.0
             if is_fatal(error):
                 message = self._message(error, call.lm)
@@ -170,11 +170,11 @@ class Meter:
 
     def answered(self, entry: Mapping[str, Any]) -> None:
         """Count a call by its entry in DSPy's history."""
-        usage = self._usage_of(entry)
+        usage = self.usage_of(entry)
         used = ATTEMPT.get()
         if used is not None:
             used.append(usage)
-        self._used.append(usage)
+        self.count(usage)
         note_answer(entry)
         self.surprisals += surprisals(entry)
         self._last = (dspy.settings.caller_modules or [None])[-1], entry
@@ -206,25 +206,9 @@ class Meter:
     def _message(self, error: LMError, lm: Any) -> str:
         return redacted(described(error), known_secrets([lm]))
 
-    def take_unseen(self, lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reservation:
-        """Take a call of an LM that is not metered. Raises RunStopped."""
-        with self.noting(lm):
-            while (taken := self.take(lm, args, kwargs)) is None:
-                self.ledger.wait(POLL_S)
-        return taken
-
-    def settle_unseen(
-        self, taken: Reservation, entry: Mapping[str, Any] | None, error: BaseException | None
-    ) -> None:
-        """Settle such a call by its entry in DSPy's history; None: it has none."""
-        cost = 0.0 if isinstance(error, LMError) and not is_unanswered(error) else taken.cost
-        n_failed = taken.n_calls if error else 0
-        used = Usage(taken.n_calls, n_failed_calls=n_failed, cost_usd=cost)
-        if entry is not None:
-            used = self._usage_of(entry)
-            cost = used.cost_usd or (taken.cost if used.n_lm_calls else 0.0)
-        self._used.append(used)
-        self.ledger.settle(taken, used.n_lm_calls, cost)
+    def count(self, usage: Usage) -> None:
+        """Count what calls have cost."""
+        self._used.append(usage)
 
     def check(self) -> None:
         """Raises RunStopped: nobody waits for these calls, or one was refused, swallowed or not."""
@@ -254,11 +238,12 @@ class Meter:
         """What all calls together have cost."""
         return sum(self._used, start=Usage())
 
-    def _usage_of(self, entry: Mapping[str, Any]) -> Usage:
+    def usage_of(self, entry: Mapping[str, Any]) -> Usage:
+        """What a call has cost, by its entry in DSPy's history."""
         usage, response = entry["usage"], entry["response"]
         responses = response if isinstance(response, tuple) else (response,)
-        was_cached = any(getattr(each, "cache_hit", False) for each in responses)
-        if was_cached or (not usage and any(map(_reports_tokens, responses))):
+        marks = (entry.get("cache_hit"), *(getattr(each, "cache_hit", False) for each in responses))
+        if any(marks) or (not usage and any(map(_reports_tokens, responses))):
             # DSPy empties the usage of an answer from its cache
             return Usage(n_cached_calls=len(responses))
         used = Usage(
@@ -267,9 +252,9 @@ class Meter:
             completion_tokens=usage.get("completion_tokens") or 0,
             cost_usd=entry.get("cost") or 0.0,
         )
-        if entry["model"] not in self._prices:
+        if entry.get("model") not in self.prices:
             return used
-        prompt, completion = self._prices[entry["model"]]
+        prompt, completion = self.prices[entry["model"]]
         dollars = used.prompt_tokens * prompt + used.completion_tokens * completion
         return replace(used, cost_usd=dollars / TOKENS_IN_A_PRICE)
 

@@ -1,13 +1,20 @@
 """The calls of LMs that are not metered: those that a metric, a tool or a program holds itself."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import dspy
 from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
+from dspy.utils.exceptions import LMError
 
+from tfgrpo_dspy.budget.faults import is_unanswered
 from tfgrpo_dspy.budget.ledger import Reservation
-from tfgrpo_dspy.budget.meter import Meter, is_metered
+from tfgrpo_dspy.budget.meter import ATTEMPT, POLL_S, Meter, is_metered
+from tfgrpo_dspy.rollout import Usage
+
+logger = logging.getLogger(__name__)
 
 
 class _Entries(list[Any]):
@@ -27,7 +34,7 @@ class CallWatcher(BaseCallback):
     DSPy tells its callbacks when a call begins and ends, and adds its entry to the history of each
     caller; the watcher stands among both (`context`). DSPy tells of no retries, and of no entry
     where the user keeps no history; then a call counts as the most that it can cost. A
-    BaseException is the veto.
+    BaseException is the veto. Code that sets other callbacks hides a call until its entry is there.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -44,15 +51,40 @@ class CallWatcher(BaseCallback):
         }
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Take the call, unless the LM does so itself."""
-        if not is_metered(instance):
-            args = (inputs.get("prompt"), inputs.get("messages"))
-            kwargs = inputs.get("kwargs") or inputs
-            self._open[call_id] = self._meter.take_unseen(instance, args, kwargs)
+        """Take the call, unless the LM does so itself. Raises RunStopped."""
+        if is_metered(instance):
+            return
+        args, kwargs = (inputs.get("prompt"), inputs.get("messages")), inputs.get("kwargs")
+        with self._meter.noting(instance):
+            while (taken := self._meter.take(instance, args, kwargs or inputs)) is None:
+                self._meter.ledger.wait(POLL_S)
+        self._open[call_id] = taken
 
     def _note(self, entry: Any) -> None:
         if (call_id := ACTIVE_CALL_ID.get()) in self._open:
             self._entries[call_id] = entry
+        elif not ATTEMPT.get():  # else it is the call of a metered LM, which has counted it
+            self._count_untaken(entry)
+
+    def _count_untaken(self, entry: Mapping[str, Any]) -> None:
+        """Count a call that was made unasked. Raises RunStopped: it was one too many."""
+        meter, model = self._meter, str(entry.get("model") or "an LM")
+        ledger, used = meter.ledger, meter.usage_of(entry)
+        meter.count(used)
+        if not used.n_lm_calls:
+            return
+        if not ledger.n_unseen:
+            logger.warning(
+                "a call of %s was seen only after it was made, as the code around it sets the "
+                "callbacks of dspy.context: such calls count, and one that is too many ends the "
+                "run, but none is refused. Leave callbacks= out, or add to dspy.settings.callbacks",
+                model,
+            )
+        has_price = entry.get("cost") is not None or model in meter.prices
+        if ledger.budget.max_cost is not None and not has_price:
+            ledger.stop(f"max_cost: DSPy knows no price of {model}.", is_failure=True)
+        with meter.noting(SimpleNamespace(model=model)):
+            ledger.charge(used.n_lm_calls, used.cost_usd)
 
     def on_lm_end(
         self,
@@ -60,7 +92,16 @@ class CallWatcher(BaseCallback):
         outputs: Any | None,  # noqa: ARG002
         exception: BaseException | None = None,
     ) -> None:
-        """Settle the call."""
-        if (taken := self._open.pop(call_id, None)) is not None:
-            entry = self._entries.pop(call_id, None)
-            self._meter.settle_unseen(taken, entry, exception)
+        """Settle the call by its entry; without one, by its error."""
+        if (taken := self._open.pop(call_id, None)) is None:
+            return
+        if (entry := self._entries.pop(call_id, None)) is not None:
+            used = self._meter.usage_of(entry)
+            cost = used.cost_usd or (taken.cost if used.n_lm_calls else 0.0)
+        else:
+            is_refused = isinstance(exception, LMError) and not is_unanswered(exception)
+            cost = 0.0 if is_refused else taken.cost
+            n_failed = taken.n_calls if exception else 0
+            used = Usage(taken.n_calls, n_failed_calls=n_failed, cost_usd=cost)
+        self._meter.count(used)
+        self._meter.ledger.settle(taken, used.n_lm_calls, cost)

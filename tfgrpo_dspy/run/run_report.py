@@ -177,12 +177,13 @@ class RunReport:
 
     @property
     def _noted_elsewhere(self) -> Counter[str]:
-        """What listeners have raised; sampling parameters that were left out."""
+        """What listeners raised, sampling parameters left out, calls that nobody could refuse."""
         for listening in self._listening:
             listening.drain(FOR_FAILURES_S, FOR_FAILURES_S)
         n_raised = sum(listening.n_failures for listening in self._listening)
         n_left_out = len(self._ledger.left_out.messages)
-        return +Counter({"parameter left out": n_left_out, "listener": n_raised})
+        noted = {"parameter left out": n_left_out, "listener": n_raised}
+        return +Counter({**noted, "unseen call": self._ledger.n_unseen})
 
     def results(self, is_student: bool, **found: Any) -> RunResults:
         """The report of the run; `found`: the fields of it that the final choice knows."""

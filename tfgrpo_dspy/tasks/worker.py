@@ -86,6 +86,7 @@ class Reply:
     `rollout` is the record of the rollout, where one was made; else `stopped_because` says why not.
     `n_calls` and `cost` are what was used of the reservation. `was_started_before`: a worker died
     while it ran this request. `left_out`: parameters that were refused there, in words.
+    `n_unseen`: how many of the calls nobody could refuse.
     """
 
     rollout: dict[str, Any] | None = None
@@ -96,6 +97,7 @@ class Reply:
     is_failure: bool = False
     was_started_before: bool = False
     left_out: Mapping[str, str] = field(default_factory=dict)
+    n_unseen: int = 0
 
 
 def run_request(request: Request, budget: Budget, name: str) -> Reply:
@@ -131,6 +133,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
         why,
         ledger.is_failure,
         left_out={about: redacted(text, secrets) for about, text in left_out.messages.items()},
+        n_unseen=ledger.n_unseen,
     )
 
 
