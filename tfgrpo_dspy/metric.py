@@ -21,8 +21,9 @@ from tfgrpo_dspy.experience.programs import language_models
 from tfgrpo_dspy.home import run
 from tfgrpo_dspy.references import held_by
 from tfgrpo_dspy.scores import MOST, number_of
+from tfgrpo_dspy.wording import shortened
 
-SHOWN_CHARACTERS = 120  # how much of an example or a value an error message quotes
+SHOWN_BYTES = 120  # how much of an example or a value an error message quotes
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def _refusing(name: str, what: str, example: Any) -> Iterator[None]:
     except (RunStopped, KeyboardInterrupt, MetricError):
         raise
     except BaseException as error:
-        what = f"{what} {_shortened(described(error))}"
+        what = f"{what} {shortened(described(error), SHOWN_BYTES)}"
         raise MetricError(f"metric {name} {what} on the example {_shown(example)}") from error
 
 
@@ -204,8 +205,4 @@ def _finite(value: Any, name: str, example: Any, objective: str = "") -> float:
 
 def _shown(value: object) -> str:
     unseen = f"a {type(value).__name__} that cannot be shown"
-    return _shortened(written(value, repr, unseen))
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+    return shortened(written(value, repr, unseen), SHOWN_BYTES)

@@ -1,10 +1,10 @@
-"""Texts compared by what they say: words without case, punctuation, spacing and filler words."""
+"""Texts compared by what they say (without case, spacing and fillers), cut short, and aligned."""
 
 import functools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 WORD = re.compile(
     r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\s\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]{1,40}"
@@ -28,6 +28,23 @@ _TURNING = re.compile(
     r"|jamais|sans|nunca|sin|non|senza|não|sem|[不没沒别別勿未莫無无非]|.*\d.*"
 )
 """Words that turn the meaning, and numbers; the t is that of "don't"."""
+
+
+def shortened(text: str, most: int) -> str:
+    """The text on one line; of a longer one the first `most` bytes of UTF-8, and "..."."""
+    line = " ".join(text.split())
+    encoded = line.encode("utf-8", "replace")
+    if len(encoded) <= most:
+        return line
+    return f"{encoded[:most].decode('utf-8', 'ignore').rstrip()} ..."
+
+
+def aligned(rows: Sequence[Sequence[str]], numbers: Container[int] = ()) -> list[str]:
+    """A line for each row, with its cells below each other; `numbers` are columns of numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    places = [">" if column in numbers else "<" for column in range(len(widths))]
+    form = "  ".join(f"{{:{p}{width}}}" for p, width in zip(places, widths, strict=True))
+    return [form.format(*row).rstrip() for row in rows]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -9,15 +9,13 @@ import click
 
 from tfgrpo_dspy.files import write_text
 from tfgrpo_dspy.outside import printable
+from tfgrpo_dspy.wording import aligned
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows, each on a line below the names of their values, in aligned columns."""
     head = [name.removeprefix("n_").replace("_", " ") for name in rows[0]]
-    lines = [head, *([_cell(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = ([c.ljust(width) for c, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+    return "\n".join(aligned([head, *([_cell(value) for value in row.values()] for row in rows)]))
 
 
 def _cell(value: Any) -> str:

@@ -6,18 +6,19 @@ Nothing here opens a file.
 import itertools
 import json
 import re
-import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
 from pydantic import BaseModel, StrictInt, ValidationError
 
-from tfgrpo_dspy.errors import LibraryFormatError, sentence
+from tfgrpo_dspy.errors import LibraryFormatError, sentence, written
 from tfgrpo_dspy.experience.values import Effect, Evidence, Experience
+from tfgrpo_dspy.wording import shortened
 
 FORMAT = {"format": "tfgrpo_dspy.library", "version": 1}
 _MOST_FAULTS = 5  # in one message
+SHOWN_BYTES = 80  # of a value in a message
 _NEXT_VALUE = re.compile(r"\n(?=[\[{])")
 _NO_BLANK = re.compile(r"[^ \t\r\n]")
 
@@ -109,9 +110,7 @@ def checked_record(record: Any, source: str) -> Record:
 
 def shown(value: Any) -> str:
     """The value for a message: short, whatever it holds."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxlist, short.maxdict, short.maxstring = 2, 3, 3, 60
-    return short.repr(value)
+    return shortened(written(value, repr), SHOWN_BYTES)
 
 
 def _fault(path: Sequence[str | int], error: Any) -> str:

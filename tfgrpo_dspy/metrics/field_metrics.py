@@ -8,6 +8,9 @@ import dspy
 from tfgrpo_dspy.errors import MetricError, SettingsError
 from tfgrpo_dspy.metrics.answer_text import normalize_text
 from tfgrpo_dspy.metrics.mathematics import TIMEOUT_S, check, difference
+from tfgrpo_dspy.wording import shortened
+
+SHOWN_BYTES = 200  # of a label or an answer in the feedback
 
 
 class ScoredPrediction(dspy.Prediction):
@@ -105,5 +108,4 @@ math_equivalent = MathEquivalent
 
 
 def _quoted(value: Any) -> str:
-    line = " ".join(str(value)[:400].split())
-    return f"'{line[:200]}…'" if len(line) > 200 else f"'{line}'"
+    return f"'{shortened(str(value), SHOWN_BYTES)}'"

@@ -61,15 +61,6 @@ def shorter(inputs: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
     return {k: clip(v, longest) if isinstance(v, str) else v for k, v in inputs.items()}
 
 
-def shortened(text: str, max_tokens: int) -> str:
-    """The beginning of the text, on one line."""
-    line = " ".join(text.split())
-    if estimate_tokens(line) <= max_tokens:
-        return line
-    head = line.encode("utf-8", "replace")[: int(max_tokens * BYTES_PER_TOKEN)]
-    return f"{head.decode('utf-8', 'ignore').rstrip()} ..."
-
-
 def describe_program(program: Any) -> str:
     """What the program does: its own docstring, then its predictors, each field with its type."""
     kind = type(program)

@@ -19,10 +19,11 @@ from tfgrpo_dspy.results.records import (
     counted,
 )
 from tfgrpo_dspy.rollout import Usage
+from tfgrpo_dspy.wording import aligned, shortened
 
 MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES = 10, 5, 4  # so that a page has 40 lines at most
 MOST_CANDIDATES = 4
-LONGEST_CELL = 300  # characters of a cell
+LONGEST_CELL = 300  # bytes of a cell
 OF_PROGRAM = ("rollout", "validation", "test")  # the roles of LM calls that the program made
 FAILURES_IN_WORDS = {
     "program": "the program raised an error",
@@ -73,11 +74,8 @@ def as_text(sections: Iterable[Section]) -> str:
     lines = []
     for section in sections:
         rows = [section.header, *section.rows] if section.header else section.rows
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines += [section.title] if section.title else []
-        for row in rows:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-            lines.append(f"  {'  '.join(cells).rstrip()}")
+        lines += [f"  {line}" for line in aligned(rows)]
     return printable("\n".join(lines))
 
 
@@ -87,9 +85,8 @@ def as_html(sections: Iterable[Section], curve: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text on one line, shortened to 300 characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= LONGEST_CELL else f"{line[: LONGEST_CELL - 4]} ..."
+    """The text on one line, shortened to about 300 characters."""
+    return shortened(text, LONGEST_CELL)
 
 
 def effect_text(effect: Effect | None) -> str:

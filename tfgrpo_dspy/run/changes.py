@@ -5,15 +5,15 @@ from collections.abc import Iterator, Sequence
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add, Advice, Evidence, Experience, Modify, Operation
 from tfgrpo_dspy.gate.protocol import Decision
-from tfgrpo_dspy.reflection.texts import clip, shortened
+from tfgrpo_dspy.reflection.texts import clip
 from tfgrpo_dspy.results.records import Attempt, Change, ChangeKind, Comparison
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text
 from tfgrpo_dspy.run.batches import Extracted
-from tfgrpo_dspy.wording import WORD
+from tfgrpo_dspy.wording import WORD, shortened
 
 MOST_COMPARISONS = 2  # of a text
 PUNCTUATION = ".,;:!?()\"'"
-INPUT_TOKENS, OUTPUT_TOKENS, FEEDBACK_TOKENS = 60, 150, 60  # how long they are shown
+INPUT_BYTES, OUTPUT_TOKENS, FEEDBACK_BYTES = 210, 150, 210  # how long they are shown
 
 
 class Changes:
@@ -101,7 +101,7 @@ class Changes:
         best = max(group.rollouts, key=lambda rollout: (score(rollout), has_values(rollout)))
         latest = reversed(group.rollouts)
         worst = min(latest, key=lambda rollout: (score(rollout), not has_values(rollout)))
-        inputs = shortened(self._texts[group.example], INPUT_TOKENS)
+        inputs = shortened(self._texts[group.example], INPUT_BYTES)
         good, bad = _attempt(best), _attempt(worst)
         return Comparison(group.example, inputs, good, bad, advantage)
 
@@ -116,7 +116,7 @@ def _was_on_trial(experience: Experience | None) -> bool:
 
 def _attempt(rollout: Rollout) -> Attempt:
     outputs = fields_text(rollout.outputs) or getattr(rollout.failure, "message", "")
-    feedback = shortened(rollout.words, FEEDBACK_TOKENS)
+    feedback = shortened(rollout.words, FEEDBACK_BYTES)
     values = _values(rollout), rollout.measure
     return Attempt(clip(outputs, OUTPUT_TOKENS), rollout.score, feedback, *values)
 

@@ -8,12 +8,13 @@ import dspy
 from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.asking import Answer
+from tfgrpo_dspy.wording import shortened
 
 FIRST_ROLLOUTS = 10
 """A program none of whose first answers can be read is given up after so many rollouts."""
 ANSWERS_IN_A_ROW = 8
 """A reflection LM is given up after so many answers in a row that are of no use."""
-SHOWN_CHARACTERS = 400  # of the first of them
+SHOWN_BYTES = 400  # of the first of them
 
 
 def why_unreadable(rollouts: Sequence[Rollout], lms: Iterable[Any]) -> str:
@@ -51,9 +52,7 @@ def why_useless(answers: Mapping[int, Sequence[Answer]], lm: Any) -> str:
 
 
 def _shown(message: str) -> str:
-    text = " ".join(message.split())
-    cut = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ..."
-    return sentence(cut)
+    return sentence(shortened(message, SHOWN_BYTES))
 
 
 def _advice(lms: Iterable[Any]) -> str:

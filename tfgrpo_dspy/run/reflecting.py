@@ -25,8 +25,9 @@ from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.dead_ends import ANSWERS_IN_A_ROW, why_useless
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.wording import shortened
 
-REASON_TOKENS, EXAMPLE_TOKENS = 60, 25  # how long they may be in the prompt of an update
+REASON_BYTES, EXAMPLE_BYTES = 210, 87  # how long they may be in the prompt of an update
 CLEAR_SHARE = 0.01
 """In the first batch, before a range of scores is known, so large a share of the score itself is a
 contrast for sure: its lessons need not wait for the rest of the batch."""
@@ -233,8 +234,8 @@ def _read(
     run: RunContext, answer: Answer, examples: Sequence[Any], *evidence: Evidence, scope: str = ALL
 ) -> Found:
     """The lessons of an answer about these examples."""
-    example = texts.shortened(fields_text(_fields(examples[0])[0]), EXAMPLE_TOKENS)
-    reason = texts.shortened(answer.explanation, REASON_TOKENS)
+    example = shortened(fields_text(_fields(examples[0])[0]), EXAMPLE_BYTES)
+    reason = shortened(answer.explanation, REASON_BYTES)
     blank = Lesson("", scope, evidence, reason, example)
     guard, max_words = guard_of(run, examples), run.settings.limits.max_experience_words
     tell = run.report.unknown_scope

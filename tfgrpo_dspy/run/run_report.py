@@ -30,6 +30,7 @@ from tfgrpo_dspy.rollout import Failure, Rollout, Usage
 from tfgrpo_dspy.run.batches import Batch, Extracted
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.wording import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ judges inside metrics."""
 NO_FAILURES = ("replay", "stopped", "budget")
 """The first is counted where a group is not valued for it, the last in `ended_because`."""
 ERRORS_ALLOWED = 20  # so many errors never end a run by themselves, unless `max_errors` says so
-LOGGED_CHARACTERS = 500  # of a failure, whose message may quote a whole answer of an LM
+LOGGED_BYTES = 500  # of a failure, whose message may quote a whole answer of an LM
 
 
 class RunReport:
@@ -90,7 +91,7 @@ class RunReport:
         if failure is None or failure.kind in ("parse", *NO_FAILURES):
             return
         message = failure.message.partition(" on the example ")[0]  # equal but for the example
-        self._errors[_shortened(message)] += 1
+        self._errors[shortened(printable(message), LOGGED_BYTES)] += 1
         max_errors = self._settings.execution.max_errors
         allowed = max(ERRORS_ALLOWED, self._n_done // 2) if max_errors is None else max_errors
         n_errors = self._errors.total()
@@ -107,7 +108,9 @@ class RunReport:
     def count_failure(self, kind: str, message: str, times: int = 1) -> None:
         """Count a failure; the first of its kind is logged."""
         if times and not self.failures[kind]:
-            logger.warning("first failure of kind %r: %s", kind, _shortened(message))
+            logger.warning(
+                "first failure of kind %r: %s", kind, shortened(printable(message), LOGGED_BYTES)
+            )
         self.failures[kind] += times
 
     unknown_scope = partialmethod(count_failure, "unknown scope")
@@ -239,10 +242,6 @@ def _way_out(failure: Failure) -> str:
         "worker": "the memory and the packages of the executor's workers",
     }
     return ways.get(failure.kind, f"the {failure.kind}'s own")
-
-
-def _shortened(message: str) -> str:
-    return printable(" ".join(message.split()))[:LOGGED_CHARACTERS]
 
 
 def _in_words(record: UpdateRecord) -> str:

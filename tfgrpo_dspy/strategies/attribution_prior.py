@@ -10,7 +10,7 @@ import dspy
 from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.reflection.lessons import read_lesson
 from tfgrpo_dspy.reflection.reading import read_lessons
-from tfgrpo_dspy.reflection.texts import UNKNOWN, by_example, shortened
+from tfgrpo_dspy.reflection.texts import UNKNOWN, by_example
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.strategies.base import (
@@ -22,8 +22,9 @@ from tfgrpo_dspy.strategies.base import (
     UpdateContext,
 )
 from tfgrpo_dspy.strategies.checks import check_whole
+from tfgrpo_dspy.wording import shortened
 
-FIELD_TOKENS = 300  # of the inputs of each example that is shown, and of its labels
+FIELD_BYTES = 1050  # of the inputs of each example that is shown, and of its labels
 NOTE = (
     "Somebody who has not seen the program run says what matters; heed it unless the facts differ: "
 )
@@ -107,12 +108,12 @@ class AttributionPrior(Strategy):
         for example in (context.trainset[position] for position in shown):
             labels = fields_text(as_fields(example.labels())) if context.shows_labels else ""
             told = (fields_text(as_fields(example.inputs())), "Labels:", labels or UNKNOWN)
-            parts.append("\n".join(shortened(text, FIELD_TOKENS) for text in told))
+            parts.append("\n".join(shortened(text, FIELD_BYTES) for text in told))
         examples = by_example(parts)
         return await ask(SayWhatMatters, max_candidates=self.most, examples=examples)
 
 
 def _note(said: Mapping[str, Any]) -> str:
     """What matters, for whoever writes lessons."""
-    matters = shortened(said.get("matters", ""), FIELD_TOKENS)
+    matters = shortened(said.get("matters", ""), FIELD_BYTES)
     return f"{NOTE}{matters}" if read_lessons(matters) else ""

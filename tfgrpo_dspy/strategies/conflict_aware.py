@@ -8,17 +8,17 @@ import dspy
 
 from tfgrpo_dspy.experience.values import Add, Evidence, Modify, Operation
 from tfgrpo_dspy.reflection.reading import read_lessons
-from tfgrpo_dspy.reflection.texts import shortened
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.scores import MIN_CONTRAST
 from tfgrpo_dspy.strategies.base import Ask, GroupContext, Proposed, Shown, Strategy, UpdateContext
 from tfgrpo_dspy.strategies.checks import check_range
 from tfgrpo_dspy.strategies.contradictions import Difference, differences, p_value
+from tfgrpo_dspy.wording import shortened
 
 FIRST_LOOK, N_LOOKS = 8, 8
 """A text is tested at so many differences, at twice as many, and so on, so many times."""
-MOST_SHOWN, INPUT_TOKENS = 12, 60  # inputs on either side of the question, and their length
+MOST_SHOWN, INPUT_BYTES = 12, 210  # inputs on either side of the question, and their length
 
 
 class NarrowAdvice(dspy.Signature):
@@ -111,7 +111,7 @@ def _question(
     helped, harmed = ([o for o in ranked if (o[0] > 0) == is_gain] for is_gain in (True, False))
     told = {
         name: "\n".join(
-            f"{added:+.2f}: {shortened(texts[source.example], INPUT_TOKENS)}"
+            f"{added:+.2f}: {shortened(texts[source.example], INPUT_BYTES)}"
             for added, source in part[:MOST_SHOWN]
         )
         for name, part in (("helped", helped), ("harmed", harmed))
