@@ -348,7 +348,10 @@ def test_by_default_the_steps_are_the_names_of_predictors_and_tools() -> None:
         (lambda: Objectives({"a": "b"}), "weights={'a': 'b'}"),  # type: ignore[dict-item]
         (lambda: Objectives("score"), "weights='score'"),  # type: ignore[arg-type]
         (lambda: Objectives({"a": 1}, never_below=0.5), "never_below=0.5"),  # type: ignore[arg-type]
-        (lambda: Objectives({"a": 1}, computed={"x": 3}), "computed['x']=3"),  # type: ignore[dict-item]
+        (
+            lambda: Objectives({"a": 1}, computed={"x": 3}),
+            "computed={'x': 3}: it ",
+        ),  # type: ignore[dict-item]
         (lambda: StepOrder(lambda _: "", weight=-1), "weight=-1"),
         (lambda: StepOrder(["a", "b"]), "reference=['a', 'b']"),  # type: ignore[arg-type]
         (lambda: StepOrder(lambda _: "", steps=["a"]), "steps=['a']"),  # type: ignore[arg-type]

@@ -125,6 +125,12 @@ def letter_groups(text: str, sizes: Sequence[int] = (2, 3)) -> frozenset[str]:
     return frozenset(folded[i : i + n] for n in sizes for i in range(max(1, len(folded) - n + 1)))
 
 
+def alike(one: frozenset[str], other: frozenset[str]) -> float:
+    """The share that both have of what either has; 1.0 where neither has anything."""
+    either = one | other
+    return len(one & other) / len(either) if either else 1.0
+
+
 def n_single_letters(parts: Sequence[str]) -> int:
     """How many of the words are single characters of a script without spaces."""
     return sum(len(word) == 1 and word >= "\u0e00" for word in parts)

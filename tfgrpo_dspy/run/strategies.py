@@ -46,6 +46,7 @@ from tfgrpo_dspy.strategies.base import (
     Shown,
     Strategy,
     UpdateContext,
+    overrides,
 )
 
 MOST_ATTEMPTS = 16  # extra rollouts of one group
@@ -68,8 +69,7 @@ class Strategies:
 
     def overriding(self, method: str) -> list[Strategy]:
         """The strategies that decide on this."""
-        usual = getattr(Strategy, method)
-        return [s for s in self._run.settings.strategies if getattr(type(s), method) is not usual]
+        return [each for each in self._run.settings.strategies if overrides(each, method)]
 
     def _asked_still(self, method: str, batch: Batch) -> list[Strategy]:
         """Those that decide on this, without what has always failed in the updates before.

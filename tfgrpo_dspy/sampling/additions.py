@@ -75,6 +75,11 @@ class SampledGroup:
         )
 
     @property
+    def advice(self) -> frozenset[str]:
+        """The texts that its rollouts were given."""
+        return frozenset(one.text for given in self.given for one in given.library)
+
+    @property
     def unaided(self) -> Group:
         """The group without the rollouts that had aid (`aids`)."""
         return self._unaided(self.group)

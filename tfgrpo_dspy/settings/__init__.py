@@ -28,7 +28,7 @@ from tfgrpo_dspy.reflection.modules import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
-from tfgrpo_dspy.strategies.base import Strategy
+from tfgrpo_dspy.strategies.base import METHODS, Strategy, overrides
 
 DEFAULT_THREADS = 8
 AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
@@ -116,9 +116,8 @@ def _strategies(value: Any) -> Any:
 
 
 def _is_strategy(value: object) -> bool:
-    overridden = [getattr(type(value), name, None) for name in STRATEGY_METHODS]
-    usual = [getattr(Strategy, name) for name in STRATEGY_METHODS]
-    return isinstance(value, Strategy) and (type(value) is Strategy or overridden != usual)
+    decides = any(overrides(value, name) for name in METHODS)
+    return isinstance(value, Strategy) and (type(value) is Strategy or decides)
 
 
 FLAG = of_type(bool, "True or False")
@@ -127,10 +126,9 @@ TEMPERATURES = Check(
     lambda value: OWN if value == OWN else positive(2).read(value),
 )
 MAX_BITS = 1000  # of whole numbers: a larger one could not be made a float
-STRATEGY_METHODS = ("choose", "rescue", "reward", "credit", "show", "propose")
 STRATEGIES = Check(
     "a sequence of instances of Strategy, such as (LearningFrontier(),), each of which overrides "
-    f"one of {', '.join(STRATEGY_METHODS)}",
+    f"one of {', '.join(METHODS)}",
     _strategies,
 )
 PRICES = Check("dollars for a million prompt and completion tokens, {'model': (0.1, 0.4)}", _prices)
@@ -380,8 +378,7 @@ class Settings:
                 f"pass a metric, or leave the gate out."
             )
         strategies: Any = self.strategies if isinstance(self.strategies, tuple) else ()
-        usual = Strategy.credit
-        names = [type(s).__name__ for s in strategies if getattr(type(s), "credit", usual) != usual]
+        names = [type(each).__name__ for each in strategies if overrides(each, "credit")]
         if len(names) > 1:
             yield f"strategies: {' and '.join(names)} each value the steps of a group; pass one."
 

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import dspy
@@ -13,6 +12,7 @@ from tfgrpo_dspy.reflection.reading import read_lessons
 from tfgrpo_dspy.reflection.texts import UNKNOWN, by_example
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.strategies.arguments import Least0, Least1, strategy
 from tfgrpo_dspy.strategies.base import (
     Ask,
     GroupContext,
@@ -21,7 +21,6 @@ from tfgrpo_dspy.strategies.base import (
     Strategy,
     UpdateContext,
 )
-from tfgrpo_dspy.strategies.checks import check_whole
 from tfgrpo_dspy.wording import shortened
 
 FIELD_BYTES = 1050  # of the inputs of each example that is shown, and of its labels
@@ -52,7 +51,7 @@ class SayWhatMatters(dspy.Signature):
     advice: str = dspy.OutputField(desc="one line each, or the word None")
 
 
-@dataclass(frozen=True)
+@strategy
 class AttributionPrior(Strategy):
     """Learns from the reflection LM what matters in the inputs, before there is a rollout.
 
@@ -65,11 +64,6 @@ class AttributionPrior(Strategy):
     **Carried over.** What an LM holds to be important, asked for once, guides all learning.
     **Not carried over.** Scores for each feature, and the loss that pulls gradients towards them.
     **When to use.** With few examples, where much agrees with the labels by accident.
-    **Measured.** Simulated, eight examples with a misleading property: better than without in 6 of
-    10 seeds, mean .680 beside .693; the bar was 7 of 10. It did win 28 of the 40 seeds that it was
-    tuned on (+.049). Two rounds of changes (the note for drafts, too; the note in half of the
-    groups) did not help. With wrong answers of the reflection LM -.020.
-    (`python benchmarks/strategies.py`)
 
     Args:
         n_examples: how many training examples the question shows.
@@ -80,12 +74,8 @@ class AttributionPrior(Strategy):
     """
 
     proposes_first = True
-    n_examples: int = 6
-    most: int = 2
-
-    def __post_init__(self) -> None:
-        check_whole("n_examples", self.n_examples, 1)
-        check_whole("most", self.most, 0)
+    n_examples: Least1 = 6
+    most: Least0 = 2
 
     async def show(self, context: GroupContext, ask: Ask) -> Shown:
         """All rollouts, with a note on what matters."""

@@ -285,3 +285,12 @@ class Strategy:
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """The lessons that UpdateLibrary is shown, and operations beside its own."""
         return Proposed(context.lessons)
+
+
+METHODS = tuple(name for name, one in vars(Strategy).items() if callable(one) and name[0] != "_")
+"""What a strategy may decide."""
+
+
+def overrides(strategy: object, method: str) -> bool:
+    """Whether the strategy decides on this."""
+    return getattr(type(strategy), method, None) is not getattr(Strategy, method)

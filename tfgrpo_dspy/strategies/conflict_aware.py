@@ -2,17 +2,18 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated
 
 import dspy
+from pydantic import Field
 
 from tfgrpo_dspy.experience.values import Add, Evidence, Modify, Operation
 from tfgrpo_dspy.reflection.reading import read_lessons
 from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.scores import MIN_CONTRAST
+from tfgrpo_dspy.strategies.arguments import strategy
 from tfgrpo_dspy.strategies.base import Ask, GroupContext, Proposed, Shown, Strategy, UpdateContext
-from tfgrpo_dspy.strategies.checks import check_range
 from tfgrpo_dspy.strategies.contradictions import Difference, differences, p_value
 from tfgrpo_dspy.wording import shortened
 
@@ -39,7 +40,7 @@ class NarrowAdvice(dspy.Signature):
     narrower: str = dspy.OutputField(desc="one line, or the word None")
 
 
-@dataclass(frozen=True)
+@strategy
 class ConflictAware(Strategy):
     """Narrows advice that helps on some inputs and harms on others.
 
@@ -52,8 +53,6 @@ class ConflictAware(Strategy):
     good; rollouts of a high entropy are not compared.
     **Not carried over.** Tokens and gradients; the threshold that the paper proves.
     **When to use.** Where general advice may suit only some kinds of inputs.
-    **Measured.** Simulated lines that help here and harm there: .573 beside .488 (+.085
-    [-.010, +.180]). With wrong answers of the reflection LM -.014. (`benchmarks/strategies.py`)
 
     Args:
         level: of the test, between 0 and 1; a higher one asks more often.
@@ -64,12 +63,8 @@ class ConflictAware(Strategy):
         SettingsError: a setting is out of its range.
     """
 
-    level: float = 0.2
-    max_entropy: float = 2.0
-
-    def __post_init__(self) -> None:
-        check_range("level", self.level, 0, 1, open_=True)
-        check_range("max_entropy", self.max_entropy, 0.01, 100)
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    max_entropy: Annotated[float, Field(ge=0.01, le=100)] = 2.0
 
     async def show(self, context: GroupContext, ask: Ask) -> Shown:
         """The rollouts without those of a high entropy; all where the others would not differ."""

@@ -3,15 +3,17 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 from statistics import fmean
+from typing import Annotated
 
+from pydantic import Field
+
+from tfgrpo_dspy.strategies.arguments import Least1, strategy
 from tfgrpo_dspy.strategies.base import BatchPlan, Strategy
-from tfgrpo_dspy.strategies.checks import check_range, check_whole
-from tfgrpo_dspy.strategies.pass_rates import Domain, check_domain, domains, mixed
+from tfgrpo_dspy.strategies.pass_rates import Domain, domains, mixed
 
 
-@dataclass(frozen=True)
+@strategy
 class DomainBandit(Strategy):
     """Chooses domains by an upper confidence bound on their mean absolute advantage.
 
@@ -26,11 +28,6 @@ class DomainBandit(Strategy):
     **Not carried over.** The softmax over bounds: each place goes to the highest one, and what is
     already chosen counts as seen.
     **When to use.** Examples come from known domains, of which some are too easy or too hard.
-    **Measured.** Simulated, eight domains of ten too easy or too hard, mean of ten seeds: .796
-    beside .709 at 600 LM calls, .970 beside .752 at 1,200. With half of the calls: .796 beside .752
-    (of 1,200), but .576 beside .709 (of 600), a bar that it misses: with few calls, finding the
-    domains costs more than it saves. In an ordinary world it changes the score by +.011. (`python
-    benchmarks/strategies.py`)
 
     Args:
         domain: the name of the field, or the function of an example, that gives its domain.
@@ -42,13 +39,8 @@ class DomainBandit(Strategy):
     """
 
     domain: Domain
-    exploration: float = 0.5
-    window: int = 12
-
-    def __post_init__(self) -> None:
-        check_range("exploration", self.exploration, 0, 100)
-        check_whole("window", self.window, 1)
-        check_domain(self.domain)
+    exploration: Annotated[float, Field(ge=0, le=100)] = 0.5
+    window: Least1 = 12
 
     def choose(self, plan: BatchPlan) -> Mapping[int, int]:
         """An example of the domain with the highest bound for each place of the batch."""

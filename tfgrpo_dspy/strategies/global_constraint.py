@@ -2,17 +2,19 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.scores import MIN_CONTRAST
+from tfgrpo_dspy.strategies.arguments import strategy
 from tfgrpo_dspy.strategies.base import Scored, Strategy
-from tfgrpo_dspy.strategies.checks import check_function, check_range
 
 MEAN_STRENGTH = 2 / 3  # of 4 * level * (1 - level), over all levels from 0 to 1
 
 
-@dataclass(frozen=True)
+@strategy
 class GlobalConstraint(Strategy):
     """Adds a reward for a quantity of the whole, such as how many agents cooperate.
 
@@ -34,9 +36,6 @@ class GlobalConstraint(Strategy):
     term (this parabola is our own); the simulation of a population: the level is that of a batch.
     **When to use.** What is good for one agent or answer harms the whole, such as the use of a
     shared resource, and the metric cannot say so of a single rollout.
-    **Measured.** A simulated public goods game, ten seeds: 82 % of the agents cooperate, without
-    the term 35 %. With a quantity that has nothing to do with the score, the score falls by .031
-    [-.012, +.074]: use it only for a quantity that you want. (`python benchmarks/strategies.py`)
 
     Args:
         quantity: what a rollout contributes, from 0 to 1; a function of a rollout alone, such as
@@ -49,11 +48,7 @@ class GlobalConstraint(Strategy):
     """
 
     quantity: Callable[[Rollout], float]
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_function("quantity", self.quantity, "a rollout, which gives 0 to 1")
-        check_range("weight", self.weight, 0.01, 100)
+    weight: Annotated[float, Field(ge=0.01, le=100)] = 1.0
 
     def reward(self, scored: Scored) -> Sequence[float]:
         """The scores, and what the contributions are worth."""

@@ -3,7 +3,6 @@
 import itertools
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import dspy
@@ -16,10 +15,10 @@ from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.sampling.replay import decision
+from tfgrpo_dspy.strategies.arguments import Least0, Least1, strategy
 from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strategy
-from tfgrpo_dspy.strategies.checks import check_whole
 from tfgrpo_dspy.strategies.state_values import states
-from tfgrpo_dspy.wording import letter_groups
+from tfgrpo_dspy.wording import alike, letter_groups
 
 RIDGE = 0.3  # how strongly rewards are drawn to 0, in the scale of log-odds
 SHOWN_TOKENS = 1_500  # of a trajectory
@@ -42,7 +41,7 @@ class PreferAttempt(dspy.Signature):
     better: str = dspy.OutputField(desc="1, 2 or 0")
 
 
-@dataclass(frozen=True)
+@strategy
 class ImplicitStepRewards(Strategy):
     """Fits a reward for each kind of step to what a judge says of pairs of rollouts.
 
@@ -61,8 +60,6 @@ class ImplicitStepRewards(Strategy):
     **Not carried over.** The implicit reward model, whose rewards are log-probability ratios of two
     LMs; the mix with the reward of the outcome.
     **When to use.** Tasks that no metric can verify (`metric=None`), or with a coarse metric.
-    **Measured.** Simulated, ten turns: .25 of the critical turns found, by outcomes alone .16; at
-    30 turns no more than by outcomes. (`python benchmarks/credit.py`)
 
     Args:
         pairs: how many pairs of a group the judge is shown, at least 1.
@@ -72,21 +69,17 @@ class ImplicitStepRewards(Strategy):
         SettingsError: a setting is out of range.
     """
 
-    pairs: int = 3
-    groups: int = 20
-
-    def __post_init__(self) -> None:
-        check_whole("pairs", self.pairs, 1)
-        check_whole("groups", self.groups, 0)
+    pairs: Least1 = 3
+    groups: Least0 = 20
 
     async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The value of each turn of each rollout that the judge has compared."""
-        now = _advice(context.sampled)
+        now = context.sampled.advice
         past = context.past[len(context.past) - self.groups :] if self.groups else ()
         rows: list[tuple[Rollout, Rollout, float]] = []
         for sampled in (*past, context.sampled):
-            alike = _likeness(_grams(context, sampled), _grams(context, context.sampled))
-            weight = _likeness(_advice(sampled), now) * alike
+            likeness = alike(_grams(context, sampled), _grams(context, context.sampled))
+            weight = alike(sampled.advice, now) * likeness
             for pair in _pairs(sampled.unaided, self.pairs) if weight > 0 else ():
                 winner = await _preferred(context.trainset[sampled.group.example], pair, ask)
                 if winner is not None:
@@ -173,17 +166,7 @@ async def _preferred(example: dspy.Example, pair: Pair, ask: Ask) -> Rollout | N
     return pair[int(digits[0]) - 1] if digits and digits[0] != "0" else None
 
 
-def _advice(sampled: SampledGroup) -> frozenset[str]:
-    return frozenset(each.text for given in sampled.given for each in given.library)
-
-
 def _grams(context: GroupContext, sampled: SampledGroup) -> frozenset[str]:
     """Groups of four characters of the inputs."""
     inputs = context.trainset[sampled.group.example].inputs()
     return letter_groups(fields_text(as_fields(inputs)), (4,))
-
-
-def _likeness(then: frozenset[str], now: frozenset[str]) -> float:
-    """The share that both have of what either has; 1.0 where neither has anything."""
-    either = then | now
-    return len(then & now) / len(either) if either else 1.0

@@ -2,14 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from tfgrpo_dspy.strategies.arguments import Share, strategy
 from tfgrpo_dspy.strategies.base import BatchPlan, Strategy
-from tfgrpo_dspy.strategies.checks import check_range
 from tfgrpo_dspy.strategies.pass_rates import mixed, pass_rates
 
 
-@dataclass(frozen=True)
+@strategy
 class LearningFrontier(Strategy):
     """Prefers examples whose pass rate is neither 0 nor 1, and follows it as the library grows.
 
@@ -24,10 +23,6 @@ class LearningFrontier(Strategy):
     **Not carried over.** The learnability potential, which rests on gradients.
     **When to use.** Many examples always succeed, or always fail, and failures have no feedback in
     words that could teach something.
-    **Measured.** Simulated, 80 % of the examples too easy or too hard, exact held-out scores, mean
-    of ten seeds: .632 beside .449 at 600 LM calls, .775 beside .443 at 1,000. With half of the
-    calls: .573 beside .443 (of 1,000), but .429 beside .449 (of 600), a bar that it misses. In an
-    ordinary world it changes the score by +.003. (`python benchmarks/strategies.py`)
 
     Args:
         memory: how much a group counts, beside a group one epoch (of usual size) later; 0 to 1.
@@ -36,10 +31,7 @@ class LearningFrontier(Strategy):
         SettingsError: `memory` is out of range.
     """
 
-    memory: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_range("memory", self.memory, 0, 1)
+    memory: Share = 0.5
 
     def choose(self, plan: BatchPlan) -> Mapping[int, int]:
         """The examples of the highest expected p (1 - p), and those that became learnable."""

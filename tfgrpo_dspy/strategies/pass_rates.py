@@ -10,7 +10,6 @@ from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.strategies.base import BatchPlan
-from tfgrpo_dspy.strategies.checks import check_function
 
 Domain = str | Callable[[Any], Any]
 """The domain of an example: the name of one of its fields, or a function of the example."""
@@ -98,9 +97,3 @@ def domains(plan: BatchPlan, domain: Domain) -> Mapping[int, Any]:
             raise SettingsError(f"domain={domain!r}: example {lacking[0]} has the fields {fields}.")
         return {index: example[domain] for index, example in examples.items()}
     return {index: domain(example) for index, example in examples.items()}
-
-
-def check_domain(domain: Any) -> None:
-    """Raise SettingsError if this is neither the name of a field nor a function."""
-    if not isinstance(domain, str):
-        check_function("domain", domain, "an example, or the name of a field")
