@@ -5,6 +5,7 @@ A folder counts as one module: `tasks/loop.py` is part of `run`.
 
 import ast
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -126,6 +127,12 @@ def test_no_two_files_import_each_other() -> None:
     graph = {dotted(path): set(imports_of(path)) for path in FILES}
     known = {file: imported & graph.keys() for file, imported in graph.items()}
     assert len(list(TopologicalSorter(known).static_order())) == len(FILES)
+
+
+def test_no_two_classes_of_the_package_have_the_same_name() -> None:
+    parsed = (ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in FILES)
+    names = [node.name for nodes in parsed for node in nodes if isinstance(node, ast.ClassDef)]
+    assert [name for name, n in Counter(names).items() if n > 1] == []
 
 
 def closure(module: str) -> set[str]:

@@ -5,7 +5,7 @@ from runs import Run, add
 from scripted import EXTRACT, UPDATE, lessons, operations
 
 from tfgrpo_dspy.cli.approval import _compared
-from tfgrpo_dspy.results.records import Attempt, Comparison
+from tfgrpo_dspy.results.records import Comparison, RolloutSummary
 
 FRUIT = ["a parcel of cherries", "a parcel of walnuts"]
 
@@ -24,7 +24,7 @@ def test_a_lesson_of_two_groups_in_one_call_is_shown_beside_its_own_example() ->
 
 
 def test_of_two_attempts_with_the_same_score_none_is_called_the_best() -> None:
-    one, other = Attempt("red", 0.0, "No."), Attempt("blue", 0.0, "No.")
+    one, other = RolloutSummary("red", 0.0, "No."), RolloutSummary("blue", 0.0, "No.")
     lines = _compared(Comparison(3, "What colour?", one, other, "Nobody knew it."))
     assert [line.split()[0] for line in lines] == ["example", "one", "other", "says"]
     alike = _compared(Comparison(3, "What colour?", one, one, ""))

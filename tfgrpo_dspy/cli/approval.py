@@ -19,7 +19,7 @@ from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience.files import json_value
 from tfgrpo_dspy.experience.values import Add, Limits, Operation, operation_from
 from tfgrpo_dspy.outside import printable
-from tfgrpo_dspy.results.records import Attempt, Comparison
+from tfgrpo_dspy.results.records import Comparison, RolloutSummary
 
 TERMINAL = "/dev/tty"  # also where stdin is piped
 POLL_S = 0.05  # how often it is looked whether the run has ended
@@ -136,7 +136,7 @@ def _compared(comparison: Comparison) -> list[str]:
     ]
 
 
-def _attempt(attempt: Attempt) -> str:
+def _attempt(attempt: RolloutSummary) -> str:
     score = "no score" if attempt.score is None else f"{attempt.score:z.2f}"
     return " | ".join(filter(None, [score, attempt.outputs, attempt.feedback]))
 

@@ -41,7 +41,7 @@ class Life:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class UpdateView:
     """An update in which something happened: its changes, each with the text before it.
 
     `refused` are the lessons and operations that were not taken, each with the reason.
@@ -100,7 +100,7 @@ def _lives(run: RunResults) -> Iterator[Life]:
         yield Life(id_, text, scope, of, experience, effect, belief, why, span)
 
 
-def _steps(updates: Sequence[UpdateRecord]) -> Iterator[Step]:
+def _steps(updates: Sequence[UpdateRecord]) -> Iterator[UpdateView]:
     texts: dict[str, str] = {}
     for record in updates:
         changes = [(change, texts.get(change.id, "")) for change in record.changes]
@@ -108,7 +108,7 @@ def _steps(updates: Sequence[UpdateRecord]) -> Iterator[Step]:
         refused = [f"Lesson: {text}" for text in record.refused_lessons]
         operations = (op for op in record.operations if op.refused)
         refused += [f"{op.op} {op.id} {op.text}: {op.refused}" for op in operations]
-        yield Step(record, changes, refused)
+        yield UpdateView(record, changes, refused)
 
 
 def _diff(before: str, after: str) -> Iterator[tuple[str, Sequence[str]]]:

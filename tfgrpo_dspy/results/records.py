@@ -190,7 +190,7 @@ class OperationRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class RolloutSummary:
     """A rollout as people are shown it: its outputs, shortened, its score, what the metric said.
 
     `values` are the expected scores before its first step and after later ones, each with what the
@@ -214,8 +214,8 @@ class Comparison:
 
     example: int
     inputs: str
-    good: Attempt
-    bad: Attempt
+    good: RolloutSummary
+    bad: RolloutSummary
     advantage: str
 
 

@@ -6,7 +6,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add, Advice, Evidence, Experience, Modify, Operation
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.texts import clip
-from tfgrpo_dspy.results.records import Attempt, Change, ChangeKind, Comparison
+from tfgrpo_dspy.results.records import Change, ChangeKind, Comparison, RolloutSummary
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text
 from tfgrpo_dspy.run.batches import Extracted
 from tfgrpo_dspy.wording import WORD, shortened
@@ -114,11 +114,11 @@ def _was_on_trial(experience: Experience | None) -> bool:
     return experience is None or experience.is_on_trial
 
 
-def _attempt(rollout: Rollout) -> Attempt:
+def _attempt(rollout: Rollout) -> RolloutSummary:
     outputs = fields_text(rollout.outputs) or getattr(rollout.failure, "message", "")
     feedback = shortened(rollout.words, FEEDBACK_BYTES)
     values = _values(rollout), rollout.measure
-    return Attempt(clip(outputs, OUTPUT_TOKENS), rollout.score, feedback, *values)
+    return RolloutSummary(clip(outputs, OUTPUT_TOKENS), rollout.score, feedback, *values)
 
 
 def _values(rollout: Rollout) -> tuple[tuple[str, float], ...]:

@@ -21,6 +21,7 @@ from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.wording import aligned
 
 COMPLETION_TOKENS, FORMAT_TOKENS = 150, 200  # DSPy's adapters add the second to a prompt
 REFLECTION_TOKENS, UPDATE_TOKENS, EXAMPLES_OF_DRAFT = 12_000, 2_000, 10
@@ -48,9 +49,11 @@ class Planned:
     def __mul__(self, times: float) -> "Planned":
         return Planned(*(times * value for value in astuple(self)))
 
-    def __str__(self) -> str:
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """The three as whole numbers and cents; "?" where no price is known."""
         dollars = "?" if math.isnan(self.cost) else f"{self.cost:.2f}"
-        return f"{math.ceil(self.n_rollouts):>9,}{math.ceil(self.n_lm_calls):>9,}{dollars:>9}"
+        return f"{math.ceil(self.n_rollouts):,}", f"{math.ceil(self.n_lm_calls):,}", dollars
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,6 @@ class PlanRow:
     purpose: str
     likely: Planned
     at_most: Planned
-
-    def __str__(self) -> str:
-        return f"{self.purpose:<26}{self.likely}  {self.at_most}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +91,11 @@ class Plan:
         return f"<pre>{html.escape(str(self))}</pre>"
 
     def __str__(self) -> str:
-        head = f"{'rollouts':>9}{'calls':>9}{'dollars':>9}"
+        rows = [(row.purpose, *row.likely.texts, *row.at_most.texts) for row in self.rows]
+        units = ("rollouts", "calls", "dollars")
+        head = [("", "", "", "likely", "", "", "at most"), ("purpose", *units, *units)]
         lines = [
-            f"{'':<26}{'likely':>27}  {'at most':>27}",
-            f"{'purpose':<26}{head}  {head}",
-            *map(str, self.rows),
+            *aligned([*head, *rows], range(1, 7)),
             f"likely: {self.n_updates} updates; fewer where one lesson solves the task",
             *["what the strategies try and ask besides is not known"] * self.has_strategies,
             "",
