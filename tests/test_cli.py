@@ -21,7 +21,7 @@ from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, NoGate
 from tfgrpo_dspy.cli import tfgrpo
 from tfgrpo_dspy.interchange import write_library
 from tfgrpo_dspy.run.saved import saved_runs
-from tfgrpo_dspy.store.records import DATABASE, Store
+from tfgrpo_dspy.store.database import DATABASE, Store
 
 TESTS = Path(__file__).parent
 MODULE = [sys.executable, "-m", "tfgrpo_dspy"]
@@ -396,7 +396,7 @@ def test_a_damaged_record_hides_no_other_run_of_the_store(
         opened.replace(damaged, {"odd": 1})
     if which == "latest:":
         with closing(sqlite3.connect(store / DATABASE)) as database, database:
-            database.execute("UPDATE records SET text = 'x' WHERE key = ?", (damaged,))
+            database.execute("UPDATE Cache SET value = 'x' WHERE key = ?", (damaged,))
     listed = run("runs", store, "--json")
     left = {last} if which != "latest:" else {first, last}
     assert {each["run"] for each in json.loads(listed.stdout)} == left

@@ -11,7 +11,7 @@ from test_promise_resume import compiled, facts, lm_of, offline
 from test_store import contents
 
 from tfgrpo_dspy import SettingsError, StoreError, best_so_far
-from tfgrpo_dspy.store.records import Store
+from tfgrpo_dspy.store.database import Store
 
 
 def test_offline_and_best_so_far_write_nothing_so_a_store_may_be_read_only(tmp_path: Path) -> None:

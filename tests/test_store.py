@@ -4,10 +4,14 @@ Databases are changed by sqlite3 in a closed store.
 """
 
 import contextlib
+import itertools
 import json
 import multiprocessing
+import os
+import pickle
 import random
 import shutil
+import signal
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,10 +25,9 @@ from runs import learned, records
 from tfgrpo_dspy import NoGate, TrainingFreeGRPOError
 from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.redaction import redacted
-from tfgrpo_dspy.store.records import Store
+from tfgrpo_dspy.store.database import DATABASE, Store
 
 KEY = "rollout:1"
-DATABASE = "tfgrpo_store.db"
 ALL = {KEY: {"x": 1}, "latest:run": {"run": "run:1"}}
 
 
@@ -38,11 +41,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "log"
 
 
-def change(folder: Path, sql: str, *values: Any) -> None:
+def change(folder: Path, sql: str, **values: Any) -> None:
     """Run one statement on the database of a closed store."""
-    with sqlite3.connect(folder / DATABASE) as connection:
-        connection.execute(sql, values)
-    connection.close()
+    with contextlib.closing(sqlite3.connect(folder / DATABASE)) as connection, connection:
+        connection.execute(sql, {name: values[name] for name in values if f":{name}" in sql})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -89,7 +91,7 @@ DAMAGED: dict[str, tuple[str, str]] = {
         for text in ("", "{", "[1]", "null", '"x"', "[" * 100_000, "9" * 5000)
     },
     "a number": ("7", "The record 'rollout:1' is damaged"),
-    "a pickle": ("x'80049505000000000000008c0178942e'", "The record 'rollout:1' is damaged"),
+    "bytes": ("x'80049505000000000000008c0178942e'", "The record 'rollout:1' is damaged"),
     "bytes that are no UTF-8": ("CAST(x'ff7b7d' AS TEXT)", r"Cannot read the run .* is damaged"),
 }
 
@@ -98,11 +100,115 @@ DAMAGED: dict[str, tuple[str, str]] = {
 def test_a_row_that_holds_no_record_is_an_error_that_says_so(
     value: str, message: str, folder: Path
 ) -> None:
-    change(folder, f"UPDATE records SET text = {value} WHERE key = '{KEY}'")
+    change(folder, f"UPDATE Cache SET value = {value} WHERE key = '{KEY}'")
     store = Store(folder)
     with pytest.raises(StoreError, match=message):
         store.get(KEY)
     store.close()
+
+
+class Planted:
+    """An object that leaves a file behind when its pickle is loaded."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+CHANGES: dict[str, str] = {
+    "a pickled value": "UPDATE Cache SET mode = 4, value = :pickle",
+    "a pickled value in a file": "UPDATE Cache SET mode = 4, filename = :file, value = NULL",
+    "bytes in a file": "UPDATE Cache SET mode = 2, filename = :file, value = NULL",
+    "text in a file": "UPDATE Cache SET mode = 3, filename = :file, value = NULL",
+    "text with a file beside it": "UPDATE Cache SET filename = :file",
+    "a mode that is none": "UPDATE Cache SET mode = 'x'",
+    "no mode": "UPDATE Cache SET mode = NULL",
+}
+
+
+@pytest.mark.parametrize("sql", CHANGES.values(), ids=CHANGES)
+def test_a_row_of_another_form_than_text_is_refused_unread_and_no_file_is_touched(
+    sql: str, folder: Path, tmp_path: Path
+) -> None:
+    executed, outside = tmp_path / "executed", tmp_path / "outside"
+    outside.write_bytes(pickle.dumps(Planted(executed)))
+    change(folder, sql, pickle=outside.read_bytes(), file=str(outside))
+    store = Store(folder)
+    with pytest.raises(StoreError, match=r"The record 'rollout:1' is damaged: .* holds no text"):
+        store.get(KEY)
+    if "filename" in sql:
+        with pytest.raises(StoreError, match=r"names the file .*outside"):
+            store.replace("latest:run", {})
+    store.close()
+    assert outside.exists() and not executed.exists()
+
+
+@pytest.mark.parametrize("key", ["pickle", "bytes", "number"])
+def test_a_key_of_another_form_than_text_is_refused_unread(
+    key: str, folder: Path, tmp_path: Path
+) -> None:
+    executed = tmp_path / "executed"
+    forms = {"pickle": pickle.dumps(Planted(executed)), "bytes": b"rollout:1", "number": 7}
+    change(folder, "UPDATE Cache SET key = :key, raw = :raw WHERE key = 'rollout:1'",
+           key=forms[key], raw=key != "pickle")  # fmt: skip
+    for is_read_only in (False, True):
+        store = Store(folder, is_read_only=is_read_only)
+        with pytest.raises(StoreError, match=r"Cannot read .* holds no text there"):
+            store.keys("")
+        assert store.get("latest:run") == ALL["latest:run"]
+        store.close()
+    assert not executed.exists()
+
+
+SETTINGS = {
+    "sqlite_journal_mode": "delete",
+    "sqlite_user_version": 3,
+    "sqlite_query_only": 1,
+    "sqlite_writable_schema; DROP TABLE Cache": 1,
+    "sqlite_synchronous": 0,
+    "eviction_policy": "least-recently-used",
+    "cull_limit": 1000,
+    "size_limit": 0,
+    "statistics": 1,
+    "tag_index": 1,
+    "disk_min_file_size": 0,
+    "disk_pickle_protocol": "x",
+    "get": "no method",
+    "_disk": None,
+    "count": "many",
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_setting_in_a_database_counts(name: str, folder: Path) -> None:
+    change(folder, "INSERT OR REPLACE INTO Settings VALUES (:name, :value)",
+           name=name, value=SETTINGS[name])  # fmt: skip
+    for is_read_only in (True, False):
+        store = Store(folder, is_read_only=is_read_only)
+        assert store.keys("") == [*ALL]
+        store.close()
+    store = Store(folder)
+    assert store.put("rollout:long", {"x": "y" * 100_000}) is None
+    found = {key: store.get(key) for key in store.keys("")}
+    assert found == {**ALL, "rollout:long": {"x": "y" * 100_000}}
+    store.close()
+    assert {path.name for path in folder.iterdir()} == {DATABASE}
+    with contextlib.closing(sqlite3.connect(folder / DATABASE)) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["INSERT INTO Settings VALUES (x'ff', 1)", "ALTER TABLE Cache RENAME COLUMN value TO text"],
+)
+def test_tables_that_something_else_has_changed_are_an_error_of_ours(
+    sql: str, folder: Path
+) -> None:
+    change(folder, sql)
+    with pytest.raises(StoreError, match="run store log_dir="):
+        Store(folder).get(KEY)
 
 
 @pytest.fixture(scope="module")
@@ -141,27 +247,40 @@ def test_a_record_with_odd_types_never_raises_anything_but_our_own_errors(
         folder = tmp_path / str(number)
         shutil.copytree(run_folder, folder)
         text = json.dumps(changed["record"])
-        change(folder, "UPDATE records SET text = ? WHERE key = ?", text, key)
+        change(folder, "UPDATE Cache SET value = :text WHERE key = :key", text=text, key=key)
         with contextlib.suppress(TrainingFreeGRPOError):
             learned(log_dir=folder, gate=NoGate(), epochs=1, batch_size=6)
+
+
+def older(folder: Path) -> sqlite3.Connection:
+    """A store as earlier versions made it."""
+    folder.mkdir()
+    database = sqlite3.connect(folder / DATABASE, isolation_level=None)
+    database.execute("CREATE TABLE records (key TEXT PRIMARY KEY, text TEXT NOT NULL)")
+    database.execute("PRAGMA user_version = 4")
+    return database
 
 
 def test_a_folder_that_is_no_store_of_this_format_is_refused_and_left_alone(
     folder: Path, tmp_path: Path
 ) -> None:
     change(folder, "PRAGMA user_version = 77")
+    with contextlib.closing(older(tmp_path / "older")) as database:
+        database.executemany("INSERT INTO records VALUES (?, ?)", [(KEY, "{}")])
     (tmp_path / "a file").write_text("x")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / DATABASE).write_bytes(b"somebody's" * 1000)
     before = contents(tmp_path)
     for path, message in (
         (folder, "of format 77; this version of tfgrpo_dspy reads format"),
+        (tmp_path / "older", "of format 4; this version of tfgrpo_dspy reads format 5"),
         (tmp_path / "other", r"Cannot open the run store .* is damaged"),
         (tmp_path / "a file", "Cannot open the run store log_dir="),
         (tmp_path / "a file" / "log", "Cannot open the run store log_dir="),
     ):
-        with pytest.raises(StoreError, match=message):
-            Store(path)
+        for is_read_only in (False, True):
+            with pytest.raises(StoreError, match=message):
+                Store(path, is_read_only=is_read_only)
     assert Store.existing(tmp_path / "nothing") is None
     assert contents(tmp_path) == before
 
@@ -189,3 +308,35 @@ def test_several_processes_write_at_once_and_nothing_is_lost_or_written_twice(
     owners = {number: name for name, numbers in first.items() for number in numbers}
     assert owners == {n: written[f"rollout:{n}"]["by"] for n in range(150)}
     assert sum(map(len, first.values())) == 150
+
+
+def write_until_killed(folder: Path, to_parent: Any) -> None:
+    store = Store(folder)
+    for number in itertools.count():
+        store.put(f"rollout:{number}", {"text": "x" * 30_000})
+        to_parent.send(number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_before", [1, 7, 40])
+def test_what_was_put_before_a_kill_is_there_and_what_is_there_is_whole(
+    n_before: int, tmp_path: Path
+) -> None:
+    from_child, to_parent = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.Process(target=write_until_killed, args=(tmp_path, to_parent))
+    child.start()
+    to_parent.close()
+    for _ in range(n_before):
+        from_child.recv()
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    n_sent = n_before
+    with contextlib.suppress(EOFError):
+        while True:
+            n_sent = from_child.recv() + 1
+    store = Store(tmp_path)
+    n_stored = len(store.keys(""))
+    assert n_sent <= n_stored <= n_sent + 1
+    assert all(store.get(key) == {"text": "x" * 30_000} for key in store.keys(""))
+    store.close()

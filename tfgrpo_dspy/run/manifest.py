@@ -20,8 +20,8 @@ from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.store.database import Record, Store, reading
 from tfgrpo_dspy.store.identity import digest
-from tfgrpo_dspy.store.records import Record, Store, reading
 
 logger = logging.getLogger(__name__)
 

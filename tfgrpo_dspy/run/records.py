@@ -18,6 +18,7 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.checks import all_lms
 from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.store.database import Store, reading
 from tfgrpo_dspy.store.identity import (
     Unseen,
     digest,
@@ -25,7 +26,6 @@ from tfgrpo_dspy.store.identity import (
     object_identity,
     without_addresses,
 )
-from tfgrpo_dspy.store.records import Store, reading
 from tfgrpo_dspy.strategies.base import Strategy
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from tfgrpo_dspy.run.manifest import DECIDED, LATEST_RUN, RESULTS, RUN, notes_of
 from tfgrpo_dspy.run.records import LOST, program_digest
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.demos import Demo
+from tfgrpo_dspy.store.database import Record, Store, reading
 from tfgrpo_dspy.store.identity import Unseen, digest
-from tfgrpo_dspy.store.records import Record, Store, reading
 
 logger = logging.getLogger(__name__)
 
