@@ -4,12 +4,14 @@ import io
 import json
 import pickle
 import re
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import dspy
 import pytest
-from runs import learned
+from runs import learned, predictor
 from test_final_choice import cases, compiled, world
 
 from tfgrpo_dspy import ExperienceLibrary
@@ -114,3 +116,50 @@ def test_the_axes_of_the_chart_have_round_numbers() -> None:
     assert ticks(0.13, 0.48) == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert ticks(0, 137) == [0, 50, 100, 150]
     assert ticks(0, 1) == [0, 0.5, 1.0]
+
+
+class Pipeline(dspy.Module):
+    """Holds an optimized program, and calls it."""
+
+    def __init__(self, stages: list[Any]) -> None:
+        super().__init__()
+        self.stages = stages
+
+    def forward(self, question: str) -> Any:
+        return [stage(question=question) for stage in self.stages][-1]
+
+
+def read_again(program: Any, folder: Path) -> Any:
+    program.save(folder, save_program=True)
+    return dspy.load(folder, allow_pickle=True)
+
+
+def by_gepa(program: Any, _folder: Path) -> Any:
+    pytest.importorskip("gepa")
+    from dspy.teleprompt.gepa.gepa import DspyGEPAResult  # noqa: PLC0415
+
+    values = {field.name: [] for field in fields(DspyGEPAResult)}
+    program.detailed_results = DspyGEPAResult(**values)
+    return program
+
+
+OLD = {"in memory": lambda program, _: program, "from a file": read_again, "of GEPA": by_gepa}
+
+
+@pytest.mark.parametrize("old", OLD.values(), ids=OLD)
+def test_a_program_made_from_an_optimized_one_does_not_carry_its_results(
+    old: Any, tmp_path: Path
+) -> None:
+    program = old(learned(), tmp_path / "saved")
+    before = program.detailed_results
+    assert not hasattr(ExperienceLibrary().bake(program), "detailed_results")
+    again = learned(Pipeline([program]))
+    assert isinstance(again.detailed_results, RunResults)
+    assert not hasattr(again.stages[0], "detailed_results")
+    assert program.detailed_results is before
+
+
+def test_what_a_program_keeps_under_that_name_for_itself_stays() -> None:
+    student = Pipeline([predictor()])
+    student.detailed_results = {"asked": 0}
+    assert ExperienceLibrary().bake(student).detailed_results == {"asked": 0}

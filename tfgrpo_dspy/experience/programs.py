@@ -16,6 +16,7 @@ from tfgrpo_dspy.references import async_needs
 ProgramT = TypeVar("ProgramT")
 BEGIN = "<experiences>"
 END = "</experiences>"
+RESULTS = "detailed_results"  # what GEPA and this package set on the program that they return
 HEADER = "Advice learned from earlier attempts:"
 
 _BLOCK = re.compile(rf"^{BEGIN}\n{HEADER}\n.*?\n{END}$", re.MULTILINE | re.DOTALL)
@@ -135,6 +136,7 @@ def with_instructions(signature: Any, instructions: str) -> Any:
 def copy_program(program: ProgramT, lms: Mapping[int, Any] | None = None) -> ProgramT:
     """A deep copy with these LMs in place of the program's, by `id`; by default with the same LMs.
 
+    The results of an earlier optimizer, which would be taken for those of the copy, stay behind.
     What holds an event loop, and what else refuses to be copied (a lock, a connection), is shared,
     but never a module (DSPy's own copy would share the predictors of a list that holds such a
     thing), nor a tool, whose function is shared.
@@ -144,11 +146,25 @@ def copy_program(program: ProgramT, lms: Mapping[int, Any] | None = None) -> Pro
         lms = {id(lm): lm for lm in held_things if is_lm(lm)}
     shared = {id(held): _shared(held) for held in held_things if _holds_a_loop(held)}
     try:
-        return copy.deepcopy(program, {**shared, **lms})
+        copied = copy.deepcopy(program, {**shared, **lms})
     except Exception:  # noqa: BLE001 - anything that a program holds may refuse to be copied
         stuck = [held for held in held_things if not _can_be_copied(held, {**shared, **lms})]
         shared |= {id(held): _shared(held) for held in stuck}
-        return copy.deepcopy(program, {**shared, **lms})
+        copied = copy.deepcopy(program, {**shared, **lms})
+    if any(RESULTS in vars(module) for _, module in program.named_sub_modules()):
+        for _, module in copied.named_sub_modules():
+            if _is_of_optimizer(vars(module).get(RESULTS)):
+                del vars(module)[RESULTS]
+    return copied
+
+
+def _is_of_optimizer(results: Any) -> bool:
+    """Whether an optimizer of this package or of DSPy left these results, also as read from a file.
+
+    A program may have an attribute of that name for itself.
+    """
+    is_read = isinstance(results, dict) and "ended_because" in results
+    return is_read or type(results).__module__.startswith(("tfgrpo_dspy.", "dspy.teleprompt."))
 
 
 def language_models(program: Any) -> list[Any]:
