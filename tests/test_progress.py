@@ -103,6 +103,64 @@ def test_in_training_the_bar_compares_no_scores_of_different_examples(tmp_path: 
     assert not any("student" in state or "best" in state for state in training)
 
 
+WAITING = """
+import re
+from threading import Event
+import dspy
+from runs import optimizer_of, polite_lm, predictor, questions
+from tfgrpo_dspy import NoGate
+
+seen = set()
+
+def wait(prompt):
+    found = re.search(r"question ([17]0)[0-9]", prompt.text)
+    if found and found[1] not in seen:  # at the first of the validation, and of the test set
+        seen.add(found[1])
+        Event().wait(1.2)
+
+with dspy.context(lm=polite_lm(before=wait)):
+    optimizer = optimizer_of(progress=True, num_threads=1, SETTINGS)
+    optimizer.compile(
+        predictor(), trainset=questions(6), valset=questions(12, 100), testset=questions(3, 700)
+    )
+"""
+OF_PHASE = {
+    "training": {"score"},
+    "final choice": {"student", "best", "result"},
+    "test set": {"student", "result"},
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "settings", ["max_lm_calls=150", "gate=NoGate()", "group_size=2, max_metric_calls=80"]
+)
+def test_no_phase_shows_the_scores_of_another(settings: str) -> None:
+    code = WAITING.replace("SETTINGS", settings)
+    shown = states(script(code))
+    phases = [re.match("training|final choice|test set", state)[0] for state in shown]
+    for phase, state in zip(phases, shown, strict=True):
+        names = set(re.findall(r", (score|student|best|result) [\d.-]+", state))
+        assert names <= OF_PHASE[phase], state
+    assert list(dict.fromkeys(phases)) == list(OF_PHASE)
+    assert "100%" in shown[-1]
+
+
+LEARN = """
+from runs import optimizer_of, polite_lm, predictor
+import dspy
+traces = [{"inputs": {"question": f"question {i}"}, "outputs": {"answer": "no"}, "score": 0.0,
+           "feedback": "Say please."} for i in range(6)]
+with dspy.context(lm=polite_lm()):
+    optimizer_of(progress=True, max_lm_calls=150).learn(predictor(), traces=traces)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_the_bar_of_a_run_without_a_rollout_is_full_at_the_end_too() -> None:
+    assert "100%" in states(script(LEARN))[-1]
+
+
 @pytest.mark.timeout(60)
 def test_eighty_columns_show_calls_and_scores(tmp_path: Path) -> None:
     code = COMPILE.format(budget=150, out=str(tmp_path / "out"))

@@ -46,8 +46,8 @@ class Progress:
     """Shows phase, LM calls of the budget, scores, update, experiences, and dollars.
 
     In training there is one score: the mean of the latest update, with the advice that its rollouts
-    were given. Student and best candidate are compared in the final choice only: before, no two
-    means are of the same examples.
+    were given. Student and best candidate are compared in the final choice, student and result on
+    the test set: before, no two means are of the same examples.
     """
 
     def __init__(self, settings: RunSettings, ledger: Ledger) -> None:
@@ -60,7 +60,7 @@ class Progress:
         self._cleanup = contextlib.ExitStack()
         if settings.progress:
             self._cleanup.enter_context(_lines_above_bars())
-        total = math.ceil(plan_of(settings).total.likely.n_rollouts)
+        total = max(1, math.ceil(plan_of(settings).total.likely.n_rollouts))
         disabled = not settings.progress
         self._bar = _Bar(
             total=total,
@@ -74,7 +74,8 @@ class Progress:
 
     def show_rollout(self, role: str) -> None:
         """Move on by one rollout of this role."""
-        self._phase = PHASES[role]
+        if self._phase != PHASES[role]:  # scores of one phase are not those of another
+            self._phase, self._scores = PHASES[role], {}
         if self._bar.total is not None and self._bar.n >= self._bar.total:
             self._bar.total = self._bar.n + 1  # more than was planned
         self._bar.update()
@@ -132,7 +133,7 @@ class Progress:
 
     def close(self) -> None:
         """End the bar, which is full then, though a run may need fewer rollouts than planned."""
-        self._bar.total = self._bar.n
+        self._bar.n = self._bar.total = max(1, self._bar.n)
         self._show()
         self._bar.leave = _can_rewrite()  # else its last state is a line already
         self._cleanup.close()

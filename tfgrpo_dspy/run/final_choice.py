@@ -133,6 +133,9 @@ class Measurements:
         n = int(min(n_examples, max(1, n_left)))
         with suppress(RunStopped):
             self.make([(c, place) for place in range(n) for c in range(n_candidates)])
+        means = self._means()
+        if (result := means.get(n_candidates - 1)) is not None:
+            self._run.report.progress.show_scores(student=means[0], result=result)
 
     def scores(self) -> Scores:
         """The score of each rollout.
@@ -163,14 +166,17 @@ class Measurements:
         names = dict.fromkeys(name for objectives in found for name in objectives)
         return {n: statistics.fmean(each[n] for each in found if n in each) for n in names}
 
-    def means(self) -> dict[str, float]:
-        """The mean scores of the student and of the best candidate so far."""
-        by_candidate: dict[int, list[float]] = {}
-        for (candidate, _), score in scored(self.scores()).items():
-            if score is not None:
-                by_candidate.setdefault(candidate, []).append(score)
-        means = {candidate: statistics.fmean(each) for candidate, each in by_candidate.items()}
-        return {"student": means[0], "best": max(means.values())} if 0 in means else {}
+    def show(self) -> None:
+        """Show the mean scores of the student and of the best candidate so far."""
+        if means := self._means():
+            self._run.report.progress.show_scores(student=means[0], best=max(means.values()))
+
+    def _means(self) -> dict[int, float]:
+        """The mean scores of the candidates that were measured on all examples of the student."""
+        scores = {c: self.scores_of(c) for c in range(len(self.candidates))}
+        whole = {c: each for c, each in scores.items() if len(each) == len(scores[0])}
+        known = {c: [s for s in each if s is not None] for c, each in whole.items()}
+        return {c: statistics.fmean(each) for c, each in known.items() if each} if known[0] else {}
 
     def rows(self, candidate: int) -> list[Row]:
         """The candidate's scored examples with predictions and scores, in the set's order."""
@@ -319,7 +325,7 @@ def _race(
     with suppress(RunStopped):  # what was measured by then decides
         while pairs := _next_round(run, race, account, measured.scores()):
             account = account.after_rollouts(measured.make(pairs))
-            run.report.progress.show_scores(**measured.means())
+            measured.show()
     scores = measured.scores()
     best = race.winner(scores)
     finalists = [
