@@ -151,11 +151,15 @@ def copy_program(program: ProgramT, lms: Mapping[int, Any] | None = None) -> Pro
         stuck = [held for held in held_things if not _can_be_copied(held, {**shared, **lms})]
         shared |= {id(held): _shared(held) for held in stuck}
         copied = copy.deepcopy(program, {**shared, **lms})
-    if any(RESULTS in vars(module) for _, module in program.named_sub_modules()):
-        for _, module in copied.named_sub_modules():
+    if any(RESULTS in vars(module) for module in _modules_of(program)):
+        for module in _modules_of(copied):
             if _is_of_optimizer(vars(module).get(RESULTS)):
                 del vars(module)[RESULTS]
     return copied
+
+
+def _modules_of(program: Any) -> list[Any]:
+    return [module for _, module in program.named_sub_modules()]
 
 
 def _is_of_optimizer(results: Any) -> bool:
@@ -179,7 +183,7 @@ def is_lm(value: Any) -> bool:
 
 def _held_by(program: Any) -> list[Any]:
     """What the program's modules hold besides modules, once each; looked for where DSPy looks."""
-    modules = [module for _, module in program.named_sub_modules()]
+    modules = _modules_of(program)
     seen = {id(module) for module in modules}
     found: list[Any] = []
     waiting: list[Any] = [vars(module) for module in modules]
