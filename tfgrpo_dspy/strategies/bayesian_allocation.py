@@ -1,27 +1,32 @@
-"""BayesianAllocation: examples and numbers of rollouts by the contrast that is expected of them."""
+"""BayesianAllocation: examples and numbers of rollouts by a posterior of each pass rate."""
 
-import heapq
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
-from tfgrpo_dspy.sampling.additions import SampledGroup
+from pydantic import Field
+
 from tfgrpo_dspy.strategies.arguments import Least2, Share, strategy
-from tfgrpo_dspy.strategies.base import BatchPlan, Strategy
-from tfgrpo_dspy.strategies.pass_rates import mixed, pass_rates
+from tfgrpo_dspy.strategies.base import BatchPlan
+from tfgrpo_dspy.strategies.choosing import Choosing, PassRate, pass_rates, still_open
+from tfgrpo_dspy.wording import alike
 
 SMALLEST_GROUP = 2
 
 
 @strategy
-class BayesianAllocation(Strategy):
-    """Gives rollouts to the examples where a further one is most likely to bring contrast.
+class BayesianAllocation(Choosing):
+    """Samples examples by a softmax, and gives rollouts by the spread of their scores.
 
-    The pass rate of each example has a Beta posterior. Groups count less, the more the library has
-    changed since. Rollouts are given one after the other to where they raise the expected number of
-    groups with contrast most: a new group takes two, and a group may grow to `most`.
+    The pass rate p of each example has a Beta posterior, in which groups count less, the more the
+    library has changed since. The standard deviation s of a rollout's score is the root of the
+    expectation of p (1 - p). Examples are sampled with chances proportional to exp(s /
+    temperature), and those drawn have rollouts in proportion to s: from 2 to `most`. Examples from
+    which lessons were drawn already count less (see `LearningFrontier`), and half of each batch is
+    as usual.
 
-    **Source.** CurES (arXiv 2510.01037; curriculum by efficient sampling).
-    **Carried over.** A Bayesian estimate of the chance of success, and both choices made by it:
-    which examples, and how many rollouts of each.
+    **Source.** CurES (arXiv 2510.01037): the chances of prompts are a softmax, rollouts go where
+    the variance is, and pass rates are estimated by Bayes' rule.
     **Not carried over.** The analysis of gradients that leads there, and its learning rates.
     **When to use.** As `LearningFrontier`, if some examples need more than the usual number of
     rollouts to show contrast.
@@ -29,6 +34,7 @@ class BayesianAllocation(Strategy):
     Args:
         memory: how much a group still counts when no experience of its library is left; 0 to 1.
         most: rollouts of one example, at least 2.
+        temperature: .01 to 100; the lower, the more go to the examples of the largest spread.
 
     Raises:
         SettingsError: a setting is out of range.
@@ -36,37 +42,40 @@ class BayesianAllocation(Strategy):
 
     memory: Share = 0.7
     most: Least2 = 3
+    temperature: Annotated[float, Field(ge=0.01, le=100)] = 0.1
 
-    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
-        """The sizes of the groups with the highest expected number of contrasts."""
-        now = _advice(plan.past[-1]) if plan.past else frozenset()
-        weights = [self._weight(_advice(each), now) for each in plan.past]
-        rates = pass_rates(plan.past, plan.training, weights)
-        left, sizes = sum(plan.sizes.values()), dict[int, int]()
-        order = mixed(plan)
-        gains = [rates[i].chance_of_contrast(SMALLEST_GROUP) / SMALLEST_GROUP for i in order]
-        waiting = [(i in plan.under_way, -gains[k], k) for k, i in enumerate(order)]
-        heapq.heapify(waiting)
-        while waiting and left:
-            is_under_way, _, k = heapq.heappop(waiting)
-            example, n = order[k], sizes.get(order[k], 0)
-            size = n + 1 if n else SMALLEST_GROUP
-            if size - n > left:
-                continue
-            sizes[example], left = size, left - (size - n)
-            if size < self.most:
-                rate = rates[example]
-                gain = rate.chance_of_contrast(size + 1) - rate.chance_of_contrast(size)
-                heapq.heappush(waiting, (is_under_way, -gain, k))
+    def weights(self, plan: BatchPlan) -> Mapping[int, float]:
+        """exp(s / temperature), less for those that have taught."""
+        rates, is_open = self._rates(plan), still_open(plan.past, plan.training)
+        return {
+            example: math.exp(_spread(rates[example]) / self.temperature) * is_open[example]
+            for example in plan.training
+        }
+
+    def sizes(self, plan: BatchPlan, chosen: Sequence[int]) -> Mapping[int, int]:
+        """As usual for the first half; rollouts in proportion to the spread for the drawn ones."""
+        n_usual, left = math.ceil(len(plan.sizes) / 2), sum(plan.sizes.values())
+        rates, sizes = self._rates(plan), dict[int, int]()
+        spreads = [_spread(rates[example]) for example in chosen[n_usual:]]
+        usual = sum(spreads) / len(spreads) if spreads else 1.0
+        for place, example in enumerate(chosen):
+            size = plan.group_size
+            if place >= n_usual:
+                wanted = round(plan.group_size * _spread(rates[example]) / usual)
+                size = min(max(SMALLEST_GROUP, wanted), max(self.most, plan.group_size))
+            if size > left:
+                size = left
+            if size < SMALLEST_GROUP:
+                break
+            sizes[example], left = size, left - size
         return sizes
 
-    def _weight(self, then: frozenset[str], now: frozenset[str]) -> float:
-        """1.0 for the same library, `memory` for one of which nothing is left."""
-        either = then | now
-        share = len(then & now) / len(either) if either else 1.0
-        return self.memory + (1 - self.memory) * share
+    def _rates(self, plan: BatchPlan) -> dict[int, PassRate]:
+        now = plan.past[-1].advice if plan.past else frozenset[str]()
+        fresh = [alike(sampled.advice, now) for sampled in plan.past]
+        weights = [self.memory + (1 - self.memory) * share for share in fresh]
+        return pass_rates(plan.past, plan.training, weights)
 
 
-def _advice(sampled: SampledGroup) -> frozenset[str]:
-    """The texts that the rollouts of the group were given."""
-    return frozenset(each.text for given in sampled.given for each in given.library)
+def _spread(rate: PassRate) -> float:
+    return math.sqrt(rate.variance_of_a_rollout)

@@ -9,30 +9,31 @@ from typing import Annotated
 from pydantic import Field
 
 from tfgrpo_dspy.strategies.arguments import Least1, strategy
-from tfgrpo_dspy.strategies.base import BatchPlan, Strategy
-from tfgrpo_dspy.strategies.pass_rates import Domain, domains, mixed
+from tfgrpo_dspy.strategies.base import BatchPlan
+from tfgrpo_dspy.strategies.choosing import Choosing, Domain, domains
 
 
 @strategy
-class DomainBandit(Strategy):
-    """Chooses domains by an upper confidence bound on their mean absolute advantage.
+class DomainBandit(Choosing):
+    """Samples domains by a softmax over an upper confidence bound of how much they teach.
 
-    The absolute advantage of a rollout is 0 in a group without contrast and about 1 in others; its
-    mean says how much a domain teaches. Each place of a batch goes to the domain of the highest
-    bound; in the domain, to the example that was chosen least often.
+    The bound of a domain is L + exploration * sqrt(2 ln(n + 1) / (n_d + 1)): L is the mean absolute
+    advantage of its latest groups (0 in a group without contrast, about 1 in others), n_d the
+    number of its groups, n that of all. Domains have chances proportional to exp(bound /
+    temperature); in a domain, the examples that came least often come first. Half of each batch is
+    as usual.
 
     **Source.** DUMP (arXiv 2504.09710; distribution-level curriculum for reinforcement learning
-    post-training).
-    **Carried over.** The reward of a domain (its mean absolute advantage, of recent groups) and the
-    upper confidence bound.
-    **Not carried over.** The softmax over bounds: each place goes to the highest one, and what is
-    already chosen counts as seen.
+    post-training): this bound, and this softmax.
+    **Not carried over.** Advantages of single answers of a policy that is trained: the groups are
+    those of the library at their time.
     **When to use.** Examples come from known domains, of which some are too easy or too hard.
 
     Args:
         domain: the name of the field, or the function of an example, that gives its domain.
-        exploration: factor of the confidence bound, at least 0; 0 always takes what taught most.
+        exploration: factor of the confidence bound, at least 0; 0 takes what taught most.
         window: so many of the latest groups of a domain count.
+        temperature: .01 to 100; the lower, the more the best domain gets.
 
     Raises:
         SettingsError: a setting is out of range.
@@ -41,33 +42,31 @@ class DomainBandit(Strategy):
     domain: Domain
     exploration: Annotated[float, Field(ge=0, le=100)] = 0.5
     window: Least1 = 12
+    temperature: Annotated[float, Field(ge=0.01, le=100)] = 0.1
 
-    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
-        """An example of the domain with the highest bound for each place of the batch."""
+    def weights(self, plan: BatchPlan) -> Mapping[int, float]:
+        """The chance of its domain, shared among the examples that came least often."""
         domain_of = domains(plan, self.domain)
         taught: defaultdict[Hashable, list[float]] = defaultdict(list)
-        times: Counter[int] = Counter(each.group.example for each in plan.past)
-        for each in plan.past:
-            advantages = each.unaided.advantages
-            if each.group.example in domain_of and advantages:
-                taught[domain_of[each.group.example]].append(fmean(map(abs, advantages)))
-        n_seen = Counter({domain: min(len(t), self.window) for domain, t in taught.items()})
-        n_seen.update(domain_of[i] for i in plan.under_way if i in domain_of)
-        means = {domain: fmean(t[-self.window :]) for domain, t in taught.items()}
-        by_domain: defaultdict[Hashable, list[int]] = defaultdict(list)
-        for example in sorted(mixed(plan), key=lambda i: -times[i] - plan.under_way.count(i)):
-            by_domain[domain_of[example]].append(example)
-        chosen: list[int] = []
-        while len(chosen) < len(plan.sizes) and by_domain:
-            total = math.log(1 + n_seen.total())
-            best = max(
-                by_domain,
-                key=lambda own: (
-                    means.get(own, 1.0) + self.exploration * math.sqrt(total / (n_seen[own] or 0.5))
-                ),
-            )
-            chosen.append(by_domain[best].pop())
-            n_seen[best] += 1
-            if not by_domain[best]:
-                del by_domain[best]
-        return dict(zip(chosen, plan.sizes.values(), strict=False))
+        times = Counter(plan.under_way)
+        for sampled in plan.past:
+            times[sampled.group.example] += 1
+            advantages = sampled.unaided.advantages
+            if sampled.group.example in domain_of and advantages:
+                taught[domain_of[sampled.group.example]].append(fmean(map(abs, advantages)))
+        n_all = sum(map(len, taught.values()))
+        share = {example: 4.0 ** -times[example] for example in domain_of}
+        whole: Counter[Hashable] = Counter()
+        for example, domain in domain_of.items():
+            whole[domain] += share[example]  # type: ignore[assignment]
+        bounds = {}
+        for domain in whole:
+            latest = taught[domain][-self.window :]
+            unsure = math.sqrt(2 * math.log(n_all + 1) / (len(taught[domain]) + 1))
+            bounds[domain] = (fmean(latest) if latest else 0.0) + self.exploration * unsure
+        highest = max(bounds.values(), default=0.0)
+        return {
+            example: math.exp((bounds[domain] - highest) / self.temperature)
+            * (share[example] / whole[domain])
+            for example, domain in domain_of.items()
+        }

@@ -1,7 +1,6 @@
 """HardSampleWeights: sample more of what scores low, so that the worst domain gets better."""
 
 import math
-import random
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping
 from statistics import fmean
@@ -10,30 +9,35 @@ from typing import Annotated
 from pydantic import Field
 
 from tfgrpo_dspy.strategies.arguments import Least1, strategy
-from tfgrpo_dspy.strategies.base import BatchPlan, Strategy
-from tfgrpo_dspy.strategies.pass_rates import Domain, domains, success_shares
+from tfgrpo_dspy.strategies.base import BatchPlan
+from tfgrpo_dspy.strategies.choosing import Choosing, Domain, domains, success_shares
+
+TRIED, LOWEST = 2, 0.5
+"""Groups of an example before it can be noise, and the mean score that is too high for it."""
 
 
 @strategy
-class HardSampleWeights(Strategy):
-    """Samples examples with weights exp(loss / temperature): the worst of similar distributions.
+class HardSampleWeights(Choosing):
+    """Samples examples with weights exp(loss / temperature), without those that look like noise.
 
     The loss is 1 minus the mean score, as a share of the range of all scores: of the example, or of
-    its domain. These weights maximise the weighted loss less `temperature` times the
-    Kullback-Leibler divergence from equal weights. With a domain, each domain has the same weight
-    before its loss is known, however few examples it has.
+    its domain. First the examples of the highest losses are set aside as noise: at most the share
+    `noise` of all, of those that had two groups or more. Then the weights above maximise the
+    weighted loss less `temperature` times the Kullback-Leibler divergence from equal weights. With
+    a domain, each domain has the same weight before its loss is known, however few examples it has.
+    Half of each batch is as usual.
 
-    **Source.** Instance-reweighted distributionally robust optimization.
-    **Carried over.** The weights, which are the closed form of the KL-regularised worst case.
+    **Source.** Instance-reweighted distributionally robust optimization: the highest losses are
+    discarded, the others reweighted by the closed form of the KL-regularised worst case.
     **Not carried over.** Reweighting gradients: here, weights are chances to be sampled.
-    **When to use.** The worst domain counts, and has fewer examples than others. Without `domain`,
-    examples that nobody can solve take calls from others.
+    **When to use.** The worst domain counts, and has fewer examples than others.
 
     Args:
         domain: the name of the field, or the function of an example, that gives its domain; None:
             every example is its own.
         temperature: .01 to 1,000; the higher, the more equal are the weights.
         window: so many of the latest groups of a domain count.
+        noise: at most this share of the examples is set aside; 0 to 0.5.
 
     Raises:
         SettingsError: a setting is out of range.
@@ -42,23 +46,30 @@ class HardSampleWeights(Strategy):
     domain: Domain | None = None
     temperature: Annotated[float, Field(ge=0.01, le=1000)] = 0.3
     window: Least1 = 6
+    noise: Annotated[float, Field(ge=0, le=0.5)] = 0.1
 
-    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
-        """Examples drawn by their weights, without any twice."""
-        own = {example: example for example in plan.training}
-        domain_of = own if self.domain is None else domains(plan, self.domain)
+    def weights(self, plan: BatchPlan) -> Mapping[int, float]:
+        """exp(loss / temperature) of each example that is not set aside."""
+        alone: dict[int, Hashable] = {example: example for example in plan.training}
+        domain_of = alone if self.domain is None else domains(plan, self.domain)
         scores: defaultdict[Hashable, list[float]] = defaultdict(list)
-        for each, shares in zip(plan.past, success_shares(plan.past), strict=True):
-            if each.group.example in domain_of and shares:
-                scores[domain_of[each.group.example]].append(fmean(shares))
-        known = {name: 1 - fmean(of_one[-self.window :]) for name, of_one in scores.items()}
-        usual = fmean(known.values()) if known else 0.0
-        sizes = Counter(domain_of.values())
-        rng = random.Random(f"{plan.seed}/{plan.update}/HardSampleWeights")
-        key = {}
-        for example, domain in domain_of.items():
-            weight = math.exp(known.get(domain, usual) / self.temperature) / sizes[domain]
-            waits = example in plan.under_way and self.domain is None
-            key[example] = (waits, rng.expovariate(1.0) / weight)  # the lowest are a weighted draw
-        chosen = sorted(key, key=lambda example: key[example])[: len(plan.sizes)]
-        return dict(zip(chosen, plan.sizes.values(), strict=False))
+        of_example: defaultdict[int, list[float]] = defaultdict(list)
+        for sampled, shares in zip(plan.past, success_shares(plan.past), strict=True):
+            if sampled.group.example in domain_of and shares:
+                scores[domain_of[sampled.group.example]].append(fmean(shares))
+                of_example[sampled.group.example].append(fmean(shares))
+        losses = {name: 1 - fmean(of_one[-self.window :]) for name, of_one in scores.items()}
+        usual = fmean(losses.values()) if losses else 0.0
+        sizes, noise = Counter(domain_of.values()), self._noise(of_example, len(domain_of))
+        return {
+            example: math.exp(losses.get(domain, usual) / self.temperature) / sizes[domain]
+            for example, domain in domain_of.items()
+            if example not in noise
+        }
+
+    def _noise(self, scores: Mapping[int, list[float]], n: int) -> set[int]:
+        """The examples of the highest losses, the longest tried first among equals."""
+        tried = [example for example, of_one in scores.items() if len(of_one) >= TRIED]
+        failing = [example for example in tried if fmean(scores[example]) < LOWEST]
+        order = sorted(failing, key=lambda e: (fmean(scores[e]), -len(scores[e]), e))
+        return set(order[: int(self.noise * n)])

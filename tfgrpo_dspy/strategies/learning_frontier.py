@@ -1,26 +1,26 @@
 """LearningFrontier: train on the examples that are neither too easy nor too hard."""
 
-from collections import defaultdict
 from collections.abc import Mapping
 
 from tfgrpo_dspy.strategies.arguments import Share, strategy
-from tfgrpo_dspy.strategies.base import BatchPlan, Strategy
-from tfgrpo_dspy.strategies.pass_rates import mixed, pass_rates
+from tfgrpo_dspy.strategies.base import BatchPlan
+from tfgrpo_dspy.strategies.choosing import Choosing, fails_with_words, pass_rates, still_open
 
 
 @strategy
-class LearningFrontier(Strategy):
-    """Prefers examples whose pass rate is neither 0 nor 1, and follows it as the library grows.
+class LearningFrontier(Choosing):
+    """Draws examples by how much can still be learned of them, as the library grows.
 
-    The pass rate of an example is estimated by its groups, of which later ones count more. Examples
-    without a group stand between those that had contrast and those that had none. An example whose
-    latest group is the first that had contrast stands first: it has become learnable.
+    An example is drawn with a chance that is proportional to the square of its learnability: the
+    expectation of p (1 - p), where p is its pass rate under the latest library; where failures come
+    with feedback, also that of (1 - p)^2, as they teach, too. From the third group on that taught,
+    it is divided by their number: what stays open after many lessons is not learnable. Half of each
+    batch is as usual, and all of it where the drawn half does not teach more.
 
-    **Source.** AceGRPO (arXiv 2602.07906; adaptive curriculum for group relative policy
-    optimization).
-    **Carried over.** Sampling by learnability, which is estimated anew all the time, and a buffer
-    of examples that have become learnable.
-    **Not carried over.** The learnability potential, which rests on gradients.
+    **Source.** AceGRPO (arXiv 2602.07906): an evolving buffer of tasks, sampled by a learnability
+    potential, the variance of a task's rewards, against how often it was used. `StateTasks` makes
+    the new tasks of the buffer.
+    **Not carried over.** The part of the potential that rests on gradients.
     **When to use.** Many examples always succeed, or always fail, and failures have no feedback in
     words that could teach something.
 
@@ -33,20 +33,16 @@ class LearningFrontier(Strategy):
 
     memory: Share = 0.5
 
-    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
-        """The examples of the highest expected p (1 - p), and those that became learnable."""
+    def weights(self, plan: BatchPlan) -> Mapping[int, float]:
+        """The learnability of each example."""
         n_past, n_examples = len(plan.past), len(plan.training)
         weights = [self.memory ** ((n_past - 1 - k) / n_examples) for k in range(n_past)]
         rates = pass_rates(plan.past, plan.training, weights)
-        contrasts: defaultdict[int, list[bool]] = defaultdict(list)
-        for each in plan.past:
-            contrasts[each.group.example].append(each.unaided.has_contrast)
-
-        def rank(example: int) -> tuple[bool, bool, float]:
-            had = contrasts[example]
-            has_become = len(had) > 1 and had[-1] and not any(had[:-1])
-            is_under_way = example in plan.under_way
-            return is_under_way, not has_become, -rates[example].variance_of_a_rollout
-
-        chosen = sorted(mixed(plan), key=rank)[: len(plan.sizes)]
-        return dict(zip(chosen, plan.sizes.values(), strict=False))
+        is_open, words = still_open(plan.past, plan.training), fails_with_words(plan.past)
+        found = {}
+        for example in plan.training:
+            rate = rates[example]
+            failing = 1 - rate.mean - rate.variance_of_a_rollout  # the expectation of (1 - p)^2
+            learnability = rate.variance_of_a_rollout + words * failing
+            found[example] = learnability**2 * is_open[example]
+        return found

@@ -1,0 +1,183 @@
+"""What a strategy costs where it is not needed. SIMULATED; NOTHING IS REAL.
+
+    nice -n 12 python benchmarks/strategies_ordinary.py --only LearningFrontier --seeds 10
+    python benchmarks/strategies_ordinary.py --show benchmarks/results/strategies_ordinary.json
+
+The worlds are those of `random_worlds.py`, which were not made for strategies, with fixed traits:
+80 cases of ten kinds, 53 of them for training; the student succeeds in 35 %; a quarter of the
+lessons is wrong, a fifth of them useless; one predictor; no labels, and no demo helps.
+
+**silent**: the metric gives a bare score. **feedback**: it says which code was expected.
+**noise**: cases of four kinds of ten succeed by chance (.5), whatever is advised. **hard**: cases
+of four kinds of ten nearly always fail (.02), whatever is advised. **agent**: a ReAct agent of
+four turns, none of which is critical (with half of the cases, as each costs five calls).
+
+All arms of a world have the same seeds, and the same number of LM calls. Scores are exact.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import dspy
+from random_world_engine import examples_of, lms_of, metric_of, student_of
+from random_world_model import World, traits_of
+from strategies import silence
+
+from tfgrpo_dspy import TrainingFreeGRPO
+from tfgrpo_dspy import strategies as known
+from tfgrpo_dspy.results.records import Gain
+from tfgrpo_dspy.strategies import Strategy
+
+OUT = Path(__file__).parent / "results" / "strategies_ordinary.json"
+WORLDS = ("silent", "feedback", "noise", "hard", "agent")
+BUDGETS = (150, 500)
+FIRST_SEED = 300
+ALLOWED = -0.03
+
+
+class Ordinary(World):
+    """A world of fixed traits; in some, what four of its kinds score is fixed, too."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self.fixed = {"noise": 0.5, "hard": 0.02}.get(name)
+        traits = traits_of(0, "agent" if name == "agent" else None)
+        is_agent = name == "agent"
+        traits = replace(
+            traits, n_predictors=2 if is_agent else 1, n_kinds=6 if is_agent else 10, n_train=80,
+            wording="words", n_paraphrases=1, n_slots=1, graded=False, noise=0.0, wrong_labels=0.0,
+            has_labels=False, has_feedback=name == "feedback", student=0.35, wrong=0.25,
+            leaking=0.0, overreaching=0.0, useless=0.2, agreeing=False, n_broad_right=0,
+            n_broad_harmful=0, combine="add", demos="nothing", names_sources=True, overwrites=0.0, deletes=0.0,
+            writes=0.6, attention=5, n_turns=4, nothing=False,
+        )  # fmt: skip
+        super().__init__(traits, seed)
+
+    def chance(self, case: int, slot: int, lines: Any, demos: Any = ()) -> float:
+        """The exact chance of a right answer."""
+        if self.fixed is not None and self.kinds(case)[slot] < 4:
+            return self.fixed
+        return super().chance(case, slot, lines, demos)
+
+    def domain(self, example: Any) -> int:
+        """The kind of an example, as a user may know it."""
+        return self.kinds(self.cases_in(example.request)[0])[0]
+
+
+def made(name: str, world: Ordinary, lms: Sequence[Any]) -> tuple[Strategy, ...]:
+    """The strategies of an arm: one with its defaults; "without" has none."""
+    if name == "without":
+        return ()
+    arguments: Mapping[str, Callable[[], tuple[Any, ...]]] = {
+        "DomainBandit": lambda: (world.domain,),
+        "HardSampleWeights": lambda: (world.domain,),
+        "TeacherRollouts": lambda: (lms[0],),
+    }
+    return (getattr(known, name)(*arguments.get(name, tuple)()),)
+
+
+def run(name: str, arm: str, budget: int, seed: int) -> dict[str, Any]:
+    """The exact score of the program that a run returns."""
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    world, began = Ordinary(name, seed), time.monotonic()
+    policy, reflection = lms_of(world)
+    with silence(), dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
+        optimizer = TrainingFreeGRPO(
+            metric_of(world), reflection_lm=reflection, max_lm_calls=budget, num_threads=1,
+            seed=seed, progress=False, strategies=made(arm, world, (policy, reflection)),
+        )  # fmt: skip
+        program = optimizer.compile(student_of(world), trainset=[*examples_of(world, range(80))])
+    results = program.detailed_results
+    return {
+        "world": name,
+        "arm": arm,
+        "budget": budget,
+        "seed": seed,
+        "score": round(world.score(world.told(program)), 4),
+        "failures": {k: n for k, n in results.failures.items() if "strategy" in k or k == "replay"},
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def harms(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each arm and budget: the mean difference by world, and over all pairs, 95 %."""
+    scores = {(r["world"], r["arm"], r["budget"], r["seed"]): r["score"] for r in runs}
+    found = []
+    arms = dict.fromkeys(r["arm"] for r in runs if r["arm"] != "without")
+    for arm in arms:
+        for budget in sorted({r["budget"] for r in runs if r["arm"] == arm}):
+            keys = [k for k in scores if k[1:3] == (arm, budget)]
+            usual = [scores.get((k[0], "without", *k[2:])) for k in keys]
+            pairs = [
+                (w, scores[k], k[0]) for w, k in zip(usual, keys, strict=True) if w is not None
+            ]
+            if not pairs:
+                continue
+            gain = Gain.between([w for w, _, _ in pairs], [own for _, own, _ in pairs])
+            worlds = dict.fromkeys(world for *_, world in pairs)
+            by_world = {}
+            for world in worlds:
+                of_world = [own - w for w, own, where in pairs if where == world]
+                by_world[world] = round(sum(of_world) / len(of_world), 3)
+            row = {"arm": arm, "budget": budget, "n": len(pairs), "mean": round(gain.mean, 3)}
+            found.append({**row, "interval": [gain.low, gain.high], "by_world": by_world})
+    return found
+
+
+def show(runs: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each arm and budget."""
+    for row in harms(runs):
+        low, high = row["interval"]
+        verdict = "" if row["mean"] >= ALLOWED else "  ABOVE THE BAR"
+        by_world = "  ".join(f"{world} {mean:+.3f}" for world, mean in row["by_world"].items())
+        print(
+            f"{row['arm']:<20}{row['budget']:>6} calls {row['mean']:+.3f} "
+            f"[{low or 0:+.3f}, {high or 0:+.3f}] n={row['n']}  {by_world}{verdict}"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the result file lacks, write it, show it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=["LearningFrontier"], help="strategies")
+    parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=WORLDS)
+    parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--again", action="store_true", help="measure what the file has anew")
+    parser.add_argument("--show", type=Path, help="print the table of a result file")
+    asked = parser.parse_args(arguments)
+    runs = json.loads(asked.out.read_text())["runs"] if asked.out.exists() else []
+    if asked.show:
+        show(json.loads(asked.show.read_text())["runs"])
+        return
+    done = {
+        (r["world"], r["arm"], r["budget"], r["seed"]): r
+        for r in runs
+        if not (asked.again and r["arm"] in asked.only)
+    }
+    for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
+        for world in asked.worlds:
+            for budget in asked.budgets:
+                for arm in ("without", *asked.only):
+                    if (world, arm, budget, seed) not in done:
+                        done[world, arm, budget, seed] = run(world, arm, budget, seed)
+        versions = {name: version(name) for name in ("tfgrpo-dspy", "dspy")}
+        head = json.dumps({"versions": versions, "harms": harms([*done.values()])}, indent=1)
+        rows = ",\n".join(json.dumps(each) for each in done.values())
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(f'{head[:-2]},\n "runs": [\n{rows}\n]}}\n')
+    show([*done.values()])
+
+
+if __name__ == "__main__":
+    main()
