@@ -52,13 +52,36 @@ class Ordinary(World):
         traits = traits_of(0, "agent" if name == "agent" else None)
         is_agent = name == "agent"
         traits = replace(
-            traits, n_predictors=2 if is_agent else 1, n_kinds=6 if is_agent else 10, n_train=80,
-            wording="words", n_paraphrases=1, n_slots=1, graded=False, noise=0.0, wrong_labels=0.0,
-            has_labels=False, has_feedback=name == "feedback", student=0.35, wrong=0.25,
-            leaking=0.0, overreaching=0.0, useless=0.2, agreeing=False, n_broad_right=0,
-            n_broad_harmful=0, combine="add", demos="nothing", names_sources=True, overwrites=0.0, deletes=0.0,
-            writes=0.6, attention=5, n_turns=4, nothing=False,
-        )  # fmt: skip
+            traits,
+            n_predictors=2 if is_agent else 1,
+            n_kinds=6 if is_agent else 10,
+            n_train=80,
+            wording="words",
+            n_paraphrases=1,
+            n_slots=1,
+            graded=False,
+            noise=0.0,
+            wrong_labels=0.0,
+            has_labels=False,
+            has_feedback=name == "feedback",
+            student=0.35,
+            wrong=0.25,
+            leaking=0.0,
+            overreaching=0.0,
+            useless=0.2,
+            agreeing=False,
+            n_broad_right=0,
+            n_broad_harmful=0,
+            combine="add",
+            demos="nothing",
+            names_sources=True,
+            overwrites=0.0,
+            deletes=0.0,
+            writes=0.6,
+            attention=5,
+            n_turns=4,
+            nothing=False,
+        )
         super().__init__(traits, seed)
 
     def chance(self, case: int, slot: int, lines: Any, demos: Any = ()) -> float:
@@ -91,9 +114,14 @@ def run(name: str, arm: str, budget: int, seed: int) -> dict[str, Any]:
     policy, reflection = lms_of(world)
     with silence(), dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
         optimizer = TrainingFreeGRPO(
-            metric_of(world), reflection_lm=reflection, max_lm_calls=budget, num_threads=1,
-            seed=seed, progress=False, strategies=made(arm, world, (policy, reflection)),
-        )  # fmt: skip
+            metric_of(world),
+            reflection_lm=reflection,
+            max_lm_calls=budget,
+            num_threads=1,
+            seed=seed,
+            progress=False,
+            strategies=made(arm, world, (policy, reflection)),
+        )
         program = optimizer.compile(student_of(world), trainset=[*examples_of(world, range(80))])
     results = program.detailed_results
     return {

@@ -18,9 +18,8 @@ class LearningFrontier(Choosing):
     batch is as usual, and all of it where the drawn half does not teach more.
 
     **Source.** AceGRPO (arXiv 2602.07906): an evolving buffer of tasks, sampled by a learnability
-    potential, the variance of a task's rewards, against how often it was used. `StateTasks` makes
-    the new tasks of the buffer.
-    **Not carried over.** The part of the potential that rests on gradients.
+    potential.
+    **Not carried over.** The part of the potential that rests on gradients; new tasks from traces.
     **When to use.** Many examples always succeed, or always fail, and failures have no feedback in
     words that could teach something.
 
