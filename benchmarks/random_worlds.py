@@ -34,11 +34,13 @@ import json
 import multiprocessing
 import os
 import statistics
+import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -301,10 +303,13 @@ def stored(path: Path) -> list[dict[str, Any]]:
 
 def _run_all(tasks: Sequence[tuple[Any, ...]], jobs: int, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    git = ["git", "-C", str(RESULTS), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    made_by = {"date": datetime.now(UTC).date().isoformat(), "commit": commit}
     spawn = multiprocessing.get_context("spawn")
     with path.open("a") as file, ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
         for n, record in enumerate(pool.map(run, *zip(*tasks, strict=True)) if tasks else (), 1):
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record | made_by) + "\n")
             file.flush()
             if sys.stderr.isatty():
                 print(f"\r{n} of {len(tasks)} runs", end="", file=sys.stderr, flush=True)

@@ -14,9 +14,11 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.home import at_homes
 from tfgrpo_dspy.references import held_by
+from tfgrpo_dspy.results.probe import Probe
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
 from tfgrpo_dspy.run.batches import Batch
+from tfgrpo_dspy.run.probe import Prober
 from tfgrpo_dspy.sampling.traces import read_traces
 from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
 from tfgrpo_dspy.settings.checks import prepare
@@ -250,6 +252,27 @@ class TrainingFreeGRPO(Teleprompter):
     ) -> Plan:
         """What `compile` is likely to take, and takes at most, without a call; `str` is a table."""
         return plan_of(prepare(self.settings, student, trainset, valset, None, testset)[0])
+
+    def probe(self, student: Any, *, trainset: list[Any], valset: list[Any] | None = None) -> Probe:
+        """Whether a run is likely to gain, how much, at what cost; `str` is a page.
+
+        It makes at most 40 LM calls, those of judges included, and less where a limit is lower.
+        `compile` with the same `log_dir` uses its rollouts again.
+
+        Raises:
+            SettingsError: student, data or LMs that cannot be used; names every fault.
+            StoreError: `log_dir` cannot be used; offline, that a record is missing.
+            RunFailedError: as `compile`; it has no program.
+        """
+        settings, training, _ = prepare(self.settings, student, trainset, valset)
+        with at_homes([student], settings.metric, settings.offline):
+            return Prober(settings, student, trainset, training).probe()
+
+    async def aprobe(
+        self, student: Any, *, trainset: list[Any], valset: list[Any] | None = None
+    ) -> Probe:
+        """What `probe` gives for these arguments, as `acompile` does."""
+        return await in_thread(partial(self.probe, student, trainset=trainset, valset=valset))
 
     def get_params(self) -> dict[str, Any]:
         """The settings that are numbers, strings, flags or None, as a new dict."""

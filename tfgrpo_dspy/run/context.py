@@ -31,11 +31,12 @@ class RunContext:
         student: Any,
         trainset: Sequence[Any],
         records: RunRecords | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.settings = settings
         self.student = copy_program(student)
         self.trainset = trainset
-        self.ledger = Ledger(settings.budget)
+        self.ledger = ledger or Ledger(settings.budget)
         self.reserve = Reserve(settings, self.ledger)
         self.records = records or RunRecords(settings, student, trainset)
         self.manifest = RunManifest(settings, self.records, self.ledger)

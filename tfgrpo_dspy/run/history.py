@@ -127,9 +127,7 @@ class History:
             report.ended_because = finished
             return None
         epoch, index = divmod(update - self.n_drafts, self._n_batches)
-        order = list(self._training)
-        random.Random(f"{settings.seed}/{epoch}").shuffle(order)
-        examples = order[index * self._size : (index + 1) * self._size]
+        examples = self.order(epoch)[index * self._size : (index + 1) * self._size]
         n, limit = self._n_affordable(update)
         if n < len(examples):
             value = getattr(settings, limit)
@@ -142,11 +140,17 @@ class History:
         self._visits.update(sizes.keys())
         given = tuple(sizes), decision, False, best, tuple(sizes.values()), visits
         ranges = self.known[n_awaited], self.measured[n_awaited]
-        asks_predictors = self._asks_predictors(n_awaited)
+        asks_predictors = self.asks_predictors(n_awaited)
         planned = self.accounts[self._n_known(update)].per_rollout
         return Batch(update, epoch, *given, n_awaited, asks_predictors, *ranges, planned)
 
-    def _asks_predictors(self, n_known: int) -> bool:
+    def order(self, epoch: int) -> list[int]:
+        """The training examples in the order of this epoch's batches."""
+        order = list(self._training)
+        random.Random(f"{self._run.settings.seed}/{epoch}").shuffle(order)
+        return order
+
+    def asks_predictors(self, n_known: int) -> bool:
         """Whether the metric is also asked about each predictor in the rollouts of the next batch.
 
         It is until it was asked about a few rollouts that could have been better, and said nothing

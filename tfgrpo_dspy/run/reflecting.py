@@ -248,9 +248,13 @@ def guard_of(run: RunContext, examples: Iterable[Any]) -> Guard:
 
 
 async def draft_lessons(
-    client: ReflectionClient, batch: Batch, training: Sequence[int], note: str = ""
+    client: ReflectionClient,
+    batch: Batch,
+    training: Sequence[int],
+    note: str = "",
+    takes_all: bool = False,
 ) -> Extracted:
-    """The lessons that several drafts give, or all if none is repeated; without evidence.
+    """The lessons that several drafts give, or all if none is repeated or `takes_all`.
 
     Each draft is shown other examples, so that a mistake is seldom made twice.
     """
@@ -279,7 +283,8 @@ async def draft_lessons(
         found += await client.at_once(itertools.starmap(draft, rest))
     merged = merge_lessons(lesson for taken, _ in found for lesson in taken)
     repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
-    lessons = tuple(replace(lesson, evidence=()) for lesson in repeated or merged)
+    taken = merged if takes_all or not repeated else repeated
+    lessons = tuple(replace(lesson, evidence=()) for lesson in taken)
     return Extracted(lessons, tuple(text for _, refused in found for text in refused))
 
 

@@ -48,7 +48,7 @@ class Rollouts:
         self._role = role
         self._examples = examples
         self._metric = run.settings.metric
-        self._score = None if self._metric is None else adapt_metric(self._metric)
+        self.score = None if self._metric is None else adapt_metric(self._metric)
         self._temperature = temperature
         self._program = functools.lru_cache(KEPT_PROGRAMS)(self._prepared)
         self._prices = run.settings.execution.prices or {}
@@ -178,7 +178,7 @@ class Rollouts:
             index=sample.example,
             rollout_id=sample.rollout_id,
             temperature=self._temperature,
-            score=self._score,
+            score=self.score,
             ledger=run.ledger,
             prices=self._prices,
             start=sample.start,

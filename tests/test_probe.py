@@ -1,0 +1,133 @@
+"""A probe says before a run whether there is anything to win, for at most 40 LM calls."""
+
+import asyncio
+from typing import Any
+
+import dspy
+import pytest
+from runs import agent, agent_lm, is_polite, polite_lm, polite_rules, predictor, questions
+from scripted import chat, scripted_lm
+
+from tfgrpo_dspy import TrainingFreeGRPO
+from tfgrpo_dspy.errors import RunFailedError
+from tfgrpo_dspy.results.probe import Probe
+
+
+def probe_of(
+    lm: Any = None,
+    metric: Any = is_polite,
+    student: Any = None,
+    n: int = 30,
+    examples: Any = None,
+    **settings: Any,
+) -> Probe:
+    given = {"max_lm_calls": 400, "num_threads": 4, "progress": False, **settings}
+    optimizer = TrainingFreeGRPO(metric, **given)
+    with dspy.context(lm=lm or polite_lm()):
+        return optimizer.probe(student or predictor(), trainset=examples or questions(n))
+
+
+def test_a_probe_of_a_plain_program_makes_at_most_40_calls_and_says_what_it_found() -> None:
+    lm = polite_lm()
+    probe = probe_of(lm)
+    assert 0 < lm.engine.n_calls() <= 40
+    assert probe.n_lm_calls == lm.engine.n_calls()
+    assert probe.student is not None and 0 < probe.student.mean < 1
+    assert probe.chance is not None
+    assert probe.with_words == 1.0
+    assert probe.noise == 0.0
+    assert str(probe).startswith(probe.sentence)
+
+
+def test_an_agent_takes_at_most_40_calls() -> None:
+    lm = agent_lm()
+    assert probe_of(lm, student=agent()).n_lm_calls == lm.engine.n_calls() <= 40
+
+
+def test_the_calls_of_a_judge_count_against_the_40() -> None:
+    judge = dspy.Predict("verdict_on -> grade: float")
+
+    def judged(_example: Any, pred: Any, _trace: Any = None) -> float:
+        return float(judge(verdict_on=pred.answer).grade)
+
+    lm = scripted_lm([("`grade`", chat(grade="0.5")), *polite_rules()])
+    assert probe_of(lm, judged).n_lm_calls == lm.engine.n_calls() <= 40
+
+
+def test_a_fallback_of_the_adapter_counts_against_the_40() -> None:
+    rules = [rule for rule in polite_rules() if rule[0] != "question"]
+    lm = scripted_lm([*rules, ("question", "I had rather not say.")])
+    probe = probe_of(lm)
+    assert probe.n_lm_calls == lm.engine.n_calls() <= 40
+
+
+def test_a_metric_that_judges_the_same_output_unlike_is_noise() -> None:
+    judge = dspy.Predict("verdict_on -> grade: float")
+
+    def judged(_example: Any, pred: Any, _trace: Any = None) -> float:
+        return float(judge(verdict_on=pred.answer).grade)
+
+    grades = iter(range(1000))
+    grade = ("`grade`", lambda _prompt: chat(grade=str(next(grades) % 2)))
+    lm = scripted_lm([grade, *polite_rules()], cache=False)
+    assert probe_of(lm, judged, num_threads=1).noise == 1.0
+
+
+def test_fewer_calls_are_made_where_the_budget_is_smaller() -> None:
+    lm = polite_lm()
+    probe_of(lm, max_lm_calls=20)
+    assert 0 < lm.engine.n_calls() <= 20
+
+
+def test_a_refused_key_ends_the_probe_as_it_ends_a_run() -> None:
+    def refuse(_prompt: Any) -> str:
+        why = "the key is wrong"
+        raise dspy.LMAuthError(why, model="scripted", provider="nobody")
+
+    with pytest.raises(RunFailedError, match="the key is wrong"):
+        probe_of(scripted_lm([("question", refuse)]))
+
+
+def test_aprobe_gives_what_probe_gives() -> None:
+    optimizer = TrainingFreeGRPO(is_polite, max_lm_calls=400, num_threads=4, progress=False)
+    with dspy.context(lm=polite_lm()):
+        awaited = asyncio.run(optimizer.aprobe(predictor(), trainset=questions(30)))
+    assert str(awaited) == str(probe_of())
+
+
+def test_compile_with_the_same_log_dir_uses_the_rollouts_again(tmp_path: Any) -> None:
+    probe_of(log_dir=tmp_path)
+    optimizer = TrainingFreeGRPO(
+        is_polite, max_lm_calls=400, num_threads=4, progress=False, log_dir=tmp_path
+    )
+    with dspy.context(lm=polite_lm()):
+        result = optimizer.compile(predictor(), trainset=questions(30)).detailed_results
+    assert result.replayed["rollout"] >= 8
+    assert result.replayed["draft"] == 3
+
+
+@pytest.mark.parametrize(("answer", "sentence"), [("please", "unlikely"), ("no", "LM calls")])
+def test_equal_attempts_are_said_to_leave_the_scale_open(answer: str, sentence: str) -> None:
+    rules = [rule for rule in polite_rules() if rule[0] != "question"]
+    probe = probe_of(scripted_lm([*rules, ("question", chat(answer=answer))]))
+    assert probe.differing == 0
+    assert sentence in probe.sentence
+    assert any("all attempts have the same" in why for why in probe.unknown)
+
+
+def test_without_a_metric_nothing_is_predicted() -> None:
+    with pytest.warns(UserWarning, match="metric=None"):
+        probe = probe_of(metric=None)
+    assert probe.chance is None and "cannot say" in probe.sentence
+    assert "there is no metric, and so no score" in probe.unknown
+
+
+def test_a_metric_without_words_and_examples_without_labels_are_named() -> None:
+    def is_please(_example: Any, pred: Any, _trace: Any = None) -> float:
+        return float(pred.answer == "please")
+
+    bare = [dspy.Example(question=e.question).with_inputs("question") for e in questions(30)]
+    probe = probe_of(metric=is_please, examples=bare)
+    assert probe.with_words == 0
+    assert "no example has labels that could be shown" in probe.unknown
+    assert probe.demos is None

@@ -1,0 +1,255 @@
+"""A probe: attempts on a few examples of the first batch, bare, with demos, with drafted advice.
+
+They have the keys of a run's first rollouts: a compile with the same `log_dir` uses those that it
+would make, too, again.
+"""
+
+import asyncio
+import functools
+import itertools
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import dspy
+
+from tfgrpo_dspy.budget.ledger import Budget, Ledger
+from tfgrpo_dspy.budget.meter import Meter, metered
+from tfgrpo_dspy.budget.unseen import CallWatcher
+from tfgrpo_dspy.errors import MetricError, RunFailedError, RunStopped
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.values import Add
+from tfgrpo_dspy.metric import Score, ScoringFunction
+from tfgrpo_dspy.results.probe import Probe, predicted
+from tfgrpo_dspy.results.records import Gain, ScoreSummary
+from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
+from tfgrpo_dspy.run.asking import ReflectionClient
+from tfgrpo_dspy.run.batches import Batch
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.history import History
+from tfgrpo_dspy.run.reflecting import draft_lessons
+from tfgrpo_dspy.run.rollouts import Rollouts, Sample
+from tfgrpo_dspy.run.strategies import Strategies
+from tfgrpo_dspy.sampling.additions import Additions
+from tfgrpo_dspy.scores import NO_SCORES
+from tfgrpo_dspy.settings.checks import inputs_text
+from tfgrpo_dspy.settings.plan import plan_of
+from tfgrpo_dspy.settings.schedule import RunSettings
+
+MOST_CALLS, N_DRAFTS, N_PAIRS, N_TWICE, PRIORITY = 40, 3, 5, 4, (3,)
+BARE, DEMOS, ADVICE = "bare", "demos", "advice"
+Key = tuple[str, int, int]  # what an attempt has, its example, its place among these
+
+
+class _Ledger(Ledger):
+    """A ledger that keeps nothing for the end: a probe measures no result."""
+
+    def set_reserve(self, reserve: Budget, lessons: Budget | None = None) -> None:
+        """Nothing is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard(ScoringFunction):
+    """The metric, with what it was asked, so that it can be asked again."""
+
+    heard: list[tuple[Any, Any, Any, Score]] = field(default_factory=list)
+
+    def __call__(self, example: Any, prediction: Any, program_trace: Any) -> Score:
+        score = ScoringFunction.__call__(self, example, prediction, program_trace)
+        self.heard.append((example, prediction, program_trace, score))
+        return score
+
+
+class Prober:
+    """Makes the attempts of one probe."""
+
+    def __init__(
+        self, settings: RunSettings, student: Any, trainset: Sequence[Any], training: Sequence[int]
+    ) -> None:
+        most = min(MOST_CALLS, settings.max_lm_calls or MOST_CALLS)
+        ledger = _Ledger(replace(settings.budget, max_lm_calls=most))
+        self._plan = plan_of(settings).total.likely
+        self._settings = settings = replace(
+            settings,
+            strategies=(),
+            progress=False,
+            drafts=min(N_DRAFTS, settings.drafts),
+        )
+        self._run = run = RunContext(settings, student, trainset, ledger=ledger)
+        self._client, self._training = ReflectionClient(run), training
+        start = ExperienceLibrary.from_program(student)
+        self._history = History(run, Strategies(self._client), start, training, False)
+        self._heard: _Heard | None = None
+        self._sampler = Rollouts(run, "rollout", trainset, settings.temperature)
+        if metric := self._sampler.score:
+            asked = {each.name: getattr(metric, each.name) for each in fields(metric)}
+            self._sampler.score = self._heard = _Heard(**asked)
+        self._made: dict[Key, Rollout] = {}
+        self._twice: list[tuple[float, float]] = []
+
+    def probe(self) -> Probe:
+        """What the probe found; what a limit cut short is left out. Raises RunFailedError."""
+        run = self._run
+        try:
+            with suppress(RunStopped):
+                run.loop.run(self._all())
+            if run.ledger.is_failure:
+                raise RunFailedError(run.ledger.stopped_because)
+        finally:
+            run.ledger.stop("the probe is over")
+            run.records.close()
+            run.report.close()
+        return self._found()
+
+    async def _all(self) -> None:
+        history, settings = self._history, self._settings
+        examples = tuple(history.order(0)[: MOST_CALLS // 2])
+        sizes, visits = (settings.group_size,) * len(examples), (0,) * len(examples)
+        given = history.last, False, (), sizes, visits, 0, history.asks_predictors(0)
+        batch = Batch(history.n_drafts, 0, examples, *given)
+        await self._make(dict(self._samples(batch, batch.examples[0], N_PAIRS, None)))
+        advice = await self._drafted()
+        n_pairs = N_PAIRS if advice or history.demos.choose((), frozenset()) else MOST_CALLS
+        samples = {
+            key: sample
+            for place, example in enumerate(batch.examples)
+            for key, sample in self._samples(batch, example, n_pairs - place, advice)
+            if key not in self._made
+        }
+        usages = [r.usage + r.metric_usage for r in self._made.values()]
+        dearest = max([1, *(used.n_lm_calls + used.n_cached_calls for used in usages)])
+        is_judged = any(rollout.metric_usage.n_lm_calls for rollout in self._made.values())
+        fitting = int(self._run.ledger.left("max_lm_calls") - N_TWICE * is_judged) // dearest
+        await self._make(dict(itertools.islice(samples.items(), max(0, fitting))))
+        await self._score_again()
+
+    async def _drafted(self) -> Additions | None:
+        """The library of all drafted lessons; None: there are none."""
+        n_drafts, limits = self._settings.drafts, self._settings.limits
+        if not n_drafts or self._run.ledger.left("max_lm_calls") < n_drafts:
+            return None
+        drafts = Batch(0, 0, (), self._history.last, is_draft=True)
+        extracted = await draft_lessons(self._client, drafts, self._training, takes_all=True)
+        added = [Add(text=each.text, scope=each.scope) for each in extracted.lessons]
+        return Additions(self._history.start.apply(added, limits)) if added else None
+
+    def _samples(
+        self, batch: Batch, example: int, n_pairs: int, advice: Additions | None
+    ) -> Iterator[tuple[Key, Sample]]:
+        """An attempt without demos, one with, one with advice; for some, a second one without."""
+        size, visit = batch.size_and_visit(example)
+        given = self._history.assigned(batch, example, size)
+        with_demos = [k for k in range(size) if given[k].demos]
+        bare = [*[k for k in range(size) if not given[k].demos], *with_demos]
+        start = Additions(self._history.start)
+        wanted = [(BARE, k, start) for k in bare[: 1 + (n_pairs > 0)]]
+        demos = self._history.demos.choose((), {inputs_text(self._run.trainset[example])})
+        if demos:
+            wanted.append((DEMOS, (with_demos or bare)[0], replace(start, demos=demos)))
+        if advice:
+            wanted.append((ADVICE, bare[0], advice))
+        for n, (kind, k, additions) in enumerate(wanted):
+            id_ = rollout_id_for(self._settings.seed, visit, example, k, "training")
+            sample = Sample(additions, example, id_, asks_predictors=batch.asks_predictors)
+            yield (kind, example, n), sample
+
+    async def _make(self, samples: Mapping[Key, Sample]) -> None:
+        """Make these; what is finished when a limit is reached counts."""
+
+        async def one(key: Key, sample: Sample) -> None:
+            (self._made[key],) = await self._sampler.make([sample], PRIORITY)
+
+        await asyncio.gather(*(self._run.loop.spawn(one(*each)) for each in samples.items()))
+
+    async def _score_again(self) -> None:
+        """Score a few outputs a second time; an answer from a cache would say nothing."""
+        if self._heard is None:
+            return
+        for asked in sorted(self._heard.heard, key=str)[:N_TWICE]:
+            self._run.ledger.take_metric_calls()
+            self._run.ledger.settle_metric_calls()
+            with suppress(MetricError):
+                await self._run.loop.in_thread(functools.partial(self._again, self._heard, *asked))
+
+    def _again(self, metric: _Heard, *asked: Any) -> None:
+        meter, judge = Meter(self._run.ledger, self._settings.execution.prices or {}), None
+        if isinstance(dspy.settings.lm, dspy.BaseLM):
+            judge = metered(dspy.settings.lm.copy(cache=False), meter)
+        watched = CallWatcher(meter).context()
+        with dspy.context(lm=judge, disable_history=False, **watched):
+            after = metric(*asked[:-1])
+        if not meter.usage.n_cached_calls:
+            self._twice.append((asked[-1].value, after.value))
+
+    # ---- what was found
+    def _found(self) -> Probe:
+        has_metric, ledger = self._settings.metric is not None, self._run.ledger
+        bare: dict[int, list[Rollout]] = {}
+        for (kind, example, _), rollout in self._made.items():
+            if kind == BARE:
+                bare.setdefault(example, []).append(rollout)
+        known = NO_SCORES.including(rollout.score for rollout in self._made.values())
+        groups = [Group.of(example, each, has_metric, known) for example, each in bare.items()]
+        pairs = [group for group in groups if len(group.rollouts) > 1]
+        scores = [score for group in groups for score in group.scores]
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        failed = [r for r in rollouts if r.score is not None and r.score < max(scores)]
+        differ = [g.has_contrast if has_metric else _differ(g.rollouts) for g in pairs]
+        demos, advice = self._effect(DEMOS), self._effect(ADVICE)
+        chance, gain = predicted(scores, demos, advice)
+        return Probe(
+            n_lm_calls=ledger.n_lm_calls,
+            n_examples=len(groups),
+            n_attempts=len(rollouts),
+            student=ScoreSummary.of(scores),
+            differing=_mean(differ),
+            best_of_two=_mean([max(group.scores) for group in pairs if group.scores]),
+            noise=self._noise(scores),
+            with_words=_mean([bool(r.words or r.failure) for r in failed]),
+            demos=demos,
+            advice=advice,
+            chance=chance,
+            gain=gain,
+            run_calls=math.ceil(self._plan.n_lm_calls),
+            run_cost=self._plan.cost,
+            unknown=tuple(self._unknown(scores)),
+        )
+
+    def _effect(self, kind: str) -> Gain | None:
+        """The mean change of the score by demos or advice, against bare attempts."""
+        both = [
+            (self._made[BARE, example, 0].score, rollout.score)
+            for (has, example, _), rollout in self._made.items()
+            if has == kind and (BARE, example, 0) in self._made
+        ]
+        return Gain.between(*zip(*both, strict=True)) if both else None
+
+    def _noise(self, scores: Sequence[float]) -> float | None:
+        if not self._twice or len(set(scores)) < 2:
+            return None
+        noise = statistics.fmean((a - b) ** 2 / 2 for a, b in self._twice)
+        return min(1.0, noise / statistics.pvariance(scores))
+
+    def _unknown(self, scores: Sequence[float]) -> Iterator[str]:
+        """What the probe cannot know, beside the figures that it lacks."""
+        failures = [rollout.failure.message for rollout in self._made.values() if rollout.failure]
+        why = (failures or [self._run.ledger.stopped_because])[0]
+        if self._settings.metric is None:
+            yield "there is no metric, and so no score"
+        elif not scores:
+            yield f"no attempt has a score: {why}"
+        elif len(set(scores)) == 1:
+            yield "all attempts have the same score: nobody knows whether there is a better one"
+        if not any(len(example.labels()) for example in self._run.trainset):
+            yield "no example has labels that could be shown"
+
+
+def _differ(rollouts: Sequence[Rollout]) -> bool:
+    return len({rollout.answer for rollout in rollouts}) > 1
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
