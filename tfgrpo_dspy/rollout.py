@@ -5,30 +5,13 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
 from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
 from tfgrpo_dspy.wording import rest_after
-
-FailureKind = Literal[
-    "program",
-    "parse",
-    "provider",
-    "metric",
-    "timeout",
-    "worker",
-    "strategy",
-    "replay",
-    "stopped",
-    "budget",
-]
-"""Whose failure it was: the program raised; an answer did not parse; the LM's provider failed
-after its retries; the metric raised or gave no score; the rollout took longer than it may; its
-worker was lost; a strategy gave no reward; the program did not repeat its steps when they were
-replayed; a rollout that goes on from a step of another one was ended; a limit ended the training
-in the middle of it. The first two are the program's own, and the last two are nobody's."""
 
 DECISIVE = 0.2
 """A step decided a rollout if it changed the expected score by this share of the group's spread."""
@@ -40,12 +23,60 @@ WAYS_TO_AN_ANSWER = frozenset({"reasoning", "trajectory", "history", "terminatio
 REASONING = WAYS_TO_AN_ANSWER | {"next_thought"}  # what an agent of DSPy thinks before each tool
 
 
+class FailureKind(StrEnum):
+    """Whose failure it was, and what follows from that."""
+
+    PROGRAM = "program"  # the program raised
+    PARSE = "parse"  # an answer did not parse
+    PROVIDER = "provider"  # the provider of an LM failed, after its retries
+    METRIC = "metric"  # the metric raised, or gave no score
+    TIMEOUT = "timeout"  # the rollout took longer than it may
+    WORKER = "worker"  # its worker was lost
+    STRATEGY = "strategy"  # a strategy gave no reward
+    REPLAY = "replay"  # the program did not repeat its steps when they were replayed
+    STOPPED = "stopped"  # a rollout that goes on from a step of another one was ended
+    BUDGET = "budget"  # a limit ended the training in the middle of the rollout
+
+    @property
+    def is_programs_own(self) -> bool:
+        """Whether the rollout may stand in a group, and counts as the lowest score there."""
+        return self in (self.PROGRAM, self.PARSE)
+
+    @property
+    def counts_against_advice(self) -> bool:
+        """Whether the gate counts it as the lowest score: advice may be to blame for it."""
+        return self not in (self.PROVIDER, self.WORKER, self.STRATEGY, self.BUDGET)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the record is a result; otherwise a later start makes the rollout again."""
+        return not (self.is_cut_short or self is self.METRIC)
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the rollout ended before its end: what it took says nothing of others."""
+        return self in (self.PROVIDER, self.TIMEOUT, self.WORKER, self.BUDGET)
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the results count it; the others end a rollout on purpose, or for a strategy."""
+        return self not in (self.REPLAY, self.STOPPED, self.BUDGET)
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it counts for `max_errors`."""
+        return self.is_counted and self is not self.PARSE
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why a rollout has no outputs, or no score."""
 
     kind: FailureKind
     message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", FailureKind(self.kind))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +165,7 @@ class Rollout:
     @property
     def counts(self) -> bool:
         """Whether it may stand in a group: it ran, or its failure was the program's own."""
-        return self.failure is None or self.failure.kind in ("program", "parse")
+        return self.failure is None or self.failure.kind.is_programs_own
 
     @property
     def values(self) -> list[float | None]:
@@ -169,7 +200,7 @@ class Rollout:
     def is_unreadable(self) -> bool:
         """Whether the program gave no answer: it did not parse, or all that it holds is empty."""
         if self.failure is not None:
-            return self.failure.kind == "parse"
+            return self.failure.kind is FailureKind.PARSE
         return bool(self.outputs) and not any(map(str.strip, self.outputs.values()))
 
     @property
@@ -227,10 +258,12 @@ class Group:
         a failure is never the better rollout. A provider's and the metric's failures are left out
         of the comparison.
         """
-        counted = [rollout for rollout in rollouts if rollout.counts]
-        if has_metric:
-            floor = known.including(rollout.score for rollout in counted).failure_score
-            counted = [r if r.score is not None else replace(r, score=floor) for r in counted]
+        scores = floored(rollouts, known) if has_metric else [r.score for r in rollouts]
+        counted = [
+            rollout if rollout.score is score else replace(rollout, score=score)
+            for rollout, score in zip(rollouts, scores, strict=True)
+            if rollout.counts
+        ]
         return cls(example, tuple(counted), tuple(rollouts), known)
 
     @property
@@ -311,6 +344,27 @@ class Group:
         if known.is_flat:
             return all(rollout.agrees_with(labels) for rollout in self.rollouts)
         return min(self.scores) >= known.highest - known.least_contrast
+
+
+def floored(
+    rollouts: Sequence[Rollout], known: ScoreRange, for_advice: bool = False
+) -> list[float | None]:
+    """The score that each rollout counts with; None: it has none.
+
+    The program's own failures have the `failure_score` of all scores, these and the known ones;
+    `for_advice`: so have all failures for which advice may be to blame. The score of a failed
+    rollout that was made elsewhere stands.
+    """
+    floor = known.including(rollout.score for rollout in rollouts).failure_score
+
+    def score_of(rollout: Rollout) -> float | None:
+        if rollout.failure is None or rollout.score is not None:
+            return rollout.score
+        kind = rollout.failure.kind
+        is_low = kind.counts_against_advice if for_advice else kind.is_programs_own
+        return floor if is_low else None
+
+    return [*map(score_of, rollouts)]
 
 
 def rollout_id_for(seed: int, epoch: int, example: int, index: int, purpose: str) -> int:

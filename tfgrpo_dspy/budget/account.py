@@ -19,8 +19,6 @@ N_RECENT = 2  # the next update is expected to cost as much as the dearer of so 
 COST_MARGIN = 1.5
 """Rollouts with a library cost so many times as much as those before it, in dollars, at most."""
 SPREADS = 2.0  # how many standard deviations above the mean is reckoned with
-NO_MEASURE = frozenset({"provider", "timeout", "worker", "budget"})
-"""Failures of rollouts that say nothing of what a whole one takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,5 +142,5 @@ class Account:
 
 
 def _is_whole(rollout: Rollout) -> bool:
-    is_cut = rollout.failure is not None and rollout.failure.kind in NO_MEASURE
+    is_cut = rollout.failure is not None and rollout.failure.kind.is_cut_short
     return rollout.n_replayed is None and not is_cut

@@ -28,7 +28,7 @@ from tfgrpo_dspy.budget.left_out import ParameterRefusedError, SampledCall
 from tfgrpo_dspy.budget.surprisal import surprisals
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.redaction import known_secrets, redacted
-from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Usage, rollout_id_for
+from tfgrpo_dspy.rollout import SEED_RANGE, Failure, FailureKind, Usage, rollout_id_for
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ class Meter:
                 if isinstance(error, ContextWindowExceededError):
                     raise
                 raise ContextWindowExceededError(model=model, message=str(error)) from error
-            self.provider_failure = Failure("provider", self._message(error, lm))
+            self.provider_failure = Failure(FailureKind.PROVIDER, self._message(error, lm))
             raise
         if sent:
             longest = self.ledger.longest_answered

@@ -14,7 +14,7 @@ from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, sentence
 from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation, Refusal, carry_out
-from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
+from tfgrpo_dspy.rollout import FailureKind, Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.approval import approved
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.batches import Batch, Extracted
@@ -212,13 +212,13 @@ class Run:
                 await asyncio.wait(begun)
             for done in asyncio.as_completed(begun):
                 (rollout,) = await done
-                kind = rollout.failure.kind if rollout.failure else ""
-                if kind != "metric" and not rollout.is_unreadable:
+                kind = rollout.failure and rollout.failure.kind
+                if kind is not FailureKind.METRIC and not rollout.is_unreadable:
                     self._open()
                     return
             made += [rollout for task in begun for rollout in await task]
             failures = [rollout.failure for rollout in made if rollout.failure]
-            messages = [failure.message for failure in failures if failure.kind == "metric"]
+            messages = [f.message for f in failures if f.kind is FailureKind.METRIC]
             if len(messages) == len(made):
                 what = f"the metric gave no score to any of the first {len(made)} rollouts"
                 self._run.fail(f"{what}: {min(messages)}")

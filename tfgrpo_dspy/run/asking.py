@@ -22,7 +22,7 @@ from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.reflection.modules import AnswerQuestion
 from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
-from tfgrpo_dspy.rollout import Failure, Usage, rollout_id_for
+from tfgrpo_dspy.rollout import Failure, FailureKind, Usage, rollout_id_for
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.fields import media_in
@@ -209,7 +209,9 @@ class ReflectionClient:
             if isinstance(answer, TimeoutError):
                 answer = Answer(None, error=f"the reflection {answer}", is_lost=True)
             answer = run.records.keep(key, answer, ANSWERS, answer.is_lost)
-            run.report.check_errors(Failure("provider", answer.error) if answer.is_lost else None)
+            run.report.check_errors(
+                Failure(FailureKind.PROVIDER, answer.error) if answer.is_lost else None
+            )
             return self._counted(answer, stage, batch)
 
         work = functools.partial(self._answer_if_paid, question)

@@ -29,7 +29,7 @@ from tfgrpo_dspy.results.records import (
     ScoreSummary,
     TriedAdvice,
 )
-from tfgrpo_dspy.rollout import Rollout, rollout_id_for
+from tfgrpo_dspy.rollout import Rollout, floored, rollout_id_for
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
@@ -143,12 +143,8 @@ class Measurements:
         The program's own failure has the `failure_score` of these and the training scores. Where
         the provider, the clock or the metric failed there is no score.
         """
-        known = self._known.including(rollout.score for rollout in self._rollouts.values())
-        floor = known.failure_score
-        return {
-            pair: floor if rollout.failure and rollout.counts else rollout.score
-            for pair, rollout in self._rollouts.items()
-        }
+        scores = floored([*self._rollouts.values()], self._known)
+        return dict(zip(self._rollouts, scores, strict=True))
 
     def scores_of(self, candidate: int) -> ExampleScores:
         """The candidate's scores by `scored`, in the order of the measurement."""

@@ -21,7 +21,7 @@ from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.results import REFLECTIONS
-from tfgrpo_dspy.rollout import Group, Rollout, Usage, fields_text
+from tfgrpo_dspy.rollout import FailureKind, Group, Rollout, Usage, fields_text, floored
 from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.changes import Changes
 from tfgrpo_dspy.run.context import RunContext
@@ -33,8 +33,6 @@ from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
 from tfgrpo_dspy.settings.checks import inputs_text
 from tfgrpo_dspy.strategies.base import BatchPlan, UpdateContext
 
-NO_EVIDENCE = frozenset({"provider", "worker", "strategy", "budget"})
-"""Failures that say nothing of advice."""
 MAX_EXAMPLES_BEFORE_DRAFTS = 8  # before drafts are decided: more would mostly teach what they say
 SATURATED_GROUPS = 20
 """After so many groups in a row that had the best score throughout, no more is expected, whatever
@@ -334,7 +332,7 @@ class History:
         if self.known[-1].failure_score != floor:  # failures of earlier groups count this, too
             self._measured, new = [], self._groups
         for each in new:
-            self._measured += _measured(each, self.known[-1].failure_score)
+            self._measured += _measured(each, self.known[-1])
         self.best.append(self._best_rollouts.above_mean())
         evidence = RunEvidence(
             previous=before,
@@ -439,22 +437,16 @@ def _with_scores(known: ScoreRange, groups: Iterable[Group]) -> ScoreRange:
     return known.including(r.score for group in groups for r in group.all_rollouts)
 
 
-def _measured(sampled: SampledGroup, floor: float) -> Iterator[Measured]:
-    """The scores of the rollouts as gates see them, without those that had aid.
-
-    A failed rollout counts as the `floor`: the advice may be to blame. Where the provider, the
-    worker or a strategy failed, there is no score.
-    """
-    of_each = zip(sampled.given, sampled.group.all_rollouts, sampled.aids, strict=True)
-    for given, rollout, aid in of_each:
-        failed = rollout.failure and rollout.failure.kind not in NO_EVIDENCE
-        score = floor if failed else rollout.score
-        if not aid:
-            yield Measured(given.library, sampled.group.example, score, bool(given.demos))
+def _measured(sampled: SampledGroup, known: ScoreRange) -> Iterator[Measured]:
+    """The scores of the rollouts as gates see them, without those that had aid."""
+    additions = [one for one, aid in zip(sampled.given, sampled.aids, strict=True) if not aid]
+    scores = floored(sampled.unaided.all_rollouts, known, for_advice=True)
+    for one, score in zip(additions, scores, strict=True):
+        yield Measured(one.library, sampled.group.example, score, bool(one.demos))
 
 
 def _is_cut(rollout: Rollout) -> bool:
-    return rollout.failure is not None and rollout.failure.kind == "budget"
+    return rollout.failure is not None and rollout.failure.kind is FailureKind.BUDGET
 
 
 def _answers(

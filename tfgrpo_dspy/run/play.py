@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
 from tfgrpo_dspy.errors import NotReplayedError, StrategyError, UnpaidError
-from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
+from tfgrpo_dspy.rollout import FailureKind, Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
@@ -173,8 +173,10 @@ class Player:
 def _check_replayed(made: Rollout, is_check: bool = False) -> None:
     """Raises NotReplayedError: the program did not repeat its steps, or nobody knows."""
     failure = made.failure
-    is_sure = failure is None or failure.kind in ("program", "parse")
-    if failure and (failure.kind == "replay" or (is_check and not is_sure)):
+    if failure is None:
+        return
+    kind = failure.kind
+    if kind is FailureKind.REPLAY or (is_check and not kind.is_programs_own):
         raise NotReplayedError(failure.message)
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import astuple
 
-from tfgrpo_dspy.budget.account import LIMITS, NO_MEASURE, Account, Amount
+from tfgrpo_dspy.budget.account import LIMITS, Account, Amount
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.settings.schedule import (
@@ -71,7 +71,7 @@ class Reserve:
     def note(self, rollout: Rollout, seconds: float) -> None:
         """A training rollout is made."""
         self.account = self.account.after_rollouts([rollout])
-        if rollout.failure is None or rollout.failure.kind not in NO_MEASURE:
+        if rollout.failure is None or not rollout.failure.kind.is_cut_short:
             self._seconds.append(seconds)
         self.renew()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tfgrpo_dspy.errors import TrainingCut
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.rollout import ROLLOUTS, Failure, Rollout
+from tfgrpo_dspy.rollout import ROLLOUTS, Failure, FailureKind, Rollout
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
@@ -19,8 +19,6 @@ from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle
 
 KEPT_PROGRAMS = 64
-NO_RESULT = ("provider", "timeout", "worker", "metric", "budget")
-"""Failures that are not the program's: noted, never kept as results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +147,12 @@ class Rollouts:
         def keep(made: Rollout | Failure | TimeoutError) -> Rollout:
             if isinstance(made, TimeoutError):
                 why = f"the rollout {made}, which is rollout_timeout_s; it was in {where}"
-                made = Failure("timeout", f"{why} on the example {sample.example} ({self._kind})")
+                made = Failure(
+                    FailureKind.TIMEOUT, f"{why} on the example {sample.example} ({self._kind})"
+                )
             if isinstance(made, Failure):
                 made = Rollout(sample.example, sample.rollout_id, failure=made)
-            is_lost = made.failure is not None and made.failure.kind in NO_RESULT
+            is_lost = made.failure is not None and not made.failure.kind.is_recorded
             rollout = run.records.keep(key, made, ROLLOUTS, is_lost)
             self._count(rollout, time.monotonic() - begun_s)
             run.report.check_errors(rollout.failure)
@@ -197,4 +197,4 @@ class Rollouts:
 
 
 def _cut_by(cut: TrainingCut) -> Failure:
-    return Failure("budget", str(cut))
+    return Failure(FailureKind.BUDGET, str(cut))

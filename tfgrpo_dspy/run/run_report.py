@@ -37,8 +37,6 @@ logger = logging.getLogger(__name__)
 ROLES = ("rollout", "validation", "test", *REFLECTIONS, "metric")
 """What LM calls are for: training rollouts, the final choice, the test set, reflections,
 judges inside metrics."""
-NO_FAILURES = ("replay", "stopped", "budget")
-"""The first is counted where a group is not valued for it, the last in `ended_because`."""
 ERRORS_ALLOWED = 20  # so many errors never end a run by themselves, unless `max_errors` says so
 LOGGED_BYTES = 500  # of a failure, whose message may quote a whole answer of an LM
 
@@ -67,8 +65,8 @@ class RunReport:
         self.usage[role] += rollout.usage
         self.usage["metric"] += rollout.metric_usage
         self.progress.show_rollout(role)
-        if rollout.failure is not None and rollout.failure.kind not in NO_FAILURES:
-            self.count_failure(rollout.failure.kind, rollout.failure.message)
+        if rollout.failure is not None and rollout.failure.kind.is_counted:
+            self.count_failure(rollout.failure.kind.value, rollout.failure.message)
 
     def count_reflection(
         self, stage: str, update: int, usage: Usage, error: str, n_unparsed: int, unread: str = ""
@@ -88,7 +86,7 @@ class RunReport:
     def check_errors(self, failure: Failure | None) -> None:
         """Count what was done just now; end the run where too much of it failed."""
         self._n_done += 1
-        if failure is None or failure.kind in ("parse", *NO_FAILURES):
+        if failure is None or not failure.kind.is_error:
             return
         message = failure.message.partition(" on the example ")[0]  # equal but for the example
         self._errors[shortened(printable(message), LOGGED_BYTES)] += 1
@@ -265,7 +263,7 @@ def _group_record(sampled: SampledGroup, use: str) -> GroupRecord:
     return GroupRecord(
         group.example,
         tuple(rollout.score for rollout in unaided.rollouts),
-        tuple(r.failure.kind for r in group.all_rollouts if r.failure is not None),
+        tuple(r.failure.kind.value for r in group.all_rollouts if r.failure is not None),
         use,
         tuple(rollout.score for rollout in group.rollouts if rollout.rollout_id not in ids),
     )

@@ -131,7 +131,7 @@ class Strategies:
         for strategy in self.overriding("reward"):
             counted = [k for k, rollout in enumerate(made) if rollout.score is not None]
             rewards: list[float | None] = [None] * len(counted)
-            kind: FailureKind = "strategy"
+            kind = FailureKind.STRATEGY
             with self._counting(strategy, "reward", ends=int(is_first)):
                 helped = tuple(bool(aided and aided[k]) for k in counted)
                 of_metric = tuple(made[k] for k in counted)
@@ -140,7 +140,7 @@ class Strategies:
                 are_numbers = all(r is None or number_of(r) is not None for r in given)
                 wanted = f"{len(counted)} numbers below {MOST:g}, or None for no score"
                 _check(len(given) == len(counted) and are_numbers, given, wanted)
-                rewards, kind = [number_of(r) for r in given], "metric"
+                rewards, kind = [number_of(r) for r in given], FailureKind.METRIC
             without = Failure(kind, f"{type(strategy).__name__}.reward gave no score")
             for k, reward in zip(counted, rewards, strict=True):
                 failure = without if reward is None else None

@@ -21,7 +21,7 @@ from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
 from tfgrpo_dspy.home import HOMES, run
 from tfgrpo_dspy.metric import PredictorTrace, ScoringFunction
-from tfgrpo_dspy.rollout import SEED_RANGE, Failure, Rollout, Step
+from tfgrpo_dspy.rollout import SEED_RANGE, Failure, FailureKind, Rollout, Step
 from tfgrpo_dspy.sampling.dispatch import REPLAY, DispatchedTools
 from tfgrpo_dspy.sampling.fields import (
     as_fields,
@@ -165,14 +165,14 @@ class _Run:
         except (RunStopped, KeyboardInterrupt):
             raise
         except ReplayEndedError as error:
-            failure = Failure("replay", str(error))
+            failure = Failure(FailureKind.REPLAY, str(error))
         except BaseException as error:  # noqa: BLE001 - it may raise anything; recorded
             failure = _failure_of(error)
         if replay is not None and not replay.start.answers_now:
             replay.finish(as_fields(prediction), failure)
             failure = replay.failure or failure
             prediction = None if replay.failure else prediction
-        if failure is not None and failure.kind == "parse" and self.meter.is_cut:
+        if failure is not None and failure.kind is FailureKind.PARSE and self.meter.is_cut:
             message = f"The answer was cut off at max_tokens. {failure.message}"
             failure = replace(failure, message=message)
         return prediction, self.meter.provider_failure or failure
@@ -201,7 +201,7 @@ class _Run:
             n_again = 0 if start.answers_now else start.n_steps
             steps = [*start.source.steps[: start.n_steps], *steps[n_again:]]
         last = self.meter.last_call
-        if failure is not None and failure.kind == "parse" and last is not None:
+        if failure is not None and failure.kind is FailureKind.PARSE and last is not None:
             caller, prompt, answer = last
             name, outputs = self._name_of(caller, "predictor"), {"unparsed answer": answer}
             steps.append(Step("predictor", name, {"prompt": prompt}, outputs, failure.message))
@@ -253,10 +253,12 @@ def sampling_copy(lm: Any, rollout_id: int, temperature: float | str | None) -> 
 
 def _failure_of(error: BaseException) -> Failure:
     if isinstance(error, AdapterParseError):
-        return Failure("parse", str(error).strip())
+        return Failure(FailureKind.PARSE, str(error).strip())
     if isinstance(error, LMError) and is_too_long(error):
-        return Failure("program", f"The prompt was too long for the LM: {error}")
-    return Failure("provider" if isinstance(error, LMError) else "program", described(error))
+        return Failure(FailureKind.PROGRAM, f"The prompt was too long for the LM: {error}")
+    is_providers = isinstance(error, LMError)
+    kind = FailureKind.PROVIDER if is_providers else FailureKind.PROGRAM
+    return Failure(kind, described(error))
 
 
 def _scored(
@@ -293,10 +295,14 @@ def _scored(
                 feedback[name] = asked(task.score.feedback_on, name, calls)  # type: ignore[union-attr]
     except MetricError as error:
         kind = _failure_of(error.__cause__ or error).kind
-        failure = Failure(kind if kind == "provider" else "metric", str(error))
+        kind = kind if kind is FailureKind.PROVIDER else FailureKind.METRIC
+        failure = Failure(kind, str(error))
     meter.check()
     if meter.provider_failure is not None:  # where the metric hid it, what it returned is no score
-        failure = Failure("provider", f"the metric's LM failed: {meter.provider_failure.message}")
+        failure = replace(
+            meter.provider_failure,
+            message=f"the metric's LM failed: {meter.provider_failure.message}",
+        )
     own = {
         name: with_values(said, task.example, prediction)
         for name, said in feedback.items()

@@ -152,10 +152,10 @@ class Replay(DispatchedTools):
         last = of_tools[-1] if of_tools and start.is_check else -1
         self._called = last if start.called is None else start.called
 
-    def _end(self, why: str, kind: FailureKind = "replay") -> None:
+    def _end(self, why: str, kind: FailureKind = FailureKind.REPLAY) -> None:
         self.failure = self.failure or Failure(kind, why)
 
-    def refuse(self, why: str, kind: FailureKind = "stopped") -> NoReturn:
+    def refuse(self, why: str, kind: FailureKind = FailureKind.STOPPED) -> NoReturn:
         """Raises ReplayEndedError: the rollout ends."""
         self._end(why, kind)
         raise ReplayEndedError(why)
@@ -194,7 +194,9 @@ class Replay(DispatchedTools):
         try:
             values = {name: parsed(step.outputs[name], info.annotation) for name, info in fields}
         except (KeyError, ValueError) as error:
-            self.refuse(f"step {self._n_fed}: its outputs cannot be read back ({error})", "replay")
+            self.refuse(
+                f"step {self._n_fed}: its outputs cannot be read back ({error})", FailureKind.REPLAY
+            )
         return [values]
 
     def look_at(self, values: list[dict[str, Any]]) -> None:
@@ -210,7 +212,10 @@ class Replay(DispatchedTools):
         """End the rollout before it pays for a call that it was to be spared."""
         if self.start.is_check or self._n_fed < self.start.n_steps:
             why = "that is no call of a predictor through the adapter of the run"
-            self.refuse(f"the program calls an LM in step {self._n_fed + 1} again: {why}", "replay")
+            self.refuse(
+                f"the program calls an LM in step {self._n_fed + 1} again: {why}",
+                FailureKind.REPLAY,
+            )
 
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Note which tool is called, and see to it that its function comes here."""
@@ -231,7 +236,7 @@ class Replay(DispatchedTools):
         if step.error:
             raise _error(step.error)
         if step.form == "other":
-            self.refuse(f"{OF_A_TOOL}{name!r}: its result is no JSON", "replay")
+            self.refuse(f"{OF_A_TOOL}{name!r}: its result is no JSON", FailureKind.REPLAY)
         text = step.outputs.get("result", "")
         return _value(text) if step.form == "json" else text
 
@@ -261,7 +266,7 @@ class Replay(DispatchedTools):
         if self._n_fed < self.start.n_steps:
             self._end(f"the program ends after {self._n_fed} of {self.start.n_steps} steps")
         if self.start.is_check:
-            failed = [each.kind if each and each.kind in ("program", "parse") else ""
+            failed = [each.kind if each and each.kind.is_programs_own else ""
                       for each in (failure, source.failure)]  # fmt: skip
             is_same = bool(failed[0]) or decision(outputs) == decision(source.outputs)
             if failed[0] != failed[1] or not is_same:

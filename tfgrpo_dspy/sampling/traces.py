@@ -14,7 +14,7 @@ from tfgrpo_dspy.errors import LibraryFormatError, SettingsError, sentence
 from tfgrpo_dspy.experience.files import json_value, json_values, shown
 from tfgrpo_dspy.files import read_text
 from tfgrpo_dspy.interchange.tables import cells_of
-from tfgrpo_dspy.rollout import Failure, Rollout, Step
+from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout, Step
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.scores import MOST
 
@@ -139,7 +139,7 @@ def _rollout(trace: Mapping[str, Any], place: int, number: int) -> Rollout:
         steps=tuple(_step(step) for step in trace.get("steps") or ()),
         score=None if score is None else float(score),
         feedback=str(trace.get("feedback") or ""),
-        failure=Failure("program", str(error)) if error else None,
+        failure=Failure(FailureKind.PROGRAM, str(error)) if error else None,
     )
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 
 from tfgrpo_dspy.budget.ledger import Budget, Ledger, Reservation
 from tfgrpo_dspy.errors import described
-from tfgrpo_dspy.rollout import Failure, Rollout
+from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout
 from tfgrpo_dspy.tasks.worker import Reply, Request, run_request
 
 MAX_LOST_WORKERS = 3  # A request that lost this many workers is not sent again
@@ -80,7 +80,7 @@ class RemoteRollouts:
             share.abandoned.set()  # it counts as spent
             n_losses += 1
         message = f"the executor lost this rollout {n_losses} times; last reason: {why}"
-        return Failure("worker", message)
+        return Failure(FailureKind.WORKER, message)
 
     def _reserve(self, n_metric_calls: int) -> Reservation | None:
         """What a rollout may spend; None: not now. Raises RunStopped: the budget is used up."""
