@@ -17,9 +17,9 @@ from tfgrpo_dspy.experience.values import Add, Evidence, Experience, Operation, 
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.run.asking import ReflectionClient
-from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.reflecting import propose
+from tfgrpo_dspy.run.updates import Batch, Update
 
 CORRECTION = r"## correction ##"
 ONE = [["1", "0"]]
@@ -439,7 +439,7 @@ def consolidated(
     with dspy.context(lm=Run(ONE).lm):
         settings = run_settings(is_score, update=module, progress=False)
         run = RunContext(settings, predictor(), questions(40))
-        batch = Batch(0, 0, (), Decision(known, "start"))
+        batch = Batch(0, Update(0, Decision(known, "start"), run.reserve.account))
         return run.loop.run(propose(ReflectionClient(run), batch, known, drawn, dropped))
 
 

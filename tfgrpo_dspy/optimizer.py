@@ -17,8 +17,8 @@ from tfgrpo_dspy.references import held_by
 from tfgrpo_dspy.results.probe import Probe
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
-from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.probe import Prober
+from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.traces import read_traces
 from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
 from tfgrpo_dspy.settings.checks import prepare
@@ -194,8 +194,9 @@ class TrainingFreeGRPO(Teleprompter):
             return run.run(self._loop(run))
 
     async def _loop(self, run: Run) -> None:
+        await run.try_out()
         async for batch in run.batches():
-            run.begin(batch, self._update(run, batch))  # which overlaps with the next batches
+            run.begin(self._update(run, batch))  # which overlaps with the next batches
         await run.all_updates()
 
     async def _update(self, run: Run, batch: Batch) -> ExperienceLibrary:

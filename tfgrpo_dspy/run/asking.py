@@ -23,8 +23,8 @@ from tfgrpo_dspy.reflection.modules import AnswerQuestion
 from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
 from tfgrpo_dspy.rollout import Failure, FailureKind, Usage, rollout_id_for
-from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.fields import media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
 from tfgrpo_dspy.tasks.whereabouts import Whereabouts

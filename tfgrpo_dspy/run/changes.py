@@ -8,7 +8,7 @@ from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.texts import clip
 from tfgrpo_dspy.results.records import Change, ChangeKind, Comparison, RolloutSummary
 from tfgrpo_dspy.rollout import Group, Rollout, fields_text
-from tfgrpo_dspy.run.batches import Extracted
+from tfgrpo_dspy.run.updates import Extracted
 from tfgrpo_dspy.wording import WORD, shortened
 
 MOST_COMPARISONS = 2  # of a text

@@ -69,7 +69,7 @@ class Measurements:
         mixed = random.Random(f"{role}/{run.settings.seed}")
         self._order = mixed.sample(range(len(examples)), len(examples))
         self._maker = Rollouts(run, role, examples, None)
-        self._reward, self._known = history.reward, history.known[-1]
+        self._reward, self._known = history.reward, history.latest.known
         self._rollouts: dict[tuple[int, int], Rollout] = {}
 
     def make(self, pairs: Sequence[tuple[int, int]]) -> Sequence[Rollout]:
@@ -205,7 +205,7 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
 
     With `NoGate`, the last library is returned, whether it is better or not.
     """
-    demos = history.demos.choose(history.best[-1], set(map(inputs_text, valset)))
+    demos = history.demos.choose(history.latest.best, set(map(inputs_text, valset)))
     run.ledger.open_reserve()
     if run.settings.metric is None:
         valset = testset = ()
@@ -224,10 +224,10 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     priced = [replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in library]
     best = replace(candidates[place], library=library.holding(priced))
     ended_because = "" if run.ledger.is_failure else run.report.ended_because
-    run.manifest.note(best, ended_because, history.kept)
+    run.manifest.note(best, ended_because, history.repeated)
     n_more = 2 * (len(testset) - run.settings.data.n_test)  # of a run that was finished before
     if n_more > 0:
-        run.ledger.raise_limits(*astuple(history.accounts[-1].reserve(n_more)))
+        run.ledger.raise_limits(*astuple(history.latest.account.reserve(n_more)))
     test = _held_out(run, history, testset, best)
     return _reported(run, history, best, **measured.outcome(place), finalists=finalists, test=test)
 
@@ -246,7 +246,7 @@ def _reported(run: RunContext, history: History, given: Additions, **found: Any)
         is_student=given == Additions(history.start),
         tried=tuple(
             TriedAdvice(*advice, belief.effect, belief.chance)
-            for advice, belief in history.last.beliefs.items()
+            for advice, belief in history.decision.beliefs.items()
             if belief.effect
         ),
         n_demos=len(given.demos),
@@ -308,11 +308,11 @@ def _race(
     run: RunContext, history: History, measured: Measurements
 ) -> tuple[int, tuple[Finalist, ...]]:
     """The winner's place (0: student), and all that took part."""
-    account, sd = history.accounts[-1], history.score_sd
+    account, sd = history.latest.account, history.score_sd
     candidates = [_parts(candidate) for candidate in measured.candidates]
     parts = {part: (0.0, sd) for candidate in candidates for part in candidate}
-    parts |= {advice: (b.mean, b.sd) for advice, b in history.last.beliefs.items()}
-    belief = history.last.demos
+    parts |= {advice: (b.mean, b.sd) for advice, b in history.decision.beliefs.items()}
+    belief = history.decision.demos
     parts[DEMOS] = (0.0, DEMOS_SD * sd)
     if belief and belief.n_rollouts:
         parts[DEMOS] = (belief.mean, math.hypot(belief.sd, DEMOS_ERROR * sd))

@@ -6,9 +6,9 @@ from dataclasses import asdict, replace
 
 from tfgrpo_dspy.errors import NotReplayedError, StrategyError, UnpaidError
 from tfgrpo_dspy.rollout import FailureKind, Group, Rollout, rollout_id_for
-from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
+from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.replay import OF_A_TOOL, Start, checks
 from tfgrpo_dspy.store.identity import digest

@@ -27,12 +27,12 @@ from tfgrpo_dspy.results.probe import Probe, predicted
 from tfgrpo_dspy.results.records import Gain, ScoreSummary
 from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
-from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.reflecting import draft_lessons
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.strategies import Strategies
+from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.settings.checks import inputs_text
@@ -106,10 +106,15 @@ class Prober:
 
     async def _all(self) -> None:
         history, settings = self._history, self._settings
-        examples = tuple(history.order(0)[: MOST_CALLS // 2])
-        sizes, visits = (settings.group_size,) * len(examples), (0,) * len(examples)
-        given = history.last, False, (), sizes, visits, 0, history.asks_predictors(0)
-        batch = Batch(history.n_drafts, 0, examples, *given)
+        examples = tuple(history.plan.order(0)[: MOST_CALLS // 2])
+        batch = Batch(
+            history.plan.n_drafts,
+            history.latest,
+            examples=examples,
+            sizes=(settings.group_size,) * len(examples),
+            visits=(0,) * len(examples),
+            asks_predictors=history.plan.asks_predictors(history.latest),
+        )
         await self._make(dict(self._samples(batch, batch.examples[0], N_PAIRS, None)))
         advice = await self._drafted()
         n_pairs = N_PAIRS if advice or history.demos.choose((), frozenset()) else MOST_CALLS
@@ -131,7 +136,7 @@ class Prober:
         n_drafts, limits = self._settings.drafts, self._settings.limits
         if not n_drafts or self._run.ledger.left("max_lm_calls") < n_drafts:
             return None
-        drafts = Batch(0, 0, (), self._history.last, is_draft=True)
+        drafts = Batch(0, self._history.latest, is_draft=True)
         extracted = await draft_lessons(self._client, drafts, self._training, takes_all=True)
         added = [Add(text=each.text, scope=each.scope) for each in extracted.lessons]
         return Additions(self._history.start.apply(added, limits)) if added else None

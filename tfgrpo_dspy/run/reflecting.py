@@ -20,9 +20,9 @@ from tfgrpo_dspy.reflection.operations import (
 )
 from tfgrpo_dspy.rollout import Group, fields_text
 from tfgrpo_dspy.run.asking import IMAGES, Answer, Inputs, ReflectionClient
-from tfgrpo_dspy.run.batches import TEACHING, Batch, Extracted
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.dead_ends import ANSWERS_IN_A_ROW, why_useless
+from tfgrpo_dspy.run.endings import ANSWERS_IN_A_ROW, why_useless
+from tfgrpo_dspy.run.updates import TEACHING, Batch, Extracted
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.wording import shortened

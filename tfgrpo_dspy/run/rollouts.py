@@ -1,6 +1,5 @@
 """Rollouts: replayed where they are recorded, run where not, recorded as soon as they are done."""
 
-import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -50,7 +49,7 @@ class Rollouts:
         self._temperature = temperature
         self._program = functools.lru_cache(KEPT_PROGRAMS)(self._prepared)
         self._prices = run.settings.execution.prices or {}
-        self._early: dict[Sample, asyncio.Task[list[Rollout]]] = {}
+        self._early: dict[Sample, Rollout] = {}
         self._bundle = b""
         if run.remote is not None and not run.settings.offline:
             self._bundle = packed_bundle(
@@ -65,15 +64,11 @@ class Rollouts:
             for sample in samples
         )
 
-    def make_early(
-        self, samples: Sequence[Sample], priority: Priority
-    ) -> "list[asyncio.Task[list[Rollout]]]":
-        """Begin these rollouts, which `make` gives when it is asked for them."""
-
-        spawn = self._run.loop.spawn
-        tasks = [spawn(self._make([sample], priority)) for sample in samples]
-        self._early |= dict(zip(samples, tasks, strict=True))
-        return tasks
+    async def make_early(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
+        """Make these rollouts, which `make` gives when it is asked for them."""
+        rollouts = await self._make(samples, priority)
+        self._early |= zip(samples, rollouts, strict=True)
+        return rollouts
 
     async def make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
         """A rollout for each sample, in their order.
@@ -83,8 +78,7 @@ class Rollouts:
         """
         early = {sample: self._early.pop(sample) for sample in samples if sample in self._early}
         others = [sample for sample in samples if sample not in early]
-        made = dict(zip(others, await self._make(others, priority), strict=True))
-        made |= {sample: (await task)[0] for sample, task in early.items()}
+        made = early | dict(zip(others, await self._make(others, priority), strict=True))
         return [made[sample] for sample in samples]
 
     async def _make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:

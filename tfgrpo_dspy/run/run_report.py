@@ -7,12 +7,10 @@ from dataclasses import asdict
 from functools import partialmethod
 from typing import Any
 
-from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
 from tfgrpo_dspy.experience.values import Operation, Refusal
-from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.listeners.listening import FOR_FAILURES_S, Listening
 from tfgrpo_dspy.listeners.progress import Progress
 from tfgrpo_dspy.outside import printable
@@ -27,7 +25,7 @@ from tfgrpo_dspy.results.records import (
     counted,
 )
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
-from tfgrpo_dspy.run.batches import Batch, Extracted
+from tfgrpo_dspy.run.updates import Update
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.wording import shortened
@@ -115,14 +113,14 @@ class RunReport:
 
     def add_update(
         self,
-        batch: Batch,
-        extracted: Extracted,
+        update: Update,
         proposed: Sequence[Operation | Refusal],
-        decision: Decision,
         changes: tuple[Change, ...],
-        used: Amount,
     ) -> UpdateRecord:
-        """Keep, log and show the record of a decided update; `used`: by all updates so far."""
+        """Keep, log and show the record of a decided update."""
+        extracted, decision, used = update.extracted, update.decision, update.account.used
+        batch = update.batch
+        assert batch is not None  # noqa: S101 - only the start has none
         record = UpdateRecord(
             update=batch.update,
             epoch=batch.epoch,

@@ -31,8 +31,8 @@ from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import as_input
 from tfgrpo_dspy.rollout import Failure, FailureKind, Group, Rollout
 from tfgrpo_dspy.run.asking import Answer, ReflectionClient
-from tfgrpo_dspy.run.batches import Batch
 from tfgrpo_dspy.run.play import Player, with_beside
+from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.scores import MOST, number_of
 from tfgrpo_dspy.strategies.base import (

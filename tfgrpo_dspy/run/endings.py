@@ -1,0 +1,130 @@
+"""Why a run ends before its budget: it can never work, or there is nothing more to learn."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import dspy
+
+from tfgrpo_dspy.errors import sentence
+from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.run.asking import Answer
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.updates import Update, groups_of
+from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.wording import shortened
+
+FIRST_ROLLOUTS = 10
+"""A program none of whose first answers can be read is given up after so many rollouts."""
+ANSWERS_IN_A_ROW = 8
+"""A reflection LM is given up after so many answers in a row that are of no use."""
+SHOWN_BYTES = 400  # of the first of them
+SATURATED_GROUPS = 20
+"""After so many groups in a row that had the best score throughout, no more is expected, whatever
+is on trial. With 10, some simulated runs ended too early (`benchmarks/recipe.py`)."""
+FLAT_GROUPS = 40
+"""The same after so many groups if the run has seen one score only: it may as well be the lowest,
+and then the lessons of failures need time to be tried."""
+UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
+"""After so many epochs, and updates, without a change of the result no more is expected."""
+
+
+def why_unreadable(rollouts: Sequence[Rollout], lms: Iterable[Any]) -> str:
+    """Why a program can never work none of whose rollouts gave an answer; "": one did.
+
+    Answers that are empty are none, if the metric does not tell them apart.
+    """
+    scores = {rollout.score for rollout in rollouts if rollout.score is not None}
+    if not rollouts or len(scores) > 1 or not all(rollout.is_unreadable for rollout in rollouts):
+        return ""
+    first = rollouts[0].failure
+    said = "all outputs are empty" if first is None else _shown(first.message)
+    return (
+        f"none of the first {len(rollouts)} answers of the program could be read. The first: "
+        f"{said} {_advice(lms)}"
+    )
+
+
+def why_useless(answers: Mapping[int, Sequence[Answer]], lm: Any) -> str:
+    """Why a reflection LM can never work, by its answers for each update; "": it may."""
+    useless: list[Answer] = []
+    for update in sorted(answers):
+        if any(not answer.is_useless for answer in answers[update]):
+            useless = []
+        else:
+            useless += answers[update]
+    if len(useless) < ANSWERS_IN_A_ROW:
+        return ""
+    first = useless[0]
+    said = first.error or f"it could not be read: {first.unread or '(empty)'}"
+    return (
+        f"the reflection LM gave {len(useless)} answers in a row that are of no use. The first: "
+        f"{_shown(said)} {_advice([lm])}"
+    )
+
+
+def why_finished(updates: Sequence[Update], n_drafts: int, n_batches: int, run: RunContext) -> str:
+    """Why no more is to be expected after these updates, the start included; "" if more is.
+
+    `n_drafts`: how many of them were drafts; `n_batches`: how many batches an epoch has.
+    """
+    latest, n_decided = updates[-1], len(updates) - 1
+    if finished := _why_saturated(updates, run):
+        return finished
+    n_trained = n_decided - n_drafts
+    if latest.decision.is_open or n_trained < n_batches:
+        return ""
+    n_idle = n_batches * (1 + bool(run.settings.strategies))  # they may learn from it
+    is_taught = any(update.is_taught for update in updates[1:][-n_idle:])
+    if n_trained >= n_idle and not is_taught:
+        epochs = "two epochs" if n_idle > n_batches else "a whole epoch"
+        return f"no group of {epochs} had anything to teach"
+    n = max(UNCHANGED_EPOCHS * n_batches, UNCHANGED_UPDATES)
+    if run.settings.measures and n_trained >= n:
+        before = updates[-1 - n : -1]
+        is_unchanged = all(list(u.decision.result) == list(latest.decision.result) for u in before)
+        if is_unchanged and _demo_scores(before[0], run) == _demo_scores(latest, run):
+            return f"the last {n} updates did not change what a program would be given"
+    return ""
+
+
+def _demo_scores(update: Update, run: RunContext) -> list[float | None]:
+    return [rollout.score for rollout in update.best[: run.settings.max_demos]]
+
+
+def _why_saturated(updates: Sequence[Update], run: RunContext) -> str:
+    """Why the latest groups leave nothing to gain; "" if they leave something.
+
+    All of their rollouts have the best score of the run so far; or the run has seen one score only,
+    which nobody knows to be the best, for long enough that advice was tried.
+    """
+    known = updates[-1].known
+    every = groups_of(updates)
+    groups = [replace(sampled.unaided, known=known) for sampled in every[-FLAT_GROUPS:]]
+
+    def is_at_best(group: Group) -> bool:
+        return group.is_at_best(as_fields(run.trainset[group.example].labels()))
+
+    n = SATURATED_GROUPS
+    if len(groups) >= n and all(map(is_at_best, groups[-n:])):
+        return f"all rollouts of the last {n} groups had the best score"
+    n = FLAT_GROUPS
+    if known.is_flat and len(groups) >= n and not any(g.has_contrast for g in groups[-n:]):
+        return f"all rollouts of the last {n} groups had the same score"
+    return ""
+
+
+def _shown(message: str) -> str:
+    return sentence(shortened(message, SHOWN_BYTES))
+
+
+def _advice(lms: Iterable[Any]) -> str:
+    """What to change, with the limits that the LMs have."""
+    kwargs = [getattr(lm or dspy.settings.lm, "kwargs", {}) for lm in lms]
+    limits = [given.get("max_tokens") or given.get("max_completion_tokens") for given in kwargs]
+    known = ", ".join(dict.fromkeys(str(limit) for limit in limits if limit))
+    return (
+        f"Answers that are cut or empty need a higher max_tokens{known and f' (now {known})'} or a "
+        f"larger context; an LM that does not keep to the form may keep to that of another adapter,"
+        f" such as dspy.JSONAdapter()"
+    )

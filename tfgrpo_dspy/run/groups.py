@@ -1,0 +1,201 @@
+"""Rollouts of a batch become groups: made or recorded, helped by strategies, rewarded, valued."""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
+
+from tfgrpo_dspy.rollout import FailureKind, Group, Rollout, rollout_id_for
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.endings import FIRST_ROLLOUTS, why_unreadable
+from tfgrpo_dspy.run.history import History
+from tfgrpo_dspy.run.play import Player, Turn, Turns
+from tfgrpo_dspy.run.rollouts import Rollouts, Sample
+from tfgrpo_dspy.run.strategies import Strategies
+from tfgrpo_dspy.run.updates import Batch
+from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.scores import NO_SCORES
+from tfgrpo_dspy.settings.checks import policy_lms
+from tfgrpo_dspy.strategies.base import GroupContext
+
+N_FIRST = 3  # rollouts that show whether the metric works at all
+TRAINING_PRIORITY = (3,)  # training rollouts are begun last, those of the earlier update first
+
+
+class Groups:
+    """Makes the groups of one run.
+
+    `recorded` are rollouts that were made elsewhere, for each example; None: the run makes them.
+    """
+
+    def __init__(
+        self,
+        run: RunContext,
+        history: History,
+        strategies: Strategies,
+        training: Sequence[int],
+        recorded: Sequence[Sequence[Rollout]] | None,
+    ) -> None:
+        self._run, self._history, self._strategies = run, history, strategies
+        self._training, self._recorded = tuple(training), recorded
+        self._sampler = Rollouts(run, "rollout", run.trainset, run.settings.temperature)
+        self._turns, self._has_first, self._is_readable = Turns(), asyncio.Event(), False
+
+    async def try_out(self, batch: Batch) -> None:
+        """Make the first rollouts of the first batch, before anything else is paid for.
+
+        One that can be read, and that the metric does not fail on, suffices. Raises RunStopped: the
+        metric fails on all of the first three, or none of the first ten can be read.
+        """
+        groups = [self._samples(batch, example) for example in batch.examples]
+        by_turns = filter(None, itertools.chain(*itertools.zip_longest(*groups)))
+        samples = list(itertools.islice(by_turns, FIRST_ROLLOUTS))
+        rollouts: list[Rollout] = []
+        for wave in filter(None, (samples[:N_FIRST], samples[N_FIRST:])):
+            made = await self._sampler.make_early(wave, (*TRAINING_PRIORITY, batch.update))
+            if any(map(_works, made)):
+                return
+            rollouts += made
+            failures = [rollout.failure for rollout in rollouts if rollout.failure]
+            messages = [
+                failure.message for failure in failures if failure.kind is FailureKind.METRIC
+            ]
+            if len(messages) == len(rollouts):
+                what = f"the metric gave no score to any of the first {len(rollouts)} rollouts"
+                self._run.fail(f"{what}: {min(messages)}")
+        self._check(rollouts)
+
+    def check_readable(self, rollouts: Sequence[Rollout]) -> None:
+        """End the run where none of its rollouts so far could be read. Raises RunStopped."""
+        if self._recorded is None and not self._is_readable:
+            self._check(rollouts)
+
+    def _check(self, rollouts: Sequence[Rollout]) -> None:
+        if len(rollouts) >= FIRST_ROLLOUTS:
+            if why := why_unreadable(rollouts, policy_lms(self._run.student)):
+                self._run.fail(why)
+            self._is_readable = True
+
+    def of(self, batch: Batch) -> Sequence[Awaitable[SampledGroup]]:
+        """The groups of the batch: `group_size` rollouts of each example with its library."""
+        spawn, strategies = self._run.loop.spawn, self._strategies
+        make = self._made if self._recorded is None else self._recorded_group
+        groups = [spawn(make(batch, example)) for example in batch.examples]
+        if not strategies.overriding("reward") or self._run.settings.metric is None:
+            return groups
+        together = spawn(self._rewarded(batch, groups))
+
+        async def rewarded(place: int) -> SampledGroup:
+            return (await together)[place]
+
+        return [spawn(rewarded(place)) for place in range(len(groups))]
+
+    async def _recorded_group(self, batch: Batch, example: int) -> SampledGroup:
+        """Rollouts that were made elsewhere, and knew nothing of what this run has learned."""
+        recorded = self._recorded or ()
+        known = NO_SCORES.including(r.score for of_example in recorded for r in of_example)
+        rollouts = recorded[example]
+        group = Group.of(example, rollouts, self._run.settings.metric is not None, known)
+        additions = (Additions(self._history.start),) * len(rollouts)
+        return SampledGroup(group, additions, batch.update)
+
+    def _samples(
+        self, batch: Batch, example: int, extra: Sequence[Additions] = (), start: int = 0
+    ) -> list[Sample]:
+        """One `Sample` for each rollout of the example; or for each extra one, from `start` on."""
+        size, visit = batch.size_and_visit(example)
+        additions = extra or self._history.assigned(batch, example, size)
+        seed = self._run.settings.seed
+        return [
+            Sample(
+                of_one,
+                example,
+                rollout_id_for(seed, visit, example, k, "training"),
+                asks_predictors=batch.asks_predictors,
+            )
+            for k, of_one in enumerate(additions, start)
+        ]
+
+    async def _made(self, batch: Batch, example: int) -> SampledGroup:
+        """The group, with extra attempts; without rollouts where a limit has ended the training."""
+        priority = (*TRAINING_PRIORITY, batch.update)
+        samples = self._samples(batch, example)
+        sampled = SampledGroup(Group(example, (), ()), (), batch.update)
+        rollouts: list[Rollout] = []
+        while samples:
+            n_missing = self._sampler.n_missing(samples)
+            planned = None if rollouts else batch.planned
+            async with self._run.reserve.paying(n_missing, planned) as is_paid:
+                if not is_paid:
+                    break
+                rollouts += await self._sampler.make(samples, priority)
+            additions = (*sampled.given, *(sample.given for sample in samples))
+            has_metric = self._run.settings.metric is not None
+            group = Group.of(example, rollouts, has_metric, batch.base.by_metric)
+            sampled = SampledGroup(group, additions, batch.update)
+            attempts = await self._strategies.attempts(self.context(batch, sampled), batch)
+            extra = [Additions(batch.decision.result, (), a.hint, a.teacher) for a in attempts]
+            samples = self._samples(batch, example, extra, len(additions)) if extra else []
+        return sampled
+
+    def context(self, batch: Batch, sampled: SampledGroup) -> GroupContext:
+        """What strategies know of the group."""
+        past = self._history.groups_before(batch.n_decided)
+        data = self._training, self._run.trainset, self._history.shows_labels
+        return GroupContext(sampled, past, batch.decision.result, *data)
+
+    async def _rewarded(
+        self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]
+    ) -> list[SampledGroup]:
+        """The groups with what their rollouts count with; those of the first batch come first."""
+        made = [await group for group in groups]
+        rollouts = [rollout for sampled in made for rollout in sampled.group.all_rollouts]
+        is_first = batch.update == self._history.plan.n_drafts
+        if is_first:
+            self._history.first = tuple(r for r in rollouts if r.score is not None)
+            self._has_first.set()
+        await self._has_first.wait()
+        aided = [bool(aid) for sampled in made for aid in sampled.aids]
+        rewarded = iter(self._strategies.rewarded(rollouts, self._history.first, aided, is_first))
+        return [
+            replace(
+                sampled,
+                group=Group.of(
+                    sampled.group.example,
+                    list(itertools.islice(rewarded, len(sampled.given))),
+                    True,
+                    batch.base.known,
+                ),
+                measured=sampled.group,
+            )
+            for sampled in made
+        ]
+
+    def credited(
+        self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]
+    ) -> Sequence[Awaitable[SampledGroup]]:
+        """The groups with the values of their steps, where a strategy gives such."""
+        if not self._strategies.overriding("credit"):
+            return groups
+        valued = [self._credited(batch, group, self._turns.next()) for group in groups]
+        return [self._run.loop.spawn(group) for group in valued]
+
+    async def _credited(
+        self, batch: Batch, group: Awaitable[SampledGroup], turn: Turn
+    ) -> SampledGroup:
+        sampled = await group
+        sampler = self._sampler if self._recorded is None else None
+        priority = (*TRAINING_PRIORITY, batch.update)
+        player = Player(self._run, sampler, priority, batch, sampled, self._history.reward, turn)
+        try:
+            if not sampled.given:  # a limit has ended the training
+                return sampled
+            return await self._strategies.credited(self.context(batch, sampled), batch, player)
+        finally:
+            turn.pass_on()
+
+
+def _works(rollout: Rollout) -> bool:
+    """Whether the program gave an answer, and the metric did not fail on it."""
+    is_refused = rollout.failure is not None and rollout.failure.kind is FailureKind.METRIC
+    return not is_refused and not rollout.is_unreadable

@@ -1,0 +1,187 @@
+"""Which batch comes next: its examples, their rollouts, and whether the budget pays for them.
+
+A batch depends only on the updates that are decided for sure when it is made, `max_staleness` ones
+behind it. So it is the same for any number of threads.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from tfgrpo_dspy.budget.account import Amount
+from tfgrpo_dspy.metric import adapt_metric
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.endings import why_finished
+from tfgrpo_dspy.run.strategies import Strategies
+from tfgrpo_dspy.run.updates import Batch, Update, groups_of, rollouts_of
+from tfgrpo_dspy.strategies.base import BatchPlan
+
+MAX_EXAMPLES_BEFORE_DRAFTS = 8
+"""So many examples are sampled while drafts are still written. The lessons of more would mostly
+repeat the drafts."""
+ASKED_IN_VAIN, ASKING_SHARE = 3, 0.2
+"""A metric that said nothing of the predictors of so many rollouts is asked of the whole only. In a
+program of one predictor, the first batches ask if that takes at most so much of the budget."""
+
+
+class Planner:
+    """Plans the batches of one run over the training examples at these positions.
+
+    `updates` are the start of the run and its decided updates, which somebody else appends.
+    `is_recorded`: the rollouts were made elsewhere, and none is to be paid.
+    """
+
+    def __init__(
+        self,
+        run: RunContext,
+        strategies: Strategies,
+        training: Sequence[int],
+        is_recorded: bool,
+        updates: Sequence[Update],
+    ) -> None:
+        settings = run.settings
+        self.batches: list[Batch] = []
+        self.n_batches = math.ceil(len(training) / settings.batch_size)  # of an epoch
+        proposes = any(s.proposes_first for s in strategies.overriding("propose"))
+        self.n_drafts = int(settings.drafts > 0 or (proposes and not is_recorded))
+        n_epochs = 1 if is_recorded else settings.epochs
+        self.n_updates = self.n_drafts + n_epochs * self.n_batches
+        self._run, self._strategies, self._updates = run, strategies, updates
+        self._training = tuple(training)
+        self._group_size = 0 if is_recorded else settings.group_size
+        self._visits: Counter[int] = Counter()
+
+    def n_awaited(self, number: int) -> int:
+        """How many updates are decided before the batch of the update with this number is made."""
+        n_decided = self._n_decided(number)
+        is_after_drafts = (
+            self.n_drafts and number * self._run.settings.batch_size > MAX_EXAMPLES_BEFORE_DRAFTS
+        )
+        return max(n_decided, 1) if is_after_drafts else n_decided
+
+    def _n_decided(self, number: int) -> int:
+        return max(0, number - self._run.settings.max_staleness)
+
+    def batch(self, number: int) -> Batch | None:
+        """The batch of the next update, which may be a draft; None: the run ends."""
+        batch = self._next(number)
+        if batch is not None:
+            self.batches.append(batch)
+        return batch
+
+    def _next(self, number: int) -> Batch | None:
+        settings, report = self._run.settings, self._run.report
+        if self._run.ledger.cut_because:
+            return None
+        base = self._updates[self.n_awaited(number)]
+        if number < self.n_drafts:
+            return Batch(number, base, is_draft=True)
+        decided = self._updates[: self._n_decided(number) + 1]
+        if finished := why_finished(decided, self.n_drafts, self.n_batches, self._run):
+            report.ended_because = finished
+            return None
+        epoch, examples = self._scheduled(number)
+        n, limit = self._n_affordable(number)
+        if n < len(examples):
+            value = getattr(settings, limit)
+            report.ended_because = f"{limit}={value} is spent as planned"
+        if n < 1:
+            return None
+        chosen = examples[: int(min(n, settings.batch_size))]
+        sizes = self._strategies.sizes(self._plan(number, chosen)) if self._group_size else {}
+        examples = tuple(sizes or chosen)
+        visits = tuple(self._visits[example] for example in examples)
+        self._visits.update(examples)
+        return Batch(
+            number,
+            base,
+            epoch,
+            examples,
+            sizes=tuple(sizes.values()) or (0,) * len(examples),
+            visits=visits,
+            asks_predictors=self.asks_predictors(base),
+            planned=decided[-1].account.per_rollout,
+        )
+
+    def order(self, epoch: int) -> list[int]:
+        """The training examples in the order of this epoch's batches."""
+        order = list(self._training)
+        random.Random(f"{self._run.settings.seed}/{epoch}").shuffle(order)
+        return order
+
+    def _scheduled(self, number: int) -> tuple[int, tuple[int, ...]]:
+        """The epoch, and the examples that the batch has where nothing makes it smaller."""
+        size = self._run.settings.batch_size
+        epoch, index = divmod(number - self.n_drafts, self.n_batches)
+        return epoch, tuple(self.order(epoch)[index * size : (index + 1) * size])
+
+    def _plan(self, number: int, examples: Sequence[int]) -> BatchPlan:
+        n_awaited = self.n_awaited(number)
+        return BatchPlan(
+            sizes=dict.fromkeys(examples, self._group_size),
+            past=groups_of(self._updates[: n_awaited + 1]),
+            under_way=tuple(
+                example for batch in self.batches[n_awaited:number] for example in batch.examples
+            ),
+            training=self._training,
+            trainset=self._run.trainset,
+            group_size=self._group_size,
+            update=number,
+            seed=self._run.settings.seed,
+        )
+
+    def asks_predictors(self, base: Update) -> bool:
+        """Whether the metric is also asked about each predictor in the rollouts of the next batch.
+
+        It is until it was asked about a few rollouts that could have been better, and said nothing
+        but what it says of the whole.
+        """
+        settings = self._run.settings
+        if settings.metric is None or not adapt_metric(settings.metric).asks_predictors:
+            return False
+        past = rollouts_of(groups_of(self._updates[: base.number + 1]))
+        asked = [rollout for rollout in past if rollout.n_metric_calls > 1]
+        if any(step.feedback for rollout in asked for step in rollout.steps):
+            return True
+        n_first = settings.rollouts_of_update * (1 + settings.max_staleness)
+        n_more = n_first * (1 + len(self._run.predictors) - settings.data.n_metric_calls)
+        if n_more > ASKING_SHARE * (settings.max_metric_calls or math.inf):
+            return False
+        best = math.inf if base.known.is_flat else base.known.highest - base.known.least_contrast
+        scores = [rollout.score for rollout in asked if rollout.score is not None]
+        return sum(score < best for score in scores) < ASKED_IN_VAIN
+
+    def _n_affordable(self, number: int) -> tuple[float, str]:
+        """How many examples the next batch may have; and the limit that says so ("": none)."""
+        n_decided = self._n_decided(number)
+        account = self._updates[n_decided].account
+        under_way = self.batches[n_decided:number]  # they take what is expected of them
+        operations = Amount(1.0) * (len(under_way) + 1)  # an answer for each update
+        lost = Amount(self._run.ledger.n_lost, cost=self._run.ledger.lost)  # before this start
+        of_example = account.per_example(self._group_size)
+        reserve = self._run.reserve.amount(account)
+        n, limit = account.n_fitting(of_example, reserve + lost + operations)
+        if number == 0:  # what a rollout takes is only assumed
+            return max(1.0, n), limit
+        return n - sum(map(self.n_usual, under_way)), limit
+
+    def n_usual(self, batch: Batch, examples: Sequence[int] | None = None) -> float:
+        """How many groups of the usual size have as many rollouts as these of the batch."""
+        made = batch.examples if examples is None else examples
+        sizes = [batch.size_and_visit(example)[0] for example in made]
+        return sum(sizes) / self._group_size if self._group_size else len(made)
+
+    @property
+    def uncut(self) -> Update:
+        """The last update before the first one that a limit has made smaller.
+
+        With a larger budget the run repeats what it did up to there, for sure.
+        """
+        for update in self._updates[1:]:
+            batch = update.batch
+            if batch is not None and not batch.is_draft:
+                planned = len(self._scheduled(batch.update)[1])
+                if min(len(batch.examples), update.n_whole) < planned:
+                    return self._updates[update.number - 1]
+        return self._updates[-1]

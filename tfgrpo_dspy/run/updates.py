@@ -1,0 +1,131 @@
+"""The values that the steps of a run pass on: a batch, what it teaches, the update it becomes."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from tfgrpo_dspy.budget.account import Account, Amount
+from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.gate.protocol import Decision
+from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.rollout import FailureKind, Rollout
+from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
+
+TEACHING = ("contrast", "failure analysis", "no ground truth")
+"""The uses of a group that is sent to ExtractAdvantage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """What a batch teaches: lessons; refused texts with reasons; the `used_as` of each group."""
+
+    lessons: tuple[Lesson, ...] = ()
+    refused: tuple[str, ...] = ()
+    groups: tuple[SampledGroup, ...] = ()
+    uses: tuple[str, ...] = ()
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """All rollouts of its groups, and those that helped to value their steps."""
+        return [
+            rollout
+            for sampled in self.groups
+            for rollout in (*sampled.group.all_rollouts, *sampled.probes)
+        ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """The examples (positions in the training set) of one update.
+
+    Args:
+        update: the number of the update, from 0.
+        base: the latest update that was decided for sure when the batch was made. Its library,
+            which lacks at most the last `max_staleness` updates, is that of the rollouts.
+        epoch: from 0.
+        sizes: the number of rollouts of each of the `examples`.
+        visits: how many earlier batches had each of them.
+        is_draft: the batch has no examples: its lessons come from labels.
+        asks_predictors: whether the metric is also asked about each predictor.
+        planned: what each rollout was expected to take.
+    """
+
+    update: int
+    base: "Update" = field(repr=False)
+    epoch: int = 0
+    examples: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+    visits: tuple[int, ...] = ()
+    is_draft: bool = False
+    asks_predictors: bool = False
+    planned: Amount | None = None
+
+    def size_and_visit(self, example: int) -> tuple[int, int]:
+        """How many rollouts the example gets here, and how many batches it was in before."""
+        place = self.examples.index(example)
+        return self.sizes[place], self.visits[place]
+
+    @property
+    def n_decided(self) -> int:
+        """How many updates were decided for sure when the batch was made."""
+        return self.base.number
+
+    @property
+    def decision(self) -> Decision:
+        """The decision that its rollouts are made by."""
+        return self.base.decision
+
+    @property
+    def library(self) -> ExperienceLibrary:
+        """The library that its rollouts are made with."""
+        return self.base.decision.library
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """A decided update, and what the run knows with it; the first one is the start of the run.
+
+    Args:
+        number: how many updates are decided with it: 0 at the start.
+        decision: the gate's; at the start, the library of the student.
+        account: what the run has taken.
+        batch: None at the start.
+        extracted: what the batch taught.
+        best: the best rollouts of the run, for making demos.
+        known: the range of the scores of the run.
+        by_metric: the range of the metric's scores, where strategies change those.
+    """
+
+    number: int
+    decision: Decision
+    account: Account
+    batch: Batch | None = None
+    extracted: Extracted = Extracted()
+    best: tuple[Rollout, ...] = ()
+    known: ScoreRange = NO_SCORES
+    by_metric: ScoreRange = NO_SCORES
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether a group of it had anything to teach."""
+        return any(use in TEACHING for use in self.extracted.uses)
+
+    @property
+    def n_whole(self) -> int:
+        """How many of its groups have all of their rollouts: no limit has cut one."""
+        groups = (sampled.group for sampled in self.extracted.groups)
+        return sum(not any(map(_is_cut, group.all_rollouts)) for group in groups)
+
+
+def groups_of(updates: Iterable[Update]) -> tuple[SampledGroup, ...]:
+    """The groups of these updates, in their order."""
+    return tuple(sampled for update in updates for sampled in update.extracted.groups)
+
+
+def rollouts_of(groups: Sequence[SampledGroup]) -> list[Rollout]:
+    """All rollouts of these groups."""
+    return [rollout for sampled in groups for rollout in sampled.group.all_rollouts]
+
+
+def _is_cut(rollout: Rollout) -> bool:
+    return rollout.failure is not None and rollout.failure.kind is FailureKind.BUDGET
