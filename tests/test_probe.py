@@ -106,13 +106,44 @@ def test_compile_with_the_same_log_dir_uses_the_rollouts_again(tmp_path: Any) ->
     assert result.replayed["draft"] == 3
 
 
-@pytest.mark.parametrize(("answer", "sentence"), [("please", "unlikely"), ("no", "LM calls")])
-def test_equal_attempts_are_said_to_leave_the_scale_open(answer: str, sentence: str) -> None:
+@pytest.mark.parametrize(("answer", "says"), [("please", "unlikely"), ("no", "cannot say")])
+def test_where_all_attempts_score_the_same_only_a_perfect_student_is_judged(
+    answer: str, says: str
+) -> None:
     rules = [rule for rule in polite_rules() if rule[0] != "question"]
     probe = probe_of(scripted_lm([*rules, ("question", chat(answer=answer))]))
     assert probe.differing == 0
-    assert sentence in probe.sentence
+    assert says in probe.sentence
     assert any("all attempts have the same" in why for why in probe.unknown)
+
+
+class Patient(dspy.Module):
+    """Asks so many times, and takes the last answer."""
+
+    def __init__(self, n_times: int) -> None:
+        super().__init__()
+        self.reply, self.n_times = predictor(), n_times
+
+    def forward(self, question: str) -> Any:
+        return [self.reply(question=question) for _ in range(self.n_times)][-1]
+
+
+@pytest.mark.parametrize(("n_times", "why"), [(15, "2 attempts"), (50, "no attempt has a score")])
+def test_a_program_that_takes_too_many_calls_is_not_judged(n_times: int, why: str) -> None:
+    lm = polite_lm(cache=False)
+    probe = probe_of(lm, student=Patient(n_times))
+    assert probe.n_lm_calls == lm.engine.n_calls() <= 40
+    assert probe.chance is None and "cannot say" in probe.sentence
+    assert any(why in each for each in probe.unknown)
+
+
+def test_scores_of_another_scale_foretell_nothing() -> None:
+    def points(_example: Any, pred: Any, _trace: Any = None) -> float:
+        return 100.0 * (pred.answer == "please")
+
+    probe = probe_of(metric=points)
+    assert probe.chance is None
+    assert any("not between 0 and 1" in why for why in probe.unknown)
 
 
 def test_without_a_metric_nothing_is_predicted() -> None:

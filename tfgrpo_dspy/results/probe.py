@@ -9,6 +9,7 @@ from tfgrpo_dspy.results.records import Gain, ScoreSummary, counted
 
 WORTH = 0.05  # a gain that is worth a run
 LIKELY, UNLIKELY = 0.7, 0.4
+FEWEST = 4  # attempts from which anything is foretold
 CHANCE = (-0.33, 2.74, 0.3, 4.06, 1.63)
 GAIN = (0.06, 0.46, 0.11, 0.6, 0.19)
 """The logit of a gain above `WORTH`, and the gain: the weights of `features`, which
@@ -94,8 +95,13 @@ def features(room: float, demos: Gain | None, advice: Gain | None) -> tuple[floa
 def predicted(
     scores: Sequence[float], demos: Gain | None, advice: Gain | None
 ) -> tuple[float | None, float | None]:
-    """The chance of a gain above `WORTH`, and the expected gain; None: nobody can say."""
-    if not scores or min(scores) < 0 or max(scores) > 1:  # the scale, and so the room, is not known
+    """The chance of a gain above `WORTH`, and the expected gain; None: nobody can say.
+
+    So it is with too few scores, on a scale that is not 0 to 1, or where nothing changed a score.
+    """
+    is_known = len(scores) >= FEWEST and 0 <= min(scores) <= max(scores) <= 1
+    changes = [each.mean for each in (demos, advice) if each]
+    if not is_known or (max(scores) == min(scores) < 1 and not any(changes)):
         return None, None
     room = 1 - statistics.fmean(scores)
     if room <= 0:  # the rule of succession: the chance that the next attempt is worse

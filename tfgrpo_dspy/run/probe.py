@@ -23,8 +23,8 @@ from tfgrpo_dspy.errors import MetricError, RunFailedError, RunStopped
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.metric import Score, ScoringFunction
-from tfgrpo_dspy.results.probe import Probe, predicted
-from tfgrpo_dspy.results.records import Gain, ScoreSummary
+from tfgrpo_dspy.results.probe import FEWEST, Probe, predicted
+from tfgrpo_dspy.results.records import Gain, ScoreSummary, counted
 from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.context import RunContext
@@ -246,8 +246,12 @@ class Prober:
             yield "there is no metric, and so no score"
         elif not scores:
             yield f"no attempt has a score: {why}"
+        elif len(scores) < FEWEST:
+            yield f"the calls reached for {counted(len(scores), 'attempt')} without additions"
         elif len(set(scores)) == 1:
             yield "all attempts have the same score: nobody knows whether there is a better one"
+        elif min(scores) < 0 or max(scores) > 1:
+            yield "scores are not between 0 and 1: nobody knows how much is left to gain"
         if not any(len(example.labels()) for example in self._run.trainset):
             yield "no example has labels that could be shown"
 
