@@ -20,8 +20,8 @@ from runs import ADVICE, Pair, knowing, learned, predictor, records
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, NoGate
 from tfgrpo_dspy.cli import tfgrpo
 from tfgrpo_dspy.interchange import write_library
-from tfgrpo_dspy.run.saved import saved_runs
 from tfgrpo_dspy.store.database import DATABASE, Store
+from tfgrpo_dspy.store.runs import saved_runs
 
 TESTS = Path(__file__).parent
 MODULE = [sys.executable, "-m", "tfgrpo_dspy"]

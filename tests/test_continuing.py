@@ -11,7 +11,7 @@ from scripted import chat
 from test_final_choice import CODES, FIRST_TEST, RIGHT, case_in, cases, is_right, luck_of, world
 
 from tfgrpo_dspy import AddLessons, Execution, Reflection, TrainingFreeGRPO, best_so_far
-from tfgrpo_dspy.run.saved import saved_runs
+from tfgrpo_dspy.store.runs import saved_runs
 
 N_TEST = 20
 UPDATES = Reflection(update=AddLessons())

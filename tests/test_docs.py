@@ -23,7 +23,7 @@ from scripted import (
 import tfgrpo_dspy.local
 from tfgrpo_dspy.cli import tfgrpo
 from tfgrpo_dspy.results.page import FAILURES_IN_WORDS
-from tfgrpo_dspy.run.saved import saved_runs
+from tfgrpo_dspy.store.runs import saved_runs
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

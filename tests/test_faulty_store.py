@@ -63,3 +63,18 @@ def test_a_full_disk_ends_the_run_with_the_best_program_on_the_error(tmp_path: P
 def test_an_empty_log_dir_is_refused() -> None:
     with pytest.raises(SettingsError, match="log_dir=''"):
         compiled("")  # type: ignore[arg-type]
+
+
+def test_the_damaged_note_of_another_run_does_not_hide_the_best_so_far(tmp_path: Path) -> None:
+    student = dspy.Predict("question -> answer")
+    compiled(tmp_path, student=student, epochs=1, seed=1)
+    latest = compiled(tmp_path, student=student, epochs=1)
+    store = Store(tmp_path)
+    earlier, _ = sorted(store.keys("run:"), key=(store.get("latest:run") or {})["run"].__eq__)
+    store.replace(earlier, {"odd": 1})
+    found = best_so_far(tmp_path, student)
+    assert found.detailed_results.updates == latest.detailed_results.updates
+    store.replace((store.get("latest:run") or {})["run"], {"odd": 1})
+    with pytest.raises(StoreError, match="The record 'run:.*' is damaged"):
+        best_so_far(tmp_path, student)
+    store.close()

@@ -17,7 +17,7 @@ import dspy
 import pytest
 from scripted import scripted_lm
 
-from tfgrpo_dspy.store.identity import Unseen, digest, object_identity
+from tfgrpo_dspy.identity import Unseen, digest, object_identity
 
 
 def test_parts_that_differ_in_value_type_or_place_have_different_digests() -> None:

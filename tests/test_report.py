@@ -28,7 +28,7 @@ from tfgrpo_dspy import (
 from tfgrpo_dspy.local import PlainAdapter, local_lm
 from tfgrpo_dspy.report import html, write_html
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
-from tfgrpo_dspy.run.saved import saved_runs
+from tfgrpo_dspy.store.runs import saved_runs
 
 if "axe_playwright_python" not in MISSING:
     from axe_playwright_python.sync_playwright import Axe

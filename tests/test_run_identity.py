@@ -25,8 +25,8 @@ from tfgrpo_dspy import (
     best_so_far,
 )
 from tfgrpo_dspy.events import Proposal
-from tfgrpo_dspy.run.saved import saved_runs
 from tfgrpo_dspy.settings import Settings
+from tfgrpo_dspy.store.runs import saved_runs
 from tfgrpo_dspy.strategies import DomainBandit, LearningFrontier
 
 

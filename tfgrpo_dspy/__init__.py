@@ -32,8 +32,8 @@ from tfgrpo_dspy.reflection.modules import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
-from tfgrpo_dspy.run.saved import best_so_far
 from tfgrpo_dspy.settings import Execution, Reflection
+from tfgrpo_dspy.store.runs import best_so_far
 
 __all__ = [
     "AddLessons", "BayesianGate", "Belief", "Decision", "DraftLessons", "Effect", "Evidence",

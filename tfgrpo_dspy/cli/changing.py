@@ -16,7 +16,7 @@ from tfgrpo_dspy.files import decoded, read_bytes
 from tfgrpo_dspy.interchange import FORMATS, format_of, render
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.guard import unsafe_reason
-from tfgrpo_dspy.run import manifest, saved
+from tfgrpo_dspy.store import notes, runs
 
 READABLE = [name for name in FORMATS if name != "prompt"]
 STDOUT = "-"
@@ -143,8 +143,8 @@ def gc(run_dir: str, keep_last: int | None, dry_run: bool, yes: bool) -> None:
 
     It is refused while another process, such as a compile, has the store open.
     """
-    keys = saved.unused_records(run_dir, keep_last)
-    n_runs = sum(key.startswith(manifest.RUN) for key in keys)
+    keys = runs.unused_records(run_dir, keep_last)
+    n_runs = sum(key.startswith(notes.RUN) for key in keys)
     what = f"{len(keys)} records (runs: {n_runs})"
     if dry_run:
         click.echo(f"{run_dir}: would remove {what}")
@@ -152,5 +152,5 @@ def gc(run_dir: str, keep_last: int | None, dry_run: bool, yes: bool) -> None:
     if not (yes or sys.stdin.isatty()):
         raise click.UsageError(f"{run_dir}: nobody can be asked here; pass --yes or --dry-run.")
     if yes or click.confirm(f"{run_dir}: remove {what}?", err=True):
-        n_bytes = saved.remove_records(run_dir, keys)
+        n_bytes = runs.remove_records(run_dir, keys)
         click.echo(f"{run_dir}: removed {what}, {max(n_bytes, 0):,} bytes")

@@ -12,8 +12,8 @@ from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.experience.values import Experience
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.report import write_html
-from tfgrpo_dspy.run.saved import SavedRun, runs_and_faults
 from tfgrpo_dspy.store.database import DATABASE
+from tfgrpo_dspy.store.runs import SavedRun, runs_and_faults
 
 FILE = click.Path(allow_dash=True)  # also a folder: shells complete both
 FOLDER = click.Path(exists=True, file_okay=False)

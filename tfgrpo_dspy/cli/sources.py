@@ -11,7 +11,7 @@ from tfgrpo_dspy.experience.files import json_value
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.files import decoded, read_bytes
 from tfgrpo_dspy.interchange import format_of, parse, rewritten
-from tfgrpo_dspy.run.saved import SavedRun, saved_runs
+from tfgrpo_dspy.store.runs import SavedRun, saved_runs
 
 
 @dataclass(frozen=True, slots=True)

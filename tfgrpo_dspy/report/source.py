@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from tfgrpo_dspy.errors import SettingsError, StoreError
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import counted
-from tfgrpo_dspy.run.saved import saved_runs
+from tfgrpo_dspy.store.runs import saved_runs
 
 FORMS = "pass a RunResults, a program with detailed_results, or the log_dir of a run"
 

@@ -13,17 +13,17 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.approval import approved
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.continuing import continued
 from tfgrpo_dspy.run.endings import why_useless
 from tfgrpo_dspy.run.final_choice import finish, unmeasured
 from tfgrpo_dspy.run.groups import Groups
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.run.reflecting import draft_lessons, extract_lessons, guard_of_update, propose
 from tfgrpo_dspy.run.strategies import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, groups_of, rollouts_of
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.store.continuing import continued
+from tfgrpo_dspy.store.records import RunRecords
 
 logger = logging.getLogger(__name__)
 

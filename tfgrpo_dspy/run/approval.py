@@ -98,7 +98,7 @@ def _key(run: RunContext, proposal: Proposal) -> str:
         [replace(e, evidence=(), effect=None, is_on_trial=False) for e in proposal.library],
         next_number=proposal.library.next_number,
     )
-    return run.records.approval_key([library.to_dict(), shown])
+    return run.records.keys.approval([library.to_dict(), shown])
 
 
 def _operations(answer: Approval, proposed: Sequence[Operation]) -> list[Operation]:

@@ -194,7 +194,7 @@ class ReflectionClient:
 
     async def _answered(self, question: "_Question", batch: Batch, rank: int, where: str) -> Answer:
         run, stage, inputs = self.run, question.stage, question.inputs
-        key = run.records.reflection_key(stage, question.module, question.rollout_id, inputs)
+        key = run.records.keys.reflection(stage, question.module, question.rollout_id, inputs)
         try:
             answer = self._found(key, stage, where)
         except TrainingCut:

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
 from tfgrpo_dspy.errors import NotReplayedError, StrategyError, UnpaidError
+from tfgrpo_dspy.identity import digest
 from tfgrpo_dspy.rollout import FailureKind, Group, Rollout, rollout_id_for
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.replay import OF_A_TOOL, Start, checks
-from tfgrpo_dspy.store.identity import digest
 from tfgrpo_dspy.tasks.loop import Priority
 
 NO_MORE = "beside the final choice, the budget does not reach for rollouts that go on from a step"

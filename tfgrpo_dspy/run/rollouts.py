@@ -92,7 +92,7 @@ class Rollouts:
     def _key(self, sample: Sample) -> str:
         _, digest, _ = self._program(sample.given)
         made_of = (digest, self._examples[sample.example], self._metric)
-        return self._run.records.rollout_key(*made_of, sample.rollout_id, self._temperature)
+        return self._run.records.keys.rollout(*made_of, sample.rollout_id, self._temperature)
 
     @property
     def _kind(self) -> str:
@@ -187,7 +187,7 @@ class Rollouts:
         """The program with these; its digest; the additions, packed for other processes."""
         program = given.bake(self._run.student)
         sent = packed(given, "the library") if self._bundle else b""
-        return program, self._run.records.program(program), sent
+        return program, self._run.records.keys.program(program), sent
 
 
 def _cut_by(cut: TrainingCut) -> Failure:

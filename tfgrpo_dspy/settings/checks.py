@@ -16,6 +16,7 @@ from tfgrpo_dspy.errors import written
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import language_models, named_predictors
 from tfgrpo_dspy.gate.protocol import NoGate
+from tfgrpo_dspy.identity import Unseen, digest, object_identity
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
@@ -23,7 +24,6 @@ from tfgrpo_dspy.settings import AUTO, Settings, refuse
 from tfgrpo_dspy.settings.inputs import input_faults, output_faults
 from tfgrpo_dspy.settings.plan import one_rollout, plan_of
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
-from tfgrpo_dspy.store.identity import Unseen, digest, object_identity
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """The runs that a run store holds, finished or not, as the results that they report."""
 
 import contextlib
-import itertools
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,15 +10,15 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.errors import StoreError
-from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.identity import Unseen, digest
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
-from tfgrpo_dspy.run.manifest import DECIDED, LATEST_RUN, RESULTS, RUN, notes_of
-from tfgrpo_dspy.run.records import LOST, program_digest
+from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling.additions import Additions
-from tfgrpo_dspy.sampling.demos import Demo
-from tfgrpo_dspy.store.database import Record, Store, reading
-from tfgrpo_dspy.store.identity import Unseen, digest
+from tfgrpo_dspy.store.database import Store, reading
+from tfgrpo_dspy.store.keys import program_digest
+from tfgrpo_dspy.store.notes import DECIDED, RESULTS, RUN, RunNote, notes_and_faults, run_keys
+from tfgrpo_dspy.store.records import LOST
 
 logger = logging.getLogger(__name__)
 
@@ -59,16 +58,11 @@ def runs_and_faults(log_dir: str | PathLike[str]) -> tuple[list[SavedRun], list[
     Raises StoreError: the store itself cannot be read, or the folder has none.
     """
     runs: list[SavedRun] = []
-    faults: list[StoreError] = []
     with _store_in(log_dir) as store:
-        latest = None
-        try:
-            latest = (store.get(LATEST_RUN) or {}).get("run")
-        except StoreError as error:
-            faults.append(error)
-        for key in sorted(store.keys(RUN), key=lambda key: key == latest):
+        notes, faults = notes_and_faults(store)
+        for key, note in notes.items():
             try:
-                runs.append(_saved(store, key))
+                runs.append(_saved(store, key, note))
             except StoreError as error:  # the others can be shown
                 faults.append(error)
     return runs, faults
@@ -88,13 +82,9 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
     """
     with _store_in(log_dir) as store:
         key, note = _last_run_of(store, student, str(log_dir))
-        with reading(key):
-            library = ExperienceLibrary.from_dict(note["library"])
-            shown = ((one["predictor"], tuple(map(tuple, one["fields"]))) for one in note["demos"])
-            best = Additions(library, tuple(itertools.starmap(Demo, shown)))
-            results = _saved(store, key).results
+        results = _saved(store, key, note).results
     try:
-        program = best.bake(student)
+        program = Additions(note.library, note.demos).bake(student)
     except (KeyError, ValueError) as error:
         raise StoreError(
             f"the demos recorded in log_dir={str(log_dir)!r} are not of this program ({error}); "
@@ -104,19 +94,21 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
     return program
 
 
-def _last_run_of(store: Store, student: Any, log_dir: str) -> tuple[str, Record]:
-    """The key and the note of it. Raises StoreError: there is none."""
+def _last_run_of(store: Store, student: Any, log_dir: str) -> tuple[str, RunNote]:
+    """The key and the note of it. Raises StoreError: there is none, or none that can be read."""
     wanted = digest(program_digest(student, Unseen()))
-    n_runs = 0
-    for key, note in notes_of(store):
-        n_runs += 1
-        if note.get("parts", {}).get("program", wanted) == wanted:
+    notes, faults = notes_and_faults(store)
+    for key, note in reversed(notes.items()):
+        if note.parts.get("program") == wanted:
             return key, note
-    if not n_runs:
+    if faults:
+        raise faults[0]
+    if not notes:
         raise StoreError(f"log_dir={log_dir!r} holds no run yet.")
     raise StoreError(
-        f"log_dir={log_dir!r} holds no run of this program, of {n_runs} in all; pass the student "
-        f"that was compiled, with its code as it was then. `tfgrpo runs {log_dir}` lists them all."
+        f"log_dir={log_dir!r} holds no run of this program, of {len(notes)} in all; pass the "
+        f"student that was compiled, with its code as it was then. `tfgrpo runs {log_dir}` lists "
+        f"them all."
     )
 
 
@@ -135,9 +127,7 @@ def unused_records(log_dir: str | PathLike[str], keep_last: int | None = None) -
         StoreError: the store cannot be read, or the folder has none.
     """
     with _store_in(log_dir) as store:
-        keys = store.keys("")
-        latest = (store.get(LATEST_RUN) or {}).get("run")
-    runs = sorted((key for key in keys if key.startswith(RUN)), key=lambda key: key == latest)
+        keys, runs = store.keys(""), run_keys(store)
     kept, known = set(runs[-(keep_last or 0) :]), set(keys)
     return [key for key in keys if _is_unused(key, kept, known)]
 
@@ -170,29 +160,28 @@ def _store_in(log_dir: str | PathLike[str], is_read_only: bool = True) -> Iterat
         store.close()
 
 
-def _saved(store: Store, key: str) -> SavedRun:
+def _saved(store: Store, key: str, note: RunNote) -> SavedRun:
     with reading(key):
-        note: dict[str, Any] = dict(store.get(key) or {})
         numbers = sorted(int(each.rpartition(":")[2]) for each in store.keys(f"{DECIDED}{key}:"))
         found = (store.get(f"{DECIDED}{key}:{number}") for number in numbers)
         updates = tuple(map(UPDATES.validate_python, found))
-        values = store.get(f"{RESULTS}{key}") or _unfinished(note)
-        results = replace(RunResults.from_dict(values), updates=updates)
-        is_finished = bool(note["ended_because"])
-        return SavedRun(key.removeprefix(RUN), str(note["begun"]), is_finished, results)
+        values = store.get(f"{RESULTS}{key}")
+        results = RunResults.from_dict(values) if values else _unfinished(note)
+        results = replace(results, updates=updates)
+    return SavedRun(key.removeprefix(RUN), note.begun, bool(note.ended_because), results)
 
 
-def _unfinished(note: dict[str, Any]) -> dict[str, Any]:
+def _unfinished(note: RunNote) -> RunResults:
     """The results of a run that was not finished, by its latest note."""
-    n_calls, cost = note["paid"]
-    return {
-        "student": None,
-        "best": None,
-        "updates": (),
-        "usage": {"rollout": {"n_lm_calls": n_calls, "cost_usd": cost}},
-        "failures": {},
-        "ended_because": NOT_FINISHED,
-        "nothing_learned": "",
-        "wall_time_s": 0.0,
-        "library": note["library"],
-    }
+    n_calls, cost = note.paid
+    return RunResults(
+        student=None,
+        best=None,
+        updates=(),
+        usage={"rollout": Usage(n_lm_calls=n_calls, cost_usd=cost)},
+        failures={},
+        ended_because=NOT_FINISHED,
+        nothing_learned="",
+        wall_time_s=0.0,
+        library=note.library.to_dict(),
+    )

@@ -1,27 +1,28 @@
 """The note of a run in its store: how far it came, what it has paid, by which settings."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
 
 from tfgrpo_dspy.budget.account import LIMITS as PAID
 from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.errors import MissingRecordError, StoreError
 from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.identity import digest
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
 from tfgrpo_dspy.rollout import Usage
-from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.sampling.additions import Additions
+from tfgrpo_dspy.sampling.demos import Demo
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.store.database import Record, Store, reading
-from tfgrpo_dspy.store.identity import digest
+from tfgrpo_dspy.store.records import RunRecords
 
 logger = logging.getLogger(__name__)
 
@@ -29,48 +30,81 @@ LATEST_RUN = "latest:run"
 RUN, DECIDED, RESULTS = "run:", "decided:", "results:"  # how keys begin
 NOTHING = Amount()
 
-
-def notes_of(store: Store) -> Iterator[tuple[str, Record]]:
-    """Keys and notes of the runs in the store; first the one that was begun last.
-
-    Raises StoreError: the next note is damaged.
-    """
-    latest = (store.get(LATEST_RUN) or {}).get("run")
-    for key in sorted(reversed(store.keys(RUN)), key=lambda key: key != latest):
-        yield key, store.get(key) or {}
-
-
 Count = Annotated[int, Field(ge=0, lt=2**53)]
-Spent = tuple[Count, Annotated[float, Field(ge=0, lt=1e15)]]  # LM calls and dollars
+Spent = tuple[Count, Annotated[float, Field(ge=0, lt=1e15)]]
+"""LM calls and dollars."""
+Library = Annotated[
+    ExperienceLibrary,
+    PlainValidator(ExperienceLibrary.from_dict),
+    PlainSerializer(ExperienceLibrary.to_dict),
+]
 
 
 @dataclass(frozen=True)
 class RunNote:
-    """What a later start reads of the note of a run; older notes hold less."""
+    """The only form in which the note of a run is written and read.
+
+    `library` (without its evidence, which grows) and `demos` are the best so far. Of `paid`, `kept`
+    surely counts in a later start with a larger budget, and `lost` is what an unfinished run had
+    no result for. `ended_because` is "" in an unfinished run.
+    """
 
     begun: str
     ended_because: str
+    library: Library
+    demos: tuple[Demo, ...]
     paid: Spent
     lost: Spent
-    unused: Spent | None = None
-    parts: dict[str, str] = field(default_factory=dict)
-    schedule: dict[str, Count] = field(default_factory=dict)
-    limits: dict[str, float | None] = field(default_factory=dict)
-    n_test: Count = 0
+    kept: Spent
+    parts: dict[str, str]
+    schedule: dict[str, Count]
+    limits: dict[str, float | None]
+    n_test: Count
+
+    @property
+    def unused(self) -> Spent:
+        """Of what was paid, what a later start with a larger budget may not use again."""
+        return max(0, self.paid[0] - self.kept[0]), max(0.0, self.paid[1] - self.kept[1])
 
 
 NOTES = TypeAdapter(RunNote)
 
 
-def note_of(key: str, record: Record) -> RunNote:
-    """The note in this record. Raises StoreError: it is damaged."""
-    with reading(key):
-        return NOTES.validate_python(record)
-
-
 def key_of(parts: Mapping[str, str]) -> str:
     """The key of the note of the run with these parts."""
     return f"{RUN}{digest(parts)}"
+
+
+def note_of(store: Store, key: str) -> RunNote | None:
+    """The note under this key, if there is one. Raises StoreError: it is damaged."""
+    record = store.get(key)
+    with reading(key):
+        return None if record is None else NOTES.validate_python(record)
+
+
+def run_keys(store: Store) -> list[str]:
+    """The keys of all notes, in the order of writing; that of the run begun last comes last."""
+    latest = (store.get(LATEST_RUN) or {}).get("run")
+    return sorted(store.keys(RUN), key=lambda key: key == latest)
+
+
+def notes_and_faults(store: Store) -> tuple[dict[str, RunNote], list[StoreError]]:
+    """The notes that can be read, by key, in the order of `run_keys`; why others cannot be.
+
+    Raises StoreError: the store itself cannot be read.
+    """
+    notes, faults = dict[str, RunNote](), list[StoreError]()
+    try:
+        keys = run_keys(store)
+    except StoreError as error:
+        keys, faults = store.keys(RUN), [error]
+    for key in keys:
+        try:
+            if note := note_of(store, key):
+                notes[key] = note
+        except StoreError as error:  # the others can be read
+            faults.append(error)
+    return notes, faults
 
 
 class RunManifest:
@@ -88,32 +122,32 @@ class RunManifest:
         """Note that the run has begun, or go on with what the same run has paid."""
         if self._records.store is None:
             return
-        self._parts = self._records.parts
+        self._parts = self._records.keys.parts
         self._run = key_of(self._parts)
-        names = self._records.unseen.names
+        names = self._records.keys.unseen.names
         if names and self._settings.version is None:
             logger.info(
                 "known by name only, so that a change in them is not noticed (pass version=... "
                 "when they change): %s",
                 ", ".join(sorted(names)),
             )
-        record = self._records.store.get(self._run)
-        if record is None and (others := self._differences()):
+        note = self._recorded()
+        if note is None and (others := self._differences()):
             logger.warning(
                 "log_dir=%r holds no run of this compile; from the nearest one it differs in %s",
                 str(self._settings.log_dir),
                 others,
             )
         self._write(LATEST_RUN, {"run": self._run})
-        if record is None:
+        if note is None:
             self.note(Additions(ExperienceLibrary.from_program(student)), "")
         else:
-            self._go_on(note_of(self._run, record))
+            self._go_on(note)
 
     def _go_on(self, note: RunNote) -> None:
         is_longer = bool(note.ended_because) and note.limits != self._settings.learning_limits
-        self._is_continued = bool(is_longer and note.unused)
-        self._ledger.n_lost, self._ledger.lost = (is_longer and note.unused) or note.lost
+        self._is_continued = is_longer
+        self._ledger.n_lost, self._ledger.lost = note.unused if is_longer else note.lost
         if self._settings.offline:
             return
         self._begun = note.begun
@@ -128,18 +162,25 @@ class RunManifest:
         Of runs that are as near, the one that was begun last counts.
         """
         assert self._records.store is not None  # noqa: S101 - whoever asks has looked
-        differing: list[list[str]] = []
-        with suppress(StoreError):  # of a damaged note; whoever reads that run says so
-            for _, note in notes_of(self._records.store):
-                parts = note.get("parts") or {}
-                names = {**self._parts, **parts} if parts else {}
-                differing.append([n for n in names if self._parts.get(n) != parts.get(n)])
-        nearest = sorted((names for names in differing if names), key=len)
+        notes, _ = notes_and_faults(self._records.store)
+        of_run = self._parts
+        differing = [
+            [name for name in {**of_run, **note.parts} if of_run.get(name) != note.parts.get(name)]
+            for note in reversed(notes.values())
+        ]
+        nearest = sorted(filter(None, differing), key=len)
         return ", ".join(nearest[0] if nearest else ())
 
     def _write(self, key: str, record: Record) -> None:
         if self._records.store is not None and not self._settings.offline:
             self._records.store.replace(key, record)
+
+    def _write_note(self, note: RunNote) -> None:
+        self._write(self._run, NOTES.dump_python(note, mode="json"))
+
+    @property
+    def _paid(self) -> Spent:
+        return self._ledger.n_paid, self._ledger.paid
 
     def note(self, best: Additions, ended_because: str, kept: Amount = NOTHING) -> None:
         """Note how far the run has come: what is best so far, and why it ended (if it did).
@@ -149,26 +190,21 @@ class RunManifest:
         if self._is_finished and not ended_because:
             return  # the recorded best is that of a race
         library = best.library
-        bare = library.holding(replace(each, evidence=()) for each in library)  # evidence grows
-        record = {
-            "library": bare.to_dict(),
-            "demos": [asdict(demo) for demo in best.demos],
-            "paid": [self._ledger.n_paid, self._ledger.paid],
-            "lost": [self._ledger.n_lost, self._ledger.lost],
-            "kept": [kept.n_lm_calls, kept.cost],
-            "unused": self._unused([kept.n_lm_calls, kept.cost]),
-            "ended_because": ended_because,
-            "begun": self._begun,
-            "parts": self._parts,
-            "schedule": self._settings.schedule,
-            "limits": self._settings.learning_limits,
-            "n_test": self._settings.data.n_test,
-        }
+        note = RunNote(
+            begun=self._begun,
+            ended_because=ended_because,
+            library=library.holding(replace(each, evidence=()) for each in library),
+            demos=best.demos,
+            paid=self._paid,
+            lost=(self._ledger.n_lost, self._ledger.lost),
+            kept=(math.ceil(kept.n_lm_calls), kept.cost),
+            parts=self._parts,
+            schedule=self._settings.schedule,
+            limits=self._settings.learning_limits,
+            n_test=self._settings.data.n_test,
+        )
         self._is_continued &= not ended_because
-        self._write(self._run, record)
-
-    def _unused(self, kept: Sequence[float]) -> list[float]:
-        return [int(max(0, self._ledger.n_paid - kept[0])), max(0.0, self._ledger.paid - kept[1])]
+        self._write_note(note)
 
     def note_update(self, update: UpdateRecord) -> None:
         """Record a decided update, for reports."""
@@ -180,37 +216,36 @@ class RunManifest:
 
     def close(self, unfinished: Usage) -> None:
         """Note what was paid and, unless the run is finished, what of it was lost."""
-        record = self._recorded()
-        if record is not None:
-            changes = {"paid": [self._ledger.n_paid, self._ledger.paid]}
-            if self._is_continued or not record.get("ended_because"):
-                name = "unused" if self._is_continued else "lost"
-                changes[name] = [unfinished.n_lm_calls, unfinished.cost_usd]
-            elif "kept" in record:
-                changes["unused"] = self._unused(record["kept"])
-            self._write(self._run, {**record, **changes})
+        note = self._recorded()
+        if note is None:
+            return
+        lost = unfinished.n_lm_calls, unfinished.cost_usd
+        note = replace(note, paid=self._paid)
+        if self._is_continued:
+            note = replace(note, kept=replace(note, kept=lost).unused)
+        elif not note.ended_because:
+            note = replace(note, lost=lost)
+        self._write_note(note)
 
-    def _recorded(self) -> Record | None:
-        return None if self._records.store is None else self._records.store.get(self._run)
+    def _recorded(self) -> RunNote | None:
+        return None if self._records.store is None else note_of(self._records.store, self._run)
 
     def was_cut_short(self) -> str:
         """The budget that ended this run when it was recorded; "" if none did."""
-        record = self._recorded()
-        with reading(self._run):
-            ended = str(record["ended_because"]) if record else ""
-        return ended if ended.startswith("max_") else ""
+        note = self._recorded()
+        return note.ended_because if note and note.ended_because.startswith("max_") else ""
 
     def missing(self, stage: str, where: str) -> MissingRecordError:
         """The error that says, offline, which record is not there, and what may be the reason."""
-        record = self._recorded()
-        if record is None:
+        note = self._recorded()
+        if note is None:
             others = self._differences()
             reason = "this run was not recorded there"
             reason += f"; from the nearest one that was, it differs in: {others}" if others else ""
-        elif not record["ended_because"]:
+        elif not note.ended_because:
             reason = "the recorded run was not finished"
         else:
-            reason = f"the recorded run did not come so far ({record['ended_because']})"
+            reason = f"the recorded run did not come so far ({note.ended_because})"
         return MissingRecordError(
             f"offline=True, and log_dir={str(self._settings.log_dir)!r} has no record of the "
             f"{stage} of {where}: {reason}. Run the same compile with offline=False first."

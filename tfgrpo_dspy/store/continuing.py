@@ -3,14 +3,13 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from tfgrpo_dspy.errors import StoreError
-from tfgrpo_dspy.run.manifest import RunNote, key_of, note_of, notes_of
-from tfgrpo_dspy.run.records import RunRecords
 from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.store.database import Store
+from tfgrpo_dspy.store.notes import RunNote, key_of, notes_and_faults
+from tfgrpo_dspy.store.records import RunRecords
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +29,8 @@ def continued(
     made_of = student, sets, recorded
     if records.store is None:
         return settings
-    parts = records.parts_of_run(settings, *made_of)
-    note = _note_of_same(records, settings, parts)
+    parts = records.keys.parts_of_run(settings, *made_of)
+    note = _note_of_same(records.store, settings, parts)
     if note is None:
         return settings
     schedule, names = note.schedule, settings.derived - {"epochs"}
@@ -47,24 +46,19 @@ def continued(
         logger.info("this run goes on with a recorded one, by its %s", ", ".join(changed))
     figures: dict[str, Any] = {name: schedule[name] for name in names}
     settings = replace(settings, **figures)
-    records.parts_of_run(settings, *made_of)
+    records.keys.parts_of_run(settings, *made_of)
     return settings
 
 
-def _note_of_same(
-    records: RunRecords, settings: RunSettings, parts: Mapping[str, str]
-) -> RunNote | None:
+def _note_of_same(store: Store, settings: RunSettings, parts: Mapping[str, str]) -> RunNote | None:
     """The note of the run that is gone on with; of several, that of the exact same, or the last."""
-    assert records.store is not None  # noqa: S101 - whoever asks has looked
-    own = key_of(parts)
-    with suppress(StoreError):  # of a damaged note; whoever reads that run says so
-        notes = dict(notes_of(records.store))
-        for key in sorted(notes, key=lambda key: key != own):
-            note = note_of(key, notes[key])
-            is_same = _fixed(note.parts, settings) == _fixed(parts, settings)
-            is_known = note.schedule.keys() == settings.schedule.keys()  # the note is not older
-            if is_same and is_known and _reach(note.limits, settings.learning_limits):
-                return note
+    notes, _ = notes_and_faults(store)  # whoever reads a run with a damaged note says so
+    own = notes.pop(key_of(parts), None)
+    for note in filter(None, (own, *reversed(notes.values()))):
+        is_same = _fixed(note.parts, settings) == _fixed(parts, settings)
+        is_whole = note.schedule.keys() == settings.schedule.keys()  # nobody has changed the note
+        if is_same and is_whole and _reach(note.limits, settings.learning_limits):
+            return note
     return None
 
 

@@ -1,0 +1,120 @@
+"""What a run finds and keeps in its store: the records of its stages, without secrets.
+
+Without a `log_dir` nothing is found and nothing is kept.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import dspy
+from pydantic import TypeAdapter
+
+from tfgrpo_dspy.errors import MissingRecordError
+from tfgrpo_dspy.experience.programs import named_predictors
+from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted, secret_variables
+from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.settings.checks import all_lms
+from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.store.database import Store, reading
+from tfgrpo_dspy.store.keys import Keys
+
+logger = logging.getLogger(__name__)
+
+LOST = "lost:"  # before the key of what was lost
+Kept = TypeVar("Kept")
+
+
+class RunRecords:
+    """Finds and keeps the records of one run, under its `keys`.
+
+    Raises StoreError (the folder cannot be used), MissingRecordError (offline, there is no store).
+    """
+
+    def __init__(self, settings: RunSettings, student: Any, examples: Iterable[Any] = ()) -> None:
+        self._settings = settings
+        self.keys = Keys(settings)
+        self.store: Store | None = None
+        self.losses_stand = False  # in a finished run, whose budget may not pay for what follows
+        own = "\n".join(_own_texts(student, examples))
+        lms = [*all_lms(settings, student), dspy.settings.lm]
+        self._secrets = known_secrets(lms, own)
+        self.plain = [secret for secret in known_secrets(lms) if secret in own]
+        _log_variables(own, bool(self.plain))
+        if settings.log_dir is not None and settings.offline:
+            self.store = Store.existing(settings.log_dir)
+            if self.store is None:
+                raise MissingRecordError(
+                    f"offline=True, and log_dir={str(settings.log_dir)!r} is no run store: run the "
+                    f"same compile with offline=False first."
+                )
+        elif settings.log_dir is not None:
+            self.store = Store(settings.log_dir, self._redacted if self._secrets else str)
+
+    def close(self) -> None:
+        """Close the store."""
+        if self.store is not None:
+            self.store.close()
+
+    def without_secrets(self, values: dict[str, Any]) -> dict[str, Any]:
+        """JSON-like values without the secrets of the run's LMs and of the environment.
+
+        What comes back from programs and LMs goes through this first of all, so that records,
+        logs, reports and lessons are made of the same texts.
+        """
+        return dict(cleaned(values, self._redacted)) if self._secrets else values
+
+    def cleaned(self, rollout: Rollout) -> Rollout:
+        """A rollout that was made elsewhere, without secrets."""
+        return Rollout.from_dict(self.without_secrets(rollout.to_dict()))
+
+    def _redacted(self, text: str) -> str:
+        return redacted(text, self._secrets)
+
+    def find(self, key: str, kind: TypeAdapter[Kept]) -> Kept | None:
+        """The recorded result; offline, and where losses stand, also the note of a loss."""
+        if self.store is None:
+            return None
+        record = self.store.get(key)
+        if record is None and (self.losses_stand or self._settings.offline):
+            record = self.store.get(f"{LOST}{key}")
+        with reading(key):
+            return None if record is None else kind.validate_python(record)
+
+    def keep(self, key: str, result: Kept, kind: TypeAdapter[Kept], is_lost: bool) -> Kept:
+        """Record a result, without secrets; what is lost (a provider failed, say) is only noted.
+
+        Gives the result that stands: where another process was first, that is its result.
+        """
+        if self.store is None and not self._secrets:
+            return result
+        record = self.without_secrets(kind.dump_python(result, warnings=False))
+        if self.store is not None and is_lost:
+            self.store.replace(f"{LOST}{key}", record)
+        elif self.store is not None:
+            record = self.store.put(key, record) or record
+        with reading(key):
+            return kind.validate_python(record)
+
+
+def _own_texts(student: Any, examples: Iterable[Any]) -> Iterator[str]:
+    """The user's own texts: instructions and demos of the student, inputs and labels."""
+    for _, predictor in named_predictors(student):
+        yield predictor.signature.instructions
+        for demo in predictor.demos:
+            yield from as_fields(demo).values()
+    for example in examples:
+        yield from as_fields(example).values()
+
+
+def _log_variables(own: str, is_any_plain: bool) -> None:
+    variables = secret_variables()
+    if names := sorted(name for name, value in variables.items() if value not in own):
+        logger.info("kept out of records, logs and reports: the values of %s", ", ".join(names))
+    if is_any_plain:
+        names = sorted(name for name, value in variables.items() if value in own)
+        logger.warning(
+            "not kept out, as it stands in the examples or instructions: the value of %s",
+            ", ".join(names or ["an argument of an LM, such as its api_key"]),
+        )
