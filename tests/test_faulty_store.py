@@ -75,6 +75,6 @@ def test_the_damaged_note_of_another_run_does_not_hide_the_best_so_far(tmp_path:
     found = best_so_far(tmp_path, student)
     assert found.detailed_results.updates == latest.detailed_results.updates
     store.replace((store.get("latest:run") or {})["run"], {"odd": 1})
-    with pytest.raises(StoreError, match="The record 'run:.*' is damaged"):
+    with pytest.raises(StoreError, match=r"The record 'run:.*' is damaged"):
         best_so_far(tmp_path, student)
     store.close()
