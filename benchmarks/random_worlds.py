@@ -144,6 +144,10 @@ def run(seed: int, shape: str, row: str, budget: int, in_dollars: bool) -> dict[
         "n_demos": sum(len(demos) for _, demos in told),
         "unchanged": _texts(program) == _texts(student),
         "calls": {role: spent.calls for role, spent in account.spent.items()},
+        "tokens": {
+            role: spent.prompt_tokens + spent.completion_tokens
+            for role, spent in account.spent.items()
+        },
         "ended": ended,
         "traits": asdict(world.traits),
     }
