@@ -72,12 +72,9 @@ class Prober:
         most = min(MOST_CALLS, settings.max_lm_calls or MOST_CALLS)
         ledger = _Ledger(replace(settings.budget, max_lm_calls=most))
         self._plan = plan_of(settings).total.likely
-        self._settings = settings = replace(
-            settings,
-            strategies=(),
-            progress=False,
-            drafts=min(N_DRAFTS, settings.drafts),
-        )
+        drafts = min(N_DRAFTS, settings.drafts)
+        settings = replace(settings, strategies=(), progress=False, drafts=drafts)
+        self._settings = settings
         self._run = run = RunContext(settings, student, trainset, ledger=ledger)
         self._client, self._training = ReflectionClient(run), training
         start = ExperienceLibrary.from_program(student)
@@ -87,7 +84,7 @@ class Prober:
         if metric := self._sampler.score:
             asked = {each.name: getattr(metric, each.name) for each in fields(metric)}
             self._sampler.score = self._heard = _Heard(**asked)
-        self._made: dict[Key, Rollout] = {}
+        self._rollouts: dict[Key, Rollout] = {}
         self._twice: list[tuple[float, float]] = []
 
     def probe(self) -> Probe:
@@ -102,7 +99,7 @@ class Prober:
             run.ledger.stop("the probe is over")
             run.records.close()
             run.report.close()
-        return self._found()
+        return self._summary()
 
     async def _all(self) -> None:
         history, settings = self._history, self._settings
@@ -122,11 +119,11 @@ class Prober:
             key: sample
             for place, example in enumerate(batch.examples)
             for key, sample in self._samples(batch, example, n_pairs - place, advice)
-            if key not in self._made
+            if key not in self._rollouts
         }
-        usages = [r.usage + r.metric_usage for r in self._made.values()]
+        usages = [r.usage + r.metric_usage for r in self._rollouts.values()]
         dearest = max([1, *(used.n_lm_calls + used.n_cached_calls for used in usages)])
-        is_judged = any(rollout.metric_usage.n_lm_calls for rollout in self._made.values())
+        is_judged = any(rollout.metric_usage.n_lm_calls for rollout in self._rollouts.values())
         fitting = int(self._run.ledger.left("max_lm_calls") - N_TWICE * is_judged) // dearest
         await self._make(dict(itertools.islice(samples.items(), max(0, fitting))))
         await self._score_again()
@@ -146,9 +143,9 @@ class Prober:
     ) -> Iterator[tuple[Key, Sample]]:
         """An attempt without demos, one with, one with advice; for some, a second one without."""
         size, visit = batch.size_and_visit(example)
-        given = self._history.assigned(batch, example, size)
-        with_demos = [k for k in range(size) if given[k].demos]
-        bare = [*[k for k in range(size) if not given[k].demos], *with_demos]
+        assigned = self._history.assigned(batch, example, size)
+        with_demos = [k for k in range(size) if assigned[k].demos]
+        bare = [*[k for k in range(size) if not assigned[k].demos], *with_demos]
         start = Additions(self._history.start)
         wanted = [(BARE, k, start) for k in bare[: 1 + (n_pairs > 0)]]
         demos = self._history.demos.choose((), {inputs_text(self._run.trainset[example])})
@@ -165,7 +162,7 @@ class Prober:
         """Make these; what is finished when a limit is reached counts."""
 
         async def one(key: Key, sample: Sample) -> None:
-            (self._made[key],) = await self._sampler.make([sample], PRIORITY)
+            (self._rollouts[key],) = await self._sampler.make([sample], PRIORITY)
 
         await asyncio.gather(*(self._run.loop.spawn(one(*each)) for each in samples.items()))
 
@@ -190,14 +187,14 @@ class Prober:
             self._twice.append((asked[-1].value, after.value))
 
     # ---- what was found
-    def _found(self) -> Probe:
+    def _summary(self) -> Probe:
         has_metric, ledger = self._settings.metric is not None, self._run.ledger
         bare: dict[int, list[Rollout]] = {}
-        for (kind, example, _), rollout in self._made.items():
+        for (kind, example, _), rollout in self._rollouts.items():
             if kind == BARE:
                 bare.setdefault(example, []).append(rollout)
-        known = NO_SCORES.including(rollout.score for rollout in self._made.values())
-        groups = [Group.of(example, each, has_metric, known) for example, each in bare.items()]
+        scale = NO_SCORES.including(rollout.score for rollout in self._rollouts.values())
+        groups = [Group.of(example, each, has_metric, scale) for example, each in bare.items()]
         pairs = [group for group in groups if len(group.rollouts) > 1]
         scores = [score for group in groups for score in group.scores]
         rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -226,9 +223,9 @@ class Prober:
     def _effect(self, kind: str) -> Gain | None:
         """The mean change of the score by demos or advice, against bare attempts."""
         both = [
-            (self._made[BARE, example, 0].score, rollout.score)
-            for (has, example, _), rollout in self._made.items()
-            if has == kind and (BARE, example, 0) in self._made
+            (self._rollouts[BARE, example, 0].score, rollout.score)
+            for (has, example, _), rollout in self._rollouts.items()
+            if has == kind and (BARE, example, 0) in self._rollouts
         ]
         return Gain.between(*zip(*both, strict=True)) if both else None
 
@@ -240,8 +237,8 @@ class Prober:
 
     def _unknown(self, scores: Sequence[float]) -> Iterator[str]:
         """What the probe cannot know, beside the figures that it lacks."""
-        failures = [rollout.failure.message for rollout in self._made.values() if rollout.failure]
-        why = (failures or [self._run.ledger.stopped_because])[0]
+        failures = [r.failure.message for r in self._rollouts.values() if r.failure]
+        why = next(iter(failures), self._run.ledger.stopped_because)
         if self._settings.metric is None:
             yield "there is no metric, and so no score"
         elif not scores:
