@@ -572,7 +572,7 @@ class Odd(Strategy):
 @pytest.mark.parametrize("how", ["type", "length", "number", "id", "beside", "n_steps"])
 def test_values_that_cannot_be_used_are_counted_and_cost_nothing_else(how: str) -> None:
     run = learned(Odd(how))
-    assert run.results.failures == {"strategy": 6}
+    assert run.results.failures == {"strategy": 4}  # of the six groups, the first of each batch
     assert [one.text for one in run.results.experiences] == ["Go left."]
 
 

@@ -12,6 +12,7 @@ from tfgrpo_dspy.run.asking import Answer
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.updates import Update, groups_of
 from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.strategies.base import overrides
 from tfgrpo_dspy.wording import shortened
 
 FIRST_ROLLOUTS = 10
@@ -74,7 +75,8 @@ def why_finished(updates: Sequence[Update], n_drafts: int, n_batches: int, run: 
     n_trained = n_decided - n_drafts
     if latest.decision.is_open or n_trained < n_batches:
         return ""
-    n_idle = n_batches * (1 + bool(run.settings.strategies))  # they may learn from it
+    may_rescue = any(overrides(one, "rescue") for one in run.settings.strategies)
+    n_idle = n_batches * (1 + may_rescue)  # what has failed in one epoch
     is_taught = any(update.is_taught for update in updates[1:][-n_idle:])
     if n_trained >= n_idle and not is_taught:
         epochs = "two epochs" if n_idle > n_batches else "a whole epoch"

@@ -48,6 +48,7 @@ from tfgrpo_dspy.strategies.base import (
     UpdateContext,
     overrides,
 )
+from tfgrpo_dspy.strategies.worth import credited_in_vain, may_be_credited, rescued_in_vain
 
 MOST_ATTEMPTS = 16  # extra rollouts of one group
 MIN_GROUP_SIZE = 2
@@ -92,6 +93,16 @@ class Strategies:
             self._run.report.count_failure("strategy switched off", message)
         return is_off
 
+    def _is_in_vain(self, is_in_vain: bool, method: str, why: str) -> bool:
+        """Whether the run goes on as without this method; says so once."""
+        key = (0, method)
+        if is_in_vain and key not in self._switched_off and self.overriding(method):
+            self._switched_off.add(key)
+            names = " and ".join(type(one).__name__ for one in self.overriding(method))
+            message = f"{names}.{method} is asked no more: {why}"
+            self._run.report.count_failure("strategy switched off", message)
+        return is_in_vain
+
     def sizes(self, plan: BatchPlan) -> Mapping[int, int]:
         """How many rollouts each example of the batch gets."""
         for strategy in self.overriding("choose"):
@@ -105,6 +116,9 @@ class Strategies:
     async def attempts(self, context: GroupContext, batch: Batch) -> list[Attempt]:
         """The extra attempts that the group gets next."""
         found: list[Attempt] = []
+        why = "no extra attempt of the latest rescued groups was better than the others"
+        if self._is_in_vain(rescued_in_vain(context.past), "rescue", why):
+            return found
         for strategy in self._asked_still("rescue", batch):
             with self._counting(strategy, "rescue", batch):
                 attempts = list(await strategy.rescue(context, self._ask(batch)))
@@ -167,7 +181,13 @@ class Strategies:
         Where the program does not repeat its steps, a strategy gives no values, which is counted:
         the group is judged by its outcomes alone.
         """
+        past, place = context.past, batch.examples.index(context.group.example)
+        why = "hardly any group had a step that decided"
+        is_in_vain = self._is_in_vain(credited_in_vain(past), "credit", why)
+        pays = not is_in_vain and may_be_credited(past, place)
         for strategy in self._asked_still("credit", batch):
+            if not (pays or overrides(strategy, "choose")):  # in place of whole rollouts
+                continue
             with self._counting(strategy, "credit", batch):
                 credit = await strategy.credit(context, self._ask(batch), player)
                 _check(isinstance(credit, Credit), credit, "a Credit")

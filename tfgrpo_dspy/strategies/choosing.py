@@ -10,7 +10,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from statistics import fmean
 from typing import Any
 
@@ -19,14 +18,13 @@ from tfgrpo_dspy.rollout import Group
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.strategies.base import BatchPlan, Strategy
+from tfgrpo_dspy.strategies.worth import chosen_in_vain, teaches
 
 Domain = str | Callable[[Any], Any]
 """The domain of an example: the name of one of its fields, or a function of the example."""
 PRIOR_GROUPS = 5
 LEAST = 0.05  # of both parameters of a Beta distribution
-LESSONS = 2
-LATEST, ENOUGH, MORE = 60, 8, 0.05
-"""Of so many latest groups, if there are enough in both halves, the chosen half must teach more."""
+LESSONS = 2  # groups of an example that teach, before more of them count less
 
 
 class Choosing(Strategy):
@@ -36,7 +34,7 @@ class Choosing(Strategy):
         """The first half of the usual batch, and examples that are drawn by their weights."""
         n, usual = len(plan.sizes), list(plan.sizes)[: math.ceil(len(plan.sizes) / 2)]
         weights = self.weights(plan)
-        if not plan.past or teaches_no_more(plan.past):
+        if not plan.past or chosen_in_vain(plan.past):
             return plan.sizes
         chance = random.Random(f"{plan.seed}/{plan.update}/{type(self).__name__}")
         key = {
@@ -54,23 +52,6 @@ class Choosing(Strategy):
     def sizes(self, plan: BatchPlan, chosen: Sequence[int]) -> Mapping[int, int]:
         """How many rollouts each of these gets."""
         return dict(zip(chosen, plan.sizes.values(), strict=False))
-
-
-def teaches(sampled: SampledGroup) -> bool:
-    """Whether lessons can come of the group: it has contrast, or fails with feedback."""
-    group = sampled.unaided
-    return group.has_contrast or (group.has_feedback and not group.is_at_best({}))
-
-
-def teaches_no_more(past: Sequence[SampledGroup]) -> bool:
-    """Whether the second halves of the latest batches taught no more than the first ones."""
-    halves: tuple[list[bool], list[bool]] = ([], [])
-    for _, of_update in groupby(past[-LATEST:], key=lambda sampled: sampled.update):
-        batch = list(of_update)
-        for place, sampled in enumerate(batch):
-            halves[place >= math.ceil(len(batch) / 2)].append(teaches(sampled))
-    usual, chosen = halves
-    return min(len(usual), len(chosen)) >= ENOUGH and fmean(chosen) < fmean(usual) + MORE
 
 
 @dataclass(frozen=True, slots=True)
