@@ -79,6 +79,7 @@ ONLY_IN = {
     "argparse": set[str](),
     "click": {"cli"},
     "yaml": {"interchange"},
+    "pyarrow": {"cli"},
 }
 """The libraries that only some modules may import, and these modules."""
 THIRD_PARTIES = {name for name in ONLY_IN if name not in sys.stdlib_module_names} | {"pydantic"}

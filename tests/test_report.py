@@ -254,12 +254,13 @@ def test_the_report_takes_results_a_program_a_dict_or_a_run_directory(tmp_path: 
     optimized = learned(log_dir=tmp_path / "run")
     results = optimized.detailed_results
     page = html(results)
-    assert html(optimized) == html(results.to_dict()) == page
+    assert html(optimized) == page
+    without_origin = re.sub(r"<br>Run [^<]*", "", page)
+    assert html(results.to_dict()) == without_origin
     optimized.save(tmp_path / "saved", save_program=True)
-    assert html(dspy.load(tmp_path / "saved", allow_pickle=True)) == page
-    from_store = html(str(tmp_path / "run"))
-    assert re.sub(r"; begun [^.]*UTC\.", ".", from_store) == page
-    assert write_html(tmp_path / "run", tmp_path / "r.html").read_text("utf-8") == from_store
+    assert html(dspy.load(tmp_path / "saved", allow_pickle=True)) == without_origin
+    assert html(str(tmp_path / "run")) == page
+    assert write_html(tmp_path / "run", tmp_path / "r.html").read_text("utf-8") == page
 
 
 @pytest.mark.parametrize("wrong", [3, None, {}, dspy.Predict("question -> answer")])

@@ -14,6 +14,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import Change, Comparison, UpdateRecord
+from tfgrpo_dspy.results.rows import RolloutRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class UpdateDecided:
 
     record: UpdateRecord
     library: ExperienceLibrary
+    rollouts: tuple[RolloutRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,13 @@ class BudgetUsed:
 
 @dataclass(frozen=True, slots=True)
 class RunEnded:
-    """The run has ended; `results` are the `detailed_results` of the program."""
+    """The run has ended; `results` are the `detailed_results` of the program.
+
+    `rollouts` are those on the validation and the test set.
+    """
 
     results: RunResults
+    rollouts: tuple[RolloutRow, ...] = ()
 
 
 Event = ExperienceChanged | UpdateDecided | BudgetUsed | RunEnded

@@ -10,6 +10,7 @@ import click
 from tfgrpo_dspy.cli.approval import approve_in_terminal
 from tfgrpo_dspy.cli.changing import bake, edit, export, gc, import_, merge
 from tfgrpo_dspy.cli.reading import completion, diff, report, runs, show
+from tfgrpo_dspy.cli.tables import examples, reflections, rollouts
 from tfgrpo_dspy.errors import TrainingFreeGRPOError
 
 __all__ = ["approve_in_terminal", "main", "tfgrpo"]
@@ -48,6 +49,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tfgrpo-dspy", message="%(prog)s %(version)s")
 def tfgrpo() -> None:
     """Look at runs of TrainingFreeGRPO, and work with what they learned.
 
@@ -60,7 +62,10 @@ def tfgrpo() -> None:
     """
 
 
-for _command in (runs, show, report, diff, merge, export, import_, bake, edit, gc, completion):
+for _command in (
+    *(runs, show, report, rollouts, reflections, examples, diff),
+    *(merge, export, import_, bake, edit, gc, completion),
+):
     tfgrpo.add_command(_command)
 
 

@@ -77,13 +77,14 @@ def show(library: str, full: bool, as_json: bool) -> None:
     """
     source = read_source(library)
     if full:
-        results = _run_of(source).results
+        results = run_of(source).results
         return echo_json(results.to_dict()) if as_json else click.echo(printable(str(results)))
     rows = [_values(each) for each in source.library]
     return echo_json(rows) if as_json else click.echo(table(rows) if rows else "no experiences")
 
 
-def _run_of(source: Source) -> SavedRun:
+def run_of(source: Source) -> SavedRun:
+    """The run that a source is. Raises UsageError: it is none."""
     if source.run is None:
         raise click.UsageError(f"{source.name} is no run; pass a run directory.")
     return source.run
@@ -110,7 +111,7 @@ def _values(each: Experience) -> dict[str, Any]:
 @click.option("-o", "--output", default="report.html", show_default=True, type=click.Path())
 def report(run_dir: str, output: str) -> None:
     """Write the report of a run as an HTML page: the last run of RUN_DIR, or RUN_DIR#ID."""
-    write_html(_run_of(read_source(run_dir)).results, output)
+    write_html(run_of(read_source(run_dir)).results, output)
     click.echo(output)
 
 

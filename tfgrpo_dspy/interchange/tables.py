@@ -6,10 +6,12 @@ with `'` in front, which reading takes away.
 
 import csv
 import io
+import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
+from typing import Any
 
 from tfgrpo_dspy.errors import LibraryFormatError
 from tfgrpo_dspy.experience.files import shown
@@ -28,14 +30,22 @@ def table(library: ExperienceLibrary, delimiter: str = ",") -> str:
     effects = [each.effect for each in library if each.effect]
     has_widest = any(effect.widest is not None for effect in effects)
     columns = _COLUMNS + _EFFECT * bool(effects) + [_WIDEST] * has_widest
+    rows = []
+    for each in library:
+        values = (each.id, each.text, each.scope, *(astuple(each.effect) if each.effect else ()))
+        rows.append(dict(itertools.zip_longest(columns, values[: len(columns)])))
+    return csv_text(rows, columns, delimiter)
+
+
+def csv_text(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = (), delimiter: str = ","
+) -> str:
+    """The rows as CSV, under a header; None is an empty cell. `columns`: those of no rows."""
     written = io.StringIO(newline="")
     writer = csv.writer(written, delimiter=delimiter, quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow(columns)
-    for each in library:
-        row: list[str | float] = [each.id, _cell(each.text), _cell(each.scope)]
-        if effect := each.effect:
-            row += ["" if each is None else each for each in astuple(effect)[: len(columns) - 3]]
-        writer.writerow([*row, *[""] * (len(columns) - len(row))])
+    writer.writerow(columns or (rows[0] if rows else ()))
+    for row in rows:
+        writer.writerow([_cell(value) for value in row.values()])
     return written.getvalue()
 
 
@@ -101,8 +111,10 @@ def read_table(text: str) -> ExperienceLibrary:
     return library_of(items)
 
 
-def _cell(text: str) -> str:
-    return "'" + text if _FORMULA.match(text) else text
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def _text_of(cell: str) -> str:

@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tfgrpo_dspy.experience.values import ALL, Evidence, supported
@@ -47,21 +47,21 @@ def lessons_in(
     blank: Lesson,
     predictors: Sequence[str],
     guard: Guard,
-    n_examples: int,
+    examples: Sequence[str],
     max_words: int,
     unknown_scope: Callable[[str], None],
 ) -> tuple[list[Lesson], list[str]]:
     """The lessons of an answer; the texts of those that are refused, each with the reason.
 
-    `blank` has the evidence, reason and example of all of them, and the scope of those that name
-    none. `unknown_scope` is told of each
+    `blank` has the reason of all of them, the scope of those that name none, and the evidence of
+    those that do not name some of the `examples`. `unknown_scope` is told of each
     scope that names no predictor.
     """
     try:
         lines = read_lessons(output)
     except ValueError:  # a module of the user's own may answer anything
         lines = []
-    most = LESSONS_PER_EXAMPLE * n_examples
+    most = LESSONS_PER_EXAMPLE * len(examples)
     taken, refused = [], []
     if len(lines) > most:
         refused.append(f"{len(lines) - most} more lessons {TOO_MANY}")
@@ -75,7 +75,9 @@ def lessons_in(
         if reason:
             refused.append(f"{text} ({reason})")
         elif text:
-            taken.append(replace(blank, text=text, scope=scope))
+            evidence = _named(line, blank.evidence)
+            place = blank.evidence.index(evidence[0]) if evidence else 0
+            taken.append(Lesson(text, scope, evidence, blank.reason, examples[place]))
     return taken, refused
 
 
@@ -90,6 +92,13 @@ def read_lesson(line: str, predictors: Sequence[str], usual: str = ALL) -> tuple
     if scoped is None or (scope := resolve_scope(scoped[1], predictors)) is None:
         return text, usual
     return scoped[2], scope if len(predictors) > 1 else ALL
+
+
+def _named(line: str, evidence: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
+    """The groups that the note on its sources names, by their places in the call; else all."""
+    note = _SOURCES.search(" ".join(line.split()))
+    numbers = set(map(int, re.findall(r"\d+", note[0]))) if note else set()
+    return tuple(one for n, one in enumerate(evidence, 1) if n in numbers) or evidence
 
 
 def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:

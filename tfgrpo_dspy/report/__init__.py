@@ -49,9 +49,9 @@ def html(results: Any) -> str:
 
     The same results always give the same page.
     """
-    run, origin = run_of(results)
+    run = run_of(results)
     try:
-        return _template().render(run=run, origin=origin, view=view_of(run))
+        return _template().render(run=run, view=view_of(run))
     except Exception as error:  # values of the right types that no run gives
         fault = f"results: the values do not fit together ({described(error)})"
         raise SettingsError(f"{fault}; {FORMS}.") from error

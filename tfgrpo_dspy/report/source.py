@@ -8,26 +8,25 @@ from pydantic import ValidationError
 
 from tfgrpo_dspy.errors import SettingsError, StoreError
 from tfgrpo_dspy.results import RunResults
-from tfgrpo_dspy.results.records import counted
 from tfgrpo_dspy.store.runs import saved_runs
 
 FORMS = "pass a RunResults, a program with detailed_results, or the log_dir of a run"
 
 
-def run_of(given: Any) -> tuple[RunResults, str]:
-    """The results, and where they were read from ("" if they were not read).
+def run_of(given: Any) -> RunResults:
+    """The results.
 
     Raises:
         SettingsError: they are none of `FORMS`.
         StoreError: the run directory cannot be read, or holds no run.
     """
     if isinstance(given, RunResults):
-        return given, ""
+        return given
     if isinstance(given, str | PathLike):
         return _last_run(fspath(given))
     if isinstance(given, Mapping):
         try:
-            return RunResults.from_dict(given), ""
+            return RunResults.from_dict(given)
         except ValidationError as error:
             first = error.errors()[0]
             fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -39,10 +38,8 @@ def run_of(given: Any) -> tuple[RunResults, str]:
     return run_of(found)
 
 
-def _last_run(folder: str) -> tuple[RunResults, str]:
+def _last_run(folder: str) -> RunResults:
     runs = saved_runs(folder)
     if not runs:
         raise StoreError(f"log_dir={folder!r} holds no run yet; compile with this log_dir first.")
-    last = runs[-1]
-    which = f"the last of {counted(len(runs), 'run')} in its run directory, " if runs[1:] else ""
-    return last.results, f"{which}begun {last.begun.replace('T', ' ').replace('+00:00', ' UTC')}"
+    return runs[-1].results

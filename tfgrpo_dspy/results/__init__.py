@@ -16,6 +16,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.results import page
 from tfgrpo_dspy.results.curve import curve
 from tfgrpo_dspy.results.records import (
+    DemoRecord,
     Finalist,
     Gain,
     HeldOut,
@@ -24,6 +25,7 @@ from tfgrpo_dspy.results.records import (
     UpdateRecord,
     counted,
 )
+from tfgrpo_dspy.results.rows import ExampleRow
 from tfgrpo_dspy.rollout import Usage
 
 REFLECTIONS = (
@@ -48,9 +50,11 @@ class RunResults:
     "metric" (LM judges), and "unfinished" for calls without a result; `usage` and `metric_calls`
     hold what was replayed too, at its original cost. `replayed` counts, by role, what was read
     from the run store. `nothing_learned` says why the result is the student ("": it is not).
-    `n_demos` is how many more demos the result has than the student. `instructions` are those of
-    each predictor, by name: of the student, then of the result; `lms` are the names of the policy
-    and the reflection LM.
+    `n_demos` is how many more demos the result has than the student, `demos` shows them.
+    `instructions` are those of each predictor, by name: of the student, then of the result; `lms`
+    are the names of the policy and the reflection LM. `examples` are those of validation and test
+    set, the worst of the result first. `program` is the student's class. `origin`, which `to_dict`
+    leaves out, holds of a run with a `log_dir` this, its id ("run"), and when it was "begun".
 
     `print(results)` gives a page of at most 40 lines; a notebook shows the same as tables.
     """
@@ -75,6 +79,10 @@ class RunResults:
     schedule: Mapping[str, Any] = field(default_factory=dict)
     instructions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     lms: tuple[str, str] = ("", "")
+    demos: tuple[DemoRecord, ...] = ()
+    examples: tuple[ExampleRow, ...] = ()
+    program: str = ""
+    origin: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def is_finished(self) -> bool:
@@ -138,6 +146,7 @@ class RunResults:
     def to_dict(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers, ready for JSON."""
         found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        del found["origin"]
         return found
 
     @classmethod

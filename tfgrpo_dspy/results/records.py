@@ -124,6 +124,14 @@ class HeldOut:
 
 
 @dataclass(frozen=True, slots=True)
+class DemoRecord:
+    """A demo of the result: its predictor, and the fields that the predictor is shown."""
+
+    predictor: str
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class TriedAdvice:
     """The text and scope of an experience that rollouts were given, whether it was kept or not.
 

@@ -24,6 +24,7 @@ from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
 from tfgrpo_dspy.rollout import Failure, FailureKind, Usage, rollout_id_for
 from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.run.rows import reflection_row
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.fields import media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
@@ -201,7 +202,7 @@ class ReflectionClient:
             return NOT_ASKED
         if answer is not None:
             self._note_asked(batch)
-            return self._counted(answer, stage, batch)
+            return self._counted(answer, question, batch)
 
         def keep(answer: Answer | TimeoutError) -> Answer:
             if answer is NOT_ASKED:
@@ -212,7 +213,7 @@ class ReflectionClient:
             run.report.check_errors(
                 Failure(FailureKind.PROVIDER, answer.error) if answer.is_lost else None
             )
-            return self._counted(answer, stage, batch)
+            return self._counted(answer, question, batch)
 
         work = functools.partial(self._answer_if_paid, question)
         asked = Whereabouts(f"the {stage} of {where}", "a call of the reflection LM")
@@ -227,8 +228,12 @@ class ReflectionClient:
         self.run.report.n_asked[batch.update] += 1
         self.run.reserve.renew()
 
-    def _counted(self, answer: Answer, stage: str, batch: Batch) -> Answer:
+    def _counted(self, answer: Answer, question: _Question, batch: Batch) -> Answer:
         """The answer, which is counted."""
+        stage = question.stage
+        if self.run.records.store is not None:
+            inputs = {k: v for k, v in question.inputs.items() if v is not self.common.get(k)}
+            self.run.manifest.note_asked(reflection_row(stage, batch.update, inputs, answer))
         errors = answer.error, answer.parse_failures, answer.unread
         self.run.report.count_reflection(stage, batch.update, answer.usage, *errors)
         if stage != "strategy":  # of several updates, the first to come asks for that

@@ -21,6 +21,7 @@ from tfgrpo_dspy.listeners.evaluations import Row, tell_evaluations
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results.records import (
     UNBOUNDED,
+    DemoRecord,
     ExampleScores,
     Finalist,
     Gain,
@@ -29,10 +30,12 @@ from tfgrpo_dspy.results.records import (
     ScoreSummary,
     TriedAdvice,
 )
+from tfgrpo_dspy.results.rows import ExampleRow, RolloutRow
 from tfgrpo_dspy.rollout import Rollout, floored, rollout_id_for
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
+from tfgrpo_dspy.run.rows import example_rows, measured_rows, worst_first
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.demos import Demo
 from tfgrpo_dspy.settings.checks import inputs_text, policy_lms
@@ -176,16 +179,34 @@ class Measurements:
 
     def rows(self, candidate: int) -> list[Row]:
         """The candidate's scored examples with predictions and scores, in the set's order."""
-        by_example = {
-            self._order[place]: (rollout, self.scores().get((c, place)))
+        return [
+            (self._examples[i], dspy.Prediction(**rollout.outputs), score)
+            for i, (rollout, score) in sorted(self._by_example(candidate).items())
+            if score is not None
+        ]
+
+    def _by_example(self, candidate: int) -> dict[int, tuple[Rollout, float | None]]:
+        """The candidate's rollouts, with what they count with."""
+        scores = self.scores()
+        return {
+            self._order[place]: (rollout, scores.get((c, place)))
             for (c, place), rollout in self._rollouts.items()
             if c == candidate
         }
+
+    @property
+    def rollouts(self) -> list[RolloutRow]:
+        """The rollouts of all candidates."""
         return [
-            (self._examples[i], dspy.Prediction(**rollout.outputs), score)
-            for i, (rollout, score) in sorted(by_example.items())
-            if score is not None
+            row
+            for c, candidate in enumerate(self.candidates)
+            for row in measured_rows(self._role, candidate, self._by_example(c))
         ]
+
+    def examples(self, place: int) -> list[ExampleRow]:
+        """What the student and this candidate gave and scored on each example."""
+        of = (self._by_example(0), self._by_example(place))
+        return example_rows(self._role, self._examples, *of)
 
     def tell(self, *places: int) -> None:
         """Tell DSPy's callbacks what these candidates score, each once."""
@@ -228,8 +249,18 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     n_more = 2 * (len(testset) - run.settings.data.n_test)  # of a run that was finished before
     if n_more > 0:
         run.ledger.raise_limits(*astuple(history.latest.account.reserve(n_more)))
-    test = _held_out(run, history, testset, best)
-    return _reported(run, history, best, **measured.outcome(place), finalists=finalists, test=test)
+    tested = _tested(run, history, testset, best)
+    examples = [*measured.examples(place), *tested.examples(len(tested.candidates) - 1)]
+    return _reported(
+        run,
+        history,
+        best,
+        [*measured.rollouts, *tested.rollouts],
+        **measured.outcome(place),
+        finalists=finalists,
+        test=_held_out(run, tested),
+        examples=worst_first(examples),
+    )
 
 
 def unmeasured(run: RunContext, history: History) -> Any:
@@ -239,7 +270,13 @@ def unmeasured(run: RunContext, history: History) -> Any:
     return _reported(run, history, best, student=None, best=None)
 
 
-def _reported(run: RunContext, history: History, given: Additions, **found: Any) -> Any:
+def _reported(
+    run: RunContext,
+    history: History,
+    given: Additions,
+    rollouts: Sequence[RolloutRow] = (),
+    **found: Any,
+) -> Any:
     """The student with these additions, and `detailed_results`, which are recorded, too."""
     optimized = given.bake(run.student)
     results = run.report.results(
@@ -250,13 +287,16 @@ def _reported(run: RunContext, history: History, given: Additions, **found: Any)
             if belief.effect
         ),
         n_demos=len(given.demos),
+        demos=tuple(DemoRecord(demo.predictor, dict(demo.fields)) for demo in given.demos),
+        program=type(run.student).__name__,
+        origin=run.manifest.origin,
         library=given.library.to_dict(),
         instructions=_instructions(run.student, optimized),
         lms=(_names(policy_lms(run.student)), _names([run.settings.reflection_lm])),
         **found,
     )
-    run.manifest.note_results(results)
-    run.report.tell(RunEnded(results))
+    run.manifest.note_results(results, rollouts)
+    run.report.tell(RunEnded(results, tuple(rollouts)))
     logger.info("the run ended (%s): %s", results.ended_because, results.in_a_line)
     optimized.detailed_results = results
     return optimized
@@ -288,18 +328,23 @@ def _candidates(history: History, demos: tuple[Demo, ...]) -> list[Additions]:
     return list(dict.fromkeys(candidates))
 
 
-def _held_out(
+def _tested(
     run: RunContext, history: History, testset: Sequence[Any], best: Additions
-) -> HeldOut | None:
+) -> Measurements:
     """The student, which is first, and the result, which is last, on the test set."""
     candidates = _with_student(history, best)
     measured = Measurements(run, "test", testset, candidates, history)
     measured.make_all(len(testset))
     measured.tell(0, len(candidates) - 1)
-    outcome = measured.outcome(len(candidates) - 1)
+    return measured
+
+
+def _held_out(run: RunContext, tested: Measurements) -> HeldOut | None:
+    """The scores on the test set, if there are any of both."""
+    outcome = tested.outcome(len(tested.candidates) - 1)
     if outcome["student"] and outcome["best"]:
         return HeldOut(**outcome)
-    if testset:
+    if tested.n_examples:
         logger.warning("the test set was not measured: %s", run.ledger.stopped_because)
     return None
 

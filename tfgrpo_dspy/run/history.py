@@ -18,6 +18,7 @@ from tfgrpo_dspy.rollout import Group, Rollout, Usage, fields_text, floored
 from tfgrpo_dspy.run.changes import Changes
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.planning import Planner
+from tfgrpo_dspy.run.rows import training_rows
 from tfgrpo_dspy.run.strategies import Strategies
 from tfgrpo_dspy.run.updates import Batch, Extracted, Update, groups_of
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
@@ -181,8 +182,9 @@ class History:
         run.reserve.renew()
         library = before.decision.library
         changes = self.changes.of_update(library, operations, extracted, update.decision)
-        record = run.report.add_update(update, proposed, changes)
-        run.manifest.note_update(record)
+        rows = training_rows(batch.update, extracted.groups)
+        record = run.report.add_update(update, proposed, changes, rows)
+        run.manifest.note_update(record, rows)
         run.manifest.note(Additions(self.result()), "")
         return update.decision.library
 

@@ -234,12 +234,12 @@ def _read(
     run: RunContext, answer: Answer, examples: Sequence[Any], *evidence: Evidence, scope: str = ALL
 ) -> Found:
     """The lessons of an answer about these examples."""
-    example = shortened(fields_text(_fields(examples[0])[0]), EXAMPLE_BYTES)
+    shown = [shortened(fields_text(_fields(one)[0]), EXAMPLE_BYTES) for one in examples]
     reason = shortened(answer.explanation, REASON_BYTES)
-    blank = Lesson("", scope, evidence, reason, example)
+    blank = Lesson("", scope, evidence, reason)
     guard, max_words = guard_of(run, examples), run.settings.limits.max_experience_words
     tell = run.report.unknown_scope
-    return lessons_in(answer.output, blank, run.predictors, guard, len(examples), max_words, tell)
+    return lessons_in(answer.output, blank, run.predictors, guard, shown, max_words, tell)
 
 
 def guard_of(run: RunContext, examples: Iterable[Any]) -> Guard:

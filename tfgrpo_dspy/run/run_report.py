@@ -24,6 +24,7 @@ from tfgrpo_dspy.results.records import (
     UpdateRecord,
     counted,
 )
+from tfgrpo_dspy.results.rows import RolloutRow
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
 from tfgrpo_dspy.run.updates import Update
 from tfgrpo_dspy.sampling.additions import SampledGroup
@@ -116,6 +117,7 @@ class RunReport:
         update: Update,
         proposed: Sequence[Operation | Refusal],
         changes: tuple[Change, ...],
+        rollouts: tuple[RolloutRow, ...],
     ) -> UpdateRecord:
         """Keep, log and show the record of a decided update."""
         extracted, decision, used = update.extracted, update.decision, update.account.used
@@ -142,7 +144,7 @@ class RunReport:
         self.progress.show_update(record)
         for change in changes:
             self.tell(ExperienceChanged(batch.update, change))
-        self.tell(UpdateDecided(record, decision.library))
+        self.tell(UpdateDecided(record, decision.library, rollouts))
         ledger, limits = self._ledger, asdict(self._settings.budget)
         self.tell(
             BudgetUsed(

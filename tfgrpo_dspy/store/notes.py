@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.identity import digest
 from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
+from tfgrpo_dspy.results.rows import ReflectionRow, RolloutRow
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.demos import Demo
@@ -27,7 +28,7 @@ from tfgrpo_dspy.store.records import RunRecords
 logger = logging.getLogger(__name__)
 
 LATEST_RUN = "latest:run"
-RUN, DECIDED, RESULTS = "run:", "decided:", "results:"  # how keys begin
+RUN, DECIDED, RESULTS, ROWS = "run:", "decided:", "results:", "rows:"  # how keys begin
 NOTHING = Amount()
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -115,6 +116,7 @@ class RunManifest:
         self._ledger = ledger
         self._records = records
         self._run, self._parts = "", dict[str, str]()
+        self._asked: list[ReflectionRow] = []
         self._is_finished = self._is_continued = False
         self._begun = datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -206,13 +208,35 @@ class RunManifest:
         self._is_continued &= not ended_because
         self._write_note(note)
 
-    def note_update(self, update: UpdateRecord) -> None:
-        """Record a decided update, for reports."""
-        self._write(f"{DECIDED}{self._run}:{update.update}", asdict(update))
+    @property
+    def origin(self) -> dict[str, str]:
+        """Which run in which folder this is; empty without a store."""
+        if self._records.store is None:
+            return {}
+        folder = str(self._records.store.folder)
+        return {"run": self._run.removeprefix(RUN), "begun": self._begun, "log_dir": folder}
 
-    def note_results(self, results: RunResults) -> None:
-        """Record what the run reports, but for its updates."""
+    def note_asked(self, row: ReflectionRow) -> None:
+        """Keep what the reflection LM was asked and answered until its update is recorded."""
+        self._asked.append(row)
+
+    def note_update(self, update: UpdateRecord, rollouts: Sequence[RolloutRow]) -> None:
+        """Record a decided update, and what was made and asked for it, for reports."""
+        self._write(f"{DECIDED}{self._run}:{update.update}", asdict(update))
+        self._note_rows(str(update.update), rollouts)
+
+    def note_results(self, results: RunResults, rollouts: Sequence[RolloutRow]) -> None:
+        """Record what the run reports, but for its updates, and the rollouts of the choice."""
         self._write(f"{RESULTS}{self._run}", replace(results, updates=()).to_dict())
+        self._note_rows("end", rollouts)
+
+    def _note_rows(self, place: str, rollouts: Sequence[RolloutRow]) -> None:
+        if self._records.store is None:
+            return
+        asked = [row for row in self._asked if place in ("end", str(row.update))]
+        self._asked = [row for row in self._asked if row not in asked]
+        rows = {"rollouts": list(map(asdict, rollouts)), "reflections": list(map(asdict, asked))}
+        self._write(f"{ROWS}{self._run}:{place}", rows)
 
     def close(self, unfinished: Usage) -> None:
         """Note what was paid and, unless the run is finished, what of it was lost."""

@@ -13,16 +13,20 @@ from tfgrpo_dspy.errors import StoreError
 from tfgrpo_dspy.identity import Unseen, digest
 from tfgrpo_dspy.results import NOT_FINISHED, RunResults
 from tfgrpo_dspy.results.records import UpdateRecord
+from tfgrpo_dspy.results.rows import ReflectionRow, RolloutRow
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.store.database import Store, reading
 from tfgrpo_dspy.store.keys import program_digest
-from tfgrpo_dspy.store.notes import DECIDED, RESULTS, RUN, RunNote, notes_and_faults, run_keys
+from tfgrpo_dspy.store.notes import DECIDED, RESULTS, ROWS, RUN, RunNote, notes_and_faults, run_keys
 from tfgrpo_dspy.store.records import LOST
 
 logger = logging.getLogger(__name__)
 
 UPDATES = TypeAdapter(UpdateRecord)
+_ROWS: dict[str, TypeAdapter[Any]] = {
+    "rollouts": TypeAdapter(list[RolloutRow]), "reflections": TypeAdapter(list[ReflectionRow])
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,23 @@ def _last_run_of(store: Store, student: Any, log_dir: str) -> tuple[str, RunNote
     )
 
 
+def saved_rows(run: SavedRun, name: str) -> list[Any]:
+    """The "rollouts" (`RolloutRow`) or the "reflections" (`ReflectionRow`) of a run.
+
+    First those of the decided updates, then those of the final choice. Raises StoreError: a record
+    is damaged, or the store cannot be read.
+    """
+    beginning = f"{ROWS}{RUN}{run.id}:"
+    with _store_in(run.results.origin["log_dir"]) as store:
+        places = [key.removeprefix(beginning) for key in store.keys(beginning)]
+        rows: list[Any] = []
+        for place in sorted(places, key=lambda place: (not place.isdecimal(), len(place), place)):
+            with reading(f"{beginning}{place}"):
+                record = store.get(f"{beginning}{place}") or {}
+                rows += _ROWS[name].validate_python(record[name])
+    return rows
+
+
 def unused_records(log_dir: str | PathLike[str], keep_last: int | None = None) -> list[str]:
     """The keys of records that no run in this store reads again.
 
@@ -133,8 +154,9 @@ def unused_records(log_dir: str | PathLike[str], keep_last: int | None = None) -
 
 
 def _is_unused(key: str, kept: set[str], known: set[str]) -> bool:
-    if key.startswith(DECIDED):
-        return key.removeprefix(DECIDED).rpartition(":")[0] not in kept
+    for beginning in (DECIDED, ROWS):
+        if key.startswith(beginning):
+            return key.removeprefix(beginning).rpartition(":")[0] not in kept
     if key.startswith(LOST):
         return key.removeprefix(LOST) in known
     return key.startswith((RUN, RESULTS)) and key.removeprefix(RESULTS) not in kept
@@ -167,8 +189,9 @@ def _saved(store: Store, key: str, note: RunNote) -> SavedRun:
         updates = tuple(map(UPDATES.validate_python, found))
         values = store.get(f"{RESULTS}{key}")
         results = RunResults.from_dict(values) if values else _unfinished(note)
-        results = replace(results, updates=updates)
-    return SavedRun(key.removeprefix(RUN), note.begun, bool(note.ended_because), results)
+    origin = {"run": key.removeprefix(RUN), "begun": note.begun, "log_dir": str(store.folder)}
+    results = replace(results, updates=updates, origin=origin)
+    return SavedRun(origin["run"], note.begun, bool(note.ended_because), results)
 
 
 def _unfinished(note: RunNote) -> RunResults:

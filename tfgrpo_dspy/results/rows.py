@@ -1,0 +1,104 @@
+"""The rows of the tables of a run: its rollouts, its questions to the reflection LM, its examples.
+
+Each is a frozen value of texts and numbers; `as_columns` makes plain dicts of equal keys of them.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tfgrpo_dspy.rollout import Rollout, fields_text
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRow:
+    """A rollout, in the set ("training", "validation" or "test") that its example is of.
+
+    `update` is counted from 0, None outside training; `example` is the position in its set.
+    `experiences` are the ids that the rollout was given, `n_demos` the demos; `aid` says why its
+    score is not the student's ("": it is). `failure` is the kind and the message.
+    """
+
+    set: str
+    update: int | None
+    example: int
+    rollout_id: int
+    score: float | None
+    outputs: str
+    feedback: str
+    failure: str
+    experiences: str
+    n_demos: int = 0
+    aid: str = ""
+    n_lm_calls: int = 0
+    n_tokens: int = 0
+    dollars: float = 0.0
+    objectives: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, rollout: Rollout, set: str, update: int | None = None, **values: Any
+    ) -> "RolloutRow":
+        """The row of a rollout; `values` are the fields that the rollout does not know."""
+        failure = rollout.failure and f"{rollout.failure.kind}: {rollout.failure.message}"
+        return cls(
+            set=set,
+            update=update,
+            example=rollout.example,
+            rollout_id=rollout.rollout_id,
+            score=rollout.score,
+            outputs=fields_text(rollout.outputs),
+            feedback=rollout.words,
+            failure=failure or "",
+            n_lm_calls=rollout.usage.n_lm_calls,
+            n_tokens=rollout.usage.prompt_tokens + rollout.usage.completion_tokens,
+            dollars=rollout.usage.cost_usd,
+            objectives=dict(rollout.objectives),
+            **values,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ReflectionRow:
+    """A question to the reflection LM: what it was asked and what it answered.
+
+    `stage` is "draft", "summary", "lesson", "update" or "strategy". `answered` is what was read of
+    the answer, as JSON, or how an answer begins that could not be read; `fault` says what failed.
+    """
+
+    stage: str
+    update: int
+    asked: str
+    answered: str
+    explanation: str = ""
+    fault: str = ""
+    n_lm_calls: int = 0
+    n_tokens: int = 0
+    dollars: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleRow:
+    """What student and result scored and gave on an example of the validation or test set.
+
+    `example` is its position in the set. Texts are shortened.
+    """
+
+    set: str
+    example: int
+    inputs: str
+    student: float | None
+    result: float | None
+    student_outputs: str
+    result_outputs: str
+    feedback: str = ""
+
+
+def as_columns(rows: Iterable[Any]) -> list[dict[str, Any]]:
+    """The rows as dicts that all have the same keys; an objective is a column `objective NAME`."""
+    plain = [asdict(row) for row in rows]
+    names = dict.fromkeys(name for row in plain for name in row.get("objectives", ()))
+    for row in plain:
+        found = row.pop("objectives", {})
+        row.update({f"objective {name}": found.get(name) for name in names})
+    return plain
