@@ -6,7 +6,7 @@ import dspy
 import pytest
 from runs import optimizer_of, polite_rules, predictor, questions
 from scripted import chat
-from test_promise_budgets import Tally, lm_on, priced
+from tally import Tally, lm_on, priced
 
 from tfgrpo_dspy.results import RunResults
 

@@ -231,14 +231,14 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     if run.settings.metric is None:
         valset = testset = ()
     finalists: tuple[Finalist, ...] = ()
+    candidates = _with_student(history, Additions(history.result()))
     if run.settings.measures and valset:
         candidates = _candidates(history, demos)
-        measured = Measurements(run, "validation", valset, candidates, history)
+    measured = Measurements(run, "validation", valset, candidates, history)
+    place = len(candidates) - 1
+    if place and run.settings.measures and valset:
         place, finalists = _race(run, history, measured)
     else:
-        candidates = _with_student(history, Additions(history.result()))
-        measured = Measurements(run, "validation", valset, candidates, history)
-        place = len(candidates) - 1
         measured.make_all(run.settings.n_validation)
     measured.tell(0, place)
     library = candidates[place].library  # with the tokens that each experience adds to a call
