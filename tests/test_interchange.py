@@ -252,15 +252,15 @@ BOMB = "a: &a [x, x]\n" + "".join(ALIASES)
         ("json", '{"G0": ["a"]}', "'G0': write \"G0\": \"text\""),
         ("json", '{"E1": "a", "G0": "b"}', "the id G0 is taken by 'a'"),
         ("json", '["a", ""]', r"\[1\]: text='': an experience is a line"),
-        ("json", '["a", 5]', r"experiences\[0\] is 'a': write {\"id\": \"E1\""),
+        ("json", '["a", 5]', r"experiences\[0\]='a': it should be"),
         ("json", '{"E0": "a"}', r"\[E0\]: id='E0': an id is"),
-        ("json", '{"G%s": "a"}' % ("9" * 5000), "experiences is missing"),
+        ("json", '{"G%s": "a"}' % ("9" * 5000), "experiences: it is missing"),
         ("json", '{"agent": {}}', 'agent.instructions is missing.* write agent: {instructions: "'),
         ("json", '{"agent": {"instructions": "[G0]. \\n[G1]. b"}}', r"\[G0\]: text=''"),
         ("json", '{"agent": {"instructions": "[G1]. a\\n[G1]. b"}}', "G1 is taken by 'a'"),
         ("yaml", DEEP, "nested too deeply"),
-        ("yaml", BOMB, "is no field of a library"),
-        ("yaml", BOMB + "experiences: *i", r"experiences\[0\] is \[\[.{1,99}: write .*"),
+        ("yaml", BOMB, "a: there is no field of this name"),
+        ("yaml", BOMB + "experiences: *i", r"experiences\[0\]=\[\[.{1,99}: it should"),
         ("yaml", "agent: \x00", "not YAML: unacceptable character #x0000"),
         ("yaml", "agent: &a {instructions: *a}", "not YAML: line 1, column 8: found unconstruct"),
         ("md", "- Ask.\nnow\n", r"line 2: 'now' is no item of a list: write '- ' in front, or two"),
@@ -292,7 +292,7 @@ def test_nothing_of_a_yaml_file_is_run(tmp_path: Path) -> None:
     text = (
         f"!!python/object/apply:pathlib.Path.touch [!!python/object/apply:open [{tmp_path}/a, w]]"
     )
-    with pytest.raises(LibraryFormatError, match="write"):
+    with pytest.raises(LibraryFormatError, match="Write"):
         parse(text, "yaml")
     assert list(tmp_path.iterdir()) == []
 

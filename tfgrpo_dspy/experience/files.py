@@ -6,19 +6,18 @@ Nothing here opens a file.
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, StrictInt, ValidationError
 
-from tfgrpo_dspy.errors import LibraryFormatError, sentence, written
-from tfgrpo_dspy.experience.values import Effect, Evidence, Experience
-from tfgrpo_dspy.wording import shortened
+from tfgrpo_dspy.checked import faults_in, shown
+from tfgrpo_dspy.errors import LibraryFormatError, sentence
+from tfgrpo_dspy.experience.values import Experience
 
 FORMAT = {"format": "tfgrpo_dspy.library", "version": 1}
 _MOST_FAULTS = 5  # in one message
-SHOWN_BYTES = 80  # of a value in a message
+_FORM = 'Write version 1 of the form: {"experiences": [{"id": "E1", "text": "..."}]}.'
 _NEXT_VALUE = re.compile(r"\n(?=[\[{])")
 _NO_BLANK = re.compile(r"[^ \t\r\n]")
 
@@ -30,21 +29,6 @@ class Record(BaseModel, extra="forbid"):
     next_number: StrictInt | None = None
     format: Literal["tfgrpo_dspy.library"] = "tfgrpo_dspy.library"
     version: Literal[1] = 1
-
-
-# By the field that holds them ("": the file itself): the fields that are known there.
-_KNOWN = {"": list(Record.model_fields)} | {
-    name: [field.name for field in fields(kind)]
-    for name, kind in (("experiences", Experience), ("evidence", Evidence), ("effect", Effect))
-}
-_EFFECT = {"estimate": 0.1, "standard_error": 0.05, "n_rollouts": 20}
-_EVIDENCE = {"update": 0, "example": 0, "rollout_ids": [1, 2], "scores": [0.0, 1.0]}
-# By field: a value that is right, for the message that asks for one.
-_SAMPLES: dict[str, Any] = {
-    **{"experiences": [{"id": "E1", "text": "..."}], "next_number": 2, **FORMAT},
-    **{"id": "E1", "text": "...", "scope": "*", "price": 9, "is_on_trial": True},
-    **{"evidence": [_EVIDENCE], **_EVIDENCE, "effect": _EFFECT, **_EFFECT},
-}
 
 
 def record_text(record: dict[str, Any]) -> str:
@@ -102,36 +86,11 @@ def checked_record(record: Any, source: str) -> Record:
     try:
         return Record.model_validate(record)
     except ValidationError as error:
-        faults = [_fault(each["loc"], each) for each in error.errors(include_url=False)]
+        faults = faults_in(error)
         n_more = len(faults) - _MOST_FAULTS
-        more = f"; and {n_more} more" if n_more > 0 else ""
-        raise LibraryFormatError(f"{source}: {'; '.join(faults[:_MOST_FAULTS])}{more}.") from error
-
-
-def shown(value: Any) -> str:
-    """The value for a message: short, whatever it holds."""
-    return shortened(written(value, repr), SHOWN_BYTES)
-
-
-def _fault(path: Sequence[str | int], error: Any) -> str:
-    """One fault that pydantic found: where, what, and what to write."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in path)
-    where = "".join(parts)[1:]
-    names = [part for part in path if isinstance(part, str)]
-    if not path:
-        write = f'{{"experiences": {_json(_SAMPLES["experiences"])}}}'
-        return f"it holds {shown(error['input'])}; write {write}"
-    if error["type"] == "value_error":
-        return f"{where}.{error['ctx']['error']}".removesuffix(".")
-    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _KNOWN["".join(names[-2:-1])]
-        return f"{where} is no field of a library: the fields here are {', '.join(known)}"
-    what = "is missing" if error["type"] == "missing" else f"is {shown(error['input'])}"
-    if where == "version":
-        return f"{where} {what}: this release reads version 1; install the one that wrote the file"
-    sample = _SAMPLES[names[-1]]
-    write = _json(sample[0]) if isinstance(path[-1], int) else f'"{names[-1]}": {_json(sample)}'
-    return f"{where} {what}: write {write}"
+        more = f" And {n_more} more." if n_more > 0 else ""
+        message = f"{source}: {' '.join(faults[:_MOST_FAULTS])}{more} {_FORM}"
+        raise LibraryFormatError(message) from error
 
 
 def _json(value: Any) -> str:

@@ -111,15 +111,10 @@ class ExperienceLibrary:
         Raises:
             LibraryError: an operation is malformed, such as one with a misspelt `op`.
         """
-        parsed = [values.operation_from(each) for each in operations]
-        after, _, _ = values.carry_out(parsed, self, self.next_number, limits)
-        n_added = sum(experience.number >= self.next_number for experience in after)
-        return ExperienceLibrary(after, next_number=self.next_number + n_added)
+        return self.applied([values.operation_from(op) for op in operations], limits).library
 
-    def refusals(
-        self, operations: Iterable[Written], limits: Limits = DEFAULT_LIMITS
-    ) -> tuple[values.Refusal, ...]:
-        """The operations that the library does not accept, and why: first the malformed ones.
+    def applied(self, operations: Iterable[Written], limits: Limits = DEFAULT_LIMITS) -> "Applied":
+        """The library after the operations, those that it accepts, and those that it refuses.
 
         An operation is refused that is malformed; names an id that is not in the library, or one
         that an earlier operation of the list names (the first one counts); has an empty text or
@@ -134,7 +129,16 @@ class ExperienceLibrary:
                 parsed.append(values.operation_from(written))
             except LibraryError as error:
                 malformed.append(values.Refusal(written, str(error)))
-        return (*malformed, *values.carry_out(parsed, self, self.next_number, limits)[2])
+        after, accepted, refused = values.carry_out(parsed, self, self.next_number, limits)
+        n_added = sum(isinstance(operation, values.Add) for _, operation in accepted)
+        library = ExperienceLibrary(after, next_number=self.next_number + n_added)
+        return Applied(library, tuple(accepted), (*malformed, *refused))
+
+    def refusals(
+        self, operations: Iterable[Written], limits: Limits = DEFAULT_LIMITS
+    ) -> tuple[values.Refusal, ...]:
+        """The operations that the library does not accept, and why: first the malformed ones."""
+        return self.applied(operations, limits).refused
 
     def diff(self, other: "ExperienceLibrary") -> str:
         """A line for each experience that the two do not share; "" where there is none."""
@@ -277,6 +281,24 @@ class ExperienceLibrary:
             return cls(known.experiences, next_number=known.next_number)
         except ValueError as error:
             raise LibraryFormatError(f"{source}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What operations made of a library.
+
+    `accepted` are the operations that took effect, in their order, each with the id of the
+    experience that it adds, changes, deletes or supports. `refused` begins with malformed ones.
+    """
+
+    library: ExperienceLibrary
+    accepted: tuple[tuple[str, Operation], ...]
+    refused: tuple[values.Refusal, ...]
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """The accepted operations."""
+        return tuple(operation for _, operation in self.accepted)
 
 
 def _content(experience: Experience) -> tuple[str, str]:

@@ -7,8 +7,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+
+from tfgrpo_dspy.checked import checked, faults_in, such_that
 from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.outside import cleaned_text, printable
 from tfgrpo_dspy.wording import meaning, n_words
@@ -18,16 +21,35 @@ ALL = "*"  # the scope of an experience that every predictor of the program is g
 Advice = tuple[str, str]
 """The text and the scope of an experience: what it says, whatever its id is."""
 
-_TEXT = (r"[^\ud800-\udfff]*", "give a string without lone surrogates")
 NUMBER = r"[1-9][0-9]{0,17}"  # of an id
-# By field: the pattern that its value must match, and the hint in the error if it does not.
-_FORMS = {
-    "id": (f"E{NUMBER}", "an id is 'E' and a number from 1, such as 'E1'"),
-    "text": _TEXT,
-    "scope": (r"[^\ud800-\udfff]+", "give a predictor's name, or '*' for all"),
-    "reason": _TEXT,
-}
 _WRITTEN_ID = re.compile(rf"[\[(]?\s*[eE]?({NUMBER})\*?\s*[\])]?")
+
+
+def _line(text: str) -> str:
+    if not text.strip():
+        raise ValueError("an experience is a line, not empty")
+    return _line_of(text)
+
+
+def _written_id(id_: Any) -> Any:
+    """The id that an LM writes as `[e2]`, `E2*` or 2."""
+    written = _WRITTEN_ID.fullmatch(str(id_).strip())
+    return f"E{written[1]}" if written else id_
+
+
+def _is_id(id_: str) -> bool:
+    return re.fullmatch(f"E{NUMBER}", id_) is not None
+
+
+Id = Annotated[str, such_that(_is_id, "an id is 'E' and a number from 1, such as 'E1'")]
+Text = Annotated[
+    str,
+    such_that(
+        lambda text: not re.search(r"[\ud800-\udfff]", text),
+        "give a string without lone surrogates",
+    ),
+]
+Scope = Annotated[Text, such_that(bool, "give a predictor's name, or '*' for all")]
 
 
 def scope_note(scope: str) -> str:
@@ -73,7 +95,7 @@ class Effect:
         return f"effect {measured} by {self.n_rollouts} rollouts"
 
 
-@dataclass(frozen=True, slots=True)
+@checked(LibraryError, slots=True, extra="forbid")
 class Experience:
     """One line of advice with a stable id, a scope and its evidence.
 
@@ -86,19 +108,13 @@ class Experience:
         LibraryError: the id, the text or the scope is not of that form.
     """
 
-    id: str
-    text: str
-    scope: str = ALL
+    id: Id
+    text: Annotated[Text, AfterValidator(_line)]
+    scope: Scope = ALL
     evidence: tuple[Evidence, ...] = field(default=(), compare=False, repr=False)
     effect: Effect | None = field(default=None, compare=False)
     price: int | None = field(default=None, compare=False)
     is_on_trial: bool = field(default=False, compare=False)
-
-    def __post_init__(self) -> None:
-        _check(self)
-        if not self.text.strip():
-            raise LibraryError(f"text={self.text!r}: an experience is a line, not empty.")
-        object.__setattr__(self, "text", _line_of(self.text))
 
     @property
     def advice(self) -> Advice:
@@ -120,62 +136,63 @@ class Experience:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Operation:
-    reason: str = ""
+    reason: Text = ""
     evidence: tuple[Evidence, ...] = ()
 
-    def __post_init__(self) -> None:
-        _check(self)
+
+OperationId = Annotated[Id, BeforeValidator(_written_id)]
 
 
-@dataclass(frozen=True, slots=True)
+@checked(LibraryError, slots=True)
 class Add(_Operation):
     """Put a new experience at the end of the library; the library gives it its id."""
 
-    op: ClassVar[str] = "ADD"
-    text: str
-    scope: str = ALL
+    text: Text
+    scope: Scope = ALL
+    op: Literal["ADD"] = field(default="ADD", repr=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
+@checked(LibraryError, slots=True)
 class Modify(_Operation):
     """Give an experience another text (and another scope, unless `scope` is None)."""
 
-    op: ClassVar[str] = "MODIFY"
-    id: str
-    text: str
-    scope: str | None = None
+    id: OperationId
+    text: Text
+    scope: Scope | None = None
+    op: Literal["MODIFY"] = field(default="MODIFY", repr=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
+@checked(LibraryError, slots=True)
 class Delete(_Operation):
     """Take an experience out of the library; its id is never used again."""
 
-    op: ClassVar[str] = "DELETE"
-    id: str
+    id: OperationId
+    op: Literal["DELETE"] = field(default="DELETE", repr=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
+@checked(LibraryError, slots=True)
 class Keep(_Operation):
     """Change no text; record that this evidence supports the experience."""
 
-    op: ClassVar[str] = "KEEP"
-    id: str
+    id: OperationId
+    op: Literal["KEEP"] = field(default="KEEP", repr=False, kw_only=True)
 
 
 Operation = Add | Modify | Delete | Keep
-_OPERATIONS: dict[str, type[Operation]] = {kind.op: kind for kind in (Add, Modify, Delete, Keep)}
+AnyOperation = Annotated[Operation, Field(discriminator="op")]
+OPERATION: TypeAdapter[Operation] = TypeAdapter(AnyOperation)
 _SYNONYMS = {"UPDATE": "MODIFY", "REMOVE": "DELETE", "NONE": "KEEP"}
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An operation that was left out (a malformed one as it was given), and why, in words."""
+    """An operation that was left out (a malformed one as it was written), and why, in words."""
 
     operation: Any
     reason: str
 
 
-def operation_from(given: Any) -> Operation:
+def operation_from(written: Any) -> Operation:
     """The operation that a mapping stands for, as an LM writes it.
 
     `{"op": "update", "id": "[e2]", "text": "Ask first."} -> Modify("E2", "Ask first.")`.
@@ -184,41 +201,24 @@ def operation_from(given: Any) -> Operation:
     Raises:
         LibraryError: no such operation, or a field that it needs is absent or of the wrong type.
     """
-    if isinstance(given, Operation):
-        return given
-    if not isinstance(given, Mapping):
-        raise LibraryError(f"{given!r} is no operation; give a mapping with an 'op'")
-    name = str(given.get("op", "")).strip().upper()
-    kind = _OPERATIONS.get(_SYNONYMS.get(name, name))
-    if kind is None:
-        raise LibraryError(f"op={given.get('op')!r}: the operations are ADD, MODIFY, DELETE, KEEP.")
-    fields = {
-        name: given[name]
-        for name in _FORMS.keys() & kind.__dataclass_fields__.keys()
-        if given.get(name) is not None and (name, given[name]) != ("scope", "")
-    }
-    if kind is not Add:
-        found = _WRITTEN_ID.fullmatch(str(given.get("id")).strip())
-        fields["id"] = f"E{found[1]}" if found else str(given.get("id"))
-    if kind in (Add, Modify) and "text" not in fields:
-        raise LibraryError(f"op={kind.op!r} needs a text, and has none.")
-    return kind(**fields)
+    if not isinstance(written, Mapping):
+        return _validated(written)
+    name = str(written.get("op", "")).strip().upper()
+    values = {k: v for k, v in written.items() if v is not None and (k, v) != ("scope", "")}
+    values.pop("evidence", None)
+    return _validated({**values, "op": _SYNONYMS.get(name, name)})
+
+
+def _validated(written: Any) -> Operation:
+    try:
+        return OPERATION.validate_python(written)
+    except ValidationError as error:
+        raise LibraryError(" ".join(faults_in(error))) from None
 
 
 def supported(one: Any, other: Any) -> Any:
     """The experience, operation or lesson with the evidence of the other, too."""
     return replace(one, evidence=tuple(dict.fromkeys((*one.evidence, *other.evidence))))
-
-
-def _check(checked: Any) -> None:
-    """Raise LibraryError if a field has a wrong form."""
-    for name, (form, advice) in _FORMS.items():
-        if not hasattr(checked, name):
-            continue
-        value = getattr(checked, name)
-        is_default = value is None and name == "scope" and isinstance(checked, Modify)
-        if not (is_default or (isinstance(value, str) and re.fullmatch(form, value))):
-            raise LibraryError(f"{name}={value!r}: {advice}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,29 +233,31 @@ DEFAULT_LIMITS = Limits()
 
 
 def carry_out(
-    operations: Sequence[Operation], library: Iterable[Experience], next_number: int, limits: Limits
-) -> tuple[list[Experience], list[Operation], list[Refusal]]:
-    """The experiences after the operations; the operations that are accepted; those refused."""
+    operations: Sequence[Operation],
+    library: Iterable[Experience],
+    next_number: int,
+    limits: Limits,
+) -> tuple[list[Experience], list[tuple[str, Operation]], list[Refusal]]:
+    """The experiences afterwards; the accepted operations, each with its id; those refused."""
     before = {experience.id: experience for experience in library}
-    first = {each.id: each for each in reversed(operations) if not isinstance(each, Add)}
+    first = {op.id: op for op in reversed(operations) if not isinstance(op, Add)}
     now = {id_: before[id_] for id_ in before if not isinstance(first.get(id_), Delete)}
-    accepted: list[Operation] = []
+    accepted: list[tuple[str, Operation]] = []
     refused: list[Refusal] = []
     for operation in operations:
         if reason := _reason(operation, before, now, first, limits):
             refused.append(Refusal(operation, reason))
             continue
-        accepted.append(operation)
-        if isinstance(operation, Delete):
-            continue
         if isinstance(operation, Add):
             new = Experience(f"E{next_number}", operation.text, operation.scope)
             next_number += 1
         else:
-            new = now[operation.id]
+            new = before[operation.id]
+        accepted.append((new.id, operation))
         if isinstance(operation, Modify):  # what was measured of the old text is not kept
             new = Experience(new.id, operation.text, operation.scope or new.scope, new.evidence)
-        now[new.id] = supported(new, operation)
+        if not isinstance(operation, Delete):
+            now[new.id] = supported(new, operation)
     return [*now.values()], accepted, refused
 
 

@@ -18,9 +18,10 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from tfgrpo_dspy.checked import shown
 from tfgrpo_dspy.errors import LibraryFormatError
 from tfgrpo_dspy.experience import programs
-from tfgrpo_dspy.experience.files import json_value, record_text, shown
+from tfgrpo_dspy.experience.files import json_value, record_text
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import scope_note
 from tfgrpo_dspy.files import read_text, write_text

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tfgrpo_dspy.checked import shown
 from tfgrpo_dspy.errors import LibraryError, LibraryFormatError
-from tfgrpo_dspy.experience.files import shown
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL, Effect, Experience
 

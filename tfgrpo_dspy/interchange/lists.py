@@ -8,8 +8,8 @@ bullets `-`, `*`, `+`, `1.`, the ids `[E2]`, `[E2*]`, `[G1].` and `E2:`, heading
 import json
 import re
 
+from tfgrpo_dspy.checked import shown
 from tfgrpo_dspy.errors import LibraryFormatError
-from tfgrpo_dspy.experience.files import shown
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL
 from tfgrpo_dspy.interchange.items import Item, library_of

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
+from tfgrpo_dspy.checked import shown
 from tfgrpo_dspy.errors import LibraryFormatError
-from tfgrpo_dspy.experience.files import shown
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL, Effect
 from tfgrpo_dspy.interchange.items import Item, library_of

@@ -6,7 +6,9 @@ JSON, Python's form, or plain lines. One operation that cannot be understood cos
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field
 
 from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.experience import values
@@ -16,14 +18,6 @@ from tfgrpo_dspy.reflection import reading
 from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.lessons import Lesson, is_same_lesson, sources_of
 
-_ALIASES = {
-    "op": ("operation", "action", "type", "kind"),
-    "id": ("experience_id", "experience", "target"),
-    "text": ("new_text", "content", "advice", "lesson"),
-    "lessons": ("lesson_numbers", "lesson_ids", "sources", "from"),
-    "scope": ("predictor",),
-    "reason": ("why", "rationale"),
-}
 _ONLY_FIELD = {"ADD": "text", "MODIFY": "text", "DELETE": "id", "KEEP": "id"}
 """What a value stands for that is given in place of an operation's fields."""
 _OPERATION_LINE = re.compile(
@@ -31,6 +25,43 @@ _OPERATION_LINE = re.compile(
     r"(?:[\[(]?(E[1-9]\d*)\*?[\])]?(?: to\b)?)?[\s:\u2013-]*(.*)"
 )
 _NUMBER = re.compile(r"(?<![\d.])(?<!\W-)\d{1,6}(?!\d)")
+
+
+def _as_text(value: Any) -> str:
+    """A text as it is, a whole number as its digits; the first of several; "" for all else."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return ""
+    text = str(value).strip()
+    return "" if text.casefold() in ("null", "none") else text
+
+
+AsText = Annotated[str, BeforeValidator(_as_text)]
+NoNumber = BeforeValidator(lambda value: "" if isinstance(value, int) else value)
+Numbers = BeforeValidator(lambda value: [*map(int, _NUMBER.findall(str(value)))])
+
+
+class WrittenOperation(BaseModel):
+    """An operation under the names that LMs give its fields; "" and None stand for absent ones."""
+
+    op: Annotated[AsText, AfterValidator(str.upper)] = Field(
+        "", validation_alias=AliasChoices("op", "operation", "action", "type", "kind")
+    )
+    id: AsText = Field(
+        "", validation_alias=AliasChoices("id", "experience_id", "experience", "target")
+    )
+    text: Annotated[AsText, NoNumber] = Field(
+        "", validation_alias=AliasChoices("text", "new_text", "content", "advice", "lesson")
+    )
+    lessons: Annotated[list[int], Numbers] = Field(
+        [],
+        validation_alias=AliasChoices("lessons", "lesson_numbers", "lesson_ids", "sources", "from"),
+    )
+    scope: Annotated[AsText, AfterValidator(lambda scope: scope or None)] | None = Field(
+        None, validation_alias=AliasChoices("scope", "predictor")
+    )
+    reason: AsText = Field("", validation_alias=AliasChoices("reason", "why", "rationale"))
 
 
 def known_lessons(
@@ -210,23 +241,5 @@ def _operation(item: Any) -> Any:
         item = next(iter(_operations_in_lines(item)), item)
     if not isinstance(item, Mapping):
         return item
-    named = {str(name).strip().lower(): value for name, value in item.items()}
-    found = {}
-    for name, others in _ALIASES.items():
-        given = (named.get(each) for each in (name, *others))
-        found[name] = next((value for value in given if value is not None), None)
-    if isinstance(found["text"], int):  # no advice; the others may be written as numbers
-        found["text"] = None
-    texts = {name: _as_text(found[name]) for name in found if name != "lessons"}
-    read = {"op": texts["op"].upper(), "scope": texts["scope"] or None}
-    return {**texts, **read, "lessons": [*map(int, _NUMBER.findall(str(found["lessons"])))]}
-
-
-def _as_text(value: Any) -> str:
-    """A text as it is, a whole number as its digits; the first of several; "" for all else."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return ""
-    text = str(value).strip()
-    return "" if text.casefold() in ("null", "none") else text
+    named = {str(name).strip().lower(): v for name, v in item.items() if v is not None}
+    return WrittenOperation.model_validate(named).model_dump()

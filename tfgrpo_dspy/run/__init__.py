@@ -7,8 +7,7 @@ from typing import Any
 
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, sentence
 from tfgrpo_dspy.events import Proposal
-from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import Operation, Refusal, carry_out
+from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.approval import approved
 from tfgrpo_dspy.run.asking import ReflectionClient
@@ -164,12 +163,12 @@ class Run:
             self._client, batch, self._groups.credited(batch, groups), show
         )
 
-    async def propose(self, batch: Batch, extracted: Extracted) -> list[Operation | Refusal]:
-        """The operations that lessons call for, after the update before; also those refused."""
+    async def propose(self, batch: Batch, extracted: Extracted) -> Applied:
+        """What the operations that lessons call for make of the library of the update before."""
         if batch.update:
             await self._updates[batch.update - 1]
         if self._is_cut(batch, extracted):
-            return []
+            return self._history.decision.library.applied(())
         library, dropped = self._history.decision.library, self._history.dropped()
         context = self._history.context(batch, extracted)
         proposed = await self._strategies.proposed(context, batch)
@@ -179,15 +178,15 @@ class Run:
         operations, refused = await propose(
             self._client, batch, library, lessons, dropped, added, guard
         )
-        limits = self.settings.limits
-        _, taken, refusals = carry_out(operations, library, library.next_number, limits)
-        compared = self._history.changes.compared(taken, extracted)
-        proposal = Proposal(batch.update, library, tuple(taken), compared)
-        taken, rejected = await approved(self._run, proposal, guard)
-        return [*taken, *refused, *refusals, *rejected]
+        applied = library.applied(operations, self.settings.limits)
+        compared = self._history.changes.compared(applied.operations, extracted)
+        proposal = Proposal(batch.update, library, applied.operations, compared)
+        made = await approved(self._run, proposal, applied, guard)
+        rejected = made.refused if made is not applied else ()
+        return replace(made, refused=(*refused, *applied.refused, *rejected))
 
     async def decide(
-        self, batch: Batch, extracted: Extracted, proposed: Sequence[Operation | Refusal]
+        self, batch: Batch, extracted: Extracted, proposed: Applied
     ) -> ExperienceLibrary:
         """The library after the gate has decided on the operations."""
         if self._is_cut(batch, extracted):

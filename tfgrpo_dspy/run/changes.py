@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add, Advice, Evidence, Experience, Modify, Operation
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.texts import clip
@@ -27,23 +27,23 @@ class Changes:
     def of_update(
         self,
         before: ExperienceLibrary,
-        operations: Sequence[Operation],
+        proposed: Applied,
         extracted: Extracted,
         decision: Decision,
     ) -> tuple[Change, ...]:
-        """What the decision changed, by id; `operations` are those that the library took."""
-        compared = self.compared(operations, extracted)
-        for operation, comparisons in zip(operations, compared, strict=True):
+        """What the decision changed, by id."""
+        compared = self.compared(proposed.operations, extracted)
+        added: dict[str, Advice] = {}
+        for (id_, operation), comparisons in zip(proposed.accepted, compared, strict=True):
             if isinstance(operation, Add | Modify):
-                scope = operation.scope or before[operation.id].scope  # type: ignore[union-attr]
-                self._comparisons[operation.text.strip(), scope] = comparisons
+                advice = proposed.library[id_].advice
+                self._comparisons[advice] = comparisons
+                added |= {id_: advice} if isinstance(operation, Add) else {}
         after = decision.library
-        added = [operation for operation in operations if isinstance(operation, Add)]
-        known = {f"E{n}": (op.text, op.scope) for n, op in enumerate(added, before.next_number)}
-        known |= {experience.id: experience.advice for experience in before}
+        rivals = {rival.advice for rival in decision.rivals.values()}
         changes = list(self._stayed(before, after))
-        for id_, advice in known.items():
-            if id_ not in after:
+        for id_, advice in {**added, **{old.id: old.advice for old in before}}.items():
+            if id_ not in after and advice not in rivals:
                 if id_ not in before:  # the gate drops it at once
                     comparisons = self._comparisons.get(advice, ())
                     changes.append(Change("born", id_, *advice, comparisons=comparisons))

@@ -8,8 +8,8 @@ from typing import Any
 
 from tfgrpo_dspy.budget.account import Amount
 from tfgrpo_dspy.errors import GateError
-from tfgrpo_dspy.experience.library import ExperienceLibrary
-from tfgrpo_dspy.experience.values import Keep, Operation, Refusal
+from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
+from tfgrpo_dspy.experience.values import Keep, Operation
 from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
 from tfgrpo_dspy.reflection.lessons import Lesson
@@ -154,12 +154,9 @@ class History:
     def _inputs(self) -> list[str]:
         return list(map(inputs_text, self._run.trainset))
 
-    def decide(
-        self, batch: Batch, extracted: Extracted, proposed: Sequence[Operation | Refusal]
-    ) -> ExperienceLibrary:
+    def decide(self, batch: Batch, extracted: Extracted, proposed: Applied) -> ExperienceLibrary:
         """The library after the gate has decided. Raises GateError: it gave no decision."""
         run, before = self._run, self.latest
-        operations = tuple(op for op in proposed if not isinstance(op, Refusal))
         for sampled in extracted.groups:
             self._best_rollouts.add(sampled.unaided)
         known = _with_scores(before.known, (sampled.unaided for sampled in extracted.groups))
@@ -170,7 +167,7 @@ class History:
         reflections = run.report.reflection_usage[batch.update]
         update = Update(
             before.number + 1,
-            self._decision(operations),
+            self._decision(proposed.operations),
             before.account.after_update(rollouts, reflections, n_examples),
             batch,
             extracted,
@@ -181,7 +178,7 @@ class History:
         self.updates.append(update)
         run.reserve.renew()
         library = before.decision.library
-        changes = self.changes.of_update(library, operations, extracted, update.decision)
+        changes = self.changes.of_update(library, proposed, extracted, update.decision)
         rows = training_rows(batch.update, extracted.groups)
         record = run.report.add_update(update, proposed, changes, rows)
         run.manifest.note_update(record, rows)

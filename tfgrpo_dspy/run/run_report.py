@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partialmethod
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
+from tfgrpo_dspy.experience.library import Applied
 from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.listeners.listening import FOR_FAILURES_S, Listening
 from tfgrpo_dspy.listeners.progress import Progress
@@ -115,7 +116,7 @@ class RunReport:
     def add_update(
         self,
         update: Update,
-        proposed: Sequence[Operation | Refusal],
+        proposed: Applied,
         changes: tuple[Change, ...],
         rollouts: tuple[RolloutRow, ...],
     ) -> UpdateRecord:
@@ -129,7 +130,7 @@ class RunReport:
             groups=tuple(map(_group_record, extracted.groups, extracted.uses)),
             lessons=tuple(lesson.text for lesson in extracted.lessons),
             refused_lessons=extracted.refused,
-            operations=tuple(map(_operation_record, proposed)),
+            operations=tuple(map(_operation_record, (*proposed.operations, *proposed.refused))),
             reason=decision.reason,
             library_size=len(decision.library),
             changes=changes,

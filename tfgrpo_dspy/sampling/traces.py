@@ -10,8 +10,9 @@ from typing import Any
 
 import dspy
 
+from tfgrpo_dspy.checked import shown
 from tfgrpo_dspy.errors import LibraryFormatError, SettingsError, sentence
-from tfgrpo_dspy.experience.files import json_value, json_values, shown
+from tfgrpo_dspy.experience.files import json_value, json_values
 from tfgrpo_dspy.files import read_text
 from tfgrpo_dspy.interchange.tables import cells_of
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout, Step
