@@ -67,3 +67,22 @@ def test_traces_with_other_fields_than_the_program_has_are_refused(
     with pytest.raises(SettingsError, match="traces") as refused:
         learned_of([row, *traces()])
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"inputs": {}}, "trace 1: inputs={}: give a mapping of fields"),
+        ({"outputs": None}, "outputs are missing: give a mapping of fields, or an error"),
+        ({"score": float("nan")}, "trace 1: score=nan: give a number"),
+        ({"score": "good"}, "trace 1: score='good': it should be a valid number"),
+        ({"steps": [{"inputs": {}}]}, "trace 1: steps[0].name: it is missing"),
+        ({"labels": "yes", "steps": 5}, "labels='yes': it should be a valid dictionary. steps=5: "),
+    ],
+)
+def test_a_trace_that_cannot_be_read_is_refused_with_field_and_value(
+    change: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(SettingsError) as refused:
+        learned_of(traces(1, **change))
+    assert fault in str(refused.value)

@@ -59,6 +59,11 @@ def faults_in(error: ValidationError, depth: int | None = None) -> list[str]:
     return [f"{place}: {' or '.join(of_place)}." for place, of_place in hints.items()]
 
 
+def text_of(error: ValueError) -> str:
+    """All faults of pydantic's in sentences; the message of any other error."""
+    return " ".join(faults_in(error)) if isinstance(error, ValidationError) else str(error)
+
+
 @typing.dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def checked(
     error_type: Callable[[str], Exception], prefix: str = "", slots: bool = False, **config: Any

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from tfgrpo_dspy.checked import checked, faults_in, such_that
+from tfgrpo_dspy.checked import checked, such_that, text_of
 from tfgrpo_dspy.errors import LibraryError
 from tfgrpo_dspy.outside import cleaned_text, printable
 from tfgrpo_dspy.wording import meaning, n_words
@@ -213,7 +213,7 @@ def _validated(written: Any) -> Operation:
     try:
         return OPERATION.validate_python(written)
     except ValidationError as error:
-        raise LibraryError(" ".join(faults_in(error))) from None
+        raise LibraryError(text_of(error)) from None
 
 
 def supported(one: Any, other: Any) -> Any:

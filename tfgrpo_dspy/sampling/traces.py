@@ -4,13 +4,15 @@ import csv
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import dspy
+from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
 
-from tfgrpo_dspy.checked import shown
+from tfgrpo_dspy.checked import shown, such_that, text_of
 from tfgrpo_dspy.errors import LibraryFormatError, SettingsError, sentence
 from tfgrpo_dspy.experience.files import json_value, json_values
 from tfgrpo_dspy.files import read_text
@@ -22,6 +24,50 @@ from tfgrpo_dspy.scores import MOST
 logger = logging.getLogger(__name__)
 
 MOST_FAULTS = 10  # in one message
+AsText = Annotated[str, BeforeValidator(lambda value: str(value or ""))]
+AsFields = Annotated[Mapping[str, str], BeforeValidator(as_fields)]
+MaybeFields = Annotated[Mapping[str, Any], BeforeValidator(lambda value: value or {})]
+
+
+def _is_score(score: float) -> bool:
+    return abs(score) < MOST
+
+
+class TraceStep(BaseModel):
+    """A step of a rollout that was made elsewhere."""
+
+    name: Annotated[str, BeforeValidator(str)]
+    kind: Annotated[str, BeforeValidator(lambda kind: kind if kind == "tool" else "predictor")] = (
+        "predictor"
+    )
+    inputs: AsFields = {}
+    outputs: AsFields = {}
+    error: AsText = ""
+
+
+class Trace(BaseModel):
+    """A rollout that was made elsewhere. Values may be absent, or null, where it has none."""
+
+    inputs: Annotated[Mapping[str, Any], such_that(bool, "give a mapping of fields")]
+    outputs: MaybeFields = {}
+    error: AsText = ""
+    labels: MaybeFields = {}
+    score: Annotated[float, such_that(_is_score, f"give a number below {MOST:g}")] | None = None
+    feedback: AsText = ""
+    steps: Annotated[list[TraceStep], BeforeValidator(lambda value: value or [])] = []
+
+    @model_validator(mode="after")
+    def _has_ended(self) -> Self:
+        if not (self.outputs or self.error):
+            raise ValueError("outputs are missing: give a mapping of fields, or an error")
+        return self
+
+    def rollout(self, example: int, number: int) -> Rollout:
+        """The rollout on this example; `number` tells it from others."""
+        steps = tuple(Step(**dict(step)) for step in self.steps)
+        failure = Failure(FailureKind.PROGRAM, self.error) if self.error else None
+        rollout = Rollout(example, number, as_fields(self.outputs), steps, failure=failure)
+        return replace(rollout, score=self.score, feedback=self.feedback)
 
 
 def read_traces(
@@ -32,14 +78,14 @@ def read_traces(
     rollouts: list[list[Rollout]] = []
     places: dict[str, int] = {}
     for number, trace in _accepted(traces):
-        inputs, labels = dict(trace["inputs"]), dict(trace.get("labels") or {})
+        inputs, labels = dict(trace.inputs), dict(trace.labels)
         key = json.dumps(inputs, sort_keys=True, default=str)
         place = places.setdefault(key, len(examples))
         if place == len(examples):
             examples.append(dspy.Example(inputs))
             rollouts.append([])
         examples[place] = dspy.Example({**labels, **examples[place]}).with_inputs(*inputs)
-        rollouts[place].append(_rollout(trace, place, number))
+        rollouts[place].append(trace.rollout(place, number))
     if not examples:
         raise SettingsError(
             f"traces={shown(traces)}: there is none in it; pass mappings with 'inputs'."
@@ -52,17 +98,19 @@ def read_traces(
     return examples, rollouts
 
 
-def _accepted(traces: Any) -> Iterator[tuple[int, Any]]:
+def _accepted(traces: Any) -> Iterator[tuple[int, Trace]]:
     """The traces with their numbers. Raises SettingsError in the end: some have faults."""
     faults: list[str] = []
-    for number, trace in enumerate(_traces(traces), start=1):
-        if not (fault := _fault(trace)):
-            yield number, trace
-        elif len(faults) == MOST_FAULTS:
-            faults.append("There are more.")
+    for number, value in enumerate(_traces(traces), start=1):
+        try:
+            if isinstance(value, LibraryFormatError):
+                raise value
+            yield number, Trace.model_validate(dict(value) if isinstance(value, Mapping) else value)
+        except (LibraryFormatError, ValidationError) as error:
+            faults.append(f"trace {number}: {text_of(error)}")
+        if len(faults) > MOST_FAULTS:
+            faults[MOST_FAULTS:] = ["There are more."]
             break
-        else:
-            faults.append(f"trace {number}: {fault}")
     if faults:
         is_file = isinstance(traces, str | PathLike)
         forms = [f"{traces}: write JSON lines, a JSON array, or CSV."] if is_file else []
@@ -110,45 +158,3 @@ def _number(cell: str) -> float | str:
         return float(cell.replace(",", "."))
     except ValueError:
         return cell
-
-
-def _fault(trace: Any) -> str:
-    if isinstance(trace, LibraryFormatError):
-        return str(trace)
-    if not isinstance(trace, Mapping):
-        return f"{shown(trace)}: give a mapping with 'inputs' and 'outputs'."
-    for name in ("inputs", "outputs", "labels"):
-        value = trace.get(name)
-        is_needed = name == "inputs" or (name == "outputs" and not trace.get("error"))
-        if not isinstance(value or {}, Mapping) or (is_needed and not value):
-            return f"{name}={shown(value)}: give a mapping of fields."
-    score, steps = trace.get("score"), trace.get("steps") or ()
-    if score is not None and not (isinstance(score, int | float) and abs(score) < MOST):
-        return f"score={shown(score)}: give a finite number (below {MOST:g}), or leave it out."
-    is_list = isinstance(steps, list | tuple)
-    if not is_list or not all(isinstance(step, Mapping) and "name" in step for step in steps):
-        return f"steps={shown(steps)}: give a list of mappings with 'name', 'inputs' and 'outputs'."
-    return ""
-
-
-def _rollout(trace: Mapping[str, Any], place: int, number: int) -> Rollout:
-    error, score = trace.get("error"), trace.get("score")
-    return Rollout(
-        example=place,
-        rollout_id=number,
-        outputs=as_fields(trace.get("outputs")),
-        steps=tuple(_step(step) for step in trace.get("steps") or ()),
-        score=None if score is None else float(score),
-        feedback=str(trace.get("feedback") or ""),
-        failure=Failure(FailureKind.PROGRAM, str(error)) if error else None,
-    )
-
-
-def _step(step: Mapping[str, Any]) -> Step:
-    return Step(
-        "tool" if step.get("kind") == "tool" else "predictor",
-        str(step["name"]),
-        as_fields(step.get("inputs")),
-        as_fields(step.get("outputs")),
-        str(step.get("error") or ""),
-    )
