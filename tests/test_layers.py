@@ -17,7 +17,7 @@ PACKAGE = ROOT / "tfgrpo_dspy"
 LAYERS = [
     {"outside"},
     {"errors", "redaction", "scores", "wording"},
-    {"files"},
+    {"checked", "files"},
     {"references"},
     {"experience", "rollout"},
     {"identity", "budget", "results", "interchange"},

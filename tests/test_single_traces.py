@@ -73,7 +73,7 @@ def test_traces_with_other_fields_than_the_program_has_are_refused(
     ("change", "fault"),
     [
         ({"inputs": {}}, "trace 1: inputs={}: give a mapping of fields"),
-        ({"outputs": None}, "outputs are missing: give a mapping of fields, or an error"),
+        ({"outputs": None}, "outputs={}: give a mapping of fields, or an error"),
         ({"score": float("nan")}, "trace 1: score=nan: give a number"),
         ({"score": "good"}, "trace 1: score='good': it should be a valid number"),
         ({"steps": [{"inputs": {}}]}, "trace 1: steps[0].name: it is missing"),

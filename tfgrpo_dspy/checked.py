@@ -4,12 +4,12 @@ import functools
 import inspect
 import reprlib
 import typing
-from collections.abc import Callable
-from dataclasses import field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ArgsKwargs
 
 from tfgrpo_dspy.errors import written
 from tfgrpo_dspy.wording import shortened
@@ -42,19 +42,22 @@ def shown(value: Any) -> str:
     return shortened(written(value, short.repr), SHOWN_BYTES)
 
 
-def faults_in(error: ValidationError, depth: int | None = None) -> list[str]:
+def faults_in(error: ValidationError, arguments: Mapping[str, Any] | None = None) -> list[str]:
     """A sentence for each value that cannot be used: where it stands, the value, what to write.
 
-    `depth`: how much of a place is named; the faults of one place are alternatives then.
+    Where these are `arguments`, a sentence names the whole argument, and all ways to mend it.
     """
     hints: dict[str, dict[str, None]] = {}
     for fault in error.errors(include_url=False):
-        parts = (f"[{p}]" if isinstance(p, int) else f".{p[:40]}" for p in fault["loc"][:depth])
+        where, value = fault["loc"], fault["input"]
+        if arguments is not None and where:
+            where, value = where[:1], arguments.get(str(where[0]), value)
+        parts = (f"[{part}]" if isinstance(part, int) else f".{part[:40]}" for part in where)
         place = "".join(parts).removeprefix(".")
+        if fault["type"] not in OF_NAMES:
+            place += f"{place and '='}{shown(value)}"
         hint = fault["msg"].removeprefix("Value error, ").removesuffix(".")
         hint = OF_NAMES.get(fault["type"], hint.replace("Input should", "it should", 1))
-        is_value = fault["type"] not in OF_NAMES
-        place += f"{place and '='}{shown(fault['input'])}" * is_value
         hints.setdefault(place, {})[hint[:1].lower() + hint[1:]] = None
     return [f"{place}: {' or '.join(of_place)}." for place, of_place in hints.items()]
 
@@ -71,20 +74,33 @@ def checked(
     """Makes a class a frozen dataclass that verifies its arguments; one error names all faults."""
 
     def decorate(kind: type[T]) -> type[T]:
-        settings = ConfigDict(arbitrary_types_allowed=True, **config)  # type: ignore[typeddict-item]
-        made: Any = dataclass(frozen=True, slots=slots, config=settings)(kind)
-        signature, init = inspect.signature(made), made.__init__
+        made: Any = dataclass(frozen=True, slots=slots)(kind)
+        made.__pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, **config)  # type: ignore[typeddict-item]
+        signature = inspect.signature(made)
+        positional = [p.name for p in signature.parameters.values() if p.kind < p.KEYWORD_ONLY]
+        required = {name for name, p in signature.parameters.items() if p.default is p.empty}
 
-        @functools.wraps(init)
+        @functools.cache
+        def validator() -> Any:
+            return TypeAdapter(made).validator
+
+        @functools.wraps(made.__init__)
         def verified(self: Any, *args: Any, **kwargs: Any) -> None:
+            arguments = dict(zip(positional, args, strict=False)) | kwargs
+            is_usual = len(arguments) == len(args) + len(kwargs)
+            if not (is_usual and required <= arguments.keys() <= signature.parameters.keys()):
+                signature.bind(*args, **kwargs)  # raises the usual TypeError
             try:
-                init(self, **signature.bind(*args, **kwargs).arguments)
+                validator().validate_python(ArgsKwargs((), arguments), self_instance=self)
             except ValidationError as error:
-                raise error_type(prefix + " ".join(faults_in(error, depth=1))) from None
+                raise error_type(prefix + " ".join(faults_in(error, arguments))) from None
 
-        plain = typing.get_type_hints(kind)  # without the bounds, for people
+        plain = typing.get_type_hints(made)  # without the bounds, for people
         parameters = [p.replace(annotation=plain[p.name]) for p in signature.parameters.values()]
-        made.__init__, made.__signature__ = verified, signature.replace(parameters=parameters)
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        vars(verified)["__signature__"] = inspect.Signature([own, *parameters])
+        verified.__annotations__ = {name: plain[name] for name in signature.parameters}
+        made.__init__ = verified
         return made  # type: ignore[no-any-return]
 
     return decorate

@@ -25,10 +25,9 @@ NUMBER = r"[1-9][0-9]{0,17}"  # of an id
 _WRITTEN_ID = re.compile(rf"[\[(]?\s*[eE]?({NUMBER})\*?\s*[\])]?")
 
 
-def _line(text: str) -> str:
-    if not text.strip():
-        raise ValueError("an experience is a line, not empty")
-    return _line_of(text)
+def _line_of(text: str) -> str:
+    """The text as an experience holds it: letters that are not seen are left out, or named."""
+    return cleaned_text(text).strip() or printable(text.strip())
 
 
 def _written_id(id_: Any) -> Any:
@@ -109,7 +108,9 @@ class Experience:
     """
 
     id: Id
-    text: Annotated[Text, AfterValidator(_line)]
+    text: Annotated[
+        Text, such_that(str.strip, "an experience is a line, not empty"), AfterValidator(_line_of)
+    ]
     scope: Scope = ALL
     evidence: tuple[Evidence, ...] = field(default=(), compare=False, repr=False)
     effect: Effect | None = field(default=None, compare=False)
@@ -285,11 +286,6 @@ def _reason(
         return f"{old.id} says just this already"
     others = [experience for experience in now.values() if experience.id != old.id]
     return _text_reason(operation.text, scope, others, limits)
-
-
-def _line_of(text: str) -> str:
-    """The text as an experience holds it: letters that are not seen are left out, or named."""
-    return cleaned_text(text).strip() or printable(text.strip())
 
 
 def _text_reason(text: str, scope: str, others: Iterable[Experience], limits: Limits) -> str:

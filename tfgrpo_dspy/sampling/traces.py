@@ -59,7 +59,7 @@ class Trace(BaseModel):
     @model_validator(mode="after")
     def _has_ended(self) -> Self:
         if not (self.outputs or self.error):
-            raise ValueError("outputs are missing: give a mapping of fields, or an error")
+            raise ValueError(f"outputs={self.outputs!r}: give a mapping of fields, or an error")
         return self
 
     def rollout(self, example: int, number: int) -> Rollout:

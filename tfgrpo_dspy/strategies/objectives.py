@@ -8,10 +8,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tfgrpo_dspy.checked import such_that
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.scores import MIN_CONTRAST
-from tfgrpo_dspy.strategies.arguments import Numbers, strategy, such_that
+from tfgrpo_dspy.strategies.arguments import Numbers, strategy
 from tfgrpo_dspy.strategies.base import Scored, Strategy
 
 PENALTY = 10.0

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import dspy
 from pydantic import Field
 
+from tfgrpo_dspy.checked import such_that
 from tfgrpo_dspy.experience.programs import is_lm
 from tfgrpo_dspy.experience.values import ALL
-from tfgrpo_dspy.strategies.arguments import strategy, such_that
+from tfgrpo_dspy.strategies.arguments import strategy
 from tfgrpo_dspy.strategies.base import Ask, Attempt, GroupContext, Strategy
 
 TEACHERS = "pass a dspy.Module, or an LM such as dspy.LM(...)"
