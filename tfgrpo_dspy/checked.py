@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import ArgsKwargs
 
 from tfgrpo_dspy.errors import written
 from tfgrpo_dspy.wording import shortened
@@ -91,7 +90,7 @@ def checked(
             if not (is_usual and required <= arguments.keys() <= signature.parameters.keys()):
                 signature.bind(*args, **kwargs)  # raises the usual TypeError
             try:
-                validator().validate_python(ArgsKwargs((), arguments), self_instance=self)
+                validator().validate_python(arguments, self_instance=self)
             except ValidationError as error:
                 raise error_type(prefix + " ".join(faults_in(error, arguments))) from None
 
