@@ -18,6 +18,7 @@ from runs import (
     is_polite,
     library_texts,
     optimizer_of,
+    polite_answer,
     polite_lm,
     polite_rules,
     predictor,
@@ -297,6 +298,116 @@ def test_calls_that_share_a_client_or_a_lock_share_a_loop(at: str, n_compiles: i
         program = compiled() if at == "a script" else asyncio.run(main())
         assert program.detailed_results.failures == {}
         assert client.most_at_once == 2
+
+
+class Plain(Client):
+    """A client that tells nobody that it is one."""
+
+    __aenter__ = __aexit__ = None  # type: ignore[assignment]
+
+
+class Lazy:
+    """Makes its client at the first call, as it is told to."""
+
+    def __init__(self) -> None:
+        self.client: Any = None
+        self.by_name: dict[str, Any] = {}
+        self.state = types.SimpleNamespace(n_calls=0)
+
+    async def by_attribute(self, page: str) -> str:
+        if self.client is None:
+            self.client = Client()
+        return str(await self.client.get(page))
+
+    def _opened(self) -> Any:
+        self.state.client = getattr(self.state, "client", None) or Plain()
+        return self.state.client
+
+    async def by_helper(self, page: str) -> str:
+        return str(await self._opened().get(page))
+
+    async def in_a_dict(self, page: str) -> str:
+        return str(await self.by_name.setdefault("books", Plain()).get(page))
+
+
+def lazily_closed_over() -> Any:
+    client = None
+
+    async def read(page: str) -> str:
+        nonlocal client
+        client = client or Plain()
+        return await client.get(page)
+
+    return read
+
+
+opened: Any = None
+
+
+async def lazily_global(page: str) -> str:
+    global opened
+    opened = opened or Plain()
+    return str(await opened.get(page))
+
+
+def lazily_cached() -> Any:
+    @functools.cache
+    def client() -> Plain:
+        return Plain()
+
+    async def read(page: str) -> str:
+        return await client().get(page)
+
+    return read
+
+
+LAZY: dict[str, Callable[[], Any]] = {
+    "an attribute": lambda: Lazy().by_attribute,
+    "an attribute that a helper sets": lambda: Lazy().by_helper,
+    "an item": lambda: Lazy().in_a_dict,
+    "a closure": lazily_closed_over,
+    "a global": lambda: lazily_global,
+    "a cache": lazily_cached,
+}
+
+
+@pytest.mark.parametrize("at", ["a script", "a thread"])
+@pytest.mark.parametrize("tool", LAZY.values(), ids=LAZY)
+def test_calls_share_a_loop_with_the_client_that_the_first_of_them_makes(
+    tool: Any, at: str
+) -> None:
+    class Twice(Reading):
+        def forward(self, question: str) -> Any:
+            self.tools["read"](page="6")
+            return super().forward(question)
+
+    def compiled() -> Any:
+        with dspy.context(lm=polite_lm()):
+            return optimizer_of(**SETTINGS).compile(Twice(tool()), **DATA)
+
+    async def main() -> Any:
+        return await asyncio.to_thread(compiled)
+
+    program = compiled() if at == "a script" else asyncio.run(main())
+    assert program.detailed_results.failures == {}
+
+
+def test_code_that_counts_or_opens_what_it_needs_in_each_call_may_run_anywhere() -> None:
+    class Counting:
+        n_calls, last = 0, ""
+
+        async def read(self, page: str) -> str:
+            self.n_calls += 1
+            self.last = page
+            async with Client() as client:
+                found = {"page": await client.get(page)}
+                found["n"] = str(self.n_calls)
+            return str(found)
+
+    counting = Counting()
+    counting.last, counting.n_calls = "7", 1
+    assert not async_needs(counting.read).shares
+    assert not async_needs(polite_answer).shares
 
 
 def test_a_blocking_async_tool_that_shares_nothing_holds_up_no_other_call() -> None:

@@ -1,18 +1,20 @@
 """What the user's code refers to, as far as Python tells: closures, globals, attributes, items."""
 
 import asyncio
+import dis
 import functools
 import inspect
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from gc import get_referents, is_tracked
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 MOST_OBJECTS = 2_000  # so many are looked at on the way to event loops, the nearest first
+MOST_FUNCTIONS = 50  # so many are read, to see what they set
 MOST_ITEMS = 500  # a longer list or mapping holds data
 FOLLOWED = {"builtins", "asyncio", "_asyncio", "collections", "functools", "contextlib"}
 """Of the standard library, the modules whose objects may lead to a loop that the code needs."""
@@ -21,6 +23,7 @@ NOT_FOLLOWED = {"IPython", "ipykernel", "ipywidgets", "traitlets", "tornado", "z
 )
 FUNCTIONS = (FunctionType, MethodType, functools.partial)
 SIGNALS = (asyncio.Queue, asyncio.Event, asyncio.Condition)
+STORES = ("STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR", "STORE_SUBSCR")
 TO_LOOPS = {"run_coroutine_threadsafe", "call_soon_threadsafe", "from_mcp_tool"}
 
 
@@ -71,9 +74,15 @@ class AsyncNeeds:
     all its calls share, such as clients and locks.
     """
 
+    code: Any
     loops: tuple[asyncio.AbstractEventLoop, ...]
     has_signals: bool
-    shares: bool
+    has_shared: bool
+
+    @property
+    def shares(self) -> bool:
+        """Whether its calls share such objects, also those that the first call will make."""
+        return self.has_signals or self.has_shared or _makes_later(self.code)
 
 
 def async_needs(code: Any) -> AsyncNeeds:
@@ -84,8 +93,72 @@ def async_needs(code: Any) -> AsyncNeeds:
     found = [*_reached(code)]
     loops = tuple(each for each in found if issubclass(type(each), asyncio.AbstractEventLoop))
     has_signals = any(issubclass(type(each), SIGNALS) for each in found)
-    shares = any(hasattr(type(each), "__aenter__") for each in found)
-    return AsyncNeeds(loops, has_signals, has_signals or shares)
+    has_shared = any(hasattr(type(each), "__aenter__") for each in found)
+    return AsyncNeeds(code, loops, has_signals, has_shared)
+
+
+def _makes_later(code: Any) -> bool:
+    """Whether a call makes what later calls find: in a name not set yet, a dict, or a cache.
+
+    Numbers, texts and other data that are set already, such as a count, are tied to no loop.
+    """
+    waiting, seen = deque([code]), set[int]()
+    while waiting and len(seen) < MOST_FUNCTIONS:
+        called: Any = waiting.popleft()
+        if isinstance(called, functools._lru_cache_wrapper):  # noqa: SLF001 - it has no other name
+            return True
+        called = called if inspect.isroutine(called) else getattr(called, "__call__", None)  # noqa: B004
+        function, owner = getattr(called, "__func__", called), getattr(called, "__self__", None)
+        if id(function) in seen or not _is_of_user(function):
+            continue
+        seen.add(id(function))
+        named = [owner, *_attributes(owner).values(), *_named_by(function)]
+        if _sets(function, named):
+            return True
+        pairs = ((held, name) for held in named for name in _names(function.__code__))
+        methods = ((inspect.getattr_static(type(held), name, None), held) for held, name in pairs)
+        waiting += filter(callable, named)
+        waiting += (MethodType(each, held) for each, held in methods if _is_of_user(each))
+    return False
+
+
+def _is_of_user(function: Any) -> bool:
+    module = str(getattr(function, "__module__", ""))
+    is_function = isinstance(function, FunctionType)
+    return is_function and not module.startswith("dspy.") and _is_followed_module(module)
+
+
+def _attributes(holder: Any) -> Mapping[str, Any]:
+    return {} if isinstance(holder, ModuleType) else getattr(holder, "__dict__", {})
+
+
+def _sets(function: FunctionType, named: Iterable[Any]) -> bool:
+    """Whether it sets a global, a name that it closes over, an attribute, or an item of a dict."""
+    stored, holders = _stored(function.__code__), [*filter(None, map(_attributes, named))]
+    values = [function.__globals__.get(name) for name in stored["STORE_GLOBAL"]]
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    for _, cell in (pair for pair in cells if pair[0] in stored["STORE_DEREF"]):
+        values.append(None if cell == CellType() else cell.cell_contents)
+    for name in stored["STORE_ATTR"] if holders else ():
+        values += [held[name] for held in holders if name in held] or [None]
+    has_dict = any(isinstance(each, dict) for each in named)
+    return (has_dict and bool(stored["STORE_SUBSCR"])) or not all(map(_is_data, values))
+
+
+@functools.lru_cache
+def _stored(code: CodeType) -> dict[str, set[str]]:
+    """The names that the code sets, by the kind of the operation."""
+    stored: dict[str, set[str]] = {name: set() for name in STORES}
+    for instruction in (each for inner in _codes(code) for each in dis.get_instructions(inner)):
+        if instruction.opname in stored:
+            stored[instruction.opname].add(str(instruction.argval))
+    if "setdefault" in _names(code):
+        stored["STORE_SUBSCR"].add("setdefault")
+    return stored
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str, bytes, list, tuple, dict, set))
 
 
 def _reached(code: Any) -> Iterator[Any]:
