@@ -7,6 +7,7 @@ import re
 import threading
 import types
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -390,6 +391,13 @@ def test_calls_share_a_loop_with_the_client_that_the_first_of_them_makes(
 
     program = compiled() if at == "a script" else asyncio.run(main())
     assert program.detailed_results.failures == {}
+
+
+@pytest.mark.parametrize("tool", [LAZY["a closure"], LAZY["a global"]])
+def test_calls_in_a_worker_of_an_executor_share_a_loop_with_their_client_too(tool: Any) -> None:
+    with ProcessPoolExecutor(1) as executor, dspy.context(lm=polite_lm()):
+        optimizer = optimizer_of(**SETTINGS, executor=executor)
+        assert optimizer.compile(Reading(tool()), **DATA).detailed_results.failures == {}
 
 
 def test_code_that_counts_or_opens_what_it_needs_in_each_call_may_run_anywhere() -> None:

@@ -77,6 +77,13 @@ def at_homes(programs: Sequence[Any], metric: Any, is_offline: bool) -> Iterator
         HOMES.reset(token)
 
 
+def homes_in_worker(program: Any, metric: Any) -> Homes:
+    """The homes in a process that others send rollouts to, in which no loop of theirs runs."""
+    codes = [code for _, code in _user_code([program], metric)]
+    shares = any(is_async(code) and async_needs(code).shares for code in codes)
+    return Homes((_common_loop(os.getpid()),)) if shares else NOWHERE
+
+
 @functools.cache
 def _common_loop(_process: int) -> asyncio.AbstractEventLoop:
     """The loop, in a thread of this process, for async code whose calls share objects of no loop.

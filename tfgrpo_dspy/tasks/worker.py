@@ -18,7 +18,7 @@ from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.budget.left_out import LeftOut
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
-from tfgrpo_dspy.home import HOMES, NOWHERE
+from tfgrpo_dspy.home import HOMES, homes_in_worker
 from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
@@ -105,7 +105,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
     if _was_started_before(name):
         return Reply(was_started_before=True)
     try:
-        program_with, score, context, temperature, prices, left_out, secrets = _unpacked(
+        program_with, metric, score, context, temperature, prices, left_out, secrets = _unpacked(
             request.bundle
         )
         program = program_with(request.given)
@@ -117,7 +117,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
         )
         return Reply(stopped_because=message, is_failure=True)
     ledger, record, why = Ledger(budget, left_out), None, ""
-    HOMES.set(NOWHERE)  # loops of the process that this one was forked from do not run here
+    HOMES.set(homes_in_worker(program, metric))
     own = program, example, index, rollout_id, temperature, score
     task = RolloutTask(*own, ledger, prices, start, asks_predictors)
     try:
@@ -149,7 +149,7 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
     def program_with(given: bytes) -> Any:
         return cloudpickle.loads(given).bake(student)
 
-    return program_with, score, context, temperature, prices, LeftOut(), secrets
+    return program_with, metric, score, context, temperature, prices, LeftOut(), secrets
 
 
 def _was_started_before(name: str) -> bool:
