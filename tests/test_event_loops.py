@@ -345,10 +345,16 @@ def lazily_closed_over() -> Any:
 opened: Any = None
 
 
-async def lazily_global(page: str) -> str:
+async def read_globally(page: str) -> str:
     global opened
     opened = opened or Plain()
     return str(await opened.get(page))
+
+
+def lazily_global() -> Any:
+    global opened
+    opened = None
+    return read_globally
 
 
 def lazily_cached() -> Any:
@@ -367,7 +373,7 @@ LAZY: dict[str, Callable[[], Any]] = {
     "an attribute that a helper sets": lambda: Lazy().by_helper,
     "an item": lambda: Lazy().in_a_dict,
     "a closure": lazily_closed_over,
-    "a global": lambda: lazily_global,
+    "a global": lazily_global,
     "a cache": lazily_cached,
 }
 
@@ -393,7 +399,7 @@ def test_calls_share_a_loop_with_the_client_that_the_first_of_them_makes(
     assert program.detailed_results.failures == {}
 
 
-@pytest.mark.parametrize("tool", [LAZY["a closure"], LAZY["a global"]])
+@pytest.mark.parametrize("tool", [lazily_closed_over, lazily_global])
 def test_calls_in_a_worker_of_an_executor_share_a_loop_with_their_client_too(tool: Any) -> None:
     with ProcessPoolExecutor(1) as executor, dspy.context(lm=polite_lm()):
         optimizer = optimizer_of(**SETTINGS, executor=executor)
@@ -539,6 +545,28 @@ def test_other_tasks_of_the_loop_go_on_while_acompile_is_awaited() -> None:
     assert library_texts(program) == library_texts(same) == [ADVICE]
     assert program.detailed_results.updates == same.detailed_results.updates
     assert turns > 10
+
+
+def test_alearn_gives_what_learn_gives_and_runs_async_code_in_the_loop_that_it_needs() -> None:
+    traces = [
+        {"inputs": {"question": f"question {i}"}, "outputs": {"answer": "no"}, "score": i % 2}
+        for i in range(6)
+    ]
+    optimizer = optimizer_of(**SETTINGS)
+
+    async def main() -> Any:
+        async with Archive() as archive:
+            with dspy.context(lm=polite_lm()):
+                student = Reading(archive.read)
+                run = optimizer.alearn(student, traces=traces, valset=questions(4, start=100))
+                return await run, archive.n_read
+
+    program, n_read = asyncio.run(main())
+    with dspy.context(lm=polite_lm()):
+        learned = optimizer.learn(Reading(len), traces=traces, valset=None)
+    assert library_texts(program) == library_texts(learned) == [ADVICE]
+    assert program.detailed_results.failures == {}
+    assert n_read > 0
 
 
 def test_acompile_raises_what_compile_raises() -> None:

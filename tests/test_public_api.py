@@ -102,6 +102,17 @@ def test_compile_has_the_parameters_of_dspys_optimizers(method: str) -> None:
     assert {parameters[name].kind for name in names} == {inspect.Parameter.KEYWORD_ONLY}
 
 
+@pytest.mark.parametrize("name", ["compile", "learn"])
+def test_the_async_twin_of_a_method_has_its_parameters_and_a_docstring_of_its_own(
+    name: str,
+) -> None:
+    method, twin = getattr(TrainingFreeGRPO, name), getattr(TrainingFreeGRPO, f"a{name}")
+    assert inspect.iscoroutinefunction(twin)
+    assert inspect.signature(twin) == inspect.signature(method)
+    assert (inspect.getdoc(twin) or "").startswith(f"What `{name}` gives")
+    assert twin.__qualname__ == f"TrainingFreeGRPO.a{name}"
+
+
 def test_the_papers_schedule_can_be_overridden_argument_by_argument() -> None:
     paper = TrainingFreeGRPO.paper(
         a_metric,

@@ -65,8 +65,9 @@ def at_homes(programs: Sequence[Any], metric: Any, is_offline: bool) -> Iterator
     if faults and not is_offline:
         raise SettingsError(
             f"{', '.join(faults)}: needs the event loop that is running here, and compile blocks "
-            f"it until the run is over; call `await optimizer.acompile(...)`, or run compile in a "
-            f"thread: `await asyncio.to_thread(optimizer.compile, ...)`."
+            f"it until the run is over; call `await optimizer.acompile(...)` (of `learn`: "
+            f"`alearn`), or run compile in a thread: `await asyncio.to_thread(optimizer.compile, "
+            f"...)`."
         )
     if shares and not found:
         found.append(_common_loop(os.getpid()))

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -24,7 +23,7 @@ from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking
 from tfgrpo_dspy.settings.checks import prepare
 from tfgrpo_dspy.settings.plan import Plan, plan_of
 from tfgrpo_dspy.settings.schedule import RunSettings
-from tfgrpo_dspy.tasks.caller import in_thread
+from tfgrpo_dspy.tasks.caller import awaited
 from tfgrpo_dspy.tracking import tracked
 
 
@@ -152,30 +151,7 @@ class TrainingFreeGRPO(Teleprompter):
         settings, training, validation = prepare(own, student, trainset, valset, teacher, testset)
         return self._result(settings, student, (trainset, training, validation, testset or ()))
 
-    async def acompile(
-        self,
-        student: Any,
-        *,
-        trainset: list[Any],
-        teacher: Any = None,
-        valset: list[Any] | None = None,
-        testset: list[Any] | None = None,
-        num_threads: int | None = None,
-        seed: int | None = None,
-        max_errors: int | None = None,
-    ) -> Any:
-        """What `compile` gives for these arguments; the event loop goes on with its other tasks.
-
-        The run is in threads. Async tools, such as those of an MCP session, async metrics, and
-        programs that have `aforward` only, run in this event loop.
-
-        Raises:
-            CancelledError: the task that awaits this was cancelled. The run has ended as by Ctrl-C:
-                what was finished is kept in `log_dir`, and `.program` is the best so far, if any.
-            SettingsError, StoreError, RunFailedError, ...: as `compile`.
-        """
-        given = {k: v for k, v in locals().items() if k not in ("self", "student")}
-        return await in_thread(partial(self.compile, student, **given))
+    acompile = awaited(compile)
 
     def _result(
         self,
@@ -242,6 +218,8 @@ class TrainingFreeGRPO(Teleprompter):
         settings, training, validation = prepare(self.settings, student, examples, **sets)
         data = (examples, training, validation, testset or ())
         return self._result(settings, student, data, recorded)
+
+    alearn = awaited(learn)
 
     def estimate(
         self,

@@ -1,17 +1,44 @@
-"""The task that awaits `acompile`: the run is in a thread, and ends when the task is cancelled."""
+"""The task that awaits `acompile` or `alearn`: the run is in a thread, and ends with the task."""
 
 import asyncio
+import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent import futures
 from contextvars import ContextVar, copy_context
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from tfgrpo_dspy.home import HOMES, Homes
 
 Result = TypeVar("Result")
+Owner = TypeVar("Owner")
+Arguments = ParamSpec("Arguments")
 CANCELLED: ContextVar[threading.Event | None] = ContextVar("tfgrpo_cancelled", default=None)
 """Set when the task that awaits this run was cancelled."""
+
+
+def awaited(
+    method: Callable[Concatenate[Owner, Arguments], Result],
+) -> Callable[Concatenate[Owner, Arguments], Coroutine[Any, Any, Result]]:
+    """The method for async code, with the same signature."""
+
+    @functools.wraps(method)
+    async def run(self: Owner, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return await in_thread(functools.partial(getattr(self, name), *args, **kwargs))
+
+    name = method.__name__
+    run.__name__, run.__qualname__ = f"a{name}", method.__qualname__.replace(name, f"a{name}")
+    run.__doc__ = f"""What `{name}` gives for these arguments; the event loop does not wait for it.
+
+        The run is in threads. Async tools, such as those of an MCP session, async metrics, and
+        programs that have `aforward` only, run in this event loop.
+
+        Raises:
+            CancelledError: the task that awaits this was cancelled. The run has ended as by Ctrl-C:
+                what was finished is kept in `log_dir`, and `.program` is the best so far, if any.
+            SettingsError, StoreError, RunFailedError, ...: as `{name}`.
+        """
+    return run
 
 
 async def in_thread(work: Callable[[], Result]) -> Result:
