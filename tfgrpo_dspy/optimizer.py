@@ -247,11 +247,7 @@ class TrainingFreeGRPO(Teleprompter):
         with at_homes([student], settings.metric, settings.offline):
             return Prober(settings, student, trainset, training).probe()
 
-    async def aprobe(
-        self, student: Any, *, trainset: list[Any], valset: list[Any] | None = None
-    ) -> Probe:
-        """What `probe` gives for these arguments, as `acompile` does."""
-        return await in_thread(partial(self.probe, student, trainset=trainset, valset=valset))
+    aprobe = awaited(probe)
 
     def get_params(self) -> dict[str, Any]:
         """The settings that are numbers, strings, flags or None, as a new dict."""
