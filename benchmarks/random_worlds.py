@@ -24,6 +24,7 @@ All are answered by the same simulated reflection LM with the same skill.
 **Scores** are exact means over 200 other cases. *Share*: (score - student) / max(.1, best -
 student), where best is the highest score known: of right lines put together one by one, with and
 without 16 labelled demos, or of any row's result. *Regret*: best row of the world minus this one.
+*Cost*: thousands of tokens, those of the reflection LM five times.
 
 **Seeds** below 1000 are for choosing, those from 1000 on for showing.
 """
@@ -86,6 +87,7 @@ ROWS = (
     *("none", "labelled", "tfgrpo", "tfgrpo-no-gate", "tfgrpo-paper"),
     *("gepa", "gepa-mb8", "mipro", "simba", "bootstrap"),
 )
+EVERY = ("random worlds", "all shapes")
 FREE = ("none", "labelled")  # rows that make no call: one run stands beside every budget
 
 
@@ -98,7 +100,7 @@ class DollarAccount(Account):
 
     def _reaches(self, n: int) -> bool:
         spent = {role: s.prompt_tokens + s.completion_tokens for role, s in self.spent.items()}
-        return n > 0 and spent[POLICY] + DEARER * spent[REFLECTION] < self.dollars
+        return n > 0 and _cost(spent) < self.dollars
 
 
 def run(seed: int, shape: str, row: str, budget: int, in_dollars: bool) -> dict[str, Any]:
@@ -188,21 +190,21 @@ def tables(records: Sequence[dict[str, Any]]) -> str:
     lines = []
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        groups[record["dollars"], record["budget"]].append(record)
+        groups[bool(record["shape"]), record["dollars"], record["budget"]].append(record)
     free = [record for record in records if record["row"] in FREE]
     head = f"{'row':<14}{'share':>7}{'90 % interval':>16}{'regret':>8}{'level':>7}"
-    head += f"{'worst 10 %':>12}{'below':>7}{'student':>9}{'harm':>8}"
-    shapes = [None, *dict.fromkeys(record["shape"] for record in records if record["shape"])]
-    for (in_dollars, budget), members in sorted(groups.items()):
+    head += f"{'worst 10 %':>12}{'below':>7}{'student':>9}{'harm':>8}{'cost':>6}"
+    for (has_shape, in_dollars, budget), members in sorted(groups.items()):
         if all(record["row"] in FREE for record in members):
             continue
-        for shape in shapes:
+        beside = [record for record in free if bool(record["shape"]) == has_shape]
+        shapes = dict.fromkeys(record["shape"] for record in members if has_shape)
+        for shape in (EVERY[has_shape], *shapes):
             chosen = [
-                record for record in (*members, *free) if shape is None or record["shape"] == shape
+                record for record in (*members, *beside) if shape in (*EVERY, record["shape"])
             ]
             unit = "dollars of" if in_dollars else ""
-            lines += ["", f"{unit} {budget} LM calls, {shape or 'all worlds'}".strip(), head]
-            lines += _rows(chosen)
+            lines += ["", f"{unit} {budget} LM calls, {shape}".strip(), head, *_rows(chosen)]
     return "\n".join(lines)
 
 
@@ -228,11 +230,17 @@ def _rows(records: Sequence[dict[str, Any]]) -> Iterator[str]:
         idle = [w[name] for w in nothing if name in w]
         kept = f"{statistics.fmean(r['unchanged'] for r in idle):9.2f}" if idle else f"{'-':>9}"
         harm = statistics.fmean(r["student"] - r["score"] for r in idle) if idle else 0.0
+        costs = [_cost(r["tokens"]) for r in every if "tokens" in r]
+        cost = f"{statistics.fmean(costs) / 1000:6.0f}" if costs else f"{'-':>6}"
         yield (
             f"{name:<14}{statistics.fmean(shares):7.3f}{f'[{low:.2f}, {high:.2f}]':>16}"
-            f"{statistics.fmean(regrets):8.3f}{level:7.2f}{tenth:12.2f}{below:7.2f}{kept}{harm:8.3f}"
+            f"{statistics.fmean(regrets):8.3f}{level:7.2f}{tenth:12.2f}{below:7.2f}{kept}{harm:8.3f}{cost}"
             f"  ({len(worlds)} worlds)"
         )
+
+
+def _cost(tokens: dict[str, int]) -> int:
+    return tokens[POLICY] + DEARER * tokens[REFLECTION]
 
 
 def share(record: dict[str, Any], best: float) -> float:
@@ -300,9 +308,10 @@ def _key(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def stored(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; a line that a kill cut short is left out."""
+    """The records of a file, also a published one; a line that a kill cut short is left out."""
     lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    records = [line.rstrip(",") for line in lines if line.startswith('{"seed"')]
+    return [json.loads(line) for line in records if line.endswith("}")]
 
 
 def _run_all(tasks: Sequence[tuple[Any, ...]], jobs: int, path: Path) -> None:

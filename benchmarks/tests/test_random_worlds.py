@@ -98,3 +98,26 @@ def test_the_share_is_of_the_best_score_known() -> None:
     record = {"student": 0.4, "score": 0.6}
     assert random_worlds.share(record, 0.8) == pytest.approx(0.5)
     assert random_worlds.share({"student": 0.9, "score": 0.95}, 0.95) == pytest.approx(0.5)
+
+
+def test_published_runs_are_read_as_they_were_written() -> None:
+    records = random_worlds.stored(random_worlds.RESULTS / "random_worlds.json")
+    assert {"tfgrpo", "gepa-mb8", "labelled"} <= {record["row"] for record in records}
+
+
+def test_tables_keep_random_worlds_and_shapes_apart() -> None:
+    def record(shape: str) -> dict[str, Any]:
+        traits = {"nothing": False}
+        scores = {"score": 0.6, "student": 0.4, "attainable": 0.8, "unchanged": False}
+        which = {"seed": 1, "shape": shape, "row": "tfgrpo", "budget": 200, "dollars": False}
+        return {**which, **scores, "traits": traits, "tokens": {"policy": 5000, "reflection": 1000}}
+
+    text = random_worlds.tables([record(""), record("cot"), record("rag")])
+    titles = [line for line in text.splitlines() if line.startswith("200 LM calls")]
+    assert [title.partition(", ")[2] for title in titles] == [
+        "random worlds",
+        "all shapes",
+        "cot",
+        "rag",
+    ]
+    assert text.count("(1 worlds)") == 3 and "    10  (2 worlds)" in text
