@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tfgrpo_dspy"
 LAYERS = [
-    {"outside"},
+    {"outside", "dspy_seam"},
     {"errors", "redaction", "scores", "wording"},
     {"checked", "files"},
     {"references"},
@@ -96,6 +96,17 @@ def dotted(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+HOOKS = ("caller_modules", "max_trace_size", ".__class__ =")
+"""What DSPy reads, or lets itself be given, and does not document."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_seam_touches_what_dspy_does_not_document(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    used = [hook for hook in HOOKS if hook in text and module_of(path) != "dspy_seam"]
+    assert not used, f"{path.name} touches {used}: do that in dspy_seam"
+
+
 KNOWN = {dotted(path) for path in FILES}
 
 
@@ -122,6 +133,8 @@ def test_a_file_imports_only_from_lower_layers_and_only_the_libraries_that_it_ma
             assert rest[0] == here or RANK[rest[0]] < RANK[here], f"{here} may not import {name}"
         elif top in ONLY_IN:
             assert here in ONLY_IN[top], f"{here} may not import {top}"
+            is_inside = top == "dspy" and len(rest) > 0 and here != "dspy_seam"
+            assert not is_inside, f"{name} is not documented by DSPy: use it in dspy_seam alone"
         else:
             assert top in sys.stdlib_module_names or top in THIRD_PARTIES, f"what is {name}?"
 

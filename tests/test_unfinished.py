@@ -6,7 +6,7 @@ import pytest
 from runs import Run
 from scripted import EXTRACT, UPDATE, Cut, Prompt, lessons
 
-from tfgrpo_dspy.budget.answers import is_cut
+from tfgrpo_dspy.dspy_seam import Call
 from tfgrpo_dspy.experience.values import Add
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.operations import retold
@@ -72,7 +72,8 @@ def test_a_cut_text_loses_the_part_that_has_no_end(text: str, kept: str) -> None
     ],
 )
 def test_a_cut_is_told_in_the_forms_of_several_providers(response: Any, expected: bool) -> None:
-    assert is_cut(response) is expected
+    entry = {"usage": {}, "outputs": [], "prompt": "", "response": response}
+    assert Call.of(entry).is_cut is expected
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from os import PathLike
 from typing import Any
 
 import dspy
-from dspy.teleprompt import Teleprompter
 
+from tfgrpo_dspy.dspy_seam import Teleprompter
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.home import at_homes

@@ -1,15 +1,13 @@
 """What an LM really answered: the raw text, and whether the provider cut it off."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from dspy.clients.model_metadata import model_info
+from tfgrpo_dspy.dspy_seam import Call, abilities_of
 
-CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "incomplete"})
-"""The finish reasons of answers that were cut, as providers name them."""
 MORE_ROOM = 4  # times as many tokens, where an answer was cut before anything could be read
 
 
@@ -35,28 +33,10 @@ def raw_answers() -> Iterator[list[RawAnswer]]:
         _WATCHED.reset(token)
 
 
-def note_answer(entry: Mapping[str, Any]) -> None:
-    """Keep the answer of an entry in DSPy's history for who waits for it."""
+def note_answer(call: Call) -> None:
+    """Keep the answer of a call for who waits for it."""
     if (seen := _WATCHED.get()) is not None:
-        seen.append(RawAnswer(text_of(entry), is_cut(entry.get("response"))))
-
-
-def text_of(entry: Mapping[str, Any]) -> str:
-    """The text of the first answer of an entry in DSPy's history."""
-    answer = entry["outputs"][0] if entry["outputs"] else ""
-    return str((answer.get("text") if isinstance(answer, Mapping) else answer) or "")
-
-
-def is_cut(response: Any) -> bool:
-    """Whether the provider says so of the response, in the form of DSPy's LMs or of LiteLLM's."""
-    responses = response if isinstance(response, tuple | list) else (response,)
-    parts = [*responses, *(part for each in responses for part in _value(each, "choices") or ())]
-    reasons = (_value(part, name) for part in parts for name in ("finish_reason", "stop_reason"))
-    return any(str(reason or "").rpartition(".")[2].lower() in CUT for reason in reasons)
-
-
-def _value(of: Any, name: str) -> Any:
-    return of.get(name) if isinstance(of, Mapping) else getattr(of, name, None)
+        seen.append(RawAnswer(call.text, call.is_cut))
 
 
 def more_room(lm: Any) -> dict[str, int]:
@@ -64,8 +44,7 @@ def more_room(lm: Any) -> dict[str, int]:
 
     The limit is the one that is set on it; the most is what DSPy's list of models says.
     """
-    provider, _, model = str(getattr(lm, "model", "")).partition("/")
-    most = model_info(provider, model).get("max_output_tokens")
+    most = abilities_of(lm).get("max_output_tokens")
     for name in ("max_completion_tokens", "max_tokens"):
         limit = getattr(lm, "kwargs", {}).get(name)
         if isinstance(limit, int):

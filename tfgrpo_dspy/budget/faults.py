@@ -7,17 +7,16 @@ status, by which they are classified here.
 
 from typing import Any
 
-from dspy.utils import exceptions
-from dspy.utils.exceptions import LMError
+import dspy
 
 PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
 PASSING_NAMES = frozenset({"APIConnectionError", "Timeout", "APITimeoutError"})
 FATAL_STATUS = frozenset({401, 402, 403, 404})
 FATAL = (
-    exceptions.LMAuthError,
-    exceptions.LMBillingError,
-    exceptions.LMUnsupportedModelError,
-    exceptions.LMConfigurationError,
+    dspy.LMAuthError,
+    dspy.LMBillingError,
+    dspy.LMUnsupportedModelError,
+    dspy.LMConfigurationError,
 )
 TOO_LARGE, MAYBE_TOO_LARGE = 413, (400, 422)
 """HTTP statuses of a request that is too large: that alone, and those of any request refused."""
@@ -26,15 +25,15 @@ LEAST_CHARACTERS = 2000  # a shorter prompt is refused for another reason
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same call may well be answered later: rate limits, timeouts, resets, 5xx."""
-    if not isinstance(error, LMError) or is_too_long(error):
+    if not isinstance(error, dspy.LMError) or is_too_long(error):
         return False
     cause = _foreign_cause(error)
-    if exceptions.is_retryable_lm_error(error) or isinstance(cause, ConnectionError | TimeoutError):
+    if dspy.is_retryable_lm_error(error) or isinstance(cause, ConnectionError | TimeoutError):
         return True
     return _status(error) in PASSING_STATUS or type(cause).__name__ in PASSING_NAMES
 
 
-def is_fatal(error: LMError) -> bool:
+def is_fatal(error: dspy.LMError) -> bool:
     """Whether every further call would fail: a refused key, no credit, no such model."""
     is_kind = isinstance(error, FATAL) or _status(error) in FATAL_STATUS
     return is_kind and not is_too_long(error)
@@ -47,7 +46,7 @@ def is_too_long(error: BaseException, n_characters: int = 0, n_answered: int = 0
     so a refused request also tells by its size. Of `n_characters`, it is taken for too long if the
     model has answered no prompt of so many (`n_answered` is the longest).
     """
-    if isinstance(error, exceptions.ContextWindowExceededError):
+    if isinstance(error, dspy.ContextWindowExceededError):
         return True
     if type(_foreign_cause(error)).__name__ == "ContextWindowExceededError":
         return True
@@ -74,7 +73,7 @@ def retry_after(error: BaseException | None) -> float | None:
 
 
 def _foreign_cause(error: BaseException | None) -> BaseException | None:
-    return error.__cause__ if isinstance(error, exceptions.LMUnexpectedError) else None
+    return error.__cause__ if isinstance(error, dspy.LMUnexpectedError) else None
 
 
 def _status(error: BaseException) -> Any:

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dspy
-from dspy.utils import exceptions
-from dspy.utils.exceptions import LMError
 
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.errors import sentence
@@ -27,12 +25,12 @@ SAMPLING = ("temperature", "seed", "top_p", "top_k", "min_p", "presence_penalty"
             "frequency_penalty", "repetition_penalty")  # fmt: skip
 """In the order in which they are left out; the optimizer sets the first two."""
 OTHER_FAULTS = (
-    exceptions.LMAuthError,
-    exceptions.LMBillingError,
-    exceptions.LMRateLimitError,
-    exceptions.LMTimeoutError,
-    exceptions.LMTransportError,
-    exceptions.LMUnsupportedModelError,
+    dspy.LMAuthError,
+    dspy.LMBillingError,
+    dspy.LMRateLimitError,
+    dspy.LMTimeoutError,
+    dspy.LMTransportError,
+    dspy.LMUnsupportedModelError,
 )
 LOGGED_CHARACTERS = 300  # of a refusal
 
@@ -92,7 +90,7 @@ class SampledCall:
             self.lm = lm.copy(**of_lm)
             self.lm.history = lm.history
 
-    def leaves_out(self, error: LMError) -> bool:
+    def leaves_out(self, error: dspy.LMError) -> bool:
         """Whether the error refuses a parameter that can be left out, as it is from now on."""
         named = _named(error, self._sent)
         new = [name for name in named if name not in self._tried]
@@ -123,7 +121,7 @@ class SampledCall:
         )
 
 
-def _named(error: LMError, sent: Mapping[str, Any]) -> list[str]:
+def _named(error: dspy.LMError, sent: Mapping[str, Any]) -> list[str]:
     """The sampling parameters that were sent and that the error names, if it can be a refusal."""
     if isinstance(error, OTHER_FAULTS) or is_too_long(error):
         return []

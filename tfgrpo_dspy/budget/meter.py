@@ -9,23 +9,23 @@ import asyncio
 import functools
 import json
 import logging
+import math
 import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
 import tenacity
-from dspy.utils.exceptions import ContextWindowExceededError, LMError
 
-from tfgrpo_dspy.budget.answers import note_answer, text_of
+from tfgrpo_dspy.budget.answers import note_answer
 from tfgrpo_dspy.budget.faults import is_fatal, is_passing, is_too_long, is_unanswered, retry_after
 from tfgrpo_dspy.budget.ledger import ABANDONED, NOT_WANTED, Ledger, Reservation
 from tfgrpo_dspy.budget.left_out import ParameterRefusedError, SampledCall
-from tfgrpo_dspy.budget.surprisal import surprisals
+from tfgrpo_dspy.dspy_seam import Call, as_instance_of, caller, prices_of
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.redaction import known_secrets, redacted
 from tfgrpo_dspy.rollout import SEED_RANGE, Failure, FailureKind, Usage, rollout_id_for
@@ -63,7 +63,7 @@ class Price:
 
 def price_of(lm: Any, prices: Prices) -> Price | str:
     """The price of a dspy.LM, or what is missing to know it, in words."""
-    listed = _listed(lm)
+    listed = prices_of(lm)
     if lm.model in prices:
         prompt, completion = (float(p) / TOKENS_IN_A_PRICE for p in prices[lm.model])
     elif listed.get("input_cost_per_token") is None or listed.get("output_cost_per_token") is None:
@@ -88,18 +88,6 @@ def _as_sent(value: Any) -> Any:
     return str(value) if schema is None else schema()
 
 
-def _listed(lm: Any) -> Mapping[str, Any]:
-    """DSPy's entry for the model in its price list; empty where it has none."""
-    try:
-        from dspy.clients.capabilities import resolve  # noqa: PLC0415 - internal to DSPy, may move
-        from dspy.clients.model_metadata import model_info  # noqa: PLC0415
-
-        route = resolve(lm)
-        return dict(model_info(route.provider, route.model))
-    except Exception:  # noqa: BLE001 - an LM that DSPy has no route for is one without a price
-        return {}
-
-
 class Meter:
     """What the LM copies that carry it have done; each rollout or reflection has its own."""
 
@@ -118,7 +106,7 @@ class Meter:
         self._abandoned = ABANDONED.get()
         self._used: list[Usage] = []
         self.surprisals: list[float] = []  # of the tokens of all answers
-        self._last: tuple[Any, Mapping[str, Any]] | None = None
+        self._last: tuple[Any, Call] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Meter":
         return self
@@ -153,7 +141,7 @@ class Meter:
             else:  # an LM of the user's own that keeps no history
                 self.count(Usage(n_calls))
             call.answered()
-        except LMError as error:
+        except dspy.LMError as error:
             if call.leaves_out(error):
                 cost = 0.0
                 raise ParameterRefusedError from error
@@ -170,14 +158,15 @@ class Meter:
 
     def answered(self, entry: Mapping[str, Any]) -> None:
         """Count a call by its entry in DSPy's history."""
-        usage = self.usage_of(entry)
+        call = Call.of(entry)
+        usage = self.usage_of(call)
         used = ATTEMPT.get()
         if used is not None:
             used.append(usage)
         self.count(usage)
-        note_answer(entry)
-        self.surprisals += surprisals(entry)
-        self._last = (dspy.settings.caller_modules or [None])[-1], entry
+        note_answer(call)
+        self.surprisals += [-each for each in call.logprobs if math.isfinite(each)]
+        self._last = caller(), call
 
     @contextmanager
     def noting(self, lm: Any, *sent: Any) -> Iterator[None]:
@@ -192,18 +181,18 @@ class Meter:
         except RunStopped as refusal:
             self._refusal = refusal
             raise
-        except LMError as error:
+        except dspy.LMError as error:
             if is_too_long(error, n_characters, self.ledger.longest_answered[model]):
-                if isinstance(error, ContextWindowExceededError):
+                if isinstance(error, dspy.ContextWindowExceededError):
                     raise
-                raise ContextWindowExceededError(model=model, message=str(error)) from error
+                raise dspy.ContextWindowExceededError(model=model, message=str(error)) from error
             self.provider_failure = Failure(FailureKind.PROVIDER, self._message(error, lm))
             raise
         if sent:
             longest = self.ledger.longest_answered
             longest[model] = max(longest[model], n_characters)
 
-    def _message(self, error: LMError, lm: Any) -> str:
+    def _message(self, error: dspy.LMError, lm: Any) -> str:
         return redacted(described(error), known_secrets([lm]))
 
     def count(self, usage: Usage) -> None:
@@ -238,57 +227,32 @@ class Meter:
         """What all calls together have cost."""
         return sum(self._used, start=Usage())
 
-    def usage_of(self, entry: Mapping[str, Any]) -> Usage:
-        """What a call has cost, by its entry in DSPy's history."""
-        usage, response = entry["usage"], entry["response"]
-        responses = response if isinstance(response, tuple) else (response,)
-        marks = (entry.get("cache_hit"), *(getattr(each, "cache_hit", False) for each in responses))
-        if any(marks) or (not usage and any(map(_reports_tokens, responses))):
-            # DSPy empties the usage of an answer from its cache
-            return Usage(n_cached_calls=len(responses))
-        used = Usage(
-            n_lm_calls=len(responses),  # an engine is called once for each completion
-            prompt_tokens=usage.get("prompt_tokens") or 0,
-            completion_tokens=usage.get("completion_tokens") or 0,
-            cost_usd=entry.get("cost") or 0.0,
+    def usage_of(self, call: Call) -> Usage:
+        """What a call has cost."""
+        if call.is_cached:
+            return Usage(n_cached_calls=call.n_answers)
+        cost = call.cost or 0.0
+        if call.model in self.prices:
+            prompt, completion = self.prices[call.model]
+            dollars = call.prompt_tokens * prompt + call.completion_tokens * completion
+            cost = dollars / TOKENS_IN_A_PRICE
+        return Usage(
+            n_lm_calls=call.n_answers,
+            prompt_tokens=call.prompt_tokens,
+            completion_tokens=call.completion_tokens,
+            cost_usd=cost,
         )
-        if entry.get("model") not in self.prices:
-            return used
-        prompt, completion = self.prices[entry["model"]]
-        dollars = used.prompt_tokens * prompt + used.completion_tokens * completion
-        return replace(used, cost_usd=dollars / TOKENS_IN_A_PRICE)
 
     @property
-    def last_call(self) -> tuple[Any, str, str] | None:
-        """Of the last answered call: the module that made it, the last message sent, the answer."""
-        if self._last is None:
-            return None
-        caller, entry = self._last
-        prompt = entry["messages"][-1]["content"] if entry["messages"] else entry["prompt"]
-        return caller, str(prompt), text_of(entry)
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether the last answer ended where it had as many tokens as it may have."""
-        response = self._last[1]["response"] if self._last else None
-        first = response[0] if isinstance(response, tuple) and response else response
-        choices = getattr(first, "choices", None)
-        reason = getattr(choices[0] if choices else first, "finish_reason", "")
-        return reason in ("length", "max_tokens")
-
-
-def _reports_tokens(response: Any) -> bool:
-    usage: Any = getattr(response, "usage", None) or {}
-    names = ("input_tokens", "prompt_tokens")
-    if isinstance(usage, Mapping):
-        return any(usage.get(name) is not None for name in names)
-    return any(getattr(usage, name, None) is not None for name in names)
+    def last_call(self) -> tuple[Any, Call] | None:
+        """The last answered call, after the module that made it."""
+        return self._last
 
 
 def metered(lm: Any, meter: Meter) -> Any:
     """The LM, a copy of the user's, made to report to the meter (as will copies of it)."""
     kind: Any = type(lm)
-    lm.__class__ = _metered_class(kind)
+    lm = as_instance_of(lm, _metered_class(kind))
     lm.tfgrpo_meter = meter
     return lm
 

@@ -6,12 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import dspy
-from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
-from dspy.utils.exceptions import LMError
 
 from tfgrpo_dspy.budget.faults import is_unanswered
 from tfgrpo_dspy.budget.ledger import Reservation
 from tfgrpo_dspy.budget.meter import ATTEMPT, POLL_S, Meter, is_metered
+from tfgrpo_dspy.dspy_seam import ACTIVE_CALL_ID, BaseCallback, Call, watching
 from tfgrpo_dspy.rollout import Usage
 
 logger = logging.getLogger(__name__)
@@ -45,10 +44,7 @@ class CallWatcher(BaseCallback):
 
     def context(self, *callbacks: BaseCallback) -> dict[str, Any]:
         """What `dspy.context` takes, with these further callbacks."""
-        return {
-            "callbacks": [*(dspy.settings.callbacks or []), *callbacks, self],
-            "caller_modules": [*(dspy.settings.caller_modules or []), self],
-        }
+        return watching(self, *callbacks)
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Take the call, unless the LM does so itself. Raises RunStopped."""
@@ -68,8 +64,9 @@ class CallWatcher(BaseCallback):
 
     def _count_untaken(self, entry: Mapping[str, Any]) -> None:
         """Count a call that was made unasked. Raises RunStopped: it was one too many."""
-        meter, model = self._meter, str(entry.get("model") or "an LM")
-        ledger, used = meter.ledger, meter.usage_of(entry)
+        meter, call = self._meter, Call.of(entry)
+        model = call.model or "an LM"
+        ledger, used = meter.ledger, meter.usage_of(call)
         meter.count(used)
         if not used.n_lm_calls:
             return
@@ -80,7 +77,7 @@ class CallWatcher(BaseCallback):
                 "run, but none is refused. Leave callbacks= out, or add to dspy.settings.callbacks",
                 model,
             )
-        has_price = entry.get("cost") is not None or model in meter.prices
+        has_price = call.cost is not None or model in meter.prices
         if ledger.budget.max_cost is not None and not has_price:
             ledger.stop(f"max_cost: DSPy knows no price of {model}.", is_failure=True)
         with meter.noting(SimpleNamespace(model=model)):
@@ -96,10 +93,10 @@ class CallWatcher(BaseCallback):
         if (taken := self._open.pop(call_id, None)) is None:
             return
         if (entry := self._entries.pop(call_id, None)) is not None:
-            used = self._meter.usage_of(entry)
+            used = self._meter.usage_of(Call.of(entry))
             cost = used.cost_usd or (taken.cost if used.n_lm_calls else 0.0)
         else:
-            is_refused = isinstance(exception, LMError) and not is_unanswered(exception)
+            is_refused = isinstance(exception, dspy.LMError) and not is_unanswered(exception)
             cost = 0.0 if is_refused else taken.cost
             n_failed = taken.n_calls if exception else 0
             used = Usage(taken.n_calls, n_failed_calls=n_failed, cost_usd=cost)

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import dspy
-from dspy.evaluate.evaluate import EvaluationResult
-from dspy.utils.callback import with_callbacks
 
+from tfgrpo_dspy.dspy_seam import EvaluationResult, with_callbacks
 from tfgrpo_dspy.sampling.additions import Additions
 
 Row = tuple[Any, Any, float]

@@ -4,9 +4,8 @@ import re
 from typing import Any
 
 import dspy
-from dspy.adapters.utils import format_field_value
-from dspy.utils.exceptions import AdapterParseError
 
+from tfgrpo_dspy.dspy_seam import format_field_value
 from tfgrpo_dspy.experience.programs import plain_instructions
 
 BULLET = re.compile(r"^\s*(?:[-*+•]|\(?\d{1,2}[.)])\s+")
@@ -26,7 +25,7 @@ class PlainAdapter(dspy.Adapter):
         return super() if _is_plain(signature) else dspy.JSONAdapter(callbacks=self.callbacks)
 
     def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        """The output fields of each completion. Raises AdapterParseError: one is empty."""
+        """The output fields of each completion. Raises dspy.AdapterParseError: one is empty."""
         return self._for(signature).__call__(lm, lm_kwargs, signature, demos, inputs)
 
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
@@ -81,7 +80,7 @@ class PlainAdapter(dspy.Adapter):
         value = completion.strip() if field.annotation is str else items
         if not value:
             message = f"The LM returned no text for the field {name}."
-            raise AdapterParseError(type(self).__name__, signature, completion, message)
+            raise dspy.AdapterParseError(type(self).__name__, signature, completion, message)
         return {name: value}
 
 

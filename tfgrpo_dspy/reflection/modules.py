@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import dspy
-from dspy.utils.exceptions import AdapterParseError
 
 from tfgrpo_dspy.budget.answers import RawAnswer, more_room, raw_answers
 from tfgrpo_dspy.reflection import signatures
@@ -84,7 +83,7 @@ def _read(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, A
     with raw_answers() as seen:
         try:
             answer: dict[str, Any] = dict(ask(signature=signature, **inputs))
-        except AdapterParseError as error:
+        except dspy.AdapterParseError as error:
             answer, text = {}, str(error.lm_response or "")
     raw = seen[-1] if seen else RawAnswer(text, is_cut=False)
     said, only_thinks = without_thoughts(raw.text)

@@ -13,7 +13,6 @@ from typing import Any
 
 import dspy
 import json_repair
-from dspy.utils.exceptions import AdapterParseError
 
 from tfgrpo_dspy.experience.values import ALL
 from tfgrpo_dspy.outside import cleaned_text
@@ -142,7 +141,7 @@ def repaired(signature: Any, answer: str) -> dict[str, Any]:
     of_json, of_text = dspy.JSONAdapter(), dspy.ChatAdapter()
     marked = _with_markers(signature, answer)
     for adapter, text in ((of_json, answer[:LONGEST_REPAIR]), (of_text, marked)):
-        with contextlib.suppress(AdapterParseError, RecursionError, ValueError):
+        with contextlib.suppress(dspy.AdapterParseError, RecursionError, ValueError):
             return dict(adapter.parse(signature, text))
     return {}
 

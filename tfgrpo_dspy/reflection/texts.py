@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
-from dspy.adapters.utils import get_annotation_name
-
+from tfgrpo_dspy.dspy_seam import get_annotation_name
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.experience.values import Evidence, scope_note

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
-from dspy.clients.model_metadata import model_info
 from pydantic import TypeAdapter
 
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
+from tfgrpo_dspy.dspy_seam import abilities_of
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.reflection.modules import AnswerQuestion
@@ -125,8 +125,7 @@ class ReflectionClient:
     @functools.cached_property
     def _shows_images(self) -> bool:
         shows = self.run.settings.reflection.show_images
-        provider, _, model = self._lm.model.partition("/")
-        return bool(model_info(provider, model).get("supports_vision")) if shows is None else shows
+        return bool(abilities_of(self._lm).get("supports_vision")) if shows is None else shows
 
     async def at_once(self, asking: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
         """The results of all, in order."""

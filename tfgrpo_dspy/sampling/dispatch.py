@@ -8,8 +8,8 @@ import inspect
 from typing import Any
 
 import dspy
-from dspy.utils.callback import BaseCallback
 
+from tfgrpo_dspy.dspy_seam import BaseCallback
 from tfgrpo_dspy.home import at_home, home_of
 
 REPLAY = "tfgrpo_replay"

@@ -10,10 +10,8 @@ from typing import Any, get_args
 
 import dspy
 import pydantic
-from dspy.adapters.types.base_type import Type
-from dspy.adapters.utils import parse_value
 
-from tfgrpo_dspy.budget.surprisal import has_log_probabilities
+from tfgrpo_dspy.dspy_seam import custom_types_in, has_log_probabilities, parse_value
 from tfgrpo_dspy.errors import written
 
 MEDIA = (dspy.Image, dspy.Audio, dspy.File)
@@ -107,7 +105,7 @@ def as_fields(value: Any) -> dict[str, str]:
 
 def parsed(text: str, annotation: Any) -> Any:
     """The value whose text this is. Raises ValueError: it does not come back, as an image."""
-    if any(issubclass(k, MEDIA) for k in Type.extract_custom_type_from_annotation(annotation)):
+    if any(issubclass(k, MEDIA) for k in custom_types_in(annotation)):
         raise ValueError(f"{annotation} is written as a text that does not hold all of it")
     for read in (_nothing, _member, parse_value, _validated):
         with suppress(Exception):  # a user's type may raise anything

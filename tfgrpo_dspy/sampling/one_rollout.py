@@ -9,14 +9,13 @@ from operator import itemgetter
 from typing import Any
 
 import dspy
-from dspy.utils.callback import BaseCallback
-from dspy.utils.exceptions import AdapterParseError, LMConfigurationError, LMError
 
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
+from tfgrpo_dspy.dspy_seam import BaseCallback, recording, replaying_adapter
 from tfgrpo_dspy.errors import MetricError, RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models, named_predictors
 from tfgrpo_dspy.home import HOMES, run
@@ -34,7 +33,6 @@ from tfgrpo_dspy.sampling.replay import (
     ReplayEndedError,
     Start,
     answer_now,
-    replaying_adapter,
 )
 
 
@@ -141,10 +139,7 @@ class _Run:
             **{REPLAY: self.replay},
             lm=self._lm_for_sample(dspy.settings.lm),
             adapter=adapter,
-            trace=self.tools.trace,
-            max_trace_size=10_000,
-            disable_history=False,  # the meter reads each call's entry
-            allow_tool_async_sync_conversion=True,
+            **recording(self.tools.trace),  # the meter reads each call's entry
             **CallWatcher(self.meter).context(*recorders),
         )
 
@@ -172,7 +167,12 @@ class _Run:
             replay.finish(as_fields(prediction), failure)
             failure = replay.failure or failure
             prediction = None if replay.failure else prediction
-        if failure is not None and failure.kind is FailureKind.PARSE and self.meter.is_cut:
+        if (
+            failure is not None
+            and failure.kind is FailureKind.PARSE
+            and self.meter.last_call
+            and self.meter.last_call[1].is_cut
+        ):
             message = f"The answer was cut off at max_tokens. {failure.message}"
             failure = replace(failure, message=message)
         return prediction, self.meter.provider_failure or failure
@@ -202,9 +202,9 @@ class _Run:
             steps = [*start.source.steps[: start.n_steps], *steps[n_again:]]
         last = self.meter.last_call
         if failure is not None and failure.kind is FailureKind.PARSE and last is not None:
-            caller, prompt, answer = last
-            name, outputs = self._name_of(caller, "predictor"), {"unparsed answer": answer}
-            steps.append(Step("predictor", name, {"prompt": prompt}, outputs, failure.message))
+            caller, call = last
+            name, outputs = self._name_of(caller, "predictor"), {"unparsed answer": call.text}
+            steps.append(Step("predictor", name, {"prompt": call.prompt}, outputs, failure.message))
         return tuple(steps)
 
 
@@ -229,7 +229,7 @@ def allows_temperature(lm: Any, temperature: Any) -> bool:
 def _can_be_built(model: str, model_type: Any, temperature: float) -> bool:
     try:
         dspy.LM(model, model_type=model_type, temperature=temperature)
-    except LMConfigurationError:
+    except dspy.LMConfigurationError:
         return False
     return True
 
@@ -252,11 +252,11 @@ def sampling_copy(lm: Any, rollout_id: int, temperature: float | str | None) -> 
 
 
 def _failure_of(error: BaseException) -> Failure:
-    if isinstance(error, AdapterParseError):
+    if isinstance(error, dspy.AdapterParseError):
         return Failure(FailureKind.PARSE, str(error).strip())
-    if isinstance(error, LMError) and is_too_long(error):
+    if isinstance(error, dspy.LMError) and is_too_long(error):
         return Failure(FailureKind.PROGRAM, f"The prompt was too long for the LM: {error}")
-    is_providers = isinstance(error, LMError)
+    is_providers = isinstance(error, dspy.LMError)
     kind = FailureKind.PROVIDER if is_providers else FailureKind.PROGRAM
     return Failure(kind, described(error))
 

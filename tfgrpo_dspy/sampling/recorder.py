@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from dspy.utils.callback import BaseCallback
-
 from tfgrpo_dspy.budget.meter import Meter
+from tfgrpo_dspy.dspy_seam import BaseCallback
 from tfgrpo_dspy.rollout import Step
 from tfgrpo_dspy.sampling.fields import as_fields, containers_copied
 from tfgrpo_dspy.sampling.replay import with_result

@@ -8,7 +8,6 @@ unless they are `replay_only`.
 """
 
 import builtins
-import copy
 import functools
 import json
 import re
@@ -18,8 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
 
 import dspy
-from dspy.utils.callback import ACTIVE_CALL_ID
 
+from tfgrpo_dspy.dspy_seam import ACTIVE_CALL_ID, caller
 from tfgrpo_dspy.errors import NotReplayedError
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.rollout import (
@@ -184,8 +183,8 @@ class Replay(DispatchedTools):
     def outputs(self, signature: Any, inputs: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """The recorded outputs of the predictor that is called now; None: the call is fresh."""
         self.check()
-        caller = (dspy.settings.caller_modules or [None])[-1]
-        name = self._name_of(caller, type(caller).__name__)
+        module = caller()
+        name = self._name_of(module, type(module).__name__)
         step = self._next("predictor", name, as_fields(inputs))
         self.check()
         if step is None:
@@ -271,31 +270,6 @@ class Replay(DispatchedTools):
             is_same = bool(failed[0]) or decision(outputs) == decision(source.outputs)
             if failed[0] != failed[1] or not is_same:
                 self._end("the program returns something else after the same steps")
-
-
-def replaying_adapter(adapter: Any, replay: Replay) -> Any:
-    """A copy of the adapter that gives the recorded outputs of a call, where there are any."""
-    kind = type(adapter)
-
-    def call(self: Any, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        values = replay.outputs(signature, inputs)
-        if values is None:
-            values = kind.__call__(self, lm, lm_kwargs, signature, demos, inputs)
-            replay.look_at(values)
-        return values
-
-    async def acall(
-        self: Any, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any
-    ) -> Any:
-        values = replay.outputs(signature, inputs)
-        if values is None:
-            values = await kind.acall(self, lm, lm_kwargs, signature, demos, inputs)
-            replay.look_at(values)
-        return values
-
-    changed = copy.copy(adapter)
-    changed.__class__ = type(kind.__name__, (kind,), {"__call__": call, "acall": acall})
-    return changed
 
 
 def answer_now(program: Any, start: Start, inputs: Mapping[str, Any]) -> Any:

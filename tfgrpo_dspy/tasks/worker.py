@@ -16,6 +16,7 @@ import dspy
 
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.budget.left_out import LeftOut
+from tfgrpo_dspy.dspy_seam import OF_ONE_CALL
 from tfgrpo_dspy.errors import RunStopped, SettingsError, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
 from tfgrpo_dspy.home import HOMES, homes_in_worker
@@ -23,10 +24,6 @@ from tfgrpo_dspy.metric import adapt_metric, held_lms
 from tfgrpo_dspy.redaction import cleaned, known_secrets, redacted
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 
-OF_ONE_CALL = frozenset(
-    "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905
-)
-"""DSPy settings that belong to the call they were made for, not to the user's context."""
 KEPT = 8  # bundles, and programs of each; both may be large
 
 

@@ -1,0 +1,195 @@
+"""All of DSPy that its documentation does not promise: what a new release of DSPy may move.
+
+Everything else of this package imports `dspy` alone; a test enforces that. Another test asserts
+that each hook here still fires, and names the one that does not.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+from dspy.adapters.types.base_type import Type
+from dspy.adapters.utils import format_field_value, get_annotation_name, parse_value
+from dspy.clients.model_metadata import model_info
+from dspy.evaluate.evaluate import EvaluationResult
+from dspy.teleprompt import Teleprompter
+from dspy.utils import exceptions
+from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback, with_callbacks
+
+__all__ = [
+    "ACTIVE_CALL_ID",
+    "BaseCallback",
+    "EvaluationResult",
+    "Teleprompter",
+    "exceptions",
+    "format_field_value",
+    "get_annotation_name",
+    "parse_value",
+    "with_callbacks",
+]
+
+OF_ONE_CALL = frozenset(
+    "trace caller_modules caller_predict usage_tracker send_stream stream_listeners".split()  # noqa: SIM905
+)
+"""DSPy settings that belong to the call they were made for, not to the user's context."""
+CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "incomplete"})
+"""The finish reasons of answers that were cut, as providers name them."""
+
+
+def prices_of(lm: Any) -> Mapping[str, Any]:
+    """DSPy's entry for the model that an LM calls; empty where it calls none that DSPy lists."""
+    try:
+        from dspy.clients.capabilities import resolve  # noqa: PLC0415 - may be gone
+
+        route = resolve(lm)
+        return dict(model_info(route.provider, route.model))
+    except Exception:  # noqa: BLE001 - an LM that DSPy has no route for
+        return {}
+
+
+def abilities_of(lm: Any) -> Mapping[str, Any]:
+    """DSPy's entry for the name of an LM, such as "openai/gpt-5", whatever answers in its place."""
+    provider, _, model = str(getattr(lm, "model", "")).partition("/")
+    return dict(model_info(provider, model))
+
+
+def custom_types_in(annotation: Any) -> list[Any]:
+    """The types of DSPy, such as `dspy.Image`, that an annotation holds."""
+    return list(Type.extract_custom_type_from_annotation(annotation))
+
+
+def caller() -> Any:
+    """The module that makes the call of an LM that is under way; None: no module does."""
+    return (dspy.settings.caller_modules or [None])[-1]
+
+
+def watching(callback: BaseCallback, *others: BaseCallback) -> dict[str, Any]:
+    """What `dspy.context` takes so that the callback hears of all calls, after these others.
+
+    It also stands among the callers, so that DSPy appends each call's entry to its `history`.
+    """
+    return {
+        "callbacks": [*(dspy.settings.callbacks or []), *others, callback],
+        "caller_modules": [*(dspy.settings.caller_modules or []), callback],
+    }
+
+
+def recording(trace: list[Any]) -> dict[str, Any]:
+    """What `dspy.context` takes so that the trace holds every call, and callers get its entry."""
+    return {
+        "trace": trace,
+        "max_trace_size": 10_000,
+        "disable_history": False,
+        "allow_tool_async_sync_conversion": True,
+    }
+
+
+def as_instance_of(value: Any, kind: type) -> Any:
+    """The value, an LM of DSPy, made an instance of this subclass of its class."""
+    value.__class__ = kind
+    return value
+
+
+def replaying_adapter(adapter: Any, replay: Any) -> Any:
+    """A copy of the adapter that gives the recorded outputs of a call, where there are any.
+
+    `replay.outputs(signature, inputs)` gives them, or None; `replay.look_at(values)` is told of
+    those of a fresh call.
+    """
+    kind = type(adapter)
+
+    def call(self: Any, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
+        values = replay.outputs(signature, inputs)
+        if values is None:
+            values = kind.__call__(self, lm, lm_kwargs, signature, demos, inputs)
+            replay.look_at(values)
+        return values
+
+    async def acall(
+        self: Any, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any
+    ) -> Any:
+        values = replay.outputs(signature, inputs)
+        if values is None:
+            values = await kind.acall(self, lm, lm_kwargs, signature, demos, inputs)
+            replay.look_at(values)
+        return values
+
+    changed = copy.copy(adapter)
+    changed.__class__ = type(kind.__name__, (kind,), {"__call__": call, "acall": acall})
+    return changed
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An LM call, by its entry in DSPy's history.
+
+    Args:
+        n_answers: how often the engine was called: once for each completion.
+        is_cached: the answer came from DSPy's cache.
+        prompt: the last message that was sent.
+        text: the raw text of the first answer.
+        is_cut: the answer ends where the LM had no more room.
+        logprobs: for each token of all answers, its log-probability, where the LM gives it.
+    """
+
+    model: str
+    n_answers: int
+    is_cached: bool
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+    prompt: str
+    text: str
+    is_cut: bool
+    logprobs: tuple[float, ...]
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> "Call":
+        """The call with this entry."""
+        usage, response = entry["usage"] or {}, entry.get("response")
+        responses = response if isinstance(response, tuple | list) else (response,)
+        marks = (entry.get("cache_hit"), *(_value(each, "cache_hit") for each in responses))
+        messages, outputs = entry.get("messages"), entry["outputs"] or ()
+        first = outputs[0] if outputs else ""
+        text = first.get("text") if isinstance(first, Mapping) else first
+        return cls(
+            model=str(entry.get("model") or ""),
+            n_answers=len(responses),
+            # DSPy empties the usage of an answer from its cache
+            is_cached=any(marks) or (not usage and any(map(_reports_tokens, responses))),
+            prompt_tokens=usage.get("prompt_tokens") or 0,
+            completion_tokens=usage.get("completion_tokens") or 0,
+            cost=entry.get("cost"),
+            prompt=str(messages[-1]["content"] if messages else entry.get("prompt")),
+            text=str(text or ""),
+            is_cut=_is_cut(responses),
+            logprobs=tuple(_logprobs(outputs)),
+        )
+
+
+def _is_cut(responses: Any) -> bool:
+    parts = [*responses, *(part for each in responses for part in _value(each, "choices") or ())]
+    reasons = (_value(part, name) for part in parts for name in ("finish_reason", "stop_reason"))
+    return any(str(reason or "").rpartition(".")[2].lower() in CUT for reason in reasons)
+
+
+def _reports_tokens(response: Any) -> bool:
+    usage = _value(response, "usage") or {}
+    return any(_value(usage, name) is not None for name in ("input_tokens", "prompt_tokens"))
+
+
+def has_log_probabilities(value: Any) -> bool:
+    """Whether it is what DSPy calls `logprobs`, in an entry of its history or in a Prediction."""
+    return isinstance(_value(value, "content"), list | tuple)
+
+
+def _logprobs(outputs: Any) -> list[float]:
+    tokens = [t for each in outputs for t in _value(_value(each, "logprobs"), "content") or ()]
+    chosen = [_value(token, "logprob") for token in tokens]
+    return [float(each) for each in chosen if each is not None]
+
+
+def _value(of: Any, name: str) -> Any:
+    return of.get(name) if isinstance(of, Mapping) else getattr(of, name, None)
