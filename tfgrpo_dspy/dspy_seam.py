@@ -192,4 +192,5 @@ def _logprobs(outputs: Any) -> list[float]:
 
 
 def _value(of: Any, name: str) -> Any:
-    return of.get(name) if isinstance(of, Mapping) else getattr(of, name, None)
+    value = getattr(of, name, None)  # a mapping may have attributes beside its keys
+    return of.get(name) if value is None and isinstance(of, Mapping) else value
