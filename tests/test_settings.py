@@ -121,23 +121,29 @@ def test_a_metric_that_closes_over_a_name_that_is_not_assigned_yet_can_be_priced
 
 WHOLE_FROM_1 = ("max_lm_calls", "max_metric_calls", "batch_size", "epochs", "num_threads")
 FAULTY: list[tuple[str, Any, str]] = [
-    *((name, bad, "pass a whole number of at least 1.") for name in WHOLE_FROM_1
-      for bad in (0, -3, 1.5, "5", True, math.nan, math.inf)),
-    *(("group_size", bad, "pass a whole number of at least 2.") for bad in (1, -2, "5", True)),
-    *(("max_experiences", bad, "pass a whole number of at least 1.") for bad in (0, None)),
-    ("max_demos", -1, "pass a whole number of at least 0."),
-    *((name, bad, "pass a number above 0, or None.") for name in ("max_cost", "max_minutes")
-      for bad in (0, -1, math.inf, True, "x")),
-    *(("seed", bad, "pass a whole number.") for bad in (None, 0.5, "0")),
-    *(("temperature", bad, 'pass a number above 0 and at most 2, "own"')
+    *((name, bad, "it should be greater than or equal to 1.") for name in WHOLE_FROM_1
+      for bad in (0, -3)),
+    *((name, bad, "it should be a") for name in WHOLE_FROM_1
+      for bad in (1.5, "5", True, math.nan, math.inf)),
+    *(("group_size", bad, "it should be greater than or equal to 2.") for bad in (1, -2)),
+    *(("group_size", bad, "it should be a number.") for bad in ("5", True)),
+    ("max_experiences", 0, "it should be greater than or equal to 1."),
+    ("max_experiences", None, "it should be a number."),
+    ("max_demos", -1, "it should be greater than or equal to 0."),
+    *((name, bad, "it should be greater than 0.") for name in ("max_cost", "max_minutes")
+      for bad in (0, -1)),
+    *((name, bad, "it should be") for name in ("max_cost", "max_minutes")
+      for bad in (math.inf, True, "x")),
+    *(("seed", bad, "it should be a") for bad in (None, 0.5, "0")),
+    *(("temperature", bad, "it should be 'own' or it should be")
       for bad in (0, -1, 2.5, math.nan, "hot", True)),
-    *(("auto", bad, "pass one of 'light', 'medium', 'heavy', or None.") for bad in ("max", [])),
-    ("reflection_lm", "gpt", "pass a dspy.LM("),
-    *(("gate", bad, "pass a Gate, such as NoGate().") for bad in (True, NoGate)),
-    ("reflection", {"drafts": 0}, "pass Reflection(...)."),
-    ("execution", 4, "pass Execution(...)."),
-    *(("log_dir", bad, "pass a folder.") for bad in ("", 3)),
-    ("version", 3, "pass a string."),
+    *(("auto", bad, "it should be 'light', 'medium' or 'heavy'.") for bad in ("max", [])),
+    ("reflection_lm", "gpt", "it should be an instance of BaseLM."),
+    *(("gate", bad, "it should be an instance of Gate.") for bad in (True, NoGate)),
+    ("reflection", {"drafts": 0}, "it should be an instance of Reflection."),
+    ("execution", 4, "it should be an instance of Execution."),
+    *(("log_dir", bad, "give a folder.") for bad in ("", 3)),
+    ("version", 3, "it should be a valid string."),
 ]  # fmt: skip
 
 
@@ -167,22 +173,22 @@ def test_whatever_is_wrong_at_once_every_fault_is_named_with_its_value(
         (TrainingFreeGRPO, {"metric": "accuracy"}, "metric='accuracy' is not callable; pass a fun"),
         (TrainingFreeGRPO, {"metric": lambda: 0.0}, "write it as metric(example, pred, trace=Non"),
         (TrainingFreeGRPO, {"metric": None, "gate": BayesianGate()},
-         "BayesianGate() and metric=None: nothing scor"),
+         "gate=BayesianGate(): with metric=None nothing scor"),
         (TrainingFreeGRPO, {"metric": is_polite, "offline": True},
          "offline=True and log_dir=None: there is nothing to replay"),
-        *((Reflection, {name: "?"}, f"{name}='?': pass a dspy.Module with the same fields")
+        *((Reflection, {name: "?"}, f"{name}='?': it should be an instance of Module")
           for name in ("extract", "update", "summarize", "draft")),
         (TrainingFreeGRPO, {"metric": dict}, "metric=<class 'dict'> is a class; pass an instance"),
-        (TrainingFreeGRPO, {"metric": is_polite, "offline": "no"}, "offline='no': pass True"),
-        (TrainingFreeGRPO, {"metric": is_polite, "seed": 10**400}, "000: pass a whole number."),
-        (TrainingFreeGRPO.paper, {"metric": is_polite, "reflection": 5}, "reflection=5: pass Refl"),
-        (Reflection, {"drafts": -1}, "drafts=-1: pass a whole number of at least 0."),
-        (Reflection, {"max_experience_words": None}, "max_experience_words=None: pass a whole"),
-        (Execution, {"max_staleness": -1}, "max_staleness=-1: pass a whole number of at least 0."),
-        (Execution, {"max_errors": "5"}, "max_errors='5': pass a whole number of at least 0."),
-        (Execution, {"rollout_timeout_s": 0}, "rollout_timeout_s=0: pass a number above 0, or No"),
-        (Execution, {"executor": 4}, "executor=4: pass a concurrent.futures.Executor"),
-        *((Execution, {"prices": bad}, f"prices={bad!r}: pass dollars for a million prompt and")
+        (TrainingFreeGRPO, {"metric": is_polite, "offline": "no"}, "offline='no': it should be"),
+        (TrainingFreeGRPO, {"metric": is_polite, "seed": 10**400}, "a number of fewer digits."),
+        (TrainingFreeGRPO.paper, {"metric": is_polite, "reflection": 5}, "reflection=5: it sho"),
+        (Reflection, {"drafts": -1}, "drafts=-1: it should be greater than"),
+        (Reflection, {"max_experience_words": None}, "max_experience_words=None: it should"),
+        (Execution, {"max_staleness": -1}, "max_staleness=-1: it should be grea"),
+        (Execution, {"max_errors": "5"}, "max_errors='5': it should be a number."),
+        (Execution, {"rollout_timeout_s": 0}, "rollout_timeout_s=0: it should be greater than 0."),
+        (Execution, {"executor": 4}, "executor=4: it should be an instance of Executor."),
+        *((Execution, {"prices": bad}, f"prices={bad!r}: it should be")
           for bad in (3, {"m": 1}, {"m": (1, "two")}, {"m": (1, -1)}, {"m": (1, math.nan)})),
     ],
 )  # fmt: skip

@@ -55,9 +55,9 @@ def faults_in(error: ValidationError, arguments: Mapping[str, Any] | None = None
         place = "".join(parts).removeprefix(".")
         if fault["type"] not in OF_NAMES:
             place += f"{place and '='}{shown(value)}"
-        hint = fault["msg"].removeprefix("Value error, ").removesuffix(".")
-        hint = OF_NAMES.get(fault["type"], hint.replace("Input should", "it should", 1))
-        hints.setdefault(place, {})[hint[:1].lower() + hint[1:]] = None
+        hint = fault["msg"].removesuffix(".").replace("Input should", "it should", 1)
+        hint = OF_NAMES.get(fault["type"], hint[:1].lower() + hint[1:])
+        hints.setdefault(place, {})[hint.removeprefix("value error, ")] = None
     return [f"{place}: {' or '.join(of_place)}." for place, of_place in hints.items()]
 
 

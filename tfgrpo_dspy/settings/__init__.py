@@ -3,19 +3,29 @@
 One message names every fault, before the first LM call.
 """
 
+import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import KW_ONLY, Field, dataclass, field, fields
+from dataclasses import KW_ONLY, field, fields
 from numbers import Real
 from os import PathLike
-from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import dspy
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    InstanceOf,
+    SkipValidation,
+    StrictBool,
+    ValidationInfo,
+)
 
 from tfgrpo_dspy.budget.ledger import Budget
-from tfgrpo_dspy.budget.left_out import OWN
+from tfgrpo_dspy.checked import checked, such_that
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.events import Approve, Listener
 from tfgrpo_dspy.experience.values import Limits
@@ -57,106 +67,68 @@ NOT_WHICH = "says how far, how fast or where a run goes, and not which run it is
 All others are part of it."""
 P = ParamSpec("P")
 S = TypeVar("S")
-T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Check:
-    """What to pass, in words; `read` gives the value to use, None for one that cannot be used."""
-
-    hint: str
-    read: Callable[[Any], Any] = field(repr=False)
-
-
-def whole(at_least: float = -math.inf) -> Check:
-    """A whole number, which may be `np.int64(3)` or `1e3`."""
-
-    def read(value: Any) -> int | None:
-        is_whole = _is_number(value) and float(value).is_integer() and value >= at_least
-        return int(value) if is_whole else None
-
-    bound = f" of at least {at_least}" if math.isfinite(at_least) else ""
-    return Check(f"a whole number{bound}", read)
-
-
-def positive(at_most: float = math.inf) -> Check:
-    """A finite number above 0, which may be `np.float32(0.7)`."""
-
-    def read(value: Any) -> float | None:
-        is_right = _is_number(value) and 0 < value <= at_most and math.isfinite(value)
-        return (value if isinstance(value, int) else float(value)) if is_right else None
-
-    bound = f" and at most {at_most}" if math.isfinite(at_most) else ""
-    return Check(f"a number above 0{bound}, or None", read)
-
-
-def of_type(kind: Any, hint: str) -> Check:
-    """An object of this type; an empty string is none."""
-    return Check(hint, lambda value: value if isinstance(value, kind) and value != "" else None)
-
-
-def one_of(*names: str) -> Check:
-    """One of these names."""
-    hint = f"one of {', '.join(map(repr, names))}, or None"
-    return Check(hint, lambda value: value if value in names else None)
-
-
-def _prices(value: Any) -> Any:
-    try:
-        prices = [price for prompt, completion in value.values() for price in (prompt, completion)]
-        is_right = all(_is_number(price) and 0 <= price < math.inf for price in prices)
-    except (AttributeError, TypeError, ValueError):
-        return None
-    return value if is_right else None
-
-
-def _strategies(value: Any) -> Any:
-    is_right = isinstance(value, Sequence) and all(map(_is_strategy, value))
-    return tuple(value) if is_right else None
-
-
-def _is_strategy(value: object) -> bool:
-    decides = any(overrides(value, name) for name in METHODS)
-    return isinstance(value, Strategy) and (type(value) is Strategy or decides)
-
-
-FLAG = of_type(bool, "True or False")
-TEMPERATURES = Check(
-    f'a number above 0 and at most 2, "{OWN}" (that of each LM and predictor), or None',
-    lambda value: OWN if value == OWN else positive(2).read(value),
-)
 MAX_BITS = 1000  # of whole numbers: a larger one could not be made a float
-STRATEGIES = Check(
-    "a sequence of instances of Strategy, such as (LearningFrontier(),), each of which overrides "
-    f"one of {', '.join(METHODS)}",
-    _strategies,
-)
-PRICES = Check("dollars for a million prompt and completion tokens, {'model': (0.1, 0.4)}", _prices)
 
 
-def _is_number(value: object) -> bool:
+def _number(value: Any) -> Any:
+    """A number of any kind, such as `np.int64(3)`, as one of Python's."""
     is_huge = isinstance(value, int) and value.bit_length() > MAX_BITS
-    return isinstance(value, Real) and not isinstance(value, bool) and not is_huge
+    if isinstance(value, bool) or is_huge or not isinstance(value, Real):
+        raise ValueError(f"it should be a number{' of fewer digits' if is_huge else ''}")
+    return value if isinstance(value, int) else float(value)
 
 
-def _metadata(argument: Field[Any]) -> tuple[Any, ...]:
+def _checked_metric(metric: Any) -> Any:
+    if metric is not None:
+        adapt_metric(metric)
+    return metric
+
+
+def _checked_gate(gate: Gate | None, others: ValidationInfo) -> Gate | None:
+    if getattr(gate, "measures", False) and others.data.get("metric", gate) is None:
+        raise ValueError(
+            f"with metric=None nothing scores the rollouts for {type(gate).__name__}; pass a "
+            f"metric, or leave the gate out"
+        )
+    return gate
+
+
+def _checked_strategies(strategies: Sequence[Strategy]) -> tuple[Strategy, ...]:
+    for one in strategies:
+        if type(one) is not Strategy and not any(overrides(one, name) for name in METHODS):
+            raise ValueError(f"{one!r} overrides none of {', '.join(METHODS)}")
+    names = [type(one).__name__ for one in strategies if overrides(one, "credit")]
+    if len(names) > 1:
+        raise ValueError(f"{' and '.join(names)} each value the steps of a group; pass one")
+    return tuple(strategies)
+
+
+def _checked_offline(offline: bool, others: ValidationInfo) -> bool:
+    if offline and others.data.get("log_dir", "") is None:
+        raise ValueError(f"offline={offline} and log_dir=None: there is nothing to replay")
+    return offline
+
+
+def _is_folder(value: Any) -> bool:
+    return isinstance(value, str | PathLike) and value != ""
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+Least0 = Annotated[Whole, Field(ge=0)]
+Least1 = Annotated[Whole, Field(ge=1)]
+Least2 = Annotated[Whole, Field(ge=2)]
+Price = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[
+    float, SkipValidation, AfterValidator(_number), such_that(math.isfinite, "it should be finite")
+]
+Positive = Annotated[Finite, Field(gt=0)]
+Folder = Annotated[str | PathLike[str], SkipValidation, such_that(_is_folder, "give a folder")]
+
+
+def _metadata(argument: dataclasses.Field[Any]) -> tuple[Any, ...]:
     return getattr(argument.type, "__metadata__", ())
-
-
-def read_arguments(settings: Any) -> Iterator[str]:
-    """Replace each argument by what its check reads; a sentence for each that cannot be used.
-
-    A check stands in the type of its field. None may be passed where it is the default.
-    """
-    for argument in fields(settings):
-        name, value = argument.name, getattr(settings, argument.name)
-        for check in _metadata(argument):
-            if check is NOT_WHICH or (value is None and argument.default is None):
-                continue
-            if (usable := check.read(value)) is None:
-                yield f"{name}={value!r}: pass {check.hint}."
-            else:
-                object.__setattr__(settings, name, usable)
 
 
 def refuse(faults: Iterable[str]) -> None:
@@ -204,24 +176,7 @@ def _instead_of(name: str) -> str:
     return f"; pass {OTHERS[name]}" if name in OTHERS else ""
 
 
-def plainly_typed(settings_class: type[T]) -> type[T]:
-    """Remove the checks from the types that `help` and editors show; the fields keep them."""
-    for annotations in (settings_class.__annotations__, settings_class.__init__.__annotations__):
-        for name, kind in annotations.items():
-            if hasattr(kind, "__metadata__"):  # it is Annotated
-                annotations[name] = kind.__origin__
-    return settings_class
-
-
-GUARD = Check(
-    "'refuse', 'warn', 'off', or a function of a text and the reason against it",
-    lambda value: value if callable(value) or value in ("refuse", "warn", "off") else None,
-)
-ReflectionModule = Annotated[Any, of_type(dspy.Module, "a dspy.Module with the same fields")]
-
-
-@plainly_typed
-@dataclass(frozen=True, kw_only=True)
+@checked(SettingsError)
 class Reflection:
     """How the reflection LM is called.
 
@@ -247,23 +202,21 @@ class Reflection:
         SettingsError: names every field that cannot be used.
     """
 
-    extract: ReflectionModule = field(default_factory=ExtractAdvantage)
-    update: ReflectionModule = field(default_factory=UpdateLibrary)
-    summarize: ReflectionModule = field(default_factory=SummarizeTrajectory)
-    draft: ReflectionModule = field(default_factory=DraftLessons)
-    use_labels: Annotated[bool, FLAG] = True
-    max_experience_words: Annotated[int, whole(1)] = 40
-    drafts: Annotated[int | None, whole(0)] = None
-    groups_per_call: Annotated[int | None, whole(1)] = None
-    show_images: Annotated[bool | None, FLAG] = None
-    guard: Annotated[str | Callable[[str, str], bool], GUARD] = "refuse"
+    _: KW_ONLY
+    extract: dspy.Module = field(default_factory=ExtractAdvantage)
+    update: dspy.Module = field(default_factory=UpdateLibrary)
+    summarize: dspy.Module = field(default_factory=SummarizeTrajectory)
+    draft: dspy.Module = field(default_factory=DraftLessons)
+    use_labels: StrictBool = True
+    max_experience_words: Least1 = 40
+    drafts: Least0 | None = None
+    groups_per_call: Least1 | None = None
+    show_images: StrictBool | None = None
+    guard: Literal["refuse", "warn", "off"] | Callable[[str, str], bool] = "refuse"
 
     # `PaperReflection` makes these two arguments.
     summarize_always = False
     failure_analysis = True
-
-    def __post_init__(self) -> None:
-        refuse(read_arguments(self))
 
     @property
     def modules(self) -> list[Any]:
@@ -271,18 +224,18 @@ class Reflection:
         return [self.extract, self.update, self.summarize, self.draft]
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked(SettingsError)
 class PaperReflection(Reflection):
     """The reflection of the paper, and of ablations. Not public."""
 
-    drafts: int | None = 0
-    groups_per_call: int | None = 1
+    _: KW_ONLY
+    drafts: Least0 | None = 0
+    groups_per_call: Least1 | None = 1
     summarize_always: bool = True  # every trajectory, not only those that are too long
     failure_analysis: bool = False  # lessons also from groups that fail and have no contrast
 
 
-@plainly_typed
-@dataclass(frozen=True, kw_only=True)
+@checked(SettingsError)
 class Execution:
     """Where and how rollouts are run.
 
@@ -305,56 +258,45 @@ class Execution:
         SettingsError: names every field that cannot be used.
     """
 
-    executor: Annotated[
-        Executor | None, of_type(Executor, "a concurrent.futures.Executor"), NOT_WHICH
-    ] = None
-    max_staleness: Annotated[int | None, whole(0)] = None
-    rollout_timeout_s: Annotated[float | None, positive(), NOT_WHICH] = None
-    max_errors: Annotated[int | None, whole(0), NOT_WHICH] = None
-    prices: Annotated[Mapping[str, tuple[float, float]] | None, PRICES, NOT_WHICH] = None
-
-    def __post_init__(self) -> None:
-        refuse(read_arguments(self))
+    _: KW_ONLY
+    executor: Annotated[Executor | None, NOT_WHICH] = None
+    max_staleness: Least0 | None = None
+    rollout_timeout_s: Annotated[Positive | None, NOT_WHICH] = None
+    max_errors: Annotated[Least0 | None, NOT_WHICH] = None
+    prices: Annotated[Mapping[str, tuple[Price, Price]] | None, NOT_WHICH] = None
 
 
-@plainly_typed
-@dataclass(frozen=True)
+@checked(SettingsError)
 class Settings:
     """The arguments of `TrainingFreeGRPO`, which documents them. None: derived, or the default."""
 
-    metric: Callable[..., Any] | None
+    metric: Annotated[Callable[..., Any] | None, BeforeValidator(_checked_metric)]
     _: KW_ONLY
-    reflection_lm: Annotated[dspy.BaseLM | None, of_type(dspy.BaseLM, "a dspy.LM(...)")] = None
+    reflection_lm: dspy.BaseLM | None = None
     objective: str | None = None
-    auto: Annotated[str | None, one_of(*AUTO), NOT_WHICH] = None
-    max_lm_calls: Annotated[int | None, whole(1), NOT_WHICH] = None
-    max_metric_calls: Annotated[int | None, whole(1), NOT_WHICH] = None
-    max_cost: Annotated[float | None, positive(), NOT_WHICH] = None
-    max_minutes: Annotated[float | None, positive(), NOT_WHICH] = None
-    group_size: Annotated[int | None, whole(2)] = None
-    batch_size: Annotated[int | None, whole(1)] = None
-    epochs: Annotated[int | None, whole(1), NOT_WHICH] = None
-    temperature: Annotated[float | str | None, TEMPERATURES] = None
-    max_experiences: Annotated[int, whole(1)] = 30
-    max_demos: Annotated[int | None, whole(0)] = None
-    gate: Annotated[Gate | None, of_type(Gate, "a Gate, such as NoGate()")] = None
-    strategies: Annotated[Sequence[Strategy], STRATEGIES] = ()
-    reflection: Annotated[Reflection | None, of_type(Reflection, "Reflection(...)")] = None
-    execution: Annotated[Execution | None, of_type(Execution, "Execution(...)")] = None
-    on_event: Annotated[Listener | None, of_type(Callable, "a function of an event"), NOT_WHICH] = (
-        None
-    )
-    approve: Annotated[Approve | None, of_type(Callable, "a function of a Proposal"), NOT_WHICH] = (
-        None
-    )
-    log_dir: Annotated[
-        str | PathLike[str] | None, of_type(str | PathLike, "a folder"), NOT_WHICH
-    ] = None
-    offline: Annotated[bool, FLAG, NOT_WHICH] = False
-    version: Annotated[str | None, of_type(str, "a string")] = None
-    num_threads: Annotated[int | None, whole(1), NOT_WHICH] = None
-    seed: Annotated[int, whole()] = 0
-    progress: Annotated[bool, FLAG, NOT_WHICH] = True
+    auto: Annotated[Literal["light", "medium", "heavy"] | None, NOT_WHICH] = None
+    max_lm_calls: Annotated[Least1 | None, NOT_WHICH] = None
+    max_metric_calls: Annotated[Least1 | None, NOT_WHICH] = None
+    max_cost: Annotated[Positive | None, NOT_WHICH] = None
+    max_minutes: Annotated[Positive | None, NOT_WHICH] = None
+    group_size: Least2 | None = None
+    batch_size: Least1 | None = None
+    epochs: Annotated[Least1 | None, NOT_WHICH] = None
+    temperature: Literal["own"] | Annotated[Positive, Field(le=2)] | None = None
+    max_experiences: Least1 = 30
+    max_demos: Least0 | None = None
+    gate: Annotated[Gate | None, AfterValidator(_checked_gate)] = None
+    strategies: Annotated[Sequence[Strategy], AfterValidator(_checked_strategies)] = ()
+    reflection: InstanceOf[Reflection] | None = None
+    execution: InstanceOf[Execution] | None = None
+    on_event: Annotated[Listener | None, NOT_WHICH] = None
+    approve: Annotated[Approve | None, NOT_WHICH] = None
+    log_dir: Annotated[Folder | None, NOT_WHICH] = None
+    offline: Annotated[StrictBool, AfterValidator(_checked_offline), NOT_WHICH] = False
+    version: Annotated[str, Field(min_length=1)] | None = None
+    num_threads: Annotated[Least1 | None, NOT_WHICH] = None
+    seed: Whole = 0
+    progress: Annotated[StrictBool, NOT_WHICH] = True
 
     def __post_init__(self) -> None:
         gate = NoGate if self.metric is None else BayesianGate
@@ -362,25 +304,6 @@ class Settings:
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default())
-        refuse([*read_arguments(self), *self._faults()])
-
-    def _faults(self) -> Iterator[str]:
-        if self.offline and self.log_dir is None:
-            yield "offline=True and log_dir=None: there is nothing to replay; pass a log_dir."
-        if self.metric is not None:
-            try:
-                adapt_metric(self.metric)
-            except SettingsError as error:
-                yield str(error)
-        elif getattr(self.gate, "measures", False):
-            yield (
-                f"gate={type(self.gate).__name__}() and metric=None: nothing scores the rollouts; "
-                f"pass a metric, or leave the gate out."
-            )
-        strategies: Any = self.strategies if isinstance(self.strategies, tuple) else ()
-        names = [type(each).__name__ for each in strategies if overrides(each, "credit")]
-        if len(names) > 1:
-            yield f"strategies: {' and '.join(names)} each value the steps of a group; pass one."
 
     @property
     def threads(self) -> int:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.events import Listener
@@ -70,7 +70,7 @@ class RunSettings(Settings):
     `n_validation` validation examples. What training leaves of the budget measures more.
     """
 
-    temperature: float | str
+    temperature: Literal["own"] | float
     gate: Gate
     reflection: Reflection
     execution: Execution
