@@ -2,9 +2,7 @@
 
 import logging
 import math
-import random
-import statistics
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, replace
 from typing import Any
@@ -16,209 +14,31 @@ from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.gate.model import DEMOS_PRICE
-from tfgrpo_dspy.gate.race import Race, Scores, scored
-from tfgrpo_dspy.listeners.evaluations import Row, tell_evaluations
+from tfgrpo_dspy.gate.race import Race, Scores
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results.records import (
-    UNBOUNDED,
     DemoRecord,
-    ExampleScores,
     Finalist,
-    Gain,
     HeldOut,
-    Scale,
     ScoreSummary,
     TriedAdvice,
 )
-from tfgrpo_dspy.results.rows import ExampleRow, RolloutRow
-from tfgrpo_dspy.rollout import Rollout, floored, rollout_id_for
+from tfgrpo_dspy.results.rows import RolloutRow
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.rollouts import Rollouts, Sample
-from tfgrpo_dspy.run.rows import example_rows, measured_rows, worst_first
+from tfgrpo_dspy.run.measurements import Measurements
+from tfgrpo_dspy.run.rows import worst_first
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.demos import Demo
 from tfgrpo_dspy.settings.checks import inputs_text, policy_lms
 
 logger = logging.getLogger(__name__)
 
-PRIORITY = (1,)  # these rollouts are begun before reflections and training rollouts
 DEMOS_SD = 0.3
 """How much demos that no training rollout showed may add, in standard deviations of the score."""
 DEMOS_ERROR = 0.25
 """How far the effect of demos on validation may be from that in training, in the same unit."""
 DEMOS = "demos"  # the name of the demos among the parts of a candidate
-
-
-class Measurements:
-    """Rollouts of candidates on a set; those of an example have the same rollout id.
-
-    The examples are measured in an order that the seed mixes: a budget may reach for the first ones
-    only. A pair is the place of a candidate, and that of an example in this order. `history`
-    gives the rollouts with what they count with.
-    """
-
-    def __init__(
-        self,
-        run: RunContext,
-        role: str,
-        examples: Sequence[Any],
-        candidates: Sequence[Additions],
-        history: History,
-    ) -> None:
-        self.candidates = candidates
-        self.n_examples = len(examples)
-        self._run, self._role, self._examples = run, role, examples
-        mixed = random.Random(f"{role}/{run.settings.seed}")
-        self._order = mixed.sample(range(len(examples)), len(examples))
-        self._maker = Rollouts(run, role, examples, None)
-        self._reward, self._known = history.reward, history.latest.known
-        self._rollouts: dict[tuple[int, int], Rollout] = {}
-
-    def make(self, pairs: Sequence[tuple[int, int]]) -> Sequence[Rollout]:
-        """Make these rollouts. Raises RunStopped: a budget does not reach, or the run has ended.
-
-        Then the first examples that every candidate of these pairs has finished still count.
-        """
-        samples = []
-        for candidate, place in pairs:
-            example = self._order[place]
-            rollout_id = rollout_id_for(self._run.settings.seed, 0, example, 0, "validation")
-            samples.append(Sample(self.candidates[candidate], example, rollout_id))
-        made: dict[int, Rollout] = {}
-
-        async def one(k: int) -> None:
-            (made[k],) = await self._maker.make([samples[k]], PRIORITY)
-
-        async def every() -> None:
-            places = [place for _, place in pairs]
-            done = 0
-            while done < len(pairs):
-                n = self._n_at_once(places[done:], made.values())
-                for task in [self._run.loop.spawn(one(k)) for k in range(done, done + n)]:
-                    await task
-                done += n
-
-        try:
-            self._run.loop.run(every())
-        finally:
-            cut = {place for k, (_, place) in enumerate(pairs) if k not in made}
-            kept = [k for k, (_, place) in enumerate(pairs) if place < min(cut, default=math.inf)]
-            rollouts = self._reward([made[k] for k in kept])
-            self._rollouts |= zip([pairs[k] for k in kept], rollouts, strict=True)
-        return rollouts
-
-    def _n_at_once(self, places: Sequence[int], made: Iterable[Rollout]) -> int:
-        """How many of the pairs at these places are made next: those of whole examples.
-
-        A budget can cut the pairs of one example only: the first is made alone, and then as many
-        as there is budget for if each takes what the dearest has taken. So which examples are
-        finished does not depend on the number of threads.
-        """
-        ledger = self._run.ledger
-        n_of_one = sum(place == places[0] for place in places)
-        if not ledger.limits_lm_calls:
-            return len(places)
-        usages = [r.usage + r.metric_usage for r in (*self._rollouts.values(), *made)]
-        if not usages:
-            return n_of_one
-        calls = max(usage.n_lm_calls + usage.n_cached_calls for usage in usages)
-        cost = max(usage.cost_usd for usage in usages)
-        fitting = [math.inf if not each else ledger.left(name) / each
-                   for name, each in (("max_lm_calls", calls), ("max_cost", cost))]  # fmt: skip
-        n_examples = max(1, min(len(places), *fitting) // n_of_one)
-        return int(n_examples * n_of_one)
-
-    def make_all(self, n_examples: int) -> None:
-        """Make the rollouts of all candidates on so many examples, as far as the budget reaches."""
-        n_candidates = len(self.candidates)
-        n_left = self._run.ledger.left("max_metric_calls") / n_candidates
-        n = int(min(n_examples, max(1, n_left)))
-        with suppress(RunStopped):
-            self.make([(c, place) for place in range(n) for c in range(n_candidates)])
-        means = self._means()
-        if (result := means.get(n_candidates - 1)) is not None:
-            self._run.report.progress.show_scores(student=means[0], result=result)
-
-    def scores(self) -> Scores:
-        """The score of each rollout.
-
-        The program's own failure has the `failure_score` of these and the training scores. Where
-        the provider, the clock or the metric failed there is no score.
-        """
-        scores = floored([*self._rollouts.values()], self._known)
-        return dict(zip(self._rollouts, scores, strict=True))
-
-    def scores_of(self, candidate: int) -> ExampleScores:
-        """The candidate's scores by `scored`, in the order of the measurement."""
-        return [score for (c, _), score in scored(self.scores()).items() if c == candidate]
-
-    @property
-    def scale(self) -> Scale:
-        """The lowest and the highest score that was measured."""
-        scores = [score for score in self.scores().values() if score is not None]
-        return (min(scores), max(scores)) if scores else UNBOUNDED
-
-    def objectives_of(self, candidate: int) -> dict[str, float]:
-        """The means of the candidate's objectives, over the rollouts that have them."""
-        found = [r.objectives for (c, _), r in self._rollouts.items() if c == candidate]
-        names = dict.fromkeys(name for objectives in found for name in objectives)
-        return {n: statistics.fmean(each[n] for each in found if n in each) for n in names}
-
-    def show(self) -> None:
-        """Show the mean scores of the student and of the best candidate so far."""
-        if means := self._means():
-            self._run.report.progress.show_scores(student=means[0], best=max(means.values()))
-
-    def _means(self) -> dict[int, float]:
-        """The mean scores of the candidates that were measured on all examples of the student."""
-        scores = {c: self.scores_of(c) for c in range(len(self.candidates))}
-        whole = {c: each for c, each in scores.items() if len(each) == len(scores[0])}
-        known = {c: [s for s in each if s is not None] for c, each in whole.items()}
-        return {c: statistics.fmean(each) for c, each in known.items() if each} if known[0] else {}
-
-    def rows(self, candidate: int) -> list[Row]:
-        """The candidate's scored examples with predictions and scores, in the set's order."""
-        return [
-            (self._examples[i], dspy.Prediction(**rollout.outputs), score)
-            for i, (rollout, score) in sorted(self._by_example(candidate).items())
-            if score is not None
-        ]
-
-    def _by_example(self, candidate: int) -> dict[int, tuple[Rollout, float | None]]:
-        """The candidate's rollouts, with what they count with."""
-        scores = self.scores()
-        return {
-            self._order[place]: (rollout, scores.get((c, place)))
-            for (c, place), rollout in self._rollouts.items()
-            if c == candidate
-        }
-
-    @property
-    def rollouts(self) -> list[RolloutRow]:
-        """The rollouts of all candidates."""
-        return [
-            row
-            for c, candidate in enumerate(self.candidates)
-            for row in measured_rows(self._role, candidate, self._by_example(c))
-        ]
-
-    def examples(self, place: int) -> list[ExampleRow]:
-        """What the student and this candidate gave and scored on each example."""
-        of = (self._by_example(0), self._by_example(place))
-        return example_rows(self._role, self._examples, *of)
-
-    def tell(self, *places: int) -> None:
-        """Tell DSPy's callbacks what these candidates score, each once."""
-        rows = ((self.candidates[place], self.rows(place)) for place in dict.fromkeys(places))
-        tell_evaluations(self._role, self._run.student, rows)
-
-    def outcome(self, place: int) -> dict[str, Any]:
-        """The mean scores of the student and of this candidate, and the gain."""
-        before, after = self.scores_of(0), self.scores_of(place)
-        scale = self.scale
-        student, best = ScoreSummary.of(before, scale), ScoreSummary.of(after, scale)
-        return {"student": student, "best": best, "gain": Gain.between(before, after, scale)}
 
 
 def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Sequence[Any]) -> Any:
