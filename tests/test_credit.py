@@ -22,8 +22,9 @@ from small import grpo
 from test_replay import sql_tool
 
 from tfgrpo_dspy import ExperienceLibrary, NoGate, SettingsError
+from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.rollout import Group, Rollout, Step, trajectory_text
+from tfgrpo_dspy.rollout import Rollout, Step, trajectory_text
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.strategies import (
     Ask,

@@ -17,7 +17,8 @@ from small import grpo
 from test_final_choice import CODES, FIRST_TEST, FIRST_VALIDATION, case_in, cases, is_right, luck_of
 
 from tfgrpo_dspy import Gate, StoreError, best_so_far
-from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
+from tfgrpo_dspy.group import Group
+from tfgrpo_dspy.rollout import Failure, Rollout, Step
 from tfgrpo_dspy.sampling.demos import BestRollouts, demos_of, first_demos, with_demos
 
 

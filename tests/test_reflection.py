@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scripted import lessons, scripted_lm
 
 from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, ExtractAdvantage
+from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.guard import Guard, unsafe_reason
 from tfgrpo_dspy.reflection.lessons import (
     Lesson,
@@ -28,7 +29,7 @@ from tfgrpo_dspy.reflection.texts import (
     feedback_text,
     library_text,
 )
-from tfgrpo_dspy.rollout import Failure, Group, Rollout, Step
+from tfgrpo_dspy.rollout import Failure, Rollout, Step
 from tfgrpo_dspy.scores import ScoreRange
 
 GROUP_0 = Evidence(update=0, example=0, rollout_ids=(1, 2), scores=(1.0, 0.0))

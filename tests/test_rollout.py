@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import pytest
 
+from tfgrpo_dspy.group import Group, floored
 from tfgrpo_dspy.rollout import (
     Failure,
     FailureKind,
-    Group,
     Rollout,
     Step,
     Usage,
-    floored,
     rollout_id_for,
     trajectory_text,
 )

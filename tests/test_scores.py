@@ -11,7 +11,8 @@ from runs import ADVICE, UNPARSED, Run, library_texts, n_calls, polite_answer, q
 from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
 
 from tfgrpo_dspy import TrainingFreeGRPO
-from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.group import Group
+from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.scores import ScoreRange
 
 UNITS: dict[str, Callable[[float], float]] = {

@@ -12,7 +12,8 @@ from scripted import EXTRACT, chat, lessons, operations
 
 from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary, SettingsError
 from tfgrpo_dspy.experience.values import Add, Modify
-from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.group import Group
+from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.strategies import (
     AttributionPrior,

@@ -9,7 +9,8 @@ from runs import Run
 from scripted import chat
 
 from tfgrpo_dspy import ExperienceLibrary
-from tfgrpo_dspy.rollout import Group, Rollout, Step, Usage
+from tfgrpo_dspy.group import Group
+from tfgrpo_dspy.rollout import Rollout, Step, Usage
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.strategies.base import Ask, Attempt, GroupContext, Strategy
 from tfgrpo_dspy.strategies.worth import credited_in_vain, may_be_credited, rescued_in_vain

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add, Advice, Evidence, Experience, Modify, Operation
 from tfgrpo_dspy.gate.protocol import Decision
+from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.texts import clip
 from tfgrpo_dspy.results.records import Change, ChangeKind, Comparison, RolloutSummary
-from tfgrpo_dspy.rollout import Group, Rollout, fields_text
+from tfgrpo_dspy.rollout import Rollout, fields_text
 from tfgrpo_dspy.run.updates import Extracted
 from tfgrpo_dspy.wording import WORD, shortened
 

@@ -7,7 +7,8 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.errors import sentence
-from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.group import Group
+from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.asking import Answer
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.updates import Update, groups_of

@@ -5,7 +5,8 @@ import itertools
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 
-from tfgrpo_dspy.rollout import FailureKind, Group, Rollout, rollout_id_for
+from tfgrpo_dspy.group import Group
+from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.endings import FIRST_ROLLOUTS, why_unreadable
 from tfgrpo_dspy.run.history import History

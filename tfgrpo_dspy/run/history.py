@@ -12,9 +12,10 @@ from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation
 from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
+from tfgrpo_dspy.group import Group, floored
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.results import REFLECTIONS
-from tfgrpo_dspy.rollout import Group, Rollout, Usage, fields_text, floored
+from tfgrpo_dspy.rollout import Rollout, Usage, fields_text
 from tfgrpo_dspy.run.changes import Changes
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.planning import Planner

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
 from tfgrpo_dspy.errors import NotReplayedError, StrategyError, UnpaidError
+from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.identity import digest
-from tfgrpo_dspy.rollout import FailureKind, Group, Rollout, rollout_id_for
+from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.updates import Batch

@@ -22,10 +22,11 @@ from tfgrpo_dspy.budget.unseen import CallWatcher
 from tfgrpo_dspy.errors import MetricError, RunFailedError, RunStopped
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add
+from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.metric import Score, ScoringFunction
 from tfgrpo_dspy.results.probe import FEWEST, Probe, predicted
 from tfgrpo_dspy.results.records import Gain, ScoreSummary, counted
-from tfgrpo_dspy.rollout import Group, Rollout, rollout_id_for
+from tfgrpo_dspy.rollout import Rollout, rollout_id_for
 from tfgrpo_dspy.run.asking import ReflectionClient
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History

@@ -8,6 +8,7 @@ from typing import Any
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL, Evidence, Operation, Refusal
+from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection import texts
 from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.lessons import Lesson, lessons_in, merge_lessons
@@ -18,7 +19,7 @@ from tfgrpo_dspy.reflection.operations import (
     operations_in,
     retold,
 )
-from tfgrpo_dspy.rollout import Group, fields_text
+from tfgrpo_dspy.rollout import fields_text
 from tfgrpo_dspy.run.asking import IMAGES, Answer, Inputs, ReflectionClient
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.endings import ANSWERS_IN_A_ROW, why_useless

@@ -26,10 +26,11 @@ from tfgrpo_dspy.errors import (
     described,
 )
 from tfgrpo_dspy.experience.values import Add, Delete, Keep, Modify
+from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import as_input
-from tfgrpo_dspy.rollout import Failure, FailureKind, Group, Rollout
+from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout
 from tfgrpo_dspy.run.asking import Answer, ReflectionClient
 from tfgrpo_dspy.run.play import Player, with_beside
 from tfgrpo_dspy.run.updates import Batch

@@ -14,7 +14,8 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
-from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.group import Group
+from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.fields import as_fields, parsed
 
 LEAST_BEST = 4

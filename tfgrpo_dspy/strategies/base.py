@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Operation
+from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.scores import NO_SCORES

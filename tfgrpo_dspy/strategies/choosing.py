@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from tfgrpo_dspy.errors import SettingsError
-from tfgrpo_dspy.rollout import Group
+from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.strategies.base import BatchPlan, Strategy

@@ -10,8 +10,9 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
+from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.reflection.texts import clip
-from tfgrpo_dspy.rollout import Group, Rollout, fields_text, trajectory_text
+from tfgrpo_dspy.rollout import Rollout, fields_text, trajectory_text
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.sampling.replay import decision

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tfgrpo_dspy.rollout import Group, Rollout
+from tfgrpo_dspy.group import Group
+from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.scores import MIN_CONTRAST
 from tfgrpo_dspy.strategies.arguments import strategy
 from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strategy
