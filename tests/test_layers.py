@@ -34,7 +34,7 @@ LAYERS = [
     {"report"},
     {"tracking"},
     {"optimizer"},
-    {"cli", "local", "metrics"},
+    {"cli", "local", "metrics", "mlflow_prompts"},
     {"__main__"},
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
@@ -56,9 +56,19 @@ ONLY_IN = {
         "gate",
         "interchange",
     },
-    "concurrent": {"tasks", "run", "local", "settings", "optimizer"},
+    "concurrent": {"mlflow_prompts", "tasks", "run", "local", "settings", "optimizer"},
     "contextvars": {"tasks", "listeners", "budget", "home", "local"},
-    "threading": {"tasks", "listeners", "budget", "home", "store", "local", "metrics", "cli"},
+    "threading": {
+        "mlflow_prompts",
+        "tasks",
+        "listeners",
+        "budget",
+        "home",
+        "store",
+        "local",
+        "metrics",
+        "cli",
+    },
     "asyncio": {"tasks", "run", "budget", "home", "local", "references"},
     "signal": {"metrics"},
     "resource": {"metrics"},
@@ -81,6 +91,7 @@ ONLY_IN = {
     "argparse": set[str](),
     "click": {"cli"},
     "yaml": {"interchange"},
+    "mlflow": {"mlflow_prompts"},
     "pyarrow": {"cli"},
 }
 """The libraries that only some modules may import, and these modules."""

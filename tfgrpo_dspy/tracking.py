@@ -6,6 +6,7 @@ MLflow is not imported here unless the user has imported it.
 import contextlib
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,13 +16,14 @@ from typing import Any
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import Event, RunEnded, UpdateDecided
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.results import RunResults
 from tfgrpo_dspy.results.records import ScoreSummary
+from tfgrpo_dspy.results.rows import RolloutRow, as_columns, objective_means
 from tfgrpo_dspy.settings.schedule import RunSettings
 
 logger = logging.getLogger(__name__)
 
 N_COMPILES = "tfgrpo.n_compiles"  # a tag of a run of MLflow
+_NOT_IN_NAMES = re.compile(r"[^\w\-. /]")
 LONGEST_PARAMETER = 500  # characters, which every store of MLflow takes
 
 
@@ -38,7 +40,7 @@ def tracked(settings: RunSettings) -> Iterator[RunSettings]:
         except Exception as error:  # noqa: BLE001 - whatever the tracking server brings about
             logger.warning("this compile is not shown in MLflow: %s", described(error))
             run = None
-        trackers = (_MlflowListener(mlflow, run.info.run_id, settings),) if run else ()
+        trackers = (MlflowListener(mlflow, run.info.run_id, settings),) if run else ()
         yield replace(settings, trackers=trackers)
 
 
@@ -60,6 +62,11 @@ def _run_of_its_own(mlflow: Any) -> Iterator[Any]:
             logger.warning("the run of MLflow could not be ended: %s", described(error))
 
 
+def is_autologging() -> bool:
+    """Whether MLflow logs compiles of DSPy by itself."""
+    return _autologging() is not None
+
+
 def _autologging() -> Any:
     """The module `mlflow` if its autologging of DSPy's compiles is on, else None."""
     utils = sys.modules.get("mlflow.utils.autologging_utils")
@@ -69,33 +76,35 @@ def _autologging() -> Any:
     return sys.modules["mlflow"] if is_on else None
 
 
-class _MlflowListener:
+class MlflowListener:
     """Logs what a run tells to one MLflow run, in the listener's own thread.
 
     MLflow's functions know the active run in the thread of the compile only, so a client logs. The
     second compile in a run logs under names that begin with "compile_2.", and so on.
     """
 
-    def __init__(self, mlflow: Any, run_id: str, settings: RunSettings) -> None:
+    def __init__(self, mlflow: Any, run_id: str, settings: RunSettings | None = None) -> None:
         self._mlflow, self._run_id, self._settings = mlflow, run_id, settings
+        self._rollouts: list[RolloutRow] = []
         self._client: Any = None
         self._prefix = ""
 
     def __call__(self, event: Event) -> None:
+        """Log what the event tells."""
         if self._client is None:
             self._begin()
         if isinstance(event, UpdateDecided):
             self._log_update(event)
         elif isinstance(event, RunEnded):
-            self._log_end(event.results)
+            self._log_end(event)
 
     def _begin(self) -> None:
         self._client = self._mlflow.MlflowClient()
         n_before = int(self._client.get_run(self._run_id).data.tags.get(N_COMPILES, 0))
         self._client.set_tag(self._run_id, N_COMPILES, n_before + 1)
         self._prefix = f"compile_{n_before + 1}." if n_before else ""
-        settings = self._settings
-        self._log_parameters({**settings.result_scalars(), **settings.schedule})
+        if settings := self._settings:
+            self._log_parameters({**settings.result_scalars(), **settings.schedule})
 
     def _log_parameters(self, values: Mapping[str, Any]) -> None:
         """The names have a prefix: `mlflow.dspy` logs the arguments of `compile` as they are."""
@@ -124,13 +133,19 @@ class _MlflowListener:
             "experiences": record.library_size,
             "lm_calls": record.n_lm_calls,
             "cost_usd": record.cost_usd,
+            "groups_without_contrast": record.share_without_contrast,
         }
-        self._log_metrics(record.update, values)
+        self._rollouts += event.rollouts
+        means = objective_means(row.objectives for row in event.rollouts)
+        self._log_metrics(record.update, {**values, **_named("training", means)})
         text = json.dumps(event.library.to_dict(), ensure_ascii=False, indent=2)
         self._log_text(text, f"library/update_{record.update:04}.json")
 
-    def _log_end(self, results: RunResults) -> None:
+    def _log_end(self, event: RunEnded) -> None:
+        results = event.results
         last = len(results.updates)
+        if self._settings is None:
+            self._log_parameters({**results.settings, **results.schedule})
         measured: dict[str, tuple[ScoreSummary | None, ScoreSummary | None]]
         measured = {"validation_score": (results.student, results.best)}
         if results.test:
@@ -138,8 +153,22 @@ class _MlflowListener:
         for name, (student, best) in measured.items():
             self._log_metrics(0, {name: student.mean if student else None})
             self._log_metrics(last, {name: best.mean if best else None})
+        for place, finalist in enumerate(results.finalists):
+            if finalist.is_best or not place:
+                step = last if finalist.is_best else 0
+                self._log_metrics(step, _named("validation", finalist.objectives))
         self._log_text(str(results), "summary.txt")
         self._log_text(html(results), "report.html")
+        if rows := as_columns([*self._rollouts, *event.rollouts]):
+            columns = {name: [row[name] for row in rows] for name in rows[0]}
+            self._client.log_table(self._run_id, columns, self._path("rollouts.json"))
 
     def _log_text(self, text: str, path: str) -> None:
-        self._client.log_text(self._run_id, text, f"{self._prefix.replace('.', '/')}{path}")
+        self._client.log_text(self._run_id, text, self._path(path))
+
+    def _path(self, path: str) -> str:
+        return f"{self._prefix.replace('.', '/')}{path}"
+
+
+def _named(set: str, means: Mapping[str, float]) -> dict[str, float]:
+    return {f"{set}_objective.{_NOT_IN_NAMES.sub('_', n)}": mean for n, mean in means.items()}

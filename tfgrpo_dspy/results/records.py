@@ -276,6 +276,13 @@ class UpdateRecord:
         return any(change.kind != "settled" for change in self.changes)
 
     @property
+    def share_without_contrast(self) -> float | None:
+        """The share of its groups that could teach nothing; None where it has none."""
+        n_groups = len(self.groups)
+        n_without = sum(group.used_as == "no contrast" for group in self.groups)
+        return n_without / n_groups if n_groups else None
+
+    @property
     def scores(self) -> list[float]:
         """The scores of its rollouts, those of failed rollouts included."""
         return [score for group in self.groups for score in group.scores if score is not None]

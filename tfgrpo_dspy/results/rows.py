@@ -3,6 +3,7 @@
 Each is a frozen value of texts and numbers; `as_columns` makes plain dicts of equal keys of them.
 """
 
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -92,6 +93,13 @@ class ExampleRow:
     student_outputs: str
     result_outputs: str
     feedback: str = ""
+
+
+def objective_means(values: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each objective, over those that have it."""
+    found = [*values]
+    names = dict.fromkeys(name for of_one in found for name in of_one)
+    return {n: statistics.fmean(of_one[n] for of_one in found if n in of_one) for n in names}
 
 
 def as_columns(rows: Iterable[Any]) -> list[dict[str, Any]]:

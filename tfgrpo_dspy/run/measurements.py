@@ -14,7 +14,7 @@ from tfgrpo_dspy.gate.race import Scores, scored
 from tfgrpo_dspy.group import floored
 from tfgrpo_dspy.listeners.evaluations import Row, tell_evaluations
 from tfgrpo_dspy.results.records import UNBOUNDED, ExampleScores, Gain, Scale, ScoreSummary
-from tfgrpo_dspy.results.rows import ExampleRow, RolloutRow
+from tfgrpo_dspy.results.rows import ExampleRow, RolloutRow, objective_means
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
@@ -136,9 +136,8 @@ class Measurements:
 
     def objectives_of(self, candidate: int) -> dict[str, float]:
         """The means of the candidate's objectives, over the rollouts that have them."""
-        found = [r.objectives for (c, _), r in self._rollouts.items() if c == candidate]
-        names = dict.fromkeys(name for objectives in found for name in objectives)
-        return {n: statistics.fmean(each[n] for each in found if n in each) for n in names}
+        rollouts = self._rollouts.items()
+        return objective_means(r.objectives for (c, _), r in rollouts if c == candidate)
 
     def show(self) -> None:
         """Show the mean scores of the student and of the best candidate so far."""
