@@ -28,10 +28,8 @@ _NOTHING = re.compile(
     r"(?:none|n/a|(?:there (?:is|was) )?nothing(?: new| more)?(?: to (?:learn|add)\b[^.]*)?)"
     r"(?:\s*[.,;:(\u2013\u2014-].*)?"
     r"|na|null|nil|empty|none (?:needed|required|found)"
-    r"|(?:there (?:are|is|were) |i (?:have|see|found) )?no (?:(?:new|more|further|other|additional"
-    r"|useful|general) )*lessons?"
-    r"(?:[.,;:(].*| (?:are|is|were|can|could|to|from|here|needed|found)\b.*)?"
-    r"|no (?:operations?|changes?)(?: (?:are |is )?(?:needed|necessary|required))?"
+    r"|(?:there (?:are|were) )?no (?:\w+ )?lessons?(?:[.,;:(].*| (?:are|can|from|here|found)\b.*)?"
+    r"|no (?:operations?|changes?)(?: (?:are )?(?:needed|necessary|required))?"
     r"|keine|nichts|aucune?|rien|ninguna?|nada|nessuna?|nenhuma?|нет|ничего|无|無|没有|沒有|なし"
     r"|特になし|없음|##[^#\n]*##"  # the marker of a field
 )
@@ -44,11 +42,7 @@ _BULLET = re.compile(
     r"(?:#?\d{1,3}\s*[:.)\uff1a\u2013-]|[:\uff1a]))\s*",
     re.IGNORECASE,
 )
-_TAG = re.compile(r"</?(?:lessons?|li|ul|ol|item|br)\s*/?>", re.IGNORECASE)
-_TAGGED = re.compile(
-    rf"^(?:[ \t]*{_TAG.pattern}.*|.*{_TAG.pattern}[ \t]*)$", re.IGNORECASE | re.MULTILINE
-)
-"""Tags in the middle of a line belong to a lesson."""
+_TAG = re.compile(r"</?lessons?\s*/?>", re.IGNORECASE)
 _IN_JSON = re.compile(r"\[\s*(?:[\"'{\u201c]|\])|\{\s*[\"'\u201c]")
 _LESSONS_IN_JSON = re.compile(
     rf"^(?:[^\n:]{{0,80}}\blessons?\b[^\n:]{{0,80}}:)?[^\S\n]*(?:(?:[-*]|\d{{1,2}}[.)])\s+(?=\{{))?"
@@ -58,7 +52,7 @@ _LESSONS_IN_JSON = re.compile(
 """Brackets in the middle of a line belong to a lesson."""
 _BETWEEN_OBJECTS = re.compile(r"\}\s*(?:,?\s*(?:[-*\u2022]|(?:\w+\s+)?#?\d{1,2}[.):])\s*)?(?=\{)")
 _NO_LESSON = re.compile(
-    r"\s*(?:\[\[ ?#.*|\[[a-z_]+\]|[-=*_#`~]{3,}|#+ .*)$"
+    r"\s*(?:\[[a-z_]+\]|#+ .*)$"
     r"|\W*(?:here(?:['\u2019]s| are| is)|sure\b|certainly\b|of course\b|i hope|hope (?:this|these)"
     r"|let me know)",
     re.IGNORECASE,
@@ -97,9 +91,9 @@ def read_lessons(given: Any) -> list[str]:
     text = without_fences(given)
     start = _LESSONS_IN_JSON.search(text)
     found = json_in(text[start.end() :]) if start else None
-    if found is None or (found and start and _is_example(found, text, start.start())):
-        return _lines_of(text)
     items = [*_strings_in(found)]
+    if found is None or (items and max(map(n_words, items)) < 2):  # words that a lesson shows
+        return _lines_of(text)
     lessons = [*_items_of(items)]
     says_none = found in ([], {"lessons": []}) or (items and all(map(is_nothing, items)))
     if not lessons and not says_none:
@@ -112,12 +106,6 @@ def _items_of(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         if (line := bare_line(text)) and not _ends_open(line) and not _NO_LESSON.match(line):
             yield line
-
-
-def _is_example(found: Any, text: str, start: int) -> bool:
-    """Whether JSON between other lines holds single words: no lessons, but what one speaks of."""
-    is_alone = not text[:start].strip() and text.endswith(("]", "}"))
-    return not is_alone and max(map(n_words, _strings_in(found)), default=0) < 2
 
 
 def resolve_scope(name: str, predictors: Sequence[str]) -> str | None:
@@ -164,7 +152,7 @@ def _lines_of(text: str) -> list[str]:
     Bullets below a heading are lessons; those below a lesson explain it, and are left out.
     """
     lines: list[str] = []
-    for line in _TAGGED.sub(lambda found: _TAG.sub("\n", found[0]), text).splitlines():
+    for line in _TAG.sub("\n", text).splitlines():
         if lines and _goes_on(lines[-1], line):
             lines[-1] = f"{lines[-1]} {line.strip()}"
         elif not _NO_LESSON.match(line):
@@ -181,7 +169,6 @@ def _lines_of(text: str) -> list[str]:
     least = min((_indent(line) for line in bullets), default=0)
     bullets = [line for line in bullets if _indent(line) <= least + 1]
     lessons = [bare for line in bullets or found if (bare := bare_line(line))]
-    lessons = lessons or [b for line in lines if (b := bare_line(line)) and not _ends_open(b)]
     if not lessons and any(map(bare_line, text.splitlines())):
         raise ValueError(f"{text[:80]!r} holds no lesson.")
     return lessons
@@ -242,7 +229,6 @@ def _ends_open(bare: str) -> bool:
 def bare_line(text: str) -> str:
     """The text of one lesson: without bullet, bold, quotes and white space; "" for "None"."""
     text = " ".join(encodable(text).split())
-    text = text.lstrip("> ") if text.startswith(">") else text
     text = _BOLD.sub(r"\1", text)
     for _ in range(2):  # "- Lesson 1: ..."
         text = text[bullet.end() :] if (bullet := _BULLET.match(text)) else text
@@ -254,9 +240,8 @@ def bare_line(text: str) -> str:
 
 
 def without_fences(text: str) -> str:
-    """The beginning of the text, without code fences, thoughts and end markers."""
+    """The beginning of the text, without code fences and thoughts."""
     text, _ = without_thoughts(text)
-    text = re.sub(r"^[^\S\n]*\[\[ ?## ?completed.*", "", text, flags=re.MULTILINE)
     text = re.sub(r"^[^\S\n]*```[\w-]*|```[^\S\n]*$", "", text, flags=re.MULTILINE)
     return text.strip()[:LONGEST_ANSWER]
 
