@@ -39,6 +39,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = mlflow.get_tracking_uri()
     folder = tmp_path_factory.mktemp("mlflow")
     mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+    mlflow.create_experiment("prompts", artifact_location=(folder / "artefacts").as_uri())
     mlflow.set_experiment("prompts")
     yield
     mlflow.set_tracking_uri(before)
