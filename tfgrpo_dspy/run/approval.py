@@ -1,5 +1,6 @@
 """Asks the user's `approve` whether an update may be made; the answers are recorded."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import AnyOperation, Keep, Operation, Refusal, operation_from
 from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.operations import admitted
+from tfgrpo_dspy.run.calls import Call, recorded
 from tfgrpo_dspy.run.context import RunContext
 
 REJECTED = "rejected by approve"
@@ -20,7 +22,10 @@ REJECTED = "rejected by approve"
 
 @dataclass(frozen=True, slots=True)
 class _Approved:
+    """What `approve` lets through; or why its answer stands for nothing."""
+
     operations: tuple[AnyOperation, ...]
+    error: str = ""
 
 
 ANSWERS = TypeAdapter(_Approved)
@@ -37,29 +42,47 @@ async def approved(run: RunContext, proposal: Proposal, applied: Applied, guard:
     ask, proposed = run.settings.approve, proposal.operations
     if ask is None or all(isinstance(operation, Keep) for operation in proposed):
         return applied
-    key = _key(run, proposal)
-    if (answer := run.records.find(key, ANSWERS)) is not None:
-        return _made(run, proposal, answer.operations, guard)
-    if run.settings.offline:
-        run.stop_for_missing_record("approval", f"update {proposal.update}")
-    try:
-        with run.report.progress.hidden(), run.ledger.standing():
-            approval = await run.loop.in_thread(lambda: ask(proposal))
-    except Exception as error:
-        run.ledger.stop(f"approve raised {described(error)}", is_failure=True)
-        raise RunStopped(run.ledger.stopped_because) from error
-    try:
-        answer = _Approved(tuple(_operations(approval, proposed)))
-    except LibraryError as error:
-        run.report.count_failure("approval", str(error))
-        refused = tuple(Refusal(op, f"approve failed: {error}") for op in proposed)
+
+    async def do() -> _Approved:
+        try:
+            with run.report.progress.hidden(), run.ledger.standing():
+                approval = await run.loop.in_thread(lambda: ask(proposal))
+        except Exception as error:
+            run.ledger.stop(f"approve raised {described(error)}", is_failure=True)
+            raise RunStopped(run.ledger.stopped_because) from error
+        try:
+            return _Approved(tuple(_operations(approval, proposed)))
+        except LibraryError as error:
+            return _Approved((), str(error))
+
+    @functools.cache  # a guard is asked once, and counted once
+    def made(operations: tuple[Operation, ...]) -> Applied:
+        return _made(run, proposal, operations, guard)
+
+    def faults(answer: _Approved) -> list[Refusal]:
+        refused = made(answer.operations).refused
+        return [refusal for refusal in refused if refusal.reason != REJECTED]
+
+    call = Call(
+        key=_key(run, proposal),
+        kind=ANSWERS,
+        stage="approval",
+        about=f"update {proposal.update}",
+        do=do,
+        without=lambda why: _Approved((), str(why)),
+        taken=lambda _: (0, 0.0, 0),
+        is_lost=lambda _: False,
+        is_void=lambda answer: bool(answer.error or faults(answer)),
+        count=lambda *_: None,
+    )
+    answer = await recorded(run, call, priority=None)
+    if answer.error:
+        run.report.count_failure("approval", answer.error)
+        refused = tuple(Refusal(op, f"approve failed: {answer.error}") for op in proposed)
         return replace(proposal.library.applied(()), refused=refused)
-    made = _made(run, proposal, answer.operations, guard)
-    faults = [refusal for refusal in made.refused if refusal.reason != REJECTED]
-    for fault in faults:
+    for fault in faults(answer):
         run.report.count_failure("approval", f"{fault.operation}: {fault.reason}")
-    kept = answer if faults else run.records.keep(key, answer, ANSWERS, is_lost=False)
-    return made if kept == answer else _made(run, proposal, kept.operations, guard)
+    return made(answer.operations)
 
 
 def _made(

@@ -23,6 +23,7 @@ from tfgrpo_dspy.reflection.modules import AnswerQuestion
 from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
 from tfgrpo_dspy.rollout import Failure, FailureKind, Usage, rollout_id_for
+from tfgrpo_dspy.run.calls import Call, recorded
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.rows import reflection_row
 from tfgrpo_dspy.run.updates import Batch
@@ -192,69 +193,48 @@ class ReflectionClient:
 
         return await self._until_it_fits(asked, lambda _: inputs)
 
-    async def _answered(self, question: "_Question", batch: Batch, rank: int, where: str) -> Answer:
-        run, stage, inputs = self.run, question.stage, question.inputs
-        key = run.records.keys.reflection(stage, question.module, question.rollout_id, inputs)
-        try:
-            answer = self._found(key, stage, where)
-        except TrainingCut:
-            return NOT_ASKED
-        if answer is not None:
+    async def _answered(self, question: "_Question", batch: Batch, rank: int, about: str) -> Answer:
+        run, stage = self.run, question.stage
+        where = Whereabouts(f"the {stage} of {about}", "a call of the reflection LM")
+
+        async def do() -> Any:
             self._note_asked(batch)
-            return self._counted(answer, question, batch)
+            return await run.loop.in_thread(lambda: where.noted(lambda: self._answer(question)))
 
-        def keep(answer: Answer | TimeoutError) -> Answer:
-            if answer is NOT_ASKED:
-                return NOT_ASKED
-            if isinstance(answer, TimeoutError):
-                answer = Answer(None, error=f"the reflection {answer}", is_lost=True)
-            answer = run.records.keep(key, answer, ANSWERS, answer.is_lost)
-            run.report.check_errors(
-                Failure(FailureKind.PROVIDER, answer.error) if answer.is_lost else None
-            )
-            return self._counted(answer, question, batch)
+        def count(answer: Answer, seconds: float | None) -> None:
+            if seconds is None:
+                run.report.replayed[stage] += 1
+                self._note_asked(batch)
+            else:
+                failure = Failure(FailureKind.PROVIDER, answer.error) if answer.is_lost else None
+                run.report.check_errors(failure)
+            if run.records.store is not None:
+                inputs = {k: v for k, v in question.inputs.items() if v is not self.common.get(k)}
+                run.manifest.note_asked(reflection_row(stage, batch.update, inputs, answer))
+            errors = answer.error, answer.parse_failures, answer.unread
+            run.report.count_reflection(stage, batch.update, answer.usage, *errors)
+            if stage != "strategy":  # of several updates, the first to come asks for that
+                self.answers[batch.update].append(answer)
 
-        work = functools.partial(self._answer_if_paid, question)
-        asked = Whereabouts(f"the {stage} of {where}", "a call of the reflection LM")
-
-        async def begin() -> Any:
-            self._note_asked(batch)
-            return await run.loop.in_thread(functools.partial(asked.noted, work))
-
-        return await run.loop.submit(begin, (rank, batch.update), keep, where=asked)
+        call = Call(
+            key=run.records.keys.reflection(
+                stage, question.module, question.rollout_id, question.inputs
+            ),
+            kind=ANSWERS,
+            stage=stage,
+            about=about,
+            do=do,
+            without=_without,
+            taken=lambda answer: (answer.usage.n_lm_calls, answer.usage.cost_usd, 0),
+            is_lost=lambda answer: answer.is_lost,
+            is_void=lambda answer: answer is NOT_ASKED,
+            count=count,
+        )
+        return await recorded(run, call, (rank, batch.update), where=where)
 
     def _note_asked(self, batch: Batch) -> None:
         self.run.report.n_asked[batch.update] += 1
         self.run.reserve.renew()
-
-    def _counted(self, answer: Answer, question: _Question, batch: Batch) -> Answer:
-        """The answer, which is counted."""
-        stage = question.stage
-        if self.run.records.store is not None:
-            inputs = {k: v for k, v in question.inputs.items() if v is not self.common.get(k)}
-            self.run.manifest.note_asked(reflection_row(stage, batch.update, inputs, answer))
-        errors = answer.error, answer.parse_failures, answer.unread
-        self.run.report.count_reflection(stage, batch.update, answer.usage, *errors)
-        if stage != "strategy":  # of several updates, the first to come asks for that
-            self.answers[batch.update].append(answer)
-        return answer
-
-    def _found(self, key: str, stage: str, where: str) -> Answer | None:
-        """The recorded answer, which costs what it cost when it was given. Raises RunStopped."""
-        run = self.run
-        answer = run.records.find(key, ANSWERS)
-        if answer is not None:
-            run.ledger.spend(answer.usage.n_lm_calls, answer.usage.cost_usd)
-            run.report.replayed[stage] += 1
-        elif run.settings.offline:
-            run.stop_for_missing_record(stage, where)
-        return answer
-
-    def _answer_if_paid(self, question: "_Question") -> Answer:
-        try:
-            return self._answer(question)
-        except TrainingCut:
-            return NOT_ASKED
 
     def _answer(self, question: "_Question") -> Answer:
         """Ask the module, in this thread; its LMs are metered like all others."""
@@ -296,6 +276,13 @@ class ReflectionClient:
             answer = Answer(None, meter.usage, 0, message, is_too_long(error), lost is not None)
         meter.check()
         return answer
+
+
+def _without(why: TrainingCut | TimeoutError) -> Answer:
+    """The answer that a limit has cut, or that took too long."""
+    if isinstance(why, TrainingCut):
+        return NOT_ASKED
+    return Answer(None, error=f"the reflection {why}", is_lost=True)
 
 
 def _as_json(item: Any) -> Any:

@@ -1,14 +1,14 @@
 """Rollouts: replayed where they are recorded, run where not, recorded as soon as they are done."""
 
 import functools
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfgrpo_dspy.errors import TrainingCut
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import ROLLOUTS, Failure, FailureKind, Rollout
+from tfgrpo_dspy.run.calls import Call, recorded
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
@@ -33,6 +33,10 @@ class Sample:
     rollout_id: int
     start: Start | None = field(default=None, compare=False)
     asks_predictors: bool = field(default=False, compare=False)
+
+    def failed(self, failure: Failure) -> Rollout:
+        """The rollout where it has failed before it began, or without a trace."""
+        return Rollout(self.example, self.rollout_id, failure=failure)
 
 
 class Rollouts:
@@ -82,90 +86,68 @@ class Rollouts:
         return [made[sample] for sample in samples]
 
     async def _make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
-        keyed = [(sample, self._key(sample)) for sample in samples]
-        found = [self._found(*each) for each in keyed]
-        tasks = {
-            k: self._submit(*keyed[k], priority) for k, each in enumerate(found) if each is None
-        }
-        return [rollout or await tasks[k] for k, rollout in enumerate(found)]
+        return [await each for each in [self._recorded(sample, priority) for sample in samples]]
+
+    def _recorded(self, sample: Sample, priority: Priority) -> Awaitable[Rollout]:
+        example, is_remote = f"{self._set} example {sample.example}", self._run.remote is not None
+        usual = "another process" if is_remote else "the program"
+        where = Whereabouts(f"the rollout of {example}", usual)
+        program, _, additions = self._program(sample.given)
+        call = Call(
+            key=self._key(sample),
+            kind=ROLLOUTS,
+            stage=f"{self._set} rollout",
+            about=example,
+            do=lambda: self._done(program, additions, sample, where),
+            without=lambda why: self._without(why, sample, where),
+            taken=_taken,
+            is_lost=_is_lost,
+            is_void=lambda _: False,
+            count=self._count,
+        )
+        return recorded(self._run, call, priority, "remote" if is_remote else "threads", where)
 
     def _key(self, sample: Sample) -> str:
-        _, digest, _ = self._program(sample.given)
-        made_of = (digest, self._examples[sample.example], self._metric)
+        made_of = (self._program(sample.given)[1], self._examples[sample.example], self._metric)
         return self._run.records.keys.rollout(*made_of, sample.rollout_id, self._temperature)
 
     @property
-    def _kind(self) -> str:
+    def _set(self) -> str:
         return "training" if self._role == "rollout" else self._role
 
-    def _found(self, sample: Sample, key: str) -> Rollout | None:
-        """The recorded rollout; it costs what it cost when it was made."""
-        run = self._run
-        rollout = run.records.find(key, ROLLOUTS)
-        try:
-            if rollout is not None:
-                usage = rollout.usage + rollout.metric_usage
-                run.ledger.spend(usage.n_lm_calls, usage.cost_usd, rollout.n_metric_calls)
-            elif run.settings.offline:
-                where = f"{self._kind} example {sample.example}"
-                run.stop_for_missing_record(f"{self._kind} rollout", where)
-        except TrainingCut as cut:
-            return Rollout(sample.example, sample.rollout_id, failure=_cut_by(cut))
-        if rollout is not None:
-            run.report.replayed[self._role] += 1
-            self._count(rollout)
-        return rollout
+    def _without(
+        self, why: TrainingCut | TimeoutError, sample: Sample, where: Whereabouts
+    ) -> Rollout:
+        """The rollout that a limit has cut, or that took too long."""
+        if isinstance(why, TrainingCut):
+            return sample.failed(Failure(FailureKind.BUDGET, str(why)))
+        message = f"the rollout {why}, which is rollout_timeout_s; it was in {where}"
+        message += f" on the example {sample.example} ({self._set})"
+        return sample.failed(Failure(FailureKind.TIMEOUT, message))
 
-    def _count(self, rollout: Rollout, seconds: float = 0.0) -> None:
-        self._run.report.count_rollout(self._role, rollout)
+    def _count(self, rollout: Rollout, seconds: float | None) -> None:
+        report = self._run.report
+        report.count_rollout(self._role, rollout)
         if self._role == "rollout":
-            self._run.reserve.note(rollout, seconds)
+            self._run.reserve.note(rollout, seconds or 0.0)
+        if seconds is None:
+            report.replayed[self._role] += 1
+        else:
+            report.check_errors(rollout.failure)
 
-    def _submit(self, sample: Sample, key: str, priority: Priority) -> Any:
-        """Have the rollout made; a future that gives the recorded rollout."""
-        run, begun_s = self._run, time.monotonic()
-        usual, place = "the program", "threads"
-        if run.remote is not None:
-            usual, place = "another process", "remote"
-        where = Whereabouts(f"the rollout of {self._kind} example {sample.example}", usual)
-        work = self._work(sample, where)
-
-        async def begin() -> Any:
-            nonlocal begun_s
-            begun_s = time.monotonic()
-            try:
-                return await work()
-            except TrainingCut as cut:
-                return _cut_by(cut)
-
-        def keep(made: Rollout | Failure | TimeoutError) -> Rollout:
-            if isinstance(made, TimeoutError):
-                why = f"the rollout {made}, which is rollout_timeout_s; it was in {where}"
-                made = Failure(
-                    FailureKind.TIMEOUT, f"{why} on the example {sample.example} ({self._kind})"
-                )
-            if isinstance(made, Failure):
-                made = Rollout(sample.example, sample.rollout_id, failure=made)
-            is_lost = made.failure is not None and not made.failure.kind.is_recorded
-            rollout = run.records.keep(key, made, ROLLOUTS, is_lost)
-            self._count(rollout, time.monotonic() - begun_s)
-            run.report.check_errors(rollout.failure)
-            return rollout
-
-        return run.loop.submit(begin, priority, keep, place, where)
-
-    def _work(self, sample: Sample, where: Whereabouts) -> Callable[[], Awaitable[Any]]:
-        """What makes the rollout, in a thread or in another process."""
+    async def _done(
+        self, program: Any, additions: bytes, sample: Sample, where: Whereabouts
+    ) -> Rollout:
+        """The rollout, made in a thread or in another process."""
         run, example = self._run, self._examples[sample.example]
-        program, _, given = self._program(sample.given)
         if run.remote is not None:
             made_of = sample.rollout_id, sample.start, sample.asks_predictors
             parts = (example, sample.example, *made_of)
-            own = packed(parts, f"example {sample.example}")
-            request = Request(self._bundle, given, own)
+            request = Request(self._bundle, additions, packed(parts, f"example {sample.example}"))
             n_metric_calls = 1 + len(run.predictors) * sample.asks_predictors
             n_metric_calls *= self._metric is not None
-            return functools.partial(run.remote.rollout, request, n_metric_calls)
+            reply = await run.remote.rollout(request, n_metric_calls)
+            return reply if isinstance(reply, Rollout) else sample.failed(reply)
         task = RolloutTask(
             program=program,
             example=example,
@@ -180,8 +162,8 @@ class Rollouts:
             is_training=self._role == "rollout",
             calls=where.calls,
         )
-        work = functools.partial(where.noted, functools.partial(run_rollout, task))
-        return functools.partial(run.loop.in_thread, work)
+        made: Rollout = await run.loop.in_thread(lambda: where.noted(lambda: run_rollout(task)))
+        return made
 
     def _prepared(self, given: Additions) -> tuple[Any, str, bytes]:
         """The program with these; its digest; the additions, packed for other processes."""
@@ -190,5 +172,10 @@ class Rollouts:
         return program, self._run.records.keys.program(program), sent
 
 
-def _cut_by(cut: TrainingCut) -> Failure:
-    return Failure(FailureKind.BUDGET, str(cut))
+def _taken(rollout: Rollout) -> tuple[int, float, int]:
+    usage = rollout.usage + rollout.metric_usage
+    return usage.n_lm_calls, usage.cost_usd, rollout.n_metric_calls
+
+
+def _is_lost(rollout: Rollout) -> bool:
+    return rollout.failure is not None and not rollout.failure.kind.is_recorded

@@ -1,0 +1,96 @@
+"""The calls of a run: replayed where they are recorded, else done, and recorded when done."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter
+
+from tfgrpo_dspy.errors import TrainingCut
+from tfgrpo_dspy.run.context import RunContext
+from tfgrpo_dspy.tasks.loop import Priority
+from tfgrpo_dspy.tasks.whereabouts import Whereabouts
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call(Generic[Result]):
+    """A rollout, a reflection or an approval, which a run pays for once.
+
+    `stage` and `about` name it. `do` does it; `without` is the result where a limit or the clock
+    leaves none. `taken` is what a result cost: LM calls, dollars, metric calls. A result that is
+    lost is noted, and made again by a later start; one that is void is neither noted nor counted.
+    `count` counts a result, with the seconds that it took; None: it was recorded before.
+    """
+
+    key: str
+    kind: TypeAdapter[Result]
+    stage: str
+    about: str
+    do: Callable[[], Awaitable[Result]]
+    without: Callable[[TrainingCut | TimeoutError], Result]
+    taken: Callable[[Result], tuple[int, float, int]]
+    is_lost: Callable[[Result], bool]
+    is_void: Callable[[Result], bool]
+    count: Callable[[Result, float | None], None]
+
+
+def recorded(
+    run: RunContext,
+    call: Call[Result],
+    priority: Priority | None,
+    place: str = "threads",
+    where: Whereabouts | None = None,
+) -> Awaitable[Result]:
+    """The recorded result of the call; or the result of doing it, which is then recorded.
+
+    It is done when there is a slot in that place; without a priority, at once. Raises RunStopped:
+    the run has ended; MissingRecordError: offline, and there is no record.
+    """
+    try:
+        found = _found(run, call)
+    except TrainingCut as cut:
+        found = call.without(cut)
+    if found is not None:
+        return _there(found)
+    begun_s = time.monotonic()
+
+    async def begin() -> Any:
+        nonlocal begun_s
+        begun_s = time.monotonic()
+        try:
+            return await call.do()
+        except TrainingCut as cut:
+            return cut
+
+    def keep(done: Any) -> Result:
+        result = call.without(done) if isinstance(done, TrainingCut | TimeoutError) else done
+        if not call.is_void(result):
+            result = run.records.keep(call.key, result, call.kind, call.is_lost(result))
+            call.count(result, time.monotonic() - begun_s)
+        return result
+
+    async def at_once() -> Result:
+        return keep(await begin())
+
+    return at_once() if priority is None else run.loop.submit(begin, priority, keep, place, where)
+
+
+def _found(run: RunContext, call: Call[Result]) -> Result | None:
+    """The recorded result, which costs what it cost when it was made."""
+    found = run.records.find(call.key, call.kind)
+    if found is not None:
+        run.ledger.spend(*call.taken(found))
+        call.count(found, None)
+    elif run.settings.offline:
+        run.stop_for_missing_record(call.stage, call.about)
+    return found
+
+
+def _there(result: Result) -> "asyncio.Future[Result]":
+    future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+    future.set_result(result)
+    return future
