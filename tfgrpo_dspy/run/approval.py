@@ -59,10 +59,6 @@ async def approved(run: RunContext, proposal: Proposal, applied: Applied, guard:
     def made(operations: tuple[Operation, ...]) -> Applied:
         return _made(run, proposal, operations, guard)
 
-    def faults(answer: _Approved) -> list[Refusal]:
-        refused = made(answer.operations).refused
-        return [refusal for refusal in refused if refusal.reason != REJECTED]
-
     call = Call(
         key=_key(run, proposal),
         kind=ANSWERS,
@@ -72,7 +68,7 @@ async def approved(run: RunContext, proposal: Proposal, applied: Applied, guard:
         without=lambda why: _Approved((), str(why)),
         taken=lambda _: (0, 0.0, 0),
         is_lost=lambda _: False,
-        is_void=lambda answer: bool(answer.error or faults(answer)),
+        is_void=lambda answer: bool(answer.error or _faults(made(answer.operations))),
         count=lambda *_: None,
     )
     answer = await recorded(run, call, priority=None)
@@ -80,9 +76,13 @@ async def approved(run: RunContext, proposal: Proposal, applied: Applied, guard:
         run.report.count_failure("approval", answer.error)
         refused = tuple(Refusal(op, f"approve failed: {answer.error}") for op in proposed)
         return replace(proposal.library.applied(()), refused=refused)
-    for fault in faults(answer):
+    for fault in _faults(made(answer.operations)):
         run.report.count_failure("approval", f"{fault.operation}: {fault.reason}")
     return made(answer.operations)
+
+
+def _faults(applied: Applied) -> list[Refusal]:
+    return [refusal for refusal in applied.refused if refusal.reason != REJECTED]
 
 
 def _made(
