@@ -11,7 +11,7 @@ from runs import learned, library_texts
 
 from tfgrpo_dspy import RunFailedError
 from tfgrpo_dspy.events import RunEnded
-from tfgrpo_dspy.run import listening
+from tfgrpo_dspy.listeners import listening
 from tfgrpo_dspy.strategies.base import Strategy
 
 NEVER = threading.Event()

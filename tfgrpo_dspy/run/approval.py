@@ -14,7 +14,7 @@ from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import AnyOperation, Keep, Operation, Refusal, operation_from
 from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.operations import admitted
-from tfgrpo_dspy.run.calls import Call, recorded
+from tfgrpo_dspy.run.calls import PaidCall, recorded
 from tfgrpo_dspy.run.context import RunContext
 
 REJECTED = "rejected by approve"
@@ -59,7 +59,7 @@ async def approved(run: RunContext, proposal: Proposal, applied: Applied, guard:
     def made(operations: tuple[Operation, ...]) -> Applied:
         return _made(run, proposal, operations, guard)
 
-    call = Call(
+    call = PaidCall(
         key=_key(run, proposal),
         kind=ANSWERS,
         stage="approval",

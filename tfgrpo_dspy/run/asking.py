@@ -23,7 +23,7 @@ from tfgrpo_dspy.reflection.modules import AnswerQuestion
 from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
 from tfgrpo_dspy.rollout import Failure, FailureKind, Usage, rollout_id_for
-from tfgrpo_dspy.run.calls import Call, recorded
+from tfgrpo_dspy.run.calls import PaidCall, recorded
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.rows import reflection_row
 from tfgrpo_dspy.run.updates import Batch
@@ -216,7 +216,7 @@ class ReflectionClient:
             if stage != "strategy":  # of several updates, the first to come asks for that
                 self.answers[batch.update].append(answer)
 
-        call = Call(
+        call = PaidCall(
             key=run.records.keys.reflection(
                 stage, question.module, question.rollout_id, question.inputs
             ),

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call(Generic[Result]):
+class PaidCall(Generic[Result]):
     """A rollout, a reflection or an approval, which a run pays for once.
 
     `stage` and `about` name it. `do` does it; `without` is the result where a limit or the clock
@@ -40,7 +40,7 @@ class Call(Generic[Result]):
 
 def recorded(
     run: RunContext,
-    call: Call[Result],
+    call: PaidCall[Result],
     priority: Priority | None,
     place: str = "threads",
     where: Whereabouts | None = None,
@@ -79,7 +79,7 @@ def recorded(
     return at_once() if priority is None else run.loop.submit(begin, priority, keep, place, where)
 
 
-def _found(run: RunContext, call: Call[Result]) -> Result | None:
+def _found(run: RunContext, call: PaidCall[Result]) -> Result | None:
     """The recorded result, which costs what it cost when it was made."""
     found = run.records.find(call.key, call.kind)
     if found is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from tfgrpo_dspy.errors import TrainingCut
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import ROLLOUTS, Failure, FailureKind, Rollout
-from tfgrpo_dspy.run.calls import Call, recorded
+from tfgrpo_dspy.run.calls import PaidCall, recorded
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
@@ -93,7 +93,7 @@ class Rollouts:
         usual = "another process" if is_remote else "the program"
         where = Whereabouts(f"the rollout of {example}", usual)
         program, _, additions = self._program(sample.given)
-        call = Call(
+        call = PaidCall(
             key=self._key(sample),
             kind=ROLLOUTS,
             stage=f"{self._set} rollout",
