@@ -40,9 +40,9 @@ from tfgrpo_dspy.strategies import (
     ClippedDiversity,
     ConflictAware,
     DomainBandit,
-    Extrapolate,
     GlobalConstraint,
     HardSampleWeights,
+    Induction,
     LearningFrontier,
     Objectives,
     StepOrder,
@@ -128,8 +128,8 @@ def cases() -> Mapping[str, Case]:
         "StepOrder": Case(lambda: StepOrder(lambda _: [*MARKS], order_of_marks)),
         "GlobalConstraint": Case(lambda: GlobalConstraint(is_short)),
         "ClippedDiversity": Case(ClippedDiversity),
-        "ConflictAware": Case(lambda: ConflictAware(level=0.5), times_calls=3),
-        "Extrapolate": Case(lambda: Extrapolate(every=2)),
+        "ConflictAware": Case(ConflictAware),
+        "Induction": Case(lambda: Induction(every=2)),
         "AttributionPrior": Case(AttributionPrior, max_tokens=250),
     }
 

@@ -1,14 +1,8 @@
-"""Worlds for ConflictAware, Extrapolate and AttributionPrior. NOTHING IS REAL.
-
-*Conflicts.* Five of ten lines for every example add .3 on some kinds of cases and cost .3 on the
-others (half and half, drawn for each line and kind); the other five do nothing. Reflection writes
-such a line, in a quarter of the cases narrowed to the kind of a case that it sees. Asked where a
-line helps, it names the kinds with more cases among those where it helped than among those where it
-harmed; in a quarter of its answers it names those where it harmed.
+"""Worlds for Induction and AttributionPrior. NOTHING IS REAL.
 
 *Families.* Ten families (copper, linen, ...) of four kinds (copper rods, copper rings, ...); all
 kinds of a family have one code. Reflection writes lessons as in all worlds (a quarter of them are
-wrong), but nine in ten are about one kind only. Asked to extrapolate, it writes the lesson of a
+wrong), but nine in ten are about one kind only. Asked for rules, it writes the lesson of a
 family where two lines that it is shown give kinds of it one code; in a quarter of its answers it
 gives each family the code of another one.
 
@@ -51,113 +45,11 @@ from worlds_model import (
 
 from tfgrpo_dspy.strategies.attribution_prior import AttributionPrior
 from tfgrpo_dspy.strategies.base import Strategy
-from tfgrpo_dspy.strategies.conflict_aware import ConflictAware
-from tfgrpo_dspy.strategies.extrapolate import Extrapolate
+from tfgrpo_dspy.strategies.induction import Induction
 
 ARMS = ("with", "without")
 BUDGET = 400
 WRONG_ANSWERS = 0.25
-
-# ---- conflicts
-N_CONFLICTING, GAIN, NARROWS = 5, 0.3, 0.25
-HELPED_SHARE = 0.5
-CONDITION = "When a case is about "
-
-
-@dataclass(frozen=True)
-class Narrowed(Lesson):
-    """A line for some kinds only."""
-
-    kinds: tuple[int, ...] = ()
-
-
-class _Lessons(dict[str, Lesson]):
-    """Lessons by their texts, which are read when they are first seen."""
-
-    def __init__(self, world: "ConflictWorld") -> None:
-        super().__init__()
-        self._world = world
-
-    def __missing__(self, text: str) -> Lesson:
-        self[text] = self._world.read(text)
-        return self[text]
-
-
-class ConflictWorld(World):
-    """Lines that help on some kinds of cases and harm on others."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__(Cell("conflicts", "words", n_right=N_CONFLICTING), seed)
-        plain = dict(self.lessons)
-        self.lessons = _Lessons(self)
-        self.lessons.update(plain)
-        lines = (f"[{t[0]}{t[0].lower()}]{re.escape(t[1:])}" for t in sorted(plain, key=len))
-        self.planted = re.compile(rf"(?:{CONDITION}[a-z, ]+, )?(?:{'|'.join(lines)})")
-
-    def read(self, text: str) -> Lesson:
-        """The lesson that a text is."""
-        condition, _, line = text.removeprefix(CONDITION).rpartition(", ")
-        line = line[0].upper() + line[1:]
-        kinds = (MATERIALS.index(word) for word in re.findall("[a-z]+", condition) if word != "or")
-        known = {World.text(self, own): own for own in self._all_lessons()}[line]
-        return Narrowed(known.what, place=known.place, kinds=tuple(sorted(kinds)))
-
-    def text(self, lesson: Lesson) -> str:
-        line = super().text(lesson)
-        if not isinstance(lesson, Narrowed):
-            return line
-        names = " or ".join(MATERIALS[kind] for kind in lesson.kinds)
-        return f"{CONDITION}{names}, {line[0].lower()}{line[1:]}"
-
-    def gain(self, line: int, kind: int) -> float:
-        """What the line adds to the chance on cases of the kind."""
-        if self.broad[line] != "right":
-            return 0.0
-        return GAIN if draw(self.seed, "gain", line, kind) < HELPED_SHARE else -GAIN
-
-    def chance(self, case: int, lessons: Collection[Lesson]) -> float:
-        kind = self.kind(case)
-        of_kind = (own for own in lessons if kind in getattr(own, "kinds", (kind,)))
-        lines = sorted({own.place for own in of_kind if own.what != "useless"})
-        chance = self.unaided(case) + sum(self.gain(line, kind) for line in lines)
-        return min(max(chance, 0.02), 0.98)
-
-
-class ConflictEngine(WorldEngine):
-    """Knows where a line helps from what it is shown."""
-
-    def _written(self, prompt: Prompt) -> list[Lesson]:
-        world, key = self.world, self._key(prompt)
-        evident, _ = world.evidence(prompt.user)
-        made = []
-        for own in super()._written(prompt):
-            if own.what != "useless" and draw("narrows", own, *key) < NARROWS:
-                kind = sorted(evident, key=lambda kind: draw("kind", kind, *key))[0]
-                own = Narrowed(own.what, place=own.place, kinds=(kind,))
-            made.append(own)
-        return made
-
-    def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
-        if name != "narrower":
-            return super()._value(name, type_, prompt)
-        world, shown = self.world, sections(prompt.user)
-        (advice,) = world.found(shown["advice"])
-        sides = ("helped", "harmed")
-        if draw("misread", *self._key(prompt)) < WRONG_ANSWERS:
-            sides = ("harmed", "helped")
-        for_, against = (Counter(map(world.kind, world.cases_in(shown[s]))) for s in sides)
-        kinds = tuple(sorted(kind for kind in for_ if for_[kind] > against[kind]))
-        return (
-            world.text(Narrowed(advice.what, place=advice.place, kinds=kinds)) if kinds else "None"
-        )
-
-
-def conflicts(arm: str, seed: int) -> dict[str, float]:
-    """One arm in the world of conflicts."""
-    world = ConflictWorld(seed)
-    strategies = (ConflictAware(),) if arm == "with" else ()
-    return scored(world, ConflictEngine(world), strategies, seed, budget=800)
-
 
 # ---- families
 KINDS = ("rods", "rings", "sheets", "blocks")
@@ -233,7 +125,7 @@ class FamilyEngine(WorldEngine):
 def families(arm: str, seed: int) -> dict[str, float]:
     """One arm in the world of families."""
     world = FamilyWorld(seed)
-    strategies = (Extrapolate(),) if arm == "with" else ()
+    strategies = (Induction(),) if arm == "with" else ()
     return scored(world, FamilyEngine(world), strategies, seed)
 
 
@@ -302,6 +194,12 @@ class FieldsEngine(WorldEngine):
         return made
 
     def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
+        if name == "others":  # lines about what is said not to matter
+            shown = sections(prompt.user)
+            goes_by_town = FOCUS[1] in shown["matters"]
+            found = re.findall(r"(\d+)\. (.+)", shown["lines"])
+            towns = {n: any(isinstance(o, OfTown) for o in self.world.found(t)) for n, t in found}
+            return ", ".join(n for n, is_town in towns.items() if is_town != goes_by_town) or "None"
         if name not in ("matters", "advice"):
             return super()._value(name, type_, prompt)
         return FOCUS[draw("focus", *self._key(prompt)) < WRONG_FOCUS]
@@ -333,11 +231,13 @@ class MisledEngine(WorldEngine):
     """Answers each question of a strategy with two wrong lessons."""
 
     def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
-        if name not in ("advice", "candidates", "matters", "narrower"):
+        if name == "others":
+            return "1"
+        if name not in ("advice", "candidates", "matters"):
             return super()._value(name, type_, prompt)
         kinds = (pick(N_KINDS, "misled", place, *self._key(prompt)) for place in range(2))
         lines = [self.world.text(Lesson("wrong", kind, 0)) for kind in kinds]
-        return lines[0] if name in ("matters", "narrower") else "\n".join(lines)
+        return lines[0] if name == "matters" else "\n".join(lines)
 
 
 def ordinary(strategy: type[Strategy], arm: str, seed: int) -> dict[str, float]:
@@ -360,7 +260,6 @@ def settings(strategy: type[Strategy], about: str, run: Any) -> tuple[Setting, .
 
 
 SETTINGS: tuple[Setting, ...] = (
-    *settings(ConflictAware, "lines that help and harm", conflicts),
-    *settings(Extrapolate, "rules behind single lessons", families),
+    *settings(Induction, "rules behind single lessons", families),
     *settings(AttributionPrior, "eight examples", fields),
 )

@@ -481,7 +481,7 @@ def test_answers_after_each_turn_show_what_the_turn_added() -> None:
     with dspy.context(lm=lm):
         optimizer.compile(Answering(), trainset=questions(4))
     asked = [prompt for prompt in lm.engine.prompts if "steps_so_far" in prompt.user]
-    assert len(asked) in (5, 10, 15, 20)
+    assert len(asked) in (10, 20, 30)  # five states of both rollouts of each group
     assert Failing.seen
     for ways, values in Failing.seen:
         first = ways.index("left") + 1 if "left" in ways else len(ways) + 1

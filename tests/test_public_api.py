@@ -13,6 +13,7 @@ import tfgrpo_dspy
 from tfgrpo_dspy import (
     Execution,
     ExperienceLibrary,
+    ExtractAdvantage,
     LibraryError,
     Reflection,
     SettingsError,
@@ -200,3 +201,15 @@ def test_plans_and_libraries_are_short_in_a_console_and_a_text_in_a_notebook() -
         plan = optimizer.estimate(predictor(), trainset=questions(9))
     assert re.fullmatch(r"<Plan: likely \d+, at most 100 LM calls>", repr(plan))
     assert str(plan).splitlines()[1] in plan._repr_html_()
+
+
+def test_the_papers_schedule_takes_one_short_lesson_of_each_group_and_has_no_other_limit() -> None:
+    paper, ours = TrainingFreeGRPO.paper(a_metric).settings, TrainingFreeGRPO(a_metric).settings
+    assert (paper.reflection.lessons_per_group, paper.reflection.max_experience_words) == (1, 32)
+    assert paper.max_experiences > 10**9
+    asked = [settings.reflection.extract.ask.signature.instructions for settings in (paper, ours)]
+    assert ["Write one lesson for each example" in text for text in asked] == [True, False]
+    given = ExtractAdvantage(shown_tokens=900)
+    overridden = TrainingFreeGRPO.paper(a_metric, reflection=Reflection(extract=given)).settings
+    assert overridden.reflection.extract is given
+    assert overridden.reflection.max_experience_words == 32

@@ -123,7 +123,7 @@ def test_rewards_of_another_scale_do_not_change_which_groups_fail() -> None:
 
 
 def test_hints_go_on_beside_a_reward_for_diversity() -> None:
-    both = (ClippedDiversity(), TieredHints(after=0))
+    both = (ClippedDiversity(explore=0), TieredHints(after=0))
     arguments: dict[str, Any] = {"epochs": 3, "max_staleness": 0, "batch_size": 1}
     runs = [Run(FAIL, *hinting("Add both."), strategies=s, **arguments) for s in (both[1:], both)]
     assert aided(runs[0]) == aided(runs[1]) != [()] * 3

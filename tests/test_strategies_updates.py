@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -10,16 +11,19 @@ import pytest
 from runs import Run, add, library_texts, section
 from scripted import EXTRACT, chat, lessons, operations
 
-from tfgrpo_dspy import Evidence, Experience, ExperienceLibrary, SettingsError
+from tfgrpo_dspy import Effect, Evidence, Experience, ExperienceLibrary, SettingsError
 from tfgrpo_dspy.experience.values import Add, Modify
 from tfgrpo_dspy.group import Group
-from tfgrpo_dspy.rollout import Rollout
+from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.rollout import Rollout, Step
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.strategies import (
     AttributionPrior,
     ConflictAware,
     Extrapolate,
     GroupContext,
+    Induction,
+    Shown,
     Strategy,
     UpdateContext,
 )
@@ -48,13 +52,6 @@ class Asked:
         return self.answer
 
 
-def compared(example: int, with_advice: float, without: float, update: int = 0) -> SampledGroup:
-    """A group of two rollouts, of which the first had the advice."""
-    rollouts = [Rollout(example, k, score=s) for k, s in enumerate((with_advice, without))]
-    given = (Additions(WITH), Additions(WITHOUT))
-    return SampledGroup(Group.of(example, rollouts, True), given, update)
-
-
 def update(
     past: Sequence[SampledGroup] = (),
     libraries: Sequence[ExperienceLibrary] = (WITH,),
@@ -78,72 +75,50 @@ def proposed(strategy: Strategy, context: UpdateContext, asked: Asked) -> list[A
     return list(asyncio.run(strategy.propose(context, asked)).operations)
 
 
-CONFLICT = [compared(i, 1.0, 0.0) if i % 2 else compared(i, 0.0, 1.0) for i in range(8)]
-"""The advice helps with copper, and harms with linen."""
-NARROWER = "When a case is about copper, take the lift."
-
-
-def test_advice_that_helps_on_some_inputs_and_harms_on_others_is_narrowed() -> None:
-    asked = Asked(narrower=NARROWER)
-    (operation,) = proposed(ConflictAware(), update(CONFLICT), asked)
-    assert isinstance(operation, Modify)
-    assert (operation.id, operation.text) == ("E1", NARROWER)
-    assert {each.example for each in operation.evidence} == {1, 3, 5, 7}
-    (question,) = asked.questions
-    assert question["advice"] == "Take the lift."
-    assert question["helped"].count("copper") == 4
-    assert question["harmed"].count("linen") == 4
-    assert "linen" not in question["helped"]
-
-
-def test_advice_that_the_gate_has_dropped_comes_back_narrower() -> None:
-    context = update(CONFLICT, [WITH, WITHOUT])
-    (operation,) = proposed(ConflictAware(), context, Asked(narrower=NARROWER))
-    assert isinstance(operation, Add)
-    assert operation.text == NARROWER
-
-
-@pytest.mark.parametrize(
-    "groups",
-    [
-        [compared(i, 1.0, 0.0) for i in range(16)],
-        [compared(i, float(i // 2 % 2), float(1 - i // 2 % 2)) for i in range(16)],
-        CONFLICT[:6],
-    ],
-    ids=["it always helps", "luck, whatever the input", "too few groups"],
-)
-def test_without_a_conflict_between_kinds_of_inputs_nothing_is_asked(
-    groups: list[SampledGroup],
-) -> None:
-    asked = Asked(narrower=NARROWER)
-    assert proposed(ConflictAware(), update(groups), asked) == []
-    assert asked.questions == []
-
-
-def test_a_conflict_is_asked_about_once_and_no_answer_changes_nothing() -> None:
-    asked = Asked(narrower="None")
-    assert proposed(ConflictAware(), update(CONFLICT), asked) == []
-    more = [compared(i, float(i % 2), float(1 - i % 2)) for i in range(16)]
-    proposed(ConflictAware(), update(more), asked)
-    assert len(asked.questions) == 1
-
-
-def shown(strategy: Strategy, *entropies: float | None) -> list[int]:
-    """The rollout ids that are compared; the first has a score of 1."""
-    made = [
-        Rollout(0, k, score=float(k == 0), entropy=entropy) for k, entropy in enumerate(entropies)
-    ]
-    sampled = SampledGroup(Group.of(0, made, True), (Additions(WITH),) * len(made))
+def shown(strategy: Strategy, *rollouts: Rollout) -> Shown:
+    """What is shown of a group of these rollouts."""
+    sampled = SampledGroup(Group.of(0, rollouts, True), (Additions(WITH),) * len(rollouts))
     context = GroupContext(sampled, (), WITH, (0,), TRAINSET)
-    return [each.rollout_id for each in asyncio.run(strategy.show(context, Asked())).rollouts]
+    return asyncio.run(strategy.show(context, Asked()))
 
 
 def test_a_rollout_of_high_entropy_is_not_compared_unless_the_contrast_needs_it() -> None:
-    strategy = ConflictAware(max_entropy=1.0)
-    assert shown(strategy, 0.1, 0.2, 0.1, 9.0) == [0, 1, 2]
-    assert shown(strategy, 9.0, 0.2, 0.1, 0.1) == [0, 1, 2, 3]
-    assert shown(ConflictAware(max_entropy=0.5), None, 0.2, None, 9.0) == [0, 1, 2]
-    assert shown(strategy, None, None, None) == [0, 1, 2]
+    def ids(strategy: Strategy, *entropies: float | None) -> list[int]:
+        """The first rollout has a score of 1."""
+        pairs = enumerate(entropies)
+        made = [Rollout(0, k, score=float(k == 0), entropy=entropy) for k, entropy in pairs]
+        return [each.rollout_id for each in shown(strategy, *made).rollouts]
+
+    assert ids(ConflictAware(), 0.1, 0.2, 0.6, 0.7) == [0, 1, 2]  # ln 2 is 0.69
+    assert ids(ConflictAware(), 9.0, 0.2, 0.1, 0.1) == [0, 1, 2, 3]
+    assert ids(ConflictAware(max_entropy=0.05), None, 0.2, None, 9.0) == [0, 2]
+    assert ids(ConflictAware(), None, None, None) == [0, 1, 2]
+
+
+def taken(id_: int, score: float, *ways: str) -> Rollout:
+    steps = tuple(Step("predictor", "go", {}, {"way": way}) for way in ways)
+    return Rollout(0, id_, outputs={"answer": ways[-1]}, steps=steps, score=score)
+
+
+def test_steps_that_good_and_bad_attempts_share_are_not_to_be_blamed() -> None:
+    note = shown(ConflictAware(), taken(1, 1.0, "left", "up"), taken(2, 0.0, "left", "down")).note
+    assert "predictor go: left" in note
+    assert "up" not in note.partition("against them.")[2]
+    assert "down" not in note
+    apart = shown(ConflictAware(), taken(1, 1.0, "left"), taken(2, 0.0, "right"))
+    same = shown(ConflictAware(), taken(1, 1.0, "left", "up"), taken(2, 1.0, "left", "down"))
+    assert (apart.note, same.note) == ("", "")
+
+
+def test_sentences_of_the_reasoning_that_both_have_are_shared_whatever_their_case() -> None:
+    def thought(id_: int, score: float, text: str) -> Rollout:
+        return Rollout(0, id_, outputs={"reasoning": text, "answer": str(id_)}, score=score)
+
+    good, bad = thought(1, 1.0, "It is copper. So A1."), thought(2, 0.0, "it is copper. So B2.")
+    note = shown(ConflictAware(), good, bad).note
+    assert "- It is copper" in note
+    assert "A1" not in note
+    assert "B2" not in note
 
 
 def experience(number: int, text: str) -> Experience:
@@ -156,10 +131,10 @@ GROWN = ExperienceLibrary(
 GONE = ExperienceLibrary([experience(1, "Copper rods get A1."), experience(3, "Guess.")])
 
 
-def test_what_lies_further_in_the_direction_of_the_changes_is_proposed() -> None:
+def test_rules_behind_the_lines_that_came_are_proposed() -> None:
     asked = Asked(candidates="- All copper gets A1.\n- [E2] Copper rings, of any size, get A1.")
     context = update(libraries=[WITHOUT, GONE, GROWN], number=5)
-    first, second = proposed(Extrapolate(), context, asked)
+    first, second = proposed(Induction(), context, asked)
     assert isinstance(first, Add)
     assert isinstance(second, Modify)
     assert first.text == "All copper gets A1."
@@ -172,26 +147,92 @@ def test_what_lies_further_in_the_direction_of_the_changes_is_proposed() -> None
 @pytest.mark.parametrize(
     ("number", "libraries"), [(4, [WITHOUT, GROWN]), (0, [WITHOUT, GROWN]), (5, [WITHOUT, WITH])]
 )
-def test_nothing_is_extrapolated_between_the_times_or_from_a_single_text(
+def test_nothing_is_induced_between_the_times_or_from_a_single_text(
     number: int, libraries: list[ExperienceLibrary]
 ) -> None:
     asked = Asked(candidates="More.")
-    assert proposed(Extrapolate(), update(libraries=libraries, number=number), asked) == []
+    assert proposed(Induction(), update(libraries=libraries, number=number), asked) == []
     assert asked.questions == []
 
 
 def test_no_more_candidates_are_taken_than_allowed() -> None:
     asked = Asked(candidates="\n".join(f"- Line {i} is here." for i in range(9)))
     context = update(libraries=[WITHOUT, GROWN], number=5)
-    assert len(proposed(Extrapolate(most=2), context, asked)) == 2
+    assert len(proposed(Induction(most=2), context, asked)) == 2
 
 
-WHAT_MATTERS = ("`matters`", chat(matters="The material decides.", advice="Name the material."))
+def worth(text: str, effect: float) -> ExperienceLibrary:
+    return ExperienceLibrary([Experience("E1", text, effect=Effect(effect, 0.05, 20))])
+
+
+@pytest.mark.parametrize("is_later_better", [True, False])
+def test_the_step_goes_from_the_worse_text_of_an_experience_past_the_better_one(
+    is_later_better: bool,
+) -> None:
+    asked = Asked(further="- Answer in one word.")
+    states = [worth("Be brief.", 0.1), worth("Answer in one sentence.", 0.3)]
+    if not is_later_better:
+        states = [worth("Be brief.", 0.3), worth("Answer in one sentence.", 0.1)]
+    context = update(libraries=[WITHOUT, *states], number=5)
+    (operation,) = proposed(Extrapolate(factor=0.7), context, asked)
+    assert operation == Add("Answer in one word.", evidence=operation.evidence)
+    (question,) = asked.questions
+    assert question["factor"] == 0.7
+    order = ["Be brief.", "Answer in one sentence."][:: 1 if is_later_better else -1]
+    assert [text in question[side] for text, side in zip(order, ("worse", "better"), strict=True)]
+    assert order[1] not in question["worse"]
+    assert order[0] not in question["better"]
+
+
+def test_where_no_experience_has_two_texts_the_step_goes_on_from_the_library_before() -> None:
+    asked = Asked(further="None")
+    assert proposed(Extrapolate(), update(libraries=[GONE, GROWN], number=5), asked) == []
+    (question,) = asked.questions
+    assert "Guess." in question["worse"]
+    assert "Copper rings" in question["better"]
+    nothing_changed = Asked(further="More.")
+    assert (
+        proposed(Extrapolate(), update(libraries=[GROWN, GROWN], number=5), nothing_changed) == []
+    )
+    assert nothing_changed.questions == []
+
+
+def lesson(text: str, n_groups: int = 1) -> Lesson:
+    return Lesson(text, evidence=tuple(Evidence(0, k, (1,), (1.0,)) for k in range(n_groups)))
+
+
+def test_a_lesson_that_rests_on_something_else_needs_two_groups() -> None:
+    asked = Asked(matters="The material decides.", others="1, 2")
+    context = replace(update(), lessons=(lesson("Go by town."), lesson("Go by date.", 2)))
+    kept = asyncio.run(AttributionPrior().propose(context, asked)).lessons
+    assert [one.text for one in kept] == ["Go by date."]
+    assert asked.questions[-1]["lines"] == "1. Go by town."
+
+
+def test_a_prior_that_the_effects_refute_pulls_no_more() -> None:
+    def effect(number: int, text: str, estimate: float) -> Experience:
+        return Experience(f"E{number}", text, effect=Effect(estimate, 0.05, 20))
+
+    asked = Asked(matters="The material decides.", others="2")
+    for town, kept in ((0.3, ["Go by town."]), (0.0, [])):
+        library = ExperienceLibrary([effect(1, "By material.", 0.1), effect(2, "By town.", town)])
+        context = replace(
+            update(libraries=[library]), lessons=(lesson("A."), lesson("Go by town."))
+        )
+        found = asyncio.run(AttributionPrior().propose(context, asked)).lessons
+        assert [one.text for one in found if "town" in one.text] == kept
+
+
+ASKS_WHAT_MATTERS = "decide what the right answer is"
+WHAT_MATTERS = (
+    ASKS_WHAT_MATTERS,
+    chat(matters="The material decides.", advice="Name the material."),
+)
 
 
 def test_before_the_first_rollout_one_question_gives_candidates_and_a_focus() -> None:
     run = Run(ONE * 3, WHAT_MATTERS, strategies=(AttributionPrior(),), batch_size=1, epochs=2)
-    assert len(run.prompts("`matters`")) == 1
+    assert len(run.prompts(ASKS_WHAT_MATTERS)) == 1
     first, *_ = run.results.updates
     assert (first.groups, [op.text for op in first.operations]) == ((), ["Name the material."])
     assert "Name the material." in library_texts(run.optimized)
@@ -218,7 +259,7 @@ def test_drafts_from_labels_are_written_with_that_focus() -> None:
 
 
 def test_an_answer_that_says_nothing_is_no_focus() -> None:
-    run = Run(ONE, ("`matters`", chat(matters="None", advice="None")),
+    run = Run(ONE, (ASKS_WHAT_MATTERS, chat(matters="None", advice="None")),
               strategies=(AttributionPrior(),))  # fmt: skip
     assert library_texts(run.optimized) == ["Be exact."]
     assert "opinion" not in section(run.prompts(EXTRACT)[0].user, "objective")
@@ -229,7 +270,7 @@ def test_advice_that_copies_a_training_example_is_refused_as_from_any_other_less
     trainset = [
         dspy.Example(question=f"{long} {i}", answer="x").with_inputs("question") for i in "ab"
     ]
-    copied = ("`matters`", chat(matters="The animal.", advice=f"When asked {long} a, say x."))
+    copied = (ASKS_WHAT_MATTERS, chat(matters="The animal.", advice=f"When asked {long} a, say x."))
     run = Run(ONE * 2, copied, strategies=(AttributionPrior(),), trainset=trainset)
     assert library_texts(run.optimized) == ["Be exact."]
     assert any("copies" in refused for refused in run.refusals)
@@ -238,20 +279,20 @@ def test_advice_that_copies_a_training_example_is_refused_as_from_any_other_less
 def test_hidden_labels_stay_hidden_from_the_question() -> None:
     trainset = [dspy.Example(question="question 0", answer="seven").with_inputs("question")]
     arguments: dict[str, Any] = {"strategies": (AttributionPrior(),), "trainset": trainset}
-    told = Run(ONE, WHAT_MATTERS, **arguments).prompts("`matters`")
-    hidden = Run(ONE, WHAT_MATTERS, use_labels=False, **arguments).prompts("`matters`")
+    told = Run(ONE, WHAT_MATTERS, **arguments).prompts(ASKS_WHAT_MATTERS)
+    hidden = Run(ONE, WHAT_MATTERS, use_labels=False, **arguments).prompts(ASKS_WHAT_MATTERS)
     assert ["seven" in prompt.text for prompt in (*told, *hidden)] == [True, False]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ConflictAware(level=1.0), "level=1.0"),
         (lambda: ConflictAware(max_entropy=0), "max_entropy=0"),
         (lambda: Extrapolate(every=0), "every=0"),
         (lambda: AttributionPrior(n_examples=0), "n_examples=0"),
         (lambda: AttributionPrior(most=-1), "most=-1"),
-        (lambda: ConflictAware(level="a"), "level='a'"),  # type: ignore[arg-type]
+        (lambda: Extrapolate(factor="a"), "factor='a'"),  # type: ignore[arg-type]
+        (lambda: Induction(every=0), "every=0"),
         (lambda: Extrapolate(most=2.5), "most=2.5"),  # type: ignore[arg-type]
     ],
 )

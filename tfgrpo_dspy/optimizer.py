@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from os import PathLike
 from typing import Any
 
@@ -12,6 +12,7 @@ from tfgrpo_dspy.dspy_seam import Teleprompter
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.home import at_homes
+from tfgrpo_dspy.identity import Unseen, object_identity
 from tfgrpo_dspy.references import held_by
 from tfgrpo_dspy.results.probe import Probe
 from tfgrpo_dspy.rollout import Rollout
@@ -93,17 +94,20 @@ class TrainingFreeGRPO(Teleprompter):
     def paper(cls, metric: Callable[..., Any] | None, **overrides: Any) -> "TrainingFreeGRPO":
         """The paper's own schedule, to compare with.
 
-        Group size 5, 3 epochs of one batch each, every rollout summarised, lessons from groups
-        with contrast only, no drafts, no demos, no gate, the last library returned.
+        Group size 5, 3 epochs of one batch each, every rollout of a group with contrast summarised,
+        one lesson of each of these groups, of at most 32 words, no limit to how many are kept, no
+        drafts, no demos, no gate, the last library returned. The paper's own header of the
+        experiences can stand at the end of the student's instructions.
         """
         on_policy = Execution(max_staleness=0)
         groups: dict[str, Any] = {"reflection": PaperReflection(), "execution": on_policy}
         for name, group in groups.items():
             given = overrides.pop(name, None) or group
             if isinstance(group, type(given)):  # the constructor refuses anything else
-                given = replace(group, **{k: v for k, v in vars(given).items() if v is not None})
+                given = replace(group, **_set_in(given))
             groups[name] = given
         schedule = {"group_size": 5, "epochs": 3, "batch_size": sys.maxsize, "max_demos": 0}
+        schedule["max_experiences"] = sys.maxsize
         return cls(metric, **({"gate": NoGate()} | schedule | groups | overrides))
 
     def compile(
@@ -252,3 +256,14 @@ class TrainingFreeGRPO(Teleprompter):
     def get_params(self) -> dict[str, Any]:
         """The settings that are numbers, strings, flags or None, as a new dict."""
         return self.settings.scalars()
+
+
+def _set_in(group: Any) -> dict[str, Any]:
+    """The fields of a group of settings that are not the defaults."""
+    usual = type(group)()
+    pairs = {f.name: (getattr(group, f.name), getattr(usual, f.name)) for f in fields(group)}
+    return {
+        name: value
+        for name, (value, default) in pairs.items()
+        if object_identity(value, Unseen()) != object_identity(default, Unseen())
+    }

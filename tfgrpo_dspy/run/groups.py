@@ -143,7 +143,8 @@ class Groups:
         """What strategies know of the group."""
         past = self._history.groups_before(batch.n_decided)
         data = self._training, self._run.trainset, self._history.shows_labels
-        return GroupContext(sampled, past, batch.decision.result, *data)
+        size = self._run.settings.group_size
+        return GroupContext(sampled, past, batch.decision.result, *data, group_size=size)
 
     async def _rewarded(
         self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]

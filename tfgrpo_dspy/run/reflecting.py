@@ -240,7 +240,9 @@ def _read(
     blank = Lesson("", scope, evidence, reason)
     guard, max_words = guard_of(run, examples), run.settings.limits.max_experience_words
     tell = run.report.unknown_scope
-    return lessons_in(answer.output, blank, run.predictors, guard, shown, max_words, tell)
+    told = (answer.output, blank, run.predictors, guard, shown, max_words, tell)
+    lessons, refused = lessons_in(*told)
+    return lessons[: run.settings.reflection.lessons_per_group * len(examples)], refused
 
 
 def guard_of(run: RunContext, examples: Iterable[Any]) -> Guard:

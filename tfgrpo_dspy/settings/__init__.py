@@ -32,6 +32,7 @@ from tfgrpo_dspy.experience.values import Limits
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric
+from tfgrpo_dspy.reflection.lessons import LESSONS_PER_EXAMPLE
 from tfgrpo_dspy.reflection.modules import (
     DraftLessons,
     ExtractAdvantage,
@@ -214,9 +215,10 @@ class Reflection:
     show_images: StrictBool | None = None
     guard: Literal["refuse", "warn", "off"] | Callable[[str, str], bool] = "refuse"
 
-    # `PaperReflection` makes these two arguments.
+    # `PaperReflection` makes these three arguments.
     summarize_always = False
     failure_analysis = True
+    lessons_per_group = LESSONS_PER_EXAMPLE
 
     @property
     def modules(self) -> list[Any]:
@@ -224,11 +226,26 @@ class Reflection:
         return [self.extract, self.update, self.summarize, self.draft]
 
 
+def _one_lesson() -> ExtractAdvantage:
+    """Asks for one lesson of each group, as the paper does."""
+    module = ExtractAdvantage()
+    for predictor in module.predictors():
+        told = predictor.signature.instructions.replace(
+            "one to three lessons for each example, the most useful first.",
+            "one lesson for each example, the most useful one.",
+        )
+        predictor.signature = predictor.signature.with_instructions(told)
+    return module
+
+
 @checked(SettingsError)
 class PaperReflection(Reflection):
     """The reflection of the paper, and of ablations. Not public."""
 
     _: KW_ONLY
+    extract: dspy.Module = field(default_factory=_one_lesson)
+    max_experience_words: Least1 = 32
+    lessons_per_group: Least1 = 1
     drafts: Least0 | None = 0
     groups_per_call: Least1 | None = 1
     summarize_always: bool = True  # every trajectory, not only those that are too long

@@ -27,19 +27,22 @@ from tfgrpo_dspy.strategies.extrapolate import Extrapolate
 from tfgrpo_dspy.strategies.global_constraint import GlobalConstraint
 from tfgrpo_dspy.strategies.hard_sample_weights import HardSampleWeights
 from tfgrpo_dspy.strategies.implicit_step_rewards import ImplicitStepRewards
+from tfgrpo_dspy.strategies.induction import Induction
 from tfgrpo_dspy.strategies.information_gain import InformationGain
 from tfgrpo_dspy.strategies.learning_frontier import LearningFrontier
 from tfgrpo_dspy.strategies.monte_carlo_credit import MonteCarloCredit
 from tfgrpo_dspy.strategies.objectives import Objectives
+from tfgrpo_dspy.strategies.state_tasks import StateTasks
 from tfgrpo_dspy.strategies.step_order import StepOrder
+from tfgrpo_dspy.strategies.teacher_marks import TeacherMarks
 from tfgrpo_dspy.strategies.teacher_rollouts import TeacherRollouts
 from tfgrpo_dspy.strategies.tiered_hints import TieredHints
 
 __all__ = [
     "Ask", "Attempt", "AttributionPrior", "BatchPlan", "BayesianAllocation", "BranchingRollouts",
     "ClippedDiversity", "ConflictAware", "Credit", "DomainBandit", "Extrapolate",
-    "GlobalConstraint", "GroupContext", "HardSampleWeights", "ImplicitStepRewards",
+    "GlobalConstraint", "GroupContext", "HardSampleWeights", "ImplicitStepRewards", "Induction",
     "InformationGain", "LearningFrontier", "MonteCarloCredit", "Objectives", "Play", "Proposed",
-    "Scored", "Shown", "StepOrder", "Strategy", "TeacherRollouts", "TieredHints", "UpdateContext",
-    "replay_only",
+    "Scored", "Shown", "StateTasks", "StepOrder", "Strategy", "TeacherMarks", "TeacherRollouts",
+    "TieredHints", "UpdateContext", "replay_only",
 ]  # fmt: skip

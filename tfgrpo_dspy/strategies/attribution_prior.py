@@ -1,13 +1,15 @@
 """AttributionPrior: before the first rollout, the reflection LM says which properties matter."""
 
 import random
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.experience.values import Add
-from tfgrpo_dspy.reflection.lessons import read_lesson
+from tfgrpo_dspy.experience.values import Add, Experience
+from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson
 from tfgrpo_dspy.reflection.reading import read_lessons
 from tfgrpo_dspy.reflection.texts import UNKNOWN, by_example
 from tfgrpo_dspy.rollout import fields_text
@@ -51,18 +53,37 @@ class SayWhatMatters(dspy.Signature):
     advice: str = dspy.OutputField(desc="one line each, or the word None")
 
 
+class FindOthers(dspy.Signature):
+    """Which of these lines of advice rest on something else than what is said to matter?
+
+    A line rests on what its condition names, and on what its advice asks to look at. Write the
+    numbers of the lines that rest on what matters does not name, or says does not matter; write
+    None if all rest on what matters.
+    """
+
+    program: str = dspy.InputField(desc="what the program does")
+    matters: str = dspy.InputField(desc="what decides the right answer")
+    lines: str = dspy.InputField(desc="numbered lines of advice")
+    others: str = dspy.OutputField(desc="numbers, or the word None")
+
+
 @strategy
 class AttributionPrior(Strategy):
     """Learns from the reflection LM what matters in the inputs, before there is a rollout.
 
     One question shows it the program and a few examples. What it says decides the answer is told
-    it again whenever it writes lessons, so that it looks for reasons there first; the advice that
-    it writes is a set of candidates, which the gate judges like any other.
+    it again whenever it writes lessons; the advice that it writes is a set of candidates, which the
+    gate judges like any other. In each update one more question measures obedience: which lessons,
+    and which experiences, rest on something else? A lesson that does needs the evidence of two
+    groups, or it is left out: in few examples much agrees by accident. Where the experiences that
+    rest on something else have the higher mean effect, the facts refute the prior, and it pulls no
+    more.
 
     **Source.** Large Language Models as Attribution Regularizers for Efficient Model Training
-    (arXiv 2502.20268).
-    **Carried over.** What an LM holds to be important, asked for once, guides all learning.
-    **Not carried over.** Scores for each feature, and the loss that pulls gradients towards them.
+    (arXiv 2502.20268): loss + strength * distance of the model's attributions from those that an LM
+    gives for the task.
+    **Not carried over.** Numbers for each feature, and gradients: obedience is yes or no for each
+    line, and the pull is the evidence that a line needs.
     **When to use.** With few examples, where much agrees with the labels by accident.
 
     Args:
@@ -78,17 +99,25 @@ class AttributionPrior(Strategy):
     most: Least0 = 2
 
     async def show(self, context: GroupContext, ask: Ask) -> Shown:
-        """All rollouts, with a note on what matters."""
-        return Shown(context.group.rollouts, _note(await self._said(context, ask)))
+        """All rollouts, with a note on what matters, unless effects refute it."""
+        said, rollouts = await self._said(context, ask), context.group.rollouts
+        known = [one for one in context.library if one.effect is not None]
+        is_refuted = _is_refuted(known, await _others(said, known, ask))
+        return Shown(rollouts, "" if is_refuted else _note(said))
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
-        """The advice that follows, before the first rollout."""
-        if context.update:
-            return Proposed(context.lessons)
+        """The advice that follows, before the first rollout; then the lessons that obey, too."""
         said = await self._said(context, ask)
-        lines = read_lessons(said.get("advice", "None"))[: self.most]
-        added = (Add(*read_lesson(line, context.predictors)) for line in lines)
-        return Proposed(context.lessons, tuple(added), _note(said))
+        if not context.update:
+            lines = read_lessons(said.get("advice", "None"))[: self.most]
+            added = (Add(*read_lesson(line, context.predictors)) for line in lines)
+            return Proposed(context.lessons, tuple(added), _note(said))
+        known = [one for one in context.library if one.effect is not None]
+        if _is_refuted(known, await _others(said, known, ask)):
+            return Proposed(context.lessons)
+        single = [lesson for lesson in context.lessons if len(lesson.evidence) < 2]
+        others = await _others(said, single, ask)
+        return Proposed(tuple(one for one in context.lessons if one.text not in others))
 
     async def _said(self, context: UpdateContext | GroupContext, ask: Ask) -> Mapping[str, Any]:
         """The answer to the one question, which is always the same."""
@@ -107,3 +136,24 @@ def _note(said: Mapping[str, Any]) -> str:
     """What matters, for whoever writes lessons."""
     matters = shortened(said.get("matters", ""), FIELD_BYTES)
     return f"{NOTE}{matters}" if read_lessons(matters) else ""
+
+
+async def _others(
+    said: Mapping[str, Any], lines: Sequence[Lesson | Experience], ask: Ask
+) -> set[str]:
+    """The texts that rest on something else than what matters."""
+    texts, matters = list(dict.fromkeys(one.text for one in lines)), said.get("matters", "")
+    if not texts or not read_lessons(matters):
+        return set()
+    numbered = "\n".join(f"{n}. {text}" for n, text in enumerate(texts, 1))
+    answer = await ask(FindOthers, matters=shortened(matters, FIELD_BYTES), lines=numbered)
+    numbers = {int(n) for n in re.findall(r"\d{1,3}", str(answer.get("others", "")))}
+    return {text for n, text in enumerate(texts, 1) if n in numbers}
+
+
+def _is_refuted(known: Sequence[Experience], others: set[str]) -> bool:
+    """Whether experiences that rest on something else have the higher mean effect."""
+    effects: tuple[list[float], list[float]] = ([], [])
+    for one in known:
+        effects[one.text in others].append(one.effect.estimate if one.effect else 0.0)
+    return all(effects) and fmean(effects[True]) > fmean(effects[False])

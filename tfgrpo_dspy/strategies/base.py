@@ -115,6 +115,7 @@ class GroupContext:
         training: the positions of the examples that are trained on.
         trainset: all examples, by position.
         shows_labels: whether the reflection LM may be shown labels.
+        group_size: the usual number of rollouts of an example.
     """
 
     sampled: SampledGroup
@@ -123,6 +124,7 @@ class GroupContext:
     training: tuple[int, ...]
     trainset: Sequence[Any]
     shows_labels: bool = True
+    group_size: int = 0
 
     @property
     def example(self) -> Any:

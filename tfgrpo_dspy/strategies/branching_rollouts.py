@@ -38,7 +38,7 @@ class BranchingRollouts(Strategy):
     gate learns from fewer rollouts.
 
     Args:
-        leaves: rollouts of a group, branches included, at least 3.
+        leaves: rollouts of a group, branches included, at least 3; no more than the group size.
         whole: how many of these are whole rollouts, at least 2, below `leaves`.
 
     Raises:
@@ -66,7 +66,12 @@ class BranchingRollouts(Strategy):
                 f"no rollout of example {context.sampled.group.example} with a score has more than "
                 f"one turn, so none can branch, and the group stays small; leave the strategy out."
             )
-        wanted = self.leaves - len(scored)
+        if 0 < context.group_size <= self.whole:
+            raise StrategyError(
+                f"group_size={context.group_size}: a group of so few rollouts is made of whole "
+                f"ones; pass group_size={self.leaves}, or leave the strategy out."
+            )
+        wanted = min(self.leaves, context.group_size or self.leaves) - len(scored)
         n_tries = TRIES * sum(map(n_calls, scored))
         branches: list[Rollout] = []
         for rollout, state in _places(scored):

@@ -1,4 +1,4 @@
-"""ClippedDiversity: of rollouts that score the same, the unusual one counts for more."""
+"""ClippedDiversity: attempts that agree and fail are followed by others that must differ."""
 
 import bisect
 import statistics
@@ -8,20 +8,28 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tfgrpo_dspy.rollout import REASONING, Rollout
+from tfgrpo_dspy.reflection.texts import as_input
+from tfgrpo_dspy.rollout import REASONING, Rollout, fields_text
 from tfgrpo_dspy.scores import MIN_CONTRAST
-from tfgrpo_dspy.strategies.arguments import strategy
-from tfgrpo_dspy.strategies.base import Scored, Strategy
-from tfgrpo_dspy.wording import alike, letter_groups
+from tfgrpo_dspy.strategies.arguments import Share, strategy
+from tfgrpo_dspy.strategies.base import Ask, Attempt, GroupContext, Scored, Strategy
+from tfgrpo_dspy.wording import alike, letter_groups, shortened
 
 GRAM = 3  # characters
+SHOWN_BYTES = 400  # of the answer on which the attempts agree
+DIFFER = "several attempts agree, and are not right: {answer}. Take another way to another answer."
 
 
 @strategy
 class ClippedDiversity(Strategy):
-    """Lets the reflection LM look first at an unusual way among rollouts that score the same.
+    """Explores where attempts agree, and lets the unusual one of equal attempts count for more.
 
-    What it does: a rollout counts with its score, plus or minus its entropy compared with that of
+    Where all attempts of a group give the same answer and fail, further ones are told that answer,
+    and to take another way: `explore` times as many as there were. They are judged by the metric
+    alone, stand beside the group as a hinted attempt does, and count for no experience. Where none
+    of eight such groups is helped, exploring ends.
+
+    In every group, a rollout counts with its score, plus or minus its entropy compared with that of
     the rollouts of the group with the same score. The change is clipped: it is at most `clip` times
     the distance to the next score of the group, so a worse rollout never reaches a better one, the
     means stay, and a group without contrast gets none. Attempts are shown with the best first, so
@@ -32,23 +40,35 @@ class ClippedDiversity(Strategy):
     own is, in groups of three characters, which works in any language. Student and result are
     compared by the score alone.
 
-    **Source.** EGPO, for function calling (arXiv 2508.05118).
-    **Carried over.** An entropy bonus to the advantage, clipped so that it cannot turn its sign;
-    correctness comes first.
+    **Source.** EGPO, for function calling (arXiv 2508.05118): the entropy of the reasoning is added
+    to the advantage, clipped so that it cannot turn its sign, which drives exploration; the reward
+    is strict.
     **Not carried over.** The gradient; the bonus is centred among equal scores, so that the gate's
     measurements of experiences do not drift with it.
-    **When to use.** Several ways lead to a right answer, and the usual one is not the one that
-    carries over to new inputs.
+    **When to use.** The usual way is wrong on many inputs, and the metric is strict and silent.
 
     Args:
         clip: the largest change, as a share of the distance to the nearest other score of the
             group; above 0 and below 0.5.
+        explore: how many further attempts, as a share of the first ones; at least one, 0: none.
 
     Raises:
-        SettingsError: `clip` is out of range.
+        SettingsError: a setting is out of range.
     """
 
     clip: Annotated[float, Field(gt=0, lt=0.5)] = 0.25
+    explore: Share = 0.5
+
+    async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
+        """Attempts that must differ from those that agree and fail; once."""
+        rollouts, given = context.sampled.unaided.rollouts, context.sampled.given
+        agree = len({rollout.answer for rollout in rollouts}) == 1 and rollouts[0].answer
+        is_done = any(one.aid for one in given) or not self.explore
+        if is_done or not (agree and len(rollouts) > 1 and context.fails):
+            return ()
+        shown = shortened(as_input(fields_text(rollouts[0].outputs)), SHOWN_BYTES)
+        hint = DIFFER.format(answer=as_input(shown))
+        return [Attempt(hint=hint)] * max(1, int(self.explore * len(rollouts)))
 
     def reward(self, scored: Scored) -> Sequence[float]:
         """The scores, changed by less than what sets them apart from others of the group."""

@@ -1,106 +1,115 @@
-"""Extrapolate: proposes what lies further in the direction in which the library has changed."""
+"""Extrapolate: from a worse and a better state of advice past the better one, by a factor."""
 
-import itertools
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from typing import Annotated
 
 import dspy
+from pydantic import Field
 
-from tfgrpo_dspy.experience.values import Add, Experience, Modify, Operation
-from tfgrpo_dspy.reflection.lessons import Lesson, read_lesson, sources_of
+from tfgrpo_dspy.experience.values import Add, Advice, Experience
+from tfgrpo_dspy.reflection.lessons import read_lesson
 from tfgrpo_dspy.reflection.reading import read_lessons
-from tfgrpo_dspy.reflection.texts import NO_EXPERIENCES
 from tfgrpo_dspy.strategies.arguments import Least1, strategy
 from tfgrpo_dspy.strategies.base import Ask, Proposed, Strategy, UpdateContext
 
-FEWEST_TEXTS = 2  # that came to stay: one alone has no direction
-_ID = re.compile(r"\[(E[1-9]\d*)\*?\]:?")
-_NAMED = re.compile(r"\W*(E[1-9]\d*)\W+(\w.*)")  # the id of an experience, and its new text
 
+class GoPast(dspy.Signature):
+    """Go on from a worse to a better state of advice, and past the better one.
 
-class ExtrapolateChanges(dspy.Signature):
-    """Write advice for a program that goes further the way its advice has been changing.
+    Both states were in a program's prompt; beside a line stands its measured effect on the score,
+    where there is one. First find what changed from worse to better: what was added, left out, made
+    stricter, narrower, more exact. Then make the same change once more, starting from the better
+    state, and factor times as large: at 0.5 half of a step further, at 1.0 a whole one. Change
+    nothing else.
 
-    Lines of advice were tried in the program's prompt. Some came to stay, some went again; beside
-    a line stands its measured effect on the score, where there is one. What do the lines that stay
-    have in common that those that went lack? Which rule is behind several of them, and what does
-    it say of inputs that none of them names? How would the best of them read if they were clearer,
-    more exact, or held for more inputs?
-
-    Write at most max_candidates lines, the most useful first, and nothing else:
-    - "When <condition>, <advice>.", or only the advice if it always applies, for a new line.
-    - "E3: " and the new text, for a better text of line E3.
-    Only what the changes suggest. Write None if they suggest nothing.
+    Write at most max_candidates lines of advice of that further state, each of them new, and
+    nothing else. Write None if the change has no direction.
     """
 
     program: str = dspy.InputField(desc="what the program does")
     max_words: int = dspy.InputField(desc="the most words that one line may have")
     max_candidates: int = dspy.InputField()
-    before: str = dspy.InputField(desc="the advice that the program began with")
-    came: str = dspy.InputField(desc="lines that are there now, with their effects")
-    went: str = dspy.InputField(desc="lines that were tried and are gone, or were worded so before")
-    candidates: str = dspy.OutputField(desc="one line each, or the word None")
+    worse: str = dspy.InputField()
+    better: str = dspy.InputField()
+    factor: float = dspy.InputField()
+    further: str = dspy.OutputField(desc="one line each, or the word None")
 
 
 @strategy
 class Extrapolate(Strategy):
-    """Proposes what lies further in the direction in which the library has changed.
+    """Proposes advice that lies past the better one of two states, in the direction from the worse.
 
-    Every few updates the reflection LM is shown the library that the student began with, what came
-    since, what went, and the measured effects. It proposes lines that go further: a rule behind
-    several of them, a better text of one. The gate judges these like any other candidate.
+    further = better + factor * (better - worse). The states are two texts of one experience, of
+    which the effects were measured (without measured effects, the later is the better one); or,
+    where no experience has two, the library now and before its latest changes. Every few updates
+    the reflection LM is asked to take that step. What it writes stands beside the better state as
+    its rival, and the gate judges both by their scores.
 
-    **Source.** ExPO (arXiv 2404.16792).
-    **Carried over.** What training changed is amplified, without more training.
-    **Not carried over.** Weights, and the factor by which the paper amplifies their change.
-    **When to use.** Where lessons are about single cases, and a rule is behind many of them.
+    **Source.** ExPO (arXiv 2404.16792): weights are moved from those before alignment past those
+    after it, theta = theta_1 + alpha (theta_1 - theta_0), without more training.
+    **Not carried over.** Weights: an LM takes the step in words, and how far is its judgement.
+    **When to use.** Runs that change wordings rather than facts, such as for style.
 
     Args:
+        factor: how far to go past the better state, as a share of the change; .1 to 3.
         every: so many updates lie between two questions.
         most: how many candidates are taken from an answer.
 
     Raises:
-        SettingsError: a setting is below 1.
+        SettingsError: a setting is out of range.
     """
 
+    factor: Annotated[float, Field(ge=0.1, le=3)] = 0.5
     every: Least1 = 5
-    most: Least1 = 3
+    most: Least1 = 2
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
-        """What goes further, after so many updates each."""
-        start, *later = context.libraries
-        known = {experience.advice for experience in start}
-        came = [experience for experience in context.library if experience.advice not in known]
-        if not context.update or context.update % self.every or len(came) < FEWEST_TEXTS:
+        """What lies past the better state, after so many updates each."""
+        pair = None if context.update % self.every else _pair(context)
+        if not context.update or pair is None:
             return Proposed(context.lessons)
-        now = {experience.advice for experience in context.library}
-        tried = {one.advice: one for one in itertools.chain(start, *later) if one.advice not in now}
-        answer = await ask(
-            ExtrapolateChanges,
-            max_candidates=self.most,
-            before=_lines(start),
-            came=_lines(came),
-            went=_lines(tried.values()),
-        )
-        lines = read_lessons(_ID.sub(r"\1:", answer.get("candidates", "None")))[: self.most]
-        return Proposed(context.lessons, tuple(_operations(lines, came, context)))
+        worse, better = ("\n".join(map(str, state)) for state in pair)
+        n, factor = self.most, self.factor
+        answer = await ask(GoPast, max_candidates=n, worse=worse, better=better, factor=factor)
+        evidence = tuple(dict.fromkeys(e for one in pair[1] for e in one.evidence))
+        lines = read_lessons(answer.get("further", "None"))[:n]
+        scope = pair[1][0].scope
+        added = (Add(*read_lesson(line, context.predictors, scope), evidence=evidence)
+                 for line in lines)  # fmt: skip
+        return Proposed(context.lessons, tuple(added))
 
 
-def _lines(experiences: Iterable[Experience]) -> str:
-    """A line for each: id, text, and the effect where it was measured."""
-    return "\n".join(map(str, experiences)) or NO_EXPERIENCES
+def _pair(context: UpdateContext) -> tuple[list[Experience], list[Experience]] | None:
+    """A worse and a better state; those of one experience whose effects differ most, if any."""
+    texts: dict[str, dict[Advice, Experience]] = {}
+    for library in context.libraries:
+        for experience in library:
+            texts.setdefault(experience.id, {})[experience.advice] = experience
+    pairs = []
+    for id_, of_id in texts.items():
+        states = list(of_id.values())
+        if len(states) > 1 and id_ in context.library:
+            ranked = sorted(states, key=_effect)  # of equal ones, the later is the better
+            pairs.append((_effect(ranked[-1]) - _effect(ranked[0]), ranked[0], ranked[-1]))
+    if pairs:
+        _, worse, better = max(pairs, key=lambda pair: pair[0])
+        return [worse], [better]
+    return _libraries(context)
 
 
-def _operations(
-    lines: Iterable[str], came: Iterable[Experience], context: UpdateContext
-) -> Iterator[Operation]:
-    """An operation for each line; it rests on what those lines rest on that it resembles."""
-    known = [Lesson(each.text, each.scope, each.evidence) for each in came]
-    for line in lines:
-        named = _NAMED.fullmatch(line)
-        text, scope = read_lesson(named[2] if named else line, context.predictors)
-        evidence = tuple(e for source in sources_of(text, known) for e in source.evidence)
-        if named and named[1] in context.library:
-            yield Modify(named[1], text, evidence=evidence)
-        else:
-            yield Add(text, scope, evidence=evidence)
+def _libraries(context: UpdateContext) -> tuple[list[Experience], list[Experience]] | None:
+    """The library before its latest changes, and now; None: nothing was left out or reworded."""
+    now = list(context.library)
+    for library in reversed(context.libraries):
+        before = list(library)
+        if before and now and _advice(before) - _advice(now) and _advice(now) - _advice(before):
+            return before, now
+    return None
+
+
+def _advice(experiences: Iterable[Experience]) -> set[Advice]:
+    return {experience.advice for experience in experiences}
+
+
+def _effect(experience: Experience) -> float:
+    return experience.effect.estimate if experience.effect else 0.0

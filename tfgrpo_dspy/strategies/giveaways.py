@@ -8,16 +8,38 @@ from typing import Any
 
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.sampling.fields import as_fields
+from tfgrpo_dspy.strategies.base import GroupContext
 
 LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 """A letter or digit of a script that sets spaces between words."""
 
 
+SHORT = 3  # letters: "A", "no", "1" stand in many sentences that do not give them as the answer
+_STATED = (
+    r"(?:\b(?:is|be|say|answer|choose|pick|write|output|option|label)\W*|[=:\"'(\u201c]\W*"
+    r"|(?<=[\u0e00-\uffff]))"
+)
+
+
+def answers_of(context: GroupContext) -> dict[str, str]:
+    """The labels of the example that the program puts out; all, where it puts out none of them."""
+    labels = as_fields(context.example.labels())
+    outputs = {name for rollout in context.group.all_rollouts for name in rollout.outputs}
+    return {name: text for name, text in labels.items() if name in outputs} or labels
+
+
 def gives_away(text: str, labels: Mapping[str, Any]) -> bool:
-    """Whether one of these labels stands in the text as whole words, in any case and spacing."""
-    wanted = [re.escape(_plain(str(label))) for label in labels.values()]
+    """Whether one of these labels stands in the text as whole words, in any case and spacing.
+
+    A label of at most `SHORT` letters must stand there as an answer: behind a word such as "is" or
+    "answer", a colon or a quotation mark.
+    """
     said = _plain(text)
-    return any(re.search(f"(?<!{LETTER}){each}(?!{LETTER})", said) for each in wanted if each)
+    for label in filter(None, (_plain(str(label)) for label in labels.values())):
+        before = _STATED if len(label) <= SHORT and label.isascii() else f"(?<!{LETTER})"
+        if re.search(f"{before}{re.escape(label)}(?!{LETTER})", said):
+            return True
+    return False
 
 
 def without_giveaways(

@@ -1,4 +1,4 @@
-"""ImplicitStepRewards: step rewards that explain which of two rollouts a judge prefers."""
+"""ImplicitStepRewards: step rewards that explain which of two rollouts is better."""
 
 import itertools
 import random
@@ -44,26 +44,26 @@ class PreferAttempt(dspy.Signature):
 
 @strategy
 class ImplicitStepRewards(Strategy):
-    """Fits a reward for each kind of step to what a judge says of pairs of rollouts.
+    """Fits a reward for each kind of step to which of two rollouts is better.
 
-    The reflection LM is shown pairs of rollouts of an example, and says which is better. By the
-    model of Bradley and Terry, the log-odds of that are the difference of the sums of the rewards
-    of their steps; the rewards are fitted to these preferences and to those in earlier groups, by
-    logistic regression with a ridge. Earlier groups count less, the less their inputs are like
-    those of this one, and the more the library has changed since: so the rewards follow what the
-    program does now. A step is known by its predictor, by what it decides, and by its place. The
-    value of a state is the probability that a rollout with these steps so far is preferred to the
-    average one of its group.
+    Of a pair of rollouts of an example, the one with the higher score is better; where there is no
+    metric, the reflection LM judges. By the model of Bradley and Terry, the log-odds of that are
+    the difference of the sums of the rewards of their steps; the rewards are fitted to the pairs of
+    this group and of earlier ones, by logistic regression with a ridge. Earlier groups count less,
+    the less their inputs are like those of this one, and the more the library has changed since: so
+    the rewards follow what the program does now. A step is known by its predictor, by what it
+    decides, and by its place. The value of a state is the probability that a rollout with these
+    steps so far is preferred to the average one of its group.
 
-    **Source.** iStar (arXiv 2509.19199; implicit step rewards for agentic reinforcement learning).
-    **Carried over.** Step rewards from preferences between trajectories, without labels of steps;
-    they are fitted anew as the policy changes.
-    **Not carried over.** The implicit reward model, whose rewards are log-probability ratios of two
-    LMs; the mix with the reward of the outcome.
-    **When to use.** Tasks that no metric can verify (`metric=None`), or with a coarse metric.
+    **Source.** iStar (arXiv 2509.19199): an implicit process reward model, trained by a
+    trajectory-based DPO objective on pairs by outcome, gives step rewards beside those of the
+    outcome, and is trained anew with the policy.
+    **Not carried over.** The reward model whose rewards are log-probability ratios of two LMs.
+    **When to use.** Tasks that no metric can verify (`metric=None`); with a metric it costs no
+    call.
 
     Args:
-        pairs: how many pairs of a group the judge is shown, at least 1.
+        pairs: how many pairs of a group are compared, at least 1.
         groups: how many earlier groups count, at least 0.
 
     Raises:
@@ -74,7 +74,7 @@ class ImplicitStepRewards(Strategy):
     groups: Least0 = 20
 
     async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
-        """The value of each turn of each rollout that the judge has compared."""
+        """The value of each turn of each rollout that was compared."""
         now = context.sampled.advice
         past = context.past[len(context.past) - self.groups :] if self.groups else ()
         rows: list[tuple[Rollout, Rollout, float]] = []
@@ -82,7 +82,9 @@ class ImplicitStepRewards(Strategy):
             likeness = alike(_grams(context, sampled), _grams(context, context.sampled))
             weight = alike(sampled.advice, now) * likeness
             for pair in _pairs(sampled.unaided, self.pairs) if weight > 0 else ():
-                winner = await _preferred(context.trainset[sampled.group.example], pair, ask)
+                winner = _better(pair, sampled.group.least_contrast)
+                if pair[0].score is None:  # there is no metric
+                    winner = await _preferred(context.trainset[sampled.group.example], pair, ask)
                 if winner is not None:
                     loser = pair[0] if winner is pair[1] else pair[1]
                     rows.append((winner, loser, weight))
@@ -154,6 +156,12 @@ def _pairs(group: Group, most: int) -> list[Pair]:
     chance = random.Random(f"pairs/{[rollout.rollout_id for rollout in group.rollouts]}")
     chosen = chance.sample(pairs, min(most, len(pairs)))
     return [pair if chance.random() < 0.5 else (pair[1], pair[0]) for pair in chosen]
+
+
+def _better(pair: Pair, least_contrast: float) -> Rollout | None:
+    """The rollout with the higher score; None: the scores do not differ."""
+    difference = (pair[0].score or 0.0) - (pair[1].score or 0.0)
+    return pair[difference < 0] if abs(difference) > least_contrast else None
 
 
 async def _preferred(example: dspy.Example, pair: Pair, ask: Ask) -> Rollout | None:

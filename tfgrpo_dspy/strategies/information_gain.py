@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
 
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.strategies.arguments import Least1, strategy
 from tfgrpo_dspy.strategies.base import Ask, Credit, GroupContext, Play, Strategy
-from tfgrpo_dspy.strategies.monte_carlo_credit import most_unlike
+from tfgrpo_dspy.strategies.monte_carlo_credit import by_unlikeness, n_calls
 from tfgrpo_dspy.strategies.state_values import states
 
 
@@ -14,42 +17,49 @@ from tfgrpo_dspy.strategies.state_values import states
 class InformationGain(Strategy):
     """Asks for the answer after each turn of a rollout; the gain of a turn is what it adds.
 
-    It looks at the rollout whose score is furthest from the mean of its group, in groups that have
-    contrast or have failed throughout. The program's LM is shown the steps so far and asked for the
-    outputs at once, under the instructions of the predictor that gives them. The metric scores
-    these answers. The value of a state is their expected score: with log-probabilities
-    (`dspy.LM(..., logprobs=True)`), each distinct answer counts with its probability, and what is
-    not seen with the mean of the samples; else it is that mean. So the turns of a rollout that
-    fails have values, too. Nothing is replayed: it works where a program does not repeat its steps.
+    It values all rollouts of groups that have contrast or have failed throughout, the most unlike
+    the mean of the group first, until the calls are spent. The program's LM is shown the steps so
+    far and asked for the outputs at once, under the instructions of the predictor that gives them.
+    The metric scores these answers. The value of a state is their expected score: with
+    log-probabilities (`dspy.LM(..., logprobs=True)`), each distinct answer counts with exp(mean
+    log-probability of its tokens), and what is not seen with the mean of the samples; else it is
+    that mean. So the turns of a rollout that fails have values, too. Nothing is replayed: it works
+    where a program does not repeat its steps.
 
-    **Source.** IGPO (arXiv 2510.14967; information gain-based policy optimization).
-    **Carried over.** The gain of a turn is the rise of the probability of the right answer.
-    **Not carried over.** The probability of the label under forced decoding, which DSPy's LMs do
-    not offer: the answers that were sampled have one.
+    **Source.** IGPO (arXiv 2510.14967): the gain of a turn is the rise of the probability of the
+    right answer, which is exp of the mean log-probability of its tokens, in each rollout.
+    **Not carried over.** Forced decoding of the label, which DSPy's LMs do not offer: the answers
+    that were sampled have a probability.
     **When to use.** Agents that collect information, where an answer can be scored at any time.
     Where the answer is only the end of a row of actions, it says little.
 
     Args:
         samples: answers in each state, at least 1; one is enough with log-probabilities.
+        calls: LM calls for a group, as a multiple of what its rollouts have taken; .1 to 10.
 
     Raises:
-        SettingsError: `samples` is out of range.
+        SettingsError: a setting is out of range.
     """
 
     samples: Least1 = 2
+    calls: Annotated[float, Field(ge=0.1, le=10)] = 1.0
 
     async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
-        """The values of the turns of one rollout; at the end it is the score."""
-        group = context.sampled.unaided
-        if not (group.has_contrast or context.fails):
-            return Credit({})
-        rollout = most_unlike(group)
-        values: list[float | None] = [None] * len(rollout.values)
-        for state in states(rollout)[:-1]:
-            answers = await play(rollout, state, self.samples, answers_now=True)
-            values[state] = expected_score(answers) if answers else None
-        values[-1] = rollout.score
-        return Credit({rollout.rollout_id: values})
+        """The values of the turns of the rollouts; at the end a value is the score."""
+        group, known = context.sampled.unaided, dict[int, list[float | None]]()
+        left = self.calls * sum(map(n_calls, group.all_rollouts))
+        for rollout in by_unlikeness(group) if group.has_contrast or context.fails else ():
+            before_end = states(rollout)[:-1]
+            left -= self.samples * len(before_end)
+            if known and left < 0:
+                break
+            values: list[float | None] = [None] * len(rollout.values)
+            for state in before_end:
+                answers = await play(rollout, state, self.samples, answers_now=True)
+                values[state] = expected_score(answers) if answers else None
+            values[-1] = rollout.score
+            known[rollout.rollout_id] = values
+        return Credit(known)
 
 
 def expected_score(answers: Sequence[Rollout]) -> float:
@@ -58,9 +68,8 @@ def expected_score(answers: Sequence[Rollout]) -> float:
     mean = sum(scores) / len(scores)
     chances: dict[str, tuple[float, float]] = {}
     for rollout, score in zip(answers, scores, strict=True):
-        if rollout.entropy is not None:  # the mean over the tokens of the answer
-            chance = math.exp(-rollout.entropy * max(1, rollout.usage.completion_tokens))
-            chances[rollout.answer] = (chance, score)
+        if rollout.entropy is not None:  # the mean negative log-probability of its tokens
+            chances[rollout.answer] = (math.exp(-rollout.entropy), score)
     total = max(1.0, sum(chance for chance, _ in chances.values()))
     known = sum(chance for chance, _ in chances.values()) / total
     return sum(chance * score for chance, score in chances.values()) / total + (1 - known) * mean

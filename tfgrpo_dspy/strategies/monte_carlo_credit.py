@@ -51,7 +51,7 @@ class MonteCarloCredit(Strategy):
         group = context.sampled.unaided
         if not group.has_contrast:
             return Credit({})
-        looked_at = most_unlike(group)
+        looked_at = by_unlikeness(group)[0]
         others = [rollout for rollout in group.rollouts if rollout is not looked_at]
         bounds = min(group.scores), max(group.scores)
         left = self.calls * sum(map(n_calls, group.all_rollouts))
@@ -74,10 +74,15 @@ def n_calls(rollout: Rollout) -> int:
     return rollout.usage.n_lm_calls + rollout.usage.n_cached_calls
 
 
-def most_unlike(group: Group) -> Rollout:
-    """The rollout whose score is furthest from the mean; of two, the lower one."""
+def by_unlikeness(group: Group) -> list[Rollout]:
+    """The rollouts, those first whose score is furthest from the mean; of two, the lower one."""
     mean = fmean(group.scores)
-    return min(group.rollouts, key=lambda r: (-round(abs((r.score or 0.0) - mean), 9), r.score))
+
+    def far(rollout: Rollout) -> tuple[float, float]:
+        score = rollout.score or 0.0
+        return -round(abs(score - mean), 9), score
+
+    return sorted(group.rollouts, key=far)
 
 
 def _cost(rollout: Rollout, state: int) -> int:

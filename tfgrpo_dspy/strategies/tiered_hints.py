@@ -16,7 +16,7 @@ from tfgrpo_dspy.strategies.base import (
     Strategy,
     UpdateContext,
 )
-from tfgrpo_dspy.strategies.giveaways import gives_away, without_giveaways
+from tfgrpo_dspy.strategies.giveaways import answers_of, gives_away, without_giveaways
 
 TIERS = ("concept", "plan", "step")
 
@@ -68,7 +68,7 @@ class TieredHints(Strategy):
         is_stuck = len(earlier) >= self.after and all(map(context.has_failed, latest))
         if not (context.fails and is_stuck and failed):
             return ()
-        labels = as_fields(context.example.labels())
+        labels = answers_of(context)
         answer = await ask(
             WriteHints,
             example=fields_text(as_fields(context.example.inputs())),

@@ -53,12 +53,11 @@ def rescued_in_vain(past: Sequence[SampledGroup]) -> bool:
 def may_be_credited(past: Sequence[SampledGroup], place: int) -> bool:
     """Whether the steps of the group at this place of its batch are valued."""
     credited = [s for s in past if any(rollout.changes for rollout in s.group.rollouts)]
-    if len(credited) < CREDITED:
-        return place < AT_ONCE
     rollouts = [r for s in past for r in (*s.group.all_rollouts, *s.probes)]
     going_on = sum(r.usage.n_lm_calls for r in rollouts if r.n_replayed is not None)
     whole = sum(r.usage.n_lm_calls for r in rollouts if r.n_replayed is None)
-    return not credited_in_vain(past) and going_on <= CREDIT_SHARE * whole
+    is_tried = len(credited) >= CREDITED or place < AT_ONCE
+    return is_tried and not credited_in_vain(past) and going_on <= CREDIT_SHARE * whole
 
 
 def credited_in_vain(past: Sequence[SampledGroup]) -> bool:

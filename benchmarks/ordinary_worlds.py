@@ -1,7 +1,7 @@
 """What a strategy costs where it is not needed. SIMULATED; NOTHING IS REAL.
 
-    nice -n 12 python benchmarks/strategies_ordinary.py --only LearningFrontier --seeds 10
-    python benchmarks/strategies_ordinary.py --show benchmarks/results/strategies_ordinary.json
+    nice -n 12 python benchmarks/ordinary_worlds.py --only LearningFrontier --seeds 10
+    python benchmarks/ordinary_worlds.py --show benchmarks/results/ordinary_worlds.json
 
 The worlds are those of `random_worlds.py`, which were not made for strategies, with fixed traits:
 80 cases of ten kinds, 53 of them for training; the student succeeds in 35 %; a quarter of the
@@ -37,7 +37,7 @@ from tfgrpo_dspy import strategies as known
 from tfgrpo_dspy.results.records import Gain
 from tfgrpo_dspy.strategies import Strategy
 
-OUT = Path(__file__).parent / "results" / "strategies_ordinary.json"
+OUT = Path(__file__).parent / "results" / "ordinary_worlds.json"
 WORLDS = ("silent", "feedback", "noise", "hard", "agent")
 BUDGETS = (150, 500)
 FIRST_SEED = 300

@@ -1,0 +1,249 @@
+"""Strategies that make failing groups teach: marks of a teacher, states as tasks, exploration."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dspy
+import pytest
+from runs import Run, section
+from scripted import EXTRACT, chat
+
+from tfgrpo_dspy import ExperienceLibrary
+from tfgrpo_dspy.group import Group
+from tfgrpo_dspy.rollout import Rollout, Step
+from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.strategies import (
+    ClippedDiversity,
+    Credit,
+    GroupContext,
+    ImplicitStepRewards,
+    InformationGain,
+    StateTasks,
+    TeacherMarks,
+    TieredHints,
+)
+from tfgrpo_dspy.strategies.giveaways import gives_away
+
+TRAINSET = [
+    dspy.Example(question=f"question {i}", answer="1").with_inputs("question") for i in "ab"
+]
+
+
+def turns(id_: int, score: float | None, *ways: str, n_replayed: int | None = None) -> Rollout:
+    steps = tuple(Step("predictor", "go", {}, {"way": way}) for way in ways)
+    outputs = {"answer": ways[-1]}
+    return Rollout(0, id_, outputs=outputs, steps=steps, score=score, n_replayed=n_replayed)
+
+
+def context(rollouts: Sequence[Rollout], past: Sequence[SampledGroup] = ()) -> GroupContext:
+    has_metric = rollouts[0].score is not None
+    sampled = SampledGroup(
+        Group.of(0, rollouts, has_metric), (Additions(ExperienceLibrary()),) * len(rollouts)
+    )
+    return GroupContext(sampled, tuple(past), ExperienceLibrary(), (0, 1), TRAINSET)
+
+
+def other(score: float) -> SampledGroup:
+    """A group of another example, by which it is known that there are other scores."""
+    rollouts = [Rollout(1, 100, score=score)]
+    return SampledGroup(Group.of(1, rollouts, True), (Additions(ExperienceLibrary()),))
+
+
+class Asked:
+    """Answers each question alike, and keeps them."""
+
+    def __init__(self, **answer: str) -> None:
+        self.answer, self.questions = answer, list[Mapping[str, Any]]()
+
+    async def __call__(self, signature: Any, **inputs: Any) -> Mapping[str, Any]:
+        assert set(inputs) <= set(signature.input_fields)
+        self.questions.append(inputs)
+        return self.answer
+
+
+class Played:
+    """Goes on with these scores, and keeps from where."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores, self.states = scores, list[int]()
+
+    async def __call__(
+        self, rollout: Rollout, n_steps: int, n: int = 1, **_: Any
+    ) -> Sequence[Rollout]:
+        self.states.append(n_steps)
+        ways = [step.outputs["way"] for step in rollout.steps[:n_steps]]
+        first = 1000 * len(self.states)
+        return [
+            turns(first + k, score, *ways, "new", n_replayed=n_steps)
+            for k, score in enumerate(self.scores[:n])
+        ]
+
+
+async def never(*_: Any, **__: Any) -> Any:
+    raise AssertionError
+
+
+def credit(strategy: Any, group: GroupContext, ask: Any = never, play: Any = never) -> Credit:
+    found = asyncio.run(strategy.credit(group, ask, play))
+    assert isinstance(found, Credit)
+    return found
+
+
+FAILING = [turns(1, 0.0, "a", "b", "c"), turns(2, 0.0, "a", "b", "d")]
+
+
+def test_the_marks_of_a_teacher_are_the_values_of_the_students_own_states() -> None:
+    asked = Asked(marks="1: 7, 7, 2\n2: 7, 1, 1")
+    found = credit(TeacherMarks(), context(FAILING, [other(1.0)]), asked)
+    assert dict(found.values) == {1: [0.5, 0.7, 0.7, 0.2], 2: [0.5, 0.7, 0.1, 0.1]}
+    assert found.measure == "mark of the teacher"
+    (question,) = asked.questions
+    assert "way: c" in question["attempts"]
+    assert question["expected"] == "answer: 1"
+
+
+@pytest.mark.parametrize("marks", ["", "None", "1: 7", "1: 7, 70, 2", "1: a, b, c"])
+def test_marks_that_cannot_be_read_value_nothing(marks: str) -> None:
+    assert (
+        dict(credit(TeacherMarks(), context(FAILING, [other(1.0)]), Asked(marks=marks)).values)
+        == {}
+    )
+
+
+def test_the_teacher_learns_how_its_marks_compare_with_the_scores() -> None:
+    marked = turns(5, 0.0, "a").valued([0.5, 0.9])
+    past = SampledGroup(Group.of(0, [marked], True), (Additions(ExperienceLibrary()),))
+    asked = Asked(marks="None")
+    credit(TeacherMarks(), context(FAILING, [other(1.0), past]), asked)
+    assert asked.questions[0]["earlier"] == "mark 9, score 0"
+
+
+def test_a_group_that_always_succeeds_is_not_marked() -> None:
+    asked = Asked(marks="1: 9, 9\n2: 9, 9")
+    good = [turns(1, 1.0, "a", "b"), turns(2, 1.0, "a", "b")]
+    assert credit(TeacherMarks(), context(good, [other(0.0)]), asked) == Credit({})
+    assert asked.questions == []
+
+
+class TwoSteps(dspy.Module):
+    """Plans, then answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plan = dspy.Predict("question -> answer")
+        self.act = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        self.plan(question=question)
+        return self.act(question=question)
+
+
+def test_failing_groups_of_a_silent_metric_teach_by_the_marks_of_the_teacher() -> None:
+    rules: list[Any] = [("`marks`", chat(marks="1: 8, 1\n2: 8, 1"))]
+    rows = [["0", "0"]] * 3 + [["1", "1"]]
+    arguments: dict[str, Any] = {"student": TwoSteps(), "use_labels": False, "epochs": 2}
+    marked = Run(rows, *rules, strategies=(TeacherMarks(),), **arguments)
+    assert marked.results.failures.get("strategy", 0) == 0
+    attempts = [section(prompt.user, "attempts") for prompt in marked.prompts(EXTRACT)]
+    assert attempts
+    assert all("the mark of the teacher fell from 0.80 to 0.10" in text for text in attempts)
+
+
+def test_a_state_of_a_failing_rollout_becomes_a_task_and_gives_the_group_contrast() -> None:
+    played = Played(1.0, 0.0)
+    found = credit(StateTasks(), context(FAILING, [other(1.0)]), play=played)
+    assert [rollout.score for rollout in found.beside] == [1.0, 0.0]
+    assert played.states == [2] or played.states == [1]
+    assert found.values[1][played.states[0]] == pytest.approx(1 / 4)
+
+
+def test_a_state_from_which_nothing_or_all_succeeds_is_less_learnable_than_another() -> None:
+    def task(n_replayed: int, *scores: float) -> SampledGroup:
+        made = [
+            turns(50 + k, score, "a", "b", "c", n_replayed=n_replayed)
+            for k, score in enumerate(scores)
+        ]
+        return SampledGroup(Group.of(0, made, True), (Additions(ExperienceLibrary()),) * len(made))
+
+    for sure, other_ in ((1, 2), (2, 1)):
+        for score in (0.0, 1.0):
+            past = [other(1.0), other(0.0), task(sure, score, score), task(sure, score, score)]
+            played = Played(1.0, 0.0)
+            credit(StateTasks(), context(FAILING, past), play=played)
+            assert played.states == [other_]
+
+
+def test_groups_that_differ_or_succeed_make_no_tasks() -> None:
+    differing = [turns(1, 0.0, "a", "b", "c"), turns(2, 1.0, "a", "b", "d")]
+    good = [turns(1, 1.0, "a", "b", "c"), turns(2, 1.0, "a", "b", "d")]
+    for rollouts in (differing, good):
+        assert credit(StateTasks(), context(rollouts, [other(0.0)])) == Credit({})
+
+
+def test_with_a_metric_pairs_are_made_by_outcome_and_no_judge_is_asked() -> None:
+    rollouts = [turns(1, 1.0, "a", "b"), turns(2, 0.0, "a", "c")]
+    found = credit(ImplicitStepRewards(), context(rollouts))
+    assert found.values[1][-1] > 0.5 > found.values[2][-1]
+    assert credit(ImplicitStepRewards(), context(FAILING, [other(1.0)])) == Credit({})
+
+
+def test_without_a_metric_a_judge_makes_the_pairs() -> None:
+    rollouts = [turns(1, None, "a", "b"), turns(2, None, "a", "c")]
+    asked = Asked(better="1")
+    assert credit(ImplicitStepRewards(), context(rollouts), asked).values
+    assert len(asked.questions) == 1
+
+
+def test_the_gain_of_information_values_every_rollout_that_the_calls_pay_for() -> None:
+    rollouts = [turns(1, 1.0, "a", "b"), turns(2, 0.0, "a", "c"), turns(3, 0.0, "a", "d")]
+    for each in rollouts:
+        object.__setattr__(each, "usage", type(each.usage)(4))
+    found = credit(InformationGain(samples=1), context(rollouts), play=Played(0.5))
+    assert set(found.values) == {1, 2, 3}
+    few = credit(InformationGain(samples=1, calls=0.2), context(rollouts), play=Played(0.5))
+    assert set(few.values) == {1}
+
+
+def test_attempts_that_agree_and_fail_are_followed_by_one_that_must_differ() -> None:
+    rules: list[Any] = [(r"agree, and are not right: answer: 0\.", chat(answer="1"))]
+    run = Run([["0", "0"], ["1", "0"]], *rules, strategies=(ClippedDiversity(),))
+    aided = {group.example: group.aided_scores for u in run.results.updates for group in u.groups}
+    assert aided == {0: (1.0,), 1: ()}
+    none = Run([["0", "0"], ["1", "0"]], *rules, strategies=(ClippedDiversity(explore=0),))
+    assert not any(group.aided_scores for u in none.results.updates for group in u.groups)
+
+
+@pytest.mark.parametrize(
+    ("hint", "label", "gives"),
+    [
+        ("A good answer has no doubt", "no", False),
+        ("The answer is no.", "no", True),
+        ("Say 'A' here", "A", True),
+        ("Look at a rule in 1 place", "A", False),
+        ("Look at a rule in 1 place", "1", False),
+        ("Choose: 1", "1", True),
+        ("It is Paris", "Paris", True),
+        ("Think of Paris", "paris", True),
+    ],
+)
+def test_a_short_label_is_given_away_only_where_it_stands_as_an_answer(
+    hint: str, label: str, gives: bool
+) -> None:
+    assert gives_away(hint, {"answer": label}) is gives
+
+
+def test_a_field_that_is_no_output_of_the_program_forbids_no_hint() -> None:
+    trainset = [
+        dspy.Example(question=f"question {k}", answer="1", source="book").with_inputs("question")
+        for k in range(2)
+    ]
+    rules: list[Any] = [
+        ("`concept`", chat(concept="Look in the book.", plan="None.", step="None.")),
+        ("A hint for this input: Look in the book", chat(answer="1")),
+    ]
+    run = Run(
+        [["0", "0"], ["1", "0"]], *rules, strategies=(TieredHints(after=0),), trainset=trainset
+    )
+    aided = [group.aided_scores for u in run.results.updates for group in u.groups]
+    assert (1.0,) in aided
