@@ -197,16 +197,18 @@ def test_where_no_experience_has_two_texts_the_step_goes_on_from_the_library_bef
     assert nothing_changed.questions == []
 
 
-def lesson(text: str, n_groups: int = 1) -> Lesson:
-    return Lesson(text, evidence=tuple(Evidence(0, k, (1,), (1.0,)) for k in range(n_groups)))
+def lesson(text: str, n_groups: int = 1, first: int = 0) -> Lesson:
+    groups = range(first, first + n_groups)
+    return Lesson(text, evidence=tuple(Evidence(0, k, (1,), (1.0,)) for k in groups))
 
 
-def test_a_lesson_that_rests_on_something_else_needs_two_groups() -> None:
-    asked = Asked(matters="The material decides.", others="1, 2")
-    context = replace(update(), lessons=(lesson("Go by town."), lesson("Go by date.", 2)))
+def test_a_lesson_that_rests_on_something_else_gives_way_to_one_that_explains_its_group() -> None:
+    asked = Asked(matters="The material decides.", others="1, 3")
+    town, twice, date = lesson("Go by town."), lesson("Go by day.", 2), lesson("Go by date.", 1, 7)
+    context = replace(update(), lessons=(town, lesson("Go by material."), date, twice))
     kept = asyncio.run(AttributionPrior().propose(context, asked)).lessons
-    assert [one.text for one in kept] == ["Go by date."]
-    assert asked.questions[-1]["lines"] == "1. Go by town."
+    assert [one.text for one in kept] == ["Go by material.", "Go by day.", "Go by date."]
+    assert asked.questions[-1]["lines"] == "1. Go by town.\n2. Go by material.\n3. Go by date."
 
 
 def test_a_prior_that_the_effects_refute_pulls_no_more() -> None:

@@ -74,10 +74,10 @@ class AttributionPrior(Strategy):
     One question shows it the program and a few examples. What it says decides the answer is told
     it again whenever it writes lessons; the advice that it writes is a set of candidates, which the
     gate judges like any other. In each update one more question measures obedience: which lessons,
-    and which experiences, rest on something else? A lesson that does needs the evidence of two
-    groups, or it is left out: in few examples much agrees by accident. Where the experiences that
-    rest on something else have the higher mean effect, the facts refute the prior, and it pulls no
-    more.
+    and which experiences, rest on something else? Such a lesson of a single group is left out where
+    another lesson explains the group by what matters, and comes last elsewhere: in few examples
+    much agrees by accident. Where the experiences that rest on something else have the higher mean
+    effect, the facts refute the prior, and it pulls no more.
 
     **Source.** Large Language Models as Attribution Regularizers for Efficient Model Training
     (arXiv 2502.20268): loss + strength * distance of the model's attributions from those that an LM
@@ -117,7 +117,11 @@ class AttributionPrior(Strategy):
             return Proposed(context.lessons)
         single = [lesson for lesson in context.lessons if len(lesson.evidence) < 2]
         others = await _others(said, single, ask)
-        return Proposed(tuple(one for one in context.lessons if one.text not in others))
+        obeying = [one for one in context.lessons if one.text not in others]
+        explained = {evidence.example for one in obeying for evidence in one.evidence}
+        rest = (one for one in context.lessons if one.text in others)
+        kept = [one for one in rest if not explained & {e.example for e in one.evidence}]
+        return Proposed((*obeying, *kept))
 
     async def _said(self, context: UpdateContext | GroupContext, ask: Ask) -> Mapping[str, Any]:
         """The answer to the one question, which is always the same."""
