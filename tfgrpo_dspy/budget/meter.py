@@ -48,11 +48,14 @@ LONGEST_PAUSE_S = 300.0  # a provider that asks for a longer pause is asked agai
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """US dollars for each prompt and completion token, and the most completion tokens of a call."""
+    """US dollars for each prompt and completion token, and the most completion tokens of a call.
+
+    `max_tokens` is 0 where nothing limits them.
+    """
 
     prompt: float
     completion: float
-    max_tokens: int
+    max_tokens: int = 0
 
     def most(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], n: int) -> float:
         """The most that a call for n completions can cost; a token has at least one byte."""
@@ -61,8 +64,8 @@ class Price:
         return n * (n_bytes * self.prompt + longest * self.completion)
 
 
-def price_of(lm: Any, prices: Prices) -> Price | str:
-    """The price of a dspy.LM, or what is missing to know it, in words."""
+def token_price(lm: Any, prices: Prices) -> Price | str:
+    """The price of a dspy.LM, or in words that none is known."""
     listed = prices_of(lm)
     if lm.model in prices:
         prompt, completion = (float(p) / TOKENS_IN_A_PRICE for p in prices[lm.model])
@@ -74,9 +77,15 @@ def price_of(lm: Any, prices: Prices) -> Price | str:
     else:
         prompt, completion = listed["input_cost_per_token"], listed["output_cost_per_token"]
     limit = _max_tokens(getattr(lm, "kwargs", {})) or listed.get("max_output_tokens")
-    if not limit:
-        return f"nothing limits how long an answer of {lm.model} gets; set max_tokens on it."
-    return Price(prompt, completion, int(limit))
+    return Price(prompt, completion, int(limit or 0))
+
+
+def price_of(lm: Any, prices: Prices) -> Price | str:
+    """The same, where the answer has a most; or what is missing to know the most, in words."""
+    price = token_price(lm, prices)
+    if isinstance(price, str) or price.max_tokens:
+        return price
+    return f"nothing limits how long an answer of {lm.model} gets; set max_tokens on it."
 
 
 def _max_tokens(kwargs: Mapping[str, Any]) -> Any:

@@ -28,7 +28,7 @@ class Probe:
     are what labelled demos, and a first draft of advice, changed. `chance` is the probability that
     a run gains more than .05, `gain` what it is expected to gain, by a formula that was fitted on
     simulated tasks. What the probe cannot know is None, and `unknown` says why. `run_calls` and
-    `run_cost` are what a run is likely to take (`nan`: no price is known).
+    `run_cost` are what a run is likely to take (None: no price is known).
     """
 
     n_lm_calls: int
@@ -44,13 +44,13 @@ class Probe:
     chance: float | None
     gain: float | None
     run_calls: int
-    run_cost: float
+    run_cost: float | None
     unknown: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
         """Whether a run is likely to gain, how much, and at what cost."""
-        dollars = "" if math.isnan(self.run_cost) else f" (${self.run_cost:.2f})"
+        dollars = "" if self.run_cost is None else f" (${self.run_cost:.2f})"
         cost = f"about {counted(self.run_calls, 'LM call')}{dollars}"
         if self.chance is None or self.gain is None:
             return f"This probe cannot say whether a run would gain; it would take {cost}."

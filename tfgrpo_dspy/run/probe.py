@@ -7,7 +7,6 @@ would make, too, again.
 import asyncio
 import functools
 import itertools
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -216,7 +215,7 @@ class Prober:
             advice=advice,
             chance=chance,
             gain=gain,
-            run_calls=math.ceil(self._plan.n_lm_calls),
+            run_calls=self._plan.n_lm_calls,
             run_cost=self._plan.cost,
             unknown=tuple(self._unknown(scores)),
         )

@@ -16,12 +16,12 @@ from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.settings.schedule import (
     MIN_PROGRAMS_MEASURED,
+    MOST_SHARE,
     USUAL_MIN_VALIDATION,
     RunSettings,
 )
 
 CALLS_FOR_AN_ANSWER = 2  # at most: DSPy asks again, in JSON, for an answer that does not parse
-MOST_SHARE = 1 / 2  # of a limit that pays for fewer rollouts than was assumed, and of the time
 PLAN_MARGIN = 1.1  # a rollout that takes up to so many times what was planned is as planned
 
 

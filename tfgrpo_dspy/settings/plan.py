@@ -5,6 +5,7 @@ in no column, prompts that must be split neither.
 """
 
 import html
+import itertools
 import math
 import operator
 import statistics
@@ -14,46 +15,74 @@ from typing import Any
 
 import dspy
 
-from tfgrpo_dspy.budget.meter import price_of
+from tfgrpo_dspy.budget.meter import price_of, token_price
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
+from tfgrpo_dspy.gate.bayesian import N_ALONE
+from tfgrpo_dspy.gate.race import FIRST_ROUND
 from tfgrpo_dspy.metric import held_lms
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings import Settings
-from tfgrpo_dspy.settings.schedule import RunSettings
+from tfgrpo_dspy.settings.schedule import (
+    MIN_BATCH_SIZE,
+    MIN_GROUP_SIZE,
+    MIN_PROGRAMS_MEASURED,
+    MOST_SHARE,
+    USUAL_MIN_VALIDATION,
+    RunData,
+    RunSettings,
+)
 from tfgrpo_dspy.wording import aligned
 
+Limits = tuple[float, float, float]
+COUNTS, ROUNDING = ("n_rollouts", "n_lm_calls"), 1e-9
 COMPLETION_TOKENS, FORMAT_TOKENS = 150, 200  # DSPy's adapters add the second to a prompt
 REFLECTION_TOKENS, UPDATE_TOKENS, EXAMPLES_OF_DRAFT = 12_000, 2_000, 10
 AGENT_TURNS = 4  # how many calls an agent is likely to make, unless `max_iters` allows fewer
 FEWEST_UPDATES = 20
-"""An easy task is learned in about so many updates; a hard one takes all that the budget pays for.
-What is likely is the geometric mean. This and the next two were chosen with simulated tasks."""
+"""An easy task is learned in about so many updates; a hard one takes all epochs, or all that the
+budget pays for, and most are hard. This and the next were chosen with simulated tasks."""
 CONTRAST_SHARE, CHANGE_SHARE = 0.6, 0.5  # of groups that teach; of updates with new lessons
-LIKELY_FINALISTS, MOST_FINALISTS = 3, 12
+LIKELY_CANDIDATES, LIKELY_FINALISTS = 8, 5  # of the first round of the race, and of the others
+ENOUGH = "surely measure student and result"
 TEST_ON_TOP = "test set, on top of auto"
 CALLS_FOR_AN_ANSWER = 2  # at most: DSPy asks again, in JSON, for an answer that does not parse
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """Rollouts, LM calls, and dollars (nan: no price is known)."""
+    """Whole rollouts and LM calls, and dollars (None: a price is missing, which the plan names)."""
 
-    n_rollouts: float = 0
-    n_lm_calls: float = 0
-    cost: float = 0.0
-
-    def __add__(self, other: "Planned") -> "Planned":
-        return Planned(*map(operator.add, astuple(self), astuple(other)))
-
-    def __mul__(self, times: float) -> "Planned":
-        return Planned(*(times * value for value in astuple(self)))
+    n_rollouts: int
+    n_lm_calls: int
+    cost: float | None
 
     @property
     def texts(self) -> tuple[str, str, str]:
-        """The three as whole numbers and cents; "?" where no price is known."""
-        dollars = "?" if math.isnan(self.cost) else f"{self.cost:.2f}"
-        return f"{math.ceil(self.n_rollouts):,}", f"{math.ceil(self.n_lm_calls):,}", dollars
+        """As a table shows them."""
+        dollars = "?" if self.cost is None else f"{self.cost:.2f}"
+        return f"{self.n_rollouts:,}", f"{self.n_lm_calls:,}", dollars
+
+
+@dataclass(frozen=True, slots=True)
+class _Mean:
+    """The same as means; dollars are nan where a price is missing."""
+
+    n_rollouts: float = 0.0
+    n_lm_calls: float = 0.0
+    cost: float = 0.0
+
+    def __add__(self, other: "_Mean") -> "_Mean":
+        return _Mean(*map(operator.add, astuple(self), astuple(other)))
+
+    def __mul__(self, times: float) -> "_Mean":
+        return _Mean(*(times * value for value in astuple(self))) if times else _Mean()
+
+    def within(self, limits: tuple[float, float, float]) -> Planned:
+        """Whole numbers of these, no limit exceeded."""
+        n, calls, cost = map(min, zip(astuple(self), limits, strict=True))
+        cost = None if math.isnan(cost) else cost
+        return Planned(math.ceil(n - ROUNDING), math.ceil(calls - ROUNDING), cost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +99,17 @@ class Plan:
     """What a compile would do; `str` is a table, with the schedule below it.
 
     The last row of `rows` is their sum, `total`; no limit of the budget is exceeded there. What
-    strategies try and ask besides is in no row.
+    strategies try and ask besides is in no row. With `enough` LM calls, student and result are
+    surely measured, on at least ten examples or all (None: without a metric they never are).
+    `unpriced` says what is missing to know the dollars.
     """
 
     rows: tuple[PlanRow, ...]
     n_updates: int
     schedule: Mapping[str, int]
     has_strategies: bool = False
+    enough: int | None = None
+    unpriced: tuple[str, ...] = ()
 
     @property
     def total(self) -> PlanRow:
@@ -84,8 +117,8 @@ class Plan:
         return self.rows[-1]
 
     def __repr__(self) -> str:
-        calls = f"likely {self.total.likely.n_lm_calls:,.0f}"
-        return f"<Plan: {calls}, at most {self.total.at_most.n_lm_calls:,.0f} LM calls>"
+        calls = f"likely {self.total.likely.n_lm_calls:,}"
+        return f"<Plan: {calls}, at most {self.total.at_most.n_lm_calls:,} LM calls>"
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
@@ -97,6 +130,8 @@ class Plan:
         lines = [
             *aligned([*head, *rows], range(1, 7)),
             f"likely: {self.n_updates} updates; fewer where one lesson solves the task",
+            *([f"enough: {self.enough:,} LM calls {ENOUGH}"] if self.enough else []),
+            *(f"?: {why}" for why in self.unpriced if "?" in itertools.chain(*rows)),
             *["what the strategies try and ask besides is not known"] * self.has_strategies,
             "",
             *(f"{name:<16}{value:>6}" for name, value in self.schedule.items()),
@@ -106,68 +141,105 @@ class Plan:
 
 def plan_of(settings: RunSettings) -> Plan:
     """The plan of a run within its limits."""
-    data = settings.data
-    every = (settings.drafts > 0) + settings.epochs * math.ceil(
-        data.n_training / settings.batch_size
-    )
-    fixed = _sum(_rows(settings, 0, is_likely=True))
-    each = _sum(_rows(settings, 1, is_likely=True)) + fixed * -1
-    affordable = min(every, _affordable(settings, fixed, each))
-    n = math.ceil(min(affordable, math.sqrt(FEWEST_UPDATES * affordable)))
-    likely = _rows(settings, n, is_likely=True)
-    most = _rows(settings, every, is_likely=False)
-    table = (rows | {"in all": _sum(rows)} for rows in (likely, most))
-    columns = [[_within(settings, each) for each in rows.values()] for rows in table]
+    data, limits = settings.data, _limits(settings)
+    n_batches = math.ceil(data.n_training / settings.batch_size)
+    every = (settings.drafts > 0) + settings.epochs * n_batches
+    n_kept = settings.reserve
+    fixed = _sum(_rows(settings, 0, n_kept, is_likely=True))
+    each = _sum(_rows(settings, 1, n_kept, is_likely=True)) + fixed * -1
+    affordable = min(every, _affordable(limits, fixed, each))
+    n = math.ceil(min(affordable, FEWEST_UPDATES**0.25 * affordable**0.75))
+    n_left = _affordable(limits, _sum(_rows(settings, n, 0, is_likely=True)), _rollout(data))
+    n_final, n_most = _race(settings)
+    likely = _rows(settings, n, min(n_final, max(n_left, n_kept)), is_likely=True)
+    most = _rows(settings, every, n_most, is_likely=False)
+    columns = [_column(rows, limits) for rows in (likely, most)]
     rows = map(PlanRow, (*likely, "in all"), *columns)
-    return Plan(tuple(rows), n, settings.schedule, bool(settings.strategies))
+    has_strategies = bool(settings.strategies)
+    enough = _enough(settings) if n_kept else None
+    return Plan(tuple(rows), n, settings.schedule, has_strategies, enough, data.unpriced)
 
 
-def _affordable(settings: RunSettings, fixed: Planned, each: Planned) -> float:
-    """How many updates the budget pays for."""
-    numbers = zip(_limits(settings), astuple(fixed), astuple(each), strict=True)
+def _enough(settings: RunSettings) -> int:
+    """LM calls for a smallest update, and for student and result, with all turns and second tries.
+
+    They are measured on as many examples as the reserve pays for even where its share would not,
+    of which it keeps no more than `MOST_SHARE`.
+    """
+    data, derived = settings.data, settings.derived
+    size = settings.batch_size
+    size = min(size, MIN_BATCH_SIZE) if "batch_size" in derived else size
+    group = MIN_GROUP_SIZE if "group_size" in derived else settings.group_size
+    n_training = 0 if data.is_recorded else size * group
+    n_final = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
+    each = CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
+    n_learning = n_training * each + CALLS_FOR_AN_ANSWER * (size + 1)
+    n_learning = max(n_learning, math.ceil(n_final * each * (1 / MOST_SHARE - 1)))
+    return n_learning + (n_final + data.n_of_test_set) * each
+
+
+def _race(settings: RunSettings) -> tuple[float, float]:
+    """How many rollouts the final choice is likely to take where no budget ends it, and at most."""
+    n = settings.data.n_validation if settings.reserve else 0
+    if not settings.measures:  # student and result are measured, and nothing is chosen
+        return settings.reserve, settings.reserve
+    n_first = min(FIRST_ROUND, n)
+    most = MIN_PROGRAMS_MEASURED + N_ALONE + settings.max_experiences.bit_length()
+    most *= 1 + (settings.max_demos > 0)
+    return LIKELY_CANDIDATES * n_first + LIKELY_FINALISTS * (n - n_first), most * n
+
+
+def _affordable(limits: Limits, fixed: _Mean, each: _Mean) -> float:
+    """How often the budget pays for `each` beside what is fixed."""
+    numbers = zip(limits, astuple(fixed), astuple(each), strict=True)
     fitting = (max(0.0, (most - first) / more) for most, first, more in numbers if more > 0)
     return min(fitting, default=math.inf)
 
 
-def _limits(settings: RunSettings) -> tuple[float, float, float]:
+def _limits(settings: RunSettings) -> Limits:
     """The most rollouts, LM calls and dollars that the budget allows."""
     limits = (settings.max_metric_calls, settings.max_lm_calls, settings.max_cost)
     n, calls, cost = (math.inf if limit is None else limit for limit in limits)
     return min(n / settings.data.n_metric_calls, calls), calls, cost
 
 
-def _sum(rows: Mapping[str, Planned]) -> Planned:
-    return sum(rows.values(), Planned())
+def _sum(rows: Mapping[str, _Mean]) -> _Mean:
+    return sum(rows.values(), _Mean())
 
 
-def _within(settings: RunSettings, planned: Planned) -> Planned:
-    """The plan within every limit that is set."""
-    return Planned(*map(min, zip(astuple(planned), _limits(settings), strict=True)))
+def _column(rows: Mapping[str, _Mean], limits: Limits) -> list[Planned]:
+    """The rows, and their sum, within the limits."""
+    whole = [row.within((math.inf,) * 3) for row in rows.values()]
+    n, calls = (sum(map(operator.attrgetter(name), whole)) for name in COUNTS)
+    in_all = _Mean(n, calls, _sum(rows).cost)
+    return [each.within(limits) for each in (*rows.values(), in_all)]
 
 
-def _rows(settings: RunSettings, n_updates: int, *, is_likely: bool) -> dict[str, Planned]:
-    """What so many updates, and the choice behind them, take for each purpose."""
+def _rollout(data: RunData) -> _Mean:
+    return _Mean(1, data.calls_per_rollout, data.dollars_per_rollout)
+
+
+def _rows(
+    settings: RunSettings, n_updates: int, n_final: float, *, is_likely: bool
+) -> dict[str, _Mean]:
+    """What so many updates, and so many rollouts of the final choice, take for each purpose."""
     data, tokens = settings.data, settings.data.tokens_per_rollout
-    lm = settings.reflection_lm or dspy.settings.lm
-    rollout = Planned(1, data.calls_per_rollout, data.dollars_per_rollout)
-    times = 1 if is_likely else CALLS_FOR_AN_ANSWER
+    lm, rollout, times = settings.reflection_lm or dspy.settings.lm, _rollout(data), 1
     if not is_likely:
+        times = CALLS_FOR_AN_ANSWER
         n_calls = times * data.most_calls_per_rollout
-        rollout = Planned(1, n_calls, n_calls * (data.dollars_of_dearest_call or math.nan))
+        rollout = _Mean(1, n_calls, n_calls * (data.dollars_of_dearest_call or math.nan))
 
-    def reflections(n: float, prompt: int, n_shown: int = 1) -> Planned:
+    def reflections(n: float, prompt: int, n_shown: int = 1) -> _Mean:
         prompt = n_shown * (min(REFLECTION_TOKENS, prompt) if is_likely else REFLECTION_TOKENS)
         cost = _cost(lm, settings, prompt + FORMAT_TOKENS, is_most=not is_likely)
-        return Planned(0, 1, cost) * (n * times)
+        return _Mean(0, 1, cost) * (n * times)
 
     n_training = n_updates * settings.rollouts_of_update
     n_lessons: float = n_updates * math.ceil(settings.batch_size / settings.groups_per_call)
     n_changes: float = n_updates + (settings.drafts > 0)
-    n_programs = LIKELY_FINALISTS if is_likely else MOST_FINALISTS
-    n_final = n_programs * data.n_validation if settings.reserve else 0
     if is_likely:
         n_lessons, n_changes = n_lessons * CONTRAST_SHARE, n_changes * CHANGE_SHARE
-        n_final = min(n_final, settings.reserve)
     n_summaries = n_training if settings.reflection.summarize_always else 0
     return {
         "student and final choice": rollout * n_final,
@@ -193,9 +265,11 @@ def one_rollout(settings: Settings, student: Any, examples: Sequence[Any]) -> di
         estimate_tokens(" ".join(as_fields(example.inputs()).values()))
         for example in examples[:100]
     )
-    calls, tokens, dollars, dearest = 0, 0, 0.0, 0.0
+    prices = settings.arguments["prices"] or {}
+    calls, tokens, dollars = 0, 0, 0.0
+    lms = []
     for _, predictor in named_predictors(student):
-        lm = predictor.lm or dspy.settings.lm
+        lms.append(lm := predictor.lm or dspy.settings.lm)
         n = turns * (predictor.config.get("n") or getattr(lm, "kwargs", {}).get("n") or 1)
         most += n
         turns = 1
@@ -203,29 +277,29 @@ def one_rollout(settings: Settings, student: Any, examples: Sequence[Any]) -> di
         calls += n
         tokens += n * (prompt + COMPLETION_TOKENS)
         dollars += n * _cost(lm, settings, prompt)
-        price = price_of(lm, settings.arguments["prices"] or {})
-        if not isinstance(price, str):
-            dearest = max(dearest, prompt * price.prompt + price.max_tokens * price.completion)
     for lm in {id(lm): lm for lm in held_lms(settings.metric)}.values():  # a judge's, a call each
+        lms.append(lm)
         calls, most = calls + 1, most + 1
         tokens, dollars = tokens + prompt, dollars + _cost(lm, settings, prompt)
-    of_strategies = [lm for strategy in settings.strategies for lm in held_lms(strategy)]
-    for lm in (*of_strategies, *held_lms(settings.metric)):
-        price = price_of(lm, settings.arguments["prices"] or {})  # such as a teacher's
-        if not isinstance(price, str):
-            dearest = max(dearest, prompt * price.prompt + price.max_tokens * price.completion)
+    lms += [lm for strategy in settings.strategies for lm in held_lms(strategy)]  # a teacher's
+    found = [price_of(lm, prices) for lm in lms]
+    dearest = [prompt * each.prompt + each.max_tokens * each.completion
+               for each in found if not isinstance(each, str)]  # fmt: skip
+    reflection_lm = settings.reflection_lm or dspy.settings.lm
+    missing = [each for each in (*found, price_of(reflection_lm, prices)) if isinstance(each, str)]
     return {
         "calls_per_rollout": calls,
         "tokens_per_rollout": tokens,
         "dollars_per_rollout": dollars,
         "most_calls_per_rollout": most,
-        "dollars_of_dearest_call": dearest,
+        "dollars_of_dearest_call": max(dearest, default=0.0) if len(dearest) == len(found) else 0.0,
+        "unpriced": tuple(dict.fromkeys(missing)),
     }
 
 
 def _cost(lm: Any, settings: Settings, prompt: int, *, is_most: bool = False) -> float:
     """Dollars of a call with so many prompt tokens, and an answer of the usual or most tokens."""
-    price = price_of(lm, settings.arguments["prices"] or {})
+    price = (price_of if is_most else token_price)(lm, settings.arguments["prices"] or {})
     if isinstance(price, str):
         return math.nan
     n_answer = price.max_tokens if is_most else COMPLETION_TOKENS

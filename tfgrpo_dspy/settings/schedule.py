@@ -31,6 +31,9 @@ MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4
 """On how many programs the reserve runs the validation set: at least student and best library."""
 USUAL_MIN_VALIDATION = 10
 """The reserve pays for so many validation examples even where its share would not."""
+MOST_SHARE = 1 / 2
+"""Of a limit that pays for fewer rollouts than was assumed, and of the time, the reserve is at most
+this share."""
 MIN_GROUP_SIZE, MIN_BATCH_SIZE, MIN_VALIDATION = 2, 2, 2  # a small budget reduces them to these
 
 
@@ -54,6 +57,7 @@ class RunData:
     tokens_per_rollout: int = 0
     dollars_per_rollout: float = math.nan
     most_calls_per_rollout: int = 1  # of a program whose agents take all of their turns
+    unpriced: tuple[str, ...] = ()  # what is missing to know the dollars, in words
     dollars_of_dearest_call: float = 0.0  # of the program, if its answer is as long as it may get
 
     @property

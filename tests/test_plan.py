@@ -1,0 +1,141 @@
+"""What `estimate` says: whole calls, dollars where prices are known, which budget is enough."""
+
+import json
+from collections.abc import Callable
+from dataclasses import astuple
+from typing import Any
+
+import dspy
+import pytest
+from runs import ADVICE, Pair, agent, is_polite, look_up, polite_lm, predictor, questions
+from scripted import EXTRACT, UPDATE, Prompt, chat, lessons, operations, scripted_lm
+
+from tfgrpo_dspy import Execution, NoGate, Reflection, TrainingFreeGRPO
+from tfgrpo_dspy.settings.plan import Plan
+
+
+def plan_with(
+    student: Any = None, lm: Any = None, n: int = 31, testset: Any = None, **given: Any
+) -> Plan:
+    metric = given.pop("metric", is_polite)
+    data = {"trainset": questions(n), "valset": questions(23, start=900), "testset": testset}
+    with dspy.context(lm=lm or polite_lm()):
+        optimizer = TrainingFreeGRPO(metric, progress=False, **given)
+        return optimizer.estimate(student or predictor(), **data)
+
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "no limit": {},
+    "LM calls": {"max_lm_calls": 333},
+    "metric calls, an agent": {"max_metric_calls": 77, "student": agent()},
+    "auto, a test set, two predictors": {
+        "auto": "light",
+        "testset": questions(7, start=500),
+        "student": Pair(),
+    },
+    "no gate": {"gate": NoGate(), "group_size": 3, "batch_size": 7},
+    "one epoch": {"reflection": Reflection(drafts=5), "n": 200, "epochs": 1},
+}
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+def test_rollouts_and_calls_are_whole_and_add_up(given: dict[str, Any]) -> None:
+    plan = plan_with(**given)
+    numbers = [
+        n for row in plan.rows for part in (row.likely, row.at_most) for n in astuple(part)[:2]
+    ]
+    assert {type(number) for number in numbers} == {int}
+    sums = [sum(getattr(row.likely, name) for row in plan.rows[:-1])
+            for name in ("n_rollouts", "n_lm_calls")]  # fmt: skip
+    limit = given.get("max_lm_calls") or 10**9
+    assert plan.total.likely.n_lm_calls <= sums[1]
+    if not {"max_lm_calls", "max_metric_calls", "auto"} & given.keys():
+        assert [plan.total.likely.n_rollouts, plan.total.likely.n_lm_calls] == sums
+    assert plan.total.likely.n_lm_calls <= limit
+    assert "nan" not in str(plan)
+
+
+MODEL = {"scripted": (100.0, 400.0)}
+
+
+def test_dollars_are_known_where_prices_are_though_nothing_limits_an_answer() -> None:
+    plan = plan_with(execution=Execution(prices=MODEL))
+    likely, most = plan.total.likely, plan.total.at_most
+    assert likely.cost is not None
+    assert likely.cost > 1e-4 * 200 * likely.n_rollouts  # of the format alone
+    assert most.cost is None
+    assert "?: nothing limits how long an answer of scripted gets; set max_tokens" in str(plan)
+
+
+def test_dollars_are_known_of_everything_with_prices_and_a_longest_answer() -> None:
+    plan = plan_with(lm=polite_lm(max_tokens=50), execution=Execution(prices=MODEL))
+    assert "?" not in str(plan)
+    costs = [(row.likely.cost, row.at_most.cost) for row in plan.rows]
+    assert all(known <= most for known, most in costs if known is not None and most is not None)
+    assert plan.total.likely.cost == pytest.approx(sum(known or 0 for known, _ in costs[:-1]))
+
+
+def test_an_lm_without_a_price_is_named_and_hides_no_other_price() -> None:
+    unknown = polite_lm(max_tokens=50)
+    unknown.model = "mine"
+    given = {"reflection_lm": unknown, "execution": Execution(prices=MODEL)}
+    plan = plan_with(lm=polite_lm(max_tokens=50), **given)
+    costs = {row.purpose: row.likely.cost for row in plan.rows}
+    assert costs["training rollouts"]
+    assert costs["lessons"] is costs["in all"] is None
+    assert "?: DSPy knows no price of mine;" in str(plan)
+
+
+class Stubborn:
+    """Answers prompts of an agent with one more turn, and chat prompts with no form where told."""
+
+    def __init__(self, is_formed: bool) -> None:
+        self.is_formed = is_formed
+
+    def __call__(self, prompt: Prompt) -> str:
+        if "[[ ## completed ## ]]" in prompt.text and not self.is_formed:
+            return "I had rather not say."
+        fields: dict[str, Any] = {"answer": "please" if prompt.random().random() < 0.5 else "no"}
+        if "`next_tool_name`" in prompt.text:
+            fields = {
+                "next_thought": "on",
+                "next_tool_name": "look_up",
+                "next_tool_args": {"page": 7},
+            }
+        if "`reasoning`" in prompt.text:
+            fields = {"reasoning": "hm", **fields}
+        is_chat = "[[ ## completed ## ]]" in prompt.text
+        return chat(**fields) if is_chat else json.dumps(fields)
+
+
+PROGRAMS: dict[str, Callable[[], Any]] = {
+    "predictor": predictor,
+    "ChainOfThought": lambda: dspy.ChainOfThought("question -> answer"),
+    "two predictors": Pair,
+    "agent": lambda: dspy.ReAct("question -> answer", tools=[look_up], max_iters=5),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("is_formed", [True, False], ids=["in form", "out of form"])
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_what_is_enough_measures_student_and_result(program: Any, is_formed: bool) -> None:
+    enough = plan_with(program()).enough
+    assert enough
+    lm = scripted_lm(
+        [(EXTRACT, lessons(ADVICE)), (UPDATE, operations()), ("", Stubborn(is_formed))]
+    )
+    optimizer = TrainingFreeGRPO(is_polite, max_lm_calls=enough, num_threads=4, progress=False)
+    data = {"trainset": questions(31), "valset": questions(23, start=100)}
+    with dspy.context(lm=lm):
+        results = optimizer.compile(program(), **data).detailed_results
+    assert results.student.n >= 10
+    assert results.best.n == results.student.n
+    assert f"enough: {enough:,} LM calls" in str(plan_with(program()))
+
+
+def test_nothing_is_enough_to_measure_without_a_metric() -> None:
+    with pytest.warns(UserWarning, match="metric=None"):
+        plan = plan_with(metric=None)
+    assert plan.enough is None
+    assert "enough" not in str(plan)
