@@ -104,8 +104,10 @@ class WorldEngine:
         if is_list or "lesson" in name:
             lines = self._additions(prompt)
             return lines if is_list else "\n".join(lines) or "None"
+        if type_.startswith("dict"):
+            return self._advice(prompt)
         if type_ != "str":
-            return {} if type_.startswith("dict") else 0
+            return 0
         return "The better attempts gave what was expected."
 
     def _key(self, prompt: Prompt) -> tuple[Any, ...]:
@@ -152,6 +154,15 @@ class WorldEngine:
                 line = f"[{self.world.stages[self.world.stage(own.kind) ^ errs]}] {line}"
             lines.append(line)
         return lines
+
+    def _advice(self, prompt: Prompt) -> dict[str, str]:
+        """New lessons by module, as SIMBA asks for them; without a scope they are for every one."""
+        shown = sections(prompt.user).get("module_names", "[]")
+        scoped = [re.fullmatch(r"(?:\[([^]]+)\] )?(.*)", each) for each in self._additions(prompt)]
+        return {
+            name: "\n".join(m[2] for m in scoped if m and name.startswith(m[1] or name))
+            for name in re.findall(r"[«\"']([\w.]+)[»\"']", shown)
+        }
 
     def _instruction(self, prompt: Prompt) -> str:
         """A new instruction: the lessons of the old one, and new ones."""

@@ -121,3 +121,18 @@ def test_tables_keep_random_worlds_and_shapes_apart() -> None:
         "rag",
     ]
     assert text.count("(1 worlds)") == 3 and "    10  (2 worlds)" in text
+
+
+def test_advice_by_module_holds_lessons_as_any_other_form_does() -> None:
+    world = world_of(5, "rag", nothing=False, writes=1.0, wrong=0.0, useless=0.0, has_labels=True)
+    _, reflection = lms_of(world)
+    asked = dspy.Predict("attempt, module_names: list[str] -> module_advice: dict[str, str]")
+    written = []
+    with dspy.context(lm=reflection, adapter=dspy.ChatAdapter()):
+        for example in examples_of(world, range(8)):
+            attempt = f"{example.request}\nexpected: {example.answer}"
+            names = ["search", "reply.predict"]
+            advice = asked(attempt=attempt, module_names=names).module_advice
+            assert list(advice) == names
+            written += [line for text in advice.values() for line in text.splitlines()]
+    assert any(line in world.lines for line in written)
