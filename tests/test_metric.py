@@ -128,7 +128,7 @@ SCORES: list[tuple[Any, float, str]] = [
     (Fraction(1, 4), 0.25, ""),
     ({"score": 0.5, "feedback": "Too long."}, 0.5, "Too long."),
     (dspy.Prediction(score=np.bool_(True), feedback=None), 1.0, ""),
-    (dspy.Prediction(score=0.5, objective_scores={"a": 1}), 0.5, ""),
+    (dspy.Prediction(score=0.5, other_scores={"a": 1}), 0.5, ""),
     (dspy.Prediction(score=0.5, feedback=["Too long.", "Rude."]), 0.5, "['Too long.', 'Rude.']"),
     (dspy.Prediction(score=TWICE), 0.5, "Too long."),
     (dspy.Prediction(score=TWICE, feedback="Rude."), 0.5, "Rude."),

@@ -48,7 +48,7 @@ GROUPS: dict[type, dict[str, Any]] = {
         "guard": "refuse",
     },
     Execution: dict.fromkeys(
-        ["executor", "max_staleness", "rollout_timeout_s", "max_errors", "prices"]
+        ["executor", "max_staleness", "rollout_timeout_s", "max_errors", "target_score", "prices"]
     ),
 }
 NOT_TAKEN = ["callbacks'.", "summarize_always'.", "Reflection(drafts", "Execution(prices"]

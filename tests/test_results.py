@@ -80,7 +80,8 @@ def test_the_page_leaves_out_what_did_not_happen_and_counts_one_as_one() -> None
         text = str(learned().detailed_results)
     assert "The result has 1 experience\n" in text
     assert "Not in the result" not in text
-    assert "No failures\nEnded after " in text
+    assert "\nTaken: better than the student with probability " in text
+    assert "No failures\nTaken" in text
     assert "which was chosen by these very scores" in text
 
 

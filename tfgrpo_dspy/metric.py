@@ -8,7 +8,7 @@ async; returning a finite number or something with `score`, `feedback` and `obje
 import functools
 import inspect
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FunctionType, MethodType
@@ -47,25 +47,25 @@ class ScoringFunction:
     """A metric as a function of example, prediction and program trace.
 
     `asks_predictors`: it also says what one predictor did well or badly (`feedback_on`), as GEPA's
-    metrics do.
+    metrics do. `ask` gives what the metric itself returns.
     """
 
     asks_predictors: bool
-    _ask: Callable[..., Any]
-    _name: str
+    ask: Callable[..., Any]
+    name: str
 
     def __call__(self, example: Any, prediction: Any, program_trace: Any) -> Score:
         """The score. Raises MetricError: the metric raised, or gave no finite score."""
-        said = self._ask(example, prediction, program_trace)
-        with _refusing(self._name, "returned something that cannot be read:", example):
-            return _as_score(said, self._name, example)
+        said = self.ask(example, prediction, program_trace)
+        with _refusing(self.name, "returned something that cannot be read:", example):
+            return _as_score(said, self.name, example)
 
     def feedback_on(
         self, predictor: str, calls: PredictorTrace, example: Any, prediction: Any, trace: Any
     ) -> str:
         """What the metric says of this predictor, in words. Raises MetricError: it raised."""
-        said = self._ask(example, prediction, trace, predictor, calls)
-        with _refusing(self._name, "returned feedback that cannot be read:", example):
+        said = self.ask(example, prediction, trace, predictor, calls)
+        with _refusing(self.name, "returned feedback that cannot be read:", example):
             if isinstance(said, dspy.Prediction | Mapping):
                 said = str(said.get("feedback") or "")
             return said if isinstance(said, str) else ""
@@ -83,7 +83,7 @@ def _refusing(name: str, what: str, example: Any) -> Iterator[None]:
         raise MetricError(f"metric {name} {what} on the example {_shown(example)}") from error
 
 
-def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
+def adapt_metric(metric: Any) -> ScoringFunction:
     """The metric in the one form that rollouts call.
 
     Arguments behind the first two keep their defaults; those without one are passed as None (in
@@ -105,6 +105,54 @@ def adapt_metric(metric: Callable[..., Any]) -> ScoringFunction:
             return run(result, metric) if inspect.isawaitable(result) else result
 
     return ScoringFunction(_asks_predictors(metric), ask, name)
+
+
+def combined(metrics: Sequence[Any] | Mapping[str, Any]) -> Callable[..., dspy.Prediction]:
+    """One metric of several: their weighted mean; what each gives is an objective.
+
+    `[exact, short]` or `{"right": exact, "short": (short, 0.2)}`. One that returns None does not
+    apply to the example, and does not count there.
+
+    Raises:
+        SettingsError: there is none, one of them is no metric, or a weight is no positive number.
+    """
+    if isinstance(metrics, Mapping):
+        pairs = [(str(k), v if isinstance(v, tuple) else (v, 1.0)) for k, v in metrics.items()]
+    else:
+        each = [v if isinstance(v, tuple) else (v, 1.0) for v in metrics]
+        names = [metric_name(v[0]) for v in each]
+        unique = (n if names.count(n) == 1 else f"{n} {k}" for k, n in enumerate(names, 1))
+        pairs = list(zip(unique, each, strict=True))
+    if not pairs:
+        raise SettingsError(f"metric={metrics!r}: pass at least one metric, or metric=None.")
+    for name, pair in pairs:
+        weight = number_of(pair[1]) if len(pair) == 2 else None
+        if weight is None or weight <= 0:
+            raise SettingsError(f"metric {name!r}: {pair!r}: pass a metric, or (metric, weight).")
+        adapt_metric(pair[0])
+    weights = {name: float(pair[1]) for name, pair in pairs}
+    return functools.partial(weighted_mean, *(pair[0] for _, pair in pairs), weights=weights)
+
+
+def weighted_mean(*given: Any, weights: Mapping[str, float]) -> dspy.Prediction:
+    """The weighted mean of the metrics that apply; `given`: the metrics, example and prediction."""
+    *metrics, example, prediction = given
+    scores: dict[str, Score] = {}
+    for name, metric in zip(weights, metrics, strict=True):
+        scoring = adapt_metric(metric)
+        said = scoring.ask(example, prediction, None)
+        with _refusing(scoring.name, "returned something that cannot be read:", example):
+            if said is not None:
+                scores[name] = _as_score(said, scoring.name, example)
+    if not scores:
+        names = ", ".join(weights)
+        raise MetricError(f"none of the metrics ({names}) applies to the example {_shown(example)}")
+    total = sum(weights[name] for name in scores)
+    return dspy.Prediction(
+        score=sum(weights[name] * score.value for name, score in scores.items()) / total,
+        feedback="\n".join(f"{name}: {s.feedback}" for name, s in scores.items() if s.feedback),
+        objectives={name: score.value for name, score in scores.items()},
+    )
 
 
 def held_lms(metric: Any) -> list[dspy.BaseLM]:
@@ -169,9 +217,10 @@ def _asks_predictors(metric: Callable[..., Any]) -> bool:
 def _as_score(result: Any, name: str, example: Any) -> Score:
     value, feedback, objectives = result, "", {}
     if isinstance(result, dspy.Prediction | Mapping) and (
-        "score" in result or "objectives" in result
+        "score" in result or "objectives" in result or "objective_scores" in result
     ):
-        objectives = _objectives(result.get("objectives"), name, example)
+        given = result.get("objectives", result.get("objective_scores"))  # the name in GEPA
+        objectives = _objectives(given, name, example)
         mean = statistics.fmean(objectives.values()) if objectives else None
         value, feedback = result.get("score", mean), str(result.get("feedback") or "")
     if isinstance(value, dspy.Prediction) and "score" in value:  # a judge's verdict, passed on
@@ -187,7 +236,9 @@ def _objectives(given: Any, name: str, example: Any) -> dict[str, float]:
             f"return a dict of finite numbers by name."
         )
     return {
-        str(each): _finite(own, name, example, str(each)) for each, own in (given or {}).items()
+        str(each): _finite(own, name, example, str(each))
+        for each, own in (given or {}).items()
+        if own is not None  # it does not apply to the example
     }
 
 

@@ -36,7 +36,8 @@ class TrainingFreeGRPO(Teleprompter):
 
     Args:
         metric: `metric(example, pred, trace=None)`, or GEPA's five-argument form; returns a float,
-            a bool or `dspy.Prediction(score=..., feedback=...)`, more is better. None: the mode
+            a bool or `dspy.Prediction(score=..., feedback=...)`, more is better. Or several, such
+            as `{"right": exact, "short": (brevity, 0.2)}`: their weighted mean is the score. None:
             without ground truth (paper, section 3.3): lessons from agreement and self-critique.
         reflection_lm: writes the lessons; default: `dspy.settings.lm`.
         objective: in words, what the experiences should be about.

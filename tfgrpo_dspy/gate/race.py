@@ -110,6 +110,20 @@ class Race:
             best = candidate if self.chance(candidate, best, scores) > 0.5 else best
         return best
 
+    def why(self, scores: Scores) -> str:
+        """Why the winner is it, in words."""
+        best, rivals = self.winner(scores), sorted({c for c, _ in scores} - {0})
+        if not rivals:
+            return "the student: no other candidate was measured"
+        likeliest = best or max(rivals, key=lambda c: self.chance(c, 0, scores))
+        chance, needed = self.chance(likeliest, 0, scores), self._needed(likeliest)
+        if best:
+            return f"better than the student with probability {chance:.2f} (needed: {needed:g})"
+        return (
+            f"the student: the most promising candidate is better with probability {chance:.2f}, "
+            f"and {needed:g} and a higher mean are needed"
+        )
+
     def _needed(self, candidate: int) -> float:
         """The probability of being better than the student that the candidate needs."""
         promised, _ = self._prior(self.candidates[candidate], self.candidates[0])

@@ -7,7 +7,7 @@ dicts and lists). `run` collects their content.
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -39,6 +39,14 @@ NOT_FINISHED = "not finished"  # the `ended_because` of a run that was killed, o
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A program of the final choice, ready to use, and what it scored."""
+
+    program: Any
+    finalist: Finalist
+
+
+@dataclass(frozen=True)
 class RunResults:
     """The whole run.
 
@@ -55,6 +63,8 @@ class RunResults:
     are the names of the policy and the reflection LM. `examples` are those of validation and test
     set, the worst of the result first. `program` is the student's class. `origin`, which `to_dict`
     leaves out, holds of a run with a `log_dir` this, its id ("run"), and when it was "begun".
+    `taken_because` says why the result was chosen. Where the metric gives objectives, `front` has
+    the candidates that no other beats in every objective; it is not saved.
 
     `print(results)` gives a page of at most 40 lines; a notebook shows the same as tables.
     """
@@ -83,6 +93,8 @@ class RunResults:
     examples: tuple[ExampleRow, ...] = ()
     program: str = ""
     origin: Mapping[str, str] = field(default_factory=dict, compare=False)
+    taken_because: str = ""
+    front: tuple[Candidate, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def is_finished(self) -> bool:
@@ -112,6 +124,7 @@ class RunResults:
             page.dropped(self.updates, self.experiences, self.is_finished),
             page.costs(self.usage, REFLECTIONS, self.metric_calls),
             page.failures(self.failures),
+            page.Section(self.taken_because and f"Taken: {page.one_line(self.taken_because)}"),
             page.Section(self.ended),
         ]
 
@@ -145,9 +158,9 @@ class RunResults:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers, ready for JSON."""
-        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        del found["origin"]
-        return found
+        found = asdict(replace(self, front=()))
+        del found["origin"], found["front"]
+        return dict(json.loads(json.dumps(found)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunResults":

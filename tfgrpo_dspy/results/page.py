@@ -16,12 +16,14 @@ from tfgrpo_dspy.results.records import (
     HeldOut,
     ScoreSummary,
     UpdateRecord,
+    compared,
     counted,
+    front_of,
 )
 from tfgrpo_dspy.rollout import Usage
 from tfgrpo_dspy.wording import aligned, shortened
 
-MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES = 10, 5, 4  # so that a page has 40 lines at most
+MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES = 10, 4, 4  # so that a page has 40 lines at most
 MOST_CANDIDATES = 4
 LONGEST_CELL = 300  # bytes of a cell
 OF_PROGRAM = ("rollout", "validation", "test")  # the roles of LM calls that the program made
@@ -130,12 +132,11 @@ def objectives(finalists: Sequence[Finalist]) -> Section:
     Only those are compared that were measured on the most examples, as the student is. One of them
     is best in its own way (Pareto) if no other is as good in all objectives.
     """
-    most = max((_n_measured(each) for each in finalists), default=0)
-    known = [each for each in finalists if each.objectives and _n_measured(each) == most]
+    known = compared(finalists)
     if not known:
         return Section("")
     names = list(dict.fromkeys(name for each in known for name in each.objectives))
-    best = {id(each) for each in known if not any(other.dominates(each) for other in known)}
+    best = set(map(id, front_of(finalists)))
     rows = []
     order = sorted(known[1:], key=lambda each: (not each.is_best, id(each) not in best))
     for each in [known[0], *order][:MOST_CANDIDATES]:
@@ -145,14 +146,10 @@ def objectives(finalists: Sequence[Finalist]) -> Section:
         parts = one_line(", ".join([*each.ids, *demos]))
         rows.append((name, *means, "yes" if id(each) in best else "no", parts))
     header = ("", *names, "best in its own way", "consists of")
-    title = f"Mean objectives on {counted(most, 'validation example')}"
+    title = f"Mean objectives on {counted(known[0].n_measured, 'validation example')}"
     if any(each.is_best and id(each) not in best for each in known):
         title += "; the result has the best score, which counts the objectives as the metric does"
     return Section(title, rows, header)
-
-
-def _n_measured(finalist: Finalist) -> int:
-    return finalist.score.n + finalist.score.n_failed if finalist.score else 0
 
 
 def experiences(library: ExperienceLibrary, n_demos: int, nothing_learned: str) -> Section:

@@ -162,10 +162,27 @@ class Finalist:
     is_best: bool
     objectives: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def n_measured(self) -> int:
+        """On how many examples it was measured, those without a score included."""
+        return self.score.n + self.score.n_failed if self.score else 0
+
     def dominates(self, other: "Finalist") -> bool:
         """Whether it is as good in all objectives, and better in one."""
         pairs = [(self.objectives.get(n, -math.inf), v) for n, v in other.objectives.items()]
         return all(own >= v for own, v in pairs) and any(own > v for own, v in pairs)
+
+
+def compared(finalists: Sequence[Finalist]) -> list[Finalist]:
+    """The finalists with objectives that were measured on the most examples."""
+    most = max((each.n_measured for each in finalists), default=0)
+    return [each for each in finalists if each.objectives and each.n_measured == most]
+
+
+def front_of(finalists: Sequence[Finalist]) -> list[Finalist]:
+    """The finalists of those `compared` that no other dominates: the Pareto front."""
+    known = compared(finalists)
+    return [each for each in known if not any(other.dominates(each) for other in known)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Why a run ends before its budget: it can never work, or there is nothing more to learn."""
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,7 @@ is on trial. With 10, some simulated runs ended too early (`benchmarks/recipe.py
 FLAT_GROUPS = 40
 """The same after so many groups if the run has seen one score only: it may as well be the lowest,
 and then the lessons of failures need time to be tried."""
+TARGET_GROUPS = 10  # so many groups in a row must have the target score on average
 UNCHANGED_EPOCHS, UNCHANGED_UPDATES = 2, 16
 """After so many epochs, and updates, without a change of the result no more is expected."""
 
@@ -71,7 +73,7 @@ def why_finished(updates: Sequence[Update], n_drafts: int, n_batches: int, run: 
     `n_drafts`: how many of them were drafts; `n_batches`: how many batches an epoch has.
     """
     latest, n_decided = updates[-1], len(updates) - 1
-    if finished := _why_saturated(updates, run):
+    if finished := _why_reached(updates, run) or _why_saturated(updates, run):
         return finished
     n_trained = n_decided - n_drafts
     if latest.decision.is_open or n_trained < n_batches:
@@ -93,6 +95,18 @@ def why_finished(updates: Sequence[Update], n_drafts: int, n_batches: int, run: 
 
 def _demo_scores(update: Update, run: RunContext) -> list[float | None]:
     return [rollout.score for rollout in update.best[: run.settings.max_demos]]
+
+
+def _why_reached(updates: Sequence[Update], run: RunContext) -> str:
+    """Why the target score is reached; "": it is not, or there is none."""
+    target = run.settings.execution.target_score
+    groups = [sampled.by_metric for sampled in groups_of(updates)[-TARGET_GROUPS:]]
+    scores = [score for group in groups for score in group.scores]
+    if target is None or len(groups) < TARGET_GROUPS or not scores:
+        return ""
+    mean = statistics.fmean(scores)
+    last = f"the last {len(groups)} groups have a mean score of {mean:z.3f}"
+    return f"target_score={target} is reached: {last}" if mean >= target else ""
 
 
 def _why_saturated(updates: Sequence[Update], run: RunContext) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, replace
 from typing import Any
@@ -16,12 +16,15 @@ from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.gate.model import DEMOS_PRICE
 from tfgrpo_dspy.gate.race import Race, Scores
 from tfgrpo_dspy.reflection.texts import estimate_tokens
+from tfgrpo_dspy.results import Candidate
 from tfgrpo_dspy.results.records import (
     DemoRecord,
     Finalist,
     HeldOut,
     ScoreSummary,
     TriedAdvice,
+    compared,
+    front_of,
 )
 from tfgrpo_dspy.results.rows import RolloutRow
 from tfgrpo_dspy.run.context import RunContext
@@ -50,14 +53,15 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     run.ledger.open_reserve()
     if run.settings.metric is None:
         valset = testset = ()
-    finalists: tuple[Finalist, ...] = ()
+    entries: dict[int, Finalist] = {}
+    why = "the last library: nothing is compared"
     candidates = _with_student(history, Additions(history.result()))
     if run.settings.measures and valset:
         candidates = _candidates(history, demos)
     measured = Measurements(run, "validation", valset, candidates, history)
     place = len(candidates) - 1
     if place and run.settings.measures and valset:
-        place, finalists = _race(run, history, measured)
+        place, entries, why = _race(run, history, measured)
     else:
         measured.make_all(run.settings.n_validation)
     measured.tell(0, place)
@@ -77,10 +81,29 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
         best,
         [*measured.rollouts, *tested.rollouts],
         **measured.outcome(place),
-        finalists=finalists,
+        finalists=tuple(entries.values()),
+        taken_because=_reason(why, place, entries),
+        front=tuple(_front(run.student, candidates, entries)),
         test=_held_out(run, tested),
         examples=worst_first(examples),
     )
+
+
+def _reason(why: str, place: int, entries: Mapping[int, Finalist]) -> str:
+    """Why the result was taken, also where another candidate beats it in every objective."""
+    result, others = entries.get(place), entries.values()
+    if result is None or not any(other.dominates(result) for other in compared([*others])):
+        return why
+    return f"{why}; another is better in every objective, and not surely in the score"
+
+
+def _front(
+    student: Any, candidates: Sequence[Additions], entries: Mapping[int, Finalist]
+) -> Iterator[Candidate]:
+    front = front_of([*entries.values()])
+    for place, finalist in entries.items():
+        if any(finalist is one for one in front):
+            yield Candidate(candidates[place].bake(student), finalist)
 
 
 def unmeasured(run: RunContext, history: History) -> Any:
@@ -171,8 +194,8 @@ def _held_out(run: RunContext, tested: Measurements) -> HeldOut | None:
 
 def _race(
     run: RunContext, history: History, measured: Measurements
-) -> tuple[int, tuple[Finalist, ...]]:
-    """The winner's place (0: student), and all that took part."""
+) -> tuple[int, dict[int, Finalist], str]:
+    """The winner's place (0: student), all that took part by their places, and why it won."""
     account, sd = history.latest.account, history.score_sd
     candidates = [_parts(candidate) for candidate in measured.candidates]
     parts = {part: (0.0, sd) for candidate in candidates for part in candidate}
@@ -189,8 +212,8 @@ def _race(
             measured.show()
     scores = measured.scores()
     best = race.winner(scores)
-    finalists = [
-        Finalist(
+    finalists = {
+        c: Finalist(
             ids=tuple(experience.id for experience in candidate.library),
             has_demos=bool(candidate.demos),
             score=ScoreSummary.of(measured.scores_of(c), measured.scale),
@@ -200,14 +223,14 @@ def _race(
         )
         for c, candidate in enumerate(measured.candidates)
         if (c, 0) in scores
-    ]
+    }
     if len(finalists) < 2 <= len(candidates) and not run.ledger.is_failure:
         logger.warning(
             "the result could not be measured, so the student is returned: %s; allow more, or "
             "pass a smaller valset",
             run.report.ended_because,
         )
-    return best, tuple(finalists)
+    return best, finalists, race.why(scores)
 
 
 def _next_round(

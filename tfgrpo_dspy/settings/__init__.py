@@ -31,7 +31,7 @@ from tfgrpo_dspy.events import Approve, Listener
 from tfgrpo_dspy.experience.values import Limits
 from tfgrpo_dspy.gate.bayesian import BayesianGate
 from tfgrpo_dspy.gate.protocol import Gate, NoGate
-from tfgrpo_dspy.metric import adapt_metric
+from tfgrpo_dspy.metric import adapt_metric, combined
 from tfgrpo_dspy.reflection.lessons import LESSONS_PER_EXAMPLE
 from tfgrpo_dspy.reflection.modules import (
     DraftLessons,
@@ -81,7 +81,13 @@ def _number(value: Any) -> Any:
     return value if isinstance(value, int) else float(value)
 
 
+Metric = Callable[..., Any] | Sequence[Any] | Mapping[str, Any]
+"""A metric, or several with or without weights, which `combined` makes one."""
+
+
 def _checked_metric(metric: Any) -> Any:
+    if isinstance(metric, list | tuple | Mapping):
+        return combined(metric)
     if metric is not None:
         adapt_metric(metric)
     return metric
@@ -268,6 +274,7 @@ class Execution:
             has failed, and is not repeated.
         max_errors: how many rollouts and reflections may fail before the run is ended; answers
             that do not parse are not counted. Default: 20, or half of those done if that is more.
+        target_score: no more is learned once the last ten groups have this mean score.
         prices: US dollars for a million prompt tokens and a million completion tokens, by model,
             such as `{"openai/my-model": (0.15, 0.60)}`; default: DSPy's price list.
 
@@ -280,6 +287,7 @@ class Execution:
     max_staleness: Least0 | None = None
     rollout_timeout_s: Annotated[Positive | None, NOT_WHICH] = None
     max_errors: Annotated[Least0 | None, NOT_WHICH] = None
+    target_score: Annotated[Finite | None, NOT_WHICH] = None
     prices: Annotated[Mapping[str, tuple[Price, Price]] | None, NOT_WHICH] = None
 
 
@@ -287,7 +295,7 @@ class Execution:
 class Settings:
     """The arguments of `TrainingFreeGRPO`, which documents them. None: derived, or the default."""
 
-    metric: Annotated[Callable[..., Any] | None, BeforeValidator(_checked_metric)]
+    metric: Annotated[Metric | None, BeforeValidator(_checked_metric)]
     _: KW_ONLY
     reflection_lm: dspy.BaseLM | None = None
     objective: str | None = None

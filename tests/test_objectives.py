@@ -1,0 +1,165 @@
+"""Several metrics at once: weights, metrics that do not apply, the front, and why a result won."""
+
+from typing import Any
+
+import dspy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import Run, is_polite, learned, optimizer_of, polite_lm, predictor, questions
+
+from tfgrpo_dspy import Execution, NoGate, SettingsError, TrainingFreeGRPO
+from tfgrpo_dspy.metric import adapt_metric, combined
+from tfgrpo_dspy.results import RunResults
+from tfgrpo_dspy.results.records import Finalist, ScoreSummary, front_of
+
+EXAMPLE = dspy.Example(question="q", answer="please").with_inputs("question")
+
+
+def right(example: Any, pred: Any, _trace: Any = None) -> dspy.Prediction:
+    return dspy.Prediction(score=float(pred.answer == example.answer), feedback="Be right.")
+
+
+def short(_example: Any, pred: Any) -> float | None:
+    return None if pred.answer == "" else 1.0 / len(pred.answer)
+
+
+async def polite(_example: Any, pred: Any) -> dict[str, Any]:
+    return {"score": float("please" in pred.answer), "feedback": "Be polite."}
+
+
+def scored(metric: Any, answer: str) -> Any:
+    return adapt_metric(combined(metric))(EXAMPLE, dspy.Prediction(answer=answer), None)
+
+
+def test_the_score_of_several_metrics_is_their_weighted_mean_and_each_is_an_objective() -> None:
+    score = scored({"right": right, "short": (short, 0.5), "polite": (polite, 2)}, "please")
+    assert score.value == pytest.approx((1.0 + 0.5 / 6 + 2.0) / 3.5)
+    assert score.objectives == {"right": 1.0, "short": 1 / 6, "polite": 1.0}
+    assert score.feedback == "right: Be right.\npolite: Be polite."
+
+
+def test_a_metric_that_does_not_apply_does_not_count_there() -> None:
+    score = scored([right, (short, 5)], "")
+    assert (score.value, score.objectives) == (0.0, {"right": 0.0})
+    with pytest.raises(Exception, match=r"none of the metrics \(short\) applies to the example"):
+        scored([short], "")
+
+
+def test_two_metrics_of_one_name_are_told_apart() -> None:
+    assert list(scored([right, right, polite], "please").objectives) == [
+        "right 1", "right 2", "polite"
+    ]  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.floats(0.01, 9)), min_size=1, max_size=5))
+def test_the_mean_lies_among_the_scores_whatever_the_weights(pairs: Any) -> None:
+    metrics = {
+        str(k): ((lambda *_, score=score: score), weight) for k, (score, weight) in enumerate(pairs)
+    }
+    scores = [score for score, _ in pairs]
+    assert min(scores) - 1e-9 <= scored(metrics, "x").value <= max(scores) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("metric", "fault"),
+    [
+        ([], "pass at least one metric"),
+        ({"right": (right, 0)}, "'right'"),
+        ({"right": (right, "much")}, "'right'"),
+        ([right, 3], "is not callable"),
+    ],
+)
+def test_metrics_that_cannot_be_used_are_refused(metric: Any, fault: str) -> None:
+    with pytest.raises(SettingsError, match=fault):
+        TrainingFreeGRPO(metric)
+
+
+@pytest.mark.parametrize("name", ["objectives", "objective_scores"])
+def test_objectives_have_our_name_or_that_of_gepa_and_one_that_is_none_is_left_out(
+    name: str,
+) -> None:
+    def metric(_example: Any, _pred: Any) -> dspy.Prediction:
+        return dspy.Prediction(score=0.5, **{name: {"a": 1, "b": None}})
+
+    assert adapt_metric(metric)(EXAMPLE, dspy.Prediction(), None).objectives == {"a": 1.0}
+
+
+def finalist(score: float, n: int = 4, **objectives: float) -> Finalist:
+    return Finalist((), False, ScoreSummary(score, n), 0.5, False, objectives)
+
+
+def test_the_front_has_who_no_other_beats_in_every_objective() -> None:
+    cheap, good = finalist(0.4, a=0.9, b=0.1), finalist(0.6, a=0.2, b=0.8)
+    beaten, little = finalist(0.3, a=0.2, b=0.1), finalist(1.0, n=2, a=1.0, b=1.0)
+    assert front_of([beaten, cheap, good, little]) == [cheap, good]
+    assert front_of([finalist(0.5)]) == []
+
+
+@pytest.fixture(scope="module")
+def several() -> Any:
+    """A run on two metrics of which the advice makes one better and the other worse."""
+    with dspy.context(lm=polite_lm(), adapter=None, callbacks=[]):
+        metric = {"polite": is_polite, "brief": (lambda _, pred: 2.0 / len(pred.answer), 0.1)}
+        return optimizer_of(metric=metric, max_lm_calls=200).compile(
+            predictor(), trainset=questions(8), valset=questions(12, start=100)
+        )
+
+
+def test_each_program_of_the_front_is_ready_to_use(several: Any) -> None:
+    results = several.detailed_results
+    assert [one.finalist for one in results.front] == front_of(results.finalists)
+    assert {one.finalist.is_best for one in results.front} == {True, False}
+    by_politeness = sorted(results.front, key=lambda one: one.finalist.objectives["polite"])
+    with dspy.context(lm=polite_lm()):
+        assert {one.program(question="question 1").answer for one in by_politeness} <= {
+            "please",
+            "no",
+        }
+    least, *_, most = by_politeness
+    assert least.finalist.objectives["brief"] > most.finalist.objectives["brief"]
+    assert least.program.signature.instructions == predictor().signature.instructions
+
+
+def test_what_is_saved_of_the_results_has_no_programs(several: Any) -> None:
+    results = several.detailed_results
+    again = RunResults.from_dict(results.to_dict())
+    assert (again, again.front) == (results, ())
+
+
+def test_the_result_says_why_it_was_taken(several: Any) -> None:
+    results = several.detailed_results
+    (best,) = [one for one in results.finalists if one.is_best]
+    assert results.taken_because == (
+        f"better than the student with probability {best.chance:.2f} (needed: 0.7)"
+    )
+    assert f"\nTaken: {results.taken_because}\n" in str(results)
+    ungated = learned(gate=NoGate()).detailed_results
+    assert ungated.taken_because == "the last library: nothing is compared"
+
+
+def test_a_student_that_stays_is_explained_by_the_most_promising_candidate() -> None:
+    rows = [("0.5", "0.1"), ("0.5", "0.2"), ("0.9", "0.5")] * 2
+    run = Run(rows, gate=None, max_lm_calls=120, valset=questions(8, 50), epochs=3)
+    assert run.results.nothing_learned
+    assert run.results.taken_because.startswith("the student: ")
+
+
+@pytest.mark.parametrize(("target", "is_reached"), [(1.5, False), (0.9, True), (0.3, True)])
+def test_a_target_score_ends_the_training_once_ten_groups_have_it(
+    target: float, is_reached: bool
+) -> None:
+    settings = {"max_lm_calls": 400, "target_score": target, "epochs": 9, "batch_size": 2}
+    results = learned(**settings, gate=NoGate()).detailed_results
+    assert results.ended_because.startswith(f"target_score={target} is reached: ") is is_reached
+    groups = [group.scores for update in results.updates for group in update.groups]
+    if is_reached:
+        means = [sum(map(sum, groups[n - 10 : n])) / 40 for n in range(10, len(groups) + 1, 2)]
+        assert max(means) >= target
+        assert max(means[:-2], default=0.0) < target  # at most one update was under way
+
+
+def test_a_target_that_is_no_number_is_refused() -> None:
+    for wrong in ("high", float("nan")):
+        with pytest.raises(SettingsError, match="target_score="):
+            Execution(target_score=wrong)  # type: ignore[arg-type]
