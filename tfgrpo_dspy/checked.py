@@ -73,17 +73,17 @@ def checked(
     """Makes a class a frozen dataclass that verifies its arguments; one error names all faults."""
 
     def decorate(kind: type[T]) -> type[T]:
-        made: Any = dataclass(frozen=True, slots=slots)(kind)
-        made.__pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, **config)  # type: ignore[typeddict-item]
-        signature = inspect.signature(made)
+        result: Any = dataclass(frozen=True, slots=slots)(kind)
+        result.__pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, **config)  # type: ignore[typeddict-item]
+        signature = inspect.signature(result)
         positional = [p.name for p in signature.parameters.values() if p.kind < p.KEYWORD_ONLY]
         required = {name for name, p in signature.parameters.items() if p.default is p.empty}
 
         @functools.cache
         def validator() -> Any:
-            return TypeAdapter(made).validator
+            return TypeAdapter(result).validator
 
-        @functools.wraps(made.__init__)
+        @functools.wraps(result.__init__)
         def verified(self: Any, *args: Any, **kwargs: Any) -> None:
             arguments = dict(zip(positional, args, strict=False)) | kwargs
             is_usual = len(arguments) == len(args) + len(kwargs)
@@ -94,12 +94,12 @@ def checked(
             except ValidationError as error:
                 raise error_type(prefix + " ".join(faults_in(error, arguments))) from None
 
-        plain = typing.get_type_hints(made)  # without the bounds, for people
+        plain = typing.get_type_hints(result)  # without the bounds, for people
         parameters = [p.replace(annotation=plain[p.name]) for p in signature.parameters.values()]
-        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        vars(verified)["__signature__"] = inspect.Signature([own, *parameters])
+        self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        vars(verified)["__signature__"] = inspect.Signature([self_parameter, *parameters])
         verified.__annotations__ = {name: plain[name] for name in signature.parameters}
-        made.__init__ = verified
-        return made  # type: ignore[no-any-return]
+        result.__init__ = verified
+        return result  # type: ignore[no-any-return]
 
     return decorate

@@ -9,7 +9,7 @@ from tfgrpo_dspy.outside import printable
 def described(error: BaseException) -> str:
     """The type and the message of an error; the type alone where its message cannot be shown."""
     name = type(error).__name__
-    return written(error, lambda own: printable(f"{name}: {own}"), name)
+    return written(error, lambda value: printable(f"{name}: {value}"), name)
 
 
 def written(value: Any, write: Callable[[Any], str] = str, otherwise: str = "") -> str:

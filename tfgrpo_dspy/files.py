@@ -46,13 +46,13 @@ def decoded(data: bytes, name: str, is_table: bool = False) -> str:
 
 def encoding_of(data: bytes, is_table: bool = False) -> str:
     """The encoding in which these bytes are read, by their byte order mark or their first ones."""
-    found = json.detect_encoding(data)
-    if is_table and found == "utf-8":
+    encoding = json.detect_encoding(data)
+    if is_table and encoding == "utf-8":
         try:
             data.decode()
         except UnicodeDecodeError:
             return WINDOWS
-    return found
+    return encoding
 
 
 def write_text(path: str | os.PathLike[str], text: str, like: bytes = b"") -> None:
@@ -86,8 +86,8 @@ def write_text(path: str | os.PathLike[str], text: str, like: bytes = b"") -> No
 
 def _replace(target: Path, data: bytes) -> None:
     before = target.read_bytes() if target.exists() else None
-    known = _digests.get(target)
-    if known is not None and known != _digest(before or b""):
+    digest = _digests.get(target)
+    if digest is not None and digest != _digest(before or b""):
         raise OSError(errno.ESTALE, "it was changed since it was read; read it again, and merge")
     if before is not None and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -108,7 +108,7 @@ def _replace(target: Path, data: bytes) -> None:
         with suppress(OSError):
             beside.unlink()
         raise
-    if known is not None:
+    if digest is not None:
         _digests[target] = _digest(data)
     with suppress(OSError):  # not every system lets a folder be synchronized
         _synchronize(target.parent)

@@ -53,11 +53,11 @@ def at_homes(programs: Sequence[Any], metric: Any, is_offline: bool) -> Iterator
     over; names all of it.
     """
     blocked = asyncio._get_running_loop()  # noqa: SLF001 - the public function raises if there is none
-    caller, found, faults, shares = HOMES.get().caller, [*HOMES.get().loops], [], False
+    caller, loops, faults, shares = HOMES.get().caller, [*HOMES.get().loops], [], False
     for name, code in _user_code(programs, metric):
         needs, uses_loop = async_needs(code), is_async(code)
         running = [loop for loop in needs.loops if loop.is_running()]
-        found += running
+        loops += running
         shares |= uses_loop and needs.shares
         waits_here = blocked in running or (needs.has_signals and not needs.loops)
         if blocked is not None and uses_loop and waits_here:
@@ -69,9 +69,9 @@ def at_homes(programs: Sequence[Any], metric: Any, is_offline: bool) -> Iterator
             f"`alearn`), or run compile in a thread: `await asyncio.to_thread(optimizer.compile, "
             f"...)`."
         )
-    if shares and not found:
-        found.append(_common_loop(os.getpid()))
-    token = HOMES.set(Homes(tuple(dict.fromkeys(found)), caller))
+    if shares and not loops:
+        loops.append(_common_loop(os.getpid()))
+    token = HOMES.set(Homes(tuple(dict.fromkeys(loops)), caller))
     try:
         yield
     finally:

@@ -92,7 +92,7 @@ def object_identity(value: Any, unseen: Unseen) -> Any:
 def instance_identity(value: Any, unseen: Unseen) -> Any:
     """An object by its class and by what it holds, in its dict and in its slots."""
     slots = [vars(kind).get("__slots__") or () for kind in type(value).__mro__]
-    names = {name for own in slots for name in ([own] if isinstance(own, str) else own)}
+    names = {name for slot in slots for name in ([slot] if isinstance(slot, str) else slot)}
     names |= vars(value).keys() if hasattr(value, "__dict__") else set()
     names -= NOT_IN_IDENTITY
     if hasattr(value, "demos"):
@@ -120,8 +120,8 @@ def _data(value: Any, unseen: Unseen) -> Any:
         fields = {name: getattr(value, name, None) for name in names}
         return [object_identity(kind, unseen), object_identity(fields, unseen)]
     if getattr(value, "fingerprint", None) is not None:  # such as an LM's engine
-        told = value.fingerprint
-        return [_name_of(kind), str(told() if callable(told) else told)]
+        fingerprint = value.fingerprint
+        return [_name_of(kind), str(fingerprint() if callable(fingerprint) else fingerprint)]
     if kind.__module__ in ("builtins", "datetime", "decimal", "re"):
         return without_addresses(repr(value))
     return _name_of(kind) if _is_library(kind) else unseen.add(_name_of(kind))
@@ -150,21 +150,21 @@ def _code(value: Any, unseen: Unseen) -> Any:
 def _function_identity(function: types.FunctionType, unseen: Unseen) -> Any:
     """A function: its name, source, defaults, and what it closes over."""
     code = function.__code__
-    own: list[Any] = []
+    parts: list[Any] = []
     if code.co_name == "<lambda>":  # several on one line have the same source
         plain = [value for value in code.co_consts if not isinstance(value, types.CodeType)]
-        own = [code.co_code.hex(), code.co_names, plain]
-    held = [own, function.__defaults__, function.__kwdefaults__, _closure(function)]
+        parts = [code.co_code.hex(), code.co_names, plain]
+    held = [parts, function.__defaults__, function.__kwdefaults__, _closure(function)]
     return [_name_of(function), _source(function, unseen), object_identity(held, unseen)]
 
 
 def _class_identity(kind: type, unseen: Unseen) -> Any:
     """A class by its source, that of its bases, its closures; one of a library by its name."""
     parts = []
-    for own in (each for each in kind.__mro__ if not _is_library(each)):
-        methods = [each for each in vars(own).values() if isinstance(each, types.FunctionType)]
+    for base in (each for each in kind.__mro__ if not _is_library(each)):
+        methods = [each for each in vars(base).values() if isinstance(each, types.FunctionType)]
         closures = object_identity([_closure(method) for method in methods], unseen)
-        parts.append([_name_of(own), _source(own, unseen), closures])
+        parts.append([_name_of(base), _source(base, unseen), closures])
     return parts or _name_of(kind)
 
 

@@ -56,19 +56,19 @@ class ScoringFunction:
 
     def __call__(self, example: Any, prediction: Any, program_trace: Any) -> Score:
         """The score. Raises MetricError: the metric raised, or gave no finite score."""
-        said = self.ask(example, prediction, program_trace)
+        verdict = self.ask(example, prediction, program_trace)
         with _refusing(self.name, "returned something that cannot be read:", example):
-            return _as_score(said, self.name, example)
+            return _as_score(verdict, self.name, example)
 
     def feedback_on(
         self, predictor: str, calls: PredictorTrace, example: Any, prediction: Any, trace: Any
     ) -> str:
         """What the metric says of this predictor, in words. Raises MetricError: it raised."""
-        said = self.ask(example, prediction, trace, predictor, calls)
+        verdict = self.ask(example, prediction, trace, predictor, calls)
         with _refusing(self.name, "returned feedback that cannot be read:", example):
-            if isinstance(said, dspy.Prediction | Mapping):
-                said = str(said.get("feedback") or "")
-            return said if isinstance(said, str) else ""
+            if isinstance(verdict, dspy.Prediction | Mapping):
+                verdict = str(verdict.get("feedback") or "")
+            return verdict if isinstance(verdict, str) else ""
 
 
 @contextmanager
@@ -119,10 +119,10 @@ def combined(metrics: Sequence[Any] | Mapping[str, Any]) -> Callable[..., dspy.P
     if isinstance(metrics, Mapping):
         pairs = [(str(k), v if isinstance(v, tuple) else (v, 1.0)) for k, v in metrics.items()]
     else:
-        each = [v if isinstance(v, tuple) else (v, 1.0) for v in metrics]
-        names = [metric_name(v[0]) for v in each]
+        weighted = [v if isinstance(v, tuple) else (v, 1.0) for v in metrics]
+        names = [metric_name(v[0]) for v in weighted]
         unique = (n if names.count(n) == 1 else f"{n} {k}" for k, n in enumerate(names, 1))
-        pairs = list(zip(unique, each, strict=True))
+        pairs = list(zip(unique, weighted, strict=True))
     if not pairs:
         raise SettingsError(f"metric={metrics!r}: pass at least one metric, or metric=None.")
     for name, pair in pairs:
@@ -134,16 +134,16 @@ def combined(metrics: Sequence[Any] | Mapping[str, Any]) -> Callable[..., dspy.P
     return functools.partial(weighted_mean, *(pair[0] for _, pair in pairs), weights=weights)
 
 
-def weighted_mean(*given: Any, weights: Mapping[str, float]) -> dspy.Prediction:
-    """The weighted mean of the metrics that apply; `given`: the metrics, example and prediction."""
-    *metrics, example, prediction = given
+def weighted_mean(*arguments: Any, weights: Mapping[str, float]) -> dspy.Prediction:
+    """The weighted mean of the metrics that apply; `arguments`: metrics, example, prediction."""
+    *metrics, example, prediction = arguments
     scores: dict[str, Score] = {}
     for name, metric in zip(weights, metrics, strict=True):
         scoring = adapt_metric(metric)
-        said = scoring.ask(example, prediction, None)
+        verdict = scoring.ask(example, prediction, None)
         with _refusing(scoring.name, "returned something that cannot be read:", example):
-            if said is not None:
-                scores[name] = _as_score(said, scoring.name, example)
+            if verdict is not None:
+                scores[name] = _as_score(verdict, scoring.name, example)
     if not scores:
         names = ", ".join(weights)
         raise MetricError(f"none of the metrics ({names}) applies to the example {_shown(example)}")
@@ -157,7 +157,7 @@ def weighted_mean(*given: Any, weights: Mapping[str, float]) -> dspy.Prediction:
 
 def held_lms(metric: Any) -> list[dspy.BaseLM]:
     """The LMs, and those of modules, that a metric, or a function that it names, refers to."""
-    found: list[dspy.BaseLM] = []
+    lms: list[dspy.BaseLM] = []
     waiting, seen = [metric], {id(metric)}
     while waiting:
         for held in held_by(waiting.pop()):
@@ -165,12 +165,12 @@ def held_lms(metric: Any) -> list[dspy.BaseLM]:
                 continue
             seen.add(id(held))
             if isinstance(held, dspy.BaseLM):
-                found.append(held)
+                lms.append(held)
             elif isinstance(held, dspy.Module):
-                found += language_models(held)
+                lms += language_models(held)
             elif isinstance(held, FunctionType | MethodType | functools.partial):
                 waiting.append(held)
-    return found
+    return lms
 
 
 def _without_partials(metric: Any) -> Any:
@@ -219,8 +219,8 @@ def _as_score(result: Any, name: str, example: Any) -> Score:
     if isinstance(result, dspy.Prediction | Mapping) and (
         "score" in result or "objectives" in result or "objective_scores" in result
     ):
-        given = result.get("objectives", result.get("objective_scores"))  # the name in GEPA
-        objectives = _objectives(given, name, example)
+        objectives = result.get("objectives", result.get("objective_scores"))  # the name in GEPA
+        objectives = _objectives(objectives, name, example)
         mean = statistics.fmean(objectives.values()) if objectives else None
         value, feedback = result.get("score", mean), str(result.get("feedback") or "")
     if isinstance(value, dspy.Prediction) and "score" in value:  # a judge's verdict, passed on
@@ -229,16 +229,16 @@ def _as_score(result: Any, name: str, example: Any) -> Score:
     return Score(_finite(value, name, example), feedback, objectives)
 
 
-def _objectives(given: Any, name: str, example: Any) -> dict[str, float]:
-    if given is not None and not isinstance(given, Mapping):
+def _objectives(objectives: Any, name: str, example: Any) -> dict[str, float]:
+    if objectives is not None and not isinstance(objectives, Mapping):
         raise MetricError(
-            f"metric {name} returned objectives={_shown(given)} on the example {_shown(example)}; "
-            f"return a dict of finite numbers by name."
+            f"metric {name} returned objectives={_shown(objectives)} on the example "
+            f"{_shown(example)}; return a dict of finite numbers by name."
         )
     return {
-        str(each): _finite(own, name, example, str(each))
-        for each, own in (given or {}).items()
-        if own is not None  # it does not apply to the example
+        str(each): _finite(value, name, example, str(each))
+        for each, value in (objectives or {}).items()
+        if value is not None  # it does not apply to the example
     }
 
 

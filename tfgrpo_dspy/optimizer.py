@@ -103,10 +103,10 @@ class TrainingFreeGRPO(Teleprompter):
         on_policy = Execution(max_staleness=0)
         groups: dict[str, Any] = {"reflection": PaperReflection(), "execution": on_policy}
         for name, group in groups.items():
-            given = overrides.pop(name, None) or group
-            if isinstance(group, type(given)):  # the constructor refuses anything else
-                given = replace(group, **_set_in(given))
-            groups[name] = given
+            chosen = overrides.pop(name, None) or group
+            if isinstance(group, type(chosen)):  # the constructor refuses anything else
+                chosen = replace(group, **_set_in(chosen))
+            groups[name] = chosen
         schedule = {"group_size": 5, "epochs": 3, "batch_size": sys.maxsize, "max_demos": 0}
         schedule["max_experiences"] = sys.maxsize
         return cls(metric, **({"gate": NoGate()} | schedule | groups | overrides))
@@ -147,13 +147,15 @@ class TrainingFreeGRPO(Teleprompter):
             RunFailedError: a refused key, an unknown model, a broken executor, or more than
                 `max_errors` failures; its `.program` is the best so far.
         """
-        given: dict[str, Any] = {"num_threads": num_threads, "seed": seed}
+        changes: dict[str, Any] = {"num_threads": num_threads, "seed": seed}
         if max_errors is not None:
-            given["execution"] = replace(
+            changes["execution"] = replace(
                 self.settings.arguments["execution"], max_errors=max_errors
             )
-        own = replace(self.settings, **{k: v for k, v in given.items() if v is not None})
-        settings, training, validation = prepare(own, student, trainset, valset, teacher, testset)
+        settled = replace(self.settings, **{k: v for k, v in changes.items() if v is not None})
+        settings, training, validation = prepare(
+            settled, student, trainset, valset, teacher, testset
+        )
         return self._result(settings, student, (trainset, training, validation, testset or ()))
 
     acompile = awaited(compile)

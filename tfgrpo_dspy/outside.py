@@ -66,8 +66,8 @@ def cleaned_text(text: str) -> str:
     """
     if not UNSEEN.search(text):
         return text
-    text = _BLANKS.sub(lambda found: "\n" if found[0][0] == "\r" else " ", text)
-    return _CLEANED.sub(lambda found: found["kept"] or "", text)
+    text = _BLANKS.sub(lambda match: "\n" if match[0][0] == "\r" else " ", text)
+    return _CLEANED.sub(lambda match: match["kept"] or "", text)
 
 
 def printable(text: str) -> str:
@@ -77,9 +77,9 @@ def printable(text: str) -> str:
     return _SHOWN.sub(_escaped, text)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    char = found[0]
-    if found["kept"] or char.isprintable():
+def _escaped(match: re.Match[str]) -> str:
+    char = match[0]
+    if match["kept"] or char.isprintable():
         return char
     return char.encode("unicode_escape").decode()
 

@@ -48,16 +48,16 @@ def without_secret_names(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def known_secrets(lms: Iterable[Any], own: str = "") -> list[str]:
+def known_secrets(lms: Iterable[Any], visible: str = "") -> list[str]:
     """The secrets of LMs and environment, also as JSON and Python show them; longest first.
 
     What stands in `own`, the text of the user's data and instructions, is none.
     """
     environment = secret_variables().values()
-    found = {*_texts([*environment]), *(text for lm in lms for text in _held_secrets(lm))}
-    found = {text for text in found if text not in own}
-    shown = {form(text)[1:-1] for text in found for form in (json.dumps, repr)}
-    return sorted(found | shown, key=lambda secret: (-len(secret), secret))
+    secrets = {*_texts([*environment]), *(text for lm in lms for text in _held_secrets(lm))}
+    secrets = {text for text in secrets if text not in visible}
+    shown = {form(text)[1:-1] for text in secrets for form in (json.dumps, repr)}
+    return sorted(secrets | shown, key=lambda secret: (-len(secret), secret))
 
 
 def secret_variables() -> dict[str, str]:

@@ -90,10 +90,10 @@ def async_needs(code: Any) -> AsyncNeeds:
 
     LMs, classes, data, and what belongs to the standard library or a notebook tie it to none.
     """
-    found = [*_reached(code)]
-    loops = tuple(each for each in found if issubclass(type(each), asyncio.AbstractEventLoop))
-    has_signals = any(issubclass(type(each), SIGNALS) for each in found)
-    has_shared = any(hasattr(type(each), "__aenter__") for each in found)
+    names = [*_reached(code)]
+    loops = tuple(each for each in names if issubclass(type(each), asyncio.AbstractEventLoop))
+    has_signals = any(issubclass(type(each), SIGNALS) for each in names)
+    has_shared = any(hasattr(type(each), "__aenter__") for each in names)
     return AsyncNeeds(code, loops, has_signals, has_shared)
 
 

@@ -177,13 +177,13 @@ class Rollout:
     @property
     def changes(self) -> dict[int, tuple[float, float]]:
         """By step, from 0, the latest known value before it and that after it, where both are."""
-        found, before = {}, self.start_value
+        changes, before = {}, self.start_value
         for index, step in enumerate(self.steps):
             if step.value is not None:
                 if before is not None:
-                    found[index] = (before, step.value)
+                    changes[index] = (before, step.value)
                 before = step.value
-        return found
+        return changes
 
     def decisive_step(self, least: float) -> int | None:
         """The step, from 0, with the largest change of the value; None: all are below `least`."""
@@ -246,17 +246,17 @@ def trajectory_text(rollout: Rollout) -> str:
     last_inputs: dict[tuple[str, str], str] = {}
     changes = rollout.changes
     for index, step in enumerate(rollout.steps):
-        told = [f"Step {index + 1}, {step.kind} {step.name}"]
+        lines = [f"Step {index + 1}, {step.kind} {step.name}"]
         for name, value in step.inputs.items():
-            known = last_inputs.get((step.name, name))
+            earlier = last_inputs.get((step.name, name))
             last_inputs[step.name, name] = value
-            rest = rest_after(known, value) if known else None
+            rest = rest_after(earlier, value) if earlier else None
             if rest is not None:
                 value = f"(as before, and) {rest}" if rest else "(as before)"
-            told.append(f"  in {name}: {value}")
+            lines.append(f"  in {name}: {value}")
         values = changes.get(index, (step.value, step.value))
-        told.extend(_outcome_lines(step, rollout.measure or EXPECTED, *values))
-        parts += told if index >= (rollout.n_replayed or 0) else []
+        lines.extend(_outcome_lines(step, rollout.measure or EXPECTED, *values))
+        parts += lines if index >= (rollout.n_replayed or 0) else []
     if rollout.failure is not None:
         parts.append(f"The program failed: {rollout.failure.message}")
     return "\n".join(parts)

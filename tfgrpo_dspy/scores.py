@@ -24,8 +24,8 @@ class ScoreRange:
 
     def including(self, scores: Iterable[float | None]) -> "ScoreRange":
         """The range with these scores, too; None is no score."""
-        known = [score for score in scores if score is not None]
-        return ScoreRange(min([self.lowest, *known]), max([self.highest, *known]))
+        finite = [score for score in scores if score is not None]
+        return ScoreRange(min([self.lowest, *finite]), max([self.highest, *finite]))
 
     @property
     def least_contrast(self) -> float:

@@ -62,8 +62,8 @@ def n_words(text: str) -> int:
 
 def words_of(text: str) -> tuple[str, ...]:
     """The words of the text; a character of a script without spaces is one."""
-    found = WORD.findall(normalized.__wrapped__(text))
-    return tuple(word for word in found if any(map(str.isalnum, word)))
+    parts = WORD.findall(normalized.__wrapped__(text))
+    return tuple(word for word in parts if any(map(str.isalnum, word)))
 
 
 words = functools.lru_cache(maxsize=4096)(words_of)  # each text is compared with each other
@@ -80,19 +80,19 @@ def meaning(text: str) -> str:
     return " ".join(_FILLERS.sub(" ", normalized(text)).split()) or normalized(text)
 
 
-def rest_after(known: str, text: str) -> str | None:
+def rest_after(beginning: str, text: str) -> str | None:
     """What stands in the text below the lines of a known one; None: it begins otherwise.
 
     Blank lines, and blanks at the end of a line, make no difference. A list in JSON, to which an
     item was added, begins with what it was, too.
     """
-    pairs = zip(known, text, strict=False)
-    end = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(known), len(text)))
-    if known != text and known[:1] in ("[", "{") and not known[end:].strip("]}"):
+    pairs = zip(beginning, text, strict=False)
+    end = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(beginning), len(text)))
+    if beginning != text and beginning[:1] in ("[", "{") and not beginning[end:].strip("]}"):
         added = text[end:].strip()
-        if known[end - 1] in "[{" or added.startswith(","):
+        if beginning[end - 1] in "[{" or added.startswith(","):
             return added.lstrip(", ")
-    sought = [line.rstrip() for line in known.splitlines() if line.strip()]
+    sought = [line.rstrip() for line in beginning.splitlines() if line.strip()]
     lines, n_found = text.splitlines(), 0
     for index, line in enumerate(lines):
         if n_found == len(sought):
@@ -104,13 +104,13 @@ def rest_after(known: str, text: str) -> str | None:
     return "" if n_found == len(sought) else None
 
 
-def says_same(one: str, other: str) -> bool:
+def says_same(text: str, other: str) -> bool:
     """Whether two texts say the same: but for fillers, one is the other with a few words more.
 
     Those may not be numbers or signs ("<"), nor turn the meaning ("not", "never").
     """
-    shorter, longer = sorted((_core(one), _core(other)), key=len)
-    if len(shorter) < NEAR_DUPLICATE * len(longer) or _signs(one) != _signs(other):
+    shorter, longer = sorted((_core(text), _core(other)), key=len)
+    if len(shorter) < NEAR_DUPLICATE * len(longer) or _signs(text) != _signs(other):
         return False
     rest = iter(longer)
     if not all(word in rest for word in shorter):
@@ -125,10 +125,10 @@ def letter_groups(text: str, sizes: Sequence[int] = (2, 3)) -> frozenset[str]:
     return frozenset(folded[i : i + n] for n in sizes for i in range(max(1, len(folded) - n + 1)))
 
 
-def alike(one: frozenset[str], other: frozenset[str]) -> float:
+def alike(groups: frozenset[str], other: frozenset[str]) -> float:
     """The share that both have of what either has; 1.0 where neither has anything."""
-    either = one | other
-    return len(one & other) / len(either) if either else 1.0
+    either = groups | other
+    return len(groups & other) / len(either) if either else 1.0
 
 
 def n_single_letters(parts: Sequence[str]) -> int:

@@ -47,13 +47,13 @@ def json_value(text: str, source: str, is_lines: bool = False) -> Any:
 
     Raises LibraryFormatError, with line and column.
     """
-    found = list(itertools.islice(json_values(text, source), None if is_lines else 2))
-    if faults := [each for each in found if isinstance(each, LibraryFormatError)]:
+    values = list(itertools.islice(json_values(text, source), None if is_lines else 2))
+    if faults := [each for each in values if isinstance(each, LibraryFormatError)]:
         raise faults[0]
-    if not found or (len(found) > 1 and not is_lines):
-        fault = "there is more than one value" if found else "line 1, column 1: Expecting value"
+    if not values or (len(values) > 1 and not is_lines):
+        fault = "there is more than one value" if values else "line 1, column 1: Expecting value"
         raise LibraryFormatError(f"{source} is not JSON: {fault}.")
-    return found[0] if len(found) == 1 else found
+    return values[0] if len(values) == 1 else values
 
 
 def json_values(text: str, source: str) -> Iterator[Any]:
@@ -99,9 +99,9 @@ def _json(value: Any) -> str:
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of these fields. Raises LibraryFormatError: a name occurs twice."""
-    known: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in pairs:
-        if name in known:
+        if name in fields:
             raise LibraryFormatError(f"the name {shown(name)} occurs twice in one object")
-        known[name] = value
-    return known
+        fields[name] = value
+    return fields

@@ -157,7 +157,7 @@ class ExperienceLibrary:
         """
         added, removed = list(other), list(self)
         changed: list[tuple[Experience, Experience]] = []
-        for key in (_content, lambda each: each.id, _meaning):
+        for key in (_content, lambda experience: experience.id, _meaning):
             unmatched = {key(new): new for new in reversed(added)}
             for old in list(removed):
                 if (new := unmatched.pop(key(old), None)) is not None:
@@ -229,10 +229,10 @@ class ExperienceLibrary:
             experiences, free = programs.parse_block(written, name) if written else ([], 1)
             next_number = max(next_number, free, *(each.number + 1 for each in experiences))
             for experience in experiences:
-                known = by_id.setdefault(experience.id, experience)
-                if known != experience:
+                first = by_id.setdefault(experience.id, experience)
+                if first != experience:
                     raise LibraryFormatError(
-                        f"Two predictors disagree on an id: {known} and {experience}; give both "
+                        f"Two predictors disagree on an id: {first} and {experience}; give both "
                         f"lines the same text."
                     )
         return cls(by_id.values(), next_number=next_number)
@@ -276,9 +276,9 @@ class ExperienceLibrary:
         Raises:
             LibraryFormatError: the record is not a library; the message calls it `source`.
         """
-        known = files.checked_record(record, source)
+        checked = files.checked_record(record, source)
         try:
-            return cls(known.experiences, next_number=known.next_number)
+            return cls(checked.experiences, next_number=checked.next_number)
         except ValueError as error:
             raise LibraryFormatError(f"{source}: {error}") from error
 

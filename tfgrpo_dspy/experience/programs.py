@@ -36,7 +36,7 @@ def render_lines(experiences: Iterable[Experience]) -> str:
     """One line for each experience: `[E1*] text`; the star marks scope 'all'."""
     return "\n".join(
         f"[{experience.id}{'*' if experience.scope == ALL else ''}] "
-        + _TO_ESCAPE.sub(lambda found: f"\\u{ord(found[0]):04x}", experience.text)
+        + _TO_ESCAPE.sub(lambda match: f"\\u{ord(match[0]):04x}", experience.text)
         for experience in experiences
     )
 
@@ -51,16 +51,16 @@ def split_instructions(instructions: str) -> tuple[str, str, str]:
 
     Raises LibraryFormatError: there are two blocks, or one that does not end.
     """
-    found = list(_BLOCK.finditer(instructions))
+    blocks = list(_BLOCK.finditer(instructions))
     n_begun = instructions.count(f"{BEGIN}\n{HEADER}\n")
-    if n_begun != len(found) or n_begun > 1:
+    if n_begun != len(blocks) or n_begun > 1:
         raise LibraryFormatError(
             f"The instructions {instructions[:120]!r}... hold {n_begun} blocks of experiences, "
-            f"{len(found)} of which end with the line {END}; keep one, or none."
+            f"{len(blocks)} of which end with the line {END}; keep one, or none."
         )
-    if not found:
+    if not blocks:
         return instructions, "", ""
-    start, end = found[0].span()
+    start, end = blocks[0].span()
     return instructions[:start], instructions[start:end], instructions[end:]
 
 
@@ -81,25 +81,25 @@ def parse_block(text: str, predictor: str) -> tuple[list[Experience], int]:
     Raises LibraryFormatError: a line is not of the form that `write_block` gives; names it.
     """
     *lines, last = text.split("\n")[2:-1] or [""]
-    found = _LAST_LINE.fullmatch(last)
-    if found is None:
+    match = _LAST_LINE.fullmatch(last)
+    if match is None:
         raise LibraryFormatError(
             f"The experiences baked into predictor {predictor!r} end with {last!r:.200}; restore "
             f"the line '(next id: E<number>)', or remove all from {BEGIN} to {END}."
         )
-    return [_parse_line(line, predictor) for line in lines], int(found[1])
+    return [_parse_line(line, predictor) for line in lines], int(match[1])
 
 
 def _parse_line(line: str, predictor: str) -> Experience:
     wrong = f"The experiences baked into predictor {predictor!r} hold the line {line!r:.200}"
-    found = _LINE.fullmatch(line)
-    if found is None:
+    match = _LINE.fullmatch(line)
+    if match is None:
         raise LibraryFormatError(
             f"{wrong}; a line is '[E<number>] text' (with a star behind the number for scope 'all')"
         )
-    text = _ESCAPE.sub(lambda code: chr(int(code[1], 16)), found[3])
+    text = _ESCAPE.sub(lambda code: chr(int(code[1], 16)), match[3])
     try:
-        return Experience(found[1], text, ALL if found[2] else predictor)
+        return Experience(match[1], text, ALL if match[2] else predictor)
     except LibraryError as error:
         raise LibraryFormatError(f"{wrong}: {error}") from error
 
@@ -185,15 +185,15 @@ def _held_by(program: Any) -> list[Any]:
     """What the program's modules hold besides modules, once each; looked for where DSPy looks."""
     modules = _modules_of(program)
     seen = {id(module) for module in modules}
-    found: list[Any] = []
+    lms: list[Any] = []
     waiting: list[Any] = [vars(module) for module in modules]
     while waiting:
         container = waiting.pop(0)
         for item in container.values() if isinstance(container, dict) else container:
             if id(item) not in seen:
                 seen.add(id(item))
-                (waiting if isinstance(item, dict | list | tuple) else found).append(item)
-    return found
+                (waiting if isinstance(item, dict | list | tuple) else lms).append(item)
+    return lms
 
 
 def _is_tool(held: Any) -> bool:

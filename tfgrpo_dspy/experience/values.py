@@ -128,11 +128,11 @@ class Experience:
         return int(self.id[1:])
 
     def __str__(self) -> str:
-        known = [str(self.effect)] if self.effect is not None else []
-        known += [f"{self.price} tokens"] if self.price is not None else []
-        known += ["on trial"] if self.is_on_trial else []
+        notes = [str(self.effect)] if self.effect is not None else []
+        notes += [f"{self.price} tokens"] if self.price is not None else []
+        notes += ["on trial"] if self.is_on_trial else []
         line = f"[{self.id}] {self.text}{scope_note(self.scope)}"
-        return line + (f"  ({', '.join(known)})" if known else "")
+        return line + (f"  ({', '.join(notes)})" if notes else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,9 +217,9 @@ def _validated(written: Any) -> Operation:
         raise LibraryError(text_of(error)) from None
 
 
-def supported(one: Any, other: Any) -> Any:
+def supported(value: Any, other: Any) -> Any:
     """The experience, operation or lesson with the evidence of the other, too."""
-    return replace(one, evidence=tuple(dict.fromkeys((*one.evidence, *other.evidence))))
+    return replace(value, evidence=tuple(dict.fromkeys((*value.evidence, *other.evidence))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,15 +140,15 @@ def _request_body(request: lm15.Request) -> dict[str, Any]:
         raise lm15.UnsupportedFeatureError(message, feature=refused[0])
     messages = [] if request.system is None else [("system", request.system)]
     messages += [(message.role, message.parts) for message in request.messages]
-    given = {name: getattr(config, name) for name in SAMPLING if name in asked}
+    sampling = {name: getattr(config, name) for name in SAMPLING if name in asked}
     if config.seed is not None:
         digest = hashlib.sha256(f"{config.seed}/0".encode()).digest()
-        given["seed"] = int.from_bytes(digest[:8], "big") % (2**32 - 1)  # which means "any seed"
+        sampling["seed"] = int.from_bytes(digest[:8], "big") % (2**32 - 1)  # which means "any seed"
     if config.stop:
-        given["stop"] = list(config.stop)
+        sampling["stop"] = list(config.stop)
     return {
         **(config.extensions or {}),
-        **given,
+        **sampling,
         "messages": [{"role": role, "content": _text(content)} for role, content in messages],
         "cache_prompt": config.cache is None or config.cache.mode != "off",
     }

@@ -48,20 +48,20 @@ class ExactMatch:
     ) -> ScoredPrediction:
         """1.0 or 0.0, and a sentence on the difference; raises MetricError without a label."""
         labels = self._labels(example)
-        expected, given = " or ".join(map(_quoted, labels)), pred.get(self.field)
-        if given is None:
+        expected, answer = " or ".join(map(_quoted, labels)), pred.get(self.field)
+        if answer is None:
             names = ", ".join(pred.keys())
             feedback = f"Expected {expected} in the field '{self.field}'; there is only: {names}."
             return ScoredPrediction(score=0.0, feedback=feedback)
-        differences = [self.difference(str(given), label) for label in labels]
+        differences = [self.difference(str(answer), label) for label in labels]
         if "" in differences:
-            return ScoredPrediction(score=1.0, feedback=f"{_quoted(given)} is right.")
-        feedback = f"Expected {expected}, given {_quoted(given)}: {differences[0]}."
+            return ScoredPrediction(score=1.0, feedback=f"{_quoted(answer)} is right.")
+        feedback = f"Expected {expected}, given {_quoted(answer)}: {differences[0]}."
         return ScoredPrediction(score=0.0, feedback=feedback)
 
-    def difference(self, given: str, expected: str) -> str:
+    def difference(self, answer: str, expected: str) -> str:
         """The difference between answer and label, as a phrase; "" if there is none."""
-        return "" if given.strip() == expected.strip() else "they are not the same text"
+        return "" if answer.strip() == expected.strip() else "they are not the same text"
 
     def _labels(self, example: dspy.Example) -> list[str]:
         name = self.label_field or self.field
@@ -78,9 +78,9 @@ class ExactMatch:
 class NormalizedMatch(ExactMatch):
     """`ExactMatch` of the texts after `normalize_text`."""
 
-    def difference(self, given: str, expected: str) -> str:
+    def difference(self, answer_field: str, expected: str) -> str:
         """The normalised texts, if they differ."""
-        answer, wanted = normalize_text(given), normalize_text(expected)
+        answer, wanted = normalize_text(answer_field), normalize_text(expected)
         return "" if answer == wanted else f"compared as {_quoted(wanted)} and {_quoted(answer)}"
 
 
@@ -94,9 +94,9 @@ class MathEquivalent(ExactMatch):
         super().__post_init__()
         check(self.timeout_s)
 
-    def difference(self, given: str, expected: str) -> str:
+    def difference(self, answer: str, expected: str) -> str:
         """The kind of difference, or why the comparison failed."""
-        return difference(given, expected, self.timeout_s)
+        return difference(answer, expected, self.timeout_s)
 
 
 exact_match = ExactMatch

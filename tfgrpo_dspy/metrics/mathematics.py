@@ -60,13 +60,13 @@ def check(timeout_s: float) -> None:
         raise MathUnavailableError(f"mathematical equivalence needs 'math_verify': {INSTALL}")
 
 
-def difference(given: str, expected: str, timeout_s: float) -> str:
+def difference(answer: str, expected: str, timeout_s: float) -> str:
     """The difference between two answers, as a phrase; "" if they are equivalent."""
-    if given.strip() == expected.strip():
+    if answer.strip() == expected.strip():
         return ""
-    if max(len(given), len(expected)) > MAX_TEXT_CHARACTERS:
+    if max(len(answer), len(expected)) > MAX_TEXT_CHARACTERS:
         return OTHER_TEXT
-    answer, wanted = final_answer(given), final_answer(expected)
+    answer, wanted = final_answer(answer), final_answer(expected)
     (form, is_prose), (wanted_form, wants_prose) = text_form(answer), text_form(wanted)
     if form == wanted_form or not form or (is_prose and wants_prose):
         return "" if form == wanted_form else OTHER_TEXT if form else "the answer is empty"

@@ -34,26 +34,28 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     os.write(replies, b"ready\n")
     for line in sys.stdin:
-        given, expected, timeout_s = json.loads(line)
+        answer, expected, timeout_s = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, timeout_s)
         is_equal = False
         with contextlib.suppress(Exception):  # what sympy cannot compare is unequal
-            is_equal = are_equal(given, expected)
+            is_equal = are_equal(answer, expected)
         signal.setitimer(signal.ITIMER_REAL, 0)
         os.write(replies, b"1\n" if is_equal else b"0\n")
 
 
-def are_equal(given: str, expected: str) -> bool:
+def are_equal(answer: str, expected: str) -> bool:
     """Whether both texts mean the same, or one is a rounding of the other."""
-    one, other = read(given), read(expected)
-    is_same = any(verify(*pair, timeout_seconds=None) for pair in ((one, other), (other, one)))
-    return is_same or is_rounding(given, other) or is_rounding(expected, one)
+    formula, wanted = read(answer), read(expected)
+    is_same = any(
+        verify(*pair, timeout_seconds=None) for pair in ((formula, wanted), (wanted, formula))
+    )
+    return is_same or is_rounding(answer, wanted) or is_rounding(expected, formula)
 
 
 def read(text: str) -> Any:
     """The text as a sympy object with exact numbers; an error if it is no formula."""
-    (found,) = parse(f"${text}$", [FORMULA], "no_fallback", "first_match", parsing_timeout=None)
-    return found.xreplace({number: Rational(str(number)) for number in found.atoms(Float)})
+    (formula,) = parse(f"${text}$", [FORMULA], "no_fallback", "first_match", parsing_timeout=None)
+    return formula.xreplace({number: Rational(str(number)) for number in formula.atoms(Float)})
 
 
 def is_rounding(decimal: str, value: Any) -> bool:

@@ -63,8 +63,8 @@ class Task:
     @functools.cached_property
     def _words(self) -> tuple[str, list[tuple[str, str]]]:
         """The words of the program; those of the inputs and of the labels of each example."""
-        each = [(_folded(inputs), _folded(labels)) for inputs, labels in self._data]
-        return _folded(self._program), each
+        folded = [(_folded(inputs), _folded(labels)) for inputs, labels in self._data]
+        return _folded(self._program), folded
 
     def shares(self, phrase: str) -> bool:
         """Whether these words belong to the task: to its program, to a class, to a form."""
@@ -141,15 +141,15 @@ def unsafe_reason(text: str, task: Task | None = None) -> str:
     if any(says_same(text, sample) for sample in SAMPLES):
         return "repeats the sample answer of the prompt"
     for what, pattern in _HELD_BACK.items():
-        for found in re.finditer(pattern, text, re.IGNORECASE):
+        for match in re.finditer(pattern, text, re.IGNORECASE):
             if what == _ADDRESS:
-                whole = re.search(r"\S*$", text[: found.start()])[0] + text[found.start() :]  # type: ignore[index]
+                whole = re.search(r"\S*$", text[: match.start()])[0] + text[match.start() :]  # type: ignore[index]
                 is_usual = task.holds(whole.split()[0].strip("\"'`()[]<>{},;:.!?"))
             else:
-                is_forbidden = _FORBIDS.search(text[: found.start()])
-                is_usual = bool(is_forbidden) or task.speaks_of(found[0], pattern)
+                is_forbidden = _FORBIDS.search(text[: match.start()])
+                is_usual = bool(is_forbidden) or task.speaks_of(match[0], pattern)
             if not is_usual:
-                return f"held back: it {what} ({found[0]!r})"
+                return f"held back: it {what} ({match[0]!r})"
     return ""
 
 
@@ -179,8 +179,8 @@ class Guard:
                 self._runs.update(_runs(parts, _scale(parts)))
             wholes = [[parts] for parts in inputs if len(parts) >= COPIED_INPUT * _scale(parts)]
             wholes += [[parts] for parts in labels if len(parts) >= COPIED_LABEL * _scale(parts)]
-            example, said = [*inputs, *labels], [*itertools.chain(*inputs, *labels)]
-            if labels and all(example) and len(said) >= COPIED_EXAMPLE * _scale(said):
+            example, words = [*inputs, *labels], [*itertools.chain(*inputs, *labels)]
+            if labels and all(example) and len(words) >= COPIED_EXAMPLE * _scale(words):
                 wholes.append(example)
             self._wholes += [[*map(" ".join, whole)] for whole in wholes]
 
@@ -192,8 +192,10 @@ class Guard:
     def _copied(self, text: str) -> str:
         parts = words(text)
         copied = [[" ".join(run)] for n in (1, 2) for run in _runs(parts, n) if run in self._runs]
-        said = f" {' '.join(parts)} "
-        copied += [whole for whole in self._wholes if all(f" {part} " in said for part in whole)]
+        sentence = f" {' '.join(parts)} "
+        copied += [
+            whole for whole in self._wholes if all(f" {part} " in sentence for part in whole)
+        ]
         for whole in copied:
             if len(whole) > 1 or not self._task.shares(whole[0]):
                 return f"copies the training data: '{' ... '.join(whole)}'"

@@ -105,7 +105,9 @@ def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
     """The lessons, near-duplicates as one with the evidence of all; the best supported first."""
     merged: list[Lesson] = []
     for lesson in lessons:
-        same = next((i for i, known in enumerate(merged) if is_same_lesson(known, lesson)), None)
+        same = next(
+            (i for i, earlier in enumerate(merged) if is_same_lesson(earlier, lesson)), None
+        )
         if same is None:
             merged.append(lesson)
         else:
@@ -113,9 +115,9 @@ def merge_lessons(lessons: Iterable[Lesson]) -> list[Lesson]:
     return sorted(merged, key=lambda lesson: -len(lesson.evidence))
 
 
-def is_same_lesson(one: Lesson, other: Lesson) -> bool:
+def is_same_lesson(lesson: Lesson, other: Lesson) -> bool:
     """Whether two lessons of one scope say the same."""
-    return one.scope == other.scope and says_same(one.text, other.text)
+    return lesson.scope == other.scope and says_same(lesson.text, other.text)
 
 
 def sources_of(text: str, lessons: Sequence[Lesson]) -> list[Lesson]:

@@ -57,17 +57,17 @@ class _ReflectionModule(dspy.Module):
         """
         ask = self.ask if inputs.get("is_scored", True) else self.ask_unscored
         signature = ask.signature
-        known = {name: value for name, value in inputs.items() if name in signature.input_fields}
+        accepted = {name: value for name, value in inputs.items() if name in signature.input_fields}
         with dspy.context(adapter=self.adapter or dspy.settings.adapter):
-            answer, first = _read(ask, signature, known)
+            answer, first = _read(ask, signature, accepted)
             if answer:
                 return dspy.Prediction(**answer, parse_failures=0)
             field = dspy.InputField(desc="why your previous answer could not be used")
             corrected = signature.append("correction", field, type_=str)
-            known["correction"] = _correction(signature, first.is_cut)
+            accepted["correction"] = _correction(signature, first.is_cut)
             if first.is_cut and (room := more_room(ask.lm or dspy.settings.lm)):
-                known["config"] = room
-            answer, _ = _read(ask, corrected, known)
+                accepted["config"] = room
+            answer, _ = _read(ask, corrected, accepted)
         n_failures = 1 if answer else 2
         return dspy.Prediction(
             **answer, parse_failures=n_failures, unread=first.text[:SHOWN_UNREAD]
@@ -86,16 +86,16 @@ def _read(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, A
         except dspy.AdapterParseError as error:
             answer, text = {}, str(error.lm_response or "")
     raw = seen[-1] if seen else RawAnswer(text, is_cut=False)
-    said, only_thinks = without_thoughts(raw.text)
+    text_of_answer, only_thinks = without_thoughts(raw.text)
     raw = replace(raw, is_cut=raw.is_cut or only_thinks)
-    said = finished(said) if raw.is_cut else said
-    if said != raw.text or not answer:
-        answer = repaired(signature, said) or ({} if raw.is_cut else answer)
+    text_of_answer = finished(text_of_answer) if raw.is_cut else text_of_answer
+    if text_of_answer != raw.text or not answer:
+        answer = repaired(signature, text_of_answer) or ({} if raw.is_cut else answer)
     try:
         read = {name: READERS[name](answer[name]) for name in READERS.keys() & answer}
     except ValueError:
         return {}, raw
-    is_empty = raw.is_cut and said != raw.text and not all(read.values())
+    is_empty = raw.is_cut and text_of_answer != raw.text and not all(read.values())
     return ({} if is_empty else answer | read), raw
 
 
@@ -149,9 +149,9 @@ class AnswerQuestion(_ReflectionModule):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """The answer, empty where it could not be read, with `parse_failures`."""
-        found = dict(super().forward(**inputs))
-        notes = {name: found.pop(name) for name in ("parse_failures", "unread") if name in found}
-        return dspy.Prediction(**notes, answer=found)
+        answer = dict(super().forward(**inputs))
+        notes = {name: answer.pop(name) for name in ("parse_failures", "unread") if name in answer}
+        return dspy.Prediction(**notes, answer=answer)
 
 
 class AddLessons(dspy.Module):

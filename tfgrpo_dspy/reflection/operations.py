@@ -71,8 +71,8 @@ def known_lessons(
     keeps, new = [], []
     for lesson in lessons:
         same = (e.id for e in library if is_same_lesson(Lesson(e.text, e.scope), lesson))
-        if known := next(same, ""):
-            keeps.append(Keep(known, reason="seen again", evidence=lesson.evidence))
+        if id_ := next(same, ""):
+            keeps.append(Keep(id_, reason="seen again", evidence=lesson.evidence))
         else:
             new.append(lesson)
     return keeps, new
@@ -136,17 +136,19 @@ def operations_in(
     if items is None:
         return [Add(each.text, each.scope, evidence=each.evidence) for each in lessons]
     texts = {experience.id: experience.text for experience in library}
-    found: list[Operation | Refusal] = []
-    for given in items:
-        item = _scoped(given, predictors, unknown_scope) if isinstance(given, Mapping) else given
+    operations: list[Operation | Refusal] = []
+    for written in items:
+        item = (
+            _scoped(written, predictors, unknown_scope) if isinstance(written, Mapping) else written
+        )
         try:
             operation = values.operation_from(item)
         except LibraryError as error:
-            found.append(Refusal(item, str(error)))
+            operations.append(Refusal(item, str(error)))
             continue
         text = getattr(operation, "text", "")
         if refused := admitted([operation], predictors, guard)[1]:
-            found.append(Refusal(item, refused[0].reason))
+            operations.append(Refusal(item, refused[0].reason))
             continue
         text = text or texts.get(getattr(operation, "id", ""), "")
         named = [lessons[n - 1] for n in sorted(set(item["lessons"])) if 0 < n <= len(lessons)]
@@ -155,8 +157,8 @@ def operations_in(
         scopes = {lesson.scope for lesson in sources}
         if isinstance(operation, Add) and item["scope"] is None and len(scopes) == 1:
             operation = replace(operation, scope=scopes.pop())
-        found.append(replace(operation, evidence=tuple(evidence)))
-    return found
+        operations.append(replace(operation, evidence=tuple(evidence)))
+    return operations
 
 
 def _scoped(
@@ -182,13 +184,13 @@ def merge_keeps(operations: Sequence[Operation]) -> list[Operation]:
     return [*(keep for id_, keep in keeps.items() if id_ not in ids), *merged]
 
 
-def read_operations(given: Any) -> list[Any]:
+def read_operations(answer: Any) -> list[Any]:
     """The operations of an answer as mappings: op, id, text, scope (maybe None), reason, lessons.
 
     An item that is no operation stays as it is, to be refused by itself. Raises ValueError:
     nothing in it can be read as an operation.
     """
-    items = _items_in(given) if isinstance(given, str) else _items(given)
+    items = _items_in(answer) if isinstance(answer, str) else _items(answer)
     return [_operation(item) for item in items if item is not None]
 
 
@@ -196,8 +198,8 @@ def _items_in(answer: str) -> list[Any]:
     text = reading.without_fences(answer)
     if reading.is_nothing(text) and text.casefold() != "null":
         return []
-    found = reading.json_in(text)
-    items = [None] if found is None else _items(found)
+    value = reading.json_in(text)
+    items = [None] if value is None else _items(value)
     if items and not any(isinstance(item, Mapping) for item in items):
         items = _operations_in_lines("\n".join(map(str, items))) or _operations_in_lines(text)
         if not items:
@@ -205,35 +207,35 @@ def _items_in(answer: str) -> list[Any]:
     return items
 
 
-def _items(given: Any) -> list[Any]:
+def _items(value: Any) -> list[Any]:
     """The operations as a list: one object is a list of one, `{"ADD": ...}` names its op."""
-    if isinstance(given, Mapping):
-        named = {str(name).strip().upper(): value for name, value in given.items()}
+    if isinstance(value, Mapping):
+        named = {str(name).strip().upper(): value for name, value in value.items()}
         if isinstance(named.get("OPERATIONS"), list | Mapping):
             return _items(named["OPERATIONS"])
         if not named or not named.keys() <= _ONLY_FIELD.keys():
-            return [given]
+            return [value]
         return [
             {"op": op, **(item if isinstance(item, Mapping) else {_ONLY_FIELD[op]: item})}
             for op, items in named.items()
             for item in (items if isinstance(items, list) else [items])
         ]
-    if not isinstance(given, list):
-        raise ValueError(f"{given!r} holds no operation.")
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} holds no operation.")
     is_nested = (list, Mapping)
-    return [p for item in given for p in (_items(item) if isinstance(item, is_nested) else [item])]
+    return [p for item in value for p in (_items(item) if isinstance(item, is_nested) else [item])]
 
 
 def _operations_in_lines(text: str) -> list[dict[str, Any]]:
     """The operations of lines such as "- ADD: Say please." or "KEEP [E1]"."""
-    found = []
+    operations = []
     for line in text.splitlines():
         operation = _OPERATION_LINE.fullmatch(reading.bare_line(line))
         if operation and any(operation.groups()[1:]):
             op, id_, rest = operation.groups()
-            said = None if op == "KEEP" else reading.bare_line(rest)
-            found.append({"op": op, "id": id_, "text": said})
-    return found
+            advice = None if op == "KEEP" else reading.bare_line(rest)
+            operations.append({"op": op, "id": id_, "text": advice})
+    return operations
 
 
 def _operation(item: Any) -> Any:

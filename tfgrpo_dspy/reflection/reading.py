@@ -80,22 +80,22 @@ def encodable(text: str) -> str:
     return cleaned_text(text).encode("utf-8", "replace").decode()
 
 
-def read_lessons(given: Any) -> list[str]:
+def read_lessons(answer: Any) -> list[str]:
     """The lessons of an answer, in their order: from lines, bullets, JSON or a Python list.
 
     `"1. Say please.\\n2. **Be brief.**" -> ["Say please.", "Be brief."]`; "None" gives [].
     Raises ValueError: it holds no lesson, and does not say that there is none.
     """
-    if not isinstance(given, str):
-        return [*_items_of(_strings_in(given))]
-    text = without_fences(given)
+    if not isinstance(answer, str):
+        return [*_items_of(_strings_in(answer))]
+    text = without_fences(answer)
     start = _LESSONS_IN_JSON.search(text)
-    found = json_in(text[start.end() :]) if start else None
-    items = [*_strings_in(found)]
-    if found is None or (items and max(map(n_words, items)) < 2):  # words that a lesson shows
+    content = json_in(text[start.end() :]) if start else None
+    items = [*_strings_in(content)]
+    if content is None or (items and max(map(n_words, items)) < 2):  # words that a lesson shows
         return _lines_of(text)
     lessons = [*_items_of(items)]
-    says_none = found in ([], {"lessons": []}) or (items and all(map(is_nothing, items)))
+    says_none = content in ([], {"lessons": []}) or (items and all(map(is_nothing, items)))
     if not lessons and not says_none:
         raise ValueError(f"{text[:80]!r} holds no lesson.")
     return lessons
@@ -118,8 +118,10 @@ def resolve_scope(name: str, predictors: Sequence[str]) -> str | None:
         return ALL
     part = f".{wanted}."
     by_name = {f".{predictor}.".casefold(): predictor for predictor in predictors}
-    near = [own for name, own in by_name.items() if name == part] or [
-        own for name, own in by_name.items() if name.startswith(part) or name.endswith(part)
+    near = [predictor for name, predictor in by_name.items() if name == part] or [
+        predictor
+        for name, predictor in by_name.items()
+        if name.startswith(part) or name.endswith(part)
     ]
     return near[0] if len(near) == 1 else None
 
@@ -140,8 +142,8 @@ def _with_markers(signature: Any, answer: str) -> str:
     inline = r"[\s*_#\]]*[:\uff1a][\s*]*(.+)"
     heading = rf"^[^\w\n]*({either})(?: learned)?(?:[^\w\n]*|{inline})$"
 
-    def marked(found: re.Match[str]) -> str:
-        return f"[[ ## {names[found[1].casefold().replace('_', ' ')]} ## ]]\n{found[2] or ''}"
+    def marked(match: re.Match[str]) -> str:
+        return f"[[ ## {names[match[1].casefold().replace('_', ' ')]} ## ]]\n{match[2] or ''}"
 
     return re.sub(heading, marked, answer, flags=re.MULTILINE | re.IGNORECASE)
 
@@ -161,14 +163,14 @@ def _lines_of(text: str) -> list[str]:
         lines = _split_numbered(lines[0])
     lines = [*_with_conditions(lines)]
     pairs = itertools.pairwise([*lines, ""])
-    found = [line for line, below in pairs if not _is_heading(line, below)]
-    bullets = [line for line in found if _has_bullet(line)]
-    first = next(filter(str.strip, found), "")
+    kept = [line for line, below in pairs if not _is_heading(line, below)]
+    bullets = [line for line in kept if _has_bullet(line)]
+    first = next(filter(str.strip, kept), "")
     if not bullets and is_nothing(first) and "##" not in first:  # what follows says why
         return []
     least = min((_indent(line) for line in bullets), default=0)
     bullets = [line for line in bullets if _indent(line) <= least + 1]
-    lessons = [bare for line in bullets or found if (bare := bare_line(line))]
+    lessons = [bare for line in bullets or kept if (bare := bare_line(line))]
     if not lessons and any(map(bare_line, text.splitlines())):
         raise ValueError(f"{text[:80]!r} holds no lesson.")
     return lessons
@@ -257,19 +259,19 @@ def json_in(text: str) -> Any:
     end = max(rest.rfind("]"), rest.rfind("}"))
     for read, part in ((json.loads, rest[: end + 1]), (json_repair.loads, rest[:LONGEST_REPAIR])):
         with contextlib.suppress(RecursionError, ValueError):  # no JSON, or an endless number
-            found = read(part)
-            return found if isinstance(found, list | dict) else None
+            content = read(part)
+            return content if isinstance(content, list | dict) else None
     return None
 
 
-def _strings_in(found: Any) -> Iterator[str]:
+def _strings_in(content: Any) -> Iterator[str]:
     """The lessons in a value of JSON: texts, and of objects what holds the lesson."""
-    if isinstance(found, str):
-        yield found
-    elif isinstance(found, Mapping):
-        named = {str(name).strip().lower(): value for name, value in found.items()}
-        known = (name for name in NAMES_OF_A_LESSON if name in named)
-        lesson = named.get(next(known, ""))
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, Mapping):
+        named = {str(name).strip().lower(): value for name, value in content.items()}
+        field_names = (name for name in NAMES_OF_A_LESSON if name in named)
+        lesson = named.get(next(field_names, ""))
         scope = named.get("predictor") or named.get("scope")
         if isinstance(lesson, str):
             is_scoped = isinstance(scope, str) and scope.casefold() not in _FOR_ALL
@@ -277,6 +279,6 @@ def _strings_in(found: Any) -> Iterator[str]:
                 lesson = f"{condition.rstrip(':')}: {lesson}"
             lesson = f"{f'[{scope}] ' if is_scoped else ''}{lesson}".splitlines()
         yield from _strings_in(list(named.values()) if lesson is None else lesson)
-    elif isinstance(found, Iterable):
-        for item in found:
+    elif isinstance(content, Iterable):
+        for item in content:
             yield from _strings_in(item)

@@ -110,7 +110,7 @@ def by_example(parts: Sequence[str]) -> str:
 
 def feedback_text(group: Group) -> str:
     """What the metric, or an error of the program, says of the worst attempt; "" if nothing."""
-    worst = min(group.rollouts, key=lambda one: (one.score or 0.0, one.failure is None))
+    worst = min(group.rollouts, key=lambda rollout: (rollout.score or 0.0, rollout.failure is None))
     return worst.words or getattr(worst.failure, "message", "")
 
 
@@ -133,7 +133,9 @@ def attempts_text(
         id_: {experience.id: experience.text for experience in library}
         for id_, library in zip(ids, libraries, strict=True)
     }
-    varied = [e for e in shown if any(given.get(e.id) != e.text for given in had.values())]
+    varied = [
+        e for e in shown if any(texts_by_id.get(e.id) != e.text for texts_by_id in had.values())
+    ]
     scores, shown_scores, advantages = group.scores, group.score_texts, group.advantages
     order = sorted(range(len(texts)), key=lambda index: -scores[index] if scores else index)
     parts = []
@@ -206,7 +208,7 @@ def dropped_text(dropped: Sequence[Lesson]) -> str:
 
 def _scores_texts(evidence: Sequence[Evidence]) -> list[str]:
     scores = ([f"{s:.3g}" for s in e.scores if s is not None] for e in evidence[:MOST_SOURCES])
-    parts = [f"scores {', '.join(known)}" if known else "no scores" for known in scores]
+    parts = [f"scores {', '.join(texts)}" if texts else "no scores" for texts in scores]
     return [*parts, *["..."] * (len(evidence) > MOST_SOURCES)]
 
 

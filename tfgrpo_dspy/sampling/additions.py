@@ -31,8 +31,8 @@ class Additions:
     @property
     def aid(self) -> str:
         """The hint or the teacher in words; if it is not empty, the score is not the student's."""
-        told = [f'with the hint "{self.hint}"'] if self.hint else []
-        return ", ".join([*told, "by a teacher"] if self.teacher is not None else told)
+        parts = [f'with the hint "{self.hint}"'] if self.hint else []
+        return ", ".join([*parts, "by a teacher"] if self.teacher is not None else parts)
 
     def bake(self, student: Any) -> Any:
         """A copy of the student with these; or a copy of the teacher that is a program."""
@@ -41,8 +41,8 @@ class Additions:
         program = self.library.bake(with_demos(student, self.demos))
         if self.hint:
             for _, predictor in named_predictors(program):
-                told = f"{predictor.signature.instructions}{HINT}{self.hint}"
-                predictor.signature = with_instructions(predictor.signature, told)
+                instructions = f"{predictor.signature.instructions}{HINT}{self.hint}"
+                predictor.signature = with_instructions(predictor.signature, instructions)
         if self.teacher is not None:
             program.set_lm(self.teacher)
         return program
@@ -71,14 +71,14 @@ class SampledGroup:
         It had a hint or a teacher, or it goes on from a step of another rollout.
         """
         return tuple(
-            given.aid or ("" if rollout.n_replayed is None else _goes_on(rollout.n_replayed))
-            for given, rollout in zip(self.given, self.group.all_rollouts, strict=True)
+            additions.aid or ("" if rollout.n_replayed is None else _goes_on(rollout.n_replayed))
+            for additions, rollout in zip(self.given, self.group.all_rollouts, strict=True)
         )
 
     @property
     def advice(self) -> frozenset[str]:
         """The texts that its rollouts were given."""
-        return frozenset(one.text for given in self.given for one in given.library)
+        return frozenset(one.text for additions in self.given for one in additions.library)
 
     @property
     def unaided(self) -> Group:

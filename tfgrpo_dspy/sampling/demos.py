@@ -36,15 +36,15 @@ def demos_of(rollout: Rollout, program: Any) -> tuple[Demo, ...]:
     A step gives no demo if a field is missing, or if its text cannot be parsed to the same value.
     """
     fields = {name: predictor.signature.fields for name, predictor in named_predictors(program)}
-    found: dict[str, Demo] = {}
+    demos: dict[str, Demo] = {}
     for step in rollout.steps:
         if step.kind != "predictor" or step.name not in fields:
             continue
         texts = {**step.inputs, **step.outputs}
         wanted = fields[step.name].items()
         if all(name in texts and _comes_back(texts[name], i.annotation) for name, i in wanted):
-            found[step.name] = Demo(step.name, tuple((name, texts[name]) for name, _ in wanted))
-    return tuple(found.values())
+            demos[step.name] = Demo(step.name, tuple((name, texts[name]) for name, _ in wanted))
+    return tuple(demos.values())
 
 
 def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
@@ -53,7 +53,7 @@ def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
     What is missing, such as the reasoning, DSPy's adapters show as missing.
     """
     texts = as_fields(dict(example.items()))
-    found = []
+    labelled = []
     for name, predictor in named_predictors(program):
         signature = predictor.signature
         shown = {
@@ -64,8 +64,8 @@ def labelled_demos(example: Any, program: Any) -> tuple[Demo, ...]:
         if signature.input_fields.keys() <= shown.keys() & set(example.inputs().keys()) and (
             shown.keys() & signature.output_fields.keys()
         ):
-            found.append(Demo(name, tuple(shown.items())))
-    return tuple(found)
+            labelled.append(Demo(name, tuple(shown.items())))
+    return tuple(labelled)
 
 
 class DemoPool:
@@ -135,8 +135,8 @@ def _score_of(rollout: Rollout) -> float:
 
 def first_demos(rollouts: Iterable[Rollout], program: Any, most: int) -> tuple[Demo, ...]:
     """The demos of the first `most` rollouts that give any."""
-    found = (demos_of(rollout, program) for rollout in rollouts)
-    return tuple(itertools.chain(*itertools.islice(filter(None, found), most)))
+    candidates = (demos_of(rollout, program) for rollout in rollouts)
+    return tuple(itertools.chain(*itertools.islice(filter(None, candidates), most)))
 
 
 def with_demos(program: Any, demos: Sequence[Demo]) -> Any:

@@ -59,11 +59,11 @@ def _all_in(value: Any) -> Iterator[Any]:
     """The value and all that it holds, in their order; what holds itself, or much, once."""
     waiting, seen = [value], set[int]()
     while waiting:
-        each = waiting.pop()
-        yield each
-        if id(each) not in seen and not isinstance(each, MEDIA):
-            seen.add(id(each))
-            waiting += reversed(_items(each))
+        value = waiting.pop()
+        yield value
+        if id(value) not in seen and not isinstance(value, MEDIA):
+            seen.add(id(value))
+            waiting += reversed(_items(value))
 
 
 def _items(value: Any) -> list[Any]:
@@ -77,8 +77,8 @@ def _items(value: Any) -> list[Any]:
 def named_items(value: Mapping[Any, Any] | dspy.Example) -> list[tuple[str, Any]]:
     """The fields by name; DSPy's own way to them takes no names that are no texts."""
     if isinstance(value, dspy.Example):  # a Prediction is one
-        own = {written(name): item for name, item in vars(value)["_store"].items()}
-        return [(name, item) for name, item in own.items() if not name.startswith("dspy_")]
+        fields = {written(name): item for name, item in vars(value)["_store"].items()}
+        return [(name, item) for name, item in fields.items() if not name.startswith("dspy_")]
     return [(written(name), item) for name, item in value.items()]
 
 
@@ -148,7 +148,7 @@ def with_values(text: str, *holders: Any) -> str:
     if not names:
         return text
     forms = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
-    return re.sub(rf"(?:{forms})(?!\w)", lambda found: names[found[0]], text)
+    return re.sub(rf"(?:{forms})(?!\w)", lambda match: names[match[0]], text)
 
 
 def containers_copied(value: Any) -> Any:

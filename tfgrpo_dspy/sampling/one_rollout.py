@@ -190,13 +190,13 @@ class _Run:
 
     def steps(self, trace: list[Any], failure: Failure | None) -> tuple[Step, ...]:
         """Predictor and tool calls in their order; an answer that did not parse stands last."""
-        found = [((at, 0), step) for at, step in self.tools.calls.values()]
+        calls = [((at, 0), step) for at, step in self.tools.calls.values()]
         for position, (predictor, inputs, outputs) in enumerate(trace):
             name = self._name_of(predictor, type(predictor).__name__)
             texts = as_fields(inputs), as_fields(outputs)
             step = Step("predictor", name, *texts, entropy=self.tools.trace.entropies[position])
-            found.append(((position, 1), step))
-        steps = [step for _, step in sorted(found, key=itemgetter(0))]
+            calls.append(((position, 1), step))
+        steps = [step for _, step in sorted(calls, key=itemgetter(0))]
         if (start := self.task.start) is not None:
             n_again = 0 if start.answers_now else start.n_steps
             steps = [*start.source.steps[: start.n_steps], *steps[n_again:]]
@@ -303,18 +303,20 @@ def _scored(
             meter.provider_failure,
             message=f"the metric's LM failed: {meter.provider_failure.message}",
         )
-    own = {
-        name: with_values(said, task.example, prediction)
-        for name, said in feedback.items()
-        if not score or said != score.feedback
+    of_predictors = {
+        name: with_values(text, task.example, prediction)
+        for name, text in feedback.items()
+        if not score or text != score.feedback
     }
-    steps = _with_feedback(rollout.steps, own)  # what is said of the whole is not said again
+    steps = _with_feedback(
+        rollout.steps, of_predictors
+    )  # what is said of the whole is not said again
     rollout = replace(rollout, n_metric_calls=n_calls, steps=steps)
     if score is None or failure is not None:
         return replace(rollout, failure=failure, metric_usage=meter.usage)
     words = with_values(score.feedback, task.example, prediction)
-    given = {"score": score.value, "feedback": words, "objectives": score.objectives}
-    return replace(rollout, **given, metric_usage=meter.usage)
+    changes = {"score": score.value, "feedback": words, "objectives": score.objectives}
+    return replace(rollout, **changes, metric_usage=meter.usage)
 
 
 def _with_feedback(steps: Sequence[Step], feedback: Mapping[str, str]) -> tuple[Step, ...]:

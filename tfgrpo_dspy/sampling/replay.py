@@ -285,8 +285,8 @@ def answer_now(program: Any, start: Start, inputs: Mapping[str, Any]) -> Any:
             break
     else:
         raise ReplayEndedError(f"no predictor of the program gives all outputs {wanted}")
-    known = predictor.signature.input_fields
-    types = {name: (known[name].annotation if name in known else type(value), dspy.InputField())
+    taken = predictor.signature.input_fields
+    types = {name: (taken[name].annotation if name in taken else type(value), dspy.InputField())
              for name, value in inputs.items()}  # fmt: skip
     types["steps_so_far"] = (str, dspy.InputField(desc="what was done and found out until now"))
     types |= {name: (fields[name].annotation, dspy.OutputField()) for name in wanted}
@@ -333,6 +333,6 @@ def _error(text: str) -> Exception:
     name, _, message = text.partition(": ")
     kind = getattr(builtins, name, Exception)
     base = kind if isinstance(kind, type) and issubclass(kind, Exception) else Exception
-    own = {"__init__": lambda _: None, "__str__": lambda _: message, "__module__": "builtins"}
-    error: Exception = type(name, (base,), own)()
+    methods = {"__init__": lambda _: None, "__str__": lambda _: message, "__module__": "builtins"}
+    error: Exception = type(name, (base,), methods)()
     return error

@@ -91,10 +91,10 @@ def read_traces(
             f"traces={shown(traces)}: there is none in it; pass mappings with 'inputs'."
         )
     if any(rollout.score is not None for group in rollouts for rollout in group):
-        known = [[r for r in group if r.score is not None or r.failure] for group in rollouts]
-        if n := sum(map(len, rollouts)) - sum(map(len, known)):
+        usable = [[r for r in group if r.score is not None or r.failure] for group in rollouts]
+        if n := sum(map(len, rollouts)) - sum(map(len, usable)):
             logger.warning("%d traces have no score, as others have, and are left out", n)
-        rollouts = known
+        rollouts = usable
     return examples, rollouts
 
 
@@ -117,21 +117,21 @@ def _accepted(traces: Any) -> Iterator[tuple[int, Trace]]:
         raise SettingsError(" ".join([*faults, *forms]))
 
 
-def _traces(given: Any) -> Iterator[Any]:
+def _traces(traces: Any) -> Iterator[Any]:
     """Each trace; of a file, a LibraryFormatError in place of what cannot be read."""
-    if not isinstance(given, str | PathLike):
-        if not isinstance(given, Iterable):
-            raise SettingsError(f"traces={given!r:.100}: pass a file, or mappings.")
-        yield from given
+    if not isinstance(traces, str | PathLike):
+        if not isinstance(traces, Iterable):
+            raise SettingsError(f"traces={traces!r:.100}: pass a file, or mappings.")
+        yield from traces
         return
-    is_table = Path(given).suffix.lower() in (".csv", ".tsv")
+    is_table = Path(traces).suffix.lower() in (".csv", ".tsv")
     try:
-        text = read_text(given, is_table)
+        text = read_text(traces, is_table)
         if is_table:
             yield from _table(text)
             return
     except (OSError, LibraryFormatError, csv.Error) as error:
-        raise SettingsError(f"traces={str(given)!r} cannot be read: {sentence(error)}") from error
+        raise SettingsError(f"traces={str(traces)!r} cannot be read: {sentence(error)}") from error
     for value in json_values(text, "it"):
         yield from value if isinstance(value, list) else [value]
 

@@ -167,8 +167,8 @@ def taking(
                 ) from None
             init(self, settings_class(*args, **kwargs))
 
-        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        parameters = [own, *signature.parameters.values()]
+        self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = [self_parameter, *signature.parameters.values()]
         vars(constructor)["__signature__"] = inspect.Signature(parameters)
         return constructor
 
@@ -236,11 +236,11 @@ def _one_lesson() -> ExtractAdvantage:
     """Asks for one lesson of each group, as the paper does."""
     module = ExtractAdvantage()
     for predictor in module.predictors():
-        told = predictor.signature.instructions.replace(
+        instructions = predictor.signature.instructions.replace(
             "one to three lessons for each example, the most useful first.",
             "one lesson for each example, the most useful one.",
         )
-        predictor.signature = predictor.signature.with_instructions(told)
+        predictor.signature = predictor.signature.with_instructions(instructions)
     return module
 
 
@@ -359,8 +359,8 @@ class Settings:
     def identifying(self) -> dict[str, Any]:
         """The arguments that say which run it is, by name: all but those marked `NOT_WHICH`."""
         marked = {"reflection", "execution"}  # whose own fields count
-        for own in (Settings, self, Reflection, Execution):
-            marked |= {f.name for f in fields(own) if NOT_WHICH in _metadata(f)}
+        for kind in (Settings, self, Reflection, Execution):
+            marked |= {f.name for f in fields(kind) if NOT_WHICH in _metadata(f)}
         return {name: value for name, value in self.arguments.items() if name not in marked}
 
     def scalars(self) -> dict[str, Any]:

@@ -49,14 +49,14 @@ def prepare(
     valset = valset or None  # BetterTogether passes an empty list
     settings = _with_reflection_lm(settings, student)
     sets = {"trainset": trainset, "valset": valset, "testset": testset}
-    sets = {n: given for n, given in sets.items() if n == "trainset" or given is not None}
+    sets = {n: examples for n, examples in sets.items() if n == "trainset" or examples is not None}
     faults = [*_student_faults(settings, student)]
     faults += [fault for name, examples in sets.items() for fault in _data_faults(name, examples)]
     if testset is not None and settings.metric is None:
         faults.append("testset and metric=None: nothing scores the test set; pass a metric.")
     refuse(faults)
     names = {} if recorded is None else {"trainset": "traces"}
-    named = {names.get(name, name): given for name, given in sets.items()}
+    named = {names.get(name, name): examples for name, examples in sets.items()}
     refuse([*input_faults(student, named), *output_faults(student, recorded or ())])
     if flexible := [name for name, each in student.named_sub_modules() if _is_flex(each)]:
         warnings.warn(
@@ -91,10 +91,10 @@ def prepare(
         n_calls += data.n_of_test_set * data.calls_per_rollout
         data = replace(data, is_test_on_top=True)
         settings = replace(settings, max_lm_calls=n_calls)
-    own = derive(settings, data)
+    run_settings = derive(settings, data)
     if not settings.offline:
-        logger.info("the plan:\n%s", plan_of(own))
-    return own, training, validation
+        logger.info("the plan:\n%s", plan_of(run_settings))
+    return run_settings, training, validation
 
 
 def split(

@@ -26,11 +26,11 @@ def input_faults(student: Any, sets: Mapping[str, Sequence[Any]]) -> Iterator[st
     needed, taken = _inputs_of(student)
     for name, examples in sets.items():
         for position, example in enumerate(examples):
-            given = set(example.inputs().keys())
-            if not needed <= given or (taken is not None and not given <= taken):
+            inputs = set(example.inputs().keys())
+            if not needed <= inputs or (taken is not None and not inputs <= taken):
                 yield (
                     f"{name}: {type(student).__name__} takes the inputs {sorted(taken or needed)}, "
-                    f"and the example at position {position} has {sorted(given)}; rename its "
+                    f"and the example at position {position} has {sorted(inputs)}; rename its "
                     f"fields, or choose them with example.with_inputs(...)."
                 )
                 break
@@ -44,11 +44,11 @@ def output_faults(student: Any, recorded: Sequence[Sequence[Rollout]]) -> Iterat
     if not type(student).__module__.startswith("dspy."):
         return
     fields = [predictor.signature.output_fields for _, predictor in named_predictors(student)]
-    known = {name for of_one in fields for name in of_one}
+    names = {name for of_one in fields for name in of_one}
     for rollout in (rollout for group in recorded for rollout in group):
-        if rollout.outputs and not known & rollout.outputs.keys():
+        if rollout.outputs and not names & rollout.outputs.keys():
             yield (
-                f"traces: {type(student).__name__} gives the outputs {sorted(known)}, and trace "
+                f"traces: {type(student).__name__} gives the outputs {sorted(names)}, and trace "
                 f"{rollout.rollout_id} has {sorted(rollout.outputs)}; rename its fields."
             )
             return

@@ -146,8 +146,8 @@ def plan_of(settings: RunSettings) -> Plan:
     every = (settings.drafts > 0) + settings.epochs * n_batches
     n_kept = settings.reserve
     fixed = _sum(_rows(settings, 0, n_kept, is_likely=True))
-    each = _sum(_rows(settings, 1, n_kept, is_likely=True)) + fixed * -1
-    affordable = min(every, _affordable(limits, fixed, each))
+    of_update = _sum(_rows(settings, 1, n_kept, is_likely=True)) + fixed * -1
+    affordable = min(every, _affordable(limits, fixed, of_update))
     n = math.ceil(min(affordable, FEWEST_UPDATES**0.25 * affordable**0.75))
     n_left = _affordable(limits, _sum(_rows(settings, n, 0, is_likely=True)), _rollout(data))
     n_final, n_most = _race(settings)
@@ -172,10 +172,10 @@ def _enough(settings: RunSettings) -> int:
     group = MIN_GROUP_SIZE if "group_size" in derived else settings.group_size
     n_training = 0 if data.is_recorded else size * group
     n_final = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
-    each = CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
-    n_learning = n_training * each + CALLS_FOR_AN_ANSWER * (size + 1)
-    n_learning = max(n_learning, math.ceil(n_final * each * (1 / MOST_SHARE - 1)))
-    return n_learning + (n_final + data.n_of_test_set) * each
+    calls = CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
+    n_learning = n_training * calls + CALLS_FOR_AN_ANSWER * (size + 1)
+    n_learning = max(n_learning, math.ceil(n_final * calls * (1 / MOST_SHARE - 1)))
+    return n_learning + (n_final + data.n_of_test_set) * calls
 
 
 def _race(settings: RunSettings) -> tuple[float, float]:
@@ -189,10 +189,10 @@ def _race(settings: RunSettings) -> tuple[float, float]:
     return LIKELY_CANDIDATES * n_first + LIKELY_FINALISTS * (n - n_first), most * n
 
 
-def _affordable(limits: Limits, fixed: _Mean, each: _Mean) -> float:
-    """How often the budget pays for `each` beside what is fixed."""
-    numbers = zip(limits, astuple(fixed), astuple(each), strict=True)
-    fitting = (max(0.0, (most - first) / more) for most, first, more in numbers if more > 0)
+def _affordable(limits: Limits, fixed: _Mean, more: _Mean) -> float:
+    """How often the budget pays for `more` beside what is fixed."""
+    numbers = zip(limits, astuple(fixed), astuple(more), strict=True)
+    fitting = (max(0.0, (most - first) / n) for most, first, n in numbers if n > 0)
     return min(fitting, default=math.inf)
 
 

@@ -115,8 +115,8 @@ class RunSettings(Settings):
         Strategies stand there by their names.
         """
         names = ", ".join(type(strategy).__name__ for strategy in self.strategies)
-        told = {"strategies": names} if names else {}
-        return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")} | told
+        more = {"strategies": names} if names else {}
+        return {k: v for k, v in self.scalars().items() if k not in ("log_dir", "offline")} | more
 
 
 def derive(settings: Settings, data: RunData) -> RunSettings:
@@ -125,34 +125,36 @@ def derive(settings: Settings, data: RunData) -> RunSettings:
     A budget that does not pay for a whole update makes the schedule smaller, or is refused.
     """
     arguments = settings.arguments
-    given = {name: arguments[name] for name in DERIVED if arguments[name] is not None}
+    chosen = {name: arguments[name] for name in DERIVED if arguments[name] is not None}
     if settings.metric is None or not arguments["use_labels"] or not data.has_labels:
-        given["drafts"] = 0
+        chosen["drafts"] = 0
     if not settings.measures or not data.n_validation:
-        given["max_demos"] = 0
-    derived = frozenset({*DERIVED} - given.keys())
-    own = RunSettings(**vars(settings) | _usual(settings, data, given), data=data, derived=derived)
-    for smaller in _reductions(own):
+        chosen["max_demos"] = 0
+    derived = frozenset({*DERIVED} - chosen.keys())
+    run_settings = RunSettings(
+        **vars(settings) | _usual(settings, data, chosen), data=data, derived=derived
+    )
+    for smaller in _reductions(run_settings):
         changes: dict[str, Any] = {
             name: value
             for name, value in smaller.items()
-            if name not in given and value < getattr(own, name)
+            if name not in chosen and value < getattr(run_settings, name)
         }
-        own = replace(own, **changes)
-        if not _unpaid(own, data.calls_per_rollout):
-            return own
+        run_settings = replace(run_settings, **changes)
+        if not _unpaid(run_settings, data.calls_per_rollout):
+            return run_settings
     if settings.max_cost is not None and settings.max_cost < data.dollars_of_dearest_call:
         raise SettingsError(
             f"max_cost={settings.max_cost} is too small: one call may cost "
             f"${data.dollars_of_dearest_call:.2g}. Pass more, or a lower max_tokens to the LM."
         )
     # more than one call per rollout, and what a call costs, are assumptions: they refuse nothing
-    if unpaid := _unpaid(replace(own, max_cost=None), 1):
+    if unpaid := _unpaid(replace(run_settings, max_cost=None), 1):
         raise SettingsError(unpaid)
-    return own
+    return run_settings
 
 
-def _usual(settings: Settings, data: RunData, given: dict[str, int]) -> dict[str, Any]:
+def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[str, Any]:
     """The figures for a budget that is large enough."""
     n, calls = data.n_training, _calls(settings, data)
     has_budget = calls < math.inf or settings.max_cost or settings.max_minutes
@@ -166,7 +168,7 @@ def _usual(settings: Settings, data: RunData, given: dict[str, int]) -> dict[str
     sizes = {
         "group_size": 3 if calls >= CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 * n else 2,
         "batch_size": _batch_size(n, n_within_reach, calls / CALLS_PER_GROUP, settings.threads),
-    } | given
+    } | chosen
     rollouts_of_batch = sizes["batch_size"] * sizes["group_size"]
     has_many = calls / CALLS_PER_GROUP / sizes["batch_size"] >= MANY_BATCHES
     least = MIN_STALENESS + (settings.threads > USUAL_THREADS and has_many)
@@ -211,33 +213,39 @@ def _batch_size(n: int, n_within_reach: float, n_groups: float, n_threads: int) 
     return max(size, *map(math.ceil, (for_threads, n_within_reach / MAX_BATCHES_PER_EPOCH)))
 
 
-def _reductions(own: RunSettings) -> Iterator[dict[str, int]]:
+def _reductions(run_settings: RunSettings) -> Iterator[dict[str, int]]:
     """What is made smaller, step by step, until the budget pays for the schedule."""
     yield {}
     yield {"drafts": 0}
     yield {"group_size": MIN_GROUP_SIZE}
-    for size in range(own.batch_size, MIN_BATCH_SIZE - 1, -1):
+    for size in range(run_settings.batch_size, MIN_BATCH_SIZE - 1, -1):
         yield {"batch_size": size}
-    for n in range(own.n_validation, min(MIN_VALIDATION, own.n_validation) - 1, -1):
+    for n in range(
+        run_settings.n_validation, min(MIN_VALIDATION, run_settings.n_validation) - 1, -1
+    ):
         yield {"n_validation": n, "reserve": MIN_PROGRAMS_MEASURED * n, "max_demos": 0}
 
 
-def _unpaid(own: RunSettings, calls_per_rollout: int) -> str:
+def _unpaid(run_settings: RunSettings, calls_per_rollout: int) -> str:
     """Which limit does not pay for one whole update and the final choice; "": all pay."""
-    n_rollouts = own.rollouts_of_update + own.reserve + own.data.n_of_test_set
-    n_reflections = own.batch_size + 1 + own.drafts + (own.drafts > 0)
-    n_reflections += own.rollouts_of_update * own.reflection.summarize_always
+    n_rollouts = (
+        run_settings.rollouts_of_update + run_settings.reserve + run_settings.data.n_of_test_set
+    )
+    n_reflections = run_settings.batch_size + 1 + run_settings.drafts + (run_settings.drafts > 0)
+    n_reflections += run_settings.rollouts_of_update * run_settings.reflection.summarize_always
     needed_calls = n_rollouts * calls_per_rollout + n_reflections
-    enough_calls = n_rollouts * own.data.calls_per_rollout + n_reflections
-    dollars = enough_calls * own.data.dollars_per_rollout / own.data.calls_per_rollout
-    dollars += own.data.dollars_of_dearest_call
-    n_scores = n_rollouts + own.rollouts_of_update * (own.data.n_metric_calls - 1)
+    enough_calls = n_rollouts * run_settings.data.calls_per_rollout + n_reflections
+    dollars = (
+        enough_calls * run_settings.data.dollars_per_rollout / run_settings.data.calls_per_rollout
+    )
+    dollars += run_settings.data.dollars_of_dearest_call
+    n_scores = n_rollouts + run_settings.rollouts_of_update * (run_settings.data.n_metric_calls - 1)
     for name, needed, enough in (
         ("max_metric_calls", n_scores, n_scores),
         ("max_lm_calls", needed_calls, enough_calls),
         ("max_cost", dollars, dollars),
     ):
-        limit = getattr(own, name)
+        limit = getattr(run_settings, name)
         if limit is not None and limit < needed:
             return (
                 f"{name}={limit} is too small. The smallest run needs {n_rollouts} rollouts "
