@@ -60,16 +60,11 @@ async def approved(run: RunContext, proposal: Proposal, applied: Applied, guard:
         return _made(run, proposal, operations, guard)
 
     call = PaidCall(
+        name=f"approval of update {proposal.update}",
         key=_key(run, proposal),
         kind=ANSWERS,
-        stage="approval",
-        about=f"update {proposal.update}",
         do=do,
-        without=lambda why: _Approved((), str(why)),
-        taken=lambda _: (0, 0.0, 0),
-        is_lost=lambda _: False,
         is_void=lambda answer: bool(answer.error or _faults(made(answer.operations))),
-        count=lambda *_: None,
     )
     answer = await recorded(run, call, priority=None)
     if answer.error:

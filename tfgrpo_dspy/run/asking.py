@@ -216,13 +216,12 @@ class ReflectionClient:
             if stage != "strategy":  # of several updates, the first to come asks for that
                 self.answers[batch.update].append(answer)
 
+        asked = question.module, question.rollout_id, question.inputs
         call = PaidCall(
-            key=run.records.keys.reflection(
-                stage, question.module, question.rollout_id, question.inputs
-            ),
+            name=f"{stage} of {about}",
+            key=run.records.keys.reflection(stage, *asked),
             kind=ANSWERS,
-            stage=stage,
-            about=about,
+            where=where,
             do=do,
             without=_without,
             taken=lambda answer: (answer.usage.n_lm_calls, answer.usage.cost_usd, 0),
@@ -230,7 +229,7 @@ class ReflectionClient:
             is_void=lambda answer: answer is NOT_ASKED,
             count=count,
         )
-        return await recorded(run, call, (rank, batch.update), where=where)
+        return await recorded(run, call, (rank, batch.update))
 
     def _note_asked(self, batch: Batch) -> None:
         self.run.report.n_asked[batch.update] += 1

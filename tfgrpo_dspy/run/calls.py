@@ -16,44 +16,41 @@ from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 Result = TypeVar("Result")
 
 
+def _raised(why: TrainingCut | TimeoutError) -> Any:
+    raise why
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaidCall(Generic[Result]):
     """A rollout, a reflection or an approval, which a run pays for once.
 
-    `stage` and `about` name it. `do` does it; `without` is the result where a limit or the clock
-    leaves none. `taken` is what a result cost: LM calls, dollars, metric calls. A result that is
-    lost is noted, and made again by a later start; one that is void is neither noted nor counted.
-    `count` counts a result, with the seconds that it took; None: it was recorded before.
+    `do` does it; `without` is the result where a limit or the clock leaves none. `taken` is what a
+    result cost: LM calls, dollars, metric calls. A result that is lost is noted, and made again by
+    a later start; one that is void is neither noted nor counted. `count` counts a result, with the
+    seconds that it took; None: it was recorded before.
     """
 
+    name: str
     key: str
     kind: TypeAdapter[Result]
-    stage: str
-    about: str
     do: Callable[[], Awaitable[Result]]
-    without: Callable[[TrainingCut | TimeoutError], Result]
-    taken: Callable[[Result], tuple[int, float, int]]
-    is_lost: Callable[[Result], bool]
-    is_void: Callable[[Result], bool]
-    count: Callable[[Result, float | None], None]
+    where: Whereabouts | None = None
+    without: Callable[[TrainingCut | TimeoutError], Result] = _raised
+    taken: Callable[[Result], tuple[int, float, int]] = lambda _: (0, 0.0, 0)
+    is_lost: Callable[[Result], bool] = lambda _: False
+    is_void: Callable[[Result], bool] = lambda _: False
+    count: Callable[[Result, float | None], None] = lambda *_: None
 
 
 def recorded(
-    run: RunContext,
-    call: PaidCall[Result],
-    priority: Priority | None,
-    place: str = "threads",
-    where: Whereabouts | None = None,
+    run: RunContext, call: PaidCall[Result], priority: Priority | None, place: str = "threads"
 ) -> Awaitable[Result]:
     """The recorded result of the call; or the result of doing it, which is then recorded.
 
     It is done when there is a slot in that place; without a priority, at once. Raises RunStopped:
     the run has ended; MissingRecordError: offline, and there is no record.
     """
-    try:
-        found = _found(run, call)
-    except TrainingCut as cut:
-        found = call.without(cut)
+    found = _found(run, call)
     if found is not None:
         return _there(found)
     begun_s = time.monotonic()
@@ -76,17 +73,23 @@ def recorded(
     async def at_once() -> Result:
         return keep(await begin())
 
-    return at_once() if priority is None else run.loop.submit(begin, priority, keep, place, where)
+    if priority is None:
+        return at_once()
+    return run.loop.submit(begin, priority, keep, place, call.where)
 
 
 def _found(run: RunContext, call: PaidCall[Result]) -> Result | None:
     """The recorded result, which costs what it cost when it was made."""
     found = run.records.find(call.key, call.kind)
+    try:
+        if found is not None:
+            run.ledger.spend(*call.taken(found))
+        elif run.settings.offline:
+            run.stop_for_missing_record(call.name)
+    except TrainingCut as cut:
+        return call.without(cut)
     if found is not None:
-        run.ledger.spend(*call.taken(found))
         call.count(found, None)
-    elif run.settings.offline:
-        run.stop_for_missing_record(call.stage, call.about)
     return found
 
 

@@ -77,11 +77,11 @@ class RunContext:
         self.ledger.stop(why, is_failure=True)
         raise RunStopped(self.ledger.stopped_because)
 
-    def stop_for_missing_record(self, stage: str, where: str) -> NoReturn:
+    def stop_for_missing_record(self, name: str) -> NoReturn:
         """End an offline run for want of a record. Raises RunStopped or MissingRecordError."""
         if ended := self.manifest.was_cut_short():
             self.ledger.end(ended)
-        raise self.manifest.missing(stage, where)
+        raise self.manifest.missing(name)
 
 
 def _loop_of(settings: RunSettings, ledger: Ledger) -> tuple[Loop, RemoteRollouts | None]:

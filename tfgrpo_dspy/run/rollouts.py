@@ -18,6 +18,7 @@ from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 from tfgrpo_dspy.tasks.worker import Request, packed, packed_bundle
 
 KEPT_PROGRAMS = 64
+THREADS, OTHER_PROCESSES = ("threads", "the program"), ("remote", "another process")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,23 +90,22 @@ class Rollouts:
         return [await each for each in [self._recorded(sample, priority) for sample in samples]]
 
     def _recorded(self, sample: Sample, priority: Priority) -> Awaitable[Rollout]:
-        example, is_remote = f"{self._set} example {sample.example}", self._run.remote is not None
-        usual = "another process" if is_remote else "the program"
-        where = Whereabouts(f"the rollout of {example}", usual)
         program, _, additions = self._program(sample.given)
+        place, usual = THREADS if self._run.remote is None else OTHER_PROCESSES
+        about = f"rollout of {self._set} example {sample.example}"
+        where = Whereabouts(f"the {about}", usual)
         call = PaidCall(
+            name=f"{self._set} {about}",
             key=self._key(sample),
             kind=ROLLOUTS,
-            stage=f"{self._set} rollout",
-            about=example,
+            where=where,
             do=lambda: self._done(program, additions, sample, where),
             without=lambda why: self._without(why, sample, where),
             taken=_taken,
             is_lost=_is_lost,
-            is_void=lambda _: False,
             count=self._count,
         )
-        return recorded(self._run, call, priority, "remote" if is_remote else "threads", where)
+        return recorded(self._run, call, priority, place)
 
     def _key(self, sample: Sample) -> str:
         made_of = (self._program(sample.given)[1], self._examples[sample.example], self._metric)

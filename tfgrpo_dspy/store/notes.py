@@ -259,7 +259,7 @@ class RunManifest:
         note = self._recorded()
         return note.ended_because if note and note.ended_because.startswith("max_") else ""
 
-    def missing(self, stage: str, where: str) -> MissingRecordError:
+    def missing(self, name: str) -> MissingRecordError:
         """The error that says, offline, which record is not there, and what may be the reason."""
         note = self._recorded()
         if note is None:
@@ -272,5 +272,5 @@ class RunManifest:
             reason = f"the recorded run did not come so far ({note.ended_because})"
         return MissingRecordError(
             f"offline=True, and log_dir={str(self._settings.log_dir)!r} has no record of the "
-            f"{stage} of {where}: {reason}. Run the same compile with offline=False first."
+            f"{name}: {reason}. Run the same compile with offline=False first."
         )
