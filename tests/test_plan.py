@@ -134,6 +134,18 @@ def test_what_is_enough_measures_student_and_result(program: Any, is_formed: boo
     assert f"enough: {enough:,} LM calls" in str(plan_with(program()))
 
 
+def test_a_task_that_one_lesson_solves_takes_about_what_the_plan_says_of_easy_ones() -> None:
+    data = {"trainset": questions(60), "valset": questions(40, start=900)}
+    optimizer = TrainingFreeGRPO(is_polite, progress=False, num_threads=8)
+    with dspy.context(lm=polite_lm()):
+        plan = optimizer.estimate(predictor(), **data)
+        results = optimizer.compile(predictor(), **data).detailed_results
+    took = sum(usage.n_lm_calls for usage in results.usage.values())
+    assert plan.easy / 1.4 < took < plan.easy * 1.4
+    assert plan.easy < plan.total.likely.n_lm_calls / 2
+    assert f"easy: {plan.easy:,} LM calls where one lesson" in str(plan)
+
+
 def test_nothing_is_enough_to_measure_without_a_metric() -> None:
     with pytest.warns(UserWarning, match="metric=None"):
         plan = plan_with(metric=None)

@@ -43,7 +43,9 @@ FEWEST_UPDATES = 20
 """An easy task is learned in about so many updates; a hard one takes all epochs, or all that the
 budget pays for, and most are hard. This and the next were chosen with simulated tasks."""
 CONTRAST_SHARE, CHANGE_SHARE = 0.6, 0.5  # of groups that teach; of updates with new lessons
+EASY_UPDATES, EASY_FINALISTS = 12, 4  # where one lesson solves the task
 LIKELY_CANDIDATES, LIKELY_FINALISTS = 8, 5  # of the first round of the race, and of the others
+EASY = "where one lesson solves the task"
 ENOUGH = "surely measure student and result"
 TEST_ON_TOP = "test set, on top of auto"
 CALLS_FOR_AN_ANSWER = 2  # at most: DSPy asks again, in JSON, for an answer that does not parse
@@ -99,7 +101,8 @@ class Plan:
     """What a compile would do; `str` is a table, with the schedule below it.
 
     The last row of `rows` is their sum, `total`; no limit of the budget is exceeded there. What
-    strategies try and ask besides is in no row. With `enough` LM calls, student and result are
+    strategies try and ask besides is in no row. Where one lesson solves the task, `easy` LM calls
+    are likelier than those of the `total`. With `enough` LM calls, student and result are
     surely measured, on at least ten examples or all (None: without a metric they never are).
     `unpriced` says what is missing to know the dollars.
     """
@@ -108,6 +111,7 @@ class Plan:
     n_updates: int
     schedule: Mapping[str, int]
     has_strategies: bool = False
+    easy: int = 0
     enough: int | None = None
     unpriced: tuple[str, ...] = ()
 
@@ -125,11 +129,12 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [(row.purpose, *row.likely.texts, *row.at_most.texts) for row in self.rows]
-        units = ("rollouts", "calls", "dollars")
+        units, total = ("rollouts", "calls", "dollars"), self.total.likely.n_lm_calls
         head = [("", "", "", "likely", "", "", "at most"), ("purpose", *units, *units)]
         lines = [
             *aligned([*head, *rows], range(1, 7)),
-            f"likely: {self.n_updates} updates; fewer where one lesson solves the task",
+            f"likely: {self.n_updates} updates",
+            *([f"easy: {self.easy:,} LM calls {EASY}"] if self.easy < total else []),
             *([f"enough: {self.enough:,} LM calls {ENOUGH}"] if self.enough else []),
             *(f"?: {why}" for why in self.unpriced if "?" in itertools.chain(*rows)),
             *["what the strategies try and ask besides is not known"] * self.has_strategies,
@@ -153,11 +158,20 @@ def plan_of(settings: RunSettings) -> Plan:
     n_final, n_most = _race(settings)
     likely = _rows(settings, n, min(n_final, max(n_left, n_kept)), is_likely=True)
     most = _rows(settings, every, n_most, is_likely=False)
-    columns = [_column(rows, limits) for rows in (likely, most)]
-    rows = map(PlanRow, (*likely, "in all"), *columns)
-    has_strategies = bool(settings.strategies)
-    enough = _enough(settings) if n_kept else None
-    return Plan(tuple(rows), n, settings.schedule, has_strategies, enough, data.unpriced)
+    n_final = min(n_final, EASY_FINALISTS * data.n_validation)
+    easy = _rows(settings, min(n, EASY_UPDATES), n_final, is_likely=True)
+    likely_column, most_column, easy_column = (
+        _column(rows, limits) for rows in (likely, most, easy)
+    )
+    return Plan(
+        rows=tuple(map(PlanRow, (*likely, "in all"), likely_column, most_column)),
+        n_updates=n,
+        schedule=settings.schedule,
+        has_strategies=bool(settings.strategies),
+        easy=easy_column[-1].n_lm_calls,
+        enough=_enough(settings) if n_kept else None,
+        unpriced=data.unpriced,
+    )
 
 
 def _enough(settings: RunSettings) -> int:
