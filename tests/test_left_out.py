@@ -240,5 +240,5 @@ def test_an_lm_of_the_users_own_class_is_called_without_what_it_refuses() -> Non
 
 @pytest.mark.parametrize("value", ["warm", 0, 3.0, True])
 def test_a_temperature_that_is_none_is_refused(value: Any) -> None:
-    with pytest.raises(SettingsError, match='"own"'):
+    with pytest.raises(SettingsError, match="'own'"):
         TrainingFreeGRPO(None, temperature=value)

@@ -70,14 +70,14 @@ class Group:
     @property
     def decisive_predictor(self) -> str:
         """The predictor whose step changed the expected score most in any rollout; "": no such."""
-        found: list[tuple[float, str]] = []
+        steps: list[tuple[float, str]] = []
         for rollout in self.rollouts:
             index = rollout.decisive_step(self.least_decisive)
             if index is not None:
                 before, after = rollout.changes[index]
                 names = [s.name for s in rollout.steps[: index + 1] if s.kind == "predictor"]
-                found.append((abs(after - before), names[-1] if names else ""))
-        return max(found, key=lambda one: one[0])[1] if found else ""
+                steps.append((abs(after - before), names[-1] if names else ""))
+        return max(steps, key=lambda step: step[0])[1] if steps else ""
 
     @property
     def least_decisive(self) -> float:

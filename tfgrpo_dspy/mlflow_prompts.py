@@ -197,11 +197,11 @@ def with_advice(template: str, advice: Sequence[str]) -> str:
 def _messages(template: str) -> list[Any] | None:
     """The messages of a chat prompt, which MLflow passes as JSON; None: it is a text."""
     try:
-        found = json.loads(template)
+        parsed = json.loads(template)
     except ValueError:
         return None
-    is_chat = isinstance(found, list) and all(isinstance(m, dict) and "role" in m for m in found)
-    return found if is_chat and found else None
+    is_chat = isinstance(parsed, list) and all(isinstance(m, dict) and "role" in m for m in parsed)
+    return parsed if is_chat and parsed else None
 
 
 def _examples(train_data: Iterable[Record]) -> tuple[list[dspy.Example], dict[str, Record]]:

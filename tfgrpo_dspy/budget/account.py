@@ -94,8 +94,8 @@ class Account:
         account = replace(account, used=account.used + Amount.of(reflections, 0))
         if not n_examples:
             return account
-        each = (account.used + self.used * -1.0) / n_examples
-        return replace(account, recent=(*self.recent, each)[-N_RECENT:])
+        per_example = (account.used + self.used * -1.0) / n_examples
+        return replace(account, recent=(*self.recent, per_example)[-N_RECENT:])
 
     @property
     def per_rollout(self) -> Amount:
@@ -128,10 +128,10 @@ class Account:
         )
         return replace(self.later * n_rollouts, n_lm_calls=calls)
 
-    def n_fitting(self, each: Amount, kept: Amount) -> tuple[float, str]:
+    def n_fitting(self, amount: Amount, kept: Amount) -> tuple[float, str]:
         """How often `each` fits into what is left beside `kept`; and the limit that says so."""
         limits = (self.budget.max_lm_calls, self.budget.max_metric_calls, self.budget.max_cost)
-        rows = zip(LIMITS, limits, astuple(self.used + kept), astuple(each), strict=True)
+        rows = zip(LIMITS, limits, astuple(self.used + kept), astuple(amount), strict=True)
         fitting = {
             name: max(0.0, math.floor((limit - used) / one + 1e-9))
             for name, limit, used, one in rows

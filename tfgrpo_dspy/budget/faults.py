@@ -77,5 +77,5 @@ def _foreign_cause(error: BaseException | None) -> BaseException | None:
 
 
 def _status(error: BaseException) -> Any:
-    own = getattr(error, "status", None)
-    return own if own is not None else getattr(_foreign_cause(error), "status_code", None)
+    status = getattr(error, "status", None)
+    return status if status is not None else getattr(_foreign_cause(error), "status_code", None)

@@ -108,8 +108,8 @@ class SampledCall:
         """What was left out was to blame."""
         if self._why:
             model = self._like[0]
-            said = {name: self._said(name, model) for name in self._out}
-            self._left_out.learn(self._like, said, model)
+            texts = {name: self._said(name, model) for name in self._out}
+            self._left_out.learn(self._like, texts, model)
 
     def _said(self, name: str, model: str) -> str:
         why = " ".join(self._why.get(name, "").split())[:LOGGED_CHARACTERS]
@@ -133,12 +133,12 @@ def _named(error: dspy.LMError, sent: Mapping[str, Any]) -> list[str]:
 
 def _mentioned(text: str, names: Any) -> list[str]:
     """Those of the names that stand in the text, also as `topP` or `top-p`."""
-    found = []
+    lines = []
     for name in names:
         form = name.replace("_", "[-_ ]?")
         if re.search(rf"(?<![A-Za-z]){form}(?![A-Za-z])", text, re.IGNORECASE):
-            found.append(name)
-    return found
+            lines.append(name)
+    return lines
 
 
 def _texts(error: BaseException | None) -> Iterator[str]:

@@ -156,7 +156,7 @@ def _values(number: int, operation: Operation) -> dict[str, Any]:
 def _read(text: str, proposal: Proposal) -> list[Operation]:
     """The operations in an edited text. Raises LibraryError: names the line and what is wrong."""
     proposed = {str(n): operation for n, operation in enumerate(proposal.operations, start=1)}
-    found = []
+    operations = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -165,8 +165,8 @@ def _read(text: str, proposal: Proposal) -> list[Operation]:
         same = proposed.get(str(values.get("n")))
         if same is not None and type(same) is type(operation):
             operation = dataclasses.replace(operation, evidence=same.evidence)
-        found.append(operation)
-    refused = proposal.library.refusals(found, NO_LIMITS)
+        operations.append(operation)
+    refused = proposal.library.refusals(operations, NO_LIMITS)
     if refused:
         raise LibraryError("; ".join(f"{each.operation}: {each.reason}" for each in refused))
-    return found
+    return operations

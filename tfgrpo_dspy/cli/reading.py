@@ -29,25 +29,25 @@ def runs(ctx: click.Context, folder: str, as_json: bool) -> None:
 
     Before and after are the mean validation scores of student and result.
     """
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     faults: list[StoreError] = []
     for store in sorted(path.parent for path in Path(folder).rglob(DATABASE)):
         try:
-            known, damaged = runs_and_faults(store)
-            found += [_run_values(str(store), run) for run in known]
+            runs, damaged = runs_and_faults(store)
+            rows += [_run_values(str(store), run) for run in runs]
             faults += damaged
         except StoreError as error:  # the other stores can be listed
             faults.append(error)
-    found.sort(key=lambda run: run["begun"])
+    rows.sort(key=lambda run: run["begun"])
     if as_json:
-        echo_json(found)
-    elif found:
-        click.echo(table([{**run, "run": run["run"][:8]} for run in found]))
+        echo_json(rows)
+    elif rows:
+        click.echo(table([{**run, "run": run["run"][:8]} for run in rows]))
     elif not faults:
         click.echo(f"no runs in {folder}: pass the log_dir of a compile, or above", err=True)
     for fault in faults:
         click.echo(f"Error: {fault}", err=True)
-    ctx.exit(2 if faults else 0 if found else 1)
+    ctx.exit(2 if faults else 0 if rows else 1)
 
 
 def _run_values(folder: str, run: SavedRun) -> dict[str, Any]:
@@ -90,19 +90,19 @@ def run_of(source: Source) -> SavedRun:
     return source.run
 
 
-def _values(each: Experience) -> dict[str, Any]:
-    effect = each.effect
+def _values(experience: Experience) -> dict[str, Any]:
+    effect = experience.effect
     low, high = effect.bounds if effect else (None, None)
     return {
-        "id": each.id,
+        "id": experience.id,
         "effect": effect and effect.estimate,
         "low": low,
         "high": high,
         "n_rollouts": effect and effect.n_rollouts,
-        "n_tokens": each.price,
-        "n_groups": len(each.evidence),
-        "scope": each.scope,
-        "text": each.text,
+        "n_tokens": experience.price,
+        "n_groups": len(experience.evidence),
+        "scope": experience.scope,
+        "text": experience.text,
     }
 
 

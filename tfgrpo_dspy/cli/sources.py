@@ -121,10 +121,10 @@ def read_run(folder: str, run_id: str = "") -> SavedRun:
     """The run of a store whose id begins so; by default the last one. Raises StoreError."""
     if (Path(folder) / "program.pkl").exists():
         raise StoreError(f"{folder}: a pickled program; save it with program.save('x.json').")
-    known = saved_runs(folder)
-    found = [run for run in known if run.id.startswith(run_id)]
-    if not found or (run_id and len(found) > 1):
-        ids = ", ".join(run.id[:8] for run in known) or "no run yet"
-        what = "several runs" if found else "no run"
+    runs = saved_runs(folder)
+    matching = [run for run in runs if run.id.startswith(run_id)]
+    if not matching or (run_id and len(matching) > 1):
+        ids = ", ".join(run.id[:8] for run in runs) or "no run yet"
+        what = "several runs" if matching else "no run"
         raise StoreError(f"{folder}#{run_id}: {what} of that id; the store holds {ids}.")
-    return found[-1]
+    return matching[-1]

@@ -45,23 +45,23 @@ class BayesianGate(Gate):
     def decide(self, evidence: RunEvidence) -> Decision:
         """The library after an update, by the scores of all training rollouts so far."""
         library, rivals = _proposed(evidence)
-        known = _known(evidence, [*library, *rivals.values()])
-        data = _data(evidence, known)
+        advice_sources = _known(evidence, [*library, *rivals.values()])
+        data = _data(evidence, advice_sources)
         counts = np.append(data.present.sum(axis=0), data.has_demos.sum())
         scale = NO_SCORES.including(data.scores.tolist())
         widest = math.inf if scale.is_flat else scale.highest - scale.lowest
         columns = (*posterior(data), counts, np.full(len(counts), widest))
         figures = zip(*(column.tolist() for column in columns), strict=True)
         sd, (*of_advice, of_demos) = score_sd(data.scores), itertools.starmap(Belief, figures)
-        beliefs = dict(zip(known, of_advice, strict=True))
+        beliefs = dict(zip(advice_sources, of_advice, strict=True))
         doubted = {op.id for op in evidence.operations if isinstance(op, Delete)}
         kept: dict[str, Experience] = {}
         dropped: dict[str, str] = {}
-        for given in library:
-            experience = _better_text(given, rivals, beliefs)
+        for held in library:
+            experience = _better_text(held, rivals, beliefs)
             belief = beliefs[experience.advice]
             least = LIKELY if experience.id in doubted else DROP_BELOW
-            if belief.n_rollouts and given.id not in evidence.previous.library:
+            if belief.n_rollouts and held.id not in evidence.previous.library:
                 least = max(least, RETRY_ABOVE)
             if belief.chance < least:
                 dropped[experience.id] = belief.in_words()
@@ -155,8 +155,10 @@ def _proposed(evidence: RunEvidence) -> tuple[ExperienceLibrary, dict[str, Exper
     changed = before.apply(modifying, evidence.limits)
     new = {e.id: e for e in changed if e.advice != before[e.id].advice}
     rivals = {**evidence.previous.rivals, **new}
-    known = {rival.advice for rival in rivals.values()}
-    adding = [op for op in operations if isinstance(op, Add) and (op.text, op.scope) not in known]
+    rival_texts = {rival.advice for rival in rivals.values()}
+    adding = [
+        op for op in operations if isinstance(op, Add) and (op.text, op.scope) not in rival_texts
+    ]
     # Until it is decided what leaves, those that are to be deleted and the new ones are both here.
     n = evidence.limits.max_experiences + sum(isinstance(op, Delete) for op in operations)
     return before.apply(adding, replace(evidence.limits, max_experiences=n)), rivals
@@ -164,37 +166,39 @@ def _proposed(evidence: RunEvidence) -> tuple[ExperienceLibrary, dict[str, Exper
 
 def _known(evidence: RunEvidence, experiences: Iterable[Experience]) -> dict[Advice, set[int]]:
     """Every advice that the run has tried or is about to try, with its source examples."""
-    found: dict[Advice, set[int]] = {}
+    sources: dict[Advice, set[int]] = {}
     # Many rollouts are given the same experience: each is looked at once.
-    given = {id(each): each for rollout in evidence.rollouts for each in rollout.library}
-    for each in (*given.values(), *experiences):
-        found.setdefault(each.advice, set()).update(source.example for source in each.evidence)
-    return found
+    tried = {id(each): each for rollout in evidence.rollouts for each in rollout.library}
+    for each in (*tried.values(), *experiences):
+        sources.setdefault(each.advice, set()).update(source.example for source in each.evidence)
+    return sources
 
 
-def _chance_of_more(one: Belief, other: Belief) -> float:
+def _chance_of_more(belief: Belief, other: Belief) -> float:
     """The probability that one value is larger than another, as if they were independent."""
-    return float(ndtr((one.mean - other.mean) / max(math.hypot(one.sd, other.sd), 1e-9)))
+    return float(ndtr((belief.mean - other.mean) / max(math.hypot(belief.sd, other.sd), 1e-9)))
 
 
-def _data(evidence: RunEvidence, known: Mapping[Advice, set[int]]) -> Data:
+def _data(evidence: RunEvidence, advice_sources: Mapping[Advice, set[int]]) -> Data:
     """The scored rollouts of all groups, and what each advice is about; a column for each."""
     training = np.array(evidence.training, dtype=np.int64)
     place = {example: k for k, example in enumerate(evidence.training)}
     index = index_of(evidence.texts)
-    told = [index.relevance(text, tuple(sorted(about))) for (text, _), about in known.items()]
-    near = [relevance[training] for relevance, _ in told]
+    relevances = [
+        index.relevance(text, tuple(sorted(about))) for (text, _), about in advice_sources.items()
+    ]
+    near = [relevance[training] for relevance, _ in relevances]
     scored = [rollout for rollout in evidence.rollouts if rollout.score is not None]
-    column = {advice: j for j, advice in enumerate(known)}
-    present = np.zeros((len(scored), len(known)), dtype=bool)
+    column = {advice: j for j, advice in enumerate(advice_sources)}
+    present = np.zeros((len(scored), len(advice_sources)), dtype=bool)
     rows = [row for row, rollout in enumerate(scored) for _ in rollout.library]
     present[rows, [column[e.advice] for rollout in scored for e in rollout.library]] = True
     return Data(
         examples=np.array([place[rollout.example] for rollout in scored], dtype=np.int64),
         scores=np.array([rollout.score for rollout in scored], dtype=float),
         present=present,
-        relevance=np.array(near).reshape(len(known), len(training)),
-        tells=np.array([tells for _, tells in told], dtype=bool),
+        relevance=np.array(near).reshape(len(advice_sources), len(training)),
+        tells=np.array([tells for _, tells in relevances], dtype=bool),
         has_demos=np.array([rollout.has_demos for rollout in scored], dtype=bool),
     )
 

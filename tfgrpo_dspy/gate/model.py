@@ -219,8 +219,8 @@ class _Sums:
 
 def _noise(data: Data, scale: float) -> float:
     """The variance of the scores of one example with the same experiences."""
-    given = np.column_stack([data.present, data.has_demos])
-    cells = np.column_stack([data.examples, np.packbits(given, axis=1)])
+    columns = np.column_stack([data.present, data.has_demos])
+    cells = np.column_stack([data.examples, np.packbits(columns, axis=1)])
     _, cell = np.unique(cells, axis=0, return_inverse=True)
     counts = np.bincount(cell)
     sums = np.bincount(cell, weights=data.scores)

@@ -130,42 +130,47 @@ class Race:
         is_promising = promised >= PROMISE * self.score_sd
         return RETURN_ABOVE if is_promising else RETURN_UNPROMISING_ABOVE
 
-    def chance(self, one: int, other: int, scores: Scores) -> float:
+    def chance(self, candidate: int, other: int, scores: Scores) -> float:
         """The probability that one candidate is better than the other; 0.5 if both are equal."""
-        if self.candidates[one] == self.candidates[other]:
+        if self.candidates[candidate] == self.candidates[other]:
             return 0.5
-        mean, sd = self._posterior(one, other, scores)
+        mean, sd = self._posterior(candidate, other, scores)
         return float(ndtr(mean / sd))
 
-    def differences(self, one: int, other: int, scores: Scores) -> np.ndarray:
+    def differences(self, candidate: int, other: int, scores: Scores) -> np.ndarray:
         """Score of one candidate minus that of the other, on each example that both were given.
 
         An example on which one of them has no score, even by `scored`, does not count.
         """
-        known = scored(scores)
-        pairs = ((known.get((one, i)), known.get((other, i))) for i in range(self.n_examples))
+        score_by_rollout = scored(scores)
+        pairs = (
+            (score_by_rollout.get((candidate, i)), score_by_rollout.get((other, i)))
+            for i in range(self.n_examples)
+        )
         return np.array([a - b for a, b in pairs if a is not None and b is not None])
 
-    def _posterior(self, one: int, other: int, scores: Scores) -> tuple[float, float]:
+    def _posterior(self, candidate: int, other: int, scores: Scores) -> tuple[float, float]:
         """Mean and standard deviation of what one candidate gains on the other, less its price."""
-        more, less = self.candidates[one], self.candidates[other]
+        more, less = self.candidates[candidate], self.candidates[other]
         mean, variance = self._prior(more, less)
         price = self._price(more) - self._price(less)
-        found = self.differences(one, other, scores)
-        n = len(found)
+        differences = self.differences(candidate, other, scores)
+        n = len(differences)
         if not n:
             return mean - price, math.sqrt(variance)
         expected = DIFFERENCE_COUNT * (DIFFERENCE_SD * self.score_sd) ** 2
-        spread = (float(((found - found.mean()) ** 2).sum()) + expected) / (n + DIFFERENCE_COUNT)
+        spread = (float(((differences - differences.mean()) ** 2).sum()) + expected) / (
+            n + DIFFERENCE_COUNT
+        )
         precision = 1 / variance + n / spread
-        mean = (mean / variance + float(found.sum()) / spread) / precision
+        mean = (mean / variance + float(differences.sum()) / spread) / precision
         return mean - price, precision**-0.5
 
     def _price(self, parts: frozenset[Hashable]) -> float:
         return math.fsum(self.prices.get(part, 0.0) for part in parts)
 
-    def _prior(self, one: frozenset[Hashable], other: frozenset[Hashable]) -> tuple[float, float]:
-        more, less = one - other, other - one
+    def _prior(self, parts: frozenset[Hashable], other: frozenset[Hashable]) -> tuple[float, float]:
+        more, less = parts - other, other - parts
         gained, lost = ([self.parts[part][0] for part in parts] for parts in (more, less))
         mean = math.fsum(gained) - math.fsum(lost)  # exact: sets have no order
         variance = math.fsum(self.parts[part][1] ** 2 for part in more | less)

@@ -32,8 +32,8 @@ Vector = NDArray[np.float64]
 def _grams(text: str, n_bytes: int) -> set[bytes]:
     data = f" {' '.join(text.casefold().split())} ".encode("utf-8", "replace")[:n_bytes]
     sizes = range(1, LONGEST_GRAM + 1)
-    found = {data[k : k + n] for n in sizes for k in range(len(data) - n + 1)}
-    return {gram for gram in found if gram.strip()}
+    grams = {data[k : k + n] for n in sizes for k in range(len(data) - n + 1)}
+    return {gram for gram in grams if gram.strip()}
 
 
 class InputIndex:

@@ -137,9 +137,9 @@ def rewritten(text: str, library: ExperienceLibrary, format: str, source: str) -
         new = render(library, format, into=text if format == "yaml" else "")
     back = parse(new, format, source)
     names = ("text", "scope") if format == "txt" else ("id", "text", "scope")
-    wanted, found = ([[getattr(e, name) for name in names] for e in of] for of in (library, back))
-    if wanted != found:
-        lost = next((each for each in wanted if each not in found), wanted)
+    wanted, read = ([[getattr(e, name) for name in names] for e in of] for of in (library, back))
+    if wanted != read:
+        lost = next((each for each in wanted if each not in read), wanted)
         raise LibraryFormatError(
             f"{source}: a file of this form cannot hold {', '.join(names)} {shown(lost)}."
         )

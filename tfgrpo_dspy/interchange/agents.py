@@ -57,9 +57,9 @@ def read_instructions(instructions: Any, source: str) -> ExperienceLibrary:
     if not isinstance(instructions, str):
         raise LibraryFormatError(f'{source}: {_MISSING}: write agent: {{instructions: "..."}}.')
     _, lines = _split(instructions)
-    found = _ITEM.finditer(lines)
+    items = _ITEM.finditer(lines)
     return library_of(
-        [Item(f"{source}: [{each[1]}]", each[1], _unescaped(each[2])) for each in found]
+        [Item(f"{source}: [{each[1]}]", each[1], _unescaped(each[2])) for each in items]
     )
 
 
@@ -148,7 +148,7 @@ def _escaped(text: str) -> str:
 def _unescaped(text: str) -> str:
     text = re.sub(rf"^\\(?=\\*{_MARK})", "", text, flags=re.MULTILINE)
     # An even number of backslashes is a real interpolation, which only a file of others can hold.
-    return re.sub(r"(?<!\\)((?:\\\\)*)\\(?=\$\{)", lambda found: found[1][::2], text)
+    return re.sub(r"(?<!\\)((?:\\\\)*)\\(?=\$\{)", lambda match: match[1][::2], text)
 
 
 def _loaded(text: str, source: str, read: Callable[[Any, Any], Any]) -> Any:

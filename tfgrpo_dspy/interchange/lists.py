@@ -40,8 +40,8 @@ def read_list(text: str, bullets_needed: bool) -> ExperienceLibrary:
         where = f"line {number}"
         if width and (line.startswith(("  ", "\t")) or not line.strip()):
             items[-1][3].append(re.sub(rf"^(?:\t| {{1,{width}}})", "", line))
-        elif found := re.match(_NEXT, line):
-            next_number, width = int(found[1]), 0
+        elif match := re.match(_NEXT, line):
+            next_number, width = int(match[1]), 0
         elif line.strip() and not re.match(_HEADING, line):
             bullet, id_, scope, rest = _read_item(where, line, bullets_needed)
             items.append((where, id_, scope, [rest]))
@@ -65,8 +65,8 @@ def first_heading(text: str) -> str:
 
 def _read_item(where: str, line: str, bullet_needed: bool) -> tuple[str, str, str, str]:
     """The bullet, the id, the scope and the text of an item's first line."""
-    found = _LINE.match(line.removeprefix(" "))
-    bullet, id_, scope, rest = found.groups(default="") if found else ("", "", "", line)
+    match = _LINE.match(line.removeprefix(" "))
+    bullet, id_, scope, rest = match.groups(default="") if match else ("", "", "", line)
     if rest[:1].isspace():
         raise LibraryFormatError(
             f"{where}: {shown(line)} is indented, but there is no item above: remove the spaces."

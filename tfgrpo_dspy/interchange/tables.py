@@ -83,8 +83,8 @@ def cells_of(text: str) -> tuple[list[str], Iterator[tuple[str, list[str]]]]:
 def _form_of(text: str) -> tuple[str, str, str]:
     """Excel's line `sep=;` ("" if there is none), what separates cells, and the table itself."""
     first, end, rest = text.partition("\n")
-    if found := re.fullmatch(r"sep=(.)\r?", first):
-        return first + end, found[1], rest
+    if match := re.fullmatch(r"sep=(.)\r?", first):
+        return first + end, match[1], rest
     return "", max(",;\t", key=first.count), text
 
 
@@ -95,11 +95,11 @@ def read_table(text: str) -> ExperienceLibrary:
         LibraryFormatError: a column is unknown, a row has too many cells, an effect is no number.
     """
     columns, rows = cells_of(text)
-    columns, known = [name.lower() for name in columns], [*_COLUMNS, *_EFFECT, _WIDEST]
-    if "text" not in columns or len(set(columns)) < len(columns) or not {*columns} <= {*known}:
+    columns, names = [name.lower() for name in columns], [*_COLUMNS, *_EFFECT, _WIDEST]
+    if "text" not in columns or len(set(columns)) < len(columns) or not {*columns} <= {*names}:
         raise LibraryFormatError(
             f"line 1: the columns {shown(columns)}: write a header with 'text', and of "
-            f"{', '.join(known)} those that you need."
+            f"{', '.join(names)} those that you need."
         )
     items = []
     for where, row in rows:

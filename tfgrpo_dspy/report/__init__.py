@@ -65,7 +65,7 @@ def plain(value: Any) -> Any:
     if len(text) > LONGEST_TEXT:
         n_more = len(text) - LONGEST_TEXT
         text = f"{text[:LONGEST_TEXT]} ... ({n_more:,} more characters)"
-    return _HIDDEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", text)
+    return _HIDDEN.sub(lambda match: f"[U+{ord(match[0]):04X}]", text)
 
 
 @functools.cache

@@ -13,29 +13,29 @@ from tfgrpo_dspy.store.runs import saved_runs
 FORMS = "pass a RunResults, a program with detailed_results, or the log_dir of a run"
 
 
-def run_of(given: Any) -> RunResults:
+def run_of(results: Any) -> RunResults:
     """The results.
 
     Raises:
         SettingsError: they are none of `FORMS`.
         StoreError: the run directory cannot be read, or holds no run.
     """
-    if isinstance(given, RunResults):
-        return given
-    if isinstance(given, str | PathLike):
-        return _last_run(fspath(given))
-    if isinstance(given, Mapping):
+    if isinstance(results, RunResults):
+        return results
+    if isinstance(results, str | PathLike):
+        return _last_run(fspath(results))
+    if isinstance(results, Mapping):
         try:
-            return RunResults.from_dict(given)
+            return RunResults.from_dict(results)
         except ValidationError as error:
             first = error.errors()[0]
             fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise SettingsError(f"results={{...}} is not of a run ({fault}); {FORMS}.") from error
-    found = getattr(given, "detailed_results", None)
-    if not isinstance(found, RunResults | Mapping):
-        name = type(given).__name__
+    held = getattr(results, "detailed_results", None)
+    if not isinstance(held, RunResults | Mapping):
+        name = type(results).__name__
         raise SettingsError(f"results={name}(...) has no detailed_results of a run; {FORMS}.")
-    return run_of(found)
+    return run_of(held)
 
 
 def _last_run(folder: str) -> RunResults:

@@ -90,8 +90,8 @@ def _lives(run: RunResults) -> Iterator[Life]:
         experience = in_result.get(id_)
         text, scope = experience.advice if experience else (of[-1][1].text, of[-1][1].scope)
         belief = tried.get((text, scope))
-        known = [experience, belief, *(change for _, change in reversed(of))]
-        effect = next((one.effect for one in known if one and one.effect), None)
+        texts = [experience, belief, *(change for _, change in reversed(of))]
+        effect = next((one.effect for one in texts if one and one.effect), None)
         why = "" if experience else page.why_gone(of[-1][1], run.is_finished)
         first = places[of[0][0].update] if of and of[0][1].kind == "born" else 0
         is_dropped = bool(why) and of[-1][1].kind == "dropped"

@@ -132,22 +132,26 @@ def objectives(finalists: Sequence[Finalist]) -> Section:
     Only those are compared that were measured on the most examples, as the student is. One of them
     is best in its own way (Pareto) if no other is as good in all objectives.
     """
-    known = compared(finalists)
-    if not known:
+    compared_finalists = compared(finalists)
+    if not compared_finalists:
         return Section("")
-    names = list(dict.fromkeys(name for each in known for name in each.objectives))
+    names = list(dict.fromkeys(name for each in compared_finalists for name in each.objectives))
     best = set(map(id, front_of(finalists)))
     rows = []
-    order = sorted(known[1:], key=lambda each: (not each.is_best, id(each) not in best))
-    for each in [known[0], *order][:MOST_CANDIDATES]:
+    order = sorted(
+        compared_finalists[1:], key=lambda other: (not other.is_best, id(other) not in best)
+    )
+    for each in [compared_finalists[0], *order][:MOST_CANDIDATES]:
         demos = ["demos"] if each.has_demos else []
         name = "result" if each.is_best else "student" if each is finalists[0] else "candidate"
-        means = [f"{each.objectives[own]:z.3f}" if own in each.objectives else "" for own in names]
+        means = [
+            f"{each.objectives[name]:z.3f}" if name in each.objectives else "" for name in names
+        ]
         parts = one_line(", ".join([*each.ids, *demos]))
         rows.append((name, *means, "yes" if id(each) in best else "no", parts))
     header = ("", *names, "best in its own way", "consists of")
-    title = f"Mean objectives on {counted(known[0].n_measured, 'validation example')}"
-    if any(each.is_best and id(each) not in best for each in known):
+    title = f"Mean objectives on {counted(compared_finalists[0].n_measured, 'validation example')}"
+    if any(each.is_best and id(each) not in best for each in compared_finalists):
         title += "; the result has the best score, which counts the objectives as the metric does"
     return Section(title, rows, header)
 

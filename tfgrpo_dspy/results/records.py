@@ -69,10 +69,10 @@ class ScoreSummary:
         """The mean of the scores; None where no example was measured."""
         if not scores:
             return None
-        known = [score for score in scores if score is not None]
-        mean = statistics.fmean(known) if known else None
-        low, high = interval(known, scale) or (None, None)
-        return cls(mean, len(known), len(scores) - len(known), low, high)
+        finite = [score for score in scores if score is not None]
+        mean = statistics.fmean(finite) if finite else None
+        low, high = interval(finite, scale) or (None, None)
+        return cls(mean, len(finite), len(scores) - len(finite), low, high)
 
     def __str__(self) -> str:
         mean = "no score" if self.mean is None else f"{self.mean:z.3f}"
@@ -170,7 +170,7 @@ class Finalist:
     def dominates(self, other: "Finalist") -> bool:
         """Whether it is as good in all objectives, and better in one."""
         pairs = [(self.objectives.get(n, -math.inf), v) for n, v in other.objectives.items()]
-        return all(own >= v for own, v in pairs) and any(own > v for own, v in pairs)
+        return all(value >= v for value, v in pairs) and any(value > v for value, v in pairs)
 
 
 def compared(finalists: Sequence[Finalist]) -> list[Finalist]:
@@ -181,8 +181,12 @@ def compared(finalists: Sequence[Finalist]) -> list[Finalist]:
 
 def front_of(finalists: Sequence[Finalist]) -> list[Finalist]:
     """The finalists of those `compared` that no other dominates: the Pareto front."""
-    known = compared(finalists)
-    return [each for each in known if not any(other.dominates(each) for other in known)]
+    compared_finalists = compared(finalists)
+    return [
+        each
+        for each in compared_finalists
+        if not any(other.dominates(each) for other in compared_finalists)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,9 +97,9 @@ class ExampleRow:
 
 def objective_means(values: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each objective, over those that have it."""
-    found = [*values]
-    names = dict.fromkeys(name for of_one in found for name in of_one)
-    return {n: statistics.fmean(of_one[n] for of_one in found if n in of_one) for n in names}
+    columns = [*values]
+    names = dict.fromkeys(name for of_one in columns for name in of_one)
+    return {n: statistics.fmean(of_one[n] for of_one in columns if n in of_one) for n in names}
 
 
 def as_columns(rows: Iterable[Any]) -> list[dict[str, Any]]:
@@ -107,6 +107,6 @@ def as_columns(rows: Iterable[Any]) -> list[dict[str, Any]]:
     plain = [asdict(row) for row in rows]
     names = dict.fromkeys(name for row in plain for name in row.get("objectives", ()))
     for row in plain:
-        found = row.pop("objectives", {})
-        row.update({f"objective {name}": found.get(name) for name in names})
+        objectives = row.pop("objectives", {})
+        row.update({f"objective {name}": objectives.get(name) for name in names})
     return plain

@@ -296,17 +296,21 @@ def one_rollout(settings: Settings, student: Any, examples: Sequence[Any]) -> di
         calls, most = calls + 1, most + 1
         tokens, dollars = tokens + prompt, dollars + _cost(lm, settings, prompt)
     lms += [lm for strategy in settings.strategies for lm in held_lms(strategy)]  # a teacher's
-    found = [price_of(lm, prices) for lm in lms]
+    prices_of_lms = [price_of(lm, prices) for lm in lms]
     dearest = [prompt * each.prompt + each.max_tokens * each.completion
-               for each in found if not isinstance(each, str)]  # fmt: skip
+               for each in prices_of_lms if not isinstance(each, str)]  # fmt: skip
     reflection_lm = settings.reflection_lm or dspy.settings.lm
-    missing = [each for each in (*found, price_of(reflection_lm, prices)) if isinstance(each, str)]
+    missing = [
+        each for each in (*prices_of_lms, price_of(reflection_lm, prices)) if isinstance(each, str)
+    ]
     return {
         "calls_per_rollout": calls,
         "tokens_per_rollout": tokens,
         "dollars_per_rollout": dollars,
         "most_calls_per_rollout": most,
-        "dollars_of_dearest_call": max(dearest, default=0.0) if len(dearest) == len(found) else 0.0,
+        "dollars_of_dearest_call": max(dearest, default=0.0)
+        if len(dearest) == len(prices_of_lms)
+        else 0.0,
         "unpriced": tuple(dict.fromkeys(missing)),
     }
 

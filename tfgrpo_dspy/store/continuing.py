@@ -53,8 +53,8 @@ def continued(
 def _note_of_same(store: Store, settings: RunSettings, parts: Mapping[str, str]) -> RunNote | None:
     """The note of the run that is gone on with; of several, that of the exact same, or the last."""
     notes, _ = notes_and_faults(store)  # whoever reads a run with a damaged note says so
-    own = notes.pop(key_of(parts), None)
-    for note in filter(None, (own, *reversed(notes.values()))):
+    same = notes.pop(key_of(parts), None)
+    for note in filter(None, (same, *reversed(notes.values()))):
         is_same = _fixed(note.parts, settings) == _fixed(parts, settings)
         is_whole = note.schedule.keys() == settings.schedule.keys()  # nobody has changed the note
         if is_same and is_whole and _reach(note.limits, settings.learning_limits):

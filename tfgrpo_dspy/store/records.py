@@ -37,11 +37,11 @@ class RunRecords:
         self.keys = Keys(settings)
         self.store: Store | None = None
         self.losses_stand = False  # in a finished run, whose budget may not pay for what follows
-        own = "\n".join(_own_texts(student, examples))
+        visible = "\n".join(_own_texts(student, examples))
         lms = [*all_lms(settings, student), dspy.settings.lm]
-        self._secrets = known_secrets(lms, own)
-        self.plain = [secret for secret in known_secrets(lms) if secret in own]
-        _log_variables(own, bool(self.plain))
+        self._secrets = known_secrets(lms, visible)
+        self.plain = [secret for secret in known_secrets(lms) if secret in visible]
+        _log_variables(visible, bool(self.plain))
         if settings.log_dir is not None and settings.offline:
             self.store = Store.existing(settings.log_dir)
             if self.store is None:
@@ -108,12 +108,12 @@ def _own_texts(student: Any, examples: Iterable[Any]) -> Iterator[str]:
         yield from as_fields(example).values()
 
 
-def _log_variables(own: str, is_any_plain: bool) -> None:
+def _log_variables(own_variable: str, is_any_plain: bool) -> None:
     variables = secret_variables()
-    if names := sorted(name for name, value in variables.items() if value not in own):
+    if names := sorted(name for name, value in variables.items() if value not in own_variable):
         logger.info("kept out of records, logs and reports: the values of %s", ", ".join(names))
     if is_any_plain:
-        names = sorted(name for name, value in variables.items() if value in own)
+        names = sorted(name for name, value in variables.items() if value in own_variable)
         logger.warning(
             "not kept out, as it stands in the examples or instructions: the value of %s",
             ", ".join(names or ["an argument of an LM, such as its api_key"]),

@@ -149,16 +149,16 @@ def unused_records(log_dir: str | PathLike[str], keep_last: int | None = None) -
     """
     with _store_in(log_dir) as store:
         keys, runs = store.keys(""), run_keys(store)
-    kept, known = set(runs[-(keep_last or 0) :]), set(keys)
-    return [key for key in keys if _is_unused(key, kept, known)]
+    kept, all_keys = set(runs[-(keep_last or 0) :]), set(keys)
+    return [key for key in keys if _is_unused(key, kept, all_keys)]
 
 
-def _is_unused(key: str, kept: set[str], known: set[str]) -> bool:
+def _is_unused(key: str, kept: set[str], all_keys: set[str]) -> bool:
     for beginning in (DECIDED, ROWS):
         if key.startswith(beginning):
             return key.removeprefix(beginning).rpartition(":")[0] not in kept
     if key.startswith(LOST):
-        return key.removeprefix(LOST) in known
+        return key.removeprefix(LOST) in all_keys
     return key.startswith((RUN, RESULTS)) and key.removeprefix(RESULTS) not in kept
 
 
@@ -185,8 +185,8 @@ def _store_in(log_dir: str | PathLike[str], is_read_only: bool = True) -> Iterat
 def _saved(store: Store, key: str, note: RunNote) -> SavedRun:
     with reading(key):
         numbers = sorted(int(each.rpartition(":")[2]) for each in store.keys(f"{DECIDED}{key}:"))
-        found = (store.get(f"{DECIDED}{key}:{number}") for number in numbers)
-        updates = tuple(map(UPDATES.validate_python, found))
+        records = (store.get(f"{DECIDED}{key}:{number}") for number in numbers)
+        updates = tuple(map(UPDATES.validate_python, records))
         values = store.get(f"{RESULTS}{key}")
         results = RunResults.from_dict(values) if values else _unfinished(note)
     origin = {"run": key.removeprefix(RUN), "begun": note.begun, "log_dir": str(store.folder)}

@@ -72,7 +72,7 @@ class Request:
     """
 
     bundle: bytes
-    given: bytes
+    additions: bytes
     sample: bytes
 
 
@@ -105,7 +105,7 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
         program_with, metric, score, context, temperature, prices, left_out, secrets = _unpacked(
             request.bundle
         )
-        program = program_with(request.given)
+        program = program_with(request.additions)
         example, index, rollout_id, start, asks_predictors = cloudpickle.loads(request.sample)
     except Exception as error:  # noqa: BLE001 - the reply says it
         message = (
@@ -115,8 +115,18 @@ def run_request(request: Request, budget: Budget, name: str) -> Reply:
         return Reply(stopped_because=message, is_failure=True)
     ledger, record, why = Ledger(budget, left_out), None, ""
     HOMES.set(homes_in_worker(program, metric))
-    own = program, example, index, rollout_id, temperature, score
-    task = RolloutTask(*own, ledger, prices, start, asks_predictors)
+    task = RolloutTask(
+        program,
+        example,
+        index,
+        rollout_id,
+        temperature,
+        score,
+        ledger,
+        prices,
+        start,
+        asks_predictors,
+    )
     try:
         with dspy.context(**context):
             record = cleaned(run_rollout(task).to_dict(), lambda text: redacted(text, secrets))
@@ -143,8 +153,8 @@ def _unpacked(bundle: bytes) -> tuple[Any, ...]:
     secrets = known_secrets([*language_models(student), *held, context["lm"]], "\n".join(plain))
 
     @functools.lru_cache(KEPT)
-    def program_with(given: bytes) -> Any:
-        return cloudpickle.loads(given).bake(student)
+    def program_with(additions: bytes) -> Any:
+        return cloudpickle.loads(additions).bake(student)
 
     return program_with, metric, score, context, temperature, prices, LeftOut(), secrets
 
