@@ -276,7 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(tables(stored(asked.show)))
         return
     if asked.publish:
-        records = [record for path in asked.publish for record in stored(path)]
+        latest = {_key(record): record for path in asked.publish for record in stored(path)}
+        records = list(latest.values())
         versions = {name: version(name) for name in ("tfgrpo-dspy", "dspy", "gepa", "numpy")}
         rows = ",\n".join(json.dumps(record) for record in records)
         text = f'{{"versions": {json.dumps(versions)}, "runs": [\n{rows}\n]}}\n'
