@@ -1,13 +1,17 @@
 """Builds the API reference from the docstrings: `python docs/build_api.py [FOLDER]`.
 
 The tool is pdoc. Its warnings, such as one about a type that cannot be resolved, are errors here.
-The folder is `build/api` by default, and begins with `index.html`.
+The folder is `build/api` by default, and begins with `index.html`. `python docs/build_api.py
+--arguments` writes the page of all arguments, docs/arguments.md.
 """
 
 import importlib
+import inspect
+import re
 import sys
 import typing
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +77,44 @@ def build(folder: Path) -> None:
         path.write_bytes(text.encode())
 
 
+ARGUMENTS = """\
+# All arguments and defaults
+
+Most people set a metric, one limit (`max_lm_calls`, `max_cost`, ...) and `log_dir`; the rest is
+derived. None as a default means: derived, no limit, or nothing. `optimizer.estimate(...)` shows
+what is derived for your program and data ([budgets and schedule](budgets-and-schedule.md)). This
+page is made from the code: `python docs/build_api.py --arguments`.
+"""
+
+
+def arguments_page() -> str:
+    """The Markdown page of all arguments, from signatures and docstrings."""
+    package = importlib.import_module("tfgrpo_dspy")
+    parts = [ARGUMENTS]
+    for kind in (package.TrainingFreeGRPO, package.Reflection, package.Execution):
+        known = dict(_documented_arguments(inspect.getdoc(kind) or ""))
+        parts.append(f"## {kind.__name__}\n\n| argument | default | meaning |\n| --- | --- | --- |")
+        parameters = [p for p in inspect.signature(kind).parameters.values() if p.name in known]
+        for parameter in parameters:
+            is_needed = parameter.default is parameter.empty
+            is_made = type(parameter.default).__name__ == "_HAS_DEFAULT_FACTORY_CLASS"
+            default = "" if is_needed or is_made else f"`{parameter.default!r}`"
+            parts.append(f"| `{parameter.name}` | {default} | {known[parameter.name]} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _documented_arguments(docstring: str) -> Iterator[tuple[str, str]]:
+    """Each argument with its text, from the section `Args` of a docstring."""
+    section = docstring.partition("\nArgs:\n")[2]
+    section = re.split(r"\n(?=\S)", section)[0]
+    for found in re.finditer(r"^ {4}(\w+): (.*?)(?=^ {4}\w|\Z)", section, re.DOTALL | re.MULTILINE):
+        yield found[1], " ".join(found[2].split()).replace("|", "\\|")
+
+
 if __name__ == "__main__":
     warnings.simplefilter("error")
+    if "--arguments" in sys.argv:
+        Path(__file__).with_name("arguments.md").write_text(arguments_page(), encoding="utf-8")
+        sys.exit()
     build(Path(*sys.argv[1:] or ["build/api"]))

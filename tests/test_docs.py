@@ -1,5 +1,7 @@
 """What README and docs say is run: their code as it stands, on a scripted LM."""
 
+import importlib.util
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from scripted import (
 )
 
 import tfgrpo_dspy.local
+from tfgrpo_dspy import Execution, Reflection, TrainingFreeGRPO
 from tfgrpo_dspy.cli import tfgrpo
 from tfgrpo_dspy.results.page import FAILURES_IN_WORDS
 from tfgrpo_dspy.store.runs import saved_runs
@@ -208,3 +211,17 @@ def test_the_reasons_on_the_page_of_learning_nothing_are_those_that_a_run_gives(
 def test_every_page_stands_in_the_list_of_pages(page: Path) -> None:
     listed = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     assert page.name == "README.md" or f"({page.name}" in listed
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_of_all_arguments_is_what_the_code_says() -> None:
+    pytest.importorskip("pdoc", reason="pdoc is in the extra `dev`")
+    spec = importlib.util.spec_from_file_location("build_api", ROOT / "docs" / "build_api.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (ROOT / "docs" / "arguments.md").read_text(encoding="utf-8")
+    assert page == module.arguments_page(), "run: python docs/build_api.py --arguments"
+    for kind in (TrainingFreeGRPO, Reflection, Execution):
+        for name in inspect.signature(kind).parameters:
+            assert f"| `{name}` |" in page

@@ -276,7 +276,7 @@ BOMB = "a: &a [x, x]\n" + "".join(ALIASES)
         ("csv", "text,effect,standard_error,n_rollouts\nAsk,nan,1,1", "line 2: effect"),
         ("csv", "text\n" + "x" * 200_000, "field limit"),
         ("txt", "x" * 10_000_001, "10000001 characters; at most"),
-        ("prompt", "", "format='prompt': json, yaml, md, csv and txt can be read"),
+        ("prompt", "", "format='prompt': json, yaml, md, csv, txt and skill can be read"),
     ],
     ids=lambda value: value[:20],
 )  # fmt: skip

@@ -15,9 +15,9 @@ from typing import Any
 
 from tfgrpo_dspy.errors import described
 from tfgrpo_dspy.events import Event, RunEnded, UpdateDecided
+from tfgrpo_dspy.listeners.boards import end_figures, update_figures
 from tfgrpo_dspy.report import html
-from tfgrpo_dspy.results.records import ScoreSummary
-from tfgrpo_dspy.results.rows import RolloutRow, as_columns, objective_means
+from tfgrpo_dspy.results.rows import RolloutRow, as_columns
 from tfgrpo_dspy.settings.schedule import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -116,28 +116,20 @@ class MlflowListener:
         ]
         self._client.log_batch(self._run_id, params=parameters)
 
-    def _log_metrics(self, step: int, values: Mapping[str, float | None]) -> None:
+    def _log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
         metrics = [
-            self._mlflow.entities.Metric(f"{self._prefix}{name}", value, now, step)
+            self._mlflow.entities.Metric(
+                self._prefix + _NOT_IN_NAMES.sub("_", name), value, now, step
+            )
             for name, value in values.items()
-            if value is not None
         ]
         self._client.log_batch(self._run_id, metrics=metrics)
 
     def _log_update(self, event: UpdateDecided) -> None:
         record = event.record
-        scores = record.scores
-        values = {
-            "training_score": sum(scores) / len(scores) if scores else None,
-            "experiences": record.library_size,
-            "lm_calls": record.n_lm_calls,
-            "cost_usd": record.cost_usd,
-            "groups_without_contrast": record.share_without_contrast,
-        }
         self._rollouts += event.rollouts
-        means = objective_means(row.objectives for row in event.rollouts)
-        self._log_metrics(record.update, {**values, **_named("training", means)})
+        self._log_metrics(record.update, update_figures(event))
         text = json.dumps(event.library.to_dict(), ensure_ascii=False, indent=2)
         self._log_text(text, f"library/update_{record.update:04}.json")
 
@@ -146,17 +138,8 @@ class MlflowListener:
         last = len(results.updates)
         if self._settings is None:
             self._log_parameters({**results.settings, **results.schedule})
-        measured: dict[str, tuple[ScoreSummary | None, ScoreSummary | None]]
-        measured = {"validation_score": (results.student, results.best)}
-        if results.test:
-            measured["test_score"] = (results.test.student, results.test.best)
-        for name, (student, best) in measured.items():
-            self._log_metrics(0, {name: student.mean if student else None})
-            self._log_metrics(last, {name: best.mean if best else None})
-        for place, finalist in enumerate(results.finalists):
-            if finalist.is_best or not place:
-                step = last if finalist.is_best else 0
-                self._log_metrics(step, _named("validation", finalist.objectives))
+        for step, figures in zip((0, last), end_figures(event), strict=True):
+            self._log_metrics(step, figures)
         self._log_text(str(results), "summary.txt")
         self._log_text(html(results), "report.html")
         if rows := as_columns([*self._rollouts, *event.rollouts]):
@@ -168,7 +151,3 @@ class MlflowListener:
 
     def _path(self, path: str) -> str:
         return f"{self._prefix.replace('.', '/')}{path}"
-
-
-def _named(set: str, means: Mapping[str, float]) -> dict[str, float]:
-    return {f"{set}_objective.{_NOT_IN_NAMES.sub('_', n)}": mean for n, mean in means.items()}

@@ -11,6 +11,7 @@ from tfgrpo_dspy.cli.approval import approve_in_terminal
 from tfgrpo_dspy.cli.changing import bake, edit, export, gc, import_, merge
 from tfgrpo_dspy.cli.reading import completion, diff, report, runs, show
 from tfgrpo_dspy.cli.tables import examples, reflections, rollouts
+from tfgrpo_dspy.cli.watching import watch
 from tfgrpo_dspy.errors import TrainingFreeGRPOError
 
 __all__ = ["approve_in_terminal", "main", "tfgrpo"]
@@ -63,7 +64,7 @@ def tfgrpo() -> None:
 
 
 for _command in (
-    *(runs, show, report, rollouts, reflections, examples, diff),
+    *(runs, watch, show, report, rollouts, reflections, examples, diff),
     *(merge, export, import_, bake, edit, gc, completion),
 ):
     tfgrpo.add_command(_command)

@@ -7,6 +7,7 @@
 | `md` | .md, .markdown | ids, texts, scopes, the next free id |
 | `yaml` | .yaml, .yml | ids, texts: the agent file of the reference implementation |
 | `txt` | .txt | texts, which are numbered from E1 |
+| `skill` | SKILL.md | as `md`; the file that coding agents read |
 | `prompt` | | nothing: it is only written, as a system prompt for use without DSPy |
 
 The reference implementation counts from G0: its `G0` is `E1` here, and `E1` is written as `G0`.
@@ -25,10 +26,10 @@ from tfgrpo_dspy.experience.files import json_value, record_text
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import scope_note
 from tfgrpo_dspy.files import read_text, write_text
-from tfgrpo_dspy.interchange import agents, lists, tables
+from tfgrpo_dspy.interchange import agents, lists, skills, tables
 from tfgrpo_dspy.interchange.items import Item, is_id, library_of
 
-FORMATS = ("json", "yaml", "md", "csv", "txt", "prompt")
+FORMATS = ("json", "yaml", "md", "csv", "txt", "skill", "prompt")
 _BY_ENDING = {f".{name}": name for name in FORMATS} | {
     ".yml": "yaml", ".markdown": "md", ".jsonl": "json", ".tsv": "csv"
 }  # fmt: skip
@@ -38,6 +39,8 @@ _MOST_CHARACTERS = 10_000_000  # a library of thirty experiences has some 10,000
 def format_of(path: str | Path) -> str:
     """The format that the ending of a file stands for. Raises LibraryFormatError: there is none."""
     named = _BY_ENDING.get(Path(path).suffix.lower())
+    if Path(path).name == skills.FILE:
+        return "skill"
     if named is None:
         raise LibraryFormatError(
             f"{path}: no format has this ending; pass format=, one of {', '.join(FORMATS)}."
@@ -84,29 +87,35 @@ def parse(text: str, format: str, source: str = "the text") -> ExperienceLibrary
     try:
         if format == "csv":
             return tables.read_table(text)
+        if format == "skill":
+            return skills.read_skill(text)
         if format in ("md", "txt"):
             return lists.read_list(text, bullets_needed=format == "md")
     except (ValueError, csv.Error) as error:
         raise LibraryFormatError(f"{source}: {error}") from error
-    raise LibraryFormatError(f"format={format!r}: json, yaml, md, csv and txt can be read.")
+    raise LibraryFormatError(f"format={format!r}: json, yaml, md, csv, txt and skill can be read.")
 
 
 def render(library: ExperienceLibrary, format: str, *, into: str = "") -> str:
     """The library as text of this format.
 
-    `into` is the text that the experiences become a part of: for `yaml` that of an agent file, of
-    which all else is kept byte for byte; for `prompt` the instructions, with or without a baked
-    library. Other formats take none.
+    `into` is the text that the experiences become a part of: for `yaml` and `skill` that of such a
+    file, of which all else is kept byte for byte; for `prompt` the instructions, with or without a
+    baked library. Other formats take none.
 
     Raises:
         LibraryFormatError: no such format, or `into` does not fit it.
     """
     if format == "yaml":
         return agents.agent_file(library, into, source="into")
+    if format == "skill":
+        return skills.skill_file(library, into)
     if format == "prompt":
         return _prompt(library, programs.replace_block(into))
     if into:
-        raise LibraryFormatError(f"format={format!r} takes no into=; 'yaml' and 'prompt' do.")
+        raise LibraryFormatError(
+            f"format={format!r} takes no into=; 'yaml', 'skill' and 'prompt' do."
+        )
     if format == "json":
         return record_text(library.to_dict())
     writers = {"md": lists.markdown, "csv": tables.table, "txt": lists.plain_list}
@@ -134,7 +143,7 @@ def rewritten(text: str, library: ExperienceLibrary, format: str, source: str) -
     if format == "csv":
         new = tables.table_like(library, text)
     else:
-        new = render(library, format, into=text if format == "yaml" else "")
+        new = render(library, format, into=text if format in ("yaml", "skill") else "")
     back = parse(new, format, source)
     names = ("text", "scope") if format == "txt" else ("id", "text", "scope")
     wanted, read = ([[getattr(e, name) for name in names] for e in of] for of in (library, back))

@@ -141,7 +141,7 @@ class RunReport:
         for text in extracted.refused:
             kind = "lesson too many" if text.endswith(TOO_MANY) else "lesson refused"
             self.count_failure(kind, text)
-        logger.info("%s", _in_words(record))
+        logger.info("%s", in_words(record))
         self.progress.show_update(record)
         for change in changes:
             self.tell(ExperienceChanged(batch.update, change))
@@ -243,7 +243,7 @@ def _way_out(failure: Failure) -> str:
     return ways.get(failure.kind, f"the {failure.kind}'s own")
 
 
-def _in_words(record: UpdateRecord) -> str:
+def in_words(record: UpdateRecord) -> str:
     """The update in a line that needs no glossary."""
     kinds = Counter(CHANGES_IN_WORDS[change.kind] for change in record.changes)
     changes = ", ".join(f"{n} {kind}" for kind, n in kinds.items())

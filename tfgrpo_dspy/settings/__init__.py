@@ -59,7 +59,7 @@ OTHERS = {
     "task_model": "nothing: the program keeps its LMs; set them by program.set_lm(...)",
     "track_stats": "nothing: the result always has detailed_results",
     "use_mlflow": "nothing: a run within an MLflow run is tracked; see docs/dspy.md",
-    "use_wandb": "on_event=, a function that logs each event",
+    "use_wandb": "on_event=BoardListener(wandb), of tfgrpo_dspy.listeners.boards",
     "verbose": "progress=",
 }
 """Arguments of GEPA, MIPROv2 and SIMBA, and what to pass here in their place."""
