@@ -1,14 +1,15 @@
-"""Function calls that are scored on their syntax tree, and lessons from unusual right attempts.
+"""Function calls under a strict, silent metric: exploration finds the way that nobody takes.
 
     python examples/function_calls.py [--lm openai/gpt-5-mini] [--reflection-lm openai/gpt-5]
 
-Runs on a simulated LM in 4 seconds. A call is right if Python's `ast` finds the same function and
-the same arguments by name; formatting does not matter. Prints the gain on a test set, with and
-without `ClippedDiversity`.
+Runs on a simulated LM in 5 seconds. A call is right if Python's `ast` finds the same function and
+the same arguments by name; else it scores 0, without a word. Nearly all attempts agree, and are
+wrong in the same way: `ClippedDiversity` has a further one take another way, and there is something
+to compare. Prints the share of right calls on a test set, with and without it.
 """
 
 import ast
-from dataclasses import replace
+import re
 from typing import Any
 
 import dspy
@@ -25,27 +26,26 @@ TOOLS = "weather(city, unit='C' or 'F'); flight(origin, destination, seats)"
 class Caller(ProgramSide):
     """The simulated caller: it forgets the unit, and numbers are strings to it.
 
-    It thinks in one of two ways; the unusual one reads the signature, and then forgets less.
+    It reads the signatures of the tools, and then makes neither mistake, once in 200 attempts, or
+    if it is told to take another way, or advised to read them.
     """
 
     def answer(self, prompt: Prompt, name: str) -> Any:
         """A reasoning, or a call."""
         request = prompt.inputs["request"]
         first, *rest = [city for city in CITIES if city in request]
-        reads = prompt.luck("way").random() < 0.25
+        chance = 0.9 if re.search("Take another way|read the signature", prompt.told) else 0.005
+        reads = prompt.luck("way").random() < chance
         if name == "reasoning":
             way = "I read the signature of each tool." if reads else "I copy the words."
             return f"{way} The request is about {first}."
-        if reads:
-            prompt = replace(prompt, told=f"{prompt.told} Always pass the unit.")
         if rest:
             origin, destination = sorted((first, *rest), key=request.index)
             seats = request.split(" seats")[0].split()[-1]
-            seats = seats if self._does(prompt, "numbers without quotes") else repr(seats)
+            seats = seats if reads else repr(seats)
             return f"flight(origin={origin!r}, destination={destination!r}, seats={seats})"
         unit = "F" if "Fahrenheit" in request else "C"
-        told = f", unit={unit!r}" if self._does(prompt, "Always pass the unit") else ""
-        return f"weather(city={first!r}{told})"
+        return f"weather(city={first!r}{f', unit={unit!r}' if reads else ''})"
 
 
 def tree(call: str) -> tuple[str, dict[str, Any]]:
@@ -56,18 +56,12 @@ def tree(call: str) -> tuple[str, dict[str, Any]]:
     return parsed.func.id, {str(k.arg): ast.literal_eval(k.value) for k in parsed.keywords}
 
 
-def metric(example: dspy.Example, pred: dspy.Prediction, trace: Any = None) -> dspy.Prediction:  # noqa: ARG001
-    """The share of right arguments; 0 for another function, or for what is no call."""
+def metric(example: dspy.Example, pred: dspy.Prediction, trace: Any = None) -> float:  # noqa: ARG001
+    """1 for the right function with the right arguments, else 0."""
     try:
-        name, given = tree(pred.call)
-    except (SyntaxError, ValueError) as error:
-        return dspy.Prediction(score=0.0, feedback=f"That is no call: {error}")
-    wanted_name, wanted = tree(example.call)
-    right = sum(k in given and given[k] == wanted[k] for k in wanted)
-    said = ["Always pass the unit."] if "unit" in wanted and "unit" not in given else []
-    said += ["Write numbers without quotes."] if isinstance(given.get("seats"), str) else []
-    score = right / len(wanted | given) if name == wanted_name else 0.0
-    return dspy.Prediction(score=score, feedback=" ".join(said))
+        return float(tree(pred.call) == tree(example.call))
+    except (SyntaxError, ValueError):
+        return 0.0
 
 
 def load() -> list[dspy.Example]:
@@ -97,7 +91,6 @@ def main() -> dict[str, float]:
             metric,
             reflection_lm=given.reflection_lm,
             max_lm_calls=300,
-            group_size=4,
             strategies=strategies,
             progress=False,
         )
@@ -109,7 +102,7 @@ def main() -> dict[str, float]:
         print(f"\n{name} ClippedDiversity:\n{results}")
     print()
     for name, mean in rows.items():
-        print(f"{name:<8} {mean:.2f} of the arguments are right")
+        print(f"{name:<8} {mean:.2f} of the calls are right")
     return rows
 
 

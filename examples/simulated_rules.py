@@ -16,6 +16,10 @@ CONCLUSIONS = (  # what the reflection LM makes of a wrong answer or of an error
     (r"Expected '(\d+)', given '\1(?:00)'", "Amounts are stored in cents: divide them by 100."),
     (r"Unknown namespace prefix", "Declare each prefix with PREFIX before SELECT."),
     (r"found 'COUNT'", "Write a count in brackets with a name: (COUNT(?x) AS ?n)."),
+    (
+        r"Attempt 1 \(score 1[^\n]*\n(?:(?!Attempt 2)[\s\S])*I read the signature of each tool",
+        "Before a call, read the signature of the tool.",
+    ),
     (r"found no rows", "Names have a language: compare STR(?label) with the name."),
 )
 FEEDBACK = re.compile(r'feedback(?: on (\w+))?(?:"?: "?|\n)([^"\n]+)', re.IGNORECASE)

@@ -80,7 +80,8 @@ class Agent(dspy.Module):
                 rows = list(self.graph.query(query))
         except Exception as error:  # noqa: BLE001 - rdflib raises plain exceptions, too
             return "", " ".join(str(error).split())
-        return (str(rows[0][0]), "") if rows else ("", NO_ROWS)
+        first = rows[0][0].toPython() if rows else None
+        return (str(first), "") if first else ("", NO_ROWS)  # nor is a count of 0 an answer
 
 
 class Writer(ProgramSide):
@@ -152,7 +153,9 @@ def main() -> dict[str, float]:
     print(f"A question of the test set: {question}")
     for title, agent in agents.items():
         pred = agent(question=question)
-        print(f"{title}: turn {pred.turns}, answer {pred.answer or pred.error}")
+        right = next(each.answer for each in test if each.question == question)
+        told = pred.answer or pred.error
+        print(f"{title}: turn {pred.turns}, answer {told} (right: {right})")
     means = {
         title: fmean(metric(each, agent(**each.inputs())).score for each in test)
         for title, agent in agents.items()

@@ -140,6 +140,7 @@ def test_an_agent_learns_from_the_errors_of_its_queries(tmp_path: Path) -> None:
     assert after > before + 0.2
     assert re.search(r"STR\(\?label\)|\(COUNT\(\?x\) AS \?n\)|Declare each prefix", text)
     assert re.search(r"^before: turn 2", text, re.MULTILINE)
+    assert re.search(r"^after: turn 1, answer (\S+) \(right: \1\)", text, re.MULTILINE)
 
 
 def test_a_query_that_fails_is_refined_by_the_error_that_rdflib_gives() -> None:
@@ -256,7 +257,8 @@ def test_grids_are_solved_more_often_with_a_reference_order(tmp_path: Path) -> N
 
 def test_function_calls_gain_with_diversity(tmp_path: Path) -> None:
     text = printed("function_calls", tmp_path)
-    assert gain(text.partition("\nwith ClippedDiversity:")[2])[1] > 0
+    means = {name: float(mean) for name, mean in re.findall(r"^(\w+) +(\S+) of", text, re.M)}
+    assert means["with"] > means["without"] + 0.5
 
 
 @pytest.mark.parametrize(
@@ -264,14 +266,14 @@ def test_function_calls_gain_with_diversity(tmp_path: Path) -> None:
     [
         ("weather(city='Leeds', unit='C')", 1.0),
         ("weather( unit = 'C', city = 'Leeds' )", 1.0),
-        ("weather(city='Leeds')", 0.5),
+        ("weather(city='Leeds')", 0.0),
         ("flight(city='Leeds', unit='C')", 0.0),
         ("weather(city=", 0.0),
     ],
 )
 def test_a_call_is_right_by_its_syntax_tree(call: str, score: float) -> None:
     example = dspy.Example(call="weather(city='Leeds', unit='C')", request="")
-    assert function_calls.metric(example, dspy.Prediction(call=call)).score == score
+    assert function_calls.metric(example, dspy.Prediction(call=call)) == score
 
 
 def test_the_notebook_runs_and_shows_the_results_as_tables(

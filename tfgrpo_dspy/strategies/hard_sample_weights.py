@@ -12,8 +12,8 @@ from tfgrpo_dspy.strategies.arguments import Least1, strategy
 from tfgrpo_dspy.strategies.base import BatchPlan
 from tfgrpo_dspy.strategies.choosing import Choosing, Domain, domains, success_shares
 
-TRIED, LOWEST = 2, 0.5
-"""Groups of an example before it can be noise, and the mean score that is too high for it."""
+TRIED, WORSE = 2, 0.3
+"""Groups of an example before it can be noise, and by how much it is worse than its domain."""
 
 
 @strategy
@@ -21,11 +21,11 @@ class HardSampleWeights(Choosing):
     """Samples examples with weights exp(loss / temperature), without those that look like noise.
 
     The loss is 1 minus the mean score, as a share of the range of all scores: of the example, or of
-    its domain. First the examples of the highest losses are set aside as noise: at most the share
-    `noise` of all, of those that had two groups or more. Then the weights above maximise the
-    weighted loss less `temperature` times the Kullback-Leibler divergence from equal weights. With
-    a domain, each domain has the same weight before its loss is known, however few examples it has.
-    Half of each batch is as usual.
+    its domain. First the examples of the highest losses, compared with their domain (or with all
+    examples), are set aside as noise: at most the share `noise` of all, of those that had two
+    groups or more. Then the weights above maximise the weighted loss less `temperature` times the
+    Kullback-Leibler divergence from equal weights. With a domain, each domain has the same weight
+    before its loss is known, however few examples it has. Half of each batch is as usual.
 
     **Source.** Instance-reweighted distributionally robust optimization: the highest losses are
     discarded, the others reweighted by the closed form of the KL-regularised worst case.
@@ -43,6 +43,7 @@ class HardSampleWeights(Choosing):
         SettingsError: a setting is out of range.
     """
 
+    must_teach_more = False  # it is the worst that counts, whatever it teaches
     domain: Domain | None = None
     temperature: Annotated[float, Field(ge=0.01, le=1000)] = 0.3
     window: Least1 = 6
@@ -60,16 +61,18 @@ class HardSampleWeights(Choosing):
                 of_example[sampled.group.example].append(fmean(shares))
         losses = {name: 1 - fmean(of_one[-self.window :]) for name, of_one in scores.items()}
         usual = fmean(losses.values()) if losses else 0.0
-        sizes, noise = Counter(domain_of.values()), self._noise(of_example, len(domain_of))
+        sizes, n_most = Counter(domain_of.values()), int(self.noise * len(domain_of))
+        expected = {e: usual if self.domain is None else losses[domain_of[e]] for e in of_example}
+        noise = set(_noise(of_example, expected)[:n_most])
         return {
             example: math.exp(losses.get(domain, usual) / self.temperature) / sizes[domain]
             for example, domain in domain_of.items()
             if example not in noise
         }
 
-    def _noise(self, scores: Mapping[int, list[float]], n: int) -> set[int]:
-        """The examples of the highest losses, the longest tried first among equals."""
-        tried = [example for example, of_one in scores.items() if len(of_one) >= TRIED]
-        failing = [example for example in tried if fmean(scores[example]) < LOWEST]
-        order = sorted(failing, key=lambda e: (fmean(scores[e]), -len(scores[e]), e))
-        return set(order[: int(self.noise * n)])
+
+def _noise(scores: Mapping[int, list[float]], expected: Mapping[int, float]) -> list[int]:
+    """The examples whose losses are far above what is expected, the furthest first."""
+    excess = {e: 1 - fmean(of_one) - expected[e] for e, of_one in scores.items()}
+    tried = [e for e, of_one in scores.items() if len(of_one) >= TRIED and excess[e] > WORSE]
+    return sorted(tried, key=lambda e: (-excess[e], -len(scores[e]), e))
