@@ -43,7 +43,7 @@ class HardSampleWeights(Choosing):
         SettingsError: a setting is out of range.
     """
 
-    must_teach_more = False  # it is the worst that counts, whatever it teaches
+    as_usual = 0.0  # the weights of what is easy are not far below 1
     domain: Domain | None = None
     temperature: Annotated[float, Field(ge=0.01, le=1000)] = 0.3
     window: Least1 = 6
