@@ -82,16 +82,11 @@ class AttributionPrior(Strategy):
     **Source.** Large Language Models as Attribution Regularizers for Efficient Model Training
     (arXiv 2502.20268): loss + strength * distance of the model's attributions from those that an LM
     gives for the task.
-    **Not carried over.** Numbers for each feature, and gradients: obedience is yes or no for each
-    line, and the pull is the evidence that a line needs.
     **When to use.** With few examples, where much agrees with the labels by accident.
 
     Args:
         n_examples: how many training examples the question shows.
         most: how many candidates are taken from the answer.
-
-    Raises:
-        SettingsError: `n_examples` is below 1, or `most` below 0.
     """
 
     proposes_first = True
@@ -99,11 +94,8 @@ class AttributionPrior(Strategy):
     most: Least0 = 2
 
     async def show(self, context: GroupContext, ask: Ask) -> Shown:
-        """All rollouts, with a note on what matters, unless effects refute it."""
-        said, rollouts = await self._said(context, ask), context.group.rollouts
-        known = [one for one in context.library if one.effect is not None]
-        is_refuted = _is_refuted(known, await _others(said, known, ask))
-        return Shown(rollouts, "" if is_refuted else _note(said))
+        """All rollouts, with a note on what matters."""
+        return Shown(context.group.rollouts, _note(await self._said(context, ask)))
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """The advice that follows, before the first rollout; then the lessons that obey, too."""

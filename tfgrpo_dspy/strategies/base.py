@@ -247,6 +247,8 @@ class Proposed:
 class Strategy:
     """A change of how the run learns; a subclass overrides the methods that decide differently.
 
+    Those of this package raise a SettingsError for an argument that is out of its range.
+
     What a method raises, or gives that cannot be used, is counted as a failure of kind "strategy",
     and the run goes on as without that answer; after rewards that failed, without these scores. A
     `choose` that fails in the first three batches, and a `reward` that fails in the first, end the

@@ -27,7 +27,6 @@ class BayesianAllocation(Choosing):
 
     **Source.** CurES (arXiv 2510.01037): the chances of prompts are a softmax, rollouts go where
     the variance is, and pass rates are estimated by Bayes' rule.
-    **Not carried over.** The analysis of gradients that leads there, and its learning rates.
     **When to use.** As `LearningFrontier`, if some examples need more than the usual number of
     rollouts to show contrast.
 
@@ -35,9 +34,6 @@ class BayesianAllocation(Choosing):
         memory: how much a group still counts when no experience of its library is left; 0 to 1.
         most: rollouts of one example, at least 2.
         temperature: .01 to 100; the lower, the more go to the examples of the largest spread.
-
-    Raises:
-        SettingsError: a setting is out of range.
     """
 
     memory: Share = 0.7

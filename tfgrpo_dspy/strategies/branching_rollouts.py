@@ -33,16 +33,12 @@ class BranchingRollouts(Strategy):
 
     **Source.** ARPO (arXiv 2507.19849; agentic reinforced policy optimization).
     **Carried over.** Branches after tool results where entropy rises; shared and apart advantages.
-    **Not carried over.** The chance of branching: the most uncertain states come first.
     **When to use.** Long agents whose groups are dear. Branches count for no experience, so the
     gate learns from fewer rollouts.
 
     Args:
         leaves: rollouts of a group, branches included, at least 3; no more than the group size.
         whole: how many of these are whole rollouts, at least 2, below `leaves`.
-
-    Raises:
-        SettingsError: a setting is out of range.
     """
 
     leaves: Annotated[int, Field(ge=LEAST_WHOLE + 1)] = 5

@@ -43,17 +43,12 @@ class ClippedDiversity(Strategy):
     **Source.** EGPO, for function calling (arXiv 2508.05118): the entropy of the reasoning is added
     to the advantage, clipped so that it cannot turn its sign, which drives exploration; the reward
     is strict.
-    **Not carried over.** The gradient; the bonus is centred among equal scores, so that the gate's
-    measurements of experiences do not drift with it.
     **When to use.** The usual way is wrong on many inputs, and the metric is strict and silent.
 
     Args:
         clip: the largest change, as a share of the distance to the nearest other score of the
             group; above 0 and below 0.5.
         explore: how many further attempts, as a share of the first ones; at least one, 0: none.
-
-    Raises:
-        SettingsError: a setting is out of range.
     """
 
     clip: Annotated[float, Field(gt=0, lt=0.5)] = 0.25

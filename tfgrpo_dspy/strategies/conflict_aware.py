@@ -34,14 +34,10 @@ class ConflictAware(Strategy):
     **Source.** GTPO (arXiv 2508.03772): tokens that completions with positive and with negative
     advantages share get no negative update, and completions whose mean entropy is above ln 2 are
     filtered out.
-    **Not carried over.** Larger positive updates of the shared tokens: there are no weights.
     **When to use.** Groups of three or more attempts of several steps, of which most are the same.
 
     Args:
         max_entropy: in nats per token, .01 to 100; the paper proves ln 2.
-
-    Raises:
-        SettingsError: `max_entropy` is out of range.
     """
 
     max_entropy: Annotated[float, Field(ge=0.01, le=100)] = math.log(2)

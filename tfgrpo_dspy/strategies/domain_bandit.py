@@ -25,8 +25,6 @@ class DomainBandit(Choosing):
 
     **Source.** DUMP (arXiv 2504.09710; distribution-level curriculum for reinforcement learning
     post-training): this bound, and this softmax.
-    **Not carried over.** Advantages of single answers of a policy that is trained: the groups are
-    those of the library at their time.
     **When to use.** Examples come from known domains, of which some are too easy or too hard.
 
     Args:
@@ -34,9 +32,6 @@ class DomainBandit(Choosing):
         exploration: factor of the confidence bound, at least 0; 0 takes what taught most.
         window: so many of the latest groups of a domain count.
         temperature: .01 to 100; the lower, the more the best domain gets.
-
-    Raises:
-        SettingsError: a setting is out of range.
     """
 
     domain: Domain

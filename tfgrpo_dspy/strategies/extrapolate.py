@@ -47,16 +47,12 @@ class Extrapolate(Strategy):
 
     **Source.** ExPO (arXiv 2404.16792): weights are moved from those before alignment past those
     after it, theta = theta_1 + alpha (theta_1 - theta_0), without more training.
-    **Not carried over.** Weights: an LM takes the step in words, and how far is its judgement.
     **When to use.** Runs that change wordings rather than facts, such as for style.
 
     Args:
         factor: how far to go past the better state, as a share of the change; .1 to 3.
         every: so many updates lie between two questions.
         most: how many candidates are taken from an answer.
-
-    Raises:
-        SettingsError: a setting is out of range.
     """
 
     factor: Annotated[float, Field(ge=0.1, le=3)] = 0.5

@@ -32,8 +32,6 @@ class GlobalConstraint(Strategy):
 
     **Source.** GRPO-GCC (arXiv 2510.08607).
     **Carried over.** A global term, strong at intermediate levels and weak at the extremes.
-    **Not carried over.** The KL penalty, as there are no weights; the paper's exact form of the
-    term (this parabola is our own); the simulation of a population: the level is that of a batch.
     **When to use.** What is good for one agent or answer harms the whole, such as the use of a
     shared resource, and the metric cannot say so of a single rollout.
 
@@ -42,9 +40,6 @@ class GlobalConstraint(Strategy):
             `lambda rollout: rollout.outputs["decision"] == "cooperate"`.
         weight: how many standard deviations of the score a contribution is worth at most; .01 to
             100.
-
-    Raises:
-        SettingsError: `quantity` cannot be called, or `weight` is out of range.
     """
 
     quantity: Callable[[Rollout], float]

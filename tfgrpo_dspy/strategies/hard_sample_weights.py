@@ -29,7 +29,6 @@ class HardSampleWeights(Choosing):
 
     **Source.** Instance-reweighted distributionally robust optimization: the highest losses are
     discarded, the others reweighted by the closed form of the KL-regularised worst case.
-    **Not carried over.** Reweighting gradients: here, weights are chances to be sampled.
     **When to use.** The worst domain counts, and has fewer examples than others.
 
     Args:
@@ -38,9 +37,6 @@ class HardSampleWeights(Choosing):
         temperature: .01 to 1,000; the higher, the more equal are the weights.
         window: so many of the latest groups of a domain count.
         noise: at most this share of the examples is set aside; 0 to 0.5.
-
-    Raises:
-        SettingsError: a setting is out of range.
     """
 
     as_usual = 0.0  # the weights of what is easy are not far below 1

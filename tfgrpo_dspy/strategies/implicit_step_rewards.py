@@ -58,16 +58,12 @@ class ImplicitStepRewards(Strategy):
     **Source.** iStar (arXiv 2509.19199): an implicit process reward model, trained by a
     trajectory-based DPO objective on pairs by outcome, gives step rewards beside those of the
     outcome, and is trained anew with the policy.
-    **Not carried over.** The reward model whose rewards are log-probability ratios of two LMs.
     **When to use.** Tasks that no metric can verify (`metric=None`); with a metric it costs no
     call.
 
     Args:
         pairs: how many pairs of a group are compared, at least 1.
         groups: how many earlier groups count, at least 0.
-
-    Raises:
-        SettingsError: a setting is out of range.
     """
 
     pairs: Least1 = 3

@@ -57,9 +57,6 @@ class Induction(Strategy):
     Args:
         every: so many updates lie between two questions.
         most: how many candidates are taken from an answer.
-
-    Raises:
-        SettingsError: a setting is below 1.
     """
 
     every: Least1 = 5

@@ -28,17 +28,12 @@ class InformationGain(Strategy):
 
     **Source.** IGPO (arXiv 2510.14967): the gain of a turn is the rise of the probability of the
     right answer, which is exp of the mean log-probability of its tokens, in each rollout.
-    **Not carried over.** Forced decoding of the label, which DSPy's LMs do not offer: the answers
-    that were sampled have a probability.
     **When to use.** Agents that collect information, where an answer can be scored at any time.
     Where the answer is only the end of a row of actions, it says little.
 
     Args:
         samples: answers in each state, at least 1; one is enough with log-probabilities.
         calls: LM calls for a group, as a multiple of what its rollouts have taken; .1 to 10.
-
-    Raises:
-        SettingsError: a setting is out of range.
     """
 
     samples: Least1 = 2

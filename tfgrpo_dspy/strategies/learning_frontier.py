@@ -19,15 +19,11 @@ class LearningFrontier(Choosing):
 
     **Source.** AceGRPO (arXiv 2602.07906): an evolving buffer of tasks, sampled by a learnability
     potential.
-    **Not carried over.** The part of the potential that rests on gradients; new tasks from traces.
     **When to use.** Many examples always succeed, or always fail, and failures have no feedback in
     words that could teach something.
 
     Args:
         memory: how much a group counts, beside a group one epoch (of usual size) later; 0 to 1.
-
-    Raises:
-        SettingsError: `memory` is out of range.
     """
 
     memory: Share = 0.5

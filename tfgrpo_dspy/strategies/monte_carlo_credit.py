@@ -33,15 +33,10 @@ class MonteCarloCredit(Strategy):
 
     **Source.** VinePPO (arXiv 2410.01679).
     **Carried over.** Values of intermediate states by rollouts from there, not by a value network.
-    **Not carried over.** The same number of rollouts from each state: they go where it is unknown
-    what happened, and a Bayesian model shares what they say among neighbouring states.
     **When to use.** Agents of five or more steps, which end well or badly by one or two of them.
 
     Args:
         calls: LM calls for a group, as a multiple of what its rollouts have taken; .1 to 10.
-
-    Raises:
-        SettingsError: `calls` is out of range.
     """
 
     calls: Annotated[float, Field(ge=0.1, le=10)] = 1.0

@@ -34,18 +34,12 @@ class Objectives(Strategy):
     **Source.** Multi-reward GRPO for de-biasing (arXiv 2511.06023); bootstrapped mixed rewards
     (arXiv 2512.04277).
     **Carried over.** Several rewards with weights, each normalised by its own spread.
-    **Not carried over.** Normalisation within each group: the scale is the same for the whole run,
-    so that the rewards of different updates can be compared. Bounds in training: there, the
-    penalties of single rollouts would drown the other objectives.
     **When to use.** The metric has several figures of different scales, or one that must not fall.
 
     Args:
         weights: by name, 0 or more; of each objective, more is better. "score" is the metric's.
         never_below: what some objectives should have at least in every rollout, by name.
         computed: further objectives, as functions of a rollout (such as `StepOrder(...).order`).
-
-    Raises:
-        SettingsError: a weight or bound cannot be used, or there is no weight but 0.
     """
 
     weights: Annotated[

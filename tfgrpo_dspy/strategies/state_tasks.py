@@ -23,15 +23,10 @@ class StateTasks(Strategy):
     **Source.** AceGRPO (arXiv 2602.07906): an evolving data buffer turns execution traces into
     tasks that can be trained on again, sampled by learnability potential. `LearningFrontier` is the
     counterpart for whole examples.
-    **Not carried over.** Whole groups from a state: the gate measures experiences on whole
-    examples only.
     **When to use.** Long agents that fail on most examples, whose tools can be replayed.
 
     Args:
         rollouts: how many go on from the state, at least 2.
-
-    Raises:
-        SettingsError: `rollouts` is below 2.
     """
 
     rollouts: Least2 = 2

@@ -30,16 +30,12 @@ class StepOrder(Strategy):
 
     **Source.** Bootstrapped mixed rewards: canonical action order (arXiv 2512.04277).
     **Carried over.** The reward for the order of a solver, mixed with that for the result.
-    **Not carried over.** The bootstrap of the weight: the scale of the first batch sets it.
     **When to use.** The result alone is rarely right, and a solver's order is known.
 
     Args:
         reference: the right order of steps, as a function of the rollout.
         steps: the order that the rollout took; default: the names of its predictors and tools.
         weight: of the order, beside 1 for the score; 0 to 10.
-
-    Raises:
-        SettingsError: `weight` is out of range, or the orders are no functions.
     """
 
     reference: Steps

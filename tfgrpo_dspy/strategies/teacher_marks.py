@@ -48,16 +48,11 @@ class TeacherMarks(Strategy):
 
     **Source.** CoDistill-GRPO (arXiv 2605.08873): the small model gets a dense on-policy reward for
     its own rollouts from the large model's distribution; the large one is trained on them, too.
-    **Not carried over.** Probabilities of the student's tokens under the teacher, which DSPy's LMs
-    do not give, and importance weights. The large model must be the reflection LM.
     **When to use.** Programs of several steps with a silent metric, where the reflection LM could
     do the task itself. `TeacherRollouts` is for teachers that shall run in the student's place.
 
     Args:
         earlier: of how many earlier attempts marks and scores are shown.
-
-    Raises:
-        SettingsError: `earlier` is below 0.
     """
 
     earlier: Least0 = 8

@@ -30,8 +30,6 @@ class TeacherRollouts(Strategy):
     rollouts).
     **Carried over.** The bounded share of the teacher's rollouts; with `shares_library` the teacher
     learns from the student's rollouts, too: through the library.
-    **Not carried over.** The importance weights of rollouts from another policy: no gradient is
-    made.
     **When to use.** The student fails on most examples, and a stronger program or LM is at hand
     that is too dear to deploy.
 
@@ -43,9 +41,6 @@ class TeacherRollouts(Strategy):
         shares_library: whether a teacher that is a program runs with the library: its experiences
             that are for every predictor. Afterwards, `ExperienceLibrary.from_program(result)` can
             be baked into the teacher.
-
-    Raises:
-        SettingsError: a setting cannot be used.
     """
 
     teacher: Annotated[

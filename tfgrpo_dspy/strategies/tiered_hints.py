@@ -49,14 +49,10 @@ class TieredHints(Strategy):
 
     **Source.** Scaf-GRPO (arXiv 2510.19807; scaffolded group relative policy optimization).
     **Carried over.** Hints only where learning stagnates, their three tiers, the least that works.
-    **Not carried over.** The hinted rollout replaces none: it stands beside those that failed.
     **When to use.** Most groups fail throughout, and the metric says nothing in words.
 
     Args:
         after: how many of the latest groups of the example must have failed, at least 0.
-
-    Raises:
-        SettingsError: `after` is out of range.
     """
 
     after: Least0 = 1
