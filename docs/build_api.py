@@ -34,9 +34,11 @@ MODULES = (
 
 
 def without_check(annotation: Any) -> Any:
-    """The type itself, of `Annotated[int, Check(...)]`: readers need `int`."""
-    is_checked = typing.get_origin(annotation) is typing.Annotated
-    return annotation.__origin__ if is_checked else annotation
+    """The type without checks, of `Annotated[int, Field(ge=1)]`: readers need `int`."""
+    if isinstance(annotation, str):
+        return annotation
+    holder = type("Holder", (), {"__annotations__": {"value": annotation}})
+    return typing.get_type_hints(holder)["value"]
 
 
 def simplify(scope: Any) -> None:

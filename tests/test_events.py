@@ -152,7 +152,7 @@ def test_an_approve_that_raises_ends_the_run_with_the_best_program_so_far() -> N
 
 
 def test_an_approve_that_is_not_callable_is_refused() -> None:
-    with pytest.raises(ValueError, match="approve=3: pass a function of a Proposal"):
+    with pytest.raises(ValueError, match="approve=3: it should be callable"):
         optimizer_of(approve=3)
 
 
