@@ -271,7 +271,8 @@ def broken(draw: Draw) -> list[str]:
         if most[name] is not None and made > most[name] + 1e-9
     ]
     n_measured = results.student.n if results.student else 0
-    if not (n_measured and results.best and results.best.n == n_measured):
+    has_rival = "no other candidate was there" not in results.taken_because
+    if has_rival and not (n_measured and results.best and results.best.n == n_measured):
         faults.append(f"not measured: {results.ended_because}")
     return faults
 

@@ -114,7 +114,8 @@ class Race:
         """Why the winner is it, in words."""
         best, rivals = self.winner(scores), sorted({c for c, _ in scores} - {0})
         if not rivals:
-            return "the student: no other candidate was measured"
+            what = "was measured" if len(self.candidates) > 1 else "was there"
+            return f"the student: no other candidate {what}"
         likeliest = best or max(rivals, key=lambda c: self.chance(c, 0, scores))
         chance, needed = self.chance(likeliest, 0, scores), self._needed(likeliest)
         if best:

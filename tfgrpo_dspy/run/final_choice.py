@@ -55,14 +55,14 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
         valset = testset = ()
     entries: dict[int, Finalist] = {}
     why = "the last library: nothing is compared"
-    candidates = _with_student(history, Additions(history.result()))
     if run.settings.measures and valset:
         candidates = _candidates(history, demos)
-    measured = Measurements(run, "validation", valset, candidates, history)
-    place = len(candidates) - 1
-    if place and run.settings.measures and valset:
+        measured = Measurements(run, "validation", valset, candidates, history)
         place, entries, why = _race(run, history, measured)
     else:
+        candidates = _with_student(history, Additions(history.result()))
+        measured = Measurements(run, "validation", valset, candidates, history)
+        place = len(candidates) - 1
         measured.make_all(run.settings.n_validation)
     measured.tell(0, place)
     library = candidates[place].library  # with the tokens that each experience adds to a call

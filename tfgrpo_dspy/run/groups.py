@@ -45,18 +45,23 @@ class Groups:
     async def try_out(self, batch: Batch) -> None:
         """Make the first rollouts of the first batch, before anything else is paid for.
 
-        One that can be read, and that the metric does not fail on, suffices. Raises RunStopped: the
-        metric fails on all of the first three, or none of the first ten can be read.
+        The first that can be read, and that the metric does not fail on, suffices: the others are
+        not waited for. Raises RunStopped: the metric fails on all of the first three, or none of
+        the first ten can be read.
         """
         groups = [self._samples(batch, example) for example in batch.examples]
         by_turns = filter(None, itertools.chain(*itertools.zip_longest(*groups)))
         samples = list(itertools.islice(by_turns, FIRST_ROLLOUTS))
         rollouts: list[Rollout] = []
         for wave in filter(None, (samples[:N_FIRST], samples[N_FIRST:])):
-            made = await self._sampler.make_early(wave, (*TRAINING_PRIORITY, batch.update))
-            if any(map(_works, made)):
-                return
-            rollouts += made
+            begun = self._sampler.make_early(wave, (*TRAINING_PRIORITY, batch.update))
+            if self._run.reserve.is_tight:  # what they take says what may begin besides
+                await asyncio.wait(begun)
+            for done in asyncio.as_completed(begun):
+                (rollout,) = await done
+                if _works(rollout):
+                    return
+            rollouts += [rollout for task in begun for rollout in await task]
             failures = [rollout.failure for rollout in rollouts if rollout.failure]
             messages = [
                 failure.message for failure in failures if failure.kind is FailureKind.METRIC

@@ -100,6 +100,12 @@ class Reserve:
         minutes = (n_rollouts * mean / self._settings.threads + max(self._seconds)) / 60
         return min(minutes, MOST_SHARE * (self._settings.max_minutes or math.inf))
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether the first batches may not fit if a rollout takes twice what is assumed."""
+        n = self.n_rollouts(self.account) + 2 * self._settings.rollouts_of_update
+        return bool(self._not_left(self.account.expected(2 * n)))
+
     @asynccontextmanager
     async def paying(self, n_rollouts: int, planned: Amount | None = None) -> AsyncIterator[bool]:
         """Whether so many rollouts may begin: the limits pay for them beside what is kept.

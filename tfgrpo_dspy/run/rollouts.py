@@ -1,5 +1,6 @@
 """Rollouts: replayed where they are recorded, run where not, recorded as soon as they are done."""
 
+import asyncio
 import functools
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ class Rollouts:
         self._temperature = temperature
         self._program = functools.lru_cache(KEPT_PROGRAMS)(self._prepared)
         self._prices = run.settings.execution.prices or {}
-        self._early: dict[Sample, Rollout] = {}
+        self._early: dict[Sample, asyncio.Task[list[Rollout]]] = {}
         self._bundle = b""
         if run.remote is not None and not run.settings.offline:
             self._bundle = packed_bundle(
@@ -69,11 +70,13 @@ class Rollouts:
             for sample in samples
         )
 
-    async def make_early(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
-        """Make these rollouts, which `make` gives when it is asked for them."""
-        rollouts = await self._make(samples, priority)
-        self._early |= zip(samples, rollouts, strict=True)
-        return rollouts
+    def make_early(
+        self, samples: Sequence[Sample], priority: Priority
+    ) -> "list[asyncio.Task[list[Rollout]]]":
+        """Begin these rollouts, which `make` gives when it is asked for them."""
+        tasks = [self._run.loop.spawn(self._make([sample], priority)) for sample in samples]
+        self._early |= zip(samples, tasks, strict=True)
+        return tasks
 
     async def make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
         """A rollout for each sample, in their order.
@@ -83,7 +86,8 @@ class Rollouts:
         """
         early = {sample: self._early.pop(sample) for sample in samples if sample in self._early}
         others = [sample for sample in samples if sample not in early]
-        made = early | dict(zip(others, await self._make(others, priority), strict=True))
+        made = dict(zip(others, await self._make(others, priority), strict=True))
+        made |= {sample: (await task)[0] for sample, task in early.items()}
         return [made[sample] for sample in samples]
 
     async def _make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
