@@ -99,8 +99,7 @@ def drawn(
 ) -> Counter[int]:
     """How often each example is drawn in 300 batches, beside the usual half of the batch."""
     plans = (plan_after(past, n, under_way, update) for update in range(300))
-    first = 0 if isinstance(strategy, HardSampleWeights) else math.ceil(n / 2)
-    return Counter(i for plan in plans for i in [*strategy.choose(plan)][first:])
+    return Counter(i for plan in plans for i in [*strategy.choose(plan)][math.ceil(n / 2) :])
 
 
 def share(often: Counter[int], examples: Sequence[int]) -> float:
@@ -114,7 +113,7 @@ def test_examples_that_are_neither_too_easy_nor_too_hard_are_drawn_more_often(
     assert share(drawn(strategy, MIXED_AND_SURE), [8, 9, 10, 11]) > 0.55  # .4 of those to draw
 
 
-@pytest.mark.parametrize("strategy", EVERY[:2], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("strategy", [*EVERY[:2], EVERY[3]], ids=lambda each: type(each).__name__)
 def test_half_of_each_batch_is_that_of_the_usual_schedule(strategy: Strategy) -> None:
     for n in (1, 2, 5, 8):
         assert [*strategy.choose(plan_after(MIXED_AND_SURE, n))][: math.ceil(n / 2)] == [
@@ -123,7 +122,7 @@ def test_half_of_each_batch_is_that_of_the_usual_schedule(strategy: Strategy) ->
     assert len(drawn(strategy, MIXED_AND_SURE)) >= 8
 
 
-@pytest.mark.parametrize("strategy", EVERY[:3], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("strategy", EVERY, ids=lambda each: type(each).__name__)
 def test_a_choice_that_does_not_teach_more_is_switched_off(strategy: Strategy) -> None:
     def batches(usual: Sequence[float], chosen: Sequence[float]) -> list[SampledGroup]:
         return [
@@ -220,7 +219,7 @@ def test_examples_that_score_low_are_drawn_more_often_by_the_weight_of_their_los
     often = drawn(HardSampleWeights(temperature=0.3), past, n=2)
     assert often[6] > 180
     equal = drawn(HardSampleWeights(temperature=100.0), past, n=2)
-    assert 30 < equal[6] < 75  # two of twelve places, 300 times
+    assert 10 < equal[6] < 50  # one of eleven, 300 times
 
 
 def test_the_highest_losses_are_set_aside_as_noise_before_weights_are_made() -> None:

@@ -1,6 +1,6 @@
-"""What the strategies that choose examples share: chances for a part of each batch.
+"""What the strategies that choose examples share: chances for one half of each batch.
 
-The other part is that of the usual schedule, so that no example is forgotten, and so that it shows
+The other half is that of the usual schedule, so that no example is forgotten, and so that it shows
 whether choosing pays.
 """
 
@@ -27,19 +27,13 @@ LESSONS = 2  # groups of an example that teach, before more of them count less
 
 
 class Choosing(Strategy):
-    """Draws a part of each batch by `weights`: all but the share `as_usual`.
-
-    Where that is a half, all is as usual if the drawn halves of the latest batches taught no more.
-    """
-
-    as_usual = 0.5
+    """Draws one half of each batch by `weights`, as long as that half teaches more."""
 
     def choose(self, plan: BatchPlan) -> Mapping[int, int]:
-        """The first part of the usual batch, and examples that are drawn by their weights."""
-        n = len(plan.sizes)
-        usual = list(plan.sizes)[: math.ceil(self.as_usual * n)]
+        """The first half of the usual batch, and examples that are drawn by their weights."""
+        n, usual = len(plan.sizes), list(plan.sizes)[: math.ceil(len(plan.sizes) / 2)]
         weights = self.weights(plan)
-        if not plan.past or (usual and chosen_in_vain(plan.past)):
+        if not plan.past or chosen_in_vain(plan.past):
             return plan.sizes
         chance = random.Random(f"{plan.seed}/{plan.update}/{type(self).__name__}")
         key = {

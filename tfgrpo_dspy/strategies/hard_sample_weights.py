@@ -39,7 +39,6 @@ class HardSampleWeights(Choosing):
         noise: at most this share of the examples is set aside; 0 to 0.5.
     """
 
-    as_usual = 0.0  # the weights of what is easy are not far below 1
     domain: Domain | None = None
     temperature: Annotated[float, Field(ge=0.01, le=1000)] = 0.3
     window: Least1 = 6
