@@ -49,8 +49,8 @@ def skill_file(library: ExperienceLibrary, into: str) -> str:
 def _place(text: str) -> tuple[int, int]:
     """Where the section of experiences begins and ends; twice the end of a text without one."""
     front = _FRONT.match(text)
-    found = [*_SECTION.finditer(text, front.end() if front else 0)]
-    if len(found) > 1:
-        line = text.count("\n", 0, found[1].start()) + 1
+    sections = [*_SECTION.finditer(text, front.end() if front else 0)]
+    if len(sections) > 1:
+        line = text.count("\n", 0, sections[1].start()) + 1
         raise LibraryFormatError(f"line {line}: {lists.TITLE!r} stands there twice: keep one.")
-    return found[0].span() if found else (len(text), len(text))
+    return sections[0].span() if sections else (len(text), len(text))

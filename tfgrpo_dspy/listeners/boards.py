@@ -30,17 +30,17 @@ def update_figures(event: UpdateDecided) -> dict[str, float]:
 def end_figures(event: RunEnded) -> tuple[dict[str, float], dict[str, float]]:
     """What boards show of the student and of the result: their scores and objectives."""
     results = event.results
-    found: tuple[dict[str, float], dict[str, float]] = {}, {}
+    both: tuple[dict[str, float], dict[str, float]] = {}, {}
     pairs = {"validation_score": (results.student, results.best)}
     pairs |= {"test_score": (results.test.student, results.test.best)} if results.test else {}
     for name, pair in pairs.items():
-        for figures, score in zip(found, pair, strict=True):
+        for figures, score in zip(both, pair, strict=True):
             figures |= {name: score.mean} if score and score.mean is not None else {}
     for place, finalist in enumerate(results.finalists):
         objectives = {f"validation_objective.{n}": v for n, v in finalist.objectives.items()}
-        found[0].update({} if place else objectives)
-        found[1].update(objectives if finalist.is_best else {})
-    return found
+        both[0].update({} if place else objectives)
+        both[1].update(objectives if finalist.is_best else {})
+    return both
 
 
 class BoardListener:

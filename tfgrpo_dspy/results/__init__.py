@@ -158,9 +158,9 @@ class RunResults:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers, ready for JSON."""
-        found = asdict(replace(self, front=()))
-        del found["origin"], found["front"]
-        return dict(json.loads(json.dumps(found)))
+        values = asdict(replace(self, front=()))
+        del values["origin"], values["front"]
+        return dict(json.loads(json.dumps(values)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunResults":
