@@ -49,7 +49,8 @@ def test_a_listener_is_told_of_changes_updates_and_the_budget_in_order_and_of_th
     assert len(used) == len(decided)
     assert used[-1].limits == {"max_lm_calls": 150}
     assert 0 < used[0].n_lm_calls < used[-1].n_lm_calls <= 150
-    assert events[-1] == RunEnded(results)
+    assert isinstance(events[-1], RunEnded)
+    assert events[-1].results == results
     assert [type(event) for event in events[:3]] == [ExperienceChanged, UpdateDecided, BudgetUsed]
 
 
