@@ -124,7 +124,7 @@ def test_the_global_term_is_in_deviations_of_the_first_scores_and_constant_at_th
 
 
 def test_agents_that_share_a_library_learn_what_serves_the_whole() -> None:
-    lines = {"Help.": "help", "Keep.": "keep"}
+    lines = {"Help others.": "help", "Keep it.": "keep"}
 
     def decide(prompt: Prompt) -> str:
         told = [does for line, does in lines.items() if line in prompt.system]
@@ -132,7 +132,7 @@ def test_agents_that_share_a_library_learn_what_serves_the_whole() -> None:
 
     def better(prompt: Prompt) -> str:
         best = prompt.user.partition("Attempt 1")[2].partition("Attempt 2")[0]
-        return lessons("Help." if "answer: help" in best else "Keep.")
+        return lessons("Help others." if "answer: help" in best else "Keep it.")
 
     def payoff(_: dspy.Example, pred: dspy.Prediction) -> float:
         return 1.0 - 0.1 * (pred.answer == "help")
@@ -157,7 +157,7 @@ def test_agents_that_share_a_library_learn_what_serves_the_whole() -> None:
         )
         for strategies in ((), (GlobalConstraint(quantity, weight=4.0),))
     ]
-    assert learned == [["Keep."], ["Help."]]
+    assert learned == [["Keep it."], ["Help others."]]
 
 
 groups = st.lists(
