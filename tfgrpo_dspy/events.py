@@ -7,7 +7,7 @@ of its events again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tfgrpo_dspy.experience.library import ExperienceLibrary
@@ -31,7 +31,7 @@ class UpdateDecided:
 
     record: UpdateRecord
     library: ExperienceLibrary
-    rollouts: tuple[RolloutRow, ...] = ()
+    rollouts: tuple[RolloutRow, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class RunEnded:
     """
 
     results: RunResults
-    rollouts: tuple[RolloutRow, ...] = ()
+    rollouts: tuple[RolloutRow, ...] = field(default=(), compare=False, repr=False)
 
 
 Event = ExperienceChanged | UpdateDecided | BudgetUsed | RunEnded

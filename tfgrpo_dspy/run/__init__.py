@@ -115,7 +115,7 @@ class Run:
     async def try_out(self) -> None:
         """Make the first rollouts, which show whether program and metric work, and nothing else.
 
-        Where the first batch needs the drafts, they come first. Raises RunStopped: they do not.
+        Where they need the drafts, they wait for these. Raises RunStopped: one does not work.
         """
         self._run.manifest.begin(self._run.student)
         plan = self._history.plan
@@ -137,6 +137,8 @@ class Run:
             batch = self._ready.pop(0) if self._ready else plan.batch(number)
             if batch is None:
                 return
+            if number == plan.n_drafts and not self._is_recorded:
+                await self._groups.try_out(batch)
             yield batch
 
     def begin(self, update: Coroutine[Any, Any, ExperienceLibrary]) -> None:

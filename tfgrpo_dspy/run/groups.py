@@ -40,15 +40,19 @@ class Groups:
         self._run, self._history, self._strategies = run, history, strategies
         self._training, self._recorded = tuple(training), recorded
         self._sampler = Rollouts(run, "rollout", run.trainset, run.settings.temperature)
-        self._turns, self._has_first, self._is_readable = Turns(), asyncio.Event(), False
+        self._turns, self._has_first = Turns(), asyncio.Event()
+        self._is_tried = self._is_readable = False
 
     async def try_out(self, batch: Batch) -> None:
-        """Make the first rollouts of the first batch, before anything else is paid for.
+        """Make the first rollouts of the first batch, once, before anything else is paid for.
 
         The first that can be read, and that the metric does not fail on, suffices: the others are
         not waited for. Raises RunStopped: the metric fails on all of the first three, or none of
         the first ten can be read.
         """
+        if self._is_tried:
+            return
+        self._is_tried = True
         groups = [self._samples(batch, example) for example in batch.examples]
         by_turns = filter(None, itertools.chain(*itertools.zip_longest(*groups)))
         samples = list(itertools.islice(by_turns, FIRST_ROLLOUTS))
