@@ -74,6 +74,10 @@ class Failure:
         object.__setattr__(self, "kind", FailureKind(self.kind))
 
 
+DECIMALS = 12
+"""Sums of dollars are rounded to so many places, so that they do not depend on an order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What LM calls have cost: `cost_usd` is what DSPy knows of it (0.0 where no price is known).
@@ -90,10 +94,12 @@ class Usage:
     cost_usd: FiniteFloat = 0.0
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__slots__)
+        return Usage(*(round(one + more, DECIMALS) for one, more in pairs))
 
     def __sub__(self, other: "Usage") -> "Usage":
-        return Usage(*(getattr(self, name) - getattr(other, name) for name in self.__slots__))
+        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__slots__)
+        return Usage(*(round(one - less, DECIMALS) for one, less in pairs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 
 from tfgrpo_dspy.budget.ledger import Budget
-from tfgrpo_dspy.rollout import Rollout, Usage
+from tfgrpo_dspy.rollout import DECIMALS, Rollout, Usage
 
 LIMITS = ("max_lm_calls", "max_metric_calls", "max_cost")
 N_RECENT = 2  # the next update is expected to cost as much as the dearer of so many before it
@@ -35,7 +35,8 @@ class Amount:
         return cls(usage.n_lm_calls + usage.n_cached_calls, n_metric_calls, usage.cost_usd)
 
     def __add__(self, other: "Amount") -> "Amount":
-        return Amount(*map(operator.add, astuple(self), astuple(other)))
+        sums = map(operator.add, astuple(self), astuple(other))
+        return Amount(*(round(each, DECIMALS) for each in sums))
 
     def __mul__(self, factor: float) -> "Amount":
         return Amount(*(factor * number for number in astuple(self)))
@@ -43,10 +44,6 @@ class Amount:
     def __truediv__(self, divisor: float) -> "Amount":
         """Exact for equal whole numbers, as a product with `1 / divisor` is not."""
         return Amount(*(number / divisor for number in astuple(self)))
-
-    def is_within(self, other: "Amount") -> bool:
-        """Whether no number is larger than that of the other."""
-        return all(map(operator.le, astuple(self), astuple(other)))
 
     def __or__(self, other: "Amount") -> "Amount":
         return Amount(*map(max, astuple(self), astuple(other)))
@@ -58,8 +55,9 @@ class Account:
 
     Rollouts that go on from a step of another one, or did not come to their end, say nothing of
     what a whole one takes. `squares` are the sums of the squares, `dearest` is the most that one
-    took. `recent`: what each of the latest updates has taken for an example; `assumed`: what a
-    rollout is expected to take before the first is made.
+    took. `recent`: what each of the latest updates has taken for an example; `assumed`,
+    `assumed_answer`: what a rollout, and an answer of the reflection LM, is expected to take before
+    the first is made.
     """
 
     budget: Budget
@@ -69,7 +67,9 @@ class Account:
     dearest: Amount = Amount()
     n_rollouts: int = 0
     recent: tuple[Amount, ...] = ()
+    reflections: Amount = Amount()
     assumed: Amount = Amount(1.0, 1.0)
+    assumed_answer: Amount = Amount(1.0)
 
     def after_rollouts(self, made: Sequence[Rollout]) -> "Account":
         """The account when these rollouts are made."""
@@ -90,8 +90,9 @@ class Account:
         self, made: Sequence[Rollout], reflections: Usage, n_examples: float
     ) -> "Account":
         """The account when an update of so many examples (of usual groups) is decided."""
-        account = self.after_rollouts(made)
-        account = replace(account, used=account.used + Amount.of(reflections, 0))
+        account, answers = self.after_rollouts(made), Amount.of(reflections, 0)
+        used, all_answers = account.used + answers, self.reflections + answers
+        account = replace(account, used=used, reflections=all_answers)
         if not n_examples:
             return account
         per_example = (account.used + self.used * -1.0) / n_examples
@@ -104,8 +105,14 @@ class Account:
 
     def per_example(self, group_size: int) -> Amount:
         """What an example of an update takes: its rollouts, a lesson, and retries as before."""
-        usual = self.per_rollout * group_size + Amount(1.0)
+        usual = self.per_rollout * group_size + self.per_answer
         return functools.reduce(operator.or_, self.recent, usual)
+
+    @property
+    def per_answer(self) -> Amount:
+        """What an answer of the reflection LM takes on average."""
+        n = self.reflections.n_lm_calls
+        return self.reflections / n if n else self.assumed_answer
 
     def expected(self, n_rollouts: int) -> Amount:
         """What so many rollouts hardly exceed: the mean, and two standard deviations of the sum."""

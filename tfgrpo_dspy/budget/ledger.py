@@ -12,9 +12,11 @@ from typing import NoReturn
 
 from tfgrpo_dspy.budget.left_out import LeftOut
 from tfgrpo_dspy.errors import RunStopped, TrainingCut
+from tfgrpo_dspy.rollout import DECIMALS
 
 NOT_WANTED = "nobody waits for this any more"
 REFUSALS = {"max_cost": "could be exceeded by the next call"}  # of others: "is used up"
+LENT_SHARE = 0.5  # of the dollars that are kept for the end
 ABANDONED: ContextVar[threading.Event | None] = ContextVar("tfgrpo_abandoned", default=None)
 """Set when nobody waits for the task of this thread any more; then its calls are refused."""
 
@@ -68,7 +70,7 @@ class Ledger:
         self.is_failure = False
         self._begun = self._stands_since = time.monotonic()
         self._stood_s, self._n_standing = 0.0, 0
-        self._reserve = self._lessons = NOTHING
+        self._reserve, self._n_lessons = NOTHING, 0
         self._is_training = False
         self._open: set[Reservation] = set()
         self._lock = threading.RLock()
@@ -91,8 +93,8 @@ class Ledger:
             "max_metric_calls": self.n_metric_calls,
             "max_cost": max(self.cost, self.paid),
         }
-        kept = getattr(self._lessons, name) if leaves_lessons else 0
-        return self._limit(name) - used[name] - (kept or 0)
+        kept = self._n_lessons if leaves_lessons and name == "max_lm_calls" else 0
+        return self._limit(name) - used[name] - kept
 
     def take(
         self,
@@ -116,22 +118,37 @@ class Ledger:
             self.check()
             if taken.abandoned.is_set():
                 raise RunStopped(NOT_WANTED)
-            if not all(self._has(n, amount, leaves_lessons) for n, amount in wanted.items()):
+            borrows = self._is_training and not is_share
+            if not all(self._has(n, m, leaves_lessons, borrows) for n, m in wanted.items()):
                 return None
             self._add(n_calls, cost)
             self.n_metric_calls += n_metric_calls
             self._open.add(taken)
-            if not is_share:
+            if not is_share and leaves_lessons >= self._is_training:
                 self.dearest = max(self.dearest, cost)
             return taken
 
-    def _has(self, name: str, wanted: float, leaves_lessons: bool) -> bool:
-        """Whether so much of a limit is left now. Raises RunStopped: it will never be."""
-        if wanted <= self.left(name, leaves_lessons):
-            return True
-        if wanted > self.reach(name, leaves_lessons):
+    def _has(self, name: str, wanted: float, leaves_lessons: bool, borrows: bool) -> bool:
+        """Whether so much of a limit is left now. Raises RunStopped: it will never be.
+
+        A call hardly ever costs the most that it may: it borrows a part of that from what is kept,
+        as long as the calls under way will not touch that if each costs what calls cost on average.
+        """
+        left, reach = self.left(name, leaves_lessons), self.reach(name, leaves_lessons)
+        if name == "max_cost" and borrows and wanted:
+            if reach < len(self._open) * self.cost_of_call:
+                self.use_up(name)
+            lent = LENT_SHARE * (self._reserve.max_cost or 0.0)
+            left, reach = left + lent, reach + lent
+        if wanted > reach:
             self.use_up(name)
-        return False
+        return wanted <= left
+
+    @property
+    def cost_of_call(self) -> float:
+        """What a call has cost on average, those under way not counted."""
+        n = self.n_lm_calls - sum(taken.n_calls for taken in self._open)
+        return (self.cost - sum(taken.cost for taken in self._open)) / max(1, n)
 
     def reach(self, name: str, leaves_lessons: bool = False) -> float:
         """What is left, and what calls under way may give back: a share calls, any its dollars."""
@@ -177,7 +194,7 @@ class Ledger:
 
     def _add(self, n_calls: int, cost: float) -> None:
         self.n_lm_calls += n_calls
-        self.cost += cost
+        self.cost = round(self.cost + cost, DECIMALS)
         self.n_paid += n_calls
         self.paid += cost
 
@@ -226,19 +243,18 @@ class Ledger:
             self.n_metric_calls_made += n_made
             self.n_metric_calls += n_made - n_taken
 
-    def set_reserve(self, reserve: Budget, lessons: Budget | None = None) -> None:
+    def set_reserve(self, reserve: Budget, n_lessons: int = 0) -> None:
         """Keep so much for the end; nothing else can take it until `open_reserve`.
 
-        What is kept for lessons is refused to rollouts only.
+        The LM calls that are kept for lessons are refused to rollouts only.
         """
         with self._lock:
-            self._reserve, self._lessons = reserve, lessons or NOTHING
-            self._is_training = True
+            self._reserve, self._n_lessons, self._is_training = reserve, n_lessons, True
 
     def open_reserve(self) -> None:
         """Let the end of the run have what was kept, though a budget has ended the run."""
         with self._lock:
-            self._reserve, self._lessons, self._is_training = NOTHING, NOTHING, False
+            self._reserve, self._n_lessons, self._is_training = NOTHING, 0, False
             if not self.is_failure:
                 self._stopping.clear()
 

@@ -13,7 +13,7 @@ from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.play import Player, Turn, Turns
 from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.strategies import Strategies
-from tfgrpo_dspy.run.updates import Batch
+from tfgrpo_dspy.run.updates import Batch, is_cut
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES
 from tfgrpo_dspy.settings.checks import policy_lms
@@ -134,11 +134,13 @@ class Groups:
         rollouts: list[Rollout] = []
         while samples:
             n_missing = self._sampler.n_missing(samples)
-            planned = None if rollouts else batch.planned
-            async with self._run.reserve.paying(n_missing, planned) as is_paid:
+            async with self._run.reserve.making(n_missing, bool(rollouts)) as is_paid:
                 if not is_paid:
                     break
-                rollouts += await self._sampler.make(samples, priority)
+                made = await self._sampler.make(samples, priority)
+            if all(map(is_cut, made)):
+                break
+            rollouts += made
             additions = (*sampled.given, *(sample.given for sample in samples))
             has_metric = self._run.settings.metric is not None
             group = Group.of(example, rollouts, has_metric, batch.base.by_metric)

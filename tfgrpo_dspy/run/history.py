@@ -14,8 +14,7 @@ from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
 from tfgrpo_dspy.group import Group, floored
 from tfgrpo_dspy.reflection.lessons import Lesson
-from tfgrpo_dspy.results import REFLECTIONS
-from tfgrpo_dspy.rollout import Rollout, Usage, fields_text
+from tfgrpo_dspy.rollout import Rollout, fields_text
 from tfgrpo_dspy.run.changes import Changes
 from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.planning import Planner
@@ -66,9 +65,7 @@ class History:
             n_lessons += sum(batch.sizes) * settings.reflection.summarize_always
             planned = 1 + (settings.drafts if batch.is_draft else n_lessons)
             n += max(0, planned - report.n_asked[batch.update])
-        used = sum((report.usage[stage] for stage in REFLECTIONS), start=Usage())
-        cost = n * used.cost_usd / max(1, used.n_lm_calls)
-        return Amount(n, cost=cost)
+        return self.latest.account.per_answer * n
 
     @property
     def latest(self) -> Update:

@@ -101,7 +101,6 @@ class Planner:
             sizes=tuple(sizes.values()) or (0,) * len(examples),
             visits=visits,
             asks_predictors=self.asks_predictors(base),
-            planned=decided[-1].account.per_rollout,
         )
 
     def order(self, epoch: int) -> list[int]:
@@ -157,7 +156,8 @@ class Planner:
         n_decided = self._n_decided(number)
         account = self._updates[n_decided].account
         under_way = self.batches[n_decided:number]  # they take what is expected of them
-        operations = Amount(1.0) * (len(under_way) + 1)  # an answer for each update
+        n_drafts = self._run.settings.drafts * sum(batch.is_draft for batch in under_way)
+        operations = account.per_answer * (len(under_way) + 1 + n_drafts)  # one for each update
         lost = Amount(self._run.ledger.n_lost, cost=self._run.ledger.lost)  # before this start
         of_example = account.per_example(self._group_size)
         reserve = self._run.reserve.amount(account)

@@ -107,7 +107,7 @@ class Player:
             await self._verify(rollout)
         start = Start(rollout, n_steps, answers_now, ends_if_same)
         n_missing = self._sampler.n_missing([self._sample(start, k) for k in range(n)])
-        async with self._run.reserve.paying(n_missing) as is_paid:
+        async with self._run.reserve.making(n_missing, is_extra=True) as is_paid:
             if not is_paid:
                 raise UnpaidError(f"example {self._group.example}: {NO_MORE}")
             begun = [self._begun(start, k) for k in range(n)]

@@ -47,7 +47,7 @@ Key = tuple[str, int, int]  # what an attempt has, its example, its place among 
 class _Ledger(Ledger):
     """A ledger that keeps nothing for the end: a probe measures no result."""
 
-    def set_reserve(self, reserve: Budget, lessons: Budget | None = None) -> None:
+    def set_reserve(self, reserve: Budget, n_lessons: int = 0) -> None:
         """Nothing is kept."""
 
 

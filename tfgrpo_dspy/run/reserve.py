@@ -8,7 +8,7 @@ the clock) what the ledger refuses.
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import astuple
 
 from tfgrpo_dspy.budget.account import LIMITS, Account, Amount
@@ -22,7 +22,6 @@ from tfgrpo_dspy.settings.schedule import (
 )
 
 CALLS_FOR_AN_ANSWER = 2  # at most: DSPy asks again, in JSON, for an answer that does not parse
-PLAN_MARGIN = 1.1  # a rollout that takes up to so many times what was planned is as planned
 
 
 class Reserve:
@@ -30,8 +29,12 @@ class Reserve:
 
     def __init__(self, settings: RunSettings, ledger: Ledger) -> None:
         data = settings.data
-        assumed = Amount(data.calls_per_rollout, data.n_metric_calls)
-        self.account = Account(settings.budget, assumed=assumed)
+        dollars = 0.0 if math.isnan(data.dollars_per_rollout) else data.dollars_per_rollout
+        assumed, answer = (
+            Amount(data.calls_per_rollout, data.n_metric_calls),
+            Amount(1.0, 0, dollars),
+        )
+        self.account = Account(settings.budget, assumed=assumed, assumed_answer=answer)
         self._settings, self._ledger = settings, ledger
         self._seconds: list[float] = []
         self.lessons: Callable[[], Amount] = Amount  # what the batches under way still need
@@ -82,15 +85,17 @@ class Reserve:
         if not account.n_rollouts and self.n_rollouts(account):  # nobody knows what one takes
             dearest = MIN_PROGRAMS_MEASURED * CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
             half = MOST_SHARE * (self._settings.max_lm_calls or math.inf)
-            amount |= Amount(min(dearest, half))
+            dollars = dearest * account.per_answer.cost / data.calls_per_rollout
+            most = MOST_SHARE * (self._settings.max_cost or math.inf)
+            amount |= Amount(min(dearest, half), cost=min(dollars, most))
         self._ledger.set_reserve(
             Budget(
                 max_lm_calls=math.ceil(amount.n_lm_calls),
                 max_metric_calls=math.ceil(amount.n_metric_calls),
-                max_cost=amount.cost,
+                max_cost=MOST_SHARE * amount.cost,  # less than is planned with: it cuts no batch
                 max_minutes=self._minutes(self.n_rollouts(account) + data.n_of_test_set),
             ),
-            Budget(max_lm_calls=math.ceil(self.lessons().n_lm_calls), max_cost=self.lessons().cost),
+            n_lessons=math.ceil(self.lessons().n_lm_calls),
         )
 
     def _minutes(self, n_rollouts: int) -> float:
@@ -104,44 +109,32 @@ class Reserve:
     def is_tight(self) -> bool:
         """Whether the first batches may not fit if a rollout takes twice what is assumed."""
         n = self.n_rollouts(self.account) + 2 * self._settings.rollouts_of_update
-        return bool(self._not_left(self.account.expected(2 * n)))
+        return not self._pays_for(2 * n)
 
     @asynccontextmanager
-    async def paying(self, n_rollouts: int, planned: Amount | None = None) -> AsyncIterator[bool]:
-        """Whether so many rollouts may begin: the limits pay for them beside what is kept.
+    async def making(self, n_rollouts: int, is_extra: bool) -> AsyncIterator[bool]:
+        """Whether so many rollouts may begin; extra ones only if all of them are paid for.
 
-        They do if rollouts take no more than was `planned` with (None: they were not planned).
-        Rollouts are let in one after the other, in the order in which they ask; if those under way
-        may leave enough, they are waited for. If they do not, the training ends, unless these were
-        not planned.
+        They come out of what is left beside what is kept, and what the rollouts under way take.
+        They are let in one after the other, in the order in which they ask; if the rollouts under
+        way may leave enough, they are waited for.
         """
-        async with self._turn:
-            while (limit := self._refusing(n_rollouts, planned)) and self._under_way:
+        async with self._turn if is_extra else nullcontext():
+            while not (is_paid := not is_extra or self._pays_for(n_rollouts)) and self._under_way:
                 self._ended.clear()
                 await self._ended.wait()
-            if limit and planned is not None:
-                self._ledger.cut(self._ledger.refusal(limit))
-            n_begun = 0 if limit else n_rollouts
+            n_begun = n_rollouts * is_paid
             self._under_way += n_begun
         try:
-            yield not limit
+            yield is_paid
         finally:
             self._under_way -= n_begun
             self._ended.set()
 
-    def _refusing(self, n_rollouts: int, planned: Amount | None) -> str:
-        """The limit that does not pay for so many more rollouts; "": all do."""
-        account, is_cut = self.account, bool(self._ledger.cut_because)
-        if not n_rollouts or not account.n_rollouts:
-            return ""
-        if planned and not is_cut and account.per_rollout.is_within(planned * PLAN_MARGIN):
-            return ""
-        return self._not_left(account.expected(self._under_way + n_rollouts) + self.lessons())
-
-    def _not_left(self, needed: Amount) -> str:
-        left = map(self._ledger.left, LIMITS)
-        rows = zip(LIMITS, astuple(needed), left, strict=True)
-        return next((name for name, amount, is_left in rows if amount > is_left), "")
+    def _pays_for(self, n_rollouts: int) -> bool:
+        needed = self.account.expected(self._under_way + n_rollouts) + self.lessons()
+        pairs = zip(LIMITS, astuple(needed), strict=True)
+        return not n_rollouts or all(n <= self._ledger.left(name) for name, n in pairs)
 
 
 def _at_most(limit: float | None, kept: float, of_test: float) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tfgrpo_dspy.budget.account import Account, Amount
+from tfgrpo_dspy.budget.account import Account
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import Lesson
@@ -47,7 +47,6 @@ class Batch:
         visits: how many earlier batches had each of them.
         is_draft: the batch has no examples: its lessons come from labels.
         asks_predictors: whether the metric is also asked about each predictor.
-        planned: what each rollout was expected to take.
     """
 
     update: int
@@ -58,7 +57,6 @@ class Batch:
     visits: tuple[int, ...] = ()
     is_draft: bool = False
     asks_predictors: bool = False
-    planned: Amount | None = None
 
     def size_and_visit(self, example: int) -> tuple[int, int]:
         """How many rollouts the example gets here, and how many batches it was in before."""
@@ -114,7 +112,7 @@ class Update:
     def n_whole(self) -> int:
         """How many of its groups have all of their rollouts: no limit has cut one."""
         groups = (sampled.group for sampled in self.extracted.groups)
-        return sum(not any(map(_is_cut, group.all_rollouts)) for group in groups)
+        return sum(not any(map(is_cut, group.all_rollouts)) for group in groups)
 
 
 def groups_of(updates: Iterable[Update]) -> tuple[SampledGroup, ...]:
@@ -127,5 +125,6 @@ def rollouts_of(groups: Sequence[SampledGroup]) -> list[Rollout]:
     return [rollout for sampled in groups for rollout in sampled.group.all_rollouts]
 
 
-def _is_cut(rollout: Rollout) -> bool:
+def is_cut(rollout: Rollout) -> bool:
+    """Whether a limit has cut the rollout."""
     return rollout.failure is not None and rollout.failure.kind is FailureKind.BUDGET
