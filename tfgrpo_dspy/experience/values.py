@@ -205,6 +205,10 @@ def operation_from(written: Any) -> Operation:
     if not isinstance(written, Mapping):
         return _validated(written)
     name = str(written.get("op", "")).strip().upper()
+    if _SYNONYMS.get(name, name) not in ("ADD", "MODIFY", "DELETE", "KEEP"):
+        raise LibraryError(
+            f"op={written.get('op')!r}: the operations are ADD, MODIFY, DELETE, KEEP."
+        )
     values = {k: v for k, v in written.items() if v is not None and (k, v) != ("scope", "")}
     values.pop("evidence", None)
     return _validated({**values, "op": _SYNONYMS.get(name, name)})
