@@ -113,6 +113,7 @@ THE_SAME: dict[str, Any] = {
     "executor": ThreadPoolExecutor(2),
     "rollout_timeout_s": 99.0,
     "max_errors": 99,
+    "target_score": 0.99,
     "prices": FREE["prices"],
     "on_event": lambda _event: None,
     "approve": lambda _proposal: True,
