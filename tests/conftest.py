@@ -1,5 +1,6 @@
 """What every test starts from: DSPy as freshly imported, with an empty cache in memory."""
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -26,3 +27,13 @@ def fresh_dspy() -> Iterator[None]:
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
     with dspy.context(lm=None, adapter=None, callbacks=[]):
         yield
+
+
+@pytest.fixture(autouse=True)
+def usual_log_level() -> Iterator[None]:
+    """What a test, or code of the docs that it runs, sets for the log ends with it."""
+    logger, root = logging.getLogger("tfgrpo_dspy"), logging.getLogger()
+    levels = logger.level, root.level
+    yield
+    logger.setLevel(levels[0])
+    root.setLevel(levels[1])
