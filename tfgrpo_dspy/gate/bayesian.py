@@ -22,10 +22,6 @@ DROP_BELOW, SETTLE_ABOVE = 0.03, 0.97
 one on every rollout is given it."""
 RETRY_ABOVE = 0.1  # advice that was tried and has left comes back above this probability
 DEMOS_BELOW = 0.1  # demos are not tried any more below this probability
-DEMOS_TRIED = 0.25
-"""At most this share of the rollouts tries demos until they are settled: all rollouts tell of them,
-and they hide what single experiences do. On simulated worlds .25 beside .75 was -.02 at 200 calls
-and +.05 at 400 (random worlds, seeds 0 to 31), 0 and +.045 (`compare.py`, seeds 103 to 105)."""
 LIKELY = 0.5
 """A program is given an experience above this probability; one that the reflection LM wants deleted
 leaves below."""
@@ -111,7 +107,7 @@ class BayesianGate(Gate):
         belief = plan.decision.demos
         chance = belief.chance if belief else float(ndtr((DEMOS[0] - DEMOS_PRICE) / DEMOS[1]))
         chance = chance if chance >= DEMOS_BELOW else 0.0
-        chance = 1.0 if chance >= SETTLE_ABOVE else min(chance, DEMOS_TRIED)
+        chance = 1.0 if chance >= SETTLE_ABOVE else min(chance, MOST_TRIED)
         return tuple(share < chance for share in _shares(plan, "demos"))
 
     def finalists(self, decision: Decision) -> Sequence[ExperienceLibrary]:
