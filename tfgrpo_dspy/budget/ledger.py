@@ -230,9 +230,14 @@ class Ledger:
             self.n_metric_calls_made += n_metric_calls
 
     def take_metric_calls(self, n_calls: int = 1) -> None:
-        """Take metric calls before they are made. Raises RunStopped: so many are not left."""
+        """Take metric calls before they are made. Raises RunStopped: so many are not left.
+
+        A rollout whose answers are there is scored though the run has ended meanwhile: it would be
+        lost otherwise. Where nobody waits for it any more, it is not.
+        """
         with self._lock:
-            self.check()
+            if (abandoned := ABANDONED.get()) is not None and abandoned.is_set():
+                raise RunStopped(NOT_WANTED)
             if n_calls > self.left("max_metric_calls"):
                 self.use_up("max_metric_calls")
             self.n_metric_calls += n_calls
