@@ -280,6 +280,7 @@ def test_a_program_that_returns_something_else_after_the_same_steps_is_recognise
     assert "returns something else" in bench.check(bench.whole())
 
 
+@pytest.mark.timeout(120)
 def test_a_trajectory_of_two_hundred_steps_is_replayed() -> None:
     bench = agent(counting(str)[0], *[{"page": page} for page in range(100)])
     source = bench.whole()
