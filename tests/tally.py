@@ -23,13 +23,17 @@ class Tally(ScriptedEngine):
     ) -> None:
         super().__init__(rules or polite_rules(), before)
         self.refused_share = refused_share
-        self.dollars = 0
+        self.dollars = self.at_once = self.most_at_once = 0
 
     def complete(self, request: lm15.Request) -> lm15.Response:
+        with self._lock:
+            self.at_once += 1
+            self.most_at_once = max(self.at_once, self.most_at_once)
         response = super().complete(request)
         is_refused = self.prompts[-1].random(str(len(self.prompts))).random() < self.refused_share
-        if not is_refused:
-            with self._lock:
+        with self._lock:
+            self.at_once -= 1
+            if not is_refused:
                 self.dollars += response.usage.input_tokens + response.usage.output_tokens
         overloaded = lm15.ServerError("overloaded", status=503)
         if is_refused:

@@ -306,6 +306,8 @@ def test_dollars_that_calls_under_way_may_give_back_are_waited_for() -> None:
     assert results.ended_because.startswith("max_cost=6000")
     assert engine.dollars <= 6000
     assert engine.n_calls() > 2 * 6  # more than the worst cases that would fit
+    least = min(len(prompt.text.encode()) for prompt in engine.prompts) + MAX_TOKENS
+    assert engine.most_at_once * least <= 6000
 
 
 def test_the_dollars_of_all_completions_of_a_call_are_taken_before_it() -> None:

@@ -305,6 +305,7 @@ PREDICTABLE: list[dict[str, Any]] = [
     {"max_metric_calls": 75},
     {"max_cost": 0.037},
     {"auto": "light"},
+    {"max_lm_calls": 150, "max_metric_calls": 100, "max_cost": 0.06},
 ]
 
 

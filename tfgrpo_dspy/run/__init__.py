@@ -209,7 +209,7 @@ class Run:
         """
         answers = self._client.answers
         is_new = not batch.is_draft and batch.update in answers
-        if is_new and (why := why_useless(answers, self.settings.reflection_lm)):
+        if is_new and (why := why_useless(answers, batch.update, self.settings.reflection_lm)):
             logger.warning("no more is learned: %s", why)
             self._run.ledger.stop(why)
             self._run.ledger.check()

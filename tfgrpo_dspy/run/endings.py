@@ -49,10 +49,13 @@ def why_unreadable(rollouts: Sequence[Rollout], lms: Iterable[Any]) -> str:
     )
 
 
-def why_useless(answers: Mapping[int, Sequence[Answer]], lm: Any) -> str:
-    """Why a reflection LM can never work, by its answers for each update; "": it may."""
+def why_useless(answers: Mapping[int, Sequence[Answer]], last: int, lm: Any) -> str:
+    """Why a reflection LM can never work, by its answers for each update; "": it may.
+
+    Those for updates after the `last` do not count: which are there depends on the clock.
+    """
     useless: list[Answer] = []
-    for update in sorted(answers):
+    for update in sorted(update for update in answers if update <= last):
         if any(not answer.is_useless for answer in answers[update]):
             useless = []
         else:

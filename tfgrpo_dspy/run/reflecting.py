@@ -282,7 +282,7 @@ async def draft_lessons(
     parts = [*enumerate(itertools.islice(_draft_parts(run, training), run.settings.drafts))]
     first, rest = parts[:ANSWERS_IN_A_ROW], parts[ANSWERS_IN_A_ROW:]
     found = await client.at_once(itertools.starmap(draft, first))
-    if not why_useless(client.answers, run.settings.reflection_lm):
+    if not why_useless(client.answers, batch.update, run.settings.reflection_lm):
         found += await client.at_once(itertools.starmap(draft, rest))
     merged = merge_lessons(lesson for taken, _ in found for lesson in taken)
     repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
