@@ -128,7 +128,7 @@ class Patient(dspy.Module):
         return [self.reply(question=question) for _ in range(self.n_times)][-1]
 
 
-@pytest.mark.parametrize(("n_times", "why"), [(15, "attempt"), (50, "no attempt has a score")])
+@pytest.mark.parametrize(("n_times", "why"), [(15, "2 attempts"), (50, "no attempt has a score")])
 def test_a_program_that_takes_too_many_calls_is_not_judged(n_times: int, why: str) -> None:
     lm = polite_lm(cache=False)
     probe = probe_of(lm, student=Patient(n_times))

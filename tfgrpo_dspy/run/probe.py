@@ -112,7 +112,8 @@ class Prober:
             visits=(0,) * len(examples),
             asks_predictors=history.plan.asks_predictors(history.latest),
         )
-        await self._make(dict(self._samples(batch, batch.examples[0], N_PAIRS, None)))
+        first, *_ = self._samples(batch, batch.examples[0], N_PAIRS, None)
+        await self._make(dict([first]))  # alone: what it takes says how many may begin at once
         advice = await self._drafted()
         n_pairs = N_PAIRS if advice or history.demos.choose((), frozenset()) else MOST_CALLS
         samples = {
