@@ -424,3 +424,8 @@ def test_a_file_that_is_not_a_library_is_refused_with_the_field_and_what_to_writ
     message = str(raised.value)
     assert message.startswith(str(path))
     assert "pydantic" not in message
+
+
+def test_one_text_in_place_of_a_list_is_refused() -> None:
+    with pytest.raises(LibraryError, match=r"pass a list of texts, such as \['Ask first.'\]"):
+        ExperienceLibrary.from_texts("Ask first.")

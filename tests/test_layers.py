@@ -183,3 +183,9 @@ def closure(module: str) -> set[str]:
 def test_a_library_and_what_is_said_of_it_can_be_read_without_dspy(module: str) -> None:
     others = closure(module) - sys.stdlib_module_names
     assert others <= {"pydantic", "numpy", "scipy", "threadpoolctl", "jinja2", "yaml"}
+
+
+@pytest.mark.parametrize("module", sorted({module_of(path) for path in FILES} - {"__init__"}))
+def test_every_module_has_its_place_in_the_layout(module: str) -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Layout")[2]
+    assert module == "__main__" or f"(tfgrpo_dspy/{module}" in text, f"{module}: say what it is for"

@@ -60,8 +60,12 @@ class ExperienceLibrary:
         """The library of these lines, for all predictors: E1, E2, ...
 
         Raises:
-            LibraryError: a text is empty.
+            LibraryError: a text is empty, or one text was given in place of several.
         """
+        if isinstance(texts, str):
+            raise LibraryError(
+                f"texts={texts!r:.80}: pass a list of texts, such as [{texts!r:.80}]."
+            )
         return cls(Experience(f"E{number}", text) for number, text in enumerate(texts, start=1))
 
     def __iter__(self) -> Iterator[Experience]:

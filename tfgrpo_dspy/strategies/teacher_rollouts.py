@@ -12,8 +12,6 @@ from tfgrpo_dspy.experience.values import ALL
 from tfgrpo_dspy.strategies.arguments import strategy
 from tfgrpo_dspy.strategies.base import Ask, Attempt, GroupContext, Strategy
 
-TEACHERS = "pass a dspy.Module, or an LM such as dspy.LM(...)"
-
 
 def _is_teacher(value: Any) -> bool:
     return isinstance(value, dspy.Module) or is_lm(value)
@@ -26,10 +24,8 @@ class TeacherRollouts(Strategy):
     The reflection LM compares them with the student's, and writes lessons for the student. No score
     of the teacher counts for any experience, so that each is judged on the student alone.
 
-    **Source.** CoDistill-GRPO (arXiv 2605.08873; a large and a small model learn from each other's
-    rollouts).
-    **Carried over.** The bounded share of the teacher's rollouts; with `shares_library` the teacher
-    learns from the student's rollouts, too: through the library.
+    **Source.** None. `TeacherMarks` is the counterpart of CoDistill-GRPO, whose large model makes
+    no rollouts.
     **When to use.** The student fails on most examples, and a stronger program or LM is at hand
     that is too dear to deploy.
 
