@@ -12,7 +12,6 @@ from typing import Any
 import dspy
 from dspy.adapters.types.base_type import Type
 from dspy.adapters.utils import format_field_value, get_annotation_name, parse_value
-from dspy.clients.model_metadata import model_info
 from dspy.evaluate.evaluate import EvaluationResult
 from dspy.teleprompt import Teleprompter
 from dspy.utils import exceptions
@@ -44,7 +43,7 @@ def prices_of(lm: Any) -> Mapping[str, Any]:
         from dspy.clients.capabilities import resolve  # noqa: PLC0415 - may be gone
 
         route = resolve(lm)
-        return dict(model_info(route.provider, route.model))
+        return _listed(route.provider, route.model)
     except Exception:  # noqa: BLE001 - an LM that DSPy has no route for
         return {}
 
@@ -52,6 +51,14 @@ def prices_of(lm: Any) -> Mapping[str, Any]:
 def abilities_of(lm: Any) -> Mapping[str, Any]:
     """DSPy's entry for the name of an LM, such as "openai/gpt-5", whatever answers in its place."""
     provider, _, model = str(getattr(lm, "model", "")).partition("/")
+    return _listed(provider, model)
+
+
+def _listed(provider: str, model: str) -> Mapping[str, Any]:
+    try:
+        from dspy.clients.model_metadata import model_info  # noqa: PLC0415 - may be gone
+    except ImportError:  # then the user's prices count, and images are shown if the user says so
+        return {}
     return dict(model_info(provider, model))
 
 
