@@ -95,6 +95,22 @@ def test_after_an_answer_without_an_end_the_lm_is_asked_once_more_with_more_room
     assert rooms == [100, 400]
 
 
+@pytest.mark.parametrize(
+    "copied",
+    [
+        "Your previous answer was cut off before its end; be brief.",
+        "your previous answer was cut off before its end",
+        "each under its own marker, and nothing else.",
+    ],
+)
+def test_what_a_small_lm_copies_from_the_correction_is_no_lesson(copied: str) -> None:
+    def answer(prompt: Prompt) -> Any:
+        return lessons(copied, "Be kind.") if "cut off" in prompt.user else Cut(f"<think>\n{DRAFT}")
+
+    run = Run([["1", "0"]], (EXTRACT, answer))
+    assert [lesson for update in run.results.updates for lesson in update.lessons] == ["Be kind."]
+
+
 def test_of_a_cut_answer_the_finished_lessons_are_taken_and_nothing_is_asked_again() -> None:
     said = Cut(f"{OPEN}Be kind.\nBe brief unless the")
     run = Run([["1", "0"]], (EXTRACT, said))

@@ -68,6 +68,7 @@ class _ReflectionModule(dspy.Module):
             if first.is_cut and (room := more_room(ask.lm or dspy.settings.lm)):
                 accepted["config"] = room
             answer, _ = _read(ask, corrected, accepted)
+            answer = _without_echo(answer, accepted["correction"])
         n_failures = 1 if answer else 2
         return dspy.Prediction(
             **answer, parse_failures=n_failures, unread=first.text[:SHOWN_UNREAD]
@@ -97,6 +98,19 @@ def _read(ask: Any, signature: Any, inputs: dict[str, Any]) -> tuple[dict[str, A
         return {}, raw
     is_empty = raw.is_cut and text_of_answer != raw.text and not all(read.values())
     return ({} if is_empty else answer | read), raw
+
+
+def _without_echo(answer: dict[str, Any], correction: str) -> dict[str, Any]:
+    """The answer without texts that a small LM has only copied from the correction."""
+    asked = correction.casefold()
+
+    def is_new(item: Any) -> bool:
+        return not isinstance(item, str) or item.strip().casefold() not in asked
+
+    return {
+        name: [*filter(is_new, value)] if isinstance(value, list) else value
+        for name, value in answer.items()
+    }
 
 
 def _correction(signature: Any, is_cut: bool) -> str:
