@@ -276,7 +276,8 @@ def test_an_update_is_one_log_line_that_needs_no_glossary_and_the_end_is_another
 ) -> None:
     with caplog.at_level(logging.INFO, "tfgrpo_dspy"):
         learned(student=knowing("Be brief."), **GATED)
-    lines = [r.getMessage() for r in caplog.records if r.name.startswith("tfgrpo_dspy.run")]
+    rooms = ("tfgrpo_dspy.run", "tfgrpo_dspy.listeners")
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith(rooms)]
     updates = [line for line in lines if line.startswith("update ")]
     assert updates[0].startswith("update 1 (epoch 1): 5 examples, mean score 0.")
     assert "; 1 lesson; experiences: 1 added, 2 in the library; " in updates[0]

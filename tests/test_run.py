@@ -13,11 +13,11 @@ from scripted import EXTRACT, SUMMARIZE, UPDATE, Prompt, Rule, chat, lessons, op
 from small import paper_grpo, run_settings
 
 from tfgrpo_dspy import AddLessons, Decision, ExperienceLibrary, ExtractAdvantage, Gate, NoGate
+from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.experience.values import Add, Evidence, Experience, Operation, Refusal
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import estimate_tokens
-from tfgrpo_dspy.run.asking import ReflectionClient
-from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.reflecting import propose
 from tfgrpo_dspy.run.updates import Batch, Update
 

@@ -13,11 +13,11 @@ from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.gate.protocol import NoGate
 from tfgrpo_dspy.home import at_homes
 from tfgrpo_dspy.identity import Unseen, object_identity
+from tfgrpo_dspy.prober import Prober
 from tfgrpo_dspy.references import held_by
 from tfgrpo_dspy.results.probe import Probe
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run import Run
-from tfgrpo_dspy.run.probe import Prober
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.traces import read_traces
 from tfgrpo_dspy.settings import Execution, PaperReflection, Settings, taking

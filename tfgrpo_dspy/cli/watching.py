@@ -6,8 +6,8 @@ import click
 
 from tfgrpo_dspy.cli.reading import run_of
 from tfgrpo_dspy.cli.sources import read_source
+from tfgrpo_dspy.listeners.report import in_words
 from tfgrpo_dspy.outside import printable
-from tfgrpo_dspy.run.run_report import in_words
 
 
 @click.command()

@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tfgrpo_dspy.calls.approvals import approved
+from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import RunFailedError, RunStopped, StoreError, sentence
 from tfgrpo_dspy.events import Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.run.approval import approved
-from tfgrpo_dspy.run.asking import ReflectionClient
-from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.endings import why_useless
 from tfgrpo_dspy.run.final_choice import finish, unmeasured
 from tfgrpo_dspy.run.groups import Groups
@@ -181,7 +181,9 @@ class Run:
             self._client, batch, library, lessons, dropped, added, guard
         )
         applied = library.applied(operations, self.settings.limits)
-        compared = self._history.changes.compared(applied.operations, extracted)
+        compared = self._history.changes.compared(
+            applied.operations, extracted.groups, extracted.lessons
+        )
         proposal = Proposal(batch.update, library, applied.operations, compared)
         made = await approved(self._run, proposal, applied, guard)
         rejected = made.refused if made is not applied else ()

@@ -7,11 +7,11 @@ from typing import Any
 
 import dspy
 
+from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.reflections import Answer
 from tfgrpo_dspy.errors import sentence
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout
-from tfgrpo_dspy.run.asking import Answer
-from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.updates import Update, groups_of
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.strategies.base import overrides

@@ -10,11 +10,13 @@ from typing import Any
 import dspy
 
 from tfgrpo_dspy.budget.account import Account, Amount
+from tfgrpo_dspy.calls.context import RunContext
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.events import RunEnded
 from tfgrpo_dspy.experience.programs import named_predictors
 from tfgrpo_dspy.gate.model import DEMOS_PRICE
 from tfgrpo_dspy.gate.race import Race, Scores
+from tfgrpo_dspy.listeners.rows import worst_first
 from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.results import Candidate
 from tfgrpo_dspy.results.records import (
@@ -27,10 +29,8 @@ from tfgrpo_dspy.results.records import (
     front_of,
 )
 from tfgrpo_dspy.results.rows import RolloutRow
-from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.measurements import Measurements
-from tfgrpo_dspy.run.rows import worst_first
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.demos import Demo
 from tfgrpo_dspy.settings.checks import inputs_text, policy_lms

@@ -5,13 +5,13 @@ import itertools
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 
+from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
+from tfgrpo_dspy.credit.play import Player, Turn, Turns
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
-from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.endings import FIRST_ROLLOUTS, why_unreadable
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.play import Player, Turn, Turns
-from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.strategies import Strategies
 from tfgrpo_dspy.run.updates import Batch, is_cut
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
@@ -199,7 +199,8 @@ class Groups:
         sampled = await group
         sampler = self._sampler if self._recorded is None else None
         priority = (*TRAINING_PRIORITY, batch.update)
-        player = Player(self._run, sampler, priority, batch, sampled, self._history.reward, turn)
+        given = batch.size_and_visit(sampled.group.example)[1], batch.asks_predictors
+        player = Player(self._run, sampler, priority, sampled, *given, self._history.reward, turn)
         try:
             if not sampled.given:  # a limit has ended the training
                 return sampled

@@ -7,20 +7,20 @@ from functools import cached_property
 from typing import Any
 
 from tfgrpo_dspy.budget.account import Amount
+from tfgrpo_dspy.calls.context import RunContext
 from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation
 from tfgrpo_dspy.gate.model import score_sd
 from tfgrpo_dspy.gate.protocol import Decision, GroupPlan, Measured, RunEvidence
 from tfgrpo_dspy.group import Group, floored
+from tfgrpo_dspy.listeners.changes import Changes
+from tfgrpo_dspy.listeners.rows import training_rows
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.rollout import Rollout, fields_text
-from tfgrpo_dspy.run.changes import Changes
-from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.planning import Planner
-from tfgrpo_dspy.run.rows import training_rows
 from tfgrpo_dspy.run.strategies import Strategies
-from tfgrpo_dspy.run.updates import Batch, Extracted, Update, groups_of
+from tfgrpo_dspy.run.updates import Batch, Extracted, Update, groups_of, record_of
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool
 from tfgrpo_dspy.sampling.fields import as_fields
@@ -176,9 +176,12 @@ class History:
         self.updates.append(update)
         run.reserve.renew()
         library = before.decision.library
-        changes = self.changes.of_update(library, proposed, extracted, update.decision)
+        changes = self.changes.of_update(
+            library, proposed, extracted.groups, extracted.lessons, update.decision
+        )
         rows = training_rows(batch.update, extracted.groups)
-        record = run.report.add_update(update, proposed, changes, rows)
+        record = record_of(update, proposed, changes)
+        run.report.add_update(record, update.decision.library, rows)
         run.manifest.note_update(record, rows)
         run.manifest.note(Additions(self.result()), "")
         return update.decision.library

@@ -9,17 +9,17 @@ from typing import Any
 
 import dspy
 
+from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.errors import RunStopped
 from tfgrpo_dspy.gate.race import Scores, scored
 from tfgrpo_dspy.group import floored
 from tfgrpo_dspy.listeners.evaluations import Row, tell_evaluations
+from tfgrpo_dspy.listeners.rows import example_rows, measured_rows
 from tfgrpo_dspy.results.records import UNBOUNDED, ExampleScores, Gain, Scale, ScoreSummary
 from tfgrpo_dspy.results.rows import ExampleRow, RolloutRow, objective_means
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
-from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
-from tfgrpo_dspy.run.rollouts import Rollouts, Sample
-from tfgrpo_dspy.run.rows import example_rows, measured_rows
 from tfgrpo_dspy.sampling.additions import Additions
 
 PRIORITY = (1,)  # these rollouts are begun before reflections and training rollouts

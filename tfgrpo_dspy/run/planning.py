@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tfgrpo_dspy.budget.account import Amount
+from tfgrpo_dspy.calls.context import RunContext
 from tfgrpo_dspy.metric import adapt_metric
-from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.endings import why_finished
 from tfgrpo_dspy.run.strategies import Strategies
 from tfgrpo_dspy.run.updates import Batch, Update, groups_of, rollouts_of

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import replace
 from typing import Any
 
+from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.reflections import IMAGES, Answer, Inputs, ReflectionClient
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import ALL, Evidence, Operation, Refusal
 from tfgrpo_dspy.group import Group
@@ -20,8 +22,6 @@ from tfgrpo_dspy.reflection.operations import (
     retold,
 )
 from tfgrpo_dspy.rollout import fields_text
-from tfgrpo_dspy.run.asking import IMAGES, Answer, Inputs, ReflectionClient
-from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.endings import ANSWERS_IN_A_ROW, why_useless
 from tfgrpo_dspy.run.updates import TEACHING, Batch, Extracted
 from tfgrpo_dspy.sampling.additions import SampledGroup

@@ -17,6 +17,8 @@ from typing import Any
 
 import dspy
 
+from tfgrpo_dspy.calls.reflections import Answer, ReflectionClient
+from tfgrpo_dspy.credit.play import Player, with_beside
 from tfgrpo_dspy.errors import (
     NotReplayedError,
     RunStopped,
@@ -31,8 +33,6 @@ from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import as_input
 from tfgrpo_dspy.rollout import Failure, FailureKind, Rollout
-from tfgrpo_dspy.run.asking import Answer, ReflectionClient
-from tfgrpo_dspy.run.play import Player, with_beside
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.scores import MOST, number_of

@@ -1,12 +1,15 @@
 """The values that the steps of a run pass on: a batch, what it teaches, the update it becomes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tfgrpo_dspy.budget.account import Account
-from tfgrpo_dspy.experience.library import ExperienceLibrary
+from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
+from tfgrpo_dspy.experience.values import Operation, Refusal
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.reflection.lessons import Lesson
+from tfgrpo_dspy.results.records import Change, GroupRecord, OperationRecord, UpdateRecord
 from tfgrpo_dspy.rollout import FailureKind, Rollout
 from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.scores import NO_SCORES, ScoreRange
@@ -128,3 +131,48 @@ def rollouts_of(groups: Sequence[SampledGroup]) -> list[Rollout]:
 def is_cut(rollout: Rollout) -> bool:
     """Whether a limit has cut the rollout."""
     return rollout.failure is not None and rollout.failure.kind is FailureKind.BUDGET
+
+
+def record_of(update: Update, proposed: Applied, changes: tuple[Change, ...]) -> UpdateRecord:
+    """What the results say of a decided update."""
+    extracted, decision, used = update.extracted, update.decision, update.account.used
+    batch = update.batch
+    assert batch is not None  # noqa: S101 - only the start has none
+    return UpdateRecord(
+        update=batch.update,
+        epoch=batch.epoch,
+        groups=tuple(map(_group_record, extracted.groups, extracted.uses)),
+        lessons=tuple(lesson.text for lesson in extracted.lessons),
+        refused_lessons=extracted.refused,
+        operations=tuple(map(_operation_record, (*proposed.operations, *proposed.refused))),
+        reason=decision.reason,
+        library_size=len(decision.library),
+        changes=changes,
+        n_lm_calls=int(used.n_lm_calls),
+        cost_usd=used.cost,
+    )
+
+
+def _group_record(sampled: SampledGroup, use: str) -> GroupRecord:
+    group, unaided = sampled.group, sampled.unaided
+    ids = {rollout.rollout_id for rollout in unaided.rollouts}
+    return GroupRecord(
+        group.example,
+        tuple(rollout.score for rollout in unaided.rollouts),
+        tuple(r.failure.kind.value for r in group.all_rollouts if r.failure is not None),
+        use,
+        tuple(rollout.score for rollout in group.rollouts if rollout.rollout_id not in ids),
+    )
+
+
+def _operation_record(operation: Operation | Refusal) -> OperationRecord:
+    """The record of an operation, or of its refusal."""
+    given: Any = operation.operation if isinstance(operation, Refusal) else operation
+    refused = operation.reason if isinstance(operation, Refusal) else ""
+
+    def text_of(name: str) -> str:
+        is_mapping = isinstance(given, Mapping)
+        return str((given.get(name) if is_mapping else getattr(given, name, None)) or "")
+
+    values = {name: text_of(name) for name in ("op", "id", "text", "scope", "reason")}
+    return OperationRecord(**values, refused=refused)

@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
 
+from tfgrpo_dspy.calls.context import RunContext
 from tfgrpo_dspy.errors import TrainingCut
-from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.tasks.loop import Priority
 from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 

@@ -6,11 +6,11 @@ from functools import cached_property
 from typing import Any, NoReturn
 
 from tfgrpo_dspy.budget.ledger import Ledger
+from tfgrpo_dspy.calls.reserve import Reserve
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
+from tfgrpo_dspy.listeners.report import RunReport
 from tfgrpo_dspy.reflection.guard import Task, task_text
-from tfgrpo_dspy.run.reserve import Reserve
-from tfgrpo_dspy.run.run_report import RunReport
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.store.notes import RunManifest

@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.paid import PaidCall, recorded
 from tfgrpo_dspy.errors import LibraryError, RunStopped, described
 from tfgrpo_dspy.events import Approval, Proposal
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import AnyOperation, Keep, Operation, Refusal, operation_from
 from tfgrpo_dspy.reflection.guard import Guard
 from tfgrpo_dspy.reflection.operations import admitted
-from tfgrpo_dspy.run.calls import PaidCall, recorded
-from tfgrpo_dspy.run.context import RunContext
 
 REJECTED = "rejected by approve"
 

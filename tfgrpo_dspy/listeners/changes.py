@@ -1,15 +1,16 @@
 """What an update changed in the library, and the rollouts that each text was learned from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add, Advice, Evidence, Experience, Modify, Operation
 from tfgrpo_dspy.gate.protocol import Decision
 from tfgrpo_dspy.group import Group
+from tfgrpo_dspy.reflection.lessons import Lesson
 from tfgrpo_dspy.reflection.texts import clip
 from tfgrpo_dspy.results.records import Change, ChangeKind, Comparison, RolloutSummary
 from tfgrpo_dspy.rollout import Rollout, fields_text
-from tfgrpo_dspy.run.updates import Extracted
+from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.wording import WORD, shortened
 
 MOST_COMPARISONS = 2  # of a text
@@ -29,11 +30,12 @@ class Changes:
         self,
         before: ExperienceLibrary,
         proposed: Applied,
-        extracted: Extracted,
+        groups: Sequence[SampledGroup],
+        lessons: Sequence[Lesson],
         decision: Decision,
     ) -> tuple[Change, ...]:
-        """What the decision changed, by id."""
-        compared = self.compared(proposed.operations, extracted)
+        """What the decision on the lessons of these groups changed, by id."""
+        compared = self.compared(proposed.operations, groups, lessons)
         added: dict[str, Advice] = {}
         for (id_, operation), comparisons in zip(proposed.accepted, compared, strict=True):
             if isinstance(operation, Add | Modify):
@@ -53,10 +55,14 @@ class Changes:
         return tuple(changes)
 
     def compared(
-        self, operations: Sequence[Operation], extracted: Extracted
+        self,
+        operations: Sequence[Operation],
+        groups: Sequence[SampledGroup],
+        lessons: Sequence[Lesson],
     ) -> tuple[tuple[Comparison, ...], ...]:
         """For each operation, the first groups of this update that it rests on."""
-        return tuple(tuple(self._compared(each, extracted)) for each in operations)
+        by_example = {sampled.group.example: sampled.group for sampled in groups}
+        return tuple(tuple(self._compared(each, by_example, lessons)) for each in operations)
 
     def _stayed(self, before: ExperienceLibrary, after: ExperienceLibrary) -> Iterator[Change]:
         known = {experience.id: experience for experience in before}
@@ -69,17 +75,18 @@ class Changes:
             if not new.is_on_trial and _was_on_trial(old) and new.effect:
                 yield Change("settled", new.id, *new.advice, effect=new.effect)
 
-    def _compared(self, operation: Operation, extracted: Extracted) -> Iterator[Comparison]:
+    def _compared(
+        self, operation: Operation, groups: Mapping[int, Group], lessons: Sequence[Lesson]
+    ) -> Iterator[Comparison]:
         """The groups of this update that the evidence names.
 
         Several groups share a call of the reflection LM, and so the evidence. Where the text tells
         which examples it is about, the other groups are left out.
         """
-        groups = {sampled.group.example: sampled.group for sampled in extracted.groups}
         sources = [one for one in operation.evidence if one.example in groups]
         sources = self._about(getattr(operation, "text", ""), sources)
         for source in sources[:MOST_COMPARISONS]:
-            about = (lesson for lesson in extracted.lessons if source in lesson.evidence)
+            about = (lesson for lesson in lessons if source in lesson.evidence)
             advantage = next((lesson.reason for lesson in about), "")
             yield self._comparison(groups[source.example], advantage)
 

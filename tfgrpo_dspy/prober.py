@@ -18,6 +18,9 @@ import dspy
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
+from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.reflections import ReflectionClient
+from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.errors import MetricError, RunFailedError, RunStopped
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.experience.values import Add
@@ -26,11 +29,8 @@ from tfgrpo_dspy.metric import Score, ScoringFunction
 from tfgrpo_dspy.results.probe import FEWEST, Probe, predicted
 from tfgrpo_dspy.results.records import Gain, ScoreSummary, counted
 from tfgrpo_dspy.rollout import Rollout, rollout_id_for
-from tfgrpo_dspy.run.asking import ReflectionClient
-from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.reflecting import draft_lessons
-from tfgrpo_dspy.run.rollouts import Rollouts, Sample
 from tfgrpo_dspy.run.strategies import Strategies
 from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import Additions

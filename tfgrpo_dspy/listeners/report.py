@@ -2,7 +2,6 @@
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partialmethod
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 from tfgrpo_dspy.budget.ledger import Ledger
 from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
-from tfgrpo_dspy.experience.library import Applied
-from tfgrpo_dspy.experience.values import Operation, Refusal
+from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.listeners.listening import FOR_FAILURES_S, Listening
 from tfgrpo_dspy.listeners.progress import Progress
 from tfgrpo_dspy.outside import printable
@@ -19,16 +17,11 @@ from tfgrpo_dspy.reflection.lessons import TOO_MANY
 from tfgrpo_dspy.results import REFLECTIONS, RunResults
 from tfgrpo_dspy.results.records import (
     CHANGES_IN_WORDS,
-    Change,
-    GroupRecord,
-    OperationRecord,
     UpdateRecord,
     counted,
 )
 from tfgrpo_dspy.results.rows import RolloutRow
 from tfgrpo_dspy.rollout import Failure, Rollout, Usage
-from tfgrpo_dspy.run.updates import Update
-from tfgrpo_dspy.sampling.additions import SampledGroup
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.wording import shortened
 
@@ -114,38 +107,18 @@ class RunReport:
     unknown_scope = partialmethod(count_failure, "unknown scope")
 
     def add_update(
-        self,
-        update: Update,
-        proposed: Applied,
-        changes: tuple[Change, ...],
-        rollouts: tuple[RolloutRow, ...],
-    ) -> UpdateRecord:
-        """Keep, log and show the record of a decided update."""
-        extracted, decision, used = update.extracted, update.decision, update.account.used
-        batch = update.batch
-        assert batch is not None  # noqa: S101 - only the start has none
-        record = UpdateRecord(
-            update=batch.update,
-            epoch=batch.epoch,
-            groups=tuple(map(_group_record, extracted.groups, extracted.uses)),
-            lessons=tuple(lesson.text for lesson in extracted.lessons),
-            refused_lessons=extracted.refused,
-            operations=tuple(map(_operation_record, (*proposed.operations, *proposed.refused))),
-            reason=decision.reason,
-            library_size=len(decision.library),
-            changes=changes,
-            n_lm_calls=int(used.n_lm_calls),
-            cost_usd=used.cost,
-        )
+        self, record: UpdateRecord, library: ExperienceLibrary, rollouts: tuple[RolloutRow, ...]
+    ) -> None:
+        """Keep, log and show the record of a decided update, which left this library."""
         self.updates.append(record)
-        for text in extracted.refused:
+        for text in record.refused_lessons:
             kind = "lesson too many" if text.endswith(TOO_MANY) else "lesson refused"
             self.count_failure(kind, text)
         logger.info("%s", in_words(record))
         self.progress.show_update(record)
-        for change in changes:
-            self.tell(ExperienceChanged(batch.update, change))
-        self.tell(UpdateDecided(record, decision.library, rollouts))
+        for change in record.changes:
+            self.tell(ExperienceChanged(record.update, change))
+        self.tell(UpdateDecided(record, library, rollouts))
         ledger, limits = self._ledger, asdict(self._settings.budget)
         self.tell(
             BudgetUsed(
@@ -156,7 +129,6 @@ class RunReport:
                 limits={name: value for name, value in limits.items() if value is not None},
             )
         )
-        return record
 
     def tell(self, event: Event) -> None:
         """Have all listeners told of the event; what they raise is counted."""
@@ -256,28 +228,3 @@ def in_words(record: UpdateRecord) -> str:
         f"{counted(len(record.lessons), 'lesson')}; experiences: {changes or 'no change'}, "
         f"{record.library_size} in the library; {record.n_lm_calls} LM calls so far"
     )
-
-
-def _group_record(sampled: SampledGroup, use: str) -> GroupRecord:
-    group, unaided = sampled.group, sampled.unaided
-    ids = {rollout.rollout_id for rollout in unaided.rollouts}
-    return GroupRecord(
-        group.example,
-        tuple(rollout.score for rollout in unaided.rollouts),
-        tuple(r.failure.kind.value for r in group.all_rollouts if r.failure is not None),
-        use,
-        tuple(rollout.score for rollout in group.rollouts if rollout.rollout_id not in ids),
-    )
-
-
-def _operation_record(operation: Operation | Refusal) -> OperationRecord:
-    """The record of an operation, or of its refusal."""
-    given: Any = operation.operation if isinstance(operation, Refusal) else operation
-    refused = operation.reason if isinstance(operation, Refusal) else ""
-
-    def text_of(name: str) -> str:
-        is_mapping = isinstance(given, Mapping)
-        return str((given.get(name) if is_mapping else getattr(given, name, None)) or "")
-
-    values = {name: text_of(name) for name in ("op", "id", "text", "scope", "reason")}
-    return OperationRecord(**values, refused=refused)

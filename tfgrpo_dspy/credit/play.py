@@ -4,13 +4,12 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
+from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.rollouts import Rollouts, Sample
 from tfgrpo_dspy.errors import NotReplayedError, StrategyError, UnpaidError
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.identity import digest
 from tfgrpo_dspy.rollout import FailureKind, Rollout, rollout_id_for
-from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.rollouts import Rollouts, Sample
-from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
 from tfgrpo_dspy.sampling.replay import OF_A_TOOL, Start, checks
 from tfgrpo_dspy.tasks.loop import Priority
@@ -63,7 +62,8 @@ class Player:
     """`strategies.base.Play` for one group; it verifies first that a rollout can be replayed.
 
     `sampler` makes the rollouts (None: those of the group were made elsewhere, so none can be
-    made); `reward` gives them what they count with.
+    made); `visit` is how many batches had its example before; `reward` gives the rollouts what they
+    count with.
     """
 
     def __init__(
@@ -71,15 +71,15 @@ class Player:
         run: RunContext,
         sampler: Rollouts | None,
         priority: Priority,
-        batch: Batch,
         sampled: SampledGroup,
+        visit: int,
+        asks_predictors: bool,
         reward: Callable[[Sequence[Rollout]], list[Rollout]],
         turn: Turn,
     ) -> None:
         self._run, self._sampler, self._priority = run, sampler, priority
         self._group, self._reward, self._turn = sampled.group, reward, turn
-        self._asks_predictors = batch.asks_predictors
-        self._visit = batch.size_and_visit(sampled.group.example)[1]
+        self._visit, self._asks_predictors = visit, asks_predictors
         ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
         self._given = dict(zip(ids, sampled.given, strict=True))
         self._tasks: dict[tuple[object, ...], asyncio.Task[Rollout]] = {}

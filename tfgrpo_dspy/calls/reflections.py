@@ -8,7 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import dspy
 from pydantic import TypeAdapter
@@ -16,17 +16,16 @@ from pydantic import TypeAdapter
 from tfgrpo_dspy.budget.faults import is_too_long
 from tfgrpo_dspy.budget.meter import Meter, metered
 from tfgrpo_dspy.budget.unseen import CallWatcher
+from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.paid import PaidCall, recorded
 from tfgrpo_dspy.dspy_seam import abilities_of
 from tfgrpo_dspy.errors import RunStopped, TrainingCut, described
 from tfgrpo_dspy.experience.programs import copy_program, language_models
+from tfgrpo_dspy.listeners.rows import reflection_row
 from tfgrpo_dspy.reflection.modules import AnswerQuestion
 from tfgrpo_dspy.reflection.reading import encodable
 from tfgrpo_dspy.reflection.texts import as_input, describe_program, shorter, tokens_of
 from tfgrpo_dspy.rollout import Failure, FailureKind, Usage, rollout_id_for
-from tfgrpo_dspy.run.calls import PaidCall, recorded
-from tfgrpo_dspy.run.context import RunContext
-from tfgrpo_dspy.run.rows import reflection_row
-from tfgrpo_dspy.run.updates import Batch
 from tfgrpo_dspy.sampling.fields import media_in
 from tfgrpo_dspy.sampling.one_rollout import sampling_copy
 from tfgrpo_dspy.tasks.whereabouts import Whereabouts
@@ -52,6 +51,18 @@ the tasks that wait, those with the lowest rank are begun first."""
 
 
 STRATEGY_RANK = 2
+
+
+class Occasion(Protocol):
+    """The batch that a question is about."""
+
+    @property
+    def update(self) -> int:
+        """The number of its update."""
+
+    @property
+    def epoch(self) -> int:
+        """The number of its epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +147,7 @@ class ReflectionClient:
     async def ask_shorter(
         self,
         stage: str,
-        batch: Batch,
+        batch: Occasion,
         number: int,
         inputs: Callable[[int], Inputs],
         index: int = 0,
@@ -165,7 +176,7 @@ class ReflectionClient:
         return answer
 
     async def ask(
-        self, stage: str, batch: Batch, number: int, inputs: Inputs, index: int = 0
+        self, stage: str, batch: Occasion, number: int, inputs: Inputs, index: int = 0
     ) -> Answer:
         """The answer about an example, a draft or an update, by its number; maybe a recorded one.
 
@@ -180,7 +191,7 @@ class ReflectionClient:
         noun = stage if stage in ("update", "draft") else "example"
         return await self._answered(question, batch, rank, f"{noun} {number}")
 
-    async def ask_for_strategy(self, batch: Batch, signature: Any, inputs: Inputs) -> Answer:
+    async def ask_for_strategy(self, batch: Occasion, signature: Any, inputs: Inputs) -> Answer:
         """The answer to the question of a strategy: `output` holds the output fields by name."""
         if signature not in self._modules:
             self._modules[signature] = AnswerQuestion(signature)
@@ -193,7 +204,9 @@ class ReflectionClient:
 
         return await self._until_it_fits(asked, lambda _: inputs)
 
-    async def _answered(self, question: "_Question", batch: Batch, rank: int, about: str) -> Answer:
+    async def _answered(
+        self, question: "_Question", batch: Occasion, rank: int, about: str
+    ) -> Answer:
         run, stage = self.run, question.stage
         where = Whereabouts(f"the {stage} of {about}", "a call of the reflection LM")
 
@@ -231,7 +244,7 @@ class ReflectionClient:
         )
         return await recorded(run, call, (rank, batch.update))
 
-    def _note_asked(self, batch: Batch) -> None:
+    def _note_asked(self, batch: Occasion) -> None:
         self.run.report.n_asked[batch.update] += 1
         self.run.reserve.renew()
 

@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.paid import PaidCall, recorded
 from tfgrpo_dspy.errors import TrainingCut
 from tfgrpo_dspy.metric import adapt_metric
 from tfgrpo_dspy.rollout import ROLLOUTS, Failure, FailureKind, Rollout
-from tfgrpo_dspy.run.calls import PaidCall, recorded
-from tfgrpo_dspy.run.context import RunContext
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.one_rollout import RolloutTask, run_rollout
 from tfgrpo_dspy.sampling.replay import Start

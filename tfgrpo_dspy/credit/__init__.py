@@ -1,0 +1,1 @@
+"""Steps of rollouts are valued: by rollouts that go on from them."""
