@@ -1,7 +1,9 @@
 """What a strategy costs where it is not needed. SIMULATED; NOTHING IS REAL.
 
-    nice -n 12 python benchmarks/ordinary_worlds.py --only LearningFrontier --seeds 10
+    nice -n 19 python benchmarks/ordinary_worlds.py --only LearningFrontier --seeds 10
     python benchmarks/ordinary_worlds.py --show benchmarks/results/ordinary_worlds.json
+
+It goes on where it was stopped: the file is written after each run.
 
 The worlds are those of `random_worlds.py`, which were not made for strategies, with fixed traits:
 80 cases of ten kinds, 53 of them for training; the student succeeds in 35 %; a quarter of the
@@ -11,6 +13,10 @@ lessons is wrong, a fifth of them useless; one predictor; no labels, and no demo
 **noise**: cases of four kinds of ten succeed by chance (.5), whatever is advised. **hard**: cases
 of four kinds of ten nearly always fail (.02), whatever is advised. **agent**: a ReAct agent of
 four turns, none of which is critical (with half of the cases, as each costs five calls).
+
+What strategies ask the reflection LM is answered by one that has nothing to say and says it: hints
+that help nobody, rules of which half are wrong and the others useless, marks and preferences by
+chance. The teacher is the policy LM itself. So this is what a strategy costs at worst.
 
 All arms of a world have the same seeds, and the same number of LM calls. Scores are exact.
 """
@@ -28,9 +34,12 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dspy
-from random_world_engine import examples_of, lms_of, metric_of, student_of
-from random_world_model import World, traits_of
+from random_world_engine import RandomEngine, examples_of, metric_of, student_of
+from random_world_model import N_WRONG, USELESS, Line, World, traits_of
+from simlm_texts import Prompt, sections
+from simlm_world import draw, pick
 from strategies import silence
+from tasks.seeded import seeded
 
 from tfgrpo_dspy import TrainingFreeGRPO
 from tfgrpo_dspy import strategies as known
@@ -40,7 +49,7 @@ from tfgrpo_dspy.strategies import Strategy
 OUT = Path(__file__).parent / "results" / "ordinary_worlds.json"
 WORLDS = ("silent", "feedback", "noise", "hard", "agent")
 BUDGETS = (150, 500)
-FIRST_SEED = 300
+FIRST_SEED = 700
 ALLOWED = -0.03
 
 
@@ -95,6 +104,39 @@ class Ordinary(World):
         return self.kinds(self.cases_in(example.request)[0])[0]
 
 
+class IdleEngine(RandomEngine):
+    """Answers what strategies ask, and knows nothing."""
+
+    def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
+        key = (name, self.world.seed, prompt.sample, len(prompt.user))
+        if name in ("concept", "plan", "step"):
+            return f"Look twice at the {name}."
+        if name in ("candidates", "further", "advice"):
+            kind, place = pick(self.world.traits.n_kinds, *key), pick(N_WRONG, "place", *key)
+            idle = Line("useless", place=pick(len(USELESS), "useless", *key))
+            line = Line("wrong", kind, place) if draw("wrong", *key) < 0.5 else idle
+            return str(self.world.text(line, 0))
+        if name == "matters":
+            return "The length of the request decides."
+        if name == "others":
+            return f"{pick(4, *key)}"
+        if name == "better":
+            return f"{pick(3, *key)}"
+        if name == "marks":
+            n = sections(prompt.user).get("attempts", "").count("Attempt ")
+            marks = [[f"{pick(11, row, k, *key)}" for k in range(12)] for row in range(n)]
+            return "\n".join(f"{row}: {', '.join(own)}" for row, own in enumerate(marks, 1))
+        return super()._value(name, type_, prompt)
+
+
+def lms_of(world: World) -> tuple[Any, Any]:
+    """The policy and the reflection LM."""
+    engine = IdleEngine(world)
+    policy = dspy.LM("random/policy", engine=engine, temperature=0.0, max_tokens=300)
+    reflection = dspy.LM("random/reflection", engine=engine, temperature=1.0, max_tokens=2000)
+    return seeded(policy), seeded(reflection)
+
+
 def made(name: str, world: Ordinary, lms: Sequence[Any]) -> tuple[Strategy, ...]:
     """The strategies of an arm: one with its defaults; "without" has none."""
     if name == "without":
@@ -103,6 +145,7 @@ def made(name: str, world: Ordinary, lms: Sequence[Any]) -> tuple[Strategy, ...]
         "DomainBandit": lambda: (world.domain,),
         "HardSampleWeights": lambda: (world.domain,),
         "TeacherRollouts": lambda: (lms[0],),
+        "Objectives": lambda: ({"score": 1.0},),
     }
     return (getattr(known, name)(*arguments.get(name, tuple)()),)
 
@@ -172,6 +215,17 @@ def show(runs: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
+def write(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
+    """The file as a whole; a stop loses the run that is being made, and nothing else."""
+    versions = {name: version(name) for name in ("tfgrpo-dspy", "dspy")}
+    head = json.dumps({"versions": versions, "harms": harms(runs)}, indent=1)
+    rows = ",\n".join(json.dumps(each) for each in runs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(f'{head[:-2]},\n "runs": [\n{rows}\n]}}\n')
+    new.replace(path)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the result file lacks, write it, show it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -199,11 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for arm in ("without", *asked.only):
                     if (world, arm, budget, seed) not in done:
                         done[world, arm, budget, seed] = run(world, arm, budget, seed)
-        versions = {name: version(name) for name in ("tfgrpo-dspy", "dspy")}
-        head = json.dumps({"versions": versions, "harms": harms([*done.values()])}, indent=1)
-        rows = ",\n".join(json.dumps(each) for each in done.values())
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(f'{head[:-2]},\n "runs": [\n{rows}\n]}}\n')
+                        write(asked.out, [*done.values()])
     show([*done.values()])
 
 

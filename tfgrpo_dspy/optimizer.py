@@ -64,7 +64,8 @@ class TrainingFreeGRPO(Teleprompter):
         gate: decides which experiences stay, and which rollouts are given them; default:
             `BayesianGate()`, without a metric `NoGate()`.
         strategies: what else the run does to learn more from the same calls, such as
-            `(LearningFrontier(),)`; asked in this order. docs/strategies.md says which to take.
+            `(LearningFrontier(),)`; asked in this order. "auto": hints and objectives of one scale,
+            where the first groups show that they are needed. See docs/strategies.md.
         reflection: how the reflection LM is asked, as a `Reflection(...)`.
         execution: where and how rollouts are run, as an `Execution(...)`.
         on_event: a function that is called with each event of the run (`tfgrpo_dspy.events`):

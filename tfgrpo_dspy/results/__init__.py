@@ -64,7 +64,8 @@ class RunResults:
     set, the worst of the result first. `program` is the student's class. `origin`, which `to_dict`
     leaves out, holds of a run with a `log_dir` this, its id ("run"), and when it was "begun".
     `taken_because` says why the result was chosen. Where the metric gives objectives, `front` has
-    the candidates that no other beats in every objective; it is not saved.
+    the candidates that no other beats in every objective; it is not saved. `switched` says what
+    strategies have switched on or off by themselves, and by what they saw.
 
     `print(results)` gives a page of at most 40 lines; a notebook shows the same as tables.
     """
@@ -94,6 +95,7 @@ class RunResults:
     program: str = ""
     origin: Mapping[str, str] = field(default_factory=dict, compare=False)
     taken_because: str = ""
+    switched: tuple[str, ...] = ()
     front: tuple[Candidate, ...] = field(default=(), compare=False, repr=False)
 
     @property
@@ -124,6 +126,7 @@ class RunResults:
             page.dropped(self.updates, self.experiences, self.is_finished),
             page.costs(self.usage, REFLECTIONS, self.metric_calls),
             page.failures(self.failures),
+            page.Section(page.one_line("; ".join(self.switched))),
             page.Section(self.taken_because and f"Taken: {page.one_line(self.taken_because)}"),
             page.Section(self.ended),
         ]

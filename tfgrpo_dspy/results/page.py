@@ -45,7 +45,7 @@ FAILURES_IN_WORDS = {
     "approval": "what approve= answered could not be used",
     "listener": "what on_event= calls raised an error",
     "budget": "a strategy wanted further rollouts, for which the budget did not reach",
-    "strategy switched off": "a method of a strategy always failed, and was asked no more",
+    "strategy switched off": "a method of a strategy always failed, or was of no use (.switched)",
     "strategy": "a method of a strategy failed, or gave something that cannot be used",
 }
 _HTML = Environment(autoescape=True).from_string("""\

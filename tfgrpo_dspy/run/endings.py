@@ -14,7 +14,7 @@ from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.run.updates import Update, groups_of
 from tfgrpo_dspy.sampling.fields import as_fields
-from tfgrpo_dspy.strategies.base import overrides
+from tfgrpo_dspy.strategies.auto import may_rescue
 from tfgrpo_dspy.wording import shortened
 
 FIRST_ROLLOUTS = 10
@@ -81,8 +81,8 @@ def why_finished(updates: Sequence[Update], n_drafts: int, n_batches: int, run: 
     n_trained = n_decided - n_drafts
     if latest.decision.is_open or n_trained < n_batches:
         return ""
-    may_rescue = any(overrides(one, "rescue") for one in run.settings.strategies)
-    n_idle = n_batches * (1 + may_rescue)  # what has failed in one epoch
+    n_epochs = 1 + may_rescue(run.settings.strategies, groups_of(updates))  # what failed in one
+    n_idle = n_batches * n_epochs
     is_taught = any(update.is_taught for update in updates[1:][-n_idle:])
     if n_trained >= n_idle and not is_taught:
         epochs = "two epochs" if n_idle > n_batches else "a whole epoch"

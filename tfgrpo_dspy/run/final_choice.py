@@ -129,6 +129,7 @@ def _reported(
             for advice, belief in history.decision.beliefs.items()
             if belief.effect
         ),
+        switched=history.switched,
         n_demos=len(given.demos),
         demos=tuple(DemoRecord(demo.predictor, dict(demo.fields)) for demo in given.demos),
         program=type(run.student).__name__,

@@ -1,5 +1,6 @@
 """The updates of a run: each is decided by the gate, on the evidence of all rollouts so far."""
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -26,7 +27,10 @@ from tfgrpo_dspy.sampling.demos import BestRollouts, DemoPool
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.scores import ScoreRange
 from tfgrpo_dspy.settings.checks import inputs_text
+from tfgrpo_dspy.strategies.auto import Auto, seen
 from tfgrpo_dspy.strategies.base import UpdateContext
+
+logger = logging.getLogger(__name__)
 
 
 class History:
@@ -55,6 +59,7 @@ class History:
         self._training, self._is_recorded = tuple(training), is_recorded
         self._best_rollouts = BestRollouts()
         self._measured: list[Measured] = []
+        self._logged: set[str] = set()
 
     def _lessons_to_come(self) -> Amount:
         """What the lessons of the batches under way still need, and an answer for each update."""
@@ -174,6 +179,7 @@ class History:
             _with_scores(before.by_metric, by_metric),
         )
         self.updates.append(update)
+        self._log_switched()
         run.reserve.renew()
         library = before.decision.library
         changes = self.changes.of_update(
@@ -185,6 +191,20 @@ class History:
         run.manifest.note_update(record, rows)
         run.manifest.note(Additions(self.result()), "")
         return update.decision.library
+
+    @property
+    def switched(self) -> tuple[str, ...]:
+        """What strategies have switched on and off by themselves, by the decided updates."""
+        is_auto = any(isinstance(one, Auto) for one in self._run.settings.strategies)
+        past, first = groups_of(self.updates), self.first
+        on = seen(past, first, self.shows_labels) if is_auto else ()
+        return (*on, *sorted(self._strategies.messages))
+
+    def _log_switched(self) -> None:
+        for message in self.switched:
+            if " is on: " in message and message not in self._logged:
+                self._logged.add(message)
+                logger.info("%s", message)
 
     def _measure(self, new: Sequence[SampledGroup], before: ScoreRange, known: ScoreRange) -> None:
         """Take the scores of new groups; failures of all count as the lowest score so far."""

@@ -66,6 +66,8 @@ class Strategies:
         self._worked: set[tuple[int, str]] = set()
         self._failed: Counter[tuple[int, str]] = Counter()
         self._switched_off: set[tuple[int, str]] = set()
+        self.messages: list[str] = []
+        """What was switched off, and why."""
         self._outcomes: defaultdict[tuple[int, str], list[tuple[int, bool]]] = defaultdict(list)
         """By strategy and method: the update of each time that it was asked; whether it worked."""
 
@@ -91,7 +93,7 @@ class Strategies:
                 f"{type(strategy).__name__}.{method} failed all of the {len(worked)} times that it "
                 f"was asked, and is asked no more"
             )
-            self._run.report.count_failure("strategy switched off", message)
+            self._count_switched_off(message)
         return is_off
 
     def _is_in_vain(self, is_in_vain: bool, method: str, why: str) -> bool:
@@ -100,9 +102,12 @@ class Strategies:
         if is_in_vain and key not in self._switched_off and self.overriding(method):
             self._switched_off.add(key)
             names = " and ".join(type(one).__name__ for one in self.overriding(method))
-            message = f"{names}.{method} is asked no more: {why}"
-            self._run.report.count_failure("strategy switched off", message)
+            self._count_switched_off(f"{names}.{method} is asked no more: {why}")
         return is_in_vain
+
+    def _count_switched_off(self, message: str) -> None:
+        self.messages.append(message)
+        self._run.report.count_failure("strategy switched off", message)
 
     def sizes(self, plan: BatchPlan) -> Mapping[int, int]:
         """How many rollouts each example of the batch gets."""

@@ -39,6 +39,7 @@ from tfgrpo_dspy.reflection.modules import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
+from tfgrpo_dspy.strategies.auto import Auto
 from tfgrpo_dspy.strategies.base import METHODS, Strategy, overrides
 
 DEFAULT_THREADS = 8
@@ -102,7 +103,9 @@ def _checked_gate(gate: Gate | None, others: ValidationInfo) -> Gate | None:
     return gate
 
 
-def _checked_strategies(strategies: Sequence[Strategy]) -> tuple[Strategy, ...]:
+def _checked_strategies(strategies: Sequence[Strategy] | str) -> tuple[Strategy, ...]:
+    if isinstance(strategies, str):
+        return (Auto(),)
     for one in strategies:
         if type(one) is not Strategy and not any(overrides(one, name) for name in METHODS):
             raise ValueError(f"{one!r} overrides none of {', '.join(METHODS)}")
@@ -311,7 +314,9 @@ class Settings:
     max_experiences: Least1 = 30
     max_demos: Least0 | None = None
     gate: Annotated[Gate | None, AfterValidator(_checked_gate)] = None
-    strategies: Annotated[Sequence[Strategy], AfterValidator(_checked_strategies)] = ()
+    strategies: Annotated[
+        Literal["auto"] | Sequence[Strategy], AfterValidator(_checked_strategies)
+    ] = ()
     reflection: InstanceOf[Reflection] | None = None
     execution: InstanceOf[Execution] | None = None
     on_event: Annotated[Listener | None, NOT_WHICH] = None

@@ -9,6 +9,7 @@ from tfgrpo_dspy.errors import SettingsError
 from tfgrpo_dspy.events import Listener
 from tfgrpo_dspy.gate.protocol import Gate
 from tfgrpo_dspy.settings import NOT_WHICH, Execution, Reflection, Settings
+from tfgrpo_dspy.strategies.base import Strategy
 
 TEMPERATURE = 0.7
 CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 = 15
@@ -75,6 +76,7 @@ class RunSettings(Settings):
     """
 
     temperature: Literal["own"] | float
+    strategies: Sequence[Strategy]
     gate: Gate
     reflection: Reflection
     execution: Execution
