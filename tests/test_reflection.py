@@ -286,7 +286,7 @@ def test_the_feedback_of_a_group_is_that_of_its_worst_attempt() -> None:
 
 def test_attempts_say_which_experiences_only_some_of_them_were_given() -> None:
     always, tested = Experience("E1", "Be exact."), Experience("E2", "Be brief.", is_on_trial=True)
-    shown = Group.of(0, (POOR, BAD, GOOD), has_metric=True, known=ScoreRange(0.0, 1.0))
+    shown = Group.of(0, (POOR, BAD, GOOD), has_metric=True, score_range=ScoreRange(0.0, 1.0))
     libraries = [
         ExperienceLibrary([always, tested]),
         ExperienceLibrary([always]),

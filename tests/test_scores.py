@@ -89,7 +89,7 @@ SCORES = st.lists(st.floats(-1000, 1000), min_size=2, max_size=5)
 
 def scored(scores: list[float], known: ScoreRange | None = None) -> Group:
     rollouts = [Rollout(0, n, {"answer": "a"}, score=score) for n, score in enumerate(scores)]
-    return Group.of(0, rollouts, has_metric=True, known=known or ScoreRange())
+    return Group.of(0, rollouts, has_metric=True, score_range=known or ScoreRange())
 
 
 @given(SCORES, st.floats(0, 1000))

@@ -224,7 +224,7 @@ def test_the_score_of_an_aided_rollout_is_no_evidence_for_experiences_and_stands
     assert (group.scores, group.aided_scores) == ((0.0, 0.0), (1.0,))
     (sampled,) = told
     assert sampled.unaided.scores == (0.0, 0.0)
-    assert [given.hint for given in sampled.given] == ["", "", "Count twice."]
+    assert [one.hint for one in sampled.additions] == ["", "", "Count twice."]
 
 
 def test_the_same_question_of_a_strategy_is_asked_once_and_its_calls_are_shown() -> None:

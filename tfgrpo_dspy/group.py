@@ -17,14 +17,14 @@ class Group:
     """The rollouts of one example.
 
     `rollouts` are those that may be compared: their scores are finite, or all None where there is
-    no metric. `all_rollouts` are all that were made. `known` is the range of the scores that the
+    no metric. `all_rollouts` are all that were made. `score_range` is that of the scores that the
     run had seen before.
     """
 
     example: int
     rollouts: tuple[Rollout, ...]
     all_rollouts: tuple[Rollout, ...]
-    known: ScoreRange = NO_SCORES
+    score_range: ScoreRange = NO_SCORES
 
     @classmethod
     def of(
@@ -32,7 +32,7 @@ class Group:
         example: int,
         rollouts: Sequence[Rollout],
         has_metric: bool,
-        known: ScoreRange = NO_SCORES,
+        score_range: ScoreRange = NO_SCORES,
     ) -> "Group":
         """The group that the rollouts of an example form.
 
@@ -40,13 +40,13 @@ class Group:
         a failure is never the better rollout. A provider's and the metric's failures are left out
         of the comparison.
         """
-        scores = floored(rollouts, known) if has_metric else [r.score for r in rollouts]
+        scores = floored(rollouts, score_range) if has_metric else [r.score for r in rollouts]
         counted = [
             rollout if rollout.score is score else replace(rollout, score=score)
             for rollout, score in zip(rollouts, scores, strict=True)
             if rollout.counts
         ]
-        return cls(example, tuple(counted), tuple(rollouts), known)
+        return cls(example, tuple(counted), tuple(rollouts), score_range)
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -107,12 +107,12 @@ class Group:
     @property
     def least_contrast(self) -> float:
         """Two of its scores that differ by no more than this count as equal."""
-        return self.known.including(self.scores).least_contrast
+        return self.score_range.including(self.scores).least_contrast
 
     @property
     def score_texts(self) -> tuple[str, ...]:
         """The scores with at least three digits; those that do not count as equal look unlike."""
-        return self.known.including(self.scores).texts(self.scores)
+        return self.score_range.including(self.scores).texts(self.scores)
 
     def is_at_best(self, labels: Mapping[str, str]) -> bool:
         """Whether all its rollouts have the best score that is known.
@@ -120,16 +120,16 @@ class Group:
         Where only one score is known, it says nothing. Then they are the best if each of them gives
         the answer of the labels.
         """
-        known = self.known.including(self.scores)
+        scores = self.score_range.including(self.scores)
         if not self.scores:
             return False
-        if known.is_flat:
+        if scores.is_flat:
             return all(rollout.agrees_with(labels) for rollout in self.rollouts)
-        return min(self.scores) >= known.highest - known.least_contrast
+        return min(self.scores) >= scores.highest - scores.least_contrast
 
 
 def floored(
-    rollouts: Sequence[Rollout], known: ScoreRange, for_advice: bool = False
+    rollouts: Sequence[Rollout], score_range: ScoreRange, for_advice: bool = False
 ) -> list[float | None]:
     """The score that each rollout counts with; None: it has none.
 
@@ -137,7 +137,7 @@ def floored(
     `for_advice`: so have all failures for which advice may be to blame. The score of a failed
     rollout that was made elsewhere stands.
     """
-    floor = known.including(rollout.score for rollout in rollouts).failure_score
+    floor = score_range.including(rollout.score for rollout in rollouts).failure_score
 
     def score_of(rollout: Rollout) -> float | None:
         if rollout.failure is None or rollout.score is not None:

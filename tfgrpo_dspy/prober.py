@@ -162,10 +162,10 @@ class Prober:
     async def _make(self, samples: Mapping[Key, Sample]) -> None:
         """Make these; what is finished when a limit is reached counts."""
 
-        async def one(key: Key, sample: Sample) -> None:
+        async def make(key: Key, sample: Sample) -> None:
             (self._rollouts[key],) = await self._sampler.make([sample], PRIORITY)
 
-        await asyncio.gather(*(self._run.loop.spawn(one(*each)) for each in samples.items()))
+        await asyncio.gather(*(self._run.loop.spawn(make(*each)) for each in samples.items()))
 
     async def _score_again(self) -> None:
         """Score a few outputs a second time; an answer from a cache would say nothing."""

@@ -71,10 +71,10 @@ class Account:
     assumed: Amount = Amount(1.0, 1.0)
     assumed_answer: Amount = Amount(1.0)
 
-    def after_rollouts(self, made: Sequence[Rollout]) -> "Account":
+    def after_rollouts(self, rollouts: Sequence[Rollout]) -> "Account":
         """The account when these rollouts are made."""
-        amounts = [Amount.of(r.usage + r.metric_usage, r.n_metric_calls) for r in made]
-        pairs = zip(made, amounts, strict=True)
+        amounts = [Amount.of(r.usage + r.metric_usage, r.n_metric_calls) for r in rollouts]
+        pairs = zip(rollouts, amounts, strict=True)
         whole = [amount for rollout, amount in pairs if _is_whole(rollout)]
         squares = [Amount(*(number**2 for number in astuple(amount))) for amount in whole]
         return replace(
@@ -87,10 +87,10 @@ class Account:
         )
 
     def after_update(
-        self, made: Sequence[Rollout], reflections: Usage, n_examples: float
+        self, rollouts: Sequence[Rollout], reflections: Usage, n_examples: float
     ) -> "Account":
         """The account when an update of so many examples (of usual groups) is decided."""
-        account, answers = self.after_rollouts(made), Amount.of(reflections, 0)
+        account, answers = self.after_rollouts(rollouts), Amount.of(reflections, 0)
         used, all_answers = account.used + answers, self.reflections + answers
         account = replace(account, used=used, reflections=all_answers)
         if not n_examples:

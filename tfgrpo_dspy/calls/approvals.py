@@ -56,7 +56,7 @@ async def approved(run: RunContext, proposal: Proposal, applied: Applied, guard:
             return _Approved((), str(error))
 
     @functools.cache  # a guard is asked once, and counted once
-    def made(operations: tuple[Operation, ...]) -> Applied:
+    def outcome_of(operations: tuple[Operation, ...]) -> Applied:
         return _made(run, proposal, operations, guard)
 
     call = PaidCall(
@@ -64,16 +64,16 @@ async def approved(run: RunContext, proposal: Proposal, applied: Applied, guard:
         key=_key(run, proposal),
         kind=ANSWERS,
         do=do,
-        is_void=lambda answer: bool(answer.error or _faults(made(answer.operations))),
+        is_void=lambda answer: bool(answer.error or _faults(outcome_of(answer.operations))),
     )
     answer = await recorded(run, call, priority=None)
     if answer.error:
         run.report.count_failure("approval", answer.error)
         refused = tuple(Refusal(op, f"approve failed: {answer.error}") for op in proposed)
         return replace(proposal.library.applied(()), refused=refused)
-    for fault in _faults(made(answer.operations)):
+    for fault in _faults(outcome_of(answer.operations)):
         run.report.count_failure("approval", f"{fault.operation}: {fault.reason}")
-    return made(answer.operations)
+    return outcome_of(answer.operations)
 
 
 def _faults(applied: Applied) -> list[Refusal]:
@@ -115,9 +115,9 @@ def _operations(answer: Approval, proposed: Sequence[Operation]) -> list[Operati
     return [_supported(*pair) for pair in itertools.zip_longest(answer, proposed[: len(answer)])]
 
 
-def _supported(given: Any, proposed: Operation | None) -> Operation:
+def _supported(answer: Any, proposed: Operation | None) -> Operation:
     """The operation; an edited one keeps the evidence of the one in whose place it stands."""
-    operation = operation_from(given)
+    operation = operation_from(answer)
     if operation.evidence or type(operation) is not type(proposed):
         return operation
     return replace(operation, evidence=proposed.evidence)

@@ -50,9 +50,9 @@ def recorded(
     It is done when there is a slot in that place; without a priority, at once. Raises RunStopped:
     the run has ended; MissingRecordError: offline, and there is no record.
     """
-    found = _found(run, call)
-    if found is not None:
-        return _there(found)
+    record = _found(run, call)
+    if record is not None:
+        return _there(record)
     begun_s = time.monotonic()
 
     async def begin() -> Any:
@@ -80,17 +80,17 @@ def recorded(
 
 def _found(run: RunContext, call: PaidCall[Result]) -> Result | None:
     """The recorded result, which costs what it cost when it was made."""
-    found = run.records.find(call.key, call.kind)
+    record = run.records.find(call.key, call.kind)
     try:
-        if found is not None:
-            run.ledger.spend(*call.taken(found))
+        if record is not None:
+            run.ledger.spend(*call.taken(record))
         elif run.settings.offline:
             run.stop_for_missing_record(call.name)
     except TrainingCut as cut:
         return call.without(cut)
-    if found is not None:
-        call.count(found, None)
-    return found
+    if record is not None:
+        call.count(record, None)
+    return record
 
 
 def _there(result: Result) -> "asyncio.Future[Result]":

@@ -127,8 +127,8 @@ class ReflectionClient:
 
         None if the reflection LM takes none; the log says so once.
         """
-        found = [media_in(dict(example.inputs())) for example in examples]
-        images = [str(one) for media in found for one in media if isinstance(one, dspy.Image)]
+        by_example = [media_in(dict(example.inputs())) for example in examples]
+        images = [str(one) for media in by_example for one in media if isinstance(one, dspy.Image)]
         if images and not self._shows_images:
             self.run.report.count_failure("image not shown", NOT_SHOWN, len(images))
             return []
@@ -269,16 +269,20 @@ class ReflectionClient:
         try:
             # the module, which all calls share, keeps no history: it would grow with the run
             with dspy.context(**settings, trace=[], disable_history=False, max_history_size=0):
-                found = module(**shown)
-            why = getattr(found, "semantic_advantage", "") or getattr(found, "critique", "") or ""
-            n_unparsed = int(getattr(found, "parse_failures", 0))
-            given = json.dumps(getattr(found, question.output, None), default=_as_json)
+                prediction = module(**shown)
+            why = (
+                getattr(prediction, "semantic_advantage", "")
+                or getattr(prediction, "critique", "")
+                or ""
+            )
+            n_unparsed = int(getattr(prediction, "parse_failures", 0))
+            output = json.dumps(getattr(prediction, question.output, None), default=_as_json)
             answer = Answer(
-                json.loads(given),
+                json.loads(output),
                 meter.usage,
                 n_unparsed,
                 explanation=str(why),
-                unread=encodable(str(getattr(found, "unread", "") or "")),
+                unread=encodable(str(getattr(prediction, "unread", "") or "")),
             )
         except (RunStopped, KeyboardInterrupt):
             raise

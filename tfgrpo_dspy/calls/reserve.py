@@ -44,14 +44,14 @@ class Reserve:
 
     def n_rollouts(self, account: Account) -> int:
         """How many rollouts the end needs; fewer where one takes more than was assumed."""
-        settings, each = self._settings, account.per_rollout
+        settings, per_rollout = self._settings, account.per_rollout
         if settings.metric is None:
             return 0
         data, times = settings.data, [1.0]
         if settings.max_lm_calls is not None:
-            times.append(each.n_lm_calls / data.calls_per_rollout)
+            times.append(per_rollout.n_lm_calls / data.calls_per_rollout)
         if settings.max_cost is not None and data.dollars_per_rollout > 0:
-            times.append(each.cost / data.dollars_per_rollout)
+            times.append(per_rollout.cost / data.dollars_per_rollout)
         smallest = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
         return max(min(settings.reserve, smallest), int(settings.reserve / max(times)))
 

@@ -30,7 +30,7 @@ class Sample:
     `asks_predictors`: whether the metric is also asked about each predictor.
     """
 
-    given: Additions
+    additions: Additions
     example: int
     rollout_id: int
     start: Start | None = field(default=None, compare=False)
@@ -86,15 +86,15 @@ class Rollouts:
         """
         early = {sample: self._early.pop(sample) for sample in samples if sample in self._early}
         others = [sample for sample in samples if sample not in early]
-        made = dict(zip(others, await self._make(others, priority), strict=True))
-        made |= {sample: (await task)[0] for sample, task in early.items()}
-        return [made[sample] for sample in samples]
+        rollouts = dict(zip(others, await self._make(others, priority), strict=True))
+        rollouts |= {sample: (await task)[0] for sample, task in early.items()}
+        return [rollouts[sample] for sample in samples]
 
     async def _make(self, samples: Sequence[Sample], priority: Priority) -> list[Rollout]:
         return [await each for each in [self._recorded(sample, priority) for sample in samples]]
 
     def _recorded(self, sample: Sample, priority: Priority) -> Awaitable[Rollout]:
-        program, _, additions = self._program(sample.given)
+        program, _, additions = self._program(sample.additions)
         place, usual = THREADS if self._run.remote is None else OTHER_PROCESSES
         about = f"rollout of {self._set} example {sample.example}"
         where = Whereabouts(f"the {about}", usual)
@@ -112,7 +112,7 @@ class Rollouts:
         return recorded(self._run, call, priority, place)
 
     def _key(self, sample: Sample) -> str:
-        made_of = (self._program(sample.given)[1], self._examples[sample.example], self._metric)
+        made_of = (self._program(sample.additions)[1], self._examples[sample.example], self._metric)
         return self._run.records.keys.rollout(*made_of, sample.rollout_id, self._temperature)
 
     @property
@@ -166,13 +166,13 @@ class Rollouts:
             is_training=self._role == "rollout",
             calls=where.calls,
         )
-        made: Rollout = await run.loop.in_thread(lambda: where.noted(lambda: run_rollout(task)))
-        return made
+        rollout: Rollout = await run.loop.in_thread(lambda: where.noted(lambda: run_rollout(task)))
+        return rollout
 
-    def _prepared(self, given: Additions) -> tuple[Any, str, bytes]:
+    def _prepared(self, additions: Additions) -> tuple[Any, str, bytes]:
         """The program with these; its digest; the additions, packed for other processes."""
-        program = given.bake(self._run.student)
-        sent = packed(given, "the library") if self._bundle else b""
+        program = additions.bake(self._run.student)
+        sent = packed(additions, "the library") if self._bundle else b""
         return program, self._run.records.keys.program(program), sent
 
 

@@ -26,16 +26,16 @@ class Turn:
 
     def __init__(self, before: "asyncio.Future[str | None]") -> None:
         self._before = before
-        self.said: asyncio.Future[str | None] = asyncio.Future()
+        self.verdict: asyncio.Future[str | None] = asyncio.Future()
 
-    async def known(self) -> str | None:
+    async def verdict_before(self) -> str | None:
         """What the groups before this one say."""
         return await asyncio.shield(self._before)
 
     def say(self, verdict: str | None) -> None:
         """Say it, once."""
-        if not self.said.done():
-            self.said.set_result(verdict)
+        if not self.verdict.done():
+            self.verdict.set_result(verdict)
 
     def pass_on(self) -> None:
         """Say what the groups before this one say, as soon as they do."""
@@ -54,7 +54,7 @@ class Turns:
             self._last = asyncio.Future()
             self._last.set_result(None)
         turn = Turn(self._last)
-        self._last = turn.said
+        self._last = turn.verdict
         return turn
 
 
@@ -81,7 +81,7 @@ class Player:
         self._group, self._reward, self._turn = sampled.group, reward, turn
         self._visit, self._asks_predictors = visit, asks_predictors
         ids = [rollout.rollout_id for rollout in sampled.group.all_rollouts]
-        self._given = dict(zip(ids, sampled.given, strict=True))
+        self._additions = dict(zip(ids, sampled.additions, strict=True))
         self._tasks: dict[tuple[object, ...], asyncio.Task[Rollout]] = {}
         self._made: dict[int, Rollout] = {}
 
@@ -96,7 +96,7 @@ class Player:
     ) -> list[Rollout]:
         """The first `n` rollouts that go on from there. Raises NotReplayedError, UnpaidError."""
         most = len(rollout.steps) - (not answers_now)
-        if rollout.rollout_id not in self._given or not 0 <= n_steps <= most or n < 1:
+        if rollout.rollout_id not in self._additions or not 0 <= n_steps <= most or n < 1:
             raise StrategyError(
                 f"play(rollout {rollout.rollout_id}, n_steps={n_steps}, n={n}): pass a rollout of "
                 f"the group, or one that play gave; from 0 to {most} steps; n from 1."
@@ -111,16 +111,16 @@ class Player:
             if not is_paid:
                 raise UnpaidError(f"example {self._group.example}: {NO_MORE}")
             begun = [self._begun(start, k) for k in range(n)]
-            made = [await each for each in begun]
-        self._made |= {each.rollout_id: each for each in made}
-        for each in made:
+            rollouts = [await each for each in begun]
+        self._made |= {each.rollout_id: each for each in rollouts}
+        for each in rollouts:
             _check_replayed(each)
-        return self._counted(made)
+        return self._counted(rollouts)
 
     async def _verify(self, rollout: Rollout) -> None:
         """Raises NotReplayedError: the program does not repeat its steps, or some tool does not."""
-        if known := await self._turn.known():
-            raise NotReplayedError(known)
+        if verdict := await self._turn.verdict_before():
+            raise NotReplayedError(verdict)
         try:
             for start in checks(rollout):
                 _check_replayed(await self._begun(start, 1 + (start.called or 0)), is_check=True)
@@ -140,9 +140,9 @@ class Player:
     async def _rollout(self, start: Start, index: int) -> Rollout:
         assert self._sampler is not None  # noqa: S101 - `__call__` has looked
         sample = self._sample(start, index)
-        self._given[sample.rollout_id] = sample.given
-        (made,) = await self._sampler.make([sample], self._priority)
-        return made
+        self._additions[sample.rollout_id] = sample.additions
+        (rollout,) = await self._sampler.make([sample], self._priority)
+        return rollout
 
     def _sample(self, start: Start, index: int) -> Sample:
         example, source = self._group.example, start.source
@@ -150,20 +150,20 @@ class Player:
         kind = f"{start.answers_now:d}{start.ends_if_same:d}{start.is_check:d}"
         purpose = f"from/{source.rollout_id}/{kind}/{digest(steps)}"
         rollout_id = rollout_id_for(self._run.settings.seed, self._visit, example, index, purpose)
-        given = self._given[source.rollout_id]
-        return Sample(given, example, rollout_id, start, self._asks_predictors)
+        additions = self._additions[source.rollout_id]
+        return Sample(additions, example, rollout_id, start, self._asks_predictors)
 
-    def _counted(self, made: Sequence[Rollout]) -> list[Rollout]:
+    def _counted(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Those with a score, or all that ran where there is no metric."""
         if self._run.settings.metric is None:
-            return [rollout for rollout in made if rollout.counts]
-        known = self._group.known.including(self._group.scores)
-        rewarded = self._reward(made)
-        return list(Group.of(self._group.example, rewarded, True, known).rollouts)
+            return [rollout for rollout in rollouts if rollout.counts]
+        score_range = self._group.score_range.including(self._group.scores)
+        rewarded = self._reward(rollouts)
+        return list(Group.of(self._group.example, rewarded, True, score_range).rollouts)
 
-    def given(self, rollout: Rollout) -> Additions | None:
+    def additions_of(self, rollout: Rollout) -> Additions | None:
         """What a rollout that was made here was given; None: it was not."""
-        return self._given[rollout.rollout_id] if rollout.rollout_id in self._made else None
+        return self._additions[rollout.rollout_id] if rollout.rollout_id in self._made else None
 
     def others(self, group: Group) -> tuple[Rollout, ...]:
         """The rollouts that were made here, and are not in the group."""
@@ -171,9 +171,9 @@ class Player:
         return tuple(rollout for id_, rollout in sorted(self._made.items()) if id_ not in ids)
 
 
-def _check_replayed(made: Rollout, is_check: bool = False) -> None:
+def _check_replayed(rollout: Rollout, is_check: bool = False) -> None:
     """Raises NotReplayedError: the program did not repeat its steps, or nobody knows."""
-    failure = made.failure
+    failure = rollout.failure
     if failure is None:
         return
     kind = failure.kind
@@ -184,16 +184,18 @@ def _check_replayed(made: Rollout, is_check: bool = False) -> None:
 def with_beside(sampled: SampledGroup, beside: Iterable[Rollout], player: Player) -> SampledGroup:
     """The group with further rollouts. Raises StrategyError: `play` did not make one of them."""
     for rollout in beside:
-        given, group = player.given(rollout), sampled.group
-        if given is None:
+        additions, group = player.additions_of(rollout), sampled.group
+        if additions is None:
             raise StrategyError(f"beside={rollout!r:.200}: pass only rollouts that `play` gave.")
         if rollout.rollout_id not in {each.rollout_id for each in group.all_rollouts}:
             measured = sampled.measured and _with(sampled.measured, rollout)
-            more, all_given = _with(group, rollout), (*sampled.given, given)
-            sampled = replace(sampled, group=more, given=all_given, measured=measured)
+            of_all = (*sampled.additions, additions)
+            sampled = replace(
+                sampled, group=_with(group, rollout), additions=of_all, measured=measured
+            )
     return sampled
 
 
 def _with(group: Group, rollout: Rollout) -> Group:
     rollouts = (*group.rollouts, rollout), (*group.all_rollouts, rollout)
-    return Group(group.example, *rollouts, group.known)
+    return Group(group.example, *rollouts, group.score_range)

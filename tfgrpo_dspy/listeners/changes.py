@@ -65,9 +65,9 @@ class Changes:
         return tuple(tuple(self._compared(each, by_example, lessons)) for each in operations)
 
     def _stayed(self, before: ExperienceLibrary, after: ExperienceLibrary) -> Iterator[Change]:
-        known = {experience.id: experience for experience in before}
+        by_id = {experience.id: experience for experience in before}
         for new in after:
-            old = known.get(new.id)
+            old = by_id.get(new.id)
             if old is None or old.advice != new.advice:
                 kind: ChangeKind = "born" if old is None else "changed"
                 comparisons = self._comparisons.get(new.advice, ())
@@ -95,8 +95,8 @@ class Changes:
         words = [_words(self._texts[one.example]) for one in sources]
         if len(words) < 2:
             return sources
-        own = _words(text) - words[0].intersection(*words)
-        counts = [len(own & of_one) for of_one in words]
+        special = _words(text) - words[0].intersection(*words)
+        counts = [len(special & of_one) for of_one in words]
         return [one for one, n in zip(sources, counts, strict=True) if 2 * n >= max(counts)]
 
     def _comparison(self, group: Group, advantage: str) -> Comparison:
@@ -115,7 +115,7 @@ class Changes:
 
 
 def _words(text: str) -> set[str]:
-    return {found[0].strip(PUNCTUATION) for found in WORD.finditer(text.casefold())}
+    return {match[0].strip(PUNCTUATION) for match in WORD.finditer(text.casefold())}
 
 
 def _was_on_trial(experience: Experience | None) -> bool:

@@ -50,8 +50,8 @@ class RunReport:
         self._ledger = ledger
         self._n_done = 0
         self._errors: Counter[str] = Counter()
-        own = [] if settings.on_event is None else [Listening(settings.on_event, "on_event")]
-        self._listening = [*own, *(Listening(each, "MLflow", 1) for each in settings.trackers)]
+        of_user = [] if settings.on_event is None else [Listening(settings.on_event, "on_event")]
+        self._listening = [*of_user, *(Listening(each, "MLflow", 1) for each in settings.trackers)]
 
     def count_rollout(self, role: str, rollout: Rollout) -> None:
         """Count what a rollout has cost and how it failed."""
@@ -88,9 +88,9 @@ class RunReport:
         n_errors = self._errors.total()
         if n_errors > allowed:
             ((message, times),) = self._errors.most_common(1)
-            given = "without max_errors the run" if max_errors is None else "max_errors"
+            rule = "without max_errors the run" if max_errors is None else "max_errors"
             self._ledger.stop(
-                f"{n_errors} of {self._n_done} rollouts and reflections failed, and {given} allows "
+                f"{n_errors} of {self._n_done} rollouts and reflections failed, and {rule} allows "
                 f"{allowed}. The most frequent error ({times} of {n_errors}): {message}\n"
                 f"Fix its cause ({_way_out(failure)}), or pass a higher Execution(max_errors=).",
                 is_failure=True,
@@ -144,9 +144,9 @@ class RunReport:
     @property
     def unfinished(self) -> Usage:
         """The LM calls that came to nothing, in this start and those before it."""
-        ledger, known = self._ledger, sum(self.usage.values(), start=Usage())
-        n = max(0, ledger.n_lm_calls - known.n_lm_calls)
-        cost = max(0.0, ledger.cost - known.cost_usd) if n else 0.0
+        ledger, counted_usage = self._ledger, sum(self.usage.values(), start=Usage())
+        n = max(0, ledger.n_lm_calls - counted_usage.n_lm_calls)
+        cost = max(0.0, ledger.cost - counted_usage.cost_usd) if n else 0.0
         return Usage(ledger.n_lost + n, cost_usd=ledger.lost + cost)
 
     @property
@@ -159,8 +159,8 @@ class RunReport:
         noted = {"parameter left out": n_left_out, "listener": n_raised}
         return +Counter({**noted, "unseen call": self._ledger.n_unseen})
 
-    def results(self, is_student: bool, **found: Any) -> RunResults:
-        """The report of the run; `found`: the fields of it that the final choice knows."""
+    def results(self, is_student: bool, **fields: Any) -> RunResults:
+        """The report of the run; `fields`: those of it that the final choice knows."""
         nothing_learned = self._why_nothing_was_learned() if is_student else ""
         if is_student and not self._ledger.is_failure:
             logger.warning("nothing was learned: %s", nothing_learned)
@@ -176,7 +176,7 @@ class RunReport:
             wall_time_s=ledger.seconds,
             settings={**self._settings.result_scalars(), **asdict(ledger.budget)},
             schedule=self._settings.schedule,
-            **found,
+            **fields,
         )
 
     def _why_nothing_was_learned(self) -> str:

@@ -20,10 +20,10 @@ Scored = Mapping[int, tuple[Rollout, float | None]]
 def training_rows(update: int, groups: Iterable[SampledGroup]) -> tuple[RolloutRow, ...]:
     """The rollouts of an update, with the scores of the metric."""
     return tuple(
-        _row(rollout, "training", given, update, aid)
+        _row(rollout, "training", additions, update, aid)
         for sampled in groups
-        for given, rollout, aid in zip(
-            sampled.given,
+        for additions, rollout, aid in zip(
+            sampled.additions,
             (sampled.measured or sampled.group).all_rollouts,
             sampled.aids,
             strict=True,
@@ -37,10 +37,12 @@ def measured_rows(set: str, candidate: Additions, rollouts: Scored) -> list[Roll
 
 
 def _row(
-    rollout: Rollout, set: str, given: Additions, update: int | None = None, aid: str = ""
+    rollout: Rollout, set: str, additions: Additions, update: int | None = None, aid: str = ""
 ) -> RolloutRow:
-    ids = " ".join(experience.id for experience in given.library)
-    return RolloutRow.of(rollout, set, update, experiences=ids, n_demos=len(given.demos), aid=aid)
+    ids = " ".join(experience.id for experience in additions.library)
+    return RolloutRow.of(
+        rollout, set, update, experiences=ids, n_demos=len(additions.demos), aid=aid
+    )
 
 
 def example_rows(

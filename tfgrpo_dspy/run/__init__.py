@@ -185,9 +185,9 @@ class Run:
             applied.operations, extracted.groups, extracted.lessons
         )
         proposal = Proposal(batch.update, library, applied.operations, compared)
-        made = await approved(self._run, proposal, applied, guard)
-        rejected = made.refused if made is not applied else ()
-        return replace(made, refused=(*refused, *applied.refused, *rejected))
+        outcome = await approved(self._run, proposal, applied, guard)
+        rejected = outcome.refused if outcome is not applied else ()
+        return replace(outcome, refused=(*refused, *applied.refused, *rejected))
 
     async def decide(
         self, batch: Batch, extracted: Extracted, proposed: Applied

@@ -42,10 +42,10 @@ def why_unreadable(rollouts: Sequence[Rollout], lms: Iterable[Any]) -> str:
     if not rollouts or len(scores) > 1 or not all(rollout.is_unreadable for rollout in rollouts):
         return ""
     first = rollouts[0].failure
-    said = "all outputs are empty" if first is None else _shown(first.message)
+    example = "all outputs are empty" if first is None else _shown(first.message)
     return (
         f"none of the first {len(rollouts)} answers of the program could be read. The first: "
-        f"{said} {_advice(lms)}"
+        f"{example} {_advice(lms)}"
     )
 
 
@@ -63,10 +63,10 @@ def why_useless(answers: Mapping[int, Sequence[Answer]], last: int, lm: Any) -> 
     if len(useless) < ANSWERS_IN_A_ROW:
         return ""
     first = useless[0]
-    said = first.error or f"it could not be read: {first.unread or '(empty)'}"
+    example = first.error or f"it could not be read: {first.unread or '(empty)'}"
     return (
         f"the reflection LM gave {len(useless)} answers in a row that are of no use. The first: "
-        f"{_shown(said)} {_advice([lm])}"
+        f"{_shown(example)} {_advice([lm])}"
     )
 
 
@@ -118,9 +118,9 @@ def _why_saturated(updates: Sequence[Update], run: RunContext) -> str:
     All of their rollouts have the best score of the run so far; or the run has seen one score only,
     which nobody knows to be the best, for long enough that advice was tried.
     """
-    known = updates[-1].known
+    scores = updates[-1].score_range
     every = groups_of(updates)
-    groups = [replace(sampled.unaided, known=known) for sampled in every[-FLAT_GROUPS:]]
+    groups = [replace(sampled.unaided, score_range=scores) for sampled in every[-FLAT_GROUPS:]]
 
     def is_at_best(group: Group) -> bool:
         return group.is_at_best(as_fields(run.trainset[group.example].labels()))
@@ -129,7 +129,7 @@ def _why_saturated(updates: Sequence[Update], run: RunContext) -> str:
     if len(groups) >= n and all(map(is_at_best, groups[-n:])):
         return f"all rollouts of the last {n} groups had the best score"
     n = FLAT_GROUPS
-    if known.is_flat and len(groups) >= n and not any(g.has_contrast for g in groups[-n:]):
+    if scores.is_flat and len(groups) >= n and not any(g.has_contrast for g in groups[-n:]):
         return f"all rollouts of the last {n} groups had the same score"
     return ""
 
@@ -141,10 +141,10 @@ def _shown(message: str) -> str:
 def _advice(lms: Iterable[Any]) -> str:
     """What to change, with the limits that the LMs have."""
     kwargs = [getattr(lm or dspy.settings.lm, "kwargs", {}) for lm in lms]
-    limits = [given.get("max_tokens") or given.get("max_completion_tokens") for given in kwargs]
-    known = ", ".join(dict.fromkeys(str(limit) for limit in limits if limit))
+    limits = [k.get("max_tokens") or k.get("max_completion_tokens") for k in kwargs]
+    now = ", ".join(dict.fromkeys(str(limit) for limit in limits if limit))
     return (
-        f"Answers that are cut or empty need a higher max_tokens{known and f' (now {known})'} or a "
+        f"Answers that are cut or empty need a higher max_tokens{now and f' (now {now})'} or a "
         f"larger context; an LM that does not keep to the form may keep to that of another adapter,"
         f" such as dspy.JSONAdapter()"
     )

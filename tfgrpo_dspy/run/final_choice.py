@@ -116,28 +116,28 @@ def unmeasured(run: RunContext, history: History) -> Any:
 def _reported(
     run: RunContext,
     history: History,
-    given: Additions,
+    additions: Additions,
     rollouts: Sequence[RolloutRow] = (),
-    **found: Any,
+    **fields: Any,
 ) -> Any:
     """The student with these additions, and `detailed_results`, which are recorded, too."""
-    optimized = given.bake(run.student)
+    optimized = additions.bake(run.student)
     results = run.report.results(
-        is_student=given == Additions(history.start),
+        is_student=additions == Additions(history.start),
         tried=tuple(
             TriedAdvice(*advice, belief.effect, belief.chance)
             for advice, belief in history.decision.beliefs.items()
             if belief.effect
         ),
         switched=history.switched,
-        n_demos=len(given.demos),
-        demos=tuple(DemoRecord(demo.predictor, dict(demo.fields)) for demo in given.demos),
+        n_demos=len(additions.demos),
+        demos=tuple(DemoRecord(demo.predictor, dict(demo.fields)) for demo in additions.demos),
         program=type(run.student).__name__,
         origin=run.manifest.origin,
-        library=given.library.to_dict(),
+        library=additions.library.to_dict(),
         instructions=_instructions(run.student, optimized),
         lms=(_names(policy_lms(run.student)), _names([run.settings.reflection_lm])),
-        **found,
+        **fields,
     )
     run.manifest.note_results(results, rollouts)
     run.report.tell(RunEnded(results, tuple(rollouts)))
@@ -257,11 +257,11 @@ def _parts(candidate: Additions) -> frozenset[Hashable]:
 
 def _n_left(run: RunContext, account: Account, n_reserved: int) -> int | None:
     """How many rollouts the budget pays for; None: it sets no limit."""
-    each, used, ledger = account.later, account.used, run.ledger
+    later, used, ledger = account.later, account.used, run.ledger
     lost = Amount(  # calls that came to nothing, and the worst that the last call may cost
         ledger.n_lost + max(0.0, ledger.n_lm_calls - used.n_lm_calls),
         max(0.0, ledger.n_metric_calls - used.n_metric_calls),
         ledger.lost + max(run.settings.data.dollars_of_dearest_call, ledger.dearest),
     )
-    n, _ = account.n_fitting(each, each * n_reserved + lost)
+    n, _ = account.n_fitting(later, later * n_reserved + lost)
     return None if math.isinf(n) else int(n)

@@ -103,9 +103,9 @@ class Groups:
     async def _recorded_group(self, batch: Batch, example: int) -> SampledGroup:
         """Rollouts that were made elsewhere, and knew nothing of what this run has learned."""
         recorded = self._recorded or ()
-        known = NO_SCORES.including(r.score for of_example in recorded for r in of_example)
+        scores = NO_SCORES.including(r.score for of_example in recorded for r in of_example)
         rollouts = recorded[example]
-        group = Group.of(example, rollouts, self._run.settings.metric is not None, known)
+        group = Group.of(example, rollouts, self._run.settings.metric is not None, scores)
         additions = (Additions(self._history.start),) * len(rollouts)
         return SampledGroup(group, additions, batch.update)
 
@@ -137,11 +137,11 @@ class Groups:
             async with self._run.reserve.making(n_missing, bool(rollouts)) as is_paid:
                 if not is_paid:
                     break
-                made = await self._sampler.make(samples, priority)
-            if all(map(is_cut, made)):
+                latest = await self._sampler.make(samples, priority)
+            if all(map(is_cut, latest)):
                 break
-            rollouts += made
-            additions = (*sampled.given, *(sample.given for sample in samples))
+            rollouts += latest
+            additions = (*sampled.additions, *(sample.additions for sample in samples))
             has_metric = self._run.settings.metric is not None
             group = Group.of(example, rollouts, has_metric, batch.base.by_metric)
             sampled = SampledGroup(group, additions, batch.update)
@@ -161,27 +161,27 @@ class Groups:
         self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]
     ) -> list[SampledGroup]:
         """The groups with what their rollouts count with; those of the first batch come first."""
-        made = [await group for group in groups]
-        rollouts = [rollout for sampled in made for rollout in sampled.group.all_rollouts]
+        sampled_groups = [await group for group in groups]
+        rollouts = [rollout for sampled in sampled_groups for rollout in sampled.group.all_rollouts]
         is_first = batch.update == self._history.plan.n_drafts
         if is_first:
             self._history.first = tuple(r for r in rollouts if r.score is not None)
             self._has_first.set()
         await self._has_first.wait()
-        aided = [bool(aid) for sampled in made for aid in sampled.aids]
+        aided = [bool(aid) for sampled in sampled_groups for aid in sampled.aids]
         rewarded = iter(self._strategies.rewarded(rollouts, self._history.first, aided, is_first))
         return [
             replace(
                 sampled,
                 group=Group.of(
                     sampled.group.example,
-                    list(itertools.islice(rewarded, len(sampled.given))),
+                    list(itertools.islice(rewarded, len(sampled.additions))),
                     True,
-                    batch.base.known,
+                    batch.base.score_range,
                 ),
                 measured=sampled.group,
             )
-            for sampled in made
+            for sampled in sampled_groups
         ]
 
     def credited(
@@ -199,10 +199,19 @@ class Groups:
         sampled = await group
         sampler = self._sampler if self._recorded is None else None
         priority = (*TRAINING_PRIORITY, batch.update)
-        given = batch.size_and_visit(sampled.group.example)[1], batch.asks_predictors
-        player = Player(self._run, sampler, priority, sampled, *given, self._history.reward, turn)
+        _, visit = batch.size_and_visit(sampled.group.example)
+        player = Player(
+            self._run,
+            sampler,
+            priority,
+            sampled,
+            visit,
+            batch.asks_predictors,
+            self._history.reward,
+            turn,
+        )
         try:
-            if not sampled.given:  # a limit has ended the training
+            if not sampled.additions:  # a limit has ended the training
                 return sampled
             return await self._strategies.credited(self.context(batch, sampled), batch, player)
         finally:

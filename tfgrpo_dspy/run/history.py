@@ -162,9 +162,9 @@ class History:
         run, before = self._run, self.latest
         for sampled in extracted.groups:
             self._best_rollouts.add(sampled.unaided)
-        known = _with_scores(before.known, (sampled.unaided for sampled in extracted.groups))
+        scores = _with_scores(before.score_range, (sampled.unaided for sampled in extracted.groups))
         by_metric = (sampled.by_metric for sampled in extracted.groups)
-        self._measure(extracted.groups, before.known, known)
+        self._measure(extracted.groups, before.score_range, scores)
         rollouts = [] if self._is_recorded else extracted.rollouts
         n_examples = self.plan.n_usual(batch, [s.group.example for s in extracted.groups])
         reflections = run.report.reflection_usage[batch.update]
@@ -175,7 +175,7 @@ class History:
             batch,
             extracted,
             self._best_rollouts.above_mean(),
-            known,
+            scores,
             _with_scores(before.by_metric, by_metric),
         )
         self.updates.append(update)
@@ -206,12 +206,12 @@ class History:
                 self._logged.add(message)
                 logger.info("%s", message)
 
-    def _measure(self, new: Sequence[SampledGroup], before: ScoreRange, known: ScoreRange) -> None:
+    def _measure(self, new: Sequence[SampledGroup], before: ScoreRange, scores: ScoreRange) -> None:
         """Take the scores of new groups; failures of all count as the lowest score so far."""
-        if known.failure_score != before.failure_score:
+        if scores.failure_score != before.failure_score:
             self._measured, new = [], [*groups_of(self.updates), *new]
         for sampled in new:
-            self._measured += _measured(sampled, known)
+            self._measured += _measured(sampled, scores)
 
     def _decision(self, operations: tuple[Operation, ...]) -> Decision:
         """The gate's decision, with the evidence of all KEEPs."""
@@ -277,14 +277,14 @@ class History:
         ]
 
 
-def _with_scores(known: ScoreRange, groups: Iterable[Group]) -> ScoreRange:
-    return known.including(r.score for group in groups for r in group.all_rollouts)
+def _with_scores(scores: ScoreRange, groups: Iterable[Group]) -> ScoreRange:
+    return scores.including(r.score for group in groups for r in group.all_rollouts)
 
 
-def _measured(sampled: SampledGroup, known: ScoreRange) -> Iterator[Measured]:
+def _measured(sampled: SampledGroup, score_range: ScoreRange) -> Iterator[Measured]:
     """The scores of the rollouts as gates see them, without those that had aid."""
-    additions = [one for one, aid in zip(sampled.given, sampled.aids, strict=True) if not aid]
-    scores = floored(sampled.unaided.all_rollouts, known, for_advice=True)
+    additions = [one for one, aid in zip(sampled.additions, sampled.aids, strict=True) if not aid]
+    scores = floored(sampled.unaided.all_rollouts, score_range, for_advice=True)
     for one, score in zip(additions, scores, strict=True):
         yield Measured(one.library, sampled.group.example, score, bool(one.demos))
 

@@ -47,7 +47,7 @@ class Measurements:
         mixed = random.Random(f"{role}/{run.settings.seed}")
         self._order = mixed.sample(range(len(examples)), len(examples))
         self._maker = Rollouts(run, role, examples, None)
-        self._reward, self._known = history.reward, history.latest.known
+        self._reward, self._score_range = history.reward, history.latest.score_range
         self._rollouts: dict[tuple[int, int], Rollout] = {}
 
     def make(self, pairs: Sequence[tuple[int, int]]) -> Sequence[Rollout]:
@@ -60,30 +60,30 @@ class Measurements:
             example = self._order[place]
             rollout_id = rollout_id_for(self._run.settings.seed, 0, example, 0, "validation")
             samples.append(Sample(self.candidates[candidate], example, rollout_id))
-        made: dict[int, Rollout] = {}
+        rollout_of: dict[int, Rollout] = {}
 
-        async def one(k: int) -> None:
-            (made[k],) = await self._maker.make([samples[k]], PRIORITY)
+        async def make(k: int) -> None:
+            (rollout_of[k],) = await self._maker.make([samples[k]], PRIORITY)
 
         async def every() -> None:
             places = [place for _, place in pairs]
             done = 0
             while done < len(pairs):
-                n = self._n_at_once(places[done:], made.values())
-                for task in [self._run.loop.spawn(one(k)) for k in range(done, done + n)]:
+                n = self._n_at_once(places[done:], rollout_of.values())
+                for task in [self._run.loop.spawn(make(k)) for k in range(done, done + n)]:
                     await task
                 done += n
 
         try:
             self._run.loop.run(every())
         finally:
-            cut = {place for k, (_, place) in enumerate(pairs) if k not in made}
+            cut = {place for k, (_, place) in enumerate(pairs) if k not in rollout_of}
             kept = [k for k, (_, place) in enumerate(pairs) if place < min(cut, default=math.inf)]
-            rollouts = self._reward([made[k] for k in kept])
+            rollouts = self._reward([rollout_of[k] for k in kept])
             self._rollouts |= zip([pairs[k] for k in kept], rollouts, strict=True)
         return rollouts
 
-    def _n_at_once(self, places: Sequence[int], made: Iterable[Rollout]) -> int:
+    def _n_at_once(self, places: Sequence[int], more: Iterable[Rollout]) -> int:
         """How many of the pairs at these places are made next: those of whole examples.
 
         A budget can cut the pairs of one example only: the first is made alone, and then as many
@@ -94,7 +94,7 @@ class Measurements:
         n_of_one = sum(place == places[0] for place in places)
         if not ledger.limits_lm_calls:
             return len(places)
-        usages = [r.usage + r.metric_usage for r in (*self._rollouts.values(), *made)]
+        usages = [r.usage + r.metric_usage for r in (*self._rollouts.values(), *more)]
         if not usages:
             return n_of_one
         calls = max(usage.n_lm_calls + usage.n_cached_calls for usage in usages)
@@ -121,7 +121,7 @@ class Measurements:
         The program's own failure has the `failure_score` of these and the training scores. Where
         the provider, the clock or the metric failed there is no score.
         """
-        scores = floored([*self._rollouts.values()], self._known)
+        scores = floored([*self._rollouts.values()], self._score_range)
         return dict(zip(self._rollouts, scores, strict=True))
 
     def scores_of(self, candidate: int) -> ExampleScores:
@@ -148,8 +148,12 @@ class Measurements:
         """The mean scores of the candidates that were measured on all examples of the student."""
         scores = {c: self.scores_of(c) for c in range(len(self.candidates))}
         whole = {c: each for c, each in scores.items() if len(each) == len(scores[0])}
-        known = {c: [s for s in each if s is not None] for c, each in whole.items()}
-        return {c: statistics.fmean(each) for c, each in known.items() if each} if known[0] else {}
+        scores_of = {c: [s for s in each if s is not None] for c, each in whole.items()}
+        return (
+            {c: statistics.fmean(each) for c, each in scores_of.items() if each}
+            if scores_of[0]
+            else {}
+        )
 
     def rows(self, candidate: int) -> list[Row]:
         """The candidate's scored examples with predictions and scores, in the set's order."""

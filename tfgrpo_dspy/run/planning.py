@@ -147,7 +147,8 @@ class Planner:
         n_more = n_first * (1 + len(self._run.predictors) - settings.data.n_metric_calls)
         if n_more > ASKING_SHARE * (settings.max_metric_calls or math.inf):
             return False
-        best = math.inf if base.known.is_flat else base.known.highest - base.known.least_contrast
+        range_ = base.score_range
+        best = math.inf if range_.is_flat else range_.highest - range_.least_contrast
         scores = [rollout.score for rollout in asked if rollout.score is not None]
         return sum(score < best for score in scores) < ASKED_IN_VAIN
 
@@ -168,9 +169,9 @@ class Planner:
 
     def n_usual(self, batch: Batch, examples: Sequence[int] | None = None) -> float:
         """How many groups of the usual size have as many rollouts as these of the batch."""
-        made = batch.examples if examples is None else examples
-        sizes = [batch.size_and_visit(example)[0] for example in made]
-        return sum(sizes) / self._group_size if self._group_size else len(made)
+        counted = batch.examples if examples is None else examples
+        sizes = [batch.size_and_visit(example)[0] for example in counted]
+        return sum(sizes) / self._group_size if self._group_size else len(counted)
 
     @property
     def uncut(self) -> Update:

@@ -60,7 +60,7 @@ async def extract_lessons(
         shown: list[tuple[SampledGroup, str]] = []
         for awaited in part:
             sampled, note = await awaited, ""
-            if sampled.given:
+            if sampled.additions:
                 sampled, note = await show(sampled)
             use, group = await _use_of(client.run, sampled.group, all_groups)
             sampled = replace(sampled, group=group)
@@ -75,11 +75,11 @@ async def extract_lessons(
     starts = range(0, len(groups), size)
     parts = await client.at_once(asked(groups[start : start + size]) for start in starts)
     uses = [use for of_part, _ in parts for use in of_part]
-    made = [pair for pair in zip(await all_groups, uses, strict=True) if pair[0].given]
-    found = [one for _, of_part in parts for one in of_part]
-    lessons = merge_lessons(lesson for taken, _ in found for lesson in taken)
-    refused = tuple(text for _, refused in found for text in refused)
-    of_groups = zip(*made, strict=True) if made else ((), ())
+    used = [pair for pair in zip(await all_groups, uses, strict=True) if pair[0].additions]
+    results = [one for _, of_part in parts for one in of_part]
+    lessons = merge_lessons(lesson for taken, _ in results for lesson in taken)
+    refused = tuple(text for _, refused in results for text in refused)
+    of_groups = zip(*used, strict=True) if used else ((), ())
     return Extracted(tuple(lessons), refused, *of_groups)
 
 
@@ -103,11 +103,11 @@ async def _use_of(
         return "no ground truth" if is_taught else "too few rollouts", group
     labels = as_fields(run.trainset[group.example].labels())
     is_told = group.has_feedback or bool(labels and run.settings.reflection.use_labels)
-    says_why = is_told or (is_single and not group.known.is_flat)
+    says_why = is_told or (is_single and not group.score_range.is_flat)
     is_analysed = run.settings.reflection.failure_analysis and says_why
     if (group.has_contrast or is_analysed) and not _is_clear(group, labels):
         every = (r.score for each in await all_groups for r in each.group.all_rollouts)
-        group = replace(group, known=group.known.including(every))
+        group = replace(group, score_range=group.score_range.including(every))
     if group.has_contrast:
         return "contrast", group
     if is_analysed and not group.is_at_best(labels):
@@ -118,9 +118,9 @@ async def _use_of(
 def _is_clear(group: Group, labels: Mapping[str, str]) -> bool:
     """Whether other groups of the batch cannot change what the group is used as."""
     if not group.has_contrast:
-        return not group.known.is_flat and not group.is_at_best(labels)
+        return not group.score_range.is_flat and not group.is_at_best(labels)
     low, high = min(group.scores), max(group.scores)
-    return not group.known.is_flat or high - low > CLEAR_SHARE * max(abs(low), abs(high))
+    return not group.score_range.is_flat or high - low > CLEAR_SHARE * max(abs(low), abs(high))
 
 
 async def _lessons_of(
@@ -146,9 +146,9 @@ async def _lessons_of(
         for (sampled, _), whole in zip(shown, attempts, strict=True):
             share = (max_tokens >> halving) // len(whole)
             cut = [texts.clip(text, share) if halving else text for text in whole]
-            libraries = [given.library for given in sampled.given]
-            group, known = sampled.group, batch.library
-            parts.append(texts.attempts_text(group, cut, libraries, sampled.aids, known))
+            libraries = [additions.library for additions in sampled.additions]
+            group, base = sampled.group, batch.library
+            parts.append(texts.attempts_text(group, cut, libraries, sampled.aids, base))
         return {
             **{name: texts.by_example([one[name] for one in about]) for name in about[0]},
             "objective": objective,
@@ -180,14 +180,14 @@ async def _lessons_of(
 def _decisive_predictor(groups: Sequence[Group], predictors: Sequence[str]) -> str:
     """The predictor that took the decisive steps of all these groups; `ALL` where there is none."""
     names = {group.decisive_predictor for group in groups}
-    known = names.pop() if len(names) == 1 else ""
-    return known if known in predictors and len(predictors) > 1 else ALL
+    name = names.pop() if len(names) == 1 else ""
+    return name if name in predictors and len(predictors) > 1 else ALL
 
 
 def _objective(client: ReflectionClient, notes: Sequence[str]) -> str:
     """The objective, with each of the notes once."""
-    known = filter(None, dict.fromkeys(notes))
-    return "\n\n".join([str(client.common["objective"]), *known])
+    once = filter(None, dict.fromkeys(notes))
+    return "\n\n".join([str(client.common["objective"]), *once])
 
 
 def _about(run: RunContext, group: Group) -> dict[str, str]:
@@ -240,8 +240,9 @@ def _read(
     blank = Lesson("", scope, evidence, reason)
     guard, max_words = guard_of(run, examples), run.settings.limits.max_experience_words
     tell = run.report.unknown_scope
-    told = (answer.output, blank, run.predictors, guard, shown, max_words, tell)
-    lessons, refused = lessons_in(*told)
+    lessons, refused = lessons_in(
+        answer.output, blank, run.predictors, guard, shown, max_words, tell
+    )
     return lessons[: run.settings.reflection.lessons_per_group * len(examples)], refused
 
 
@@ -270,10 +271,10 @@ async def draft_lessons(
         def inputs(halving: int) -> Inputs:
             share = (max_tokens >> halving) // len(labelled)
             shown = [texts.clip(text, share) for text in labelled]
-            known = batch.library.render() or texts.NO_EXPERIENCES
+            library = batch.library.render() or texts.NO_EXPERIENCES
             objective = _objective(client, [note])
             shown_as = texts.by_example(shown)
-            return {"objective": objective, "experiences": known, "examples": shown_as}
+            return {"objective": objective, "experiences": library, "examples": shown_as}
 
         answer = await client.ask_shorter("draft", batch, number, inputs)
         source = Evidence(batch.update, number, (), ())  # sets the drafts apart, for merging
@@ -281,14 +282,14 @@ async def draft_lessons(
 
     parts = [*enumerate(itertools.islice(_draft_parts(run, training), run.settings.drafts))]
     first, rest = parts[:ANSWERS_IN_A_ROW], parts[ANSWERS_IN_A_ROW:]
-    found = await client.at_once(itertools.starmap(draft, first))
+    results = await client.at_once(itertools.starmap(draft, first))
     if not why_useless(client.answers, batch.update, run.settings.reflection_lm):
-        found += await client.at_once(itertools.starmap(draft, rest))
-    merged = merge_lessons(lesson for taken, _ in found for lesson in taken)
+        results += await client.at_once(itertools.starmap(draft, rest))
+    merged = merge_lessons(lesson for taken, _ in results for lesson in taken)
     repeated = [lesson for lesson in merged if len(lesson.evidence) > 1]
     taken = merged if takes_all or not repeated else repeated
     lessons = tuple(replace(lesson, evidence=()) for lesson in taken)
-    return Extracted(lessons, tuple(text for _, refused in found for text in refused))
+    return Extracted(lessons, tuple(text for _, refused in results for text in refused))
 
 
 def _draft_parts(run: RunContext, training: Sequence[int]) -> Iterator[list[Any]]:
@@ -346,8 +347,8 @@ async def propose(
         return operations_in(answer.output, part, library, run.predictors, guard, tell)
 
     max_tokens = getattr(run.settings.reflection.update, "shown_tokens", 4_000)
-    found = await client.at_once(map(operations_of, texts.packed_lessons(new, max_tokens)))
+    answered = await client.at_once(map(operations_of, texts.packed_lessons(new, max_tokens)))
     allowed, refused = admitted(added, run.predictors, guard)
-    made = [*itertools.chain(*found), *allowed, *refused]
-    operations = [retold(each, dropped) for each in made if not isinstance(each, Refusal)]
-    return merge_keeps([*keeps, *operations]), [x for x in made if isinstance(x, Refusal)]
+    every = [*itertools.chain(*answered), *allowed, *refused]
+    operations = [retold(each, dropped) for each in every if not isinstance(each, Refusal)]
+    return merge_keeps([*keeps, *operations]), [x for x in every if isinstance(x, Refusal)]

@@ -121,18 +121,18 @@ class Strategies:
 
     async def attempts(self, context: GroupContext, batch: Batch) -> list[Attempt]:
         """The extra attempts that the group gets next."""
-        found: list[Attempt] = []
+        extra: list[Attempt] = []
         why = "no extra attempt of the latest rescued groups was better than the others"
         if self._is_in_vain(rescued_in_vain(context.past), "rescue", why):
-            return found
+            return extra
         for strategy in self._asked_still("rescue", batch):
             with self._counting(strategy, "rescue", batch):
                 attempts = list(await strategy.rescue(context, self._ask(batch)))
                 _check(all(map(_can_be_made, attempts)), attempts, USABLE_ATTEMPTS)
-                found += attempts
+                extra += attempts
         n_usual, _ = batch.size_and_visit(context.group.example)
-        n_extra = len(context.sampled.given) - n_usual
-        return found[: max(0, MOST_ATTEMPTS - n_extra)]
+        n_extra = len(context.sampled.additions) - n_usual
+        return extra[: max(0, MOST_ATTEMPTS - n_extra)]
 
     def rewarded(
         self,
@@ -147,25 +147,25 @@ class Strategies:
         `aided`: for each, whether it had a hint or a teacher; None where student and result are
         compared. `is_first`: whether they are those of the first batch.
         """
-        made = list(rollouts)
+        counting = list(rollouts)
         for strategy in self.overriding("reward"):
-            counted = [k for k, rollout in enumerate(made) if rollout.score is not None]
+            counted = [k for k, rollout in enumerate(counting) if rollout.score is not None]
             rewards: list[float | None] = [None] * len(counted)
             kind = FailureKind.STRATEGY
             with self._counting(strategy, "reward", ends=int(is_first)):
                 helped = tuple(bool(aided and aided[k]) for k in counted)
-                of_metric = tuple(made[k] for k in counted)
+                of_metric = tuple(counting[k] for k in counted)
                 scored = Scored(of_metric, tuple(first), aided is not None, helped)
-                given = list(strategy.reward(scored))
-                are_numbers = all(r is None or number_of(r) is not None for r in given)
+                numbers = list(strategy.reward(scored))
+                are_numbers = all(r is None or number_of(r) is not None for r in numbers)
                 wanted = f"{len(counted)} numbers below {MOST:g}, or None for no score"
-                _check(len(given) == len(counted) and are_numbers, given, wanted)
-                rewards, kind = [number_of(r) for r in given], FailureKind.METRIC
+                _check(len(numbers) == len(counted) and are_numbers, numbers, wanted)
+                rewards, kind = [number_of(r) for r in numbers], FailureKind.METRIC
             without = Failure(kind, f"{type(strategy).__name__}.reward gave no score")
             for k, reward in zip(counted, rewards, strict=True):
                 failure = without if reward is None else None
-                made[k] = replace(made[k], score=reward, failure=failure)
-        return made
+                counting[k] = replace(counting[k], score=reward, failure=failure)
+        return counting
 
     async def shown(self, context: GroupContext, batch: Batch) -> tuple[SampledGroup, str]:
         """The group that the reflection LM compares, and all notes on it."""
@@ -211,7 +211,7 @@ class Strategies:
 
     async def proposed(self, context: UpdateContext, batch: Batch) -> Proposed:
         """The lessons that UpdateLibrary is shown, and the operations beside its own."""
-        found: list[Any] = []
+        operations: list[Any] = []
         notes: list[str] = []
         for strategy in self._asked_still("propose", batch):
             if batch.is_draft and not strategy.proposes_first:
@@ -225,9 +225,9 @@ class Strategies:
                 usable = all(isinstance(each, kinds) for each in proposed.operations)
                 _check(usable, proposed.operations, "operations")
                 context = replace(context, lessons=tuple(proposed.lessons))
-                found += proposed.operations
+                operations += proposed.operations
                 notes.append(str(proposed.note).strip())
-        return Proposed(context.lessons, tuple(found), "\n".join(filter(None, notes)))
+        return Proposed(context.lessons, tuple(operations), "\n".join(filter(None, notes)))
 
     def _ask(self, batch: Batch) -> Ask:
         """Asks the reflection LM; the same question is asked once in the run."""
@@ -311,16 +311,16 @@ def _can_be_made(attempt: object) -> bool:
     return attempt.teacher is None or isinstance(attempt.teacher, dspy.Module | dspy.BaseLM)
 
 
-def _check(is_usable: bool, given: object, wanted: str) -> None:
+def _check(is_usable: bool, answer: object, wanted: str) -> None:
     if not is_usable:
-        raise StrategyError(f"it gave {given!r:.200}; return {wanted}.")
+        raise StrategyError(f"it gave {answer!r:.200}; return {wanted}.")
 
 
 def _check_sizes(sizes: Any, plan: BatchPlan) -> None:
     are_numbers = isinstance(sizes, Mapping) and all(type(n) is int for n in sizes.values())
     _check(are_numbers, sizes, "a mapping of examples to whole numbers")
-    known = set(plan.training)
-    _check(set(sizes) <= known and bool(sizes), dict(sizes), "examples of plan.training")
+    positions = set(plan.training)
+    _check(set(sizes) <= positions and bool(sizes), dict(sizes), "examples of plan.training")
     least = min(MIN_GROUP_SIZE, *plan.sizes.values())
     _check(min(sizes.values()) >= least, dict(sizes), f"at least {least} rollouts for each example")
     most = sum(plan.sizes.values())

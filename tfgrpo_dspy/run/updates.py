@@ -93,7 +93,7 @@ class Update:
         batch: None at the start.
         extracted: what the batch taught.
         best: the best rollouts of the run, for making demos.
-        known: the range of the scores of the run.
+        score_range: that of the scores of the run.
         by_metric: the range of the metric's scores, where strategies change those.
     """
 
@@ -103,7 +103,7 @@ class Update:
     batch: Batch | None = None
     extracted: Extracted = Extracted()
     best: tuple[Rollout, ...] = ()
-    known: ScoreRange = NO_SCORES
+    score_range: ScoreRange = NO_SCORES
     by_metric: ScoreRange = NO_SCORES
 
     @property
@@ -167,12 +167,12 @@ def _group_record(sampled: SampledGroup, use: str) -> GroupRecord:
 
 def _operation_record(operation: Operation | Refusal) -> OperationRecord:
     """The record of an operation, or of its refusal."""
-    given: Any = operation.operation if isinstance(operation, Refusal) else operation
+    proposed: Any = operation.operation if isinstance(operation, Refusal) else operation
     refused = operation.reason if isinstance(operation, Refusal) else ""
 
     def text_of(name: str) -> str:
-        is_mapping = isinstance(given, Mapping)
-        return str((given.get(name) if is_mapping else getattr(given, name, None)) or "")
+        is_mapping = isinstance(proposed, Mapping)
+        return str((proposed.get(name) if is_mapping else getattr(proposed, name, None)) or "")
 
     values = {name: text_of(name) for name in ("op", "id", "text", "scope", "reason")}
     return OperationRecord(**values, refused=refused)

@@ -50,7 +50,7 @@ class Additions:
 
 @dataclass(frozen=True, slots=True)
 class SampledGroup:
-    """A group of an update, and what each of `group.all_rollouts` was given.
+    """A group of an update, and the additions of each of `group.all_rollouts`.
 
     Some rollouts lack experiences that are on trial. `measured` is the group with the scores of the
     metric, where strategies have changed those of `group`. `probes` are rollouts that only helped
@@ -58,7 +58,7 @@ class SampledGroup:
     """
 
     group: Group
-    given: tuple[Additions, ...]
+    additions: tuple[Additions, ...]
     update: int = 0
     measured: Group | None = None
     probes: tuple[Rollout, ...] = ()
@@ -71,14 +71,14 @@ class SampledGroup:
         It had a hint or a teacher, or it goes on from a step of another rollout.
         """
         return tuple(
-            additions.aid or ("" if rollout.n_replayed is None else _goes_on(rollout.n_replayed))
-            for additions, rollout in zip(self.given, self.group.all_rollouts, strict=True)
+            one.aid or ("" if rollout.n_replayed is None else _goes_on(rollout.n_replayed))
+            for one, rollout in zip(self.additions, self.group.all_rollouts, strict=True)
         )
 
     @property
     def advice(self) -> frozenset[str]:
         """The texts that its rollouts were given."""
-        return frozenset(one.text for additions in self.given for one in additions.library)
+        return frozenset(e.text for additions in self.additions for e in additions.library)
 
     @property
     def unaided(self) -> Group:

@@ -99,16 +99,16 @@ class AttributionPrior(Strategy):
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """The advice that follows, before the first rollout; then the lessons that obey, too."""
-        said = await self._said(context, ask)
+        answer = await self._said(context, ask)
         if not context.update:
-            lines = read_lessons(said.get("advice", "None"))[: self.most]
+            lines = read_lessons(answer.get("advice", "None"))[: self.most]
             added = (Add(*read_lesson(line, context.predictors)) for line in lines)
-            return Proposed(context.lessons, tuple(added), _note(said))
-        known = [one for one in context.library if one.effect is not None]
-        if _is_refuted(known, await _others(said, known, ask)):
+            return Proposed(context.lessons, tuple(added), _note(answer))
+        measured = [one for one in context.library if one.effect is not None]
+        if _is_refuted(measured, await _others(answer, measured, ask)):
             return Proposed(context.lessons)
         single = [lesson for lesson in context.lessons if len(lesson.evidence) < 2]
-        others = await _others(said, single, ask)
+        others = await _others(answer, single, ask)
         obeying = [one for one in context.lessons if one.text not in others]
         explained = {evidence.example for one in obeying for evidence in one.evidence}
         rest = (one for one in context.lessons if one.text in others)
@@ -118,27 +118,27 @@ class AttributionPrior(Strategy):
     async def _said(self, context: UpdateContext | GroupContext, ask: Ask) -> Mapping[str, Any]:
         """The answer to the one question, which is always the same."""
         n = min(self.n_examples, len(context.training))
-        shown = random.Random("attribution").sample(sorted(context.training), n)
+        positions = random.Random("attribution").sample(sorted(context.training), n)
         parts = []
-        for example in (context.trainset[position] for position in shown):
+        for example in (context.trainset[position] for position in positions):
             labels = fields_text(as_fields(example.labels())) if context.shows_labels else ""
-            told = (fields_text(as_fields(example.inputs())), "Labels:", labels or UNKNOWN)
-            parts.append("\n".join(shortened(text, FIELD_BYTES) for text in told))
+            texts = (fields_text(as_fields(example.inputs())), "Labels:", labels or UNKNOWN)
+            parts.append("\n".join(shortened(text, FIELD_BYTES) for text in texts))
         examples = by_example(parts)
         return await ask(SayWhatMatters, max_candidates=self.most, examples=examples)
 
 
-def _note(said: Mapping[str, Any]) -> str:
+def _note(answer: Mapping[str, Any]) -> str:
     """What matters, for whoever writes lessons."""
-    matters = shortened(said.get("matters", ""), FIELD_BYTES)
+    matters = shortened(answer.get("matters", ""), FIELD_BYTES)
     return f"{NOTE}{matters}" if read_lessons(matters) else ""
 
 
 async def _others(
-    said: Mapping[str, Any], lines: Sequence[Lesson | Experience], ask: Ask
+    answer: Mapping[str, Any], lines: Sequence[Lesson | Experience], ask: Ask
 ) -> set[str]:
     """The texts that rest on something else than what matters."""
-    texts, matters = list(dict.fromkeys(one.text for one in lines)), said.get("matters", "")
+    texts, matters = list(dict.fromkeys(one.text for one in lines)), answer.get("matters", "")
     if not texts or not read_lessons(matters):
         return set()
     numbered = "\n".join(f"{n}. {text}" for n, text in enumerate(texts, 1))
@@ -147,9 +147,9 @@ async def _others(
     return {text for n, text in enumerate(texts, 1) if n in numbers}
 
 
-def _is_refuted(known: Sequence[Experience], others: set[str]) -> bool:
+def _is_refuted(experiences: Sequence[Experience], others: set[str]) -> bool:
     """Whether experiences that rest on something else have the higher mean effect."""
     effects: tuple[list[float], list[float]] = ([], [])
-    for one in known:
+    for one in experiences:
         effects[one.text in others].append(one.effect.estimate if one.effect else 0.0)
     return all(effects) and fmean(effects[True]) > fmean(effects[False])

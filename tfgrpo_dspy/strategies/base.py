@@ -157,8 +157,8 @@ class GroupContext:
         That is less than what any earlier rollout without aid scored. Where there was one score
         only, it is too low unless the answers are those of the labels.
         """
-        known = NO_SCORES.including(s for each in self.past for s in each.by_metric.scores)
-        group = replace(group, known=known)
+        score_range = NO_SCORES.including(s for each in self.past for s in each.by_metric.scores)
+        group = replace(group, score_range=score_range)
         labels = as_fields(self.example.labels())
         return bool(group.scores) and not group.has_contrast and not group.is_at_best(labels)
 

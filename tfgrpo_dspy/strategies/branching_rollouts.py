@@ -73,14 +73,14 @@ class BranchingRollouts(Strategy):
         for rollout, state in _places(scored):
             if len(branches) >= wanted or n_tries < 0:
                 break
-            made = await play(rollout, state, ends_if_same=True)
-            branches += made
-            n_tries -= not made
+            more = await play(rollout, state, ends_if_same=True)
+            branches += more
+            n_tries -= not more
         for rollout, state in _places(scored):  # where no place is left that is unsure
             if len(branches) >= wanted:
                 break
-            known = {branch.rollout_id for branch in branches}
-            branches += [r for r in await play(rollout, state) if r.rollout_id not in known]
+            ids = {branch.rollout_id for branch in branches}
+            branches += [r for r in await play(rollout, state) if r.rollout_id not in ids]
         return Credit(tree_values([*scored, *branches]), tuple(branches))
 
 

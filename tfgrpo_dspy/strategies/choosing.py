@@ -78,8 +78,8 @@ def fullest(sampled: SampledGroup) -> tuple[float, ...]:
     So advice that is on trial makes no example look as if its success were a matter of luck.
     """
     sizes = {
-        rollout.rollout_id: len(given.library)
-        for rollout, given in zip(sampled.group.all_rollouts, sampled.given, strict=True)
+        rollout.rollout_id: len(additions.library)
+        for rollout, additions in zip(sampled.group.all_rollouts, sampled.additions, strict=True)
     }
     rollouts = [r for r in sampled.unaided.rollouts if r.score is not None]
     most = max((sizes[r.rollout_id] for r in rollouts), default=0)
@@ -89,9 +89,9 @@ def fullest(sampled: SampledGroup) -> tuple[float, ...]:
 def success_shares(past: Sequence[SampledGroup]) -> list[list[float]]:
     """The scores of each group, as shares (0 to 1) of the range of all scores; 0 of no range."""
     groups = [fullest(sampled) for sampled in past]
-    known = NO_SCORES.including(s for sampled in past for s in sampled.unaided.scores)
-    spread = 1.0 if known.is_flat else known.highest - known.lowest
-    return [[(score - known.lowest) / spread for score in scores] for scores in groups]
+    of_run = NO_SCORES.including(s for sampled in past for s in sampled.unaided.scores)
+    spread = 1.0 if of_run.is_flat else of_run.highest - of_run.lowest
+    return [[(score - of_run.lowest) / spread for score in scores] for scores in groups]
 
 
 def pass_rates(

@@ -56,9 +56,9 @@ class ClippedDiversity(Strategy):
 
     async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
         """Attempts that must differ from those that agree and fail; once."""
-        rollouts, given = context.sampled.unaided.rollouts, context.sampled.given
+        rollouts, additions = context.sampled.unaided.rollouts, context.sampled.additions
         agree = len({rollout.answer for rollout in rollouts}) == 1 and rollouts[0].answer
-        is_done = any(one.aid for one in given) or not self.explore
+        is_done = any(one.aid for one in additions) or not self.explore
         if is_done or not (agree and len(rollouts) > 1 and context.fails):
             return ()
         shown = shortened(as_input(fields_text(rollouts[0].outputs)), SHOWN_BYTES)
@@ -105,19 +105,19 @@ def _levels(scores: Sequence[float]) -> list[float]:
 
 def _entropies(group: Sequence[Rollout]) -> list[float]:
     """From 0 to 1: by log-probabilities, as a share of the highest; or by texts."""
-    known = [rollout.entropy for rollout in group if rollout.entropy is not None]
-    if len(known) == len(group):
-        return [max(0.0, entropy) / (max(known) or 1.0) for entropy in known]
+    entropies = [rollout.entropy for rollout in group if rollout.entropy is not None]
+    if len(entropies) == len(group):
+        return [max(0.0, entropy) / (max(entropies) or 1.0) for entropy in entropies]
     grams = [_grams(rollout) for rollout in group]
     return [
-        statistics.fmean(1.0 - alike(own, other) for j, other in enumerate(grams) if j != i)
-        for i, own in enumerate(grams)
+        statistics.fmean(1.0 - alike(gram, other) for j, other in enumerate(grams) if j != i)
+        for i, gram in enumerate(grams)
     ]
 
 
 def _grams(rollout: Rollout) -> frozenset[str]:
     """What stands in its reasoning; in all that was put out, where it has none."""
     outputs = [*(step.outputs for step in rollout.steps), rollout.outputs]
-    told = [(name in REASONING, text) for each in outputs for name, text in each.items()]
-    chosen = [text for is_reasoning, text in told if is_reasoning] or [text for _, text in told]
+    texts = [(name in REASONING, text) for each in outputs for name, text in each.items()]
+    chosen = [text for is_reasoning, text in texts if is_reasoning] or [text for _, text in texts]
     return letter_groups(" ".join(chosen), (GRAM,))

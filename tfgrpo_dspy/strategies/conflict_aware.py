@@ -69,13 +69,13 @@ def _shared(rollouts: Sequence[Rollout]) -> list[str]:
 
 def _parts(rollout: Rollout) -> dict[str, str]:
     """The steps of a rollout and the sentences of its reasoning, by what is compared of them."""
-    found: dict[str, str] = {}
+    by_form: dict[str, str] = {}
     for step in rollout.steps if len(rollout.steps) > 1 else ():
         values = [str(v) for name, v in step.outputs.items() if name not in REASONING]
-        told = f"{step.kind} {step.name}: {' '.join(values)}"
-        found[normalized(told)] = told
+        line = f"{step.kind} {step.name}: {' '.join(values)}"
+        by_form[normalized(line)] = line
     for fields in (*(step.outputs for step in rollout.steps), rollout.outputs):
         for name in THOUGHTS:
             sentences = fields.get(name, "").replace("\n", ". ").split(". ")
-            found |= {normalized(one): one for one in sentences if one.strip()}
-    return found
+            by_form |= {normalized(one): one for one in sentences if one.strip()}
+    return by_form

@@ -34,10 +34,10 @@ def gives_away(text: str, labels: Mapping[str, Any]) -> bool:
     A label of at most `SHORT` letters must stand there as an answer: behind a word such as "is" or
     "answer", a colon or a quotation mark.
     """
-    said = _plain(text)
+    plain = _plain(text)
     for label in filter(None, (_plain(str(label)) for label in labels.values())):
         before = _STATED if len(label) <= SHORT and label.isascii() else f"(?<!{LETTER})"
-        if re.search(f"{before}{re.escape(label)}(?!{LETTER})", said):
+        if re.search(f"{before}{re.escape(label)}(?!{LETTER})", plain):
             return True
     return False
 
@@ -50,23 +50,23 @@ def without_giveaways(
     A label that other training examples have, too, names a class and may be told. A reason that
     gives a label away is left out; its lesson stays.
     """
-    known = {i: as_fields(trainset[i].labels()) for i in training} if hinted else {}
-    own = {i: _own_labels(i, known) for i in hinted & known.keys()}
+    labels_of = {i: as_fields(trainset[i].labels()) for i in training} if hinted else {}
+    special = {i: _special_labels(i, labels_of) for i in hinted & labels_of.keys()}
     kept = []
     for lesson in lessons:
-        labels = [own[e.example] for e in lesson.evidence if e.example in own]
+        labels = [special[e.example] for e in lesson.evidence if e.example in special]
         if not any(gives_away(lesson.text, each) for each in labels):
             tells = any(gives_away(lesson.reason, each) for each in labels)
             kept.append(replace(lesson, reason="") if tells else lesson)
     return tuple(kept)
 
 
-def _own_labels(index: int, known: Mapping[int, Mapping[str, str]]) -> dict[str, str]:
+def _special_labels(index: int, labels_of: Mapping[int, Mapping[str, str]]) -> dict[str, str]:
     """The labels of the example that no other example has."""
-    others = [labels for i, labels in known.items() if i != index]
+    others = [labels for i, labels in labels_of.items() if i != index]
     return {
         name: text
-        for name, text in known[index].items()
+        for name, text in labels_of[index].items()
         if all(other.get(name) != text for other in others)
     }
 

@@ -56,11 +56,11 @@ class GlobalConstraint(Strategy):
         spread = statistics.pstdev(scores)
         worth = self.weight * strength * (spread if spread > MIN_CONTRAST else 1.0)
         pairs = zip(scored.rollouts, contributed, strict=True)
-        return [(rollout.score or 0.0) + worth * own for rollout, own in pairs]
+        return [(rollout.score or 0.0) + worth * contribution for rollout, contribution in pairs]
 
     def _contribution(self, rollout: Rollout) -> float:
-        given = float(self.quantity(rollout))
-        if not 0 <= given <= 1:
-            message = f"quantity(rollout)={given!r}; return a number from 0 to 1"
+        quantity = float(self.quantity(rollout))
+        if not 0 <= quantity <= 1:
+            message = f"quantity(rollout)={quantity!r}; return a number from 0 to 1"
             raise ValueError(message)
-        return given
+        return quantity

@@ -119,8 +119,8 @@ def fitted_rewards(
         value = -(weights * log_expit(margins)).sum() + ridge / 2 * (x @ x)
         return float(value), design.T @ slopes + ridge * x
 
-    found = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B").x
-    return {name: float(x) for name, x in zip(names, found, strict=True)}
+    weights = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B").x
+    return {name: float(x) for name, x in zip(names, weights, strict=True)}
 
 
 def _step_features(rollout: Rollout, index: int) -> list[object]:

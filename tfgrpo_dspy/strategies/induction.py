@@ -65,8 +65,8 @@ class Induction(Strategy):
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """Rules behind what came to stay, after so many updates each."""
         start, *later = context.libraries
-        known = {experience.advice for experience in start}
-        came = [experience for experience in context.library if experience.advice not in known]
+        of_start = {experience.advice for experience in start}
+        came = [experience for experience in context.library if experience.advice not in of_start]
         if not context.update or context.update % self.every or len(came) < FEWEST_TEXTS:
             return Proposed(context.lessons)
         now = {experience.advice for experience in context.library}
@@ -91,11 +91,11 @@ def _operations(
     lines: Iterable[str], came: Iterable[Experience], context: UpdateContext
 ) -> Iterator[Operation]:
     """An operation for each line; it rests on what those lines rest on that it resembles."""
-    known = [Lesson(each.text, each.scope, each.evidence) for each in came]
+    learned = [Lesson(each.text, each.scope, each.evidence) for each in came]
     for line in lines:
         named = _NAMED.fullmatch(line)
         text, scope = read_lesson(named[2] if named else line, context.predictors)
-        evidence = tuple(e for source in sources_of(text, known) for e in source.evidence)
+        evidence = tuple(e for source in sources_of(text, learned) for e in source.evidence)
         if named and named[1] in context.library:
             yield Modify(named[1], text, evidence=evidence)
         else:

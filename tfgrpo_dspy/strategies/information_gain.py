@@ -41,20 +41,20 @@ class InformationGain(Strategy):
 
     async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
         """The values of the turns of the rollouts; at the end a value is the score."""
-        group, known = context.sampled.unaided, dict[int, list[float | None]]()
+        group, values_of = context.sampled.unaided, dict[int, list[float | None]]()
         left = self.calls * sum(map(n_calls, group.all_rollouts))
         for rollout in by_unlikeness(group) if group.has_contrast or context.fails else ():
             before_end = states(rollout)[:-1]
             left -= self.samples * len(before_end)
-            if known and left < 0:
+            if values_of and left < 0:
                 break
             values: list[float | None] = [None] * len(rollout.values)
             for state in before_end:
                 answers = await play(rollout, state, self.samples, answers_now=True)
                 values[state] = expected_score(answers) if answers else None
             values[-1] = rollout.score
-            known[rollout.rollout_id] = values
-        return Credit(known)
+            values_of[rollout.rollout_id] = values
+        return Credit(values_of)
 
 
 def expected_score(answers: Sequence[Rollout]) -> float:
@@ -66,5 +66,5 @@ def expected_score(answers: Sequence[Rollout]) -> float:
         if rollout.entropy is not None:  # the mean negative log-probability of its tokens
             chances[rollout.answer] = (math.exp(-rollout.entropy), score)
     total = max(1.0, sum(chance for chance, _ in chances.values()))
-    known = sum(chance for chance, _ in chances.values()) / total
-    return sum(chance * score for chance, score in chances.values()) / total + (1 - known) * mean
+    seen = sum(chance for chance, _ in chances.values()) / total
+    return sum(chance * score for chance, score in chances.values()) / total + (1 - seen) * mean

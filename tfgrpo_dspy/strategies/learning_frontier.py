@@ -34,10 +34,10 @@ class LearningFrontier(Choosing):
         weights = [self.memory ** ((n_past - 1 - k) / n_examples) for k in range(n_past)]
         rates = pass_rates(plan.past, plan.training, weights)
         is_open, words = still_open(plan.past, plan.training), fails_with_words(plan.past)
-        found = {}
+        worth = {}
         for example in plan.training:
             rate = rates[example]
             failing = 1 - rate.mean - rate.variance_of_a_rollout  # the expectation of (1 - p)^2
             learnability = rate.variance_of_a_rollout + words * failing
-            found[example] = learnability**2 * is_open[example]
-        return found
+            worth[example] = learnability**2 * is_open[example]
+        return worth

@@ -53,15 +53,15 @@ class MonteCarloCredit(Strategy):
         played: dict[int, Sequence[Rollout]] = {}
         n_asked: Counter[int] = Counter()
         while True:
-            more = [made for of_state in played.values() for made in of_state]
-            found = StateValues(looked_at, (*others, *more), *bounds)
-            state = _next_state(found, left)
+            more = [rollout for of_state in played.values() for rollout in of_state]
+            values = StateValues(looked_at, (*others, *more), *bounds)
+            state = _next_state(values, left)
             if state is None:
                 break
             n_asked[state] += 1
             left -= _cost(looked_at, state)
             played[state] = await play(looked_at, state, n_asked[state])
-        return Credit({looked_at.rollout_id: found.values}, _contrary(found, played))
+        return Credit({looked_at.rollout_id: values.values}, _contrary(values, played))
 
 
 def n_calls(rollout: Rollout) -> int:
@@ -85,23 +85,23 @@ def _cost(rollout: Rollout, state: int) -> int:
     return max(1, sum(step.kind == "predictor" for step in rollout.steps[state:]))
 
 
-def _next_state(found: StateValues, left: float) -> int | None:
+def _next_state(values: StateValues, left: float) -> int | None:
     """Where a further score says most for its calls; None: nowhere enough, or too few are left."""
-    rollout = found.rollout
-    if max(found.none_decisive, *found.decisive) >= SURE:
+    rollout = values.rollout
+    if max(values.none_decisive, *values.decisive) >= SURE:
         return None
     worth = {
         state: information / _cost(rollout, state) ** THRIFT
-        for state, information in zip(found.states, found.information(), strict=True)
+        for state, information in zip(values.states, values.information(), strict=True)
         if state < len(rollout.steps) and _cost(rollout, state) <= left and information >= LITTLE
     }
     return max(worth, key=lambda state: worth[state], default=None)
 
 
-def _contrary(found: StateValues, played: Mapping[int, Sequence[Rollout]]) -> tuple[Rollout, ...]:
+def _contrary(values: StateValues, played: Mapping[int, Sequence[Rollout]]) -> tuple[Rollout, ...]:
     """From the state before the decisive turn, the rollout whose score is most unlike."""
-    means, score = found.means, found.rollout.score or 0.0
+    means, score = values.means, values.rollout.score or 0.0
     falls = [abs(after - before) for before, after in pairwise(means)]
-    before = found.states[falls.index(max(falls))] if falls else 0
-    made = sorted(played.get(before, ()), key=lambda r: -abs((r.score or 0.0) - score))
-    return tuple(r for r in made[:1] if abs((r.score or 0.0) - score) > MIN_CONTRAST)
+    before = values.states[falls.index(max(falls))] if falls else 0
+    unlike = sorted(played.get(before, ()), key=lambda r: -abs((r.score or 0.0) - score))
+    return tuple(r for r in unlike[:1] if abs((r.score or 0.0) - score) > MIN_CONTRAST)

@@ -63,23 +63,23 @@ class Objectives(Strategy):
         self, rollout: Rollout, scale: Mapping[str, float], bounds: Mapping[str, float]
     ) -> float | None:
         values = {name: self._value(name, rollout) for name in self._names}
-        known = {name: value for name, value in values.items() if value is not None}
-        if len(known) < len(values):
+        numbers = {name: value for name, value in values.items() if value is not None}
+        if len(numbers) < len(values):
             return None
-        mean = sum(w * known[name] / scale[name] for name, w in self.weights.items())
-        lacking = ((max(0.0, low - known[n]), scale[n]) for n, low in bounds.items())
+        mean = sum(w * numbers[name] / scale[name] for name, w in self.weights.items())
+        lacking = ((max(0.0, low - numbers[n]), scale[n]) for n, low in bounds.items())
         penalty = PENALTY * sum(missing / spread for missing, spread in lacking)
         return mean / sum(self.weights.values()) - penalty
 
     def _spread(self, name: str, rollouts: Sequence[Rollout]) -> float:
         values = [self._value(name, rollout) for rollout in rollouts]
-        known = [value for value in values if value is not None]
-        if values and not known:
+        numbers = [value for value in values if value is not None]
+        if values and not numbers:
             raise SettingsError(
                 f"objective {name!r}: the metric gave {sorted(rollouts[0].objectives)}; return "
                 f"dspy.Prediction(objectives={{{name!r}: ...}}), or leave the name out."
             )
-        spread = statistics.pstdev(known or [0.0])
+        spread = statistics.pstdev(numbers or [0.0])
         return spread if spread > MIN_CONTRAST else 1.0
 
     def _value(self, name: str, rollout: Rollout) -> float | None:

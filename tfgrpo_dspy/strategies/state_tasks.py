@@ -45,14 +45,14 @@ class StateTasks(Strategy):
             inner,
             key=lambda n: (-rates[n].variance_of_a_rollout, abs(n - middle)),
         )
-        made = await play(source, state, self.rollouts)
-        return Credit(tree_values([*scored, *made]), tuple(made))
+        rollouts = await play(source, state, self.rollouts)
+        return Credit(tree_values([*scored, *rollouts]), tuple(rollouts))
 
 
 def _rates(context: GroupContext) -> "defaultdict[int, PassRate]":
     """By the number of replayed steps, the chance of success of this example from there."""
     of_example = [s for s in context.past if s.group.example == context.group.example]
-    made: dict[int, Rollout] = {
+    by_id: dict[int, Rollout] = {
         rollout.rollout_id: rollout
         for sampled in of_example
         for rollout in (*sampled.group.rollouts, *sampled.probes)
@@ -61,7 +61,7 @@ def _rates(context: GroupContext) -> "defaultdict[int, PassRate]":
     scores = [r.score or 0.0 for sampled in context.past for r in sampled.group.rollouts]
     low, high = min(scores, default=0.0), max(scores, default=1.0)
     rates: defaultdict[int, PassRate] = defaultdict(PassRate)
-    for rollout in made.values():
+    for rollout in by_id.values():
         share = ((rollout.score or 0.0) - low) / ((high - low) or 1.0)
         share, before = min(max(share, 0.0), 1.0), rates[rollout.n_replayed or 0]
         rates[rollout.n_replayed or 0] = PassRate(

@@ -32,10 +32,10 @@ def states(rollout: Rollout) -> list[int]:
     return [0, *ends, *([len(steps)] if steps else [])]
 
 
-def n_common(one: Rollout, other: Rollout) -> int:
+def n_common(rollout: Rollout, other: Rollout) -> int:
     """How many first steps of two rollouts are the same, with the same outputs."""
     n = 0
-    for mine, theirs in zip(one.steps, other.steps, strict=False):
+    for mine, theirs in zip(rollout.steps, other.steps, strict=False):
         if _made(mine) != _made(theirs):
             break
         n += 1
@@ -51,15 +51,15 @@ def tree_values(rollouts: Sequence[Rollout]) -> dict[int, list[float | None]]:
 
     So rollouts have the same values along a common beginning. Steps that end no turn have None.
     """
-    found = {}
+    by_rollout = {}
     for rollout in rollouts:
         common = {id(other): n_common(rollout, other) for other in rollouts}
         values: list[float | None] = [None] * len(rollout.values)
         for state in states(rollout):
             scores = [r.score or 0.0 for r in rollouts if common[id(r)] >= state]
             values[state] = sum(scores) / len(scores)
-        found[rollout.rollout_id] = values
-    return found
+        by_rollout[rollout.rollout_id] = values
+    return by_rollout
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ class StateValues:
         scores = np.array([self._share(other) for other in self.others])
         starts = np.array([other.n_replayed or 0 for other in self.others])
         is_after = starts[:, None] >= np.array(self.states[1:])[None, :]
-        own = self._share(self.rollout)
-        near = PRIOR + TOWARDS * np.array([own, 1 - own])
+        share = self._share(self.rollout)
+        near = PRIOR + TOWARDS * np.array([share, 1 - share])
         logs_after, after = _beta(scores, is_after, near)
         logs_before, before = _beta(scores, ~is_after, near[::-1])
         everyone = np.ones((len(scores), 1), dtype=bool)
@@ -112,9 +112,9 @@ class StateValues:
 
     def _suspicion(self) -> Array:
         """The prior probability of each turn that it was decisive, if one was."""
-        turns, own = _decisions(self.rollout), self._share(self.rollout)
+        turns, mine = _decisions(self.rollout), self._share(self.rollout)
         unlike = [_decisions(other) for other in self.others
-                  if other.n_replayed is None and abs(self._share(other) - own) > 0.5]  # fmt: skip
+                  if other.n_replayed is None and abs(self._share(other) - mine) > 0.5]  # fmt: skip
         weights = np.array([EXCULPATED if any(_has(theirs, turn, k, turns) for theirs in unlike)
                             else 1.0 for k, turn in enumerate(turns)])  # fmt: skip
         suspicion: Array = weights / weights.sum()
@@ -153,8 +153,8 @@ class StateValues:
     @property
     def values(self) -> list[float | None]:
         """As `tree_values`: before the first step and after each, None where no turn ends."""
-        found: dict[int, float] = dict(zip(self.states, self.means, strict=True))
-        return [found.get(n) for n in range(len(self.rollout.values))]
+        by_state: dict[int, float] = dict(zip(self.states, self.means, strict=True))
+        return [by_state.get(n) for n in range(len(self.rollout.values))]
 
 
 Turn = tuple[tuple[str, Mapping[str, str]], ...]
@@ -180,5 +180,5 @@ def _decisions(rollout: Rollout) -> list[Turn]:
 
 
 def _entropy(chance: Array) -> Array:
-    found: Array = -chance * np.log(chance) - (1 - chance) * np.log(1 - chance)
-    return found
+    entropy: Array = -chance * np.log(chance) - (1 - chance) * np.log(1 - chance)
+    return entropy

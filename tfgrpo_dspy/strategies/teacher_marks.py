@@ -79,8 +79,8 @@ class TeacherMarks(Strategy):
         values = {}
         for n, rollout in enumerate(group.rollouts, 1):
             marks = [float(mark) for mark in re.findall(r"\d+(?:\.\d+)?", lines.get(str(n), ""))]
-            if known := _values(rollout, marks):
-                values[rollout.rollout_id] = known
+            if marked := _values(rollout, marks):
+                values[rollout.rollout_id] = marked
         return Credit(values, measure="mark of the teacher")
 
     def _earlier(self, context: GroupContext) -> str:
@@ -101,7 +101,7 @@ def _values(rollout: Rollout, marks: list[float]) -> list[float | None]:
     if not ends or len(marks) < len(ends) or max(marks) > HIGHEST:
         return []
     by_end = dict(zip(ends, marks, strict=False))
-    found: list[float | None] = [BEFORE]
+    values: list[float | None] = [BEFORE]
     for n in range(1, len(rollout.values)):
-        found.append(by_end[n] / HIGHEST if n in by_end else None)
-    return found
+        values.append(by_end[n] / HIGHEST if n in by_end else None)
+    return values

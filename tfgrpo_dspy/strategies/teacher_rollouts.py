@@ -47,12 +47,11 @@ class TeacherRollouts(Strategy):
 
     async def rescue(self, context: GroupContext, ask: Ask) -> Sequence[Attempt]:
         """The teacher's rollouts, once."""
-        given = context.sampled.given
-        if not context.fails or any(each.teacher is not None for each in given):
+        if not context.fails or any(each.teacher is not None for each in context.sampled.additions):
             return ()
         teacher = self.teacher
         if self.shares_library and isinstance(teacher, dspy.Module):
             everywhere = [each for each in context.library if each.scope == ALL]
             teacher = context.library.holding(everywhere).bake(teacher)
-        n_student = sum(not each.aid for each in given)
+        n_student = sum(not each.aid for each in context.sampled.additions)
         return [Attempt(teacher=teacher)] * max(1, int(self.share * n_student))

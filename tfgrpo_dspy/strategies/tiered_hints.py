@@ -71,7 +71,7 @@ class TieredHints(Strategy):
             expected=fields_text(labels) if context.shows_labels and labels else "(not known)",
             attempt=f"{fields_text(failed[0].outputs)}\n{failed[0].words}".strip() or "(no answer)",
         )
-        tried = {given.hint for given in context.sampled.given}
+        tried = {one.hint for one in context.sampled.additions}
         written = [" ".join(str(answer.get(tier, "")).split()) for tier in TIERS]
         hints = dict.fromkeys(map(as_input, written))
         left = [hint for hint in hints if hint and hint not in tried]
@@ -80,6 +80,6 @@ class TieredHints(Strategy):
 
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """The lessons that do not give away the label of an example that had a hint."""
-        hinted = {e.group.example for e in context.groups if any(g.hint for g in e.given)}
+        hinted = {e.group.example for e in context.groups if any(g.hint for g in e.additions)}
         data = context.trainset, context.training
         return Proposed(without_giveaways(context.lessons, hinted, *data))

@@ -42,8 +42,10 @@ def rescued_in_vain(past: Sequence[SampledGroup]) -> bool:
     """Whether no extra attempt of the latest rescued groups was better than all others."""
     better = []
     for sampled in past:
-        pairs = zip(sampled.given, (sampled.measured or sampled.group).all_rollouts, strict=True)
-        extra = [r.score for given, r in pairs if given.aid and r.score is not None]
+        pairs = zip(
+            sampled.additions, (sampled.measured or sampled.group).all_rollouts, strict=True
+        )
+        extra = [r.score for one, r in pairs if one.aid and r.score is not None]
         if extra:
             usual = sampled.by_metric
             better.append(max(extra) > max(usual.scores, default=-math.inf) + usual.least_contrast)
