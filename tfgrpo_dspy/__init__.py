@@ -27,6 +27,7 @@ from tfgrpo_dspy.gate.protocol import (
 from tfgrpo_dspy.optimizer import TrainingFreeGRPO
 from tfgrpo_dspy.reflection.modules import (
     AddLessons,
+    CondenseLibrary,
     DraftLessons,
     ExtractAdvantage,
     SummarizeTrajectory,
@@ -36,10 +37,10 @@ from tfgrpo_dspy.settings import Execution, Reflection
 from tfgrpo_dspy.store.runs import best_so_far
 
 __all__ = [
-    "AddLessons", "BayesianGate", "Belief", "Decision", "DraftLessons", "Effect", "Evidence",
-    "Execution", "Experience", "ExperienceLibrary", "ExtractAdvantage", "Gate", "GateError",
-    "GroupPlan", "LibraryError", "LibraryFormatError", "LocalLMUnavailableError", "Measured",
-    "MetricError", "MissingRecordError", "NoGate", "Reflection", "RunEvidence", "RunFailedError",
-    "SettingsError", "StoreError", "SummarizeTrajectory", "TrainingFreeGRPO",
+    "AddLessons", "BayesianGate", "Belief", "CondenseLibrary", "Decision", "DraftLessons", "Effect",
+    "Evidence", "Execution", "Experience", "ExperienceLibrary", "ExtractAdvantage", "Gate",
+    "GateError", "GroupPlan", "LibraryError", "LibraryFormatError", "LocalLMUnavailableError",
+    "Measured", "MetricError", "MissingRecordError", "NoGate", "Reflection", "RunEvidence",
+    "RunFailedError", "SettingsError", "StoreError", "SummarizeTrajectory", "TrainingFreeGRPO",
     "TrainingFreeGRPOError", "UpdateLibrary", "best_so_far",
 ]  # fmt: skip

@@ -45,6 +45,7 @@ STAGES = {
     "draft": ("draft", "lessons", 1),
     "lesson": ("extract", "lessons", 2),
     "summary": ("summarize", "summary", 2),
+    "condense": ("condense", "condensed", 0),
 }
 """By stage: the module of `Reflection` that is asked, the output that is wanted, and the rank: of
 the tasks that wait, those with the lowest rank are begun first."""
@@ -188,7 +189,8 @@ class ReflectionClient:
         purpose = "update/0/0" if stage == "update" else stage  # as in earlier runs
         rollout_id = rollout_id_for(self.run.settings.seed, batch.epoch, number, index, purpose)
         question = _Question(stage, module, output, rollout_id, {**self.common, **inputs})
-        noun = stage if stage in ("update", "draft") else "example"
+        nouns = {"update": "update", "draft": "draft", "condense": "predictor"}
+        noun = nouns.get(stage, "example")
         return await self._answered(question, batch, rank, f"{noun} {number}")
 
     async def ask_for_strategy(self, batch: Occasion, signature: Any, inputs: Inputs) -> Answer:
@@ -210,14 +212,18 @@ class ReflectionClient:
         run, stage = self.run, question.stage
         where = Whereabouts(f"the {stage} of {about}", "a call of the reflection LM")
 
+        is_training = stage != "condense"  # the only one that the end of a run asks
+
         async def do() -> Any:
-            self._note_asked(batch)
+            if is_training:
+                self._note_asked(batch)
             return await run.loop.in_thread(lambda: where.noted(lambda: self._answer(question)))
 
         def count(answer: Answer, seconds: float | None) -> None:
             if seconds is None:
                 run.report.replayed[stage] += 1
-                self._note_asked(batch)
+                if is_training:
+                    self._note_asked(batch)
             else:
                 failure = Failure(FailureKind.PROVIDER, answer.error) if answer.is_lost else None
                 run.report.check_errors(failure)

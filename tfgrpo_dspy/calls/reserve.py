@@ -15,13 +15,11 @@ from tfgrpo_dspy.budget.account import LIMITS, Account, Amount
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.settings.schedule import (
-    MIN_PROGRAMS_MEASURED,
+    CALLS_FOR_AN_ANSWER,
     MOST_SHARE,
     USUAL_MIN_VALIDATION,
     RunSettings,
 )
-
-CALLS_FOR_AN_ANSWER = 2  # at most: DSPy asks again, in JSON, for an answer that does not parse
 
 
 class Reserve:
@@ -52,7 +50,7 @@ class Reserve:
             times.append(per_rollout.n_lm_calls / data.calls_per_rollout)
         if settings.max_cost is not None and data.dollars_per_rollout > 0:
             times.append(per_rollout.cost / data.dollars_per_rollout)
-        smallest = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
+        smallest = data.n_programs_measured * min(USUAL_MIN_VALIDATION, data.n_validation)
         return max(min(settings.reserve, smallest), int(settings.reserve / max(times)))
 
     def amount(self, account: Account, dearest: float = 0.0) -> Amount:
@@ -65,6 +63,7 @@ class Reserve:
         of_test = account.later * (data.n_of_test_set if settings.metric else 0)
         kept = account.reserve(self.n_rollouts(account))
         kept += Amount(cost=max(data.dollars_of_dearest_call, dearest))
+        kept += Amount(data.n_condensing_calls, cost=data.dollars_of_condensing)
         limits = (settings.max_lm_calls, None, settings.max_cost)
         if account.per_rollout.n_lm_calls <= data.calls_per_rollout:
             limits = (None, None, settings.max_cost)
@@ -83,7 +82,7 @@ class Reserve:
         account, data = self.account, self._settings.data
         amount = self.amount(account, self._ledger.dearest)
         if not account.n_rollouts and self.n_rollouts(account):  # nobody knows what one takes
-            dearest = MIN_PROGRAMS_MEASURED * CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
+            dearest = data.n_programs_measured * CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
             half = MOST_SHARE * (self._settings.max_lm_calls or math.inf)
             dollars = dearest * account.per_answer.cost / data.calls_per_rollout
             most = MOST_SHARE * (self._settings.max_cost or math.inf)

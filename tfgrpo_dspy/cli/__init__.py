@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from io import TextIOWrapper
 from typing import Any
 
@@ -13,6 +14,7 @@ from tfgrpo_dspy.cli.reading import completion, diff, report, runs, show
 from tfgrpo_dspy.cli.tables import examples, reflections, rollouts
 from tfgrpo_dspy.cli.watching import watch
 from tfgrpo_dspy.errors import TrainingFreeGRPOError
+from tfgrpo_dspy.outside import printable
 
 __all__ = ["approve_in_terminal", "main", "tfgrpo"]
 
@@ -24,6 +26,10 @@ class _Refused(click.ClickException):
     exit_code = 2
 
 
+def _noted(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(printable(f"Note: {message}"), err=True)
+
+
 class _Commands(click.Group):
     """The commands; what they raise becomes one line on stderr and an exit code."""
 
@@ -31,7 +37,10 @@ class _Commands(click.Group):
         if isinstance(sys.stdout, TextIOWrapper):  # a terminal may not have every character
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.simplefilter("default", UserWarning)
+                warnings.showwarning = _noted
+                return super().invoke(ctx)
         except click.UsageError:
             raise
         except click.ClickException as error:

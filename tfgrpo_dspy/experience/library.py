@@ -2,6 +2,7 @@
 
 import html
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,12 @@ from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.wording import meaning
 
 ProgramT = TypeVar("ProgramT")
+_LOST = (
+    "the instructions of predictor {name!r} were condensed from {ids}: their texts, effects and "
+    "evidence are not in the program. They are in detailed_results.library of the result of that "
+    "compile, and in its run store (`tfgrpo show LOG_DIR`); bake them into the student, not into "
+    "this program."
+)
 Written = Operation | Mapping[str, Any]  # an operation, or a mapping as an LM writes it
 
 
@@ -221,7 +228,8 @@ class ExperienceLibrary:
         """The library that is baked into a program; empty where there is none.
 
         Only ids, texts and scopes are baked. `save` keeps evidence and effects, and so does
-        `detailed_results.library` of a program that was optimized.
+        `detailed_results.library` of a program that was optimized. Condensed instructions hold no
+        experiences: a warning says which are lost, and where they are.
 
         Raises:
             LibraryFormatError: a block was damaged, or two predictors disagree on an id.
@@ -230,6 +238,8 @@ class ExperienceLibrary:
         next_number = 1
         for name, predictor in programs.named_predictors(program):
             _, written, _ = programs.split_instructions(predictor.signature.instructions)
+            if ids := programs.condensed_ids(predictor.signature.instructions):
+                warnings.warn(_LOST.format(name=name, ids=", ".join(ids)), stacklevel=2)
             experiences, free = programs.parse_block(written, name) if written else ([], 1)
             next_number = max(next_number, free, *(each.number + 1 for each in experiences))
             for experience in experiences:

@@ -40,6 +40,7 @@ def _row(
     rollout: Rollout, set: str, additions: Additions, update: int | None = None, aid: str = ""
 ) -> RolloutRow:
     ids = " ".join(experience.id for experience in additions.library)
+    ids += " condensed" * bool(additions.condensed)
     return RolloutRow.of(
         rollout, set, update, experiences=ids, n_demos=len(additions.demos), aid=aid
     )

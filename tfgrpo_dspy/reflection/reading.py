@@ -101,6 +101,16 @@ def read_lessons(answer: Any) -> list[str]:
     return lessons
 
 
+def read_instructions(answer: Any) -> str:
+    """The text of instructions, without a fence around it. Raises ValueError: there is none."""
+    text, _ = without_thoughts(str(answer))
+    fenced = re.fullmatch(r"\s*```[\w-]*\n(.*?)\n?```\s*", text, re.DOTALL)
+    text = (fenced[1] if fenced else text).strip()
+    if is_nothing(text) or not any(map(str.isalpha, text)):
+        raise ValueError(f"{text[:80]!r} holds no instructions.")
+    return text[:LONGEST_ANSWER]
+
+
 def _items_of(texts: Iterable[str]) -> Iterator[str]:
     """The lessons of a list: not its talk, nor the heading of what is no longer there."""
     for text in texts:

@@ -11,6 +11,7 @@ from tfgrpo_dspy.experience.values import ALL, Effect
 from tfgrpo_dspy.outside import printable
 from tfgrpo_dspy.results.records import (
     Change,
+    Condensed,
     Finalist,
     Gain,
     HeldOut,
@@ -27,6 +28,7 @@ MOST_EXPERIENCES, MOST_DROPPED, MOST_FAILURES = 10, 4, 4  # so that a page has 4
 MOST_CANDIDATES = 4
 LONGEST_CELL = 300  # bytes of a cell
 OF_PROGRAM = ("rollout", "validation", "test")  # the roles of LM calls that the program made
+_SIZES = ("n_tokens", "n_tokens_before")
 FAILURES_IN_WORDS = {
     "program": "the program raised an error",
     "parse": "an answer of the policy LM did not have the form that the program asks for",
@@ -38,6 +40,7 @@ FAILURES_IN_WORDS = {
     "reflection parse": "an answer of the reflection LM could not be read",
     "unknown scope": "a lesson was for a predictor that the program does not have",
     "lesson refused": "a lesson was a copy of an example, too long, or asked for something unsafe",
+    "condensed text refused": "condensed instructions were a copy, too long, or unsafe",
     "lesson too many": "an answer had more lessons than are read",
     "advice let in": "Reflection(guard=) let in what seems to be a copy or an attack",
     "guard": "the function of Reflection(guard=) raised an error, so the advice was refused",
@@ -142,12 +145,12 @@ def objectives(finalists: Sequence[Finalist]) -> Section:
         compared_finalists[1:], key=lambda other: (not other.is_best, id(other) not in best)
     )
     for each in [compared_finalists[0], *order][:MOST_CANDIDATES]:
-        demos = ["demos"] if each.has_demos else []
+        more = ["demos"] * each.has_demos + ["condensed"] * each.is_condensed
         name = "result" if each.is_best else "student" if each is finalists[0] else "candidate"
         means = [
             f"{each.objectives[name]:z.3f}" if name in each.objectives else "" for name in names
         ]
-        parts = one_line(", ".join([*each.ids, *demos]))
+        parts = one_line(", ".join([*each.ids, *more]))
         rows.append((name, *means, "yes" if id(each) in best else "no", parts))
     header = ("", *names, "best in its own way", "consists of")
     title = f"Mean objectives on {counted(compared_finalists[0].n_measured, 'validation example')}"
@@ -156,7 +159,12 @@ def objectives(finalists: Sequence[Finalist]) -> Section:
     return Section(title, rows, header)
 
 
-def experiences(library: ExperienceLibrary, n_demos: int, nothing_learned: str) -> Section:
+def experiences(
+    library: ExperienceLibrary,
+    n_demos: int,
+    nothing_learned: str,
+    condensed: Sequence[Condensed] = (),
+) -> Section:
     """Each experience of the result, with effect, price and scope."""
     rows = [
         [
@@ -170,7 +178,7 @@ def experiences(library: ExperienceLibrary, n_demos: int, nothing_learned: str) 
     ]
     n_more = len(library) - len(rows)
     rows += [["...", f"{n_more} more", "", "", "see .experiences"]] if n_more else []
-    title = learned_text(library, n_demos)
+    title = learned_text(library, n_demos, condensed)
     if nothing_learned:
         title = f"Nothing was learned: {one_line(nothing_learned)}"
         title += f". What the student has: {counted(len(library), 'experience')}" if rows else ""
@@ -178,10 +186,17 @@ def experiences(library: ExperienceLibrary, n_demos: int, nothing_learned: str) 
     return Section(title, rows, header)
 
 
-def learned_text(library: ExperienceLibrary, n_demos: int) -> str:
+def learned_text(
+    library: ExperienceLibrary, n_demos: int, condensed: Sequence[Condensed] = ()
+) -> str:
     """`The result has 2 experiences and 1 demo`."""
     demos = f" and {counted(n_demos, 'demo')}" if n_demos else ""
-    return f"The result has {counted(len(library), 'experience')}{demos}"
+    text = f"The result has {counted(len(library), 'experience')}{demos}"
+    if not condensed:
+        return text
+    after, before = (sum(getattr(one, name) for one in condensed) for name in _SIZES)
+    n_tokens = f"{counted(after, 'token')} in place of {before:,}"
+    return f"{text}; the experiences are condensed into the instructions ({n_tokens})"
 
 
 def gone(updates: Sequence[UpdateRecord], library: ExperienceLibrary) -> list[Change]:

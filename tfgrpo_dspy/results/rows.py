@@ -16,7 +16,8 @@ class RolloutRow:
     """A rollout, in the set ("training", "validation" or "test") that its example is of.
 
     `update` is counted from 0, None outside training; `example` is the position in its set.
-    `experiences` are the ids that the rollout was given, `n_demos` the demos; `aid` says why its
+    `experiences` are the ids that the rollout was given (and "condensed", if in one text with the
+    instructions), `n_demos` the demos; `aid` says why its
     score is not the student's ("": it is). `failure` is the kind and the message.
     """
 
@@ -63,8 +64,9 @@ class RolloutRow:
 class ReflectionRow:
     """A question to the reflection LM: what it was asked and what it answered.
 
-    `stage` is "draft", "summary", "lesson", "update" or "strategy". `answered` is what was read of
-    the answer, as JSON, or how an answer begins that could not be read; `fault` says what failed.
+    `stage` is "draft", "summary", "lesson", "update", "strategy" or "condense". `answered` is what
+    was read of the answer, as JSON, or how an answer begins that could not be read; `fault` says
+    what failed.
     """
 
     stage: str

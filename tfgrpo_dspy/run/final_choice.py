@@ -29,6 +29,8 @@ from tfgrpo_dspy.results.records import (
     front_of,
 )
 from tfgrpo_dspy.results.rows import RolloutRow
+from tfgrpo_dspy.run import condensing
+from tfgrpo_dspy.run.condensing import condensed_choice, records_of
 from tfgrpo_dspy.run.history import History
 from tfgrpo_dspy.run.measurements import Measurements
 from tfgrpo_dspy.sampling.additions import Additions
@@ -41,6 +43,7 @@ DEMOS_SD = 0.3
 """How much demos that no training rollout showed may add, in standard deviations of the score."""
 DEMOS_ERROR = 0.25
 """How far the effect of demos on validation may be from that in training, in the same unit."""
+NOTHING = Amount()
 DEMOS = "demos"  # the name of the demos among the parts of a candidate
 
 
@@ -65,9 +68,10 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
         place = len(candidates) - 1
         measured.make_all(run.settings.n_validation)
     measured.tell(0, place)
-    library = candidates[place].library  # with the tokens that each experience adds to a call
-    priced = [replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in library]
-    best = replace(candidates[place], library=library.holding(priced))
+    best = candidates[place]
+    if not best.condensed:  # with the tokens that each experience adds to a call
+        priced = [replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in best.library]
+        best = replace(best, library=best.library.holding(priced))
     ended_because = "" if run.ledger.is_failure else run.report.ended_because
     run.manifest.note(best, ended_because, history.repeated)
     n_more = 2 * (len(testset) - run.settings.data.n_test)  # of a run that was finished before
@@ -132,6 +136,7 @@ def _reported(
         switched=history.switched,
         n_demos=len(additions.demos),
         demos=tuple(DemoRecord(demo.predictor, dict(demo.fields)) for demo in additions.demos),
+        condensed=records_of(run.student, additions),
         program=type(run.student).__name__,
         origin=run.manifest.origin,
         library=additions.library.to_dict(),
@@ -211,8 +216,14 @@ def _race(
         while pairs := _next_round(run, race, account, measured.scores()):
             account = account.after_rollouts(measured.make(pairs))
             measured.show()
-    scores = measured.scores()
-    best = race.winner(scores)
+    why = race.why(measured.scores())
+
+    def n_left(more: Amount) -> float:
+        left = _n_left(run, account, run.settings.data.n_of_test_set, more)
+        return math.inf if left is None else left
+
+    choice = condensed_choice(run, history, measured, race, n_left)
+    race, best, scores = choice.race, choice.place, measured.scores()
     finalists = {
         c: Finalist(
             ids=tuple(experience.id for experience in candidate.library),
@@ -221,6 +232,7 @@ def _race(
             chance=race.chance(c, 0, scores),
             is_best=c == best,
             objectives=measured.objectives_of(c),
+            is_condensed=bool(candidate.condensed),
         )
         for c, candidate in enumerate(measured.candidates)
         if (c, 0) in scores
@@ -231,7 +243,7 @@ def _race(
             "pass a smaller valset",
             run.report.ended_because,
         )
-    return best, finalists, race.why(scores)
+    return best, finalists, "; ".join(filter(None, (why, choice.why)))
 
 
 def _next_round(
@@ -242,10 +254,11 @@ def _next_round(
     While the student leads, the test set needs half of that: the race goes on with the other half.
     A candidate that wins by it is measured on fewer test examples, and the student on the same.
     """
-    data = run.settings.data
-    pairs = race.next(scores, _n_left(run, account, data.n_of_test_set))
+    data, more = run.settings.data, condensing.kept(run)
+    n_more = condensing.n_kept(run, race.n_examples, scores)
+    pairs = race.next(scores, _n_left(run, account, data.n_of_test_set + n_more, more))
     if scores and not pairs and race.winner(scores) == 0:
-        pairs = race.next(scores, _n_left(run, account, data.n_test))
+        pairs = race.next(scores, _n_left(run, account, data.n_test + n_more, more))
     return pairs
 
 
@@ -255,13 +268,15 @@ def _parts(candidate: Additions) -> frozenset[Hashable]:
     return frozenset(advice | {DEMOS} if candidate.demos else advice)
 
 
-def _n_left(run: RunContext, account: Account, n_reserved: int) -> int | None:
-    """How many rollouts the budget pays for; None: it sets no limit."""
+def _n_left(
+    run: RunContext, account: Account, n_reserved: int, more: Amount = NOTHING
+) -> int | None:
+    """How many rollouts the budget pays for beside these and `more`; None: it sets no limit."""
     later, used, ledger = account.later, account.used, run.ledger
     lost = Amount(  # calls that came to nothing, and the worst that the last call may cost
         ledger.n_lost + max(0.0, ledger.n_lm_calls - used.n_lm_calls),
         max(0.0, ledger.n_metric_calls - used.n_metric_calls),
         ledger.lost + max(run.settings.data.dollars_of_dearest_call, ledger.dearest),
     )
-    n, _ = account.n_fitting(later, later * n_reserved + lost)
+    n, _ = account.n_fitting(later, later * n_reserved + lost + more)
     return None if math.isinf(n) else int(n)

@@ -38,7 +38,7 @@ class Measurements:
         run: RunContext,
         role: str,
         examples: Sequence[Any],
-        candidates: Sequence[Additions],
+        candidates: list[Additions],
         history: History,
     ) -> None:
         self.candidates = candidates

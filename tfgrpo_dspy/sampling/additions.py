@@ -19,6 +19,7 @@ HINT = "\n\nA hint for this input: "
 class Additions:
     """A library, and demos after the student's own; in an extra attempt also a hint or a teacher.
 
+    `condensed`: by predictor, the text that takes the place of its instructions and experiences.
     `hint` stands at the end of the instructions. `teacher` is another program, which runs as it is,
     or an LM, which the student runs on.
     """
@@ -27,6 +28,7 @@ class Additions:
     demos: tuple[Demo, ...] = ()
     hint: str = ""
     teacher: Any = None
+    condensed: tuple[tuple[str, str], ...] = ()
 
     @property
     def aid(self) -> str:
@@ -39,6 +41,9 @@ class Additions:
         if isinstance(self.teacher, dspy.Module):
             return copy_program(self.teacher)
         program = self.library.bake(with_demos(student, self.demos))
+        predictors = dict(named_predictors(program))
+        for name, text in self.condensed:
+            predictors[name].signature = with_instructions(predictors[name].signature, text)
         if self.hint:
             for _, predictor in named_predictors(program):
                 instructions = f"{predictor.signature.instructions}{HINT}{self.hint}"

@@ -34,6 +34,7 @@ from tfgrpo_dspy.gate.protocol import Gate, NoGate
 from tfgrpo_dspy.metric import adapt_metric, combined
 from tfgrpo_dspy.reflection.lessons import LESSONS_PER_EXAMPLE
 from tfgrpo_dspy.reflection.modules import (
+    CondenseLibrary,
     DraftLessons,
     ExtractAdvantage,
     SummarizeTrajectory,
@@ -113,6 +114,10 @@ def _checked_strategies(strategies: Sequence[Strategy] | str) -> tuple[Strategy,
     if len(names) > 1:
         raise ValueError(f"{' and '.join(names)} each value the steps of a group; pass one")
     return tuple(strategies)
+
+
+def _condensing(condense: dspy.Module | bool | None) -> dspy.Module | None:
+    return CondenseLibrary() if condense is True else condense or None
 
 
 def _checked_offline(offline: bool, others: ValidationInfo) -> bool:
@@ -207,6 +212,10 @@ class Reflection:
         guard: what becomes of advice that seems to copy an example, or to be an attack: "refuse",
             "warn" (it is taken, and logged), "off", or a function of the text and the reason that
             says whether to refuse it. The gate judges what is taken like all other advice.
+        condense: whether the reflection LM writes, at the end, the student's instructions and the
+            library that won as one text for each predictor: True, or a module in place of
+            `CondenseLibrary()`. The result has that text if it scores no less on the validation
+            set and is shorter, or if it scores more; `detailed_results` keeps the library.
 
     Raises:
         SettingsError: names every field that cannot be used.
@@ -223,6 +232,7 @@ class Reflection:
     groups_per_call: Least1 | None = None
     show_images: StrictBool | None = None
     guard: Literal["refuse", "warn", "off"] | Callable[[str, str], bool] = "refuse"
+    condense: Annotated[dspy.Module | StrictBool | None, AfterValidator(_condensing)] = None
 
     # `PaperReflection` makes these three arguments.
     summarize_always = False
@@ -231,8 +241,9 @@ class Reflection:
 
     @property
     def modules(self) -> list[Any]:
-        """The four modules that call the reflection LM."""
-        return [self.extract, self.update, self.summarize, self.draft]
+        """The modules that call the reflection LM: four, and `condense` if there is one."""
+        usual = [self.extract, self.update, self.summarize, self.draft]
+        return [*usual, self.condense] if self.condense is not None else usual
 
 
 def _one_lesson() -> ExtractAdvantage:

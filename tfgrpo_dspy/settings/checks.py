@@ -22,7 +22,7 @@ from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.sampling.one_rollout import allows_temperature
 from tfgrpo_dspy.settings import AUTO, Settings, refuse
 from tfgrpo_dspy.settings.inputs import input_faults, output_faults
-from tfgrpo_dspy.settings.plan import one_rollout, plan_of
+from tfgrpo_dspy.settings.plan import condensing, one_rollout, plan_of
 from tfgrpo_dspy.settings.schedule import RunData, RunSettings, derive
 
 logger = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ def prepare(
         is_recorded=recorded is not None,
         n_metric_calls=_n_metric_calls(settings, student),
         **assumed,
+        **condensing(settings, student),
     )
     if settings.auto is not None and settings.max_lm_calls is None:
         per_example, at_least = AUTO[settings.auto]
@@ -192,6 +193,11 @@ def _student_faults(settings: Settings, student: Any) -> Iterator[str]:
         yield (
             f"max_experiences={settings.max_experiences}: the student starts with {n} "
             f"experiences; allow as many, or bake a smaller library into it first."
+        )
+    if settings.arguments["condense"] and not settings.measures:
+        yield (
+            "condense: nothing compares the condensed instructions with the library; pass a "
+            "metric and a gate that measures (of traces: also a valset), or leave it out."
         )
     yield from _lm_faults(settings, student)
 

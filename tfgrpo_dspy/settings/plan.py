@@ -24,6 +24,7 @@ from tfgrpo_dspy.reflection.texts import estimate_tokens
 from tfgrpo_dspy.sampling.fields import as_fields
 from tfgrpo_dspy.settings import Settings
 from tfgrpo_dspy.settings.schedule import (
+    CALLS_FOR_AN_ANSWER,
     MIN_BATCH_SIZE,
     MIN_GROUP_SIZE,
     MIN_PROGRAMS_MEASURED,
@@ -47,8 +48,8 @@ EASY_UPDATES, EASY_FINALISTS = 12, 4  # where one lesson solves the task
 LIKELY_CANDIDATES, LIKELY_FINALISTS = 8, 5  # of the first round of the race, and of the others
 EASY = "where one lesson solves the task"
 ENOUGH = "surely measure student and result"
+CONDENSED = "condensed instructions"
 TEST_ON_TOP = "test set, on top of auto"
-CALLS_FOR_AN_ANSWER = 2  # at most: DSPy asks again, in JSON, for an answer that does not parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +186,9 @@ def _enough(settings: RunSettings) -> int:
     size = min(size, MIN_BATCH_SIZE) if "batch_size" in derived else size
     group = MIN_GROUP_SIZE if "group_size" in derived else settings.group_size
     n_training = 0 if data.is_recorded else size * group
-    n_final = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
+    n_final = data.n_programs_measured * min(USUAL_MIN_VALIDATION, data.n_validation)
     calls = CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
-    n_learning = n_training * calls + CALLS_FOR_AN_ANSWER * (size + 1)
+    n_learning = n_training * calls + CALLS_FOR_AN_ANSWER * (size + 1) + data.n_condensing_calls
     n_learning = max(n_learning, math.ceil(n_final * calls * (1 / MOST_SHARE - 1)))
     return n_learning + (n_final + data.n_of_test_set) * calls
 
@@ -198,9 +199,11 @@ def _race(settings: RunSettings) -> tuple[float, float]:
     if not settings.measures:  # student and result are measured, and nothing is chosen
         return settings.reserve, settings.reserve
     n_first = min(FIRST_ROUND, n)
+    is_condensed = settings.data.n_condensed > 0
     most = MIN_PROGRAMS_MEASURED + N_ALONE + settings.max_experiences.bit_length()
     most *= 1 + (settings.max_demos > 0)
-    return LIKELY_CANDIDATES * n_first + LIKELY_FINALISTS * (n - n_first), most * n
+    likely = LIKELY_CANDIDATES * n_first + LIKELY_FINALISTS * (n - n_first)
+    return likely + is_condensed * n, (most + is_condensed) * n
 
 
 def _affordable(limits: Limits, fixed: _Mean, more: _Mean) -> float:
@@ -264,7 +267,19 @@ def _rows(
         "summaries": reflections(n_summaries, tokens),
         "lessons": reflections(n_lessons, settings.group_size * tokens, settings.groups_per_call),
         "updates of the library": reflections(n_changes, UPDATE_TOKENS),
+        **({CONDENSED: reflections(data.n_condensed, UPDATE_TOKENS)} if data.n_condensed else {}),
     }
+
+
+def condensing(settings: Settings, student: Any) -> dict[str, Any]:
+    """What condensed instructions take at most, as fields of `RunData`."""
+    if not settings.arguments["condense"]:
+        return {}
+    n = len(named_predictors(student))
+    lm = settings.reflection_lm or dspy.settings.lm
+    cost = _cost(lm, settings, UPDATE_TOKENS + FORMAT_TOKENS, is_most=True)
+    dollars = 0.0 if math.isnan(cost) else CALLS_FOR_AN_ANSWER * n * cost
+    return {"n_condensed": n, "dollars_of_condensing": dollars}
 
 
 def one_rollout(settings: Settings, student: Any, examples: Sequence[Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ GROUPS_PER_CALL = 2  # on simulated tasks they taught as much as one in a call; 
 RESERVE_SHARE = 1 / 5  # the share of the budget for measuring the student and choosing the result
 MIN_PROGRAMS_MEASURED, MAX_PROGRAMS_MEASURED = 2, 4
 """On how many programs the reserve runs the validation set: at least student and best library."""
+CALLS_FOR_AN_ANSWER = 2  # at most: DSPy asks again, in JSON, for an answer that does not parse
 USUAL_MIN_VALIDATION = 10
 """The reserve pays for so many validation examples even where its share would not."""
 MOST_SHARE = 1 / 2
@@ -60,11 +61,26 @@ class RunData:
     most_calls_per_rollout: int = 1  # of a program whose agents take all of their turns
     unpriced: tuple[str, ...] = ()  # what is missing to know the dollars, in words
     dollars_of_dearest_call: float = 0.0  # of the program, if its answer is as long as it may get
+    n_condensed: int = 0  # predictors whose instructions are condensed at the end; 0: nothing is
+    dollars_of_condensing: float = 0.0  # at most
 
     @property
     def n_of_test_set(self) -> int:
         """How many rollouts the test set takes at most: those of the student and of the result."""
         return 2 * self.n_test
+
+    @property
+    def n_condensing_calls(self) -> int:
+        """How many LM calls the condensed instructions take at most."""
+        return CALLS_FOR_AN_ANSWER * self.n_condensed
+
+    @property
+    def n_programs_measured(self) -> int:
+        """On how many programs the reserve runs the validation set at least.
+
+        These are the student, the best library and, if it is wanted, that in condensed form.
+        """
+        return MIN_PROGRAMS_MEASURED + (self.n_condensed > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,23 +178,25 @@ def _usual(settings: Settings, data: RunData, chosen: dict[str, int]) -> dict[st
     has_budget = calls < math.inf or settings.max_cost or settings.max_minutes
     n_within_reach = 0 if has_budget and calls == math.inf else min(n, calls / CALLS_PER_GROUP)
     epochs = MAX_EPOCHS_WITHIN_BUDGET if has_budget else EPOCHS
-    n_programs = MAX_PROGRAMS_MEASURED if settings.measures else MIN_PROGRAMS_MEASURED
-    smallest = MIN_PROGRAMS_MEASURED * min(USUAL_MIN_VALIDATION, data.n_validation)
+    least = data.n_programs_measured
+    n_programs = least - MIN_PROGRAMS_MEASURED
+    n_programs += MAX_PROGRAMS_MEASURED if settings.measures else MIN_PROGRAMS_MEASURED
+    smallest = least * min(USUAL_MIN_VALIDATION, data.n_validation)
     share = max(smallest, RESERVE_SHARE * calls / data.calls_per_rollout)
     reserve = int(min(n_programs * data.n_validation, share))
-    n_validation = min(data.n_validation, reserve // MIN_PROGRAMS_MEASURED)
+    n_validation = min(data.n_validation, reserve // least)
     sizes = {
         "group_size": 3 if calls >= CALLS_PER_EXAMPLE_FOR_GROUPS_OF_3 * n else 2,
         "batch_size": _batch_size(n, n_within_reach, calls / CALLS_PER_GROUP, settings.threads),
     } | chosen
     rollouts_of_batch = sizes["batch_size"] * sizes["group_size"]
     has_many = calls / CALLS_PER_GROUP / sizes["batch_size"] >= MANY_BATCHES
-    least = MIN_STALENESS + (settings.threads > USUAL_THREADS and has_many)
+    fewest = MIN_STALENESS + (settings.threads > USUAL_THREADS and has_many)
     staleness = math.ceil(ROLLOUTS_PER_THREAD * settings.threads / rollouts_of_batch) - 1
     return {
         "temperature": settings.temperature or TEMPERATURE,
         "epochs": 1 if data.is_recorded else epochs,
-        "max_staleness": min(MAX_STALENESS, max(least, staleness)),
+        "max_staleness": min(MAX_STALENESS, max(fewest, staleness)),
         "drafts": int(min(MAX_DRAFTS, calls / CALLS_PER_DRAFT)),
         "groups_per_call": GROUPS_PER_CALL,
         "reserve": reserve,
@@ -225,7 +243,8 @@ def _reductions(run_settings: RunSettings) -> Iterator[dict[str, int]]:
     for n in range(
         run_settings.n_validation, min(MIN_VALIDATION, run_settings.n_validation) - 1, -1
     ):
-        yield {"n_validation": n, "reserve": MIN_PROGRAMS_MEASURED * n, "max_demos": 0}
+        n_rollouts = run_settings.data.n_programs_measured * n
+        yield {"n_validation": n, "reserve": n_rollouts, "max_demos": 0}
 
 
 def _unpaid(run_settings: RunSettings, calls_per_rollout: int) -> str:
@@ -235,12 +254,13 @@ def _unpaid(run_settings: RunSettings, calls_per_rollout: int) -> str:
     )
     n_reflections = run_settings.batch_size + 1 + run_settings.drafts + (run_settings.drafts > 0)
     n_reflections += run_settings.rollouts_of_update * run_settings.reflection.summarize_always
+    n_reflections += run_settings.data.n_condensing_calls
     needed_calls = n_rollouts * calls_per_rollout + n_reflections
     enough_calls = n_rollouts * run_settings.data.calls_per_rollout + n_reflections
     dollars = (
         enough_calls * run_settings.data.dollars_per_rollout / run_settings.data.calls_per_rollout
     )
-    dollars += run_settings.data.dollars_of_dearest_call
+    dollars += run_settings.data.dollars_of_dearest_call + run_settings.data.dollars_of_condensing
     n_scores = n_rollouts + run_settings.rollouts_of_update * (run_settings.data.n_metric_calls - 1)
     for name, needed, enough in (
         ("max_metric_calls", n_scores, n_scores),

@@ -45,9 +45,9 @@ Library = Annotated[
 class RunNote:
     """The only form in which the note of a run is written and read.
 
-    `library` (without its evidence, which grows) and `demos` are the best so far. Of `paid`, `kept`
-    surely counts in a later start with a larger budget, and `lost` is what an unfinished run had
-    no result for. `ended_because` is "" in an unfinished run.
+    `library` (without its evidence, which grows), `demos` and `condensed` are the best so far. Of
+    `paid`, `kept` surely counts in a later start with a larger budget, and `lost` is what an
+    unfinished run had no result for. `ended_because` is "" in an unfinished run.
     """
 
     begun: str
@@ -61,6 +61,7 @@ class RunNote:
     schedule: dict[str, Count]
     limits: dict[str, float | None]
     n_test: Count
+    condensed: tuple[tuple[str, str], ...] = ()
 
     @property
     def unused(self) -> Spent:
@@ -204,6 +205,7 @@ class RunManifest:
             schedule=self._settings.schedule,
             limits=self._settings.learning_limits,
             n_test=self._settings.data.n_test,
+            condensed=best.condensed,
         )
         self._is_continued &= not ended_because
         self._write_note(note)

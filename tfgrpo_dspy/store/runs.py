@@ -88,10 +88,10 @@ def best_so_far(log_dir: str | PathLike[str], student: Any) -> Any:
         key, note = _last_run_of(store, student, str(log_dir))
         results = _saved(store, key, note).results
     try:
-        program = Additions(note.library, note.demos).bake(student)
+        program = Additions(note.library, note.demos, condensed=note.condensed).bake(student)
     except (KeyError, ValueError) as error:
         raise StoreError(
-            f"the demos recorded in log_dir={str(log_dir)!r} are not of this program ({error}); "
+            f"what is recorded in log_dir={str(log_dir)!r} is not of this program ({error}); "
             f"pass the student that was compiled."
         ) from error
     program.detailed_results = results
