@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -56,7 +56,7 @@ ALLOWED = -0.03
 class Ordinary(World):
     """A world of fixed traits; in some, what four of its kinds score is fixed, too."""
 
-    def __init__(self, name: str, seed: int) -> None:
+    def __init__(self, name: str, seed: int, **traits_of_it: Any) -> None:
         self.fixed = {"noise": 0.5, "hard": 0.02}.get(name)
         traits = traits_of(0, "agent" if name == "agent" else None)
         is_agent = name == "agent"
@@ -91,7 +91,7 @@ class Ordinary(World):
             n_turns=4,
             nothing=False,
         )
-        super().__init__(traits, seed)
+        super().__init__(replace(traits, **traits_of_it), seed)
 
     def chance(self, case: int, slot: int, lines: Any, demos: Any = ()) -> float:
         """The exact chance of a right answer."""
@@ -129,18 +129,17 @@ class IdleEngine(RandomEngine):
         return super()._value(name, type_, prompt)
 
 
-def lms_of(world: World) -> tuple[Any, Any]:
+def lms_of(engine: RandomEngine) -> tuple[Any, Any]:
     """The policy and the reflection LM."""
-    engine = IdleEngine(world)
     policy = dspy.LM("random/policy", engine=engine, temperature=0.0, max_tokens=300)
     reflection = dspy.LM("random/reflection", engine=engine, temperature=1.0, max_tokens=2000)
     return seeded(policy), seeded(reflection)
 
 
-def made(name: str, world: Ordinary, lms: Sequence[Any]) -> tuple[Strategy, ...]:
+def made(name: str, world: Ordinary, lms: Sequence[Any]) -> Literal["auto"] | tuple[Strategy, ...]:
     """The strategies of an arm: one with its defaults; "without" has none."""
-    if name == "without":
-        return ()
+    if name in ("without", "auto"):
+        return "auto" if name == "auto" else ()
     arguments: Mapping[str, Callable[[], tuple[Any, ...]]] = {
         "DomainBandit": lambda: (world.domain,),
         "HardSampleWeights": lambda: (world.domain,),
@@ -150,22 +149,35 @@ def made(name: str, world: Ordinary, lms: Sequence[Any]) -> tuple[Strategy, ...]
     return (getattr(known, name)(*arguments.get(name, tuple)()),)
 
 
-def run(name: str, arm: str, budget: int, seed: int) -> dict[str, Any]:
-    """The exact score of the program that a run returns."""
-    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
-    world, began = Ordinary(name, seed), time.monotonic()
-    policy, reflection = lms_of(world)
-    with silence(), dspy.context(lm=policy, adapter=dspy.ChatAdapter()):
+def compiled(
+    world: World,
+    lms: Sequence[Any],
+    strategies: Literal["auto"] | Sequence[Strategy],
+    budget: int,
+    seed: int,
+    metric: Any = None,
+) -> Any:
+    """The program that the optimizer returns."""
+    with dspy.context(lm=lms[0], adapter=dspy.ChatAdapter()):
         optimizer = TrainingFreeGRPO(
-            metric_of(world),
-            reflection_lm=reflection,
+            metric or metric_of(world),
+            reflection_lm=lms[1],
             max_lm_calls=budget,
             num_threads=1,
             seed=seed,
             progress=False,
-            strategies=made(arm, world, (policy, reflection)),
+            strategies=strategies,
         )
-        program = optimizer.compile(student_of(world), trainset=[*examples_of(world, range(80))])
+        return optimizer.compile(student_of(world), trainset=[*examples_of(world, range(80))])
+
+
+def run(name: str, arm: str, budget: int, seed: int) -> dict[str, Any]:
+    """The exact score of the program that a run returns."""
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    world, began = Ordinary(name, seed), time.monotonic()
+    lms = lms_of(IdleEngine(world))
+    with silence():
+        program = compiled(world, lms, made(arm, world, lms), budget, seed)
     results = program.detailed_results
     return {
         "world": name,

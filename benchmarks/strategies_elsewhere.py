@@ -1,0 +1,158 @@
+"""Further worlds in which a strategy should help, by somebody who wrote none of them. SIMULATED.
+
+They are those of `ordinary_worlds.py`, which says what they share, with these changes:
+
+**silence.** The student succeeds in half of the cases of one kind of ten, in one of fifty of the
+others. A hint makes that .1 (concept), .3 (plan) or .7 (step), being told to take another way .3;
+a teacher LM is right in .7.
+**settled.** Cases of four kinds always succeed (.97), those of three kinds always fail (.03),
+whatever is advised; three kinds can be learned, from .2. `score` is that of these, `all` of all.
+**single cases.** Eight of ten right lessons are about the one case that they were learned from; the
+LM that is asked for rules finds that of a kind behind two such lines, and a wrong one in a quarter.
+**prior.** Half of the lessons are wrong. The LM that is asked which lines rest on something else
+names four of five wrong ones, and one of five right ones; its own advice is right in four of five.
+**scales.** The metric gives two objectives: whether the answer is right, and its length, from 0 to
+-60, which is luck. `score` is the share of right answers.
+"""
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import dspy
+from dspy import lm15
+from ordinary_worlds import IdleEngine, Ordinary, compiled, lms_of, made
+from random_world_model import FIRST_TEST, N_TEST, N_WRONG, Line
+from simlm_texts import OutputFields, Prompt, sections
+from simlm_world import draw, pick
+from strategies import Bar, Setting
+
+from tfgrpo_dspy.strategies import Objectives
+
+HELP = {"concept": 0.1, "plan": 0.3, "step": 0.7, "another way": 0.3}
+HINT = re.compile(r"A hint for this input: .*?(concept|plan|step|another way)", re.DOTALL)
+TEACHER, WRONG_RULES, TRUE_PRIOR = 0.7, 0.25, 0.8
+TEST = range(FIRST_TEST, FIRST_TEST + N_TEST)
+TRAITS: Mapping[str, Mapping[str, Any]] = {
+    "single cases": {"leaking": 0.8},
+    "prior": {"wrong": 0.5},
+    "scales": {"graded": True},
+}
+
+
+class Needy(Ordinary):
+    """A world with something that a strategy could mend."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self.name = name
+        super().__init__("silent", seed, **TRAITS.get(name, {}))
+
+    def unaided(self, case: int, slot: int) -> float:
+        """The chance without advice."""
+        if self.name == "silence":
+            return 0.02 if self.kinds(case)[slot] else 0.5
+        return 0.2 if self.name == "settled" else super().unaided(case, slot)
+
+    def chance(self, case: int, slot: int, lines: Any, demos: Any = ()) -> float:
+        """The exact chance of a right answer."""
+        kind = self.kinds(case)[slot]
+        if self.name == "settled" and kind < 7:
+            return 0.97 if kind < 4 else 0.03
+        return super().chance(case, slot, lines, demos)
+
+    def metric(self, gold: Any, pred: Any, trace: Any = None) -> dspy.Prediction:
+        """Whether the answer is right, and its length."""
+        del trace
+        code, _, length = str(pred.answer).partition(" /")
+        is_right = code.strip() == self.right[self.kinds(self.cases_in(gold.request)[0])[0]]
+        length = -6.0 * int(length) if length.strip().isdigit() else 0.0
+        return dspy.Prediction(objectives={"right": float(is_right), "length": length})
+
+
+class HelpfulEngine(IdleEngine):
+    """Knows something of use, where it is asked by the strategy that the world is for."""
+
+    world: Needy
+    _is_teacher = False
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        """The answer."""
+        self._is_teacher = request.model.endswith("teacher")
+        return super().complete(request)
+
+    def _act(self, prompt: Prompt, fields: OutputFields) -> dict[str, str]:
+        answer, hint = super()._act(prompt, fields), HINT.search(prompt.system)
+        least = TEACHER if self._is_teacher else HELP[hint[1]] if hint else 0.0
+        case = self.world.cases_in(sections(prompt.user)["request"])[0]
+        if draw("helped", self.world.seed, case, prompt.sample, prompt.system) < least:
+            right = self.world.right[self.world.kinds(case)[0]]
+            return {**answer, "answer": right}
+        return answer
+
+    def _value(self, name: str, type_: str, prompt: Prompt) -> Any:
+        key = (name, self.world.seed, prompt.sample, len(prompt.user))
+        if name == "candidates" and self.world.name == "single cases":
+            lines = self.world.found(sections(prompt.user)["came"])
+            kinds = Counter(line.kind for line in lines if line.what == "leak")
+            rules = [
+                Line("wrong", kind, pick(N_WRONG, "place", kind, *key))
+                if draw("misled", kind, *key) < WRONG_RULES
+                else Line("right", kind)
+                for kind, n in kinds.items()
+                if n > 1
+            ]
+            return "\n".join(str(self.world.text(line, 0)) for line in rules) or "None"
+        if self.world.name == "prior" and name in ("advice", "others"):
+            return self._by_prior(name, prompt, key)
+        return super()._value(name, type_, prompt)
+
+    def _by_prior(self, name: str, prompt: Prompt, key: tuple[Any, ...]) -> str:
+        if name == "advice":
+            kind = pick(self.world.traits.n_kinds, *key)
+            is_true = draw("true", *key) < TRUE_PRIOR
+            return str(self.world.text(Line("right" if is_true else "wrong", kind), 0))
+        named = []
+        for n, text in enumerate(sections(prompt.user)["lines"].splitlines(), 1):
+            is_wrong = any(line.what != "right" for line in self.world.found(text))
+            if draw(n, *key) < (TRUE_PRIOR if is_wrong else 1 - TRUE_PRIOR):
+                named.append(str(n))
+        return ", ".join(named) or "None"
+
+
+def needy(world_name: str, name: str, budget: int, arm: str, seed: int) -> Mapping[str, float]:
+    """The score on the cases that can be learned, and on all."""
+    world = Needy(world_name, seed)
+    engine = HelpfulEngine(world)
+    lms, teacher = lms_of(engine), dspy.LM("random/teacher", engine=engine, temperature=0.0)
+    used = made(name if arm == "with" else "without", world, (teacher,))
+    metric = world.metric if world_name == "scales" else None
+    if name == "Objectives" and arm == "with":
+        used = (Objectives({"right": 1.0, "length": 1.0}),)
+    program = compiled(world, lms, used, budget, seed, metric)
+    told = world.told(program)
+    open_cases = [c for c in TEST if world_name != "settled" or world.kinds(c)[0] >= 7]
+    return {"score": world.score(told, open_cases), "all": world.score(told)}
+
+
+CHOOSING = ("LearningFrontier", "BayesianAllocation", "DomainBandit", "HardSampleWeights")
+WORLDS = {
+    "silence": ("TieredHints", "TeacherRollouts", "ClippedDiversity", "auto"),
+    "settled": CHOOSING,
+    "single cases": ("Induction",),
+    "prior": ("AttributionPrior",),
+    "scales": ("Objectives", "auto"),
+}
+SETTINGS: tuple[Setting, ...] = tuple(
+    Setting(
+        name,
+        f"{world}, {budget} calls",
+        ("with", "without"),
+        functools.partial(needy, world, name, budget),
+        (Bar("score", "with", "without"),),
+    )
+    for world, names in WORLDS.items()
+    for name in names
+    for budget in (300, 800)
+)
