@@ -1,6 +1,6 @@
 """Does each strategy pay where it is meant to? SIMULATED tasks; NOTHING IS REAL.
 
-    python benchmarks/strategies.py --jobs 2                        # everything, seeds 100 to 109
+    python benchmarks/strategies.py --jobs 2                        # everything, seeds 500 to 509
     python benchmarks/strategies.py --only LearningFrontier --first-seed 0 --seeds 3
     python benchmarks/strategies.py --show benchmarks/results/strategies.json
 
@@ -9,7 +9,8 @@ and without the strategy, on the same seeds; they differ in nothing else but, wh
 it, in the number of LM calls. The settings stand in the modules `strategies_*`, which say what is
 simulated. Scores are exact: the mean chances on held-out cases, without luck.
 
-**Seeds.** Settings of the strategies were chosen on seeds 0 to 99; those shown are 100 and up.
+**Seeds.** Settings and rules of the strategies were chosen on seeds below 400; those shown are 500
+and up. The file is written after each run, and what it has is not run again.
 """
 
 import argparse
@@ -20,7 +21,6 @@ import json
 import logging
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -127,6 +127,8 @@ def outcomes(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for name, of_strategy in settings().items():
         for setting in of_strategy:
             own = [r for r in runs if (r["strategy"], r["about"]) == (name, setting.about)]
+            seeds = [{r["seed"] for r in own if r["arm"] == arm} for arm in setting.arms]
+            own = [r for r in own if r["seed"] in set.intersection(*seeds)]
             where = {"strategy": name, "about": setting.about}
             found += [{**where, **outcome(bar, own)} for bar in setting.bars if own]
     return found
@@ -152,12 +154,29 @@ def show(results: Mapping[str, Any]) -> None:
     Console(width=200).print(table)
 
 
+def write(path: Path, runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> None:
+    """The file as a whole; a stop loses the run that is being made, and nothing else."""
+    head = {
+        "command": "python benchmarks/strategies.py",
+        "versions": {name: version(name) for name in ("tfgrpo-dspy", "dspy")},
+        "seeds": list(seeds),
+        "outcomes": outcomes(runs),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = ",\n".join(json.dumps(each) for each in runs)
+    new = path.with_suffix(".new")
+    new.write_text(f'{json.dumps(head, indent=1)[:-2]},\n "runs": [\n{rows}\n]}}\n')
+    new.replace(path)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what was asked for, writes it, shows it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", help="names of strategies")
+    parser.add_argument("--about", nargs="+", default=[""], help="words of the settings to run")
+    parser.add_argument("--again", action="store_true", help="measure what the file has anew")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--first-seed", type=int, default=100)
+    parser.add_argument("--first-seed", type=int, default=500)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--show", type=Path, help="print the table of a result file")
@@ -170,31 +189,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := sorted(set(names) - set(known)):
         parser.error(f"--only {' '.join(unknown)}: no such strategy; there are {', '.join(known)}.")
     seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
+    stored = json.loads(asked.out.read_text())["runs"] if asked.out.exists() else []
+    runs = [] if asked.again else [r for r in stored if r["seed"] in seeds]
+    done = {(r["strategy"], r["about"], r["arm"], r["seed"]) for r in runs}
     tasks = [
         (name, place, arm, seed)
+        for seed in seeds
         for name in names
         for place, setting in enumerate(known[name])
         for arm in setting.arms
-        for seed in seeds
+        if any(about in setting.about for about in asked.about)
+        and (name, setting.about, arm, seed) not in done
     ]
     with contextlib.ExitStack() as stack:
         mapped: Callable[..., Any] = map
         if asked.jobs > 1:
             spawn = multiprocessing.get_context("spawn")
             mapped = stack.enter_context(ProcessPoolExecutor(asked.jobs, mp_context=spawn)).map
-        runs = list(mapped(run, *zip(*tasks, strict=True)))
-    results = {
-        "command": " ".join(["python", *(sys.argv if arguments is None else arguments)]),
-        "versions": {name: version(name) for name in ("tfgrpo-dspy", "dspy")},
-        "seeds": list(seeds),
-        "outcomes": outcomes(runs),
-        "runs": runs,
-    }
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    head = json.dumps({k: v for k, v in results.items() if k != "runs"}, indent=1)
-    rows = ",\n".join(json.dumps(each) for each in runs)
-    asked.out.write_text(f'{head[:-2]},\n "runs": [\n{rows}\n]}}\n')
-    show(results)
+        for made in mapped(run, *zip(*tasks, strict=True)) if tasks else ():
+            runs.append(made)
+            write(asked.out, runs, seeds)
+    show({"outcomes": outcomes(runs)})
 
 
 if __name__ == "__main__":
