@@ -7,6 +7,7 @@ The worlds are those of `worlds.py`. A figure is the share of the attainable gai
 
 **Sizes.** Group size and batch size are set; all else is derived. `derived` sets nothing.
 **Lessons.** UpdateLibrary is shown only so many lessons of each update, the best supported ones.
+**Phases.** The kinds of the cases come in two halves, one after the other; `derived` stacks all.
 **Stop.** After how many groups in a row, all of the best score, a run ends that has no budget: in a
 world whose student is perfect, and in three where .97 is the best chance.
 **Indicators.** What is known after a quarter of the LM calls, and its rank correlation (Spearman)
@@ -18,8 +19,9 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -42,7 +44,7 @@ from worlds_model import World
 
 from tfgrpo_dspy.results.records import ScoreSummary
 from tfgrpo_dspy.run import endings
-from tfgrpo_dspy.strategies.base import Ask, Proposed, Strategy, UpdateContext
+from tfgrpo_dspy.strategies.base import Ask, BatchPlan, Proposed, Strategy, UpdateContext
 
 CELLS = ("kinds/words/named/.25", "kinds/codes/unnamed/.5", "kinds/chinese/named/0", "broad/5/1",
          "leaks")  # fmt: skip
@@ -61,6 +63,24 @@ class BestLessons(Strategy):
         return Proposed(context.lessons[: self.n])
 
 
+@dataclass(frozen=True)
+class Phased(Strategy):
+    """Trains on one half of the kinds first, and then on the other, as long as on the first."""
+
+    world: World
+
+    def choose(self, plan: BatchPlan) -> Mapping[int, int]:
+        times = Counter([s.group.example for s in plan.past] + [*plan.under_way])
+        phase = times.total() // len(plan.training) % 2
+        of_phase = [e for e in plan.training if self._kind(plan.trainset[e]) % 2 == phase]
+        chance = random.Random(f"{plan.seed}/{plan.update}")
+        order = sorted(of_phase, key=lambda example: (times[example], chance.random()))
+        return dict(zip(order, plan.sizes.values(), strict=False))
+
+    def _kind(self, example: Any) -> int:
+        return self.world.kind(self.world.cases_in(example.request)[0])
+
+
 Arm = tuple[str, Any]
 
 
@@ -73,7 +93,8 @@ def run(cell: str, budget: int | None, arm: Arm, seed: int) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     if kind == "sizes":
         arguments = dict(zip(("group_size", "batch_size"), value, strict=True))
-    strategies = (BestLessons(value),) if kind == "lessons" else ()
+    strategies: tuple[Strategy, ...] = (BestLessons(value),) if kind == "lessons" else ()
+    strategies = (Phased(world),) if kind == "phased" else strategies
     with silence(), _stopping_after(value) if kind == "stop" else contextlib.nullcontext():
         program = compiled(world, engine, strategies, budget, seed, **arguments)
     score, student = world.score(world.held(program)), world.score(world.held(world.student()))
@@ -151,6 +172,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/recipe.json"))
+    parser.add_argument("--only", nargs="+", help="arms, such as derived phased")
     parser.add_argument("--show", type=Path, help="print the tables of a result file")
     given = parser.parse_args()
     if given.show:
@@ -159,9 +181,11 @@ def main() -> None:
         return
     sizes = [("sizes", (group, batch)) for group in GROUP_SIZES for batch in BATCH_SIZES]
     arms: list[Arm] = [("derived", None), *sizes, *(("lessons", n) for n in LESSONS)]
+    arms = [arm for arm in [*arms, ("phased", 2)] if not given.only or arm[0] in given.only]
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     tasks = [(c, b, arm, s) for c in CELLS for b in BUDGETS for arm in arms for s in seeds]
-    tasks += [(c, None, ("stop", n), s) for c in STOP_CELLS for n in STOPS for s in seeds]
+    if not given.only:
+        tasks += [(c, None, ("stop", n), s) for c in STOP_CELLS for n in STOPS for s in seeds]
     with contextlib.ExitStack() as stack:
         mapped: Callable[..., Any] = map
         if given.jobs > 1:

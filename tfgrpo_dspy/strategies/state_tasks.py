@@ -1,5 +1,6 @@
 """StateTasks: states that failing rollouts have reached become tasks of their own."""
 
+import random
 from collections import defaultdict
 
 from tfgrpo_dspy.rollout import Rollout
@@ -14,9 +15,10 @@ class StateTasks(Strategy):
     """Goes on from a state of a group that fails throughout, where success may be within reach.
 
     A task is an example together with the first steps of one of its rollouts. Where all rollouts of
-    a group fail alike, `rollouts` further ones go on from the state of the highest learnability:
-    the expectation of p (1 - p), where p is the chance of success from there, by what earlier tasks
-    of this example with as many steps have scored. They stand beside the group; if one of them
+    a group fail alike, `rollouts` further ones go on from one of its states, drawn with chances that
+    are proportional to the square of its learnability: the expectation of p (1 - p), where p is the
+    chance of success from there, by what earlier tasks of this example with as many steps have
+    scored. They stand beside the group; if one of them
     succeeds, the group has contrast, and the values of the states say which step decides. The
     buffer of tasks is the run's own record, so it evolves with the library.
 
@@ -32,7 +34,7 @@ class StateTasks(Strategy):
     rollouts: Least2 = 2
 
     async def credit(self, context: GroupContext, ask: Ask, play: Play) -> Credit:
-        """The rollouts that go on from the most learnable state, and the values of all states."""
+        """The rollouts that go on from a learnable state, and the values of all states."""
         group = context.sampled.unaided
         scored = [rollout for rollout in group.rollouts if rollout.score is not None]
         source = max(scored, key=lambda rollout: len(rollout.steps), default=None)
@@ -40,11 +42,8 @@ class StateTasks(Strategy):
         if source is None or not inner or not context.fails:
             return Credit({})
         rates = _rates(context)
-        middle = len(source.steps) / 2  # first, where nothing is known of any
-        state = min(
-            inner,
-            key=lambda n: (-rates[n].variance_of_a_rollout, abs(n - middle)),
-        )
+        chance = random.Random(f"{group.example}/{context.sampled.update}/StateTasks")
+        (state,) = chance.choices(inner, [rates[n].variance_of_a_rollout ** 2 for n in inner])
         rollouts = await play(source, state, self.rollouts)
         return Credit(tree_values([*scored, *rollouts]), tuple(rollouts))
 
