@@ -16,7 +16,7 @@ class StateTasks(Strategy):
 
     A task is an example together with the first steps of one of its rollouts. Where all rollouts of
     a group fail alike, `rollouts` further ones go on from one of its states, drawn with chances that
-    are proportional to the square of its learnability: the expectation of p (1 - p), where p is the
+    are proportional to the square of its learnability: the expectation of p (1 - p); p is the
     chance of success from there, by what earlier tasks of this example with as many steps have
     scored. They stand beside the group; if one of them
     succeeds, the group has contrast, and the values of the states say which step decides. The
