@@ -15,12 +15,12 @@ class StateTasks(Strategy):
     """Goes on from a state of a group that fails throughout, where success may be within reach.
 
     A task is an example together with the first steps of one of its rollouts. Where all rollouts of
-    a group fail alike, `rollouts` further ones go on from one of its states, drawn with chances that
-    are proportional to the square of its learnability: the expectation of p (1 - p); p is the
-    chance of success from there, by what earlier tasks of this example with as many steps have
-    scored. They stand beside the group; if one of them
-    succeeds, the group has contrast, and the values of the states say which step decides. The
-    buffer of tasks is the run's own record, so it evolves with the library.
+    a group fail alike, `rollouts` further ones go on from one of its states. It is drawn with a
+    chance in proportion to the square of its learnability: the expectation of p (1 - p), where p is
+    the chance of success from there, by what earlier tasks of this example with as many steps have
+    scored. They stand beside the group; if one of them succeeds, the group has contrast, and the
+    values of the states say which step decides. The buffer of tasks is the run's own record, so it
+    evolves with the library.
 
     **Source.** AceGRPO (arXiv 2602.07906): an evolving data buffer turns execution traces into
     tasks that can be trained on again, sampled by learnability potential. `LearningFrontier` is the
