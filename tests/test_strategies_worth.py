@@ -12,6 +12,12 @@ from tfgrpo_dspy import ExperienceLibrary
 from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.rollout import Rollout, Step, Usage
 from tfgrpo_dspy.sampling.additions import Additions, SampledGroup
+from tfgrpo_dspy.strategies import (
+    ImplicitStepRewards,
+    InformationGain,
+    MonteCarloCredit,
+    TeacherMarks,
+)
 from tfgrpo_dspy.strategies.base import Ask, Attempt, GroupContext, Strategy
 from tfgrpo_dspy.strategies.worth import credited_in_vain, may_be_credited, rescued_in_vain
 
@@ -54,6 +60,19 @@ def test_credit_takes_at_most_half_as_many_calls_as_whole_rollouts() -> None:
     assert may_be_credited([credited(0.4, n_calls=10)] * 6, 5)
     assert not may_be_credited([credited(0.4, n_calls=11)] * 6, 0)
     assert [may_be_credited([], place) for place in range(5)] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [InformationGain(), MonteCarloCredit(), TeacherMarks(), ImplicitStepRewards()],
+)
+def test_a_program_of_one_turn_has_no_step_to_value_and_takes_no_call_for_it(
+    strategy: Strategy,
+) -> None:
+    rows = [["1", "0"], ["0", "0"], ["0", "1"]]
+    run, usual = (Run(rows, strategies=used) for used in ((strategy,), ()))
+    assert run.texts("") == usual.texts("")
+    assert run.results.updates == usual.results.updates
 
 
 @dataclass(frozen=True)

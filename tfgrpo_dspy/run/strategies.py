@@ -49,7 +49,12 @@ from tfgrpo_dspy.strategies.base import (
     UpdateContext,
     overrides,
 )
-from tfgrpo_dspy.strategies.worth import credited_in_vain, may_be_credited, rescued_in_vain
+from tfgrpo_dspy.strategies.worth import (
+    credited_in_vain,
+    has_turns,
+    may_be_credited,
+    rescued_in_vain,
+)
 
 MOST_ATTEMPTS = 16  # extra rollouts of one group
 MIN_GROUP_SIZE = 2
@@ -190,7 +195,7 @@ class Strategies:
         past, place = context.past, batch.examples.index(context.group.example)
         why = "hardly any group had a step that decided"
         is_in_vain = self._is_in_vain(credited_in_vain(past), "credit", why)
-        pays = not is_in_vain and may_be_credited(past, place)
+        pays = not is_in_vain and has_turns(context.group) and may_be_credited(past, place)
         for strategy in self._asked_still("credit", batch):
             if not (pays or overrides(strategy, "choose")):  # in place of whole rollouts
                 continue

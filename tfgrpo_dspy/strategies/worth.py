@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from itertools import groupby
 from statistics import fmean
 
+from tfgrpo_dspy.group import Group
 from tfgrpo_dspy.sampling.additions import SampledGroup
+from tfgrpo_dspy.strategies.state_values import states
 
 LATEST, ENOUGH, MORE = 60, 8, 0.05
 """Of so many latest groups, if there are enough in both halves, the chosen half must teach more."""
@@ -50,6 +52,11 @@ def rescued_in_vain(past: Sequence[SampledGroup]) -> bool:
             usual = sampled.by_metric
             better.append(max(extra) > max(usual.scores, default=-math.inf) + usual.least_contrast)
     return len(better) >= RESCUES and not any(better[-RESCUES:])
+
+
+def has_turns(group: Group) -> bool:
+    """Whether a rollout has more than one turn; else no step decided more than the outcome."""
+    return any(len(states(rollout)) > 2 for rollout in group.rollouts)
 
 
 def may_be_credited(past: Sequence[SampledGroup], place: int) -> bool:
