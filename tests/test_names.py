@@ -33,3 +33,38 @@ def test_no_value_has_a_name_that_does_not_say_what_it_is() -> None:
             if name in PARTICIPLES | PRONOUNS:
                 bad.append(f"{place}:{line} {name}")
     assert not bad, "use a noun of the glossary"
+
+
+def starred_tuples(tree: ast.AST) -> Iterator[str]:
+    """Arguments that are put into a tuple with a name, and taken out of it again in a call."""
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        nodes = list(ast.walk(function))
+        names: set[str] = set()
+        for node in nodes:
+            if isinstance(node, ast.Assign):
+                names |= set(tuples_of(node.targets[0], node.value))
+        starred = (arg for node in nodes if isinstance(node, ast.Call) for arg in node.args)
+        for arg in starred:
+            name = ast.unparse(arg.value) if isinstance(arg, ast.Starred) else ""
+            if name in names:
+                yield f"line {arg.lineno}: *{name}"
+
+
+def tuples_of(target: ast.expr, value: ast.expr) -> Iterator[str]:
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        for part, of_part in zip(target.elts, value.elts, strict=False):
+            yield from tuples_of(part, of_part)
+    elif isinstance(value, ast.Tuple) and isinstance(target, ast.Name):
+        is_sequence = any(isinstance(part, ast.Starred) for part in value.elts)
+        yield from () if is_sequence else [target.id]
+
+
+def test_no_call_takes_its_arguments_out_of_a_tuple() -> None:
+    bad = {
+        str(path.relative_to(PACKAGE)): lines
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if (lines := list(starred_tuples(ast.parse(path.read_text(encoding="utf-8")))))
+    }
+    assert not bad, "name the arguments in the call"

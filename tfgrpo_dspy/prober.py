@@ -78,7 +78,7 @@ class Prober:
         self._run = run = RunContext(settings, student, trainset, ledger=ledger)
         self._client, self._training = ReflectionClient(run), training
         start = ExperienceLibrary.from_program(student)
-        self._history = History(run, Strategies(self._client), start, training, False)
+        self._history = History(self._client, Strategies(self._client), start, training, False)
         self._heard: _Heard | None = None
         self._sampler = Rollouts(run, "rollout", trainset, settings.temperature)
         if metric := self._sampler.score:

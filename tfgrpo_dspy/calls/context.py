@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, NoReturn
 
 from tfgrpo_dspy.budget.ledger import Ledger
+from tfgrpo_dspy.calls.error_limit import ErrorLimit
 from tfgrpo_dspy.calls.reserve import Reserve
 from tfgrpo_dspy.errors import RunStopped, described
 from tfgrpo_dspy.experience.programs import copy_program, named_predictors
@@ -42,6 +43,8 @@ class RunContext:
         self.manifest = RunManifest(settings, self.records, self.ledger)
         self.loop, self.remote = _loop_of(settings, self.ledger)
         self.report = RunReport(settings, self.ledger)
+        self.errors = ErrorLimit(self.ledger, settings.execution.max_errors)
+        self.ended_because = "all epochs are done"  # unless something ends the run before
         self.loop.on_wait = self.report.progress.tick
 
     @cached_property

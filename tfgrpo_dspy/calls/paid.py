@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from tfgrpo_dspy.calls.context import RunContext
 from tfgrpo_dspy.errors import TrainingCut
+from tfgrpo_dspy.rollout import Failure
 from tfgrpo_dspy.tasks.loop import Priority
 from tfgrpo_dspy.tasks.whereabouts import Whereabouts
 
@@ -24,20 +25,22 @@ def _raised(why: TrainingCut | TimeoutError) -> Any:
 class PaidCall(Generic[Result]):
     """A rollout, a reflection or an approval, which a run pays for once.
 
-    `do` does it; `without` is the result where a limit or the clock leaves none. `taken` is what a
-    result cost: LM calls, dollars, metric calls. A result that is lost is noted, and made again by
-    a later start; one that is void is neither noted nor counted. `count` counts a result, with the
-    seconds that it took; None: it was recorded before.
+    `role` is its role in the report. `do` does it; `without` is the result where a limit or the
+    clock leaves none. `taken` is what a result cost: LM calls, dollars, metric calls. A result
+    whose failure (`failure_of`) is no result is noted, and made again by a later start; one that is
+    void is neither noted nor counted. `count` counts a result, with the seconds that it took; None:
+    it was recorded before.
     """
 
     name: str
     key: str
     kind: TypeAdapter[Result]
+    role: str
     do: Callable[[], Awaitable[Result]]
     where: Whereabouts | None = None
     without: Callable[[TrainingCut | TimeoutError], Result] = _raised
     taken: Callable[[Result], tuple[int, float, int]] = lambda _: (0, 0.0, 0)
-    is_lost: Callable[[Result], bool] = lambda _: False
+    failure_of: Callable[[Result], Failure | None] = lambda _: None
     is_void: Callable[[Result], bool] = lambda _: False
     count: Callable[[Result, float | None], None] = lambda *_: None
 
@@ -66,8 +69,11 @@ def recorded(
     def keep(done: Any) -> Result:
         result = call.without(done) if isinstance(done, TrainingCut | TimeoutError) else done
         if not call.is_void(result):
-            result = run.records.keep(call.key, result, call.kind, call.is_lost(result))
+            failure = call.failure_of(result)
+            is_lost = failure is not None and not failure.kind.is_recorded
+            result = run.records.keep(call.key, result, call.kind, is_lost)
             call.count(result, time.monotonic() - begun_s)
+            run.errors.check(failure)
         return result
 
     async def at_once() -> Result:
@@ -89,6 +95,7 @@ def _found(run: RunContext, call: PaidCall[Result]) -> Result | None:
     except TrainingCut as cut:
         return call.without(cut)
     if record is not None:
+        run.report.replayed[call.role] += 1
         call.count(record, None)
     return record
 

@@ -5,7 +5,7 @@ Nothing that a module does can end the run: what it raises is counted and costs 
 
 import functools
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -115,6 +115,8 @@ class ReflectionClient:
         self._adapter = dspy.settings.adapter or ASKED_ONCE
         self._modules: dict[Any, AnswerQuestion] = {}  # of strategies, by signature
         self.answers: defaultdict[int, list[Answer]] = defaultdict(list)  # by update
+        self.usage: defaultdict[int, Usage] = defaultdict(Usage)  # by update
+        self.n_asked: Counter[int] = Counter()  # by update
         n, max_words = settings.max_experiences, settings.reflection.max_experience_words
         self.common = {
             "program": describe_program(run.student),
@@ -220,38 +222,42 @@ class ReflectionClient:
             return await run.loop.in_thread(lambda: where.noted(lambda: self._answer(question)))
 
         def count(answer: Answer, seconds: float | None) -> None:
-            if seconds is None:
-                run.report.replayed[stage] += 1
-                if is_training:
-                    self._note_asked(batch)
-            else:
-                failure = Failure(FailureKind.PROVIDER, answer.error) if answer.is_lost else None
-                run.report.check_errors(failure)
+            if seconds is None and is_training:
+                self._note_asked(batch)
             if run.records.store is not None:
                 inputs = {k: v for k, v in question.inputs.items() if v is not self.common.get(k)}
                 run.manifest.note_asked(reflection_row(stage, batch.update, inputs, answer))
-            errors = answer.error, answer.parse_failures, answer.unread
-            run.report.count_reflection(stage, batch.update, answer.usage, *errors)
+            self.usage[batch.update] += answer.usage
+            run.report.count_reflection(
+                stage, answer.usage, answer.error, answer.parse_failures, answer.unread
+            )
             if stage != "strategy":  # of several updates, the first to come asks for that
                 self.answers[batch.update].append(answer)
 
-        asked = question.module, question.rollout_id, question.inputs
         call = PaidCall(
             name=f"{stage} of {about}",
-            key=run.records.keys.reflection(stage, *asked),
+            key=run.records.keys.reflection(
+                stage, question.module, question.rollout_id, question.inputs
+            ),
             kind=ANSWERS,
+            role=stage,
             where=where,
             do=do,
             without=_without,
             taken=lambda answer: (answer.usage.n_lm_calls, answer.usage.cost_usd, 0),
-            is_lost=lambda answer: answer.is_lost,
+            failure_of=_failure_of,
             is_void=lambda answer: answer is NOT_ASKED,
             count=count,
         )
         return await recorded(run, call, (rank, batch.update))
 
+    def charge(self, usage: Usage, before: int, update: int) -> None:
+        """Charge what an answer has cost to another update than before."""
+        self.usage[before] -= usage
+        self.usage[update] += usage
+
     def _note_asked(self, batch: Occasion) -> None:
-        self.run.report.n_asked[batch.update] += 1
+        self.n_asked[batch.update] += 1
         self.run.reserve.renew()
 
     def _answer(self, question: "_Question") -> Answer:
@@ -298,6 +304,10 @@ class ReflectionClient:
             answer = Answer(None, meter.usage, 0, message, is_too_long(error), lost is not None)
         meter.check()
         return answer
+
+
+def _failure_of(answer: Answer) -> Failure | None:
+    return Failure(FailureKind.PROVIDER, answer.error) if answer.is_lost else None
 
 
 def _without(why: TrainingCut | TimeoutError) -> Answer:

@@ -102,18 +102,24 @@ class Rollouts:
             name=f"{self._set} {about}",
             key=self._key(sample),
             kind=ROLLOUTS,
+            role=self._role,
             where=where,
             do=lambda: self._done(program, additions, sample, where),
             without=lambda why: self._without(why, sample, where),
             taken=_taken,
-            is_lost=_is_lost,
+            failure_of=lambda rollout: rollout.failure,
             count=self._count,
         )
         return recorded(self._run, call, priority, place)
 
     def _key(self, sample: Sample) -> str:
-        made_of = (self._program(sample.additions)[1], self._examples[sample.example], self._metric)
-        return self._run.records.keys.rollout(*made_of, sample.rollout_id, self._temperature)
+        return self._run.records.keys.rollout(
+            self._program(sample.additions)[1],
+            self._examples[sample.example],
+            self._metric,
+            sample.rollout_id,
+            self._temperature,
+        )
 
     @property
     def _set(self) -> str:
@@ -130,14 +136,9 @@ class Rollouts:
         return sample.failed(Failure(FailureKind.TIMEOUT, message))
 
     def _count(self, rollout: Rollout, seconds: float | None) -> None:
-        report = self._run.report
-        report.count_rollout(self._role, rollout)
+        self._run.report.count_rollout(self._role, rollout)
         if self._role == "rollout":
             self._run.reserve.note(rollout, seconds or 0.0)
-        if seconds is None:
-            report.replayed[self._role] += 1
-        else:
-            report.check_errors(rollout.failure)
 
     async def _done(
         self, program: Any, additions: bytes, sample: Sample, where: Whereabouts
@@ -179,7 +180,3 @@ class Rollouts:
 def _taken(rollout: Rollout) -> tuple[int, float, int]:
     usage = rollout.usage + rollout.metric_usage
     return usage.n_lm_calls, usage.cost_usd, rollout.n_metric_calls
-
-
-def _is_lost(rollout: Rollout) -> bool:
-    return rollout.failure is not None and not rollout.failure.kind.is_recorded

@@ -197,5 +197,5 @@ def with_beside(sampled: SampledGroup, beside: Iterable[Rollout], player: Player
 
 
 def _with(group: Group, rollout: Rollout) -> Group:
-    rollouts = (*group.rollouts, rollout), (*group.all_rollouts, rollout)
-    return Group(group.example, *rollouts, group.score_range)
+    every = (*group.all_rollouts, rollout)
+    return Group(group.example, (*group.rollouts, rollout), every, group.score_range)

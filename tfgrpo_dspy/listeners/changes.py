@@ -125,8 +125,9 @@ def _was_on_trial(experience: Experience | None) -> bool:
 def _attempt(rollout: Rollout) -> RolloutSummary:
     outputs = fields_text(rollout.outputs) or getattr(rollout.failure, "message", "")
     feedback = shortened(rollout.words, FEEDBACK_BYTES)
-    values = _values(rollout), rollout.measure
-    return RolloutSummary(clip(outputs, OUTPUT_TOKENS), rollout.score, feedback, *values)
+    return RolloutSummary(
+        clip(outputs, OUTPUT_TOKENS), rollout.score, feedback, _values(rollout), rollout.measure
+    )
 
 
 def _values(rollout: Rollout) -> tuple[tuple[str, float], ...]:

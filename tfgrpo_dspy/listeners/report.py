@@ -1,13 +1,12 @@
 """What the run has cost, what failed, what each update did, and why nothing was learned."""
 
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import asdict
 from functools import partialmethod
 from typing import Any
 
 from tfgrpo_dspy.budget.ledger import Ledger
-from tfgrpo_dspy.budget.left_out import OWN
 from tfgrpo_dspy.events import BudgetUsed, Event, ExperienceChanged, UpdateDecided
 from tfgrpo_dspy.experience.library import ExperienceLibrary
 from tfgrpo_dspy.listeners.listening import FOR_FAILURES_S, Listening
@@ -21,7 +20,7 @@ from tfgrpo_dspy.results.records import (
     counted,
 )
 from tfgrpo_dspy.results.rows import RolloutRow
-from tfgrpo_dspy.rollout import Failure, Rollout, Usage
+from tfgrpo_dspy.rollout import Rollout, Usage
 from tfgrpo_dspy.settings.schedule import RunSettings
 from tfgrpo_dspy.wording import shortened
 
@@ -30,7 +29,6 @@ logger = logging.getLogger(__name__)
 ROLES = ("rollout", "validation", "test", *REFLECTIONS, "metric")
 """What LM calls are for: training rollouts, the final choice, the test set, reflections,
 judges inside metrics."""
-ERRORS_ALLOWED = 20  # so many errors never end a run by themselves, unless `max_errors` says so
 LOGGED_BYTES = 500  # of a failure, whose message may quote a whole answer of an LM
 
 
@@ -41,15 +39,10 @@ class RunReport:
         self.updates: list[UpdateRecord] = []
         self.failures: Counter[str] = Counter()
         self.usage = {role: Usage() for role in ROLES}
-        self.reflection_usage: defaultdict[int, Usage] = defaultdict(Usage)  # by update
-        self.n_asked: Counter[int] = Counter()  # questions to the reflection LM, by update
         self.replayed: Counter[str] = Counter()
-        self.ended_because = "all epochs are done"
         self.progress = Progress(settings, ledger)
         self._settings = settings
         self._ledger = ledger
-        self._n_done = 0
-        self._errors: Counter[str] = Counter()
         of_user = [] if settings.on_event is None else [Listening(settings.on_event, "on_event")]
         self._listening = [*of_user, *(Listening(each, "MLflow", 1) for each in settings.trackers)]
 
@@ -62,39 +55,13 @@ class RunReport:
             self.count_failure(rollout.failure.kind.value, rollout.failure.message)
 
     def count_reflection(
-        self, stage: str, update: int, usage: Usage, error: str, n_unparsed: int, unread: str = ""
+        self, stage: str, usage: Usage, error: str, n_unparsed: int, unread: str
     ) -> None:
         """Count what an answer has cost, and what went wrong with it."""
         self.usage[stage] += usage
-        self.reflection_usage[update] += usage
         self.count_failure("reflection error", error, bool(error))
         message = f"an answer of the reflection LM could not be read: {unread!r}"
         self.count_failure("reflection parse", message, n_unparsed)
-
-    def charge(self, usage: Usage, before: int, update: int) -> None:
-        """Charge what an answer has cost to another update than before."""
-        self.reflection_usage[before] -= usage
-        self.reflection_usage[update] += usage
-
-    def check_errors(self, failure: Failure | None) -> None:
-        """Count what was done just now; end the run where too much of it failed."""
-        self._n_done += 1
-        if failure is None or not failure.kind.is_error:
-            return
-        message = failure.message.partition(" on the example ")[0]  # equal but for the example
-        self._errors[shortened(printable(message), LOGGED_BYTES)] += 1
-        max_errors = self._settings.execution.max_errors
-        allowed = max(ERRORS_ALLOWED, self._n_done // 2) if max_errors is None else max_errors
-        n_errors = self._errors.total()
-        if n_errors > allowed:
-            ((message, times),) = self._errors.most_common(1)
-            rule = "without max_errors the run" if max_errors is None else "max_errors"
-            self._ledger.stop(
-                f"{n_errors} of {self._n_done} rollouts and reflections failed, and {rule} allows "
-                f"{allowed}. The most frequent error ({times} of {n_errors}): {message}\n"
-                f"Fix its cause ({_way_out(failure)}), or pass a higher Execution(max_errors=).",
-                is_failure=True,
-            )
 
     def count_failure(self, kind: str, message: str, times: int = 1) -> None:
         """Count a failure; the first of its kind is logged."""
@@ -159,9 +126,9 @@ class RunReport:
         noted = {"parameter left out": n_left_out, "listener": n_raised}
         return +Counter({**noted, "unseen call": self._ledger.n_unseen})
 
-    def results(self, is_student: bool, **fields: Any) -> RunResults:
-        """The report of the run; `fields`: those of it that the final choice knows."""
-        nothing_learned = self._why_nothing_was_learned() if is_student else ""
+    def results(self, is_student: bool, ended_because: str, **fields: Any) -> RunResults:
+        """The results of the run; `fields`: those of them that the final choice knows."""
+        nothing_learned = self._why_nothing_was_learned(ended_because) if is_student else ""
         if is_student and not self._ledger.is_failure:
             logger.warning("nothing was learned: %s", nothing_learned)
         ledger = self._ledger
@@ -171,7 +138,7 @@ class RunReport:
             metric_calls=ledger.n_metric_calls_made,
             replayed=dict(sorted((+self.replayed).items())),
             failures=dict(sorted((+self.failures | self._noted_elsewhere).items())),
-            ended_because=ledger.stopped_because if ledger.is_failure else self.ended_because,
+            ended_because=ledger.stopped_because if ledger.is_failure else ended_because,
             nothing_learned=nothing_learned,
             wall_time_s=ledger.seconds,
             settings={**self._settings.result_scalars(), **asdict(ledger.budget)},
@@ -179,7 +146,7 @@ class RunReport:
             **fields,
         )
 
-    def _why_nothing_was_learned(self) -> str:
+    def _why_nothing_was_learned(self, ended_because: str) -> str:
         used = Counter(group.used_as for update in self.updates for group in update.groups)
         stood = [
             update.accepted
@@ -199,20 +166,9 @@ class RunReport:
             "updates stood, but did not beat the student in the end": sum(stood),
             "updates brought no change that the library takes": 0 if stood else len(self.updates),
         }
-        is_early = bool(self._ledger.stopped_because) or self.ended_because.startswith("max_")
-        reasons = [f"the run ended early: {self.ended_because}"] if is_early else []
+        is_early = bool(self._ledger.stopped_because) or ended_because.startswith("max_")
+        reasons = [f"the run ended early: {ended_because}"] if is_early else []
         return "; ".join([*reasons, *(f"{n} {what}" for what, n in counts.items() if n)])
-
-
-def _way_out(failure: Failure) -> str:
-    """The argument that most often helps against such failures."""
-    ways = {
-        "provider": "arguments of dspy.LM such as num_retries, a lower num_threads where a rate "
-        f'limit is reached, temperature="{OWN}" where a sampling parameter is refused',
-        "timeout": "a higher Execution(rollout_timeout_s=), or a lower num_threads",
-        "worker": "the memory and the packages of the executor's workers",
-    }
-    return ways.get(failure.kind, f"the {failure.kind}'s own")
 
 
 def in_words(record: UpdateRecord) -> str:

@@ -53,7 +53,7 @@ class Run:
         self._client = ReflectionClient(self._run)
         self._strategies = Strategies(self._client)
         self._history = History(
-            self._run,
+            self._client,
             self._strategies,
             ExperienceLibrary.from_program(student),
             training,
@@ -89,13 +89,13 @@ class Run:
                 if run.ledger.is_failure:  # the loop may end with the results that end the run
                     run.ledger.check()
                 if run.ledger.cut_because:
-                    run.report.ended_because = run.ledger.cut_because
+                    run.ended_because = run.ledger.cut_because
             except RunStopped:
-                run.report.ended_because = run.ledger.stopped_because
+                run.ended_because = run.ledger.stopped_because
                 logger.info("the run ends: %s", run.ledger.stopped_because)
             program = finish(run, self._history, self._valset, self._testset)
         except StoreError as error:
-            if run.report.updates and not self.settings.offline:
+            if self._history.updates[1:] and not self.settings.offline:
                 run.records.store = None  # the rest is not recorded
                 error.program = finish(run, self._history, self._valset, self._testset)
             raise

@@ -165,21 +165,21 @@ def _chosen(race: Race, winner: int, place: int, scores: Scores, sizes: list[int
     return Choice(race, place, f"{why} ({length})")
 
 
-def _sizes(student: Any, given: Additions) -> Iterator[int]:
-    for _, predictor in named_predictors(given.bake(student)):
+def _sizes(student: Any, additions: Additions) -> Iterator[int]:
+    for _, predictor in named_predictors(additions.bake(student)):
         yield estimate_tokens(predictor.signature.instructions)
 
 
-def records_of(student: Any, given: Additions) -> tuple[Condensed, ...]:
+def records_of(student: Any, additions: Additions) -> tuple[Condensed, ...]:
     """The condensed texts of a result, as results show them."""
-    whole = dict(named_predictors(replace(given, condensed=()).bake(student)))
+    whole = dict(named_predictors(replace(additions, condensed=()).bake(student)))
     return tuple(
         Condensed(
             predictor=name,
             text=text,
-            ids=tuple(experience.id for experience in _read_by(given, name)),
+            ids=tuple(experience.id for experience in _read_by(additions, name)),
             n_tokens=estimate_tokens(text),
             n_tokens_before=estimate_tokens(whole[name].signature.instructions),
         )
-        for name, text in given.condensed
+        for name, text in additions.condensed
     )

@@ -72,7 +72,7 @@ def finish(run: RunContext, history: History, valset: Sequence[Any], testset: Se
     if not best.condensed:  # with the tokens that each experience adds to a call
         priced = [replace(e, price=estimate_tokens(f"[{e.id}*] {e.text}\n")) for e in best.library]
         best = replace(best, library=best.library.holding(priced))
-    ended_because = "" if run.ledger.is_failure else run.report.ended_because
+    ended_because = "" if run.ledger.is_failure else run.ended_because
     run.manifest.note(best, ended_because, history.repeated)
     n_more = 2 * (len(testset) - run.settings.data.n_test)  # of a run that was finished before
     if n_more > 0:
@@ -112,7 +112,7 @@ def _front(
 
 def unmeasured(run: RunContext, history: History) -> Any:
     """The student with what it would be given if the run ended now, which no validation checked."""
-    run.report.ended_because = "interrupted"
+    run.ended_because = "interrupted"
     best = Additions(history.result())
     return _reported(run, history, best, student=None, best=None)
 
@@ -127,6 +127,7 @@ def _reported(
     """The student with these additions, and `detailed_results`, which are recorded, too."""
     optimized = additions.bake(run.student)
     results = run.report.results(
+        ended_because=run.ended_because,
         is_student=additions == Additions(history.start),
         tried=tuple(
             TriedAdvice(*advice, belief.effect, belief.chance)
@@ -241,7 +242,7 @@ def _race(
         logger.warning(
             "the result could not be measured, so the student is returned: %s; allow more, or "
             "pass a smaller valset",
-            run.report.ended_because,
+            run.ended_because,
         )
     return best, finalists, "; ".join(filter(None, (why, choice.why)))
 

@@ -153,9 +153,15 @@ class Groups:
     def context(self, batch: Batch, sampled: SampledGroup) -> GroupContext:
         """What strategies know of the group."""
         past = self._history.groups_before(batch.n_decided)
-        data = self._training, self._run.trainset, self._history.shows_labels
-        size = self._run.settings.group_size
-        return GroupContext(sampled, past, batch.decision.result, *data, group_size=size)
+        return GroupContext(
+            sampled,
+            past,
+            batch.decision.result,
+            self._training,
+            self._run.trainset,
+            self._history.shows_labels,
+            self._run.settings.group_size,
+        )
 
     async def _rewarded(
         self, batch: Batch, groups: Sequence[Awaitable[SampledGroup]]

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from tfgrpo_dspy.budget.account import Amount
-from tfgrpo_dspy.calls.context import RunContext
+from tfgrpo_dspy.calls.reflections import ReflectionClient
 from tfgrpo_dspy.errors import GateError
 from tfgrpo_dspy.experience.library import Applied, ExperienceLibrary
 from tfgrpo_dspy.experience.values import Keep, Operation
@@ -42,19 +42,20 @@ class History:
 
     def __init__(
         self,
-        run: RunContext,
+        client: ReflectionClient,
         strategies: Strategies,
         start: ExperienceLibrary,
         training: Sequence[int],
         is_recorded: bool,
     ) -> None:
+        run = client.run
         decision = Decision(start, "the library of the student")
         self.start = start
         self.updates = [Update(0, decision, run.reserve.account)]
         self.plan = Planner(run, strategies, training, is_recorded, self.updates)
         self.first: tuple[Rollout, ...] = ()  # of the first batch, where rewards depend on it
         run.reserve.lessons = self._lessons_to_come
-        self._run, self._strategies = run, strategies
+        self._run, self._client, self._strategies = run, client, strategies
         self.changes = Changes(self._texts)
         self._training, self._is_recorded = tuple(training), is_recorded
         self._best_rollouts = BestRollouts()
@@ -63,13 +64,13 @@ class History:
 
     def _lessons_to_come(self) -> Amount:
         """What the lessons of the batches under way still need, and an answer for each update."""
-        settings, report = self._run.settings, self._run.report
+        settings = self._run.settings
         n = 0
         for batch in self.plan.batches[self.latest.number :]:
             n_lessons = math.ceil(len(batch.examples) / settings.groups_per_call)
             n_lessons += sum(batch.sizes) * settings.reflection.summarize_always
             planned = 1 + (settings.drafts if batch.is_draft else n_lessons)
-            n += max(0, planned - report.n_asked[batch.update])
+            n += max(0, planned - self._client.n_asked[batch.update])
         return self.latest.account.per_answer * n
 
     @property
@@ -167,7 +168,7 @@ class History:
         self._measure(extracted.groups, before.score_range, scores)
         rollouts = [] if self._is_recorded else extracted.rollouts
         n_examples = self.plan.n_usual(batch, [s.group.example for s in extracted.groups])
-        reflections = run.report.reflection_usage[batch.update]
+        reflections = self._client.usage[batch.update]
         update = Update(
             before.number + 1,
             self._decision(proposed.operations),

@@ -183,8 +183,8 @@ class Measurements:
 
     def examples(self, place: int) -> list[ExampleRow]:
         """What the student and this candidate gave and scored on each example."""
-        of = (self._by_example(0), self._by_example(place))
-        return example_rows(self._role, self._examples, *of)
+        student, result = self._by_example(0), self._by_example(place)
+        return example_rows(self._role, self._examples, student, result)
 
     def tell(self, *places: int) -> None:
         """Tell DSPy's callbacks what these candidates score, each once."""

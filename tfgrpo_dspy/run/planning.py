@@ -71,7 +71,7 @@ class Planner:
         return batch
 
     def _next(self, number: int) -> Batch | None:
-        settings, report = self._run.settings, self._run.report
+        settings = self._run.settings
         if self._run.ledger.cut_because:
             return None
         base = self._updates[self.n_awaited(number)]
@@ -79,13 +79,13 @@ class Planner:
             return Batch(number, base, is_draft=True)
         decided = self._updates[: self._n_decided(number) + 1]
         if finished := why_finished(decided, self.n_drafts, self.n_batches, self._run):
-            report.ended_because = finished
+            self._run.ended_because = finished
             return None
         epoch, examples = self._scheduled(number)
         n, limit = self._n_affordable(number)
         if n < len(examples):
             value = getattr(settings, limit)
-            report.ended_because = f"{limit}={value} is spent as planned"
+            self._run.ended_because = f"{limit}={value} is spent as planned"
         if n < 1:
             return None
         chosen = examples[: int(min(n, settings.batch_size))]

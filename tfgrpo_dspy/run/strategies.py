@@ -248,7 +248,7 @@ class Strategies:
                 self._charged[key] = batch.update
             answer = await self._asked[key]
             if batch.update < self._charged[key]:  # the first update that needs the answer pays
-                self._run.report.charge(answer.usage, self._charged[key], batch.update)
+                self._client.charge(answer.usage, self._charged[key], batch.update)
                 self._charged[key] = batch.update
             return answer.output if isinstance(answer.output, Mapping) else {}
 

@@ -193,8 +193,8 @@ class _Run:
         calls = [((at, 0), step) for at, step in self.tools.calls.values()]
         for position, (predictor, inputs, outputs) in enumerate(trace):
             name = self._name_of(predictor, type(predictor).__name__)
-            texts = as_fields(inputs), as_fields(outputs)
-            step = Step("predictor", name, *texts, entropy=self.tools.trace.entropies[position])
+            entropy = self.tools.trace.entropies[position]
+            step = Step("predictor", name, as_fields(inputs), as_fields(outputs), entropy=entropy)
             calls.append(((position, 1), step))
         steps = [step for _, step in sorted(calls, key=itemgetter(0))]
         if (start := self.task.start) is not None:

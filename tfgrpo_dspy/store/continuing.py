@@ -26,10 +26,9 @@ def continued(
     So it does if that run is the same but for what is derived, and had no larger limits. A finished
     run whose limits are the same plans nothing else: what a test set takes comes on top.
     """
-    made_of = student, sets, recorded
     if records.store is None:
         return settings
-    parts = records.keys.parts_of_run(settings, *made_of)
+    parts = records.keys.parts_of_run(settings, student, sets, recorded)
     note = _note_of_same(records.store, settings, parts)
     if note is None:
         return settings
@@ -46,7 +45,7 @@ def continued(
         logger.info("this run goes on with a recorded one, by its %s", ", ".join(changed))
     figures: dict[str, Any] = {name: schedule[name] for name in names}
     settings = replace(settings, **figures)
-    records.keys.parts_of_run(settings, *made_of)
+    records.keys.parts_of_run(settings, student, sets, recorded)
     return settings
 
 

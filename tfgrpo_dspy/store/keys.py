@@ -62,7 +62,7 @@ class Keys:
         """The key of a rollout: all that its outputs and its score depend on."""
         if not self.is_used:
             return ""
-        parts = (program, self._lm, self._adapter, self._identity(example), self._identity(metric))
+        parts = [program, self._lm, self._adapter, self._identity(example), self._identity(metric)]
         return f"rollout:{digest(*parts, rollout_id, temperature, self._versions)}"
 
     def reflection(
@@ -71,7 +71,7 @@ class Keys:
         """The key of an answer: the module, its LM and adapter, all that it is shown."""
         if not self.is_used:
             return ""
-        parts = (self._identity(module), self._reflection_lm, self._adapter, dict(inputs))
+        parts = [self._identity(module), self._reflection_lm, self._adapter, dict(inputs)]
         return f"{stage}:{digest(*parts, rollout_id, self._versions)}"
 
     def approval(self, shown: Any) -> str:

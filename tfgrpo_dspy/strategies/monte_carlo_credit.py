@@ -48,13 +48,13 @@ class MonteCarloCredit(Strategy):
             return Credit({})
         looked_at = by_unlikeness(group)[0]
         others = [rollout for rollout in group.rollouts if rollout is not looked_at]
-        bounds = min(group.scores), max(group.scores)
+        low, high = min(group.scores), max(group.scores)
         left = self.calls * sum(map(n_calls, group.all_rollouts))
         played: dict[int, Sequence[Rollout]] = {}
         n_asked: Counter[int] = Counter()
         while True:
             more = [rollout for of_state in played.values() for rollout in of_state]
-            values = StateValues(looked_at, (*others, *more), *bounds)
+            values = StateValues(looked_at, (*others, *more), low, high)
             state = _next_state(values, left)
             if state is None:
                 break

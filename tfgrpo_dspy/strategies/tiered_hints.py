@@ -81,5 +81,5 @@ class TieredHints(Strategy):
     async def propose(self, context: UpdateContext, ask: Ask) -> Proposed:
         """The lessons that do not give away the label of an example that had a hint."""
         hinted = {e.group.example for e in context.groups if any(g.hint for g in e.additions)}
-        data = context.trainset, context.training
-        return Proposed(without_giveaways(context.lessons, hinted, *data))
+        lessons = without_giveaways(context.lessons, hinted, context.trainset, context.training)
+        return Proposed(lessons)
