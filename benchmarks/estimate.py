@@ -61,7 +61,7 @@ def run(name: str, seed: int, task: Any, lm: Any, reflection_lm: Any, budget: in
         "budget": budget,
         "likely": likely,
         "at most": plan.total.at_most.n_lm_calls,
-        "enough": plan.enough,
+        "enough": plan.enough["max_lm_calls"],
         "took": took,
         "took / likely": round(took / likely, 2),
         "ended": results.ended_because,

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import astuple
 
-from tfgrpo_dspy.budget.account import LIMITS, Account, Amount
+from tfgrpo_dspy.budget.account import COST_MARGIN, LIMITS, Account, Amount
 from tfgrpo_dspy.budget.ledger import Budget, Ledger
 from tfgrpo_dspy.rollout import Rollout
 from tfgrpo_dspy.settings.schedule import (
@@ -50,8 +50,13 @@ class Reserve:
             times.append(per_rollout.n_lm_calls / data.calls_per_rollout)
         if settings.max_cost is not None and data.dollars_per_rollout > 0:
             times.append(per_rollout.cost / data.dollars_per_rollout)
-        smallest = data.n_programs_measured * min(USUAL_MIN_VALIDATION, data.n_validation)
-        return max(min(settings.reserve, smallest), int(settings.reserve / max(times)))
+        return max(min(settings.reserve, self._smallest), int(settings.reserve / max(times)))
+
+    @property
+    def _smallest(self) -> int:
+        """How many rollouts the smallest end has."""
+        data = self._settings.data
+        return data.n_programs_measured * min(USUAL_MIN_VALIDATION, data.n_validation)
 
     def amount(self, account: Account, dearest: float = 0.0) -> Amount:
         """What these and the test set take, of a limit at most `MOST_SHARE` and the test set.
@@ -91,11 +96,23 @@ class Reserve:
             Budget(
                 max_lm_calls=math.ceil(amount.n_lm_calls),
                 max_metric_calls=math.ceil(amount.n_metric_calls),
-                max_cost=MOST_SHARE * amount.cost,  # less than is planned with: it cuts no batch
+                max_cost=self._dollars(account, amount.cost),
                 max_minutes=self._minutes(self.n_rollouts(account) + data.n_of_test_set),
             ),
             n_lessons=math.ceil(self.lessons().n_lm_calls),
         )
+
+    def _dollars(self, account: Account, planned: float) -> float:
+        """Less than is planned with, so that it cuts no batch, but what the smallest end takes.
+
+        In any case two rollouts can be paid, though they are dearer than any, and their last call.
+        """
+        last = max(self._settings.data.dollars_of_dearest_call, self._ledger.dearest)
+        n = min(self.n_rollouts(account), self._smallest)
+        n_of_test = self._settings.data.n_of_test_set if n else 0
+        smallest = last + account.per_rollout.cost * (n + n_of_test)
+        two = last + COST_MARGIN * max(account.dearest.cost, account.per_rollout.cost) * min(2, n)
+        return max(MOST_SHARE * planned, min(planned, smallest), two)
 
     def _minutes(self, n_rollouts: int) -> float:
         if not self._seconds or not n_rollouts:

@@ -36,6 +36,7 @@ from tfgrpo_dspy.run.measurements import Measurements
 from tfgrpo_dspy.sampling.additions import Additions
 from tfgrpo_dspy.sampling.demos import Demo
 from tfgrpo_dspy.settings.checks import inputs_text, policy_lms
+from tfgrpo_dspy.settings.schedule import MIN_PROGRAMS_MEASURED
 
 logger = logging.getLogger(__name__)
 
@@ -252,12 +253,17 @@ def _next_round(
 ) -> list[tuple[int, int]]:
     """What the race measures next; what the test set needs is kept.
 
-    While the student leads, the test set needs half of that: the race goes on with the other half.
-    A candidate that wins by it is measured on fewer test examples, and the student on the same.
+    The first round has at least half of what is left, and begins with one example in any case: the
+    ledger says whether that can be paid. While the student leads, the test set needs half of what
+    both need: the race goes on with the other half. A candidate that wins by it is measured on
+    fewer test examples, and the student on the same.
     """
     data, more = run.settings.data, condensing.kept(run)
     n_more = condensing.n_kept(run, race.n_examples, scores)
-    pairs = race.next(scores, _n_left(run, account, data.n_of_test_set + n_more, more))
+    n_left = _n_left(run, account, data.n_of_test_set + n_more, more)
+    if n_left is not None and not scores:
+        n_left = max(MIN_PROGRAMS_MEASURED, n_left, (_n_left(run, account, 0) or 0) // 2)
+    pairs = race.next(scores, n_left)
     if scores and not pairs and race.winner(scores) == 0:
         pairs = race.next(scores, _n_left(run, account, data.n_test + n_more, more))
     return pairs

@@ -10,11 +10,12 @@ import math
 import operator
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import dspy
 
+from tfgrpo_dspy.budget.account import COST_MARGIN, LIMITS
 from tfgrpo_dspy.budget.meter import price_of, token_price
 from tfgrpo_dspy.experience.programs import bare_instructions, named_predictors
 from tfgrpo_dspy.gate.bayesian import N_ALONE
@@ -36,7 +37,7 @@ from tfgrpo_dspy.settings.schedule import (
 from tfgrpo_dspy.wording import aligned
 
 Limits = tuple[float, float, float]
-COUNTS, ROUNDING = ("n_rollouts", "n_lm_calls"), 1e-9
+COUNTS, ROUNDING, ROUNDING_UP = ("n_rollouts", "n_lm_calls"), 1e-9, 1e-4
 COMPLETION_TOKENS, FORMAT_TOKENS = 150, 200  # DSPy's adapters add the second to a prompt
 REFLECTION_TOKENS, UPDATE_TOKENS, EXAMPLES_OF_DRAFT = 12_000, 2_000, 10
 AGENT_TURNS = 4  # how many calls an agent is likely to make, unless `max_iters` allows fewer
@@ -103,9 +104,9 @@ class Plan:
 
     The last row of `rows` is their sum, `total`; no limit of the budget is exceeded there. What
     strategies try and ask besides is in no row. Where one lesson solves the task, `easy` LM calls
-    are likelier than those of the `total`. With `enough` LM calls, student and result are
-    surely measured, on at least ten examples or all (None: without a metric they never are).
-    `unpriced` says what is missing to know the dollars.
+    are likelier than those of the `total`. Where each limit that is set is at least that of
+    `enough`, student and result are surely measured, on at least ten examples or all (it is empty
+    without a metric: they never are). `unpriced` says what is missing to know the dollars.
     """
 
     rows: tuple[PlanRow, ...]
@@ -113,7 +114,7 @@ class Plan:
     schedule: Mapping[str, int]
     has_strategies: bool = False
     easy: int = 0
-    enough: int | None = None
+    enough: Mapping[str, float] = field(default_factory=dict)
     unpriced: tuple[str, ...] = ()
 
     @property
@@ -131,12 +132,13 @@ class Plan:
     def __str__(self) -> str:
         rows = [(row.purpose, *row.likely.texts, *row.at_most.texts) for row in self.rows]
         units, total = ("rollouts", "calls", "dollars"), self.total.likely.n_lm_calls
+        enough = ", ".join(f"{name}={limit:.9g}" for name, limit in self.enough.items())
         head = [("", "", "", "likely", "", "", "at most"), ("purpose", *units, *units)]
         lines = [
             *aligned([*head, *rows], range(1, 7)),
             f"likely: {self.n_updates} updates",
             *([f"easy: {self.easy:,} LM calls {EASY}"] if self.easy < total else []),
-            *([f"enough: {self.enough:,} LM calls {ENOUGH}"] if self.enough else []),
+            *([f"enough: {enough} {ENOUGH}"] if enough else []),
             *(f"?: {why}" for why in self.unpriced if "?" in itertools.chain(*rows)),
             *["what the strategies try and ask besides is not known"] * self.has_strategies,
             "",
@@ -170,16 +172,17 @@ def plan_of(settings: RunSettings) -> Plan:
         schedule=settings.schedule,
         has_strategies=bool(settings.strategies),
         easy=easy_column[-1].n_lm_calls,
-        enough=_enough(settings) if n_kept else None,
+        enough=_enough(settings) if n_kept else {},
         unpriced=data.unpriced,
     )
 
 
-def _enough(settings: RunSettings) -> int:
-    """LM calls for a smallest update, and for student and result, with all turns and second tries.
+def _enough(settings: RunSettings) -> dict[str, float]:
+    """Limits for a smallest update, and for student and result, with all turns and second tries.
 
     They are measured on as many examples as the reserve pays for even where its share would not,
-    of which it keeps no more than `MOST_SHARE`.
+    of which it keeps no more than `MOST_SHARE`. Dollars stand there where prices are known: each
+    call is the dearest, and made with a library.
     """
     data, derived = settings.data, settings.derived
     size = settings.batch_size
@@ -190,7 +193,11 @@ def _enough(settings: RunSettings) -> int:
     calls = CALLS_FOR_AN_ANSWER * data.most_calls_per_rollout
     n_learning = n_training * calls + CALLS_FOR_AN_ANSWER * (size + 1) + data.n_condensing_calls
     n_learning = max(n_learning, math.ceil(n_final * calls * (1 / MOST_SHARE - 1)))
-    return n_learning + (n_final + data.n_of_test_set) * calls
+    n_calls = n_learning + (n_final + data.n_of_test_set) * calls
+    n_scores = n_training * data.n_metric_calls + n_final + data.n_of_test_set
+    dollars = COST_MARGIN * n_calls * data.dollars_of_dearest_call
+    limits = (n_calls, n_scores, math.ceil(dollars / ROUNDING_UP) * ROUNDING_UP)
+    return {name: limit for name, limit in zip(LIMITS, limits, strict=True) if limit}
 
 
 def _race(settings: RunSettings) -> tuple[float, float]:
