@@ -281,21 +281,25 @@ def broken(draw: Draw) -> list[str]:
         for name, (_, made) in said.items()
         if most[name] is not None and made > most[name] + 1e-9
     ]
-    return faults + unmeasured(results, limits, enough, draw.n_validation)
+    n_least = 1 if draw.shape == "calls that nothing lets expect" else min(10, draw.n_validation)
+    return faults + unmeasured(results, limits, enough, n_least)
 
 
-def unmeasured(results: Any, limits: Any, enough: Any, n_validation: int) -> list[str]:
+def unmeasured(results: Any, limits: Any, enough: Any, n_least: int) -> list[str]:
     """What is not measured of student and result, though the budget lets one expect it.
 
-    Calls always pay for one example at least; dollars do from what the plan says is enough.
+    Calls always pay for one example at least, dollars from what the plan says is enough.
     """
-    is_enough = all(results.settings[name] >= enough[name] for name in limits if name in enough)
-    if not is_enough and "max_cost" in limits and limits["max_cost"] < enough["max_cost"]:
+    pairs = [(results.settings[name], limit) for name, limit in enough.items()]
+    is_enough = all(limit is None or limit >= least for limit, least in pairs)
+    dollars = results.settings["max_cost"]
+    if "no other candidate was there" in results.taken_because:
         return []
-    has_rival = "no other candidate was there" not in results.taken_because
+    if "max_minutes" in limits or (dollars and dollars < enough["max_cost"]):
+        return []
     of_student, of_result = (each.n if each else 0 for each in (results.student, results.best))
-    n_least = min(10, n_validation) if is_enough else 1
-    if of_student < n_least or (has_rival and of_result != of_student):
+    n_least = n_least if is_enough else 1
+    if of_student < n_least or of_result != of_student:
         measured = f"{of_student} and {of_result} of {n_least} examples"
         return [f"not measured: {measured}, {results.ended_because}"]
     return []
