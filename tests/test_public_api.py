@@ -172,6 +172,15 @@ def test_arguments_of_other_optimizers_name_ours(argument: str, instead: str) ->
         TrainingFreeGRPO(a_metric, **{argument: 3})
 
 
+@pytest.mark.parametrize("other", [dspy.GEPA, dspy.MIPROv2, dspy.SIMBA])
+def test_every_argument_of_another_optimizer_is_taken_or_says_what_to_pass(other: Any) -> None:
+    known = inspect.signature(TrainingFreeGRPO).parameters
+    for name in [*inspect.signature(other).parameters][1:]:
+        if name not in known:
+            with pytest.raises(TypeError, match=f"has no argument '{name}'; pass "):
+                TrainingFreeGRPO(a_metric, **{name: 3})
+
+
 def test_a_missing_metric_is_named_without_names_of_internals() -> None:
     with pytest.raises(TypeError) as refused:
         TrainingFreeGRPO()  # type: ignore[call-arg]

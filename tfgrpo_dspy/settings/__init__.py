@@ -40,31 +40,13 @@ from tfgrpo_dspy.reflection.modules import (
     SummarizeTrajectory,
     UpdateLibrary,
 )
+from tfgrpo_dspy.settings.other_optimizers import OTHERS
 from tfgrpo_dspy.strategies.auto import Auto
 from tfgrpo_dspy.strategies.base import METHODS, Strategy, overrides
 
 DEFAULT_THREADS = 8
 AUTO = {"light": (5, 100), "medium": (12, 200), "heavy": (30, 400)}
 """Per training example so many LM calls for each LM call of a rollout; at least so many in all."""
-OTHERS = {
-    "bsize": "batch_size=",
-    "candidate_selection_strategy": "gate=, or nothing: the race chooses among several candidates",
-    "init_temperature": "temperature=",
-    "max_bootstrapped_demos": "max_demos=",
-    "max_full_evals": "max_lm_calls= or max_metric_calls=",
-    "max_labeled_demos": "max_demos=",
-    "max_steps": "epochs=",
-    "num_candidates": "group_size=",
-    "num_trials": "max_lm_calls= or auto=",
-    "prompt_model": "reflection_lm=",
-    "reflection_minibatch_size": "batch_size=",
-    "task_model": "nothing: the program keeps its LMs; set them by program.set_lm(...)",
-    "track_stats": "nothing: the result always has detailed_results",
-    "use_mlflow": "nothing: a run within an MLflow run is tracked; see docs/dspy.md",
-    "use_wandb": "on_event=BoardListener(wandb), of tfgrpo_dspy.listeners.boards",
-    "verbose": "progress=",
-}
-"""Arguments of GEPA, MIPROv2 and SIMBA, and what to pass here in their place."""
 NOT_WHICH = "says how far, how fast or where a run goes, and not which run it is"
 """Marks, in the type of their fields, the arguments on which the identity of a run does not depend.
 All others are part of it."""
