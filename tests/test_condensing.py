@@ -104,7 +104,9 @@ def test_what_it_was_made_from_stays_with_its_evidence_in_results_file_and_repor
         assert of.condensed == results.condensed
     assert "condensed into the instructions" in str(results)
     page = html(results)
-    assert SHORT in page and "Condensed from" in page and ADVICE in page
+    assert f'<p class="text">{SHORT}</p>' in page
+    assert 'instructions and <a href="#experience-E1">E1</a>' in page and ADVICE in page
+    assert "E1, condensed</th>" in page
 
 
 @pytest.mark.parametrize(
@@ -300,7 +302,7 @@ def test_the_plan_has_the_calls_and_the_rollouts_that_it_may_take() -> None:
     assert "condensed instructions" not in usual
     final = "student and final choice"
     assert condensed[final].at_most.n_rollouts == usual[final].at_most.n_rollouts + 12
-    assert plans[1].enough > plans[0].enough
+    assert plans[1].enough["max_lm_calls"] > plans[0].enough["max_lm_calls"]
 
 
 def test_a_finished_run_is_replayed_with_no_call_also_offline(tmp_path: Path) -> None:

@@ -164,7 +164,9 @@ class Ledger:
 
     def refusal(self, name: str) -> str:
         """Why a limit refuses, in words."""
-        return f"{name}={getattr(self.budget, name)} {REFUSALS.get(name, 'is used up')}"
+        used = "is used up, but for what the end of the run needs"
+        why = REFUSALS.get(name, used if self._is_training else "is used up")
+        return f"{name}={getattr(self.budget, name)} {why}"
 
     def use_up(self, name: str) -> NoReturn:
         """End the training, or the run, as a limit is reached. Raises RunStopped."""

@@ -61,6 +61,7 @@ def view_of(run: RunResults) -> dict[str, Any]:
         "score_scale": scale_of(run.updates),
         "curve": curve(run.updates, run.student, run.best, run.test),
         "scores": page.scores(run.student, run.best, run.gain, run.test),
+        "objectives": page.objectives(run.finalists),
         "costs": page.costs(run.usage, REFLECTIONS, run.metric_calls),
         "budget": page.budget(run.settings, spent, run.metric_calls, run.wall_time_s),
         "failures": page.failures(run.failures),
