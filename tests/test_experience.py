@@ -429,3 +429,13 @@ def test_a_file_that_is_not_a_library_is_refused_with_the_field_and_what_to_writ
 def test_one_text_in_place_of_a_list_is_refused() -> None:
     with pytest.raises(LibraryError, match=r"pass a list of texts, such as \['Ask first.'\]"):
         ExperienceLibrary.from_texts("Ask first.")
+
+
+def test_in_a_shell_and_a_notebook_an_experience_is_a_line_and_hostile_text_stays_text() -> None:
+    effect = Effect(0.123456789, 0.04, 12)
+    held = Experience("E1", "Say <b>please</b>.\u202e", scope="reply", effect=effect, price=9)
+    assert repr(held) == f"<Experience {held}>"
+    assert "effect +0.12 ± 0.04 by 12 rollouts, 9 tokens" in repr(held)
+    assert "\n" not in repr(held) and "0.123456789" not in repr(held)
+    shown = held._repr_html_()
+    assert shown.startswith("<pre>[E1] Say &lt;b&gt;please&lt;/b&gt;.") and "<b>" not in shown

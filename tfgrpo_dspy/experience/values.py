@@ -3,6 +3,7 @@
 Every constructor checks its arguments, so that invalid values cannot exist.
 """
 
+import html
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -133,6 +134,12 @@ class Experience:
         notes += ["on trial"] if self.is_on_trial else []
         line = f"[{self.id}] {self.text}{scope_note(self.scope)}"
         return line + (f"  ({', '.join(notes)})" if notes else "")
+
+    def __repr__(self) -> str:
+        return f"<Experience {printable(str(self))}>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(printable(str(self)))}</pre>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
