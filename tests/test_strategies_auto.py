@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import Run, is_polite, learned, questions, untimed
-from test_strategies_rescues import aided, hinting
+from scripted import EXTRACT, UPDATE, lessons
+from test_strategies_rescues import aided, hinting, labelled
 
 from tfgrpo_dspy import ExperienceLibrary, Reflection, SettingsError, TrainingFreeGRPO
 from tfgrpo_dspy.group import Group
@@ -97,6 +98,31 @@ def test_there_are_no_hints_where_labels_are_hidden_the_metric_speaks_or_groups_
     assert run.results.switched == (
         f"auto: no hints: {why} groups failed throughout, without a word",
     )
+
+
+def test_a_lesson_that_gives_the_answer_of_a_hinted_example_away_is_dropped() -> None:
+    leak = (EXTRACT, lessons("The answer to question 3 is seven.", "Add the parts."))
+    labels = [*(f"number {i}" for i in range(3)), "seven", *(f"number {i}" for i in range(4, 16))]
+    run = Run(
+        [["0", "0"]] * 16, *hinting("Think of sums."), leak, strategies="auto", epochs=2,
+        batch_size=16, max_staleness=0, trainset=labelled(*labels),
+    )  # fmt: skip
+    second = run.results.updates[1]
+    assert "Add the parts." in second.lessons
+    assert not [p for p in run.prompts(UPDATE)[1:] if "is seven" in p.user]
+
+
+@pytest.mark.parametrize(("n", "n_epochs"), [(16, 2), (8, 1)])
+def test_a_run_that_fails_throughout_goes_on_for_the_hints_if_they_are_needed(
+    n: int, n_epochs: int
+) -> None:
+    unlabelled = [dspy.Example(question=f"question {i}").with_inputs("question") for i in range(n)]
+    run = Run(
+        [["0", "0"]] * n, *hinting("Nothing."), strategies="auto", epochs=4, batch_size=4,
+        max_staleness=0, trainset=unlabelled,
+    )  # fmt: skip
+    assert len(run.results.updates) == n_epochs * n // 4
+    assert sum(map(bool, aided(run))) == 8 * (n_epochs - 1)  # in vain, and then no more
 
 
 def test_what_was_switched_on_is_replayed_without_a_call(tmp_path: Path) -> None:
