@@ -89,12 +89,21 @@ def test_the_real_boards_take_it(board: str, tmp_path: Path) -> None:
 
 def test_watching_a_finished_run_shows_its_updates_and_its_end(tmp_path: Path) -> None:
     results = learned(log_dir=tmp_path).detailed_results
-    head, *lines, ended, scores = watched(tmp_path).splitlines()
+    head, columns, *lines, ended, scores = watched(tmp_path).splitlines()
     assert head.startswith("run ")
-    assert [line.partition(" (")[0] for line in lines] == [
-        f"update {n}" for n in range(1, len(results.updates) + 1)
+    assert columns.split()[:3] == ["update", "epoch", "examples"]
+    shown = [[*line.split()[:4], line.split()[6]] for line in lines]
+    assert shown == [
+        [*map(str, (n, one.epoch + 1, len(one.groups))), _mean(one.scores), str(one.library_size)]
+        for n, one in enumerate(results.updates, start=1)
     ]
+    assert "1 added" in "".join(lines)
+    assert max(map(len, lines)) <= 80
     assert (ended, scores) == (results.ended, results.in_a_line)
+
+
+def _mean(scores: list[float]) -> str:
+    return f"{sum(scores) / len(scores):.3f}"
 
 
 def watched(log_dir: Path, *options: str) -> str:
@@ -123,6 +132,6 @@ def test_watching_a_run_that_goes_on_shows_what_comes_until_it_ends(tmp_path: Pa
     whole = watched(tmp_path)
     compile_.join()
     assert "Ended after" not in early
-    assert early.count("\nupdate ") < whole.count("\nupdate ")
     assert whole.startswith(early)
+    assert 2 < len(early.splitlines()) < len(whole.splitlines()) - 2
     assert "Ended after" in whole

@@ -71,6 +71,28 @@ def test_log_lines_stand_above_the_bar_and_never_in_it() -> None:
     assert len([line for line in lines if "LOG update 1 " in line]) == 1  # not printed twice
 
 
+UNHEEDED = """
+import logging
+from runs import learned
+
+def tell(event):
+    logging.getLogger("tfgrpo_dspy.tests").warning("UNHEEDED %s", type(event).__name__)
+
+before = logging.lastResort
+learned(progress=True, on_event=tell, max_lm_calls=150)
+assert logging.lastResort is before
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_warning_stands_above_the_bar_also_where_nobody_has_set_up_logging() -> None:
+    shown = script(UNHEEDED)
+    lines = [line.rpartition("\r")[2].strip() for line in shown.split("\n")]
+    warned = [line for line in lines if "UNHEEDED" in line]
+    assert sum(line == "UNHEEDED UpdateDecided" for line in warned) >= 3
+    assert all("% |" not in line for line in warned)
+
+
 COMPILE = """
 from runs import learned
 results = learned(progress=True, max_lm_calls={budget}).detailed_results

@@ -1,13 +1,34 @@
 """The command `watch`: shows the updates of a run as they are decided, until it ends."""
 
+import statistics
 import threading
+from collections import Counter
 
 import click
 
 from tfgrpo_dspy.cli.reading import run_of
 from tfgrpo_dspy.cli.sources import read_source
-from tfgrpo_dspy.listeners.report import in_words
 from tfgrpo_dspy.outside import printable
+from tfgrpo_dspy.results.records import CHANGES_IN_WORDS, UpdateRecord
+
+COLUMNS = ("update", "epoch", "examples", "score", "lessons", "LM calls", "library", "changes")
+ROW = "{:>6}  {:>5}  {:>8}  {:>7}  {:>7}  {:>8}  {:>7}  {}"
+
+
+def _row(record: UpdateRecord) -> str:
+    """The update in a line, with as few columns as a narrow terminal shows."""
+    kinds = Counter(CHANGES_IN_WORDS[change.kind] for change in record.changes)
+    scores = record.scores
+    return ROW.format(
+        record.update + 1,
+        record.epoch + 1,
+        len(record.groups),
+        f"{statistics.fmean(scores):z.3f}" if scores else "-",
+        len(record.lessons),
+        f"{record.n_lm_calls:,}",
+        record.library_size,
+        ", ".join(f"{n} {kind}" for kind, n in kinds.items()),
+    ).rstrip()
 
 
 @click.command()
@@ -22,11 +43,11 @@ def watch(run_dir: str, every: float, once: bool) -> None:
     """
     run = run_of(read_source(run_dir))
     name = f"{run.results.origin['log_dir']}#{run.id}"  # also if another run begins
-    click.echo(f"run {run.id[:8]}, begun {run.begun}")
+    click.echo(f"run {run.id[:8]}, begun {run.begun}\n{ROW.format(*COLUMNS)}")
     n_shown = 0
     while True:
         for record in run.results.updates[n_shown:]:
-            click.echo(printable(in_words(record)))
+            click.echo(_row(record))
         n_shown = len(run.results.updates)
         if run.is_finished:
             click.echo(printable(f"{run.results.ended}\n{run.results.in_a_line}"))

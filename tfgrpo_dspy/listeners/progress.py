@@ -169,6 +169,7 @@ class _Redirection:
     def __init__(self) -> None:
         self._lock, self._n_bars = threading.Lock(), 0
         self._handlers: list[tuple[Any, Any]] = []
+        self._last_resort: Any = None
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
@@ -178,13 +179,20 @@ class _Redirection:
                 self._handlers = list(_on_terminals())
                 for handler, stream in self._handlers:
                     handler.setStream(_AboveBars(stream))
+                self._last_resort = logging.lastResort
+                if self._last_resort is not None:  # it writes where nobody has set up logging
+                    above: Any = logging.StreamHandler(_AboveBars(sys.stderr))
+                    above.setLevel(self._last_resort.level)
+                    logging.lastResort = above
         try:
             yield
         finally:
             with self._lock:
                 self._n_bars -= 1
-                for handler, stream in self._handlers if not self._n_bars else ():
-                    handler.setStream(stream)
+                if not self._n_bars:
+                    logging.lastResort = self._last_resort
+                    for handler, stream in self._handlers:
+                        handler.setStream(stream)
 
 
 def _on_terminals() -> Iterator[tuple[Any, Any]]:
