@@ -203,3 +203,19 @@ def test_what_is_waited_for_goes_before_what_is_not(staleness: int) -> None:
     asked = [(trained_on(p), kind_of(p)) for p in made.lm.engine.prompts]
     trained = [example for example, kind in asked if kind == "R"]
     assert trained[4:] == [e for batch in made.batches[1:] for e in batch for _ in range(2)]
+
+
+def test_rollouts_of_the_next_update_run_while_that_before_them_is_written(
+    batches: list[list[int]],
+) -> None:
+    was_begun = threading.Event()
+    in_vain: list[str] = []
+
+    def before(prompt: Prompt) -> None:
+        if trained_on(prompt) in batches[1]:
+            was_begun.set()
+        if kind_of(prompt) == "U" and not was_begun.wait(WAIT_S):
+            in_vain.append(prompt.text)
+
+    Fruitful(before, max_staleness=1)
+    assert in_vain == []
